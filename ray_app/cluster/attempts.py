@@ -1,8 +1,4 @@
-"""What died on this machine in the middle of something: counted, so that a block that kills its worker is not begun for ever.
-
-Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the breadcrumbs of the decoder while it lasts;
-the files of processes that are gone are the deaths.
-"""
+"""Counts the workers that died while they worked on one block, so that a block that kills its worker is not begun for ever (`Attempts`)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +15,11 @@ OUT_OF_MEMORY_HINT = (
 
 
 class Attempts:
-    """The attempts on this machine, noted in a folder of its own disk."""
+    """The attempts on this machine, noted in a folder of its own disk.
+
+    Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the decoder's crash markers while it lasts;
+    the files of processes that are gone are the deaths.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "attempts"
@@ -31,7 +31,7 @@ class Attempts:
         """
         place = self._folder / key
         place.mkdir(parents=True, exist_ok=True)
-        if (deaths := sum(map(_is_of_the_dead, place.iterdir()))) >= MOST_DEATHS:
+        if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
             raise ClusterError(
                 f"{what}: {deaths} workers died in the middle of it, most likely for want of memory", hint=OUT_OF_MEMORY_HINT
             )
@@ -50,6 +50,6 @@ class Attempts:
                 place.rmdir()
 
 
-def _is_of_the_dead(note: Path) -> bool:
+def _is_of_dead_process(note: Path) -> bool:
     pid, _, started = note.name.partition("-")
     return not is_running(int(pid), started)

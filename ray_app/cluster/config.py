@@ -1,4 +1,4 @@
-"""Where a command on Ray executes, and how much of a node it may take."""
+"""Where a command on Ray executes, and how much of a node it may take (`ClusterConfig`)."""
 
 from collections.abc import Mapping
 

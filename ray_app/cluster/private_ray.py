@@ -1,8 +1,4 @@
-"""What keeps a local Ray to the process that starts it: a secret, loopback addresses, and a folder that nobody else may enter.
-
-Without it Ray 2.60 listens on every address of the machine, and makes the folder of its sockets, logs and packages writable by every user
-(docs/security.md has what was measured).
-"""
+"""Keeps a local Ray to the process that starts it (`private_ray`): a token, loopback addresses, and a folder of this user alone."""
 
 import fcntl
 import os
@@ -18,7 +14,7 @@ from pathlib import Path
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
 
-# What an endpoint and its clients are let in by. Workers never need them, and whoever may start a task could read them there.
+# The secrets of an endpoint and its clients. Workers never need them, and whoever may start a task could read them there.
 SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN", "TOUCHSTONE_WEBHOOK_SECRET")
 
 _FOLDER, _LOCK = "ts-", "touchstone.lock"
@@ -28,6 +24,9 @@ _LONGEST_BASE = 24  # a Unix socket's path has 107 bytes at most, and Serve's HA
 @contextmanager
 def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, str]]) -> Iterator[Path]:
     """A Ray that is started inside the block obeys this process alone; yields the folder for its files.
+
+    Without it Ray 2.60 listens on every address of the machine, and makes the folder of its sockets, logs and packages writable by every
+    user (docs/security.md has what was measured).
 
     The secret stands in the environment, which the processes of Ray inherit, and nowhere else; the environment's own RAY_AUTH_* are for
     clusters. `variables(folder)` are inherited too; SECRETS and `hidden` are not. All is as before after the block.
@@ -46,14 +45,6 @@ def private_ray(hidden: Iterable[str], variables: Callable[[Path], Mapping[str, 
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = many
         _read_anew()
-
-
-def _read_anew() -> None:
-    """Have Ray look at the environment again: this process may have asked it for its mode and token before."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -75,6 +66,14 @@ def private_folder() -> Iterator[Path]:
         yield folder
     finally:
         os.close(lock)
+
+
+def _read_anew() -> None:
+    """Make Ray read the environment again: it may have cached its mode and token in this process."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _base() -> Path:

@@ -1,4 +1,4 @@
-"""One line that says how far the run is: rewritten in place on a terminal, one log line per 30 s elsewhere."""
+"""One line of progress (`Progress`): rewritten in place on a terminal, one log line per 30 s elsewhere."""
 
 import sys
 import time

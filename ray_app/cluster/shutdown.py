@@ -1,9 +1,7 @@
-"""Why a session stops before everything is scored, and how: intake ends, what is under way may commit, then it is over.
+"""Graceful shutdown of a session: intake ends, work under way may commit, then the session is over.
 
-One idea for signals, hours, cost and machines that are taken away. Workers read a small note in the run before each block and hand
-back, unworked, what they are not to begin. Knows stores and signals, not Ray.
-
-Looks after a run while its main thread waits inside Ray: a thread that ticks, tells workers to stop, and notices a standstill.
+`Stopper` gathers reasons (signals, hours, cost, nodes that are taken away), `StopNote` carries them to the workers, and `Watch` runs it
+beside the main thread and notices a standstill.
 """
 
 import _thread
@@ -23,38 +21,10 @@ LIMIT_GRACE_S = 60.0
 NOTE_EVERY_S = 1.0  # a worker with blocks of milliseconds reads the note no more often
 
 
-def note_path(session: int) -> str:
-    """Where the note of a session lies in its run."""
-    return f"stop.{session:05d}.json"
-
-
-class StopNote:
-    """What a worker on one node may read of its session's will to stop."""
-
-    def __init__(self, store: Store, session: int, node: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._path, self._node, self._clock = store, note_path(session), node, clock
-        self._read_at: float | None = None
-        self._closed = False
-
-    def closes_intake(self) -> bool:
-        """Whether this worker is to begin no further block. Raises StorageError."""
-        now = self._clock()
-        if self._read_at is None or now - self._read_at >= NOTE_EVERY_S:
-            self._read_at, self._closed = now, self._look()
-        return self._closed
-
-    def _look(self) -> bool:
-        try:
-            note = json.loads(self._store.read(self._path))
-        except FileNotFoundError:
-            return False
-        return bool(note["everywhere"]) or self._node in note["nodes"]
-
-
 class Stopper:
-    """The driver's side: gathers reasons, tells the workers, says when the time for what is under way is over.
+    """The driver's side: gathers reasons, notifies the workers, and measures the time that work under way still has.
 
-    `say` shows one line to people. `grace_s` replaces the grace times of all reasons.
+    `say` prints one line. `grace_s` replaces the grace times of all reasons.
     """
 
     def __init__(
@@ -71,7 +41,7 @@ class Stopper:
         self._store, self._path, self._say, self._grace_s, self._clock = store, note_path(session), say, grace_s, clock
         self._until = float("inf")
         self._nodes: frozenset[str] = frozenset()
-        self._told: tuple[str | None, frozenset[str]] = (None, frozenset())
+        self._announced: tuple[str | None, frozenset[str]] = (None, frozenset())
         self._signals = 0
 
     def ask(self, reason: str, grace_s: float) -> None:
@@ -91,37 +61,60 @@ class Stopper:
     def tell(self) -> None:
         """Say and write what is new, if anything; called every second, never from a signal handler. Raises StorageError."""
         new = (self.reason, self._nodes)
-        if new == self._told:
+        if new == self._announced:
             return
-        if self.reason != self._told[0]:
+        if self.reason != self._announced[0]:
             left = max(0.0, self._until - self._clock())
             self._say(f"stopping: {self.reason}; what is under way has {left:.0f} s to be committed, a second signal stops at once")
-        if self._nodes != self._told[1]:
+        if self._nodes != self._announced[1]:
             self._say(f"{len(self._nodes)} node{'s' * (len(self._nodes) > 1)} will be taken away: no new work there")
-        self._told = new
+        self._announced = new
         note = {"everywhere": self.reason is not None, "nodes": sorted(self._nodes)}
         self._store.write(self._path, json.dumps(note).encode())
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the first SIGTERM or SIGINT asks to stop and the next raises KeyboardInterrupt; the note is removed at the end."""
+        """Inside, the first SIGTERM or SIGINT requests a stop and the next raises KeyboardInterrupt; the note is removed at the end."""
         kept = {}
         if threading.current_thread() is threading.main_thread():
-            kept = {signum: signal.signal(signum, self._hear) for signum in (signal.SIGTERM, signal.SIGINT)}
+            kept = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
             for signum, handler in kept.items():
                 signal.signal(signum, handler)
-            if self._told != (None, frozenset()):
+            if self._announced != (None, frozenset()):
                 with contextlib.suppress(TouchstoneError):  # a note of a session that is over is read by nobody
                     self._store.delete(self._path)
 
-    def _hear(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self.at_once or self._signals > 1:
             raise KeyboardInterrupt(self.reason or signal.Signals(signum).name)
         self.ask(signal.Signals(signum).name, SIGNAL_GRACE_S)
+
+
+class StopNote:
+    """What a worker reads in the run before each block; a block that it is not to begin is handed back, unworked."""
+
+    def __init__(self, store: Store, session: int, node: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._path, self._node, self._clock = store, note_path(session), node, clock
+        self._read_at: float | None = None
+        self._closed = False
+
+    def closes_intake(self) -> bool:
+        """Whether this worker is to begin no further block. Raises StorageError."""
+        now = self._clock()
+        if self._read_at is None or now - self._read_at >= NOTE_EVERY_S:
+            self._read_at, self._closed = now, self._read_note()
+        return self._closed
+
+    def _read_note(self) -> bool:
+        try:
+            note = json.loads(self._store.read(self._path))
+        except FileNotFoundError:
+            return False
+        return bool(note["everywhere"]) or self._node in note["nodes"]
 
 
 class Watch:
@@ -133,14 +126,14 @@ class Watch:
 
     def __init__(self, stall_timeout_s: float, stopper: Stopper, tick: Callable[[], None]) -> None:
         self._stall_timeout_s, self._stopper, self._tick = stall_timeout_s, stopper, tick
-        self._heard = time.monotonic()
+        self._progressed_at = time.monotonic()
         self._over = threading.Event()
         self._reason: BaseException | None = None
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def progressed(self) -> None:
         """A block has ended."""
-        self._heard = time.monotonic()
+        self._progressed_at = time.monotonic()
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -152,7 +145,7 @@ class Watch:
         if self._reason is not None and isinstance(error, KeyboardInterrupt):
             raise self._reason from None
 
-    def _look(self) -> None:
+    def _run(self) -> None:
         while not self._over.wait(1.0):
             try:
                 self._tick()
@@ -167,8 +160,13 @@ class Watch:
     def _check(self) -> None:
         if self._stopper.overdue:
             raise KeyboardInterrupt(self._stopper.reason)
-        if time.monotonic() - self._heard > self._stall_timeout_s:
+        if time.monotonic() - self._progressed_at > self._stall_timeout_s:
             raise ClusterError(
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
                 hint="are there nodes for the plan shown above? --set cluster.stall_timeout_s=… waits longer",
             )
+
+
+def note_path(session: int) -> str:
+    """Where the note of a session lies in its run."""
+    return f"stop.{session:05d}.json"

@@ -1,4 +1,4 @@
-"""Which labelled images a training sees: sources, splits, and how they are mixed. No Arrow, no torch."""
+"""The configuration of a training's data: sources, splits, and how they are mixed (`Data`, `DatasetSource`, `Sampling`)."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -1,12 +1,11 @@
-"""A labelled archive → an index, and back: a manifest whose column `input` holds labels. Streams; memory is a block.
+"""The index of a labelled archive: a manifest whose column `input` holds the labels (`INPUT`).
+
+`index_source` gives the rows of a source as a recipe names it, `build_index` and `write_index` make an index, `read_index` and
+`read_info` read one, `write_divided` writes one again with other splits. Streams; memory is a block.
 
 manifest/0/…   the members, in the house's own format, `input` being INPUT
 index.json     what it was made of and what is in it; written last: without it there is no index
 listing/…      what the source lists, while the index is made
-
-A source that changes later is not indexed again: an index says what was learnt from.
-
-A source, as recipes and commands name it → its labelled rows, read from an index, or indexed once and kept. Labels nothing itself.
 """
 
 import difflib
@@ -52,24 +51,42 @@ from ray_app.images import ImageLimits
 from ray_app.storage import Guard, Store, canonical, strip_secrets
 from ray_app.storage.urls import scheme_of
 
-# Told what is being done (`listed`, `labelled`) and of how many members so far; picklable.
+# Called with what is being done (`listed`, `labelled`) and the number of members so far; picklable.
 Progress = Callable[[str, int], object]
 
 _FORMAT = 1
-UNFINISHED = ("manifest", "listing")  # what an index that did not come to its end leaves
+UNFINISHED = ("manifest", "listing")  # what an unfinished index leaves
 # One block is one task when labels are read, and one file of the index. Both hold a few hundred bytes per row.
 _LISTED = BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
 _INDEXED = BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
 _DIGESTED = ("label", "generator", "mask_uri", "prompt", "split", "group")
 
+SIMULATED = "simulated::"
+
 
 def silent(doing: str, members: int) -> None:
-    """Says nothing; a lambda could not travel to the tasks that list."""
+    """Reports nothing; a lambda could not travel to the tasks that list."""
+
+
+def index_source(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> pa.Table:
+    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
+
+    `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
+    ConfigError as `write_index`, and for a split or generator that is not there; IdentityError where `store` has another source's index.
+    """
+    if indexes := _indexes(source):
+        rows = pa.concat_tables(read_index(place) for place in indexes)
+    else:
+        build_index(source, store, each=each, progress=progress)
+        rows = read_index(store.url)
+    return _chosen(rows, source)
 
 
 @dataclass(frozen=True)
 class IndexInfo:
     """What an index holds. `source`: of which it was made, without secrets; `digest`: over ids and labels of all rows in order.
+
+    A source that changes later is not indexed again: an index records what was learnt from.
 
     `counts`: rows per (split, label, generator); `published`: for each number of the layout that is found here, whether it `agrees`;
     `left_out`: members that are no rows, by reason; `unreadable`: rows known to have no readable image, by reason; `repeated`: members
@@ -93,6 +110,37 @@ class IndexInfo:
         """Whether all published numbers that could be compared are met; None where there was none."""
         compared = [one["agrees"] for one in self.published if one["agrees"] is not None]
         return all(compared) if compared else None
+
+
+def build_index(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> IndexInfo:
+    """Index a source into `store`, or return what the index there holds if it is of the same source. Raises as `index_source`."""
+    identity = _identity(source)
+    if (info := read_info(store)) is not None:
+        if info.source != identity:
+            raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, identity)}", hint="another --out")
+        return info
+    archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else _archive(source, store)
+    try:
+        return write_index(store, archive, layout, hashes=source.hashes, limit=source.limit, source=identity, each=each, progress=progress)
+    except ConfigError:
+        for folder in UNFINISHED:
+            store.clear(folder)
+        raise
+
+
+def check_source(source: DatasetSource, store: Store) -> None:
+    """Whether a source can be indexed into `store`, as far as its beginning shows: nothing is written. Raises as `index_source`."""
+    if source.at == (SIMULATED,):
+        _check_simulated(source, store)
+    elif not _indexes(source):
+        archive, _ = _archive(source, store)
+        archive.check()
+
+
+def guard_of_source(source: DatasetSource, store: Store) -> Guard:
+    """Which web servers may be read for the images of a source that `index_source` indexed."""
+    stores = [Store.open(place) for place in _indexes(source)] or [store]
+    return reduce(Guard.joined, map(guard_of, stores), Guard(allow_private=source.allow_private))
 
 
 def write_index(
@@ -125,14 +173,14 @@ def write_index(
     tally = _Tally(partial(progress, "labelled"))
     written = write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
-        raise _nothing(layout, tally)
+        raise _no_images(layout, tally)
     info = IndexInfo(
         source=source or {},
         layout=next((name for name, kind in LAYOUTS.items() if type(layout) is kind), type(layout).__name__),
         hashes=list(hashes),
         rows=written.members,
         digest=tally.digest.hexdigest(),
-        counts=tally.told(),
+        counts=tally.by_stratum(),
         published=_compared(layout.published, tally.subsets),
         left_out=tally.left_out.told(),
         unreadable=tally.unreadable.told(),
@@ -141,6 +189,14 @@ def write_index(
     store.write("index.json", json.dumps(asdict(info), indent=1, ensure_ascii=False).encode())
     store.clear("listing")
     return info
+
+
+def read_index(place: str) -> pa.Table:
+    """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
+    store = Store.open(place)
+    if not is_index(store) or read_info(store) is None:
+        raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
+    return pa.concat_tables(read_block(store, ref) for ref in iter_blocks(store, 0))
 
 
 def read_info(store: Store) -> IndexInfo | None:
@@ -163,22 +219,16 @@ def is_index(store: Store) -> bool:
     return store.exists("index.json") and read_complete(store, 0) is not None
 
 
-def read_index(place: str) -> pa.Table:
-    """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
-    store = Store.open(place)
-    if not is_index(store) or read_info(store) is None:
-        raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
-    return pa.concat_tables(read_block(store, ref) for ref in iter_blocks(store, 0))
-
-
 def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[str, Any]) -> IndexInfo:
-    """The index `given` with other splits (rows,), null = none, written over whatever `store` has. `source`: what is said of it further."""
+    """The index `given` with other splits (rows,), null = none, written over whatever `store` has. `source`: more facts of it."""
     info = read_info(given)
     assert info is not None, "who divides an index has read it"
     store.clear("manifest")
     tally = _Tally(lambda members: None)
     written = write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, guard_of(given))
-    divided = replace(info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.told())
+    divided = replace(
+        info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.by_stratum()
+    )
     store.write("index.json", json.dumps(asdict(divided), indent=1, ensure_ascii=False).encode())
     return divided
 
@@ -196,7 +246,7 @@ def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
 
 @dataclass
 class _Tally:
-    """What goes by while rows are written."""
+    """Counts and digest of the rows that are written."""
 
     progress: Callable[[int], object]
     members: int = 0
@@ -219,7 +269,7 @@ class _Tally:
                 self.digest.update(repr(row).encode("utf-8", "surrogateescape"))
             yield block.rows
 
-    def told(self) -> list[dict[str, Any]]:
+    def by_stratum(self) -> list[dict[str, Any]]:
         return [
             {"split": split or None, "label": label, "generator": generator, "rows": rows}
             for (split, label, generator), rows in sorted(self.counts.items())
@@ -245,67 +295,17 @@ def _refuse_contradictions(archive: Archive, layout: DatasetLayout, limit: int |
 
 
 def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Each subset that is there with its published number, if it has one. What is published and not there was not asked for."""
+    """Each subset that is there with its published number, if it has one. What is published and not there was not requested."""
     return [
         {"subset": name, "rows": rows, "published": published.get(name), "agrees": rows == published[name] if name in published else None}
         for name, rows in sorted(found.items())
     ]
 
 
-def _nothing(layout: DatasetLayout, tally: _Tally) -> ConfigError:
+def _no_images(layout: DatasetLayout, tally: _Tally) -> ConfigError:
     reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
     hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
     return ConfigError(f"no labelled image: {reasons}", hint=hint)
-
-
-__all__ = ["IndexInfo", "build_index", "index_source", "read_index", "read_info", "write_index"]
-
-SIMULATED = "simulated::"
-
-
-def index_source(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> pa.Table:
-    """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
-
-    `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
-    ConfigError as `write_index`, and for a split or generator that is not there; IdentityError where `store` has another source's index.
-    """
-    if indexes := _indexes(source):
-        rows = pa.concat_tables(read_index(place) for place in indexes)
-    else:
-        build_index(source, store, each=each, progress=progress)
-        rows = read_index(store.url)
-    return _chosen(rows, source)
-
-
-def guard_of_source(source: DatasetSource, store: Store) -> Guard:
-    """Which web servers are asked for the images of a source that `index_source` indexed."""
-    stores = [Store.open(place) for place in _indexes(source)] or [store]
-    return reduce(Guard.joined, map(guard_of, stores), Guard(allow_private=source.allow_private))
-
-
-def check_source(source: DatasetSource, store: Store) -> None:
-    """Whether a source can be indexed into `store`, as far as its beginning tells: nothing is written. Raises as `index_source`."""
-    if source.at == (SIMULATED,):
-        _check_simulated(source, store)
-    elif not _indexes(source):
-        archive, _ = _archive(source, store)
-        archive.check()
-
-
-def build_index(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> IndexInfo:
-    """Index a source into `store`, or say what the index there holds if it is of the same source. Raises as `index_source`."""
-    identity = _identity(source)
-    if (info := read_info(store)) is not None:
-        if info.source != identity:
-            raise IdentityError(f"{store.url} is the index of another source: {_difference(info.source, identity)}", hint="another --out")
-        return info
-    archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else _archive(source, store)
-    try:
-        return write_index(store, archive, layout, hashes=source.hashes, limit=source.limit, source=identity, each=each, progress=progress)
-    except ConfigError:
-        for folder in UNFINISHED:
-            store.clear(folder)
-        raise
 
 
 def _archive(source: DatasetSource, store: Store) -> tuple[Archive, DatasetLayout]:
@@ -359,11 +359,8 @@ def _identity(source: DatasetSource) -> dict[str, Any]:
     """What decides which rows an index has, without secrets."""
     keys = {"layout", "include", "exclude", "columns", "container_limits", "limit", "hashes"}
     at = [place if place == SIMULATED else name_of(place) for place in source.at]
-    return {"at": at, "arguments": _without_secrets(source.arguments), **source.model_dump(mode="json", include=keys)}
-
-
-def _without_secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: strip_secrets(value) if isinstance(value, str) else value for name, value in arguments.items()}
+    arguments = {name: strip_secrets(value) if isinstance(value, str) else value for name, value in source.arguments.items()}
+    return {"at": at, "arguments": arguments, **source.model_dump(mode="json", include=keys)}
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -378,13 +375,13 @@ def _chosen(rows: pa.Table, source: DatasetSource) -> pa.Table:
     if source.split is not None:
         kept = _equal(labels.field("split"), [source.split])
         if not kept.any():
-            raise ConfigError(f"{', '.join(source.at)}: no split '{source.split}'", hint=_there_are(labels.field("split")))
+            raise ConfigError(f"{', '.join(source.at)}: no split '{source.split}'", hint=_names_hint(labels.field("split")))
     if source.generators:
         generators = labels.field("generator").filter(pa.array(kept))
         there = set(generators.unique().to_pylist())
         if missing := [name for name in source.generators if name not in there]:
             near = ", ".join(difflib.get_close_matches(missing[0], there, 3))
-            hint = f"near it: {near}" if near else _there_are(generators)
+            hint = f"near it: {near}" if near else _names_hint(generators)
             raise ConfigError(f"{', '.join(source.at)}: no generator '{missing[0]}'", hint=hint)
         kept &= _equal(labels.field("label"), ["real"]) | _equal(labels.field("generator"), source.generators)
     return rows.filter(pa.array(kept))
@@ -395,6 +392,6 @@ def _equal(column: pa.Array, values: Sequence[str]) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _there_are(column: pa.Array) -> str:
+def _names_hint(column: pa.Array) -> str:
     names = sorted(str(name) for name in column.unique().drop_null().to_pylist())
     return f"there are {', '.join(names[:20])}" if names else "its rows have none"

@@ -1,8 +1,6 @@
-"""Listed members → rows of an index: their labels by a layout and, where asked for, the hashes of their images. One block at a time.
+"""Listed members → rows of an index, one block at a time: labels by a layout and, on request, hashes of the images (`Labeller`).
 
-The images of a labelled table that have a prompt, as a predictor of prompts learns them. Knows tables; knows no model.
-
-Says now and then, on stderr, how far something long is that has no total yet: a listing, an index.
+`with_prompts` and `apart` prepare labelled tables for a training on prompts; `ProgressLog` reports how far a listing or index is.
 """
 
 import hashlib
@@ -27,56 +25,14 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.images.facts import perceptual_hash, require_perceptual_hash
 from ray_app.storage import Fetcher, Store
 
-
-def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:
-    """Opens the same tables without the rows that have no prompt; the others have it cleaned, and its group where they had none."""
-    return lambda source: prompted(open_source(source))
-
-
-def prompted(rows: pa.Table) -> pa.Table:
-    """The rows with a prompt, the prompt cleaned (`profiling.cleaning`); a row without a group is of its prompt's."""
-    prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
-    groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
-    labels = rows["input"].combine_chunks()
-    columns = {name: labels.field(name) for name in labels.type.names} | {
-        "prompt": pa.array(prompts, INPUT.field("prompt").type),
-        "group": pa.array(groups, INPUT.field("group").type),
-    }
-    place = rows.schema.names.index("input")
-    told = pa.StructArray.from_arrays(list(columns.values()), list(columns))
-    return rows.set_column(place, "input", told).filter(pa.array([prompt is not None for prompt in prompts]))
-
-
-def apart(splits: Splits) -> Splits:
-    """The same splits; an image whose prompt training has, letter case and spaces aside, is in no other split.
-
-    `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split then has no image.
-    """
-    known = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
-    kept, left_out = {}, {}
-    for name, table in (("validation", splits.validation), ("test", splits.test)):
-        if table is None:
-            continue
-        new = [prompt_group(prompt) not in known for prompt in texts(table, "prompt").to_pylist()]
-        kept[name], left_out[name] = table.filter(pa.array(new)), len(new) - sum(new)
-        if not any(new):
-            raise ConfigError(
-                f"data.{name}: every prompt of its {len(new):,} images is in training too", hint="data.validation: {groups: 0.1}"
-            )
-    findings = {
-        **splits.findings,
-        "splits": {**splits.findings["splits"], **{name: counted(table) for name, table in kept.items()}},
-        "prompts_in_training": left_out,
-    }
-    return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
-
-
 Hash = Literal["sha256", "phash"]
+
+EVERY_S = 10.0
 
 
 @dataclass
 class Aside:
-    """Members that are told of in numbers: how many for each reason, and one of them by name."""
+    """Members that are reported in numbers: how many for each reason, and one of them by name."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -127,7 +83,7 @@ class Labeller:
             item = as_listed(member)
             labels = labels_of(item, self.layout)
             if labels is None:
-                left_out.add(_why(item), place_of(item))
+                left_out.add(_reason(item), place_of(item))
                 continue
             kept.append(place)
             labelled.append(labels)
@@ -158,13 +114,13 @@ class Labeller:
 
 
 def labels_of(item: ListedMember, layout: DatasetLayout) -> Labels | None:
-    """What a layout says of a member; None also for a container that could not be opened, or ends early. Raises as `Layout.labels`."""
+    """A layout's labels of a member; None also for a container that cannot be opened, or ends early. Raises as `DatasetLayout.labels`."""
     is_closed = item.refused is not None and item.place is None and kind_of(item.uri) is not None
     return None if is_closed else layout.labels(item)
 
 
 def as_listed(member: ManifestMember) -> ListedMember:
-    """The member as its source listed it, which is all that a layout looks at."""
+    """The member as its source listed it, which is all that a layout reads."""
     return ListedMember(
         member.uri, member.member, member.occurrence, member.version, member.size_bytes, member.input, member.place, member.refused
     )
@@ -178,28 +134,68 @@ def check_hashes(hashes: Sequence[Hash]) -> None:
         require_perceptual_hash()
 
 
-def _why(item: ListedMember) -> str:
-    if item.refused is not None:
-        return f"{item.refused.status}: {item.refused.detail}"
-    name = place_of(item).rpartition("/")[2]
-    return f"no labelled image ({'.' + name.rpartition('.')[2].lower() if '.' in name else 'no ending'})"
+def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:
+    """Opens the same tables without the rows that have no prompt; the others have it cleaned, and its group where they had none."""
+    return lambda source: prompted(open_source(source))
 
 
-EVERY_S = 10.0
+def prompted(rows: pa.Table) -> pa.Table:
+    """The rows with a prompt, the prompt cleaned (`attribution.prompts`); a row without a group is of its prompt's."""
+    prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
+    groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
+    labels = rows["input"].combine_chunks()
+    columns = {name: labels.field(name) for name in labels.type.names} | {
+        "prompt": pa.array(prompts, INPUT.field("prompt").type),
+        "group": pa.array(groups, INPUT.field("group").type),
+    }
+    place = rows.schema.names.index("input")
+    inputs = pa.StructArray.from_arrays(list(columns.values()), list(columns))
+    return rows.set_column(place, "input", inputs).filter(pa.array([prompt is not None for prompt in prompts]))
+
+
+def apart(splits: Splits) -> Splits:
+    """The same splits; an image whose prompt training has, letter case and spaces aside, is in no other split.
+
+    `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split then has no image.
+    """
+    known = {prompt_group(prompt) for prompt in texts(splits.train, "prompt").to_pylist()}
+    kept, left_out = {}, {}
+    for name, table in (("validation", splits.validation), ("test", splits.test)):
+        if table is None:
+            continue
+        new = [prompt_group(prompt) not in known for prompt in texts(table, "prompt").to_pylist()]
+        kept[name], left_out[name] = table.filter(pa.array(new)), len(new) - sum(new)
+        if not any(new):
+            raise ConfigError(
+                f"data.{name}: every prompt of its {len(new):,} images is in training too", hint="data.validation: {groups: 0.1}"
+            )
+    findings = {
+        **splits.findings,
+        "splits": {**splits.findings["splits"], **{name: counted(table) for name, table in kept.items()}},
+        "prompts_in_training": left_out,
+    }
+    return replace(splits, validation=kept["validation"], test=kept.get("test"), findings=findings)
 
 
 class ProgressLog:
     """A `progress` for listings and indexes: one line every ten seconds, none for what takes less. `name`: what is under way."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._said = name, time.monotonic()
+        self._name, self._printed_at = name, time.monotonic()
 
     def __call__(self, doing: str, members: int) -> None:
         """`members` were listed, labelled or made so far."""
-        if time.monotonic() - self._said > EVERY_S:
-            self._said = time.monotonic()
+        if time.monotonic() - self._printed_at > EVERY_S:
+            self._printed_at = time.monotonic()
             print(f"{self._name}: {members:,} members {doing}", file=sys.stderr, flush=True)
 
     def count(self, members: int) -> None:
         """So many members were found so far."""
         self("so far", members)
+
+
+def _reason(item: ListedMember) -> str:
+    if item.refused is not None:
+        return f"{item.refused.status}: {item.refused.detail}"
+    name = place_of(item).rpartition("/")[2]
+    return f"no labelled image ({'.' + name.rpartition('.')[2].lower() if '.' in name else 'no ending'})"

@@ -1,7 +1,4 @@
-"""What is known of a labelled image, and how it is kept in an index. Knows no layout and reads nothing.
-
-What a labelled table says of its rows, as plain arrays. Knows the fields of `input`; knows no file, no order and no split.
-"""
+"""The labels of an image (`Labels`, `parse_label`), their column in an index (`INPUT`), and it as arrays (`texts`, `coded`, `fakes`)."""
 
 import hashlib
 import unicodedata
@@ -17,12 +14,14 @@ from ray_app.errors import ConfigError
 
 Label = Literal["real", "fake"]
 
-# The column `input` of an index. `sha256` is of the file's bytes, `phash` 16 hexadecimal digits, both null where they were not asked for.
+# The column `input` of an index. `sha256` is of the file's bytes, `phash` 16 hexadecimal digits, both null where they were not requested.
 INPUT: pa.StructType = pa.struct(
     [(name, pa.string()) for name in ("label", "generator", "mask_uri", "prompt", "split", "group", "sha256", "phash")]
 )
 
 _NAMES: dict[Any, Label] = {"real": "real", "0": "real", "false": "real", "fake": "fake", "1": "fake", "true": "fake"}
+
+Codes = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +71,6 @@ def prompt_group(prompt: str | None) -> str | None:
 def plain_prompt(prompt: str | None) -> str:
     """A prompt in one letter case, with one space between words; "" where there is none."""
     return " ".join(unicodedata.normalize("NFKC", prompt or "").casefold().split())
-
-
-Codes = npt.NDArray[np.int32]
 
 
 def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""Images of one split that are in another too: the same file, a picture that looks the same, a group. Knows hashes; reads no image."""
+"""Leakage between splits (`leakage`): images of one that are in another too, by file, near-duplicate (`near`) or group."""
 
 from collections.abc import Mapping
 from itertools import combinations, pairwise
@@ -36,6 +36,20 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
     }
 
 
+def near(hashes: Hashes, others: Hashes, bits: int = NEAR_BITS) -> npt.NDArray[np.bool_]:
+    """(N,) whether one of the others differs from a hash in at most `bits` ≤ 4 of its 64 bits."""
+    is_near = np.zeros(len(hashes), bool)
+    edges = np.linspace(0, 64, _BANDS + 1).astype(np.uint64)
+    for low, high in pairwise(edges):
+        mask = np.uint64((1 << int(high - low)) - 1)
+        part = (others >> low) & mask
+        order = np.argsort(part)
+        mine = (hashes >> low) & mask
+        first, last = (np.searchsorted(part[order], mine, side=side) for side in ("left", "right"))
+        _compare(is_near, hashes, others[order], first, last, bits)
+    return is_near
+
+
 def _shared(held: pa.Table, other: pa.Table) -> dict[str, Any]:
     found = {"image_id": pc.is_in(held["image_id"], other["image_id"]).to_numpy()}
     for name in ("sha256", "group"):
@@ -55,20 +69,6 @@ def _hashes(texts: pa.ChunkedArray) -> tuple[Hashes, npt.NDArray[np.int32]]:
     encoded = texts.dictionary_encode().combine_chunks()
     values = np.array([int(text, 16) for text in encoded.dictionary.to_pylist()], np.uint64)
     return values, encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-
-
-def near(hashes: Hashes, others: Hashes, bits: int = NEAR_BITS) -> npt.NDArray[np.bool_]:
-    """(N,) whether one of the others differs from a hash in at most `bits` ≤ 4 of its 64 bits."""
-    is_near = np.zeros(len(hashes), bool)
-    edges = np.linspace(0, 64, _BANDS + 1).astype(np.uint64)
-    for low, high in pairwise(edges):
-        mask = np.uint64((1 << int(high - low)) - 1)
-        part = (others >> low) & mask
-        order = np.argsort(part)
-        mine = (hashes >> low) & mask
-        first, last = (np.searchsorted(part[order], mine, side=side) for side in ("left", "right"))
-        _compare(is_near, hashes, others[order], first, last, bits)
-    return is_near
 
 
 def _compare(

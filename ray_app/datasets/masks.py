@@ -1,4 +1,7 @@
-"""Where an image was altered: the mask that an index refers to, or the one that its label implies. Knows pixels of masks alone."""
+"""The mask of an altered image (`MaskReader`): the one that an index refers to, or the one that the label implies.
+
+`may_name` and `may_lead` decide which masks an archive may refer to.
+"""
 
 import numpy as np
 from PIL import Image
@@ -27,11 +30,6 @@ def may_lead(source: str, place: str) -> bool:
     """
     scheme, own = scheme_of(place), scheme_of(source)
     return not _is_chain(place) and (scheme == own or (scheme in SCHEMES and scheme != "file"))
-
-
-def _is_chain(place: str) -> bool:
-    named, _, _ = place.partition("://")
-    return not place.startswith("/") and "::" in (named if named.lower() in UNCHAINED else place)
 
 
 class MaskReader:
@@ -74,6 +72,17 @@ class MaskReader:
         return self._fetcher.fetch(uri, "", self._limits.max_bytes)
 
 
+def to_mask(pixels: Image.Image) -> Image.Image:
+    """An RGB image as a mask of mode L: 255 where the mean of the channels is above 127.5 (specs/localization.md §1.7)."""
+    bright = np.asarray(pixels).sum(axis=2, dtype=np.uint16) > 382  # three times 127.5, in whole numbers
+    return Image.fromarray(bright.astype(np.uint8) * np.uint8(255))
+
+
+def _is_chain(place: str) -> bool:
+    named, _, _ = place.partition("://")
+    return not place.startswith("/") and "::" in (named if named.lower() in UNCHAINED else place)
+
+
 def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:
     """Where the mask lies if it is a cell of the image's own row: there it is read as images are, without opening the table anew."""
     if member.place is None or member.place.kind != "parquet":
@@ -82,9 +91,3 @@ def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:
     if not mark or own != f"{member.uri}#row={member.place.offset}":
         return None
     return MemberLocation("parquet", member.place.offset, -1, member.place.group, column)
-
-
-def to_mask(pixels: Image.Image) -> Image.Image:
-    """An RGB image as a mask of mode L: 255 where the mean of the channels is above 127.5 (specs/localization.md §1.7)."""
-    bright = np.asarray(pixels).sum(axis=2, dtype=np.uint16) > 382  # three times 127.5, in whole numbers
-    return Image.fromarray(bright.astype(np.uint8) * np.uint8(255))

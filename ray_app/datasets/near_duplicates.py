@@ -1,15 +1,7 @@
-"""What binds two images so that they belong into one split: the same group, prompt, bytes or looks. Knows labels and hashes; no split.
+"""Near-duplicates that belong into one split: the same group, bytes, prompt or looks, exactly or nearly.
 
-Images are bound in kinds. Within a kind, images of one value are bound, and images of two values that are a pair.
-
-Which of many perceptual hashes are of pictures that look alike. Knows 64-bit numbers; reads no image.
-
-Prompts that are nearly the same: most of their words and pairs of words are. Knows texts; knows no image and no split.
-
-MinHash (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide. The
-shingles are scikit-learn's; datasketch keeps its bands in Python dictionaries, which take gigabytes for a million prompts.
-
-Images of two splits that are bound: how many, and the first of them by name. Knows bonds and splits; reads no image.
+`bonds_of` finds them, `bound` joins them to groups, `leaks_of` counts those between splits. `near_pairs` compares perceptual hashes,
+`prompts_alike` prompts.
 """
 
 import re
@@ -21,14 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from ray_app.datasets.labels import coded, plain_prompt
-from ray_app.datasets.leakage import NEAR_BITS
+from ray_app.datasets.leakage import NEAR_BITS, Hashes
 
 Kind = Literal["image", "bytes", "group", "prompt", "looks"]
 Codes = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+Splits = npt.NDArray[np.int64]
 
 WORDS: Mapping[Kind, str] = {
     "image": "the same image twice",
@@ -39,10 +32,24 @@ WORDS: Mapping[Kind, str] = {
 }
 _FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other such
 
+_PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
+_AT_ONCE = 1 << 22  # pairs that are compared at once
+_MOST = 1 << 23  # pairs that are kept: 128 MiB
+assert _PARTS - NEAR_BITS == _AGREE
+
+_BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
+_PROMPTS_AT_ONCE = 65_536  # prompts, or pairs of them, that are compared at once
+WORD = re.compile(r"\w+")
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_EXAMPLES = 5
+
 
 @dataclass(frozen=True)
 class Bond:
-    """`codes` (N,): the value of every row, -1 = none. `pairs` (P, 2): values that are nearly the same. `known`: rows that have a value."""
+    """One kind of likeness: rows of one value are bound, and so are rows of two values that are a pair.
+
+    `codes` (N,): the value of every row, -1 = none. `pairs` (P, 2): values that are nearly the same. `known`: rows that have a value.
+    """
 
     kind: Kind
     codes: Codes
@@ -86,34 +93,14 @@ def bound(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
     return codes.astype(np.int64), len(names)
 
 
-def _of_prompts(rows: pa.Table, share: float) -> Bond:
-    codes, texts = coded(rows, "prompt")
-    places: dict[str, int] = {}
-    values = np.array([places.setdefault(plain, len(places)) if (plain := plain_prompt(text)) else -1 for text in texts], np.int64)
-    pairs = prompts_alike(list(places), share) if share < 1 else _no_pairs()
-    return Bond("prompt", np.append(values, -1)[codes], pairs)
+def leaks_of(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each kind of bond, as plain JSON: `kind`, `what` in words, `known` (images that have such a value), `values` (how many values, or
+    pairs of values, are in two splits), `images` (of them), `between` {"test in train": values} and `rows`, up to five
+    [row, row of the other split].
 
-
-def _of_looks(rows: pa.Table) -> Bond:
-    codes, texts = coded(rows, "phash")
-    hashes = np.array([int(text, 16) for text in texts], np.uint64)
-    ones = np.bitwise_count(hashes)
-    told = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
-    values = np.full(len(hashes) + 1, -1, np.int64)
-    values[told] = np.arange(len(told))
-    return Bond("looks", values[codes], near_pairs(hashes[told]))
-
-
-def _no_pairs() -> Pairs:
-    return np.empty((0, 2), np.int64)
-
-
-Hashes = NDArray[np.uint64]
-
-_PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
-_AT_ONCE = 1 << 22  # pairs that are compared at once
-_MOST = 1 << 23  # pairs that are kept: 128 MiB
-assert _PARTS - NEAR_BITS == _AGREE
+    splits: (N,) place among `names`, -1 = in no split, and so in no leak.
+    """
+    return [_leaks(bond, splits, names) for bond in bonds]
 
 
 def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
@@ -126,7 +113,7 @@ def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
     """
     edges = np.linspace(0, 64, _PARTS + 1).astype(int)
     parts = [np.uint64((1 << int(high)) - (1 << int(low))) for low, high in pairwise(edges)]
-    found, count = [np.empty((0, 2), np.int64)], 0
+    found, count = [_no_pairs()], 0
     for chosen in combinations(range(_PARTS), _AGREE):
         keys = hashes & np.bitwise_or.reduce([parts[number] for number in chosen])
         # A pair that agrees in more parts than these is found by the first three of them.
@@ -142,6 +129,47 @@ def near_pairs(hashes: Hashes, bits: int = NEAR_BITS) -> Pairs:
                 found, count = [_connecting(np.concatenate(found), len(hashes))], 0
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
+    """(P, 2) places of prompts whose shingles, words and neighbouring words, are shared to `share` (Jaccard) or more.
+
+    Not of all such pairs, but enough to connect those that are alike: each with the first and the one before it of every band. MinHash
+    (Broder 1997) in bands (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, §3.4) proposes pairs, and their words decide.
+    """
+    if len(prompts) < 2:
+        return _no_pairs()
+    banded = np.concatenate(
+        [_bands(_shingles(prompts[start : start + _PROMPTS_AT_ONCE])) for start in range(0, len(prompts), _PROMPTS_AT_ONCE)]
+    )
+    proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_BANDS)]), axis=0)
+    kept = [_no_pairs()]
+    for start in range(0, len(proposed), _PROMPTS_AT_ONCE):
+        some = proposed[start : start + _PROMPTS_AT_ONCE]
+        kept.append(some[_jaccard(prompts, some) >= share])
+    return np.concatenate(kept)
+
+
+def _of_prompts(rows: pa.Table, share: float) -> Bond:
+    codes, texts = coded(rows, "prompt")
+    places: dict[str, int] = {}
+    values = np.array([places.setdefault(plain, len(places)) if (plain := plain_prompt(text)) else -1 for text in texts], np.int64)
+    pairs = prompts_alike(list(places), share) if share < 1 else _no_pairs()
+    return Bond("prompt", np.append(values, -1)[codes], pairs)
+
+
+def _of_looks(rows: pa.Table) -> Bond:
+    codes, texts = coded(rows, "phash")
+    hashes = np.array([int(text, 16) for text in texts], np.uint64)
+    ones = np.bitwise_count(hashes)
+    detailed = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
+    values = np.full(len(hashes) + 1, -1, np.int64)
+    values[detailed] = np.arange(len(detailed))
+    return Bond("looks", values[codes], near_pairs(hashes[detailed]))
+
+
+def _no_pairs() -> Pairs:
+    return np.empty((0, 2), np.int64)
 
 
 def _connecting(pairs: Pairs, count: int) -> Pairs:
@@ -169,32 +197,6 @@ def _equal_keys(keys: Hashes) -> Iterator[tuple[Pairs, Pairs]]:
         left, begun = left[count:], begun[count:]
 
 
-Words = npt.NDArray[np.uint64]
-
-_BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
-_PROMPTS_AT_ONCE = 65_536
-WORD = re.compile(r"\w+")
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-
-
-def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
-    """(P, 2) places of prompts whose shingles, words and neighbouring words, are shared to `share` (Jaccard) or more.
-
-    Not of all such pairs, but enough to connect those that are alike: each with the first and the one before it of every band.
-    """
-    if len(prompts) < 2:
-        return np.empty((0, 2), np.int64)
-    banded = np.concatenate(
-        [_bands(_shingles(prompts[start : start + _PROMPTS_AT_ONCE])) for start in range(0, len(prompts), _PROMPTS_AT_ONCE)]
-    )
-    proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_BANDS)]), axis=0)
-    kept = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(proposed), _PROMPTS_AT_ONCE):
-        some = proposed[start : start + _PROMPTS_AT_ONCE]
-        kept.append(some[_jaccard(prompts, some) >= share])
-    return np.concatenate(kept)
-
-
 def _shingles(prompts: Sequence[str]) -> Any:
     """(n, …) sparse: 1 for each word and pair of words of a prompt."""
     from sklearn.feature_extraction.text import HashingVectorizer
@@ -212,6 +214,7 @@ def _shingles(prompts: Sequence[str]) -> Any:
     return made.transform(prompts).tocsr()
 
 
+# datasketch keeps its bands in Python dictionaries, which take gigabytes for a million prompts.
 def _bands(shingles: Any) -> Words:
     """(n, bands) one word for each band of a prompt's least hashes; a prompt without words has words of its own."""
     starts, count = shingles.indptr, shingles.shape[0]
@@ -254,20 +257,6 @@ def _jaccard(prompts: Sequence[str], pairs: Pairs) -> npt.NDArray[np.float64]:
     return np.asarray(both / np.maximum(either, 1))
 
 
-Splits = npt.NDArray[np.int64]
-_EXAMPLES = 5
-
-
-def leaks_of(bonds: Sequence[Bond], splits: Splits, names: Sequence[str]) -> list[dict[str, Any]]:
-    """For each kind of bond, as plain JSON: `kind`, `what` in words, `known` (images that have such a value), `values` (how many values, or
-    pairs of values, are in two splits), `images` (of them), `between` {"test in train": values} and `rows`, up to five
-    [row, row of the other split].
-
-    splits: (N,) place among `names`, -1 = in no split, and so in no leak.
-    """
-    return [_leaks(bond, splits, names) for bond in bonds]
-
-
 def _leaks(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
     used = np.flatnonzero((bond.codes >= 0) & (splits >= 0))
     count = int(bond.codes.max(initial=-1)) + 1
@@ -290,8 +279,8 @@ def _leaks(bond: Bond, splits: Splits, names: Sequence[str]) -> dict[str, Any]:
             is_leak |= found
     leaking[crossing[is_leak].ravel()] = True
     images = int(leaking[bond.codes[used]].sum())
-    told: Mapping[str, Any] = {"kind": bond.kind, "what": WORDS[bond.kind], "known": bond.known}
-    return {**told, "values": int(is_leak.sum()), "images": images, "between": between, "rows": examples[:_EXAMPLES]}
+    head: Mapping[str, Any] = {"kind": bond.kind, "what": WORDS[bond.kind], "known": bond.known}
+    return {**head, "values": int(is_leak.sum()), "images": images, "between": between, "rows": examples[:_EXAMPLES]}
 
 
 def _pairs(first: npt.NDArray[np.int64], crossing: npt.NDArray[np.int64], here: int, there: int, later: int) -> list[list[int]]:

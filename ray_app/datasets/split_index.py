@@ -1,8 +1,6 @@
-"""`touchstone split`: an index → the same index with its splits filled, and split.json beside it; or what leaks between splits it has.
+"""`touchstone split`: fills the splits of an index and writes split.json beside it (`split_index`), or reports leaks (`check_splits`).
 
 Memory: some hundred bytes an image, and its prompt once. Reads no image.
-
-What is odd about a division of images, in sentences. Knows the document of `touchstone split` alone.
 """
 
 import json
@@ -25,44 +23,6 @@ from ray_app.storage import Store, strip_secrets
 
 _LARGE = 0.1  # a group with more of all images than this makes shares uneven
 _MOST_NAMES = 5
-
-
-def remarks_on(document: Mapping[str, Any], *, even: bool, kept: bool) -> list[str]:
-    """All of them. `even`: every generator was divided evenly; `kept`: splits that the index had were kept."""
-    return [*_on_groups(document), *_on_classes(document, even), *_on_leaks(document, kept)]
-
-
-def _on_groups(document: Mapping[str, Any]) -> Iterator[str]:
-    if document["largest_group"] > _LARGE * document["images"] and document["groups"] > 1:
-        yield (
-            f"One group of bound images holds {document['largest_group']:,} of {document['images']:,}: it stays whole, so shares may be "
-            "far from those asked. Fewer kinds of --by, or --prompts 1, bind less."
-        )
-    if aside := document["splits"]["aside"]["images"]:
-        yield f"{aside:,} fakes of held-out generators are aside, in no split: their groups are in train or validation."
-
-
-def _on_classes(document: Mapping[str, Any], even: bool) -> Iterator[str]:
-    for name, one in document["splits"].items():
-        if name != "aside" and one["images"] and not (one["real"] and one["fake"]):
-            yield f"All images of {name} are {'fake' if one['fake'] else 'real'}."
-    without = [one["generator"] for one in document["strata"] if not one["test"]]
-    if without and document["asked"]["shares"]["test"]:
-        names = ", ".join(without[:_MOST_NAMES]) + (" and others" if len(without) > _MOST_NAMES else "")
-        yield f"Nothing of {names} is in test{'' if even else '; --even divides every generator'}."
-
-
-def _on_leaks(document: Mapping[str, Any], kept: bool) -> Iterator[str]:
-    unknown = {one["kind"] for one in document["bonds"] if not one["known"]}
-    missing = [word for kind, word in (("bytes", "sha256"), ("looks", "phash")) if kind in unknown]
-    if missing:
-        told = f"The index has no {' and no '.join(missing)}, so copies by {'it' if len(missing) == 1 else 'them'} were not looked for"
-        yield f"{told}: touchstone index … --hash {','.join(missing)}."
-    if leaking := [one["what"] for one in document["leaks"] if one["values"]]:
-        yield f"Splits still share images by {', '.join(leaking)}; see leaks."
-    if document["had"] and not kept:
-        yield "The splits that the index had are replaced; --keep test keeps one."
-
 
 SCHEMA = 1
 FILE = "split.json"
@@ -99,7 +59,7 @@ class SplitConfig(Frozen):
 
 
 def split_index(config: SplitConfig) -> dict[str, Any]:
-    """Divide an index into `out`, and return what split.json says. Raises ConfigError (no index, a split that stays empty, `out` is
+    """Divide an index into `out`, and return the content of split.json. Raises ConfigError (no index, a split that stays empty, `out` is
     the index itself), IdentityError where `out` holds another index.
     """
     given, out = Store.open(config.at), Store.open(config.out)
@@ -109,8 +69,8 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
     info = read_info(given)
     assert info is not None, "it was read"
     after = config.after and strip_secrets(config.after)
-    said = {"split": config.model_dump(mode="json", exclude={"at", "out"}) | {"of": info.digest, "after": after}}
-    _refuse_others(out, said)
+    source = {"split": config.model_dump(mode="json", exclude={"at", "out"}) | {"of": info.digest, "after": after}}
+    _refuse_others(out, source)
     held_out = chosen_generators(rows, config.hold_out, config.seed)
     bonds = bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
@@ -123,12 +83,12 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
         "index": strip_secrets(given.url),
         "asked": {"shares": dict(zip(SPLITS, config.shares, strict=False)), "by": list(config.by), "held_out": list(held_out),
                   "even": config.even, "seed": config.seed, "keep": list(config.keep), "after": after},
-        **_told(rows, groups, count, bonds, binding),
-        **_got(rows, places, held_out),
-        "leaks": _named(given, leaks_of(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
+        **_overview(rows, groups, count, bonds, binding),
+        **_distribution(rows, places, held_out),
+        "leaks": _with_names(given, leaks_of(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
     }  # fmt: skip
     document["remarks"] = remarks_on(document, even=config.even, kept=bool(config.keep))
-    document["digest"] = write_divided(out, given, pa.array(np.array(SPLITS)[places]), said).digest
+    document["digest"] = write_divided(out, given, pa.array(np.array(SPLITS)[places]), source).digest
     out.write(FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
     return document
 
@@ -150,7 +110,46 @@ def check_splits(at: str, *, prompts: float = 0.9) -> dict[str, Any]:
         raise ConfigError(f"{store.url}: its images are in fewer than two splits", hint=f"touchstone split {at} --out DIR makes them")
     images = {name: int((splits == place).sum()) for place, name in enumerate(named)}
     leaks = leaks_of(bonds_of(rows, [*_ALWAYS, *BY], prompts=prompts), splits, named)
-    return {"schema": SCHEMA, "index": strip_secrets(store.url), "images": images, "leaks": _named(store, leaks)}
+    return {"schema": SCHEMA, "index": strip_secrets(store.url), "images": images, "leaks": _with_names(store, leaks)}
+
+
+def remarks_on(document: Mapping[str, Any], *, even: bool, kept: bool) -> list[str]:
+    """All of them. `even`: every generator was divided evenly; `kept`: splits that the index had were kept."""
+    return [*_on_groups(document), *_on_classes(document, even), *_on_leaks(document, kept)]
+
+
+def _on_groups(document: Mapping[str, Any]) -> Iterator[str]:
+    if document["largest_group"] > _LARGE * document["images"] and document["groups"] > 1:
+        yield (
+            f"One group of bound images holds {document['largest_group']:,} of {document['images']:,}: it stays whole, so shares may be "
+            "far from those asked. Fewer kinds of --by, or --prompts 1, bind less."
+        )
+    if aside := document["splits"]["aside"]["images"]:
+        yield f"{aside:,} fakes of held-out generators are aside, in no split: their groups are in train or validation."
+
+
+def _on_classes(document: Mapping[str, Any], even: bool) -> Iterator[str]:
+    for name, one in document["splits"].items():
+        if name != "aside" and one["images"] and not (one["real"] and one["fake"]):
+            yield f"All images of {name} are {'fake' if one['fake'] else 'real'}."
+    without = [one["generator"] for one in document["strata"] if not one["test"]]
+    if without and document["asked"]["shares"]["test"]:
+        names = ", ".join(without[:_MOST_NAMES]) + (" and others" if len(without) > _MOST_NAMES else "")
+        yield f"Nothing of {names} is in test{'' if even else '; --even divides every generator'}."
+
+
+def _on_leaks(document: Mapping[str, Any], kept: bool) -> Iterator[str]:
+    unknown = {one["kind"] for one in document["bonds"] if not one["known"]}
+    missing = [word for kind, word in (("bytes", "sha256"), ("looks", "phash")) if kind in unknown]
+    if missing:
+        missing_hashes = (
+            f"The index has no {' and no '.join(missing)}, so copies by {'it' if len(missing) == 1 else 'them'} were not looked for"
+        )
+        yield f"{missing_hashes}: touchstone index … --hash {','.join(missing)}."
+    if leaking := [one["what"] for one in document["leaks"] if one["values"]]:
+        yield f"Splits still share images by {', '.join(leaking)}; see leaks."
+    if document["had"] and not kept:
+        yield "The splits that the index had are replaced; --keep test keeps one."
 
 
 def _learning(name: str) -> int:
@@ -164,9 +163,9 @@ def _read(store: Store) -> pa.Table:
     return pa.concat_tables(read_block(store, ref).select(["image_id", "input"]) for ref in iter_blocks(store, 0))
 
 
-def _refuse_others(out: Store, said: Mapping[str, Any]) -> None:
+def _refuse_others(out: Store, source: Mapping[str, Any]) -> None:
     there = read_info(out)
-    if there is not None and there.source.get("split") != said["split"]:
+    if there is not None and there.source.get("split") != source["split"]:
         raise IdentityError(f"{out.url} holds another index, or one that was divided otherwise", hint="give another --out")
 
 
@@ -191,7 +190,7 @@ def _pins(rows: pa.Table, config: SplitConfig) -> Places:
 
 
 def _places(rows: pa.Table) -> Places:
-    """(N,) what the rows' own `split` says; FREE for a row aside, for none and for another word."""
+    """(N,) the rows' own `split`; FREE for a row aside, for none and for another word."""
     codes, names = coded(rows, "split")
     numbers = {name: place for place, name in enumerate(SPLITS[:ASIDE])} | {"val": 1, "valid": 1}
     return np.array([*(numbers.get(name.lower(), FREE) for name in names), FREE], np.int8)[codes]
@@ -204,23 +203,19 @@ def _refuse_empty(places: Places, config: SplitConfig) -> None:
                               hint="there are too few groups: a larger share, fewer kinds of --by, or --even")  # fmt: skip
 
 
-def _told(rows: pa.Table, groups: np.ndarray[Any, Any], count: int, bonds: Sequence[Bond], binding: Sequence[Bond]) -> dict[str, Any]:
+def _overview(rows: pa.Table, groups: np.ndarray[Any, Any], count: int, bonds: Sequence[Bond], binding: Sequence[Bond]) -> dict[str, Any]:
     sizes = np.bincount(groups, minlength=count)
+    had = {name: images for name, images in Counter(texts(rows, "split").to_pylist()).most_common() if name is not None}
     kinds = [{"kind": bond.kind, "known": bond.known, "near": len(bond.pairs), "binds": bond in binding} for bond in bonds]
-    return {"images": len(rows), "groups": count, "largest_group": int(sizes.max()), "bonds": kinds, "had": _had(rows)}
+    return {"images": len(rows), "groups": count, "largest_group": int(sizes.max()), "bonds": kinds, "had": had}
 
 
-def _had(rows: pa.Table) -> dict[str, int]:
-    """The splits that the index had before."""
-    return {name: count for name, count in Counter(texts(rows, "split").to_pylist()).most_common() if name is not None}
-
-
-def _got(rows: pa.Table, places: Places, held_out: Sequence[str]) -> dict[str, Any]:
+def _distribution(rows: pa.Table, places: Places, held_out: Sequence[str]) -> dict[str, Any]:
     """`splits`: for each its images, their share of those in any, reals and fakes; `strata`: images of each by label and generator."""
-    strata, told = strata_of(rows)
-    table = np.zeros((len(told), len(SPLITS)), np.int64)
+    strata, kinds = strata_of(rows)
+    table = np.zeros((len(kinds), len(SPLITS)), np.int64)
     np.add.at(table, (strata, places), 1)
-    is_fake = np.array([label == "fake" for label, _ in told])
+    is_fake = np.array([label == "fake" for label, _ in kinds])
     used = max(1, int((places != ASIDE).sum()))
     splits = {
         name: {"images": int(table[:, place].sum()), "share": None if place == ASIDE else int(table[:, place].sum()) / used,
@@ -229,7 +224,7 @@ def _got(rows: pa.Table, places: Places, held_out: Sequence[str]) -> dict[str, A
     }  # fmt: skip
     rows_of = [
         {"label": label, "generator": name, "held_out": label == "fake" and name in held_out, **dict(zip(SPLITS, row, strict=True))}
-        for (label, name), row in zip(told, table.tolist(), strict=True)
+        for (label, name), row in zip(kinds, table.tolist(), strict=True)
     ]
     held = held_rows(rows, held_out)
     return {
@@ -239,7 +234,7 @@ def _got(rows: pa.Table, places: Places, held_out: Sequence[str]) -> dict[str, A
     }
 
 
-def _named(store: Store, leaks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_names(store: Store, leaks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leaks with the names of their images in place of row numbers."""
     wanted = {row for leak in leaks for pair in leak["rows"] for row in pair}
     names: dict[int, str] = {}

@@ -1,11 +1,9 @@
-"""Sources → training, validation and test images, divided by group and by generator, never by row. Reads no image.
+"""Labelled images → training, validation and test, divided by group and by generator, never by row. Reads no image.
 
-A group is what must not be divided: images of one prompt, scene or pair; a row without a group is its own. Whether a group is held out
-follows from its name alone, so it stays where it is when images are added.
+`make_splits` follows a training's `Data`; `divide` follows the shares of `touchstone split` (`SplitRequest`).
 
-Groups of images → splits: by a number that follows from a group's name and the seed, or evenly. Knows groups; reads no image.
-
-A group's number does not depend on other groups, so images that are added later move none of an unchanged group.
+A group is what must not be divided: images of one prompt, scene or pair; a row without a group is its own. Its place follows from its
+name alone, so that images added later move none of an unchanged group.
 """
 
 import hashlib
@@ -29,6 +27,13 @@ Rows = npt.NDArray[np.bool_]
 _SALT = b"touchstone groups"
 _KEPT, _VALIDATION, _TEST = 0, 1, 2
 
+SPLITS = ("train", "validation", "test", "aside")
+TRAIN, VALIDATION, TEST, ASIDE = range(4)
+FREE = -1
+
+Places = npt.NDArray[np.int8]
+Numbers = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -49,8 +54,8 @@ class Splits:
 def make_splits(data: Data, open_source: Callable[[DatasetSource], pa.Table], *, one_class: bool = False) -> Splits:
     """The splits of `data`; `open_source` gives a source's labelled table. `one_class`: a split may hold fakes alone, or reals.
 
-    Raises ConfigError where a split is not told, empty, or of one class; where held-out generators are not there; where validation, which
-    chooses the checkpoint, would look at rows of a test split.
+    Raises ConfigError where a split has no source, is empty, or of one class; where held-out generators are not there; where validation,
+    which chooses the checkpoint, would read rows of a test split.
     """
     require_sources(data)
     given = _joined(data.train, open_source)
@@ -76,10 +81,100 @@ def make_splits(data: Data, open_source: Callable[[DatasetSource], pa.Table], *,
 
 
 def require_sources(data: Data) -> None:
-    """Raises ConfigError where it is not said what to train on, or what to validate with."""
+    """Raises ConfigError where training or validation has no source."""
     for name in ("train", "validation"):
         if not getattr(data, name):
             raise ConfigError(f"data.{name}: no source is given", hint="validation: {groups: 0.1} holds out a tenth of all groups")
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """`shares`: of train, validation and test, together 1. `held_out`: generators whose fakes are in test alone. `even`: every label and
+    generator is divided evenly, as far as groups allow; then added images may move others.
+    """
+
+    shares: tuple[float, float, float]
+    held_out: tuple[str, ...] = ()
+    even: bool = False
+    seed: int = 0
+
+
+def divide(rows: pa.Table, groups: Codes, count: int, wanted: SplitRequest, pins: Places) -> Places:
+    """(N,) the place of every row among SPLITS. `pins` (N,): rows that stay where they are, FREE = the others.
+
+    A group with pinned rows goes where the first of them are, train before validation before test: what was learnt from is measured on
+    never again. A group whose fakes are all by held-out generators is in test; their other fakes are there or aside.
+    """
+    is_held = held_rows(rows, wanted.held_out)
+    is_fake = fakes(rows)
+    numbers = group_numbers(rows, groups, count, wanted.seed)
+    bounds = np.cumsum(wanted.shares)[:2]
+    numbers = _evened(rows, groups, numbers) if wanted.even else numbers
+    places = np.searchsorted(bounds, numbers, side="right").astype(np.int8)
+    places[_only(groups, is_held, is_fake, count)] = TEST
+    pinned = np.full(count, ASIDE, np.int8)
+    np.minimum.at(pinned, groups[pins >= 0], pins[pins >= 0])
+    places = np.where(pinned < ASIDE, pinned, places)
+    found: Places = np.where(pins >= 0, pins, places[groups]).astype(np.int8)
+    found[is_held & (found != TEST)] = ASIDE
+    return found
+
+
+def chosen_generators(rows: pa.Table, requested: Sequence[str], seed: int) -> tuple[str, ...]:
+    """The generators to hold out: names, or a share 0 < s < 1 of all, at least one. Raises ConfigError for a name that is not there."""
+    codes, names = coded(rows, "generator")
+    there = sorted(names[code] for code in np.unique(codes[fakes(rows)]).tolist() if code >= 0)
+    found: set[str] = set()
+    for one in requested:
+        if (share := _share(one)) is not None and one not in there:
+            ranked = sorted(there, key=lambda name: _number(name.encode(), seed))
+            found |= {name for name in ranked if _number(name.encode(), seed) < share} or set(ranked[:1])
+        elif one in there:
+            found.add(one)
+        else:
+            raise ConfigError(f"no fake is by the held-out generator '{one}'", hint=f"there are {', '.join(there[:20])}")
+    if found and len(found) == len(there):
+        raise ConfigError("all generators are held out, so that nothing is left to learn from", hint=f"there are {', '.join(there[:20])}")
+    return tuple(sorted(found))
+
+
+def counted(table: pa.Table) -> dict[str, Any]:
+    """What `Splits.findings` holds of one split."""
+    is_fake = fakes(table)
+    digest = hashlib.sha256(np.ascontiguousarray(table["image_id"].to_numpy(), "<i8").tobytes() + is_fake.tobytes())
+    return {
+        "images": len(table),
+        "real": int((~is_fake).sum()),
+        "fake": int(is_fake.sum()),
+        "generators": _tally(texts(table, "generator")),
+        "digest": digest.hexdigest(),
+    }
+
+
+def held_rows(rows: pa.Table, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """(N,) fakes by these generators."""
+    codes, there = coded(rows, "generator")
+    return np.asarray(np.isin(codes, [there.index(name) for name in names if name in there]) & fakes(rows))
+
+
+def group_numbers(rows: pa.Table, groups: Codes, count: int, seed: int) -> Numbers:
+    """(count,) one number 0 … 1 for each group: of the least of its rows' words, a row's word being of its `group`, or else of its id."""
+    codes, names = coded(rows, "group")
+    words = rows["image_id"].to_numpy().view(np.uint64).copy()
+    named = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    words[codes >= 0] = np.frombuffer(b"".join(named), ">u8").astype(np.uint64)[codes[codes >= 0]]
+    least = np.full(count, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, groups, words)
+    return np.array([_number(word, seed) for word in map(bytes, least.astype(">u8").reshape(-1, 1).view(np.uint8))])
+
+
+def strata_of(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
+    """(N,) the stratum of every row, and each one's label and generator, real before fake."""
+    codes, names = coded(rows, "generator")
+    keys = fakes(rows) * (len(names) + 1) + codes + 1
+    found, strata = np.unique(keys, return_inverse=True)
+    kinds = [("fake" if key > len(names) else "real", (["", *names])[int(key) % (len(names) + 1)]) for key in found]
+    return strata.astype(np.int64), kinds
 
 
 def _joined(sources: Sequence[DatasetSource], open_source: Callable[[DatasetSource], pa.Table]) -> pa.Table:
@@ -162,118 +257,19 @@ def _refuse_one_class(name: str, table: pa.Table, *, allowed: bool) -> None:
                           hint="reals come into a held-out split by groups: {generators: […], groups: 0.1}")  # fmt: skip
 
 
-def counted(table: pa.Table) -> dict[str, Any]:
-    """What `Splits.findings` says of one split."""
-    is_fake = fakes(table)
-    digest = hashlib.sha256(np.ascontiguousarray(table["image_id"].to_numpy(), "<i8").tobytes() + is_fake.tobytes())
-    return {
-        "images": len(table),
-        "real": int((~is_fake).sum()),
-        "fake": int(is_fake.sum()),
-        "generators": _tally(texts(table, "generator")),
-        "digest": digest.hexdigest(),
-    }
-
-
 def _tally(column: pa.ChunkedArray) -> dict[str, int]:
     """How often each text is there, the most frequent first."""
     counts = ((str(one["values"]), one["counts"]) for one in pc.value_counts(column).to_pylist())
     return dict(sorted(counts, key=lambda item: (-item[1], item[0])))
 
 
-SPLITS = ("train", "validation", "test", "aside")
-TRAIN, VALIDATION, TEST, ASIDE = range(4)
-FREE = -1
-
-Places = npt.NDArray[np.int8]
-Numbers = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class SplitRequest:
-    """`shares`: of train, validation and test, together 1. `held_out`: generators whose fakes are in test alone. `even`: every label and
-    generator is divided evenly, as far as groups allow; then added images may move others.
-    """
-
-    shares: tuple[float, float, float]
-    held_out: tuple[str, ...] = ()
-    even: bool = False
-    seed: int = 0
-
-
-def divide(rows: pa.Table, groups: Codes, count: int, wanted: SplitRequest, pins: Places) -> Places:
-    """(N,) the place of every row among SPLITS. `pins` (N,): rows that stay where they are, FREE = the others.
-
-    A group with pinned rows goes where the first of them are, train before validation before test: what was learnt from is measured on
-    never again. A group whose fakes are all by held-out generators is in test; their other fakes are there or aside.
-    """
-    is_held = held_rows(rows, wanted.held_out)
-    is_fake = fakes(rows)
-    numbers = group_numbers(rows, groups, count, wanted.seed)
-    bounds = np.cumsum(wanted.shares)[:2]
-    numbers = _evened(rows, groups, numbers) if wanted.even else numbers
-    places = np.searchsorted(bounds, numbers, side="right").astype(np.int8)
-    ours, all_of_them = (np.bincount(groups[which], minlength=count) for which in (is_held, is_fake))
-    places[(ours > 0) & (ours == all_of_them)] = TEST
-    pinned = np.full(count, ASIDE, np.int8)
-    np.minimum.at(pinned, groups[pins >= 0], pins[pins >= 0])
-    places = np.where(pinned < ASIDE, pinned, places)
-    found: Places = np.where(pins >= 0, pins, places[groups]).astype(np.int8)
-    found[is_held & (found != TEST)] = ASIDE
-    return found
-
-
-def chosen_generators(rows: pa.Table, asked: Sequence[str], seed: int) -> tuple[str, ...]:
-    """The generators to hold out: names, or a share 0 < s < 1 of all, at least one. Raises ConfigError for a name that is not there."""
-    codes, names = coded(rows, "generator")
-    there = sorted(names[code] for code in np.unique(codes[fakes(rows)]).tolist() if code >= 0)
-    found: set[str] = set()
-    for one in asked:
-        if (share := _share(one)) is not None and one not in there:
-            ranked = sorted(there, key=lambda name: _number(name.encode(), seed))
-            found |= {name for name in ranked if _number(name.encode(), seed) < share} or set(ranked[:1])
-        elif one in there:
-            found.add(one)
-        else:
-            raise ConfigError(f"no fake is by the held-out generator '{one}'", hint=f"there are {', '.join(there[:20])}")
-    if found and len(found) == len(there):
-        raise ConfigError("all generators are held out, so that nothing is left to learn from", hint=f"there are {', '.join(there[:20])}")
-    return tuple(sorted(found))
-
-
-def held_rows(rows: pa.Table, names: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """(N,) fakes by these generators."""
-    codes, there = coded(rows, "generator")
-    return np.asarray(np.isin(codes, [there.index(name) for name in names if name in there]) & fakes(rows))
-
-
-def group_numbers(rows: pa.Table, groups: Codes, count: int, seed: int) -> Numbers:
-    """(count,) one number 0 … 1 for each group: of the least of its rows' words, a row's word being of its `group`, or else of its id."""
-    codes, names = coded(rows, "group")
-    words = rows["image_id"].to_numpy().view(np.uint64).copy()
-    named = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
-    words[codes >= 0] = np.frombuffer(b"".join(named), ">u8").astype(np.uint64)[codes[codes >= 0]]
-    least = np.full(count, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(least, groups, words)
-    return np.array([_number(word, seed) for word in map(bytes, least.astype(">u8").reshape(-1, 1).view(np.uint8))])
-
-
-def strata_of(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
-    """(N,) the stratum of every row, and each one's label and generator, real before fake."""
-    codes, names = coded(rows, "generator")
-    keys = fakes(rows) * (len(names) + 1) + codes + 1
-    found, strata = np.unique(keys, return_inverse=True)
-    told = [("fake" if key > len(names) else "real", (["", *names])[int(key) % (len(names) + 1)]) for key in found]
-    return strata.astype(np.int64), told
-
-
 def _evened(rows: pa.Table, groups: Codes, numbers: Numbers) -> Numbers:
     """(groups,) in place of its number, the share of its stratum's images before a group; a group is of the rarest stratum it has."""
-    strata, told = strata_of(rows)
-    sizes = np.bincount(strata, minlength=len(told))
-    rank = np.empty(len(told), np.int64)
-    rank[np.argsort(sizes, kind="stable")] = np.arange(len(told))
-    rarest = np.full(len(numbers), len(told), np.int64)
+    strata, kinds = strata_of(rows)
+    sizes = np.bincount(strata, minlength=len(kinds))
+    rank = np.empty(len(kinds), np.int64)
+    rank[np.argsort(sizes, kind="stable")] = np.arange(len(kinds))
+    rarest = np.full(len(numbers), len(kinds), np.int64)
     np.minimum.at(rarest, groups, rank[strata])
     images = np.bincount(groups, minlength=len(numbers))
     order = np.lexsort((numbers, rarest))

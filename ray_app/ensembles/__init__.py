@@ -1,4 +1,4 @@
-"""Detector scores → verdicts: cards, rules, thresholds. Knows numbers and names; knows nothing of pixels, torch or Ray."""
+"""Detector scores → verdicts: ensemble cards, combination rules, thresholds, cascades, and the population a calibration holds for."""
 
 from ray_app.ensembles.card import (
     Cascade,

@@ -1,4 +1,7 @@
-"""The ensemble card: which detectors, how their scores combine, where verdicts begin. No torch, no Ray."""
+"""The ensemble card: which detectors, how their scores combine, where verdicts begin (`EnsembleCard`).
+
+`load_ensemble_card` reads one, `ensemble_of` makes one of detectors, `decision_facts` is what a run's identity keeps of it.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

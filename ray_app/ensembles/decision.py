@@ -1,4 +1,7 @@
-"""Scores of the members → one score, one probability, one verdict and its reason. Plain numpy over columns."""
+"""Members' scores → one score, one probability, one verdict and its reason per image, over columns.
+
+`decide` is all of it; `combine` gives the score, `second_looks` and `drawn_by_audit` which images a cascade's later members score.
+"""
 
 import hashlib
 import math

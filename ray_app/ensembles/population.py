@@ -1,4 +1,7 @@
-"""The images that a calibration speaks for: how their properties are spread, over reals and over fakes. Knows counts; reads no run."""
+"""The population of a calibration: how image properties are distributed over its reals and over its fakes, as counts per bin.
+
+`population_of` counts labelled parts, `seen_in` the formats and sizes of a calibration; `PopulationTally` counts an archive alike.
+"""
 
 import hashlib
 import json

@@ -1,9 +1,6 @@
-"""The rules: several calibrated log-odds per image → one. Pure numpy; knows nothing of names, thresholds or verdicts.
+"""Combination rules: several calibrated log-odds per image → one. `SYMMETRIC` has them by name; `stacked` is fitted by `fit_stacking`.
 
-Each takes an (n, members) float64 table and gives (n,) log-odds; NaN in any member gives NaN. Each is computed on log-odds alone, in
-a form that neither overflows nor underflows: products of probabilities lose all digits where |x| passes 30 (golden/detectors.md §3).
-
-Fit the `stacked` rule on labelled member scores. Knows a table of numbers; scikit-learn is loaded on first use.
+Each takes an (n, members) float64 table and gives (n,) log-odds; NaN in any member gives NaN.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +13,10 @@ from ray_app.errors import ConfigError
 
 Table = npt.NDArray[np.float64]
 Column = npt.NDArray[np.float64]
+
+
+# Rules are computed on log-odds alone, in a form that neither overflows nor underflows: products of probabilities lose all digits where
+# |x| passes 30 (golden/detectors.md §3).
 
 
 def mean_logit(table: Table) -> Column:

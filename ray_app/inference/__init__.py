@@ -1,4 +1,4 @@
-"""Encoded bytes → scores and verdicts, in one process. Knows images, detectors and ensembles; knows nothing of Ray."""
+"""Encoded bytes → scores and verdicts, in one process."""
 
 from ray_app.inference.batch import Batch, DecodeResult
 from ray_app.inference.block_reader import BlockReader

@@ -1,6 +1,6 @@
-"""What decoding hands to detectors: outcomes of members, and fixed slots of pixels. Plain values; no decoder, no detector.
+"""What decoding hands to detectors: results per member, and fixed slots of pixels (`Batch`), also of perturbed views.
 
-Decoded images → the views that perturbations give of them, and images that are decoded late. Knows no detector's name, file or Ray.
+`PreparedViews`, `Lazily` and `Late` make or decode large images only when a detector reads them.
 """
 
 import logging

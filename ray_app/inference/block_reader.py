@@ -1,4 +1,4 @@
-"""Members → batches: bytes fetched ahead of the decoder, every member in its own slot."""
+"""Members → batches (`BlockReader`): bytes fetched ahead of the decoder, every member in its own slot."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

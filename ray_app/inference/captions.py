@@ -1,7 +1,4 @@
-"""Words for the images that a profile asks for: who is asked for, what the describer is given, what it says. No torch at import.
-
-Words come last, since a verdict decides who gets any: from embeddings that a detector left, or from a tensor of the same decode.
-"""
+"""Prompts predicted for the images of a profile (`Describing`): which images, and what the describer reads. No torch at import."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +17,7 @@ from ray_app.inference.timing import DESCRIBED, StageClock
 Seen = Sequence[Pixels | None]  # per member what the describer would look at; None where it has no tensor, or reads embeddings
 
 
+# Words come last, since a verdict decides who gets any: from embeddings that a detector left, or from a tensor of the same decode.
 class Describing:
     """The spec's describer, loaded on the spec's device. It says the same of an image whatever else it is asked about."""
 

@@ -1,7 +1,4 @@
-"""What detectors gave of a block → decisions per image. Plain numpy; no torch.
-
-Which generators made the images of a block, by the embeddings that detectors left; whether a profile suits these. No torch at import.
-"""
+"""Detector outputs of a block → decisions per image (`judge`), and which generators made them (`identified`). No torch at import."""
 
 import functools
 import json

@@ -1,9 +1,6 @@
-"""Encoded bytes → one batch of uint8 tensors, each image decoded once for all its views, each failure an outcome in its own slot.
+"""Encoded bytes → one batch of uint8 tensors (`BatchDecoder`): each image decoded once for all its views, each failure in its own slot.
 
-Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the process; the crumb it leaves
-tells the next worker which member to hand to a child process, and after a few crashes all of them go there.
-
-A large image waits, once its header is read, until its node has the memory that it will take, and has it until it is prepared.
+`CarefulDecoder` decodes one image, in this process or in a child.
 """
 
 import hashlib
@@ -71,6 +68,9 @@ _RGB_BYTES, _ARRAY_BYTES, _VIEW_BYTES = 4, 6, 9
 _BLOCK_BYTES = 64 * 2**20  # of a large picture's memory, so that it is given back to the system and not kept for the next batch
 
 
+# Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the process; the crash marker it leaves
+# names the member that the next worker hands to a child process, and after a few crashes all of them go there. A large image waits, once
+# its header is read, until its node has the memory that it will take, and has it until it is prepared.
 class CarefulDecoder:
     """One image at a time: in this process, where it is fastest, or in a child where it killed a process of this node before.
 

@@ -1,8 +1,8 @@
-"""The decoder process: encoded bytes in, RGB pixels or prepared tensors out. Started by `isolated` alone; no torch, no Ray, no secrets.
+"""The decoder process: encoded bytes in, RGB pixels or prepared tensors out. `decoder_pool` alone starts it; no torch, Ray or secrets.
 
-Request: length (uint64); length of a JSON `Wanted` (uint32), the JSON, the file. Answer: lengths of JSON and pixels (2 × uint64), a JSON
-`Report`, pixels: RGB, or one tensor after another. One `READY` byte once it can serve. Before it decodes a large image the child asks: a
-JSON of length 0, then a `DEMAND`; it goes on when it gets a `READY` byte.
+Request: length (uint64); length of a JSON `DecodeRequest` (uint32), the JSON, the file. Answer: lengths of JSON and pixels (2 × uint64), a
+JSON `Report`, pixels: RGB, or one tensor after another. One `READY` byte once it can serve. Before it decodes a large image the child sends
+a JSON of length 0, then a `DEMAND`; it decodes when it gets a `READY` byte.
 
 Runs as a file, not as a module of `inference`, whose other modules bring Arrow: it must be up soon and stay small.
 """

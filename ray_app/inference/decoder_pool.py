@@ -1,7 +1,7 @@
-"""Images of strangers, decoded and prepared in processes of their own, with a wall limit, a memory limit and none of our secrets.
+"""A pool of processes for untrusted images (`IsolatedDecoders`): decoding under a wall limit and a memory limit, without our secrets.
 
-A child is no sandbox against code that takes it over; an operator adds that (seccomp, a container). What it answers is taken for what it
-is: bytes of a process that decoded a hostile file, checked before they are believed. Knows no detector, HTTP or Ray.
+A child is no sandbox against code that takes it over; an operator adds that (seccomp, a container). Its answers are bytes of a process
+that decoded a hostile file, and are checked before they are used.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The ensemble as a Python object: bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
+"""The ensemble as a Python object (`load_ensemble`): bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,6 +1,4 @@
-"""Which regions of an image one detector's score rests on, found without its weights, and whether that finding holds.
-
-Knows prepared pixels and scores, so it works for every detector. Knows nothing of networks, gradients or files.
+"""Explains one detector's score without its weights (`explain`): which regions it rests on, and whether that finding holds.
 
 Map: occlusion (Zeiler and Fergus 2014, arXiv:1311.2901). Check: deletion (Petsiuk et al. 2018, arXiv:1806.07421), against random orders.
 """

@@ -1,7 +1,6 @@
-"""What detectors, and a describer, give of some images: one table of columns, keyed by view, detector and kind. Plain numpy; no torch.
+"""The outputs of detectors and of a describer for some images: one table of columns, keyed by view, detector and kind (`DetectorOutputs`).
 
-`DetectorOutputs` is that table. A new kind of output needs nothing here: what a detector reads (`detectors.prediction.Reading`) is kept
-under the name of its field.
+A new kind of output needs nothing here: a field of `detectors.detector.BatchPrediction` is kept under its name.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

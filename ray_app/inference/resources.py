@@ -1,4 +1,4 @@
-"""What scoring costs, by the sizes on the cards: memory of processes, bytes between them, multiply-adds. None of it decides a score."""
+"""What scoring costs, by the sizes on the cards (`ResourceEstimate`): memory of processes, bytes between them, multiply-adds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

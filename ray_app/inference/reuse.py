@@ -1,4 +1,4 @@
-"""Byte-identical members are decoded and scored once: what was said of the same bytes before. Knows digests; knows no file of a run."""
+"""The score cache (`ScoreCache`): byte-identical members are decoded and scored once."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Batches of uint8 tensors → what the detectors say. The hot loop: plain, profiled and measured without Ray."""
+"""Batches of uint8 tensors → detector outputs (`EnsembleScorer`). The hot loop: plain, profiled and measured without Ray."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence

@@ -1,8 +1,7 @@
-"""Members that need another look: gathered, decoded again from kept bytes into dense batches, read by some detectors. Knows no Ray.
+"""The second pass over a block: members decoded again from kept bytes into dense batches, and read by some detectors.
 
-A cascade's first members look at everything. What they leave uncertain, and what the audit draws, goes on to the others.
-
-Members near a threshold, looked at again in recompressed views. Knows what decoding and detectors are; no Ray, no file of a run.
+`CascadeScorer`: what a cascade's first members leave uncertain and what the audit draws. `Recompressing`: members near a threshold, in
+recompressed views.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
-"""Everything a worker needs to score encoded images, as one small picklable value. No torch.
+"""Everything a worker needs to score encoded images, as one small picklable value (`ScoringSpec`, `make_spec`). No torch.
 
-Precision, resize mode and decoders: what is asked for, what a calibration was made under, what to say where they differ. No torch.
+`under_settings` and `departures` hold precision, resize mode and decoders against those of a calibration.
 """
 
 from collections.abc import Collection, Mapping, Sequence

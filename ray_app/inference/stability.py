@@ -1,7 +1,4 @@
-"""Whether a verdict outlives another save: seeded recompressed views of images near a threshold. Plain numpy; no torch, no decoder.
-
-What a picture shows stays what it is when a website shrinks it a little and saves it again; a verdict that does not is none.
-"""
+"""Whether a verdict outlives another save (`uncertain`, `settled`): seeded recompressed views of images near a threshold."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +18,7 @@ from ray_app.transforms.perturbations import Perturbation
 Scores = Mapping[str, npt.NDArray[np.float32]]
 Rows = npt.NDArray[np.intp]
 
+# What a picture shows stays what it is when a website shrinks it a little and saves it again; a verdict that does not is none.
 # One more trip through a platform: it shrinks a picture or leaves it, then saves it at a quality that is usual on the web.
 STEPS = ({"op": "resize", "scale": (0.7, 1.0), "filter": "lanczos"}, {"op": "jpeg", "quality": (60, 95)})
 WORDS = ("fake", "real", "abstain")

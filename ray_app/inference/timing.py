@@ -1,9 +1,10 @@
-"""Seconds per stage, summed over a worker's life: what tells a user which stage to give more of. And the names of what is counted."""
+"""Seconds per stage of a worker (`StageClock`), and the names of what is counted beside them."""
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+# Which stage takes longest tells a user which one to give more of.
 STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
 RUNS, ASKED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
 LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"  # counts: members that were decoded again, and the milliseconds that took

@@ -1,10 +1,5 @@
-"""Scores and labels as the figures take them: checked once, so that no NaN becomes a figure. Knows nothing of what is computed.
-
-Scores of one class as an exact, sorted histogram: what every figure of detection is computed from. Knows numbers; knows no labels.
-
-A histogram loses nothing but the order of the images, and two of them merge into that of both: so a run of any size is read in pieces.
-
-One figure: a number with its interval, on how many images, or the reason why there is none. Knows no metric.
+"""What figures are computed from and given as: checked arrays (`checked`), exact score histograms (`ScoreHistogram`), one figure with its
+interval or its reason (`MetricEstimate`).
 """
 
 import math
@@ -19,32 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-
-def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
-    """Scores as float64 (n,) and whether each is of a fake, bool (n,).
-
-    Raises ValueError for lengths that differ, no scores at all, scores that are not finite, and labels other than 0 and 1.
-    """
-    numbers = np.asarray(scores, dtype=np.float64)
-    marks: NDArray[Any] = np.asarray(labels)
-    if numbers.ndim != 1 or numbers.shape != marks.shape:
-        raise ValueError(f"scores {numbers.shape} and labels {marks.shape} must be two rows of one length")
-    if not len(numbers):
-        raise ValueError("there are no scores")
-    if not np.isfinite(numbers).all():
-        bad = np.flatnonzero(~np.isfinite(numbers))
-        raise ValueError(f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}")
-    if not np.isin(marks, (0, 1)).all():
-        raise ValueError(f"labels must be 0 (real) or 1 (fake), not {marks[~np.isin(marks, (0, 1))][0]!r}")
-    return numbers, marks.astype(np.bool_)
-
-
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ScoreHistogram:
-    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,): none only where they were resampled."""
+    """Distinct scores in ascending order, float64 (k,), and how many images have each, int64 (k,): none only where they were resampled.
+
+    It loses nothing but the order of the images, and two of them merge into that of both: so a run of any size is read in pieces.
+    """
 
     values: Floats
     counts: Counts
@@ -53,9 +31,7 @@ class ScoreHistogram:
     def of(cls, scores: ArrayLike) -> "ScoreHistogram":
         """That of scores (n,) in any order, maybe none. Raises ValueError for scores that are not finite."""
         numbers = np.asarray(scores, dtype=np.float64)
-        if not np.isfinite(numbers).all():
-            bad = np.flatnonzero(~np.isfinite(numbers))
-            raise ValueError(f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}")
+        _require_finite(numbers)
         return cls(*np.unique(numbers, return_counts=True))
 
     @classmethod
@@ -129,6 +105,23 @@ class MetricEstimate:
         return {"value": self.value, "interval": interval, "method": self.method, "n": self.n, "why": self.why}
 
 
+def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+    """Scores as float64 (n,) and whether each is of a fake, bool (n,).
+
+    Raises ValueError for lengths that differ, no scores at all, scores that are not finite, and labels other than 0 and 1.
+    """
+    numbers = np.asarray(scores, dtype=np.float64)
+    marks: NDArray[Any] = np.asarray(labels)
+    if numbers.ndim != 1 or numbers.shape != marks.shape:
+        raise ValueError(f"scores {numbers.shape} and labels {marks.shape} must be two rows of one length")
+    if not len(numbers):
+        raise ValueError("there are no scores")
+    _require_finite(numbers)
+    if not np.isin(marks, (0, 1)).all():
+        raise ValueError(f"labels must be 0 (real) or 1 (fake), not {marks[~np.isin(marks, (0, 1))][0]!r}")
+    return numbers, marks.astype(np.bool_)
+
+
 def figure_rows(figures: Mapping[str, MetricEstimate]) -> dict[str, Any]:
     """Figures by name as plain JSON."""
     return {name: figure.row() for name, figure in figures.items()}
@@ -137,3 +130,9 @@ def figure_rows(figures: Mapping[str, MetricEstimate]) -> dict[str, Any]:
 def undefined(why: str, n: int = 0) -> MetricEstimate:
     """No figure, and why."""
     return MetricEstimate(None, n=n, why=why)
+
+
+def _require_finite(numbers: Floats) -> None:
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise ValueError(f"{len(bad):,} of {len(numbers):,} scores are not finite, the first at position {bad[0]}: {numbers[bad[0]]}")

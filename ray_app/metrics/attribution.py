@@ -1,6 +1,6 @@
-"""How well the generator of an image is named: accuracy, F1, confusions, and whether confidence tells known generators from unknown ones.
+"""Generator attribution: accuracy, F1, confusions and top-k (`attribution_of`), and the open-set AUROC (`open_set_auroc`).
 
-Knows names and numbers; knows no images and no wording of answers. None in place of a name: none was given.
+None in place of a name: none was given.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ AVERAGES = ("macro_f1", "micro_f1", "weighted_f1", "macro_precision", "micro_pre
 _NO_IMAGE = "no image of a known generator"
 _NO_LIST = "no list of known generators"
 _NO_CONFIDENCE = "no confidence beside the predicted generators"
-_MOST_PAIRS = 50  # confusions told; those after them are in the classes' own counts
+_MOST_PAIRS = 50  # confusions listed; those after them are in the classes' own counts
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ def attribution_of(
     if len(predicted) != len(truth) or (rankings is not None and len(rankings) != len(truth)):
         raise ValueError(f"{len(predicted)} predicted names for {len(truth)} images")
     found = attribution_of_pairs(Counter(zip(truth, predicted, strict=True)), known=known, top_k=top_k)
-    asked = {"open_set_auroc": open_set_auroc(truth, known, confidence)}
+    further = {"open_set_auroc": open_set_auroc(truth, known, confidence)}
     if rankings is not None:
         pairs = [(name, ranking) for name, ranking in zip(truth, rankings, strict=True) if known is None or name in known]
-        asked |= {f"top_{k}": proportion(sum(name in ranking[:k] for name, ranking in pairs), len(pairs), _NO_IMAGE) for k in top_k}
-    return replace(found, figures=found.figures | asked)
+        further |= {f"top_{k}": proportion(sum(name in ranking[:k] for name, ranking in pairs), len(pairs), _NO_IMAGE) for k in top_k}
+    return replace(found, figures=found.figures | further)
 
 
 def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, top_k: Sequence[int] = TOP) -> Attribution:
@@ -113,7 +113,7 @@ class _Confusion:
         self._places = {name: place for place, name in enumerate(names)}
         outside = len(names)  # all names that are nobody's, and none
         self._truth = np.array([self._places[truth] for truth, _ in pairs], np.int64)
-        self._said = np.array([self._places.get(name, outside) if name is not None else outside for _, name in pairs], np.int64)
+        self._answers = np.array([self._places.get(name, outside) if name is not None else outside for _, name in pairs], np.int64)
         self._n = np.array(list(pairs.values()), np.int64)
         self.hits, self.support, self.predicted = self._sums(self._n)
 
@@ -140,10 +140,10 @@ class _Confusion:
     def _sums(self, weights: Counts) -> tuple[Floats, Floats, Floats]:
         """By name: how often rightly predicted, how often true, how often predicted."""
         size = len(self._places)
-        hits = np.bincount(self._truth, weights=weights * (self._truth == self._said), minlength=size)
+        hits = np.bincount(self._truth, weights=weights * (self._truth == self._answers), minlength=size)
         support = np.bincount(self._truth, weights=weights, minlength=size)
-        said = np.bincount(self._said, weights=weights, minlength=size + 1)[:size]
-        return hits.astype(np.float64), support.astype(np.float64), said.astype(np.float64)
+        predicted = np.bincount(self._answers, weights=weights, minlength=size + 1)[:size]
+        return hits.astype(np.float64), support.astype(np.float64), predicted.astype(np.float64)
 
 
 def _averages(hits: Floats, support: Floats, predicted: Floats) -> tuple[float, ...]:

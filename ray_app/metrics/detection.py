@@ -1,7 +1,6 @@
-"""Figures of detection: how well scores tell fake from real, as a whole and generator by generator.
+"""Figures of detection: how well scores separate fake from real, as a whole (`detection_of`) and by generator (`detection_figures`).
 
-Knows log-odds, labels and generators' names; knows no images and no training. Fake is the positive class, and 0 the threshold where none
-is given: P(fake) > ½.
+Fake is the positive class, and 0 the threshold where none is given: P(fake) > ½.
 """
 
 import math
@@ -43,29 +42,6 @@ FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
 )
 """What can choose a checkpoint, and whether more of it is better. The last two are of masks (ray_app.metrics.localization)."""
 
-DETECTION: Mapping[str, Literal["max", "min"]] = MappingProxyType(
-    {
-        "tpr": "max",
-        "tnr": "max",
-        "balanced_accuracy": "max",
-        "accuracy": "max",
-        "f1": "max",
-        "precision": "max",
-        "auc": "max",
-        "average_precision": "max",
-        "eer": "min",
-        "tpr_at_fpr_1": "max",
-        "tpr_at_fpr_01": "max",
-        "log_loss": "min",
-        "brier": "min",
-        "ece": "min",
-        "precision_at_prior_01": "max",
-        "precision_at_prior_1": "max",
-        "precision_at_prior_10": "max",
-    }
-)
-"""What `detection_of` computes, in its order, and whether more of it is better. `_01`, `_1` and `_10`: at 0.1 %, 1 % and 10 %."""
-
 RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01")
 """The figures that need scores which rank images."""
 
@@ -87,7 +63,7 @@ def detection_of(
     continuous: bool = True,
     calibration: Calibration | None = None,
 ) -> dict[str, MetricEstimate]:
-    """All figures of `DETECTION`, in its order, from the scores (log-odds of fake) of either class.
+    """All figures of detection from the scores (log-odds of fake) of either class; `_01`, `_1`, `_10` in names: at 0.1 %, 1 % and 10 %.
 
     Fake is what scores above `threshold`, or, unless `strict`, at it. `continuous`: False for a detector that only says yes or no, whose
     scores rank nothing and, without a calibration, are no chances. `calibration` makes chances of scores, for log-loss, Brier score and
@@ -100,15 +76,33 @@ def detection_of(
     counts = Confusion.at(fakes, reals, threshold, strict)
     ranking = _ranking(fakes, reals) if continuous else {name: undefined(NO_RANKING, counts.n) for name in RANKING}
     chances = {"log_loss": log_loss, "brier": brier_score, "ece": debiased_ece}
-    said = continuous or calibration is not None
+    has_chances = continuous or calibration is not None
     return {
         **rates_at(counts),
         **ranking,
-        **{name: of(fakes, reals, calibration) if said else undefined(NO_CHANCE, counts.n) for name, of in chances.items()},
+        **{name: of(fakes, reals, calibration) if has_chances else undefined(NO_CHANCE, counts.n) for name, of in chances.items()},
         "precision_at_prior_01": precision_at_prior(counts, 0.001),
         "precision_at_prior_1": precision_at_prior(counts, 0.01),
         "precision_at_prior_10": precision_at_prior(counts, 0.1),
     }
+
+
+def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]) -> dict[str, Any]:
+    """All figures of scores (n,), log-odds of fake, with labels (n,), 1 = fake, and the generator of each, as plain JSON.
+
+    Proportions and AUCs have 95 % intervals [low, high] beside them. `loss` is the mean cross-entropy of the log-odds. `generators`: by
+    name n, label, the AUC against all images of the other class, and the share classified right (`tpr` of fakes, `tnr` of reals);
+    `mean_generator_auc` and `worst_generator_auc` are over the fakes' generators. A figure that needs both classes is None with one.
+    Raises ValueError for scores that are not finite, labels other than 0 and 1, lengths that differ, and no scores at all.
+    """
+    numbers, fake = checked(scores, labels)
+    if len(generators) != len(numbers):
+        raise ValueError(f"{len(numbers):,} scores but {len(generators):,} generators")
+    by_generator = _by_generator(numbers, fake, generators)
+    fakes, reals = ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake])
+    figures: dict[str, Any] = {"n_real": reals.n, "n_fake": fakes.n}
+    figures |= _overall(fakes, reals, by_generator) if fakes.n and reals.n else dict.fromkeys(_NEED_BOTH)
+    return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
 
 
 def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
@@ -131,24 +125,6 @@ def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEs
     }
 
 
-def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]) -> dict[str, Any]:
-    """All figures of scores (n,), log-odds of fake, with labels (n,), 1 = fake, and the generator of each, as plain JSON.
-
-    Proportions and AUCs have 95 % intervals [low, high] beside them. `loss` is the mean cross-entropy of the log-odds. `generators`: by
-    name n, label, the AUC against all images of the other class, and the share told right (`tpr` of fakes, `tnr` of reals);
-    `mean_generator_auc` and `worst_generator_auc` are over the fakes' generators. A figure that needs both classes is None with one.
-    Raises ValueError for scores that are not finite, labels other than 0 and 1, lengths that differ, and no scores at all.
-    """
-    numbers, fake = checked(scores, labels)
-    if len(generators) != len(numbers):
-        raise ValueError(f"{len(numbers):,} scores but {len(generators):,} generators")
-    by_generator = _by_generator(numbers, fake, generators)
-    fakes, reals = ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake])
-    figures: dict[str, Any] = {"n_real": reals.n, "n_fake": fakes.n}
-    figures |= _overall(fakes, reals, by_generator) if fakes.n and reals.n else dict.fromkeys(_NEED_BOTH)
-    return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
-
-
 def _overall(fakes: ScoreHistogram, reals: ScoreHistogram, by_generator: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     auc, rates = auc_of(fakes, reals), rates_at(Confusion.at(fakes, reals, 0.0))
     areas = [figures["auc"] for figures in by_generator.values() if figures["label"] == "fake"]
@@ -167,7 +143,7 @@ def _overall(fakes: ScoreHistogram, reals: ScoreHistogram, by_generator: Mapping
 
 
 def _by_generator(scores: Floats, fake: Bools, generators: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Figures by generator, in order of name; one that has real and fake images is two, told apart by the label."""
+    """Figures by generator, in order of name; one that has real and fake images is two, named by the label."""
     names, codes = np.unique(np.asarray(generators, dtype=object), return_inverse=True)
     groups, members = np.unique(2 * codes + fake, return_inverse=True)
     pieces = np.split(scores[np.argsort(members, kind="stable")], np.cumsum(np.bincount(members))[:-1])

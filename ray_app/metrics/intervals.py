@@ -1,15 +1,5 @@
-"""95 % intervals: DeLong's for the area under the ROC curve, Clopper and Pearson's for a proportion. Each image counts as independent.
-
-Knows histograms of scores, and counts; knows no generators and no thresholds.
-
-95 % intervals by resampling (Efron's percentile bootstrap), for figures that have none of their own. Knows histograms; knows no figure.
-
-A figure of two histograms of scores is a figure of any other two: a replicate is the same histograms with counts drawn anew, so that
-every statistic costs what it costs once, times the replicates. Images are drawn within each class, which therefore never vanishes. Where
-a class comes from ten generators or more, whole generators are drawn instead: images of one generator are alike, and an interval that
-takes them for independent is too narrow; from fewer, the draw of generators itself says nothing (Cameron, Gelbach and Miller 2008).
-
-Means of one number per image, with Student's interval, and what is bootstrapped over images. Knows numbers; knows no metric.
+"""95 % intervals: DeLong's for an AUC (`auc_of`), Clopper and Pearson's for a proportion (`proportion`), Student's for a mean
+(`mean_figure`), and the percentile bootstrap (`bootstrap_intervals`, `rates_interval`, `ratio_figure`).
 """
 
 import math
@@ -25,6 +15,17 @@ from ray_app.metrics.arrays import Counts, MetricEstimate, ScoreHistogram, check
 Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
 CLOPPER_PEARSON, DELONG = "clopper-pearson", "delong"
 
+LEAST_CLUSTERS = 10
+_ENDS = (0.025, 0.975)
+_MOST_UNDEFINED = 0.05  # of the replicates; more of them and the rest are a biased choice
+
+Statistic = Callable[[ScoreHistogram, ScoreHistogram], float | None]
+Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
+ByGenerator = Sequence[ScoreHistogram]
+
+STUDENT, BOOTSTRAP = "student", "bootstrap"
+DRAWS = 1000
+
 
 class Auc(NamedTuple):
     """An area under the ROC curve and the ends of its 95 % interval."""
@@ -34,18 +35,8 @@ class Auc(NamedTuple):
     high: float
 
 
-def auc_interval(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """The 95 % interval of the AUC of scores (n,) with labels (n,), 1 = fake.
-
-    Raises ValueError where one class is missing, and as `checked` does.
-    """
-    numbers, fake = checked(scores, labels)
-    found = auc_of(ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake]))
-    return found.low, found.high
-
-
 def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
-    """AUC of m fakes against n reals with its interval; ties count half. O(k log l) for k and l distinct scores.
+    """AUC of m fakes against n reals with its interval; ties count half, each image is independent. O(k log l), k and l distinct scores.
 
     The variance is DeLong's (1988), by ranks in place of pairs (Sun and Xu 2014). The interval is taken on the logit of the AUC, so that
     it stays within 0 and 1. Where no such interval exists (AUC 0 or 1, all scores alike, one image of a class) it is the exact one of as
@@ -67,15 +58,14 @@ def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
     return Auc(auc, _sigmoid(middle - half), _sigmoid(middle + half))
 
 
-def _spread_of_reals(fakes: ScoreHistogram, below: Counts, upto: Counts, n: int, mean: float) -> float:
-    """Squares, summed over n reals, of how far the share of fakes under each lies from the mean of those shares.
+def auc_interval(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+    """The 95 % interval of the AUC of scores (n,) with labels (n,), 1 = fake.
 
-    The reals fall into runs at and between the fakes' values; all reals of a run have the same share of fakes under them.
+    Raises ValueError where one class is missing, and as `checked` does.
     """
-    m, passed = fakes.n, fakes.passed[1:]
-    at = float((upto - below) @ ((passed - fakes.counts / 2) / m - mean) ** 2)
-    between = float((np.append(below[1:], n) - upto) @ (passed / m - mean) ** 2)
-    return at + between + float(below[0]) * mean**2
+    numbers, fake = checked(scores, labels)
+    found = auc_of(ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake]))
+    return found.low, found.high
 
 
 def proportion(successes: int, n: int, why: str) -> MetricEstimate:
@@ -98,17 +88,50 @@ def proportion_interval(successes: int, n: int, tail: float = 0.025) -> tuple[fl
     return low, high
 
 
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
+def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0.0, 1.0)) -> MetricEstimate:
+    """The mean of values (n,), each image counting once; NaN stands for an image without a value, and `n` counts the others.
+
+    The 95 % interval is Student's, cut at `bounds`, outside which no value can lie. A single image and images that are all alike say
+    nothing of their spread: they have none. Of no image at all the figure is not defined, and `why` says so.
+    """
+    from scipy.special import stdtrit
+
+    numbers = np.asarray(values, dtype=np.float64)
+    numbers = numbers[~np.isnan(numbers)]
+    n = len(numbers)
+    if not n:
+        return undefined(why)
+    mean = float(numbers.mean())
+    spread = float(numbers.std(ddof=1)) if n > 1 and numbers.min() < numbers.max() else 0.0
+    if spread == 0:
+        return MetricEstimate(mean, n=n)
+    half = float(stdtrit(n - 1, 0.975)) * spread / math.sqrt(n)
+    return MetricEstimate(mean, (max(bounds[0], mean - half), min(bounds[1], mean + half)), STUDENT, n)
 
 
-LEAST_CLUSTERS = 10
-_ENDS = (0.025, 0.975)
-_MOST_UNDEFINED = 0.05  # of the replicates; more of them and the rest are a biased choice
+def ratio_figure(over: ArrayLike, under: ArrayLike, why: str) -> MetricEstimate:
+    """The mean of values (n,) by the mean of other values (n,) of the same images, bootstrapped over images.
 
-Statistic = Callable[[ScoreHistogram, ScoreHistogram], float | None]
-Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
-ByGenerator = Sequence[ScoreHistogram]
+    Not defined of no image (`why` says so), and where the mean below is not above 0. Raises ValueError for lengths that differ.
+    """
+    pairs = np.stack([np.asarray(over, np.float64), np.asarray(under, np.float64)])
+    n = pairs.shape[1]
+    if not n:
+        return undefined(why)
+    above, below = pairs.mean(axis=1).tolist()
+    if below <= 0:
+        return undefined("what it is divided by is 0 on average", n)
+    generator = np.random.default_rng(0)
+    drawn = [pairs[:, generator.integers(n, size=n)].mean(axis=1) for _ in range(DRAWS)] if n > 1 else []
+    return resampled(above / below, [float(one[0] / one[1]) for one in drawn if one[1] > 0], n)
+
+
+def resampled(value: float, drawn: Sequence[float], n: int) -> MetricEstimate:
+    """A figure of n images with the percentile interval of its bootstrap replicates; none where they are all alike, or there are none."""
+    if not len(drawn) or min(drawn) == max(drawn):
+        return MetricEstimate(value, n=n)
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    return MetricEstimate(value, (low, high), BOOTSTRAP, n)
 
 
 class Interval(NamedTuple):
@@ -119,15 +142,15 @@ class Interval(NamedTuple):
     method: str
 
 
-def replicates_for(n: int) -> int:
-    """How many replicates for n images: 1,000 up to 2,000 images, 500 up to 20,000, else 200; the time is bounded, the noise too."""
-    return 1_000 if n <= 2_000 else 500 if n <= 20_000 else 200
-
-
 def bootstrap_intervals(
     statistics: Statistics, fakes: ScoreHistogram | ByGenerator, reals: ScoreHistogram | ByGenerator, *, replicates: int = 0, seed: int = 0
 ) -> dict[str, Interval | None]:
     """The interval of each of several statistics, all from the same replicates; `statistics` gives None where one is not defined.
+
+    Efron's percentile bootstrap. A replicate is the same histograms with counts drawn anew, so that every statistic costs what it costs
+    once, times the replicates. Images are drawn within each class, which therefore never vanishes. Where a class comes from ten generators
+    or more, whole generators are drawn instead: images of one generator are alike, and an interval that takes them for independent is too
+    narrow; from fewer, the draw of generators itself says nothing (Cameron, Gelbach and Miller 2008).
 
     `fakes`, `reals`: the scores of a class as one histogram, or as one per generator; of ten generators or more whole ones are drawn.
     `replicates`: 0 for as many as `replicates_for` says. None in place of an interval: the statistic is not defined in more than 5 % of
@@ -162,6 +185,26 @@ def rates_interval(rates: Sequence[tuple[int, int]], *, weighted: bool = False, 
         of = np.broadcast_to(sizes, some.shape)
     values = some.sum(1) / of.sum(1) if weighted else (some / of).mean(1)
     return _percentiles(values, method)
+
+
+def replicates_for(n: int) -> int:
+    """How many replicates for n images: 1,000 up to 2,000 images, 500 up to 20,000, else 200; the time is bounded, the noise too."""
+    return 1_000 if n <= 2_000 else 500 if n <= 20_000 else 200
+
+
+def _spread_of_reals(fakes: ScoreHistogram, below: Counts, upto: Counts, n: int, mean: float) -> float:
+    """Squares, summed over n reals, of how far the share of fakes under each lies from the mean of those shares.
+
+    The reals fall into runs at and between the fakes' values; all reals of a run have the same share of fakes under them.
+    """
+    m, passed = fakes.n, fakes.passed[1:]
+    at = float((upto - below) @ ((passed - fakes.counts / 2) / m - mean) ** 2)
+    between = float((np.append(below[1:], n) - upto) @ (passed / m - mean) ** 2)
+    return at + between + float(below[0]) * mean**2
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
 
 
 def _percentiles(values: Sequence[float] | NDArray[np.float64], method: str) -> Interval | None:
@@ -209,58 +252,3 @@ class _Class:
             counts = np.zeros(size, np.int64)
         there = counts > 0
         return ScoreHistogram(self.values[there], counts[there])
-
-
-STUDENT, BOOTSTRAP = "student", "bootstrap"
-DRAWS = 1000
-
-
-def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0.0, 1.0)) -> MetricEstimate:
-    """The mean of values (n,), each image counting once; NaN stands for an image without a value, and `n` counts the others.
-
-    The 95 % interval is Student's, cut at `bounds`, outside which no value can lie. A single image and images that are all alike say
-    nothing of their spread: they have none. Of no image at all the figure is not defined, and `why` says so.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    numbers = numbers[~np.isnan(numbers)]
-    n = len(numbers)
-    if not n:
-        return undefined(why)
-    mean = float(numbers.mean())
-    spread = float(numbers.std(ddof=1)) if n > 1 and numbers.min() < numbers.max() else 0.0
-    if spread == 0:
-        return MetricEstimate(mean, n=n)
-    half = _student(n) * spread / math.sqrt(n)
-    return MetricEstimate(mean, (max(bounds[0], mean - half), min(bounds[1], mean + half)), STUDENT, n)
-
-
-def resampled(value: float, drawn: Sequence[float], n: int) -> MetricEstimate:
-    """A figure of n images with the percentile interval of its bootstrap replicates; none where they are all alike, or there are none."""
-    if not len(drawn) or min(drawn) == max(drawn):
-        return MetricEstimate(value, n=n)
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
-    return MetricEstimate(value, (low, high), BOOTSTRAP, n)
-
-
-def ratio_figure(over: ArrayLike, under: ArrayLike, why: str) -> MetricEstimate:
-    """The mean of values (n,) by the mean of other values (n,) of the same images, bootstrapped over images.
-
-    Not defined of no image (`why` says so), and where the mean below is not above 0. Raises ValueError for lengths that differ.
-    """
-    pairs = np.stack([np.asarray(over, np.float64), np.asarray(under, np.float64)])
-    n = pairs.shape[1]
-    if not n:
-        return undefined(why)
-    above, below = pairs.mean(axis=1).tolist()
-    if below <= 0:
-        return undefined("what it is divided by is 0 on average", n)
-    generator = np.random.default_rng(0)
-    drawn = [pairs[:, generator.integers(n, size=n)].mean(axis=1) for _ in range(DRAWS)] if n > 1 else []
-    return resampled(above / below, [float(one[0] / one[1]) for one in drawn if one[1] > 0], n)
-
-
-def _student(n: int) -> float:
-    """The 97.5 % point of Student's distribution for n values."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(n - 1, 0.975))

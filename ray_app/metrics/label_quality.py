@@ -1,16 +1,5 @@
-"""In what do the files of two classes differ, and how strongly: one column at a time. Knows columns and labels; knows no file.
-
-`effect` is comparable between numbers and words: the largest distance of the cumulative shares (KS), or half the sum of the differences of
-shares (total variation): the share of one class that would have to be exchanged for both to be alike.
-
-Labels that a classifier doubts with reason: confident learning. Knows probabilities and labels; knows no image.
-
-Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70 (2021), arXiv 1911.00068. The authors'
-cleanlab is under the AGPL, so the two formulas stand here.
-
-Can fakes be told by what their files look like from outside? A tiny classifier on metadata alone. Knows columns; knows no file.
-
-Where it can, a detector's figures may say how well it reads formats and sizes: the headline is confounded.
+"""Audits of labels: in what the files of two classes differ (`class_differences`), which labels a classifier doubts (`doubted`,
+`crossed_probabilities`), and how well metadata alone predicts the label (`shortcut_auc`).
 """
 
 from collections import Counter
@@ -31,10 +20,22 @@ SURE = 0.01
 LEAST = 20  # images of each class of which a column must be known
 _MOST_VALUES = 64
 
+FOLDS = 5
+MOST_SEEN = 20_000  # images that a fold's classifier learns from; more change no figure here
+_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+
+# The AUC above which metadata alone predict too much: a detector's figures may then show how well it reads formats and sizes.
+CONFOUNDED = 0.6
+_LEAST = 2 * FOLDS  # images of each class: below, a fold holds next to nothing
+_MOST_CATEGORIES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One column's. `value`: of words the one whose shares differ most, of numbers the place of the largest distance; `real`, `fake`: the
+    """One column's. `effect`, comparable between numbers and words: the largest distance of the cumulative shares (KS), or half the sum of
+    the differences of shares (total variation): the share of one class that would have to be exchanged for both to be alike.
+
+    `value`: of words the one whose shares differ most, of numbers the place of the largest distance; `real`, `fake`: the
     shares that have the value, or no more than it. `psi`, `medians` (real, fake): of numbers. `p_holm`: corrected for all columns.
     """
 
@@ -75,44 +76,6 @@ def class_differences(columns: Mapping[str, NDArray[Any]], fakes: Bools) -> list
     return sorted(found, key=lambda one: -round(one.effect, 2))
 
 
-def _difference(name: str, column: NDArray[Any], fakes: Bools) -> Difference | None:
-    is_text = column.dtype.kind not in "biuf"
-    known = np.array([value is not None for value in column], np.bool_) if is_text else ~np.isnan(column.astype(np.float64))
-    sides = column[known & ~fakes], column[known & fakes]
-    if min(map(len, sides)) < LEAST:
-        return None
-    return _of_words(name, *sides) if is_text else _of_numbers(name, *(side.astype(np.float64) for side in sides))
-
-
-def _of_numbers(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
-    real, fake = ScoreHistogram.of(reals), ScoreHistogram.of(fakes)
-    drift = drift_of(real, fake)
-    assert drift is not None, "both sides have values"
-    upto = [float(np.mean(side <= drift.at)) for side in (reals, fakes)]
-    medians = quantiles_of(real, (0.5,))[0], quantiles_of(fake, (0.5,))[0]
-    return Difference(name, len(reals), len(fakes), drift.ks, drift.ks_p, drift.at, upto[0], upto[1], drift.psi, medians)
-
-
-def _of_words(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
-    from scipy.stats import chi2_contingency
-
-    counts = [Counter(map(str, side)) for side in (reals, fakes)]
-    values = [value for value, _ in (counts[0] + counts[1]).most_common(_MOST_VALUES)]
-    table = np.array([[count[value] for value in values] + [count.total() - sum(count[value] for value in values)] for count in counts])
-    table = table[:, table.sum(axis=0) > 0]
-    shares = table / table.sum(axis=1, keepdims=True)
-    apart = shares[1] - shares[0]
-    most = max(range(len(values)), key=lambda place: (round(abs(apart[place]), 9), apart[place]))  # of two that mirror, the fakes' own
-    p = float(chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
-    effect = float(np.abs(apart).sum() / 2)
-    return Difference(name, len(reals), len(fakes), effect, p, values[most], float(shares[0][most]), float(shares[1][most]))
-
-
-FOLDS = 5
-MOST_SEEN = 20_000  # images that a fold's classifier learns from; more change no figure here
-_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-
-
 @dataclass(frozen=True)
 class Doubted:
     """`thresholds`: how sure the classifier is of real, and of fake, in the mean of those labelled so. `likely` (n,): the label that a row
@@ -130,7 +93,11 @@ class Doubted:
 
 
 def doubted(probabilities: ArrayLike, fakes: ArrayLike) -> Doubted:
-    """What out-of-sample probabilities of fake (n,) say against labels (n,), true = fake. Raises ValueError where a class has no row."""
+    """Confident learning: out-of-sample probabilities of fake (n,) against labels (n,), true = fake.
+
+    Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70 (2021), arXiv 1911.00068. The
+    authors' cleanlab is under the AGPL, so the two formulas stand here. Raises ValueError where a class has no row.
+    """
     chance, fake = np.asarray(probabilities, np.float64), np.asarray(fakes, np.bool_)
     if fake.all() or not fake.any():
         raise ValueError("confident learning needs both classes")
@@ -168,6 +135,60 @@ def crossed_probabilities(features: Floats, fakes: Bools, groups: NDArray[np.int
     return chances
 
 
+def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0) -> MetricEstimate:
+    """How well metadata alone predicts fakes: the AUC of scores out of fold, of boosted trees of depth 3, with DeLong's interval.
+
+    features: columns (n,), numbers (NaN: not known) or texts (None: not known). `fakes`: bool (n,). `groups` (n,): images of one group
+    stay in one of the five folds; they are used only where each class has five groups or more. The same numbers for the same seed.
+    Undefined with fewer than ten images of a class. Raises ValueError for lengths that differ.
+    """
+    fake = np.asarray(fakes, dtype=np.bool_)
+    columns = [_column(name, values, len(fake)) for name, values in sorted(features.items())]
+    fewest = min(int(fake.sum()), int((~fake).sum()))
+    if fewest < _LEAST:
+        return undefined(f"a classifier on metadata takes {_LEAST} images of each class; one has {fewest}", len(fake))
+    varying = [(column, is_text) for column, is_text in columns if _varies(column)]
+    if not varying:
+        return undefined("all files are alike in their metadata", len(fake))
+    matrix = np.column_stack([column for column, _ in varying])
+    scores = _out_of_fold(matrix, [is_text for _, is_text in varying], fake, _used_groups(groups, fake), seed)
+    found = auc_of(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
+    return MetricEstimate(found.value, (found.low, found.high), "delong", len(fake))
+
+
+def _difference(name: str, column: NDArray[Any], fakes: Bools) -> Difference | None:
+    is_text = column.dtype.kind not in "biuf"
+    known = np.array([value is not None for value in column], np.bool_) if is_text else ~np.isnan(column.astype(np.float64))
+    sides = column[known & ~fakes], column[known & fakes]
+    if min(map(len, sides)) < LEAST:
+        return None
+    return _of_words(name, *sides) if is_text else _of_numbers(name, *(side.astype(np.float64) for side in sides))
+
+
+def _of_numbers(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
+    real, fake = ScoreHistogram.of(reals), ScoreHistogram.of(fakes)
+    drift = drift_of(real, fake)
+    assert drift is not None, "both sides have values"
+    upto = [float(np.mean(side <= drift.at)) for side in (reals, fakes)]
+    medians = quantiles_of(real, (0.5,))[0], quantiles_of(fake, (0.5,))[0]
+    return Difference(name, len(reals), len(fakes), drift.ks, drift.ks_p, drift.at, upto[0], upto[1], drift.psi, medians)
+
+
+def _of_words(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
+    from scipy.stats import chi2_contingency
+
+    counts = [Counter(map(str, side)) for side in (reals, fakes)]
+    values = [value for value, _ in (counts[0] + counts[1]).most_common(_MOST_VALUES)]
+    table = np.array([[count[value] for value in values] + [count.total() - sum(count[value] for value in values)] for count in counts])
+    table = table[:, table.sum(axis=0) > 0]
+    shares = table / table.sum(axis=1, keepdims=True)
+    apart = shares[1] - shares[0]
+    most = max(range(len(values)), key=lambda place: (round(abs(apart[place]), 9), apart[place]))  # of two that mirror, the fakes' own
+    p = float(chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
+    effect = float(np.abs(apart).sum() / 2)
+    return Difference(name, len(reals), len(fakes), effect, p, values[most], float(shares[0][most]), float(shares[1][most]))
+
+
 def _fitted(seen: Floats, fakes: Bools, unseen: Floats, strength: float) -> Floats:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -182,32 +203,6 @@ def _fitted(seen: Floats, fakes: Bools, unseen: Floats, strength: float) -> Floa
 def _log_loss(chances: Floats, fakes: Bools) -> float:
     right = np.clip(np.where(fakes, chances, 1 - chances), 1e-12, 1)
     return float(-np.log(right).mean())
-
-
-CONFOUNDED = 0.6  # the AUC above which metadata alone tell too much
-_LEAST = 2 * FOLDS  # images of each class: below, a fold holds next to nothing
-_MOST_CATEGORIES = 64
-
-
-def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0) -> MetricEstimate:
-    """How well metadata alone tell fakes: the AUC of scores out of fold, of boosted trees of depth 3, with DeLong's interval.
-
-    features: columns (n,), numbers (NaN: not known) or texts (None: not known). `fakes`: bool (n,). `groups` (n,): images of one group
-    stay in one of the five folds; they are heeded only where each class has five groups or more. The same numbers for the same seed.
-    Undefined with fewer than ten images of a class. Raises ValueError for lengths that differ.
-    """
-    fake = np.asarray(fakes, dtype=np.bool_)
-    columns = [_column(name, values, len(fake)) for name, values in sorted(features.items())]
-    fewest = min(int(fake.sum()), int((~fake).sum()))
-    if fewest < _LEAST:
-        return undefined(f"a classifier on metadata takes {_LEAST} images of each class; one has {fewest}", len(fake))
-    varying = [(column, is_text) for column, is_text in columns if _varies(column)]
-    if not varying:
-        return undefined("all files are alike in their metadata", len(fake))
-    matrix = np.column_stack([column for column, _ in varying])
-    scores = _out_of_fold(matrix, [is_text for _, is_text in varying], fake, _heeded(groups, fake), seed)
-    found = auc_of(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
-    return MetricEstimate(found.value, (found.low, found.high), "delong", len(fake))
 
 
 def _out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, groups: NDArray[np.int64] | None, seed: int) -> Floats:
@@ -230,7 +225,7 @@ def _out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, groups: N
     return scores
 
 
-def _heeded(groups: ArrayLike | None, fake: Bools) -> NDArray[np.int64] | None:
+def _used_groups(groups: ArrayLike | None, fake: Bools) -> NDArray[np.int64] | None:
     if groups is None:
         return None
     codes = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]

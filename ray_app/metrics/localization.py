@@ -1,8 +1,7 @@
-"""Figures of masks over many images, with what counts where nothing is altered said aloud: ours, OpenSDI's and IMDLBenCo's.
+"""Localization: agreement of one mask with its truth (`mask_figures`), and over many images by our convention (`localization_of`),
+IMDLBenCo's (`imdlbenco_of`) and OpenSDI's (`opensdi_of`).
 
-Knows rows of pixel counts; knows no images. Sources: specs/localization.md §2.2 and §3.1, golden/maskclip.md §5 (executed).
-
-How well the pixels that were found in one image agree with those that were altered. Knows arrays; resizes nothing.
+Sources: specs/localization.md §2.2 and §3.1, golden/maskclip.md §5 (executed).
 """
 
 from array import array
@@ -19,6 +18,16 @@ THRESHOLD = 0.5  # strictly above it a pixel counts as altered
 _PIECE = 1 << 20  # pixels counted at once: counting widens each to eight bytes
 
 Counts = NDArray[np.int64]
+
+Empty = Literal["skip", "zero", "one"]
+Mode = Literal["origin", "reverse", "double"]
+LOCALIZATION = ("pixel_f1", "pixel_iou", "pixel_auc", "pixel_accuracy")
+EMPTY: dict[Empty, str] = {
+    "skip": "images of which nothing is altered are left out",
+    "zero": "an image of which nothing is altered counts as F1 = IoU = 0, however empty its mask",
+    "one": "an image of which nothing is altered counts as F1 = IoU = 1 where nothing is marked, else as 0",
+}
+_EPSILON = 1e-8  # IMDLBenCo adds it to denominators
 
 
 class MaskFigures(NamedTuple):
@@ -49,8 +58,68 @@ class MaskFigures(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of pixels told right."""
+        """The share of pixels classified right."""
         return (self.pixels - self.altered - self.marked + 2 * self.hits) / self.pixels
+
+
+def mask_figures(mask: NDArray[Any], truth: NDArray[Any], *, threshold: float = THRESHOLD) -> MaskFigures:
+    """The figures of one mask against its truth, as `PixelLevels.of` takes them. Raises ValueError as that does."""
+    return PixelLevels.of(mask, truth).figures(threshold)
+
+
+def pixel_figures(masks: Iterable[NDArray[Any]], truths: Iterable[NDArray[Any]]) -> dict[str, Any]:
+    """Mean F1 and IoU per image, over the images of which something is altered; `n` is how many those are.
+
+    An image without altered pixels says nothing of place and would count as 0 however empty its mask: it is left out
+    (specs/localization.md §3.1). With none left both are None. Raises ValueError for numbers of images that differ, and as `mask_figures`.
+    """
+    found = [mask_figures(mask, truth) for mask, truth in zip(masks, truths, strict=True) if np.any(truth)]
+    f1, iou = np.mean(np.array([(one.f1, one.iou) for one in found], np.float64), axis=0).tolist() if found else (None, None)
+    return {"pixel_f1": f1, "pixel_iou": iou, "n": len(found)}
+
+
+Rows = Sequence[MaskFigures] | Floats
+
+
+def localization_of(rows: Rows, *, empty: Empty) -> dict[str, MetricEstimate]:
+    """The means over images of pixel F1, IoU, AUC and accuracy, under one policy for images of which nothing is altered (`EMPTY`).
+
+    An AUC needs altered and intact pixels: images without it are left out under every policy, and the figure's `n` says how many stayed.
+    """
+    hits, altered, marked, pixels, auc, *_ = _columns(rows)
+    counts = altered > 0 if empty == "skip" else np.ones(len(hits), np.bool_)
+    of_empty = np.where(marked == 0, 1.0, 0.0) if empty == "one" else np.zeros(len(hits))
+    f1 = np.where(altered > 0, 2 * hits / np.maximum(altered + marked, 1), of_empty)
+    iou = np.where(altered > 0, hits / np.maximum(altered + marked - hits, 1), of_empty)
+    return _means(f1[counts], iou[counts], auc[counts], ((pixels - altered - marked + 2 * hits) / pixels)[counts], images=len(hits))
+
+
+def imdlbenco_of(rows: Rows, *, mode: Mode = "origin") -> dict[str, MetricEstimate]:
+    """The same as IMDLBenCo computes them at threshold ½: 1e-8 in the denominators, and every image counts.
+
+    An image of which nothing is altered has F1 = IoU = AUC = 0. `reverse` turns the mask round: F1 and accuracy the marked pixels,
+    IoU the probabilities, so that pixels at exactly ½ are marked for one and not for the other. `double` takes per image and figure
+    the better of the two. Departures: ties have mid-ranks (theirs depend on the order of sorting), and where everything is altered,
+    which makes their mean AUC NaN, the image is left out of it.
+    """
+    if mode == "double":
+        better = [np.fmax(*pair) for pair in zip(_imdlbenco(rows, turned=False), _imdlbenco(rows, turned=True), strict=True)]
+        return _means(*better)
+    return _means(*_imdlbenco(rows, turned=mode == "reverse"))
+
+
+def opensdi_of(rows: Rows) -> dict[str, MetricEstimate]:
+    """OpenSDI's figures, of rows of partial fakes alone at the network's size: IMDLBenCo's formulas, the mean over images.
+
+    A partial fake whose truth is empty at that size counts as 0, as there (`counts_of` says how many there are).
+    """
+    return imdlbenco_of(rows)
+
+
+def counts_of(rows: Rows) -> dict[str, int]:
+    """How many images there are, of how many nothing is altered, and of how many everything, which have no AUC either."""
+    _, altered, _, pixels, *_ = _columns(rows)
+    return {"images": len(altered), "empty": int((altered == 0).sum()), "all_altered": int((altered == pixels).sum())}
 
 
 class PixelLevels(NamedTuple):
@@ -97,42 +166,6 @@ class PixelLevels(NamedTuple):
         )  # fmt: skip
 
 
-def mask_figures(mask: NDArray[Any], truth: NDArray[Any], *, threshold: float = THRESHOLD) -> MaskFigures:
-    """The figures of one mask against its truth, as `PixelLevels.of` takes them. Raises ValueError as that does."""
-    return PixelLevels.of(mask, truth).figures(threshold)
-
-
-def pixel_figures(masks: Iterable[NDArray[Any]], truths: Iterable[NDArray[Any]]) -> dict[str, Any]:
-    """Mean F1 and IoU per image, over the images of which something is altered; `n` is how many those are.
-
-    An image without altered pixels says nothing of place and would count as 0 however empty its mask: it is left out
-    (specs/localization.md §3.1). With none left both are None. Raises ValueError for numbers of images that differ, and as `mask_figures`.
-    """
-    found = [mask_figures(mask, truth) for mask, truth in zip(masks, truths, strict=True) if np.any(truth)]
-    f1, iou = np.mean(np.array([(one.f1, one.iou) for one in found], np.float64), axis=0).tolist() if found else (None, None)
-    return {"pixel_f1": f1, "pixel_iou": iou, "n": len(found)}
-
-
-def _counted(codes: NDArray[Any], truth: NDArray[np.bool_], size: int) -> Counts:
-    """(2, size): how many intact and how many altered pixels have each code."""
-    counts = np.zeros(2 * size, np.int64)
-    for start in range(0, len(codes), _PIECE):
-        piece = slice(start, start + _PIECE)
-        counts += np.bincount(codes[piece] + size * truth[piece].astype(np.int64), minlength=2 * size)
-    return counts.reshape(2, size)
-
-
-Empty = Literal["skip", "zero", "one"]
-Mode = Literal["origin", "reverse", "double"]
-LOCALIZATION = ("pixel_f1", "pixel_iou", "pixel_auc", "pixel_accuracy")
-EMPTY: dict[Empty, str] = {
-    "skip": "images of which nothing is altered are left out",
-    "zero": "an image of which nothing is altered counts as F1 = IoU = 0, however empty its mask",
-    "one": "an image of which nothing is altered counts as F1 = IoU = 1 where nothing is marked, else as 0",
-}
-_EPSILON = 1e-8  # IMDLBenCo adds it to denominators
-
-
 class MaskRows:
     """The figures of many images in 56 bytes each."""
 
@@ -151,48 +184,13 @@ class MaskRows:
         return np.array(self._numbers, np.float64).reshape(-1, len(MaskFigures._fields))
 
 
-Rows = Sequence[MaskFigures] | Floats
-
-
-def localization_of(rows: Rows, *, empty: Empty) -> dict[str, MetricEstimate]:
-    """The means over images of pixel F1, IoU, AUC and accuracy, under one policy for images of which nothing is altered (`EMPTY`).
-
-    An AUC needs altered and intact pixels: images without it are left out under every policy, and the figure's `n` says how many stayed.
-    """
-    hits, altered, marked, pixels, auc, *_ = _columns(rows)
-    counts = altered > 0 if empty == "skip" else np.ones(len(hits), np.bool_)
-    told = np.where(marked == 0, 1.0, 0.0) if empty == "one" else np.zeros(len(hits))
-    f1 = np.where(altered > 0, 2 * hits / np.maximum(altered + marked, 1), told)
-    iou = np.where(altered > 0, hits / np.maximum(altered + marked - hits, 1), told)
-    return _means(f1[counts], iou[counts], auc[counts], ((pixels - altered - marked + 2 * hits) / pixels)[counts], images=len(hits))
-
-
-def imdlbenco_of(rows: Rows, *, mode: Mode = "origin") -> dict[str, MetricEstimate]:
-    """The same as IMDLBenCo computes them at threshold ½: 1e-8 in the denominators, and every image counts.
-
-    An image of which nothing is altered has F1 = IoU = AUC = 0. `reverse` turns the mask round: F1 and accuracy the marked pixels,
-    IoU the probabilities, so that pixels at exactly ½ are marked for one and not for the other. `double` takes per image and figure
-    the better of the two. Departures: ties have mid-ranks (theirs depend on the order of sorting), and where everything is altered,
-    which makes their mean AUC NaN, the image is left out of it.
-    """
-    if mode == "double":
-        better = [np.fmax(*pair) for pair in zip(_imdlbenco(rows, turned=False), _imdlbenco(rows, turned=True), strict=True)]
-        return _means(*better)
-    return _means(*_imdlbenco(rows, turned=mode == "reverse"))
-
-
-def opensdi_of(rows: Rows) -> dict[str, MetricEstimate]:
-    """OpenSDI's figures, of rows of partial fakes alone at the network's size: IMDLBenCo's formulas, the mean over images.
-
-    A partial fake whose truth is empty at that size counts as 0, as there (`counts_of` says how many there are).
-    """
-    return imdlbenco_of(rows)
-
-
-def counts_of(rows: Rows) -> dict[str, int]:
-    """How many images there are, of how many nothing is altered, and of how many everything, which have no AUC either."""
-    _, altered, _, pixels, *_ = _columns(rows)
-    return {"images": len(altered), "empty": int((altered == 0).sum()), "all_altered": int((altered == pixels).sum())}
+def _counted(codes: NDArray[Any], truth: NDArray[np.bool_], size: int) -> Counts:
+    """(2, size): how many intact and how many altered pixels have each code."""
+    counts = np.zeros(2 * size, np.int64)
+    for start in range(0, len(codes), _PIECE):
+        piece = slice(start, start + _PIECE)
+        counts += np.bincount(codes[piece] + size * truth[piece].astype(np.int64), minlength=2 * size)
+    return counts.reshape(2, size)
 
 
 def _imdlbenco(rows: Rows, *, turned: bool) -> tuple[Floats, Floats, Floats, Floats]:

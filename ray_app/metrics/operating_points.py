@@ -1,14 +1,9 @@
-"""Figures at one operating point: at a threshold, at a rate of false alarms, where both errors are equal, at another share of fakes.
-
-Knows histograms of scores; knows no curve and no calibration.
-
-Curves over all thresholds, thinned to what a chart can show, and the area under that of precision. Knows histograms of scores.
-
-A point is of the images that score at least as high as its threshold, so every point is exact; thinning leaves points out and moves none.
+"""Figures at one operating point (`rates_at`, `tpr_at_fpr`, `equal_error_rate`, `precision_at_prior`), and curves over all thresholds,
+thinned to what a chart can show (`curve_points`, `precision_recall_points`, `average_precision`).
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,27 +133,11 @@ def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricEstimate]:
     return {"tpr_mean": mean, "tpr_weighted": proportion(sum(hits for hits, _ in there), total, NO_FAKES)}
 
 
-def _precision(tpr: float, fpr: float, prior: float) -> float:
-    return prior * tpr / (prior * tpr + (1 - prior) * fpr)
-
-
-def _surplus_ends(fakes: ScoreHistogram, reals: ScoreHistogram) -> tuple[int, int]:
-    """For the values of each class the first that, as the lowest one to be flagged, gives a lower FPR than FNR."""
-
-    def fewer_alarms(values: ScoreHistogram) -> Callable[[int], bool]:
-        def fewer(index: int) -> bool:
-            threshold = float(values.values[index])
-            return reals.at_or_above(threshold) * fakes.n < (fakes.n - fakes.at_or_above(threshold)) * reals.n
-
-        return fewer
-
-    fakes_end, reals_end = (bisect_left(range(len(one.values)), True, key=fewer_alarms(one)) for one in (fakes, reals))
-    return fakes_end, reals_end
-
-
 def curve_points(fakes: ScoreHistogram, reals: ScoreHistogram, most: int = 256) -> list[tuple[float, float, float]]:
     """The ROC curve's corners (FPR, TPR, threshold) from (0, 0) to (1, 1), no more than `most`; a DET curve is drawn from the same.
 
+    A point is of the images that score at least as high as its threshold, so every point is exact; thinning leaves points out and moves
+    none.
     Fake is what scores at the threshold or above; that of (0, 0) is the next number above the highest score. Where there are more points,
     those at even and at logarithmic distances from both ends of each class stay. Empty with one class.
     Raises ValueError where `most` is less than 16.
@@ -195,6 +174,21 @@ def average_precision(fakes: ScoreHistogram, reals: ScoreHistogram) -> float:
     found = fakes.n - fakes.passed[:-1]
     flagged = np.maximum(found + reals.n - reals.below(fakes.values), 1)  # a resampled histogram may end in values of no image
     return float(fakes.counts @ (found / flagged)) / fakes.n
+
+
+def _precision(tpr: float, fpr: float, prior: float) -> float:
+    return prior * tpr / (prior * tpr + (1 - prior) * fpr)
+
+
+def _surplus_ends(fakes: ScoreHistogram, reals: ScoreHistogram) -> tuple[int, int]:
+    """For the values of each class the first that, as the lowest one to be flagged, gives a lower FPR than FNR."""
+
+    def has_fewer_alarms(value: float) -> bool:
+        threshold = float(value)
+        return reals.at_or_above(threshold) * fakes.n < (fakes.n - fakes.at_or_above(threshold)) * reals.n
+
+    fakes_end, reals_end = (bisect_left(one.values, True, key=has_fewer_alarms) for one in (fakes, reals))
+    return fakes_end, reals_end
 
 
 def _thresholds(fakes: ScoreHistogram, reals: ScoreHistogram, most: int) -> Floats:

@@ -1,7 +1,4 @@
-"""Tests of two systems on the same images: DeLong's of their AUCs, McNemar's of right and wrong, and Holm's correction for many tests.
-
-Knows arrays of scores and of what was right; knows no detector.
-"""
+"""Tests of two systems on the same images: DeLong's of their AUCs (`delong_paired`), McNemar's (`mcnemar`), Holm's correction (`holm`)."""
 
 import math
 from collections.abc import Sequence

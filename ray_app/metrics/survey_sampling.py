@@ -1,21 +1,5 @@
-"""What labels of a stratified sample say of the whole: prevalence, precision and recall with intervals. Knows counts; knows no images.
-
-Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased whatever the strata. Intervals are of the
-Bayesian posterior: each stratum's unseen images are fake as often as a Beta posterior of its labels says, drawn many times, seeded, so that
-sums and ratios over strata have one too, and a stratum that is labelled whole is certain.
-
-The prior is Jeffreys' Beta(½, ½) where one stratum or two are flagged, and so for the others. In longer sums those halves add up: each of
-seven strata without a fake would be taken for half an image's worth of them. So from two on one pseudo-image of each class is shared among
-the flagged strata, and one among the others, as Berger, Bernardo and Sun (2015, "Overall objective priors") share one among the cells of a
-table. Intervals of 95 % then cover 93 to 98 % in the tests; with a half for each stratum they cover the prevalence and recall of rare fakes
-in as few as 57 %.
-
-Lists of fakes with few false ones among them, from scores of known reals alone. Knows scores; knows no runs and no files.
-
-Conformal p-values (Vovk, Gammerman and Shafer 2005) against reals that nothing was fitted on, and the procedure of Benjamini and Hochberg
-(1995) over them. Such p-values share their references and so depend on each other, but positively, and the procedure keeps its promise
-(Bates, Candès, Lei, Romano and Sesia 2023, "Testing for outliers with conformal p-values", theorem 2): of what it lists, the expected
-share of reals is at most the rate, if the archive's reals score like the references.
+"""Estimates for a whole archive: prevalence, precision and recall from the labels of a stratified sample (`archive_figures`), and lists of
+fakes at a false discovery rate from scores of known reals (`discoveries`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +19,14 @@ DRAWS = 20_000
 FIGURES = ("prevalence", "precision", "recall")
 _ENDS = (0.025, 0.975)
 
+_NEARLY = 1 - 1e-9  # candidates by floating point are looked at again with whole numbers
+
 
 @dataclass(frozen=True)
 class LabelledStratum:
     """`size` images of which some, drawn at random, are labelled. `flagged`: whether their verdict is fake.
 
-    `unsure`: drawn images of which nobody could tell; they count as not looked at.
+    `unsure`: drawn images that could not be labelled; they count as not drawn.
     """
 
     size: int
@@ -59,6 +45,9 @@ class LabelledStratum:
 def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, MetricEstimate]:
     """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of fakes that is flagged.
 
+    Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased whatever the strata. Intervals are of the
+    Bayesian posterior: each stratum's unseen images are fake as often as a Beta posterior of its labels, drawn many times, seeded, so that
+    sums and ratios over strata have one too, and a stratum that is labelled whole is certain.
     Unsure images are left out: within its stratum each is as likely fake as those that are labelled. See `either_way` for the rest.
     """
     sizes, flagged = np.array([one.size for one in strata], np.int64), np.array([one.flagged for one in strata], np.bool_)
@@ -67,12 +56,12 @@ def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, se
     ends = {name: np.quantile(drawn, _ENDS) for name, drawn in shares(totals, sizes, flagged).items()}
     points = shares(sizes * fakes / np.maximum(labelled, 1), sizes, flagged)
     n = int(labelled.sum())
-    told = {}
+    figures = {}
     for name, point in points.items():
         why = _missing(name, strata, float(point))
         low, high = min(float(ends[name][0]), float(point)), max(float(ends[name][1]), float(point))
-        told[name] = undefined(why, n) if why else MetricEstimate(float(point), (low, high), METHOD, n)
-    return told
+        figures[name] = undefined(why, n) if why else MetricEstimate(float(point), (low, high), METHOD, n)
+    return figures
 
 
 def either_way(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -94,48 +83,6 @@ def either_way(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: i
         if low and high:
             found[name] = (low[0], high[1])
     return found
-
-
-def drawn_fakes(
-    sizes: Counts, flagged: NDArray[np.bool_], fakes: ArrayLike, labelled: ArrayLike, *, draws: int, rng: np.random.Generator
-) -> Counts:
-    """Numbers of fakes in each stratum as the posterior has them: int64 (draws, …, h).
-
-    `sizes` and `flagged` (h,); of `labelled` (…, h) images each `fakes` (…, h) are fake.
-    """
-    seen, found = np.asarray(labelled, np.int64), np.asarray(fakes, np.int64)
-    prior = np.minimum(0.5, 1 / np.where(flagged, max(flagged.sum(), 1), max((~flagged).sum(), 1)))
-    chances = rng.beta(found + prior, seen - found + prior, size=(draws, *found.shape))
-    drawn: Counts = found + rng.binomial(np.broadcast_to(sizes - seen, found.shape), chances)
-    return drawn
-
-
-def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mapping[str, Draws]:
-    """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide by 0 is 0."""
-    counted = np.asarray(fakes, np.float64)
-    total, hits = counted.sum(-1), counted[..., flagged].sum(-1)
-    recall = np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
-    return {"prevalence": total / max(int(sizes.sum()), 1), "precision": hits / max(int(sizes[flagged].sum()), 1), "recall": recall}
-
-
-def _settled(stratum: LabelledStratum, *, fake: bool) -> LabelledStratum:
-    fakes, reals = (stratum.unsure, 0) if fake else (0, stratum.unsure)
-    return replace(stratum, fakes=stratum.fakes + fakes, reals=stratum.reals + reals, unsure=0)
-
-
-def _missing(name: str, strata: Sequence[LabelledStratum], point: float) -> str | None:
-    """Why a figure is not defined, or None."""
-    asked = [one for one in strata if one.flagged or name != "precision"]
-    if not asked:
-        return "no image is flagged as fake" if name == "precision" else "there are no images"
-    if unseen := [one.name for one in asked if one.size and not one.labelled]:
-        return f"no image of stratum {', '.join(unseen)} is labelled"
-    if name == "recall" and not point and not any(one.fakes for one in strata):
-        return "no labelled image is fake"
-    return None
-
-
-_NEARLY = 1 - 1e-9  # candidates by floating point are looked at again with whole numbers
 
 
 @dataclass(frozen=True)
@@ -188,6 +135,11 @@ class Discoveries:
 def discoveries(references: References, counts: ArrayLike, rate: float) -> Discoveries:
     """Those among images that `References.counted` has counted: by Benjamini and Hochberg at a rate between 0 and 1, exactly.
 
+    Conformal p-values (Vovk, Gammerman and Shafer 2005) against reals that nothing was fitted on, and the procedure of Benjamini and
+    Hochberg (1995) over them. Such p-values share their references and so depend on each other, but positively, and the procedure keeps its
+    promise (Bates, Candès, Lei, Romano and Sesia 2023, "Testing for outliers with conformal p-values", theorem 2): of what it lists, the
+    expected share of reals is at most the rate, if the archive's reals score like the references.
+
     A p-value can only be one of n + 1 numbers, so that counts of each are all there is to know, and their sums all there is to do.
     """
     at = np.asarray(counts, np.int64)
@@ -208,3 +160,47 @@ def discoveries(references: References, counts: ArrayLike, rate: float) -> Disco
 def fewest_listed(references: References, tested: int, rate: float) -> int:
     """How many of the images tested must score above every real, for a list of any: with too few references no list can be."""
     return int(-(-tested // (Fraction(str(rate)) * (references.n + 1))))
+
+
+def drawn_fakes(
+    sizes: Counts, flagged: NDArray[np.bool_], fakes: ArrayLike, labelled: ArrayLike, *, draws: int, rng: np.random.Generator
+) -> Counts:
+    """Numbers of fakes in each stratum as the posterior has them: int64 (draws, …, h).
+
+    `sizes` and `flagged` (h,); of `labelled` (…, h) images each `fakes` (…, h) are fake.
+    """
+    seen, found = np.asarray(labelled, np.int64), np.asarray(fakes, np.int64)
+    # Jeffreys' Beta(½, ½) where one stratum or two are flagged, and so for the others. In longer sums those halves add up: each of seven
+    # strata without a fake would be taken for half an image's worth of them. So from two on one pseudo-image of each class is shared among
+    # the flagged strata, and one among the others, as Berger, Bernardo and Sun (2015, "Overall objective priors") share one among the cells
+    # of a table. Intervals of 95 % then cover 93 to 98 % in the tests; with a half for each stratum they cover the prevalence and recall of
+    # rare fakes in as few as 57 %.
+    prior = np.minimum(0.5, 1 / np.where(flagged, max(flagged.sum(), 1), max((~flagged).sum(), 1)))
+    chances = rng.beta(found + prior, seen - found + prior, size=(draws, *found.shape))
+    drawn: Counts = found + rng.binomial(np.broadcast_to(sizes - seen, found.shape), chances)
+    return drawn
+
+
+def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mapping[str, Draws]:
+    """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide by 0 is 0."""
+    counted = np.asarray(fakes, np.float64)
+    total, hits = counted.sum(-1), counted[..., flagged].sum(-1)
+    recall = np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
+    return {"prevalence": total / max(int(sizes.sum()), 1), "precision": hits / max(int(sizes[flagged].sum()), 1), "recall": recall}
+
+
+def _settled(stratum: LabelledStratum, *, fake: bool) -> LabelledStratum:
+    fakes, reals = (stratum.unsure, 0) if fake else (0, stratum.unsure)
+    return replace(stratum, fakes=stratum.fakes + fakes, reals=stratum.reals + reals, unsure=0)
+
+
+def _missing(name: str, strata: Sequence[LabelledStratum], point: float) -> str | None:
+    """Why a figure is not defined, or None."""
+    needed = [one for one in strata if one.flagged or name != "precision"]
+    if not needed:
+        return "no image is flagged as fake" if name == "precision" else "there are no images"
+    if unseen := [one.name for one in needed if one.size and not one.labelled]:
+        return f"no image of stratum {', '.join(unseen)} is labelled"
+    if name == "recall" and not point and not any(one.fakes for one in strata):
+        return "no labelled image is fake"
+    return None

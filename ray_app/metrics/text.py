@@ -1,6 +1,6 @@
-"""How close a predicted prompt comes to the true one: BLEU-4, ROUGE-L, token F1, Jaccard's index of tags. Knows texts; knows no images.
+"""How close a predicted prompt is to the true one: `bleu4`, `rouge_l`, `token_f1`, `tag_jaccard`.
 
-sacrebleu and rouge-score come with `touchstone[evaluate]`; without them their figures are not defined, and say so.
+sacrebleu and rouge-score come with `touchstone[evaluate]`; without them their figures are undefined, with that reason.
 """
 
 import re
@@ -10,7 +10,6 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from ray_app.attribution.prompts import normalised_prompt as normalised_prompt
 from ray_app.metrics.arrays import Counts, MetricEstimate, undefined
 from ray_app.metrics.intervals import DRAWS, mean_figure, resampled
 
@@ -18,39 +17,6 @@ _NOTHING = "no image with both a predicted and a true prompt"
 _EXTRA = "needs {}: pip install 'touchstone[evaluate]'"
 
 _WORD = re.compile(r"[^\W_]+")
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in any script, without case and punctuation: what ROUGE-L and token F1 compare."""
-    return _WORD.findall(text.casefold())
-
-
-def token_f1(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
-    """The mean over images of 2 · shared / all words, each as often as it stands there; two texts without words are alike."""
-    return mean_figure([_shared(one, other) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
-
-
-def tag_jaccard(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
-    """The mean over images of Jaccard's index of both sets of tags, what stands between commas (specs/localization.md §6.2.5).
-
-    Tags are compared word by word, without case and punctuation; two texts without tags are alike.
-    """
-    return mean_figure([_jaccard(tags_of(one), tags_of(other)) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
-
-
-def tags_of(text: str) -> set[str]:
-    """The different parts of a text between commas."""
-    return {" ".join(words) for part in text.split(",") if (words := words_of(part))}
-
-
-def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
-    """The mean over images of ROUGE-L's F measure (Lin 2004, rouge-score) on `words_of`, which for English are its own words."""
-    if find_spec("rouge_score") is None:
-        return undefined(_EXTRA.format("rouge-score"))
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
-    return mean_figure([scorer.score(other, one)["rougeL"].fmeasure for one, other in zip(predicted, truth, strict=True)], _NOTHING)
 
 
 def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
@@ -75,8 +41,41 @@ def bleu4(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
     return resampled(score(counts.sum(axis=0)), drawn, n)
 
 
+def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of ROUGE-L's F measure (Lin 2004, rouge-score) on `words_of`, which for English are its own words."""
+    if find_spec("rouge_score") is None:
+        return undefined(_EXTRA.format("rouge-score"))
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    return mean_figure([scorer.score(other, one)["rougeL"].fmeasure for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def token_f1(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of 2 · shared / all words, each as often as it stands there; two texts without words are alike."""
+    return mean_figure([_shared(one, other) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def tag_jaccard(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
+    """The mean over images of Jaccard's index of both sets of tags, what stands between commas (specs/localization.md §6.2.5).
+
+    Tags are compared word by word, without case and punctuation; two texts without tags are alike.
+    """
+    return mean_figure([_jaccard(tags_of(one), tags_of(other)) for one, other in zip(predicted, truth, strict=True)], _NOTHING)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in any script, without case and punctuation: what ROUGE-L and token F1 compare."""
+    return _WORD.findall(text.casefold())
+
+
+def tags_of(text: str) -> set[str]:
+    """The different parts of a text between commas."""
+    return {" ".join(words) for part in text.split(",") if (words := words_of(part))}
+
+
 class _Words:
-    """`words_of`, as rouge-score asks for it."""
+    """`words_of`, as rouge-score calls it."""
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text."""

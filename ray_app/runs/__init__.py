@@ -1,4 +1,4 @@
-"""The run directory: rows, identity, what is done, what is current. Knows files and ids; knows nothing of Ray or torch."""
+"""The run directory: rows, identity, what is done, what is current."""
 
 from ray_app.runs.artifacts import block_features, feature_rows, kept_features, mask_image, mask_rows, vectors_of, write_features
 from ray_app.runs.directory import RunDirectory

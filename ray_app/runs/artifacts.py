@@ -1,11 +1,6 @@
-"""Masks as rows of PNG bytes, and back. Knows no detector.
+"""Masks as rows of PNG bytes (`mask_rows`, `mask_image`), and embeddings as rows of Parquet (`write_features`, `kept_features`).
 
-Embeddings as rows of Parquet, and back. Knows vectors, ids and files; knows no detector.
-
-    features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings stands in the file's metadata
-
-One file per block and detector, since detectors have vectors of different widths; they are left as they are when parts are merged: a
-block of 256 images of 768 numbers is 0.8 MB, which no merging would make smaller.
+features/<detector>/<manifest>/<block>.parquet    FEATURE columns; what decides the embeddings stands in the file's metadata
 """
 
 import io
@@ -73,6 +68,8 @@ def mask_png(mask: Pixels) -> bytes:
     return buffer.getvalue()
 
 
+# One file per block and detector, since detectors have vectors of different widths; they are left as they are when parts are merged: a
+# block of 256 images of 768 numbers is 0.8 MB, which no merging would make smaller.
 FACTS = b"touchstone.features"
 Vectors = npt.NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""Parts → the few larger files that people read. Knows rows and sizes; which blocks are whose is the run directory's matter."""
+"""Parts → the few larger files that people read (`consecutive`, `Compactor`, `Merger`)."""
 
 import io
 from collections.abc import Container, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The run directory: where its files lie, what is done, and how parts become the files that people read.
+"""The run directory (`RunDirectory`): where its files lie, what is done, and how parts become published files.
 
 A block is done when its part exists or a published file covers it; both are facts on disk, read back by listing names.
 """

@@ -1,8 +1,7 @@
-"""What must be equal for two commands to share a run directory, and what differs when they may not.
+"""What two commands must share to use one directory: a run's identity (`fingerprint`, `differences`), and the JSON file by which any
+command's directory is claimed (`claim_directory`, `is_claimed`).
 
 Only what changes a score or a verdict belongs here; workers, retries and cluster do not.
-
-Whose a directory is that a command fills: a JSON file in it names all that the next command on it must match. Knows no command.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""The current row of each member, whatever the run went through; bounded memory.
+"""The current row of each member, whatever the run went through (`current_tables`, `current_rows`, `current_masks`), in bounded memory.
 
-Is there exactly one row for each member? Compares a run's rows with its manifests, stretch by stretch. Reads ids alone.
+`check_conservation` compares a run's rows with its manifests: exactly one row for each member.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""A retry: a small run inside the run, of the members whose current row has one of some statuses. Knows files and ids; scores nothing.
+"""A retry: a small run inside the run, of the members whose current row has one of some statuses (`begin_retry`, `merge_retry`).
 
     retries/<k>/retry.json              the statuses, of session k
     retries/<k>/manifest/0/…            the members under their own ids, in the order of their manifests
@@ -6,7 +6,7 @@
     retries/<k>/masks/00000/…           and features/<detector>/00000/…
 
 It is begun when its manifest is complete. When all its blocks are done, the new rows take the places of the old ones, file by file, and
-the folder goes. Every step can be repeated, so that a retry which was interrupted anywhere is finished by going through it again.
+the folder goes. Every step can be repeated, so that an interrupted retry is finished by going through it again.
 """
 
 import shutil

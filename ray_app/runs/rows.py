@@ -1,10 +1,6 @@
-"""Members and what was found about them → one Arrow table of result rows. Columnar; nothing is looked up, nothing is dropped.
+"""Members and what was found about them → Arrow tables: result rows (`result_rows`), and all tables of a block (`block_tables`).
 
-`with_reasons` makes rows of an older schema speak as those of today.
-
-Scores of recompressed views as a column of result rows, and back. Knows no detector and no threshold.
-
-All that a block's members have on disk, as tables: rows, masks, embeddings. A member whose own cannot be made costs itself alone.
+`with_reasons` brings rows of an older schema to today's; `stability_views` reads the scores of recompressed views back.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -205,6 +201,7 @@ class BlockTables:
         ]
 
 
+# A member whose own rows cannot be made costs itself alone.
 def block_tables(
     members: pa.Table,
     scored: BlockResult,

@@ -1,4 +1,7 @@
-"""The columns of a result row, and what older ones mean today. Additive: a reader of schema n reads n-1; a column is never renamed."""
+"""The columns of a result row (`row_schema`), and what older ones mean today (`reason_of`).
+
+Additive: a reader of schema n reads n-1; a column is never renamed.
+"""
 
 from collections.abc import Sequence
 

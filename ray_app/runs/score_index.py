@@ -1,4 +1,4 @@
-"""What a run already knows of certain bytes, by their digest: a sorted file per published one, memory-mapped where it is asked.
+"""The scores that a run has for certain bytes, by their digest (`ScoreIndex`, `build_index`): a sorted file per published one.
 
     reuse/<manifest>-<first>-<last>.arrow    rows of those blocks that have scores, sorted by the first 8 bytes of the SHA-256
 

@@ -1,11 +1,7 @@
-"""What a run found, counted in one streaming pass over its current rows: the content of `summary.json`.
+"""What a run found (`summarise`), counted in one streaming pass over its current rows: the content of `summary.json`.
 
-What a run's profile says, counted and looked for on columns of result rows. Knows columns; knows no model and no page.
-
-How many files say of themselves that a model made them, and what the detectors said of those: counted on columns, no JSON is parsed.
-
-A row's JSON is this package's own (`Provenance.row`), and every quote inside a value is escaped: what stands between bare quotes is a
-key or a closed word, and `ai_declared` comes last.
+`ProfileCounter` counts predicted generators and prompts, `DeclarationCounter` the files that declare a generative model in their metadata,
+`bottleneck` names the stage that limits a run.
 """
 
 from collections import Counter, defaultdict
@@ -121,6 +117,8 @@ def _profiles_highest(told: Sequence[ToldProfile], flagged: pa.Table) -> list[To
 
 
 C2PA_STATES = ("trusted", "intact", "invalid", "unreadable")
+# Declarations are counted on columns, no JSON is parsed: a row's JSON is this package's own (`Provenance.row`), and every quote inside a
+# value is escaped, so that what stands between bare quotes is a key or a closed word, and `ai_declared` comes last.
 NO_VERDICT = "none"
 
 

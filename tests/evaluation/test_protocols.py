@@ -16,8 +16,8 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation import protocols
 from ray_app.evaluation.protocols import CONVENTIONS, ProtocolRow, Reference, load_protocol, releases_of
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.detection import DETECTION
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts
+from tests.metrics.drawn import DETECTION
 
 
 def generator(label, right, n, unscored=0):

@@ -8,8 +8,8 @@ from sklearn import metrics as sk
 from ray_app.errors import ConfigError, ExitCode
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
-from ray_app.metrics.detection import DETECTION
 from tests.evaluation.made import made_run, random_rows
+from tests.metrics.drawn import DETECTION
 from tests.runs.small_run import NAME, new_run, relist, score_blocks, write_files
 
 

@@ -20,6 +20,11 @@ BOTH = {
     "chances of 0 and 1": (np.array([-40.0, 30.0, 40.0] * 40), np.array([-40.0, -35.0, 36.0] * 40)),
 }
 EMPTY = ScoreHistogram.of([])
+# What `detection_of` computes, in its order.
+DETECTION = (
+    "tpr", "tnr", "balanced_accuracy", "accuracy", "f1", "precision", "auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01",
+    "log_loss", "brier", "ece", "precision_at_prior_01", "precision_at_prior_1", "precision_at_prior_10",
+)  # fmt: skip
 
 
 def histograms(fakes, reals):

@@ -9,8 +9,8 @@ from sklearn import metrics as sk
 from torchmetrics import functional as tm
 
 from ray_app.detectors.card import Platt
-from ray_app.metrics import DETECTION, ScoreHistogram, curve_points, detection_of, proportion_interval, risk_coverage
-from tests.metrics.drawn import BOTH, EMPTY, histograms, joined
+from ray_app.metrics import ScoreHistogram, curve_points, detection_of, proportion_interval, risk_coverage
+from tests.metrics.drawn import BOTH, DETECTION, EMPTY, histograms, joined
 
 CALIBRATION = Platt(slope=0.7, intercept=-0.4)
 CASES = pytest.mark.parametrize("case", BOTH)

@@ -1,6 +1,6 @@
-"""The published layouts of labelled images, by name: one module each, which says how its labels are told. Opens no image.
+"""The published layouts of labelled images, by name (`LAYOUTS`, `make_layout`).
 
-A layout that there is not yet is a class in a module of its own, and a line here.
+A further layout is a class in a module of its own, and a line here.
 """
 
 from collections.abc import Mapping

@@ -1,12 +1,7 @@
-"""What every layout offers, and what several need to read names by. Knows names and columns; opens no image.
+"""What every layout offers (`DatasetLayout`), the two that are of no one data set (`Folders`, `LabelColumns`), and what layouts read with.
 
-Labels in columns of any source: Parquet, CSV, JSON lines, or the sidecars of a WebDataset (fields of `.json`, and `cls`, `txt`).
-
-Labels in the names of folders: …/real/… and …/fake/…, or 0_real and 1_fake. Knows paths; reads nothing.
-
-How the Hugging Face hub names the Parquet files of a data set. Knows names alone.
-
-Files that tell of images which lie elsewhere, as CSV and JSON. Knows places and rows, not what a row means.
+`LabelColumns`: labels in columns of Parquet, CSV, JSON lines, or sidecars of a WebDataset. `Folders`: labels in the names of folders.
+`read_json`, `read_csv`: label files beside the images. `split_of`, `config_of`: the names of Parquet files on the Hugging Face hub.
 """
 
 import csv
@@ -33,8 +28,17 @@ _NO_IMAGES = re.compile(
     r".*\.(csv|tsv|json|jsonl|ndjson|txt|md|ya?ml|xml|html|pdf|npy|npz|pt|pth|pkl|py|ipynb|log|sh|toml|ini|db|parquet|arrow)", re.IGNORECASE
 )
 
-# 00017.tar, train-000017.tar: a piece of something, whose name says nothing of what is in it.
+# 00017.tar, train-000017.tar: a piece of something, whose name does not describe its content.
 _SHARD = re.compile(r"(.*\D)?\d{3,}(-of-\d+)?")
+
+FOLDER_LABELS: dict[str, Label] = {"real": "real", "0_real": "real", "fake": "fake", "1_fake": "fake"}
+
+# data/train-00000-of-00070.parquet, as `datasets` writes them
+_HUB_SHARD = re.compile(r"([^/]+?)-\d{3,}-of-\d{3,}[^/]*\.parquet$")
+# core/partial-train/0000.parquet, as on the branch refs/convert/parquet
+_CONVERTED = re.compile(r"(?:^|/)([^/]+)/(?:partial-)?([^/]+)/\d{4}\.parquet$")
+
+_MOST_BYTES = 2**31  # the largest published one has 195 MB
 
 
 class DatasetLayout(Frozen):
@@ -64,6 +68,88 @@ class DatasetLayout(Frozen):
     def subset(self, item: ListedMember, labels: Labels) -> str:
         """Which of the published numbers the member counts to."""
         return labels.split or "all"
+
+
+class Folders(DatasetLayout):
+    """The innermost folder of such a name gives the label; folders above it are not searched for one.
+
+    `generator`: of all fakes; else the folder `generator_folder` steps from that folder: 1 the next below, −1 the one above. Where there
+    is none, fakes are of `unknown`. `split_folder` counts alike; null = no splits. A zip or tar is a folder too, a numbered shard is not.
+    """
+
+    generator: str | None = None
+    generator_folder: int = 1
+    split_folder: int | None = None
+
+    def labels(self, item: ListedMember) -> Labels | None:
+        """From the path, also that in a zip or tar."""
+        if is_no_image(place_of(item)):
+            return None
+        folders, at = labelled_folder(item)
+        label = FOLDER_LABELS[folders[at].lower()]
+        near = _step(folders, at, self.generator_folder)
+        split = None if self.split_folder is None else _step(folders, at, self.split_folder)
+        return Labels(label, real_of(near) if label == "real" else self.generator or near or "unknown", split=split)
+
+
+class CommunityForensicsFolders(Folders):
+    """The folders that Community Forensics trains on: `<generator>/<real|fake>/<file>`, with an index.csv that it makes itself.
+
+    Source: specs/detectors.md §7a.
+    """
+
+    generator_folder: int = -1
+
+
+class LabelColumns(DatasetLayout):
+    """Which column holds what. Only the label must be there; images without a `group` of their own are grouped by their prompts.
+
+    `mask`: images in the table itself, or, in a list or with `root`, their uris; relative ones are below `root`, and so is every local one
+    that an archive names. A real's mask is ignored. Without a column of generators all fakes are of `unknown`, without one of groups
+    and prompts every image is for itself.
+    """
+
+    label: str = "label"
+    generator: str = "generator"
+    mask: str = "mask"
+    prompt: str = "prompt"
+    split: str = "split"
+    group: str = "group"
+    root: str | None = None
+
+    def labels(self, item: ListedMember) -> Labels:
+        """From the columns; a ClassLabel's number by its name."""
+        item = with_sidecar(item)
+        label = class_label(item, self.label)
+        generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
+        if label == "fake" and generator is not None and (generator == "real" or generator.startswith("real:")):
+            raise contradiction(item, f"labelled fake, but its {self.generator} is '{generator}'")
+        return Labels(
+            label,
+            real_of(generator) if label == "real" else generator or "unknown",
+            self._mask(item) if label == "fake" else None,
+            prompt,
+            text(item.input, self.split),
+            text(item.input, self.group) or prompt_group(prompt),
+        )
+
+    def _mask(self, item: ListedMember) -> str | None:
+        place = text(item.input, f"{self.mask}_uri") or text(item.input, self.mask)
+        if place is None:
+            return None
+        if strip_secrets(place) != place:
+            raise contradiction(item, f"its mask {strip_secrets(place)} is named with a key, and secrets are not kept")
+        if "://" not in place and not place.startswith("/"):
+            if self.root is None:
+                raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
+            place = place_below(shown(self.root), place)
+        # A root of the user's states that masks lie outside the archive; local ones lie below it.
+        root = None if self.root is None else shown(self.root)
+        is_below_root = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
+        is_of_list = not isinstance(item, ListedWithColumns)  # a file that no list names has its columns from a table beside it
+        if not (is_below_root or (is_of_list and may_name(item.uri, item.member, place))):
+            raise contradiction(item, f"an archive may not say that its mask lies at {place}, unless arguments.root does")
+        return place
 
 
 def place_of(item: ListedMember) -> str:
@@ -128,51 +214,13 @@ def class_label(item: ListedMember, name: str) -> Label:
     return parse_label(number if named is None else named, f"{where(item)}, column '{name}'")
 
 
-def contradiction(item: ListedMember, told: str) -> ConfigError:
-    """What to say of a member whose labels do not agree."""
-    return ConfigError(f"{where(item)}: {told}", hint="such a member cannot be labelled: leave it out (--exclude) or correct its source")
-
-
-def _is_row(item: ListedMember) -> bool:
-    return item.place is not None and item.place.kind == "parquet"
-
-
-FOLDER_LABELS: dict[str, Label] = {"real": "real", "0_real": "real", "fake": "fake", "1_fake": "fake"}
-
-
-class Folders(DatasetLayout):
-    """The innermost folder of such a name says the label; folders above it are not looked at for one.
-
-    `generator`: of all fakes; else the folder `generator_folder` steps from that folder: 1 the next below, −1 the one above. Where there
-    is none, fakes are of `unknown`. `split_folder` counts alike; null = no splits. A zip or tar is a folder too, a numbered shard is not.
-    """
-
-    generator: str | None = None
-    generator_folder: int = 1
-    split_folder: int | None = None
-
-    def labels(self, item: ListedMember) -> Labels | None:
-        """From the path, also that in a zip or tar."""
-        if is_no_image(place_of(item)):
-            return None
-        folders, at = labelled_folder(item)
-        label = FOLDER_LABELS[folders[at].lower()]
-        near = _step(folders, at, self.generator_folder)
-        split = None if self.split_folder is None else _step(folders, at, self.split_folder)
-        return Labels(label, real_of(near) if label == "real" else self.generator or near or "unknown", split=split)
-
-
-class CommunityForensicsFolders(Folders):
-    """The folders that Community Forensics trains on: `<generator>/<real|fake>/<file>`, with an index.csv that it makes itself.
-
-    Source: specs/detectors.md §7a.
-    """
-
-    generator_folder: int = -1
+def contradiction(item: ListedMember, reason: str) -> ConfigError:
+    """The error for a member whose labels do not agree."""
+    return ConfigError(f"{where(item)}: {reason}", hint="such a member cannot be labelled: leave it out (--exclude) or correct its source")
 
 
 def labelled_folder(item: ListedMember) -> tuple[list[str], int]:
-    """The folders of a member's path, and which of them is the innermost that says a label. Raises ConfigError where none does."""
+    """The folders of a member's path, and which of them is the innermost that gives a label. Raises ConfigError where none does."""
     folders = folders_of(item)
     found = [number for number, name in enumerate(folders) if name.lower() in FOLDER_LABELS]
     if not found:
@@ -182,39 +230,25 @@ def labelled_folder(item: ListedMember) -> tuple[list[str], int]:
     return folders, found[-1]
 
 
-def _step(folders: list[str], at: int, steps: int) -> str | None:
-    place = at + steps
-    return folders[place] if 0 <= place < len(folders) and folders[place] else None
-
-
-# data/train-00000-of-00070.parquet, as `datasets` writes them
-_HUB_SHARD = re.compile(r"([^/]+?)-\d{3,}-of-\d{3,}[^/]*\.parquet$")
-# core/partial-train/0000.parquet, as on the branch refs/convert/parquet
-_CONVERTED = re.compile(r"(?:^|/)([^/]+)/(?:partial-)?([^/]+)/\d{4}\.parquet$")
-
-
 def split_of(uri: str) -> str | None:
-    """The split that a shard is of; None where its name does not say."""
+    """The split that a shard is of; None where its name does not show it."""
     if match := _HUB_SHARD.search(uri):
         return match.group(1)
     return match.group(2) if (match := _CONVERTED.search(uri)) else None
 
 
 def config_of(uri: str) -> str | None:
-    """The configuration that a shard is of: the folder it lies in, `default` for `data`; None where its name does not say."""
+    """The configuration that a shard is of: the folder it lies in, `default` for `data`; None where its name does not show it."""
     if match := _HUB_SHARD.search(uri):
         folder = uri[: match.start(1)].rstrip("/").rpartition("/")[2]
         return "default" if folder == "data" else folder
     return match.group(1) if (match := _CONVERTED.search(uri)) else None
 
 
-_MOST_BYTES = 2**31  # the largest published one has 195 MB
-
-
 def read_json(place: str) -> Any:
     """The content of a JSON file at any URL. Raises ConfigError."""
     try:
-        return json.loads(_fetcher(place).fetch(shown(place), "", _MOST_BYTES))
+        return json.loads(Fetcher(signed=[place]).fetch(shown(place), "", _MOST_BYTES))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{shown(place)}: not JSON: {error}") from None
     except InputError as error:
@@ -226,7 +260,7 @@ def read_csv(place: str) -> Iterator[tuple[int, dict[str, str]]]:
     as many values as the header.
     """
     try:
-        with _fetcher(place).open(shown(place), "") as file:
+        with Fetcher(signed=[place]).open(shown(place), "") as file:
             lines = csv.DictReader(io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", newline=""), strict=True)
             for row in lines:
                 if None in row or None in row.values():
@@ -257,61 +291,15 @@ def root_of(root: str | None, file: str) -> str:
 
 
 def entered(found: dict[str, Any], place: str, value: Any, file: str) -> None:
-    """Note what a file says of an image. Raises ConfigError where it says something else of the same image elsewhere."""
+    """Record a file's entry for an image. Raises ConfigError where it has another entry for the same image."""
     if found.setdefault(place, value) != value:
         raise ConfigError(f"{shown(file)}: {place} is there twice, as [{found[place]}] and as [{value}]")
 
 
-def _fetcher(place: str) -> Fetcher:
-    return Fetcher(signed=[place])
+def _is_row(item: ListedMember) -> bool:
+    return item.place is not None and item.place.kind == "parquet"
 
 
-class LabelColumns(DatasetLayout):
-    """Which column says what. Only the label must be there; images without a `group` of their own are grouped by their prompts.
-
-    `mask`: images in the table itself, or, in a list or with `root`, their uris; relative ones are below `root`, and so is every local one
-    that an archive names. A real's mask is not looked at. Without a column of generators all fakes are of `unknown`, without one of groups
-    and prompts every image is for itself.
-    """
-
-    label: str = "label"
-    generator: str = "generator"
-    mask: str = "mask"
-    prompt: str = "prompt"
-    split: str = "split"
-    group: str = "group"
-    root: str | None = None
-
-    def labels(self, item: ListedMember) -> Labels:
-        """From the columns; a ClassLabel's number by its name."""
-        item = with_sidecar(item)
-        label = class_label(item, self.label)
-        generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
-        if label == "fake" and generator is not None and (generator == "real" or generator.startswith("real:")):
-            raise contradiction(item, f"labelled fake, but its {self.generator} is '{generator}'")
-        return Labels(
-            label,
-            real_of(generator) if label == "real" else generator or "unknown",
-            self._mask(item) if label == "fake" else None,
-            prompt,
-            text(item.input, self.split),
-            text(item.input, self.group) or prompt_group(prompt),
-        )
-
-    def _mask(self, item: ListedMember) -> str | None:
-        place = text(item.input, f"{self.mask}_uri") or text(item.input, self.mask)
-        if place is None:
-            return None
-        if strip_secrets(place) != place:
-            raise contradiction(item, f"its mask {strip_secrets(place)} is named with a key, and secrets are not kept")
-        if "://" not in place and not place.startswith("/"):
-            if self.root is None:
-                raise contradiction(item, f"the mask '{place}' is a relative path; arguments.root says below which folder it lies")
-            place = place_below(shown(self.root), place)
-        # A root of the user's says that masks lie outside the archive; local ones lie below it.
-        root = None if self.root is None else shown(self.root)
-        is_told = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
-        is_of_list = not isinstance(item, ListedWithColumns)  # a file that no list names has its columns from a table beside it
-        if not (is_told or (is_of_list and may_name(item.uri, item.member, place))):
-            raise contradiction(item, f"an archive may not say that its mask lies at {place}, unless arguments.root does")
-        return place
+def _step(folders: list[str], at: int, steps: int) -> str | None:
+    place = at + steps
+    return folders[place] if 0 <= place < len(folders) and folders[place] else None

@@ -1,4 +1,4 @@
-"""Community Forensics as Parquet on the hub: thousands of generators. Source: specs/detectors.md §7a."""
+"""Community Forensics as Parquet on the hub: thousands of generators (`CommunityForensics`). Source: specs/detectors.md §7a."""
 
 from collections.abc import Mapping
 

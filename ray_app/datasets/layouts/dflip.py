@@ -1,4 +1,4 @@
-"""DFLIP-3K, whose two generations have little in common: JSON that tells of files, or shards. Source: specs/localization.md §5.
+"""DFLIP-3K, both versions (`Dflip`): label files in JSON, or shards. Source: specs/localization.md §5.
 
 Version 1: id → record, of fakes alone, one file of metadata per family; its values are texts that may be missing. The files are
 `<id>.<ext>`, and an id ends at the first dot. Version 2: a list of {image_path, is_fake, family_id, version_id, split}; or, as the hub has
@@ -33,41 +33,17 @@ from ray_app.errors import ConfigError
 FAMILIES_V1 = {"dalle": "dalle-2", "mj": "midjourney", "sd": "stable-diffusion", "pd": None}
 # Version 2: a family's id is its place in this list.
 FAMILIES_V2 = (
-    "aura_flow",
-    "chroma",
-    "flux.1_d",
-    "flux.1_s",
-    "flux2-dev",
-    "gpt-image-1",
-    "hidream",
-    "hunyuan",
-    "illustrious",
-    "imagen4",
-    "kolors",
-    "nano_banana",
-    "nano_banana_pro",
-    "noobai",
-    "pixart",
-    "playground_v2",
-    "pony",
-    "pony_v7",
-    "qwen",
-    "sd_1.5",
-    "sd_2.1",
-    "sd_3.5_large",
-    "sd_3.5_medium",
-    "sdxl_1.0",
-    "seedream",
-    "stable_cascade",
-    "z-image",
-)
+    "aura_flow", "chroma", "flux.1_d", "flux.1_s", "flux2-dev", "gpt-image-1", "hidream", "hunyuan", "illustrious", "imagen4", "kolors",
+    "nano_banana", "nano_banana_pro", "noobai", "pixart", "playground_v2", "pony", "pony_v7", "qwen", "sd_1.5", "sd_2.1", "sd_3.5_large",
+    "sd_3.5_medium", "sdxl_1.0", "seedream", "stable_cascade", "z-image",
+)  # fmt: skip
 _PUBLISHED_V2 = {"fake": 763_318, "real": 641_470}
 _PUBLISHED_SHARDS = {"fake": 768_586}
 _SHARDS = Folders(split_folder=-1)
 
 
 class Dflip(DatasetLayout):
-    """`file`: the JSON; the images are the source. Images that it does not tell of are left out. Null: the shards of version 2.
+    """`file`: the JSON; the images are the source. Images that it does not list are left out. Null: the shards of version 2.
 
     Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are below `root` (null = the JSON's folder).
     """
@@ -92,7 +68,7 @@ class Dflip(DatasetLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """Version 1: as many as the file tells of. Version 2: what its authors' code counts, of the shards what the hub's card says."""
+        """Version 1: as many as the file lists. Version 2: what its authors' code counts, of the shards what the hub's card states."""
         if self.file is None:
             return _PUBLISHED_SHARDS
         return {"all": len(self._records)} if self._has_ids else _PUBLISHED_V2
@@ -145,8 +121,8 @@ class Dflip(DatasetLayout):
 def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
     label, family = parse_label(record.get("is_fake"), f"{where}, is_fake"), record.get("family_id")
     if (label == "real") != (family is None):
-        told = f"is_fake is {record.get('is_fake')!r} and family_id {family!r}"
-        raise ConfigError(f"{where}: {told}", hint="reals, and reals alone, have none")
+        found = f"is_fake is {record.get('is_fake')!r} and family_id {family!r}"
+        raise ConfigError(f"{where}: {found}", hint="reals, and reals alone, have none")
     if family is not None and not (isinstance(family, int) and 0 <= family < len(FAMILIES_V2)):
         raise ConfigError(f"{where}: no family has the id {family!r}", hint=f"ids are 0 to {len(FAMILIES_V2) - 1}")
     prompt = text(record, "prompt")

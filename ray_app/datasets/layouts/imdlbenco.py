@@ -1,4 +1,4 @@
-"""The two ways in which IMDLBenCo keeps altered images and their masks. Source: specs/localization.md §3.2."""
+"""Altered images and their masks as IMDLBenCo keeps them (`ImdlbencoJson`, `ImdlbencoFolder`). Source: specs/localization.md §3.2."""
 
 from collections.abc import Iterable, Mapping
 from typing import Self

@@ -1,4 +1,4 @@
-"""OpenDeepfake-Preview, which the SigLIP2 detector was trained on: its numbers are the other way round. Source: specs/detectors.md §6."""
+"""OpenDeepfake-Preview, the training set of the SigLIP2 detector (`OpenDeepfakePreview`): 0 is fake. Source: specs/detectors.md §6."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,6 @@
-"""OpenFake: its Parquet on the hub, its label files, and its sets out of distribution. Source: specs/detectors.md §1b, §1c, §12.
+"""OpenFake: its Parquet on the hub (`OpenFake`), its label files (`OpenFakeCsv`), its sets out of distribution (`OpenFakeOod`).
 
-Version 1 takes every label but "real" for a fake, version 2 every one but a few words for a real. Here both have the words that they
-are documented with, and no default.
+Source: specs/detectors.md §1b, §1c, §12.
 """
 
 from collections.abc import Mapping
@@ -30,7 +29,9 @@ from ray_app.datasets.layouts.base import (
 )
 from ray_app.errors import ConfigError
 
-# Of version 2. `tampered` images are altered in part and come without masks: they are fit for detection, not for training masks.
+# Version 1 takes every label but "real" for a fake, version 2 every one but a few words for a real. Here both have the words that they are
+# documented with, and no default. These are of version 2; `tampered` images are altered in part and come without masks: they are fit for
+# detection, not for training masks.
 _FAKE_WORDS = ("synthetic", "full_synthetic", "tampered")
 # Version 2 calls reals with such a number for a name `pexels`; but it numbers all images of version 1 likewise, and some fall in there.
 _PEXELS = range(1_872_218, 2_438_963)
@@ -60,7 +61,7 @@ class OpenFake(DatasetLayout):
         return _labels(item.input, place_of(item), split_of(item.uri) or text(item.input, "split"), where(item))
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
-        """Configuration and split, as the shard's path tells them."""
+        """Configuration and split, as the shard's path names them."""
         return f"{config_of(item.uri) or 'default'}/{labels.split}"
 
 
@@ -87,7 +88,7 @@ class OpenFakeCsv(DatasetLayout):
             if not path:
                 raise ConfigError(f"{file}, line {line}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
             folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
-            entered(self._rows, place_below(root, folder + path), self._told(row, path, f"{file}, line {line}"), file)
+            entered(self._rows, place_below(root, folder + path), self._labels_of_row(row, path, f"{file}, line {line}"), file)
 
     @property
     def published(self) -> Mapping[str, int]:
@@ -102,9 +103,9 @@ class OpenFakeCsv(DatasetLayout):
     def labels(self, item: ListedMember) -> Labels | None:
         """Raises ConfigError as OpenFake."""
         place = place_of(item)
-        return self._rows.get(place) if self.file is not None else self._told(item.input, place, where(item))
+        return self._rows.get(place) if self.file is not None else self._labels_of_row(item.input, place, where(item))
 
-    def _told(self, row: Mapping[str, Any], path: str, where: str) -> Labels:
+    def _labels_of_row(self, row: Mapping[str, Any], path: str, where: str) -> Labels:
         if "typ" not in row and "label" not in row:
             raise ConfigError(f"{where}: neither a column 'typ' nor 'label'", hint=f"its columns: {', '.join(row) or 'none'}")
         if "typ" not in row:

@@ -1,4 +1,4 @@
-"""OpenSDI (OpenSDID): generated and locally altered images with masks, as Parquet on the hub. Source: specs/localization.md §2."""
+"""OpenSDI (OpenSDID): generated and locally altered images with masks, Parquet on the hub (`OpenSdi`). Source: specs/localization.md §2."""
 
 import re
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ _PUBLISHED = {
 class OpenSdi(DatasetLayout):
     """Columns `key`, `image`, `mask`, `label`; a key is `partial|entire/<generator>/real|fake/<id>.jpg`.
 
-    The hub's splits are named after generators. What is for training says `part`; null = as the repository in the path is called
-    (`OpenSDI_train`, `OpenSDI_test`, `tempplusdata` or their old names), else nothing. The mask of a real is not looked at; a fake
+    The hub's splits are named after generators. `part` decides what is for training; null = as the repository in the path is called
+    (`OpenSDI_train`, `OpenSDI_test`, `tempplusdata` or their old names), else nothing. The mask of a real is ignored; a fake
     without one is generated as a whole. Images of one id are one group.
     """
 
@@ -40,7 +40,7 @@ class OpenSdi(DatasetLayout):
 
     @property
     def published(self) -> Mapping[str, int]:
-        """The rows that the hub's cards tell, by part and split."""
+        """The rows that the hub's cards state, by part and split."""
         return _PUBLISHED
 
     def labels(self, item: ListedMember) -> Labels:

@@ -1,6 +1,5 @@
-"""Sample archives on disk: a small mixed one to try everything on, and many photographs to measure speed with.
-
-Knows folders and files. Knows nothing about detectors or runs.
+"""Sample archives on disk: a small mixed one to try everything on (`build_sample_archive`), and photographs to measure speed with
+(`write_photographs`).
 """
 
 import csv
@@ -12,16 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from ray_app.datasets.simulation.camera import CAMERAS, SimulatedEncoding, draw_encoding
+from ray_app.datasets.simulation.camera import CAMERAS, SUFFIXES, Pixels, SimulatedEncoding, draw_encoding
 from ray_app.datasets.simulation.decoders import DECODERS
 from ray_app.datasets.simulation.pairs import Split, make_pair
-from ray_app.datasets.simulation.scenes import render
-
-Pixels = NDArray[np.uint8]
-Rng = np.random.Generator
+from ray_app.datasets.simulation.scenes import Rng, render
 
 # Only what `touchstone-tiny` was not trained on, and only decoders that need no training.
 _SHOWN = Split(
@@ -29,7 +24,6 @@ _SHOWN = Split(
     cameras=("rangefinder", "mirrorless", "camcorder"),
     decoders=("bicubic", "transposed5", "sinc"),
 )
-_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 _BASES = ("hills", "leaves", "facades", "pebbles")
 _ALBUMS = ("desk", "desk/drafts", "travel/2019", "travel/2021", "wire")
 
@@ -67,41 +61,6 @@ def build_sample_archive(folder: Path, *, files: int = 60, seed: int = 0) -> Sam
     return SampleArchive(folder, labels, len(rows))
 
 
-def _load_scipy() -> None:
-    # Threads that import it at the same time for the first time may see half of it.
-    import scipy.fft
-    import scipy.ndimage  # noqa: F401
-
-
-def _picture(seed: int, index: int) -> tuple[str, bytes, str, str]:
-    """File `index` of the archive: the even ones are real, the odd ones fake; nothing else follows from the index."""
-    rng = np.random.default_rng([seed, 2, index])
-    long, aspect = 270 * (1024 / 270) ** rng.random() ** 1.7, rng.choice([1.0, 4 / 3, 3 / 2])  # many small, few large
-    sides = sorted((round(max(long / aspect, 200)), round(long)), reverse=bool(rng.random() < 0.3))
-    pair = make_pair(_SHOWN, DECODERS, rng, *sides)
-    encoding = draw_encoding(rng)
-    label, pixels, maker = ("fake", pair.fake, pair.decoder) if index % 2 else ("real", pair.real, f"camera:{pair.camera}")
-    number = hashlib.sha256(f"{seed}/{index}".encode()).hexdigest()[:6]
-    path = f"{rng.choice(_ALBUMS)}/{number}{_SUFFIX[encoding.format]}"
-    return path, encoding.encode(pixels), label, maker
-
-
-def _odd_files(rng: Rng) -> Iterator[tuple[str, bytes, str, str]]:
-    """Path, bytes, label (empty where there is no picture to label), maker."""
-    photo = CAMERAS["mirrorless"].shoot(render("hills", rng, 512, 768), rng)
-    jpeg = SimulatedEncoding("JPEG", 90).encode(photo)
-    yield "README.txt", b"Pictures made by a simulated camera and by simulated decoders.\n", "", ""
-    yield "wire/cut-short.jpg", jpeg[: len(jpeg) // 2], "", ""
-    yield "wire/nothing.jpg", b"", "", ""
-    stream = io.BytesIO()
-    Image.fromarray(photo).convert("CMYK").save(stream, "JPEG", quality=90)
-    yield "desk/for-print.jpg", stream.getvalue(), "real", "camera:mirrorless"
-    frames = [Image.fromarray(np.roll(photo, 24 * step, axis=1)).convert("P", palette=Image.Palette.ADAPTIVE) for step in range(3)]
-    stream = io.BytesIO()
-    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=200, loop=0)
-    yield "travel/2021/moving.gif", stream.getvalue(), "real", "camera:mirrorless"
-
-
 def write_photographs(
     folder: Path, count: int, *, size: tuple[int, int] = (1024, 768), quality: int = 90, seed: int = 0, start: int = 0
 ) -> list[Path]:
@@ -126,6 +85,41 @@ def write_photographs(
         Image.fromarray(curve[crop]).save(path, "JPEG", quality=quality)
         paths.append(path)
     return paths
+
+
+def _load_scipy() -> None:
+    # Threads that import it at the same time for the first time may see half of it.
+    import scipy.fft
+    import scipy.ndimage  # noqa: F401
+
+
+def _picture(seed: int, index: int) -> tuple[str, bytes, str, str]:
+    """File `index` of the archive: the even ones are real, the odd ones fake; nothing else follows from the index."""
+    rng = np.random.default_rng([seed, 2, index])
+    long, aspect = 270 * (1024 / 270) ** rng.random() ** 1.7, rng.choice([1.0, 4 / 3, 3 / 2])  # many small, few large
+    sides = sorted((round(max(long / aspect, 200)), round(long)), reverse=bool(rng.random() < 0.3))
+    pair = make_pair(_SHOWN, DECODERS, rng, *sides)
+    encoding = draw_encoding(rng)
+    label, pixels, maker = ("fake", pair.fake, pair.decoder) if index % 2 else ("real", pair.real, f"camera:{pair.camera}")
+    number = hashlib.sha256(f"{seed}/{index}".encode()).hexdigest()[:6]
+    path = f"{rng.choice(_ALBUMS)}/{number}{SUFFIXES[encoding.format]}"
+    return path, encoding.encode(pixels), label, maker
+
+
+def _odd_files(rng: Rng) -> Iterator[tuple[str, bytes, str, str]]:
+    """Path, bytes, label (empty where there is no picture to label), maker."""
+    photo = CAMERAS["mirrorless"].shoot(render("hills", rng, 512, 768), rng)
+    jpeg = SimulatedEncoding("JPEG", 90).encode(photo)
+    yield "README.txt", b"Pictures made by a simulated camera and by simulated decoders.\n", "", ""
+    yield "wire/cut-short.jpg", jpeg[: len(jpeg) // 2], "", ""
+    yield "wire/nothing.jpg", b"", "", ""
+    stream = io.BytesIO()
+    Image.fromarray(photo).convert("CMYK").save(stream, "JPEG", quality=90)
+    yield "desk/for-print.jpg", stream.getvalue(), "real", "camera:mirrorless"
+    frames = [Image.fromarray(np.roll(photo, 24 * step, axis=1)).convert("P", palette=Image.Palette.ADAPTIVE) for step in range(3)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    yield "travel/2021/moving.gif", stream.getvalue(), "real", "camera:mirrorless"
 
 
 def _base(seed: int, family: str, height: int, width: int) -> Pixels:

@@ -1,10 +1,6 @@
-"""Simulated cameras: linear light → lens → colour filter mosaic → noise → demosaic → tone → 8-bit sRGB-like pixels.
+"""Simulated cameras (`CAMERAS`): linear light → lens → colour filter mosaic → noise → demosaic → tone → 8-bit sRGB-like pixels.
 
-Knows sensors and in-camera processing. Knows nothing about scenes, decoders or files.
-
-Compression histories: resize, crop, format and quality, drawn once for a pair and applied to both of its pictures.
-
-Knows pixels and encoders. Knows nothing about which picture is real.
+`draw_history` draws what happens to a picture afterwards (resize, crop, format, quality), once for a pair and applied to both.
 """
 
 import io
@@ -15,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ray_app.datasets.simulation.scenes import Plane, blur, convolve
+from ray_app.datasets.simulation.scenes import Plane, Rng, blur, convolve
 
 Pixels = NDArray[np.uint8]
-Rng = np.random.Generator
 
 _CROSS = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 4
 _SQUARE = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 4
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)
 
 
 def masks(height: int, width: int, corner: tuple[int, int]) -> Plane:
@@ -205,10 +203,6 @@ CAMERAS: dict[str, CameraModel] = {
     "mirrorless": CameraModel(gradient_weighted, (0.2, 0.7), (5e-5, 2e-3), 0.0015, (0.1, 0.7), (0.1, 1.0), (0.2, 0.6), bits=14),
     "camcorder": CameraModel(chroma_median, (0.4, 0.9), (2e-4, 3e-3), 0.003, (0.1, 0.6), (0.3, 1.2), (0.4, 1.2), bits=10),
 }
-
-
-SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
-FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)
 
 
 @dataclass(frozen=True)

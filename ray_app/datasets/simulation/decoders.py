@@ -1,15 +1,7 @@
 """Upsampling decoders: what the last layers of a generative model leave in its pictures, on given content.
 
-A decoder reduces a picture to a small latent and paints it again at full size; the fine grain of the result comes from
-the latent and the upsampling, never from a sensor. Knows pixels. Knows nothing about cameras or files.
-
-Small autoencoders, trained for seconds on camera pictures: decoders whose upsampling layers were learned.
-
-Knows pixels and torch. Knows nothing about cameras or files.
-
-The generators of the simulated set: every decoder by name, the learned ones trained on pictures of their own split and kept in a store.
-
-Knows splits, cameras and scenes. Knows nothing about histories, labels or detectors.
+`DECODERS` have random weights; `LEARNED` are small autoencoders, trained for seconds on camera pictures of their own split
+(`train_generator`) and kept in a store (`keep_generator`, `kept_generators`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +10,51 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import nn
 
-from ray_app.datasets.simulation.camera import CAMERAS
+from ray_app.datasets.simulation.camera import CAMERAS, Pixels
 from ray_app.datasets.simulation.pairs import SPLITS, Decode
-from ray_app.datasets.simulation.scenes import render
+from ray_app.datasets.simulation.scenes import Rng, render
 from ray_app.storage import Store
 
-Pixels = NDArray[np.uint8]
-Rng = np.random.Generator
 Upsample = Callable[[torch.Tensor, Rng], torch.Tensor]
+
+_PICTURES, _SIDE_PX = 40, 448
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder of random weights: one or two doublings by one operator, with grain painted from latent noise.
+
+    It reduces a picture to a small latent and paints it again at full size; the fine grain of the result comes from the latent and the
+    upsampling, never from a sensor.
+
+    The grain goes through the same layers as the picture and follows local contrast, so that neither the presence
+    of fine detail nor its amount tells the classes apart.
+    """
+
+    upsample: Upsample
+
+    def __call__(self, pixels: Pixels, rng: Rng) -> Pixels:
+        """Reduce and repaint: (h, w, 3) uint8 → the same shape; h and w are multiples of 4."""
+        stages = 1 if rng.random() < 0.75 else 2
+        return self.painted(pixels, stages, rng)
+
+    def painted(self, pixels: Pixels, stages: int, rng: Rng, weights: Rng | None = None) -> Pixels:
+        """The same with so many doublings; `weights` draws those of the layers (None = `rng` does, so that no two pictures share them)."""
+        image = to_tensor(pixels)
+        latent = functional.interpolate(image, scale_factor=0.5**stages, mode="bilinear", antialias=True)
+        lost = image - functional.interpolate(latent, scale_factor=2.0**stages, mode="bilinear")
+        grain = _grain(functional.avg_pool2d(lost.abs(), 2**stages), rng)
+        seed = int((weights or rng).integers(2**32))
+        painted, texture = (self._paint(part, stages, np.random.default_rng(seed)) for part in (latent, grain))
+        return to_pixels(painted + texture)
+
+    def _paint(self, latent: torch.Tensor, stages: int, rng: Rng) -> torch.Tensor:
+        for _ in range(stages):
+            latent = self.upsample(latent, rng)
+        return latent
 
 
 def to_tensor(pixels: Pixels) -> torch.Tensor:
@@ -40,26 +65,6 @@ def to_tensor(pixels: Pixels) -> torch.Tensor:
 def to_pixels(image: torch.Tensor) -> Pixels:
     """(1, 3, h, w) float → (h, w, 3) uint8, clipped and rounded."""
     return np.asarray((image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def _mix(rng: Rng, size: int, sharp: tuple[float, float]) -> torch.Tensor:
-    """A 3→3 convolution of gain 1: a random soft or sharp stencil per colour, slightly leaking between colours."""
-    centre = size // 2
-    distance = np.hypot(*np.mgrid[-centre : size - centre, -centre : size - centre])
-    weight = np.zeros((3, 3, size, size), np.float32)
-    for out in range(3):
-        soft = np.exp(-0.5 * (distance / rng.uniform(0.5, 1.0)) ** 2) * np.exp(0.15 * rng.standard_normal((size, size)))
-        stencil = -rng.uniform(*sharp) * soft / soft.sum()
-        stencil[centre, centre] += 1 - stencil.sum()
-        leak = 0.05 * rng.standard_normal((3, size, size)) * soft
-        weight[out] = leak - leak.mean(axis=(1, 2), keepdims=True)
-        weight[out, out] += stencil
-    return torch.from_numpy(weight)
-
-
-def _conv(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    reach = weight.shape[-1] // 2
-    return functional.conv2d(functional.pad(image, (reach,) * 4, mode="replicate"), weight)
 
 
 def nearest(image: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -75,21 +80,6 @@ def bilinear(image: torch.Tensor, rng: Rng) -> torch.Tensor:
 def bicubic(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     """Bicubic ×2, then a convolution that may sharpen."""
     return _conv(functional.interpolate(image, scale_factor=2, mode="bicubic"), _mix(rng, 5, (-0.5, 0.5)))
-
-
-def _transposed(size: int, spread: float) -> Upsample:
-    def upsample(image: torch.Tensor, rng: Rng) -> torch.Tensor:
-        ramp = 1 - np.abs(np.arange(size) - (size - 1) / 2) / (size / 2)
-        weight = np.zeros((3, 3, size, size), np.float32)
-        for colour in range(3):
-            tap = np.outer(ramp, ramp) * np.exp(spread * rng.standard_normal((size, size)))
-            weight[colour, colour] = 4 * tap / tap.sum()  # mean gain 1; the gain of each of the four phases is left uneven
-        margin = (size - 2) // 2 + 1
-        padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
-        out = functional.conv_transpose2d(padded, torch.from_numpy(weight), stride=2)
-        return out[..., margin : margin + 2 * image.shape[-2], margin : margin + 2 * image.shape[-1]]
-
-    return upsample
 
 
 def shuffle(image: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -119,35 +109,19 @@ def zero_stuffed(image: torch.Tensor, rng: Rng) -> torch.Tensor:
     return functional.conv2d(functional.pad(grid, (edge,) * 4, mode="reflect"), weight, groups=3)
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """A decoder of random weights: one or two doublings by one operator, with grain painted from latent noise.
+def _transposed(size: int, spread: float) -> Upsample:
+    def upsample(image: torch.Tensor, rng: Rng) -> torch.Tensor:
+        ramp = 1 - np.abs(np.arange(size) - (size - 1) / 2) / (size / 2)
+        weight = np.zeros((3, 3, size, size), np.float32)
+        for colour in range(3):
+            tap = np.outer(ramp, ramp) * np.exp(spread * rng.standard_normal((size, size)))
+            weight[colour, colour] = 4 * tap / tap.sum()  # mean gain 1; the gain of each of the four phases is left uneven
+        margin = (size - 2) // 2 + 1
+        padded = functional.pad(image, (1, 1, 1, 1), mode="replicate")
+        out = functional.conv_transpose2d(padded, torch.from_numpy(weight), stride=2)
+        return out[..., margin : margin + 2 * image.shape[-2], margin : margin + 2 * image.shape[-1]]
 
-    The grain goes through the same layers as the picture and follows local contrast, so that neither the presence
-    of fine detail nor its amount tells the classes apart.
-    """
-
-    upsample: Upsample
-
-    def __call__(self, pixels: Pixels, rng: Rng) -> Pixels:
-        """Reduce and repaint: (h, w, 3) uint8 → the same shape; h and w are multiples of 4."""
-        stages = 1 if rng.random() < 0.75 else 2
-        return self.painted(pixels, stages, rng)
-
-    def painted(self, pixels: Pixels, stages: int, rng: Rng, weights: Rng | None = None) -> Pixels:
-        """The same with so many doublings; `weights` draws those of the layers (None = `rng` does, so that no two pictures share them)."""
-        image = to_tensor(pixels)
-        latent = functional.interpolate(image, scale_factor=0.5**stages, mode="bilinear", antialias=True)
-        lost = image - functional.interpolate(latent, scale_factor=2.0**stages, mode="bilinear")
-        grain = _grain(functional.avg_pool2d(lost.abs(), 2**stages), rng)
-        seed = int((weights or rng).integers(2**32))
-        painted, texture = (self._paint(part, stages, np.random.default_rng(seed)) for part in (latent, grain))
-        return to_pixels(painted + texture)
-
-    def _paint(self, latent: torch.Tensor, stages: int, rng: Rng) -> torch.Tensor:
-        for _ in range(stages):
-            latent = self.upsample(latent, rng)
-        return latent
+    return upsample
 
 
 def _grain(lost: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -194,15 +168,6 @@ AUTOENCODERS: dict[str, AutoencoderPlan] = {
     "ae-transposed4": AutoencoderPlan("transposed", 2, 24, 12),
     "ae-shuffle8": AutoencoderPlan("shuffle", 3, 12, 48),
 }
-
-
-def _upsample(kind: str, width: int) -> nn.Module:
-    if kind == "transposed":
-        return nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)
-    if kind == "shuffle":
-        return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
-    smooth = nn.Upsample(scale_factor=2, mode=kind, align_corners=None if kind == "nearest" else False)
-    return nn.Sequential(smooth, nn.Conv2d(width, width, 3, padding=1))
 
 
 class Autoencoder(nn.Module):
@@ -272,14 +237,8 @@ def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[Pixels], *, seed
     return TrainedDecoder(net.to(memory_format=torch.contiguous_format).eval())
 
 
-def _crop(picture: Pixels, rng: Rng, size: int = 64) -> Pixels:
-    top, left = (int(rng.integers(extent - size + 1)) for extent in picture.shape[:2])
-    return picture[top : top + size, left : left + size]
-
-
 # The slow ones first: where several processes train them, none waits long for the last.
 LEARNED = tuple(sorted(AUTOENCODERS, key=lambda name: -AUTOENCODERS[name].width * AUTOENCODERS[name].stages))
-_PICTURES, _SIDE_PX = 40, 448
 
 
 def train_generator(name: str, *, seed: int, steps: int) -> TrainedDecoder:
@@ -302,6 +261,40 @@ def keep_generator(store: Store, name: str, *, seed: int, steps: int) -> None:
 def kept_generators(store: Store) -> dict[str, Decode]:
     """Every decoder of every split, by name; all of `LEARNED` have been kept in `store`."""
     return DECODERS | {name: _kept(store, name) for name in LEARNED}
+
+
+def _mix(rng: Rng, size: int, sharp: tuple[float, float]) -> torch.Tensor:
+    """A 3→3 convolution of gain 1: a random soft or sharp stencil per colour, slightly leaking between colours."""
+    centre = size // 2
+    distance = np.hypot(*np.mgrid[-centre : size - centre, -centre : size - centre])
+    weight = np.zeros((3, 3, size, size), np.float32)
+    for out in range(3):
+        soft = np.exp(-0.5 * (distance / rng.uniform(0.5, 1.0)) ** 2) * np.exp(0.15 * rng.standard_normal((size, size)))
+        stencil = -rng.uniform(*sharp) * soft / soft.sum()
+        stencil[centre, centre] += 1 - stencil.sum()
+        leak = 0.05 * rng.standard_normal((3, size, size)) * soft
+        weight[out] = leak - leak.mean(axis=(1, 2), keepdims=True)
+        weight[out, out] += stencil
+    return torch.from_numpy(weight)
+
+
+def _conv(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    reach = weight.shape[-1] // 2
+    return functional.conv2d(functional.pad(image, (reach,) * 4, mode="replicate"), weight)
+
+
+def _upsample(kind: str, width: int) -> nn.Module:
+    if kind == "transposed":
+        return nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)
+    if kind == "shuffle":
+        return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
+    smooth = nn.Upsample(scale_factor=2, mode=kind, align_corners=None if kind == "nearest" else False)
+    return nn.Sequential(smooth, nn.Conv2d(width, width, 3, padding=1))
+
+
+def _crop(picture: Pixels, rng: Rng, size: int = 64) -> Pixels:
+    top, left = (int(rng.integers(extent - size + 1)) for extent in picture.shape[:2])
+    return picture[top : top + size, left : left + size]
 
 
 def _kept(store: Store, name: str) -> TrainedDecoder:

@@ -1,7 +1,6 @@
-"""A labelled set on disk, from simulated pictures alone: camera pictures and their repainted twins, in three splits that share nothing.
+"""A labelled set on disk of simulated pictures (`build_labelled_set`): camera pictures and repainted twins, in three disjoint splits.
 
-A file depends on the arguments and its own number, never on the process that made it. Knows folders, processes and the list `labels.csv`.
-Knows nothing about who reads the list, or about detectors.
+A file depends on the arguments and its own number, never on the process that made it.
 """
 
 import csv
@@ -20,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, validate
-from ray_app.datasets.simulation.camera import draw_history
+from ray_app.datasets.simulation.camera import SUFFIXES, draw_history
 from ray_app.datasets.simulation.decoders import LEARNED, keep_generator, kept_generators
 from ray_app.datasets.simulation.pairs import SPLITS, Decode, make_pair
 from ray_app.errors import ConfigError
@@ -37,7 +36,6 @@ _PAIRS_AT_ONCE = 10  # in one task: about a second
 _SPLIT_SEED = {"train": 1, "validation": 2, "test": 3}
 _PICTURE_PX = {"train": 320, "validation": 352, "test": 352}
 _FILE_PX = {"train": 168, "validation": 256, "test": 256}
-_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
 
 class SimulatedSet(Frozen):
@@ -136,7 +134,7 @@ def _pair(folder: Path, plan: SimulatedSet, split: SplitName, index: int) -> Ite
         history = draw_history(rng, height, width, target=(target, target))
         makers = (("real", f"real:{pair.camera}"), ("fake", pair.decoder))
         for (label, generator), data in zip(makers, pair.encode(history), strict=True):
-            path = f"{split}/{group}-{number}-{label}{_SUFFIX[history.last.format]}"
+            path = f"{split}/{group}-{number}-{label}{SUFFIXES[history.last.format]}"
             (folder / path).write_bytes(data)
             yield path, label, generator, split, group, pair.scene
 

@@ -1,19 +1,11 @@
-"""Pairs of a camera picture and its decoded twin with one compression history, split by scene, camera and decoder.
-
-Knows which families, cameras and decoders belong to which split. Knows nothing about networks that look at the pairs.
-"""
+"""Pairs of a camera picture and its decoded twin with one compression history (`make_pair`), split by scene, camera and decoder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from ray_app.datasets.simulation.camera import CAMERAS, History, Pixels
+from ray_app.datasets.simulation.scenes import Rng, render
 
-from ray_app.datasets.simulation.camera import CAMERAS, History
-from ray_app.datasets.simulation.scenes import render
-
-Pixels = NDArray[np.uint8]
-Rng = np.random.Generator
 Decode = Callable[[Pixels, Rng], Pixels]
 
 
@@ -30,18 +22,8 @@ SPLITS: dict[str, Split] = {
     "train": Split(
         scenes=("leaves", "clouds", "facades", "fabric", "spheres", "china"),
         cameras=("webcam", "compact", "reflex", "bridge", "phone", "scanner"),
-        decoders=(
-            "nearest",
-            "bilinear",
-            "transposed4",
-            "transposed3",
-            "shuffle",
-            "ae-nearest4",
-            "ae-nearest8",
-            "ae-transposed2",
-            "ae-shuffle4",
-            "ae-bilinear2",
-        ),
+        decoders=("nearest", "bilinear", "transposed4", "transposed3", "shuffle",
+                  "ae-nearest4", "ae-nearest8", "ae-transposed2", "ae-shuffle4", "ae-bilinear2"),
     ),
     "validation": Split(
         scenes=("strokes", "pebbles"),
@@ -53,7 +35,7 @@ SPLITS: dict[str, Split] = {
         cameras=("mirrorless", "camcorder"),
         decoders=("transposed5", "sinc", "ae-transposed4", "ae-shuffle8"),
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,4 @@
-"""Scenes: what stands before the simulated camera, as linear light.
-
-Knows shapes, textures and two photographs. Knows nothing about cameras, decoders or files.
-
-Small 2-D filters on (height, width[, channels]) float32 arrays, on one core and without a thread pool.
-
-Knows arrays. Knows nothing about what they show.
-"""
+"""Scenes before the simulated camera, as linear light (`render`), and the small filters of this simulation (`convolve`, `blur`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 Light = NDArray[np.float32]
+Plane = NDArray[np.float32]
 Rng = np.random.Generator
 
 
@@ -48,7 +42,7 @@ def render(family: str, rng: Rng, height: int, width: int) -> Light:
 
 def fractal(rng: Rng, height: int, width: int, slope: float) -> Light:
     """Gaussian noise with amplitude spectrum 1/f^slope, zero mean, unit deviation."""
-    from scipy import fft  # imported here: importing this room must stay cheap
+    from scipy import fft  # imported here: importing this module must stay cheap
 
     rows, columns = fft.next_fast_len(height, True), fft.next_fast_len(width, True)
     spectrum = fft.rfft2(rng.standard_normal((rows, columns), dtype=np.float32))
@@ -295,9 +289,6 @@ FAMILIES: dict[str, Callable[[Rng, int, int], Light]] = {
     "china": _photo("china"),
     "flower": _photo("flower"),
 }
-
-
-Plane = NDArray[np.float32]
 
 
 def convolve(image: Plane, kernel: ArrayLike) -> Plane:

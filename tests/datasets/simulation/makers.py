@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_app.datasets.simulation.camera import CAMERAS, SimulatedEncoding
-from ray_app.datasets.simulation.decoders import DECODERS, Pixels, Rng
-from ray_app.datasets.simulation.scenes import render
+from ray_app.datasets.simulation.camera import CAMERAS, Pixels, SimulatedEncoding
+from ray_app.datasets.simulation.decoders import DECODERS
+from ray_app.datasets.simulation.scenes import Rng, render
 
 LABELS = "labels.csv"
 COLUMNS = ("path", "label", "generator", "group", "prompt")
