@@ -8,12 +8,11 @@ from ray_app.archives import ManifestMember, MemberReader
 from ray_app.archives.uri_lists import looks_like_list
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits
-from ray_app.inference.batch import Batch, DecodeResult
+from ray_app.inference.batch import Batch, DecodeResult, StageClock
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, BatchDecoder
 from ray_app.inference.outputs import DetectorOutputs
 from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.timing import StageClock
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
 

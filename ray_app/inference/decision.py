@@ -18,11 +18,10 @@ from ray_app.attribution.identifier import Identified, Identifier
 from ray_app.ensembles import Decisions, decide, drawn_by_audit, second_looks
 from ray_app.ensembles.decision import IMAGE
 from ray_app.errors import ConfigError, Status
-from ray_app.inference.batch import DecodeResult
+from ray_app.inference.batch import DecodeResult, StageClock
 from ray_app.inference.outputs import CLEAN, EMBEDDINGS, REPLIES, SCORES, STABILITY, DetectorOutputs, OutputKey, Scores
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import settled
-from ray_app.inference.timing import StageClock
 
 
 def identified(spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> Identified | None:

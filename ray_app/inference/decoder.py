@@ -31,8 +31,9 @@ from ray_app.images import (
     decode_image,
     inspect_bytes,
 )
-from ray_app.images.decode import to_rgb
-from ray_app.images.facts import has_content, perceptual_hash
+from ray_app.images.colour import to_rgb
+from ray_app.images.decode import has_content
+from ray_app.images.facts import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
 from ray_app.inference.batch import (
     Batch,
@@ -47,12 +48,12 @@ from ray_app.inference.batch import (
     PreparedViews,
     Ragged,
     Size,
+    StageClock,
     is_large,
     perturbed,
 )
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.timing import StageClock
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
 
@@ -311,11 +312,10 @@ class BatchDecoder:
 
     def _prepared(self, wanted: "_Wanted", image: Image.Image) -> Pixels | None:
         """None where no detector would score an image of this size, and it is not what the describer sees."""
-        width, height = image.size
-        is_wanted = wanted.is_described
-        for name in wanted.detectors:
-            is_wanted = is_wanted or self._spec.is_scored(name, width, height)
-        return wanted.preprocessing.prepare(image, self._spec.resize) if is_wanted else None
+        is_sure = wanted.is_described or wanted.preprocessing.shape is not None
+        if not is_sure and not any(self._spec.is_scored(name, *image.size) for name in wanted.detectors):
+            return None
+        return wanted.preprocessing.prepare(image, self._spec.resize)
 
     def _opened(self, image_id: int, data: File | InputError) -> AbstractContextManager[DecodedImage]:
         """As `CarefulDecoder.opened`, counted."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ray_app.inference.batch import Batch, DecodeResult, File, Pixels
+from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels, StageClock
 from ray_app.inference.captions import seen_by_describer
 from ray_app.inference.decision import decided_on, going_on
 from ray_app.inference.decoder import BatchDecoder
@@ -18,7 +18,6 @@ from ray_app.inference.outputs import SCORES, STABILITY, DetectorOutputs, Output
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import uncertain
-from ray_app.inference.timing import LOOKED, LOOKED_MS, StageClock
 
 if TYPE_CHECKING:
     from ray_app.inference.captions import Describing

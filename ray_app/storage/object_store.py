@@ -25,8 +25,7 @@ import fsspec
 from ray_app.errors import ConfigError
 from ray_app.storage import s3
 from ray_app.storage.errors import is_conflict, is_missing
-from ray_app.storage.retry import Call
-from ray_app.storage.s3 import put_file
+from ray_app.storage.s3 import Call, put_file
 from ray_app.storage.urls import bucket_and_key, canonical, scheme_of, strip_secrets
 
 _EXTRA = {"gs": "gcs", "gcs": "gcs"}

@@ -9,9 +9,9 @@ import fsspec
 
 from ray_app.storage import fetch
 from ray_app.storage.errors import is_missing, unreachable
+from ray_app.storage.fetch import Retrier, RetryPolicy
 from ray_app.storage.http import Guard
 from ray_app.storage.object_store import backend_for
-from ray_app.storage.retry import Retrier, RetryPolicy
 from ray_app.storage.urls import canonical, join, strip_secrets
 
 T = TypeVar("T")

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from ray_app.images.formats import Tiff, TiffError
 from ray_app.images.provenance import metadata
 from ray_app.images.provenance.statement import MOST_BYTES, MOST_TEXTS, MetadataBlocks
-from ray_app.images.tiff import Tiff, TiffError
 
 MOST_SEGMENTS = 4000  # a manifest of 8 MiB takes 128; a hostile file could hold millions of empty ones
 _XMP, _EXTENDED = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
