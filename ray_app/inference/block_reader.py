@@ -51,14 +51,16 @@ class BlockReader:
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[Batch]:
         """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty."""
-        self.decoder.look_for_crumbs()
+        self.decoder.careful.look_for_crumbs()
         if self.recall is not None:
             self.recall.begin_block()
         arriving = self._members.read(members)
         for start in range(0, len(members), self._spec.slots):
             some = members[start : start + self._spec.slots]
             batch = self.decoder.decode(self._fetched(arriving, len(some)))
-            yield replace(batch, outcomes=tuple(map(_told, batch.outcomes, some)))
+            if any(outcome.status is Status.UNSUPPORTED_FORMAT for outcome in batch.outcomes):
+                batch = replace(batch, outcomes=tuple(map(_told, batch.outcomes, some)))
+            yield batch
 
     def _fetched(
         self, arriving: Iterator[tuple[ManifestMember, bytes | InputError]], count: int
@@ -79,8 +81,7 @@ class BlockReader:
     @property
     def counts(self) -> dict[str, int]:
         """What was done since the start: bytes read, requests made, retried and throttled, images decoded."""
-        traffic = {name: getattr(self.fetcher, name) for name in ("bytes_read", "requests", "retried", "throttled")}
-        return traffic | self.decoder.counts
+        return self.fetcher.counts | self.decoder.counts
 
     def close(self) -> None:
         """Give back what the decoder holds."""

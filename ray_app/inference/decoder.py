@@ -96,7 +96,7 @@ class CarefulDecoder:
         self._closing.close()
 
     def look_for_crumbs(self) -> None:
-        """Learn which members killed a worker of this node."""
+        """Learn which members killed a worker of this node; called once per block."""
         if self._crumbs is not None:
             self._suspects = Breadcrumb.left_in(self._crumbs)
 
@@ -179,7 +179,7 @@ class BatchDecoder:
         careful: CarefulDecoder | None = None,
     ) -> None:
         self._spec, self._clock, self._recall = spec, clock, recall
-        self._careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
+        self.careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.decoded = 0
@@ -190,7 +190,7 @@ class BatchDecoder:
 
     def asking(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
         """One that prepares images as another spec says and counts for itself, with the same crumb and child; nothing is remembered."""
-        return BatchDecoder(replace(spec, provenance=None), clock, careful=self._careful)
+        return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -199,11 +199,7 @@ class BatchDecoder:
 
     def close(self) -> None:
         """End the child process and remove the crumb."""
-        self._careful.close()
-
-    def look_for_crumbs(self) -> None:
-        """Learn which members killed a worker of this node; called once per block."""
-        self._careful.look_for_crumbs()
+        self.careful.close()
 
     def decode(self, fetched: Iterable[tuple[int, File | InputError]]) -> Batch:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each as it comes: unless files go along,
@@ -320,7 +316,7 @@ class BatchDecoder:
     def _opened(self, image_id: int, data: File | InputError) -> AbstractContextManager[DecodedImage]:
         """As `CarefulDecoder.opened`, counted."""
         self.decoded += not isinstance(data, InputError)
-        return self._careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
+        return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
     def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:
         """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
@@ -328,8 +324,8 @@ class BatchDecoder:
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
-        with self._clock("decode"), self._careful.noted(image_id):
-            said = self._origins.read(data, facts.format, native=not self._careful.is_suspect(image_id))
+        with self._clock("decode"), self.careful.noted(image_id):
+            said = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id))
         return None if said is None else said.row()
 
     def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:

@@ -97,9 +97,8 @@ class Ensemble:
         self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again, budget=NodeBudget(BUDGET, most))
         describing = Describing(self.spec, clock) if self.spec.describer else None
         self._fetcher = Fetcher()
-        self._scorer: EnsembleScorer | CascadeScorer = EnsembleScorer(self.spec, clock)
-        if self.spec.late or describing is not None:
-            self._scorer = CascadeScorer(self.spec, self._scorer, self._decoder, clock, describing=describing)
+        detectors = EnsembleScorer(self.spec, clock)
+        self._scorer = CascadeScorer(self.spec, detectors, self._decoder, clock, describing=describing).simplest
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:

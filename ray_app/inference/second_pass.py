@@ -86,6 +86,11 @@ class CascadeScorer:
         self._keeps = self._late is not None or recompressing is not None
 
     @property
+    def simplest(self) -> "CascadeScorer | EnsembleScorer":
+        """Who says the same with less: the first detectors alone, where nothing is looked at again or described."""
+        return self if self._keeps or self._describing is not None else self._first
+
+    @property
     def counts(self) -> dict[str, int]:
         """Of shared backbones, of second looks, of recompressed views and of words, since the start."""
         counts = Counter(self._scorer.counts)

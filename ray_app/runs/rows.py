@@ -10,6 +10,7 @@ All that a block's members have on disk, as tables: rows, masks, embeddings. A m
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ def stability_views(column: pa.ChunkedArray, detectors: Iterable[str]) -> list[S
     return views
 
 
+_schema = lru_cache(maxsize=64)(row_schema)  # every block of a run has the same
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder", "quality")
 
 
@@ -66,12 +68,12 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
     masks, replies, captions = outputs.of(MASKS), outputs.of(REPLIES), outputs.captions
     views, recompressed = outputs.by_view(SCORES), list(outputs.by_view(STABLE_SCORES).values())
     given = members.schema.field("input").type if "input" in members.schema.names else None
-    schema = row_schema(
-        list(scored.scores),
+    schema = _schema(
+        tuple(scored.scores),
         given,
-        list(masks),
-        list(replies),
-        views=list(views),
+        tuple(masks),
+        tuple(replies),
+        views=tuple(views),
         perceptual_hash=perceptual_hash,
         second_look=scored.decisions.second_look is not None,
         stability=bool(recompressed),
@@ -86,14 +88,14 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
     columns["detail"] = [outcome.detail for outcome in scored.outcomes]
     for name in FACTS:
         columns[name] = [None if outcome.facts is None else getattr(outcome.facts, name) for outcome in scored.outcomes]
-    columns["scores"] = _scores(scored, schema, has_score)
+    columns["scores"] = _struct(schema.field("scores").type, list(scored.scores.values()), has_score)
     if views:
         kind = schema.field("views").type
         seen = [_struct(kind.field(view).type, list(scores.values()), has_score) for view, scores in views.items()]
         columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
     if recompressed:
         columns[STABILITY] = stability_column(recompressed, schema.field(STABILITY).type, has_score)
-    for name, measured in mask_measures(masks).items():
+    for name, measured in mask_measures(masks).items() if masks else ():
         columns[name] = _struct(schema.field(name).type, measured, has_score)
     if replies:
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
@@ -149,10 +151,6 @@ def described_columns(described: Sequence[Caption | None], has_score: np.ndarray
     }
 
 
-def _scores(scored: BlockResult, schema: pa.Schema, has_score: np.ndarray) -> pa.Array:
-    return _struct(schema.field("scores").type, list(scored.scores.values()), has_score)
-
-
 def _struct(kind: pa.DataType, columns: Sequence[np.ndarray], has_score: np.ndarray) -> pa.Array:
     children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in columns]
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(~has_score))
@@ -193,7 +191,10 @@ class BlockTables:
     @property
     def bad(self) -> int:
         """How many images have no score."""
-        return sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in self.outcomes)
+        bad = 0
+        for outcome in self.outcomes:
+            bad += outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT)
+        return bad
 
     @property
     def failures(self) -> list[dict[str, Any]]:

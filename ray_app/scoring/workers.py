@@ -183,7 +183,7 @@ class BlockScorer(Worker):
         """Load the detectors, and the describer."""
         self._reading = self._reader()
         describing = Describing(self._job.spec, self._clock) if self._job.spec.describer else None
-        self._scoring = self._looking(self._reading.decoder, describing=describing)
+        self._scoring = self._looking(self._reading.decoder, describing=describing).simplest
         self._counting = (self._reading, self._scoring)
 
     def work(self, block: PendingBlock) -> BlockReport:

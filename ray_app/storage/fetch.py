@@ -382,6 +382,12 @@ class Fetcher:
         """How many requests went over a network, which is what a store bills; reading local files asks for none."""
         return self._gate.entered
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """All of these, and the bytes that were read, by name."""
+        retrier = self._retrier
+        return {"bytes_read": self.bytes_read, "requests": self._gate.entered, "retried": retrier.retried, "throttled": retrier.throttled}
+
     def fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None) -> bytes:
         """All bytes of the object, which is still of `version` ("" = whichever). Nothing is asked again once it is `cancelled`.
 
@@ -400,11 +406,11 @@ class Fetcher:
         One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is refused without a request.
         `threads` is chosen by the first member's store when not given.
         """
-        first, members = _peek(members)
-        if first is None:
-            return
-        jobs = ((member, _budgeted(member.size_bytes, max_bytes), partial(self._outcome, member, max_bytes)) for member in members)
-        yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
+        arriving = iter(members)
+        first = next(arriving, None)
+        if first is not None:
+            jobs = map(partial(self._job, max_bytes), chain([first], arriving))
+            yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
 
     def fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None = None) -> bytes:
         """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
@@ -435,6 +441,11 @@ class Fetcher:
         """
         size = size_bytes if size_bytes >= 0 else self.size(uri, version)
         return RangedFile(partial(self.fetch_range, uri, version), size, window)
+
+    def _job(self, max_bytes: int, member: M) -> tuple[M, int, Callable[[threading.Event], bytes | InputError]]:
+        """What reads a member, and bytes to reserve: nothing for what will be refused, the limit for what is unknown."""
+        size = member.size_bytes
+        return member, 0 if size > max_bytes else max_bytes if size < 0 else size, partial(self._outcome, member, max_bytes)
 
     def _outcome(self, member: Fetchable, max_bytes: int, cancelled: threading.Event) -> bytes | InputError:
         if member.size_bytes > max_bytes:
@@ -477,16 +488,3 @@ def _threads(uri: str) -> int:
 
 def _same_again(policy: RetryPolicy, signed: Sequence[str], guard: Guard) -> Fetcher:
     return Fetcher(policy, signed=signed, guard=guard)
-
-
-def _peek(members: Iterable[M]) -> tuple[M | None, Iterator[M]]:
-    rest = iter(members)
-    first = next(rest, None)
-    return first, rest if first is None else chain([first], rest)
-
-
-def _budgeted(size: int, max_bytes: int) -> int:
-    """Bytes to reserve: nothing for what will be refused, the limit for what is unknown."""
-    if size > max_bytes:
-        return 0
-    return max_bytes if size < 0 else size

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,7 +52,7 @@ class Store:
 
     def read(self, path: str) -> bytes:
         """The bytes at `path`. Raises FileNotFoundError when there is nothing."""
-        found = self._ask("read", path, lambda place, left: self._backend.read(place, left))
+        found = self._ask("read", path, self._backend.read)
         if found is None:
             raise FileNotFoundError(f"{self.url}/{path}")
         return found
@@ -62,7 +63,7 @@ class Store:
 
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""
-        self._must("write", path, lambda place, left: self._backend.write(place, data, left))
+        self._must("write", path, self._backend.write, data)
 
     def write_file(self, path: str, source: Path) -> None:
         """The same with the content of a file of this machine, which may be larger than memory; each part is retried on its own."""
@@ -77,11 +78,11 @@ class Store:
 
         `data` should differ from writer to writer: an answer that got lost is recognised by it.
         """
-        return self._must("write", path, lambda place, left: self._backend.create(place, data, left))
+        return self._must("write", path, self._backend.create, data)
 
     def exists(self, path: str) -> bool:
         """Whether there is a file at `path`."""
-        return bool(self._ask("read", path, lambda place, left: self._backend.exists(place, left)))
+        return bool(self._ask("read", path, self._backend.exists))
 
     def names(self, folder: str) -> list[str]:
         """Base names of the files directly in `folder`, sorted; none when there is no such folder."""
@@ -97,7 +98,7 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""
-        self._ask("write", path, lambda place, left: self._backend.delete(place, left))
+        self._ask("write", path, self._backend.delete)
 
     def clear(self, folder: str) -> None:
         """Remove all files below `folder`, and on a disk the emptied folders; "" is the whole store, which itself stays."""
@@ -115,21 +116,21 @@ class Store:
         return self._backend.filesystem_and_path(join(self._root, path))
 
     def _entries(self, folder: str) -> list[tuple[str, int | None]]:
-        return self._ask("list", folder, lambda place, left: self._backend.entries(place, left)) or []
+        return self._ask("list", folder, self._backend.entries) or []
 
     def _ask(self, doing: str, path: str, request: Callable[[str, float], T]) -> T | None:
         """The answer, or None when there is nothing at `path`."""
         place = join(self._root, path)
         try:
-            return self._retrier.call(lambda left: request(place, left))
+            return self._retrier.call(partial(request, place))
         except Exception as error:
             if is_missing(error):
                 return None
             raise unreachable(error, place, doing) from error
 
-    def _must(self, doing: str, path: str, request: Callable[[str, float], T]) -> T:
+    def _must(self, doing: str, path: str, request: Callable[..., T], *given: bytes) -> T:
         place = join(self._root, path)
         try:
-            return self._retrier.call(lambda left: request(place, left))
+            return self._retrier.call(partial(request, place, *given))
         except Exception as error:
             raise unreachable(error, place, doing) from error

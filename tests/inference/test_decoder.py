@@ -62,7 +62,7 @@ os.kill(os.getpid(), 9)
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -9
     careful = decoder(tmp_path)
     careful.look_for_crumbs()
-    pool = careful._careful._pool
+    pool = careful.careful._pool
     trusted = careful.decode([(6, jpeg())])
     assert pool.pids == []
     suspect = careful.decode([(7, jpeg())])
@@ -133,7 +133,7 @@ def test_a_decoder_process_that_cannot_be_started_is_the_systems_fault(monkeypat
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     careful = decoder(tmp_path)
-    monkeypatch.setattr(careful._careful, "is_suspect", lambda _: True)
+    monkeypatch.setattr(careful.careful, "is_suspect", lambda _: True)
     monkeypatch.setattr("ray_app.inference.decoder_pool.subprocess.Popen", no_process)
     with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
         careful.decode([(0, jpeg())])

@@ -30,7 +30,7 @@ _JUMBF_HEADER = 8  # "JP", box instance (2), packet number (4): ISO 19566-5, ann
 def find_in_jpeg(data: bytes) -> MetadataBlocks:
     """The metadata of a JPEG."""
     found = MetadataBlocks()
-    extended = _Extended()
+    extended: _Extended | None = None
     at = 2
     for _ in range(MOST_SEGMENTS):
         if at + 4 > len(data) or data[at] != 0xFF:
@@ -43,21 +43,24 @@ def find_in_jpeg(data: bytes) -> MetadataBlocks:
         if marker in (_SCAN, _END) or not at + 4 <= end <= len(data):
             break
         if marker in (_APP1, _APP11, _APP13, _COMMENT):
-            _take(found, extended, marker, data[at + 4 : end])
+            body = data[at + 4 : end]
+            if marker == _APP1 and body.startswith(_EXTENDED):
+                extended = extended or _Extended()
+                extended.add(body[len(_EXTENDED) :])
+            else:
+                _take(found, marker, body)
         at = end
-    if packet := extended.packet():
+    if extended is not None and (packet := extended.packet()):
         found.add_xmp(packet)
     return found
 
 
-def _take(found: MetadataBlocks, extended: "_Extended", marker: int, body: bytes) -> None:
+def _take(found: MetadataBlocks, marker: int, body: bytes) -> None:
     if marker == _APP1:
         if body.startswith(b"Exif\0"):
             found.add_exif(body)
         elif body.startswith(_XMP):
             found.add_xmp(body[len(_XMP) :])
-        elif body.startswith(_EXTENDED):
-            extended.add(body[len(_EXTENDED) :])
     elif marker == _APP11 and body.startswith(b"JP"):
         if body[4:8] == b"\0\0\0\1":
             found.add_jumbf(body[_JUMBF_HEADER : _JUMBF_HEADER + 48], len(body) - _JUMBF_HEADER)

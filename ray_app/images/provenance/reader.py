@@ -86,6 +86,8 @@ class ProvenanceReader:
         Without `native`, a C2PA manifest is noted and not looked at: for files that killed a process before.
         """
         found = locate(data, format_name)
+        if found == _NOTHING_FOUND:
+            return None
         exif = read_exif(found.exif) if found.exif else ExifStatements()
         xmp = read_xmp(found.xmp)
         software = exif.software or found.texts.get("Software", "") or xmp.tool or metadata.program(found.iptc)
@@ -113,4 +115,4 @@ def has_manifest(data: bytes, format_name: str | None) -> bool:
     return locate(data, format_name).manifest_bytes > 0
 
 
-_NO_CAMERA = Camera()
+_NO_CAMERA, _NOTHING_FOUND = Camera(), MetadataBlocks()
