@@ -4,6 +4,10 @@ One idea for signals, hours, cost and machines that are taken away. Workers read
 back, unworked, what they are not to begin. Knows stores and signals, not Ray.
 
 Looks after a run while its main thread waits inside Ray: a thread that ticks, tells workers to stop, and notices a standstill.
+
+What died on this machine in the middle of something: counted, so that a block that kills its worker is not begun for ever. Ray restarts a
+worker and repeats its block without end. An attempt leaves a file beside the breadcrumbs of the decoder while it lasts; the files of
+processes that are gone are the deaths.
 """
 
 import _thread
@@ -13,10 +17,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 
-from ray_app.errors import ClusterError, TouchstoneError
+from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
 from ray_app.storage import Store
+from ray_app.storage.lease import is_running, own_process
 
 SIGNAL_GRACE_S = 25.0  # clouds give 30 to 120 s between the notice and the end, Kubernetes 30 s
 LIMIT_GRACE_S = 60.0
@@ -172,3 +179,48 @@ class Watch:
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
                 hint="are there nodes for the plan shown above? --set cluster.stall_timeout_s=… waits longer",
             )
+
+
+MOST_DEATHS = 3
+OUT_OF_MEMORY_HINT = (
+    "fewer processes per machine need less: --set cluster.workers=… resumes; "
+    "so do smaller batches, --set batch_slots=…, but they need a new --out, since they belong to the run's identity"
+)
+
+
+class Attempts:
+    """The attempts on this machine, noted in a folder of its own disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "attempts"
+        pid, started = own_process()
+        self._own = f"{pid}-{started}"
+
+    @contextmanager
+    def of(self, key: str, what: str) -> Iterator[None]:
+        """Inside, `what` is being tried. Raises ClusterError, before anything is tried, when it has killed `MOST_DEATHS` processes,
+        and when memory is not enough.
+        """
+        place = self._folder / key
+        place.mkdir(parents=True, exist_ok=True)
+        if (deaths := sum(map(_is_of_the_dead, place.iterdir()))) >= MOST_DEATHS:
+            raise ClusterError(
+                f"{what}: {deaths} workers died in the middle of it, most likely for want of memory", hint=OUT_OF_MEMORY_HINT
+            )
+        note = place / self._own
+        note.touch()
+        try:
+            yield
+        except Exception as error:
+            if is_want_of_memory(error):
+                raise ClusterError(f"{what}: out of memory ({said(error)})", hint=OUT_OF_MEMORY_HINT) from error
+            raise
+        finally:
+            note.unlink(missing_ok=True)
+            with suppress(OSError):  # it stays while it holds notes of the dead
+                place.rmdir()
+
+
+def _is_of_the_dead(note: Path) -> bool:
+    pid, _, started = note.name.partition("-")
+    return not is_running(int(pid), started)

@@ -58,12 +58,12 @@ class Breadcrumb:
         self.path.unlink(missing_ok=True)
 
     @staticmethod
-    def left_in(folder: Path, *, remove: bool = False) -> set[int]:
-        """The ids that dead processes were decoding; `remove` deletes the files of dead processes as well."""
+    def left_in(folder: Path, *, remove: bool = False, own: Path | None = None) -> set[int]:
+        """The ids that dead processes were decoding; `remove` deletes the files of dead processes as well. `own`: not looked at."""
         left: set[int] = set()
         for path in folder.glob("*" + _SUFFIX):
             pid, start_time, _ = path.stem.split("-")
-            if _start_time(int(pid)) == start_time:
+            if path == own or _start_time(int(pid)) == start_time:
                 continue
             note = path.read_bytes()
             if len(note) == _LAYOUT.size:

@@ -35,6 +35,7 @@ from ray_app.images.colour import to_rgb
 from ray_app.images.decode import has_content
 from ray_app.images.facts import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
+from ray_app.images.provenance.containers import NOTHING, locate
 from ray_app.inference.batch import (
     Batch,
     DecodeResult,
@@ -97,8 +98,8 @@ class CarefulDecoder:
 
     def look_for_crumbs(self) -> None:
         """Learn which members killed a worker of this node; called once per block."""
-        if self._crumbs is not None:
-            self._suspects = Breadcrumb.left_in(self._crumbs)
+        if self._crumbs is not None and self._crumb is not None:
+            self._suspects = Breadcrumb.left_in(self._crumbs, own=self._crumb.path)
 
     def is_suspect(self, image_id: int) -> bool:
         """Whether a process died of this member, or of so many that the library is to blame."""
@@ -265,7 +266,8 @@ class BatchDecoder:
         try:
             if known is not None and known.facts is not None:
                 return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
-            with self._opened(image_id, data) as image:
+            self.decoded += not isinstance(data, InputError)
+            with self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel) as image:
                 facts = image.facts
                 if self._origins is not None:
                     provenance = self._provenance(image_id, data, facts)
@@ -324,8 +326,12 @@ class BatchDecoder:
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
-        with self._clock("decode"), self.careful.noted(image_id):
-            said = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id))
+        with self._clock("decode"):
+            found = locate(data, facts.format)
+            if found == NOTHING:
+                return None
+            with self.careful.noted(image_id):
+                said = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id), found=found)
         return None if said is None else said.row()
 
     def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:

@@ -65,8 +65,12 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
     outputs = scored.outputs
-    masks, replies, captions = outputs.of(MASKS), outputs.of(REPLIES), outputs.captions
-    views, recompressed = outputs.by_view(SCORES), list(outputs.by_view(STABLE_SCORES).values())
+    masks, replies = outputs.of(MASKS), outputs.of(REPLIES)
+    captions: Sequence[Caption | None] = ()
+    views: dict[str, dict[str, Any]] = {}
+    recompressed: list[Scores] = []
+    if len(outputs.columns) > len(scored.scores):  # more than the scores of images as they are
+        captions, views, recompressed = outputs.captions, outputs.by_view(SCORES), list(outputs.by_view(STABLE_SCORES).values())
     given = members.schema.field("input").type if "input" in members.schema.names else None
     schema = _schema(
         tuple(scored.scores),
@@ -81,9 +85,9 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
         described=bool(captions),
     )
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
-    columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
-    if "input" in schema.names:
-        columns["input"] = members["input"].combine_chunks()
+    columns: dict[str, Any] = {}
+    for name in ("image_id", "uri", "member", "occurrence", *(["input"] if "input" in schema.names else [])):
+        columns[name] = members[name].combine_chunks()
     columns["status"] = [outcome.status.value for outcome in scored.outcomes]
     columns["detail"] = [outcome.detail for outcome in scored.outcomes]
     for name in FACTS:
@@ -152,7 +156,9 @@ def described_columns(described: Sequence[Caption | None], has_score: np.ndarray
 
 
 def _struct(kind: pa.DataType, columns: Sequence[np.ndarray], has_score: np.ndarray) -> pa.Array:
-    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in columns]
+    children = []
+    for column in columns:
+        children.append(pa.array(column, pa.float32(), mask=~np.isfinite(column)))
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(~has_score))
 
 
@@ -199,11 +205,12 @@ class BlockTables:
     @property
     def failures(self) -> list[dict[str, Any]]:
         """The members on which our own code failed, each with its traceback, as plain JSON."""
-        return [
-            self.rows.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()[0] | {"traceback": outcome.failure}
-            for row, outcome in enumerate(self.outcomes)
-            if outcome.failure is not None
-        ]
+        failures = []
+        for row, outcome in enumerate(self.outcomes):
+            if outcome.failure is not None:
+                member = self.rows.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()[0]
+                failures.append(member | {"traceback": outcome.failure})
+        return failures
 
 
 def block_tables(
@@ -224,7 +231,9 @@ def block_tables(
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:
         ids = members["image_id"]
         vectors = scored.outputs.of(EMBEDDINGS)
-        kept = {name: feature_rows(ids.to_numpy(), vectors[name], name, facts) for name, facts in (features or {}).items()}
+        kept = {}
+        for name, facts in (features or {}).items():
+            kept[name] = feature_rows(ids.to_numpy(), vectors[name], name, facts)
         rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, perceptual_hash=perceptual_hash)
         return BlockTables(rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, scored.outcomes)
 

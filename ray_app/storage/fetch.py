@@ -35,7 +35,7 @@ from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large
 from ray_app.storage.http import WEB, Guard
 from ray_app.storage.object_store import reading_place
 from ray_app.storage.ranged import RangedFile
-from ray_app.storage.urls import bucket_and_key, canonical, local_path, local_version, scheme_of, strip_secrets, version_of
+from ray_app.storage.urls import bucket_and_key, canonical, local_path, scheme_of, strip_secrets, version_of
 
 
 def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) -> bytes:
@@ -91,6 +91,11 @@ def same(listed: str, found: str) -> None:
     """Raises ObjectChangedError when what was found is not the version that was listed."""
     if listed and found != listed:
         raise ObjectChangedError(f"listed as {listed}, found as {found or 'nothing that names a version'}")
+
+
+def local_version(found: os.stat_result) -> str:
+    """The version of a local file: size and mtime in ns."""
+    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 @contextmanager

@@ -61,7 +61,7 @@ os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -9
     careful = decoder(tmp_path)
-    careful.look_for_crumbs()
+    careful.careful.look_for_crumbs()
     pool = careful.careful._pool
     trusted = careful.decode([(6, jpeg())])
     assert pool.pids == []
