@@ -28,7 +28,7 @@ from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import identity_of, resolve
-from ray_app.scoring.messages import block_table, report_of
+from ray_app.scoring.messages import PendingBlock, report_of, table_of
 from ray_app.scoring.workers import BlockScorer, ScoringJob
 
 ROOT = f"{Path(ray_app.__file__).parent}/"
@@ -116,8 +116,8 @@ def block_way(recorder: Recorder, picture: Path, folder: Path) -> Way:
     worker = BlockScorer(ScoringJob(run, spec, fetcher_of(config.source, config.retry), 1, folder / "crumbs", None))
     first, second = read_blocks(run.store, 0)
     with closing(worker._reading):
-        report_of(worker(block_table(first)))
-        way = recorder.way("block to committed part", lambda: report_of(worker(block_table(second))))
+        report_of(worker(table_of(PendingBlock(first))))
+        way = recorder.way("block to committed part", lambda: report_of(worker(table_of(PendingBlock(second)))))
     run.publish(0)
     return way
 

@@ -241,7 +241,7 @@ def read_vanished(store: Store, number: int) -> Ids:
 
 
 def _path(number: int, name: str) -> str:
-    return f"{folder_of(number)}/{name}"
+    return f"manifest/{number}/{name}"
 
 
 MOST_BYTES = 2**48  # no store has a larger object; what states more counts as not known, and the sum of a block overflows nothing

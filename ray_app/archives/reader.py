@@ -5,7 +5,8 @@ Small ones are read ahead. A large one is read when it is wanted and not before,
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from itertools import groupby, tee
+from itertools import filterfalse, groupby, tee
+from operator import attrgetter
 
 from ray_app.archives.containers import CONTAINERS, Reader
 from ray_app.archives.members import ManifestMember
@@ -31,7 +32,7 @@ class MemberReader:
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
         """Every member in order with its bytes, or the reason why there are none; one that was refused when it was listed is not read."""
-        with closing(self._arriving([member for member in members if member.refused is None])) as arriving:
+        with closing(self._arriving(filterfalse(attrgetter("refused"), members))) as arriving:
             for member in members:
                 yield member, next(arriving) if member.refused is None else member.refused.error()
 
@@ -40,7 +41,7 @@ class MemberReader:
         if self._turn is not None:
             self._turn.give_back()
 
-    def _arriving(self, members: Sequence[ManifestMember]) -> Generator[bytes | InputError]:
+    def _arriving(self, members: Iterable[ManifestMember]) -> Generator[bytes | InputError]:
         for (size, container), run in groupby(members, key=self._source_of):
             if size == "large":
                 for member in run:

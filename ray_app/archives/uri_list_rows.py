@@ -8,7 +8,8 @@ from typing import Any
 from ray_app.archives.members import ListedMember, RefusedMember
 from ray_app.errors import ConfigError, Status
 from ray_app.storage import canonical, local_path, strip_secrets
-from ray_app.storage.urls import local_uri, local_version, scheme_of
+from ray_app.storage.fetch import local_version
+from ray_app.storage.urls import local_uri, scheme_of
 
 # fsspec opens more: archives in archives, caches, shells. A list has no need of them.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file"})

@@ -259,15 +259,6 @@ class ValidRange(Frozen):
             return f"{width} × {height}, above the valid range ({self.max_megapixels:g} megapixels)"
         return None
 
-    def excludes(self, width: NDArray[np.float64], height: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which images of these sizes (n,) lie outside: those with a `doubt`. A size that is not known (NaN) does not."""
-        largest = np.inf if self.max_megapixels is None else self.max_megapixels * 1e6
-        longest = np.inf if self.max_side_px is None else self.max_side_px
-        outside: NDArray[np.bool_] = (
-            (np.minimum(width, height) < self.min_side_px) | (np.maximum(width, height) > longest) | (width * height > largest)
-        )
-        return outside
-
 
 class DetectorCard(Frozen):
     """One detector: its network, its pixels, its weights, what its output means, and what is known about it.

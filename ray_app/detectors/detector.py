@@ -20,7 +20,6 @@ from ray_app.detectors.precision import (
     Precision,
     ResolvedPrecision,
     Tap,
-    autocast,
     forbid_tf32,
     keep_freed_memory,
     lower_to_bf16,
@@ -86,7 +85,7 @@ class Detector:
     ) -> None:
         self._group_pixels = group_pixels or (0 if torch.device(device).type == "cpu" else GROUP_PIXELS)
         self.card, self.device, self.precision, self.resize, self.slots = card, device, precision, resize, slots
-        self._fake = fake
+        self._fake, self._device_type = fake, torch.device(device).type
         self.kinds = ("scores", *(["masks"] if card.masks else []), *(["replies"] if card.replies else []), "embeddings")
         if precision == "bf16":
             network = lower_to_bf16(network, device)
@@ -139,7 +138,7 @@ class Detector:
     @torch.inference_mode()
     def read(self, normalised: torch.Tensor) -> BatchPrediction:
         """Run the network on what `normalise` gave; does not wait for a GPU to finish."""
-        with autocast(self.device, self.precision):
+        with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
             given = self.network(normalised)
         prediction = given if isinstance(given, Prediction) else Prediction(given)
         masks = prediction.masks
@@ -188,7 +187,7 @@ class Normalise(nn.Module):
 
 def log_odds(card: DetectorCard, fake: int, logits: torch.Tensor, count: int) -> torch.Tensor:
     """(count, 1 or 2) logits → (count,) log-odds of fake, the logit at `fake`. Raises DetectorError where they are not as the card says."""
-    if logits.shape != (count, card.output.logits):
+    if logits.shape != (count, 1 if card.output.sign is not None else 2):
         raise DetectorError(f"{card.name}: the network gives {tuple(logits.shape)}, the card says {(count, card.output.logits)}")
     if card.output.sign is not None:
         return logits[:, 0] * card.output.sign

@@ -22,14 +22,15 @@ from ray_app.ensembles.decision import (
     decide,
     drawn_by_audit,
     early_scores,
+    fit_stacking,
     is_audited,
     is_calibrated,
     logit,
+    out_of_fold_scores,
     second_looks,
     sigmoid,
 )
 from ray_app.ensembles.population import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
-from ray_app.ensembles.rules import fit_stacking, out_of_fold_scores
 
 __all__ = [
     "EnsembleCard", "EnsembleMember", "Rule", "Stacking", "Thresholds", "Cascade", "CascadeStage", "Guarantee",

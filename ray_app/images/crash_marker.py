@@ -8,7 +8,6 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -59,10 +58,13 @@ class Breadcrumb:
         self.path.unlink(missing_ok=True)
 
     @staticmethod
-    def left_in(folder: Path, *, remove: bool = False) -> set[int]:
-        """The ids that dead processes were decoding; `remove` deletes the files of dead processes as well."""
+    def left_in(folder: Path, *, remove: bool = False, own: Path | None = None) -> set[int]:
+        """The ids that dead processes were decoding; `remove` deletes the files of dead processes as well. `own`: not looked at."""
         left: set[int] = set()
-        for path in _crumbs_of_the_dead(folder):
+        for path in folder.glob("*" + _SUFFIX):
+            pid, start_time, _ = path.stem.split("-")
+            if path == own or _start_time(int(pid)) == start_time:
+                continue
             note = path.read_bytes()
             if len(note) == _LAYOUT.size:
                 image_id, count = _LAYOUT.unpack(note)
@@ -103,13 +105,6 @@ class Watchdog:
             seen = self._crumb.count
             if seen % 2 and looks >= 10 * self._crumb.patience:
                 os._exit(self.EXIT_CODE)
-
-
-def _crumbs_of_the_dead(folder: Path) -> Iterator[Path]:
-    for path in folder.glob("*" + _SUFFIX):
-        pid, start_time, _ = path.stem.split("-")
-        if _start_time(int(pid)) != start_time:
-            yield path
 
 
 def _start_time(pid: int) -> str | None:

@@ -1,23 +1,13 @@
 """What is known of one file: its facts, the pixels with their facts, a refusal with its facts. Knows no format and no limit.
 
-Whether a picture shows anything at all. Knows pixels alone.
-
-A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs on the
-noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
-
-The limits are levels of 0 to 255, in any channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
-deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5 levels lies below all three limits, and so
-does a shade from edge to edge of 16. A shade of 24, a page with a word on it, and noise of 8 count as content.
-
 A hash that similar pictures share: 64 signs of the low frequencies of a picture, after ImageHash's `phash`. Knows pixels alone.
 """
 
 import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated, cast
+from typing import Annotated
 
-import numpy as np
 from PIL import Image
 from pydantic import Field
 
@@ -94,32 +84,6 @@ class ImageRefused(InputError):  # noqa: N818 - the name of a decision, not of a
 def inspect_bytes(data: bytes) -> ImageFileFacts:
     """SHA-256 and sniffed format of any bytes; cheap, never raises."""
     return ImageFileFacts(hashlib.sha256(data).hexdigest(), sniff_format(data))
-
-
-GLANCE, SAMPLE = 12, 32  # pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it costs
-MOST_SAMPLED = 48  # a range beyond which nothing more is looked at
-MOST_DEVIATION = 6.0
-REDUCED, BOX = 64, 8  # the sides of the reduced copy; and at least so many pixels a side make one of it
-MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
-
-
-def has_content(pixels: Image.Image) -> bool:
-    """False where an RGB picture is one colour, or nearly."""
-    width, height = pixels.size
-    nearest = Image.Resampling.NEAREST
-    if _range(pixels.resize((min(width, GLANCE), min(height, GLANCE)), nearest)) > MOST_SAMPLED:
-        return True
-    sample = pixels.resize((min(width, SAMPLE), min(height, SAMPLE)), nearest)
-    if _range(sample) > MOST_SAMPLED or np.asarray(sample).std(axis=(0, 1)).max() > MOST_DEVIATION:
-        return True
-    boxes = [max(1, min(side // BOX, REDUCED)) for side in pixels.size]
-    return _range(pixels.resize(boxes, Image.Resampling.BOX)) > MOST_REDUCED
-
-
-def _range(pixels: Image.Image) -> int:
-    """The largest range of a channel."""
-    red, green, blue = cast(tuple[tuple[int, int], ...], pixels.getextrema())
-    return max(red[1] - red[0], green[1] - green[0], blue[1] - blue[0])
 
 
 def perceptual_hash(pixels: Image.Image) -> str:

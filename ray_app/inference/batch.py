@@ -1,9 +1,10 @@
 """What decoding hands to detectors: results per member, and fixed slots of pixels (`Batch`), also of perturbed views.
 
-`PreparedViews`, `Lazily` and `Late` make or decode large images only when a detector reads them.
+`PreparedViews`, `Lazily` and `Late` make or decode large images only when a detector reads them. `StageClock` has seconds per stage.
 """
 
 import logging
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,40 @@ Pixels = npt.NDArray[np.uint8]
 Ragged = Sequence[Pixels | None]
 Size = tuple[int, int]
 File = bytes | Image.Image  # an image as somebody gave it
+STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
+RUNS, ASKED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
+LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"  # counts: members that were decoded again, and the milliseconds that took
+DESCRIBED = "described"  # a count: members that words were found for
 OWN_FAILURE = "Touchstone's own code failed: "  # how the detail of a member begins that met a bug of ours
+
+
+class StageClock:
+    """Wall seconds spent in each stage by one worker thread; a stage within another does not count for that one too."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._within = 0.0  # seconds of the stages inside the one that is at work
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time inside the block for one stage."""
+        start, outside, self._within = time.perf_counter(), self._within, 0.0
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] += spent - self._within
+            self._within = outside + spent
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count what another worker measured for the same block."""
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call, and start again from zero."""
+        taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
+        return taken
 
 
 @dataclass(frozen=True)

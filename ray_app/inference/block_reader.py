@@ -8,12 +8,10 @@ from ray_app.archives import ManifestMember, MemberReader
 from ray_app.archives.uri_lists import looks_like_list
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits
-from ray_app.inference.batch import Batch, DecodeResult
+from ray_app.inference.batch import Batch, DecodeResult, StageClock
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, BatchDecoder
-from ray_app.inference.outputs import DetectorOutputs
 from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.timing import StageClock
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
 
@@ -50,16 +48,24 @@ class BlockReader:
             spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
         )
 
-    def read(self, members: Sequence[ManifestMember]) -> Iterator[Batch]:
-        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty."""
-        self.decoder.look_for_crumbs()
+    def read(self, members: Sequence[ManifestMember], noted: list[DecodeResult] | None = None) -> Iterator[Batch]:
+        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty. What became of each is
+        added to `noted`.
+        """
+        self.decoder.careful.look_for_crumbs()
         if self.recall is not None:
             self.recall.begin_block()
         arriving = self._members.read(members)
         for start in range(0, len(members), self._spec.slots):
             some = members[start : start + self._spec.slots]
             batch = self.decoder.decode(self._fetched(arriving, len(some)))
-            yield replace(batch, outcomes=tuple(map(_told, batch.outcomes, some)))
+            outcomes = list(batch.outcomes)
+            for place, member in enumerate(some):
+                if outcomes[place].status is Status.UNSUPPORTED_FORMAT:
+                    outcomes[place] = _told(outcomes[place], member)
+            if noted is not None:
+                noted += outcomes
+            yield replace(batch, outcomes=tuple(outcomes))
 
     def _fetched(
         self, arriving: Iterator[tuple[ManifestMember, bytes | InputError]], count: int
@@ -72,16 +78,10 @@ class BlockReader:
             del data
         self._members.let_go()
 
-    def learn(self, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> None:
-        """Remember what a block of this reader was found to be, for members of the same bytes."""
-        if self.recall is not None:
-            self.recall.learn(outcomes, outputs)
-
     @property
     def counts(self) -> dict[str, int]:
         """What was done since the start: bytes read, requests made, retried and throttled, images decoded."""
-        traffic = {name: getattr(self.fetcher, name) for name in ("bytes_read", "requests", "retried", "throttled")}
-        return traffic | self.decoder.counts
+        return self.fetcher.counts | self.decoder.counts
 
     def close(self) -> None:
         """Give back what the decoder holds."""

@@ -8,11 +8,10 @@ import numpy.typing as npt
 
 from ray_app.attribution.captioners import Caption
 from ray_app.errors import Status
-from ray_app.inference.batch import Batch, DecodeResult, Pixels
+from ray_app.inference.batch import DESCRIBED, Batch, DecodeResult, Pixels, StageClock
 from ray_app.inference.decision import decided_on
 from ray_app.inference.outputs import CAPTIONS, EMBEDDINGS, DetectorOutputs
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.timing import DESCRIBED, StageClock
 
 Seen = Sequence[Pixels | None]  # per member what the describer would look at; None where it has no tensor, or reads embeddings
 

@@ -15,11 +15,10 @@ from ray_app.attribution.identifier import Identified, Identifier
 from ray_app.ensembles import Decisions, decide, drawn_by_audit, second_looks
 from ray_app.ensembles.decision import IMAGE
 from ray_app.errors import ConfigError, Status
-from ray_app.inference.batch import DecodeResult
+from ray_app.inference.batch import DecodeResult, StageClock
 from ray_app.inference.outputs import CLEAN, EMBEDDINGS, REPLIES, SCORES, STABILITY, DetectorOutputs, OutputKey, Scores
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import settled
-from ray_app.inference.timing import StageClock
 
 
 def identified(spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> Identified | None:
@@ -67,6 +66,7 @@ def _head(described: str, folder: Path) -> Identifier:
     return Identifier(card)
 
 
+NO_CONTENT = "no_content"  # the flag of an image that shows nothing
 Sizes = Sequence[tuple[int | None, int | None]]  # (width, height) in pixels
 
 
@@ -111,7 +111,7 @@ def decided_on(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: Det
         facts = outcome.facts
         sizes.append((None, None) if facts is None else (facts.width, facts.height))
         formats.append(None if facts is None else facts.format)
-        blank.append(facts is not None and is_blank(facts.flags))
+        blank.append(facts is not None and NO_CONTENT in facts.flags)
         if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row]):
             checked[row] = replace(outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row))
     drawn = [] if spec.ensemble.cascade is None else audited_among(spec, checked)
@@ -173,7 +173,7 @@ def remarks_on(replies: Mapping[str, Sequence[str | None]]) -> dict[str, list[st
 
 def is_blank(flags: Sequence[str] | None) -> bool:
     """Whether an image with these flags shows nothing that could be judged."""
-    return "no_content" in (flags or ())
+    return NO_CONTENT in (flags or ())
 
 
 def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None]) -> dict[str, list[str | None]]:
@@ -188,7 +188,11 @@ def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None])
         doubts[IMAGE] = list(map(population.seen.doubt, formats, *zip(*sizes, strict=True))) if sizes else []
     width, height = np.array(sizes, np.float64).reshape(-1, 2).T  # None becomes NaN, which lies inside of everything
     for name, card in spec.cards.items():
-        outside = np.flatnonzero(card.valid_range.excludes(width, height)).tolist()
+        fits = card.valid_range
+        longest = np.inf if fits.max_side_px is None else fits.max_side_px
+        largest = np.inf if fits.max_megapixels is None else fits.max_megapixels * 1e6
+        beyond = (np.minimum(width, height) < fits.min_side_px) | (np.maximum(width, height) > longest) | (width * height > largest)
+        outside = np.flatnonzero(beyond).tolist()
         if outside:
             doubts[name] = [None] * len(sizes)
         for row in outside:

@@ -28,9 +28,11 @@ from ray_app.images import (
     decode_image,
     inspect_bytes,
 )
-from ray_app.images.decode import to_rgb
-from ray_app.images.facts import has_content, perceptual_hash
+from ray_app.images.colour import to_rgb
+from ray_app.images.decode import has_content
+from ray_app.images.facts import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader
+from ray_app.images.provenance.containers import NOTHING, locate
 from ray_app.inference.batch import (
     Batch,
     DecodeResult,
@@ -44,12 +46,12 @@ from ray_app.inference.batch import (
     PreparedViews,
     Ragged,
     Size,
+    StageClock,
     is_large,
     perturbed,
 )
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.timing import StageClock
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
 
@@ -95,9 +97,9 @@ class CarefulDecoder:
         self._closing.close()
 
     def look_for_crumbs(self) -> None:
-        """Learn which members killed a worker of this node."""
-        if self._crumbs is not None:
-            self._suspects = Breadcrumb.left_in(self._crumbs)
+        """Learn which members killed a worker of this node; called once per block."""
+        if self._crumbs is not None and self._crumb is not None:
+            self._suspects = Breadcrumb.left_in(self._crumbs, own=self._crumb.path)
 
     def is_suspect(self, image_id: int) -> bool:
         """Whether a process died of this member, or of so many that the library is to blame."""
@@ -178,7 +180,7 @@ class BatchDecoder:
         careful: CarefulDecoder | None = None,
     ) -> None:
         self._spec, self._clock, self._recall = spec, clock, recall
-        self._careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
+        self.careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.decoded = 0
@@ -189,7 +191,7 @@ class BatchDecoder:
 
     def asking(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
         """One that prepares images as another spec says and counts for itself, with the same crumb and child; nothing is remembered."""
-        return BatchDecoder(replace(spec, provenance=None), clock, careful=self._careful)
+        return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -198,11 +200,7 @@ class BatchDecoder:
 
     def close(self) -> None:
         """End the child process and remove the crumb."""
-        self._careful.close()
-
-    def look_for_crumbs(self) -> None:
-        """Learn which members killed a worker of this node; called once per block."""
-        self._careful.look_for_crumbs()
+        self.careful.close()
 
     def decode(self, fetched: Iterable[tuple[int, File | InputError]]) -> Batch:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each as it comes: unless files go along,
@@ -268,7 +266,8 @@ class BatchDecoder:
         try:
             if known is not None and known.facts is not None:
                 return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
-            with self._opened(image_id, data) as image:
+            self.decoded += not isinstance(data, InputError)
+            with self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel) as image:
                 facts = image.facts
                 if self._origins is not None:
                     provenance = self._provenance(image_id, data, facts)
@@ -311,16 +310,15 @@ class BatchDecoder:
 
     def _prepared(self, wanted: "_Wanted", image: Image.Image) -> Pixels | None:
         """None where no detector would score an image of this size, and it is not what the describer sees."""
-        width, height = image.size
-        is_wanted = wanted.is_described
-        for name in wanted.detectors:
-            is_wanted = is_wanted or self._spec.is_scored(name, width, height)
-        return wanted.preprocessing.prepare(image, self._spec.resize) if is_wanted else None
+        is_sure = wanted.is_described or wanted.preprocessing.shape is not None
+        if not is_sure and not any(self._spec.is_scored(name, *image.size) for name in wanted.detectors):
+            return None
+        return wanted.preprocessing.prepare(image, self._spec.resize)
 
     def _opened(self, image_id: int, data: File | InputError) -> AbstractContextManager[DecodedImage]:
         """As `CarefulDecoder.opened`, counted."""
         self.decoded += not isinstance(data, InputError)
-        return self._careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
+        return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
     def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:
         """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
@@ -328,8 +326,12 @@ class BatchDecoder:
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
-        with self._clock("decode"), self._careful.noted(image_id):
-            said = self._origins.read(data, facts.format, native=not self._careful.is_suspect(image_id))
+        with self._clock("decode"):
+            found = locate(data, facts.format)
+            if found == NOTHING:
+                return None
+            with self.careful.noted(image_id):
+                said = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id), found=found)
         return None if said is None else said.row()
 
     def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:

@@ -16,7 +16,7 @@ from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images import BatchLimits, ImageFileFacts, ImageLimits
 from ray_app.images.limits import worst_bytes
-from ray_app.inference.batch import Batch, DecodeResult, Pixels
+from ray_app.inference.batch import Batch, DecodeResult, Pixels, StageClock
 from ray_app.inference.captions import Describing
 from ray_app.inference.decision import BlockResult, finite, judge, require_embeddings
 from ray_app.inference.decoder import BUDGET, BatchDecoder
@@ -24,7 +24,6 @@ from ray_app.inference.outputs import CAPTIONS, MASKS
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
 from ray_app.inference.spec import AskedPrecision, AskedResize, ScoringSpec, make_spec
-from ray_app.inference.timing import StageClock
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget, budget_of, node_memory
 
@@ -97,7 +96,9 @@ class Ensemble:
         most = max(budget_of(node_memory()), worst_bytes(self.spec.limits))
         self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again, budget=NodeBudget(BUDGET, most))
         describing = Describing(self.spec, clock) if self.spec.describer else None
-        self._scorer = CascadeScorer(self.spec, EnsembleScorer(self.spec, clock), self._decoder, clock, describing=describing)
+        self._fetcher = Fetcher()
+        detectors = EnsembleScorer(self.spec, clock)
+        self._scorer = CascadeScorer(self.spec, detectors, self._decoder, clock, describing=describing).simplest
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
@@ -147,8 +148,10 @@ class Ensemble:
     def _read(self, image: Source) -> bytes | Image.Image | InputError:
         if not isinstance(image, str | Path):
             return image
+        place = str(image)
+        fetcher = Fetcher(signed=[place]) if "://" in place else self._fetcher
         try:
-            return Fetcher(signed=[str(image)]).fetch(str(image), "", self.spec.limits.max_bytes)
+            return fetcher.fetch(place, "", self.spec.limits.max_bytes)
         except InputError as refused:
             return refused
 

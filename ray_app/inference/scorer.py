@@ -11,10 +11,9 @@ import torch
 from ray_app.detectors import Preprocessing, load_detector
 from ray_app.detectors.detector import BatchPrediction, Detector
 from ray_app.detectors.shared_backbone import share_backbones
-from ray_app.inference.batch import Batch, PerturbedBatch, Pixels, Size
+from ray_app.inference.batch import ASKED, RUNS, Batch, PerturbedBatch, Pixels, Size, StageClock
 from ray_app.inference.outputs import CLEAN, EMBEDDINGS, LISTS, MASKS, SCORES, DetectorOutputs, OutputKey, blank
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.timing import ASKED, RUNS, StageClock
 from ray_app.transforms.perturbations import Perturbation
 
 

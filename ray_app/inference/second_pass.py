@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ray_app.inference.batch import Batch, DecodeResult, File, Pixels
+from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels, StageClock
 from ray_app.inference.captions import seen_by_describer
 from ray_app.inference.decision import decided_on, going_on
 from ray_app.inference.decoder import BatchDecoder
@@ -17,7 +17,6 @@ from ray_app.inference.outputs import SCORES, STABILITY, DetectorOutputs, Output
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import uncertain
-from ray_app.inference.timing import LOOKED, LOOKED_MS, StageClock
 
 if TYPE_CHECKING:
     from ray_app.inference.captions import Describing
@@ -84,6 +83,11 @@ class CascadeScorer:
         self._first = scorer.asking(spec.early, clock)
         self._late = SecondLook(spec.asking(late), scorer, decoder) if late else None
         self._keeps = self._late is not None or recompressing is not None
+
+    @property
+    def simplest(self) -> "CascadeScorer | EnsembleScorer":
+        """Who says the same with less: the first detectors alone, where nothing is looked at again or described."""
+        return self if self._keeps or self._describing is not None else self._first
 
     @property
     def counts(self) -> dict[str, int]:

@@ -6,6 +6,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ def stability_views(column: pa.ChunkedArray, detectors: Iterable[str]) -> list[S
     return views
 
 
+_schema = lru_cache(maxsize=64)(row_schema)  # every block of a run has the same
 FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder", "quality")
 
 
@@ -59,15 +61,19 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
     outputs = scored.outputs
-    masks, replies, captions = outputs.of(MASKS), outputs.of(REPLIES), outputs.captions
-    views, recompressed = outputs.by_view(SCORES), list(outputs.by_view(STABLE_SCORES).values())
+    masks, replies = outputs.of(MASKS), outputs.of(REPLIES)
+    captions: Sequence[Caption | None] = ()
+    views: dict[str, dict[str, Any]] = {}
+    recompressed: list[Scores] = []
+    if len(outputs.columns) > len(scored.scores):  # more than the scores of images as they are
+        captions, views, recompressed = outputs.captions, outputs.by_view(SCORES), list(outputs.by_view(STABLE_SCORES).values())
     given = members.schema.field("input").type if "input" in members.schema.names else None
-    schema = row_schema(
-        list(scored.scores),
+    schema = _schema(
+        tuple(scored.scores),
         given,
-        list(masks),
-        list(replies),
-        views=list(views),
+        tuple(masks),
+        tuple(replies),
+        views=tuple(views),
         perceptual_hash=perceptual_hash,
         second_look=scored.decisions.second_look is not None,
         stability=bool(recompressed),
@@ -75,21 +81,21 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
         described=bool(captions),
     )
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
-    columns: dict[str, Any] = {name: members[name].combine_chunks() for name in ("image_id", "uri", "member", "occurrence")}
-    if "input" in schema.names:
-        columns["input"] = members["input"].combine_chunks()
+    columns: dict[str, Any] = {}
+    for name in ("image_id", "uri", "member", "occurrence", *(["input"] if "input" in schema.names else [])):
+        columns[name] = members[name].combine_chunks()
     columns["status"] = [outcome.status.value for outcome in scored.outcomes]
     columns["detail"] = [outcome.detail for outcome in scored.outcomes]
     for name in FACTS:
         columns[name] = [None if outcome.facts is None else getattr(outcome.facts, name) for outcome in scored.outcomes]
-    columns["scores"] = _scores(scored, schema, has_score)
+    columns["scores"] = _struct(schema.field("scores").type, list(scored.scores.values()), has_score)
     if views:
         kind = schema.field("views").type
         seen = [_struct(kind.field(view).type, list(scores.values()), has_score) for view, scores in views.items()]
         columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
     if recompressed:
         columns[STABILITY] = stability_column(recompressed, schema.field(STABILITY).type, has_score)
-    for name, measured in mask_measures(masks).items():
+    for name, measured in mask_measures(masks).items() if masks else ():
         columns[name] = _struct(schema.field(name).type, measured, has_score)
     if replies:
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
@@ -145,12 +151,10 @@ def described_columns(described: Sequence[Caption | None], has_score: np.ndarray
     }
 
 
-def _scores(scored: BlockResult, schema: pa.Schema, has_score: np.ndarray) -> pa.Array:
-    return _struct(schema.field("scores").type, list(scored.scores.values()), has_score)
-
-
 def _struct(kind: pa.DataType, columns: Sequence[np.ndarray], has_score: np.ndarray) -> pa.Array:
-    children = [pa.array(column, pa.float32(), mask=~np.isfinite(column)) for column in columns]
+    children = []
+    for column in columns:
+        children.append(pa.array(column, pa.float32(), mask=~np.isfinite(column)))
     return pa.StructArray.from_arrays(children, fields=list(kind), mask=pa.array(~has_score))
 
 
@@ -189,16 +193,20 @@ class BlockTables:
     @property
     def bad(self) -> int:
         """How many images have no score."""
-        return sum(outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT) for outcome in self.outcomes)
+        bad = 0
+        for outcome in self.outcomes:
+            bad += outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT)
+        return bad
 
     @property
     def failures(self) -> list[dict[str, Any]]:
         """The members on which our own code failed, each with its traceback, as plain JSON."""
-        return [
-            self.rows.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()[0] | {"traceback": outcome.failure}
-            for row, outcome in enumerate(self.outcomes)
-            if outcome.failure is not None
-        ]
+        failures = []
+        for row, outcome in enumerate(self.outcomes):
+            if outcome.failure is not None:
+                member = self.rows.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()[0]
+                failures.append(member | {"traceback": outcome.failure})
+        return failures
 
 
 # A member whose own rows cannot be made costs itself alone.
@@ -220,7 +228,9 @@ def block_tables(
     def build(members: pa.Table, scored: BlockResult) -> BlockTables:
         ids = members["image_id"]
         vectors = scored.outputs.of(EMBEDDINGS)
-        kept = {name: feature_rows(ids.to_numpy(), vectors[name], name, facts) for name, facts in (features or {}).items()}
+        kept = {}
+        for name, facts in (features or {}).items():
+            kept[name] = feature_rows(ids.to_numpy(), vectors[name], name, facts)
         rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, perceptual_hash=perceptual_hash)
         return BlockTables(rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, scored.outcomes)
 

@@ -18,8 +18,7 @@ from ray.data.read_api import from_blocks
 from ray.exceptions import RayError, RayTaskError
 
 from ray_app.archives import BlockRef
-from ray_app.cluster.attempts import OUT_OF_MEMORY_HINT
-from ray_app.cluster.shutdown import Stopper, Watch
+from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Stopper, Watch
 from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
 from ray_app.scoring.layout import COMMIT_CPUS, ScoringLayout
 from ray_app.scoring.messages import BlockReport, PendingBlock, report_of, table_of

@@ -10,7 +10,6 @@ import resource
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,11 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from ray_app.archives import BlockRef, member_rows, read_block
-from ray_app.cluster.attempts import OUT_OF_MEMORY_HINT, Attempts
-from ray_app.cluster.shutdown import StopNote
+from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts, StopNote
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
-from ray_app.inference import Batch, BatchDecoder, BlockReader, DecodeResult, ScoringSpec, StageClock, judge
+from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, ScoringSpec, StageClock, judge
 from ray_app.inference.captions import Describing, asked_for, seen_by_describer
 from ray_app.inference.decision import going_on
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
@@ -183,7 +181,7 @@ class BlockScorer(Worker):
         """Load the detectors, and the describer."""
         self._reading = self._reader()
         describing = Describing(self._job.spec, self._clock) if self._job.spec.describer else None
-        self._scoring = self._looking(self._reading.decoder, describing=describing)
+        self._scoring = self._looking(self._reading.decoder, describing=describing).simplest
         self._counting = (self._reading, self._scoring)
 
     def work(self, block: PendingBlock) -> BlockReport:
@@ -191,8 +189,9 @@ class BlockScorer(Worker):
         members = read_block(self._job.run.store, block.ref)
         outcomes: list[DecodeResult] = []
         with self._attempt(block.ref, members):
-            outputs = self._scoring.score(_noting(self._reading.read(member_rows(members)), outcomes))
-        self._reading.learn(outcomes, outputs)
+            outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
+        if self._reading.recall is not None:  # for members of the same bytes
+            self._reading.recall.learn(outcomes, outputs)
         return self._commit(OpenBlock(block.ref, members, self._work(), (), outcomes, outputs))
 
 
@@ -296,9 +295,3 @@ def _wanted(spec: ScoringSpec, block: OpenBlock, seen: "Seen") -> "Seen":
         return ()
     asked = set(asked_for(spec, block.outcomes, block.outputs))
     return [image if row in asked else None for row, image in enumerate(seen)]
-
-
-def _noting(batches: Iterable[Batch], outcomes: list[DecodeResult]) -> Iterator[Batch]:
-    for batch in batches:
-        outcomes.extend(batch.outcomes)
-        yield batch

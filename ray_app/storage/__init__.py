@@ -1,7 +1,7 @@
 """Reading and writing wherever fsspec reaches: stores, fetching, listing, retries, leases. Knows bytes and names, not images or Ray."""
 
 from ray_app.storage.errors import translate
-from ray_app.storage.fetch import Fetcher
+from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
 from ray_app.storage.http import Guard
 from ray_app.storage.lease import UNGUARDED, Lease
 from ray_app.storage.listing import (
@@ -15,7 +15,6 @@ from ray_app.storage.listing import (
     list_range,
     noting_linked_folders,
 )
-from ray_app.storage.retry import Gate, Retrier, RetryPolicy
 from ray_app.storage.store import Store
 from ray_app.storage.urls import canonical, local_path, matcher, matcher_below, strip_secrets
 

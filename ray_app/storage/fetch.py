@@ -1,4 +1,6 @@
-"""One request for one object's bytes, whatever store keeps it: whole, in part, or only its size. Retries nothing.
+"""Members' bytes: requests, patience, reading ahead.
+
+One request for one object's bytes, whatever store keeps it: whole, in part, or only its size. Retries nothing.
 
 Each answers for the version that was asked for ("" = whichever) or raises; exceptions are the libraries', for `errors` to translate.
 `guard` says which web servers are asked (for a local place nobody needs one); `left` are the seconds that it may take.
@@ -6,31 +8,40 @@ Each answers for the version that was asked for ("" = whichever) or raises; exce
 One member's bytes, or a part of them, of the version that was listed, or the reason why not. Knows nothing of what the bytes are.
 
 Slow reads done ahead of whoever uses them, told in order. Knows threads and a budget of bytes; knows nothing of what is read.
+
+When to ask a store again, and how many may ask at once.
 """
 
 import os
+import random
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
+from pydantic import Field
+
+from ray_app.config import Frozen
 from ray_app.errors import ConfigError, InputError, SourceError, Status, said
-from ray_app.storage import http, s3
+from ray_app.storage import errors, http, s3
 from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large, translate
 from ray_app.storage.http import WEB, Guard
 from ray_app.storage.object_store import reading_place
 from ray_app.storage.ranged import RangedFile
-from ray_app.storage.retry import CancelledError, Gate, Retrier, RetryPolicy
-from ray_app.storage.urls import bucket_and_key, canonical, local_path, local_version, scheme_of, strip_secrets, version_of
+from ray_app.storage.urls import bucket_and_key, canonical, local_path, scheme_of, strip_secrets, version_of
 
 
 def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) -> bytes:
     """The whole object. Raises InputError when it is over `max_bytes`."""
+    if "://" not in place:  # a plain path, as most are
+        return _read_local(place, version, max_bytes)
     scheme = scheme_of(place)
     if scheme == "file":
         return _read_local(local_path(place), version, max_bytes)
@@ -80,6 +91,11 @@ def same(listed: str, found: str) -> None:
     """Raises ObjectChangedError when what was found is not the version that was listed."""
     if listed and found != listed:
         raise ObjectChangedError(f"listed as {listed}, found as {found or 'nothing that names a version'}")
+
+
+def local_version(found: os.stat_result) -> str:
+    """The version of a local file: size and mtime in ns."""
+    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 @contextmanager
@@ -151,6 +167,112 @@ def _read_other_range(place: str, version: str, start: int, length: int) -> byte
     return data
 
 
+T = TypeVar("T")
+
+
+class RetryPolicy(Frozen):
+    """How patient one request is: exponential backoff with full jitter, so that a thousand workers do not come back together.
+
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
+    """
+
+    attempts: int = Field(default=6, ge=1)
+    base_s: float = Field(default=0.25, gt=0)
+    cap_s: float = Field(default=20.0, gt=0)
+    deadline_s: float = Field(default=120.0, gt=0)  # for one member, all its attempts and pauses
+
+    def pauses(self, chance: Callable[[], float]) -> Iterator[float]:
+        """Seconds to wait after each failed attempt but the last; `chance` gives numbers in [0, 1)."""
+        for attempt in range(self.attempts - 1):
+            yield chance() * min(self.cap_s, self.base_s * 2.0**attempt)
+
+
+class CancelledError(Exception):
+    """Nobody waits for this request any more."""
+
+
+@dataclass
+class Retrier:
+    """Asks until it is answered, refused for good, or out of patience. Counts what it met; safe to share between threads."""
+
+    policy: RetryPolicy
+    _: KW_ONLY
+    sleep: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+    throttled: int = 0
+    retried: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def call(
+        self, ask: Callable[[float], T], cancelled: threading.Event | None = None, gate: AbstractContextManager[None] | None = None
+    ) -> T:
+        """The answer of `ask(seconds left)`, each time within `gate`. Raises the last exception as it is, or CancelledError."""
+        deadline = self.clock() + self.policy.deadline_s
+        pauses: Iterator[float] | None = None
+        while True:
+            try:
+                with gate or nullcontext():
+                    return ask(deadline - self.clock())
+            except Exception as error:
+                pauses = pauses or self.policy.pauses(self.chance)
+                pause = self._pause_after(error, pauses)
+                if pause is None or self.clock() + pause >= deadline:
+                    raise
+                with self._counting:
+                    self.retried += 1
+            self._wait(pause, cancelled)
+
+    def _pause_after(self, error: Exception, pauses: Iterator[float]) -> float | None:
+        if errors.is_throttle(error):
+            with self._counting:
+                self.throttled += 1
+        return next(pauses, None) if errors.is_transient(error) else None
+
+    def _wait(self, pause: float, cancelled: threading.Event | None) -> None:
+        # A thread asleep for 20 s would hold up the end of an interrupted process; only an injected clock sleeps otherwise.
+        if cancelled is not None and self.sleep is time.sleep:
+            cancelled.wait(pause)
+        else:
+            self.sleep(pause)
+        if cancelled is not None and cancelled.is_set():
+            raise CancelledError
+
+
+class Gate:
+    """How many requests run at once: half as many after a throttle, one more after a full round of answers, never more than `width`.
+
+    `entered` counts the requests, those made again among them.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.entered = 0
+        self._open = float(width)
+        self._inside = 0
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside < int(self._open))
+            self._inside += 1
+            self.entered += 1
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if error is None:
+                self._open = min(self.width, self._open + 1 / self._open)
+            elif errors.is_throttle(error):
+                self._open = max(1.0, self._open / 2)
+            self._changed.notify_all()
+
+    @property
+    def open(self) -> int:
+        """How many may be inside now."""
+        return int(self._open)
+
+
 K = TypeVar("K")
 R = TypeVar("R")
 
@@ -208,7 +330,6 @@ class Fetchable(Protocol):
 
 
 M = TypeVar("M", bound=Fetchable)
-T = TypeVar("T")
 
 
 class Fetcher:
@@ -266,6 +387,12 @@ class Fetcher:
         """How many requests went over a network, which is what a store bills; reading local files asks for none."""
         return self._gate.entered
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """All of these, and the bytes that were read, by name."""
+        retrier = self._retrier
+        return {"bytes_read": self.bytes_read, "requests": self._gate.entered, "retried": retrier.retried, "throttled": retrier.throttled}
+
     def fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None) -> bytes:
         """All bytes of the object, which is still of `version` ("" = whichever). Nothing is asked again once it is `cancelled`.
 
@@ -284,11 +411,11 @@ class Fetcher:
         One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is refused without a request.
         `threads` is chosen by the first member's store when not given.
         """
-        first, members = _peek(members)
-        if first is None:
-            return
-        jobs = ((member, _budgeted(member.size_bytes, max_bytes), partial(self._outcome, member, max_bytes)) for member in members)
-        yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
+        arriving = iter(members)
+        first = next(arriving, None)
+        if first is not None:
+            jobs = map(partial(self._job, max_bytes), chain([first], arriving))
+            yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
 
     def fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None = None) -> bytes:
         """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
@@ -320,6 +447,11 @@ class Fetcher:
         size = size_bytes if size_bytes >= 0 else self.size(uri, version)
         return RangedFile(partial(self.fetch_range, uri, version), size, window)
 
+    def _job(self, max_bytes: int, member: M) -> tuple[M, int, Callable[[threading.Event], bytes | InputError]]:
+        """What reads a member, and bytes to reserve: nothing for what will be refused, the limit for what is unknown."""
+        size = member.size_bytes
+        return member, 0 if size > max_bytes else max_bytes if size < 0 else size, partial(self._outcome, member, max_bytes)
+
     def _outcome(self, member: Fetchable, max_bytes: int, cancelled: threading.Event) -> bytes | InputError:
         if member.size_bytes > max_bytes:
             return too_large(member.size_bytes, max_bytes)
@@ -337,7 +469,7 @@ class Fetcher:
     def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *asked: str | int) -> T:
         """The answer of a request of `places`, asked again where that may help. Raises InputError alone."""
         place = self._signed.get(uri, uri)
-        is_local = scheme_of(place) == "file"
+        is_local = "://" not in place or scheme_of(place) == "file"
         guard = _NOBODY if is_local else self.guard
         try:
             return self._retrier.call(partial(request, place, guard, *asked), cancelled, None if is_local else self._gate)
@@ -356,21 +488,8 @@ class Fetcher:
 
 
 def _threads(uri: str) -> int:
-    return _LOCAL_THREADS if scheme_of(uri) == "file" else _REMOTE_THREADS
+    return _LOCAL_THREADS if "://" not in uri or scheme_of(uri) == "file" else _REMOTE_THREADS
 
 
 def _same_again(policy: RetryPolicy, signed: Sequence[str], guard: Guard) -> Fetcher:
     return Fetcher(policy, signed=signed, guard=guard)
-
-
-def _peek(members: Iterable[M]) -> tuple[M | None, Iterator[M]]:
-    rest = iter(members)
-    first = next(rest, None)
-    return first, rest if first is None else chain([first], rest)
-
-
-def _budgeted(size: int, max_bytes: int) -> int:
-    """Bytes to reserve: nothing for what will be refused, the limit for what is unknown."""
-    if size > max_bytes:
-        return 0
-    return max_bytes if size < 0 else size

@@ -27,9 +27,10 @@ from typing import Any, Generic, TypeVar
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import http, s3
 from ray_app.storage.errors import is_missing, unreachable
+from ray_app.storage.fetch import Retrier, RetryPolicy, local_version
 from ray_app.storage.http import WEB, Guard
 from ray_app.storage.object_store import reading_place
-from ray_app.storage.retry import Call, Retrier, RetryPolicy
+from ray_app.storage.s3 import Call
 from ray_app.storage.urls import (
     bucket_and_key,
     canonical,
@@ -37,7 +38,6 @@ from ray_app.storage.urls import (
     has_magic,
     local_path,
     local_uri,
-    local_version,
     scheme_of,
     split_at_magic,
     strip_secrets,

@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 from ray_app.storage.errors import ObjectChangedError, ShortReadError, endpoint_url, is_missing, too_large
 from ray_app.storage.ranged import range_header, take, total_size
-from ray_app.storage.retry import Call
+
+Call = Callable[[Callable[[float], Any]], Any]  # `storage.fetch.Retrier.call`: asks with the seconds left, and again
 
 T = TypeVar("T")
 

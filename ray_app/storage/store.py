@@ -1,24 +1,86 @@
-"""One root under which a run keeps its files, wherever that is. Knows names and bytes; knows nothing of what they mean."""
+"""One root under which a run keeps its files, wherever that is. Knows names and bytes; knows nothing of what they mean.
 
-from collections.abc import Callable
+Three kinds of place it can be: local files, S3 objects, anything else that fsspec opens. Each keeps the same promises (read, write,
+write_file, create, entries, delete) over full paths, raises the exceptions of its libraries, and never retries: `Store` does both for all.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import fsspec
 
-from ray_app.storage import fetch
-from ray_app.storage.errors import is_missing, unreachable
+from ray_app.storage import fetch, s3
+from ray_app.storage.errors import is_conflict, is_missing, unreachable
+from ray_app.storage.fetch import Retrier, RetryPolicy
 from ray_app.storage.http import Guard
-from ray_app.storage.object_store import backend_for
-from ray_app.storage.retry import Retrier, RetryPolicy
-from ray_app.storage.urls import canonical, join, strip_secrets
+from ray_app.storage.object_store import fsspec_for
+from ray_app.storage.s3 import Call, put_file
+from ray_app.storage.urls import bucket_and_key, canonical, scheme_of, strip_secrets
 
 T = TypeVar("T")
 
 # A run directory is asked a few times a minute; a wrong endpoint must be said within seconds, not minutes.
 _PATIENCE = RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
 _REQUESTS = 16  # files that are removed at once
+_FLAT = frozenset({"gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})  # file systems without hard links say one of these
+_UNFINISHED = ".touchstone-"  # what a killed writer leaves behind; never listed as a name
+
+
+class Backend(Protocol):
+    """What `Store` asks of a kind of place; `left` is the seconds that the request may take."""
+
+    def read(self, path: str, left: float) -> bytes:
+        """All bytes; raises what `is_missing` recognises when there are none."""
+
+    def write(self, path: str, data: bytes, left: float) -> None:
+        """Put a file there, whole or not at all."""
+
+    def write_file(self, path: str, source: Path, call: Call) -> None:
+        """The same with a file of this machine, however large; each request goes through `call`."""
+
+    def create(self, path: str, data: bytes, left: float) -> bool:
+        """Put a file there unless one is; of many at once, one is told True."""
+
+    def exists(self, path: str, left: float) -> bool:
+        """Whether a file is there."""
+
+    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
+        """Base names directly in a folder with their bytes, None for what is a folder itself."""
+
+    def delete(self, path: str, left: float) -> None:
+        """Remove a file."""
+
+    def drop_folder(self, folder: str) -> None:
+        """Remove a folder that is empty, where there are folders at all."""
+
+    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        """What fsspec calls this place."""
+
+
+def backend_for(url: str) -> Backend:
+    """The backend of a URL's scheme. Raises ConfigError for a scheme that is unknown or whose package is missing."""
+    scheme = scheme_of(url)
+    if scheme == "file":
+        return _LocalFiles()
+    return _S3Objects() if scheme == "s3" else _OtherFiles(url)
+
+
+def join(base: str, path: str) -> str:
+    """`path` below `base`; a path that would leave it is refused, so that a name read from data can do no harm."""
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts or "\0" in path:
+        raise ValueError(f"not a path inside the store: {path!r}")
+    return f"{base.rstrip('/')}/{path}" if path else base
 
 
 class Store:
@@ -51,7 +113,7 @@ class Store:
 
     def read(self, path: str) -> bytes:
         """The bytes at `path`. Raises FileNotFoundError when there is nothing."""
-        found = self._ask("read", path, lambda place, left: self._backend.read(place, left))
+        found = self._ask("read", path, self._backend.read)
         if found is None:
             raise FileNotFoundError(f"{self.url}/{path}")
         return found
@@ -62,7 +124,7 @@ class Store:
 
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""
-        self._must("write", path, lambda place, left: self._backend.write(place, data, left))
+        self._must("write", path, self._backend.write, data)
 
     def write_file(self, path: str, source: Path) -> None:
         """The same with the content of a file of this machine, which may be larger than memory; each part is retried on its own."""
@@ -77,11 +139,11 @@ class Store:
 
         `data` should differ from writer to writer: an answer that got lost is recognised by it.
         """
-        return self._must("write", path, lambda place, left: self._backend.create(place, data, left))
+        return self._must("write", path, self._backend.create, data)
 
     def exists(self, path: str) -> bool:
         """Whether there is a file at `path`."""
-        return bool(self._ask("read", path, lambda place, left: self._backend.exists(place, left)))
+        return bool(self._ask("read", path, self._backend.exists))
 
     def names(self, folder: str) -> list[str]:
         """Base names of the files directly in `folder`, sorted; none when there is no such folder."""
@@ -97,7 +159,7 @@ class Store:
 
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""
-        self._ask("write", path, lambda place, left: self._backend.delete(place, left))
+        self._ask("write", path, self._backend.delete)
 
     def clear(self, folder: str) -> None:
         """Remove all files below `folder`, and on a disk the emptied folders; "" is the whole store, which itself stays."""
@@ -115,21 +177,218 @@ class Store:
         return self._backend.filesystem_and_path(join(self._root, path))
 
     def _entries(self, folder: str) -> list[tuple[str, int | None]]:
-        return self._ask("list", folder, lambda place, left: self._backend.entries(place, left)) or []
+        return self._ask("list", folder, self._backend.entries) or []
 
     def _ask(self, doing: str, path: str, request: Callable[[str, float], T]) -> T | None:
         """The answer, or None when there is nothing at `path`."""
         place = join(self._root, path)
         try:
-            return self._retrier.call(lambda left: request(place, left))
+            return self._retrier.call(partial(request, place))
         except Exception as error:
             if is_missing(error):
                 return None
             raise unreachable(error, place, doing) from error
 
-    def _must(self, doing: str, path: str, request: Callable[[str, float], T]) -> T:
+    def _must(self, doing: str, path: str, request: Callable[..., T], *given: bytes) -> T:
         place = join(self._root, path)
         try:
-            return self._retrier.call(lambda left: request(place, left))
+            return self._retrier.call(partial(request, place, *given))
         except Exception as error:
             raise unreachable(error, place, doing) from error
+
+
+class _LocalFiles:
+    """Files that appear whole: written beside their place and renamed, or linked where they must be new."""
+
+    def read(self, path: str, left: float) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    def write(self, path: str, data: bytes, left: float) -> None:
+        with _written_aside(path, io.BytesIO(data)) as aside:
+            os.replace(aside, path)
+
+    def write_file(self, path: str, source: Path, call: Call) -> None:
+        def copy(left: float) -> None:
+            with open(source, "rb") as data, _written_aside(path, data) as aside:
+                os.replace(aside, path)
+
+        call(copy)
+
+    def create(self, path: str, data: bytes, left: float) -> bool:
+        with _written_aside(path, io.BytesIO(data)) as aside:
+            try:
+                os.link(aside, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _created_in_place(path, data)
+        return True
+
+    def exists(self, path: str, left: float) -> bool:
+        return os.path.isfile(path)
+
+    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
+        listed: list[tuple[str, int | None]] = []
+        with os.scandir(folder) as found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):  # gone since
+                    if not entry.name.startswith(_UNFINISHED):
+                        listed.append((entry.name, None if entry.is_dir() else entry.stat().st_size))
+        return listed
+
+    def delete(self, path: str, left: float) -> None:
+        os.unlink(path)
+
+    def drop_folder(self, folder: str) -> None:
+        with contextlib.suppress(OSError):  # not there, not empty
+            os.rmdir(folder)
+
+    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        return fsspec.filesystem("file"), path
+
+
+def _created_in_place(path: str, data: bytes) -> bool:
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _written_aside(path: str, data: BinaryIO) -> Iterator[str]:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    aside = os.path.join(folder, f"{_UNFINISHED}{secrets.token_hex(6)}")
+    try:
+        with open(aside, "xb") as file:
+            shutil.copyfileobj(data, file, 2**20)
+        yield aside
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+
+
+class _S3Objects:
+    """Objects: a PUT is atomic, and `If-None-Match: *` makes it exclusive."""
+
+    def read(self, path: str, left: float) -> bytes:
+        bucket, key = bucket_and_key(path)
+        return s3.get(bucket, key, timeout_s=left)
+
+    def write(self, path: str, data: bytes, left: float) -> None:
+        bucket, key = bucket_and_key(path)
+        s3.put(bucket, key, data, timeout_s=left)
+
+    def write_file(self, path: str, source: Path, call: Call) -> None:
+        put_file(*bucket_and_key(path), source, call)
+
+    def create(self, path: str, data: bytes, left: float) -> bool:
+        bucket, key = bucket_and_key(path)
+        try:
+            s3.put(bucket, key, data, timeout_s=left, only_if_absent=True)
+        except Exception as error:
+            if not is_conflict(error):
+                raise
+            return self._is_ours(path, data, left)
+        return True
+
+    def _is_ours(self, path: str, data: bytes, left: float) -> bool:
+        # The PUT whose answer was lost may be our own; what is created carries a random token, so equal bytes are ours.
+        try:
+            return self.read(path, left) == data
+        except Exception as error:
+            if is_missing(error):
+                return False  # it was another's, who has removed it since
+            raise
+
+    def exists(self, path: str, left: float) -> bool:
+        bucket, key = bucket_and_key(path)
+        try:
+            s3.head(bucket, key, timeout_s=left)
+        except Exception as error:
+            if is_missing(error):
+                return False
+            raise
+        return True
+
+    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
+        bucket, key = bucket_and_key(folder)
+        prefix = f"{key}/" if key else ""
+        found: list[tuple[str, int | None]] = []
+        for answer in s3.pages(bucket, prefix, lambda ask: ask(left), delimiter="/"):
+            found += [(item["Prefix"][len(prefix) : -1], None) for item in answer.get("CommonPrefixes", ())]
+            found += [(item["Key"][len(prefix) :], item["Size"]) for item in answer.get("Contents", ()) if item["Key"] != prefix]
+        return found
+
+    def delete(self, path: str, left: float) -> None:
+        bucket, key = bucket_and_key(path)
+        s3.delete(bucket, key, timeout_s=left)
+
+    def drop_folder(self, folder: str) -> None:
+        pass
+
+    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        return fsspec_for(path)
+
+
+class _OtherFiles:
+    """Whatever else fsspec opens: memory, Google storage, a web server, the hub. As atomic as that place itself is."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, _ = fsspec_for(url)
+        self._has_folders = scheme_of(url) not in _FLAT
+
+    def _inside(self, path: str) -> str:
+        return str(self._fs._strip_protocol(path))
+
+    def _placed(self, path: str) -> str:
+        inside = self._inside(path)
+        if self._has_folders:
+            self._fs.makedirs(self._fs._parent(inside), exist_ok=True)
+        return inside
+
+    def read(self, path: str, left: float) -> bytes:
+        data: bytes = self._fs.cat_file(self._inside(path))
+        return data
+
+    def write(self, path: str, data: bytes, left: float) -> None:
+        self._fs.pipe_file(self._placed(path), data)
+
+    def write_file(self, path: str, source: Path, call: Call) -> None:
+        call(lambda left: self._fs.put_file(str(source), self._placed(path)))
+
+    def create(self, path: str, data: bytes, left: float) -> bool:
+        try:
+            self._fs.pipe_file(self._placed(path), data, mode="create")
+        except Exception as error:
+            if is_conflict(error):
+                return False
+            raise
+        return True
+
+    def exists(self, path: str, left: float) -> bool:
+        try:
+            return bool(self._fs.info(self._inside(path))["type"] == "file")
+        except FileNotFoundError:
+            return False
+
+    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
+        found = self._fs.ls(self._inside(folder), detail=True)
+        return [
+            (item["name"].rstrip("/").rpartition("/")[2], None if item["type"] == "directory" else int(item.get("size") or 0))
+            for item in found
+        ]
+
+    def delete(self, path: str, left: float) -> None:
+        self._fs.rm_file(self._inside(path))
+
+    def drop_folder(self, folder: str) -> None:
+        pass
+
+    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        return self._fs, self._inside(path)

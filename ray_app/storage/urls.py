@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from os import stat_result
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -63,14 +62,6 @@ def strip_secrets(url: str) -> str:
     base, mark, query = url.partition("?")
     kept = [part for part in query.split("&") if part and not _SECRET_KEY.match(part.partition("=")[0])]
     return base + mark + "&".join(kept) if kept else base
-
-
-def join(base: str, path: str) -> str:
-    """`path` below `base`; a path that would leave it is refused, so that a name read from data can do no harm."""
-    parts = path.split("/")
-    if path.startswith("/") or ".." in parts or "\0" in path:
-        raise ValueError(f"not a path inside the store: {path!r}")
-    return f"{base.rstrip('/')}/{path}" if path else base
 
 
 def local_path(url: str) -> str:
@@ -202,11 +193,6 @@ def version_of(info: Mapping[str, Any]) -> str:
         if info.get(name) is not None and info.get("size") is not None:
             return f"{info['size']}-{_nanoseconds(info[name])}"
     return ""
-
-
-def local_version(found: stat_result) -> str:
-    """The version of a local file: size and mtime in ns."""
-    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def _nanoseconds(when: Any) -> int:

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 
 from ray_app.detectors.card import Platt
 from ray_app.ensembles import EnsembleCard, EnsembleMember, Stacking, Thresholds, combine, decide, sigmoid
-from ray_app.ensembles.decision import IMAGE
-from ray_app.ensembles.rules import SYMMETRIC
+from ray_app.ensembles.decision import IMAGE, SYMMETRIC
 from ray_app.errors import Reason
 
 NAN = float("nan")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.ensembles import Rule, Stacking, fit_stacking, out_of_fold_scores
-from ray_app.ensembles.rules import SYMMETRIC, log_sum_exp, maximum, mean_logit, mean_probability, median, soft_or, stacked, weighted
+from ray_app.ensembles.decision import SYMMETRIC, log_sum_exp, maximum, mean_logit, mean_probability, median, soft_or, stacked, weighted
 from ray_app.errors import ConfigError
 
 NAN = float("nan")

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, ImageRefused, decode_image, facts
-from ray_app.images.facts import has_content, perceptual_hash, require_perceptual_hash
+from ray_app.images.decode import has_content
+from ray_app.images.facts import perceptual_hash, require_perceptual_hash
 from tests.images import factory
 from tests.images.factory import encoded, flat, photo
 

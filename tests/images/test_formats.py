@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ray_app.images import ImageLimits, decode_image, formats, inspect_bytes, sniff_format
-from ray_app.images.formats import describe_unsupported, jpeg_quality
-from ray_app.images.tiff import MOST_PAGES, Tiff, TiffError, exif_orientation
+from ray_app.images.formats import MOST_PAGES, Tiff, TiffError, describe_unsupported, exif_orientation
+from ray_app.images.jpeg import jpeg_quality
 from tests.images import factory
 
 

@@ -35,14 +35,10 @@ def main(folder: Path, images: int, reuse: bool) -> None:
         members = [ManifestMember(start + slot, str(path), None, 0, "", -1, 0, slot, {}) for slot, path in enumerate(chosen)]
         outcomes = []
 
-        def noting(members=members, outcomes=outcomes):
-            for batch in reader.read(members):
-                outcomes.extend(batch.outcomes)
-                yield batch
-
-        outputs = scorer.score(noting())
+        outputs = scorer.score(reader.read(members, outcomes))
         judge(spec, outcomes, outputs)
-        reader.learn(outcomes, outputs)
+        if recall is not None:
+            recall.learn(outcomes, outputs)
         if start + BLOCK == images // 5:
             warm = resident_mib()
     print(json.dumps({"warm": warm, "end": resident_mib(), "counts": reader.counts}))

@@ -12,7 +12,8 @@ import pytest
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import SourceError, Status, TouchstoneError
 from ray_app.images import ImageLimits, decode_image, inspect_bytes
-from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
+from ray_app.images.provenance import ProvenancePolicy
+from ray_app.images.provenance.containers import NOTHING
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.batch import Lazily
 from ray_app.inference.reuse import ScoreCache
@@ -61,8 +62,8 @@ os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", dying], cwd=ROOT).returncode == -9
     careful = decoder(tmp_path)
-    careful.look_for_crumbs()
-    pool = careful._careful._pool
+    careful.careful.look_for_crumbs()
+    pool = careful.careful._pool
     trusted = careful.decode([(6, jpeg())])
     assert pool.pids == []
     suspect = careful.decode([(7, jpeg())])
@@ -88,7 +89,7 @@ BUGS = [TypeError("a bug"), RecursionError("too deep"), UnicodeEncodeError("utf-
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 def test_a_bug_of_ours_costs_the_member_that_met_it_and_is_told(monkeypatch, error):
     bad, spec = jpeg(quality=60), replace(SPEC, provenance=ProvenancePolicy())
-    monkeypatch.setattr(ProvenanceReader, "read", lambda self, data, *_, **__: failing_on(bad, error)(data))
+    monkeypatch.setattr("ray_app.inference.decoder.locate", lambda data, _: failing_on(bad, error)(data) or NOTHING)
     batch = BatchDecoder(spec, StageClock()).decode([(slot, bad if slot == 1 else jpeg()) for slot in range(3)])
     assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.DECODER_CRASHED, Status.OK]
     outcome = batch.outcomes[1]
@@ -112,7 +113,7 @@ def test_so_does_one_with_a_file_whose_scores_are_known(monkeypatch):
     spec = replace(SPEC, provenance=ProvenancePolicy())
     reading = BatchDecoder(spec, StageClock(), recall=ScoreCache(spec))
     assert [outcome.status for outcome in reading.decode([(0, jpeg()), (1, jpeg())]).outcomes] == [Status.OK] * 2
-    monkeypatch.setattr(ProvenanceReader, "read", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("ray_app.inference.decoder.locate", lambda *_: 1 / 0)
     assert reading.decode([(2, jpeg())]).outcomes[0].status is Status.DECODER_CRASHED
 
 
@@ -133,7 +134,7 @@ def test_a_decoder_process_that_cannot_be_started_is_the_systems_fault(monkeypat
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     careful = decoder(tmp_path)
-    monkeypatch.setattr(careful._careful, "is_suspect", lambda _: True)
+    monkeypatch.setattr(careful.careful, "is_suspect", lambda _: True)
     monkeypatch.setattr("ray_app.inference.decoder_pool.subprocess.Popen", no_process)
     with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
         careful.decode([(0, jpeg())])

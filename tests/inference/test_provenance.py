@@ -37,7 +37,7 @@ BROKEN = (
 
 def decoded(spec, *members, crumbs=None):
     decoder = BatchDecoder(spec, StageClock(), crumbs)
-    decoder.look_for_crumbs()
+    decoder.careful.look_for_crumbs()
     batch = decoder.decode(list(enumerate(members)))
     decoder.close()
     return batch

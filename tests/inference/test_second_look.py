@@ -12,11 +12,11 @@ from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, DetectorOutputs, ResourceEstimate, StageClock, judge, make_spec
+from ray_app.inference.batch import LOOKED, LOOKED_MS
 from ray_app.inference.decision import going_on
 from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
-from ray_app.inference.timing import LOOKED, LOOKED_MS
 from tests.images.factory import encoded
 
 SIDES = [80, 96, 128, 200, 264, 300, 340]

@@ -11,6 +11,8 @@ import pytest
 
 from ray_app.ensembles import Thresholds
 from ray_app.images.provenance import Provenance, ProvenanceReader
+from ray_app.images.provenance.containers import NOTHING, locate
+from ray_app.images.provenance.statement import MetadataBlocks
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory, current_tables, summarise
 from ray_app.scoring.guarantee import decided
@@ -38,14 +40,12 @@ def photos(tmp_path):
 
 
 def fails_while_reading(monkeypatch):
-    read = ProvenanceReader.read
-    monkeypatch.setattr(
-        ProvenanceReader, "read", lambda self, data, *rest, **named: 1 / (MARK not in data) and read(self, data, *rest, **named)
-    )
+    monkeypatch.setattr("ray_app.inference.decoder.locate", lambda data, format_name: 1 / (MARK not in data) and locate(data, format_name))
 
 
 def fails_while_writing(monkeypatch):
     """What the file says is one half of a character: no table can hold it."""
+    monkeypatch.setattr("ray_app.inference.decoder.locate", lambda data, _: MetadataBlocks(iptc=b"\0") if MARK in data else NOTHING)
     monkeypatch.setattr(ProvenanceReader, "read", lambda self, data, *_, **__: Provenance(ai_declared=False) if MARK in data else None)
     monkeypatch.setattr(Provenance, "row", lambda self: '"\ud800"')
 

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 
-from ray_app.cluster.attempts import MOST_DEATHS, Attempts
+from ray_app.cluster.shutdown import MOST_DEATHS, Attempts
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine

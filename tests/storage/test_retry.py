@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_app.storage import Gate, Retrier, RetryPolicy
+from ray_app.storage.fetch import CancelledError
 from ray_app.storage.listing import in_order
-from ray_app.storage.retry import CancelledError
 
 
 @given(st.integers(1, 12), st.floats(0.01, 5), st.floats(0.01, 60), st.floats(0, 1, exclude_max=True))

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_app.errors import ConfigError
+from ray_app.storage.store import join
 from ray_app.storage.urls import (
     _regex,
     bucket_and_key,
     canonical,
     full_matcher,
     has_magic,
-    join,
     local_path,
     local_uri,
     matcher,

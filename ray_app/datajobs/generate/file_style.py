@@ -30,7 +30,7 @@ from ray_app.datajobs.generate.config import FileEncoding, Like
 from ray_app.datasets.index import is_index
 from ray_app.errors import ConfigError, InputError
 from ray_app.images import ImageLimits, sniff_format
-from ray_app.images.formats import jpeg_quality
+from ray_app.images.jpeg import jpeg_quality
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.storage import Fetcher, RetryPolicy, Store, strip_secrets
 

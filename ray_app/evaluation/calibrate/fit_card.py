@@ -14,7 +14,7 @@ import numpy as np
 from ray_app.detectors.card import Calibration, Isotonic, Platt
 from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, logit, second_looks
 from ray_app.ensembles.card import Cascade, Rule
-from ray_app.ensembles.rules import fit_stacking
+from ray_app.ensembles.decision import fit_stacking
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division
@@ -177,7 +177,7 @@ def _cascade(division: Division, calibrations: Mapping[str, Calibration], config
 
 def _stage(table: Floats, fitting: Bools, fake: Bools, config: CalibrateConfig) -> tuple[CascadeStage, Floats]:
     """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated log-odds (n, its detectors)."""
-    from ray_app.ensembles.rules import stacked
+    from ray_app.ensembles.decision import stacked
 
     stacking = fit_stacking(table[fitting], fake[fitting], config.seed)
     raw = stacked(table, stacking)

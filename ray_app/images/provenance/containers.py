@@ -12,13 +12,13 @@ Metadata tags of a TIFF file: it is an EXIF block itself, and holds XMP, IPTC an
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from ray_app.images.formats import Tiff, TiffError
 from ray_app.images.provenance import metadata
 from ray_app.images.provenance.statement import MOST_BYTES, MOST_TEXTS, MetadataBlocks
-from ray_app.images.tiff import Tiff, TiffError
 
 MOST_SEGMENTS = 4000  # a manifest of 8 MiB takes 128; a hostile file could hold millions of empty ones
 _XMP, _EXTENDED = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
@@ -30,7 +30,7 @@ _JUMBF_HEADER = 8  # "JP", box instance (2), packet number (4): ISO 19566-5, ann
 def find_in_jpeg(data: bytes) -> MetadataBlocks:
     """The metadata of a JPEG."""
     found = MetadataBlocks()
-    extended = _Extended()
+    extended: _Extended | None = None
     at = 2
     for _ in range(MOST_SEGMENTS):
         if at + 4 > len(data) or data[at] != 0xFF:
@@ -43,21 +43,24 @@ def find_in_jpeg(data: bytes) -> MetadataBlocks:
         if marker in (_SCAN, _END) or not at + 4 <= end <= len(data):
             break
         if marker in (_APP1, _APP11, _APP13, _COMMENT):
-            _take(found, extended, marker, data[at + 4 : end])
+            body = data[at + 4 : end]
+            if marker == _APP1 and body.startswith(_EXTENDED):
+                extended = extended or _Extended()
+                extended.add(body[len(_EXTENDED) :])
+            else:
+                _take(found, marker, body)
         at = end
-    if packet := extended.packet():
+    if extended is not None and (packet := extended.packet()):
         found.add_xmp(packet)
     return found
 
 
-def _take(found: MetadataBlocks, extended: "_Extended", marker: int, body: bytes) -> None:
+def _take(found: MetadataBlocks, marker: int, body: bytes) -> None:
     if marker == _APP1:
         if body.startswith(b"Exif\0"):
             found.add_exif(body)
         elif body.startswith(_XMP):
             found.add_xmp(body[len(_XMP) :])
-        elif body.startswith(_EXTENDED):
-            extended.add(body[len(_EXTENDED) :])
     elif marker == _APP11 and body.startswith(b"JP"):
         if body[4:8] == b"\0\0\0\1":
             found.add_jumbf(body[_JUMBF_HEADER : _JUMBF_HEADER + 48], len(body) - _JUMBF_HEADER)
@@ -387,3 +390,23 @@ def find_in_tiff(data: bytes) -> MetadataBlocks:
     if _C2PA in tags:
         found.add_jumbf(tiff.octets(tags[_C2PA], 48), tags[_C2PA].number)
     return found
+
+
+_WALKERS: dict[str, Callable[[bytes], MetadataBlocks]] = {
+    "JPEG": find_in_jpeg,
+    "PNG": find_in_png,
+    "WEBP": find_in_webp,
+    "GIF": find_in_gif,
+    "TIFF": find_in_tiff,
+    "AVIF": find_in_boxes,
+    "HEIC": find_in_boxes,
+}
+
+
+def locate(data: bytes, format_name: str | None) -> MetadataBlocks:
+    """The metadata of a sniffed format (see `images.sniff`): total on any bytes, in bounded time, never raises."""
+    walker = _WALKERS.get(format_name or "")
+    return MetadataBlocks() if walker is None else walker(data)
+
+
+NOTHING = MetadataBlocks()  # of a file that says nothing of its origin

@@ -95,11 +95,13 @@ _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s
 
 def read_generator(texts: Texts, software: str) -> Generator | None:
     """The generator that the texts or the software's name speak of; None where they speak of none."""
-    for read in (_invokeai, _json_parameters, _comfyui, _webui, _novelai, _midjourney):
-        if fields := read(texts, software):
+    for keywords, read in _READERS:
+        if not texts.keys().isdisjoint(keywords) and (fields := read(texts, software)):
             return Generator(**fields)
-    named = next((name for name in _NAMES if software.casefold().startswith(name.casefold())), None)
-    return Generator(tool=named) if named else None
+    for name in _NAMES if software else ():
+        if software.casefold().startswith(name.casefold()):
+            return Generator(tool=name)
+    return None
 
 
 def _webui(texts: Texts, software: str) -> dict[str, Any]:
@@ -184,3 +186,14 @@ def _mapping(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):  # nested deeper than the interpreter's stack
         return {}
     return value if isinstance(value, dict) else {}
+
+
+# By the keywords without which each finds nothing, in the order in which they are asked.
+_READERS = (
+    (("invokeai_metadata", "sd-metadata"), _invokeai),
+    (("parameters",), _json_parameters),
+    (("prompt", "workflow"), _comfyui),
+    (("parameters", "comment"), _webui),
+    (("Comment",), _novelai),
+    (("Description",), _midjourney),
+)

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from xml.parsers import expat
 
+from ray_app.images.formats import Tiff, TiffEntry, TiffError
 from ray_app.images.provenance.statement import MOST_BYTES
-from ray_app.images.tiff import Tiff, TiffEntry, TiffError
 
 # CIPA DC-008 (Exif 3.0), tables 4 to 8.
 _DESCRIPTION, _MAKE, _MODEL, _SOFTWARE = 270, 271, 272, 305

@@ -1,19 +1,17 @@
 """Bytes of one file → its Provenance: locate, read each kind of statement, put them together.
 
 Whether origin is read, and whose signatures count. The certificates are read once and travel as text.
-
-Which walker looks through which format. Knows no statement.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.errors import ConfigError
-from ray_app.images.provenance import containers, metadata
+from ray_app.images.provenance import metadata
 from ray_app.images.provenance.c2pa import REMOTE, CredentialsReader, unread
+from ray_app.images.provenance.containers import NOTHING, locate
 from ray_app.images.provenance.generators import read_generator
 from ray_app.images.provenance.metadata import ExifStatements, read_exif, read_xmp
 from ray_app.images.provenance.statement import Camera, ContentCredentials, MetadataBlocks, Provenance
@@ -57,35 +55,21 @@ def _certificates(named: str) -> str:
     return text
 
 
-_WALKERS: dict[str, Callable[[bytes], MetadataBlocks]] = {
-    "JPEG": containers.find_in_jpeg,
-    "PNG": containers.find_in_png,
-    "WEBP": containers.find_in_webp,
-    "GIF": containers.find_in_gif,
-    "TIFF": containers.find_in_tiff,
-    "AVIF": containers.find_in_boxes,
-    "HEIC": containers.find_in_boxes,
-}
-
-
-def locate(data: bytes, format_name: str | None) -> MetadataBlocks:
-    """The metadata of a sniffed format (see `images.sniff`): total on any bytes, in bounded time, never raises."""
-    walker = _WALKERS.get(format_name or "")
-    return MetadataBlocks() if walker is None else walker(data)
-
-
 class ProvenanceReader:
     """Reads what files say of their origin, under one policy."""
 
     def __init__(self, policy: ProvenancePolicy) -> None:
         self._credentials = CredentialsReader(policy.trust_list)
 
-    def read(self, data: bytes, format_name: str | None, *, native: bool = True) -> Provenance | None:
+    def read(self, data: bytes, format_name: str | None, *, native: bool = True, found: MetadataBlocks | None = None) -> Provenance | None:
         """The statements of a file of a sniffed format; None where it makes none. Never raises, whatever the bytes.
 
-        Without `native`, a C2PA manifest is noted and not looked at: for files that killed a process before.
+        `found`: its metadata, where somebody has looked already. Without `native`, a C2PA manifest is noted and not looked at: for files
+        that killed a process before.
         """
-        found = locate(data, format_name)
+        found = locate(data, format_name) if found is None else found
+        if found == NOTHING:
+            return None
         exif = read_exif(found.exif) if found.exif else ExifStatements()
         xmp = read_xmp(found.xmp)
         software = exif.software or found.texts.get("Software", "") or xmp.tool or metadata.program(found.iptc)
