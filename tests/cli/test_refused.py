@@ -15,7 +15,7 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring import run as scoring
 from ray_app.scoring.identity import resolve
-from ray_app.scoring.session import ScoringSession
+from ray_app.storage import Lease
 from tests.scoring.older import RUNS
 
 
@@ -136,9 +136,11 @@ def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch
     monkeypatch.setattr(scoring, "on_ray", in_turn)
     config = ScoreConfig(source=(f"{place}/broken.csv",), out=str(tmp_path / "out"))
     run, resolved = RunDirectory.open(config.out), resolve(config)
-    run.claim(resolved.identity(resolved.spec(0)), list(resolved.spec(0).cards), resolved.ensemble.model_dump(mode="json"))
-    ScoringSession(run, {}, 0.0)
-    with pytest.raises(ConfigError, match=r"broken\.csv"):
-        scoring.listed(run, config, BlockPlan(batch_slots=4, max_block_members=8))
+    spec = resolved.spec(0)
+    with Lease(run.store) as lease:
+        run.claim(resolved.identity(spec), list(spec.cards), resolved.ensemble.model_dump(mode="json"))
+        begun = scoring.ScoringRun(resolved, run, lease, spec, 0.0)
+        with pytest.raises(ConfigError, match=r"broken\.csv"):
+            begun.list(BlockPlan(batch_slots=4, max_block_members=8))
     assert not contents(tmp_path / "out")
     run.check_free()
