@@ -1,4 +1,4 @@
-"""A source → its members → a manifest cut into blocks. Knows names, versions and ids; decodes nothing, runs nothing."""
+"""Archives: a source → its members → a manifest cut into blocks (`Archive`, `list_members`, `read_block`, `MemberReader`)."""
 
 from ray_app.archives.build import Each, Portions, in_turn, is_as_listed, list_members
 from ray_app.archives.containers import Container, ContainerLimits, TableColumns

@@ -1,15 +1,13 @@
-"""An archive → its next manifest: all members the first time, later what is new. Reads no image; who runs the steps is passed in.
+"""`list_members`: an archive → its next manifest: all members the first time, later what is new. `is_as_listed` asks whether there is
+anything new.
 
-1. The archive is walked, section by section, into raw files. Where its sources name what they named before, that is all.
+1. The archive is walked (`Walk`), section by section, into raw files: first what its sources list, then what is in containers. Where the
+   sources name what they named before (a digest), that is all.
 2. Ids are joined: duplicates, collisions, what is known, what vanished.
 3. Runs of raw files are cut into blocks and written. Only then does the manifest count; an interrupted listing begins anew.
 
-Memory here is a few numbers per section, block and container, a bit per member, and 8 bytes per vanished one; beside the join's own.
-
-An archive → raw files, section by section: first what its sources list, then what is in containers. Knows no ids of other listings.
-
-What the sources list, which takes no container to be opened, has a digest: where it is that of the listing before, containers need not
-be opened again.
+Who runs the steps is passed in (`Each`). Memory: a few numbers per section, block and container, a bit per member, and 8 bytes per vanished
+one; beside the join's own.
 """
 
 import hashlib

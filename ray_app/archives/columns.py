@@ -1,6 +1,7 @@
-"""The columns of a user's table: which one holds images, which one uris, and what the others become in `input`.
+"""Column roles of a user's table: which one holds images, which one uris (`roles_of`), and what the others become in `input`
+(`input_rows`).
 
-Knows Arrow types and the metadata that the `datasets` library writes; opens no file.
+By Arrow types and by the metadata that the `datasets` library writes.
 """
 
 import json

@@ -1,16 +1,11 @@
-"""The list of members that a run scores, on disk: its files and how they are read. Knows neither who makes it nor who scores it.
+"""Manifests, the lists of members that a run scores, on disk: `ManifestInfo`, `BlockRef`, `read_blocks`, `read_block`, `write_listed`, and
+their Arrow rows.
 
 manifest/<n>/part-00000-00000.parquet …  members; one row group is one block, a few blocks are one file
 manifest/<n>/blocks.parquet              for each block: its file, row group, members and bytes
 manifest/<n>/ids/…                       the ids that <n> adds, sorted, by their top bits, each with the next word of its digest
 manifest/<n>/vanished.parquet            ids of earlier manifests that the listing of <n> no longer had
 manifest/<n>/_complete                   counts, as JSON; written last: without it the folder does not count
-
-Members as Arrow rows and back. Knows the columns of a manifest; knows neither files nor blocks.
-
-The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields. What a list has in
-one column is of one type, or the list is refused; what several tables in an archive have under one name becomes text where no type holds
-both, since no table there is to stop a run.
 """
 
 import io
@@ -260,6 +255,9 @@ _CUT = [pa.field("block", pa.int32(), nullable=False), pa.field("slot", pa.int32
 _REST = [pa.field("place", _PLACE), pa.field("refused", _REFUSED)]
 
 
+# The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields. What a list has in
+# one column is of one type, or the list is refused; what several tables in an archive have under one name becomes text where no type holds
+# both, since no table there is to stop a run.
 def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
     """The columns of a manifest."""
     return pa.schema([*_LISTED, *_CUT, *_REST, *([pa.field("input", input_type)] if input_type is not None else [])])

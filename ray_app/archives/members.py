@@ -1,6 +1,7 @@
-"""What a member is, and the number that names it for ever. Knows names and hashes; reads nothing.
+"""Members (`ListedMember`, `ManifestMember`), the id that a member keeps for ever (`image_id`), and how a list of them is cut into blocks
+(`BlockPlan`).
 
-How a list of members is cut into blocks and slots. Arithmetic only: the same list and plan give the same cuts for ever.
+The same list and plan give the same cuts for ever.
 """
 
 import hashlib

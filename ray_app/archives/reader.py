@@ -1,4 +1,4 @@
-"""Members → their encoded bytes, wherever each lies: in a file of its own or in a container. Knows no format and no pixels.
+"""`MemberReader`: members → their encoded bytes, wherever each lies: in a file of its own or in a container.
 
 Small ones are read ahead. A large one is read when it is wanted and not before, one to a process, within what its node allows to all.
 """

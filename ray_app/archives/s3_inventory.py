@@ -1,9 +1,8 @@
-"""An S3 Inventory as a source: the daily or weekly table of a bucket's objects, read instead of listing the bucket.
+"""S3 Inventory as a source (`Inventory`): the daily or weekly table of a bucket's objects (CSV.gz, Parquet, ORC), read instead of listing
+the bucket.
 
-Its members are those that a listing gives, with the same uris, versions and sizes, as of the day it was made.
-Knows the inventory's files (CSV.gz, Parquet, ORC) and columns; asks the bucket itself nothing.
-
-Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html and …/storage-inventory-location.html.
+Its members are those that a listing gives, with the same uris, versions and sizes, as of the day it was made. Source:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html and …/storage-inventory-location.html.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a person calls an archive → the parts of it that can be listed side by side. Knows sources and patterns; no ids, blocks or pixels.
+"""`Archive`: what a person names as sources → the sections that can be listed in parallel, and which of their paths count (`Selection`).
 
 Every file is listed, whatever its name says it is: what is no image gets a row that says so. Hidden files are files too.
 

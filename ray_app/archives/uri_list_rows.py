@@ -1,4 +1,4 @@
-"""One row of a list → one member. Knows what a uri in a list may mean, and what it must not; reads nothing but local sizes."""
+"""`ListEntries`: one row of a list → one member; which uris a list may name, and which it must not."""
 
 import os
 import posixpath

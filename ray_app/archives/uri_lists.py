@@ -1,7 +1,7 @@
-"""Lists of uris as sources: CSV, TSV, JSON lines, plain text, Parquet, also compressed. Each row is a file of its own.
+"""Lists of uris as sources (`UriLists`): CSV, TSV, JSON lines, plain text, Parquet, also compressed. Each row is a file of its own.
 
-A list may be longer than memory: it is read in pieces of whole lines, each typed by pyarrow on its own; what a column is over all
-pieces is settled where the manifest is made. Knows files of rows; what a row means is said in `list_entries`.
+A list may be longer than memory: it is read in pieces of whole lines, each typed by pyarrow on its own; what a column is over all pieces is
+settled where the manifest is made.
 """
 
 import io

@@ -1,6 +1,7 @@
-"""Cards of what profiles an image: the identifier, which names its generator, and the describer, which says from what words.
+"""Cards of what profiles an image: the identifier (`IdentifierCard`), which names its generator, and the describer, which predicts its
+prompt.
 
-Knows names, files and facts, from YAML in configs/identifiers and configs/describers; no torch.
+YAML in configs/identifiers and configs/describers; loads without torch.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""Known generators: their names, other spellings of them, and their families. Reads configs/generators.yaml; knows no image.
+"""Known generators: their names, other spellings of them, and their families (`known`, `family_of`, `title_of`), from
+configs/generators.yaml.
 
 A name that is not listed may still say its family, as FAMILY/NAME: that is how fine-tuned models are labelled.
 """

@@ -1,6 +1,7 @@
-"""Prompts as people and tools wrote them → the words that a model can learn and be judged by. Knows texts alone.
+"""Prompt cleaning: prompts as people and tools wrote them → the words that a model can learn and be judged by (`cleaned`,
+`normalised_prompt`).
 
-Where a prompt is found in an image's metadata and what is dropped from it: specs/localization.md §5.2, after DFLIP's own cleaning.
+What is dropped: specs/localization.md §5, after DFLIP's own cleaning.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""The detector card: everything that Touchstone knows about one detector, from YAML.
+"""`DetectorCard`: everything that Touchstone knows about one detector, from YAML, a bucket or a server (`load_card`, `list_cards`,
+`variants_of`).
 
-Knows names, files and facts. Knows nothing about torch: a card is read in milliseconds.
-
-Cards in a bucket or on a server, where a training on a cluster leaves them. Knows URLs; knows no network and opens no weights.
+Loads without torch: a card is read in milliseconds.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What a file is that was taken for weights, by its first bytes, and what to do about it. Knows formats; opens none of them to load it.
+"""File types of weights by their first bytes (`kind_of_file`), and what to do about a file that is no such weights (`unreadable`).
 
 Sources of the marks: git-lfs's pointer specification; the HDF5, NumPy, GGUF, safetensors and ONNX formats' own pages; for zips the names
 that torch.save, torch.jit.save, torch.export.save and Keras write into theirs.

@@ -1,8 +1,5 @@
-"""A detector at work: prepared pixels in, log-odds of fake out, on one device.
-
-Knows cards, weights and tensors. Knows nothing about files of images, archives or verdicts.
-
-What networks give and what detectors make of it. Knows tensors only.
+"""`Detector`: prepared pixels → log-odds of fake, on one device (`load_detector`); `Prediction` is what networks give, `BatchPrediction`
+what it makes of it.
 """
 
 from collections.abc import Mapping
@@ -44,7 +41,7 @@ class Prediction(NamedTuple):
 
 
 class BatchPrediction(NamedTuple):
-    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.outputs`).
+    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.prediction`).
 
     `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p). `replies`: one text per image.
     `embeddings`: (N, d) float32, of a detector that was told to keep them.

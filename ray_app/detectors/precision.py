@@ -1,10 +1,6 @@
-"""bf16 where it is safe: matrix products in bf16; norms, head and every other parameter in fp32.
+"""bf16 where it is safe (`lower_to_bf16`, `autocast`): matrix products in bf16; norms, head and every other parameter in fp32.
 
-Knows torch modules and devices. Knows nothing about cards' files or images.
-
-What a network's head is given: the vector per image of which its last linear layer makes the logits. Knows networks and tensors only.
-
-One setting of the C library that a CPU detector wants. Knows glibc; knows nothing about networks.
+`Tap` records the embedding that a network's head is given; `keep_freed_memory` is a setting of glibc that CPU detectors want.
 """
 
 import ctypes

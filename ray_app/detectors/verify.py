@@ -1,6 +1,6 @@
-"""Checks of a detector on this machine: its files, its keys and counts, and the scores that its authors published.
+"""`verify_detector`: checks of a detector on this machine: its files, its keys and counts, and the scores that its authors published.
 
-Knows cards, files of weights and single images. Knows nothing about terminals or runs; torch is imported when a network is loaded.
+torch is imported when a network is loaded.
 """
 
 import math

@@ -1,6 +1,5 @@
-"""Weights: from a card's uri to verified files on this machine. Knows files, hubs and hashes; opens none of them.
-
-From a file of weights to a state dict that fits a network exactly. Knows formats and key names; knows no architecture.
+"""Weights: from a card's uri to verified files on this machine (`resolve_weights`), and from a file to a state dict that fits
+(`read_state_dict`, `load_strictly`).
 
 Only safetensors and `torch.load(weights_only=True)`: no file can run code. torch is imported where tensors are read.
 """

@@ -1,4 +1,4 @@
-"""What a process was decoding when it died, and the end of one that hangs. Knows image ids and processes; knows nothing of images.
+"""`Breadcrumb`: a crash marker that names the image a process was decoding when it died; `Watchdog` ends a process whose decode hangs.
 
 An in-process decode that crashes takes the process along, and no `except` runs. A note in a mapped file outlives it: the kernel keeps it.
 """

@@ -1,7 +1,7 @@
-"""Encoded bytes → RGB pixels and facts: the one decode path of every caller. Knows Pillow; knows nothing of storage, detectors or rows.
+"""`decode_image`: encoded bytes → RGB pixels and facts, the one decode path of every caller; `decoder_name` says by which library.
 
-Formats come from the sniffed bytes, and each has exactly one Pillow class, called directly: no other plugin ever sees the bytes, a
-multi-picture JPEG (MPO) is read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
+Formats come from the sniffed bytes, and each has exactly one Pillow class (`FORMATS`), called directly: no other plugin ever sees the
+bytes, a multi-picture JPEG (MPO) is read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""Which image format bytes are in, by the bytes alone, and what they are if they are none. Names and MIME types are never asked.
+"""File signatures and headers: `sniff_format`, `describe_unsupported`, `header_size`, `declared_end`, frame counts, and `Tiff`, a reader of
+TIFF tags.
 
-What a container says of itself, read from its bytes: size, end, frames. No decoding, bounded work.
-
-Directories of tags, the structure that TIFF files and EXIF blocks share. A reader of our own because Pillow's prints warnings, follows
-every pointer and refuses whole images for one bad tag.
+By the bytes alone, never by names or MIME types; nothing is decoded, and work is bounded. The reader of tags (TIFF 6.0, BigTIFF, EXIF) is
+our own because Pillow's prints warnings, follows every pointer and refuses whole images for one bad tag.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""JPEG bytes → pixels, with libjpeg's warnings heard: it fills what a scan lacks, and Pillow says nothing of it.
+"""JPEG (ITU-T T.81): `open_header`, `load` the pixels with libjpeg's warnings taken seriously, `jpeg_quality` from the tables.
 
-simplejpeg decodes: the same library as Pillow's and the same pixels, but it stops where libjpeg warns. Of several warnings it tells the
-first. Markers: ITU-T T.81, Annex B. Knows frames and scans; leaves limits, facts and colours to others.
+libjpeg fills what a scan lacks, and Pillow does not report it. simplejpeg decodes: the same library as Pillow's and the same pixels, but it
+stops where libjpeg warns. Of several warnings it reports the first.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""PNG → pixels: what Pillow takes for a whole picture and is none, and a transparent colour that it looks for in the wrong scale."""
+"""PNG → pixels: `open_header`, and `check`, which refuses what Pillow takes for a whole picture although rows are missing."""
 
 import io
 import struct

@@ -1,6 +1,7 @@
-"""TIFF → pixels: which layouts Pillow reads right, which it is helped with, and which are refused because it would read them wrong.
+"""TIFF → pixels: `open_header` refuses layouts (`TiffLayout`) that Pillow would read wrong, and helps it with others; `check` finds missing
+data.
 
-Knows what tags say of samples (TIFF 6.0); the tests compare every layout with libvips. Leaves limits, facts and colours to others.
+Source: TIFF 6.0; the tests compare every layout with libvips.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Reading and writing wherever fsspec reaches: stores, fetching, listing, retries, leases. Knows bytes and names, not images or Ray."""
+"""Reading and writing wherever fsspec reaches: `Store`, `Fetcher`, `list_objects`, retries (`RetryPolicy`), `Lease`."""
 
 from ray_app.storage.errors import translate
 from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy

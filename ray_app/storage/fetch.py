@@ -1,15 +1,8 @@
-"""Members' bytes: requests, patience, reading ahead.
+"""Bytes of listed files: `Fetcher` reads them whole, in part, ahead and as seekable files, with retries (`Retrier`) and adaptive
+concurrency (`Gate`).
 
-One request for one object's bytes, whatever store keeps it: whole, in part, or only its size. Retries nothing.
-
-Each answers for the version that was asked for ("" = whichever) or raises; exceptions are the libraries', for `errors` to translate.
-`guard` says which web servers are asked (for a local place nobody needs one); `left` are the seconds that it may take.
-
-One member's bytes, or a part of them, of the version that was listed, or the reason why not. Knows nothing of what the bytes are.
-
-Slow reads done ahead of whoever uses them, told in order. Knows threads and a budget of bytes; knows nothing of what is read.
-
-When to ask a store again, and how many may ask at once.
+`read`, `read_range` and `size` are single requests of one version ("" = whichever), without retries: they raise what the libraries raise.
+`guard`: which web servers may be asked, for places that are no local ones; `left`: the seconds that a request may take.
 """
 
 import os
@@ -467,7 +460,7 @@ class Fetcher:
             return error
 
     def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *asked: str | int) -> T:
-        """The answer of a request of `places`, asked again where that may help. Raises InputError alone."""
+        """The answer of a request such as `read`, asked again where that may help. Raises InputError alone."""
         place = self._signed.get(uri, uri)
         is_local = "://" not in place or scheme_of(place) == "file"
         guard = _NOBODY if is_local else self.guard

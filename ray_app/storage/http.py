@@ -1,7 +1,7 @@
-"""The requests that a plain web server answers: what is there, its bytes, a part of them. Knows nothing of retries.
+"""HTTP requests to plain web servers: `head`, `get`, `get_range`; and `Guard`, which says which servers may be asked. No retries.
 
-Hosts that the user names are asked by fsspec's own session, whatever their address is. All others, named by a list, a label or a
-redirect, are asked behind the guard (`storage.guarding`). Exceptions are aiohttp's, for `errors` to translate, or SourceError.
+Hosts that the user names are asked by fsspec's own session, whatever their address is. All others, named by a list, a label or a redirect,
+are asked behind the SSRF guard (`storage.ssrf`). Exceptions are aiohttp's, for `storage.errors` to translate, or SourceError.
 """
 
 import asyncio

@@ -1,11 +1,9 @@
-"""One run per directory: a small file that says who writes here, kept warm by a heartbeat. Knows stores and processes, not runs.
+"""`Lease`: one run per directory, by a small file that names its `Holder` (host and process) and is renewed by a heartbeat.
 
-A holder that died on this machine is replaced at once; one elsewhere is watched for `ttl_s`, since only its heartbeat tells.
-No clock of another machine is ever compared with ours. Of many that find the same dead holder, one gets its place: they race for
-the exclusive creation of a file named after that holder's token. A store that does not create exclusively is found out by asking it
-to create the lease once more.
-
-Which process this is, and whether another one still runs. Knows the operating system only.
+A holder that died on this machine is replaced at once; one elsewhere is watched for `ttl_s`, since only its heartbeat shows whether it
+lives. No clock of another machine is ever compared with ours. Of many that find the same dead holder, one gets its place: they race for the
+exclusive creation of a file named after that holder's token. A store that does not create exclusively is detected by trying to create the
+lease once more.
 """
 
 import json

@@ -1,13 +1,9 @@
-"""Which files a source holds: names, sizes and versions, streamed in the order of their uris. Reads no file.
+"""Listing sources: `list_objects` streams names, sizes and versions in the order of uris; `list_divisions` and `list_range` do it in
+parallel.
 
-A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https URL. Pattern letters count only
-where nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run).
-
-A large S3 source cut into ranges of keys that can be listed side by side, by any number of processes. Reads no file.
-
-The ranges follow each other in key order and leave nothing out, so that together they tell what one listing tells, in its order.
-
-Several slow iterators read side by side, told one after the other. Knows threads; knows nothing of what passes through.
+A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https URL. Pattern letters count only where
+nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run). The
+ranges of a divided S3 prefix follow each other in key order and leave nothing out: together they give the one listing, in its order.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""The few S3 requests that Touchstone makes, with their conditions. Knows buckets and keys; knows nothing of retries.
+"""The S3 requests that Touchstone makes, conditional ones among them: `get`, `get_range`, `put`, `head`, `delete`, `page`, `pages`;
+`put_file` uploads in parts.
 
-The client is s3fs's own (credentials, AWS_ENDPOINT_URL, one event loop per process); its retries are switched off, because
-retries inside retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `errors` to translate.
-
-A file of this machine → one S3 object, in parts, so that neither memory nor one request has to hold it. Knows sizes, not contents.
+The client is s3fs's own (credentials, AWS_ENDPOINT_URL, one event loop per process); its retries are switched off, because retries inside
+retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `storage.errors` to translate.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""What a stranger's URL may name: addresses of the public Internet, checked where they are dialled. Knows addresses and names; no answers.
+"""SSRF protection: `checked_url` and `public_url` for URLs of strangers, `guarded_session` to request them; only public addresses pass.
 
-What is checked is what is connected to: the resolver that aiohttp dials through checks every address of a name and hands those
-on, so there is no second lookup; the URL keeps its name, so TLS, SNI and Host are the name's.
+The addresses are checked where they are dialled: the resolver that aiohttp uses checks every address of a name and hands those on, so there
+is no second lookup; the URL keeps its name, so TLS, SNI and Host are the name's.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""One root under which a run keeps its files, wherever that is. Knows names and bytes; knows nothing of what they mean.
+"""`Store`: one root under which a run keeps its files: a local folder, an S3 prefix, or anything else that fsspec opens.
 
-Three kinds of place it can be: local files, S3 objects, anything else that fsspec opens. Each keeps the same promises (read, write,
-write_file, create, entries, delete) over full paths, raises the exceptions of its libraries, and never retries: `Store` does both for all.
+Each kind of place keeps the same promises (`Backend`) over full paths, raises the exceptions of its libraries and never retries: `Store`
+translates and retries for all of them.
 """
 
 import contextlib

@@ -1,14 +1,11 @@
-"""What a URL means: its scheme, its place inside the store, and what of it may be shown. Touches neither disk nor network.
+"""URLs and paths: schemes, canonical spelling, secrets, shell patterns (`matcher`, `full_matcher`), versions (`version_of`). No disk, no
+network.
 
 A local place is an absolute path without a scheme, so that the same folder has one name whatever directory a command ran in.
 
-Shell patterns over relative paths. Knows strings only.
-
-`*` and `?` stay inside one folder, `[ab]` and `[!ab]` are one character, `**` as a whole part is any number of folders (also none).
-A pattern without a slash is compared with the file's own name, in whichever folder; one with a slash with the whole path.
-Letters count as they are: `*.jpg` is not `A.JPG`, because in a bucket these are two names.
-
-What tells one state of a file from the next. Knows the words that stores use; asks none.
+Patterns: `*` and `?` stay inside one folder, `[ab]` and `[!ab]` are one character, `**` as a whole part is any number of folders (also
+none). A pattern without a slash is compared with the file's own name, in whichever folder; one with a slash with the whole path. Letters
+count as they are: `*.jpg` is not `A.JPG`, because in a bucket these are two names.
 """
 
 import os

@@ -1,21 +1,8 @@
-"""Gaussian blur by an explicit kernel, as OpenCV and torchvision do it, and as scipy does it. Knows PIL images; draws nothing.
+"""Image operations of perturbations and augmentation: blur, codecs, resizes and crops, noise and tone; and, on an image with its mask,
+geometry.
 
-One trip through a lossy codec: pixels → bytes in memory → pixels. Knows Pillow's encoders; knows no policy and draws nothing.
-
-Pillow's JPEG stands for OpenCV's too: for qualities 30 to 100 they give the same pixels, bit for bit (Pillow 13.0, OpenCV 5.0).
-An image longer than a format can hold (a strip of over 65,500 pixels for JPEG) comes back as it is.
-
-Other sizes and other frames: resizes and crops. Knows PIL images; draws only what it is handed a generator for.
-
-A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image comes back as it is.
-
-Noise, gamma and sharpening: what changes grey levels where they are. Knows PIL images; draws only from the generator it is handed.
-
-What moves pixels, done to an image and its mask at once: resizing, cropping, turning. Knows samples; knows no policy's numbers.
-
-The mask goes by the same geometry with the nearest pixel instead of a filter, so it stays 0 or 255.
-
-The band around a mask's outline that MaskCLIP's edge loss looks at. Knows boolean arrays alone.
+They draw random numbers only from a generator that they are given. Parity with the papers' libraries is to the pixel: where Pillow stands
+for OpenCV, torchvision or scipy, the function says so.
 """
 
 import io
@@ -75,6 +62,8 @@ def scipy_blurred(image: Image.Image, sigma: float) -> Image.Image:
 _LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65535}
 
 
+# Pillow's JPEG stands for OpenCV's too: for qualities 30 to 100 they give the same pixels, bit for bit (Pillow 13.0, OpenCV 5.0). An image
+# longer than a format can hold (a strip of over 65,500 pixels for JPEG) comes back as it is.
 def jpeg(image: Image.Image, quality: int, *, swapped: bool = False) -> Image.Image:
     """RGB through JPEG, chroma halved both ways (4:2:0). `swapped`: red and blue change places for the codec.
 
@@ -129,6 +118,7 @@ _FILTERS = {
 }
 
 
+# A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image comes back as it is.
 def resized(image: Image.Image, size: Size, method: Filter) -> Image.Image:
     """Pillow's resize to (width, height). `lanczos-or-bicubic`: Lanczos where the width shrinks, else bicubic."""
     if size == image.size or size[0] * size[1] > MOST_PIXELS:
@@ -205,6 +195,8 @@ Change = Callable[[Image.Image], Image.Image]
 _LONGEST_PER_SHORT = 16
 
 
+# What follows is done to an image and its mask at once. The mask goes by the same geometry with the nearest pixel instead of a filter, so
+# it stays 0 or 255.
 def moved(sample: ImageSample, change: Change, of_mask: Change | None = None) -> ImageSample:
     """`change` of the image, and of the mask `of_mask`, or the same."""
     mask = sample.mask and (of_mask or change)(sample.mask)

@@ -1,10 +1,8 @@
-"""One named chain of steps, and the seed with which it meets one picture. Knows PIL images; knows no list, file or worker.
+"""Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as `jpeg:75`), `Perturbation.apply`, and the
+steps in YAML.
 
-Names that people type → perturbations: a shipped list, a YAML file of one's own, or steps written out. Knows files; touches no image.
-
-The steps that perturbations are made of, as YAML says them: `{op: jpeg, quality: 75}`. Knows PIL images and seeded generators.
-
-Every step takes RGB of any size and gives RGB; what it cannot do to an image (a codec's longest side) it leaves undone.
+Every step, `{op: jpeg, quality: 75}`, takes RGB of any size and gives RGB; what it cannot do to an image (a codec's longest side) it leaves
+undone.
 """
 
 import hashlib

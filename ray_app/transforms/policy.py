@@ -1,10 +1,7 @@
-"""From a policy's name and arguments to the policy. Knows every policy by name; imports each only when it is asked for.
+"""Augmentation policies: which one changes the training images (`Augmentation`), what it changes (`ImageSample`, `Policy`), and
+`make_policy`.
 
-Which policy changes the training images, and with what numbers. No torch, no pixels.
-
-What a policy changes: one decoded image with its label and mask. Knows PIL images.
-
-What real training images look like to OpenFake's first policy: how large and how sharp they are. Knows pixels; knows no data set.
+`RealStatistics`: how large and how sharp real training images are, for OpenFake's first policy.
 """
 
 from collections.abc import Mapping
@@ -22,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_app.config import Frozen, validate
 from ray_app.errors import ConfigError
 
-# Each is a module-level class of this room, found by `make_policy`.
+# Each has a class in `_CLASSES`, which `make_policy` imports.
 POLICIES = (
     "none",
     "flips",

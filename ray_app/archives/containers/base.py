@@ -1,15 +1,9 @@
-"""What every container format offers. Knows none of them.
+"""What the container formats share: `Container`, `ContainerFormat`, `members_of` (entries → checked members), `WindowReader`, WebDataset's
+sidecars.
 
-What an archive's own listing says → members: names checked, equal ones counted, limits kept, sidecars joined. Knows no format.
-
-Names of members: labels for people, never paths. Knows what makes one unsafe and how to show one that is no text; opens nothing.
-
-Members that lie near each other in one file, read with one request. Knows places and lengths; knows no format.
-
-WebDataset's sidecars: small text files that describe the image beside them, by its name. Knows names and text; reads nothing.
-
-A key is the path up to the first dot of the base name (https://github.com/webdataset/webdataset#the-webdataset-format): `a/7.jpg`,
-`a/7.json` and `a/7.cls` are one sample when they stand side by side.
+Names of members are labels for people, never paths. A sidecar is a small text file that describes the image of the same key: the path up to
+the first dot of the base name (https://github.com/webdataset/webdataset#the-webdataset-format). `a/7.jpg`, `a/7.json` and `a/7.cls` are one
+sample when they stand side by side.
 """
 
 import re

@@ -1,10 +1,9 @@
-"""Tables of encoded images, as the Hugging Face hub writes them: one row is one member. Knows footers and columns, not what images are.
+"""Parquet tables of encoded images, as the Hugging Face hub writes them: one row is one member (`index`, `reader`, `index_uris`,
+`rows_by`).
 
-Indexing reads the footer and every column but the images' bytes, row group by row group. Other columns of bytes (masks, depth maps)
-are left where they are, and so are long texts: `input` gets a reference, NAME_uri, that `read_referenced` follows. A table without
-images but with uris is a list, whose rows are files of their own, if the user named it as a source; in a folder it is a file like others.
-
-Single cells of Parquet files: the bytes of a member, and of what `input` refers to. Knows row groups, not what a column is for.
+Indexing reads the footer and every column but the images' bytes, row group by row group. Other columns of bytes (masks, depth maps) are
+left where they are, and so are long texts: `input` gets a reference, NAME_uri, that `read_referenced` follows. A table without images but
+with uris is a list, whose rows are files of their own, if the user named it as a source; in a folder it is a file like others.
 """
 
 import io
@@ -212,7 +211,7 @@ _FEW_ROWS = 4096
 
 def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
     """Every row, as a member named by its number, or, of a table that the user named, as the file that a list's row names. Raises as
-    `Format.index`, and of such a table ConfigError where the user has to say which column holds the images.
+    `ContainerFormat.index`, and of such a table ConfigError where the user has to say which column holds the images.
     """
     yield from _opened(container, fetcher, _rows)
 
@@ -240,7 +239,7 @@ def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> di
 
 
 def reader(fetcher: Fetcher, max_bytes: int) -> ParquetReader:
-    """Reads cells row group by row group; see `Format.reader`."""
+    """Reads cells row group by row group; see `ContainerFormat.reader`."""
     return ParquetReader(fetcher, max_bytes)
 
 

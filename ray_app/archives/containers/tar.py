@@ -1,15 +1,9 @@
-"""Plain tar files: members listed by passing over their data, read from where they lie. Knows no compression.
+"""Tar files: `index` and `reader` of plain ones, whose members are read from where they lie; `CompressedTar` for gzip, bzip2, xz and zstd
+streams.
 
-A tar's headers, one member at a time: where its data lies, and what speaks against reading it. Knows the format; reads no data.
-
-One block is parsed by `tarfile.TarInfo.frombuf`. Its reader of whole archives is not used: it keeps every member in memory,
-recurses and backtracks over hostile extended headers, and takes a damaged header in the middle for the end.
-
-Tar files that are compressed as a whole: one stream, unpacked from its start, in memory that does not grow. Knows no codec.
-
-How a stream is unpacked: gzip, bzip2, xz and zstd, each by the interface that Python's own decompressors share.
-
-None gives more than it is asked for, whatever a stream claims; what a decoder may hold itself is bounded for xz and zstd.
+Headers are parsed block by block with `tarfile.TarInfo.frombuf`. Its reader of whole archives is not used: it keeps every member in memory,
+recurses and backtracks over hostile extended headers, and takes a damaged header in the middle for the end. A compressed tar is one stream,
+unpacked from its start, in memory that does not grow.
 """
 
 import bz2
@@ -218,6 +212,8 @@ _GZIP = 16 + zlib.MAX_WBITS
 _XZ_MEMORY = 192 * 2**20  # `xz -9` asks for 65 MiB; the format allows 4 GiB
 
 
+# The codecs share the interface of Python's own decompressors. None gives more than it is asked for, whatever a stream claims; what a
+# decoder may hold itself is bounded for xz and zstd.
 class Decompressor(Protocol):
     """Unpacks one stream; after its end it is of no more use."""
 
@@ -301,7 +297,7 @@ _TAIL = 2**20  # after the end mark there is padding, then the checksum
 
 @dataclass(frozen=True)
 class CompressedTar:
-    """A `Format`: tar in the streams of one codec."""
+    """A `ContainerFormat`: tar in the streams of one codec."""
 
     kind: str
     codec: StreamCodec

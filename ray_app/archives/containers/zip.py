@@ -1,14 +1,9 @@
-"""Zip files: members listed from the central directory, unpacked from their own ranges. Knows what is refused, and why.
+"""Zip files: `index` lists members from the central directory, `reader` unpacks them from their own ranges.
 
-What claims to unpack to more than `max_ratio` allows is `image_too_large`, as every other crossing of an intake limit; what only a
-hostile or broken writer makes (links, overlapping entries, unsafe names) is `unsafe_member`.
-
-A zip's central directory, entry by entry: what is in the archive and where. Knows the format's records; unpacks nothing.
-
-Source of the layout: PKWARE APPNOTE 6.3.10, 4.3 and 4.5.3. `zipfile` is not used for it: it holds the whole directory in
-memory before any limit can be checked, and one bad name spoils the archive.
-
-One zip member's own bytes: local header, packed data, checksum → the file. Knows no archive; never gives more than was declared.
+Source of the layout: PKWARE APPNOTE 6.3.10, 4.3 and 4.5.3. `zipfile` is not used for it: it holds the whole directory in memory before any
+limit can be checked, and one bad name spoils the archive. What claims to unpack to more than `max_ratio` allows is `image_too_large`, as
+every other crossing of an intake limit; what only a hostile or broken writer makes (links, overlapping entries, unsafe names) is
+`unsafe_member`.
 """
 
 import bz2

@@ -1,9 +1,7 @@
-"""Networks that speak about what they are given, and the search for what they are likeliest to say. Knows torch and transformers.
+"""What captioning networks share: the network's interface (`Speaking`), its weights, generation (`likeliest`) and batches of pixels
+(`PixelDescriber`).
 
-What such a network says of one image never depends on its company: batches always have the same number of rows, filled up where fewer are
-left.
-
-What all describers that look at pixels do alike: normalise a batch, search for words. Knows no particular network.
+What a network says of one image never depends on its batch: batches always have the same number of rows, filled up where fewer are left.
 """
 
 import warnings

@@ -1,6 +1,5 @@
-"""Text ↔ numbers: the tokenizer of a describer, from a file or from the header of its weights, and one trained on prompts.
-
-Knows tokenizers; knows no network.
+"""`CaptionTokenizer`: the tokenizer of a describer, from a file or from the header of its weights, and `train_words`, one trained on
+prompts.
 """
 
 import json

@@ -1,11 +1,8 @@
-"""CLIP's two towers under OpenAI's own key names, for weights published in that layout (open_clip's files use it too).
+"""CLIP's two towers under OpenAI's key names (`VisionTower`, `Clip`), and the `clip-linear` family: one linear layer on an image feature of
+it.
 
-Knows layers and tensors. Knows nothing about cards, files, tokenizers or heads. Constants: Radford et al. 2021 (arXiv 2103.00020),
-specs/localization.md §1.1 and §1.4.
-
-The `clip-linear` family: one linear layer on an image feature of CLIP, as in CLIP-D (specs/detectors.md §2) and UnivFD (§9b).
-
-Knows the tower and the head. Knows nothing about files: the tower's weights come from the card's backbone, the head's are the card's own.
+As in CLIP-D (specs/detectors.md §2) and UnivFD (§9b). Constants: Radford et al. 2021 (arXiv 2103.00020), specs/localization.md §1.1 and
+§1.4. The tower's weights come from the card's backbone, the head's are the card's own.
 """
 
 import math

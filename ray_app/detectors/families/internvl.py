@@ -1,18 +1,9 @@
-"""The `internvl` family: a vision-language model is asked whether an image is real; transformers' own InternVL class, no code from a hub.
+"""The `internvl` family: a vision-language model is asked whether an image is real, by transformers' own InternVL class or by vLLM; no code
+from a hub.
 
-Knows the network, its key names on the hub and how a batch is asked. Knows nothing about prompts' words (`dialogue`) or replies'
-meaning (`reply_parsing`).
-
-What a vision-language model is asked about an image and which tokens count as its answers.
-
-Knows texts and a tokenizer's file. Knows nothing about networks: both engines of `internvl` ask the same.
-
-What a reply in words says about an image, read as the authors of the published baseline read it. Knows text only.
-
-The `internvl` family on vLLM: the same dialogue, the same parser, batches scheduled by vLLM on a GPU.
-
-Knows vLLM's offline interface (`LLM.generate`, `SamplingParams`; docs.vllm.ai, 0.20) and imports it only when it is asked for. It needs
-the extra `vllm` and a GPU; this project's tests have neither, so only what stands around the engine is tested.
+`Dialogue` is the question in the card, `answer_of` reads replies as the authors of the published baseline do. vLLM's offline interface
+(`LLM.generate`, `SamplingParams`; docs.vllm.ai, 0.20) is imported only when a card asks for it. It needs the extra `vllm` and a GPU; this
+project's tests have neither, so only what stands around the engine is tested.
 """
 
 import importlib

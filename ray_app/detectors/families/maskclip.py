@@ -1,19 +1,8 @@
-"""The `maskclip` family (OpenSDI, CVPR 2025): a frozen CLIP asked what is fake, and a MAE encoder that says where.
+"""The `maskclip` family (OpenSDI, CVPR 2025): a frozen CLIP says whether an image is fake, a MAE encoder where; with its losses and initial
+weights.
 
-Knows how the two branches attend to each other. Knows nothing about files, losses or images. State dict: the reference's 778 keys.
-Constants: specs/localization.md §1.1 and §1.4, corrected by golden/maskclip.md §6.
-
-From a map of tokens to a map of logits: a pyramid of four scales, fused, with a text's answer added everywhere.
-
-Knows layers and tensors. Knows nothing about CLIP, MAE, cards or files. Keys and constants: specs/localization.md §1.1 (6) and §1.4.
-
-What MaskCLIP is trained on: three losses, and which of its tensors learn. Knows tensors only.
-
-Constants: specs/localization.md §1.2 and §1.6.
-
-Where MaskCLIP's weights come from: MAE and CLIP to begin a training, and a checkpoint of another input size.
-
-Knows state dicts. Knows nothing about files. Constants: specs/localization.md §1.5.
+`MaskClip` is the network (state dict: the reference's 778 keys), `MaskDecoder` its decoder: a pyramid of four scales, fused, with a text's
+answer added everywhere. Constants: specs/localization.md §1.1 to §1.6, corrected by golden/maskclip.md §6.
 """
 
 import math

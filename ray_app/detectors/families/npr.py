@@ -1,11 +1,8 @@
-"""The `npr` family: the first half of a ResNet-50 on what differs between neighbouring pixels.
+"""The `npr` family: the first half of a ResNet-50 on the differences of neighbouring pixels (`residual_of`, as other detectors of
+upsampling use it).
 
-Knows one architecture, built from timm's ResNet blocks under the authors' key names. Knows nothing about weights or preprocessing.
-Sources: Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §9a.
-
-What is left of an image when neighbouring pixels are subtracted: the fixed first step of detectors of upsampling traces.
-
-Knows tensors of normalised pixels. Source of the constants: specs/detectors.md §8b and §9a.
+Built from timm's ResNet blocks under the authors' key names. Sources: Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §8b,
+§9a.
 """
 
 from typing import TYPE_CHECKING, Literal

@@ -1,10 +1,6 @@
 """The `residual` family: a small network that sees an image only through fixed high-pass filters.
 
-Knows one architecture in plain torch. Knows nothing about weights, cards' files or preprocessing.
-
-The mean of a convolutional network's features over an image too large to go through in one piece.
-
-Knows sizes, strides and receptive fields. Knows no network: it is told which function makes the features.
+`Tiling`, `feature_map` and `mean_features` run a convolutional network over an image too large to go through in one piece.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,14 +1,6 @@
-"""Metadata segments of a JPEG, up to its first scan: EXIF and XMP (APP1), C2PA (APP11), IPTC (APP13), comment.
+"""Metadata blocks of each container format: `locate` them in JPEG, PNG, WebP, GIF, TIFF, AVIF and HEIC; `coded_items` of the last two.
 
-Metadata chunks of a PNG: text (tEXt, zTXt, iTXt with XMP), eXIf, and C2PA's caBX. What is compressed is inflated up to a limit.
-
-Metadata chunks of a WebP: EXIF, XMP and C2PA in its RIFF container.
-
-Metadata extensions of a GIF, before its first frame and after it as far as the limit goes: comment, XMP, C2PA.
-
-Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in a `uuid` box.
-
-Metadata tags of a TIFF file: it is an EXIF block itself, and holds XMP, IPTC and C2PA as values of tags.
+By the structure of the container, within limits; nothing is decoded but compressed texts of PNG, up to a limit.
 """
 
 import zlib
@@ -27,6 +19,7 @@ _SCAN, _END = 0xDA, 0xD9
 _JUMBF_HEADER = 8  # "JP", box instance (2), packet number (4): ISO 19566-5, annex D
 
 
+# Segments up to the first scan: EXIF and XMP (APP1), C2PA (APP11), IPTC (APP13), comment.
 def find_in_jpeg(data: bytes) -> MetadataBlocks:
     """The metadata of a JPEG."""
     found = MetadataBlocks()
@@ -96,6 +89,7 @@ MOST_INFLATED = 2**20  # of all texts together
 _PNG_XMP = "XML:com.adobe.xmp"
 
 
+# Chunks: text (tEXt, zTXt, iTXt with XMP), eXIf, and C2PA's caBX.
 def find_in_png(data: bytes) -> MetadataBlocks:
     """The metadata of a PNG."""
     found, budget, texts = MetadataBlocks(), MOST_INFLATED, 0
@@ -170,6 +164,7 @@ MOST_BLOCKS = 10_000  # of at most 255 bytes: 2.5 MB of frames
 _EXTENSION, _IMAGE, _GIF_COMMENT, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
 
 
+# Extensions before the first frame and after it as far as the limit goes: comment, XMP, C2PA.
 def find_in_gif(data: bytes) -> MetadataBlocks:
     """The metadata of a GIF."""
     found = MetadataBlocks()
@@ -264,6 +259,7 @@ class Fields:
         return self.at > self._end
 
 
+# Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in a `uuid` box.
 def find_in_boxes(data: bytes) -> MetadataBlocks:
     """The metadata of an AVIF or HEIC."""
     found, items = MetadataBlocks(), False
@@ -374,6 +370,7 @@ def _item_places(data: bytes, iloc: BmffBox) -> Iterator[tuple[int, int, int, in
 _TIFF_XMP, _IPTC, _C2PA = 700, 33723, 52545
 
 
+# A TIFF file is an EXIF block itself, and holds XMP, IPTC and C2PA as values of tags.
 def find_in_tiff(data: bytes) -> MetadataBlocks:
     """The metadata of a TIFF's first page."""
     found = MetadataBlocks()
@@ -404,7 +401,7 @@ _WALKERS: dict[str, Callable[[bytes], MetadataBlocks]] = {
 
 
 def locate(data: bytes, format_name: str | None) -> MetadataBlocks:
-    """The metadata of a sniffed format (see `images.sniff`): total on any bytes, in bounded time, never raises."""
+    """The metadata of a sniffed format (see `images.formats`): total on any bytes, in bounded time, never raises."""
     walker = _WALKERS.get(format_name or "")
     return MetadataBlocks() if walker is None else walker(data)
 

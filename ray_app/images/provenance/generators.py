@@ -1,8 +1,5 @@
-"""Which generator wrote parameters into a file, by their structure, and what they say. Knows texts; knows no container.
-
-ComfyUI's graphs: the one that ran, node by node with its inputs, and the one that was drawn.
-
-The text that Stable Diffusion web UI writes: prompt, negative prompt, and a last line of `Steps: 20, Sampler: Euler a, …`.
+"""Generation parameters in metadata texts → `Generator` (`read_generator`): Stable Diffusion web UI, ComfyUI, NovelAI, InvokeAI, Fooocus,
+Midjourney …
 """
 
 import json

@@ -1,8 +1,7 @@
-"""EXIF tags → camera, software, and the texts that generators hide where people write remarks. Never names, never places.
+"""Parsers of EXIF (`read_exif`), XMP (`read_xmp`) and IPTC-IIM (`resource`, `program`), for what they state about origin alone.
 
-IPTC-IIM, where old press software writes: only the program that made the file is read of it.
-
-XMP packets → the three properties that speak of origin. A parser that knows no entities, and stops where a packet gets large.
+Camera, software, source types, and texts in which generators write their parameters: never names, never places. XMP is parsed without
+entities, up to a limit; of IPTC-IIM only the program that made the file is read.
 """
 
 from collections.abc import Iterable, Mapping

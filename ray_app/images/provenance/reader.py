@@ -1,6 +1,6 @@
-"""Bytes of one file → its Provenance: locate, read each kind of statement, put them together.
+"""`ProvenanceReader`: bytes of one file → its `Provenance`; `ProvenanceConfig` says whether it is read and which certificates are trusted.
 
-Whether origin is read, and whose signatures count. The certificates are read once and travel as text.
+The certificates are read once and travel as text.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""What can be said of an origin, as values that hold no more than they may: short lines, few of them, nothing invisible.
+"""Provenance as data: `Provenance` and its parts (`Camera`, `Generator`, `ContentCredentials`), and the raw `MetadataBlocks` that they come
+from.
 
-What a walker may find in a container: blocks as the container delimits them, within limits. Knows no format, no statement.
+Values hold no more than they may: short lines, few of them, nothing invisible.
 """
 
 from dataclasses import dataclass, field
