@@ -184,7 +184,7 @@ def list_members(
     portions: Portions = Portions(),
     clock: Callable[[], float] = time.monotonic,
 ) -> ManifestInfo | None:
-    """Write the next manifest; None when the archive is as the last one says. `progress` is told how many members there are so far.
+    """Write the next manifest; None when the archive is as the last one says. `progress` gets how many members there are so far.
 
     A later manifest holds the members whose id no earlier one has, and as vanished all ids ever listed that are not there now: a file
     put back to an older version makes the old id current again, with the row that it has. `limit`: no more than the first so many.
@@ -257,11 +257,11 @@ def _digest(store: Store, number: int) -> str | None:
 
 
 def _noted(walk: Walk) -> dict[str, Any]:
-    """What the next listing is told of this one; no digest where containers must be opened to know what is in them."""
+    """What is kept of this listing for the next one; no digest where containers must be opened to know what is in them."""
     guard = walk.archive.fetcher.guard
-    told = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
+    servers = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
     linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
-    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **told, **linked}
+    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **servers, **linked}
 
 
 def _cut(store: Store, number: int, plan: BlockPlan, runs: Sequence[Run], input_type: pa.StructType | None, each: Each) -> pa.Table:

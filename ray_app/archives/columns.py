@@ -27,8 +27,8 @@ Sizes = npt.NDArray[np.int64]
 def features_of(schema: pa.Schema) -> Features:
     """What `datasets` says of each column in the schema's metadata; nothing where it says nothing or nonsense."""
     try:
-        said = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in said.items() if isinstance(feature, dict)}
+        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 

@@ -38,8 +38,8 @@ class Samples:
         if row is None:
             return item
         described = {column: value for column, value in row.items() if not _names_a_mask(column)}
-        told = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**described, **item.input}}
-        return ListedWithColumns(**told)
+        values = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**described, **item.input}}
+        return ListedWithColumns(**values)
 
 
 def beside(objects: Iterable[ObjectInfo], table: ObjectInfo | None = None) -> Iterator[tuple[ObjectInfo, ObjectInfo | None]]:

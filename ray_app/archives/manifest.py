@@ -71,7 +71,7 @@ class BlockRef:
 
 
 class BlockList(Sequence[BlockRef]):
-    """Many blocks in the memory of a few: columns, of which references are made when asked for. A slice is one, too."""
+    """Many blocks in the memory of a few: columns, of which references are made on access. A slice is one, too."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -155,7 +155,7 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
 
 
 def guard_of(store: Store) -> Guard:
-    """Which web servers are asked for the members of a store's manifests: those that their own commands could ask."""
+    """Which web servers are requested for the members of a store's manifests: those that their own commands could ask."""
     infos = [info for number in manifests(store) if (info := read_complete(store, number)) is not None]
     noted = Guard(frozenset(name for info in infos for name in info.servers), any(info.allow_private for info in infos))
     return noted.joined(Guard.of(places_of(_sources(store))))

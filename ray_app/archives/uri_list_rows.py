@@ -93,8 +93,8 @@ def _checked(uri: str) -> tuple[str, RefusedMember | None]:
 
 
 def _version(version: Any, etag: Any) -> str:
-    told = etag if version is None else version
-    return "" if told is None else str(told).strip('"')
+    stated = etag if version is None else version
+    return "" if stated is None else str(stated).strip('"')
 
 
 def _local_facts(place: str) -> tuple[int, str]:

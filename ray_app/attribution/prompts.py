@@ -82,8 +82,8 @@ def _in_graph(comfy: Any) -> str | None:
     nodes = _nodes(comfy)
     wanted, refused = (_upstream(nodes, name) for name in ("positive", "negative"))
     chosen = [name for name in nodes if name in wanted] or [name for name in nodes if name not in refused]
-    said = [text for name in chosen for text in _texts(nodes[name])]
-    return ", ".join(dict.fromkeys(said)) or None
+    words = [text for name in chosen for text in _texts(nodes[name])]
+    return ", ".join(dict.fromkeys(words)) or None
 
 
 def _nodes(comfy: Any) -> dict[str, Mapping[str, Any]]:

@@ -84,10 +84,10 @@ def unreadable(path: Path, wanted: str, error: BaseException, *, name: Literal["
     if kind.name != name:
         return DetectorError(f"{path}: not readable as {wanted}: it is {kind.what}", hint=kind.hint)
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        told = f"it holds an object of {found[1]}, and not tensors alone"
-        return DetectorError(f"{path}: not readable as {wanted}: {told}", hint=_ONLY_TENSORS)
-    told = "" if "weights_only" in str(error) else f" ({said(error)})"
-    return DetectorError(f"{path}: not readable as {wanted}: it is damaged or not whole{told}", hint=_AGAIN)
+        reason = f"it holds an object of {found[1]}, and not tensors alone"
+        return DetectorError(f"{path}: not readable as {wanted}: {reason}", hint=_ONLY_TENSORS)
+    reason = "" if "weights_only" in str(error) else f" ({said(error)})"
+    return DetectorError(f"{path}: not readable as {wanted}: it is damaged or not whole{reason}", hint=_AGAIN)
 
 
 def _zipped(path: Path) -> FileKind:

@@ -41,10 +41,10 @@ class Prediction(NamedTuple):
 
 
 class BatchPrediction(NamedTuple):
-    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.prediction`).
+    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.outputs`).
 
     `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p). `replies`: one text per image.
-    `embeddings`: (N, d) float32, of a detector that was told to keep them.
+    `embeddings`: (N, d) float32, of a detector that keeps them.
     """
 
     scores: torch.Tensor
@@ -63,7 +63,7 @@ class Detector:
     and a score does not depend on how many images came with it. Where a card keeps the size of every image (`card.preprocessing.shape`
     is None), images of one size go together instead: one by one on a CPU, up to 4 Mi pixels on a GPU.
     `fingerprint` holds all that decides a score; it is plain JSON. `kinds`: the fields of a `Reading` that are never None, but for the
-    embeddings, which are given once somebody has asked to keep them.
+    embeddings, which are given once they are requested.
     """
 
     def __init__(

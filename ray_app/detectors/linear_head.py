@@ -178,7 +178,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 class Fit(NamedTuple):
-    """What is said on the card of a head: its classifier, the file of labels, how many real and fake images, the folds' AUC."""
+    """What the card of a head states: its classifier, the file of labels, how many real and fake images, the folds' AUC."""
 
     classifier: Classifier
     labels: str

@@ -181,7 +181,7 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
     """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
 
     EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded;
-    then `admit` is told what decoding will take, and may wait until that is there, or refuse with an InputError.
+    then `admit` gets what decoding will take, and may wait until that is there, or refuse with an InputError.
     Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused with the facts known by then, and
     nothing else, whatever the bytes.
     """
@@ -222,7 +222,7 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) ->
         is_plain = loaded.mode == "RGB" and "transparency" not in loaded.info
         pixels = loaded if is_plain else to_rgb(loaded, found.flags, sample_bits)
     found.mode = image.mode
-    if pixels.size != (found.width, found.height):  # libheif may find another size than the one it told
+    if pixels.size != (found.width, found.height):  # libheif may find another size than it stated
         found.take_size(*pixels.size)
         limits.check_size(*pixels.size, len(data), format_name)
     if isinstance(loaded, JpegImageFile):  # of rare sampling factors

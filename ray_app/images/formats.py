@@ -169,7 +169,7 @@ def declared_end(data: bytes, format_name: str) -> int | None:
 
 
 def ends_early(data: bytes, format_name: str) -> bool:
-    """Whether the file lacks its end: asked only of files that did not decode, to tell truncated from corrupt."""
+    """Whether the file lacks its end: for files that did not decode, to distinguish truncated from corrupt."""
     end = declared_end(data, format_name)
     return end > len(data) if end is not None else format_name in ("JPEG", "PNG", "TIFF", "JPEG2000")
 

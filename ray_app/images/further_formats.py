@@ -109,7 +109,7 @@ class JpegXlFile(ImageFile):
 
     def _open(self) -> None:
         try:
-            import imagecodecs  # noqa: F401 - said before anything is read
+            import imagecodecs  # noqa: F401 - reported before anything is read
         except ImportError:
             raise InputError(Status.UNSUPPORTED_FORMAT, "JPEG XL needs imagecodecs: pip install 'touchstone[jxl]'") from None
         assert self.fp is not None

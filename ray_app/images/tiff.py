@@ -72,7 +72,7 @@ class TiffLayout(NamedTuple):
         entries = tiff.directory()
 
         def every(tag: int, most: int = MOST_VALUES) -> tuple[int, ...]:
-            """What is asked for alone: four thousand tags may each say that a million values stand at one place."""
+            """Only the tags that are needed: four thousand tags may each say that a million values stand at one place."""
             return tiff.integers(entries[tag]) if tag in entries and entries[tag].number <= most else ()
 
         def one(tag: int, otherwise: int) -> int:

@@ -2,7 +2,7 @@
 concurrency (`Gate`).
 
 `read`, `read_range` and `size` are single requests of one version ("" = whichever), without retries: they raise what the libraries raise.
-`guard`: which web servers may be asked, for places that are no local ones; `left`: the seconds that a request may take.
+`guard`: which web servers may be requested, for places that are no local ones; `left`: the seconds that a request may take.
 """
 
 import os
@@ -319,7 +319,7 @@ class Fetchable(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """-1 where the store has not said it."""
+        """-1 where the store does not state it."""
 
 
 M = TypeVar("M", bound=Fetchable)
@@ -329,7 +329,7 @@ class Fetcher:
     """Reads members with patience, and counts what it met. One per process; safe to share between threads.
 
     `signed` are source URLs as the user gave them: a member whose uri is one of them without its secrets is read with them. `guard` says
-    which web servers are asked; null = those of `signed`, and the public Internet.
+    which web servers are requested; null = those of `signed`, and the public Internet.
     """
 
     def __init__(
@@ -362,7 +362,7 @@ class Fetcher:
 
     @cached_property
     def guard(self) -> Guard:
-        """Which web servers are asked."""
+        """Which web servers are requested."""
         return Guard.of(self._named)
 
     @property
@@ -387,7 +387,7 @@ class Fetcher:
         return {"bytes_read": self.bytes_read, "requests": self._gate.entered, "retried": retrier.retried, "throttled": retrier.throttled}
 
     def fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None) -> bytes:
-        """All bytes of the object, which is still of `version` ("" = whichever). Nothing is asked again once it is `cancelled`.
+        """All bytes of the object, which is still of `version` ("" = whichever). Nothing is requested again once it is `cancelled`.
 
         Raises: SourceError (missing, denied, throttled, timeout, changed), InputError (image_too_large, before the body is read).
         """
@@ -459,13 +459,13 @@ class Fetcher:
         except InputError as error:
             return error
 
-    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *asked: str | int) -> T:
-        """The answer of a request such as `read`, asked again where that may help. Raises InputError alone."""
+    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *arguments: str | int) -> T:
+        """The answer of a request such as `read`, retried where that may help. Raises InputError alone."""
         place = self._signed.get(uri, uri)
         is_local = "://" not in place or scheme_of(place) == "file"
         guard = _NOBODY if is_local else self.guard
         try:
-            return self._retrier.call(partial(request, place, guard, *asked), cancelled, None if is_local else self._gate)
+            return self._retrier.call(partial(request, place, guard, *arguments), cancelled, None if is_local else self._gate)
         except CancelledError:
             raise SourceError(Status.SOURCE_TIMEOUT, "given up: nobody waits for it") from None
         except InputError:

@@ -145,7 +145,7 @@ class Lease:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lease and keep it warm. Raises IdentityError while another living run has it, and StorageError as said above."""
+        """Take the lease and keep it warm. Raises IdentityError while another living run has it, and StorageError as the class says."""
         while not self._taken():
             pass
         self.is_guarded = not self._created(_PATH, replace(self.holder, beat=-1))  # that would be over the one that is there
@@ -186,7 +186,7 @@ class Lease:
         return self._is_dead(other) and self._take_over(other)
 
     def _created(self, path: str, holder: Holder) -> bool:
-        """Write unless something is there; a store that refuses to be told so writes in any case."""
+        """Write unless something is there; where the store refuses that condition, write in any case."""
         try:
             return self._store.create(path, holder.encode())
         except StorageError as error:

@@ -130,7 +130,7 @@ _passed_by: ContextVar[LinkedFolders | None] = ContextVar("linked folders", defa
 
 @contextmanager
 def noting_linked_folders() -> Iterator[LinkedFolders]:
-    """Counts, in this thread and inside the block, what listings do not follow: it is no member, and yet should be said."""
+    """Counts, in this thread and inside the block, what listings do not follow: it is no member, and yet should be reported."""
     noted = LinkedFolders()
     token = _passed_by.set(noted)
     try:
@@ -257,7 +257,7 @@ def _list_s3(place: str) -> Iterator[ObjectInfo]:
 
 
 def _list_prefix(bucket: str, prefix: str) -> Iterator[ObjectInfo]:
-    """One request for a small prefix; a large one is divided at its folders, which are listed side by side and told in order."""
+    """One request for a small prefix; a large one is divided at its folders, which are listed in parallel and yielded in order."""
     call = Retrier(PATIENCE).call
     first = call(lambda left: s3.page(bucket, prefix, timeout_s=left))
     if not first.get("IsTruncated"):
@@ -304,7 +304,7 @@ def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
         if is_missing(error):
             return
         raise
-    yield _told(strip_secrets(url), info)
+    yield _object_info(strip_secrets(url), info)
 
 
 def _list_other(place: str) -> Iterator[ObjectInfo]:
@@ -315,10 +315,10 @@ def _list_other(place: str) -> Iterator[ObjectInfo]:
     except FileNotFoundError:
         return
     if info["type"] == "file":
-        yield _told(place, info)
+        yield _object_info(place, info)
         return
     for entry in _walk(fs, path, call):
-        yield _told(place + entry["name"][len(path.rstrip("/")) :], entry)
+        yield _object_info(place + entry["name"][len(path.rstrip("/")) :], entry)
 
 
 def _walk(fs: Any, folder: str, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -330,7 +330,7 @@ def _walk(fs: Any, folder: str, call: Call) -> Iterator[Mapping[str, Any]]:
             yield entry
 
 
-def _told(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
+def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
     return ObjectInfo(uri, -1 if size is None else size, version_of(info))
 
@@ -442,7 +442,7 @@ def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
 
 
 def _pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
-    """One request for a short range; a long one is cut again at the folders in it, which are read side by side and told in order."""
+    """One request for a short range; a long one is cut again at the folders in it, which are read in parallel and yielded in order."""
     first = call(lambda left: s3.page(keys.bucket, keys.prefix, timeout_s=left, above=keys.after))
     if not first.get("IsTruncated") or _ends_in(first, keys):
         yield _up_to(keys.until, first)

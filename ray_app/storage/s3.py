@@ -99,7 +99,7 @@ def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: i
             raise too_large(size, max_bytes)
         async with body:
             data: bytes = await body.read()
-        # A store that does not know If-Match answers as if it had not been said.
+        # A store that does not know If-Match answers as if it had not been sent.
         if etag and answer["ETag"].strip('"') != etag:
             raise ObjectChangedError("its ETag is another")
         if len(data) != size:

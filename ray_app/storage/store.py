@@ -28,7 +28,7 @@ from ray_app.storage.urls import bucket_and_key, canonical, scheme_of, strip_sec
 
 T = TypeVar("T")
 
-# A run directory is asked a few times a minute; a wrong endpoint must be said within seconds, not minutes.
+# A run directory is read a few times a minute; a wrong endpoint must be reported within seconds, not minutes.
 _PATIENCE = RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
 _REQUESTS = 16  # files that are removed at once
 _FLAT = frozenset({"gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
@@ -49,7 +49,7 @@ class Backend(Protocol):
         """The same with a file of this machine, however large; each request goes through `call`."""
 
     def create(self, path: str, data: bytes, left: float) -> bool:
-        """Put a file there unless one is; of many at once, one is told True."""
+        """Put a file there unless one is; of many at once, one gets True."""
 
     def exists(self, path: str, left: float) -> bool:
         """Whether a file is there."""

@@ -100,7 +100,7 @@ def _through(image: Image.Image, codec: str, **options: Any) -> Image.Image:
     if max(image.size) > _LONGEST[codec]:
         return image
     encoded = io.BytesIO()
-    # Pillow keeps what `save` is told on the image itself: of one image in two threads, one would be saved as the other asks.
+    # Pillow keeps the options of `save` on the image itself: one image in two threads would be saved with the other's.
     image.copy().save(encoded, codec, **options)
     with Image.open(encoded) as decoded:
         return decoded.convert("RGB")

@@ -98,7 +98,7 @@ class Avif(Step):
 
 
 class ResizeStep(Step):
-    """To another size, the aspect kept unless a `square` is asked for: by exactly one of the following.
+    """To another size, the aspect kept unless a `square` is requested: by exactly one of the following.
 
     `scale` of both sides (two numbers: it is drawn between them); `short_side` in pixels, up or down; `long_edge` and `screen` (width,
     height; turned as the image is) only shrink; `square` squashes to a side.

@@ -273,7 +273,7 @@ def why_closed(container: Container, error: InputError) -> RefusedMember:
 
 
 def size_of(container: Container, fetcher: Fetcher) -> int:
-    """The archive's bytes, asked of its store where the listing did not say. Raises InputError for an empty one."""
+    """The archive's size in bytes, requested from its store where the listing lacks it. Raises InputError for an empty one."""
     size = container.size_bytes if container.size_bytes >= 0 else fetcher.size(container.uri, container.version)
     if not size:
         raise InputError(Status.EMPTY_FILE, "an archive without a byte")

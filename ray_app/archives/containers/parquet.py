@@ -85,7 +85,7 @@ class ParquetReader:
         self._cursor: _Cursor | None = None
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """The bytes of rows of one file, in their order; see `Reader.read`. A row group that fails is not asked again for this call."""
+        """The bytes of rows of one file, in their order; see `Reader.read`. A row group that fails is not tried again for this call."""
         failed: dict[int, InputError] = {}
         for member in members:
             place = member.place
@@ -284,8 +284,10 @@ def _rows(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
     elif roles.uri is not None and container.named:
         yield from _uris(container, file, roles.uri)
     else:
-        told = f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
-        yield container.as_file(RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{told}"))
+        reason = (
+            f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
+        )
+        yield container.as_file(RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{reason}"))
 
 
 def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
@@ -337,8 +339,8 @@ class _Budget:
         """Raises InputError once it is too much."""
         self._taken += size
         if self._taken > max(_ALWAYS_ALLOWED, self._size * self._ratio):
-            told = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
-            raise InputError(Status.IMAGE_TOO_LARGE, told, limit=self._ratio, observed=self._taken / max(1, self._size))
+            reason = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
+            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._ratio, observed=self._taken / max(1, self._size))
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def read_headers(stream: Stream) -> Iterator[Header]:
 
 
 def _next_header(stream: Stream, everywhere: dict[str, str]) -> Header | None:
-    """The header at the stream's place, with the extended ones before it; `everywhere` keeps what is said for all members."""
+    """The header at the stream's place, with the extended ones before it; `everywhere` keeps what holds for all members."""
     begin = stream.tell()
     extended: dict[str, str] = {}
     while True:
@@ -235,7 +235,7 @@ class Decompressor(Protocol):
 
 @dataclass(frozen=True)
 class StreamCodec:
-    """One of them, under the name that a damaged stream is told by."""
+    """One codec, under the name that messages about a damaged stream use."""
 
     name: str
 
@@ -304,7 +304,7 @@ class CompressedTar:
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
         """Every member; the whole stream is unpacked once, up to `max_ratio`."""
-        return members_of(container, _tar_gz_entries(container, fetcher, self))
+        return members_of(container, _stream_entries(container, fetcher, self))
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> "TarStreamReader":
         """Goes on where it stopped, from one block of a shard to the next."""
@@ -422,7 +422,7 @@ class TarStreamReader:
         return data
 
 
-def _tar_gz_entries(container: Container, fetcher: Fetcher, form: CompressedTar) -> Iterator[ContainerEntry]:
+def _stream_entries(container: Container, fetcher: Fetcher, form: CompressedTar) -> Iterator[ContainerEntry]:
     if not container.size_bytes:
         raise InputError(Status.EMPTY_FILE, "an archive without a byte")
     stream = Unpacked(form.codec, fetcher, container.uri, container.version, container.size_bytes, container.limits.max_ratio)

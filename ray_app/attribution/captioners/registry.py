@@ -22,7 +22,7 @@ class Caption(NamedTuple):
 
 
 NOTHING = Caption("", None)
-"""What is said of an image that left no embedding."""
+"""The caption of an image that left no embedding."""
 
 
 class Describer(Protocol):

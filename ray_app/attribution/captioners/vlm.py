@@ -65,9 +65,9 @@ def build_dialogue(name: str, architecture: Mapping[str, Any]) -> Any:
 
 def question_tokens(card: DescriberCard, words: CaptionTokenizer) -> list[int]:
     """The card's question in the model's template, with the tokens of one image in it. Raises DetectorError where they do not fit."""
-    told = card.architecture
-    before, token, after = told["image"]
-    count, template = told["image_tokens"], told["template"]
+    architecture = card.architecture
+    before, token, after = architecture["image"]
+    count, template = architecture["image_tokens"], architecture["template"]
     text = template.replace("{image}", f"{before}{token * count}{after}").replace("{question}", card.question)
     ids: list[int] = words.tokenizer.encode(text, add_special_tokens=False).ids
     number = words.tokenizer.token_to_id(token)

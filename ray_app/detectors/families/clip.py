@@ -21,7 +21,7 @@ from ray_app.errors import DetectorError
 class VisionFeatures(NamedTuple):
     """What a vision tower tells of a batch.
 
-    `class_token` (N, width): after `ln_post`. `taps`: per layer asked for, in that order, the output of its `ln_2` (before the MLP),
+    `class_token` (N, width): after `ln_post`. `taps`: per requested layer, in that order, the output of its `ln_2` (before the MLP),
     (N, 1 + patches, width). `projected` (N, embed_dim): the class token in the space shared with texts, not normalised.
     """
 

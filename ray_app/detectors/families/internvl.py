@@ -83,7 +83,7 @@ class DialogueTokens(NamedTuple):
     real: list[int]
 
     def text(self, reply: list[int]) -> str:
-        """What the model said, up to the end of its reply."""
+        """The model's text, up to the end of its reply."""
         spoken = reply[: reply.index(self.end)] if self.end in reply else reply
         return str(self.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
 
@@ -130,10 +130,10 @@ def answer_of(reply: str) -> Answer:
 
     "real" is looked for first, anywhere, so that "not real" and "unreal" are real; then "ai" and "generated", inside other words too.
     """
-    said = reply.lower()
-    if "real" in said:
+    text = reply.lower()
+    if "real" in text:
         return "real"
-    return "fake" if "ai" in said or "generated" in said else "unknown"
+    return "fake" if "ai" in text or "generated" in text else "unknown"
 
 
 def score_of(reply: str) -> float:
@@ -201,16 +201,16 @@ class Interrogator(nn.Module):
         return joined([ask(part, self._tokens) for part in torch.split(pixels, at_once)])
 
     def _first_token(self, pixels: torch.Tensor, tokens: DialogueTokens) -> Prediction:
-        output = self.chat(**_asked(pixels, tokens), use_cache=False, logits_to_keep=1)
+        output = self.chat(**_inputs(pixels, tokens), use_cache=False, logits_to_keep=1)
         logits = output.logits[:, -1].float()
         return Prediction((logits[:, tokens.fake].logsumexp(1) - logits[:, tokens.real].logsumexp(1)).unsqueeze(1))
 
     def _reply(self, pixels: torch.Tensor, tokens: DialogueTokens) -> Prediction:
-        asked = _asked(pixels, tokens)
+        inputs = _inputs(pixels, tokens)
         greedy = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, max_new_tokens=self.dialogue.max_new_tokens, eos_token_id=tokens.end, pad_token_id=tokens.end
         )
-        spoken = self.chat.generate(**asked, generation_config=greedy)[:, len(tokens.prompt) :]
+        spoken = self.chat.generate(**inputs, generation_config=greedy)[:, len(tokens.prompt) :]
         return prediction_of([tokens.text(reply) for reply in spoken.tolist()], pixels.device)
 
 
@@ -225,7 +225,7 @@ def joined(parts: list[Prediction]) -> Prediction:
     return Prediction(torch.cat([part.logits for part in parts]), replies=replies or None)
 
 
-def _asked(pixels: torch.Tensor, tokens: DialogueTokens) -> dict[str, torch.Tensor]:
+def _inputs(pixels: torch.Tensor, tokens: DialogueTokens) -> dict[str, torch.Tensor]:
     ids = torch.tensor(tokens.prompt, device=pixels.device).expand(len(pixels), -1)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
@@ -285,8 +285,8 @@ class VllmInterrogator(nn.Module):
             raise DetectorError("vLLM is not started", hint="attach() the folder that the weights lie in")
         tokens = self._tokens
         prompt = self.dialogue.prompt(self.dialogue.image[1])  # vLLM's processor repeats and brackets the token itself
-        asked = [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in images_of(pixels, self.preprocessing)]
-        answers = [request.outputs[0] for request in self._engine.generate(asked, self._sampling(tokens), use_tqdm=False)]
+        inputs = [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in images_of(pixels, self.preprocessing)]
+        answers = [request.outputs[0] for request in self._engine.generate(inputs, self._sampling(tokens), use_tqdm=False)]
         if self.dialogue.mode == "reply":
             return prediction_of([tokens.text(list(answer.token_ids)) for answer in answers], pixels.device)
         firsts = [{token: entry.logprob for token, entry in answer.logprobs[0].items()} for answer in answers]

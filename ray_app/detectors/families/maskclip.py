@@ -233,12 +233,12 @@ class ClipToMae(nn.Module):
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """`patches` (N, P, clip_width) of a square; the answer has the shape of `tokens`."""
         side = math.isqrt(patches.shape[1])
-        asked = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
+        context = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
         # Published the other way round: enlarged, then convolved. Both are linear, and there are four times fewer patches before.
-        narrow = functional.interpolate(self.channel_adjust[0](asked), size=tokens.shape[1:3], mode="bilinear", align_corners=False)
-        asked = self.channel_adjust[1](narrow).flatten(2).transpose(1, 2)
+        narrow = functional.interpolate(self.channel_adjust[0](context), size=tokens.shape[1:3], mode="bilinear", align_corners=False)
+        context = self.channel_adjust[1](narrow).flatten(2).transpose(1, 2)
         known = tokens.flatten(1, 2)
-        query, key, value = self._heads(self.query_proj(asked)), self._heads(self.key_proj(known)), self._heads(self.value_proj(known))
+        query, key, value = self._heads(self.query_proj(context)), self._heads(self.key_proj(known)), self._heads(self.value_proj(known))
         attended, _ = headwise_attention(self, query, key, value, None)
         answer: torch.Tensor = self.output_proj(attended.flatten(2))
         return answer.view_as(tokens)

@@ -41,14 +41,14 @@ def find_in_jpeg(data: bytes) -> MetadataBlocks:
                 extended = extended or _Extended()
                 extended.add(body[len(_EXTENDED) :])
             else:
-                _take(found, marker, body)
+                _take_segment(found, marker, body)
         at = end
     if extended is not None and (packet := extended.packet()):
         found.add_xmp(packet)
     return found
 
 
-def _take(found: MetadataBlocks, marker: int, body: bytes) -> None:
+def _take_segment(found: MetadataBlocks, marker: int, body: bytes) -> None:
     if marker == _APP1:
         if body.startswith(b"Exif\0"):
             found.add_exif(body)
@@ -86,7 +86,7 @@ class _Extended:
 
 MOST_CHUNKS = 10_000  # 32 MiB of pixels in libpng's usual 8 KiB pieces are 4,096
 MOST_INFLATED = 2**20  # of all texts together
-_PNG_XMP = "XML:com.adobe.xmp"
+_XMP_KEYWORD = "XML:com.adobe.xmp"
 
 
 # Chunks: text (tEXt, zTXt, iTXt with XMP), eXIf, and C2PA's caBX.
@@ -125,7 +125,7 @@ def _add_text(found: MetadataBlocks, kind: bytes, body: bytes, most: int) -> int
         rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # flag and method, language, translated keyword
     text = _inflated(rest, most) if is_compressed else rest[:most]
     name = keyword[:79].decode("latin-1")
-    if kind == b"iTXt" and name == _PNG_XMP:
+    if kind == b"iTXt" and name == _XMP_KEYWORD:
         found.add_xmp(text)
     elif len(text) <= MOST_BYTES:
         found.add_text(name, text.decode("utf-8" if kind == b"iTXt" else "latin-1", "replace"))
@@ -161,7 +161,7 @@ def find_in_webp(data: bytes) -> MetadataBlocks:
 
 
 MOST_BLOCKS = 10_000  # of at most 255 bytes: 2.5 MB of frames
-_EXTENSION, _IMAGE, _GIF_COMMENT, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
+_EXTENSION, _IMAGE, _COMMENT_LABEL, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
 
 
 # Extensions before the first frame and after it as far as the limit goes: comment, XMP, C2PA.
@@ -169,11 +169,11 @@ def find_in_gif(data: bytes) -> MetadataBlocks:
     """The metadata of a GIF."""
     found = MetadataBlocks()
     with suppress(IndexError):  # the file ends in the middle of a block
-        _walk(data, found)
+        _walk_blocks(data, found)
     return found
 
 
-def _walk(data: bytes, found: MetadataBlocks) -> None:
+def _walk_blocks(data: bytes, found: MetadataBlocks) -> None:
     at = 13 + _table_bytes(data[10])
     left = MOST_BLOCKS
     while left > 0:
@@ -187,12 +187,12 @@ def _walk(data: bytes, found: MetadataBlocks) -> None:
         end, blocks = _end_of_blocks(data, start, left)
         left -= blocks
         if introducer == _EXTENSION and left > 0:
-            _gif_take(found, data, data[at + 1], start, end)
+            _take_extension(found, data, data[at + 1], start, end)
         at = end + 1
 
 
-def _gif_take(found: MetadataBlocks, data: bytes, label: int, start: int, end: int) -> None:
-    if label == _GIF_COMMENT and end - start <= MOST_BYTES:
+def _take_extension(found: MetadataBlocks, data: bytes, label: int, start: int, end: int) -> None:
+    if label == _COMMENT_LABEL and end - start <= MOST_BYTES:
         found.add_text("comment", _joined(data, start, end).decode("utf-8", "replace"))
     elif label == _APPLICATION and data[start] == 11:
         name, body = data[start + 1 : start + 12], start + 12
@@ -230,7 +230,7 @@ MOST_ITEMS = 1000  # a 50-megapixel HEIC of tiles has 200
 # C2PA 2.1, annex A.5.1.
 _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _PURPOSE = b"manifest\0"
-_BMFF_XMP = b"xmp"
+_XMP_ITEM = b"xmp"
 _CODED = (b"av01", b"hvc1")
 
 
@@ -300,7 +300,7 @@ def coded_items(data: bytes) -> Iterator[tuple[int, int]]:
 def foreign_kinds(data: bytes) -> list[str]:
     """What the items of an AVIF or HEIC are where none of them is a picture that its decoders know; empty where one is."""
     meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
-    kinds = {kind for kind, _, _ in _items(data, meta)} - {b"Exif", _BMFF_XMP} if meta is not None else set()
+    kinds = {kind for kind, _, _ in _items(data, meta)} - {b"Exif", _XMP_ITEM} if meta is not None else set()
     return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)
 
 
@@ -311,7 +311,7 @@ def _take_items(found: MetadataBlocks, data: bytes, meta: BmffBox) -> None:
         block = data[start : start + size]
         if kind == b"Exif":
             found.add_exif(block[4 + int.from_bytes(block[:4], "big") :])  # an offset to the TIFF header comes first
-        elif kind == _BMFF_XMP:
+        elif kind == _XMP_ITEM:
             found.add_xmp(block)
 
 
@@ -342,7 +342,7 @@ def _item_kinds(data: bytes, iinf: BmffBox) -> Iterator[tuple[int, bytes]]:
         if kind != b"mime":
             yield item, kind
         elif b"application/rdf+xml" in data[fields.at : min(box.end, fields.at + 512)].split(b"\0")[1:2]:
-            yield item, _BMFF_XMP
+            yield item, _XMP_ITEM
 
 
 def _item_places(data: bytes, iloc: BmffBox) -> Iterator[tuple[int, int, int, int]]:
@@ -367,7 +367,7 @@ def _item_places(data: bytes, iloc: BmffBox) -> Iterator[tuple[int, int, int, in
         yield item, method, base + offset, size
 
 
-_TIFF_XMP, _IPTC, _C2PA = 700, 33723, 52545
+_XMP_TAG, _IPTC, _C2PA = 700, 33723, 52545
 
 
 # A TIFF file is an EXIF block itself, and holds XMP, IPTC and C2PA as values of tags.
@@ -380,8 +380,8 @@ def find_in_tiff(data: bytes) -> MetadataBlocks:
     except TiffError:
         return found
     found.exif = data
-    if _TIFF_XMP in tags:
-        found.add_xmp(tiff.octets(tags[_TIFF_XMP], MOST_BYTES + 1))
+    if _XMP_TAG in tags:
+        found.add_xmp(tiff.octets(tags[_XMP_TAG], MOST_BYTES + 1))
     if _IPTC in tags:
         found.iptc = tiff.octets(tags[_IPTC], MOST_BYTES)
     if _C2PA in tags:

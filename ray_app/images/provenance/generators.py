@@ -73,8 +73,8 @@ def read_parameters(text: str) -> dict[str, Any]:
     starts = [match.start() for match in _STEPS.finditer(text)]
     if not starts:
         return {}
-    said = text[: starts[-1]]
-    prompt, _, negative = said.partition("\n" + _NEGATIVE) if not said.startswith(_NEGATIVE) else ("", "", said[len(_NEGATIVE) :])
+    prompts = text[: starts[-1]]
+    prompt, _, negative = prompts.partition("\n" + _NEGATIVE) if not prompts.startswith(_NEGATIVE) else ("", "", prompts[len(_NEGATIVE) :])
     line = text[starts[-1] :].partition("\n")[0][:MOST_SETTINGS]
     settings = {match[1]: match[2].strip('" ') for match in _SETTING.finditer(line)}
     fields = {field: settings[name] for name, field in _FIELDS.items() if name in settings}
@@ -132,34 +132,35 @@ def _novelai(texts: Texts, software: str) -> dict[str, Any]:
 
 def _invokeai(texts: Texts, software: str) -> dict[str, Any]:
     del software
-    said = _mapping(texts.get("invokeai_metadata", ""))
-    if "positive_prompt" in said:
-        model = said.get("model")
+    given = _mapping(texts.get("invokeai_metadata", ""))
+    if "positive_prompt" in given:
+        model = given.get("model")
         model = model if isinstance(model, dict) else {}
-        return {"tool": "InvokeAI", "version": said.get("app_version"), "prompt": said["positive_prompt"], "sampler": said.get("scheduler"),
+        return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": given["positive_prompt"],
+                "sampler": given.get("scheduler"),
                 "model": model.get("name") or model.get("model_name"), "model_hash": model.get("hash"),
-                **_taken(said, ("negative_prompt", "steps", "seed"))}  # fmt: skip
-    said = _mapping(texts.get("sd-metadata", ""))
-    image = said.get("image")
+                **_taken(given, ("negative_prompt", "steps", "seed"))}  # fmt: skip
+    given = _mapping(texts.get("sd-metadata", ""))
+    image = given.get("image")
     if isinstance(image, dict):
         prompt = image.get("prompt")
         prompt = prompt[0].get("prompt") if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict) else prompt
-        return {"tool": "InvokeAI", "version": said.get("app_version"), "prompt": prompt, "model": said.get("model_weights"),
-                "model_hash": said.get("model_hash"), **_taken(image, ("steps", "sampler", "seed"))}  # fmt: skip
+        return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": prompt, "model": given.get("model_weights"),
+                "model_hash": given.get("model_hash"), **_taken(image, ("steps", "sampler", "seed"))}  # fmt: skip
     return {}
 
 
 def _json_parameters(texts: Texts, software: str) -> dict[str, Any]:
     """Fooocus and SwarmUI write the web UI's text as JSON."""
     del software
-    said = _mapping(texts.get("parameters", ""))
-    swarm = said.get("sui_image_params")
+    record = _mapping(texts.get("parameters", ""))
+    swarm = record.get("sui_image_params")
     if isinstance(swarm, dict):
         return {"tool": "SwarmUI", "version": swarm.get("swarm_version"), "negative_prompt": swarm.get("negativeprompt"),
                 **_taken(swarm, ("prompt", "model", "steps", "sampler", "seed"))}  # fmt: skip
-    if "base_model" in said:
-        return {"tool": "Fooocus", "model": said["base_model"], "model_hash": said.get("base_model_hash"),
-                **_taken(said, ("version", "prompt", "negative_prompt", "steps", "sampler", "seed"))}  # fmt: skip
+    if "base_model" in record:
+        return {"tool": "Fooocus", "model": record["base_model"], "model_hash": record.get("base_model_hash"),
+                **_taken(record, ("version", "prompt", "negative_prompt", "steps", "sampler", "seed"))}  # fmt: skip
     return {}
 
 
@@ -170,8 +171,8 @@ def _midjourney(texts: Texts, software: str) -> dict[str, Any]:
     return {"tool": "Midjourney", "prompt": described[: found.start()]} if found else {}
 
 
-def _taken(said: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: said.get(name) for name in names}
+def _taken(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: record.get(name) for name in names}
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def _mapping(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# By the keywords without which each finds nothing, in the order in which they are asked.
+# By the keywords without which each finds nothing, in the order in which they are tried.
 _READERS = (
     (("invokeai_metadata", "sd-metadata"), _invokeai),
     (("parameters",), _json_parameters),

@@ -32,41 +32,41 @@ class ExifStatements:
 
 def read_exif(block: bytes) -> ExifStatements:
     """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before."""
-    said = ExifStatements()
+    statements = ExifStatements()
     try:
         tiff = Tiff(block)
         tags = tiff.directory()
         for tag in (_MAKE, _MODEL, _DESCRIPTION):
             if tag in tags:
-                _note(said, tag, tiff, tags[tag])
+                _note(statements, tag, tiff, tags[tag])
         if _SOFTWARE in tags:
-            said.software = _text(tiff.octets(tags[_SOFTWARE], _LINE_BYTES))
+            statements.software = _text(tiff.octets(tags[_SOFTWARE], _LINE_BYTES))
         if _EXIF_DIRECTORY in tags:
-            _read_inner(said, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0])
+            _read_inner(statements, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0])
     except (TiffError, LookupError):
         pass
-    return said
+    return statements
 
 
-def _note(said: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) -> None:
+def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) -> None:
     text = _text(tiff.octets(entry, MOST_BYTES))
     if text.startswith(_GRAPHS):
         name, _, graph = text.partition(":")
-        said.texts[name] = graph
+        statements.texts[name] = graph
     elif tag == _MAKE:
-        said.make = text
+        statements.make = text
     elif tag == _MODEL:
-        said.model = text
+        statements.model = text
     else:
-        said.texts["Description"] = text
+        statements.texts["Description"] = text
 
 
-def _read_inner(said: ExifStatements, tiff: Tiff, offset: int) -> None:
+def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int) -> None:
     inner = tiff.directory(offset)
     if _TAKEN in inner:
-        said.taken = _text(tiff.octets(inner[_TAKEN], 32))
+        statements.taken = _text(tiff.octets(inner[_TAKEN], 32))
     if _USER_COMMENT in inner:
-        said.texts["parameters"] = _comment(tiff.octets(inner[_USER_COMMENT], MOST_BYTES))
+        statements.texts["parameters"] = _comment(tiff.octets(inner[_USER_COMMENT], MOST_BYTES))
 
 
 def _comment(octets: bytes) -> str:
@@ -106,8 +106,8 @@ def resource(segment: bytes) -> bytes:
 
 
 def program(records: bytes) -> str:
-    """The originating program and its version; empty where they are not said."""
-    said: dict[tuple[int, int], str] = {}
+    """The originating program and its version; empty where they are not stated."""
+    statements: dict[tuple[int, int], str] = {}
     at = 0
     for _ in range(MOST_DATASETS):
         size = int.from_bytes(records[at + 3 : at + 5], "big")
@@ -115,9 +115,9 @@ def program(records: bytes) -> str:
             break
         kind = (records[at + 1], records[at + 2])
         if kind in (_PROGRAM, _VERSION):
-            said.setdefault(kind, records[at + 5 : at + 5 + size].decode("utf-8", "replace"))
+            statements.setdefault(kind, records[at + 5 : at + 5 + size].decode("utf-8", "replace"))
         at += 5 + size
-    return f"{said[_PROGRAM]} {said.get(_VERSION, '')}" if _PROGRAM in said else ""
+    return f"{statements[_PROGRAM]} {statements.get(_VERSION, '')}" if _PROGRAM in statements else ""
 
 
 MOST_ELEMENTS = 5000
@@ -144,11 +144,11 @@ class _Enough(Exception):  # noqa: N818 - an end, not a fault
 
 def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
     """What the packets say; of one that is no XML, what stands before the fault."""
-    said = XmpStatements()
+    statements = XmpStatements()
     for packet in packets:
         with suppress(expat.ExpatError, _Enough, ValueError, LookupError):  # the last two: an encoding that nobody has
-            _Properties(said).parse(packet)
-    return said
+            _Properties(statements).parse(packet)
+    return statements
 
 
 def source_type(value: str) -> str:
@@ -162,8 +162,8 @@ def source_type(value: str) -> str:
 class _Properties:
     """The properties of rdf:Description elements, as attributes and as elements."""
 
-    def __init__(self, said: XmpStatements) -> None:
-        self._said = said
+    def __init__(self, statements: XmpStatements) -> None:
+        self._statements = statements
         self._path: list[str] = []
         self._elements = 0
         self._text: list[str] = []
@@ -207,8 +207,8 @@ class _Properties:
 
     def _note(self, name: str, value: str) -> None:
         if name == _SOURCE_TYPE and (code := source_type(value)):
-            self._said.source_types.append(code)
+            self._statements.source_types.append(code)
         elif name == _TOOL:
-            self._said.tool = self._said.tool or value.strip()
+            self._statements.tool = self._statements.tool or value.strip()
         elif name == _MANIFEST and value.strip().startswith(("http://", "https://")):
-            self._said.remote_manifest = True
+            self._statements.remote_manifest = True

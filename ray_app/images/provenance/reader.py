@@ -46,7 +46,7 @@ def _certificates(named: str) -> str:
     hint = "a PEM file: one or more blocks of -----BEGIN CERTIFICATE-----"
     try:
         text = named if _PEM in named else Path(named).read_text(encoding="utf-8")
-        # One bad certificate would make every manifest unreadable: better said before a run than in each of its rows.
+        # One bad certificate would make every manifest unreadable: better reported before a run than in each of its rows.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except OSError as error:
         raise ConfigError(f"provenance.trust_list: {error.strerror or error}: {named[:200]}", hint=hint) from None

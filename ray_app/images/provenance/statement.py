@@ -28,8 +28,8 @@ def plain(value: Any) -> str:
 
 
 def _lines(values: Any) -> tuple[str, ...]:
-    said = (plain(value)[:MOST_LISTED].rstrip() for value in values[: 64 * MOST_LINES]) if isinstance(values, list | tuple) else ()
-    return tuple(dict.fromkeys(line for line in said if line))[:MOST_LINES]
+    statements = (plain(value)[:MOST_LISTED].rstrip() for value in values[: 64 * MOST_LINES]) if isinstance(values, list | tuple) else ()
+    return tuple(dict.fromkeys(line for line in statements if line))[:MOST_LINES]
 
 
 def _whole(value: Any) -> int | None:
@@ -90,9 +90,9 @@ class Provenance(Frozen):
     ai_declared: bool = Field(description="whether the file says of itself that a model made it, or part of it")
 
     @classmethod
-    def of(cls, **said: Any) -> "Provenance | None":
-        """The statements with what follows from them; None where nothing is said."""
-        stated = cls(**said, ai_declared=False)
+    def of(cls, **statements: Any) -> "Provenance | None":
+        """The statements with what follows from them; None where there are none."""
+        stated = cls(**statements, ai_declared=False)
         if stated == _NOTHING:
             return None
         by_manifest = stated.c2pa is not None and stated.c2pa.state in ("trusted", "intact") and stated.c2pa.ai_generated
@@ -106,13 +106,17 @@ class Provenance(Frozen):
     def lines(self) -> dict[str, str]:
         """The statements as short lines by name, for people and for programs that want no structure."""
         camera, generator, c2pa = self.camera or Camera(), self.generator, self.c2pa
-        said = {"make": camera.make, "model": camera.model, "taken": camera.taken, "software": self.software}
+        statements = {"make": camera.make, "model": camera.model, "taken": camera.taken, "software": self.software}
         if generator is not None:
-            said |= {"generator": generator.tool, "prompt": generator.prompt, "checkpoint": generator.model or ", ".join(generator.models)}
-        said["digital_source_type"] = ", ".join(self.digital_source_type)
+            statements |= {
+                "generator": generator.tool,
+                "prompt": generator.prompt,
+                "checkpoint": generator.model or ", ".join(generator.models),
+            }
+        statements["digital_source_type"] = ", ".join(self.digital_source_type)
         if c2pa is not None:
-            said["c2pa"] = "; ".join(filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types))))
-        return {name: line[:MOST_CHARACTERS] for name, line in said.items() if line}
+            statements["c2pa"] = "; ".join(filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types))))
+        return {name: line[:MOST_CHARACTERS] for name, line in statements.items() if line}
 
 
 _NOTHING = Provenance(ai_declared=False)
