@@ -24,7 +24,6 @@ from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher, ObjectInfo, Store, canonical
 from ray_app.storage.urls import bucket_and_key, scheme_of
 
-_MAX_MANIFEST = 256 << 20
 _ROWS_AT_ONCE = 16_384
 # What the inventory is asked for besides the bucket and key that it always has, and how its settings call it.
 _NEEDED = {"size": "Size", "etag": "ETag"}

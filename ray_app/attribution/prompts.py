@@ -4,11 +4,8 @@
 What is dropped: specs/localization.md §5, after DFLIP's own cleaning.
 """
 
-import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 LEAST_CHARACTERS, MOST_CHARACTERS = 10, 2000
 
@@ -53,7 +50,6 @@ _RATING = re.compile(
     r"(?<![\w-])(?:not safe for work|safe for work|n?sfw|r-?18\+?|rating[:_ ](?:safe|general|sensitive|questionable|explicit))(?![\w-])",
     re.IGNORECASE,
 )
-_TEXTS = ("text", "text_positive", "text2")  # inputs of ComfyUI's nodes that hold words
 
 
 def cleaned(prompt: str | None) -> str | None:
@@ -63,57 +59,3 @@ def cleaned(prompt: str | None) -> str | None:
     """
     text = normalised_prompt(_RATING.sub(" ", prompt or ""))
     return text if LEAST_CHARACTERS <= len(text) <= MOST_CHARACTERS and any(letter.isalpha() for letter in text) else None
-
-
-def prompt_in(record: Mapping[str, Any]) -> str | None:
-    """The prompt of a metadata record, as it stands there: `prompt`, else `meta.prompt`, else the words of the ComfyUI graph in
-    `meta.comfy`, else `description` or `caption`. None where there is none.
-    """
-    meta = record.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
-    for found in (record.get("prompt"), meta.get("prompt"), _in_graph(meta.get("comfy")), record.get("description"), record.get("caption")):
-        if isinstance(found, str) and found.strip():
-            return found
-    return None
-
-
-def _in_graph(comfy: Any) -> str | None:
-    """The words that a ComfyUI graph makes an image from: those that reach a `positive` input, else all that reach no `negative` one."""
-    nodes = _nodes(comfy)
-    wanted, refused = (_upstream(nodes, name) for name in ("positive", "negative"))
-    chosen = [name for name in nodes if name in wanted] or [name for name in nodes if name not in refused]
-    words = [text for name in chosen for text in _texts(nodes[name])]
-    return ", ".join(dict.fromkeys(words)) or None
-
-
-def _nodes(comfy: Any) -> dict[str, Mapping[str, Any]]:
-    """Inputs by the name of their node; empty for what is no graph."""
-    if isinstance(comfy, str):
-        try:
-            comfy = json.loads(comfy)
-        except (ValueError, RecursionError):
-            return {}
-    graph = comfy.get("prompt", comfy) if isinstance(comfy, Mapping) else {}
-    if not isinstance(graph, Mapping):
-        return {}
-    inputs = {str(name): node.get("inputs") for name, node in graph.items() if isinstance(node, Mapping)}
-    return {name: given for name, given in inputs.items() if isinstance(given, Mapping)}
-
-
-def _upstream(nodes: Mapping[str, Mapping[str, Any]], name: str) -> set[str]:
-    """Every node from which something flows into an input of this name; a link is [node, output]."""
-    waiting = [str(link[0]) for given in nodes.values() if _is_link(link := given.get(name, ()))]
-    found: set[str] = set()
-    while waiting:
-        if (node := waiting.pop()) in nodes and node not in found:
-            found.add(node)
-            waiting += [str(link[0]) for link in nodes[node].values() if _is_link(link)]
-    return found
-
-
-def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2
-
-
-def _texts(given: Mapping[str, Any]) -> Iterator[str]:
-    yield from (text.strip() for name in _TEXTS if isinstance(text := given.get(name), str) and text.strip())
