@@ -31,6 +31,21 @@ BLOCK_COLUMNS = pa.schema(
 )
 VANISHED_COLUMNS = pa.schema([pa.field("image_id", pa.int64(), nullable=False)])
 
+MOST_BYTES = 2**48  # no store has a larger object; what states more counts as not known, and the sum of a block overflows nothing
+_PLACE = pa.struct([("kind", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("group", pa.int64()), ("column", pa.string())])
+_REFUSED = pa.struct([("status", pa.string()), ("detail", pa.string())])
+
+_LISTED = [
+    pa.field("image_id", pa.int64(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("member", pa.string()),
+    pa.field("occurrence", pa.int32(), nullable=False),
+    pa.field("version", pa.string(), nullable=False),
+    pa.field("size_bytes", pa.int64(), nullable=False),
+]
+_CUT = [pa.field("block", pa.int32(), nullable=False), pa.field("slot", pa.int32(), nullable=False)]
+_REST = [pa.field("place", _PLACE), pa.field("refused", _REFUSED)]
+
 
 @dataclass(frozen=True)
 class ManifestInfo:
@@ -237,22 +252,6 @@ def read_vanished(store: Store, number: int) -> Ids:
 
 def _path(number: int, name: str) -> str:
     return f"manifest/{number}/{name}"
-
-
-MOST_BYTES = 2**48  # no store has a larger object; what states more counts as not known, and the sum of a block overflows nothing
-_PLACE = pa.struct([("kind", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("group", pa.int64()), ("column", pa.string())])
-_REFUSED = pa.struct([("status", pa.string()), ("detail", pa.string())])
-
-_LISTED = [
-    pa.field("image_id", pa.int64(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
-    pa.field("member", pa.string()),
-    pa.field("occurrence", pa.int32(), nullable=False),
-    pa.field("version", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64(), nullable=False),
-]
-_CUT = [pa.field("block", pa.int32(), nullable=False), pa.field("slot", pa.int32(), nullable=False)]
-_REST = [pa.field("place", _PLACE), pa.field("refused", _REFUSED)]
 
 
 # The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields. What a list has in

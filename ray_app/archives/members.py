@@ -20,6 +20,9 @@ Ids = npt.NDArray[np.int64]
 
 _NONE = b"\xff" * 8  # in a length's place: no text, which is not the empty text
 
+# The first blocks are small, so that results come early and a small archive still divides among many workers.
+_FIRST_BLOCK_MEMBERS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class MemberLocation:
@@ -125,10 +128,6 @@ def _encode(text: str | None) -> bytes:
         return _NONE
     data = text.encode("utf-8", "surrogateescape")
     return len(data).to_bytes(8, "little") + data
-
-
-# The first blocks are small, so that results come early and a small archive still divides among many workers.
-_FIRST_BLOCK_MEMBERS = 16
 
 
 class BlockPlan(Frozen):

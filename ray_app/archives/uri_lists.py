@@ -27,6 +27,8 @@ _TEXTS = ("version", "etag")
 
 Rows = Iterator[dict[str, Any]]
 
+LIST_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+
 
 @dataclass(frozen=True)
 class UriLists:
@@ -159,4 +161,3 @@ _READERS: dict[str, Callable[[Any, UriList], Rows]] = {
     ".ndjson": _json_rows,
     ".txt": _text_rows,
 }
-LIST_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")

@@ -21,6 +21,14 @@ _EDIT = re.compile(r"\[([^\[\]]*)\]")  # [from:to:0.5] and [one|other]
 _COMMAS = re.compile(r" ?,(?: ?,)* ?")
 _BREAK = re.compile(r"\bBREAK\b")
 
+_KEPT = {bracket: chr(0xE000 + place) for place, bracket in enumerate("()[]{}")}
+_RESTORED = {letter: bracket for bracket, letter in _KEPT.items()}
+
+_RATING = re.compile(
+    r"(?<![\w-])(?:not safe for work|safe for work|n?sfw|r-?18\+?|rating[:_ ](?:safe|general|sensitive|questionable|explicit))(?![\w-])",
+    re.IGNORECASE,
+)
+
 
 def normalised_prompt(prompt: str) -> str:
     """The words of a prompt without the syntax of Stable Diffusion's and Midjourney's front ends (specs/localization.md §5.1).
@@ -41,15 +49,6 @@ def normalised_prompt(prompt: str) -> str:
 def _one_line(text: str) -> str:
     """The same with one space wherever there was any."""
     return " ".join(text.split())
-
-
-_KEPT = {bracket: chr(0xE000 + place) for place, bracket in enumerate("()[]{}")}
-_RESTORED = {letter: bracket for bracket, letter in _KEPT.items()}
-
-_RATING = re.compile(
-    r"(?<![\w-])(?:not safe for work|safe for work|n?sfw|r-?18\+?|rating[:_ ](?:safe|general|sensitive|questionable|explicit))(?![\w-])",
-    re.IGNORECASE,
-)
 
 
 def cleaned(prompt: str | None) -> str | None:

@@ -27,6 +27,8 @@ from ray_app.detectors.registry import load_network
 from ray_app.detectors.weights import checkpoint_config, resolve_weights, weights_digest
 from ray_app.errors import DetectorError
 
+GROUP_PIXELS = 2**22  # images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
+
 
 class Prediction(NamedTuple):
     """A network's answer for a batch; a network that only classifies gives its logits alone.
@@ -51,9 +53,6 @@ class BatchPrediction(NamedTuple):
     masks: torch.Tensor | None = None
     replies: tuple[str, ...] | None = None
     embeddings: torch.Tensor | None = None
-
-
-GROUP_PIXELS = 2**22  # images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
 
 
 class Detector:

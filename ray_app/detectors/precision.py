@@ -21,6 +21,10 @@ ResolvedPrecision = Literal["bf16", "fp32"]
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
+# mallopt's parameters (malloc.h). 512 MiB of freed memory is kept; blocks up to 32 MiB, glibc's own maximum, come from the heap.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD: 16 * 2**20}
+
 
 def resolve_precision(precision: Precision, device: str, preferred: Literal["auto", "fp32"] = "auto") -> ResolvedPrecision:
     """What `auto` means on a device: bf16 where its matrix units have it, unless the card prefers fp32."""
@@ -128,11 +132,6 @@ def no_embedding(name: str) -> DetectorError:
         f"{name}: its logits are not what one linear layer makes of one vector per image, so there is no embedding to keep",
         hint="leave it out of --features; detectors of the family clip-linear and common classifiers have one",
     )
-
-
-# mallopt's parameters (malloc.h). 512 MiB of freed memory is kept; blocks up to 32 MiB, glibc's own maximum, come from the heap.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD: 16 * 2**20}
 
 
 @functools.cache

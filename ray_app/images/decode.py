@@ -71,6 +71,17 @@ MOST_WORDS = 200  # of a foreign message in `detail`
 
 Opener = Callable[[bytes, set[str]], ImageFile]  # reads the header; notes flags
 
+# A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs
+# on the noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
+# The limits are levels of 0 to 255, in any channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
+# deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5 levels lies below all three limits, and so
+# does a shade from edge to edge of 16. A shade of 24, a page with a word on it, and noise of 8 count as content.
+GLANCE, SAMPLE = 12, 32  # pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it costs
+MOST_SAMPLED = 48  # a range beyond which nothing more is looked at
+MOST_DEVIATION = 6.0
+REDUCED, BOX = 64, 8  # the sides of the reduced copy; and at least so many pixels a side make one of it
+MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
+
 
 def _open_avif(data: bytes, flags: set[str]) -> ImageFile:
     """libavif refuses the whole image for a malformed EXIF item; under another type the item is skipped."""
@@ -360,18 +371,6 @@ def _quieten_pillow() -> None:
     """
     warnings.filterwarnings("ignore", module=r"(PIL|pi_heif)\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-# A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs
-# on the noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
-# The limits are levels of 0 to 255, in any channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
-# deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5 levels lies below all three limits, and so
-# does a shade from edge to edge of 16. A shade of 24, a page with a word on it, and noise of 8 count as content.
-GLANCE, SAMPLE = 12, 32  # pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it costs
-MOST_SAMPLED = 48  # a range beyond which nothing more is looked at
-MOST_DEVIATION = 6.0
-REDUCED, BOX = 64, 8  # the sides of the reduced copy; and at least so many pixels a side make one of it
-MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
 
 
 def has_content(pixels: Image.Image) -> bool:

@@ -44,6 +44,20 @@ _ELSE: tuple[tuple[bytes, str], ...] = (
     (b"PAR1", "a Parquet file: score it as an archive source"),
 )
 
+MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
+MOST_BOXES = 1000
+EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
+SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose end tells that something follows it
+_END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
+
+ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
+_DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
+_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes per value, by kind
+MOST_PAGES = 1000  # a hostile chain of directories could hold millions
+MOST_STRIPS = 1_000_000
+MOST_TAGS = 4096  # of one directory: no writer has 300, and a BigTIFF could claim millions
+
 
 def sniff_format(data: bytes) -> str | None:
     """JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG2000, JXL, PNM or RAW (of a camera); None where it is none of these.
@@ -119,13 +133,6 @@ def _describe_text(start: bytes) -> str | None:
         if error.start < len(start) - 3:  # a character cut by the 1024-byte window is still text
             return None
     return "text, not an image"
-
-
-MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
-MOST_BOXES = 1000
-EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
-SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose end tells that something follows it
-_END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
 
 
 def header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
@@ -249,15 +256,6 @@ def _tiff_end(data: bytes) -> int | None:
         return Tiff(data).data_end()
     except TiffError:  # most writers put the directory last: it is the first thing that a cut takes away
         return None
-
-
-ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
-_DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
-_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes per value, by kind
-MOST_PAGES = 1000  # a hostile chain of directories could hold millions
-MOST_STRIPS = 1_000_000
-MOST_TAGS = 4096  # of one directory: no writer has 300, and a BigTIFF could claim millions
 
 
 class TiffError(ValueError):

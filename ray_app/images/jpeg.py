@@ -41,6 +41,13 @@ MOST_SEGMENTS = 10_000  # a JPEG of 32 MiB has a thousand; a hostile one could h
 MOST_RESTARTS = 10_000
 DECODER = f"simplejpeg {simplejpeg.__version__}"
 
+# The example table of luminance (ITU-T T.81, Annex K.1), which most encoders scale by a quality.
+_LUMINANCE = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98,
+    112, 100, 103, 99,
+)  # fmt: skip
+
 
 class JpegImage(JpegImageFile):
     """Pillow's reader, for the header. `segments`: those from the first frame on, to be read once."""
@@ -288,14 +295,6 @@ def warning_of(data: bytes) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-# The example table of luminance (ITU-T T.81, Annex K.1), which most encoders scale by a quality.
-_LUMINANCE = (
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98,
-    112, 100, 103, 99,
-)  # fmt: skip
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int | None:

@@ -44,64 +44,15 @@ T = TypeVar("T")
 
 _END = object()
 
-
-def in_order(parts: Iterable[list[T] | Iterator[T]], *, at_once: int, ahead: int) -> Iterator[T]:
-    """All items of the first part, then all of the second, …, while `at_once` parts are being read, each up to `ahead` items early.
-
-    A part that is a list is there already and needs no reader. An exception of a part comes out at
-    its place; leaving early stops the readers.
-    """
-    stopped = threading.Event()
-    running: deque[Iterator[T]] = deque()
-    waiting = iter(parts)
-    try:
-        while True:
-            while len(running) < at_once and (part := next(waiting, None)) is not None:
-                running.append(iter(part) if isinstance(part, list) else _Reader(part, ahead, stopped).items())
-            if not running:
-                return
-            yield from running[0]
-            running.popleft()
-    finally:
-        stopped.set()
-
-
-class _Reader(Generic[T]):
-    """One part and the thread that reads it."""
-
-    def __init__(self, part: Iterator[T], ahead: int, stopped: threading.Event) -> None:
-        self._read: queue.Queue[object] = queue.Queue(maxsize=ahead)
-        self._part, self._stopped = part, stopped
-        threading.Thread(target=self._run, name="list", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            for item in self._part:
-                self._put(item)
-                if self._stopped.is_set():
-                    return
-            self._put(_END)
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: object) -> None:
-        while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._read.put(item, timeout=0.2)
-                return
-
-    def items(self) -> Iterator[T]:
-        while (item := self._read.get()) is not _END:
-            if isinstance(item, BaseException):
-                raise item
-            yield item  # type: ignore[misc]
-
-
 PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Prefixes listed at once, and pages (1000 keys, about 300 kB) that each may run ahead: bounds memory to some 80 MB.
 _PREFIXES_AT_ONCE, _PAGES_AHEAD = 8, 32
 
 _Page = dict[str, Any]
+
+# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
+_MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
+_RANGES_AT_ONCE, _RANGES_PAGES_AHEAD = 8, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,11 +286,6 @@ def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     return ObjectInfo(uri, -1 if size is None else size, version_of(info))
 
 
-# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
-_MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
-_RANGES_AT_ONCE, _RANGES_PAGES_AHEAD = 8, 32
-
-
 @dataclass(frozen=True, slots=True)
 class KeyRange:
     """The keys of a prefix that come after `after`, up to and with `until`; None = from its first, to its last.
@@ -465,3 +411,55 @@ def _ends_in(page: dict[str, Any], keys: KeyRange) -> bool:
 
 def _up_to(until: str | None, page: dict[str, Any]) -> dict[str, Any]:
     return page if until is None else {"Contents": [item for item in page.get("Contents", ()) if item["Key"] <= until]}
+
+
+def in_order(parts: Iterable[list[T] | Iterator[T]], *, at_once: int, ahead: int) -> Iterator[T]:
+    """All items of the first part, then all of the second, …, while `at_once` parts are being read, each up to `ahead` items early.
+
+    A part that is a list is there already and needs no reader. An exception of a part comes out at
+    its place; leaving early stops the readers.
+    """
+    stopped = threading.Event()
+    running: deque[Iterator[T]] = deque()
+    waiting = iter(parts)
+    try:
+        while True:
+            while len(running) < at_once and (part := next(waiting, None)) is not None:
+                running.append(iter(part) if isinstance(part, list) else _Reader(part, ahead, stopped).items())
+            if not running:
+                return
+            yield from running[0]
+            running.popleft()
+    finally:
+        stopped.set()
+
+
+class _Reader(Generic[T]):
+    """One part and the thread that reads it."""
+
+    def __init__(self, part: Iterator[T], ahead: int, stopped: threading.Event) -> None:
+        self._read: queue.Queue[object] = queue.Queue(maxsize=ahead)
+        self._part, self._stopped = part, stopped
+        threading.Thread(target=self._run, name="list", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            for item in self._part:
+                self._put(item)
+                if self._stopped.is_set():
+                    return
+            self._put(_END)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: object) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._read.put(item, timeout=0.2)
+                return
+
+    def items(self) -> Iterator[T]:
+        while (item := self._read.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]

@@ -31,6 +31,11 @@ _CONNECTIONS = 64
 _PIECE = 2**20
 _opening = threading.Lock()
 
+PART_BYTES = 32 * 2**20
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+_MOST_PARTS = 10_000
+_CLEANING_S = 10.0
+
 
 def filesystem() -> Any:
     """The process's s3fs file system for the present AWS environment; it carries no secret in its options, so it can be pickled."""
@@ -195,12 +200,6 @@ def pages(bucket: str, prefix: str, call: Call, delimiter: str = "", above: str 
         if not answer.get("IsTruncated"):
             return
         after = answer["NextContinuationToken"]
-
-
-PART_BYTES = 32 * 2**20
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-_MOST_PARTS = 10_000
-_CLEANING_S = 10.0
 
 
 def put_file(bucket: str, key: str, source: Path, call: Call, part_bytes: int = PART_BYTES) -> None:

@@ -28,6 +28,11 @@ _SECRET_KEY = re.compile(
     re.IGNORECASE,
 )
 
+_MAGIC = re.compile(r"[*?\[]")
+
+_CONTENT = ("ETag", "etag", "blob_id")
+_TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "created")
+
 
 def scheme_of(url: str) -> str:
     """The lower-case scheme; `file` for a plain path."""
@@ -88,9 +93,6 @@ def bucket_and_key(url: str) -> tuple[str, str]:
             f"{strip_secrets(url)}: '{bucket}' is no bucket's name", hint="s3://BUCKET/PREFIX; a pattern may stand after the bucket"
         )
     return bucket, key
-
-
-_MAGIC = re.compile(r"[*?\[]")
 
 
 def has_magic(text: str) -> bool:
@@ -175,10 +177,6 @@ def _piece(match: re.Match[str]) -> str:
         inside = "\\" + inside if inside.startswith("]") else inside
         return f"[^/{inside}]" if inverted else f"[{inside}]"
     return re.escape(text)
-
-
-_CONTENT = ("ETag", "etag", "blob_id")
-_TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "created")
 
 
 def version_of(info: Mapping[str, Any]) -> str:

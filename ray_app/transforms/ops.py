@@ -22,6 +22,30 @@ Taps = npt.NDArray[np.float64]
 _SMALL = {1: (1.0,), 3: (0.25, 0.5, 0.25), 5: (0.0625, 0.25, 0.375, 0.25, 0.0625),
           7: (0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125)}  # fmt: skip
 
+_LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65535}
+
+Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "lanczos-or-bicubic"]
+Size = tuple[int, int]
+
+MOST_PIXELS = 2**26  # 192 MiB of RGB
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+_BAND = 256  # rows: the noise of a large image is never in memory as a whole
+
+Box = tuple[int, int, int, int]
+Resampling = Image.Resampling
+Change = Callable[[Image.Image], Image.Image]
+
+# A longer strip is cut before it is enlarged to a short side of hundreds: one of 1 × 100,000 pixels would not fit into memory.
+_LONGEST_PER_SHORT = 16
+
+Mask = npt.NDArray[np.bool_]
+
 
 def gaussian_taps(size: int, sigma: float) -> Taps:
     """`size` (odd) weights of a Gaussian of `sigma` pixels, which sum to 1."""
@@ -57,9 +81,6 @@ def scipy_blurred(image: Image.Image, sigma: float) -> Image.Image:
     for channel in range(pixels.shape[2]):
         pixels[:, :, channel] = gaussian_filter(np.ascontiguousarray(pixels[:, :, channel]), sigma)
     return Image.fromarray(pixels)
-
-
-_LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65535}
 
 
 # Pillow's JPEG stands for OpenCV's too: for qualities 30 to 100 they give the same pixels, bit for bit (Pillow 13.0, OpenCV 5.0). An image
@@ -104,18 +125,6 @@ def _through(image: Image.Image, codec: str, **options: Any) -> Image.Image:
     image.copy().save(encoded, codec, **options)
     with Image.open(encoded) as decoded:
         return decoded.convert("RGB")
-
-
-Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "lanczos-or-bicubic"]
-Size = tuple[int, int]
-
-MOST_PIXELS = 2**26  # 192 MiB of RGB
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 # A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image comes back as it is.
@@ -163,9 +172,6 @@ def random_square(image: Image.Image, low: int, high: int, share: float, rng: np
     return image.crop((left, top, left + side, top + side))
 
 
-_BAND = 256  # rows: the noise of a large image is never in memory as a whole
-
-
 def noisy(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
     """Gaussian noise of standard deviation `sigma` on the 0–255 scale, for every value of its own; rounded and clipped once."""
     pixels = np.array(image)
@@ -185,14 +191,6 @@ def with_gamma(image: Image.Image, gamma: float) -> Image.Image:
 def sharpened(image: Image.Image, percent: int, radius: float) -> Image.Image:
     """Pillow's unsharp mask, without a threshold."""
     return image.filter(ImageFilter.UnsharpMask(radius=radius, percent=percent, threshold=0))
-
-
-Box = tuple[int, int, int, int]
-Resampling = Image.Resampling
-Change = Callable[[Image.Image], Image.Image]
-
-# A longer strip is cut before it is enlarged to a short side of hundreds: one of 1 × 100,000 pixels would not fit into memory.
-_LONGEST_PER_SHORT = 16
 
 
 # What follows is done to an image and its mask at once. The mask goes by the same geometry with the nearest pixel instead of a filter, so
@@ -288,9 +286,6 @@ def _mirrored_out(image: Image.Image, side: int) -> Image.Image:
     missing = [max(side - n, 0) for n in pixels.shape[:2]]
     pad = [(n // 2, n - n // 2) for n in missing] + [(0, 0)] * (pixels.ndim - 2)
     return Image.fromarray(np.pad(pixels, pad, mode="symmetric"))
-
-
-Mask = npt.NDArray[np.bool_]
 
 
 def edge_map(mask: Mask, width: int = 7) -> Mask:

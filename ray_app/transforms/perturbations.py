@@ -40,6 +40,8 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 Side = Annotated[int, Field(ge=1, le=65535)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 
+WRITTEN = {"jpeg": "quality", "webp": "quality", "avif": "quality", "blur": "sigma", "noise": "sigma", "resize": "scale", "crop": "share"}
+
 
 class Step(Frozen):
     """Base of all steps. `keeps_place`: what was at a place of the image, as a share of its sides, is there still."""
@@ -270,9 +272,6 @@ class Perturbation(Frozen):
 def seed_of(sha256: str, name: str) -> int:
     """The seed of one file (hex SHA-256 of its bytes) in one perturbation: the first 8 bytes of SHA-256 over both, whoever asks."""
     return int.from_bytes(hashlib.sha256(f"{sha256}{name}".encode()).digest()[:8], "big")
-
-
-WRITTEN = {"jpeg": "quality", "webp": "quality", "avif": "quality", "blur": "sigma", "noise": "sigma", "resize": "scale", "crop": "share"}
 
 
 class PerturbationList(Frozen):

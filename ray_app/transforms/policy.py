@@ -30,6 +30,17 @@ POLICIES = (
     "maskclip",
 )
 
+# Module and class of each. The fields of a class are the policy's arguments.
+_CLASSES = {
+    "none": ("policy", "Unchanged"),
+    "flips": ("policies.flips", "Flips"),
+    "community-forensics": ("policies.community_forensics", "CommunityForensicsPolicy"),
+    "openfake-v1": ("policies.openfake", "RealMatching"),
+    "openfake-v2": ("policies.openfake", "SocialMedia"),
+    "cnndetection": ("policies.cnndetection", "CnnDetection"),
+    "maskclip": ("policies.maskclip", "MaskClipPolicy"),
+}
+
 
 class Augmentation(Frozen):
     """`policy` by name, `arguments` for it (each policy says which it has and what they are by default)."""
@@ -114,18 +125,6 @@ def save_statistics(path: Path, statistics: RealStatistics) -> None:
     """Write what `load_statistics` reads; a size is kept as its area × 1, which is all that the policy asks of it."""
     sizes = np.stack([statistics.areas_px, np.ones_like(statistics.areas_px)], axis=1)
     np.savez(path, blur_vals=statistics.sharpness, res_vals=sizes)
-
-
-# Module and class of each. The fields of a class are the policy's arguments.
-_CLASSES = {
-    "none": ("policy", "Unchanged"),
-    "flips": ("policies.flips", "Flips"),
-    "community-forensics": ("policies.community_forensics", "CommunityForensicsPolicy"),
-    "openfake-v1": ("policies.openfake", "RealMatching"),
-    "openfake-v2": ("policies.openfake", "SocialMedia"),
-    "cnndetection": ("policies.cnndetection", "CnnDetection"),
-    "maskclip": ("policies.maskclip", "MaskClipPolicy"),
-}
 
 
 class Unchanged(Frozen):

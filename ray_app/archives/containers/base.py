@@ -21,6 +21,19 @@ from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher
 from ray_app.storage.errors import too_large
 
+_DRIVE = re.compile(r"^[A-Za-z]:")
+
+# One request of 8 MiB costs a store as much as one of 8 KiB; a gap of 64 KiB takes less time than a further request.
+WINDOW_BYTES, GAP_BYTES = 8 * 2**20, 64 * 2**10
+_AHEAD = 64 * 2**20
+
+Unpack = Callable[[ManifestMember, bytes], bytes | InputError]
+
+_COLUMNS = ("json", "cls", "txt")
+MAX_SIDECAR_BYTES = 64 * 1024
+# A sample has a handful of files; a key that goes on for ever is another way of naming, and must not fill memory.
+_MOST_OF_ONE_KEY = 64
+
 
 class TableColumns(Frozen):
     """Which columns of a table hold what; null = found by their types and usual names."""
@@ -88,9 +101,6 @@ class ContainerFormat(Protocol):
         """A reader that never gives more than `max_bytes` for one member, however much its archive claims or unpacks to."""
 
 
-_DRIVE = re.compile(r"^[A-Za-z]:")
-
-
 def why_unsafe(name: str) -> str | None:
     """What is wrong with a name that a careless tool would unpack outside its folder; None for a safe one."""
     if not name:
@@ -126,13 +136,6 @@ class Occurrences:
             return 0
         self._again[key] = self._again.get(key, 0) + 1
         return self._again[key]
-
-
-# One request of 8 MiB costs a store as much as one of 8 KiB; a gap of 64 KiB takes less time than a further request.
-WINDOW_BYTES, GAP_BYTES = 8 * 2**20, 64 * 2**10
-_AHEAD = 64 * 2**20
-
-Unpack = Callable[[ManifestMember, bytes], bytes | InputError]
 
 
 @dataclass
@@ -194,12 +197,6 @@ def _pieces(window: _Window, data: bytes | InputError, unpack: Unpack) -> Iterat
 def _span(member: ManifestMember) -> tuple[int, int]:
     assert member.place is not None
     return member.place.offset, member.place.offset + member.place.length
-
-
-_COLUMNS = ("json", "cls", "txt")
-MAX_SIDECAR_BYTES = 64 * 1024
-# A sample has a handful of files; a key that goes on for ever is another way of naming, and must not fill memory.
-_MOST_OF_ONE_KEY = 64
 
 
 def sidecar_column(name: str, size_bytes: int) -> str | None:

@@ -45,6 +45,66 @@ _BUFFER = 1 << 20
 # A footer's texts and lists, so that a small file cannot claim gigabytes.
 _MAX_TEXT, _MAX_ITEMS = 64 << 20, 1 << 20
 
+T = TypeVar("T")
+
+_ROWS_AT_ONCE = 4096
+_WINDOW = 1 << 18  # between the columns that are read lie the images, which are not
+_MAGIC, _MAGIC_ENCRYPTED = b"PAR1", b"PARE"
+_SMALLEST = 12  # the magic twice, and the footer's length
+_SMALL = 1_000_000  # bytes below which a ratio says nothing
+_ALWAYS_ALLOWED = 64 << 20  # of columns beside the images
+MAX_ROW_BYTES = 64 * 1024  # of a row's other columns, as of a sidecar: what is more is only referred to
+MAX_COLUMNS = 1024
+# An encoded image has more bytes than one, so that a longer table claims rows that it has not, or the same one over and over.
+_FEW_ROWS = 4096
+
+
+def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
+    """Every row, as a member named by its number, or, of a table that the user named, as the file that a list's row names. Raises as
+    `ContainerFormat.index`, and of such a table ConfigError where the user has to say which column holds the images.
+    """
+    yield from _opened(container, fetcher, _rows)
+
+
+def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
+    """Every row of a table that its user calls a list, whatever other columns it has. Raises ConfigError where it has no uris."""
+    yield from _opened(container, fetcher, _listed)
+
+
+def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> dict[str, dict[str, Any]]:
+    """The columns of every row by the text in one of them; without rows that share theirs.
+
+    Nothing of a table that has no such column, holds images, cannot be read to its end or has more than `most` cells. Raises StorageError
+    where the store gives no answer.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    shared: set[str] = set()
+    for row in _opened(table, fetcher, lambda container, file: _keyed(container, file, column, most)):
+        if isinstance(row, ListedMember):
+            return {}
+        if row[column] in found:
+            shared.add(row[column])
+        found[row[column]] = row
+    return {key: row for key, row in found.items() if key not in shared}
+
+
+def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
+    """The bytes that a reference in `input` (a column NAME_uri) stands for.
+
+    Raises: ConfigError for what is no reference to one file, SourceError where the table cannot be read, InputError where it has
+    no such cell.
+    """
+    place, mark, rest = uri.rpartition("#row=")
+    number, _, column = rest.partition("&column=")
+    if not mark or not number.isdigit() or not column:
+        raise ConfigError(f"{uri}: no reference into a table (…#row=N&column=NAME)")
+    row = int(number)
+    with fetcher.open(place, "") as file:
+        try:
+            return _referenced(open_parquet(file), row, column, uri)
+        except UNREADABLE as error:
+            raise InputError(Status.CORRUPT_IMAGE, f"{uri}: {said(error)}") from error
+
 
 def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetFile:
     """A Parquet file over ranged reads; the footer is read here. Raises one of UNREADABLE where it is none.
@@ -160,24 +220,6 @@ def reference(uri: str, row: int, column: str) -> str:
     return f"{uri}#row={row}&column={column}"
 
 
-def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
-    """The bytes that a reference in `input` (a column NAME_uri) stands for.
-
-    Raises: ConfigError for what is no reference to one file, SourceError where the table cannot be read, InputError where it has
-    no such cell.
-    """
-    place, mark, rest = uri.rpartition("#row=")
-    number, _, column = rest.partition("&column=")
-    if not mark or not number.isdigit() or not column:
-        raise ConfigError(f"{uri}: no reference into a table (…#row=N&column=NAME)")
-    row = int(number)
-    with fetcher.open(place, "") as file:
-        try:
-            return _referenced(open_parquet(file), row, column, uri)
-        except UNREADABLE as error:
-            raise InputError(Status.CORRUPT_IMAGE, f"{uri}: {said(error)}") from error
-
-
 def _referenced(file: pq.ParquetFile, row: int, column: str, uri: str) -> bytes:
     kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
     if not (holds_files(kind) or is_text(kind)):
@@ -193,49 +235,7 @@ def _referenced(file: pq.ParquetFile, row: int, column: str, uri: str) -> bytes:
     return bytes(data.to_pybytes())
 
 
-T = TypeVar("T")
-
 __all__ = ["index", "reader", "index_uris", "rows_by", "read_referenced"]
-
-_ROWS_AT_ONCE = 4096
-_WINDOW = 1 << 18  # between the columns that are read lie the images, which are not
-_MAGIC, _MAGIC_ENCRYPTED = b"PAR1", b"PARE"
-_SMALLEST = 12  # the magic twice, and the footer's length
-_SMALL = 1_000_000  # bytes below which a ratio says nothing
-_ALWAYS_ALLOWED = 64 << 20  # of columns beside the images
-MAX_ROW_BYTES = 64 * 1024  # of a row's other columns, as of a sidecar: what is more is only referred to
-MAX_COLUMNS = 1024
-# An encoded image has more bytes than one, so that a longer table claims rows that it has not, or the same one over and over.
-_FEW_ROWS = 4096
-
-
-def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every row, as a member named by its number, or, of a table that the user named, as the file that a list's row names. Raises as
-    `ContainerFormat.index`, and of such a table ConfigError where the user has to say which column holds the images.
-    """
-    yield from _opened(container, fetcher, _rows)
-
-
-def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every row of a table that its user calls a list, whatever other columns it has. Raises ConfigError where it has no uris."""
-    yield from _opened(container, fetcher, _listed)
-
-
-def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> dict[str, dict[str, Any]]:
-    """The columns of every row by the text in one of them; without rows that share theirs.
-
-    Nothing of a table that has no such column, holds images, cannot be read to its end or has more than `most` cells. Raises StorageError
-    where the store gives no answer.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    shared: set[str] = set()
-    for row in _opened(table, fetcher, lambda container, file: _keyed(container, file, column, most)):
-        if isinstance(row, ListedMember):
-            return {}
-        if row[column] in found:
-            shared.add(row[column])
-        found[row[column]] = row
-    return {key: row for key, row in found.items() if key not in shared}
 
 
 def reader(fetcher: Fetcher, max_bytes: int) -> ParquetReader:

@@ -36,6 +36,29 @@ _NO_FILES = {
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
 
+_GZIP = 16 + zlib.MAX_WBITS
+_XZ_MEMORY = 192 * 2**20  # `xz -9` asks for 65 MiB; the format allows 4 GiB
+
+_PIECE = 64 * 2**10  # packed bytes at once
+_STEP = 2**20  # unpacked at once; also what may be unpacked before a ratio counts
+_TAIL = 2**20  # after the end mark there is padding, then the checksum
+
+
+def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
+    """Every member; only headers, and what lies between them in a window of the file, are read."""
+    return members_of(container, _entries(container, fetcher))
+
+
+def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
+    """Reads runs of neighbouring members with one request."""
+    return WindowReader(fetcher, max_bytes)
+
+
+def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
+    size = size_of(container, fetcher)
+    file = fetcher.open(container.uri, container.version, size)
+    yield from entries_of(file, "tar", lambda header: min(header.stored, max(0, size - header.offset)))
+
 
 class Stream(Protocol):
     """What headers are read from; `seek` only ever goes forward."""
@@ -169,22 +192,6 @@ def _damaged(offset: int, why: str) -> InputError:
     return InputError(Status.CORRUPT_IMAGE, f"the tar archive is damaged at byte {offset}: {why}; members may be missing")
 
 
-def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every member; only headers, and what lies between them in a window of the file, are read."""
-    return members_of(container, _entries(container, fetcher))
-
-
-def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
-    """Reads runs of neighbouring members with one request."""
-    return WindowReader(fetcher, max_bytes)
-
-
-def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
-    size = size_of(container, fetcher)
-    file = fetcher.open(container.uri, container.version, size)
-    yield from entries_of(file, "tar", lambda header: min(header.stored, max(0, size - header.offset)))
-
-
 def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Iterator[ContainerEntry]:
     """The files of a tar; `there` says how many bytes of a member's data there are, and may pass over them.
 
@@ -206,10 +213,6 @@ def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Ite
             return  # what may have come behind it is not known
         else:
             yield ContainerEntry(header.name, header.stored, place, text=text)
-
-
-_GZIP = 16 + zlib.MAX_WBITS
-_XZ_MEMORY = 192 * 2**20  # `xz -9` asks for 65 MiB; the format allows 4 GiB
 
 
 # The codecs share the interface of Python's own decompressors. None gives more than it is asked for, whatever a stream claims; what a
@@ -288,11 +291,6 @@ def _zstd() -> Any:
         except ImportError:
             raise InputError(Status.UNSUPPORTED_FORMAT, "a zstd archive: pip install 'touchstone[zst]'") from None
     return zstd
-
-
-_PIECE = 64 * 2**10  # packed bytes at once
-_STEP = 2**20  # unpacked at once; also what may be unpacked before a ratio counts
-_TAIL = 2**20  # after the end mark there is padding, then the checksum
 
 
 @dataclass(frozen=True)

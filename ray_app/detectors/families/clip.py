@@ -17,6 +17,8 @@ from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.mae import headwise_attention
 from ray_app.errors import DetectorError
 
+Feature = Literal["class-token", "projected"]
+
 
 class VisionFeatures(NamedTuple):
     """What a vision tower tells of a batch.
@@ -192,9 +194,6 @@ def project(features: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
 def drawn(*shape: int, std: float) -> torch.Tensor:
     """Random numbers of standard deviation `std`; uniform, for normal ones on the meta device torch imports a compiler."""
     return nn.init.uniform_(torch.empty(shape), -std * 3**0.5, std * 3**0.5)
-
-
-Feature = Literal["class-token", "projected"]
 
 
 class ClipLinear(nn.Module):

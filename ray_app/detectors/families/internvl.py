@@ -30,6 +30,10 @@ from ray_app.errors import DetectorError
 
 TOKENIZER = "tokenizer.json"
 
+Answer = Literal["real", "fake", "unknown"]
+
+SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
+
 
 class AnswerWords(Frozen):
     """The words that stand for either answer; each counts with and without a leading space, where that is one token."""
@@ -118,11 +122,6 @@ def _single_tokens(tokenizer: tokenizers.Tokenizer, words: tuple[str, ...], path
     if not single:
         raise DetectorError(f"{path}: none of {', '.join(words)} is one token", hint="correct `answers` in the card")
     return single
-
-
-Answer = Literal["real", "fake", "unknown"]
-
-SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
 
 
 def answer_of(reply: str) -> Answer:

@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 EPS = 1e-6
 HEADS = 8
 
+# The layers of CLIP that are listened to; the first seven MAE blocks after block 0 each hear one, in this order.
+TAPS = (2, 4, 8, 12, 16, 20, 23)
+
+# CLIP's token ids: start, "X" (one per learned prompt, which takes its place), "an", "image", ".", end; zeros fill the context.
+START, PLACEHOLDER, CLASS_TEXT, END = 49406, 343, (550, 2867, 269), 49407
+PROMPT_STD = 0.02
+
+EDGE_WEIGHT = 20.0
+LEARNING = ("aggregator", "prompt", "vit_model")  # parts of the names of what learns; the rest is CLIP
+
+MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")  # of `mae_pretrain_vit_base.pth`, key `model`
+CLIP_UNUSED = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's own archive keeps among its tensors
+
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of (N, C, H, W), place by place."""
@@ -96,14 +109,6 @@ class MaskDecoder(nn.Module):
         attended = functional.scaled_dot_product_attention(query, key, value)
         answer: torch.Tensor = self.proj(attended.flatten(1))
         return answer
-
-
-# The layers of CLIP that are listened to; the first seven MAE blocks after block 0 each hear one, in this order.
-TAPS = (2, 4, 8, 12, 16, 20, 23)
-
-# CLIP's token ids: start, "X" (one per learned prompt, which takes its place), "an", "image", ".", end; zeros fill the context.
-START, PLACEHOLDER, CLASS_TEXT, END = 49406, 343, (550, 2867, 269), 49407
-PROMPT_STD = 0.02
 
 
 class MaskClip(nn.Module):
@@ -285,10 +290,6 @@ def build(card: "DetectorCard") -> nn.Module:
         raise DetectorError(f"{card.name}: maskclip cannot be built with these arguments: {error}") from error
 
 
-EDGE_WEIGHT = 20.0
-LEARNING = ("aggregator", "prompt", "vit_model")  # parts of the names of what learns; the rest is CLIP
-
-
 class Losses(NamedTuple):
     """`detection`: cross-entropy of real and fake. `mask`: binary cross-entropy per pixel. `edge`: the same along edges, times 20."""
 
@@ -321,10 +322,6 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in name for part in LEARNING))
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-
-
-MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")  # of `mae_pretrain_vit_base.pth`, key `model`
-CLIP_UNUSED = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's own archive keeps among its tensors
 
 
 def initialise(network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_state: Mapping[str, torch.Tensor]) -> None:

@@ -29,6 +29,11 @@ _GRADIENTS = {
     "right_diag": ((-2, -1, 0), (-1, 0, 1), (0, 1, 2)),
 }
 
+# A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
+STRIDE, HALO = 8, 48
+
+_FROM_RESNET = ("bn1", "act1", "maxpool", "layer1", "layer2")
+
 
 def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
     """Every 2 × 2 cell minus its upper left pixel: (N, C, H, W) → (N, C, H, W) for even sides; of odd ones the last line is dropped."""
@@ -48,12 +53,6 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
     # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps next to nothing.
     with torch.autocast(pixels.device.type, enabled=False):
         return functional.conv2d(pixels, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
-
-
-# A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
-STRIDE, HALO = 8, 48
-
-_FROM_RESNET = ("bn1", "act1", "maxpool", "layer1", "layer2")
 
 
 class Npr(nn.Module):

@@ -34,6 +34,8 @@ _BANK: tuple[tuple[tuple[tuple[int, ...], ...], float, tuple[float, float, float
     (_RING, 4, (0, -1, 1)),
 )
 
+Features = Callable[[torch.Tensor], torch.Tensor]
+
 
 def residual_bank() -> torch.Tensor:
     """Eight 3×3 high-pass filters, each at the four places of a 2×2 cell: (32, 3, 4, 4), for stride 2.
@@ -103,9 +105,6 @@ class ResidualNet(nn.Module):
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `residual` describes, without weights: (N, 3, H, W) → (N, 1) logits."""
     return ResidualNet(**card.architecture.arguments)
-
-
-Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Tiling(NamedTuple):

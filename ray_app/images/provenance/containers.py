@@ -18,6 +18,31 @@ _APP1, _APP11, _APP13, _COMMENT = 0xE1, 0xEB, 0xED, 0xFE
 _SCAN, _END = 0xDA, 0xD9
 _JUMBF_HEADER = 8  # "JP", box instance (2), packet number (4): ISO 19566-5, annex D
 
+MOST_CHUNKS = 10_000  # 32 MiB of pixels in libpng's usual 8 KiB pieces are 4,096
+MOST_INFLATED = 2**20  # of all texts together
+_XMP_KEYWORD = "XML:com.adobe.xmp"
+
+MOST_BLOCKS = 10_000  # of a GIF, of at most 255 bytes each: 2.5 MB of frames
+_EXTENSION, _IMAGE, _COMMENT_LABEL, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
+
+MOST_BOXES = 1000
+MOST_ITEMS = 1000  # a 50-megapixel HEIC of tiles has 200
+# C2PA 2.1, annex A.5.1.
+_C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+_PURPOSE = b"manifest\0"
+_XMP_ITEM = b"xmp"
+_CODED = (b"av01", b"hvc1")
+
+_XMP_TAG, _IPTC, _C2PA = 700, 33723, 52545
+
+NOTHING = MetadataBlocks()  # of a file that says nothing of its origin
+
+
+def locate(data: bytes, format_name: str | None) -> MetadataBlocks:
+    """The metadata of a sniffed format (see `images.formats`): total on any bytes, in bounded time, never raises."""
+    walker = _WALKERS.get(format_name or "")
+    return MetadataBlocks() if walker is None else walker(data)
+
 
 # Segments up to the first scan: EXIF and XMP (APP1), C2PA (APP11), IPTC (APP13), comment.
 def find_in_jpeg(data: bytes) -> MetadataBlocks:
@@ -82,11 +107,6 @@ class _Extended:
 
     def packet(self) -> bytes:
         return bytes(self._packet) if self._missing == 0 else b""
-
-
-MOST_CHUNKS = 10_000  # 32 MiB of pixels in libpng's usual 8 KiB pieces are 4,096
-MOST_INFLATED = 2**20  # of all texts together
-_XMP_KEYWORD = "XML:com.adobe.xmp"
 
 
 # Chunks: text (tEXt, zTXt, iTXt with XMP), eXIf, and C2PA's caBX.
@@ -160,10 +180,6 @@ def find_in_webp(data: bytes) -> MetadataBlocks:
     return found
 
 
-MOST_BLOCKS = 10_000  # of at most 255 bytes: 2.5 MB of frames
-_EXTENSION, _IMAGE, _COMMENT_LABEL, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
-
-
 # Extensions before the first frame and after it as far as the limit goes: comment, XMP, C2PA.
 def find_in_gif(data: bytes) -> MetadataBlocks:
     """The metadata of a GIF."""
@@ -223,15 +239,6 @@ def _joined(data: bytes, at: int, end: int) -> bytes:
 
 def _table_bytes(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-MOST_BOXES = 1000
-MOST_ITEMS = 1000  # a 50-megapixel HEIC of tiles has 200
-# C2PA 2.1, annex A.5.1.
-_C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
-_PURPOSE = b"manifest\0"
-_XMP_ITEM = b"xmp"
-_CODED = (b"av01", b"hvc1")
 
 
 class BmffBox(NamedTuple):
@@ -367,9 +374,6 @@ def _item_places(data: bytes, iloc: BmffBox) -> Iterator[tuple[int, int, int, in
         yield item, method, base + offset, size
 
 
-_XMP_TAG, _IPTC, _C2PA = 700, 33723, 52545
-
-
 # A TIFF file is an EXIF block itself, and holds XMP, IPTC and C2PA as values of tags.
 def find_in_tiff(data: bytes) -> MetadataBlocks:
     """The metadata of a TIFF's first page."""
@@ -398,12 +402,3 @@ _WALKERS: dict[str, Callable[[bytes], MetadataBlocks]] = {
     "AVIF": find_in_boxes,
     "HEIC": find_in_boxes,
 }
-
-
-def locate(data: bytes, format_name: str | None) -> MetadataBlocks:
-    """The metadata of a sniffed format (see `images.formats`): total on any bytes, in bounded time, never raises."""
-    walker = _WALKERS.get(format_name or "")
-    return MetadataBlocks() if walker is None else walker(data)
-
-
-NOTHING = MetadataBlocks()  # of a file that says nothing of its origin

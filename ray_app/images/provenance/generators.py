@@ -12,75 +12,11 @@ from ray_app.images.provenance.statement import Generator
 MOST_NODES = 500
 _MODELS = ("ckpt_name", "unet_name")
 
-
-def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Generator in {id: {class_type, inputs}}; empty where this is no such graph."""
-    nodes = dict(_nodes(graph))
-    if not nodes:
-        return {}
-    sampling = next((inputs for _, inputs in nodes.values() if "steps" in inputs and "sampler_name" in inputs), {})
-    return {
-        "prompt": _words(nodes, sampling.get("positive")),
-        "negative_prompt": _words(nodes, sampling.get("negative")),
-        "steps": sampling.get("steps"),
-        "sampler": sampling.get("sampler_name"),
-        "seed": sampling.get("seed"),
-        "models": [inputs[name] for _, inputs in nodes.values() for name in _MODELS if name in inputs],
-        "nodes": [kind for kind, _ in nodes.values()],
-    }
-
-
-def read_workflow(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Generator in {nodes: [{type, widgets_values}]}; empty where this is no such graph."""
-    listed = drawn.get("nodes")
-    nodes = [node for node in listed[:MOST_NODES] if isinstance(node, dict)] if isinstance(listed, list) else []
-    kinds = [kind for node in nodes if isinstance(kind := node.get("type"), str)]
-    if not kinds or "links" not in drawn:
-        return {}
-    models = [
-        node["widgets_values"][0]
-        for node in nodes
-        if str(node.get("type")).startswith(("CheckpointLoader", "UNETLoader"))
-        and isinstance(node.get("widgets_values"), list)
-        and node["widgets_values"]
-    ]
-    return {"models": models, "nodes": kinds}
-
-
-def _nodes(graph: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
-    for name, node in list(graph.items())[:MOST_NODES]:
-        if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict):
-            yield name, (node["class_type"], node["inputs"])
-
-
-def _words(nodes: Mapping[str, tuple[str, Mapping[str, Any]]], link: Any) -> str | None:
-    """The text of the node that an input is linked to: [id, output]."""
-    if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
-        return None
-    text = nodes[link[0]][1].get("text")
-    return text if isinstance(text, str) else None
-
-
 MOST_SETTINGS = 4000  # characters of the last line: a long one lists the hashes of many networks
 _STEPS = re.compile(r"^Steps: \d+, [A-Z]", re.MULTILINE)
 _SETTING = re.compile(r'(\w[\w /-]{0,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|\Z)')
 _NEGATIVE = "Negative prompt:"
 _FIELDS = {"Sampler": "sampler", "Model": "model", "Model hash": "model_hash", "Version": "version"}
-
-
-def read_parameters(text: str) -> dict[str, Any]:
-    """The fields of a Generator but for the tool; empty where the text has no such line."""
-    starts = [match.start() for match in _STEPS.finditer(text)]
-    if not starts:
-        return {}
-    prompts = text[: starts[-1]]
-    prompt, _, negative = prompts.partition("\n" + _NEGATIVE) if not prompts.startswith(_NEGATIVE) else ("", "", prompts[len(_NEGATIVE) :])
-    line = text[starts[-1] :].partition("\n")[0][:MOST_SETTINGS]
-    settings = {match[1]: match[2].strip('" ') for match in _SETTING.finditer(line)}
-    fields = {field: settings[name] for name, field in _FIELDS.items() if name in settings}
-    numbers = {name.lower(): int(settings[name][:20]) for name in ("Steps", "Seed") if settings.get(name, "")[:20].isdecimal()}
-    return {"prompt": prompt, "negative_prompt": negative, **fields, **numbers}
-
 
 Texts = Mapping[str, str]
 
@@ -195,3 +131,65 @@ _READERS = (
     (("Comment",), _novelai),
     (("Description",), _midjourney),
 )
+
+
+def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Generator in {id: {class_type, inputs}}; empty where this is no such graph."""
+    nodes = dict(_nodes(graph))
+    if not nodes:
+        return {}
+    sampling = next((inputs for _, inputs in nodes.values() if "steps" in inputs and "sampler_name" in inputs), {})
+    return {
+        "prompt": _words(nodes, sampling.get("positive")),
+        "negative_prompt": _words(nodes, sampling.get("negative")),
+        "steps": sampling.get("steps"),
+        "sampler": sampling.get("sampler_name"),
+        "seed": sampling.get("seed"),
+        "models": [inputs[name] for _, inputs in nodes.values() for name in _MODELS if name in inputs],
+        "nodes": [kind for kind, _ in nodes.values()],
+    }
+
+
+def read_workflow(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Generator in {nodes: [{type, widgets_values}]}; empty where this is no such graph."""
+    listed = drawn.get("nodes")
+    nodes = [node for node in listed[:MOST_NODES] if isinstance(node, dict)] if isinstance(listed, list) else []
+    kinds = [kind for node in nodes if isinstance(kind := node.get("type"), str)]
+    if not kinds or "links" not in drawn:
+        return {}
+    models = [
+        node["widgets_values"][0]
+        for node in nodes
+        if str(node.get("type")).startswith(("CheckpointLoader", "UNETLoader"))
+        and isinstance(node.get("widgets_values"), list)
+        and node["widgets_values"]
+    ]
+    return {"models": models, "nodes": kinds}
+
+
+def _nodes(graph: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
+    for name, node in list(graph.items())[:MOST_NODES]:
+        if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict):
+            yield name, (node["class_type"], node["inputs"])
+
+
+def _words(nodes: Mapping[str, tuple[str, Mapping[str, Any]]], link: Any) -> str | None:
+    """The text of the node that an input is linked to: [id, output]."""
+    if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
+        return None
+    text = nodes[link[0]][1].get("text")
+    return text if isinstance(text, str) else None
+
+
+def read_parameters(text: str) -> dict[str, Any]:
+    """The fields of a Generator but for the tool; empty where the text has no such line."""
+    starts = [match.start() for match in _STEPS.finditer(text)]
+    if not starts:
+        return {}
+    prompts = text[: starts[-1]]
+    prompt, _, negative = prompts.partition("\n" + _NEGATIVE) if not prompts.startswith(_NEGATIVE) else ("", "", prompts[len(_NEGATIVE) :])
+    line = text[starts[-1] :].partition("\n")[0][:MOST_SETTINGS]
+    settings = {match[1]: match[2].strip('" ') for match in _SETTING.finditer(line)}
+    fields = {field: settings[name] for name, field in _FIELDS.items() if name in settings}
+    numbers = {name.lower(): int(settings[name][:20]) for name in ("Steps", "Seed") if settings.get(name, "")[:20].isdecimal()}
+    return {"prompt": prompt, "negative_prompt": negative, **fields, **numbers}

@@ -18,6 +18,20 @@ _EXIF_DIRECTORY, _TAKEN, _USER_COMMENT = 34665, 36867, 37510
 _LINE_BYTES = 2000  # of a tag that is one line
 _GRAPHS = ("prompt:{", "workflow:{")  # ComfyUI's, in any text tag of a WebP
 
+MOST_RESOURCES = 200
+MOST_DATASETS = 1000
+_PHOTOSHOP = b"Photoshop 3.0\0"
+_IPTC = 0x0404
+_PROGRAM, _VERSION = (2, 65), (2, 70)
+
+MOST_ELEMENTS = 5000
+_DEPTH = 3  # x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other files
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
+_SOURCE_TYPE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ DigitalSourceType"
+_TOOL = "http://ns.adobe.com/xap/1.0/ CreatorTool"
+_MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: where a manifest lies
+_VOCABULARIES = ("cv.iptc.org/newscodes/digitalsourcetype/", "c2pa.org/digitalsourcetype/")
+
 
 @dataclass(slots=True)
 class ExifStatements:
@@ -81,13 +95,6 @@ def _text(octets: bytes) -> str:
     return octets.partition(b"\0")[0].decode("utf-8", "replace")
 
 
-MOST_RESOURCES = 200
-MOST_DATASETS = 1000
-_PHOTOSHOP = b"Photoshop 3.0\0"
-_IPTC = 0x0404
-_PROGRAM, _VERSION = (2, 65), (2, 70)
-
-
 def resource(segment: bytes) -> bytes:
     """The IPTC records in a segment of Photoshop's image resources; empty where there are none."""
     if not segment.startswith(_PHOTOSHOP):
@@ -118,15 +125,6 @@ def program(records: bytes) -> str:
             statements.setdefault(kind, records[at + 5 : at + 5 + size].decode("utf-8", "replace"))
         at += 5 + size
     return f"{statements[_PROGRAM]} {statements.get(_VERSION, '')}" if _PROGRAM in statements else ""
-
-
-MOST_ELEMENTS = 5000
-_DEPTH = 3  # x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other files
-_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
-_SOURCE_TYPE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ DigitalSourceType"
-_TOOL = "http://ns.adobe.com/xap/1.0/ CreatorTool"
-_MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: where a manifest lies
-_VOCABULARIES = ("cv.iptc.org/newscodes/digitalsourcetype/", "c2pa.org/digitalsourcetype/")
 
 
 @dataclass(slots=True)

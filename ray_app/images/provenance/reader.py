@@ -18,6 +18,8 @@ from ray_app.images.provenance.statement import Camera, ContentCredentials, Meta
 
 _PEM = "-----BEGIN CERTIFICATE-----"
 
+_NO_CAMERA = Camera()
+
 
 class ProvenancePolicy(Frozen):
     """What a reader of provenance needs: the certificates (PEM text) whose C2PA signatures are trusted; None = nobody's."""
@@ -95,6 +97,3 @@ class ProvenanceReader:
 def has_manifest(data: bytes, format_name: str | None) -> bool:
     """Whether a file of a sniffed format holds a C2PA manifest store, which only native code can read."""
     return locate(data, format_name).manifest_bytes > 0
-
-
-_NO_CAMERA = Camera()

@@ -18,6 +18,12 @@ AI_SOURCE_TYPES = frozenset(
     {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic", "trainedAlgorithmicData"}
 )
 
+MOST_BYTES = 256 * 1024  # of one EXIF block, XMP packet or text: a JPEG segment holds 64 KiB, and no camera writes more
+MOST_PACKETS = 2  # XMP: the packet, and its extension
+MOST_TEXTS = 32
+# C2PA 2.1, §11.1.4.2: the type of the superbox that is a manifest store, in any container.
+C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
+
 
 def plain(value: Any) -> str:
     """One line without controls, bidirectional ones included, of at most 300 characters; empty for what is no text or number."""
@@ -120,13 +126,6 @@ class Provenance(Frozen):
 
 
 _NOTHING = Provenance(ai_declared=False)
-
-
-MOST_BYTES = 256 * 1024  # of one EXIF block, XMP packet or text: a JPEG segment holds 64 KiB, and no camera writes more
-MOST_PACKETS = 2  # XMP: the packet, and its extension
-MOST_TEXTS = 32
-# C2PA 2.1, §11.1.4.2: the type of the superbox that is a manifest store, in any container.
-C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
 
 
 @dataclass(slots=True)
