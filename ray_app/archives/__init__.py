@@ -1,4 +1,4 @@
-"""A source → its members → a manifest cut into blocks. Knows names, versions and ids; decodes nothing, runs nothing."""
+"""Archives: a source → its members → a manifest cut into blocks (`Archive`, `list_members`, `read_block`, `MemberReader`)."""
 
 from ray_app.archives.build import Each, Portions, in_turn, is_as_listed, list_members
 from ray_app.archives.containers import Container, ContainerLimits, TableColumns
@@ -20,11 +20,10 @@ from ray_app.archives.manifest import (
 )
 from ray_app.archives.members import BlockPlan, Ids, ListedMember, ManifestMember, MemberLocation, RefusedMember, block_sizes, image_id
 from ray_app.archives.reader import MemberReader
-from ray_app.archives.sources import Archive, ArchiveSource, fetcher_of, name_of, open_source, places_of
+from ray_app.archives.sources import Archive, fetcher_of, name_of, open_source, places_of
 
 __all__ = [
     "Archive",
-    "ArchiveSource",
     "open_source",
     "name_of",
     "places_of",

@@ -1,15 +1,13 @@
-"""An archive → its next manifest: all members the first time, later what is new. Reads no image; who runs the steps is passed in.
+"""`list_members`: an archive → its next manifest: all members the first time, later what is new. `is_as_listed` asks whether there is
+anything new.
 
-1. The archive is walked, section by section, into raw files. Where its sources name what they named before, that is all.
+1. The archive is walked (`Walk`), section by section, into raw files: first what its sources list, then what is in containers. Where the
+   sources name what they named before (a digest), that is all.
 2. Ids are joined: duplicates, collisions, what is known, what vanished.
 3. Runs of raw files are cut into blocks and written. Only then does the manifest count; an interrupted listing begins anew.
 
-Memory here is a few numbers per section, block and container, a bit per member, and 8 bytes per vanished one; beside the join's own.
-
-An archive → raw files, section by section: first what its sources list, then what is in containers. Knows no ids of other listings.
-
-What the sources list, which takes no container to be opened, has a digest: where it is that of the listing before, containers need not
-be opened again.
+Who runs the steps is passed in (`Each`). Memory: a few numbers per section, block and container, a bit per member, and 8 bytes per vanished
+one; beside the join's own.
 """
 
 import hashlib
@@ -52,6 +50,8 @@ _LITTLE_BYTES = 8 * 2**20  # of containers that are opened at once rather than b
 _MOST_SECTIONS = 2048  # of very many containers, so many more to a task that there are no more tasks than this
 _CARRIED_BYTES = 16 * 2**20
 
+_FEW_NAMED = 100_000  # files and containers that one process lists in some seconds
+
 
 class Each(Protocol):
     """Something that applies a picklable function to items, in whatever processes, and gives the results in their order."""
@@ -63,6 +63,95 @@ class Each(Protocol):
 def in_turn(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
     """One after another, in this process."""
     return map(function, items)
+
+
+@dataclass(frozen=True)
+class Portions:
+    """How many members one task holds at once or one file of ids has, and how few are not worth a task at all."""
+
+    raw_rows: int = RAW_ROWS
+    id_rows: int = 1 << 20
+    run_rows: int = RUN_ROWS
+    few: int = 100_000
+
+
+def list_members(
+    store: Store,
+    archive: Archive,
+    plan: BlockPlan,
+    *,
+    each: Each = in_turn,
+    progress: Progress | None = None,
+    limit: int | None = None,
+    digest: Digest = identity_digest,
+    portions: Portions = Portions(),
+    clock: Callable[[], float] = time.monotonic,
+) -> ManifestInfo | None:
+    """Write the next manifest; None when the archive is as the last one says. `progress` gets how many members there are so far.
+
+    A later manifest holds the members whose id no earlier one has, and as vanished all ids ever listed that are not there now: a file
+    put back to an older version makes the old id current again, with the row that it has. `limit`: no more than the first so many.
+
+    Raises ConfigError for an empty source and for columns whose types clash, StorageError when a source or the store is out of reach.
+    """
+    began = clock()
+    numbers = manifests(store)
+    number = numbers[-1] + 1 if numbers else 0
+    store.clear(folder_of(number))
+    scratch = f"{folder_of(number)}/listing"
+    walk = Walk(
+        SectionLister(store, scratch, archive.selection, archive.fetcher, digest, portions.raw_rows), archive, each, limit, progress
+    )
+    walk.sources()
+    if numbers and _digest(store, numbers[-1]) == walk.digest:
+        store.clear(folder_of(number))
+        return None
+    walk.containers()
+    files, listed = walk.files, walk.kept
+    if not listed:
+        raise archive.empty(walk.found, walk.opened)
+    input_type = settled(joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files)))
+    earlier = sum(info.members for info in (read_complete(store, one) for one in numbers) if info is not None)
+    if max(listed, earlier) <= portions.few:
+        each = in_turn
+    kept, vanished = choose_new(store, number, numbers, files, digest, portions.id_rows)
+    runs = runs_of(kept, portions.run_rows)
+    if numbers and not runs and np.array_equal(vanished, read_vanished(store, numbers[-1])):
+        store.clear(folder_of(number))
+        if (last := read_complete(store, numbers[-1])) is not None:
+            write_complete(store, replace(last, **_noted(walk)))
+        return None
+    blocks = _cut(store, number, plan, runs, input_type, each)
+    info = ManifestInfo(
+        manifest=number,
+        members=int(blocks["members"].to_numpy().sum()),
+        size_bytes=int(blocks["size_bytes"].to_numpy().sum()),
+        blocks=len(blocks),
+        batch_slots=plan.batch_slots,
+        listed=listed,
+        vanished=len(vanished),
+        listing_s=round(clock() - began, 3),
+        **_noted(walk),
+    )
+    store.clear(scratch)
+    write_listed(store, info, blocks, vanished)
+    return info
+
+
+def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most: int = _FEW_NAMED) -> bool:
+    """Whether the sources name the very files and containers of the last listing, so that `list_members` would find nothing new.
+
+    Opens no container, and gives up (False) where they named more than `most`. Raises as `list_members`.
+    """
+    numbers = manifests(store)
+    info = read_complete(store, numbers[-1]) if numbers else None
+    if info is None or not info.digest or info.named > most:
+        return False
+    folder = folder_of(info.manifest + 1)
+    walk = Walk(SectionLister(store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest), archive, limit=limit)
+    walk.sources()
+    store.clear(folder)
+    return walk.digest == info.digest
 
 
 @dataclass
@@ -161,109 +250,17 @@ def _groups(containers: Sequence[Container]) -> list[SourceSection]:
     return [*groups, Opened(tuple(waiting))] if waiting else groups
 
 
-_FEW_NAMED = 100_000  # files and containers that one process lists in some seconds
-
-
-@dataclass(frozen=True)
-class Portions:
-    """How many members one task holds at once or one file of ids has, and how few are not worth a task at all."""
-
-    raw_rows: int = RAW_ROWS
-    id_rows: int = 1 << 20
-    run_rows: int = RUN_ROWS
-    few: int = 100_000
-
-
-def list_members(
-    store: Store,
-    archive: Archive,
-    plan: BlockPlan,
-    *,
-    each: Each = in_turn,
-    progress: Progress | None = None,
-    limit: int | None = None,
-    digest: Digest = identity_digest,
-    portions: Portions = Portions(),
-    clock: Callable[[], float] = time.monotonic,
-) -> ManifestInfo | None:
-    """Write the next manifest; None when the archive is as the last one says. `progress` is told how many members there are so far.
-
-    A later manifest holds the members whose id no earlier one has, and as vanished all ids ever listed that are not there now: a file
-    put back to an older version makes the old id current again, with the row that it has. `limit`: no more than the first so many.
-
-    Raises ConfigError for an empty source and for columns whose types clash, StorageError when a source or the store is out of reach.
-    """
-    began = clock()
-    numbers = manifests(store)
-    number = numbers[-1] + 1 if numbers else 0
-    store.clear(folder_of(number))
-    scratch = f"{folder_of(number)}/listing"
-    walk = Walk(
-        SectionLister(store, scratch, archive.selection, archive.fetcher, digest, portions.raw_rows), archive, each, limit, progress
-    )
-    walk.sources()
-    if numbers and _digest(store, numbers[-1]) == walk.digest:
-        store.clear(folder_of(number))
-        return None
-    walk.containers()
-    files, listed = walk.files, walk.kept
-    if not listed:
-        raise archive.empty(walk.found, walk.opened)
-    input_type = settled(joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files)))
-    earlier = sum(info.members for info in (read_complete(store, one) for one in numbers) if info is not None)
-    if max(listed, earlier) <= portions.few:
-        each = in_turn
-    kept, vanished = choose_new(store, number, numbers, files, digest, portions.id_rows)
-    runs = runs_of(kept, portions.run_rows)
-    if numbers and not runs and np.array_equal(vanished, read_vanished(store, numbers[-1])):
-        store.clear(folder_of(number))
-        if (last := read_complete(store, numbers[-1])) is not None:
-            write_complete(store, replace(last, **_noted(walk)))
-        return None
-    blocks = _cut(store, number, plan, runs, input_type, each)
-    info = ManifestInfo(
-        manifest=number,
-        members=int(blocks["members"].to_numpy().sum()),
-        size_bytes=int(blocks["size_bytes"].to_numpy().sum()),
-        blocks=len(blocks),
-        batch_slots=plan.batch_slots,
-        listed=listed,
-        vanished=len(vanished),
-        listing_s=round(clock() - began, 3),
-        **_noted(walk),
-    )
-    store.clear(scratch)
-    write_listed(store, info, blocks, vanished)
-    return info
-
-
-def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most: int = _FEW_NAMED) -> bool:
-    """Whether the sources name the very files and containers of the last listing, so that `list_members` would find nothing new.
-
-    Opens no container, and gives up (False) where they named more than `most`. Raises as `list_members`.
-    """
-    numbers = manifests(store)
-    info = read_complete(store, numbers[-1]) if numbers else None
-    if info is None or not info.digest or info.named > most:
-        return False
-    folder = folder_of(info.manifest + 1)
-    walk = Walk(SectionLister(store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest), archive, limit=limit)
-    walk.sources()
-    store.clear(folder)
-    return walk.digest == info.digest
-
-
 def _digest(store: Store, number: int) -> str | None:
     info = read_complete(store, number)
     return info.digest if info is not None else None
 
 
 def _noted(walk: Walk) -> dict[str, Any]:
-    """What the next listing is told of this one; no digest where containers must be opened to know what is in them."""
+    """What is kept of this listing for the next one; no digest where containers must be opened to know what is in them."""
     guard = walk.archive.fetcher.guard
-    told = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
+    servers = {"servers": sorted(guard.named), "allow_private": guard.allow_private}
     linked = {"linked_folders": walk.linked.count, "linked_example": walk.linked.example}
-    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **told, **linked}
+    return {"named": walk.named, "digest": walk.digest if walk.settled else "", **servers, **linked}
 
 
 def _cut(store: Store, number: int, plan: BlockPlan, runs: Sequence[Run], input_type: pa.StructType | None, each: Each) -> pa.Table:

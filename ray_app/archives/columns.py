@@ -1,6 +1,7 @@
-"""The columns of a user's table: which one holds images, which one uris, and what the others become in `input`.
+"""Column roles of a user's table: which one holds images, which one uris (`roles_of`), and what the others become in `input`
+(`input_rows`).
 
-Knows Arrow types and the metadata that the `datasets` library writes; opens no file.
+By Arrow types and by the metadata that the `datasets` library writes.
 """
 
 import json
@@ -26,8 +27,8 @@ Sizes = npt.NDArray[np.int64]
 def features_of(schema: pa.Schema) -> Features:
     """What `datasets` says of each column in the schema's metadata; nothing where it says nothing or nonsense."""
     try:
-        said = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in said.items() if isinstance(feature, dict)}
+        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 

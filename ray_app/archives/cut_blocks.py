@@ -1,4 +1,4 @@
-"""Chosen members → blocks in the files of a manifest. Runs of raw files are cut each on its own; the same input gives the same cuts."""
+"""Block cutting: chosen members (`Run`) → blocks in the files of a manifest (`Ends`, `Cutter`). The same input gives the same cuts."""
 
 import io
 from collections.abc import Iterator, Sequence

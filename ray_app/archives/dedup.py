@@ -1,4 +1,4 @@
-"""Which listed members are new: duplicates, colliding ids, what earlier manifests know, what vanished. One join of ids, in DuckDB.
+"""`choose_new`: which listed members are new; duplicates, colliding ids, known and vanished ones. One join of ids, in DuckDB.
 
 Members with one id but different digests collide: the one known before, else the first listed, keeps the id; the others are hashed again
 until each has an id of its own. That happens a handful of times in a lifetime.

@@ -1,5 +1,5 @@
-"""Folders as img2dataset leaves them: beside a shard `00000.tar`, or a folder of files `00000/`, lies `00000.parquet` with a row for every
-sample by its key. Knows names and rows; what it tells of a sample becomes columns of that image, and the table stays a file like others.
+"""img2dataset's sidecar tables: beside a shard `00000.tar`, or a folder of files `00000/`, lies `00000.parquet` with a row for every sample
+by its key (`Samples`, `beside`). Its columns become columns of that image, and the table stays a file like others.
 
 Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and `files`; in `parquet` the table holds the images itself.
 """
@@ -38,8 +38,8 @@ class Samples:
         if row is None:
             return item
         described = {column: value for column, value in row.items() if not _names_a_mask(column)}
-        told = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**described, **item.input}}
-        return ListedWithColumns(**told)
+        values = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**described, **item.input}}
+        return ListedWithColumns(**values)
 
 
 def beside(objects: Iterable[ObjectInfo], table: ObjectInfo | None = None) -> Iterator[tuple[ObjectInfo, ObjectInfo | None]]:

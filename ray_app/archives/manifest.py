@@ -1,16 +1,11 @@
-"""The list of members that a run scores, on disk: its files and how they are read. Knows neither who makes it nor who scores it.
+"""Manifests, the lists of members that a run scores, on disk: `ManifestInfo`, `BlockRef`, `read_blocks`, `read_block`, `write_listed`, and
+their Arrow rows.
 
 manifest/<n>/part-00000-00000.parquet …  members; one row group is one block, a few blocks are one file
 manifest/<n>/blocks.parquet              for each block: its file, row group, members and bytes
 manifest/<n>/ids/…                       the ids that <n> adds, sorted, by their top bits, each with the next word of its digest
 manifest/<n>/vanished.parquet            ids of earlier manifests that the listing of <n> no longer had
 manifest/<n>/_complete                   counts, as JSON; written last: without it the folder does not count
-
-Members as Arrow rows and back. Knows the columns of a manifest; knows neither files nor blocks.
-
-The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields. What a list has in
-one column is of one type, or the list is refused; what several tables in an archive have under one name becomes text where no type holds
-both, since no table there is to stop a run.
 """
 
 import io
@@ -35,6 +30,21 @@ BLOCK_COLUMNS = pa.schema(
     [("block", pa.int32()), ("file", pa.string()), ("row_group", pa.int32()), ("members", pa.int32()), ("size_bytes", pa.int64())]
 )
 VANISHED_COLUMNS = pa.schema([pa.field("image_id", pa.int64(), nullable=False)])
+
+MOST_BYTES = 2**48  # no store has a larger object; what states more counts as not known, and the sum of a block overflows nothing
+_PLACE = pa.struct([("kind", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("group", pa.int64()), ("column", pa.string())])
+_REFUSED = pa.struct([("status", pa.string()), ("detail", pa.string())])
+
+_LISTED = [
+    pa.field("image_id", pa.int64(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("member", pa.string()),
+    pa.field("occurrence", pa.int32(), nullable=False),
+    pa.field("version", pa.string(), nullable=False),
+    pa.field("size_bytes", pa.int64(), nullable=False),
+]
+_CUT = [pa.field("block", pa.int32(), nullable=False), pa.field("slot", pa.int32(), nullable=False)]
+_REST = [pa.field("place", _PLACE), pa.field("refused", _REFUSED)]
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class BlockRef:
 
 
 class BlockList(Sequence[BlockRef]):
-    """Many blocks in the memory of a few: columns, of which references are made when asked for. A slice is one, too."""
+    """Many blocks in the memory of a few: columns, of which references are made on access. A slice is one, too."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -160,7 +170,7 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
 
 
 def guard_of(store: Store) -> Guard:
-    """Which web servers are asked for the members of a store's manifests: those that their own commands could ask."""
+    """Which web servers are requested for the members of a store's manifests: those that their own commands could ask."""
     infos = [info for number in manifests(store) if (info := read_complete(store, number)) is not None]
     noted = Guard(frozenset(name for info in infos for name in info.servers), any(info.allow_private for info in infos))
     return noted.joined(Guard.of(places_of(_sources(store))))
@@ -244,22 +254,9 @@ def _path(number: int, name: str) -> str:
     return f"manifest/{number}/{name}"
 
 
-MOST_BYTES = 2**48  # no store has a larger object; what states more counts as not known, and the sum of a block overflows nothing
-_PLACE = pa.struct([("kind", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("group", pa.int64()), ("column", pa.string())])
-_REFUSED = pa.struct([("status", pa.string()), ("detail", pa.string())])
-
-_LISTED = [
-    pa.field("image_id", pa.int64(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
-    pa.field("member", pa.string()),
-    pa.field("occurrence", pa.int32(), nullable=False),
-    pa.field("version", pa.string(), nullable=False),
-    pa.field("size_bytes", pa.int64(), nullable=False),
-]
-_CUT = [pa.field("block", pa.int32(), nullable=False), pa.field("slot", pa.int32(), nullable=False)]
-_REST = [pa.field("place", _PLACE), pa.field("refused", _REFUSED)]
-
-
+# The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields. What a list has in
+# one column is of one type, or the list is refused; what several tables in an archive have under one name becomes text where no type holds
+# both, since no table there is to stop a run.
 def manifest_schema(input_type: pa.StructType | None) -> pa.Schema:
     """The columns of a manifest."""
     return pa.schema([*_LISTED, *_CUT, *_REST, *([pa.field("input", input_type)] if input_type is not None else [])])

@@ -1,6 +1,7 @@
-"""What a member is, and the number that names it for ever. Knows names and hashes; reads nothing.
+"""Members (`ListedMember`, `ManifestMember`), the id that a member keeps for ever (`image_id`), and how a list of them is cut into blocks
+(`BlockPlan`).
 
-How a list of members is cut into blocks and slots. Arithmetic only: the same list and plan give the same cuts for ever.
+The same list and plan give the same cuts for ever.
 """
 
 import hashlib
@@ -18,6 +19,9 @@ from ray_app.errors import InputError, Status
 Ids = npt.NDArray[np.int64]
 
 _NONE = b"\xff" * 8  # in a length's place: no text, which is not the empty text
+
+# The first blocks are small, so that results come early and a small archive still divides among many workers.
+_FIRST_BLOCK_MEMBERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +128,6 @@ def _encode(text: str | None) -> bytes:
         return _NONE
     data = text.encode("utf-8", "surrogateescape")
     return len(data).to_bytes(8, "little") + data
-
-
-# The first blocks are small, so that results come early and a small archive still divides among many workers.
-_FIRST_BLOCK_MEMBERS = 16
 
 
 class BlockPlan(Frozen):

@@ -1,4 +1,4 @@
-"""Objects below a place as a source: files of their own, and containers by their names. Opens none of them."""
+"""`ObjectPrefix`: objects below a place as a source; files of their own, and containers by their names, none of which is opened."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace

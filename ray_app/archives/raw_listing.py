@@ -1,4 +1,4 @@
-"""One section of an archive → raw files: its members in order. Knows nothing of other sections or manifests.
+"""`SectionLister`: one section of an archive → raw files (`RawFile`), its members in order.
 
 Raw files lie in `manifest/<n>/listing/` until the manifest is cut; the bytes of small ones travel with their description instead.
 """
@@ -30,7 +30,7 @@ _CARRIED_BYTES = 256 * 1024  # a smaller file needs no file
 class RawFile:
     """Consecutive members of one section, each with `check`, the word of its digest that tells it from others of its id.
 
-    `as_text`: columns whose types clash become texts (`rows.joined_inputs`). `data`: the content of a small file, which is not at `path`.
+    `as_text`: columns whose types clash become texts (`joined_inputs`). `data`: the content of a small file, which is not at `path`.
     """
 
     rows: int

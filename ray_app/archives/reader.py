@@ -1,4 +1,4 @@
-"""Members → their encoded bytes, wherever each lies: in a file of its own or in a container. Knows no format and no pixels.
+"""`MemberReader`: members → their encoded bytes, wherever each lies: in a file of its own or in a container.
 
 Small ones are read ahead. A large one is read when it is wanted and not before, one to a process, within what its node allows to all.
 """
@@ -15,14 +15,14 @@ from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget, Turn
 
 _AHEAD_BYTES = 64 * 2**20
-_UNSIZED_BYTES = 16 * 2**20  # reserved for a file whose size its server does not say; a larger one is asked for again, alone
+_UNSIZED_BYTES = 16 * 2**20  # reserved for a file whose size its server does not say; a larger one is requested again, alone
 
 
 class MemberReader:
     """Reads members, ahead of whoever uses them. One per process: what a format keeps open serves the next block of the same container.
 
     `budget`: what files larger than `depth_bytes` may take together on this node; None where nobody else reads there. A large file has its
-    turn until the member behind it is asked for, or `let_go` says that nobody wants it any more.
+    turn until the next member is requested, or `let_go` says that nobody wants it any more.
     """
 
     def __init__(self, fetcher: Fetcher, *, max_bytes: int, depth_bytes: int = _AHEAD_BYTES, budget: NodeBudget | None = None) -> None:
@@ -67,10 +67,10 @@ class MemberReader:
             del data
 
     def _unsized(self, members: Iterable[ManifestMember]) -> Iterator[bytes | InputError]:
-        """Files whose size is not known before they come: all are asked for as if they were small."""
+        """Files whose size is not known before they come: all are requested as if they were small."""
         expected = min(self._max_bytes, _UNSIZED_BYTES)
-        told, asked = tee(members)
-        for member, data in zip(told, self._files(asked, expected), strict=True):
+        listed, requested = tee(members)
+        for member, data in zip(listed, self._files(requested, expected), strict=True):
             if isinstance(data, InputError) and data.status is Status.IMAGE_TOO_LARGE and expected < self._max_bytes:
                 yield from self._alone(member, self._max_bytes)
             else:

@@ -1,9 +1,8 @@
-"""An S3 Inventory as a source: the daily or weekly table of a bucket's objects, read instead of listing the bucket.
+"""S3 Inventory as a source (`Inventory`): the daily or weekly table of a bucket's objects (CSV.gz, Parquet, ORC), read instead of listing
+the bucket.
 
-Its members are those that a listing gives, with the same uris, versions and sizes, as of the day it was made.
-Knows the inventory's files (CSV.gz, Parquet, ORC) and columns; asks the bucket itself nothing.
-
-Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html and …/storage-inventory-location.html.
+Its members are those that a listing gives, with the same uris, versions and sizes, as of the day it was made. Source:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html and …/storage-inventory-location.html.
 """
 
 import json
@@ -25,7 +24,6 @@ from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher, ObjectInfo, Store, canonical
 from ray_app.storage.urls import bucket_and_key, scheme_of
 
-_MAX_MANIFEST = 256 << 20
 _ROWS_AT_ONCE = 16_384
 # What the inventory is asked for besides the bucket and key that it always has, and how its settings call it.
 _NEEDED = {"size": "Size", "etag": "ETag"}

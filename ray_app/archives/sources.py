@@ -1,4 +1,4 @@
-"""What a person calls an archive → the parts of it that can be listed side by side. Knows sources and patterns; no ids, blocks or pixels.
+"""`Archive`: what a person names as sources → the sections that can be listed in parallel, and which of their paths count (`Selection`).
 
 Every file is listed, whatever its name says it is: what is no image gets a row that says so. Hidden files are files too.
 
@@ -71,7 +71,7 @@ class Selection:
     def chosen(self, found: Iterator[Found]) -> Iterator[tuple[Found, bool]]:
         """Everything outside the skipped places, and whether the patterns let it pass.
 
-        A container passes if its members might, to be looked into, or to be told of where it cannot be opened.
+        A container passes if its members might, to be opened, or to be reported where it cannot be.
         """
         included, excluded = _test(self.include, otherwise=True), _test(self.exclude, otherwise=False)
         may_have_some = matcher_below(self.include)

@@ -1,4 +1,4 @@
-"""A manifest made of members of other manifests, under their own ids: what is to be scored again. Lists nothing."""
+"""`write_selected`: a manifest made of members of other manifests, under their own ids: what is to be scored again."""
 
 from collections.abc import Iterable
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Files of rows that people bring: CSV, TSV, JSON lines, Parquet. Knows how rows are written down, not what they mean.
+"""Tables that people bring: CSV, TSV, JSON lines, Parquet (`read_table`, `csv_tables`, `json_rows`, `json_tables`, `pieces`).
 
 A file may be longer than memory: it is read in pieces of whole lines. What is wrong with one is a pa.ArrowException, a ValueError
 (UnicodeDecodeError is one) or an OSError, which say the line or the column; callers add the file's name.

@@ -1,4 +1,4 @@
-"""One row of a list → one member. Knows what a uri in a list may mean, and what it must not; reads nothing but local sizes."""
+"""`ListEntries`: one row of a list → one member; which uris a list may name, and which it must not."""
 
 import os
 import posixpath
@@ -93,8 +93,8 @@ def _checked(uri: str) -> tuple[str, RefusedMember | None]:
 
 
 def _version(version: Any, etag: Any) -> str:
-    told = etag if version is None else version
-    return "" if told is None else str(told).strip('"')
+    stated = etag if version is None else version
+    return "" if stated is None else str(stated).strip('"')
 
 
 def _local_facts(place: str) -> tuple[int, str]:

@@ -1,7 +1,7 @@
-"""Lists of uris as sources: CSV, TSV, JSON lines, plain text, Parquet, also compressed. Each row is a file of its own.
+"""Lists of uris as sources (`UriLists`): CSV, TSV, JSON lines, plain text, Parquet, also compressed. Each row is a file of its own.
 
-A list may be longer than memory: it is read in pieces of whole lines, each typed by pyarrow on its own; what a column is over all
-pieces is settled where the manifest is made. Knows files of rows; what a row means is said in `list_entries`.
+A list may be longer than memory: it is read in pieces of whole lines, each typed by pyarrow on its own; what a column is over all pieces is
+settled where the manifest is made.
 """
 
 import io
@@ -26,6 +26,8 @@ _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _TEXTS = ("version", "etag")
 
 Rows = Iterator[dict[str, Any]]
+
+LIST_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -159,4 +161,3 @@ _READERS: dict[str, Callable[[Any, UriList], Rows]] = {
     ".ndjson": _json_rows,
     ".txt": _text_rows,
 }
-LIST_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")

@@ -1,6 +1,7 @@
-"""Cards of what profiles an image: the identifier, which names its generator, and the describer, which says from what words.
+"""Cards of what profiles an image: the identifier (`IdentifierCard`), which names its generator, and the describer, which predicts its
+prompt.
 
-Knows names, files and facts, from YAML in configs/identifiers and configs/describers; no torch.
+YAML in configs/identifiers and configs/describers; loads without torch.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class OpenSet(Frozen):
 
     `energy`: log Σ exp of the logits (Liu et al., NeurIPS 2020, arXiv 2010.03759). `distance`: minus the smallest Mahalanobis distance to a
     class's mean under one covariance of all classes (Lee et al., NeurIPS 2018, arXiv 1807.03888). `abstains`: the share of images of known
-    generators that was asked to be given up; the threshold is that quantile of `n` images that nothing was fitted on.
+    generators that may be given up; the threshold is that quantile of `n` images that nothing was fitted on.
     """
 
     method: Literal["energy", "distance"] = "energy"
@@ -71,9 +72,9 @@ class _Card(Frozen):
         return (WeightSet(self.name, self.weights, self._folder, self.name),)
 
     def facts(self) -> dict[str, Any]:
-        """All that decides what is said, as plain JSON: part of a run's identity. Hashes weights. Raises DetectorError."""
-        told = self.model_dump(mode="json", exclude=_SAYS_NOTHING)
-        return told | {"weights": [digest_of(part, resolve_part(part)) for part in self.parts]}
+        """All that decides the answers, as plain JSON: part of a run's identity. Hashes weights. Raises DetectorError."""
+        facts = self.model_dump(mode="json", exclude=_SAYS_NOTHING)
+        return facts | {"weights": [digest_of(part, resolve_part(part)) for part in self.parts]}
 
 
 class IdentifierCard(_Card):

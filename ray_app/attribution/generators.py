@@ -1,4 +1,5 @@
-"""Known generators: their names, other spellings of them, and their families. Reads configs/generators.yaml; knows no image.
+"""Known generators: their names, other spellings of them, and their families (`known`, `family_of`, `title_of`), from
+configs/generators.yaml.
 
 A name that is not listed may still say its family, as FAMILY/NAME: that is how fine-tuned models are labelled.
 """
@@ -24,7 +25,7 @@ class Family(Frozen):
 
 
 class GeneratorEntry(Frozen):
-    """One generator. `open`: its weights can be had; where that is not said, nobody has looked."""
+    """One generator. `open`: its weights can be had; where that is not stated, nobody has checked."""
 
     family: str
     title: str
@@ -85,13 +86,13 @@ def family_of(name: str, index: GeneratorIndex | None = None) -> str | None:
 
 
 def title_of(name: str) -> str:
-    """How people are told a generator: its title where the index knows it by this or another spelling, else the name itself."""
+    """A generator's name for people: its title where the index knows it by this or another spelling, else the name itself."""
     found = known(name)
     return name if found is None or found.name is None else generator_index().generators[found.name].title
 
 
 def family_title(family: str) -> str:
-    """How people are told a family: its title where the index has it, else its own name."""
+    """A family's name for people: its title where the index has it, else its own name."""
     one = generator_index().families.get(family)
     return family if one is None else one.title
 
@@ -100,8 +101,8 @@ def means(wanted: str, name: str | None, family: str | None) -> bool:
     """Whether a word that somebody typed, in any spelling, means this generator or its family."""
     if name is None:
         return False
-    asked = known(wanted)
-    return spelt(wanted) in (spelt(name), spelt(family or name)) or (asked is not None and asked.name is not None and known(name) == asked)
+    entry = known(wanted)
+    return spelt(wanted) in (spelt(name), spelt(family or name)) or (entry is not None and entry.name is not None and known(name) == entry)
 
 
 def _spellings(index: GeneratorIndex) -> tuple[dict[str, ResolvedGenerator], dict[str, str]]:

@@ -1,8 +1,7 @@
-"""The detector card: everything that Touchstone knows about one detector, from YAML.
+"""`DetectorCard`: everything that Touchstone knows about one detector, from YAML, a bucket or a server (`load_card`, `list_cards`,
+`variants_of`).
 
-Knows names, files and facts. Knows nothing about torch: a card is read in milliseconds.
-
-Cards in a bucket or on a server, where a training on a cluster leaves them. Knows URLs; knows no network and opens no weights.
+Loads without torch: a card is read in milliseconds.
 """
 
 import re
@@ -186,8 +185,8 @@ class Isotonic(Frozen):
         return f"isotonic, {len(self.knots)} knots from score {self.knots[0][0]:.3g} to {self.knots[-1][0]:.3g}"
 
 
-def _kind(told: Any) -> str:
-    return "(isotonic)" if isinstance(told, Isotonic) or (isinstance(told, Mapping) and "knots" in told) else "(platt)"
+def _kind(described: Any) -> str:
+    return "(isotonic)" if isinstance(described, Isotonic) or (isinstance(described, Mapping) and "knots" in described) else "(platt)"
 
 
 Calibration = Annotated[Annotated[Platt, Tag("(platt)")] | Annotated[Isotonic, Tag("(isotonic)")], Discriminator(_kind)]
@@ -337,14 +336,14 @@ def as_noted(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
     """A card with what a run noted of it (`scoring_facts`) in the place of what it says by now; weights and words stay its own."""
     if all(facts.get(key, value) == value for key, value in card.scoring_facts.items()):
         return card
-    told = card.model_dump()
+    described = card.model_dump()
     architecture = dict(facts["architecture"])
-    told["family"] = architecture.pop("family")
-    if (backbone := architecture.pop("backbone", None)) is not None and told["backbone"] is not None:
-        told["backbone"]["architecture"] = backbone
-    told |= {key: facts[key] for key in card.scoring_facts if key in facts} | {"architecture": architecture}
-    told["valid_range"] = {"note": card.valid_range.note, **told["valid_range"]}
-    noted = validate(told, DetectorCard, where=f"{card.name}, as a run has it")
+    described["family"] = architecture.pop("family")
+    if (backbone := architecture.pop("backbone", None)) is not None and described["backbone"] is not None:
+        described["backbone"]["architecture"] = backbone
+    described |= {key: facts[key] for key in card.scoring_facts if key in facts} | {"architecture": architecture}
+    described["valid_range"] = {"note": card.valid_range.note, **described["valid_range"]}
+    noted = validate(described, DetectorCard, where=f"{card.name}, as a run has it")
     noted._folder = card._folder
     if noted.backbone is not None and card.backbone is not None:
         noted.backbone._folder = card.backbone._folder

@@ -1,4 +1,4 @@
-"""What a file is that was taken for weights, by its first bytes, and what to do about it. Knows formats; opens none of them to load it.
+"""File types of weights by their first bytes (`kind_of_file`), and what to do about a file that is no such weights (`unreadable`).
 
 Sources of the marks: git-lfs's pointer specification; the HDF5, NumPy, GGUF, safetensors and ONNX formats' own pages; for zips the names
 that torch.save, torch.jit.save, torch.export.save and Keras write into theirs.
@@ -84,10 +84,10 @@ def unreadable(path: Path, wanted: str, error: BaseException, *, name: Literal["
     if kind.name != name:
         return DetectorError(f"{path}: not readable as {wanted}: it is {kind.what}", hint=kind.hint)
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        told = f"it holds an object of {found[1]}, and not tensors alone"
-        return DetectorError(f"{path}: not readable as {wanted}: {told}", hint=_ONLY_TENSORS)
-    told = "" if "weights_only" in str(error) else f" ({said(error)})"
-    return DetectorError(f"{path}: not readable as {wanted}: it is damaged or not whole{told}", hint=_AGAIN)
+        reason = f"it holds an object of {found[1]}, and not tensors alone"
+        return DetectorError(f"{path}: not readable as {wanted}: {reason}", hint=_ONLY_TENSORS)
+    reason = "" if "weights_only" in str(error) else f" ({said(error)})"
+    return DetectorError(f"{path}: not readable as {wanted}: it is damaged or not whole{reason}", hint=_AGAIN)
 
 
 def _zipped(path: Path) -> FileKind:

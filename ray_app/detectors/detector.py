@@ -1,8 +1,5 @@
-"""A detector at work: prepared pixels in, log-odds of fake out, on one device.
-
-Knows cards, weights and tensors. Knows nothing about files of images, archives or verdicts.
-
-What networks give and what detectors make of it. Knows tensors only.
+"""`Detector`: prepared pixels → log-odds of fake, on one device (`load_detector`); `Prediction` is what networks give, `BatchPrediction`
+what it makes of it.
 """
 
 from collections.abc import Mapping
@@ -30,6 +27,8 @@ from ray_app.detectors.registry import load_network
 from ray_app.detectors.weights import checkpoint_config, resolve_weights, weights_digest
 from ray_app.errors import DetectorError
 
+GROUP_PIXELS = 2**22  # images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
+
 
 class Prediction(NamedTuple):
     """A network's answer for a batch; a network that only classifies gives its logits alone.
@@ -47,16 +46,13 @@ class BatchPrediction(NamedTuple):
     """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.outputs`).
 
     `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p). `replies`: one text per image.
-    `embeddings`: (N, d) float32, of a detector that was told to keep them.
+    `embeddings`: (N, d) float32, of a detector that keeps them.
     """
 
     scores: torch.Tensor
     masks: torch.Tensor | None = None
     replies: tuple[str, ...] | None = None
     embeddings: torch.Tensor | None = None
-
-
-GROUP_PIXELS = 2**22  # images of one size that a GPU takes at once where sizes are kept; a core gains nothing by it
 
 
 class Detector:
@@ -66,7 +62,7 @@ class Detector:
     and a score does not depend on how many images came with it. Where a card keeps the size of every image (`card.preprocessing.shape`
     is None), images of one size go together instead: one by one on a CPU, up to 4 Mi pixels on a GPU.
     `fingerprint` holds all that decides a score; it is plain JSON. `kinds`: the fields of a `Reading` that are never None, but for the
-    embeddings, which are given once somebody has asked to keep them.
+    embeddings, which are given once they are requested.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
-"""Embeddings that outlive their images: what decides one, which heads it suits, and the scores that a head gives it.
-
-Knows cards, files of weights and vectors. Knows nothing about images or about where a run keeps its vectors.
+"""Embeddings that outlive their images: what decides one (`embedding_facts`), which heads suit it, and the scores that a head gives it
+(`LinearHead`).
 """
 
 import functools

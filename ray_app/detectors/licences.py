@@ -1,7 +1,4 @@
-"""Which licences the user accepted: weights whose terms are not permissive are used only after that.
-
-Knows the user's config file and cards. Knows nothing about weights, networks or torch.
-"""
+"""Licence acceptance: weights whose terms are not permissive are used only once the user accepts them (`is_accepted`, `accept_licence`)."""
 
 import os
 import re

@@ -1,7 +1,6 @@
-"""Heads of our own: a linear classifier on a backbone's features, written as the published heads are, with a card that `score` takes.
+"""Heads of our own: a linear classifier on a backbone's features (`fit_head`, `save_head`, `write_card`), with a card that `score` takes.
 
-Knows cards, prepared pixels, features and labels. Knows nothing about where images or labels come from. Features are the expensive part
-and are kept in a file; scikit-learn does the fitting and is imported only then.
+Features are the expensive part and are kept in a file (`FeatureCache`); scikit-learn does the fitting and is imported only then.
 """
 
 import hashlib
@@ -179,7 +178,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 class Fit(NamedTuple):
-    """What is said on the card of a head: its classifier, the file of labels, how many real and fake images, the folds' AUC."""
+    """What the card of a head states: its classifier, the file of labels, how many real and fake images, the folds' AUC."""
 
     classifier: Classifier
     labels: str

@@ -1,10 +1,6 @@
-"""bf16 where it is safe: matrix products in bf16; norms, head and every other parameter in fp32.
+"""bf16 where it is safe (`lower_to_bf16`, `autocast`): matrix products in bf16; norms, head and every other parameter in fp32.
 
-Knows torch modules and devices. Knows nothing about cards' files or images.
-
-What a network's head is given: the vector per image of which its last linear layer makes the logits. Knows networks and tensors only.
-
-One setting of the C library that a CPU detector wants. Knows glibc; knows nothing about networks.
+`Tap` records the embedding that a network's head is given; `keep_freed_memory` is a setting of glibc that CPU detectors want.
 """
 
 import ctypes
@@ -24,6 +20,10 @@ Precision = Literal["auto", "bf16", "fp32"]
 ResolvedPrecision = Literal["bf16", "fp32"]
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+# mallopt's parameters (malloc.h). 512 MiB of freed memory is kept; blocks up to 32 MiB, glibc's own maximum, come from the heap.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD: 16 * 2**20}
 
 
 def resolve_precision(precision: Precision, device: str, preferred: Literal["auto", "fp32"] = "auto") -> ResolvedPrecision:
@@ -132,11 +132,6 @@ def no_embedding(name: str) -> DetectorError:
         f"{name}: its logits are not what one linear layer makes of one vector per image, so there is no embedding to keep",
         hint="leave it out of --features; detectors of the family clip-linear and common classifiers have one",
     )
-
-
-# mallopt's parameters (malloc.h). 512 MiB of freed memory is kept; blocks up to 32 MiB, glibc's own maximum, come from the heap.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD: 16 * 2**20}
 
 
 @functools.cache

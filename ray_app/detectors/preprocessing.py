@@ -1,6 +1,6 @@
-"""How one detector wants its pixels: resize, crop, and the constants of the normalisation.
+"""`Preprocessing`: how one detector wants its pixels: resize, crop, and the constants of the normalisation.
 
-Knows PIL images and uint8 arrays. Imports torch only when an image is resized by it. Knows nothing about networks or cards.
+PIL images and uint8 arrays; torch is imported only when an image is resized by it.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""From a card to its network. A family's module is imported when a card needs it, never before.
+"""From a card to its network: `build_network`, `load_network`. A family's module is imported when a card needs it, never before.
 
 One from outside this tree is found by its entry point in the group `touchstone.families`: a module with `build(card)`.
 """

@@ -1,4 +1,4 @@
-"""What detectors in one process have in common is held once and run once. Knows networks and tensors; knows no family."""
+"""What detectors in one process have in common is held once and run once (`share_backbones`, `hold_equal_weights_once`)."""
 
 import weakref
 from collections import defaultdict

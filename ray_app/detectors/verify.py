@@ -1,6 +1,6 @@
-"""Checks of a detector on this machine: its files, its keys and counts, and the scores that its authors published.
+"""`verify_detector`: checks of a detector on this machine: its files, its keys and counts, and the scores that its authors published.
 
-Knows cards, files of weights and single images. Knows nothing about terminals or runs; torch is imported when a network is loaded.
+torch is imported when a network is loaded.
 """
 
 import math
@@ -20,7 +20,7 @@ Outcome = Literal["ok", "failed", "skipped"]
 
 
 class DetectorCheck(NamedTuple):
-    """One thing that was looked at, and what was found. `skipped` says why nothing could be said."""
+    """One check and its result; where it was `skipped`, why."""
 
     name: str
     outcome: Outcome
@@ -108,8 +108,8 @@ def _compare(detector: "Detector", golden: GoldenScore, path: Path) -> DetectorC
     score = float(detector.score(pixels[None])[0])
     probability = (1 + math.tanh(score / 2)) / 2  # the sigmoid, without overflow
     near = abs(probability - golden.probability) <= golden.tolerance
-    told = f"{golden.name}: P(fake) {probability:.4f}, published {golden.probability:.4f}, tolerance {golden.tolerance:g}"
-    return DetectorCheck("golden", "ok" if near else "failed", told)
+    message = f"{golden.name}: P(fake) {probability:.4f}, published {golden.probability:.4f}, tolerance {golden.tolerance:g}"
+    return DetectorCheck("golden", "ok" if near else "failed", message)
 
 
 def _by_sha256(folder: Path, wanted: set[str]) -> Mapping[str, Path]:

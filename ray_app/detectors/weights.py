@@ -1,6 +1,5 @@
-"""Weights: from a card's uri to verified files on this machine. Knows files, hubs and hashes; opens none of them.
-
-From a file of weights to a state dict that fits a network exactly. Knows formats and key names; knows no architecture.
+"""Weights: from a card's uri to verified files on this machine (`resolve_weights`), and from a file to a state dict that fits
+(`read_state_dict`, `load_strictly`).
 
 Only safetensors and `torch.load(weights_only=True)`: no file can run code. torch is imported where tensors are read.
 """
@@ -53,7 +52,7 @@ def parts_of(card: DetectorCard) -> list[WeightSet]:
 
 
 def is_offline() -> bool:
-    """Whether no hub must be asked ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
+    """Whether no hub may be reached ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE)."""
     return any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in _OFFLINE_VARIABLES)
 
 
@@ -423,9 +422,11 @@ def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]
         ],
     }
     if any(faults.values()):
-        told = "; ".join(f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})" for fault, keys in faults.items() if keys)
+        message = "; ".join(
+            f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})" for fault, keys in faults.items() if keys
+        )
         raise DetectorError(
-            f"{where}: the weights do not fit the network: {told}", hint="check architecture, unwrap and strip_prefixes in the card"
+            f"{where}: the weights do not fit the network: {message}", hint="check architecture, unwrap and strip_prefixes in the card"
         )
     network.load_state_dict(state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values()))
 

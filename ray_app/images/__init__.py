@@ -1,4 +1,4 @@
-"""Encoded bytes → RGB pixels and facts, or a refusal with a status. Knows Pillow; knows nothing of storage, detectors or rows."""
+"""Image decoding: encoded bytes → RGB pixels and file facts (`decode_image`), or a refusal with a status."""
 
 from ray_app.images.crash_marker import Breadcrumb, Watchdog
 from ray_app.images.decode import decode_image, decoder_name

@@ -1,4 +1,4 @@
-"""From whatever Pillow decoded to 8-bit RGB, the way the detectors' authors saw it. Knows modes and matte; knows no file format."""
+"""Colour conversion: whatever mode Pillow decoded → 8-bit RGB (`to_rgb`), the way the detectors' authors saw it."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""What a process was decoding when it died, and the end of one that hangs. Knows image ids and processes; knows nothing of images.
+"""`Breadcrumb`: a crash marker that names the image a process was decoding when it died; `Watchdog` ends a process whose decode hangs.
 
 An in-process decode that crashes takes the process along, and no `except` runs. A note in a mapped file outlives it: the kernel keeps it.
 """
@@ -85,7 +85,7 @@ class Watchdog:
     EXIT_CODE = 86
 
     def __init__(self, crumb: Breadcrumb, wall_limit_s: float) -> None:
-        self._crumb = crumb
+        self._marker = crumb
         self._wall_limit_s = wall_limit_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="decode-watchdog", daemon=True)
@@ -99,11 +99,11 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        seen, looks = 0, 0
+        seen, checks = 0, 0
         while not self._ended.wait(self._wall_limit_s / 10):
-            looks = looks + 1 if self._crumb.count == seen else 0
-            seen = self._crumb.count
-            if seen % 2 and looks >= 10 * self._crumb.patience:
+            checks = checks + 1 if self._marker.count == seen else 0
+            seen = self._marker.count
+            if seen % 2 and checks >= 10 * self._marker.patience:
                 os._exit(self.EXIT_CODE)
 
 

@@ -1,7 +1,7 @@
-"""Encoded bytes → RGB pixels and facts: the one decode path of every caller. Knows Pillow; knows nothing of storage, detectors or rows.
+"""`decode_image`: encoded bytes → RGB pixels and facts, the one decode path of every caller; `decoder_name` says by which library.
 
-Formats come from the sniffed bytes, and each has exactly one Pillow class, called directly: no other plugin ever sees the bytes, a
-multi-picture JPEG (MPO) is read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
+Formats come from the sniffed bytes, and each has exactly one Pillow class (`FORMATS`), called directly: no other plugin ever sees the
+bytes, a multi-picture JPEG (MPO) is read as the JPEG that it starts with, and Pillow's process-wide bomb limit stays as it is.
 """
 
 import contextlib
@@ -70,6 +70,17 @@ MOST_WORDS = 200  # of a foreign message in `detail`
 
 
 Opener = Callable[[bytes, set[str]], ImageFile]  # reads the header; notes flags
+
+# A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs
+# on the noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
+# The limits are levels of 0 to 255, in any channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
+# deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5 levels lies below all three limits, and so
+# does a shade from edge to edge of 16. A shade of 24, a page with a word on it, and noise of 8 count as content.
+GLANCE, SAMPLE = 12, 32  # pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it costs
+MOST_SAMPLED = 48  # a range beyond which nothing more is looked at
+MOST_DEVIATION = 6.0
+REDUCED, BOX = 64, 8  # the sides of the reduced copy; and at least so many pixels a side make one of it
+MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
 
 
 def _open_avif(data: bytes, flags: set[str]) -> ImageFile:
@@ -181,7 +192,7 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
     """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
 
     EXIF orientation is recorded and not applied; no profile is applied but CMYK's. All limits are checked before pixels are decoded;
-    then `admit` is told what decoding will take, and may wait until that is there, or refuse with an InputError.
+    then `admit` gets what decoding will take, and may wait until that is there, or refuse with an InputError.
     Every pixel is decoded: a file that ends early is refused, never padded. Raises ImageRefused with the facts known by then, and
     nothing else, whatever the bytes.
     """
@@ -222,7 +233,7 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) ->
         is_plain = loaded.mode == "RGB" and "transparency" not in loaded.info
         pixels = loaded if is_plain else to_rgb(loaded, found.flags, sample_bits)
     found.mode = image.mode
-    if pixels.size != (found.width, found.height):  # libheif may find another size than the one it told
+    if pixels.size != (found.width, found.height):  # libheif may find another size than it stated
         found.take_size(*pixels.size)
         limits.check_size(*pixels.size, len(data), format_name)
     if isinstance(loaded, JpegImageFile):  # of rare sampling factors
@@ -360,18 +371,6 @@ def _quieten_pillow() -> None:
     """
     warnings.filterwarnings("ignore", module=r"(PIL|pi_heif)\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-# A blank page, a black frame or an empty cut-out is one colour, perhaps with noise and a little shade. What detectors say of it hangs
-# on the noise alone: touchstone-tiny gives a flat grey +4.2 (fake), and -9.1 (real) once it has noise of 4 levels.
-# The limits are levels of 0 to 255, in any channel. Of 3,557 real photographs the most even ones have a range of 113 in the sample, a
-# deviation of 12.8, and a range of 73 in the reduced copy; one colour with Gaussian noise of 5 levels lies below all three limits, and so
-# does a shade from edge to edge of 16. A shade of 24, a page with a word on it, and noise of 8 count as content.
-GLANCE, SAMPLE = 12, 32  # pixels a side, on a grid; all those 3,557 end at the first, whose reads from memory are what it costs
-MOST_SAMPLED = 48  # a range beyond which nothing more is looked at
-MOST_DEVIATION = 6.0
-REDUCED, BOX = 64, 8  # the sides of the reduced copy; and at least so many pixels a side make one of it
-MOST_REDUCED = 20  # noise averages out; a shade, or a word on a page, does not
 
 
 def has_content(pixels: Image.Image) -> bool:

@@ -1,6 +1,6 @@
-"""What is known of one file: its facts, the pixels with their facts, a refusal with its facts. Knows no format and no limit.
+"""File facts: `ImageFileFacts`, `DecodedImage` (pixels with their facts), `ImageRefused` (a refusal with them), and `perceptual_hash`.
 
-A hash that similar pictures share: 64 signs of the low frequencies of a picture, after ImageHash's `phash`. Knows pixels alone.
+The hash is one that similar pictures share: 64 signs of the low frequencies of a picture, ImageHash's `phash`.
 """
 
 import hashlib

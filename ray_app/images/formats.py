@@ -1,9 +1,8 @@
-"""Which image format bytes are in, by the bytes alone, and what they are if they are none. Names and MIME types are never asked.
+"""File signatures and headers: `sniff_format`, `describe_unsupported`, `header_size`, `declared_end`, frame counts, and `Tiff`, a reader of
+TIFF tags.
 
-What a container says of itself, read from its bytes: size, end, frames. No decoding, bounded work.
-
-Directories of tags, the structure that TIFF files and EXIF blocks share. A reader of our own because Pillow's prints warnings, follows
-every pointer and refuses whole images for one bad tag.
+By the bytes alone, never by names or MIME types; nothing is decoded, and work is bounded. The reader of tags (TIFF 6.0, BigTIFF, EXIF) is
+our own because Pillow's prints warnings, follows every pointer and refuses whole images for one bad tag.
 """
 
 import re
@@ -44,6 +43,20 @@ _ELSE: tuple[tuple[bytes, str], ...] = (
     (b"RIFF", "a RIFF file that is not WebP (audio or video)"),
     (b"PAR1", "a Parquet file: score it as an archive source"),
 )
+
+MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
+MOST_BOXES = 1000
+EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
+SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose end tells that something follows it
+_END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
+
+ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
+_DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
+_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes per value, by kind
+MOST_PAGES = 1000  # a hostile chain of directories could hold millions
+MOST_STRIPS = 1_000_000
+MOST_TAGS = 4096  # of one directory: no writer has 300, and a BigTIFF could claim millions
 
 
 def sniff_format(data: bytes) -> str | None:
@@ -122,13 +135,6 @@ def _describe_text(start: bytes) -> str | None:
     return "text, not an image"
 
 
-MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
-MOST_BOXES = 1000
-EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
-SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose end tells that something follows it
-_END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
-
-
 def header_size(data: bytes, format_name: str) -> tuple[int, int] | None:
     """Width and height where they stand at a fixed place; None elsewhere or if the file is too short.
 
@@ -170,7 +176,7 @@ def declared_end(data: bytes, format_name: str) -> int | None:
 
 
 def ends_early(data: bytes, format_name: str) -> bool:
-    """Whether the file lacks its end: asked only of files that did not decode, to tell truncated from corrupt."""
+    """Whether the file lacks its end: for files that did not decode, to distinguish truncated from corrupt."""
     end = declared_end(data, format_name)
     return end > len(data) if end is not None else format_name in ("JPEG", "PNG", "TIFF", "JPEG2000")
 
@@ -250,15 +256,6 @@ def _tiff_end(data: bytes) -> int | None:
         return Tiff(data).data_end()
     except TiffError:  # most writers put the directory last: it is the first thing that a cut takes away
         return None
-
-
-ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706
-_DATA_OFFSETS, _DATA_LENGTHS = (273, 324), (279, 325)  # strips, tiles
-_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # bytes per value, by kind
-MOST_PAGES = 1000  # a hostile chain of directories could hold millions
-MOST_STRIPS = 1_000_000
-MOST_TAGS = 4096  # of one directory: no writer has 300, and a BigTIFF could claim millions
 
 
 class TiffError(ValueError):

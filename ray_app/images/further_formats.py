@@ -1,9 +1,9 @@
 """Formats that Pillow alone does not read, or not well: HEIC, large WebP, PNM of more than 8 bits, JPEG XL, previews of camera RAW files.
 
-Each is a Pillow image whose header is read when it is opened and whose pixels when it is loaded, or what to install for it.
-
-What no check of missing data sees: zeros in place of uncompressed samples (BMP, TIFF); other bytes in place of lossy WebP, AVIF and HEIC,
-and of what TIFF packs without a checksum; a JPEG of arithmetic coding that ends early, whose decoder has to read zeros past the end.
+Each is a Pillow image whose header is read when it is opened and whose pixels when it is loaded, or says what to install for it.
+`check_webp` and `check_items` find coded data that is missing. What no such check sees: zeros in place of uncompressed samples (BMP, TIFF);
+other bytes in place of lossy WebP, AVIF and HEIC, and of what TIFF packs without a checksum; a JPEG of arithmetic coding that ends early,
+whose decoder has to read zeros past the end.
 """
 
 import contextlib
@@ -109,7 +109,7 @@ class JpegXlFile(ImageFile):
 
     def _open(self) -> None:
         try:
-            import imagecodecs  # noqa: F401 - said before anything is read
+            import imagecodecs  # noqa: F401 - reported before anything is read
         except ImportError:
             raise InputError(Status.UNSUPPORTED_FORMAT, "JPEG XL needs imagecodecs: pip install 'touchstone[jxl]'") from None
         assert self.fp is not None

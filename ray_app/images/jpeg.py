@@ -1,7 +1,7 @@
-"""JPEG bytes → pixels, with libjpeg's warnings heard: it fills what a scan lacks, and Pillow says nothing of it.
+"""JPEG (ITU-T T.81): `open_header`, `load` the pixels with libjpeg's warnings taken seriously, `jpeg_quality` from the tables.
 
-simplejpeg decodes: the same library as Pillow's and the same pixels, but it stops where libjpeg warns. Of several warnings it tells the
-first. Markers: ITU-T T.81, Annex B. Knows frames and scans; leaves limits, facts and colours to others.
+libjpeg fills what a scan lacks, and Pillow does not report it. simplejpeg decodes: the same library as Pillow's and the same pixels, but it
+stops where libjpeg warns. Of several warnings it reports the first.
 """
 
 import contextlib
@@ -40,6 +40,13 @@ _READ_AHEAD = bytes(16)  # libjpeg asks for up to eight bytes more than it needs
 MOST_SEGMENTS = 10_000  # a JPEG of 32 MiB has a thousand; a hostile one could have ten million
 MOST_RESTARTS = 10_000
 DECODER = f"simplejpeg {simplejpeg.__version__}"
+
+# The example table of luminance (ITU-T T.81, Annex K.1), which most encoders scale by a quality.
+_LUMINANCE = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98,
+    112, 100, 103, 99,
+)  # fmt: skip
 
 
 class JpegImage(JpegImageFile):
@@ -288,14 +295,6 @@ def warning_of(data: bytes) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-# The example table of luminance (ITU-T T.81, Annex K.1), which most encoders scale by a quality.
-_LUMINANCE = (
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98,
-    112, 100, 103, 99,
-)  # fmt: skip
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int | None:

@@ -1,6 +1,6 @@
-"""What a JPEG XL file says of itself before it is decoded: its size, its bits, whether it moves (ISO/IEC 18181-1 §D, 18181-2).
+"""JPEG XL headers before decoding: `read_jxl_header` gives size, bits and animation (ISO/IEC 18181-1 §D, 18181-2).
 
-Of our own because no library at hand tells it without decoding, and a file of thirty bytes may claim a gigapixel.
+Our own because no library at hand gives them without decoding, and a file of thirty bytes may claim a gigapixel.
 """
 
 from typing import NamedTuple

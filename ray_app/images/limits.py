@@ -1,12 +1,7 @@
-"""What an image may cost before it is refused. Knows numbers and their reasons; knows nothing of formats or Pillow.
+"""Intake limits (`ImageLimits`, `BatchLimits`) and the peak memory of decoding an image, estimated from its header (`Demand`, `demand_of`).
 
-`ImageLimits` are those of the endpoint and of whoever states no others; `BatchLimits` those of archives, of the command line's pictures
-and of Python. docs/formats.md shows both side by side.
-
-What decoding an image takes at its peak, reckoned from its header. Decodes nothing.
-
-Pillow keeps four bytes for a pixel of several channels, one for a pixel of one. Beside the picture stand what its decoder holds and what
-becomes of it on the way to RGB. The figures were measured (tests/images/test_limits.py measures them again) and are upper bounds.
+`ImageLimits` are those of the endpoint and of whoever states no others; `BatchLimits` those of archives, of the command line's pictures and
+of Python. docs/formats.md shows both side by side.
 """
 
 from collections.abc import Callable
@@ -29,6 +24,24 @@ LARGEST = frozenset({"JPEG", "TIFF", "WEBP"})
 
 # How a refusal's `detail` names the limit that was crossed: a field here, one of `container_limits`, or `decode_bytes` of a node.
 NAMED_LIMIT = r"\bover (?P<limit>(?:container_limits\.)?max_[a-z_]+|decode_bytes)\b"
+
+SMALL_BYTES = 384 * 2**20  # any process has room for this beside its libraries; what takes more waits for its turn on a node
+LIMIT_PIXELS = 50_000_000  # a decode limit in seconds is meant for so many pixels; larger images have as much longer
+
+_MOST = 2**63 - 1  # what a header claims may be anything
+_FIXED = 8 * 2**20  # whatever a decoder allocates for the smallest image
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLES, _BITS = 278, 322, 323, 277, 258  # TIFF tags
+
+# Pillow keeps four bytes for a pixel of several channels, one for a pixel of one. Beside the picture stand what its decoder holds and what
+# becomes of it on the way to RGB. The figures were measured (tests/images/test_limits.py measures them again) and are upper bounds.
+_NARROW = ("1", "L", "P")
+# Bytes per pixel that are held beside the picture until it is RGB, by its mode.
+_CONVERTING = {"RGB": 0, "1": 4, "L": 4, "P": 4, "CMYK": 4, "YCbCr": 4, "RGBX": 4, "HSV": 4, "I": 7, "F": 4}
+_WITH_ALPHA, _DEEP_GREY = 8, 7
+# Bytes per pixel that a decoder holds beside the picture, of formats in which nothing else tells.
+_DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
+_DEEP_JXL = 18  # whatever its channels are, which its header does not say
+_WORST_OF_LARGEST, _WORST = 22, 24  # to prepare an image in every way takes no more
 
 
 class ImageLimits(Frozen):
@@ -106,7 +119,7 @@ class BatchLimits(ImageLimits):
     """What an archive may hold: pictures as the cameras, scanners and screens of this year make them.
 
     No single number here makes a worker safe: what decoding takes is reckoned from the header, and large images share a budget
-    of their node (`images.memory`, `storage.node_budget`).
+    of their node (`demand_of`, `storage.node_budget`).
     """
 
     max_bytes: int = Field(
@@ -133,23 +146,6 @@ class BatchLimits(ImageLimits):
         description="Decoded RGB bytes ÷ encoded bytes, above 1 MP: CCITT G4 has one bit for a white line, so that a blank A3 page at "
         "600 dpi reaches 140 000. What a bomb costs is bounded by its pixels and by the node's budget of memory.",
     )
-
-
-SMALL_BYTES = 384 * 2**20  # any process has room for this beside its libraries; what takes more waits for its turn on a node
-LIMIT_PIXELS = 50_000_000  # a decode limit in seconds is meant for so many pixels; larger images have as much longer
-
-_MOST = 2**63 - 1  # what a header claims may be anything
-_FIXED = 8 * 2**20  # whatever a decoder allocates for the smallest image
-_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLES, _BITS = 278, 322, 323, 277, 258  # TIFF tags
-
-_NARROW = ("1", "L", "P")
-# Bytes per pixel that are held beside the picture until it is RGB, by its mode.
-_CONVERTING = {"RGB": 0, "1": 4, "L": 4, "P": 4, "CMYK": 4, "YCbCr": 4, "RGBX": 4, "HSV": 4, "I": 7, "F": 4}
-_WITH_ALPHA, _DEEP_GREY = 8, 7
-# Bytes per pixel that a decoder holds beside the picture, of formats in which nothing else tells.
-_DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
-_DEEP_JXL = 18  # whatever its channels are, which its header does not say
-_WORST_OF_LARGEST, _WORST = 22, 24  # to prepare an image in every way takes no more
 
 
 class Demand(NamedTuple):

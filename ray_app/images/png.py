@@ -1,4 +1,4 @@
-"""PNG → pixels: what Pillow takes for a whole picture and is none, and a transparent colour that it looks for in the wrong scale."""
+"""PNG → pixels: `open_header`, and `check`, which refuses what Pillow takes for a whole picture although rows are missing."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 
 
 class PngImage(PngImageFile):
-    """Pillow's reader, into memory where rows that are never decoded can be told from black ones."""
+    """Pillow's reader, into memory where rows that are never decoded differ from black ones."""
 
     def load_prepare(self) -> None:
         """Before the first row is decoded."""

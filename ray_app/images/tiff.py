@@ -1,6 +1,7 @@
-"""TIFF → pixels: which layouts Pillow reads right, which it is helped with, and which are refused because it would read them wrong.
+"""TIFF → pixels: `open_header` refuses layouts (`TiffLayout`) that Pillow would read wrong, and helps it with others; `check` finds missing
+data.
 
-Knows what tags say of samples (TIFF 6.0); the tests compare every layout with libvips. Leaves limits, facts and colours to others.
+Source: TIFF 6.0; the tests compare every layout with libvips.
 """
 
 import contextlib
@@ -71,7 +72,7 @@ class TiffLayout(NamedTuple):
         entries = tiff.directory()
 
         def every(tag: int, most: int = MOST_VALUES) -> tuple[int, ...]:
-            """What is asked for alone: four thousand tags may each say that a million values stand at one place."""
+            """Only the tags that are needed: four thousand tags may each say that a million values stand at one place."""
             return tiff.integers(entries[tag]) if tag in entries and entries[tag].number <= most else ()
 
         def one(tag: int, otherwise: int) -> int:

@@ -1,6 +1,5 @@
-"""Reading and writing wherever fsspec reaches: stores, fetching, listing, retries, leases. Knows bytes and names, not images or Ray."""
+"""Reading and writing wherever fsspec reaches: `Store`, `Fetcher`, `list_objects`, retries (`RetryPolicy`), `Lease`."""
 
-from ray_app.storage.errors import translate
 from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
 from ray_app.storage.http import Guard
 from ray_app.storage.lease import UNGUARDED, Lease
@@ -41,5 +40,4 @@ __all__ = [
     "canonical",
     "local_path",
     "strip_secrets",
-    "translate",
 ]

@@ -1,6 +1,7 @@
-"""Foreign exceptions → our own, in one place: botocore, aiohttp, httpx, fsspec and the operating system.
+"""Foreign exceptions (botocore, aiohttp, httpx, fsspec, operating system) → ours: `translate` for one member, `unreachable` for a whole
+place.
 
-Exceptions are told apart by code, HTTP status and class *name*, so that a local error does not import botocore.
+They are distinguished by code, HTTP status and class *name*, so that a local error does not import botocore.
 """
 
 import errno
@@ -38,7 +39,7 @@ _URL = re.compile(r"https?://[^\s'\"]+")
 
 
 class ObjectChangedError(OSError):
-    """The object is not the version that was asked for."""
+    """The object is not the requested version."""
 
 
 class ShortReadError(OSError):

@@ -1,15 +1,8 @@
-"""Members' bytes: requests, patience, reading ahead.
+"""Bytes of listed files: `Fetcher` reads them whole, in part, ahead and as seekable files, with retries (`Retrier`) and adaptive
+concurrency (`Gate`).
 
-One request for one object's bytes, whatever store keeps it: whole, in part, or only its size. Retries nothing.
-
-Each answers for the version that was asked for ("" = whichever) or raises; exceptions are the libraries', for `errors` to translate.
-`guard` says which web servers are asked (for a local place nobody needs one); `left` are the seconds that it may take.
-
-One member's bytes, or a part of them, of the version that was listed, or the reason why not. Knows nothing of what the bytes are.
-
-Slow reads done ahead of whoever uses them, told in order. Knows threads and a budget of bytes; knows nothing of what is read.
-
-When to ask a store again, and how many may ask at once.
+`read`, `read_range` and `size` are single requests of one version ("" = whichever), without retries: they raise what the libraries raise.
+`guard`: which web servers may be requested, for places that are no local ones; `left`: the seconds that a request may take.
 """
 
 import os
@@ -36,6 +29,331 @@ from ray_app.storage.http import WEB, Guard
 from ray_app.storage.object_store import reading_place
 from ray_app.storage.ranged import RangedFile
 from ray_app.storage.urls import bucket_and_key, canonical, local_path, scheme_of, strip_secrets, version_of
+
+T = TypeVar("T")
+
+K = TypeVar("K")
+R = TypeVar("R")
+
+# Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per thread keep it busy.
+_AHEAD_PER_THREAD = 16
+
+_NOBODY = Guard()
+_REMOTE_THREADS, _LOCAL_THREADS = 16, 1
+# Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
+WINDOW_BYTES = 4 * 2**20
+
+
+class RetryPolicy(Frozen):
+    """How patient one request is: exponential backoff with full jitter, so that a thousand workers do not come back together.
+
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
+    """
+
+    attempts: int = Field(default=6, ge=1)
+    base_s: float = Field(default=0.25, gt=0)
+    cap_s: float = Field(default=20.0, gt=0)
+    deadline_s: float = Field(default=120.0, gt=0)  # for one member, all its attempts and pauses
+
+    def pauses(self, chance: Callable[[], float]) -> Iterator[float]:
+        """Seconds to wait after each failed attempt but the last; `chance` gives numbers in [0, 1)."""
+        for attempt in range(self.attempts - 1):
+            yield chance() * min(self.cap_s, self.base_s * 2.0**attempt)
+
+
+class CancelledError(Exception):
+    """Nobody waits for this request any more."""
+
+
+@dataclass
+class Retrier:
+    """Asks until it is answered, refused for good, or out of patience. Counts what it met; safe to share between threads."""
+
+    policy: RetryPolicy
+    _: KW_ONLY
+    sleep: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+    throttled: int = 0
+    retried: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def call(
+        self, ask: Callable[[float], T], cancelled: threading.Event | None = None, gate: AbstractContextManager[None] | None = None
+    ) -> T:
+        """The answer of `ask(seconds left)`, each time within `gate`. Raises the last exception as it is, or CancelledError."""
+        deadline = self.clock() + self.policy.deadline_s
+        pauses: Iterator[float] | None = None
+        while True:
+            try:
+                with gate or nullcontext():
+                    return ask(deadline - self.clock())
+            except Exception as error:
+                pauses = pauses or self.policy.pauses(self.chance)
+                pause = self._pause_after(error, pauses)
+                if pause is None or self.clock() + pause >= deadline:
+                    raise
+                with self._counting:
+                    self.retried += 1
+            self._wait(pause, cancelled)
+
+    def _pause_after(self, error: Exception, pauses: Iterator[float]) -> float | None:
+        if errors.is_throttle(error):
+            with self._counting:
+                self.throttled += 1
+        return next(pauses, None) if errors.is_transient(error) else None
+
+    def _wait(self, pause: float, cancelled: threading.Event | None) -> None:
+        # A thread asleep for 20 s would hold up the end of an interrupted process; only an injected clock sleeps otherwise.
+        if cancelled is not None and self.sleep is time.sleep:
+            cancelled.wait(pause)
+        else:
+            self.sleep(pause)
+        if cancelled is not None and cancelled.is_set():
+            raise CancelledError
+
+
+class Gate:
+    """How many requests run at once: half as many after a throttle, one more after a full round of answers, never more than `width`.
+
+    `entered` counts the requests, those made again among them.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.entered = 0
+        self._open = float(width)
+        self._inside = 0
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside < int(self._open))
+            self._inside += 1
+            self.entered += 1
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if error is None:
+                self._open = min(self.width, self._open + 1 / self._open)
+            elif errors.is_throttle(error):
+                self._open = max(1.0, self._open / 2)
+            self._changed.notify_all()
+
+    @property
+    def open(self) -> int:
+        """How many may be inside now."""
+        return int(self._open)
+
+
+def read_ahead(jobs: Iterable[tuple[K, int, Callable[[threading.Event], R]]], *, depth_bytes: int, threads: int) -> Iterator[tuple[K, R]]:
+    """Every job's key and result in order, up to `depth_bytes` in flight or waiting; a job is (key, bytes to reserve, what to call).
+
+    One that is larger than `depth_bytes` still passes, alone. Leaving early sets the event that every job gets.
+    """
+    cancelled = threading.Event()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+    waiting: deque[tuple[K, int, Future[R]]] = deque()
+    in_flight = 0
+    try:
+        for key, size, job in jobs:
+            while waiting and (in_flight + size > depth_bytes or len(waiting) >= threads * _AHEAD_PER_THREAD):
+                done, freed, result = waiting.popleft()
+                yield done, result.result()
+                del result  # or it would live until the next one is wanted
+                in_flight -= freed
+            waiting.append((key, size, pool.submit(job, cancelled)))
+            in_flight += size
+        while waiting:
+            done, _, result = waiting.popleft()
+            yield done, result.result()
+            del result
+    finally:
+        cancelled.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Fetchable(Protocol):
+    """What a fetch needs to know of a member."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is, without secrets."""
+
+    @property
+    def version(self) -> str:
+        """Which state of it was listed; "" = whichever."""
+
+    @property
+    def size_bytes(self) -> int:
+        """-1 where the store does not state it."""
+
+
+M = TypeVar("M", bound=Fetchable)
+
+
+class Fetcher:
+    """Reads members with patience, and counts what it met. One per process; safe to share between threads.
+
+    `signed` are source URLs as the user gave them: a member whose uri is one of them without its secrets is read with them. `guard` says
+    which web servers are requested; null = those of `signed`, and the public Internet.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy | None = None,
+        *,
+        signed: Sequence[str] = (),
+        guard: Guard | None = None,
+        retrier: Retrier | None = None,
+        gate: Gate | None = None,
+    ) -> None:
+        self._retrier = retrier or Retrier(policy or RetryPolicy())
+        self._named, self._signed = tuple(signed), dict[str, str]()
+        for url in signed:
+            if "://" in url and strip_secrets(url) != url:
+                self._signed[strip_secrets(canonical(url))] = canonical(url)
+        if guard is not None:
+            self.guard = guard
+        if gate is not None:
+            self._gate = gate
+        self._counting = threading.Lock()
+        self.bytes_read = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_same_again, (self._retrier.policy, tuple(self._signed.values()), self.guard))
+
+    @cached_property
+    def _gate(self) -> Gate:
+        return Gate(64)
+
+    @cached_property
+    def guard(self) -> Guard:
+        """Which web servers are requested."""
+        return Guard.of(self._named)
+
+    @property
+    def throttled(self) -> int:
+        """How many answers asked to slow down."""
+        return self._retrier.throttled
+
+    @property
+    def retried(self) -> int:
+        """How many requests were made again."""
+        return self._retrier.retried
+
+    @property
+    def requests(self) -> int:
+        """How many requests went over a network, which is what a store bills; reading local files asks for none."""
+        return self._gate.entered
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """All of these, and the bytes that were read, by name."""
+        retrier = self._retrier
+        return {"bytes_read": self.bytes_read, "requests": self._gate.entered, "retried": retrier.retried, "throttled": retrier.throttled}
+
+    def fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None) -> bytes:
+        """All bytes of the object, which is still of `version` ("" = whichever). Nothing is requested again once it is `cancelled`.
+
+        Raises: SourceError (missing, denied, throttled, timeout, changed), InputError (image_too_large, before the body is read).
+        """
+        data = self._ask(uri, cancelled, read, version, max_bytes)
+        with self._counting:
+            self.bytes_read += len(data)
+        return data
+
+    def prefetch(
+        self, members: Iterable[M], *, depth_bytes: int, max_bytes: int, threads: int | None = None
+    ) -> Iterator[tuple[M, bytes | InputError]]:
+        """Every member in order with its bytes or the reason why not, read ahead up to `depth_bytes` in flight or waiting.
+
+        One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is refused without a request.
+        `threads` is chosen by the first member's store when not given.
+        """
+        arriving = iter(members)
+        first = next(arriving, None)
+        if first is not None:
+            jobs = map(partial(self._job, max_bytes), chain([first], arriving))
+            yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
+
+    def fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None = None) -> bytes:
+        """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
+
+        Raises SourceError (missing, denied, throttled, timeout, changed).
+        """
+        data = self._ask(uri, cancelled, read_range, version, start, length) if length else b""
+        with self._counting:
+            self.bytes_read += len(data)
+        return data
+
+    def prefetch_ranges(
+        self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
+    ) -> Iterator[bytes | InputError]:
+        """The bytes of every (start, length) of one object in order, or the reason why not, read ahead as in `prefetch`."""
+        jobs = ((None, length, partial(self._range_outcome, uri, version, start, length)) for start, length in ranges)
+        for _, result in read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(uri)):
+            yield result
+
+    def size(self, uri: str, version: str) -> int:
+        """How many bytes the object has. Raises SourceError, also where the store does not say."""
+        return self._ask(uri, None, size, version)
+
+    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> RangedFile:
+        """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
+
+        `size_bytes` saves a request where it is known. For one thread.
+        """
+        size = size_bytes if size_bytes >= 0 else self.size(uri, version)
+        return RangedFile(partial(self.fetch_range, uri, version), size, window)
+
+    def _job(self, max_bytes: int, member: M) -> tuple[M, int, Callable[[threading.Event], bytes | InputError]]:
+        """What reads a member, and bytes to reserve: nothing for what will be refused, the limit for what is unknown."""
+        size = member.size_bytes
+        return member, 0 if size > max_bytes else max_bytes if size < 0 else size, partial(self._outcome, member, max_bytes)
+
+    def _outcome(self, member: Fetchable, max_bytes: int, cancelled: threading.Event) -> bytes | InputError:
+        if member.size_bytes > max_bytes:
+            return too_large(member.size_bytes, max_bytes)
+        try:
+            return self.fetch(member.uri, member.version, max_bytes, cancelled)
+        except InputError as error:
+            return error
+
+    def _range_outcome(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event) -> bytes | InputError:
+        try:
+            return self.fetch_range(uri, version, start, length, cancelled)
+        except InputError as error:
+            return error
+
+    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *arguments: str | int) -> T:
+        """The answer of a request such as `read`, retried where that may help. Raises InputError alone."""
+        place = self._signed.get(uri, uri)
+        is_local = "://" not in place or scheme_of(place) == "file"
+        guard = _NOBODY if is_local else self.guard
+        try:
+            return self._retrier.call(partial(request, place, guard, *arguments), cancelled, None if is_local else self._gate)
+        except CancelledError:
+            raise SourceError(Status.SOURCE_TIMEOUT, "given up: nobody waits for it") from None
+        except InputError:
+            raise
+        except ConfigError as error:  # a scheme that is not read here
+            raise SourceError(Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))) from error
+        except ValueError as error:  # what a list names need not be a place at all
+            if isinstance(error, OSError):  # a certificate that is not accepted is both
+                raise translate(error, place) from error
+            raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {said(error)}") from error
+        except Exception as error:
+            raise translate(error, place) from error
+
+
+def _threads(uri: str) -> int:
+    return _LOCAL_THREADS if "://" not in uri or scheme_of(uri) == "file" else _REMOTE_THREADS
+
+
+def _same_again(policy: RetryPolicy, signed: Sequence[str], guard: Guard) -> Fetcher:
+    return Fetcher(policy, signed=signed, guard=guard)
 
 
 def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) -> bytes:
@@ -165,331 +483,3 @@ def _read_other_range(place: str, version: str, start: int, length: int) -> byte
     if known is not None and len(data) != wanted:
         raise ShortReadError(f"{len(data)} of {wanted} bytes came")
     return data
-
-
-T = TypeVar("T")
-
-
-class RetryPolicy(Frozen):
-    """How patient one request is: exponential backoff with full jitter, so that a thousand workers do not come back together.
-
-    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
-    """
-
-    attempts: int = Field(default=6, ge=1)
-    base_s: float = Field(default=0.25, gt=0)
-    cap_s: float = Field(default=20.0, gt=0)
-    deadline_s: float = Field(default=120.0, gt=0)  # for one member, all its attempts and pauses
-
-    def pauses(self, chance: Callable[[], float]) -> Iterator[float]:
-        """Seconds to wait after each failed attempt but the last; `chance` gives numbers in [0, 1)."""
-        for attempt in range(self.attempts - 1):
-            yield chance() * min(self.cap_s, self.base_s * 2.0**attempt)
-
-
-class CancelledError(Exception):
-    """Nobody waits for this request any more."""
-
-
-@dataclass
-class Retrier:
-    """Asks until it is answered, refused for good, or out of patience. Counts what it met; safe to share between threads."""
-
-    policy: RetryPolicy
-    _: KW_ONLY
-    sleep: Callable[[float], object] = time.sleep
-    clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random
-    throttled: int = 0
-    retried: int = 0
-    _counting: threading.Lock = field(default_factory=threading.Lock)
-
-    def call(
-        self, ask: Callable[[float], T], cancelled: threading.Event | None = None, gate: AbstractContextManager[None] | None = None
-    ) -> T:
-        """The answer of `ask(seconds left)`, each time within `gate`. Raises the last exception as it is, or CancelledError."""
-        deadline = self.clock() + self.policy.deadline_s
-        pauses: Iterator[float] | None = None
-        while True:
-            try:
-                with gate or nullcontext():
-                    return ask(deadline - self.clock())
-            except Exception as error:
-                pauses = pauses or self.policy.pauses(self.chance)
-                pause = self._pause_after(error, pauses)
-                if pause is None or self.clock() + pause >= deadline:
-                    raise
-                with self._counting:
-                    self.retried += 1
-            self._wait(pause, cancelled)
-
-    def _pause_after(self, error: Exception, pauses: Iterator[float]) -> float | None:
-        if errors.is_throttle(error):
-            with self._counting:
-                self.throttled += 1
-        return next(pauses, None) if errors.is_transient(error) else None
-
-    def _wait(self, pause: float, cancelled: threading.Event | None) -> None:
-        # A thread asleep for 20 s would hold up the end of an interrupted process; only an injected clock sleeps otherwise.
-        if cancelled is not None and self.sleep is time.sleep:
-            cancelled.wait(pause)
-        else:
-            self.sleep(pause)
-        if cancelled is not None and cancelled.is_set():
-            raise CancelledError
-
-
-class Gate:
-    """How many requests run at once: half as many after a throttle, one more after a full round of answers, never more than `width`.
-
-    `entered` counts the requests, those made again among them.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self.entered = 0
-        self._open = float(width)
-        self._inside = 0
-        self._changed = threading.Condition()
-
-    def __enter__(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._inside < int(self._open))
-            self._inside += 1
-            self.entered += 1
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with self._changed:
-            self._inside -= 1
-            if error is None:
-                self._open = min(self.width, self._open + 1 / self._open)
-            elif errors.is_throttle(error):
-                self._open = max(1.0, self._open / 2)
-            self._changed.notify_all()
-
-    @property
-    def open(self) -> int:
-        """How many may be inside now."""
-        return int(self._open)
-
-
-K = TypeVar("K")
-R = TypeVar("R")
-
-# Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per thread keep it busy.
-_AHEAD_PER_THREAD = 16
-
-
-def read_ahead(jobs: Iterable[tuple[K, int, Callable[[threading.Event], R]]], *, depth_bytes: int, threads: int) -> Iterator[tuple[K, R]]:
-    """Every job's key and result in order, up to `depth_bytes` in flight or waiting; a job is (key, bytes to reserve, what to call).
-
-    One that is larger than `depth_bytes` still passes, alone. Leaving early sets the event that every job gets.
-    """
-    cancelled = threading.Event()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-    waiting: deque[tuple[K, int, Future[R]]] = deque()
-    in_flight = 0
-    try:
-        for key, size, job in jobs:
-            while waiting and (in_flight + size > depth_bytes or len(waiting) >= threads * _AHEAD_PER_THREAD):
-                done, freed, result = waiting.popleft()
-                yield done, result.result()
-                del result  # or it would live until the next one is wanted
-                in_flight -= freed
-            waiting.append((key, size, pool.submit(job, cancelled)))
-            in_flight += size
-        while waiting:
-            done, _, result = waiting.popleft()
-            yield done, result.result()
-            del result
-    finally:
-        cancelled.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-_NOBODY = Guard()
-_REMOTE_THREADS, _LOCAL_THREADS = 16, 1
-# Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
-WINDOW_BYTES = 4 * 2**20
-
-
-class Fetchable(Protocol):
-    """What a fetch needs to know of a member."""
-
-    @property
-    def uri(self) -> str:
-        """Where it is, without secrets."""
-
-    @property
-    def version(self) -> str:
-        """Which state of it was listed; "" = whichever."""
-
-    @property
-    def size_bytes(self) -> int:
-        """-1 where the store has not said it."""
-
-
-M = TypeVar("M", bound=Fetchable)
-
-
-class Fetcher:
-    """Reads members with patience, and counts what it met. One per process; safe to share between threads.
-
-    `signed` are source URLs as the user gave them: a member whose uri is one of them without its secrets is read with them. `guard` says
-    which web servers are asked; null = those of `signed`, and the public Internet.
-    """
-
-    def __init__(
-        self,
-        policy: RetryPolicy | None = None,
-        *,
-        signed: Sequence[str] = (),
-        guard: Guard | None = None,
-        retrier: Retrier | None = None,
-        gate: Gate | None = None,
-    ) -> None:
-        self._retrier = retrier or Retrier(policy or RetryPolicy())
-        self._named, self._signed = tuple(signed), dict[str, str]()
-        for url in signed:
-            if "://" in url and strip_secrets(url) != url:
-                self._signed[strip_secrets(canonical(url))] = canonical(url)
-        if guard is not None:
-            self.guard = guard
-        if gate is not None:
-            self._gate = gate
-        self._counting = threading.Lock()
-        self.bytes_read = 0
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_same_again, (self._retrier.policy, tuple(self._signed.values()), self.guard))
-
-    @cached_property
-    def _gate(self) -> Gate:
-        return Gate(64)
-
-    @cached_property
-    def guard(self) -> Guard:
-        """Which web servers are asked."""
-        return Guard.of(self._named)
-
-    @property
-    def throttled(self) -> int:
-        """How many answers asked to slow down."""
-        return self._retrier.throttled
-
-    @property
-    def retried(self) -> int:
-        """How many requests were made again."""
-        return self._retrier.retried
-
-    @property
-    def requests(self) -> int:
-        """How many requests went over a network, which is what a store bills; reading local files asks for none."""
-        return self._gate.entered
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """All of these, and the bytes that were read, by name."""
-        retrier = self._retrier
-        return {"bytes_read": self.bytes_read, "requests": self._gate.entered, "retried": retrier.retried, "throttled": retrier.throttled}
-
-    def fetch(self, uri: str, version: str, max_bytes: int, cancelled: threading.Event | None = None) -> bytes:
-        """All bytes of the object, which is still of `version` ("" = whichever). Nothing is asked again once it is `cancelled`.
-
-        Raises: SourceError (missing, denied, throttled, timeout, changed), InputError (image_too_large, before the body is read).
-        """
-        data = self._ask(uri, cancelled, read, version, max_bytes)
-        with self._counting:
-            self.bytes_read += len(data)
-        return data
-
-    def prefetch(
-        self, members: Iterable[M], *, depth_bytes: int, max_bytes: int, threads: int | None = None
-    ) -> Iterator[tuple[M, bytes | InputError]]:
-        """Every member in order with its bytes or the reason why not, read ahead up to `depth_bytes` in flight or waiting.
-
-        One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is refused without a request.
-        `threads` is chosen by the first member's store when not given.
-        """
-        arriving = iter(members)
-        first = next(arriving, None)
-        if first is not None:
-            jobs = map(partial(self._job, max_bytes), chain([first], arriving))
-            yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
-
-    def fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None = None) -> bytes:
-        """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
-
-        Raises SourceError (missing, denied, throttled, timeout, changed).
-        """
-        data = self._ask(uri, cancelled, read_range, version, start, length) if length else b""
-        with self._counting:
-            self.bytes_read += len(data)
-        return data
-
-    def prefetch_ranges(
-        self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
-    ) -> Iterator[bytes | InputError]:
-        """The bytes of every (start, length) of one object in order, or the reason why not, read ahead as in `prefetch`."""
-        jobs = ((None, length, partial(self._range_outcome, uri, version, start, length)) for start, length in ranges)
-        for _, result in read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(uri)):
-            yield result
-
-    def size(self, uri: str, version: str) -> int:
-        """How many bytes the object has. Raises SourceError, also where the store does not say."""
-        return self._ask(uri, None, size, version)
-
-    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> RangedFile:
-        """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
-
-        `size_bytes` saves a request where it is known. For one thread.
-        """
-        size = size_bytes if size_bytes >= 0 else self.size(uri, version)
-        return RangedFile(partial(self.fetch_range, uri, version), size, window)
-
-    def _job(self, max_bytes: int, member: M) -> tuple[M, int, Callable[[threading.Event], bytes | InputError]]:
-        """What reads a member, and bytes to reserve: nothing for what will be refused, the limit for what is unknown."""
-        size = member.size_bytes
-        return member, 0 if size > max_bytes else max_bytes if size < 0 else size, partial(self._outcome, member, max_bytes)
-
-    def _outcome(self, member: Fetchable, max_bytes: int, cancelled: threading.Event) -> bytes | InputError:
-        if member.size_bytes > max_bytes:
-            return too_large(member.size_bytes, max_bytes)
-        try:
-            return self.fetch(member.uri, member.version, max_bytes, cancelled)
-        except InputError as error:
-            return error
-
-    def _range_outcome(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event) -> bytes | InputError:
-        try:
-            return self.fetch_range(uri, version, start, length, cancelled)
-        except InputError as error:
-            return error
-
-    def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *asked: str | int) -> T:
-        """The answer of a request of `places`, asked again where that may help. Raises InputError alone."""
-        place = self._signed.get(uri, uri)
-        is_local = "://" not in place or scheme_of(place) == "file"
-        guard = _NOBODY if is_local else self.guard
-        try:
-            return self._retrier.call(partial(request, place, guard, *asked), cancelled, None if is_local else self._gate)
-        except CancelledError:
-            raise SourceError(Status.SOURCE_TIMEOUT, "given up: nobody waits for it") from None
-        except InputError:
-            raise
-        except ConfigError as error:  # a scheme that is not read here
-            raise SourceError(Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))) from error
-        except ValueError as error:  # what a list names need not be a place at all
-            if isinstance(error, OSError):  # a certificate that is not accepted is both
-                raise translate(error, place) from error
-            raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {said(error)}") from error
-        except Exception as error:
-            raise translate(error, place) from error
-
-
-def _threads(uri: str) -> int:
-    return _LOCAL_THREADS if "://" not in uri or scheme_of(uri) == "file" else _REMOTE_THREADS
-
-
-def _same_again(policy: RetryPolicy, signed: Sequence[str], guard: Guard) -> Fetcher:
-    return Fetcher(policy, signed=signed, guard=guard)

@@ -1,7 +1,7 @@
-"""The requests that a plain web server answers: what is there, its bytes, a part of them. Knows nothing of retries.
+"""HTTP requests to plain web servers: `head`, `get`, `get_range`; and `Guard`, the servers that may be requested. No retries.
 
-Hosts that the user names are asked by fsspec's own session, whatever their address is. All others, named by a list, a label or a
-redirect, are asked behind the guard (`storage.guarding`). Exceptions are aiohttp's, for `errors` to translate, or SourceError.
+Hosts that the user names are requested by fsspec's own session, whatever their address is. All others, named by a list, a label or a
+redirect, go through the SSRF guard (`storage.ssrf`). Exceptions are aiohttp's, for `storage.errors` to translate, or SourceError.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _MOST_REDIRECTS = 10  # as aiohttp follows by itself
 
 @dataclass(frozen=True)
 class Guard:
-    """Which web servers may be asked: those that the user names (`named`: their origins), and all on the public Internet.
+    """Which web servers may be requested: those that the user names (`named`: their origins), and all on the public Internet.
 
     `allow_private`: every other one too.
     """
@@ -48,7 +48,7 @@ class Guard:
         return Guard(self.named | other.named, self.allow_private or other.allow_private)
 
     def trusts(self, url: str) -> bool:
-        """Whether a URL is asked without a look at the address of its host."""
+        """Whether a URL is requested without a check of its host's address."""
         origin = _origin(url)
         return origin is not None and (self.allow_private or origin in self.named)
 
@@ -133,21 +133,21 @@ async def _answer(method: str, url: str, guard: Guard, headers: Mapping[str, str
     raise SourceError(Status.SOURCE_DENIED, f"redirected more than {_MOST_REDIRECTS} times")
 
 
-def _next_place(answer: Any, asked: str) -> str:
-    """Where a redirect leads; on the same server, under the user's name that it was asked with."""
+def _next_place(answer: Any, requested: str) -> str:
+    """Where a redirect leads; on the same server, under the user name of the request."""
     try:
         place = urljoin(str(answer.url), str(answer.headers["Location"]))
         led = urlsplit(place)
     except (KeyError, ValueError):
         raise SourceError(Status.SOURCE_DENIED, "the server redirects to nowhere") from None
-    user, at, _ = urlsplit(asked).netloc.rpartition("@")
-    if not at or "@" in led.netloc or _origin(place) != _origin(asked):
+    user, at, _ = urlsplit(requested).netloc.rpartition("@")
+    if not at or "@" in led.netloc or _origin(place) != _origin(requested):
         return place
     return led._replace(netloc=f"{user}@{led.netloc}").geturl()
 
 
 async def _session_for(url: str, guard: Guard) -> tuple[Any, Any]:
-    """The session that asks for a URL, and the URL as it is asked. Raises SourceError for one that is not asked."""
+    """The session for a URL, and the URL to request. Raises SourceError for one that may not be requested."""
     if guard.trusts(url):
         fs, _ = fsspec_for(url)
         return await fs.set_session(), fs.encode_url(url)

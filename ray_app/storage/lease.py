@@ -1,11 +1,9 @@
-"""One run per directory: a small file that says who writes here, kept warm by a heartbeat. Knows stores and processes, not runs.
+"""`Lease`: one run per directory, by a small file that names its `Holder` (host and process) and is renewed by a heartbeat.
 
-A holder that died on this machine is replaced at once; one elsewhere is watched for `ttl_s`, since only its heartbeat tells.
-No clock of another machine is ever compared with ours. Of many that find the same dead holder, one gets its place: they race for
-the exclusive creation of a file named after that holder's token. A store that does not create exclusively is found out by asking it
-to create the lease once more.
-
-Which process this is, and whether another one still runs. Knows the operating system only.
+A holder that died on this machine is replaced at once; one elsewhere is watched for `ttl_s`, since only its heartbeat shows whether it
+lives. No clock of another machine is ever compared with ours. Of many that find the same dead holder, one gets its place: they race for the
+exclusive creation of a file named after that holder's token. A store that does not create exclusively is detected by trying to create the
+lease once more.
 """
 
 import json
@@ -26,59 +24,6 @@ from typing import Any
 from ray_app.errors import IdentityError, StorageError, TouchstoneError
 from ray_app.storage.errors import refuses_condition
 from ray_app.storage.store import Store
-
-
-def host_name() -> str:
-    """The machine's name, as people know it."""
-    return platform.node()
-
-
-@cache
-def host_identity() -> str:
-    """What two processes share exactly when one can see whether the other runs: name, boot and process namespace.
-
-    Containers of one machine share its boot, not its process numbers: hence the namespace.
-    """
-    return f"{platform.node()} {_or_unknown(_boot)} {_or_unknown(_namespace)}"
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _namespace() -> str:
-    return os.readlink("/proc/self/ns/pid")
-
-
-def _or_unknown(read: Callable[[], str]) -> str:
-    try:
-        return read()
-    except OSError:
-        return "?"
-
-
-def own_process() -> tuple[int, str]:
-    """This process: its number and when it started."""
-    return os.getpid(), start_of(os.getpid()) or "?"
-
-
-def is_running(pid: int, started: str) -> bool:
-    """Whether that very process still runs, not another one with its number; a zombie does not run."""
-    return start_of(pid) == started
-
-
-def start_of(pid: int) -> str | None:
-    """When a process started, in the system's own words; None when there is no such process."""
-    if Path("/proc/self/stat").exists():
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        state, *fields = stat.rpartition(")")[2].split()  # the name before may hold spaces and parentheses
-        return None if state in "ZX" else fields[18]  # field 22 of proc(5): clock ticks from boot to start
-    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return shown.stdout.strip() or None
-
 
 UNGUARDED = "write into a directory whose store has no conditional writes: two commands that write there at once are then not noticed"
 _PATH = "lease.json"
@@ -147,7 +92,7 @@ class Lease:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lease and keep it warm. Raises IdentityError while another living run has it, and StorageError as said above."""
+        """Take the lease and keep it warm. Raises IdentityError while another living run has it, and StorageError as the class says."""
         while not self._taken():
             pass
         self.is_guarded = not self._created(_PATH, replace(self.holder, beat=-1))  # that would be over the one that is there
@@ -188,7 +133,7 @@ class Lease:
         return self._is_dead(other) and self._take_over(other)
 
     def _created(self, path: str, holder: Holder) -> bool:
-        """Write unless something is there; a store that refuses to be told so writes in any case."""
+        """Write unless something is there; where the store refuses that condition, write in any case."""
         try:
             return self._store.create(path, holder.encode())
         except StorageError as error:
@@ -290,3 +235,55 @@ class Lease:
             return
         self.lost.set()
         _log.error("lease_lost url=%s", self._store.url)
+
+
+def host_name() -> str:
+    """The machine's name, as people know it."""
+    return platform.node()
+
+
+@cache
+def host_identity() -> str:
+    """What two processes share exactly when one can see whether the other runs: name, boot and process namespace.
+
+    Containers of one machine share its boot, not its process numbers: hence the namespace.
+    """
+    return f"{platform.node()} {_or_unknown(_boot)} {_or_unknown(_namespace)}"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
+
+
+def _or_unknown(read: Callable[[], str]) -> str:
+    try:
+        return read()
+    except OSError:
+        return "?"
+
+
+def own_process() -> tuple[int, str]:
+    """This process: its number and when it started."""
+    return os.getpid(), start_of(os.getpid()) or "?"
+
+
+def is_running(pid: int, started: str) -> bool:
+    """Whether that very process still runs, not another one with its number; a zombie does not run."""
+    return start_of(pid) == started
+
+
+def start_of(pid: int) -> str | None:
+    """When a process started, in the system's own words; None when there is no such process."""
+    if Path("/proc/self/stat").exists():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        state, *fields = stat.rpartition(")")[2].split()  # the name before may hold spaces and parentheses
+        return None if state in "ZX" else fields[18]  # field 22 of proc(5): clock ticks from boot to start
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None

@@ -1,13 +1,9 @@
-"""Which files a source holds: names, sizes and versions, streamed in the order of their uris. Reads no file.
+"""Listing sources: `list_objects` streams names, sizes and versions in the order of uris; `list_divisions` and `list_range` do it in
+parallel.
 
-A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https URL. Pattern letters count only
-where nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run).
-
-A large S3 source cut into ranges of keys that can be listed side by side, by any number of processes. Reads no file.
-
-The ranges follow each other in key order and leave nothing out, so that together they tell what one listing tells, in its order.
-
-Several slow iterators read side by side, told one after the other. Knows threads; knows nothing of what passes through.
+A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https URL. Pattern letters count only where
+nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run). The
+ranges of a divided S3 prefix follow each other in key order and leave nothing out: together they give the one listing, in its order.
 """
 
 import contextlib
@@ -48,64 +44,15 @@ T = TypeVar("T")
 
 _END = object()
 
-
-def in_order(parts: Iterable[list[T] | Iterator[T]], *, at_once: int, ahead: int) -> Iterator[T]:
-    """All items of the first part, then all of the second, …, while `at_once` parts are being read, each up to `ahead` items early.
-
-    A part that is a list is there already and needs no reader. An exception of a part comes out at
-    its place; leaving early stops the readers.
-    """
-    stopped = threading.Event()
-    running: deque[Iterator[T]] = deque()
-    waiting = iter(parts)
-    try:
-        while True:
-            while len(running) < at_once and (part := next(waiting, None)) is not None:
-                running.append(iter(part) if isinstance(part, list) else _Reader(part, ahead, stopped).items())
-            if not running:
-                return
-            yield from running[0]
-            running.popleft()
-    finally:
-        stopped.set()
-
-
-class _Reader(Generic[T]):
-    """One part and the thread that reads it."""
-
-    def __init__(self, part: Iterator[T], ahead: int, stopped: threading.Event) -> None:
-        self._read: queue.Queue[object] = queue.Queue(maxsize=ahead)
-        self._part, self._stopped = part, stopped
-        threading.Thread(target=self._run, name="list", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            for item in self._part:
-                self._put(item)
-                if self._stopped.is_set():
-                    return
-            self._put(_END)
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: object) -> None:
-        while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._read.put(item, timeout=0.2)
-                return
-
-    def items(self) -> Iterator[T]:
-        while (item := self._read.get()) is not _END:
-            if isinstance(item, BaseException):
-                raise item
-            yield item  # type: ignore[misc]
-
-
 PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Prefixes listed at once, and pages (1000 keys, about 300 kB) that each may run ahead: bounds memory to some 80 MB.
 _PREFIXES_AT_ONCE, _PAGES_AHEAD = 8, 32
 
 _Page = dict[str, Any]
+
+# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
+_MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
+_RANGES_AT_ONCE, _RANGES_PAGES_AHEAD = 8, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +81,7 @@ _passed_by: ContextVar[LinkedFolders | None] = ContextVar("linked folders", defa
 
 @contextmanager
 def noting_linked_folders() -> Iterator[LinkedFolders]:
-    """Counts, in this thread and inside the block, what listings do not follow: it is no member, and yet should be said."""
+    """Counts, in this thread and inside the block, what listings do not follow: it is no member, and yet should be reported."""
     noted = LinkedFolders()
     token = _passed_by.set(noted)
     try:
@@ -261,7 +208,7 @@ def _list_s3(place: str) -> Iterator[ObjectInfo]:
 
 
 def _list_prefix(bucket: str, prefix: str) -> Iterator[ObjectInfo]:
-    """One request for a small prefix; a large one is divided at its folders, which are listed side by side and told in order."""
+    """One request for a small prefix; a large one is divided at its folders, which are listed in parallel and yielded in order."""
     call = Retrier(PATIENCE).call
     first = call(lambda left: s3.page(bucket, prefix, timeout_s=left))
     if not first.get("IsTruncated"):
@@ -308,7 +255,7 @@ def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
         if is_missing(error):
             return
         raise
-    yield _told(strip_secrets(url), info)
+    yield _object_info(strip_secrets(url), info)
 
 
 def _list_other(place: str) -> Iterator[ObjectInfo]:
@@ -319,10 +266,10 @@ def _list_other(place: str) -> Iterator[ObjectInfo]:
     except FileNotFoundError:
         return
     if info["type"] == "file":
-        yield _told(place, info)
+        yield _object_info(place, info)
         return
     for entry in _walk(fs, path, call):
-        yield _told(place + entry["name"][len(path.rstrip("/")) :], entry)
+        yield _object_info(place + entry["name"][len(path.rstrip("/")) :], entry)
 
 
 def _walk(fs: Any, folder: str, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -334,14 +281,9 @@ def _walk(fs: Any, folder: str, call: Call) -> Iterator[Mapping[str, Any]]:
             yield entry
 
 
-def _told(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
+def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
     return ObjectInfo(uri, -1 if size is None else size, version_of(info))
-
-
-# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
-_MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
-_RANGES_AT_ONCE, _RANGES_PAGES_AHEAD = 8, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,7 +388,7 @@ def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
 
 
 def _pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
-    """One request for a short range; a long one is cut again at the folders in it, which are read side by side and told in order."""
+    """One request for a short range; a long one is cut again at the folders in it, which are read in parallel and yielded in order."""
     first = call(lambda left: s3.page(keys.bucket, keys.prefix, timeout_s=left, above=keys.after))
     if not first.get("IsTruncated") or _ends_in(first, keys):
         yield _up_to(keys.until, first)
@@ -469,3 +411,55 @@ def _ends_in(page: dict[str, Any], keys: KeyRange) -> bool:
 
 def _up_to(until: str | None, page: dict[str, Any]) -> dict[str, Any]:
     return page if until is None else {"Contents": [item for item in page.get("Contents", ()) if item["Key"] <= until]}
+
+
+def in_order(parts: Iterable[list[T] | Iterator[T]], *, at_once: int, ahead: int) -> Iterator[T]:
+    """All items of the first part, then all of the second, …, while `at_once` parts are being read, each up to `ahead` items early.
+
+    A part that is a list is there already and needs no reader. An exception of a part comes out at
+    its place; leaving early stops the readers.
+    """
+    stopped = threading.Event()
+    running: deque[Iterator[T]] = deque()
+    waiting = iter(parts)
+    try:
+        while True:
+            while len(running) < at_once and (part := next(waiting, None)) is not None:
+                running.append(iter(part) if isinstance(part, list) else _Reader(part, ahead, stopped).items())
+            if not running:
+                return
+            yield from running[0]
+            running.popleft()
+    finally:
+        stopped.set()
+
+
+class _Reader(Generic[T]):
+    """One part and the thread that reads it."""
+
+    def __init__(self, part: Iterator[T], ahead: int, stopped: threading.Event) -> None:
+        self._read: queue.Queue[object] = queue.Queue(maxsize=ahead)
+        self._part, self._stopped = part, stopped
+        threading.Thread(target=self._run, name="list", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            for item in self._part:
+                self._put(item)
+                if self._stopped.is_set():
+                    return
+            self._put(_END)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: object) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._read.put(item, timeout=0.2)
+                return
+
+    def items(self) -> Iterator[T]:
+        while (item := self._read.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]

@@ -1,8 +1,7 @@
-"""Bytes of memory that the processes of one node share for what is large: a counting lock of files, which outlives whoever is killed.
+"""`NodeBudget`: memory that all processes of one node share for large files, as a counting semaphore of file locks.
 
 The budget is cut into seats of 64 MiB, each a file that its holder has locked; the kernel unlocks them when a process ends, however it
-ends. Whoever wants seats waits at the door, in turn, until there are enough; nobody who has seats ever waits for more, so that nobody
-waits for ever. Knows bytes and processes; knows nothing of what they are for.
+ends. Whoever wants seats waits at the door, in turn, until there are enough; nobody who has seats ever waits for more: no deadlock.
 """
 
 import fcntl

@@ -1,9 +1,7 @@
-"""Places that fsspec opens.
+"""fsspec file systems: `fsspec_for` a URL, and `reading_place`, which pins Hugging Face repositories to one commit per process.
 
-The Hugging Face hub as a place to read from: one commit of each repository for as long as a process lives.
-
-A branch moves; a commit does not. What is listed, what is compared and what is read are therefore always of one state, and only a
-process that starts later may find another, which the files' own ids (git blobs) then tell.
+A branch moves; a commit does not. What is listed, compared and read is therefore always of one state, and only a process that starts later
+may find another, which the files' own ids (git blobs) then show.
 """
 
 import os

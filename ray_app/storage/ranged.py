@@ -1,4 +1,4 @@
-"""A part of an object: what an answer to a Range request holds, and a file made of such parts. Knows bytes; knows no store."""
+"""Ranged reads: the Range header and its answers (`range_header`, `total_size`, `take`), and `RangedFile`, a seekable file of ranges."""
 
 import io
 import re

@@ -1,9 +1,8 @@
-"""The few S3 requests that Touchstone makes, with their conditions. Knows buckets and keys; knows nothing of retries.
+"""The S3 requests that Touchstone makes, conditional ones among them: `get`, `get_range`, `put`, `head`, `delete`, `page`, `pages`;
+`put_file` uploads in parts.
 
-The client is s3fs's own (credentials, AWS_ENDPOINT_URL, one event loop per process); its retries are switched off, because
-retries inside retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `errors` to translate.
-
-A file of this machine → one S3 object, in parts, so that neither memory nor one request has to hold it. Knows sizes, not contents.
+The client is s3fs's own (credentials, AWS_ENDPOINT_URL, one event loop per process); its retries are switched off, because retries inside
+retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `storage.errors` to translate.
 """
 
 import asyncio
@@ -31,6 +30,11 @@ _CONNECT_S, _READ_S = 5, 20
 _CONNECTIONS = 64
 _PIECE = 2**20
 _opening = threading.Lock()
+
+PART_BYTES = 32 * 2**20
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+_MOST_PARTS = 10_000
+_CLEANING_S = 10.0
 
 
 def filesystem() -> Any:
@@ -100,7 +104,7 @@ def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: i
             raise too_large(size, max_bytes)
         async with body:
             data: bytes = await body.read()
-        # A store that does not know If-Match answers as if it had not been said.
+        # A store that does not know If-Match answers as if it had not been sent.
         if etag and answer["ETag"].strip('"') != etag:
             raise ObjectChangedError("its ETag is another")
         if len(data) != size:
@@ -196,12 +200,6 @@ def pages(bucket: str, prefix: str, call: Call, delimiter: str = "", above: str 
         if not answer.get("IsTruncated"):
             return
         after = answer["NextContinuationToken"]
-
-
-PART_BYTES = 32 * 2**20
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-_MOST_PARTS = 10_000
-_CLEANING_S = 10.0
 
 
 def put_file(bucket: str, key: str, source: Path, call: Call, part_bytes: int = PART_BYTES) -> None:

@@ -1,7 +1,7 @@
-"""What a stranger's URL may name: addresses of the public Internet, checked where they are dialled. Knows addresses and names; no answers.
+"""SSRF protection: `checked_url` and `public_url` for URLs of strangers, `guarded_session` to request them; only public addresses pass.
 
-What is checked is what is connected to: the resolver that aiohttp dials through checks every address of a name and hands those
-on, so there is no second lookup; the URL keeps its name, so TLS, SNI and Host are the name's.
+The addresses are checked where they are dialled: the resolver that aiohttp uses checks every address of a name and hands those on, so there
+is no second lookup; the URL keeps its name, so TLS, SNI and Host are the name's.
 """
 
 import asyncio
@@ -85,8 +85,8 @@ def is_public_address(text: str) -> bool:
 async def system_resolver(host: str, port: int) -> list[tuple[str, int]]:
     """Every (address, port) that this machine's name service knows of a full domain name. Raises OSError."""
     absolute = f"{host}."  # else the machine's search domains apply: `db.prod` would find `db.prod.svc.cluster.local`
-    asked = asyncio.get_running_loop().run_in_executor(_lookups, lambda: socket.getaddrinfo(absolute, port, type=socket.SOCK_STREAM))
-    return [(str(found[4][0]), port) for found in await asked]
+    lookup = asyncio.get_running_loop().run_in_executor(_lookups, lambda: socket.getaddrinfo(absolute, port, type=socket.SOCK_STREAM))
+    return [(str(found[4][0]), port) for found in await lookup]
 
 
 class CheckedResolver(AbstractResolver):
@@ -115,7 +115,7 @@ class CheckedResolver(AbstractResolver):
 
 
 class UrlRefused(Exception):  # noqa: N818 - the name of a decision, not of a fault
-    """A URL that is not asked. `message` is None where nothing may be told; `limit` and `observed` where it is about a number."""
+    """A URL that is not requested. `message` is None where no reason may be given; `limit` and `observed` where it is about a number."""
 
     def __init__(self, message: str | None = None, *, limit: float | None = None, observed: float | None = None) -> None:
         self.message, self.limit, self.observed = message, limit, observed
@@ -135,9 +135,9 @@ def checked_url(
     bare_names: bool = False,
     max_length: int = MAX_URL,
 ) -> URL:
-    """What is asked for: the very object that is dialled, so that no second parser can read another host in it. Without its fragment.
+    """The URL to request: the very object that is dialled, so that no second parser can read another host in it. Without its fragment.
 
-    `port`: the only one that is asked (None = any). `is_literal_allowed`: of an address in the host's place, which no resolver sees.
+    `port`: the only one that is allowed (None = any). `is_literal_allowed`: of an address in the host's place, which no resolver sees.
     `bare_names`: also a host without a dot. Raises UrlRefused.
     """
     if len(text) > max_length:
@@ -146,14 +146,14 @@ def checked_url(
         if _NOT_IN_URLS.search(text):
             raise ValueError
         url, authority = URL(text).with_fragment(None), urlsplit(text).netloc
-        host, asked = (url.raw_host or "").removesuffix("."), url.port
+        host, url_port = (url.raw_host or "").removesuffix("."), url.port
     except ValueError:
         raise UrlRefused("this is not a URL") from None
     if url.scheme not in schemes:
         raise UrlRefused(f"only {' and '.join(schemes)} URLs are fetched")
     if "@" in authority:
         raise UrlRefused("a URL with a user name or password is not fetched")
-    if port is not None and asked != port:
+    if port is not None and url_port != port:
         raise UrlRefused(f"only port {port} is asked")
     if not _is_name(host, bare_names=bare_names) and not is_literal_allowed(host):
         raise UrlRefused("its host is not a full domain name")
@@ -161,7 +161,7 @@ def checked_url(
 
 
 def public_url(text: str) -> URL:
-    """What is asked for where a list, a label or a redirect names a URL of any port; spaces may stand in it. Raises SourceError
+    """The URL to request where a list, a label or a redirect names a URL of any port; spaces may stand in it. Raises SourceError
     (`source_denied`).
     """
     quoted = text.replace(" ", "%20")

@@ -1,7 +1,7 @@
-"""One root under which a run keeps its files, wherever that is. Knows names and bytes; knows nothing of what they mean.
+"""`Store`: one root under which a run keeps its files: a local folder, an S3 prefix, or anything else that fsspec opens.
 
-Three kinds of place it can be: local files, S3 objects, anything else that fsspec opens. Each keeps the same promises (read, write,
-write_file, create, entries, delete) over full paths, raises the exceptions of its libraries, and never retries: `Store` does both for all.
+Each kind of place keeps the same promises (`Backend`) over full paths, raises the exceptions of its libraries and never retries: `Store`
+translates and retries for all of them.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from ray_app.storage.urls import bucket_and_key, canonical, scheme_of, strip_sec
 
 T = TypeVar("T")
 
-# A run directory is asked a few times a minute; a wrong endpoint must be said within seconds, not minutes.
+# A run directory is read a few times a minute; a wrong endpoint must be reported within seconds, not minutes.
 _PATIENCE = RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
 _REQUESTS = 16  # files that are removed at once
 _FLAT = frozenset({"gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
@@ -49,7 +49,7 @@ class Backend(Protocol):
         """The same with a file of this machine, however large; each request goes through `call`."""
 
     def create(self, path: str, data: bytes, left: float) -> bool:
-        """Put a file there unless one is; of many at once, one is told True."""
+        """Put a file there unless one is; of many at once, one gets True."""
 
     def exists(self, path: str, left: float) -> bool:
         """Whether a file is there."""

@@ -1,14 +1,11 @@
-"""What a URL means: its scheme, its place inside the store, and what of it may be shown. Touches neither disk nor network.
+"""URLs and paths: schemes, canonical spelling, secrets, shell patterns (`matcher`, `full_matcher`), versions (`version_of`). No disk, no
+network.
 
 A local place is an absolute path without a scheme, so that the same folder has one name whatever directory a command ran in.
 
-Shell patterns over relative paths. Knows strings only.
-
-`*` and `?` stay inside one folder, `[ab]` and `[!ab]` are one character, `**` as a whole part is any number of folders (also none).
-A pattern without a slash is compared with the file's own name, in whichever folder; one with a slash with the whole path.
-Letters count as they are: `*.jpg` is not `A.JPG`, because in a bucket these are two names.
-
-What tells one state of a file from the next. Knows the words that stores use; asks none.
+Patterns: `*` and `?` stay inside one folder, `[ab]` and `[!ab]` are one character, `**` as a whole part is any number of folders (also
+none). A pattern without a slash is compared with the file's own name, in whichever folder; one with a slash with the whole path. Letters
+count as they are: `*.jpg` is not `A.JPG`, because in a bucket these are two names.
 """
 
 import os
@@ -30,6 +27,11 @@ _SECRET_KEY = re.compile(
     r"|.*token.*|.*secret.*|.*password.*|api[-_]?key|key-pair-id|policy)$",
     re.IGNORECASE,
 )
+
+_MAGIC = re.compile(r"[*?\[]")
+
+_CONTENT = ("ETag", "etag", "blob_id")
+_TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "created")
 
 
 def scheme_of(url: str) -> str:
@@ -91,9 +93,6 @@ def bucket_and_key(url: str) -> tuple[str, str]:
             f"{strip_secrets(url)}: '{bucket}' is no bucket's name", hint="s3://BUCKET/PREFIX; a pattern may stand after the bucket"
         )
     return bucket, key
-
-
-_MAGIC = re.compile(r"[*?\[]")
 
 
 def has_magic(text: str) -> bool:
@@ -178,10 +177,6 @@ def _piece(match: re.Match[str]) -> str:
         inside = "\\" + inside if inside.startswith("]") else inside
         return f"[^/{inside}]" if inverted else f"[{inside}]"
     return re.escape(text)
-
-
-_CONTENT = ("ETag", "etag", "blob_id")
-_TIME = ("mtime", "last_modified", "LastModified", "Last-Modified", "updated", "created")
 
 
 def version_of(info: Mapping[str, Any]) -> str:

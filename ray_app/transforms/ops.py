@@ -1,21 +1,8 @@
-"""Gaussian blur by an explicit kernel, as OpenCV and torchvision do it, and as scipy does it. Knows PIL images; draws nothing.
+"""Image operations of perturbations and augmentation: blur, codecs, resizes and crops, noise and tone; and, on an image with its mask,
+geometry.
 
-One trip through a lossy codec: pixels → bytes in memory → pixels. Knows Pillow's encoders; knows no policy and draws nothing.
-
-Pillow's JPEG stands for OpenCV's too: for qualities 30 to 100 they give the same pixels, bit for bit (Pillow 13.0, OpenCV 5.0).
-An image longer than a format can hold (a strip of over 65,500 pixels for JPEG) comes back as it is.
-
-Other sizes and other frames: resizes and crops. Knows PIL images; draws only what it is handed a generator for.
-
-A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image comes back as it is.
-
-Noise, gamma and sharpening: what changes grey levels where they are. Knows PIL images; draws only from the generator it is handed.
-
-What moves pixels, done to an image and its mask at once: resizing, cropping, turning. Knows samples; knows no policy's numbers.
-
-The mask goes by the same geometry with the nearest pixel instead of a filter, so it stays 0 or 255.
-
-The band around a mask's outline that MaskCLIP's edge loss looks at. Knows boolean arrays alone.
+They draw random numbers only from a generator that they are given. Parity with the papers' libraries is to the pixel: where Pillow stands
+for OpenCV, torchvision or scipy, the function says so.
 """
 
 import io
@@ -34,6 +21,30 @@ Taps = npt.NDArray[np.float64]
 # OpenCV's fixed kernels for sizes whose sigma nobody gave (getGaussianKernel).
 _SMALL = {1: (1.0,), 3: (0.25, 0.5, 0.25), 5: (0.0625, 0.25, 0.375, 0.25, 0.0625),
           7: (0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125)}  # fmt: skip
+
+_LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65535}
+
+Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "lanczos-or-bicubic"]
+Size = tuple[int, int]
+
+MOST_PIXELS = 2**26  # 192 MiB of RGB
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+_BAND = 256  # rows: the noise of a large image is never in memory as a whole
+
+Box = tuple[int, int, int, int]
+Resampling = Image.Resampling
+Change = Callable[[Image.Image], Image.Image]
+
+# A longer strip is cut before it is enlarged to a short side of hundreds: one of 1 × 100,000 pixels would not fit into memory.
+_LONGEST_PER_SHORT = 16
+
+Mask = npt.NDArray[np.bool_]
 
 
 def gaussian_taps(size: int, sigma: float) -> Taps:
@@ -72,9 +83,8 @@ def scipy_blurred(image: Image.Image, sigma: float) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-_LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65535}
-
-
+# Pillow's JPEG stands for OpenCV's too: for qualities 30 to 100 they give the same pixels, bit for bit (Pillow 13.0, OpenCV 5.0). An image
+# longer than a format can hold (a strip of over 65,500 pixels for JPEG) comes back as it is.
 def jpeg(image: Image.Image, quality: int, *, swapped: bool = False) -> Image.Image:
     """RGB through JPEG, chroma halved both ways (4:2:0). `swapped`: red and blue change places for the codec.
 
@@ -111,24 +121,13 @@ def _through(image: Image.Image, codec: str, **options: Any) -> Image.Image:
     if max(image.size) > _LONGEST[codec]:
         return image
     encoded = io.BytesIO()
-    # Pillow keeps what `save` is told on the image itself: of one image in two threads, one would be saved as the other asks.
+    # Pillow keeps the options of `save` on the image itself: one image in two threads would be saved with the other's.
     image.copy().save(encoded, codec, **options)
     with Image.open(encoded) as decoded:
         return decoded.convert("RGB")
 
 
-Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "lanczos-or-bicubic"]
-Size = tuple[int, int]
-
-MOST_PIXELS = 2**26  # 192 MiB of RGB
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
-
+# A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image comes back as it is.
 def resized(image: Image.Image, size: Size, method: Filter) -> Image.Image:
     """Pillow's resize to (width, height). `lanczos-or-bicubic`: Lanczos where the width shrinks, else bicubic."""
     if size == image.size or size[0] * size[1] > MOST_PIXELS:
@@ -173,9 +172,6 @@ def random_square(image: Image.Image, low: int, high: int, share: float, rng: np
     return image.crop((left, top, left + side, top + side))
 
 
-_BAND = 256  # rows: the noise of a large image is never in memory as a whole
-
-
 def noisy(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
     """Gaussian noise of standard deviation `sigma` on the 0–255 scale, for every value of its own; rounded and clipped once."""
     pixels = np.array(image)
@@ -197,14 +193,8 @@ def sharpened(image: Image.Image, percent: int, radius: float) -> Image.Image:
     return image.filter(ImageFilter.UnsharpMask(radius=radius, percent=percent, threshold=0))
 
 
-Box = tuple[int, int, int, int]
-Resampling = Image.Resampling
-Change = Callable[[Image.Image], Image.Image]
-
-# A longer strip is cut before it is enlarged to a short side of hundreds: one of 1 × 100,000 pixels would not fit into memory.
-_LONGEST_PER_SHORT = 16
-
-
+# What follows is done to an image and its mask at once. The mask goes by the same geometry with the nearest pixel instead of a filter, so
+# it stays 0 or 255.
 def moved(sample: ImageSample, change: Change, of_mask: Change | None = None) -> ImageSample:
     """`change` of the image, and of the mask `of_mask`, or the same."""
     mask = sample.mask and (of_mask or change)(sample.mask)
@@ -296,9 +286,6 @@ def _mirrored_out(image: Image.Image, side: int) -> Image.Image:
     missing = [max(side - n, 0) for n in pixels.shape[:2]]
     pad = [(n // 2, n - n // 2) for n in missing] + [(0, 0)] * (pixels.ndim - 2)
     return Image.fromarray(np.pad(pixels, pad, mode="symmetric"))
-
-
-Mask = npt.NDArray[np.bool_]
 
 
 def edge_map(mask: Mask, width: int = 7) -> Mask:

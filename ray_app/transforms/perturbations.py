@@ -1,10 +1,8 @@
-"""One named chain of steps, and the seed with which it meets one picture. Knows PIL images; knows no list, file or worker.
+"""Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as `jpeg:75`), `Perturbation.apply`, and the
+steps in YAML.
 
-Names that people type → perturbations: a shipped list, a YAML file of one's own, or steps written out. Knows files; touches no image.
-
-The steps that perturbations are made of, as YAML says them: `{op: jpeg, quality: 75}`. Knows PIL images and seeded generators.
-
-Every step takes RGB of any size and gives RGB; what it cannot do to an image (a codec's longest side) it leaves undone.
+Every step, `{op: jpeg, quality: 75}`, takes RGB of any size and gives RGB; what it cannot do to an image (a codec's longest side) it leaves
+undone.
 """
 
 import hashlib
@@ -41,6 +39,8 @@ Rng = np.random.Generator
 Quality = Annotated[int, Field(ge=1, le=100)]
 Side = Annotated[int, Field(ge=1, le=65535)]
 Scale = Annotated[float, Field(gt=0, le=16)]
+
+WRITTEN = {"jpeg": "quality", "webp": "quality", "avif": "quality", "blur": "sigma", "noise": "sigma", "resize": "scale", "crop": "share"}
 
 
 class Step(Frozen):
@@ -100,7 +100,7 @@ class Avif(Step):
 
 
 class ResizeStep(Step):
-    """To another size, the aspect kept unless a `square` is asked for: by exactly one of the following.
+    """To another size, the aspect kept unless a `square` is requested: by exactly one of the following.
 
     `scale` of both sides (two numbers: it is drawn between them); `short_side` in pixels, up or down; `long_edge` and `screen` (width,
     height; turned as the image is) only shrink; `square` squashes to a side.
@@ -272,9 +272,6 @@ class Perturbation(Frozen):
 def seed_of(sha256: str, name: str) -> int:
     """The seed of one file (hex SHA-256 of its bytes) in one perturbation: the first 8 bytes of SHA-256 over both, whoever asks."""
     return int.from_bytes(hashlib.sha256(f"{sha256}{name}".encode()).digest()[:8], "big")
-
-
-WRITTEN = {"jpeg": "quality", "webp": "quality", "avif": "quality", "blur": "sigma", "noise": "sigma", "resize": "scale", "crop": "share"}
 
 
 class PerturbationList(Frozen):

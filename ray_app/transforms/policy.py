@@ -1,10 +1,7 @@
-"""From a policy's name and arguments to the policy. Knows every policy by name; imports each only when it is asked for.
+"""Augmentation policies: which one changes the training images (`Augmentation`), what it changes (`ImageSample`, `Policy`), and
+`make_policy`.
 
-Which policy changes the training images, and with what numbers. No torch, no pixels.
-
-What a policy changes: one decoded image with its label and mask. Knows PIL images.
-
-What real training images look like to OpenFake's first policy: how large and how sharp they are. Knows pixels; knows no data set.
+`RealStatistics`: how large and how sharp real training images are, for OpenFake's first policy.
 """
 
 from collections.abc import Mapping
@@ -22,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_app.config import Frozen, validate
 from ray_app.errors import ConfigError
 
-# Each is a module-level class of this room, found by `make_policy`.
+# Each has a class in `_CLASSES`, which `make_policy` imports.
 POLICIES = (
     "none",
     "flips",
@@ -32,6 +29,17 @@ POLICIES = (
     "cnndetection",
     "maskclip",
 )
+
+# Module and class of each. The fields of a class are the policy's arguments.
+_CLASSES = {
+    "none": ("policy", "Unchanged"),
+    "flips": ("policies.flips", "Flips"),
+    "community-forensics": ("policies.community_forensics", "CommunityForensicsPolicy"),
+    "openfake-v1": ("policies.openfake", "RealMatching"),
+    "openfake-v2": ("policies.openfake", "SocialMedia"),
+    "cnndetection": ("policies.cnndetection", "CnnDetection"),
+    "maskclip": ("policies.maskclip", "MaskClipPolicy"),
+}
 
 
 class Augmentation(Frozen):
@@ -117,18 +125,6 @@ def save_statistics(path: Path, statistics: RealStatistics) -> None:
     """Write what `load_statistics` reads; a size is kept as its area × 1, which is all that the policy asks of it."""
     sizes = np.stack([statistics.areas_px, np.ones_like(statistics.areas_px)], axis=1)
     np.savez(path, blur_vals=statistics.sharpness, res_vals=sizes)
-
-
-# Module and class of each. The fields of a class are the policy's arguments.
-_CLASSES = {
-    "none": ("policy", "Unchanged"),
-    "flips": ("policies.flips", "Flips"),
-    "community-forensics": ("policies.community_forensics", "CommunityForensicsPolicy"),
-    "openfake-v1": ("policies.openfake", "RealMatching"),
-    "openfake-v2": ("policies.openfake", "SocialMedia"),
-    "cnndetection": ("policies.cnndetection", "CnnDetection"),
-    "maskclip": ("policies.maskclip", "MaskClipPolicy"),
-}
 
 
 class Unchanged(Frozen):

@@ -1,15 +1,9 @@
-"""What every container format offers. Knows none of them.
+"""What the container formats share: `Container`, `ContainerFormat`, `members_of` (entries → checked members), `WindowReader`, WebDataset's
+sidecars.
 
-What an archive's own listing says → members: names checked, equal ones counted, limits kept, sidecars joined. Knows no format.
-
-Names of members: labels for people, never paths. Knows what makes one unsafe and how to show one that is no text; opens nothing.
-
-Members that lie near each other in one file, read with one request. Knows places and lengths; knows no format.
-
-WebDataset's sidecars: small text files that describe the image beside them, by its name. Knows names and text; reads nothing.
-
-A key is the path up to the first dot of the base name (https://github.com/webdataset/webdataset#the-webdataset-format): `a/7.jpg`,
-`a/7.json` and `a/7.cls` are one sample when they stand side by side.
+Names of members are labels for people, never paths. A sidecar is a small text file that describes the image of the same key: the path up to
+the first dot of the base name (https://github.com/webdataset/webdataset#the-webdataset-format). `a/7.jpg`, `a/7.json` and `a/7.cls` are one
+sample when they stand side by side.
 """
 
 import re
@@ -26,6 +20,19 @@ from ray_app.config import Frozen
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher
 from ray_app.storage.errors import too_large
+
+_DRIVE = re.compile(r"^[A-Za-z]:")
+
+# One request of 8 MiB costs a store as much as one of 8 KiB; a gap of 64 KiB takes less time than a further request.
+WINDOW_BYTES, GAP_BYTES = 8 * 2**20, 64 * 2**10
+_AHEAD = 64 * 2**20
+
+Unpack = Callable[[ManifestMember, bytes], bytes | InputError]
+
+_COLUMNS = ("json", "cls", "txt")
+MAX_SIDECAR_BYTES = 64 * 1024
+# A sample has a handful of files; a key that goes on for ever is another way of naming, and must not fill memory.
+_MOST_OF_ONE_KEY = 64
 
 
 class TableColumns(Frozen):
@@ -94,9 +101,6 @@ class ContainerFormat(Protocol):
         """A reader that never gives more than `max_bytes` for one member, however much its archive claims or unpacks to."""
 
 
-_DRIVE = re.compile(r"^[A-Za-z]:")
-
-
 def why_unsafe(name: str) -> str | None:
     """What is wrong with a name that a careless tool would unpack outside its folder; None for a safe one."""
     if not name:
@@ -132,13 +136,6 @@ class Occurrences:
             return 0
         self._again[key] = self._again.get(key, 0) + 1
         return self._again[key]
-
-
-# One request of 8 MiB costs a store as much as one of 8 KiB; a gap of 64 KiB takes less time than a further request.
-WINDOW_BYTES, GAP_BYTES = 8 * 2**20, 64 * 2**10
-_AHEAD = 64 * 2**20
-
-Unpack = Callable[[ManifestMember, bytes], bytes | InputError]
 
 
 @dataclass
@@ -200,12 +197,6 @@ def _pieces(window: _Window, data: bytes | InputError, unpack: Unpack) -> Iterat
 def _span(member: ManifestMember) -> tuple[int, int]:
     assert member.place is not None
     return member.place.offset, member.place.offset + member.place.length
-
-
-_COLUMNS = ("json", "cls", "txt")
-MAX_SIDECAR_BYTES = 64 * 1024
-# A sample has a handful of files; a key that goes on for ever is another way of naming, and must not fill memory.
-_MOST_OF_ONE_KEY = 64
 
 
 def sidecar_column(name: str, size_bytes: int) -> str | None:
@@ -279,7 +270,7 @@ def why_closed(container: Container, error: InputError) -> RefusedMember:
 
 
 def size_of(container: Container, fetcher: Fetcher) -> int:
-    """The archive's bytes, asked of its store where the listing did not say. Raises InputError for an empty one."""
+    """The archive's size in bytes, requested from its store where the listing lacks it. Raises InputError for an empty one."""
     size = container.size_bytes if container.size_bytes >= 0 else fetcher.size(container.uri, container.version)
     if not size:
         raise InputError(Status.EMPTY_FILE, "an archive without a byte")

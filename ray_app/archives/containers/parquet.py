@@ -1,10 +1,9 @@
-"""Tables of encoded images, as the Hugging Face hub writes them: one row is one member. Knows footers and columns, not what images are.
+"""Parquet tables of encoded images, as the Hugging Face hub writes them: one row is one member (`index`, `reader`, `index_uris`,
+`rows_by`).
 
-Indexing reads the footer and every column but the images' bytes, row group by row group. Other columns of bytes (masks, depth maps)
-are left where they are, and so are long texts: `input` gets a reference, NAME_uri, that `read_referenced` follows. A table without
-images but with uris is a list, whose rows are files of their own, if the user named it as a source; in a folder it is a file like others.
-
-Single cells of Parquet files: the bytes of a member, and of what `input` refers to. Knows row groups, not what a column is for.
+Indexing reads the footer and every column but the images' bytes, row group by row group. Other columns of bytes (masks, depth maps) are
+left where they are, and so are long texts: `input` gets a reference, NAME_uri, that `read_referenced` follows. A table without images but
+with uris is a list, whose rows are files of their own, if the user named it as a source; in a folder it is a file like others.
 """
 
 import io
@@ -46,6 +45,66 @@ _BUFFER = 1 << 20
 # A footer's texts and lists, so that a small file cannot claim gigabytes.
 _MAX_TEXT, _MAX_ITEMS = 64 << 20, 1 << 20
 
+T = TypeVar("T")
+
+_ROWS_AT_ONCE = 4096
+_WINDOW = 1 << 18  # between the columns that are read lie the images, which are not
+_MAGIC, _MAGIC_ENCRYPTED = b"PAR1", b"PARE"
+_SMALLEST = 12  # the magic twice, and the footer's length
+_SMALL = 1_000_000  # bytes below which a ratio says nothing
+_ALWAYS_ALLOWED = 64 << 20  # of columns beside the images
+MAX_ROW_BYTES = 64 * 1024  # of a row's other columns, as of a sidecar: what is more is only referred to
+MAX_COLUMNS = 1024
+# An encoded image has more bytes than one, so that a longer table claims rows that it has not, or the same one over and over.
+_FEW_ROWS = 4096
+
+
+def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
+    """Every row, as a member named by its number, or, of a table that the user named, as the file that a list's row names. Raises as
+    `ContainerFormat.index`, and of such a table ConfigError where the user has to say which column holds the images.
+    """
+    yield from _opened(container, fetcher, _rows)
+
+
+def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
+    """Every row of a table that its user calls a list, whatever other columns it has. Raises ConfigError where it has no uris."""
+    yield from _opened(container, fetcher, _listed)
+
+
+def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> dict[str, dict[str, Any]]:
+    """The columns of every row by the text in one of them; without rows that share theirs.
+
+    Nothing of a table that has no such column, holds images, cannot be read to its end or has more than `most` cells. Raises StorageError
+    where the store gives no answer.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    shared: set[str] = set()
+    for row in _opened(table, fetcher, lambda container, file: _keyed(container, file, column, most)):
+        if isinstance(row, ListedMember):
+            return {}
+        if row[column] in found:
+            shared.add(row[column])
+        found[row[column]] = row
+    return {key: row for key, row in found.items() if key not in shared}
+
+
+def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
+    """The bytes that a reference in `input` (a column NAME_uri) stands for.
+
+    Raises: ConfigError for what is no reference to one file, SourceError where the table cannot be read, InputError where it has
+    no such cell.
+    """
+    place, mark, rest = uri.rpartition("#row=")
+    number, _, column = rest.partition("&column=")
+    if not mark or not number.isdigit() or not column:
+        raise ConfigError(f"{uri}: no reference into a table (…#row=N&column=NAME)")
+    row = int(number)
+    with fetcher.open(place, "") as file:
+        try:
+            return _referenced(open_parquet(file), row, column, uri)
+        except UNREADABLE as error:
+            raise InputError(Status.CORRUPT_IMAGE, f"{uri}: {said(error)}") from error
+
 
 def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetFile:
     """A Parquet file over ranged reads; the footer is read here. Raises one of UNREADABLE where it is none.
@@ -86,7 +145,7 @@ class ParquetReader:
         self._cursor: _Cursor | None = None
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[bytes | InputError]:
-        """The bytes of rows of one file, in their order; see `Reader.read`. A row group that fails is not asked again for this call."""
+        """The bytes of rows of one file, in their order; see `Reader.read`. A row group that fails is not tried again for this call."""
         failed: dict[int, InputError] = {}
         for member in members:
             place = member.place
@@ -161,24 +220,6 @@ def reference(uri: str, row: int, column: str) -> str:
     return f"{uri}#row={row}&column={column}"
 
 
-def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
-    """The bytes that a reference in `input` (a column NAME_uri) stands for.
-
-    Raises: ConfigError for what is no reference to one file, SourceError where the table cannot be read, InputError where it has
-    no such cell.
-    """
-    place, mark, rest = uri.rpartition("#row=")
-    number, _, column = rest.partition("&column=")
-    if not mark or not number.isdigit() or not column:
-        raise ConfigError(f"{uri}: no reference into a table (…#row=N&column=NAME)")
-    row = int(number)
-    with fetcher.open(place, "") as file:
-        try:
-            return _referenced(open_parquet(file), row, column, uri)
-        except UNREADABLE as error:
-            raise InputError(Status.CORRUPT_IMAGE, f"{uri}: {said(error)}") from error
-
-
 def _referenced(file: pq.ParquetFile, row: int, column: str, uri: str) -> bytes:
     kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
     if not (holds_files(kind) or is_text(kind)):
@@ -194,53 +235,11 @@ def _referenced(file: pq.ParquetFile, row: int, column: str, uri: str) -> bytes:
     return bytes(data.to_pybytes())
 
 
-T = TypeVar("T")
-
 __all__ = ["index", "reader", "index_uris", "rows_by", "read_referenced"]
-
-_ROWS_AT_ONCE = 4096
-_WINDOW = 1 << 18  # between the columns that are read lie the images, which are not
-_MAGIC, _MAGIC_ENCRYPTED = b"PAR1", b"PARE"
-_SMALLEST = 12  # the magic twice, and the footer's length
-_SMALL = 1_000_000  # bytes below which a ratio says nothing
-_ALWAYS_ALLOWED = 64 << 20  # of columns beside the images
-MAX_ROW_BYTES = 64 * 1024  # of a row's other columns, as of a sidecar: what is more is only referred to
-MAX_COLUMNS = 1024
-# An encoded image has more bytes than one, so that a longer table claims rows that it has not, or the same one over and over.
-_FEW_ROWS = 4096
-
-
-def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every row, as a member named by its number, or, of a table that the user named, as the file that a list's row names. Raises as
-    `Format.index`, and of such a table ConfigError where the user has to say which column holds the images.
-    """
-    yield from _opened(container, fetcher, _rows)
-
-
-def index_uris(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every row of a table that its user calls a list, whatever other columns it has. Raises ConfigError where it has no uris."""
-    yield from _opened(container, fetcher, _listed)
-
-
-def rows_by(column: str, table: Container, fetcher: Fetcher, *, most: int) -> dict[str, dict[str, Any]]:
-    """The columns of every row by the text in one of them; without rows that share theirs.
-
-    Nothing of a table that has no such column, holds images, cannot be read to its end or has more than `most` cells. Raises StorageError
-    where the store gives no answer.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    shared: set[str] = set()
-    for row in _opened(table, fetcher, lambda container, file: _keyed(container, file, column, most)):
-        if isinstance(row, ListedMember):
-            return {}
-        if row[column] in found:
-            shared.add(row[column])
-        found[row[column]] = row
-    return {key: row for key, row in found.items() if key not in shared}
 
 
 def reader(fetcher: Fetcher, max_bytes: int) -> ParquetReader:
-    """Reads cells row group by row group; see `Format.reader`."""
+    """Reads cells row group by row group; see `ContainerFormat.reader`."""
     return ParquetReader(fetcher, max_bytes)
 
 
@@ -285,8 +284,10 @@ def _rows(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
     elif roles.uri is not None and container.named:
         yield from _uris(container, file, roles.uri)
     else:
-        told = f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
-        yield container.as_file(RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{told}"))
+        reason = (
+            f"; to score what its column '{roles.uri}' names, give it as a source of its own: list::{container.uri}" if roles.uri else ""
+        )
+        yield container.as_file(RefusedMember(Status.UNSUPPORTED_FORMAT, f"a Parquet file without a column of images{reason}"))
 
 
 def _listed(container: Container, file: pq.ParquetFile) -> Iterator[ListedMember]:
@@ -338,8 +339,8 @@ class _Budget:
         """Raises InputError once it is too much."""
         self._taken += size
         if self._taken > max(_ALWAYS_ALLOWED, self._size * self._ratio):
-            told = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
-            raise InputError(Status.IMAGE_TOO_LARGE, told, limit=self._ratio, observed=self._taken / max(1, self._size))
+            reason = f"{self._taken} bytes of rows in {self._size}, over max_ratio ({self._ratio:g}); further ones are not read"
+            raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._ratio, observed=self._taken / max(1, self._size))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,9 @@
-"""Plain tar files: members listed by passing over their data, read from where they lie. Knows no compression.
+"""Tar files: `index` and `reader` of plain ones, whose members are read from where they lie; `CompressedTar` for gzip, bzip2, xz and zstd
+streams.
 
-A tar's headers, one member at a time: where its data lies, and what speaks against reading it. Knows the format; reads no data.
-
-One block is parsed by `tarfile.TarInfo.frombuf`. Its reader of whole archives is not used: it keeps every member in memory,
-recurses and backtracks over hostile extended headers, and takes a damaged header in the middle for the end.
-
-Tar files that are compressed as a whole: one stream, unpacked from its start, in memory that does not grow. Knows no codec.
-
-How a stream is unpacked: gzip, bzip2, xz and zstd, each by the interface that Python's own decompressors share.
-
-None gives more than it is asked for, whatever a stream claims; what a decoder may hold itself is bounded for xz and zstd.
+Headers are parsed block by block with `tarfile.TarInfo.frombuf`. Its reader of whole archives is not used: it keeps every member in memory,
+recurses and backtracks over hostile extended headers, and takes a damaged header in the middle for the end. A compressed tar is one stream,
+unpacked from its start, in memory that does not grow.
 """
 
 import bz2
@@ -41,6 +35,29 @@ _NO_FILES = {
     tarfile.FIFOTYPE: "a pipe",
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
+
+_GZIP = 16 + zlib.MAX_WBITS
+_XZ_MEMORY = 192 * 2**20  # `xz -9` asks for 65 MiB; the format allows 4 GiB
+
+_PIECE = 64 * 2**10  # packed bytes at once
+_STEP = 2**20  # unpacked at once; also what may be unpacked before a ratio counts
+_TAIL = 2**20  # after the end mark there is padding, then the checksum
+
+
+def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
+    """Every member; only headers, and what lies between them in a window of the file, are read."""
+    return members_of(container, _entries(container, fetcher))
+
+
+def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
+    """Reads runs of neighbouring members with one request."""
+    return WindowReader(fetcher, max_bytes)
+
+
+def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
+    size = size_of(container, fetcher)
+    file = fetcher.open(container.uri, container.version, size)
+    yield from entries_of(file, "tar", lambda header: min(header.stored, max(0, size - header.offset)))
 
 
 class Stream(Protocol):
@@ -84,7 +101,7 @@ def read_headers(stream: Stream) -> Iterator[Header]:
 
 
 def _next_header(stream: Stream, everywhere: dict[str, str]) -> Header | None:
-    """The header at the stream's place, with the extended ones before it; `everywhere` keeps what is said for all members."""
+    """The header at the stream's place, with the extended ones before it; `everywhere` keeps what holds for all members."""
     begin = stream.tell()
     extended: dict[str, str] = {}
     while True:
@@ -175,22 +192,6 @@ def _damaged(offset: int, why: str) -> InputError:
     return InputError(Status.CORRUPT_IMAGE, f"the tar archive is damaged at byte {offset}: {why}; members may be missing")
 
 
-def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every member; only headers, and what lies between them in a window of the file, are read."""
-    return members_of(container, _entries(container, fetcher))
-
-
-def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
-    """Reads runs of neighbouring members with one request."""
-    return WindowReader(fetcher, max_bytes)
-
-
-def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
-    size = size_of(container, fetcher)
-    file = fetcher.open(container.uri, container.version, size)
-    yield from entries_of(file, "tar", lambda header: min(header.stored, max(0, size - header.offset)))
-
-
 def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Iterator[ContainerEntry]:
     """The files of a tar; `there` says how many bytes of a member's data there are, and may pass over them.
 
@@ -214,10 +215,8 @@ def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Ite
             yield ContainerEntry(header.name, header.stored, place, text=text)
 
 
-_GZIP = 16 + zlib.MAX_WBITS
-_XZ_MEMORY = 192 * 2**20  # `xz -9` asks for 65 MiB; the format allows 4 GiB
-
-
+# The codecs share the interface of Python's own decompressors. None gives more than it is asked for, whatever a stream claims; what a
+# decoder may hold itself is bounded for xz and zstd.
 class Decompressor(Protocol):
     """Unpacks one stream; after its end it is of no more use."""
 
@@ -239,7 +238,7 @@ class Decompressor(Protocol):
 
 @dataclass(frozen=True)
 class StreamCodec:
-    """One of them, under the name that a damaged stream is told by."""
+    """One codec, under the name that messages about a damaged stream use."""
 
     name: str
 
@@ -294,21 +293,16 @@ def _zstd() -> Any:
     return zstd
 
 
-_PIECE = 64 * 2**10  # packed bytes at once
-_STEP = 2**20  # unpacked at once; also what may be unpacked before a ratio counts
-_TAIL = 2**20  # after the end mark there is padding, then the checksum
-
-
 @dataclass(frozen=True)
 class CompressedTar:
-    """A `Format`: tar in the streams of one codec."""
+    """A `ContainerFormat`: tar in the streams of one codec."""
 
     kind: str
     codec: StreamCodec
 
     def index(self, container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
         """Every member; the whole stream is unpacked once, up to `max_ratio`."""
-        return members_of(container, _tar_gz_entries(container, fetcher, self))
+        return members_of(container, _stream_entries(container, fetcher, self))
 
     def reader(self, fetcher: Fetcher, max_bytes: int) -> "TarStreamReader":
         """Goes on where it stopped, from one block of a shard to the next."""
@@ -426,7 +420,7 @@ class TarStreamReader:
         return data
 
 
-def _tar_gz_entries(container: Container, fetcher: Fetcher, form: CompressedTar) -> Iterator[ContainerEntry]:
+def _stream_entries(container: Container, fetcher: Fetcher, form: CompressedTar) -> Iterator[ContainerEntry]:
     if not container.size_bytes:
         raise InputError(Status.EMPTY_FILE, "an archive without a byte")
     stream = Unpacked(form.codec, fetcher, container.uri, container.version, container.size_bytes, container.limits.max_ratio)

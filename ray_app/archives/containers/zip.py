@@ -1,14 +1,9 @@
-"""Zip files: members listed from the central directory, unpacked from their own ranges. Knows what is refused, and why.
+"""Zip files: `index` lists members from the central directory, `reader` unpacks them from their own ranges.
 
-What claims to unpack to more than `max_ratio` allows is `image_too_large`, as every other crossing of an intake limit; what only a
-hostile or broken writer makes (links, overlapping entries, unsafe names) is `unsafe_member`.
-
-A zip's central directory, entry by entry: what is in the archive and where. Knows the format's records; unpacks nothing.
-
-Source of the layout: PKWARE APPNOTE 6.3.10, 4.3 and 4.5.3. `zipfile` is not used for it: it holds the whole directory in
-memory before any limit can be checked, and one bad name spoils the archive.
-
-One zip member's own bytes: local header, packed data, checksum → the file. Knows no archive; never gives more than was declared.
+Source of the layout: PKWARE APPNOTE 6.3.10, 4.3 and 4.5.3. `zipfile` is not used for it: it holds the whole directory in memory before any
+limit can be checked, and one bad name spoils the archive. What claims to unpack to more than `max_ratio` allows is `image_too_large`, as
+every other crossing of an intake limit; what only a hostile or broken writer makes (links, overlapping entries, unsafe names) is
+`unsafe_member`.
 """
 
 import bz2
@@ -36,6 +31,49 @@ _LOCAL_SIGNATURE = b"PK\x03\x04"
 _LONGEST_COMMENT = 2**16 - 1
 _SEE_EXTRA, _ZIP64_EXTRA = 2**32 - 1, 1
 _MAX_SIZE = 2**56  # no disk holds more, and no sum of a few overflows
+
+HEADER = struct.Struct("<4s5H3L2H")
+_DESCRIPTOR = b"PK\x07\x08"
+_LOCAL_ENCRYPTED = 0x1
+_IN_DESCRIPTOR = 0x8  # bit 3: checksum and sizes stand behind the data
+# The most that may stand around name and packed data: an extra field of 16-bit length, and a descriptor of zip64.
+LONGEST_AROUND = 2**16 - 1 + 24
+
+_ENCRYPTED = 0x1 | 0x40 | 0x2000  # the data, strongly, the directory itself
+_ALWAYS_ALLOWED = 10**6  # a megabyte is dangerous from nothing
+
+
+def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
+    """Every member; read are the directory at the file's end and, in its windows, the sidecars."""
+    return members_of(container, _entries(container, fetcher))
+
+
+def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
+    """Reads runs of neighbouring members with one request; each is unpacked to its declared size at most."""
+    return WindowReader(fetcher, max_bytes, lambda member, data: unpacked(data, member.size_bytes))
+
+
+def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
+    size = size_of(container, fetcher)
+    listing, content = (fetcher.open(container.uri, container.version, size) for _ in range(2))
+    directory = find_directory(listing, size)
+    spans = _Spans(listing, directory)
+    max_ratio = container.limits.max_ratio
+    if spans.unpacked > max(_ALWAYS_ALLOWED, size * max_ratio):
+        reason = (
+            f"its {size} bytes claim to unpack to {spans.unpacked}, over container_limits.max_ratio ({max_ratio:g}); no member is listed"
+        )
+        raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=max_ratio, observed=spans.unpacked / size)
+    for number, entry in enumerate(read_entries(listing, directory)):
+        is_folder = entry.name.endswith("/") or _unix_type(entry) == stat.S_IFDIR
+        if is_folder and not entry.size:
+            continue
+        refused = _refusal(entry, is_folder, spans, number, max_ratio)
+        place = MemberLocation("zip", entry.offset, int(spans.lengths[number]))
+        text: str | None = None
+        if refused is None and sidecar_column(entry.name, entry.size):
+            text = _text(content, place, entry.size)
+        yield ContainerEntry(entry.name, entry.size, place, refused, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,27 +186,18 @@ def _unreadable(why: str) -> InputError:
     return InputError(Status.CORRUPT_IMAGE, f"not a readable zip archive: {why}")
 
 
-HEADER = struct.Struct("<4s5H3L2H")
-_SIGNATURE, _DESCRIPTOR = b"PK\x03\x04", b"PK\x07\x08"
-_LOCAL_ENCRYPTED = 0x1
-_IN_DESCRIPTOR = 0x8  # bit 3: checksum and sizes stand behind the data
-_LOCAL_SEE_EXTRA = 2**32 - 1
-# The most that may stand around name and packed data: an extra field of 16-bit length, and a descriptor of zip64.
-LONGEST_AROUND = 2**16 - 1 + 24
-
-
 def unpacked(data: bytes, size: int) -> bytes | InputError:
     """The file of `size` bytes whose local header starts `data`; bytes after it are no matter.
 
     An InputError is corrupt_image, truncated_image or unsupported_format.
     """
-    if len(data) < HEADER.size or not data.startswith(_SIGNATURE):
+    if len(data) < HEADER.size or not data.startswith(_LOCAL_SIGNATURE):
         return InputError(Status.CORRUPT_IMAGE, "no local header where the zip's directory says that there is one")
     _, _, flags, method, _, _, crc, packed, _, name_bytes, extra_bytes = HEADER.unpack_from(data)
     begin = HEADER.size + name_bytes + extra_bytes
     if flags & _LOCAL_ENCRYPTED:
         return InputError(Status.ENCRYPTED_MEMBER, "it is encrypted, though the zip's directory does not say so")
-    known = not flags & _IN_DESCRIPTOR and packed != _LOCAL_SEE_EXTRA
+    known = not flags & _IN_DESCRIPTOR and packed != _SEE_EXTRA
     if begin + (packed if known else 0) > len(data):
         return InputError(Status.CORRUPT_IMAGE, "its local header reaches into the next member")
     body = data[begin : begin + packed] if known else data[begin:]
@@ -211,43 +240,6 @@ def _bunzipped(body: bytes, size: int) -> tuple[bytes, bytes]:
 
 # size + 1 bytes at most: what is more shows that the declared size was a lie.
 METHODS: dict[int, Callable[[bytes, int], tuple[bytes, bytes]]] = {0: _stored, 8: _inflated, 12: _bunzipped}
-
-
-_ENCRYPTED = 0x1 | 0x40 | 0x2000  # the data, strongly, the directory itself
-_ALWAYS_ALLOWED = 10**6  # a megabyte is dangerous from nothing
-
-
-def index(container: Container, fetcher: Fetcher) -> Iterator[ListedMember]:
-    """Every member; read are the directory at the file's end and, in its windows, the sidecars."""
-    return members_of(container, _entries(container, fetcher))
-
-
-def reader(fetcher: Fetcher, max_bytes: int) -> WindowReader:
-    """Reads runs of neighbouring members with one request; each is unpacked to its declared size at most."""
-    return WindowReader(fetcher, max_bytes, lambda member, data: unpacked(data, member.size_bytes))
-
-
-def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]:
-    size = size_of(container, fetcher)
-    listing, content = (fetcher.open(container.uri, container.version, size) for _ in range(2))
-    directory = find_directory(listing, size)
-    spans = _Spans(listing, directory)
-    max_ratio = container.limits.max_ratio
-    if spans.unpacked > max(_ALWAYS_ALLOWED, size * max_ratio):
-        reason = (
-            f"its {size} bytes claim to unpack to {spans.unpacked}, over container_limits.max_ratio ({max_ratio:g}); no member is listed"
-        )
-        raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=max_ratio, observed=spans.unpacked / size)
-    for number, entry in enumerate(read_entries(listing, directory)):
-        is_folder = entry.name.endswith("/") or _unix_type(entry) == stat.S_IFDIR
-        if is_folder and not entry.size:
-            continue
-        refused = _refusal(entry, is_folder, spans, number, max_ratio)
-        place = MemberLocation("zip", entry.offset, int(spans.lengths[number]))
-        text: str | None = None
-        if refused is None and sidecar_column(entry.name, entry.size):
-            text = _text(content, place, entry.size)
-        yield ContainerEntry(entry.name, entry.size, place, refused, text)
 
 
 class _Spans:

@@ -1,6 +1,6 @@
-"""The tier `captioner`: transformers' GIT, BLIP or a VisionEncoderDecoder reads pixels and says words.
+"""The tier `captioner`: transformers' GIT, BLIP or a VisionEncoderDecoder captions pixels.
 
-Knows networks and how each is asked; `architecture` of the card has `model`, one of MODELS, and its `config`.
+`architecture` of the card has `model`, one of MODELS, and its `config`.
 """
 
 from collections.abc import Callable, Mapping

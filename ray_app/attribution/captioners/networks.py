@@ -1,9 +1,7 @@
-"""Networks that speak about what they are given, and the search for what they are likeliest to say. Knows torch and transformers.
+"""What captioning networks share: the network's interface (`Speaking`), its weights, generation (`likeliest`) and batches of pixels
+(`PixelDescriber`).
 
-What such a network says of one image never depends on its company: batches always have the same number of rows, filled up where fewer are
-left.
-
-What all describers that look at pixels do alike: normalise a batch, search for words. Knows no particular network.
+What a network says of one image never depends on its batch: batches always have the same number of rows, filled up where fewer are left.
 """
 
 import warnings
@@ -66,8 +64,8 @@ def load_body(network: Speaking, state: Mapping[str, torch.Tensor], where: str) 
         "of another shape": [key for key in state if key in own and own[key].shape != state[key].shape],
     }
     if any(faults.values()):
-        told = "; ".join(f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys)
-        raise DetectorError(f"{where}: the weights do not fit the network: {told}", hint="check architecture in the card")
+        message = "; ".join(f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys)
+        raise DetectorError(f"{where}: the weights do not fit the network: {message}", hint="check architecture in the card")
     body.load_state_dict(dict(state), strict=False)
 
 
@@ -94,7 +92,7 @@ def body_state(network: Speaking) -> dict[str, torch.Tensor]:
 def likeliest(network: Speaking, given: torch.Tensor, words: CaptionTokenizer, card: DescriberCard) -> list[Caption]:
     """What a network says of each row of `given`: beams, no repeated n-grams, at most so many tokens, as the card says.
 
-    Likelihood: the mean of the log-probabilities of the tokens said, the end included, as the network gave them before the search forbade
+    Likelihood: the mean of the log-probabilities of its tokens, the end included, as the network gave them before the search forbade
     repetitions; None where one of them is no number.
     """
     from transformers import GenerationConfig
@@ -115,21 +113,21 @@ def likeliest(network: Speaking, given: torch.Tensor, words: CaptionTokenizer, c
 def _described(spoken: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], words: CaptionTokenizer) -> list[Caption]:
     found = []
     for ids, chances in zip(spoken, scores, strict=True):
-        said = ids.index(words.end) + 1 if words.end in ids else len(ids)
-        mean = float(np.mean(chances[:said]))
+        length = ids.index(words.end) + 1 if words.end in ids else len(ids)
+        mean = float(np.mean(chances[:length]))
         found.append(Caption(words.text(ids), min(mean, 0.0) if np.isfinite(mean) else None))
     return found
 
 
 def in_batches(given: npt.NDArray[Any], slots: int, describe: Callable[[npt.NDArray[Any]], Sequence[Caption]]) -> list[Caption]:
     """What `describe` says of (n, …) in batches of exactly `slots` rows; the last is filled up with zeros."""
-    said: list[Caption] = []
+    captions: list[Caption] = []
     for start in range(0, len(given), slots):
         part = given[start : start + slots]
         full = np.zeros((slots, *given.shape[1:]), given.dtype)
         full[: len(part)] = part
-        said += describe(full)[: len(part)]
-    return said
+        captions += describe(full)[: len(part)]
+    return captions
 
 
 def read_weights(card: DescriberCard, path: Path) -> dict[str, torch.Tensor]:
@@ -140,7 +138,7 @@ def read_weights(card: DescriberCard, path: Path) -> dict[str, torch.Tensor]:
 
 
 class PixelDescriber:
-    """A network on its `device`, ready to be asked; `slots`: images that go through it at once where the card says nothing."""
+    """A network on its `device`, ready to describe images; `slots`: images that go through it at once where the card says nothing."""
 
     def __init__(self, card: DescriberCard, network: Speaking, words: CaptionTokenizer, device: str, slots: int) -> None:
         assert card.preprocessing is not None, "its card says so"
@@ -149,11 +147,11 @@ class PixelDescriber:
         self._normalise = Normalise(card.preprocessing).to(device)
 
     def describe(self, given: npt.NDArray[Any]) -> Sequence[Caption]:
-        """(n, H, W, 3) uint8, prepared as the card says → what is likeliest said of each. Raises DetectorError for other shapes."""
+        """(n, H, W, 3) uint8, prepared as the card says → the likeliest text of each. Raises DetectorError for other shapes."""
         if given.ndim != 4 or given.shape[3] != 3:
             raise DetectorError(f"{self.card.name}: pixels of shape {given.shape}, not (n, H, W, 3)")
-        return in_batches(given, self._slots, self._said)
+        return in_batches(given, self._slots, self._captions)
 
-    def _said(self, pixels: npt.NDArray[Any]) -> Sequence[Caption]:
+    def _captions(self, pixels: npt.NDArray[Any]) -> Sequence[Caption]:
         images = self._normalise(torch.from_numpy(pixels).to(self._device)).contiguous()
         return likeliest(self._network, images, self._words, self.card)

@@ -78,13 +78,13 @@ class PrefixDescriber:
         self._words = words_of_card(card, path, cache_dir, offline)
 
     def describe(self, given: npt.NDArray[Any]) -> Sequence[Caption]:
-        """(n, d) float32 → what is likeliest said of each; a row of NaN has no words. Raises DetectorError for another width."""
+        """(n, d) float32 → the likeliest text of each; a row of NaN has no words. Raises DetectorError for another width."""
         if given.ndim != 2 or given.shape[1] != self._network.width:
             raise DetectorError(f"{self.card.name}: embeddings of shape {given.shape}, the network takes {self._network.width} numbers")
         there = np.isfinite(given).all(axis=1)
         rows = np.where(there[:, None], given, 0).astype(np.float32)
-        said = in_batches(rows, self.card.batch or SLOTS, self._said)
-        return [one if known else NOTHING for one, known in zip(said, there, strict=True)]
+        captions = in_batches(rows, self.card.batch or SLOTS, self._captions)
+        return [one if known else NOTHING for one, known in zip(captions, there, strict=True)]
 
-    def _said(self, rows: npt.NDArray[Any]) -> Sequence[Caption]:
+    def _captions(self, rows: npt.NDArray[Any]) -> Sequence[Caption]:
         return likeliest(self._network, torch.from_numpy(rows).to(self._device), self._words, self.card)

@@ -1,6 +1,5 @@
-"""A predicted prompt, and what predicts some. Knows text and numbers; knows no model.
-
-From a describer's card to what predicts prompts. Knows which tier is which module; imports torch only for those that need it.
+"""`load_describing`: from a describer's card to what predicts prompts (`Describer` → `Caption`); torch is imported only for tiers that need
+it.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ class Caption(NamedTuple):
 
 
 NOTHING = Caption("", None)
-"""What is said of an image that left no embedding."""
+"""The caption of an image that left no embedding."""
 
 
 class Describer(Protocol):

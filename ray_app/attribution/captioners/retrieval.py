@@ -1,4 +1,4 @@
-"""The cheapest tier: the prompt of the nearest embedding in an index. Plain numpy; knows no network.
+"""The tier `retrieval`, the cheapest: the prompt of the nearest embedding in an index. Plain numpy.
 
 Nearest neighbours in the space of a detector's embeddings, by cosine, as CLIP-retrieval and the CLIP Interrogator do.
 """

@@ -1,6 +1,5 @@
-"""Text ↔ numbers: the tokenizer of a describer, from a file or from the header of its weights, and one trained on prompts.
-
-Knows tokenizers; knows no network.
+"""`CaptionTokenizer`: the tokenizer of a describer, from a file or from the header of its weights, and `train_words`, one trained on
+prompts.
 """
 
 import json
@@ -81,7 +80,7 @@ def own_words(tokenizer: tokenizers.Tokenizer) -> CaptionTokenizer:
 def words_of_card(card: DescriberCard, weights: Path, cache_dir: Path | None = None, offline: bool | None = None) -> CaptionTokenizer:
     """The words of a card: of its tokenizer's file or of the header of `weights`, with the marks that `architecture.tokens` names.
 
-    `tokens`: {begin, end, pad} as texts or numbers; where they are not said, the marks of a tokenizer that was trained here.
+    `tokens`: {begin, end, pad} as texts or numbers; where they are missing, the marks of a tokenizer that was trained here.
     Raises DetectorError.
     """
     tokenizer, where = tokenizer_of_card(card, weights, cache_dir, offline)
@@ -94,9 +93,9 @@ def words_of_card(card: DescriberCard, weights: Path, cache_dir: Path | None = N
     return CaptionTokenizer(tokenizer, begin, end, pad)
 
 
-def _mark(tokenizer: tokenizers.Tokenizer, told: str | int | None) -> int:
+def _mark(tokenizer: tokenizers.Tokenizer, text: str | int | None) -> int:
     """The number of a mark; -1 where there is none. A number may be beyond the tokenizer, as BLIP's begin is."""
-    number = tokenizer.token_to_id(told) if isinstance(told, str) else told
+    number = tokenizer.token_to_id(text) if isinstance(text, str) else text
     return -1 if number is None else int(number)
 
 
@@ -106,8 +105,8 @@ def tokenizer_of_card(
     """The tokenizer of a card, and the file that it is from. Raises DetectorError."""
     where = weights if card.tokenizer is None else resolve_part(card.parts[1], cache_dir, offline)
     try:
-        told = where.read_text(encoding="utf-8") if card.tokenizer is not None else _header(where)
-        return tokenizers.Tokenizer.from_str(told), where
+        text = where.read_text(encoding="utf-8") if card.tokenizer is not None else _header(where)
+        return tokenizers.Tokenizer.from_str(text), where
     except Exception as error:  # the library raises bare Exception for a damaged text
         kind: Literal["json", "safetensors"] = "safetensors" if card.tokenizer is None else "json"
         raise unreadable(where, f"a tokenizer of {card.name}", error, name=kind) from None

@@ -1,8 +1,8 @@
 """The tier `dialogue`: a vision-language model is asked for the words; transformers' own classes, no code from a hub.
 
-Knows how one question about one image is put into tokens, as the `internvl` detector does. `architecture` of the card has `model` (a
-model type of transformers, such as internvl or llava), its `config`, `template` with the places {image} and {question}, `image`
-([before, token, after]), `image_tokens` (how often the token stands for one image) and `tokens` ({begin, end, pad}).
+One question about one image is put into tokens as the `internvl` detector does. `architecture` of the card has `model` (a model type of
+transformers, such as internvl or llava), its `config`, `template` with the places {image} and {question}, `image` ([before, token, after]),
+`image_tokens` (how often the token stands for one image) and `tokens` ({begin, end, pad}).
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,9 +65,9 @@ def build_dialogue(name: str, architecture: Mapping[str, Any]) -> Any:
 
 def question_tokens(card: DescriberCard, words: CaptionTokenizer) -> list[int]:
     """The card's question in the model's template, with the tokens of one image in it. Raises DetectorError where they do not fit."""
-    told = card.architecture
-    before, token, after = told["image"]
-    count, template = told["image_tokens"], told["template"]
+    architecture = card.architecture
+    before, token, after = architecture["image"]
+    count, template = architecture["image_tokens"], architecture["template"]
     text = template.replace("{image}", f"{before}{token * count}{after}").replace("{question}", card.question)
     ids: list[int] = words.tokenizer.encode(text, add_special_tokens=False).ids
     number = words.tokenizer.token_to_id(token)
@@ -77,7 +77,7 @@ def question_tokens(card: DescriberCard, words: CaptionTokenizer) -> list[int]:
 
 
 def published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A hub checkpoint's tensors under today's names: those of transformers 4.51 are renamed (see `detectors.internvl`)."""
+    """A hub checkpoint's tensors under today's names: those of transformers 4.51 are renamed (see `detectors.families.internvl`)."""
     from ray_app.detectors.families.internvl import published_keys
 
     return {key.removeprefix("chat."): tensor for key, tensor in published_keys(state, nn.Identity()).items()}

@@ -1,11 +1,8 @@
-"""CLIP's two towers under OpenAI's own key names, for weights published in that layout (open_clip's files use it too).
+"""CLIP's two towers under OpenAI's key names (`VisionTower`, `Clip`), and the `clip-linear` family: one linear layer on an image feature of
+it.
 
-Knows layers and tensors. Knows nothing about cards, files, tokenizers or heads. Constants: Radford et al. 2021 (arXiv 2103.00020),
-specs/localization.md §1.1 and §1.4.
-
-The `clip-linear` family: one linear layer on an image feature of CLIP, as in CLIP-D (specs/detectors.md §2) and UnivFD (§9b).
-
-Knows the tower and the head. Knows nothing about files: the tower's weights come from the card's backbone, the head's are the card's own.
+As in CLIP-D (specs/detectors.md §2) and UnivFD (§9b). Constants: Radford et al. 2021 (arXiv 2103.00020), specs/localization.md §1.1 and
+§1.4. The tower's weights come from the card's backbone, the head's are the card's own.
 """
 
 import math
@@ -20,11 +17,13 @@ from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.mae import headwise_attention
 from ray_app.errors import DetectorError
 
+Feature = Literal["class-token", "projected"]
+
 
 class VisionFeatures(NamedTuple):
     """What a vision tower tells of a batch.
 
-    `class_token` (N, width): after `ln_post`. `taps`: per layer asked for, in that order, the output of its `ln_2` (before the MLP),
+    `class_token` (N, width): after `ln_post`. `taps`: per requested layer, in that order, the output of its `ln_2` (before the MLP),
     (N, 1 + patches, width). `projected` (N, embed_dim): the class token in the space shared with texts, not normalised.
     """
 
@@ -195,9 +194,6 @@ def project(features: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
 def drawn(*shape: int, std: float) -> torch.Tensor:
     """Random numbers of standard deviation `std`; uniform, for normal ones on the meta device torch imports a compiler."""
     return nn.init.uniform_(torch.empty(shape), -std * 3**0.5, std * 3**0.5)
-
-
-Feature = Literal["class-token", "projected"]
 
 
 class ClipLinear(nn.Module):

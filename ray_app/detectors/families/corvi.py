@@ -1,7 +1,6 @@
 """The `corvi` family: ResNet-50 whose stem does not shrink the image, at the image's own size, however large.
 
-Knows one architecture, built from timm's ResNet under torchvision's key names. Knows nothing about weights or preprocessing.
-Sources: Corvi et al., ICASSP 2023 (arXiv 2211.00680); specs/detectors.md §3.
+Built from timm's ResNet under torchvision's key names. Sources: Corvi et al., ICASSP 2023 (arXiv 2211.00680); specs/detectors.md §3.
 """
 
 from collections.abc import Sequence

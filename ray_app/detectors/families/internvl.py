@@ -1,18 +1,9 @@
-"""The `internvl` family: a vision-language model is asked whether an image is real; transformers' own InternVL class, no code from a hub.
+"""The `internvl` family: a vision-language model is asked whether an image is real, by transformers' own InternVL class or by vLLM; no code
+from a hub.
 
-Knows the network, its key names on the hub and how a batch is asked. Knows nothing about prompts' words (`dialogue`) or replies'
-meaning (`reply_parsing`).
-
-What a vision-language model is asked about an image and which tokens count as its answers.
-
-Knows texts and a tokenizer's file. Knows nothing about networks: both engines of `internvl` ask the same.
-
-What a reply in words says about an image, read as the authors of the published baseline read it. Knows text only.
-
-The `internvl` family on vLLM: the same dialogue, the same parser, batches scheduled by vLLM on a GPU.
-
-Knows vLLM's offline interface (`LLM.generate`, `SamplingParams`; docs.vllm.ai, 0.20) and imports it only when it is asked for. It needs
-the extra `vllm` and a GPU; this project's tests have neither, so only what stands around the engine is tested.
+`Dialogue` is the question in the card, `answer_of` reads replies as the authors of the published baseline do. vLLM's offline interface
+(`LLM.generate`, `SamplingParams`; docs.vllm.ai, 0.20) is imported only when a card asks for it. It needs the extra `vllm` and a GPU; this
+project's tests have neither, so only what stands around the engine is tested.
 """
 
 import importlib
@@ -38,6 +29,10 @@ from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import DetectorError
 
 TOKENIZER = "tokenizer.json"
+
+Answer = Literal["real", "fake", "unknown"]
+
+SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
 
 
 class AnswerWords(Frozen):
@@ -92,7 +87,7 @@ class DialogueTokens(NamedTuple):
     real: list[int]
 
     def text(self, reply: list[int]) -> str:
-        """What the model said, up to the end of its reply."""
+        """The model's text, up to the end of its reply."""
         spoken = reply[: reply.index(self.end)] if self.end in reply else reply
         return str(self.tokenizer.decode(spoken, skip_special_tokens=True)).strip()
 
@@ -129,20 +124,15 @@ def _single_tokens(tokenizer: tokenizers.Tokenizer, words: tuple[str, ...], path
     return single
 
 
-Answer = Literal["real", "fake", "unknown"]
-
-SCORES: dict[Answer, float] = {"real": -1.0, "fake": 1.0, "unknown": math.nan}
-
-
 def answer_of(reply: str) -> Answer:
     """Which answer a reply gives, in the published order (specs/detectors.md §5).
 
     "real" is looked for first, anywhere, so that "not real" and "unreal" are real; then "ai" and "generated", inside other words too.
     """
-    said = reply.lower()
-    if "real" in said:
+    text = reply.lower()
+    if "real" in text:
         return "real"
-    return "fake" if "ai" in said or "generated" in said else "unknown"
+    return "fake" if "ai" in text or "generated" in text else "unknown"
 
 
 def score_of(reply: str) -> float:
@@ -210,16 +200,16 @@ class Interrogator(nn.Module):
         return joined([ask(part, self._tokens) for part in torch.split(pixels, at_once)])
 
     def _first_token(self, pixels: torch.Tensor, tokens: DialogueTokens) -> Prediction:
-        output = self.chat(**_asked(pixels, tokens), use_cache=False, logits_to_keep=1)
+        output = self.chat(**_inputs(pixels, tokens), use_cache=False, logits_to_keep=1)
         logits = output.logits[:, -1].float()
         return Prediction((logits[:, tokens.fake].logsumexp(1) - logits[:, tokens.real].logsumexp(1)).unsqueeze(1))
 
     def _reply(self, pixels: torch.Tensor, tokens: DialogueTokens) -> Prediction:
-        asked = _asked(pixels, tokens)
+        inputs = _inputs(pixels, tokens)
         greedy = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False, max_new_tokens=self.dialogue.max_new_tokens, eos_token_id=tokens.end, pad_token_id=tokens.end
         )
-        spoken = self.chat.generate(**asked, generation_config=greedy)[:, len(tokens.prompt) :]
+        spoken = self.chat.generate(**inputs, generation_config=greedy)[:, len(tokens.prompt) :]
         return prediction_of([tokens.text(reply) for reply in spoken.tolist()], pixels.device)
 
 
@@ -234,7 +224,7 @@ def joined(parts: list[Prediction]) -> Prediction:
     return Prediction(torch.cat([part.logits for part in parts]), replies=replies or None)
 
 
-def _asked(pixels: torch.Tensor, tokens: DialogueTokens) -> dict[str, torch.Tensor]:
+def _inputs(pixels: torch.Tensor, tokens: DialogueTokens) -> dict[str, torch.Tensor]:
     ids = torch.tensor(tokens.prompt, device=pixels.device).expand(len(pixels), -1)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
@@ -294,8 +284,8 @@ class VllmInterrogator(nn.Module):
             raise DetectorError("vLLM is not started", hint="attach() the folder that the weights lie in")
         tokens = self._tokens
         prompt = self.dialogue.prompt(self.dialogue.image[1])  # vLLM's processor repeats and brackets the token itself
-        asked = [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in images_of(pixels, self.preprocessing)]
-        answers = [request.outputs[0] for request in self._engine.generate(asked, self._sampling(tokens), use_tqdm=False)]
+        inputs = [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in images_of(pixels, self.preprocessing)]
+        answers = [request.outputs[0] for request in self._engine.generate(inputs, self._sampling(tokens), use_tqdm=False)]
         if self.dialogue.mode == "reply":
             return prediction_of([tokens.text(list(answer.token_ids)) for answer in answers], pixels.device)
         firsts = [{token: entry.logprob for token, entry in answer.logprobs[0].items()} for answer in answers]

@@ -1,7 +1,7 @@
-"""The `ladeda` family: detectors that see 9 × 9 px at a time and average what every such patch says.
+"""The `ladeda` family: detectors that see 9 × 9 px at a time and average the scores of all such patches.
 
-Knows two architectures: LaDeDa9, a ResNet-50 with most 3 × 3 convolutions shrunk to 1 × 1, and Tiny-LaDeDa, four convolutions.
-Knows nothing about weights or preprocessing. Sources: Cavia et al., arXiv 2406.09398; specs/detectors.md §8.
+LaDeDa9 is a ResNet-50 with most 3 × 3 convolutions shrunk to 1 × 1, Tiny-LaDeDa four convolutions. Sources: Cavia et al., arXiv 2406.09398;
+specs/detectors.md §8.
 """
 
 from typing import TYPE_CHECKING, get_args

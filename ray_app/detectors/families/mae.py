@@ -1,10 +1,8 @@
-"""The masked autoencoder's image encoder (MAE ViT-B/16), with windows and relative positions as a dense backbone.
+"""The masked autoencoder's image encoder (`MaeVit`, ViT-B/16), with windows and relative positions as a dense backbone;
+`headwise_attention` for CPUs.
 
-Knows layers and tensors. Knows nothing about CLIP, masks, cards or files. Keys are those of the published MAE encoder; the tables of
-relative positions come on top. Constants: He et al. 2021 (arXiv 2111.06377), Li et al. 2022 (arXiv 2112.01526, decomposed positions),
-specs/localization.md §1.1 (4) with golden/maskclip.md §6.
-
-Self-attention one head at a time, for CPUs. Knows tensors only.
+Keys are those of the published MAE encoder; the tables of relative positions come on top. Constants: He et al. 2021 (arXiv 2111.06377), Li
+et al. 2022 (arXiv 2112.01526, decomposed positions), specs/localization.md §1.1 (4) with golden/maskclip.md §6.
 """
 
 from collections import OrderedDict

@@ -1,19 +1,8 @@
-"""The `maskclip` family (OpenSDI, CVPR 2025): a frozen CLIP asked what is fake, and a MAE encoder that says where.
+"""The `maskclip` family (OpenSDI, CVPR 2025): a frozen CLIP says whether an image is fake, a MAE encoder where; with its losses and initial
+weights.
 
-Knows how the two branches attend to each other. Knows nothing about files, losses or images. State dict: the reference's 778 keys.
-Constants: specs/localization.md §1.1 and §1.4, corrected by golden/maskclip.md §6.
-
-From a map of tokens to a map of logits: a pyramid of four scales, fused, with a text's answer added everywhere.
-
-Knows layers and tensors. Knows nothing about CLIP, MAE, cards or files. Keys and constants: specs/localization.md §1.1 (6) and §1.4.
-
-What MaskCLIP is trained on: three losses, and which of its tensors learn. Knows tensors only.
-
-Constants: specs/localization.md §1.2 and §1.6.
-
-Where MaskCLIP's weights come from: MAE and CLIP to begin a training, and a checkpoint of another input size.
-
-Knows state dicts. Knows nothing about files. Constants: specs/localization.md §1.5.
+`MaskClip` is the network (state dict: the reference's 778 keys), `MaskDecoder` its decoder: a pyramid of four scales, fused, with a text's
+answer added everywhere. Constants: specs/localization.md §1.1 to §1.6, corrected by golden/maskclip.md §6.
 """
 
 import math
@@ -37,6 +26,19 @@ if TYPE_CHECKING:
 
 EPS = 1e-6
 HEADS = 8
+
+# The layers of CLIP that are listened to; the first seven MAE blocks after block 0 each hear one, in this order.
+TAPS = (2, 4, 8, 12, 16, 20, 23)
+
+# CLIP's token ids: start, "X" (one per learned prompt, which takes its place), "an", "image", ".", end; zeros fill the context.
+START, PLACEHOLDER, CLASS_TEXT, END = 49406, 343, (550, 2867, 269), 49407
+PROMPT_STD = 0.02
+
+EDGE_WEIGHT = 20.0
+LEARNING = ("aggregator", "prompt", "vit_model")  # parts of the names of what learns; the rest is CLIP
+
+MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")  # of `mae_pretrain_vit_base.pth`, key `model`
+CLIP_UNUSED = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's own archive keeps among its tensors
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -107,14 +109,6 @@ class MaskDecoder(nn.Module):
         attended = functional.scaled_dot_product_attention(query, key, value)
         answer: torch.Tensor = self.proj(attended.flatten(1))
         return answer
-
-
-# The layers of CLIP that are listened to; the first seven MAE blocks after block 0 each hear one, in this order.
-TAPS = (2, 4, 8, 12, 16, 20, 23)
-
-# CLIP's token ids: start, "X" (one per learned prompt, which takes its place), "an", "image", ".", end; zeros fill the context.
-START, PLACEHOLDER, CLASS_TEXT, END = 49406, 343, (550, 2867, 269), 49407
-PROMPT_STD = 0.02
 
 
 class MaskClip(nn.Module):
@@ -244,12 +238,12 @@ class ClipToMae(nn.Module):
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """`patches` (N, P, clip_width) of a square; the answer has the shape of `tokens`."""
         side = math.isqrt(patches.shape[1])
-        asked = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
+        context = torch.unflatten(patches.transpose(1, 2), 2, (side, side))
         # Published the other way round: enlarged, then convolved. Both are linear, and there are four times fewer patches before.
-        narrow = functional.interpolate(self.channel_adjust[0](asked), size=tokens.shape[1:3], mode="bilinear", align_corners=False)
-        asked = self.channel_adjust[1](narrow).flatten(2).transpose(1, 2)
+        narrow = functional.interpolate(self.channel_adjust[0](context), size=tokens.shape[1:3], mode="bilinear", align_corners=False)
+        context = self.channel_adjust[1](narrow).flatten(2).transpose(1, 2)
         known = tokens.flatten(1, 2)
-        query, key, value = self._heads(self.query_proj(asked)), self._heads(self.key_proj(known)), self._heads(self.value_proj(known))
+        query, key, value = self._heads(self.query_proj(context)), self._heads(self.key_proj(known)), self._heads(self.value_proj(known))
         attended, _ = headwise_attention(self, query, key, value, None)
         answer: torch.Tensor = self.output_proj(attended.flatten(2))
         return answer.view_as(tokens)
@@ -296,10 +290,6 @@ def build(card: "DetectorCard") -> nn.Module:
         raise DetectorError(f"{card.name}: maskclip cannot be built with these arguments: {error}") from error
 
 
-EDGE_WEIGHT = 20.0
-LEARNING = ("aggregator", "prompt", "vit_model")  # parts of the names of what learns; the rest is CLIP
-
-
 class Losses(NamedTuple):
     """`detection`: cross-entropy of real and fake. `mask`: binary cross-entropy per pixel. `edge`: the same along edges, times 20."""
 
@@ -332,10 +322,6 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in name for part in LEARNING))
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-
-
-MAE_UNUSED = ("cls_token", "norm.weight", "norm.bias")  # of `mae_pretrain_vit_base.pth`, key `model`
-CLIP_UNUSED = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's own archive keeps among its tensors
 
 
 def initialise(network: MaskClip, mae_state: Mapping[str, torch.Tensor], clip_state: Mapping[str, torch.Tensor]) -> None:

@@ -1,11 +1,8 @@
-"""The `npr` family: the first half of a ResNet-50 on what differs between neighbouring pixels.
+"""The `npr` family: the first half of a ResNet-50 on the differences of neighbouring pixels (`residual_of`, as other detectors of
+upsampling use it).
 
-Knows one architecture, built from timm's ResNet blocks under the authors' key names. Knows nothing about weights or preprocessing.
-Sources: Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §9a.
-
-What is left of an image when neighbouring pixels are subtracted: the fixed first step of detectors of upsampling traces.
-
-Knows tensors of normalised pixels. Source of the constants: specs/detectors.md §8b and §9a.
+Built from timm's ResNet blocks under the authors' key names. Sources: Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §8b,
+§9a.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +29,11 @@ _GRADIENTS = {
     "right_diag": ((-2, -1, 0), (-1, 0, 1), (0, 1, 2)),
 }
 
+# A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
+STRIDE, HALO = 8, 48
+
+_FROM_RESNET = ("bn1", "act1", "maxpool", "layer1", "layer2")
+
 
 def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
     """Every 2 × 2 cell minus its upper left pixel: (N, C, H, W) → (N, C, H, W) for even sides; of odd ones the last line is dropped."""
@@ -51,12 +53,6 @@ def residual_of(pixels: torch.Tensor, kind: Residual) -> torch.Tensor:
     # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps next to nothing.
     with torch.autocast(pixels.device.type, enabled=False):
         return functional.conv2d(pixels, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
-
-
-# A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
-STRIDE, HALO = 8, 48
-
-_FROM_RESNET = ("bn1", "act1", "maxpool", "layer1", "layer2")
 
 
 class Npr(nn.Module):

@@ -1,10 +1,6 @@
 """The `residual` family: a small network that sees an image only through fixed high-pass filters.
 
-Knows one architecture in plain torch. Knows nothing about weights, cards' files or preprocessing.
-
-The mean of a convolutional network's features over an image too large to go through in one piece.
-
-Knows sizes, strides and receptive fields. Knows no network: it is told which function makes the features.
+`Tiling`, `feature_map` and `mean_features` run a convolutional network over an image too large to go through in one piece.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,6 +33,8 @@ _BANK: tuple[tuple[tuple[tuple[int, ...], ...], float, tuple[float, float, float
     (_RING, 4, (1, -1, 0)),
     (_RING, 4, (0, -1, 1)),
 )
+
+Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 def residual_bank() -> torch.Tensor:
@@ -107,9 +105,6 @@ class ResidualNet(nn.Module):
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `residual` describes, without weights: (N, 3, H, W) → (N, 1) logits."""
     return ResidualNet(**card.architecture.arguments)
-
-
-Features = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Tiling(NamedTuple):

@@ -1,7 +1,7 @@
-"""A C2PA manifest store → its state and what it claims, by the C2PA project's own library; nothing is fetched.
+"""C2PA: `CredentialsReader` validates a manifest store by the C2PA project's own library and reads what it claims; nothing is fetched.
 
-The library is native code on hostile bytes: whoever calls this stands where a crash or a hang costs one image (see `inference.decoding`).
-It is imported at the first manifest (0.13 s and 16 MiB): files without one never see it.
+The library is native code on hostile bytes: it is called only where a crash or a hang costs one image (see `inference.decoder`). It is
+imported at the first manifest (0.13 s and 16 MiB): files without one never see it.
 """
 
 import io

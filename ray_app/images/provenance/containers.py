@@ -1,14 +1,6 @@
-"""Metadata segments of a JPEG, up to its first scan: EXIF and XMP (APP1), C2PA (APP11), IPTC (APP13), comment.
+"""Metadata blocks of each container format: `locate` them in JPEG, PNG, WebP, GIF, TIFF, AVIF and HEIC; `coded_items` of the last two.
 
-Metadata chunks of a PNG: text (tEXt, zTXt, iTXt with XMP), eXIf, and C2PA's caBX. What is compressed is inflated up to a limit.
-
-Metadata chunks of a WebP: EXIF, XMP and C2PA in its RIFF container.
-
-Metadata extensions of a GIF, before its first frame and after it as far as the limit goes: comment, XMP, C2PA.
-
-Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in a `uuid` box.
-
-Metadata tags of a TIFF file: it is an EXIF block itself, and holds XMP, IPTC and C2PA as values of tags.
+By the structure of the container, within limits; nothing is decoded but compressed texts of PNG, up to a limit.
 """
 
 import zlib
@@ -26,7 +18,33 @@ _APP1, _APP11, _APP13, _COMMENT = 0xE1, 0xEB, 0xED, 0xFE
 _SCAN, _END = 0xDA, 0xD9
 _JUMBF_HEADER = 8  # "JP", box instance (2), packet number (4): ISO 19566-5, annex D
 
+MOST_CHUNKS = 10_000  # 32 MiB of pixels in libpng's usual 8 KiB pieces are 4,096
+MOST_INFLATED = 2**20  # of all texts together
+_XMP_KEYWORD = "XML:com.adobe.xmp"
 
+MOST_BLOCKS = 10_000  # of a GIF, of at most 255 bytes each: 2.5 MB of frames
+_EXTENSION, _IMAGE, _COMMENT_LABEL, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
+
+MOST_BOXES = 1000
+MOST_ITEMS = 1000  # a 50-megapixel HEIC of tiles has 200
+# C2PA 2.1, annex A.5.1.
+_C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+_PURPOSE = b"manifest\0"
+_XMP_ITEM = b"xmp"
+_CODED = (b"av01", b"hvc1")
+
+_XMP_TAG, _IPTC, _C2PA = 700, 33723, 52545
+
+NOTHING = MetadataBlocks()  # of a file that says nothing of its origin
+
+
+def locate(data: bytes, format_name: str | None) -> MetadataBlocks:
+    """The metadata of a sniffed format (see `images.formats`): total on any bytes, in bounded time, never raises."""
+    walker = _WALKERS.get(format_name or "")
+    return MetadataBlocks() if walker is None else walker(data)
+
+
+# Segments up to the first scan: EXIF and XMP (APP1), C2PA (APP11), IPTC (APP13), comment.
 def find_in_jpeg(data: bytes) -> MetadataBlocks:
     """The metadata of a JPEG."""
     found = MetadataBlocks()
@@ -48,14 +66,14 @@ def find_in_jpeg(data: bytes) -> MetadataBlocks:
                 extended = extended or _Extended()
                 extended.add(body[len(_EXTENDED) :])
             else:
-                _take(found, marker, body)
+                _take_segment(found, marker, body)
         at = end
     if extended is not None and (packet := extended.packet()):
         found.add_xmp(packet)
     return found
 
 
-def _take(found: MetadataBlocks, marker: int, body: bytes) -> None:
+def _take_segment(found: MetadataBlocks, marker: int, body: bytes) -> None:
     if marker == _APP1:
         if body.startswith(b"Exif\0"):
             found.add_exif(body)
@@ -91,11 +109,7 @@ class _Extended:
         return bytes(self._packet) if self._missing == 0 else b""
 
 
-MOST_CHUNKS = 10_000  # 32 MiB of pixels in libpng's usual 8 KiB pieces are 4,096
-MOST_INFLATED = 2**20  # of all texts together
-_PNG_XMP = "XML:com.adobe.xmp"
-
-
+# Chunks: text (tEXt, zTXt, iTXt with XMP), eXIf, and C2PA's caBX.
 def find_in_png(data: bytes) -> MetadataBlocks:
     """The metadata of a PNG."""
     found, budget, texts = MetadataBlocks(), MOST_INFLATED, 0
@@ -131,7 +145,7 @@ def _add_text(found: MetadataBlocks, kind: bytes, body: bytes, most: int) -> int
         rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # flag and method, language, translated keyword
     text = _inflated(rest, most) if is_compressed else rest[:most]
     name = keyword[:79].decode("latin-1")
-    if kind == b"iTXt" and name == _PNG_XMP:
+    if kind == b"iTXt" and name == _XMP_KEYWORD:
         found.add_xmp(text)
     elif len(text) <= MOST_BYTES:
         found.add_text(name, text.decode("utf-8" if kind == b"iTXt" else "latin-1", "replace"))
@@ -166,19 +180,16 @@ def find_in_webp(data: bytes) -> MetadataBlocks:
     return found
 
 
-MOST_BLOCKS = 10_000  # of at most 255 bytes: 2.5 MB of frames
-_EXTENSION, _IMAGE, _GIF_COMMENT, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
-
-
+# Extensions before the first frame and after it as far as the limit goes: comment, XMP, C2PA.
 def find_in_gif(data: bytes) -> MetadataBlocks:
     """The metadata of a GIF."""
     found = MetadataBlocks()
     with suppress(IndexError):  # the file ends in the middle of a block
-        _walk(data, found)
+        _walk_blocks(data, found)
     return found
 
 
-def _walk(data: bytes, found: MetadataBlocks) -> None:
+def _walk_blocks(data: bytes, found: MetadataBlocks) -> None:
     at = 13 + _table_bytes(data[10])
     left = MOST_BLOCKS
     while left > 0:
@@ -192,12 +203,12 @@ def _walk(data: bytes, found: MetadataBlocks) -> None:
         end, blocks = _end_of_blocks(data, start, left)
         left -= blocks
         if introducer == _EXTENSION and left > 0:
-            _gif_take(found, data, data[at + 1], start, end)
+            _take_extension(found, data, data[at + 1], start, end)
         at = end + 1
 
 
-def _gif_take(found: MetadataBlocks, data: bytes, label: int, start: int, end: int) -> None:
-    if label == _GIF_COMMENT and end - start <= MOST_BYTES:
+def _take_extension(found: MetadataBlocks, data: bytes, label: int, start: int, end: int) -> None:
+    if label == _COMMENT_LABEL and end - start <= MOST_BYTES:
         found.add_text("comment", _joined(data, start, end).decode("utf-8", "replace"))
     elif label == _APPLICATION and data[start] == 11:
         name, body = data[start + 1 : start + 12], start + 12
@@ -230,15 +241,6 @@ def _table_bytes(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
-MOST_BOXES = 1000
-MOST_ITEMS = 1000  # a 50-megapixel HEIC of tiles has 200
-# C2PA 2.1, annex A.5.1.
-_C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
-_PURPOSE = b"manifest\0"
-_BMFF_XMP = b"xmp"
-_CODED = (b"av01", b"hvc1")
-
-
 class BmffBox(NamedTuple):
     """A box's type and where its content stands."""
 
@@ -264,6 +266,7 @@ class Fields:
         return self.at > self._end
 
 
+# Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in a `uuid` box.
 def find_in_boxes(data: bytes) -> MetadataBlocks:
     """The metadata of an AVIF or HEIC."""
     found, items = MetadataBlocks(), False
@@ -304,7 +307,7 @@ def coded_items(data: bytes) -> Iterator[tuple[int, int]]:
 def foreign_kinds(data: bytes) -> list[str]:
     """What the items of an AVIF or HEIC are where none of them is a picture that its decoders know; empty where one is."""
     meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
-    kinds = {kind for kind, _, _ in _items(data, meta)} - {b"Exif", _BMFF_XMP} if meta is not None else set()
+    kinds = {kind for kind, _, _ in _items(data, meta)} - {b"Exif", _XMP_ITEM} if meta is not None else set()
     return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)
 
 
@@ -315,7 +318,7 @@ def _take_items(found: MetadataBlocks, data: bytes, meta: BmffBox) -> None:
         block = data[start : start + size]
         if kind == b"Exif":
             found.add_exif(block[4 + int.from_bytes(block[:4], "big") :])  # an offset to the TIFF header comes first
-        elif kind == _BMFF_XMP:
+        elif kind == _XMP_ITEM:
             found.add_xmp(block)
 
 
@@ -346,7 +349,7 @@ def _item_kinds(data: bytes, iinf: BmffBox) -> Iterator[tuple[int, bytes]]:
         if kind != b"mime":
             yield item, kind
         elif b"application/rdf+xml" in data[fields.at : min(box.end, fields.at + 512)].split(b"\0")[1:2]:
-            yield item, _BMFF_XMP
+            yield item, _XMP_ITEM
 
 
 def _item_places(data: bytes, iloc: BmffBox) -> Iterator[tuple[int, int, int, int]]:
@@ -371,9 +374,7 @@ def _item_places(data: bytes, iloc: BmffBox) -> Iterator[tuple[int, int, int, in
         yield item, method, base + offset, size
 
 
-_TIFF_XMP, _IPTC, _C2PA = 700, 33723, 52545
-
-
+# A TIFF file is an EXIF block itself, and holds XMP, IPTC and C2PA as values of tags.
 def find_in_tiff(data: bytes) -> MetadataBlocks:
     """The metadata of a TIFF's first page."""
     found = MetadataBlocks()
@@ -383,8 +384,8 @@ def find_in_tiff(data: bytes) -> MetadataBlocks:
     except TiffError:
         return found
     found.exif = data
-    if _TIFF_XMP in tags:
-        found.add_xmp(tiff.octets(tags[_TIFF_XMP], MOST_BYTES + 1))
+    if _XMP_TAG in tags:
+        found.add_xmp(tiff.octets(tags[_XMP_TAG], MOST_BYTES + 1))
     if _IPTC in tags:
         found.iptc = tiff.octets(tags[_IPTC], MOST_BYTES)
     if _C2PA in tags:
@@ -401,12 +402,3 @@ _WALKERS: dict[str, Callable[[bytes], MetadataBlocks]] = {
     "AVIF": find_in_boxes,
     "HEIC": find_in_boxes,
 }
-
-
-def locate(data: bytes, format_name: str | None) -> MetadataBlocks:
-    """The metadata of a sniffed format (see `images.sniff`): total on any bytes, in bounded time, never raises."""
-    walker = _WALKERS.get(format_name or "")
-    return MetadataBlocks() if walker is None else walker(data)
-
-
-NOTHING = MetadataBlocks()  # of a file that says nothing of its origin

@@ -1,8 +1,5 @@
-"""Which generator wrote parameters into a file, by their structure, and what they say. Knows texts; knows no container.
-
-ComfyUI's graphs: the one that ran, node by node with its inputs, and the one that was drawn.
-
-The text that Stable Diffusion web UI writes: prompt, negative prompt, and a last line of `Steps: 20, Sampler: Euler a, …`.
+"""Generation parameters in metadata texts → `Generator` (`read_generator`): Stable Diffusion web UI, ComfyUI, NovelAI, InvokeAI, Fooocus,
+Midjourney …
 """
 
 import json
@@ -15,75 +12,11 @@ from ray_app.images.provenance.statement import Generator
 MOST_NODES = 500
 _MODELS = ("ckpt_name", "unet_name")
 
-
-def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Generator in {id: {class_type, inputs}}; empty where this is no such graph."""
-    nodes = dict(_nodes(graph))
-    if not nodes:
-        return {}
-    sampling = next((inputs for _, inputs in nodes.values() if "steps" in inputs and "sampler_name" in inputs), {})
-    return {
-        "prompt": _words(nodes, sampling.get("positive")),
-        "negative_prompt": _words(nodes, sampling.get("negative")),
-        "steps": sampling.get("steps"),
-        "sampler": sampling.get("sampler_name"),
-        "seed": sampling.get("seed"),
-        "models": [inputs[name] for _, inputs in nodes.values() for name in _MODELS if name in inputs],
-        "nodes": [kind for kind, _ in nodes.values()],
-    }
-
-
-def read_workflow(drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Generator in {nodes: [{type, widgets_values}]}; empty where this is no such graph."""
-    listed = drawn.get("nodes")
-    nodes = [node for node in listed[:MOST_NODES] if isinstance(node, dict)] if isinstance(listed, list) else []
-    kinds = [kind for node in nodes if isinstance(kind := node.get("type"), str)]
-    if not kinds or "links" not in drawn:
-        return {}
-    models = [
-        node["widgets_values"][0]
-        for node in nodes
-        if str(node.get("type")).startswith(("CheckpointLoader", "UNETLoader"))
-        and isinstance(node.get("widgets_values"), list)
-        and node["widgets_values"]
-    ]
-    return {"models": models, "nodes": kinds}
-
-
-def _nodes(graph: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
-    for name, node in list(graph.items())[:MOST_NODES]:
-        if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict):
-            yield name, (node["class_type"], node["inputs"])
-
-
-def _words(nodes: Mapping[str, tuple[str, Mapping[str, Any]]], link: Any) -> str | None:
-    """The text of the node that an input is linked to: [id, output]."""
-    if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
-        return None
-    text = nodes[link[0]][1].get("text")
-    return text if isinstance(text, str) else None
-
-
 MOST_SETTINGS = 4000  # characters of the last line: a long one lists the hashes of many networks
 _STEPS = re.compile(r"^Steps: \d+, [A-Z]", re.MULTILINE)
 _SETTING = re.compile(r'(\w[\w /-]{0,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|\Z)')
 _NEGATIVE = "Negative prompt:"
 _FIELDS = {"Sampler": "sampler", "Model": "model", "Model hash": "model_hash", "Version": "version"}
-
-
-def read_parameters(text: str) -> dict[str, Any]:
-    """The fields of a Generator but for the tool; empty where the text has no such line."""
-    starts = [match.start() for match in _STEPS.finditer(text)]
-    if not starts:
-        return {}
-    said = text[: starts[-1]]
-    prompt, _, negative = said.partition("\n" + _NEGATIVE) if not said.startswith(_NEGATIVE) else ("", "", said[len(_NEGATIVE) :])
-    line = text[starts[-1] :].partition("\n")[0][:MOST_SETTINGS]
-    settings = {match[1]: match[2].strip('" ') for match in _SETTING.finditer(line)}
-    fields = {field: settings[name] for name, field in _FIELDS.items() if name in settings}
-    numbers = {name.lower(): int(settings[name][:20]) for name in ("Steps", "Seed") if settings.get(name, "")[:20].isdecimal()}
-    return {"prompt": prompt, "negative_prompt": negative, **fields, **numbers}
-
 
 Texts = Mapping[str, str]
 
@@ -135,34 +68,35 @@ def _novelai(texts: Texts, software: str) -> dict[str, Any]:
 
 def _invokeai(texts: Texts, software: str) -> dict[str, Any]:
     del software
-    said = _mapping(texts.get("invokeai_metadata", ""))
-    if "positive_prompt" in said:
-        model = said.get("model")
+    given = _mapping(texts.get("invokeai_metadata", ""))
+    if "positive_prompt" in given:
+        model = given.get("model")
         model = model if isinstance(model, dict) else {}
-        return {"tool": "InvokeAI", "version": said.get("app_version"), "prompt": said["positive_prompt"], "sampler": said.get("scheduler"),
+        return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": given["positive_prompt"],
+                "sampler": given.get("scheduler"),
                 "model": model.get("name") or model.get("model_name"), "model_hash": model.get("hash"),
-                **_taken(said, ("negative_prompt", "steps", "seed"))}  # fmt: skip
-    said = _mapping(texts.get("sd-metadata", ""))
-    image = said.get("image")
+                **_taken(given, ("negative_prompt", "steps", "seed"))}  # fmt: skip
+    given = _mapping(texts.get("sd-metadata", ""))
+    image = given.get("image")
     if isinstance(image, dict):
         prompt = image.get("prompt")
         prompt = prompt[0].get("prompt") if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict) else prompt
-        return {"tool": "InvokeAI", "version": said.get("app_version"), "prompt": prompt, "model": said.get("model_weights"),
-                "model_hash": said.get("model_hash"), **_taken(image, ("steps", "sampler", "seed"))}  # fmt: skip
+        return {"tool": "InvokeAI", "version": given.get("app_version"), "prompt": prompt, "model": given.get("model_weights"),
+                "model_hash": given.get("model_hash"), **_taken(image, ("steps", "sampler", "seed"))}  # fmt: skip
     return {}
 
 
 def _json_parameters(texts: Texts, software: str) -> dict[str, Any]:
     """Fooocus and SwarmUI write the web UI's text as JSON."""
     del software
-    said = _mapping(texts.get("parameters", ""))
-    swarm = said.get("sui_image_params")
+    record = _mapping(texts.get("parameters", ""))
+    swarm = record.get("sui_image_params")
     if isinstance(swarm, dict):
         return {"tool": "SwarmUI", "version": swarm.get("swarm_version"), "negative_prompt": swarm.get("negativeprompt"),
                 **_taken(swarm, ("prompt", "model", "steps", "sampler", "seed"))}  # fmt: skip
-    if "base_model" in said:
-        return {"tool": "Fooocus", "model": said["base_model"], "model_hash": said.get("base_model_hash"),
-                **_taken(said, ("version", "prompt", "negative_prompt", "steps", "sampler", "seed"))}  # fmt: skip
+    if "base_model" in record:
+        return {"tool": "Fooocus", "model": record["base_model"], "model_hash": record.get("base_model_hash"),
+                **_taken(record, ("version", "prompt", "negative_prompt", "steps", "sampler", "seed"))}  # fmt: skip
     return {}
 
 
@@ -173,8 +107,8 @@ def _midjourney(texts: Texts, software: str) -> dict[str, Any]:
     return {"tool": "Midjourney", "prompt": described[: found.start()]} if found else {}
 
 
-def _taken(said: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: said.get(name) for name in names}
+def _taken(record: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: record.get(name) for name in names}
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -188,7 +122,7 @@ def _mapping(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# By the keywords without which each finds nothing, in the order in which they are asked.
+# By the keywords without which each finds nothing, in the order in which they are tried.
 _READERS = (
     (("invokeai_metadata", "sd-metadata"), _invokeai),
     (("parameters",), _json_parameters),
@@ -197,3 +131,65 @@ _READERS = (
     (("Comment",), _novelai),
     (("Description",), _midjourney),
 )
+
+
+def read_prompt(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Generator in {id: {class_type, inputs}}; empty where this is no such graph."""
+    nodes = dict(_nodes(graph))
+    if not nodes:
+        return {}
+    sampling = next((inputs for _, inputs in nodes.values() if "steps" in inputs and "sampler_name" in inputs), {})
+    return {
+        "prompt": _words(nodes, sampling.get("positive")),
+        "negative_prompt": _words(nodes, sampling.get("negative")),
+        "steps": sampling.get("steps"),
+        "sampler": sampling.get("sampler_name"),
+        "seed": sampling.get("seed"),
+        "models": [inputs[name] for _, inputs in nodes.values() for name in _MODELS if name in inputs],
+        "nodes": [kind for kind, _ in nodes.values()],
+    }
+
+
+def read_workflow(drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Generator in {nodes: [{type, widgets_values}]}; empty where this is no such graph."""
+    listed = drawn.get("nodes")
+    nodes = [node for node in listed[:MOST_NODES] if isinstance(node, dict)] if isinstance(listed, list) else []
+    kinds = [kind for node in nodes if isinstance(kind := node.get("type"), str)]
+    if not kinds or "links" not in drawn:
+        return {}
+    models = [
+        node["widgets_values"][0]
+        for node in nodes
+        if str(node.get("type")).startswith(("CheckpointLoader", "UNETLoader"))
+        and isinstance(node.get("widgets_values"), list)
+        and node["widgets_values"]
+    ]
+    return {"models": models, "nodes": kinds}
+
+
+def _nodes(graph: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Mapping[str, Any]]]]:
+    for name, node in list(graph.items())[:MOST_NODES]:
+        if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict):
+            yield name, (node["class_type"], node["inputs"])
+
+
+def _words(nodes: Mapping[str, tuple[str, Mapping[str, Any]]], link: Any) -> str | None:
+    """The text of the node that an input is linked to: [id, output]."""
+    if not (isinstance(link, list) and link and isinstance(link[0], str) and link[0] in nodes):
+        return None
+    text = nodes[link[0]][1].get("text")
+    return text if isinstance(text, str) else None
+
+
+def read_parameters(text: str) -> dict[str, Any]:
+    """The fields of a Generator but for the tool; empty where the text has no such line."""
+    starts = [match.start() for match in _STEPS.finditer(text)]
+    if not starts:
+        return {}
+    prompts = text[: starts[-1]]
+    prompt, _, negative = prompts.partition("\n" + _NEGATIVE) if not prompts.startswith(_NEGATIVE) else ("", "", prompts[len(_NEGATIVE) :])
+    line = text[starts[-1] :].partition("\n")[0][:MOST_SETTINGS]
+    settings = {match[1]: match[2].strip('" ') for match in _SETTING.finditer(line)}
+    fields = {field: settings[name] for name, field in _FIELDS.items() if name in settings}
+    numbers = {name.lower(): int(settings[name][:20]) for name in ("Steps", "Seed") if settings.get(name, "")[:20].isdecimal()}
+    return {"prompt": prompt, "negative_prompt": negative, **fields, **numbers}

@@ -1,8 +1,7 @@
-"""EXIF tags → camera, software, and the texts that generators hide where people write remarks. Never names, never places.
+"""Parsers of EXIF (`read_exif`), XMP (`read_xmp`) and IPTC-IIM (`resource`, `program`), for what they state about origin alone.
 
-IPTC-IIM, where old press software writes: only the program that made the file is read of it.
-
-XMP packets → the three properties that speak of origin. A parser that knows no entities, and stops where a packet gets large.
+Camera, software, source types, and texts in which generators write their parameters: never names, never places. XMP is parsed without
+entities, up to a limit; of IPTC-IIM only the program that made the file is read.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,20 @@ _EXIF_DIRECTORY, _TAKEN, _USER_COMMENT = 34665, 36867, 37510
 _LINE_BYTES = 2000  # of a tag that is one line
 _GRAPHS = ("prompt:{", "workflow:{")  # ComfyUI's, in any text tag of a WebP
 
+MOST_RESOURCES = 200
+MOST_DATASETS = 1000
+_PHOTOSHOP = b"Photoshop 3.0\0"
+_IPTC = 0x0404
+_PROGRAM, _VERSION = (2, 65), (2, 70)
+
+MOST_ELEMENTS = 5000
+_DEPTH = 3  # x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other files
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
+_SOURCE_TYPE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ DigitalSourceType"
+_TOOL = "http://ns.adobe.com/xap/1.0/ CreatorTool"
+_MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: where a manifest lies
+_VOCABULARIES = ("cv.iptc.org/newscodes/digitalsourcetype/", "c2pa.org/digitalsourcetype/")
+
 
 @dataclass(slots=True)
 class ExifStatements:
@@ -33,41 +46,41 @@ class ExifStatements:
 
 def read_exif(block: bytes) -> ExifStatements:
     """What an EXIF block says; one bad pointer costs what lies behind it, not what was read before."""
-    said = ExifStatements()
+    statements = ExifStatements()
     try:
         tiff = Tiff(block)
         tags = tiff.directory()
         for tag in (_MAKE, _MODEL, _DESCRIPTION):
             if tag in tags:
-                _note(said, tag, tiff, tags[tag])
+                _note(statements, tag, tiff, tags[tag])
         if _SOFTWARE in tags:
-            said.software = _text(tiff.octets(tags[_SOFTWARE], _LINE_BYTES))
+            statements.software = _text(tiff.octets(tags[_SOFTWARE], _LINE_BYTES))
         if _EXIF_DIRECTORY in tags:
-            _read_inner(said, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0])
+            _read_inner(statements, tiff, tiff.integers(tags[_EXIF_DIRECTORY])[0])
     except (TiffError, LookupError):
         pass
-    return said
+    return statements
 
 
-def _note(said: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) -> None:
+def _note(statements: ExifStatements, tag: int, tiff: Tiff, entry: TiffEntry) -> None:
     text = _text(tiff.octets(entry, MOST_BYTES))
     if text.startswith(_GRAPHS):
         name, _, graph = text.partition(":")
-        said.texts[name] = graph
+        statements.texts[name] = graph
     elif tag == _MAKE:
-        said.make = text
+        statements.make = text
     elif tag == _MODEL:
-        said.model = text
+        statements.model = text
     else:
-        said.texts["Description"] = text
+        statements.texts["Description"] = text
 
 
-def _read_inner(said: ExifStatements, tiff: Tiff, offset: int) -> None:
+def _read_inner(statements: ExifStatements, tiff: Tiff, offset: int) -> None:
     inner = tiff.directory(offset)
     if _TAKEN in inner:
-        said.taken = _text(tiff.octets(inner[_TAKEN], 32))
+        statements.taken = _text(tiff.octets(inner[_TAKEN], 32))
     if _USER_COMMENT in inner:
-        said.texts["parameters"] = _comment(tiff.octets(inner[_USER_COMMENT], MOST_BYTES))
+        statements.texts["parameters"] = _comment(tiff.octets(inner[_USER_COMMENT], MOST_BYTES))
 
 
 def _comment(octets: bytes) -> str:
@@ -80,13 +93,6 @@ def _comment(octets: bytes) -> str:
 
 def _text(octets: bytes) -> str:
     return octets.partition(b"\0")[0].decode("utf-8", "replace")
-
-
-MOST_RESOURCES = 200
-MOST_DATASETS = 1000
-_PHOTOSHOP = b"Photoshop 3.0\0"
-_IPTC = 0x0404
-_PROGRAM, _VERSION = (2, 65), (2, 70)
 
 
 def resource(segment: bytes) -> bytes:
@@ -107,8 +113,8 @@ def resource(segment: bytes) -> bytes:
 
 
 def program(records: bytes) -> str:
-    """The originating program and its version; empty where they are not said."""
-    said: dict[tuple[int, int], str] = {}
+    """The originating program and its version; empty where they are not stated."""
+    statements: dict[tuple[int, int], str] = {}
     at = 0
     for _ in range(MOST_DATASETS):
         size = int.from_bytes(records[at + 3 : at + 5], "big")
@@ -116,18 +122,9 @@ def program(records: bytes) -> str:
             break
         kind = (records[at + 1], records[at + 2])
         if kind in (_PROGRAM, _VERSION):
-            said.setdefault(kind, records[at + 5 : at + 5 + size].decode("utf-8", "replace"))
+            statements.setdefault(kind, records[at + 5 : at + 5 + size].decode("utf-8", "replace"))
         at += 5 + size
-    return f"{said[_PROGRAM]} {said.get(_VERSION, '')}" if _PROGRAM in said else ""
-
-
-MOST_ELEMENTS = 5000
-_DEPTH = 3  # x:xmpmeta, rdf:RDF, rdf:Description: a property stands below them; deeper ones speak of other files
-_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# "
-_SOURCE_TYPE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/ DigitalSourceType"
-_TOOL = "http://ns.adobe.com/xap/1.0/ CreatorTool"
-_MANIFEST = "http://purl.org/dc/terms/ provenance"  # C2PA 2.1, §11.4: where a manifest lies
-_VOCABULARIES = ("cv.iptc.org/newscodes/digitalsourcetype/", "c2pa.org/digitalsourcetype/")
+    return f"{statements[_PROGRAM]} {statements.get(_VERSION, '')}" if _PROGRAM in statements else ""
 
 
 @dataclass(slots=True)
@@ -145,11 +142,11 @@ class _Enough(Exception):  # noqa: N818 - an end, not a fault
 
 def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
     """What the packets say; of one that is no XML, what stands before the fault."""
-    said = XmpStatements()
+    statements = XmpStatements()
     for packet in packets:
         with suppress(expat.ExpatError, _Enough, ValueError, LookupError):  # the last two: an encoding that nobody has
-            _Properties(said).parse(packet)
-    return said
+            _Properties(statements).parse(packet)
+    return statements
 
 
 def source_type(value: str) -> str:
@@ -163,8 +160,8 @@ def source_type(value: str) -> str:
 class _Properties:
     """The properties of rdf:Description elements, as attributes and as elements."""
 
-    def __init__(self, said: XmpStatements) -> None:
-        self._said = said
+    def __init__(self, statements: XmpStatements) -> None:
+        self._statements = statements
         self._path: list[str] = []
         self._elements = 0
         self._text: list[str] = []
@@ -208,8 +205,8 @@ class _Properties:
 
     def _note(self, name: str, value: str) -> None:
         if name == _SOURCE_TYPE and (code := source_type(value)):
-            self._said.source_types.append(code)
+            self._statements.source_types.append(code)
         elif name == _TOOL:
-            self._said.tool = self._said.tool or value.strip()
+            self._statements.tool = self._statements.tool or value.strip()
         elif name == _MANIFEST and value.strip().startswith(("http://", "https://")):
-            self._said.remote_manifest = True
+            self._statements.remote_manifest = True

@@ -1,6 +1,6 @@
-"""Bytes of one file → its Provenance: locate, read each kind of statement, put them together.
+"""`ProvenanceReader`: bytes of one file → its `Provenance`; `ProvenanceConfig` says whether it is read and which certificates are trusted.
 
-Whether origin is read, and whose signatures count. The certificates are read once and travel as text.
+The certificates are read once and travel as text.
 """
 
 from pathlib import Path
@@ -17,6 +17,8 @@ from ray_app.images.provenance.metadata import ExifStatements, read_exif, read_x
 from ray_app.images.provenance.statement import Camera, ContentCredentials, MetadataBlocks, Provenance
 
 _PEM = "-----BEGIN CERTIFICATE-----"
+
+_NO_CAMERA = Camera()
 
 
 class ProvenancePolicy(Frozen):
@@ -46,7 +48,7 @@ def _certificates(named: str) -> str:
     hint = "a PEM file: one or more blocks of -----BEGIN CERTIFICATE-----"
     try:
         text = named if _PEM in named else Path(named).read_text(encoding="utf-8")
-        # One bad certificate would make every manifest unreadable: better said before a run than in each of its rows.
+        # One bad certificate would make every manifest unreadable: better reported before a run than in each of its rows.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except OSError as error:
         raise ConfigError(f"provenance.trust_list: {error.strerror or error}: {named[:200]}", hint=hint) from None
@@ -95,6 +97,3 @@ class ProvenanceReader:
 def has_manifest(data: bytes, format_name: str | None) -> bool:
     """Whether a file of a sniffed format holds a C2PA manifest store, which only native code can read."""
     return locate(data, format_name).manifest_bytes > 0
-
-
-_NO_CAMERA = Camera()

@@ -1,6 +1,7 @@
-"""What can be said of an origin, as values that hold no more than they may: short lines, few of them, nothing invisible.
+"""Provenance as data: `Provenance` and its parts (`Camera`, `Generator`, `ContentCredentials`), and the raw `MetadataBlocks` that they come
+from.
 
-What a walker may find in a container: blocks as the container delimits them, within limits. Knows no format, no statement.
+Values hold no more than they may: short lines, few of them, nothing invisible.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +18,12 @@ AI_SOURCE_TYPES = frozenset(
     {"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic", "trainedAlgorithmicData"}
 )
 
+MOST_BYTES = 256 * 1024  # of one EXIF block, XMP packet or text: a JPEG segment holds 64 KiB, and no camera writes more
+MOST_PACKETS = 2  # XMP: the packet, and its extension
+MOST_TEXTS = 32
+# C2PA 2.1, §11.1.4.2: the type of the superbox that is a manifest store, in any container.
+C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
+
 
 def plain(value: Any) -> str:
     """One line without controls, bidirectional ones included, of at most 300 characters; empty for what is no text or number."""
@@ -27,8 +34,8 @@ def plain(value: Any) -> str:
 
 
 def _lines(values: Any) -> tuple[str, ...]:
-    said = (plain(value)[:MOST_LISTED].rstrip() for value in values[: 64 * MOST_LINES]) if isinstance(values, list | tuple) else ()
-    return tuple(dict.fromkeys(line for line in said if line))[:MOST_LINES]
+    statements = (plain(value)[:MOST_LISTED].rstrip() for value in values[: 64 * MOST_LINES]) if isinstance(values, list | tuple) else ()
+    return tuple(dict.fromkeys(line for line in statements if line))[:MOST_LINES]
 
 
 def _whole(value: Any) -> int | None:
@@ -89,9 +96,9 @@ class Provenance(Frozen):
     ai_declared: bool = Field(description="whether the file says of itself that a model made it, or part of it")
 
     @classmethod
-    def of(cls, **said: Any) -> "Provenance | None":
-        """The statements with what follows from them; None where nothing is said."""
-        stated = cls(**said, ai_declared=False)
+    def of(cls, **statements: Any) -> "Provenance | None":
+        """The statements with what follows from them; None where there are none."""
+        stated = cls(**statements, ai_declared=False)
         if stated == _NOTHING:
             return None
         by_manifest = stated.c2pa is not None and stated.c2pa.state in ("trusted", "intact") and stated.c2pa.ai_generated
@@ -105,23 +112,20 @@ class Provenance(Frozen):
     def lines(self) -> dict[str, str]:
         """The statements as short lines by name, for people and for programs that want no structure."""
         camera, generator, c2pa = self.camera or Camera(), self.generator, self.c2pa
-        said = {"make": camera.make, "model": camera.model, "taken": camera.taken, "software": self.software}
+        statements = {"make": camera.make, "model": camera.model, "taken": camera.taken, "software": self.software}
         if generator is not None:
-            said |= {"generator": generator.tool, "prompt": generator.prompt, "checkpoint": generator.model or ", ".join(generator.models)}
-        said["digital_source_type"] = ", ".join(self.digital_source_type)
+            statements |= {
+                "generator": generator.tool,
+                "prompt": generator.prompt,
+                "checkpoint": generator.model or ", ".join(generator.models),
+            }
+        statements["digital_source_type"] = ", ".join(self.digital_source_type)
         if c2pa is not None:
-            said["c2pa"] = "; ".join(filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types))))
-        return {name: line[:MOST_CHARACTERS] for name, line in said.items() if line}
+            statements["c2pa"] = "; ".join(filter(None, (c2pa.state, c2pa.claim_generator, ", ".join(c2pa.source_types))))
+        return {name: line[:MOST_CHARACTERS] for name, line in statements.items() if line}
 
 
 _NOTHING = Provenance(ai_declared=False)
-
-
-MOST_BYTES = 256 * 1024  # of one EXIF block, XMP packet or text: a JPEG segment holds 64 KiB, and no camera writes more
-MOST_PACKETS = 2  # XMP: the packet, and its extension
-MOST_TEXTS = 32
-# C2PA 2.1, §11.1.4.2: the type of the superbox that is a manifest store, in any container.
-C2PA_STORE = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
 
 
 @dataclass(slots=True)
