@@ -61,8 +61,8 @@ class Detector:
     `slots` is the number of images in every batch that the network sees: fewer are filled up with black ones, so that shapes are static
     and a score does not depend on how many images came with it. Where a card keeps the size of every image (`card.preprocessing.shape`
     is None), images of one size go together instead: one by one on a CPU, up to 4 Mi pixels on a GPU.
-    `fingerprint` holds all that decides a score; it is plain JSON. `kinds`: the fields of a `Reading` that are never None, but for the
-    embeddings, which are given once they are requested.
+    `fingerprint` holds all that decides a score; it is plain JSON. `kinds`: the fields of a `BatchPrediction` that are never None, but
+    for the embeddings, which are given once they are requested.
     """
 
     def __init__(

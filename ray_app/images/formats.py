@@ -185,11 +185,11 @@ def count_gif_frames(data: bytes) -> int:
     """Frames in the bytes present, at least 1, counted within MOST_GIF_BLOCKS blocks; no frame is decoded."""
     frames = blocks = 0
     try:
-        at = 13 + _gif_table_bytes(data[10])
+        at = 13 + gif_table_bytes(data[10])
         while blocks < MOST_GIF_BLOCKS:
             if data[at] == 0x2C:  # an image
                 frames += 1
-                at += 11 + _gif_table_bytes(data[at + 9])
+                at += 11 + gif_table_bytes(data[at + 9])
             elif data[at] == 0x21:  # an extension
                 at += 2
             else:
@@ -212,7 +212,8 @@ def count_tiff_pages(data: bytes) -> int:
         return 1
 
 
-def _gif_table_bytes(flags: int) -> int:
+def gif_table_bytes(flags: int) -> int:
+    """How long a GIF's colour table is, by the flags of its screen or image."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 

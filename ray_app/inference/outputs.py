@@ -15,7 +15,7 @@ from ray_app.attribution.captioners import Caption
 Scores = dict[str, npt.NDArray[np.float32]]
 
 CLEAN = ""  # the view of an image as it is
-SCORES, MASKS, REPLIES, EMBEDDINGS = "scores", "masks", "replies", "embeddings"  # kinds: the fields of a `Reading`
+SCORES, MASKS, REPLIES, EMBEDDINGS = "scores", "masks", "replies", "embeddings"  # kinds: the fields of a `BatchPrediction`
 STABILITY = "stability"  # a kind: scores of a recompressed view, of images near a threshold
 CAPTIONS = "captions"  # a kind: what a describer says
 LISTS = (MASKS, REPLIES, CAPTIONS)  # kinds that are one object per image, None = none; all others are float32 arrays, NaN = none
@@ -35,7 +35,7 @@ class DetectorOutputs:
     """What was found of some images, in their order; every column has one entry per image.
 
     By kind: `scores` and `stability` (n,) float32 log-odds of fake; `embeddings` (n, d) float32; `masks` one (H, W) uint8 each, 255 =
-    surely altered; `replies` one text each, of detectors that answer in words; `captions` one `Described` each.
+    surely altered; `replies` one text each, of detectors that answer in words; `captions` one `Caption` each.
     """
 
     columns: Mapping[OutputKey, Any] = field(default_factory=dict)

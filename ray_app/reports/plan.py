@@ -1,4 +1,4 @@
-"""A plan (`scoring.forecasting`) as lines for the terminal: `plan_lines`, and the requests and the bill (`request_lines`, `cost_lines`)."""
+"""A plan (`plan_model.Plan`) as lines for the terminal: `plan_lines`, and the requests and the bill (`request_lines`, `cost_lines`)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

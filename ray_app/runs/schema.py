@@ -54,7 +54,7 @@ def row_schema(
     `second_look` says why all members of a cascade looked (`band`, `audit`); null where its first ones sufficed.
     `predicted_generator`, where an identifier was asked: null also where it takes the generator for none that it knows; then the family
     is null too, and `generator_ranking` (best first) and `generator_probability` (of the first) still say which of the known is nearest.
-    `generator_confidence`: that it is a known one, higher = surer. `prompt_likelihood`: see `profiling.describing.Described`.
+    `generator_confidence`: that it is a known one, higher = surer. `prompt_likelihood`: see `attribution.captioners.Caption`.
     `verdict_reason` is a `Reason`, and `verdict_detail` what varies in it.
     `input` repeats the source's own columns and stands only where the source has any: Parquet has no empty struct.
     """

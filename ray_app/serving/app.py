@@ -237,23 +237,23 @@ class RemoteGroup:
         self._handle = handle
 
     async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
-        """See `scorer.Group`."""
+        """See `engine.GroupHandle`."""
         answer: ScoreResponse | Offer = await _answered(self._handle.score.remote(ask))
         return answer
 
     async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
-        """See `scorer.Group`."""
+        """See `engine.GroupHandle`."""
         said: Profiled | Offer = await _answered(self._handle.profile.remote(ask))
         return said
 
     async def describe(self) -> "Release":
-        """See `scorer.Group`."""
+        """See `engine.GroupHandle`."""
         generation: Release = await _answered(self._handle.describe.remote())
         return generation
 
 
 class RemoteJobs:
-    """The deployment of `Jobs`, called through Serve."""
+    """`JobDeployment`, called through Serve."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle

@@ -171,7 +171,7 @@ class Identify(Frozen):
     every class weighs the same. `c`: the inverse strength of the penalty, for embeddings that are centred and scaled; null = of 1, 10,
     … 10,000 the one that folds by group choose. `most`: images per class that are drawn for training, null = all. A class of fewer
     than `fewest` training images is refused, or with `rare: leave-out` is no class. `open_set` and `abstains`: see
-    `profiling.cards.OpenSet`; `abstains: 0` names every image.
+    `attribution.cards.OpenSet`; `abstains: 0` names every image.
     """
 
     level: Literal["generator", "family"] = "generator"
@@ -189,7 +189,7 @@ class Identify(Frozen):
 
 
 class Describe(Frozen):
-    """Which of the tiers is made (see `profiling.cards.DescriberCard`), of what size, and how it searches.
+    """Which of the tiers is made (see `attribution.cards.DescriberCard`), of what size, and how it searches.
 
     `retrieval` keeps the embeddings of the training images with their prompts; `prefix` learns from the same embeddings, `captioner` from
     pixels: as `preprocessing` says or, where that is null, as `start` or else the recipe's detector is given them. `architecture`: as on

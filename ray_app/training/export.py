@@ -61,7 +61,7 @@ class TrainedDetector:
 
     `card` is the training card (networks.training_card), `network` the deployable network with its chosen weights. `validation` and
     `test` are of `metrics.detection_figures`, with those of `pixel_figures` where masks were judged. `findings` are those of
-    `datasets.splitting.make_splits`; `environment` plain facts by name, such as versions and device; `best_step` the step of the
+    `datasets.splits.make_splits`; `environment` plain facts by name, such as versions and device; `best_step` the step of the
     checkpoint that was chosen.
     """
 

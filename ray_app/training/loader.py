@@ -185,7 +185,7 @@ class StepLoader:
         self._loader, self._order = loader, order
 
     def load(self, step: int, rank: int, world: int) -> Batch:
-        """The part of a step that one of `world` workers sees; see `BatchLoader.load` and `Order.share`."""
+        """The part of a step that one of `world` workers sees; see `BatchLoader.load` and `SampleOrder.share`."""
         return self._loader.load(*self._order.share(step, rank, world))
 
     def load_several(self, steps: Sequence[int], rank: int, world: int) -> Batch:

@@ -83,7 +83,7 @@ class NetworkOutput(NamedTuple):
 
 
 class Learning(nn.Module):
-    """A network called as training calls it: (N, 3, H, W) normalised → `Answer`. One module, for DDP and FSDP act on `forward` alone."""
+    """A network called as training calls it: (N, 3, H, W) normalised → `NetworkOutput`. One module: DDP and FSDP act on `forward`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -300,7 +300,7 @@ def _data(images: Images) -> dict[str, Any]:
 
 
 def _shortcut(images: Images) -> MetricEstimate:
-    """The AUC of format and size alone: the share of fakes among the other half's images of the same, as `metrics.shortcut` in small."""
+    """The AUC of format and size alone: the share of fakes among the other half's images of the same, as in `metrics.label_quality`."""
     cells = np.unique(np.char.add(images.format, images.size), return_inverse=True)[1]
     half = np.arange(len(images)) % 2
     shares = np.zeros(len(images))

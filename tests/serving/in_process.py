@@ -19,7 +19,7 @@ from ray_app.serving.replica import DetectorGroup
 
 
 class LocalGroup:
-    """A group in this process; asked by one at a time, as a deployed one is (`serving.batching`)."""
+    """A group in this process; asked by one at a time, as a deployed one is (`serving.app`)."""
 
     def __init__(self, name, config):
         self.group = DetectorGroup(name)

@@ -21,7 +21,7 @@ def figures(seed, generators=("sdxl", "flux")):
 
 
 def made(kind="vit", *, test=True, calibration=True, **sections):
-    """A `Made` whose network has values of its own in every tensor, so that nothing that is lost can pass for its default."""
+    """A `TrainedDetector` whose network has values of its own in every tensor, so that nothing that is lost can pass for its default."""
     trained = recipe(kind, **sections)
     card = training_card(trained)
     network = deployable(network_for(trained, card), card)

@@ -179,7 +179,7 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """Writes shards of the listing in `store`; called with a `Shard`, returns its `Notes`. Picklable: it travels to workers.
+    """Writes shards of the listing in `store`; called with a `Shard`, returns its `ShardReport`. Picklable: it travels to workers.
 
     Raises StorageError when the output is out of reach or this machine's temporary folder is full.
     """

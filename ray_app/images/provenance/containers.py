@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from ray_app.images.formats import Tiff, TiffError
+from ray_app.images.formats import Tiff, TiffError, gif_table_bytes
 from ray_app.images.provenance import metadata
 from ray_app.images.provenance.statement import MOST_BYTES, MOST_TEXTS, MetadataBlocks
 
@@ -190,12 +190,12 @@ def find_in_gif(data: bytes) -> MetadataBlocks:
 
 
 def _walk_blocks(data: bytes, found: MetadataBlocks) -> None:
-    at = 13 + _table_bytes(data[10])
+    at = 13 + gif_table_bytes(data[10])
     left = MOST_BLOCKS
     while left > 0:
         introducer = data[at]
         if introducer == _IMAGE:
-            start = at + 11 + _table_bytes(data[at + 9])
+            start = at + 11 + gif_table_bytes(data[at + 9])
         elif introducer == _EXTENSION:
             start = at + 2
         else:
@@ -235,10 +235,6 @@ def _joined(data: bytes, at: int, end: int) -> bytes:
         pieces.append(data[at + 1 : at + 1 + data[at]])
         at += data[at] + 1
     return b"".join(pieces)
-
-
-def _table_bytes(flags: int) -> int:
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 class BmffBox(NamedTuple):

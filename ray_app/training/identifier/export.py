@@ -1,7 +1,7 @@
 """Embeddings with class names → an identifier in files: `make_identifier` fits the head, sets the threshold, writes card and figures.
 
-Figures (`measured`) are rows of `metrics.figure.Figure`: of known generators with and without abstaining, of unknown ones, of reals;
-95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
+Figures (`measured`) are rows of `metrics.arrays.MetricEstimate`: of known generators with and without abstaining, of unknown ones, of
+reals; 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
 """
 
 from collections import Counter

@@ -18,7 +18,7 @@ SECRET = "/x.png?X-Amz-Signature=hush"
 
 
 def asked(answer):
-    """What `Asker` makes of these bytes on a connection."""
+    """What `HttpClient` makes of these bytes on a connection."""
 
     async def serve(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
