@@ -38,7 +38,9 @@ def test_reads_and_overrides(tmp_path):
         ("inner: {}\n", "some.yaml: name: missing"),
         ("name: [1]\n", "some.yaml: name: Input should be a valid string (got [1])"),
         ("- 1\n", "expected keys and values, found list"),
-        ("a: [\n", "not YAML"),
+        ("a: [\n", "not YAML: while parsing a flow node\n"),
+        pytest.param("a: " + "[" * 4000 + "]" * 4000, "inner", id="deep"),
+        pytest.param("a: " + "[" * 300_000 + "]" * 300_000, "nested too deep", id="too deep"),
     ],
 )
 def test_errors_name_file_key_and_nearest_valid_key(tmp_path, text, expected):
