@@ -26,7 +26,6 @@ from ray_app.ensembles.decision import (
     is_audited,
     is_calibrated,
     logit,
-    out_of_fold_scores,
     second_looks,
     sigmoid,
 )
@@ -39,5 +38,5 @@ __all__ = [
     "load_ensemble_card", "ensemble_of", "decision_facts",
     "Decisions", "calibrate", "combine", "decide", "is_calibrated", "sigmoid", "logit",
     "early_scores", "second_looks", "is_audited", "drawn_by_audit",
-    "fit_stacking", "out_of_fold_scores",
+    "fit_stacking",
 ]  # fmt: skip

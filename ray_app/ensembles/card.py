@@ -238,12 +238,12 @@ def decision_facts(card: EnsembleCard) -> dict[str, Any]:
 
 
 def _check_stacking(where: str, rule: str, stacking: Stacking | None, members: int) -> None:
-    said = f"{where}: " if where else ""
+    prefix = f"{where}: " if where else ""
     if (rule == "stacked") != (stacking is not None):
-        raise ValueError(f"{said}`stacking` belongs to rule stacked, and that rule needs it (rule: {rule})")
+        raise ValueError(f"{prefix}`stacking` belongs to rule stacked, and that rule needs it (rule: {rule})")
     for key in ("mean", "scale", "coefficients") if stacking else ():
         if len(getattr(stacking, key)) != members:
-            raise ValueError(f"{said}stacking.{key} has {len(getattr(stacking, key))} numbers for {members} members")
+            raise ValueError(f"{prefix}stacking.{key} has {len(getattr(stacking, key))} numbers for {members} members")
 
 
 def _beside(card: Path, detector: str) -> str:

@@ -332,23 +332,6 @@ def fit_stacking(scores: Table, labels: Labels, seed: int = 0) -> Stacking:
     )
 
 
-def out_of_fold_scores(scores: Table, labels: Labels, seed: int = 0, folds: int = 5) -> Column:
-    """Stacked log-odds (n,), each from a fit that did not see its image: what an honest figure is computed from.
-
-    Folds keep the share of fakes and are drawn by `seed`. Raises ConfigError as `fit_stacking`, or where a class has fewer than two images.
-    """
-    from sklearn.model_selection import StratifiedKFold
-
-    scores, fake = _checked(scores, labels)
-    rarer = int(min(fake.sum(), (~fake).sum()))
-    if rarer < 2:
-        raise ConfigError("stacking: out-of-fold scores need two images of each class", hint="label more images")
-    result = np.empty(len(scores))
-    for seen, held_out in StratifiedKFold(min(folds, rarer), shuffle=True, random_state=seed).split(scores, fake):
-        result[held_out] = stacked(scores[held_out], fit_stacking(scores[seen], fake[seen], seed))
-    return result
-
-
 def _checked(scores: Table, labels: Labels) -> tuple[Table, npt.NDArray[np.bool_]]:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or np.shape(labels) != scores.shape[:1]:

@@ -75,11 +75,11 @@ class Seen(Frozen):
 
     def doubt(self, format: str | None, width: int | None, height: int | None) -> str | None:
         """Why an image is none of those; None where it may be one, or where nothing is known of it. There are few such sentences."""
-        said = [f"format {format}"] if self.formats and format is not None and format not in self.formats else []
+        reasons = [f"format {format}"] if self.formats and format is not None and format not in self.formats else []
         if width is not None and height is not None:
-            said += _beyond("the short side", min(width, height), self.short_side_px, "px")
-            said += _beyond("the image", width * height / 1e6, self.megapixels, "megapixels")
-        return f"outside what the calibration saw: {', '.join(said)}" if said else None
+            reasons += _beyond("the short side", min(width, height), self.short_side_px, "px")
+            reasons += _beyond("the image", width * height / 1e6, self.megapixels, "megapixels")
+        return f"outside what the calibration saw: {', '.join(reasons)}" if reasons else None
 
 
 class Population(Frozen):

@@ -4,7 +4,7 @@ What is gathered of some files merges with what is gathered of others, so that t
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -51,11 +51,6 @@ class Cells(Joined):
     predicted: Counter[str] = field(default_factory=Counter)
     digest: int = 0
 
-    @property
-    def joined(self) -> int:
-        """How many rows are labelled."""
-        return self.rows.total()
-
     def merge(self, other: "Cells") -> None:
         """Add what another pass gathered, of later files."""
         self.rows.update(other.rows)
@@ -67,7 +62,7 @@ class Cells(Joined):
         self.mistakes.merge(other.mistakes)
         if other.used is not None:
             self.used = other.used.copy() if self.used is None else self.used | other.used
-        self.others, self.other = self.others + other.others, self.other or other.other
+        self.joined, self.others, self.other = self.joined + other.joined, self.others + other.others, self.other or other.other
         self.predicted.update(other.predicted)
         self.digest = (self.digest + other.digest) % MODULUS
 
@@ -134,11 +129,6 @@ def gather(run: RunDirectory, labels: Labels, systems: Systems, *, each: Each | 
     return cells
 
 
-def scored(cells: Cells, system: str, chosen: Iterable[FileCell]) -> list[ScoreTally]:
-    """The tallies of one system in these cells."""
-    return [tally for cell in chosen if (tally := cells.scores.get((system, cell))) is not None]
-
-
 def _cells(table: pa.Table, truth: JoinedLabels) -> tuple[list[FileCell], Counts]:
     """The cells of some rows, and which each is in, (n,)."""
     formats = _texts(table["format"])
@@ -156,12 +146,12 @@ def _cells(table: pa.Table, truth: JoinedLabels) -> tuple[list[FileCell], Counts
 
 def _count_rows(cells: Cells, table: pa.Table, alike: Sequence[FileCell], cell_of: Counts) -> None:
     statuses, verdicts = _texts(table["status"]), _texts(table["verdict"])
-    words, said = statuses.dictionary.to_pylist(), verdicts.dictionary.to_pylist()
-    combined = (cell_of * len(words) + np.asarray(statuses.indices)) * len(said) + np.asarray(verdicts.indices)
+    status_names, verdict_names = statuses.dictionary.to_pylist(), verdicts.dictionary.to_pylist()
+    combined = (cell_of * len(status_names) + np.asarray(statuses.indices)) * len(verdict_names) + np.asarray(verdicts.indices)
     for one, count in zip(*np.unique(combined, return_counts=True), strict=True):
-        rest, verdict = divmod(int(one), len(said))
-        cell, status = divmod(rest, len(words))
-        cells.rows[alike[cell], words[status], None if said[verdict] == UNKNOWN else said[verdict]] += int(count)
+        rest, verdict = divmod(int(one), len(verdict_names))
+        cell, status = divmod(rest, len(status_names))
+        cells.rows[alike[cell], status_names[status], None if verdict_names[verdict] == UNKNOWN else verdict_names[verdict]] += int(count)
 
 
 def _count_scores(cells: Cells, alike: Sequence[FileCell], cell_of: Counts, columns: Mapping[str, Column]) -> None:

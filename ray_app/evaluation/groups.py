@@ -117,7 +117,7 @@ class GroupCoder:
         labels, words = _coded(table, "label")
         if complete and (labels < 0).any():
             raise ConfigError(f"{self._at(labels < 0)}: no label", hint="labels are real or fake, or 0 (real) and 1 (fake)")
-        is_fake = np.array([self._is_fake(word, labels == code) for code, word in enumerate(words)] + [False])[labels]
+        is_fake = np.array([parse_label(word, self._at(labels == code)) == "fake" for code, word in enumerate(words)] + [False])[labels]
         kinds = self._kinds(table)
         has_mask = _has_text(table, "mask_uri")
         kind = np.where(kinds > 0, kinds, np.where(has_mask, 1, 2))
@@ -133,19 +133,16 @@ class GroupCoder:
         if combined < 0:
             return -1
         kind, maker = divmod(combined, len(names) + 1)
-        said = str(names[maker - 1]).strip() if maker else ""
-        if kind and (said == "real" or said.startswith("real:")):
-            raise ConfigError(f"{self._at(rows == combined)}: labelled fake, but its generator is '{said}'")
-        group = EvaluationGroup(_CHOICES[kind], said or "unknown") if kind else EvaluationGroup("real", real_of(said))
+        name = str(names[maker - 1]).strip() if maker else ""
+        if kind and (name == "real" or name.startswith("real:")):
+            raise ConfigError(f"{self._at(rows == combined)}: labelled fake, but its generator is '{name}'")
+        group = EvaluationGroup(_CHOICES[kind], name or "unknown") if kind else EvaluationGroup("real", real_of(name))
         number = self._numbers.setdefault(group, len(self._numbers))
         if number >= MOST_GROUPS:
             raise ConfigError(
                 f"{self._where}: more than {MOST_GROUPS:,} generators, such as '{group.generator}'", hint="is that the right column?"
             )
         return number
-
-    def _is_fake(self, word: Any, rows: npt.NDArray[np.bool_]) -> bool:
-        return parse_label(word, self._at(rows)) == "fake"
 
     def _kinds(self, table: pa.Table) -> Codes:
         codes, words = _coded(table, "kind")

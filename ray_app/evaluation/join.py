@@ -4,7 +4,6 @@ An index holds 24 bytes a label: two independent 64-bit words of its key, its gr
 masks) stay in the file until they are needed. `members_of` gives the members of some ids as the run's manifests have them.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,7 +26,7 @@ Rows = npt.NDArray[np.uint32]
 Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
 """The joined rows of a run with the columns asked for, null where there is no such column; called as often as they are read."""
 KEYS = ("image_id", "sha256", "uri")
-_SAID = ("label", "generator", "kind", "mask_uri")
+_LABEL_COLUMNS = ("label", "generator", "kind", "mask_uri")
 _TEXTS = ("mask_uri", "prompt", "release_date")
 TOLD = ("label", "generator", "kind", *_TEXTS)
 """The columns of joined rows that are of the labels; all others are the run's."""
@@ -181,19 +180,15 @@ Labels = LabelIndex | OwnLabels
 
 
 @dataclass
-class Joined(ABC):
-    """What a pass over a run counts of its join with labels. `used`: which labels of an index have a row; `others`: rows without a label,
-    `other`: one of them by its key.
+class Joined:
+    """What a pass over a run counts of its join with labels. `used`: which labels of an index have a row; `joined`: rows with a label;
+    `others`: rows without one, `other`: one of them by its key.
     """
 
     used: npt.NDArray[np.bool_] | None = None
     others: int = 0
     other: str | None = None
-
-    @property
-    @abstractmethod
-    def joined(self) -> int:
-        """How many rows are labelled."""
+    joined: int = 0
 
     @property
     def unused(self) -> int:
@@ -216,6 +211,7 @@ class Joined(ABC):
             table, truth = table.take(pa.array(found)), JoinedLabels(truth.codes[found], truth.groups, truth.places[found])
         if self.used is not None:
             self.used[truth.places] = True
+        self.joined += len(table)
         return table, truth
 
 
@@ -247,8 +243,8 @@ def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]
         if not len(found):
             continue
         rows = table.take(pa.array(found))
-        said = _checked(own_fields(rows), rows) if texts is None and asked else texts and texts.take(pa.array(truth.places[found]))
-        yield _with_truth(rows, [truth.groups[code] for code in truth.codes[found].tolist()], said, names)
+        label_texts = _checked(own_fields(rows), rows) if texts is None and asked else texts and texts.take(pa.array(truth.places[found]))
+        yield _with_truth(rows, [truth.groups[code] for code in truth.codes[found].tolist()], label_texts, names)
 
 
 def own_fields(table: pa.Table) -> pa.Table:
@@ -256,7 +252,7 @@ def own_fields(table: pa.Table) -> pa.Table:
     inputs = table["input"].combine_chunks() if "input" in table.column_names else None
     names = [] if inputs is None else [one.name for one in inputs.type]
     fields = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
-    columns = {name: fields.get(name, name) for name in (*_SAID, "prompt", "split", "release_date")}
+    columns = {name: fields.get(name, name) for name in (*_LABEL_COLUMNS, "prompt", "split", "release_date")}
     return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
 
 
@@ -281,7 +277,7 @@ def _read(source: LabelTables, key: JoinKey, split: str | None) -> LabelIndex | 
     pieces: list[tuple[Words, Words, Codes]] = []
     kept: list[Rows] = []
     rows = others = 0
-    names = _present(source, [*key.columns, *_SAID, *(["split"] if split else [])])
+    names = _present(source, [*key.columns, *_LABEL_COLUMNS, *(["split"] if split else [])])
     for table in source.tables(names):
         codes = coder.codes(table, complete=True)
         words, checks, has_key = key.words(table)
@@ -328,14 +324,14 @@ def _truth(group: EvaluationGroup) -> tuple[str, str]:
     return {"real": "real", "whole": "fake", "local": "fake, edited locally,"}[group.kind], group.generator
 
 
-def _checked(said: pa.Table, rows: pa.Table) -> pa.Table:
+def _checked(fields: pa.Table, rows: pa.Table) -> pa.Table:
     """The fields that rows have themselves. Raises ConfigError for a mask's address that its archive may not name."""
-    for place, uri, member in zip(*(_texts_of(said, "mask_uri"), _texts_of(rows, "uri"), _texts_of(rows, "member")), strict=True):
+    for place, uri, member in zip(*(_texts_of(fields, "mask_uri"), _texts_of(rows, "uri"), _texts_of(rows, "member")), strict=True):
         if place is not None and not may_name(uri or "", member, place):
             raise ConfigError(
                 f"{uri}: what lies in an archive may not say that a mask lies at {place}", hint="give the labels as a file: --labels FILE"
             )
-    return said
+    return fields
 
 
 def _texts_of(table: pa.Table, name: str) -> list[str | None]:
@@ -343,14 +339,14 @@ def _texts_of(table: pa.Table, name: str) -> list[str | None]:
     return texts
 
 
-def _with_truth(rows: pa.Table, groups: Sequence[EvaluationGroup], said: pa.Table | None, names: Sequence[str]) -> pa.Table:
+def _with_truth(rows: pa.Table, groups: Sequence[EvaluationGroup], label_texts: pa.Table | None, names: Sequence[str]) -> pa.Table:
     truth = {"label": [one.label for one in groups], "generator": [one.generator for one in groups], "kind": [one.kind for one in groups]}
     columns = {}
     for name in names:
         if name in truth:
             columns[name] = pa.chunked_array([pa.array(truth[name], pa.string()).dictionary_encode()])
-        elif said is not None and name in said.column_names:
-            columns[name] = said[name].cast(pa.string())
+        elif label_texts is not None and name in label_texts.column_names:
+            columns[name] = label_texts[name].cast(pa.string())
         else:
             columns[name] = rows[name] if name in rows.column_names else pa.chunked_array([pa.nulls(len(rows), pa.string())])
     return pa.table(columns)

@@ -1,6 +1,6 @@
 """The source of an evaluation's labels (`labels_for`): a file, an index, a layout of the source, or the run itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
             f"{unused}, {rows}",
             hint=_hint(labels.key.name),
         )
-    return list(_odd(labels, cells, unused))
+    return list(_remarks(labels, cells, unused))
 
 
 def _of_config(config: EvaluateConfig) -> dict[str, Any]:
@@ -87,17 +87,15 @@ def _of_run(run: RunDirectory) -> dict[str, Any]:
     return {"at": tuple(identity["source"]), **settings}
 
 
-def _odd(labels: LabelIndex, cells: Joined, unused: str | None) -> Sequence[str]:
-    settings = []
+def _remarks(labels: LabelIndex, cells: Joined, unused: str | None) -> Iterator[str]:
     if cells.unused:
-        settings.append(f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}.")
+        yield f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}."
     if cells.others:
-        settings.append(f"{cells.others:,} rows have no label and are left out, for example {cells.other}.")
+        yield f"{cells.others:,} rows have no label and are left out, for example {cells.other}."
     if labels.doubled:
-        settings.append(f"{labels.doubled:,} labels are there more than once and count once.")
+        yield f"{labels.doubled:,} labels are there more than once and count once."
     if labels.other_split:
-        settings.append(f"{labels.other_split:,} labels are of other splits and are left out.")
-    return settings
+        yield f"{labels.other_split:,} labels are of other splits and are left out."
 
 
 def _example(labels: LabelIndex, cells: Joined) -> str | None:

@@ -139,10 +139,6 @@ class LabelFile(_Place):
         return masks
 
 
-def _csv_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    return csv_tables(file, columns=columns, texts=named_once, size=_PIECE)
-
-
 def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     rows = json_rows(file, _PIECE)
     while some := list(islice(rows, _ROWS)):
@@ -157,7 +153,7 @@ def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Tab
 
 
 _READERS: dict[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]] = {
-    ".csv": _csv_tables,
+    ".csv": lambda file, columns: csv_tables(file, columns=columns, texts=named_once, size=_PIECE),
     ".jsonl": _json_tables,
     ".ndjson": _json_tables,
     ".parquet": _parquet_tables,

@@ -25,7 +25,6 @@ from ray_app.evaluation.masks import (
     MaskMeasurer,
     MaskTruths,
     UnreadableMask,
-    has_masks,
     masked_images,
     side_by_side,
 )
@@ -110,7 +109,7 @@ def localization_of_run(
     Masks are read within the run's own limits, from its own web servers and those of `guard`, which are those of the labels.
     `empty`: how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.
     """
-    if not has_masks(run):
+    if not run.store.folders("masks"):
         return None
     rules = rules or LocalizationRules()
     headline = _Headline(rules, empty)

@@ -138,11 +138,6 @@ class MaskMeasurer:
         return MaskMeasurement(row["detector"], row.get("view"), levels.figures(self._threshold), original, half)
 
 
-def has_masks(run: RunDirectory) -> bool:
-    """Whether any detector of a run gives masks."""
-    return bool(run.store.folders("masks"))
-
-
 def masked_images(run: RunDirectory, truths: MaskTruths) -> Iterator[MaskedImage | None]:
     """Every image of a run that has masks, a block in memory at a time; None in place of one without a label.
 
@@ -189,8 +184,8 @@ def _of_block(masks: pa.Table, members: dict[int, ManifestMember], truths: MaskT
         if truth is None:
             yield None
             continue
-        said = {"label": "real" if truth.kind == "real" else "fake", "mask_uri": truth.mask_uri}
-        yield MaskedImage(replace(members[image_id], input=said), truth, rows)
+        label = {"label": "real" if truth.kind == "real" else "fake", "mask_uri": truth.mask_uri}
+        yield MaskedImage(replace(members[image_id], input=label), truth, rows)
 
 
 def _columns(table: pa.Table) -> pa.Table:

@@ -86,18 +86,17 @@ class PromptClip:
     Only safetensors are read, and nothing is fetched. Raises ConfigError where the folder is no such CLIP.
     """
 
-    def __init__(self, folder: str, *, device: str = "cpu") -> None:
+    def __init__(self, folder: str) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
         if not (Path(folder) / "config.json").is_file():
             raise ConfigError(f"{folder}: no CLIP here", hint="a local folder such as a download of openai/clip-vit-large-patch14")
         try:
-            self._model = _read(CLIPModel, folder, use_safetensors=True).to(device)
+            self._model = _read(CLIPModel, folder, use_safetensors=True)
             self._tokenizer = _read(AutoTokenizer, folder)
             self._processor = _read(CLIPImageProcessor, folder)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(f"{folder}: not a CLIP that transformers reads: {' '.join(str(error).split())[:300]}") from error
-        self._device = device
 
     def texts(self, texts: Sequence[str]) -> Floats:
         """(n, d), of length 1 each."""
@@ -109,9 +108,7 @@ class PromptClip:
         embedded = []
         for start in range(0, len(flat), _BATCH):
             # The piece's own end stays the first one, which is where CLIP reads a text off; what follows it is masked.
-            batch = self._tokenizer.pad({"input_ids": flat[start : start + _BATCH]}, padding_side="right", return_tensors="pt").to(
-                self._device
-            )
+            batch = self._tokenizer.pad({"input_ids": flat[start : start + _BATCH]}, padding_side="right", return_tensors="pt")
             with torch.inference_mode():
                 found = self._model.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             embedded.append(_directions(found))
@@ -124,7 +121,7 @@ class PromptClip:
         """(n, d), of length 1 each."""
         import torch
 
-        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"].to(self._device)
+        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
             return _directions(self._model.get_image_features(pixel_values=pixels))
 
@@ -164,7 +161,7 @@ class Prompts:
         return {name: figure(said, truth) for name, figure in _TEXTS.items()} | self.similar.figures(mine)
 
 
-def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None, device: str = "cpu") -> Prompts | None:
+def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None) -> Prompts | None:
     """None where no prompt was predicted, or no label has one.
 
     Of very many images the 100,000 of lowest id, which is a hash, stand for all. `clip`: a folder of CLIP weights as published; without it
@@ -175,20 +172,18 @@ def prompts_of(tables: Tables, run: RunDirectory, *, clip: str | None = None, de
         return None
     said = [normalised_prompt(row["predicted_prompt"]) for row in rows]
     truth = [normalised_prompt(row["prompt"]) for row in rows]
-    similar = similar_of(run, [row["image_id"] for row in rows], said, truth, clip=clip, device=device)
+    similar = similar_of(run, [row["image_id"] for row in rows], said, truth, clip=clip)
     return Prompts(said, truth, [row["generator"] for row in rows], similar, counts)
 
 
-def similar_of(
-    run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None, device: str = "cpu"
-) -> Similar:
+def similar_of(run: RunDirectory, image_ids: Sequence[int], said: Sequence[str], truth: Sequence[str], *, clip: str | None) -> Similar:
     """How alike predicted and true prompts of images are, of the first 2,000 at most.
 
     Without a folder of weights nothing is defined. Raises ConfigError for a folder that holds no CLIP.
     """
     if clip is None:
         return Similar(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64), _NO_FOLDER)
-    model = PromptClip(clip, device=device)
+    model = PromptClip(clip)
     ids, said, truth = image_ids[:MOST_IMAGES], said[:MOST_IMAGES], truth[:MOST_IMAGES]
     texts = model.texts([*said, *truth])
     ours, theirs = texts[: len(said)], texts[len(said) :]

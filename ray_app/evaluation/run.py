@@ -71,13 +71,14 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
         run, code = _scored(config, out, own_labels=labels is None)
     labels = labels or OwnLabels(run.store.url, config.split or (protocol.split if protocol else None))
     systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
-    _tell("counting scores")
+    _print_progress("counting scores")
     cells = _on_tasks(config, run, lambda each: gather(run, labels, systems, each=each, most=config.sample))
     _give_memory_back()
-    warnings = [*_unfinished(run), *check_joined(labels, cells, run)]
+    unfinished = f"{run.store.url} is not finished: only what is scored so far is evaluated."
+    warnings = [*([] if run.store.exists("summary.json") else [unfinished]), *check_joined(labels, cells, run)]
     for warning in warnings:
-        print(f"evaluate  {warning}", file=sys.stderr, flush=True)
-    document = document_of(Evaluation(run, labels, systems, cells, protocol, config), warnings, _tell)
+        _print_progress(warning)
+    document = document_of(Evaluation(run, labels, systems, cells, protocol, config), warnings, _print_progress)
     write_document(document, out)
     return Evaluated(document, code)
 
@@ -107,13 +108,11 @@ def _run_at(config: EvaluateConfig) -> RunDirectory | None:
 
 def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
     """Raises ConfigError where detectors or perturbations are requested, and the run was made without."""
-    described = run.describe()
-    asked = config.score
-    given = {"detectors", "ensemble", "perturb"} & asked.model_fields_set if not config.protocol else set()
-    if given and any(getattr(asked, name) for name in given):
+    given = {"detectors", "ensemble", "perturb"} & config.score.model_fields_set if not config.protocol else set()
+    if any(getattr(config.score, name) for name in given):
         names = ", ".join(f"--{name.removesuffix('s')}" for name in sorted(given))
         raise ConfigError(
-            f"{run.store.url} is a run, scored with {', '.join(described['detectors'])}; {names} would need its source",
+            f"{run.store.url} is a run, scored with {', '.join(run.describe()['detectors'])}; {names} would need its source",
             hint="give the source instead of the run; or `touchstone decide RUN --ensemble CARD` first",
         )
 
@@ -127,8 +126,7 @@ def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[Ru
             f"{', '.join(map(strip_secrets, config.at))}: neither a run nor a source with a column `label`",
             hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone index --help)",
         )
-    finished = score_archive(score)
-    return run, finished.exit_code
+    return run, score_archive(score).exit_code
 
 
 def _scoring(config: EvaluateConfig, out: Store) -> ScoreConfig:
@@ -146,16 +144,11 @@ def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | 
         return work(on_ray)
 
 
-def _unfinished(run: RunDirectory) -> list[str]:
-    finished = run.store.exists("summary.json")
-    return [] if finished else [f"{run.store.url} is not finished: only what is scored so far is evaluated."]
-
-
 def _give_memory_back() -> None:
     """What many small arrays leave free between them goes back to the machine (glibc keeps it), before figures need room of theirs."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _tell(doing: str) -> None:
-    print(f"evaluate  {doing}", file=sys.stderr, flush=True)
+def _print_progress(message: str) -> None:
+    print(f"evaluate  {message}", file=sys.stderr, flush=True)

@@ -4,18 +4,20 @@ Sample and digest are the same in whatever order the rows come: the rows whose i
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.archives import MemberReader, guard_of
+from ray_app.archives import ManifestMember, MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.join import JoinedLabels, members_of
 from ray_app.evaluation.systems import Column, System
+from ray_app.images import ImageLimits
 from ray_app.reports.evaluation.model import MistakeFacts
 from ray_app.runs import RunDirectory
 from ray_app.scoring.report import SIDE_PX, thumbnail
@@ -143,12 +145,15 @@ def with_thumbnails(rows: Sequence[Mapping[str, Any]], run: RunDirectory, *, wan
 def pictures_of(run: RunDirectory, ids: Sequence[int], *, side: int = SIDE_PX) -> dict[int, bytes]:
     """JPEG bytes by image id, no side above `side` pixels; an image that cannot be read any more has none."""
     limits = run.limits()
-    reader, pictures = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes), {}
-    for member, data in reader.read(list(members_of(run, ids).values())):
-        try:
-            if isinstance(data, InputError):
-                continue
-            pictures[member.image_id] = thumbnail(data, limits, side)
-        except InputError:
-            continue
+    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
+    return thumbnails_of(reader, members_of(run, ids).values(), limits, side=side)
+
+
+def thumbnails_of(reader: MemberReader, members: Iterable[ManifestMember], limits: ImageLimits, *, side: int = SIDE_PX) -> dict[int, bytes]:
+    """JPEG bytes by image id of members that can be read, no side above `side` pixels."""
+    pictures = {}
+    for member, data in reader.read(list(members)):
+        with suppress(InputError):
+            if not isinstance(data, InputError):
+                pictures[member.image_id] = thumbnail(data, limits, side)
     return pictures

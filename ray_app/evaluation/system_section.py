@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +117,9 @@ def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
     groups = sorted({cell.group for cell, _, _ in cells.rows})
     scores = _scores(system, cells, groups)
     figures = asked.resampling.with_intervals(scores.figures(scores.fakes, scores.reals), system, scores.by_group)
-    labelled = _labelled(cells)
+    labelled: Counter[EvaluationGroup] = Counter()  # rows of each group, with a score or without
+    for (cell, _, _), count in cells.rows.items():
+        labelled[cell.group] += count
     generators = [_generator(group, scores, labelled[group], asked) for group in groups]
     confusion = Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
     curves = not scores.binary
@@ -172,14 +173,6 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
     ]
 
 
-def _labelled(cells: Cells) -> Counter[EvaluationGroup]:
-    """How many rows each group has, with a score or without."""
-    found: Counter[EvaluationGroup] = Counter()
-    for (cell, _, _), count in cells.rows.items():
-        found[cell.group] += count
-    return found
-
-
 @dataclass
 class _Scores:
     """The scores of one system, by group and by class."""
@@ -200,16 +193,12 @@ class _Scores:
 
     def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEstimate]:
         """All figures of detection of two histograms."""
-        system = self.system
-        return detection_of(
-            fakes, reals, threshold=system.threshold, strict=system.strict, continuous=not self.binary, calibration=system.calibration
-        )
+        own = {name: getattr(self.system, name) for name in ("threshold", "strict", "calibration")}
+        return detection_of(fakes, reals, continuous=not self.binary, **own)
 
     def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
         """The area under the ROC curve."""
-        if self.binary:
-            return undefined(NO_RANKING, fakes.n + reals.n)
-        return auc_figure(fakes, reals)
+        return undefined(NO_RANKING, fakes.n + reals.n) if self.binary else auc_figure(fakes, reals)
 
     def right(self, group: EvaluationGroup) -> tuple[int, int]:
         """Images told right, and images with a score, of one group."""
@@ -321,7 +310,7 @@ def _strata(scores: _Scores, cells: Cells) -> list[FormatStratum]:
         if name == scores.system.name:
             found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(tally)
     strata = []
-    for (form, size), classes in sorted(found.items(), key=_in_order):
+    for (form, size), classes in sorted(found.items(), key=lambda one: (one[0][0], (*BANDS, UNKNOWN).index(one[0][1]))):
         fakes, reals = _merged(classes["fake"]), _merged(classes["real"])
         counts = Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
         strata.append(FormatStratum(format=form, size=size, n_real=reals.n, n_fake=fakes.n, auc=FigureFacts.of(scores.auc(fakes, reals)),
@@ -331,11 +320,6 @@ def _strata(scores: _Scores, cells: Cells) -> list[FormatStratum]:
 
 def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
     return ScoreHistogram.merged(tally.histogram() for tally in tallies)
-
-
-def _in_order(stratum: tuple[tuple[str, str], Any]) -> tuple[str, int]:
-    form, size = stratum[0]
-    return form, (*BANDS, UNKNOWN).index(size)
 
 
 def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[ViewFacts]:
@@ -367,10 +351,9 @@ def _ends(name: str, figure: MetricEstimate, interval: Interval, sampled: float,
 
 def _places(sample: pa.Table) -> dict[EvaluationGroup, npt.NDArray[np.int64]]:
     """The rows of every group."""
-    groups = [EvaluationGroup(*one) for one in zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)]
     rows: dict[EvaluationGroup, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows.setdefault(group, []).append(row)
+    for row, group in enumerate(zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)):
+        rows.setdefault(EvaluationGroup(*group), []).append(row)
     return {group: np.array(some) for group, some in rows.items()}
 
 
@@ -404,5 +387,4 @@ def _worst(generators: Sequence[GeneratorFacts]) -> WorstGenerator | None:
 
 
 def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:
-    right: npt.NDArray[np.bool_] = system.says_fake(scores) == fakes
-    return right
+    return np.asarray(system.says_fake(scores) == fakes)

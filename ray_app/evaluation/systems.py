@@ -81,7 +81,7 @@ class Systems:
             return {}
         column = table["views"].combine_chunks()
         drawn = drawn_by_audit(self.ensemble, table["sha256"].to_pylist()) if self.ensemble is not None and self.columns else ()
-        return {field.name: self._view(_struct(column, field.name), drawn) for field in column.type}
+        return {field.name: self._view(pc.struct_field(column, field.name), drawn) for field in column.type}
 
     def _view(self, scores: pa.Array, audited: Sequence[bool]) -> dict[str, Column]:
         there = {field.name for field in scores.type}
@@ -109,7 +109,7 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     late = members[ensemble.first :] if ensemble else ()
     detectors = [
         System(name, "detector", card.title if (card := by_name.get(name)) else name, threshold or 0.0, strict, calibrations[name],
-               calibrations[name] is not None, _is_binary(card), late=name in late, card=card)
+               calibrations[name] is not None, bool(card and card.replies), late=name in late, card=card)
         for name in names
     ]  # fmt: skip
     kept = {name: calibrations[name] for name in members if name in calibrations}
@@ -185,11 +185,6 @@ def _card(name: str) -> DetectorCard | None:
         return None
 
 
-def _is_binary(card: DetectorCard | None) -> bool:
-    """Whether scores are but two numbers, for yes and no, as of a model that replies in words."""
-    return card is not None and card.replies
-
-
 def _calibration(entry: Mapping[str, Any]) -> Calibration | None:
     given = entry.get("calibration")
     return None if given is None else TypeAdapter(Calibration).validate_python(given)
@@ -201,8 +196,4 @@ def _floats(column: pa.ChunkedArray | pa.Array) -> Column:
 
 
 def _field(scores: pa.Array, name: str, there: set[str]) -> pa.Array:
-    return _struct(scores, name) if name in there else pa.nulls(len(scores), pa.float32())
-
-
-def _struct(scores: pa.Array, name: str) -> pa.Array:
-    return pc.struct_field(scores, name)
+    return pc.struct_field(scores, name) if name in there else pa.nulls(len(scores), pa.float32())

@@ -6,7 +6,7 @@ scikit-learn and scipy are imported when a function needs them.
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.calibration import debiased_ece, expected_calibration_error, fit_platt, log_loss, reliability
 from ray_app.metrics.detection import FIGURES, detection_figures, detection_of
-from ray_app.metrics.intervals import auc_interval, proportion_interval
+from ray_app.metrics.intervals import proportion_interval
 from ray_app.metrics.localization import pixel_figures
 from ray_app.metrics.operating_points import average_precision, averages, curve_points, precision_recall_points
 from ray_app.metrics.selective import VerdictCounts, abstaining, classification_report, risk_coverage
@@ -16,6 +16,6 @@ __all__ = [
     "averages", "curve_points", "precision_recall_points", "average_precision", "risk_coverage",
     "fit_platt", "expected_calibration_error", "log_loss", "debiased_ece", "reliability",
     "VerdictCounts", "abstaining", "classification_report",
-    "auc_interval", "proportion_interval",
+    "proportion_interval",
     "pixel_figures",
 ]  # fmt: skip

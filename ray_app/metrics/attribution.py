@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, ScoreHistogram, undefined
-from ray_app.metrics.intervals import DRAWS, auc_of, proportion, resampled
+from ray_app.metrics.detection import auc_figure
+from ray_app.metrics.intervals import DRAWS, proportion, resampled
 
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
@@ -100,8 +101,7 @@ def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confiden
     is_known = np.array([name in known for name in truth], np.bool_)
     if is_known.all() or not is_known.any():
         return undefined("needs images of known and of unknown generators", len(truth))
-    found = auc_of(ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known]))
-    return MetricEstimate(found.value, (found.low, found.high), "delong", len(truth))
+    return auc_figure(ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known]))
 
 
 class _Confusion:

@@ -68,11 +68,8 @@ def log_loss(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibrat
     """The mean cross-entropy (natural logarithm) of the log-odds, without clipping: a sure score that is wrong costs all that it says."""
     n = fakes.n + reals.n
     pieces = [(sign * _log_odds(one.values, calibration), one.counts / n) for one, sign in ((fakes, -1), (reals, 1)) if one.n]
-    return (
-        MetricEstimate(sum(float(shares @ np.logaddexp(0, wrong)) for wrong, shares in pieces), n=n)
-        if n
-        else undefined("there are no images")
-    )
+    loss = sum(float(shares @ np.logaddexp(0, wrong)) for wrong, shares in pieces)
+    return MetricEstimate(loss, n=n) if n else undefined("there are no images")
 
 
 def brier_score(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> MetricEstimate:
@@ -96,11 +93,12 @@ def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Cali
         return undefined(ONE_CLASS, n)
     if n < FEWEST_FOR_ECE:
         return undefined(f"it needs {FEWEST_FOR_ECE} images or more; there are {n}", n)
-    found = _Bins.of(fakes, reals, calibration, bins).occupied()
-    share = found.fakes / found.n
-    gap = np.abs(found.expected / found.n - share)
-    redrawn = _mean_of_folded(gap, np.sqrt(share * (1 - share) / found.n))
-    return MetricEstimate(max(0.0, float(found.n @ (2 * gap - redrawn)) / n), n=n)
+    every = _Bins.of(fakes, reals, calibration, bins)
+    in_bin, n_fake, expected = (column[every.n > 0] for column in (every.n, every.fakes, every.expected))
+    share = n_fake / in_bin
+    gap = np.abs(expected / in_bin - share)
+    redrawn = _mean_of_folded(gap, np.sqrt(share * (1 - share) / in_bin))
+    return MetricEstimate(max(0.0, float(in_bin @ (2 * gap - redrawn)) / n), n=n)
 
 
 def reliability(
@@ -145,10 +143,6 @@ class _Bins:
         n_fake, expected_fake = binned(_chances(fakes.values, calibration), fakes.counts, bins)
         n_real, expected_real = binned(_chances(reals.values, calibration), reals.counts, bins)
         return cls(n_fake + n_real, n_fake, expected_fake + expected_real)
-
-    def occupied(self) -> "_Bins":
-        there = self.n > 0
-        return _Bins(self.n[there], self.fakes[there], self.expected[there])
 
 
 def _log_odds(scores: Floats, calibration: Calibration | None) -> Floats:

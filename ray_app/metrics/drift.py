@@ -3,6 +3,7 @@ is from any mixture of a population's reals and fakes (`shift_of`, `most_fakes`)
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,22 +183,19 @@ def _sizes(first: ScoreHistogram, second: ScoreHistogram) -> tuple[int, int]:
     return n, m
 
 
-def _up_to(scores: ScoreHistogram, values: Floats) -> Counts:
+def _up_to(scores: ScoreHistogram, values: ArrayLike) -> Counts:
     """How many images score so high or lower, for each of some values."""
     return scores.passed[np.searchsorted(scores.values, values, "right")]
 
 
 def _first_reached(first: ScoreHistogram, second: ScoreHistogram, images: int) -> float:
     """The lowest score at or under which there are so many images of both together."""
-    found = []
-    for one, other in ((first, second), (second, first)):
-        low, high = 0, len(one.values)
-        while low < high:
-            middle = (low + high) // 2
-            reached = int(one.passed[middle + 1]) + int(_up_to(other, one.values[middle : middle + 1])[0]) >= images
-            low, high = (low, middle) if reached else (middle + 1, high)
-        found += [float(one.values[low])] if low < len(one.values) else []
-    return min(found)
+
+    def reached(value: float) -> int:
+        return int(_up_to(first, value)) + int(_up_to(second, value))
+
+    ends = [(one.values, bisect_left(one.values, images, key=reached)) for one in (first, second)]
+    return min(float(values[end]) for values, end in ends if end < len(values))
 
 
 def _mixed(counts: Floats, most: float) -> tuple[float, Floats]:

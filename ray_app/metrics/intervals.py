@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ray_app.metrics.arrays import Counts, MetricEstimate, ScoreHistogram, checked, undefined
+from ray_app.metrics.arrays import Counts, MetricEstimate, ScoreHistogram, undefined
 
 Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
 CLOPPER_PEARSON, DELONG = "clopper-pearson", "delong"
@@ -19,7 +19,6 @@ LEAST_CLUSTERS = 10
 _ENDS = (0.025, 0.975)
 _MOST_UNDEFINED = 0.05  # of the replicates; more of them and the rest are a biased choice
 
-Statistic = Callable[[ScoreHistogram, ScoreHistogram], float | None]
 Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
 ByGenerator = Sequence[ScoreHistogram]
 
@@ -56,16 +55,6 @@ def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
         return Auc(auc, proportion_interval(math.floor(wins), pairs)[0], proportion_interval(math.ceil(wins), pairs)[1])
     middle, half = math.log(auc / (1 - auc)), Z95 * math.sqrt(spread) / (auc * (1 - auc))
     return Auc(auc, _sigmoid(middle - half), _sigmoid(middle + half))
-
-
-def auc_interval(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """The 95 % interval of the AUC of scores (n,) with labels (n,), 1 = fake.
-
-    Raises ValueError where one class is missing, and as `checked` does.
-    """
-    numbers, fake = checked(scores, labels)
-    found = auc_of(ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake]))
-    return found.low, found.high
 
 
 def proportion(successes: int, n: int, why: str) -> MetricEstimate:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.detection import auc_figure
 from ray_app.metrics.drift import drift_of, quantiles_of
-from ray_app.metrics.intervals import auc_of
 from ray_app.metrics.significance import holm
 
 STRONG, NOTABLE = 0.25, 0.1
@@ -121,6 +121,8 @@ def crossed_probabilities(features: Floats, fakes: Bools, groups: NDArray[np.int
     names, codes = np.unique(groups, return_inverse=True)
     folds = random.permutation(len(names))[codes] % FOLDS
     chances = np.full(len(fakes), np.nan)
+    from sklearn.metrics import log_loss
+
     strength: float | None = None
     for fold in range(FOLDS):
         seen, unseen = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
@@ -130,7 +132,7 @@ def crossed_probabilities(features: Floats, fakes: Bools, groups: NDArray[np.int
             continue
         tried = [strength] if strength is not None else list(_STRENGTHS)
         found = {one: _fitted(features[seen], fakes[seen], features[unseen], one) for one in tried}
-        strength = strength or min(found, key=lambda one: _log_loss(found[one], fakes[unseen]))
+        strength = strength or min(found, key=lambda one: float(log_loss(fakes[unseen], found[one], labels=[False, True])))
         chances[unseen] = found[strength]
     return chances
 
@@ -152,8 +154,7 @@ def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: Ar
         return undefined("all files are alike in their metadata", len(fake))
     matrix = np.column_stack([column for column, _ in varying])
     scores = _out_of_fold(matrix, [is_text for _, is_text in varying], fake, _used_groups(groups, fake), seed)
-    found = auc_of(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
-    return MetricEstimate(found.value, (found.low, found.high), "delong", len(fake))
+    return auc_figure(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
 
 
 def _difference(name: str, column: NDArray[Any], fakes: Bools) -> Difference | None:
@@ -198,11 +199,6 @@ def _fitted(seen: Floats, fakes: Bools, unseen: Floats, strength: float) -> Floa
     with threadpool_limits(1):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300)).fit(seen, fakes)
         return np.asarray(model.predict_proba(unseen)[:, 1], np.float64)
-
-
-def _log_loss(chances: Floats, fakes: Bools) -> float:
-    right = np.clip(np.where(fakes, chances, 1 - chances), 1e-12, 1)
-    return float(-np.log(right).mean())
 
 
 def _out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, groups: NDArray[np.int64] | None, seed: int) -> Floats:

@@ -11,13 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_app.metrics.arrays import Floats, MetricEstimate
+from ray_app.metrics.arrays import Counts, Floats, MetricEstimate
 from ray_app.metrics.intervals import mean_figure
 
 THRESHOLD = 0.5  # strictly above it a pixel counts as altered
 _PIECE = 1 << 20  # pixels counted at once: counting widens each to eight bytes
-
-Counts = NDArray[np.int64]
 
 Empty = Literal["skip", "zero", "one"]
 Mode = Literal["origin", "reverse", "double"]

@@ -9,10 +9,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ray_app.metrics.arrays import Floats, MetricEstimate, undefined
-
-Counts = NDArray[np.int64]
-Draws = NDArray[np.float64]
+from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, undefined
 
 METHOD = "stratified posterior"
 DRAWS = 20_000
@@ -181,7 +178,7 @@ def drawn_fakes(
     return drawn
 
 
-def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mapping[str, Draws]:
+def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mapping[str, Floats]:
     """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide by 0 is 0."""
     counted = np.asarray(fakes, np.float64)
     total, hits = counted.sum(-1), counted[..., flagged].sum(-1)

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def rouge_l(predicted: Sequence[str], truth: Sequence[str]) -> MetricEstimate:
         return undefined(_EXTRA.format("rouge-score"))
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=words_of))
     return mean_figure([scorer.score(other, one)["rougeL"].fmeasure for one, other in zip(predicted, truth, strict=True)], _NOTHING)
 
 
@@ -72,14 +73,6 @@ def words_of(text: str) -> list[str]:
 def tags_of(text: str) -> set[str]:
     """The different parts of a text between commas."""
     return {" ".join(words) for part in text.split(",") if (words := words_of(part))}
-
-
-class _Words:
-    """`words_of`, as rouge-score calls it."""
-
-    def tokenize(self, text: str) -> list[str]:
-        """The words of a text."""
-        return words_of(text)
 
 
 def _shared(predicted: str, truth: str) -> float:

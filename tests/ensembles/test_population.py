@@ -28,14 +28,8 @@ def population(labelled):
 
 def test_a_population_counts_its_own_images_as_it_was_made(labelled, population):
     fake, properties = labelled
-    assert [feature.name for feature in population.features] == [
-        "score",
-        "score:a",
-        "format",
-        "megapixels",
-        "short_side_px",
-        "jpeg_quality",
-    ]
+    names = [feature.name for feature in population.features]
+    assert names == ["score", "score:a", "format", "megapixels", "short_side_px", "jpeg_quality"]
     tally = PopulationTally(population.features)
     for start in range(0, N, 300):
         tally.add({name: column[start : start + 300] for name, column in properties.items()})

@@ -24,6 +24,7 @@ def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=No
         cells.rows[cell, "ok", "real"] += n
         if missing := (unscored or {}).get(generator):
             cells.rows[cell, "corrupt_image", None] += missing
+        cells.joined = cells.rows.total()
     system = System(name, "detector", name, 0.0, strict, card=card)
     asked = Asked(Resampling(0, None), extras=frozenset(extras), released=lambda generator: (released or {}).get(generator))
     return system_of(system, cells, asked)

@@ -9,7 +9,7 @@ from ray_app.datasets.labels import INPUT
 DETECTORS = ("a", "b")
 
 
-def planted_run(folder, count=4000, *, flipped=0.05, shortcut=False, apart=3.0, seed=0):
+def planted_run(folder, count=2000, *, flipped=0.05, shortcut=False, apart=3.0, seed=0):
     """(run, flips): half fakes by three generators, two images a group, whose scores are `apart` standard deviations apart; a share
     `flipped` of labels is wrong. `shortcut`: fakes are PNG.
     """

@@ -1,5 +1,6 @@
 """Runs of random rows with awkward cases, and the truth of every row: what the tests of evaluation read."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -50,6 +51,14 @@ def random_rows(count, seed=0, views=(), failing=0.1):
     truths = [{"label": "fake" if fake[row] else "real", "generator": MAKERS[maker[row]],
                "kind": "local" if MAKERS[maker[row]] == "inpainter" else None} for row in range(count)]  # fmt: skip
     return columns, truths, scores | {"ensemble": mean}
+
+
+def labelled(folder, columns, truths, but=(), **more):
+    """A file of labels by image_id, of all rows but those at some places; returns its path."""
+    rows = [{"image_id": int(one)} | truth | more for one, truth in zip(columns["image_id"], truths, strict=True)]
+    path = folder / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for number, row in enumerate(rows) if number not in but))
+    return path
 
 
 def cut(columns, places):

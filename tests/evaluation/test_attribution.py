@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from ray_app.attribution.prompts import normalised_prompt
 from ray_app.evaluation import prompts as prompting
@@ -155,17 +155,6 @@ def test_groups_of_generators_have_figures_of_their_own():
     )
     others = group_identification(answers, ["midjourney-7"], (1,))
     assert (others["accuracy"].why, others["family_accuracy"].value, others["abstained"].value) == ("no image of a known generator", 1, 0)
-
-
-def test_rankings_are_scikit_learn_s_top_k():
-    rng = np.random.default_rng(5)
-    scores, codes = rng.random((80, 3)), rng.integers(0, 3, 80)
-    rows = [{"label": "fake", "generator": CLASSES[code], "predicted_generator": CLASSES[best[0]], "generator_confidence": 1.0,
-             "generator_ranking": [CLASSES[place] for place in best]}
-            for code, best in zip(codes, np.argsort(-scores), strict=True)]  # fmt: skip
-    found = identification_of(tables_of(rows), rules=IdentificationRules(top_k=(1, 2)), known=CLASSES)
-    for k in (1, 2):
-        assert found[f"top_{k}"]["value"] == pytest.approx(top_k_accuracy_score(codes, scores, k=k), abs=1e-12)
 
 
 def test_rows_of_tables_without_rankings_count_too():

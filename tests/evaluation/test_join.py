@@ -44,7 +44,7 @@ def test_a_join_is_that_of_a_dictionary(tmp_path, key, kind):
         found = None if truth.codes[place] < 0 else truth.groups[truth.codes[place]]
         assert (found and (found.label, found.generator)) == (wanted and (wanted["label"], wanted["generator"]))
         assert (truth.places[place] < 0) == (wanted is None)
-        if wanted:
+        if wanted and place % 20 == 0:  # which reads the file
             assert index.shown(int(truth.places[place])) == "/".join(str(value) for value in values if value is not None)
 
 

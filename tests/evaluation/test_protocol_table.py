@@ -1,12 +1,14 @@
 import json
+from functools import cache
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from ray_app.detectors import load_card
+from ray_app.evaluation import protocols
 from ray_app.evaluation.protocol_table import reference_of, table_of
-from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, load_protocol
+from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow
 from ray_app.reports.evaluation.model import LocalizationFacts
 from tests.evaluation.counted import HARD, RANKING, REPLIES, system_from
 
@@ -18,6 +20,7 @@ MODELS = {
 UNWEIGHTED, WEIGHTED = "average TPR (unweighted)", "average TPR (n-weighted)"
 BALANCED = "balanced accuracy (printed as ROC AUC)"
 SCORES = {"SwinV2-small": RANKING, "InternVL": REPLIES}
+load_protocol = cache(protocols.load_protocol)
 
 
 def published(name):

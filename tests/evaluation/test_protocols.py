@@ -1,5 +1,6 @@
 import re
 import shlex
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -10,14 +11,16 @@ from sklearn.metrics import accuracy_score, f1_score
 from ray_app.cli.evaluate import evaluate
 from ray_app.config import named_configs
 from ray_app.datasets.layouts import LAYOUTS, make_layout
-from ray_app.detectors import load_card
+from ray_app.detectors import card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation import protocols
-from ray_app.evaluation.protocols import CONVENTIONS, ProtocolRow, Reference, load_protocol, releases_of
+from ray_app.evaluation.protocols import CONVENTIONS, ProtocolRow, Reference, releases_of
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts
 from tests.metrics.drawn import DETECTION
+
+load_protocol, load_card = cache(protocols.load_protocol), cache(card.load_card)
 
 
 def generator(label, right, n, unscored=0):

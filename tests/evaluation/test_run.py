@@ -8,21 +8,16 @@ from sklearn import metrics as sk
 from ray_app.errors import ConfigError, ExitCode
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
-from tests.evaluation.made import made_run, random_rows
+from tests.evaluation.made import labelled, made_run, random_rows
 from tests.metrics.drawn import DETECTION
 from tests.runs.small_run import NAME, new_run, relist, score_blocks, write_files
 
 
-def labelled(folder, columns, truths, keep=slice(None), **more):
-    path = folder / "labels.jsonl"
-    rows = [{"image_id": int(one)} | truth | more for one, truth in zip(columns["image_id"], truths, strict=True)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[keep]))
-    return path
-
-
 def evaluated(folder, **settings):
     config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / "out"), thumbnails=False, **{"bootstrap": 0, **settings})
-    return evaluate(config).document.written()
+    done = evaluate(config)
+    assert done.exit_code is ExitCode.DONE
+    return done.document.written()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +25,7 @@ def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
     columns, truths, scores = random_rows(600, views=("jpeg-50",))
     made_run(folder / "run", columns, [200])
-    labels = labelled(folder, columns, truths, slice(0, 590))
+    labels = labelled(folder, columns, truths, range(590, 600))
     return (
         evaluated(folder, labels=str(labels), bootstrap=40),
         columns,
@@ -176,24 +171,6 @@ def test_three_files_are_written(case):
     assert found["ensemble", "", "decided", "coverage"]["method"] == "clopper-pearson"
 
 
-def test_tasks_change_nothing(case):
-    from ray_app.archives import in_turn
-    from ray_app.evaluation.accumulate import gather
-    from ray_app.evaluation.document import Evaluation, document_of
-    from ray_app.evaluation.join import index_labels
-    from ray_app.evaluation.labels import open_labels
-    from ray_app.evaluation.systems import systems_of
-    from ray_app.runs import RunDirectory
-
-    document, *_, folder = case
-    run = RunDirectory.open(str(folder / "run"))
-    labels, systems = index_labels(open_labels(str(folder / "labels.jsonl"))), systems_of(run)
-    config = EvaluateConfig(thumbnails=False, bootstrap=40)
-    again = document_of(Evaluation(run, labels, systems, gather(run, labels, systems, each=in_turn), None, config)).written()
-    same = [key for key in document if key not in ("made_at", "labels", "title")]
-    assert {key: again[key] for key in same} == {key: document[key] for key in same}
-
-
 def test_one_class_alone(tmp_path):
     columns, truths, _ = random_rows(60)
     made_run(tmp_path / "run", columns)
@@ -221,9 +198,8 @@ def test_classes_that_differ_are_warned_of(tmp_path):
     columns, truths, _ = random_rows(300, failing=0.0)
     fakes = np.array([truth["label"] == "fake" for truth in truths])
     columns["format"] = np.where(fakes, "PNG", "JPEG").tolist()
-    rare = [truth for truth in truths]
     made_run(tmp_path / "run", columns)
-    shortcut = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, rare)))["data"]["shortcut"]
+    shortcut = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, truths)))["data"]["shortcut"]
     assert shortcut["confounded"]
     assert shortcut["auc"]["value"] == 1.0
     assert "The classes differ in format: JPEG are 100% of the real images and 0% of the fakes." in shortcut["warnings"]
@@ -245,7 +221,7 @@ def test_no_label_is_of_the_run(tmp_path):
 def test_some_labels_are_of_no_row(tmp_path, capsys):
     columns, truths, _ = random_rows(40)
     made_run(tmp_path / "run", columns)
-    path = labelled(tmp_path, columns, truths, slice(0, 35))
+    path = labelled(tmp_path, columns, truths, range(35, 40))
     path.write_text(path.read_text() + '{"image_id": 12345, "label": 1}\n' + path.read_text().splitlines()[0] + "\n")
     told = evaluated(tmp_path, labels=str(path))["labels"]
     assert (told["rows"], told["joined"], told["without_row"], told["rows_without_label"], told["doubled"]) == (37, 35, 1, 5, 1)
@@ -294,12 +270,3 @@ def test_a_source_without_labels_is_not_scored(tmp_path):
         evaluate(EvaluateConfig(at=(str(tmp_path / "photos"),), out=str(tmp_path / "out")))
     assert "--layout" in caught.value.hint
     assert not (tmp_path / "out").exists()
-
-
-def test_exit_code_is_done(tmp_path):
-    columns, truths, _ = random_rows(20)
-    made_run(tmp_path / "run", columns)
-    config = EvaluateConfig(
-        at=(str(tmp_path / "run"),), out=str(tmp_path / "out"), labels=str(labelled(tmp_path, columns, truths)), bootstrap=0
-    )
-    assert evaluate(config).exit_code is ExitCode.DONE

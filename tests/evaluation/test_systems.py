@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE, is_named, seen, seen_by_any, systems_of
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.runs import RunDirectory
-from tests.evaluation.made import cut, made_run, random_rows
+from tests.evaluation.made import cut, labelled, made_run, random_rows
 
 
 @pytest.mark.parametrize(
@@ -162,9 +160,7 @@ def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
     members = (EnsembleMember(detector="a"), EnsembleMember(detector="b"))
     card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade=cascade)
     run = made_run(tmp_path / "run", columns, ensemble=card.model_dump(mode="json"))
-    labels = tmp_path / "labels.jsonl"
-    rows = [{"image_id": int(one)} | truth for one, truth in zip(columns["image_id"], truths, strict=True)]
-    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = labelled(tmp_path, columns, truths)
     systems = systems_of(run)
     assert [one.name for one in systems.all if one.late] == ["b"]
     cells = gather(run, index_labels(open_labels(str(labels))), systems)

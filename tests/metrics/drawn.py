@@ -3,6 +3,7 @@
 import numpy as np
 
 from ray_app.metrics import ScoreHistogram
+from ray_app.metrics.intervals import auc_of
 
 RNG = np.random.default_rng(7)
 BOTH = {
@@ -29,6 +30,11 @@ DETECTION = (
 
 def histograms(fakes, reals):
     return ScoreHistogram.of(fakes), ScoreHistogram.of(reals)
+
+
+def auc_interval(scores, labels):
+    numbers, fake = np.asarray(scores), np.asarray(labels) == 1
+    return auc_of(ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake]))[1:]
 
 
 def joined(fakes, reals):

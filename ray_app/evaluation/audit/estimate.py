@@ -106,11 +106,11 @@ def _labels_by(source: LabelTables, key: JoinKey, audit: Audit) -> tuple[dict[in
     labels: dict[int, str] = {}
     others = rows = 0
     for table in source.tables([name for name in [*key.columns, "label"] if name in source.names()]):
-        for text, said in zip(key.texts(table).to_pylist(), table["label"].to_pylist(), strict=True):
+        for text, answer in zip(key.texts(table).to_pylist(), table["label"].to_pylist(), strict=True):
             rows += 1
-            if said is None or not str(said).strip():
+            if answer is None or not str(answer).strip():
                 continue
-            word, place = _word(said, f"{source.name}, row {rows}"), places.get(text)
+            word, place = _word(answer, f"{source.name}, row {rows}"), places.get(text)
             if place is None:
                 others += 1
             elif labels.setdefault(place, word) != word:
@@ -128,8 +128,8 @@ def _are_mangled(source: LabelTables) -> bool:
     return False
 
 
-def _word(said: Any, where: str) -> str:
-    return UNSURE if str(said).strip().lower() == UNSURE else parse_label(said, where)
+def _word(answer: Any, where: str) -> str:
+    return UNSURE if str(answer).strip().lower() == UNSURE else parse_label(answer, where)
 
 
 def _texts(key: JoinKey, images: Sequence[Mapping[str, Any]]) -> list[str]:

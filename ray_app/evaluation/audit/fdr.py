@@ -81,8 +81,8 @@ def _remarks(run: RunDirectory, references: References, found: Discoveries, left
         yield f"{known}: {guarantee.get('why') or 'the archive differs from what the card was calibrated on'}"
     if left_out:
         yield f"{left_out:,} images with a score are left out: they lie outside what the card speaks for"
-    least = fewest_listed(references, found.tested, found.rate)
     if not found.count and found.tested:
+        least = fewest_listed(references, found.tested, found.rate)
         yield f"a list of any length needs {least:,} images above all {found.n_references:,} known reals, or more reals to compare with"
 
 

@@ -6,10 +6,9 @@ run.
 """
 
 import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -144,9 +143,13 @@ def draw_sample(url: str, number: int, folder: Path, *, seed: int = 0, pictures:
     drawn = draw(run, counted, number, seed)
     facts = _facts(run, counted, drawn, seed)
     images = tuple(drawn.rows.to_pylist())
-    _write_csv(folder / SAMPLE, images)
+    with (folder / SAMPLE).open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(COLUMNS)
+        lines.writerows([*(row[name] for name in COLUMNS[:-1]), ""] for row in images)
     found = pictures_of(run, [row["image_id"] for row in images], side=PICTURE_PX) if pictures else {}
-    (folder / PAGE).write_text(render_audit(facts, list(_shown(images, found))), encoding="utf-8")
+    shown = [AuditImage(**{name: row[name] for name in COLUMNS[:-1]}, jpeg=found.get(row["image_id"])) for row in images]
+    (folder / PAGE).write_text(render_audit(facts, shown), encoding="utf-8")
     # Last, because the folder is taken from then on.
     (folder / FACTS).write_text(json.dumps(facts | {"sample": images}, indent=1, ensure_ascii=False), encoding="utf-8")
     return Audit(facts, tuple(drawn.strata), images)
@@ -241,9 +244,9 @@ def count(run: RunDirectory) -> Counted:
         verdicts, scores = table["verdict"].cast(pa.string()), numbers(table["score"])
         has_score = np.isfinite(scores)
         for verdict, found in pieces.items():
-            said = np.asarray(pc.fill_null(pc.equal(verdicts, verdict), False))
-            found.append(ScoreHistogram.of(scores[said & has_score]))
-            without += int((said & ~has_score).sum())
+            has_verdict = np.asarray(pc.fill_null(pc.equal(verdicts, verdict), False))
+            found.append(ScoreHistogram.of(scores[has_verdict & has_score]))
+            without += int((has_verdict & ~has_score).sum())
         statuses = table["status"].cast(pa.string()).filter(pc.is_null(verdicts))
         unscored.update({item["values"]: item["counts"] for item in pc.value_counts(statuses).to_pylist()})
     merged = {verdict: ScoreHistogram.merged(found) for verdict, found in pieces.items()}
@@ -327,16 +330,3 @@ def _facts(run: RunDirectory, counted: Counted, drawn: AuditSample, seed: int) -
 def _scores_of(identity: Mapping[str, Any]) -> str:
     """Names what a run scored and with what, whatever was decided of it."""
     return fingerprint({key: value for key, value in identity.items() if key not in ("decision", WAIVED)})
-
-
-def _write_csv(path: Path, images: Sequence[Mapping[str, Any]]) -> None:
-    buffer = io.StringIO(newline="")
-    written = csv.writer(buffer, lineterminator="\n")
-    written.writerow(COLUMNS)
-    written.writerows([*(row[name] for name in COLUMNS[:-1]), ""] for row in images)
-    path.write_text(buffer.getvalue(), encoding="utf-8")
-
-
-def _shown(images: Iterable[Mapping[str, Any]], pictures: Mapping[int, bytes]) -> Iterable[AuditImage]:
-    for row in images:
-        yield AuditImage(row["image_id"], row["uri"], row["member"], row["stratum"], pictures.get(row["image_id"]))

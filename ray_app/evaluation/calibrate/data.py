@@ -31,22 +31,8 @@ from ray_app.runs.reader import current_tables, numbers
 Places = NDArray[np.int64]
 TOLD = ("source", "group", "part", "phash")
 """What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
-ROWS = [
-    "image_id",
-    "uri",
-    "member",
-    "status",
-    "sha256",
-    "format",
-    "width",
-    "height",
-    "quality",
-    "flags",
-    "phash",
-    "decoder",
-    "scores",
-    "input",
-]
+ROWS = ["image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "flags", "phash", "decoder", "scores",
+        "input"]  # fmt: skip
 """What is read of a run, so far as it has it."""
 _NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
 _KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
@@ -112,19 +98,13 @@ class CalibrationData:
 
 @dataclass
 class CalibrationTally(Joined):
-    """What a pass counts. `labelled`: rows with a label; `statuses` (other than ok), `unscored`, `outside`, `blank` are left out."""
+    """What a pass counts of labelled rows: `statuses` (other than ok), `unscored`, `outside`, `blank` are left out."""
 
-    labelled: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     unscored: int = 0
     outside: int = 0
     blank: int = 0
     decoders: set[str] = field(default_factory=set)
-
-    @property
-    def joined(self) -> int:
-        """How many rows are labelled."""
-        return self.labelled
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -156,7 +136,6 @@ class CalibrationCollector:
         rows, truth = tally.matched(self.labels, table)
         if not len(rows):
             return
-        tally.labelled += len(rows)
         scores, usable = self._usable(rows)
         places = np.flatnonzero(usable)
         self.scores.append(scores[places])
@@ -207,10 +186,10 @@ class CalibrationCollector:
         """`source`, `part` and `phash` of rows: the labels' values, else the run's own columns."""
         inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
         own = set() if inputs is None else {one.name for one in inputs.type}
-        said = None if self.texts is None else self.texts.take(pa.array(truth.places))
+        label_texts = None if self.texts is None else self.texts.take(pa.array(truth.places))
         found = {}
         for name in TOLD:
-            ways = [said[name].cast(pa.string())] if said is not None else []
+            ways = [label_texts[name].cast(pa.string())] if label_texts is not None else []
             ways += [pc.struct_field(inputs, name).cast(pa.string())] if name in own else []
             ways += [rows[name].cast(pa.string())] if name in rows.column_names else []
             found[name] = pc.coalesce(*ways, pa.nulls(len(rows), pa.string()))
@@ -330,9 +309,8 @@ def _check_cards(cards: Mapping[str, DetectorCard], noted: Mapping[str, Any]) ->
 
 def _check_labels(labelled: CalibrationData, labels: str) -> None:
     """Raises ConfigError where the same bytes are labelled real and fake."""
-    fakes = {digest for digest, fake in zip(labelled.sha256, labelled.fake.tolist(), strict=True) if fake}
-    reals = {digest for digest, fake in zip(labelled.sha256, labelled.fake.tolist(), strict=True) if not fake}
-    if both := sorted(fakes & reals):
+    digests = np.array(labelled.sha256, object)
+    if both := sorted({*digests[labelled.fake]} & {*digests[~labelled.fake]}):
         raise ConfigError(
             f"{labels}: {len(both):,} files are labelled real in one place and fake in another, for example sha256 {both[0]}",
             hint="correct the labels, or leave those files out",

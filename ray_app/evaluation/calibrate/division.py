@@ -136,8 +136,10 @@ def given_parts(labelled: CalibrationData, groups: Places, *, regroup: bool = Fa
     """
     if unknown := sorted({str(part) for part in labelled.part} - set(PARTS)):
         images = sum(str(part) in unknown for part in labelled.part)
-        said = f"{images:,} of {len(labelled):,} images have the part {unknown[0]!r}"
-        raise ConfigError(f"labels: {said}", hint="every image has the part fit, calibrate or choose, or none has one")
+        raise ConfigError(
+            f"labels: {images:,} of {len(labelled):,} images have the part {unknown[0]!r}",
+            hint="every image has the part fit, calibrate or choose, or none has one",
+        )
     parts = np.array([PARTS.index(str(part)) for part in labelled.part], np.int64)
     count = int(groups.max()) + 1
     members = np.bincount(groups * len(PARTS) + parts, minlength=count * len(PARTS)).reshape(count, len(PARTS))
@@ -310,9 +312,9 @@ def _refuse_few_groups(labelled: CalibrationData, sizes: NDArray[np.int64]) -> N
     if not real_groups or not fake_groups:
         raise ConfigError("calibration needs real and fake images", hint="label images of both classes")
     if fake_groups < len(PARTS) and len(names) < len(PARTS):
-        said = f"the fakes are of {len(names)} generator{'s' if len(names) > 1 else ''} ({', '.join(names)})"
+        reason = f"the fakes are of {len(names)} generator{'s' if len(names) > 1 else ''} ({', '.join(names)})"
         raise ConfigError(
-            f"{said}; three parts that have none in common need 3",
+            f"{reason}; three parts that have none in common need 3",
             hint="--share-generators lets the parts share them; nothing is then known of generators that were not seen",
         )
     if fake_groups < len(PARTS):

@@ -42,17 +42,13 @@ class CalibratedCard:
 
     def scores(self, labelled: CalibrationData) -> Floats:
         """The ensemble's score (n,) of images, as a run with the card gives it."""
-        return combine(self.card, self._columns(labelled), self.calibrations, audited=self._audited(labelled))
+        audited = drawn_by_audit(self.card, labelled.sha256)
+        return combine(self.card, {name: labelled.scores[name] for name in self.names}, self.calibrations, audited=audited)
 
     def looks(self, labelled: CalibrationData) -> list[str | None] | None:
         """Of a cascade, why all detectors score each image: `band`, `audit`, or None."""
-        return second_looks(self.card, self._columns(labelled), self.calibrations, self._audited(labelled))
-
-    def _columns(self, labelled: CalibrationData) -> dict[str, Any]:
-        return {name: labelled.scores[name] for name in self.names}
-
-    def _audited(self, labelled: CalibrationData) -> list[bool]:
-        return drawn_by_audit(self.card, labelled.sha256)
+        audited = drawn_by_audit(self.card, labelled.sha256)
+        return second_looks(self.card, {name: labelled.scores[name] for name in self.names}, self.calibrations, audited)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from ray_app.evaluation.calibrate.fit_card import Assembled, CalibratedCard, fit
 from ray_app.evaluation.calibrate.thresholds import choose, share_at
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.calibration import debiased_ece, log_loss
-from ray_app.metrics.intervals import DELONG, auc_of, proportion
+from ray_app.metrics.detection import auc_figure
+from ray_app.metrics.intervals import proportion
 from ray_app.metrics.operating_points import NO_FAKES, NO_REALS, ONE_CLASS
 from ray_app.reports.calibration_model import CalibratedCascade, CalibratedSystem, Chances, LeftOutGenerator, LookShares, QualityBand
 from ray_app.reports.evaluation.system_model import facts_of
@@ -128,11 +129,10 @@ def _of_generator(assembled: Assembled, its: CalibrationData) -> dict[str, Metri
     """Figures of one generator's images against the reals that thresholds were chosen on."""
     scores, reals = assembled.fitted.scores(its), assembled.reals
     found = int((scores >= assembled.card.thresholds.fake_above).sum())
-    auc = auc_of(ScoreHistogram.of(scores), ScoreHistogram.of(reals))
     both, fake = np.concatenate([scores, reals]), np.arange(len(scores) + len(reals)) < len(scores)
     return {
         "found": proportion(found, len(scores), NO_FAKES),
-        "auc": MetricEstimate(auc.value, (auc.low, auc.high), DELONG, len(fake)),
+        "auc": auc_figure(ScoreHistogram.of(scores), ScoreHistogram.of(reals)),
         **_chances(both + _between(float(fake.mean()), assembled.fitted.prevalence), fake),
     }
 

@@ -38,7 +38,7 @@ def calibrate_run(config: CalibrateConfig) -> CalibrationReport:
     groups = groups_of(labelled, share_generators=config.share_generators)
     parts, moved = divided(labelled, groups, seed=config.seed, regroup=config.regroup)
     division = Division.of(labelled, groups, parts)
-    _tell("fitting")
+    _print_progress("fitting")
     members = tuple(named_from(path, member) for member in reading.members)
     assembled = with_thresholds(fit_card(division, members, config), division, config)
     references, sha256 = reference_bytes(assembled.reals)
@@ -49,7 +49,7 @@ def calibrate_run(config: CalibrateConfig) -> CalibrationReport:
     )  # fmt: skip
     notes = _notes(reading, division, config, moved)
     card = _card(path, reading, assembled, guarantee, _population(reading, assembled, division), notes)
-    _tell("measuring")
+    _print_progress("measuring")
     report = _report(reading, assembled, card, division, config).model_copy(update={"card": str(path), "notes": notes})
     report = report.model_copy(update={"findings": _findings(report)})
     write_files(path, card, references, report)
@@ -87,7 +87,7 @@ def _report(
         options=config.model_dump(mode="json", exclude={"run", "out", "labels"}),
         detectors=list(reading.names),
         rule=card.rule,
-        images=CalibrationImages(used=len(labelled), labelled=reading.tally.labelled, left_out=reading.tally.left_out),
+        images=CalibrationImages(used=len(labelled), labelled=reading.tally.joined, left_out=reading.tally.left_out),
         told=list(reading.told),
         parts=[LabelledPart(**part.model_dump()) for part in card.population.parts],  # anew, so that what they leave open is written too
         generators=names,
@@ -155,8 +155,8 @@ def _findings(report: CalibrationReport) -> list[str]:
     )
     for name, before, after in changes:
         if before is not None and after is not None and after > before:
-            said = f"The {name} of held-out images is higher than before ({after:.3f}, not {before:.3f})"
-            found.append(f"{said}: the parts are not alike, or too small.")
+            finding = f"The {name} of held-out images is higher than before ({after:.3f}, not {before:.3f})"
+            found.append(f"{finding}: the parts are not alike, or too small.")
     if report.thresholds.true_positive_rate == 0:
         found.append("No fake reaches the threshold: these detectors cannot tell fakes at so low a false-positive rate.")
     if cascade is not None and cascade.measured.share > cascade.share_allowed:
@@ -175,5 +175,5 @@ def _refuse_few(labelled: CalibrationData, config: CalibrateConfig) -> None:
         )
 
 
-def _tell(doing: str) -> None:
-    print(f"calibrate  {doing}", file=sys.stderr, flush=True)
+def _print_progress(message: str) -> None:
+    print(f"calibrate  {message}", file=sys.stderr, flush=True)

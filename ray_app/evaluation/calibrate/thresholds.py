@@ -198,13 +198,9 @@ class _Counter:
 
     def widest(self, start: int, share: float) -> int | None:
         """The last place up to which the bound is within the share; None where it is not even at the start."""
-        if self.bound(start, start) > share:
-            return None
-        low, high = start, len(self.values) - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.bound(start, middle) <= share else (low, middle - 1)
-        return low
+        places = range(start, len(self.values))
+        found = bisect_right(places, share, key=lambda end: self.bound(start, end))
+        return places[found - 1] if found else None
 
     def _counts(self, start: int, end: int) -> tuple[int, int]:
         real, fake = (int(upto[end + 1] - upto[start]) for upto in self._upto)

@@ -5,19 +5,20 @@ Differences are B less A, in log-odds.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from ray_app.errors import Status
 from ray_app.evaluation.compare.pairing import Codes, Pairing, Places, RunColumns
+from ray_app.evaluation.join import Labels
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.detection import auc_figure
 from ray_app.metrics.drift import drift_of, quantiles_of
-from ray_app.metrics.intervals import Z95, auc_of, proportion, proportion_interval
+from ray_app.metrics.intervals import Z95, proportion
 from ray_app.metrics.significance import Paired, delong_paired, mcnemar, mcnemar_of
 from ray_app.runs.summary import EDGES
 
@@ -31,21 +32,6 @@ Numbers = npt.NDArray[Any]
 Groups = npt.NDArray[np.int32]
 MOVED = 0.1  # log-odds; less is what another batch size, precision or graphics card may do
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
-class LabelsOfRows(Protocol):
-    """What `touchstone evaluate` reads of labels too (ray_app.evaluation.join)."""
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-
-    @property
-    def columns(self) -> list[str]:
-        """What a row must have to be looked up."""
-
-    def truth(self, table: pa.Table) -> Any:
-        """`codes` (n,) into `groups`, each with `label` and `generator`; -1 = not labelled."""
 
 
 class ImageGroups(NamedTuple):
@@ -132,7 +118,7 @@ def examples_of(runs: tuple[RunColumns, RunColumns], pairing: Pairing, verdicts:
     ]
 
 
-def truth_of(run: RunColumns, labels: LabelsOfRows) -> ImageGroups:
+def truth_of(run: RunColumns, labels: Labels) -> ImageGroups:
     """The truth about every row of a run."""
     numbers: dict[tuple[str, str], int] = {}
     pieces = [np.empty(0, np.int32)]
@@ -154,21 +140,15 @@ def labelled_changes(
     """
     fake = np.array([label == "fake" for label, _ in truth.groups] + [False])[truth.codes]
     known = truth.codes >= 0
-    systems_told, generators = [], []
+    by_system, generators = [], []
     for name in systems:
         a, b = scores(name)
         there = known & np.isfinite(a) & np.isfinite(b)
-        right = tuple(_right(name, one, said, fake)[there] for one, said in zip((a, b), verdicts, strict=True))
-        systems_told.append({"name": name, **_auc(a, b, fake, there), "right": _rates(right[0], right[1], mcnemar(*right))})
+        right = tuple(_right(name, one, verdict, fake)[there] for one, verdict in zip((a, b), verdicts, strict=True))
+        by_system.append({"name": name, **_auc(a, b, fake, there), "right": _rates(right[0], right[1], mcnemar(*right))})
         generators += [{"system": name, **one} for one in _by_generator(truth, truth.codes[there], right[0], right[1])]
     counts = {"n": int(known.sum()), "n_fake": int((known & fake).sum()), "n_real": int((known & ~fake).sum())}
-    return {"name": truth.name, **counts, "systems": systems_told, "generators": generators}
-
-
-def tests_in(labelled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Everything with a p that is of all generators together."""
-    for system in labelled["systems"]:
-        yield from (system["auc"], system["right"])
+    return {"name": truth.name, **counts, "systems": by_system, "generators": generators}
 
 
 def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
@@ -179,18 +159,17 @@ def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     """
     there = np.isfinite(a) & np.isfinite(b)
     change = b[there].astype(np.float64) - a[there]
-    n = len(change)
+    n, why = len(change), "no image has a score in both runs"
     found: dict[str, Any] = {"n": n, "equal": int((change == 0).sum()), "gained": int((np.isnan(a) & ~np.isnan(b)).sum())}
     found["lost"] = int((np.isnan(b) & ~np.isnan(a)).sum())
+    moved = proportion(int((np.abs(change) > MOVED).sum()), n, why).row()
     if not n:
-        nothing = undefined("no image has a score in both runs").row()
-        return found | {"mean": nothing, "p": None, "moved": nothing, "sd": None, "largest": None, "quantiles": []}
+        return found | {"mean": undefined(why).row(), "p": None, "moved": moved, "sd": None, "largest": None, "quantiles": []}
     mean, p = _mean(change)
-    moved = int((np.abs(change) > MOVED).sum())
     return found | {
         "mean": mean.row(),
         "p": p,
-        "moved": MetricEstimate(moved / n, proportion_interval(moved, n), "clopper-pearson", n).row(),
+        "moved": moved,
         "sd": float(change.std()),
         "largest": float(np.abs(change).max()),
         "quantiles": np.quantile(change, QUANTILES).tolist(),
@@ -241,7 +220,7 @@ def _finite(value: float) -> float | None:
 
 def _right(system: str, scores: Numbers, verdicts: Codes, fake: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     if system == ENSEMBLE:
-        return np.asarray(verdicts == np.where(fake, VERDICTS.index("fake"), VERDICTS.index("real")))
+        return np.asarray(verdicts == np.where(fake, _FAKE, VERDICTS.index("real")))
     return np.asarray((scores > 0) == fake)
 
 
@@ -255,8 +234,7 @@ def _auc(a: Numbers, b: Numbers, fake: npt.NDArray[np.bool_], there: npt.NDArray
     tested = delong_paired(of[0], of[1], marks)
     if tested.difference.value is None:
         return {"auc": _undefined(tested.difference.why or "", len(sample))}
-    areas = [auc_of(ScoreHistogram.of(one[marks]), ScoreHistogram.of(one[~marks])) for one in of]
-    figures = [MetricEstimate(one.value, (one.low, one.high), "delong", len(sample)).row() for one in areas]
+    figures = [auc_figure(ScoreHistogram.of(one[marks]), ScoreHistogram.of(one[~marks])).row() for one in of]
     return {"auc": {**tested.row(), "a": figures[0], "b": figures[1]}}
 
 
@@ -281,17 +259,17 @@ def _rates(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], tested: Paired) -
 
 def _mean(change: npt.NDArray[np.float64]) -> tuple[MetricEstimate, float | None]:
     """The mean with its interval, and the two-sided p of its being 0."""
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
     n, mean = len(change), float(change.mean())
     if n < 2:
         return MetricEstimate(mean, n=n), None
-    error = float(change.std(ddof=1)) / math.sqrt(n)
-    if error <= abs(mean) * 1e-12:
+    if float(change.std(ddof=1)) / math.sqrt(n) <= abs(mean) * 1e-12:
         # All changed alike: their signs are the test, and there is no error to make an interval of.
         return MetricEstimate(mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
-    half = float(t.ppf(0.975, n - 1)) * error
-    return MetricEstimate(mean, (mean - half, mean + half), "student", n), float(2 * t.sf(abs(mean) / error, n - 1))
+    tested = ttest_1samp(change, 0.0)
+    low, high = tested.confidence_interval()
+    return MetricEstimate(mean, (float(low), float(high)), "student", n), float(tested.pvalue)
 
 
 def _bins(scores: ScoreHistogram) -> list[int]:

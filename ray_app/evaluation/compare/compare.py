@@ -15,7 +15,6 @@ from ray_app.evaluation.compare.changes import (
     STATUSES,
     VERDICTS,
     ImageGroups,
-    LabelsOfRows,
     Numbers,
     distribution_of,
     examples_of,
@@ -24,7 +23,6 @@ from ray_app.evaluation.compare.changes import (
     labelled_changes,
     shift_of,
     statuses_of,
-    tests_in,
     truth_of,
 )
 from ray_app.evaluation.compare.pairing import By, Pairing, RunColumns, pair
@@ -58,10 +56,10 @@ _MOST_IN_HEADLINE = 2
 SCHEMA = 1
 
 
-def compare(run_a: str, run_b: str, labels: str | LabelsOfRows | None = None, *, by: By | None = None) -> dict[str, Any]:
+def compare(run_a: str, run_b: str, labels: str | None = None, *, by: By | None = None) -> dict[str, Any]:
     """The comparison of the runs at two URLs, as plain JSON; differences are B less A.
 
-    `labels`: a file or an index of labels, or labels that are read already; None: the runs' own columns, if they have labels.
+    `labels`: a file or an index of labels; None: the runs' own columns, if they have labels.
     `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Columns are read one after the
     other: 10⁷ rows take less than 2 GiB. Raises ConfigError where there is no run or a label is wrong.
     """
@@ -74,7 +72,10 @@ def compare(run_a: str, run_b: str, labels: str | LabelsOfRows | None = None, *,
         "runs": {"a": _described(a), "b": _described(b)},
         "rows": pairing.counts,
         "identity": _identity(a, b),
-        "only_detectors": {"a": _missing(a, b), "b": _missing(b, a)},
+        "only_detectors": {
+            "a": [name for name in a.detectors if name not in b.detectors],
+            "b": [name for name in b.detectors if name not in a.detectors],
+        },
         **_decisions(a, b, pairing),
         "systems": [{"name": name, **_system(a, b, pairing, name)} for name in _systems(a, b)],
         "quantiles": list(QUANTILES),
@@ -127,12 +128,12 @@ def headline(document: Mapping[str, Any]) -> str:
 def _of_decisions(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     verdicts, statuses = document["verdicts"], document["statuses"]
     if _surely(verdicts["flipped"], "flipped"):
-        yield _finding("flipped", None, f"{_share(verdicts['flipped'])} of verdicts changed", verdicts["flipped"])
+        yield _finding("flipped", None, f"{wording.percent(verdicts['flipped']['value'])} of verdicts changed", verdicts["flipped"])
     if _is_reported(verdicts, "flagged"):
         a, b = (wording.percent(verdicts[side]["value"]) for side in ("flagged_a", "flagged_b"))
         yield _finding("flagged", None, f"of the same images {a} were flagged in A and {b} in B", verdicts["difference"], verdicts)
     if _surely(statuses["changed"], "statuses"):
-        yield _finding("statuses", None, f"{_share(statuses['changed'])} of statuses changed", statuses["changed"])
+        yield _finding("statuses", None, f"{wording.percent(statuses['changed']['value'])} of statuses changed", statuses["changed"])
 
 
 def _of_scores(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -142,9 +143,8 @@ def _of_scores(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         words = f"scores of {name} {'rose' if mean['value'] > 0 else 'fell'} by {abs(mean['value']):.2f} log-odds on average"
         yield _finding("mean_shift", system["name"], words, mean, shift)
     elif _surely(shift["moved"], "moved"):
-        yield _finding(
-            "moved", system["name"], f"{_share(shift['moved'])} of scores of {name} moved by more than {MOVED:g}", shift["moved"]
-        )
+        words = f"{wording.percent(shift['moved']['value'])} of scores of {name} moved by more than {MOVED:g}"
+        yield _finding("moved", system["name"], words, shift["moved"])
 
 
 def _of_distribution(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -152,8 +152,8 @@ def _of_distribution(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if drift and any(_significant(drift[f"{one}_p_holm"]) and drift[one] >= LEAST[one] for one in ("ks", "psi")):
         name = _called(system["name"])
         words = f"scores of {name} are distributed otherwise (KS {drift['ks']:.2f}, PSI {drift['psi']:.2f})"
-        p = min(drift["ks_p_holm"], drift["psi_p_holm"])
-        yield {"what": "drift", "system": system["name"], "text": words, "value": drift["ks"], "interval": None, "p_holm": p}
+        test = {"p_holm": min(drift["ks_p_holm"], drift["psi_p_holm"])}
+        yield _finding("drift", system["name"], words, {"value": drift["ks"], "interval": None}, test)
 
 
 def _of_rate(flagged: Mapping[str, Any], of: str) -> Iterator[dict[str, Any]]:
@@ -193,16 +193,8 @@ def _significant(p: float | None) -> bool:
     return p is not None and p < ALPHA
 
 
-def _share(figure: Mapping[str, Any]) -> str:
-    return wording.percent(figure["value"])
-
-
 def _called(system: str) -> str:
     return "the ensemble" if system == ENSEMBLE else wording.visible(system)
-
-
-def _missing(here: RunColumns, there: RunColumns) -> list[str]:
-    return [name for name in here.detectors if name not in there.detectors]
 
 
 def _described(run: RunColumns) -> dict[str, Any]:
@@ -214,9 +206,9 @@ def _described(run: RunColumns) -> dict[str, Any]:
 
 def _identity(a: RunColumns, b: RunColumns) -> list[dict[str, str]]:
     """What the runs were made with that is not the same; what one of them is too old to have noted is left out."""
-    first, second = a.run.describe(), b.run.describe()
-    schema = min(first["schema"], second["schema"])
-    known = [as_known_to(schema, one["identity"]) for one in (first, second)]
+    described = [run.run.describe() for run in (a, b)]
+    schema = min(one["schema"] for one in described)
+    known = [as_known_to(schema, one["identity"]) for one in described]
     return [{"key": key, "a": left, "b": right} for key, left, right in differing_keys(*known)]
 
 
@@ -239,7 +231,7 @@ def _system(a: RunColumns, b: RunColumns, pairing: Pairing, name: str) -> dict[s
     return {"shift": shift, "distribution": distribution_of(first, second)}
 
 
-def _labelled(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | LabelsOfRows | None) -> dict[str, Any] | None:
+def _labelled(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | None) -> dict[str, Any] | None:
     truth = _truth(a, b, pairing, labels)
     if truth is None or not (truth.codes >= 0).any():
         return None
@@ -255,10 +247,10 @@ def _systems(a: RunColumns, b: RunColumns) -> list[str]:
     return [ENSEMBLE, *(name for name in a.detectors if name in b.detectors)]
 
 
-def _truth(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | LabelsOfRows | None) -> ImageGroups | None:
+def _truth(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | None) -> ImageGroups | None:
     """The truth about the paired images: by the labels given, else by A's own columns, else by B's."""
     if labels is not None:
-        return truth_of(a, index_labels(open_labels(labels)) if isinstance(labels, str) else labels).at(pairing.places_a)
+        return truth_of(a, index_labels(open_labels(labels))).at(pairing.places_a)
     for run, places in ((a, pairing.places_a), (b, pairing.places_b)):
         if "input" in run.columns:
             truth = truth_of(run, OwnLabels(run.run.store.url)).at(places)
@@ -284,8 +276,8 @@ def _tests(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield system["shift"]
         if drift := system["distribution"]["drift"]:
             yield from ({"p": drift[f"{which}_p"], "of": drift, "which": which} for which in ("ks", "psi"))
-    if document["labelled"]:
-        yield from (test for test in tests_in(document["labelled"]) if test)
+    for system in document["labelled"]["systems"] if document["labelled"] else ():
+        yield from filter(None, (system["auc"], system["right"]))
 
 
 def _equal(document: Mapping[str, Any]) -> bool:

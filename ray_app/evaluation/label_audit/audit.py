@@ -23,21 +23,20 @@ from ray_app import __version__
 from ray_app.archives import Each, MemberReader, guard_of, in_turn, iter_blocks, manifests, member_rows, read_block, read_blocks
 from ray_app.datasets.labels import coded, fakes, texts
 from ray_app.datasets.near_duplicates import Bond, Kind, bonds_of, bound, leaks_of
-from ray_app.errors import ConfigError, InputError
+from ray_app.errors import ConfigError
 from ray_app.evaluation.join import Labels, OwnLabels, index_labels
 from ray_app.evaluation.label_audit.features import FEATURES, facts_of_index, facts_of_run, features_of
 from ray_app.evaluation.label_sources import check_joined
 from ray_app.evaluation.labels import open_labels
-from ray_app.evaluation.sample import hashed, pictures_of
+from ray_app.evaluation.sample import hashed, pictures_of, thumbnails_of
 from ray_app.images import ImageLimits
-from ray_app.metrics.arrays import Floats, MetricEstimate, ScoreHistogram
-from ray_app.metrics.intervals import auc_of
+from ray_app.metrics.arrays import Floats, ScoreHistogram
+from ray_app.metrics.detection import auc_figure
 from ray_app.metrics.label_quality import CONFOUNDED, Difference, class_differences, crossed_probabilities, doubted, shortcut_auc
 from ray_app.reports.format import counted
 from ray_app.reports.labels import render_labels
 from ray_app.runs import RunDirectory, block_features, kept_features, vectors_of
 from ray_app.runs.reader import current_tables
-from ray_app.scoring.report import thumbnail
 from ray_app.storage import Fetcher, Store, strip_secrets
 
 _CANNOT = (
@@ -112,15 +111,15 @@ def difference_text(one: Difference, fakes: str = "the fakes") -> str:
     """A difference as a sentence, the class that has more of it first."""
     what, unit = FEATURES[one.name]
     if not isinstance(one.value, str):
-        said = f"have a {what} of at most {_number(one.value)}{' ' + unit if unit else ''}"
+        phrase = f"have a {what} of at most {_number(one.value)}{' ' + unit if unit else ''}"
     elif one.name == "format":
-        said = f"are {one.value}"
+        phrase = f"are {one.value}"
     else:
-        said = _PRESENT.get(one.value, {}).get(one.name) or f"have {one.value} as {what}"
+        phrase = _PRESENT.get(one.value, {}).get(one.name) or f"have {one.value} as {what}"
     sides = sorted([(one.fake, fakes), (one.real, "the real images")], key=lambda side: -side[0])
     (more, first), (less, second) = sides
     share = f"All {first.removeprefix('the ')}" if more == 1 and not first.startswith("those") else f"{_percent(more)} of {first}"
-    return f"{share} {said}, and {'none' if less == 0 else _percent(less)} of {second}."
+    return f"{share} {phrase}, and {'none' if less == 0 else _percent(less)} of {second}."
 
 
 def headline(document: Mapping[str, Any]) -> str:
@@ -160,12 +159,10 @@ def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: st
     chance = crossed_probabilities(vectors, fake, groups[chosen], seed=seed)
     if not np.isfinite(chance).all():
         return _none(facts, "there are too few groups to keep them apart")
-    auc = auc_of(ScoreHistogram.of(chance[fake]), ScoreHistogram.of(chance[~fake]))
-    facts["auc"] = MetricEstimate(auc.value, (auc.low, auc.high), "delong", len(fake)).row()
-    if auc.value < LEAST_AUC:
-        return _none(
-            facts, f"the classifier tells the classes apart with an AUC of {auc.value:.2f} only: it would doubt what it cannot tell"
-        )
+    facts["auc"] = auc_figure(ScoreHistogram.of(chance[fake]), ScoreHistogram.of(chance[~fake])).row()
+    auc = facts["auc"]["value"]
+    if auc < LEAST_AUC:
+        return _none(facts, f"the classifier tells the classes apart with an AUC of {auc:.2f} only: it would doubt what it cannot tell")
     found = doubted(chance, fake)
     places = found.suspicious(fake)
     confidence = np.where(fake[places], 1 - chance[places], chance[places])
@@ -309,9 +306,8 @@ def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: N
     reals = np.flatnonzero(~is_fake)
     reals = reals[np.argsort(hashed(rows["image_id"].to_numpy()[reals]), kind="stable")[:_TRIED]]
     shares = []
-    for code, count in sorted(zip(found.tolist(), counts.tolist(), strict=True), key=lambda one: (-one[1], names[one[0]]))[
-        :_MOST_GENERATORS
-    ]:
+    most_frequent = sorted(zip(found.tolist(), counts.tolist(), strict=True), key=lambda one: (-one[1], names[one[0]]))
+    for code, count in most_frequent[:_MOST_GENERATORS]:
         mine = np.concatenate([reals, np.flatnonzero(is_fake & (codes == code))])
         differences: list[Difference] = class_differences({name: column[mine] for name, column in features.items()}, is_fake[mine])
         strongest = next((one for one in differences if one.strength != "none"), None)
@@ -350,31 +346,21 @@ def _conflicts(rows: pa.Table, bonds: Sequence[Bond]) -> list[dict[str, Any]]:
 
 def _shown(rows: pa.Table, suspects: Suspects) -> list[dict[str, Any]]:
     first = Suspects(suspects.places[:SHOWN], suspects.confidence[:SHOWN], {})
-    return [dict(one) for one in suspects_table(rows, first).to_pylist()]
+    rows_shown: list[dict[str, Any]] = suspects_table(rows, first).to_pylist()
+    return rows_shown
 
 
 def _pictures(at: str, run: RunDirectory, document: Mapping[str, Any]) -> dict[int, bytes]:
     """Small JPEGs of the images that the page shows, by id; one that cannot be read has none."""
     ids = {one["image_id"] for one in (document["suspicious"] or {}).get("images", ())}
-    ids |= {
-        one["image_id"]
-        for conflict in document["conflicts"]
-        if conflict["kind"] != "group"
-        for pair in conflict["examples"]
-        for one in pair
-    }
+    pairs = [pair for conflict in document["conflicts"] if conflict["kind"] != "group" for pair in conflict["examples"]]
+    ids |= {one["image_id"] for pair in pairs for one in pair}
     if run.exists() or not ids:
         return pictures_of(run, sorted(ids)) if ids else {}
-    store, limits, pictures = Store.open(at), ImageLimits(), {}
+    store, limits, pictures = Store.open(at), ImageLimits(), dict[int, bytes]()
     reader = MemberReader(Fetcher(guard=guard_of(store)), max_bytes=limits.max_bytes)
     for ref in iter_blocks(store, 0):
-        members = [one for one in member_rows(read_block(store, ref)) if one.image_id in ids]
-        for member, data in reader.read(members):
-            try:
-                if not isinstance(data, InputError):
-                    pictures[member.image_id] = thumbnail(data, limits)
-            except InputError:
-                continue
+        pictures |= thumbnails_of(reader, [one for one in member_rows(read_block(store, ref)) if one.image_id in ids], limits)
     return pictures
 
 

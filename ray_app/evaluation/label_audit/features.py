@@ -55,18 +55,6 @@ FEATURES: Mapping[str, tuple[str, str]] = {
 _TRUTHS = {"icc": ("none", "present"), "camera": ("none", "present"), "origin": ("none", "present")}
 
 
-@dataclass
-class LabelledRows(Joined):
-    """What a pass over a run found: the labelled rows, and what the join counts."""
-
-    count: int = 0
-
-    @property
-    def joined(self) -> int:
-        """How many rows are labelled."""
-        return self.count
-
-
 @dataclass(frozen=True)
 class FileFacts:
     """Reads the files of one block of an index; picklable, as tasks need it."""
@@ -97,9 +85,9 @@ def facts_of_index(place: str, *, read: bool = False, each: Each = in_turn) -> p
     return pa.concat_tables(_with_facts(read_block(store, ref), {}) for ref in iter_blocks(store, 0))
 
 
-def facts_of_run(run: RunDirectory, labels: Labels) -> tuple[pa.Table, LabelledRows]:
+def facts_of_run(run: RunDirectory, labels: Labels) -> tuple[pa.Table, Joined]:
     """The labelled rows of a run that have an image, and how the labels were joined."""
-    joined = LabelledRows()
+    joined = Joined()
     joined.begin(labels)
     texts = labels.texts(["prompt", "group", "mask_uri"]) if isinstance(labels, LabelIndex) else None
     columns = ["image_id", "uri", "member", "status", "input", "sha256", "phash", "provenance", *_OF_ROWS, *labels.columns]
@@ -140,18 +128,17 @@ def _of_bytes(data: bytes, limits: ImageLimits, origins: ProvenanceReader) -> di
     return known | {"subsampling": sampling, "camera": origin is not None and origin.camera is not None, "origin": origin is not None}
 
 
-def _joined_rows(table: pa.Table, labels: Labels, texts: pa.Table | None, joined: LabelledRows) -> pa.Table:
+def _joined_rows(table: pa.Table, labels: Labels, texts: pa.Table | None, joined: Joined) -> pa.Table:
     table, truth = joined.matched(labels, table)
-    joined.count += len(table)
     groups = [truth.groups[code] for code in truth.codes.tolist()]
-    said = texts.take(pa.array(truth.places)) if texts is not None else own_fields(table)
+    label_texts = texts.take(pa.array(truth.places)) if texts is not None else own_fields(table)
     if texts is None and "input" in table.column_names and "group" in [field.name for field in table["input"].type]:
-        said = said.append_column("group", pc.struct_field(table["input"], "group"))
+        label_texts = label_texts.append_column("group", pc.struct_field(table["input"], "group"))
     columns: dict[str, Any] = {
         "label": pa.array([one.label for one in groups], pa.string()),
         "generator": pa.array([one.generator for one in groups], pa.string()),
     }
-    columns |= {name: _text(said, name) for name in ("mask_uri", "prompt", "group")}
+    columns |= {name: _text(label_texts, name) for name in ("mask_uri", "prompt", "group")}
     columns |= {name: _text(table, name) for name in ("sha256", "phash")}
     inputs = pa.StructArray.from_arrays([columns.get(name, pa.nulls(len(table), pa.string())) for name in INPUT.names], fields=list(INPUT))
     facts = {name: table[name].cast(FACTS.field(name).type) for name in _OF_ROWS if name in table.column_names}

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from benchmarks.seeded import write_card
 from ray_app.cli.main import main
+from ray_app.detectors import load_card
 from ray_app.ensembles import decide, load_ensemble_card
 from ray_app.evaluation.calibrate.fit_card import moved
 from ray_app.runs import RunDirectory
@@ -123,10 +125,8 @@ def test_a_prevalence_is_in_the_written_calibration(place, card):
 
 
 def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path):
-    from tests.scoring.eight import write_eight
-
-    write_eight(tmp_path / "cards")
-    detector = tmp_path / "cards" / "tiny-ladeda.yaml"
+    (tmp_path / "cards").mkdir()
+    detector = write_card(load_card("tiny-ladeda"), tmp_path / "cards" / "tiny-ladeda.yaml")
     images = type(images)(**{**vars(images), "scores": {"tiny-ladeda": images.scores["fine"]}})
     ensemble = {"name": "one", "title": "one", "members": [{"detector": str(detector)}]}
     run_of(tmp_path / "run", images, ensemble)

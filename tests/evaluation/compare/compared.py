@@ -3,6 +3,7 @@
 import csv
 import hashlib
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ PLAN = BlockPlan(batch_slots=64, max_block_members=500)
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
+@cache
 def spec_of(detectors=(TINY, OTHER), thresholds=(-1.0, 1.0)):
     cut = Thresholds(real_below=thresholds[0], fake_above=thresholds[1])
     card = EnsembleCard(name="both", title="Both", members=tuple(EnsembleMember(detector=name) for name in detectors), thresholds=cut)

@@ -11,7 +11,7 @@ from ray_app.evaluation.compare.pairing import RunColumns
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 
-N = 1_500
+N = 600
 NAMES = names_of(N)
 FAKE = np.arange(N) % 3 == 0
 LABELS = [("fake", f"maker-{place % 4}") if one else ("real", "camera") for place, one in enumerate(FAKE)]
@@ -58,7 +58,7 @@ def test_equal_runs_differ_in_nothing(first, other_run, scores):
         document = compare(first, other)
         assert document["findings"] == []
         assert document["equal"]
-        assert document["headline"] == "No difference: statuses, scores and verdicts of the 1,500 images in both runs are the same."
+        assert document["headline"] == "No difference: statuses, scores and verdicts of the 600 images in both runs are the same."
         assert document["examples"] == []
         assert document["identity"] == []
         assert [one["p"] for one in document["labelled"]["generators"]] == [1.0] * len(document["labelled"]["generators"])
@@ -135,7 +135,8 @@ def test_two_halves_of_one_archive_have_not_drifted(tmp_path):
 
 
 def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
-    runs = [make_run(tmp_path / str(night), names_of(N, f"night{night}"), {TINY: log_odds(night, N) + 0.4 * night}) for night in (0, 1)]
+    n = 1_500
+    runs = [make_run(tmp_path / str(night), names_of(n, f"night{night}"), {TINY: log_odds(night, n) + 0.4 * night}) for night in (0, 1)]
     document = compare(*runs)
     assert {("drift", TINY), ("flagged", None)} <= whats(document)
     assert document["systems"][1]["distribution"]["drift"]["ks"] > LEAST["ks"]
@@ -145,10 +146,10 @@ def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
 
 
 def test_rows_that_are_in_one_run_only_are_counted(first, other_run, scores):
-    some = {name: column[500:] for name, column in scores.items()}
-    document = compare(first, other_run(some, names=NAMES[500:], labels=LABELS[500:]))
+    some = {name: column[200:] for name, column in scores.items()}
+    document = compare(first, other_run(some, names=NAMES[200:], labels=LABELS[200:]))
     rows = document["rows"]
-    assert (rows["both"], rows["only_a"], rows["only_b"], rows["by"]) == (N - 500, 500, 0, "image_id")
+    assert (rows["both"], rows["only_a"], rows["only_b"], rows["by"]) == (N - 200, 200, 0, "image_id")
     assert document["equal"]
 
 
@@ -172,15 +173,16 @@ def test_copies_are_matched_once_and_counted(tmp_path, photos):
 
 
 def test_statuses_that_changed(first, other_run, scores):
-    fails = {name: Status.CORRUPT_IMAGE for name in NAMES[:300]}
-    document = compare(first, other_run(scores, fails=fails))
-    assert document["statuses"]["pairs"] == [["ok", "corrupt_image", 300]]
+    fails = {name: Status.CORRUPT_IMAGE for name in NAMES[:120]}
+    failed = other_run(scores, fails=fails)
+    document = compare(first, failed)
+    assert document["statuses"]["pairs"] == [["ok", "corrupt_image", 120]]
     assert ("statuses", None) in whats(document)
-    assert system(document, TINY)["shift"]["lost"] == 300
-    assert system(document, TINY)["shift"]["n"] == N - 300
+    assert system(document, TINY)["shift"]["lost"] == 120
+    assert system(document, TINY)["shift"]["n"] == N - 120
     assert not document["equal"]
-    by_bytes = compare(other_run(scores, fails=fails), first, by="sha256")["rows"]
-    assert (by_bytes["unnamed_a"], by_bytes["both"], by_bytes["only_a"]) == (300, N - 300, 300)
+    by_bytes = compare(failed, first, by="sha256")["rows"]
+    assert (by_bytes["unnamed_a"], by_bytes["both"], by_bytes["only_a"]) == (120, N - 120, 120)
 
 
 def test_settings_detectors_and_ensembles_that_differ(tmp_path, first, scores, photos):
@@ -198,7 +200,7 @@ def test_settings_detectors_and_ensembles_that_differ(tmp_path, first, scores, p
 def test_labels_tell_which_is_better(first, other_run, scores):
     worse = scores[TINY] + np.where(FAKE, -1.5, 0).astype(np.float32)
     labelled = compare(first, other_run({**scores, TINY: worse}))["labelled"]
-    assert (labelled["n"], labelled["n_fake"], labelled["n_real"]) == (N, 500, 1_000)
+    assert (labelled["n"], labelled["n_fake"], labelled["n_real"]) == (N, 200, 400)
     auc, right = (labelled["systems"][1][key] for key in ("auc", "right"))
     assert auc["a"]["value"] == pytest.approx(roc_auc_score(FAKE, scores[TINY]), abs=1e-9)
     assert auc["b"]["value"] == pytest.approx(roc_auc_score(FAKE, worse), abs=1e-9)
@@ -207,7 +209,7 @@ def test_labels_tell_which_is_better(first, other_run, scores):
     assert right["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
     assert right["difference"]["value"] == pytest.approx(((worse > 0) == FAKE).mean() - right["a"]["value"])
     tiny = {one["generator"]: one for one in labelled["generators"] if one["system"] == TINY}
-    assert {name: one["n"] for name, one in tiny.items()} == {f"maker-{maker}": 125 for maker in range(4)} | {"real:camera": 1_000}
+    assert {name: one["n"] for name, one in tiny.items()} == {f"maker-{maker}": 50 for maker in range(4)} | {"real:camera": 400}
     assert all(one["p_holm"] < 0.01 for name, one in tiny.items() if name.startswith("maker"))
     assert tiny["real:camera"]["p"] == 1
 
@@ -234,9 +236,9 @@ def test_labels_of_a_file(tmp_path, photos, scores, first):
     assert compare(bare, bare)["labelled"] is None
     with open(tmp_path / "labels.csv", "w", newline="", encoding="utf-8") as file:
         rows = [(row["sha256"], *LABELS[NAMES.index(row["uri"].rpartition("/")[2])]) for row in current_rows(RunDirectory.open(bare))]
-        csv.writer(file).writerows([("sha256", "label", "generator"), *rows[:1_000]])
+        csv.writer(file).writerows([("sha256", "label", "generator"), *rows[:400]])
     labelled = compare(bare, bare, str(tmp_path / "labels.csv"))["labelled"]
-    assert labelled["n"] == 1_000
+    assert labelled["n"] == 400
     assert compare(bare, first)["labelled"]["n"] == N, "B's own columns serve where A has none"
 
 

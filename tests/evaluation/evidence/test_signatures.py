@@ -74,11 +74,11 @@ def test_another_program_checks_it_too(told, keys, tmp_path):
 
 def test_what_is_no_key_is_said(told, keys, tmp_path):
     (mine, public), _ = keys
-    openssl("genpkey", "-algorithm", "RSA", "-out", str(tmp_path / "rsa.pem"))
+    openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", str(tmp_path / "ec.pem"))
     openssl("pkey", "-in", str(mine), "-aes256", "-passout", "pass:x", "-out", str(tmp_path / "locked.pem"))
     (tmp_path / "empty.pem").write_bytes(b"")
     for path, said in (
-        (public, "no private Ed25519 key"), (tmp_path / "rsa.pem", "no private Ed25519 key"), (tmp_path / "empty.pem", "no private"),
+        (public, "no private Ed25519 key"), (tmp_path / "ec.pem", "no private Ed25519 key"), (tmp_path / "empty.pem", "no private"),
         (tmp_path / "locked.pem", "with a password"), (tmp_path / "none.pem", "No such file"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):

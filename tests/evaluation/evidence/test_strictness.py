@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import cycle
 
 import pytest
 
@@ -91,10 +92,10 @@ def at(value, path):
 FREE = [("record", "row", "input")]  # the source's own columns
 
 
-@pytest.mark.parametrize("value", [None, 1, {}, "x"])
-def test_an_unknown_key_is_refused_wherever_it_stands(told, value):
-    assert sum(1 for _ in mappings(told)) > 30
-    for path in mappings(told):
+def test_an_unknown_key_is_refused_wherever_it_stands(told):
+    paths = list(mappings(told))
+    assert len(paths) > 30
+    for path, value in zip(paths, cycle([None, 1, {}, "x"]), strict=False):
         other = copy.deepcopy(told)
         at(other, path)["a.strange key"] = value
         other["sha256"] = digest(other["record"])
