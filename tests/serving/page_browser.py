@@ -29,7 +29,7 @@ class Visitor:
             page = self._opened(**options)
             self._contexts.append(page.context)
         else:
-            page = self._page = self._page or self._opened()
+            page = self._page = self._page or self._opened(reduced_motion="reduce")  # animations cost, too
         page.set_viewport_size({"width": width, "height": height})
         page.goto(self.url)
         if wait:
