@@ -109,15 +109,12 @@ class StopNote:
         """Whether this worker is to begin no further block. Raises StorageError."""
         now = self._clock()
         if self._read_at is None or now - self._read_at >= NOTE_EVERY_S:
-            self._read_at, self._closed = now, self._read_note()
+            try:
+                note = json.loads(self._store.read(self._path))
+            except FileNotFoundError:
+                note = {"everywhere": False, "nodes": []}
+            self._read_at, self._closed = now, note["everywhere"] or self._node in note["nodes"]
         return self._closed
-
-    def _read_note(self) -> bool:
-        try:
-            note = json.loads(self._store.read(self._path))
-        except FileNotFoundError:
-            return False
-        return bool(note["everywhere"]) or self._node in note["nodes"]
 
 
 class Watch:

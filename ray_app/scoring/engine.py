@@ -45,7 +45,8 @@ def score_blocks(
     waiting, left, lost = iter(blocks), dict[tuple[int, int], BlockRef](), 0
     while True:
         planned = layout()
-        wave = {**left, **_keyed(islice(waiting, max(_wave_size(planned) - len(left), 0)))}
+        size = min(max(WAVE_BLOCKS[0], WAVE_BLOCKS_PER_WORKER * planned.workers), WAVE_BLOCKS[1])
+        wave = {**left, **{(ref.manifest, ref.block): ref for ref in islice(waiting, max(size - len(left), 0))}}
         if not wave:
             return
         if stopper.reason is not None:
@@ -71,15 +72,6 @@ def _prepare() -> None:
     context.enable_progress_bars = False
     context.target_max_block_size = WHOLE_BLOCKS
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_hand_over_limit())
-
-
-def _keyed(blocks: Iterable[BlockRef]) -> dict[tuple[int, int], BlockRef]:
-    return {(ref.manifest, ref.block): ref for ref in blocks}
-
-
-def _wave_size(layout: ScoringLayout) -> int:
-    least, most = WAVE_BLOCKS
-    return min(max(least, WAVE_BLOCKS_PER_WORKER * layout.workers), most)
 
 
 def _executed(wave: Iterable[BlockRef], job: ScoringJob, layout: ScoringLayout) -> Iterator[BlockReport]:

@@ -74,7 +74,9 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     run.check_settled()
     if choice.generator is not None:
         require_identified(run)
-    _check_free(store)
+    names = store.names("")
+    if (names or store.folders("")) and NOTE not in names:
+        raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")
     chosen, images = _chosen(run, choice)
     pages = max(math.ceil(images / per_page), 1)
     facts = {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages}
@@ -90,21 +92,10 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
             progress.advance(len(some), sum(tile.picture is None for tile in some))
     if progress is not None:
         progress.close()
-    _remove_after(store, page_name(pages))
-    return facts
-
-
-def _check_free(store: Store) -> None:
-    names = store.names("")
-    if (names or store.folders("")) and NOTE not in names:
-        raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")
-
-
-def _remove_after(store: Store, last: str) -> None:
-    """The pages of a longer gallery that was here."""
-    for name in store.names(""):
-        if _PAGE.fullmatch(name) and name > last:
+    for name in store.names(""):  # of a longer gallery that was here
+        if _PAGE.fullmatch(name) and name > page_name(pages):
             store.delete(name)
+    return facts
 
 
 def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | None, int]:

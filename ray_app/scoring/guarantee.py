@@ -3,7 +3,7 @@
 Differences are reported. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -176,19 +176,14 @@ def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[PopulationTally, set
     population = spec.ensemble.population
     tally, decoders, images = PopulationTally(population.features if population else ()), set[str](), 0
     formats = population.seen.formats if population and population.seen else ()
-    for rows in _scored_rows(run):
+    files = [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
+    for table in tables_in(run, files, COLUMNS):  # the current rows, whether the run's verdicts are settled or not
+        rows = table.filter(pc.is_valid(table["score"]))
         images += len(rows)
         tally.add(_properties(rows, [name.removeprefix("score:") for name in tally.counts if name.startswith("score:")], spec.late))
         known = rows.filter(pc.is_in(rows["format"].cast(pa.string()), pa.array(formats))) if formats else rows
         decoders.update(pc.unique(pc.drop_null(known["decoder"].cast(pa.string()))).to_pylist())
     return tally, decoders, images
-
-
-def _scored_rows(run: RunDirectory) -> Iterator[pa.Table]:
-    """The current rows with a score, whether the run's verdicts are settled or not."""
-    files = [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
-    for table in tables_in(run, files, COLUMNS):
-        yield table.filter(pc.is_valid(table["score"]))
 
 
 def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Mapping[str, Any]:

@@ -36,7 +36,6 @@ from ray_app.runs.identity import Identity, as_known_to, differing_keys
 from ray_app.runs.reader import numbers
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import STABILITY
-from ray_app.runs.score_index import build_index
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import WAIVED
 from ray_app.transforms.perturbations import Perturbation, load_perturbations
@@ -76,8 +75,8 @@ class Begun:
         """The identity of a command without settings that the run does not note: it could not, or they are as they always were."""
         content = dict(ours)
         for name, usual in UNNOTED.items():
-            noted, asked = self.described["identity"].get(name, {}), self.written.get(name, {})
-            section = {key: one for key, one in content.pop(name, {}).items() if key in noted or (key in asked and one != usual.get(key))}
+            noted, given = self.described["identity"].get(name, {}), self.written.get(name, {})
+            section = {key: one for key, one in content.pop(name, {}).items() if key in noted or (key in given and one != usual.get(key))}
             content |= {name: section} if section else {}
         return content
 
@@ -115,7 +114,7 @@ class Resolved:
             perceptual_hash=config.perceptual_hash,
             provenance=config.provenance.policy(),
             views=self.views,
-            stability=stability_of(config),
+            stability=Stability(config.stability, config.stability_margin) if config.stability else None,
             waive_guarantee=config.waive_guarantee,
         )
         precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
@@ -240,13 +239,14 @@ def _kept_digest(identity: Identity, card: DetectorCard) -> str | None:
 
 def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
     """What another command on the same run directory must match (DESIGN §3). Raises DetectorError where weights are missing."""
+    containers = {"columns": config.columns.model_dump(mode="json"), "container_limits": config.container_limits.model_dump(mode="json")}
     return {
         "source": [name_of(source) for source in config.source],
         "include": list(config.include),
         "exclude": list(config.exclude),
         "limit": config.limit,
         "limits": spec.limits.model_dump(mode="json"),
-        **_of_containers(config),
+        **{name: setting for name, setting in containers.items() if setting != UNNOTED[name]},
         **({"perturb": {view.name: view.facts() for view in spec.views}} if spec.views else {}),
         **({"stability": spec.stability.facts()} if spec.stability else {}),
         **({"features": list(spec.features)} if spec.features else {}),
@@ -258,12 +258,6 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weig
 def promises(card: EnsembleCard) -> bool:
     """Whether there is a guarantee to give up."""
     return any(known is not None for known in (card.guarantee, card.settings, card.population))
-
-
-def _of_containers(config: ScoreConfig) -> dict[str, Any]:
-    """Settings of containers where they are not those of runs that note none."""
-    given = {"columns": config.columns.model_dump(mode="json"), "container_limits": config.container_limits.model_dump(mode="json")}
-    return {name: setting for name, setting in given.items() if setting != UNNOTED[name]}
 
 
 def scoring_identity(spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
@@ -382,17 +376,17 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def kept_by(spec: ScoringSpec, asked: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Per detector whose embeddings are to be kept, what decides them. `asked`: names of detectors, or of backbones that they share.
+def kept_by(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Per detector whose embeddings are to be kept, what decides them. `requested`: names of detectors, or of backbones that they share.
 
     Of detectors with one backbone and equal embeddings the first stands for all. Raises ConfigError for a name that is none of the
     ensemble's and for a detector that does not look at every image, DetectorError where there is no embedding or no weights.
     """
-    if not asked:
+    if not requested:
         return {}
     from ray_app.detectors.embeddings import embedding_facts  # torch: only where something is kept
 
-    chosen = {name: _named(spec, name) for name in asked}
+    chosen = {name: _named(spec, name) for name in requested}
     kept: dict[str, dict[str, Any]] = {}
     for name, card in spec.cards.items():
         named = [word for word, detectors in chosen.items() if name in detectors]
@@ -438,19 +432,6 @@ def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard], *, profile
         )
 
 
-def known_scores(run: RunDirectory, spec: ScoringSpec) -> RunDirectory:
-    """The run itself, once what it knows is indexed for workers to look up."""
-    from ray_app.cluster.ray_cluster import on_ray
-
-    build_index(run, spec, each=on_ray)
-    return run
-
-
-def stability_of(config: ScoreConfig) -> Stability | None:
-    """What a config requests; None = nothing."""
-    return Stability(config.stability, config.stability_margin) if config.stability else None
-
-
 def stability_in(identity: dict[str, Any]) -> Stability | None:
     """What a run was requested with, by its identity; None = nothing."""
     facts = identity.get("stability")
@@ -463,14 +444,14 @@ def stability_facts(run: RunDirectory, thresholds: Thresholds) -> StabilitySumma
     `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that they
     would have been asked, of which no view is there: `touchstone decide` moved the threshold to them.
     """
-    asked_for = stability_in(run.describe()["identity"])
-    if asked_for is None:
+    requested = stability_in(run.describe()["identity"])
+    if requested is None:
         return None
     counts = Counter[str]()
     for table in current_tables(run, ["score", "verdict", "verdict_reason", STABILITY]):
         viewed = table[STABILITY].is_valid().to_numpy()
-        near = uncertain(numbers(table["score"]), table["verdict"].to_pylist(), thresholds, asked_for.margin)
+        near = uncertain(numbers(table["score"]), table["verdict"].to_pylist(), thresholds, requested.margin)
         unstable = pc.sum(pc.equal(with_reasons(table)["verdict_reason"], Reason.UNSTABLE.value)).as_py() or 0
         counts.update(asked=int(viewed.sum()), unstable=unstable, unasked=int((~viewed[near]).sum()))
-    return StabilitySummary(views=asked_for.count, margin=asked_for.margin, asked=counts["asked"], unstable=counts["unstable"],
+    return StabilitySummary(views=requested.count, margin=requested.margin, asked=counts["asked"], unstable=counts["unstable"],
                             unasked=counts["unasked"])  # fmt: skip

@@ -115,9 +115,9 @@ def _heads(
         require_accepted(card, accepted)
     suited = {card.name: _suited(card, kept, identity["resize"]) for card in cards}
     ways = {name: kept[found]["precision"] for name, found in suited.items()}
-    if said := departures(ensemble.settings, ways, identity["resize"]):
+    if differing := departures(ensemble.settings, ways, identity["resize"]):
         raise ConfigError(
-            f"{source.store.url}: the calibration of {ensemble.name} does not hold for embeddings made with {' and '.join(said)}",
+            f"{source.store.url}: the calibration of {ensemble.name} does not hold for embeddings made with {' and '.join(differing)}",
             hint="score the archive anew with that card",
         )
     spec = make_spec(ensemble, limits=ImageLimits(**identity["limits"]), resize=identity["resize"], slots=identity["batch_slots"])
@@ -163,16 +163,17 @@ class _Rescoring:
     def block(self, ref: BlockRef, rows: pa.Table) -> None:
         """Score one block, and commit it."""
         with self.clock("score"):
-            outcomes = _outcomes(rows)
+            columns = [name for name in ("status", "detail", *FACTS, "phash", "provenance") if name in rows.column_names]
+            outcomes = [_outcome(row) for row in rows.select(columns).to_pylist()]
             outputs = self._outputs(ref, rows["image_id"].to_numpy(), outcomes)
         outputs = outputs if self.describing is None else self.describing.after(outcomes, outputs)
         with self.clock("write"):
             scored = judge(self.spec, outcomes, outputs, self.clock)
             members = rows.select([name for name in _MEMBERS if name in rows.column_names])
             hashed = "phash" in rows.column_names
-            made = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
-            self.run.write_part(ref.manifest, ref.block, made.rows)
-        self.session.committed(BlockReport(ref, made.bad, BlockWork(self.clock.take()), made.failures))
+            tables = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
+            self.run.write_part(ref.manifest, ref.block, tables.rows)
+        self.session.committed(BlockReport(ref, tables.bad, BlockWork(self.clock.take()), tables.failures))
 
     def _outputs(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[DecodeResult]) -> DetectorOutputs:
         """What the heads say, and the vectors that a profile reads."""
@@ -188,13 +189,8 @@ class _Rescoring:
         return DetectorOutputs.clean(scores=scores, embeddings=embeddings)
 
 
-def _outcomes(rows: pa.Table) -> list[DecodeResult]:
-    """What became of the members before any detector saw them."""
-    columns = [name for name in ("status", "detail", *FACTS, "phash", "provenance") if name in rows.column_names]
-    return [_outcome(row) for row in rows.select(columns).to_pylist()]
-
-
 def _outcome(row: dict[str, Any]) -> DecodeResult:
+    """What became of a member before any detector saw it."""
     status = Status(row["status"])
     has_pixels = status in (Status.OK, Status.DETECTOR_FAILED)
     facts = {name: row.get(name) for name in FACTS} | {"flags": tuple(row["flags"] or ())}
@@ -235,13 +231,13 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
 def named_rows(rows: pa.Table, spec: ScoringSpec, vectors: np.ndarray) -> pa.Table:
     """Result rows with what the spec's identifier says of their embeddings (n, width), NaN where there is none."""
     assert spec.identifier is not None
-    said = identified(spec, {spec.identifier.detector: vectors})
-    assert said is not None
+    found = identified(spec, {spec.identifier.detector: vectors})
+    assert found is not None
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
     rows = rows.drop_columns([name for name in IDENTIFIED if name in rows.column_names])
     place = rows.schema.get_field_index(_NAME)
     fields = [rows.schema.field(place), *(pa.field(name, kind) for name, kind in IDENTIFIED.items())]
-    columns = identified_columns(said, has_score)
+    columns = identified_columns(found, has_score)
     rows = rows.remove_column(place)
     for step, field in enumerate(fields):
         rows = rows.add_column(place + step, field, as_array(columns[field.name], field, len(rows)))
@@ -264,12 +260,12 @@ class _Naming:
         """Name one block, and commit it."""
         began = time.perf_counter()
         vectors = vectors_of(block_features(self.source, ref.manifest, ref.block, self.kept), rows["image_id"].to_numpy(), self.width)
-        made = named_rows(rows, self.spec, vectors)
+        named = named_rows(rows, self.spec, vectors)
         named_s = time.perf_counter() - began
         for folder in ("masks", *map(folder_of, self.features)):
             if (beside := self.source.beside(folder, ref.manifest, ref.block)) is not None:
                 self.run.write_beside(folder, ref.manifest, ref.block, beside)
-        self.run.write_part(ref.manifest, ref.block, made)
+        self.run.write_part(ref.manifest, ref.block, named)
         seconds = {"identify": named_s, "write": time.perf_counter() - began - named_s}
         self.session.committed(BlockReport(ref, 0, BlockWork(seconds)))
 

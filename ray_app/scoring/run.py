@@ -34,9 +34,10 @@ from ray_app.reports.format import linked_words, shortened
 from ray_app.runs import Retry, RunDirectory, begin_retry, begun_retry, check_conservation, fingerprint, merge_retry
 from ray_app.runs.document import GuaranteeSummary
 from ray_app.runs.reader import publish_vanished
+from ray_app.runs.score_index import build_index
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.identity import REFERENCES, Resolved, check_reuse, keep_references, known_scores, resolve, share_weights
+from ray_app.scoring.identity import REFERENCES, Resolved, check_reuse, keep_references, resolve, share_weights
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
 from ray_app.scoring.report import bad_fraction, linked_folders, renew_summary, write_report, write_summary
 from ray_app.scoring.session import ScoringSession, require_prices
@@ -254,15 +255,17 @@ class ScoringRun:
     def _job(self, directory: RunDirectory) -> Iterator[ScoringJob]:
         """What workers are given, and a folder of their own on the disk of each node."""
         config = self.config
-        crumbs = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
+        markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
         mirror = share_weights(self.spec, self.directory) if has_other_nodes() else None
-        known = known_scores(self.directory, self.spec) if config.reuse else None
+        known = self.directory if config.reuse else None
+        if known is not None:
+            build_index(known, self.spec, each=on_ray)
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield ScoringJob(directory, self.spec, fetcher, self.session.number, crumbs, mirror, limit_s, known, decode_bytes)
+            yield ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes)
         finally:
-            shutil.rmtree(crumbs, ignore_errors=True)
+            shutil.rmtree(markers, ignore_errors=True)
 
     def _layout_now(self) -> ScoringLayout:
         """The layout for the nodes of now, if it is of the same kind; else the run waits for nodes like those it began with."""

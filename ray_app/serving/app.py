@@ -96,8 +96,8 @@ def application(config: ServeConfig, webhook_key: str | None = None) -> Applicat
 
 
 def _deployment(kind: Callable[..., Any], **options: Any) -> serve.Deployment:
-    made: serve.Deployment = serve.deployment(kind).options(**options)  # type: ignore[attr-defined]
-    return made
+    deployment: serve.Deployment = serve.deployment(kind).options(**options)  # type: ignore[attr-defined]
+    return deployment
 
 
 def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> dict[str, Any]:
@@ -164,14 +164,14 @@ class DetectorDeployment:
         """Serve replaces a replica whose detectors raise on everything: a device may have failed under them."""
         self._group.check_health()
 
-    async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
+    async def score(self, request: ScoreRequest) -> ScoreResponse | Offer:
         """What the group says of one image, scored together with others that come at the same time."""
         assert self._batcher is not None, "Serve reconfigures before it asks"
-        return await self._batcher(ask)
+        return await self._batcher(request)
 
-    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+    async def profile(self, request: ProfileAsk) -> Profiled | Offer:
         """What the group's heads and describers say of one image; whatever came while others were at work goes together."""
-        return await self._profiling(ask)
+        return await self._profiling(request)
 
     async def describe(self) -> "Release":
         """What it serves."""
@@ -236,15 +236,15 @@ class RemoteGroup:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
-    async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
+    async def score(self, request: ScoreRequest) -> ScoreResponse | Offer:
         """See `engine.GroupHandle`."""
-        answer: ScoreResponse | Offer = await _answered(self._handle.score.remote(ask))
+        answer: ScoreResponse | Offer = await _answered(self._handle.score.remote(request))
         return answer
 
-    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+    async def profile(self, request: ProfileAsk) -> Profiled | Offer:
         """See `engine.GroupHandle`."""
-        said: Profiled | Offer = await _answered(self._handle.profile.remote(ask))
-        return said
+        response: Profiled | Offer = await _answered(self._handle.profile.remote(request))
+        return response
 
     async def describe(self) -> "Release":
         """See `engine.GroupHandle`."""
@@ -285,10 +285,10 @@ class RemoteJobs:
             raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
 
 
-async def _or_refusal(asked: Awaitable[T]) -> T | Refusal:
+async def _or_refusal(call: Awaitable[T]) -> T | Refusal:
     """What is refused goes back as a value: Serve logs whatever a replica raises as its fault, with a traceback."""
     try:
-        return await asked
+        return await call
     except Refusal as refusal:
         return refusal
 

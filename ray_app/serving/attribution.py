@@ -4,8 +4,9 @@ Heads and describers sit with the detector whose embeddings they read, those tha
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class ProfileAsk:
 
 @dataclass(frozen=True)
 class Profiled:
-    """What a profile says of one image (`identified`: one row); None where it was not requested, or there is none."""
+    """What a profile predicts for one image (`identified`: one row); None where it was not requested, or there is none."""
 
     identified: Identified | None = None
     described: Caption | None = None
@@ -80,7 +81,7 @@ class Profilers:
                 self._describers[name] = load_describing(spec.describer, device=spec.device)
 
     def check(self, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        """Ask each once, of an ordinary image with these embeddings. Raises what they raise."""
+        """Run each once, on an ordinary image with these embeddings. Raises what they raise."""
         for head in self._identifiers.values():
             head.identify(embeddings[head.card.detector])
         for describer in self._describers.values():
@@ -90,40 +91,32 @@ class Profilers:
             elif card.preprocessing is not None and card.preprocessing.shape is not None:
                 describer.describe(np.zeros((1, *card.preprocessing.shape, 3), np.uint8))
 
-    def say(self, asks: Sequence[ProfileAsk]) -> list[Profiled]:
-        """One answer per ask, in order. One that raises says nothing, of the images that came with it neither."""
-        said = [Profiled()] * len(asks)
-        for name, places in _by_ensemble(asks):
+    def say(self, requests: Sequence[ProfileAsk]) -> list[Profiled]:
+        """One answer per request, in order. One that raises predicts nothing, of the images that came with it neither."""
+        answers = [Profiled()] * len(requests)
+        for name in dict.fromkeys(request.ensemble for request in requests):
+            places = [place for place, request in enumerate(requests) if request.ensemble == name]
             if head := self._identifiers.get(name):
-                for place, one in _spoken([(place, asks[place].identify) for place in places], _rows_of(head)):
-                    said[place] = replace(said[place], identified=one)
+                for place, one in _predicted([(place, requests[place].identify) for place in places], partial(_identified_rows, head)):
+                    answers[place] = replace(answers[place], identified=one)
             if describer := self._describers.get(name):
-                for place, words in _spoken([(place, asks[place].describe) for place in places], describer.describe):
-                    said[place] = replace(said[place], described=words if words.text and words.likelihood is not None else None)
-        return said
+                for place, words in _predicted([(place, requests[place].describe) for place in places], describer.describe):
+                    answers[place] = replace(answers[place], described=words if words.text and words.likelihood is not None else None)
+        return answers
 
 
-def _by_ensemble(asks: Sequence[ProfileAsk]) -> Iterator[tuple[str, list[int]]]:
-    for name in dict.fromkeys(ask.ensemble for ask in asks):
-        yield name, [place for place, ask in enumerate(asks) if ask.ensemble == name]
+def _identified_rows(head: Identifier, vectors: npt.NDArray[Any]) -> list[Identified]:
+    found, columns = head.identify(vectors), ("codes", "probability", "confidence", "ranking")
+    return [replace(found, **{name: getattr(found, name)[row : row + 1] for name in columns}) for row in range(len(vectors))]
 
 
-def _rows_of(head: Identifier) -> Callable[[npt.NDArray[Any]], list[Identified]]:
-    def rows(vectors: npt.NDArray[Any]) -> list[Identified]:
-        found = head.identify(vectors)
-        columns = ("codes", "probability", "confidence", "ranking")
-        return [replace(found, **{name: getattr(found, name)[row : row + 1] for name in columns}) for row in range(len(vectors))]
-
-    return rows
-
-
-def _spoken(given: Sequence[tuple[int, Any]], ask: Callable[[npt.NDArray[Any]], Sequence[Any]]) -> list[tuple[int, Any]]:
-    """Places with what is said of what was given there."""
-    there = [(place, one) for place, one in given if one is not None and np.isfinite(one).all()]
+def _predicted(inputs: Sequence[tuple[int, Any]], predict: Callable[[npt.NDArray[Any]], Sequence[Any]]) -> list[tuple[int, Any]]:
+    """Places with the prediction for what stands there; none for what is not there or not finite."""
+    there = [(place, one) for place, one in inputs if one is not None and np.isfinite(one).all()]
     if not there:
         return []
     try:
-        return list(zip([place for place, _ in there], ask(np.stack([one for _, one in there])), strict=True))
+        return list(zip([place for place, _ in there], predict(np.stack([one for _, one in there])), strict=True))
     except Exception:
-        _log.exception("a profile said nothing of %d images", len(there))
+        _log.exception("a profile predicted nothing for %d images", len(there))
         return []

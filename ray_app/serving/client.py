@@ -99,8 +99,8 @@ class EndpointClient:
         query: Query = {"ensemble": ensemble or "", "masks": "true" if masks else "", "detector": tuple(detectors)}
         return self._score(images, {key: value for key, value in query.items() if value})
 
-    def _refuse_unserved(self, what: str, asked: Iterable[str], served: Sequence[str]) -> None:
-        for name in asked:
+    def _refuse_unserved(self, what: str, requested: Iterable[str], served: Sequence[str]) -> None:
+        for name in requested:
             if name not in served:
                 text = f"{self._http_client.url}: no {what} {name!r} is served there"
                 raise ConfigError(text, hint=f"it serves: {', '.join(served) or 'none'}")
@@ -134,7 +134,7 @@ class EndpointClient:
         apart = BETTER_APART if len(files) > 1 else ()
         response = self._http_client.ask("POST", "v1/score", settled=apart, params=query, files=parts)
         if response.status_code == 200:
-            yield from self._understood(files, response)
+            yield from self._results(files, response)
         elif len(files) > 1:
             half = len(files) // 2
             yield from self._request(files[:half], query)
@@ -142,7 +142,7 @@ class EndpointClient:
         else:
             yield _without_verdict(files[0], refusal(response))
 
-    def _understood(self, files: Sequence[_File], response: httpx.Response) -> Iterator[Result]:
+    def _results(self, files: Sequence[_File], response: httpx.Response) -> Iterator[Result]:
         try:
             body = response.json()
             results: list[Result] = body.get("results", [body])
@@ -227,17 +227,17 @@ class RetryingClient:
         deadline = time.monotonic() + self._policy.deadline_s
         pauses = self._policy.pauses(self._chance)
         while True:
-            response, trouble = self._once(method, path, request)
+            response, trouble = self._attempt(method, path, request)
             if response is not None and (response.status_code in settled or response.status_code not in BUSY | BROKEN):
                 return self._allowed(response)
             pause = self._pause(response, pauses)
             if pause is None or time.monotonic() + pause > deadline:
                 if response is not None and response.status_code in (500, 504):
                     return response
-                raise self._given_up(response, trouble, pause)
+                raise self._final_error(response, trouble, pause)
             self._sleep(pause)
 
-    def _once(self, method: str, path: str, request: dict[str, Any]) -> tuple[httpx.Response | None, str]:
+    def _attempt(self, method: str, path: str, request: dict[str, Any]) -> tuple[httpx.Response | None, str]:
         try:
             response = self._http.request(method, path, **request)
         except httpx.RequestError as error:
@@ -248,9 +248,11 @@ class RetryingClient:
         """Seconds until the next attempt; None = there is none."""
         if response is None or response.status_code not in BUSY:
             return next(pauses, None)
-        asked = retry_after(response.headers.get("Retry-After"))
+        wait_s = retry_after(response.headers.get("Retry-After"))
+        if wait_s is None:
+            return self._chance() * self._policy.cap_s
         # Everybody got the same second: a random part on top, so that not all come back at once.
-        return self._chance() * self._policy.cap_s if asked is None else asked + self._chance() * min(max(asked, self._policy.base_s), 1.0)
+        return wait_s + self._chance() * min(max(wait_s, self._policy.base_s), 1.0)
 
     def _allowed(self, response: httpx.Response) -> httpx.Response:
         status = response.status_code
@@ -264,7 +266,7 @@ class RetryingClient:
             raise ConfigError(f"{self.url}: no Touchstone endpoint is here ({status})", hint=NOT_AN_ENDPOINT)
         return response
 
-    def _given_up(self, response: httpx.Response | None, trouble: str, pause: float | None) -> ClusterError:
+    def _final_error(self, response: httpx.Response | None, trouble: str, pause: float | None) -> ClusterError:
         if response is None:
             return ClusterError(f"{self.url}: cannot be reached: {trouble}", hint="is the endpoint up, and is this its URL?")
         if response.status_code in BUSY:

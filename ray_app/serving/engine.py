@@ -40,11 +40,11 @@ class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
 class GroupHandle(Protocol):
     """A group of detectors, wherever it runs. All raise GroupLost, and Refusal where its queue is full."""
 
-    async def score(self, ask: ScoreRequest) -> ScoreResponse | Offer:
+    async def score(self, request: ScoreRequest) -> ScoreResponse | Offer:
         """What its detectors say of one image."""
         ...
 
-    async def profile(self, ask: ProfileAsk) -> Profiled | Offer:
+    async def profile(self, request: ProfileAsk) -> Profiled | Offer:
         """What its heads and describers say of one image."""
         ...
 
@@ -85,13 +85,13 @@ class EndpointScorer:
         if len(data) > self._max_bytes:
             raise Refusal("file_too_large", limit=self._max_bytes, observed=len(data))
         started = time.perf_counter()
-        walk = _Walk(data, self._decoders)
-        with self._one_more():
-            generation, chosen, replies, profiled = await self._score_until_answered(walk, ensemble, beside)
-        timings = Timings(decode=walk.decode_s, wait=walk.wait_s, score=walk.score_s, total=time.perf_counter() - started)
+        image = _PreparedImage(data, self._decoders)
+        with self._counted():
+            generation, chosen, replies, profiled = await self._score_until_answered(image, ensemble, beside)
+        timings = Timings(decode=image.decode_s, wait=image.wait_s, score=image.score_s, total=time.perf_counter() - started)
         answered = responses.scored_answer(
-            generation, chosen, responses.outputs_of(replies), walk.prepared.facts, name=name, size_bytes=len(data),
-            provenance=walk.prepared.provenance, masks=masks, timings=timings, request_id=request_id, profiled=profiled,
+            generation, chosen, responses.outputs_of(replies), image.prepared.facts, name=name, size_bytes=len(data),
+            provenance=image.prepared.provenance, masks=masks, timings=timings, request_id=request_id, profiled=profiled,
         )  # fmt: skip
         for stage, seconds in timings:
             self._meter.stage(stage, seconds)
@@ -121,7 +121,7 @@ class EndpointScorer:
 
     async def ensemble(self, name: str | None) -> EnsembleName:
         """The ensemble that a request means. Raises Refusal malformed_request."""
-        generation, chosen = await self._meant(name, ())
+        generation, chosen = await self._resolved(name, ())
         return responses.ensemble_name(generation, chosen)
 
     def close(self) -> None:
@@ -132,14 +132,14 @@ class EndpointScorer:
         """Score a golden image, unless a full queue shows that images are being scored."""
         try:
             await together(group.describe() for group in self._groups.values())
-            await self._score_until_answered(_Walk(golden_image(), self._decoders), None, (), whole=True)
+            await self._score_until_answered(_PreparedImage(golden_image(), self._decoders), None, (), whole=True)
         except Refusal as refused:
             if refused.code != "overloaded":
                 raise
         except (InputError, GroupLost):
             raise Refusal("not_ready", "a golden image gets no score") from None
 
-    async def _meant(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Release, str]:
+    async def _resolved(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Release, str]:
         """The generation, and the name of the ensemble; what is not known is looked up once more before it is refused."""
         try:
             generation = await self._followed.current()
@@ -149,16 +149,16 @@ class EndpointScorer:
             return generation, _chosen(generation, ensemble, beside)
 
     async def _score_until_answered(
-        self, walk: "_Walk", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
+        self, image: "_PreparedImage", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
     ) -> tuple[Release, str, list[ScoreResponse], Profiled]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
-            generation, chosen = await self._meant(ensemble, beside)
+            generation, chosen = await self._resolved(ensemble, beside)
             try:
-                replies = await self._score_stages(generation, chosen, beside, walk, whole)
-                profiled = await self._profiled(generation, chosen, replies, walk)
+                replies = await self._score_stages(generation, chosen, beside, image, whole)
+                profiled = await self._profiled(generation, chosen, replies, image)
             except (GroupLost, Moving) as event:
-                patience.bear(event)
+                patience.accept(event)
             else:
                 self._ready_until = time.monotonic() + READY_FOR_S
                 return generation, chosen, replies, profiled
@@ -166,7 +166,7 @@ class EndpointScorer:
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     @contextmanager
-    def _one_more(self) -> Iterator[None]:
+    def _counted(self) -> Iterator[None]:
         self._in_flight += 1
         self._meter.in_flight(self._in_flight)
         try:
@@ -176,46 +176,46 @@ class EndpointScorer:
             self._meter.in_flight(self._in_flight)
 
     async def _score_stages(
-        self, generation: Release, ensemble: str, beside: Sequence[str], walk: "_Walk", whole: bool
+        self, generation: Release, ensemble: str, beside: Sequence[str], image: "_PreparedImage", whole: bool
     ) -> list[ScoreResponse]:
         """One reply per group that is needed; of a cascade the second stage runs only where an image goes on, or for the `whole`.
 
         Raises GroupLost, and Moving where what is served by now was followed instead.
         """
         first, rest = responses.stages(generation, ensemble, beside)
-        walk.wait_s = walk.score_s = 0.0
-        replies = await self._score_stage(generation, first, walk)
-        if rest and (whole or responses.goes_on(generation.ensembles[ensemble], replies, walk.prepared.facts)):
-            replies += await self._score_stage(generation, rest, walk)
+        image.wait_s = image.score_s = 0.0
+        replies = await self._score_stage(generation, first, image)
+        if rest and (whole or responses.goes_on(generation.ensembles[ensemble], replies, image.prepared.facts)):
+            replies += await self._score_stage(generation, rest, image)
         if all(reply.generation != generation.id for reply in replies):
             # The same detectors may now be decided on otherwise.
             await self._followed.ask(next(iter(_pools(generation, first))))
             raise Moving
         return replies
 
-    async def _profiled(self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: "_Walk") -> Profiled:
+    async def _profiled(self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: "_PreparedImage") -> Profiled:
         """What the ensemble's profile says, words only of what it wants words for. Raises as `_score_stages`."""
         if not profile_cards(generation.ensembles[ensemble]):
             return Profiled()
-        asks = await _profile_requests(generation, ensemble, replies, walk)
+        requests = await _profile_requests(generation, ensemble, replies, image)
         started, profiled = time.perf_counter(), Profiled()
-        for found in await together(self._groups[name].profile(ask) for name, ask in asks.items()):
+        for found in await together(self._groups[name].profile(request) for name, request in requests.items()):
             if isinstance(found, Offer):
                 self._followed.follow(found.generation)
                 raise Moving
             profiled = profiled.joined(found)
-        walk.score_s += time.perf_counter() - started
+        image.score_s += time.perf_counter() - started
         return profiled
 
-    async def _score_stage(self, generation: Release, wanted: Sequence[str], walk: "_Walk") -> list[ScoreResponse]:
+    async def _score_stage(self, generation: Release, wanted: Sequence[str], image: "_PreparedImage") -> list[ScoreResponse]:
         """What some detectors say, all of them at once. Raises as `_score_stages`."""
         spec, pools = generation.spec, _pools(generation, wanted)
         if not pools.keys() <= self._groups.keys():
             raise Moving  # an update brings a group that this ingress does not know; its successor does
-        await walk.prepare(tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted)), spec.resize)
+        await image.prepare(tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted)), spec.resize)
         started = time.perf_counter()
-        asks = {group: walk.ask(generation, group, pool) for group, pool in pools.items()}
-        answers = await together(self._groups[group].score(ask) for group, ask in asks.items())
+        requests = {group: image.request(generation, group, pool) for group, pool in pools.items()}
+        answers = await together(self._groups[group].score(request) for group, request in requests.items())
         elapsed = time.perf_counter() - started
         for offer in answers:
             if isinstance(offer, Offer):
@@ -223,14 +223,14 @@ class EndpointScorer:
                 raise Moving
         replies = [one for one in answers if isinstance(one, ScoreResponse)]
         scoring_s = max(reply.score_s for reply in replies)
-        walk.score_s += scoring_s
-        walk.wait_s += max(elapsed - scoring_s, 0.0)
+        image.score_s += scoring_s
+        image.wait_s += max(elapsed - scoring_s, 0.0)
         return replies
 
 
-async def together(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """What all of them give, in order; the first that fails ends the others, so that nobody works for an answer that is refused."""
-    tasks = [asyncio.ensure_future(one) for one in asked]
+    tasks = [asyncio.ensure_future(one) for one in calls]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -249,7 +249,7 @@ class _Patience:
         self._deaths, self._last_death = 0, 0.0
         self._moving_since: float | None = None
 
-    def bear(self, event: GroupLost | Moving) -> None:
+    def accept(self, event: GroupLost | Moving) -> None:
         """Raises InputError where the image kills whoever looks at it, and Refusal not_ready where an update takes long."""
         now = time.monotonic()
         if isinstance(event, Moving):
@@ -262,7 +262,7 @@ class _Patience:
                 raise InputError(Status.DETECTOR_FAILED, f"{MOST_DEATHS} processes died while they scored it") from None
 
 
-class _Walk:
+class _PreparedImage:
     """One image on its way: prepared once in every way that is requested, however often its detectors have to be called."""
 
     def __init__(self, data: bytes, decoders: IsolatedDecoders) -> None:
@@ -291,7 +291,7 @@ class _Walk:
         await self.prepare((preprocessing,), resize)
         return self._pixels.get(preprocessing)
 
-    def ask(self, generation: Release, group: str, detectors: tuple[str, ...]) -> ScoreRequest:
+    def request(self, generation: Release, group: str, detectors: tuple[str, ...]) -> ScoreRequest:
         """What some detectors of a group need to see."""
         needed = {generation.spec.cards[name].preprocessing for name in detectors}
         return ScoreRequest(
@@ -303,19 +303,21 @@ class _Walk:
         )
 
 
-async def _profile_requests(generation: Release, ensemble: str, replies: Sequence[ScoreResponse], walk: _Walk) -> dict[str, ProfileAsk]:
+async def _profile_requests(
+    generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: _PreparedImage
+) -> dict[str, ProfileAsk]:
     """The request to every group that has a part of the ensemble's profile; none where there is nothing to predict from."""
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
     vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
-    asks = {name: ProfileAsk(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
+    requests = {name: ProfileAsk(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
     if spec.identifier is not None:
         group = sits_in(spec.identifier, pools)
-        asks[group] = replace(asks[group], identify=vectors.get(spec.identifier.detector))
-    if spec.describer is not None and responses.is_described(spec, replies, walk.prepared.facts):
+        requests[group] = replace(requests[group], identify=vectors.get(spec.identifier.detector))
+    if spec.describer is not None and responses.is_described(spec, replies, image.prepared.facts):
         group, seen = sits_in(spec.describer, pools), spec.describer.preprocessing
-        found = vectors.get(spec.describer.detector or "") if seen is None else await walk.look(seen, spec.resize)
-        asks[group] = replace(asks[group], describe=found)
-    return {name: ask for name, ask in asks.items() if ask.identify is not None or ask.describe is not None}
+        found = vectors.get(spec.describer.detector or "") if seen is None else await image.look(seen, spec.resize)
+        requests[group] = replace(requests[group], describe=found)
+    return {name: request for name, request in requests.items() if request.identify is not None or request.describe is not None}
 
 
 def _pools(generation: Release, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:

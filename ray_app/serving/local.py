@@ -92,7 +92,8 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
             try:
                 serve.run(bound, name=NAME, route_prefix="/", logging_config=logging_config)
             except RuntimeError as error:
-                raise ClusterError(f"the endpoint did not start: {_cause(error)}") from error
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                raise ClusterError(f"the endpoint did not start: {lines[-1] if lines else type(error).__name__}") from error
             url = f"http://{_reachable(host)}:{port}"
             _await_ready(url)
             yield url
@@ -164,8 +165,3 @@ def _await_ready(url: str) -> None:
                 return
             time.sleep(0.1)
     raise ClusterError(f"{url} is not ready after {START_TIMEOUT_S:.0f} s")
-
-
-def _cause(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -5,7 +5,7 @@ of several, so that replica queries every node's agent and answers for all of th
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import aiohttp
@@ -167,7 +167,8 @@ def _condensed(family: Metric) -> Metric:
     distinct = family.type == "gauge" and family.name.startswith(SERVES)
     values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
     for sample in family.samples:
-        values.setdefault((sample.name, _kept_labels(sample.labels)), []).append(sample.value)
+        labels = tuple(sorted((key, value) for key, value in sample.labels.items() if key in LABELS))
+        values.setdefault((sample.name, labels), []).append(sample.value)
     condensed = Metric(family.name, family.documentation, family.type)
     for (name, labels), found in values.items():
         if distinct and len(found) > 1:
@@ -176,10 +177,6 @@ def _condensed(family: Metric) -> Metric:
         else:
             condensed.add_sample(name, dict(labels), sum(found))
     return condensed
-
-
-def _kept_labels(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, value) for key, value in labels.items() if key in LABELS))
 
 
 class _Collected:

@@ -114,22 +114,22 @@ class DetectorGroup:
         self._loaded = loaded
         return generation
 
-    def score(self, asks: Sequence[ScoreRequest]) -> list[ScoreResponse | Offer]:
-        """One answer per ask, in order; those that want the same detectors go through the networks together, at most `slots` at once."""
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse | Offer]:
+        """One answer per request, in order; those for the same detectors go through the networks together, at most `slots` at once."""
         loaded = self._ready
-        answers: list[ScoreResponse | Offer] = [Offer(loaded.generation)] * len(asks)
-        for places in _batches(asks, loaded.generation.groups[self.name], loaded.generation.spec.slots):
-            for place, reply in zip(places, _score(loaded, [asks[place] for place in places]), strict=True):
+        answers: list[ScoreResponse | Offer] = [Offer(loaded.generation)] * len(requests)
+        for places in _batches(requests, loaded.generation.groups[self.name], loaded.generation.spec.slots):
+            for place, reply in zip(places, _score(loaded, [requests[place] for place in places]), strict=True):
                 answers[place] = reply
                 self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
         return answers
 
-    def profile(self, asks: Sequence[ProfileAsk]) -> list[Profiled | Offer]:
-        """One answer per ask, in order: generators and words, by the profiles of the ensembles that are requested."""
+    def profile(self, requests: Sequence[ProfileAsk]) -> list[Profiled | Offer]:
+        """One answer per request, in order: generators and words, by the profiles of the ensembles that are requested."""
         loaded = self._ready
         ours = loaded.generation.groups[self.name]
-        found = iter(loaded.profilers.say([ask for ask in asks if ask.group == ours]))
-        return [next(found) if ask.group == ours else Offer(loaded.generation) for ask in asks]
+        found = iter(loaded.profilers.say([request for request in requests if request.group == ours]))
+        return [next(found) if request.group == ours else Offer(loaded.generation) for request in requests]
 
     def check_health(self) -> None:
         """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""
@@ -151,30 +151,30 @@ def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:
     return groups[group]
 
 
-def _batches(asks: Sequence[ScoreRequest], group: str, slots: int) -> Iterator[list[int]]:
-    """The places of asks that can share a batch: of this group as it is, for the same detectors."""
+def _batches(requests: Sequence[ScoreRequest], group: str, slots: int) -> Iterator[list[int]]:
+    """The places of requests that can share a batch: of this group as it is, for the same detectors."""
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for place, ask in enumerate(asks):
-        if ask.group == group:
-            alike[ask.detectors].append(place)
+    for place, request in enumerate(requests):
+        if request.group == group:
+            alike[request.detectors].append(place)
     for places in alike.values():
         yield from (places[first : first + slots] for first in range(0, len(places), slots))
 
 
-def _score(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> list[ScoreResponse]:
-    """One reply per ask. An image on which a detector raises has no scores; it does not take along what shares its batch."""
+def _score(loaded: _Loaded, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
+    """One reply per request. An image on which a detector raises has no scores; it does not take along what shares its batch."""
     try:
-        return _score_together(loaded, asks)
+        return _score_together(loaded, requests)
     except Exception:
-        if len(asks) > 1:
-            return [reply for ask in asks for reply in _score(loaded, [ask])]
-        _log.exception("a detector of %s raised on the image with sha256 %s", ", ".join(asks[0].detectors), asks[0].facts.sha256)
-        return [ScoreResponse(loaded.generation.id, dict.fromkeys(asks[0].detectors, math.nan), {}, {}, 0.0)]
+        if len(requests) > 1:
+            return [reply for request in requests for reply in _score(loaded, [request])]
+        _log.exception("a detector of %s raised on the image with sha256 %s", ", ".join(requests[0].detectors), requests[0].facts.sha256)
+        return [ScoreResponse(loaded.generation.id, dict.fromkeys(requests[0].detectors, math.nan), {}, {}, 0.0)]
 
 
-def _score_together(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> list[ScoreResponse]:
-    batch = _batch(loaded, asks)
-    outputs = loaded.scorer.score([loaded.decoder.complete(batch)], only=asks[0].detectors)
+def _score_together(loaded: _Loaded, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
+    batch = _batch(loaded, requests)
+    outputs = loaded.scorer.score([loaded.decoder.complete(batch)], only=requests[0].detectors)
     seconds = loaded.clock.take().get("score", 0.0)
     return [
         ScoreResponse(
@@ -185,17 +185,19 @@ def _score_together(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> list[Score
             seconds,
             {name: vectors[row] for name, vectors in outputs.of(EMBEDDINGS).items()},
         )
-        for row in range(len(asks))
+        for row in range(len(requests))
     ]
 
 
-def _batch(loaded: _Loaded, asks: Sequence[ScoreRequest]) -> Batch:
+def _batch(loaded: _Loaded, requests: Sequence[ScoreRequest]) -> Batch:
     spec = loaded.generation.spec
     # A GPU wants one static shape; on a core every image costs its time, and what it is batched with moves no score (< 1e-6 log-odds).
-    slots = len(asks) if spec.device == "cpu" else spec.slots
-    prepared = {one: _column([ask.pixels[index] for ask in asks], slots) for index, one in enumerate(loaded.looks)}
-    columns = tuple(prepared.get(one, (None,) * len(asks)) for one in spec.preprocessings)
-    return Batch(tuple(DecodeResult(Status.OK, None, ask.facts) for ask in asks), columns, tuple(ask.encoded for ask in asks))
+    slots = len(requests) if spec.device == "cpu" else spec.slots
+    prepared = {one: _column([request.pixels[index] for request in requests], slots) for index, one in enumerate(loaded.looks)}
+    columns = tuple(prepared.get(one, (None,) * len(requests)) for one in spec.preprocessings)
+    return Batch(
+        tuple(DecodeResult(Status.OK, None, request.facts) for request in requests), columns, tuple(request.encoded for request in requests)
+    )
 
 
 def _column(images: Sequence[Pixels | None], slots: int) -> Pixels | Ragged:

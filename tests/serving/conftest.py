@@ -1,17 +1,33 @@
-"""Fixtures of the serving room."""
+"""Fixtures of the serving room. A test that is a coroutine function runs in an event loop of its own, for a minute at most."""
 
+import asyncio
+import inspect
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ray_app
+from ray_app.config import config_root
+from ray_app.inference.decoder_pool import IsolatedDecoders
+from ray_app.serving import ServeConfig
 from tests.reports.browser import chromium
+from tests.serving.http.live import serving
 from tests.serving.in_process import local_endpoint
-from tests.serving.page_app import Mood
-from tests.serving.page_app import serving as answering
+from tests.serving.page_app import Mood, make_app
 from tests.serving.page_browser import Visitor
 
 REALWORLD = Path(__file__).resolve().parents[3] / "shared" / "realworld"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    given = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**given), 60))
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +35,35 @@ def local():
     """(url, app) of the whole application without Ray, with the shipped ensemble."""
     with local_endpoint() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def decoders():
+    """Decoder processes as an endpoint of the default config has them."""
+    config = ServeConfig()
+    with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def several(tmp_path_factory):
+    """(ensemble card, names) of small detectors that import little: a shared backbone, masks, images at their own size."""
+    from benchmarks.seeded import seeded_card, write_card
+    from tests.scoring.eight import small_cards
+
+    folder, names = tmp_path_factory.mktemp("several"), ["native"]
+    shipped = config_root() / "detectors"
+    tiny = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
+    shutil.copy(shipped / tiny["weights"]["uri"], folder)
+    whole = {key: tiny["preprocessing"][key] for key in ("resize", "mean", "std")}
+    (folder / "native.yaml").write_text(yaml.safe_dump(tiny | {"name": "native", "preprocessing": whole}))
+    for card in small_cards():
+        if card.name in ("clip-d-10k-plus", "unifd", "maskclip"):
+            write_card(seeded_card(card, folder / "weights", seed=3), folder / f"{card.name}.yaml")
+            names.append(card.name)
+    path, members = folder / "ensemble.yaml", [{"detector": f"{name}.yaml"} for name in names]
+    path.write_text(yaml.safe_dump({"name": "several", "title": "Small detectors", "members": members, "rule": "mean-logit"}))
+    return path, tuple(names)
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +84,8 @@ def realworld():
 def page_and_mood():
     """The page over HTTP in real Chromium, and the mood of what answers it."""
     mood = Mood()
-    with answering(mood) as url, chromium() as browser:
-        yield mood, Visitor(browser, url)
+    with serving(make_app(mood)) as port, chromium() as browser:
+        yield mood, Visitor(browser, f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
 """The endpoint without Ray: real detectors, real decoder processes, real HTTP, groups asked in this process."""
 
 import asyncio
-import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import httpx
-import uvicorn
 
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
@@ -16,6 +13,7 @@ from ray_app.serving.http.app import create_app
 from ray_app.serving.jobs.book import JobBook
 from ray_app.serving.release import groups_of, plan_generation
 from ray_app.serving.replica import DetectorGroup
+from tests.serving.http.live import serving
 
 
 class LocalGroup:
@@ -94,22 +92,9 @@ def local_endpoint(config=None):
 
 @contextmanager
 def served(app):
-    """An ASGI application behind a real server on a free port."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    """An ASGI application behind a real server on a free port, from its start to its end."""
+    with serving(app, lifespan="on") as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def client(url, **options):

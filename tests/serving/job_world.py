@@ -1,6 +1,7 @@
 """What the tests of jobs need around a JobBook: a scorer over the real small detector, images, a clock that is turned by hand."""
 
 import asyncio
+import inspect
 import io
 import json
 import threading
@@ -68,13 +69,9 @@ class Scorer:
             result = self._ensemble.score([data])[0]
         if result.status is not Status.OK:
             raise ImageRefused(result.status, result.detail, result.facts)
-        return ImageAnswer(
-            name=name, status="ok", verdict=result.verdict, verdict_reason=result.verdict_reason,
-            verdict_detail=result.verdict_detail, probability=result.probability,
-            calibrated=result.calibrated, score=result.score, scores=dict(result.scores), detectors={}, sha256=result.facts.sha256,
-            image=facts_answer(result.facts, len(data)), ensemble=TINY, timings=Timings(decode=0, wait=0, score=0, total=0),
-            request_id=request_id,
-        )  # fmt: skip
+        return scored(result.facts, data, name, request_id, verdict=result.verdict, verdict_reason=result.verdict_reason,
+                      verdict_detail=result.verdict_detail, probability=result.probability, calibrated=result.calibrated,
+                      score=result.score, scores=dict(result.scores))  # fmt: skip
 
 
 class LightScorer(Scorer):
@@ -84,12 +81,14 @@ class LightScorer(Scorer):
         super().__init__(None)
 
     def _score(self, data, name, request_id):
-        facts = inspect_bytes(data)
-        return ImageAnswer(
-            name=name, status="ok", verdict="real", verdict_reason=None, probability=0.1, calibrated=False, score=-2.0,
-            scores={"tiny": -2.0}, detectors={}, sha256=facts.sha256, image=facts_answer(facts, len(data)), ensemble=TINY,
-            timings=Timings(decode=0, wait=0, score=0, total=0), request_id=request_id,
-        )  # fmt: skip
+        real = {"verdict": "real", "verdict_reason": None, "probability": 0.1, "calibrated": False, "score": -2.0, "scores": {"tiny": -2.0}}
+        return scored(inspect_bytes(data), data, name, request_id, **real)
+
+
+def scored(facts, data, name, request_id, **decision):
+    """An image's answer."""
+    return ImageAnswer(name=name, status="ok", detectors={}, sha256=facts.sha256, image=facts_answer(facts, len(data)), ensemble=TINY,
+                       timings=Timings(decode=0, wait=0, score=0, total=0), request_id=request_id, **decision)  # fmt: skip
 
 
 class LoopbackFetcher:
@@ -180,12 +179,16 @@ async def book_of(config, scorer, fetcher=None, **parts):
 
 
 async def until(condition, seconds=20.0):
-    """Wait until an async condition holds, and what it gave."""
+    """Wait until a condition, plain or async, holds, and what it gave."""
     deadline = asyncio.get_running_loop().time() + seconds
-    while not (found := await condition()):
+    while True:
+        found = condition()
+        if inspect.isawaitable(found):
+            found = await found
+        if found:
+            return found
         assert asyncio.get_running_loop().time() < deadline, "waited in vain"
         await asyncio.sleep(0.005)
-    return found
 
 
 async def ended(book, owner, job):
@@ -196,11 +199,6 @@ async def ended(book, owner, job):
         return now if now.finished_at else None
 
     return await until(has_ended)
-
-
-def run(scenario):
-    """A scenario to its end, in an event loop of its own."""
-    return asyncio.run(asyncio.wait_for(scenario, 60))
 
 
 def lines(results):

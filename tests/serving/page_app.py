@@ -3,14 +3,11 @@
 import asyncio
 import base64
 import io
-import socket
 import threading
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, Query, Request
 from PIL import Image
 
@@ -43,6 +40,7 @@ class Mood:
     provenance: Provenance | None = None  # instead of what the file says
     profile: schemas.Profile | None = None
     abstained: str | None = None
+    flagged: bool = False  # as fake, whatever the ensemble says
     held: threading.Event | None = None  # while set and not yet fired, scoring waits for it
     requests: list[tuple[str, int]] = field(default_factory=list)  # query and number of files
 
@@ -119,8 +117,11 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
     if result.status is not Status.OK:
         refusal = Refusal.of(InputError(result.status, result.detail or ""))
         error = schemas.Error.model_validate(refusal.body("0123456789abcdef"))
-    said = (result.verdict, result.verdict_reason, result.verdict_detail)
-    verdict, reason, detail = ("abstain", Reason.OUT_OF_RANGE, f"{TINY}: {mood.abstained}") if mood.abstained else said
+    verdict, reason, detail = result.verdict, result.verdict_reason, result.verdict_detail
+    if mood.abstained:
+        verdict, reason, detail = "abstain", Reason.OUT_OF_RANGE, f"{TINY}: {mood.abstained}"
+    elif mood.flagged:
+        verdict, reason, detail = "fake", None, None
     profile = mood.profile if error is None else None
     detectors = {
         name: schemas.DetectorAnswer(score=score, probability=result.probability, calibrated=mood.calibrated, abstained=mood.abstained,
@@ -147,18 +148,3 @@ def _mask(facts):
     Image.fromarray(grey).save(png, "PNG")
     return schemas.Mask(png=base64.b64encode(png.getvalue()).decode(), width=64, height=64,
                         area=float((grey > 127).mean()), peak=float(grey.max() / 255))  # fmt: skip
-
-
-@contextmanager
-def serving(mood: Mood):
-    """The app's address, served by a real uvicorn in a thread."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(mood), log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)

@@ -14,28 +14,42 @@ _WATCH = "addEventListener('securitypolicyviolation', e => console.error('CSP', 
 
 
 class Visitor:
-    """Opens the page at an address; `requests` and `complaints` are what the browser did and said since."""
+    """Opens the page at an address; `requests` and `complaints` are what the browser did and said since.
+
+    One tab for all visits, loaded anew, unless a visit has options of its own: a browser's process for each costs most of a test.
+    """
 
     def __init__(self, browser, url):
         self.browser, self.url = browser, url
         self.requests, self.complaints = [], []
-        self._contexts = []
+        self._page, self._contexts = None, []
 
-    def visit(self, *, width=1440, height=900, scheme="light", wait=True, **options):
-        context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
-        self._contexts.append(context)
+    def visit(self, *, width=1440, height=900, wait=True, **options):
+        if options:
+            page = self._opened(**options)
+            self._contexts.append(page.context)
+        else:
+            page = self._page = self._page or self._opened(reduced_motion="reduce")  # animations cost, too
+        page.set_viewport_size({"width": width, "height": height})
+        page.goto(self.url)
+        if wait:
+            page.wait_for_selector("#drop-note:not(:empty)")
+        return page
+
+    def _opened(self, **options):
+        context = self.browser.new_context(**options)
         context.add_init_script(_WATCH)
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.goto(self.url)
-        if wait:
-            page.wait_for_selector("#drop-note:not(:empty)")
         return page
 
     def leave(self):
+        if self._page is not None and self._page.url != "about:blank":
+            self._page.evaluate("sessionStorage.clear()")
+            self._page.goto("about:blank")
         for context in self._contexts:
             context.close()
         self._contexts.clear()

@@ -28,99 +28,73 @@ async def begun(work):
     await asyncio.to_thread(work.started.acquire)
 
 
-def test_what_comes_while_a_batch_is_at_work_goes_together():
-    async def run():
-        work = Work()
-        batcher = Batcher(work, slots=4)
-        work.gate.clear()
-        first = asyncio.create_task(batcher(0))
-        await begun(work)
-        rest = [asyncio.create_task(batcher(number)) for number in range(1, 8)]
-        await asyncio.sleep(0)
-        work.gate.set()
-        return work.batches, await asyncio.gather(first, *rest)
-
-    batches, answers = asyncio.run(run())
-    assert batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
-    assert answers == [0, 2, 4, 6, 8, 10, 12, 14]
+async def test_what_comes_while_a_batch_is_at_work_goes_together():
+    work = Work()
+    batcher = Batcher(work, slots=4)
+    work.gate.clear()
+    first = asyncio.create_task(batcher(0))
+    await begun(work)
+    rest = [asyncio.create_task(batcher(number)) for number in range(1, 8)]
+    await asyncio.sleep(0)
+    work.gate.set()
+    assert await asyncio.gather(first, *rest) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert work.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
-def test_clients_that_come_back_one_by_one_still_fill_batches():
+async def test_clients_that_come_back_one_by_one_still_fill_batches():
     """A closed loop: each asks again as soon as it is answered."""
+    work = Work()
+    batcher = Batcher(work, slots=4, wait_s=0.002)
 
-    async def run():
-        work = Work()
-        batcher = Batcher(work, slots=4, wait_s=0.002)
+    async def client(number):
+        for _ in range(20):
+            assert await batcher(number) == 2 * number
 
-        async def client(number):
-            for _ in range(20):
-                assert await batcher(number) == 2 * number
-
-        await asyncio.gather(*[client(number) for number in range(8)])
-        return work.batches
-
-    batches = asyncio.run(run())
-    assert sum(map(len, batches)) == 160
-    assert len(batches) <= 48
+    await asyncio.gather(*[client(number) for number in range(8)])
+    assert sum(map(len, work.batches)) == 160
+    assert len(work.batches) <= 48
 
 
-def test_a_lone_item_waits_no_longer_than_asked():
-    async def run():
-        noted = []
-        batcher = Batcher(Work(), slots=4, wait_s=0.05, noted=lambda size, seconds: noted.append((size, seconds)))
-        await batcher(1)
-        return noted
-
-    ((size, seconds),) = asyncio.run(run())
+async def test_a_lone_item_waits_no_longer_than_asked():
+    noted = []
+    batcher = Batcher(Work(), slots=4, wait_s=0.05, noted=lambda size, seconds: noted.append((size, seconds)))
+    await batcher(1)
+    ((size, seconds),) = noted
     assert size == 1
     assert 0.04 < seconds < 2
 
 
-def test_a_full_batch_does_not_wait():
-    async def run():
-        batcher = Batcher(Work(), slots=2, wait_s=60)
-        async with asyncio.timeout(10):
-            return await asyncio.gather(batcher(1), batcher(2))
-
-    assert asyncio.run(run()) == [2, 4]
+async def test_a_full_batch_does_not_wait():
+    batcher = Batcher(Work(), slots=2, wait_s=60)
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(batcher(1), batcher(2)) == [2, 4]
 
 
-def test_an_error_reaches_those_of_its_batch_alone():
-    async def run():
-        batcher = Batcher(Work(), slots=2, wait_s=0.01)
-        answers = await asyncio.gather(batcher("a"), batcher("bad"), return_exceptions=True)
-        return answers, await batcher("b")
-
-    answers, after = asyncio.run(run())
+async def test_an_error_reaches_those_of_its_batch_alone():
+    batcher = Batcher(Work(), slots=2, wait_s=0.01)
+    answers = await asyncio.gather(batcher("a"), batcher("bad"), return_exceptions=True)
     assert [type(answer) for answer in answers] == [ValueError, ValueError]
-    assert after == "bb"
+    assert await batcher("b") == "bb"
 
 
-def test_a_wrong_number_of_answers_is_an_error_and_not_a_wait():
-    async def run():
-        batcher = Batcher(lambda items: [], slots=2, wait_s=0.01)
-        async with asyncio.timeout(10):
-            with pytest.raises(ValueError, match="argument 2 is shorter"):
-                await batcher(1)
-
-    asyncio.run(run())
+async def test_a_wrong_number_of_answers_is_an_error_and_not_a_wait():
+    batcher = Batcher(lambda items: [], slots=2, wait_s=0.01)
+    async with asyncio.timeout(10):
+        with pytest.raises(ValueError, match="argument 2 is shorter"):
+            await batcher(1)
 
 
-def test_who_left_is_left_out():
-    async def run():
-        work = Work()
-        batcher = Batcher(work, slots=4)
-        work.gate.clear()
-        first = asyncio.create_task(batcher(0))
-        await begun(work)
-        leaving, staying = asyncio.create_task(batcher(1)), asyncio.create_task(batcher(2))
-        await asyncio.sleep(0)
-        leaving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await leaving
-        work.gate.set()
-        return work.batches, await asyncio.gather(first, staying)
-
-    batches, answers = asyncio.run(run())
-    assert batches == [[0], [2]]
-    assert answers == [0, 4]
+async def test_who_left_is_left_out():
+    work = Work()
+    batcher = Batcher(work, slots=4)
+    work.gate.clear()
+    first = asyncio.create_task(batcher(0))
+    await begun(work)
+    leaving, staying = asyncio.create_task(batcher(1)), asyncio.create_task(batcher(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    work.gate.set()
+    assert await asyncio.gather(first, staying) == [0, 4]
+    assert work.batches == [[0], [2]]

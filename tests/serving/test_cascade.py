@@ -1,7 +1,6 @@
 """A cascade behind an endpoint: the first detectors are asked of every image, the others only where it goes on."""
 
 import asyncio
-import io
 import shutil
 
 import pytest
@@ -9,11 +8,10 @@ import yaml
 
 import ray_app
 from ray_app.config import config_root
-from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer
 from ray_app.serving.http.responses import NOT_ASKED
-from tests.images.factory import photo
+from tests.images.factory import encoded, photo
 from tests.serving.in_process import CountingMeter, LocalGroup
 
 WIDE, NARROW = (-50.0, 50.0), (49.0, 50.0)
@@ -64,16 +62,7 @@ def ensemble(cards, band, *, second="slow", audit=0.0):
 
 @pytest.fixture(scope="module")
 def file():
-    written = io.BytesIO()
-    photo(300, 280, seed=3).save(written, "JPEG")
-    return written.getvalue()
-
-
-@pytest.fixture(scope="module")
-def decoders():
-    config = ServeConfig()
-    with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
-        yield running
+    return encoded(photo(300, 280, seed=3), "JPEG")
 
 
 def endpoint(path, decoders, *names):

@@ -25,6 +25,14 @@ def scored(endpoint, images=FILES, **options):
         return list(client.score(images, **options))
 
 
+def refused(url, kind, says, token=None, patience=QUICK, at_once=False, **options):
+    """The error of a request for all files, `at_once` before the first result is asked for; its hint says what to do."""
+    with EndpointClient(url, token, patience=patience) as client, pytest.raises(kind, match=says) as caught:
+        (iter if at_once else list)(client.score(FILES, **options))
+    assert caught.value.hint
+    return caught.value
+
+
 def is_right(results, images=FILES):
     return [(one["name"], one["score"]) for one in results] == [(name, score_of(data)) for name, data in images]
 
@@ -77,16 +85,12 @@ def test_an_endpoint_that_is_still_loading_is_waited_for(endpoint):
 @pytest.mark.parametrize(("last", "says"), [(refuse(503, Retry_After="0"), "said overloaded"), (refuse(502), "answered 502")])
 def test_patience_ends(endpoint, last, says):
     endpoint.script = deque([last] * 100_000)
-    patience = QUICK.model_copy(update={"deadline_s": 0.5})
-    with EndpointClient(endpoint.url, patience=patience) as client, pytest.raises(ClusterError, match=says) as caught:
-        list(client.score(FILES))
-    assert caught.value.hint
+    refused(endpoint.url, ClusterError, says, patience=QUICK.model_copy(update={"deadline_s": 0.5}))
 
 
 def test_an_hour_is_not_waited_for(endpoint):
     endpoint.script = deque([refuse(429, "too_many_requests", Retry_After="3600")])
-    with pytest.raises(ClusterError, match="come back in 36"):
-        scored(endpoint)
+    refused(endpoint.url, ClusterError, "come back in 36")
 
 
 def test_a_refused_file_is_a_result_and_spoils_no_other(endpoint, tmp_path):
@@ -122,10 +126,9 @@ def test_the_token_is_sent_and_a_wrong_one_is_an_error(endpoint):
     endpoint.token = "s3cret-token"
     with EndpointClient(endpoint.url, "s3cret-token") as client:
         assert is_right(client.score(FILES))
-    with EndpointClient(endpoint.url, "wrong") as client, pytest.raises(ConfigError, match="said unauthorized") as caught:
-        list(client.score(FILES))
-    assert "--token-file" in caught.value.hint
-    assert "wrong" not in str(caught.value)
+    error = refused(endpoint.url, ConfigError, "said unauthorized", token="wrong")
+    assert "--token-file" in error.hint
+    assert "wrong" not in str(error)
     assert len(endpoint.told) == 3 + 1
 
 
@@ -136,15 +139,16 @@ def test_the_token_is_sent_and_a_wrong_one_is_an_error(endpoint):
 )  # fmt: skip
 def test_what_is_no_endpoint_is_said_at_once(endpoint, described, says):
     endpoint.describing = deque([described])
-    with EndpointClient(endpoint.url) as client, pytest.raises(ConfigError, match=says) as caught:
-        client.score(FILES)
-    assert caught.value.hint
+    refused(endpoint.url, ConfigError, says, at_once=True)
 
 
-def test_an_unknown_ensemble_is_said_before_a_file_is_sent(endpoint):
-    with EndpointClient(endpoint.url) as client, pytest.raises(ConfigError, match="publishd") as caught:
-        client.score(FILES, ensemble="publishd")
-    assert "default, published" in caught.value.hint
+@pytest.mark.parametrize(
+    ("options", "says", "hint"),
+    [({"ensemble": "publishd"}, "publishd", "default, published"),
+     ({"detectors": ["slow", "quick"]}, "no optional detector 'quick'", "it serves: slow, slower")],
+)  # fmt: skip
+def test_what_is_not_served_is_said_before_a_file_is_sent(endpoint, options, says, hint):
+    assert hint in refused(endpoint.url, ConfigError, says, at_once=True, **options).hint
     assert not endpoint.told
 
 
@@ -153,20 +157,8 @@ def test_optional_detectors_are_asked_besides(endpoint):
     assert [request["query"] for request in endpoint.told] == [{"detector": ["slow", "slower"]}] * 3
 
 
-def test_an_unknown_optional_detector_is_said_before_a_file_is_sent(endpoint):
-    with EndpointClient(endpoint.url) as client, pytest.raises(ConfigError, match="no optional detector 'quick'") as caught:
-        client.score(FILES, detectors=["slow", "quick"])
-    assert caught.value.hint == "it serves: slow, slower"
-    assert not endpoint.told
-
-
 def test_an_endpoint_that_is_not_there_is_an_error_without_secrets():
-    with (
-        EndpointClient("http://user:secret@127.0.0.1:1", patience=QUICK) as client,
-        pytest.raises(ClusterError, match="cannot be reached") as caught,
-    ):
-        client.score(FILES)
-    assert "secret" not in str(caught.value)
+    assert "secret" not in str(refused("http://user:secret@127.0.0.1:1", ClusterError, "cannot be reached", at_once=True))
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/", "", "http://", "file:///etc"])

@@ -81,10 +81,11 @@ def places_of_keys(value: Any, path: tuple = ()) -> list[tuple]:
 
 
 @every_config
-def test_it_can_be_deployed(config):
-    check(config)
-    assert application(config)["import_path"] == "ray_app.serving.app:build"
-    assert application(config)["name"] == "touchstone"
+def test_it_can_be_deployed_holds_no_token_switches_nothing_risky_on_and_says_nothing_twice(config):
+    served, app = check(config), application(config)
+    assert (app["import_path"], app["name"]) == ("ray_app.serving.app:build", "touchstone")
+    assert not any([served.access.anonymous, served.access.cors_origins, served.urls.enabled, served.jobs.webhooks])
+    assert "deployments" not in app, "the application sets it"
 
 
 @every_config
@@ -108,15 +109,6 @@ def test_the_cuts_come_in_the_right_order(config):
     for deployment in built(config).values():
         assert deployment.graceful_shutdown_timeout_s > limits.deadline_s, "a replica would go before its last answer"
         assert deployment.max_surge_percent == 100, "an update would fail requests"
-
-
-@every_config
-def test_no_token_stands_in_it_and_nothing_risky_is_on(config):
-    served = check(config)
-    assert not served.access.anonymous
-    assert not served.access.cors_origins
-    assert not served.urls.enabled
-    assert not served.jobs.webhooks
 
 
 def test_the_default_endpoint_and_its_successor_fit_into_two_cpus():
@@ -144,11 +136,6 @@ def test_the_overrides_that_it_shows_can_be_deployed(name):
     (shown,) = application(config)["deployments"]
     assert shown["name"] in built(config)
     assert set(shown["user_config"]) <= RELOADABLE
-
-
-@every_config
-def test_what_the_application_sets_is_not_said_twice(config):
-    assert "deployments" not in application(config)
 
 
 def test_a_licence_is_accepted_by_the_operator_not_by_the_file():

@@ -1,7 +1,6 @@
 """The walk of one image through decoder processes and groups, while groups are lost, full, or change what they serve."""
 
 import asyncio
-import io
 import json
 import shutil
 
@@ -11,7 +10,6 @@ import yaml
 import ray_app
 from ray_app.config import config_root
 from ray_app.errors import InputError, Status
-from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost, together
 from ray_app.serving.http.errors import Refusal
@@ -24,22 +22,13 @@ from tests.serving.test_release import stricter
 
 
 @pytest.fixture(scope="module")
-def decoders():
-    config = ServeConfig()
-    with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def group():
     return LocalGroup("detectors", ServeConfig())
 
 
 @pytest.fixture(scope="module")
 def file():
-    written = io.BytesIO()
-    photo(seed=3).save(written, "JPEG")
-    return written.getvalue()
+    return encoded(photo(seed=3), "JPEG")
 
 
 class Scripted:
@@ -81,18 +70,13 @@ def test_a_group_that_is_lost_is_asked_again(group, decoders, file):
     assert scripted.asked == 4
 
 
-def test_an_offer_is_followed_and_every_answer_names_its_own_fingerprint(group, decoders, file, tmp_path):
+async def test_an_offer_is_followed_and_every_answer_names_its_own_fingerprint(group, decoders, file, tmp_path):
     other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path, "default"),)))
-    theirs = asyncio.run(other.describe())
-
-    async def update():
-        moving = Scripted(group)
-        scorer = scorer_of(moving, decoders)
-        before = await scorer.score(file)
-        moving.group = other
-        return before, await scorer.score(file)
-
-    before, after = asyncio.run(update())
+    theirs, moving = await other.describe(), Scripted(group)
+    scorer = scorer_of(moving, decoders)
+    before = await scorer.score(file)
+    moving.group = other
+    after = await scorer.score(file)
     assert before.ensemble.fingerprint != after.ensemble.fingerprint == theirs.fingerprints["default"]
     assert before.score == pytest.approx(after.score, abs=1e-5)
 
@@ -167,25 +151,11 @@ def test_what_is_not_served_is_a_malformed_request(group, decoders, file, option
     assert refused.value.status == 400
 
 
-def test_ready_scores_a_golden_image_once_in_a_while(group, decoders):
-    scripted = Scripted(group)
-
-    async def twice(scorer):
-        await scorer.ready()
-        return await scorer.ready()
-
-    names = asyncio.run(twice(scorer_of(scripted, decoders)))
-    assert [name.name for name in names] == ["default"]
-    assert scripted.asked == 1
-
-
-def test_eight_detectors_agree_with_the_library(eight, file):
-    config = ServeConfig(ensembles=(str(eight),), accept_licences=tuple(licences(eight)))
-    assert len(plan_generation(config)[0].cards) == 8
-    ensemble = ray_app.load_ensemble(str(eight), accept_licences=config.accept_licences)
-    large = io.BytesIO()
-    photo(400, 300, seed=8).save(large, "PNG")
-    files = [file, large.getvalue()]
+def test_several_detectors_agree_with_the_library(several, file):
+    card, names = several
+    config = ServeConfig(ensembles=(str(card),), accept_licences=names)
+    ensemble = ray_app.load_ensemble(str(card), accept_licences=names)
+    files = [file, encoded(photo(400, 300, seed=8), "PNG")]
 
     async def all_of(scorer):
         return await asyncio.gather(*[scorer.score(data, masks=True) for data in files])
@@ -199,15 +169,10 @@ def test_eight_detectors_agree_with_the_library(eight, file):
         assert (answer.verdict_reason, answer.verdict_detail) == (expected.verdict_reason, expected.verdict_detail)
         for name, score in expected.scores.items():
             assert answer.scores[name] == (None if score is None else pytest.approx(score, abs=2e-2, rel=1e-3)), name
+        assert set(answer.scores) == set(names)
         with_masks = {name for name, mask in expected.masks.items() if mask is not None}
+        assert with_masks == {"maskclip"}
         assert {name for name, said in answer.detectors.items() if said.mask} == with_masks
-
-
-def licences(ensemble):
-    from ray_app.detectors import load_card
-    from ray_app.ensembles import load_ensemble_card
-
-    return [load_card(member.detector).name for member in load_ensemble_card(ensemble).members]
 
 
 def test_an_image_that_kills_its_processes_is_refused_in_the_end(group, decoders, file):
@@ -223,31 +188,25 @@ def test_an_image_that_kills_its_processes_is_refused_in_the_end(group, decoders
     assert refused.value.status is Status.DETECTOR_FAILED
 
 
-def test_many_who_ask_whether_it_is_ready_make_one_check(group, decoders):
+async def test_ready_scores_a_golden_image_once_in_a_while_however_many_ask(group, decoders):
     scripted = Scripted(group)
-
-    async def ask_often(scorer):
-        await asyncio.gather(*[scorer.ready() for _ in range(50)])
-
-    asyncio.run(ask_often(scorer_of(scripted, decoders)))
+    scorer = scorer_of(scripted, decoders)
+    await asyncio.gather(*[scorer.ready() for _ in range(50)])
+    assert [name.name for name in await scorer.ready()] == ["default"]
     assert scripted.asked == 1
 
 
-def test_an_ensemble_that_an_update_brought_is_known_at_its_first_request(group, decoders, file, tmp_path, monkeypatch):
+async def test_an_ensemble_that_an_update_brought_is_known_at_its_first_request(group, decoders, file, tmp_path, monkeypatch):
     monkeypatch.setattr("ray_app.serving.engine.FRESH_S", 0.0)
     other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path),)))
-
-    async def update():
-        moving = Scripted(group)
-        scorer = scorer_of(moving, decoders)
-        await scorer.score(file)
-        moving.group = other
-        return await scorer.score(file, ensemble="stricter")
-
-    assert asyncio.run(update()).ensemble.name == "stricter"
+    moving = Scripted(group)
+    scorer = scorer_of(moving, decoders)
+    await scorer.score(file)
+    moving.group = other
+    assert (await scorer.score(file, ensemble="stricter")).ensemble.name == "stricter"
 
 
-def test_the_first_failure_ends_the_others():
+async def test_the_first_failure_ends_the_others():
     ended = []
 
     async def slow():
@@ -260,12 +219,9 @@ def test_the_first_failure_ends_the_others():
     async def failing():
         raise Refusal("overloaded")
 
-    async def run():
-        with pytest.raises(Refusal):
-            await together([slow(), failing(), slow()])
-        await asyncio.sleep(0)
-
-    asyncio.run(run())
+    with pytest.raises(Refusal):
+        await together([slow(), failing(), slow()])
+    await asyncio.sleep(0)
     assert ended == [True, True]
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.ray_head import free_ports
+from tests.scoring.conftest import wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 CONF = (ROOT / "configs/proxy/nginx.conf").read_text()
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 HOST = "touchstone.example.org"
 SHAPE = {"code", "message", "limit", "observed", "request_id"}
 GIGABYTES_10 = 10 * 10**9
@@ -55,17 +57,9 @@ uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", lif
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.05)
+def nginx(test):
+    """A slow test that needs nginx."""
+    return pytest.mark.slow(pytest.mark.skipif(NGINX is None, reason="nginx is not installed")(test))
 
 
 def listens(port: int) -> bool:
@@ -85,7 +79,7 @@ class Proxied:
     """nginx before uvicorn, both on free ports."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, self.upstream_port = free_port(), free_port()
+        self.port, self.upstream_port = free_ports(2)
         conf = CONF.replace("127.0.0.1:8000", f"127.0.0.1:{self.upstream_port}").replace("listen 8080", f"listen 127.0.0.1:{self.port}")
         conf = conf.replace("client_body_timeout 40s", "client_body_timeout 4s").replace("/dev/stdout", str(folder / "access.log"))
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"):
@@ -107,6 +101,15 @@ class Proxied:
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def begun(self, header: str, value: object) -> http.client.HTTPConnection:
+        """A request of which only the head has been sent."""
+        connection = self.connect()
+        connection.putrequest("POST", "/v1/score", skip_host=True)
+        connection.putheader("Host", HOST)
+        connection.putheader(header, str(value))
+        connection.endheaders()
+        return connection
 
     def ask(self, method: str, path: str, headers=(), body=None, host=HOST):
         connection = self.connect()
@@ -160,28 +163,18 @@ def test_every_answer_of_its_own_has_the_shape_of_ours():
         assert said["code"] in MESSAGES
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_an_announced_10_gb_body_is_refused_before_it_comes(proxied):
-    connection = proxied.connect()
-    connection.putrequest("POST", "/v1/score", skip_host=True)
-    connection.putheader("Host", HOST)
-    connection.putheader("Content-Length", str(GIGABYTES_10))
-    connection.endheaders()
+    connection = proxied.begun("Content-Length", GIGABYTES_10)
     status, said, _ = answer_of(connection)
     assert (status, said["code"], said["limit"]) == (413, "body_too_large", 64 * 2**20)
     assert set(said) == SHAPE
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_an_unannounced_10_gb_body_is_cut_and_costs_no_memory(proxied):
     before = proxied.peaks_mib()
-    connection = proxied.connect()
-    connection.putrequest("POST", "/v1/score", skip_host=True)
-    connection.putheader("Host", HOST)
-    connection.putheader("Transfer-Encoding", "chunked")
-    connection.endheaders()
+    connection = proxied.begun("Transfer-Encoding", "chunked")
     chunk, sent = b"100000\r\n" + bytes(2**20) + b"\r\n", 0
     with contextlib.suppress(ConnectionError, TimeoutError):
         while sent < GIGABYTES_10:
@@ -196,21 +189,15 @@ def test_an_unannounced_10_gb_body_is_cut_and_costs_no_memory(proxied):
     assert proxied.ask("POST", "/v1/score", body=b"x" * 1000)[:2] == (200, {"bytes": 1000})
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_a_chunked_body_over_the_limit_hears_why(proxied):
-    connection = proxied.connect()
-    connection.putrequest("POST", "/v1/score", skip_host=True)
-    connection.putheader("Host", HOST)
-    connection.putheader("Transfer-Encoding", "chunked")
-    connection.endheaders()
+    connection = proxied.begun("Transfer-Encoding", "chunked")
     connection.send(b"%x\r\nx" % (65 * 2**20))  # a chunk tells its size before it comes
     status, said, _ = answer_of(connection)
     assert (status, said["code"]) == (413, "body_too_large")
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_a_body_at_the_limit_passes_and_jobs_may_send_more(proxied):
     assert proxied.ask("POST", "/v1/score", body=bytes(64 * 2**20))[:2] == (200, {"bytes": 64 * 2**20})
     assert proxied.ask("POST", "/v1/jobs", body=bytes(65 * 2**20))[:2] == (200, {"bytes": 65 * 2**20})
@@ -219,8 +206,7 @@ def test_a_body_at_the_limit_passes_and_jobs_may_send_more(proxied):
     assert (status, said["limit"]) == (413, 256 * 2**20)
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 @pytest.mark.parametrize("drops_a_second", [0, 5])
 def test_a_body_that_stops_or_drips_is_answered_by_the_endpoints_deadline(proxied, drops_a_second):
     connection = proxied.connect()
@@ -233,8 +219,7 @@ def test_a_body_that_stops_or_drips_is_answered_by_the_endpoints_deadline(proxie
     assert answer_of(connection)[:2] == (504, {"code": "deadline_exceeded"})
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_a_body_that_stops_before_an_endpoint_without_deadline_is_closed(proxied):
     connection = proxied.connect()
     connection.request("POST", "/v1/score", body=None, headers={"Host": HOST, "Content-Length": "1000"})
@@ -244,8 +229,7 @@ def test_a_body_that_stops_before_an_endpoint_without_deadline_is_closed(proxied
     assert 3 < time.monotonic() - begun < 15
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_large_and_slow_headers_are_ended_before_the_endpoint_hears_of_them(proxied):
     for headers in ({"X-Big": "x" * 9000}, {f"X-{number}": "x" * 1000 for number in range(40)}):
         status, said, _ = proxied.ask("GET", "/headers", headers=headers)
@@ -258,8 +242,7 @@ def test_large_and_slow_headers_are_ended_before_the_endpoint_hears_of_them(prox
         assert 8 < time.monotonic() - begun < 15
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_claims_of_a_client_do_not_pass(proxied):
     steering = ["X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "X-Session-Id", "Serve-Multiplexed-Model-Id"]
     claims = {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1", "X-Real-IP": "127.0.0.1", "X-Request-Id": "bad id\x7f"}
@@ -274,8 +257,7 @@ def test_claims_of_a_client_do_not_pass(proxied):
     assert proxied.ask("GET", "/headers", headers={"X-Request-Id": "client-made-1"})[1]["x-request-id"] == "client-made-1"
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "other.example.org"])
 def test_no_other_host_name_reaches_the_endpoint(proxied, host):
     status, said, _ = proxied.ask("GET", "/headers", host=host)
@@ -283,16 +265,14 @@ def test_no_other_host_name_reaches_the_endpoint(proxied, host):
     assert set(said) == SHAPE
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_answers_of_the_endpoint_pass_as_they_are_and_serves_pages_do_not(proxied):
     assert proxied.ask("GET", "/refused")[:2] == (503, {"code": "overloaded"})
     status, said, _ = proxied.ask("GET", "/-/routes")
     assert (status, said["code"]) == (404, "not_found")
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_too_many_requests_are_told_when_to_come_back(proxied):
     answers = [proxied.ask("GET", "/headers") for _ in range(120)]
     refused = [(said, headers) for status, said, headers in answers if status == 429]
@@ -300,8 +280,7 @@ def test_too_many_requests_are_told_when_to_come_back(proxied):
     assert all(set(said) == SHAPE and headers["Retry-After"] == "1" for said, headers in refused)
 
 
-@needs_nginx
-@pytest.mark.slow
+@nginx
 def test_an_endpoint_that_is_gone_is_answered_for(proxied):
     wait_until(lambda: proxied.ask("GET", "/headers")[0] == 200)  # the rate limit of the test above has passed
     proxied.upstream.terminate()

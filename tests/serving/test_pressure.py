@@ -14,13 +14,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import schemathesis
 import yaml
 
 from ray_app.serving.replica import golden_image
 from tests.ray_head import BIN, free_ports
 from tests.serving.http.live import Reply, ask, connected, file_part, multipart, request, wait_for
-from tests.serving.http.test_app import REFUSALS, keep_asking
+from tests.serving.http.test_app import keep_document
 from tests.serving.http.test_connections import others_are_answered
 from tests.serving.in_process import client
 
@@ -281,13 +280,7 @@ def test_clients_that_leave_at_every_point(endpoint):
 
 
 def test_the_document_is_kept(endpoint):
-    found = []
-    document = schemathesis.openapi.from_url(f"{endpoint.url}/openapi.json", config=REFUSALS)
-    for operation in document.get_all_operations():
-        for mode in schemathesis.GenerationMode:
-            keep_asking(operation.ok(), mode, found)
-    assert len(found) > 100
-    assert {status for status in found if status >= 500} == set()
+    keep_document(endpoint.url, examples=12)
 
 
 def test_log_settings_of_a_file_hold_in_every_process(tmp_path):

@@ -1,34 +1,22 @@
 """The profile behind the endpoint: the same generator and words as the library gives, asked after the verdict, and followed in updates."""
 
 import asyncio
-import io
 
 import numpy as np
 import pytest
 import yaml
 
 import ray_app
-from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
 from ray_app.serving.attribution import ProfileAsk
 from ray_app.serving.engine import EndpointScorer, GroupLost
 from ray_app.serving.release import load_generation
 from ray_app.serving.replica import Offer
-from tests.images.factory import photo
+from tests.images.factory import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, TINY, profiled_card
 from tests.serving.in_process import CountingMeter, LocalGroup
 
-
-def pictures(count=8):
-    files = []
-    for seed in range(count):
-        written = io.BytesIO()
-        photo(240, 200, seed).save(written, "JPEG", quality=70 + seed)
-        files.append(written.getvalue())
-    return files
-
-
-FILES = pictures()
+FILES = [encoded(photo(240, 200, seed), "JPEG", quality=70 + seed) for seed in range(8)]
 
 
 def write_card(folder, **options):
@@ -46,12 +34,6 @@ def card(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(card):
     return ServeConfig(ensembles=(str(card), "default"))
-
-
-@pytest.fixture(scope="module")
-def decoders(config):
-    with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,9 @@
 """The endpoint tells what files say of their origin, beside a score that is the same without it."""
 
-import pytest
-
 from tests.images import factory
 from tests.images.provenance.files import png_with
 from tests.images.provenance.signing import signed, tampered
 from tests.serving.in_process import client
-from tests.serving.page_browser import encoded, needs_browser, score_one
 
 
 def answered(http, data):
@@ -30,28 +27,3 @@ def test_signals_stand_beside_the_same_score(local):
         assert answer["image"]["metadata"] == {"c2pa": "intact; Throwaway 1; trainedAlgorithmicMedia"}
         said = answered(http, png_with(parameters="a cat\nSteps: 20, Sampler: Euler", Software="web ui"))["image"]
         assert (said["provenance"]["generator"]["sampler"], said["metadata"]["prompt"]) == ("Euler", "a cat")
-
-
-@needs_browser
-@pytest.mark.parametrize(
-    ("data", "words", "declared"),
-    [
-        (
-            signed(),
-            ["Intact, signer unknown.", "calls itself Throwaway; anybody can", "made by a trained model (trainedAlgorithmicMedia)"],
-            True,
-        ),
-        (tampered(signed()), ["Invalid.", "What it says does not count", "Checks that failed", "assertion.dataHash.mismatch"], False),
-        (png_with(parameters="a cat\nSteps: 20, Sampler: Euler"), ["Stable Diffusion web UI", "a cat", "20 steps, Euler"], True),
-        (encoded(3), ["says nothing of its origin"], False),
-    ],
-    ids=["intact", "invalid", "generator", "nothing"],
-)
-def test_the_page_says_how_far_each_can_be_believed(visitor, data, words, declared):
-    page = visitor.visit(width=390)
-    score_one(page, "picture.jpg", data)
-    told = page.text_content("section:has(#origin)")
-    assert all(one in told for one in words)
-    assert page.locator(".declared").count() == declared
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert visitor.complaints == []

@@ -45,13 +45,12 @@ def test_several_ensembles_share_their_detectors(tmp_path):
     assert len(set(generation.fingerprints.values())) == 2
 
 
-def test_optional_detectors_are_beside_the_ensembles(eight):
-    members = load_ensemble_card(eight).members
-    config = ServeConfig(optional_detectors=(members[0].detector,), accept_licences=tuple(load_licences(members)))
+def test_optional_detectors_are_beside_the_ensembles(several):
+    card, names = several
+    config = ServeConfig(optional_detectors=(str(card.with_name("unifd.yaml")),), accept_licences=names)
     spec, ensembles, optional = plan_generation(config)
     assert list(ensembles["default"].cards) == ["touchstone-tiny"]
-    assert list(spec.cards) == ["touchstone-tiny", *optional]
-    assert len(optional) == 1
+    assert (list(spec.cards), tuple(optional)) == (["touchstone-tiny", "unifd"], ("unifd",))
 
 
 def test_a_detector_too_large_to_share_has_a_group_of_its_own():
@@ -68,12 +67,6 @@ def test_two_ensembles_of_one_name_are_refused(tmp_path):
 def test_a_licence_has_to_be_accepted():
     with pytest.raises(DetectorError, match="licence is not accepted"):
         plan_generation(ServeConfig(optional_detectors=("openfake-swinv2-small",)))
-
-
-def load_licences(members):
-    from ray_app.detectors import load_card
-
-    return [load_card(member.detector).name for member in members]
 
 
 SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"

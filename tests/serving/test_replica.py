@@ -13,7 +13,7 @@ from ray_app.errors import DetectorError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.serving import ServeConfig
 from ray_app.serving.replica import DetectorGroup, Offer, ScoreRequest, golden_image
-from tests.images.factory import photo
+from tests.images.factory import encoded, photo
 from tests.serving.test_release import stricter
 
 
@@ -31,12 +31,7 @@ def ask(data, group):
 
 
 def photos(count):
-    files = []
-    for seed in range(count):
-        file = io.BytesIO()
-        photo(seed=seed).save(file, "PNG")
-        files.append(file.getvalue())
-    return files
+    return [encoded(photo(seed=seed), "PNG") for seed in range(count)]
 
 
 def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):

@@ -100,15 +100,15 @@ def _predicted(
 ) -> tuple[Probe | None, PlannedPrediction]:
     """What a probe of the sample says: stages, the slowest, the rate. All of it None where nothing was drawn."""
     if not found.sample:
-        told = None if found.members else _forecast_facts(None, "nothing to do", 0, 0.0, listing_s)
-        return None, PlannedPrediction(probe=None, stages=(), bottleneck=None, forecast=told)
+        planned_time = None if found.members else _forecast_facts(None, "nothing to do", 0, 0.0, listing_s)
+        return None, PlannedPrediction(probe=None, stages=(), bottleneck=None, forecast=planned_time)
     remote_out = _is_store(config, found)
     probed, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
     busy = layout.limited_to(blocks)
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
     rates = forecast_rates(busy, pace, spec.all_pools, cpus=cpus, gpus=gpus, gmac=sum(ResourceEstimate.of(spec).pool_gmac))
-    made = f"{blocks} block{'s' * (blocks > 1)}"
-    few = f"so few members make {made}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
+    cut = f"{blocks} block{'s' * (blocks > 1)}"
+    few = f"so few members make {cut}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
     return probed, PlannedPrediction(
         probe=_probe_facts(spec, probed, pace.scored_by),
@@ -155,14 +155,14 @@ def _work_facts(
     spec: ScoringSpec, layout: ScoringLayout, probed: Probe | None, *, memory: PlannedMemory, blocks: int, listing: PlannedListing
 ) -> PlannedWork:
     """Detectors, what they share, and the processes they run in."""
-    cost = ResourceEstimate.of(spec)
+    cost, views = ResourceEstimate.of(spec), spec.stability
     return PlannedWork(
         ensemble=spec.ensemble.name,
         rule=spec.ensemble.rule,
         detectors=list(spec.cards),
         guarantee=_promised(spec),
         views=[view.name for view in spec.views] or None,
-        stability=_stability(spec, probed),
+        stability=PlannedStability(views=views.count, margin=views.margin, share=probed.near if probed else None) if views else None,
         profile=_profile(spec, probed),
         features={name: facts["width"] for name, facts in spec.features.items()} or None,
         tensors=_tensors(spec),
@@ -178,12 +178,6 @@ def _work_facts(
         blocks=blocks,
         listing=listing,
     )
-
-
-def _stability(spec: ScoringSpec, probed: Probe | None) -> PlannedStability | None:
-    """The recompressed views that are requested, and of which share of the images."""
-    asked = spec.stability
-    return None if asked is None else PlannedStability(views=asked.count, margin=asked.margin, share=probed.near if probed else None)
 
 
 def _profile(spec: ScoringSpec, probed: Probe | None) -> PlannedProfile | None:

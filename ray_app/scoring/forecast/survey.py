@@ -207,11 +207,9 @@ def members_to_score(config: ScoreConfig, before: Standing | None, fetcher: Fetc
     if before is not None and len(before.pending):
         return chain.from_iterable(member_rows(read_block(before.run.store, ref)) for ref in before.pending)
     listed = islice(archive_of(config, fetcher), config.limit)
-    return _unknown(listed, _ids(before)) if before is not None and before.is_finished else listed
-
-
-def _ids(before: Standing) -> Ids:
-    return np.sort(np.concatenate(list(read_ids(before.run.store, before.blocks))))
+    if before is None or not before.is_finished:
+        return listed
+    return _unknown(listed, np.sort(np.concatenate(list(read_ids(before.run.store, before.blocks)))))
 
 
 def _unknown(listed: Iterator[ListedMember], known: Ids) -> Iterator[ListedMember]:

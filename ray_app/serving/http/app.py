@@ -108,33 +108,26 @@ def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) 
 
 def _middlewares(config: ServeConfig, tokens: BearerTokens, echo_request_id: bool) -> list[Middleware]:
     """From the outermost to the innermost."""
-    limits, uncounted = config.limits, Paths(UNCOUNTED)
+    limits, uncounted, origins = config.limits, Paths(UNCOUNTED), config.access.cors_origins
+    # Around the guards, so that a page can read why it was refused.
+    cross_origin = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
+        expose_headers=("X-Request-Id", "Retry-After", "Location"),
+    )
     bytes_by_path = {"": limits.max_body_bytes, "/v1/jobs": config.jobs.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
     return [
         Middleware(RequestIds, echo=echo_request_id),
         Middleware(SecurityHeaders, page=Paths(PAGE)),
-        *_cross_origin(config.access.cors_origins),
+        *([cross_origin] if origins else []),
         Middleware(FaultMiddleware),
         Middleware(AccessGuard, tokens, Paths(OPEN)),
         *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
         Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, queued=Paths(QUEUED), uncounted=uncounted),
         Middleware(Deadline, limits.deadline_s),
         Middleware(BodyLimit, bytes_by_path, limits.max_bytes_in_flight),
-    ]
-
-
-def _cross_origin(origins: tuple[str, ...]) -> list[Middleware]:
-    """Around the guards, so that a page can read why it was refused; without origins there is none."""
-    if not origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
-            expose_headers=("X-Request-Id", "Retry-After", "Location"),
-        )
     ]
 
 
@@ -225,17 +218,19 @@ class _Asset(NamedTuple):
     media_type: str
     etag: str
 
-    @classmethod
-    def of(cls, content: bytes, name: str) -> "_Asset":
-        return cls(content, _TYPES[PurePosixPath(name).suffix], f'"{hashlib.sha256(content).hexdigest()[:20]}"')
-
 
 def page_router() -> APIRouter:
     """Answers GET and HEAD of `/` and `/page/{name}`; an unchanged file with 304; any other name with Refusal not_found.
 
     The files are read once, here: a name is only ever looked up in that list, never made into a path.
     """
-    assets = _assets()
+    package = files("ray_app")
+    listed: dict[str, Traversable] = {_HOUSE_STYLE: package / "reports" / "templates" / "page.css"}
+    listed |= {file.name: file for file in (package / "serving" / "page").iterdir() if PurePosixPath(file.name).suffix in _TYPES}
+    assets = {}
+    for name, file in listed.items():
+        content = file.read_bytes()
+        assets[name] = _Asset(content, _TYPES[PurePosixPath(name).suffix], f'"{hashlib.sha256(content).hexdigest()[:20]}"')
     router = APIRouter(include_in_schema=False)
 
     @router.api_route("/", methods=["GET", "HEAD"])
@@ -249,13 +244,6 @@ def page_router() -> APIRouter:
         return _answer(request, assets[name])
 
     return router
-
-
-def _assets() -> dict[str, _Asset]:
-    package = files("ray_app")
-    listed: dict[str, Traversable] = {_HOUSE_STYLE: package / "reports" / "templates" / "page.css"}
-    listed |= {file.name: file for file in (package / "serving" / "page").iterdir() if PurePosixPath(file.name).suffix in _TYPES}
-    return {name: _Asset.of(file.read_bytes(), name) for name, file in listed.items()}
 
 
 def _answer(request: Request, asset: _Asset) -> Response:

@@ -60,11 +60,11 @@ class BearerTokens:
         scheme, _, token = (authorization or "").partition(" ")
         self._refresh()
         # Headers are read as Latin-1: this gives back the bytes that came.
-        asked = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()
+        given = hashlib.sha256(token.strip().encode("latin-1", "replace")).digest()
         known = False
         for digest in (*self._fixed, *self._from_file):
-            known = hmac.compare_digest(digest, asked) or known
-        return asked.hex()[:12] if known and scheme.lower() == "bearer" else None
+            known = hmac.compare_digest(digest, given) or known
+        return given.hex()[:12] if known and scheme.lower() == "bearer" else None
 
     def _refresh(self, *, strict: bool = False) -> None:
         if self._file is None:

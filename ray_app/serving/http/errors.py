@@ -159,18 +159,15 @@ def install_handlers(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         refusal = as_refusal(error)
         if refusal.code == "method_not_allowed":
-            refusal.headers["Allow"] = ", ".join(_methods_of(app, request.scope))
+            # Each method of an address may be a route of its own, and the router names those of the first.
+            scopes = [{**request.scope, "method": method} for method in _METHODS]
+            known = [one["method"] for one in scopes if any(route.matches(one)[0] is Match.FULL for route in app.router.routes)]
+            refusal.headers["Allow"] = ", ".join(known)
         request.scope.setdefault("state", {})["refused"] = refusal.code
         return respond(refusal, request_id_of(request.scope))
 
     for kind in (Refusal, InputError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
-
-
-def _methods_of(app: FastAPI, scope: Scope) -> list[str]:
-    """What an address knows: each of its methods may be a route of its own, and the router names those of the first."""
-    asked = [(method, {**scope, "method": method}) for method in _METHODS]
-    return [method for method, one in asked if any(route.matches(one)[0] is Match.FULL for route in app.router.routes)]
 
 
 def as_refusal(error: Exception) -> Refusal:

@@ -1,10 +1,7 @@
-"""A small application behind all guards; `python -m tests.serving.http.guarded_app CONFIG` serves it on a free port, which it prints."""
+"""A small application behind all guards."""
 
 import asyncio
-import socket
-import sys
 
-import uvicorn
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict
 
@@ -70,10 +67,3 @@ def make_app(config: ServeConfig, **how) -> FastAPI:
 
     install(app, config, **how)
     return app
-
-
-if __name__ == "__main__":
-    listener = socket.create_server(("127.0.0.1", 0))
-    print(listener.getsockname()[1], flush=True)
-    served = make_app(ServeConfig.model_validate_json(sys.argv[1]))
-    uvicorn.Server(uvicorn.Config(served, lifespan="off", log_level="critical")).run(sockets=[listener])

@@ -19,16 +19,21 @@ def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 @contextmanager
 def serving(app, **options) -> Iterator[int]:
-    """Yields the port; `options` are uvicorn's. Afterwards the server ends by itself, in a tenth of a second that nobody waits for."""
+    """Yields the port; `options` are uvicorn's. Afterwards the server ends by itself, in a tenth of a second that nobody waits for, but for
+    one whose `lifespan` is "on".
+    """
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=1, **options)
+    config = uvicorn.Config(app, **{"lifespan": "off", "log_level": "critical", "timeout_graceful_shutdown": 1} | options)
     server = uvicorn.Server(config)
-    threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
-    wait_for(lambda: server.started)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started, 30.0)
     try:
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True
+        if config.lifespan == "on":
+            thread.join(30)
 
 
 def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:

@@ -17,18 +17,10 @@ from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import install_handlers
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
-from tests.serving.http.test_limits import config
+from tests.serving.http.test_limits import Clock, config
 
 DEADLINE_S = 30.0
 SINGLES = (20.0,) * 5  # a quiet endpoint
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 class Simulated:

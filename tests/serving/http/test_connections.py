@@ -156,7 +156,7 @@ def test_chunks_may_come_slowly(port):
     with connected(port) as connection:
         for piece in (chunked("/v1/score"), b"1\r\n", b"x\r\n", b"1", b"\r\nx\r\n", b"0\r\n", b"\r\n"):
             connection.sendall(piece)
-            time.sleep(0.6)  # longer than a head may take
+            time.sleep(0.5)  # longer than a head may take
         assert Reply(connection).json["sizes"] == [2]
 
 

@@ -4,22 +4,12 @@ import json
 import logging
 from difflib import SequenceMatcher
 
-import httpx
 import pytest
 
 from ray_app.errors import Status
-from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.errors import ERRORS, MESSAGES, Refusal
-from tests.serving.http.guarded_app import make_app
-from tests.serving.http.live import serving
 
 SHAPE = {"code", "message", "limit", "observed", "request_id"}
-
-
-@pytest.fixture(scope="module")
-def client():
-    with serving(make_app(ServeConfig())) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        yield client
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,6 @@ from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import serving
 
 
-@pytest.fixture(scope="module")
-def client():
-    with serving(make_app(ServeConfig())) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        yield client
-
-
 @pytest.mark.parametrize("given", ["abcdefgh", "A-Z_0-9-" * 8, "5f0c6d0e8b7a4a0f"])
 def test_an_id_that_is_one_is_kept(client, given):
     for path in ("/healthz", "/v1/nothing", "/v1/fault/bug"):

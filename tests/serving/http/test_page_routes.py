@@ -3,14 +3,15 @@ import re
 import httpx
 import pytest
 
-from tests.serving.page_app import Mood, serving
+from tests.serving.http.live import serving
+from tests.serving.page_app import Mood, make_app
 
 TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 
 
 @pytest.fixture(scope="module")
 def client():
-    with serving(Mood()) as url, httpx.Client(base_url=url) as client:
+    with serving(make_app(Mood())) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         yield client
 
 

@@ -5,21 +5,12 @@ import tempfile
 import time
 import unicodedata
 
-import httpx
 import pytest
 
-from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.uploads import label
-from tests.serving.http.guarded_app import make_app
-from tests.serving.http.live import file_part, multipart, serving
+from tests.serving.http.live import file_part, multipart
 
 MB = 2**20
-
-
-@pytest.fixture(scope="module")
-def client():
-    with serving(make_app(ServeConfig())) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        yield client
 
 
 def post(client, *parts, **how):

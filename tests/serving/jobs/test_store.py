@@ -19,120 +19,89 @@ from tests.serving.job_world import (
     kept_files,
     lines,
     refusal_of,
-    run,
     settings,
     until,
 )
 
 
-class TestDirectory:
-    def test_a_new_process_answers_for_what_is_done(self, tmp_path):
-        images = jpegs(3)
+async def test_a_new_process_answers_for_what_is_done(tmp_path):
+    images, scorer = jpegs(3), LightScorer()
+    async with book_of(settings(directory=str(tmp_path)), LightScorer()) as book:
+        job = await ended(book, "me", (await book.submit("me", images, idempotency_key="k")).id)
+        results = await book.results("me", job.id)
+    async with book_of(settings(directory=str(tmp_path)), scorer) as book:
+        assert await book.submit("me", images, idempotency_key="k") == await book.status("me", job.id) == job
+        assert await book.results("me", job.id) == results
+    assert scorer.started == []
+    assert not any(data[:64] in kept_bytes(tmp_path) for _, data in images)
 
-        async def first():
-            async with book_of(settings(directory=str(tmp_path)), LightScorer()) as book:
-                job = await ended(book, "me", (await book.submit("me", images, idempotency_key="k")).id)
-                return job, await book.results("me", job.id)
 
-        async def second(job):
-            scorer = LightScorer()
-            async with book_of(settings(directory=str(tmp_path)), scorer) as book:
-                again = await book.submit("me", images, idempotency_key="k")
-                return await book.status("me", job.id), await book.results("me", job.id), again, scorer.started
+async def test_uploads_that_were_not_done_say_so(tmp_path):
+    scorer = LightScorer()
+    scorer.gate.clear()
+    async with book_of(settings(directory=str(tmp_path)), scorer) as book:
+        job = await book.submit("me", jpegs(3))
+    async with book_of(settings(directory=str(tmp_path)), LightScorer()) as book:
+        job = await ended(book, "me", job.id)
+    assert (job.state, job.detail, job.finished) == ("failed", RESTARTED, 0)
+    assert kept_files(tmp_path) == [f"states/{job.id}.json"]
 
-        job, results = run(first())
-        assert run(second(job)) == (job, results, job, [])
-        kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-        assert not any(data[:64] in kept for _, data in images)
 
-    def test_uploads_that_were_not_done_say_so(self, tmp_path):
-        async def first():
-            scorer = LightScorer()
-            scorer.gate.clear()
-            async with book_of(settings(directory=str(tmp_path)), scorer) as book:
-                return await book.submit("me", jpegs(3))
+async def test_urls_with_credentials_are_not_written_down(tmp_path):
+    url = "https://h/1.jpg?X-Amz-Signature=abc&token=def"
+    with PictureServer(held_from=9) as server:
+        config = settings(urls=True, directory=str(tmp_path), webhooks=True, concurrency=1)
+        async with book_of(config, LightScorer(), LoopbackFetcher(server.url), notify=Sleeper()) as book:
+            job = await book.submit("me", None, [url, "https://h/9.jpg"], webhook="https://h/?token=ghi")
+            await until(lambda: book._records[job.id].finished == 1)
+        kept = kept_bytes(tmp_path)
+        async with book_of(settings(urls=True, directory=str(tmp_path)), LightScorer(), LoopbackFetcher(server.url)) as book:
+            job = await ended(book, "me", job.id)
+    assert not any(secret in kept for secret in (b"abc", b"def", b"ghi"))
+    assert (job.state, job.detail) == ("failed", RESTARTED)
 
-        async def second(job):
-            async with book_of(settings(directory=str(tmp_path)), LightScorer()) as book:
-                return await ended(book, "me", job.id)
 
-        job = run(second(run(first())))
-        assert (job.state, job.detail, job.finished) == ("failed", RESTARTED, 0)
-        assert kept_files(tmp_path) == [f"states/{job.id}.json"]
+async def test_a_successor_waits_until_its_predecessor_is_gone(tmp_path):
+    config = settings(directory=str(tmp_path))
+    async with book_of(config, LightScorer()) as old:
+        job = await ended(old, "me", (await old.submit("me", jpegs(1))).id)
+        async with book_of(config, LightScorer()) as new:
+            asking = asyncio.create_task(new.status("me", job.id))
+            await until(lambda: new._opening is not None)
+            await asyncio.wait({asking}, timeout=0.2)
+            assert not asking.done()
+            await old.close()
+            assert (await asking).state == "done"
+            assert (await refusal_of(old.status("me", job.id))).code == "not_ready"
 
-    def test_urls_with_credentials_are_not_written_down(self, tmp_path):
-        url = "https://h/1.jpg?X-Amz-Signature=abc&token=def"
 
-        async def first(server):
-            config = settings(urls=True, directory=str(tmp_path), webhooks=True, concurrency=1)
-            async with book_of(config, LightScorer(), LoopbackFetcher(server.url), notify=Sleeper()) as book:
-                job = await book.submit("me", None, [url, "https://h/9.jpg"], webhook="https://h/?token=ghi")
-                await until(lambda: _now(book._records[job.id].finished == 1))
-                return job
+@pytest.mark.slow
+async def test_in_a_bucket(s3):
+    directory, urls = s3.bucket("jobs-of-an-endpoint") + "/jobs", [f"https://h/{number}.jpg" for number in range(6)]
+    with PictureServer(held_from=3) as server:
+        async with book_of(settings(urls=True, directory=directory, concurrency=1), LightScorer(), LoopbackFetcher(server.url)) as book:
+            job = await book.submit("me", None, urls)
+            await until(lambda: book._records[job.id].finished == 3)
+        server.open.set()
+        scorer = LightScorer()
+        async with book_of(settings(urls=True, directory=directory), scorer, LoopbackFetcher(server.url)) as book:
+            assert (await ended(book, "me", job.id)).state == "done"
+            assert [line["name"] for line in lines(await book.results("me", job.id))] == urls
+            await book.cancel("me", job.id)
+    assert scorer.started == urls[3:]
 
-        async def second(job, server):
-            async with book_of(settings(urls=True, directory=str(tmp_path)), LightScorer(), LoopbackFetcher(server.url)) as book:
-                return await ended(book, "me", job.id)
 
-        with PictureServer(held_from=9) as server:
-            job = run(first(server))
-            kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-            job = run(second(job, server))
-        assert not any(secret in kept for secret in (b"abc", b"def", b"ghi"))
-        assert (job.state, job.detail) == ("failed", RESTARTED)
+async def test_a_directory_out_of_reach_is_said_and_nothing_is_taken(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    async with book_of(settings(directory=str(tmp_path / "file" / "jobs")), LightScorer()) as book:
+        refusal = await refusal_of(book.submit("me", jpegs(1)))
+        assert book._records == {}
+    assert (refusal.code, refusal.headers) == ("overloaded", {"Retry-After": "10"})
+    assert str(tmp_path) not in refusal.message
 
-    def test_a_successor_waits_until_its_predecessor_is_gone(self, tmp_path):
-        async def scenario():
-            config = settings(directory=str(tmp_path))
-            async with book_of(config, LightScorer()) as old:
-                job = await ended(old, "me", (await old.submit("me", jpegs(1))).id)
-                async with book_of(config, LightScorer()) as new:
-                    asking = asyncio.create_task(new.status("me", job.id))
-                    await until(lambda: _now(new._opening is not None))
-                    await asyncio.wait({asking}, timeout=0.2)
-                    was_waiting = not asking.done()
-                    await old.close()
-                    return was_waiting, (await asking).state, (await refusal_of(old.status("me", job.id))).code
 
-        assert run(scenario()) == (True, "done", "not_ready")
-
-    @pytest.mark.slow
-    def test_in_a_bucket(self, s3):
-        directory = s3.bucket("jobs-of-an-endpoint") + "/jobs"
-
-        async def first(server):
-            config = settings(urls=True, directory=directory, concurrency=1)
-            async with book_of(config, LightScorer(), LoopbackFetcher(server.url)) as book:
-                job = await book.submit("me", None, [f"https://h/{number}.jpg" for number in range(6)])
-                await until(lambda: _now(book._records[job.id].finished == 3))
-                return job
-
-        async def second(server, job):
-            scorer = LightScorer()
-            async with book_of(settings(urls=True, directory=directory), scorer, LoopbackFetcher(server.url)) as book:
-                end = await ended(book, "me", job.id)
-                results = lines(await book.results("me", job.id))
-                await book.cancel("me", job.id)
-                return end, results, scorer.started
-
-        with PictureServer(held_from=3) as server:
-            job = run(first(server))
-            server.open.set()
-            end, results, scored = run(second(server, job))
-        assert (end.state, [line["name"] for line in results]) == ("done", [f"https://h/{number}.jpg" for number in range(6)])
-        assert scored == [f"https://h/{number}.jpg" for number in range(3, 6)]
-
-    def test_a_directory_out_of_reach_is_said_and_nothing_is_taken(self, tmp_path):
-        (tmp_path / "file").write_bytes(b"")
-
-        async def scenario():
-            async with book_of(settings(directory=str(tmp_path / "file" / "jobs")), LightScorer()) as book:
-                return await refusal_of(book.submit("me", jpegs(1))), book._records
-
-        refusal, records = run(scenario())
-        assert records == {}
-        assert (refusal.code, refusal.headers) == ("overloaded", {"Retry-After": "10"})
-        assert str(tmp_path) not in refusal.message
+def kept_bytes(folder):
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("kind", ["light", pytest.param("real", marks=pytest.mark.slow)])
@@ -161,7 +130,3 @@ def test_killed_in_the_middle_and_finished_by_the_next(tmp_path, kind):
     assert twice == {f"/{n}.jpg" for n in range(held_from + 2)} - {f"/{int(name[-11:-5])}.jpg" for name in scored}
     assert len(twice) <= 4  # two places: what was in flight
     assert kept_files(tmp_path) == [f"results/{job}.jsonl", f"states/{job}.json"]
-
-
-async def _now(value):
-    return value

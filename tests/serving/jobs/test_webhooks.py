@@ -17,91 +17,71 @@ from ray_app.serving.http.schemas import Job
 from ray_app.serving.jobs.webhooks import Delivery, deliver, sign, verify, webhook_secret
 from ray_app.serving.url_fetch import GuardedFetcher
 from ray_app.storage.ssrf import is_public_address
-from tests.serving.job_world import LightScorer, LoopbackFetcher, book_of, ended, jpegs, refusal_of, run, settings, until
+from tests.serving.job_world import LightScorer, LoopbackFetcher, book_of, ended, jpegs, refusal_of, settings, until
 from tests.serving.tls_server import Loopback, answer, authority, redirect
 
-
-class TestWebhooks:
-    def test_told_once_with_the_job_as_it_is(self, tmp_path):
-        told = []
-
-        async def notify(url, job):
-            told.append((url, json.loads(job)))
-
-        config = settings(webhooks=True, directory=str(tmp_path))
-
-        async def first():
-            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
-                job = await ended(book, "me", (await book.submit("me", jpegs(2), webhook="https://h/hook")).id)
-                await until(lambda: _now(told and not book._telling._tasks))
-                return job
-
-        async def second(job):
-            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
-                return await book.status("me", job.id)
-
-        job = run(second(run(first())))
-        assert told == [("https://h/hook", job.model_dump(mode="json"))]
-
-    def test_a_process_that_dies_before_it_told_leaves_it_to_the_next(self, tmp_path):
-        told = []
-
-        async def never(url, job):
-            await asyncio.Event().wait()
-
-        async def notify(url, job):
-            told.append(url)
-
-        async def scenario():
-            config = settings(webhooks=True, directory=str(tmp_path))
-            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=never) as book:
-                await ended(book, "me", (await book.submit("me", jpegs(1), webhook="https://h/hook")).id)
-            async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
-                await until(lambda: _now(told))
-
-        run(scenario())
-        assert told == ["https://h/hook"]
-
-    @pytest.mark.parametrize(
-        "url",
-        ["http://hooks.test/", "https://hooks.test:8443/", "https://127.0.0.1/", "https://me:secret@hooks.test/", "https://other.test/"],
-    )
-    def test_one_that_would_never_be_told_is_refused_at_once(self, monkeypatch, url):
-        monkeypatch.setenv("TOUCHSTONE_WEBHOOK_SECRET", "a long secret")
-        guarded = GuardedFetcher(UrlFetching(allowed_hosts=("hooks.test",)), 1)
-
-        async def scenario():
-            async with book_of(settings(webhooks=True), LightScorer(), guarded) as book:
-                refused = await refusal_of(book.submit("me", jpegs(1), webhook=url))
-                return refused.code, book._records
-
-        assert run(scenario()) == ("url_refused", {})
-
-    def test_a_webhook_that_fails_changes_nothing(self):
-        async def broken(url, job):
-            raise RuntimeError
-
-        async def scenario():
-            async with book_of(settings(webhooks=True), LightScorer(), LoopbackFetcher("http://h"), notify=broken) as book:
-                job = await ended(book, "me", (await book.submit("me", jpegs(1), webhook="https://h/hook")).id)
-                await until(lambda: _now(not book._telling._tasks))
-                return await book.status("me", job.id)
-
-        assert run(scenario()).state == "done"
-
-    def test_a_key_is_needed(self, monkeypatch):
-        monkeypatch.delenv("TOUCHSTONE_WEBHOOK_SECRET", raising=False)
-
-        async def scenario():
-            async with book_of(settings(webhooks=True), LightScorer(), LoopbackFetcher("http://h")):
-                pass
-
-        with pytest.raises(ConfigError, match="TOUCHSTONE_WEBHOOK_SECRET"):
-            run(scenario())
+HOOK = "https://h/hook"
 
 
-async def _now(value):
-    return value
+async def test_told_once_with_the_job_as_it_is(tmp_path):
+    told = []
+
+    async def notify(url, job):
+        told.append((url, json.loads(job)))
+
+    config = settings(webhooks=True, directory=str(tmp_path))
+    async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
+        job = await ended(book, "me", (await book.submit("me", jpegs(2), webhook=HOOK)).id)
+        await until(lambda: told and not book._telling._tasks)
+    async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify) as book:
+        job = await book.status("me", job.id)
+    assert told == [(HOOK, job.model_dump(mode="json"))]
+
+
+async def test_a_process_that_dies_before_it_told_leaves_it_to_the_next(tmp_path):
+    told = []
+
+    async def never(url, job):
+        await asyncio.Event().wait()
+
+    async def notify(url, job):
+        told.append(url)
+
+    config = settings(webhooks=True, directory=str(tmp_path))
+    async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=never) as book:
+        await ended(book, "me", (await book.submit("me", jpegs(1), webhook=HOOK)).id)
+    async with book_of(config, LightScorer(), LoopbackFetcher("http://h"), notify=notify):
+        await until(lambda: told)
+    assert told == [HOOK]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://hooks.test/", "https://hooks.test:8443/", "https://127.0.0.1/", "https://me:secret@hooks.test/", "https://other.test/"],
+)
+async def test_one_that_would_never_be_told_is_refused_at_once(monkeypatch, url):
+    monkeypatch.setenv("TOUCHSTONE_WEBHOOK_SECRET", "a long secret")
+    guarded = GuardedFetcher(UrlFetching(allowed_hosts=("hooks.test",)), 1)
+    async with book_of(settings(webhooks=True), LightScorer(), guarded) as book:
+        assert (await refusal_of(book.submit("me", jpegs(1), webhook=url))).code == "url_refused"
+        assert book._records == {}
+
+
+async def test_a_webhook_that_fails_changes_nothing():
+    async def broken(url, job):
+        raise RuntimeError
+
+    async with book_of(settings(webhooks=True), LightScorer(), LoopbackFetcher("http://h"), notify=broken) as book:
+        job = await ended(book, "me", (await book.submit("me", jpegs(1), webhook=HOOK)).id)
+        await until(lambda: not book._telling._tasks)
+        assert (await book.status("me", job.id)).state == "done"
+
+
+async def test_a_key_is_needed(monkeypatch):
+    monkeypatch.delenv("TOUCHSTONE_WEBHOOK_SECRET", raising=False)
+    with pytest.raises(ConfigError, match="TOUCHSTONE_WEBHOOK_SECRET"):
+        async with book_of(settings(webhooks=True), LightScorer(), LoopbackFetcher("http://h")):
+            pass
 
 
 SECRET, NOW, URL = "a long secret", 1_800_000_000, "https://images.test/hook"
