@@ -78,11 +78,6 @@ class BlockReader:
             del data
         self._members.let_go()
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """What was done since the start: bytes read, requests made, retried and throttled, images decoded."""
-        return self.fetcher.counts | self.decoder.counts
-
     def close(self) -> None:
         """Give back what the decoder holds."""
         self.decoder.close()

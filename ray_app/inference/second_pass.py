@@ -54,7 +54,7 @@ class SecondLook:
     @property
     def counts(self) -> dict[str, int]:
         """How many members were looked at again and how long that took, since the start; seconds count once they are taken."""
-        return {LOOKED: self._looked, LOOKED_MS: round(self._spent_ms), "decoded": self._decoder.decoded}
+        return {LOOKED: self._looked, LOOKED_MS: round(self._spent_ms), "decoded": self._decoder.counts["decoded"]}
 
 
 class CascadeScorer:
