@@ -282,9 +282,9 @@ class BatchDecoder:
             if not is_of_one_image(error):
                 raise
             return DecodeResult.of_failure(error, inspect_bytes(data) if isinstance(data, bytes) else None), None, None
-        again = None
+        again: Opening | None = None
         if self._spec.views and self._spec.keeps_sizes and not self._hand_over:
-            again = partial(self._opened, image_id, data) if is_large(image) else partial(_there, image)
+            again = partial(self._opened, image_id, data) if is_large(image) else lambda: nullcontext(image)
         return DecodeResult(Status.OK, None, facts, phash, provenance=provenance), prepared, again
 
     def _view(self, view: Perturbation, image: DecodedImage) -> tuple[Size, list[Pixels | None]] | None:
@@ -318,7 +318,7 @@ class BatchDecoder:
 
     def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:
         """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
-        member that killed a process keeps its score and loses only what that code would have said.
+        member that killed a process keeps its score and loses only what that code would have found.
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
@@ -327,8 +327,8 @@ class BatchDecoder:
             if found == NOTHING:
                 return None
             with self.careful.noted(image_id):
-                said = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id), found=found)
-        return None if said is None else said.row()
+                provenance = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id), found=found)
+        return None if provenance is None else provenance.row()
 
     def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:
         """Of each preprocessing, what the members have in one view (None = clean); nothing where no member has anything."""
@@ -379,10 +379,6 @@ def _bytes_per_pixel(spec: ScoringSpec) -> int:
     """What preparing takes: the RGB image, and the most of what is made of it."""
     makes_arrays = spec.resize == "fast" or any(one.resampler != "pillow" or one.shape is None for one in spec.preprocessings)
     return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
-
-
-def _there(image: DecodedImage) -> AbstractContextManager[DecodedImage]:
-    return nullcontext(image)
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

@@ -165,15 +165,15 @@ class _BlockReadings:
         self._parts: dict[OutputKey, list[Any]] = {}
         self._places: dict[tuple[str, str], list[int]] = {}
         self.users: dict[Preprocessing, list[Detector]] = defaultdict(list)
-        asked = list(detectors if only is None else filter(only.__contains__, detectors))
-        for name in asked:
+        requested = list(detectors if only is None else filter(only.__contains__, detectors))
+        for name in requested:
             self.users[detectors[name].card.preprocessing].append(detectors[name])
         shown: tuple[Perturbation | None, ...] = (None, *spec.views)
         for view in shown:
             view_name = CLEAN if view is None else view.name
             self._views.append(view_name)
             self.usable.append([])
-            for name in asked:
+            for name in requested:
                 keeps_masks = view is None or view.keeps_place
                 self._places[view_name, name] = []
                 for kind in detectors[name].kinds:

@@ -93,8 +93,8 @@ class CascadeScorer:
     def counts(self) -> dict[str, int]:
         """Of shared backbones, of second looks, of recompressed views and of words, since the start."""
         counts = Counter(self._scorer.counts)
-        for looker in (self._late, self._recompressing, self._describing):
-            counts.update(looker.counts if looker else {})
+        for counter in (self._late, self._recompressing, self._describing):
+            counts.update(counter.counts if counter else {})
         return counts
 
     def score(self, batches: Iterable[Batch]) -> DetectorOutputs:

@@ -223,7 +223,7 @@ class Fetcher:
         self.bytes_read = 0
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_same_again, (self._retrier.policy, tuple(self._signed.values()), self.guard))
+        return (partial(Fetcher, self._retrier.policy, signed=tuple(self._signed.values()), guard=self.guard), ())
 
     @cached_property
     def _gate(self) -> Gate:
@@ -339,10 +339,6 @@ def _threads(uri: str) -> int:
 
 def _refuse(reason: InputError, cancelled: threading.Event) -> bytes:
     raise reason
-
-
-def _same_again(policy: RetryPolicy, signed: Sequence[str], guard: Guard) -> Fetcher:
-    return Fetcher(policy, signed=signed, guard=guard)
 
 
 def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) -> bytes:
