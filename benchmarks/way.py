@@ -117,6 +117,7 @@ def block_way(recorder: Recorder, picture: Path, folder: Path) -> Way:
     first, second = read_blocks(run.store, 0)
     with closing(worker._reading):
         report_of(worker(table_of(PendingBlock(first))))
+        worker._note.closes_intake()  # looked for once a second, however long the first block took
         way = recorder.way("block to committed part", lambda: report_of(worker(table_of(PendingBlock(second)))))
     run.publish(0)
     return way
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the figures of both ways."""
     options = _options(arguments)
     with tempfile.TemporaryDirectory() as folder, Recorder().installed() as recorder:
-        picture = options.picture or _photograph(Path(folder))
+        picture = options.picture or photograph(Path(folder))
         for way in (ensemble_way(recorder, picture), block_way(recorder, picture, Path(folder))):
             print(f"{way.name}: {', '.join(f'{count} {what}' for what, count in way.figures().items())}")
             if options.list:
@@ -134,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _photograph(folder: Path) -> Path:
+def photograph(folder: Path) -> Path:
+    """The picture of the figures in docs: 1024 × 768 pixels, as a camera's."""
     write_photographs(folder / "photographs", 1, size=SIZE, quality=QUALITY)
     return next((folder / "photographs").iterdir())
 

@@ -49,7 +49,7 @@ class MemberReader:
             elif size == "unsized":
                 yield from self._unsized(run)
             elif container is None:
-                yield from self._files(run, self._max_bytes)
+                yield from self._fetcher.prefetch(run, depth_bytes=self._depth_bytes, max_bytes=self._max_bytes)
             else:
                 yield from self._reader(container[0]).read(list(run))
 
@@ -61,16 +61,12 @@ class MemberReader:
             return "unsized", container
         return "large" if self._depth_bytes < member.size_bytes <= self._max_bytes else "small", container
 
-    def _files(self, members: Iterable[ManifestMember], max_bytes: int) -> Iterator[bytes | InputError]:
-        for _, data in self._fetcher.prefetch(members, depth_bytes=self._depth_bytes, max_bytes=max_bytes):
-            yield data
-            del data
-
     def _unsized(self, members: Iterable[ManifestMember]) -> Iterator[bytes | InputError]:
         """Files whose size is not known before they come: all are requested as if they were small."""
         expected = min(self._max_bytes, _UNSIZED_BYTES)
         listed, requested = tee(members)
-        for member, data in zip(listed, self._files(requested, expected), strict=True):
+        arriving = self._fetcher.prefetch(requested, depth_bytes=self._depth_bytes, max_bytes=expected)
+        for member, data in zip(listed, arriving, strict=True):
             if isinstance(data, InputError) and data.status is Status.IMAGE_TOO_LARGE and expected < self._max_bytes:
                 yield from self._alone(member, self._max_bytes)
             else:
@@ -83,7 +79,10 @@ class MemberReader:
             if self._budget is not None:
                 self._turn = stack.enter_context(self._budget.turn())
                 self._turn.take(min(size_bytes * (1 if member.place is None else 2), self._budget.total_bytes))
-            yield from self._files([member], self._max_bytes) if member.place is None else self._reader(member.place.kind).read([member])
+            if member.place is None:
+                yield from self._fetcher.prefetch([member], depth_bytes=self._depth_bytes, max_bytes=self._max_bytes)
+            else:
+                yield from self._reader(member.place.kind).read([member])
 
     def _reader(self, kind: str) -> Reader:
         if kind not in self._readers:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from ray_app.archives import BlockRef
 from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
 from ray_app.storage import Store
 from ray_app.storage.lease import is_running, own_process
@@ -180,28 +181,30 @@ OUT_OF_MEMORY_HINT = (
 
 
 class Attempts:
-    """The attempts on this machine, noted in a folder of its own disk.
+    """The attempts of one stage on this machine, noted in a folder of its own disk; made by the process that makes them.
 
     Ray restarts a worker and repeats its block without end. An attempt leaves a file beside the decoder's crash markers while it lasts;
     the files of processes that are gone are the deaths.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "attempts"
+    def __init__(self, folder: Path, stage: str) -> None:
+        self._folder, self._stage = folder / "attempts", stage
+        pid, started = own_process()
+        self._own_note = f"{pid}-{started}"
 
     @contextmanager
-    def of(self, key: str, what: str) -> Iterator[None]:
-        """Inside, `what` is being tried. Raises ClusterError, before anything is tried, when it has killed `MOST_DEATHS` processes,
-        and when memory is not enough.
+    def of(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
+        """Inside, a block (whose first member lies at `first_uri`) is being tried. Raises ClusterError, before anything is tried, when it
+        has killed `MOST_DEATHS` processes, and when memory is not enough.
         """
-        place = self._folder / key
+        what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} members from {first_uri} on)"
+        place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}"
         place.mkdir(parents=True, exist_ok=True)
         if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
             raise ClusterError(
                 f"{what}: {deaths} workers died in the middle of it, most likely for want of memory", hint=OUT_OF_MEMORY_HINT
             )
-        pid, started = own_process()
-        note = place / f"{pid}-{started}"
+        note = place / self._own_note
         note.touch()
         try:
             yield

@@ -90,8 +90,8 @@ class DecodeResult:
     def of_failure(cls, error: Exception, facts: ImageFileFacts | None) -> "DecodeResult":
         """What a bug of ours costs the member that met it; of its facts no more is kept than which file it is."""
         known = None if facts is None else ImageFileFacts(facts.sha256, facts.format)
-        told = "".join(traceback.format_exception(error))
-        return cls(Status.DECODER_CRASHED, one_line(OWN_FAILURE + said(error)), known, failure=told)
+        trace = "".join(traceback.format_exception(error))
+        return cls(Status.DECODER_CRASHED, one_line(OWN_FAILURE + said(error)), known, failure=trace)
 
 
 @dataclass(frozen=True)

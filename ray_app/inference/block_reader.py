@@ -62,7 +62,7 @@ class BlockReader:
             outcomes = list(batch.outcomes)
             for place, member in enumerate(some):
                 if outcomes[place].status is Status.UNSUPPORTED_FORMAT:
-                    outcomes[place] = _told(outcomes[place], member)
+                    outcomes[place] = _with_list_hint(outcomes[place], member)
             if noted is not None:
                 noted += outcomes
             yield replace(batch, outcomes=tuple(outcomes))
@@ -78,17 +78,12 @@ class BlockReader:
             del data
         self._members.let_go()
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """What was done since the start: bytes read, requests made, retried and throttled, images decoded."""
-        return self.fetcher.counts | self.decoder.counts
-
     def close(self) -> None:
         """Give back what the decoder holds."""
         self.decoder.close()
 
 
-def _told(outcome: DecodeResult, member: ManifestMember) -> DecodeResult:
+def _with_list_hint(outcome: DecodeResult, member: ManifestMember) -> DecodeResult:
     """What became of a member; of a table beside images also how it is read as a list."""
     if outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None and looks_like_list(member.uri):
         return replace(outcome, detail=f"{outcome.detail}; if it lists images, give it as a source of its own: list::{member.uri}")

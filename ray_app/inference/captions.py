@@ -48,13 +48,13 @@ class Describing:
         likelihood: a network whose numbers overflow says anything.
         """
         there = [row for row in rows if self._has(row, outputs, seen)]
-        said: dict[int, Caption] = {}
+        captions: dict[int, Caption] = {}
         for start in range(0, len(there), self._spec.slots):
             some = there[start : start + self._spec.slots]
             words = zip(some, self._describer.describe(self._given(some, outputs, seen)), strict=True)
-            said |= {row: one for row, one in words if one.likelihood is not None}
-        self.described += len(said)
-        return said
+            captions |= {row: one for row, one in words if one.likelihood is not None}
+        self.described += len(captions)
+        return captions
 
     def _has(self, row: int, outputs: DetectorOutputs, seen: Seen) -> bool:
         vectors = self._vectors(outputs)

@@ -47,9 +47,11 @@ def require_embeddings(spec: ScoringSpec) -> None:
         wanted = {key: value for key, value in card.embedding.items() if key != "precision"}
         differing = [key for key, value in wanted.items() if _plain(value) != _plain(found.get(key))]
         if differing or "width" not in wanted:
-            told = "; ".join(f"{key}: fitted on {wanted[key]}, here {found.get(key)}" for key in differing) or "its card says no width"
+            differences = (
+                "; ".join(f"{key}: fitted on {wanted[key]}, here {found.get(key)}" for key in differing) or "its card says no width"
+            )
             raise ConfigError(
-                f"{card.name} was fitted on other embeddings of {card.detector}: {told}",
+                f"{card.name} was fitted on other embeddings of {card.detector}: {differences}",
                 hint="train it on this detector, or score with the detector and settings that it was fitted on",
             )
 
@@ -141,8 +143,9 @@ def going_on(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: Detec
     if spec.ensemble.cascade is None:
         return []
     scores = outputs.scores
-    looks = second_looks(spec.ensemble, {name: scores[name] for name in spec.first}, spec.calibrations, audited_among(spec, outcomes)) or ()
-    return [row for row, why in enumerate(looks) if why is not None and outcomes[row].status is Status.OK]
+    first = {name: scores[name] for name in spec.first}
+    reasons = second_looks(spec.ensemble, first, spec.calibrations, audited_among(spec, outcomes)) or ()
+    return [row for row, why in enumerate(reasons) if why is not None and outcomes[row].status is Status.OK]
 
 
 def with_repeated(outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> DetectorOutputs:
@@ -207,5 +210,5 @@ def _expected(spec: ScoringSpec, size: tuple[int | None, int | None]) -> bool:
 
 
 def _failure(remarks: Mapping[str, Sequence[str | None]], row: int) -> str:
-    said = [f"{name}: {texts[row]}" for name, texts in remarks.items() if texts[row] is not None]
-    return "; ".join(["no detector gave a finite score", *said])
+    replies = [f"{name}: {texts[row]}" for name, texts in remarks.items() if texts[row] is not None]
+    return "; ".join(["no detector gave a finite score", *replies])

@@ -183,7 +183,7 @@ class BatchDecoder:
         self.careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
         self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
-        self.decoded = 0
+        self.counts = {"decoded": 0, "reused": 0}  # images, since the start; `reused`: known already
         self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance)
         self._bytes_per_pixel = _bytes_per_pixel(spec)
         self._wanted = [_Wanted.of(spec, one) for one in spec.preprocessings]
@@ -192,11 +192,6 @@ class BatchDecoder:
     def asking(self, spec: ScoringSpec, clock: StageClock) -> "BatchDecoder":
         """One that prepares images as another spec says and counts for itself, with the same crumb and child; nothing is remembered."""
         return BatchDecoder(replace(spec, provenance=None), clock, careful=self.careful)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many images were decoded, and how many were known already, since the start."""
-        return {"decoded": self.decoded, "reused": 0 if self._recall is None else self._recall.reused}
 
     def close(self) -> None:
         """End the child process and remove the crumb."""
@@ -214,6 +209,7 @@ class BatchDecoder:
             outcomes.append(outcome)
             if self._recall is not None:
                 self._recall.met(outcome)
+                self.counts["reused"] += outcome.said is not None
             prepared.append(tensors)
             goes_along = (self._keeps_files or self._hand_over) and tensors is not None and self._goes_along(outcome)
             encoded.append(data if goes_along and not isinstance(data, InputError) else None)
@@ -251,7 +247,7 @@ class BatchDecoder:
         self, images: ImageOf, count: int, pixels: tuple[Pixels | Ragged, ...], view: Perturbation | None
     ) -> tuple[Pixels | Ragged, ...]:
         return tuple(
-            Lazily(count, images, partial(self._prepared, wanted), view) if wanted.preprocessing.shape is None else tensor
+            Lazily(count, images, partial(self._prepared, wanted), view) if wanted.shape is None else tensor
             for wanted, tensor in zip(self._wanted, pixels, strict=False)  # views have none of the describer's
         )
 
@@ -266,7 +262,7 @@ class BatchDecoder:
         try:
             if known is not None and known.facts is not None:
                 return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
-            self.decoded += not isinstance(data, InputError)
+            self.counts["decoded"] += not isinstance(data, InputError)
             with self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel) as image:
                 facts = image.facts
                 if self._origins is not None:
@@ -275,7 +271,7 @@ class BatchDecoder:
                     phash = perceptual_hash(image.pixels) if self._spec.perceptual_hash else None
                     prepared = PreparedViews([], [])
                     for wanted in self._wanted:
-                        is_late = self._hand_over and wanted.preprocessing.shape is None
+                        is_late = self._hand_over and wanted.shape is None
                         prepared.tensors.append(None if is_late else self._prepared(wanted, image.pixels))
                     for view in self._spec.views:
                         prepared.views.append(self._view(view, image))
@@ -286,9 +282,9 @@ class BatchDecoder:
             if not is_of_one_image(error):
                 raise
             return DecodeResult.of_failure(error, inspect_bytes(data) if isinstance(data, bytes) else None), None, None
-        again = None
+        again: Opening | None = None
         if self._spec.views and self._spec.keeps_sizes and not self._hand_over:
-            again = partial(self._opened, image_id, data) if is_large(image) else partial(_there, image)
+            again = partial(self._opened, image_id, data) if is_large(image) else lambda: nullcontext(image)
         return DecodeResult(Status.OK, None, facts, phash, provenance=provenance), prepared, again
 
     def _view(self, view: Perturbation, image: DecodedImage) -> tuple[Size, list[Pixels | None]] | None:
@@ -297,7 +293,7 @@ class BatchDecoder:
         if seen is None:
             return None
         try:
-            return seen.size, [None if one.preprocessing.shape is None else self._prepared(one, seen) for one in self._scored]
+            return seen.size, [None if one.shape is None else self._prepared(one, seen) for one in self._scored]
         except InputError:
             return None
 
@@ -310,19 +306,19 @@ class BatchDecoder:
 
     def _prepared(self, wanted: "_Wanted", image: Image.Image) -> Pixels | None:
         """None where no detector would score an image of this size, and it is not what the describer sees."""
-        is_sure = wanted.is_described or wanted.preprocessing.shape is not None
+        is_sure = wanted.is_described or wanted.shape is not None
         if not is_sure and not any(self._spec.is_scored(name, *image.size) for name in wanted.detectors):
             return None
         return wanted.preprocessing.prepare(image, self._spec.resize)
 
     def _opened(self, image_id: int, data: File | InputError) -> AbstractContextManager[DecodedImage]:
         """As `CarefulDecoder.opened`, counted."""
-        self.decoded += not isinstance(data, InputError)
+        self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
     def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:
         """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a
-        member that killed a process keeps its score and loses only what that code would have said.
+        member that killed a process keeps its score and loses only what that code would have found.
         """
         if self._origins is None or not isinstance(data, bytes):
             return None
@@ -331,8 +327,8 @@ class BatchDecoder:
             if found == NOTHING:
                 return None
             with self.careful.noted(image_id):
-                said = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id), found=found)
-        return None if said is None else said.row()
+                provenance = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id), found=found)
+        return None if provenance is None else provenance.row()
 
     def _stack(self, prepared: Sequence[PreparedViews | None], view: int | None) -> tuple[Pixels | Ragged, ...]:
         """Of each preprocessing, what the members have in one view (None = clean); nothing where no member has anything."""
@@ -342,7 +338,7 @@ class BatchDecoder:
             for one in prepared:
                 tensors = None if one is None else one.tensors if view is None else (one.views[view] or (None, None))[1]
                 images.append(None if tensors is None else tensors[place])
-            shape = wanted.preprocessing.shape
+            shape = wanted.shape
             if shape is None:
                 stacked.append(images)
                 continue
@@ -364,26 +360,25 @@ class BatchDecoder:
 
 
 class _Wanted(NamedTuple):
-    """A preprocessing, the detectors that score what is prepared so, and whether the describer sees it, whatever its size."""
+    """A preprocessing, its (height, width) or None where it keeps sizes, the detectors that score what is prepared so, and whether the
+    describer sees it, whatever its size.
+    """
 
     preprocessing: Preprocessing
+    shape: tuple[int, int] | None
     detectors: tuple[str, ...]
     is_described: bool
 
     @classmethod
     def of(cls, spec: ScoringSpec, preprocessing: Preprocessing) -> "_Wanted":
         users = tuple(name for name, card in spec.cards.items() if card.preprocessing == preprocessing)
-        return cls(preprocessing, users, preprocessing == spec.words_seen)
+        return cls(preprocessing, preprocessing.shape, users, preprocessing == spec.words_seen)
 
 
 def _bytes_per_pixel(spec: ScoringSpec) -> int:
     """What preparing takes: the RGB image, and the most of what is made of it."""
     makes_arrays = spec.resize == "fast" or any(one.resampler != "pillow" or one.shape is None for one in spec.preprocessings)
     return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
-
-
-def _there(image: DecodedImage) -> AbstractContextManager[DecodedImage]:
-    return nullcontext(image)
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

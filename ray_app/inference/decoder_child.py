@@ -123,8 +123,8 @@ def _serve(limits: ImageLimits, wall_limit_s: float) -> None:
         patience(1)
         report, blobs = _answer(data, _wanted(text), limits, admit)
         patience(0)
-        said = report.model_dump_json().encode()
-        for part in (ANSWER.pack(len(said), sum(map(len, blobs))), said, *blobs):
+        text = report.model_dump_json().encode()
+        for part in (ANSWER.pack(len(text), sum(map(len, blobs))), text, *blobs):
             answers.write(part)
         answers.flush()
 

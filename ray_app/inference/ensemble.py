@@ -124,11 +124,12 @@ class Ensemble:
             "probability": [result.probability for result in results],
             "score": [result.score for result in results],
         }
-        said: tuple[str, ...] = ("predicted_generator", "generator_probability") if self.spec.identifier else ()
-        said += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
-        columns |= {name: [getattr(result, name) for result in results] for name in said}
+        profiled: tuple[str, ...] = ("predicted_generator", "generator_probability") if self.spec.identifier else ()
+        profiled += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
+        columns |= {name: [getattr(result, name) for result in results] for name in profiled}
         columns |= {f"score_{name}": column for name, column in scored.scores.items()}
-        return {**batch, **{name: np.array(column, dtype=_dtype(name)) for name, column in columns.items()}}
+        texts = ("status", "verdict", "predicted_generator", "predicted_prompt")
+        return {**batch, **{name: np.array(column, object if name in texts else np.float64) for name, column in columns.items()}}
 
     def _scored(self, images: Iterable[Source]) -> BlockResult:
         outcomes: list[DecodeResult] = []
@@ -193,23 +194,19 @@ def _results(scored: BlockResult) -> list[Result]:
 
 def _profile(scored: BlockResult, row: int) -> dict[str, Any]:
     """What a profile says of one image, by the names of a result's fields."""
-    said, captions = scored.identified, scored.outputs.captions
+    identified, captions = scored.identified, scored.outputs.captions
     words = captions[row] if captions else None
     found: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
-    if said is None or not np.isfinite(said.confidence[row]):
+    if identified is None or not np.isfinite(identified.confidence[row]):
         return found
-    code = said.codes[row]
+    code = identified.codes[row]
     return found | {
-        "predicted_generator": said.classes[code] if code >= 0 else None,
-        "generator_family": said.families[code] if code >= 0 else None,
-        "generator_probability": float(said.probability[row]),
-        "generator_confidence": float(said.confidence[row]),
-        "generator_ranking": tuple(said.classes[place] for place in said.ranking[row]),
+        "predicted_generator": identified.classes[code] if code >= 0 else None,
+        "generator_family": identified.families[code] if code >= 0 else None,
+        "generator_probability": float(identified.probability[row]),
+        "generator_confidence": float(identified.confidence[row]),
+        "generator_ranking": tuple(identified.classes[place] for place in identified.ranking[row]),
     }
-
-
-def _dtype(column: str) -> Any:
-    return object if column in ("status", "verdict", "predicted_generator", "predicted_prompt") else np.float64
 
 
 __all__: Sequence[str] = ["Ensemble", "Result", "load_ensemble", "load_detector"]

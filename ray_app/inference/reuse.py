@@ -32,7 +32,6 @@ class ScoreCache:
         self._rows: dict[str, tuple[int, DecodeResult]] = {}
         self._row = 0
         self._remembered: OrderedDict[str, DecodeResult] = OrderedDict()
-        self.reused = 0
 
     def begin_block(self) -> None:
         """From now on rows are those of another block."""
@@ -63,9 +62,7 @@ class ScoreCache:
 
     def met(self, outcome: DecodeResult) -> None:
         """Count one more member of the block, with what became of it."""
-        if outcome.said is not None:
-            self.reused += 1
-        elif outcome.status is Status.OK and outcome.facts is not None:
+        if outcome.said is None and outcome.status is Status.OK and outcome.facts is not None:
             self._rows[outcome.facts.sha256] = (self._row, outcome)
         self._row += 1
 

@@ -90,7 +90,8 @@ class EnsembleScorer:
                 for detector in users:
                     if group.size is None or self._spec.is_scored(detector.card.name, *group.size):
                         block.put(group, detector, detector.read(normalised))
-        block.end_batch(views)
+        for usable, view in zip(block.usable, views, strict=True):
+            usable += map(bool, view.sizes)
 
     def _fixed(self, users: Sequence[Detector], views: Sequence[PerturbedBatch], place: int) -> "Iterator[_Group]":
         """All slots, or as many as the cards allow, in one view after another."""
@@ -152,26 +153,27 @@ def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, l
 
 
 class _BlockReadings:
-    """The detectors' readings of a block, left on the device until the end. `users`: by preprocessing, the detectors that read it.
+    """The detectors' readings of a block, left on the device until the end. `users`: by preprocessing, the detectors that read it;
+    `usable`: per view, which members of the batches before the one at work have pixels.
 
     Of the clean pass all kinds are kept, of a view scores, and masks where it leaves everything in its place.
     """
 
     def __init__(self, spec: ScoringSpec, detectors: dict[str, Detector], only: Collection[str] | None) -> None:
-        self._views, self._widths, self._start = list[str](), spec.embedded, 0
-        self._usable: list[list[bool]] = []
+        self._views, self._widths = list[str](), spec.embedded
+        self.usable: list[list[bool]] = []
         self._parts: dict[OutputKey, list[Any]] = {}
         self._places: dict[tuple[str, str], list[int]] = {}
         self.users: dict[Preprocessing, list[Detector]] = defaultdict(list)
-        asked = list(detectors if only is None else filter(only.__contains__, detectors))
-        for name in asked:
+        requested = list(detectors if only is None else filter(only.__contains__, detectors))
+        for name in requested:
             self.users[detectors[name].card.preprocessing].append(detectors[name])
         shown: tuple[Perturbation | None, ...] = (None, *spec.views)
         for view in shown:
             view_name = CLEAN if view is None else view.name
             self._views.append(view_name)
-            self._usable.append([])
-            for name in asked:
+            self.usable.append([])
+            for name in requested:
                 keeps_masks = view is None or view.keeps_place
                 self._places[view_name, name] = []
                 for kind in detectors[name].kinds:
@@ -183,23 +185,17 @@ class _BlockReadings:
         """Keep what a detector read in a group of the batch at work; what fills that up behind its slots is dropped."""
         view, name, count = self._views[group.view], detector.card.name, len(group.slots)
         for slot in group.slots:
-            self._places[view, name].append(self._start + slot)
+            self._places[view, name].append(len(self.usable[0]) + slot)
         for kind in detector.kinds:
             parts, given = self._parts.get(OutputKey(view, name, kind)), getattr(reading, kind)
             if parts is not None:
                 parts.append([None] * count if given is None else given[:count])
 
-    def end_batch(self, views: Sequence[PerturbedBatch]) -> None:
-        """From now on slots are those of the next batch."""
-        for usable, view in zip(self._usable, views, strict=True):
-            usable += map(bool, view.sizes)
-        self._start = len(self._usable[0])
-
     def gathered(self) -> DetectorOutputs:
         """All columns, with nothing where a member is not usable."""
         columns = {}
         for key, parts in self._parts.items():
-            usable, places = self._usable[self._views.index(key.view)], self._places[key.view, key.detector]
+            usable, places = self.usable[self._views.index(key.view)], self._places[key.view, key.detector]
             column = blank(key.kind, len(usable), (self._widths[key.detector],) if key.kind == EMBEDDINGS else ())
             if key.kind in LISTS:
                 for place, one in zip(places, chain.from_iterable(parts), strict=True):

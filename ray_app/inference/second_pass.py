@@ -54,7 +54,7 @@ class SecondLook:
     @property
     def counts(self) -> dict[str, int]:
         """How many members were looked at again and how long that took, since the start; seconds count once they are taken."""
-        return {LOOKED: self._looked, LOOKED_MS: round(self._spent_ms), "decoded": self._decoder.decoded}
+        return {LOOKED: self._looked, LOOKED_MS: round(self._spent_ms), "decoded": self._decoder.counts["decoded"]}
 
 
 class CascadeScorer:
@@ -93,8 +93,8 @@ class CascadeScorer:
     def counts(self) -> dict[str, int]:
         """Of shared backbones, of second looks, of recompressed views and of words, since the start."""
         counts = Counter(self._scorer.counts)
-        for looker in (self._late, self._recompressing, self._describing):
-            counts.update(looker.counts if looker else {})
+        for counter in (self._late, self._recompressing, self._describing):
+            counts.update(counter.counts if counter else {})
         return counts
 
     def score(self, batches: Iterable[Batch]) -> DetectorOutputs:

@@ -36,10 +36,10 @@ def under_settings(
         return usual, "exact" if resize == "auto" else resize
     chosen = {name: settings.precision.get(name, one) for name, one in usual.items()} if precision == "auto" else usual
     mode = settings.resize if resize == "auto" else resize
-    said = departures(settings, chosen, mode)
-    if said and not waived:
+    departing = departures(settings, chosen, mode)
+    if departing and not waived:
         raise ConfigError(
-            f"{card.name}: its calibration does not hold with {' and '.join(said)}",
+            f"{card.name}: its calibration does not hold with {' and '.join(departing)}",
             hint="leave precision and resize at `auto`, or give up what the card guarantees: --set waive_guarantee=true "
             "(in Python waive_guarantee=True)",
         )
@@ -50,12 +50,12 @@ def departures(settings: Settings | None, precision: Precisions, resize: str) ->
     """How scores are made otherwise than those of a calibration, in words; none where they are made alike, or where nobody noted how."""
     if settings is None:
         return []
-    said = [
+    found = [
         f"{name} in {one} (calibrated in {settings.precision[name]})"
         for name, one in precision.items()
         if settings.precision.get(name, one) != one
     ]
-    return said + ([f"resize {resize} (calibrated with {settings.resize})"] if resize != settings.resize else [])
+    return found + ([f"resize {resize} (calibrated with {settings.resize})"] if resize != settings.resize else [])
 
 
 def decoders_here(card: EnsembleCard) -> set[str]:
@@ -71,8 +71,8 @@ def other_decoders(settings: Settings | None, decoders: Collection[str]) -> list
 
 def otherwise(scored: Collection[str], decoded: Collection[str]) -> list[str]:
     """What `departures` and `other_decoders` found, as reasons why a guarantee does not hold."""
-    told = {"scored": scored, "decoded": decoded}
-    return [f"{what} otherwise: {', '.join(found)}" for what, found in told.items() if found]
+    differing = {"scored": scored, "decoded": decoded}
+    return [f"{what} otherwise: {', '.join(found)}" for what, found in differing.items() if found]
 
 
 Precision = Literal["bf16", "fp32"]

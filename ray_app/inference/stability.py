@@ -43,9 +43,9 @@ class Stability:
 
 def uncertain(score: npt.NDArray[np.float64], verdict: Sequence[str | None], thresholds: Thresholds, margin: float) -> Rows:
     """The rows (ascending) with a verdict of `fake` or `real` that a change of `margin` log-odds or less would take from them."""
-    said = np.array(verdict, dtype=object)
-    beyond = np.where(said == "fake", score - thresholds.fake_above, thresholds.real_below - score)
-    return np.flatnonzero(np.isin(said, ("fake", "real")) & (beyond <= margin))
+    verdicts = np.array(verdict, dtype=object)
+    beyond = np.where(verdicts == "fake", score - thresholds.fake_above, thresholds.real_below - score)
+    return np.flatnonzero(np.isin(verdicts, ("fake", "real")) & (beyond <= margin))
 
 
 def settled(
@@ -67,10 +67,10 @@ def settled(
     if not len(rows):
         return decisions
     drawn = np.asarray(audited, bool)[rows].tolist() if len(audited) else ()
-    said = [decide(card, {name: column[rows] for name, column in view.items()}, calibrations=calibrations, audited=drawn) for view in views]
+    seen = [decide(card, {name: column[rows] for name, column in view.items()}, calibrations=calibrations, audited=drawn) for view in views]
     verdict, reason, detail = list(decisions.verdict), list(decisions.reason), list(decisions.detail)
     for place, row in enumerate(rows.tolist()):
-        words = Counter(one.verdict[place] for one in said if np.isfinite(one.score[place]))
+        words = Counter(one.verdict[place] for one in seen if np.isfinite(one.score[place]))
         if words.total() > words[verdict[row]]:
             verdict[row], reason[row], detail[row] = "abstain", Reason.UNSTABLE, _why(words, verdict[row])
     return replace(decisions, verdict=verdict, reason=reason, detail=detail)
@@ -80,8 +80,8 @@ def _why(words: Counter[str], verdict: str) -> str:
     """For example: 2 of 5 recompressed views say real, 1 says abstain."""
     others = [(word, words[word]) for word in WORDS if word != verdict and words[word]]
     (first, count), *rest = others
-    said = [f"{count} of {words.total()} recompressed views {_says(count)} {first}", *(f"{n} {_says(n)} {word}" for word, n in rest)]
-    return ", ".join(said)
+    parts = [f"{count} of {words.total()} recompressed views {_says(count)} {first}", *(f"{n} {_says(n)} {word}" for word, n in rest)]
+    return ", ".join(parts)
 
 
 def _says(count: int) -> str:

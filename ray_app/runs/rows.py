@@ -115,14 +115,15 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
 def decided_columns(decisions: Decisions, has_score: np.ndarray) -> dict[str, Any]:
     """The columns that an ensemble's decision fills; null where a row has no score. `second_look` stands only where a cascade decided."""
     looks = decisions.second_look
+    text, hidden = pa.string(), ~has_score
     return {
-        **({} if looks is None else {SECOND_LOOK: [why if ok else None for why, ok in zip(looks, has_score, strict=True)]}),
+        **({} if looks is None else {SECOND_LOOK: pa.array(looks, text, mask=hidden)}),
         "score": pa.array(decisions.score, mask=~(has_score & np.isfinite(decisions.score))),
         "probability": pa.array(decisions.probability, mask=~(has_score & np.isfinite(decisions.probability))),
-        "calibrated": pa.array(np.full(len(has_score), decisions.calibrated), mask=~has_score),
-        "verdict": [verdict if ok else None for verdict, ok in zip(decisions.verdict, has_score, strict=True)],
-        "verdict_reason": [reason if ok else None for reason, ok in zip(decisions.reason, has_score, strict=True)],
-        DETAIL: [detail if ok else None for detail, ok in zip(decisions.detail, has_score, strict=True)],
+        "calibrated": pa.array(np.full(len(has_score), decisions.calibrated), mask=hidden),
+        "verdict": pa.array(decisions.verdict, text, mask=hidden),
+        "verdict_reason": pa.array(decisions.reason, text, mask=hidden),
+        DETAIL: pa.array(decisions.detail, text, mask=hidden),
     }
 
 
@@ -183,30 +184,16 @@ def with_reasons(rows: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class BlockTables:
-    """`masks`: None where nobody localizes. `features`: per detector that keeps embeddings. `outcomes`: as the rows have them."""
+    """`masks`: None where nobody localizes. `features`: per detector that keeps embeddings. `bad`: how many images have no score.
+
+    `failures`: the members on which our own code failed, each with its traceback, as plain JSON.
+    """
 
     rows: pa.Table
     masks: pa.Table | None
     features: Mapping[str, pa.Table]
-    outcomes: Sequence[DecodeResult]
-
-    @property
-    def bad(self) -> int:
-        """How many images have no score."""
-        bad = 0
-        for outcome in self.outcomes:
-            bad += outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT)
-        return bad
-
-    @property
-    def failures(self) -> list[dict[str, Any]]:
-        """The members on which our own code failed, each with its traceback, as plain JSON."""
-        failures = []
-        for row, outcome in enumerate(self.outcomes):
-            if outcome.failure is not None:
-                member = self.rows.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()[0]
-                failures.append(member | {"traceback": outcome.failure})
-        return failures
+    bad: int
+    failures: Sequence[Mapping[str, Any]]
 
 
 # A member whose own rows cannot be made costs itself alone.
@@ -231,8 +218,14 @@ def block_tables(
         kept = {}
         for name, facts in (features or {}).items():
             kept[name] = feature_rows(ids.to_numpy(), vectors[name], name, facts)
+        bad, failures = 0, []
+        for row, outcome in enumerate(scored.outcomes):
+            bad += outcome.status not in (Status.OK, Status.UNSUPPORTED_FORMAT)
+            if outcome.failure is not None:
+                [member] = members.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()
+                failures.append(member | {"traceback": outcome.failure})
         rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, perceptual_hash=perceptual_hash)
-        return BlockTables(rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, scored.outcomes)
+        return BlockTables(rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, bad, failures)
 
     try:
         return build(members, scored)

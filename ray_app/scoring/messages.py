@@ -130,11 +130,6 @@ def table_of(message: Message) -> pa.Table:
     return pa.table(columns, schema=MESSAGE_SCHEMA)
 
 
-def state_of(table: pa.Table) -> BlockState:
-    """The state of a row, without the message being read."""
-    return BlockState(table["state"][0].as_py())
-
-
 def message_of(table: pa.Table) -> Any:
     """The message of a row: of a worker or driver of this run, at this version. Pixels are views of the table, not to be written to."""
     held, pixels = table["pixels"].chunk(0).flatten(), []

@@ -10,7 +10,7 @@ import resource
 import traceback
 import warnings
 from collections import Counter
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +22,13 @@ from ray_app.archives import BlockRef, member_rows, read_block
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts, StopNote
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
-from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, ScoringSpec, StageClock, judge
+from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge
 from ray_app.inference.captions import Describing, asked_for, seen_by_describer
 from ray_app.inference.decision import going_on
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
 from ray_app.inference.reuse import ScoreCache
 from ray_app.runs import RunDirectory, block_tables, write_features
+from ray_app.runs.rows import BlockTables
 from ray_app.runs.score_index import ScoreIndex
 from ray_app.scoring.messages import (
     BlockReport,
@@ -39,7 +40,6 @@ from ray_app.scoring.messages import (
     OpenBlock,
     PendingBlock,
     message_of,
-    state_of,
     table_of,
 )
 from ray_app.storage import Fetcher
@@ -79,7 +79,7 @@ class Worker:
 
         self._job, self._pool, self._clock = job, pool, StageClock()
         self._failed: TouchstoneError | None = None
-        self._attempts = Attempts(job.crumbs)
+        self._attempts = Attempts(job.crumbs, type(self).__name__)
         self._counting: tuple[Any, ...] = ()  # whatever counts what this worker does
         self._counted: Counter[str] = Counter()
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # the stages also work without a cluster
@@ -93,7 +93,7 @@ class Worker:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Work on one row: what the stage before gave for one block of members."""
-        if state_of(table) is not self.takes:
+        if table["state"][0].as_py() != self.takes:
             return table
         try:
             message = message_of(table)
@@ -110,11 +110,6 @@ class Worker:
         """What `__call__` does with a message of the state that the stage takes, once everything is loaded."""
         raise NotImplementedError
 
-    def _attempt(self, ref: BlockRef, members: pa.Table) -> AbstractContextManager[None]:
-        """While a block is worked on. Raises ClusterError when it killed its worker too often."""
-        what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} members from {members['uri'][0]} on)"
-        return self._attempts.of(f"{type(self).__name__}-{ref.manifest}-{ref.block}", what)
-
     def _work(self) -> BlockWork:
         """What was done since the last call."""
         total = Counter[str]()
@@ -125,13 +120,13 @@ class Worker:
         self._counted = total
         return BlockWork(self._clock.take(), done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
-    def _commit(self, block: OpenBlock) -> BlockReport:
+    def _commit(self, ref: BlockRef, members: pa.Table, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> BlockTables:
         """Decide on every member, and write the block's part."""
-        job, ref = self._job, block.ref
+        job = self._job
         with self._clock("write"):
             made = block_tables(
-                block.members,
-                judge(job.spec, block.outcomes, block.outputs, self._clock),
+                members,
+                judge(job.spec, outcomes, outputs, self._clock),
                 attempt=job.attempt,
                 scored_at=datetime.now(UTC),
                 perceptual_hash=job.spec.perceptual_hash,
@@ -142,8 +137,7 @@ class Worker:
             for name, rows in made.features.items():
                 write_features(job.run, ref.manifest, ref.block, name, rows)
             job.run.write_part(ref.manifest, ref.block, made.rows)
-        work = block.work.joined(BlockWork(self._clock.take()))
-        return BlockReport(ref, made.bad, work, made.failures)
+        return made
 
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
         """Of what every image is prepared for; which of them are looked at again is known later."""
@@ -182,17 +176,18 @@ class BlockScorer(Worker):
         self._reading = self._reader()
         describing = Describing(self._job.spec, self._clock) if self._job.spec.describer else None
         self._scoring = self._looking(self._reading.decoder, describing=describing).simplest
-        self._counting = (self._reading, self._scoring)
+        self._counting = (self._reading.fetcher, self._reading.decoder, self._scoring)
 
     def work(self, block: PendingBlock) -> BlockReport:
         """A reference → the report of its committed part."""
         members = read_block(self._job.run.store, block.ref)
         outcomes: list[DecodeResult] = []
-        with self._attempt(block.ref, members):
+        with self._attempts.of(block.ref, members["uri"][0].as_py()):
             outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
         if self._reading.recall is not None:  # for members of the same bytes
             self._reading.recall.learn(outcomes, outputs)
-        return self._commit(OpenBlock(block.ref, members, self._work(), (), outcomes, outputs))
+        made = self._commit(block.ref, members, outcomes, outputs)
+        return BlockReport(block.ref, made.bad, self._work(), made.failures)
 
 
 class BlockDecoder(Worker):
@@ -203,12 +198,12 @@ class BlockDecoder(Worker):
     def start(self) -> None:
         """Start the decoder."""
         self._reading = self._reader(hand_over=True)
-        self._counting = (self._reading,)
+        self._counting = (self._reading.fetcher, self._reading.decoder)
 
     def work(self, block: PendingBlock) -> OpenBlock:
         """A reference → prepared uint8 tensors, and encoded files for detectors that keep sizes."""
         members = read_block(self._job.run.store, block.ref)
-        with self._attempt(block.ref, members):
+        with self._attempts.of(block.ref, members["uri"][0].as_py()):
             batches = tuple(self._reading.read(member_rows(members)))
         return OpenBlock(block.ref, members, self._work(), batches)
 
@@ -233,7 +228,7 @@ class TensorScorer(Worker):
         spoken, only the files of members that go on travel further, and what the describer may look at.
         """
         spec, outcomes, seen = self._job.spec, block.outcomes, block.seen
-        with self._attempt(block.ref, block.members):
+        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
             if block.batches:
                 outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
                 seen = [image for batch in block.batches for image in seen_by_describer(spec, batch)] if spec.describer else ()
@@ -260,7 +255,7 @@ class BlockDescriber(Worker):
 
     def work(self, block: OpenBlock) -> OpenBlock:
         """Outputs, and what is to be looked at of the members that the profile asks for → the outputs with words."""
-        with self._attempt(block.ref, block.members):
+        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
             outputs = self._describing.after(block.outcomes, block.outputs, block.seen)
         return replace(block.after(self._work(), block.outcomes, outputs), seen=())
 
@@ -270,7 +265,8 @@ class BlockCommitter(Worker):
 
     def work(self, block: OpenBlock) -> BlockReport:
         """Outputs → the report of the committed part."""
-        return self._commit(block)
+        made = self._commit(block.ref, block.members, block.outcomes, block.outputs)
+        return BlockReport(block.ref, made.bad, block.work.joined(BlockWork(self._clock.take())), made.failures)
 
 
 def _translated(error: Exception, stage: str) -> TouchstoneError:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, partial
 from itertools import chain
@@ -31,9 +31,6 @@ from ray_app.storage.ranged import RangedFile
 from ray_app.storage.urls import bucket_and_key, canonical, local_path, scheme_of, strip_secrets, version_of
 
 T = TypeVar("T")
-
-K = TypeVar("K")
-R = TypeVar("R")
 
 # Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per thread keep it busy.
 _AHEAD_PER_THREAD = 16
@@ -147,28 +144,35 @@ class Gate:
         return int(self._open)
 
 
-def read_ahead(jobs: Iterable[tuple[K, int, Callable[[threading.Event], R]]], *, depth_bytes: int, threads: int) -> Iterator[tuple[K, R]]:
-    """Every job's key and result in order, up to `depth_bytes` in flight or waiting; a job is (key, bytes to reserve, what to call).
+def read_ahead(
+    jobs: Iterable[tuple[int, Callable[[threading.Event], bytes]]], *, depth_bytes: int, threads: int
+) -> Iterator[bytes | InputError]:
+    """Every job's bytes in order, or the InputError that it raised, up to `depth_bytes` in flight or waiting.
 
-    One that is larger than `depth_bytes` still passes, alone. Leaving early sets the event that every job gets.
+    A job is (bytes to reserve, what to call). One that is larger than `depth_bytes` still passes, alone. Leaving early sets the event that
+    every job gets.
     """
     cancelled = threading.Event()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-    waiting: deque[tuple[K, int, Future[R]]] = deque()
+    waiting: deque[tuple[int, Future[bytes]]] = deque()
     in_flight = 0
+    arriving = iter(jobs)
     try:
-        for key, size, job in jobs:
-            while waiting and (in_flight + size > depth_bytes or len(waiting) >= threads * _AHEAD_PER_THREAD):
-                done, freed, result = waiting.popleft()
-                yield done, result.result()
-                del result  # or it would live until the next one is wanted
-                in_flight -= freed
-            waiting.append((key, size, pool.submit(job, cancelled)))
-            in_flight += size
-        while waiting:
-            done, _, result = waiting.popleft()
-            yield done, result.result()
-            del result
+        upcoming = next(arriving, None)
+        while waiting or upcoming is not None:
+            if upcoming is not None and (
+                not waiting or (in_flight + upcoming[0] <= depth_bytes and len(waiting) < threads * _AHEAD_PER_THREAD)
+            ):
+                size, job = upcoming
+                waiting.append((size, pool.submit(job, cancelled)))
+                in_flight += size
+                upcoming = next(arriving, None)
+                continue
+            size, result = waiting.popleft()
+            error = result.exception()
+            yield error if isinstance(error, InputError) else result.result()
+            del result  # or its bytes would live until the next ones are wanted
+            in_flight -= size
     finally:
         cancelled.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -188,9 +192,6 @@ class Fetchable(Protocol):
     @property
     def size_bytes(self) -> int:
         """-1 where the store does not state it."""
-
-
-M = TypeVar("M", bound=Fetchable)
 
 
 class Fetcher:
@@ -222,7 +223,7 @@ class Fetcher:
         self.bytes_read = 0
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_same_again, (self._retrier.policy, tuple(self._signed.values()), self.guard))
+        return (partial(Fetcher, self._retrier.policy, signed=tuple(self._signed.values()), guard=self.guard), ())
 
     @cached_property
     def _gate(self) -> Gate:
@@ -264,19 +265,17 @@ class Fetcher:
             self.bytes_read += len(data)
         return data
 
-    def prefetch(
-        self, members: Iterable[M], *, depth_bytes: int, max_bytes: int, threads: int | None = None
-    ) -> Iterator[tuple[M, bytes | InputError]]:
-        """Every member in order with its bytes or the reason why not, read ahead up to `depth_bytes` in flight or waiting.
+    def prefetch(self, members: Iterable[Fetchable], *, depth_bytes: int, max_bytes: int) -> Iterator[bytes | InputError]:
+        """Every member's bytes in order, or the reason why not, read ahead up to `depth_bytes` in flight or waiting.
 
         One that is larger than `depth_bytes` still passes, alone. Larger than `max_bytes` is refused without a request.
-        `threads` is chosen by the first member's store when not given.
+        All are in the first one's store, or in one like it.
         """
         arriving = iter(members)
         first = next(arriving, None)
         if first is not None:
             jobs = map(partial(self._job, max_bytes), chain([first], arriving))
-            yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=threads or _threads(first.uri))
+            yield from read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(first.uri))
 
     def fetch_range(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event | None = None) -> bytes:
         """The `length` bytes from `start` of the object, which is still of `version`; fewer only where the object ends.
@@ -292,9 +291,8 @@ class Fetcher:
         self, uri: str, version: str, ranges: Iterable[tuple[int, int]], *, depth_bytes: int
     ) -> Iterator[bytes | InputError]:
         """The bytes of every (start, length) of one object in order, or the reason why not, read ahead as in `prefetch`."""
-        jobs = ((None, length, partial(self._range_outcome, uri, version, start, length)) for start, length in ranges)
-        for _, result in read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(uri)):
-            yield result
+        jobs = ((length, partial(self.fetch_range, uri, version, start, length)) for start, length in ranges)
+        return read_ahead(jobs, depth_bytes=depth_bytes, threads=_threads(uri))
 
     def size(self, uri: str, version: str) -> int:
         """How many bytes the object has. Raises SourceError, also where the store does not say."""
@@ -308,24 +306,11 @@ class Fetcher:
         size = size_bytes if size_bytes >= 0 else self.size(uri, version)
         return RangedFile(partial(self.fetch_range, uri, version), size, window)
 
-    def _job(self, max_bytes: int, member: M) -> tuple[M, int, Callable[[threading.Event], bytes | InputError]]:
-        """What reads a member, and bytes to reserve: nothing for what will be refused, the limit for what is unknown."""
-        size = member.size_bytes
-        return member, 0 if size > max_bytes else max_bytes if size < 0 else size, partial(self._outcome, member, max_bytes)
-
-    def _outcome(self, member: Fetchable, max_bytes: int, cancelled: threading.Event) -> bytes | InputError:
+    def _job(self, max_bytes: int, member: Fetchable) -> tuple[int, Callable[[threading.Event], bytes]]:
+        """What reads a member, and bytes to reserve: nothing for what is refused unread, the limit for what is unknown."""
         if member.size_bytes > max_bytes:
-            return too_large(member.size_bytes, max_bytes)
-        try:
-            return self.fetch(member.uri, member.version, max_bytes, cancelled)
-        except InputError as error:
-            return error
-
-    def _range_outcome(self, uri: str, version: str, start: int, length: int, cancelled: threading.Event) -> bytes | InputError:
-        try:
-            return self.fetch_range(uri, version, start, length, cancelled)
-        except InputError as error:
-            return error
+            return 0, partial(_refuse, too_large(member.size_bytes, max_bytes))
+        return max_bytes if member.size_bytes < 0 else member.size_bytes, partial(self.fetch, member.uri, member.version, max_bytes)
 
     def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *arguments: str | int) -> T:
         """The answer of a request such as `read`, retried where that may help. Raises InputError alone."""
@@ -352,17 +337,17 @@ def _threads(uri: str) -> int:
     return _LOCAL_THREADS if "://" not in uri or scheme_of(uri) == "file" else _REMOTE_THREADS
 
 
-def _same_again(policy: RetryPolicy, signed: Sequence[str], guard: Guard) -> Fetcher:
-    return Fetcher(policy, signed=signed, guard=guard)
+def _refuse(reason: InputError, cancelled: threading.Event) -> bytes:
+    raise reason
 
 
 def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) -> bytes:
     """The whole object. Raises InputError when it is over `max_bytes`."""
     if "://" not in place:  # a plain path, as most are
-        return _read_local(place, version, max_bytes)
+        return _read_local(place, version, 0, max_bytes, max_bytes)
     scheme = scheme_of(place)
     if scheme == "file":
-        return _read_local(local_path(place), version, max_bytes)
+        return _read_local(local_path(place), version, 0, max_bytes, max_bytes)
     if scheme == "s3":
         bucket, key = bucket_and_key(place)
         return s3.get(bucket, key, timeout_s=left, etag=version, max_bytes=max_bytes)
@@ -375,7 +360,7 @@ def read_range(place: str, guard: Guard, version: str, start: int, length: int, 
     """The `length` bytes from `start`, fewer only where the object ends."""
     scheme = scheme_of(place)
     if scheme == "file":
-        return _read_local_range(local_path(place), version, start, length)
+        return _read_local(local_path(place), version, start, length)
     if scheme == "s3":
         bucket, key = bucket_and_key(place)
         return s3.get_range(bucket, key, start, length, timeout_s=left, etag=version)
@@ -388,8 +373,11 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
     """How many bytes the object has. Raises SourceError where the store does not say."""
     scheme = scheme_of(place)
     if scheme == "file":
-        with _opened(local_path(place), version) as (_, found):
-            return found.st_size
+        found = os.stat(local_path(place))
+        same(version, local_version(found))
+        if not stat.S_ISREG(found.st_mode):
+            raise ObjectChangedError("it is not a file any more")
+        return found.st_size
     if scheme == "s3":
         bucket, key = bucket_and_key(place)
         answer = s3.head(bucket, key, timeout_s=left)
@@ -416,43 +404,24 @@ def local_version(found: os.stat_result) -> str:
     return f"{found.st_size}-{found.st_mtime_ns}"
 
 
-@contextmanager
-def _opened(path: str, version: str) -> Iterator[tuple[int, os.stat_result]]:
-    """A descriptor of a regular file that is of `version`, and still is when the block ends."""
+def _read_local(path: str, version: str, start: int, length: int, max_bytes: int | None = None) -> bytes:
+    """Bytes of a regular file that is of `version`, and is the same when they are there."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         before = os.fstat(descriptor)
-        if version:
-            same(version, local_version(before))
+        same(version, local_version(before))
         if not stat.S_ISREG(before.st_mode):
             raise ObjectChangedError("it is not a file any more")
-        yield descriptor, before
-        after = os.fstat(descriptor)
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise ObjectChangedError("it changed while it was read")
-    finally:
-        os.close(descriptor)
-
-
-def _read_local(path: str, version: str, max_bytes: int) -> bytes:
-    with _opened(path, version) as (descriptor, found):
-        if found.st_size > max_bytes:
-            raise too_large(found.st_size, max_bytes)
-        data = os.read(descriptor, found.st_size)
-        while len(data) < found.st_size and (more := os.read(descriptor, found.st_size - len(data))):
-            data += more
-    if len(data) != found.st_size:
-        raise ObjectChangedError("it changed while it was read")
-    return data
-
-
-def _read_local_range(path: str, version: str, start: int, length: int) -> bytes:
-    with _opened(path, version) as (descriptor, found):
-        wanted = max(0, min(length, found.st_size - start))
+        if max_bytes is not None and before.st_size > max_bytes:
+            raise too_large(before.st_size, max_bytes)
+        wanted = max(0, min(length, before.st_size - start))
         data = os.pread(descriptor, wanted, start)
         while len(data) < wanted and (more := os.pread(descriptor, wanted - len(data), start + len(data))):
             data += more
-    if len(data) != wanted:
+        after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if len(data) != wanted or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise ObjectChangedError("it changed while it was read")
     return data
 

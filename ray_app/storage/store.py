@@ -120,11 +120,17 @@ class Store:
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """The bytes at `path` from `start` to `end`, fewer only where the file ends. Raises StorageError also when there is nothing."""
-        return self._must("read", path, lambda place, left: fetch.read_range(place, Guard.of([self._root]), "", start, end - start, left))
+
+        def request(place: str, left: float) -> bytes:
+            return fetch.read_range(place, Guard.of([self._root]), "", start, end - start, left)
+
+        found = self._ask("read", path, request, needed=True)
+        assert found is not None, "raised where nothing was there"
+        return found
 
     def write(self, path: str, data: bytes) -> None:
         """Put `data` at `path`, over whatever is there; a reader sees the old or the new, never a part."""
-        self._must("write", path, self._backend.write, data)
+        self._ask("write", path, self._backend.write, data, needed=True)
 
     def write_file(self, path: str, source: Path) -> None:
         """The same with the content of a file of this machine, which may be larger than memory; each part is retried on its own."""
@@ -139,7 +145,7 @@ class Store:
 
         `data` should differ from writer to writer: an answer that got lost is recognised by it.
         """
-        return self._must("write", path, self._backend.create, data)
+        return bool(self._ask("write", path, self._backend.create, data, needed=True))
 
     def exists(self, path: str) -> bool:
         """Whether there is a file at `path`."""
@@ -179,21 +185,14 @@ class Store:
     def _entries(self, folder: str) -> list[tuple[str, int | None]]:
         return self._ask("list", folder, self._backend.entries) or []
 
-    def _ask(self, doing: str, path: str, request: Callable[[str, float], T]) -> T | None:
-        """The answer, or None when there is nothing at `path`."""
-        place = join(self._root, path)
-        try:
-            return self._retrier.call(partial(request, place))
-        except Exception as error:
-            if is_missing(error):
-                return None
-            raise unreachable(error, place, doing) from error
-
-    def _must(self, doing: str, path: str, request: Callable[..., T], *given: bytes) -> T:
+    def _ask(self, doing: str, path: str, request: Callable[..., T], *given: bytes, needed: bool = False) -> T | None:
+        """The answer, or None when there is nothing at `path`, unless it is `needed`."""
         place = join(self._root, path)
         try:
             return self._retrier.call(partial(request, place, *given))
         except Exception as error:
+            if is_missing(error) and not needed:
+                return None
             raise unreachable(error, place, doing) from error
 
 

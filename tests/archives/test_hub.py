@@ -44,7 +44,7 @@ def test_files_of_a_dataset(server):
     names = ["README.md", "raw/a b.jpg", "raw/deep/ü#1.jpg"]
     assert [item.uri for item in items] == [f"hf://datasets/{REPO}/{name}" for name in names]
     assert [(item.version, item.size_bytes) for item in items] == [(blob_id(FILES[name]), len(FILES[name])) for name in names]
-    assert [data for _, data in Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)] == [FILES[name] for name in names]
+    assert list(Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)) == [FILES[name] for name in names]
 
 
 def test_parquet_rows_are_read_in_ranges(server):
@@ -64,7 +64,7 @@ def test_a_revision(server, name):
     source = f"hf://datasets/{REPO}@{name}"
     items = listed(source, include=["*.jpg"])
     assert all(item.uri.startswith(f"{source}/") for item in items)
-    assert [data for _, data in Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)] == (
+    assert list(Fetcher().prefetch(items, depth_bytes=1000, max_bytes=1000)) == (
         [b"jpeg a", b"jpeg u"] if name == "main" else [b"converted"]
     )
 

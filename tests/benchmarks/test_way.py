@@ -1,14 +1,12 @@
 """The way of one image stays as short as it is."""
 
-from benchmarks.way import Recorder, block_way, ensemble_way
-from tests.images.factory import photo
+from benchmarks.way import Recorder, block_way, ensemble_way, photograph
 
-MOST = {"load_ensemble().score": (85, 16), "block to committed part": (145, 27)}  # functions, files
+MOST = {"load_ensemble().score": (75, 15), "block to committed part": (120, 25)}  # functions, files
 
 
 def test_one_image_walks_no_further(tmp_path):
-    picture = tmp_path / "photo.jpg"
-    photo(64, 48).save(picture)
+    picture = photograph(tmp_path)
     with Recorder().installed() as recorder:
         ways = [ensemble_way(recorder, picture), block_way(recorder, picture, tmp_path)]
     for way in ways:

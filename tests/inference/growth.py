@@ -41,7 +41,7 @@ def main(folder: Path, images: int, reuse: bool) -> None:
             recall.learn(outcomes, outputs)
         if start + BLOCK == images // 5:
             warm = resident_mib()
-    print(json.dumps({"warm": warm, "end": resident_mib(), "counts": reader.counts}))
+    print(json.dumps({"warm": warm, "end": resident_mib(), "counts": reader.decoder.counts}))
 
 
 if __name__ == "__main__":

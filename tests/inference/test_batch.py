@@ -94,7 +94,7 @@ def test_views_change_nothing_about_the_clean_pass(plain, outputs):
 def test_every_image_is_decoded_once_for_all_views(spec):
     decoder = BatchDecoder(spec, StageClock())
     batches(spec, files(), decoder)
-    assert decoder.decoded == len(SIZES)
+    assert decoder.counts["decoded"] == len(SIZES)
 
 
 def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, outputs):
@@ -116,7 +116,7 @@ def test_between_processes_the_views_are_the_same_and_cost_one_decode_per_stage(
     assert_equal(shorter, outputs.by_view("scores"))
     assert all(np.isnan(column[-1]) for scores in found.by_view("scores").values() for column in scores.values())
     # The second stage decodes for the one detector that keeps sizes, for the clean pass and all views together.
-    assert (decoder.decoded, late.decoded) == (len(SIZES) + 1, len(SIZES))
+    assert (decoder.counts["decoded"], late.counts["decoded"]) == (len(SIZES) + 1, len(SIZES))
 
 
 def test_images_of_one_size_that_go_together_are_decoded_once_too(spec, outputs):
@@ -126,7 +126,7 @@ def test_images_of_one_size_that_go_together_are_decoded_once_too(spec, outputs)
     late = BatchDecoder(corvi, StageClock())
     handed = batches(corvi, files(), hand_over=True)
     found = grouped.score(late.complete(batch) for batch in through_a_pipe(handed))
-    assert late.decoded == len(SIZES)
+    assert late.counts["decoded"] == len(SIZES)
     for view, scores in found.by_view("scores").items():
         np.testing.assert_allclose(scores["corvi2023"], outputs.by_view("scores")[view]["corvi2023"], atol=1e-5)
 

@@ -67,7 +67,7 @@ def judged(spec, files, **options):
     looking = CascadeScorer(spec, scorer, decoder, clock, recompressing=views, describing=describing, **options)
     outputs = looking.score(batches())
     scored = judge(spec, outcomes, outputs, clock)
-    judged.decoded, judged.counts, judged.seconds = decoder.decoded, looking.counts, clock.seconds
+    judged.decoded, judged.counts, judged.seconds = decoder.counts["decoded"], looking.counts, clock.seconds
     return scored
 
 

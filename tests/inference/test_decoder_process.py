@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_app.errors import Status, TouchstoneError
+from ray_app.errors import InputError, Status, TouchstoneError
 from ray_app.images import ImageLimits, ImageRefused, decode_image, inspect_bytes
 from ray_app.inference.decoder_pool import DecoderProcess
 from tests.images import factory
@@ -23,9 +23,10 @@ from tests.images import factory
 LIMITS = ImageLimits()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def decoder():
-    with DecoderProcess(LIMITS) as decoder:
+    """One child for all tests; it starts anew where a test has killed it."""
+    with DecoderProcess(LIMITS, wall_limit_s=20.0) as decoder:
         yield decoder
 
 
@@ -55,10 +56,10 @@ def bytes_waiting(pipe: int) -> int:
 
 
 def wait_until(condition, limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
+    deadline, tick = time.monotonic() + limit_s, threading.Event()
     while not condition():
         assert time.monotonic() < deadline
-        os.sched_yield()
+        tick.wait(0.005)
 
 
 def test_the_child_decodes_as_the_process_itself_does(decoder):
@@ -179,19 +180,27 @@ CLAIMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=repr)
-@pytest.mark.parametrize("refused", [False, True])
-def test_a_claim_that_no_row_can_hold_counts_as_a_crash(claim, refused):
-    """A process that decoded a hostile file may say anything of it."""
+def claimed(data, refused, **claim):
+    """What a process that decoded a hostile file may say of it."""
+    facts = dataclasses.asdict(inspect_bytes(data)) | {"width": 96, "height": 64} | claim
+    return json.dumps({"facts": facts, "refused": {"status": "corrupt_image", "detail": "no"} if refused else None}).encode()
 
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_claim_that_no_row_can_hold_is_not_believed(decoder, refused):
+    data = factory.jpeg()
+    assert decoder._believed(claimed(data, refused), data).facts.width == 96
+    for claim in CLAIMS:
+        with pytest.raises((ValueError, InputError)):
+            pytest.fail(f"believed: {decoder._believed(claimed(data, refused, **claim), data)}")
+
+
+def test_who_claims_it_counts_as_crashed():
     class TakenOver(Scripted):
         pass
 
     data = factory.jpeg()
-    facts = dataclasses.asdict(inspect_bytes(data)) | {"width": 96, "height": 64} | claim
-    refusal_said = {"status": "corrupt_image", "detail": "no"} if refused else None
-    answer = json.dumps({"facts": facts, "refused": refusal_said}).encode()
-    pixels = 0 if refused else 3 * 96 * 64
+    answer, pixels = claimed(data, False, **CLAIMS[0]), 3 * 96 * 64
     TakenOver.script = f"answer = {answer!r}; os.write(1, ANSWER.pack(len(answer), {pixels}) + answer + bytes({pixels}))"
     with TakenOver(LIMITS) as decoder:
         error = refusal(decoder, data)

@@ -58,7 +58,7 @@ def test_earlier_blocks_of_the_process_are_remembered_and_the_oldest_forgotten(m
     _, outcomes, _ = decode(recall, A, B, C)
     recall.learn(outcomes, scores_of(outcomes))
     decoder, outcomes, _ = decode(recall, C, A, B)
-    assert decoder.decoded == 1
+    assert decoder.counts["decoded"] == 1
     scored = judge(SPEC, outcomes, scores_of(outcomes))
     np.testing.assert_array_equal(scored.scores[NAME], np.array([3.5, 2.5, 2.5], np.float32))
 
@@ -75,7 +75,7 @@ def test_a_member_without_scores_stands_for_nobody():
     _, outcomes, _ = decode(recall, A)
     recall.learn(outcomes, DetectorOutputs.clean(scores={NAME: np.array([np.nan], np.float32)}))
     decoder, _, _ = decode(recall, A)
-    assert decoder.decoded == 1
+    assert decoder.counts["decoded"] == 1
 
 
 def test_a_twin_of_one_that_no_detector_could_score_failed_as_well():

@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 
+from ray_app.archives import BlockRef
 from ray_app.cluster.shutdown import MOST_DEATHS, Attempts
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
@@ -59,23 +60,27 @@ def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
     assert finished.summary["session"]["rows"] == len(rows) - committed
 
 
-def die_in_the_middle_of(attempts, key):
+def attempt(folder, block):
+    return Attempts(folder, "BlockScorer").of(BlockRef(0, block, 2, 9, "blocks.parquet", 0), "a.jpg")
+
+
+def die_in_the_middle_of(folder, block):
     if (child := os.fork()) == 0:
-        with attempts.of(key, "block 7"):
+        with attempt(folder, block):
             os._exit(9)
     os.waitpid(child, 0)
 
 
 def test_what_killed_a_worker_again_and_again_is_not_begun_once_more(tmp_path):
-    attempts = Attempts(tmp_path)
     for _ in range(MOST_DEATHS):
-        with attempts.of("7", "block 7"), attempts.of("8", "block 8"):
+        with attempt(tmp_path, 7), attempt(tmp_path, 8):
             pass
-        die_in_the_middle_of(attempts, "7")
-    with pytest.raises(ClusterError, match=f"block 7: {MOST_DEATHS} workers died") as caught, attempts.of("7", "block 7"):
+        die_in_the_middle_of(tmp_path, 7)
+    message = rf"block 7 of manifest 0 \(2 members from a.jpg on\): {MOST_DEATHS} workers died"
+    with pytest.raises(ClusterError, match=message) as caught, attempt(tmp_path, 7):
         pytest.fail("begun once more")
     assert "cluster.workers" in caught.value.hint
-    with attempts.of("8", "block 8"):
+    with attempt(tmp_path, 8):
         pass
 
 
@@ -93,7 +98,7 @@ WANTS = [
 
 @pytest.mark.parametrize("error", WANTS, ids=lambda error: type(error).__name__)
 def test_want_of_memory_names_the_block_and_the_setting(tmp_path, error):
-    with pytest.raises(ClusterError, match="block 7: out of memory") as caught, Attempts(tmp_path).of("7", "block 7"):
+    with pytest.raises(ClusterError, match=r"block 7 .*: out of memory") as caught, attempt(tmp_path, 7):
         raise error
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert "cluster.workers" in caught.value.hint
@@ -101,7 +106,7 @@ def test_want_of_memory_names_the_block_and_the_setting(tmp_path, error):
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
-    with pytest.raises(ZeroDivisionError), Attempts(tmp_path).of("7", "block 7"):
+    with pytest.raises(ZeroDivisionError), attempt(tmp_path, 7):
         raise ZeroDivisionError
 
 

@@ -20,7 +20,6 @@ from ray_app.scoring.messages import (
     PendingBlock,
     message_of,
     report_of,
-    state_of,
     table_of,
 )
 
@@ -54,7 +53,7 @@ def test_an_open_block_comes_back_as_it_was(usable):
     block = OpenBlock(REF, MEMBERS, work, [batch(seed, usable=each) for seed, each in enumerate(usable)])
     table = through_ipc(table_of(block))
     assert table.schema == MESSAGE_SCHEMA
-    assert state_of(table) is BlockState.OPEN
+    assert table["state"].to_pylist() == [BlockState.OPEN]
     found = message_of(table)
     assert (found.ref, found.members, found.work) == (REF, MEMBERS, work)
     assert len(found.batches) == len(block.batches)

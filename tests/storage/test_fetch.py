@@ -187,15 +187,15 @@ class TestLocal:
     def test_a_file_that_grows_while_it_is_read_has_changed(self, tmp_path, monkeypatch):
         path = tmp_path / "a.jpg"
         path.write_bytes(DATA)
-        real_read = os.read
+        real_read = os.pread
 
-        def read_then_append(descriptor, count):
-            data = real_read(descriptor, count)
+        def read_then_append(descriptor, count, start):
+            data = real_read(descriptor, count, start)
             with path.open("ab") as file:
                 file.write(b"more")
             return data
 
-        monkeypatch.setattr(os, "read", read_then_append)
+        monkeypatch.setattr(os, "pread", read_then_append)
         assert refused(Fetcher(), str(path)).status is Status.SOURCE_CHANGED
 
     @pytest.mark.parametrize(("make", "status"), [(lambda p: None, Status.SOURCE_MISSING), (lambda p: p.mkdir(), Status.SOURCE_CHANGED)])
@@ -252,10 +252,9 @@ class TestPrefetch:
         wanted.insert(7, Wanted("s3://bucket/gone", size_bytes=5))
         wanted.insert(9, Wanted("s3://bucket/huge", size_bytes=LIMIT + 1))
         got = list(Fetcher().prefetch(wanted, depth_bytes=100, max_bytes=LIMIT))
-        assert [member for member, _ in got] == wanted
-        statuses = {member.uri: result.status for member, result in got if isinstance(result, InputError)}
+        statuses = {member.uri: result.status for member, result in zip(wanted, got, strict=True) if isinstance(result, InputError)}
         assert statuses == {"s3://bucket/gone": Status.SOURCE_MISSING, "s3://bucket/huge": Status.IMAGE_TOO_LARGE}
-        assert [int(result) for _, result in got if isinstance(result, bytes)] == list(range(40))
+        assert [int(result) for result in got if isinstance(result, bytes)] == list(range(40))
         assert "/bucket/huge" not in faulty.requests
 
     def test_threads_that_start_together_share_one_client(self, faulty):
@@ -270,9 +269,9 @@ class TestPrefetch:
         started = []
 
         class Watched(Fetcher):
-            def _fetch(self, uri, *rest):
+            def fetch(self, uri, *rest):
                 started.append(uri)
-                return super()._fetch(uri, *rest)
+                return super().fetch(uri, *rest)
 
         wanted = []
         for number in range(20):
@@ -280,14 +279,14 @@ class TestPrefetch:
             path.write_bytes(bytes(100))
             wanted.append(Wanted(str(path), size_bytes=100))
         reading = Watched().prefetch(wanted, depth_bytes=350, max_bytes=LIMIT)
-        for done, (member, _) in enumerate(reading):
-            assert member == wanted[done]
+        for done, _ in enumerate(reading):
             assert len(started) <= done + 3
+        assert started == [one.uri for one in wanted]
 
     def test_one_that_is_larger_than_the_budget_passes_alone(self, tmp_path):
         (tmp_path / "a").write_bytes(DATA)
         wanted = [Wanted(str(tmp_path / "a"), size_bytes=len(DATA))] * 3
-        assert [result for _, result in Fetcher().prefetch(wanted, depth_bytes=10, max_bytes=LIMIT)] == [DATA] * 3
+        assert list(Fetcher().prefetch(wanted, depth_bytes=10, max_bytes=LIMIT)) == [DATA] * 3
 
     def test_leaving_early_stops_the_waiting_threads(self, faulty):
         faulty.objects["/bucket/first"] = DATA
@@ -317,6 +316,6 @@ class TestPrefetch:
         gate = Gate(8)
         fetcher = Fetcher(retrier=Retrier(RetryPolicy(base_s=0.01)), gate=gate)
         wanted = [Wanted(f"s3://bucket/{number}", size_bytes=1) for number in range(8)]
-        assert [result for _, result in fetcher.prefetch(wanted, depth_bytes=100, max_bytes=LIMIT)] == [DATA] * 8
+        assert list(fetcher.prefetch(wanted, depth_bytes=100, max_bytes=LIMIT)) == [DATA] * 8
         assert fetcher.throttled == 8
         assert gate.open < 8
