@@ -25,6 +25,7 @@ from ray_app.storage import Fetcher, ObjectInfo, Store, canonical
 from ray_app.storage.urls import bucket_and_key, scheme_of
 
 _ROWS_AT_ONCE = 16_384
+_MOST_BYTES = 64 * 2**20  # of a manifest.json, which has some 200 bytes for a data file of up to a million objects
 # What the inventory is asked for besides the bucket and key that it always has, and how its settings call it.
 _NEEDED = {"size": "Size", "etag": "ETag"}
 _VERSIONED = ("islatest", "isdeletemarker")
@@ -64,10 +65,14 @@ class Inventory:
 
     def _manifest(self) -> dict[str, Any]:
         folder, _, name = canonical(self.url).rpartition("/")
+        store = Store.open(folder)
+        if not store.exists(name):
+            raise ConfigError(f"{self.url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date")
+        data = store.read_range(name, 0, _MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is longer than {_MOST_BYTES} bytes")
         try:
-            manifest = json.loads(Store.open(folder).read(name))
-        except FileNotFoundError:
-            raise ConfigError(f"{self.url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date") from None
+            manifest = json.loads(data)
         except (ValueError, RecursionError):
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is no JSON") from None
         if not isinstance(manifest, dict):

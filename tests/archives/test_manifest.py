@@ -142,7 +142,7 @@ class TestInterruption:
 import os, signal, sys
 from ray_app.archives import BlockPlan, ListedMember, Portions, list_members, raw_listing as raw
 from ray_app.storage import Store
-from tests.archives.given import SWEEPS, Given, Items
+from tests.archives.given import Given, Items
 raw._CARRIED_BYTES = 0
 store = Store.open(sys.argv[1])
 plan = BlockPlan(batch_slots=4, max_block_members=128)
@@ -256,17 +256,17 @@ def test_memory_does_not_grow_with_the_archive(tmp_path):
 import resource, sys
 from ray_app.archives import BlockPlan, ListedMember, Portions, list_members
 from ray_app.storage import Store
-from tests.archives.given import SWEEPS, Given, Items
+from tests.archives.given import Given, Items
 def listed(count):
     for number in range(count):
         yield ListedMember(f"s3://a-bucket-with-a-name/photos/2024/{number:09}/original.jpg", None, 0, f"{number:032x}", 300_000)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-portions = Portions(raw_rows=8192, id_rows=8192, run_rows=8192, few=0)
-list_members(Store.open(sys.argv[1] + "/small"), Given(Items(listed(10_000))), BlockPlan(), portions=portions)
+portions = Portions(raw_rows=2048, id_rows=2048, run_rows=2048, few=0)
+list_members(Store.open(sys.argv[1] + "/small"), Given(Items(listed(5_000))), BlockPlan(), portions=portions)
 before = peak()
-list_members(Store.open(sys.argv[1] + "/large"), Given(Items(listed(80_000))), BlockPlan(), portions=portions)
+list_members(Store.open(sys.argv[1] + "/large"), Given(Items(listed(30_000))), BlockPlan(), portions=portions)
 print(peak() - before)
 """
     shown = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert int(shown.stdout) < 40
+    assert int(shown.stdout) < 25  # 14, most of it what a listing may carry; 25,000 members held would take 22 more
