@@ -262,11 +262,11 @@ def listed(count):
         yield ListedMember(f"s3://a-bucket-with-a-name/photos/2024/{number:09}/original.jpg", None, 0, f"{number:032x}", 300_000)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-portions = Portions(raw_rows=2048, id_rows=2048, run_rows=2048, few=0)
+portions = Portions(raw_rows=8192, id_rows=8192, run_rows=8192, few=0)
 list_members(Store.open(sys.argv[1] + "/small"), Given(Items(listed(5_000))), BlockPlan(), portions=portions)
 before = peak()
 list_members(Store.open(sys.argv[1] + "/large"), Given(Items(listed(30_000))), BlockPlan(), portions=portions)
 print(peak() - before)
 """
     shown = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert int(shown.stdout) < 25  # 14, most of it what a listing may carry; 25,000 members held would take 22 more
+    assert int(shown.stdout) < 30  # 14 to 20, most of it what a listing may carry; 25,000 members held would take 22 more
