@@ -103,7 +103,8 @@ def list_members(
         SectionLister(store, scratch, archive.selection, archive.fetcher, digest, portions.raw_rows), archive, each, limit, progress
     )
     walk.sources()
-    if numbers and _digest(store, numbers[-1]) == walk.digest:
+    last = read_complete(store, numbers[-1]) if numbers else None
+    if last is not None and last.digest == walk.digest:
         store.clear(folder_of(number))
         return None
     walk.containers()
@@ -118,7 +119,7 @@ def list_members(
     runs = runs_of(kept, portions.run_rows)
     if numbers and not runs and np.array_equal(vanished, read_vanished(store, numbers[-1])):
         store.clear(folder_of(number))
-        if (last := read_complete(store, numbers[-1])) is not None:
+        if last is not None:
             write_complete(store, replace(last, **_noted(walk)))
         return None
     blocks = _cut(store, number, plan, runs, input_type, each)
@@ -248,11 +249,6 @@ def _groups(containers: Sequence[Container]) -> list[SourceSection]:
             groups.append(Opened(tuple(waiting)))
             waiting, waiting_bytes = [], 0
     return [*groups, Opened(tuple(waiting))] if waiting else groups
-
-
-def _digest(store: Store, number: int) -> str | None:
-    info = read_complete(store, number)
-    return info.digest if info is not None else None
 
 
 def _noted(walk: Walk) -> dict[str, Any]:

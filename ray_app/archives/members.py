@@ -130,6 +130,13 @@ def _encode(text: str | None) -> bytes:
     return len(data).to_bytes(8, "little") + data
 
 
+class TableColumns(Frozen):
+    """Which columns of a table hold what; null = found by their types and usual names."""
+
+    image: str | None = Field(default=None, description="column with the encoded images: bytes, or a struct {bytes, path}")
+    uri: str | None = Field(default=None, description="column with the places of images, in a list")
+
+
 class BlockPlan(Frozen):
     """What decides the cuts: slots in one batch, the most members (and bytes, where they are bounded) in one block, and how slowly
     blocks grow up to that.

@@ -25,6 +25,7 @@ from ray_app.storage import Fetcher, ObjectInfo, Store, canonical
 from ray_app.storage.urls import bucket_and_key, scheme_of
 
 _ROWS_AT_ONCE = 16_384
+_MOST_BYTES = 64 * 2**20  # of a manifest.json, which has some 200 bytes for a data file of up to a million objects
 # What the inventory is asked for besides the bucket and key that it always has, and how its settings call it.
 _NEEDED = {"size": "Size", "etag": "ETag"}
 _VERSIONED = ("islatest", "isdeletemarker")
@@ -51,7 +52,7 @@ class Inventory:
         if scheme_of(place) == "s3" and bucket_and_key(place)[0] != bucket:
             raise ConfigError(f"{self.url}: its data files are in another bucket, {bucket}", hint="name the manifest.json that lies there")
         names = _column_names(schema)
-        missing = [said for name, said in _NEEDED.items() if name not in names]
+        missing = [setting for name, setting in _NEEDED.items() if name not in names]
         if missing:
             raise ConfigError(
                 f"{self.url}: the inventory does not tell {' and '.join(missing)}",
@@ -64,10 +65,14 @@ class Inventory:
 
     def _manifest(self) -> dict[str, Any]:
         folder, _, name = canonical(self.url).rpartition("/")
+        store = Store.open(folder)
+        if not store.exists(name):
+            raise ConfigError(f"{self.url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date")
+        data = store.read_range(name, 0, _MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is longer than {_MOST_BYTES} bytes")
         try:
-            manifest = json.loads(Store.open(folder).read(name))
-        except FileNotFoundError:
-            raise ConfigError(f"{self.url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date") from None
+            manifest = json.loads(data)
         except (ValueError, RecursionError):
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is no JSON") from None
         if not isinstance(manifest, dict):
@@ -110,28 +115,25 @@ class InventoryFile:
         try:
             with file:
                 for rows in _READERS[self.kind](file, self.names):
-                    yield from self._told(rows)
+                    yield from self._listed(rows)
         except (pa.ArrowException, OSError, ValueError) as error:
             if file.failed is not None:  # of which the reader of ORC keeps only the text
                 raise file.failed from error
             raise ConfigError(f"{self.uri}: not a readable {self.kind} file of an inventory: {' '.join(str(error).split())}") from error
 
-    def _told(self, rows: pa.RecordBatch) -> Iterator[ObjectInfo]:
+    def _listed(self, rows: pa.RecordBatch) -> Iterator[ObjectInfo]:
         columns = {_plain(name): rows.column(i).to_pylist() for i, name in enumerate(rows.schema.names)}
         nothing = [None] * rows.num_rows
         wanted = [columns.get(name, nothing) for name in ("bucket", "key", "size", "etag", *_VERSIONED)]
         for bucket, key, size, etag, is_latest, is_marker in zip(*wanted, strict=True):
-            if _says(is_latest, "false") or _says(is_marker, "true"):
+            # Booleans, or the texts of a CSV.
+            if str(is_latest).lower() == "false" or str(is_marker).lower() == "true":
                 continue
             key = unquote_plus(key) if self.kind == "CSV" else key
             size = -1 if size in (None, "") else int(size)
             # As a listing leaves out what consoles put there to show an empty folder.
             if not (key.endswith("/") and size == 0):
                 yield ObjectInfo(f"s3://{bucket}/{key}", size, (etag or "").strip('"'))
-
-
-def _says(value: Any, word: str) -> bool:
-    return value is not None and str(value).lower() == word
 
 
 def _plain(name: str) -> str:

@@ -4,6 +4,7 @@ A list may be longer than memory: it is read in pieces of whole lines, each type
 settled where the manifest is made.
 """
 
+import functools
 import io
 import itertools
 from collections.abc import Callable, Iterator
@@ -138,10 +139,6 @@ def _csv_rows(file: Any, where: UriList, delimiter: str = ",") -> Rows:
         yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
 
 
-def _tsv_rows(file: Any, where: UriList) -> Rows:
-    return _csv_rows(file, where, "\t")
-
-
 def _json_rows(file: Any, where: UriList) -> Rows:
     for table in json_tables(file, {where.columns.uri, *URI_NAMES, *_TEXTS}):
         yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
@@ -156,7 +153,7 @@ def _text_rows(file: Any, where: UriList) -> Rows:
 
 _READERS: dict[str, Callable[[Any, UriList], Rows]] = {
     ".csv": _csv_rows,
-    ".tsv": _tsv_rows,
+    ".tsv": functools.partial(_csv_rows, delimiter="\t"),
     ".jsonl": _json_rows,
     ".ndjson": _json_rows,
     ".txt": _text_rows,

@@ -5,10 +5,15 @@ import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import pytest
+
 from ray_app.archives import Archive, ListedMember, iter_blocks, member_rows, read_block
 from ray_app.archives.members import identity_digest
 from ray_app.errors import SourceError, Status
 from ray_app.storage import Fetcher, Store
+
+# How many examples of hypothesis a default run takes, and how many all of `make test-memory`.
+SWEEPS = [8, pytest.param(60, marks=pytest.mark.slow)]
 
 
 @dataclass(frozen=True)

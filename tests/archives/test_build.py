@@ -29,7 +29,7 @@ from ray_app.archives import (
 from ray_app.archives.members import first_word, identity_digest
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
-from tests.archives.given import Dying, Given, Items, all_members, backwards, files_below, listed, narrow
+from tests.archives.given import SWEEPS, Dying, Given, Items, all_members, backwards, files_below, listed, narrow
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
 TINY = Portions(raw_rows=16, id_rows=8, run_rows=40, few=0)
@@ -57,13 +57,17 @@ portions = st.builds(
 plans = st.builds(BlockPlan, batch_slots=st.integers(1, 8), max_block_members=st.integers(1, 40), blocks_per_doubling=st.integers(1, 3))
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(numbers, min_size=1, max_size=4).filter(any), plans, portions, st.none() | st.integers(1, 150), st.sampled_from([7, 64]),
-    st.integers(1, 30),
-)  # fmt: skip
-def test_blocks_are_a_partition_of_the_manifest(sections, plan, portions, limit, bits, group):
-    """Whatever the sections, limit, plan, portions and collisions: each member once, in order, in dense slots of numbered blocks."""
+@pytest.mark.parametrize("examples", SWEEPS)
+def test_blocks_are_a_partition_of_the_manifest(examples):
+    """Whatever the sections, limit, plan, portions and collisions."""
+    sections = st.lists(numbers, min_size=1, max_size=4).filter(any)
+    limits, groups = st.none() | st.integers(1, 150), st.integers(1, 30)
+    check = given(sections, plans, portions, limits, st.sampled_from([7, 64]), groups)(assert_partition)
+    settings(max_examples=examples, deadline=None)(check)()
+
+
+def assert_partition(sections, plan, portions, limit, bits, group):
+    """Each member once, in order, in dense slots of numbered blocks."""
 
     def member(number):
         return replace(

@@ -28,7 +28,7 @@ from ray_app.archives import (
 from ray_app.archives.build import Portions
 from ray_app.errors import IdentityError
 from ray_app.storage import Store
-from tests.archives.given import Given, all_members, files_below, listed
+from tests.archives.given import SWEEPS, Given, all_members, files_below, listed
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=128)
 _roots = itertools.count()
@@ -52,7 +52,7 @@ def list_items(store, items, plan=PLAN, **options):
     return list_members(store, Given(items), plan, **options)
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local"])
 def store(request, tmp_path):
     if request.param == "local":
         return Store.open(str(tmp_path / "run"))
@@ -61,7 +61,11 @@ def store(request, tmp_path):
     return Store.open(f"s3://manifests/{request.node.name}")
 
 
+EITHER_STORE = pytest.mark.parametrize("store", ["local", "s3"], indirect=True)
+
+
 class TestBuilding:
+    @EITHER_STORE
     def test_keeps_every_member_in_its_place(self, store):
         items = [listed(number) for number in range(3000)]
         told = []
@@ -120,19 +124,9 @@ class TestBuilding:
             list_items(one, [listed(number) for number in range(1000)], clock=lambda: 0.0)
         assert files_below(stores[0]) == files_below(stores[1])
 
-    @settings(max_examples=10, deadline=None)
-    @given(st.integers(1, 2000), st.builds(BlockPlan, batch_slots=st.integers(1, 100), max_block_members=st.integers(1, 500)))
-    def test_blocks_are_a_partition_of_the_members(self, count, plan):
-        store = Store.open(f"memory://partition-{next(_roots)}")
-        items = [listed(number) for number in range(count)]
-        list_items(store, items, plan)
-        assert [m.image_id for m in all_members(store)] == [image_id(item) for item in items]
-        refs = list(iter_blocks(store, 0))
-        assert [ref.block for ref in refs] == list(range(len(refs)))
-        assert all(ref.members % plan.batch_slots == 0 for ref in refs[:-1])
-
 
 class TestInterruption:
+    @EITHER_STORE
     def test_an_unfinished_manifest_does_not_count_and_is_written_anew(self, store):
         store.write("manifest/0/part-00000-00007.parquet", b"left behind")
         store.write("manifest/0/listing/000000-00000.ids", b"left behind")
@@ -179,6 +173,7 @@ class TestChanges:
         assert list_items(store, [listed(number) for number in reversed(range(100))]) is None
         assert store.folders("manifest") == ["0"]
 
+    @EITHER_STORE
     def test_new_rewritten_and_deleted_files(self, store):
         list_items(store, [listed(number) for number in range(300)])
         now = [listed(number, version=number // 290) for number in range(20, 350)]
@@ -198,9 +193,13 @@ class TestChanges:
         assert current_ids(store) == ids_of([listed(1), listed(2, version=1)])
         assert list(iter_blocks(store, 2)) == []
 
-    @settings(max_examples=20, deadline=None)
-    @given(st.lists(st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1), min_size=1, max_size=5))
-    def test_current_is_always_the_latest_listing(self, listings):
+    @pytest.mark.parametrize("examples", SWEEPS)
+    def test_current_is_always_the_latest_listing(self, examples):
+        listings = st.lists(st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1), min_size=1, max_size=5)
+        settings(max_examples=examples, deadline=None)(given(listings)(self.assert_current))()
+
+    @staticmethod
+    def assert_current(listings):
         store = Store.open(f"memory://changes-{next(_roots)}")
         ever: set[tuple[int, int]] = set()
         for wanted in listings:
@@ -264,10 +263,10 @@ def listed(count):
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 portions = Portions(raw_rows=8192, id_rows=8192, run_rows=8192, few=0)
-list_members(Store.open(sys.argv[1] + "/small"), Given(Items(listed(10_000))), BlockPlan(), portions=portions)
+list_members(Store.open(sys.argv[1] + "/small"), Given(Items(listed(5_000))), BlockPlan(), portions=portions)
 before = peak()
-list_members(Store.open(sys.argv[1] + "/large"), Given(Items(listed(80_000))), BlockPlan(), portions=portions)
+list_members(Store.open(sys.argv[1] + "/large"), Given(Items(listed(30_000))), BlockPlan(), portions=portions)
 print(peak() - before)
 """
     shown = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert int(shown.stdout) < 40
+    assert int(shown.stdout) < 30  # 14 to 20, most of it what a listing may carry; 25,000 members held would take 22 more

@@ -9,7 +9,7 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import ContainerLimits, TableColumns, image_id, open_source
+from ray_app.archives import ContainerLimits, TableColumns, image_id, open_source, s3_inventory
 from ray_app.archives.containers import Container
 from ray_app.archives.s3_inventory import Inventory, InventoryFile
 from ray_app.errors import ConfigError, Status, StorageError
@@ -130,9 +130,27 @@ def test_what_is_no_inventory(s3, photos):
         list(open_source(["inventory::s3://inventories/no/manifest.json"]))
     with pytest.raises(ConfigError, match="no such file"):
         list(open_source(["inventory::s3://inventories/nothing/manifest.json"]))
+    s3.client().put_object(Bucket="inventories", Key="empty/manifest.json", Body=b"")
+    with pytest.raises(ConfigError, match="it is no JSON"):
+        list(open_source(["inventory::s3://inventories/empty/manifest.json"]))
     torn = publish(s3, "Parquet", PARQUET, [b"PAR1 torn"], "torn")
     with pytest.raises(ConfigError, match="not a readable Parquet file of an inventory"):
         list(open_source([torn]))
+
+
+@pytest.mark.parametrize("place", ["s3", "local"])
+def test_a_manifest_is_read_as_far_as_one_may_be_long(s3, photos, tmp_path, monkeypatch, place):
+    """A file of any size may lie where the manifest is looked for."""
+    source = publish(s3, "CSV", CSV, [as_csv(rows(s3))], "long")
+    data = s3.client().get_object(Bucket="inventories", Key="long/manifest.json")["Body"].read()
+    if place == "local":
+        (tmp_path / "manifest.json").write_bytes(data)
+        source = f"inventory::{tmp_path}/manifest.json"
+    monkeypatch.setattr(s3_inventory, "_MOST_BYTES", len(data))
+    assert list(open_source([source]))
+    monkeypatch.setattr(s3_inventory, "_MOST_BYTES", len(data) - 1)
+    with pytest.raises(ConfigError, match=f"it is longer than {len(data) - 1} bytes"):
+        list(open_source([source]))
 
 
 def test_a_data_file_that_is_gone(s3, photos):

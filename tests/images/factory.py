@@ -383,10 +383,7 @@ SOUND: dict[str, tuple[str, Maker]] = {
 
 # Scored, with these flags.
 ODD: dict[str, tuple[tuple[str, ...], Maker]] = {
-    "animated_gif": (("animated",), lambda: frames("GIF")),
-    "animated_png": (("animated",), lambda: frames("PNG")),
-    "animated_webp": (("animated",), lambda: frames("WEBP")),
-    "animated_avif": (("animated",), lambda: frames("AVIF")),
+    **{f"animated_{form.lower()}": (("animated",), lambda form=form: frames(form)) for form in ("GIF", "PNG", "WEBP", "AVIF")},
     "endless_apng": (("animated",), endless_apng),
     "many_frames_gif": (("animated", "no_content"), many_frames),
     "pages_tiff": (("multipage",), lambda: frames("TIFF")),
@@ -498,3 +495,6 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "jpeg_without_its_last_byte": (Status.TRUNCATED_IMAGE, lambda: jpeg()[:-1]),
     **{f"half_{name}": (Status.TRUNCATED_IMAGE, lambda make=make: half(make)) for name, (_, make) in SOUND.items()},
 }
+
+for _kinds in (SOUND, ODD, REFUSED):  # each is made once
+    _kinds |= {_name: (_told, cache(_make)) for _name, (_told, _make) in _kinds.items()}

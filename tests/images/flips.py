@@ -9,8 +9,12 @@ import sys
 import zlib
 from functools import cache
 
+import pytest
+
 from tests.images import factory
 
+# How many examples of hypothesis a default run takes, and how many all of `make test-memory`.
+SWEEPS = [200, pytest.param(2000, marks=pytest.mark.slow)]
 _EXTREMES = (0x00, 0x01, 0x7F, 0x80, 0xFE, 0xFF)
 _LARGEST = 60_000  # bytes; larger fixtures make it slow and have no other headers
 

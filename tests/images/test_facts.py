@@ -19,7 +19,7 @@ from ray_app.images.facts import perceptual_hash, require_perceptual_hash
 from tests.images import factory
 from tests.images.factory import encoded, flat, photo
 
-SIZES = [(1, 1), (64, 64), (500, 300), (2000, 1500)]
+SIZES = [(1, 1), (64, 64), (500, 300), (1000, 750)]
 FOLDERS = [Path(__file__).resolve().parents[2] / ".." / "shared" / name for name in ("realworld", "photos")]
 
 
@@ -67,7 +67,7 @@ def test_looking_costs_less_than_a_hundredth_of_decoding():
     data = encoded(photo(2000, 1500), "JPEG")
     pixels = decode_image(data, ImageLimits()).pixels
     decoding, looking = [], []
-    for _ in range(7):
+    for _ in range(4):
         began = time.perf_counter()
         decode_image(data, ImageLimits())
         between = time.perf_counter()

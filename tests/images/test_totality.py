@@ -13,6 +13,7 @@ from ray_app.errors import InputError
 from ray_app.images import DecodedImage, ImageLimits, ImageRefused, decode_image
 from ray_app.inference.decoder_pool import DecoderProcess
 from tests.images import factory
+from tests.images.flips import SWEEPS
 
 SMALL = ImageLimits(max_pixels=1_000_000, max_bytes=100_000)
 STARTS = [
@@ -27,7 +28,7 @@ STARTS = [
     b"\0\0\0\x14ftypheic",
 ]
 FILES = [data for _, make in [*factory.SOUND.values(), *factory.ODD.values()] if len(data := make()) <= SMALL.max_bytes]
-MANY = settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+UNHURRIED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 
 def assert_total(data: bytes) -> None:
@@ -43,28 +44,32 @@ def assert_total(data: bytes) -> None:
         assert 0 < len(outcome.detail) < 500
 
 
-@MANY
-@given(st.sampled_from(STARTS), st.binary(max_size=2048))
-def test_any_bytes(start, data):
-    assert_total(start + data)
+@pytest.mark.parametrize("examples", SWEEPS)
+def test_any_bytes(examples):
+    files = st.builds(bytes.__add__, st.sampled_from(STARTS), st.binary(max_size=2048))
+    settings(max_examples=examples, **UNHURRIED)(given(files)(assert_total))()
 
 
-@MANY
-@given(st.data())
-def test_damaged_files(draw):
-    data = bytearray(draw.draw(st.sampled_from(FILES)))
-    for _ in range(draw.draw(st.integers(1, 6))):
-        at = draw.draw(st.integers(0, max(len(data) - 1, 0)))
-        match draw.draw(st.sampled_from(["change", "cut", "drop", "insert"])):
+@pytest.mark.parametrize("examples", SWEEPS)
+def test_damaged_files(examples):
+    settings(max_examples=examples, **UNHURRIED)(given(damaged())(assert_total))()
+
+
+@st.composite
+def damaged(draw):
+    data = bytearray(draw(st.sampled_from(FILES)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, max(len(data) - 1, 0)))
+        match draw(st.sampled_from(["change", "cut", "drop", "insert"])):
             case "change":
-                data[at : at + 1] = draw.draw(st.binary(min_size=1, max_size=4))
+                data[at : at + 1] = draw(st.binary(min_size=1, max_size=4))
             case "cut" if at > 16:
                 del data[at:]
             case "drop":
-                del data[at : at + draw.draw(st.integers(1, 64))]
+                del data[at : at + draw(st.integers(1, 64))]
             case "insert":
-                data[at:at] = draw.draw(st.binary(max_size=16))
-    assert_total(bytes(data))
+                data[at:at] = draw(st.binary(max_size=16))
+    return bytes(data)
 
 
 def test_a_bigtiff_pointer_beyond_any_memory():

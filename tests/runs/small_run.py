@@ -37,8 +37,8 @@ def digest(name, content="first"):
     return hashlib.sha256(f"{name} {content}".encode()).hexdigest()
 
 
-def relist(run, folder):
-    return list_members(run.store, open_source([str(folder)]), PLAN)
+def relist(run, folder, **patterns):
+    return list_members(run.store, open_source([str(folder)], **patterns), PLAN)
 
 
 def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None, masks=False, hashed=False, views=()):

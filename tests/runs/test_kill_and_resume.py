@@ -1,17 +1,17 @@
 """kill∘resume = one run: a session that dies between any two writes, any number of times, leaves what an undisturbed one leaves."""
 
 import random
-import shutil
 import tempfile
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_app.archives import manifests, read_blocks
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.storage import Store
+from tests.archives.given import SWEEPS
 from tests.runs.small_run import new_run, relist, score_blocks, write_files
 
 NAMES = [f"{index:02d}.jpg" for index in range(30)]
@@ -79,18 +79,19 @@ def archive(tmp_path_factory):
     return folder, rows(undisturbed)
 
 
-@given(deaths=st.lists(st.tuples(st.integers(1, 16), st.booleans(), st.integers(0, 9)), max_size=5))
-@settings(max_examples=30, deadline=None)
-def test_killed_between_any_two_writes_and_resumed_is_one_run(archive, deaths):
+@pytest.mark.parametrize("examples", SWEEPS)
+def test_killed_between_any_two_writes_and_resumed_is_one_run(archive, examples):
     folder, expected = archive
-    out = Path(tempfile.mkdtemp(prefix="killed-"))
-    try:
-        for attempt, (moment, after, order) in enumerate(deaths, 1):
-            try:
-                session(MortalStore(str(out), moment, after), folder, attempt, order)
-            except Killed:
-                continue
-        session(Store.open(str(out)), folder, len(deaths) + 1, 0)
-        assert rows(out) == expected
-    finally:
-        shutil.rmtree(out)
+
+    @settings(max_examples=examples, deadline=None)
+    @given(st.lists(st.tuples(st.integers(1, 16), st.booleans(), st.integers(0, 9)), max_size=5))
+    @example([(moment, moment % 2 == 0, moment) for moment in (3, 9, 14)])
+    def check(deaths):
+        with tempfile.TemporaryDirectory(prefix="killed-") as out:
+            for attempt, (moment, after, order) in enumerate(deaths, 1):
+                with suppress(Killed):
+                    session(MortalStore(out, moment, after), folder, attempt, order)
+            session(Store.open(out), folder, len(deaths) + 1, 0)
+            assert rows(out) == expected
+
+    check()

@@ -1,5 +1,6 @@
 """Retries as files: begun, interrupted anywhere, merged; every member keeps exactly one row."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,19 +27,32 @@ def rows_of(run):
     return {row["uri"].rpartition("/")[2]: row for row in current_rows(run)}
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A finished run of two listings in several published files, with members that timed out and others that were missing."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of two listings in several published files, with members that timed out and others that were missing."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = new_run(folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        in_small_files(patch)
+        for number, names in enumerate((NAMES[:40], NAMES[40:])):
+            write_files(folder / "archive", names)
+            relist(run, folder / "archive")
+            score_blocks(run, number, fails=fails, masks=True)
+            run.publish(number)
+    assert len(run.published()) > 4
+    return folder
+
+
+def in_small_files(monkeypatch):
     monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
     monkeypatch.setattr(compaction, "ROW_GROUP", 4)
-    run = new_run(tmp_path / "run")
-    for number, names in enumerate((NAMES[:40], NAMES[40:])):
-        write_files(tmp_path / "archive", names)
-        relist(run, tmp_path / "archive")
-        score_blocks(run, number, fails=fails, masks=True)
-        run.publish(number)
-    assert len(run.published()) > 4
-    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch):
+    """A copy of it."""
+    in_small_files(monkeypatch)
+    return RunDirectory.open(str(shutil.copytree(finished / "run", tmp_path / "run")))
 
 
 def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_are(run):
@@ -120,9 +134,8 @@ def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
     assert begun_retry(run) is None
 
 
-def test_vanished_members_are_not_retried(run, tmp_path):
-    (tmp_path / "archive" / LATE[0]).unlink()
-    relist(run, tmp_path / "archive")
+def test_vanished_members_are_not_retried(run, finished):
+    relist(run, finished / "archive", exclude=[LATE[0]])
     assert begin_retry(run, 2, ["source_timeout"], PLAN).members == len(LATE) - 1
 
 

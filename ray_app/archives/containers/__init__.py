@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from ray_app.archives.containers import parquet, tar
 from ray_app.archives.containers import zip as zips
-from ray_app.archives.containers.base import Container, ContainerFormat, ContainerLimits, Reader, TableColumns, Unopened
+from ray_app.archives.containers.base import Container, ContainerFormat, ContainerLimits, Reader, Unopened
 from ray_app.archives.containers.tar import CompressedTar, StreamCodec
+from ray_app.archives.members import TableColumns
 
 _CODECS = {"tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz", "tar.zst": "zstd"}
 COMPRESSED: Mapping[str, ContainerFormat] = {kind: CompressedTar(kind, StreamCodec(codec)) for kind, codec in _CODECS.items()}

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pydantic import Field
 
-from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
+from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember, TableColumns
 from ray_app.config import Frozen
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher
@@ -33,13 +33,6 @@ _COLUMNS = ("json", "cls", "txt")
 MAX_SIDECAR_BYTES = 64 * 1024
 # A sample has a handful of files; a key that goes on for ever is another way of naming, and must not fill memory.
 _MOST_OF_ONE_KEY = 64
-
-
-class TableColumns(Frozen):
-    """Which columns of a table hold what; null = found by their types and usual names."""
-
-    image: str | None = Field(default=None, description="column with the encoded images: bytes, or a struct {bytes, path}")
-    uri: str | None = Field(default=None, description="column with the places of images, in a list")
 
 
 class ContainerLimits(Frozen):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ray_app.images.provenance.generators import read_generator
 from tests.images import factory
+from tests.images.flips import SWEEPS
 from tests.images.provenance.files import png_with, said, user_comment
 
 WEBUI = """a cat, (sleeping:1.2)
@@ -149,12 +150,16 @@ TEXTS = st.text(max_size=80) | st.lists(WORDS, max_size=40).map("".join) | VALUE
 KEYWORDS = st.sampled_from(["parameters", "prompt", "workflow", "Comment", "Description", "sd-metadata", "invokeai_metadata"])
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.dictionaries(KEYWORDS, TEXTS), st.sampled_from(["", "NovelAI"]))
-def test_any_texts_give_a_generator_or_none(texts, software):
-    told = read_generator(texts, software)
-    if told is not None:
-        json.loads(told.model_dump_json(), parse_constant=lambda name: pytest.fail(name))
+@pytest.mark.parametrize("examples", SWEEPS)
+def test_any_texts_give_a_generator_or_none(examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(st.dictionaries(KEYWORDS, TEXTS), st.sampled_from(["", "NovelAI"]))
+    def check(texts, software):
+        told = read_generator(texts, software)
+        if told is not None:
+            json.loads(told.model_dump_json(), parse_constant=lambda name: pytest.fail(name))
+
+    check()
 
 
 def test_a_number_of_any_length_is_told_by_its_digits():
