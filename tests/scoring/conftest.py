@@ -48,13 +48,6 @@ def archive(sample_archive, tmp_path):
 
 
 @pytest.fixture
-def off_ray():
-    """Runs that the test starts have their stages in this process."""
-    with without_ray():
-        yield
-
-
-@pytest.fixture
 def score(tmp_path):
     """Score a source into a run directory and return (finished, rows by path); the stages in this process."""
 

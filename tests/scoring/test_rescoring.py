@@ -9,7 +9,6 @@ import yaml
 from PIL import Image
 
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.archives import read_blocks
 from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.errors import ConfigError, IdentityError
@@ -93,12 +92,6 @@ def test_rescoring_gives_the_rows_of_a_full_run(rescored, photos, heads, tmp_pat
     assert (out / "report.html").is_file()
 
 
-def test_rescoring_fetches_no_image(s3, kept, heads, tmp_path):
-    s3.clear_log()
-    rescore_run(str(kept), str(tmp_path / "run"), [heads["new-head"]])
-    assert not s3.requests()
-
-
 def test_rescoring_beside_the_images_reads_none_of_them(s3, kept, heads):
     run = RunDirectory.open("s3://rescored/run")
     for path in kept.rglob("*"):
@@ -139,21 +132,6 @@ def test_a_pool_of_its_own_keeps_the_same(kept, rescored, photos, heads, tmp_pat
     rescore_run(str(out), str(tmp_path / "run"), [heads["new-head"]])
     again, before = head_scores(rows_of(tmp_path / "run")), head_scores(rows_of(rescored[0]))
     assert again == pytest.approx(before, abs=1e-4)
-
-
-def test_an_interrupted_rescore_goes_on(kept, rescored, heads, tmp_path):
-    out = tmp_path / "run"
-    rescore_run(str(kept), str(out), [heads["new-head"]])
-    run, whole = RunDirectory.open(str(out)), rows_of(out)
-    (published,) = run.published()
-    tables = list(run.tables(0))
-    (out / published.path).unlink()
-    first = read_blocks(run.store, 0)[0].members
-    run.write_part(0, 0, tables[0].slice(0, first))  # as if killed after the first block
-    rescore_run(str(kept), str(out), [heads["new-head"]])
-    again = rows_of(out)
-    assert {uri: comparable(row) for uri, row in again.items()} == {uri: comparable(row) for uri, row in whole.items()}
-    assert sorted(row["attempt"] for row in again.values()) == [1] * first + [2] * (len(again) - first)
 
 
 def test_several_heads_and_a_card_with_thresholds(kept, heads, tmp_path, capsys):

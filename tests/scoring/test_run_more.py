@@ -60,16 +60,22 @@ def test_every_file_has_one_row_and_the_good_ones_a_verdict(scored, sample_archi
     assert run.store.exists("report.html")
 
 
-def test_workers_on_ray_leave_the_same_rows_and_go_on(scored, score_on_ray, archive):
-    finished, rows = score_on_ray(archive)
+def test_workers_on_ray_read_and_write_a_bucket_leave_the_same_rows_and_go_on(scored, score_on_ray, sample_archive, s3, tmp_path):
+    bucket = s3.bucket("same-rows")
+    store = Store.open(f"{bucket}/photos")
+    for path in files_below(sample_archive):
+        with open(path, "rb") as file:
+            store.write(os.path.relpath(path, sample_archive), file.read())
+    finished, rows = score_on_ray(f"{bucket}/photos", out=f"{bucket}/run")
     assert finished.exit_code is ExitCode.DONE
     assert (finished.summary["session"]["layout"], finished.summary["session"]["workers"]) == ("fused", 2)
     by_sha = {row["sha256"]: comparable(row) for row in scored[1].values()}
     assert len(rows) == len(scored[1])
     for row in rows.values():
         assert comparable(row) == by_sha[row["sha256"]]
-    save_photo(archive / "new.jpg", 100)
-    again, after = score_on_ray(archive)
+    save_photo(tmp_path / "new.jpg", 100)
+    store.write("new.jpg", (tmp_path / "new.jpg").read_bytes())
+    again, after = score_on_ray(f"{bucket}/photos", out=f"{bucket}/run", cluster={"workers": 1})
     assert (again.summary["session"]["rows"], again.summary["listing"], again.summary["members"]) == (1, 1, len(rows) + 1)
     assert {uri: row for uri, row in after.items() if uri in rows} == rows
 
@@ -98,20 +104,6 @@ def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_pa
     assert again.exit_code is ExitCode.TOO_MANY_BAD
     again, _ = score(folder, max_bad_fraction=0.5)
     assert again.exit_code is ExitCode.DONE
-
-
-def test_s3_gives_the_same_rows_as_the_disk(scored, score, sample_archive, s3):
-    _, local = scored
-    bucket = s3.bucket("same-rows")
-    store = Store.open(f"{bucket}/photos")
-    for path in files_below(sample_archive):
-        with open(path, "rb") as file:
-            store.write(os.path.relpath(path, sample_archive), file.read())
-    _, remote = score(f"{bucket}/photos", out=f"{bucket}/run")
-    by_sha = {row["sha256"]: comparable(row) for row in local.values()}
-    assert len(remote) == len(local)
-    for row in remote.values():
-        assert comparable(row) == by_sha[row["sha256"]]
 
 
 SESSION_S_OWN = ("started_at", "finished_at", "session", "bottleneck")
