@@ -116,6 +116,7 @@ def test_what_either_look_takes_is_said(fused):
     assert "Second look: all detectors looked at" in (out / "report.html").read_text()
 
 
+@pytest.mark.timeout(600)
 def test_pools_of_their_own_on_ray_find_the_same(ray_cluster, fused, sample_archive, band, tmp_path):
     """In the split layout the second pool gets files of what goes on, and nothing else."""
     ensemble = write_ensemble(tmp_path / "two.yaml", write_cards(tmp_path, 64, 192, own_pool=True), **cascade(band))

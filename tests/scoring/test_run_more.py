@@ -60,6 +60,7 @@ def test_every_file_has_one_row_and_the_good_ones_a_verdict(scored, sample_archi
     assert run.store.exists("report.html")
 
 
+@pytest.mark.timeout(600)
 def test_workers_on_ray_read_and_write_a_bucket_leave_the_same_rows_and_go_on(scored, score_on_ray, sample_archive, s3, tmp_path):
     bucket = s3.bucket("same-rows")
     store = Store.open(f"{bucket}/photos")
