@@ -43,15 +43,15 @@ test-kills: $(STAMP)
 
 # Nodes that leave, faults of storage, output and decoders, rows that fail, runs that stop and go on.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_killed.py tests/scoring/test_leaving.py tests/scoring/test_decoder_deaths.py tests/scoring/test_faults.py tests/scoring/test_faulty_storage.py tests/scoring/test_failing_rows.py tests/scoring/test_run.py tests/cluster/test_shutdown.py tests/scoring/test_run_more.py
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_killed.py tests/scoring/test_leaving.py tests/scoring/test_decoder_deaths.py tests/scoring/test_faults.py tests/scoring/test_faulty_storage.py tests/scoring/test_failing_rows.py tests/cluster/test_shutdown.py tests/scoring/test_run_more.py
 
-# 2,000 images in every form, 1,000 perturbed ones, addresses, recompressed views.
+# 2,000 images in every form, 1,000 perturbed ones.
 test-forms: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_forms.py tests/scoring/test_addresses.py tests/scoring/test_views.py tests/scoring/test_identity.py
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_forms.py tests/scoring/test_views.py
 
-# Runs with eight detectors, two looks, calibrated cards, guarantees, names and words, and their rescoring.
+# Runs with eight detectors, two looks, calibrated cards, guarantees, names and words.
 test-ensembles: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_rescoring.py tests/scoring/test_zoo_run.py tests/scoring/test_cascade.py tests/scoring/test_split.py tests/scoring/test_calibrated_card.py tests/scoring/test_guarantee_run.py tests/scoring/test_references.py tests/scoring/test_profile_run.py tests/scoring/test_profile_stages.py
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_zoo_run.py tests/scoring/test_cascade.py tests/scoring/test_split.py tests/scoring/test_calibrated_card.py tests/scoring/test_guarantee_run.py tests/scoring/test_profile_run.py
 
 # What hostile and huge files leave in memory: 10,000 files whose headers lie, images of 100 megapixels, ragged batches, every layout of every format against libvips.
 test-memory: $(STAMP)

@@ -81,6 +81,15 @@ def ray_cluster(s3):
         yield
 
 
+@pytest.fixture
+def off_ray():
+    """Runs that the test starts have their stages in this process."""
+    from tests.scoring.stages import without_ray
+
+    with without_ray():
+        yield
+
+
 @pytest.fixture(scope="session")
 def eight(tmp_path_factory):
     """An ensemble card over eight small detectors with seeded weights, in a folder of their own."""

@@ -17,6 +17,7 @@ from ray_app.datasets.simulation.archive import build_sample_archive
 from tests.detectors.small_clip import small_card
 from tests.images.factory import photo
 from tests.ray_head import free_ports
+from tests.scoring.stages import without_ray
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -65,7 +66,7 @@ NEEDS_WEIGHTS = {"fetch", "fit"}
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, s3, ray_cluster):
+def workplace(tmp_path_factory, s3):
     """A folder as after `make demo`, and s3://bucket/photos with the same images."""
     folder = tmp_path_factory.mktemp("readme")
     archive = folder / "demo-run" / "archive"
@@ -80,7 +81,8 @@ def workplace(tmp_path_factory, s3, ray_cluster):
     os.chdir(folder)
     (folder / "list.csv").write_text("uri,label\nphoto.jpg,real\nother.jpg,real\n")
     write_head(folder)
-    assert main(["score", "demo-run/archive", "--out", "run"]) == 0
+    with without_ray():
+        assert main(["score", "demo-run/archive", "--out", "run"]) == 0
     yield folder
     os.chdir(before)
 
@@ -124,7 +126,9 @@ def write_head(folder):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[-1][:40])
-def test_python_blocks_run(workplace, here, block, capsys):
+def test_python_blocks_run(workplace, here, block, capsys, request):
+    if "ray.data" in block:
+        request.getfixturevalue("ray_cluster")
     exec(compile(here(block), "README.md", "exec"), {})
     assert "Traceback" not in capsys.readouterr().err
 
@@ -140,7 +144,7 @@ def test_queries_give_one_row_per_member(workplace, query):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands_run(workplace, here, line, monkeypatch):
+def test_commands_run(workplace, here, off_ray, line, monkeypatch):
     if line.startswith(ELSEWHERE) or line == SERVE:
         return
     program, *arguments = shlex.split(here(line))

@@ -102,7 +102,6 @@ def test_a_note_that_cannot_be_written_is_an_error(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 @pytest.mark.parametrize(
     "limit",
     [
@@ -110,9 +109,9 @@ def test_a_note_that_cannot_be_written_is_an_error(tmp_path):
         pytest.param({"max_cost": 1e-9, "prices": Prices(per_hour=1.0)}, id="cost", marks=pytest.mark.slow),
     ],
 )
-def test_a_limit_stops_intake_and_the_same_call_resumes(score, archive, tmp_path, limit, capsys):
+def test_a_limit_stops_intake_and_the_same_call_resumes(score_on_ray, archive, tmp_path, limit, capsys):
     with pytest.raises(KeyboardInterrupt) as caught:
-        score(archive, **limit, block_members=2, batch_slots=2, cluster=ClusterConfig(grace_s=20))
+        score_on_ray(archive, **limit, block_members=2, batch_slots=2, cluster=ClusterConfig(grace_s=20))
     assert RESUMABLE in caught.value.__notes__
     assert f"stopping: --{next(iter(limit)).replace('_', '-')}" in capsys.readouterr().err
     run = RunDirectory.open(str(tmp_path / "run"))
@@ -120,7 +119,7 @@ def test_a_limit_stops_intake_and_the_same_call_resumes(score, archive, tmp_path
     assert not run.store.exists("lease.json")
     assert not run.store.exists("stop.00001.json")
     committed = run.read_json("sessions/00001.json")["rows"]
-    finished, rows = score(archive, block_members=2, batch_slots=2)
+    finished, rows = score_on_ray(archive, block_members=2, batch_slots=2)
     assert len(rows) == len(files_below(archive))
     assert finished.summary["session"]["rows"] == len(rows) - committed
     assert finished.exit_code is ExitCode.DONE

@@ -14,6 +14,7 @@ from ray_app.datasets.simulation.archive import build_sample_archive, write_phot
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
+from tests.scoring.stages import without_ray
 
 IMAGES = 1200
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,13 +48,29 @@ def archive(sample_archive, tmp_path):
 
 
 @pytest.fixture
-def score(ray_cluster, tmp_path):
-    """Score a source into a run directory and return (finished, rows by path)."""
+def score(tmp_path):
+    """Score a source into a run directory and return (finished, rows by path); the stages in this process."""
+
+    def run(source, out=None, **settings):
+        return score_here(out or tmp_path / "run", source, **settings)
+
+    return run
+
+
+@pytest.fixture
+def score_on_ray(ray_cluster, tmp_path):
+    """The same, on a real local Ray."""
 
     def run(source, out=None, **settings):
         return score_into(out or tmp_path / "run", source, **settings)
 
     return run
+
+
+def score_here(out, source, **settings):
+    """The same without Ray: the stages one after another in this process."""
+    with without_ray():
+        return score_into(out, source, **settings)
 
 
 def score_into(out, source, **settings):

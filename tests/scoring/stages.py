@@ -1,8 +1,12 @@
 """The stages of both layouts, one block after another in this process: what workers do on Ray, without Ray."""
 
-from contextlib import closing
+import math
+from contextlib import closing, contextmanager, nullcontext
 
-from ray_app.archives import BlockPlan, fetcher_of, list_members, open_source, read_blocks
+import cloudpickle
+import pytest
+
+from ray_app.archives import BlockPlan, fetcher_of, in_turn, list_members, open_source, read_blocks
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import identity_of, resolve
@@ -20,15 +24,9 @@ def run_stages(out, source, kind, *, block_members=8, **settings):
     list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=spec.slots, max_block_members=block_members))
     session = ScoringSession(run, {}, 0.0)
     job = ScoringJob(run, spec, fetcher_of(config.source, config.retry), session.number, run_crumbs(out), None)
-    stages = [BlockScorer(job)] if kind == "fused" else [BlockDecoder(job), *_scorers(job), BlockCommitter(job)]
-    for ref in read_blocks(run.store, 0):
-        table = table_of(PendingBlock(ref))
-        for stage in stages:
-            table = stage(table)
-        session.committed(report_of(table))
-    for stage in stages[:1]:
-        with closing(stage._reading):
-            run.publish(0)
+    for report in _reports(read_blocks(run.store, 0), job, kind):
+        session.committed(report)
+    run.publish(0)
     return session.facts().written(), {row["uri"]: row for row in current_rows(run)}, spec
 
 
@@ -36,5 +34,37 @@ def run_crumbs(out):
     return out.with_name(f"{out.name}-crumbs")
 
 
-def _scorers(job):
-    return [(TensorScorer if pool in job.spec.pools else BlockDescriber)(job, pool) for pool in job.spec.all_pools]
+@contextmanager
+def without_ray():
+    """Inside, `score_archive` and every command that calls it do all that they do, but for Ray: two cores, its stages in this process."""
+    given = {
+        "cluster": lambda config, **_: nullcontext(),
+        "resources": lambda config: (float(config.cpus or 2), float(config.gpus or 0), math.inf),
+        "working_nodes": lambda labels: (1, None),
+        "has_other_nodes": lambda: False,
+        "leaving_nodes": dict,
+        "own_node": str,
+        "on_ray": in_turn,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stand_in in given.items():
+            for module in ("ray_app.cluster.ray_cluster", "ray_app.scoring.run"):
+                patch.setattr(f"{module}.{name}", stand_in)
+        patch.setattr("ray_app.scoring.engine._prepare", lambda: None)
+        patch.setattr("ray_app.scoring.engine._executed", lambda wave, job, layout: _reports(wave, job, layout.kind))
+        yield
+
+
+def _reports(refs, job, kind):
+    """The reports of blocks, but for those handed back; the job arrives as workers get it."""
+    job = cloudpickle.loads(cloudpickle.dumps(job))
+    scorers = [(TensorScorer if pool in job.spec.pools else BlockDescriber, pool) for pool in job.spec.all_pools]
+    stages = [BlockScorer(job)] if kind == "fused" else [BlockDecoder(job), *(of(job, pool) for of, pool in scorers), BlockCommitter(job)]
+    with closing(stages[0]._reading):
+        for ref in refs:
+            table = table_of(PendingBlock(ref))
+            for stage in stages:
+                table = stage(table)
+            report = report_of(table)
+            if report is not None:
+                yield report

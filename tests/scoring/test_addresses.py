@@ -45,9 +45,7 @@ def test_a_plan_asks_for_nothing_that_a_table_names(hostile):
     assert allowed["members"] == 4
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_run_asks_for_nothing_that_a_table_names(hostile, ray_cluster):
+def test_a_run_asks_for_nothing_that_a_table_names(hostile, off_ray):
     folder, server = hostile
     source, out = (str(folder / "in"), str(folder / "l.csv")), str(folder / "run")
     score_archive(ScoreConfig(source=source, out=out, block_members=8))
@@ -65,9 +63,7 @@ def test_a_run_asks_for_nothing_that_a_table_names(hostile, ray_cluster):
     assert rows_of(out)[f"{server.url}/hook"]["status"] == "unsupported_format"  # it was read, and is no picture
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_folder_of_img2dataset_is_scored_once_with_its_captions(tmp_path, ray_cluster):
+def test_a_folder_of_img2dataset_is_scored_once_with_its_captions(tmp_path, off_ray):
     pictures = {image(key): encoded(photo(seed=int(key)), "JPEG") for key in IMAGES}
     files = written("webdataset") | {f"{shard}.tar": tar_of(shard, pictures) for shard in ("00000", "00001")}
     score_archive(ScoreConfig(source=(put(tmp_path / "out", files),), out=str(tmp_path / "run"), block_members=8))

@@ -16,13 +16,13 @@ from ray_app.datasets.simulation.labelled_set import build_labelled_set
 from ray_app.ensembles import decide, is_audited, load_ensemble_card
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.serving import ServeConfig
-from tests.scoring.conftest import score_into
+from tests.scoring.conftest import score_here
 from tests.serving.in_process import local_scorer
 
 PAIRS = 60
 ASKED = ["--fpr", "0.1", "--confidence", "0.8", "--share-generators"]
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def detectors(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def labelled_run(ray_cluster, pictures, detectors, tmp_path_factory):
+def labelled_run(pictures, detectors, tmp_path_factory):
     """A run of both detectors over the pictures, and its rows by place."""
     out = tmp_path_factory.mktemp("labelled") / "run"
-    return out, score_into(out, pictures / "test", detectors=detectors)[1]
+    return out, score_here(out, pictures / "test", detectors=detectors)[1]
 
 
 def calibrated(labelled_run, pictures, path, *options):
@@ -99,7 +99,7 @@ def test_the_card_gives_its_chances_wherever_it_is_used(labelled_run, pictures, 
     assert [decided[row["uri"]]["probability"] for row in rows] == pytest.approx(expected, abs=1e-12)
     assert all(row["calibrated"] for row in decided.values())
 
-    _, scored = score_into(tmp_path / "scored", pictures / "test", ensemble=str(path))
+    _, scored = score_here(tmp_path / "scored", pictures / "test", ensemble=str(path))
     assert [scored[row["uri"]]["probability"] for row in rows] == pytest.approx(expected, abs=1e-5)
     assert {uri: row["verdict"] for uri, row in scored.items()} == {uri: row["verdict"] for uri, row in decided.items()}
 
@@ -120,7 +120,7 @@ def test_a_calibrated_cascade_decides_as_if_everybody_had_looked(labelled_run, p
     expected = decide(card, raw, calibrations=members, audited=[is_audited(card, row["sha256"]) for row in rows])
     assert {"band", None} <= set(expected.second_look)
 
-    _, scored = score_into(tmp_path / "scored", pictures / "test", ensemble=str(path))
+    _, scored = score_here(tmp_path / "scored", pictures / "test", ensemble=str(path))
     found = [scored[row["uri"]] for row in rows]
     assert [row["second_look"] for row in found] == expected.second_look
     assert [row["probability"] for row in found] == pytest.approx(expected.probability.tolist(), abs=1e-5)

@@ -1,4 +1,4 @@
-"""Runs of a cascade on a real local Ray: who looks at what in both layouts, what a row and a summary say, and what it saves."""
+"""Runs of a cascade: who looks at what in both layouts, what a row and a summary say, and what it saves."""
 
 import csv
 import json
@@ -19,10 +19,8 @@ from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.layout import MemberCost, plan_layout
 from ray_app.scoring.redecide import decide_run
-from tests.scoring.conftest import rows_of, score_into
+from tests.scoring.conftest import rows_of, score_here, score_into
 from tests.scoring.labelled_pictures import write_labelled
-
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def write_cards(folder, cheap_px, slow_px, **changes):
@@ -58,9 +56,9 @@ def cards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def both_on_all(ray_cluster, sample_archive, cards, tmp_path_factory):
+def both_on_all(sample_archive, cards, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
-    return out, score_into(out, sample_archive, detectors=tuple(map(str, cards)))[1]
+    return out, score_here(out, sample_archive, detectors=tuple(map(str, cards)))[1]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +74,9 @@ def ensemble(cards, band):
 
 
 @pytest.fixture(scope="module")
-def fused(ray_cluster, sample_archive, ensemble, tmp_path_factory):
+def fused(sample_archive, ensemble, tmp_path_factory):
     out = tmp_path_factory.mktemp("fused") / "run"
-    return out, *score_into(out, sample_archive, ensemble=str(ensemble))
+    return out, *score_here(out, sample_archive, ensemble=str(ensemble))
 
 
 def test_the_second_detector_looks_at_the_band_and_the_audit_alone(fused, both_on_all, band, ensemble):
@@ -118,8 +116,8 @@ def test_what_either_look_takes_is_said(fused):
     assert "Second look: all detectors looked at" in (out / "report.html").read_text()
 
 
-@pytest.mark.slow
-def test_pools_of_their_own_find_the_same(ray_cluster, fused, sample_archive, band, tmp_path):
+@pytest.mark.timeout(600)
+def test_pools_of_their_own_on_ray_find_the_same(ray_cluster, fused, sample_archive, band, tmp_path):
     """In the split layout the second pool gets files of what goes on, and nothing else."""
     ensemble = write_ensemble(tmp_path / "two.yaml", write_cards(tmp_path, 64, 192, own_pool=True), **cascade(band))
     finished, rows = score_into(tmp_path / "run", sample_archive, ensemble=str(ensemble))
@@ -146,11 +144,10 @@ def test_other_rules_on_stored_scores_bring_the_column_and_take_it(both_on_all, 
     assert all("second_look" not in row and row["score"] == before[uri]["score"] for uri, row in rows_of(out).items())
 
 
-@pytest.mark.slow
-def test_reused_scores_go_as_far_as_they_went(ray_cluster, fused, archive, ensemble, tmp_path):
+def test_reused_scores_go_as_far_as_they_went(score, fused, archive, ensemble):
     for path in [path for path in archive.rglob("*") if path.is_file()]:
         path.with_stem(f"{path.stem}-again").write_bytes(path.read_bytes())
-    finished, rows = score_into(tmp_path / "run", archive, ensemble=str(ensemble), reuse="sha256")
+    finished, rows = score(archive, ensemble=str(ensemble), reuse="sha256")
     assert finished.summary["reused"] >= sum(row["status"] == "ok" for row in rows.values()) / 2
     said = {row["sha256"]: row for row in fused[2].values()}
     for row in rows.values():

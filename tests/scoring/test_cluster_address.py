@@ -1,6 +1,7 @@
 """What a command says of an address where no Ray takes it in: soon, by name, with what to check. No Ray is started for it."""
 
 import http.server
+import json
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent import futures
+from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -28,19 +30,35 @@ from ray_app.serving.local import _refuse_a_cluster as refuse_a_cluster
 from tests.http_server import HttpServer
 
 TOKEN = "a" * 40
-ASK = """
-import sys
-import ray
+# A fork per line of JSON, since Ray reads its token once and takes seconds to import: {"address": … or null, "environment": …}.
+JOINING = """
+import json, os, sys
+import ray, ray.util.client
+import ray._private.services as services
 from ray_app.errors import ClusterError
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster import ray_cluster as joining
-joining.HEAD_WAIT_S = 1.0
-ray.init = lambda **given: print("taken")
-try:
-    with joining.cluster(ClusterConfig(address=sys.argv[1])):
-        pass
-except ClusterError as error:
-    print(error.message, error.hint)
+
+def join(address, environment):
+    os.environ.update(environment)
+    if address:
+        joining.HEAD_WAIT_S = 1.0
+        ray.init = lambda **given: print("taken")
+    else:
+        services.find_gcs_addresses = set  # others may have one on this machine
+    try:
+        with joining.cluster(ClusterConfig(address=address)):
+            print("joined" if not address else "", end="")
+    except ClusterError as error:
+        print(error.message, error.hint)
+
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        join(**json.loads(line))
+        sys.stdout.flush()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(f"ended {status}", flush=True)
 """
 
 
@@ -79,16 +97,36 @@ def no_token(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
+@pytest.fixture(scope="module")
+def joining():
+    """A process that forks the children, for either mode of authentication: Ray reads that when it is imported."""
+    started = {}
+    with ExitStack() as ending:
+
+        def of(mode):
+            if mode not in started:
+                environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")} | {"RAY_AUTH_MODE": mode}
+                command, pipe = [sys.executable, "-c", JOINING], subprocess.PIPE
+                started[mode] = ending.enter_context(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
+                ending.callback(started[mode].stdin.close)
+            return started[mode]
+
+        yield of
+
+
 @pytest.fixture
-def in_child():
-    """What a process of its own is told at an address: Ray reads its token once."""
+def in_child(joining):
+    """What a process of its own is told at an address."""
 
     def run(address, environment):
-        done = subprocess.run(
-            [sys.executable, "-c", ASK, address], env=os.environ | environment, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        process = joining(environment.get("RAY_AUTH_MODE", "disabled"))
+        print(json.dumps({"address": address, "environment": environment}), file=process.stdin, flush=True)
+        told = []
+        while not told or not told[-1].startswith("ended"):
+            told.append(process.stdout.readline())
+            assert told[-1], "the process has ended"
+        assert told.pop() == "ended 0\n"
+        return "".join(told)
 
     return run
 
@@ -194,26 +232,10 @@ def test_local_names_no_cluster(monkeypatch):
         refuse_a_cluster(ClusterConfig())
 
 
-ASKS_FOR_ANY = """
-import ray._private.services as services
-from ray_app.errors import ClusterError
-from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster
-services.find_gcs_addresses = set  # others may have one on this machine
-try:
-    with cluster(ClusterConfig()):
-        print("joined")
-except ClusterError as error:
-    print(error.message, error.hint)
-"""
-
-
-def test_auto_where_no_ray_runs(tmp_path):
-    """In a process of its own: this one may have a Ray."""
-    environment = os.environ | {"RAY_ADDRESS": "auto", "RAY_TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", ASKS_FOR_ANY], env=environment, capture_output=True, text=True, timeout=200)
-    assert "at auto" in done.stdout, done.stderr
-    assert "is it running" in done.stdout
+def test_auto_where_no_ray_runs(in_child, tmp_path):
+    told = in_child(None, {"RAY_ADDRESS": "auto", "RAY_TMPDIR": str(tmp_path)})
+    assert "at auto" in told
+    assert "is it running" in told
 
 
 def test_another_version_of_ray(head_at):

@@ -13,7 +13,7 @@ from ray_app.cluster.shutdown import MOST_DEATHS, Attempts
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
-from tests.scoring.conftest import files_below
+from tests.scoring.conftest import files_below, score_into
 from tests.scoring.deadly import DEADLY_BLOCK, DeadlyScorer
 
 SMALL = {"block_members": 2, "batch_slots": 2}
@@ -35,7 +35,6 @@ def parts_on_a_disk_of_their_own(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -44,18 +43,18 @@ def parts_on_a_disk_of_their_own(tmp_path):
     ],
 )
 def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
-    score, archive, tmp_path, parts_on_a_disk_of_their_own, fault, said
+    score_on_ray, archive, tmp_path, parts_on_a_disk_of_their_own, fault, said
 ):
     parts_on_a_disk_of_their_own(fault)
     with pytest.raises(StorageError, match=said) as caught:
-        score(archive, **SMALL)
+        score_on_ray(archive, **SMALL)
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert RESUMABLE in caught.value.__notes__
     run = RunDirectory.open(str(tmp_path / "run"))
     assert not run.store.exists("lease.json")
     committed = sum(table.num_rows for table in run.tables(0))
     parts_on_a_disk_of_their_own("rw,size=20m")
-    finished, rows = score(archive, **SMALL)
+    finished, rows = score_on_ray(archive, **SMALL)
     assert len(rows) == len(files_below(archive))
     assert finished.summary["session"]["rows"] == len(rows) - committed
 
@@ -111,23 +110,21 @@ def test_other_errors_pass_as_they_are(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(score, archive, tmp_path, monkeypatch):
+def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(score_on_ray, archive, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(engine, "BlockScorer", DeadlyScorer)
         with pytest.raises(ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died") as caught:
-            score(archive, **SMALL)
+            score_on_ray(archive, **SMALL)
     assert RESUMABLE in caught.value.__notes__
     assert len(RunDirectory.open(str(tmp_path / "run")).parts(0)) > 1, "the other blocks were held up"
-    _, rows = score(archive, **SMALL)
+    _, rows = score_on_ray(archive, **SMALL)
     assert len(rows) == len(files_below(archive))
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-@pytest.mark.ray
-def test_a_wave_that_is_lost_is_tried_again_with_what_it_left(score, archive, monkeypatch):
+def test_a_wave_that_is_lost_is_tried_again_with_what_it_left(score_on_ray, archive, monkeypatch):
     executed, waves = engine._executed, []
 
     def losing(wave, job, layout):
@@ -141,16 +138,14 @@ def test_a_wave_that_is_lost_is_tried_again_with_what_it_left(score, archive, mo
 
     monkeypatch.setattr(engine, "_executed", losing)
     monkeypatch.setattr(engine, "WAVE_BLOCKS", (8, 8))
-    finished, rows = score(archive, **SMALL)
+    finished, rows = score_on_ray(archive, **SMALL)
     blocks = -(-len(files_below(archive)) // 2)
     assert waves[:2] == [8, 8]
     assert sum(waves) == blocks + 7, "what the lost wave had not committed goes again, and nothing else"
     assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_waves_that_are_always_lost_end_the_run(score, archive, monkeypatch):
+def test_waves_that_are_always_lost_end_the_run(off_ray, archive, tmp_path, monkeypatch):
     lost = []
 
     def losing(wave, job, layout):
@@ -160,7 +155,7 @@ def test_waves_that_are_always_lost_end_the_run(score, archive, monkeypatch):
 
     monkeypatch.setattr(engine, "_executed", losing)
     with pytest.raises(ClusterError, match="short of memory") as caught:
-        score(archive, **SMALL)
+        score_into(tmp_path / "run", archive, **SMALL)
     assert len(lost) == 1 + engine.MOST_LOST_WAVES
     assert "cluster.workers" in caught.value.hint
     assert RESUMABLE in caught.value.__notes__

@@ -8,13 +8,11 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
 from tests.scoring.forms import FORMS
 
-pytestmark = pytest.mark.ray
-
 FP32, BF16 = 1e-5, 5e-3  # of max(1, |log-odds|), and of a probability
 
 
 @pytest.fixture
-def scores(ray_cluster, tmp_path):
+def scores(off_ray, tmp_path):
     """Score a source into a run of its own; {sha256: (score, probability)} and the rows."""
 
     def run(name, *sources, **settings):
@@ -36,9 +34,8 @@ def assert_equal(found, expected, precision):
             assert abs(found[sha256][1] - probability) <= BF16
 
 
-@pytest.mark.slow
 def test_several_sources_of_several_kinds_in_one_run(scores, tmp_path):
-    write_photographs(tmp_path / "photos", 24, size=(320, 240))
+    write_photographs(tmp_path / "photos", 8, size=(320, 240))
     images = sorted((tmp_path / "photos").iterdir())
     sources = {name: FORMS[name](images, tmp_path / name) for name in ("webdataset", "tar.gz", "zip")}
     _, rows = scores("all", str(tmp_path / "photos"), *sources.values(), precision="fp32", block_members=8)

@@ -1,6 +1,6 @@
-"""Which detectors `--features` means; no Ray, no image.
+"""Which detectors `--features` means; no image.
 
-`--stability K` on a real local Ray: verdicts near a threshold that views do not share become abstain, and `decide` knows the views.
+`--stability K`: verdicts near a threshold that views do not share become abstain, and `decide` knows the views.
 """
 
 import json
@@ -29,8 +29,9 @@ from ray_app.scoring.redecide import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.test_second_pass import FILES, read
 from tests.inference.two_detectors import write_two
-from tests.scoring.conftest import comparable, rows_of, score_into
+from tests.scoring.conftest import comparable, rows_of, score_here
 from tests.scoring.eight import small_cards
+from tests.scoring.stages import without_ray
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +100,11 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stable(ray_cluster, photos, tmp_path_factory):
+def stable(photos, tmp_path_factory):
     """A run that asks three views of everything near 0, and its rows."""
     folder = tmp_path_factory.mktemp("run")
     card = written(folder, 0.0)
-    finished, rows = score_into(folder / "run", photos, ensemble=card, stability=3, stability_margin=3.9, cluster={"workers": 1})
+    finished, rows = score_here(folder / "run", photos, ensemble=card, stability=3, stability_margin=3.9)
     return folder / "run", finished.summary, rows
 
 
@@ -111,8 +112,6 @@ def views_say(row, threshold):
     return ["fake" if view["touchstone-tiny"] >= threshold else "real" for view in row[STABILITY]]
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_rows_and_summary_say_what_did_not_outlive_recompression(stable):
     _, summary, rows = stable
     scored = [row for row in rows.values() if row["status"] == "ok"]
@@ -133,9 +132,7 @@ def test_rows_and_summary_say_what_did_not_outlive_recompression(stable):
     assert "recompressed views each" in render_run_report(summary)
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(300)
-def test_decide_counts_the_views_again_and_fetches_nothing(stable, photos, tmp_path, ray_cluster):
+def test_decide_counts_the_views_again_and_fetches_nothing(stable, photos, tmp_path):
     out, _, rows = stable
     before = {uri: row[STABILITY] for uri, row in rows.items()}
     moved = float(np.median([view["touchstone-tiny"] for views in before.values() if views for view in views]))
@@ -192,10 +189,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path):
     assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "run.json").exists()
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_cascade_is_asked_about_its_views(ray_cluster, photos, tmp_path, capsys):
+def test_a_cascade_is_asked_about_its_views(photos, tmp_path, capsys):
     cheap, slow = write_two(tmp_path)
     cascade = {"first": 1, "band": [-5.0, 3.5], "audit_share": 0.0}
     card = tmp_path / "cascade.yaml"
@@ -203,7 +197,8 @@ def test_a_cascade_is_asked_about_its_views(ray_cluster, photos, tmp_path, capsy
     card.write_text(yaml.safe_dump({"name": "two", "title": "Two", "rule": "cascade", "cascade": cascade, "members": members}))
     assert load_ensemble_card(str(card)).first == 1
     command = ["score", str(photos), "--out", str(tmp_path / "run"), "--ensemble", str(card), "--stability", "2", "--json"]
-    assert main([*command, "--set", "stability_margin=50", "--set", "cluster.workers=1"]) == 0
+    with without_ray():
+        assert main([*command, "--set", "stability_margin=50"]) == 0
     assert json.loads(capsys.readouterr().out)["stability"]["asked"] == len(FILES)
     for row in rows_of(tmp_path / "run").values():
         if row["status"] != "ok":

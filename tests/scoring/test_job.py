@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.ray_head import BIN, ray_head
-from tests.scoring.conftest import rows_of
+from tests.scoring.conftest import ROOT, rows_of
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

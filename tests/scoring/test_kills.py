@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_app.runs import RunDirectory
-from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, score_into, start, wait_until, write_many
+from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, score_here, start, wait_until, write_many
 from tests.scoring.nodes import Nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -31,9 +31,9 @@ def nodes():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(photographs, ray_cluster, tmp_path_factory):
-    """The rows of a run that nobody disturbs, on a cluster of its own, in other blocks."""
-    return same(score_into(tmp_path_factory.mktemp("undisturbed") / "run", photographs, block_members=256)[1])
+def undisturbed(photographs, tmp_path_factory):
+    """The rows of a run that nobody disturbs, in this process, in other blocks."""
+    return same(score_here(tmp_path_factory.mktemp("undisturbed") / "run", photographs, block_members=256)[1])
 
 
 def same(rows):

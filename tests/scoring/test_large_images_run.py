@@ -12,8 +12,8 @@ from PIL import Image
 
 from ray_app.runs import RunDirectory
 from tests.images import factory
+from tests.scoring.conftest import ROOT, family_of
 
-ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
 BUDGET = 1_300_000_000  # one progressive image of 100 megapixels at a time, or three plain ones
 WIDTH, HEIGHT = 11_600, 8_700
@@ -36,24 +36,10 @@ def write_archive(folder: Path) -> int:
     return sum(copies.values())
 
 
-def descendants(root: int) -> set[int]:
-    """All processes that a process started, however deep."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {root}
-
-
 def workers_bytes(root: int) -> int:
     """Resident memory of the workers that Ray runs for a command."""
     total = 0
-    for pid in descendants(root):
+    for pid in family_of(root)[1:]:
         try:
             if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::MapWorker"):
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -18,6 +18,7 @@ from ray_app.scoring.identity import UNNOTED, resolve
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
 from tests.scoring.older import BUCKET, PICTURES, SOURCE, picture, put_pictures, put_run
+from tests.scoring.stages import without_ray
 
 TODAY = 250_000_000
 # Defaults that have changed since: what the run has, what a new one would have.
@@ -183,18 +184,13 @@ def test_a_limit_that_the_run_could_not_note_is_no_difference_unless_it_is_asked
         resolved(limits={"max_text_bytes": 5}).require_own()
 
 
-@pytest.fixture
-def nightly(ray_cluster):
+def nightly(out):
     """The command of every night, which says no more than source and directory; its summary."""
-
-    def run(out):
+    with without_ray():
         return score_archive(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/{out}")).summary
 
-    return run
 
-
-@pytest.mark.ray
-def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, nightly, s3):
+def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3):
     parts = {key: body for key, body in half.items() if key.startswith("half/parts/")}
     assert len(parts) == 4
     s3.clear_log()
@@ -217,8 +213,7 @@ def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, ni
     assert "limits.max_pixels 50000000 (today 250000000)" in run.store.read("report.html").decode()
 
 
-@pytest.mark.ray
-def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(nightly, photographs, s3):
+def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(photographs, s3):
     client = s3.client()
     before = json.loads(put_run(client, "finished")["finished/summary.json"])
     summary = nightly("finished")

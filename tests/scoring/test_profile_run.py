@@ -1,4 +1,4 @@
-"""Runs with a profile on a real local Ray: one decode and one pass of the shared backbone per image, and all columns, in any layout."""
+"""Runs with a profile: one decode and one pass of the shared backbone per image, and all columns, in any layout."""
 
 import io
 import json
@@ -13,10 +13,10 @@ from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.inference import STAGES
 from ray_app.runs import RunDirectory
 from ray_app.scoring.redecide import decide_run
-from tests.scoring.conftest import rows_of, score_into
+from tests.scoring.conftest import rows_of, score_here, score_into
 from tests.scoring.profiled import BACKBONE, CLASSES, PROMPTS, write_profile
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 IMAGES = 500
 PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
@@ -41,12 +41,12 @@ def photographs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def profiled(ray_cluster, photographs, tmp_path_factory):
+def profiled(photographs, tmp_path_factory):
     """The run of 500 images; what is called fake was chosen on a few of them."""
     folder = tmp_path_factory.mktemp("profiled")
-    _, few = score_into(folder / "few", photographs, ensemble=str(write_profile(folder / "cards")), limit=24, precision="fp32")
+    _, few = score_here(folder / "few", photographs, ensemble=str(write_profile(folder / "cards")), limit=24, precision="fp32")
     ensemble = write_profile(folder / "cards", fake_above=splitting(few))
-    return folder, ensemble, *score_into(folder / "run", photographs, ensemble=str(ensemble), block_members=64, precision="fp32")
+    return folder, ensemble, *score_here(folder / "run", photographs, ensemble=str(ensemble), block_members=64, precision="fp32")
 
 
 def test_one_decode_and_one_backbone_pass_per_image_and_all_columns(profiled):
@@ -93,15 +93,14 @@ def test_other_thresholds_leave_names_and_words_as_they_are(profiled, tmp_path):
     assert said(rows_of(folder / "run")) == said(rows)
 
 
-@pytest.mark.parametrize("describer", ["retrieval", "captioner"])
-def test_a_describer_with_processes_of_its_own_says_the_same(ray_cluster, photographs, tmp_path, describer):
+def test_a_describer_with_processes_of_its_own_on_ray_says_the_same(ray_cluster, photographs, tmp_path):
     settings = {"limit": 40, "precision": "fp32"}
-    _, few = score_into(tmp_path / "few", photographs, ensemble=str(write_profile(tmp_path / "a", localizer=False)), **settings)
+    _, few = score_here(tmp_path / "few", photographs, ensemble=str(write_profile(tmp_path / "a", localizer=False)), **settings)
     cut = splitting(few)
     fused, split = (
-        score_into(tmp_path / name, photographs, ensemble=str(write_profile(tmp_path / "a" / name, describer, localizer=False,
-                   fake_above=cut, own_pool=apart)), **settings)
-        for name, apart in (("fused", False), ("split", True))
+        scored(tmp_path / name, photographs, ensemble=str(write_profile(tmp_path / "a" / name, "captioner", localizer=False,
+               fake_above=cut, own_pool=apart)), **settings)
+        for name, scored, apart in (("fused", score_here, False), ("split", score_into, True))
     )  # fmt: skip
     assert (fused[0].summary["session"]["layout"], split[0].summary["session"]["layout"]) == ("fused", "split")
     assert split[0].summary["session"]["decoded"] == 40

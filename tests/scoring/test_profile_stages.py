@@ -1,36 +1,23 @@
 """A profile through the stages of both layouts, without Ray: who is asked, counted; the same names and words however the work is cut."""
 
-import io
-import json
-
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
-from ray_app.archives import iter_blocks, read_block
 from ray_app.datasets.simulation.archive import write_photographs
-from ray_app.inference import STAGES
-from ray_app.runs import RunDirectory
-from tests.scoring.profiled import BACKBONE, CLASSES, PROMPTS, write_profile
+from tests.scoring.profiled import write_profile
 from tests.scoring.stages import run_stages
 
 PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
-WORDS = ("predicted_prompt", "prompt_likelihood")
-IMAGES = 500
-TIMED = [stage for stage in STAGES if stage != "wait"]  # for memory that nothing here is large enough to want
-
-
-def write_archive(folder, images, size=(320, 240)):
-    """So many files, the last of which is no image."""
-    write_photographs(folder, images - 1, size=size)
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    return write_archive(tmp_path_factory.mktemp("few") / "archive", 13)
+    """Thirteen files, the last of which is no image."""
+    folder = tmp_path_factory.mktemp("few")
+    write_photographs(folder, 12, size=(320, 240))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    return folder
 
 
 def middle(folder, archive, **options):
@@ -79,32 +66,3 @@ def test_a_cascade_in_pools_keeps_what_the_describer_may_look_at(few, tmp_path, 
     for uri, row in fused[1].items():
         names = ("second_look", "verdict", "predicted_prompt", "predicted_generator")
         assert [split[1][uri][name] for name in names] == [row[name] for name in names]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_one_decode_and_one_backbone_pass_for_detection_localization_generator_and_prompt(tmp_path):
-    archive = write_archive(tmp_path / "archive", IMAGES)
-    few = write_archive(tmp_path / "few", 25)
-    ensemble = write_profile(tmp_path / "cards", fake_above=middle(tmp_path, few))
-    facts, rows, spec = run_stages(tmp_path / "run", archive, "fused", ensemble=str(ensemble), precision="fp32", block_members=64)
-    run = RunDirectory.open(str(tmp_path / "run"))
-    batches = sum(-(-len(read_block(run.store, ref)) // spec.slots) for ref in iter_blocks(run.store, 0))
-    assert facts["decoded"] == len(rows) == IMAGES
-    assert facts["backbones"][BACKBONE] == {"runs": batches, "asked": 2 * batches}
-    masks = {mask["image_id"]: mask for table in run.masks(0) for mask in table.to_pylist()}
-    for row in rows.values():
-        if row["status"] != "ok":
-            assert all(row[name] is None for name in (*PROFILE, *WORDS, "scores", "verdict"))
-            continue
-        assert row["predicted_generator"] == row["generator_ranking"][0]
-        assert row["predicted_generator"] in CLASSES
-        assert all(row[name] is not None for name in PROFILE)
-        assert (row["predicted_prompt"] in PROMPTS) == (row["prompt_likelihood"] is not None) == (row["verdict"] == "fake")
-        assert np.asarray(Image.open(io.BytesIO(masks[row["image_id"]]["png"]))).shape == (256, 256)
-    assert 0 < facts["described"] == sum(row["predicted_prompt"] is not None for row in rows.values()) < IMAGES - 1
-    assert all(facts["seconds"][stage] > 0 for stage in TIMED)
-    print(json.dumps({
-        "images": IMAGES, "decoded": facts["decoded"], "batches": batches, "backbone": facts["backbones"][BACKBONE],
-        "described": facts["described"], "ms_per_image": {stage: round(1000 * facts["seconds"][stage] / IMAGES, 3) for stage in TIMED},
-    }))  # fmt: skip

@@ -9,7 +9,6 @@ from PIL import Image
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
 
-pytestmark = pytest.mark.ray
 SIZES = [(64, 64), (97, 61), (300, 400), (1024, 768), (65, 900), (1500, 1100)]
 GIB = 2**30
 
@@ -32,10 +31,10 @@ def run(score, tmp_path, card, sizes):
 
 
 @pytest.mark.slow
-def test_every_size_gets_a_score_and_memory_stays_bounded(score, tmp_path):
+def test_every_size_gets_a_score_and_memory_stays_bounded(score_on_ray, tmp_path):
     card = load_card("corvi2023")
     narrow = card.architecture.model_copy(update={"arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}})
-    session, rows = run(score, tmp_path, seeded_card(card.model_copy(update={"architecture": narrow}), tmp_path), SIZES)
+    session, rows = run(score_on_ray, tmp_path, seeded_card(card.model_copy(update={"architecture": narrow}), tmp_path), SIZES)
     scores = [row["scores"]["corvi2023"] for row in rows]
     allowed = [card.valid_range.doubt(width, height) is None for width, height in SIZES]
     assert [score is not None for score in scores] == allowed
@@ -46,8 +45,8 @@ def test_every_size_gets_a_score_and_memory_stays_bounded(score, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_the_published_width_takes_24_megapixels_within_4_gib(score, tmp_path):
+def test_the_published_width_takes_24_megapixels_within_4_gib(score_on_ray, tmp_path):
     sizes = [(64, 64), (300, 400), (1024, 768), (6000, 4000)]
-    session, rows = run(score, tmp_path, seeded_card("corvi2023", tmp_path), sizes)
+    session, rows = run(score_on_ray, tmp_path, seeded_card("corvi2023", tmp_path), sizes)
     assert all(row["scores"]["corvi2023"] is not None for row in rows)
     assert session["peak_worker_bytes"] < 4 * GIB

@@ -56,8 +56,6 @@ def test_deciding_brings_the_references_of_the_new_card_and_takes_those_of_the_o
     assert not decidable.store.exists(REFERENCES)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
 def test_a_run_keeps_the_references_of_its_card(score, archive, tmp_path):
     card = write_card(tmp_path / "card", np.arange(400.0))
     score(archive, ensemble=card)

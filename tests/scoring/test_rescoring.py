@@ -1,4 +1,4 @@
-"""Embeddings kept by a run on a real local Ray, and another head on them: the scores of a full run, and not one image fetched."""
+"""Embeddings kept by a run, and another head on them: the scores of a full run, and not one image fetched."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,6 @@ import yaml
 from PIL import Image
 
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.archives import read_blocks
 from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.errors import ConfigError, IdentityError
@@ -18,10 +17,9 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import check_reuse
 from ray_app.scoring.rescore import rescore_run
 from ray_app.scoring.run import score_archive
-from tests.scoring.conftest import comparable, rows_of, score_into
+from tests.scoring.conftest import comparable, rows_of, score_here
 from tests.scoring.eight import small_cards
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 SETTINGS = {"block_members": 8, "precision": "fp32"}
 
 
@@ -53,10 +51,10 @@ def heads(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def kept(ray_cluster, photos, heads, tmp_path_factory):
+def kept(photos, heads, tmp_path_factory):
     """A run that kept what its first detector's backbone says."""
     out = tmp_path_factory.mktemp("kept") / "run"
-    score_into(out, photos, detectors=(heads["unifd"], "touchstone-tiny"), features=("openai-clip-vit-l14",), **SETTINGS)
+    score_here(out, photos, detectors=(heads["unifd"], "touchstone-tiny"), features=("openai-clip-vit-l14",), **SETTINGS)
     return out
 
 
@@ -81,9 +79,9 @@ def assert_equal_but_for_rounding(rows, expected):
         assert left == right, uri
 
 
-def test_rescoring_gives_the_rows_of_a_full_run(rescored, photos, heads, tmp_path, ray_cluster):
+def test_rescoring_gives_the_rows_of_a_full_run(rescored, photos, heads, tmp_path):
     out, summary = rescored
-    _, full = score_into(tmp_path / "full", photos, detectors=(heads["new-head"],), **SETTINGS)
+    _, full = score_here(tmp_path / "full", photos, detectors=(heads["new-head"],), **SETTINGS)
     rows = rows_of(out)
     assert_equal_but_for_rounding(rows, full)
     scores = [score for score in head_scores(rows).values() if score is not None]
@@ -92,12 +90,6 @@ def test_rescoring_gives_the_rows_of_a_full_run(rescored, photos, heads, tmp_pat
     for key in ("members", "statuses", "verdicts", "fingerprint", "identity", "complete"):
         assert summary[key] == told[key], key
     assert (out / "report.html").is_file()
-
-
-def test_rescoring_fetches_no_image(s3, kept, heads, tmp_path):
-    s3.clear_log()
-    rescore_run(str(kept), str(tmp_path / "run"), [heads["new-head"]])
-    assert not s3.requests()
 
 
 def test_rescoring_beside_the_images_reads_none_of_them(s3, kept, heads):
@@ -112,11 +104,11 @@ def test_rescoring_beside_the_images_reads_none_of_them(s3, kept, heads):
     assert not [path for path in paths if "/photos" in path]
 
 
-def test_the_new_run_is_that_of_the_score_command(rescored, photos, heads, s3, ray_cluster):
+def test_the_new_run_is_that_of_the_score_command(rescored, photos, heads, s3):
     out, _ = rescored
     before = rows_of(out)
     s3.clear_log()
-    finished, rows = score_into(out, photos, detectors=(heads["new-head"],), **SETTINGS)
+    finished, rows = score_here(out, photos, detectors=(heads["new-head"],), **SETTINGS)
     assert rows == before
     assert finished.summary["members"] == len(before)
     assert not [path for method, path in s3.requests() if method == "GET" and path.endswith((".jpg", ".png"))]
@@ -133,28 +125,13 @@ def test_embeddings_are_of_every_image_that_has_pixels_and_say_what_they_are(kep
     assert json.loads((kept / "run.json").read_text())["identity"]["features"] == ["unifd"]
 
 
-def test_a_pool_of_its_own_keeps_the_same(kept, rescored, photos, heads, tmp_path, ray_cluster):
+def test_a_pool_of_its_own_keeps_the_same(kept, rescored, photos, heads, tmp_path):
     out = tmp_path / "split"
-    finished, _ = score_into(out, photos, detectors=("touchstone-tiny", heads["alone"]), features=("unifd",), **SETTINGS)
+    finished, _ = score_here(out, photos, detectors=("touchstone-tiny", heads["alone"]), features=("unifd",), **SETTINGS)
     assert finished.summary["session"]["layout"] == "split"
     rescore_run(str(out), str(tmp_path / "run"), [heads["new-head"]])
     again, before = head_scores(rows_of(tmp_path / "run")), head_scores(rows_of(rescored[0]))
     assert again == pytest.approx(before, abs=1e-4)
-
-
-def test_an_interrupted_rescore_goes_on(kept, rescored, heads, tmp_path):
-    out = tmp_path / "run"
-    rescore_run(str(kept), str(out), [heads["new-head"]])
-    run, whole = RunDirectory.open(str(out)), rows_of(out)
-    (published,) = run.published()
-    tables = list(run.tables(0))
-    (out / published.path).unlink()
-    first = read_blocks(run.store, 0)[0].members
-    run.write_part(0, 0, tables[0].slice(0, first))  # as if killed after the first block
-    rescore_run(str(kept), str(out), [heads["new-head"]])
-    again = rows_of(out)
-    assert {uri: comparable(row) for uri, row in again.items()} == {uri: comparable(row) for uri, row in whole.items()}
-    assert sorted(row["attempt"] for row in again.values()) == [1] * first + [2] * (len(again) - first)
 
 
 def test_several_heads_and_a_card_with_thresholds(kept, heads, tmp_path, capsys):

@@ -101,9 +101,7 @@ def break_file(path):
     return lambda: write(whole)
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_on_a_cluster_retries_and_reuse_go_together(score, tmp_path):
+def test_retries_and_reuse_go_together(score, tmp_path):
     """Twins in one listing, then a retry in which a repaired file turns out to be known."""
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -142,8 +140,6 @@ def test_on_a_cluster_retries_and_reuse_go_together(score, tmp_path):
     assert comparable(after[str(photos / "00-again.jpg")]) == comparable(after[str(photos / "00.jpg")]) | {"reused": True}
 
 
-@pytest.mark.ray
-@pytest.mark.slow
 def test_reused_rows_are_as_if_scored(score, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()

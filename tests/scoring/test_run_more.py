@@ -1,4 +1,4 @@
-"""A scoring run from end to end, on a real local Ray."""
+"""A scoring run from end to end: on a real local Ray, and what it makes of settings and changes with its stages in this process."""
 
 import os
 import shutil
@@ -17,9 +17,7 @@ from ray_app.scoring.redecide import decide_run
 from ray_app.scoring.run import is_complete
 from ray_app.storage import Lease, Store
 from tests.images.factory import top_bit_png
-from tests.scoring.conftest import comparable, files_below, rows_of, score_into
-
-pytestmark = pytest.mark.ray
+from tests.scoring.conftest import comparable, files_below, rows_of, score_here
 
 
 def save_photo(path, seed, size=(320, 240)):
@@ -29,9 +27,9 @@ def save_photo(path, seed, size=(320, 240)):
 
 
 @pytest.fixture(scope="module")
-def scored(ray_cluster, sample_archive, tmp_path_factory):
+def scored(sample_archive, tmp_path_factory):
     """The sample archive scored once, for those that only read the run or copy it."""
-    return score_into(tmp_path_factory.mktemp("scored") / "run", sample_archive)
+    return score_here(tmp_path_factory.mktemp("scored") / "run", sample_archive)
 
 
 @pytest.fixture
@@ -62,6 +60,27 @@ def test_every_file_has_one_row_and_the_good_ones_a_verdict(scored, sample_archi
     assert run.store.exists("report.html")
 
 
+@pytest.mark.timeout(600)
+def test_workers_on_ray_read_and_write_a_bucket_leave_the_same_rows_and_go_on(scored, score_on_ray, sample_archive, s3, tmp_path):
+    bucket = s3.bucket("same-rows")
+    store = Store.open(f"{bucket}/photos")
+    for path in files_below(sample_archive):
+        with open(path, "rb") as file:
+            store.write(os.path.relpath(path, sample_archive), file.read())
+    finished, rows = score_on_ray(f"{bucket}/photos", out=f"{bucket}/run")
+    assert finished.exit_code is ExitCode.DONE
+    assert (finished.summary["session"]["layout"], finished.summary["session"]["workers"]) == ("fused", 2)
+    by_sha = {row["sha256"]: comparable(row) for row in scored[1].values()}
+    assert len(rows) == len(scored[1])
+    for row in rows.values():
+        assert comparable(row) == by_sha[row["sha256"]]
+    save_photo(tmp_path / "new.jpg", 100)
+    store.write("new.jpg", (tmp_path / "new.jpg").read_bytes())
+    again, after = score_on_ray(f"{bucket}/photos", out=f"{bucket}/run", cluster={"workers": 1})
+    assert (again.summary["session"]["rows"], again.summary["listing"], again.summary["members"]) == (1, 1, len(rows) + 1)
+    assert {uri: row for uri, row in after.items() if uri in rows} == rows
+
+
 def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -86,20 +105,6 @@ def test_bad_files_get_their_status_and_the_good_ones_their_scores(score, tmp_pa
     assert again.exit_code is ExitCode.TOO_MANY_BAD
     again, _ = score(folder, max_bad_fraction=0.5)
     assert again.exit_code is ExitCode.DONE
-
-
-def test_s3_gives_the_same_rows_as_the_disk(scored, score, sample_archive, s3):
-    _, local = scored
-    bucket = s3.bucket("same-rows")
-    store = Store.open(f"{bucket}/photos")
-    for path in files_below(sample_archive):
-        with open(path, "rb") as file:
-            store.write(os.path.relpath(path, sample_archive), file.read())
-    _, remote = score(f"{bucket}/photos", out=f"{bucket}/run")
-    by_sha = {row["sha256"]: comparable(row) for row in local.values()}
-    assert len(remote) == len(local)
-    for row in remote.values():
-        assert comparable(row) == by_sha[row["sha256"]]
 
 
 SESSION_S_OWN = ("started_at", "finished_at", "session", "bottleneck")
@@ -193,29 +198,28 @@ def test_an_empty_or_missing_source_is_a_usage_error(score, tmp_path, source):
         score(tmp_path / source)
 
 
-@pytest.mark.slow
 def test_limit_lists_no_more(score, archive):
     _, rows = score(archive, limit=5)
     assert len(rows) == 5
 
 
 @pytest.mark.slow
-def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score, archive, tmp_path):
+def test_a_run_without_progress_stops_by_itself_and_can_be_resumed(score_on_ray, archive, tmp_path):
     with pytest.raises(ClusterError, match="no block ended in 4 s") as caught:
-        score(archive, device="cpu", batch_slots=4, precision="fp32", cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4))
+        score_on_ray(archive, device="cpu", batch_slots=4, precision="fp32", cluster=ClusterConfig(cpus=2, gpus=1, stall_timeout_s=4))
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert RESUMABLE in caught.value.__notes__
     assert not (tmp_path / "run" / "lease.json").exists()
-    finished, rows = score(archive, batch_slots=4, precision="fp32")
+    finished, rows = score_on_ray(archive, batch_slots=4, precision="fp32")
     assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
 
 
 @pytest.mark.slow
-def test_a_run_keeps_off_the_nodes_of_an_endpoint(score, archive, tmp_path):
-    finished, _ = score(archive, cluster=ClusterConfig(labels={"workload": "!serving"}))
+def test_a_run_keeps_off_the_nodes_of_an_endpoint(score_on_ray, archive, tmp_path):
+    finished, _ = score_on_ray(archive, cluster=ClusterConfig(labels={"workload": "!serving"}))
     assert finished.exit_code == 0
     with pytest.raises(ClusterError, match="has 0 CPUs"):
-        score(archive, out=tmp_path / "other", cluster=ClusterConfig(labels={"workload": "serving"}))
+        score_on_ray(archive, out=tmp_path / "other", cluster=ClusterConfig(labels={"workload": "serving"}))
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks.seeded import seeded_card
 from ray_app.datasets.simulation.archive import write_photographs
-from tests.scoring.conftest import rows_of
+from tests.scoring.conftest import ROOT, rows_of
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_late_gpus(source, out, detector):

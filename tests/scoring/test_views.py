@@ -1,4 +1,4 @@
-"""Runs with perturbations on a real local Ray: every image decoded once, the same views whoever works on them, and nothing else changed."""
+"""Runs with perturbations: every image decoded once, the same views whoever works on them, and nothing else changed."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from ray_app.scoring.identity import check_reuse, identity_of, resolve
 from ray_app.scoring.layout import MemberCost, plan_layout
 from ray_app.scoring.run import score_archive
 from ray_app.transforms.perturbations import load_perturbations
-from tests.scoring.conftest import comparable, score_into
+from tests.scoring.conftest import comparable, score_here
 
 STANDARD = [view.name for view in load_perturbations(["standard"])]
 TINY = ("touchstone-tiny", "other-tiny", "corvi2023")
@@ -64,15 +64,12 @@ def views_of(rows):
 
 
 @pytest.fixture(scope="module")
-def seen(ray_cluster, photos, tiny, tmp_path_factory):
-    """A run with perturbations by two workers, and its rows."""
+def seen(photos, tiny, tmp_path_factory):
+    """A run with perturbations, and its rows."""
     out = tmp_path_factory.mktemp("seen") / "run"
-    return out, score_into(out, photos, cluster={"workers": 2}, detectors=tiny, perturb=("standard",))[1]
+    return out, score_here(out, photos, detectors=tiny, perturb=("standard",))[1]
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_three_detectors_and_twelve_perturbations(seen):
     out, rows = seen
     assert session_of(out)["decoded"] == len(rows) == 7
@@ -89,9 +86,6 @@ def test_three_detectors_and_twelve_perturbations(seen):
     assert len(np.unique(values)) > 0.9 * len(values)
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_a_pool_of_its_own_gives_the_same_views(score, seen, photos, tiny, tmp_path):
     own = yaml.safe_load(Path(tiny[-1]).read_text()) | {"own_pool": True}
     (tmp_path / "corvi2023.yaml").write_text(yaml.safe_dump(own))
@@ -102,24 +96,15 @@ def test_a_pool_of_its_own_gives_the_same_views(score, seen, photos, tiny, tmp_p
     assert views_of(split) == views_of(seen[1])
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-def test_one_worker_gives_the_same_and_without_views_all_else_is_the_same(score, seen, photos, tiny, tmp_path):
-    settings = {"detectors": tiny, "perturb": ("standard",)}
+def test_without_views_all_else_is_the_same(score, seen, photos, tiny, tmp_path):
     rows = {uri: comparable(row) for uri, row in seen[1].items()}
-    _, alone = score(photos, tmp_path / "by-one", cluster={"workers": 1}, **settings)
-    assert {uri: comparable(row) for uri, row in alone.items()} == rows
     _, plain = score(photos, tmp_path / "plain", detectors=tiny)
     clean = {uri: {name: value for name, value in row.items() if name != "views"} for uri, row in rows.items()}
     assert {uri: comparable(row) for uri, row in plain.items()} == clean
     with pytest.raises(IdentityError, match=r"perturb\.jpeg-95"):
-        score(photos, tmp_path / "plain", **settings)
+        score(photos, tmp_path / "plain", detectors=tiny, perturb=("standard",))
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_masks_of_views_lie_beside_the_clean_ones_and_only_where_they_fit(score, photos, eight, tmp_path):
     out = tmp_path / "run"
     _, rows = score(photos, out, detectors=cards(eight, ["maskclip"]), perturb=("jpeg:50", "crop:0.75"), exclude=("**/photo*",))
@@ -139,13 +124,12 @@ def test_masks_of_views_lie_beside_the_clean_ones_and_only_where_they_fit(score,
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 @pytest.mark.timeout(3000)
-def test_a_thousand_images_three_detectors_and_twelve_perturbations_in_one_job(score, eight, tmp_path):
+def test_a_thousand_images_three_detectors_and_twelve_perturbations_in_one_job(score_on_ray, eight, tmp_path):
     photos = tmp_path / "photos"
     write_photographs(photos, 1000, size=(256, 192))
     settings = {"detectors": cards(eight, SHARING), "perturb": ("standard",), "block_members": 256}
-    _, rows = score(photos, **settings)
+    _, rows = score_on_ray(photos, **settings)
     session = session_of(tmp_path / "run")
     print(f"\n1,000 images, 3 detectors, 13 passes: {session['wall_s']:.0f} s on {session['workers']} workers, {session['seconds']}")
     assert session["decoded"] == len(rows) == 1000
@@ -157,7 +141,7 @@ def test_a_thousand_images_three_detectors_and_twelve_perturbations_in_one_job(s
     few = [uri for number, uri in enumerate(rows) if number % 50 == 0]
     listed = tmp_path / "few.csv"
     listed.write_text("uri\n" + "\n".join(few) + "\n")
-    _, again = score(f"list::{listed}", tmp_path / "again", cluster={"workers": 1}, **settings)
+    _, again = score_on_ray(f"list::{listed}", tmp_path / "again", cluster={"workers": 1}, **settings)
     assert views_of(again) == {uri: rows[uri]["views"] for uri in few}
 
 

@@ -15,15 +15,15 @@ from ray_app.cli.main import main
 from ray_app.runs import MASK_SCHEMA, RunDirectory
 from ray_app.scoring.redecide import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl
-from tests.scoring.conftest import rows_of, score_into
+from tests.scoring.conftest import rows_of, score_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def run_of_eight(ray_cluster, sample_archive, eight, tmp_path_factory):
+def run_of_eight(sample_archive, eight, tmp_path_factory):
     out = tmp_path_factory.mktemp("eight-run") / "run"
-    return out, score_into(out, sample_archive, ensemble=str(eight))[1]
+    return out, score_here(out, sample_archive, ensemble=str(eight))[1]
 
 
 def test_every_image_is_decoded_once_and_a_shared_backbone_runs_once(run_of_eight):
@@ -84,7 +84,6 @@ def test_masks_can_be_taken_out_as_files(run_of_eight, tmp_path, capsys):
             assert (mask.size, mask.mode) == ((row["width"], row["height"]), "L")
 
 
-@pytest.mark.slow
 def test_after_another_listing_only_current_masks_are_taken_out(score, archive, eight, tmp_path, capsys):
     pictures = sorted(archive.rglob("*.png"))[:2]
     source = tmp_path / "two"
@@ -102,7 +101,6 @@ def test_after_another_listing_only_current_masks_are_taken_out(score, archive, 
     assert "not a local folder" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, archive, tmp_path):
     card = write_tiny_internvl(tmp_path / "internvl")
     finished, rows = score(archive, detectors=(str(card), "touchstone-tiny"), precision="fp32")

@@ -18,16 +18,16 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.storage import Store
 from tests.evaluation.made import made_run, random_rows
 from tests.evaluation.test_accumulate import labelled, told
-
-pytestmark = pytest.mark.ray
+from tests.scoring.stages import without_ray
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, ray_cluster):
+def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
-    archive = build_sample_archive(folder / "archive", files=40)
+    archive = build_sample_archive(folder / "archive", files=24)
     words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out"), "--perturb", "jpeg:50"]
-    assert main(words) == 0
+    with without_ray():
+        assert main(words) == 0
     return archive, folder / "out", words
 
 
@@ -51,13 +51,14 @@ def test_the_same_command_changes_nothing(done, capsys):
     _, out, words = done
     before = json.loads((out / "metrics.json").read_text())
     capsys.readouterr()
-    assert main([*words, "--json"]) == 0
+    with without_ray():
+        assert main([*words, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert {key: again[key] for key in before if key != "made_at"} == {key: before[key] for key in before if key != "made_at"}
 
 
 @pytest.mark.slow
-def test_the_offline_set_is_made_labelled_and_evaluated(ray_cluster, tmp_path):
+def test_the_offline_set_is_made_labelled_and_evaluated(off_ray, tmp_path):
     arguments = {"pairs": {"test": 4}, "picture_px": {"test": 128}, "file_px": {"test": 96}, "autoencoder_steps": 2}
     config = EvaluateConfig(at=("simulated::",), arguments=arguments, out=str(tmp_path / "out"), score={"perturb": ["jpeg:75"]})
     document = evaluate(config).document.written()
@@ -65,17 +66,14 @@ def test_the_offline_set_is_made_labelled_and_evaluated(ray_cluster, tmp_path):
     assert [view["n_fake"] for view in document["systems"][0]["views"]] == [4]
 
 
-@pytest.mark.slow
-def test_a_layout_labels_the_source(done, tmp_path):
+def test_a_layout_labels_the_source(done, off_ray, tmp_path):
     archive, out, _ = done
     listed = tmp_path / "listed.csv"
     rows = list(csv.DictReader(archive.labels.open()))
     listed.write_text(
         "path,label,generator\n" + "".join(f"{archive.folder}/{row['path']},{row['label']},{row['generator']}\n" for row in rows)
     )
-    document = evaluate(
-        EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"), score={"cluster": {"workers": 1}})
-    ).document.written()
+    document = evaluate(EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"))).document.written()
     assert document["labels"]["key"] == "image_id"
     assert document["labels"]["joined"] == len(rows) == document["data"]["n"]
     expected = json.loads((out / "metrics.json").read_text())["systems"][0]["figures"]["auc"]["value"]
@@ -88,7 +86,6 @@ def test_a_layout_labels_the_source(done, tmp_path):
     assert len(labels_for(config, None, run, Store.open(str(tmp_path / "again"))).words) == len(rows)
 
 
-@pytest.mark.slow
 def test_tasks_gather_the_same(ray_cluster, tmp_path):
     columns, truths, _ = random_rows(400, views=("jpeg-50",))
     run = made_run(tmp_path / "run", columns, [33, 150, 151])

@@ -10,6 +10,8 @@ import struct
 import tarfile
 from pathlib import Path
 
+import numpy as np
+
 RUNS = Path(__file__).with_name("runs-0.8.0.tar.gz")
 BUCKET, SOURCE, PICTURES = "older", "s3://older/photos", 32
 WIDTH, HEIGHT = 80, 72
@@ -18,17 +20,14 @@ WIDTH, HEIGHT = 80, 72
 def picture(number: int) -> bytes:
     """A BMP file, which needs no codec: four colours that run into each other, and some noise."""
     rng = random.Random(number)
-    corners = [rng.randrange(256) for _ in range(12)]
-    noise = rng.randbytes(WIDTH * HEIGHT * 3)
-    rows = bytearray()
-    for y in range(HEIGHT):
-        for x in range(WIDTH):
-            for colour in range(3):
-                a, b, c, d = corners[colour * 4 : colour * 4 + 4]
-                value = (a * (WIDTH - x) * (HEIGHT - y) + b * x * (HEIGHT - y) + c * (WIDTH - x) * y + d * x * y) // (WIDTH * HEIGHT)
-                rows.append(max(0, min(255, value + noise[(y * WIDTH + x) * 3 + colour] % 17 - 8)))
+    corners = np.array([rng.randrange(256) for _ in range(12)]).reshape(3, 4)
+    noise = np.frombuffer(rng.randbytes(WIDTH * HEIGHT * 3), np.uint8).reshape(HEIGHT, WIDTH, 3)
+    y, x = np.mgrid[:HEIGHT, :WIDTH][:, :, :, None]
+    weights = (WIDTH - x) * (HEIGHT - y), x * (HEIGHT - y), (WIDTH - x) * y, x * y
+    value = sum(weight * corner for weight, corner in zip(weights, corners.T, strict=True)) // (WIDTH * HEIGHT)
+    rows = np.clip(value + noise % 17 - 8, 0, 255).astype(np.uint8).tobytes()
     sizes = (54 + len(rows), 0, 0, 54, 40, WIDTH, HEIGHT, 1, 24, 0, len(rows), 2835, 2835, 0, 0)
-    return struct.pack("<2sIHHIIiiHHIIiiII", b"BM", *sizes) + bytes(rows)
+    return struct.pack("<2sIHHIIiiHHIIiiII", b"BM", *sizes) + rows
 
 
 def put_pictures(client) -> None:
