@@ -68,7 +68,9 @@ def remove_orphans(out: Store) -> list[str]:
     orphans = [name for name in out.folders(f"{FOLDER}/{RUN}") if name.startswith(_STEP) and name not in known]
     for name in orphans:
         out.clear(f"{FOLDER}/{RUN}/{name}")
-        _remove_empty(out, f"{FOLDER}/{RUN}/{name}")
+        filesystem, path = out.filesystem_and_path(f"{FOLDER}/{RUN}/{name}")
+        if filesystem.isdir(path) and not filesystem.ls(path):  # on a disk the folder itself remains
+            filesystem.rmdir(path)
     return orphans
 
 
@@ -140,9 +142,3 @@ def _read(out: Store, path: str) -> bytes | None:
         return out.read(path)
     except FileNotFoundError:
         return None
-
-
-def _remove_empty(out: Store, folder: str) -> None:
-    filesystem, path = out.filesystem_and_path(folder)
-    if filesystem.isdir(path) and not filesystem.ls(path):  # on a disk the folder itself remains
-        filesystem.rmdir(path)

@@ -166,8 +166,7 @@ def _statistics(job: TrainingJob) -> RealStatistics | None:
 
 
 def _measured(job: TrainingJob) -> bytes:
-    from ray_app.training.loader import measure_real
-    from ray_app.training.validate import plain_loader
+    from ray_app.training.loader import measure_real, plain_loader
 
     statistics = measure_real(plain_loader(job, "train"), MEASURED_REALS, job.config.loop.seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -9,23 +9,24 @@ are seen as the recipe's augmentation changes them, once; those of other splits 
 """
 
 import io
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.cluster.progress import Progress
-from ray_app.detectors import MIRROR_VARIABLE
+from ray_app.detectors import MIRROR_VARIABLE, DetectorCard
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import BatchLoader, TrainingSample
+from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader
 from ray_app.training.ray_data import Batch, DataStage, training_loader, whole
 
 if TYPE_CHECKING:
@@ -70,11 +71,11 @@ def compute_embeddings(job: TrainingJob, wanted: Wanted, *, make: MakeDetector =
     """
     blocks = _blocks(job, wanted)
     there = {split: set(job.out.names(f"{FOLDER}/{split}")) for split in wanted}
-    missing = [block for block in blocks if Path(_file(block["split"], block["first"])).name not in there[block["split"]]]
+    missing = [block for block in blocks if Path(_file(block.split, block.first)).name not in there[block.split]]
     if missing:
-        _run(job, missing, make, count=sum(len(block["rows"]) for block in blocks))
+        _run(job, missing, make, count=sum(len(block.rows) for block in blocks))
     for split in wanted:
-        _require_readable(job, split, sum(len(block["rows"]) for block in blocks if block["split"] == split))
+        _require_readable(job, split, sum(len(block.rows) for block in blocks if block.split == split))
 
 
 def keep_block(out: Store, split: str, first: int, found: Embeddings) -> None:
@@ -106,6 +107,15 @@ def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
     """A column of the labels (`datasets.labels.INPUT`) of some rows of a labelled table; None where an image has none."""
     values: list[Any] = rows["input"].combine_chunks().field(name).take(pa.array(places)).to_pylist()
     return values
+
+
+def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
+    """What decided these embeddings (`detectors.embeddings.embedding_facts`), as plain JSON for a card that reads such ones."""
+    from ray_app.detectors.embeddings import embedding_facts
+
+    facts = embedding_facts(card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact")
+    content: dict[str, Any] = json.loads(json.dumps(facts))
+    return content
 
 
 def groups_of(rows: pa.Table, places: Integers) -> list[str]:
@@ -178,23 +188,29 @@ class Embedder(DataStage):
         return {"images": np.array([len(rows)]), "bad": np.array([len(rows) - len(found)])}
 
     def _loader(self, split: str) -> BatchLoader:
-        from ray_app.training.validate import plain_loader
-
         if split not in self._loaders:
             self._loaders[split] = training_loader(self._job) if split == "train" else plain_loader(self._job, split)
         return self._loaders[split]
 
 
-def _blocks(job: TrainingJob, wanted: Wanted) -> list[dict[str, Any]]:
+class _Block(NamedTuple):
+    """Rows of a split whose embeddings are one file; `first`: which of the wanted ones it begins with."""
+
+    split: str
+    first: int
+    rows: Integers
+
+
+def _blocks(job: TrainingJob, wanted: Wanted) -> list[_Block]:
     blocks = []
     for split, chosen in wanted.items():
         rows = np.arange(len(job.rows(split))) if chosen is None else chosen
         size = job.config.loop.batch
-        blocks += [{"split": split, "first": first, "rows": rows[first : first + size]} for first in range(0, len(rows), size)]
+        blocks += [_Block(split, first, rows[first : first + size]) for first in range(0, len(rows), size)]
     return blocks
 
 
-def _run(job: TrainingJob, missing: list[dict[str, Any]], make: MakeDetector, *, count: int) -> None:
+def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: int) -> None:
     import ray.data
     from ray.data import ActorPoolStrategy
     from ray.data.read_api import from_blocks
@@ -202,7 +218,7 @@ def _run(job: TrainingJob, missing: list[dict[str, Any]], make: MakeDetector, *,
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     layout = job.layout
-    tables = [pa.table({"split": [one["split"]], "first": [one["first"]], "rows": [one["rows"].tolist()]}) for one in missing]
+    tables = [pa.table({"split": [one.split], "first": [one.first], "rows": [one.rows.tolist()]}) for one in missing]
     made = from_blocks(tables).map_batches(
         Embedder,
         fn_constructor_args=(job, make),
@@ -213,9 +229,9 @@ def _run(job: TrainingJob, missing: list[dict[str, Any]], make: MakeDetector, *,
         num_gpus=layout.worker_gpus or None,
         label_selector=dict(job.config.cluster.labels) or None,
     )
-    progress = Progress(count, done=count - sum(len(one["rows"]) for one in missing), name="features")
-    for told in made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        progress.advance(int(whole(told)["images"].sum()), int(told["bad"].sum()))
+    progress = Progress(count, done=count - sum(len(one.rows) for one in missing), name="features")
+    for counts in made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        progress.advance(int(whole(counts)["images"].sum()), int(counts["bad"].sum()))
     progress.close()
 
 

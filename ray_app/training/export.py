@@ -125,7 +125,7 @@ def _card_facts(made: TrainedDetector, weights: Weights, folder: Path) -> dict[s
         "licence": licence.licence,
         "terms": licence.terms,
         "licence_note": licence.note or None,
-        "citation": recipe.export.citation or _citation(made),
+        "citation": recipe.export.citation or f"trained by Touchstone's recipe {recipe.name}; {recipe.source or card.citation}",
         "source": _source(recipe),
         "training_data": _training_data(made),
         "published": _published(made),
@@ -160,19 +160,14 @@ def _source(recipe: Recipe) -> str:
     return f"touchstone train {recipe.name}"
 
 
-def _citation(made: TrainedDetector) -> str:
-    return f"trained by Touchstone's recipe {made.recipe.name}; {made.recipe.source or made.card.citation}"
-
-
 def _training_data(made: TrainedDetector) -> TrainingData:
     data = made.recipe.data
-    places = ", ".join(strip_secrets(at) for source in data.train for at in source.at)
     generators, complete = _generators(made)
     return TrainingData(
-        name=_data_name(made),
+        name=data_name(made.recipe),
         images=_counted(made.findings),
         licence=data.licence or "not stated",
-        source=places or None,
+        source=places_of(made.recipe) or None,
         generators=generators,
         complete=complete,
     )
@@ -192,9 +187,14 @@ def _generators(made: TrainedDetector) -> tuple[tuple[str, ...], bool]:
     return own, complete
 
 
-def _data_name(made: TrainedDetector) -> str:
-    data = made.recipe.data
-    return data.name or ", ".join(strip_secrets(at) for source in data.train for at in source.at) or "not named"
+def places_of(recipe: Recipe) -> str:
+    """Where a recipe's training data lie, without secrets."""
+    return ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
+
+
+def data_name(recipe: Recipe) -> str:
+    """What a card calls a recipe's data: their name, else their places."""
+    return recipe.data.name or places_of(recipe) or "not named"
 
 
 def _counted(findings: Mapping[str, Any]) -> str | None:
@@ -206,7 +206,7 @@ def _counted(findings: Mapping[str, Any]) -> str | None:
 
 def _published(made: TrainedDetector) -> tuple[PublishedFigure, ...]:
     """Of the test split and its generators; of validation, on which the weights were chosen, the generators only where there is no test."""
-    name, source = _data_name(made), _source(made.recipe)
+    name, source = data_name(made.recipe), _source(made.recipe)
     test = card_figures(made.test, f"{name}, test", source) if made.test else ()
     chosen = "the weights were chosen on it"
     return test + card_figures(made.validation, f"{name}, validation", source, chosen, each_generator=made.test is None)

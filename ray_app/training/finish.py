@@ -48,9 +48,12 @@ def best_checkpoint(job: TrainingJob) -> tuple[CheckpointEntry, float]:
     metric = job.config.validation.metric
     best: tuple[CheckpointEntry, float] | None = None
     for one in checkpoints.kept(job.out):
-        if not _may_be_best(job, one):
+        if one.step not in job.milestones and not one.metrics.get("finished"):
             continue
-        figures = one.metrics if metric in one.metrics else _judged_before(job, one) or on_checkpoint(job, one.name, validate_folder)
+        figures: Mapping[str, Any] | None = one.metrics
+        if metric not in one.metrics:
+            figures = next((found for found in validations(job.out) if found["step"] == one.step), None)
+        figures = figures or on_checkpoint(job, one.name, validate_folder)
         value = figures.get(metric)
         if value is not None and (best is None or is_better(metric, value, best[1])):
             best = one, value
@@ -59,20 +62,14 @@ def best_checkpoint(job: TrainingJob) -> tuple[CheckpointEntry, float]:
     return best
 
 
-def _may_be_best(job: TrainingJob, one: CheckpointEntry) -> bool:
-    return one.step in job.milestones or bool(one.metrics.get("finished"))
-
-
-def _judged_before(job: TrainingJob, one: CheckpointEntry) -> Mapping[str, Any] | None:
-    return next((found for found in validations(job.out) if found["step"] == one.step), None)
-
-
-def finish(job: TrainingJob, findings: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `told` is that of `train.json`."""
+def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `claim` is that of `train.json`."""
     best, value = best_checkpoint(job)
     verdicts: dict[str, Verdicts] = on_checkpoint(job, best.name, judge_splits)
     for split, verdict in verdicts.items():
-        job.out.write(f"scores/{split}.parquet", _score_file(job, split, verdict))
+        rows = job.rows(split).take(pa.array(verdict.rows))
+        labels = {name: rows["input"].combine_chunks().field(name) for name in ("label", "generator")}
+        job.out.write(f"scores/{split}.parquet", rows_file(rows, {**labels, "score": pa.array(verdict.scores)}))
     calibration, why_not = calibrated(verdicts["validation"])
     history = list(read_notes(job.out, HISTORY))
     facts = TrainingFacts(
@@ -95,7 +92,7 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], told: Mapping[str, Any
         data=DataFindings(**findings),
         recipe=recipe_of(job.config),
         environment={
-            **told["environment"],
+            **claim["environment"],
             "device": verdicts["validation"].device,
             "workers": job.layout.workers,
             # Going on elsewhere may change it; a head that was fitted on features has no history.
@@ -162,21 +159,11 @@ def _exported(
     return export(job.out, made)
 
 
-def _score_file(job: TrainingJob, split: str, verdict: Verdicts) -> bytes:
-    rows = job.rows(split).take(pa.array(verdict.rows))
-    labels = rows["input"].combine_chunks()
-    table = pa.table(
-        {
-            "image_id": rows["image_id"],
-            "uri": rows["uri"],
-            "member": rows["member"],
-            "label": labels.field("label"),
-            "generator": labels.field("generator"),
-            "score": pa.array(verdict.scores),
-        }
-    )
+def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
+    """A Parquet file of some labelled rows: their places (`image_id`, `uri`, `member`) and further `columns` of the same length."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    place = {name: rows[name] for name in ("image_id", "uri", "member")}
+    pq.write_table(pa.table({**place, **columns}), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -258,20 +245,20 @@ class TrainingProgress(Progress):
 
     def __init__(self, total: int, *, stream: TextIO | None = None, **given: Any) -> None:
         super().__init__(total, name="train", stream=stream, **given)
-        self._told = ProgressReport({})
+        self._report = ProgressReport({})
         self._judged = ""
 
     def judged(self, text: str) -> None:
         """What is known of the last validation, in a few words."""
         self._judged = text
 
-    def show(self, told: ProgressReport) -> None:
+    def show(self, report: ProgressReport) -> None:
         """What the board says now."""
-        if told.steps > self._told.steps:
-            self._done = told.figures.get("step", -1) + 1
+        if report.steps > self._report.steps:
+            self._done = report.figures.get("step", -1) + 1
             if self._first_at is None:
                 self._first_at, self._first_batch, self._before = self._clock(), 0, self._done
-            self._told = told
+            self._report = report
             self.advance(0, 0)
         self.redraw()
 
@@ -280,7 +267,7 @@ class TrainingProgress(Progress):
         if self._first_at is None:
             return f"{self._name}  starting workers"
         share = f" ({self._done / self._total:.0%})" if self._total else ""
-        figures = [text.format(self._told.figures[key]) for key, text in _SHOWN if key in self._told.figures]
+        figures = [text.format(self._report.figures[key]) for key, text in _SHOWN if key in self._report.figures]
         rate = self._rate(now)
         left = [f"ETA {duration((self._total - self._done) / rate)}"] if rate else []
         return "  ".join([f"{self._name}  step {self._done:,}/{self._total:,}{share}", *figures, *left, *filter(None, [self._judged])])

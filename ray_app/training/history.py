@@ -106,23 +106,23 @@ class ProgressBoard:
     """The actor itself; `tell` returns whether training is to save and stop."""
 
     def __init__(self) -> None:
-        self._told = ProgressReport({})
+        self._report = ProgressReport({})
         self._stop = False
         self._controller: Any = None
 
     def tell(self, figures: dict[str, Any], steps: int) -> bool:
         """Rank 0's figures, and how many steps it made since its last report."""
-        self._told = replace(self._told, figures=figures, steps=self._told.steps + steps)
+        self._report = replace(self._report, figures=figures, steps=self._report.steps + steps)
         return self._stop
 
     def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
         """A worker met what would happen again; with `only_before_steps`, that is so only while no step of this session was made."""
-        if self._told.failure is None and not (only_before_steps and self._told.steps):
-            self._told = replace(self._told, failure=failure)
+        if self._report.failure is None and not (only_before_steps and self._report.steps):
+            self._report = replace(self._report, failure=failure)
 
     def beat(self) -> None:
         """A checkpoint is still being judged."""
-        self._told = replace(self._told, beats=self._told.beats + 1)
+        self._report = replace(self._report, beats=self._report.beats + 1)
 
     def introduce(self, controller: Any) -> None:
         """The controller of Ray Train says who it is."""
@@ -138,7 +138,7 @@ class ProgressBoard:
 
     def read(self) -> ProgressReport:
         """All reports so far."""
-        return self._told
+        return self._report
 
 
 def put_up() -> ActorHandle[ProgressBoard]:

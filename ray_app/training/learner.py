@@ -106,7 +106,7 @@ class Learner:
         rate = begin_step(self.recipe, self._optimiser, step, self.total_steps, self.rank)
         parts = self._way_back(batch)
         parts["unusable"] = torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)
-        norm = self._gradient_norm()
+        norm = whole(get_total_norm([parameter.grad for parameter in self._learning() if parameter.grad is not None]))
         values = dict(zip(parts, averaged(torch.stack(list(parts.values())).float()).tolist(), strict=True))
         loss, unusable = values.pop("loss"), round(values.pop("unusable") * self.world)
         figures = StepFigures(step, loss, values, rate, norm.item(), unusable)
@@ -136,9 +136,6 @@ class Learner:
 
     def _learning(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.network.parameters() if parameter.grad is not None]
-
-    def _gradient_norm(self) -> torch.Tensor:
-        return whole(get_total_norm([parameter.grad for parameter in self._learning() if parameter.grad is not None]))
 
     def save(self, folder: Path) -> None:
         """Write everything that going on needs to an existing folder. Every process calls it; rank 0 writes, when all have answered.

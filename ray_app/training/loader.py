@@ -21,6 +21,7 @@ from ray_app.detectors.preprocessing import Pixels, Resize
 from ray_app.errors import ConfigError, InputError, StorageError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.storage import Fetcher
+from ray_app.training.job import TrainingJob
 from ray_app.transforms.ops import edge_map
 from ray_app.transforms.policy import ImageSample, Policy, RealStatistics, sharpness
 
@@ -176,6 +177,20 @@ class BatchLoader:
         if size is None:
             raise StorageError(f"not one of {len(made)} images can be read; the first: {made[0]}", hint="is the source still there?")
         return size
+
+
+def plain_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> BatchLoader:
+    """What reads a split of a job, changed by `policy`; without one, images are as scoring would see them."""
+    config = job.config
+    return BatchLoader(
+        job.rows(split),
+        job.card.preprocessing,
+        policy=policy,
+        seed=config.loop.seed,
+        masks=job.wants_masks,
+        limits=config.limits,
+        fetcher=Fetcher(guard=job.guard),
+    )
 
 
 class StepLoader:

@@ -17,7 +17,6 @@ import pyarrow as pa
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from ray_app.errors import TouchstoneError
-from ray_app.storage import Fetcher
 from ray_app.training.job import TrainingJob
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -104,20 +103,11 @@ class Loader(DataStage):
 
 def training_loader(job: TrainingJob) -> Any:
     """What reads rows of the training split as the recipe's policy changes them."""
-    from ray_app.training.loader import BatchLoader
+    from ray_app.training.loader import plain_loader
     from ray_app.transforms.policy import make_policy
 
     shape = job.card.preprocessing.shape
-    policy = make_policy(job.config.augmentation, side=shape[0] if shape else None, statistics=job.statistics)
-    return BatchLoader(
-        job.rows("train"),
-        job.card.preprocessing,
-        policy=policy,
-        seed=job.config.loop.seed,
-        masks=job.wants_masks,
-        limits=job.config.limits,
-        fetcher=Fetcher(guard=job.guard),
-    )
+    return plain_loader(job, "train", make_policy(job.config.augmentation, side=shape[0] if shape else None, statistics=job.statistics))
 
 
 def batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[Batch]:

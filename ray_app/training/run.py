@@ -68,14 +68,14 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
         return _pushed(config, out, Trained(ExitCode.DONE, facts))
 
 
-def _learned(config: TrainConfig, card: DetectorCard, out: Store, told: dict[str, Any]) -> dict[str, Any]:
+def _learned(config: TrainConfig, card: DetectorCard, out: Store, claim: dict[str, Any]) -> dict[str, Any]:
     """Index, divide, train and finish; returns the content of `metrics.json`."""
     print("train  indexing and dividing the images", file=sys.stderr, flush=True)
     prepared = prepare_data(config, out, each=on_ray)
-    claim_data(out, told, prepared.splits.findings)
+    claim_data(out, claim, prepared.splits.findings)
     cpus, gpus, _ = resources(config.cluster)
     layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
-    return _made(make_job(config, card, out, layout, prepared), prepared.splits.findings, told)
+    return _made(make_job(config, card, out, layout, prepared), prepared.splits.findings, claim)
 
 
 def _pushed(config: TrainConfig, out: Store, trained: Trained) -> Trained:
@@ -86,18 +86,18 @@ def _pushed(config: TrainConfig, out: Store, trained: Trained) -> Trained:
     return replace(trained, facts={**trained.facts, "pushed": push(out.url, config.export.push)})
 
 
-def _made(job: TrainingJob, findings: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+def _made(job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]) -> dict[str, Any]:
     """Learn and finish by the recipe's method; returns the content of `metrics.json`."""
     if job.config.method == "identify":
         from ray_app.training.identifier.run import identify
 
-        return identify(job, findings, told)
+        return identify(job, findings, claim)
     if job.config.method == "describe":
         from ray_app.training.captioner.run import describe
 
-        return describe(job, findings, told, _fit)
+        return describe(job, findings, claim, _fit)
     _fit(job)
-    return finish(job, findings, told)
+    return finish(job, findings, claim)
 
 
 def _fit(job: TrainingJob) -> None:

@@ -66,13 +66,13 @@ def claim_recipe(out: Store, config: TrainConfig) -> dict[str, Any]:
     return claim
 
 
-def claim_data(out: Store, told: dict[str, Any], findings: Mapping[str, Any]) -> None:
+def claim_data(out: Store, claim: dict[str, Any], findings: Mapping[str, Any]) -> None:
     """The same for the images: their digests, split by split. Raises IdentityError where a source has changed since."""
     digests = {name: split["digest"] for name, split in findings["splits"].items()}
-    if "data" not in told["identity"]:
-        told["identity"]["data"] = digests
-        write_claim(out, told)
-    _require_equal(out, {"data": digests}, {"data": told["identity"]["data"]})
+    if "data" not in claim["identity"]:
+        claim["identity"]["data"] = digests
+        write_claim(out, claim)
+    _require_equal(out, {"data": digests}, {"data": claim["identity"]["data"]})
 
 
 def read_claim(out: Store) -> dict[str, Any] | None:
@@ -84,9 +84,9 @@ def read_claim(out: Store) -> dict[str, Any] | None:
     return content
 
 
-def write_claim(out: Store, told: Mapping[str, Any]) -> None:
+def write_claim(out: Store, claim: Mapping[str, Any]) -> None:
     """Write `train.json`."""
-    out.write(FILE, json.dumps(told, indent=2, ensure_ascii=False).encode())
+    out.write(FILE, json.dumps(claim, indent=2, ensure_ascii=False).encode())
 
 
 def _without_secrets(value: Any) -> Any:

@@ -49,7 +49,7 @@ def fit(job: TrainingJob) -> None:
     """Train until the last step is committed and every validation is over.
 
     Raises the TouchstoneError that a worker met, ClusterError when Ray Train gives up or nothing happens for too long, and
-    KeyboardInterrupt, after the workers have saved, when a signal asked to stop.
+    KeyboardInterrupt, after the workers have saved, when a signal requests to stop.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -99,7 +99,7 @@ def _end(job: TrainingJob, thread: "_Fit") -> None:
 class _Fit(threading.Thread):
     """Ray Train at work; `error` is what it ended with, if not well.
 
-    `over` is asked instead of `is_alive`: a signal that interrupts `Thread.join` makes Python 3.11 believe that the thread has ended
+    `over` is checked instead of `is_alive`: a signal that interrupts `Thread.join` makes Python 3.11 believe that the thread has ended
     (bpo-45274).
     """
 
@@ -150,12 +150,12 @@ class _Watch:
         return stopped is not None and any(one.step >= stopped for one in checkpoints.kept(self._job.out))
 
     def _check_board(self) -> None:
-        told: ProgressReport = ray.get(self._job.board.read.remote())
-        if (error := told.error()) is not None:
+        report: ProgressReport = ray.get(self._job.board.read.remote())
+        if (error := report.error()) is not None:
             raise error
         now = time.monotonic()
-        if told != self._last_report:
-            self._last_report, self._heard = told, now
+        if report != self._last_report:
+            self._last_report, self._heard = report, now
         if now - self._heard > self._patience_s:
             raise ClusterError(
                 f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
@@ -165,14 +165,16 @@ class _Watch:
             self._copied_at = now
             checkpoints.copy_list(self._job.out)
             self._progress.judged(_last_judged(self._job))
-        self._progress.show(told)
+        self._progress.show(report)
 
 
 def _trainer(job: TrainingJob) -> TorchTrainer:
     config, layout = job.config, job.layout
     shared = ray.put(job)
     request = {"CPU": layout.worker_cpus} | ({"GPU": layout.worker_gpus} if layout.worker_gpus else {})
-    labels = dict(config.cluster.labels)
+    labels, metric = dict(config.cluster.labels), config.validation.metric
+    best_by: dict[str, Any] = {"checkpoint_score_attribute": metric, "checkpoint_score_order": FIGURES[metric]}
+    judging: dict[str, Any] = {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus}
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": shared},
@@ -190,24 +192,15 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
             callbacks=[_Introduction(job.board)],  # type: ignore[list-item]
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.faults.keep,
-                **({} if config.method == "describe" else _scored_by(config.validation.metric)),
+                **({} if config.method == "describe" else best_by),
             ),
         ),
         validation_config=ValidationConfig(
             fn=validate,
             task_config=ValidationTaskConfig(fn_kwargs={"job": shared}),
-            ray_remote_kwargs=_judging(job),
+            ray_remote_kwargs=judging | ({"label_selector": labels} if labels else {}),
         ),
     )
-
-
-def _scored_by(metric: str) -> dict[str, Any]:
-    return {"checkpoint_score_attribute": metric, "checkpoint_score_order": FIGURES[metric]}
-
-
-def _judging(job: TrainingJob) -> dict[str, Any]:
-    layout, labels = job.layout, dict(job.config.cluster.labels)
-    return {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus} | ({"label_selector": labels} if labels else {})
 
 
 def _last_judged(job: TrainingJob) -> str:

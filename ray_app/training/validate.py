@@ -28,10 +28,10 @@ from ray_app.detectors.precision import Precision, resolve_precision
 from ray_app.errors import TouchstoneError
 from ray_app.metrics import FIGURES, detection_figures, pixel_figures
 from ray_app.scoring.report import SIDE_PX
-from ray_app.storage import Fetcher, Store
+from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import BatchLoader
+from ray_app.training.loader import plain_loader
 from ray_app.training.ray_data import Batch
 from ray_app.training.run_directory import device_name
 
@@ -75,7 +75,7 @@ def validate_folder(job: TrainingJob, folder: Path, *, threads: int = 1) -> dict
     step, _ = checkpoints.read_facts(folder)
     judged = _judged(job, folder, "validation", chosen_rows(job), threads)
     figures = figures_of(job, "validation", judged)
-    write_validation(job.out, step, figures)
+    job.out.write(f"{FOLDER}/{step:08d}.json", json.dumps({"step": step, **figures}).encode())
     return {name: figures[name] for name in FIGURES if figures.get(name) is not None}
 
 
@@ -173,20 +173,6 @@ def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[Bat
             yield waiting.popleft().result()
 
 
-def plain_loader(job: TrainingJob, split: str) -> BatchLoader:
-    """What reads a split's rows with no policy, as scoring would."""
-    config, fetcher = job.config, Fetcher(guard=job.guard)
-    return BatchLoader(
-        job.rows(split),
-        job.card.preprocessing,
-        policy=None,
-        seed=config.loop.seed,
-        masks=job.wants_masks,
-        limits=config.limits,
-        fetcher=fetcher,
-    )
-
-
 def _beating(job: TrainingJob, batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches; the driver hears now and then that judging goes on."""
     beat_at = time.monotonic()
@@ -230,13 +216,8 @@ def _thumbnail(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_validation(out: Store, step: int, figures: Mapping[str, Any]) -> None:
-    """Keep the figures of the network after `step` steps."""
-    out.write(f"{FOLDER}/{step:08d}.json", json.dumps({"step": step, **figures}).encode())
-
-
 def validations(out: Store) -> list[dict[str, Any]]:
-    """All of them, by their steps."""
+    """The figures of all checkpoints that were judged, by their steps."""
     return [json.loads(out.read(f"{FOLDER}/{name}")) for name in out.names(FOLDER)]
 
 
@@ -250,14 +231,11 @@ def is_out_of_patience(job: TrainingJob) -> bool:
     wanted = job.config.validation
     if wanted.patience is None:
         return False
-    found = [one for one in validations(job.out) if one.get(wanted.metric) is not None]
-    best: dict[str, Any] | None = None
-    since = 0
-    for one in found:
-        if best is None or is_better(wanted.metric, one[wanted.metric], best[wanted.metric]):
-            best, since = one, 0
-        else:
-            since += 1
+    best, since = None, 0
+    for one in validations(job.out):
+        if (value := one.get(wanted.metric)) is None:
+            continue
+        best, since = (value, 0) if best is None or is_better(wanted.metric, value, best) else (best, since + 1)
     return since >= wanted.patience
 
 

@@ -78,9 +78,9 @@ class Rank:
             HistoryWriter(job.out, folder, self._rank) for folder in (HISTORY, SAMPLES, UNREADABLE)
         )
         self._seen = self._bad = 0
-        self._untold = 0
-        self._told_at = self._looked_at = 0.0
-        self._asked: Any = None
+        self._unreported = 0
+        self._reported_at = self._polled_at = 0.0
+        self._reply: Any = None
         self._saved_on_notice = False
         self._line: dict[str, Any] = {}
         self._taker = futures.ThreadPoolExecutor(1)
@@ -109,7 +109,7 @@ class Rank:
     def _awaited(self) -> Batch | None:
         """The next batch, as soon as every worker has one; None after the last one, and where training ends while it waits."""
         while self._agree(GO_ON if futures.wait([self._coming], LOOK_EVERY_S).done else WAIT) == WAIT:
-            if self._rank == 0 and self._asked is None:
+            if self._rank == 0 and self._reply is None:
                 self._report(self._line)
             if self._heed(after_step=False):
                 return None
@@ -148,10 +148,10 @@ class Rank:
             "time": time.time(),
             **figures.parts,
         }
-        self._untold, self._line = self._untold + 1, line
+        self._unreported, self._line = self._unreported + 1, line
         if self._rank == 0:
             self._history.add(line)
-            if time.monotonic() - self._told_at >= TELL_EVERY_S:
+            if time.monotonic() - self._reported_at >= TELL_EVERY_S:
                 self._report(line)
 
     def _note_images(self, batch: Batch, step: int) -> None:
@@ -171,8 +171,8 @@ class Rank:
             )
 
     def _report(self, line: dict[str, Any]) -> None:
-        self._asked = self._job.board.tell.remote({**line, "total": self._job.total_steps}, self._untold)
-        self._untold, self._told_at = 0, time.monotonic()
+        self._reply = self._job.board.tell.remote({**line, "total": self._job.total_steps}, self._unreported)
+        self._unreported, self._reported_at = 0, time.monotonic()
 
     def _heed(self, *, after_step: bool) -> bool:
         """Commit what is due or requested; True when training ends here."""
@@ -190,14 +190,14 @@ class Rank:
     def _decision(self, after_step: bool) -> int:
         """What rank 0 wants all to do."""
         step = self._learner.step_number
-        if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
-            asked, self._asked = ray.get(self._asked), None
-            if asked and step < self._job.total_steps:
+        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
+            stop_requested, self._reply = ray.get(self._reply), None
+            if stop_requested and step < self._job.total_steps:
                 return STOP
         if after_step and step in self._job.milestones and is_out_of_patience(self._job):
             return END
-        if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
-            self._looked_at = time.monotonic()
+        if time.monotonic() - self._polled_at >= LOOK_EVERY_S:
+            self._polled_at = time.monotonic()
             return LOOK
         return GO_ON
 

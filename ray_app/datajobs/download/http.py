@@ -48,7 +48,7 @@ class HttpResponse:
 
 
 class HttpClient:
-    """`await Asker(config).get(url)`, made inside the event loop; `close()` it. Connections are kept, cookies are not."""
+    """`await HttpClient(config).get(url)`, made inside the event loop; `close()` it. Connections are kept, cookies are not."""
 
     def __init__(self, config: CollectConfig) -> None:
         self._limits, self._private = config.limits, config.allow_private
@@ -76,8 +76,8 @@ class HttpClient:
 
     def checked(self, text: str) -> URL:
         """What is dialled for a url. Raises Failed."""
-        try:
-            url = checked_url(text, schemes=("http", "https"), is_literal_allowed=self._is_literal_allowed, bare_names=self._private)
+        try:  # an address is judged below, in other words
+            url = checked_url(text, schemes=("http", "https"), is_literal_allowed=is_address, bare_names=self._private)
         except UrlRefused as refused:
             raise Failed(BAD_URL, str(refused), asked=False) from None
         host = url.raw_host or ""
@@ -113,9 +113,6 @@ class HttpClient:
 
     def _is_allowed(self, address: str) -> bool:
         return self._private or is_public_address(address)
-
-    def _is_literal_allowed(self, host: str) -> bool:
-        return is_address(host)  # `checked` judges it, in other words
 
 
 def _resolver(known: Mapping[str, str]) -> Resolver:

@@ -164,19 +164,19 @@ class DownloadSession:
         self._progress.redraw()
         self._lease.check()
 
-    def _heard(self, worker: int, told: DownloadReport) -> None:
+    def _heard(self, worker: int, report: DownloadReport) -> None:
         feeder = self._feeders[worker]
-        for name, status in told.ended:
+        for name, status in report.ended:
             feeder.ended(name)
             if name not in self.ended:
                 self._progress.advance(1, status != OK)
             self.ended[name] = status
-        feeder.committed(told.committed)
-        for task in told.moved:
+        feeder.committed(report.committed)
+        for task in report.moved:
             feeder.moved(task.id)
-        self._add(told.moved)
-        if told.fault is not None:
-            raise told.fault
+        self._add(report.moved)
+        if report.fault is not None:
+            raise report.fault
 
     def _lost(self, worker: int) -> None:
         """A worker died: what it had not committed is given out again. It may have committed more than it came to say."""

@@ -189,19 +189,19 @@ def write_results(records: Records, listed: UrlTable, rows: pa.Table) -> None:
     order = pc.index_in(listed.rows["id"], value_set=rows["id"].combine_chunks())
     ordered = rows.take(order)
     is_ok = pc.equal(ordered["status"], OK)
-    told = _without_secrets(listed.rows)
-    failed = pa.table({"id": told["id"], "url": told["url"], **{name: ordered[name] for name in _REASONS}}).filter(pc.invert(is_ok))
+    shown = _without_secrets(listed.rows)
+    failed = pa.table({"id": shown["id"], "url": shown["url"], **{name: ordered[name] for name in _REASONS}}).filter(pc.invert(is_ok))
     write_tables(records.store, FAILED, failed.schema, _pieces(failed))
-    collected = _collected(records, told, ordered).filter(is_ok)
+    collected = _collected(records, shown, ordered).filter(is_ok)
     write_tables(records.store, COLLECTED, collected.schema, _pieces(collected))
 
 
-def _collected(records: Records, told: pa.Table, ordered: pa.Table) -> pa.Table:
+def _collected(records: Records, shown: pa.Table, ordered: pa.Table) -> pa.Table:
     is_files = records.config.form == "files"
     up = "../" if is_files and not records.config.folder else ""
     places = [None if place is None else up + place for place in ordered["place"].to_pylist()]
     columns: dict[str, Any] = {"uri" if is_files else "shard": pa.array(places, pa.string())}
-    columns |= dict(zip(told.schema.names, told.columns, strict=True))
+    columns |= dict(zip(shown.schema.names, shown.columns, strict=True))
     return pa.table(columns | {name: ordered[name] for name in _FACTS})
 
 

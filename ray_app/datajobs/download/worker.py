@@ -198,36 +198,23 @@ class DownloadWorker:
 
     def _good(self, task: Task, data: bytes, whole: Whole, place: str | None, http_status: int | None) -> DownloadResult:
         facts = {"sha256": whole.sha256, "format": whole.format, "width": whole.width, "height": whole.height, "size_bytes": len(data)}
-        asked = {"http_status": http_status, "requests": task.requests, "final_url": strip_secrets(task.url)}
-        return DownloadResult(task.id, task.wanted, OK, None, place, **facts, **asked)  # type: ignore[arg-type]
+        request = {"http_status": http_status, "requests": task.requests, "final_url": strip_secrets(task.url)}
+        return DownloadResult(task.id, task.wanted, OK, None, place, **facts, **request)  # type: ignore[arg-type]
 
     def _bad(self, task: Task, failure: Failed) -> DownloadResult:
         return DownloadResult(task.id, task.wanted, failure.status, failure.detail, http_status=failure.http_status, requests=task.requests,
                        final_url=strip_secrets(task.url))  # fmt: skip
 
-    def _faults(self) -> "_Faults":
-        return _Faults(self._reports)
-
-
-class _Faults:
-    """What is no fault of a url ends the session: storage out of reach, a bug. It is sent on, since nobody waits for a task's exception."""
-
-    def __init__(self, told: "queue.SimpleQueue[DownloadReport]") -> None:
-        self._reports = told
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        fault = (
-            error
-            if isinstance(error, TouchstoneError)
-            else TouchstoneError(f"collecting failed: {said(error)}", hint="this looks like a bug")
-        )
-        self._reports.put(DownloadReport(fault=fault))
-        return True
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """What is no fault of a url ends the session: storage out of reach, a bug. It is reported, since nobody waits for a task."""
+        try:
+            yield
+        except TouchstoneError as error:
+            self._reports.put(DownloadReport(fault=error))
+        except Exception as error:
+            bug = TouchstoneError(f"collecting failed: {said(error)}", hint="this looks like a bug")
+            self._reports.put(DownloadReport(fault=bug))
 
 
 class Crew(Protocol):
@@ -309,11 +296,11 @@ class RayCrew:
 
         found = []
         # A `take` that was still open may have the last report instead of `close`.
-        asked = self._pending | {actor.close.remote(): worker for worker, actor in enumerate(self._actors)}
-        ended, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_CLOSE_S)
+        answers = self._pending | {actor.close.remote(): worker for worker, actor in enumerate(self._actors)}
+        ended, _ = ray.wait(list(answers), num_returns=len(answers), timeout=_CLOSE_S)
         for answer in ended:
             with suppress(ray.exceptions.RayError):
-                found.append((asked[answer], ray.get(answer)))
+                found.append((answers[answer], ray.get(answer)))
         for actor in self._actors:
             ray.kill(actor)
         return found

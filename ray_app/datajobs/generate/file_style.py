@@ -129,19 +129,13 @@ def _has_manifest(place: str) -> bool:
 
 def _reals(place: str, fetcher: Fetcher) -> Iterator[ManifestMember]:
     """Members of a run, an index or an archive; without those that are labelled fake."""
-    found = _of_manifests(Store.open(place)) if _has_manifest(place) else _of_archive(place, fetcher)
+    if _has_manifest(place):
+        store = Store.open(place)
+        blocks = (ref for number in manifests(store) if read_complete(store, number) for ref in iter_blocks(store, number))
+        found = (member for ref in blocks for member in member_rows(read_block(store, ref)))
+    else:
+        found = (as_member(item, slot) for slot, item in enumerate(islice(open_source([place], fetcher=fetcher), 1_000_000)))
     return (member for member in found if str(member.input.get("label", "real")).lower() not in ("fake", "1", "true"))
-
-
-def _of_manifests(store: Store) -> Iterator[ManifestMember]:
-    for number in (one for one in manifests(store) if read_complete(store, one)):
-        for ref in iter_blocks(store, number):
-            yield from member_rows(read_block(store, ref))
-
-
-def _of_archive(place: str, fetcher: Fetcher) -> Iterator[ManifestMember]:
-    for slot, item in enumerate(islice(open_source([place], fetcher=fetcher), 1_000_000)):
-        yield as_member(item, slot)
 
 
 def as_member(item: Any, slot: int) -> ManifestMember:

@@ -59,10 +59,10 @@ class LoadedPipeline:
         self._card = card
         kind = pipeline_class(card)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-        asked: dict[str, Any] = {} if model.is_local else {"revision": model.commit, "local_files_only": is_offline()}
+        options: dict[str, Any] = {} if model.is_local else {"revision": model.commit, "local_files_only": is_offline()}
         try:
             _quieten()
-            self._pipeline = kind.from_pretrained(model.place, dtype=dtype, variant=card.variant, **asked)
+            self._pipeline = kind.from_pretrained(model.place, dtype=dtype, variant=card.variant, **options)
             _fuse(self._pipeline, card)
             self._pipeline = self._pipeline.to(device)
         except Exception as error:  # transformers, diffusers and safetensors each have errors of their own
@@ -131,8 +131,8 @@ def _fuse(pipeline: Any, card: PipelineCard) -> None:
         return
     if not hasattr(pipeline, "load_lora_weights"):
         raise ConfigError(f"{card.name}: {card.diffusers_class} takes no LoRA")
-    asked = {key: value for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision)) if value}
-    pipeline.load_lora_weights(card.lora.model, local_files_only=is_offline(), **asked)
+    options = {key: value for key, value in (("weight_name", card.lora.weight_name), ("revision", card.lora.revision)) if value}
+    pipeline.load_lora_weights(card.lora.model, local_files_only=is_offline(), **options)
     pipeline.fuse_lora(lora_scale=card.lora.scale)
     pipeline.unload_lora_weights()
 

@@ -8,7 +8,7 @@ import io
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -106,13 +106,8 @@ def cut_blocks(orders: Sequence[ImageRequest], block_images: int) -> list[Genera
     by_size: defaultdict[Size, list[ImageRequest]] = defaultdict(list)
     for order in orders:
         by_size[order.size].append(order)
-    return [GenerationBlock(number, chunk) for number, chunk in enumerate(_chunks(by_size.values(), block_images))]
-
-
-def _chunks(groups: Iterable[list[ImageRequest]], most: int) -> Iterator[tuple[ImageRequest, ...]]:
-    for group in groups:
-        for start in range(0, len(group), most):
-            yield tuple(group[start : start + most])
+    cut = (tuple(group[start : start + block_images]) for group in by_size.values() for start in range(0, len(group), block_images))
+    return [GenerationBlock(number, some) for number, some in enumerate(cut)]
 
 
 def digest_of_orders(orders: Sequence[ImageRequest]) -> str:
@@ -120,9 +115,9 @@ def digest_of_orders(orders: Sequence[ImageRequest]) -> str:
     digest = hashlib.sha256()
     for order in orders:
         image = order.prompt.image
-        told = [order.index, order.seed, order.prompt.id, order.prompt.text, order.prompt.negative, order.prompt.mask, order.size,
+        drawn = [order.index, order.seed, order.prompt.id, order.prompt.text, order.prompt.negative, order.prompt.mask, order.size,
                 [order.look.format, order.look.quality, order.look.subsampling, order.look.size], image and image.image_id]  # fmt: skip
-        digest.update(json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+        digest.update(json.dumps(drawn, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -102,8 +102,8 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
 def card_of(config: GenerateConfig) -> PipelineCard:
     """The config's card, with another model or revision where it names one. Raises ConfigError."""
     card = load_pipeline_card(config.pipeline)
-    asked = {"model": config.model, "revision": config.revision}
-    changed = card.model_copy(update={key: value for key, value in asked.items() if value is not None})
+    chosen = {"model": config.model, "revision": config.revision}
+    changed = card.model_copy(update={key: value for key, value in chosen.items() if value is not None})
     changed._folder = card.folder
     return changed
 
@@ -129,14 +129,14 @@ class GeneratedDirectory:
     def looks(self) -> FileStyles | None:
         """The looks that were measured when the directory was begun."""
         try:
-            told = json.loads(self.store.read("looks.json"))
+            content = json.loads(self.store.read("looks.json"))
         except FileNotFoundError:
             return None
         looks = [
             FileStyle(one["format"], one["quality"], one["subsampling"], tuple(one["size"]) if one["size"] else None)
-            for one in told["looks"]
+            for one in content["looks"]
         ]
-        return FileStyles(tuple(looks), told["left_out"])
+        return FileStyles(tuple(looks), content["left_out"])
 
     def keep_looks(self, measured: FileStyles) -> None:
         """Write them down, so that a later session draws from the same."""
@@ -238,17 +238,17 @@ def _workers(config: GenerateConfig) -> Iterator[tuple[Making, str]]:
     """What makes the blocks, and on which device: this process where one worker is enough and no cluster is named, else actors."""
     from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
 
-    asked, own = config.cluster, _own_gpus(config)
-    if named_cluster(asked.address) is None and (asked.workers or max(own, 1)) == 1:
+    wanted, own = config.cluster, _own_gpus(config)
+    if named_cluster(wanted.address) is None and (wanted.workers or max(own, 1)) == 1:
         yield _here, _device(config, own)
         return
 
-    with cluster(asked):
-        cpus, gpus, _ = resources(asked)
+    with cluster(wanted):
+        cpus, gpus, _ = resources(wanted)
         device = _device(config, gpus)
-        workers = asked.workers or max(1, int(gpus) if device == "cuda" else 1)
+        workers = wanted.workers or max(1, int(gpus) if device == "cuda" else 1)
         share = min(1.0, gpus / workers) if device == "cuda" else 0.0
-        stall_s = asked.stall_timeout_s or _STALL_S
+        stall_s = wanted.stall_timeout_s or _STALL_S
         yield partial(made_by_actors, workers=workers, cpus=min(_WORKER_CPUS, cpus / workers), gpus=share, stall_s=stall_s), device
 
 

@@ -137,18 +137,15 @@ class GenerationWorker:
         real = decode_image(data, self.job.config.limits).pixels
         if order.prompt.mask is None:
             return Picture(covered(real, order.size), drawn_mask(order.size, order.seed, self.job.config.masks))
-        mask = decode_image(self._mask_bytes(order.prompt.mask), self.job.config.limits).pixels
+        place, limits = order.prompt.mask, self.job.config.limits
+        stored = read_referenced(place, self._fetcher) if "#row=" in place else self._fetcher.fetch(place, "", limits.max_bytes)
+        mask = decode_image(stored, limits).pixels
         if mask.size != real.size:
             raise InputError(Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}")
         mask = covered(binary(mask), order.size, mask=True)
         if not share_of(mask):
             raise InputError(Status.CORRUPT_IMAGE, "its mask is empty: nothing would be altered")
         return Picture(covered(real, order.size), mask)
-
-    def _mask_bytes(self, place: str) -> bytes:
-        if "#row=" in place:
-            return read_referenced(place, self._fetcher)
-        return self._fetcher.fetch(place, "", self.job.config.limits.max_bytes)
 
     # -- the pipeline ------------------------------------------------------------------------------------
 

@@ -48,7 +48,9 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
     store = Store.open(config.out)
     with Lease(store, unguarded=config.unguarded) as lease:
         claim(store, _identity(config, run, described))
-        removed = write_tables(store, "removed", REMOVED, _removed(run, config.drop, Reasons.of(described["ensemble"])), csv=True)
+        reasons = Reasons.of(described["ensemble"])
+        gone = (reasons.removed(rows.filter(pa.array(goes(rows, config.drop)))) for rows in current_tables(run, COLUMNS))
+        removed = write_tables(store, "removed", REMOVED, gone, csv=True)
         facts = {
             "run": run.store.url,
             "drop": list(config.drop),
@@ -117,11 +119,6 @@ class Reasons:
     def _judge(self) -> str:
         rule = f"{self.rule} of " if len(self.members) > 1 else ""
         return f"ensemble {self.name} ({rule}{', '.join(self.members)})"
-
-
-def _removed(run: RunDirectory, drop: Sequence[str], reasons: Reasons) -> Iterator[pa.Table]:
-    for rows in current_tables(run, COLUMNS):
-        yield reasons.removed(rows.filter(pa.array(goes(rows, drop))))
 
 
 def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:

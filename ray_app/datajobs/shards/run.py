@@ -79,7 +79,8 @@ def write_shards(
                 fetcher_of(sources, config.retry, allow_private=config.allow_private),
                 config.max_member_bytes,
             )
-            with _workers(config, wanted=_pays(pending)) as each:
+            large = len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
+            with _workers(config, wanted=large) as each:
                 _write(each, write, pending, lease, total=sum(shard.members for shard in directory.shards()))
         summary = directory.reconcile() | {
             "session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}
@@ -106,10 +107,6 @@ def _write(each: Each, write: WriteShard, pending: Sequence[Shard], lease: Lease
                 raise StorageError(f"{write.store.url}: another command took this directory over", hint="only one may write it")
     finally:
         progress.close()
-
-
-def _pays(pending: Sequence[Shard]) -> bool:
-    return len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
 
 
 @contextmanager

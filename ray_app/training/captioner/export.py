@@ -19,9 +19,8 @@ from ray_app.detectors.weights import file_sha256
 from ray_app.metrics.arrays import undefined
 from ray_app.metrics.intervals import proportion
 from ray_app.metrics.text import bleu4, rouge_l, token_f1, words_of
-from ray_app.storage import strip_secrets
 from ray_app.training.config import Recipe
-from ray_app.training.export import STRICTNESS, terms_of
+from ray_app.training.export import STRICTNESS, data_name, places_of, terms_of
 
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
 _PUBLISHED = {"exact": "share of prompts predicted word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
@@ -48,7 +47,6 @@ def write_network(folder: Path, recipe: Recipe, facts: Mapping[str, Any], state:
 
 def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> DescriberCard:
     """The card of the file that lies in FOLDER, written and read back."""
-    places = ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
     content = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
@@ -56,9 +54,9 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Descri
         "licence": recipe.export.licence or _inherited(recipe),
         "source": recipe.source or f"touchstone train {recipe.name}",
         "training_data": {
-            "name": recipe.data.name or places or "not named",
+            "name": data_name(recipe),
             "licence": recipe.data.licence or "none stated",
-            "source": places or None,
+            "source": places_of(recipe) or None,
         },
         "notes": list(recipe.export.notes),
         **facts,

@@ -4,7 +4,6 @@ Embeddings once (`training.embeddings`), a network by Ray Train, and a measureme
 and chance. The same command resumes. The weights are those of the last step: no validation chooses among checkpoints.
 """
 
-import io
 import json
 import tempfile
 import time
@@ -16,23 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_app.attribution.captioners import Caption, Describer
 from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard
-from ray_app.detectors.precision import ResolvedPrecision
 from ray_app.errors import DetectorError
 from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.captioner.export import CARD, WEIGHTS, chance_prompts, compared, with_figures, write_index, write_network
 from ray_app.training.captioner.targets import TOKENIZER, Taught, make_taught, put_taught, section_of, seen_by_captioner
 from ray_app.training.config import TrainConfig
-from ray_app.training.embeddings import Embeddings, column_of, compute_embeddings, kept_embeddings, require_own_weights
-from ray_app.training.finish import METRICS
+from ray_app.training.embeddings import column_of, compute_embeddings, embedding_of, kept_embeddings, require_own_weights
+from ray_app.training.finish import METRICS, rows_file
 from ray_app.training.job import TrainingJob
+from ray_app.training.loader import plain_loader
 from ray_app.training.run_directory import recipe_of
-from ray_app.training.validate import chosen_rows, on_checkpoint, on_ray, plain_loader
+from ray_app.training.validate import chosen_rows, on_checkpoint, on_ray
 
 SCHEMA = 1
 EXAMPLES = 20  # prompts that `metrics.json` shows beside what was said
@@ -47,8 +45,8 @@ class CaptionedRows(NamedTuple):
     words: list[Caption]
 
 
-def describe(job: TrainingJob, findings: Mapping[str, Any], told: Mapping[str, Any], fit: Any) -> dict[str, Any]:
-    """Compute embeddings, learn, measure and write; returns the content of `metrics.json`. `told` is that of `train.json`; `fit(job)`
+def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any], fit: Any) -> dict[str, Any]:
+    """Compute embeddings, learn, measure and write; returns the content of `metrics.json`. `claim` is that of `train.json`; `fit(job)`
     trains by Ray Train, unless all is trained.
 
     Raises ConfigError for a recipe without `describe`, DetectorError for a detector without embeddings where they are needed, and what
@@ -65,9 +63,10 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], told: Mapping[str, A
         learning = _taught(job)
         fit(learning)
         said = on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, said_by_network)
-    facts = _metrics(job, findings, told, said, nearest)
+    facts = _metrics(job, findings, claim, said, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)
-    job.out.write(CARD, with_figures(job.out.read(CARD), job.config, facts["figures"][_published_split(said)]["describer"]))
+    published = facts["figures"]["test" if "test" in said else "validation"]["describer"]
+    job.out.write(CARD, with_figures(job.out.read(CARD), job.config, published))
     job.out.write(METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     return facts
 
@@ -99,7 +98,8 @@ def said_by_neighbours(job: TrainingJob) -> dict[str, CaptionedRows]:
     found = kept_embeddings(job.out, "train")
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
         prompts = column_of(job.rows("train"), found.rows, "prompt")
-        describer = load_describing(write_index(Path(folder), job.config, seen_as_embedding(job, found), found.vectors, prompts))
+        sees = {"detector": job.card.name, "embedding": embedding_of(job.card, found)}
+        describer = load_describing(write_index(Path(folder), job.config, sees, found.vectors, prompts))
         if section_of(job.config).tier == "retrieval":
             _hand_out(job.out, Path(folder))
         return {split: _predicted_from_embeddings(job, describer, split) for split in _judged(job)}
@@ -116,7 +116,9 @@ def said_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
 
     taught: Taught = ray.get(job.shared["taught"])
     plan, section = taught.plan(job.config), section_of(job.config)
-    sees = seen_as_embedding(job, kept_embeddings(job.out, "train")) if section.tier == "prefix" else seen_as_pixels(job)
+    sees: dict[str, Any] = {"preprocessing": job.card.preprocessing.model_dump(mode="json")}
+    if section.tier == "prefix":
+        sees = {"detector": job.card.name, "embedding": embedding_of(job.card, kept_embeddings(job.out, "train"))}
     with tempfile.TemporaryDirectory(prefix="touchstone-") as scratch:
         facts = describer_facts(section, plan, sees)
         card = write_network(Path(scratch), job.config, facts, load_file(folder / LEARNED), tokenizer_json(plan))
@@ -124,20 +126,6 @@ def said_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
         _hand_out(job.out, Path(scratch))
         ask = _predicted_from_embeddings if section.tier == "prefix" else _predicted_from_pixels
         return {split: ask(job, describer, split) for split in _judged(job)}
-
-
-def seen_as_embedding(job: TrainingJob, found: Embeddings) -> dict[str, Any]:
-    """The keys of a card that reads embeddings."""
-    from ray_app.detectors.embeddings import embedding_facts
-
-    precision: ResolvedPrecision = "bf16" if found.precision == "bf16" else "fp32"
-    facts = embedding_facts(job.card, precision=precision, resize="exact")
-    return {"detector": job.card.name, "embedding": json.loads(json.dumps(facts))}
-
-
-def seen_as_pixels(job: TrainingJob) -> dict[str, Any]:
-    """The keys of a card that reads pixels."""
-    return {"preprocessing": job.card.preprocessing.model_dump(mode="json")}
 
 
 def _taught(job: TrainingJob) -> TrainingJob:
@@ -172,10 +160,6 @@ def _judged(job: TrainingJob) -> list[str]:
     return [split for split in ("validation", "test") if split in job.shared]
 
 
-def _published_split(said: Mapping[str, CaptionedRows]) -> str:
-    return "test" if "test" in said else "validation"
-
-
 def _rows(job: TrainingJob, split: str) -> Rows:
     return chosen_rows(job) if split == "validation" else np.arange(len(job.rows(split)))
 
@@ -188,7 +172,7 @@ def _hand_out(out: Store, folder: Path) -> None:
 def _metrics(
     job: TrainingJob,
     findings: Mapping[str, Any],
-    told: Mapping[str, Any],
+    claim: Mapping[str, Any],
     said: Mapping[str, CaptionedRows],
     nearest: Mapping[str, CaptionedRows] | str,
 ) -> dict[str, Any]:
@@ -222,7 +206,7 @@ def _metrics(
         "examples": examples,
         "data": dict(findings),
         "recipe": recipe_of(job.config),
-        "environment": {**told["environment"], "workers": job.layout.workers},
+        "environment": {**claim["environment"], "workers": job.layout.workers},
     }
 
 
@@ -233,17 +217,9 @@ def _by_row(said: CaptionedRows, rows: Rows) -> list[str]:
 
 def _predictions(job: TrainingJob, split: str, said: CaptionedRows) -> bytes:
     """Per image the prompt and the prediction: columns as result rows have them."""
-    rows = job.rows(split).take(pa.array(said.rows))
-    table = pa.table(
-        {
-            "image_id": rows["image_id"],
-            "uri": rows["uri"],
-            "member": rows["member"],
-            "prompt": pa.array(column_of(job.rows(split), said.rows, "prompt"), pa.string()),
-            "predicted_prompt": pa.array([found.text for found in said.words], pa.string()),
-            "prompt_likelihood": pa.array([found.likelihood for found in said.words], pa.float32()),
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    columns = {
+        "prompt": pa.array(column_of(job.rows(split), said.rows, "prompt"), pa.string()),
+        "predicted_prompt": pa.array([found.text for found in said.words], pa.string()),
+        "prompt_likelihood": pa.array([found.likelihood for found in said.words], pa.float32()),
+    }
+    return rows_file(job.rows(split).take(pa.array(said.rows)), columns)

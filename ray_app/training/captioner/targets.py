@@ -59,8 +59,8 @@ def make_taught(config: TrainConfig, prompts: list[str], width: int | None, toke
     """From the prompts of the training rows, in their order; `tokenizer`: one that an earlier session of the command has trained."""
     section = section_of(config)
     plan = make_plan(config.name, section, width=width, prompts=prompts, tokenizer=tokenizer)
-    told = None if plan.start is not None else tokenizer_json(plan)
-    return Taught(told, width, plan.words.targets(prompts, section.most_tokens))
+    trained = None if plan.start is not None else tokenizer_json(plan)
+    return Taught(trained, width, plan.words.targets(prompts, section.most_tokens))
 
 
 def put_taught(job: TrainingJob, taught: Taught, found: Embeddings | None) -> TrainingJob:
@@ -102,7 +102,7 @@ def make_learner(config: TrainConfig, taught: Taught, preprocessing: Any, device
 
 
 def embedding_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[Batch]:
-    """The batches of one rank from step `first` to the last, of embeddings: what `streaming.batches` is for pixels."""
+    """The batches of one rank from step `first` to the last, of embeddings: what `ray_data.batches` is for pixels."""
     import ray
 
     vectors, ids = ray.get(job.shared["vectors"]), job.rows("train")["image_id"].to_numpy()

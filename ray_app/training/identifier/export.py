@@ -23,9 +23,8 @@ from ray_app.metrics.arrays import MetricEstimate, undefined
 from ray_app.metrics.attribution import attribution_of, open_set_auroc
 from ray_app.metrics.calibration import expected_calibration_error
 from ray_app.metrics.intervals import proportion
-from ray_app.storage import strip_secrets
 from ray_app.training.config import Identify, Recipe
-from ray_app.training.export import inherited
+from ray_app.training.export import data_name, inherited, places_of
 from ray_app.training.identifier.fit import REAL, FittedIdentifier, Floats, fit, threshold
 
 CARD, WEIGHTS = "identifier.yaml", "head.safetensors"
@@ -73,12 +72,14 @@ def make_identifier(
     images of `classes` alone; the others may hold any. Raises ConfigError for a class without a training image, and where validation is
     too small.
     """
+    from safetensors.numpy import save_file
+
     config, train = recipe.identify or Identify(), splits["train"]
     if missing := [name for name in classes if name not in set(train.names)]:
         raise ConfigError(f"not one training image of {', '.join(missing)} could be read")
     codes = np.array([classes.index(name) for name in train.names], np.int64)
     fitted = fit(train.vectors, codes, train.groups, config)
-    _write_head(folder / WEIGHTS, fitted)
+    save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()}, folder / WEIGHTS)
     facts = _facts(folder, recipe, card, embedding, classes, fitted, len(train.names))
     open_set = _open_set(folder, facts, config, splits["validation"])
     final = _card(folder, facts | {"open_set": open_set})
@@ -86,12 +87,6 @@ def make_identifier(
     figures = {name: measured(found, splits[name].names) for name, found in content.items()}
     published = _published(recipe, figures)
     return TrainedIdentifier(_card(folder, facts | {"open_set": open_set, "published": published}), fitted, figures, content)
-
-
-def _write_head(path: Path, fitted: FittedIdentifier) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()}, path)
 
 
 def _facts(
@@ -113,10 +108,10 @@ def _facts(
         "licence": licence.licence,
         "source": f"touchstone train {recipe.name}",
         "training_data": TrainingData(
-            name=recipe.data.name or _places(recipe) or "not named",
+            name=data_name(recipe),
             images=f"{images:,} of {len(classes)} generators",
             licence=recipe.data.licence or "not stated",
-            source=_places(recipe) or None,
+            source=places_of(recipe) or None,
             generators=tuple(classes),
         ),
         "notes": (*recipe.export.notes, *([licence.note] if licence.note else []), *_notes(fitted, config)),
@@ -127,10 +122,6 @@ def _facts(
         "head": config.head,
         "scale": fitted.scale,
     }
-
-
-def _places(recipe: Recipe) -> str:
-    return ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
 
 
 def _notes(fitted: FittedIdentifier, config: Identify) -> list[str]:
@@ -163,7 +154,7 @@ def _published(recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]) -> tupl
     """The chief figures of the test split or, where there is none, of validation."""
     split = "test" if "test" in figures else "validation"
     rows = {name: figures[split]["figures"][name] for name in _PUBLISHED}
-    where = f"{recipe.data.name or _places(recipe) or 'not named'}, {split}"
+    where = f"{data_name(recipe)}, {split}"
     return tuple(
         PublishedFigure(
             set=where, metric=_PUBLISHED[name], value=row["value"], n=row["n"], verified=True, source=f"touchstone train {recipe.name}"
@@ -243,8 +234,8 @@ def _auroc(
     said: Identified, names: npt.NDArray[np.object_], known: npt.NDArray[np.bool_], unknown: npt.NDArray[np.bool_]
 ) -> MetricEstimate:
     rows = np.flatnonzero(known | unknown)
-    told = [name if name in said.classes else _OTHERS for name in names[rows]]
-    return open_set_auroc(told, said.classes, said.confidence[rows])
+    truth = [name if name in said.classes else _OTHERS for name in names[rows]]
+    return open_set_auroc(truth, said.classes, said.confidence[rows])
 
 
 def _class_row(row: dict[str, Any], named: npt.NDArray[np.bool_]) -> dict[str, Any]:

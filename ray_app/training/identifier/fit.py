@@ -137,8 +137,8 @@ def _tempered(logits: npt.NDArray[np.float64], codes: Codes, weights: npt.NDArra
     from scipy.special import log_softmax
 
     def loss(log_t: float) -> float:
-        told = log_softmax(logits / math.exp(log_t), axis=1)[np.arange(len(codes)), codes]
-        return float(-(weights * told).sum() / weights.sum())
+        chances = log_softmax(logits / math.exp(log_t), axis=1)[np.arange(len(codes)), codes]
+        return float(-(weights * chances).sum() / weights.sum())
 
     found = minimize_scalar(loss, bounds=_T_RANGE, method="bounded")
     return math.exp(float(found.x)), float(found.fun)
@@ -231,11 +231,11 @@ def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) ->
     fakes = {name for label, name in zip(labels, generators, strict=True) if label != REAL}
     called = {name: _called(config, name) for name in fakes}
     by_name = {name: (class_name(config, name), not called[name].isdisjoint(out.values())) for name in fakes}
-    told = [(REAL, False) if label == REAL else by_name[name] for label, name in zip(labels, generators, strict=True)]
-    names = [None if name == UNKNOWN else name for name, _ in told]
+    found = [(REAL, False) if label == REAL else by_name[name] for label, name in zip(labels, generators, strict=True)]
+    names = [None if name == UNKNOWN else name for name, _ in found]
     there = set[str]().union(*called.values())
     absent = tuple(name for name, official in out.items() if official not in there)
-    return Named(names, np.array([held for _, held in told], np.bool_), absent)
+    return Named(names, np.array([held for _, held in found], np.bool_), absent)
 
 
 def _official(name: str) -> str:
@@ -257,7 +257,9 @@ def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str
     Raises ConfigError for a class of too few images unless they are to be left out, fewer than two classes, and a held-out name that no
     row has.
     """
-    _require_held_out(config, rows)
+    if rows.absent:
+        there = ", ".join(sorted({name for name in rows.names if name})[:20])
+        raise ConfigError(f"identify.held_out: no training image is of {', '.join(rows.absent)}", hint=f"there are {there}")
     counts = Counter(name for name, held in zip(rows.names, rows.held_out, strict=True) if name and not held)
     if not config.reals:
         del counts[REAL]
@@ -272,12 +274,6 @@ def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str
     if len(classes) < 2:
         raise ConfigError(f"an identifier needs two generators or more to tell apart; there is {', '.join(classes) or 'none'}")
     return classes, few
-
-
-def _require_held_out(config: Identify, rows: Named) -> None:
-    if rows.absent:
-        there = ", ".join(sorted({name for name in rows.names if name})[:20])
-        raise ConfigError(f"identify.held_out: no training image is of {', '.join(rows.absent)}", hint=f"there are {there}")
 
 
 def training_rows(config: Identify, rows: Named, classes: Sequence[str], seed: int) -> Rows:

@@ -3,7 +3,6 @@
 The same command computes no embedding again. `metrics.json` comes last.
 """
 
-import io
 import json
 import tempfile
 import time
@@ -11,11 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_app.attribution.identifier import Identified
 from ray_app.datasets.splits import Splits
@@ -23,18 +21,15 @@ from ray_app.detectors import DetectorCard
 from ray_app.reports.attribution import IdentifierTraining, NamedSplit, render_identifier_report
 from ray_app.storage import Store
 from ray_app.training.config import Identify, TrainConfig
-from ray_app.training.embeddings import Embeddings, compute_embeddings, groups_of, kept_embeddings, require_own_weights
-from ray_app.training.finish import METRICS
+from ray_app.training.embeddings import Embeddings, compute_embeddings, embedding_of, groups_of, kept_embeddings, require_own_weights
+from ray_app.training.finish import METRICS, rows_file
 from ray_app.training.identifier.export import CARD, WEIGHTS, LabelledEmbeddings, TrainedIdentifier, make_identifier
 from ray_app.training.identifier.fit import UNKNOWN, Named, Rows, classes_of, named, training_rows
 from ray_app.training.job import TrainingJob
 from ray_app.training.run_directory import recipe_of
 
-if TYPE_CHECKING:
-    from ray_app.detectors.precision import ResolvedPrecision
-
 SCHEMA = 1
-_MOST_SAID = 5
+_MOST_RANKED = 5
 
 
 @dataclass(frozen=True)
@@ -50,8 +45,8 @@ class IdentifierRequest:
     rows: dict[str, Rows]
 
 
-def identify(job: TrainingJob, findings: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute what embeddings are missing, fit, measure and write; returns the content of `metrics.json`. `told` is that of `train.json`.
+def identify(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute what embeddings are missing, fit, measure and write; returns the content of `metrics.json`. `claim` is that of `train.json`.
 
     Raises ConfigError for a recipe whose embeddings no `score` would make, for too few images of a class, and for a validation split too
     small for the share that is to be given up; DetectorError for a detector without embeddings; TouchstoneError where too many images
@@ -61,7 +56,7 @@ def identify(job: TrainingJob, findings: Mapping[str, Any], told: Mapping[str, A
     began = time.monotonic()
     wanted = wanted_of(job.config, {split: job.rows(split) for split in ("train", "validation", "test") if split in job.shared})
     compute_embeddings(job, wanted.rows)
-    made_in = {"environment": {**told["environment"], "workers": job.layout.workers}, "data": dict(findings)}
+    made_in = {"environment": {**claim["environment"], "workers": job.layout.workers}, "data": dict(findings)}
     return written(job.config, job.card, job.out, wanted, made_in, began)
 
 
@@ -84,9 +79,8 @@ def written(
     """
     found = {split: kept_embeddings(out, split) for split in wanted.rows}
     labelled = {split: _labelled(wanted, split, one) for split, one in found.items()}
-    embedding = _embedding_of(card, found["train"])
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        made = make_identifier(Path(folder), config, card, embedding, labelled, wanted.classes)
+        made = make_identifier(Path(folder), config, card, embedding_of(card, found["train"]), labelled, wanted.classes)
         for split, said in made.said.items():
             out.write(f"scores/{split}.parquet", _names_file(wanted.tables[split], found[split], labelled[split], said))
         for name in (WEIGHTS, CARD):
@@ -134,15 +128,6 @@ def _labelled(wanted: IdentifierRequest, split: str, found: Embeddings) -> Label
     return LabelledEmbeddings(found.vectors, names, groups_of(wanted.tables[split], found.rows))
 
 
-def _embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
-    """What decided the embeddings, as plain JSON."""
-    from ray_app.detectors.embeddings import embedding_facts
-
-    precision: ResolvedPrecision = "bf16" if found.precision == "bf16" else "fp32"
-    content: dict[str, Any] = json.loads(json.dumps(embedding_facts(card, precision=precision, resize="exact")))
-    return content
-
-
 def _counted(rows: Named, chosen: Rows, classes: tuple[str, ...]) -> dict[str, Any]:
     counts = Counter(name for name in rows.at(chosen) if name)
     known = {name: counts[name] for name in classes if counts[name]}
@@ -181,19 +166,11 @@ def _document(
 
 def _names_file(table: pa.Table, found: Embeddings, labelled: LabelledEmbeddings, said: Identified) -> bytes:
     """Per image who made it and the prediction: columns as result rows have them, and the truth beside them."""
-    rows = table.take(pa.array(found.rows))
-    told = pa.table(
-        {
-            "image_id": rows["image_id"],
-            "uri": rows["uri"],
-            "member": rows["member"],
-            "generator": pa.array(labelled.names, pa.string()),
-            "predicted_generator": pa.array([said.classes[code] if code >= 0 else None for code in said.codes], pa.string()),
-            "generator_probability": pa.array(said.probability),
-            "generator_confidence": pa.array(said.confidence),
-            "generator_ranking": pa.array([[said.classes[place] for place in ranking] for ranking in said.ranking[:, :_MOST_SAID]]),
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(told, buffer, compression="zstd")
-    return buffer.getvalue()
+    columns = {
+        "generator": pa.array(labelled.names, pa.string()),
+        "predicted_generator": pa.array([said.classes[code] if code >= 0 else None for code in said.codes], pa.string()),
+        "generator_probability": pa.array(said.probability),
+        "generator_confidence": pa.array(said.confidence),
+        "generator_ranking": pa.array([[said.classes[place] for place in ranking] for ranking in said.ranking[:, :_MOST_RANKED]]),
+    }
+    return rows_file(table.take(pa.array(found.rows)), columns)

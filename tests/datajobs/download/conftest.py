@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from ray_app.datajobs.download import CollectConfig
+from ray_app.images import ImageLimits
+from ray_app.inference.decoder_pool import IsolatedDecoders
 from tests.scoring.conftest import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,10 +49,27 @@ def wild(tmp_path_factory):
         process.wait()
 
 
+class LentDecoders:
+    """Decoders of the whole session of tests in place of a session's own, since a process takes half a second to start."""
+
+    def __init__(self, decoders):
+        self.decode = decoders.decode
+
+    def close(self):
+        """They serve the next test, too."""
+
+
+@pytest.fixture(scope="session")
+def decoders():
+    with IsolatedDecoders(ImageLimits(), processes=1, wall_limit_s=20, memory_limit_bytes=None) as shared:
+        yield shared
+
+
 @pytest.fixture
-def web(wild):
-    """The server, with nothing asked of it yet."""
+def web(wild, decoders, monkeypatch):
+    """The server, with nothing asked of it yet; what comes from it is decoded by decoders that are up already."""
     wild.forget()
+    monkeypatch.setattr("ray_app.datajobs.download.sink.IsolatedDecoders", lambda *_, **__: LentDecoders(decoders))
     return wild
 
 

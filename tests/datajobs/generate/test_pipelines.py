@@ -1,4 +1,4 @@
-"""Each image from its own noise, whatever it is batched with."""
+"""Each image from its own noise, whatever it is batched with. Shipped cards: beside it, since both import diffusers."""
 
 import hashlib
 
@@ -7,12 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
+from ray_app.attribution.generators import generator_index
+from ray_app.config import named_configs
+from ray_app.datajobs.generate import load_pipeline_card
 from ray_app.datajobs.generate.file_style import FileStyle
-from ray_app.datajobs.generate.pipelines import Picture
+from ray_app.datajobs.generate.pipelines import Picture, pipeline_class
 from ray_app.datajobs.generate.requests import ImageRequest, Prompt, make_orders
 from ray_app.errors import DetectorError
 from tests.datajobs.generate.cards import loaded, write_card
 
+OPENFAKE = [(1024, 1024), (1024, 1024), (1024, 512), (512, 1024), (1024, 768), (768, 1024), (1152, 768), (768, 1152)]
 PROMPTS = [Prompt(str(number), text) for number, text in enumerate(("a cat", "a dog", "a red ship", "two trees"))]
 
 
@@ -103,3 +107,19 @@ def test_a_lora_is_fused_at_its_scale(flux, tmp_path):
     fused = loaded(card)._pipeline.transformer.transformer_blocks[0].attn.to_q.weight
     torch.testing.assert_close(fused, before + 0.8 * change)
     assert change.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", named_configs("generate"))
+def test_every_card_names_a_class_and_a_known_generator(name):
+    card = load_pipeline_card(name)
+    assert card.name == name
+    assert card.label in generator_index().generators
+    assert callable(pipeline_class(card))
+    assert card.terms != "permissive"
+
+
+@pytest.mark.parametrize("name", ["sd-3.5", "flux.1-dev"])
+def test_openfakes_settings(name):
+    card = load_pipeline_card(name)
+    assert (card.steps, card.guidance, card.precision, card.batch) == (28, 3.5, "bf16", 4)
+    assert sorted((height, width) for width, height in card.sizes) == sorted(OPENFAKE)
