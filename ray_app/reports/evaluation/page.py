@@ -148,7 +148,7 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
     facts = EvaluationDocument.model_validate(document)
     return render(
         "evaluation.html",
-        told=facts,
+        document=facts,
         leading=facts.leading,
         others=facts.others,
         headline=headline(facts),
