@@ -243,16 +243,17 @@ def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
 
 
 def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
+    from ray_app.reports import format as wording
     from ray_app.reports.text import table
 
     yield f"{document['images']:,} images in {document['groups']:,} groups, the largest of {document['largest_group']:,}"
     yield ""
-    asked = document["asked"]["shares"]
-    rows = [
-        [name, f"{one['images']:,}", "–" if one["share"] is None else f"{one['share']:.1%}", f"{asked[name]:.1%}" if name in asked else "–",
-         f"{one['real']:,}", f"{one['fake']:,}"]
-        for name, one in document["splits"].items() if one["images"] or name in asked
-    ]  # fmt: skip
+    shares = document["asked"]["shares"]
+    rows = []
+    for name, one in document["splits"].items():
+        if one["images"] or name in shares:
+            share, goal = (wording.NONE if part is None else f"{part:.1%}" for part in (one["share"], shares.get(name)))
+            rows.append([name, f"{one['images']:,}", share, goal, f"{one['real']:,}", f"{one['fake']:,}"])
     yield from table(["split", "images", "share", "asked", "real", "fake"], rows, 100, right=[1, 2, 3, 4, 5])
     yield ""
     names = list(document["splits"])

@@ -44,8 +44,8 @@ def score_at_endpoint(
     files = list(_files(source))
     with EndpointClient(url, _token(token_file)) as endpoint:
         answers = endpoint.score(files, ensemble, detectors=detectors)
-        asked = ensemble or next((one.name for one in endpoint.describe().ensembles if one.default), None)
-        demonstration = any(one.demonstration for one in endpoint.describe().ensembles if one.name == asked)
+        requested = ensemble or next((one.name for one in endpoint.describe().ensembles if one.default), None)
+        demonstration = any(one.demonstration for one in endpoint.describe().ensembles if one.name == requested)
         (_print_lines if as_json else _print_table)(answers, demonstration)
     return 0
 

@@ -137,8 +137,8 @@ def score(
     touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """
     if endpoint or token_file:
-        asked = {"ensemble": given["ensemble"], "detectors": given["detectors"]}
-        return score_at_endpoint(endpoint, source, **asked, token_file=token_file, as_json=as_json)
+        requested = {"ensemble": given["ensemble"], "detectors": given["detectors"]}
+        return score_at_endpoint(endpoint, source, **requested, token_file=token_file, as_json=as_json)
     from ray_app.reports import summary_lines
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive

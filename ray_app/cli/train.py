@@ -40,14 +40,12 @@ def train(
     from ray_app.training.config import TrainConfig
     from ray_app.training.run import train as run_training
 
-    config = configured("train", config_file, TrainConfig, {"accept_licences": accepted, **given}, _with_push(assignments, push))
+    if push is not None:
+        assignments = (*assignments, f"export.push={json.dumps(push)}")
+    config = configured("train", config_file, TrainConfig, {"accept_licences": accepted, **given}, assignments)
     trained = run_training(config, dry_run=dry_run)
     click.echo(json.dumps(trained.facts, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(trained.facts, dry_run)))
     return trained.exit_code
-
-
-def _with_push(assignments: tuple[str, ...], push: str | None) -> tuple[str, ...]:
-    return assignments if push is None else (*assignments, f"export.push={json.dumps(push)}")
 
 
 def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:

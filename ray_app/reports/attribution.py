@@ -127,7 +127,7 @@ def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -
     splits = facts.splits
     return render(
         "identifier.html",
-        told=facts,
+        document=facts,
         splits=splits,
         headline=_headline(facts),
         figures=[

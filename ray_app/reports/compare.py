@@ -30,7 +30,7 @@ def render_comparison(document: Mapping[str, Any]) -> str:
     """Write a comparison (`ray_app.evaluation.compare.compare.compare`) as one self-contained HTML page."""
     return render(
         "comparison.html",
-        told=document,
+        document=document,
         findings=_findings(document),
         shifts=[_shift(document, system) for system in document["systems"]],
         drifts=[_drift(document, system) for system in document["systems"]],

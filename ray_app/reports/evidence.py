@@ -36,7 +36,7 @@ def render_evidence(evidence: Mapping[str, Any]) -> str:
     record = evidence["record"]
     return render(
         "evidence.html",
-        told=evidence,
+        document=evidence,
         record=record,
         headline=_headline(record),
         demonstration=record["decision"]["score"] is not None

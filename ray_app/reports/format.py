@@ -198,9 +198,9 @@ def stability(found: StabilitySummary | None) -> list[str]:
     """What became of verdicts near a threshold when their images were recompressed; nothing where that was not requested."""
     if found is None or not found.views:
         return []
-    asked = f"{counted(found.asked, 'image')} within {found.margin:g} log-odds of a threshold"
+    images = f"{counted(found.asked, 'image')} within {found.margin:g} log-odds of a threshold"
     views = f"looked at in {counted(found.views, 'recompressed view')} each"
-    said = [f"{asked}, {views}; {count(found.unstable)} of these verdicts changed and abstain"]
+    said = [f"{images}, {views}; {count(found.unstable)} of these verdicts changed and abstain"]
     if found.unasked:
         said.append(
             f"{counted(found.unasked, 'verdict')} near the threshold of today without such views: it was another when they were scored"

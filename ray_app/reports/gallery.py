@@ -82,19 +82,16 @@ def said_of(row: Mapping[str, Any]) -> list[TileText]:
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
     named = said_generator(row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking"))
     sure = f"{100 * probability:.0f} % among the known" if row.get("predicted_generator") and probability is not None else ""
+    likely = "" if likelihood is None or math.isnan(likelihood) else f"likelihood {likelihood:.2f}"
     entries = [
         ("Label", given.get("label"), ""),
         ("Generator, known", _title(given.get("generator")), ""),
         ("Generator, were it fake" if row.get("verdict") == "real" else "Generator, predicted", named, sure),
         ("Words, known", given.get("prompt"), ""),
-        ("Words, predicted", row.get("predicted_prompt"), _likelihood(likelihood)),
+        ("Words, predicted", row.get("predicted_prompt"), likely),
     ]
     texts = [(term, str(said), small) for term, said, small in entries if said not in (None, "")]
     return [TileText(term, said, beginning(said, _CUT) if len(said) > _CUT else None, small) for term, said, small in texts]
-
-
-def _likelihood(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"likelihood {value:.2f}"
 
 
 def _title(name: Any) -> str | None:

@@ -23,7 +23,7 @@ def render_labels(document: Mapping[str, Any], pictures: Mapping[int, str]) -> s
     suspicious = document["suspicious"]
     return render(
         "labels.html",
-        told=document,
+        document=document,
         suspicious=suspicious,
         images=[(one, shown.get(one["image_id"])) for one in (suspicious or {}).get("images", ())],
         conflicts=[one for one in document["conflicts"] if one["values"]],

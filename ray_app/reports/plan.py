@@ -151,12 +151,12 @@ def _cascading(plan: Plan) -> Iterator[str]:
 
 
 def _recompressing(plan: Plan) -> Iterator[str]:
-    asked = plan.stability
-    if asked:
-        more = wording.counted(asked.views, "recompressed view")
-        share = asked.share
+    requested = plan.stability
+    if requested:
+        more = wording.counted(requested.views, "recompressed view")
+        share = requested.share
         how_many = "they are not in the forecast" if share is None else f"{wording.percent(share)} of the probed images"
-        yield f"{more} of every image within {asked.margin:g} log-odds of a threshold; {how_many}"
+        yield f"{more} of every image within {requested.margin:g} log-odds of a threshold; {how_many}"
 
 
 def _keeping(plan: Plan) -> Iterator[str]:

@@ -136,11 +136,12 @@ def histogram(
     low, high = edges[0], edges[-1]
     top = max(counts)
     parts = _band(zones, low, high) if zones else []
-    parts += _count_axis(top, steps=3 if compact else 4)
+    counted = [(tick, f"{tick:,.0f}") for tick in round_ticks(0, top, 3 if compact else 4) if tick == round(tick)]
+    parts += _axis_beside(counted, 0, top)
     for (left, right), number in zip(pairwise(edges), counts, strict=True):
         if number:
             parts.append(_bar(left, right, number, top, (low, high), zones))
-    parts += _score_axis(low, high, steps=5 if compact else 9)
+    parts += _axis_below([(tick, plain(tick)) for tick in round_ticks(low, high, 5 if compact else 9)], low, high)
     parts += _cuts(zones, low, high) if zones else []
     return drawing(parts, ident=ident, title=title, description=description, class_="histogram compact" if compact else "histogram")
 
@@ -165,11 +166,9 @@ def line_chart(
         return None
     runs = _runs(finite)
     low, high = _ends([run.mean for run in runs], from_zero)
-    parts = [
-        *_value_axis(low, high, steps=4 if compact else 6),
-        *_step_axis(*span, steps=3 if compact else 6),
-        _curve(runs, span, (low, high)),
-    ]
+    values = [(tick, plain(tick)) for tick in round_ticks(low, high, 4 if compact else 6)]
+    steps = [(tick, f"{tick:,.0f}") for tick in round_ticks(*span, 3 if compact else 6) if tick == round(tick)]
+    parts = [*_axis_beside(values, low, high, from_floor=True), *_axis_below(steps, *span), _curve(runs, span, (low, high))]
     if chosen is not None:
         at = position(chosen, *span)
         parts.append(line(at, 0, at, 100, "cut"))
@@ -264,10 +263,10 @@ def score_classes(
     top = max(max(shares[0]), max(shares[1])) or 1.0
     low, high = edges[0], edges[-1]
     x = number_axis("", low, high)
-    parts = [piece for tick, words in x.ticks for piece in [text(x.at(tick), 100, words, "tick", dy=17, anchor="middle")]]
+    parts = [_tick_below(x.at(tick), words) for tick, words in x.ticks]
     for tick in round_ticks(0, top, 3):
         for at in {50 - 50 * tick / top, 50 + 50 * tick / top}:
-            parts += [line(0, at, 100, at, "grid"), text(0, at, f"{plain(round(100 * tick, 6))} %", "tick", dx=-8, dy=4, anchor="end")]
+            parts += [line(0, at, 100, at, "grid"), _tick_beside(at, f"{plain(round(100 * tick, 6))} %")]
     for kind, counts, heights in (("fake", fakes, shares[0]), ("real", reals, shares[1])):
         for (left, right), count, share in zip(pairwise(edges), counts, heights, strict=True):
             if count:
@@ -414,47 +413,36 @@ def _cuts(zones: Zones, low: float, high: float) -> list[Markup]:
     return parts
 
 
-def _score_axis(low: float, high: float, steps: int) -> list[Markup]:
-    parts = [line(0, 100, 100, 100, "axis")]
-    for tick in round_ticks(low, high, steps):
-        at = position(tick, low, high)
-        parts.append(text(at, 100, plain(tick), "tick", dy=17, anchor="middle"))
-    return parts
+def _axis_below(ticks: Sequence[tuple[float, str]], low: float, high: float) -> list[Markup]:
+    return [line(0, 100, 100, 100, "axis"), *(_tick_below(position(tick, low, high), words) for tick, words in ticks)]
 
 
-def _count_axis(top: int, steps: int) -> list[Markup]:
+def _axis_beside(ticks: Sequence[tuple[float, str]], low: float, high: float, *, from_floor: bool = False) -> list[Markup]:
+    """Labels with a line across at each; at 0 only `from_floor`, since bars stand on a line of their own."""
     parts = []
-    for tick in round_ticks(0, top, steps):
-        if tick != round(tick):
-            continue
-        at = 100 - 100 * tick / top
-        parts += [line(0, at, 100, at, "grid")] if tick else []
-        parts.append(text(0, at, f"{tick:,.0f}", "tick", dx=-8, dy=4, anchor="end"))
-    return parts
-
-
-def _step_axis(first: float, last: float, steps: int) -> list[Markup]:
-    ticks = [tick for tick in round_ticks(first, last, steps) if tick == round(tick)]
-    labels = [text(position(tick, first, last), 100, f"{tick:,.0f}", "tick", dy=17, anchor="middle") for tick in ticks]
-    return [line(0, 100, 100, 100, "axis"), *labels]
-
-
-def _value_axis(low: float, high: float, steps: int) -> list[Markup]:
-    parts = []
-    for tick in round_ticks(low, high, steps):
+    for tick, words in ticks:
         at = 100 - position(tick, low, high)
-        parts += [line(0, at, 100, at, "grid"), text(0, at, plain(tick), "tick", dx=-8, dy=4, anchor="end")]
+        parts += [line(0, at, 100, at, "grid")] if tick or from_floor else []
+        parts.append(_tick_beside(at, words))
     return parts
+
+
+def _tick_below(at: float, words: str) -> Markup:
+    return text(at, 100, words, "tick", dy=17, anchor="middle")
+
+
+def _tick_beside(at: float, words: str) -> Markup:
+    return text(0, at, words, "tick", dx=-8, dy=4, anchor="end")
 
 
 def _grid(x: Axis, y: Axis) -> list[Markup]:
     parts = []
     for value, words in x.ticks:
         at = x.at(value)
-        parts += [line(at, 0, at, 100, "grid"), text(at, 100, words, "tick", dy=17, anchor="middle")]
+        parts += [line(at, 0, at, 100, "grid"), _tick_below(at, words)]
     for value, words in y.ticks:
         at = 100 - y.at(value)
-        parts += [line(0, at, 100, at, "grid"), text(0, at, words, "tick", dx=-8, dy=4, anchor="end")]
+        parts += [line(0, at, 100, at, "grid"), _tick_beside(at, words)]
     parts += [line(0, 100, 100, 100, "axis"), line(0, 0, 0, 100, "axis")]
     return [*parts, text(100, 100, x.title, "title", dy=36, anchor="end"), text(0, 0, y.title, "title", dx=-38, dy=-12)]
 

@@ -242,7 +242,7 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
     splits = [(name, figures) for name, figures in (("validation", training.validation), ("test", training.test)) if figures is not None]
     return render(
         "training.html",
-        told=training,
+        document=training,
         headline=headline(training),
         figures=_measured_figures(training),
         calibration=calibration_in_words(training),

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -55,13 +53,3 @@ def test_wrong_usage_is_said(plain_run, words, tmp_path, capsys, monkeypatch):  
     monkeypatch.chdir(tmp_path)
     assert main(["evidence", *(plain_run if word == "RUN" else word for word in words)]) == 2
     assert capsys.readouterr().err.startswith("touchstone: ")
-
-
-def test_it_takes_no_torch_and_no_ray_but_to_score(record, plain_run, photos, tmp_path):  # noqa: F811
-    code = (
-        "import sys; from ray_app.cli.main import main; main(sys.argv[1:]); "
-        "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
-    )
-    for words in (["--verify", str(record)], [plain_run, str(photos / "photo-3.jpg"), "--out", str(tmp_path)]):
-        done = subprocess.run([sys.executable, "-c", code, "evidence", *words], capture_output=True, text=True, check=True)
-        assert done.stdout.endswith("[]\n")

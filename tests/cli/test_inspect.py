@@ -73,18 +73,7 @@ def test_every_detector_of_an_ensemble_is_explained_and_json_is_only_json(tmp_pa
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(members))
     (tmp_path / "small.jpg").write_bytes(encoded(photo(50, 40), "JPEG"))
     out = tmp_path / "out"
-    arguments = [
-        "explain",
-        str(tmp_path / "small.jpg"),
-        "--ensemble",
-        str(tmp_path / "two.yaml"),
-        "--out",
-        str(out),
-        "--grid",
-        "2",
-        "--json",
-    ]
-    assert main(arguments) == 0
+    assert main(["explain", f"{tmp_path}/small.jpg", "--ensemble", f"{tmp_path}/two.yaml", "--out", str(out), "--grid", "2", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert [result["detector"] for result in results] == ["touchstone-tiny", "second"]
     assert results[0]["score"] == results[1]["score"]
@@ -120,18 +109,19 @@ def test_usage_errors_say_what_to_do(picture, tmp_path, capsys):
         assert expected in capsys.readouterr().err
 
 
-def test_a_licence_that_has_to_be_accepted_comes_first(picture, tmp_path, capsys, monkeypatch):
+def test_a_licence_that_has_to_be_accepted_comes_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config.yaml"))
     card = yaml.safe_load(CARD.read_text())
     card |= {"name": "guarded", "licence": "CC-BY-NC-4.0", "terms": "non-commercial"}
     card["weights"]["uri"] = str(CARD.with_suffix(".safetensors"))
     (tmp_path / "guarded.yaml").write_text(yaml.safe_dump(card))
-    arguments = ["explain", str(picture), "--detector", str(tmp_path / "guarded.yaml"), "--out", str(tmp_path / "out"), "--grid", "2"]
+    arguments = ["explain", "/no/such.png", "--detector", str(tmp_path / "guarded.yaml"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 4
     refused = capsys.readouterr().err
     assert "guarded: " in refused
     assert "CC-BY-NC-4.0" in refused
     assert "--accept-licence guarded" in refused
     assert not (tmp_path / "out").exists()
-    assert main([*arguments, "--accept-licence", str(tmp_path / "guarded.yaml")]) == 0
-    assert main(arguments) == 0
+    assert main([*arguments, "--accept-licence", str(tmp_path / "guarded.yaml")]) == 2
+    assert main(arguments) == 2  # remembered: the image is what is missing now
+    assert "source_missing" in capsys.readouterr().err

@@ -3,14 +3,12 @@ import re
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
 
 from ray_app.cli.main import main, touchstone
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 
 
 def commands(group=touchstone, path=()):
@@ -20,14 +18,10 @@ def commands(group=touchstone, path=()):
             yield from commands(command, (*path, name))
 
 
-def run(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "ray_app.cli.main", *arguments], capture_output=True, text=True, cwd=ROOT, **options)
-
-
 def test_help_is_quick_and_light():
     code = "import sys; from ray_app.cli.main import main; main(['--help']); print([m for m in ('torch', 'ray') if m in sys.modules])"
     seconds = []
-    for _ in range(3):
+    for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -110,8 +104,9 @@ def test_detectors_list_json_has_names(capsys):
     assert {"touchstone-tiny", "community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake"} <= set(names)
 
 
-def test_version():
-    assert run("--version").stdout.startswith("touchstone, version ")
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("touchstone, version ")
 
 
 @pytest.mark.parametrize("words", ["ok", "source_timeout,late", ""])
@@ -120,3 +115,21 @@ def test_retry_takes_the_statuses_of_failed_members_and_lists_them(words, capsys
     said = capsys.readouterr().err
     assert f"--retry {words.rpartition(',')[2]}: no status of a member without a score" in said
     assert "source_throttled, source_timeout" in said
+
+
+def test_what_reads_a_run_takes_no_torch_and_no_ray(plain_run, photos, tmp_path):  # noqa: F811
+    """Four commands in one process: the first that loads one of them is named."""
+    out, picture = str(tmp_path), str(photos / "photo-3.jpg")
+    commands = [
+        ["compare", plain_run, plain_run],
+        ["audit", plain_run, "--draw", "50", "--out", out],
+        ["evidence", plain_run, picture, "--out", out],
+        ["evidence", "--verify", f"{out}/evidence.json"],
+    ]
+    code = (
+        "import json, sys\nfrom ray_app.cli.main import main\n"
+        "ended = [(main(words), [m for m in ('torch', 'ray', 'transformers') if m in sys.modules]) for words in json.loads(sys.argv[1])]\n"
+        "print(json.dumps(ended))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0, []]] * 4, done.stderr

@@ -1,4 +1,5 @@
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -45,10 +46,12 @@ def test_no_run_begins_among_shards(photos, tmp_path):
         RunDirectory.open(str(tmp_path / "shards")).claim({}, [], {})
 
 
-def test_the_job_is_the_command(photos, tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "jobs/pack.py", photos, "--out", tmp_path / "out"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "9 of 9 members into 1 Parquet shard" in done.stdout
+def test_the_job_is_the_command(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jobs/pack.py", str(photos), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs/pack.py"), run_name="__main__")
+    assert not ended.value.code
+    assert "9 of 9 members into 1 Parquet shard" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -40,11 +40,15 @@ class Browser:
     def _note(self, method: str, parameters: dict[str, Any]) -> None:
         self._events.append((method, parameters))
 
-    def show(self, page: Path, *, width: int, height: int = 900, scheme: str = "light", media: str = "screen") -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}])
+    def show(self, page: Path, *, width: int, scheme: str = "light") -> None:
+        self.resize(width, scheme=scheme)
         self._events.clear()
         self.page.goto(page.as_uri())
+
+    def resize(self, width: int, *, scheme: str = "light", media: str = "screen") -> None:
+        """The page that is shown, in another window or on another medium."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def ask(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")

@@ -1,5 +1,6 @@
 """What a page consists of, read with the standard library's HTML parser."""
 
+import re
 from functools import lru_cache
 from html.parser import HTMLParser
 
@@ -43,3 +44,16 @@ class PageReader(HTMLParser):
 def read(page: str) -> PageReader:
     """A page that several tests in a row ask about is read once."""
     return PageReader(page)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast ratio of two colours, #rrggbb or rgb(r, g, b)."""
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    hexadecimal = [int(colour[start : start + 2], 16) for start in (1, 3, 5)] if colour.startswith("#") else None
+    channels = [channel / 255 for channel in hexadecimal or map(int, re.findall(r"\d+", colour)[:3])]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

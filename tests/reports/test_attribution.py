@@ -1,29 +1,17 @@
 import json
 
-import pytest
-
-from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
-from tests.reports import hostile
-from tests.reports.every_page import check_in_browser
-from tests.reports.identifier_example import CLASSES, example_identifier, hostile_identifier
+from ray_app.reports.attribution import identifier_lines, render_identifier_report
+from tests.reports.identifier_example import CLASSES, example_identifier
 from tests.reports.page_reader import PageReader
-
-KINDS = {"example": {}, "no test": {"test": None}, "no open set": {"open_set": None}}
-
-
-@pytest.fixture(scope="module")
-def pages():
-    made = {kind: render_identifier_report(example_identifier(**changes)) for kind, changes in KINDS.items()}
-    return made | {name: render_identifier_report(hostile_identifier(text)) for name, text in hostile.NAMES.items()}
+from tests.reports.pages import page_of
 
 
-@pytest.fixture(scope="module", params=[*KINDS, *hostile.NAMES])
-def page(request, pages):
-    return pages[request.param]
+def text_of(kind):
+    return PageReader(page_of("identifier", kind)).text
 
 
-def test_figures_stand_side_by_side_with_what_was_not_measured(pages):
-    words = PageReader(pages["example"]).text
+def test_figures_stand_side_by_side_with_what_was_not_measured():
+    words = text_of("example")
     assert "Which of four generators: 87.0 % of test images of 4 classes rightly named." in words
     assert "macro F1 90.0 % 88.0 % to 92.0 % 87.0 % 85.0 % to 89.0 %" in words
     assert "Not measured, given no name: real images: no real image, or reals are a class." in words
@@ -32,9 +20,9 @@ def test_figures_stand_side_by_side_with_what_was_not_measured(pages):
     assert "gaudi 120 71.0 %" in words
 
 
-def test_what_a_training_did_not_do_is_said(pages):
-    assert "no test image says what share it is" in PageReader(pages["no test"]).text
-    assert "Every image is given a name" in PageReader(pages["no open set"]).text
+def test_what_a_training_did_not_do_is_said():
+    assert "no test image says what share it is" in text_of("no test")
+    assert "Every image is given a name" in text_of("no open set")
 
 
 def test_of_very_many_generators_the_most_frequent_are_shown():
@@ -60,26 +48,6 @@ def test_lines_for_the_terminal():
     assert lines[-1].endswith("--identifier s3://lab/makers/identifier.yaml --out NEW")
 
 
-@pytest.mark.parametrize("text", hostile.NAMES.values(), ids=hostile.NAMES)
-def test_lines_stay_lines(text):
-    split = {"images": 9, "known": {text: 4}, "others": {text: 5}}
-    planned = {
-        "name": text, "detector": text, "head": "linear", "level": "generator", "classes": [text], "left_out": {text: 1},
-        "held_out": [text], "open_set": {"method": "energy", "abstains": 0.05}, "splits": {"train": split},
-    }  # fmt: skip
-    for line in [*identifier_lines(hostile_identifier(text)), *identifier_plan_lines(planned)]:
-        line.encode("utf-8")
-        assert line.isprintable()
-
-
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("name", ["example", "long", "wide", "stacked", "remote"])
-def test_a_page_fits_its_window(browser, pages, tmp_path, name, width):
-    path = tmp_path / "page.html"
-    path.write_text(pages[name], encoding="utf-8")
-    check_in_browser(browser, path, width)
-
-
-def test_every_class_has_its_row(pages):
-    words = PageReader(pages["example"]).text
+def test_every_class_has_its_row():
+    words = text_of("example")
     assert all(f"{name} " in words and f"{n:,}" in words for name, n in CLASSES.items())

@@ -1,5 +1,4 @@
 import base64
-import csv
 import hashlib
 import io
 import json
@@ -61,101 +60,6 @@ def test_every_choice_has_a_name_and_a_state(page):
     assert len(buttons) == 3 * len([one for one in found.attributes("li") if "data-id" in one])
     assert all(one["aria-pressed"] == "false" and one["type"] == "button" for one in buttons)
     assert all(one.get("aria-labelledby") for one in found.attributes("li"))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("audit")
-    many = images([f"{number}.jpg" for number in range(40)])
-    wide = images([hostile.NAMES[name] for name in ("long", "wide", "stacked", "deep", "markup")])
-    for name, shown in {"example": images(members={1: "in.zip"}), "many": many, "wide": wide}.items():
-        (folder / f"{name}.html").write_text(render_audit(FACTS, shown), encoding="utf-8")
-    return folder
-
-
-def press(browser, *keys):
-    for key in keys:
-        browser.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key if len(key) == 1 else "")
-        browser.call("Input.dispatchKeyEvent", type="keyUp", key=key)
-
-
-def said(browser):
-    return browser.ask("document.getElementById('said').textContent")
-
-
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("name", ["example", "many", "wide"])
-def test_it_fits_its_window_and_asks_for_nothing(browser, files, name, width):
-    browser.show(files / f"{name}.html", width=width)
-    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    asked = [event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")]
-    assert asked.count("file") == 1
-    assert set(asked) <= {"file", "data"}
-    assert browser.called("Log.entryAdded") == browser.called("Runtime.consoleAPICalled") == []
-    assert browser.called("Runtime.exceptionThrown") == browser.called("Page.javascriptDialogOpening") == []
-    sizes = browser.ask("[...document.querySelectorAll('button')].map(one => one.getBoundingClientRect().height)")
-    assert min(sizes) >= 24  # WCAG 2.2, target size
-
-
-def test_labels_by_keys_and_buttons_stay_and_are_saved_as_a_file(browser, files):
-    page = files / "example.html"
-    browser.show(page, width=1000)
-    browser.ask("localStorage.clear()")
-    browser.show(page, width=1000)
-    assert said(browser) == "0 of 5 labelled"
-    press(browser, "r", "F")
-    assert said(browser) == "2 of 5 labelled: 1 real, 1 fake"
-    assert browser.ask("document.activeElement.dataset.id") == str(2**62 + 2)
-    press(browser, "ArrowLeft", "u")
-    assert said(browser) == "2 of 5 labelled: 1 real, 1 unsure"
-    browser.ask("document.querySelectorAll('.card')[4].querySelector('[data-label=fake]').click()")
-    assert browser.ask("document.querySelectorAll('[aria-pressed=true]').length") == 3
-    browser.ask("document.querySelectorAll('.card')[4].querySelector('[data-label=fake]').click()")
-    assert said(browser) == "2 of 5 labelled: 1 real, 1 unsure"
-    press(browser, "f")
-    assert browser.ask("document.querySelector('.current').dataset.id") == str(2**62 + 2), "back to the first without a label"
-    browser.show(page, width=1000)
-    assert said(browser) == "3 of 5 labelled: 1 real, 1 fake, 1 unsure"
-    rows = list(csv.DictReader(io.StringIO(saved(browser))))
-    assert [row["label"] for row in rows] == ["real", "unsure", "", "", "fake"]
-    assert [(row["image_id"], row["uri"], row["member"], row["stratum"]) for row in rows] == [
-        (str(one.image_id), one.uri, one.member or "", str(one.stratum)) for one in images(members={1: "in.zip"})
-    ]
-    assert browser.called("Runtime.exceptionThrown") == []
-
-
-def saved(browser):
-    """The file that a click on the button saves."""
-    with browser.page.expect_download(timeout=20_000) as saving:
-        browser.ask("document.getElementById('save').click()")
-    assert saving.value.suggested_filename == "labels.csv"
-    return saving.value.path().read_text(encoding="utf-8")
-
-
-def test_shortcuts_of_the_browser_are_left_alone(browser, files):
-    browser.show(files / "many.html", width=1000)
-    browser.call("Input.dispatchKeyEvent", type="keyDown", key="r", modifiers=2)
-    assert said(browser) == "0 of 40 labelled"
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_is_chosen_can_be_read_in_either_scheme(browser, files, scheme):
-    browser.show(files / "many.html", width=1000, scheme=scheme)
-    for word in ("real", "fake", "unsure"):
-        browser.ask(f"document.querySelectorAll('.card')[9].querySelector('[data-label={word}]').click()")
-        colours = browser.ask(
-            "(style => [style.color, style.backgroundColor])(getComputedStyle(document.querySelectorAll('.card')[9]"
-            ".querySelector('[aria-pressed=true]')))"
-        )
-        lighter, darker = sorted((luminance(colour) for colour in colours), reverse=True)
-        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (word, colours)
-
-
-def luminance(colour):
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def figure(value, low=None, high=None, why=None):

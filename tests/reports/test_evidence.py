@@ -1,28 +1,17 @@
 import pytest
 
-from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
-from tests.reports import hostile
-from tests.reports.every_page import check_in_browser
-from tests.reports.evidence_example import KINDS, PROVENANCE, example_evidence
+from ray_app.reports.evidence import evidence_lines, render_evidence
+from tests.reports.evidence_example import KINDS, example_evidence
 from tests.reports.page_reader import PageReader
+from tests.reports.pages import page_of
 
 
-@pytest.fixture(scope="module")
-def pages():
-    made = {kind: render_evidence(example_evidence(**how)) for kind, how in KINDS.items()}
-    said = example_evidence()
-    said["record"]["provenance"] = PROVENANCE
-    made["said"] = render_evidence(said)
-    return made | {name: render_evidence(example_evidence(text)) for name, text in hostile.NAMES.items()}
+def text_of(kind):
+    return PageReader(page_of("evidence", kind)).text
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "said", *hostile.NAMES])
-def page(request, pages):
-    return pages[request.param]
-
-
-def test_the_page_says_what_was_decided_and_on_which_grounds(pages):
-    text, told = PageReader(pages["promised"]).text, example_evidence(**KINDS["promised"])
+def test_the_page_says_what_was_decided_and_on_which_grounds():
+    text, told = text_of("promised"), example_evidence(**KINDS["promised"])
     record = told["record"]
     assert "cat-on-a-chair.jpg: flagged as fake." in text
     for words in (*record["guarantee"]["words"], *record["limits"], *record["verify"]):
@@ -36,27 +25,27 @@ def test_the_page_says_what_was_decided_and_on_which_grounds(pages):
     assert "weights.sha256" in text
 
 
-def test_a_promise_that_does_not_hold_stands_first(pages):
+def test_a_promise_that_does_not_hold_stands_first():
     words = "The guarantee does not hold here. images differ in jpeg_quality (PSI 0.15)."
-    assert words in PageReader(pages["shifted"]).text
-    assert "The guarantee does not hold here." not in PageReader(pages["promised"]).text
+    assert words in text_of("shifted")
+    assert "The guarantee does not hold here." not in text_of("promised")
 
 
-def test_second_looks_and_views_are_told_where_there_are_any(pages):
-    assert "The first detectors were uncertain, so all of them looked." in PageReader(pages["cascade"]).text
-    assert "Stability: the image recompressed and resized View Score Verdict 1 +2.00 fake" in PageReader(pages["stable"]).text
-    assert "Stability" not in PageReader(pages["plain"]).text
+def test_second_looks_and_views_are_told_where_there_are_any():
+    assert "The first detectors were uncertain, so all of them looked." in text_of("cascade")
+    assert "Stability: the image recompressed and resized View Score Verdict 1 +2.00 fake" in text_of("stable")
+    assert "Stability" not in text_of("plain")
 
 
-def test_an_image_without_a_score_has_no_figures(pages):
-    text = PageReader(pages["unscored"]).text
+def test_an_image_without_a_score_has_no_figures():
+    text = text_of("unscored")
     assert "not scored, truncated_image." in text
     assert "No score and no verdict." in text
     assert "Probability" not in text.partition("What the detectors said")[0]
 
 
-def test_what_a_file_says_of_itself_is_told(pages):
-    text = PageReader(pages["said"]).text
+def test_what_a_file_says_of_itself_is_told():
+    text = text_of("said")
     for words in (
         "Canon",
         "a cat on a chair",
@@ -64,7 +53,7 @@ def test_what_a_file_says_of_itself_is_told(pages):
         "declares itself generated yes",
     ):
         assert words in text
-    assert "The file says nothing of its own origin" in PageReader(pages["plain"]).text
+    assert "The file says nothing of its own origin" in text_of("plain")
 
 
 def test_a_decision_that_is_not_given_again_is_told_loudly():
@@ -81,16 +70,3 @@ def test_the_terminal_says_the_same(kind):
     assert lines[0].startswith("cat-on-a-chair.jpg: ")
     assert lines[-1] == f"digest: {told['sha256']}"
     assert not [line for line in lines if "nan" in line or "None" in line]
-
-
-@pytest.mark.parametrize("name", hostile.NAMES)
-def test_lines_are_lines(name):
-    for line in [*evidence_lines(example_evidence(hostile.NAMES[name])), check_line(hostile.NAMES[name], "differs", hostile.NAMES[name])]:
-        assert line.isprintable()
-
-
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("name", [*KINDS, "said", *hostile.NAMES])
-def test_a_page_fits_its_window_and_asks_for_nothing(browser, pages, name, width, tmp_path):
-    (tmp_path / "page.html").write_text(pages[name], encoding="utf-8")
-    check_in_browser(browser, tmp_path / "page.html", width)

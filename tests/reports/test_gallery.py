@@ -7,15 +7,12 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
-from ray_app.reports.gallery import GalleryTile, PageNumber, page_name, render_gallery_page, said_of
+from ray_app.reports.gallery import page_name, said_of
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.gallery import Choice, make_gallery
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
-from tests.reports import hostile
-from tests.reports.every_page import DRAWING_TAGS, PAGE_TAGS, TEXT_TAGS, check_in_browser
 from tests.reports.page_reader import read
 from tests.reports.profiled_run import PROMPTS, profiled_card, score_profiled, write_archive
-from tests.reports.test_run import thumbnail
 
 PER_PAGE = 4
 
@@ -34,36 +31,6 @@ def gallery(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("gallery") / "pages"
     assert make_gallery(run, str(out), per_page=PER_PAGE, quiet=True)["images"] == 11
     return out
-
-
-def hostile_page(text):
-    """A page in the middle of three whose every name and word is `text`."""
-    row = {
-        "uri": text, "member": text, "verdict": "fake", "probability": 0.5, "calibrated": True, "predicted_generator": text,
-        "generator_family": text, "generator_ranking": [text], "generator_probability": 0.5, "generator_confidence": 1.0,
-        "predicted_prompt": text, "prompt_likelihood": -1.0, "input": {"label": text, "generator": text, "prompt": text},
-    }  # fmt: skip
-    tiles = [
-        GalleryTile(row, thumbnail()),
-        GalleryTile(row | {"predicted_generator": None}, None, text),
-        GalleryTile(row | {"verdict": text}, b"<svg>"),
-    ]
-    return render_gallery_page(tiles, PageNumber(2, 3), run=text, shown="said to be of it", images=9, first=3)
-
-
-@pytest.fixture(params=["real", *hostile.NAMES])
-def page(request, gallery):
-    return (gallery / "index.html").read_text() if request.param == "real" else hostile_page(hostile.NAMES[request.param])
-
-
-@pytest.mark.parametrize("text", hostile.NAMES.values(), ids=hostile.NAMES)
-def test_no_text_becomes_a_link_a_script_or_a_picture_of_another_kind(text):
-    found = read(hostile_page(text))
-    assert {one["href"] for one in found.attributes("a")} == {"index.html", "page-00003.html"}
-    assert {tag for tag, _ in found.tags} <= PAGE_TAGS | TEXT_TAGS | DRAWING_TAGS | {"nav", "a"}
-    assert all(one["src"].startswith("data:image/jpeg;base64,") for one in found.attributes("img"))
-    assert len(found.attributes("img")) == 1
-    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
 
 
 def names_in(folder):
@@ -173,10 +140,3 @@ def test_what_is_refused(run, plain_run, tmp_path):  # noqa: F811
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
         make_gallery(run, str(tmp_path), quiet=True)
-
-
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("name", list(hostile.NAMES))
-def test_no_text_breaks_out_of_its_tile(browser, tmp_path, name, width):
-    (tmp_path / "page.html").write_text(hostile_page(hostile.NAMES[name]), encoding="utf-8")
-    check_in_browser(browser, tmp_path / "page.html", width)

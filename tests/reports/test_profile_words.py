@@ -5,13 +5,9 @@ import pytest
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.run import families, profile_lines, said_generator
 from ray_app.runs.document import ProfileSummary
-from tests.reports import hostile
-from tests.reports.every_page import *  # noqa: F403
-from tests.reports.every_page import check_in_browser
-from tests.reports.example import example_summary
+from tests.reports.example import example_summary, thumbnail
 from tests.reports.page_reader import read
-from tests.reports.profile_example import LONG, example_profile, told
-from tests.reports.test_run import thumbnail
+from tests.reports.profile_example import LONG, example_profile
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +53,3 @@ def test_the_page_says_what_a_name_and_words_are_worth(page):
     assert "like no known generator; nearest: FLUX.1 dev" in words
     assert LONG not in words
     assert page.count("data:image/jpeg") == 4  # two of them among the highest scores, too
-
-
-@pytest.mark.parametrize("name", ["example", *hostile.NAMES])
-@pytest.mark.parametrize("width", [390, 1440])
-def test_the_section_fits_its_window(browser, tmp_path, page, name, width):
-    if name != "example":
-        text = hostile.NAMES[name]
-        counts = [{"family": text, "generator": text + "2", "flagged": 3}, {"family": text, "generator": text, "flagged": 1}]
-        profile = example_profile(generators=counts, told=[told(1, text, text, [text], text, uri=text), told(2, None, None, [text], text)])
-        page = render_run_report(example_summary(profile=profile))
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    check_in_browser(browser, tmp_path / "page.html", width)

@@ -1,13 +1,11 @@
 """What limits refused is said loudly once it is more than one member in a hundred."""
 
-import io
 import re
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from ray_app.ensembles.card import Thresholds
 from ray_app.errors import MEANING, ConfigError, InputError, Status
@@ -16,9 +14,8 @@ from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.run import false_flags, measured_rate, share_right
 from ray_app.runs import row_schema, summarise
 from ray_app.storage.errors import too_large
-from tests.reports import hostile
-from tests.reports.example import example_summary, scores
-from tests.reports.page_reader import PageReader
+from tests.reports.example import example_summary, thumbnail
+from tests.reports.page_reader import PageReader, contrast
 
 rates = st.floats(0, 1)
 
@@ -157,51 +154,6 @@ def test_a_summary_counts_each_limit_by_what_rows_say():
     assert counted == {"max_bytes": 2, "max_pixels": 1, "max_whole_pixels": 1, "max_side": 1, "max_aspect": 1, "max_ratio": 1}
 
 
-def thumbnail() -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8), "teal").save(data, "JPEG")
-    return data.getvalue()
-
-
-def hostile_summary(text):
-    example = {"uri": text, "member": text, "detail": text}
-    plain = example_summary()
-    detector = {"name": text, "title": text, "licence": text, "calibrated": False, "demonstration": True}
-    return example_summary(
-        run=text,
-        version=text,
-        started_at=text,
-        top=[{**plain["top"][0], "uri": text, "member": member, "verdict": text} for member in (None, text)],
-        examples={"corrupt_image": [example] * 3, text: [example]},
-        statuses={**plain["statuses"], text or "other": 4},
-        verdict_reasons={text: 40},
-        flags={text: 1},
-        formats={text: 1},
-        histogram={
-            "edges": plain["histogram"]["edges"],
-            "counts": {"ensemble": scores((0, 1, 99)), text: scores((1, 1, 99)), "x": scores((2, 1, 9))},
-        },
-        ensemble={**plain["ensemble"], "name": text, "title": text, "rule": text, "members": [detector]}
-        | {"thresholds": {**plain["ensemble"]["thresholds"], "measured_on": text}},
-        session={**plain["session"], "layout": text, "seconds": {text: 1.0, "score": 2.0}},
-        bottleneck={"stage": text, "share": 0.5, "advice": text},
-        identity={text or "key": {text or "key": [text, {"a": text}]}},
-    )
-
-
-PAGES = {
-    "example": lambda: render_run_report(example_summary()),
-    "empty": lambda: render_run_report({}),
-    "thumbnails": lambda: render_run_report(example_summary(), thumbnails={1001: thumbnail()}, prior=0.02),
-    "nothing scored": lambda: render_run_report(example_summary(statuses={"corrupt_image": 3000}, verdicts={}, histogram={}, top=[])),
-} | {name: lambda text=text: render_run_report(hostile_summary(text), thumbnails={1001: b"<svg>"}) for name, text in hostile.NAMES.items()}
-
-
-@pytest.fixture(scope="module", params=PAGES)
-def page(request):
-    return PAGES[request.param]()
-
-
 @pytest.fixture(scope="module")
 def words():
     return PageReader(render_run_report(example_summary())).text
@@ -332,18 +284,6 @@ def test_text_and_bars_stand_out_from_what_is_behind_them(scheme):
         assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
     for mark in ("fake", "real", "none", "plain", "strong"):
         assert contrast(colours[mark], colours["paper"]) >= 2.8, mark
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG contrast ratio."""
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def luminance(colour: str) -> float:
-    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_what_the_session_cost_stands_under_its_time():

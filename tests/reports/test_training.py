@@ -3,48 +3,8 @@ import json
 import pytest
 
 from ray_app.reports.training import render_training_report, training_lines
-from tests.reports import hostile
 from tests.reports.page_reader import PageReader
 from tests.reports.training_example import STEPS, example_facts, figures, picture
-
-
-def hostile_facts(text):
-    facts = example_facts()
-    plain = facts["data"]
-    renamed = {name or "x": found for name, found in zip([text, "other"], facts["test"]["generators"].values(), strict=False)}
-    return facts | {
-        "name": text,
-        "title": text,
-        "out": text,
-        "metric": text or "auc",
-        "calibration": None,
-        "calibration_note": text,
-        "test": {**facts["test"], "generators": renamed},
-        "mistakes": [
-            {"jpeg": b"<svg onload=alert(1)>", "label": label, "generator": text, "score": 1.0, "name": text} for label in ("real", "fake")
-        ],
-        "data": {
-            "splits": {text: {**plain["splits"]["train"], "generators": {text: 5}}},
-            "set_aside": {"images": 1, "why": {text: 1}},
-            "leakage": {"checked": {text: True}, "pairs": {text: {"sha256": 1, "examples": [text]}}},
-        },
-        "recipe": {"detector": text, "source": text, "departures": [text, text], text or "key": {text or "key": text}},
-        "environment": {text or "key": text},
-        "card": {"licence": text, "notes": [text]},
-    }
-
-
-PAGES = {
-    "example": lambda: render_training_report(example_facts()),
-    "empty": lambda: render_training_report({}),
-    "no test": lambda: render_training_report(example_facts(test=None)),
-    "one class": lambda: render_training_report(example_facts(validation={"n_real": 3, "auc": None, "loss": 0.4}, test=None)),
-} | {name: lambda text=text: render_training_report(hostile_facts(text)) for name, text in hostile.NAMES.items()}
-
-
-@pytest.fixture(scope="module", params=PAGES)
-def page(request):
-    return PAGES[request.param]()
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +123,6 @@ def test_lines_for_the_terminal():
 
 def test_lines_of_a_training_that_measured_nothing():
     assert training_lines({"name": "quick", "steps": 1}) == ["quick: 1 step, no step chosen yet."]
-
-
-@pytest.mark.parametrize("text", hostile.NAMES.values(), ids=hostile.NAMES)
-def test_lines_stay_lines(text):
-    for line in training_lines(hostile_facts(text) | {"metric": "auc"}):
-        line.encode("utf-8")
-        assert line.isprintable()
 
 
 def test_a_long_training_makes_no_long_page():

@@ -112,7 +112,10 @@ def robustness_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
     for index, group in enumerate(_grouped(viewed)):
         names = list(dict.fromkeys(view.name for system in group for view in system.views))
         charts = [
-            chart for number, one in enumerate(series_of(names)) for chart in _robustness(group, one, f"view-{index}-{number}") if chart
+            chart
+            for number, one in enumerate(series_of(names))
+            for key in ("auc", "balanced_accuracy")
+            if (chart := _over_amounts(group, one, key, f"view-{index}-{number}-{key}"))
         ]
         if charts:
             groups.append(ChartGroup([one.name for one in group], _legend(group), charts))
@@ -208,10 +211,6 @@ def _risks(systems: Sequence[SystemFacts], ident: str) -> ChartGroup:
 
 def _legend(systems: Sequence[SystemFacts]) -> list[tuple[Markup, str]]:
     return [(sample(style), _called(system)) for style, system in enumerate(systems)]
-
-
-def _robustness(systems: Sequence[SystemFacts], series: Series, ident: str) -> list[Chart | None]:
-    return [_over_amounts(systems, series, key, f"{ident}-{key}") for key in ("auc", "balanced_accuracy")]
 
 
 def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, ident: str) -> Chart | None:

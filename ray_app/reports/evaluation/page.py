@@ -17,7 +17,6 @@ from ray_app.reports.evaluation.charts import Chart, curve_groups, reliability_c
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts, ReferenceFacts, TableRow
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts
 from ray_app.reports.evaluation.text import (
-    Warned,
     answers,
     captioned,
     groups_table,
@@ -149,7 +148,7 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
     facts = EvaluationDocument.model_validate(document)
     return render(
         "evaluation.html",
-        told=facts,
+        document=facts,
         leading=facts.leading,
         others=facts.others,
         headline=headline(facts),
@@ -190,7 +189,9 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
     elif facts.systems:
         lines += ["", *_system_lines(facts.systems)]
     lines += name_lines(facts)
-    beware = [_warning_line(warned) for warned in warnings(facts)]
+    beware = [
+        f"{'warning' if one.is_grave else 'note'}: {wording.visible(one.heading)} {wording.visible(one.text)}" for one in warnings(facts)
+    ]
     return lines + (["", *beware] if beware else [])
 
 
@@ -290,10 +291,6 @@ def _figure(figure: FigureFacts | None, notes: Footnotes) -> GridCell:
 def _published(row: str, reference: ReferenceFacts | None, notes: Footnotes) -> GridCell:
     value = reference.rows.get(row) if reference else None
     return GridCell(three_digits(value), notes=notes.dagger(reference.marks.get(row, "")) if reference and value is not None else "")
-
-
-def _warning_line(warned: Warned) -> str:
-    return f"{'warning' if warned.is_grave else 'note'}: {wording.visible(warned.heading)} {wording.visible(warned.text)}"
 
 
 def _grid_lines(grid: Grid) -> list[str]:

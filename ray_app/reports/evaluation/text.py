@@ -313,12 +313,8 @@ def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts)
         return f"Against {name}, the closest in paired tests, its {what} is the same."
     found = "higher" if amount > 0 else "lower"
     sure = "" if p is None or p < 0.05 else ", which chance alone would explain"
-    return f"Against {name}, the closest in paired tests, its {what} is {abs(amount):.4f} {found} (p {_equals(p)}){sure}."
-
-
-def _equals(p: float | None) -> str:
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"
+    chance = p_value(p) if p_value(p).startswith("<") else f"= {p_value(p)}"
+    return f"Against {name}, the closest in paired tests, its {what} is {abs(amount):.4f} {found} (p {chance}){sure}."
 
 
 def _where_it_breaks(system: SystemFacts) -> list[str]:

@@ -1,55 +1,17 @@
 import json
-from functools import cache
 
 import pytest
 
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
-from tests.reports import hostile
 from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
 from tests.reports.hostile_evaluation import hostile_document
-from tests.reports.page_reader import PageReader
-from tests.reports.test_run import contrast
-
-NO_SECTIONS = {key: None for key in small_document()}
-DEGENERATE = {
-    "empty": dict,
-    "nulls": lambda: NO_SECTIONS,
-    "only reals": lambda: one_class("real"),
-    "only fakes": lambda: one_class("fake"),
-    "no image": lambda: small_document() | {"systems": [{"name": "a", "kind": "detector"}], "table": {"columns": ["a"]}},
-    "no generator, no view": lambda: _without(small_document(), "generators", "views", "strata", "kinds", "averages"),
-    "no curve": lambda: _without(small_document(), "roc", "precision_recall", "reliability", "histogram", "risk_coverage"),
-    "no table": lambda: small_document() | {"table": {"rows": [], "columns": [], "cells": {}, "footers": []}},
-}
-PAGES = {
-    "example": lambda: example_page(),
-    **{name: lambda make=make: render_evaluation(make()) for name, make in DEGENERATE.items()},
-    **{name: lambda text=text: render_evaluation(hostile_document(text)) for name, text in hostile.NAMES.items()},
-}
-
-
-@cache
-def example_page():
-    return render_evaluation(example_document())
-
-
-@cache
-def large_page():
-    return render_evaluation(large_document())
-
-
-def _without(document, *keys):
-    return document | {"systems": [{key: value for key, value in one.items() if key not in keys} for one in document["systems"]]}
-
-
-@pytest.fixture(scope="module", params=PAGES)
-def page(request):
-    return PAGES[request.param]()
+from tests.reports.page_reader import PageReader, contrast
+from tests.reports.pages import NO_SECTIONS, page_of
 
 
 @pytest.fixture(scope="module")
 def words():
-    return PageReader(example_page()).text
+    return PageReader(page_of("evaluation")).text
 
 
 def text_of(document):
@@ -114,7 +76,7 @@ def test_without_an_ensemble_the_best_leads_and_that_is_said():
 
 
 def test_what_was_published_stands_beside_ours_with_its_marks():
-    page = example_page()
+    page = page_of("evaluation")
     text = PageReader(page).text
     assert "published" in text
     assert '<td class="number published">0.665<span class="note">†</span></td>' in page
@@ -124,7 +86,7 @@ def test_what_was_published_stands_beside_ours_with_its_marks():
 
 
 def test_a_figure_that_is_not_defined_is_a_dash_with_its_reason(words):
-    page = example_page()
+    page = page_of("evaluation")
     assert '–<span class="note">a</span>' in page
     assert "a binary replies have no ranking; see balanced accuracy" in words
     assert "AUC of pixels – a mask without an unaltered pixel has no AUC" in words
@@ -140,7 +102,7 @@ def test_every_cell_says_whether_its_images_were_in_training():
 
 
 def test_of_many_rows_the_hardest_are_shown_and_the_rest_can_be_opened():
-    page = large_page()
+    page = page_of("evaluation", "large")
     assert "<summary>19 easier rows</summary>" in page
     first, _, rest = page[page.index('class="matrix packed"') :].partition("19 easier rows")
     assert "laion-400m" in first
@@ -170,7 +132,7 @@ def test_more_columns_than_fit_become_another_table():
 
 
 def test_curves_have_a_legend_and_differ_by_more_than_colour():
-    page = example_page()
+    page = page_of("evaluation")
     curves = page[page.index('<div class="curves">') : page.index('<section class="wide" aria-labelledby="h-confidence"')]
     assert curves.count('class="plane"') == 4
     assert curves.count('class="sample"') == 5
@@ -190,7 +152,7 @@ def test_curves_have_a_legend_and_differ_by_more_than_colour():
 
 
 def test_views_of_one_kind_become_a_curve_and_all_of_them_rows(words):
-    page = example_page()
+    page = page_of("evaluation")
     for family in ("jpeg", "webp", "blur"):
         assert f"<figcaption>ROC AUC under {family}</figcaption>" in page
     assert "under resize" not in page
@@ -245,7 +207,7 @@ def test_dflip_s_own_figures_stand_before_ours_with_their_flaws():
 
 
 def test_pictures_are_jpegs_and_nothing_else():
-    read = PageReader(example_page())
+    read = PageReader(page_of("evaluation"))
     assert len(read.attributes("img")) == 16 + 6
     assert all(one["src"].startswith("data:image/jpeg;base64,/9j/") for one in read.attributes("img"))
     assert not PageReader(render_evaluation(hostile_document("x"))).attributes("img")
@@ -282,13 +244,6 @@ def test_lines_without_a_table_are_of_the_systems():
     assert lines[2].split()[:2] == ["ROC", "AUC"]
     assert [line.split()[0] for line in lines[3:5]] == ["Stacked", "Corvi"]
     assert evaluation_lines({}) == ["Nothing was evaluated: the document names no system."]
-
-
-@pytest.mark.parametrize("text", hostile.NAMES.values(), ids=hostile.NAMES)
-def test_lines_stay_lines(text):
-    for line in evaluation_lines(hostile_document(text)):
-        line.encode("utf-8")
-        assert line.isprintable()
 
 
 @pytest.mark.parametrize(("block", "paper"), [(0, "#fdfcfa"), (1, "#161513")])

@@ -1,8 +1,11 @@
-"""What must hold of every page: tests to import, which take the HTML as fixture `page`, and a check in a browser."""
+"""Every report: its pages hold no more than text, whatever names are in them, and its lines stay lines."""
 
 import re
 
-from tests.reports.page_reader import read
+import pytest
+
+from tests.reports import hostile, pages
+from tests.reports.page_reader import PageReader, read
 
 PAGE_TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "div", "header", "footer"),
@@ -13,7 +16,7 @@ TABLE_TAGS = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
 DRAWING_TAGS = {"svg", "g", "rect", "line", "circle", "path", "text", "desc", "title"}
 
 
-def test_a_page_loads_and_runs_nothing(page):
+def _loads_and_runs_nothing(page):
     found = read(page)
     assert {tag for tag, _ in found.tags} <= PAGE_TAGS | TEXT_TAGS | TABLE_TAGS | DRAWING_TAGS
     for tag, attributes in found.tags:
@@ -25,7 +28,7 @@ def test_a_page_loads_and_runs_nothing(page):
     assert "url(" not in page
 
 
-def test_the_policy_comes_before_anything_it_rules(page):
+def _has_its_policy_before_anything_it_rules(page):
     names = [tag for tag, _ in read(page).tags]
     policy = next(attributes for attributes in read(page).attributes("meta") if attributes.get("http-equiv"))
     assert policy["http-equiv"] == "Content-Security-Policy"
@@ -34,14 +37,14 @@ def test_the_policy_comes_before_anything_it_rules(page):
     assert names.index("style") > names.index("meta")
 
 
-def test_a_page_can_be_read_without_seeing_it(page):
+def _can_be_read_without_seeing_it(page):
     found = read(page)
     ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert [tag for tag, _ in found.tags].count("h1") == 1
     names = [tag for tag, _ in found.tags]
     assert names.count("table") == names.count("caption") == names.count("thead")
-    assert all(attributes.get("scope") in ("row", "col") for attributes in found.attributes("th"))
+    assert all(attributes.get("scope") in ("row", "col", "rowgroup") for attributes in found.attributes("th"))
     for _, attributes in found.tags:
         assert set((attributes.get("aria-labelledby") or "").split()) <= set(ids)
     for attributes in found.attributes("svg"):
@@ -50,22 +53,50 @@ def test_a_page_can_be_read_without_seeing_it(page):
     assert found.attributes("html") == [{"lang": "en"}]
 
 
-def test_a_page_is_plain_printable_text(page):
+def _is_plain_printable_text(page):
     page.encode("utf-8")
     assert all(character.isprintable() or character == "\n" for character in page)
     assert max(map(len, page.splitlines())) < 60_000
 
 
-def check_in_browser(browser, page, width):
-    """Shown with everything opened, a page fits its window, runs nothing, complains of nothing and asks for no other file."""
-    browser.show(page, width=width)
-    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), (page, width)
-    assert browser.ask("innerWidth") == width
-    asked = [event["request"]["url"].split(":")[0] for event in browser.called("Network.requestWillBeSent")]
-    assert asked.count("file") == 1
-    assert set(asked) <= {"file", "data"}
-    assert browser.called("Log.entryAdded") == []
-    assert browser.called("Runtime.consoleAPICalled") == []
-    assert browser.called("Page.javascriptDialogOpening") == []
-    assert browser.ask("document.scripts.length") == 0
+@pytest.mark.parametrize(("report", "kind"), pages.EXAMPLES)
+def test_examples(report, kind):
+    check_page(pages.page_of(report, kind))
+
+
+def check_page(page):
+    _loads_and_runs_nothing(page)
+    _has_its_policy_before_anything_it_rules(page)
+    _can_be_read_without_seeing_it(page)
+    _is_plain_printable_text(page)
+
+
+@pytest.mark.parametrize("report", [name for name in pages.HOSTILE_PAGES if name != "gallery"])
+def test_hostile_texts_stay_text(report):
+    for text in hostile.NAMES.values():
+        check_page(pages.HOSTILE_PAGES[report](text))
+
+
+def test_hostile_texts_in_a_gallery_become_no_link_and_no_picture_of_another_kind():
+    for text in hostile.NAMES.values():
+        page = pages.HOSTILE_PAGES["gallery"](text)
+        found = PageReader(page)
+        assert {one["href"] for one in found.attributes("a")} == {"index.html", "page-00003.html"}
+        assert {tag for tag, _ in found.tags} <= PAGE_TAGS | TEXT_TAGS | DRAWING_TAGS | {"nav", "a"}
+        assert all(one["src"].startswith("data:image/jpeg;base64,") for one in found.attributes("img"))
+        assert len(found.attributes("img")) == 1
+        assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+        _is_plain_printable_text(page)
+
+
+@pytest.mark.parametrize("report", pages.HOSTILE_PAGES)
+def test_a_template_in_a_name_is_not_rendered(report):
+    assert "49{%" not in pages.HOSTILE_PAGES[report](hostile.NAMES["template"])
+
+
+@pytest.mark.parametrize("report", pages.HOSTILE_LINES)
+def test_lines_stay_lines(report):
+    for text in hostile.NAMES.values():
+        for line in pages.HOSTILE_LINES[report](text):
+            line.encode("utf-8")
+            assert line.isprintable()

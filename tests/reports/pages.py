@@ -1,0 +1,170 @@
+"""Every report: pages of examples, and pages and lines whose every name, path and sentence is a given text."""
+
+import copy
+from functools import cache, partial
+
+from ray_app.reports import render_run_report, summary_lines
+from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
+from ray_app.reports.compare import comparison_lines, render_comparison
+from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
+from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
+from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
+from ray_app.reports.labels import labels_lines, render_labels
+from ray_app.reports.leaderboard import leaderboard_lines, render_leaderboard
+from ray_app.reports.training import render_training_report, training_lines
+from tests.reports.comparison_example import example_comparison
+from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
+from tests.reports.evidence_example import KINDS as EVIDENCE
+from tests.reports.evidence_example import PROVENANCE, example_evidence
+from tests.reports.example import example_summary, hostile_summary, thumbnail
+from tests.reports.hostile_evaluation import hostile_document
+from tests.reports.identifier_example import example_identifier, hostile_identifier
+from tests.reports.labels_example import example_labels, example_pictures
+from tests.reports.profile_example import example_profile, told
+from tests.reports.training_example import example_facts, hostile_facts
+
+NO_SECTIONS = {key: None for key in small_document()}
+NOT_DOUBTED = "the classifier tells the classes apart with an AUC of 0.55 only"
+
+
+def _without(*keys):
+    document = small_document()
+    return document | {"systems": [{key: value for key, value in one.items() if key not in keys} for one in document["systems"]]}
+
+
+def _said():
+    evidence = example_evidence()
+    evidence["record"]["provenance"] = PROVENANCE
+    return evidence
+
+
+# Documents by report and by what is special about each: they are made when a test needs their page.
+DOCUMENTS = {
+    "run": {
+        "example": example_summary,
+        "profile": lambda: example_summary(profile=example_profile()),
+        "nothing scored": lambda: example_summary(statuses={"corrupt_image": 3000}, verdicts={}, histogram={}, top=[]),
+        "empty": dict,
+    },
+    "training": {
+        "example": example_facts,
+        "no test": lambda: example_facts(test=None),
+        "one class": lambda: example_facts(validation={"n_real": 3, "auc": None, "loss": 0.4}, test=None),
+        "empty": dict,
+    },
+    "evaluation": {
+        "example": example_document,
+        "large": large_document,
+        "empty": dict,
+        "nulls": lambda: NO_SECTIONS,
+        "only reals": lambda: one_class("real"),
+        "only fakes": lambda: one_class("fake"),
+        "no image": lambda: small_document() | {"systems": [{"name": "a", "kind": "detector"}], "table": {"columns": ["a"]}},
+        "no generator, no view": lambda: _without("generators", "views", "strata", "kinds", "averages"),
+        "no curve": lambda: _without("roc", "precision_recall", "reliability", "histogram", "risk_coverage"),
+        "no table": lambda: small_document() | {"table": {"rows": [], "columns": [], "cells": {}, "footers": []}},
+    },
+    "leaderboard": {"example": lambda: [("s3://lab/evaluations/a", example_document()), ("b", large_document())], "empty": list},
+    "comparison": {
+        "example": example_comparison,
+        "equal": lambda: example_comparison(shift=0.0),
+        "strangers": lambda: example_comparison(shared=False),
+        "nothing": lambda: example_comparison(n=0),
+        "one": lambda: example_comparison(n=1),
+    },
+    "evidence": {kind: partial(example_evidence, **how) for kind, how in EVIDENCE.items()} | {"said": _said},
+    "labels": {
+        "example": example_labels,
+        "clean": lambda: example_labels(found=False),
+        "not doubted": lambda: example_labels(why=NOT_DOUBTED),
+        "index": lambda: example_labels() | {"suspicious": None},
+    },
+    "identifier": {
+        "example": example_identifier,
+        "no test": lambda: example_identifier(test=None),
+        "no open set": lambda: example_identifier(open_set=None),
+    },
+}
+RENDERERS = {
+    "run": lambda summary: render_run_report(summary, thumbnails={row["image_id"]: thumbnail() for row in summary.get("top") or ()}),
+    "training": render_training_report,
+    "evaluation": render_evaluation,
+    "leaderboard": render_leaderboard,
+    "comparison": render_comparison,
+    "evidence": render_evidence,
+    "labels": lambda document: render_labels(document, {} if document["suspicious"] is None else example_pictures()),
+    "identifier": render_identifier_report,
+}
+EXAMPLES = [(report, kind) for report, kinds in DOCUMENTS.items() for kind in kinds]
+
+
+@cache
+def page_of(report, kind="example"):
+    return RENDERERS[report](DOCUMENTS[report][kind]())
+
+
+def hostile_profile(text):
+    counts = [{"family": text, "generator": text + "2", "flagged": 3}, {"family": text, "generator": text, "flagged": 1}]
+    profile = example_profile(generators=counts, told=[told(1, text, text, [text], text, uri=text), told(2, None, None, [text], text)])
+    return hostile_summary(text) | {"profile": profile}
+
+
+def hostile_board(text):
+    document = copy.deepcopy(small_document())
+    document["title"] = document["labels"]["name"] = text
+    document["protocol"] = {"name": text, "title": text}
+    for one in document["systems"]:
+        one["name"] = one["title"] = text
+        one["worst"] = {"generator": text, "rate": {"value": 0.1, "interval": None, "method": None, "n": 200, "why": None}}
+        one["figures"]["auc"]["why"] = text
+        for part in (*one["generators"], *one["views"]):
+            part["name"] = text
+    return [(text, document)]
+
+
+def hostile_gallery(text):
+    """A page in the middle of three whose every name and word is `text`."""
+    row = {
+        "uri": text, "member": text, "verdict": "fake", "probability": 0.5, "calibrated": True, "predicted_generator": text,
+        "generator_family": text, "generator_ranking": [text], "generator_probability": 0.5, "generator_confidence": 1.0,
+        "predicted_prompt": text, "prompt_likelihood": -1.0, "input": {"label": text, "generator": text, "prompt": text},
+    }  # fmt: skip
+    tiles = [
+        GalleryTile(row, thumbnail()),
+        GalleryTile(row | {"predicted_generator": None}, None, text),
+        GalleryTile(row | {"verdict": text}, b"<svg>"),
+    ]
+    return render_gallery_page(tiles, PageNumber(2, 3), run=text, shown="said to be of it", images=9, first=3)
+
+
+HOSTILE_PAGES = {
+    "run": lambda text: render_run_report(hostile_profile(text), thumbnails={1001: b"<svg>"}),
+    "training": lambda text: render_training_report(hostile_facts(text)),
+    "evaluation": lambda text: render_evaluation(hostile_document(text)),
+    "leaderboard": lambda text: render_leaderboard(hostile_board(text)),
+    "comparison": lambda text: render_comparison(example_comparison(text, n=60)),
+    "evidence": lambda text: render_evidence(example_evidence(text)),
+    "labels": lambda text: render_labels(example_labels(text), {}),
+    "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
+    "gallery": hostile_gallery,
+}
+
+
+def _identifier_plan(text):
+    split = {"images": 9, "known": {text: 4}, "others": {text: 5}}
+    return {
+        "name": text, "detector": text, "head": "linear", "level": "generator", "classes": [text], "left_out": {text: 1},
+        "held_out": [text], "open_set": {"method": "energy", "abstains": 0.05}, "splits": {"train": split},
+    }  # fmt: skip
+
+
+HOSTILE_LINES = {
+    "run": lambda text: summary_lines(hostile_profile(text)),
+    "training": lambda text: training_lines(hostile_facts(text) | {"metric": "auc"}),
+    "evaluation": lambda text: evaluation_lines(hostile_document(text)),
+    "leaderboard": lambda text: leaderboard_lines(hostile_board(text), 100),
+    "comparison": lambda text: comparison_lines(example_comparison(text, n=60)),
+    "evidence": lambda text: [*evidence_lines(example_evidence(text)), check_line(text, "differs", text)],
+    "labels": lambda text: labels_lines(example_labels(text)),
+    "identifier": lambda text: [*identifier_lines(hostile_identifier(text)), *identifier_plan_lines(_identifier_plan(text))],
+}
