@@ -23,10 +23,12 @@ def full_size():
     built = {}
 
     def network(name):
-        if name not in built:
-            with Undrawn(), torch.device("meta" if CARDS[name].size.parameters > LARGE else "cpu"):
-                built[name] = build_network(CARDS[name])
-        return built[name]
+        card = CARDS[name]
+        key = repr((card.architecture_facts, card.output.logits))  # variants have their card's
+        if key not in built:
+            with Undrawn(), torch.device("meta" if card.size.parameters > LARGE else "cpu"):
+                built[key] = build_network(card)
+        return built[key]
 
     return network
 
