@@ -5,7 +5,7 @@ A name that is not listed may still say its family, as FAMILY/NAME: that is how 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,10 +72,12 @@ def generator_index(path: Path | None = None) -> GeneratorIndex:
 
 def known(name: str, index: GeneratorIndex | None = None) -> ResolvedGenerator | None:
     """The generator that a name means, by any spelling; the family alone of a family's name or of FAMILY/NAME; None for a stranger."""
-    by_name, families = _spellings(index or generator_index())
-    if found := by_name.get(spelt(name)):
-        return found
-    family = families.get(spelt(name)) or families.get(spelt(name.partition("/")[0]))
+    index, wanted = index or generator_index(), spelt(name)
+    for own, entry in index.generators.items():
+        if wanted in map(spelt, (own, *entry.aliases)):
+            return ResolvedGenerator(own, entry.family)
+    families = {spelt(family): family for family in index.families}
+    family = families.get(wanted) or families.get(spelt(name.partition("/")[0]))
     return None if family is None else ResolvedGenerator(None, family)
 
 
@@ -103,13 +105,3 @@ def means(wanted: str, name: str | None, family: str | None) -> bool:
         return False
     entry = known(wanted)
     return spelt(wanted) in (spelt(name), spelt(family or name)) or (entry is not None and entry.name is not None and known(name) == entry)
-
-
-def _spellings(index: GeneratorIndex) -> tuple[dict[str, ResolvedGenerator], dict[str, str]]:
-    return dict(_by_spelling(index)), {spelt(name): name for name in index.families}
-
-
-def _by_spelling(index: GeneratorIndex) -> Iterator[tuple[str, ResolvedGenerator]]:
-    for name, one in index.generators.items():
-        for spelling in (name, *one.aliases):
-            yield spelt(spelling), ResolvedGenerator(name, one.family)

@@ -173,7 +173,9 @@ def write_index(
     tally = _Tally(partial(progress, "labelled"))
     written = write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
-        raise _no_images(layout, tally)
+        reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
+        hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
+        raise ConfigError(f"no labelled image: {reasons}", hint=hint)
     info = IndexInfo(
         source=source or {},
         layout=next((name for name, kind in LAYOUTS.items() if type(layout) is kind), type(layout).__name__),
@@ -300,12 +302,6 @@ def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[di
         {"subset": name, "rows": rows, "published": published.get(name), "agrees": rows == published[name] if name in published else None}
         for name, rows in sorted(found.items())
     ]
-
-
-def _no_images(layout: DatasetLayout, tally: _Tally) -> ConfigError:
-    reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
-    hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
-    return ConfigError(f"no labelled image: {reasons}", hint=hint)
 
 
 def _archive(source: DatasetSource, store: Store) -> tuple[Archive, DatasetLayout]:

@@ -29,7 +29,9 @@ def may_lead(source: str, place: str) -> bool:
     A chain of fsspec's (`zip::https://…`) is never one; local paths, s3 and web addresses may have `::` in their names.
     """
     scheme, own = scheme_of(place), scheme_of(source)
-    return not _is_chain(place) and (scheme == own or (scheme in SCHEMES and scheme != "file"))
+    named = place.partition("://")[0]
+    is_chain = not place.startswith("/") and "::" in (named if named.lower() in UNCHAINED else place)
+    return not is_chain and (scheme == own or (scheme in SCHEMES and scheme != "file"))
 
 
 class MaskReader:
@@ -76,11 +78,6 @@ def to_mask(pixels: Image.Image) -> Image.Image:
     """An RGB image as a mask of mode L: 255 where the mean of the channels is above 127.5 (specs/localization.md §1.7)."""
     bright = np.asarray(pixels).sum(axis=2, dtype=np.uint16) > 382  # three times 127.5, in whole numbers
     return Image.fromarray(bright.astype(np.uint8) * np.uint8(255))
-
-
-def _is_chain(place: str) -> bool:
-    named, _, _ = place.partition("://")
-    return not place.startswith("/") and "::" in (named if named.lower() in UNCHAINED else place)
 
 
 def _beside(member: ManifestMember, uri: str) -> MemberLocation | None:

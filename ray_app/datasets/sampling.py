@@ -66,8 +66,10 @@ class SampleOrder:
         epochs, places = np.divmod(positions, self.rows_per_epoch)
         rows = np.empty(self.batch, np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            if self._current is None or self._current[0] != epoch:
+                self._current = epoch, self._epochs.epoch(epoch)
             mine = epochs == epoch
-            rows[mine] = self._order_of(epoch)[places[mine]]
+            rows[mine] = self._current[1][places[mine]]
         return rows, positions
 
     def share(self, step: int, rank: int, world: int) -> tuple[Positions, Positions]:
@@ -82,11 +84,6 @@ class SampleOrder:
         size = self.batch // world
         part = slice(rank * size, (rank + 1) * size)
         return rows[part], positions[part]
-
-    def _order_of(self, epoch: int) -> Places:
-        if self._current is None or self._current[0] != epoch:
-            self._current = epoch, self._epochs.epoch(epoch)
-        return self._current[1]
 
 
 class Epochs(Protocol):

@@ -16,7 +16,7 @@ from ray_app.archives import iter_blocks, read_block
 from ray_app.config import Frozen
 from ray_app.datasets.index import is_index, read_info, write_divided
 from ray_app.datasets.labels import coded, texts
-from ray_app.datasets.near_duplicates import Bond, Kind, bonds_of, bound, leaks_of
+from ray_app.datasets.near_duplicates import Kind, bonds_of, bound, leaks_of
 from ray_app.datasets.splits import ASIDE, FREE, SPLITS, TEST, Places, SplitRequest, chosen_generators, divide, held_rows, strata_of
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store, strip_secrets
@@ -70,7 +70,9 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
     assert info is not None, "it was read"
     after = config.after and strip_secrets(config.after)
     source = {"split": config.model_dump(mode="json", exclude={"at", "out"}) | {"of": info.digest, "after": after}}
-    _refuse_others(out, source)
+    there = read_info(out)
+    if there is not None and there.source.get("split") != source["split"]:
+        raise IdentityError(f"{out.url} holds another index, or one that was divided otherwise", hint="give another --out")
     held_out = chosen_generators(rows, config.hold_out, config.seed)
     bonds = bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
@@ -83,7 +85,9 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
         "index": strip_secrets(given.url),
         "asked": {"shares": dict(zip(SPLITS, config.shares, strict=False)), "by": list(config.by), "held_out": list(held_out),
                   "even": config.even, "seed": config.seed, "keep": list(config.keep), "after": after},
-        **_overview(rows, groups, count, bonds, binding),
+        "images": len(rows), "groups": count, "largest_group": int(np.bincount(groups, minlength=count).max()),
+        "bonds": [{"kind": bond.kind, "known": bond.known, "near": len(bond.pairs), "binds": bond in binding} for bond in bonds],
+        "had": {name: images for name, images in Counter(texts(rows, "split").to_pylist()).most_common() if name is not None},
         **_distribution(rows, places, held_out),
         "leaks": _with_names(given, leaks_of(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
     }  # fmt: skip
@@ -163,12 +167,6 @@ def _read(store: Store) -> pa.Table:
     return pa.concat_tables(read_block(store, ref).select(["image_id", "input"]) for ref in iter_blocks(store, 0))
 
 
-def _refuse_others(out: Store, source: Mapping[str, Any]) -> None:
-    there = read_info(out)
-    if there is not None and there.source.get("split") != source["split"]:
-        raise IdentityError(f"{out.url} holds another index, or one that was divided otherwise", hint="give another --out")
-
-
 def _pins(rows: pa.Table, config: SplitConfig) -> Places:
     """(N,) where rows stay, FREE = anywhere: as the index has it for the splits that are kept, else as the earlier split has it."""
     pins = np.full(len(rows), FREE, np.int8)
@@ -201,13 +199,6 @@ def _refuse_empty(places: Places, config: SplitConfig) -> None:
         if share > 0 and not (places == place).any():
             raise ConfigError(f"{config.at}: no group falls into {name}, of which {share:.0%} was asked",
                               hint="there are too few groups: a larger share, fewer kinds of --by, or --even")  # fmt: skip
-
-
-def _overview(rows: pa.Table, groups: np.ndarray[Any, Any], count: int, bonds: Sequence[Bond], binding: Sequence[Bond]) -> dict[str, Any]:
-    sizes = np.bincount(groups, minlength=count)
-    had = {name: images for name, images in Counter(texts(rows, "split").to_pylist()).most_common() if name is not None}
-    kinds = [{"kind": bond.kind, "known": bond.known, "near": len(bond.pairs), "binds": bond in binding} for bond in bonds]
-    return {"images": len(rows), "groups": count, "largest_group": int(sizes.max()), "bonds": kinds, "had": had}
 
 
 def _distribution(rows: pa.Table, places: Places, held_out: Sequence[str]) -> dict[str, Any]:

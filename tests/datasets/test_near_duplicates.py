@@ -1,3 +1,4 @@
+from functools import cache
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_of_too_many_pairs_those_stay_that_connect_the_same_hashes(monkeypatch):
 WORDS = np.array([f"w{number}" for number in range(400)])
 
 
+@cache
 def shingled(text):
     words = text.split()
     return {*words, *pairwise(words)}

@@ -10,7 +10,7 @@ from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.detector import Detector
 from ray_app.detectors.registry import build_network
 from ray_app.detectors.weights import load_strictly
-from tests.detectors.fill import fill
+from tests.detectors.fill import Undrawn, fill
 
 # What a card must say, of a network with one logit that nobody published.
 UNPUBLISHED = {
@@ -27,7 +27,9 @@ PUBLISHED = ["community-forensics-vits384", "openfake-swinv2-small", "siglip2-op
 @functools.cache
 def filled_state(name):
     prefix = PUBLISHED_PREFIX.get(name, "")
-    return fill({prefix + key: tensor for key, tensor in build_network(load_card(name)).state_dict().items()})
+    with Undrawn():
+        network = build_network(load_card(name))
+    return fill({prefix + key: tensor for key, tensor in network.state_dict().items()})
 
 
 def filled_detector(name, *, precision, slots, resampler=None):
@@ -36,7 +38,8 @@ def filled_detector(name, *, precision, slots, resampler=None):
     if resampler is not None:
         card = card.model_copy(update={"preprocessing": card.preprocessing.model_copy(update={"resampler": resampler})})
     prefix = PUBLISHED_PREFIX.get(name, "")
-    network = build_network(card)
+    with Undrawn():
+        network = build_network(card)
     load_strictly(network, {key.removeprefix(prefix): tensor for key, tensor in filled_state(name).items()}, name)
     fake = 0 if card.output.sign else card.output.index_among(card.output.labels)
     return Detector(card, network, fake=fake, device="cpu", precision=precision, resize="exact", slots=slots, weights_sha256="0" * 64)

@@ -10,6 +10,8 @@ import zlib
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 EMB = (
     "pos_embed",
@@ -59,3 +61,22 @@ def fill(state_dict):
 def pattern_image(h, w):
     y, x = np.mgrid[0:h, 0:w].astype(np.int64)
     return np.stack([(x * 7 + y * 13 + (x * y) // 31) % 256, (x * 3 + y * 5) % 256, (x * x // 17 + y * 11) % 256], -1).astype(np.uint8)
+
+
+def source(name):
+    """The made image `HxW`."""
+    height, width = map(int, name.split("x"))
+    return Image.fromarray(pattern_image(height, width))
+
+
+class Undrawn(TorchFunctionMode):
+    """Within it networks are built of zeros, without drawing the weights that are replaced right after."""
+
+    DRAWS = frozenset(("normal_", "uniform_", "erfinv_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_"))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in self.DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            tensor.data.zero_()  # what draws until all values lie in a range is content with these
+            return tensor
+        return func(*args, **(kwargs or {}))

@@ -3,18 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
 from ray_app.detectors import Preprocessing, list_cards
-from ray_app.detectors.detector import Normalise
 from ray_app.detectors.preprocessing import Resize
 from ray_app.errors import InputError, Status
 from tests.detectors.fill import pattern_image
-from tests.detectors.golden_convnets import CLIP_D_THUMBNAIL, places
 
 PHOTOS = Path(__file__).resolve().parents[2] / ".." / "shared" / "realworld"
 SHORT440 = Preprocessing(resize=Resize(mode="short_side", size=440))
@@ -135,21 +132,6 @@ def test_a_thumbnail_is_pillows_under_every_version(shape):
 def test_a_small_image_is_its_own_thumbnail():
     pixels = pattern_image(256, 175)
     np.testing.assert_array_equal(Preprocessing(resize=Resize(mode="thumbnail", size=256)).prepare(Image.fromarray(pixels)), pixels)
-
-
-def test_a_thumbnail_before_the_resize_is_openfakes():
-    preprocessing = Preprocessing(
-        resize=Resize(mode="short_side", size=224, thumbnail_first=1024),
-        filter="bicubic",
-        center_crop=224,
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
-    )
-    tensor = Normalise(preprocessing)(torch.from_numpy(preprocessing.prepare(image(1100, 1500))[None]))[0]
-    golden = CLIP_D_THUMBNAIL
-    assert tuple(tensor.shape) == golden.shape
-    assert tensor.double().mean().item() == pytest.approx(golden.mean, abs=1e-5)
-    assert [tensor[place].item() for place in places(golden.shape)] == pytest.approx(list(golden.values), abs=1e-5)
 
 
 OPENCV512 = Preprocessing(resize=Resize(mode="squash", size=512), resampler="opencv")

@@ -9,8 +9,9 @@ import torch
 from ray_app.detectors import load_card
 from ray_app.detectors.registry import build_network
 from ray_app.detectors.weights import load_strictly, located, parts_of, read_state_dict, resolve_part
-from tests.detectors.families.test_clip import filled, filled_tower, source
+from tests.detectors.families.test_clip import filled, filled_tower
 from tests.detectors.families.test_ladeda import formula
+from tests.detectors.fill import source
 from tests.detectors.test_convnets import prepared
 
 # By card and image: the published head on the tower that `fill` makes, fp32, CPU, batch 1.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.seeded import PUBLISHED_PREFIX, card_with_weights, seeded_card, seeded_state, write_weights
+from benchmarks.seeded import card_with_weights, seeded_card, seeded_state, write_weights
 from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
+from ray_app.detectors.card import Architecture
 from ray_app.detectors.registry import build_network
 from ray_app.detectors.weights import cached_name, file_sha256, load_strictly, parts_of, read_state_dict, stated_digest
 from ray_app.errors import DetectorError
@@ -33,34 +34,29 @@ def at(card, uri, **changes):
     return card.model_copy(update={"weights": card.weights.model_copy(update={"uri": uri, **changes})})
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
-def published(request, tmp_path_factory):
-    card = load_card(request.param)
-    folder = tmp_path_factory.mktemp("published")
-    yield card, seeded_state(card), folder
-    shutil.rmtree(folder)
+def small_community():
+    """Community Forensics' card, whose keys have a prefix in its files, with a small network."""
+    return load_card("community-forensics-vits384").model_copy(
+        update={"architecture": Architecture(name="test_vit", arguments={"img_size": 384})}
+    )
 
 
-def test_seeded_weights_in_the_published_formats_load_strictly(published):
-    card, state, folder = published
-    prefix = PUBLISHED_PREFIX.get(card.name, "")
-    assert all(key.startswith(prefix) for key in state)
-    network = build_network(card)
-    files = [write_weights(folder / "model.safetensors", state), write_weights(folder / "bare.pth", state)]
-    if prefix:
-        files += [
-            write_weights(folder / "checkpoint.pth", state, wrapper="model", prefix="_orig_mod."),
-            write_weights(folder / "final.pth", state, prefix="module._orig_mod."),
-            write_weights(folder / "plain.pth", {key.removeprefix(prefix): tensor for key, tensor in state.items()}, wrapper="state_dict"),
-        ]
-    else:
-        files.append(write_weights(folder / "wrapped.pth", state, wrapper="state_dict", prefix="module."))
-    for path in files:
+def test_seeded_weights_in_the_published_formats_load_strictly(tmp_path):
+    """The other cards' files: `test_zoo`."""
+    card = small_community()
+    state, network = seeded_state(card), build_network(card)
+    assert all(key.startswith("vit.") for key in state)
+    for path in (
+        write_weights(tmp_path / "model.safetensors", state),
+        write_weights(tmp_path / "bare.pth", state),
+        write_weights(tmp_path / "checkpoint.pth", state, wrapper="model", prefix="_orig_mod."),
+        write_weights(tmp_path / "final.pth", state, prefix="module._orig_mod."),
+        write_weights(tmp_path / "plain.pth", {key.removeprefix("vit."): tensor for key, tensor in state.items()}, wrapper="state_dict"),
+    ):
         own = card_with_weights(card, path)
         load_strictly(network, read_state_dict(path, own.weights), card.name)
         key, tensor = next(iter(network.state_dict().items()))
-        assert torch.equal(tensor, state[prefix + key])
-        path.unlink()
+        assert torch.equal(tensor, state[f"vit.{key}"])
 
 
 def test_what_does_not_fit_is_named(small_card):
@@ -234,9 +230,8 @@ def test_a_checkpoint_that_contradicts_the_card_is_refused(two_logits, config, s
 
 
 def test_seeded_card_is_ready_to_load(tmp_path):
-    card = seeded_card("community-forensics-vits384", tmp_path)
+    card = seeded_card(small_community(), tmp_path)
     assert card.weights.sha256 is not None
-    assert all(key.startswith("vit.") for key in seeded_state(card))
     assert load_detector(card, slots=1).fingerprint["weights"] == card.weights.sha256
 
 

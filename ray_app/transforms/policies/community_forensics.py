@@ -67,34 +67,14 @@ class CommunityForensicsPolicy(Frozen):
         return [str(name) for name in rng.permutation(np.repeat(list(OPERATIONS), repeats))]
 
 
-def _compress(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    return sample._replace(image=jpeg(sample.image, int(rng.integers(75, 100, endpoint=True))))
-
-
 def _resize(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
     short = int(rng.integers(crop + 1, round(crop * 1.228), endpoint=True))
     return with_short_side(sample, short, _one_of((Resampling.BILINEAR, Resampling.BICUBIC), rng), rng)
 
 
-def _crop(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    return random_crop(sample, crop, rng)
-
-
-def _mirror(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    return mirrored(sample) if rng.random() < 0.5 else sample
-
-
-def _upend(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    return upended(sample) if rng.random() < 0.5 else sample
-
-
 def _resized_crop(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
     part = random_part(sample, (0.9, 1.0), (3 / 4, 4 / 3), rng)
     return resize_sample(part, (crop, crop), _one_of(_ANY_FILTER, rng))
-
-
-def _rotate(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    return rotated(sample, rng.uniform(-15, 15), Resampling.BILINEAR)
 
 
 def _translate(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
@@ -153,13 +133,13 @@ def _one_of(filters: tuple[Resampling, ...], rng: Rng) -> Resampling:
 
 
 OPERATIONS: Mapping[str, Callable[[ImageSample, int, Rng], ImageSample]] = {
-    "jpeg": _compress,
+    "jpeg": lambda sample, crop, rng: sample._replace(image=jpeg(sample.image, int(rng.integers(75, 100, endpoint=True)))),
     "resize": _resize,
-    "crop": _crop,
-    "mirror": _mirror,
-    "upend": _upend,
+    "crop": random_crop,
+    "mirror": lambda sample, crop, rng: mirrored(sample) if rng.random() < 0.5 else sample,
+    "upend": lambda sample, crop, rng: upended(sample) if rng.random() < 0.5 else sample,
     "resized-crop": _resized_crop,
-    "rotate": _rotate,
+    "rotate": lambda sample, crop, rng: rotated(sample, rng.uniform(-15, 15), Resampling.BILINEAR),
     "translate": _translate,
     "shear": _shear,
     "pad": _pad,

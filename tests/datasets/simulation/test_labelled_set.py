@@ -1,9 +1,11 @@
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from ray_app.datasets.simulation import decoders, labelled_set
 from ray_app.datasets.simulation.labelled_set import LABELS, build_labelled_set
 from ray_app.datasets.simulation.pairs import SPLITS
 from ray_app.errors import ConfigError
@@ -20,7 +22,11 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    return build_labelled_set(tmp_path_factory.mktemp("simulated") / "set", **ARGUMENTS, processes=2)
+    """Built in this process, and of decoders that saw few pictures; `test_an_unfinished_set_…` has processes of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders, "_PICTURES", 2)
+        patch.setattr(labelled_set, "ProcessPoolExecutor", lambda processes, mp_context, **rest: ThreadPoolExecutor(1, **rest))
+        return build_labelled_set(tmp_path_factory.mktemp("simulated") / "set", **ARGUMENTS)
 
 
 @pytest.fixture(scope="module")

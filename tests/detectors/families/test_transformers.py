@@ -12,7 +12,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.registry import build_network
 from ray_app.errors import DetectorError
 from tests.detectors.conftest import filled_state
-from tests.detectors.test_golden import source
+from tests.detectors.fill import Undrawn, source
 
 CARD = """
 name: hf-port
@@ -99,7 +99,8 @@ def scored(folder):
 
     def score(eps, image):
         if eps not in detectors:
-            detectors[eps] = load_detector(card_in(folder, eps), precision="fp32", slots=1)
+            with Undrawn():
+                detectors[eps] = load_detector(card_in(folder, eps), precision="fp32", slots=1)
         return detectors[eps].score(detectors[eps].prepare(source(image))[None])[0]
 
     return score
@@ -110,13 +111,11 @@ def test_the_file_is_the_ports(folder):
     assert len(state) == TENSORS
     assert sum(tensor.numel() for tensor in state.values()) == PARAMETERS
     assert state["vit.encoder.layer.0.attention.attention.query.weight"].shape == (384, 384)
-    with torch.device("meta"):
+    with Undrawn():
         assert state.keys() != build_network(card_in(folder)).state_dict().keys()
 
 
-@pytest.mark.parametrize(
-    ("eps", "image"), [pytest.param(*key, marks=[] if key[1] in ("97x61", "300x400") else [pytest.mark.slow]) for key in GOLDEN]
-)
+@pytest.mark.parametrize(("eps", "image"), [pytest.param(*key, marks=[pytest.mark.slow] * (key[1] != "300x400")) for key in GOLDEN])
 def test_the_score_of_a_file_in_published_names_is_the_authors(eps, image, scored):
     expected = GOLDEN[eps, image]
     assert scored(eps, image) == pytest.approx(expected, abs=1e-4 * max(1, abs(expected)))
