@@ -12,7 +12,7 @@ import yaml
 
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.card import Weights
-from ray_app.detectors.registry import BACKBONE, build_network
+from ray_app.detectors.detector import BACKBONE, build_network
 
 # What the published file writes before the network's own key names.
 PUBLISHED_PREFIX = {"community-forensics-vits384": "vit."}

@@ -202,7 +202,7 @@ def is_of_one_image(error: Exception) -> bool:
     return not (isinstance(error, TouchstoneError | ImportError) or is_want_of_memory(error))
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """A foreign exception in one line: its kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

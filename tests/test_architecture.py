@@ -92,7 +92,7 @@ def test_no_name_says_nothing():
 
 # In this order in one process: what is run, and what it must not have loaded besides HEAVY.
 LIGHT = [
-    ("import ray_app.cli.fit", ("numpy", "sklearn", "pyarrow", "pydantic")),
+    ("import ray_app.cli.train", ("numpy", "sklearn", "pyarrow", "pydantic")),
     ("import ray_app.serving.client", ("pyarrow", "fastapi")),
     ("import ray_app.images", ("pi_heif", "imagecodecs", "rawpy")),
     ("import ray_app.ensembles", ("sklearn",)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_app.reports.calibration_model import CalibrationReport
+from ray_app.reports.calibration import CalibrationReport
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.plan_model import Plan
 from ray_app.reports.training import TrainingFacts

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import transforms
 
 from ray_app.detectors import DetectorCard, Preprocessing, resolve_weights
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 
 

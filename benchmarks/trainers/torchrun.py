@@ -80,10 +80,10 @@ def main() -> None:
     from ray_app.config import load_yaml
     from ray_app.storage import Store
     from ray_app.training.config import TrainConfig
-    from ray_app.training.data import prepare_data
     from ray_app.training.job import plan_workers
     from ray_app.training.learner import Learner
     from ray_app.training.networks import training_card
+    from ray_app.training.run import prepare_data
 
     config, out = load_yaml(Path(sys.argv[1]), TrainConfig), Path(sys.argv[2])
     rank, world, gpus = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.cuda.device_count()

@@ -16,9 +16,9 @@ def command(work: TrainingWork, out: Path) -> list[str]:
 def history(out: Path) -> Sequence[Line]:
     """The lines of all history files."""
     from ray_app.storage import Store
-    from ray_app.training.history import HISTORY, read_notes
+    from ray_app.training.run_directory import HISTORY, read_history
 
-    return list(read_notes(Store.open(str(out)), HISTORY))
+    return list(read_history(Store.open(str(out)), HISTORY))
 
 
 TOUCHSTONE = Trainer("touchstone", "touchstone train", command, history)

@@ -1,7 +1,7 @@
 """Archives: a source → its members → a manifest cut into blocks (`Archive`, `list_members`, `read_block`, `MemberReader`)."""
 
 from ray_app.archives.build import Each, Portions, in_turn, is_as_listed, list_members
-from ray_app.archives.containers import Container, ContainerLimits, TableColumns
+from ray_app.archives.containers import Container, ContainerLimits
 from ray_app.archives.containers.parquet import read_referenced
 from ray_app.archives.manifest import (
     BlockList,
@@ -18,7 +18,17 @@ from ray_app.archives.manifest import (
     read_ids,
     read_vanished,
 )
-from ray_app.archives.members import BlockPlan, Ids, ListedMember, ManifestMember, MemberLocation, RefusedMember, block_sizes, image_id
+from ray_app.archives.members import (
+    BlockPlan,
+    Ids,
+    ListedMember,
+    ManifestMember,
+    MemberLocation,
+    RefusedMember,
+    TableColumns,
+    block_sizes,
+    image_id,
+)
 from ray_app.archives.reader import MemberReader
 from ray_app.archives.sources import Archive, fetcher_of, name_of, open_source, places_of
 

@@ -275,13 +275,13 @@ def listed_rows(ids: Ids, items: Sequence[ListedMember]) -> pa.Table:
         _struct([item.refused and replace(item.refused, detail=one_line(item.refused.detail)) for item in items], _REFUSED),
     ]
     fields = [*_LISTED, *_REST]
-    if inputs := _inputs([item.input for item in items], as_text=any(map(is_told_by_archive, items))):
+    if inputs := _inputs([item.input for item in items], as_text=any(map(has_columns_of_archive, items))):
         columns.append(inputs)
         fields.append(pa.field("input", inputs.type))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def is_told_by_archive(item: ListedMember) -> bool:
+def has_columns_of_archive(item: ListedMember) -> bool:
     """Whether a member's columns are of the archive, and not of a list that its user named."""
     return item.place is not None or isinstance(item, ListedWithColumns)
 

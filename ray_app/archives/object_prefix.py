@@ -1,12 +1,21 @@
-"""`ObjectPrefix`: objects below a place as a source; files of their own, and containers by their names, none of which is opened."""
+"""`ObjectPrefix`: objects below a place as a source; files of their own, and containers by their names, none of which is opened.
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+img2dataset's sidecar tables: beside a shard `00000.tar`, or a folder of files `00000/`, lies `00000.parquet` with a row for every sample
+by its key (`Samples`, `beside`). Its columns become columns of that image, and the table stays a file like others.
+
+Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and `files`; in `parquet` the table holds the images itself.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from itertools import chain
+from typing import Any
 
-from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, TableColumns, kind_of
-from ray_app.archives.img2dataset import Samples, beside, table_of_folder
-from ray_app.archives.members import ListedMember
+from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, kind_of
+from ray_app.archives.containers.base import sample_key, sidecar_column
+from ray_app.archives.containers.parquet import rows_by
+from ray_app.archives.members import ListedMember, ListedWithColumns, TableColumns
+from ray_app.errors import ConfigError
 from ray_app.storage import (
     Fetcher,
     KeyRange,
@@ -20,6 +29,60 @@ from ray_app.storage import (
     strip_secrets,
 )
 from ray_app.storage.urls import full_matcher
+
+TABLE, _SHARD = ".parquet", ".tar"
+_MOST_CELLS = 2_000_000  # held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
+
+
+class Samples:
+    """What one table says of its samples, read when the first of them is asked for."""
+
+    def __init__(self, table: Container, fetcher: Fetcher) -> None:
+        self._table, self._fetcher = table, fetcher
+        self._rows: Mapping[str, Mapping[str, Any]] | None = None
+
+    def told(self, item: ListedMember, name: str) -> ListedMember:
+        """A member with the columns of its sample, `name` being its path in the shard or folder; its own columns stay as they are.
+
+        Texts beside an image stay without. Of masks it tells nothing: the table came with the files, and would lead to others. Raises
+        StorageError where the store gives no answer.
+        """
+        if self._rows is None:
+            self._rows = rows_by("key", self._table, self._fetcher, most=_MOST_CELLS)
+        row = None if sidecar_column(name, item.size_bytes) else self._rows.get(sample_key(name))
+        if row is None:
+            return item
+        described = {column: value for column, value in row.items() if not _names_a_mask(column)}
+        values = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**described, **item.input}}
+        return ListedWithColumns(**values)
+
+
+def with_tables(objects: Iterable[ObjectInfo], table: ObjectInfo | None = None) -> Iterator[tuple[ObjectInfo, ObjectInfo | None]]:
+    """Objects in the order of their uris, each with the table that tells of it and therefore came before; `table`: of the first ones."""
+    for info in objects:
+        tells = table is not None and _tells_of(table, info.uri)
+        yield info, table if tells else None
+        if not tells and info.uri.endswith(TABLE):
+            table = info
+
+
+def table_of_folder(uri: str, below: str) -> ObjectInfo | None:
+    """The table that tells of a file in a folder, if it lies below a place: for those who begin to list there. Raises StorageError."""
+    place = uri.rpartition("/")[0] + TABLE
+    try:
+        return next((info for info in list_objects(place) if info.uri == place), None) if place.startswith(below) else None
+    except ConfigError:  # nothing is there
+        return None
+
+
+def _names_a_mask(column: str) -> bool:
+    return column == "mask" or column.endswith("_uri")
+
+
+def _tells_of(table: ObjectInfo, uri: str) -> bool:
+    stem = table.uri.removesuffix(TABLE)
+    return uri == stem + _SHARD or uri.startswith(stem + "/")
+
 
 Found = tuple[str, ListedMember | Container]
 
@@ -56,7 +119,7 @@ class ObjectPrefix:
         """What some of its objects are, in the order of their uris; `table`: what tells of the first ones."""
         below, own = self.below, None if is_pattern(self.url) else strip_secrets(canonical(self.url))
         samples: tuple[str, Samples] | None = None
-        for info, telling in beside(objects, table):
+        for info, telling in with_tables(objects, table):
             path = info.uri.removeprefix(below) if info.uri.startswith(below) else info.uri.rpartition("/")[2]
             item = as_found(info, path, self.kind, self.columns, self.limits)
             described = None if telling is None else self._table(telling)

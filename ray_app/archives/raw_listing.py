@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app.archives.containers import Container
-from ray_app.archives.manifest import input_type, is_told_by_archive, joined_inputs, listed_rows, parquet_bytes, with_input
+from ray_app.archives.manifest import has_columns_of_archive, input_type, joined_inputs, listed_rows, parquet_bytes, with_input
 from ray_app.archives.members import Digest, ListedMember, RefusedMember
 from ray_app.archives.sources import Selection, SourceSection
 from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
@@ -148,7 +148,7 @@ class _RawWriter:
             self._close()
         self._tables.append(listed_rows(words[:, 0], items).append_column("check", pa.array(words[:, 1])))
         self._rows += len(items)
-        self._as_text |= any(map(is_told_by_archive, items))
+        self._as_text |= any(map(has_columns_of_archive, items))
 
     def finish(self) -> list[RawFile]:
         self._close()

@@ -17,8 +17,8 @@ import pyarrow.csv as pcsv
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
-from ray_app.archives.containers import ContainerLimits, TableColumns
-from ray_app.archives.members import ListedMember, RefusedMember
+from ray_app.archives.containers import ContainerLimits
+from ray_app.archives.members import ListedMember, RefusedMember, TableColumns
 from ray_app.archives.object_prefix import Found, as_found
 from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher, ObjectInfo, Store, canonical

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, TableColumns, Unopened
-from ray_app.archives.img2dataset import Samples
-from ray_app.archives.members import ListedMember
-from ray_app.archives.object_prefix import Found, ObjectPrefix
+from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, Unopened
+from ray_app.archives.members import ListedMember, TableColumns
+from ray_app.archives.object_prefix import Found, ObjectPrefix, Samples
 from ray_app.archives.s3_inventory import Inventory
 from ray_app.archives.uri_lists import UriLists, is_one_file, looks_like_list
 from ray_app.errors import ConfigError

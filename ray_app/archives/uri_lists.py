@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from ray_app.archives.columns import URI_NAMES, input_rows, no_column, no_uris, uri_column
-from ray_app.archives.containers import Container, ContainerLimits, TableColumns, Unopened, kind_of
+from ray_app.archives.containers import Container, ContainerLimits, Unopened, kind_of
 from ray_app.archives.containers.parquet import index_uris
-from ray_app.archives.members import ListedMember
+from ray_app.archives.members import ListedMember, TableColumns
 from ray_app.archives.tabular import csv_tables, json_tables, pieces
 from ray_app.archives.uri_list_rows import ListEntries
 from ray_app.errors import ConfigError, SourceError, StorageError

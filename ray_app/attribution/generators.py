@@ -46,8 +46,8 @@ class GeneratorIndex(Frozen):
             if one.family not in self.families:
                 raise ValueError(f"{name}: its family {one.family!r} is not listed")
             for spelling in (name, *one.aliases):
-                if taken.setdefault(spelt(spelling), name) != name:
-                    raise ValueError(f"{spelling!r} is {taken[spelt(spelling)]} and {name}")
+                if taken.setdefault(spelling_key(spelling), name) != name:
+                    raise ValueError(f"{spelling!r} is {taken[spelling_key(spelling)]} and {name}")
         return self
 
 
@@ -59,7 +59,7 @@ class ResolvedGenerator:
     family: str
 
 
-def spelt(name: str) -> str:
+def spelling_key(name: str) -> str:
     """A name as names are compared: without case, blanks, dots, dashes and underscores."""
     return _SEPARATORS.sub("", name.casefold())
 
@@ -70,26 +70,26 @@ def generator_index(path: Path | None = None) -> GeneratorIndex:
     return load_yaml(path or config_root() / "generators.yaml", GeneratorIndex)
 
 
-def known(name: str, index: GeneratorIndex | None = None) -> ResolvedGenerator | None:
+def find_generator(name: str, index: GeneratorIndex | None = None) -> ResolvedGenerator | None:
     """The generator that a name means, by any spelling; the family alone of a family's name or of FAMILY/NAME; None for a stranger."""
-    index, wanted = index or generator_index(), spelt(name)
+    index, wanted = index or generator_index(), spelling_key(name)
     for own, entry in index.generators.items():
-        if wanted in map(spelt, (own, *entry.aliases)):
+        if wanted in map(spelling_key, (own, *entry.aliases)):
             return ResolvedGenerator(own, entry.family)
-    families = {spelt(family): family for family in index.families}
-    family = families.get(wanted) or families.get(spelt(name.partition("/")[0]))
+    families = {spelling_key(family): family for family in index.families}
+    family = families.get(wanted) or families.get(spelling_key(name.partition("/")[0]))
     return None if family is None else ResolvedGenerator(None, family)
 
 
 def family_of(name: str, index: GeneratorIndex | None = None) -> str | None:
     """The family of a generator by any spelling of its name; None for a stranger."""
-    found = known(name, index)
+    found = find_generator(name, index)
     return None if found is None else found.family
 
 
 def title_of(name: str) -> str:
     """A generator's name for people: its title where the index knows it by this or another spelling, else the name itself."""
-    found = known(name)
+    found = find_generator(name)
     return name if found is None or found.name is None else generator_index().generators[found.name].title
 
 
@@ -99,9 +99,11 @@ def family_title(family: str) -> str:
     return family if one is None else one.title
 
 
-def means(wanted: str, name: str | None, family: str | None) -> bool:
+def matches(wanted: str, name: str | None, family: str | None) -> bool:
     """Whether a word that somebody typed, in any spelling, means this generator or its family."""
     if name is None:
         return False
-    entry = known(wanted)
-    return spelt(wanted) in (spelt(name), spelt(family or name)) or (entry is not None and entry.name is not None and known(name) == entry)
+    entry = find_generator(wanted)
+    return spelling_key(wanted) in (spelling_key(name), spelling_key(family or name)) or (
+        entry is not None and entry.name is not None and find_generator(name) == entry
+    )

@@ -137,7 +137,7 @@ def _polite(options: dict[str, Any]) -> list[str]:
 def _accept(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         return ()
-    from ray_app.datajobs.generate.cards import accept
+    from ray_app.datajobs.generate.config import accept
 
     return accepted_by(accept, names)
 
@@ -313,7 +313,7 @@ def labels(at: str, out: str, read: bool, as_json: bool, **given: Any) -> int:
     """
     from ray_app.archives import in_turn
     from ray_app.evaluation.label_audit.audit import audit_labels
-    from ray_app.reports.labels import labels_lines
+    from ray_app.reports.audit import labels_lines
 
     folder, each = local_folder(out), in_turn
     started: AbstractContextManager[None] = nullcontext()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.fit import fit
 from ray_app.cli.options import as_json, configured, licence_option, overrides, shown
+from ray_app.cli.train import fit
 from ray_app.errors import DetectorError, ExitCode
 
 if TYPE_CHECKING:

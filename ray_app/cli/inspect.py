@@ -40,7 +40,7 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
     touchstone gallery run --out s3://bucket/gallery --verdict fake --generator midjourney --most 500
     """
     from ray_app.reports.format import counted
-    from ray_app.scoring.gallery import Choice, make_gallery
+    from ray_app.scoring.report import Choice, make_gallery
 
     made = make_gallery(run, out, Choice(verdict, generator, most), per_page=per_page, quiet=as_json)
     if as_json:
@@ -199,7 +199,7 @@ def _lines(found: "Explanation", pixels: "Image.Image", doubt: str | None, pictu
 
 def show_discoveries(run: str, rate: float, limit: int | None, as_json: bool) -> int:
     """Print the list at a rate, as a table or JSON lines (each with `p_value`); on stderr what it promises and under what assumption."""
-    from ray_app.evaluation.audit.fdr import discover
+    from ray_app.evaluation.audit.estimate import discover
     from ray_app.reports import verdict_table
 
     found = discover(run, rate)

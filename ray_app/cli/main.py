@@ -13,10 +13,10 @@ import click
 from ray_app import __version__
 from ray_app.cli.data import collect, filter_command, generate, index, labels, pack, split
 from ray_app.cli.detectors import config, detectors
+from ray_app.cli.endpoint import serve
 from ray_app.cli.evaluate import compare, evaluate, leaderboard
 from ray_app.cli.inspect import explain, gallery, masks
 from ray_app.cli.score import decide, demo, plan, report, rescore, results, score
-from ray_app.cli.serve import serve
 from ray_app.cli.train import train
 from ray_app.cli.trust import audit, calibrate, evidence
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError

@@ -72,8 +72,8 @@ def plan(
     """
     from ray_app.reports import plan_lines
     from ray_app.scoring import ScoreConfig
-    from ray_app.scoring.forecast.cost import load_cluster
     from ray_app.scoring.forecast.forecast import forecast
+    from ray_app.scoring.forecast.rates import load_cluster
 
     settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
     described = load_cluster(cluster) if cluster else None
@@ -239,7 +239,7 @@ def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> i
     touchstone decide run --ensemble stricter.yaml
     """
     from ray_app.reports import summary_lines
-    from ray_app.scoring.redecide import decide_run
+    from ray_app.scoring.rescore import decide_run
 
     click.echo("\n".join(summary_lines(decide_run(run, ensemble, waive_guarantee=waive_guarantee, unguarded=unguarded))))
     return 0

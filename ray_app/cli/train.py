@@ -1,11 +1,27 @@
-"""`touchstone train`: a recipe → a card that `score`, `evaluate` and `serve` take, or that of an identifier or a describer."""
+"""`touchstone train`: a recipe → a card that `score`, `evaluate` and `serve` take, or that of an identifier or a describer.
 
+`touchstone detectors fit`: labelled images → a head of our own on a published backbone, and its card.
+"""
+
+import csv
+import hashlib
 import json
-from typing import Any
+import posixpath
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import click
 
 from ray_app.cli.options import as_json, configured, licence_option, overrides
+from ray_app.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from ray_app.archives.uri_list_rows import ListEntries
+    from ray_app.detectors import Preprocessing
+    from ray_app.detectors.linear_head import Classifier, FeatureCache, FeatureReader, Fit
 
 
 @click.command()
@@ -64,3 +80,172 @@ def _lines(facts: dict[str, Any], dry_run: bool) -> list[str]:
     from ray_app.reports.training import training_lines
 
     return [*training_lines(facts), *([f"pushed to {facts['pushed']}"] if "pushed" in facts else [])]
+
+
+_LABELS = {"real": 0, "0": 0, "fake": 1, "1": 1}
+_MAX_LABELS_BYTES = 2**30
+
+
+class LabelledImage(NamedTuple):
+    """One image of the labels file: where it is, 1 = fake, and what it must not be parted from in validation ("" = nothing)."""
+
+    uri: str
+    label: int
+    group: str
+
+
+class Gathered(NamedTuple):
+    """Usable images by the SHA-256 of their bytes, those that could not be read with the reason, and how many were there twice."""
+
+    used: Mapping[str, LabelledImage]
+    refused: Sequence[tuple[str, InputError]]
+    doubles: int
+
+
+@click.command("fit")
+@click.argument("card", metavar="CARD")
+@click.option(
+    "--labels", required=True, metavar="FILE", help="CSV, JSONL or Parquet with `uri`, `label` (real, fake, 0 or 1), maybe `group`."
+)
+@click.option("--out", required=True, metavar="DIR", help="Where card.yaml, weights.pth and the cached features go.")
+@click.option("--classifier", type=click.Choice(["svm", "logistic"]), default="svm", show_default=True, help="Which linear classifier.")
+@click.option("--name", help="Name of the new detector; CARD's name and the classifier's otherwise.")
+@click.option("--device", default="cpu", show_default=True, help="Where the backbone runs: cpu, cuda, cuda:0.")
+def fit(card: str, labels: str, out: str, classifier: "Classifier", name: str | None, device: str) -> int:
+    """Fit a linear head of your own on CARD's backbone; `score --detector DIR/card.yaml` takes it at once.
+
+    A relative `uri` is relative to the labels file. Images of one `group` (a scene, a source) are kept together in validation.
+    A second fit into the same DIR extracts no feature twice.
+
+    \b
+    touchstone detectors fit unifd --labels mine.csv --out heads/mine
+    """
+    import numpy as np
+
+    from ray_app.config import validate
+    from ray_app.detectors import DetectorCard, linear_head, load_card
+
+    if "://" in out:
+        raise ConfigError(f"--out {out}: a head and its card are written to a local folder")
+    base, rows, folder = load_card(card), read_labels(labels), Path(out)
+    name = name or f"{base.name.replace(':', '-')}-{classifier}"
+    validate(base.model_dump() | {"name": name}, DetectorCard, where="--name")  # now rather than after hours of features
+    linear_head.require_enough(np.array([row.label for row in rows]))
+    reader = linear_head.FeatureReader(base, device=device)
+    cache = linear_head.FeatureCache(folder / "features.npz", reader.key)
+    gathered = gather(rows, base.preprocessing, reader, cache, labels=labels)
+    _report_refused(gathered, len(rows))
+
+    marks = np.array([row.label for row in gathered.used.values()])
+    linear_head.require_enough(marks)
+    features = np.stack([cache[sha256] for sha256 in gathered.used])
+    groups = [row.group for row in gathered.used.values()]
+    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if any(groups) else None)
+    head = linear_head.fit_head(features, marks, classifier)
+    fitted = linear_head.Fit(classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs)
+    weights = folder / "weights.pth"
+    linear_head.write_card(folder / "card.yaml", base, name=name, weights=weights, sha256=linear_head.save_head(weights, head), fit=fitted)
+    click.echo(_summary(name, folder / "card.yaml", fitted, grouped=any(groups)))
+    return 0
+
+
+def read_labels(place: str) -> list[LabelledImage]:
+    """The rows of a labels file (path or fsspec URL), with every `uri` made absolute. Raises ConfigError naming file, row and value."""
+    from ray_app.archives.tabular import read_table
+    from ray_app.archives.uri_list_rows import ListEntries
+    from ray_app.storage import Fetcher, canonical, strip_secrets
+
+    try:
+        data = Fetcher(signed=[place]).fetch(place, "", _MAX_LABELS_BYTES)
+        suffix = posixpath.splitext(urlsplit(place).path)[1].lower()
+        table = read_table(data, suffix, str)
+    except InputError as error:
+        raise ConfigError(f"{place}: {error.detail}") from None
+    except (ValueError, OSError, csv.Error) as error:
+        raise ConfigError(f"{place}: cannot be read as labels: {error}") from None
+    if table is None:
+        raise ConfigError(f"{place}: labels are a .csv, .jsonl or .parquet file, not {suffix or 'a file without a suffix'}")
+    entries = ListEntries(strip_secrets(canonical(place)), "uri")
+    labelled = [_labelled(place, number, row, entries) for number, row in enumerate(table.to_pylist(), 1)]
+    if len({bool(row.group) for row in labelled}) > 1:
+        raise ConfigError(f"{place}: some rows have a group and some have none", hint="give every row one, or drop the column")
+    return labelled
+
+
+def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEntries") -> LabelledImage:
+    if not isinstance(row, Mapping) or not row.get("uri") or row.get("label") is None:
+        raise ConfigError(f"{place}: row {number}: `uri` and `label` are needed, found {row!r}")
+    label = _LABELS.get(str(row["label"]).strip().lower())
+    if label is None:
+        raise ConfigError(f"{place}: row {number}: label {row['label']!r}", hint="real, fake, 0 or 1")
+    [item] = entries.members([{"uri": str(row["uri"])}])
+    if item.refused is not None:
+        raise ConfigError(f"{place}: row {number}: {row['uri']}: {item.refused.detail}")
+    return LabelledImage(item.uri, label, "" if row.get("group") is None else str(row["group"]))
+
+
+def gather(
+    rows: Sequence[LabelledImage], preprocessing: "Preprocessing", reader: "FeatureReader", cache: "FeatureCache", *, labels: str = ""
+) -> Gathered:
+    """Bring the features of all readable images into the cache; what was extracted is kept even if this is interrupted.
+
+    `labels`: the file that names them; on its own web server they may lie, wherever that is, else on the public Internet.
+    Raises ConfigError where the same bytes are labelled both real and fake.
+    """
+    import numpy as np
+
+    from ray_app.images import ImageLimits, decode_image
+    from ray_app.storage import Fetcher
+
+    fetcher, limits = Fetcher(signed=[labels] if labels else []), ImageLimits()
+    used: dict[str, LabelledImage] = {}
+    refused: list[tuple[str, InputError]] = []
+    waiting: dict[str, Any] = {}
+
+    def extract() -> None:
+        if waiting:
+            cache.add(dict(zip(waiting, reader.read(np.stack(list(waiting.values()))), strict=True)))
+            waiting.clear()
+
+    try:
+        with click.progressbar(rows, label="reading images", file=sys.stderr) as found:
+            for row in found:
+                try:
+                    data = fetcher.fetch(row.uri, "", limits.max_bytes)
+                    sha256 = hashlib.sha256(data).hexdigest()
+                    if sha256 not in cache and sha256 not in waiting:
+                        waiting[sha256] = preprocessing.prepare(decode_image(data, limits).pixels)
+                except InputError as error:
+                    refused.append((row.uri, error))
+                    continue
+                first = used.setdefault(sha256, row)
+                if first.label != row.label:
+                    raise ConfigError(f"{first.uri} and {row.uri} are the same image, labelled both real and fake")
+                if len(waiting) == reader.slots:
+                    extract()
+        extract()
+    finally:
+        cache.save()
+    return Gathered(used, refused, len(rows) - len(refused) - len(used))
+
+
+def _report_refused(gathered: Gathered, rows: int) -> None:
+    if gathered.doubles:
+        click.echo(f"{gathered.doubles} of {rows} rows repeat an image and count once", err=True)
+    if gathered.refused:
+        click.echo(f"{len(gathered.refused)} of {rows} images could not be read and are left out:", err=True)
+    for uri, error in gathered.refused:
+        click.echo(f"  {uri}: {error.status}: {error.detail}", err=True)
+
+
+def _summary(name: str, card: Path, fit: "Fit", *, grouped: bool) -> str:
+    lines = [f"{name}: fitted to {fit.real} real and {fit.fake} fake images, written to {card}"]
+    if fit.aucs:
+        mean, low, high = sum(fit.aucs) / len(fit.aucs), min(fit.aucs), max(fit.aucs)
+        unseen = "saw neither it nor any of its group" if grouped else "did not see it"
+        folds = f"mean of {len(fit.aucs)} folds, {low:.3f} to {high:.3f}"
+        lines.append(f"cross-validated ROC AUC {mean:.3f} ({folds}); each image was judged by a head that {unseen}")
+    else:
+        lines.append("no cross-validated ROC AUC: every fold held images of one class only")
+    lines.append(f"touchstone score SOURCE --detector {card} --out RUN")
+    return "\n".join(lines)

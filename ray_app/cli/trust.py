@@ -161,15 +161,15 @@ def _check_usage(
 
 
 def _make(run: str, image: str, out: str, key: Path | None, as_json: bool) -> int:
-    from ray_app.evaluation.evidence.checks import written
+    from ray_app.evaluation.evidence.checks import record_text
     from ray_app.evaluation.evidence.record import make_evidence
-    from ray_app.evaluation.evidence.signatures import signed
+    from ray_app.evaluation.evidence.verify import signed
     from ray_app.reports.evidence import evidence_lines, render_evidence
 
     folder = local_folder(out)
     found = make_evidence(run, image)
     found = found if key is None else signed(found, key)
-    text = written(found)
+    text = record_text(found)
     page = render_evidence(found)
     (folder / "evidence.json").write_text(text, encoding="utf-8")
     (folder / "evidence.html").write_text(page, encoding="utf-8")

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from ray_app.archives import BlockRef
-from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
+from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.storage import Store
 from ray_app.storage.lease import is_running, own_process
 
@@ -210,7 +210,7 @@ class Attempts:
             yield
         except Exception as error:
             if is_want_of_memory(error):
-                raise ClusterError(f"{what}: out of memory ({said(error)})", hint=OUT_OF_MEMORY_HINT) from error
+                raise ClusterError(f"{what}: out of memory ({describe_error(error)})", hint=OUT_OF_MEMORY_HINT) from error
             raise
         finally:
             note.unlink(missing_ok=True)

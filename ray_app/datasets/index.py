@@ -40,9 +40,9 @@ from ray_app.archives import (
     read_block,
     read_complete,
 )
-from ray_app.archives.sub_manifest import write_selected
+from ray_app.archives.build import write_selected
 from ray_app.datasets.config import DatasetSource
-from ray_app.datasets.labelling import Aside, Hash, LabelledBlock, Labeller, as_listed, check_hashes, labels_of
+from ray_app.datasets.labelling import Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
 from ray_app.datasets.labels import INPUT, Labels
 from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, make_layout
 from ray_app.datasets.layouts.base import contradiction
@@ -243,7 +243,7 @@ def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
         columns = [inputs.field(name) if name != "split" else splits.slice(start, len(rows)).cast(pa.string()) for name in INPUT.names]
         place, start = rows.schema.get_field_index("input"), start + len(rows)
         rows = rows.set_column(place, pa.field("input", INPUT), pa.StructArray.from_arrays(columns, fields=list(INPUT)))
-        yield LabelledBlock(rows, Counter(), Aside(), Aside())
+        yield LabelledBlock(rows, Counter(), SkippedMembers(), SkippedMembers())
 
 
 @dataclass
@@ -254,8 +254,8 @@ class _Tally:
     members: int = 0
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     subsets: Counter[str] = field(default_factory=Counter)
-    left_out: Aside = field(default_factory=Aside)
-    unreadable: Aside = field(default_factory=Aside)
+    left_out: SkippedMembers = field(default_factory=SkippedMembers)
+    unreadable: SkippedMembers = field(default_factory=SkippedMembers)
     digest: Any = field(default_factory=hashlib.sha256)
 
     def rows(self, blocks: Iterable[LabelledBlock]) -> Iterator[pa.Table]:
@@ -312,7 +312,7 @@ def _archive(source: DatasetSource, store: Store) -> tuple[Archive, DatasetLayou
 
 def _simulated(source: DatasetSource, store: Store, progress: Progress) -> tuple[Archive, DatasetLayout]:
     """The offline set, made here; the same arguments give the same files."""
-    from ray_app.datasets.simulation.labelled_set import LABELS, build_labelled_set  # it loads torch
+    from ray_app.datasets.simulation.archive import LABELS, build_labelled_set  # it loads torch
 
     _check_simulated(source, store)
     folder = build_labelled_set(
@@ -322,7 +322,7 @@ def _simulated(source: DatasetSource, store: Store, progress: Progress) -> tuple
 
 
 def _check_simulated(source: DatasetSource, store: Store) -> None:
-    from ray_app.datasets.simulation.labelled_set import build_labelled_set
+    from ray_app.datasets.simulation.archive import build_labelled_set
 
     if scheme_of(store.url) != "file":
         raise ConfigError(f"{store.url}: the simulated set is made in a local folder", hint="give a local --out")

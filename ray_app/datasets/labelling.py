@@ -31,7 +31,7 @@ EVERY_S = 10.0
 
 
 @dataclass
-class Aside:
+class SkippedMembers:
     """Members that are reported in numbers: how many for each reason, and one of them by name."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -42,7 +42,7 @@ class Aside:
         self.counts[why] += count
         self.examples.setdefault(why, place)
 
-    def merge(self, other: "Aside") -> None:
+    def merge(self, other: "SkippedMembers") -> None:
         """Add what another counted."""
         for why, count in other.counts.items():
             self.add(why, other.examples[why], count)
@@ -58,8 +58,8 @@ class LabelledBlock:
 
     rows: pa.Table
     subsets: Counter[str]
-    left_out: Aside
-    unreadable: Aside
+    left_out: SkippedMembers
+    unreadable: SkippedMembers
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Labeller:
         """Raises ConfigError for a member that the layout cannot label."""
         table = read_block(self.store, ref)
         members = member_rows(table)
-        left_out, subsets = Aside(), Counter[str]()
+        left_out, subsets = SkippedMembers(), Counter[str]()
         kept: list[int] = []
         labelled: list[Labels] = []
         for place, member in enumerate(members):
@@ -94,10 +94,10 @@ class Labeller:
         rows = table.drop_columns([name for name in ("input",) if name in table.schema.names]).take(pa.array(kept, pa.int64()))
         return LabelledBlock(rows.append_column("input", inputs), subsets, left_out, unreadable)
 
-    def _hashed(self, members: Sequence[ManifestMember]) -> tuple[dict[str, list[str | None]], Aside]:
+    def _hashed(self, members: Sequence[ManifestMember]) -> tuple[dict[str, list[str | None]], SkippedMembers]:
         """The columns of hashes, null where a member is not readable, and such members by reason; without hashes none is read."""
         hashes: dict[str, list[str | None]] = {name: [None] * len(members) for name in ("sha256", "phash")}
-        unreadable = Aside()
+        unreadable = SkippedMembers()
         wanted = members if self.hashes else [member for member in members if member.refused is not None]
         reader = MemberReader(self.fetcher, max_bytes=self.limits.max_bytes)
         for place, (member, data) in enumerate(reader.read(wanted)):
@@ -136,10 +136,10 @@ def check_hashes(hashes: Sequence[Hash]) -> None:
 
 def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:
     """Opens the same tables without the rows that have no prompt; the others have it cleaned, and its group where they had none."""
-    return lambda source: prompted(open_source(source))
+    return lambda source: with_cleaned_prompts(open_source(source))
 
 
-def prompted(rows: pa.Table) -> pa.Table:
+def with_cleaned_prompts(rows: pa.Table) -> pa.Table:
     """The rows with a prompt, the prompt cleaned (`attribution.prompts`); a row without a group is of its prompt's."""
     prompts = [cleaned(prompt) for prompt in texts(rows, "prompt").to_pylist()]
     groups = [group or prompt_group(prompt) for group, prompt in zip(texts(rows, "group").to_pylist(), prompts, strict=True)]
@@ -153,7 +153,7 @@ def prompted(rows: pa.Table) -> pa.Table:
     return rows.set_column(place, "input", inputs).filter(pa.array([prompt is not None for prompt in prompts]))
 
 
-def apart(splits: Splits) -> Splits:
+def without_training_prompts(splits: Splits) -> Splits:
     """The same splits; an image whose prompt training has, letter case and spaces aside, is in no other split.
 
     `findings["prompts_in_training"]` counts what was left out. Raises ConfigError where a split then has no image.

@@ -2,6 +2,8 @@
 
 `bonds_of` finds them, `bound` joins them to groups, `leaks_of` counts those between splits. `near_pairs` compares perceptual hashes,
 `prompts_alike` prompts.
+
+Leakage between splits (`leakage`): images of one that are in another too, by file, near-duplicate (`near`) or group.
 """
 
 import re
@@ -13,9 +15,90 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ray_app.datasets.labels import coded, plain_prompt
-from ray_app.datasets.leakage import NEAR_BITS, Hashes
+from ray_app.datasets.labels import coded, plain_prompt, texts
+
+Hashes = npt.NDArray[np.uint64]
+
+NEAR_BITS = 4  # of 64 that may differ between perceptual hashes of one picture
+_BANDS = 5  # hashes that differ in four bits agree in at least one of five parts
+_AT_ONCE = 1 << 22  # pairs that are compared at once
+_EXAMPLES = 5
+
+
+def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
+    """What every two splits share, as plain JSON.
+
+    `checked` {sha256, phash}: whether every split has such hashes; without, nothing is known. `unhashed` {…}: images without one, such as
+    unreadable ones. `pairs` {"validation in train": …}: how many images of the one split have their like in the other: `image_id` the
+    same place, `sha256` the same bytes, `phash` within NEAR_BITS, `group` the same group; and up to five `examples`, uris of the former
+    by bytes or looks.
+    """
+    missing = {name: [texts(table, name).null_count for table in splits.values()] for name in ("sha256", "phash")}
+    sizes = [len(table) for table in splits.values()]
+    return {
+        "checked": {name: all(count < size for count, size in zip(counts, sizes, strict=True)) for name, counts in missing.items()},
+        "unhashed": {name: sum(counts) for name, counts in missing.items()},
+        "pairs": {f"{held} in {other}": _shared(splits[held], splits[other]) for other, held in combinations(splits, 2)},
+    }
+
+
+def near(hashes: Hashes, others: Hashes, bits: int = NEAR_BITS) -> npt.NDArray[np.bool_]:
+    """(N,) whether one of the others differs from a hash in at most `bits` ≤ 4 of its 64 bits."""
+    is_near = np.zeros(len(hashes), bool)
+    edges = np.linspace(0, 64, _BANDS + 1).astype(np.uint64)
+    for low, high in pairwise(edges):
+        mask = np.uint64((1 << int(high - low)) - 1)
+        part = (others >> low) & mask
+        order = np.argsort(part)
+        mine = (hashes >> low) & mask
+        first, last = (np.searchsorted(part[order], mine, side=side) for side in ("left", "right"))
+        _compare(is_near, hashes, others[order], first, last, bits)
+    return is_near
+
+
+def _shared(held: pa.Table, other: pa.Table) -> dict[str, Any]:
+    found = {"image_id": pc.is_in(held["image_id"], other["image_id"]).to_numpy()}
+    for name in ("sha256", "group"):
+        found[name] = pc.is_in(texts(held, name), pc.drop_null(texts(other, name)), skip_nulls=True).to_numpy()
+    found["phash"] = _alike(texts(held, "phash"), texts(other, "phash"))
+    examples = held["uri"].filter(pa.array(found["sha256"] | found["phash"])).slice(0, _EXAMPLES).to_pylist()
+    return {name: int(is_shared.sum()) for name, is_shared in found.items()} | {"examples": examples}
+
+
+def _alike(held: pa.ChunkedArray, other: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    (values, codes), (others, _) = _hashes(held), _hashes(other)
+    return np.append(near(values, others), False)[codes]  # a row without a hash, -1, is like none
+
+
+def _hashes(texts: pa.ChunkedArray) -> tuple[Hashes, npt.NDArray[np.int32]]:
+    """All different hashes, and (N,) the place of every row's, -1 where there is none."""
+    encoded = texts.dictionary_encode().combine_chunks()
+    values = np.array([int(text, 16) for text in encoded.dictionary.to_pylist()], np.uint64)
+    return values, encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+
+
+def _compare(
+    is_near: npt.NDArray[np.bool_],
+    hashes: Hashes,
+    others: Hashes,
+    first: npt.NDArray[np.intp],
+    last: npt.NDArray[np.intp],
+    bits: int,
+) -> None:
+    """Mark each hash that is near to one of others[first … last]."""
+    todo = np.flatnonzero((last > first) & ~is_near)
+    begun = np.concatenate([[0], np.cumsum((last - first)[todo])])
+    while len(todo):
+        count = max(1, int(np.searchsorted(begun, begun[0] + _AT_ONCE, side="right")) - 1)
+        some, lengths = todo[:count], (last - first)[todo[:count]]
+        which = np.repeat(np.arange(count), lengths)
+        against = np.arange(len(which)) - (begun[:count] - begun[0])[which] + first[some][which]
+        distance = np.bitwise_count(hashes[some][which] ^ others[against])
+        is_near[some[np.unique(which[distance <= bits])]] = True
+        todo, begun = todo[count:], begun[count:]
+
 
 Kind = Literal["image", "bytes", "group", "prompt", "looks"]
 Codes = npt.NDArray[np.int64]
@@ -33,15 +116,13 @@ WORDS: Mapping[Kind, str] = {
 _FLAT = 8  # a hash with fewer ones, or fewer zeros, is of a picture without detail, which looks like any other such
 
 _PARTS, _AGREE = 7, 3  # hashes that differ in four bits agree in at least three of seven parts: 27 bits or so, which few others share
-_AT_ONCE = 1 << 22  # pairs that are compared at once
 _MOST = 1 << 23  # pairs that are kept: 128 MiB
 assert _PARTS - NEAR_BITS == _AGREE
 
-_BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
+_SHINGLE_BANDS, _ROWS = 8, 6  # of two prompts that share 0.9 of their shingles, one of eight bands agrees in 998 of 1,000 cases
 _PROMPTS_AT_ONCE = 65_536  # prompts, or pairs of them, that are compared at once
 WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -76,7 +157,7 @@ def bonds_of(rows: pa.Table, kinds: Sequence[Kind], *, prompts: float = 0.9) -> 
     return [made[kind]() for kind in kinds]
 
 
-def bound(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
+def connected_groups(bonds: Sequence[Bond], count: int) -> tuple[Codes, int]:
     """(count,) the number of every row's connected group, and how many groups there are: union-find over rows and their values."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -142,7 +223,7 @@ def prompts_alike(prompts: Sequence[str], share: float = 0.9) -> Pairs:
     banded = np.concatenate(
         [_bands(_shingles(prompts[start : start + _PROMPTS_AT_ONCE])) for start in range(0, len(prompts), _PROMPTS_AT_ONCE)]
     )
-    proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_BANDS)]), axis=0)
+    proposed = np.unique(np.concatenate([_neighbours(banded[:, band]) for band in range(_SHINGLE_BANDS)]), axis=0)
     kept = [_no_pairs()]
     for start in range(0, len(proposed), _PROMPTS_AT_ONCE):
         some = proposed[start : start + _PROMPTS_AT_ONCE]
@@ -220,9 +301,9 @@ def _bands(shingles: Any) -> Words:
     starts, count = shingles.indptr, shingles.shape[0]
     filled = np.flatnonzero(np.diff(starts))
     numbers = shingles.indices.astype(np.uint64) + np.uint64(1)
-    factors = np.random.default_rng(0).integers(1, 2**63, size=(_BANDS, _ROWS), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    banded = np.repeat(np.random.default_rng(1).integers(0, 2**63, size=(count, 1), dtype=np.uint64), _BANDS, axis=1)
-    for band in range(_BANDS):
+    factors = np.random.default_rng(0).integers(1, 2**63, size=(_SHINGLE_BANDS, _ROWS), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    banded = np.repeat(np.random.default_rng(1).integers(0, 2**63, size=(count, 1), dtype=np.uint64), _SHINGLE_BANDS, axis=1)
+    for band in range(_SHINGLE_BANDS):
         word = np.zeros(len(filled), np.uint64)
         for factor in factors[band] if len(filled) else ():
             least = np.minimum.reduceat(_mixed(numbers * factor), starts[:-1][filled])

@@ -16,7 +16,7 @@ from ray_app.archives import iter_blocks, read_block
 from ray_app.config import Frozen
 from ray_app.datasets.index import is_index, read_info, write_divided
 from ray_app.datasets.labels import coded, texts
-from ray_app.datasets.near_duplicates import Kind, bonds_of, bound, leaks_of
+from ray_app.datasets.near_duplicates import Kind, bonds_of, connected_groups, leaks_of
 from ray_app.datasets.splits import ASIDE, FREE, SPLITS, TEST, Places, SplitRequest, chosen_generators, divide, held_rows, strata_of
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store, strip_secrets
@@ -76,7 +76,7 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
     held_out = chosen_generators(rows, config.hold_out, config.seed)
     bonds = bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
-    groups, count = bound(binding, len(rows))
+    groups, count = connected_groups(binding, len(rows))
     wanted = SplitRequest(config.shares, held_out, config.even, config.seed)
     places = divide(rows, groups, count, wanted, _pins(rows, config))
     _refuse_empty(places, config)

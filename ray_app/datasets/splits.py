@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 
 from ray_app.datasets.config import Data, DatasetSource, HeldOut
 from ray_app.datasets.labels import coded, fakes, texts
-from ray_app.datasets.leakage import leakage
-from ray_app.datasets.near_duplicates import Codes
+from ray_app.datasets.near_duplicates import Codes, leakage
 from ray_app.errors import ConfigError
 
 Rows = npt.NDArray[np.bool_]
@@ -41,7 +40,7 @@ class Splits:
     column `why`. `findings`, plain JSON:
 
     `splits`: for each its `images`, `real`, `fake`, `generators` {name: images} and `digest`, the SHA-256 over its rows' ids and labels in
-    order · `set_aside`: `images` and `why` {reason: images} · `leakage`: see `ray_app.datasets.leakage`.
+    order · `set_aside`: `images` and `why` {reason: images} · `leakage`: see `ray_app.datasets.near_duplicates`.
     """
 
     train: pa.Table

@@ -332,7 +332,7 @@ class DetectorCard(Frozen):
         }
 
 
-def as_noted(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
+def with_run_facts(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
     """A card with what a run noted of it (`scoring_facts`) in the place of what it says by now; weights and words stay its own."""
     if all(facts.get(key, value) == value for key, value in card.scoring_facts.items()):
         return card

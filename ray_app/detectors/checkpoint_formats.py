@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ray_app.errors import DetectorError, said
+from ray_app.errors import DetectorError, describe_error
 
 _HEAD = 4096
 _MOST_HEADER = 100 << 20  # of safetensors, by its own specification
@@ -80,13 +80,13 @@ def unreadable(path: Path, wanted: str, error: BaseException, *, name: Literal["
     try:
         kind = kind_of_file(path)
     except OSError as fault:
-        return DetectorError(f"{path}: not readable as {wanted}: {fault.strerror or said(fault)}")
+        return DetectorError(f"{path}: not readable as {wanted}: {fault.strerror or describe_error(fault)}")
     if kind.name != name:
         return DetectorError(f"{path}: not readable as {wanted}: it is {kind.what}", hint=kind.hint)
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         reason = f"it holds an object of {found[1]}, and not tensors alone"
         return DetectorError(f"{path}: not readable as {wanted}: {reason}", hint=_ONLY_TENSORS)
-    reason = "" if "weights_only" in str(error) else f" ({said(error)})"
+    reason = "" if "weights_only" in str(error) else f" ({describe_error(error)})"
     return DetectorError(f"{path}: not readable as {wanted}: it is damaged or not whole{reason}", hint=_AGAIN)
 
 

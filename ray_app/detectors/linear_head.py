@@ -1,8 +1,12 @@
 """Heads of our own: a linear classifier on a backbone's features (`fit_head`, `save_head`, `write_card`), with a card that `score` takes.
 
 Features are the expensive part and are kept in a file (`FeatureCache`); scikit-learn does the fitting and is imported only then.
+
+Embeddings that outlive their images: what decides one (`embedding_facts`), which heads suit it, and the scores that a head gives it
+(`LinearHead`).
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -15,16 +19,126 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
+from torch import nn
+from torch.nn import functional
 
 from ray_app.config import named_configs, read_mapping, validate
 from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
-from ray_app.detectors.detector import Detector
-from ray_app.detectors.precision import Precision, autocast, resolve_precision
-from ray_app.detectors.preprocessing import Pixels
-from ray_app.detectors.registry import BACKBONE, build_network
-from ray_app.detectors.weights import digest_of, load_strictly, parts_of, read_state_dict, resolve_part
-from ray_app.errors import ConfigError
+from ray_app.detectors.detector import BACKBONE, Detector, Prediction, build_network, fake_index, log_odds, own_keys
+from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
+from ray_app.detectors.preprocessing import Pixels, ResizeMode
+from ray_app.detectors.weights import checkpoint_config, digest_of, file_sha256, load_strictly, parts_of, read_state_dict, resolve_part
+from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store
+
+Vectors = npt.NDArray[np.float32]
+_SIDE_PX = 224  # of the image that a network is tried with where images keep their sizes
+
+
+class LinearHead:
+    """The head of a card alone: embeddings in, log-odds of fake out, in fp32 on a CPU. The backbone's weights are not read.
+
+    Raises DetectorError where the card's network has no such head, or its weights are missing or do not fit.
+    """
+
+    def __init__(self, card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
+        network = _skeleton(card)
+        name, layer = head_of(card.name, network)
+        own = parts_of(card)[0]
+        path = resolve_part(own, cache_dir, offline)
+        state = own_keys(card, read_state_dict(path, own.weights), network)
+        wanted = {key: getattr(layer, key).shape for key in ("weight", "bias") if getattr(layer, key) is not None}
+        found = {key: state[f"{name}.{key}"] for key in wanted if f"{name}.{key}" in state}
+        if {key: tensor.shape for key, tensor in found.items()} != wanted:
+            raise DetectorError(f"{card.name}: {path}: no head of the shape that the card says, {dict(wanted)}")
+        self.card = card
+        self._fake = fake_index(card, checkpoint_config(card, path))
+        self._weight, self._bias = found["weight"].float(), found["bias"].float() if "bias" in found else None
+
+    @torch.inference_mode()
+    def score(self, vectors: Vectors) -> Vectors:
+        """(N, d) float32 → (N,) float32 log-odds of fake; NaN for a row of NaN."""
+        logits = functional.linear(torch.from_numpy(vectors), self._weight, self._bias)
+        scores: Vectors = log_odds(self.card, self._fake, logits, len(vectors)).numpy()
+        return scores
+
+
+def embedding_facts(
+    card: DetectorCard,
+    *,
+    precision: ResolvedPrecision,
+    resize: ResizeMode,
+    cache_dir: Path | None = None,
+    offline: bool | None = None,
+) -> dict[str, Any]:
+    """All that decides an embedding beside the image, as plain JSON; cards for which it is equal have equal embeddings.
+
+    `sha256`: of the weights before the head: the backbone's file, where the card names one. `width`: numbers per image.
+    Reads weights, builds no network with values. Raises DetectorError where the detector has no embedding, or weights are missing.
+    """
+    width = _width(card)
+    architecture = dict(card.architecture_facts)
+    if card.family == "clip-linear":
+        architecture.pop("name")  # of the classifier that the head was fitted as
+    return {
+        "backbone": card.backbone.name if card.backbone else None,
+        "sha256": _body_sha256(card, cache_dir, offline),
+        "architecture": architecture,
+        "preprocessing": card.preprocessing.model_dump(mode="json"),
+        "precision": precision,
+        "resize": resize,
+        "width": width,
+    }
+
+
+def _width(card: DetectorCard) -> int:
+    """Numbers per image, of a network that was tried without values. Raises DetectorError where its head takes no single vector."""
+    network = _skeleton(card)
+    _, head = head_of(card.name, network)
+    if head.out_features != card.output.logits:
+        raise no_embedding(card.name)
+    tap = Tap(card.name, network)
+    height, width = card.preprocessing.shape or (_SIDE_PX, _SIDE_PX)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            given = network(torch.empty(1, 3, height, width))
+    except (RuntimeError, NotImplementedError):  # some do not run without values; the first batch will tell
+        return head.in_features
+    tap.taken((given if isinstance(given, Prediction) else Prediction(given)).logits)
+    return head.in_features
+
+
+def _skeleton(card: DetectorCard) -> nn.Module:
+    with torch.device("meta"):
+        return build_network(card)
+
+
+def _body_sha256(card: DetectorCard, cache_dir: Path | None, offline: bool | None) -> str:
+    own, *shared = parts_of(card)
+    path = resolve_part(own, cache_dir, offline)
+    digests = [digest_of(part, resolve_part(part, cache_dir, offline)) for part in shared]
+    if rest := _rest_sha256(card.model_dump_json(), path, file_sha256(path)):
+        digests.append(rest)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+@functools.cache
+def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
+    """Of all tensors in a card's own file but those of its head, by their names in the network; "" where there are none.
+
+    `described`: the card as JSON. `file_digest` stands for the content of the file, which is read once per process.
+    """
+    card = DetectorCard.model_validate_json(described)
+    network = _skeleton(card)
+    name, _ = head_of(card.name, network)
+    state = own_keys(card, read_state_dict(path, card.weights), network)
+    body = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.")}
+    digest = hashlib.sha256()
+    for key, tensor in sorted(body.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest() if body else ""
+
 
 Classifier = Literal["svm", "logistic"]
 CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)

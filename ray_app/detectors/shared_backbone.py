@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_app.detectors.detector import Detector
-from ray_app.detectors.registry import BACKBONE
+from ray_app.detectors.detector import BACKBONE, Detector
 
 
 class SharedBackbone(nn.Module):

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from ray_app.config import config_root
 from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, base_name
 from ray_app.detectors.checkpoint_formats import kind_of_file, unreadable
-from ray_app.errors import DetectorError, said
+from ray_app.errors import DetectorError, describe_error
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def publish_part(part: WeightSet, mirror: str) -> str:
             _put(filesystem, found.parent / name, f"{folder}/{name}")
         _put(filesystem, found, path)
     except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise DetectorError(f"{part.owner}: cannot write weights to {url}: {said(error)}") from error
+        raise DetectorError(f"{part.owner}: cannot write weights to {url}: {describe_error(error)}") from error
     return url
 
 
@@ -254,7 +254,7 @@ def _hub_file(part: WeightSet, repo: str, revision: str, folder: str, file: str,
             _reach(huggingface_hub.constants.ENDPOINT)
             path = fetch()
     except Exception as error:  # the hub's own errors and its HTTP library's; a file that is cached raises none of them
-        raise _missing(part, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {said(error)}") from None
+        raise _missing(part, f"offline, and {file} is not in the hub's cache" if offline else f"{file}: {describe_error(error)}") from None
     return Path(path)
 
 
@@ -298,9 +298,9 @@ def _download(part: WeightSet, url: str, target: Path, stated: str | None, *, re
         if not required:
             return False
         # What fsspec's HTTP calls not found may be a host that does not answer.
-        raise _missing(part, "not found" if error.__cause__ is None else said(error.__cause__)) from None
+        raise _missing(part, "not found" if error.__cause__ is None else describe_error(error.__cause__)) from None
     except Exception as error:  # fsspec lets every backend's own exceptions through
-        raise _missing(part, said(error)) from None
+        raise _missing(part, describe_error(error)) from None
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)

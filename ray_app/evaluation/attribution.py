@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.evaluation.dflip import dflip_v1, name_in
-from ray_app.evaluation.generator_names import REAL, Names
+from ray_app.evaluation.groups import REAL, Names
 from ray_app.evaluation.join import Tables
 from ray_app.evaluation.prompts import Prompts
-from ray_app.evaluation.protocols import IdentificationRules, Protocol, told_right
+from ray_app.evaluation.protocols import IdentificationRules, Protocol, correct_share
 from ray_app.metrics.arrays import MetricEstimate, figure_rows, undefined
 from ray_app.metrics.attribution import Attribution, attribution_of_pairs, open_set_auroc
 from ray_app.metrics.intervals import proportion
@@ -331,4 +331,4 @@ def _detection(generators: Sequence[GeneratorFacts]) -> dict[str, MetricEstimate
     n = sum(one.n for one in there)
     missing = next((one.auc.why for one in there if one.auc.value is None), None)
     auc = undefined(missing, n) if missing else MetricEstimate(sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
-    return {"tpr": told_right(there), "auc": auc}
+    return {"tpr": correct_share(there), "auc": auc}

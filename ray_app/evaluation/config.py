@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ray_app.config import Frozen
-from ray_app.evaluation.sample import MOST
+from ray_app.evaluation.accumulate import MOST
 from ray_app.scoring.config import ScoreConfig
 
 

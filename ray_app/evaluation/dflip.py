@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ray_app.evaluation.generator_names import Names
+from ray_app.evaluation.groups import Names
 from ray_app.metrics.arrays import MetricEstimate, figure_rows, undefined
 from ray_app.metrics.attribution import attribution_of_pairs
 from ray_app.metrics.intervals import proportion

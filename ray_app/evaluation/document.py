@@ -19,18 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
+from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells, with_thumbnails
 from ray_app.evaluation.attribution import answers_of, grouping_of, groups_section, identification_of
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.generator_names import names_of
-from ray_app.evaluation.join import TOLD, Labels, OwnLabels, joined_rows
+from ray_app.evaluation.groups import names_of
+from ray_app.evaluation.join import LABEL_FIELDS, Labels, OwnLabels, joined_rows
 from ray_app.evaluation.localization import localization_of_run
 from ray_app.evaluation.prompts import prompts_of
-from ray_app.evaluation.protocol_table import reference_of, table_of
 from ray_app.evaluation.protocols import COLUMNS as RELEASE_COLUMNS
-from ray_app.evaluation.protocols import IdentificationRules, Protocol, releases_of
-from ray_app.evaluation.sample import with_thumbnails
-from ray_app.evaluation.system_section import MOST, Asked, Resampling, paired_tests, system_of
+from ray_app.evaluation.protocols import IdentificationRules, Protocol, reference_of, releases_of, table_of
+from ray_app.evaluation.system_section import MOST, Resampling, SystemOptions, paired_tests, system_of
 from ray_app.evaluation.systems import Systems
 from ray_app.metrics.arrays import MetricEstimate, undefined
 from ray_app.metrics.label_quality import CONFOUNDED, shortcut_auc
@@ -71,7 +69,7 @@ class Evaluation:
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
-        own = [name for name in columns if name not in TOLD]
+        own = [name for name in columns if name not in LABEL_FIELDS]
         read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
         return joined_rows(read, self.labels, columns)
 
@@ -321,7 +319,7 @@ def _systems(found: Evaluation) -> list[SystemFacts]:
     members = [one for one in found.systems.all if one.name in found.systems.members]
     by_year = found.protocol is not None and "years" in found.protocol.automatic
     released = releases_of(found.tables(RELEASE_COLUMNS)) if by_year else {}
-    asked = Asked(resampling, frozenset(figures), members, released.get)
+    asked = SystemOptions(resampling, frozenset(figures), members, released.get)
     return [system_of(system, found.cells, asked) for system in found.systems.all]
 
 

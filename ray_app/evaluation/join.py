@@ -28,7 +28,7 @@ Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
 KEYS = ("image_id", "sha256", "uri")
 _LABEL_COLUMNS = ("label", "generator", "kind", "mask_uri")
 _TEXTS = ("mask_uri", "prompt", "release_date")
-TOLD = ("label", "generator", "kind", *_TEXTS)
+LABEL_FIELDS = ("label", "generator", "kind", *_TEXTS)
 """The columns of joined rows that are of the labels; all others are the run's."""
 _ATTEMPTS = 4
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
 from ray_app.evaluation.protocols import oracle_accuracy
-from ray_app.evaluation.systems import System, seen, seen_by_any
+from ray_app.evaluation.systems import System, combined_overlap, training_overlap
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss, reliability
-from ray_app.metrics.detection import NO_RANKING, auc_figure, detection_of
+from ray_app.metrics.detection import NO_RANKING, VerdictCounts, abstaining, auc_figure, classification_report, detection_of, risk_coverage
 from ray_app.metrics.intervals import Interval, bootstrap_intervals, proportion, rates_interval
 from ray_app.metrics.operating_points import (
     Confusion,
@@ -32,7 +32,6 @@ from ray_app.metrics.operating_points import (
     rates_at,
     tpr_at_fpr,
 )
-from ray_app.metrics.selective import VerdictCounts, abstaining, classification_report, risk_coverage
 from ray_app.metrics.significance import delong_paired, holm, mcnemar
 from ray_app.reports.evaluation.model import PairedFacts
 from ray_app.reports.evaluation.system_model import (
@@ -103,7 +102,7 @@ class Resampling:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SystemOptions:
     """What is computed beside the usual. `extras`: figures of a generator that the protocol's table holds; `members`: of the ensemble."""
 
     resampling: Resampling
@@ -112,7 +111,7 @@ class Asked:
     released: Callable[[str], str | None] = lambda _: None
 
 
-def system_of(system: System, cells: Cells, asked: Asked) -> SystemFacts:
+def system_of(system: System, cells: Cells, asked: SystemOptions) -> SystemFacts:
     """The document's entry of one system."""
     groups = sorted({cell.group for cell, _, _ in cells.rows})
     scores = _scores(system, cells, groups)
@@ -218,7 +217,7 @@ def _scores(system: System, cells: Cells, groups: Iterable[EvaluationGroup]) -> 
     return _Scores(system, merged, system.binary or replies)
 
 
-def _of_kind(kind: str, scores: _Scores, asked: Asked, figures: dict[str, MetricEstimate]) -> dict[str, MetricEstimate]:
+def _of_kind(kind: str, scores: _Scores, asked: SystemOptions, figures: dict[str, MetricEstimate]) -> dict[str, MetricEstimate]:
     """Figures of whole fakes, or of local edits, against all real images; those of all fakes where there are no others."""
     fakes = scores.of(lambda group: group.kind == kind)
     if fakes.n == scores.fakes.n and fakes.n:
@@ -244,7 +243,7 @@ def _averages(scores: _Scores, groups: Iterable[EvaluationGroup]) -> dict[str, M
     return found
 
 
-def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Asked) -> GeneratorFacts:
+def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: SystemOptions) -> GeneratorFacts:
     hits, n = scores.right(group)
     mine = scores.by_group[group]
     pair = (scores.fakes, mine) if group.kind == "real" else (mine, scores.reals)
@@ -276,9 +275,9 @@ def _ranked(
     return figure(*pair) if pair[0].n and pair[1].n else undefined(NO_OTHERS)
 
 
-def _seen(system: System, generator: str, asked: Asked) -> str:
+def _seen(system: System, generator: str, asked: SystemOptions) -> str:
     cards = [system.card] if system.kind == "detector" else [member.card for member in asked.members]
-    return seen_by_any("unknown" if card is None else seen(card, generator) for card in cards)
+    return combined_overlap("unknown" if card is None else training_overlap(card, generator) for card in cards)
 
 
 def _verdicts(cells: Cells) -> VerdictCounts:
@@ -322,7 +321,7 @@ def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
     return ScoreHistogram.merged(tally.histogram() for tally in tallies)
 
 
-def _views(scores: _Scores, cells: Cells, asked: Asked) -> list[ViewFacts]:
+def _views(scores: _Scores, cells: Cells, asked: SystemOptions) -> list[ViewFacts]:
     """Figures of perturbed pixels, in the order of the run's views."""
     views = []
     for view in dict.fromkeys(view for view, _, _ in cells.views):

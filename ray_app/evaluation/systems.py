@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from ray_app.attribution.generators import spelt
+from ray_app.attribution.generators import spelling_key
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.card import Calibration
 from ray_app.ensembles import EnsembleCard, combine, drawn_by_audit, is_calibrated
@@ -119,7 +119,7 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
     return Systems((_ensemble(ensemble, kept, threshold, strict), *detectors), ensemble, members, kept)
 
 
-def seen(card: DetectorCard, generator: str) -> Seen:
+def training_overlap(card: DetectorCard, generator: str) -> Seen:
     """Whether the fakes that the card's weights were trained on were of this generator, by the name that labels give it.
 
     A name that the card does not list is `unseen` only where the card lists all; sources of real images (`real`, `real:…`) always are
@@ -132,7 +132,7 @@ def seen(card: DetectorCard, generator: str) -> Seen:
     return "unseen" if data.complete and data.generators and not is_real else "unknown"
 
 
-def seen_by_any(found: Iterable[str]) -> Seen:
+def combined_overlap(found: Iterable[str]) -> Seen:
     """What is known of several at once, members of an ensemble or generators of a row: one that was seen decides, and one unknown next."""
     words = set(found)
     if "in-training" in words:
@@ -142,7 +142,7 @@ def seen_by_any(found: Iterable[str]) -> Seen:
 
 def is_named(name: str, glob: str) -> bool:
     """Whether a glob matches a generator's name; case, spaces, dots, dashes and underscores make no difference."""
-    return fnmatchcase(spelt(name), spelt(glob))
+    return fnmatchcase(spelling_key(name), spelling_key(glob))
 
 
 def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Calibration | None], threshold: float | None, strict: bool) -> System:

@@ -1,15 +1,14 @@
 """Encoded bytes → scores and verdicts, in one process."""
 
-from ray_app.inference.batch import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES, Batch, DecodeResult, StageClock
+from ray_app.inference.batch import DESCRIBED, LOOKED, LOOKED_MS, REQUESTED, RUNS, STAGES, Batch, DecodeResult, StageClock
 from ray_app.inference.block_reader import BlockReader
 from ray_app.inference.decision import BlockResult, is_blank, judge, range_doubts, remarks_on
 from ray_app.inference.decoder import BatchDecoder
 from ray_app.inference.outputs import DetectorOutputs, Scores
-from ray_app.inference.resources import ResourceEstimate
-from ray_app.inference.spec import ScoringSpec, make_spec
+from ray_app.inference.spec import ResourceEstimate, ScoringSpec, make_spec
 
 __all__ = [
-    "ASKED",
+    "REQUESTED",
     "DESCRIBED",
     "LOOKED",
     "LOOKED_MS",

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ray_app.errors import InputError, Status, is_of_one_image, one_line, said
+from ray_app.errors import InputError, Status, describe_error, is_of_one_image, one_line
 from ray_app.images import DecodedImage, Demand, ImageFileFacts
 from ray_app.transforms.perturbations import Perturbation, seed_of
 
@@ -26,7 +26,7 @@ Ragged = Sequence[Pixels | None]
 Size = tuple[int, int]
 File = bytes | Image.Image  # an image as somebody gave it
 STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
-RUNS, ASKED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
+RUNS, REQUESTED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
 LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"  # counts: members that were decoded again, and the milliseconds that took
 DESCRIBED = "described"  # a count: members that words were found for
 OWN_FAILURE = "Touchstone's own code failed: "  # how the detail of a member begins that met a bug of ours
@@ -91,7 +91,7 @@ class DecodeResult:
         """What a bug of ours costs the member that met it; of its facts no more is kept than which file it is."""
         known = None if facts is None else ImageFileFacts(facts.sha256, facts.format)
         trace = "".join(traceback.format_exception(error))
-        return cls(Status.DECODER_CRASHED, one_line(OWN_FAILURE + said(error)), known, failure=trace)
+        return cls(Status.DECODER_CRASHED, one_line(OWN_FAILURE + describe_error(error)), known, failure=trace)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ ImageOf = Callable[[int], AbstractContextManager[DecodedImage | None]]
 Prepare = Callable[[Image.Image], Pixels | None]
 
 # What codecs raise on an image that they cannot hold; Pillow's check for bombs also stands before what we have just encoded ourselves.
-CANNOT = (OSError, ValueError, RuntimeError, Image.DecompressionBombError)
+CODEC_ERRORS = (OSError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 # Decoded images that are kept while their views are read: all that go through a network together, or the one that is larger.
 KEPT_PIXELS = 2**23
@@ -168,11 +168,11 @@ def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
     """
     try:
         return view.apply(image.pixels, seed_of(image.facts.sha256, view.name))
-    except CANNOT:
+    except CODEC_ERRORS:
         return None
 
 
-class Lazily(Sequence[Pixels | None]):
+class LazyImages(Sequence[Pixels | None]):
     """The images of a batch in one preprocessing and one view (None = clean), each made when it is asked for, since it may be large."""
 
     def __init__(self, count: int, image_of: ImageOf, prepare: Prepare, view: Perturbation | None = None) -> None:
@@ -197,7 +197,7 @@ class Lazily(Sequence[Pixels | None]):
             return None
 
 
-class Late:
+class LateDecoder:
     """Files of a batch, decoded when asked for. With `keeps`, the last few stay decoded, so that all views of an image cost one decode;
     but for large ones, whose turn on their node ends with the block that asked.
     """

@@ -40,7 +40,7 @@ def require_embeddings(spec: ScoringSpec) -> None:
     for card in (spec.identifier, spec.describer):
         if card is None or card.detector is None:
             continue
-        from ray_app.detectors.embeddings import embedding_facts  # torch: only where there is something to compare
+        from ray_app.detectors.linear_head import embedding_facts  # torch: only where there is something to compare
 
         detector = spec.cards[card.detector]
         found = embedding_facts(detector, precision=spec.precision[card.detector], resize=spec.resize)
@@ -138,7 +138,7 @@ def audited_among(spec: ScoringSpec, outcomes: Sequence[DecodeResult]) -> list[b
     return drawn_by_audit(spec.ensemble, [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes])
 
 
-def going_on(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> list[int]:
+def second_stage_rows(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> list[int]:
     """The rows, ascending, that all members of a cascade look at; none of other rules. `outputs`: at least what the first ones gave."""
     if spec.ensemble.cascade is None:
         return []

@@ -38,8 +38,8 @@ from ray_app.inference.batch import (
     DecodeResult,
     File,
     ImageOf,
-    Late,
-    Lazily,
+    LateDecoder,
+    LazyImages,
     Opening,
     PerturbedBatch,
     Pixels,
@@ -235,7 +235,7 @@ class BatchDecoder:
         """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
         if not batch.encoded or not batch.pixels:
             return batch
-        images, count = Late(batch.encoded, partial(self._opened, 0), keeps=bool(batch.views)), len(batch.encoded)
+        images, count = LateDecoder(batch.encoded, partial(self._opened, 0), keeps=bool(batch.views)), len(batch.encoded)
         views = (
             replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
@@ -247,7 +247,7 @@ class BatchDecoder:
         self, images: ImageOf, count: int, pixels: tuple[Pixels | Ragged, ...], view: Perturbation | None
     ) -> tuple[Pixels | Ragged, ...]:
         return tuple(
-            Lazily(count, images, partial(self._prepared, wanted), view) if wanted.shape is None else tensor
+            LazyImages(count, images, partial(self._prepared, wanted), view) if wanted.shape is None else tensor
             for wanted, tensor in zip(self._wanted, pixels, strict=False)  # views have none of the describer's
         )
 

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from ray_app.detectors import Preprocessing, ResizeMode
-from ray_app.errors import InputError, Status, TouchstoneError, said
+from ray_app.errors import InputError, Status, TouchstoneError, describe_error
 from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileFacts, ImageLimits, ImageRefused, inspect_bytes, sniff_format
 from ray_app.images.formats import describe_unsupported
 from ray_app.images.limits import admit_all, worst_bytes
@@ -121,7 +121,9 @@ class DecoderProcess:
                 self._command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
             )
         except OSError as error:
-            raise TouchstoneError(f"the decoder process did not start: {said(error)}", hint="is this machine out of processes?") from error
+            raise TouchstoneError(
+                f"the decoder process did not start: {describe_error(error)}", hint="is this machine out of processes?"
+            ) from error
         assert child.stdout is not None
         with _Deadline(child, START_LIMIT_S):
             is_ready = child.stdout.read(len(READY)) == READY

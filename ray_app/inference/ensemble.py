@@ -17,13 +17,12 @@ from ray_app.errors import InputError, Reason, Status
 from ray_app.images import BatchLimits, ImageFileFacts, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.inference.batch import Batch, DecodeResult, Pixels, StageClock
-from ray_app.inference.captions import Describing
 from ray_app.inference.decision import BlockResult, finite, judge, require_embeddings
 from ray_app.inference.decoder import BUDGET, BatchDecoder
 from ray_app.inference.outputs import CAPTIONS, MASKS
-from ray_app.inference.scorer import EnsembleScorer
+from ray_app.inference.scorer import Describing, EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
-from ray_app.inference.spec import AskedPrecision, AskedResize, ScoringSpec, make_spec
+from ray_app.inference.spec import RequestedPrecision, RequestedResize, ScoringSpec, make_spec
 from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget, budget_of, node_memory
 
@@ -76,8 +75,8 @@ class Ensemble:
         name_or_path: str | Path | EnsembleCard = "default",
         *,
         device: str = "cpu",
-        precision: AskedPrecision = "auto",
-        resize: AskedResize = "auto",
+        precision: RequestedPrecision = "auto",
+        resize: RequestedResize = "auto",
         limits: ImageLimits | None = None,
         image_column: str = "bytes",
         accept_licences: Sequence[str] = (),

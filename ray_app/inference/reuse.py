@@ -10,7 +10,7 @@ import numpy as np
 from ray_app.errors import Status
 from ray_app.images import decoder_name
 from ray_app.inference.batch import DecodeResult, ReusedOutput
-from ray_app.inference.decision import finite, going_on
+from ray_app.inference.decision import finite, second_stage_rows
 from ray_app.inference.outputs import REPLIES, DetectorOutputs
 from ray_app.inference.spec import ScoringSpec
 
@@ -57,7 +57,7 @@ class ScoreCache:
             return True
         scores, facts = outcome.said.scores, outcome.facts
         first = DetectorOutputs.clean(scores={name: np.array([scores.get(name)], np.float32) for name in self._spec.first})  # None is NaN
-        goes_on = not self._spec.late or bool(going_on(self._spec, [outcome], first))
+        goes_on = not self._spec.late or bool(second_stage_rows(self._spec, [outcome], first))
         return is_complete(self._spec, facts.width, facts.height, scores, goes_on=goes_on)
 
     def met(self, outcome: DecodeResult) -> None:
@@ -68,7 +68,7 @@ class ScoreCache:
 
     def learn(self, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> None:
         """Remember a block that this process has scored."""
-        going = set(going_on(self._spec, outcomes, outputs))
+        going = set(second_stage_rows(self._spec, outcomes, outputs))
         columns, texts_of = outputs.scores, outputs.of(REPLIES)
         for row, outcome in enumerate(outcomes):
             if outcome.status is not Status.OK or outcome.facts is None or outcome.said is not None:

@@ -10,16 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels, StageClock
-from ray_app.inference.captions import seen_by_describer
-from ray_app.inference.decision import decided_on, going_on
+from ray_app.inference.decision import decided_on, second_stage_rows
 from ray_app.inference.decoder import BatchDecoder
 from ray_app.inference.outputs import SCORES, STABILITY, DetectorOutputs, OutputKey
-from ray_app.inference.scorer import EnsembleScorer
+from ray_app.inference.scorer import EnsembleScorer, describer_inputs
 from ray_app.inference.spec import ScoringSpec
 from ray_app.inference.stability import uncertain
 
 if TYPE_CHECKING:
-    from ray_app.inference.captions import Describing
+    from ray_app.inference.scorer import Describing
 
 
 # Images that go through a network together: few of a block go on, and slots that stay empty cost as much as full ones.
@@ -27,7 +26,7 @@ SLOTS = 16
 KEPT_BYTES = 64 * 2**20  # files that a process holds until it is known which members are looked at again
 
 
-class SecondLook:
+class SecondPass:
     """Some detectors and views (those of `spec`, see `ScoringSpec.asking`) on members that were decoded before.
 
     `scorer` holds the detectors; `decoder` says how to decode: its crumb and its child process are used.
@@ -73,7 +72,7 @@ class CascadeScorer:
         clock: StageClock,
         *,
         kept_bytes: float = KEPT_BYTES,
-        recompressing: "Recompressing | None" = None,
+        recompressing: "StabilityScorer | None" = None,
         describing: "Describing | None" = None,
     ) -> None:
         self._spec, self._clock, self._kept_bytes, self._recompressing = spec, clock, kept_bytes, recompressing
@@ -81,7 +80,7 @@ class CascadeScorer:
         late = [name for name in spec.late if name in scorer.names]
         self._scorer = scorer
         self._first = scorer.asking(spec.early, clock)
-        self._late = SecondLook(spec.asking(late), scorer, decoder) if late else None
+        self._late = SecondPass(spec.asking(late), scorer, decoder) if late else None
         self._keeps = self._late is not None or recompressing is not None
 
     @property
@@ -117,7 +116,7 @@ class CascadeScorer:
         """`first`, what the ensemble's first members said of these members, joined with what those of this process say that look again."""
         if self._late is None:
             return first
-        going = [row for row in going_on(self._spec, outcomes, first) if files[row] is not None]
+        going = [row for row in second_stage_rows(self._spec, outcomes, first) if files[row] is not None]
         late = self._late.at([file for row in going if (file := files[row]) is not None])
         self._clock.add(self._late.take_seconds())
         return first.joined(late.spread(going, len(outcomes)))
@@ -129,7 +128,7 @@ class CascadeScorer:
             part.outcomes += batch.outcomes
             part.files += files_of(batch) if self._keeps else ()
             size += sum(_size(file) for file in batch.encoded if file is not None) if self._keeps else 0
-            seen = () if self._describing is None else seen_by_describer(self._spec, batch)
+            seen = () if self._describing is None else describer_inputs(self._spec, batch)
             part.seen += seen
             size += sum(image.nbytes for image in seen if image is not None)
             yield batch
@@ -160,7 +159,7 @@ def _size(file: File) -> int:
 VIEWED, VIEWED_MS = "viewed", "viewed_ms"  # counts: members that were shown recompressed, and the milliseconds that took
 
 
-class Recompressing:
+class StabilityScorer:
     """All detectors of an ensemble on the stability views of members whose verdict hangs on little.
 
     A view of a cascade's image is a picture of its own: the first members look at all views, the others at all views of an image of which
@@ -171,8 +170,8 @@ class Recompressing:
         assert spec.stability is not None
         self._spec, self._clock, self._margin = spec, clock, spec.stability.margin
         seen = replace(spec, features={}, identifier=None, describer=None)
-        self._first = SecondLook(seen.asking(spec.first, spec.stability.views), scorer, decoder)
-        self._late = SecondLook(seen.asking(spec.late, spec.stability.views), scorer, decoder) if spec.late else None
+        self._first = SecondPass(seen.asking(spec.first, spec.stability.views), scorer, decoder)
+        self._late = SecondPass(seen.asking(spec.late, spec.stability.views), scorer, decoder) if spec.late else None
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -197,7 +196,7 @@ class Recompressing:
         if self._late is not None:
             theirs = [outcomes[row] for row in rows]
             views = [DetectorOutputs.clean(scores=scores) for scores in seen.by_view(SCORES).values()]
-            on = sorted({place for view in views for place in going_on(self._spec, theirs, view)})
+            on = sorted({place for view in views for place in second_stage_rows(self._spec, theirs, view)})
             seen = seen.joined(self._late.at([held[place] for place in on]).spread(on, len(rows)))
             self._clock.add(self._late.take_seconds())
         stable = DetectorOutputs({

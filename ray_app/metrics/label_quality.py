@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.detection import auc_figure
-from ray_app.metrics.drift import drift_of, quantiles_of
-from ray_app.metrics.significance import holm
+from ray_app.metrics.significance import drift_of, holm, quantiles_of
 
 STRONG, NOTABLE = 0.25, 0.1
 SURE = 0.01
@@ -77,7 +76,7 @@ def class_differences(columns: Mapping[str, NDArray[Any]], fakes: Bools) -> list
 
 
 @dataclass(frozen=True)
-class Doubted:
+class ConfidentLearning:
     """`thresholds`: how sure the classifier is of real, and of fake, in the mean of those labelled so. `likely` (n,): the label that a row
     confidently belongs to, 0 real, 1 fake, -1 neither. `expected` (2, 2): how many labelled i are likely to be j, rows adding up to the
     counts of labels.
@@ -92,7 +91,7 @@ class Doubted:
         return np.flatnonzero((self.likely >= 0) & (self.likely != fakes.astype(np.int64)))
 
 
-def doubted(probabilities: ArrayLike, fakes: ArrayLike) -> Doubted:
+def confident_learning(probabilities: ArrayLike, fakes: ArrayLike) -> ConfidentLearning:
     """Confident learning: out-of-sample probabilities of fake (n,) against labels (n,), true = fake.
 
     Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70 (2021), arXiv 1911.00068. The
@@ -108,7 +107,7 @@ def doubted(probabilities: ArrayLike, fakes: ArrayLike) -> Doubted:
     joint = np.array([[np.sum((likely == label) & (fake == given)) for label in (0, 1)] for given in (False, True)], np.float64)
     sums = joint.sum(axis=1, keepdims=True)
     shares = np.divide(joint, sums, out=np.eye(2), where=sums > 0)
-    return Doubted((float(thresholds[0]), float(thresholds[1])), likely, shares * np.array([[(~fake).sum()], [fake.sum()]]))
+    return ConfidentLearning((float(thresholds[0]), float(thresholds[1])), likely, shares * np.array([[(~fake).sum()], [fake.sum()]]))
 
 
 def crossed_probabilities(features: Floats, fakes: Bools, groups: NDArray[np.int64], *, seed: int = 0) -> Floats:

@@ -61,7 +61,7 @@ def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, se
     return figures
 
 
-def either_way(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
+def unsure_bounds(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float]]:
     """The ends of each figure's interval if all unsure images were what makes it least, and what makes it greatest.
 
     Only figures that are defined either way.

@@ -12,7 +12,7 @@ from ray_app.images import FLAG_MEANING
 from ray_app.images.provenance import Provenance
 from ray_app.reports import format as wording
 from ray_app.reports.html import render, settings
-from ray_app.reports.run import said_generator
+from ray_app.reports.run import generator_in_words
 from ray_app.reports.svg import dot, drawing, line, plain, position, rectangle, round_ticks, text
 
 _LEAST_SPAN = 4.0  # log-odds that the drawing of a score shows to either side of what it marks
@@ -89,7 +89,7 @@ def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
     entries: list[tuple[str, Any]] = []
     if generator:
         ranking = generator["ranking"] or []
-        entries.append((_GENERATOR, said_generator(generator["name"], generator["family"], ranking)))
+        entries.append((_GENERATOR, generator_in_words(generator["name"], generator["family"], ranking)))
     if prompt:
         entries.append((_WORDS, prompt["text"]))
     if generator:

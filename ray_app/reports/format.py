@@ -208,7 +208,7 @@ def stability(found: StabilitySummary | None) -> list[str]:
     return said
 
 
-def linked_words(count: int, example: str) -> str:
+def linked_folders_in_words(count: int, example: str) -> str:
     """A sentence on linked folders that a listing did not follow; nothing where there are none."""
     if not count:
         return ""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ray_app.attribution.generators import family_title, title_of
 from ray_app.reports.html import jpeg_uri, render
-from ray_app.reports.run import NEAREST, WORDS, beginning, said_generator
+from ray_app.reports.run import NEAREST, WORDS, beginning, generator_in_words
 
 _CUT = 160  # characters of a prompt before it folds
 
@@ -61,7 +61,7 @@ def render_gallery_page(
     """One page. `shown`: which images of the run, in words; `images`: how many on all pages; `first`: number of the first tile."""
     return render(
         "gallery.html",
-        tiles=[(tile, jpeg_uri(tile.picture) if tile.picture else None, said_of(tile.row)) for tile in tiles],
+        tiles=[(tile, jpeg_uri(tile.picture) if tile.picture else None, tile_texts(tile.row)) for tile in tiles],
         place=place,
         first_page=page_name(1),
         last_page=page_name(place.pages),
@@ -76,11 +76,11 @@ def render_gallery_page(
     )
 
 
-def said_of(row: Mapping[str, Any]) -> list[TileText]:
+def tile_texts(row: Mapping[str, Any]) -> list[TileText]:
     """Generator and words of a row, what is known before what is predicted; nothing where there is neither."""
     given = row.get("input") or {}
     probability, likelihood = row.get("generator_probability"), row.get("prompt_likelihood")
-    named = said_generator(row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking"))
+    named = generator_in_words(row.get("predicted_generator"), row.get("generator_family"), row.get("generator_ranking"))
     sure = f"{100 * probability:.0f} % among the known" if row.get("predicted_generator") and probability is not None else ""
     likely = "" if likelihood is None or math.isnan(likelihood) else f"likelihood {likelihood:.2f}"
     entries = [

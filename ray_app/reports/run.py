@@ -142,7 +142,7 @@ def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None,
         identity=settings(run.identity),
         prior=prior,
         families=families(run.profile.generators) if run.profile else [],
-        said_generator=said_generator,
+        said_generator=generator_in_words,
         beginning=beginning,
         profile_notes=(NEAREST, WORDS),
     )
@@ -194,7 +194,7 @@ def families(counts: Sequence[GeneratorCount]) -> list[FamilyCount]:
     return [*shown, FamilyCount(f"{len(ranked) - _MOST:,} other families", rest, [])] if rest else shown
 
 
-def said_generator(name: str | None, family: str | None, ranking: Sequence[str] | None) -> str:
+def generator_in_words(name: str | None, family: str | None, ranking: Sequence[str] | None) -> str:
     """One image's generator in words: the name with its family, or that it is like none known and which is nearest; "" where there is
     none.
     """

@@ -92,7 +92,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.own_failures:
         lines.append(f"bug: {wording.own_failures(run.own_failures)}")
     if run.linked_folders.count:
-        lines.append(f"not listed: {wording.linked_words(run.linked_folders.count, run.linked_folders.example)}")
+        lines.append(f"not listed: {wording.linked_folders_in_words(run.linked_folders.count, run.linked_folders.example)}")
     if run.reused:
         lines.append(f"reused: {run.reused:,} members have the scores of others with the same bytes")
     lines += _verdict_lines(run)

@@ -1,8 +1,7 @@
 """The run directory: rows, identity, what is done, what is current."""
 
 from ray_app.runs.artifacts import block_features, feature_rows, kept_features, mask_image, mask_rows, vectors_of, write_features
-from ray_app.runs.directory import RunDirectory
-from ray_app.runs.identity import differences, fingerprint
+from ray_app.runs.directory import RunDirectory, differences, fingerprint
 from ray_app.runs.reader import check_conservation, current_masks, current_rows, current_tables
 from ray_app.runs.retry import Retry, begin_retry, begun_retry, merge_retry
 from ray_app.runs.rows import BlockTables, block_tables, result_rows

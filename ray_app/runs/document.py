@@ -204,7 +204,7 @@ class GeneratorCount(Section):
     flagged: int = 0
 
 
-class ToldProfile(Section):
+class ProfileExample(Section):
     """What was said of one flagged image's origin."""
 
     image_id: int = 0
@@ -230,7 +230,7 @@ class ProfileSummary(Section):
     silent: int = 0
     describes: bool = False
     described: int = 0
-    told: Sequence[ToldProfile] = ()
+    told: Sequence[ProfileExample] = ()
 
 
 class SecondLookSummary(Section):

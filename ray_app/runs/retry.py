@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from ray_app.archives import BlockList, BlockPlan, BlockRef, Ids, manifests, read_block, read_blocks, read_complete, read_vanished
+from ray_app.archives.build import input_type_of, write_selected
 from ray_app.archives.cut_blocks import TableStream
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
-from ray_app.archives.sub_manifest import input_type_of, write_selected
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.score_index import forget_index

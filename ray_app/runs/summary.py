@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.attribution.generators import means
+from ray_app.attribution.generators import matches
 from ray_app.errors import ConfigError, Status
 from ray_app.images import NAMED_LIMIT
 from ray_app.inference.batch import OWN_FAILURE
@@ -22,10 +22,10 @@ from ray_app.runs.document import (
     Example,
     GeneratorCount,
     Histogram,
+    ProfileExample,
     ProfileSummary,
     RunCounts,
     SecondLookSummary,
-    ToldProfile,
     TopRow,
 )
 from ray_app.runs.rows import with_reasons
@@ -33,7 +33,7 @@ from ray_app.runs.schema import DESCRIBED, IDENTIFIED, SECOND_LOOK
 
 PROFILE_COLUMNS = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
 UNKNOWN = "unknown"  # what is asked for where the identifier names none of the generators that it knows
-TOLD = 8  # flagged images whose profile a summary repeats
+MOST_EXAMPLES = 8  # flagged images whose profile a summary repeats
 _TOLD = ("image_id", "uri", "member", "score", *PROFILE_COLUMNS)
 
 
@@ -44,7 +44,7 @@ class ProfileCounter:
         self._flagged = self._unlike = self._silent = self._described = 0
         self._is_identified = self._is_described = False
         self._named: Counter[tuple[str, str]] = Counter()
-        self._told: list[ToldProfile] = []
+        self._told: list[ProfileExample] = []
 
     def add(self, table: pa.Table) -> None:
         """Count the columns of result rows; tables of runs without a profile count as nothing."""
@@ -94,7 +94,7 @@ def of_generator(table: pa.Table, wanted: str) -> pa.Table:
     names, families = table["predicted_generator"].to_pylist(), table["generator_family"].to_pylist()
     if wanted == UNKNOWN:
         return table.filter(pc.and_(pc.is_null(table["predicted_generator"]), pc.is_valid(table["generator_confidence"])))
-    meant = {pair: means(wanted, *pair) for pair in set(zip(names, families, strict=True))}
+    meant = {pair: matches(wanted, *pair) for pair in set(zip(names, families, strict=True))}
     return table.filter(pa.array([meant[pair] for pair in zip(names, families, strict=True)], pa.bool_()))
 
 
@@ -109,11 +109,11 @@ def require_identified(run: RunDirectory) -> None:
         )
 
 
-def _profiles_highest(told: Sequence[ToldProfile], flagged: pa.Table) -> list[ToldProfile]:
+def _profiles_highest(told: Sequence[ProfileExample], flagged: pa.Table) -> list[ProfileExample]:
     """The highest scores so far with what was said of them; of equal ones the first of the archive."""
     rows = flagged.select([name for name in _TOLD if name in flagged.column_names])
-    best = rows.take(pc.sort_indices(rows, sort_keys=[("score", "descending")])[:TOLD]).to_pylist()
-    return sorted([*told, *(ToldProfile(**row) for row in best)], key=lambda row: -row.score)[:TOLD]
+    best = rows.take(pc.sort_indices(rows, sort_keys=[("score", "descending")])[:MOST_EXAMPLES]).to_pylist()
+    return sorted([*told, *(ProfileExample(**row) for row in best)], key=lambda row: -row.score)[:MOST_EXAMPLES]
 
 
 C2PA_STATES = ("trusted", "intact", "invalid", "unreadable")

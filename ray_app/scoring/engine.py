@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from ray_app.archives import BlockRef
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Stopper, Watch
-from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
+from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.scoring.layout import COMMIT_CPUS, ScoringLayout
 from ray_app.scoring.messages import BlockReport, PendingBlock, report_of, table_of
 from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, ScoringJob, TensorScorer
@@ -95,7 +95,7 @@ def _translated(error: Exception) -> TouchstoneError:
     texts = str(error)
     if is_want_of_memory(error) or "OutOfMemory" in texts or "OOM" in texts:
         hint = OUT_OF_MEMORY_HINT
-    return ClusterError(f"the pipeline failed: {said(error)}", hint=hint)
+    return ClusterError(f"the pipeline failed: {describe_error(error)}", hint=hint)
 
 
 def _hand_over_limit() -> float:

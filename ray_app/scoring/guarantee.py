@@ -17,9 +17,8 @@ from ray_app.ensembles import EnsembleCard, PopulationTally, decide, drawn_by_au
 from ray_app.errors import Reason
 from ray_app.inference import ScoringSpec, is_blank, range_doubts, remarks_on
 from ray_app.inference.decision import outlived
-from ray_app.inference.spec import departures, other_decoders, otherwise
-from ray_app.metrics.drift import Shift, most_fakes, shift_of
-from ray_app.metrics.significance import holm
+from ray_app.inference.spec import departures, guarantee_departures, other_decoders
+from ray_app.metrics.significance import Shift, holm, most_fakes, shift_of
 from ray_app.runs import RunDirectory
 from ray_app.runs.directory import SCORE_DECIDES, Published
 from ray_app.runs.document import GuaranteeSummary, ShiftSummary
@@ -76,7 +75,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     beyond = sorted((shift for shift in shifts if shift.beyond), key=lambda shift: -(shift.psi or 0.0))
     unlike = f"{UNLIKE}: {', '.join(map(_named, beyond[:_MOST_NAMED]))}" if beyond and not waived else None
     noticed = [_named(shift) for shift in shifts if shift.noticed]
-    why = [*([f"images differ in {', '.join(noticed)}"] if noticed else []), *otherwise(scored, unknown)]
+    why = [*([f"images differ in {', '.join(noticed)}"] if noticed else []), *guarantee_departures(scored, unknown)]
     tells = any(shift.tells for shift in shifts)
     facts = GuaranteeSummary(
         holds=False if why else True if tells else None,

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ray_app.archives import name_of
 from ray_app.config import config_root, find_config, overlaid, validate, written
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card, publish_weights, resolve_weights, weights_digest
-from ray_app.detectors.card import as_noted
+from ray_app.detectors.card import with_run_facts
 from ray_app.detectors.weights import publish_part, stated_digest, with_kept_weights
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, ensemble_of, load_ensemble_card
 from ray_app.ensembles.card import Thresholds
@@ -31,8 +31,8 @@ from ray_app.inference.decision import require_embeddings
 from ray_app.inference.spec import Precision
 from ray_app.inference.stability import Stability, uncertain
 from ray_app.runs import RunDirectory, current_tables
+from ray_app.runs.directory import Identity, as_known_to, differing_keys
 from ray_app.runs.document import StabilitySummary
-from ray_app.runs.identity import Identity, as_known_to, differing_keys
 from ray_app.runs.reader import numbers
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import STABILITY
@@ -57,7 +57,7 @@ LoadCard = Callable[[str], DetectorCard]
 
 
 @dataclass(frozen=True)
-class Begun:
+class ResumedRun:
     """A run that is there: its `run.json`, what the command that goes on with it wrote, and whether its own ensemble decides on."""
 
     run: RunDirectory
@@ -90,7 +90,7 @@ class Resolved:
     cards: tuple[DetectorCard, ...]
     views: tuple[Perturbation, ...]
     precision: Mapping[str, Precision] = field(default_factory=dict)
-    begun: Begun | None = None
+    begun: ResumedRun | None = None
     load: LoadCard = load_card
     _specs: dict[str, ScoringSpec] = field(default_factory=dict, compare=False, repr=False)
 
@@ -120,7 +120,7 @@ class Resolved:
         precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
         spec = spec if precision == spec.precision else replace(spec, precision=precision)
         require_embeddings(spec)
-        return replace(spec, features=kept_by(spec, config.features)) if config.features else spec
+        return replace(spec, features=kept_embeddings_of(spec, config.features)) if config.features else spec
 
     def identity(self, spec: ScoringSpec) -> dict[str, Any]:
         """What the run must match. Raises DetectorError where weights are missing."""
@@ -177,7 +177,7 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
     described = run.describe()
     given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
     is_own = not {"ensemble", "detectors"} & given.keys() and bool(described.get("ensemble"))
-    begun = Begun(run, described, config, given, is_own)
+    begun = ResumedRun(run, described, config, given, is_own)
     noted, where = begun.noted, f"{run.store.url}/run.json"
     settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
     ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _ensemble_of(config)
@@ -203,7 +203,7 @@ def _ensemble_of(config: ScoreConfig) -> EnsembleCard:
     return ensemble_of(list(config.detectors)) if config.detectors else load_ensemble_card(config.ensemble)
 
 
-def _card_as_noted(begun: Begun, member: EnsembleMember, load: LoadCard) -> DetectorCard:
+def _card_as_noted(begun: ResumedRun, member: EnsembleMember, load: LoadCard) -> DetectorCard:
     """The card of a member of the run's own ensemble, with what the run notes of it where the card says something else by now.
 
     Weights of another content are taken from where they are kept: the cache, the mirror, the run. Where they are not, the card stays as it
@@ -217,7 +217,7 @@ def _card_as_noted(begun: Begun, member: EnsembleMember, load: LoadCard) -> Dete
             f"{url} was begun with the detector {member.detector}, which cannot be read any more: {error.message}", hint=_way_out(url)
         ) from None
     facts = begun.noted.get("detectors", {}).get(card.name) or {}
-    card, digest = as_noted(card, facts), facts.get("weights")
+    card, digest = with_run_facts(card, facts), facts.get("weights")
     if digest is None or stated_digest(card) in (None, digest):
         return card
     mirrors = [place for place in (os.environ.get(MIRROR_VARIABLE), f"{url}/weights") if place]
@@ -376,7 +376,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def kept_by(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
+def kept_embeddings_of(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Per detector whose embeddings are to be kept, what decides them. `requested`: names of detectors, or of backbones that they share.
 
     Of detectors with one backbone and equal embeddings the first stands for all. Raises ConfigError for a name that is none of the
@@ -384,7 +384,7 @@ def kept_by(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, 
     """
     if not requested:
         return {}
-    from ray_app.detectors.embeddings import embedding_facts  # torch: only where something is kept
+    from ray_app.detectors.linear_head import embedding_facts  # torch: only where something is kept
 
     chosen = {name: _named(spec, name) for name in requested}
     kept: dict[str, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ from ray_app.inference import Batch, DecodeResult, DetectorOutputs
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import File
-    from ray_app.inference.captions import Seen
+    from ray_app.inference.scorer import DescriberInputs
 
 MESSAGE_SCHEMA = pa.schema([("state", pa.string()), ("message", pa.large_binary()), ("pixels", pa.list_(pa.large_binary()))])
 
@@ -78,7 +78,7 @@ class OpenBlock:
     outcomes: Sequence[DecodeResult] = ()
     outputs: DetectorOutputs = field(default_factory=DetectorOutputs)
     files: "Sequence[tuple[int, File] | None]" = ()
-    seen: "Seen" = ()
+    seen: "DescriberInputs" = ()
 
     def after(self, work: BlockWork, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> "OpenBlock":
         """The same block with what one more stage did and found."""

@@ -1,11 +1,13 @@
 """One finished run into another by the embeddings that it kept, block by block; nothing is fetched or decoded.
 
 `rescore_run` scores by other heads; `name_run` copies the rows and names generators by another identifier.
+
+Other rules or thresholds on stored scores: `decide_run` writes verdict columns anew; nothing is fetched, decoded or scored.
 """
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,24 +29,108 @@ from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge, make_spec
-from ray_app.inference.captions import Describing
 from ray_app.inference.decision import identified, require_embeddings
+from ray_app.inference.scorer import Describing
 from ray_app.inference.spec import departures
-from ray_app.runs import RunDirectory, block_features, block_tables, check_conservation, kept_features, vectors_of
+from ray_app.runs import RunDirectory, begun_retry, block_features, block_tables, check_conservation, kept_features, vectors_of
 from ray_app.runs.artifacts import folder_of
-from ray_app.runs.identity import differing_keys
+from ray_app.runs.directory import differing_keys
+from ray_app.runs.document import GuaranteeSummary, RunSummary
 from ray_app.runs.reader import publish_vanished
 from ray_app.runs.rows import FACTS, as_array, identified_columns
-from ray_app.runs.schema import IDENTIFIED
-from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.identity import REFERENCES, keep_references, references_beside, scoring_identity, stability_in
+from ray_app.runs.schema import IDENTIFIED, SECOND_LOOK
+from ray_app.scoring.guarantee import WAIVED, compare, decided, noted, settle_guarantee, unlike_rows
+from ray_app.scoring.identity import (
+    REFERENCES,
+    decision_identity,
+    keep_references,
+    promises,
+    references_beside,
+    scoring_identity,
+    stability_in,
+)
 from ray_app.scoring.messages import BlockReport, BlockWork
-from ray_app.scoring.report import write_report, write_summary
+from ray_app.scoring.report import counted, write_report, write_summary
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
 
 if TYPE_CHECKING:
-    from ray_app.detectors.embeddings import LinearHead
+    from ray_app.detectors.linear_head import LinearHead
+
+
+def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguarded: bool = False) -> dict[str, Any]:
+    """Apply an ensemble card to a finished run; returns the new summary.
+
+    The directory then belongs to a `score` command with that ensemble. Interrupted, the same command finishes it; until then
+    the run says that its verdicts are mixed. Names of generators and words stay as they are: what the new card calls fake and the old one
+    did not has no words, and the summary's `profile` counts how many have. Raises ConfigError when a detector of the card was not run, the
+    card has another profile, the run is unfinished, or it scored otherwise than the card was calibrated, unless `waive_guarantee`: then
+    verdicts stand that the card does not answer for.
+    """
+    run = RunDirectory.open(url)
+    run.describe_finished()  # a lease would make a directory of a misspelt name
+    with Lease(run.store, unguarded=unguarded):
+        described = run.describe_finished()
+        if run.read_json("summary.json")["listing"] != max(manifests(run.store)):
+            raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")
+        if begun_retry(run) is not None:
+            raise ConfigError(f"{url}: a retry is not finished", hint="finish it with its `touchstone score` command first")
+        card = load_ensemble_card(ensemble)
+        identity = described["identity"]
+        spec = make_spec(card, limits=ImageLimits(**identity["limits"]), stability=stability_in(identity))
+        missing = [name for name in spec.cards if name not in described["detectors"]]
+        if missing:
+            raise ConfigError(f"{url}: the run has no scores of {', '.join(missing)}", hint=f"it has {', '.join(described['detectors'])}")
+        _check_settings(url, card, identity, waive_guarantee)
+        _check_profile(url, spec, identity)
+        references = references_beside(ensemble, card)
+        facts = card.model_dump(mode="json") | {"profile": described["ensemble"].get("profile")}
+        changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": facts}
+        run.write_json("run.json", changed | {"deciding": True})
+        keep_references(run, references)
+        for manifest in manifests(run.store):
+            run.rewrite(manifest, lambda rows: decided(rows, spec))
+        found = compare(run, spec)
+        if unlike := found.unlike:
+            for manifest in manifests(run.store):
+                run.rewrite(manifest, lambda rows: unlike_rows(rows, unlike))
+        run.write_json("run.json", noted(changed, unlike))
+        return _summary(run, spec, found.facts)
+
+
+def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], waived: bool) -> None:
+    differing = departures(card.settings, identity["precision"], identity["resize"])
+    if differing and not waived:
+        raise ConfigError(
+            f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(differing)}",
+            hint="score the archive with that card, or give up what it guarantees: --waive-guarantee",
+        )
+
+
+def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> None:
+    """A card without a profile leaves the run's alone; one with a profile must have the run's."""
+    had = identity.get("profile", {})
+    for kind, card in (("identifier", spec.identifier), ("describer", spec.describer)):
+        before = had.get(kind, {}).get("name")
+        if spec.ensemble.profile is not None and (card and card.name) != before:
+            raise ConfigError(
+                f"{url}: its {kind} is {before or 'none'}, that of {spec.ensemble.name} is {card.name if card else 'none'}",
+                hint="new verdicts leave names and words as they are: leave `profile` out of the card, or score the archive with it",
+            )
+
+
+def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> dict[str, Any]:
+    kept = {key: value for key, value in identity.items() if key != WAIVED}
+    return kept | ({WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
+
+
+def _summary(run: RunDirectory, spec: ScoringSpec, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
+    before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", SECOND_LOOK)}
+    summary = RunSummary.model_validate(before | counted(run, spec, guarantee) | {"run": run.store.url}).written()
+    run.write_json("summary.json", summary)
+    write_report(run)
+    return summary
+
 
 # What a run's identity says of its source; all else is of what looked at the images.
 OF_THE_SOURCE = ("source", "include", "exclude", "limit", "limits", "columns", "container_limits")
@@ -102,7 +188,7 @@ class _Head:
 def _heads(
     source: RunDirectory, identity: dict[str, Any], ensemble: EnsembleCard, accepted: Sequence[str]
 ) -> tuple[ScoringSpec, list[_Head]]:
-    from ray_app.detectors.embeddings import LinearHead
+    from ray_app.detectors.linear_head import LinearHead
 
     kept = kept_features(source)
     if not kept:
@@ -130,7 +216,7 @@ def _heads(
 
 def _suited(card: DetectorCard, kept: dict[str, dict[str, Any]], resize: Any) -> str:
     """The detector whose embeddings a card's head takes. Raises ConfigError that says what differs from the nearest."""
-    from ray_app.detectors.embeddings import embedding_facts
+    from ray_app.detectors.linear_head import embedding_facts
 
     facts = json.loads(json.dumps(embedding_facts(card, precision="fp32", resize=resize)))
     differing: list[tuple[str, list[tuple[str, str, str]]]] = []
@@ -219,7 +305,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
     kept = _kept(source, spec.identifier)
     require_embeddings(spec)
     with Lease(run.store, unguarded=unguarded) as lease:
-        run.claim(_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
+        run.claim(_identifier_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None)
         session = ScoringSession(run, {"renamed": source.store.url, "identifier": spec.identifier.name}, start, noted=lease.facts())
         naming = _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session)
@@ -287,7 +373,7 @@ def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
     return replace(spec, precision=identity["precision"])
 
 
-def _identity(identity: dict[str, Any], card: IdentifierCard) -> dict[str, Any]:
+def _identifier_identity(identity: dict[str, Any], card: IdentifierCard) -> dict[str, Any]:
     """The run's own, which also says how its words were found, with another identifier."""
     return identity | {"profile": {"describe": None, **identity.get("profile", {}), "identifier": card.facts()}}
 

@@ -30,7 +30,7 @@ from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.block_reader import file_bytes
 from ray_app.inference.spec import profile_cards
-from ray_app.reports.format import linked_words, shortened
+from ray_app.reports.format import linked_folders_in_words, shortened
 from ray_app.runs import Retry, RunDirectory, begin_retry, begun_retry, check_conservation, fingerprint, merge_retry
 from ray_app.runs.document import GuaranteeSummary
 from ray_app.runs.reader import publish_vanished
@@ -319,7 +319,7 @@ def _list_source(run: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> boo
     is_new = list_members(run.store, archive_of(config), plan, each=on_ray, progress=progress, limit=config.limit) is not None
     linked = linked_folders(run)
     if linked.count:
-        print(f"listing: {linked_words(linked.count, linked.example)}", file=sys.stderr, flush=True)
+        print(f"listing: {linked_folders_in_words(linked.count, linked.example)}", file=sys.stderr, flush=True)
     return is_new
 
 

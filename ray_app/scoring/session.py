@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_app import __version__
 from ray_app.errors import ConfigError
-from ray_app.inference import ASKED, DESCRIBED, LOOKED, LOOKED_MS, RUNS, STAGES
+from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, REQUESTED, RUNS, STAGES
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory
 from ray_app.runs.document import CascadeStageCost, CostSummary, RetrySummary, SessionSummary, Sharing
@@ -189,7 +189,7 @@ class ScoringSession:
             reused=self._counts["reused"],
             retries=self._retries,
             backbones={
-                name.removeprefix(RUNS): Sharing(runs=count, asked=self._counts[ASKED + name.removeprefix(RUNS)])
+                name.removeprefix(RUNS): Sharing(runs=count, asked=self._counts[REQUESTED + name.removeprefix(RUNS)])
                 for name, count in self._counts.items()
                 if name.startswith(RUNS)
             },

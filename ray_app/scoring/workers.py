@@ -21,12 +21,12 @@ import pyarrow as pa
 from ray_app.archives import BlockRef, member_rows, read_block
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts, StopNote
 from ray_app.detectors import MIRROR_VARIABLE
-from ray_app.errors import ClusterError, TouchstoneError, is_want_of_memory, said
+from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge
-from ray_app.inference.captions import Describing, asked_for, seen_by_describer
-from ray_app.inference.decision import going_on
+from ray_app.inference.decision import second_stage_rows
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
 from ray_app.inference.reuse import ScoreCache
+from ray_app.inference.scorer import Describing, describer_inputs, rows_to_describe
 from ray_app.runs import RunDirectory, block_tables, write_features
 from ray_app.runs.rows import BlockTables
 from ray_app.runs.score_index import ScoreIndex
@@ -47,7 +47,7 @@ from ray_app.storage.node_budget import NodeBudget
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import File
-    from ray_app.inference.captions import Seen
+    from ray_app.inference.scorer import DescriberInputs
     from ray_app.inference.second_pass import CascadeScorer
 
 
@@ -157,10 +157,10 @@ class Worker:
 
     def _looking(self, decoder: BatchDecoder, *, describing: Describing | None = None, holds_block: bool = False) -> "CascadeScorer":
         from ray_app.inference.scorer import EnsembleScorer
-        from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, Recompressing
+        from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, StabilityScorer
 
         scorer = EnsembleScorer(self._job.spec, self._clock, self._pool)
-        views = Recompressing(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None
+        views = StabilityScorer(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None
         kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
         spec = self._job.spec
         return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
@@ -231,7 +231,7 @@ class TensorScorer(Worker):
         with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
             if block.batches:
                 outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
-                seen = [image for batch in block.batches for image in seen_by_describer(spec, batch)] if spec.describer else ()
+                seen = [image for batch in block.batches for image in describer_inputs(spec, batch)] if spec.describer else ()
                 outputs = self._scoring.score(map(self._decoding.complete, block.batches))
             else:
                 outputs = self._scoring.again(outcomes, block.files, block.outputs)
@@ -273,7 +273,7 @@ def _translated(error: Exception, stage: str) -> TouchstoneError:
     if isinstance(error, TouchstoneError):
         return error
     if is_want_of_memory(error):
-        return ClusterError(f"{stage} ran out of memory: {said(error)}", hint=OUT_OF_MEMORY_HINT)
+        return ClusterError(f"{stage} ran out of memory: {describe_error(error)}", hint=OUT_OF_MEMORY_HINT)
     return TouchstoneError(f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug; what is committed is kept")
 
 
@@ -281,13 +281,13 @@ def _going_on(spec: ScoringSpec, block: OpenBlock) -> "list[tuple[int, File] | N
     """The files of the members that a cascade's later pools look at."""
     from ray_app.inference.second_pass import files_of  # torch: only where something is scored
 
-    going = set(going_on(spec, block.outcomes, block.outputs))
+    going = set(second_stage_rows(spec, block.outcomes, block.outputs))
     return [file if row in going else None for row, file in enumerate(file for batch in block.batches for file in files_of(batch))]
 
 
-def _wanted(spec: ScoringSpec, block: OpenBlock, seen: "Seen") -> "Seen":
+def _wanted(spec: ScoringSpec, block: OpenBlock, seen: "DescriberInputs") -> "DescriberInputs":
     """What a describer with processes of its own is to look at; nothing where it is given embeddings, or has spoken."""
     if not spec.describes_apart or spec.words_seen is None:
         return ()
-    asked = set(asked_for(spec, block.outcomes, block.outputs))
+    asked = set(rows_to_describe(spec, block.outcomes, block.outputs))
     return [image if row in asked else None for row, image in enumerate(seen)]

@@ -32,12 +32,12 @@ from ray.serve.handle import DeploymentHandle
 from ray_app.cluster.ray_cluster import WORKER_ENVIRONMENT
 from ray_app.config import validate
 from ray_app.errors import ConfigError, TouchstoneError
-from ray_app.serving.attribution import ProfileAsk, Profiled
+from ray_app.serving.attribution import ProfileRequest, ProfileResponse
 from ray_app.serving.config import Resources, ServeConfig
 from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.release import groups_of, plan_generation
-from ray_app.serving.replica import DetectorGroup, Offer, ScoreRequest, ScoreResponse
+from ray_app.serving.release import groups_of, plan_release
+from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest, ScoreResponse
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -69,7 +69,7 @@ def application(config: ServeConfig, webhook_key: str | None = None) -> Applicat
 
     Raises ConfigError and DetectorError for what can be known before weights are loaded.
     """
-    spec, _, _ = plan_generation(config)
+    spec, _, _ = plan_release(config)
     slots, most = spec.slots, config.limits.max_requests
     groups = {
         name: _deployment(
@@ -130,8 +130,8 @@ class DetectorDeployment:
         self._config, self._groups = config, set(groups)
         self._group = DetectorGroup(name)
         self._noted = functools.partial(RayMeter().batch, name)
-        self._batcher: Batcher[ScoreRequest, ScoreResponse | Offer] | None = None
-        self._profiling: Batcher[ProfileAsk, Profiled | Offer] = Batcher(self._group.profile)
+        self._batcher: Batcher[ScoreRequest, ScoreResponse | ReleaseOffer] | None = None
+        self._profiling: Batcher[ProfileRequest, ProfileResponse | ReleaseOffer] = Batcher(self._group.profile)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Load what the config now requests; requests are answered by what was loaded before until then.
@@ -155,7 +155,7 @@ class DetectorDeployment:
             raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
                               hint=f"what can: {', '.join(sorted(RELOADABLE))}; for the rest change `args`")  # fmt: skip
         config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
-        needed = groups_of(plan_generation(config)[0]).keys()
+        needed = groups_of(plan_release(config)[0]).keys()
         if needed != self._groups:
             raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy anew")
         return self._group.load(config)
@@ -164,12 +164,12 @@ class DetectorDeployment:
         """Serve replaces a replica whose detectors raise on everything: a device may have failed under them."""
         self._group.check_health()
 
-    async def score(self, request: ScoreRequest) -> ScoreResponse | Offer:
+    async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
         """What the group says of one image, scored together with others that come at the same time."""
         assert self._batcher is not None, "Serve reconfigures before it asks"
         return await self._batcher(request)
 
-    async def profile(self, request: ProfileAsk) -> Profiled | Offer:
+    async def profile(self, request: ProfileRequest) -> ProfileResponse | ReleaseOffer:
         """What the group's heads and describers say of one image; whatever came while others were at work goes together."""
         return await self._profiling(request)
 
@@ -236,14 +236,14 @@ class RemoteGroup:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
-    async def score(self, request: ScoreRequest) -> ScoreResponse | Offer:
+    async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
         """See `engine.GroupHandle`."""
-        answer: ScoreResponse | Offer = await _answered(self._handle.score.remote(request))
+        answer: ScoreResponse | ReleaseOffer = await _answered(self._handle.score.remote(request))
         return answer
 
-    async def profile(self, request: ProfileAsk) -> Profiled | Offer:
+    async def profile(self, request: ProfileRequest) -> ProfileResponse | ReleaseOffer:
         """See `engine.GroupHandle`."""
-        response: Profiled | Offer = await _answered(self._handle.profile.remote(request))
+        response: ProfileResponse | ReleaseOffer = await _answered(self._handle.profile.remote(request))
         return response
 
     async def describe(self) -> "Release":
@@ -325,7 +325,7 @@ def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None
         config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
         provenance=config.provenance.policy(),
     )  # fmt: skip
-    spec, _, _ = plan_generation(config)
+    spec, _, _ = plan_release(config)
     decoders.start(spec.preprocessings, spec.resize)
     return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
 

@@ -23,7 +23,7 @@ Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class ProfileAsk:
+class ProfileRequest:
     """One image for the profile of an ensemble, as a group with this fingerprint has it. `identify`: an embedding (d,), None where that is
     not this group's, or not wanted; `describe`: an embedding or pixels (H, W, 3) uint8, likewise.
     """
@@ -35,15 +35,15 @@ class ProfileAsk:
 
 
 @dataclass(frozen=True)
-class Profiled:
+class ProfileResponse:
     """What a profile predicts for one image (`identified`: one row); None where it was not requested, or there is none."""
 
     identified: Identified | None = None
     described: Caption | None = None
 
-    def joined(self, other: "Profiled") -> "Profiled":
+    def joined(self, other: "ProfileResponse") -> "ProfileResponse":
         """Both, of other groups."""
-        return Profiled(self.identified or other.identified, self.described or other.described)
+        return ProfileResponse(self.identified or other.identified, self.described or other.described)
 
 
 def profile_cards(spec: ScoringSpec) -> tuple[IdentifierCard | DescriberCard, ...]:
@@ -51,7 +51,7 @@ def profile_cards(spec: ScoringSpec) -> tuple[IdentifierCard | DescriberCard, ..
     return tuple(card for card in (spec.identifier, spec.describer) if card is not None)
 
 
-def sits_in(card: IdentifierCard | DescriberCard, groups: Mapping[str, Sequence[str]]) -> str:
+def group_of_card(card: IdentifierCard | DescriberCard, groups: Mapping[str, Sequence[str]]) -> str:
     """The group of a profile's card: that of its detector, the first for one that looks at pixels."""
     return next((name for name, pool in groups.items() if card.detector in pool), next(iter(groups)))
 
@@ -75,9 +75,9 @@ class Profilers:
         for name, spec in ensembles.items():
             if profile_cards(spec):
                 require_embeddings(spec)
-            if spec.identifier is not None and sits_in(spec.identifier, groups) == group:
+            if spec.identifier is not None and group_of_card(spec.identifier, groups) == group:
                 self._identifiers[name] = Identifier(spec.identifier)
-            if spec.describer is not None and sits_in(spec.describer, groups) == group:
+            if spec.describer is not None and group_of_card(spec.describer, groups) == group:
                 self._describers[name] = load_describing(spec.describer, device=spec.device)
 
     def check(self, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> None:
@@ -91,9 +91,9 @@ class Profilers:
             elif card.preprocessing is not None and card.preprocessing.shape is not None:
                 describer.describe(np.zeros((1, *card.preprocessing.shape, 3), np.uint8))
 
-    def say(self, requests: Sequence[ProfileAsk]) -> list[Profiled]:
+    def say(self, requests: Sequence[ProfileRequest]) -> list[ProfileResponse]:
         """One answer per request, in order. One that raises predicts nothing, of the images that came with it neither."""
-        answers = [Profiled()] * len(requests)
+        answers = [ProfileResponse()] * len(requests)
         for name in dict.fromkeys(request.ensemble for request in requests):
             places = [place for place, request in enumerate(requests) if request.ensemble == name]
             if head := self._identifiers.get(name):

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from ray_app.errors import ClusterError, ConfigError, Status, said
+from ray_app.errors import ClusterError, ConfigError, Status, describe_error
 from ray_app.serving.http.schemas import EndpointLimits, Ensembles, ImageAnswer
 from ray_app.storage import RetryPolicy, strip_secrets
 
@@ -241,7 +241,7 @@ class RetryingClient:
         try:
             response = self._http.request(method, path, **request)
         except httpx.RequestError as error:
-            return None, said(error)
+            return None, describe_error(error)
         return response, f"answered {response.status_code}"
 
     def _pause(self, response: httpx.Response | None, pauses: Iterator[float]) -> float | None:

@@ -16,14 +16,14 @@ from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.inference.batch import Pixels
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
-from ray_app.serving.attribution import ProfileAsk, Profiled, profile_cards, sits_in
+from ray_app.serving.attribution import ProfileRequest, ProfileResponse, group_of_card, profile_cards
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import responses
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.http.schemas import DetectorInfo, EnsembleInfo, EnsembleName, ImageAnswer, Timings
 from ray_app.serving.metrics import Meter
 from ray_app.serving.release import Release, groups_of
-from ray_app.serving.replica import Offer, ScoreRequest, ScoreResponse, golden_image, looks
+from ray_app.serving.replica import ReleaseOffer, ScoreRequest, ScoreResponse, golden_image, group_preprocessings
 
 READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
 FRESH_S = 2.0  # what is reported of the ensembles is no older
@@ -33,18 +33,18 @@ T = TypeVar("T")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas are replaced
 
 
-class Moving(Exception):  # noqa: N818 - an event, not a fault of the request
+class ReleaseChanging(Exception):  # noqa: N818 - an event, not a fault of the request
     """The groups serve another generation than requested, or not yet the same one."""
 
 
 class GroupHandle(Protocol):
     """A group of detectors, wherever it runs. All raise GroupLost, and Refusal where its queue is full."""
 
-    async def score(self, request: ScoreRequest) -> ScoreResponse | Offer:
+    async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
         """What its detectors say of one image."""
         ...
 
-    async def profile(self, request: ProfileAsk) -> Profiled | Offer:
+    async def profile(self, request: ProfileRequest) -> ProfileResponse | ReleaseOffer:
         """What its heads and describers say of one image."""
         ...
 
@@ -62,7 +62,7 @@ class EndpointScorer:
 
     def __init__(self, config: ServeConfig, groups: Mapping[str, GroupHandle], decoders: IsolatedDecoders, meter: Meter) -> None:
         self._groups, self._decoders, self._meter = groups, decoders, meter
-        self._followed = Followed(groups)
+        self._followed = ReleaseTracker(groups)
         self._max_bytes = config.images.max_bytes
         self._checking = asyncio.Lock()
         self._ready_until = self._unready_until = 0.0
@@ -131,7 +131,7 @@ class EndpointScorer:
     async def _check(self) -> None:
         """Score a golden image, unless a full queue shows that images are being scored."""
         try:
-            await together(group.describe() for group in self._groups.values())
+            await gather_or_cancel(group.describe() for group in self._groups.values())
             await self._score_until_answered(_PreparedImage(golden_image(), self._decoders), None, (), whole=True)
         except Refusal as refused:
             if refused.code != "overloaded":
@@ -150,14 +150,14 @@ class EndpointScorer:
 
     async def _score_until_answered(
         self, image: "_PreparedImage", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
-    ) -> tuple[Release, str, list[ScoreResponse], Profiled]:
+    ) -> tuple[Release, str, list[ScoreResponse], ProfileResponse]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
             generation, chosen = await self._resolved(ensemble, beside)
             try:
                 replies = await self._score_stages(generation, chosen, beside, image, whole)
                 profiled = await self._profiled(generation, chosen, replies, image)
-            except (GroupLost, Moving) as event:
+            except (GroupLost, ReleaseChanging) as event:
                 patience.accept(event)
             else:
                 self._ready_until = time.monotonic() + READY_FOR_S
@@ -182,27 +182,29 @@ class EndpointScorer:
 
         Raises GroupLost, and Moving where what is served by now was followed instead.
         """
-        first, rest = responses.stages(generation, ensemble, beside)
+        first, rest = responses.stage_detectors(generation, ensemble, beside)
         image.wait_s = image.score_s = 0.0
         replies = await self._score_stage(generation, first, image)
-        if rest and (whole or responses.goes_on(generation.ensembles[ensemble], replies, image.prepared.facts)):
+        if rest and (whole or responses.needs_second_stage(generation.ensembles[ensemble], replies, image.prepared.facts)):
             replies += await self._score_stage(generation, rest, image)
         if all(reply.generation != generation.id for reply in replies):
             # The same detectors may now be decided on otherwise.
             await self._followed.ask(next(iter(_pools(generation, first))))
-            raise Moving
+            raise ReleaseChanging
         return replies
 
-    async def _profiled(self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: "_PreparedImage") -> Profiled:
+    async def _profiled(
+        self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: "_PreparedImage"
+    ) -> ProfileResponse:
         """What the ensemble's profile says, words only of what it wants words for. Raises as `_score_stages`."""
         if not profile_cards(generation.ensembles[ensemble]):
-            return Profiled()
+            return ProfileResponse()
         requests = await _profile_requests(generation, ensemble, replies, image)
-        started, profiled = time.perf_counter(), Profiled()
-        for found in await together(self._groups[name].profile(request) for name, request in requests.items()):
-            if isinstance(found, Offer):
+        started, profiled = time.perf_counter(), ProfileResponse()
+        for found in await gather_or_cancel(self._groups[name].profile(request) for name, request in requests.items()):
+            if isinstance(found, ReleaseOffer):
                 self._followed.follow(found.generation)
-                raise Moving
+                raise ReleaseChanging
             profiled = profiled.joined(found)
         image.score_s += time.perf_counter() - started
         return profiled
@@ -211,16 +213,16 @@ class EndpointScorer:
         """What some detectors say, all of them at once. Raises as `_score_stages`."""
         spec, pools = generation.spec, _pools(generation, wanted)
         if not pools.keys() <= self._groups.keys():
-            raise Moving  # an update brings a group that this ingress does not know; its successor does
+            raise ReleaseChanging  # an update brings a group that this ingress does not know; its successor does
         await image.prepare(tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted)), spec.resize)
         started = time.perf_counter()
         requests = {group: image.request(generation, group, pool) for group, pool in pools.items()}
-        answers = await together(self._groups[group].score(request) for group, request in requests.items())
+        answers = await gather_or_cancel(self._groups[group].score(request) for group, request in requests.items())
         elapsed = time.perf_counter() - started
         for offer in answers:
-            if isinstance(offer, Offer):
+            if isinstance(offer, ReleaseOffer):
                 self._followed.follow(offer.generation)
-                raise Moving
+                raise ReleaseChanging
         replies = [one for one in answers if isinstance(one, ScoreResponse)]
         scoring_s = max(reply.score_s for reply in replies)
         image.score_s += scoring_s
@@ -228,7 +230,7 @@ class EndpointScorer:
         return replies
 
 
-async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_or_cancel(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """What all of them give, in order; the first that fails ends the others, so that nobody works for an answer that is refused."""
     tasks = [asyncio.ensure_future(one) for one in calls]
     try:
@@ -249,10 +251,10 @@ class _Patience:
         self._deaths, self._last_death = 0, 0.0
         self._moving_since: float | None = None
 
-    def accept(self, event: GroupLost | Moving) -> None:
+    def accept(self, event: GroupLost | ReleaseChanging) -> None:
         """Raises InputError where the image kills whoever looks at it, and Refusal not_ready where an update takes long."""
         now = time.monotonic()
-        if isinstance(event, Moving):
+        if isinstance(event, ReleaseChanging):
             self._moving_since = self._moving_since or now
             if now - self._moving_since > MOST_MOVING_S:
                 raise Refusal("not_ready", "the detectors are being updated", headers={"Retry-After": "2"}) from None
@@ -298,23 +300,23 @@ class _PreparedImage:
             generation.groups[group],
             detectors,
             self.prepared.facts,
-            tuple(self._pixels.get(one) if one in needed else None for one in looks(generation.spec, group)),
+            tuple(self._pixels.get(one) if one in needed else None for one in group_preprocessings(generation.spec, group)),
             self._data if any(one.shape is None for one in needed) else None,
         )
 
 
 async def _profile_requests(
     generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: _PreparedImage
-) -> dict[str, ProfileAsk]:
+) -> dict[str, ProfileRequest]:
     """The request to every group that has a part of the ensemble's profile; none where there is nothing to predict from."""
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
     vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
-    requests = {name: ProfileAsk(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
+    requests = {name: ProfileRequest(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
     if spec.identifier is not None:
-        group = sits_in(spec.identifier, pools)
+        group = group_of_card(spec.identifier, pools)
         requests[group] = replace(requests[group], identify=vectors.get(spec.identifier.detector))
     if spec.describer is not None and responses.is_described(spec, replies, image.prepared.facts):
-        group, seen = sits_in(spec.describer, pools), spec.describer.preprocessing
+        group, seen = group_of_card(spec.describer, pools), spec.describer.preprocessing
         found = vectors.get(spec.describer.detector or "") if seen is None else await image.look(seen, spec.resize)
         requests[group] = replace(requests[group], describe=found)
     return {name: request for name, request in requests.items() if request.identify is not None or request.describe is not None}
@@ -339,7 +341,7 @@ class GroupDied(GroupLost):
     """It went while it was at work, perhaps because of what it worked on."""
 
 
-class Followed:
+class ReleaseTracker:
     """The generation that is served: fetched at first, then learnt from what groups answer and offer."""
 
     def __init__(self, groups: Mapping[str, GroupHandle]) -> None:

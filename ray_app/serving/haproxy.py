@@ -42,7 +42,7 @@ def haproxy_variables(folder: Path) -> Mapping[str, str]:
     }
 
 
-def closed(configuration: str) -> str:
+def with_closed_statistics(configuration: str) -> str:
     """A configuration that Serve wrote, with its statistics on loopback alone. Raises ValueError if they are not where they were."""
     written, found = _OPEN.subn(r"\g<1>127.0.0.1:", configuration)
     if found != 2:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     """Become HAProxy, to end with the process that started it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     file = Path(arguments[arguments.index("-f") + 1])
-    file.write_text(closed(file.read_text()))
+    file.write_text(with_closed_statistics(file.read_text()))
     os.execv(os.environ[_STARTED], [os.environ[_STARTED], *arguments])  # noqa: S606 - the binary that Serve would have started
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import httpx
 
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, named_cluster, unobtrusively
+from ray_app.cluster.ray_cluster import cluster, named_cluster, without_side_effects
 from ray_app.config import find_config, read_mapping, validate
 from ray_app.detectors import resolve_weights
-from ray_app.errors import ClusterError, ConfigError, said
+from ray_app.errors import ClusterError, ConfigError, describe_error
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.haproxy import haproxy_variables
 from ray_app.serving.http.auth import BearerTokens, by_digests, is_loopback
 from ray_app.serving.http.connections import CALLBACK, INSTALL, connection_limits
 from ray_app.serving.jobs.webhooks import webhook_secret
-from ray_app.serving.release import plan_generation
+from ray_app.serving.release import plan_release
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     refuse_open_host(config, host)
     _refuse_a_cluster(at_cluster)
     _refuse_taken_port(host, port)
-    for card in plan_generation(config)[0].cards.values():
+    for card in plan_release(config)[0].cards.values():
         resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
     connection_limits()
     webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": by_digests(config.access)})
@@ -98,7 +98,7 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
             _await_ready(url)
             yield url
         finally:
-            with unobtrusively():
+            with without_side_effects():
                 _drain(NAME, config.limits.deadline_s + SHUTDOWN_MARGIN_S)
                 serve.shutdown()  # type: ignore[no-untyped-call]
 
@@ -113,7 +113,7 @@ def _drain(name: str, limit_s: float) -> None:
         while time.monotonic() < deadline and name in serve.status().applications:
             time.sleep(0.1)
     except Exception as error:  # what is left is ended by the shutdown
-        _log.warning("the endpoint did not end by itself: %s", said(error))
+        _log.warning("the endpoint did not end by itself: %s", describe_error(error))
 
 
 def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:

@@ -12,7 +12,7 @@ from ray_app.inference import ScoringSpec
 from ray_app.inference.spec import Precision, make_spec
 from ray_app.runs import fingerprint
 from ray_app.scoring.identity import scoring_identity
-from ray_app.serving.attribution import profile_cards, sits_in, without_profile
+from ray_app.serving.attribution import group_of_card, profile_cards, without_profile
 from ray_app.serving.config import ServeConfig
 
 SHARED = "detectors"  # the group of all detectors that share one process; one with a process of its own names its group
@@ -44,7 +44,7 @@ class Release:
         return next(iter(self.ensembles))
 
 
-def plan_generation(config: ServeConfig) -> tuple[ScoringSpec, dict[str, ScoringSpec], tuple[str, ...]]:
+def plan_release(config: ServeConfig) -> tuple[ScoringSpec, dict[str, ScoringSpec], tuple[str, ...]]:
     """The spec of all detectors, those of the ensembles, and the names of the optional detectors. Reads cards, no weights.
 
     Raises ConfigError for what the cards contradict and DetectorError for a licence that is not accepted.
@@ -67,9 +67,9 @@ def plan_generation(config: ServeConfig) -> tuple[ScoringSpec, dict[str, Scoring
     return together, ensembles, optional
 
 
-def load_generation(config: ServeConfig) -> Release:
+def load_release(config: ServeConfig) -> Release:
     """What `config` requests, with fingerprints. Hashes weights. Raises ConfigError and DetectorError."""
-    together, ensembles, optional = plan_generation(config)
+    together, ensembles, optional = plan_release(config)
     fingerprints = {name: fingerprint(scoring_identity(spec)) for name, spec in ensembles.items()}
     identity = scoring_identity(together)
     groups = {
@@ -89,7 +89,9 @@ def groups_of(spec: ScoringSpec) -> dict[str, tuple[str, ...]]:
 def _profiles_in(group: str, together: ScoringSpec, ensembles: Mapping[str, ScoringSpec]) -> dict[str, object]:
     """What identifiers and describers of a group say something by; nothing for a group without any."""
     pools = groups_of(together)
-    facts = {name: [card.facts() for card in profile_cards(spec) if sits_in(card, pools) == group] for name, spec in ensembles.items()}
+    facts = {
+        name: [card.facts() for card in profile_cards(spec) if group_of_card(card, pools) == group] for name, spec in ensembles.items()
+    }
     return {"profiles": found} if (found := {name: cards for name, cards in facts.items() if cards}) else {}
 
 

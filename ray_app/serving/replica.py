@@ -22,9 +22,9 @@ from ray_app.images import ImageFileFacts
 from ray_app.inference import Batch, BatchDecoder, DecodeResult, ScoringSpec, StageClock
 from ray_app.inference.batch import Pixels, Ragged
 from ray_app.inference.outputs import EMBEDDINGS, MASKS, REPLIES
-from ray_app.serving.attribution import ProfileAsk, Profiled, Profilers, Vector
+from ray_app.serving.attribution import ProfileRequest, ProfileResponse, Profilers, Vector
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.release import Release, groups_of, load_generation
+from ray_app.serving.release import Release, groups_of, load_release
 
 if TYPE_CHECKING:
     from ray_app.inference.scorer import EnsembleScorer
@@ -63,13 +63,13 @@ class ScoreResponse:
 
 
 @dataclass(frozen=True)
-class Offer:
+class ReleaseOffer:
     """The group has other detectors than requested: those of this generation."""
 
     generation: Release
 
 
-def looks(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
+def group_preprocessings(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
     """The distinct preprocessings of a group's detectors, in their order."""
     return tuple(dict.fromkeys(spec.cards[name].preprocessing for name in pool_of(spec, group)))
 
@@ -104,32 +104,32 @@ class DetectorGroup:
         """
         from ray_app.inference.scorer import EnsembleScorer  # torch: only where networks run, not where they are asked
 
-        generation, clock = load_generation(config), StageClock()
+        generation, clock = load_release(config), StageClock()
         pool = pool_of(generation.spec, self.name)
         scorer = EnsembleScorer(generation.spec, clock, pool)
         decoder = BatchDecoder(generation.spec, clock, hand_over=True)
         profilers = Profilers(generation.ensembles, groups_of(generation.spec), self.name)
-        loaded = _Loaded(generation, scorer, decoder, clock, looks(generation.spec, self.name), profilers)
+        loaded = _Loaded(generation, scorer, decoder, clock, group_preprocessings(generation.spec, self.name), profilers)
         _score_golden(loaded, pool)
         self._loaded = loaded
         return generation
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse | Offer]:
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse | ReleaseOffer]:
         """One answer per request, in order; those for the same detectors go through the networks together, at most `slots` at once."""
         loaded = self._ready
-        answers: list[ScoreResponse | Offer] = [Offer(loaded.generation)] * len(requests)
+        answers: list[ScoreResponse | ReleaseOffer] = [ReleaseOffer(loaded.generation)] * len(requests)
         for places in _batches(requests, loaded.generation.groups[self.name], loaded.generation.spec.slots):
             for place, reply in zip(places, _score(loaded, [requests[place] for place in places]), strict=True):
                 answers[place] = reply
                 self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
         return answers
 
-    def profile(self, requests: Sequence[ProfileAsk]) -> list[Profiled | Offer]:
+    def profile(self, requests: Sequence[ProfileRequest]) -> list[ProfileResponse | ReleaseOffer]:
         """One answer per request, in order: generators and words, by the profiles of the ensembles that are requested."""
         loaded = self._ready
         ours = loaded.generation.groups[self.name]
         found = iter(loaded.profilers.say([request for request in requests if request.group == ours]))
-        return [next(found) if request.group == ours else Offer(loaded.generation) for request in requests]
+        return [next(found) if request.group == ours else ReleaseOffer(loaded.generation) for request in requests]
 
     def check_health(self) -> None:
         """Raises DetectorError after 20 images without any score, one after another: then it is not the images."""

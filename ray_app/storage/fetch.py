@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import Field
 
 from ray_app.config import Frozen
-from ray_app.errors import ConfigError, InputError, SourceError, Status, said
+from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
 from ray_app.storage import errors, http, s3
 from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large, translate
 from ray_app.storage.http import WEB, Guard
@@ -328,7 +328,7 @@ class Fetcher:
         except ValueError as error:  # what a list names need not be a place at all
             if isinstance(error, OSError):  # a certificate that is not accepted is both
                 raise translate(error, place) from error
-            raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {said(error)}") from error
+            raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {describe_error(error)}") from error
         except Exception as error:
             raise translate(error, place) from error
 
@@ -374,7 +374,7 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
     scheme = scheme_of(place)
     if scheme == "file":
         found = os.stat(local_path(place))
-        same(version, local_version(found))
+        require_version(version, local_version(found))
         if not stat.S_ISREG(found.st_mode):
             raise ObjectChangedError("it is not a file any more")
         return found.st_size
@@ -387,13 +387,13 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
     else:
         fs, path = reading_place(place)
         info = fs.info(path)
-    same(version, version_of(info))
+    require_version(version, version_of(info))
     if info.get("size") is None:
         raise SourceError(Status.SOURCE_DENIED, "the server does not say how large it is")
     return int(info["size"])
 
 
-def same(listed: str, found: str) -> None:
+def require_version(listed: str, found: str) -> None:
     """Raises ObjectChangedError when what was found is not the version that was listed."""
     if listed and found != listed:
         raise ObjectChangedError(f"listed as {listed}, found as {found or 'nothing that names a version'}")
@@ -409,7 +409,7 @@ def _read_local(path: str, version: str, start: int, length: int, max_bytes: int
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         before = os.fstat(descriptor)
-        same(version, local_version(before))
+        require_version(version, local_version(before))
         if not stat.S_ISREG(before.st_mode):
             raise ObjectChangedError("it is not a file any more")
         if max_bytes is not None and before.st_size > max_bytes:
@@ -429,7 +429,7 @@ def _read_local(path: str, version: str, start: int, length: int, max_bytes: int
 def _read_other(place: str, version: str, max_bytes: int) -> bytes:
     fs, path = reading_place(place)
     info: dict[str, Any] = fs.info(path)
-    same(version, version_of(info))
+    require_version(version, version_of(info))
     if info.get("size") is not None and info["size"] > max_bytes:
         raise too_large(info["size"], max_bytes)
     data: bytes = fs.cat_file(path)
@@ -441,7 +441,7 @@ def _read_other(place: str, version: str, max_bytes: int) -> bytes:
 def _read_other_range(place: str, version: str, start: int, length: int) -> bytes:
     fs, path = reading_place(place)
     info: dict[str, Any] = fs.info(path)
-    same(version, version_of(info))
+    require_version(version, version_of(info))
     known = info.get("size")
     wanted = length if known is None else max(0, min(length, int(known) - start))
     if not wanted:

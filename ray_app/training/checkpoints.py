@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from ray_app.errors import StorageError, said
+from ray_app.errors import StorageError, describe_error
 from ray_app.storage import Store
 
 FOLDER = "ray"  # of all that Ray Train keeps
@@ -109,7 +109,7 @@ def fetched(out: Store, name: str) -> Iterator[Path]:
             for file in out.names(f"{FOLDER}/{RUN}/{name}"):
                 filesystem.get_file(f"{source}/{file}", f"{folder}/{file}")
         except OSError as error:
-            raise StorageError(f"checkpoint {name} cannot be read: {said(error)}", hint="the same command tries again") from error
+            raise StorageError(f"checkpoint {name} cannot be read: {describe_error(error)}", hint="the same command tries again") from error
         yield Path(folder)
 
 

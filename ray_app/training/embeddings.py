@@ -6,12 +6,18 @@
 
 A block of `loop.batch` images is one file, `features/SPLIT/NUMBER.npz`: whatever was interrupted computes no block again. Training images
 are seen as the recipe's augmentation changes them, once; those of other splits as scoring would see them. What cannot be read has no row.
+
+The linear probe: `probe` fits scikit-learn's head to features of every training image, computed once by a frozen backbone.
+
+What comes out is a checkpoint like that of any training. Features are kept in `features/`, block by block: an interrupted probe computes
+no block again.
 """
 
 import io
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +29,18 @@ import pyarrow as pa
 
 from ray_app.cluster.progress import Progress
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard
+from ray_app.detectors.linear_head import Classifier, Head, cross_validated_auc, fit_head
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
+from ray_app.training import checkpoints
+from ray_app.training.finish import PROBE
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader
 from ray_app.training.ray_data import Batch, DataStage, training_loader, whole
 
 if TYPE_CHECKING:
     from ray_app.detectors import Detector
+
 
 FOLDER = "features"
 
@@ -111,7 +121,7 @@ def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
 
 def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
     """What decided these embeddings (`detectors.embeddings.embedding_facts`), as plain JSON for a card that reads such ones."""
-    from ray_app.detectors.embeddings import embedding_facts
+    from ray_app.detectors.linear_head import embedding_facts
 
     facts = embedding_facts(card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact")
     content: dict[str, Any] = json.loads(json.dumps(facts))
@@ -255,3 +265,56 @@ def require_own_weights(job: TrainingJob) -> None:
 
 def _file(split: str, first: int) -> str:
     return f"{FOLDER}/{split}/{first:08d}.npz"
+
+
+CLASSIFIER: Classifier = "logistic"
+
+
+def probe(job: TrainingJob) -> None:
+    """Compute what features are missing, fit the head, and keep network and head as the one checkpoint.
+
+    Raises ConfigError for a card without a head on features, and for too few images of a class; TouchstoneError where too many cannot
+    be read.
+    """
+    if job.card.family != "clip-linear":
+        raise ConfigError(f"{job.card.name}: a linear probe is for cards of family clip-linear", hint="method: fine-tune")
+    compute_embeddings(job, {"train": None}, make=frozen_detector)
+    found = kept_embeddings(job.out, "train")
+    head = fit_head(found.vectors, found.labels, CLASSIFIER)
+    folds = cross_validated_auc(found.vectors, found.labels, CLASSIFIER, groups_of(job.rows("train"), found.rows))
+    job.out.write(PROBE, json.dumps({"images": len(found), "cross_validated_auc": folds}).encode())
+    _keep(job, head)
+
+
+def frozen_detector(job: TrainingJob) -> "Detector":
+    """The network as training would begin with it: its backbone is that of the recipe, its head need not exist."""
+    from ray_app.training.networks import network_for
+    from ray_app.training.validate import detector_for
+
+    return detector_for(job.card, network_for(job.config, job.card).eval().requires_grad_(False), device=job.layout.device)
+
+
+def _keep(job: TrainingJob, head: Head) -> None:
+    """The network with its fitted head as a checkpoint of the run, as `Learner.save` names the file."""
+    import torch
+    from safetensors.torch import save_file
+
+    from ray_app.training.learner import WEIGHTS
+    from ray_app.training.networks import network_for
+
+    network: Any = network_for(job.config, job.card)
+    weight, bias = torch.from_numpy(head.weight), torch.tensor([head.bias])
+    output = job.card.output
+    with torch.no_grad():
+        if output.sign is not None:
+            network.fc.weight.copy_(output.sign * weight)
+            network.fc.bias.copy_(output.sign * bias)
+        else:  # two logits, whose difference is the score
+            fake = output.index_among(output.labels)
+            for index, side in ((fake, 0.5), (1 - fake, -0.5)):
+                network.fc.weight[index].copy_(side * weight[0])
+                network.fc.bias[index].copy_(side * bias[0])
+    with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, Path(folder) / WEIGHTS)
+        checkpoints.write_facts(Path(folder), step=job.total_steps, finished=True)
+        checkpoints.put(job.out, Path(folder), step=job.total_steps)

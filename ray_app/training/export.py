@@ -20,13 +20,12 @@ from torch import nn
 from ray_app.config import find_config, read_mapping
 from ray_app.detectors import verify_weights
 from ray_app.detectors.card import Backbone, Calibration, DetectorCard, PublishedFigure, TrainingData, Weights, load_card
-from ray_app.detectors.registry import load_network
+from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store, local_path, strip_secrets
 from ray_app.training.config import Recipe
-from ray_app.training.onnx import ONNX, export_onnx, onnx_parity
-from ray_app.training.weight_files import WEIGHTS, size_of, write_weights
+from ray_app.training.weight_files import ONNX, WEIGHTS, export_onnx, onnx_parity, size_of, write_weights
 
 CARD = "card.yaml"
 _DECIDES_SIZE = {"family", "architecture", "backbone", "preprocessing", "output"}

@@ -19,17 +19,16 @@ import pyarrow.parquet as pq
 
 from ray_app.cluster.progress import Progress
 from ray_app.detectors.card import Calibration, DetectorCard
-from ray_app.errors import ClusterError, ConfigError, StorageError, said
+from ray_app.errors import ClusterError, ConfigError, StorageError, describe_error
 from ray_app.metrics import FIGURES, fit_platt
 from ray_app.reports.format import duration
 from ray_app.reports.training import TRAINING_SCHEMA, DataFindings, Figures, TrainingFacts, render_training_report
 from ray_app.storage import Store, local_path, strip_secrets
 from ray_app.training import checkpoints
 from ray_app.training.checkpoints import CheckpointEntry
-from ray_app.training.history import HISTORY, UNREADABLE, ProgressReport, read_notes, write_events
 from ray_app.training.job import TrainingJob
-from ray_app.training.run_directory import recipe_of
-from ray_app.training.validate import Verdicts, is_better, judge_splits, on_checkpoint, validate_folder, validations
+from ray_app.training.run_directory import HISTORY, UNREADABLE, ProgressReport, read_history, recipe_of, write_events
+from ray_app.training.validate import SplitEvaluation, evaluate_splits, is_better, on_checkpoint, validate_folder, validations
 
 METRICS = "metrics.json"
 PROBE = "probe.json"  # of a linear probe alone
@@ -65,13 +64,13 @@ def best_checkpoint(job: TrainingJob) -> tuple[CheckpointEntry, float]:
 def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
     """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `claim` is that of `train.json`."""
     best, value = best_checkpoint(job)
-    verdicts: dict[str, Verdicts] = on_checkpoint(job, best.name, judge_splits)
+    verdicts: dict[str, SplitEvaluation] = on_checkpoint(job, best.name, evaluate_splits)
     for split, verdict in verdicts.items():
         rows = job.rows(split).take(pa.array(verdict.rows))
         labels = {name: rows["input"].combine_chunks().field(name) for name in ("label", "generator")}
         job.out.write(f"scores/{split}.parquet", rows_file(rows, {**labels, "score": pa.array(verdict.scores)}))
     calibration, why_not = calibrated(verdicts["validation"])
-    history = list(read_notes(job.out, HISTORY))
+    history = list(read_history(job.out, HISTORY))
     facts = TrainingFacts(
         schema=TRAINING_SCHEMA,
         name=job.config.name,
@@ -83,7 +82,7 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
         steps=max((line["step"] + 1 for line in history), default=best.step),
         seconds=round(sum(line["wait_s"] + line["compute_s"] for line in history), 2),
         wait_s_per_step=round(float(np.mean([line["wait_s"] for line in history])), 5) if history else None,
-        unreadable=sum(1 for _ in read_notes(job.out, UNREADABLE)),
+        unreadable=sum(1 for _ in read_history(job.out, UNREADABLE)),
         calibration=type(calibration)(**calibration.model_dump()) if calibration else None,  # anew, so that its kind is written too
         calibration_note=why_not,
         validation=Figures(**verdicts["validation"].figures),
@@ -112,7 +111,7 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
     return content
 
 
-def calibrated(verdict: Verdicts) -> tuple[Calibration | None, str | None]:
+def calibrated(verdict: SplitEvaluation) -> tuple[Calibration | None, str | None]:
     """Platt scaling on the validation split, or None and why there is none: a network that learned nothing cannot be calibrated."""
     try:
         return fit_platt(verdict.scores, verdict.labels), None
@@ -134,7 +133,7 @@ def _exported(
     job: TrainingJob,
     best: CheckpointEntry,
     facts: TrainingFacts,
-    verdicts: Mapping[str, Verdicts],
+    verdicts: Mapping[str, SplitEvaluation],
     findings: Mapping[str, Any],
     calibration: Calibration | None,
 ) -> DetectorCard:
@@ -170,7 +169,7 @@ def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
 def _write_curves(out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> None:
     """`metrics.jsonl`, the whole history in one file, `unreadable.jsonl` likewise, and the validations for TensorBoard."""
     _write_lines(out, "metrics.jsonl", iter(history))
-    _write_lines(out, "unreadable.jsonl", read_notes(out, UNREADABLE))
+    _write_lines(out, "unreadable.jsonl", read_history(out, UNREADABLE))
     figures = [{"step": one["step"], **{name: one[name] for name in FIGURES if one.get(name) is not None}} for one in judged]
     if figures:
         write_events(out, 0, figures, prefix="validation")
@@ -223,7 +222,7 @@ def _to_hub(source: Store, names: list[str], target: str) -> str:
             )
         except Exception as error:  # the hub's own errors, its HTTP library's and its uploader's
             raise StorageError(
-                f"cannot push to {target}: {said(error)}",
+                f"cannot push to {target}: {describe_error(error)}",
                 hint="hf auth login, or set HF_TOKEN to one that may write there; what was trained is safe where it is",
             ) from error
     return str(made.commit_url)

@@ -25,12 +25,12 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ray_app.cluster.shutdown import SIGNAL_GRACE_S
-from ray_app.errors import ClusterError, said
+from ray_app.errors import ClusterError, describe_error
 from ray_app.metrics import FIGURES
 from ray_app.training import checkpoints
 from ray_app.training.finish import TrainingProgress
-from ray_app.training.history import ProgressReport
 from ray_app.training.job import TrainingJob
+from ray_app.training.run_directory import ProgressReport
 from ray_app.training.validate import validate, validations
 from ray_app.training.worker import train_worker
 
@@ -214,7 +214,7 @@ def _last_judged(job: TrainingJob) -> str:
 def _translated(error: Exception) -> ClusterError:
     failures = getattr(error, "worker_failures", {})
     first = next(iter(failures.values()), error)
-    return ClusterError(f"training gave up: {said(first)}", hint="the same command goes on; the Ray session's logs say more")
+    return ClusterError(f"training gave up: {describe_error(first)}", hint="the same command goes on; the Ray session's logs say more")
 
 
 class OneAddress(TorchConfig):

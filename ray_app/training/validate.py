@@ -47,7 +47,7 @@ NOT_SAVED = "0" * 64  # stands for the digest of weights that are in no file yet
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class SplitEvaluation:
     """One split as the chosen network judges it: `rows` with their `labels` and `scores`, figures, and the worst mistakes as pictures."""
 
     rows: Rows
@@ -88,15 +88,15 @@ def chosen_rows(job: TrainingJob) -> Rows:
     return np.sort(drawn)
 
 
-def judge_splits(job: TrainingJob, folder: Path) -> dict[str, Verdicts]:
+def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation]:
     """All rows of validation and, where there is one, test, judged by the network of a checkpoint's folder."""
     return {split: _verdicts(job, folder, split) for split in ("validation", "test") if split in job.shared}
 
 
-def _verdicts(job: TrainingJob, folder: Path, split: str) -> Verdicts:
+def _verdicts(job: TrainingJob, folder: Path, split: str) -> SplitEvaluation:
     judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
     device = device_name(job.layout.judging_device)
-    return Verdicts(judged.rows, judged.labels, judged.scores, figures_of(job, split, judged), _mistakes(job, split, judged), device)
+    return SplitEvaluation(judged.rows, judged.labels, judged.scores, figures_of(job, split, judged), _mistakes(job, split, judged), device)
 
 
 def figures_of(job: TrainingJob, split: str, judged: "Judged") -> dict[str, Any]:

@@ -23,13 +23,13 @@ from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.training import checkpoints
 from ray_app.training.captioner.targets import embedding_batches, word_learner
-from ray_app.training.history import HISTORY, SAMPLES, UNREADABLE, HistoryWriter, forget_from, write_events
 from ray_app.training.job import TrainingJob
 from ray_app.training.ray_data import Batch, batches
+from ray_app.training.run_directory import HISTORY, SAMPLES, UNREADABLE, HistoryWriter, delete_history_from, write_events
 from ray_app.training.validate import is_out_of_patience
 
-TELL_EVERY_S = 0.5
-LOOK_EVERY_S = 2.0  # for a notice that a machine will be taken away; asking is a round of all workers
+REPORT_EVERY_S = 0.5
+NOTICE_POLL_S = 2.0  # for a notice that a machine will be taken away; asking is a round of all workers
 FEW_IMAGES = 200  # before so many were seen, a share of bad ones says nothing
 GO_ON, WAIT, LOOK, STOP, END = range(5)  # of several words the strongest holds
 
@@ -91,7 +91,7 @@ class Rank:
             return
         self._begun = self._learner.step_number
         if self._rank == 0:
-            forget_from(self._job.out, self._begun)
+            delete_history_from(self._job.out, self._begun)
             self._line = {"step": self._begun}
             self._report(self._line)
         self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
@@ -108,7 +108,7 @@ class Rank:
 
     def _awaited(self) -> Batch | None:
         """The next batch, as soon as every worker has one; None after the last one, and where training ends while it waits."""
-        while self._agree(GO_ON if futures.wait([self._coming], LOOK_EVERY_S).done else WAIT) == WAIT:
+        while self._agree(GO_ON if futures.wait([self._coming], NOTICE_POLL_S).done else WAIT) == WAIT:
             if self._rank == 0 and self._reply is None:
                 self._report(self._line)
             if self._heed(after_step=False):
@@ -151,7 +151,7 @@ class Rank:
         self._unreported, self._line = self._unreported + 1, line
         if self._rank == 0:
             self._history.add(line)
-            if time.monotonic() - self._reported_at >= TELL_EVERY_S:
+            if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
                 self._report(line)
 
     def _note_images(self, batch: Batch, step: int) -> None:
@@ -196,7 +196,7 @@ class Rank:
                 return STOP
         if after_step and step in self._job.milestones and is_out_of_patience(self._job):
             return END
-        if time.monotonic() - self._polled_at >= LOOK_EVERY_S:
+        if time.monotonic() - self._polled_at >= NOTICE_POLL_S:
             self._polled_at = time.monotonic()
             return LOOK
         return GO_ON

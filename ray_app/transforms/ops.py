@@ -195,7 +195,7 @@ def sharpened(image: Image.Image, percent: int, radius: float) -> Image.Image:
 
 # What follows is done to an image and its mask at once. The mask goes by the same geometry with the nearest pixel instead of a filter, so
 # it stays 0 or 255.
-def moved(sample: ImageSample, change: Change, of_mask: Change | None = None) -> ImageSample:
+def transformed(sample: ImageSample, change: Change, of_mask: Change | None = None) -> ImageSample:
     """`change` of the image, and of the mask `of_mask`, or the same."""
     mask = sample.mask and (of_mask or change)(sample.mask)
     return sample._replace(image=change(sample.image), mask=mask)
@@ -203,40 +203,40 @@ def moved(sample: ImageSample, change: Change, of_mask: Change | None = None) ->
 
 def resize_sample(sample: ImageSample, size: Size, filter: Resampling) -> ImageSample:
     """Squashed to (width, height) by one of Pillow's filters."""
-    return moved(sample, lambda image: image.resize(size, filter), lambda mask: mask.resize(size, Resampling.NEAREST))
+    return transformed(sample, lambda image: image.resize(size, filter), lambda mask: mask.resize(size, Resampling.NEAREST))
 
 
 def cropped(sample: ImageSample, box: Box) -> ImageSample:
     """The part within (left, upper, right, lower)."""
-    return moved(sample, lambda image: image.crop(box))
+    return transformed(sample, lambda image: image.crop(box))
 
 
-def turned(sample: ImageSample, quarters: int) -> ImageSample:
+def quarter_turned(sample: ImageSample, quarters: int) -> ImageSample:
     """Turned anticlockwise by `quarters` of a circle."""
     turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
     turn = turns[quarters % 4]
-    return sample if turn is None else moved(sample, lambda image: image.transpose(turn))
+    return sample if turn is None else transformed(sample, lambda image: image.transpose(turn))
 
 
 def mirrored(sample: ImageSample) -> ImageSample:
     """Left and right change places."""
-    return moved(sample, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    return transformed(sample, lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
-def upended(sample: ImageSample) -> ImageSample:
+def flipped_vertically(sample: ImageSample) -> ImageSample:
     """Top and bottom change places."""
-    return moved(sample, lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
+    return transformed(sample, lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
 
 
 def rotated(sample: ImageSample, degrees: float, filter: Resampling) -> ImageSample:
     """Rotated anticlockwise about the centre, in the same frame; what comes in from outside is black, and unaltered in the mask."""
-    return moved(sample, lambda image: image.rotate(degrees, filter), lambda mask: mask.rotate(degrees, Resampling.NEAREST))
+    return transformed(sample, lambda image: image.rotate(degrees, filter), lambda mask: mask.rotate(degrees, Resampling.NEAREST))
 
 
 def random_crop(sample: ImageSample, side: int, rng: np.random.Generator) -> ImageSample:
     """`side` × `side` pixels from anywhere within; an image that is smaller is mirrored out to it first."""
     if min(sample.image.size) < side:
-        sample = moved(sample, lambda image: _mirrored_out(image, side))
+        sample = transformed(sample, lambda image: _mirrored_out(image, side))
     width, height = sample.image.size
     left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
     return cropped(sample, (left, top, left + side, top + side))

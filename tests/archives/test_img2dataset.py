@@ -171,7 +171,7 @@ def test_a_table_leads_to_no_mask(tmp_path):
 
 
 def test_a_table_too_long_to_be_held_tells_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.archives.img2dataset._MOST_CELLS", EACH * len(SCHEMA) - 1)
+    monkeypatch.setattr("ray_app.archives.object_prefix._MOST_CELLS", EACH * len(SCHEMA) - 1)
     assert not any("caption" in item.input for item in open_source([put(tmp_path / "out", written("files"))]))
 
 

@@ -13,7 +13,7 @@ from ray_app.attribution.captioners.retrieval import index_tensors
 def make_retrieval(folder, vectors, prompts, detector, embedding, **changes) -> Path:
     """FOLDER/describer.yaml: the prompt of the nearest of `vectors` (n, d), embeddings of `detector` as `embedding` says.
 
-    `embedding`: what `ray_app.detectors.embeddings.embedding_facts` tells of the detector; `changes`: further keys of the card.
+    `embedding`: what `ray_app.detectors.linear_head.embedding_facts` tells of the detector; `changes`: further keys of the card.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(index_tensors(np.asarray(vectors, np.float32), prompts), folder / "describer.safetensors")

@@ -8,9 +8,9 @@ from ray_app.attribution.generators import (
     ResolvedGenerator,
     family_of,
     family_title,
+    find_generator,
     generator_index,
-    known,
-    means,
+    matches,
     title_of,
 )
 from ray_app.evaluation.dflip import FAMILIES
@@ -24,15 +24,15 @@ DFLIP_V2 = [
 
 @pytest.mark.parametrize("spelling", ["sd-1.5", "SD15", "Stable Diffusion 1.5", "runwayml/stable-diffusion-v1-5"])
 def test_spellings_of_one_generator_are_one(spelling):
-    assert known(spelling) == ResolvedGenerator("sd-1.5", "sd_1.5")
+    assert find_generator(spelling) == ResolvedGenerator("sd-1.5", "sd_1.5")
 
 
 def test_a_family_may_be_all_that_is_known():
-    assert known("Pony") == ResolvedGenerator(None, "pony")
-    assert known("sdxl_1.0/RealisticVision v5") == ResolvedGenerator(None, "sdxl_1.0")
+    assert find_generator("Pony") == ResolvedGenerator(None, "pony")
+    assert find_generator("sdxl_1.0/RealisticVision v5") == ResolvedGenerator(None, "sdxl_1.0")
     assert family_of("flux") == "flux.1_d"
-    assert known("my own net") is None
-    assert known("nobody/RealisticVision") is None
+    assert find_generator("my own net") is None
+    assert find_generator("nobody/RealisticVision") is None
 
 
 def test_the_index_has_the_classes_of_dflip_and_the_generators_of_the_papers():
@@ -52,7 +52,7 @@ def test_the_index_has_the_classes_of_dflip_and_the_generators_of_the_papers():
         "imagen",
         "parti",
     ):
-        assert known(name) is not None, name
+        assert find_generator(name) is not None, name
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_an_index_that_contradicts_itself_is_refused(generators, told):
 def test_people_are_told_titles_and_may_ask_in_any_spelling():
     assert (title_of("SDXL"), title_of("sdxl_1.0/mine"), title_of("nobody")) == ("Stable Diffusion XL 1.0", "sdxl_1.0/mine", "nobody")
     assert (family_title("midjourney"), family_title("nobody")) == ("Midjourney", "nobody")
-    assert means("mj 6", "midjourney-6", "midjourney")
-    assert means("Midjourney", "midjourney-6", "midjourney")
-    assert not means("midjourney-5", "midjourney-6", "midjourney")
-    assert not means("sdxl_1.0/mine", "sdxl", "sdxl_1.0")
-    assert not means("midjourney", None, None)
+    assert matches("mj 6", "midjourney-6", "midjourney")
+    assert matches("Midjourney", "midjourney-6", "midjourney")
+    assert not matches("midjourney-5", "midjourney-6", "midjourney")
+    assert not matches("sdxl_1.0/mine", "sdxl", "sdxl_1.0")
+    assert not matches("midjourney", None, None)

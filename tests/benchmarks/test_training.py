@@ -71,7 +71,7 @@ def test_other_losses_are_other_work(other):
 
 def test_both_trainers_read_one_recipe_with_the_labels_that_were_written(tmp_path):
     from ray_app.training.config import TrainConfig
-    from ray_app.training.data import prepare_data
+    from ray_app.training.run import prepare_data
 
     index = write_labelled_photographs(tmp_path, train=4, judged=4)
     for name in WORKS:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ray_app.cli.main import main
-from ray_app.evaluation.evidence.checks import digest, written
+from ray_app.evaluation.evidence.checks import digest, record_text
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 
@@ -30,7 +30,7 @@ def test_what_differs_is_said_by_the_exit_code_too(record, photos, capsys):  # n
     assert capsys.readouterr().out.splitlines()[-1] == "differs: file"
     told = json.loads(record.read_text())
     told["record"]["decision"]["verdict"] = "fake"
-    record.write_text(written(told | {"sha256": digest(told["record"])}))
+    record.write_text(record_text(told | {"sha256": digest(told["record"])}))
     assert main(["evidence", "--verify", str(record), "--json"]) == 3
     answer = json.loads(capsys.readouterr().out)
     assert answer["agrees"] is False

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from ray_app.cli.fit import fit, read_labels
+from ray_app.cli.train import fit, read_labels
 from ray_app.detectors import load_card, load_detector
 from ray_app.errors import ConfigError
 from tests.detectors.conftest import one_thread  # noqa: F401  (an autouse fixture of that folder)

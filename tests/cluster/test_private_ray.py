@@ -7,11 +7,10 @@ import sys
 import pytest
 
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.private_ray import private_folder
-from ray_app.cluster.ray_cluster import cluster
+from ray_app.cluster.ray_cluster import cluster, private_folder
 
 HOLDING = (
-    "from ray_app.cluster.private_ray import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
+    "from ray_app.cluster.ray_cluster import private_folder\nwith private_folder() as folder:\n    print(folder, flush=True)\n    input()"
 )
 
 USERS = {
@@ -23,7 +22,7 @@ USERS = {
 }
 TWICE = """
 import os
-from ray_app.cluster.private_ray import private_ray
+from ray_app.cluster.ray_cluster import private_ray
 names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "TOUCHSTONE_TOKENS", "MINE", "GIVEN")
 before = [os.environ.get(name) for name in names]
 for _ in range(2):

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 
 from ray_app.archives import BlockPlan
-from ray_app.archives.sub_manifest import write_selected
+from ray_app.archives.build import write_selected
 from ray_app.datasets.index import IndexInfo
 from ray_app.datasets.labels import INPUT
 from ray_app.storage import Store

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from ray_app.datasets.config import Data, DatasetSource, HeldOut
-from ray_app.datasets.labelling import apart, prompted, with_prompts
+from ray_app.datasets.labelling import with_cleaned_prompts, with_prompts, without_training_prompts
 from ray_app.datasets.labels import INPUT, prompt_group
 from ray_app.datasets.splits import make_splits
 from ray_app.errors import ConfigError
@@ -24,7 +24,7 @@ def told(rows, name):
 
 
 def test_rows_without_a_prompt_are_left_out_and_the_others_are_cleaned():
-    rows = prompted(
+    rows = with_cleaned_prompts(
         table(["(a red fox:1.3) in snow, nsfw", None, "1234567890 42", "a blue bird --ar 1:1", "short"], ["x", "y", None, None, None])
     )
     assert told(rows, "prompt") == ["a red fox in snow", "a blue bird"]
@@ -37,7 +37,7 @@ def test_rows_without_a_prompt_are_left_out_and_the_others_are_cleaned():
 def test_images_of_one_prompt_stay_together_and_known_prompts_are_in_no_other_split():
     prompts = [f"a picture of thing number {'abcdefghij'[n % 10] * 3}" for n in range(200)]
     data = Data(train=(DatasetSource(at=("x",)),), validation=HeldOut(groups=0.3))
-    splits = apart(make_splits(data, with_prompts(lambda source: table(prompts)), one_class=True))
+    splits = without_training_prompts(make_splits(data, with_prompts(lambda source: table(prompts)), one_class=True))
     kept, held = (set(told(rows, "prompt")) for rows in (splits.train, splits.validation))
     assert kept
     assert held
@@ -52,10 +52,10 @@ def test_a_split_of_its_own_loses_what_training_has():
         "b": table(["A  Red fox in SNOW", "a green frog in grass"], first=9),
     }
     data = Data(train=(DatasetSource(at=("a",)),), validation=(DatasetSource(at=("b",)),))
-    splits = apart(make_splits(data, with_prompts(lambda source: tables[source.at[0]]), one_class=True))
+    splits = without_training_prompts(make_splits(data, with_prompts(lambda source: tables[source.at[0]]), one_class=True))
     assert told(splits.validation, "prompt") == ["a green frog in grass"]
     assert splits.findings["prompts_in_training"] == {"validation": 1}
     assert splits.findings["splits"]["validation"]["images"] == 1
     tables["b"] = table(["a red fox in snow"], first=9)
     with pytest.raises(ConfigError, match="is in training too"):
-        apart(make_splits(data, with_prompts(lambda source: tables[source.at[0]]), one_class=True))
+        without_training_prompts(make_splits(data, with_prompts(lambda source: tables[source.at[0]]), one_class=True))

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.datasets import leakage
-from ray_app.datasets.leakage import near
+from ray_app.datasets import near_duplicates
+from ray_app.datasets.near_duplicates import near
 
 WORDS = st.integers(0, 2**64 - 1)
 
@@ -25,7 +25,7 @@ def test_near_hashes_are_those_that_comparing_all_with_all_finds(others, changes
 
 @pytest.mark.parametrize("at_once", [1, 7, 10_000])
 def test_pairs_are_compared_in_portions(monkeypatch, at_once):
-    monkeypatch.setattr(leakage, "_AT_ONCE", at_once)
+    monkeypatch.setattr(near_duplicates, "_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     others = rng.integers(0, 4, 50).astype(np.uint64)  # all alike in most of their parts
     hashes = np.concatenate([others[:5] ^ np.uint64(7 << 40), others[:5] ^ np.uint64(0xFFFF << 20)])

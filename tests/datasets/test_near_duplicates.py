@@ -9,8 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ray_app.datasets import near_duplicates
-from ray_app.datasets.leakage import NEAR_BITS
-from ray_app.datasets.near_duplicates import Bond, bonds_of, bound, near_pairs, prompts_alike
+from ray_app.datasets.near_duplicates import NEAR_BITS, Bond, bonds_of, connected_groups, near_pairs, prompts_alike
 from tests.datasets.tables import labelled
 
 
@@ -48,7 +47,7 @@ def test_groups_are_those_of_a_plain_union_find(codes, pairs):
                 parent[root(row)] = root((kind, code))
         for one, other in bond.pairs.tolist():
             parent[root((kind, one))] = root((kind, other))
-    found, count = bound(bonds, 8)
+    found, count = connected_groups(bonds, 8)
     roots = [root(row) for row in range(8)]
     assert count == len(set(roots))
     assert all((found[one] == found[other]) == (roots[one] == roots[other]) for one in range(8) for other in range(8))

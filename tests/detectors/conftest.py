@@ -7,8 +7,7 @@ import torch
 
 from benchmarks.seeded import PUBLISHED_PREFIX, card_with_weights, seeded_state, write_weights
 from ray_app.detectors import DetectorCard, load_card
-from ray_app.detectors.detector import Detector
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import Detector, build_network
 from ray_app.detectors.weights import load_strictly
 from tests.detectors.fill import Undrawn, fill
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card
-from ray_app.detectors.detector import Normalise
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import Normalise, build_network
 from tests.detectors.fill import Undrawn, fill, source
 from tests.detectors.golden import check
 from tests.detectors.golden_convnets import FILLED, GOLDEN, MAPS

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.seeded import card_with_weights, seeded_card
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.embeddings import LinearHead, embedding_facts
+from ray_app.detectors.linear_head import LinearHead, embedding_facts
 from ray_app.errors import DetectorError
 from tests.detectors.small_clip import small_card as small_clip_card
 from tests.scoring.eight import small_cards

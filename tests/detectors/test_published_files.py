@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import build_network
 from ray_app.detectors.weights import load_strictly, located, parts_of, read_state_dict, resolve_part
 from tests.detectors.families.test_clip import filled, filled_tower
 from tests.detectors.families.test_ladeda import formula

@@ -10,7 +10,7 @@ import torch
 from benchmarks.seeded import card_with_weights, seeded_card, seeded_state, write_weights
 from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
 from ray_app.detectors.card import Architecture
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import build_network
 from ray_app.detectors.weights import cached_name, file_sha256, load_strictly, parts_of, read_state_dict, stated_digest
 from ray_app.errors import DetectorError
 from tests.detectors.conftest import PUBLISHED

@@ -6,7 +6,7 @@ import torch
 from benchmarks.seeded import PUBLISHED_PREFIX, local_weights, seeded_backbone, seeded_card, seeded_state, write_weights
 from ray_app.config import named_configs
 from ray_app.detectors import list_cards, load_card, load_detector, variants_of
-from ray_app.detectors.registry import BACKBONE, build_network
+from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import Undrawn

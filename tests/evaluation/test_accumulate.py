@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from ray_app.archives import in_turn
-from ray_app.evaluation.accumulate import BANDS, FileCell, gather
+from ray_app.evaluation.accumulate import BANDS, FileCell, RowSample, gather, hashed
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
 from ray_app.evaluation.join import index_labels
 from ray_app.evaluation.labels import open_labels
-from ray_app.evaluation.sample import RowSample, hashed
 from ray_app.evaluation.systems import systems_of
 from ray_app.metrics.arrays import ScoreHistogram
 from tests.evaluation import made

@@ -11,7 +11,7 @@ from ray_app.attribution.prompts import normalised_prompt
 from ray_app.evaluation import prompts as prompting
 from ray_app.evaluation.attribution import answers_of, group_identification
 from ray_app.evaluation.attribution import identification_of as identification
-from ray_app.evaluation.generator_names import Names
+from ray_app.evaluation.groups import Names
 from ray_app.evaluation.prompts import prompts_of as prompts
 from ray_app.evaluation.protocols import IdentificationRules
 from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1

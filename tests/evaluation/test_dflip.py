@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from ray_app.evaluation.dflip import REAL, class_of, detects, name_in, named_in, sentence_of
 from ray_app.evaluation.dflip import dflip_v1 as marked
-from ray_app.evaluation.generator_names import Names
+from ray_app.evaluation.groups import Names
 
 KNOWN = {"real", "dalle", "mj", "sd", "DreamShaper"}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.evaluation.generator_names import Names, names_of
+from ray_app.evaluation.groups import Names, names_of
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.localization import FOUND, TRUE, localization_of_run, overlay
-from ray_app.evaluation.masks import nearest, side_by_side
+from ray_app.evaluation.localization import FOUND, TRUE, localization_of_run, nearest, overlay, side_by_side
 from ray_app.evaluation.protocols import LocalizationRules
 from ray_app.evaluation.run import evaluate
 from ray_app.metrics.localization import LOCALIZATION

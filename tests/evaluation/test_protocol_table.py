@@ -7,8 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from ray_app.detectors import load_card
 from ray_app.evaluation import protocols
-from ray_app.evaluation.protocol_table import reference_of, table_of
-from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow
+from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, reference_of, table_of
 from ray_app.reports.evaluation.model import LocalizationFacts
 from tests.evaluation.counted import HARD, RANKING, REPLIES, system_from
 

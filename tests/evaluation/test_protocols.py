@@ -71,7 +71,7 @@ def test_the_oracle_threshold_is_the_best_of_the_grid():
     [
         protocols.f1_by_source([]),
         protocols.missing_is_wrong([]),
-        protocols.told_right([generator("fake", 0, 0)]),
+        protocols.correct_share([generator("fake", 0, 0)]),
         protocols.balanced([generator("fake", 1, 2)], []),
         protocols.f1_even([], [generator("real", 1, 2)]),
         protocols.oracle_accuracy(ScoreHistogram.of([]), ScoreHistogram.of([1.0])),

@@ -1,6 +1,6 @@
 import numpy as np
 
-from ray_app.evaluation.sample import MODULUS, digest_of
+from ray_app.evaluation.accumulate import MODULUS, digest_of
 
 
 def test_the_digest_is_of_a_set():

@@ -6,7 +6,7 @@ from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember, Thresholds,
 from ray_app.evaluation.accumulate import gather
 from ray_app.evaluation.join import index_labels
 from ray_app.evaluation.labels import open_labels
-from ray_app.evaluation.systems import ENSEMBLE, is_named, seen, seen_by_any, systems_of
+from ray_app.evaluation.systems import ENSEMBLE, combined_overlap, is_named, systems_of, training_overlap
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.runs import RunDirectory
 from tests.evaluation.made import cut, labelled, made_run, random_rows
@@ -39,7 +39,7 @@ from tests.evaluation.made import cut, labelled, made_run, random_rows
     ],
 )
 def test_what_the_cards_tell(detector, generator, word):
-    assert seen(load_card(detector), generator) == word
+    assert training_overlap(load_card(detector), generator) == word
 
 
 def test_a_complete_list_names_something():
@@ -68,7 +68,7 @@ def test_the_demonstration_was_trained_on_its_own_split():
     ],
 )
 def test_one_member_that_saw_it_decides(words, word):
-    assert seen_by_any(words) == word
+    assert combined_overlap(words) == word
 
 
 CALIBRATION = {"slope": 2.0, "intercept": 0.5}

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, ImageRefused, decode_image
-from ray_app.images.decode import to_rgb
+from ray_app.images.colour import to_rgb
 from tests.images import layouts
 
 LIMITS = ImageLimits()

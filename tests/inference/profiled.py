@@ -3,7 +3,7 @@
 import numpy as np
 
 from ray_app.detectors import load_card
-from ray_app.detectors.embeddings import embedding_facts
+from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec

@@ -17,12 +17,11 @@ from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Status
 from ray_app.images import decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge
-from ray_app.inference.captions import Describing, asked_for, seen_by_describer
 from ray_app.inference.decision import require_embeddings
 from ray_app.inference.ensemble import load_ensemble
 from ray_app.inference.outputs import DetectorOutputs
-from ray_app.inference.scorer import EnsembleScorer
-from ray_app.inference.second_pass import CascadeScorer, Recompressing
+from ray_app.inference.scorer import Describing, EnsembleScorer, describer_inputs, rows_to_describe
+from ray_app.inference.second_pass import CascadeScorer, StabilityScorer
 from ray_app.inference.stability import Stability
 from ray_app.runs import result_rows
 from ray_app.transforms.perturbations import load_perturbations
@@ -62,7 +61,7 @@ def judged(spec, files, **options):
             outcomes.extend(batch.outcomes)
             yield batch
 
-    views = Recompressing(spec, scorer, decoder, clock) if spec.stability else None
+    views = StabilityScorer(spec, scorer, decoder, clock) if spec.stability else None
     describing = Describing(spec, clock) if spec.describer else None
     looking = CascadeScorer(spec, scorer, decoder, clock, recompressing=views, describing=describing, **options)
     outputs = looking.score(batches())
@@ -123,7 +122,7 @@ def test_what_a_detector_looks_at_too_is_prepared_once(written):
     shared = replace(spec, describer=spec.describer.model_copy(update={"preprocessing": spec.cards["slow"].preprocessing}))
     assert shared.preprocessings == shared.scored_preprocessings == spec.scored_preprocessings
     batch = BatchDecoder(shared, StageClock()).decode([(0, factory.encoded(factory.photo(), "PNG"))])
-    np.testing.assert_array_equal(seen_by_describer(shared, batch)[0], batch.pixels[1][0])
+    np.testing.assert_array_equal(describer_inputs(shared, batch)[0], batch.pixels[1][0])
 
 
 def test_no_more_pixels_are_held_than_was_said_and_that_changes_nothing(written, files, middle):
@@ -140,10 +139,10 @@ def test_another_process_is_given_all_it_needs(written, files, middle, describer
     read = [reader.decode([(0, file) for file in files[start : start + 4]]) for start in (0, 4, 8)]
     batches = pickle.loads(pickle.dumps(read))
     outcomes = [outcome for batch in batches for outcome in batch.outcomes]
-    seen = [image for batch in batches for image in seen_by_describer(spec, batch)]
+    seen = [image for batch in batches for image in describer_inputs(spec, batch)]
     cheap, slow = (EnsembleScorer(spec, StageClock(), (name,)).score(batches) for name in spec.cards)
     outputs = cheap.joined(slow)
-    asked = asked_for(spec, outcomes, outputs)
+    asked = rows_to_describe(spec, outcomes, outputs)
     wanted = [image if row in asked else None for row, image in enumerate(seen)]
     described = Describing(spec, StageClock()).after(outcomes, outputs, wanted)
     assert [one and one.text for one in described.captions] == texts(judged(spec, files))

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from ray_app.attribution.identifier import Identifier
 from ray_app.detectors import load_card
-from ray_app.detectors.embeddings import embedding_facts
+from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import EnsembleProfile, ensemble_of
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits

@@ -15,7 +15,7 @@ from ray_app.images import ImageLimits, decode_image, inspect_bytes
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.images.provenance.containers import NOTHING
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from ray_app.inference.batch import Lazily
+from ray_app.inference.batch import LazyImages
 from ray_app.inference.reuse import ScoreCache
 from tests.images.factory import jpeg
 
@@ -145,6 +145,6 @@ def test_an_image_that_keeps_its_size_and_cannot_be_prepared_gets_no_score(caplo
     def prepare(image):
         raise TypeError("a bug")
 
-    images = Lazily(2, [nullcontext(), nullcontext(decode_image(jpeg(), SPEC.limits))].__getitem__, prepare)
+    images = LazyImages(2, [nullcontext(), nullcontext(decode_image(jpeg(), SPEC.limits))].__getitem__, prepare)
     assert list(images) == [None, None]
     assert "a bug" in caplog.text

@@ -11,7 +11,7 @@ from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, make_spec
 from ray_app.inference.scorer import EnsembleScorer
-from ray_app.scoring.identity import kept_by
+from ray_app.scoring.identity import kept_embeddings_of
 from ray_app.transforms.perturbations import load_perturbations
 
 SPEC = make_spec(ensemble_of(["touchstone-tiny"]), limits=ImageLimits(), precision="fp32")
@@ -19,7 +19,7 @@ SPEC = make_spec(ensemble_of(["touchstone-tiny"]), limits=ImageLimits(), precisi
 
 @pytest.fixture(scope="module")
 def keeping():
-    return replace(SPEC, features=kept_by(SPEC, ["touchstone-tiny"]))
+    return replace(SPEC, features=kept_embeddings_of(SPEC, ["touchstone-tiny"]))
 
 
 def files(count):

@@ -12,7 +12,7 @@ from ray_app.detectors.shared_backbone import hold_equal_weights_once
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import ASKED, RUNS, BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
+from ray_app.inference import REQUESTED, RUNS, BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.tiny_internvl import write_tiny_internvl
@@ -55,7 +55,7 @@ def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels(spec, score
     outputs = scorer.score(given)
     name = spec.cards["unifd"].backbone.name
     assert scorer.counts[RUNS + name] - before[RUNS + name] == len(given)
-    assert scorer.counts[ASKED + name] - before[ASKED + name] == 2 * len(given)
+    assert scorer.counts[REQUESTED + name] - before[REQUESTED + name] == 2 * len(given)
     assert not np.array_equal(outputs.scores["unifd"], outputs.scores["own-head"])
 
 

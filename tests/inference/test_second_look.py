@@ -13,7 +13,7 @@ from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, DetectorOutputs, ResourceEstimate, StageClock, judge, make_spec
 from ray_app.inference.batch import LOOKED, LOOKED_MS
-from ray_app.inference.decision import going_on
+from ray_app.inference.decision import second_stage_rows
 from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
@@ -136,7 +136,7 @@ def test_two_pools_say_together_what_one_process_says(spec, data):
     )
     first = cheap.score(decoder.complete(batch) for batch in handed)
     assert list(first.scores) == ["cheap"]
-    going = going_on(spec, outcomes, first)
+    going = second_stage_rows(spec, outcomes, first)
     outputs = slow.again(outcomes, [(0, file) if row in going else None for row, file in enumerate(data)], first)
     for name in spec.cards:
         np.testing.assert_allclose(outputs.scores[name], whole.scores[name], atol=1e-6)
@@ -164,7 +164,7 @@ def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, dat
     recall = ScoreCache(spec)
     recall.begin_block()
     recall.learn(outcomes, outputs)
-    going = going_on(spec, outcomes, outputs)
+    going = second_stage_rows(spec, outcomes, outputs)
     stays = next(row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going)
     for row in (going[0], stays):
         said = recall.known(outcomes[row].facts.sha256).said
@@ -189,7 +189,7 @@ def test_what_is_known_does_not_suffice_a_decision_by_which_more_detectors_look(
         def find(self, sha256):
             return recall.known(sha256)
 
-    going = going_on(spec, outcomes, outputs)
+    going = second_stage_rows(spec, outcomes, outputs)
     stays = [row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going]
     wide = spec.ensemble.cascade.model_copy(update={"band": (-1e6, 1e6)})
     for decision in ({"cascade": wide}, {"cascade": None, "rule": "mean-logit"}):

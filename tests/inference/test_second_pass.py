@@ -14,7 +14,7 @@ from ray_app.errors import ConfigError, Reason
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, judge, make_spec
 from ray_app.inference.scorer import EnsembleScorer
-from ray_app.inference.second_pass import VIEWED, CascadeScorer, Recompressing
+from ray_app.inference.second_pass import VIEWED, CascadeScorer, StabilityScorer
 from ray_app.inference.stability import Stability
 from ray_app.transforms.perturbations import seed_of
 from tests.images.factory import encoded, photo
@@ -44,7 +44,9 @@ def read(spec, files, kept_bytes=1e9):
     """What a process that holds everything says of the files: outcomes, outputs and the counts."""
     clock, outcomes = StageClock(), []
     scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
-    looking = CascadeScorer(spec, scorer, decoder, clock, kept_bytes=kept_bytes, recompressing=Recompressing(spec, scorer, decoder, clock))
+    looking = CascadeScorer(
+        spec, scorer, decoder, clock, kept_bytes=kept_bytes, recompressing=StabilityScorer(spec, scorer, decoder, clock)
+    )
 
     def batches():
         for start in range(0, len(files), spec.slots):

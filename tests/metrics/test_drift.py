@@ -5,8 +5,17 @@ import pytest
 from scipy.stats import binom, chi2, ks_2samp
 
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.drift import LIMIT_PSI, NOTICED_P, drift_of, kolmogorov_smirnov, most_fakes, quantiles_of, shift_of, stability_index
-from ray_app.metrics.significance import holm
+from ray_app.metrics.significance import (
+    LIMIT_PSI,
+    NOTICED_P,
+    drift_of,
+    holm,
+    kolmogorov_smirnov,
+    most_fakes,
+    quantiles_of,
+    shift_of,
+    stability_index,
+)
 
 
 def normal(seed, n, centre=0.0, decimals=9):

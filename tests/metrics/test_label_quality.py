@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from ray_app.metrics import label_quality
-from ray_app.metrics.label_quality import CONFOUNDED, class_differences, crossed_probabilities, doubted, shortcut_auc
+from ray_app.metrics.label_quality import CONFOUNDED, class_differences, confident_learning, crossed_probabilities, shortcut_auc
 
 RNG = np.random.default_rng(0)
 FAKES = np.arange(600) % 3 == 0
@@ -73,7 +73,7 @@ def test_labels_are_doubted_as_the_paper_counts(rows):
             likely = max(reached, key=lambda label, one=one: one[label])
             counts[mine, likely] += 1
             suspicious += [place] if likely != mine else []
-    found = doubted([chance for chance, _ in rows], given_labels)
+    found = confident_learning([chance for chance, _ in rows], given_labels)
     assert found.thresholds == pytest.approx(thresholds)
     assert found.suspicious(np.array(given_labels, bool)).tolist() == suspicious
     totals = np.array([given_labels.count(0), given_labels.count(1)])
@@ -84,7 +84,7 @@ def test_labels_are_doubted_as_the_paper_counts(rows):
 
 def test_both_classes_are_needed():
     with pytest.raises(ValueError, match="both classes"):
-        doubted([0.2, 0.4], [True, True])
+        confident_learning([0.2, 0.4], [True, True])
 
 
 def test_no_image_is_judged_by_its_own_group():

@@ -3,7 +3,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from ray_app.metrics.survey_sampling import LabelledStratum, archive_figures, drawn_fakes, either_way, shares
+from ray_app.metrics.survey_sampling import LabelledStratum, archive_figures, drawn_fakes, shares, unsure_bounds
 
 # Sizes, shares of fakes and numbers of labels of six strata; the first two are flagged.
 ARCHIVES = {
@@ -77,12 +77,12 @@ def test_an_interval_has_its_point_within_and_is_the_same_every_time():
 
 def test_unsure_images_widen_what_is_said_either_way():
     strata = [LabelledStratum(200, True, fakes=40, reals=5, unsure=5), LabelledStratum(2000, False, fakes=5, reals=85, unsure=10)]
-    figures, widest = archive_figures(strata), either_way(strata)
+    figures, widest = archive_figures(strata), unsure_bounds(strata)
     for name, (low, high) in widest.items():
         assert low < figures[name].interval[0] < figures[name].interval[1] < high, name
     sure = [LabelledStratum(one.size, one.flagged, one.fakes, one.reals) for one in strata]
     assert archive_figures(sure) == figures
-    assert either_way(sure) == {name: figure.interval for name, figure in figures.items()}
+    assert unsure_bounds(sure) == {name: figure.interval for name, figure in figures.items()}
 
 
 def test_what_is_not_defined_says_why():
@@ -90,4 +90,4 @@ def test_what_is_not_defined_says_why():
     figures = archive_figures(nothing)
     assert figures["precision"].why == "no image is flagged as fake"
     assert figures["prevalence"].why == "no image of stratum 2 is labelled"
-    assert either_way(nothing) == {}
+    assert unsure_bounds(nothing) == {}

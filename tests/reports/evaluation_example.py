@@ -9,7 +9,8 @@ import numpy as np
 
 from ray_app.detectors.card import Calibration, Platt
 from ray_app.metrics import calibration as chances
-from ray_app.metrics import operating_points, selective
+from ray_app.metrics import detection as selective
+from ray_app.metrics import operating_points
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram
 from ray_app.metrics.detection import auc_figure, detection_of
 from ray_app.metrics.significance import delong_paired, holm, mcnemar

@@ -5,11 +5,11 @@ from functools import cache, partial
 
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
+from ray_app.reports.audit import labels_lines, render_labels
 from ray_app.reports.compare import comparison_lines, render_comparison
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
-from ray_app.reports.labels import labels_lines, render_labels
 from ray_app.reports.leaderboard import leaderboard_lines, render_leaderboard
 from ray_app.reports.training import render_training_report, training_lines
 from tests.reports.comparison_example import example_comparison

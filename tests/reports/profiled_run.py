@@ -11,7 +11,7 @@ from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, 
 from ray_app.attribution.captioners.registry import load_describing
 from ray_app.attribution.identifier import energy
 from ray_app.detectors import load_card
-from ray_app.detectors.embeddings import embedding_facts
+from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy

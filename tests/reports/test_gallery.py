@@ -7,9 +7,9 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
-from ray_app.reports.gallery import page_name, said_of
+from ray_app.reports.gallery import page_name, tile_texts
 from ray_app.runs import RunDirectory, current_rows
-from ray_app.scoring.gallery import Choice, make_gallery
+from ray_app.scoring.report import Choice, make_gallery
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 from tests.reports.page_reader import read
 from tests.reports.profiled_run import PROMPTS, profiled_card, score_profiled, write_archive
@@ -69,7 +69,7 @@ def test_known_and_predicted_stand_beside_each_other(run, gallery):
     assert "Stable Diffusion XL 1.0 (sdxl)" in words
     assert "a harbour at sunrise, <b>golden</b> light" in words
     assert "<b>golden" not in (gallery / "index.html").read_text()
-    said = {one.term: one.said for one in said_of(row)}
+    said = {one.term: one.said for one in tile_texts(row)}
     assert said["Words, known"] == PROMPTS[1]
     assert said["Words, predicted"] == row["predicted_prompt"]
 

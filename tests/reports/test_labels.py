@@ -1,4 +1,4 @@
-from ray_app.reports.labels import labels_lines
+from ray_app.reports.audit import labels_lines
 from tests.reports.labels_example import example_labels
 from tests.reports.page_reader import PageReader
 from tests.reports.pages import page_of

@@ -3,7 +3,7 @@
 import pytest
 
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.reports.run import families, profile_lines, said_generator
+from ray_app.reports.run import families, generator_in_words, profile_lines
 from ray_app.runs.document import ProfileSummary
 from tests.reports.example import example_summary, thumbnail
 from tests.reports.page_reader import read
@@ -39,11 +39,11 @@ def test_a_run_without_a_profile_says_nothing_of_generators():
 
 
 def test_one_images_generator_in_words():
-    assert said_generator("sdxl", "sdxl_1.0", ["sdxl"]) == "Stable Diffusion XL 1.0"
-    assert said_generator("sdxl_1.0/mine", "sdxl_1.0", None) == "sdxl_1.0/mine (Stable Diffusion XL)"
-    assert said_generator("gaudi", "gaudi", ["gaudi"]) == "gaudi"
-    assert said_generator(None, None, ["sdxl"]) == "like no known generator; nearest: Stable Diffusion XL 1.0"
-    assert said_generator(None, None, None) == said_generator(None, None, []) == ""
+    assert generator_in_words("sdxl", "sdxl_1.0", ["sdxl"]) == "Stable Diffusion XL 1.0"
+    assert generator_in_words("sdxl_1.0/mine", "sdxl_1.0", None) == "sdxl_1.0/mine (Stable Diffusion XL)"
+    assert generator_in_words("gaudi", "gaudi", ["gaudi"]) == "gaudi"
+    assert generator_in_words(None, None, ["sdxl"]) == "like no known generator; nearest: Stable Diffusion XL 1.0"
+    assert generator_in_words(None, None, None) == generator_in_words(None, None, []) == ""
 
 
 def test_the_page_says_what_a_name_and_words_are_worth(page):

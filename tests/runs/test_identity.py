@@ -1,5 +1,5 @@
 from ray_app.runs import differences, fingerprint
-from ray_app.runs.identity import as_known_to
+from ray_app.runs.directory import as_known_to
 
 ONE = {"source": ["/a"], "detectors": {"tiny": {"weights": "abc", "preprocessing": {"size": 256}}}, "thresholds": {"fake_above": 1.0}}
 

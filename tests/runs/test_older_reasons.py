@@ -11,7 +11,7 @@ from ray_app.runs import RunDirectory, begin_retry, check_conservation, current_
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import UNLIKE, reason_of
 from ray_app.scoring.guarantee import unlike_rows
-from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.rescore import decide_run
 from tests.runs.small_run import NAME, PLAN, score_blocks
 from tests.runs.test_older_runs import older, rows_of
 from tests.scoring.made_run import made_run

@@ -10,7 +10,7 @@ from ray_app.inference import make_spec
 from ray_app.runs import begin_retry, check_conservation, current_rows, current_tables, merge_retry
 from ray_app.runs.score_index import ScoreIndex, build_index
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.rescore import decide_run
 from tests.runs.small_run import NAME, PLAN, SPEC, digest, new_run, relist, score_blocks, write_files
 from tests.scoring.made_run import made_run, more_rows, properties_made
 from tests.scoring.shifted import calibrated_card

@@ -6,7 +6,7 @@ import yaml
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.attribution.cards import load_describer
 from ray_app.detectors import load_card
-from ray_app.detectors.embeddings import embedding_facts
+from ray_app.detectors.linear_head import embedding_facts
 from tests.attribution.made import make_identifier, make_retrieval
 from tests.attribution.tiny_speakers import card_of
 from tests.scoring.eight import small_cards

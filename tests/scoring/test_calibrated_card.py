@@ -12,7 +12,7 @@ from scipy.special import expit
 import ray_app
 from ray_app.cli.main import main
 from ray_app.config import config_root
-from ray_app.datasets.simulation.labelled_set import build_labelled_set
+from ray_app.datasets.simulation.archive import build_labelled_set
 from ray_app.ensembles import decide, is_audited, load_ensemble_card
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.serving import ServeConfig

@@ -18,7 +18,7 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.layout import MemberCost, plan_layout
-from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.rescore import decide_run
 from tests.scoring.conftest import rows_of, score_here, score_into
 from tests.scoring.labelled_pictures import write_labelled
 

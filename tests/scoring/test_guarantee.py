@@ -17,7 +17,7 @@ from ray_app.runs import RunDirectory, compaction, current_rows
 from ray_app.runs.schema import UNLIKE
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
 from tests.runs.small_run import NAME

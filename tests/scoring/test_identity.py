@@ -24,8 +24,8 @@ from ray_app.runs.rows import result_rows
 from ray_app.runs.schema import STABILITY
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.guarantee import decided
-from ray_app.scoring.identity import check_reuse, identity_of, kept_by, resolve
-from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.identity import check_reuse, identity_of, kept_embeddings_of, resolve
+from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.test_second_pass import FILES, read
 from tests.inference.two_detectors import write_two
@@ -51,14 +51,14 @@ def spec_of(*paths):
 
 def test_a_detector_is_named_by_itself(cards):
     spec = spec_of(cards["unifd"], cards["own-head"], "touchstone-tiny")
-    assert list(kept_by(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
-    assert list(kept_by(spec, ["own-head", "unifd"])) == ["unifd", "own-head"]
-    assert kept_by(spec, []) == {}
+    assert list(kept_embeddings_of(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
+    assert list(kept_embeddings_of(spec, ["own-head", "unifd"])) == ["unifd", "own-head"]
+    assert kept_embeddings_of(spec, []) == {}
 
 
 def test_a_backbone_is_kept_once_for_all_that_would_keep_the_same(cards):
     spec = spec_of(cards["own-head"], cards["unifd"], cards["clip-d-10k-plus"])
-    kept = kept_by(spec, ["openai-clip-vit-l14"])
+    kept = kept_embeddings_of(spec, ["openai-clip-vit-l14"])
     assert list(kept) == ["own-head"]
 
 
@@ -67,7 +67,7 @@ def test_a_backbone_is_kept_once_for_all_that_would_keep_the_same(cards):
 )
 def test_what_has_none_is_refused(cards, name, error, told):
     with pytest.raises(error, match=told):
-        kept_by(spec_of(cards["unifd"], cards["maskclip"]), [name])
+        kept_embeddings_of(spec_of(cards["unifd"], cards["maskclip"]), [name])
 
 
 def test_of_a_cascade_only_what_looks_at_everything_is_kept(cards, tmp_path):
@@ -75,10 +75,10 @@ def test_of_a_cascade_only_what_looks_at_everything_is_kept(cards, tmp_path):
             "members": [{"detector": "touchstone-tiny"}, {"detector": cards["unifd"]}]}  # fmt: skip
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(card))
     spec = make_spec(load_ensemble_card(tmp_path / "two.yaml"), limits=ImageLimits(), precision="fp32")
-    assert list(kept_by(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
+    assert list(kept_embeddings_of(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
     for name in ("unifd", "openai-clip-vit-l14"):
         with pytest.raises(ConfigError, match="looks only at images that go on"):
-            kept_by(spec, [name])
+            kept_embeddings_of(spec, [name])
 
 
 def written(folder, threshold, margin=0.0):

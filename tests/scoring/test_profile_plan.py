@@ -14,7 +14,7 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
-from ray_app.inference.captions import Describing
+from ray_app.inference.scorer import Describing
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory, current_rows, feature_rows, result_rows, write_features
 from ray_app.scoring import ScoreConfig
@@ -22,8 +22,7 @@ from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.forecast.rates import UNKNOWN, ImagePace, forecast_rates
 from ray_app.scoring.identity import resolve, scoring_identity
 from ray_app.scoring.layout import ScoringLayout
-from ray_app.scoring.redecide import decide_run
-from ray_app.scoring.rescore import rescore_run
+from ray_app.scoring.rescore import decide_run, rescore_run
 from tests.runs.small_run import relist, write_files
 from tests.scoring.profiled import CLASSES, PROMPTS, write_profile
 

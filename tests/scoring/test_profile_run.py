@@ -12,7 +12,7 @@ from ray_app.archives import iter_blocks, read_block
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.inference import STAGES
 from ray_app.runs import RunDirectory
-from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.rescore import decide_run
 from tests.scoring.conftest import rows_of, score_here, score_into
 from tests.scoring.profiled import BACKBONE, CLASSES, PROMPTS, write_profile
 

@@ -8,7 +8,7 @@ import pytest
 
 from ray_app.archives import iter_blocks, read_block
 from ray_app.cli.main import main
-from ray_app.detectors.embeddings import embedding_facts
+from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts

@@ -11,7 +11,7 @@ import yaml
 from ray_app.archives import iter_blocks, read_block, read_blocks
 from ray_app.cli.main import main
 from ray_app.detectors import resolve_weights
-from ray_app.detectors.embeddings import LinearHead, embedding_facts
+from ray_app.detectors.linear_head import LinearHead, embedding_facts
 from ray_app.errors import ConfigError, IdentityError, Status
 from ray_app.runs import RunDirectory, begin_retry, current_rows, feature_rows, write_features
 from ray_app.scoring.identity import scoring_identity

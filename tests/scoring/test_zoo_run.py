@@ -13,7 +13,7 @@ from PIL import Image
 from ray_app.archives import iter_blocks, read_block
 from ray_app.cli.main import main
 from ray_app.runs import MASK_SCHEMA, RunDirectory
-from ray_app.scoring.redecide import decide_run
+from ray_app.scoring.rescore import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.scoring.conftest import rows_of, score_here
 

@@ -11,7 +11,7 @@ from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer
 from ray_app.serving.http.app import create_app
 from ray_app.serving.jobs.book import JobBook
-from ray_app.serving.release import groups_of, plan_generation
+from ray_app.serving.release import groups_of, plan_release
 from ray_app.serving.replica import DetectorGroup
 from tests.serving.http.live import serving
 
@@ -68,7 +68,7 @@ class CountingMeter:
 
 def local_scorer(config, meter=None):
     """An EndpointScorer over groups in this process."""
-    spec, _, _ = plan_generation(config)
+    spec, _, _ = plan_release(config)
     groups = {name: LocalGroup(name, config) for name in groups_of(spec)}
     decoders = IsolatedDecoders(
         config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,

@@ -10,7 +10,7 @@ import ray_app
 from ray_app.config import config_root
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer
-from ray_app.serving.http.responses import NOT_ASKED
+from ray_app.serving.http.responses import NOT_REQUESTED
 from tests.images.factory import encoded, photo
 from tests.serving.in_process import CountingMeter, LocalGroup
 
@@ -83,7 +83,7 @@ def test_an_image_that_the_first_are_sure_of_is_shown_to_nobody_else(cards, deco
     assert asked(groups) == [("cheap",)]
     assert counted.asked == [1], "what the second stage would look at is not prepared"
     assert (answer.second_look, answer.scores["slow"]) == (None, None)
-    assert answer.detectors["slow"].abstained == NOT_ASKED
+    assert answer.detectors["slow"].abstained == NOT_REQUESTED
     assert answer.verdict_reason is None
     assert answer.score == pytest.approx(2 * answer.scores["cheap"] + 0.5, abs=1e-5)
     assert answer.detectors["cheap"].probability == pytest.approx(answer.probability)

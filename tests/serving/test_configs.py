@@ -23,7 +23,7 @@ from ray_app.serving.app import JOBS, RELOADABLE, JobDeployment, RemoteJobs, _lo
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.local import QUIET, SERVE_VARIABLES, read_file
-from ray_app.serving.release import plan_generation
+from ray_app.serving.release import plan_release
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE_FILES = sorted((ROOT / "configs/serve").glob("*.yaml"))
@@ -140,7 +140,7 @@ def test_the_overrides_that_it_shows_can_be_deployed(name):
 
 def test_a_licence_is_accepted_by_the_operator_not_by_the_file():
     with pytest.raises(DetectorError, match="licence is not accepted"):
-        plan_generation(check(EVERY_CONFIG["published.yaml"]))
+        plan_release(check(EVERY_CONFIG["published.yaml"]))
 
 
 def test_autoscaling_is_said_in_args_only():

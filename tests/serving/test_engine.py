@@ -11,10 +11,10 @@ import ray_app
 from ray_app.config import config_root
 from ray_app.errors import InputError, Status
 from ray_app.serving import ServeConfig
-from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost, together
+from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost, gather_or_cancel
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.release import groups_of, load_generation, plan_generation
-from ray_app.serving.replica import Offer
+from ray_app.serving.release import groups_of, load_release, plan_release
+from ray_app.serving.replica import ReleaseOffer
 from tests.images import factory
 from tests.images.factory import encoded, flat, photo
 from tests.serving.in_process import CountingMeter, LocalGroup, local_scorer
@@ -106,7 +106,7 @@ def test_groups_that_update_one_after_the_other_answer_all_the_time(two_groups, 
     before, after = two_groups(1.0, "together"), two_groups(2.0, shared)
     groups = {name: LocalGroup(name, before) for name in ("detectors", "alone")}
     scorer = EndpointScorer(before, groups, decoders, CountingMeter())
-    names = {key: load_generation(config).fingerprints["two"] for key, config in (("before", before), ("after", after))}
+    names = {key: load_release(config).fingerprints["two"] for key, config in (("before", before), ("after", after))}
 
     async def update():
         async with asyncio.timeout(60):
@@ -125,7 +125,7 @@ def test_groups_that_update_one_after_the_other_answer_all_the_time(two_groups, 
 def test_two_generations_side_by_side_still_answer(group, decoders, file, tmp_path):
     """As during an update: what was offered may be gone at the next try."""
     mine = asyncio.run(group.describe())
-    scripted = Scripted(group, lambda ask: Offer(mine), lambda ask: Offer(mine))
+    scripted = Scripted(group, lambda ask: ReleaseOffer(mine), lambda ask: ReleaseOffer(mine))
     assert asyncio.run(scorer_of(scripted, decoders).score(file)).ensemble.fingerprint == mine.fingerprints["default"]
 
 
@@ -163,7 +163,7 @@ def test_several_detectors_agree_with_the_library(several, file):
     scorer = local_scorer(config)
     answers = asyncio.run(all_of(scorer))
     scorer.close()
-    assert "detectors" in groups_of(plan_generation(config)[0])
+    assert "detectors" in groups_of(plan_release(config)[0])
     for answer, expected in zip(answers, ensemble.score(files), strict=True):
         assert answer.verdict == expected.verdict
         assert (answer.verdict_reason, answer.verdict_detail) == (expected.verdict_reason, expected.verdict_detail)
@@ -220,7 +220,7 @@ async def test_the_first_failure_ends_the_others():
         raise Refusal("overloaded")
 
     with pytest.raises(Refusal):
-        await together([slow(), failing(), slow()])
+        await gather_or_cancel([slow(), failing(), slow()])
     await asyncio.sleep(0)
     assert ended == [True, True]
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
-from ray_app.serving.haproxy import closed, haproxy_variables
+from ray_app.serving.haproxy import haproxy_variables, with_closed_statistics
 from tests.ray_head import title_of
 from tests.scoring.conftest import wait_until
 
@@ -16,14 +16,14 @@ STARTING = "import subprocess, sys; started = subprocess.Popen(sys.argv[1:]); pr
 
 
 def test_what_serve_has_open_is_closed():
-    lines = set(closed(WRITTEN).splitlines()) - set(WRITTEN.splitlines())
+    lines = set(with_closed_statistics(WRITTEN).splitlines()) - set(WRITTEN.splitlines())
     assert lines == {"    bind 127.0.0.1:9101", "  bind 127.0.0.1:8404"}
-    assert closed(closed(WRITTEN)) == closed(WRITTEN)
+    assert with_closed_statistics(with_closed_statistics(WRITTEN)) == with_closed_statistics(WRITTEN)
 
 
 def test_a_configuration_of_another_form_is_not_taken():
     with pytest.raises(ValueError, match="open to everybody"):
-        closed(WRITTEN.replace("listen stats", "listen statistics"))
+        with_closed_statistics(WRITTEN.replace("listen stats", "listen statistics"))
 
 
 def test_without_haproxy_there_is_nothing_to_say(monkeypatch, tmp_path):
@@ -44,7 +44,7 @@ def test_it_ends_with_the_process_that_started_it(monkeypatch, tmp_path):
     pid = int(starting.stdout.readline())
     try:
         wait_until(lambda: title_of(pid) == "sleep 120", 30)
-        assert configuration.read_text() == closed(WRITTEN)
+        assert configuration.read_text() == with_closed_statistics(WRITTEN)
     finally:
         starting.kill()
         starting.wait()

@@ -8,10 +8,10 @@ import yaml
 
 import ray_app
 from ray_app.serving import ServeConfig
-from ray_app.serving.attribution import ProfileAsk
+from ray_app.serving.attribution import ProfileRequest
 from ray_app.serving.engine import EndpointScorer, GroupLost
-from ray_app.serving.release import load_generation
-from ray_app.serving.replica import Offer
+from ray_app.serving.release import load_release
+from ray_app.serving.replica import ReleaseOffer
 from tests.images.factory import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, TINY, profiled_card
 from tests.serving.in_process import CountingMeter, LocalGroup
@@ -87,8 +87,8 @@ def test_an_ensemble_without_a_profile_has_none_in_its_answer(config, group, dec
 
 
 def test_another_head_is_another_group_though_the_detector_stays(config, tmp_path):
-    other = load_generation(ServeConfig(ensembles=(str(write_card(tmp_path, abstains=False)), "default")))
-    mine = load_generation(config)
+    other = load_release(ServeConfig(ensembles=(str(write_card(tmp_path, abstains=False)), "default")))
+    mine = load_release(config)
     assert mine.groups["detectors"] != other.groups["detectors"]
     assert mine.fingerprints["profiled"] != other.fingerprints["profiled"]
     assert mine.fingerprints["default"] == other.fingerprints["default"]
@@ -107,7 +107,7 @@ class Troubled:
     async def profile(self, ask):
         if self.troubles:
             trouble = self.troubles.pop(0)
-            if isinstance(trouble, Offer):
+            if isinstance(trouble, ReleaseOffer):
                 return trouble
             raise trouble
         return await self.group.profile(ask)
@@ -117,7 +117,7 @@ class Troubled:
 
 
 def test_a_group_that_is_lost_or_moves_before_it_told_is_asked_for_all_of_it_again(config, group, decoders, answers):
-    troubled = Troubled(group, GroupLost(), Offer(group.group.generation))
+    troubled = Troubled(group, GroupLost(), ReleaseOffer(group.group.generation))
     [again] = scored(config, troubled, decoders, FILES[:1])
     assert again.profile == answers[0].profile
     assert troubled.asked == 3
@@ -128,12 +128,12 @@ def test_what_a_group_was_not_told_by_it_says_nothing_of(group, config):
     mine = generation.groups["detectors"]
     width = generation.spec.features[TINY]["width"]
     asks = [
-        ProfileAsk(mine, "profiled", np.full(width, np.nan, np.float32), None),
-        ProfileAsk("another", "profiled", np.zeros(width, np.float32), None),
-        ProfileAsk(mine, "profiled", np.zeros(width, np.float32), np.zeros(3, np.float32)),
+        ProfileRequest(mine, "profiled", np.full(width, np.nan, np.float32), None),
+        ProfileRequest("another", "profiled", np.zeros(width, np.float32), None),
+        ProfileRequest(mine, "profiled", np.zeros(width, np.float32), np.zeros(3, np.float32)),
     ]
     silent, offer, half = group.group.profile(asks)
     assert (silent.identified, silent.described) == (None, None)
-    assert isinstance(offer, Offer)
+    assert isinstance(offer, ReleaseOffer)
     assert half.identified is not None
     assert half.described is None

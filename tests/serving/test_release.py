@@ -12,7 +12,7 @@ from ray_app.runs import fingerprint
 from ray_app.scoring.identity import scoring_identity
 from ray_app.serving import ServeConfig
 from ray_app.serving.http.responses import ensemble_infos
-from ray_app.serving.release import groups_of, load_generation, plan_generation
+from ray_app.serving.release import groups_of, load_release, plan_release
 
 
 def stricter(folder, name="stricter", **changes):
@@ -24,21 +24,21 @@ def stricter(folder, name="stricter", **changes):
 
 
 def test_the_fingerprint_is_that_of_a_batch_run():
-    generation = load_generation(ServeConfig())
+    generation = load_release(ServeConfig())
     spec = make_spec(load_ensemble_card("default"), limits=ImageLimits())
     assert generation.fingerprints == {"default": fingerprint(scoring_identity(spec))}
 
 
 def test_a_generation_changes_with_a_threshold_and_comes_back(tmp_path):
-    before = load_generation(ServeConfig())
-    other = load_generation(ServeConfig(ensembles=(stricter(tmp_path),)))
+    before = load_release(ServeConfig())
+    other = load_release(ServeConfig(ensembles=(stricter(tmp_path),)))
     assert other.id != before.id
-    assert load_generation(ServeConfig()).id == before.id
+    assert load_release(ServeConfig()).id == before.id
     assert pickle.loads(pickle.dumps(other)).id == other.id
 
 
 def test_several_ensembles_share_their_detectors(tmp_path):
-    generation = load_generation(ServeConfig(ensembles=("default", stricter(tmp_path))))
+    generation = load_release(ServeConfig(ensembles=("default", stricter(tmp_path))))
     assert generation.default == "default"
     assert list(generation.ensembles) == ["default", "stricter"]
     assert list(generation.spec.cards) == ["touchstone-tiny"]
@@ -48,25 +48,25 @@ def test_several_ensembles_share_their_detectors(tmp_path):
 def test_optional_detectors_are_beside_the_ensembles(several):
     card, names = several
     config = ServeConfig(optional_detectors=(str(card.with_name("unifd.yaml")),), accept_licences=names)
-    spec, ensembles, optional = plan_generation(config)
+    spec, ensembles, optional = plan_release(config)
     assert list(ensembles["default"].cards) == ["touchstone-tiny"]
     assert (list(spec.cards), tuple(optional)) == (["touchstone-tiny", "unifd"], ("unifd",))
 
 
 def test_a_detector_too_large_to_share_has_a_group_of_its_own():
-    spec, _, _ = plan_generation(ServeConfig(optional_detectors=("internvl-prompt",), accept_licences=("internvl-prompt",)))
+    spec, _, _ = plan_release(ServeConfig(optional_detectors=("internvl-prompt",), accept_licences=("internvl-prompt",)))
     assert groups_of(spec) == {"detectors": ("touchstone-tiny",), "internvl-prompt": ("internvl-prompt",)}
 
 
 def test_two_ensembles_of_one_name_are_refused(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="same name"):
-        plan_generation(ServeConfig(ensembles=(stricter(tmp_path), stricter(tmp_path / "other"))))
+        plan_release(ServeConfig(ensembles=(stricter(tmp_path), stricter(tmp_path / "other"))))
 
 
 def test_a_licence_has_to_be_accepted():
     with pytest.raises(DetectorError, match="licence is not accepted"):
-        plan_generation(ServeConfig(optional_detectors=("openfake-swinv2-small",)))
+        plan_release(ServeConfig(optional_detectors=("openfake-swinv2-small",)))
 
 
 SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"
@@ -74,10 +74,10 @@ SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"
 
 def test_other_ensembles_give_way_to_the_settings_of_a_calibrated_one(tmp_path):
     calibrated = stricter(tmp_path, "calibrated", settings=SETTINGS)
-    spec, ensembles, _ = plan_generation(ServeConfig(ensembles=("default", calibrated)))
+    spec, ensembles, _ = plan_release(ServeConfig(ensembles=("default", calibrated)))
     assert (spec.resize, spec.precision["touchstone-tiny"]) == ("fast", "fp32")
     assert {(one.resize, one.precision["touchstone-tiny"]) for one in ensembles.values()} == {("fast", "fp32")}
-    assert plan_generation(ServeConfig())[0].resize == "exact"
+    assert plan_release(ServeConfig())[0].resize == "exact"
 
 
 def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
@@ -85,21 +85,21 @@ def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
     exact = stricter(tmp_path, "exact", settings="{precision: {touchstone-tiny: fp32}}")
     half = stricter(tmp_path, "half", settings="{precision: {touchstone-tiny: bf16}, resize: fast}")
     with pytest.raises(ConfigError, match="one and exact were calibrated under different resize modes"):
-        plan_generation(ServeConfig(ensembles=(one, exact)))
+        plan_release(ServeConfig(ensembles=(one, exact)))
     with pytest.raises(ConfigError, match="touchstone-tiny in bf16 and in fp32"):
-        plan_generation(ServeConfig(ensembles=(one, half)))
+        plan_release(ServeConfig(ensembles=(one, half)))
 
 
 def test_what_an_endpoint_says_of_a_guarantee(tmp_path):
     promise = "{target_fpr: 0.01, n_real: 299, false_positives: 0, upper_bound: 0.00997}"
     card = stricter(tmp_path, "calibrated", settings=SETTINGS, guarantee=promise)
-    [info] = ensemble_infos(load_generation(ServeConfig(ensembles=(card,))))
+    [info] = ensemble_infos(load_release(ServeConfig(ensembles=(card,))))
     assert (info.guarantee.target_fpr, info.guarantee.n_real, info.guarantee.holds, info.guarantee.why) == (0.01, 299, True, None)
     with pytest.raises(ConfigError, match="its calibration does not hold with resize exact"):
-        load_generation(ServeConfig(ensembles=(card,), resize="exact"))
-    [waived] = ensemble_infos(load_generation(ServeConfig(ensembles=(card,), resize="exact", waive_guarantee=True)))
+        load_release(ServeConfig(ensembles=(card,), resize="exact"))
+    [waived] = ensemble_infos(load_release(ServeConfig(ensembles=(card,), resize="exact", waive_guarantee=True)))
     assert (waived.guarantee.holds, waived.guarantee.why) == (False, "scored otherwise: resize exact (calibrated with fast)")
-    [plain] = ensemble_infos(load_generation(ServeConfig()))
+    [plain] = ensemble_infos(load_release(ServeConfig()))
     assert plain.guarantee is None
 
 
@@ -109,6 +109,6 @@ def test_another_decoder_ends_an_endpoints_guarantee_as_it_does_a_runs(tmp_path)
     for name, decoder in (("same", decoder_name("JPEG")), ("older", "pillow of yesterday")):
         settings = f"{{precision: {{touchstone-tiny: fp32}}, decoders: ['{decoder}']}}"
         card = stricter(tmp_path, name, settings=settings, guarantee=promise, population=population)
-        [info] = ensemble_infos(load_generation(ServeConfig(ensembles=(card,))))
+        [info] = ensemble_infos(load_release(ServeConfig(ensembles=(card,))))
         expected = (True, None) if name == "same" else (False, f"decoded otherwise: {decoder_name('JPEG')}")
         assert (info.guarantee.holds, info.guarantee.why) == expected

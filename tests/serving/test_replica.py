@@ -12,7 +12,7 @@ from ray_app.detectors import load_card
 from ray_app.errors import DetectorError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.serving import ServeConfig
-from ray_app.serving.replica import DetectorGroup, Offer, ScoreRequest, golden_image
+from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest, golden_image
 from tests.images.factory import encoded, photo
 from tests.serving.test_release import stricter
 
@@ -48,7 +48,7 @@ def test_another_generation_is_offered_instead(group):
     files = photos(3)
     mine = group.generation.groups["detectors"]
     answers = group.score([ask(files[0], mine), ask(files[1], "another"), ask(files[2], mine)])
-    assert isinstance(answers[1], Offer)
+    assert isinstance(answers[1], ReleaseOffer)
     assert answers[1].generation is group.generation
     assert [answers[place].generation for place in (0, 2)] == [group.generation.id] * 2
 

@@ -7,8 +7,8 @@ import torch
 from ray_app.attribution.captioners.networks import body_state
 from ray_app.attribution.captioners.registry import load_describing
 from ray_app.detectors import load_detector
-from ray_app.training.captioner.export import chance_prompts, compared, write_index, write_network
-from ray_app.training.captioner.learner import WordLearner, describer_facts, make_plan, speaking_network, tokenizer_json
+from ray_app.training.captioner.learner import CaptionLearner, caption_network, describer_facts, make_plan, tokenizer_json
+from ray_app.training.captioner.run import chance_prompts, compared, write_index, write_network
 from ray_app.training.config import Recipe
 from tests.datasets.simulation.shapes import divided_shapes, draw_shapes
 
@@ -60,9 +60,9 @@ def embeddings(images):
 def trained(images, prompts):
     plan = make_plan(RECIPE.name, RECIPE.describe, width=None, prompts=prompts)
     steps = EPOCHS * len(images) // BATCH
-    learner = WordLearner(
+    learner = CaptionLearner(
         RECIPE,
-        speaking_network(RECIPE.name, RECIPE.describe, plan, 0),
+        caption_network(RECIPE.name, RECIPE.describe, plan, 0),
         plan.words,
         plan.words.targets(prompts, 16),
         preprocessing=RECIPE.describe.preprocessing,

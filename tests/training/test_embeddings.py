@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_detector
-from ray_app.detectors.embeddings import LinearHead
+from ray_app.detectors.linear_head import LinearHead
 from ray_app.errors import TouchstoneError
 from ray_app.storage import Store
 from ray_app.training.embeddings import FOLDER, column_of, embed, groups_of, kept_embeddings

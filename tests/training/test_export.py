@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ray_app.detectors import load_card, load_detector, verify_weights
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import build_network
 from ray_app.errors import DetectorError
 from ray_app.evaluation.systems import is_named
 from ray_app.storage import Store

@@ -14,7 +14,7 @@ from ray_app.detectors import load_card
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
 from ray_app.training.finish import TrainingProgress, push
-from ray_app.training.history import ProgressBoard, ProgressReport
+from ray_app.training.run_directory import ProgressBoard, ProgressReport
 from tests.training.model_hub import ModelHub
 
 FILES = {"model.safetensors": b"w" * 3000, "metrics.json": b"{}", "report.html": b"<html>", "card.yaml": b"name: x\n"}

@@ -8,9 +8,8 @@ from safetensors.torch import load_file
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import has_bf16
 from ray_app.errors import ConfigError, DetectorError, StorageError, TouchstoneError
-from ray_app.training.learner import Learner, load_trained
+from ray_app.training.learner import Learner, load_trained, rate_at
 from ray_app.training.networks import training_card
-from ray_app.training.optim import rate_at
 from tests.training.small_recipes import VIT, batch, recipe
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import build_network
 from ray_app.errors import ConfigError
 from ray_app.training.learner import Learner, load_trained
 from ray_app.training.networks import deployable, network_for, training_card

@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ray_app.detectors.registry import build_network, load_network
+from ray_app.detectors.detector import build_network, load_network
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import LoraSettings, Recipe
 from ray_app.training.networks import Learning, NetworkOutput, deployable, merged_state, network_for, training_card, training_form

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import build_network
 from ray_app.errors import DetectorError
 from ray_app.storage import Store
 from ray_app.training.export import export
-from ray_app.training.onnx import OPSET, TOLERANCE, export_onnx, onnx_parity
+from ray_app.training.weight_files import OPSET, TOLERANCE, export_onnx, onnx_parity
 from tests.training.made import made, picture
 from tests.training.small_recipes import RESIDUAL, SIGLIP, SWIN, VIT
 

@@ -9,8 +9,8 @@ from torch.nn import functional
 from ray_app.detectors.card import Output
 from ray_app.detectors.families.maskclip import losses
 from ray_app.training.config import Loss, Optimiser, Schedule
+from ray_app.training.learner import batch_loss, make_optimiser, rate_at, warmup_steps
 from ray_app.training.networks import NetworkOutput
-from ray_app.training.optim import batch_loss, make_optimiser, rate_at, warmup_steps
 
 ONE = Output(sign=1)
 

@@ -16,14 +16,13 @@ from ray_app.datasets import DatasetSource, build_index, index_source
 from ray_app.datasets.layouts import LAYOUTS, make_layout
 from ray_app.datasets.sampling import SampleOrder
 from ray_app.detectors import load_card
+from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.maskclip import LEARNING, trainable_parameters
-from ray_app.detectors.registry import build_network
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
-from ray_app.training.learner import Learner
+from ray_app.training.learner import Learner, rate_at
 from ray_app.training.loader import BatchLoader, StepLoader, measure_real
 from ray_app.training.networks import network_for, training_card
-from ray_app.training.optim import rate_at
 from ray_app.transforms.policy import make_policy
 from tests.datasets.published import write_parquet
 from tests.hub_server import HubServer

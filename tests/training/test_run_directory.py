@@ -10,7 +10,7 @@ from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.storage import Store
 from ray_app.training.run import train
-from ray_app.training.run_directory import as_begun, check_claim, claim_data, claim_recipe, write_claim
+from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun, write_claim
 from tests.training.conftest import config
 
 FINDINGS = {"splits": {"train": {"digest": "aa"}, "validation": {"digest": "bb"}}}
@@ -67,13 +67,13 @@ def begun_with(out, labelled, **limits):
 def test_a_default_that_has_changed_since_is_the_trainings(tmp_path, labelled, capsys):
     out = Store.open(str(tmp_path))
     begun_with(out, labelled, max_pixels=7_000_000)
-    going_on = as_begun(config(labelled), out)
+    going_on = config_as_begun(config(labelled), out)
     assert going_on.limits.max_pixels == 7_000_000
     check_claim(out, going_on)
     assert "recipe" not in (said := capsys.readouterr().err)
     assert f"limits.max_pixels 7000000 (today {ImageLimits().max_pixels})" in said
     with pytest.raises(IdentityError, match=r"recipe\.limits\.max_pixels: this command 9000000, the run 7000000"):
-        check_claim(out, as_begun(config(labelled, limits={"max_pixels": 9_000_000}), out))
+        check_claim(out, config_as_begun(config(labelled, limits={"max_pixels": 9_000_000}), out))
 
 
 def test_images_that_cannot_be_divided_leave_the_directory_to_a_better_recipe(tmp_path, labelled, monkeypatch):

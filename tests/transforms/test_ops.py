@@ -129,11 +129,11 @@ def test_rotation_is_torchvision_s():
     "change",
     [
         ops.mirrored,
-        ops.upended,
-        lambda sample: ops.turned(sample, 1),
-        lambda sample: ops.turned(sample, 2),
-        lambda sample: ops.turned(sample, 3),
-        lambda sample: ops.turned(sample, 0),
+        ops.flipped_vertically,
+        lambda sample: ops.quarter_turned(sample, 1),
+        lambda sample: ops.quarter_turned(sample, 2),
+        lambda sample: ops.quarter_turned(sample, 3),
+        lambda sample: ops.quarter_turned(sample, 0),
         lambda sample: ops.cropped(sample, (13, 7, 101, 99)),
         lambda sample: ops.resize_sample(sample, (77, 131), Resampling.NEAREST),
         lambda sample: ops.rotated(sample, -23, Resampling.NEAREST),
@@ -149,7 +149,7 @@ def test_without_filters_the_mask_is_exactly_where_the_image_is(change):
 
 def test_a_quarter_turn_is_anticlockwise():
     image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
-    turned = ops.turned(ImageSample(image, image, 1), 5)
+    turned = ops.quarter_turned(ImageSample(image, image, 1), 5)
     assert np.array_equal(np.asarray(turned.mask), np.rot90(np.asarray(image)))
 
 

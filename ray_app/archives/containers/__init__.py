@@ -9,7 +9,6 @@ from ray_app.archives.containers import parquet, tar
 from ray_app.archives.containers import zip as zips
 from ray_app.archives.containers.base import Container, ContainerFormat, ContainerLimits, Reader, Unopened
 from ray_app.archives.containers.tar import CompressedTar, StreamCodec
-from ray_app.archives.members import TableColumns
 
 _CODECS = {"tar.gz": "gzip", "tar.bz2": "bzip2", "tar.xz": "xz", "tar.zst": "zstd"}
 COMPRESSED: Mapping[str, ContainerFormat] = {kind: CompressedTar(kind, StreamCodec(codec)) for kind, codec in _CODECS.items()}
@@ -24,4 +23,4 @@ def kind_of(name: str) -> str | None:
     return next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), None)
 
 
-__all__ = ["COMPRESSED", "CONTAINERS", "TableColumns", "Container", "ContainerLimits", "ContainerFormat", "Reader", "Unopened", "kind_of"]
+__all__ = ["COMPRESSED", "CONTAINERS", "Container", "ContainerLimits", "ContainerFormat", "Reader", "Unopened", "kind_of"]

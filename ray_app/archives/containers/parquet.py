@@ -34,7 +34,7 @@ from ray_app.archives.columns import (
 from ray_app.archives.containers.base import Container, why_closed
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
 from ray_app.archives.uri_list_rows import ListEntries
-from ray_app.errors import ConfigError, InputError, SourceError, Status, said
+from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
 from ray_app.storage import Fetcher
 from ray_app.storage.errors import too_large
 
@@ -103,7 +103,7 @@ def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
         try:
             return _referenced(open_parquet(file), row, column, uri)
         except UNREADABLE as error:
-            raise InputError(Status.CORRUPT_IMAGE, f"{uri}: {said(error)}") from error
+            raise InputError(Status.CORRUPT_IMAGE, f"{uri}: {describe_error(error)}") from error
 
 
 def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetFile:
@@ -157,7 +157,7 @@ class ParquetReader:
                 except SourceError as error:
                     failed[place.group] = error
                 except UNREADABLE as error:
-                    failed[place.group] = InputError(fault(error), f"row group {place.group} is not readable: {said(error)}")
+                    failed[place.group] = InputError(fault(error), f"row group {place.group} is not readable: {describe_error(error)}")
                 self._close()
             yield failed[place.group]
 
@@ -432,4 +432,4 @@ def _fault(file: io.RawIOBase, error: BaseException) -> RefusedMember:
         return RefusedMember(Status.ENCRYPTED_MEMBER, "an encrypted Parquet file")
     if _MAGIC.startswith(head[: min(4, size)]) and (tail != _MAGIC or size < _SMALLEST):
         return RefusedMember(Status.TRUNCATED_IMAGE, "a Parquet file that ends before its footer")
-    return RefusedMember(fault(error), f"not a readable Parquet file: {said(error)}")
+    return RefusedMember(fault(error), f"not a readable Parquet file: {describe_error(error)}")

@@ -30,7 +30,7 @@ _BUFFERS = (
 )  # of older files, which no network reads
 
 
-class Speaking(Protocol):
+class CaptionNetwork(Protocol):
     """A network that was trained, or can be, to say a text about what it is given."""
 
     @property
@@ -47,7 +47,7 @@ class Speaking(Protocol):
         ...
 
 
-def load_body(network: Speaking, state: Mapping[str, torch.Tensor], where: str) -> None:
+def load_body(network: CaptionNetwork, state: Mapping[str, torch.Tensor], where: str) -> None:
     """Load weights of which every key and shape fits; of tensors that are one in the network, the file may hold one.
 
     Raises DetectorError that names what does not fit.
@@ -78,7 +78,7 @@ def _todays_names(state: Mapping[str, torch.Tensor], body: nn.Module) -> Mapping
     return published_keys(state, body) if isinstance(body, PreTrainedModel) else state
 
 
-def body_state(network: Speaking) -> dict[str, torch.Tensor]:
+def body_state(network: CaptionNetwork) -> dict[str, torch.Tensor]:
     """Weights as a file holds them: each tensor once, contiguous, on the CPU."""
     seen: set[int] = set()
     state = {}
@@ -89,7 +89,7 @@ def body_state(network: Speaking) -> dict[str, torch.Tensor]:
     return state
 
 
-def likeliest(network: Speaking, given: torch.Tensor, words: CaptionTokenizer, card: DescriberCard) -> list[Caption]:
+def likeliest(network: CaptionNetwork, given: torch.Tensor, words: CaptionTokenizer, card: DescriberCard) -> list[Caption]:
     """What a network says of each row of `given`: beams, no repeated n-grams, at most so many tokens, as the card says.
 
     Likelihood: the mean of the log-probabilities of its tokens, the end included, as the network gave them before the search forbade
@@ -140,7 +140,7 @@ def read_weights(card: DescriberCard, path: Path) -> dict[str, torch.Tensor]:
 class PixelDescriber:
     """A network on its `device`, ready to describe images; `slots`: images that go through it at once where the card says nothing."""
 
-    def __init__(self, card: DescriberCard, network: Speaking, words: CaptionTokenizer, device: str, slots: int) -> None:
+    def __init__(self, card: DescriberCard, network: CaptionNetwork, words: CaptionTokenizer, device: str, slots: int) -> None:
         assert card.preprocessing is not None, "its card says so"
         self.card, self._network, self._words, self._device = card, network, words, device
         self._slots = card.batch or slots

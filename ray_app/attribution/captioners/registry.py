@@ -58,6 +58,6 @@ def load_describing(card: DescriberCard, *, device: str = "cpu", cache_dir: Path
         from ray_app.attribution.captioners.caption import Captioner
 
         return Captioner(card, device, cache_dir, offline)
-    from ray_app.attribution.captioners.vlm import DialogueDescriber
+    from ray_app.attribution.captioners.caption import DialogueDescriber
 
     return DialogueDescriber(card, device, cache_dir, offline)

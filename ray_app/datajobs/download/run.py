@@ -9,8 +9,7 @@ from typing import Any
 from ray_app.cluster.progress import Progress
 from ray_app.datajobs.download.config import OK, CollectConfig
 from ray_app.datajobs.download.session import DownloadSession, Records, State, wants_ray
-from ray_app.datajobs.download.sink import safe_name, stems
-from ray_app.datajobs.download.task import Task
+from ray_app.datajobs.download.sink import Task, file_stems, safe_name
 from ray_app.datajobs.download.url_table import UrlTable, read_list, write_results
 from ray_app.datajobs.download.worker import crew_for
 from ray_app.errors import ClusterError, resumable
@@ -28,7 +27,7 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
     listed, records = read_list(config), Records(config)
     with Lease(records.store, unguarded=config.unguarded) as lease:
         records.claim()
-        names, cases = stems(listed.rows["id"].to_pylist())
+        names, cases = file_stems(listed.rows["id"].to_pylist())
         tasks, stale = _missing(listed, names, records.read(), retry, with_columns=config.form != "files")
         for place in stale:
             records.images.delete(place)

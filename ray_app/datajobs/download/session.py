@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import named_cluster
 from ray_app.datajobs.download.config import OK, CollectConfig
-from ray_app.datajobs.download.sink import ENDINGS, PARTS
-from ray_app.datajobs.download.task import OUTCOME, Task
+from ray_app.datajobs.download.sink import ENDINGS, OUTCOME, PARTS, Task
 from ray_app.datajobs.download.worker import Crew, DownloadReport
 from ray_app.errors import IdentityError
-from ray_app.runs.identity import refuse_others
+from ray_app.runs.directory import refuse_others
 from ray_app.storage import Lease, Store
 
 # Fewer are there before a local cluster would be up, or soon after: one process requests a thousand urls at once.

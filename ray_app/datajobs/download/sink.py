@@ -2,6 +2,8 @@
 
 Rows are committed here too. Files: rows after their files; a file without a row is checked before its url is requested again.
 Shards: rows before their shard; rows whose shard is not there count for nothing.
+
+What travels between the driver and its workers: a `Task` for one url, and its `DownloadResult`.
 """
 
 import hashlib
@@ -9,20 +11,21 @@ import io
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from yarl import URL
 
 from ray_app.archives import ManifestMember
-from ray_app.datajobs.download.config import CollectConfig, Failed
-from ray_app.datajobs.download.task import OUTCOME, DownloadResult, Task
+from ray_app.datajobs.download.config import OK, CollectConfig, Failed
 from ray_app.datajobs.shards.plan import SHARD_ENDINGS
 from ray_app.datajobs.shards.plan import Form as PackedForm
 from ray_app.datajobs.shards.writer import FORMATS, Packed, ShardFile
@@ -31,6 +34,88 @@ from ray_app.images import ImageLimits
 from ray_app.images.formats import describe_unsupported, sniff_format
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.storage import Store, strip_secrets
+
+# A row of the state. `place`: the file below `out`, or the shard; `url` as the list has it, without secrets in `final_url`.
+OUTCOME = pa.schema(
+    [
+        ("id", pa.string()),
+        ("url", pa.string()),
+        ("status", pa.string()),
+        ("detail", pa.string()),
+        ("place", pa.string()),
+        ("sha256", pa.string()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("size_bytes", pa.int64()),
+        ("http_status", pa.int32()),
+        ("requests", pa.int32()),
+        ("final_url", pa.string()),
+        ("ended_at", pa.timestamp("us", "UTC")),
+    ]
+)
+
+
+def host_of(url: str) -> str:
+    """The host that a url is counted at, as it is dialled: in ASCII, small letters, without port; '' where there is none."""
+    try:
+        return (URL(url).raw_host or "").removesuffix(".")
+    except ValueError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One url that is to be had now. `stem`: its file's name without ending; `there`: files of that name, perhaps of a killed session.
+
+    After redirects, `url` is the next place to ask and `wanted` what the list says; `hops` counts them, `requests` all requests.
+    `before`: when the row of an earlier session ended, which this one's is to replace.
+    """
+
+    id: str
+    wanted: str
+    url: str
+    stem: str
+    there: tuple[str, ...] = ()
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    hops: int = 0
+    requests: int = 0
+    before: datetime | None = None
+
+    @property
+    def host(self) -> str:
+        """Whose limit it counts for."""
+        return host_of(self.url)
+
+
+@dataclass(frozen=True)
+class DownloadResult:
+    """What became of a task; a row of the state."""
+
+    id: str
+    url: str
+    status: str
+    detail: str | None = None
+    place: str | None = None
+    sha256: str | None = None
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    size_bytes: int | None = None
+    http_status: int | None = None
+    requests: int = 0
+    final_url: str | None = None
+    ended_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether its image is there."""
+        return self.status == OK
+
+    def row(self) -> dict[str, Any]:
+        """As `OUTCOME`."""
+        return asdict(self)
+
 
 PARTS = "parts"
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
@@ -83,7 +168,7 @@ class Sink(Protocol):
         """Forget what is not committed."""
 
 
-class FileKeeper:
+class FileSink:
     """Each image a file of `folder`. From one thread at a time, except `keep`."""
 
     def __init__(self, store: Store, records: Store, folder: str) -> None:
@@ -120,7 +205,7 @@ class FileKeeper:
         """Holds nothing."""
 
 
-class ShardKeeper:
+class ShardSink:
     """Images one after the other into shards of `shard_mb`, with their columns beside. From one thread at a time."""
 
     def __init__(self, store: Store, records: Store, config: CollectConfig, columns: Sequence[str]) -> None:
@@ -235,7 +320,7 @@ def marked(plain: str, name: str) -> str:
     return f"{plain.rstrip('.')}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def stems(ids: Iterable[str]) -> tuple[list[str], int]:
+def file_stems(ids: Iterable[str]) -> tuple[list[str], int]:
     """The names of ids in their order, no two of which differ only in case, and of how many that had to be mended."""
     taken: set[str] = set()
     chosen: list[str] = []
@@ -258,7 +343,7 @@ def ending(content_type: str | None, image_format: str) -> str:
 
 
 @dataclass(frozen=True)
-class Whole:
+class CheckedImage:
     """Facts of bytes that decode."""
 
     sha256: str
@@ -274,7 +359,7 @@ class Checker:
         self._pool = ThreadPoolExecutor(processes, thread_name_prefix="decode")
         self._decoders = IsolatedDecoders(limits, processes=processes, wall_limit_s=_WALL_LIMIT_S, memory_limit_bytes=None)
 
-    def check(self, data: bytes) -> Future[Whole]:
+    def check(self, data: bytes) -> Future[CheckedImage]:
         """To be waited for. Raises Failed; `passing` where a torn transfer may be the reason."""
         return self._pool.submit(self._decoded, data)
 
@@ -283,7 +368,7 @@ class Checker:
         self._pool.shutdown(wait=True)
         self._decoders.close()
 
-    def _decoded(self, data: bytes) -> Whole:
+    def _decoded(self, data: bytes) -> CheckedImage:
         digest = sha256(data).hexdigest()
         if data and sniff_format(data) is None:
             raise Failed(Status.UNSUPPORTED_FORMAT, describe_unsupported(data), sha256=digest, http_status=200)
@@ -291,4 +376,4 @@ class Checker:
             facts = self._decoders.decode(data).facts
         except InputError as error:
             raise Failed(error.status, error.detail, passing=error.status in _TORN, sha256=digest, http_status=200) from None
-        return Whole(digest, str(facts.format), facts.width or 0, facts.height or 0)
+        return CheckedImage(digest, str(facts.format), facts.width or 0, facts.height or 0)

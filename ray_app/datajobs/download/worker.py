@@ -15,9 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from ray_app.datajobs.download.config import OK, CollectConfig, Failed
 from ray_app.datajobs.download.http import Host, HttpClient, HttpResponse
-from ray_app.datajobs.download.sink import Checker, FileKeeper, ShardKeeper, Sink, Whole
-from ray_app.datajobs.download.task import DownloadResult, Task
-from ray_app.errors import ClusterError, Status, TouchstoneError, said
+from ray_app.datajobs.download.sink import CheckedImage, Checker, DownloadResult, FileSink, ShardSink, Sink, Task
+from ray_app.errors import ClusterError, Status, TouchstoneError, describe_error
 from ray_app.storage import Store, strip_secrets
 
 T = TypeVar("T")
@@ -48,7 +47,7 @@ class DownloadWorker:
     def __init__(self, config: CollectConfig, records: str, columns: Sequence[str]) -> None:
         self._config = config
         store, kept = Store.open(config.out), Store.open(records)
-        self._keeper: Sink = FileKeeper(store, kept, config.folder) if config.form == "files" else ShardKeeper(store, kept, config, columns)
+        self._keeper: Sink = FileSink(store, kept, config.folder) if config.form == "files" else ShardSink(store, kept, config, columns)
         self._checker = Checker(config.images, config.limits.decoders)
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._ledger = ThreadPoolExecutor(1, thread_name_prefix="ledger")
@@ -196,7 +195,7 @@ class DownloadWorker:
     async def _written(self, function: Callable[..., T], *arguments: Any) -> T:
         return await self._loop.run_in_executor(self._writers, function, *arguments)
 
-    def _good(self, task: Task, data: bytes, whole: Whole, place: str | None, http_status: int | None) -> DownloadResult:
+    def _good(self, task: Task, data: bytes, whole: CheckedImage, place: str | None, http_status: int | None) -> DownloadResult:
         facts = {"sha256": whole.sha256, "format": whole.format, "width": whole.width, "height": whole.height, "size_bytes": len(data)}
         request = {"http_status": http_status, "requests": task.requests, "final_url": strip_secrets(task.url)}
         return DownloadResult(task.id, task.wanted, OK, None, place, **facts, **request)  # type: ignore[arg-type]
@@ -213,7 +212,7 @@ class DownloadWorker:
         except TouchstoneError as error:
             self._reports.put(DownloadReport(fault=error))
         except Exception as error:
-            bug = TouchstoneError(f"collecting failed: {said(error)}", hint="this looks like a bug")
+            bug = TouchstoneError(f"collecting failed: {describe_error(error)}", hint="this looks like a bug")
             self._reports.put(DownloadReport(fault=bug))
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from ray_app.datajobs.generate.cards import PipelineCard
+from ray_app.datajobs.generate.config import PipelineCard
 from ray_app.datajobs.generate.requests import ImageRequest
 from ray_app.detectors.weights import file_sha256, is_offline
-from ray_app.errors import ConfigError, DetectorError, is_want_of_memory, said
+from ray_app.errors import ConfigError, DetectorError, describe_error, is_want_of_memory
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class LoadedPipeline:
         except Exception as error:  # transformers, diffusers and safetensors each have errors of their own
             if is_want_of_memory(error):
                 raise
-            raise DetectorError(f"{card.name}: cannot load {model.place} as {card.diffusers_class}: {said(error)}") from error
+            raise DetectorError(f"{card.name}: cannot load {model.place} as {card.diffusers_class}: {describe_error(error)}") from error
         self._pipeline.set_progress_bar_config(disable=True)
         self._noise = _Noise(self._pipeline, at=1 if card.task == "inpainting" else 0)
 
@@ -199,7 +199,7 @@ def _on_hub(card: PipelineCard, ask: Any) -> Any:
         return ask()
     except Exception as error:  # the hub's client lets through whatever its transport raises
         raise DetectorError(
-            f"{card.name}: cannot have {card.model} from the hub: {said(error)}",
+            f"{card.name}: cannot have {card.model} from the hub: {describe_error(error)}",
             hint=f"its terms may have to be accepted at https://huggingface.co/{card.model} with HF_TOKEN set; "
             "--set model=FOLDER takes a copy on this machine",
         ) from error

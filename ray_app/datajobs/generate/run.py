@@ -27,16 +27,25 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import name_of
 from ray_app.cluster.progress import Progress
-from ray_app.datajobs.generate.cards import PipelineCard, load_pipeline_card, require_accepted
-from ray_app.datajobs.generate.config import GenerateConfig
-from ray_app.datajobs.generate.file_style import FileStyle, FileStyles, measure, plain_look
+from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
 from ray_app.datajobs.generate.pipelines import Model, fetch_model, find_model, pipeline_class
-from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, cut_blocks, digest_of_orders, make_orders, read_prompts
+from ray_app.datajobs.generate.requests import (
+    FileStyle,
+    FileStyles,
+    GenerationBlock,
+    ImageRequest,
+    cut_blocks,
+    digest_of_orders,
+    make_requests,
+    measure,
+    plain_look,
+    read_prompts,
+)
 from ray_app.datajobs.generate.rows import BLANKED, OK, SCHEMA
 from ray_app.datajobs.generate.worker import GenerationJob, GenerationWorker
 from ray_app.datajobs.shards.writer import write_tables
-from ray_app.errors import ClusterError, ConfigError, ExitCode, TouchstoneError, resumable, said
-from ray_app.runs.identity import claim_directory
+from ray_app.errors import ClusterError, ConfigError, ExitCode, TouchstoneError, describe_error, resumable
+from ray_app.runs.directory import claim_directory
 from ray_app.storage import Lease, Store
 
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
@@ -80,7 +89,7 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
     directory = GeneratedDirectory(Store.open(config.out))
     measured = _measured(config, directory)
     looks = measured.looks if measured else (plain_look(config.encode),)
-    orders = make_orders(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
+    orders = make_requests(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
     model = _model(card, directory)
     with Lease(directory.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
         directory.claim(_identity(config, card, model, orders))
@@ -332,7 +341,7 @@ def _result(task: Any) -> Report:
         report, error = ray.get(task)
     except ray.exceptions.RayError as lost:
         raise ClusterError(
-            f"a worker was lost too often: {said(lost)}", hint="the same command goes on; does the pipeline fit its memory?"
+            f"a worker was lost too often: {describe_error(lost)}", hint="the same command goes on; does the pipeline fit its memory?"
         ) from lost
     if error is not None:
         raise pickle.loads(error)  # noqa: S301  (made by a worker of this job)

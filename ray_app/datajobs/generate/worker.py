@@ -15,13 +15,11 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 
 from ray_app.archives import MemberReader, read_referenced
-from ray_app.datajobs.generate.cards import PipelineCard, Size
-from ray_app.datajobs.generate.config import Drawn, GenerateConfig
-from ray_app.datajobs.generate.file_style import FileStyle
+from ray_app.datajobs.generate.config import Drawn, GenerateConfig, PipelineCard, Size
 from ray_app.datajobs.generate.pipelines import GeneratedImage, LoadedPipeline, Model, Picture
-from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, fetcher_for, randomness
+from ray_app.datajobs.generate.requests import FileStyle, GenerationBlock, ImageRequest, fetcher_for, randomness
 from ray_app.datajobs.generate.rows import BLANKED, FAILED, OK, SCHEMA, row_of
-from ray_app.errors import ClusterError, InputError, Status, is_want_of_memory, said
+from ray_app.errors import ClusterError, InputError, Status, describe_error, is_want_of_memory
 from ray_app.images import decode_image
 from ray_app.storage import Store, strip_secrets
 
@@ -175,7 +173,7 @@ class GenerationWorker:
             return [orders]
         if len(orders) > 1:
             return [[order] for order in orders]
-        rows[orders[0].index] = self._row(orders[0], status=FAILED, detail=said(error))
+        rows[orders[0].index] = self._row(orders[0], status=FAILED, detail=describe_error(error))
         return []
 
     def _halve(self, tried: int, error: Exception) -> None:
@@ -215,7 +213,7 @@ class GenerationWorker:
 
 def _too_small(job: GenerationJob, what: str, error: Exception) -> ClusterError:
     return ClusterError(
-        f"{job.card.name}: {what} into the memory of the {job.device} ({said(error)})",
+        f"{job.card.name}: {what} into the memory of the {job.device} ({describe_error(error)})",
         hint="a larger device, --set precision=bf16, or smaller sizes in another --out",
     )
 

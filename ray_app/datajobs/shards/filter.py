@@ -49,7 +49,7 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
     with Lease(store, unguarded=config.unguarded) as lease:
         claim(store, _identity(config, run, described))
         reasons = Reasons.of(described["ensemble"])
-        gone = (reasons.removed(rows.filter(pa.array(goes(rows, config.drop)))) for rows in current_tables(run, COLUMNS))
+        gone = (reasons.removed(rows.filter(pa.array(is_removed(rows, config.drop)))) for rows in current_tables(run, COLUMNS))
         removed = write_tables(store, "removed", REMOVED, gone, csv=True)
         facts = {
             "run": run.store.url,
@@ -138,7 +138,7 @@ def _list_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
 def _listed(run: RunDirectory, drop: Sequence[str], columns: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
     schema = _list_schema(columns)
     for rows in current_tables(run, [*_LISTED, "verdict", "status", "input"]):
-        rows = rows.filter(pa.array(~goes(rows, drop)))
+        rows = rows.filter(pa.array(~is_removed(rows, drop)))
         given = (
             dict(zip([field.name for field in rows.schema.field("input").type], rows["input"].combine_chunks().flatten(), strict=True))
             if "input" in rows.schema.names
@@ -148,7 +148,7 @@ def _listed(run: RunDirectory, drop: Sequence[str], columns: Mapping[str, pa.Dat
         yield pa.Table.from_arrays([*(rows[name].cast(schema.field(name).type) for name in _LISTED), *own], schema=schema)
 
 
-def goes(rows: pa.Table, drop: Sequence[str]) -> npt.NDArray[np.bool_]:
+def is_removed(rows: pa.Table, drop: Sequence[str]) -> npt.NDArray[np.bool_]:
     """For each row whether it is removed: its verdict is in `drop`, or it has no score and `failed` is."""
     verdicts = [word for word in drop if word != "failed"]
     removed = pc.fill_null(pc.is_in(rows["verdict"].cast(pa.string()), pa.array(verdicts, pa.string())), False)
@@ -215,7 +215,7 @@ class KeptSection:
     def _rows(self) -> Iterator[tuple[int, bool, str | None]]:
         gone = pa.array(read_vanished(self.run.store, manifests(self.run.store)[-1]))
         for table in self.run.file_tables(self.file, [*_DECIDING, "sha256"]):
-            stays = ~goes(table, self.drop) & ~pc.is_in(table["image_id"], gone).to_numpy()
+            stays = ~is_removed(table, self.drop) & ~pc.is_in(table["image_id"], gone).to_numpy()
             yield from zip(table["image_id"].to_pylist(), stays.tolist(), table["sha256"].to_pylist(), strict=True)
 
 
@@ -224,5 +224,5 @@ def decisions_digest(run: RunDirectory, drop: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for table in current_tables(run, _DECIDING):
         digest.update(table["image_id"].to_numpy().tobytes())
-        digest.update(np.packbits(goes(table, drop)).tobytes())
+        digest.update(np.packbits(is_removed(table, drop)).tobytes())
     return digest.hexdigest()

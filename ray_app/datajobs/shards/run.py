@@ -28,7 +28,7 @@ from ray_app.datajobs.shards.writer import EXPECTED, ShardReport, WriteShard, wr
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ClusterError, ConfigError, Status, StorageError, resumable
 from ray_app.reports import format as wording
-from ray_app.runs.identity import claim_directory, claimed_by, is_claimed
+from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.storage import Lease, Store
 
 # Less than this is written before a local cluster would be up.

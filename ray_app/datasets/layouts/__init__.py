@@ -8,12 +8,10 @@ from typing import Any
 
 from ray_app.config import validate
 from ray_app.datasets.layouts.base import CommunityForensicsFolders, DatasetLayout, Folders, LabelColumns
-from ray_app.datasets.layouts.community_forensics import CommunityForensics
 from ray_app.datasets.layouts.dflip import Dflip
+from ray_app.datasets.layouts.hub import CommunityForensics, OpenDeepfakePreview, OpenSdi
 from ray_app.datasets.layouts.imdlbenco import ImdlbencoFolder, ImdlbencoJson
-from ray_app.datasets.layouts.open_deepfake import OpenDeepfakePreview
 from ray_app.datasets.layouts.openfake import OpenFake, OpenFakeCsv, OpenFakeOod
-from ray_app.datasets.layouts.opensdi import OpenSdi
 from ray_app.errors import ConfigError
 
 LAYOUTS: Mapping[str, type[DatasetLayout]] = {

@@ -24,7 +24,7 @@ from ray_app import __version__
 from ray_app.archives import manifests
 from ray_app.ensembles import sigmoid
 from ray_app.errors import ConfigError
-from ray_app.evaluation.sample import hashed, mixed, pictures_of
+from ray_app.evaluation.accumulate import hashed, mixed, pictures_of
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.audit import AuditImage, render_audit
 from ray_app.runs import RunDirectory, current_tables, fingerprint
@@ -157,21 +157,21 @@ def draw_sample(url: str, number: int, folder: Path, *, seed: int = 0, pictures:
 
 def draw(run: RunDirectory, counted: Counted, number: int, seed: int) -> AuditSample:
     """Draw so many images (all, where there are fewer) of the run that was counted."""
-    strata = planned(counted, number)
+    strata = plan_strata(counted, number)
     wanted = np.array([one.drawn for one in strata], np.int64)
     kept, codes, orders = _DRAWN.empty_table(), np.empty(0, np.int32), np.empty(0, np.uint64)
     for table in current_tables(run, [*_DRAWN.names, "verdict", "score"]):
-        own, hashes = coded(table, strata), seeded(table["image_id"].to_numpy(), seed)
-        places = lowest(own, hashes, wanted)
+        own, hashes = stratum_codes(table, strata), seeded(table["image_id"].to_numpy(), seed)
+        places = lowest_per_stratum(own, hashes, wanted)
         rows = pa.concat_tables([kept, table.select(_DRAWN.names).take(pa.array(places)).cast(_DRAWN)])
         codes, orders = np.concatenate([codes, own[places]]), np.concatenate([orders, hashes[places]])
-        again = lowest(codes, orders, wanted)
+        again = lowest_per_stratum(codes, orders, wanted)
         kept, codes, orders = rows.take(pa.array(again)), codes[again], orders[again]
     turn = np.argsort(mixed(orders), kind="stable")  # the hashes themselves are lower where a stratum is large
     return AuditSample(strata, kept.take(pa.array(turn)).append_column("stratum", pa.array(codes[turn])).combine_chunks())
 
 
-def coded(table: pa.Table, strata: Sequence[AuditStratum]) -> Codes:
+def stratum_codes(table: pa.Table, strata: Sequence[AuditStratum]) -> Codes:
     """(n,) the place of every row's stratum; -1 for a row without a verdict. Of the table it needs `verdict` and `score`."""
     verdicts = table["verdict"].cast(pa.string())
     scores = numbers(table["score"])
@@ -182,7 +182,7 @@ def coded(table: pa.Table, strata: Sequence[AuditStratum]) -> Codes:
     return codes
 
 
-def planned(counted: Counted, number: int) -> list[AuditStratum]:
+def plan_strata(counted: Counted, number: int) -> list[AuditStratum]:
     """The strata, and how many images of each make a sample of so many."""
     strata = strata_of(counted.scores, counted.without_score, number)
     if not strata:
@@ -258,7 +258,7 @@ def seeded(ids: npt.NDArray[np.int64], seed: int) -> Orders:
     return mixed(hashed(ids) ^ hashed(np.array([seed], np.int64)))
 
 
-def lowest(codes: Codes, orders: Orders, wanted: Counts) -> npt.NDArray[np.int64]:
+def lowest_per_stratum(codes: Codes, orders: Orders, wanted: Counts) -> npt.NDArray[np.int64]:
     """The places of the rows that come first in their stratum, no more of each than `wanted` (h,); rows of no stratum (-1) never."""
     turn = np.lexsort((orders, codes))
     turn = turn[codes[turn] >= 0]

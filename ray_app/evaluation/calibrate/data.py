@@ -20,8 +20,8 @@ from ray_app.detectors.card import Calibration
 from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.evaluation.join import Joined, JoinedLabels, LabelIndex, Labels, OwnLabels, index_labels
-from ray_app.evaluation.label_sources import check_joined
 from ray_app.evaluation.labels import open_labels
+from ray_app.evaluation.run import check_joined
 from ray_app.evaluation.systems import Systems, systems_of
 from ray_app.inference import is_blank
 from ray_app.metrics.arrays import Bools

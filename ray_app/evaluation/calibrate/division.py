@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ray_app.datasets.leakage import NEAR_BITS
-from ray_app.datasets.near_duplicates import Pairs, near_pairs
+from ray_app.datasets.near_duplicates import NEAR_BITS, Pairs, near_pairs
 from ray_app.ensembles.population import LabelledPart
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData, Places

@@ -23,7 +23,7 @@ from ray_app.ensembles.card import Rule
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.thresholds import Method
 from ray_app.metrics.arrays import Floats
-from ray_app.reports.calibration_model import CalibrationReport
+from ray_app.reports.calibration import CalibrationReport
 
 ENDINGS = (".yaml", ".yml")
 _HEAD = """# Written by `touchstone calibrate` from {run}; what it is worth stands in {report}.

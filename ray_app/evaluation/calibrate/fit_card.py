@@ -19,7 +19,7 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division
 from ray_app.evaluation.calibrate.files import CalibrateConfig
-from ray_app.evaluation.calibrate.thresholds import Band, ChosenThreshold, choose, choose_band, fit, real_below
+from ray_app.evaluation.calibrate.thresholds import Band, ChosenThreshold, choose_band, choose_threshold, fit, real_below
 from ray_app.metrics.arrays import Bools, Floats
 
 
@@ -100,7 +100,7 @@ def with_thresholds(fitted: CalibratedCard, division: Division, config: Calibrat
     scores = fitted.scores(division.choosing)
     reals = np.sort(scores[division.choosing_reals])
     fakes = scores[division.choosing.fake]
-    chosen = choose(reals, config.fpr, config.confidence)
+    chosen = choose_threshold(reals, config.fpr, config.confidence)
     found = float((fakes >= chosen.fake_above).mean()) if len(fakes) else None
     thresholds = Thresholds(
         real_below=real_below(fakes, config.miss, fake_above=chosen.fake_above) if len(fakes) else chosen.fake_above,
@@ -118,7 +118,7 @@ def calibrated(labelled: CalibrationData, calibrations: Mapping[str, Calibration
     return np.stack([calibrations[name](column.astype(np.float64)) for name, column in labelled.scores.items()], axis=1)
 
 
-def moved(calibration: Calibration, by: float) -> Calibration:
+def shifted_calibration(calibration: Calibration, by: float) -> Calibration:
     """The calibration whose log-odds are higher by so much: what another share of fakes among the images makes of it."""
     if isinstance(calibration, Isotonic):
         return Isotonic(knots=tuple((score, log_odds + by) for score, log_odds in calibration.knots))
@@ -139,7 +139,7 @@ def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: C
 def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: CalibrateConfig) -> CalibratedCard:
     """The card with the ensemble's calibration, as it is at the requested share of fakes."""
     prevalence = config.prevalence or plain.prevalence
-    there = moved(calibration, logit(prevalence) - logit(plain.prevalence))
+    there = shifted_calibration(calibration, logit(prevalence) - logit(plain.prevalence))
     return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
 
 

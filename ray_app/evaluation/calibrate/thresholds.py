@@ -82,7 +82,7 @@ def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:
     return Isotonic(knots=tuple(zip(middles[kept].tolist(), np.log(chances / (1 - chances)).tolist(), strict=True)))
 
 
-def choose(reals: ScoreHistogram | ArrayLike, target: float, confidence: float = 0.95) -> ChosenThreshold:
+def choose_threshold(reals: ScoreHistogram | ArrayLike, target: float, confidence: float = 0.95) -> ChosenThreshold:
     """The lowest threshold that the scores of reals (n,) allow: the smallest double that no more than `allowed` of them reach.
 
     With that confidence no more than the target share of further reals, drawn as these were and independent of each other, reach it:
@@ -90,25 +90,25 @@ def choose(reals: ScoreHistogram | ArrayLike, target: float, confidence: float =
     distribution, with ties less often. Nothing else may have been fitted on these scores. Raises ConfigError where they are too few.
     """
     scores = reals if isinstance(reals, ScoreHistogram) else ScoreHistogram.of(reals)
-    few = needed(target, confidence)
+    few = reals_needed(target, confidence)
     if scores.n < few:
         raise ConfigError(
             f"thresholds are chosen on {scores.n:,} reals; a {100 * target:g} % target at {100 * confidence:g} % needs {few:,}",
             hint="label more real images, or take a larger --fpr",
         )
-    most = allowed(scores.n, target, confidence)
+    most = false_positives_allowed(scores.n, target, confidence)
     beaten = float(scores.ranked(scores.n - 1 - most))  # the highest score that is not to be reached
     fake_above = float(np.nextafter(beaten, np.inf))
     false_positives = scores.at_or_above(fake_above)
     return ChosenThreshold(fake_above, scores.n, false_positives, proportion_interval(false_positives, scores.n, 1 - confidence)[1])
 
 
-def needed(target: float, confidence: float = 0.95) -> int:
+def reals_needed(target: float, confidence: float = 0.95) -> int:
     """The fewest reals that can show a false-positive rate under the target: none of them is a false positive by chance too seldom."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-target))
 
 
-def allowed(n_real: int, target: float, confidence: float = 0.95) -> int:
+def false_positives_allowed(n_real: int, target: float, confidence: float = 0.95) -> int:
     """The most false positives k among n reals whose upper bound is within the target: P(Bin(n, target) ≤ k) ≤ 1 − confidence; −1 if none.
 
     The bound is Clopper and Pearson's (1934), one-sided.

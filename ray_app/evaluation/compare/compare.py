@@ -14,24 +14,27 @@ from ray_app.evaluation.compare.changes import (
     QUANTILES,
     STATUSES,
     VERDICTS,
+    By,
     ImageGroups,
     Numbers,
+    Pairing,
+    RunColumns,
     distribution_of,
     examples_of,
     flagged_of,
     flips_of,
     labelled_changes,
+    pair,
     shift_of,
     statuses_of,
     truth_of,
 )
-from ray_app.evaluation.compare.pairing import By, Pairing, RunColumns, pair
 from ray_app.evaluation.join import OwnLabels, index_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics.significance import holm
 from ray_app.reports import format as wording
-from ray_app.runs.identity import as_known_to, differing_keys
+from ray_app.runs.directory import as_known_to, differing_keys
 
 ALPHA = 0.01  # after Holm's correction over all tests of a comparison
 LEAST: Mapping[str, float] = {

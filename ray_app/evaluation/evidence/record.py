@@ -34,8 +34,7 @@ from ray_app.detectors import DetectorCard
 from ray_app.detectors.weights import file_sha256
 from ray_app.ensembles import EnsembleCard, Guarantee, calibrate, logit, sigmoid
 from ray_app.errors import ConfigError
-from ray_app.evaluation.evidence.cards import cards_of
-from ray_app.evaluation.evidence.checks import DECIDED, decide_again, digest, plain, profile_of, read_back, spec_of
+from ray_app.evaluation.evidence.checks import DECIDED, cards_of, decide_again, digest, parse_record, plain, profile_of, spec_of
 from ray_app.inference import ScoringSpec
 from ray_app.reports.format import stated
 from ray_app.runs import RunDirectory, fingerprint
@@ -107,7 +106,7 @@ def make_evidence(url: str, image: str) -> dict[str, Any]:
 def sections(grounds: Grounds) -> dict[str, Any]:
     """All of a record but who made it and when, as plain JSON."""
     spec, ensemble, cards, row, run, of_run = grounds
-    by_detector = told_of(spec, row, run["identity"])
+    by_detector = detector_sections(spec, row, run["identity"])
     return {
         "image": {name: row.get(name) for name in _IMAGE},
         "decision": _decision(grounds),
@@ -162,7 +161,7 @@ def at_other_priors(score: float | None, card: EnsembleCard, *, calibrated: bool
     return [{"prevalence": share, "probability": 1 / (1 + math.exp(-moved)) if moved > -700 else 0.0} for share, moved in moved]
 
 
-def told_of(spec: ScoringSpec, row: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+def detector_sections(spec: ScoringSpec, row: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
     """Per detector, in the ensemble's order: its raw score (null = none), calibrated, its probability, and how it was made."""
     names = [member.detector for member in spec.ensemble.members]
     return {
@@ -208,7 +207,7 @@ def find_row(run: RunDirectory, image: str) -> MatchedRow:
 def read_evidence(path: Path) -> dict[str, Any]:
     """A record that was written. Raises ConfigError where the file is none, or one of a later kind."""
     try:
-        document = read_back(path.read_bytes())
+        document = parse_record(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from ray_app import __version__
 from ray_app.archives import Each, MemberReader, guard_of, in_turn, iter_blocks, manifests, member_rows, read_block, read_blocks
 from ray_app.datasets.labels import coded, fakes, texts
-from ray_app.datasets.near_duplicates import Bond, Kind, bonds_of, bound, leaks_of
+from ray_app.datasets.near_duplicates import Bond, Kind, bonds_of, connected_groups, leaks_of
 from ray_app.errors import ConfigError
+from ray_app.evaluation.accumulate import hashed, pictures_of, thumbnails_of
 from ray_app.evaluation.join import Labels, OwnLabels, index_labels
 from ray_app.evaluation.label_audit.features import FEATURES, facts_of_index, facts_of_run, features_of
-from ray_app.evaluation.label_sources import check_joined
 from ray_app.evaluation.labels import open_labels
-from ray_app.evaluation.sample import hashed, pictures_of, thumbnails_of
+from ray_app.evaluation.run import check_joined
 from ray_app.images import ImageLimits
 from ray_app.metrics.arrays import Floats, ScoreHistogram
 from ray_app.metrics.detection import auc_figure
-from ray_app.metrics.label_quality import CONFOUNDED, Difference, class_differences, crossed_probabilities, doubted, shortcut_auc
+from ray_app.metrics.label_quality import CONFOUNDED, Difference, class_differences, confident_learning, crossed_probabilities, shortcut_auc
+from ray_app.reports.audit import render_labels
 from ray_app.reports.format import counted
-from ray_app.reports.labels import render_labels
 from ray_app.runs import RunDirectory, block_features, kept_features, vectors_of
 from ray_app.runs.reader import current_tables
 from ray_app.storage import Fetcher, Store, strip_secrets
@@ -98,7 +98,7 @@ def audit_labels(
         origin, warnings = found.name, check_joined(found, joined, run)
     bonds = bonds_of(rows, _BONDS, prompts=1.0)
     document = _document(at, rows, origin, warnings, seed) | {"conflicts": _conflicts(rows, bonds)}
-    groups = bound(bonds, len(rows))[0] if run.exists() else None
+    groups = connected_groups(bonds, len(rows))[0] if run.exists() else None
     suspects = suspects_of(run, rows, groups, features=features, seed=seed) if groups is not None else None
     document["suspicious"] = None if suspects is None else suspects.told | {"images": _shown(rows, suspects)}
     document["remarks"] = remarks_on(document)
@@ -163,7 +163,7 @@ def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: st
     auc = facts["auc"]["value"]
     if auc < LEAST_AUC:
         return _none(facts, f"the classifier tells the classes apart with an AUC of {auc:.2f} only: it would doubt what it cannot tell")
-    found = doubted(chance, fake)
+    found = confident_learning(chance, fake)
     places = found.suspicious(fake)
     confidence = np.where(fake[places], 1 - chance[places], chance[places])
     order = np.lexsort((ids[chosen][places], -confidence))

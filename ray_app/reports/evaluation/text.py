@@ -34,7 +34,7 @@ class ReaderQuestion(NamedTuple):
     sentences: list[str]
 
 
-class Warned(NamedTuple):
+class EvaluationWarning(NamedTuple):
     """Something to beware of. `is_grave`: it puts the headline in doubt."""
 
     heading: str
@@ -101,29 +101,31 @@ def answers(facts: EvaluationDocument) -> list[ReaderQuestion]:
     return [answer for answer in found if answer.sentences]
 
 
-def warnings(facts: EvaluationDocument) -> list[Warned]:
+def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
     """What to beware of, the gravest first."""
     shortcut = facts.data.shortcut
     found = []
     if shortcut.confounded:
-        found.append(Warned("Confounded.", _confounded(facts), True))
+        found.append(EvaluationWarning("Confounded.", _confounded(facts), True))
     told_above = ", ".join(shortcut.features) if shortcut.confounded and shortcut.features else None
     texts = [text for text in shortcut.warnings if told_above is None or not text.startswith(told_above)]
-    found += [Warned("Classes differ.", wording.visible(text), not shortcut.confounded) for text in texts]
+    found += [EvaluationWarning("Classes differ.", wording.visible(text), not shortcut.confounded) for text in texts]
     found += _joining(facts)
     late = [system for system in facts.systems if system.late]
     if late:
         each = ", ".join(f"{short(system.called)} {system.n:,}" for system in late[:6])
         words = f"Images that went on in the cascade: {each}. Figures of these detectors are of such images alone, the hard ones."
-        found.append(Warned("Some detectors saw only a part.", words, True))
+        found.append(EvaluationWarning("Some detectors saw only a part.", words, True))
     unscored = [system for system in facts.systems if system.unscored and not system.late]
     if unscored:
         each = ", ".join(f"{short(system.called)} {system.unscored:,}" for system in unscored[:6])
-        found.append(Warned("Not all images have a score.", f"Without: {each}. They are in no figure but the strict ones.", False))
+        found.append(
+            EvaluationWarning("Not all images have a score.", f"Without: {each}. They are in no figure but the strict ones.", False)
+        )
     marked = [reference for reference in facts.reference if reference.mark or reference.marks]
     if marked:
         names = ", ".join(short(reference.column) for reference in marked)
-        found.append(Warned("Published figures not to be compared.", f"{names}: the reason stands under the table.", False))
+        found.append(EvaluationWarning("Published figures not to be compared.", f"{names}: the reason stands under the table.", False))
     return found
 
 
@@ -199,14 +201,14 @@ def _confounded(facts: EvaluationDocument) -> str:
     return text
 
 
-def _joining(facts: EvaluationDocument) -> list[Warned]:
+def _joining(facts: EvaluationDocument) -> list[EvaluationWarning]:
     labels = facts.labels
     if labels.warnings:
-        return [Warned("Labels and run differ.", wording.visible(text), False) for text in labels.warnings]
+        return [EvaluationWarning("Labels and run differ.", wording.visible(text), False) for text in labels.warnings]
     parts = [f"{wording.counted(labels.without_row, 'label')} without a row in the run"] if labels.without_row else []
     parts += [f"{wording.counted(labels.rows_without_label, 'row')} without a label"] if labels.rows_without_label else []
     parts += [f"{wording.counted(labels.doubled, 'label')} given twice and equal"] if labels.doubled else []
-    return [Warned("Labels and run differ.", f"{'; '.join(parts)}.", False)] if parts else []
+    return [EvaluationWarning("Labels and run differ.", f"{'; '.join(parts)}.", False)] if parts else []
 
 
 def _how_good(system: SystemFacts) -> list[str]:

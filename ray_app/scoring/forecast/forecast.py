@@ -45,10 +45,9 @@ from ray_app.reports.plan_model import (
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.forecast.cost import ClusterDescription, planned_for
 from ray_app.scoring.forecast.probe import Probe, probe_members
-from ray_app.scoring.forecast.rates import ESTIMATED, forecast_rates
-from ray_app.scoring.forecast.survey import Standing, Survey, members_to_score, standing, survey
+from ray_app.scoring.forecast.rates import ESTIMATED, ClusterDescription, forecast_rates, planned_for
+from ray_app.scoring.forecast.survey import RunProgress, Survey, members_to_score, standing, survey
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.run import check_detectors, layout_for, memory_of
@@ -233,7 +232,7 @@ def _cluster_facts(config: ScoreConfig, described: ClusterDescription | None, cp
     return PlannedCluster(name=name, cpus=cpus, gpus=gpus, price_per_hour=config.prices.per_hour, nodes=nodes)
 
 
-def _standing_facts(before: Standing, found: Survey, blocks: int) -> PlannedRun:
+def _standing_facts(before: RunProgress, found: Survey, blocks: int) -> PlannedRun:
     return PlannedRun(
         url=before.run.store.url,
         state=before.state,

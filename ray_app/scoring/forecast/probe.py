@@ -11,9 +11,9 @@ from typing import TypeVar
 from ray_app.archives import ListedMember, ManifestMember, MemberReader
 from ray_app.errors import InputError
 from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ResourceEstimate, ScoringSpec, StageClock
-from ray_app.inference.captions import asked_for, seen_by_describer
-from ray_app.inference.decision import going_on, identified
+from ray_app.inference.decision import identified, second_stage_rows
 from ray_app.inference.outputs import EMBEDDINGS
+from ray_app.inference.scorer import describer_inputs, rows_to_describe
 from ray_app.runs.document import Example
 from ray_app.scoring.forecast.rates import ESTIMATED, MEASURED, ImagePace
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
@@ -171,9 +171,8 @@ class _Scoring:
     """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
-        from ray_app.inference.captions import Describing
-        from ray_app.inference.scorer import EnsembleScorer
-        from ray_app.inference.second_pass import Recompressing, SecondLook
+        from ray_app.inference.scorer import Describing, EnsembleScorer
+        from ray_app.inference.second_pass import SecondPass, StabilityScorer
 
         self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]
@@ -181,10 +180,10 @@ class _Scoring:
         self._decoder = BatchDecoder(spec.early, StageClock(), keeps_files=spec.looks_again)
         self._first = [scorer.asking(spec.early, clock) for scorer, clock in zip(scorers, self._clocks, strict=True)]
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
-        self._again = [SecondLook(spec.asking(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
+        self._again = [SecondPass(spec.asking(names), scorer, self._decoder) for names, scorer in zip(late, scorers, strict=True)]
         has_views = spec.stability is not None and not spec.late  # and then one pool: a run has no others
         self._views_clock = StageClock()
-        self._views = Recompressing(spec, scorers[0], self._decoder, self._views_clock) if has_views else None
+        self._views = StabilityScorer(spec, scorers[0], self._decoder, self._views_clock) if has_views else None
         self._words_clock = StageClock()
         self._describing = Describing(spec, self._words_clock) if spec.describer else None
         self._start_over()
@@ -247,7 +246,7 @@ class _Scoring:
         self._profile(batch, outputs)
         if not self._spec.late:
             return
-        self._went_on += len(going_on(self._spec, batch.outcomes, outputs))
+        self._went_on += len(second_stage_rows(self._spec, batch.outcomes, outputs))
         files = [file for file in files_of(batch) if file is not None][: max(LOOKS - self._looked, 0)]
         for place, look in enumerate(self._again if files else ()):
             look.at(files)
@@ -263,8 +262,8 @@ class _Scoring:
         if self._describing is None:
             return
         if not self._spec.late:
-            self._asked += len(asked_for(self._spec, batch.outcomes, outputs))
-        seen = seen_by_describer(self._spec, batch)
+            self._asked += len(rows_to_describe(self._spec, batch.outcomes, outputs))
+        seen = describer_inputs(self._spec, batch)
         rows = [row for row, usable in enumerate(batch.usable) if usable][: max(LOOKS - self._described, 0)]
         with self._words_clock("describe"):
             self._described += len(self._describing.words(rows, outputs, seen))

@@ -12,16 +12,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ray_app.archives import (
-    BlockList,
-    ListedMember,
-    ManifestMember,
-    MemberLocation,
-    image_id,
-    member_rows,
-    read_block,
-    read_ids,
-)
+from ray_app.archives import BlockList, ListedMember, ManifestMember, MemberLocation, image_id, member_rows, read_block, read_ids
 from ray_app.archives.containers import COMPRESSED
 from ray_app.archives.containers.base import GAP_BYTES, WINDOW_BYTES
 from ray_app.archives.members import Ids
@@ -168,7 +159,7 @@ class _Cursor:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunProgress:
     """A run that was begun before: the blocks that have rows, and those that have none.
 
     A run with pending blocks goes on from its manifest; a finished one, or one whose first listing never ended, lists its source.
@@ -189,17 +180,17 @@ class Standing:
         return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
 
 
-def standing(resolved: Resolved, spec: ScoringSpec) -> Standing | None:
+def standing(resolved: Resolved, spec: ScoringSpec) -> RunProgress | None:
     """How far the run is that a command goes on with; None where none was begun. Raises IdentityError when another command made it."""
     if resolved.begun is None:
         return None
     run = resolved.begun.run
     run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
     work = work_of(run)
-    return Standing(run, work.blocks, work.pending)
+    return RunProgress(run, work.blocks, work.pending)
 
 
-def members_to_score(config: ScoreConfig, before: Standing | None, fetcher: Fetcher) -> Iterable[ListedMember | ManifestMember]:
+def members_to_score(config: ScoreConfig, before: RunProgress | None, fetcher: Fetcher) -> Iterable[ListedMember | ManifestMember]:
     """The members that the same command would score: all, those of pending blocks, or what is new or changed since the run ended.
 
     Iterating raises ConfigError for an empty source, StorageError when it is out of reach.

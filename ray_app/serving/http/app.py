@@ -23,12 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ray_app import __version__
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.engine import EndpointScorer
-from ray_app.serving.http.admission import Admission
 from ray_app.serving.http.auth import AccessGuard, BearerTokens, Paths
 from ray_app.serving.http.errors import FaultMiddleware, Refusal, install_handlers
-from ray_app.serving.http.job_routes import JobService, job_router
-from ray_app.serving.http.limits import BodyLimit, Deadline, RateLimit
-from ray_app.serving.http.routes import operation_router, scoring_router
+from ray_app.serving.http.limits import Admission, BodyLimit, Deadline, RateLimit
+from ray_app.serving.http.routes import JobService, job_router, operation_router, scoring_router
 from ray_app.serving.metrics import Meter
 
 DESCRIPTION = """Tells which images were made or altered by a generative model.

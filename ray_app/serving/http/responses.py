@@ -14,18 +14,18 @@ from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, judge, remarks_on
 from ray_app.inference.batch import Pixels
-from ray_app.inference.captions import asked_for
-from ray_app.inference.decision import finite, going_on
+from ray_app.inference.decision import finite, second_stage_rows
 from ray_app.inference.outputs import MASKS, REPLIES
-from ray_app.inference.spec import decoders_here, departures, other_decoders, otherwise
+from ray_app.inference.scorer import rows_to_describe
+from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
 from ray_app.runs.artifacts import mask_area, mask_png
-from ray_app.serving.attribution import Profiled, profile_cards
+from ray_app.serving.attribution import ProfileResponse, profile_cards
 from ray_app.serving.http import schemas
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.release import Release
 from ray_app.serving.replica import ScoreResponse
 
-NOT_ASKED = "not asked: the image did not go on to a second look"
+NOT_REQUESTED = "not asked: the image did not go on to a second look"
 
 
 def outputs_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
@@ -52,7 +52,7 @@ def scored_answer(
     masks: bool,
     timings: schemas.Timings,
     request_id: str,
-    profiled: Profiled | None = None,
+    profiled: ProfileResponse | None = None,
 ) -> schemas.ImageAnswer:
     """The ensemble's decision and what each detector gave; those that the ensemble does not have are beside it.
 
@@ -77,7 +77,7 @@ def scored_answer(
         score=finite(decisions.score[0]),
         scores={key: answer.score for key, answer in detectors.items()},
         detectors=detectors,
-        profile=_profile(profiled or Profiled()) if profile_cards(spec) else None,
+        profile=_profile(profiled or ProfileResponse()) if profile_cards(spec) else None,
         sha256=facts.sha256,
         image=facts_answer(facts, size_bytes, provenance),
         ensemble=ensemble_name(generation, ensemble),
@@ -162,7 +162,7 @@ def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
     if promise is None:
         return None
     scored, unknown = departures(card.settings, spec.precision, spec.resize), other_decoders(card.settings, decoders_here(card))
-    why = "; ".join(otherwise(scored, unknown))
+    why = "; ".join(guarantee_departures(scored, unknown))
     return schemas.GuaranteeInfo(
         **promise.model_dump(include={"target_fpr", "confidence", "upper_bound", "n_real"}),
         population=card.population.what if card.population else None,
@@ -182,7 +182,7 @@ def detector_infos(generation: Release) -> list[schemas.DetectorInfo]:
     ]  # fmt: skip
 
 
-def stages(generation: Release, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def stage_detectors(generation: Release, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The detectors that a request needs at once, and those that it needs only for images that go on, both in the generation's order.
 
     The latter are none unless the ensemble is a cascade; a detector that is asked for `beside` it is asked at once.
@@ -192,17 +192,17 @@ def stages(generation: Release, ensemble: str, beside: Collection[str]) -> tuple
     return tuple(name for name in every if name in at_once), tuple(name for name in every if name in spec.late and name not in at_once)
 
 
-def goes_on(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
+def needs_second_stage(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
     """Whether an image goes on to a cascade's second stage, by the first's outputs and by its bytes."""
-    return bool(going_on(spec, [DecodeResult(Status.OK, None, facts)], outputs_of(replies)))
+    return bool(second_stage_rows(spec, [DecodeResult(Status.OK, None, facts)], outputs_of(replies)))
 
 
 def is_described(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
     """Whether an ensemble's profile wants words for an image with these outputs."""
-    return bool(asked_for(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
+    return bool(rows_to_describe(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
 
 
-def _profile(profiled: Profiled) -> schemas.Profile:
+def _profile(profiled: ProfileResponse) -> schemas.Profile:
     """The profile as the API words it; a name of nobody's where the image is like no known generator."""
     found, words = profiled.identified, profiled.described
     if found is None or not np.isfinite(found.confidence[0]):
@@ -232,7 +232,7 @@ def _detector_answer(
     spec = generation.ensembles[ensemble]
     calibration = {**generation.spec.calibrations, **spec.calibrations}[name]
     if name not in outputs.scores:
-        return schemas.DetectorAnswer(score=None, probability=None, calibrated=calibration is not None, abstained=NOT_ASKED)
+        return schemas.DetectorAnswer(score=None, probability=None, calibrated=calibration is not None, abstained=NOT_REQUESTED)
     column = outputs.scores[name].astype(np.float64)
     score = finite(column[0])
     outside = generation.spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None

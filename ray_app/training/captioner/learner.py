@@ -25,7 +25,7 @@ from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import autocast, forbid_tf32, resolve_precision
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.detectors.weights import resolve_part
-from ray_app.errors import ConfigError, StorageError, said
+from ray_app.errors import ConfigError, StorageError, describe_error
 from ray_app.training.config import Describe, Recipe
 from ray_app.training.learner import (
     OPTIMISER,
@@ -35,19 +35,19 @@ from ray_app.training.learner import (
     averaged,
     begin_step,
     distribute,
+    make_optimiser,
     own_gradients,
     require_finite,
     world_size,
 )
 from ray_app.training.networks import seeded
-from ray_app.training.optim import make_optimiser
 
 Batch = Mapping[str, npt.NDArray[Any]]
 # Where the config of each captioner keeps what the tokenizer decides.
 _WORDS_AT: Mapping[str, tuple[str, ...]] = {"git": (), "blip": ("text_config",), "vision-encoder-decoder": ("decoder",)}
 
 
-class WordLearner:
+class CaptionLearner:
     """A network that learns to say `targets` (rows, L), numbers of tokens with IGNORED after the end, about what it is given.
 
     `preprocessing`: of pixels; null where the batches hold embeddings. The loss is the mean cross-entropy of the tokens of a process's
@@ -114,7 +114,7 @@ class WordLearner:
             wanted = torch.from_numpy(targets[part]).to(self.device)
             with own_gradients(self._model, alone=start != starts[-1]):
                 with autocast(self.device, self.precision):
-                    logits = self._model(self._given(batch, part), spoken_before(wanted, self._words))
+                    logits = self._model(self._given(batch, part), decoder_inputs(wanted, self._words))
                 loss = (
                     nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
                     / count
@@ -139,7 +139,7 @@ class WordLearner:
             torch.save(self._optimiser.state_dict(), folder / OPTIMISER)
             (folder / POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")
         except (OSError, RuntimeError) as error:
-            raise StorageError(f"{folder}: the checkpoint of step {self.step_number} cannot be written: {said(error)}") from error
+            raise StorageError(f"{folder}: the checkpoint of step {self.step_number} cannot be written: {describe_error(error)}") from error
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote; every process reads its own folder. Raises DetectorError where it is of another network."""
@@ -148,7 +148,7 @@ class WordLearner:
         self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
 
 
-def spoken_before(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
+def decoder_inputs(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
     """(n, L) the tokens before each target: the begin, then the targets; fillings are the pad."""
     begin = torch.full_like(targets[:, :1], words.begin)
     before = torch.cat([begin, targets[:, :-1]], dim=1)
@@ -227,7 +227,7 @@ def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: in
     return {**facts, "config": config}
 
 
-def speaking_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int) -> Any:
+def caption_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int) -> Any:
     """The network as training begins, on the CPU, drawn from the seed or with the weights of what it starts from."""
     with seeded(seed):
         if wanted.tier == "prefix":

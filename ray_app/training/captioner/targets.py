@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ray_app.datasets.sampling import SampleOrder
 from ray_app.detectors.weights import publish_part
 from ray_app.errors import ConfigError
-from ray_app.training.captioner.learner import DescriberPlan, WordLearner, make_plan, speaking_network, starting_card, tokenizer_json
+from ray_app.training.captioner.learner import CaptionLearner, DescriberPlan, caption_network, make_plan, starting_card, tokenizer_json
 from ray_app.training.config import Describe, TrainConfig
 from ray_app.training.embeddings import Embeddings
 from ray_app.training.job import TrainingJob
@@ -22,7 +22,7 @@ Batch = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Taught:
+class CaptionTargets:
     """What is the same for all workers. `tokenizer`: JSON of the trained one, None where the recipe starts from a card; `width`: of an
     embedding, for prefix; `targets` (rows of training, L).
     """
@@ -55,15 +55,15 @@ def seen_by_captioner(job: TrainingJob) -> TrainingJob:
     return replace(job, card=job.card.model_copy(update={"preprocessing": pixels}))
 
 
-def make_taught(config: TrainConfig, prompts: list[str], width: int | None, tokenizer: str | None) -> Taught:
+def make_targets(config: TrainConfig, prompts: list[str], width: int | None, tokenizer: str | None) -> CaptionTargets:
     """From the prompts of the training rows, in their order; `tokenizer`: one that an earlier session of the command has trained."""
     section = section_of(config)
     plan = make_plan(config.name, section, width=width, prompts=prompts, tokenizer=tokenizer)
     trained = None if plan.start is not None else tokenizer_json(plan)
-    return Taught(trained, width, plan.words.targets(prompts, section.most_tokens))
+    return CaptionTargets(trained, width, plan.words.targets(prompts, section.most_tokens))
 
 
-def put_taught(job: TrainingJob, taught: Taught, found: Embeddings | None) -> TrainingJob:
+def share_targets(job: TrainingJob, taught: CaptionTargets, found: Embeddings | None) -> TrainingJob:
     """The job with it in the object store; `found`: of the training split, for prefix."""
     import ray
 
@@ -73,30 +73,32 @@ def put_taught(job: TrainingJob, taught: Taught, found: Embeddings | None) -> Tr
             publish_part(part, job.mirror)
     shared = {**job.shared, "taught": ray.put(taught)}
     if found is not None:
-        shared["vectors"] = ray.put(in_rows(found, len(taught.targets)))
+        shared["vectors"] = ray.put(embeddings_by_row(found, len(taught.targets)))
     return replace(job, shared=shared)
 
 
-def in_rows(found: Embeddings, count: int) -> npt.NDArray[np.float32]:
+def embeddings_by_row(found: Embeddings, count: int) -> npt.NDArray[np.float32]:
     """(count, d) the embeddings by row; NaN where an image could not be read."""
     vectors = np.full((count, found.vectors.shape[1]), np.nan, np.float32)
     vectors[found.rows] = found.vectors
     return vectors
 
 
-def word_learner(job: TrainingJob, device: str, rank: int) -> WordLearner:
+def word_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
     """The learner of one worker, as training begins."""
     import ray
 
-    taught: Taught = ray.get(job.shared["taught"])
+    taught: CaptionTargets = ray.get(job.shared["taught"])
     return make_learner(job.config, taught, None if "vectors" in job.shared else job.card.preprocessing, device, job.total_steps, rank)
 
 
-def make_learner(config: TrainConfig, taught: Taught, preprocessing: Any, device: str, total_steps: int, rank: int = 0) -> WordLearner:
+def make_learner(
+    config: TrainConfig, taught: CaptionTargets, preprocessing: Any, device: str, total_steps: int, rank: int = 0
+) -> CaptionLearner:
     """The same without Ray."""
     plan = taught.plan(config)
-    network = speaking_network(config.name, section_of(config), plan, config.loop.seed)
-    return WordLearner(
+    network = caption_network(config.name, section_of(config), plan, config.loop.seed)
+    return CaptionLearner(
         config, network, plan.words, taught.targets, preprocessing=preprocessing, device=device, total_steps=total_steps, rank=rank
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.attribution.generators import known, spelt
+from ray_app.attribution.generators import find_generator, spelling_key
 from ray_app.attribution.identifier import unit
 from ray_app.errors import ConfigError
 from ray_app.training.config import Identify
@@ -199,7 +199,7 @@ def _spread(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Named:
+class ClassAssignments:
     """Of n rows: `names`, the class that each is of, whether the identifier has it or not (`real` of reals, None where nobody knows), and
     `held_out` (n,) whether its generator is one that nothing may be fitted on. `absent`: held-out names that no row is of.
     """
@@ -219,13 +219,13 @@ class Named:
 
 def class_name(config: Identify, generator: str) -> str:
     """The class of a fake by its generator: its name as configs/generators.yaml spells it or, by `level`, its family."""
-    found = known(generator)
+    found = find_generator(generator)
     if config.level == "family":
         return config.families.get(generator) or (found.family if found else generator)
     return found.name if found and found.name else generator
 
 
-def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) -> Named:
+def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) -> ClassAssignments:
     """The classes of rows by their labels (`real` or `fake`) and generators (n,)."""
     out = {name: _official(name) for name in config.held_out}
     fakes = {name for label, name in zip(labels, generators, strict=True) if label != REAL}
@@ -235,23 +235,23 @@ def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) ->
     names = [None if name == UNKNOWN else name for name, _ in found]
     there = set[str]().union(*called.values())
     absent = tuple(name for name, official in out.items() if official not in there)
-    return Named(names, np.array([held for _, held in found], np.bool_), absent)
+    return ClassAssignments(names, np.array([held for _, held in found], np.bool_), absent)
 
 
 def _official(name: str) -> str:
     """A name that somebody typed as names are compared: by any of its spellings that of the index."""
-    found = known(name)
-    return spelt(found.name if found and found.name else name)
+    found = find_generator(name)
+    return spelling_key(found.name if found and found.name else name)
 
 
 def _called(config: Identify, generator: str) -> set[str]:
     """All names by which a generator may be held out: its own, its class's and its family's."""
-    found = known(generator)
+    found = find_generator(generator)
     names = (generator, class_name(config, generator), config.families.get(generator), *((found.name, found.family) if found else ()))
-    return {spelt(name) for name in names if name}
+    return {spelling_key(name) for name in names if name}
 
 
-def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str, int]]:
+def classes_of(config: Identify, rows: ClassAssignments) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes by name, and those that were left out with how many images they have.
 
     Raises ConfigError for a class of too few images unless they are to be left out, fewer than two classes, and a held-out name that no
@@ -276,7 +276,7 @@ def classes_of(config: Identify, rows: Named) -> tuple[tuple[str, ...], dict[str
     return classes, few
 
 
-def training_rows(config: Identify, rows: Named, classes: Sequence[str], seed: int) -> Rows:
+def training_rows(config: Identify, rows: ClassAssignments, classes: Sequence[str], seed: int) -> Rows:
     """The rows that the head is fitted on: all of the classes or, of each, as many as `most` says, drawn by the seed."""
     chosen = rows.of(classes)
     if config.most is None:

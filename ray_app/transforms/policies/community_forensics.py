@@ -11,14 +11,14 @@ from ray_app.config import Frozen
 from ray_app.transforms.ops import (
     Resampling,
     drawn_box,
+    flipped_vertically,
     jpeg,
     mirrored,
-    moved,
     random_crop,
     random_part,
     resize_sample,
     rotated,
-    upended,
+    transformed,
     with_short_side,
 )
 from ray_app.transforms.policy import ImageSample
@@ -79,7 +79,7 @@ def _resized_crop(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
 
 def _translate(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
     across, down = (round(rng.uniform(-0.1, 0.1) * n) for n in sample.image.size)
-    return moved(sample, lambda image: image.transform(image.size, Image.Transform.AFFINE, (1, 0, -across, 0, 1, -down)))
+    return transformed(sample, lambda image: image.transform(image.size, Image.Transform.AFFINE, (1, 0, -across, 0, 1, -down)))
 
 
 def _shear(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
@@ -93,7 +93,9 @@ def _shear(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         result: Image.Image = affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=angles, interpolation=mode, fill=None)
         return result
 
-    return moved(sample, lambda image: sheared(image, InterpolationMode.BILINEAR), lambda mask: sheared(mask, InterpolationMode.NEAREST))
+    return transformed(
+        sample, lambda image: sheared(image, InterpolationMode.BILINEAR), lambda mask: sheared(mask, InterpolationMode.NEAREST)
+    )
 
 
 def _pad(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
@@ -106,7 +108,7 @@ def _pad(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         frame.paste(image, (left, above))
         return frame
 
-    padded = moved(sample, lambda image: framed(image, (grey,) * 3), lambda mask: framed(mask, 0))
+    padded = transformed(sample, lambda image: framed(image, (grey,) * 3), lambda mask: framed(mask, 0))
     return resize_sample(padded, (width, height), Resampling.BILINEAR)
 
 
@@ -125,7 +127,7 @@ def _cut_out(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         copy.paste(colour, box)
         return copy
 
-    return moved(sample, lambda image: painted(image, (grey,) * 3), lambda mask: painted(mask, 0))
+    return transformed(sample, lambda image: painted(image, (grey,) * 3), lambda mask: painted(mask, 0))
 
 
 def _one_of(filters: tuple[Resampling, ...], rng: Rng) -> Resampling:
@@ -137,7 +139,7 @@ OPERATIONS: Mapping[str, Callable[[ImageSample, int, Rng], ImageSample]] = {
     "resize": _resize,
     "crop": random_crop,
     "mirror": lambda sample, crop, rng: mirrored(sample) if rng.random() < 0.5 else sample,
-    "upend": lambda sample, crop, rng: upended(sample) if rng.random() < 0.5 else sample,
+    "upend": lambda sample, crop, rng: flipped_vertically(sample) if rng.random() < 0.5 else sample,
     "resized-crop": _resized_crop,
     "rotate": lambda sample, crop, rng: rotated(sample, rng.uniform(-15, 15), Resampling.BILINEAR),
     "translate": _translate,

@@ -4,7 +4,7 @@ import numpy as np
 from pydantic import Field
 
 from ray_app.config import Frozen
-from ray_app.transforms.ops import mirrored, random_crop, turned
+from ray_app.transforms.ops import mirrored, quarter_turned, random_crop
 from ray_app.transforms.policy import ImageSample
 
 
@@ -23,7 +23,7 @@ class Flips(Frozen):
         if self.crop is not None:
             sample = random_crop(sample, self.crop, rng)._replace(finished=True)
         if self.turns:
-            sample = turned(sample, int(rng.integers(4)))
+            sample = quarter_turned(sample, int(rng.integers(4)))
         if self.mirror and rng.random() < 0.5:
             sample = mirrored(sample)
         return sample

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ray_app.config import Frozen
-from ray_app.transforms.ops import blurred, jpeg, mirrored, moved, turned, upended
+from ray_app.transforms.ops import blurred, flipped_vertically, jpeg, mirrored, quarter_turned, transformed
 from ray_app.transforms.policy import ImageSample
 
 # One draw of a width from 3 to 7, even ones rounded up.
@@ -27,13 +27,13 @@ class MaskClipPolicy(Frozen):
         if rng.random() < 0.5:
             sample = mirrored(sample)
         if rng.random() < 0.5:
-            sample = upended(sample)
+            sample = flipped_vertically(sample)
         image = _lit(sample.image, brightness=rng.uniform(-0.1, 0.1), contrast=rng.uniform(-0.1, 0.1))
         if rng.random() < 0.2:
             image = jpeg(image, int(rng.integers(70, 100, endpoint=True)), swapped=True)
         sample = sample._replace(image=image)
         if rng.random() < 0.5:
-            sample = turned(sample, int(rng.integers(4)))
+            sample = quarter_turned(sample, int(rng.integers(4)))
         if rng.random() < 0.2:
             sample = sample._replace(image=blurred(sample.image, _KERNELS[int(rng.integers(len(_KERNELS)))]))
         return sample
@@ -53,7 +53,9 @@ def _scaled(sample: ImageSample, factor: float) -> ImageSample:
         pixels = resize(planes, size, mode, antialias=False).permute(1, 2, 0).numpy()
         return Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
 
-    return moved(sample, lambda image: scaled(image, InterpolationMode.BILINEAR), lambda mask: scaled(mask, InterpolationMode.NEAREST))
+    return transformed(
+        sample, lambda image: scaled(image, InterpolationMode.BILINEAR), lambda mask: scaled(mask, InterpolationMode.NEAREST)
+    )
 
 
 def _lit(image: Image.Image, *, brightness: float, contrast: float) -> Image.Image:

@@ -10,8 +10,7 @@ import pytest
 
 from ray_app.datajobs.download.config import Failed, Politeness
 from ray_app.datajobs.download.http import Host, HttpClient, seconds_of
-from ray_app.datajobs.download.sink import ending, marked, safe_name, stems
-from ray_app.datajobs.download.task import host_of
+from ray_app.datajobs.download.sink import ending, file_stems, host_of, marked, safe_name
 from tests.datajobs.download.conftest import config
 
 SECRET = "/x.png?X-Amz-Signature=hush"
@@ -184,7 +183,7 @@ def test_harmful_ids_are_marked(name):
 
 
 def test_names_that_differ_only_in_case_or_are_mended_alike_are_told_apart():
-    chosen, cases = stems(["A", "a", "b", "a/b", "a_b", "B"])
+    chosen, cases = file_stems(["A", "a", "b", "a/b", "a_b", "B"])
     assert len({name.casefold() for name in chosen}) == 6
     assert chosen[0] == "A"
     assert chosen[2] == "b"
@@ -192,7 +191,7 @@ def test_names_that_differ_only_in_case_or_are_mended_alike_are_told_apart():
 
 
 def test_an_id_that_is_spelt_as_the_mark_of_another_gets_a_name_of_its_own():
-    chosen, _ = stems([marked("a", "a"), "A", "a"])
+    chosen, _ = file_stems([marked("a", "a"), "A", "a"])
     assert len({name.casefold() for name in chosen}) == 3
 
 

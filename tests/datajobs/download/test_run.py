@@ -12,7 +12,7 @@ import pytest
 from ray_app.cluster.progress import Progress
 from ray_app.datajobs.download.run import collect
 from ray_app.datajobs.download.session import DownloadSession, Records
-from ray_app.datajobs.download.task import Task
+from ray_app.datajobs.download.sink import Task
 from ray_app.datajobs.download.url_table import read_list
 from ray_app.datajobs.download.worker import DownloadWorker, HereCrew
 from ray_app.errors import RESUMABLE, ConfigError, IdentityError

@@ -6,8 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.download.session import Records
-from ray_app.datajobs.download.sink import ShardKeeper
-from ray_app.datajobs.download.task import DownloadResult, Task
+from ray_app.datajobs.download.sink import DownloadResult, ShardSink, Task
 from ray_app.datajobs.download.worker import DownloadWorker
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
@@ -19,7 +18,7 @@ from tests.scoring.conftest import wait_until
 def test_a_shard_that_could_not_be_published_lends_its_rows_to_no_other(tmp_path):
     settings = config("list.csv", tmp_path, form="parquet", shard_mb=0.001)
     store = Store.open(str(tmp_path))
-    keeper = ShardKeeper(store, store, settings, ["id"])
+    keeper = ShardSink(store, store, settings, ["id"])
     (tmp_path / "data").write_text("in the way")
 
     def add(name, number):

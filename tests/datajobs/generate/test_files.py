@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from ray_app.datajobs.generate.config import Drawn, FileEncoding, Like
-from ray_app.datajobs.generate.file_style import FileStyle, look_of, measure, plain_look
+from ray_app.datajobs.generate.requests import FileStyle, look_of, measure, plain_look
 from ray_app.datajobs.generate.worker import binary, covered, drawn_mask, encode, pasted, resized_like, share_of
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decode_image

@@ -10,8 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.datajobs.generate.file_style import plain_look
-from ray_app.datajobs.generate.requests import cut_blocks, make_orders, read_prompts
+from ray_app.datajobs.generate.requests import cut_blocks, make_requests, plain_look, read_prompts
 from ray_app.datajobs.generate.run import card_of, generate_images
 from tests.datajobs.generate.cards import job, write_prompts
 
@@ -64,5 +63,5 @@ def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
 def _a_file_in_the_middle(config):
     """The third image of the fourth block."""
     prompts = read_prompts(config, images=False)
-    orders = make_orders(prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, looks=[plain_look(config.encode)])
+    orders = make_requests(prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, looks=[plain_look(config.encode)])
     return cut_blocks(orders, config.block_images)[3].orders[2].image_path

@@ -10,9 +10,8 @@ from PIL import Image
 from ray_app.attribution.generators import generator_index
 from ray_app.config import named_configs
 from ray_app.datajobs.generate import load_pipeline_card
-from ray_app.datajobs.generate.file_style import FileStyle
 from ray_app.datajobs.generate.pipelines import Picture, pipeline_class
-from ray_app.datajobs.generate.requests import ImageRequest, Prompt, make_orders
+from ray_app.datajobs.generate.requests import FileStyle, ImageRequest, Prompt, make_requests
 from ray_app.errors import DetectorError
 from tests.datajobs.generate.cards import loaded, write_card
 
@@ -21,7 +20,7 @@ PROMPTS = [Prompt(str(number), text) for number, text in enumerate(("a cat", "a 
 
 
 def orders(size=(32, 32), prompts=PROMPTS) -> list[ImageRequest]:
-    return make_orders(prompts, per_prompt=1, base_seed=7, sizes=[size], looks=[FileStyle("PNG")])
+    return make_requests(prompts, per_prompt=1, base_seed=7, sizes=[size], looks=[FileStyle("PNG")])
 
 
 def pixels(made) -> np.ndarray:

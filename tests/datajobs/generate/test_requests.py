@@ -8,8 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.generate import GenerateConfig
-from ray_app.datajobs.generate.file_style import FileStyle
-from ray_app.datajobs.generate.requests import cut_blocks, digest_of_orders, make_orders, nearest_shape, pick, read_prompts, seed_of
+from ray_app.datajobs.generate.requests import (
+    FileStyle,
+    cut_blocks,
+    digest_of_orders,
+    make_requests,
+    nearest_shape,
+    pick,
+    read_prompts,
+    seed_of,
+)
 from ray_app.datasets import DatasetSource, build_index
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
@@ -143,11 +151,11 @@ def test_orders_follow_from_their_numbers_alone(tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(40)))
     prompts = read_prompts(config(tmp_path / "prompts.txt"), images=False)
     drawn = {"sizes": [(32, 32), (48, 32)], "looks": [FileStyle("PNG"), FileStyle("JPEG", 80, "4:2:0")]}
-    whole = make_orders(prompts, per_prompt=2, base_seed=5, **drawn)
-    assert make_orders(prompts[:10], per_prompt=2, base_seed=5, **drawn) == whole[:20]
+    whole = make_requests(prompts, per_prompt=2, base_seed=5, **drawn)
+    assert make_requests(prompts[:10], per_prompt=2, base_seed=5, **drawn) == whole[:20]
     assert len({order.seed for order in whole}) == 80
     assert {order.size for order in whole} == {(32, 32), (48, 32)}
-    assert digest_of_orders(whole) != digest_of_orders(make_orders(prompts, per_prompt=2, base_seed=6, **drawn))
+    assert digest_of_orders(whole) != digest_of_orders(make_requests(prompts, per_prompt=2, base_seed=6, **drawn))
     blocks = cut_blocks(whole, 8)
     assert sorted(order.index for block in blocks for order in block.orders) == list(range(80))
     assert all(len({order.size for order in block.orders}) == 1 and len(block.orders) <= 8 for block in blocks)

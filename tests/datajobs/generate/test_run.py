@@ -11,9 +11,8 @@ from PIL import Image
 from ray_app.archives import open_source
 from ray_app.cli.main import main
 from ray_app.datajobs.generate import load_pipeline_card
-from ray_app.datajobs.generate.file_style import FileStyle
 from ray_app.datajobs.generate.pipelines import LoadedPipeline, find_model
-from ray_app.datajobs.generate.requests import cut_blocks, make_orders, read_prompts
+from ray_app.datajobs.generate.requests import FileStyle, cut_blocks, make_requests, read_prompts
 from ray_app.datajobs.generate.run import card_of, generate_images
 from ray_app.datajobs.generate.worker import GenerationJob, GenerationWorker
 from ray_app.datasets import DatasetSource, build_index
@@ -146,7 +145,7 @@ def maker(card, prompts, out, most, batch):
     made = GenerationWorker(GenerationJob(Store.open(str(out)), found, find_model(found), config, "cpu", "fp32"))
     made._ready()
     made._pipeline = _Small(made._pipeline, most)
-    orders = make_orders(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], looks=[FileStyle("PNG")])
+    orders = make_requests(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], looks=[FileStyle("PNG")])
     return made, cut_blocks(orders, 8)
 
 

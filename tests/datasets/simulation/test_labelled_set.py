@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ray_app.datasets.simulation import decoders, labelled_set
-from ray_app.datasets.simulation.labelled_set import LABELS, build_labelled_set
+from ray_app.datasets.simulation import archive, decoders
+from ray_app.datasets.simulation.archive import LABELS, build_labelled_set
 from ray_app.datasets.simulation.pairs import SPLITS
 from ray_app.errors import ConfigError
 
@@ -25,7 +25,7 @@ def built(tmp_path_factory) -> Path:
     """Built in this process, and of decoders that saw few pictures; `test_an_unfinished_set_…` has processes of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoders, "_PICTURES", 2)
-        patch.setattr(labelled_set, "ProcessPoolExecutor", lambda processes, mp_context, **rest: ThreadPoolExecutor(1, **rest))
+        patch.setattr(archive, "ProcessPoolExecutor", lambda processes, mp_context, **rest: ThreadPoolExecutor(1, **rest))
         return build_labelled_set(tmp_path_factory.mktemp("simulated") / "set", **ARGUMENTS)
 
 

@@ -10,10 +10,9 @@ import transformers
 from PIL import Image
 
 from ray_app.detectors.card import load_card
-from ray_app.detectors.detector import Normalise
+from ray_app.detectors.detector import Normalise, build_network
 from ray_app.detectors.families.internvl import answer_of, images_of, log_odds, published_keys, score_of
 from ray_app.detectors.precision import autocast, lower_to_bf16
-from ray_app.detectors.registry import build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import pattern_image

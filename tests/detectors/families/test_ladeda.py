@@ -5,9 +5,9 @@ import torch
 
 from ray_app.detectors import load_card
 from ray_app.detectors.card import Architecture
+from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.ladeda import LaDeDa9, TinyLaDeDa
 from ray_app.detectors.families.npr import residual_of
-from ray_app.detectors.registry import build_network
 from ray_app.errors import DetectorError
 from tests.detectors.fill import fill
 from tests.detectors.golden import check

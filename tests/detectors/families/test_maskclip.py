@@ -14,10 +14,9 @@ from torch import nn
 
 from benchmarks.seeded import card_with_weights
 from ray_app.detectors import load_card
-from ray_app.detectors.detector import load_detector
+from ray_app.detectors.detector import build_network, load_detector
 from ray_app.detectors.families.maskclip import ChannelNorm, MaskClip, fit_relative_positions, initialise, losses, trainable_parameters
 from ray_app.detectors.precision import autocast, lower_to_bf16
-from ray_app.detectors.registry import build_network
 from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
 from tests.detectors.fill import pattern_image

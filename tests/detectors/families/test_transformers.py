@@ -9,7 +9,7 @@ import yaml
 
 from benchmarks.seeded import write_weights
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.registry import build_network
+from ray_app.detectors.detector import build_network
 from ray_app.errors import DetectorError
 from tests.detectors.conftest import filled_state
 from tests.detectors.fill import Undrawn, source

@@ -9,7 +9,7 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
-from ray_app.evaluation.audit.fdr import discover
+from ray_app.evaluation.audit.estimate import discover
 from ray_app.metrics.survey_sampling import References, discoveries
 from ray_app.scoring.identity import REFERENCES, keep_references, references_of
 from tests.evaluation.audit.made import archive, run_of, truth_of

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.evaluation.audit.sample import coded, count, draw, lowest, planned, seeded
+from ray_app.evaluation.audit.sample import count, draw, lowest_per_stratum, plan_strata, seeded, stratum_codes
 from ray_app.metrics.survey_sampling import drawn_fakes, shares
 from tests.evaluation.audit.made import archive, run_of, truth_of
 
@@ -54,7 +54,7 @@ def test_within_a_stratum_every_image_is_as_likely_as_any():
     ids, codes = np.arange(200, dtype=np.int64) * 977 - 90_000, (np.arange(200) % 2).astype(np.int32)
     times = np.zeros(200)
     for seed in range(1000):
-        times[lowest(codes, seeded(ids, seed), np.array([10, 30]))] += 1
+        times[lowest_per_stratum(codes, seeded(ids, seed), np.array([10, 30]))] += 1
     for code, expected in ((0, 100), (1, 300)):
         seen, p = times[codes == code], expected / 1000
         chi_square = ((seen - expected) ** 2 / (expected * (1 - p))).sum() * (99 / 100)
@@ -66,11 +66,11 @@ def test_intervals_of_a_run_with_known_truth_cover_it():
     columns, fake = archive(count=8000, failing=0)
     table = pa.table({"verdict": columns["verdict"], "score": columns["score"]})
     counted = _counted(table)
-    strata = planned(counted, 300)
-    codes, ids, wanted = coded(table, strata), columns["image_id"], np.array([one.drawn for one in strata])
+    strata = plan_strata(counted, 300)
+    codes, ids, wanted = stratum_codes(table, strata), columns["image_id"], np.array([one.drawn for one in strata])
     found = np.zeros((300, len(strata)), np.int64)
     for seed in range(300):
-        places = lowest(codes, seeded(ids, seed), wanted)
+        places = lowest_per_stratum(codes, seeded(ids, seed), wanted)
         found[seed] = np.bincount(codes[places], weights=fake[places], minlength=len(strata))
     sizes, flagged = np.array([one.size for one in strata]), np.array([one.verdict == "fake" for one in strata])
     drawn = drawn_fakes(sizes, flagged, found, np.broadcast_to(wanted, found.shape), draws=400, rng=np.random.default_rng(0))

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.evaluation.audit.sample import AuditStratum, allotted, coded, count, planned, strata_of
+from ray_app.evaluation.audit.sample import AuditStratum, allotted, count, plan_strata, strata_of, stratum_codes
 from ray_app.metrics.arrays import ScoreHistogram
 from tests.evaluation.audit.made import archive, run_of
 
@@ -17,7 +17,7 @@ def test_every_image_with_a_verdict_is_in_one_stratum(made):
     columns, _, run = made
     counted = count(run)
     strata = strata_of(counted.scores, counted.without_score, 300)
-    codes = coded(pa.table({"verdict": columns["verdict"], "score": columns["score"]}), strata)
+    codes = stratum_codes(pa.table({"verdict": columns["verdict"], "score": columns["score"]}), strata)
     assert np.bincount(codes[codes >= 0], minlength=len(strata)).tolist() == [one.size for one in strata]
     has_verdict = np.array([one is not None for one in columns["verdict"]])
     assert ((codes >= 0) == has_verdict).all()
@@ -61,7 +61,7 @@ def test_all_that_is_asked_for_is_allotted_and_never_more_than_there_is():
 
 
 def test_doubtful_strata_are_asked_about_more(made):
-    strata = planned(count(made[2]), 300)
+    strata = plan_strata(count(made[2]), 300)
     assert sum(one.drawn for one in strata) == 300
     share = {one.words: one.drawn / one.size for one in strata}
     lowest_reals = next(one for one in strata if one.verdict == "real" and one.low is None)

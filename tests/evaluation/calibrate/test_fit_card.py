@@ -5,8 +5,8 @@ from ray_app.detectors.card import Isotonic, Platt
 from ray_app.ensembles import EnsembleMember, decide, fit_stacking, is_audited, logit
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.division import CALIBRATE, CHOOSE, FIT, groups_of, split
-from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, moved, with_thresholds
-from ray_app.evaluation.calibrate.thresholds import choose, fit
+from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, shifted_calibration, with_thresholds
+from ray_app.evaluation.calibrate.thresholds import choose_threshold, fit
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
 MEMBERS = (EnsembleMember(detector="coarse"), EnsembleMember(detector="fine"))
@@ -36,7 +36,7 @@ def test_every_rule_gives_chances_and_a_threshold_that_decides(images, parts, ru
     assert decided.calibrated
     assert np.array_equal(decided.score, made.fitted.scores(choosing))
     assert int(said_fake[~choosing.fake].sum()) == made.chosen.false_positives
-    assert made.chosen == choose(decided.score[~choosing.fake], 0.01)
+    assert made.chosen == choose_threshold(decided.score[~choosing.fake], 0.01)
     assert said_fake[choosing.fake].mean() == made.card.thresholds.true_positive_rate > 0.25
     assert said_real[choosing.fake].mean() <= 0.05
     assert decided.probability.mean() == pytest.approx(choosing.fake.mean(), abs=0.08)
@@ -81,7 +81,7 @@ def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts, 
 def test_calibrations_are_moved_as_a_whole():
     at = np.linspace(-3, 3, 50)
     for calibration in (Platt(slope=2, intercept=1), Isotonic(knots=((-1, -2), (0, 0), (2, 5)))):
-        assert moved(calibration, -1.5)(at) == pytest.approx(calibration(at) - 1.5)
+        assert shifted_calibration(calibration, -1.5)(at) == pytest.approx(calibration(at) - 1.5)
 
 
 def test_a_cascade_asks_all_detectors_about_no_more_than_its_share(images, parts):
@@ -94,7 +94,7 @@ def test_a_cascade_asks_all_detectors_about_no_more_than_its_share(images, parts
     assert 0.2 < share <= 0.3
     assert (looks == "audit").mean() == pytest.approx(0.02 * (looks != "band").mean(), abs=0.003)
     only = images.take(parts == CHOOSE)
-    coarse = choose(only.scores["coarse"][~only.fake], 0.01).fake_above
+    coarse = choose_threshold(only.scores["coarse"][~only.fake], 0.01).fake_above
     assert made.card.thresholds.true_positive_rate > (only.scores["coarse"][only.fake] >= coarse).mean() + 0.1
 
 

@@ -4,7 +4,7 @@ import pytest
 from ray_app.ensembles import EnsembleMember, ensemble_of, logit
 from ray_app.evaluation.calibrate.division import CALIBRATE, CHOOSE, FIT, groups_of, split
 from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, with_thresholds
-from ray_app.evaluation.calibrate.report import by_quality, generators_left_out, of_cascade, systems_before_and_after
+from ray_app.evaluation.calibrate.run import by_quality, generators_left_out, of_cascade, systems_before_and_after
 from ray_app.metrics import ScoreHistogram, debiased_ece, log_loss
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 

@@ -12,7 +12,7 @@ from benchmarks.seeded import write_card
 from ray_app.cli.main import main
 from ray_app.detectors import load_card
 from ray_app.ensembles import decide, load_ensemble_card
-from ray_app.evaluation.calibrate.fit_card import moved
+from ray_app.evaluation.calibrate.fit_card import shifted_calibration
 from ray_app.runs import RunDirectory
 from tests.evaluation.calibrate.drawn import drawn
 from tests.evaluation.calibrate.runs import labels_of, run_of
@@ -120,7 +120,7 @@ def test_a_prevalence_is_in_the_written_calibration(place, card):
     rare = load_ensemble_card(place / "rare.yaml")
     assert rare.population.prevalence == 0.001
     by = np.log(0.001 / 0.999) - np.log(card.population.prevalence / (1 - card.population.prevalence))
-    assert rare.calibration.intercept == pytest.approx(moved(card.calibration, by).intercept)
+    assert rare.calibration.intercept == pytest.approx(shifted_calibration(card.calibration, by).intercept)
     assert rare.calibration.slope == card.calibration.slope
 
 

@@ -6,8 +6,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ray_app.errors import ConfigError, Status
+from ray_app.evaluation.compare.changes import RunColumns
 from ray_app.evaluation.compare.compare import ALPHA, LEAST, compare
-from ray_app.evaluation.compare.pairing import RunColumns
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 

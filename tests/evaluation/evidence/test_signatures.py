@@ -9,9 +9,9 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
-from ray_app.evaluation.evidence.checks import canonical, digest, written
+from ray_app.evaluation.evidence.checks import canonical, digest, record_text
 from ray_app.evaluation.evidence.record import make_evidence, read_evidence
-from ray_app.evaluation.evidence.signatures import check_signature, signed
+from ray_app.evaluation.evidence.verify import check_signature, signed
 from tests.reports.page_reader import read as read_page
 
 
@@ -114,10 +114,10 @@ def test_from_the_command_line(plain_run, photos, keys, tmp_path, capsys):
     assert (code, checks["signature"], checks["record"]) == (3, "differs", "agrees")
     told = read_evidence(record)
     told["record"]["made_at"] = "2020-01-01T00:00:00+00:00"
-    record.write_text(written(told | {"sha256": digest(told["record"])}))
+    record.write_text(record_text(told | {"sha256": digest(told["record"])}))
     assert answer("--signer", str(public))[1] == answer()[1] | {"signature": "differs"}
     del told["signature"]
-    record.write_text(written(told | {"sha256": digest(told["record"])}))
+    record.write_text(record_text(told | {"sha256": digest(told["record"])}))
     code, checks, _ = answer("--signer", str(public))
     assert (code, checks["signature"]) == (3, "differs")
     assert main([*verify, "--signer", str(tmp_path / "none.pem")]) == 2

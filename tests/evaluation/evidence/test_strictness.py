@@ -7,20 +7,19 @@ from itertools import cycle
 import pytest
 
 from ray_app.errors import ConfigError
-from ray_app.evaluation.evidence.checks import DECIDED, digest, read_back, written
+from ray_app.evaluation.evidence.checks import DECIDED, digest, parse_record, record_text
 from ray_app.evaluation.evidence.record import make_evidence, read_evidence
-from ray_app.evaluation.evidence.signatures import ROW
-from ray_app.evaluation.evidence.verify import not_verified, verify_evidence
+from ray_app.evaluation.evidence.verify import ROW, not_verified, verify_evidence
 
 
 @pytest.fixture(scope="module")
 def told(promised_run, photos):
-    return read_back(written(make_evidence(promised_run, str(photos / "photo-3.jpg"))).encode())
+    return parse_record(record_text(make_evidence(promised_run, str(photos / "photo-3.jpg"))).encode())
 
 
 @pytest.fixture(scope="module")
 def text(told):
-    return written(told)
+    return record_text(told)
 
 
 def test_a_record_is_read_back_as_it_was_written(told, text, tmp_path):
@@ -69,7 +68,7 @@ def test_bytes_that_are_no_text_are_refused(text, tmp_path):
 
 def test_a_name_that_stands_in_two_objects_is_no_key_that_stands_twice():
     value = {"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}]}
-    assert read_back(written(value).encode()) == value
+    assert parse_record(record_text(value).encode()) == value
 
 
 def mappings(value, path=()):

@@ -12,7 +12,7 @@ from ray_app.datasets import DatasetSource, build_index
 from ray_app.errors import ConfigError
 from ray_app.evaluation.label_audit.audit import audit_labels, difference_text, headline
 from ray_app.metrics.label_quality import Difference
-from ray_app.reports.labels import labels_lines
+from ray_app.reports.audit import labels_lines
 from ray_app.runs import write_features
 from ray_app.runs.artifacts import feature_rows
 from ray_app.storage import Store
@@ -148,7 +148,7 @@ def test_hostile_names_stay_text(tmp_path):
     planted_run(tmp_path / "run", 400)
     document = audited(tmp_path, thumbnails=False)
     document["suspicious"]["images"][0]["uri"] = "/x/<script>alert(1)</script>\u202e.png"
-    from ray_app.reports.labels import render_labels
+    from ray_app.reports.audit import render_labels
 
     page = render_labels(document, {document["suspicious"]["images"][0]["image_id"]: "bm8gSlBFRw=="})
     assert "<script>" not in page

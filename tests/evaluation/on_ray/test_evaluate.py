@@ -11,8 +11,7 @@ from ray_app.cluster.ray_cluster import on_ray
 from ray_app.datasets.simulation.archive import build_sample_archive
 from ray_app.evaluation.accumulate import gather
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.label_sources import labels_for
-from ray_app.evaluation.run import evaluate
+from ray_app.evaluation.run import evaluate, labels_for
 from ray_app.evaluation.systems import systems_of
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.storage import Store

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ray_app.errors import ConfigError
 from ray_app.images.provenance import Provenance, ProvenanceConfig, ProvenancePolicy
-from ray_app.images.provenance.reader import locate
+from ray_app.images.provenance.containers import locate
 from tests.images import factory
 from tests.images.flips import SWEEPS
 from tests.images.provenance.files import READER, box, camera_exif, jpeg_with, png_with, said, segment, user_comment

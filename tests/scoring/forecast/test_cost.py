@@ -9,7 +9,7 @@ from ray_app.config import named_configs
 from ray_app.errors import ConfigError
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices, ScoreConfig
-from ray_app.scoring.forecast.cost import ClusterDescription, Nodes, load_cluster, planned_for
+from ray_app.scoring.forecast.rates import ClusterDescription, Nodes, load_cluster, planned_for
 from ray_app.scoring.messages import BlockReport, BlockWork
 from ray_app.scoring.session import ScoringSession, require_prices, spent
 

@@ -11,10 +11,10 @@ from fastapi import FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.serving.http.admission import Admission, ServicePace
 from ray_app.serving.http.app import QUEUED
 from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import install_handlers
+from ray_app.serving.http.limits import Admission, ServicePace
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
 from tests.serving.http.test_limits import Clock, config

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from ray_app.serving import ServeConfig
 from ray_app.serving.http import app as guard
-from ray_app.serving.http.job_routes import job_router
+from ray_app.serving.http.routes import job_router
 from ray_app.serving.http.schemas import ImageAnswer, Job
 from ray_app.serving.jobs.book import JobBook
 from tests.serving.http.live import wait_for

@@ -8,8 +8,8 @@ from ray_app.attribution.captioners.networks import body_state
 from ray_app.attribution.captioners.registry import load_describing
 from ray_app.attribution.cards import load_describer
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.training.captioner.export import CARD, WEIGHTS, with_figures, write_card, write_index, write_network
-from ray_app.training.captioner.learner import WordLearner, describer_facts, make_plan, speaking_network, spoken_before, tokenizer_json
+from ray_app.training.captioner.learner import CaptionLearner, caption_network, decoder_inputs, describer_facts, make_plan, tokenizer_json
+from ray_app.training.captioner.run import CARD, WEIGHTS, with_figures, write_card, write_index, write_network
 from ray_app.training.config import Recipe
 from tests.attribution.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
 
@@ -43,8 +43,10 @@ def learner_of(kind, **loop):
     told = recipe(kind, **loop)
     plan = make_plan(told.name, told.describe, width=WIDTH, prompts=PROMPTS)
     pixels = None if kind == "prefix" else told.describe.preprocessing
-    network = speaking_network(told.name, told.describe, plan, told.loop.seed)
-    return plan, WordLearner(told, network, plan.words, plan.words.targets(PROMPTS, 20), preprocessing=pixels, device="cpu", total_steps=20)
+    network = caption_network(told.name, told.describe, plan, told.loop.seed)
+    return plan, CaptionLearner(
+        told, network, plan.words, plan.words.targets(PROMPTS, 20), preprocessing=pixels, device="cpu", total_steps=20
+    )
 
 
 def batch_of(kind, usable=(True,) * 4):
@@ -63,7 +65,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_tokens_and_the_loss_falls(ki
     given = torch.from_numpy(batch["embedding"]) if kind == "prefix" else learner._normalise(torch.from_numpy(batch["image"]))
     targets = torch.from_numpy(plan.words.targets(PROMPTS, 20).astype(np.int64))
     with torch.no_grad():
-        chances = learner.network.eval()(given, spoken_before(targets, plan.words)).log_softmax(2)
+        chances = learner.network.eval()(given, decoder_inputs(targets, plan.words)).log_softmax(2)
     there = targets != -100
     expected = -chances.gather(2, targets.clamp(min=0)[..., None])[..., 0][there].mean().item()
     learner.network.train()
@@ -135,7 +137,7 @@ def test_what_was_trained_is_a_card_with_one_file(tmp_path, kind):
     assert load_describing(again).describe(given) == said
     started = told.model_copy(update={"describe": told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})})
     begun = make_plan(told.name, started.describe, width=WIDTH)
-    network = speaking_network(told.name, started.describe, begun, 99)
+    network = caption_network(told.name, started.describe, begun, 99)
     for one, other in zip(body_state(network).values(), body_state(learner.network).values(), strict=True):
         assert torch.equal(one, other)
 
@@ -161,9 +163,9 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path):
         make_plan("words", recipe("git").describe.model_copy(update={"architecture": {"model": "gti"}}), width=None, prompts=PROMPTS)
     plan, learner = learner_of("prefix")
     learner.save(tmp_path)
-    network = speaking_network("words", told.describe, plan._replace(prefix=5), 0)
+    network = caption_network("words", told.describe, plan._replace(prefix=5), 0)
     targets = plan.words.targets(PROMPTS, 20)
-    other = WordLearner(told, network, plan.words, targets, preprocessing=None, device="cpu", total_steps=20)
+    other = CaptionLearner(told, network, plan.words, targets, preprocessing=None, device="cpu", total_steps=20)
     with pytest.raises(DetectorError, match="of another shape"):
         other.load(tmp_path)
 

@@ -11,7 +11,7 @@ from ray_app.attribution.cards import load_identifier
 from ray_app.attribution.identifier import Identifier
 from ray_app.cli.main import main
 from ray_app.detectors import load_detector
-from ray_app.detectors.embeddings import embedding_facts
+from ray_app.detectors.linear_head import embedding_facts
 from ray_app.errors import ConfigError
 from ray_app.training.run import train
 from ray_app.training.run_directory import recipe_of
