@@ -24,9 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app import __version__
+from ray_app.archives import cut_blocks, dedup, raw_listing
 from ray_app.archives.containers import Container
-from ray_app.archives.cut_blocks import RUN_ROWS, Cutter, Ends, Run, TableStream, runs_of
-from ray_app.archives.dedup import choose_new
 from ray_app.archives.manifest import (
     BLOCK_COLUMNS,
     BlockRef,
@@ -48,7 +47,6 @@ from ray_app.archives.manifest import (
     write_listed,
 )
 from ray_app.archives.members import BlockPlan, Digest, Ids, block_sizes, identity_digest
-from ray_app.archives.raw_listing import RAW_ROWS, Progress, RawFile, SectionLister, SectionListing
 from ray_app.archives.sources import Archive, Opened, SourceSection
 from ray_app.storage import Guard, LinkedFolders, Store
 
@@ -72,7 +70,7 @@ def write_selected(
     """
     schema = manifest_schema(wanted)
     refs: list[BlockRef] = []
-    arriving = TableStream(with_input(table, wanted) for table in rows)
+    arriving = cut_blocks.TableStream(with_input(table, wanted) for table in rows)
     for number, count in enumerate(block_sizes(plan)):
         table = arriving.up_to(count)
         if table is None:
@@ -114,9 +112,9 @@ def in_turn(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
 class Portions:
     """How many members one task holds at once or one file of ids has, and how few are not worth a task at all."""
 
-    raw_rows: int = RAW_ROWS
+    raw_rows: int = raw_listing.RAW_ROWS
     id_rows: int = 1 << 20
-    run_rows: int = RUN_ROWS
+    run_rows: int = cut_blocks.RUN_ROWS
     few: int = 100_000
 
 
@@ -126,7 +124,7 @@ def list_members(
     plan: BlockPlan,
     *,
     each: Each = in_turn,
-    progress: Progress | None = None,
+    progress: raw_listing.Progress | None = None,
     limit: int | None = None,
     digest: Digest = identity_digest,
     portions: Portions = Portions(),
@@ -145,7 +143,11 @@ def list_members(
     store.clear(folder_of(number))
     scratch = f"{folder_of(number)}/listing"
     walk = Walk(
-        SectionLister(store, scratch, archive.selection, archive.fetcher, digest, portions.raw_rows), archive, each, limit, progress
+        raw_listing.SectionLister(store, scratch, archive.selection, archive.fetcher, digest, portions.raw_rows),
+        archive,
+        each,
+        limit,
+        progress,
     )
     walk.sources()
     last = read_complete(store, numbers[-1]) if numbers else None
@@ -160,8 +162,8 @@ def list_members(
     earlier = sum(info.members for info in (read_complete(store, one) for one in numbers) if info is not None)
     if max(listed, earlier) <= portions.few:
         each = in_turn
-    kept, vanished = choose_new(store, number, numbers, files, digest, portions.id_rows)
-    runs = runs_of(kept, portions.run_rows)
+    kept, vanished = dedup.choose_new(store, number, numbers, files, digest, portions.id_rows)
+    runs = cut_blocks.runs_of(kept, portions.run_rows)
     if numbers and not runs and np.array_equal(vanished, read_vanished(store, numbers[-1])):
         store.clear(folder_of(number))
         if last is not None:
@@ -194,7 +196,9 @@ def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most:
     if info is None or not info.digest or info.named > most:
         return False
     folder = folder_of(info.manifest + 1)
-    walk = Walk(SectionLister(store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest), archive, limit=limit)
+    walk = Walk(
+        raw_listing.SectionLister(store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest), archive, limit=limit
+    )
     walk.sources()
     store.clear(folder)
     return walk.digest == info.digest
@@ -209,14 +213,14 @@ class Walk:
     what tells these from others. `linked`: folders that were not followed.
     """
 
-    lister: SectionLister
+    lister: raw_listing.SectionLister
     archive: Archive
     each: Each = in_turn
     limit: int | None = None
-    progress: Progress | None = None
+    progress: raw_listing.Progress | None = None
     found: int = 0
     kept: int = 0
-    files: list[RawFile] = field(default_factory=list)
+    files: list[raw_listing.RawFile] = field(default_factory=list)
     opened: int = 0
     settled: bool = True
     digest: str = ""
@@ -245,7 +249,7 @@ class Walk:
             for listing in self._over(groups):
                 self.settled &= listing.settled
 
-    def _over(self, sections: Sequence[SourceSection]) -> Iterator[SectionListing]:
+    def _over(self, sections: Sequence[SourceSection]) -> Iterator[raw_listing.SectionListing]:
         items = list(enumerate(sections, start=self._sections))
         self._sections += len(items)
         for listing in self._listings(items):
@@ -261,7 +265,7 @@ class Walk:
                 self.progress(self.kept)
             yield listing
 
-    def _listings(self, items: Sequence[tuple[int, SourceSection]]) -> Iterator[SectionListing]:
+    def _listings(self, items: Sequence[tuple[int, SourceSection]]) -> Iterator[raw_listing.SectionListing]:
         """With a limit one after another, since what comes later may not be wanted."""
         if self.limit is None and len(items) > 1:
             yield from self.each(self.lister, items)
@@ -273,7 +277,7 @@ class Walk:
             yield replace(self.lister, limit=left, progress=_after(self.kept, self.progress))(item)
 
 
-def _after(kept: int, progress: Progress | None) -> Progress | None:
+def _after(kept: int, progress: raw_listing.Progress | None) -> raw_listing.Progress | None:
     return None if progress is None else lambda count: progress(kept + count)
 
 
@@ -304,11 +308,13 @@ def _noted(walk: Walk) -> dict[str, Any]:
     return {"named": walk.named, "digest": walk.digest if walk.settled else "", **servers, **linked}
 
 
-def _cut(store: Store, number: int, plan: BlockPlan, runs: Sequence[Run], input_type: pa.StructType | None, each: Each) -> pa.Table:
+def _cut(
+    store: Store, number: int, plan: BlockPlan, runs: Sequence[cut_blocks.Run], input_type: pa.StructType | None, each: Each
+) -> pa.Table:
     """Write the manifest's parts; returns its blocks."""
-    measure = Ends(store, plan)
+    measure = cut_blocks.Ends(store, plan)
     measured: Iterator[Any] = each(measure, [run for run in runs if measure.reads(run)])
     ends: list[Ids] = [next(measured) if measure.reads(run) else measure(run) for run in runs]
     firsts = accumulate((len(one) for one in ends), initial=0)
-    tables = each(Cutter(store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
+    tables = each(cut_blocks.Cutter(store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
     return pa.concat_tables([BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()

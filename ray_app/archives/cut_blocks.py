@@ -10,9 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives.dedup import ChosenMembers
-from ray_app.archives.manifest import BLOCK_COLUMNS, cut_rows, folder_of, manifest_schema, with_input
-from ray_app.archives.members import BlockPlan, Ids, block_sizes
+from ray_app.archives import dedup, manifest, members
 from ray_app.storage import Store
 
 RUN_ROWS = 4 * 131_072  # members that are cut by one task
@@ -26,7 +24,7 @@ class Run:
     """Raw files whose members are cut together. Blocks of the first run start small and grow."""
 
     number: int
-    files: tuple[ChosenMembers, ...]
+    files: tuple[dedup.ChosenMembers, ...]
 
     @property
     def rows(self) -> int:
@@ -49,10 +47,10 @@ class Run:
             yield from chosen.tables(store, columns)
 
 
-def runs_of(files: Sequence[ChosenMembers], run_rows: int) -> list[Run]:
+def runs_of(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
     """Consecutive files, so many that each run but the last has `run_rows` members or more."""
     runs: list[Run] = []
-    waiting: list[ChosenMembers] = []
+    waiting: list[dedup.ChosenMembers] = []
     rows = 0
     for chosen in files:
         if chosen.rows:
@@ -69,15 +67,15 @@ class Ends:
     """Where the blocks of a run end, by its rows; called with the run. Picklable, as tasks need it."""
 
     store: Store
-    plan: BlockPlan
+    plan: members.BlockPlan
 
     def reads(self, run: Run) -> bool:
         """Whether rows must be read to know where blocks end: where groups matter, or a block may hold too many bytes."""
         return run.has_groups or self._may_be_heavy(run)
 
-    def __call__(self, run: Run) -> Ids:
+    def __call__(self, run: Run) -> members.Ids:
         """Reads rows only where it must."""
-        sizes = block_sizes(self.plan) if run.number == 0 else repeat(self.plan.largest_block)
+        sizes = members.block_sizes(self.plan) if run.number == 0 else repeat(self.plan.largest_block)
         starts = _group_starts(run.tables(self.store, ["uri", "place"])) if run.has_groups else None
         held = _bytes_before(run.tables(self.store, ["size_bytes"])) if self._may_be_heavy(run) else None
         ends: list[int] = []
@@ -106,11 +104,13 @@ class Cutter:
     number: int
     input_type: pa.StructType | None
 
-    def __call__(self, item: tuple[Run, Ids, int]) -> pa.Table:
+    def __call__(self, item: tuple[Run, members.Ids, int]) -> pa.Table:
         """Returns the run's rows of `blocks.parquet`."""
         run, ends, block = item
-        writer = _PartWriter(self.store, f"{folder_of(self.number)}/part-{run.number:05}", manifest_schema(self.input_type))
-        rows = TableStream(with_input(table, self.input_type) for table in run.tables(self.store))
+        writer = _PartWriter(
+            self.store, f"{manifest.folder_of(self.number)}/part-{run.number:05}", manifest.manifest_schema(self.input_type)
+        )
+        rows = TableStream(manifest.with_input(table, self.input_type) for table in run.tables(self.store))
         for place, size in enumerate(np.diff(ends, prepend=0).tolist()):
             writer.add(rows.take(size).combine_chunks(), block + place)
         return writer.finish()
@@ -161,14 +161,14 @@ class _PartWriter:
                 "size_bytes": int(np.maximum(sizes, 0).sum()),
             }
         )
-        self._waiting.append(cut_rows(listed, block, self._schema))
+        self._waiting.append(manifest.cut_rows(listed, block, self._schema))
         if len(self._waiting) == BLOCKS_PER_FILE:
             self._flush()
 
     def finish(self) -> pa.Table:
         if self._waiting:
             self._flush()
-        return pa.Table.from_pylist(self._blocks, BLOCK_COLUMNS)
+        return pa.Table.from_pylist(self._blocks, manifest.BLOCK_COLUMNS)
 
     def _path(self) -> str:
         return f"{self._stem}-{self._files:05}.parquet"
@@ -201,7 +201,7 @@ def _group_starts(tables: Iterator[pa.Table]) -> npt.NDArray[np.bool_]:
     return np.concatenate(found)
 
 
-def _bytes_before(tables: Iterator[pa.Table]) -> Ids:
+def _bytes_before(tables: Iterator[pa.Table]) -> members.Ids:
     """For each row, and behind the last, the bytes of all rows before it; those of unknown size count as nothing."""
     sizes = [np.maximum(table["size_bytes"].to_numpy(), 0) for table in tables if len(table)]
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])

@@ -16,12 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives.manifest import folder_of, listed_row, parquet_bytes, read_block, read_blocks
-from ray_app.archives.members import Digest, Ids, check_word, first_word
-from ray_app.archives.raw_listing import RawFile
+from ray_app.archives import manifest, members, raw_listing
 from ray_app.errors import StorageError
-from ray_app.storage import Store
-from ray_app.storage.listing import in_order
+from ray_app.storage import Store, listing
 
 # A member's position: how often it was hashed again, the number of its raw file, its row there. The lowest position claims an id first.
 _HASHED_AGAIN, _ROW_BITS = 1 << 56, 32
@@ -53,7 +50,7 @@ class ChosenMembers:
     id of those that were hashed again.
     """
 
-    file: RawFile
+    file: raw_listing.RawFile
     rows: int
     kept: bytes | None
     ids: tuple[tuple[int, int], ...]
@@ -79,8 +76,8 @@ class ChosenMembers:
 
 
 def choose_new(
-    store: Store, number: int, earlier: Sequence[int], files: Sequence[RawFile], digest: Digest, id_rows: int
-) -> tuple[list[ChosenMembers], Ids]:
+    store: Store, number: int, earlier: Sequence[int], files: Sequence[raw_listing.RawFile], digest: members.Digest, id_rows: int
+) -> tuple[list[ChosenMembers], members.Ids]:
     """What manifest `number` gets of each raw file, and the sorted ids of `earlier` manifests that are not there any more.
 
     Writes the new ids, at most about `id_rows` to a file. Memory: a bit per member, and 8 bytes per vanished id. Raises StorageError.
@@ -89,7 +86,7 @@ def choose_new(
         for one in earlier:
             for table in _known_ids(store, one, digest):
                 _claim(db, table, np.full(len(table), _KNOWN))
-        for place, table in in_order((_ids_of(store, *one) for one in enumerate(files)), at_once=_FILES_AT_ONCE, ahead=1):
+        for place, table in listing.in_order((_ids_of(store, *one) for one in enumerate(files)), at_once=_FILES_AT_ONCE, ahead=1):
             _claim(db, table, (place << _ROW_BITS) + np.arange(len(table)))
         db.execute(_HOLD)
         while collided := db.execute(_COLLIDED).fetchall():
@@ -119,28 +116,30 @@ def _database() -> Iterator[Any]:
             db.close()
 
 
-def _claim(db: Any, table: pa.Table, positions: Ids) -> None:
+def _claim(db: Any, table: pa.Table, positions: members.Ids) -> None:
     """Each row of `table` (image_id, check) claims its id."""
     db.register("claimed", pa.table([table["image_id"], table["check"], pa.array(positions, pa.int64())], schema=_CLAIMS))
     db.execute("INSERT INTO claims FROM claimed")
 
 
-def _ids_of(store: Store, place: int, file: RawFile) -> Iterator[tuple[int, pa.Table]]:
+def _ids_of(store: Store, place: int, file: raw_listing.RawFile) -> Iterator[tuple[int, pa.Table]]:
     yield place, pa.concat_tables(file.tables(store, ["image_id", "check"]))
 
 
-def _known_ids(store: Store, number: int, digest: Digest) -> Iterator[pa.Table]:
+def _known_ids(store: Store, number: int, digest: members.Digest) -> Iterator[pa.Table]:
     """Ids and check words of the members that a manifest added; of one written before there were id files, from its rows."""
-    folder = f"{folder_of(number)}/ids"
+    folder = f"{manifest.folder_of(number)}/ids"
     for name in (names := store.names(folder)):
         yield pq.read_table(pa.BufferReader(store.read(f"{folder}/{name}")))
-    for ref in [] if names else read_blocks(store, number):
-        table = read_block(store, ref)
-        checks = [check_word(digest(listed_row(row), 0)) for row in table.to_pylist()]
+    for ref in [] if names else manifest.read_blocks(store, number):
+        table = manifest.read_block(store, ref)
+        checks = [members.check_word(digest(manifest.listed_row(row), 0)) for row in table.to_pylist()]
         yield pa.table({"image_id": table["image_id"], "check": pa.array(checks, pa.int64())})
 
 
-def _hash_again(db: Any, store: Store, files: Sequence[RawFile], collided: Sequence[tuple[int, int]], digest: Digest) -> None:
+def _hash_again(
+    db: Any, store: Store, files: Sequence[raw_listing.RawFile], collided: Sequence[tuple[int, int]], digest: members.Digest
+) -> None:
     """Let members (position, check word) whose id is another's claim their next id."""
     moved = []
     by_file = sorted((position % _HASHED_AGAIN, position) for position, _ in collided)
@@ -148,7 +147,7 @@ def _hash_again(db: Any, store: Store, files: Sequence[RawFile], collided: Seque
         rows = [row for table in files[file].tables(store) for row in table.drop_columns("check").to_pylist()]
         for place, position in places:
             again = position + _HASHED_AGAIN
-            number = first_word(digest(listed_row(dict(rows[place & _ROW_MASK])), again // _HASHED_AGAIN))
+            number = members.first_word(digest(manifest.listed_row(dict(rows[place & _ROW_MASK])), again // _HASHED_AGAIN))
             moved.append({"before": position, "image_id": number, "position": again})
     db.register("again", pa.Table.from_pylist(moved))
     db.execute(_MOVE)
@@ -162,10 +161,10 @@ def _write_ids(db: Any, store: Store, number: int, id_rows: int) -> None:
         first = (bucket << (64 - bits)) - (1 << 63)
         table = db.sql(_NEW_IDS, params=[first, first + (1 << (64 - bits)) - 1]).to_arrow_table()
         if len(table):
-            store.write(f"{folder_of(number)}/ids/{bits}-{bucket:05}.parquet", parquet_bytes(table))
+            store.write(f"{manifest.folder_of(number)}/ids/{bits}-{bucket:05}.parquet", manifest.parquet_bytes(table))
 
 
-def _chosen(db: Any, files: Sequence[RawFile]) -> list[ChosenMembers]:
+def _chosen(db: Any, files: Sequence[raw_listing.RawFile]) -> list[ChosenMembers]:
     starts = np.cumsum([0, *(-(-file.rows // 8) for file in files)])
     bits = np.zeros(starts[-1], np.uint8)
     for batch in db.sql(_NEW, params=[_HASHED_AGAIN]).to_arrow_reader():

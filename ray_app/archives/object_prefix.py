@@ -11,8 +11,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
 
-from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, kind_of
-from ray_app.archives.containers.base import sample_key, sidecar_column
+from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, base, kind_of
 from ray_app.archives.containers.parquet import rows_by
 from ray_app.archives.members import ListedMember, ListedWithColumns, TableColumns
 from ray_app.errors import ConfigError
@@ -27,8 +26,8 @@ from ray_app.storage import (
     list_objects,
     list_range,
     strip_secrets,
+    urls,
 )
-from ray_app.storage.urls import full_matcher
 
 TABLE, _SHARD = ".parquet", ".tar"
 _MOST_CELLS = 2_000_000  # held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
@@ -49,7 +48,7 @@ class Samples:
         """
         if self._rows is None:
             self._rows = rows_by("key", self._table, self._fetcher, most=_MOST_CELLS)
-        row = None if sidecar_column(name, item.size_bytes) else self._rows.get(sample_key(name))
+        row = None if base.sidecar_column(name, item.size_bytes) else self._rows.get(base.sample_key(name))
         if row is None:
             return item
         described = {column: value for column, value in row.items() if not _names_a_mask(column)}
@@ -151,7 +150,7 @@ class PrefixRange:
         table = table_of_folder(first.uri, self.prefix.below)
         # Of a pattern, a table tells only where it is among what matches, as in one listing of it all.
         if table is not None and self.keys.pattern is not None:
-            table = table if full_matcher(self.keys.pattern)(table.uri.removeprefix(self.prefix.below)) else None
+            table = table if urls.full_matcher(self.keys.pattern)(table.uri.removeprefix(self.prefix.below)) else None
         return self.prefix.told(chain([first], objects), fetcher, table)
 
 

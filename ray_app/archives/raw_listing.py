@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ray_app.archives import members, sources
 from ray_app.archives.containers import Container
 from ray_app.archives.manifest import has_columns_of_archive, input_type, joined_inputs, listed_rows, parquet_bytes, with_input
-from ray_app.archives.members import Digest, ListedMember, RefusedMember
-from ray_app.archives.sources import Selection, SourceSection
 from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
 
 Progress = Callable[[int], object]
@@ -83,21 +82,21 @@ class SectionLister:
 
     store: Store
     folder: str
-    selection: Selection
+    selection: sources.Selection
     fetcher: Fetcher
-    digest: Digest
+    digest: members.Digest
     raw_rows: int = RAW_ROWS
     limit: int | None = None
     progress: Progress | None = None
 
-    def __call__(self, item: tuple[int, SourceSection]) -> SectionListing:
+    def __call__(self, item: tuple[int, sources.SourceSection]) -> SectionListing:
         """Raises ConfigError and StorageError from the source."""
         number, section = item
         writer = _RawWriter(self.store, f"{self.folder}/{number:06}", self.raw_rows)
         containers: list[Container] = []
         found, settled = 0, True
 
-        def kept() -> Iterator[ListedMember]:
+        def kept() -> Iterator[members.ListedMember]:
             nonlocal found, settled
             for (_, entry), passes in self.selection.chosen(section.found(self.fetcher)):
                 if isinstance(entry, Container) and passes:
@@ -105,7 +104,7 @@ class SectionLister:
                     continue
                 found += 1
                 if passes:
-                    assert isinstance(entry, ListedMember)
+                    assert isinstance(entry, members.ListedMember)
                     settled &= entry.place is not None or _is_for_good(entry.refused)
                     yield entry
 
@@ -123,7 +122,7 @@ class SectionLister:
         return SectionListing(found, count, files, tuple(containers), writer.digest.digest(), settled, linked)
 
 
-def _is_for_good(refused: RefusedMember | None) -> bool:
+def _is_for_good(refused: members.RefusedMember | None) -> bool:
     return refused is not None and not refused.status.startswith("source_")
 
 
@@ -140,7 +139,7 @@ class _RawWriter:
         self._tables: list[pa.Table] = []
         self._rows, self._as_text = 0, False
 
-    def add(self, items: Sequence[ListedMember], digest: Digest) -> None:
+    def add(self, items: Sequence[members.ListedMember], digest: members.Digest) -> None:
         digests = b"".join([digest(item, 0) for item in items])
         self.digest.update(digests)
         words = np.frombuffer(digests, ">i8").reshape(len(items), -1).astype(np.int64)

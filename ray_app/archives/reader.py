@@ -11,8 +11,7 @@ from operator import attrgetter
 from ray_app.archives.containers import CONTAINERS, Reader
 from ray_app.archives.members import ManifestMember
 from ray_app.errors import InputError, Status
-from ray_app.storage import Fetcher
-from ray_app.storage.node_budget import NodeBudget, Turn
+from ray_app.storage import Fetcher, node_budget
 
 _AHEAD_BYTES = 64 * 2**20
 _UNSIZED_BYTES = 16 * 2**20  # reserved for a file whose size its server does not say; a larger one is requested again, alone
@@ -25,10 +24,12 @@ class MemberReader:
     turn until the next member is requested, or `let_go` says that nobody wants it any more.
     """
 
-    def __init__(self, fetcher: Fetcher, *, max_bytes: int, depth_bytes: int = _AHEAD_BYTES, budget: NodeBudget | None = None) -> None:
+    def __init__(
+        self, fetcher: Fetcher, *, max_bytes: int, depth_bytes: int = _AHEAD_BYTES, budget: node_budget.NodeBudget | None = None
+    ) -> None:
         self._fetcher, self._max_bytes, self._depth_bytes, self._budget = fetcher, max_bytes, depth_bytes, budget
         self._readers: dict[str, Reader] = {}
-        self._turn: Turn | None = None
+        self._turn: node_budget.Turn | None = None
 
     def read(self, members: Sequence[ManifestMember]) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
         """Every member in order with its bytes, or the reason why there are none; one that was refused when it was listed is not read."""

@@ -17,12 +17,10 @@ import pyarrow.csv as pcsv
 import pyarrow.orc as orc
 import pyarrow.parquet as pq
 
+from ray_app.archives import members, object_prefix
 from ray_app.archives.containers import ContainerLimits
-from ray_app.archives.members import ListedMember, RefusedMember, TableColumns
-from ray_app.archives.object_prefix import Found, as_found
 from ray_app.errors import ConfigError, SourceError, Status, StorageError
-from ray_app.storage import Fetcher, ObjectInfo, Store, canonical
-from ray_app.storage.urls import bucket_and_key, scheme_of
+from ray_app.storage import Fetcher, ObjectInfo, Store, canonical, urls
 
 _ROWS_AT_ONCE = 16_384
 _MOST_BYTES = 64 * 2**20  # of a manifest.json, which has some 200 bytes for a data file of up to a million objects
@@ -36,7 +34,7 @@ class Inventory:
     """The source `inventory::s3://…/manifest.json`."""
 
     url: str
-    columns: TableColumns
+    columns: members.TableColumns
     limits: ContainerLimits
 
     def sections(self, fetcher: Fetcher) -> Iterator["InventoryFile"]:
@@ -49,7 +47,7 @@ class Inventory:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: {error!r}") from None
         place = canonical(self.url)
-        if scheme_of(place) == "s3" and bucket_and_key(place)[0] != bucket:
+        if urls.scheme_of(place) == "s3" and urls.bucket_and_key(place)[0] != bucket:
             raise ConfigError(f"{self.url}: its data files are in another bucket, {bucket}", hint="name the manifest.json that lies there")
         names = _column_names(schema)
         missing = [setting for name, setting in _NEEDED.items() if name not in names]
@@ -91,19 +89,19 @@ class InventoryFile:
     inventory: Inventory
     bucket: str
 
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
+    def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
         """The objects that the bucket had, in the file's order, and their keys; what is said to be in another one is refused.
 
         Raises StorageError when the file cannot be read.
         """
-        other = RefusedMember(Status.UNSAFE_MEMBER, f"in another bucket than the inventory's, {self.bucket}")
+        other = members.RefusedMember(Status.UNSAFE_MEMBER, f"in another bucket than the inventory's, {self.bucket}")
         try:
             for info in self._objects(fetcher):
                 bucket, _, key = info.uri.partition("://")[2].partition("/")
                 if bucket == self.bucket:
-                    yield key, as_found(info, key, None, self.inventory.columns, self.inventory.limits)
+                    yield key, object_prefix.as_found(info, key, None, self.inventory.columns, self.inventory.limits)
                 else:
-                    yield key, ListedMember(info.uri, None, 0, info.version, info.size_bytes, refused=other)
+                    yield key, members.ListedMember(info.uri, None, 0, info.version, info.size_bytes, refused=other)
         except SourceError as error:
             raise StorageError(
                 f"cannot read the inventory's file {self.uri}: {error.detail}",

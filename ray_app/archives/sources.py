@@ -11,11 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ray_app.archives import members, object_prefix, s3_inventory, uri_lists
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, Unopened
-from ray_app.archives.members import ListedMember, TableColumns
-from ray_app.archives.object_prefix import Found, ObjectPrefix, Samples
-from ray_app.archives.s3_inventory import Inventory
-from ray_app.archives.uri_lists import UriLists, is_one_file, looks_like_list
 from ray_app.errors import ConfigError
 from ray_app.storage import Fetcher, Guard, RetryPolicy, canonical, is_pattern, matcher, matcher_below, strip_secrets
 
@@ -23,7 +20,7 @@ from ray_app.storage import Fetcher, Guard, RetryPolicy, canonical, is_pattern, 
 class SourceSection(Protocol):
     """A part of a source that one task lists. Picklable and small."""
 
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
+    def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
         """Members and unopened containers, each with the path that patterns are compared with, in a fixed order."""
 
 
@@ -40,10 +37,10 @@ class Opened:
 
     containers: tuple[Container, ...]
 
-    def found(self, fetcher: Fetcher) -> Iterator[Found]:
+    def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
         """Their members, one container after the other."""
         for container in self.containers:
-            samples = None if container.samples is None else Samples(container.samples, fetcher)
+            samples = None if container.samples is None else object_prefix.Samples(container.samples, fetcher)
             for item in CONTAINERS[container.kind].index(container, fetcher):
                 name = _name_in(container, item)
                 if samples is not None and item.member is not None:
@@ -51,7 +48,7 @@ class Opened:
                 yield f"{container.path}/{name}" if name else container.path, item
 
 
-def _name_in(container: Container, item: ListedMember) -> str | None:
+def _name_in(container: Container, item: members.ListedMember) -> str | None:
     """What patterns see of a member behind its container's path: its name, a row's own path, or the file that a list's row names."""
     if item.place is not None and item.place.kind == "parquet":
         path = item.input.get("path")
@@ -67,7 +64,7 @@ class Selection:
     exclude: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
-    def chosen(self, found: Iterator[Found]) -> Iterator[tuple[Found, bool]]:
+    def chosen(self, found: Iterator[object_prefix.Found]) -> Iterator[tuple[object_prefix.Found, bool]]:
         """Everything outside the skipped places, and whether the patterns let it pass.
 
         A container passes if its members might, to be opened, or to be reported where it cannot be.
@@ -102,7 +99,7 @@ class Archive:
         exclude: Sequence[str] = (),
         *,
         skip: Sequence[str] = (),
-        columns: TableColumns = TableColumns(),  # noqa: B008 - frozen
+        columns: members.TableColumns = members.TableColumns(),  # noqa: B008 - frozen
         limits: ContainerLimits = ContainerLimits(),  # noqa: B008 - frozen
         allow_private: bool = False,
         fetcher: Fetcher | None = None,
@@ -119,7 +116,7 @@ class Archive:
         for source in self._sources:
             yield from source.sections(self.fetcher)
 
-    def __iter__(self) -> Iterator[ListedMember]:
+    def __iter__(self) -> Iterator[members.ListedMember]:
         found = kept = 0
         containers: list[Container] = []
         for section in self.sections():
@@ -133,7 +130,7 @@ class Archive:
                         yield item
         for container in containers:
             for (_, item), passes in self.selection.chosen(Opened((container,)).found(self.fetcher)):
-                assert isinstance(item, ListedMember)
+                assert isinstance(item, members.ListedMember)
                 found, kept = found + 1, kept + passes
                 if passes:
                     yield item
@@ -185,7 +182,7 @@ def _split_kind(source: str) -> tuple[str | None, str]:
     return (kind, url) if mark and "/" not in kind else (None, source)
 
 
-def _source_for(source: str, columns: TableColumns, limits: ContainerLimits) -> ArchiveSource:
+def _source_for(source: str, columns: members.TableColumns, limits: ContainerLimits) -> ArchiveSource:
     kind, url = _split_kind(source)
     known = ("files", *CONTAINERS, "list", "inventory")
     if kind is not None and kind not in known:
@@ -194,21 +191,21 @@ def _source_for(source: str, columns: TableColumns, limits: ContainerLimits) -> 
         raise ConfigError(f"'{source}' names no place", hint="a folder, file or URL")
     url = canonical(url)  # here: sections are listed by tasks, whose working directory is another
     if kind == "inventory":
-        return Inventory(url, columns, limits)
+        return s3_inventory.Inventory(url, columns, limits)
     if kind == "list":
-        return UriLists(url, columns, limits)
-    prefix = ObjectPrefix(url, kind, columns, limits)
-    return _PerhapsList(prefix) if kind is None and looks_like_list(url) and not is_pattern(url) else prefix
+        return uri_lists.UriLists(url, columns, limits)
+    prefix = object_prefix.ObjectPrefix(url, kind, columns, limits)
+    return _PerhapsList(prefix) if kind is None and uri_lists.looks_like_list(url) and not is_pattern(url) else prefix
 
 
 @dataclass(frozen=True)
 class _PerhapsList:
     """A list if it is a file, and a folder if it is one: the name alone does not say."""
 
-    prefix: ObjectPrefix
+    prefix: object_prefix.ObjectPrefix
 
     def sections(self, fetcher: Fetcher) -> Iterator[SourceSection]:
         """Those of the one or the other."""
         source = self.prefix
-        lists = UriLists(source.url, source.columns, source.limits)
-        yield from lists.sections(fetcher) if is_one_file(source.url, fetcher) else source.sections(fetcher)
+        lists = uri_lists.UriLists(source.url, source.columns, source.limits)
+        yield from lists.sections(fetcher) if uri_lists.is_one_file(source.url, fetcher) else source.sections(fetcher)

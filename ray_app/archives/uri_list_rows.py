@@ -7,9 +7,7 @@ from typing import Any
 
 from ray_app.archives.members import ListedMember, RefusedMember
 from ray_app.errors import ConfigError, Status
-from ray_app.storage import canonical, local_path, strip_secrets
-from ray_app.storage.fetch import local_version
-from ray_app.storage.urls import local_uri, scheme_of
+from ray_app.storage import canonical, fetch, local_path, strip_secrets, urls
 
 # fsspec opens more: archives in archives, caches, shells. A list has no need of them.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "file"})
@@ -23,7 +21,7 @@ class ListEntries:
 
     def __init__(self, list_uri: str, column: str) -> None:
         self._list, self._column = list_uri, column
-        self._is_local = scheme_of(list_uri) == "file"
+        self._is_local = urls.scheme_of(list_uri) == "file"
         place = local_path(list_uri) if self._is_local else list_uri.partition("?")[0]
         self._folder = place.rpartition("/")[0]
         self._row = 0
@@ -58,18 +56,18 @@ class ListEntries:
                     return place, refused
                 self._buckets.add(bucket)
             return uri.rstrip("/"), None
-        scheme = scheme_of(uri)
+        scheme = urls.scheme_of(uri)
         if "\0" in uri or scheme not in SCHEMES or (scheme not in UNCHAINED and "::" in uri):
             return uri, RefusedMember(Status.UNSAFE_MEMBER, "a list may name files by path, s3://, gs://, az://, hf:// and https://")
         if scheme == "file" and (uri.startswith("/") or uri.lower().startswith("file:")):
             if not self._is_local:
                 return uri, RefusedMember(Status.UNSAFE_MEMBER, "a list from elsewhere may not name local files")
-            return local_uri(canonical("file" + uri[4:] if uri[:4].lower() == "file" else uri)), None
+            return urls.local_uri(canonical("file" + uri[4:] if uri[:4].lower() == "file" else uri)), None
         return self._below_folder(uri) if scheme == "file" else _checked(uri)
 
     def _below_folder(self, uri: str) -> tuple[str, RefusedMember | None]:
         if self._is_local:
-            return local_uri(os.path.abspath(os.path.join(self._folder or "/", uri))), None
+            return urls.local_uri(os.path.abspath(os.path.join(self._folder or "/", uri))), None
         scheme, mark, below = self._folder.partition("://")
         root, _, folder = below.partition("/")
         path = posixpath.normpath(posixpath.join("/", folder, uri))
@@ -103,4 +101,4 @@ def _local_facts(place: str) -> tuple[int, str]:
         found = os.stat(local_path(place))
     except (OSError, ValueError):
         return -1, ""
-    return found.st_size, local_version(found)
+    return found.st_size, fetch.local_version(found)

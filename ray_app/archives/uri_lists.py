@@ -13,12 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_app.archives import members, tabular, uri_list_rows
 from ray_app.archives.columns import URI_NAMES, input_rows, no_column, no_uris, uri_column
 from ray_app.archives.containers import Container, ContainerLimits, Unopened, kind_of
 from ray_app.archives.containers.parquet import index_uris
-from ray_app.archives.members import ListedMember, TableColumns
-from ray_app.archives.tabular import csv_tables, json_tables, pieces
-from ray_app.archives.uri_list_rows import ListEntries
 from ray_app.errors import ConfigError, SourceError, StorageError
 from ray_app.storage import Fetcher, canonical, list_objects, strip_secrets
 
@@ -36,7 +34,7 @@ class UriLists:
     """The source `list::URL`: a list, or a folder or pattern of them; each is a section."""
 
     url: str
-    columns: TableColumns
+    columns: members.TableColumns
     limits: ContainerLimits
 
     def sections(self, fetcher: Fetcher) -> Iterator["UriList"]:
@@ -52,10 +50,10 @@ class UriList:
     uri: str
     version: str
     size_bytes: int
-    columns: TableColumns
+    columns: members.TableColumns
     limits: ContainerLimits
 
-    def found(self, fetcher: Fetcher) -> Iterator[tuple[str, ListedMember]]:
+    def found(self, fetcher: Fetcher) -> Iterator[tuple[str, members.ListedMember]]:
         """A member per row, with its path below the list's folder where it lies there, else its whole uri.
 
         Raises ConfigError naming the list, and the row or column that is wrong, StorageError when it cannot be read.
@@ -71,7 +69,7 @@ class UriList:
                 f"{self.uri}: {' '.join(str(error).split())}", hint="a list has one header and, within a column, values of one type"
             ) from error
 
-    def _members(self, fetcher: Fetcher) -> Iterator[ListedMember]:
+    def _members(self, fetcher: Fetcher) -> Iterator[members.ListedMember]:
         if kind_of(self.uri) == "parquet":
             name = self.uri.rpartition("/")[2]
             container = Container(self.uri, self.version, self.size_bytes, "parquet", name, self.columns, self.limits)
@@ -84,10 +82,10 @@ class UriList:
             rows = _READERS[name](_unpacked(file, packed), self)
             first = next(rows, None)
             if first is not None:
-                entries = ListEntries(self.uri, self._uri_column(first))
+                entries = uri_list_rows.ListEntries(self.uri, self._uri_column(first))
                 yield from entries.members(itertools.chain([first], rows))
 
-    def _readable(self, items: Iterator[ListedMember]) -> Iterator[ListedMember]:
+    def _readable(self, items: Iterator[members.ListedMember]) -> Iterator[members.ListedMember]:
         for item in items:
             if isinstance(item, Unopened) and item.refused is not None:
                 if item.refused.status.startswith("source_"):
@@ -135,18 +133,18 @@ def _csv_rows(file: Any, where: UriList, delimiter: str = ",") -> Rows:
         uri = uri_column(pa.schema([(name, pa.string()) for name in names]), where.columns)
         return [name for name in (uri, *_TEXTS) if name is not None]
 
-    for table in csv_tables(file, delimiter=delimiter, texts=texts):
+    for table in tabular.csv_tables(file, delimiter=delimiter, texts=texts):
         yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
 
 
 def _json_rows(file: Any, where: UriList) -> Rows:
-    for table in json_tables(file, {where.columns.uri, *URI_NAMES, *_TEXTS}):
+    for table in tabular.json_tables(file, {where.columns.uri, *URI_NAMES, *_TEXTS}):
         yield from input_rows(dict(zip(table.column_names, table.columns, strict=True)), {})
 
 
 def _text_rows(file: Any, where: UriList) -> Rows:
     name = where.columns.uri or "uri"
-    for piece in pieces(file, quoted=False):
+    for piece in tabular.pieces(file, quoted=False):
         lines = (line.rstrip("\r") for line in piece.decode("utf-8-sig").split("\n"))
         yield from ({name: line} for line in lines if line)
 

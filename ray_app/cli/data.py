@@ -359,15 +359,14 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     touchstone index photos/ --layout folders --out index --hash sha256,phash
     touchstone index labels.csv --out index --set columns.uri=file --set arguments.label=kind
     """
-    from ray_app.datasets import DatasetSource, build_index
-    from ray_app.datasets.labelling import ProgressLog
+    from ray_app.datasets import DatasetSource, build_index, labelling
     from ray_app.errors import ConfigError
     from ray_app.storage import Store
 
     source = configured("index", None, DatasetSource, given, assignments)
     if source.split or source.generators:
         raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
-    info = build_index(source, Store.open(out), progress=ProgressLog("index"))
+    info = build_index(source, Store.open(out), progress=labelling.ProgressLog("index"))
     click.echo(json.dumps(asdict(info), indent=1, ensure_ascii=False) if as_json else "\n".join(_index_lines(info)))
     if complete and not info.agrees:
         message = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"

@@ -49,14 +49,13 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
     touchstone detectors fetch unifd cnndetection --accept-licence cnndetection
     touchstone detectors fetch --all --to s3://bucket/weights
     """
-    from ray_app.detectors import load_card
-    from ray_app.detectors.licences import require_accepted
+    from ray_app.detectors import licences, load_card
 
     if bool(names) == everything:
         raise click.UsageError("name detectors, or say --all" if not names else "name detectors or say --all, not both")
     cards = list(_fetchable(accepted)) if everything else [load_card(name) for name in names]
     for card in cards:
-        require_accepted(card, accepted)
+        licences.require_accepted(card, accepted)
     mirror = _absolute(mirror)
     fetched, failed = [], []
     for card in cards:
@@ -70,14 +69,14 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
 
 def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
     """Every shipped card that can be fetched; says on stderr which cannot and why."""
-    from ray_app.detectors import list_cards
-    from ray_app.detectors.licences import TERMS_IN_WORDS, is_accepted
-    from ray_app.detectors.weights import located, parts_of
+    from ray_app.detectors import licences, list_cards, weights
 
     for card in list_cards():
-        by_hand = [part for part in parts_of(card) if part.weights.obtain and "://" not in part.weights.uri and not located(part)]
-        if not is_accepted(card, accepted):
-            _log(f"left out: {card.name}: {card.licence} ({TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
+        by_hand = [
+            part for part in weights.parts_of(card) if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)
+        ]
+        if not licences.is_accepted(card, accepted):
+            _log(f"left out: {card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
         elif by_hand:
             _log(f"left out: {card.name}: no program can fetch it. {by_hand[0].weights.obtain} touchstone detectors fetch {card.name}")
         else:
@@ -85,14 +84,13 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
 
 
 def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
-    from ray_app.detectors import publish_weights
-    from ray_app.detectors.weights import located, parts_of, resolve_part
+    from ray_app.detectors import publish_weights, weights
 
     files = []
-    for part in parts_of(card):
-        if located(part) is None:
+    for part in weights.parts_of(card):
+        if weights.located(part) is None:
             _log(f"{card.name}: fetching {part.weights.uri}")
-        path = resolve_part(part)
+        path = weights.resolve_part(part)
         files += [path, *(path.parent / name for name in part.weights.beside)]
     size = sum(path.stat().st_size for path in files)
     _log(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
@@ -158,13 +156,12 @@ def list_detectors(as_json: bool) -> int:
 
 
 def _entry(card: "DetectorCard") -> "ZooEntry":
+    from ray_app.detectors import licences, weights
     from ray_app.detectors.card import variants_of
-    from ray_app.detectors.licences import is_accepted
-    from ray_app.detectors.weights import located, parts_of
     from ray_app.reports.card import ZooEntry
 
-    here = all(located(part) for part in parts_of(card))
-    return ZooEntry(card, is_accepted(card), here, tuple(map(_entry, variants_of(card))))
+    here = all(weights.located(part) for part in weights.parts_of(card))
+    return ZooEntry(card, licences.is_accepted(card), here, tuple(map(_entry, variants_of(card))))
 
 
 @detectors.command("show")
@@ -181,9 +178,7 @@ def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
     touchstone detectors show community-forensics-vits384 --yaml > mine.yaml
     """
     from ray_app.attribution.cards import profile_card
-    from ray_app.detectors import load_card
-    from ray_app.detectors.licences import is_accepted
-    from ray_app.detectors.weights import located, parts_of
+    from ray_app.detectors import licences, load_card, weights
     from ray_app.reports.card import Here, card_page
 
     if (profile := profile_card(name)) is not None:
@@ -195,13 +190,13 @@ def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
     elif as_yaml:
         click.echo(shown(card), nl=False)
     else:
-        here = Here(is_accepted(card), {part.weights.uri: located(part) for part in parts_of(card)})
+        here = Here(licences.is_accepted(card), {part.weights.uri: weights.located(part) for part in weights.parts_of(card)})
         click.echo(card_page(card, here, min(_columns(), _WIDEST_PAGE)))
     return 0
 
 
 def _show_profile_card(card: "IdentifierCard | DescriberCard", *, as_yaml: bool, as_json: bool) -> None:
-    from ray_app.detectors.weights import located
+    from ray_app.detectors import weights
     from ray_app.reports.attribution import profile_page
 
     if as_json:
@@ -209,7 +204,7 @@ def _show_profile_card(card: "IdentifierCard | DescriberCard", *, as_yaml: bool,
     elif as_yaml:
         click.echo(shown(card), nl=False)
     else:
-        click.echo(profile_page(card, {part.weights.uri: located(part) for part in card.parts}, min(_columns(), _WIDEST_PAGE)))
+        click.echo(profile_page(card, {part.weights.uri: weights.located(part) for part in card.parts}, min(_columns(), _WIDEST_PAGE)))
 
 
 def _columns() -> int:
@@ -232,13 +227,12 @@ def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...
     touchstone detectors verify touchstone-tiny
     touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
     """
-    from ray_app.detectors import load_card
-    from ray_app.detectors.licences import require_accepted
+    from ray_app.detectors import licences, load_card
     from ray_app.detectors.verify import verify_detector
 
     cards = [load_card(name) for name in names]
     for card in cards:
-        require_accepted(card, accepted)
+        licences.require_accepted(card, accepted)
     results = []
     for card in cards:
         checks = []

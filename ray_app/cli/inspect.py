@@ -122,8 +122,7 @@ def explain(
 
 
 def _cards(detectors: Sequence[str], ensemble: str | None, accepted: Sequence[str]) -> "list[DetectorCard]":
-    from ray_app.detectors import load_card
-    from ray_app.detectors.licences import require_accepted
+    from ray_app.detectors import licences, load_card
     from ray_app.ensembles import load_ensemble_card
 
     if detectors and ensemble:
@@ -131,7 +130,7 @@ def _cards(detectors: Sequence[str], ensemble: str | None, accepted: Sequence[st
     names = detectors or [member.detector for member in load_ensemble_card(ensemble or "default").members]
     cards = [load_card(name) for name in dict.fromkeys(names)]
     for card in cards:
-        require_accepted(card, accepted)
+        licences.require_accepted(card, accepted)
     return cards
 
 

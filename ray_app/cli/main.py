@@ -11,23 +11,21 @@ from types import FrameType
 import click
 
 from ray_app import __version__
-from ray_app.cli.data import collect, filter_command, generate, index, labels, pack, split
+from ray_app.cli import data, endpoint, trust
 from ray_app.cli.detectors import config, detectors
-from ray_app.cli.endpoint import serve
 from ray_app.cli.evaluate import compare, evaluate, leaderboard
 from ray_app.cli.inspect import explain, gallery, masks
 from ray_app.cli.score import decide, demo, plan, report, rescore, results, score
 from ray_app.cli.train import train
-from ray_app.cli.trust import audit, calibrate, evidence
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
 _SECTIONS = {
-    "An archive": (demo, plan, score, results, report, gallery, masks, explain, filter_command, pack),
-    "How far to trust it": (calibrate, decide, audit, evidence),
-    "Data": (collect, generate, split, labels),
-    "How well detectors do": (index, evaluate, compare, leaderboard),
+    "An archive": (demo, plan, score, results, report, gallery, masks, explain, data.filter_command, data.pack),
+    "How far to trust it": (trust.calibrate, decide, trust.audit, trust.evidence),
+    "Data": (data.collect, data.generate, data.split, data.labels),
+    "How well detectors do": (data.index, evaluate, compare, leaderboard),
     "Detectors": (detectors, train, rescore),
-    "A service, and settings": (serve, config),
+    "A service, and settings": (endpoint.serve, config),
 }
 
 

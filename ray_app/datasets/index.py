@@ -30,6 +30,7 @@ from ray_app.archives import (
     BlockPlan,
     Each,
     ListedMember,
+    build,
     guard_of,
     image_id,
     in_turn,
@@ -40,16 +41,13 @@ from ray_app.archives import (
     read_block,
     read_complete,
 )
-from ray_app.archives.build import write_selected
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
 from ray_app.datasets.labels import INPUT, Labels
-from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, make_layout
-from ray_app.datasets.layouts.base import contradiction
+from ray_app.datasets.layouts import LAYOUTS, DatasetLayout, base, make_layout
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
-from ray_app.storage import Guard, Store, canonical, strip_secrets
-from ray_app.storage.urls import scheme_of
+from ray_app.storage import Guard, Store, canonical, strip_secrets, urls
 
 # Called with what is being done (`listed`, `labelled`) and the number of members so far; picklable.
 Progress = Callable[[str, int], object]
@@ -171,7 +169,7 @@ def write_index(
         _refuse_contradictions(archive, layout, limit)
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
     tally = _Tally(partial(progress, "labelled"))
-    written = write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard)
+    written = build.write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
         reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
         hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
@@ -227,7 +225,7 @@ def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[
     assert info is not None, "who divides an index has read it"
     store.clear("manifest")
     tally = _Tally(lambda members: None)
-    written = write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, guard_of(given))
+    written = build.write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, guard_of(given))
     divided = replace(
         info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.by_stratum()
     )
@@ -293,7 +291,7 @@ def _refuse_contradictions(archive: Archive, layout: DatasetLayout, limit: int |
             labels = labels_of(item, layout)
             before = first.setdefault((item.uri, item.member, item.occurrence, item.version), labels)
             if labels != before:
-                raise contradiction(item, f"listed more than once, as [{before}] and as [{labels}]")
+                raise base.contradiction(item, f"listed more than once, as [{before}] and as [{labels}]")
 
 
 def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -324,7 +322,7 @@ def _simulated(source: DatasetSource, store: Store, progress: Progress) -> tuple
 def _check_simulated(source: DatasetSource, store: Store) -> None:
     from ray_app.datasets.simulation.archive import build_labelled_set
 
-    if scheme_of(store.url) != "file":
+    if urls.scheme_of(store.url) != "file":
         raise ConfigError(f"{store.url}: the simulated set is made in a local folder", hint="give a local --out")
     try:
         inspect.signature(build_labelled_set).bind(Path(), **source.arguments)
@@ -348,7 +346,7 @@ def _indexes(source: DatasetSource) -> Sequence[str]:
 
 
 def _is_index(place: str) -> bool:
-    return "::" not in place and scheme_of(place) not in ("http", "https") and is_index(Store.open(place))
+    return "::" not in place and urls.scheme_of(place) not in ("http", "https") and is_index(Store.open(place))
 
 
 def _identity(source: DatasetSource) -> dict[str, Any]:

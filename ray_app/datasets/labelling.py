@@ -21,8 +21,7 @@ from ray_app.datasets.labels import INPUT, Labels, prompt_group, texts
 from ray_app.datasets.layouts.base import DatasetLayout, place_of
 from ray_app.datasets.splits import Splits, counted
 from ray_app.errors import ConfigError, InputError
-from ray_app.images import ImageLimits, decode_image
-from ray_app.images.facts import perceptual_hash, require_perceptual_hash
+from ray_app.images import ImageLimits, decode_image, facts
 from ray_app.storage import Fetcher, Store
 
 Hash = Literal["sha256", "phash"]
@@ -107,7 +106,7 @@ class Labeller:
                 if "sha256" in self.hashes:
                     hashes["sha256"][place] = hashlib.sha256(data).hexdigest()
                 if "phash" in self.hashes:
-                    hashes["phash"][place] = perceptual_hash(decode_image(data, self.limits).pixels)
+                    hashes["phash"][place] = facts.perceptual_hash(decode_image(data, self.limits).pixels)
             except InputError as error:
                 unreadable.add(error.status, f"{place_of(as_listed(member))}: {error.detail}")
         return hashes, unreadable
@@ -131,7 +130,7 @@ def check_hashes(hashes: Sequence[Hash]) -> None:
     if unknown := set(hashes) - {"sha256", "phash"}:
         raise ConfigError(f"no hash {', '.join(sorted(unknown))}", hint="sha256, phash")
     if "phash" in hashes:
-        require_perceptual_hash()
+        facts.require_perceptual_hash()
 
 
 def with_prompts(open_source: Callable[[DatasetSource], pa.Table]) -> Callable[[DatasetSource], pa.Table]:

@@ -6,12 +6,10 @@
 import numpy as np
 from PIL import Image
 
-from ray_app.archives import ManifestMember, MemberLocation, MemberReader, read_referenced
-from ray_app.archives.uri_list_rows import SCHEMES, UNCHAINED
+from ray_app.archives import ManifestMember, MemberLocation, MemberReader, read_referenced, uri_list_rows
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits, decode_image
-from ray_app.storage import Fetcher
-from ray_app.storage.urls import scheme_of
+from ray_app.storage import Fetcher, urls
 
 
 def may_name(uri: str, member: str | None, place: str) -> bool:
@@ -28,10 +26,10 @@ def may_lead(source: str, place: str) -> bool:
 
     A chain of fsspec's (`zip::https://…`) is never one; local paths, s3 and web addresses may have `::` in their names.
     """
-    scheme, own = scheme_of(place), scheme_of(source)
+    scheme, own = urls.scheme_of(place), urls.scheme_of(source)
     named = place.partition("://")[0]
-    is_chain = not place.startswith("/") and "::" in (named if named.lower() in UNCHAINED else place)
-    return not is_chain and (scheme == own or (scheme in SCHEMES and scheme != "file"))
+    is_chain = not place.startswith("/") and "::" in (named if named.lower() in uri_list_rows.UNCHAINED else place)
+    return not is_chain and (scheme == own or (scheme in uri_list_rows.SCHEMES and scheme != "file"))
 
 
 class MaskReader:

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.datasets.config import Sampling
-from ray_app.datasets.labels import coded, fakes
+from ray_app.datasets import config, labels
 from ray_app.errors import ConfigError
 
 Places = npt.NDArray[np.int32]
@@ -38,7 +37,7 @@ class SampleOrder:
     Raises ConfigError for sampling that these rows or this batch do not allow.
     """
 
-    def __init__(self, rows: pa.Table, sampling: Sampling, seed: int, batch: int) -> None:
+    def __init__(self, rows: pa.Table, sampling: config.Sampling, seed: int, batch: int) -> None:
         if not len(rows):
             raise ConfigError("there are no images to train on")
         self.batch = batch
@@ -158,10 +157,10 @@ class Mixture:
     shuffle: Shuffle
 
     @classmethod
-    def of(cls, rows: pa.Table, sampling: Sampling, shuffle: Shuffle) -> "Mixture":
+    def of(cls, rows: pa.Table, sampling: config.Sampling, shuffle: Shuffle) -> "Mixture":
         """Strata of a labelled table, real before fake, each class's generators in the order of their first rows."""
-        generators, names = coded(rows, "generator")
-        is_fake = fakes(rows)
+        generators, names = labels.coded(rows, "generator")
+        is_fake = labels.fakes(rows)
         keys = is_fake * (len(names) + 1) + generators + 1
         found, counts = np.unique(keys, return_counts=True)
         strata = np.split(np.argsort(keys, kind="stable").astype(np.int32), np.cumsum(counts)[:-1])
@@ -216,7 +215,7 @@ class Twins:
     @classmethod
     def of(cls, rows: pa.Table, shuffle: Shuffle) -> "Twins":
         """The first real of a group with its first fake, the second with the second; what is then alone in its group stands alone."""
-        groups, is_fake = coded(rows, "group")[0], fakes(rows)
+        groups, is_fake = labels.coded(rows, "group")[0], labels.fakes(rows)
         twins = _twins(groups, is_fake)
         is_alone = np.ones(len(rows), bool)
         is_alone[twins] = False
@@ -238,7 +237,7 @@ class Twins:
         return np.insert(rows, 0 if number % 2 else len(rows), self.last)
 
 
-def mixed_shares(counts: Counts, is_fake: npt.NDArray[np.bool_], sampling: Sampling) -> Shares:
+def mixed_shares(counts: Counts, is_fake: npt.NDArray[np.bool_], sampling: config.Sampling) -> Shares:
     """(strata,) the share of each of an epoch: its class's, divided within the class in proportion to count ** generators."""
     shares: Shares = np.power(counts, sampling.generators, dtype=np.float64)
     classes = [is_fake == fake for fake in (False, True) if (is_fake == fake).any()]
@@ -265,7 +264,7 @@ def _rank(groups: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     return ranks
 
 
-def _epochs(rows: pa.Table, sampling: Sampling, seed: int) -> Epochs:
+def _epochs(rows: pa.Table, sampling: config.Sampling, seed: int) -> Epochs:
     shuffle = Shuffle(seed, sampling.window, sampling.run)
     if sampling.classes != "natural" or sampling.generators != 1:
         if sampling.twins:

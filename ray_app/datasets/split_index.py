@@ -14,9 +14,7 @@ from pydantic import Field, model_validator
 
 from ray_app.archives import iter_blocks, read_block
 from ray_app.config import Frozen
-from ray_app.datasets.index import is_index, read_info, write_divided
-from ray_app.datasets.labels import coded, texts
-from ray_app.datasets.near_duplicates import Kind, bonds_of, connected_groups, leaks_of
+from ray_app.datasets import index, labels, near_duplicates
 from ray_app.datasets.splits import ASIDE, FREE, SPLITS, TEST, Places, SplitRequest, chosen_generators, divide, held_rows, strata_of
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Store, strip_secrets
@@ -26,8 +24,8 @@ _MOST_NAMES = 5
 
 SCHEMA = 1
 FILE = "split.json"
-BY: tuple[Kind, ...] = ("group", "prompt", "looks")
-_ALWAYS: tuple[Kind, ...] = ("image", "bytes")
+BY: tuple[near_duplicates.Kind, ...] = ("group", "prompt", "looks")
+_ALWAYS: tuple[near_duplicates.Kind, ...] = ("image", "bytes")
 
 
 class SplitConfig(Frozen):
@@ -66,17 +64,17 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
     rows = _read(given)
     if given.url == out.url:
         raise ConfigError(f"{out.url}: a split is written beside its index, not over it", hint="give another --out")
-    info = read_info(given)
+    info = index.read_info(given)
     assert info is not None, "it was read"
     after = config.after and strip_secrets(config.after)
     source = {"split": config.model_dump(mode="json", exclude={"at", "out"}) | {"of": info.digest, "after": after}}
-    there = read_info(out)
+    there = index.read_info(out)
     if there is not None and there.source.get("split") != source["split"]:
         raise IdentityError(f"{out.url} holds another index, or one that was divided otherwise", hint="give another --out")
     held_out = chosen_generators(rows, config.hold_out, config.seed)
-    bonds = bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
+    bonds = near_duplicates.bonds_of(rows, [*_ALWAYS, *BY], prompts=config.prompts)
     binding = [bond for bond in bonds if bond.kind in (*_ALWAYS, *config.by)]
-    groups, count = connected_groups(binding, len(rows))
+    groups, count = near_duplicates.connected_groups(binding, len(rows))
     wanted = SplitRequest(config.shares, held_out, config.even, config.seed)
     places = divide(rows, groups, count, wanted, _pins(rows, config))
     _refuse_empty(places, config)
@@ -87,12 +85,12 @@ def split_index(config: SplitConfig) -> dict[str, Any]:
                   "even": config.even, "seed": config.seed, "keep": list(config.keep), "after": after},
         "images": len(rows), "groups": count, "largest_group": int(np.bincount(groups, minlength=count).max()),
         "bonds": [{"kind": bond.kind, "known": bond.known, "near": len(bond.pairs), "binds": bond in binding} for bond in bonds],
-        "had": {name: images for name, images in Counter(texts(rows, "split").to_pylist()).most_common() if name is not None},
+        "had": {name: images for name, images in Counter(labels.texts(rows, "split").to_pylist()).most_common() if name is not None},
         **_distribution(rows, places, held_out),
-        "leaks": _with_names(given, leaks_of(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
+        "leaks": _with_names(given, near_duplicates.leaks_of(bonds, np.where(places == ASIDE, -1, places).astype(np.int64), SPLITS)),
     }  # fmt: skip
     document["remarks"] = remarks_on(document, even=config.even, kept=bool(config.keep))
-    document["digest"] = write_divided(out, given, pa.array(np.array(SPLITS)[places]), source).digest
+    document["digest"] = index.write_divided(out, given, pa.array(np.array(SPLITS)[places]), source).digest
     out.write(FILE, json.dumps(document, indent=1, ensure_ascii=False).encode())
     return document
 
@@ -103,7 +101,7 @@ def check_splits(at: str, *, prompts: float = 0.9) -> dict[str, Any]:
     """
     store = Store.open(at)
     rows = _read(store)
-    codes, names = coded(rows, "split")
+    codes, names = labels.coded(rows, "split")
     order = sorted(range(len(names)), key=lambda place: (_learning(names[place]), place))
     ranks = np.append(np.argsort(order), -1)
     splits = ranks[codes].astype(np.int64)
@@ -113,7 +111,7 @@ def check_splits(at: str, *, prompts: float = 0.9) -> dict[str, Any]:
     if len(np.unique(splits[splits >= 0])) < 2:
         raise ConfigError(f"{store.url}: its images are in fewer than two splits", hint=f"touchstone split {at} --out DIR makes them")
     images = {name: int((splits == place).sum()) for place, name in enumerate(named)}
-    leaks = leaks_of(bonds_of(rows, [*_ALWAYS, *BY], prompts=prompts), splits, named)
+    leaks = near_duplicates.leaks_of(near_duplicates.bonds_of(rows, [*_ALWAYS, *BY], prompts=prompts), splits, named)
     return {"schema": SCHEMA, "index": strip_secrets(store.url), "images": images, "leaks": _with_names(store, leaks)}
 
 
@@ -162,7 +160,7 @@ def _learning(name: str) -> int:
 
 def _read(store: Store) -> pa.Table:
     """`image_id` and `input` of all rows."""
-    if not is_index(store) or read_info(store) is None:
+    if not index.is_index(store) or index.read_info(store) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --hash sha256,phash --out DIR")
     return pa.concat_tables(read_block(store, ref).select(["image_id", "input"]) for ref in iter_blocks(store, 0))
 
@@ -189,7 +187,7 @@ def _pins(rows: pa.Table, config: SplitConfig) -> Places:
 
 def _places(rows: pa.Table) -> Places:
     """(N,) the rows' own `split`; FREE for a row aside, for none and for another word."""
-    codes, names = coded(rows, "split")
+    codes, names = labels.coded(rows, "split")
     numbers = {name: place for place, name in enumerate(SPLITS[:ASIDE])} | {"val": 1, "valid": 1}
     return np.array([*(numbers.get(name.lower(), FREE) for name in names), FREE], np.int8)[codes]
 

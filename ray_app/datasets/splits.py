@@ -16,9 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.datasets.config import Data, DatasetSource, HeldOut
+from ray_app.datasets import config, near_duplicates
 from ray_app.datasets.labels import coded, fakes, texts
-from ray_app.datasets.near_duplicates import Codes, leakage
 from ray_app.errors import ConfigError
 
 Rows = npt.NDArray[np.bool_]
@@ -50,7 +49,7 @@ class Splits:
     findings: dict[str, Any]
 
 
-def make_splits(data: Data, open_source: Callable[[DatasetSource], pa.Table], *, one_class: bool = False) -> Splits:
+def make_splits(data: config.Data, open_source: Callable[[config.DatasetSource], pa.Table], *, one_class: bool = False) -> Splits:
     """The splits of `data`; `open_source` gives a source's labelled table. `one_class`: a split may hold fakes alone, or reals.
 
     Raises ConfigError where a split has no source, is empty, or of one class; where held-out generators are not there; where validation,
@@ -62,7 +61,7 @@ def make_splits(data: Data, open_source: Callable[[DatasetSource], pa.Table], *,
     splits = {"train": given.filter(pa.array((place == _KEPT) & (why == "")))}
     for number, name in ((_VALIDATION, "validation"), (_TEST, "test")):
         wanted = getattr(data, name)
-        if isinstance(wanted, HeldOut):
+        if isinstance(wanted, config.HeldOut):
             splits[name] = given.filter(pa.array((place == number) & (why == "")))
         elif wanted:
             splits[name] = _joined(wanted, open_source)
@@ -74,12 +73,12 @@ def make_splits(data: Data, open_source: Callable[[DatasetSource], pa.Table], *,
     findings = {
         "splits": {name: counted(table) for name, table in splits.items()},
         "set_aside": {"images": len(set_aside), "why": _tally(set_aside["why"])},
-        "leakage": leakage(splits),
+        "leakage": near_duplicates.leakage(splits),
     }
     return Splits(splits["train"], splits["validation"], splits.get("test"), set_aside, findings)
 
 
-def require_sources(data: Data) -> None:
+def require_sources(data: config.Data) -> None:
     """Raises ConfigError where training or validation has no source."""
     for name in ("train", "validation"):
         if not getattr(data, name):
@@ -98,7 +97,7 @@ class SplitRequest:
     seed: int = 0
 
 
-def divide(rows: pa.Table, groups: Codes, count: int, wanted: SplitRequest, pins: Places) -> Places:
+def divide(rows: pa.Table, groups: near_duplicates.Codes, count: int, wanted: SplitRequest, pins: Places) -> Places:
     """(N,) the place of every row among SPLITS. `pins` (N,): rows that stay where they are, FREE = the others.
 
     A group with pinned rows goes where the first of them are, train before validation before test: what was learnt from is measured on
@@ -156,7 +155,7 @@ def held_rows(rows: pa.Table, names: Sequence[str]) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isin(codes, [there.index(name) for name in names if name in there]) & fakes(rows))
 
 
-def group_numbers(rows: pa.Table, groups: Codes, count: int, seed: int) -> Numbers:
+def group_numbers(rows: pa.Table, groups: near_duplicates.Codes, count: int, seed: int) -> Numbers:
     """(count,) one number 0 … 1 for each group: of the least of its rows' words, a row's word being of its `group`, or else of its id."""
     codes, names = coded(rows, "group")
     words = rows["image_id"].to_numpy().view(np.uint64).copy()
@@ -167,7 +166,7 @@ def group_numbers(rows: pa.Table, groups: Codes, count: int, seed: int) -> Numbe
     return np.array([_number(word, seed) for word in map(bytes, least.astype(">u8").reshape(-1, 1).view(np.uint8))])
 
 
-def strata_of(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
+def strata_of(rows: pa.Table) -> tuple[near_duplicates.Codes, list[tuple[str, str]]]:
     """(N,) the stratum of every row, and each one's label and generator, real before fake."""
     codes, names = coded(rows, "generator")
     keys = fakes(rows) * (len(names) + 1) + codes + 1
@@ -176,11 +175,11 @@ def strata_of(rows: pa.Table) -> tuple[Codes, list[tuple[str, str]]]:
     return strata.astype(np.int64), kinds
 
 
-def _joined(sources: Sequence[DatasetSource], open_source: Callable[[DatasetSource], pa.Table]) -> pa.Table:
+def _joined(sources: Sequence[config.DatasetSource], open_source: Callable[[config.DatasetSource], pa.Table]) -> pa.Table:
     return pa.concat_tables([open_source(source) for source in sources], promote_options="default")
 
 
-def _divided(rows: pa.Table, data: Data) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.object_]]:
+def _divided(rows: pa.Table, data: config.Data) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.object_]]:
     """(N,) which split a row's group belongs to, and (N,) why the row is in none, "" where it is.
 
     A group is held out if its number is within the share, or if it has fakes and all are of held-out generators. A fake of a held-out
@@ -188,7 +187,7 @@ def _divided(rows: pa.Table, data: Data) -> tuple[npt.NDArray[np.int8], npt.NDAr
     """
     groups, numbers = _groups(rows)
     is_fake = fakes(rows)
-    wanted = {number: held for number, held in ((_VALIDATION, data.validation), (_TEST, data.test)) if isinstance(held, HeldOut)}
+    wanted = {number: held for number, held in ((_VALIDATION, data.validation), (_TEST, data.test)) if isinstance(held, config.HeldOut)}
     named = {number: is_fake & _is_by(rows, held.generators) for number, held in wanted.items()}
     place, start = np.zeros(len(numbers), np.int8), 0.0
     for number, held in wanted.items():
@@ -235,8 +234,8 @@ def _only(groups: npt.NDArray[np.int64], these: Rows, is_fake: Rows, count: int)
     return np.asarray((ours > 0) & (ours == all_of_them))
 
 
-def _refuse_test_rows(validation: pa.Table, data: Data) -> None:
-    is_held_out = isinstance(data.validation, HeldOut)
+def _refuse_test_rows(validation: pa.Table, data: config.Data) -> None:
+    is_held_out = isinstance(data.validation, config.HeldOut)
     for name in pc.unique(texts(validation, "split")).to_pylist():
         if name is not None and name.lower().startswith("test"):
             raise ConfigError(
@@ -262,7 +261,7 @@ def _tally(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(counts, key=lambda item: (-item[1], item[0])))
 
 
-def _evened(rows: pa.Table, groups: Codes, numbers: Numbers) -> Numbers:
+def _evened(rows: pa.Table, groups: near_duplicates.Codes, numbers: Numbers) -> Numbers:
     """(groups,) in place of its number, the share of its stratum's images before a group; a group is of the rarest stratum it has."""
     strata, kinds = strata_of(rows)
     sizes = np.bincount(strata, minlength=len(kinds))

@@ -20,18 +20,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ray_app.detectors import weights
 from ray_app.detectors.card import ENTRY_POINTS, FAMILIES, DetectorCard, default_slots, load_card
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, forbid_tf32, keep_freed_memory, lower_to_bf16, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
-from ray_app.detectors.weights import (
-    checkpoint_config,
-    load_strictly,
-    parts_of,
-    read_state_dict,
-    resolve_part,
-    resolve_weights,
-    weights_digest,
-)
 from ray_app.errors import DetectorError
 
 BACKBONE = "backbone"  # the submodule that several detectors may share
@@ -54,14 +46,14 @@ def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: boo
     lies beside its weights, and `reads_its_own_weights`, where another engine loads them.
     """
     network = build_network(card)
-    own, *shared = parts_of(card)
+    own, *shared = weights.parts_of(card)
     for part in shared:
-        path = resolve_part(part, cache_dir, offline)
-        load_strictly(network.get_submodule(BACKBONE), read_state_dict(path, part.weights), where=f"{part.owner}: {path}")
-    path = resolve_part(own, cache_dir, offline)
+        path = weights.resolve_part(part, cache_dir, offline)
+        weights.load_strictly(network.get_submodule(BACKBONE), weights.read_state_dict(path, part.weights), where=f"{part.owner}: {path}")
+    path = weights.resolve_part(own, cache_dir, offline)
     if not getattr(network, "reads_its_own_weights", False):
-        state = own_keys(card, read_state_dict(path, own.weights), network)
-        load_strictly(network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None)
+        state = own_keys(card, weights.read_state_dict(path, own.weights), network)
+        weights.load_strictly(network, state, where=f"{own.owner}: {path}", without=f"{BACKBONE}." if shared else None)
     if callable(attach := getattr(network, "attach", None)):
         attach(path.parent)
     return network
@@ -272,12 +264,12 @@ def load_detector(
         keep_freed_memory()
     if compiled and kind != "cuda":
         raise DetectorError(f"{card.name}: torch.compile is for GPUs; on {device} it costs more than it gives")
-    path = resolve_weights(card, cache_dir, offline)
-    fake = fake_index(card, checkpoint_config(card, path))
+    path = weights.resolve_weights(card, cache_dir, offline)
+    fake = fake_index(card, weights.checkpoint_config(card, path))
     return Detector(
         card, load_network(card, cache_dir, offline), fake=fake, device=device,
         precision=resolve_precision(precision, device, card.precision), resize=resize, slots=slots or default_slots(device),
-        weights_sha256=weights_digest(card, cache_dir, offline), compiled=compiled,
+        weights_sha256=weights.weights_digest(card, cache_dir, offline), compiled=compiled,
     )  # fmt: skip
 
 

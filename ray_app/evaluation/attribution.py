@@ -14,16 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.evaluation.dflip import dflip_v1, name_in
+from ray_app.evaluation import dflip, join, protocols
 from ray_app.evaluation.groups import REAL, Names
-from ray_app.evaluation.join import Tables
 from ray_app.evaluation.prompts import Prompts
-from ray_app.evaluation.protocols import IdentificationRules, Protocol, correct_share
-from ray_app.metrics.arrays import MetricEstimate, figure_rows, undefined
-from ray_app.metrics.attribution import Attribution, attribution_of_pairs, open_set_auroc
-from ray_app.metrics.intervals import proportion
-from ray_app.reports.evaluation.model import GroupFacts, GroupRow
-from ray_app.reports.evaluation.system_model import GeneratorFacts, SystemFacts, facts_of
+from ray_app.metrics import arrays, attribution, intervals
+from ray_app.reports.evaluation import model, system_model
 
 COLUMNS = ("label", "generator", "verdict", "predicted_generator", "generator_ranking", "generator_confidence")
 _BETWEEN = "\x1f"  # no name holds it
@@ -81,7 +76,7 @@ class AttributionAnswers:
 
     def _answer(self, row: dict[str, Any]) -> AttributionAnswer:
         names = self.names
-        truth, said = names.label(row["generator"]), names.said(name_in(row["predicted_generator"]))
+        truth, said = names.label(row["generator"]), names.said(dflip.name_in(row["predicted_generator"]))
         ranking = [names.said(name) for name in row["ranking"].split(_BETWEEN)] if row["ranking"] else []
         families = list(dict.fromkeys(names.family(name) for name in ranking if name))
         asked = bool(said or ranking or row["sure"])
@@ -125,7 +120,7 @@ class Grouping:
         return [*self.groups, *totals]
 
 
-def answers_of(tables: Tables, names: Names) -> AttributionAnswers | None:
+def answers_of(tables: join.Tables, names: Names) -> AttributionAnswers | None:
     """All of a run's answers; None where no image has one."""
     found = AttributionAnswers(names)
     for table in tables(COLUMNS):
@@ -133,7 +128,7 @@ def answers_of(tables: Tables, names: Names) -> AttributionAnswers | None:
     return found if any(one.asked for one in found.counts) else None
 
 
-def identification_of(answers: AttributionAnswers, *, rules: IdentificationRules | None = None, missing: int = 0) -> Document:
+def identification_of(answers: AttributionAnswers, *, rules: protocols.IdentificationRules | None = None, missing: int = 0) -> Document:
     """The section `identification`.
 
     Plain figures are of fakes whose generator the identifier knows (all, where those are not recorded): those of
@@ -142,13 +137,13 @@ def identification_of(answers: AttributionAnswers, *, rules: IdentificationRules
     of reals that got a generator's name. `families` has the same of base architectures. Under `dflip-v1` the section is theirs, with its
     flaws, and the plain figures stand in `plain`; `missing`: labels without a row, which count as wrong there.
     """
-    rules = rules or IdentificationRules()
+    rules = rules or protocols.IdentificationRules()
     if rules.protocol == "dflip-v1":
-        return dflip_v1(answers.words, answers.names, missing) | {"plain": _plain(answers, rules)}
+        return dflip.dflip_v1(answers.words, answers.names, missing) | {"plain": _plain(answers, rules)}
     return {"protocol": "plain", **_plain(answers, rules)}
 
 
-def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[SystemFacts]) -> Grouping | None:
+def grouping_of(protocol: protocols.Protocol | None, names: Names, systems: Sequence[system_model.SystemFacts]) -> Grouping | None:
     """The groups of a document's fakes; None where it is not known what was in training."""
     fakes = [one for one in (systems[0].generators if systems else ()) if one.label == "fake"]
     if protocol and protocol.groups:
@@ -165,26 +160,32 @@ def grouping_of(protocol: Protocol | None, names: Names, systems: Sequence[Syste
 
 
 def groups_section(
-    grouping: Grouping, systems: Sequence[SystemFacts], answers: AttributionAnswers | None, prompts: Prompts | None, top_k: Sequence[int]
-) -> GroupFacts:
+    grouping: Grouping,
+    systems: Sequence[system_model.SystemFacts],
+    answers: AttributionAnswers | None,
+    prompts: Prompts | None,
+    top_k: Sequence[int],
+) -> model.GroupFacts:
     """The section `groups`: per group its generators, images, and figures of detection (by system), identification and prompts."""
     rows = [
-        GroupRow(
+        model.GroupRow(
             name=one.name,
             distribution=one.distribution,
             total=one.total,
             generators=tuple(sorted(one.generators)),
             n=max((sum(row.n + row.unscored for row in _mine(one, system)) for system in systems), default=0),
-            detection={system.name: facts_of(_detection(_mine(one, system))) for system in systems},
-            identification=facts_of(group_identification(answers, one.generators, top_k)) if answers else None,
-            prompts=facts_of(prompts.of(one.generators)) if prompts else None,
+            detection={system.name: system_model.facts_of(_detection(_mine(one, system))) for system in systems},
+            identification=system_model.facts_of(group_identification(answers, one.generators, top_k)) if answers else None,
+            prompts=system_model.facts_of(prompts.of(one.generators)) if prompts else None,
         )
         for one in grouping.all
     ]
-    return GroupFacts(by=grouping.by, groups=tuple(rows))
+    return model.GroupFacts(by=grouping.by, groups=tuple(rows))
 
 
-def group_identification(answers: AttributionAnswers, generators: Collection[str], top_k: Sequence[int]) -> Mapping[str, MetricEstimate]:
+def group_identification(
+    answers: AttributionAnswers, generators: Collection[str], top_k: Sequence[int]
+) -> Mapping[str, arrays.MetricEstimate]:
     """Figures of the fakes of some generators, by their names in the labels: of generators, of families, and how often it abstained."""
     names = answers.names
     keys = {names.label(name) for name in generators}
@@ -195,7 +196,7 @@ def group_identification(answers: AttributionAnswers, generators: Collection[str
     return kept | {"family_accuracy": families.found(()).figures["accuracy"], "abstained": _abstained(mine.items(), "no image was asked")}
 
 
-def _plain(answers: AttributionAnswers, rules: IdentificationRules) -> Document:
+def _plain(answers: AttributionAnswers, rules: protocols.IdentificationRules) -> Document:
     names = answers.names
     fakes = Counter({one: n for one, n in answers.counts.items() if one.label == "fake"})
     families = _by_family(fakes, names)
@@ -217,25 +218,27 @@ class _Level:
     def __init__(self, counts: Counter[AttributionAnswer], answers: AttributionAnswers, known: frozenset[str] | None) -> None:
         self._counts, self._answers, self.known = counts, answers, known
 
-    def found(self, top_k: Sequence[int]) -> Attribution:
+    def found(self, top_k: Sequence[int]) -> attribution.Attribution:
         """The figures of `metrics.attribution`, names as keys."""
         pairs: Counter[tuple[str, str | None]] = Counter()
         for one, n in self._counts.items():
             pairs[one.generator, one.said] += n
-        found = attribution_of_pairs(pairs, known=self.known, top_k=top_k)
+        found = attribution.attribution_of_pairs(pairs, known=self.known, top_k=top_k)
         if self._answers.ranked:
             found.figures.update({f"top_{k}": self._among(k) for k in top_k})
         return found
 
-    def _among(self, k: int) -> MetricEstimate:
+    def _among(self, k: int) -> arrays.MetricEstimate:
         known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
-        return proportion(sum(n for one, n in known if one.place is not None and one.place < k), sum(n for _, n in known), _NO_KNOWN)
+        return intervals.proportion(
+            sum(n for one, n in known if one.place is not None and one.place < k), sum(n for _, n in known), _NO_KNOWN
+        )
 
     def is_known(self, one: AttributionAnswer) -> bool:
         """Whether the identifier could have named the truth."""
         return self.known is None or one.generator in self.known
 
-    def abstained(self) -> dict[str, MetricEstimate]:
+    def abstained(self) -> dict[str, arrays.MetricEstimate]:
         """Of known and of unknown ones."""
         known = [(one, n) for one, n in self._counts.items() if self.is_known(one)]
         others = [(one, n) for one, n in self._counts.items() if not self.is_known(one)]
@@ -247,10 +250,10 @@ def _section(level: _Level, top_k: Sequence[int], shown: Any) -> Document:
     found = level.found(top_k)
     figures = {name: figure for name, figure in found.figures.items() if name != "open_set_auroc"} | level.abstained()
     return {
-        **figure_rows(figures),
+        **arrays.figure_rows(figures),
         "pairs": [[shown(truth), None if said is None else shown(said), n] for truth, said, n in found.pairs],
         "classes": [
-            {name: value.row() if isinstance(value, MetricEstimate) else value for name, value in row.items()}
+            {name: value.row() if isinstance(value, arrays.MetricEstimate) else value for name, value in row.items()}
             | {"name": shown(row["name"])}
             for row in found.classes
         ],
@@ -266,23 +269,25 @@ def _by_family(counts: Counter[AttributionAnswer], names: Names) -> Counter[Attr
     return found
 
 
-def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> MetricEstimate:
+def _abstained(counts: Iterable[tuple[AttributionAnswer, int]], why: str) -> arrays.MetricEstimate:
     asked = [(one, n) for one, n in counts if one.asked]
-    return proportion(sum(n for one, n in asked if one.said is None), sum(n for _, n in asked), why)
+    return intervals.proportion(sum(n for one, n in asked if one.said is None), sum(n for _, n in asked), why)
 
 
-def _auroc(answers: AttributionAnswers, names: Names) -> MetricEstimate:
+def _auroc(answers: AttributionAnswers, names: Names) -> arrays.MetricEstimate:
     """Of the fakes that have a confidence."""
     if not answers.confidences:
-        return open_set_auroc([], names.classes, None)
+        return attribution.open_set_auroc([], names.classes, None)
     truth = [key for key, parts in answers.confidences.items() for _ in range(sum(map(len, parts)))]
-    return open_set_auroc(truth, names.classes, np.concatenate([part for parts in answers.confidences.values() for part in parts]))
+    return attribution.open_set_auroc(
+        truth, names.classes, np.concatenate([part for parts in answers.confidences.values() for part in parts])
+    )
 
 
-def _reals_named(answers: AttributionAnswers) -> MetricEstimate:
+def _reals_named(answers: AttributionAnswers) -> arrays.MetricEstimate:
     """The share of reals for which a generator was named."""
     reals = [(one, n) for one, n in answers.counts.items() if one.label == "real"]
-    return proportion(sum(n for one, n in reals if one.said not in (None, REAL)), sum(n for _, n in reals), "no real image")
+    return intervals.proportion(sum(n for one, n in reals if one.said not in (None, REAL)), sum(n for _, n in reals), "no real image")
 
 
 def _notes(answers: AttributionAnswers) -> Iterable[str]:
@@ -319,16 +324,16 @@ def _distribution_of(names: Names, generator: str) -> str:
     return NEW_VERSION if names.class_families and names.family(key) in names.class_families else NEW_FAMILY
 
 
-def _mine(group: Grouped, system: SystemFacts) -> list[GeneratorFacts]:
+def _mine(group: Grouped, system: system_model.SystemFacts) -> list[system_model.GeneratorFacts]:
     return [one for one in system.generators if one.label == "fake" and one.name in group.generators]
 
 
-def _detection(generators: Sequence[GeneratorFacts]) -> dict[str, MetricEstimate]:
+def _detection(generators: Sequence[system_model.GeneratorFacts]) -> dict[str, arrays.MetricEstimate]:
     """Fakes found at the threshold, and the AUC against all real images, which is the mean over their images."""
     there = [one for one in generators if one.n]
     if not there:
-        return dict.fromkeys(("tpr", "auc"), undefined(_NONE))
+        return dict.fromkeys(("tpr", "auc"), arrays.undefined(_NONE))
     n = sum(one.n for one in there)
     missing = next((one.auc.why for one in there if one.auc.value is None), None)
-    auc = undefined(missing, n) if missing else MetricEstimate(sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
-    return {"tpr": correct_share(there), "auc": auc}
+    auc = arrays.undefined(missing, n) if missing else arrays.MetricEstimate(sum(one.n * (one.auc.value or 0.0) for one in there) / n, n=n)
+    return {"tpr": protocols.correct_share(there), "auc": auc}

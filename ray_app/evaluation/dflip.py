@@ -13,9 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ray_app.evaluation.groups import Names
-from ray_app.metrics.arrays import MetricEstimate, figure_rows, undefined
-from ray_app.metrics.attribution import attribution_of_pairs
-from ray_app.metrics.intervals import proportion
+from ray_app.metrics import arrays, attribution, intervals
 
 Words = Mapping[tuple[str, str, str | None, str | None], int]
 """How many images have each label (real or fake), generator, verdict and predicted generator; the last may be an answer in words."""
@@ -111,13 +109,13 @@ def dflip_v1(words: Words, names: Names, missing: int = 0) -> dict[str, Any]:
     wrong = sorted(
         ((truth, said, n) for (truth, said), n in pairs.items() if truth != said), key=lambda one: (-one[2], one[0], one[1] or "")
     )
-    by_index = attribution_of_pairs(plain).figures
+    by_index = attribution.attribution_of_pairs(plain).figures
     return {
         "protocol": "dflip-v1",
         "accuracy": _share_right(pairs, missing).row(),
         "macro_f1": _macro_f1(pairs).row(),
         "pairs": [list(pair) for pair in wrong[:50]],
-        "by_index": figure_rows({"accuracy": _share_right(plain, missing), "macro_f1": by_index["macro_f1"]}),
+        "by_index": arrays.figure_rows({"accuracy": _share_right(plain, missing), "macro_f1": by_index["macro_f1"]}),
         "detection": _detection(answers, missing),
         "flaws": list(_flaws(answers, known, missing)),
     }
@@ -129,25 +127,25 @@ def _ours(name: str | None, names: Names) -> str | None:
     return key if key is None or "/" in key else _OF_OURS.get(names.family(key), key)
 
 
-def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> MetricEstimate:
+def _share_right(pairs: Mapping[tuple[str, str | None], int], missing: int) -> arrays.MetricEstimate:
     right = sum(n for (truth, said), n in pairs.items() if truth == said)
-    return proportion(right, sum(pairs.values()) + missing, _NO_IMAGE)
+    return intervals.proportion(right, sum(pairs.values()) + missing, _NO_IMAGE)
 
 
-def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> MetricEstimate:
+def _macro_f1(pairs: Mapping[tuple[str, str | None], int]) -> arrays.MetricEstimate:
     from sklearn.metrics import f1_score
 
     if not pairs:
-        return undefined(_NO_IMAGE)
+        return arrays.undefined(_NO_IMAGE)
     truth, said = [one for one, _ in pairs], [other or "" for _, other in pairs]
     classes = sorted({*truth, *said} - {""})
     value = f1_score(truth, said, labels=classes, sample_weight=list(pairs.values()), average="macro", zero_division=0)
-    return MetricEstimate(float(value), n=sum(pairs.values()))
+    return arrays.MetricEstimate(float(value), n=sum(pairs.values()))
 
 
 def _detection(answers: Answers, missing: int) -> dict[str, Any]:
     if not any(answer and ("ai generated" in answer or "real" in answer) for _, _, answer in answers):
-        why = undefined("no answer is a sentence, and there is no verdict").row()
+        why = arrays.undefined("no answer is a sentence, and there is no verdict").row()
         return {"accuracy": why, "macro_f1": why, "groups": []}
     hits: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -160,9 +158,9 @@ def _detection(answers: Answers, missing: int) -> dict[str, Any]:
         other = "real" if label == "fake" else "fake"
         pairs[label, label if detects(label, answer) else other if detects(other, answer) else None] += n
     rows = [{"name": one, "n": sizes[one], "distribution": "out" if one in OUT_OF_DISTRIBUTION else "in",
-             "accuracy": proportion(hits[one], sizes[one], _NO_IMAGE).row(), "theirs": hits[one] / (sizes[one] + 0.001)}
+             "accuracy": intervals.proportion(hits[one], sizes[one], _NO_IMAGE).row(), "theirs": hits[one] / (sizes[one] + 0.001)}
             for one in sorted(sizes)]  # fmt: skip
-    accuracy = proportion(hits.total(), sizes.total() + missing, _NO_IMAGE)
+    accuracy = intervals.proportion(hits.total(), sizes.total() + missing, _NO_IMAGE)
     return {"accuracy": accuracy.row(), "macro_f1": _macro_f1(pairs).row(), "groups": rows}
 
 

@@ -19,35 +19,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells, with_thumbnails
-from ray_app.evaluation.attribution import answers_of, grouping_of, groups_section, identification_of
+from ray_app.evaluation import accumulate, attribution, join, system_section
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.groups import names_of
-from ray_app.evaluation.join import LABEL_FIELDS, Labels, OwnLabels, joined_rows
 from ray_app.evaluation.localization import localization_of_run
 from ray_app.evaluation.prompts import prompts_of
 from ray_app.evaluation.protocols import COLUMNS as RELEASE_COLUMNS
 from ray_app.evaluation.protocols import IdentificationRules, Protocol, reference_of, releases_of, table_of
-from ray_app.evaluation.system_section import MOST, Resampling, SystemOptions, paired_tests, system_of
 from ray_app.evaluation.systems import Systems
-from ray_app.metrics.arrays import MetricEstimate, undefined
-from ray_app.metrics.label_quality import CONFOUNDED, shortcut_auc
-from ray_app.reports.evaluation.model import (
-    EVALUATION_SCHEMA,
-    DataFacts,
-    EvaluationDocument,
-    GroupFacts,
-    LabelFacts,
-    LocalizationSystem,
-    RunFacts,
-    ShortcutFacts,
-)
-from ray_app.reports.evaluation.system_model import FigureFacts, SystemFacts
+from ray_app.metrics import arrays, label_quality
+from ray_app.reports.evaluation import model, system_model
 from ray_app.runs import RunDirectory, current_tables, fingerprint
 from ray_app.storage import Store, strip_secrets
 
 COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method", "n", "why")
-Line = tuple[str, str, str, str, FigureFacts]
+Line = tuple[str, str, str, str, system_model.FigureFacts]
 """System, view, scope, name and figure."""
 _FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
 FEATURES = ("format", "width", "height", "mode", "icc")
@@ -61,20 +47,20 @@ class Evaluation:
     """A run with its labels, and what a pass over both has gathered."""
 
     run: RunDirectory
-    labels: Labels
+    labels: join.Labels
     systems: Systems
-    cells: Cells
+    cells: accumulate.Cells
     protocol: Protocol | None
     config: EvaluateConfig
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
-        own = [name for name in columns if name not in LABEL_FIELDS]
+        own = [name for name in columns if name not in join.LABEL_FIELDS]
         read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
-        return joined_rows(read, self.labels, columns)
+        return join.joined_rows(read, self.labels, columns)
 
 
-def write_document(document: EvaluationDocument, out: Store) -> None:
+def write_document(document: model.EvaluationDocument, out: Store) -> None:
     """Write all three files. Raises ValueError for a number that JSON does not know, which no figure is."""
     from ray_app.reports.evaluation.page import render_evaluation
 
@@ -83,7 +69,7 @@ def write_document(document: EvaluationDocument, out: Store) -> None:
     out.write("report.html", render_evaluation(document).encode())
 
 
-def metrics_csv(document: EvaluationDocument) -> str:
+def metrics_csv(document: model.EvaluationDocument) -> str:
     """Every figure of the document as a line of COLUMNS; a text that a spreadsheet would take for a formula has a ' before it."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\r\n")
@@ -95,7 +81,9 @@ def metrics_csv(document: EvaluationDocument) -> str:
     return stream.getvalue()
 
 
-def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None) -> EvaluationDocument:
+def document_of(
+    found: Evaluation, warnings: Sequence[str] = (), telling: Callable[[str], object] = lambda _: None
+) -> model.EvaluationDocument:
     """The document. `warnings`: of the join. `telling` gets messages on progress."""
     protocol, config = found.protocol, found.config
     described = found.run.describe()
@@ -108,8 +96,8 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
     telling("tests and tables")
     binary = {one.name: one.output == "binary" for one in systems}
     identification, prompts, groups = _named(found, systems)
-    return EvaluationDocument(
-        schema=EVALUATION_SCHEMA,
+    return model.EvaluationDocument(
+        schema=model.EVALUATION_SCHEMA,
         version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
@@ -120,17 +108,17 @@ def document_of(found: Evaluation, warnings: Sequence[str] = (), telling: Callab
         systems=tuple(systems),
         reference=tuple(reference_of(protocol)),
         table=table_of(protocol, systems, localization),
-        paired=tuple(paired_tests(found.cells.sample.rows(), found.systems.all, binary)),
+        paired=tuple(system_section.paired_tests(found.cells.sample.rows(), found.systems.all, binary)),
         localization=localization,
         identification=identification,
         prompts=prompts,
         groups=groups,
-        mistakes=tuple(with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails)),
+        mistakes=tuple(accumulate.with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails)),
         overlays=tuple(localized.overlays) if localized else (),
     )
 
 
-def data_of(cells: Cells, *, seed: int = 0) -> DataFacts:
+def data_of(cells: accumulate.Cells, *, seed: int = 0) -> model.DataFacts:
     """The document's section `data`."""
     kinds, statuses = Counter[str](), Counter[str]()
     formats, sizes = ({"real": Counter[str](), "fake": Counter[str]()} for _ in range(2))
@@ -140,7 +128,7 @@ def data_of(cells: Cells, *, seed: int = 0) -> DataFacts:
         formats[cell.group.label][cell.format] += count
         sizes[cell.group.label][cell.size] += count
     n_real, n_fake = kinds["real"], kinds["whole"] + kinds["local"]
-    return DataFacts(
+    return model.DataFacts(
         n=cells.joined,
         n_real=n_real,
         n_fake=n_fake,
@@ -149,12 +137,15 @@ def data_of(cells: Cells, *, seed: int = 0) -> DataFacts:
         digest=f"{cells.digest:016x}",
         statuses=_most_frequent_first(statuses),
         formats={label: _most_frequent_first(counts) for label, counts in formats.items()},
-        sizes={label: {band: counts[band] for band in (*BANDS, UNKNOWN) if counts[band]} for label, counts in sizes.items()},
+        sizes={
+            label: {band: counts[band] for band in (*accumulate.BANDS, accumulate.UNKNOWN) if counts[band]}
+            for label, counts in sizes.items()
+        },
         shortcut=_shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
     )
 
 
-def _figures(document: EvaluationDocument) -> Iterator[Line]:
+def _figures(document: model.EvaluationDocument) -> Iterator[Line]:
     yield "", "", "data", "shortcut_auc", document.data.shortcut.auc
     for system in document.systems:
         for view, scope, figures in _of_system(system):
@@ -176,7 +167,7 @@ def _figures(document: EvaluationDocument) -> Iterator[Line]:
             yield "", "", section, name, figure
 
 
-def _of_masks(systems: Iterable[LocalizationSystem]) -> Iterator[Line]:
+def _of_masks(systems: Iterable[model.LocalizationSystem]) -> Iterator[Line]:
     for one in systems:
         scope = f"masks at {one.resolution} size"
         for view, figures in [("", one.figures), *((view.name, view.figures) for view in one.views)]:
@@ -187,7 +178,7 @@ def _of_masks(systems: Iterable[LocalizationSystem]) -> Iterator[Line]:
             yield one.name, "", scope, name, figure
 
 
-def _of_system(system: SystemFacts) -> Iterator[tuple[str, str, Mapping[str, FigureFacts]]]:
+def _of_system(system: system_model.SystemFacts) -> Iterator[tuple[str, str, Mapping[str, system_model.FigureFacts]]]:
     """View, scope and figures of every part of a system's entry."""
     yield "", "all", system.figures
     yield "", "decided", system.decided or {}
@@ -203,14 +194,14 @@ def _of_system(system: SystemFacts) -> Iterator[tuple[str, str, Mapping[str, Fig
         yield view.name, "all", view.figures
 
 
-def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, FigureFacts]]:
+def _among(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, system_model.FigureFacts]]:
     """All figures of an open section, wherever they stand, with the way to them; what stands in a list goes by its name."""
     for key, value in section.items():
         if isinstance(value, list):
             value = {one["name"]: one for one in value if isinstance(one, Mapping) and "name" in one}
         if isinstance(value, Mapping):
             if {"value", "why"} <= value.keys():
-                yield path + key, FigureFacts.model_validate(value)
+                yield path + key, system_model.FigureFacts.model_validate(value)
             else:
                 yield from _among(value, f"{path}{key}.")
 
@@ -226,9 +217,9 @@ def _most_frequent_first(counts: Counter[str]) -> dict[str, int]:
 
 def _shortcut(
     sample: pa.Table, n_real: int, n_fake: int, formats: Mapping[str, Counter[str]], sizes: Mapping[str, Counter[str]], seed: int
-) -> ShortcutFacts:
+) -> model.ShortcutFacts:
     auc, used = _metadata_auc(sample, seed)
-    confounded = auc.value is not None and auc.value > CONFOUNDED
+    confounded = auc.value is not None and auc.value > label_quality.CONFOUNDED
     warnings = [
         *_of_ratio(n_real, n_fake),
         *_of_shares("format", formats),
@@ -239,26 +230,30 @@ def _shortcut(
             f"{', '.join(used)} alone tell fakes from real images with an AUC of {auc.value:.3f}: the figures may say how well a detector "
             "reads files. Compare within one format and size, or take a protocol that gives both classes the same history."
         )
-    why = auc.why or (f"the AUC of a small classifier on metadata alone; above {CONFOUNDED} the headline counts as confounded")
+    why = auc.why or (
+        f"the AUC of a small classifier on metadata alone; above {label_quality.CONFOUNDED} the headline counts as confounded"
+    )
     ratio = n_fake / n_real if n_real else None
-    return ShortcutFacts(auc=FigureFacts.of(auc), confounded=confounded, features=tuple(used), why=why, class_ratio=ratio,
-                         warnings=tuple(warnings))  # fmt: skip
+    figure = system_model.FigureFacts.of(auc)
+    return model.ShortcutFacts(
+        auc=figure, confounded=confounded, features=tuple(used), why=why, class_ratio=ratio, warnings=tuple(warnings)
+    )
 
 
-def _metadata_auc(sample: pa.Table, seed: int) -> tuple[MetricEstimate, list[str]]:
+def _metadata_auc(sample: pa.Table, seed: int) -> tuple[arrays.MetricEstimate, list[str]]:
     if not len(sample):
-        return undefined("no image is labelled"), []
+        return arrays.undefined("no image is labelled"), []
     rows = sample.filter(pc.is_valid(sample["width"]))
     fakes = np.asarray(rows["kind"]) != "real"
     features = {name: _feature(rows[name]) for name in FEATURES if rows[name].null_count < len(rows)}
     if not features:
-        return undefined("no image could be read", len(rows)), []
-    return shortcut_auc(features, fakes, seed=seed), sorted(features)
+        return arrays.undefined("no image could be read", len(rows)), []
+    return label_quality.shortcut_auc(features, fakes, seed=seed), sorted(features)
 
 
 def _feature(column: pa.ChunkedArray) -> Any:
     if pa.types.is_string(column.type):
-        return np.asarray(pc.fill_null(column, UNKNOWN).to_pylist(), dtype=str)
+        return np.asarray(pc.fill_null(column, accumulate.UNKNOWN).to_pylist(), dtype=str)
     return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
@@ -277,7 +272,7 @@ def _of_ratio(n_real: int, n_fake: int) -> list[str]:
 def _of_shares(what: str, counts: Mapping[str, Counter[str]]) -> list[str]:
     shares = {}
     for label, counted in counts.items():
-        known = Counter({name: count for name, count in counted.items() if name != UNKNOWN})
+        known = Counter({name: count for name, count in counted.items() if name != accumulate.UNKNOWN})
         if not known.total():
             return []
         shares[label] = {name: count / known.total() for name, count in known.items()}
@@ -295,36 +290,40 @@ def _named_after(url: str) -> str:
     return f"Evaluation of {names[-1] if names else 'a run'}"
 
 
-def _named(found: Evaluation, systems: Sequence[SystemFacts]) -> tuple[OpenSection | None, OpenSection | None, GroupFacts | None]:
+def _named(
+    found: Evaluation, systems: Sequence[system_model.SystemFacts]
+) -> tuple[OpenSection | None, OpenSection | None, model.GroupFacts | None]:
     """Sections that only a run with predicted generators or prompts has, and groups of generators, by a protocol or an
     identifier. Without any predictions its rows are not read again for them.
     """
     protocol, predicted = found.protocol, found.cells.predicted
     rules = (protocol.identification if protocol else None) or IdentificationRules()
     names = names_of(found.run.describe())
-    answers = answers_of(found.tables, names) if names.classes is not None or predicted["predicted_generator"] else None
+    answers = attribution.answers_of(found.tables, names) if names.classes is not None or predicted["predicted_generator"] else None
     prompts = prompts_of(found.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
-    grouping = grouping_of(protocol, names, systems)
+    grouping = attribution.grouping_of(protocol, names, systems)
     return (
-        identification_of(answers, rules=rules, missing=found.cells.unused) if answers else None,
+        attribution.identification_of(answers, rules=rules, missing=found.cells.unused) if answers else None,
         prompts.section() if prompts else None,
-        groups_section(grouping, systems, answers, prompts, rules.top_k) if grouping else None,
+        attribution.groups_section(grouping, systems, answers, prompts, rules.top_k) if grouping else None,
     )
 
 
-def _systems(found: Evaluation) -> list[SystemFacts]:
+def _systems(found: Evaluation) -> list[system_model.SystemFacts]:
     sample = found.cells.sample.rows()
-    resampling = Resampling(found.config.bootstrap, sample if found.cells.joined > MOST else None, found.config.seed)
+    resampling = system_section.Resampling(
+        found.config.bootstrap, sample if found.cells.joined > system_section.MOST else None, found.config.seed
+    )
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
     members = [one for one in found.systems.all if one.name in found.systems.members]
     by_year = found.protocol is not None and "years" in found.protocol.automatic
     released = releases_of(found.tables(RELEASE_COLUMNS)) if by_year else {}
-    asked = SystemOptions(resampling, frozenset(figures), members, released.get)
-    return [system_of(system, found.cells, asked) for system in found.systems.all]
+    asked = system_section.SystemOptions(resampling, frozenset(figures), members, released.get)
+    return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
 
 
-def _run(run: RunDirectory, described: Mapping[str, Any]) -> RunFacts:
-    return RunFacts(
+def _run(run: RunDirectory, described: Mapping[str, Any]) -> model.RunFacts:
+    return model.RunFacts(
         url=run.store.url,
         fingerprint=fingerprint(described["identity"]),
         created_at=described["created_at"],
@@ -334,12 +333,12 @@ def _run(run: RunDirectory, described: Mapping[str, Any]) -> RunFacts:
     )
 
 
-def _labels(found: Evaluation, warnings: Sequence[str]) -> LabelFacts:
+def _labels(found: Evaluation, warnings: Sequence[str]) -> model.LabelFacts:
     labels, cells = found.labels, found.cells
     facts: dict[str, Any] = {"name": strip_secrets(labels.name), "joined": cells.joined, "rows_without_label": cells.others}
-    if isinstance(labels, OwnLabels):
+    if isinstance(labels, join.OwnLabels):
         facts |= {"key": "input", "rows": cells.joined, "without_row": 0, "doubled": 0, "other_split": 0}
     else:
         facts |= {name: getattr(labels, name) for name in ("rows", "doubled", "other_split")}
         facts |= {"key": labels.key.name, "without_row": cells.unused}
-    return LabelFacts(**facts, warnings=tuple(warnings))
+    return model.LabelFacts(**facts, warnings=tuple(warnings))

@@ -14,14 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import guard_of, iter_blocks, read_block
-from ray_app.archives.tabular import csv_tables, json_rows, named_once, text_table
-from ray_app.datasets.index import is_index
-from ray_app.datasets.labels import INPUT
+from ray_app.archives import guard_of, iter_blocks, read_block, tabular
+from ray_app.datasets import index, labels
 from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, Guard, Store, canonical, local_path, strip_secrets
-from ray_app.storage.urls import scheme_of
+from ray_app.storage import Fetcher, Guard, Store, canonical, local_path, strip_secrets, urls
 
 COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "mask_uri", "prompt", "split", "release_date",
            "source", "group", "part", "phash")  # fmt: skip
@@ -73,7 +70,7 @@ class LabelsOfIndex(_Place):
 
     def names(self) -> list[str]:
         """Which of COLUMNS there are."""
-        return [name for name in COLUMNS if name in ("image_id", "uri", "member", *INPUT.names)]
+        return [name for name in COLUMNS if name in ("image_id", "uri", "member", *labels.INPUT.names)]
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """These columns of all rows, a block at a time."""
@@ -81,7 +78,7 @@ class LabelsOfIndex(_Place):
         for ref in iter_blocks(store, 0):
             rows = read_block(store, ref)
             inputs = rows["input"].combine_chunks()
-            yield pa.table({name: inputs.field(name) if name in INPUT.names else rows[name] for name in columns})
+            yield pa.table({name: inputs.field(name) if name in labels.INPUT.names else rows[name] for name in columns})
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class LabelFile(_Place):
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """These columns of all rows, some rows at a time. Raises ConfigError naming the file and what is wrong in it."""
-        folder = posixpath.dirname(canonical(self.name) if scheme_of(self.place) == "file" else self.name)
+        folder = posixpath.dirname(canonical(self.name) if urls.scheme_of(self.place) == "file" else self.name)
         for table in self._tables(columns):
             typed = {name: self._typed(name, table[name].combine_chunks(), folder) for name in columns}
             yield pa.table(typed)
@@ -140,9 +137,9 @@ class LabelFile(_Place):
 
 
 def _json_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    rows = json_rows(file, _PIECE)
+    rows = tabular.json_rows(file, _PIECE)
     while some := list(islice(rows, _ROWS)):
-        yield text_table(some, _text, columns)
+        yield tabular.text_table(some, _text, columns)
 
 
 def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -153,7 +150,7 @@ def _parquet_tables(file: Any, columns: Sequence[str] | None) -> Iterator[pa.Tab
 
 
 _READERS: dict[str, Callable[[Any, Sequence[str] | None], Iterator[pa.Table]]] = {
-    ".csv": lambda file, columns: csv_tables(file, columns=columns, texts=named_once, size=_PIECE),
+    ".csv": lambda file, columns: tabular.csv_tables(file, columns=columns, texts=tabular.named_once, size=_PIECE),
     ".jsonl": _json_tables,
     ".ndjson": _json_tables,
     ".parquet": _parquet_tables,
@@ -164,7 +161,7 @@ def open_labels(place: str) -> LabelTables:
     """The labels at a path or fsspec URL. Raises ConfigError where they are neither a file of labels nor an index."""
     if _ending(place) in ENDINGS:
         return LabelFile(place)
-    if "::" not in place and scheme_of(place) not in ("http", "https") and is_index(Store.open(place)):
+    if "::" not in place and urls.scheme_of(place) not in ("http", "https") and index.is_index(Store.open(place)):
         return LabelsOfIndex(place)
     raise ConfigError(
         f"{strip_secrets(place)}: neither a file of labels nor an index",
@@ -189,7 +186,7 @@ def _whole(uri: str, folder: str) -> str:
     path = local_path(uri)
     if posixpath.isabs(path):
         return posixpath.normpath(path)
-    if scheme_of(folder) == "file":
+    if urls.scheme_of(folder) == "file":
         return posixpath.normpath(posixpath.join(folder, path))
     scheme, _, rest = folder.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"

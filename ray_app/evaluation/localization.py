@@ -26,22 +26,9 @@ from PIL import Image, ImageChops, ImageFilter
 from ray_app.archives import ManifestMember, MemberReader, guard_of, iter_blocks, manifests, member_rows, read_block
 from ray_app.datasets.masks import MaskReader
 from ray_app.errors import ConfigError, InputError, Status, TouchstoneError
-from ray_app.evaluation.join import Tables
-from ray_app.evaluation.protocols import LocalizationRules
+from ray_app.evaluation import join, protocols
 from ray_app.images import ImageLimits, decode_image
-from ray_app.metrics.arrays import Floats
-from ray_app.metrics.localization import (
-    EMPTY,
-    THRESHOLD,
-    Empty,
-    MaskFigures,
-    MaskRows,
-    PixelLevels,
-    counts_of,
-    imdlbenco_of,
-    localization_of,
-    opensdi_of,
-)
+from ray_app.metrics import arrays, localization
 from ray_app.reports.evaluation.model import (
     ImdlBencoFacts,
     LocalizationFacts,
@@ -118,9 +105,9 @@ class MaskMeasurement(NamedTuple):
 
     system: str
     view: str | None
-    network: MaskFigures
-    original: MaskFigures | None
-    half: MaskFigures | None
+    network: localization.MaskFigures
+    original: localization.MaskFigures | None
+    half: localization.MaskFigures | None
 
 
 @dataclass(frozen=True)
@@ -163,11 +150,11 @@ class MaskMeasurer:
 
     def _measured(self, row: dict[str, Any], truth: NDArray[np.uint8], image: MaskedImage) -> MaskMeasurement:
         small = np.asarray(mask_image(row, stretched=False)[0])
-        levels = PixelLevels.of(small, nearest(truth, small.shape))
+        levels = localization.PixelLevels.of(small, nearest(truth, small.shape))
         original = None
         if image.truth.kind in self._at_original:
-            original = PixelLevels.of(np.asarray(mask_image(row, stretched=True)[0]), truth).figures(self._threshold)
-        half = None if self._threshold == THRESHOLD else levels.figures(THRESHOLD)
+            original = localization.PixelLevels.of(np.asarray(mask_image(row, stretched=True)[0]), truth).figures(self._threshold)
+        half = None if self._threshold == localization.THRESHOLD else levels.figures(localization.THRESHOLD)
         return MaskMeasurement(row["detector"], row.get("view"), levels.figures(self._threshold), original, half)
 
 
@@ -249,9 +236,9 @@ class Overlays:
     """The six worst and the six best of each system while images pass by; of equal ones those of lower id."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, list[tuple[float, int, MaskFigures, MaskedImage, dict[str, Any]]]] = {}
+        self._kept: dict[str, list[tuple[float, int, localization.MaskFigures, MaskedImage, dict[str, Any]]]] = {}
 
-    def see(self, figures: MaskFigures, image: MaskedImage, row: dict[str, Any]) -> None:
+    def see(self, figures: localization.MaskFigures, image: MaskedImage, row: dict[str, Any]) -> None:
         """One mask of a local edit, at the image's own size."""
         if figures.altered and figures.f1 is not None:
             kept = self._kept.setdefault(row["detector"], [])
@@ -285,10 +272,10 @@ class Localized(NamedTuple):
 
 def localization_of_run(
     run: RunDirectory,
-    tables: Tables,
+    tables: join.Tables,
     *,
-    rules: LocalizationRules | None = None,
-    empty: Empty = "skip",
+    rules: protocols.LocalizationRules | None = None,
+    empty: localization.Empty = "skip",
     pictures: bool = True,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
@@ -299,7 +286,7 @@ def localization_of_run(
     """
     if not run.store.folders("masks"):
         return None
-    rules = rules or LocalizationRules()
+    rules = rules or protocols.LocalizationRules()
     headline = _Headline(rules, empty)
     fetcher, limits = Fetcher(guard=guard_of(run.store).joined(guard)), run.limits()
     measurer = MaskMeasurer(fetcher, limits, threshold=rules.threshold, at_original={"local", *headline.kinds})
@@ -323,16 +310,16 @@ def overlay(picture: Image.Image, truth: Image.Image, found: Image.Image) -> Ima
 class _Headline:
     """Whose rules make the figures that a system is known by."""
 
-    def __init__(self, rules: LocalizationRules, empty: Empty) -> None:
+    def __init__(self, rules: protocols.LocalizationRules, empty: localization.Empty) -> None:
         self._rules, self._empty = rules, empty
         with_reals: tuple[Kind, ...] = ("local",) if empty == "skip" else ("local", "real")
         self.kinds: tuple[Kind, ...] = {"plain": with_reals, "opensdi": ("local",), "imdlbenco": ("local", "real", "whole")}[rules.policy]
 
-    def figures(self, rows: Floats) -> dict[str, FigureFacts]:
+    def figures(self, rows: arrays.Floats) -> dict[str, FigureFacts]:
         """Those of rows of `kinds`."""
         if self._rules.policy == "plain":
-            return facts_of(localization_of(rows, empty=self._empty))
-        return facts_of(opensdi_of(rows) if self._rules.policy == "opensdi" else imdlbenco_of(rows))
+            return facts_of(localization.localization_of(rows, empty=self._empty))
+        return facts_of(localization.opensdi_of(rows) if self._rules.policy == "opensdi" else localization.imdlbenco_of(rows))
 
     def row(self) -> dict[str, Any]:
         """The policy in words."""
@@ -344,7 +331,7 @@ class _Headline:
             "threshold": self._rules.threshold,
             "images": _IMAGES.get(policy, f"{plain}, each counting once; the AUC of those with altered and intact pixels"),
             "empty": self._empty if policy == "plain" else "zero",
-            "empty_images": EMPTY[self._empty if policy == "plain" else "zero"],
+            "empty_images": localization.EMPTY[self._empty if policy == "plain" else "zero"],
             "resizing": RESIZING,
         }
 
@@ -364,7 +351,7 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.overlays = Overlays()
-        self._rows: dict[_Group, MaskRows] = {}
+        self._rows: dict[_Group, localization.MaskRows] = {}
         self._images = self._unlabelled = 0
         self._unreadable: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
@@ -385,7 +372,7 @@ class _Gathered:
             figures = getattr(one, size)
             if figures is not None:
                 group = _Group(one.system, one.view, size, image.truth.kind, image.truth.generator)
-                self._rows.setdefault(group, MaskRows()).add(figures)
+                self._rows.setdefault(group, localization.MaskRows()).add(figures)
         if one.original is not None and one.view is None and image.truth.kind == "local":
             self.overlays.see(one.original, image, row)
 
@@ -410,7 +397,7 @@ class _Gathered:
         return LocalizationSystem(
             name=system,
             resolution=size,
-            counts=MaskCounts(**counts_of(rows)),
+            counts=MaskCounts(**localization.counts_of(rows)),
             figures=headline.figures(rows),
             generators=tuple(
                 MaskRow(name=group.generator, kind=group.kind, n=len(of), figures=headline.figures(of.table()))
@@ -422,7 +409,7 @@ class _Gathered:
             opensdi=_opensdi(at_half) if size == "network" else None,
         )
 
-    def _at_half(self, system: str) -> dict[_Group, MaskRows]:
+    def _at_half(self, system: str) -> dict[_Group, localization.MaskRows]:
         """The clean rows at the network's size and the threshold of the benchmarks."""
         of_clean = {group: rows for group, rows in self._rows.items() if group.system == system and group.view is None}
         half = {group: rows for group, rows in of_clean.items() if group.size == "half"}
@@ -452,20 +439,23 @@ def _shrunk(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     return mask.resize(size, Image.Resampling.BOX).point(lambda level: 255 if level else 0)
 
 
-def _view(name: str, groups: dict[_Group, MaskRows], headline: _Headline) -> MaskRow:
+def _view(name: str, groups: dict[_Group, localization.MaskRows], headline: _Headline) -> MaskRow:
     rows = _together(groups.values())
     return MaskRow(name=name, n=len(rows), figures=headline.figures(rows))
 
 
-def _imdlbenco(groups: dict[_Group, MaskRows]) -> ImdlBencoFacts:
+def _imdlbenco(groups: dict[_Group, localization.MaskRows]) -> ImdlBencoFacts:
     rows = _together(groups.values())
-    return ImdlBencoFacts(counts=MaskCounts(**counts_of(rows)), modes={mode: facts_of(imdlbenco_of(rows, mode=mode)) for mode in _MODES})
+    return ImdlBencoFacts(
+        counts=MaskCounts(**localization.counts_of(rows)),
+        modes={mode: facts_of(localization.imdlbenco_of(rows, mode=mode)) for mode in _MODES},
+    )
 
 
-def _opensdi(groups: dict[_Group, MaskRows]) -> OpenSdiFacts:
+def _opensdi(groups: dict[_Group, localization.MaskRows]) -> OpenSdiFacts:
     rows = _together(of for group, of in groups.items() if group.kind == "local")
-    return OpenSdiFacts(counts=MaskCounts(**counts_of(rows)), figures=facts_of(opensdi_of(rows)))
+    return OpenSdiFacts(counts=MaskCounts(**localization.counts_of(rows)), figures=facts_of(localization.opensdi_of(rows)))
 
 
-def _together(rows: Iterable[MaskRows]) -> Floats:
-    return np.concatenate([MaskRows().table(), *(one.table() for one in rows)])
+def _together(rows: Iterable[localization.MaskRows]) -> arrays.Floats:
+    return np.concatenate([localization.MaskRows().table(), *(one.table() for one in rows)])

@@ -20,8 +20,7 @@ from ray_app.attribution.prompts import normalised_prompt
 from ray_app.errors import ConfigError, InputError
 from ray_app.evaluation.join import Tables, members_of
 from ray_app.images import decode_image
-from ray_app.metrics.arrays import MetricEstimate, figure_rows, undefined
-from ray_app.metrics.intervals import mean_figure, ratio_figure
+from ray_app.metrics import arrays, intervals
 from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
 from ray_app.runs import RunDirectory
 from ray_app.storage import Fetcher
@@ -62,21 +61,21 @@ class Similar:
         """How many of those images could not be read."""
         return len(self.text) - len(self.places)
 
-    def figures(self, mine: npt.NDArray[np.bool_] | None = None) -> dict[str, MetricEstimate]:
+    def figures(self, mine: npt.NDArray[np.bool_] | None = None) -> dict[str, arrays.MetricEstimate]:
         """`FIGURES`, of all pairs or of those that `mine` (n,) marks.
 
         `clip_text`: mean cosine of the two texts. `clip_score`, `clip_score_truth`: mean CLIPScore of the image with either; their ratio.
         """
         if self.why is not None:
-            return dict.fromkeys(FIGURES, undefined(self.why))
+            return dict.fromkeys(FIGURES, arrays.undefined(self.why))
         texts, read = (slice(None), slice(None)) if mine is None else (mine[: len(self.text)], mine[self.places])
         text, said, truth = self.text[texts], self.said[read], self.truth[read]
         why = "no image can be read any more" if len(text) else _NO_PAIR
         return {
-            "clip_text": mean_figure(text, _NO_PAIR, bounds=(-1, 1)),
-            "clip_score": mean_figure(said, why, bounds=(0, 2.5)),
-            "clip_score_truth": mean_figure(truth, why, bounds=(0, 2.5)),
-            "clip_score_ratio": ratio_figure(said, truth, why),
+            "clip_text": intervals.mean_figure(text, _NO_PAIR, bounds=(-1, 1)),
+            "clip_score": intervals.mean_figure(said, why, bounds=(0, 2.5)),
+            "clip_score_truth": intervals.mean_figure(truth, why, bounds=(0, 2.5)),
+            "clip_score_ratio": intervals.ratio_figure(said, truth, why),
         }
 
 
@@ -147,14 +146,14 @@ class Prompts:
         """All figures as JSON."""
         figures = {name: figure(self.said, self.truth) for name, figure in _TEXTS.items()} | self.similar.figures()
         return {
-            **figure_rows(figures),
+            **arrays.figure_rows(figures),
             **self.counts,
             "compared": len(self.said),
             "images_unread": self.similar.unread,
             "notes": list(NOTES),
         }
 
-    def of(self, generators: Collection[str]) -> Mapping[str, MetricEstimate]:
+    def of(self, generators: Collection[str]) -> Mapping[str, arrays.MetricEstimate]:
         """Figures of the images of some generators, by their names in the labels."""
         mine = np.array([maker in generators for maker in self.makers], np.bool_)
         said, truth = (list(compress(texts, mine.tolist())) for texts in (self.said, self.truth))

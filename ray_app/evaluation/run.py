@@ -19,24 +19,21 @@ from ray_app.archives import Each
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.index import SIMULATED, build_index
 from ray_app.errors import ConfigError, ExitCode, resumable
-from ray_app.evaluation.accumulate import gather
+from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.document import Evaluation, document_of, write_document
 from ray_app.evaluation.join import KEYS, Joined, LabelIndex, Labels, OwnLabels, index_labels
 from ray_app.evaluation.labels import LabelsOfIndex, open_labels
-from ray_app.evaluation.protocols import Protocol, load_protocol
 from ray_app.evaluation.systems import systems_of
 from ray_app.reports.evaluation.model import EvaluationDocument
-from ray_app.runs import RunDirectory
-from ray_app.runs.reader import current_files
+from ray_app.runs import RunDirectory, reader
 from ray_app.scoring.config import ScoreConfig
-from ray_app.storage import Store, strip_secrets
-from ray_app.storage.urls import scheme_of
+from ray_app.storage import Store, strip_secrets, urls
 
 INDEX = "index"
 
 
-def labels_for(config: EvaluateConfig, protocol: Protocol | None, run: RunDirectory | None, out: Store) -> Labels | None:
+def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory | None, out: Store) -> Labels | None:
     """The labels that a config names, read; None where they are the run's own columns and there is no run yet.
 
     A layout, the config's or else the protocol's, labels the source of the run (or the config's own) into `out`/index, which is used
@@ -153,7 +150,7 @@ def evaluate(config: EvaluateConfig) -> Evaluated:
 
 
 def _evaluated(config: EvaluateConfig) -> Evaluated:
-    protocol = load_protocol(config.protocol) if config.protocol else None
+    protocol = protocols.load_protocol(config.protocol) if config.protocol else None
     config = _completed(config, protocol)
     if not config.at or not config.out:
         missing = "nothing to evaluate" if not config.at else "no directory for the figures: --out DIR is missing"
@@ -174,7 +171,7 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
     labels = labels or OwnLabels(run.store.url, config.split or (protocol.split if protocol else None))
     systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
     _print_progress("counting scores")
-    cells = _on_tasks(config, run, lambda each: gather(run, labels, systems, each=each, most=config.sample))
+    cells = _on_tasks(config, run, lambda each: accumulate.gather(run, labels, systems, each=each, most=config.sample))
     _give_memory_back()
     unfinished = f"{run.store.url} is not finished: only what is scored so far is evaluated."
     warnings = [*([] if run.store.exists("summary.json") else [unfinished]), *check_joined(labels, cells, run)]
@@ -185,7 +182,7 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
     return Evaluated(document, code)
 
 
-def _completed(config: EvaluateConfig, protocol: Protocol | None) -> EvaluateConfig:
+def _completed(config: EvaluateConfig, protocol: protocols.Protocol | None) -> EvaluateConfig:
     """The config with a protocol's values for what is left open: source, detectors, ensemble, perturbations."""
     if protocol is None:
         return config
@@ -202,7 +199,7 @@ def _completed(config: EvaluateConfig, protocol: Protocol | None) -> EvaluateCon
 def _run_at(config: EvaluateConfig) -> RunDirectory | None:
     """The run that `at` names; None where it names a source."""
     [first, *rest] = config.at
-    if rest or "::" in first or scheme_of(first) in ("http", "https", "hf"):
+    if rest or "::" in first or urls.scheme_of(first) in ("http", "https", "hf"):
         return None
     run = RunDirectory.open(first)
     return run if run.exists() else None
@@ -238,7 +235,7 @@ def _scoring(config: EvaluateConfig, out: Store) -> ScoreConfig:
 
 def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | None], Any]) -> Any:
     """The work, with tasks where they are requested or the run has many files."""
-    if not (len(current_files(run)) >= MANY_FILES if config.tasks is None else config.tasks):
+    if not (len(reader.current_files(run)) >= MANY_FILES if config.tasks is None else config.tasks):
         return work(None)
     from ray_app.cluster.ray_cluster import cluster, on_ray
 

@@ -14,38 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_app.evaluation.accumulate import BANDS, UNKNOWN, Cells
+from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
-from ray_app.evaluation.protocols import oracle_accuracy
 from ray_app.evaluation.systems import System, combined_overlap, training_overlap
+from ray_app.metrics import calibration, detection, intervals, operating_points, significance
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
-from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss, reliability
-from ray_app.metrics.detection import NO_RANKING, VerdictCounts, abstaining, auc_figure, classification_report, detection_of, risk_coverage
-from ray_app.metrics.intervals import Interval, bootstrap_intervals, proportion, rates_interval
-from ray_app.metrics.operating_points import (
-    Confusion,
-    average_precision,
-    averages,
-    curve_points,
-    equal_error_rate,
-    precision_recall_points,
-    rates_at,
-    tpr_at_fpr,
-)
-from ray_app.metrics.significance import delong_paired, holm, mcnemar
-from ray_app.reports.evaluation.model import PairedFacts
-from ray_app.reports.evaluation.system_model import (
-    ClassHistogram,
-    FigureFacts,
-    FormatStratum,
-    GeneratorFacts,
-    ReliabilityBin,
-    RiskCoverage,
-    SystemFacts,
-    ViewFacts,
-    WorstGenerator,
-    facts_of,
-)
+from ray_app.reports.evaluation import model, system_model
 from ray_app.runs.summary import EDGES
 
 MOST = 20_000  # images that are drawn from; of more, so many stand for all
@@ -93,7 +67,7 @@ class Resampling:
         def drawn(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
             return {name: value for some in statistics for name, value in some(fakes, reals).items() if name in bare}
 
-        found = bootstrap_intervals(drawn, classes[0], classes[1], replicates=replicates or 0, seed=self._seed)
+        found = intervals.bootstrap_intervals(drawn, classes[0], classes[1], replicates=replicates or 0, seed=self._seed)
         sampled = drawn(*(ScoreHistogram.merged(some) for some in classes))
         m = sum(scores.n for scores in by_group.values())
         changed = {name: replace(figures[name], interval=_ends(name, figures[name], one, value, m), method=one.method)
@@ -111,7 +85,7 @@ class SystemOptions:
     released: Callable[[str], str | None] = lambda _: None
 
 
-def system_of(system: System, cells: Cells, asked: SystemOptions) -> SystemFacts:
+def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> system_model.SystemFacts:
     """The document's entry of one system."""
     groups = sorted({cell.group for cell, _, _ in cells.rows})
     scores = _scores(system, cells, groups)
@@ -120,32 +94,36 @@ def system_of(system: System, cells: Cells, asked: SystemOptions) -> SystemFacts
     for (cell, _, _), count in cells.rows.items():
         labelled[cell.group] += count
     generators = [_generator(group, scores, labelled[group], asked) for group in groups]
-    confusion = Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
+    confusion = operating_points.Confusion.at(scores.fakes, scores.reals, system.threshold, system.strict)
     curves = not scores.binary
-    return SystemFacts(
+    return system_model.SystemFacts(
         **{name: getattr(system, name) for name in ("name", "kind", "title", "calibrated", "threshold", "strict", "late")},
         output="binary" if scores.binary else "continuous",
         n_real=scores.reals.n,
         n_fake=scores.fakes.n,
         unscored=cells.joined - scores.reals.n - scores.fakes.n,
-        figures=facts_of(figures),
-        decided=facts_of(abstaining(_verdicts(cells))) if system.decides else None,
-        averages=facts_of(_averages(scores, groups)),
-        kinds={kind: facts_of(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
+        figures=system_model.facts_of(figures),
+        decided=system_model.facts_of(detection.abstaining(_verdicts(cells))) if system.decides else None,
+        averages=system_model.facts_of(_averages(scores, groups)),
+        kinds={kind: system_model.facts_of(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
         generators=tuple(generators),
-        roc=tuple(curve_points(scores.fakes, scores.reals)) if curves else (),
-        precision_recall=tuple(precision_recall_points(scores.fakes, scores.reals)) if curves else (),
-        reliability=tuple(ReliabilityBin(**one) for one in reliability(scores.fakes, scores.reals, system.calibration)) if curves else (),
+        roc=tuple(operating_points.curve_points(scores.fakes, scores.reals)) if curves else (),
+        precision_recall=tuple(operating_points.precision_recall_points(scores.fakes, scores.reals)) if curves else (),
+        reliability=tuple(
+            system_model.ReliabilityBin(**one) for one in calibration.reliability(scores.fakes, scores.reals, system.calibration)
+        )
+        if curves
+        else (),
         histogram=_histogram(scores),
         risk_coverage=_risk(scores),
-        report=classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
+        report=detection.classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
         strata=tuple(_strata(scores, cells)),
         views=tuple(_views(scores, cells, asked)),
         worst=_worst(generators),
     )
 
 
-def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[PairedFacts]:
+def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[model.PairedFacts]:
     """DeLong's test of two AUCs, or McNemar's where one of the two is binary; on images that both score.
 
     `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
@@ -161,13 +139,15 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
             continue
         first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
         if binary[one.name] or binary[other.name]:
-            test = mcnemar(_right(first, truth, one), _right(second, truth, other))
+            test = significance.mcnemar(_right(first, truth, one), _right(second, truth, other))
         else:
-            test = delong_paired(first, second, truth)
+            test = significance.delong_paired(first, second, truth)
         tests.append((one.name, other.name, test))
-    corrected = holm([test.p for _, _, test in tests])
+    corrected = significance.holm([test.p for _, _, test in tests])
     return [
-        PairedFacts(a=a, b=b, test=test.test, n=test.n, difference=FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p)
+        model.PairedFacts(
+            a=a, b=b, test=test.test, n=test.n, difference=system_model.FigureFacts.of(test.difference), p=test.p, why=test.why, p_holm=p
+        )
         for (a, b, test), p in zip(tests, corrected, strict=True)
     ]
 
@@ -193,20 +173,20 @@ class _Scores:
     def figures(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEstimate]:
         """All figures of detection of two histograms."""
         own = {name: getattr(self.system, name) for name in ("threshold", "strict", "calibration")}
-        return detection_of(fakes, reals, continuous=not self.binary, **own)
+        return detection.detection_of(fakes, reals, continuous=not self.binary, **own)
 
     def auc(self, fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
         """The area under the ROC curve."""
-        return undefined(NO_RANKING, fakes.n + reals.n) if self.binary else auc_figure(fakes, reals)
+        return undefined(detection.NO_RANKING, fakes.n + reals.n) if self.binary else detection.auc_figure(fakes, reals)
 
     def right(self, group: EvaluationGroup) -> tuple[int, int]:
         """Images told right, and images with a score, of one group."""
         scores = self.by_group[group]
-        counts = Confusion.at(scores, scores, self.system.threshold, self.system.strict)
+        counts = operating_points.Confusion.at(scores, scores, self.system.threshold, self.system.strict)
         return counts.real_real if group.kind == "real" else counts.fake_fake, scores.n
 
 
-def _scores(system: System, cells: Cells, groups: Iterable[EvaluationGroup]) -> _Scores:
+def _scores(system: System, cells: accumulate.Cells, groups: Iterable[EvaluationGroup]) -> _Scores:
     by_group: dict[EvaluationGroup, list[ScoreTally]] = {group: [] for group in groups}
     for (name, cell), tally in cells.scores.items():
         if name == system.name:
@@ -236,20 +216,20 @@ def _averages(scores: _Scores, groups: Iterable[EvaluationGroup]) -> dict[str, M
             hits, n = scores.right(group)
             before = rates.get(group.generator, (0, 0))
             rates[group.generator] = (before[0] + hits, before[1] + n)
-    found = averages(rates)
+    found = operating_points.averages(rates)
     there = [rate for rate in rates.values() if rate[1]]
-    if found["tpr_mean"].value is not None and (interval := rates_interval(there)) is not None:
+    if found["tpr_mean"].value is not None and (interval := intervals.rates_interval(there)) is not None:
         found["tpr_mean"] = replace(found["tpr_mean"], interval=(interval.low, interval.high), method=interval.method)
     return found
 
 
-def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: SystemOptions) -> GeneratorFacts:
+def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: SystemOptions) -> system_model.GeneratorFacts:
     hits, n = scores.right(group)
     mine = scores.by_group[group]
     pair = (scores.fakes, mine) if group.kind == "real" else (mine, scores.reals)
-    ways = {"average_precision": _average_precision, "oracle_accuracy": oracle_accuracy}
-    extras = {name: FigureFacts.of(_ranked(scores, pair, way)) for name, way in ways.items() if name in asked.extras}
-    return GeneratorFacts(
+    ways = {"average_precision": _average_precision, "oracle_accuracy": protocols.oracle_accuracy}
+    extras = {name: system_model.FigureFacts.of(_ranked(scores, pair, way)) for name, way in ways.items() if name in asked.extras}
+    return system_model.GeneratorFacts(
         name=group.generator,
         label=group.label,
         kind=group.kind,
@@ -257,21 +237,21 @@ def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: Sy
         released=asked.released(group.generator) if group.kind != "real" else None,
         n=n,
         unscored=labelled - n,
-        rate=FigureFacts.of(proportion(hits, n, "none of these images was scored")),
-        auc=FigureFacts.of(scores.auc(*pair)),
+        rate=system_model.FigureFacts.of(intervals.proportion(hits, n, "none of these images was scored")),
+        auc=system_model.FigureFacts.of(scores.auc(*pair)),
         **extras,
     )
 
 
 def _average_precision(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
-    return MetricEstimate(average_precision(fakes, reals), n=fakes.n + reals.n)
+    return MetricEstimate(operating_points.average_precision(fakes, reals), n=fakes.n + reals.n)
 
 
 def _ranked(
     scores: _Scores, pair: tuple[ScoreHistogram, ScoreHistogram], figure: Callable[[ScoreHistogram, ScoreHistogram], MetricEstimate]
 ) -> MetricEstimate:
     if scores.binary:
-        return undefined(NO_RANKING)
+        return undefined(detection.NO_RANKING)
     return figure(*pair) if pair[0].n and pair[1].n else undefined(NO_OTHERS)
 
 
@@ -280,40 +260,46 @@ def _seen(system: System, generator: str, asked: SystemOptions) -> str:
     return combined_overlap("unknown" if card is None else training_overlap(card, generator) for card in cards)
 
 
-def _verdicts(cells: Cells) -> VerdictCounts:
+def _verdicts(cells: accumulate.Cells) -> detection.VerdictCounts:
     counts = dict.fromkeys((f"{label}_{said}" for label in ("fake", "real") for said in ("fake", "real", "abstain", "unscored")), 0)
     for (cell, _, verdict), count in cells.rows.items():
         counts[f"{cell.group.label}_{verdict or 'unscored'}"] += count
-    return VerdictCounts(**counts)
+    return detection.VerdictCounts(**counts)
 
 
-def _histogram(scores: _Scores) -> ClassHistogram:
+def _histogram(scores: _Scores) -> system_model.ClassHistogram:
     counted = {
         name: np.histogram(np.clip(one.values, EDGES[0], EDGES[-1]), EDGES, weights=one.counts)[0].astype(int).tolist()
         for name, one in (("real", scores.reals), ("fake", scores.fakes))
     }
-    return ClassHistogram(edges=EDGES.tolist(), **counted)
+    return system_model.ClassHistogram(edges=EDGES.tolist(), **counted)
 
 
-def _risk(scores: _Scores) -> RiskCoverage:
+def _risk(scores: _Scores) -> system_model.RiskCoverage:
     if scores.binary:
-        return RiskCoverage(points=(), aurc=FigureFacts.of(undefined("binary replies say nothing of how sure they are")))
-    found = risk_coverage(scores.fakes, scores.reals, scores.system.threshold, strict=scores.system.strict)
-    return RiskCoverage(points=found["points"], aurc=FigureFacts.of(found["aurc"]))
+        return system_model.RiskCoverage(
+            points=(), aurc=system_model.FigureFacts.of(undefined("binary replies say nothing of how sure they are"))
+        )
+    found = detection.risk_coverage(scores.fakes, scores.reals, scores.system.threshold, strict=scores.system.strict)
+    return system_model.RiskCoverage(points=found["points"], aurc=system_model.FigureFacts.of(found["aurc"]))
 
 
-def _strata(scores: _Scores, cells: Cells) -> list[FormatStratum]:
+def _strata(scores: _Scores, cells: accumulate.Cells) -> list[system_model.FormatStratum]:
     """Figures within images of one format and one size, where neither can separate the classes."""
     found: dict[tuple[str, str], dict[str, list[ScoreTally]]] = {}
     for (name, cell), tally in cells.scores.items():
         if name == scores.system.name:
             found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(tally)
     strata = []
-    for (form, size), classes in sorted(found.items(), key=lambda one: (one[0][0], (*BANDS, UNKNOWN).index(one[0][1]))):
+    for (form, size), classes in sorted(
+        found.items(), key=lambda one: (one[0][0], (*accumulate.BANDS, accumulate.UNKNOWN).index(one[0][1]))
+    ):
         fakes, reals = _merged(classes["fake"]), _merged(classes["real"])
-        counts = Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
-        strata.append(FormatStratum(format=form, size=size, n_real=reals.n, n_fake=fakes.n, auc=FigureFacts.of(scores.auc(fakes, reals)),
-                            balanced_accuracy=FigureFacts.of(rates_at(counts)["balanced_accuracy"])))  # fmt: skip
+        counts = operating_points.Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
+        auc = system_model.FigureFacts.of(scores.auc(fakes, reals))
+        accuracy = system_model.FigureFacts.of(operating_points.rates_at(counts)["balanced_accuracy"])
+        numbers = {"n_real": reals.n, "n_fake": fakes.n}
+        strata.append(system_model.FormatStratum(format=form, size=size, **numbers, auc=auc, balanced_accuracy=accuracy))
     return strata
 
 
@@ -321,7 +307,7 @@ def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
     return ScoreHistogram.merged(tally.histogram() for tally in tallies)
 
 
-def _views(scores: _Scores, cells: Cells, asked: SystemOptions) -> list[ViewFacts]:
+def _views(scores: _Scores, cells: accumulate.Cells, asked: SystemOptions) -> list[system_model.ViewFacts]:
     """Figures of perturbed pixels, in the order of the run's views."""
     views = []
     for view in dict.fromkeys(view for view, _, _ in cells.views):
@@ -330,11 +316,11 @@ def _views(scores: _Scores, cells: Cells, asked: SystemOptions) -> list[ViewFact
         fakes = ScoreHistogram.merged(one for group, one in mine.items() if group.kind != "real")
         reals = ScoreHistogram.merged(one for group, one in mine.items() if group.kind == "real")
         figures = asked.resampling.of_view(scores.figures(fakes, reals), scores.system, mine)
-        views.append(ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=facts_of(figures)))
+        views.append(system_model.ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=system_model.facts_of(figures)))
     return views
 
 
-def _ends(name: str, figure: MetricEstimate, interval: Interval, sampled: float, m: int) -> tuple[float, float]:
+def _ends(name: str, figure: MetricEstimate, interval: intervals.Interval, sampled: float, m: int) -> tuple[float, float]:
     """Those of a figure of n images, from an interval of m of them, on which it is `sampled`.
 
     How far they lie off is brought to n images by √(m / n) where images were drawn; generators that were drawn are all of them. Figures
@@ -360,29 +346,32 @@ def _statistics(bare: Sequence[str], system: System) -> list[Statistics]:
     """The functions that give the figures which lack an interval, and as few others as may be."""
     every: list[tuple[tuple[str, ...], Statistics]] = [
         (("balanced_accuracy", "f1", "precision"), lambda fakes, reals: _at(system, fakes, reals)),
-        (("average_precision",), lambda fakes, reals: {"average_precision": average_precision(fakes, reals)}),
-        (("eer",), lambda fakes, reals: {"eer": equal_error_rate(fakes, reals).value}),
-        (("tpr_at_fpr_1",), lambda fakes, reals: {"tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100).value}),
-        (("tpr_at_fpr_01",), lambda fakes, reals: {"tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000).value}),
-        (("log_loss",), lambda fakes, reals: {"log_loss": log_loss(fakes, reals, system.calibration).value}),
-        (("brier",), lambda fakes, reals: {"brier": brier_score(fakes, reals, system.calibration).value}),
-        (("ece",), lambda fakes, reals: {"ece": debiased_ece(fakes, reals, system.calibration).value}),
+        (("average_precision",), lambda fakes, reals: {"average_precision": operating_points.average_precision(fakes, reals)}),
+        (("eer",), lambda fakes, reals: {"eer": operating_points.equal_error_rate(fakes, reals).value}),
+        (("tpr_at_fpr_1",), lambda fakes, reals: {"tpr_at_fpr_1": operating_points.tpr_at_fpr(fakes, reals, 100).value}),
+        (("tpr_at_fpr_01",), lambda fakes, reals: {"tpr_at_fpr_01": operating_points.tpr_at_fpr(fakes, reals, 1000).value}),
+        (("log_loss",), lambda fakes, reals: {"log_loss": calibration.log_loss(fakes, reals, system.calibration).value}),
+        (("brier",), lambda fakes, reals: {"brier": calibration.brier_score(fakes, reals, system.calibration).value}),
+        (("ece",), lambda fakes, reals: {"ece": calibration.debiased_ece(fakes, reals, system.calibration).value}),
     ]
     return [statistic for names, statistic in every if set(names) & set(bare)]
 
 
 def _at(system: System, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
-    return {name: one.value for name, one in rates_at(Confusion.at(fakes, reals, system.threshold, system.strict)).items()}
+    return {
+        name: one.value
+        for name, one in operating_points.rates_at(operating_points.Confusion.at(fakes, reals, system.threshold, system.strict)).items()
+    }
 
 
-def _worst(generators: Sequence[GeneratorFacts]) -> WorstGenerator | None:
+def _worst(generators: Sequence[system_model.GeneratorFacts]) -> system_model.WorstGenerator | None:
     """The fakes of which the fewest are found; of those with twenty images or more where there are any."""
     known = [(one.rate.value, one) for one in generators if one.label == "fake" and one.rate.value is not None]
     many = [pair for pair in known if pair[1].n >= 20] or known
     if not many:
         return None
     worst = min(many, key=lambda pair: pair[0])[1]
-    return WorstGenerator(generator=worst.name, rate=worst.rate)
+    return system_model.WorstGenerator(generator=worst.name, rate=worst.rate)
 
 
 def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:

@@ -29,22 +29,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ray_app.errors import InputError, Status
-from ray_app.images import formats, jpeg, png
+from ray_app.images import colour, formats, further_formats, jpeg, png
 from ray_app.images import tiff as tiff_pixels
-from ray_app.images.colour import is_icc_profile, to_rgb
 from ray_app.images.facts import MOST, DecodedImage, ImageFileFacts, ImageRefused
-from ray_app.images.formats import TiffError, describe_unsupported, exif_orientation, sniff_format
-from ray_app.images.further_formats import (
-    BIT_DEPTH,
-    JpegXlFile,
-    PnmFile,
-    camera_preview,
-    check_items,
-    check_webp,
-    library_of,
-    open_heic,
-    open_webp,
-)
 from ray_app.images.limits import Admit, ImageLimits, admit_all, demand_of, webp_demand
 from ray_app.images.provenance.containers import foreign_kinds
 
@@ -113,7 +100,7 @@ def _tiff_bits(image: ImageFile, data: bytes) -> int:
     del data
     with contextlib.suppress(TypeError, ValueError):
         return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))))  # type: ignore[attr-defined]
-    return int(image.info.get(BIT_DEPTH, 8))
+    return int(image.info.get(further_formats.BIT_DEPTH, 8))
 
 
 class ImageFormat(NamedTuple):
@@ -148,14 +135,16 @@ FORMATS = {
         frames=formats.count_tiff_pages,
         bits=_tiff_bits,
     ),
-    "AVIF": ImageFormat(_open_avif, libraries=(("libavif", "avif"),), check=check_items, many="animated"),
-    "WEBP": ImageFormat(_of_stream(open_webp), libraries=(("libwebp", "webp"),), check=check_webp, many="animated"),
+    "AVIF": ImageFormat(_open_avif, libraries=(("libavif", "avif"),), check=further_formats.check_items, many="animated"),
+    "WEBP": ImageFormat(
+        _of_stream(further_formats.open_webp), libraries=(("libwebp", "webp"),), check=further_formats.check_webp, many="animated"
+    ),
     "GIF": ImageFormat(_of_stream(GifImageFile), frames=formats.count_gif_frames, many="animated"),
     "BMP": ImageFormat(_of_stream(BmpImageFile)),
-    "HEIC": ImageFormat(_of_stream(open_heic), check=check_items),
+    "HEIC": ImageFormat(_of_stream(further_formats.open_heic), check=further_formats.check_items),
     "JPEG2000": ImageFormat(_of_stream(Jpeg2KImageFile), libraries=(("openjpeg", "jpg_2000"),)),
-    "PNM": ImageFormat(_of_stream(PnmFile)),
-    "JXL": ImageFormat(_of_stream(JpegXlFile), many="animated"),
+    "PNM": ImageFormat(_of_stream(further_formats.PnmFile)),
+    "JXL": ImageFormat(_of_stream(further_formats.JpegXlFile), many="animated"),
 }
 
 
@@ -197,7 +186,7 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
     nothing else, whatever the bytes.
     """
     _quieten_pillow()
-    found = _Findings(hashlib.sha256(data).hexdigest(), sniff_format(data))
+    found = _Findings(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
     try:
         pixels = _decode(data, limits, found, admit)
     except InputError as refusal:
@@ -210,12 +199,12 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) ->
     limits.check_bytes(len(data))
     if format_name is None:
         unknown = Status.UNSUPPORTED_FORMAT if data else Status.EMPTY_FILE
-        raise InputError(unknown, describe_unsupported(data) if data else "0 bytes")
+        raise InputError(unknown, formats.describe_unsupported(data) if data else "0 bytes")
     found.decoder = decoder_name(format_name)
     if format_name in formats.EARLY_SIZES:
         _check_early(data, limits, found, format_name, admit)
     if format_name == "RAW":
-        data, format_name = camera_preview(data), "JPEG"
+        data, format_name = further_formats.camera_preview(data), "JPEG"
         found.flags.add("preview")
     form = FORMATS[format_name]
     with _translated(data, format_name):
@@ -231,7 +220,7 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) ->
         if form.check is not None:
             form.check(loaded, data)
         is_plain = loaded.mode == "RGB" and "transparency" not in loaded.info
-        pixels = loaded if is_plain else to_rgb(loaded, found.flags, sample_bits)
+        pixels = loaded if is_plain else colour.to_rgb(loaded, found.flags, sample_bits)
     found.mode = image.mode
     if pixels.size != (found.width, found.height):  # libheif may find another size than it stated
         found.take_size(*pixels.size)
@@ -266,21 +255,21 @@ def _read_header(image: ImageFile, data: bytes, form: ImageFormat, found: _Findi
     found.frames = frames if 0 <= frames <= MOST["frames"] else None
     if isinstance(image, JpegImageFile):
         found.quality = jpeg.jpeg_quality(image.quantization)
-    if frames > 1 or (isinstance(image, JpegXlFile) and image.is_animated):
+    if frames > 1 or (isinstance(image, further_formats.JpegXlFile) and image.is_animated):
         found.flags.add(form.many)
     found.icc = bool(image.info.get("icc_profile"))
-    if "icc_profile" in image.info and not is_icc_profile(image.info["icc_profile"]):
+    if "icc_profile" in image.info and not colour.is_icc_profile(image.info["icc_profile"]):
         found.flags.add("broken_icc")
     found.orientation = 1
     # A TIFF's own orientation tag is part of how its rows are stored: Pillow turns the pixels by it as it decodes.
     if (exif := image.info.get("exif")) and not isinstance(image, TiffImageFile):
         try:
-            found.orientation = exif_orientation(exif)
-        except TiffError:
+            found.orientation = formats.exif_orientation(exif)
+        except formats.TiffError:
             found.flags.add("broken_exif")
     if found.orientation != 1:
         found.flags.add("oriented")
-    sample_bits = form.bits(image, data) if form.bits else int(image.info.get(BIT_DEPTH, 8))
+    sample_bits = form.bits(image, data) if form.bits else int(image.info.get(further_formats.BIT_DEPTH, 8))
     if 8 < sample_bits <= 16:
         found.flags.add("sixteen_bit")
     return sample_bits
@@ -351,7 +340,7 @@ def _words(error: BaseException) -> str:
 @functools.cache
 def decoder_name(format_name: str) -> str:
     """Library and version that make the pixels: other versions may give other pixels."""
-    if library := library_of(format_name):
+    if library := further_formats.library_of(format_name):
         return library
     return jpeg.DECODER if format_name == "JPEG" else _pillow_name(format_name)
 

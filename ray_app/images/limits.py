@@ -14,8 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
-from ray_app.images.further_formats import BIT_DEPTH
-from ray_app.images.jpeg import coefficient_bytes
+from ray_app.images import further_formats, jpeg
 
 ALWAYS_ALLOWED_PIXELS = 1_000_000  # 1 MP decodes to 3 MB whatever its file weighs: no ratio can make that dangerous
 
@@ -186,11 +185,11 @@ def demand_of(image: ImageFile, data: bytes, format_name: str) -> Demand:
     converting = _WITH_ALPHA if "transparency" in image.info else _CONVERTING.get(mode, _WITH_ALPHA)
     beside = pixels * (_DEEP_GREY if is_deep_grey else converting)
     if isinstance(image, JpegImageFile):
-        beside = max(beside, coefficient_bytes(image, data))
+        beside = max(beside, jpeg.coefficient_bytes(image, data))
     elif isinstance(image, TiffImageFile):
         beside = max(beside, _tiff(image))
     else:
-        is_deep_jxl = format_name == "JXL" and image.info[BIT_DEPTH] > 8
+        is_deep_jxl = format_name == "JXL" and image.info[further_formats.BIT_DEPTH] > 8
         beside = max(beside, pixels * (_DEEP_JXL if is_deep_jxl else _DECODING.get(format_name, 0)))
     return Demand(pixels, min(_FIXED + pixels * stored + beside, _MOST))
 

@@ -4,16 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ray_app.archives import ManifestMember, MemberReader
-from ray_app.archives.uri_lists import looks_like_list
+from ray_app.archives import ManifestMember, MemberReader, uri_lists
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageLimits
+from ray_app.inference import decoder, reuse
 from ray_app.inference.batch import Batch, DecodeResult, StageClock
-from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S, BatchDecoder
-from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.spec import ScoringSpec
-from ray_app.storage import Fetcher
-from ray_app.storage.node_budget import NodeBudget
+from ray_app.storage import Fetcher, node_budget
 
 AHEAD_BYTES = 64 * 2**20  # encoded bytes read ahead of the decoder, per worker
 
@@ -35,16 +32,16 @@ class BlockReader:
         crumbs: Path | None = None,
         hand_over: bool = False,
         keeps_files: bool = False,
-        wall_limit_s: float = WALL_LIMIT_S,
-        recall: ScoreCache | None = None,
+        wall_limit_s: float = decoder.WALL_LIMIT_S,
+        recall: reuse.ScoreCache | None = None,
         decode_bytes: int | None = None,
     ) -> None:
         self._spec, self._clock, self.recall = spec, clock, recall
         self.fetcher = fetcher
-        budget = NodeBudget(BUDGET, decode_bytes)
-        files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
+        budget = node_budget.NodeBudget(decoder.BUDGET, decode_bytes)
+        files = node_budget.NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
         self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
-        self.decoder = BatchDecoder(
+        self.decoder = decoder.BatchDecoder(
             spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
         )
 
@@ -85,6 +82,6 @@ class BlockReader:
 
 def _with_list_hint(outcome: DecodeResult, member: ManifestMember) -> DecodeResult:
     """What became of a member; of a table beside images also how it is read as a list."""
-    if outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None and looks_like_list(member.uri):
+    if outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None and uri_lists.looks_like_list(member.uri):
         return replace(outcome, detail=f"{outcome.detail}; if it lists images, give it as a source of its own: list::{member.uri}")
     return outcome

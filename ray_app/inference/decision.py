@@ -10,18 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.attribution.cards import IdentifierCard
-from ray_app.attribution.identifier import Identified, Identifier
-from ray_app.ensembles import Decisions, decide, drawn_by_audit, second_looks
-from ray_app.ensembles.decision import IMAGE
+from ray_app.attribution import cards, identifier
+from ray_app.ensembles import Decisions, decide, decision, drawn_by_audit, second_looks
 from ray_app.errors import ConfigError, Status
-from ray_app.inference.batch import DecodeResult, StageClock
+from ray_app.inference import batch, stability
 from ray_app.inference.outputs import CLEAN, EMBEDDINGS, REPLIES, SCORES, STABILITY, DetectorOutputs, OutputKey, Scores
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.stability import settled
 
 
-def identified(spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> Identified | None:
+def identified(spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> identifier.Identified | None:
     """What the spec's identifier says of all members; None where it has none, or where its detector's embeddings were not kept.
 
     Raises DetectorError where its weights are missing.
@@ -61,11 +58,11 @@ def _plain(fact: Any) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _head(described: str, folder: Path) -> Identifier:
+def _head(described: str, folder: Path) -> identifier.Identifier:
     """Read once per process. `described`: the card as JSON."""
-    card = IdentifierCard.model_validate_json(described)
+    card = cards.IdentifierCard.model_validate_json(described)
     card._folder = folder
-    return Identifier(card)
+    return identifier.Identifier(card)
 
 
 NO_CONTENT = "no_content"  # the flag of an image that shows nothing
@@ -84,25 +81,27 @@ class BlockResult:
     `scores`: those of `outputs`, of the images as they are, by detector in the ensemble's order.
     """
 
-    outcomes: list[DecodeResult]
+    outcomes: list[batch.DecodeResult]
     outputs: DetectorOutputs
     scores: Scores
     decisions: Decisions
-    identified: Identified | None = None
+    identified: identifier.Identified | None = None
 
 
-def judge(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs, clock: StageClock | None = None) -> BlockResult:
+def judge(
+    spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs, clock: batch.StageClock | None = None
+) -> BlockResult:
     """Decide on every image, and name generators; an image that decoded, and that no detector could score although it should have,
     becomes `detector_failed`. `clock`: what naming is counted on, as the stage `identify`.
     """
     result = decided_on(spec, outcomes, outputs)
     if spec.identifier is None:
         return result
-    with (clock or StageClock())("identify"):
+    with (clock or batch.StageClock())("identify"):
         return replace(result, identified=identified(spec, result.outputs.of(EMBEDDINGS)))
 
 
-def decided_on(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> BlockResult:
+def decided_on(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> BlockResult:
     """The same, of verdicts alone."""
     outputs = with_repeated(outcomes, outputs.ranked(spec.cards))
     scores, replies = outputs.of(SCORES), outputs.of(REPLIES)
@@ -130,15 +129,15 @@ def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], a
     """The decisions that the spec's stability leaves standing; `views` has scores per detector, in the spec's order, of every view."""
     if spec.stability is None:
         return decisions
-    return settled(spec.ensemble, decisions, views, calibrations=spec.calibrations, margin=spec.stability.margin, audited=audited)
+    return stability.settled(spec.ensemble, decisions, views, calibrations=spec.calibrations, margin=spec.stability.margin, audited=audited)
 
 
-def audited_among(spec: ScoringSpec, outcomes: Sequence[DecodeResult]) -> list[bool]:
+def audited_among(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult]) -> list[bool]:
     """Which members the audit of a cascade draws, by their bytes; empty for any other rule."""
     return drawn_by_audit(spec.ensemble, [None if outcome.facts is None else outcome.facts.sha256 for outcome in outcomes])
 
 
-def second_stage_rows(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> list[int]:
+def second_stage_rows(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> list[int]:
     """The rows, ascending, that all members of a cascade look at; none of other rules. `outputs`: at least what the first ones gave."""
     if spec.ensemble.cascade is None:
         return []
@@ -148,7 +147,7 @@ def second_stage_rows(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outpu
     return [row for row, why in enumerate(reasons) if why is not None and outcomes[row].status is Status.OK]
 
 
-def with_repeated(outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> DetectorOutputs:
+def with_repeated(outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> DetectorOutputs:
     """The outputs, with what was said before of those images that no detector has looked at again."""
     repeated = []
     for row, outcome in enumerate(outcomes):
@@ -188,7 +187,7 @@ def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None])
     doubts: dict[str, list[str | None]] = {}
     population = spec.ensemble.population
     if population is not None and population.seen is not None:
-        doubts[IMAGE] = list(map(population.seen.doubt, formats, *zip(*sizes, strict=True))) if sizes else []
+        doubts[decision.IMAGE] = list(map(population.seen.doubt, formats, *zip(*sizes, strict=True))) if sizes else []
     width, height = np.array(sizes, np.float64).reshape(-1, 2).T  # None becomes NaN, which lies inside of everything
     for name, card in spec.cards.items():
         fits = card.valid_range

@@ -25,14 +25,13 @@ from ray_app.images import (
     ImageLimits,
     ImageRefused,
     Watchdog,
+    colour,
     decode_image,
     inspect_bytes,
 )
-from ray_app.images.colour import to_rgb
 from ray_app.images.decode import has_content
 from ray_app.images.facts import perceptual_hash
-from ray_app.images.provenance import ProvenanceReader
-from ray_app.images.provenance.containers import NOTHING, locate
+from ray_app.images.provenance import ProvenanceReader, containers
 from ray_app.inference.batch import (
     Batch,
     DecodeResult,
@@ -323,8 +322,8 @@ class BatchDecoder:
         if self._origins is None or not isinstance(data, bytes):
             return None
         with self._clock("decode"):
-            found = locate(data, facts.format)
-            if found == NOTHING:
+            found = containers.locate(data, facts.format)
+            if found == containers.NOTHING:
                 return None
             with self.careful.noted(image_id):
                 provenance = self._origins.read(data, facts.format, native=not self.careful.is_suspect(image_id), found=found)
@@ -384,7 +383,7 @@ def _bytes_per_pixel(spec: ScoringSpec) -> int:
 def _of_pil(image: Image.Image) -> DecodedImage:
     """An image that somebody else decoded: the same colour rules; `sha256` is that of its RGB pixels, since there is no file."""
     flags: set[str] = set()
-    pixels = to_rgb(image, flags, 8)
+    pixels = colour.to_rgb(image, flags, 8)
     if not has_content(pixels):
         flags.add("no_content")
     facts = ImageFileFacts(hashlib.sha256(pixels.tobytes()).hexdigest(), width=image.width, height=image.height, mode=image.mode,

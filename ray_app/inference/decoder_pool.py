@@ -33,8 +33,7 @@ from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileF
 from ray_app.images.formats import describe_unsupported
 from ray_app.images.limits import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
-from ray_app.inference import decoder_child
-from ray_app.inference.batch import Pixels
+from ray_app.inference import batch, decoder_child
 from ray_app.inference.decoder_child import ANSWER, DEMAND, READY, REQUEST, WANTED_SIZE, DecodeRequest, Report
 
 # Beyond what the libraries take. The largest image within the default limits (49 MP WebP with alpha) took 0.95 GB, prepared in every way.
@@ -58,7 +57,7 @@ class PreparedImage:
     """
 
     facts: ImageFileFacts
-    pixels: tuple[Pixels | None, ...]
+    pixels: tuple[batch.Pixels | None, ...]
     provenance: Provenance | None
     seconds: float
 
@@ -425,7 +424,7 @@ def _pixel_bytes(wanted: DecodeRequest, facts: ImageFileFacts) -> int:
     return 3 * prod(_size(facts)) if wanted.preprocessings is None else sum(prod(shape) for shape in wanted.shapes if shape)
 
 
-def _tensors(pixels: bytearray, shapes: Sequence[tuple[int, int, int] | None]) -> Iterator[Pixels | None]:
+def _tensors(pixels: bytearray, shapes: Sequence[tuple[int, int, int] | None]) -> Iterator[batch.Pixels | None]:
     at = 0
     for shape in shapes:
         if shape is None:

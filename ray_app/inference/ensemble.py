@@ -10,21 +10,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ray_app.detectors import DetectorCard
-from ray_app.detectors.licences import require_accepted
+from ray_app.detectors import DetectorCard, licences
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images import BatchLimits, ImageFileFacts, ImageLimits
 from ray_app.images.limits import worst_bytes
+from ray_app.inference import decision, decoder, scorer, second_pass, spec
 from ray_app.inference.batch import Batch, DecodeResult, Pixels, StageClock
-from ray_app.inference.decision import BlockResult, finite, judge, require_embeddings
-from ray_app.inference.decoder import BUDGET, BatchDecoder
 from ray_app.inference.outputs import CAPTIONS, MASKS
-from ray_app.inference.scorer import Describing, EnsembleScorer
-from ray_app.inference.second_pass import CascadeScorer
-from ray_app.inference.spec import RequestedPrecision, RequestedResize, ScoringSpec, make_spec
-from ray_app.storage import Fetcher
-from ray_app.storage.node_budget import NodeBudget, budget_of, node_memory
+from ray_app.storage import Fetcher, node_budget
 
 _log = logging.getLogger(__name__)
 
@@ -75,29 +69,31 @@ class Ensemble:
         name_or_path: str | Path | EnsembleCard = "default",
         *,
         device: str = "cpu",
-        precision: RequestedPrecision = "auto",
-        resize: RequestedResize = "auto",
+        precision: spec.RequestedPrecision = "auto",
+        resize: spec.RequestedResize = "auto",
         limits: ImageLimits | None = None,
         image_column: str = "bytes",
         accept_licences: Sequence[str] = (),
         waive_guarantee: bool = False,
     ) -> None:
         card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
-        self.spec: ScoringSpec = make_spec(
+        self.spec: spec.ScoringSpec = spec.make_spec(
             card, device=device, precision=precision, resize=resize, limits=limits or BatchLimits(), waive_guarantee=waive_guarantee
         )
         for detector in self.spec.cards.values():
-            require_accepted(detector, accept_licences)
-        require_embeddings(self.spec)
+            licences.require_accepted(detector, accept_licences)
+        decision.require_embeddings(self.spec)
         self._image_column = image_column
         clock = StageClock()
         # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
-        most = max(budget_of(node_memory()), worst_bytes(self.spec.limits))
-        self._decoder = BatchDecoder(self.spec.early, clock, keeps_files=self.spec.looks_again, budget=NodeBudget(BUDGET, most))
-        describing = Describing(self.spec, clock) if self.spec.describer else None
+        most = max(node_budget.budget_of(node_budget.node_memory()), worst_bytes(self.spec.limits))
+        self._decoder = decoder.BatchDecoder(
+            self.spec.early, clock, keeps_files=self.spec.looks_again, budget=node_budget.NodeBudget(decoder.BUDGET, most)
+        )
+        describing = scorer.Describing(self.spec, clock) if self.spec.describer else None
         self._fetcher = Fetcher()
-        detectors = EnsembleScorer(self.spec, clock)
-        self._scorer = CascadeScorer(self.spec, detectors, self._decoder, clock, describing=describing).simplest
+        detectors = scorer.EnsembleScorer(self.spec, clock)
+        self._scorer = second_pass.CascadeScorer(self.spec, detectors, self._decoder, clock, describing=describing).simplest
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
@@ -130,10 +126,10 @@ class Ensemble:
         texts = ("status", "verdict", "predicted_generator", "predicted_prompt")
         return {**batch, **{name: np.array(column, object if name in texts else np.float64) for name, column in columns.items()}}
 
-    def _scored(self, images: Iterable[Source]) -> BlockResult:
+    def _scored(self, images: Iterable[Source]) -> decision.BlockResult:
         outcomes: list[DecodeResult] = []
         outputs = self._scorer.score(self._batches(iter(images), outcomes))
-        return judge(self.spec, outcomes, outputs)
+        return decision.judge(self.spec, outcomes, outputs)
 
     def _batches(self, images: Iterator[Source], outcomes: list[DecodeResult]) -> Iterator[Batch]:
         """One batch after another, so that no more than one is in memory; its outcomes are noted."""
@@ -169,7 +165,7 @@ def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
     return Ensemble(ensemble_of([str(name_or_path)]), **options)
 
 
-def _results(scored: BlockResult) -> list[Result]:
+def _results(scored: decision.BlockResult) -> list[Result]:
     decisions, masks = scored.decisions, scored.outputs.of(MASKS)
     has_profile = scored.identified is not None or bool(scored.outputs.of(CAPTIONS))
     results = []
@@ -180,10 +176,10 @@ def _results(scored: BlockResult) -> list[Result]:
             results.append(empty)
             continue
         for name, column in scored.scores.items():
-            scores[name] = finite(column[row])
+            scores[name] = decision.finite(column[row])
         results.append(Result(
-            outcome.status, None, decisions.verdict[row], decisions.reason[row], finite(decisions.probability[row]),
-            decisions.calibrated, finite(decisions.score[row]), scores, outcome.facts,
+            outcome.status, None, decisions.verdict[row], decisions.reason[row], decision.finite(decisions.probability[row]),
+            decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
             {name: drawn[row] for name, drawn in masks.items()} if masks else {},
             decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
             **_profile(scored, row) if has_profile else {},
@@ -191,7 +187,7 @@ def _results(scored: BlockResult) -> list[Result]:
     return results
 
 
-def _profile(scored: BlockResult, row: int) -> dict[str, Any]:
+def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
     """What a profile says of one image, by the names of a result's fields."""
     identified, captions = scored.identified, scored.outputs.captions
     words = captions[row] if captions else None

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import torch
 
 from ray_app.attribution.captioners import Caption
-from ray_app.detectors import Preprocessing, load_detector
+from ray_app.detectors import Preprocessing, load_detector, shared_backbone
 from ray_app.detectors.detector import BatchPrediction, Detector
-from ray_app.detectors.shared_backbone import share_backbones
 from ray_app.errors import Status
 from ray_app.inference.batch import DESCRIBED, REQUESTED, RUNS, Batch, DecodeResult, PerturbedBatch, Pixels, Size, StageClock
 from ray_app.inference.decision import decided_on
@@ -116,7 +115,7 @@ class LoadedDetectors:
         for name in spec.embedded:
             if name in self.by_name:
                 self.by_name[name].keep_embeddings()
-        self.backbones = share_backbones(self.by_name.values())
+        self.backbones = shared_backbone.share_backbones(self.by_name.values())
         is_cuda = torch.device(spec.device).type == "cuda"
         self.copying = torch.cuda.Stream(spec.device) if is_cuda else None  # type: ignore[no-untyped-call]
 

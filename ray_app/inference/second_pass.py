@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ray_app.inference import decision, stability
 from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels, StageClock
-from ray_app.inference.decision import decided_on, second_stage_rows
 from ray_app.inference.decoder import BatchDecoder
 from ray_app.inference.outputs import SCORES, STABILITY, DetectorOutputs, OutputKey
 from ray_app.inference.scorer import EnsembleScorer, describer_inputs
 from ray_app.inference.spec import ScoringSpec
-from ray_app.inference.stability import uncertain
 
 if TYPE_CHECKING:
     from ray_app.inference.scorer import Describing
@@ -116,7 +115,7 @@ class CascadeScorer:
         """`first`, what the ensemble's first members said of these members, joined with what those of this process say that look again."""
         if self._late is None:
             return first
-        going = [row for row in second_stage_rows(self._spec, outcomes, first) if files[row] is not None]
+        going = [row for row in decision.second_stage_rows(self._spec, outcomes, first) if files[row] is not None]
         late = self._late.at([file for row in going if (file := files[row]) is not None])
         self._clock.add(self._late.take_seconds())
         return first.joined(late.spread(going, len(outcomes)))
@@ -187,8 +186,8 @@ class StabilityScorer:
         self, outcomes: Sequence[DecodeResult], files: Sequence[tuple[int, File] | None], outputs: DetectorOutputs
     ) -> DetectorOutputs:
         """The outputs, in which everybody has spoken of these members, with what views of those near a threshold are scored."""
-        decisions = decided_on(self._spec, outcomes, outputs).decisions
-        near = uncertain(decisions.score, decisions.verdict, self._spec.ensemble.thresholds, self._margin).tolist()
+        decisions = decision.decided_on(self._spec, outcomes, outputs).decisions
+        near = stability.uncertain(decisions.score, decisions.verdict, self._spec.ensemble.thresholds, self._margin).tolist()
         again = [(row, file) for row in near if (file := files[row]) is not None]
         rows, held = [row for row, _ in again], [file for _, file in again]
         seen = self._first.at(held)
@@ -196,7 +195,7 @@ class StabilityScorer:
         if self._late is not None:
             theirs = [outcomes[row] for row in rows]
             views = [DetectorOutputs.clean(scores=scores) for scores in seen.by_view(SCORES).values()]
-            on = sorted({place for view in views for place in second_stage_rows(self._spec, theirs, view)})
+            on = sorted({place for view in views for place in decision.second_stage_rows(self._spec, theirs, view)})
             seen = seen.joined(self._late.at([held[place] for place in on]).spread(on, len(rows)))
             self._clock.add(self._late.take_seconds())
         stable = DetectorOutputs({

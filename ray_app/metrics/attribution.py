@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ray_app.metrics import detection, intervals
 from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, ScoreHistogram, undefined
-from ray_app.metrics.detection import auc_figure
-from ray_app.metrics.intervals import DRAWS, proportion, resampled
 
 Pairs = Mapping[tuple[str, str | None], int]
 """How many images have each pair of true and predicted name."""
@@ -58,7 +57,9 @@ def attribution_of(
     further = {"open_set_auroc": open_set_auroc(truth, known, confidence)}
     if rankings is not None:
         pairs = [(name, ranking) for name, ranking in zip(truth, rankings, strict=True) if known is None or name in known]
-        further |= {f"top_{k}": proportion(sum(name in ranking[:k] for name, ranking in pairs), len(pairs), _NO_IMAGE) for k in top_k}
+        further |= {
+            f"top_{k}": intervals.proportion(sum(name in ranking[:k] for name, ranking in pairs), len(pairs), _NO_IMAGE) for k in top_k
+        }
     return replace(found, figures=found.figures | further)
 
 
@@ -73,12 +74,12 @@ def attribution_of_pairs(pairs: Pairs, *, known: Collection[str] | None = None, 
     among = {pair: n for pair, n in pairs.items() if known is None or pair[0] in known}
     others = {pair: n for pair, n in pairs.items() if pair not in among}
     counts, n = _Confusion(among), sum(among.values())
-    figures = {"accuracy": proportion(int(counts.hits.sum()), n, _NO_IMAGE)}
+    figures = {"accuracy": intervals.proportion(int(counts.hits.sum()), n, _NO_IMAGE)}
     figures |= {
         f"top_{k}": figures["accuracy"] if k == 1 else undefined("no ranking of generators beside the predicted ones") for k in top_k
     }
     figures |= counts.averages()
-    figures["unknown_named"] = proportion(
+    figures["unknown_named"] = intervals.proportion(
         sum(n for (_, name), n in others.items() if name is not None and name in (known or ())), sum(others.values()),
         "no image of an unknown generator" if known is not None else _NO_LIST,
     )  # fmt: skip
@@ -101,7 +102,7 @@ def open_set_auroc(truth: Sequence[str], known: Collection[str] | None, confiden
     is_known = np.array([name in known for name in truth], np.bool_)
     if is_known.all() or not is_known.any():
         return undefined("needs images of known and of unknown generators", len(truth))
-    return auc_figure(ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known]))
+    return detection.auc_figure(ScoreHistogram.of(numbers[is_known]), ScoreHistogram.of(numbers[~is_known]))
 
 
 class _Confusion:
@@ -123,18 +124,19 @@ class _Confusion:
         if not n:
             return dict.fromkeys(AVERAGES, undefined(_NO_IMAGE))
         generator = np.random.default_rng(0)
-        drawn = np.array([_averages(*self._sums(generator.multinomial(n, self._n / n))) for _ in range(DRAWS)])
+        drawn = np.array([_averages(*self._sums(generator.multinomial(n, self._n / n))) for _ in range(intervals.DRAWS)])
         found = zip(AVERAGES, _averages(self.hits, self.support, self.predicted), drawn.T.tolist(), strict=True)
-        return {name: resampled(value, draws, n) for name, value, draws in found}
+        return {name: intervals.resampled(value, draws, n) for name, value, draws in found}
 
     def classes(self) -> list[dict[str, Any]]:
         """One row per name, most frequent first."""
         f1 = _f1(self.hits, self.support, self.predicted)
         rows = []
         for name, hits, n, predicted, own in zip(self._places, self.hits, self.support, self.predicted, f1, strict=True):
-            precision = proportion(int(hits), int(predicted), "never predicted")
-            rows.append({"name": name, "n": int(n), "predicted": int(predicted), "precision": precision,
-                         "recall": proportion(int(hits), int(n), "no image"), "f1": MetricEstimate(float(own), n=int(n))})  # fmt: skip
+            precision = intervals.proportion(int(hits), int(predicted), "never predicted")
+            recall = intervals.proportion(int(hits), int(n), "no image")
+            figures = {"precision": precision, "recall": recall, "f1": MetricEstimate(float(own), n=int(n))}
+            rows.append({"name": name, "n": int(n), "predicted": int(predicted)} | figures)
         return sorted(rows, key=lambda row: (-row["n"], row["name"]))
 
     def _sums(self, weights: Counts) -> tuple[Floats, Floats, Floats]:

@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ray_app.detectors.card import Calibration, Platt
 from ray_app.ensembles import calibrate
+from ray_app.metrics import intervals, operating_points
 from ray_app.metrics.arrays import Floats, MetricEstimate, ScoreHistogram, checked, undefined
-from ray_app.metrics.intervals import proportion_interval
-from ray_app.metrics.operating_points import ONE_CLASS
 
 FEWEST_FOR_ECE = 100
 _LARGEST = np.finfo(np.float64).max
@@ -90,7 +89,7 @@ def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Cali
     """
     n = fakes.n + reals.n
     if not fakes.n or not reals.n:
-        return undefined(ONE_CLASS, n)
+        return undefined(operating_points.ONE_CLASS, n)
     if n < FEWEST_FOR_ECE:
         return undefined(f"it needs {FEWEST_FOR_ECE} images or more; there are {n}", n)
     every = _Bins.of(fakes, reals, calibration, bins)
@@ -116,7 +115,7 @@ def reliability(
             "n": int(n),
             "probability": float(expected / n),
             "fake_share": float(fake / n),
-            "interval": list(proportion_interval(int(fake), int(n))),
+            "interval": list(intervals.proportion_interval(int(fake), int(n))),
         }
         for index, (n, fake, expected) in enumerate(zip(every.n, every.fakes, every.expected, strict=True))
         if n

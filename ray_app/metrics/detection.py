@@ -16,21 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ray_app.detectors.card import Calibration
+from ray_app.metrics import operating_points
 from ray_app.metrics.arrays import Bools, Counts, Floats, MetricEstimate, ScoreHistogram, checked, undefined
 from ray_app.metrics.calibration import brier_score, debiased_ece, log_loss
 from ray_app.metrics.intervals import DELONG, auc_of, proportion, proportion_interval
-from ray_app.metrics.operating_points import (
-    NO_FAKES,
-    NO_REALS,
-    ONE_CLASS,
-    Confusion,
-    average_precision,
-    equal_error_rate,
-    found_at_fpr,
-    precision_at_prior,
-    rates_at,
-    tpr_at_fpr,
-)
 
 FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
     {
@@ -79,17 +68,17 @@ def detection_of(
     """
     if not math.isfinite(threshold):
         raise ValueError(f"a threshold is a finite number, not {threshold}")
-    counts = Confusion.at(fakes, reals, threshold, strict)
+    counts = operating_points.Confusion.at(fakes, reals, threshold, strict)
     ranking = _ranking(fakes, reals) if continuous else {name: undefined(NO_RANKING, counts.n) for name in RANKING}
     chances = {"log_loss": log_loss, "brier": brier_score, "ece": debiased_ece}
     has_chances = continuous or calibration is not None
     return {
-        **rates_at(counts),
+        **operating_points.rates_at(counts),
         **ranking,
         **{name: of(fakes, reals, calibration) if has_chances else undefined(NO_CHANCE, counts.n) for name, of in chances.items()},
-        "precision_at_prior_01": precision_at_prior(counts, 0.001),
-        "precision_at_prior_1": precision_at_prior(counts, 0.01),
-        "precision_at_prior_10": precision_at_prior(counts, 0.1),
+        "precision_at_prior_01": operating_points.precision_at_prior(counts, 0.001),
+        "precision_at_prior_1": operating_points.precision_at_prior(counts, 0.01),
+        "precision_at_prior_10": operating_points.precision_at_prior(counts, 0.1),
     }
 
 
@@ -115,7 +104,7 @@ def auc_figure(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEstimate:
     """The AUC with DeLong's interval; not defined with one class."""
     n = fakes.n + reals.n
     if not fakes.n or not reals.n:
-        return undefined(ONE_CLASS, n)
+        return undefined(operating_points.ONE_CLASS, n)
     auc = auc_of(fakes, reals)
     return MetricEstimate(auc.value, (auc.low, auc.high), DELONG, n)
 
@@ -124,21 +113,23 @@ def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEs
     n, both = fakes.n + reals.n, fakes.n and reals.n
     return {
         "auc": auc_figure(fakes, reals),
-        "average_precision": MetricEstimate(average_precision(fakes, reals), n=n) if both else undefined(ONE_CLASS, n),
-        "eer": equal_error_rate(fakes, reals),
-        "tpr_at_fpr_1": tpr_at_fpr(fakes, reals, 100),
-        "tpr_at_fpr_01": tpr_at_fpr(fakes, reals, 1000),
+        "average_precision": MetricEstimate(operating_points.average_precision(fakes, reals), n=n)
+        if both
+        else undefined(operating_points.ONE_CLASS, n),
+        "eer": operating_points.equal_error_rate(fakes, reals),
+        "tpr_at_fpr_1": operating_points.tpr_at_fpr(fakes, reals, 100),
+        "tpr_at_fpr_01": operating_points.tpr_at_fpr(fakes, reals, 1000),
     }
 
 
 def _overall(fakes: ScoreHistogram, reals: ScoreHistogram, by_generator: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    auc, rates = auc_of(fakes, reals), rates_at(Confusion.at(fakes, reals, 0.0))
+    auc, rates = auc_of(fakes, reals), operating_points.rates_at(operating_points.Confusion.at(fakes, reals, 0.0))
     areas = [figures["auc"] for figures in by_generator.values() if figures["label"] == "fake"]
-    found = found_at_fpr(fakes, reals, 100)
+    found = operating_points.found_at_fpr(fakes, reals, 100)
     return {
         "auc": auc.value,
         "auc_interval": [auc.low, auc.high],
-        "average_precision": average_precision(fakes, reals),
+        "average_precision": operating_points.average_precision(fakes, reals),
         "mean_generator_auc": float(np.mean(areas)),
         "worst_generator_auc": float(np.min(areas)),
         "tpr_at_fpr_1": found / fakes.n,
@@ -234,17 +225,19 @@ def abstaining(counts: VerdictCounts) -> dict[str, MetricEstimate]:
     reals = reals_decided + counts.real_abstain + counts.real_unscored
     right, decided, n = counts.fake_fake + counts.real_real, fakes_decided + reals_decided, fakes + reals
     balanced = (
-        MetricEstimate((counts.fake_fake / fakes + counts.real_real / reals) / 2, n=n) if fakes and reals else undefined(ONE_CLASS, n)
+        MetricEstimate((counts.fake_fake / fakes + counts.real_real / reals) / 2, n=n)
+        if fakes and reals
+        else undefined(operating_points.ONE_CLASS, n)
     )
     return {
         "coverage": proportion(decided, n, _NO_IMAGES),
         "accuracy_of_decided": proportion(right, decided, "no image is decided"),
-        "tpr_of_decided": proportion(counts.fake_fake, fakes_decided, "no fake is decided" if fakes else NO_FAKES),
-        "tnr_of_decided": proportion(counts.real_real, reals_decided, "no real is decided" if reals else NO_REALS),
+        "tpr_of_decided": proportion(counts.fake_fake, fakes_decided, "no fake is decided" if fakes else operating_points.NO_FAKES),
+        "tnr_of_decided": proportion(counts.real_real, reals_decided, "no real is decided" if reals else operating_points.NO_REALS),
         "accuracy_strict": proportion(right, n, _NO_IMAGES),
         "balanced_accuracy_strict": balanced,
-        "tpr_strict": proportion(counts.fake_fake, fakes, NO_FAKES),
-        "tnr_strict": proportion(counts.real_real, reals, NO_REALS),
+        "tpr_strict": proportion(counts.fake_fake, fakes, operating_points.NO_FAKES),
+        "tnr_strict": proportion(counts.real_real, reals, operating_points.NO_REALS),
     }
 
 

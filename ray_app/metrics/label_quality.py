@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ray_app.metrics import detection, significance
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
-from ray_app.metrics.detection import auc_figure
-from ray_app.metrics.significance import drift_of, holm, quantiles_of
 
 STRONG, NOTABLE = 0.25, 0.1
 SURE = 0.01
@@ -70,7 +69,7 @@ def class_differences(columns: Mapping[str, NDArray[Any]], fakes: Bools) -> list
     objects, texts or None. A column that is known of fewer than LEAST images of a class is left out.
     """
     found = [one for name, column in columns.items() if (one := _difference(name, column, fakes)) is not None]
-    corrected = holm([one.p for one in found])
+    corrected = significance.holm([one.p for one in found])
     found = [replace(one, p_holm=1.0 if p is None else p) for one, p in zip(found, corrected, strict=True)]
     return sorted(found, key=lambda one: -round(one.effect, 2))
 
@@ -153,7 +152,7 @@ def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: Ar
         return undefined("all files are alike in their metadata", len(fake))
     matrix = np.column_stack([column for column, _ in varying])
     scores = _out_of_fold(matrix, [is_text for _, is_text in varying], fake, _used_groups(groups, fake), seed)
-    return auc_figure(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
+    return detection.auc_figure(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
 
 
 def _difference(name: str, column: NDArray[Any], fakes: Bools) -> Difference | None:
@@ -167,10 +166,10 @@ def _difference(name: str, column: NDArray[Any], fakes: Bools) -> Difference | N
 
 def _of_numbers(name: str, reals: NDArray[Any], fakes: NDArray[Any]) -> Difference:
     real, fake = ScoreHistogram.of(reals), ScoreHistogram.of(fakes)
-    drift = drift_of(real, fake)
+    drift = significance.drift_of(real, fake)
     assert drift is not None, "both sides have values"
     upto = [float(np.mean(side <= drift.at)) for side in (reals, fakes)]
-    medians = quantiles_of(real, (0.5,))[0], quantiles_of(fake, (0.5,))[0]
+    medians = significance.quantiles_of(real, (0.5,))[0], significance.quantiles_of(fake, (0.5,))[0]
     return Difference(name, len(reals), len(fakes), drift.ks, drift.ks_p, drift.at, upto[0], upto[1], drift.psi, medians)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ray_app.attribution.cards import DescriberCard, IdentifierCard
-from ray_app.attribution.generators import family_title, title_of
+from ray_app.attribution import cards, generators
 from ray_app.config import OptionalKey, Section
 from ray_app.reports import format as wording
 from ray_app.reports.card import preprocessing_lines
@@ -206,9 +205,9 @@ def describer_plan_lines(planned: Mapping[str, Any]) -> list[str]:
     return lines + [f"{split}: {count:,} images left out, since training has their prompt" for split, count in left_out.items() if count]
 
 
-def profile_page(card: IdentifierCard | DescriberCard, here: Mapping[str, Path | None], width: int) -> str:
+def profile_page(card: cards.IdentifierCard | cards.DescriberCard, here: Mapping[str, Path | None], width: int) -> str:
     """The card in lines of at most `width` columns but for longer words. `here`: where its files lie (None = missing), by uri."""
-    facts = _of_identifier(card) if isinstance(card, IdentifierCard) else _of_describer(card)
+    facts = _of_identifier(card) if isinstance(card, cards.IdentifierCard) else _of_describer(card)
     lines = [*facts, ("weights", card.weights.uri), ("here", ", ".join(str(path) if path else "missing" for path in here.values()))]
     lines += [("licence", card.licence), ("source", card.source), ("training data", card.training_data.name)]
     lines += [("note", note) for note in card.notes]
@@ -284,10 +283,10 @@ def _figures_in_words(figures: Mapping[str, Any]) -> str:
     return "  ".join(f"{title} {figures[name]['value']:.3f}" for name, title in _FIGURES.items() if figures[name]["value"] is not None)
 
 
-def _of_identifier(card: IdentifierCard) -> list[tuple[str, str]]:
+def _of_identifier(card: cards.IdentifierCard) -> list[tuple[str, str]]:
     by_family: defaultdict[str, list[str]] = defaultdict(list)
     for name, family in zip(card.classes, card.class_families, strict=True):
-        by_family[family_title(family)].append(title_of(name))
+        by_family[generators.family_title(family)].append(generators.title_of(name))
     rule = card.open_set
     opened = "never: every image gets the name of a known generator"
     if rule is not None:
@@ -302,7 +301,7 @@ def _of_identifier(card: IdentifierCard) -> list[tuple[str, str]]:
     ]
 
 
-def _of_describer(card: DescriberCard) -> list[tuple[str, str]]:
+def _of_describer(card: cards.DescriberCard) -> list[tuple[str, str]]:
     search = f"{counted(card.beams, 'beam')}, at most {card.most_tokens} tokens" if card.tier != "retrieval" else ""
     prepared = [] if card.preprocessing is None else preprocessing_lines(card.preprocessing)
     return [

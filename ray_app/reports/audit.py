@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_app.reports import format as wording
+from ray_app.reports import text
 from ray_app.reports.evaluation.system_model import FigureFacts
 from ray_app.reports.html import jpeg_uri, render
-from ray_app.reports.text import paragraph, table
 
 _WORDS = {
     "prevalence": "prevalence: the share of fakes",
@@ -52,7 +52,7 @@ def render_audit(facts: Mapping[str, Any], images: Sequence[AuditImage]) -> str:
 
 def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
     """An audit's answer for the terminal, in at most `width` columns but for words that are longer."""
-    lines = paragraph(
+    lines = text.paragraph(
         f"{document['labelled']:,} of {document['drawn']:,} drawn images labelled, of {document['scored']:,} with a verdict "
         f"(ensemble {wording.visible(str(document['audit']['ensemble'] or wording.NONE))})", width
     )  # fmt: skip
@@ -63,16 +63,16 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
         figure = FigureFacts.model_validate(document["figures"][name])
         cells = [words, *_stated(figure)]
         rows.append([*cells, *([_span(either[name]) if name in either else wording.NONE] if either else [])])
-    lines += ["", *table(heads, rows, width, right={1}, wrap={0, 2}), ""]
+    lines += ["", *text.table(heads, rows, width, right={1}, wrap={0, 2}), ""]
     heads = ["stratum", "images", "labelled", "fake", *(["unsure"] if document["unsure"] else [])]
     rows = [
         [one["name"], f"{one['size']:,}", f"{one['fakes'] + one['reals']:,}", f"{one['fakes']:,}",
          *([f"{one['unsure']:,}"] if document["unsure"] else [])]
         for one in document["strata"]
     ]  # fmt: skip
-    lines += table(heads, rows, width, right={1, 2, 3, 4}, wrap={0})
+    lines += text.table(heads, rows, width, right={1, 2, 3, 4}, wrap={0})
     for note in document["notes"]:
-        lines += paragraph(f"! {wording.visible(note)}", width)
+        lines += text.paragraph(f"! {wording.visible(note)}", width)
     return lines
 
 
@@ -136,7 +136,7 @@ def _suspects(found: Mapping[str, Any] | None) -> Iterator[str]:
     rows = [[wording.shortened(wording.file_name(one["uri"], one["member"]), _LONGEST_NAME), one["label"], one["likely_label"],
              f"{one['confidence']:.3f}"] for one in found["images"][:_MOST_SUSPECTS]]  # fmt: skip
     if rows:
-        yield from table(["image", "label", "likely", "confidence"], rows, _LINES, right={3})
+        yield from text.table(["image", "label", "likely", "confidence"], rows, _LINES, right={3})
 
 
 def _auc(figure: Mapping[str, Any] | None) -> str:

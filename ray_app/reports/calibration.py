@@ -13,8 +13,8 @@ from pydantic import Field
 from ray_app.config import OptionalKey, Section
 from ray_app.ensembles import Guarantee, LabelledPart, Thresholds
 from ray_app.reports import format as wording
+from ray_app.reports import text
 from ray_app.reports.evaluation.system_model import FigureFacts
-from ray_app.reports.text import paragraph, table
 
 CALIBRATION_SCHEMA = 1
 
@@ -127,7 +127,7 @@ def calibration_lines(report: CalibrationReport) -> list[str]:
     lines += [*_cascade(report.cascade)] if report.cascade else []
     lines += ["", *_generators(report), "", *_qualities(report.qualities), ""]
     for sentence in [*report.findings, *report.told, *report.notes]:
-        first, *more = paragraph(wording.visible(sentence), _WIDTH - 6)
+        first, *more = text.paragraph(wording.visible(sentence), _WIDTH - 6)
         lines += [f"note: {first}", *(f"      {line}" for line in more)]
     return [*lines, f"card: {report.card}", f"report: {report.report}"]
 
@@ -140,7 +140,7 @@ def _images(report: CalibrationReport) -> str:
 
 def _parts(report: CalibrationReport) -> list[str]:
     rows = [[part.name, f"{part.n_real:,}", f"{part.n_fake:,}", f"{part.groups:,}"] for part in report.parts]
-    return table(["part", "real", "fake", "groups"], rows, _WIDTH, right={1, 2, 3})
+    return text.table(["part", "real", "fake", "groups"], rows, _WIDTH, right={1, 2, 3})
 
 
 def _promise(report: CalibrationReport) -> list[str]:
@@ -166,7 +166,7 @@ def _chances(report: CalibrationReport) -> list[str]:
         for one in report.systems
     ]
     heads = ["on held-out images", "log-loss", "calibrated", "ECE", "calibrated", "calibration"]
-    return table(heads, rows, _WIDTH, right={1, 2, 3, 4})
+    return text.table(heads, rows, _WIDTH, right={1, 2, 3, 4})
 
 
 def _cascade(cascade: CalibratedCascade) -> list[str]:
@@ -190,7 +190,7 @@ def _generators(report: CalibrationReport) -> list[str]:
     ]
     hidden = len(every) - len(rows) + report.generators_not_shown
     more = [f"  and {hidden:,} more in the report"] if hidden else []
-    return table(["generator, left out", "fakes", "found", "AUC", "log-loss", "ECE"], rows, _WIDTH, right={1, 2, 3, 4, 5}) + more
+    return text.table(["generator, left out", "fakes", "found", "AUC", "log-loss", "ECE"], rows, _WIDTH, right={1, 2, 3, 4, 5}) + more
 
 
 def _qualities(bands: Sequence[QualityBand]) -> list[str]:
@@ -200,7 +200,7 @@ def _qualities(bands: Sequence[QualityBand]) -> list[str]:
         for one in bands
     ]  # fmt: skip
     heads = ["JPEG quality", "real", "fake", "false positives", "found", "log-loss", "ECE"]
-    return table(heads, rows, _WIDTH, right={1, 2, 3, 4, 5, 6})
+    return text.table(heads, rows, _WIDTH, right={1, 2, 3, 4, 5, 6})
 
 
 def _number(figure: FigureFacts, *, share: bool = False) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from ray_app.detectors import DetectorCard, Preprocessing
+from ray_app.detectors import DetectorCard, Preprocessing, licences
 from ray_app.detectors.card import Architecture, Output, TrainingData, ValidRange, Weights
-from ray_app.detectors.licences import TERMS_IN_WORDS
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 
@@ -176,7 +175,7 @@ def _summary(card: DetectorCard) -> list[Line]:
 
 
 def _licence(card: DetectorCard, here: Here) -> list[Line]:
-    lines = [("licence", card.licence), ("terms", f"{card.terms} ({TERMS_IN_WORDS[card.terms]})")]
+    lines = [("licence", card.licence), ("terms", f"{card.terms} ({licences.TERMS_IN_WORDS[card.terms]})")]
     if card.terms != "permissive":
         command = f"touchstone detectors fetch {card.name} --accept-licence {card.name.partition(':')[0]}"
         lines.append(("accepted", "yes" if here.accepted else f"no: {command}"))

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from ray_app.reports import format as wording
+from ray_app.reports import svg, text
 from ray_app.reports.html import render
-from ray_app.reports.svg import Trace, number_axis, plane, sample, share_axis
-from ray_app.reports.text import table
 
 _MOST_GENERATORS = 60
 _MOST_SETTINGS = 200
@@ -35,7 +34,7 @@ def render_comparison(document: Mapping[str, Any]) -> str:
         shifts=[_shift(document, system) for system in document["systems"]],
         drifts=[_drift(document, system) for system in document["systems"]],
         charts=[(system["name"], chart) for place, system in enumerate(document["systems"]) if (chart := _chart(place, system))],
-        legend=[(sample(0), "run A"), (sample(1), "run B")],
+        legend=[(svg.sample(0), "run A"), (svg.sample(1), "run B")],
         rows=_rows(document["rows"]),
         identity=document["identity"][:_MOST_SETTINGS],
         statuses=document["statuses"]["pairs"][:_MOST_STATUSES],
@@ -66,10 +65,10 @@ def comparison_lines(document: Mapping[str, Any]) -> list[str]:
     if rows["both"]:
         heads = ["scores", "mean shift", "5 % … 95 %", "moved", "equal", "KS", "PSI"]
         cells = [_line(document, system) for system in document["systems"]]
-        lines += table(heads, cells, _LINES, right={1, 2, 3, 4, 5, 6})
+        lines += text.table(heads, cells, _LINES, right={1, 2, 3, 4, 5, 6})
     else:
         cells = [[row.name, *row.cells[2:]] for row in (_drift(document, system) for system in document["systems"])]
-        lines += table(["scores", "median A", "median B", "KS", "p", "PSI", "p"], cells, _LINES, right={1, 2, 3, 4, 5, 6})
+        lines += text.table(["scores", "median A", "median B", "KS", "p", "PSI", "p"], cells, _LINES, right={1, 2, 3, 4, 5, 6})
     for row in _better(document["labelled"]):
         name = wording.shortened(row.name, _LONGEST_NAME)
         lines.append(f"{name}: {row.what} {row.a} in A, {row.b} in B ({row.difference}{' points' if row.what != 'AUC' else ''}, p {row.p})")
@@ -168,10 +167,10 @@ def _chart(place: int, system: Mapping[str, Any]) -> Markup | None:
     outlines = [_outline(edges, one) for one in shares]
     top = 1.08 * max(map(max, shares))
     described = f"{sum(counts[0]):,} scores in A, {sum(counts[1]):,} in B."
-    axes = number_axis("score, log-odds", edges[0], edges[-1]), share_axis("share of images", 0, top)
-    traces = [Trace(style, points) for style, points in enumerate(outlines)]
+    axes = svg.number_axis("score, log-odds", edges[0], edges[-1]), svg.share_axis("share of images", 0, top)
+    traces = [svg.Trace(style, points) for style, points in enumerate(outlines)]
     title = f"Scores of {system['name']} in both runs"
-    return plane(traces, *axes, ident=f"scores-{place}", title=title, description=described, class_="plane flat")
+    return svg.plane(traces, *axes, ident=f"scores-{place}", title=title, description=described, class_="plane flat")
 
 
 def _outline(edges: Sequence[float], heights: Sequence[float]) -> list[tuple[float, float]]:

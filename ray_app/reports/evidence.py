@@ -11,9 +11,8 @@ from markupsafe import Markup
 from ray_app.images import FLAG_MEANING
 from ray_app.images.provenance import Provenance
 from ray_app.reports import format as wording
+from ray_app.reports import run, svg
 from ray_app.reports.html import render, settings
-from ray_app.reports.run import generator_in_words
-from ray_app.reports.svg import dot, drawing, line, plain, position, rectangle, round_ticks, text
 
 _LEAST_SPAN = 4.0  # log-odds that the drawing of a score shows to either side of what it marks
 _GENERATOR, _WORDS = "nearest generator", "words"
@@ -89,7 +88,7 @@ def _origin(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
     entries: list[tuple[str, Any]] = []
     if generator:
         ranking = generator["ranking"] or []
-        entries.append((_GENERATOR, generator_in_words(generator["name"], generator["family"], ranking)))
+        entries.append((_GENERATOR, run.generator_in_words(generator["name"], generator["family"], ranking)))
     if prompt:
         entries.append((_WORDS, prompt["text"]))
     if generator:
@@ -124,16 +123,21 @@ def _score_chart(decision: Mapping[str, Any]) -> Markup | None:
     real, fake = cuts["real_below"], cuts["fake_above"]
     low = min(score, real) - _LEAST_SPAN
     high = max(score, fake) + _LEAST_SPAN
-    at = [position(value, low, high) for value in (real, fake, score)]
+    at = [svg.position(value, low, high) for value in (real, fake, score)]
     zones = [(0.0, at[0], "real", "no evidence"), (at[0], at[1], "abstain", "abstain"), (at[1], 100.0, "fake", "fake")]
-    parts = [rectangle(left, 30, right - left, 40, f"fill-{kind}", label) for left, right, kind, label in zones if right > left]
+    parts = [svg.rectangle(left, 30, right - left, 40, f"fill-{kind}", label) for left, right, kind, label in zones if right > left]
     # A name is left out where its zone is too narrow to hold it on a telephone; the legend has the same.
-    parts += [text((left + right) / 2, 30, label, "zone", dy=-8, anchor="middle") for left, right, _, label in zones if right - left >= 24]
-    parts += [line(cut, 20, cut, 80, "cut") for cut in sorted(set(at[:2]))]
-    parts += [text(position(tick, low, high), 70, plain(tick), "tick", dy=20, anchor="middle") for tick in round_ticks(low, high, 6)]
-    parts.append(dot(at[2], 50, 8, "spot", f"score {wording.score(score)}"))
+    parts += [
+        svg.text((left + right) / 2, 30, label, "zone", dy=-8, anchor="middle") for left, right, _, label in zones if right - left >= 24
+    ]
+    parts += [svg.line(cut, 20, cut, 80, "cut") for cut in sorted(set(at[:2]))]
+    parts += [
+        svg.text(svg.position(tick, low, high), 70, svg.plain(tick), "tick", dy=20, anchor="middle")
+        for tick in svg.round_ticks(low, high, 6)
+    ]
+    parts.append(svg.dot(at[2], 50, 8, "spot", f"score {wording.score(score)}"))
     described = f"Score {score:+.3f}; no evidence up to {real:g}, fake from {fake:g}."
-    return drawing(parts, ident="score", title="The score among the thresholds", description=described, class_="scale")
+    return svg.drawing(parts, ident="score", title="The score among the thresholds", description=described, class_="scale")
 
 
 class _Detector(NamedTuple):

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ray_app.reports import format as wording
-from ray_app.reports.svg import meter, plain, range_meter
+from ray_app.reports import svg
 
 _LONGEST_NAME = 96
 _LONGEST_TEXT = 240
@@ -56,7 +56,7 @@ def _environment() -> Environment:
         money=wording.money,
         moment=wording.moment,
         meaning=wording.meaning,
-        plain=plain,
+        plain=svg.plain,
         stated=wording.stated,
         short_name=lambda text: wording.shortened(text, _LONGEST_NAME),
         short_title=lambda text: wording.shortened(text, _LONGEST_TITLE),
@@ -67,8 +67,8 @@ def _environment() -> Environment:
     environment.globals.update(
         words=wording,
         most_entries=_MOST_ENTRIES,
-        meter=meter,
-        range_meter=range_meter,
+        meter=svg.meter,
+        range_meter=svg.range_meter,
     )
     return environment
 

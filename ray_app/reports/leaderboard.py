@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from ray_app.reports import format as wording
+from ray_app.reports import svg, text
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
 from ray_app.reports.html import render
-from ray_app.reports.svg import range_meter
-from ray_app.reports.text import paragraph, table
 
 COLUMNS = ("auc", "balanced_accuracy", "tpr_at_fpr_1", "ece")
 _MANY = 0.01  # share of images without a score from which on a warning is given
@@ -56,7 +55,7 @@ class LeaderboardEntry:
         """The AUC's part above one half, with its interval."""
         auc = self.system.figure("auc")
         value, low, high = (max(0.0, end - 0.5) for end in (auc.number or 0.5, *(auc.ends or (0.5, 0.5))))
-        return range_meter(value, low, high, 0.5)
+        return svg.range_meter(value, low, high, 0.5)
 
     @property
     def seen(self) -> str:
@@ -115,13 +114,13 @@ def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], widt
     lines: list[str] = []
     for board in boards_of(evaluations):
         counts = f"{board.n_real:,} real, {board.n_fake:,} fake of {wording.counted(board.generators, 'generator')}"
-        lines += ["", *paragraph(wording.visible(f"{board.title}: {counts}, {board.rules}"), width)]
+        lines += ["", *text.paragraph(wording.visible(f"{board.title}: {counts}, {board.rules}"), width)]
         heads = ["", "system", "AUC", "balanced", "at 1 % FPR", "worst generator"]
         rows = [[str(place), *_cells(entry)] for place, entry in enumerate(board.ranked, 1)]
         rows += [[wording.NONE, *_cells(entry)] for entry in board.others]
-        lines += table(heads, rows, width, right={0}, wrap={1, 5})
+        lines += text.table(heads, rows, width, right={0}, wrap={1, 5})
         for warning in board.warnings:
-            lines += paragraph(f"! {wording.visible(warning)}", width)
+            lines += text.paragraph(f"! {wording.visible(warning)}", width)
     return lines[1:]
 
 

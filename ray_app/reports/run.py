@@ -16,8 +16,8 @@ from ray_app.attribution.generators import family_title, title_of
 from ray_app.ensembles.card import Thresholds
 from ray_app.errors import ConfigError
 from ray_app.reports import format as wording
+from ray_app.reports import svg
 from ray_app.reports.html import jpeg_uri, render, settings
-from ray_app.reports.svg import BarSegment, Zones, histogram, stacked_bar
 from ray_app.runs.document import GeneratorCount, GuaranteeSummary, ProfileSummary, RunSummary
 
 FEATURE_WORDS = {
@@ -302,8 +302,8 @@ def _verdict_bar(run: RunSummary) -> Markup | None:
     if not any(number for *_, number in fates):
         return None
     described = "; ".join(f"{words}: {number:,} ({wording.percent(number / run.members)})" for _, words, number in fates)
-    segments = [BarSegment(kind, f"{words}: {number:,}", number) for kind, words, number in fates]
-    return stacked_bar(segments, ident="verdicts", title="What became of the members", description=described)
+    segments = [svg.BarSegment(kind, f"{words}: {number:,}", number) for kind, words, number in fates]
+    return svg.stacked_bar(segments, ident="verdicts", title="What became of the members", description=described)
 
 
 def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
@@ -319,8 +319,8 @@ def _score_chart(run: RunSummary) -> Markup | None:
     if not counts:
         return None
     thresholds = run.ensemble.thresholds
-    zones = Zones(thresholds.real_below, thresholds.fake_above) if thresholds else None
-    return histogram(
+    zones = svg.Zones(thresholds.real_below, thresholds.fake_above) if thresholds else None
+    return svg.histogram(
         edges, counts, ident="scores", title="How many images have which score", description=_described(run, thresholds), zones=zones
     )
 
@@ -341,7 +341,7 @@ def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
     for index, (name, counts) in enumerate(run.histogram.detectors.items()):
         title = f"Scores of {titles.get(name) or name}"
         described = f"{sum(counts):,} scores; the fullest bin has {max(counts):,}."
-        chart = histogram(run.histogram.edges, counts, ident=f"detector-{index}", title=title, description=described, compact=True)
+        chart = svg.histogram(run.histogram.edges, counts, ident=f"detector-{index}", title=title, description=described, compact=True)
         charts.append((name, chart))
     return charts
 

@@ -15,9 +15,9 @@ from ray_app.config import OptionalKey, Section
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import FIGURES
 from ray_app.reports import format as wording
+from ray_app.reports import svg
 from ray_app.reports.evaluation.text import captioned
 from ray_app.reports.html import jpeg_uri, render, settings
-from ray_app.reports.svg import line_chart, range_meter
 
 TRAINING_SCHEMA = 1
 _MOST_GENERATORS = 60
@@ -326,7 +326,7 @@ def _paces(facts: TrainingFacts) -> list[Curve]:
 def _history_curve(facts: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Curve | None:
     points = [(float(point.step), float(getattr(point, name))) for point in facts.history]
     described = f"{len(points):,} points from step {facts.span[0]:,} to {facts.span[1]:,}."
-    chart = line_chart(
+    chart = svg.line_chart(
         points,
         facts.span,
         ident=f"history-{name}",
@@ -346,7 +346,7 @@ def _validation_curves(facts: TrainingFacts) -> list[Curve]:
         points = [(float(step), value) for step, value in facts.validated(name)]
         words = wording.FIGURE_WORDS[name]
         described = f"{len(points):,} validations; the chosen step is {facts.best_step}."
-        chart = line_chart(
+        chart = svg.line_chart(
             points,
             facts.span,
             ident=f"validation-{name}",
@@ -375,7 +375,7 @@ def _auc_bar(found: GeneratorFigures) -> Markup:
     ends = found.auc_interval or ()
     low, high = ends if len(ends) == 2 else (found.auc or 0, found.auc or 0)
     value, low, high = (max(0.0, end - 0.5) for end in (found.auc or 0, low, high))
-    return range_meter(value, low, high, 0.5)
+    return svg.range_meter(value, low, high, 0.5)
 
 
 def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTable]:

@@ -16,11 +16,8 @@ from PIL import Image
 
 from ray_app.archives import Ids, manifests
 from ray_app.errors import ConfigError
-from ray_app.inference import BlockResult
-from ray_app.inference.batch import Pixels
-from ray_app.inference.outputs import MASKS, SCORES
-from ray_app.runs.directory import RunDirectory
-from ray_app.runs.schema import MASK_COLUMNS, MASK_SCHEMA, VIEWED_MASK_SCHEMA
+from ray_app.inference import BlockResult, batch, outputs
+from ray_app.runs import directory, schema
 
 ALTERED = 128  # the first grey level above one half
 
@@ -30,7 +27,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
 
     Where there are views, those that leave everything in its place have rows too, and a column `view` says which it is.
     """
-    seen = [(None, scored.outputs.of(MASKS)), *scored.outputs.by_view(MASKS).items()]
+    seen = [(None, scored.outputs.of(outputs.MASKS)), *scored.outputs.by_view(outputs.MASKS).items()]
     rows = [
         {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
          "height": outcome.facts and outcome.facts.height, "png": mask_png(mask), "view": view}
@@ -39,14 +36,14 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
         for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
         if mask is not None
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if scored.outputs.by_view(SCORES) else MASK_SCHEMA)
+    return pa.Table.from_pylist(rows, schema.VIEWED_MASK_SCHEMA if scored.outputs.by_view(outputs.SCORES) else schema.MASK_SCHEMA)
 
 
-def mask_measures(masks: Mapping[str, Sequence[Pixels | None]]) -> dict[str, list[np.ndarray]]:
+def mask_measures(masks: Mapping[str, Sequence[batch.Pixels | None]]) -> dict[str, list[np.ndarray]]:
     """Per column and localizer, one number per member; NaN where there is no mask."""
     area = [np.array([np.nan if mask is None else mask_area(mask) for mask in column], np.float32) for column in masks.values()]
     peak = [np.array([np.nan if mask is None else mask.max() / 255 for mask in column], np.float32) for column in masks.values()]
-    return dict(zip(MASK_COLUMNS, (area, peak), strict=True)) if masks else {}
+    return dict(zip(schema.MASK_COLUMNS, (area, peak), strict=True)) if masks else {}
 
 
 def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image, float]:
@@ -56,12 +53,12 @@ def mask_image(row: Mapping[str, Any], *, stretched: bool) -> tuple[Image.Image,
     return (image.resize((row["width"], row["height"]), Image.Resampling.BILINEAR) if stretched and row["width"] else image), area
 
 
-def mask_area(mask: Pixels) -> float:
+def mask_area(mask: batch.Pixels) -> float:
     """Share of a mask's pixels above one half."""
     return float(np.mean(mask >= ALTERED))
 
 
-def mask_png(mask: Pixels) -> bytes:
+def mask_png(mask: batch.Pixels) -> bytes:
     """A mask as an 8-bit grey PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG", compress_level=3)
@@ -106,12 +103,12 @@ def vectors_of(rows: pa.Table, image_ids: Ids, width: int) -> Vectors:
     return vectors
 
 
-def write_features(run: RunDirectory, manifest: int, block: int, detector: str, rows: pa.Table) -> None:
+def write_features(run: directory.RunDirectory, manifest: int, block: int, detector: str, rows: pa.Table) -> None:
     """Keep a block's embeddings; called before the block is committed, so that a row whose block is done has its own."""
     run.write_beside(folder_of(detector), manifest, block, rows)
 
 
-def block_features(run: RunDirectory, manifest: int, block: int, detector: str) -> pa.Table:
+def block_features(run: directory.RunDirectory, manifest: int, block: int, detector: str) -> pa.Table:
     """The embeddings of one block. Raises ConfigError where it has no such file."""
     rows = run.beside(folder_of(detector), manifest, block)
     if rows is None:
@@ -122,19 +119,19 @@ def block_features(run: RunDirectory, manifest: int, block: int, detector: str) 
     return rows
 
 
-def kept_features(run: RunDirectory) -> dict[str, dict[str, Any]]:
+def kept_features(run: directory.RunDirectory) -> dict[str, dict[str, Any]]:
     """What a run keeps embeddings of: per detector what decides them (see `feature_rows`), read off one file of each."""
     found = (next(_files(run, f"features/{folder}"), None) for folder in run.store.folders("features"))
     facts = [_facts(run, path) for path in found if path is not None]
     return {str(one.pop("detector")): one for one in facts}
 
 
-def _files(run: RunDirectory, folder: str) -> Iterator[str]:
+def _files(run: directory.RunDirectory, folder: str) -> Iterator[str]:
     for manifest in manifests(run.store):
         yield from (f"{folder}/{manifest:05d}/{name}" for name in run.store.names(f"{folder}/{manifest:05d}"))
 
 
-def _facts(run: RunDirectory, path: str) -> dict[str, Any]:
+def _facts(run: directory.RunDirectory, path: str) -> dict[str, Any]:
     filesystem, full = run.store.filesystem_and_path(path)
     with filesystem.open(full, "rb") as handle:
         facts: dict[str, Any] = json.loads(pq.read_schema(handle).metadata[FACTS])

@@ -16,12 +16,10 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import Each, Ids, ManifestInfo, in_turn, manifests, read_blocks, read_complete, read_ids, read_vanished
 from ray_app.errors import ClusterError, ConfigError
-from ray_app.runs.compaction import consecutive
-from ray_app.runs.directory import RunDirectory
-from ray_app.runs.summary import of_generator
+from ray_app.runs import compaction, directory, summary
 
 
-def current_tables(run: RunDirectory, columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
+def current_tables(run: directory.RunDirectory, columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
     """Result rows of the members that the last listing found, a bounded table at a time.
 
     With `vanished`, also those of members that were changed or removed since. Raises ConfigError where there is no run.
@@ -29,7 +27,7 @@ def current_tables(run: RunDirectory, columns: list[str] | None = None, *, vanis
     yield from tables_in(run, current_files(run), columns, vanished=vanished)
 
 
-def current_files(run: RunDirectory) -> list[str]:
+def current_files(run: directory.RunDirectory) -> list[str]:
     """The files with these rows, in the order of their blocks: what tasks read side by side. Raises ConfigError where there is no run."""
     if not run.exists():
         raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
@@ -37,7 +35,9 @@ def current_files(run: RunDirectory) -> list[str]:
     return [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
 
 
-def tables_in(run: RunDirectory, files: Sequence[str], columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
+def tables_in(
+    run: directory.RunDirectory, files: Sequence[str], columns: list[str] | None = None, *, vanished: bool = False
+) -> Iterator[pa.Table]:
     """The current rows of some files of the run, a bounded table at a time; `columns` has `image_id` unless all are wanted."""
     numbers = manifests(run.store)
     gone = np.empty(0, np.int64) if vanished or not numbers else read_vanished(run.store, numbers[-1])
@@ -57,7 +57,7 @@ def _without(table: pa.Table, gone: Ids) -> pa.Table:
     return table.filter(pa.array(gone[np.minimum(np.searchsorted(gone, ids), len(gone) - 1)] != ids))
 
 
-def publish_vanished(run: RunDirectory) -> None:
+def publish_vanished(run: directory.RunDirectory) -> None:
     """Write `vanished.parquet`, the ids whose rows are not current any more, where readers of `scores/` find it without a number."""
     gone = read_vanished(run.store, manifests(run.store)[-1])
     buffer = io.BytesIO()
@@ -66,7 +66,12 @@ def publish_vanished(run: RunDirectory) -> None:
 
 
 def current_rows(
-    run: RunDirectory, *, verdict: str | None = None, status: str | None = None, generator: str | None = None, vanished: bool = False
+    run: directory.RunDirectory,
+    *,
+    verdict: str | None = None,
+    status: str | None = None,
+    generator: str | None = None,
+    vanished: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """The same as dictionaries, one by one, optionally of one verdict or status, or of one `generator` (see `profiles.of_generator`)."""
     for table in current_tables(run, vanished=vanished):
@@ -74,11 +79,11 @@ def current_rows(
             if wanted is not None:
                 table = table.filter(pc.equal(table[name].cast(pa.string()), wanted))
         if generator is not None:
-            table = of_generator(table, generator)
+            table = summary.of_generator(table, generator)
         yield from table.to_pylist()
 
 
-def current_masks(run: RunDirectory, *, vanished: bool = False, view: str | None = None) -> Iterator[dict[str, Any]]:
+def current_masks(run: directory.RunDirectory, *, vanished: bool = False, view: str | None = None) -> Iterator[dict[str, Any]]:
     """The masks of the members that `current_tables` has rows of, one by one (`MASK_SCHEMA`): of the clean pass, or of one `view`.
 
     Raises ConfigError as that does.
@@ -103,7 +108,7 @@ _FEW = 100_000  # members that are compared at once rather than by tasks
 _PARTS_AT_ONCE = 1000
 
 
-def check_conservation(run: RunDirectory, *, each: Each = in_turn) -> int:
+def check_conservation(run: directory.RunDirectory, *, each: Each = in_turn) -> int:
     """Compare every manifest with its rows, id by id and in order; returns the number of current members. `each` runs what is not little.
 
     Raises ClusterError when a member has no row, or a row no member.
@@ -126,12 +131,12 @@ class _Stretch:
     files: tuple[str, ...]
 
 
-def _stretches(run: RunDirectory, info: ManifestInfo) -> list[_Stretch]:
+def _stretches(run: directory.RunDirectory, info: ManifestInfo) -> list[_Stretch]:
     """All blocks of a manifest: each published file, and parts between them, some at a time. Raises ClusterError for a gap."""
     number = info.manifest
     found = [_Stretch(number, file.first, file.last, (file.path,)) for file in run.published() if file.manifest == number]
     covered = {block for one in found for block in range(one.first, one.last + 1)}
-    for parts in consecutive(number, dict.fromkeys(run.parts(number), 0), covered):
+    for parts in compaction.consecutive(number, dict.fromkeys(run.parts(number), 0), covered):
         for start in range(0, len(parts.sizes), _PARTS_AT_ONCE):
             blocks = range(parts.first + start, parts.first + min(start + _PARTS_AT_ONCE, len(parts.sizes)))
             found.append(_Stretch(number, blocks[0], blocks[-1], tuple(run.part_path(number, block) for block in blocks)))
@@ -153,7 +158,7 @@ def _stretches(run: RunDirectory, info: ManifestInfo) -> list[_Stretch]:
 class _Comparer:
     """Compares the ids of a stretch of blocks with those of its rows. Picklable, as tasks need it."""
 
-    run: RunDirectory
+    run: directory.RunDirectory
 
     def __call__(self, stretch: _Stretch) -> None:
         blocks = read_blocks(self.run.store, stretch.manifest)[stretch.first : stretch.last + 1]
@@ -187,5 +192,5 @@ class _Ids:
         return joined[:count]
 
 
-def _lost(run: RunDirectory, manifest: int, what: str) -> ClusterError:
+def _lost(run: directory.RunDirectory, manifest: int, what: str) -> ClusterError:
     return ClusterError(f"{run.store.url}: manifest {manifest}: {what}", hint="please report this: it is a bug")

@@ -20,9 +20,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
-from ray_app.archives import BlockList, BlockPlan, BlockRef, Ids, manifests, read_block, read_blocks, read_complete, read_vanished
-from ray_app.archives.build import input_type_of, write_selected
-from ray_app.archives.cut_blocks import TableStream
+from ray_app.archives import (
+    BlockList,
+    BlockPlan,
+    BlockRef,
+    Ids,
+    build,
+    cut_blocks,
+    manifests,
+    read_block,
+    read_blocks,
+    read_complete,
+    read_vanished,
+)
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
 from ray_app.runs.directory import RunDirectory
 from ray_app.runs.rows import with_reasons
@@ -76,7 +86,7 @@ def begin_retry(
         passed_over(sum(refused))
         return None
     directory.write_json("retry.json", {"statuses": list(statuses)})
-    info = write_selected(directory.store, chain([first], members), plan, input_type_of(run.store))
+    info = build.write_selected(directory.store, chain([first], members), plan, build.input_type_of(run.store))
     passed_over(sum(refused))
     return Retry(number, tuple(statuses), info.members, directory)
 
@@ -88,7 +98,7 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     """
     assert not retry.pending(), "a retry is merged when all its blocks are done"
     ids = np.sort(np.concatenate([table["image_id"].to_numpy() for table in retry.directory.tables(0, ["image_id"])]))
-    arriving = TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
+    arriving = cut_blocks.TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
     for file in run.published():
         count = sum(int(_are_among(table, ids).sum()) for table in run.file_tables(file, ["image_id"]))
         if count:

@@ -23,12 +23,9 @@ from fsspec.implementations.local import LocalFileSystem
 from ray_app.archives import Each, in_turn, manifests
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts
-from ray_app.inference import DecodeResult, ScoringSpec
-from ray_app.inference.batch import ReusedOutput
-from ray_app.inference.reuse import is_complete
-from ray_app.runs.directory import Published, RunDirectory
+from ray_app.inference import DecodeResult, ScoringSpec, batch, reuse
+from ray_app.runs import directory, schema
 from ray_app.runs.rows import FACTS
-from ray_app.runs.schema import SECOND_LOOK
 
 COPIED = ("phash", "scores", "replies")
 PARTS_PER_FILE = 4096
@@ -49,22 +46,22 @@ class Span:
         """Where its index lies, relative to the run."""
         return f"reuse/{self.manifest:05d}-{self.first:08d}-{self.last:08d}.arrow"
 
-    def tables(self, run: RunDirectory, columns: list[str] | None) -> Iterator[pa.Table]:
+    def tables(self, run: directory.RunDirectory, columns: list[str] | None) -> Iterator[pa.Table]:
         """Its rows."""
         if self.published:
-            yield from run.file_tables(Published(self.manifest, self.first, self.last), columns)
+            yield from run.file_tables(directory.Published(self.manifest, self.first, self.last), columns)
         else:
             for block in range(self.first, self.last + 1):
                 yield from run.part_tables(self.manifest, block, columns)
 
 
-def build_index(run: RunDirectory, spec: ScoringSpec, each: Each = in_turn) -> int:
+def build_index(run: directory.RunDirectory, spec: ScoringSpec, each: Each = in_turn) -> int:
     """Index every block that is done and not indexed yet, one task per file; returns how many files that took."""
     spans = list(_unindexed(run))
     return sum(1 for _ in each(partial(_index, run, spec), spans))
 
 
-def forget_index(run: RunDirectory, file: Published) -> None:
+def forget_index(run: directory.RunDirectory, file: directory.Published) -> None:
     """Remove what is known of a published file, since some of its members have scores now that had none."""
     for name in run.store.names("reuse"):
         match = _NAME.fullmatch(name)
@@ -76,7 +73,7 @@ def forget_index(run: RunDirectory, file: Published) -> None:
 class ScoreIndex:
     """The index of a run, as one process uses it. `cache`: a folder on the node's own disk, for runs that lie elsewhere."""
 
-    def __init__(self, run: RunDirectory, cache: Path) -> None:
+    def __init__(self, run: directory.RunDirectory, cache: Path) -> None:
         self._files = [_File(_local(run, name, cache)) for name in run.store.names("reuse") if _NAME.fullmatch(name)]
 
     def find(self, sha256: str) -> DecodeResult | None:
@@ -105,12 +102,12 @@ class _File:
 
 def _outcome(row: dict[str, Any]) -> DecodeResult:
     facts = {name: row.get(name) for name in FACTS if name != "sha256"} | {"flags": tuple(row["flags"])}
-    said = ReusedOutput(None, row["scores"], row.get("replies") or {})
+    said = batch.ReusedOutput(None, row["scores"], row.get("replies") or {})
     known = ImageFileFacts(sha256=row["digest"].hex(), **facts)
     return DecodeResult(Status.OK, None, known, phash=row.get("phash"), said=said, provenance=row.get("provenance"))
 
 
-def _unindexed(run: RunDirectory) -> Iterator[Span]:
+def _unindexed(run: directory.RunDirectory) -> Iterator[Span]:
     indexed = [tuple(map(int, match.groups())) for match in map(_NAME.fullmatch, run.store.names("reuse")) if match]
     for manifest in manifests(run.store):
         known = {block for number, first, last in indexed if number == manifest for block in range(first, last + 1)}
@@ -125,7 +122,7 @@ def _unindexed(run: RunDirectory) -> Iterator[Span]:
                 yield Span(manifest, some[0], some[-1], False)
 
 
-def _index(run: RunDirectory, spec: ScoringSpec, span: Span) -> None:
+def _index(run: directory.RunDirectory, spec: ScoringSpec, span: Span) -> None:
     tables = [_usable(table, spec) for table in span.tables(run, None)]
     rows = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({"key": pa.array([], pa.uint64())})
     rows = rows.sort_by("key").combine_chunks()
@@ -138,9 +135,9 @@ def _index(run: RunDirectory, spec: ScoringSpec, span: Span) -> None:
 def _usable(table: pa.Table, spec: ScoringSpec) -> pa.Table:
     """The rows that can stand for others, with their keys, words written out."""
     table = table.filter(pc.equal(table["status"].cast(pa.string()), "ok"))
-    goes_on = table[SECOND_LOOK].is_valid().to_pylist() if SECOND_LOOK in table.column_names else [True] * len(table)
+    goes_on = table[schema.SECOND_LOOK].is_valid().to_pylist() if schema.SECOND_LOOK in table.column_names else [True] * len(table)
     facts = zip(*(table[name].to_pylist() for name in ("width", "height", "scores")), goes_on, strict=True)
-    table = table.filter(pa.array([is_complete(spec, *row, goes_on=on) for *row, on in facts], pa.bool_()))
+    table = table.filter(pa.array([reuse.is_complete(spec, *row, goes_on=on) for *row, on in facts], pa.bool_()))
     digests = [bytes.fromhex(text) for text in table["sha256"].to_pylist()]
     keys = np.frombuffer(b"".join(digest[:8] for digest in digests), ">u8").astype(np.uint64)
     columns = {"key": pa.array(keys), "digest": pa.array(digests, pa.binary(32))}
@@ -151,7 +148,7 @@ def _usable(table: pa.Table, spec: ScoringSpec) -> pa.Table:
     return pa.table(columns)
 
 
-def _local(run: RunDirectory, name: str, cache: Path) -> str:
+def _local(run: directory.RunDirectory, name: str, cache: Path) -> str:
     """A path of this machine with the file's bytes; fetched by the first process of the node that asks, awaited by the others."""
     filesystem, path = run.store.filesystem_and_path(f"reuse/{name}")
     if isinstance(filesystem, LocalFileSystem):

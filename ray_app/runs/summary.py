@@ -15,23 +15,10 @@ from ray_app.attribution.generators import matches
 from ray_app.errors import ConfigError, Status
 from ray_app.images import NAMED_LIMIT
 from ray_app.inference.batch import OWN_FAILURE
-from ray_app.runs.directory import RunDirectory
-from ray_app.runs.document import (
-    Bottleneck,
-    Declarations,
-    Example,
-    GeneratorCount,
-    Histogram,
-    ProfileExample,
-    ProfileSummary,
-    RunCounts,
-    SecondLookSummary,
-    TopRow,
-)
+from ray_app.runs import directory, document, schema
 from ray_app.runs.rows import with_reasons
-from ray_app.runs.schema import DESCRIBED, IDENTIFIED, SECOND_LOOK
 
-PROFILE_COLUMNS = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
+PROFILE_COLUMNS = ("predicted_generator", *schema.IDENTIFIED, "predicted_prompt", *schema.DESCRIBED)
 UNKNOWN = "unknown"  # what is asked for where the identifier names none of the generators that it knows
 MOST_EXAMPLES = 8  # flagged images whose profile a summary repeats
 _TOLD = ("image_id", "uri", "member", "score", *PROFILE_COLUMNS)
@@ -44,7 +31,7 @@ class ProfileCounter:
         self._flagged = self._unlike = self._silent = self._described = 0
         self._is_identified = self._is_described = False
         self._named: Counter[tuple[str, str]] = Counter()
-        self._told: list[ProfileExample] = []
+        self._told: list[document.ProfileExample] = []
 
     def add(self, table: pa.Table) -> None:
         """Count the columns of result rows; tables of runs without a profile count as nothing."""
@@ -68,17 +55,17 @@ class ProfileCounter:
         pairs = zip(named["generator_family"].to_pylist(), named["predicted_generator"].to_pylist(), strict=True)
         self._named.update(pairs)
 
-    def counts(self) -> ProfileSummary | None:
+    def counts(self) -> document.ProfileSummary | None:
         """None without a profile. `flagged` images; of them `generators` (family, generator, flagged), most frequent first, those `unlike`
         any known one, those `silent`: with no say; `described`: with words; `told`: the highest scores with what was said of them.
         """
         if not (self._is_identified or self._is_described):
             return None
         ranked = sorted(self._named.items(), key=lambda item: (-item[1], item[0]))
-        return ProfileSummary(
+        return document.ProfileSummary(
             flagged=self._flagged,
             identified=self._is_identified,
-            generators=[GeneratorCount(family=family, generator=name, flagged=count) for (family, name), count in ranked],
+            generators=[document.GeneratorCount(family=family, generator=name, flagged=count) for (family, name), count in ranked],
             unlike=self._unlike,
             silent=self._silent,
             describes=self._is_described,
@@ -98,7 +85,7 @@ def of_generator(table: pa.Table, wanted: str) -> pa.Table:
     return table.filter(pa.array([meant[pair] for pair in zip(names, families, strict=True)], pa.bool_()))
 
 
-def require_identified(run: RunDirectory) -> None:
+def require_identified(run: directory.RunDirectory) -> None:
     """Raises ConfigError for a run in which no identifier was asked, or where there is no run."""
     if not run.exists():
         raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
@@ -109,11 +96,11 @@ def require_identified(run: RunDirectory) -> None:
         )
 
 
-def _profiles_highest(told: Sequence[ProfileExample], flagged: pa.Table) -> list[ProfileExample]:
+def _profiles_highest(told: Sequence[document.ProfileExample], flagged: pa.Table) -> list[document.ProfileExample]:
     """The highest scores so far with what was said of them; of equal ones the first of the archive."""
     rows = flagged.select([name for name in _TOLD if name in flagged.column_names])
     best = rows.take(pc.sort_indices(rows, sort_keys=[("score", "descending")])[:MOST_EXAMPLES]).to_pylist()
-    return sorted([*told, *(ProfileExample(**row) for row in best)], key=lambda row: -row.score)[:MOST_EXAMPLES]
+    return sorted([*told, *(document.ProfileExample(**row) for row in best)], key=lambda row: -row.score)[:MOST_EXAMPLES]
 
 
 C2PA_STATES = ("trusted", "intact", "invalid", "unreadable")
@@ -142,9 +129,9 @@ class DeclarationCounter:
         for state in C2PA_STATES:
             self._states[state] += pc.sum(pc.match_substring(said, f'"c2pa":{{"state":"{state}"')).as_py() or 0
 
-    def counts(self) -> Declarations:
+    def counts(self) -> document.Declarations:
         """`stated`: rows with any statement; `declared` and `undeclared`: rows per verdict; `c2pa`: rows per state of a manifest."""
-        return Declarations(
+        return document.Declarations(
             stated=self._stated,
             declared=dict(self._verdicts[True]),
             undeclared=dict(self._verdicts[False]),
@@ -171,25 +158,27 @@ COLUMNS = [
     "verdict_reason",
     "provenance",
     "reused",
-    SECOND_LOOK,
+    schema.SECOND_LOOK,
     *PROFILE_COLUMNS,
 ]
 
 
-def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> RunCounts:
+def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunCounts:
     """Statuses with examples, verdicts, flags, formats, what files declare, what a profile says, score histograms, the highest scores."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("status", "verdict", "verdict_reason", "format", "flags", SECOND_LOOK)}
+    counts: dict[str, Counter[str]] = {
+        name: Counter() for name in ("status", "verdict", "verdict_reason", "format", "flags", schema.SECOND_LOOK)
+    }
     is_cascade = False
-    examples: defaultdict[str, list[Example]] = defaultdict(list)
+    examples: defaultdict[str, list[document.Example]] = defaultdict(list)
     histogram = {name: np.zeros(len(EDGES) - 1, np.int64) for name in ["ensemble", *detectors]}
-    top: list[TopRow] = []
+    top: list[document.TopRow] = []
     declarations, profile = DeclarationCounter(), ProfileCounter()
     limits = Counter[str]()
     members = reused = own_failures = 0
     for table in tables:
         members += len(table)
         reused += pc.sum(table["reused"]).as_py() or 0
-        is_cascade |= SECOND_LOOK in table.column_names
+        is_cascade |= schema.SECOND_LOOK in table.column_names
         table = with_reasons(table)
         for name, counter in counts.items():
             counter.update(_counted(table[name]) if name in table.column_names else {})
@@ -201,7 +190,7 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> RunCounts:
         for name, column in _score_columns(table, detectors):
             histogram[name] += np.histogram(np.clip(column, EDGES[0], EDGES[-1]), EDGES)[0]
         top = _highest(top, table)
-    return RunCounts(
+    return document.RunCounts(
         members=members,
         reused=reused,
         statuses=_ordered(counts["status"]),
@@ -215,25 +204,25 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> RunCounts:
         formats=_ordered(counts["format"]),
         provenance=declarations.counts(),
         profile=profile.counts(),
-        histogram=Histogram(edges=EDGES.tolist(), counts={name: column.tolist() for name, column in histogram.items()}),
+        histogram=document.Histogram(edges=EDGES.tolist(), counts={name: column.tolist() for name, column in histogram.items()}),
         top=top,
     )
 
 
-def _second_look(counts: dict[str, Counter[str]]) -> SecondLookSummary:
+def _second_look(counts: dict[str, Counter[str]]) -> document.SecondLookSummary:
     """How many images all members of a cascade looked at and why, and the share of those with a score that this is."""
-    band, audit, scored = counts[SECOND_LOOK]["band"], counts[SECOND_LOOK]["audit"], counts["status"]["ok"]
-    return SecondLookSummary(band=band, audit=audit, share=(band + audit) / scored if scored else None)
+    band, audit, scored = counts[schema.SECOND_LOOK]["band"], counts[schema.SECOND_LOOK]["audit"], counts["status"]["ok"]
+    return document.SecondLookSummary(band=band, audit=audit, share=(band + audit) / scored if scored else None)
 
 
-def bottleneck(seconds: Mapping[str, float]) -> Bottleneck | None:
+def bottleneck(seconds: Mapping[str, float]) -> document.Bottleneck | None:
     """The stage that took most of the workers' time, and what to do about it."""
     busy = {stage: spent for stage, spent in seconds.items() if stage != "list"}
     total = sum(busy.values())
     if total <= 0:
         return None
     stage = max(busy, key=lambda name: busy[name])
-    return Bottleneck(stage=stage, share=busy[stage] / total, advice=_ADVICE[stage])
+    return document.Bottleneck(stage=stage, share=busy[stage] / total, advice=_ADVICE[stage])
 
 
 _ADVICE = {
@@ -258,12 +247,12 @@ def _own_failures(table: pa.Table) -> int:
     return pc.sum(pc.and_(crashed, pc.starts_with(pc.fill_null(table["detail"], ""), OWN_FAILURE))).as_py() or 0
 
 
-def _collect_examples(table: pa.Table, examples: defaultdict[str, list[Example]]) -> None:
+def _collect_examples(table: pa.Table, examples: defaultdict[str, list[document.Example]]) -> None:
     failed = table.filter(pc.not_equal(table["status"].cast(pa.string()), "ok")).select(["status", "uri", "member", "detail"])
     for row in failed.slice(0, 2_000).to_pylist():
         status = row.pop("status")
         if len(examples[status]) < EXAMPLES:
-            examples[status].append(Example(**row))
+            examples[status].append(document.Example(**row))
 
 
 def _crossed(table: pa.Table) -> dict[str, int]:
@@ -279,10 +268,10 @@ def _score_columns(table: pa.Table, detectors: list[str]) -> Iterator[tuple[str,
         yield name, pc.drop_null(pc.struct_field(table["scores"], name)).to_numpy()
 
 
-def _highest(top: list[TopRow], table: pa.Table) -> list[TopRow]:
+def _highest(top: list[document.TopRow], table: pa.Table) -> list[document.TopRow]:
     scored = table.filter(pc.is_valid(table["score"])).select(["image_id", "uri", "member", "score", "probability", "verdict"])
     best = scored.take(pc.select_k_unstable(scored, TOP, sort_keys=[("score", "descending")])) if len(scored) > TOP else scored
-    return sorted([*top, *(TopRow(**row) for row in best.to_pylist())], key=lambda row: -row.score)[:TOP]
+    return sorted([*top, *(document.TopRow(**row) for row in best.to_pylist())], key=lambda row: -row.score)[:TOP]
 
 
 def _ordered(counter: Counter[str]) -> dict[str, int]:

@@ -20,9 +20,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray_app.archives import BlockRef
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Stopper, Watch
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
+from ray_app.scoring import messages, workers
 from ray_app.scoring.layout import COMMIT_CPUS, ScoringLayout
-from ray_app.scoring.messages import BlockReport, PendingBlock, report_of, table_of
-from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, ScoringJob, TensorScorer
 
 HAND_OVER_SHARE = 0.4
 WHOLE_BLOCKS = 1 << 30  # one row is one Ray block between stages; its size is bounded by the plan instead
@@ -33,8 +32,8 @@ MOST_LOST_WAVES = 3
 
 
 def score_blocks(
-    blocks: Iterable[BlockRef], job: ScoringJob, layout: Callable[[], ScoringLayout], *, stopper: Stopper, watch: Watch
-) -> Iterator[BlockReport]:
+    blocks: Iterable[BlockRef], job: workers.ScoringJob, layout: Callable[[], ScoringLayout], *, stopper: Stopper, watch: Watch
+) -> Iterator[messages.BlockReport]:
     """Run the pipeline and yield a report per block as it is committed; `layout` is called anew for every wave.
 
     To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left,
@@ -74,13 +73,13 @@ def _prepare() -> None:
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_hand_over_limit())
 
 
-def _executed(wave: Iterable[BlockRef], job: ScoringJob, layout: ScoringLayout) -> Iterator[BlockReport]:
+def _executed(wave: Iterable[BlockRef], job: workers.ScoringJob, layout: ScoringLayout) -> Iterator[messages.BlockReport]:
     """The reports of one Ray Data execution; a block that was handed back has none."""
     # Blocks enter as tables of one row that are in the object store: no read tasks, no merged files, no repartition (specs/ray.md §F3–F6).
-    tables = [table_of(PendingBlock(ref)) for ref in wave]
+    tables = [messages.table_of(messages.PendingBlock(ref)) for ref in wave]
     dataset = _pipeline(from_blocks(tables), job, layout.limited_to(len(tables)))
     for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        report = report_of(cast(pa.Table, row))
+        report = messages.report_of(cast(pa.Table, row))
         if report is not None:
             yield report
 
@@ -106,14 +105,14 @@ def _hand_over_limit() -> float:
     return float(HAND_OVER_SHARE * min(node["Resources"].get("object_store_memory", math.inf) for node in nodes if node["Alive"]))
 
 
-def _pipeline(dataset: Dataset, job: ScoringJob, layout: ScoringLayout) -> Dataset:
+def _pipeline(dataset: Dataset, job: workers.ScoringJob, layout: ScoringLayout) -> Dataset:
     if layout.kind == "fused":
-        return _stage(dataset, BlockScorer, (job,), layout, layout.scorers[0], num_cpus=layout.worker_cpus)
-    dataset = _stage(dataset, BlockDecoder, (job,), layout, layout.decoders, num_cpus=layout.worker_cpus)
+        return _stage(dataset, workers.BlockScorer, (job,), layout, layout.scorers[0], num_cpus=layout.worker_cpus)
+    dataset = _stage(dataset, workers.BlockDecoder, (job,), layout, layout.decoders, num_cpus=layout.worker_cpus)
     for pool, size in zip(job.spec.all_pools, layout.scorers, strict=True):
-        worker = TensorScorer if pool in job.spec.pools else BlockDescriber
+        worker = workers.TensorScorer if pool in job.spec.pools else workers.BlockDescriber
         dataset = _stage(dataset, worker, (job, pool), layout, size, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None)
-    return _stage(dataset, BlockCommitter, (job,), layout, layout.committers, num_cpus=COMMIT_CPUS / layout.committers)
+    return _stage(dataset, workers.BlockCommitter, (job,), layout, layout.committers, num_cpus=COMMIT_CPUS / layout.committers)
 
 
 def _stage(

@@ -15,14 +15,10 @@ import pyarrow.compute as pc
 from ray_app.archives import Each, in_turn, manifests
 from ray_app.ensembles import EnsembleCard, PopulationTally, decide, drawn_by_audit, properties_of
 from ray_app.errors import Reason
-from ray_app.inference import ScoringSpec, is_blank, range_doubts, remarks_on
-from ray_app.inference.decision import outlived
+from ray_app.inference import ScoringSpec, decision, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
 from ray_app.metrics.significance import Shift, holm, most_fakes, shift_of
-from ray_app.runs import RunDirectory
-from ray_app.runs.directory import SCORE_DECIDES, Published
-from ray_app.runs.document import GuaranteeSummary, ShiftSummary
-from ray_app.runs.reader import numbers, tables_in
+from ray_app.runs import RunDirectory, directory, document, reader
 from ray_app.runs.rows import as_array, decided_columns, stability_views, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
 
@@ -35,11 +31,11 @@ _MOST_NAMED = 3
 class Comparison:
     """An archive beside a card's population: `facts` for the summary, `unlike` why all verdicts abstain (None: they stand)."""
 
-    facts: GuaranteeSummary | None = None
+    facts: document.GuaranteeSummary | None = None
     unlike: str | None = None
 
 
-def settle_guarantee(run: RunDirectory, spec: ScoringSpec, *, each: Each = in_turn) -> GuaranteeSummary | None:
+def settle_guarantee(run: RunDirectory, spec: ScoringSpec, *, each: Each = in_turn) -> document.GuaranteeSummary | None:
     """Compare the run's rows, all published, with what its card was calibrated on, and let verdicts abstain where that is to be.
 
     Returns the `guarantee` of a summary, None where the card promises nothing. Interrupted, the same `score`
@@ -49,7 +45,7 @@ def settle_guarantee(run: RunDirectory, spec: ScoringSpec, *, each: Each = in_tu
     described = run.describe()
     found = compare(run, spec)
     if found.unlike or described.get("unlike") or described.get("deciding"):
-        run.write_json("run.json", described | {"deciding": SCORE_DECIDES})
+        run.write_json("run.json", described | {"deciding": directory.SCORE_DECIDES})
         for _ in each(partial(_rewrite, run, spec, found.unlike), run.published()):
             pass
         run.write_json("run.json", noted(described, found.unlike))
@@ -77,7 +73,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     noticed = [_named(shift) for shift in shifts if shift.noticed]
     why = [*([f"images differ in {', '.join(noticed)}"] if noticed else []), *guarantee_departures(scored, unknown)]
     tells = any(shift.tells for shift in shifts)
-    facts = GuaranteeSummary(
+    facts = document.GuaranteeSummary(
         holds=False if why else True if tells else None,
         why="; ".join(why) if why else None if tells else _why_unknown(card, images),
         unlike=unlike,
@@ -93,7 +89,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     return Comparison(facts, unlike)
 
 
-def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[ShiftSummary]:
+def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[document.ShiftSummary]:
     """Each property of a card's population that archive and calibration both have: how far apart they are, p corrected for all of them.
 
     A score may be explained by any share of fakes; every other property by no more fakes than the ensemble's scores allow, or reals that
@@ -109,8 +105,8 @@ def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[ShiftSummary]:
     }
     corrected = holm([shift.p for shift in found.values()])
     return [
-        ShiftSummary(feature=name, psi=shift.psi, ks=shift.ks, p=p, noticed=shift.noticed(p), beyond=shift.beyond(p), fakes=shift.share,
-                     images=shift.n, tells=shift.tells)
+        document.ShiftSummary(feature=name, psi=shift.psi, ks=shift.ks, p=p, noticed=shift.noticed(p), beyond=shift.beyond(p),
+                              fakes=shift.share, images=shift.n, tells=shift.tells)
         for (name, shift), p in zip(found.items(), corrected, strict=True)
     ]  # fmt: skip
 
@@ -148,7 +144,7 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
                        blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
     if spec.stability is not None and STABILITY in rows.column_names:
-        decisions = outlived(spec, decisions, stability_views(rows[STABILITY], spec.cards), drawn)
+        decisions = decision.outlived(spec, decisions, stability_views(rows[STABILITY], spec.cards), drawn)
     rows = _with_second_look(with_reasons(rows), wanted=decisions.second_look is not None)
     for name, values in decided_columns(decisions, has_score).items():
         index = rows.schema.get_field_index(name)
@@ -156,7 +152,7 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     return rows
 
 
-def _rewrite(run: RunDirectory, spec: ScoringSpec, unlike: str | None, file: Published) -> None:
+def _rewrite(run: RunDirectory, spec: ScoringSpec, unlike: str | None, file: directory.Published) -> None:
     """One published file with verdicts as they are to be; it may hold any mixture of settled and unsettled ones."""
     run.rewrite_file(file, lambda rows: decided(rows, spec) if unlike is None else unlike_rows(rows, unlike))
 
@@ -176,7 +172,7 @@ def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[PopulationTally, set
     tally, decoders, images = PopulationTally(population.features if population else ()), set[str](), 0
     formats = population.seen.formats if population and population.seen else ()
     files = [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
-    for table in tables_in(run, files, COLUMNS):  # the current rows, whether the run's verdicts are settled or not
+    for table in reader.tables_in(run, files, COLUMNS):  # the current rows, whether the run's verdicts are settled or not
         rows = table.filter(pc.is_valid(table["score"]))
         images += len(rows)
         tally.add(_properties(rows, [name.removeprefix("score:") for name in tally.counts if name.startswith("score:")], spec.late))
@@ -190,20 +186,20 @@ def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Ma
     found may hold what they say of everything.
     """
     scores = rows["scores"].combine_chunks()
-    content = {name: numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
+    content = {name: reader.numbers(pc.struct_field(scores, name)) for name in detectors if scores.type.get_field_index(name) >= 0}
     for name in set(late) & content.keys() if SECOND_LOOK in rows.column_names else ():
         content[name] = np.where(rows[SECOND_LOOK].is_valid().to_numpy(), content[name], np.nan)
     return properties_of(
-        score=numbers(rows["score"]),
+        score=reader.numbers(rows["score"]),
         scores=content,
         formats=rows["format"].cast(pa.string()).to_pylist(),
-        width=numbers(rows["width"]),
-        height=numbers(rows["height"]),
-        quality=numbers(rows["quality"]) if "quality" in rows.column_names else None,
+        width=reader.numbers(rows["width"]),
+        height=reader.numbers(rows["height"]),
+        quality=reader.numbers(rows["quality"]) if "quality" in rows.column_names else None,
     )
 
 
-def _named(shift: ShiftSummary) -> str:
+def _named(shift: document.ShiftSummary) -> str:
     return f"{shift.feature} (PSI {shift.psi:.2g})"
 
 

@@ -20,22 +20,15 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import name_of
 from ray_app.config import config_root, find_config, overlaid, validate, written
-from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card, publish_weights, resolve_weights, weights_digest
+from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card, publish_weights, resolve_weights, weights, weights_digest
 from ray_app.detectors.card import with_run_facts
-from ray_app.detectors.weights import publish_part, stated_digest, with_kept_weights
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, ensemble_of, load_ensemble_card
 from ray_app.ensembles.card import Thresholds
 from ray_app.errors import ConfigError, IdentityError, Reason, TouchstoneError
-from ray_app.inference import ScoringSpec, make_spec
-from ray_app.inference.decision import require_embeddings
+from ray_app.inference import ScoringSpec, decision, make_spec
 from ray_app.inference.spec import Precision
 from ray_app.inference.stability import Stability, uncertain
-from ray_app.runs import RunDirectory, current_tables
-from ray_app.runs.directory import Identity, as_known_to, differing_keys
-from ray_app.runs.document import StabilitySummary
-from ray_app.runs.reader import numbers
-from ray_app.runs.rows import with_reasons
-from ray_app.runs.schema import STABILITY
+from ray_app.runs import RunDirectory, current_tables, directory, document, reader, rows, schema
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import WAIVED
 from ray_app.transforms.perturbations import Perturbation, load_perturbations
@@ -67,11 +60,11 @@ class ResumedRun:
     own_ensemble: bool
 
     @property
-    def noted(self) -> Identity:
+    def noted(self) -> directory.Identity:
         """Its identity, together with what it did not note because it was as always."""
         return overlaid(UNNOTED, self.described["identity"])
 
-    def comparable(self, ours: Identity) -> dict[str, Any]:
+    def comparable(self, ours: directory.Identity) -> dict[str, Any]:
         """The identity of a command without settings that the run does not note: it could not, or they are as they always were."""
         content = dict(ours)
         for name, usual in UNNOTED.items():
@@ -119,7 +112,7 @@ class Resolved:
         )
         precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
         spec = spec if precision == spec.precision else replace(spec, precision=precision)
-        require_embeddings(spec)
+        decision.require_embeddings(spec)
         return replace(spec, features=kept_embeddings_of(spec, config.features)) if config.features else spec
 
     def identity(self, spec: ScoringSpec) -> dict[str, Any]:
@@ -157,7 +150,7 @@ class Resolved:
             ours = identity_of(begun.given, today, digest=partial(_kept_digest, theirs))
         except TouchstoneError as error:
             return [{"key": "ensemble", "run": self.ensemble.name, "today": f"cannot be had: {error.message}"}]
-        found = differing_keys(as_known_to(begun.described["schema"], ours), theirs)
+        found = directory.differing_keys(directory.as_known_to(begun.described["schema"], ours), theirs)
         if today.ensemble.name != self.ensemble.name:  # then nearly every key of theirs differs
             others = [one for one in found if not one[0].startswith(_OF_ENSEMBLES)]
             found = [("ensemble", today.ensemble.name, self.ensemble.name), *others]
@@ -187,7 +180,7 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
     return Resolved(settled, ensemble, cards, views, precision, begun, load)
 
 
-def _as_config(noted: Identity) -> dict[str, Any]:
+def _as_config(noted: directory.Identity) -> dict[str, Any]:
     """A run's identity in the words of a config, as far as that has words for it."""
     stability = noted.get("stability") or {"count": 0}
     content = {name: noted[name] for name in _SAME if name in noted}
@@ -195,7 +188,7 @@ def _as_config(noted: Identity) -> dict[str, Any]:
     return content | {"stability": stability["count"], **({"stability_margin": stability["margin"]} if stability["count"] else {})}
 
 
-def _views(noted: Identity, where: str) -> tuple[Perturbation, ...]:
+def _views(noted: directory.Identity, where: str) -> tuple[Perturbation, ...]:
     return tuple(validate({"name": name, "steps": steps}, Perturbation, where=where) for name, steps in noted.get("perturb", {}).items())
 
 
@@ -218,10 +211,10 @@ def _card_as_noted(begun: ResumedRun, member: EnsembleMember, load: LoadCard) ->
         ) from None
     facts = begun.noted.get("detectors", {}).get(card.name) or {}
     card, digest = with_run_facts(card, facts), facts.get("weights")
-    if digest is None or stated_digest(card) in (None, digest):
+    if digest is None or weights.stated_digest(card) in (None, digest):
         return card
     mirrors = [place for place in (os.environ.get(MIRROR_VARIABLE), f"{url}/weights") if place]
-    return with_kept_weights(card, digest, mirrors) or card
+    return weights.with_kept_weights(card, digest, mirrors) or card
 
 
 def _way_out(url: str) -> str:
@@ -232,9 +225,9 @@ def _way_out(url: str) -> str:
     )
 
 
-def _kept_digest(identity: Identity, card: DetectorCard) -> str | None:
+def _kept_digest(identity: directory.Identity, card: DetectorCard) -> str | None:
     """The digest of a card's weights by its word; of those that it does not know, the run's: they are no default that has changed."""
-    return stated_digest(card) or identity["detectors"].get(card.name, {}).get("weights")
+    return weights.stated_digest(card) or identity["detectors"].get(card.name, {}).get("weights")
 
 
 def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weights_digest) -> dict[str, Any]:
@@ -304,7 +297,7 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     for card in fetched:
         publish_weights(card, mirror)
     for part in (part for one in profiling for part in one.parts):
-        publish_part(part, mirror)
+        weights.publish_part(part, mirror)
     return mirror
 
 
@@ -438,7 +431,7 @@ def stability_in(identity: dict[str, Any]) -> Stability | None:
     return None if facts is None else Stability(facts["count"], facts["margin"])
 
 
-def stability_facts(run: RunDirectory, thresholds: Thresholds) -> StabilitySummary | None:
+def stability_facts(run: RunDirectory, thresholds: Thresholds) -> document.StabilitySummary | None:
     """The `stability` section of a summary; None where the run was made without. Streams the run's rows.
 
     `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that they
@@ -448,10 +441,10 @@ def stability_facts(run: RunDirectory, thresholds: Thresholds) -> StabilitySumma
     if requested is None:
         return None
     counts = Counter[str]()
-    for table in current_tables(run, ["score", "verdict", "verdict_reason", STABILITY]):
-        viewed = table[STABILITY].is_valid().to_numpy()
-        near = uncertain(numbers(table["score"]), table["verdict"].to_pylist(), thresholds, requested.margin)
-        unstable = pc.sum(pc.equal(with_reasons(table)["verdict_reason"], Reason.UNSTABLE.value)).as_py() or 0
+    for table in current_tables(run, ["score", "verdict", "verdict_reason", schema.STABILITY]):
+        viewed = table[schema.STABILITY].is_valid().to_numpy()
+        near = uncertain(reader.numbers(table["score"]), table["verdict"].to_pylist(), thresholds, requested.margin)
+        unstable = pc.sum(pc.equal(rows.with_reasons(table)["verdict_reason"], Reason.UNSTABLE.value)).as_py() or 0
         counts.update(asked=int(viewed.sum()), unstable=unstable, unasked=int((~viewed[near]).sum()))
-    return StabilitySummary(views=requested.count, margin=requested.margin, asked=counts["asked"], unstable=counts["unstable"],
+    return document.StabilitySummary(views=requested.count, margin=requested.margin, asked=counts["asked"], unstable=counts["unstable"],
                             unasked=counts["unasked"])  # fmt: skip

@@ -38,20 +38,9 @@ from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import ClusterError, ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import ScoringSpec
-from ray_app.reports import render_run_report
+from ray_app.reports import gallery, render_run_report
 from ray_app.reports.format import VERDICT_WORDS, meaning, visible
-from ray_app.reports.gallery import GalleryTile, PageNumber, page_name, render_gallery_page
-from ray_app.runs import RunDirectory, bottleneck, current_tables, fingerprint, summarise
-from ray_app.runs.directory import Published
-from ray_app.runs.document import (
-    SUMMARY_SCHEMA,
-    DetectorSummary,
-    EnsembleSummary,
-    GuaranteeSummary,
-    LinkedFoldersSummary,
-    RunCounts,
-    RunSummary,
-)
+from ray_app.runs import RunDirectory, bottleneck, current_tables, directory, document, fingerprint, summarise
 from ray_app.runs.summary import COLUMNS, UNKNOWN, of_generator, require_identified
 from ray_app.runs.summary import PROFILE_COLUMNS as PROFILE
 from ray_app.scoring.identity import stability_facts
@@ -61,15 +50,17 @@ from ray_app.storage import Fetcher, Guard, LinkedFolders, Store
 SIDE_PX = 160
 
 
-def write_summary(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
+def write_summary(
+    run: RunDirectory, spec: ScoringSpec, session: ScoringSession, guarantee: document.GuaranteeSummary | None
+) -> dict[str, Any]:
     """Count the current rows and write the summary, whose JSON is returned. `guarantee`: of a card that promises something."""
-    summary = RunSummary(
-        schema=SUMMARY_SCHEMA,
+    summary = document.RunSummary(
+        schema=document.SUMMARY_SCHEMA,
         run=run.store.url,
         listing=max(manifests(run.store)),
         version=__version__,
         complete=True,
-        linked_folders=LinkedFoldersSummary(**asdict(linked_folders(run))),
+        linked_folders=document.LinkedFoldersSummary(**asdict(linked_folders(run))),
         **counted(run, spec, guarantee),
         **_of_session(session),
     )
@@ -78,7 +69,7 @@ def write_summary(run: RunDirectory, spec: ScoringSpec, session: ScoringSession,
 
 def renew_summary(run: RunDirectory, session: ScoringSession) -> dict[str, Any]:
     """The summary once more, for a session that found nothing to do: no row is counted again."""
-    return _write(run, RunSummary.model_validate(run.read_json("summary.json") | _of_session(session)))
+    return _write(run, document.RunSummary.model_validate(run.read_json("summary.json") | _of_session(session)))
 
 
 def _of_session(session: ScoringSession) -> dict[str, Any]:
@@ -91,19 +82,19 @@ def _of_session(session: ScoringSession) -> dict[str, Any]:
     }
 
 
-def _write(run: RunDirectory, summary: RunSummary) -> dict[str, Any]:
+def _write(run: RunDirectory, summary: document.RunSummary) -> dict[str, Any]:
     content = summary.written()
     run.write_json(f"summaries/{summary.listing:05d}.json", content)
     run.write_json("summary.json", content)
     return content
 
 
-def count_rows(run: RunDirectory, detectors: list[str]) -> RunCounts:
+def count_rows(run: RunDirectory, detectors: list[str]) -> document.RunCounts:
     """The counted part of a summary: statuses, verdicts, histograms, highest scores."""
     return summarise(current_tables(run, COLUMNS), detectors)
 
 
-def counted(run: RunDirectory, spec: ScoringSpec, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
+def counted(run: RunDirectory, spec: ScoringSpec, guarantee: document.GuaranteeSummary | None) -> dict[str, Any]:
     """By key what a summary says of a run's rows as the ensemble decides them: counts, stability, guarantee, ensemble, identity."""
     described = run.describe()
     return {
@@ -116,10 +107,10 @@ def counted(run: RunDirectory, spec: ScoringSpec, guarantee: GuaranteeSummary | 
     }
 
 
-def ensemble_facts(spec: ScoringSpec) -> EnsembleSummary:
+def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
     """What a reader of scores must know of the ensemble: rule, thresholds with their rates, whether anything is calibrated."""
     members = [
-        DetectorSummary(
+        document.DetectorSummary(
             name=name,
             title=card.title,
             licence=card.licence,
@@ -130,7 +121,7 @@ def ensemble_facts(spec: ScoringSpec) -> EnsembleSummary:
         for name, card in spec.cards.items()
     ]
     card = spec.ensemble
-    return EnsembleSummary(
+    return document.EnsembleSummary(
         name=card.name,
         title=card.title,
         rule=card.rule,
@@ -243,15 +234,15 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
     for page in range(1, pages + 1):
         some = list(islice(tiles, per_page))
-        html = render_gallery_page(some, PageNumber(page, pages), run=run.store.url, shown=choice.words, images=images,
+        html = gallery.render_gallery_page(some, gallery.PageNumber(page, pages), run=run.store.url, shown=choice.words, images=images,
                                    first=(page - 1) * per_page + 1, version=__version__)  # fmt: skip
-        store.write(page_name(page), html.encode())
+        store.write(gallery.page_name(page), html.encode())
         if progress is not None:
             progress.advance(len(some), sum(tile.picture is None for tile in some))
     if progress is not None:
         progress.close()
     for name in store.names(""):  # of a longer gallery that was here
-        if _PAGE.fullmatch(name) and name > page_name(pages):
+        if _PAGE.fullmatch(name) and name > gallery.page_name(pages):
             store.delete(name)
     return facts
 
@@ -270,7 +261,7 @@ def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | 
     return (None, count) if choice.most is None else (np.sort(ids), len(ids))
 
 
-def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> Iterator[GalleryTile]:
+def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> Iterator[gallery.GalleryTile]:
     reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
     gone = pa.array(read_vanished(run.store, manifests(run.store)[-1]))
     for file in run.published():
@@ -287,7 +278,7 @@ def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | No
                 yield from _pictured(reader, some, [listed[row["image_id"]] for row in some], limits)
 
 
-def _members(run: RunDirectory, file: Published) -> Iterator[ManifestMember]:
+def _members(run: RunDirectory, file: directory.Published) -> Iterator[ManifestMember]:
     for ref in iter_blocks(run.store, file.manifest):
         if file.first <= ref.block <= file.last:
             yield from member_rows(read_block(run.store, ref))
@@ -295,17 +286,19 @@ def _members(run: RunDirectory, file: Published) -> Iterator[ManifestMember]:
 
 def _pictured(
     reader: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], limits: ImageLimits
-) -> Iterator[GalleryTile]:
+) -> Iterator[gallery.GalleryTile]:
     """Tiles in order; what had no status `ok` when it was scored is not read again."""
     read = reader.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
     for row in rows:
         if row["status"] != Status.OK:
-            yield GalleryTile(row, None, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]])))
+            yield gallery.GalleryTile(row, None, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]])))
             continue
         _, data = next(read)
         try:
             if isinstance(data, InputError):
                 raise data
-            yield GalleryTile(row, thumbnail(data, limits, TILE_SIDE_PX))
+            yield gallery.GalleryTile(row, thumbnail(data, limits, TILE_SIDE_PX))
         except InputError as refused:
-            yield GalleryTile(row, None, f"{meaning(refused.status)}: {refused.detail}" if refused.detail else meaning(refused.status))
+            yield gallery.GalleryTile(
+                row, None, f"{meaning(refused.status)}: {refused.detail}" if refused.detail else meaning(refused.status)
+            )

@@ -18,27 +18,32 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import BlockRef, copy_manifest, manifests, read_blocks
-from ray_app.archives.cut_blocks import TableStream
+from ray_app.archives import BlockRef, copy_manifest, cut_blocks, manifests, read_blocks
 from ray_app.attribution.cards import IdentifierCard
 from ray_app.config import find_config
-from ray_app.detectors import DetectorCard, load_card
-from ray_app.detectors.licences import require_accepted
+from ray_app.detectors import DetectorCard, licences, load_card
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
-from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge, make_spec
-from ray_app.inference.decision import identified, require_embeddings
-from ray_app.inference.scorer import Describing
+from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, make_spec, scorer
 from ray_app.inference.spec import departures
-from ray_app.runs import RunDirectory, begun_retry, block_features, block_tables, check_conservation, kept_features, vectors_of
-from ray_app.runs.artifacts import folder_of
-from ray_app.runs.directory import differing_keys
-from ray_app.runs.document import GuaranteeSummary, RunSummary
-from ray_app.runs.reader import publish_vanished
+from ray_app.runs import (
+    RunDirectory,
+    artifacts,
+    begun_retry,
+    block_features,
+    block_tables,
+    check_conservation,
+    directory,
+    document,
+    kept_features,
+    reader,
+    schema,
+    vectors_of,
+)
 from ray_app.runs.rows import FACTS, as_array, identified_columns
-from ray_app.runs.schema import IDENTIFIED, SECOND_LOOK
+from ray_app.scoring import messages, report
 from ray_app.scoring.guarantee import WAIVED, compare, decided, noted, settle_guarantee, unlike_rows
 from ray_app.scoring.identity import (
     REFERENCES,
@@ -49,8 +54,6 @@ from ray_app.scoring.identity import (
     scoring_identity,
     stability_in,
 )
-from ray_app.scoring.messages import BlockReport, BlockWork
-from ray_app.scoring.report import counted, write_report, write_summary
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
 
@@ -124,11 +127,11 @@ def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> d
     return kept | ({WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
 
 
-def _summary(run: RunDirectory, spec: ScoringSpec, guarantee: GuaranteeSummary | None) -> dict[str, Any]:
-    before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", SECOND_LOOK)}
-    summary = RunSummary.model_validate(before | counted(run, spec, guarantee) | {"run": run.store.url}).written()
+def _summary(run: RunDirectory, spec: ScoringSpec, guarantee: document.GuaranteeSummary | None) -> dict[str, Any]:
+    before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", schema.SECOND_LOOK)}
+    summary = document.RunSummary.model_validate(before | report.counted(run, spec, guarantee) | {"run": run.store.url}).written()
     run.write_json("summary.json", summary)
-    write_report(run)
+    report.write_report(run)
     return summary
 
 
@@ -168,7 +171,7 @@ def rescore_run(
             run, {"rescored": source.store.url, "detectors": [head.card.name for head in heads]}, start, noted=lease.facts()
         )
         clock = StageClock()
-        describing = Describing(spec, clock) if spec.describer else None
+        describing = scorer.Describing(spec, clock) if spec.describer else None
         rescoring = _Rescoring(source, run, spec, heads, session, clock, describing)
         for ref, rows in missing_blocks(source, run):
             rescoring.block(ref, rows)
@@ -198,7 +201,7 @@ def _heads(
         )
     cards = [load_card(member.detector) for member in ensemble.members]
     for card in cards:
-        require_accepted(card, accepted)
+        licences.require_accepted(card, accepted)
     suited = {card.name: _suited(card, kept, identity["resize"]) for card in cards}
     ways = {name: kept[found]["precision"] for name, found in suited.items()}
     if differing := departures(ensemble.settings, ways, identity["resize"]):
@@ -209,7 +212,7 @@ def _heads(
     spec = make_spec(ensemble, limits=ImageLimits(**identity["limits"]), resize=identity["resize"], slots=identity["batch_slots"])
     if spec.words_seen is not None and spec.describer is not None:
         raise ConfigError(f"{spec.describer.name} looks at images, which a run does not keep", hint="score the archive anew with that card")
-    require_embeddings(spec)
+    decision.require_embeddings(spec)
     heads = [_Head(card, LinearHead(card), suited[card.name], kept[suited[card.name]]["width"]) for card in cards]
     return replace(spec, precision=ways), heads
 
@@ -222,7 +225,7 @@ def _suited(card: DetectorCard, kept: dict[str, dict[str, Any]], resize: Any) ->
     differing: list[tuple[str, list[tuple[str, str, str]]]] = []
     for name, one in kept.items():
         can = card.precision == "auto" or one["precision"] == "fp32"
-        found = differing_keys(facts | ({"precision": one["precision"]} if can else {}), one)
+        found = directory.differing_keys(facts | ({"precision": one["precision"]} if can else {}), one)
         if not found:
             return name
         differing.append((name, found))
@@ -244,7 +247,7 @@ class _Rescoring:
     heads: list[_Head]
     session: ScoringSession
     clock: StageClock
-    describing: Describing | None
+    describing: scorer.Describing | None
 
     def block(self, ref: BlockRef, rows: pa.Table) -> None:
         """Score one block, and commit it."""
@@ -259,7 +262,7 @@ class _Rescoring:
             hashed = "phash" in rows.column_names
             tables = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
             self.run.write_part(ref.manifest, ref.block, tables.rows)
-        self.session.committed(BlockReport(ref, tables.bad, BlockWork(self.clock.take()), tables.failures))
+        self.session.committed(messages.BlockReport(ref, tables.bad, messages.BlockWork(self.clock.take()), tables.failures))
 
     def _outputs(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[DecodeResult]) -> DetectorOutputs:
         """What the heads say, and the vectors that a profile reads."""
@@ -303,7 +306,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
     spec = _spec(described, identifier)
     assert spec.identifier is not None
     kept = _kept(source, spec.identifier)
-    require_embeddings(spec)
+    decision.require_embeddings(spec)
     with Lease(run.store, unguarded=unguarded) as lease:
         run.claim(_identifier_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None)
@@ -317,12 +320,12 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
 def named_rows(rows: pa.Table, spec: ScoringSpec, vectors: np.ndarray) -> pa.Table:
     """Result rows with what the spec's identifier says of their embeddings (n, width), NaN where there is none."""
     assert spec.identifier is not None
-    found = identified(spec, {spec.identifier.detector: vectors})
+    found = decision.identified(spec, {spec.identifier.detector: vectors})
     assert found is not None
     has_score = pc.equal(rows["status"].cast(pa.string()), "ok").to_numpy()
-    rows = rows.drop_columns([name for name in IDENTIFIED if name in rows.column_names])
+    rows = rows.drop_columns([name for name in schema.IDENTIFIED if name in rows.column_names])
     place = rows.schema.get_field_index(_NAME)
-    fields = [rows.schema.field(place), *(pa.field(name, kind) for name, kind in IDENTIFIED.items())]
+    fields = [rows.schema.field(place), *(pa.field(name, kind) for name, kind in schema.IDENTIFIED.items())]
     columns = identified_columns(found, has_score)
     rows = rows.remove_column(place)
     for step, field in enumerate(fields):
@@ -348,12 +351,12 @@ class _Naming:
         vectors = vectors_of(block_features(self.source, ref.manifest, ref.block, self.kept), rows["image_id"].to_numpy(), self.width)
         named = named_rows(rows, self.spec, vectors)
         named_s = time.perf_counter() - began
-        for folder in ("masks", *map(folder_of, self.features)):
+        for folder in ("masks", *map(artifacts.folder_of, self.features)):
             if (beside := self.source.beside(folder, ref.manifest, ref.block)) is not None:
                 self.run.write_beside(folder, ref.manifest, ref.block, beside)
         self.run.write_part(ref.manifest, ref.block, named)
         seconds = {"identify": named_s, "write": time.perf_counter() - began - named_s}
-        self.session.committed(BlockReport(ref, 0, BlockWork(seconds)))
+        self.session.committed(messages.BlockReport(ref, 0, messages.BlockWork(seconds)))
 
 
 def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
@@ -405,7 +408,7 @@ def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[Bl
         if manifest not in had:
             copy_manifest(source.store, manifest, run.store)
         done = run.done_blocks(manifest)
-        rows = TableStream(source.tables(manifest))
+        rows = cut_blocks.TableStream(source.tables(manifest))
         for ref in read_blocks(source.store, manifest):
             of_block = rows.take(ref.members)
             if ref.block not in done:
@@ -416,9 +419,9 @@ def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> d
     """Publish a run that has all its blocks, and report on it; returns the summary."""
     for manifest in manifests(run.store):
         run.publish(manifest)
-    publish_vanished(run)
+    reader.publish_vanished(run)
     check_conservation(run)
-    summary = write_summary(run, spec, session, settle_guarantee(run, spec))
-    write_report(run)
+    summary = report.write_summary(run, spec, session, settle_guarantee(run, spec))
+    report.write_report(run)
     session.log("finished")
     return summary

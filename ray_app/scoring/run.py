@@ -22,28 +22,31 @@ from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, has_other_nodes, leaving_nodes, on_ray, own_node, resources, working_nodes
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.datasets.labelling import ProgressLog
-from ray_app.detectors import resolve_weights
-from ray_app.detectors.licences import require_accepted
-from ray_app.detectors.weights import resolve_part
+from ray_app.detectors import licences, resolve_weights, weights
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
 from ray_app.images.facts import require_perceptual_hash
-from ray_app.inference import ResourceEstimate, ScoringSpec
-from ray_app.inference.block_reader import file_bytes
+from ray_app.inference import ResourceEstimate, ScoringSpec, block_reader
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import linked_folders_in_words, shortened
-from ray_app.runs import Retry, RunDirectory, begin_retry, begun_retry, check_conservation, fingerprint, merge_retry
-from ray_app.runs.document import GuaranteeSummary
-from ray_app.runs.reader import publish_vanished
-from ray_app.runs.score_index import build_index
+from ray_app.runs import (
+    Retry,
+    RunDirectory,
+    begin_retry,
+    begun_retry,
+    check_conservation,
+    document,
+    fingerprint,
+    merge_retry,
+    reader,
+    score_index,
+)
+from ray_app.scoring import identity, workers
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.identity import REFERENCES, Resolved, check_reuse, keep_references, resolve, share_weights
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
 from ray_app.scoring.report import bad_fraction, linked_folders, renew_summary, write_report, write_summary
 from ray_app.scoring.session import ScoringSession, require_prices
-from ray_app.scoring.workers import ScoringJob
-from ray_app.storage import Fetcher, Lease
-from ray_app.storage.node_budget import budget_of
+from ray_app.storage import Fetcher, Lease, node_budget
 
 STALL_S = 900.0
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
@@ -89,7 +92,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
     start = time.monotonic()
     directory = RunDirectory.open(config.out)
     with resumable(KeyboardInterrupt):
-        resolved = resolve(config, directory)
+        resolved = identity.resolve(config, directory)
         check_resolved(resolved, directory)
         with Lease(directory.store, unguarded=config.unguarded) as lease:
             with resumable(ClusterError):
@@ -101,7 +104,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 spec = resolved.spec(gpus)
                 layout = layout_for(resolved.config, spec, cpus, gpus, memory_bytes)
                 directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-                keep_references(directory, resolved.references())
+                identity.keep_references(directory, resolved.references())
                 with resumable(ClusterError):
                     was_complete = not config.rescore and is_complete(directory)  # before this session is begun
                     return ScoringRun(resolved, directory, lease, spec, start).finished(layout, was_complete=was_complete)
@@ -110,10 +113,10 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
 def check_scoring(config: ScoreConfig) -> None:
     """Whether `score_archive` would begin: all that it checks before it writes anything. Raises as that does; fetches weights."""
     directory = RunDirectory.open(config.out or "")
-    check_resolved(resolve(config, directory), directory)
+    check_resolved(identity.resolve(config, directory), directory)
 
 
-def check_resolved(resolved: Resolved, directory: RunDirectory) -> None:
+def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None:
     """What can be refused before anything is written or a cluster started: a directory of another command, an unknown card, a licence,
     missing weights, a trust list, a source that is not there or empty, settings that an ensemble was not calibrated under.
     """
@@ -123,7 +126,7 @@ def check_resolved(resolved: Resolved, directory: RunDirectory) -> None:
         raise ConfigError(f"{directory.store.url}: no run here to retry", hint="the same command without --retry makes one")
     check_detectors(resolved)
     spec = resolved.spec(gpus=0)
-    check_reuse(config, spec.cards.values(), profiled=spec.ensemble.profile is not None)
+    identity.check_reuse(config, spec.cards.values(), profiled=spec.ensemble.profile is not None)
     if config.perceptual_hash:
         require_perceptual_hash()
     resolved.references()
@@ -132,7 +135,7 @@ def check_resolved(resolved: Resolved, directory: RunDirectory) -> None:
         archive_of(config).check()
 
 
-def _unchanged(resolved: Resolved, directory: RunDirectory, lease: Lease, start: float) -> ScoringResult | None:
+def _unchanged(resolved: identity.Resolved, directory: RunDirectory, lease: Lease, start: float) -> ScoringResult | None:
     """The end of a finished run whose source is as it was, for which no cluster is started; None where there may be something to do."""
     config = resolved.config
     if config.rescore or not directory.exists() or not is_complete(directory):
@@ -149,7 +152,7 @@ def _unchanged(resolved: Resolved, directory: RunDirectory, lease: Lease, start:
 class ScoringRun:
     """A session on a run directory that is this command's. `spec` is what everything is scored with; it is resolved once, by the caller."""
 
-    def __init__(self, resolved: Resolved, directory: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> None:
+    def __init__(self, resolved: identity.Resolved, directory: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> None:
         self.config, self.directory, self.lease, self.spec = resolved.config, directory, lease, spec
         kept = resolved.kept(spec)
         if kept:
@@ -188,10 +191,10 @@ class ScoringRun:
                     work = replace(work_of(directory), is_new=True)
             except ConfigError:
                 if not manifests(directory.store):
-                    directory.store.delete(REFERENCES)
+                    directory.store.delete(identity.REFERENCES)
                     directory.give_up()
                 raise
-        publish_vanished(directory)
+        reader.publish_vanished(directory)
         self.session.listed(time.monotonic() - start)
         return work
 
@@ -231,12 +234,12 @@ class ScoringRun:
         for manifest in manifests(self.directory.store):
             self.directory.publish(manifest, each=on_ray)
 
-    def verify(self) -> GuaranteeSummary | None:
+    def verify(self) -> document.GuaranteeSummary | None:
         """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary."""
         check_conservation(self.directory, each=on_ray)
         return settle_guarantee(self.directory, self.spec, each=on_ray)
 
-    def summarize(self, guarantee: GuaranteeSummary | None) -> ScoringResult:
+    def summarize(self, guarantee: document.GuaranteeSummary | None) -> ScoringResult:
         """Count the rows, and report."""
         return self._reported(write_summary(self.directory, self.spec, self.session, guarantee))
 
@@ -252,18 +255,18 @@ class ScoringRun:
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
 
     @contextlib.contextmanager
-    def _job(self, directory: RunDirectory) -> Iterator[ScoringJob]:
+    def _job(self, directory: RunDirectory) -> Iterator[workers.ScoringJob]:
         """What workers are given, and a folder of their own on the disk of each node."""
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
-        mirror = share_weights(self.spec, self.directory) if has_other_nodes() else None
+        mirror = identity.share_weights(self.spec, self.directory) if has_other_nodes() else None
         known = self.directory if config.reuse else None
         if known is not None:
-            build_index(known, self.spec, each=on_ray)
+            score_index.build_index(known, self.spec, each=on_ray)
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes)
+            yield workers.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes)
         finally:
             shutil.rmtree(markers, ignore_errors=True)
 
@@ -400,16 +403,16 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
 
 def memory_of(config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> NodeMemory:
     """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has `node_bytes` of memory."""
-    decode_bytes = config.cluster.decode_bytes or (budget_of(node_bytes) if node_bytes else None)
-    encoded = None if decode_bytes is None else file_bytes(decode_bytes, config.limits)
+    decode_bytes = config.cluster.decode_bytes or (node_budget.budget_of(node_bytes) if node_bytes else None)
+    encoded = None if decode_bytes is None else block_reader.file_bytes(decode_bytes, config.limits)
     return NodeMemory(math.ceil(layout.workers / nodes), ResourceEstimate.of(spec).process_bytes, decode_bytes, encoded)
 
 
-def check_detectors(resolved: Resolved) -> None:
+def check_detectors(resolved: identity.Resolved) -> None:
     """Whether every detector may and can be used here; fetches weights. Raises ConfigError, and DetectorError for licence or weights."""
     cards = {card.name: card for card in resolved.cards}
     for card in cards.values():
-        require_accepted(card, resolved.config.accept_licences)
+        licences.require_accepted(card, resolved.config.accept_licences)
         resolve_weights(card)
     for part in (part for profiling in profile_cards(resolved.ensemble, cards) if profiling is not None for part in profiling.parts):
-        resolve_part(part)
+        weights.resolve_part(part)

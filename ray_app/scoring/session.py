@@ -14,8 +14,7 @@ from ray_app import __version__
 from ray_app.errors import ConfigError
 from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, REQUESTED, RUNS, STAGES
 from ray_app.reports.format import file_name, shortened, visible
-from ray_app.runs import RunDirectory
-from ray_app.runs.document import CascadeStageCost, CostSummary, RetrySummary, SessionSummary, Sharing
+from ray_app.runs import RunDirectory, document
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import NodeMemory, ScoringLayout
 from ray_app.scoring.messages import BlockReport
@@ -56,9 +55,9 @@ class Costs:
         """The machines' part of the total; None where nothing costs anything."""
         return self.compute / self.total if self.total else None
 
-    def facts(self) -> CostSummary:
+    def facts(self) -> document.CostSummary:
         """The same for a summary, unrounded."""
-        return CostSummary(**asdict(self), requests=self.requests, total=self.total, compute_share=self.compute_share)
+        return document.CostSummary(**asdict(self), requests=self.requests, total=self.total, compute_share=self.compute_share)
 
 
 def is_billed(url: str) -> bool:
@@ -117,7 +116,7 @@ class ScoringSession:
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: ScoringLayout | None = None
         self._memory: NodeMemory | None = None
-        self._retries: list[RetrySummary] = []
+        self._retries: list[document.RetrySummary] = []
         self._logged: set[tuple[str, ...]] = set()
         self.log("started")
 
@@ -139,7 +138,7 @@ class ScoringSession:
 
     def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
         """Note a retry that this session works on; `number` is that of the session which began it."""
-        self._retries.append(RetrySummary(begun_by=number, statuses=list(statuses), members=members))
+        self._retries.append(document.RetrySummary(begun_by=number, statuses=list(statuses), members=members))
         self.log("started")
 
     def committed(self, report: BlockReport) -> None:
@@ -169,12 +168,12 @@ class ScoringSession:
         """What this session cost so far, by the config's prices: of requests, those that committed blocks are known to have made."""
         return spent(self._prices, self.elapsed_s() / 3600, self._counts)
 
-    def facts(self) -> SessionSummary:
+    def facts(self) -> document.SessionSummary:
         """The `session` section of a summary; the rate is that between the first and the last committed block."""
         wall = self.elapsed_s()
         steady = self._last_s - (self._first_s or 0.0)
         after_first = self.rows - self._first_rows
-        return SessionSummary(
+        return document.SessionSummary(
             number=self.number,
             rows=self.rows,
             wall_s=round(wall, 2),
@@ -189,7 +188,7 @@ class ScoringSession:
             reused=self._counts["reused"],
             retries=self._retries,
             backbones={
-                name.removeprefix(RUNS): Sharing(runs=count, asked=self._counts[REQUESTED + name.removeprefix(RUNS)])
+                name.removeprefix(RUNS): document.Sharing(runs=count, asked=self._counts[REQUESTED + name.removeprefix(RUNS)])
                 for name, count in self._counts.items()
                 if name.startswith(RUNS)
             },
@@ -204,7 +203,7 @@ class ScoringSession:
             **self._noted,
         )
 
-    def _cascade_stages(self) -> dict[str, CascadeStageCost]:
+    def _cascade_stages(self) -> dict[str, document.CascadeStageCost]:
         """Of a cascade's first look and its second: images, seconds of all workers, and what a million images of the archive take and cost
         (machines alone) by that; the two of them add up to what the workers did.
         """
@@ -213,7 +212,7 @@ class ScoringSession:
         images = {"first": self.rows, "second": self._counts[LOOKED]}
         total, compute = max(sum(spent_s.values()), 1e-9), self.cost().compute if is_priced(self._prices) else None
         return {
-            look: CascadeStageCost(
+            look: document.CascadeStageCost(
                 images=images[look],
                 seconds=round(seconds, 3),
                 hours_per_million=round(seconds / max(self.rows, 1) * 1e6 / 3600, 3),

@@ -22,28 +22,13 @@ from ray_app.archives import BlockRef, member_rows, read_block
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts, StopNote
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
-from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge
-from ray_app.inference.decision import second_stage_rows
+from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
-from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.scorer import Describing, describer_inputs, rows_to_describe
-from ray_app.runs import RunDirectory, block_tables, write_features
+from ray_app.runs import RunDirectory, block_tables, score_index, write_features
 from ray_app.runs.rows import BlockTables
-from ray_app.runs.score_index import ScoreIndex
-from ray_app.scoring.messages import (
-    BlockReport,
-    BlockState,
-    BlockWork,
-    FailedBlock,
-    HandedBack,
-    Message,
-    OpenBlock,
-    PendingBlock,
-    message_of,
-    table_of,
-)
-from ray_app.storage import Fetcher
-from ray_app.storage.node_budget import NodeBudget
+from ray_app.scoring import messages
+from ray_app.storage import Fetcher, node_budget
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import File
@@ -72,7 +57,7 @@ class Worker:
     What it meets travels to the driver as a `FailedBlock`, since Ray keeps only the text of an exception.
     """
 
-    takes: ClassVar = BlockState.OPEN
+    takes: ClassVar = messages.BlockState.OPEN
 
     def __init__(self, job: ScoringJob, pool: tuple[str, ...] | None = None) -> None:
         import ray
@@ -96,21 +81,21 @@ class Worker:
         if table["state"][0].as_py() != self.takes:
             return table
         try:
-            message = message_of(table)
-            if isinstance(message, PendingBlock) and self._note.closes_intake():
-                return table_of(HandedBack(message.ref))
-            return table_of(FailedBlock(self._failed) if self._failed else self.work(message))
+            message = messages.message_of(table)
+            if isinstance(message, messages.PendingBlock) and self._note.closes_intake():
+                return messages.table_of(messages.HandedBack(message.ref))
+            return messages.table_of(messages.FailedBlock(self._failed) if self._failed else self.work(message))
         except Exception as error:
-            return table_of(FailedBlock(_translated(error, type(self).__name__)))
+            return messages.table_of(messages.FailedBlock(_translated(error, type(self).__name__)))
 
     def start(self) -> None:
         """Load what the stage needs, once per process."""
 
-    def work(self, block: Any) -> Message:
+    def work(self, block: Any) -> messages.Message:
         """What `__call__` does with a message of the state that the stage takes, once everything is loaded."""
         raise NotImplementedError
 
-    def _work(self) -> BlockWork:
+    def _work(self) -> messages.BlockWork:
         """What was done since the last call."""
         total = Counter[str]()
         for one in self._counting:
@@ -118,7 +103,7 @@ class Worker:
         done = Counter(total)
         done.subtract(self._counted)
         self._counted = total
-        return BlockWork(self._clock.take(), done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return messages.BlockWork(self._clock.take(), done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
     def _commit(self, ref: BlockRef, members: pa.Table, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> BlockTables:
         """Decide on every member, and write the block's part."""
@@ -142,7 +127,7 @@ class Worker:
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
         """Of what every image is prepared for; which of them are looked at again is known later."""
         job = self._job
-        recall = None if job.known is None else ScoreCache(job.spec, ScoreIndex(job.known, job.crumbs / "reuse"))
+        recall = None if job.known is None else reuse.ScoreCache(job.spec, score_index.ScoreIndex(job.known, job.crumbs / "reuse"))
         return BlockReader(
             job.spec.early,
             self._clock,
@@ -169,7 +154,7 @@ class Worker:
 class BlockScorer(Worker):
     """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
 
-    takes = BlockState.PENDING
+    takes = messages.BlockState.PENDING
 
     def start(self) -> None:
         """Load the detectors, and the describer."""
@@ -178,7 +163,7 @@ class BlockScorer(Worker):
         self._scoring = self._looking(self._reading.decoder, describing=describing).simplest
         self._counting = (self._reading.fetcher, self._reading.decoder, self._scoring)
 
-    def work(self, block: PendingBlock) -> BlockReport:
+    def work(self, block: messages.PendingBlock) -> messages.BlockReport:
         """A reference → the report of its committed part."""
         members = read_block(self._job.run.store, block.ref)
         outcomes: list[DecodeResult] = []
@@ -187,25 +172,25 @@ class BlockScorer(Worker):
         if self._reading.recall is not None:  # for members of the same bytes
             self._reading.recall.learn(outcomes, outputs)
         made = self._commit(block.ref, members, outcomes, outputs)
-        return BlockReport(block.ref, made.bad, self._work(), made.failures)
+        return messages.BlockReport(block.ref, made.bad, self._work(), made.failures)
 
 
 class BlockDecoder(Worker):
     """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card resizes with it."""
 
-    takes = BlockState.PENDING
+    takes = messages.BlockState.PENDING
 
     def start(self) -> None:
         """Start the decoder."""
         self._reading = self._reader(hand_over=True)
         self._counting = (self._reading.fetcher, self._reading.decoder)
 
-    def work(self, block: PendingBlock) -> OpenBlock:
+    def work(self, block: messages.PendingBlock) -> messages.OpenBlock:
         """A reference → prepared uint8 tensors, and encoded files for detectors that keep sizes."""
         members = read_block(self._job.run.store, block.ref)
         with self._attempts.of(block.ref, members["uri"][0].as_py()):
             batches = tuple(self._reading.read(member_rows(members)))
-        return OpenBlock(block.ref, members, self._work(), batches)
+        return messages.OpenBlock(block.ref, members, self._work(), batches)
 
 
 class TensorScorer(Worker):
@@ -218,12 +203,12 @@ class TensorScorer(Worker):
         spec = self._job.spec
         here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
         self._describing = Describing(spec, self._clock) if here else None
-        budget = NodeBudget(BUDGET, self._job.decode_bytes)
+        budget = node_budget.NodeBudget(BUDGET, self._job.decode_bytes)
         self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget)
         self._scoring = self._looking(self._decoding, holds_block=True)
         self._counting = (self._scoring, self._decoding, *((self._describing,) if self._describing else ()))
 
-    def work(self, block: OpenBlock) -> OpenBlock:
+    def work(self, block: messages.OpenBlock) -> messages.OpenBlock:
         """Prepared tensors → the same with what this pool says of them; the last pool drops them. Once a cascade's first detectors have
         spoken, only the files of members that go on travel further, and what the describer may look at.
         """
@@ -253,7 +238,7 @@ class BlockDescriber(Worker):
         self._describing = Describing(self._job.spec, self._clock)
         self._counting = (self._describing,)
 
-    def work(self, block: OpenBlock) -> OpenBlock:
+    def work(self, block: messages.OpenBlock) -> messages.OpenBlock:
         """Outputs, and what is to be looked at of the members that the profile asks for → the outputs with words."""
         with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
             outputs = self._describing.after(block.outcomes, block.outputs, block.seen)
@@ -263,10 +248,10 @@ class BlockDescriber(Worker):
 class BlockCommitter(Worker):
     """Last stage: decides and writes the block's part, so that a GPU never waits for storage."""
 
-    def work(self, block: OpenBlock) -> BlockReport:
+    def work(self, block: messages.OpenBlock) -> messages.BlockReport:
         """Outputs → the report of the committed part."""
         made = self._commit(block.ref, block.members, block.outcomes, block.outputs)
-        return BlockReport(block.ref, made.bad, block.work.joined(BlockWork(self._clock.take())), made.failures)
+        return messages.BlockReport(block.ref, made.bad, block.work.joined(messages.BlockWork(self._clock.take())), made.failures)
 
 
 def _translated(error: Exception, stage: str) -> TouchstoneError:
@@ -277,15 +262,15 @@ def _translated(error: Exception, stage: str) -> TouchstoneError:
     return TouchstoneError(f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug; what is committed is kept")
 
 
-def _going_on(spec: ScoringSpec, block: OpenBlock) -> "list[tuple[int, File] | None]":
+def _going_on(spec: ScoringSpec, block: messages.OpenBlock) -> "list[tuple[int, File] | None]":
     """The files of the members that a cascade's later pools look at."""
     from ray_app.inference.second_pass import files_of  # torch: only where something is scored
 
-    going = set(second_stage_rows(spec, block.outcomes, block.outputs))
+    going = set(decision.second_stage_rows(spec, block.outcomes, block.outputs))
     return [file if row in going else None for row, file in enumerate(file for batch in block.batches for file in files_of(batch))]
 
 
-def _wanted(spec: ScoringSpec, block: OpenBlock, seen: "DescriberInputs") -> "DescriberInputs":
+def _wanted(spec: ScoringSpec, block: messages.OpenBlock, seen: "DescriberInputs") -> "DescriberInputs":
     """What a describer with processes of its own is to look at; nothing where it is given embeddings, or has spoken."""
     if not spec.describes_apart or spec.words_seen is None:
         return ()

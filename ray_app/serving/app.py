@@ -32,9 +32,8 @@ from ray.serve.handle import DeploymentHandle
 from ray_app.cluster.ray_cluster import WORKER_ENVIRONMENT
 from ray_app.config import validate
 from ray_app.errors import ConfigError, TouchstoneError
-from ray_app.serving.attribution import ProfileRequest, ProfileResponse
+from ray_app.serving import attribution, engine
 from ray_app.serving.config import Resources, ServeConfig
-from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.release import groups_of, plan_release
 from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest, ScoreResponse
@@ -131,7 +130,7 @@ class DetectorDeployment:
         self._group = DetectorGroup(name)
         self._noted = functools.partial(RayMeter().batch, name)
         self._batcher: Batcher[ScoreRequest, ScoreResponse | ReleaseOffer] | None = None
-        self._profiling: Batcher[ProfileRequest, ProfileResponse | ReleaseOffer] = Batcher(self._group.profile)
+        self._profiling: Batcher[attribution.ProfileRequest, attribution.ProfileResponse | ReleaseOffer] = Batcher(self._group.profile)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Load what the config now requests; requests are answered by what was loaded before until then.
@@ -169,7 +168,7 @@ class DetectorDeployment:
         assert self._batcher is not None, "Serve reconfigures before it asks"
         return await self._batcher(request)
 
-    async def profile(self, request: ProfileRequest) -> ProfileResponse | ReleaseOffer:
+    async def profile(self, request: attribution.ProfileRequest) -> attribution.ProfileResponse | ReleaseOffer:
         """What the group's heads and describers say of one image; whatever came while others were at work goes together."""
         return await self._profiling(request)
 
@@ -241,9 +240,9 @@ class RemoteGroup:
         answer: ScoreResponse | ReleaseOffer = await _answered(self._handle.score.remote(request))
         return answer
 
-    async def profile(self, request: ProfileRequest) -> ProfileResponse | ReleaseOffer:
+    async def profile(self, request: attribution.ProfileRequest) -> attribution.ProfileResponse | ReleaseOffer:
         """See `engine.GroupHandle`."""
-        response: ProfileResponse | ReleaseOffer = await _answered(self._handle.profile.remote(request))
+        response: attribution.ProfileResponse | ReleaseOffer = await _answered(self._handle.profile.remote(request))
         return response
 
     async def describe(self) -> "Release":
@@ -281,7 +280,7 @@ class RemoteJobs:
     async def _awaited(self, response: Any) -> Any:
         try:
             return await _answered(response)
-        except GroupLost:
+        except engine.GroupLost:
             raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
 
 
@@ -298,9 +297,9 @@ async def _answered(response: Any) -> Any:
     try:
         answer = await response
     except DIED:
-        raise GroupDied from None
+        raise engine.GroupDied from None
     except GONE:
-        raise GroupLost from None
+        raise engine.GroupLost from None
     except BackPressureError:
         raise Refusal("overloaded", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
     except RayTaskError as error:
@@ -317,7 +316,7 @@ def _log_beside_serve() -> None:
     ours.setLevel(logging.NOTSET)
 
 
-def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None) -> EndpointScorer:
+def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None) -> engine.EndpointScorer:
     from ray_app.inference.decoder_pool import IsolatedDecoders
     from ray_app.serving.metrics import RayMeter
 
@@ -327,7 +326,7 @@ def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None
     )  # fmt: skip
     spec, _, _ = plan_release(config)
     decoders.start(spec.preprocessings, spec.resize)
-    return EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
+    return engine.EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
 
 
 @dataclass(frozen=True)

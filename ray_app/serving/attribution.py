@@ -15,8 +15,7 @@ import numpy.typing as npt
 from ray_app.attribution.captioners import Caption, Describer
 from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.attribution.identifier import Identified, Identifier
-from ray_app.inference import ScoringSpec
-from ray_app.inference.batch import Pixels
+from ray_app.inference import ScoringSpec, batch
 
 _log = logging.getLogger(__name__)
 Vector = npt.NDArray[np.float32]
@@ -31,7 +30,7 @@ class ProfileRequest:
     group: str
     ensemble: str
     identify: Vector | None
-    describe: Vector | Pixels | None
+    describe: Vector | batch.Pixels | None
 
 
 @dataclass(frozen=True)

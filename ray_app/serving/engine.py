@@ -14,14 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 from ray_app.detectors import Preprocessing, ResizeMode
 from ray_app.errors import InputError, Status
-from ray_app.inference.batch import Pixels
-from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedImage
-from ray_app.serving.attribution import ProfileRequest, ProfileResponse, group_of_card, profile_cards
+from ray_app.inference import batch, decoder_pool
+from ray_app.serving import attribution, metrics
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http import responses
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.schemas import DetectorInfo, EnsembleInfo, EnsembleName, ImageAnswer, Timings
-from ray_app.serving.metrics import Meter
+from ray_app.serving.http import errors, responses, schemas
 from ray_app.serving.release import Release, groups_of
 from ray_app.serving.replica import ReleaseOffer, ScoreRequest, ScoreResponse, golden_image, group_preprocessings
 
@@ -44,7 +40,7 @@ class GroupHandle(Protocol):
         """What its detectors say of one image."""
         ...
 
-    async def profile(self, request: ProfileRequest) -> ProfileResponse | ReleaseOffer:
+    async def profile(self, request: attribution.ProfileRequest) -> attribution.ProfileResponse | ReleaseOffer:
         """What its heads and describers say of one image."""
         ...
 
@@ -60,7 +56,9 @@ class EndpointScorer:
     update every answer still comes from one generation.
     """
 
-    def __init__(self, config: ServeConfig, groups: Mapping[str, GroupHandle], decoders: IsolatedDecoders, meter: Meter) -> None:
+    def __init__(
+        self, config: ServeConfig, groups: Mapping[str, GroupHandle], decoders: decoder_pool.IsolatedDecoders, meter: metrics.Meter
+    ) -> None:
         self._groups, self._decoders, self._meter = groups, decoders, meter
         self._followed = ReleaseTracker(groups)
         self._max_bytes = config.images.max_bytes
@@ -77,18 +75,18 @@ class EndpointScorer:
         beside: Sequence[str] = (),
         masks: bool = False,
         request_id: str = "",
-    ) -> ImageAnswer:
+    ) -> schemas.ImageAnswer:
         """The answer for one image; waits while replicas are replaced, as long as its caller does.
 
         `beside`: optional detectors. Raises InputError where the image is refused and Refusal where the request is.
         """
         if len(data) > self._max_bytes:
-            raise Refusal("file_too_large", limit=self._max_bytes, observed=len(data))
+            raise errors.Refusal("file_too_large", limit=self._max_bytes, observed=len(data))
         started = time.perf_counter()
         image = _PreparedImage(data, self._decoders)
         with self._counted():
             generation, chosen, replies, profiled = await self._score_until_answered(image, ensemble, beside)
-        timings = Timings(decode=image.decode_s, wait=image.wait_s, score=image.score_s, total=time.perf_counter() - started)
+        timings = schemas.Timings(decode=image.decode_s, wait=image.wait_s, score=image.score_s, total=time.perf_counter() - started)
         answered = responses.scored_answer(
             generation, chosen, responses.outputs_of(replies), image.prepared.facts, name=name, size_bytes=len(data),
             provenance=image.prepared.provenance, masks=masks, timings=timings, request_id=request_id, profiled=profiled,
@@ -98,11 +96,11 @@ class EndpointScorer:
         self._meter.verdict(chosen, str(answered.verdict))
         return answered
 
-    async def ready(self) -> list[EnsembleName]:
+    async def ready(self) -> list[schemas.EnsembleName]:
         """The ensembles, once every group has its weights and images are scored. Raises Refusal not_ready."""
         async with self._checking:
             if time.monotonic() < self._unready_until:
-                raise Refusal("not_ready")
+                raise errors.Refusal("not_ready")
             if time.monotonic() > self._ready_until:
                 self._unready_until = time.monotonic() + UNREADY_FOR_S  # also where the check is cut short
                 await self._check()
@@ -110,16 +108,16 @@ class EndpointScorer:
         generation = await self._followed.fresh(FRESH_S)
         return [responses.ensemble_name(generation, name) for name in generation.ensembles]
 
-    async def ensembles(self) -> tuple[list[EnsembleInfo], list[str]]:
+    async def ensembles(self) -> tuple[list[schemas.EnsembleInfo], list[str]]:
         """What there is to ask for, the default first, and the optional detectors."""
         generation = await self._followed.fresh(FRESH_S)
         return responses.ensemble_infos(generation), list(generation.optional)
 
-    async def detectors(self) -> list[DetectorInfo]:
+    async def detectors(self) -> list[schemas.DetectorInfo]:
         """All detectors behind this endpoint."""
         return responses.detector_infos(await self._followed.fresh(FRESH_S))
 
-    async def ensemble(self, name: str | None) -> EnsembleName:
+    async def ensemble(self, name: str | None) -> schemas.EnsembleName:
         """The ensemble that a request means. Raises Refusal malformed_request."""
         generation, chosen = await self._resolved(name, ())
         return responses.ensemble_name(generation, chosen)
@@ -133,24 +131,24 @@ class EndpointScorer:
         try:
             await gather_or_cancel(group.describe() for group in self._groups.values())
             await self._score_until_answered(_PreparedImage(golden_image(), self._decoders), None, (), whole=True)
-        except Refusal as refused:
+        except errors.Refusal as refused:
             if refused.code != "overloaded":
                 raise
         except (InputError, GroupLost):
-            raise Refusal("not_ready", "a golden image gets no score") from None
+            raise errors.Refusal("not_ready", "a golden image gets no score") from None
 
     async def _resolved(self, ensemble: str | None, beside: Sequence[str]) -> tuple[Release, str]:
         """The generation, and the name of the ensemble; what is not known is looked up once more before it is refused."""
         try:
             generation = await self._followed.current()
             return generation, _chosen(generation, ensemble, beside)
-        except Refusal:
+        except errors.Refusal:
             generation = await self._followed.fresh(FRESH_S)
             return generation, _chosen(generation, ensemble, beside)
 
     async def _score_until_answered(
         self, image: "_PreparedImage", ensemble: str | None, beside: Sequence[str], *, whole: bool = False
-    ) -> tuple[Release, str, list[ScoreResponse], ProfileResponse]:
+    ) -> tuple[Release, str, list[ScoreResponse], attribution.ProfileResponse]:
         pause, patience = FIRST_PAUSE_S, _Patience()
         while True:
             generation, chosen = await self._resolved(ensemble, beside)
@@ -195,12 +193,12 @@ class EndpointScorer:
 
     async def _profiled(
         self, generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: "_PreparedImage"
-    ) -> ProfileResponse:
+    ) -> attribution.ProfileResponse:
         """What the ensemble's profile says, words only of what it wants words for. Raises as `_score_stages`."""
-        if not profile_cards(generation.ensembles[ensemble]):
-            return ProfileResponse()
+        if not attribution.profile_cards(generation.ensembles[ensemble]):
+            return attribution.ProfileResponse()
         requests = await _profile_requests(generation, ensemble, replies, image)
-        started, profiled = time.perf_counter(), ProfileResponse()
+        started, profiled = time.perf_counter(), attribution.ProfileResponse()
         for found in await gather_or_cancel(self._groups[name].profile(request) for name, request in requests.items()):
             if isinstance(found, ReleaseOffer):
                 self._followed.follow(found.generation)
@@ -257,7 +255,7 @@ class _Patience:
         if isinstance(event, ReleaseChanging):
             self._moving_since = self._moving_since or now
             if now - self._moving_since > MOST_MOVING_S:
-                raise Refusal("not_ready", "the detectors are being updated", headers={"Retry-After": "2"}) from None
+                raise errors.Refusal("not_ready", "the detectors are being updated", headers={"Retry-After": "2"}) from None
         elif isinstance(event, GroupDied) and now - self._last_death > 1.0:
             self._deaths, self._last_death = self._deaths + 1, now
             if self._deaths == MOST_DEATHS:
@@ -267,12 +265,12 @@ class _Patience:
 class _PreparedImage:
     """One image on its way: prepared once in every way that is requested, however often its detectors have to be called."""
 
-    def __init__(self, data: bytes, decoders: IsolatedDecoders) -> None:
+    def __init__(self, data: bytes, decoders: decoder_pool.IsolatedDecoders) -> None:
         self._data, self._decoders = data, decoders
-        self._pixels: dict[Preprocessing, Pixels | None] = {}
+        self._pixels: dict[Preprocessing, batch.Pixels | None] = {}
         self._resize: ResizeMode | None = None
         self.decode_s = self.wait_s = self.score_s = 0.0
-        self.prepared: PreparedImage
+        self.prepared: decoder_pool.PreparedImage
 
     async def prepare(self, preprocessings: tuple[Preprocessing, ...], resize: ResizeMode) -> None:
         """Decode for what is not there yet: what most images need not, for their second look, only those that go on do. Raises
@@ -288,7 +286,7 @@ class _PreparedImage:
         self.decode_s += time.perf_counter() - started
         self._pixels.update(zip(missing, self.prepared.pixels, strict=True))
 
-    async def look(self, preprocessing: Preprocessing, resize: ResizeMode) -> Pixels | None:
+    async def look(self, preprocessing: Preprocessing, resize: ResizeMode) -> batch.Pixels | None:
         """The image prepared in one way, decoded once more where no detector looks at it so. Raises ImageRefused."""
         await self.prepare((preprocessing,), resize)
         return self._pixels.get(preprocessing)
@@ -307,16 +305,16 @@ class _PreparedImage:
 
 async def _profile_requests(
     generation: Release, ensemble: str, replies: Sequence[ScoreResponse], image: _PreparedImage
-) -> dict[str, ProfileRequest]:
+) -> dict[str, attribution.ProfileRequest]:
     """The request to every group that has a part of the ensemble's profile; none where there is nothing to predict from."""
     spec, pools = generation.ensembles[ensemble], groups_of(generation.spec)
     vectors = {name: vector for reply in replies for name, vector in reply.embeddings.items()}
-    requests = {name: ProfileRequest(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
+    requests = {name: attribution.ProfileRequest(fingerprint, ensemble, None, None) for name, fingerprint in generation.groups.items()}
     if spec.identifier is not None:
-        group = group_of_card(spec.identifier, pools)
+        group = attribution.group_of_card(spec.identifier, pools)
         requests[group] = replace(requests[group], identify=vectors.get(spec.identifier.detector))
     if spec.describer is not None and responses.is_described(spec, replies, image.prepared.facts):
-        group, seen = group_of_card(spec.describer, pools), spec.describer.preprocessing
+        group, seen = attribution.group_of_card(spec.describer, pools), spec.describer.preprocessing
         found = vectors.get(spec.describer.detector or "") if seen is None else await image.look(seen, spec.resize)
         requests[group] = replace(requests[group], describe=found)
     return {name: request for name, request in requests.items() if request.identify is not None or request.describe is not None}
@@ -330,10 +328,10 @@ def _pools(generation: Release, wanted: Sequence[str]) -> dict[str, tuple[str, .
 
 def _chosen(generation: Release, ensemble: str | None, beside: Sequence[str]) -> str:
     if ensemble is not None and ensemble not in generation.ensembles:
-        raise Refusal("malformed_request", f"no such ensemble; served: {', '.join(generation.ensembles)}")
+        raise errors.Refusal("malformed_request", f"no such ensemble; served: {', '.join(generation.ensembles)}")
     unknown = [name for name in beside if name not in generation.optional]
     if unknown:
-        raise Refusal("malformed_request", f"no such optional detector; there are: {', '.join(generation.optional) or 'none'}")
+        raise errors.Refusal("malformed_request", f"no such optional detector; there are: {', '.join(generation.optional) or 'none'}")
     return ensemble or generation.default
 
 
@@ -366,7 +364,7 @@ class ReleaseTracker:
         if self._known is not None and time.monotonic() - self._heard_at > max_age_s:
             try:
                 await self.ask(self._first)
-            except (GroupLost, Refusal):
+            except (GroupLost, errors.Refusal):
                 self._heard_at = time.monotonic()
         return await self.current()
 

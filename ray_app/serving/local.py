@@ -15,12 +15,10 @@ from ray_app.cluster.ray_cluster import cluster, named_cluster, without_side_eff
 from ray_app.config import find_config, read_mapping, validate
 from ray_app.detectors import resolve_weights
 from ray_app.errors import ClusterError, ConfigError, describe_error
+from ray_app.serving import haproxy, release
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.haproxy import haproxy_variables
-from ray_app.serving.http.auth import BearerTokens, by_digests, is_loopback
-from ray_app.serving.http.connections import CALLBACK, INSTALL, connection_limits
+from ray_app.serving.http import auth, connections
 from ray_app.serving.jobs.webhooks import webhook_secret
-from ray_app.serving.release import plan_release
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
 SERVE_VARIABLES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-    CALLBACK: INSTALL,
+    connections.CALLBACK: connections.INSTALL,
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
 }
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -65,10 +63,10 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     refuse_open_host(config, host)
     _refuse_a_cluster(at_cluster)
     _refuse_taken_port(host, port)
-    for card in plan_release(config)[0].cards.values():
+    for card in release.plan_release(config)[0].cards.values():
         resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
-    connection_limits()
-    webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": by_digests(config.access)})
+    connections.connection_limits()
+    webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": auth.by_digests(config.access)})
     own_secrets = (config.access.tokens_variable, config.jobs.webhook_secret_variable)
     # Replicas need no ports of their own unless Serve's HAProxy asks them directly.
     for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
@@ -76,7 +74,7 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
 
     logging_config = validate(logs, LoggingConfig, where="logging_config")
-    with cluster(at_cluster, hidden=own_secrets, variables=haproxy_variables):
+    with cluster(at_cluster, hidden=own_secrets, variables=haproxy.haproxy_variables):
         from ray import serve
 
         from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, application
@@ -128,7 +126,7 @@ def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
 
 def refuse_open_host(config: ServeConfig, host: str) -> None:
     """Without tokens only this machine may ask. Raises ConfigError."""
-    if BearerTokens(config.access).configured or config.access.anonymous or host == "localhost" or is_loopback(host):
+    if auth.BearerTokens(config.access).configured or config.access.anonymous or host == "localhost" or auth.is_loopback(host):
         return
     raise ConfigError(
         f"--host {host} would let everybody in: no tokens are set",

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ray_app.detectors import DetectorCard
-from ray_app.detectors.licences import require_accepted
+from ray_app.detectors import DetectorCard, licences
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.inference import ScoringSpec
@@ -63,7 +62,7 @@ def plan_release(config: ServeConfig) -> tuple[ScoringSpec, dict[str, ScoringSpe
     ensembles = dict(zip(ensembles, specs, strict=False))
     together = _merged(specs)
     for card in together.cards.values():
-        require_accepted(card, config.accept_licences)
+        licences.require_accepted(card, config.accept_licences)
     return together, ensembles, optional
 
 

@@ -22,9 +22,8 @@ from ray_app.images import ImageFileFacts
 from ray_app.inference import Batch, BatchDecoder, DecodeResult, ScoringSpec, StageClock
 from ray_app.inference.batch import Pixels, Ragged
 from ray_app.inference.outputs import EMBEDDINGS, MASKS, REPLIES
-from ray_app.serving.attribution import ProfileRequest, ProfileResponse, Profilers, Vector
+from ray_app.serving import attribution, release
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.release import Release, groups_of, load_release
 
 if TYPE_CHECKING:
     from ray_app.inference.scorer import EnsembleScorer
@@ -59,14 +58,14 @@ class ScoreResponse:
     masks: Mapping[str, Pixels | None]
     replies: Mapping[str, str | None]
     score_s: float
-    embeddings: Mapping[str, Vector] = field(default_factory=dict)
+    embeddings: Mapping[str, attribution.Vector] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ReleaseOffer:
     """The group has other detectors than requested: those of this generation."""
 
-    generation: Release
+    generation: release.Release
 
 
 def group_preprocessings(spec: ScoringSpec, group: str) -> tuple[Preprocessing, ...]:
@@ -76,12 +75,12 @@ def group_preprocessings(spec: ScoringSpec, group: str) -> tuple[Preprocessing, 
 
 @dataclass(frozen=True)
 class _Loaded:
-    generation: Release
+    generation: release.Release
     scorer: "EnsembleScorer"
     decoder: BatchDecoder
     clock: StageClock
     looks: tuple[Preprocessing, ...]
-    profilers: Profilers
+    profilers: attribution.Profilers
 
 
 class DetectorGroup:
@@ -93,22 +92,22 @@ class DetectorGroup:
         self._silent = 0
 
     @property
-    def generation(self) -> Release:
+    def generation(self) -> release.Release:
         """What it answers for."""
         return self._ready.generation
 
-    def load(self, config: ServeConfig) -> Release:
+    def load(self, config: ServeConfig) -> release.Release:
         """Load what `config` requests and score a golden image; only then does it replace what was loaded before.
 
         Both are in memory for a moment. Raises ConfigError and DetectorError, and then nothing changed.
         """
         from ray_app.inference.scorer import EnsembleScorer  # torch: only where networks run, not where they are asked
 
-        generation, clock = load_release(config), StageClock()
+        generation, clock = release.load_release(config), StageClock()
         pool = pool_of(generation.spec, self.name)
         scorer = EnsembleScorer(generation.spec, clock, pool)
         decoder = BatchDecoder(generation.spec, clock, hand_over=True)
-        profilers = Profilers(generation.ensembles, groups_of(generation.spec), self.name)
+        profilers = attribution.Profilers(generation.ensembles, release.groups_of(generation.spec), self.name)
         loaded = _Loaded(generation, scorer, decoder, clock, group_preprocessings(generation.spec, self.name), profilers)
         _score_golden(loaded, pool)
         self._loaded = loaded
@@ -124,7 +123,7 @@ class DetectorGroup:
                 self._silent = 0 if any(map(math.isfinite, reply.scores.values())) else self._silent + 1
         return answers
 
-    def profile(self, requests: Sequence[ProfileRequest]) -> list[ProfileResponse | ReleaseOffer]:
+    def profile(self, requests: Sequence[attribution.ProfileRequest]) -> list[attribution.ProfileResponse | ReleaseOffer]:
         """One answer per request, in order: generators and words, by the profiles of the ensembles that are requested."""
         loaded = self._ready
         ours = loaded.generation.groups[self.name]
@@ -145,7 +144,7 @@ class DetectorGroup:
 
 def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:
     """The detectors of one group. Raises DetectorError where this generation has no such group."""
-    groups = groups_of(spec)
+    groups = release.groups_of(spec)
     if group not in groups:
         raise DetectorError(f"the ensembles have no detectors for group {group!r}", hint=f"they need: {', '.join(groups)}; deploy anew")
     return groups[group]

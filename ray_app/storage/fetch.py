@@ -23,11 +23,8 @@ from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
-from ray_app.storage import errors, http, s3
-from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large, translate
+from ray_app.storage import errors, http, object_store, ranged, s3
 from ray_app.storage.http import WEB, Guard
-from ray_app.storage.object_store import reading_place
-from ray_app.storage.ranged import RangedFile
 from ray_app.storage.urls import bucket_and_key, canonical, local_path, scheme_of, strip_secrets, version_of
 
 T = TypeVar("T")
@@ -298,18 +295,18 @@ class Fetcher:
         """How many bytes the object has. Raises SourceError, also where the store does not say."""
         return self._ask(uri, None, size, version)
 
-    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> RangedFile:
+    def open(self, uri: str, version: str, size_bytes: int = -1, *, window: int = WINDOW_BYTES) -> ranged.RangedFile:
         """The object as a seekable file that holds one window of it at a time; any read raises what `fetch_range` does.
 
         `size_bytes` saves a request where it is known. For one thread.
         """
         size = size_bytes if size_bytes >= 0 else self.size(uri, version)
-        return RangedFile(partial(self.fetch_range, uri, version), size, window)
+        return ranged.RangedFile(partial(self.fetch_range, uri, version), size, window)
 
     def _job(self, max_bytes: int, member: Fetchable) -> tuple[int, Callable[[threading.Event], bytes]]:
         """What reads a member, and bytes to reserve: nothing for what is refused unread, the limit for what is unknown."""
         if member.size_bytes > max_bytes:
-            return 0, partial(_refuse, too_large(member.size_bytes, max_bytes))
+            return 0, partial(_refuse, errors.too_large(member.size_bytes, max_bytes))
         return max_bytes if member.size_bytes < 0 else member.size_bytes, partial(self.fetch, member.uri, member.version, max_bytes)
 
     def _ask(self, uri: str, cancelled: threading.Event | None, request: Callable[..., T], *arguments: str | int) -> T:
@@ -327,10 +324,10 @@ class Fetcher:
             raise SourceError(Status.SOURCE_DENIED, "; ".join(filter(None, [error.message, error.hint]))) from error
         except ValueError as error:  # what a list names need not be a place at all
             if isinstance(error, OSError):  # a certificate that is not accepted is both
-                raise translate(error, place) from error
+                raise errors.translate(error, place) from error
             raise SourceError(Status.SOURCE_MISSING, f"{strip_secrets(place)}: {describe_error(error)}") from error
         except Exception as error:
-            raise translate(error, place) from error
+            raise errors.translate(error, place) from error
 
 
 def _threads(uri: str) -> int:
@@ -376,7 +373,7 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
         found = os.stat(local_path(place))
         require_version(version, local_version(found))
         if not stat.S_ISREG(found.st_mode):
-            raise ObjectChangedError("it is not a file any more")
+            raise errors.ObjectChangedError("it is not a file any more")
         return found.st_size
     if scheme == "s3":
         bucket, key = bucket_and_key(place)
@@ -385,7 +382,7 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
     elif scheme in WEB:
         info = http.head(place, guard, timeout_s=left)
     else:
-        fs, path = reading_place(place)
+        fs, path = object_store.reading_place(place)
         info = fs.info(path)
     require_version(version, version_of(info))
     if info.get("size") is None:
@@ -396,7 +393,7 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
 def require_version(listed: str, found: str) -> None:
     """Raises ObjectChangedError when what was found is not the version that was listed."""
     if listed and found != listed:
-        raise ObjectChangedError(f"listed as {listed}, found as {found or 'nothing that names a version'}")
+        raise errors.ObjectChangedError(f"listed as {listed}, found as {found or 'nothing that names a version'}")
 
 
 def local_version(found: os.stat_result) -> str:
@@ -411,9 +408,9 @@ def _read_local(path: str, version: str, start: int, length: int, max_bytes: int
         before = os.fstat(descriptor)
         require_version(version, local_version(before))
         if not stat.S_ISREG(before.st_mode):
-            raise ObjectChangedError("it is not a file any more")
+            raise errors.ObjectChangedError("it is not a file any more")
         if max_bytes is not None and before.st_size > max_bytes:
-            raise too_large(before.st_size, max_bytes)
+            raise errors.too_large(before.st_size, max_bytes)
         wanted = max(0, min(length, before.st_size - start))
         data = os.pread(descriptor, wanted, start)
         while len(data) < wanted and (more := os.pread(descriptor, wanted - len(data), start + len(data))):
@@ -422,24 +419,24 @@ def _read_local(path: str, version: str, start: int, length: int, max_bytes: int
     finally:
         os.close(descriptor)
     if len(data) != wanted or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise ObjectChangedError("it changed while it was read")
+        raise errors.ObjectChangedError("it changed while it was read")
     return data
 
 
 def _read_other(place: str, version: str, max_bytes: int) -> bytes:
-    fs, path = reading_place(place)
+    fs, path = object_store.reading_place(place)
     info: dict[str, Any] = fs.info(path)
     require_version(version, version_of(info))
     if info.get("size") is not None and info["size"] > max_bytes:
-        raise too_large(info["size"], max_bytes)
+        raise errors.too_large(info["size"], max_bytes)
     data: bytes = fs.cat_file(path)
     if info.get("size") is not None and len(data) != info["size"]:
-        raise ShortReadError(f"{len(data)} of {info['size']} bytes came")
+        raise errors.ShortReadError(f"{len(data)} of {info['size']} bytes came")
     return data
 
 
 def _read_other_range(place: str, version: str, start: int, length: int) -> bytes:
-    fs, path = reading_place(place)
+    fs, path = object_store.reading_place(place)
     info: dict[str, Any] = fs.info(path)
     require_version(version, version_of(info))
     known = info.get("size")
@@ -450,5 +447,5 @@ def _read_other_range(place: str, version: str, start: int, length: int) -> byte
     options = {"cache_type": "none"} if scheme_of(place) == "hf" else {}
     data: bytes = fs.cat_file(path, start=start, end=start + wanted, **options)
     if known is not None and len(data) != wanted:
-        raise ShortReadError(f"{len(data)} of {wanted} bytes came")
+        raise errors.ShortReadError(f"{len(data)} of {wanted} bytes came")
     return data

@@ -13,9 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from ray_app.errors import SourceError, Status
-from ray_app.storage.errors import ObjectChangedError, ShortReadError, too_large
-from ray_app.storage.object_store import fsspec_for
-from ray_app.storage.ranged import range_header, take, total_size
+from ray_app.storage import errors, object_store, ranged
 from ray_app.storage.urls import scheme_of, version_of
 
 T = TypeVar("T")
@@ -82,9 +80,9 @@ def get(url: str, guard: Guard, *, version: str, max_bytes: int, timeout_s: floa
             async for piece in answer.content.iter_any():
                 data += piece
                 if len(data) > max_bytes:
-                    raise too_large(facts["size"] or len(data), max_bytes)
+                    raise errors.too_large(facts["size"] or len(data), max_bytes)
             if facts["size"] is not None and len(data) != facts["size"]:
-                raise ShortReadError(f"{len(data)} of {facts['size']} bytes came")
+                raise errors.ShortReadError(f"{len(data)} of {facts['size']} bytes came")
             return bytes(data)
 
     return _ask(request, timeout_s)
@@ -94,20 +92,20 @@ def get_range(url: str, guard: Guard, start: int, length: int, *, version: str, 
     """`length` bytes from `start`, fewer where the file ends, if it is still of `version`."""
 
     async def request() -> bytes:
-        async with _answer("GET", url, guard, {"Range": range_header(start, length)}) as answer:
+        async with _answer("GET", url, guard, {"Range": ranged.range_header(start, length)}) as answer:
             if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return b""  # the file ends before
             answer.raise_for_status()
             facts = _facts(answer)
             _same(version, facts)
-            return await take(answer.content.iter_any(), answer.headers.get("Content-Range"), facts["size"], start, length)
+            return await ranged.take(answer.content.iter_any(), answer.headers.get("Content-Range"), facts["size"], start, length)
 
     return _ask(request, timeout_s)
 
 
 def _same(version: str, facts: dict[str, Any]) -> None:
     if version and version_of(facts) != version:
-        raise ObjectChangedError(f"listed as {version}, found as {version_of(facts) or 'nothing that names a version'}")
+        raise errors.ObjectChangedError(f"listed as {version}, found as {version_of(facts) or 'nothing that names a version'}")
 
 
 def _ask(request: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
@@ -149,7 +147,7 @@ def _next_place(answer: Any, requested: str) -> str:
 async def _session_for(url: str, guard: Guard) -> tuple[Any, Any]:
     """The session for a URL, and the URL to request. Raises SourceError for one that may not be requested."""
     if guard.trusts(url):
-        fs, _ = fsspec_for(url)
+        fs, _ = object_store.fsspec_for(url)
         return await fs.set_session(), fs.encode_url(url)
     from ray_app.storage.ssrf import guarded_session, public_url
 
@@ -169,6 +167,6 @@ def _origin(url: str) -> str | None:
 
 
 def _facts(answer: Any) -> dict[str, Any]:
-    whole = total_size(answer.headers.get("Content-Range"), answer.content_length)
+    whole = ranged.total_size(answer.headers.get("Content-Range"), answer.content_length)
     size = None if answer.headers.get("Content-Encoding") else whole
     return {"size": size, "ETag": answer.headers.get("ETag"), "Last-Modified": answer.headers.get("Last-Modified")}

@@ -21,30 +21,14 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from ray_app.errors import ConfigError, StorageError
-from ray_app.storage import http, s3
-from ray_app.storage.errors import is_missing, unreachable
-from ray_app.storage.fetch import Retrier, RetryPolicy, local_version
+from ray_app.storage import errors, fetch, http, object_store, s3, urls
 from ray_app.storage.http import WEB, Guard
-from ray_app.storage.object_store import reading_place
-from ray_app.storage.s3 import Call
-from ray_app.storage.urls import (
-    bucket_and_key,
-    canonical,
-    full_matcher,
-    has_magic,
-    local_path,
-    local_uri,
-    scheme_of,
-    split_at_magic,
-    strip_secrets,
-    version_of,
-)
 
 T = TypeVar("T")
 
 _END = object()
 
-PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
+PATIENCE = fetch.RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Prefixes listed at once, and pages (1000 keys, about 300 kB) that each may run ahead: bounds memory to some 80 MB.
 _PREFIXES_AT_ONCE, _PAGES_AHEAD = 8, 32
 
@@ -96,7 +80,7 @@ def list_objects(source: str, guard: Guard | None = None) -> Iterator[ObjectInfo
     `guard`: where a web server may redirect to; null = to itself, or to the public Internet.
     Raises: ConfigError when nothing is there, StorageError when the store is out of reach or refuses, both at the first step.
     """
-    place = canonical(source)
+    place = urls.canonical(source)
     guard = guard or Guard.of([place])
     try:
         found = _list(place, guard)
@@ -109,48 +93,48 @@ def list_objects(source: str, guard: Guard | None = None) -> Iterator[ObjectInfo
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise unreachable(error, place, "list") from error
+        raise errors.unreachable(error, place, "list") from error
     if first is None:
-        raise ConfigError(f"{strip_secrets(place)}: no such file or folder, or nothing in it", hint=_empty_hint(place))
+        raise ConfigError(f"{urls.strip_secrets(place)}: no such file or folder, or nothing in it", hint=_empty_hint(place))
 
 
 def is_pattern(source: str) -> bool:
     """Whether a source is read as a pattern, where nothing has that literal name; a web address never is."""
-    return has_magic(source) and scheme_of(source) not in WEB
+    return urls.has_magic(source) and urls.scheme_of(source) not in WEB
 
 
 def base_of(source: str) -> str:
     """The part of a source that relative paths begin after: its folder, or the folder before its first pattern."""
-    place = canonical(source)
-    is_literal = not has_magic(place) or (scheme_of(place) == "file" and os.path.lexists(local_path(place)))
-    return place if is_literal else split_at_magic(place)[0]
+    place = urls.canonical(source)
+    is_literal = not urls.has_magic(place) or (urls.scheme_of(place) == "file" and os.path.lexists(urls.local_path(place)))
+    return place if is_literal else urls.split_at_magic(place)[0]
 
 
 def _list(place: str, guard: Guard) -> Iterator[ObjectInfo]:
-    scheme = scheme_of(place)
+    scheme = urls.scheme_of(place)
     if scheme == "file":
-        return _list_local(local_path(place))
+        return _list_local(urls.local_path(place))
     if scheme == "s3":
         return _list_s3(place)
     return _list_web(place, guard) if scheme in WEB else _list_other(place)
 
 
 def _matching(place: str, guard: Guard) -> Iterator[ObjectInfo]:
-    base, pattern = split_at_magic(place)
-    matches = full_matcher(pattern)
+    base, pattern = urls.split_at_magic(place)
+    matches = urls.full_matcher(pattern)
     skipped = len(base.rstrip("/")) + 1
-    return (info for info in _list(base or "/", guard) if matches(local_path(info.uri)[skipped:]))
+    return (info for info in _list(base or "/", guard) if matches(urls.local_path(info.uri)[skipped:]))
 
 
 def _empty_hint(place: str) -> str | None:
-    scheme = scheme_of(place)
+    scheme = urls.scheme_of(place)
     if scheme == "file" and os.path.isdir(place):
         return "the folder has no files; linked folders are not followed, name them as sources of their own"
-    if scheme == "s3" and not has_magic(place):
+    if scheme == "s3" and not urls.has_magic(place):
         return f"a prefix ends at a slash; for names that begin so, say '{place}*'"
     if scheme == "hf":
         return "check the spelling and the revision; private and gated repositories want HF_TOKEN, or `hf auth login`"
-    return "pattern letters count as they are: *.jpg is not A.JPG" if has_magic(place) else None
+    return "pattern letters count as they are: *.jpg is not A.JPG" if urls.has_magic(place) else None
 
 
 def _list_local(path: str) -> Iterator[ObjectInfo]:
@@ -161,7 +145,7 @@ def _list_local(path: str) -> Iterator[ObjectInfo]:
     if stat.S_ISDIR(found.st_mode):
         yield from _list_folder(path)
     elif stat.S_ISREG(found.st_mode):
-        yield ObjectInfo(local_uri(path), found.st_size, local_version(found))
+        yield ObjectInfo(urls.local_uri(path), found.st_size, fetch.local_version(found))
 
 
 def _list_folder(folder: str) -> Iterator[ObjectInfo]:
@@ -182,16 +166,16 @@ def _list_entry(path: str) -> Iterator[ObjectInfo]:
         found = os.stat(path)
     except OSError:
         if os.path.islink(path):  # dangling: a row that says `source_missing` is more honest than silence
-            yield ObjectInfo(local_uri(path), 0, "")
+            yield ObjectInfo(urls.local_uri(path), 0, "")
         return
     if stat.S_ISREG(found.st_mode):
-        yield ObjectInfo(local_uri(path), found.st_size, local_version(found))
+        yield ObjectInfo(urls.local_uri(path), found.st_size, fetch.local_version(found))
     elif stat.S_ISDIR(found.st_mode) and (noted := _passed_by.get()) is not None:
         noted.add(LinkedFolders(1, path))
 
 
 def _list_s3(place: str) -> Iterator[ObjectInfo]:
-    bucket, key = bucket_and_key(place)
+    bucket, key = urls.bucket_and_key(place)
     prefix = f"{key}/" if key else ""
     empty = True
     for info in _list_prefix(bucket, prefix):
@@ -199,9 +183,9 @@ def _list_s3(place: str) -> Iterator[ObjectInfo]:
         yield info
     if empty and key:
         try:
-            found = Retrier(PATIENCE).call(lambda left: s3.head(bucket, key, timeout_s=left))
+            found = fetch.Retrier(PATIENCE).call(lambda left: s3.head(bucket, key, timeout_s=left))
         except Exception as error:
-            if is_missing(error):
+            if errors.is_missing(error):
                 return
             raise
         yield ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
@@ -209,7 +193,7 @@ def _list_s3(place: str) -> Iterator[ObjectInfo]:
 
 def _list_prefix(bucket: str, prefix: str) -> Iterator[ObjectInfo]:
     """One request for a small prefix; a large one is divided at its folders, which are listed in parallel and yielded in order."""
-    call = Retrier(PATIENCE).call
+    call = fetch.Retrier(PATIENCE).call
     first = call(lambda left: s3.page(bucket, prefix, timeout_s=left))
     if not first.get("IsTruncated"):
         yield from objects_of(bucket, first)
@@ -219,7 +203,7 @@ def _list_prefix(bucket: str, prefix: str) -> Iterator[ObjectInfo]:
         yield from objects_of(bucket, page)
 
 
-def _divided(bucket: str, prefix: str, call: Call) -> Iterator[list[_Page] | Iterator[_Page]]:
+def _divided(bucket: str, prefix: str, call: s3.Call) -> Iterator[list[_Page] | Iterator[_Page]]:
     """Folders as listings still to be made, the objects between them as pages already read, all in key order."""
 
     def only_folder(prefix: str) -> str | None:
@@ -250,18 +234,18 @@ def objects_of(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
 
 def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
     try:
-        info = Retrier(PATIENCE).call(lambda left: http.head(url, guard, timeout_s=left))
+        info = fetch.Retrier(PATIENCE).call(lambda left: http.head(url, guard, timeout_s=left))
     except Exception as error:
-        if is_missing(error):
+        if errors.is_missing(error):
             return
         raise
-    yield _object_info(strip_secrets(url), info)
+    yield _object_info(urls.strip_secrets(url), info)
 
 
 def _list_other(place: str) -> Iterator[ObjectInfo]:
-    call = Retrier(PATIENCE).call
+    call = fetch.Retrier(PATIENCE).call
     try:
-        fs, path = call(lambda _: reading_place(place))
+        fs, path = call(lambda _: object_store.reading_place(place))
         info = call(lambda _: fs.info(path))
     except FileNotFoundError:
         return
@@ -272,7 +256,7 @@ def _list_other(place: str) -> Iterator[ObjectInfo]:
         yield _object_info(place + entry["name"][len(path.rstrip("/")) :], entry)
 
 
-def _walk(fs: Any, folder: str, call: Call) -> Iterator[Mapping[str, Any]]:
+def _walk(fs: Any, folder: str, call: s3.Call) -> Iterator[Mapping[str, Any]]:
     entries = [entry for entry in call(lambda _: fs.ls(folder, detail=True)) if entry["name"].rstrip("/") != folder.rstrip("/")]
     for entry in sorted(entries, key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else "")):
         if entry["type"] == "directory":
@@ -283,7 +267,7 @@ def _walk(fs: Any, folder: str, call: Call) -> Iterator[Mapping[str, Any]]:
 
 def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
-    return ObjectInfo(uri, -1 if size is None else size, version_of(info))
+    return ObjectInfo(uri, -1 if size is None else size, urls.version_of(info))
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,24 +289,24 @@ def list_divisions(source: str) -> list[KeyRange]:
 
     Raises StorageError when the store is out of reach or refuses.
     """
-    place = canonical(source)
-    if scheme_of(place) != "s3":
+    place = urls.canonical(source)
+    if urls.scheme_of(place) != "s3":
         return []
     try:
-        call = Retrier(PATIENCE).call
+        call = fetch.Retrier(PATIENCE).call
         whole = _whole(place, call)
         return [] if whole is None else _cut(whole, _folders(whole, call, _ENOUGH_FOLDERS, _MAX_REQUESTS))
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise unreachable(error, place, "list") from error
+        raise errors.unreachable(error, place, "list") from error
 
 
 def list_range(keys: KeyRange) -> Iterator[ObjectInfo]:
     """Every file of one range, sorted by uri. A long one is read at several places at once. Raises as `list_objects`."""
-    matches = (lambda _: True) if keys.pattern is None else full_matcher(keys.pattern)
+    matches = (lambda _: True) if keys.pattern is None else urls.full_matcher(keys.pattern)
     skipped = len(keys.prefix)
-    call = Retrier(PATIENCE).call
+    call = fetch.Retrier(PATIENCE).call
     try:
         for page in _pages(keys, call):
             for item, info in ((info.uri.partition("://")[2].partition("/")[2], info) for info in objects_of(keys.bucket, page)):
@@ -331,33 +315,33 @@ def list_range(keys: KeyRange) -> Iterator[ObjectInfo]:
     except (ConfigError, StorageError):
         raise
     except Exception as error:
-        raise unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
+        raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
 
 
-def _whole(place: str, call: Call) -> KeyRange | None:
+def _whole(place: str, call: s3.Call) -> KeyRange | None:
     """All keys of a source; None where they fit one page."""
-    bucket, key = bucket_and_key(place)
+    bucket, key = urls.bucket_and_key(place)
     keys = KeyRange(bucket, f"{key}/" if key else "")
     first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
-    if not first.get("Contents") and has_magic(place) and not _exists(bucket, key, call):
-        base, pattern = split_at_magic(place)
-        _, key = bucket_and_key(base)
+    if not first.get("Contents") and urls.has_magic(place) and not _exists(bucket, key, call):
+        base, pattern = urls.split_at_magic(place)
+        _, key = urls.bucket_and_key(base)
         keys = KeyRange(bucket, f"{key}/" if key else "", pattern=pattern)
         first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
     return keys if first.get("IsTruncated") else None
 
 
-def _exists(bucket: str, key: str, call: Call) -> bool:
+def _exists(bucket: str, key: str, call: s3.Call) -> bool:
     try:
         call(lambda left: s3.head(bucket, key, timeout_s=left))
     except Exception as error:
-        if is_missing(error):
+        if errors.is_missing(error):
             return False
         raise
     return True
 
 
-def _folders(keys: KeyRange, call: Call, enough: int, requests: int) -> list[str]:
+def _folders(keys: KeyRange, call: s3.Call, enough: int, requests: int) -> list[str]:
     """Folders of a range, level by level until there are enough of them, or finding more costs too much; sorted."""
     found: list[str] = []
     level = [keys.after if keys.after is not None and keys.after.endswith("/") else keys.prefix]
@@ -387,7 +371,7 @@ def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
     return [replace(keys, after=after, until=until) for after, until in pairwise(edges)]
 
 
-def _pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
+def _pages(keys: KeyRange, call: s3.Call) -> Iterator[dict[str, Any]]:
     """One request for a short range; a long one is cut again at the folders in it, which are read in parallel and yielded in order."""
     first = call(lambda left: s3.page(keys.bucket, keys.prefix, timeout_s=left, above=keys.after))
     if not first.get("IsTruncated") or _ends_in(first, keys):
@@ -397,7 +381,7 @@ def _pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
     yield from in_order((_range_pages(part, call) for part in parts), at_once=_RANGES_AT_ONCE, ahead=_RANGES_PAGES_AHEAD)
 
 
-def _range_pages(keys: KeyRange, call: Call) -> Iterator[dict[str, Any]]:
+def _range_pages(keys: KeyRange, call: s3.Call) -> Iterator[dict[str, Any]]:
     for page in s3.pages(keys.bucket, keys.prefix, call, above=keys.after):
         yield _up_to(keys.until, page)
         if _ends_in(page, keys):

@@ -11,25 +11,24 @@ from typing import Any
 import fsspec
 
 from ray_app.errors import ConfigError
-from ray_app.storage import s3
-from ray_app.storage.urls import bucket_and_key, canonical, scheme_of, strip_secrets
+from ray_app.storage import s3, urls
 
 _EXTRA = {"gs": "gcs", "gcs": "gcs"}
 
 
 def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """fsspec's file system and path for a URL. Raises ConfigError for a scheme that is unknown or whose package is missing."""
-    options: dict[str, Any] = {"use_listings_cache": False} if scheme_of(url) in ("gs", "gcs") else {}
+    options: dict[str, Any] = {"use_listings_cache": False} if urls.scheme_of(url) in ("gs", "gcs") else {}
     try:
-        if scheme_of(url) == "s3":
-            return s3.filesystem(), "/".join(bucket_and_key(url)).rstrip("/")
-        fs, path = fsspec.core.url_to_fs(canonical(url), **options)
+        if urls.scheme_of(url) == "s3":
+            return s3.filesystem(), "/".join(urls.bucket_and_key(url)).rstrip("/")
+        fs, path = fsspec.core.url_to_fs(urls.canonical(url), **options)
     except ImportError as error:
-        extra = _EXTRA.get(scheme_of(url))
+        extra = _EXTRA.get(urls.scheme_of(url))
         hint = f"pip install 'touchstone[{extra}]'" if extra else None
-        raise ConfigError(f"{strip_secrets(url)}: {error}", hint=hint) from None
+        raise ConfigError(f"{urls.strip_secrets(url)}: {error}", hint=hint) from None
     except ValueError as error:
-        raise ConfigError(f"{strip_secrets(url)}: {error}", hint="known: a path, file://, s3://, gs://, https://, hf://") from None
+        raise ConfigError(f"{urls.strip_secrets(url)}: {error}", hint="known: a path, file://, s3://, gs://, https://, hf://") from None
     return fs, path
 
 
@@ -38,7 +37,7 @@ def reading_place(url: str) -> tuple[Any, str]:
 
     Raises as `fsspec_for`, and what the hub's client raises.
     """
-    return (filesystem(), pinned(url)) if scheme_of(url) == "hf" else fsspec_for(url)
+    return (filesystem(), pinned(url)) if urls.scheme_of(url) == "hf" else fsspec_for(url)
 
 
 def filesystem() -> Any:

@@ -18,8 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_app.storage.errors import ObjectChangedError, ShortReadError, endpoint_url, is_missing, too_large
-from ray_app.storage.ranged import range_header, take, total_size
+from ray_app.storage import errors, ranged
 
 Call = Callable[[Callable[[float], Any]], Any]  # `storage.fetch.Retrier.call`: asks with the seconds left, and again
 
@@ -41,7 +40,7 @@ def filesystem() -> Any:
     """The process's s3fs file system for the present AWS environment; it carries no secret in its options, so it can be pickled."""
     identity = tuple(os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", "FSSPEC_S3_ANON"))
     with _opening:  # sixteen threads that start together must not make sixteen clients
-        return _filesystem(os.getpid(), endpoint_url(), identity)
+        return _filesystem(os.getpid(), errors.endpoint_url(), identity)
 
 
 @lru_cache(maxsize=8)
@@ -101,14 +100,14 @@ def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: i
         body, size = answer["Body"], answer["ContentLength"]
         if max_bytes is not None and size > max_bytes:
             body.close()
-            raise too_large(size, max_bytes)
+            raise errors.too_large(size, max_bytes)
         async with body:
             data: bytes = await body.read()
         # A store that does not know If-Match answers as if it had not been sent.
         if etag and answer["ETag"].strip('"') != etag:
-            raise ObjectChangedError("its ETag is another")
+            raise errors.ObjectChangedError("its ETag is another")
         if len(data) != size:
-            raise ShortReadError(f"{len(data)} of {size} bytes came")
+            raise errors.ShortReadError(f"{len(data)} of {size} bytes came")
         return data
 
     return _ask(request, timeout_s)
@@ -120,17 +119,19 @@ def get_range(bucket: str, key: str, start: int, length: int, *, timeout_s: floa
 
     async def request(client: Any) -> bytes:
         try:
-            answer = await client.get_object(Bucket=bucket, Key=key, Range=range_header(start, length), **condition)
+            answer = await client.get_object(Bucket=bucket, Key=key, Range=ranged.range_header(start, length), **condition)
         except client.exceptions.ClientError as error:
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return b""  # the object ends before
             raise
         if etag and answer["ETag"].strip('"') != etag:
             answer["Body"].close()
-            raise ObjectChangedError("its ETag is another")
+            raise errors.ObjectChangedError("its ETag is another")
         content_range = answer.get("ContentRange")
         async with answer["Body"] as body:
-            return await take(body.iter_chunks(_PIECE), content_range, total_size(content_range, answer["ContentLength"]), start, length)
+            return await ranged.take(
+                body.iter_chunks(_PIECE), content_range, ranged.total_size(content_range, answer["ContentLength"]), start, length
+            )
 
     return _ask(request, timeout_s)
 
@@ -233,7 +234,7 @@ def _put_parts(bucket: str, key: str, upload: str, source: Path, part_bytes: int
             end_upload(bucket, key, upload, parts, timeout_s=left)
         except Exception as error:
             # An upload that is not there any more was ended by a request whose answer got lost.
-            if not is_missing(error) or head(bucket, key, timeout_s=left)["ContentLength"] != source.stat().st_size:
+            if not errors.is_missing(error) or head(bucket, key, timeout_s=left)["ContentLength"] != source.stat().st_size:
                 raise
 
     call(end)

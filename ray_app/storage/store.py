@@ -18,18 +18,13 @@ from typing import BinaryIO, Protocol, TypeVar
 
 import fsspec
 
-from ray_app.storage import fetch, s3
-from ray_app.storage.errors import is_conflict, is_missing, unreachable
-from ray_app.storage.fetch import Retrier, RetryPolicy
+from ray_app.storage import errors, fetch, object_store, s3, urls
 from ray_app.storage.http import Guard
-from ray_app.storage.object_store import fsspec_for
-from ray_app.storage.s3 import Call, put_file
-from ray_app.storage.urls import bucket_and_key, canonical, scheme_of, strip_secrets
 
 T = TypeVar("T")
 
 # A run directory is read a few times a minute; a wrong endpoint must be reported within seconds, not minutes.
-_PATIENCE = RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
+_PATIENCE = fetch.RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
 _REQUESTS = 16  # files that are removed at once
 _FLAT = frozenset({"gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})  # file systems without hard links say one of these
@@ -45,7 +40,7 @@ class Backend(Protocol):
     def write(self, path: str, data: bytes, left: float) -> None:
         """Put a file there, whole or not at all."""
 
-    def write_file(self, path: str, source: Path, call: Call) -> None:
+    def write_file(self, path: str, source: Path, call: s3.Call) -> None:
         """The same with a file of this machine, however large; each request goes through `call`."""
 
     def create(self, path: str, data: bytes, left: float) -> bool:
@@ -69,7 +64,7 @@ class Backend(Protocol):
 
 def backend_for(url: str) -> Backend:
     """The backend of a URL's scheme. Raises ConfigError for a scheme that is unknown or whose package is missing."""
-    scheme = scheme_of(url)
+    scheme = urls.scheme_of(url)
     if scheme == "file":
         return _LocalFiles()
     return _S3Objects() if scheme == "s3" else _OtherFiles(url)
@@ -90,11 +85,11 @@ class Store:
     URL with the environment of the process it lands in.
     """
 
-    def __init__(self, url: str, retrier: Retrier | None = None) -> None:
-        self._root = canonical(url)
+    def __init__(self, url: str, retrier: fetch.Retrier | None = None) -> None:
+        self._root = urls.canonical(url)
         self._backend = backend_for(self._root)
-        self._retrier = retrier or Retrier(_PATIENCE)
-        self.url = strip_secrets(self._root)
+        self._retrier = retrier or fetch.Retrier(_PATIENCE)
+        self.url = urls.strip_secrets(self._root)
 
     @classmethod
     def open(cls, url: str) -> "Store":
@@ -138,7 +133,7 @@ class Store:
         try:
             self._backend.write_file(place, source, self._retrier.call)
         except Exception as error:
-            raise unreachable(error, place, "write") from error
+            raise errors.unreachable(error, place, "write") from error
 
     def create(self, path: str, data: bytes) -> bool:
         """Put `data` at `path` only if nothing is there, False if something is. Of many that try at once, one succeeds.
@@ -191,9 +186,9 @@ class Store:
         try:
             return self._retrier.call(partial(request, place, *given))
         except Exception as error:
-            if is_missing(error) and not needed:
+            if errors.is_missing(error) and not needed:
                 return None
-            raise unreachable(error, place, doing) from error
+            raise errors.unreachable(error, place, doing) from error
 
 
 class _LocalFiles:
@@ -207,7 +202,7 @@ class _LocalFiles:
         with _written_aside(path, io.BytesIO(data)) as aside:
             os.replace(aside, path)
 
-    def write_file(self, path: str, source: Path, call: Call) -> None:
+    def write_file(self, path: str, source: Path, call: s3.Call) -> None:
         def copy(left: float) -> None:
             with open(source, "rb") as data, _written_aside(path, data) as aside:
                 os.replace(aside, path)
@@ -276,22 +271,22 @@ class _S3Objects:
     """Objects: a PUT is atomic, and `If-None-Match: *` makes it exclusive."""
 
     def read(self, path: str, left: float) -> bytes:
-        bucket, key = bucket_and_key(path)
+        bucket, key = urls.bucket_and_key(path)
         return s3.get(bucket, key, timeout_s=left)
 
     def write(self, path: str, data: bytes, left: float) -> None:
-        bucket, key = bucket_and_key(path)
+        bucket, key = urls.bucket_and_key(path)
         s3.put(bucket, key, data, timeout_s=left)
 
-    def write_file(self, path: str, source: Path, call: Call) -> None:
-        put_file(*bucket_and_key(path), source, call)
+    def write_file(self, path: str, source: Path, call: s3.Call) -> None:
+        s3.put_file(*urls.bucket_and_key(path), source, call)
 
     def create(self, path: str, data: bytes, left: float) -> bool:
-        bucket, key = bucket_and_key(path)
+        bucket, key = urls.bucket_and_key(path)
         try:
             s3.put(bucket, key, data, timeout_s=left, only_if_absent=True)
         except Exception as error:
-            if not is_conflict(error):
+            if not errors.is_conflict(error):
                 raise
             return self._is_ours(path, data, left)
         return True
@@ -301,22 +296,22 @@ class _S3Objects:
         try:
             return self.read(path, left) == data
         except Exception as error:
-            if is_missing(error):
+            if errors.is_missing(error):
                 return False  # it was another's, who has removed it since
             raise
 
     def exists(self, path: str, left: float) -> bool:
-        bucket, key = bucket_and_key(path)
+        bucket, key = urls.bucket_and_key(path)
         try:
             s3.head(bucket, key, timeout_s=left)
         except Exception as error:
-            if is_missing(error):
+            if errors.is_missing(error):
                 return False
             raise
         return True
 
     def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
-        bucket, key = bucket_and_key(folder)
+        bucket, key = urls.bucket_and_key(folder)
         prefix = f"{key}/" if key else ""
         found: list[tuple[str, int | None]] = []
         for answer in s3.pages(bucket, prefix, lambda ask: ask(left), delimiter="/"):
@@ -325,22 +320,22 @@ class _S3Objects:
         return found
 
     def delete(self, path: str, left: float) -> None:
-        bucket, key = bucket_and_key(path)
+        bucket, key = urls.bucket_and_key(path)
         s3.delete(bucket, key, timeout_s=left)
 
     def drop_folder(self, folder: str) -> None:
         pass
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        return fsspec_for(path)
+        return object_store.fsspec_for(path)
 
 
 class _OtherFiles:
     """Whatever else fsspec opens: memory, Google storage, a web server, the hub. As atomic as that place itself is."""
 
     def __init__(self, url: str) -> None:
-        self._fs, _ = fsspec_for(url)
-        self._has_folders = scheme_of(url) not in _FLAT
+        self._fs, _ = object_store.fsspec_for(url)
+        self._has_folders = urls.scheme_of(url) not in _FLAT
 
     def _inside(self, path: str) -> str:
         return str(self._fs._strip_protocol(path))
@@ -358,14 +353,14 @@ class _OtherFiles:
     def write(self, path: str, data: bytes, left: float) -> None:
         self._fs.pipe_file(self._placed(path), data)
 
-    def write_file(self, path: str, source: Path, call: Call) -> None:
+    def write_file(self, path: str, source: Path, call: s3.Call) -> None:
         call(lambda left: self._fs.put_file(str(source), self._placed(path)))
 
     def create(self, path: str, data: bytes, left: float) -> bool:
         try:
             self._fs.pipe_file(self._placed(path), data, mode="create")
         except Exception as error:
-            if is_conflict(error):
+            if errors.is_conflict(error):
                 return False
             raise
         return True

@@ -28,15 +28,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.cluster.progress import Progress
-from ray_app.detectors import MIRROR_VARIABLE, DetectorCard
-from ray_app.detectors.linear_head import Classifier, Head, cross_validated_auc, fit_head
+from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, linear_head
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
-from ray_app.training import checkpoints
-from ray_app.training.finish import PROBE
+from ray_app.training import checkpoints, finish, ray_data
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader
-from ray_app.training.ray_data import Batch, DataStage, training_loader, whole
 
 if TYPE_CHECKING:
     from ray_app.detectors import Detector
@@ -121,9 +118,9 @@ def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
 
 def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
     """What decided these embeddings (`detectors.embeddings.embedding_facts`), as plain JSON for a card that reads such ones."""
-    from ray_app.detectors.linear_head import embedding_facts
+    from ray_app.detectors import linear_head
 
-    facts = embedding_facts(card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact")
+    facts = linear_head.embedding_facts(card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact")
     content: dict[str, Any] = json.loads(json.dumps(facts))
     return content
 
@@ -175,7 +172,7 @@ def _together(detector: "Detector") -> int:
     return min(detector.card.batch or detector.slots, detector.slots)
 
 
-class Embedder(DataStage):
+class Embedder(ray_data.DataStage):
     """A block of rows in, their embeddings into the training's directory."""
 
     def start(self, job: TrainingJob, *given: Any) -> None:
@@ -190,7 +187,7 @@ class Embedder(DataStage):
         self._detector = given[0](job)
         self._detector.keep_embeddings()
 
-    def work(self, table: pa.Table) -> Batch:
+    def work(self, table: pa.Table) -> ray_data.Batch:
         """The rows of a block → how many there were, and how many could not be read; the block's file is written."""
         split, first, rows = (table[name][0].as_py() for name in ("split", "first", "rows"))
         found = embed(self._detector, self._loader(split), np.array(rows, np.int64))
@@ -199,7 +196,7 @@ class Embedder(DataStage):
 
     def _loader(self, split: str) -> BatchLoader:
         if split not in self._loaders:
-            self._loaders[split] = training_loader(self._job) if split == "train" else plain_loader(self._job, split)
+            self._loaders[split] = ray_data.training_loader(self._job) if split == "train" else plain_loader(self._job, split)
         return self._loaders[split]
 
 
@@ -241,7 +238,7 @@ def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: 
     )
     progress = Progress(count, done=count - sum(len(one.rows) for one in missing), name="features")
     for counts in made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        progress.advance(int(whole(counts)["images"].sum()), int(counts["bad"].sum()))
+        progress.advance(int(ray_data.whole(counts)["images"].sum()), int(counts["bad"].sum()))
     progress.close()
 
 
@@ -267,7 +264,7 @@ def _file(split: str, first: int) -> str:
     return f"{FOLDER}/{split}/{first:08d}.npz"
 
 
-CLASSIFIER: Classifier = "logistic"
+CLASSIFIER: linear_head.Classifier = "logistic"
 
 
 def probe(job: TrainingJob) -> None:
@@ -280,29 +277,29 @@ def probe(job: TrainingJob) -> None:
         raise ConfigError(f"{job.card.name}: a linear probe is for cards of family clip-linear", hint="method: fine-tune")
     compute_embeddings(job, {"train": None}, make=frozen_detector)
     found = kept_embeddings(job.out, "train")
-    head = fit_head(found.vectors, found.labels, CLASSIFIER)
-    folds = cross_validated_auc(found.vectors, found.labels, CLASSIFIER, groups_of(job.rows("train"), found.rows))
-    job.out.write(PROBE, json.dumps({"images": len(found), "cross_validated_auc": folds}).encode())
+    head = linear_head.fit_head(found.vectors, found.labels, CLASSIFIER)
+    folds = linear_head.cross_validated_auc(found.vectors, found.labels, CLASSIFIER, groups_of(job.rows("train"), found.rows))
+    job.out.write(finish.PROBE, json.dumps({"images": len(found), "cross_validated_auc": folds}).encode())
     _keep(job, head)
 
 
 def frozen_detector(job: TrainingJob) -> "Detector":
     """The network as training would begin with it: its backbone is that of the recipe, its head need not exist."""
-    from ray_app.training.networks import network_for
-    from ray_app.training.validate import detector_for
+    from ray_app.training import networks, validate
 
-    return detector_for(job.card, network_for(job.config, job.card).eval().requires_grad_(False), device=job.layout.device)
+    return validate.detector_for(
+        job.card, networks.network_for(job.config, job.card).eval().requires_grad_(False), device=job.layout.device
+    )
 
 
-def _keep(job: TrainingJob, head: Head) -> None:
+def _keep(job: TrainingJob, head: linear_head.Head) -> None:
     """The network with its fitted head as a checkpoint of the run, as `Learner.save` names the file."""
     import torch
     from safetensors.torch import save_file
 
-    from ray_app.training.learner import WEIGHTS
-    from ray_app.training.networks import network_for
+    from ray_app.training import learner, networks
 
-    network: Any = network_for(job.config, job.card)
+    network: Any = networks.network_for(job.config, job.card)
     weight, bias = torch.from_numpy(head.weight), torch.tensor([head.bias])
     output = job.card.output
     with torch.no_grad():
@@ -315,6 +312,6 @@ def _keep(job: TrainingJob, head: Head) -> None:
                 network.fc.weight[index].copy_(side * weight[0])
                 network.fc.bias[index].copy_(side * bias[0])
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, Path(folder) / WEIGHTS)
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, Path(folder) / learner.WEIGHTS)
         checkpoints.write_facts(Path(folder), step=job.total_steps, finished=True)
         checkpoints.put(job.out, Path(folder), step=job.total_steps)

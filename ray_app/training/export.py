@@ -24,8 +24,7 @@ from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store, local_path, strip_secrets
-from ray_app.training.config import Recipe
-from ray_app.training.weight_files import ONNX, WEIGHTS, export_onnx, onnx_parity, size_of, write_weights
+from ray_app.training import config, weight_files
 
 CARD = "card.yaml"
 _DECIDES_SIZE = {"family", "architecture", "backbone", "preprocessing", "output"}
@@ -64,7 +63,7 @@ class TrainedDetector:
     checkpoint that was chosen.
     """
 
-    recipe: Recipe
+    recipe: config.Recipe
     card: DetectorCard
     network: nn.Module
     calibration: Calibration | None
@@ -85,16 +84,16 @@ def export(out: Store, made: TrainedDetector) -> DetectorCard:
     """
     with tempfile.TemporaryDirectory(prefix="touchstone-export-") as scratch:
         folder = Path(scratch)
-        weights = write_weights(made.network, made.card, folder)
+        weights = weight_files.write_weights(made.network, made.card, folder)
         facts = _card_facts(made, weights, folder)
         (folder / CARD).write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
         card = load_card(folder / CARD)
-        verify_weights(card, folder / WEIGHTS)
+        verify_weights(card, folder / weight_files.WEIGHTS)
         loaded = load_network(card)
         _require_same(loaded, made.network, card)
         if made.recipe.export.onnx:
-            export_onnx(loaded, card, folder / ONNX)
-            onnx_parity(loaded, card, folder / ONNX)
+            weight_files.export_onnx(loaded, card, folder / weight_files.ONNX)
+            weight_files.onnx_parity(loaded, card, folder / weight_files.ONNX)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == CARD):
             out.write_file(path.name, path)
         if "://" in out.url:
@@ -119,7 +118,7 @@ def _card_facts(made: TrainedDetector, weights: Weights, folder: Path) -> dict[s
         "title": recipe.export.title or recipe.title or f"{card.title}, trained by the recipe {recipe.name}",
         "weights": weights,
         "calibration": made.calibration,
-        "size": card.size if _DECIDES_SIZE.isdisjoint(recipe.card) else size_of(card),
+        "size": card.size if _DECIDES_SIZE.isdisjoint(recipe.card) else weight_files.size_of(card),
         "demonstration": bool(recipe.card.get("demonstration", False)),
         "licence": licence.licence,
         "terms": licence.terms,
@@ -155,7 +154,7 @@ def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
     return facts
 
 
-def _source(recipe: Recipe) -> str:
+def _source(recipe: config.Recipe) -> str:
     return f"touchstone train {recipe.name}"
 
 
@@ -186,12 +185,12 @@ def _generators(made: TrainedDetector) -> tuple[tuple[str, ...], bool]:
     return own, complete
 
 
-def places_of(recipe: Recipe) -> str:
+def places_of(recipe: config.Recipe) -> str:
     """Where a recipe's training data lie, without secrets."""
     return ", ".join(strip_secrets(at) for source in recipe.data.train for at in source.at)
 
 
-def data_name(recipe: Recipe) -> str:
+def data_name(recipe: config.Recipe) -> str:
     """What a card calls a recipe's data: their name, else their places."""
     return recipe.data.name or places_of(recipe) or "not named"
 
@@ -249,7 +248,7 @@ def terms_of(licence: str) -> Terms:
     return next((terms for terms, words in _TOLD_BY if re.search(words, licence, re.IGNORECASE)), "restricted")
 
 
-def inherited(recipe: Recipe, card: DetectorCard) -> Inherited:
+def inherited(recipe: config.Recipe, card: DetectorCard) -> Inherited:
     """The strictest of what the network began from, of its backbone and of the data; of equals the first.
 
     A network that begins at random inherits nothing from the card's weights. Data whose licence the recipe leaves out add nothing but
@@ -266,7 +265,7 @@ def inherited(recipe: Recipe, card: DetectorCard) -> Inherited:
     return Inherited(strictest.licence, strictest.terms, f"Inherited, the strictest of: {message}" if len(parts) > 1 else message)
 
 
-def _parts(recipe: Recipe, card: DetectorCard) -> list[_Part]:
+def _parts(recipe: config.Recipe, card: DetectorCard) -> list[_Part]:
     parts = []
     if recipe.initial.start == "card":
         parts.append(_Part(f"initial weights, {card.name}", card.licence, card.terms))

@@ -24,11 +24,8 @@ from ray_app.metrics import FIGURES, fit_platt
 from ray_app.reports.format import duration
 from ray_app.reports.training import TRAINING_SCHEMA, DataFindings, Figures, TrainingFacts, render_training_report
 from ray_app.storage import Store, local_path, strip_secrets
-from ray_app.training import checkpoints
-from ray_app.training.checkpoints import CheckpointEntry
+from ray_app.training import checkpoints, run_directory, validate
 from ray_app.training.job import TrainingJob
-from ray_app.training.run_directory import HISTORY, UNREADABLE, ProgressReport, read_history, recipe_of, write_events
-from ray_app.training.validate import SplitEvaluation, evaluate_splits, is_better, on_checkpoint, validate_folder, validations
 
 METRICS = "metrics.json"
 PROBE = "probe.json"  # of a linear probe alone
@@ -42,19 +39,19 @@ _CHUNK_BYTES = 2**26
 _SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
 
 
-def best_checkpoint(job: TrainingJob) -> tuple[CheckpointEntry, float]:
+def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
     """The kept checkpoint that is best by the recipe's metric, with its value; one whose judging was lost is judged now."""
     metric = job.config.validation.metric
-    best: tuple[CheckpointEntry, float] | None = None
+    best: tuple[checkpoints.CheckpointEntry, float] | None = None
     for one in checkpoints.kept(job.out):
         if one.step not in job.milestones and not one.metrics.get("finished"):
             continue
         figures: Mapping[str, Any] | None = one.metrics
         if metric not in one.metrics:
-            figures = next((found for found in validations(job.out) if found["step"] == one.step), None)
-        figures = figures or on_checkpoint(job, one.name, validate_folder)
+            figures = next((found for found in validate.validations(job.out) if found["step"] == one.step), None)
+        figures = figures or validate.on_checkpoint(job, one.name, validate.validate_folder)
         value = figures.get(metric)
-        if value is not None and (best is None or is_better(metric, value, best[1])):
+        if value is not None and (best is None or validate.is_better(metric, value, best[1])):
             best = one, value
     if best is None:
         raise ClusterError(f"no checkpoint has a value of {metric}", hint="has the validation split what it needs? choose another metric")
@@ -64,13 +61,13 @@ def best_checkpoint(job: TrainingJob) -> tuple[CheckpointEntry, float]:
 def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
     """Choose, judge, calibrate, export, report; returns the content of `metrics.json`. `claim` is that of `train.json`."""
     best, value = best_checkpoint(job)
-    verdicts: dict[str, SplitEvaluation] = on_checkpoint(job, best.name, evaluate_splits)
+    verdicts: dict[str, validate.SplitEvaluation] = validate.on_checkpoint(job, best.name, validate.evaluate_splits)
     for split, verdict in verdicts.items():
         rows = job.rows(split).take(pa.array(verdict.rows))
         labels = {name: rows["input"].combine_chunks().field(name) for name in ("label", "generator")}
         job.out.write(f"scores/{split}.parquet", rows_file(rows, {**labels, "score": pa.array(verdict.scores)}))
     calibration, why_not = calibrated(verdicts["validation"])
-    history = list(read_history(job.out, HISTORY))
+    history = list(run_directory.read_history(job.out, run_directory.HISTORY))
     facts = TrainingFacts(
         schema=TRAINING_SCHEMA,
         name=job.config.name,
@@ -82,14 +79,14 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
         steps=max((line["step"] + 1 for line in history), default=best.step),
         seconds=round(sum(line["wait_s"] + line["compute_s"] for line in history), 2),
         wait_s_per_step=round(float(np.mean([line["wait_s"] for line in history])), 5) if history else None,
-        unreadable=sum(1 for _ in read_history(job.out, UNREADABLE)),
+        unreadable=sum(1 for _ in run_directory.read_history(job.out, run_directory.UNREADABLE)),
         calibration=type(calibration)(**calibration.model_dump()) if calibration else None,  # anew, so that its kind is written too
         calibration_note=why_not,
         validation=Figures(**verdicts["validation"].figures),
         test=Figures(**verdicts["test"].figures) if "test" in verdicts else None,
-        validations=tuple(validations(job.out)),
+        validations=tuple(validate.validations(job.out)),
         data=DataFindings(**findings),
-        recipe=recipe_of(job.config),
+        recipe=run_directory.recipe_of(job.config),
         environment={
             **claim["environment"],
             "device": verdicts["validation"].device,
@@ -111,7 +108,7 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
     return content
 
 
-def calibrated(verdict: SplitEvaluation) -> tuple[Calibration | None, str | None]:
+def calibrated(verdict: validate.SplitEvaluation) -> tuple[Calibration | None, str | None]:
     """Platt scaling on the validation split, or None and why there is none: a network that learned nothing cannot be calibrated."""
     try:
         return fit_platt(verdict.scores, verdict.labels), None
@@ -131,9 +128,9 @@ def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) -> li
 
 def _exported(
     job: TrainingJob,
-    best: CheckpointEntry,
+    best: checkpoints.CheckpointEntry,
     facts: TrainingFacts,
-    verdicts: Mapping[str, SplitEvaluation],
+    verdicts: Mapping[str, validate.SplitEvaluation],
     findings: Mapping[str, Any],
     calibration: Calibration | None,
 ) -> DetectorCard:
@@ -169,10 +166,10 @@ def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
 def _write_curves(out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> None:
     """`metrics.jsonl`, the whole history in one file, `unreadable.jsonl` likewise, and the validations for TensorBoard."""
     _write_lines(out, "metrics.jsonl", iter(history))
-    _write_lines(out, "unreadable.jsonl", read_history(out, UNREADABLE))
+    _write_lines(out, "unreadable.jsonl", run_directory.read_history(out, run_directory.UNREADABLE))
     figures = [{"step": one["step"], **{name: one[name] for name in FIGURES if one.get(name) is not None}} for one in judged]
     if figures:
-        write_events(out, 0, figures, prefix="validation")
+        run_directory.write_events(out, 0, figures, prefix="validation")
 
 
 def _write_lines(out: Store, name: str, lines: Iterator[Mapping[str, Any]]) -> None:
@@ -244,14 +241,14 @@ class TrainingProgress(Progress):
 
     def __init__(self, total: int, *, stream: TextIO | None = None, **given: Any) -> None:
         super().__init__(total, name="train", stream=stream, **given)
-        self._report = ProgressReport({})
+        self._report = run_directory.ProgressReport({})
         self._judged = ""
 
     def judged(self, text: str) -> None:
         """What is known of the last validation, in a few words."""
         self._judged = text
 
-    def show(self, report: ProgressReport) -> None:
+    def show(self, report: run_directory.ProgressReport) -> None:
         """What the board says now."""
         if report.steps > self._report.steps:
             self._done = report.figures.get("step", -1) + 1

@@ -13,9 +13,8 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_app.archives import ManifestMember, MemberReader, member_rows
-from ray_app.datasets.labels import fakes
+from ray_app.datasets import labels, sampling
 from ray_app.datasets.masks import MaskReader
-from ray_app.datasets.sampling import Positions, SampleOrder
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.preprocessing import Pixels, Resize
 from ray_app.errors import ConfigError, InputError, StorageError
@@ -68,7 +67,7 @@ class BatchLoader:
         self._members = MemberReader(fetcher, max_bytes=limits.max_bytes)
         self._masks = MaskReader(fetcher, limits) if masks else None
 
-    def load(self, rows: Sequence[int] | Positions, positions: Sequence[int] | Positions) -> Batch:
+    def load(self, rows: Sequence[int] | sampling.Positions, positions: Sequence[int] | sampling.Positions) -> Batch:
         """The batch of B rows, each augmented by the chance of its position; equal positions of one row give equal images.
 
         `image` (B, H, W, 3) uint8 RGB · `label` (B,) int64, 1 = fake · `usable` (B,) bool · `row`, `image_id`, `group` (B,) int64, equal
@@ -95,12 +94,12 @@ class BatchLoader:
         return batch
 
     def made(
-        self, rows: Sequence[int] | Positions, positions: Sequence[int] | Positions
+        self, rows: Sequence[int] | sampling.Positions, positions: Sequence[int] | sampling.Positions
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
         """The same images one by one, of whatever sizes: each slot, and what is ready for the network or why there is nothing."""
         return self._made_of(self._taken(rows), positions)
 
-    def images(self, rows: Sequence[int] | Positions) -> Iterator[tuple[int, Image.Image | InputError]]:
+    def images(self, rows: Sequence[int] | sampling.Positions) -> Iterator[tuple[int, Image.Image | InputError]]:
         """Every row with its decoded RGB image, as it is, or the reason why there is none; in the order in which they are read best."""
         for slot, data in self._read(self._taken(rows)):
             try:
@@ -109,13 +108,13 @@ class BatchLoader:
                 yield int(rows[slot]), refused
 
     def _made_of(
-        self, members: Sequence[ManifestMember], positions: Sequence[int] | Positions
+        self, members: Sequence[ManifestMember], positions: Sequence[int] | sampling.Positions
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
         # Each is made as it arrives, so that only one image is in memory at its full size.
         for slot, data in self._read(members):
             yield slot, self._attempt(members[slot], data, int(positions[slot]))
 
-    def _taken(self, rows: Sequence[int] | Positions) -> list[ManifestMember]:
+    def _taken(self, rows: Sequence[int] | sampling.Positions) -> list[ManifestMember]:
         """The members in these rows. `Table.take` would copy the texts of the whole table for every batch."""
         wanted = np.asarray(rows, np.int64)
         places = np.searchsorted(self._starts, wanted, side="right") - 1
@@ -196,7 +195,7 @@ def plain_loader(job: TrainingJob, split: str, policy: Policy | None = None) -> 
 class StepLoader:
     """The steps of a training as batches: an order and a loader of the same rows."""
 
-    def __init__(self, loader: BatchLoader, order: SampleOrder) -> None:
+    def __init__(self, loader: BatchLoader, order: sampling.SampleOrder) -> None:
         self._loader, self._order = loader, order
 
     def load(self, step: int, rank: int, world: int) -> Batch:
@@ -212,7 +211,7 @@ class StepLoader:
 
 def measure_real(loader: BatchLoader, count: int, seed: int) -> RealStatistics:
     """Areas and sharpness of up to `count` real images, drawn from the loader's rows. Raises ConfigError where none can be read."""
-    reals = np.flatnonzero(~fakes(loader.rows))
+    reals = np.flatnonzero(~labels.fakes(loader.rows))
     drawn = np.random.default_rng([seed, _STATISTICS]).permutation(reals)[:count]
     areas, sharpnesses = [], []
     for start in range(0, len(drawn), _AT_ONCE):

@@ -13,8 +13,7 @@ from torch import nn
 from ray_app.detectors import load_card
 from ray_app.detectors.card import DetectorCard, Output, Weights
 from ray_app.detectors.detector import build_network, load_network, own_keys
-from ray_app.detectors.families.maskclip import MaskClip, initialise, trainable_parameters
-from ray_app.detectors.families.residual import ResidualNet
+from ray_app.detectors.families import maskclip, residual
 from ray_app.detectors.weights import WeightSet, load_strictly, read_state_dict, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import PROFILING, LoraSettings, Recipe
@@ -61,7 +60,7 @@ def deployable(network: nn.Module, card: DetectorCard) -> nn.Module:
     The learning network stays as it is. Raises DetectorError where it is not of this card.
     """
     # Folding switches the norms to evaluation: that must not happen to the network that learns further.
-    plain = copy.deepcopy(network).without_norms() if isinstance(network, ResidualNet) else network
+    plain = copy.deepcopy(network).without_norms() if isinstance(network, residual.ResidualNet) else network
     deployed = build_network(card)
     load_strictly(deployed, merged_state(plain), where=f"{card.name}: what was trained")
     return deployed
@@ -91,7 +90,11 @@ class Learning(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> NetworkOutput:
         """Answer a batch."""
-        return NetworkOutput(*self.network.logits(pixels)) if isinstance(self.network, MaskClip) else NetworkOutput(self.network(pixels))
+        return (
+            NetworkOutput(*self.network.logits(pixels))
+            if isinstance(self.network, maskclip.MaskClip)
+            else NetworkOutput(self.network(pixels))
+        )
 
 
 @contextmanager
@@ -104,9 +107,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _built(recipe: Recipe, card: DetectorCard) -> nn.Module:
     network = build_network(card)
-    if isinstance(network, ResidualNet) and recipe.initial.start == "random":
+    if isinstance(network, residual.ResidualNet) and recipe.initial.start == "random":
         # Weights that exist were folded: only what begins anew can have norms to learn with.
-        return ResidualNet(network.widths, norms=True)
+        return residual.ResidualNet(network.widths, norms=True)
     return network
 
 
@@ -117,8 +120,8 @@ def _made_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn
         raise ConfigError(f"{recipe.name}: lora: {card.backbone.name} is a file of its own that other detectors use; it cannot learn")
     if recipe.lora is not None:
         add_adapters(network, recipe.lora)
-    elif isinstance(network, MaskClip):
-        trainable_parameters(network)
+    elif isinstance(network, maskclip.MaskClip):
+        maskclip.trainable_parameters(network)
     elif card.family == "clip-linear":
         network.get_submodule("backbone").requires_grad_(False)
     _freeze_unheard(network)
@@ -137,11 +140,11 @@ def _start(network: nn.Module, recipe: Recipe, card: DetectorCard) -> None:
     initial = recipe.initial
     if initial.start == "card":
         _load(network, load_network(card).state_dict(), initial.fresh, where=card.name)
-    elif initial.start == "pretrained" and isinstance(network, MaskClip):
+    elif initial.start == "pretrained" and isinstance(network, maskclip.MaskClip):
         missing = {"mae", "clip"} - set(initial.weights)
         if missing:
             raise ConfigError(f"{recipe.name}: initial.weights: MaskCLIP begins from mae and clip; missing: {', '.join(sorted(missing))}")
-        initialise(network, *(_file(recipe, card, part) for part in ("mae", "clip")))
+        maskclip.initialise(network, *(_file(recipe, card, part) for part in ("mae", "clip")))
     elif initial.start == "pretrained":
         for part in initial.weights:
             target = network if part == WHOLE else _submodule(network, recipe, part)

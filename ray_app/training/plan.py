@@ -14,15 +14,14 @@ from ray_app.detectors import DetectorCard
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.precision import ResolvedPrecision, autocast
 from ray_app.inference.spec import precision_on
+from ray_app.training import job, networks
 from ray_app.training.config import Initial, TrainConfig
-from ray_app.training.job import TrainingLayout
-from ray_app.training.networks import Learning, network_for
 
 _MIB = 2**20
 
 
 def plan(
-    config: TrainConfig, card: DetectorCard, order: SampleOrder, steps: int, layout: TrainingLayout, findings: Mapping[str, Any]
+    config: TrainConfig, card: DetectorCard, order: SampleOrder, steps: int, layout: job.TrainingLayout, findings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that the dry run says, as plain JSON."""
     share = config.loop.batch // layout.workers
@@ -42,12 +41,12 @@ def plan(
     }
 
 
-def memory(config: TrainConfig, card: DetectorCard, micro_batch: int, layout: TrainingLayout) -> dict[str, Any]:
+def memory(config: TrainConfig, card: DetectorCard, micro_batch: int, layout: job.TrainingLayout) -> dict[str, Any]:
     """Bytes that one worker needs for the network and for `micro_batch` images; nothing is learned and no weights are read.
 
     FSDP2 divides what belongs to the network among the workers; DDP keeps it whole in each.
     """
-    network = network_for(config.model_copy(update={"initial": Initial(start="random")}), card)
+    network = networks.network_for(config.model_copy(update={"initial": Initial(start="random")}), card)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     learning_bytes = _bytes(learning)
     optimiser = config.optimiser
@@ -78,7 +77,7 @@ def activation_bytes(card: DetectorCard, network: torch.nn.Module, precision: Re
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     # Norms of batches would take up what they see.
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast("cpu", precision):
-        answer = Learning(network.train())(Normalise(card.preprocessing)(images))
+        answer = networks.Learning(network.train())(Normalise(card.preprocessing)(images))
     del answer
     return sum(kept.values()) // 2
 

@@ -23,20 +23,16 @@ import pyarrow as pa
 from ray_app.archives import Each, in_turn
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster, on_ray, resources
+from ray_app.datasets import index, labelling, sampling
 from ray_app.datasets.config import DatasetSource, HeldOut
-from ray_app.datasets.index import check_source, guard_of_source, index_source
-from ray_app.datasets.labelling import ProgressLog, with_prompts, without_training_prompts
-from ray_app.datasets.sampling import SampleOrder
 from ray_app.datasets.splits import Splits, make_splits, require_sources
-from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, publish_weights, resolve_weights
-from ray_app.detectors.licences import require_accepted
+from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, licences, publish_weights, resolve_weights
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.storage import Guard, Lease, Store, local_path
-from ray_app.training import checkpoints
+from ray_app.training import checkpoints, networks
 from ray_app.training.config import PROFILING, TrainConfig
 from ray_app.training.finish import METRICS, finish
 from ray_app.training.job import TrainingJob, TrainingLayout, plan_workers
-from ray_app.training.networks import training_card
 from ray_app.training.run_directory import FILE as CLAIM
 from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun
 from ray_app.transforms.policy import RealStatistics, load_statistics, save_statistics
@@ -46,7 +42,7 @@ STATISTICS = "real_statistics.npz"
 MEASURED_REALS = 2000
 
 
-def milestones(order: SampleOrder, total: int, every: int | None) -> frozenset[int]:
+def milestones(order: sampling.SampleOrder, total: int, every: int | None) -> frozenset[int]:
     """The steps after which the network is judged: every so many or, with null, at the end of each epoch; and the last."""
     if every is not None:
         return frozenset([*range(every, total, every), total])
@@ -62,7 +58,7 @@ class PreparedTraining:
     """
 
     splits: Splits
-    order: SampleOrder
+    order: sampling.SampleOrder
     total_steps: int
     milestones: frozenset[int]
     guard: Guard = field(default_factory=Guard)
@@ -70,9 +66,9 @@ class PreparedTraining:
 
 def trained_card(config: TrainConfig) -> DetectorCard:
     """The card of what is trained. What it begins with is then accepted, and on this machine. Raises ConfigError, DetectorError."""
-    card = training_card(config)
+    card = networks.training_card(config)
     for started in initial_cards(config, card):
-        require_accepted(started, config.accept_licences)
+        licences.require_accepted(started, config.accept_licences)
         resolve_weights(started)
     return card
 
@@ -93,7 +89,7 @@ def check_data(config: TrainConfig, out: Store) -> None:
     require_sources(config.data)
     for sources in (config.data.train, config.data.validation, config.data.test):
         for source in () if isinstance(sources, HeldOut) else sources:
-            check_source(source, out)
+            index.check_source(source, out)
     if config.augmentation.statistics is not None:
         load_statistics(Path(local_path(config.augmentation.statistics)))
 
@@ -103,7 +99,7 @@ def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn) -> Pr
     guards: list[Guard] = []
     splits = _divided(config, opener(out, each, guards))
     loop = config.loop
-    order = SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
+    order = sampling.SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)
     out.write(SPLITS, json.dumps(splits.findings, indent=2, ensure_ascii=False).encode())
     return PreparedTraining(splits, order, total, milestones(order, total, config.validation.every), reduce(Guard.joined, guards, Guard()))
@@ -112,7 +108,7 @@ def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn) -> Pr
 def _divided(config: TrainConfig, open_source: Callable[[DatasetSource], pa.Table]) -> Splits:
     """The splits of the recipe's images; those that a describer learns from have prompts, and no prompt is in two splits."""
     if config.method == "describe":
-        return without_training_prompts(make_splits(config.data, with_prompts(open_source), one_class=True))
+        return labelling.without_training_prompts(make_splits(config.data, labelling.with_prompts(open_source), one_class=True))
     return make_splits(config.data, open_source, one_class=config.method in PROFILING)
 
 
@@ -123,8 +119,8 @@ def opener(out: Store, each: Each, guards: list[Guard]) -> Callable[[DatasetSour
         place = source.model_dump_json(exclude={"split", "generators", "allow_private"})
         name = hashlib.sha256(place.encode()).hexdigest()[:12]
         store = out.below(f"data/{name}")
-        rows = index_source(source, store, each=each, progress=ProgressLog("index"))
-        guards.append(guard_of_source(source, store))
+        rows = index.index_source(source, store, each=each, progress=labelling.ProgressLog("index"))
+        guards.append(index.guard_of_source(source, store))
         return rows
 
     return open_source
@@ -285,11 +281,11 @@ def _fit(job: TrainingJob) -> None:
 
 def _planned(config: TrainConfig) -> Trained:
     """The dry run."""
-    from ray_app.training.networks import training_card
+    from ray_app.training import networks
     from ray_app.training.plan import plan
 
     with TemporaryDirectory(prefix="touchstone-") as scratch:
-        card = training_card(config)
+        card = networks.training_card(config)
         prepared = prepare_data(config, Store.open(config.out or scratch))
         if config.method == "identify":
             from ray_app.training.identifier.run import planned

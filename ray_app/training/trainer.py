@@ -27,12 +27,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from ray_app.cluster.shutdown import SIGNAL_GRACE_S
 from ray_app.errors import ClusterError, describe_error
 from ray_app.metrics import FIGURES
-from ray_app.training import checkpoints
-from ray_app.training.finish import TrainingProgress
+from ray_app.training import checkpoints, finish, run_directory, worker
 from ray_app.training.job import TrainingJob
-from ray_app.training.run_directory import ProgressReport
 from ray_app.training.validate import validate, validations
-from ray_app.training.worker import train_worker
 
 POLL_S = 0.5
 COPY_EVERY_S = 2.0  # Ray Train hears of checkpoints as often
@@ -56,7 +53,7 @@ def fit(job: TrainingJob) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     thread = _Fit(_trainer(job))
     thread.start()
-    progress = TrainingProgress(job.total_steps)
+    progress = finish.TrainingProgress(job.total_steps)
     watch = _Watch(job, thread, progress)
     try:
         watch.wait()
@@ -121,9 +118,9 @@ class _Fit(threading.Thread):
 class _Watch:
     """The main thread's view of one session."""
 
-    def __init__(self, job: TrainingJob, thread: _Fit, progress: TrainingProgress) -> None:
+    def __init__(self, job: TrainingJob, thread: _Fit, progress: finish.TrainingProgress) -> None:
         self._job, self._thread, self._progress = job, thread, progress
-        self._last_report, self._heard = ProgressReport({}), time.monotonic()
+        self._last_report, self._heard = run_directory.ProgressReport({}), time.monotonic()
         self._copied_at = 0.0
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
@@ -150,7 +147,7 @@ class _Watch:
         return stopped is not None and any(one.step >= stopped for one in checkpoints.kept(self._job.out))
 
     def _check_board(self) -> None:
-        report: ProgressReport = ray.get(self._job.board.read.remote())
+        report: run_directory.ProgressReport = ray.get(self._job.board.read.remote())
         if (error := report.error()) is not None:
             raise error
         now = time.monotonic()
@@ -176,7 +173,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
     best_by: dict[str, Any] = {"checkpoint_score_attribute": metric, "checkpoint_score_order": FIGURES[metric]}
     judging: dict[str, Any] = {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus}
     return TorchTrainer(
-        train_worker,
+        worker.train_worker,
         train_loop_config={"job": shared},
         torch_config=OneAddress(),
         scaling_config=ScalingConfig(

@@ -29,11 +29,8 @@ from ray_app.errors import TouchstoneError
 from ray_app.metrics import FIGURES, detection_figures, pixel_figures
 from ray_app.scoring.report import SIDE_PX
 from ray_app.storage import Store
-from ray_app.training import checkpoints
+from ray_app.training import checkpoints, loader, ray_data, run_directory
 from ray_app.training.job import TrainingJob
-from ray_app.training.loader import plain_loader
-from ray_app.training.ray_data import Batch
-from ray_app.training.run_directory import device_name
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -95,7 +92,7 @@ def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation
 
 def _verdicts(job: TrainingJob, folder: Path, split: str) -> SplitEvaluation:
     judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
-    device = device_name(job.layout.judging_device)
+    device = run_directory.device_name(job.layout.judging_device)
     return SplitEvaluation(judged.rows, judged.labels, judged.scores, figures_of(job, split, judged), _mistakes(job, split, judged), device)
 
 
@@ -153,17 +150,17 @@ def _judged(job: TrainingJob, folder: Path, split: str, rows: Rows, threads: int
     return judged
 
 
-def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[Batch]:
+def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[ray_data.Batch]:
     """Batches of rows as they are, decoded a little ahead by a few threads, each with a loader of its own."""
     own = threading.local()
 
-    def load(part: Rows) -> Batch:
+    def load(part: Rows) -> ray_data.Batch:
         if not hasattr(own, "loader"):
-            own.loader = plain_loader(job, split)
+            own.loader = loader.plain_loader(job, split)
         return own.loader.load(part, part)  # type: ignore[no-any-return]
 
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    waiting: deque[Future[Batch]] = deque()
+    waiting: deque[Future[ray_data.Batch]] = deque()
     with ThreadPoolExecutor(job.layout.judging_threads) as threads:
         for part in parts:
             waiting.append(threads.submit(load, part))
@@ -173,7 +170,7 @@ def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[Bat
             yield waiting.popleft().result()
 
 
-def _beating(job: TrainingJob, batches: Iterator[Batch]) -> Iterator[Batch]:
+def _beating(job: TrainingJob, batches: Iterator[ray_data.Batch]) -> Iterator[ray_data.Batch]:
     """The same batches; the driver hears now and then that judging goes on."""
     beat_at = time.monotonic()
     for batch in batches:
@@ -190,7 +187,7 @@ def _mistakes(job: TrainingJob, split: str, judged: "Judged") -> list[dict[str, 
     if not len(worst):
         return []
     table = job.rows(split)
-    pictures = dict(plain_loader(job, split).images(judged.rows[worst]))
+    pictures = dict(loader.plain_loader(job, split).images(judged.rows[worst]))
     return [mistake for place in worst if (mistake := _mistake(table, judged, int(place), pictures)) is not None]
 
 

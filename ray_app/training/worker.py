@@ -21,12 +21,9 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError
-from ray_app.training import checkpoints
+from ray_app.training import checkpoints, ray_data, run_directory, validate
 from ray_app.training.captioner.targets import embedding_batches, word_learner
 from ray_app.training.job import TrainingJob
-from ray_app.training.ray_data import Batch, batches
-from ray_app.training.run_directory import HISTORY, SAMPLES, UNREADABLE, HistoryWriter, delete_history_from, write_events
-from ray_app.training.validate import is_out_of_patience
 
 REPORT_EVERY_S = 0.5
 NOTICE_POLL_S = 2.0  # for a notice that a machine will be taken away; asking is a round of all workers
@@ -75,7 +72,8 @@ class Rank:
         self._device = str(ray.train.torch.get_device())
         self._learner = _learner(job, self._device, self._rank, self._world)
         self._history, self._samples, self._unreadable = (
-            HistoryWriter(job.out, folder, self._rank) for folder in (HISTORY, SAMPLES, UNREADABLE)
+            run_directory.HistoryWriter(job.out, folder, self._rank)
+            for folder in (run_directory.HISTORY, run_directory.SAMPLES, run_directory.UNREADABLE)
         )
         self._seen = self._bad = 0
         self._unreported = 0
@@ -91,11 +89,11 @@ class Rank:
             return
         self._begun = self._learner.step_number
         if self._rank == 0:
-            delete_history_from(self._job.out, self._begun)
+            run_directory.delete_history_from(self._job.out, self._begun)
             self._line = {"step": self._begun}
             self._report(self._line)
         self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
-        stream = embedding_batches if "vectors" in self._job.shared else batches
+        stream = embedding_batches if "vectors" in self._job.shared else ray_data.batches
         self._stream = stream(self._job, self._begun, self._rank, self._world)
         self._coming = self._taker.submit(next, self._stream, None)
         clock = time.monotonic()
@@ -106,7 +104,7 @@ class Rank:
                 return
             clock = time.monotonic()
 
-    def _awaited(self) -> Batch | None:
+    def _awaited(self) -> ray_data.Batch | None:
         """The next batch, as soon as every worker has one; None after the last one, and where training ends while it waits."""
         while self._agree(GO_ON if futures.wait([self._coming], NOTICE_POLL_S).done else WAIT) == WAIT:
             if self._rank == 0 and self._reply is None:
@@ -128,7 +126,7 @@ class Rank:
                 self._learner.load(Path(folder))
         return finished
 
-    def _learn(self, batch: Batch, waited_s: float, began: float) -> None:
+    def _learn(self, batch: ray_data.Batch, waited_s: float, began: float) -> None:
         figures = self._learner.step(batch)
         self._note_images(batch, figures.step)
         self._seen += self._job.config.loop.batch
@@ -154,7 +152,7 @@ class Rank:
             if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
                 self._report(line)
 
-    def _note_images(self, batch: Batch, step: int) -> None:
+    def _note_images(self, batch: ray_data.Batch, step: int) -> None:
         if self._job.config.faults.record_samples:
             self._samples.add({"step": step, "rank": self._rank, "rows": batch["row"].tolist(), "image_ids": batch["image_id"].tolist()})
         for place in (~batch["usable"]).nonzero()[0]:
@@ -194,7 +192,7 @@ class Rank:
             stop_requested, self._reply = ray.get(self._reply), None
             if stop_requested and step < self._job.total_steps:
                 return STOP
-        if after_step and step in self._job.milestones and is_out_of_patience(self._job):
+        if after_step and step in self._job.milestones and validate.is_out_of_patience(self._job):
             return END
         if time.monotonic() - self._polled_at >= NOTICE_POLL_S:
             self._polled_at = time.monotonic()
@@ -219,7 +217,7 @@ class Rank:
             notes.write(self._begun)
         lines = self._history.write(self._begun)
         if lines:
-            write_events(self._job.out, self._begun, lines)
+            run_directory.write_events(self._job.out, self._begun, lines)
         self._begun = step
         folder = Path(tempfile.mkdtemp(prefix="touchstone-checkpoint-"))
         self._learner.save(folder)

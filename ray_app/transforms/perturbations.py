@@ -18,22 +18,6 @@ from pydantic import Field, field_validator, model_validator
 from ray_app.config import Frozen, load_yaml, named_configs, validate
 from ray_app.errors import ConfigError
 from ray_app.transforms import ops
-from ray_app.transforms.ops import (
-    Filter,
-    blurred,
-    capped_size,
-    centre_crop,
-    fitted_size,
-    gaussian_taps,
-    noisy,
-    opencv_taps,
-    random_square,
-    resized,
-    scaled_size,
-    scipy_blurred,
-    sharpened,
-    with_gamma,
-)
 
 Rng = np.random.Generator
 Quality = Annotated[int, Field(ge=1, le=100)]
@@ -112,7 +96,7 @@ class ResizeStep(Step):
     long_edge: Side | None = None
     screen: tuple[Side, Side] | None = None
     square: Side | None = None
-    filter: Filter = "bicubic"
+    filter: ops.Filter = "bicubic"
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -125,18 +109,18 @@ class ResizeStep(Step):
 
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         """See the class."""
-        return resized(image, self._target(image.size, rng), self.filter)
+        return ops.resized(image, self._target(image.size, rng), self.filter)
 
     def _target(self, size: tuple[int, int], rng: Rng) -> tuple[int, int]:
         if self.long_edge is not None:
-            return capped_size(size, self.long_edge)
+            return ops.capped_size(size, self.long_edge)
         if self.screen is not None:
-            return fitted_size(size, self.screen)
+            return ops.fitted_size(size, self.screen)
         if self.square is not None:
             return self.square, self.square
         if isinstance(self.scale, tuple):
-            return scaled_size(size, float(rng.uniform(*self.scale)))
-        return scaled_size(size, self.scale if self.scale is not None else (self.short_side or 1) / min(size))
+            return ops.scaled_size(size, float(rng.uniform(*self.scale)))
+        return ops.scaled_size(size, self.scale if self.scale is not None else (self.short_side or 1) / min(size))
 
 
 class Blur(Step):
@@ -159,8 +143,8 @@ class Blur(Step):
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         """See the class."""
         if self.kernel is None:
-            return scipy_blurred(image, self.sigma or 0.0)
-        return blurred(image, opencv_taps(self.kernel) if self.sigma is None else gaussian_taps(self.kernel, self.sigma))
+            return ops.scipy_blurred(image, self.sigma or 0.0)
+        return ops.blurred(image, ops.opencv_taps(self.kernel) if self.sigma is None else ops.gaussian_taps(self.kernel, self.sigma))
 
 
 class Noise(Step):
@@ -178,7 +162,7 @@ class Noise(Step):
 
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         """See the class."""
-        return noisy(image, self.sigma if self.sigma is not None else math.sqrt(self.variance or 0.0), rng)
+        return ops.noisy(image, self.sigma if self.sigma is not None else math.sqrt(self.variance or 0.0), rng)
 
 
 class Crop(Step):
@@ -190,7 +174,7 @@ class Crop(Step):
 
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         """See the class."""
-        return centre_crop(image, self.share)
+        return ops.centre_crop(image, self.share)
 
 
 class RandomSquare(Step):
@@ -204,7 +188,7 @@ class RandomSquare(Step):
 
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         """See the class."""
-        return random_square(image, self.low, self.high, self.share, rng)
+        return ops.random_square(image, self.low, self.high, self.share, rng)
 
 
 class Gamma(Step):
@@ -215,7 +199,7 @@ class Gamma(Step):
 
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         """See the class."""
-        return with_gamma(image, self.gamma)
+        return ops.with_gamma(image, self.gamma)
 
 
 class Sharpen(Step):
@@ -227,7 +211,7 @@ class Sharpen(Step):
 
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         """See the class."""
-        return sharpened(image, self.percent, self.radius)
+        return ops.sharpened(image, self.percent, self.radius)
 
 
 AnyStep = Annotated[

@@ -89,7 +89,7 @@ BUGS = [TypeError("a bug"), RecursionError("too deep"), UnicodeEncodeError("utf-
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
 def test_a_bug_of_ours_costs_the_member_that_met_it_and_is_told(monkeypatch, error):
     bad, spec = jpeg(quality=60), replace(SPEC, provenance=ProvenancePolicy())
-    monkeypatch.setattr("ray_app.inference.decoder.locate", lambda data, _: failing_on(bad, error)(data) or NOTHING)
+    monkeypatch.setattr("ray_app.inference.decoder.containers.locate", lambda data, _: failing_on(bad, error)(data) or NOTHING)
     batch = BatchDecoder(spec, StageClock()).decode([(slot, bad if slot == 1 else jpeg()) for slot in range(3)])
     assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.DECODER_CRASHED, Status.OK]
     outcome = batch.outcomes[1]
@@ -113,7 +113,7 @@ def test_so_does_one_with_a_file_whose_scores_are_known(monkeypatch):
     spec = replace(SPEC, provenance=ProvenancePolicy())
     reading = BatchDecoder(spec, StageClock(), recall=ScoreCache(spec))
     assert [outcome.status for outcome in reading.decode([(0, jpeg()), (1, jpeg())]).outcomes] == [Status.OK] * 2
-    monkeypatch.setattr("ray_app.inference.decoder.locate", lambda *_: 1 / 0)
+    monkeypatch.setattr("ray_app.inference.decoder.containers.locate", lambda *_: 1 / 0)
     assert reading.decode([(2, jpeg())]).outcomes[0].status is Status.DECODER_CRASHED
 
 

@@ -113,7 +113,7 @@ def test_other_errors_pass_as_they_are(tmp_path):
 @pytest.mark.timeout(400)
 def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(score_on_ray, archive, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "BlockScorer", DeadlyScorer)
+        patched.setattr(engine.workers, "BlockScorer", DeadlyScorer)
         with pytest.raises(ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died") as caught:
             score_on_ray(archive, **SMALL)
     assert RESUMABLE in caught.value.__notes__

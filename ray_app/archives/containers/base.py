@@ -18,8 +18,7 @@ from pydantic import Field
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember, TableColumns
 from ray_app.config import Frozen
 from ray_app.errors import InputError, SourceError, Status, StorageError
-from ray_app.storage import Fetcher
-from ray_app.storage.errors import too_large
+from ray_app.storage import Fetcher, errors
 
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -157,7 +156,7 @@ class WindowReader:
         arriving = zip(windows, self._fetcher.prefetch_ranges(uri, version, ranges, depth_bytes=_AHEAD), strict=True)
         cut = (piece for window, data in arriving for piece in _pieces(window, data, self._unpack))
         for member in members:
-            yield too_large(member.size_bytes, self._max_bytes) if member.size_bytes > self._max_bytes else next(cut)
+            yield errors.too_large(member.size_bytes, self._max_bytes) if member.size_bytes > self._max_bytes else next(cut)
 
 
 def _windows(members: Sequence[ManifestMember]) -> Iterator[_Window]:

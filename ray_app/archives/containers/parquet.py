@@ -35,8 +35,7 @@ from ray_app.archives.containers.base import Container, why_closed
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
 from ray_app.archives.uri_list_rows import ListEntries
 from ray_app.errors import ConfigError, InputError, SourceError, Status, describe_error
-from ray_app.storage import Fetcher
-from ray_app.storage.errors import too_large
+from ray_app.storage import Fetcher, errors
 
 # What pyarrow raises on files that are not what they say; Arrow's own errors are some of these, or ArrowException.
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, IndexError)
@@ -171,7 +170,7 @@ class ParquetReader:
         data = self._cursor.at(place.offset)
         if data is None:
             return no_bytes(member.input).error()
-        return too_large(data.size, self._max_bytes) if data.size > self._max_bytes else data.to_pybytes()
+        return errors.too_large(data.size, self._max_bytes) if data.size > self._max_bytes else data.to_pybytes()
 
     def _open(self, member: ManifestMember) -> pq.ParquetFile:
         if self._key != (member.uri, member.version):

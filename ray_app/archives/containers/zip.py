@@ -20,8 +20,7 @@ import numpy.typing as npt
 from ray_app.archives.containers.base import Container, ContainerEntry, WindowReader, as_text, members_of, sidecar_column, size_of
 from ray_app.archives.members import ListedMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, SourceError, Status
-from ray_app.storage import Fetcher
-from ray_app.storage.ranged import RangedFile
+from ray_app.storage import Fetcher, ranged
 
 _END, _END_SIGNATURE = struct.Struct("<4s4H2LH"), b"PK\x05\x06"
 _LOCATOR, _LOCATOR_SIGNATURE = struct.Struct("<4sLQL"), b"PK\x06\x07"
@@ -101,7 +100,7 @@ class ZipEntry:
     attributes: int
 
 
-def find_directory(file: RangedFile, size: int) -> Directory:
+def find_directory(file: ranged.RangedFile, size: int) -> Directory:
     """The directory that the end record names. Raises InputError: truncated_image or corrupt_image."""
     file.seek(max(0, size - _END.size - _LONGEST_COMMENT))
     place = file.tell()
@@ -124,7 +123,7 @@ def find_directory(file: RangedFile, size: int) -> Directory:
     return Directory(end - length, end, entries, shift)
 
 
-def _zip64_end(file: RangedFile, locator: bytes, place: int) -> tuple[int, int, int, int, int, int]:
+def _zip64_end(file: ranged.RangedFile, locator: bytes, place: int) -> tuple[int, int, int, int, int, int]:
     """The zip64 end record's own place and what it says."""
     stated = _LOCATOR.unpack(locator)[2]
     for at in (place - _END64.size, stated):  # before an archive that was put behind a program, the stated place is off
@@ -137,7 +136,7 @@ def _zip64_end(file: RangedFile, locator: bytes, place: int) -> tuple[int, int, 
     raise _unreadable("its zip64 end record is not where it should be")
 
 
-def read_entries(file: RangedFile, directory: Directory) -> Iterator[ZipEntry]:
+def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipEntry]:
     """Every entry in the directory's order. Raises InputError (corrupt_image) where the directory is damaged or does not add up."""
     file.seek(directory.start)
     count = 0
@@ -245,7 +244,7 @@ METHODS: dict[int, Callable[[bytes, int], tuple[bytes, bytes]]] = {0: _stored, 8
 class _Spans:
     """Where all entries lie, from a first pass over the directory: 25 bytes per entry."""
 
-    def __init__(self, file: RangedFile, directory: Directory) -> None:
+    def __init__(self, file: ranged.RangedFile, directory: Directory) -> None:
         starts, ends = array("q"), array("q")
         self.unpacked = 0
         try:
@@ -301,7 +300,7 @@ def _unix_type(entry: ZipEntry) -> int:
     return stat.S_IFMT(entry.attributes >> 16) if entry.made_on_unix else 0
 
 
-def _text(file: RangedFile, place: MemberLocation, size: int) -> str | None:
+def _text(file: ranged.RangedFile, place: MemberLocation, size: int) -> str | None:
     file.seek(place.offset)
     found = unpacked(file.read(place.length), size)
     return as_text(found) if isinstance(found, bytes) else None

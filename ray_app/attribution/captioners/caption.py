@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_app.attribution.captioners.networks import SLOTS, PixelDescriber, load_body, read_weights
-from ray_app.attribution.captioners.tokenizer import CaptionTokenizer, words_of_card
+from ray_app.attribution.captioners import networks, tokenizer
 from ray_app.attribution.cards import DescriberCard
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
@@ -89,15 +88,15 @@ def _known(config: Mapping[str, Any], default: Any) -> Mapping[str, Any]:
 MODELS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {"git": _git, "blip": _blip, "vision-encoder-decoder": _encoder_decoder}
 
 
-class Captioner(PixelDescriber):
+class Captioner(networks.PixelDescriber):
     """A describer of the tier `captioner`. Raises DetectorError where its files are missing or do not fit."""
 
     def __init__(self, card: DescriberCard, device: str = "cpu", cache_dir: Path | None = None, offline: bool | None = None) -> None:
         path = resolve_part(card.parts[0], cache_dir, offline)
         network = build_captioner(card.name, card.architecture)
-        load_body(network, read_weights(card, path), f"{card.name}: {path}")
+        networks.load_body(network, networks.read_weights(card, path), f"{card.name}: {path}")
         network.eval().requires_grad_(False).to(device)
-        super().__init__(card, network, words_of_card(card, path, cache_dir, offline), device, SLOTS)
+        super().__init__(card, network, tokenizer.words_of_card(card, path, cache_dir, offline), device, networks.SLOTS)
 
 
 DIALOGUE_SLOTS = 1  # of models so large, where the card says nothing
@@ -145,7 +144,7 @@ def build_dialogue(name: str, architecture: Mapping[str, Any]) -> Any:
         raise DetectorError(f"{name}: transformers cannot build {architecture['model']}: {error}") from None
 
 
-def question_tokens(card: DescriberCard, words: CaptionTokenizer) -> list[int]:
+def question_tokens(card: DescriberCard, words: tokenizer.CaptionTokenizer) -> list[int]:
     """The card's question in the model's template, with the tokens of one image in it. Raises DetectorError where they do not fit."""
     architecture = card.architecture
     before, token, after = architecture["image"]
@@ -165,13 +164,13 @@ def published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {key.removeprefix("chat."): tensor for key, tensor in published_keys(state, nn.Identity()).items()}
 
 
-class DialogueDescriber(PixelDescriber):
+class DialogueDescriber(networks.PixelDescriber):
     """A describer of the tier `dialogue`, in bf16 on a GPU. Raises DetectorError where its files are missing or do not fit."""
 
     def __init__(self, card: DescriberCard, device: str = "cpu", cache_dir: Path | None = None, offline: bool | None = None) -> None:
         path = resolve_part(card.parts[0], cache_dir, offline)
-        words = words_of_card(card, path, cache_dir, offline)
+        words = tokenizer.words_of_card(card, path, cache_dir, offline)
         network = DialogueNet(build_dialogue(card.name, card.architecture), question_tokens(card, words))
-        load_body(network, published_state(read_weights(card, path)), f"{card.name}: {path}")
+        networks.load_body(network, published_state(networks.read_weights(card, path)), f"{card.name}: {path}")
         network.eval().requires_grad_(False).to(device, torch.bfloat16 if card.precision_on(device) == "bf16" else torch.float32)
         super().__init__(card, network, words, device, DIALOGUE_SLOTS)

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ray_app.attribution.captioners.registry import Caption
-from ray_app.attribution.captioners.tokenizer import CaptionTokenizer
+from ray_app.attribution.captioners import registry, tokenizer
 from ray_app.attribution.cards import DescriberCard
 from ray_app.detectors.detector import Normalise
 from ray_app.errors import DetectorError
@@ -89,7 +88,9 @@ def body_state(network: CaptionNetwork) -> dict[str, torch.Tensor]:
     return state
 
 
-def likeliest(network: CaptionNetwork, given: torch.Tensor, words: CaptionTokenizer, card: DescriberCard) -> list[Caption]:
+def likeliest(
+    network: CaptionNetwork, given: torch.Tensor, words: tokenizer.CaptionTokenizer, card: DescriberCard
+) -> list[registry.Caption]:
     """What a network says of each row of `given`: beams, no repeated n-grams, at most so many tokens, as the card says.
 
     Likelihood: the mean of the log-probabilities of its tokens, the end included, as the network gave them before the search forbade
@@ -110,18 +111,22 @@ def likeliest(network: CaptionNetwork, given: torch.Tensor, words: CaptionTokeni
     return _described(found.sequences[:, -scores.shape[1] :].tolist(), scores.float().tolist(), words)
 
 
-def _described(spoken: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], words: CaptionTokenizer) -> list[Caption]:
+def _described(
+    spoken: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], words: tokenizer.CaptionTokenizer
+) -> list[registry.Caption]:
     found = []
     for ids, chances in zip(spoken, scores, strict=True):
         length = ids.index(words.end) + 1 if words.end in ids else len(ids)
         mean = float(np.mean(chances[:length]))
-        found.append(Caption(words.text(ids), min(mean, 0.0) if np.isfinite(mean) else None))
+        found.append(registry.Caption(words.text(ids), min(mean, 0.0) if np.isfinite(mean) else None))
     return found
 
 
-def in_batches(given: npt.NDArray[Any], slots: int, describe: Callable[[npt.NDArray[Any]], Sequence[Caption]]) -> list[Caption]:
+def in_batches(
+    given: npt.NDArray[Any], slots: int, describe: Callable[[npt.NDArray[Any]], Sequence[registry.Caption]]
+) -> list[registry.Caption]:
     """What `describe` says of (n, …) in batches of exactly `slots` rows; the last is filled up with zeros."""
-    captions: list[Caption] = []
+    captions: list[registry.Caption] = []
     for start in range(0, len(given), slots):
         part = given[start : start + slots]
         full = np.zeros((slots, *given.shape[1:]), given.dtype)
@@ -140,18 +145,18 @@ def read_weights(card: DescriberCard, path: Path) -> dict[str, torch.Tensor]:
 class PixelDescriber:
     """A network on its `device`, ready to describe images; `slots`: images that go through it at once where the card says nothing."""
 
-    def __init__(self, card: DescriberCard, network: CaptionNetwork, words: CaptionTokenizer, device: str, slots: int) -> None:
+    def __init__(self, card: DescriberCard, network: CaptionNetwork, words: tokenizer.CaptionTokenizer, device: str, slots: int) -> None:
         assert card.preprocessing is not None, "its card says so"
         self.card, self._network, self._words, self._device = card, network, words, device
         self._slots = card.batch or slots
         self._normalise = Normalise(card.preprocessing).to(device)
 
-    def describe(self, given: npt.NDArray[Any]) -> Sequence[Caption]:
+    def describe(self, given: npt.NDArray[Any]) -> Sequence[registry.Caption]:
         """(n, H, W, 3) uint8, prepared as the card says → the likeliest text of each. Raises DetectorError for other shapes."""
         if given.ndim != 4 or given.shape[3] != 3:
             raise DetectorError(f"{self.card.name}: pixels of shape {given.shape}, not (n, H, W, 3)")
         return in_batches(given, self._slots, self._captions)
 
-    def _captions(self, pixels: npt.NDArray[Any]) -> Sequence[Caption]:
+    def _captions(self, pixels: npt.NDArray[Any]) -> Sequence[registry.Caption]:
         images = self._normalise(torch.from_numpy(pixels).to(self._device)).contiguous()
         return likeliest(self._network, images, self._words, self.card)

@@ -12,9 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ray_app.attribution.captioners.networks import SLOTS, in_batches, likeliest, load_body, read_weights
-from ray_app.attribution.captioners.registry import NOTHING, Caption
-from ray_app.attribution.captioners.tokenizer import words_of_card
+from ray_app.attribution.captioners import networks, registry, tokenizer
 from ray_app.attribution.cards import DescriberCard
 from ray_app.detectors.weights import resolve_part
 from ray_app.errors import DetectorError
@@ -73,18 +71,18 @@ class PrefixDescriber:
         self.card, self._device = card, device
         path = resolve_part(card.parts[0], cache_dir, offline)
         self._network = build_prefix(card)
-        load_body(self._network, read_weights(card, path), f"{card.name}: {path}")
+        networks.load_body(self._network, networks.read_weights(card, path), f"{card.name}: {path}")
         self._network.eval().requires_grad_(False).to(device)
-        self._words = words_of_card(card, path, cache_dir, offline)
+        self._words = tokenizer.words_of_card(card, path, cache_dir, offline)
 
-    def describe(self, given: npt.NDArray[Any]) -> Sequence[Caption]:
+    def describe(self, given: npt.NDArray[Any]) -> Sequence[registry.Caption]:
         """(n, d) float32 → the likeliest text of each; a row of NaN has no words. Raises DetectorError for another width."""
         if given.ndim != 2 or given.shape[1] != self._network.width:
             raise DetectorError(f"{self.card.name}: embeddings of shape {given.shape}, the network takes {self._network.width} numbers")
         there = np.isfinite(given).all(axis=1)
         rows = np.where(there[:, None], given, 0).astype(np.float32)
-        captions = in_batches(rows, self.card.batch or SLOTS, self._captions)
-        return [one if known else NOTHING for one, known in zip(captions, there, strict=True)]
+        captions = networks.in_batches(rows, self.card.batch or networks.SLOTS, self._captions)
+        return [one if known else registry.NOTHING for one, known in zip(captions, there, strict=True)]
 
-    def _captions(self, rows: npt.NDArray[Any]) -> Sequence[Caption]:
-        return likeliest(self._network, torch.from_numpy(rows).to(self._device), self._words, self.card)
+    def _captions(self, rows: npt.NDArray[Any]) -> Sequence[registry.Caption]:
+        return networks.likeliest(self._network, torch.from_numpy(rows).to(self._device), self._words, self.card)

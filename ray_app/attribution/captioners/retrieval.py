@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_app.attribution import cards, identifier
 from ray_app.attribution.captioners.registry import NOTHING, Caption
-from ray_app.attribution.cards import DescriberCard
-from ray_app.attribution.identifier import unit
 from ray_app.detectors.weights import read_arrays, resolve_part
 from ray_app.errors import DetectorError
 
@@ -25,7 +24,7 @@ _UNIT_TOLERANCE = 1e-2  # of a row that was kept in half precision
 class Retrieval:
     """A describer of the tier `retrieval`. Raises DetectorError where its file is missing or is no index."""
 
-    def __init__(self, card: DescriberCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
+    def __init__(self, card: cards.DescriberCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
         self.card = card
         path = resolve_part(card.parts[0], cache_dir, offline)
         tensors = read_arrays(path)
@@ -49,7 +48,7 @@ class Retrieval:
                 f"{self.card.name}: embeddings of shape {given.shape}, the index has {self._vectors.shape[1]} numbers per image"
             )
         there = np.isfinite(given).all(axis=1)
-        rows = unit(np.where(there[:, None], given, 0).astype(np.float32))
+        rows = identifier.unit(np.where(there[:, None], given, 0).astype(np.float32))
         found: list[Caption] = []
         for start in range(0, len(rows), _AT_ONCE):
             found += self._described(rows[start : start + _AT_ONCE])
@@ -80,7 +79,7 @@ def index_tensors(vectors: Floats, prompts: Sequence[str]) -> dict[str, npt.NDAr
     if len(encoded) != len(vectors) or not encoded:
         raise ValueError(f"{len(vectors)} vectors, {len(encoded)} prompts")
     return {
-        "embeddings": unit(np.asarray(vectors, np.float32)),
+        "embeddings": identifier.unit(np.asarray(vectors, np.float32)),
         "prompts": np.frombuffer(b"".join(encoded), np.uint8).copy(),
         "ends": np.cumsum([len(one) for one in encoded], dtype=np.int64),
     }

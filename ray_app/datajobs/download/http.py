@@ -19,16 +19,7 @@ from yarl import URL
 
 from ray_app.datajobs.download.config import BAD_URL, FORBIDDEN_ADDRESS, CollectConfig, Failed, Politeness
 from ray_app.errors import SourceError, Status
-from ray_app.storage.ssrf import (
-    CheckedResolver,
-    NoAddress,
-    Resolver,
-    UrlRefused,
-    checked_url,
-    is_address,
-    is_public_address,
-    system_resolver,
-)
+from ray_app.storage import ssrf
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 64 * 2**10
@@ -52,7 +43,7 @@ class HttpClient:
 
     def __init__(self, config: CollectConfig) -> None:
         self._limits, self._private = config.limits, config.allow_private
-        resolver = CheckedResolver(_resolver(config.resolve), self._is_allowed)
+        resolver = ssrf.CheckedResolver(_resolver(config.resolve), self._is_allowed)
         limits = config.limits
         # A name is resolved anew after five minutes; what is dialled in between was checked when it was found.
         self._session = aiohttp.ClientSession(
@@ -77,11 +68,11 @@ class HttpClient:
     def checked(self, text: str) -> URL:
         """What is dialled for a url. Raises Failed."""
         try:  # an address is judged below, in other words
-            url = checked_url(text, schemes=("http", "https"), is_literal_allowed=is_address, bare_names=self._private)
-        except UrlRefused as refused:
+            url = ssrf.checked_url(text, schemes=("http", "https"), is_literal_allowed=ssrf.is_address, bare_names=self._private)
+        except ssrf.UrlRefused as refused:
             raise Failed(BAD_URL, str(refused), asked=False) from None
         host = url.raw_host or ""
-        if is_address(host) and not self._is_allowed(host):
+        if ssrf.is_address(host) and not self._is_allowed(host):
             raise Failed(FORBIDDEN_ADDRESS, "its address is not on the public Internet", asked=False)
         return url
 
@@ -112,12 +103,12 @@ class HttpClient:
         return bytes(body)
 
     def _is_allowed(self, address: str) -> bool:
-        return self._private or is_public_address(address)
+        return self._private or ssrf.is_public_address(address)
 
 
-def _resolver(known: Mapping[str, str]) -> Resolver:
+def _resolver(known: Mapping[str, str]) -> ssrf.Resolver:
     async def resolve(host: str, port: int) -> list[tuple[str, int]]:
-        return [(known[host], port)] if host in known else await system_resolver(host, port)
+        return [(known[host], port)] if host in known else await ssrf.system_resolver(host, port)
 
     return resolve
 
@@ -151,9 +142,9 @@ def _translated() -> Iterator[None]:
     """Foreign exceptions → `Failed`."""
     try:
         yield
-    except NoAddress:
+    except ssrf.NoAddress:
         raise Failed(Status.SOURCE_MISSING, "there is no host of that name", answered=False) from None
-    except UrlRefused:
+    except ssrf.UrlRefused:
         raise Failed(FORBIDDEN_ADDRESS, "its host is not on the public Internet") from None
     except SourceError as error:  # of the name service, which may know later
         raise Failed(error.status, error.detail, passing=True, answered=False) from None

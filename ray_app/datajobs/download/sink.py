@@ -30,8 +30,7 @@ from ray_app.datajobs.shards.plan import SHARD_ENDINGS
 from ray_app.datajobs.shards.plan import Form as PackedForm
 from ray_app.datajobs.shards.writer import FORMATS, Packed, ShardFile
 from ray_app.errors import InputError, Status, StorageError
-from ray_app.images import ImageLimits
-from ray_app.images.formats import describe_unsupported, sniff_format
+from ray_app.images import ImageLimits, formats
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.storage import Store, strip_secrets
 
@@ -370,8 +369,8 @@ class Checker:
 
     def _decoded(self, data: bytes) -> CheckedImage:
         digest = sha256(data).hexdigest()
-        if data and sniff_format(data) is None:
-            raise Failed(Status.UNSUPPORTED_FORMAT, describe_unsupported(data), sha256=digest, http_status=200)
+        if data and formats.sniff_format(data) is None:
+            raise Failed(Status.UNSUPPORTED_FORMAT, formats.describe_unsupported(data), sha256=digest, http_status=200)
         try:
             facts = self._decoders.decode(data).facts
         except InputError as error:

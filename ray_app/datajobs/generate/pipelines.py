@@ -13,8 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ray_app.datajobs.generate.config import PipelineCard
-from ray_app.datajobs.generate.requests import ImageRequest
+from ray_app.datajobs.generate import config, requests
 from ray_app.detectors.weights import file_sha256, is_offline
 from ray_app.errors import ConfigError, DetectorError, describe_error, is_want_of_memory
 
@@ -53,7 +52,7 @@ class Model:
 class LoadedPipeline:
     """A card's pipeline with its weights, its LoRA fused. Raises DetectorError where it cannot be loaded."""
 
-    def __init__(self, card: PipelineCard, model: Model, *, device: str, precision: str) -> None:
+    def __init__(self, card: config.PipelineCard, model: Model, *, device: str, precision: str) -> None:
         import torch
 
         self._card = card
@@ -73,7 +72,7 @@ class LoadedPipeline:
         self._noise = _Noise(self._pipeline, at=1 if card.task == "inpainting" else 0)
 
     def make(
-        self, orders: Sequence[ImageRequest], pictures: Sequence[Picture] = (), *, steps: int, guidance: float
+        self, orders: Sequence[requests.ImageRequest], pictures: Sequence[Picture] = (), *, steps: int, guidance: float
     ) -> list[GeneratedImage]:
         """A picture for each order of one size, in their order; an inpainting pipeline takes as many `pictures`.
 
@@ -126,7 +125,7 @@ class _Noise:
         return [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows]
 
 
-def _fuse(pipeline: Any, card: PipelineCard) -> None:
+def _fuse(pipeline: Any, card: config.PipelineCard) -> None:
     if card.lora is None:
         return
     if not hasattr(pipeline, "load_lora_weights"):
@@ -148,7 +147,7 @@ def _quieten() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
 
 
-def find_model(card: PipelineCard) -> Model:
+def find_model(card: config.PipelineCard) -> Model:
     """The card's model as it is now. Raises DetectorError: not there, or the hub refuses."""
     folder = card.local_folder
     if folder is not None:
@@ -160,14 +159,14 @@ def find_model(card: PipelineCard) -> Model:
     return Model(card.model, _commit(card), False)
 
 
-def fetch_model(card: PipelineCard, model: Model) -> None:
+def fetch_model(card: config.PipelineCard, model: Model) -> None:
     """Bring the files of a hub's commit into this machine's cache, once, before workers ask for them. Raises DetectorError."""
     if not model.is_local:
         kind = pipeline_class(card)
         _on_hub(card, lambda: kind.download(model.place, revision=model.commit, variant=card.variant, local_files_only=is_offline()))
 
 
-def pipeline_class(card: PipelineCard) -> Any:
+def pipeline_class(card: config.PipelineCard) -> Any:
     """The class of diffusers that the card names. Raises ConfigError."""
     try:
         import diffusers
@@ -187,14 +186,14 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _commit(card: PipelineCard) -> str:
+def _commit(card: config.PipelineCard) -> str:
     from huggingface_hub import hf_hub_download
 
     found = _on_hub(card, lambda: hf_hub_download(card.model, "model_index.json", revision=card.revision, local_files_only=is_offline()))
     return Path(found).parent.name  # …/snapshots/COMMIT/model_index.json
 
 
-def _on_hub(card: PipelineCard, ask: Any) -> Any:
+def _on_hub(card: config.PipelineCard, ask: Any) -> Any:
     try:
         return ask()
     except Exception as error:  # the hub's client lets through whatever its transport raises

@@ -34,15 +34,14 @@ from ray_app.archives import (
     places_of,
     read_block,
     read_complete,
+    tabular,
 )
 from ray_app.archives.members import ListedWithColumns
-from ray_app.archives.tabular import read_table
 from ray_app.datajobs.generate.config import FileEncoding, GenerateConfig, Like, PromptColumns, Size
 from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, InputError
-from ray_app.images import ImageLimits, sniff_format
-from ray_app.images.jpeg import jpeg_quality
+from ray_app.images import ImageLimits, jpeg, sniff_format
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.storage import Fetcher, RetryPolicy, Store, canonical, strip_secrets
 
@@ -127,7 +126,7 @@ def look_of(data: bytes, *, size: bool = False) -> FileStyle | str:
             if kind == "JPEG":
                 assert isinstance(image, JpegImagePlugin.JpegImageFile)
                 found = _SUBSAMPLINGS.get(JpegImagePlugin.get_sampling(image), "4:2:0") if len(image.layer) == 3 else "4:2:0"
-                return FileStyle(kind, jpeg_quality(image.quantization) or 90, found, area)
+                return FileStyle(kind, jpeg.jpeg_quality(image.quantization) or 90, found, area)
     except (OSError, ValueError, SyntaxError, LookupError, TypeError, Image.DecompressionBombError) as error:
         return f"unreadable header: {type(error).__name__}"
     is_lossy = kind == "WEBP" and b"VP8 " in data[12:] and b"VP8L" not in data[12:64]
@@ -339,7 +338,7 @@ def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any
         return
     data = _bytes(place)
     try:
-        table = read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
+        table = tabular.read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
     except (pa.ArrowException, ValueError) as error:
         message = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
         raise ConfigError(message, hint="a table has one header and columns of one type") from error

@@ -27,22 +27,8 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import name_of
 from ray_app.cluster.progress import Progress
+from ray_app.datajobs.generate import pipelines, requests, rows, worker
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
-from ray_app.datajobs.generate.pipelines import Model, fetch_model, find_model, pipeline_class
-from ray_app.datajobs.generate.requests import (
-    FileStyle,
-    FileStyles,
-    GenerationBlock,
-    ImageRequest,
-    cut_blocks,
-    digest_of_orders,
-    make_requests,
-    measure,
-    plain_look,
-    read_prompts,
-)
-from ray_app.datajobs.generate.rows import BLANKED, OK, SCHEMA
-from ray_app.datajobs.generate.worker import GenerationJob, GenerationWorker
 from ray_app.datajobs.shards.writer import write_tables
 from ray_app.errors import ClusterError, ConfigError, ExitCode, TouchstoneError, describe_error, resumable
 from ray_app.runs.directory import claim_directory
@@ -61,7 +47,7 @@ _AT_ONCE = 2
 class Making(Protocol):
     """What makes blocks: this process, or actors."""
 
-    def __call__(self, job: GenerationJob, blocks: Sequence[GenerationBlock], /) -> Iterator[dict[str, int]]:
+    def __call__(self, job: worker.GenerationJob, blocks: Sequence[requests.GenerationBlock], /) -> Iterator[dict[str, int]]:
         """A report for each block as it is committed."""
 
 
@@ -84,12 +70,14 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
     start = time.monotonic()
     card = card_of(config)
     require_accepted(card, config.accept_licences)
-    pipeline_class(card)
-    prompts = read_prompts(config, images=card.task == "inpainting")
+    pipelines.pipeline_class(card)
+    prompts = requests.read_prompts(config, images=card.task == "inpainting")
     directory = GeneratedDirectory(Store.open(config.out))
     measured = _measured(config, directory)
-    looks = measured.looks if measured else (plain_look(config.encode),)
-    orders = make_requests(prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks)
+    looks = measured.looks if measured else (requests.plain_look(config.encode),)
+    orders = requests.make_requests(
+        prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks
+    )
     model = _model(card, directory)
     with Lease(directory.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
         directory.claim(_identity(config, card, model, orders))
@@ -97,7 +85,7 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
             directory.keep_looks(measured)
         if retry:
             directory.reopen()
-        blocks = cut_blocks(orders, config.block_images)
+        blocks = requests.cut_blocks(orders, config.block_images)
         pending = directory.pending(blocks)
         if pending:
             _make(config, card, model, directory, lease, pending, total=len(orders))
@@ -135,24 +123,24 @@ class GeneratedDirectory:
         except FileNotFoundError:
             return None
 
-    def looks(self) -> FileStyles | None:
+    def looks(self) -> requests.FileStyles | None:
         """The looks that were measured when the directory was begun."""
         try:
             content = json.loads(self.store.read("looks.json"))
         except FileNotFoundError:
             return None
         looks = [
-            FileStyle(one["format"], one["quality"], one["subsampling"], tuple(one["size"]) if one["size"] else None)
+            requests.FileStyle(one["format"], one["quality"], one["subsampling"], tuple(one["size"]) if one["size"] else None)
             for one in content["looks"]
         ]
-        return FileStyles(tuple(looks), content["left_out"])
+        return requests.FileStyles(tuple(looks), content["left_out"])
 
-    def keep_looks(self, measured: FileStyles) -> None:
+    def keep_looks(self, measured: requests.FileStyles) -> None:
         """Write them down, so that a later session draws from the same."""
         content = {"looks": [asdict(look) for look in measured.looks], "left_out": measured.left_out}
         self.store.write("looks.json", json.dumps(content).encode())
 
-    def pending(self, blocks: Sequence[GenerationBlock]) -> list[GenerationBlock]:
+    def pending(self, blocks: Sequence[requests.GenerationBlock]) -> list[requests.GenerationBlock]:
         """Blocks that are not done."""
         done = set(self.store.names("parts"))
         return [block for block in blocks if block.path.removeprefix("parts/") not in done]
@@ -161,7 +149,7 @@ class GeneratedDirectory:
         """Take back the blocks with images that failed, so that they are made again; returns how many. What a safety checker blanked
         would be blanked again and is no failure.
         """
-        failed = [path for path, table in self._parts() if set(table["status"].to_pylist()) - {OK, BLANKED}]
+        failed = [path for path, table in self._parts() if set(table["status"].to_pylist()) - {rows.OK, rows.BLANKED}]
         for path in failed:
             self.store.delete(path)
         return len(failed)
@@ -173,7 +161,7 @@ class GeneratedDirectory:
         for _, table in self._parts():
             statuses.update(table["status"].to_pylist())
             seen.update(table["index"].to_pylist())
-            made = table.filter(pc.equal(table["status"], OK))
+            made = table.filter(pc.equal(table["status"], rows.OK))
             formats.update(made["format"].to_pylist())
             generators.update(made["generator"].to_pylist())
             noises.update(made["latents_sha256"].to_pylist())
@@ -182,9 +170,11 @@ class GeneratedDirectory:
             raise ClusterError(
                 f"{self.store.url}: {statuses.total()} rows of {len(seen)} images, of {ordered}", hint="please report this: it is a bug"
             )
-        write_tables(self.store, "generated", SCHEMA, (table.filter(pc.equal(table["status"], OK)) for _, table in self._parts()))
-        write_tables(self.store, "failed", SCHEMA, (table.filter(pc.not_equal(table["status"], OK)) for _, table in self._parts()))
-        return {"out": self.store.url, "images": ordered, "made": statuses[OK], "statuses": dict(statuses.most_common()),
+        write_tables(self.store, "generated", rows.SCHEMA, (table.filter(pc.equal(table["status"], rows.OK)) for _, table in self._parts()))
+        write_tables(
+            self.store, "failed", rows.SCHEMA, (table.filter(pc.not_equal(table["status"], rows.OK)) for _, table in self._parts())
+        )
+        return {"out": self.store.url, "images": ordered, "made": statuses[rows.OK], "statuses": dict(statuses.most_common()),
                 "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
 
     def _parts(self) -> Iterator[tuple[str, pa.Table]]:
@@ -192,21 +182,23 @@ class GeneratedDirectory:
             yield f"parts/{name}", pq.read_table(io.BytesIO(self.store.read(f"parts/{name}")))
 
 
-def _measured(config: GenerateConfig, directory: GeneratedDirectory) -> FileStyles | None:
+def _measured(config: GenerateConfig, directory: GeneratedDirectory) -> requests.FileStyles | None:
     if config.like is None:
         return None
-    return directory.looks() or measure(config.like, config.limits, config.retry, allow_private=config.allow_private)
+    return directory.looks() or requests.measure(config.like, config.limits, config.retry, allow_private=config.allow_private)
 
 
-def _model(card: PipelineCard, directory: GeneratedDirectory) -> Model:
+def _model(card: PipelineCard, directory: GeneratedDirectory) -> pipelines.Model:
     """The card's model; a branch of the hub stays at the commit that the directory was begun with."""
     begun = directory.described()
     if begun and card.revision is None and card.local_folder is None and begun["model"]["place"] == card.model:
-        return Model(card.model, begun["model"]["revision"], False)
-    return find_model(card)
+        return pipelines.Model(card.model, begun["model"]["revision"], False)
+    return pipelines.find_model(card)
 
 
-def _identity(config: GenerateConfig, card: PipelineCard, model: Model, orders: Sequence[ImageRequest]) -> dict[str, Any]:
+def _identity(
+    config: GenerateConfig, card: PipelineCard, model: pipelines.Model, orders: Sequence[requests.ImageRequest]
+) -> dict[str, Any]:
     """What another command on the same directory must match: all that decides which pixels lie in which file."""
     chosen = config.model_dump(
         mode="json",
@@ -216,26 +208,26 @@ def _identity(config: GenerateConfig, card: PipelineCard, model: Model, orders: 
     like = config.like and config.like.model_dump(mode="json") | {"source": name_of(config.like.source)}
     facts = card.facts() | {"model": None}
     return {"command": "generate", "card": facts, "model": {"place": model.place, "revision": model.revision}, "like": like,
-            "orders": digest_of_orders(orders), **chosen}  # fmt: skip
+            "orders": requests.digest_of_orders(orders), **chosen}  # fmt: skip
 
 
 def _make(
     config: GenerateConfig,
     card: PipelineCard,
-    model: Model,
+    model: pipelines.Model,
     directory: GeneratedDirectory,
     lease: Lease,
-    pending: Sequence[GenerationBlock],
+    pending: Sequence[requests.GenerationBlock],
     *,
     total: int,
 ) -> None:
-    fetch_model(card, model)
+    pipelines.fetch_model(card, model)
     progress = Progress(total, done=total - sum(len(block.orders) for block in pending), name="generate")
     try:
         with _workers(config) as (making, device):
             precision = config.precision if config.precision != "auto" else card.precision if device == "cuda" else "fp32"
             progress.say(f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made")
-            for report in making(GenerationJob(directory.store, card, model, config, device, precision), pending):
+            for report in making(worker.GenerationJob(directory.store, card, model, config, device, precision), pending):
                 progress.advance(report["images"], report["bad"])
                 lease.check()
     finally:
@@ -261,8 +253,8 @@ def _workers(config: GenerateConfig) -> Iterator[tuple[Making, str]]:
         yield partial(made_by_actors, workers=workers, cpus=min(_WORKER_CPUS, cpus / workers), gpus=share, stall_s=stall_s), device
 
 
-def _here(job: GenerationJob, blocks: Sequence[GenerationBlock]) -> Iterator[dict[str, int]]:
-    maker = GenerationWorker(job)
+def _here(job: worker.GenerationJob, blocks: Sequence[requests.GenerationBlock]) -> Iterator[dict[str, int]]:
+    maker = worker.GenerationWorker(job)
     return (maker(block) for block in blocks)
 
 
@@ -281,10 +273,10 @@ def _own_gpus(config: GenerateConfig) -> int:
 class Actor:
     """What runs in a worker process."""
 
-    def __init__(self, job: GenerationJob) -> None:
-        self._maker = GenerationWorker(job)
+    def __init__(self, job: worker.GenerationJob) -> None:
+        self._maker = worker.GenerationWorker(job)
 
-    def make(self, block: GenerationBlock) -> tuple[Report | None, bytes | None]:
+    def make(self, block: requests.GenerationBlock) -> tuple[Report | None, bytes | None]:
         """The report on a block, or the error as a value: Ray keeps only the text of an exception."""
         try:
             return self._maker(block), None
@@ -295,7 +287,7 @@ class Actor:
 
 
 def made_by_actors(
-    job: GenerationJob, blocks: Sequence[GenerationBlock], *, workers: int, cpus: float, gpus: float, stall_s: float
+    job: worker.GenerationJob, blocks: Sequence[requests.GenerationBlock], *, workers: int, cpus: float, gpus: float, stall_s: float
 ) -> Iterator[Report]:
     """A report for each block as it is committed. Inside `ray_cluster.cluster`.
 
@@ -328,7 +320,7 @@ def made_by_actors(
             ray.kill(actor)
 
 
-def _give(actor: Any, waiting: Iterator[GenerationBlock], running: dict[Any, Any]) -> None:
+def _give(actor: Any, waiting: Iterator[requests.GenerationBlock], running: dict[Any, Any]) -> None:
     block = next(waiting, None)
     if block is not None:
         running[actor.make.remote(block)] = actor

@@ -14,16 +14,24 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import Archive, ListedMember, ManifestMember, guard_of, iter_blocks, manifests, member_rows, read_block, read_vanished
-from ray_app.archives.manifest import as_type, joined_inputs
+from ray_app.archives import (
+    Archive,
+    ListedMember,
+    ManifestMember,
+    guard_of,
+    iter_blocks,
+    manifest,
+    manifests,
+    member_rows,
+    read_block,
+    read_vanished,
+)
 from ray_app.archives.members import ListedWithColumns
-from ray_app.datajobs.shards.plan import FilterConfig
+from ray_app.datajobs.shards import plan, writer
 from ray_app.datajobs.shards.run import claim, write_shards
-from ray_app.datajobs.shards.writer import EXPECTED, free_names, write_tables
 from ray_app.errors import ClusterError, ConfigError, Status
 from ray_app.reports import format as wording
-from ray_app.runs import RunDirectory, check_conservation, current_tables, fingerprint
-from ray_app.runs.directory import Published
+from ray_app.runs import RunDirectory, check_conservation, current_tables, directory, fingerprint
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import DETAIL
 from ray_app.storage import Fetcher, Lease, Store
@@ -36,7 +44,7 @@ COLUMNS = ["image_id", *REMOVED.names[:-1], "detail", "calibrated", "verdict_rea
 _DECIDING = ["image_id", "verdict", "status"]
 
 
-def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
+def filter_run(config: plan.FilterConfig, *, retry: bool = False) -> dict[str, Any]:
     """Write what is left of a run's archive, and what was taken out of it and why; returns the content of `summary.json`.
 
     Bytes that are read again are those that were scored, or the member is listed in `unpacked.parquet`. Raises ConfigError (the run is
@@ -50,7 +58,7 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
         claim(store, _identity(config, run, described))
         reasons = Reasons.of(described["ensemble"])
         gone = (reasons.removed(rows.filter(pa.array(is_removed(rows, config.drop)))) for rows in current_tables(run, COLUMNS))
-        removed = write_tables(store, "removed", REMOVED, gone, csv=True)
+        removed = writer.write_tables(store, "removed", REMOVED, gone, csv=True)
         facts = {
             "run": run.store.url,
             "drop": list(config.drop),
@@ -61,7 +69,7 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
         }
         if config.form == "list":
             columns = _own_columns(run)
-            kept = write_tables(store, "kept", _list_schema(columns), _listed(run, config.drop, columns), csv=True)
+            kept = writer.write_tables(store, "kept", _list_schema(columns), _listed(run, config.drop, columns), csv=True)
             summary: dict[str, Any] = {"out": store.url, "form": "list"}
         else:
             sources = tuple(described["identity"]["source"])
@@ -78,7 +86,7 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
     return summary
 
 
-def _identity(config: FilterConfig, run: RunDirectory, described: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(config: plan.FilterConfig, run: RunDirectory, described: Mapping[str, Any]) -> dict[str, Any]:
     """What another command on the same directory must match; `decisions` differs as soon as other members would go."""
     chosen = config.model_dump(mode="json", include={"form", "drop", "shard_mb", "max_member_bytes"})
     decided = {"fingerprint": fingerprint(described["identity"]), "decisions": decisions_digest(run, config.drop)}
@@ -125,12 +133,12 @@ def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:
     """The source's own columns with the types that hold them in every listing."""
     first = {file.manifest: file for file in reversed(run.published())}
     schemas = [next(run.file_tables(file, ["input"])).schema for file in first.values()]
-    given = joined_inputs((schema.field("input").type for schema in schemas if "input" in schema.names), as_text=True)
+    given = manifest.joined_inputs((schema.field("input").type for schema in schemas if "input" in schema.names), as_text=True)
     return {field.name: field.type for field in given or ()}
 
 
 def _list_schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    names = free_names(list(columns), _LISTED)
+    names = writer.free_names(list(columns), _LISTED)
     plain = [pa.field(name, REMOVED.field(name).type) for name in _LISTED]
     return pa.schema([*plain, *(pa.field(names[column], kind) for column, kind in columns.items())])
 
@@ -144,7 +152,7 @@ def _listed(run: RunDirectory, drop: Sequence[str], columns: Mapping[str, pa.Dat
             if "input" in rows.schema.names
             else {}
         )
-        own = [as_type(given[column], kind) if column in given else pa.nulls(len(rows), kind) for column, kind in columns.items()]
+        own = [manifest.as_type(given[column], kind) if column in given else pa.nulls(len(rows), kind) for column, kind in columns.items()]
         yield pa.Table.from_arrays([*(rows[name].cast(schema.field(name).type) for name in _LISTED), *own], schema=schema)
 
 
@@ -190,7 +198,7 @@ class KeptSection:
     """The members whose rows are in one file: manifest and rows are in the same order, so both are read once, side by side."""
 
     run: RunDirectory
-    file: Published
+    file: directory.Published
     drop: tuple[str, ...]
 
     def found(self, fetcher: Fetcher) -> Iterator[tuple[str, ListedMember]]:
@@ -205,7 +213,7 @@ class KeptSection:
                 name = member.uri if member.member is None else f"{member.uri}/{member.member}"
                 # Listings of one run may tell of a column in types of their own, which is nobody's to change any more.
                 yield name, ListedWithColumns(member.uri, member.member, member.occurrence, member.version, member.size_bytes,
-                                      {**member.input, EXPECTED: sha256}, member.place, member.refused)  # fmt: skip
+                                      {**member.input, writer.EXPECTED: sha256}, member.place, member.refused)  # fmt: skip
 
     def _members(self) -> Iterator[ManifestMember]:
         for ref in iter_blocks(self.run.store, self.file.manifest):

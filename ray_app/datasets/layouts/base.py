@@ -20,8 +20,7 @@ from ray_app.config import Frozen
 from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
 from ray_app.datasets.masks import may_lead, may_name
 from ray_app.errors import ConfigError, InputError
-from ray_app.storage import Fetcher, canonical, strip_secrets
-from ray_app.storage.urls import scheme_of
+from ray_app.storage import Fetcher, canonical, strip_secrets, urls
 
 # What lies beside images and is none: tables, texts, settings, weights. Whatever else there is must have a label.
 _NO_IMAGES = re.compile(
@@ -145,7 +144,9 @@ class LabelColumns(DatasetLayout):
             place = place_below(shown(self.root), place)
         # A root of the user's states that masks lie outside the archive; local ones lie below it.
         root = None if self.root is None else shown(self.root)
-        is_below_root = root is not None and (shown(place).startswith(root + "/") or (scheme_of(place) != "file" and may_lead(root, place)))
+        is_below_root = root is not None and (
+            shown(place).startswith(root + "/") or (urls.scheme_of(place) != "file" and may_lead(root, place))
+        )
         is_of_list = not isinstance(item, ListedWithColumns)  # a file that no list names has its columns from a table beside it
         if not (is_below_root or (is_of_list and may_name(item.uri, item.member, place))):
             raise contradiction(item, f"an archive may not say that its mask lies at {place}, unless arguments.root does")

@@ -13,20 +13,7 @@ from pydantic import PrivateAttr
 
 from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Labels, parse_label, prompt_group
-from ray_app.datasets.layouts.base import (
-    DatasetLayout,
-    Folders,
-    contradiction,
-    entered,
-    is_no_image,
-    place_below,
-    place_of,
-    read_json,
-    root_of,
-    shown,
-    text,
-    with_sidecar,
-)
+from ray_app.datasets.layouts import base
 from ray_app.errors import ConfigError
 
 # Version 1, by the names of its files; `pd` are thousands of fine-tuned models, each record naming its own.
@@ -39,10 +26,10 @@ FAMILIES_V2 = (
 )  # fmt: skip
 _PUBLISHED_V2 = {"fake": 763_318, "real": 641_470}
 _PUBLISHED_SHARDS = {"fake": 768_586}
-_SHARDS = Folders(split_folder=-1)
+_SHARDS = base.Folders(split_folder=-1)
 
 
-class Dflip(DatasetLayout):
+class Dflip(base.DatasetLayout):
     """`file`: the JSON; the images are the source. Images that it does not list are left out. Null: the shards of version 2.
 
     Version 1: `generator`, where the file's name is not dalle, mj, sd or pd. Version 2: paths are below `root` (null = the JSON's folder).
@@ -58,7 +45,7 @@ class Dflip(DatasetLayout):
         """Reads the file."""
         if self.file is None:
             return
-        content, file = read_json(self.file), shown(self.file)
+        content, file = base.read_json(self.file), base.shown(self.file)
         if isinstance(content, dict):
             self._read_v1(content, file)
         elif isinstance(content, list):
@@ -80,8 +67,8 @@ class Dflip(DatasetLayout):
 
     def labels(self, item: ListedMember) -> Labels | None:
         """Version 1 looks for the name up to its first dot, version 2 for the path. Raises ConfigError for a shard in the wrong folders."""
-        place = place_of(item)
-        if is_no_image(place):
+        place = base.place_of(item)
+        if base.is_no_image(place):
             return None
         if self.file is None:
             return _labels_in_shard(item)
@@ -103,19 +90,19 @@ class Dflip(DatasetLayout):
                 raise ConfigError(f"{file}: '{name}' has no record but {record!r}")
             if _id(name) in self._records:
                 raise ConfigError(f"{file}: two ids are '{_id(name)}' up to the first dot, '{name}' one of them: their files collide")
-            prompt = text(record, "Prompt") or text(record, "p")
-            model = text(record, "Model") or text(record, "Model hash") or "sdft"
+            prompt = base.text(record, "Prompt") or base.text(record, "p")
+            model = base.text(record, "Model") or base.text(record, "Model hash") or "sdft"
             self._records[_id(name)] = Labels(
                 "fake", self.generator or FAMILIES_V1[family] or model, None, prompt, None, prompt_group(prompt)
             )
 
     def _read_v2(self, content: list[Any], file: str) -> None:
-        root = root_of(self.root, file)
+        root = base.root_of(self.root, file)
         for number, record in enumerate(content):
             if not isinstance(record, dict) or not record.get("image_path"):
                 raise ConfigError(f"{file}: record {number} has no image_path")
             where = f"{file}: record {number} ({record['image_path']})"
-            entered(self._records, place_below(root, record["image_path"]), _labels_v2(record, where), file)
+            base.entered(self._records, base.place_below(root, record["image_path"]), _labels_v2(record, where), file)
 
 
 def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
@@ -125,8 +112,8 @@ def _labels_v2(record: Mapping[str, Any], where: str) -> Labels:
         raise ConfigError(f"{where}: {found}", hint="reals, and reals alone, have none")
     if family is not None and not (isinstance(family, int) and 0 <= family < len(FAMILIES_V2)):
         raise ConfigError(f"{where}: no family has the id {family!r}", hint=f"ids are 0 to {len(FAMILIES_V2) - 1}")
-    prompt = text(record, "prompt")
-    return Labels(label, "real" if family is None else FAMILIES_V2[family], None, prompt, text(record, "split"), prompt_group(prompt))
+    prompt = base.text(record, "prompt")
+    return Labels(label, "real" if family is None else FAMILIES_V2[family], None, prompt, base.text(record, "split"), prompt_group(prompt))
 
 
 def _labels_in_shard(item: ListedMember) -> Labels | None:
@@ -134,9 +121,9 @@ def _labels_in_shard(item: ListedMember) -> Labels | None:
     if labels is None:
         return None
     if labels.label == "fake" and labels.generator not in FAMILIES_V2:
-        raise contradiction(item, f"DFLIP-3K has no family '{labels.generator}'")
-    columns = with_sidecar(item).input
-    prompt = text(columns, "prompt") or text(columns, "txt")
+        raise base.contradiction(item, f"DFLIP-3K has no family '{labels.generator}'")
+    columns = base.with_sidecar(item).input
+    prompt = base.text(columns, "prompt") or base.text(columns, "txt")
     return replace(labels, prompt=prompt, group=prompt_group(prompt))
 
 

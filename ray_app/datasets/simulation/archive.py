@@ -25,10 +25,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, validate
-from ray_app.datasets.simulation.camera import CAMERAS, SUFFIXES, Pixels, SimulatedEncoding, draw_encoding, draw_history
-from ray_app.datasets.simulation.decoders import DECODERS, LEARNED, keep_generator, kept_generators
+from ray_app.datasets.simulation import camera, decoders, scenes
 from ray_app.datasets.simulation.pairs import SPLITS, Decode, Split, make_pair
-from ray_app.datasets.simulation.scenes import Rng, render
 from ray_app.errors import ConfigError
 from ray_app.storage import Store
 
@@ -112,18 +110,18 @@ def _picture(seed: int, index: int) -> tuple[str, bytes, str, str]:
     rng = np.random.default_rng([seed, 2, index])
     long, aspect = 270 * (1024 / 270) ** rng.random() ** 1.7, rng.choice([1.0, 4 / 3, 3 / 2])  # many small, few large
     sides = sorted((round(max(long / aspect, 200)), round(long)), reverse=bool(rng.random() < 0.3))
-    pair = make_pair(_SHOWN, DECODERS, rng, *sides)
-    encoding = draw_encoding(rng)
+    pair = make_pair(_SHOWN, decoders.DECODERS, rng, *sides)
+    encoding = camera.draw_encoding(rng)
     label, pixels, maker = ("fake", pair.fake, pair.decoder) if index % 2 else ("real", pair.real, f"camera:{pair.camera}")
     number = hashlib.sha256(f"{seed}/{index}".encode()).hexdigest()[:6]
-    path = f"{rng.choice(_ALBUMS)}/{number}{SUFFIXES[encoding.format]}"
+    path = f"{rng.choice(_ALBUMS)}/{number}{camera.SUFFIXES[encoding.format]}"
     return path, encoding.encode(pixels), label, maker
 
 
-def _odd_files(rng: Rng) -> Iterator[tuple[str, bytes, str, str]]:
+def _odd_files(rng: scenes.Rng) -> Iterator[tuple[str, bytes, str, str]]:
     """Path, bytes, label (empty where there is no picture to label), maker."""
-    photo = CAMERAS["mirrorless"].shoot(render("hills", rng, 512, 768), rng)
-    jpeg = SimulatedEncoding("JPEG", 90).encode(photo)
+    photo = camera.CAMERAS["mirrorless"].shoot(scenes.render("hills", rng, 512, 768), rng)
+    jpeg = camera.SimulatedEncoding("JPEG", 90).encode(photo)
     yield "README.txt", b"Pictures made by a simulated camera and by simulated decoders.\n", "", ""
     yield "wire/cut-short.jpg", jpeg[: len(jpeg) // 2], "", ""
     yield "wire/nothing.jpg", b"", "", ""
@@ -136,9 +134,9 @@ def _odd_files(rng: Rng) -> Iterator[tuple[str, bytes, str, str]]:
     yield "travel/2021/moving.gif", stream.getvalue(), "real", "camera:mirrorless"
 
 
-def _base(seed: int, family: str, height: int, width: int) -> Pixels:
+def _base(seed: int, family: str, height: int, width: int) -> camera.Pixels:
     rng = np.random.default_rng([seed, 3, *family.encode()])
-    return CAMERAS["reflex"].shoot(render(family, rng, 2 * height, 2 * width), rng)
+    return camera.CAMERAS["reflex"].shoot(scenes.render(family, rng, 2 * height, 2 * width), rng)
 
 
 SplitName = Literal["train", "validation", "test"]
@@ -222,7 +220,9 @@ def _claim(store: Store, plan: SimulatedSet) -> None:
 def _simulate(folder: Path, plan: SimulatedSet, processes: int, progress: Callable[[int], object]) -> Iterator[Row]:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(partial(keep_generator, _generators(folder), seed=plan.seed, steps=plan.autoencoder_steps), LEARNED))
+        list(
+            pool.map(partial(decoders.keep_generator, _generators(folder), seed=plan.seed, steps=plan.autoencoder_steps), decoders.LEARNED)
+        )
         tasks = [(split, first) for split, count in plan.pairs.items() for first in range(0, count, _PAIRS_AT_ONCE)]
         for rows in pool.map(partial(_part, folder, plan), tasks):
             progress(len(rows))
@@ -247,17 +247,17 @@ def _pair(folder: Path, plan: SimulatedSet, split: SplitName, index: int) -> Ite
     height, width = pair.real.shape[:2]
     group = f"{split}-{index:06d}"
     for number in range(plan.histories.get(split, 1)):
-        history = draw_history(rng, height, width, target=(target, target))
+        history = camera.draw_history(rng, height, width, target=(target, target))
         makers = (("real", f"real:{pair.camera}"), ("fake", pair.decoder))
         for (label, generator), data in zip(makers, pair.encode(history), strict=True):
-            path = f"{split}/{group}-{number}-{label}{SUFFIXES[history.last.format]}"
+            path = f"{split}/{group}-{number}-{label}{camera.SUFFIXES[history.last.format]}"
             (folder / path).write_bytes(data)
             yield path, label, generator, split, group, pair.scene
 
 
 @cache
 def _decoders(folder: Path) -> Mapping[str, Decode]:
-    return kept_generators(_generators(folder))
+    return decoders.kept_generators(_generators(folder))
 
 
 def _generators(folder: Path) -> Store:

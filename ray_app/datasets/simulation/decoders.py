@@ -13,8 +13,7 @@ import torch.nn.functional as functional
 from safetensors.torch import load, save
 from torch import nn
 
-from ray_app.datasets.simulation.camera import CAMERAS, Pixels
-from ray_app.datasets.simulation.pairs import SPLITS, Decode
+from ray_app.datasets.simulation import camera, pairs
 from ray_app.datasets.simulation.scenes import Rng, render
 from ray_app.storage import Store
 
@@ -36,12 +35,12 @@ class Decoder:
 
     upsample: Upsample
 
-    def __call__(self, pixels: Pixels, rng: Rng) -> Pixels:
+    def __call__(self, pixels: camera.Pixels, rng: Rng) -> camera.Pixels:
         """Reduce and repaint: (h, w, 3) uint8 → the same shape; h and w are multiples of 4."""
         stages = 1 if rng.random() < 0.75 else 2
         return self.painted(pixels, stages, rng)
 
-    def painted(self, pixels: Pixels, stages: int, rng: Rng, weights: Rng | None = None) -> Pixels:
+    def painted(self, pixels: camera.Pixels, stages: int, rng: Rng, weights: Rng | None = None) -> camera.Pixels:
         """The same with so many doublings; `weights` draws those of the layers (None = `rng` does, so that no two pictures share them)."""
         image = to_tensor(pixels)
         latent = functional.interpolate(image, scale_factor=0.5**stages, mode="bilinear", antialias=True)
@@ -57,12 +56,12 @@ class Decoder:
         return latent
 
 
-def to_tensor(pixels: Pixels) -> torch.Tensor:
+def to_tensor(pixels: camera.Pixels) -> torch.Tensor:
     """(h, w, 3) uint8 → (1, 3, h, w) float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
 
 
-def to_pixels(image: torch.Tensor) -> Pixels:
+def to_pixels(image: torch.Tensor) -> camera.Pixels:
     """(1, 3, h, w) float → (h, w, 3) uint8, clipped and rounded."""
     return np.asarray((image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
@@ -211,7 +210,7 @@ class TrainedDecoder:
     net: Autoencoder
 
     @torch.no_grad()
-    def __call__(self, pixels: Pixels, rng: Rng) -> Pixels:
+    def __call__(self, pixels: camera.Pixels, rng: Rng) -> camera.Pixels:
         """Encode, disturb the latent a little, decode: (h, w, 3) uint8 → the same shape; h and w are multiples of 8."""
         latent = self.net.encode(to_tensor(pixels))
         noise = torch.from_numpy(rng.standard_normal(tuple(latent.shape), dtype=np.float32))
@@ -219,7 +218,7 @@ class TrainedDecoder:
         return to_pixels(self.net.decode(latent + rng.uniform(0, 0.15) * latent.std() * noise))
 
 
-def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[Pixels], *, seed: int, steps: int = 300) -> TrainedDecoder:
+def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[camera.Pixels], *, seed: int, steps: int = 300) -> TrainedDecoder:
     """Fit one autoencoder to reproduce 64-pixel crops of `pictures`: absolute error of values and of differences."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -243,10 +242,10 @@ LEARNED = tuple(sorted(AUTOENCODERS, key=lambda name: -AUTOENCODERS[name].width 
 
 def train_generator(name: str, *, seed: int, steps: int) -> TrainedDecoder:
     """Train one autoencoder on pictures of its own split, so that no decoder saw scenes or cameras of another."""
-    split = next(split for split in SPLITS.values() if name in split.decoders)
+    split = next(split for split in pairs.SPLITS.values() if name in split.decoders)
     rng = np.random.default_rng([seed, *name.encode()])
     pictures = [
-        CAMERAS[str(rng.choice(split.cameras))].shoot(render(str(rng.choice(split.scenes)), rng, _SIDE_PX, _SIDE_PX), rng)
+        camera.CAMERAS[str(rng.choice(split.cameras))].shoot(render(str(rng.choice(split.scenes)), rng, _SIDE_PX, _SIDE_PX), rng)
         for _ in range(_PICTURES)
     ]
     return train_autoencoder(AUTOENCODERS[name], pictures, seed=seed, steps=steps)
@@ -258,7 +257,7 @@ def keep_generator(store: Store, name: str, *, seed: int, steps: int) -> None:
         store.write(_file(name), save(train_generator(name, seed=seed, steps=steps).net.state_dict()))
 
 
-def kept_generators(store: Store) -> dict[str, Decode]:
+def kept_generators(store: Store) -> dict[str, pairs.Decode]:
     """Every decoder of every split, by name; all of `LEARNED` have been kept in `store`."""
     return DECODERS | {name: _kept(store, name) for name in LEARNED}
 
@@ -292,7 +291,7 @@ def _upsample(kind: str, width: int) -> nn.Module:
     return nn.Sequential(smooth, nn.Conv2d(width, width, 3, padding=1))
 
 
-def _crop(picture: Pixels, rng: Rng, size: int = 64) -> Pixels:
+def _crop(picture: camera.Pixels, rng: Rng, size: int = 64) -> camera.Pixels:
     top, left = (int(rng.integers(extent - size + 1)) for extent in picture.shape[:2])
     return picture[top : top + size, left : left + size]
 

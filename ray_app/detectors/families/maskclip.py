@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from ray_app.detectors.detector import Prediction
-from ray_app.detectors.families.clip import Attention, Clip, VisionTower, drawn, project
-from ray_app.detectors.families.mae import MaeVit, headwise_attention
+from ray_app.detectors.families import clip, mae
 from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
 
@@ -129,10 +128,13 @@ class MaskClip(nn.Module):
         prompts: int = 10,
     ) -> None:
         super().__init__()
-        self.clip = Clip(VisionTower(quick_gelu=True, taps=TAPS, **(vision or {})), quick_gelu=True, **(text or {}))
+        self.clip = clip.Clip(clip.VisionTower(quick_gelu=True, taps=TAPS, **(vision or {})), quick_gelu=True, **(text or {}))
         clip_width, embed_dim = self.clip.visual.proj.shape
         self.aggregator = Aggregator(
-            MaeVit(image_size=image_size, width=mae_width, heads=mae_heads), clip_width, self.clip.text_projection.shape[1], decoder_width
+            mae.MaeVit(image_size=image_size, width=mae_width, heads=mae_heads),
+            clip_width,
+            self.clip.text_projection.shape[1],
+            decoder_width,
         )
         self.prompt_learner = PromptLearner(prompts, self.clip.token_embedding.embedding_dim)
         self.cls_aggregator = ClassTokens(clip_width, embed_dim)
@@ -188,8 +190,8 @@ class PromptLearner(nn.Module):
 
     def __init__(self, prompts: int = 10, width: int = 768, context: int = 77) -> None:
         super().__init__()
-        self.ctx_pos = nn.Parameter(drawn(1, prompts, width, std=PROMPT_STD))
-        self.ctx_neg = nn.Parameter(drawn(1, prompts, width, std=PROMPT_STD))
+        self.ctx_pos = nn.Parameter(clip.drawn(1, prompts, width, std=PROMPT_STD))
+        self.ctx_neg = nn.Parameter(clip.drawn(1, prompts, width, std=PROMPT_STD))
         words = [START, *[PLACEHOLDER] * prompts, *CLASS_TEXT, END]
         self.end = len(words) - 1
         self.register_buffer("tokens", torch.tensor(words + [0] * (context - len(words))), persistent=False)
@@ -205,7 +207,7 @@ class PromptLearner(nn.Module):
 class Aggregator(nn.Module):
     """Where: MAE tokens that listen to CLIP's patches, decoded with the text of fake into the mask's logits (N, S, S)."""
 
-    def __init__(self, vit_model: MaeVit, clip_width: int, embed_dim: int, decoder_width: int) -> None:
+    def __init__(self, vit_model: mae.MaeVit, clip_width: int, embed_dim: int, decoder_width: int) -> None:
         super().__init__()
         width = vit_model.pos_embed.shape[-1]
         self.vit_model = vit_model
@@ -244,7 +246,7 @@ class ClipToMae(nn.Module):
         context = self.channel_adjust[1](narrow).flatten(2).transpose(1, 2)
         known = tokens.flatten(1, 2)
         query, key, value = self._heads(self.query_proj(context)), self._heads(self.key_proj(known)), self._heads(self.value_proj(known))
-        attended, _ = headwise_attention(self, query, key, value, None)
+        attended, _ = mae.headwise_attention(self, query, key, value, None)
         answer: torch.Tensor = self.output_proj(attended.flatten(2))
         return answer.view_as(tokens)
 
@@ -264,7 +266,7 @@ class ClassTokens(nn.Module):
         """Products with the texts, not cosines: the mean is not normalised, and there is no scale."""
         for layer in self.layers:
             tokens = layer(tokens)
-        return project(self.projector(tokens.mean(1)), texts.T)
+        return clip.project(self.projector(tokens.mean(1)), texts.T)
 
 
 class ClassTokenLayer(nn.Module):
@@ -272,7 +274,7 @@ class ClassTokenLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.multihead_attn = Attention(width, HEADS)
+        self.multihead_attn = clip.Attention(width, HEADS)
         self.layer_norm = nn.LayerNorm(width, eps=1e-5)
         self.dropout = nn.Dropout(0.1)
 

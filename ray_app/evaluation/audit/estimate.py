@@ -20,20 +20,9 @@ from ray_app.errors import ConfigError, Reason
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
 from ray_app.evaluation.join import JoinKey
 from ray_app.evaluation.labels import LabelTables, open_labels
-from ray_app.metrics.arrays import figure_rows
-from ray_app.metrics.intervals import proportion
-from ray_app.metrics.survey_sampling import (
-    Discoveries,
-    LabelledStratum,
-    References,
-    archive_figures,
-    discoveries,
-    fewest_listed,
-    unsure_bounds,
-)
+from ray_app.metrics import arrays, intervals, survey_sampling
 from ray_app.reports.format import counted
-from ray_app.runs import RunDirectory, current_tables
-from ray_app.runs.reader import numbers
+from ray_app.runs import RunDirectory, current_tables, reader
 from ray_app.runs.rows import with_reasons
 from ray_app.scoring.identity import references_of
 
@@ -47,7 +36,7 @@ SCHEMA = 1
 class AuditLabels:
     """`strata`: what was found in each; `blank`: drawn images without a label; `others`: labels of images that were not drawn."""
 
-    strata: tuple[LabelledStratum, ...]
+    strata: tuple[survey_sampling.LabelledStratum, ...]
     blank: int
     others: int
 
@@ -98,10 +87,10 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
     seed = int(audit.facts["seed"])
     strata = [
         {**one.row(), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
-         "fake_share": proportion(found.fakes, found.labelled, "none is labelled").row()}
+         "fake_share": intervals.proportion(found.fakes, found.labelled, "none is labelled").row()}
         for one, found in zip(audit.strata, answers.strata, strict=True)
     ]  # fmt: skip
-    widest = unsure_bounds(answers.strata, seed=seed) if answers.unsure else {}
+    widest = survey_sampling.unsure_bounds(answers.strata, seed=seed) if answers.unsure else {}
     return {
         "schema": SCHEMA,
         "audit": {key: audit.facts[key] for key in ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")},
@@ -110,7 +99,7 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
         "labelled": answers.labelled,
         "unsure": answers.unsure,
         "blank": answers.blank,
-        "figures": figure_rows(archive_figures(answers.strata, seed=seed)),
+        "figures": arrays.figure_rows(survey_sampling.archive_figures(answers.strata, seed=seed)),
         "if_unsure_were_either": {name: list(ends) for name, ends in widest.items()},
         "strata": strata,
     }
@@ -154,12 +143,12 @@ def _texts(key: JoinKey, images: Sequence[Mapping[str, Any]]) -> list[str]:
     return [str(text) for text in key.texts(table).to_pylist()]
 
 
-def _strata(audit: Audit, labels: Mapping[int, str]) -> list[LabelledStratum]:
+def _strata(audit: Audit, labels: Mapping[int, str]) -> list[survey_sampling.LabelledStratum]:
     counts = [{"fake": 0, "real": 0, UNSURE: 0} for _ in audit.strata]
     for place, word in labels.items():
         counts[audit.images[place]["stratum"]][word] += 1
     return [
-        LabelledStratum(one.size, one.verdict == "fake", found["fake"], found["real"], found[UNSURE], one.words)
+        survey_sampling.LabelledStratum(one.size, one.verdict == "fake", found["fake"], found["real"], found[UNSURE], one.words)
         for one, found in zip(audit.strata, counts, strict=True)
     ]
 
@@ -188,8 +177,8 @@ class DiscoveryList:
     """A list: what it consists of, and the remarks that belong to it. `left_out`: images with a score that the card does not cover."""
 
     run: RunDirectory
-    references: References
-    list: Discoveries
+    references: survey_sampling.References
+    list: survey_sampling.Discoveries
     left_out: int
     remarks: tuple[str, ...]
 
@@ -198,7 +187,7 @@ class DiscoveryList:
         if not self.list.count:
             return
         for table in current_tables(self.run):
-            scores = numbers(table["score"])
+            scores = reader.numbers(table["score"])
             listed = np.flatnonzero(_tested(table, scores) & (scores > self.list.above))
             values = self.references.p_values(scores[listed])
             for row, p in zip(table.take(pa.array(listed)).to_pylist(), values.tolist(), strict=True):
@@ -217,18 +206,18 @@ def discover(url: str, rate: float) -> DiscoveryList:
     if not run.exists():
         raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
     run.check_settled()
-    references = References.of(references_of(run))
+    references = survey_sampling.References.of(references_of(run))
     counts, left_out = np.zeros(references.n + 1, np.int64), 0
     for table in current_tables(run, _COLUMNS):
-        scores = numbers(table["score"])
+        scores = reader.numbers(table["score"])
         tested = _tested(table, scores)
         left_out += int((np.isfinite(scores) & ~tested).sum())
         counts += references.counted(scores[tested])
-    found = discoveries(references, counts, rate)
+    found = survey_sampling.discoveries(references, counts, rate)
     return DiscoveryList(run, references, found, left_out, tuple(_remarks(run, references, found, left_out)))
 
 
-def _remarks(run: RunDirectory, references: References, found: Discoveries, left_out: int) -> Iterator[str]:
+def _remarks(run: RunDirectory, references: survey_sampling.References, found: survey_sampling.Discoveries, left_out: int) -> Iterator[str]:
     guarantee = _guarantee(run)
     yield (
         f"{found.count:,} of {found.tested:,} images are listed; of such a list at most {found.rate:.3g} is real on average, "
@@ -243,7 +232,7 @@ def _remarks(run: RunDirectory, references: References, found: Discoveries, left
     if left_out:
         yield f"{left_out:,} images with a score are left out: they lie outside what the card speaks for"
     if not found.count and found.tested:
-        least = fewest_listed(references, found.tested, found.rate)
+        least = survey_sampling.fewest_listed(references, found.tested, found.rate)
         yield f"a list of any length needs {least:,} images above all {found.n_references:,} known reals, or more reals to compare with"
 
 

@@ -27,8 +27,7 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import hashed, mixed, pictures_of
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.audit import AuditImage, render_audit
-from ray_app.runs import RunDirectory, current_tables, fingerprint
-from ray_app.runs.reader import numbers
+from ray_app.runs import RunDirectory, current_tables, fingerprint, reader
 from ray_app.scoring.guarantee import WAIVED
 
 Counts = npt.NDArray[np.int64]
@@ -174,7 +173,7 @@ def draw(run: RunDirectory, counted: Counted, number: int, seed: int) -> AuditSa
 def stratum_codes(table: pa.Table, strata: Sequence[AuditStratum]) -> Codes:
     """(n,) the place of every row's stratum; -1 for a row without a verdict. Of the table it needs `verdict` and `score`."""
     verdicts = table["verdict"].cast(pa.string())
-    scores = numbers(table["score"])
+    scores = reader.numbers(table["score"])
     codes = np.full(len(table), -1, np.int32)
     for place, stratum in enumerate(strata):
         inside = np.asarray(pc.fill_null(pc.equal(verdicts, stratum.verdict), False)) & (np.isfinite(scores) == stratum.scored)
@@ -241,7 +240,7 @@ def count(run: RunDirectory) -> Counted:
     pieces: dict[str, list[ScoreHistogram]] = {verdict: [] for verdict in VERDICTS}
     without, unscored = 0, Counter[str]()
     for table in current_tables(run, ["image_id", "status", "verdict", "score"]):
-        verdicts, scores = table["verdict"].cast(pa.string()), numbers(table["score"])
+        verdicts, scores = table["verdict"].cast(pa.string()), reader.numbers(table["score"])
         has_score = np.isfinite(scores)
         for verdict, found in pieces.items():
             has_verdict = np.asarray(pc.fill_null(pc.equal(verdicts, verdict), False))

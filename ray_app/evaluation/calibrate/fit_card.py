@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 
 from ray_app.detectors.card import Calibration, Isotonic, Platt
-from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, logit, second_looks
+from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, Thresholds, combine, decision, drawn_by_audit, logit, second_looks
 from ray_app.ensembles.card import Cascade, Rule
-from ray_app.ensembles.decision import fit_stacking
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.data import CalibrationData
+from ray_app.evaluation.calibrate import data, files
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division
-from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.evaluation.calibrate.thresholds import Band, ChosenThreshold, choose_band, choose_threshold, fit, real_below
 from ray_app.metrics.arrays import Bools, Floats
 
@@ -40,12 +38,12 @@ class CalibratedCard:
         """Of the detectors, by name."""
         return {name: member.calibration for name, member in zip(self.names, self.card.members, strict=True)}
 
-    def scores(self, labelled: CalibrationData) -> Floats:
+    def scores(self, labelled: data.CalibrationData) -> Floats:
         """The ensemble's score (n,) of images, as a run with the card gives it."""
         audited = drawn_by_audit(self.card, labelled.sha256)
         return combine(self.card, {name: labelled.scores[name] for name in self.names}, self.calibrations, audited=audited)
 
-    def looks(self, labelled: CalibrationData) -> list[str | None] | None:
+    def looks(self, labelled: data.CalibrationData) -> list[str | None] | None:
         """Of a cascade, why all detectors score each image: `band`, `audit`, or None."""
         audited = drawn_by_audit(self.card, labelled.sha256)
         return second_looks(self.card, {name: labelled.scores[name] for name in self.names}, self.calibrations, audited)
@@ -61,7 +59,7 @@ class Assembled:
     reals: Floats
 
 
-def fit_card(division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig) -> CalibratedCard:
+def fit_card(division: Division, members: Sequence[EnsembleMember], config: files.CalibrateConfig) -> CalibratedCard:
     """A card fitted on the parts `fit` and `calibrate`. Raises ConfigError where something cannot be fitted."""
     names, rule = division.labelled.detectors, rule_of(config, len(members))
     if len(members) == 1 and rule not in ("stacked", "weighted"):
@@ -74,7 +72,7 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: Cali
     if rule == "cascade":
         facts["cascade"], band = _cascade(division, calibrations, config)
     elif rule == "stacked":
-        facts["stacking"] = fit_stacking(calibrated(fitting, calibrations), fitting.fake, config.seed)
+        facts["stacking"] = decision.fit_stacking(calibrated(fitting, calibrations), fitting.fake, config.seed)
     elif rule == "weighted":
         facts |= _weights(fitting, members, calibrations, config.seed)
     prevalences = float(calibrating.fake.mean()), float(fitting.fake.mean())
@@ -82,7 +80,7 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: Cali
     return _at_prevalence(plain, fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble"), config)
 
 
-def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
+def rule_of(config: files.CalibrateConfig, detectors: int) -> Rule:
     """The requested rule; without one `stacked`, of an only detector `mean-logit`. Raises ConfigError for one that cannot be."""
     rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
     if rule == "cascade" and detectors < 2:
@@ -92,7 +90,7 @@ def rule_of(config: CalibrateConfig, detectors: int) -> Rule:
     return rule
 
 
-def with_thresholds(fitted: CalibratedCard, division: Division, config: CalibrateConfig) -> Assembled:
+def with_thresholds(fitted: CalibratedCard, division: Division, config: files.CalibrateConfig) -> Assembled:
     """The card with thresholds chosen on images that nothing was fitted on; copies of one real count once.
 
     Raises ConfigError where the reals are too few for what is promised.
@@ -113,7 +111,7 @@ def with_thresholds(fitted: CalibratedCard, division: Division, config: Calibrat
     return Assembled(fitted, fitted.card.model_copy(update={"thresholds": thresholds}), chosen, reals)
 
 
-def calibrated(labelled: CalibrationData, calibrations: Mapping[str, Calibration]) -> Floats:
+def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Calibration]) -> Floats:
     """Calibrated log-odds (n, detectors)."""
     return np.stack([calibrations[name](column.astype(np.float64)) for name, column in labelled.scores.items()], axis=1)
 
@@ -125,7 +123,7 @@ def shifted_calibration(calibration: Calibration, by: float) -> Calibration:
     return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
 
 
-def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: CalibrateConfig) -> CalibratedCard:
+def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: files.CalibrateConfig) -> CalibratedCard:
     """A card of one detector, whose calibrated score is the ensemble's."""
     seen, [name] = division.labelled.take(division.parts != CHOOSE), division.labelled.detectors
     member = member.model_copy(update={"calibration": fit(seen.scores[name], seen.fake, config.method, what=name)})
@@ -136,7 +134,7 @@ def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: C
     return _at_prevalence(plain, Platt(slope=1, intercept=0), config)
 
 
-def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: CalibrateConfig) -> CalibratedCard:
+def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: files.CalibrateConfig) -> CalibratedCard:
     """The card with the ensemble's calibration, as it is at the requested share of fakes."""
     prevalence = config.prevalence or plain.prevalence
     there = shifted_calibration(calibration, logit(prevalence) - logit(plain.prevalence))
@@ -144,17 +142,17 @@ def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: Cali
 
 
 def _weights(
-    fitting: CalibrationData, members: Sequence[EnsembleMember], calibrations: Mapping[str, Calibration], seed: int
+    fitting: data.CalibrationData, members: Sequence[EnsembleMember], calibrations: Mapping[str, Calibration], seed: int
 ) -> dict[str, Any]:
     """The logistic regression of `stacked` as weights and a bias."""
-    stacking = fit_stacking(calibrated(fitting, calibrations), fitting.fake, seed)
+    stacking = decision.fit_stacking(calibrated(fitting, calibrations), fitting.fake, seed)
     weights = [slope / scale for slope, scale in zip(stacking.coefficients, stacking.scale, strict=True)]
     bias = stacking.intercept - sum(weight * mean for weight, mean in zip(weights, stacking.mean, strict=True))
     weighted = tuple(member.model_copy(update={"weight": weight}) for member, weight in zip(members, weights, strict=True))
     return {"members": weighted, "bias": bias}
 
 
-def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: CalibrateConfig) -> tuple[Cascade, Band]:
+def _cascade(division: Division, calibrations: Mapping[str, Calibration], config: files.CalibrateConfig) -> tuple[Cascade, Band]:
     """Both stages, each a stacking and its calibration fitted on `fit`, and the band, which the thresholds' images do not influence."""
     parts, fake = division.parts, division.labelled.fake
     fitting: Bools = parts == FIT
@@ -171,11 +169,11 @@ def _cascade(division: Division, calibrations: Mapping[str, Calibration], config
     return Cascade(first=first, band=edges, audit_share=config.audit, expected_share=goes_on, early=early_stage, late=late_stage), band
 
 
-def _stage(table: Floats, fitting: Bools, fake: Bools, config: CalibrateConfig) -> tuple[CascadeStage, Floats]:
+def _stage(table: Floats, fitting: Bools, fake: Bools, config: files.CalibrateConfig) -> tuple[CascadeStage, Floats]:
     """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated log-odds (n, its detectors)."""
-    from ray_app.ensembles.decision import stacked
+    from ray_app.ensembles import decision
 
-    stacking = fit_stacking(table[fitting], fake[fitting], config.seed)
-    raw = stacked(table, stacking)
+    stacking = decision.fit_stacking(table[fitting], fake[fitting], config.seed)
+    raw = decision.stacked(table, stacking)
     calibration = fit(raw[fitting], fake[fitting], config.method, what="a stage of the cascade")
     return CascadeStage(rule="stacked", stacking=stacking, calibration=calibration), calibration(raw)

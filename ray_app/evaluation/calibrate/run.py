@@ -30,24 +30,12 @@ from ray_app.ensembles import (
     properties_of,
 )
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.data import CalibrationData, LabelledRun, read_labelled
+from ray_app.evaluation.calibrate import data, files, thresholds
 from ray_app.evaluation.calibrate.division import CHOOSE, PARTS, Division, described, divided, generators_of, groups_of
-from ray_app.evaluation.calibrate.files import (
-    CalibrateConfig,
-    card_path,
-    named_from,
-    reference_bytes,
-    references_name,
-    report_path,
-    write_files,
-)
 from ray_app.evaluation.calibrate.fit_card import Assembled, CalibratedCard, fit_card, with_thresholds
-from ray_app.evaluation.calibrate.thresholds import choose_threshold, reals_needed, share_at
+from ray_app.metrics import detection, intervals, operating_points
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.calibration import debiased_ece, log_loss
-from ray_app.metrics.detection import auc_figure
-from ray_app.metrics.intervals import proportion
-from ray_app.metrics.operating_points import NO_FAKES, NO_REALS, ONE_CLASS
 from ray_app.reports.calibration import (
     CALIBRATION_SCHEMA,
     CalibratedCascade,
@@ -67,7 +55,7 @@ QUALITIES = (50, 70, 80, 90, 95)
 
 
 def systems_before_and_after(
-    fitted: CalibratedCard, choosing: CalibrationData, before: EnsembleCard, calibrations: Mapping[str, Calibration | None]
+    fitted: CalibratedCard, choosing: data.CalibrationData, before: EnsembleCard, calibrations: Mapping[str, Calibration | None]
 ) -> list[CalibratedSystem]:
     """Log-loss and ECE of the ensemble and of every detector: as the run had them, and calibrated; on the same held-out images."""
     fake, own = choosing.fake, float(choosing.fake.mean())
@@ -82,7 +70,7 @@ def systems_before_and_after(
 
 
 def generators_left_out(
-    division: Division, members: Sequence[EnsembleMember], config: CalibrateConfig, full: Assembled
+    division: Division, members: Sequence[EnsembleMember], config: files.CalibrateConfig, full: Assembled
 ) -> list[LeftOutGenerator]:
     """Of each generator, the largest first, the rates and chances on its images by a card that never saw one of them.
 
@@ -105,7 +93,7 @@ def generators_left_out(
     return found
 
 
-def by_quality(assembled: Assembled, choosing: CalibrationData) -> list[QualityBand]:
+def by_quality(assembled: Assembled, choosing: data.CalibrationData) -> list[QualityBand]:
     """Rates at the threshold and chances, by the quality of JPEG files; files of other formats are one band."""
     scores, fake = assembled.fitted.scores(choosing), choosing.fake
     chances = scores + _between(float(fake.mean()), assembled.fitted.prevalence)
@@ -115,23 +103,23 @@ def by_quality(assembled: Assembled, choosing: CalibrationData) -> list[QualityB
         among = bands == band
         flagged = scores >= assembled.card.thresholds.fake_above
         rates = {}
-        for key, kind, why in (("false_positives", False, NO_REALS), ("found", True, NO_FAKES)):
+        for key, kind, why in (("false_positives", False, operating_points.NO_REALS), ("found", True, operating_points.NO_FAKES)):
             of_class = among & (fake == kind)
-            rates[key] = proportion(int(flagged[of_class].sum()), int(of_class.sum()), why)
+            rates[key] = intervals.proportion(int(flagged[of_class].sum()), int(of_class.sum()), why)
         figures = rates | _chances(chances[among], fake[among])
         n_real, n_fake = int((among & ~fake).sum()), int((among & fake).sum())
         found.append(QualityBand(quality=_band_name(band), n_real=n_real, n_fake=n_fake, **facts_of(figures)))
     return found
 
 
-def of_cascade(assembled: Assembled, division: Division, config: CalibrateConfig) -> CalibratedCascade | None:
+def of_cascade(assembled: Assembled, division: Division, config: files.CalibrateConfig) -> CalibratedCascade | None:
     """How many images go on, and what is found so and by all detectors on all images; None of other rules."""
     fitted, cascade, band = assembled.fitted, assembled.card.cascade, assembled.fitted.band
     looks = fitted.looks(division.choosing)
     if cascade is None or band is None or looks is None:
         return None
     fake, reasons = division.choosing.fake, np.array([look or "" for look in looks])
-    shares = {reason: share_at(reasons == reason, fake, fitted.prevalence) for reason in ("band", "audit")}
+    shares = {reason: thresholds.share_at(reasons == reason, fake, fitted.prevalence) for reason in ("band", "audit")}
     return CalibratedCascade(
         first=cascade.first,
         band=(band.low, band.high),
@@ -144,7 +132,7 @@ def of_cascade(assembled: Assembled, division: Division, config: CalibrateConfig
     )
 
 
-def _found_by_all(fitted: CalibratedCard, division: Division, config: CalibrateConfig) -> float | None:
+def _found_by_all(fitted: CalibratedCard, division: Division, config: files.CalibrateConfig) -> float | None:
     """The share of fakes found at as good a promise if all detectors looked at every image."""
     cascade, choosing = fitted.card.cascade, division.choosing
     if cascade is None or not choosing.fake.any():
@@ -152,23 +140,23 @@ def _found_by_all(fitted: CalibratedCard, division: Division, config: CalibrateC
     widest = float(np.finfo(np.float64).max)
     card = fitted.card.model_copy(update={"cascade": cascade.model_copy(update={"band": (-widest, widest)})})
     scores = replace(fitted, card=card).scores(choosing)
-    threshold = choose_threshold(scores[division.choosing_reals], config.fpr, config.confidence).fake_above
+    threshold = thresholds.choose_threshold(scores[division.choosing_reals], config.fpr, config.confidence).fake_above
     return float((scores[choosing.fake] >= threshold).mean())
 
 
-def _without(division: Division, its: Bools, members: Sequence[EnsembleMember], config: CalibrateConfig) -> Assembled:
+def _without(division: Division, its: Bools, members: Sequence[EnsembleMember], config: files.CalibrateConfig) -> Assembled:
     rest = division.without(its, config.seed)
     return with_thresholds(fit_card(rest, members, config), rest, config)
 
 
-def _of_generator(assembled: Assembled, its: CalibrationData) -> dict[str, MetricEstimate]:
+def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, MetricEstimate]:
     """Figures of one generator's images against the reals that thresholds were chosen on."""
     scores, reals = assembled.fitted.scores(its), assembled.reals
     found = int((scores >= assembled.card.thresholds.fake_above).sum())
     both, fake = np.concatenate([scores, reals]), np.arange(len(scores) + len(reals)) < len(scores)
     return {
-        "found": proportion(found, len(scores), NO_FAKES),
-        "auc": auc_figure(ScoreHistogram.of(scores), ScoreHistogram.of(reals)),
+        "found": intervals.proportion(found, len(scores), operating_points.NO_FAKES),
+        "auc": detection.auc_figure(ScoreHistogram.of(scores), ScoreHistogram.of(reals)),
         **_chances(both + _between(float(fake.mean()), assembled.fitted.prevalence), fake),
     }
 
@@ -181,7 +169,7 @@ def _system(name: str, calibration: str, before: Floats, after: Floats, fake: Bo
 def _chances(scores: Floats, fake: Bools) -> dict[str, MetricEstimate]:
     known = np.isfinite(scores)
     fakes, reals = ScoreHistogram.of(scores[known & fake]), ScoreHistogram.of(scores[known & ~fake])
-    loss = log_loss(fakes, reals) if fakes.n and reals.n else undefined(ONE_CLASS, fakes.n + reals.n)
+    loss = log_loss(fakes, reals) if fakes.n and reals.n else undefined(operating_points.ONE_CLASS, fakes.n + reals.n)
     return {"log_loss": loss, "ece": debiased_ece(fakes, reals)}
 
 
@@ -197,39 +185,39 @@ def _band_name(band: int) -> str:
     return f"{max(1, ends[band])}–{ends[band + 1] - 1}"
 
 
-def calibrate_run(config: CalibrateConfig) -> CalibrationReport:
+def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
     """Calibrate a labelled run, write CARD.yaml, CARD.reals.parquet and CARD.report.json; returns the report.
 
     Raises ConfigError: no run or labels of something else, too few reals, a class or generators lacking, groups that cross the user's
     own parts, detectors that cannot be calibrated.
     """
-    path = card_path(config.out)
-    reading = read_labelled(config.run, config.labels, key=config.key, split=config.split, detectors=config.detectors)
+    path = files.card_path(config.out)
+    reading = data.read_labelled(config.run, config.labels, key=config.key, split=config.split, detectors=config.detectors)
     labelled = reading.labelled
     _refuse_few(labelled, config)
     groups = groups_of(labelled, share_generators=config.share_generators)
     parts, moved = divided(labelled, groups, seed=config.seed, regroup=config.regroup)
     division = Division.of(labelled, groups, parts)
     _print_progress("fitting")
-    members = tuple(named_from(path, member) for member in reading.members)
+    members = tuple(files.named_from(path, member) for member in reading.members)
     assembled = with_thresholds(fit_card(division, members, config), division, config)
-    references, sha256 = reference_bytes(assembled.reals)
+    references, sha256 = files.reference_bytes(assembled.reals)
     chosen = assembled.chosen
     guarantee = Guarantee(
         target_fpr=config.fpr, confidence=config.confidence, n_real=chosen.n_real, false_positives=chosen.false_positives,
-        upper_bound=chosen.upper_bound, references=references_name(path), references_sha256=sha256,
+        upper_bound=chosen.upper_bound, references=files.references_name(path), references_sha256=sha256,
     )  # fmt: skip
     notes = _notes(reading, division, config, moved)
     card = _card(path, reading, assembled, guarantee, _population(reading, assembled, division), notes)
     _print_progress("measuring")
     report = _report(reading, assembled, card, division, config).model_copy(update={"card": str(path), "notes": notes})
     report = report.model_copy(update={"findings": _findings(report)})
-    write_files(path, card, references, report)
-    return report.model_copy(update={"report": str(report_path(path))})
+    files.write_files(path, card, references, report)
+    return report.model_copy(update={"report": str(files.report_path(path))})
 
 
 def _card(
-    path: Path, reading: LabelledRun, assembled: Assembled, guarantee: Guarantee, population: Population, notes: list[str]
+    path: Path, reading: data.LabelledRun, assembled: Assembled, guarantee: Guarantee, population: Population, notes: list[str]
 ) -> EnsembleCard:
     """The whole card: what was fitted, what it promises, and of which images."""
     known = {
@@ -245,7 +233,7 @@ def _card(
 
 
 def _report(
-    reading: LabelledRun, assembled: Assembled, card: EnsembleCard, division: Division, config: CalibrateConfig
+    reading: data.LabelledRun, assembled: Assembled, card: EnsembleCard, division: Division, config: files.CalibrateConfig
 ) -> CalibrationReport:
     labelled, choosing = reading.labelled, division.choosing
     names = sorted({name for name in generators_of(labelled) if name is not None})
@@ -274,7 +262,7 @@ def _report(
     )
 
 
-def _population(reading: LabelledRun, assembled: Assembled, division: Division) -> Population:
+def _population(reading: data.LabelledRun, assembled: Assembled, division: Division) -> Population:
     """The images that the card speaks for; spread as those that nothing was fitted on."""
     labelled, fitted = reading.labelled, assembled.fitted
     looks = fitted.looks(labelled)
@@ -290,7 +278,7 @@ def _population(reading: LabelledRun, assembled: Assembled, division: Division) 
                          prevalence=fitted.prevalence, generators=names, counted=division.parts == CHOOSE)  # fmt: skip
 
 
-def _settings(reading: LabelledRun) -> Settings | None:
+def _settings(reading: data.LabelledRun) -> Settings | None:
     """Under what the run made its scores; None where it is not recorded."""
     precision = reading.identity.get("precision")
     if precision is None:
@@ -299,7 +287,7 @@ def _settings(reading: LabelledRun) -> Settings | None:
     return Settings(precision=kept, resize=reading.identity.get("resize", "exact"), decoders=tuple(sorted(reading.tally.decoders)))
 
 
-def _notes(reading: LabelledRun, division: Division, config: CalibrateConfig, moved: int) -> list[str]:
+def _notes(reading: data.LabelledRun, division: Division, config: files.CalibrateConfig, moved: int) -> list[str]:
     """Notes for users of the card, in sentences."""
     reals = division.choosing.take(division.choosing_reals)
     independent = len(np.unique(groups_of(reals, share_generators=True)))
@@ -336,9 +324,9 @@ def _findings(report: CalibrationReport) -> list[str]:
     return found
 
 
-def _refuse_few(labelled: CalibrationData, config: CalibrateConfig) -> None:
+def _refuse_few(labelled: data.CalibrationData, config: files.CalibrateConfig) -> None:
     """Raises ConfigError at once where even all reals together are too few."""
-    n_real, few = int((~labelled.fake).sum()), reals_needed(config.fpr, config.confidence)
+    n_real, few = int((~labelled.fake).sum()), thresholds.reals_needed(config.fpr, config.confidence)
     if n_real < few:
         raise ConfigError(
             f"there are {n_real:,} labelled reals; a {100 * config.fpr:g} % target at {100 * config.confidence:g} % needs {few:,} "

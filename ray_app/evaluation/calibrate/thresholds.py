@@ -17,9 +17,8 @@ from numpy.typing import ArrayLike
 from ray_app.detectors.card import Calibration, Isotonic
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import Places
+from ray_app.metrics import calibration, intervals
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram, checked
-from ray_app.metrics.calibration import fit_platt
-from ray_app.metrics.intervals import proportion_interval
 
 Method = Literal["platt", "isotonic", "temperature"]
 MOST_KNOTS = 200
@@ -55,7 +54,7 @@ def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: s
     class is missing, where scores are not finite, and where fakes score no higher than reals.
     """
     try:
-        return fit_isotonic(scores, fake) if method == "isotonic" else fit_platt(scores, fake, intercept=method == "platt")
+        return fit_isotonic(scores, fake) if method == "isotonic" else calibration.fit_platt(scores, fake, intercept=method == "platt")
     except ValueError as error:
         raise ConfigError(f"{what} cannot be calibrated: {error}", hint="name the others with --detector, or look at the labels") from error
 
@@ -100,7 +99,9 @@ def choose_threshold(reals: ScoreHistogram | ArrayLike, target: float, confidenc
     beaten = float(scores.ranked(scores.n - 1 - most))  # the highest score that is not to be reached
     fake_above = float(np.nextafter(beaten, np.inf))
     false_positives = scores.at_or_above(fake_above)
-    return ChosenThreshold(fake_above, scores.n, false_positives, proportion_interval(false_positives, scores.n, 1 - confidence)[1])
+    return ChosenThreshold(
+        fake_above, scores.n, false_positives, intervals.proportion_interval(false_positives, scores.n, 1 - confidence)[1]
+    )
 
 
 def reals_needed(target: float, confidence: float = 0.95) -> int:
@@ -113,7 +114,7 @@ def false_positives_allowed(n_real: int, target: float, confidence: float = 0.95
 
     The bound is Clopper and Pearson's (1934), one-sided.
     """
-    return bisect_right(range(n_real), target, key=lambda k: proportion_interval(k, n_real, 1 - confidence)[1]) - 1
+    return bisect_right(range(n_real), target, key=lambda k: intervals.proportion_interval(k, n_real, 1 - confidence)[1]) - 1
 
 
 def real_below(fakes: ScoreHistogram | ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
@@ -192,7 +193,8 @@ class _Counter:
     def bound(self, start: int, end: int) -> float:
         """What that share is at most."""
         rates = [
-            proportion_interval(count, n, self._tail)[1] if n else 1.0 for count, n in zip(self._counts(start, end), self._n, strict=True)
+            intervals.proportion_interval(count, n, self._tail)[1] if n else 1.0
+            for count, n in zip(self._counts(start, end), self._n, strict=True)
         ]
         return sum(weight * rate for weight, rate in zip(self._weights, rates, strict=True))
 

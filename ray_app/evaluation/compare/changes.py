@@ -22,13 +22,8 @@ import pyarrow.compute as pc
 from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.join import Labels
 from ray_app.evaluation.systems import ENSEMBLE
-from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
-from ray_app.metrics.detection import auc_figure
-from ray_app.metrics.intervals import Z95, proportion
-from ray_app.metrics.significance import Paired, delong_paired, drift_of, mcnemar, mcnemar_of, quantiles_of
-from ray_app.runs import RunDirectory
-from ray_app.runs.reader import current_tables
-from ray_app.runs.summary import EDGES
+from ray_app.metrics import arrays, detection, intervals, significance
+from ray_app.runs import RunDirectory, reader, summary
 
 By = Literal["image_id", "sha256"]
 
@@ -51,7 +46,7 @@ class RunColumns:
         run = RunDirectory.open(url)
         if not run.exists():
             raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
-        first = next(current_tables(run), None)
+        first = next(reader.current_tables(run), None)
         return cls(run, run.describe()["detectors"], frozenset(() if first is None else first.column_names))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -61,7 +56,7 @@ class RunColumns:
         """
         wanted = [one for one in dict.fromkeys(["image_id", *columns]) if one.partition(".")[0] in self.columns]
         rows = 0
-        for table in current_tables(self.run, wanted):
+        for table in reader.current_tables(self.run, wanted):
             rows += len(table)
             yield table
         self.counted.append(rows)
@@ -207,16 +202,16 @@ def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
     table = _table(a[there], b[there], len(VERDICTS))
     flipped = n - int(np.trace(table))
     only_a, only_b = int(table[_FAKE].sum() - table[_FAKE, _FAKE]), int(table[:, _FAKE].sum() - table[_FAKE, _FAKE])
-    tested = mcnemar_of(only_a, only_b, n)
+    tested = significance.mcnemar_of(only_a, only_b, n)
     why = "no image has a verdict in both runs"
     return {
         "n": n,
         "matrix": {word: dict(zip(VERDICTS, row, strict=True)) for word, row in zip(VERDICTS, table.tolist(), strict=True)},
         "flips": flipped,
-        "flipped": proportion(flipped, n, why).row(),
-        "flagged_both": proportion(int(table[_FAKE, _FAKE]), n, why).row(),
-        "flagged_a": proportion(int(table[_FAKE].sum()), n, why).row(),
-        "flagged_b": proportion(int(table[:, _FAKE].sum()), n, why).row(),
+        "flipped": intervals.proportion(flipped, n, why).row(),
+        "flagged_both": intervals.proportion(int(table[_FAKE, _FAKE]), n, why).row(),
+        "flagged_a": intervals.proportion(int(table[_FAKE].sum()), n, why).row(),
+        "flagged_b": intervals.proportion(int(table[:, _FAKE].sum()), n, why).row(),
         **tested.row(),
     }
 
@@ -228,7 +223,7 @@ def statuses_of(a: Codes, b: Codes) -> dict[str, Any]:
     pairs = [(_status(x), _status(y), int(table[x, y])) for x, y in np.argwhere(table).tolist()]
     return {
         "n": len(a),
-        "changed": proportion(int(changed.sum()), len(a), "no image is in both runs").row(),
+        "changed": intervals.proportion(int(changed.sum()), len(a), "no image is in both runs").row(),
         "pairs": [list(one) for one in sorted(pairs, key=lambda one: (-one[2], one[0], one[1]))],
     }
 
@@ -241,13 +236,16 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
     n, m = int((a >= 0).sum()), int((b >= 0).sum())
     x, y = int((a == _FAKE).sum()), int((b == _FAKE).sum())
     why = "the run has no verdict"
-    shares = {"a": proportion(x, n, why).row(), "b": proportion(y, m, why).row()}
+    shares = {"a": intervals.proportion(x, n, why).row(), "b": intervals.proportion(y, m, why).row()}
     if not n or not m:
-        return shares | {"difference": undefined("a run has no verdict").row(), "p": None}
+        return shares | {"difference": arrays.undefined("a run has no verdict").row(), "p": None}
     p, q = (x + 1) / (n + 2), (y + 1) / (m + 2)
-    half = Z95 * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
+    half = intervals.Z95 * math.sqrt(p * (1 - p) / (n + 2) + q * (1 - q) / (m + 2))
     interval = (max(-1.0, q - p - half), min(1.0, q - p + half))
-    return shares | {"difference": MetricEstimate(y / m - x / n, interval, "agresti-caffo", n + m).row(), "p": _two_shares(x, n, y, m)}
+    return shares | {
+        "difference": arrays.MetricEstimate(y / m - x / n, interval, "agresti-caffo", n + m).row(),
+        "p": _two_shares(x, n, y, m),
+    }
 
 
 def examples_of(runs: tuple[RunColumns, RunColumns], pairing: Pairing, verdicts: Sequence[Codes], scores: Sequence[Scores]) -> list[Any]:
@@ -299,7 +297,7 @@ def labelled_changes(
         a, b = scores(name)
         there = known & np.isfinite(a) & np.isfinite(b)
         right = tuple(_right(name, one, verdict, fake)[there] for one, verdict in zip((a, b), verdicts, strict=True))
-        by_system.append({"name": name, **_auc(a, b, fake, there), "right": _rates(right[0], right[1], mcnemar(*right))})
+        by_system.append({"name": name, **_auc(a, b, fake, there), "right": _rates(right[0], right[1], significance.mcnemar(*right))})
         generators += [{"system": name, **one} for one in _by_generator(truth, truth.codes[there], right[0], right[1])]
     counts = {"n": int(known.sum()), "n_fake": int((known & fake).sum()), "n_real": int((known & ~fake).sum())}
     return {"name": truth.name, **counts, "systems": by_system, "generators": generators}
@@ -316,9 +314,9 @@ def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     n, why = len(change), "no image has a score in both runs"
     found: dict[str, Any] = {"n": n, "equal": int((change == 0).sum()), "gained": int((np.isnan(a) & ~np.isnan(b)).sum())}
     found["lost"] = int((np.isnan(b) & ~np.isnan(a)).sum())
-    moved = proportion(int((np.abs(change) > MOVED).sum()), n, why).row()
+    moved = intervals.proportion(int((np.abs(change) > MOVED).sum()), n, why).row()
     if not n:
-        return found | {"mean": undefined(why).row(), "p": None, "moved": moved, "sd": None, "largest": None, "quantiles": []}
+        return found | {"mean": arrays.undefined(why).row(), "p": None, "moved": moved, "sd": None, "largest": None, "quantiles": []}
     mean, p = _mean(change)
     return found | {
         "mean": mean.row(),
@@ -335,14 +333,14 @@ def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
 
     Histograms have the edges of a run's summary; scores beyond are counted in the outermost bins.
     """
-    first, second = (ScoreHistogram.of(one[np.isfinite(one)]) for one in (a, b))
-    drift = drift_of(first, second)
+    first, second = (arrays.ScoreHistogram.of(one[np.isfinite(one)]) for one in (a, b))
+    drift = significance.drift_of(first, second)
     return {
         "n_a": first.n,
         "n_b": second.n,
-        "quantiles_a": quantiles_of(first, QUANTILES) if first.n else [],
-        "quantiles_b": quantiles_of(second, QUANTILES) if second.n else [],
-        "histogram": {"edges": EDGES.tolist(), "a": _bins(first), "b": _bins(second)},
+        "quantiles_a": significance.quantiles_of(first, QUANTILES) if first.n else [],
+        "quantiles_b": significance.quantiles_of(second, QUANTILES) if second.n else [],
+        "histogram": {"edges": summary.EDGES.tolist(), "a": _bins(first), "b": _bins(second)},
         "drift": drift.row() if drift else None,
     }
 
@@ -385,16 +383,16 @@ def _auc(a: Numbers, b: Numbers, fake: npt.NDArray[np.bool_], there: npt.NDArray
         return {"auc": None}
     if len(sample) > 2 and max(len(np.unique(one)) for one in of) <= 2:
         return {"auc": _undefined("binary replies have no ranking", len(sample))}
-    tested = delong_paired(of[0], of[1], marks)
+    tested = significance.delong_paired(of[0], of[1], marks)
     if tested.difference.value is None:
         return {"auc": _undefined(tested.difference.why or "", len(sample))}
-    figures = [auc_figure(ScoreHistogram.of(one[marks]), ScoreHistogram.of(one[~marks])).row() for one in of]
+    figures = [detection.auc_figure(arrays.ScoreHistogram.of(one[marks]), arrays.ScoreHistogram.of(one[~marks])).row() for one in of]
     return {"auc": {**tested.row(), "a": figures[0], "b": figures[1]}}
 
 
 def _undefined(why: str, n: int) -> dict[str, Any]:
-    nothing = undefined(why, n)
-    return {**Paired("delong", n, nothing, None, why).row(), "a": nothing.row(), "b": nothing.row()}
+    nothing = arrays.undefined(why, n)
+    return {**significance.Paired("delong", n, nothing, None, why).row(), "a": nothing.row(), "b": nothing.row()}
 
 
 def _by_generator(truth: ImageGroups, codes: Groups, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> Iterator[dict[str, Any]]:
@@ -402,31 +400,35 @@ def _by_generator(truth: ImageGroups, codes: Groups, a: npt.NDArray[np.bool_], b
     ends = np.cumsum(np.bincount(codes, minlength=len(truth.groups)))
     for (label, generator), places in zip(truth.groups, np.split(order, ends[:-1]), strict=True):
         if len(places):
-            tested = mcnemar(a[places], b[places])
+            tested = significance.mcnemar(a[places], b[places])
             yield {"generator": generator, "label": label, **_rates(a[places], b[places], tested)}
 
 
-def _rates(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], tested: Paired) -> dict[str, Any]:
+def _rates(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], tested: significance.Paired) -> dict[str, Any]:
     why = "no labelled image has a score in both runs"
-    return {**tested.row(), "a": proportion(int(a.sum()), len(a), why).row(), "b": proportion(int(b.sum()), len(b), why).row()}
+    return {
+        **tested.row(),
+        "a": intervals.proportion(int(a.sum()), len(a), why).row(),
+        "b": intervals.proportion(int(b.sum()), len(b), why).row(),
+    }
 
 
-def _mean(change: npt.NDArray[np.float64]) -> tuple[MetricEstimate, float | None]:
+def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.MetricEstimate, float | None]:
     """The mean with its interval, and the two-sided p of its being 0."""
     from scipy.stats import ttest_1samp
 
     n, mean = len(change), float(change.mean())
     if n < 2:
-        return MetricEstimate(mean, n=n), None
+        return arrays.MetricEstimate(mean, n=n), None
     if float(change.std(ddof=1)) / math.sqrt(n) <= abs(mean) * 1e-12:
         # All changed alike: their signs are the test, and there is no error to make an interval of.
-        return MetricEstimate(mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
+        return arrays.MetricEstimate(mean, n=n), 1.0 if mean == 0 else min(1.0, 2.0 * 0.5**n)
     tested = ttest_1samp(change, 0.0)
     low, high = tested.confidence_interval()
-    return MetricEstimate(mean, (float(low), float(high)), "student", n), float(tested.pvalue)
+    return arrays.MetricEstimate(mean, (float(low), float(high)), "student", n), float(tested.pvalue)
 
 
-def _bins(scores: ScoreHistogram) -> list[int]:
-    clipped = np.clip(scores.values, EDGES[0], EDGES[-1])
-    counts: list[int] = np.histogram(clipped, EDGES, weights=scores.counts)[0].astype(np.int64).tolist()
+def _bins(scores: arrays.ScoreHistogram) -> list[int]:
+    clipped = np.clip(scores.values, summary.EDGES[0], summary.EDGES[-1])
+    counts: list[int] = np.histogram(clipped, summary.EDGES, weights=scores.counts)[0].astype(np.int64).tolist()
     return counts

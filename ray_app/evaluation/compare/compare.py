@@ -9,26 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.evaluation.compare.changes import (
-    MOVED,
-    QUANTILES,
-    STATUSES,
-    VERDICTS,
-    By,
-    ImageGroups,
-    Numbers,
-    Pairing,
-    RunColumns,
-    distribution_of,
-    examples_of,
-    flagged_of,
-    flips_of,
-    labelled_changes,
-    pair,
-    shift_of,
-    statuses_of,
-    truth_of,
-)
+from ray_app.evaluation.compare import changes
 from ray_app.evaluation.join import OwnLabels, index_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE
@@ -52,22 +33,22 @@ RULE = (
     f"Said is what is significant, p < {ALPHA:g} after Holm’s correction over all tests here, and not negligible: a mean shift of "
     f"{LEAST['mean_shift']:g} log-odds, {wording.stated(LEAST['flagged'])} more or fewer flagged or told right, {LEAST['auc']:g} of AUC, a "
     f"Kolmogorov–Smirnov distance (KS) of {LEAST['ks']:g} or a stability index (PSI) of {LEAST['psi']:g} at least. Shares of verdicts or "
-    f"statuses that changed ({wording.stated(LEAST['flipped'])}) and of scores that moved by more than {MOVED:g} "
+    f"statuses that changed ({wording.stated(LEAST['flipped'])}) and of scores that moved by more than {changes.MOVED:g} "
     f"({wording.stated(LEAST['moved'])}) are said where their whole 95 % interval lies beyond that."
 )
 _MOST_IN_HEADLINE = 2
 SCHEMA = 1
 
 
-def compare(run_a: str, run_b: str, labels: str | None = None, *, by: By | None = None) -> dict[str, Any]:
+def compare(run_a: str, run_b: str, labels: str | None = None, *, by: changes.By | None = None) -> dict[str, Any]:
     """The comparison of the runs at two URLs, as plain JSON; differences are B less A.
 
     `labels`: a file or an index of labels; None: the runs' own columns, if they have labels.
     `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Columns are read one after the
     other: 10⁷ rows take less than 2 GiB. Raises ConfigError where there is no run or a label is wrong.
     """
-    a, b = RunColumns.open(run_a), RunColumns.open(run_b)
-    pairing = pair(a, b, by)
+    a, b = changes.RunColumns.open(run_a), changes.RunColumns.open(run_b)
+    pairing = changes.pair(a, b, by)
     document = {
         "schema": SCHEMA,
         "version": __version__,
@@ -81,7 +62,7 @@ def compare(run_a: str, run_b: str, labels: str | None = None, *, by: By | None 
         },
         **_decisions(a, b, pairing),
         "systems": [{"name": name, **_system(a, b, pairing, name)} for name in _systems(a, b)],
-        "quantiles": list(QUANTILES),
+        "quantiles": list(changes.QUANTILES),
         "labelled": _labelled(a, b, pairing, labels),
         "rule": {"alpha": ALPHA, "least": dict(LEAST), "text": RULE},
     }
@@ -146,7 +127,7 @@ def _of_scores(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         words = f"scores of {name} {'rose' if mean['value'] > 0 else 'fell'} by {abs(mean['value']):.2f} log-odds on average"
         yield _finding("mean_shift", system["name"], words, mean, shift)
     elif _surely(shift["moved"], "moved"):
-        words = f"{wording.percent(shift['moved']['value'])} of scores of {name} moved by more than {MOVED:g}"
+        words = f"{wording.percent(shift['moved']['value'])} of scores of {name} moved by more than {changes.MOVED:g}"
         yield _finding("moved", system["name"], words, shift["moved"])
 
 
@@ -200,14 +181,14 @@ def _called(system: str) -> str:
     return "the ensemble" if system == ENSEMBLE else wording.visible(system)
 
 
-def _described(run: RunColumns) -> dict[str, Any]:
+def _described(run: changes.RunColumns) -> dict[str, Any]:
     description = run.run.describe()
     facts = {name: description.get(name) for name in ("created_at", "detectors")}
     ensemble = (description.get("ensemble") or {}).get("name")
     return {"url": run.run.store.url, **facts, "ensemble": ensemble, "finished": run.run.store.exists("summary.json")}
 
 
-def _identity(a: RunColumns, b: RunColumns) -> list[dict[str, str]]:
+def _identity(a: changes.RunColumns, b: changes.RunColumns) -> list[dict[str, str]]:
     """What the runs were made with that is not the same; what one of them is too old to have noted is left out."""
     described = [run.run.describe() for run in (a, b)]
     schema = min(one["schema"] for one in described)
@@ -215,48 +196,48 @@ def _identity(a: RunColumns, b: RunColumns) -> list[dict[str, str]]:
     return [{"key": key, "a": left, "b": right} for key, left, right in differing_keys(*known)]
 
 
-def _decisions(a: RunColumns, b: RunColumns, pairing: Pairing) -> dict[str, Any]:
-    verdicts = [run.codes("verdict", VERDICTS) for run in (a, b)]
+def _decisions(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing) -> dict[str, Any]:
+    verdicts = [run.codes("verdict", changes.VERDICTS) for run in (a, b)]
     scores = [run.scores(ENSEMBLE)[places] for run, places in zip((a, b), (pairing.places_a, pairing.places_b), strict=True)]
     paired = (verdicts[0][pairing.places_a], verdicts[1][pairing.places_b])
-    statuses = [run.codes("status", STATUSES) for run in (a, b)]
+    statuses = [run.codes("status", changes.STATUSES) for run in (a, b)]
     return {
-        "statuses": statuses_of(statuses[0][pairing.places_a], statuses[1][pairing.places_b]),
-        "verdicts": flips_of(*paired),
-        "flagged": flagged_of(*verdicts),
-        "examples": examples_of((a, b), pairing, paired, scores),
+        "statuses": changes.statuses_of(statuses[0][pairing.places_a], statuses[1][pairing.places_b]),
+        "verdicts": changes.flips_of(*paired),
+        "flagged": changes.flagged_of(*verdicts),
+        "examples": changes.examples_of((a, b), pairing, paired, scores),
     }
 
 
-def _system(a: RunColumns, b: RunColumns, pairing: Pairing, name: str) -> dict[str, Any]:
+def _system(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, name: str) -> dict[str, Any]:
     first, second = a.scores(name), b.scores(name)
-    shift = shift_of(first[pairing.places_a], second[pairing.places_b])
-    return {"shift": shift, "distribution": distribution_of(first, second)}
+    shift = changes.shift_of(first[pairing.places_a], second[pairing.places_b])
+    return {"shift": shift, "distribution": changes.distribution_of(first, second)}
 
 
-def _labelled(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | None) -> dict[str, Any] | None:
+def _labelled(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> dict[str, Any] | None:
     truth = _truth(a, b, pairing, labels)
     if truth is None or not (truth.codes >= 0).any():
         return None
 
-    def scores(name: str) -> tuple[Numbers, Numbers]:
+    def scores(name: str) -> tuple[changes.Numbers, changes.Numbers]:
         return a.scores(name)[pairing.places_a], b.scores(name)[pairing.places_b]
 
-    verdicts = (a.codes("verdict", VERDICTS)[pairing.places_a], b.codes("verdict", VERDICTS)[pairing.places_b])
-    return labelled_changes(truth, _systems(a, b), scores, verdicts)
+    verdicts = (a.codes("verdict", changes.VERDICTS)[pairing.places_a], b.codes("verdict", changes.VERDICTS)[pairing.places_b])
+    return changes.labelled_changes(truth, _systems(a, b), scores, verdicts)
 
 
-def _systems(a: RunColumns, b: RunColumns) -> list[str]:
+def _systems(a: changes.RunColumns, b: changes.RunColumns) -> list[str]:
     return [ENSEMBLE, *(name for name in a.detectors if name in b.detectors)]
 
 
-def _truth(a: RunColumns, b: RunColumns, pairing: Pairing, labels: str | None) -> ImageGroups | None:
+def _truth(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> changes.ImageGroups | None:
     """The truth about the paired images: by the labels given, else by A's own columns, else by B's."""
     if labels is not None:
-        return truth_of(a, index_labels(open_labels(labels))).at(pairing.places_a)
+        return changes.truth_of(a, index_labels(open_labels(labels))).at(pairing.places_a)
     for run, places in ((a, pairing.places_a), (b, pairing.places_b)):
         if "input" in run.columns:
-            truth = truth_of(run, OwnLabels(run.run.store.url)).at(places)
+            truth = changes.truth_of(run, OwnLabels(run.run.store.url)).at(places)
             if (truth.codes >= 0).any():
                 return truth
     return None

@@ -21,18 +21,15 @@ import pyarrow as pa
 
 from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.config import validate
-from ray_app.detectors import DetectorCard, load_card, weights_digest
+from ray_app.detectors import DetectorCard, licences, load_card, weights, weights_digest
 from ray_app.detectors.card import default_slots
-from ray_app.detectors.licences import require_accepted
-from ray_app.detectors.weights import located, parts_of
 from ray_app.ensembles import EnsembleCard, EnsembleMember
 from ray_app.errors import ConfigError, DetectorError, Status, TouchstoneError
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, DecodeResult, ScoringSpec, StageClock
 from ray_app.inference.outputs import EMBEDDINGS
 from ray_app.inference.spec import profile_cards
-from ray_app.runs import row_schema
-from ray_app.runs.directory import differing_keys
+from ray_app.runs import directory, row_schema
 from ray_app.runs.rows import FACTS
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of
 
@@ -48,7 +45,7 @@ def departures(card: DetectorCard, facts: Mapping[str, Any]) -> tuple[str, ...]:
     """The keys in which a card is not what a run noted; what an older run did not note is not compared."""
     ours = {key: value for key, value in card.scoring_facts.items() if key in facts}
     theirs = {key: value for key, value in facts.items() if key in ours}
-    return tuple(key for key, _, _ in differing_keys(ours, theirs))
+    return tuple(key for key, _, _ in directory.differing_keys(ours, theirs))
 
 
 def cards_of(ensemble: EnsembleCard, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, RecordedCard]:
@@ -83,10 +80,10 @@ def require_here(card: DetectorCard, named: str) -> None:
         own = None if "://" in named else load_card(named)
     except TouchstoneError:
         own = None
-    if own is not None and [part.weights for part in parts_of(own)] == [part.weights for part in parts_of(card)]:
+    if own is not None and [part.weights for part in weights.parts_of(own)] == [part.weights for part in weights.parts_of(card)]:
         return
-    for part in parts_of(card):
-        if located(part) is None:
+    for part in weights.parts_of(card):
+        if weights.located(part) is None:
             raise DetectorError(
                 f"{card.name}: no weights: {part.weights.uri} is named by the record alone, so that nothing is fetched from there",
                 hint=f"bring the card to where the record names it, {named}, or that file into the cache of weights",
@@ -235,7 +232,7 @@ def check_image(record: Mapping[str, Any], spec: ScoringSpec, image: Path, accep
         return
     for name in named:
         require_here(spec.cards[name], record["detectors"][name]["asked_as"])
-        require_accepted(spec.cards[name], accepted)
+        licences.require_accepted(spec.cards[name], accepted)
         yield _weights(name, weights_digest(spec.cards[name]), record["hashes"]["weights"][name])
     scores = _scores(_among(asked, named), data)
     for name in named:

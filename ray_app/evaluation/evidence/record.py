@@ -30,16 +30,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.detectors import DetectorCard
-from ray_app.detectors.weights import file_sha256
+from ray_app.detectors import DetectorCard, weights
 from ray_app.ensembles import EnsembleCard, Guarantee, calibrate, logit, sigmoid
 from ray_app.errors import ConfigError
 from ray_app.evaluation.evidence.checks import DECIDED, cards_of, decide_again, digest, parse_record, plain, profile_of, spec_of
 from ray_app.inference import ScoringSpec
 from ray_app.reports.format import stated
-from ray_app.runs import RunDirectory, fingerprint
-from ray_app.runs.reader import current_files, tables_in
-from ray_app.runs.schema import STABILITY
+from ray_app.runs import RunDirectory, fingerprint, reader, schema
 from ray_app.storage import canonical, strip_secrets
 
 PRIORS = (0.001, 0.01, 0.1, 0.5)  # shares of fakes at which a calibrated probability is given again
@@ -329,8 +326,8 @@ def _decision(grounds: Grounds) -> dict[str, Any]:
 
 def _views(grounds: Grounds) -> list[dict[str, Any]]:
     """Of a row whose stability was looked at: score and verdict of each recompressed and resized view."""
-    alone = {name: value for name, value in grounds.row.items() if name != STABILITY}
-    decided = [decide_again(grounds.spec, alone | {"scores": scores}).row for scores in grounds.row.get(STABILITY) or ()]
+    alone = {name: value for name, value in grounds.row.items() if name != schema.STABILITY}
+    decided = [decide_again(grounds.spec, alone | {"scores": scores}).row for scores in grounds.row.get(schema.STABILITY) or ()]
     return [{"score": one["score"], "verdict": one["verdict"]} for one in decided]
 
 
@@ -365,15 +362,15 @@ def _meanings(image: str) -> Iterator[tuple[str, Wanted]]:
     if place != uri:
         yield "path", {"uri": place} | inside
     if "://" not in image and Path(image).is_file():
-        yield "sha256", {"sha256": file_sha256(Path(image))}
+        yield "sha256", {"sha256": weights.file_sha256(Path(image))}
 
 
 def _found(run: RunDirectory, meanings: Sequence[tuple[str, Wanted]]) -> Iterator[tuple[str, list[Place]]]:
     """Per meaning the rows that have it, in one pass; an id is one row's alone, so that nothing is read behind it."""
     columns = list(dict.fromkeys(["image_id", *(name for _, wanted in meanings for name in wanted)]))
     found: list[list[Place]] = [[] for _ in meanings]
-    for path in current_files(run):
-        for table in tables_in(run, [path], columns):
+    for path in reader.current_files(run):
+        for table in reader.tables_in(run, [path], columns):
             for places, (_, wanted) in zip(found, meanings, strict=True):
                 places += [(path, number) for number in _matching(table, wanted)]
         if meanings[0][0] == "image_id" and found[0]:
@@ -398,7 +395,7 @@ def _few(run: RunDirectory, found: Sequence[Place]) -> str:
 
 
 def _row(run: RunDirectory, path: str, number: int) -> dict[str, Any]:
-    for table in tables_in(run, [path]):
+    for table in reader.tables_in(run, [path]):
         rows = table.filter(pc.equal(table["image_id"], number))
         if len(rows):
             row: dict[str, Any] = rows.slice(0, 1).to_pylist()[0]

@@ -40,9 +40,7 @@ from ray_app.evaluation.evidence.checks import (
     spec_of,
 )
 from ray_app.evaluation.evidence.record import RECORD_SECTIONS, SENTENCES, Grounds, sections
-from ray_app.runs import fingerprint
-from ray_app.runs.rows import FACTS
-from ray_app.runs.schema import DESCRIBED, IDENTIFIED, STABILITY, row_schema
+from ray_app.runs import fingerprint, rows, schema
 from ray_app.scoring.guarantee import WAIVED
 
 MISSING = object()  # in a value's place: there is no such key
@@ -60,7 +58,7 @@ _IDENTITY = ("source", "include", "exclude", "limit", "limits", "columns", "cont
              "detectors", "precision", "resize", "batch_slots", "profile", "decision")  # fmt: skip
 _PROFILE = ("describe", "identifier", "describer")
 _VERDICTS = ("real", "fake", "abstain")
-_EVERY_ROW = row_schema([], pa.null(), ["any"], ["any"], views=["any"], perceptual_hash=True, second_look=True, stability=True,
+_EVERY_ROW = schema.row_schema([], pa.null(), ["any"], ["any"], views=["any"], perceptual_hash=True, second_look=True, stability=True,
                         identified=True, described=True)  # fmt: skip
 ROW = tuple(_EVERY_ROW.names)
 _BY_DETECTOR = ("scores", "mask_area", "mask_peak", "replies")
@@ -174,11 +172,11 @@ def _read(path: Path, load: Callable[[bytes], Any], kind: Any, what: str) -> Any
 
 _NAMED = 3  # differences that a line names
 _PLACE = ("image_id", "uri", "member", "occurrence", "input", "attempt", "scored_at", "reused")
-_FILE = ("status", *FACTS)  # what decoding the image gives again
+_FILE = ("status", *rows.FACTS)  # what decoding the image gives again
 _NEVER = ("detail", "phash", "provenance")
 _SAID = ("scores",)
-_SEEN = ("views", STABILITY, "mask_area", "mask_peak", "replies")
-_PREDICTED = ("predicted_generator", *IDENTIFIED, "predicted_prompt", *DESCRIBED)
+_SEEN = ("views", schema.STABILITY, "mask_area", "mask_peak", "replies")
+_PREDICTED = ("predicted_generator", *schema.IDENTIFIED, "predicted_prompt", *schema.DESCRIBED)
 # The row's other columns (score, verdict, …) follow from its scores, which `decision` and `sections` check.
 _NO_IMAGE = "no image was given (--image)"
 _WRITTEN = "written down when the run, or the record, was made; nothing in the record could contradict it"

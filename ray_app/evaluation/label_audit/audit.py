@@ -24,15 +24,12 @@ from ray_app.archives import Each, MemberReader, guard_of, in_turn, iter_blocks,
 from ray_app.datasets.labels import coded, fakes, texts
 from ray_app.datasets.near_duplicates import Bond, Kind, bonds_of, connected_groups, leaks_of
 from ray_app.errors import ConfigError
-from ray_app.evaluation.accumulate import hashed, pictures_of, thumbnails_of
-from ray_app.evaluation.join import Labels, OwnLabels, index_labels
+from ray_app.evaluation import accumulate, join
 from ray_app.evaluation.label_audit.features import FEATURES, facts_of_index, facts_of_run, features_of
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.run import check_joined
 from ray_app.images import ImageLimits
-from ray_app.metrics.arrays import Floats, ScoreHistogram
-from ray_app.metrics.detection import auc_figure
-from ray_app.metrics.label_quality import CONFOUNDED, Difference, class_differences, confident_learning, crossed_probabilities, shortcut_auc
+from ray_app.metrics import arrays, detection, label_quality
 from ray_app.reports.audit import render_labels
 from ray_app.reports.format import counted
 from ray_app.runs import RunDirectory, block_features, kept_features, vectors_of
@@ -65,7 +62,7 @@ class Suspects:
     """`places`: rows of the labelled table, worst first; `confidence`: the probability of the other label. `told`: for the document."""
 
     places: Rows
-    confidence: Floats
+    confidence: arrays.Floats
     told: dict[str, Any]
 
 
@@ -93,7 +90,7 @@ def audit_labels(
     elif read:
         raise ConfigError(f"{strip_secrets(at)}: a run has read its files already", hint="leave --read out")
     else:
-        found: Labels = index_labels(open_labels(labels), key=key) if labels else OwnLabels(run.store.url)
+        found: join.Labels = join.index_labels(open_labels(labels), key=key) if labels else join.OwnLabels(run.store.url)
         rows, joined = facts_of_run(run, found)
         origin, warnings = found.name, check_joined(found, joined, run)
     bonds = bonds_of(rows, _BONDS, prompts=1.0)
@@ -107,7 +104,7 @@ def audit_labels(
     return document
 
 
-def difference_text(one: Difference, fakes: str = "the fakes") -> str:
+def difference_text(one: label_quality.Difference, fakes: str = "the fakes") -> str:
     """A difference as a sentence, the class that has more of it first."""
     what, unit = FEATURES[one.name]
     if not isinstance(one.value, str):
@@ -146,7 +143,7 @@ def remarks_on(document: Mapping[str, Any]) -> list[str]:
 def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: str | None = None, seed: int = 0) -> Suspects:
     """Of labelled rows (see `label_facts`) in groups (n,). `features`: whose embeddings; null = the first kept, else the scores."""
     ids, is_fake = rows["image_id"].to_numpy(), fakes(rows)
-    chosen = np.sort(np.argsort(hashed(ids), kind="stable")[:MOST])
+    chosen = np.sort(np.argsort(accumulate.hashed(ids), kind="stable")[:MOST])
     vectors, source = _vectors(run, ids[chosen], features)
     is_known = np.isfinite(vectors).all(axis=1) & (vectors.shape[1] > 0)
     chosen, vectors = chosen[is_known], vectors[is_known]
@@ -156,14 +153,14 @@ def suspects_of(run: RunDirectory, rows: pa.Table, groups: Rows, *, features: st
     fewest = int(min(fake.sum(), (~fake).sum()))
     if fewest < LEAST:
         return _none(facts, f"it takes {LEAST} images of each class with {source}; one has {fewest:,}")
-    chance = crossed_probabilities(vectors, fake, groups[chosen], seed=seed)
+    chance = label_quality.crossed_probabilities(vectors, fake, groups[chosen], seed=seed)
     if not np.isfinite(chance).all():
         return _none(facts, "there are too few groups to keep them apart")
-    facts["auc"] = auc_figure(ScoreHistogram.of(chance[fake]), ScoreHistogram.of(chance[~fake])).row()
+    facts["auc"] = detection.auc_figure(arrays.ScoreHistogram.of(chance[fake]), arrays.ScoreHistogram.of(chance[~fake])).row()
     auc = facts["auc"]["value"]
     if auc < LEAST_AUC:
         return _none(facts, f"the classifier tells the classes apart with an AUC of {auc:.2f} only: it would doubt what it cannot tell")
-    found = confident_learning(chance, fake)
+    found = label_quality.confident_learning(chance, fake)
     places = found.suspicious(fake)
     confidence = np.where(fake[places], 1 - chance[places], chance[places])
     order = np.lexsort((ids[chosen][places], -confidence))
@@ -230,7 +227,7 @@ def _none(facts: dict[str, Any], why: str) -> Suspects:
     return Suspects(np.empty(0, np.int64), np.empty(0), facts | {"why": why})
 
 
-def _vectors(run: RunDirectory, ids: Rows, wanted: str | None) -> tuple[Floats, str]:
+def _vectors(run: RunDirectory, ids: Rows, wanted: str | None) -> tuple[arrays.Floats, str]:
     """(n, d) what is known of images beside their files, NaN where nothing is, and what it is."""
     kept = kept_features(run)
     if wanted is not None and wanted not in kept:
@@ -250,7 +247,7 @@ def _vectors(run: RunDirectory, ids: Rows, wanted: str | None) -> tuple[Floats, 
     return vectors, f"the embeddings of {name}"
 
 
-def _scores(run: RunDirectory, ids: Rows) -> Floats:
+def _scores(run: RunDirectory, ids: Rows) -> arrays.Floats:
     """(n, detectors) scores; a detector that scored none of these images is left out."""
     tables = [(table["image_id"].to_numpy(), _columns(table)) for table in current_tables(run, ["image_id", "scores"])]
     names, scores = (np.concatenate([pair[place] for pair in tables]) for place in (0, 1))
@@ -260,7 +257,7 @@ def _scores(run: RunDirectory, ids: Rows) -> Floats:
     return np.asarray(found[:, np.isfinite(found).any(axis=0)], np.float64)
 
 
-def _columns(table: pa.Table) -> Floats:
+def _columns(table: pa.Table) -> arrays.Floats:
     scores = table["scores"].combine_chunks()
     return np.column_stack([np.asarray(column.cast(pa.float64()).fill_null(np.nan)) for column in scores.flatten()])
 
@@ -268,7 +265,7 @@ def _columns(table: pa.Table) -> Floats:
 def _document(at: str, rows: pa.Table, labels: str | None, warnings: Sequence[str], seed: int) -> dict[str, Any]:
     is_fake = fakes(rows)
     features = features_of(rows)
-    differences = class_differences(features, is_fake)
+    differences = label_quality.class_differences(features, is_fake)
     auc, used = _shortcut(rows, features, is_fake, seed)
     return {
         "schema": SCHEMA,
@@ -281,7 +278,7 @@ def _document(at: str, rows: pa.Table, labels: str | None, warnings: Sequence[st
         "n_real": int((~is_fake).sum()),
         "n_fake": int(is_fake.sum()),
         "known": sorted(features),
-        "shortcut": {"auc": auc, "features": used, "confounded": auc["value"] is not None and auc["value"] > CONFOUNDED},
+        "shortcut": {"auc": auc, "features": used, "confounded": auc["value"] is not None and auc["value"] > label_quality.CONFOUNDED},
         "differences": [one.row() | {"text": difference_text(one)} for one in differences],
         "generators": _generators(rows, features, is_fake),
     }
@@ -289,14 +286,14 @@ def _document(at: str, rows: pa.Table, labels: str | None, warnings: Sequence[st
 
 def _shortcut(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: NDArray[np.bool_], seed: int) -> tuple[Any, list[str]]:
     """The out-of-fold AUC of metadata alone, on a sample, groups kept together; and what it was given."""
-    some = np.argsort(hashed(rows["image_id"].to_numpy()), kind="stable")[:_TRIED]
+    some = np.argsort(accumulate.hashed(rows["image_id"].to_numpy()), kind="stable")[:_TRIED]
     given = {
         name: column[some] if column.dtype != object else np.array([str(value) for value in column[some]])
         for name, column in features.items()
     }
     groups = coded(rows, "group")[0].astype(np.int64)
     groups = np.where(groups < 0, len(rows) + np.arange(len(rows)), groups)
-    return shortcut_auc(given, is_fake[some], groups[some], seed=seed).row(), sorted(given)
+    return label_quality.shortcut_auc(given, is_fake[some], groups[some], seed=seed).row(), sorted(given)
 
 
 def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -304,12 +301,14 @@ def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: N
     codes, names = coded(rows, "generator")
     found, counts = np.unique(codes[is_fake & (codes >= 0)], return_counts=True)
     reals = np.flatnonzero(~is_fake)
-    reals = reals[np.argsort(hashed(rows["image_id"].to_numpy()[reals]), kind="stable")[:_TRIED]]
+    reals = reals[np.argsort(accumulate.hashed(rows["image_id"].to_numpy()[reals]), kind="stable")[:_TRIED]]
     shares = []
     most_frequent = sorted(zip(found.tolist(), counts.tolist(), strict=True), key=lambda one: (-one[1], names[one[0]]))
     for code, count in most_frequent[:_MOST_GENERATORS]:
         mine = np.concatenate([reals, np.flatnonzero(is_fake & (codes == code))])
-        differences: list[Difference] = class_differences({name: column[mine] for name, column in features.items()}, is_fake[mine])
+        differences: list[label_quality.Difference] = label_quality.class_differences(
+            {name: column[mine] for name, column in features.items()}, is_fake[mine]
+        )
         strongest = next((one for one in differences if one.strength != "none"), None)
         shares.append({
             "generator": names[code], "n": count,
@@ -356,11 +355,11 @@ def _pictures(at: str, run: RunDirectory, document: Mapping[str, Any]) -> dict[i
     pairs = [pair for conflict in document["conflicts"] if conflict["kind"] != "group" for pair in conflict["examples"]]
     ids |= {one["image_id"] for pair in pairs for one in pair}
     if run.exists() or not ids:
-        return pictures_of(run, sorted(ids)) if ids else {}
+        return accumulate.pictures_of(run, sorted(ids)) if ids else {}
     store, limits, pictures = Store.open(at), ImageLimits(), dict[int, bytes]()
     reader = MemberReader(Fetcher(guard=guard_of(store)), max_bytes=limits.max_bytes)
     for ref in iter_blocks(store, 0):
-        pictures |= thumbnails_of(reader, [one for one in member_rows(read_block(store, ref)) if one.image_id in ids], limits)
+        pictures |= accumulate.thumbnails_of(reader, [one for one in member_rows(read_block(store, ref)) if one.image_id in ids], limits)
     return pictures
 
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from ray_app.images.provenance.metadata import source_type
-from ray_app.images.provenance.statement import AI_SOURCE_TYPES, ContentCredentials
+from ray_app.images.provenance import metadata, statement
 
 MOST_STORE_BYTES = 8 * 2**20  # manifests with their thumbnails take tens to hundreds of KiB
 MOST_VALUES = 20_000  # of a report, looked through for source types
@@ -28,12 +27,12 @@ _OFFLINE = {
 _MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "TIFF": "image/tiff", "AVIF": "image/avif",
          "HEIC": "image/heic"}  # fmt: skip
 
-REMOTE = ContentCredentials(state="unreadable", ai_generated=False, remote=True, problems=("manifest.inaccessible",))
+REMOTE = statement.ContentCredentials(state="unreadable", ai_generated=False, remote=True, problems=("manifest.inaccessible",))
 
 
-def unread(reason: str) -> ContentCredentials:
+def unread(reason: str) -> statement.ContentCredentials:
     """The statement that there is a manifest which was not looked at."""
-    return ContentCredentials(state="unreadable", ai_generated=False, problems=(reason,))
+    return statement.ContentCredentials(state="unreadable", ai_generated=False, problems=(reason,))
 
 
 class CredentialsReader:
@@ -42,7 +41,7 @@ class CredentialsReader:
     def __init__(self, trust_list: str | None) -> None:
         self._trust_list = trust_list
 
-    def read(self, data: bytes, format_name: str, store_bytes: int) -> ContentCredentials:
+    def read(self, data: bytes, format_name: str, store_bytes: int) -> statement.ContentCredentials:
         """What the manifest store of a file says, and whether file and store are as they were signed. Never raises."""
         if store_bytes > MOST_STORE_BYTES:
             return unread(f"a manifest store of {store_bytes} bytes is over {MOST_STORE_BYTES}")
@@ -64,16 +63,16 @@ class CredentialsReader:
         trust = {} if self._trust_list is None else {"trust": {"trust_anchors": self._trust_list}}
         return c2pa.Context.from_dict(_OFFLINE | trust)
 
-    def _stated(self, report: Mapping[str, Any], state: str | None) -> ContentCredentials:
+    def _stated(self, report: Mapping[str, Any], state: str | None) -> statement.ContentCredentials:
         manifests = report["manifests"]
         active = manifests[report["active_manifest"]]
         signature = active.get("signature_info") or {}
         sources = list(dict.fromkeys(code for manifest in _lineage(manifests, active) for code in _source_types(manifest)))
-        return ContentCredentials(
+        return statement.ContentCredentials(
             state=self._named(state),
             claim_generator=_generator(active),
             signer=signature.get("issuer") or signature.get("common_name"),
-            ai_generated=not AI_SOURCE_TYPES.isdisjoint(sources),
+            ai_generated=not statement.AI_SOURCE_TYPES.isdisjoint(sources),
             source_types=tuple(sources),
             problems=tuple(self._problems(report.get("validation_results") or {})),
         )
@@ -123,7 +122,11 @@ def _source_types(manifest: Mapping[str, Any]) -> Iterator[str]:
         value = waiting.popleft()
         if isinstance(value, dict):
             for name, inner in value.items():
-                if isinstance(inner, str) and name.rpartition(":")[2].casefold() == "digitalsourcetype" and (code := source_type(inner)):
+                if (
+                    isinstance(inner, str)
+                    and name.rpartition(":")[2].casefold() == "digitalsourcetype"
+                    and (code := metadata.source_type(inner))
+                ):
                     yield code
                 elif isinstance(inner, dict | list):
                     waiting.append(inner)

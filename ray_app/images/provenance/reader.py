@@ -9,16 +9,11 @@ from pydantic import Field
 
 from ray_app.config import Frozen
 from ray_app.errors import ConfigError
-from ray_app.images.provenance import metadata
-from ray_app.images.provenance.c2pa import REMOTE, CredentialsReader, unread
-from ray_app.images.provenance.containers import NOTHING, locate
-from ray_app.images.provenance.generators import read_generator
-from ray_app.images.provenance.metadata import ExifStatements, read_exif, read_xmp
-from ray_app.images.provenance.statement import Camera, ContentCredentials, MetadataBlocks, Provenance
+from ray_app.images.provenance import c2pa, containers, generators, metadata, statement
 
 _PEM = "-----BEGIN CERTIFICATE-----"
 
-_NO_CAMERA = Camera()
+_NO_CAMERA = statement.Camera()
 
 
 class ProvenancePolicy(Frozen):
@@ -61,24 +56,26 @@ class ProvenanceReader:
     """Reads what files say of their origin, under one policy."""
 
     def __init__(self, policy: ProvenancePolicy) -> None:
-        self._credentials = CredentialsReader(policy.trust_list)
+        self._credentials = c2pa.CredentialsReader(policy.trust_list)
 
-    def read(self, data: bytes, format_name: str | None, *, native: bool = True, found: MetadataBlocks | None = None) -> Provenance | None:
+    def read(
+        self, data: bytes, format_name: str | None, *, native: bool = True, found: statement.MetadataBlocks | None = None
+    ) -> statement.Provenance | None:
         """The statements of a file of a sniffed format; None where it makes none. Never raises, whatever the bytes.
 
         `found`: its metadata, where somebody has looked already. Without `native`, a C2PA manifest is noted and not looked at: for files
         that killed a process before.
         """
-        found = locate(data, format_name) if found is None else found
-        if found == NOTHING:
+        found = containers.locate(data, format_name) if found is None else found
+        if found == containers.NOTHING:
             return None
-        exif = read_exif(found.exif) if found.exif else ExifStatements()
-        xmp = read_xmp(found.xmp)
+        exif = metadata.read_exif(found.exif) if found.exif else metadata.ExifStatements()
+        xmp = metadata.read_xmp(found.xmp)
         software = exif.software or found.texts.get("Software", "") or xmp.tool or metadata.program(found.iptc)
-        generator = read_generator({**exif.texts, **found.texts}, software)
-        credentials = self._c2pa(data, format_name, found, native=native) or (REMOTE if xmp.remote_manifest else None)
-        camera = Camera(make=exif.make, model=exif.model, taken=exif.taken)
-        return Provenance.of(
+        generator = generators.read_generator({**exif.texts, **found.texts}, software)
+        credentials = self._c2pa(data, format_name, found, native=native) or (c2pa.REMOTE if xmp.remote_manifest else None)
+        camera = statement.Camera(make=exif.make, model=exif.model, taken=exif.taken)
+        return statement.Provenance.of(
             camera=None if camera == _NO_CAMERA else camera,
             software=software,
             generator=generator,
@@ -86,14 +83,16 @@ class ProvenanceReader:
             c2pa=credentials,
         )
 
-    def _c2pa(self, data: bytes, format_name: str | None, found: MetadataBlocks, *, native: bool) -> ContentCredentials | None:
+    def _c2pa(
+        self, data: bytes, format_name: str | None, found: statement.MetadataBlocks, *, native: bool
+    ) -> statement.ContentCredentials | None:
         if not found.manifest_bytes or format_name is None:
             return None
         if not native:
-            return unread("not read: a process died while it worked on this file")
+            return c2pa.unread("not read: a process died while it worked on this file")
         return self._credentials.read(data, format_name, found.manifest_bytes)
 
 
 def has_manifest(data: bytes, format_name: str | None) -> bool:
     """Whether a file of a sniffed format holds a C2PA manifest store, which only native code can read."""
-    return locate(data, format_name).manifest_bytes > 0
+    return containers.locate(data, format_name).manifest_bytes > 0

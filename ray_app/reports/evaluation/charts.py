@@ -8,25 +8,10 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from ray_app.reports import format as wording
+from ray_app.reports import svg
 from ray_app.reports.evaluation.system_model import FigureFacts, Points, ReliabilityBin, SystemFacts
 from ray_app.reports.evaluation.text import short
 from ray_app.reports.format import in_words, named, written
-from ray_app.reports.svg import (
-    STYLES,
-    Axis,
-    Point,
-    Spot,
-    Trace,
-    decade_axis,
-    histogram,
-    number_axis,
-    order_axis,
-    plane,
-    probit_axis,
-    sample,
-    score_classes,
-    share_axis,
-)
 
 _FLAGS, _FINDS = "real images flagged", "fakes found"
 _LOWEST_DECADE, _LEAST_DECADES = -6, -3
@@ -81,13 +66,13 @@ def reliability_chart(system: SystemFacts, ident: str) -> Chart | None:
     for one in bins:
         stated, share = one.probability or 0.0, one.fake_share or 0.0
         ends = (one.interval[0], one.interval[1]) if len(one.interval) == 2 else None
-        spots.append(Spot((stated, share), f"stated {stated:.2f}, fake {wording.percent(share)} of {one.n:,}", ends))
-    trace = Trace(0, [spot.at for spot in spots], spots)
+        spots.append(svg.Spot((stated, share), f"stated {stated:.2f}, fake {wording.percent(share)} of {one.n:,}", ends))
+    trace = svg.Trace(0, [spot.at for spot in spots], spots)
     described = "; ".join(spot.words for spot in spots)
-    drawn = plane(
+    drawn = svg.plane(
         [trace],
-        number_axis("probability stated", 0, 1),
-        share_axis("share that is fake"),
+        svg.number_axis("probability stated", 0, 1),
+        svg.share_axis("share that is fake"),
         ident=ident,
         title=f"Reliability of {_called(system)}",
         description=described,
@@ -101,7 +86,7 @@ def score_chart(system: SystemFacts, ident: str) -> Chart | None:
     found = system.histogram
     if not found.drawable:
         return None
-    drawn = score_classes(found.edges, found.fake, found.real, system.threshold, ident=ident, title=f"Scores of {_called(system)}")
+    drawn = svg.score_classes(found.edges, found.fake, found.real, system.threshold, ident=ident, title=f"Scores of {_called(system)}")
     return Chart("Scores of fakes and of real images, as shares of each", drawn)
 
 
@@ -145,72 +130,74 @@ def _bin_counts(bins: Sequence[ReliabilityBin], ident: str) -> Markup:
         return Markup("")
     edges = [index / number for index in range(number + 1)]
     counts = [places.get(index, 0) for index in range(number)]
-    return histogram(edges, counts, ident=ident, title="Images in each bin", description=f"{sum(counts):,} images.", compact=True)
+    return svg.histogram(edges, counts, ident=ident, title="Images in each bin", description=f"{sum(counts):,} images.", compact=True)
 
 
 def _grouped(systems: Sequence[SystemFacts]) -> Iterator[Sequence[SystemFacts]]:
-    return (systems[start : start + STYLES] for start in range(0, len(systems), STYLES))
+    return (systems[start : start + svg.STYLES] for start in range(0, len(systems), svg.STYLES))
 
 
 def _curves(systems: Sequence[SystemFacts], ident: str) -> ChartGroup:
-    roc = [Trace(style, _pairs(system.roc), _operating(system)) for style, system in enumerate(systems)]
+    roc = [svg.Trace(style, _pairs(system.roc), _operating(system)) for style, system in enumerate(systems)]
     described = "; ".join(f"{_called(system)}: AUC {in_words('auc', system.figure('auc'))}" for system in systems)
-    axes = share_axis(_FLAGS), share_axis(_FINDS)
-    linear = plane(roc, *axes, ident=f"roc-{ident}", title="ROC", description=described, guide=[(0, 0), (1, 1)])
+    axes = svg.share_axis(_FLAGS), svg.share_axis(_FINDS)
+    linear = svg.plane(roc, *axes, ident=f"roc-{ident}", title="ROC", description=described, guide=[(0, 0), (1, 1)])
     drawn = [Chart("ROC", linear), _decades(systems, roc, ident, described), _detection(roc, ident, described)]
     return ChartGroup([one.name for one in systems], _legend(systems), drawn + _precision_recall(systems, ident, described))
 
 
-def _decades(systems: Sequence[SystemFacts], roc: Sequence[Trace], ident: str, described: str) -> Chart:
+def _decades(systems: Sequence[SystemFacts], roc: Sequence[svg.Trace], ident: str, described: str) -> Chart:
     """ROC from where one real image in a thousand is flagged, or fewer; shaded where that would be less than one image."""
     n_real = max([1, *(system.n_real for system in systems)])
     low = 10.0 ** max(_LOWEST_DECADE, min(_LEAST_DECADES, math.floor(-math.log10(n_real))))
-    axes = decade_axis(f"{_FLAGS}, logarithmic", low), share_axis(_FINDS)
+    axes = svg.decade_axis(f"{_FLAGS}, logarithmic", low), svg.share_axis(_FINDS)
     title, guide = "ROC where few real images are flagged", [(low ** (step / 24), low ** (step / 24)) for step in range(24, -1, -1)]
-    drawn = plane(roc, *axes, ident=f"decades-{ident}", title=title, description=described, guide=guide, shade=(low, 1 / n_real))
+    drawn = svg.plane(roc, *axes, ident=f"decades-{ident}", title=title, description=described, guide=guide, shade=(low, 1 / n_real))
     return Chart(title, drawn)
 
 
-def _detection(roc: Sequence[Trace], ident: str, described: str) -> Chart:
+def _detection(roc: Sequence[svg.Trace], ident: str, described: str) -> Chart:
     """Both kinds of error on probit axes."""
     missed = [
-        Trace(trace.style, [(x, 1 - y) for x, y in trace.points], [Spot((spot.at[0], 1 - spot.at[1]), spot.words) for spot in trace.spots])
+        svg.Trace(
+            trace.style, [(x, 1 - y) for x, y in trace.points], [svg.Spot((spot.at[0], 1 - spot.at[1]), spot.words) for spot in trace.spots]
+        )
         for trace in roc
     ]
-    axes = probit_axis(f"{_FLAGS}, probit"), probit_axis("fakes missed, probit")
+    axes = svg.probit_axis(f"{_FLAGS}, probit"), svg.probit_axis("fakes missed, probit")
     equal = [(axes[0].low, axes[0].low), (axes[0].high, axes[0].high)]
-    return Chart("DET", plane(missed, *axes, ident=f"det-{ident}", title="DET", description=described, guide=equal))
+    return Chart("DET", svg.plane(missed, *axes, ident=f"det-{ident}", title="DET", description=described, guide=equal))
 
 
 def _precision_recall(systems: Sequence[SystemFacts], ident: str, described: str) -> list[Chart]:
-    traces = [Trace(style, points) for style, system in enumerate(systems) if len(points := _pairs(system.precision_recall)) > 1]
+    traces = [svg.Trace(style, points) for style, system in enumerate(systems) if len(points := _pairs(system.precision_recall)) > 1]
     if not traces:
         return []
-    axes = share_axis("fakes found (recall)"), share_axis("flags that are right (precision)")
-    drawn = plane(traces, *axes, ident=f"precision-{ident}", title="Precision over recall", description=described)
+    axes = svg.share_axis("fakes found (recall)"), svg.share_axis("flags that are right (precision)")
+    drawn = svg.plane(traces, *axes, ident=f"precision-{ident}", title="Precision over recall", description=described)
     return [Chart("Precision over recall", drawn)]
 
 
-def _operating(system: SystemFacts) -> list[Spot]:
+def _operating(system: SystemFacts) -> list[svg.Spot]:
     """Where the threshold lies on the ROC curve."""
     found, cleared = system.figure("tpr").number, system.figure("tnr").number
     if found is None or cleared is None:
         return []
     words = f"{_called(system)} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
-    return [Spot((1 - cleared, found), words)]
+    return [svg.Spot((1 - cleared, found), words)]
 
 
 def _risks(systems: Sequence[SystemFacts], ident: str) -> ChartGroup:
-    traces = [Trace(style, sorted(_pairs(system.risk_coverage.points))) for style, system in enumerate(systems)]
+    traces = [svg.Trace(style, sorted(_pairs(system.risk_coverage.points))) for style, system in enumerate(systems)]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
     described = "; ".join(f"{_called(system)}: area {written('aurc', system.risk_coverage.aurc.number)}" for system in systems)
-    axes = share_axis("images that get a verdict"), share_axis("told wrong of those", 0.0, min(1.0, 1.05 * top))
-    chart = plane(traces, *axes, ident=f"risk-{ident}", title="Risk over coverage", description=described, class_="plane flat")
+    axes = svg.share_axis("images that get a verdict"), svg.share_axis("told wrong of those", 0.0, min(1.0, 1.05 * top))
+    chart = svg.plane(traces, *axes, ident=f"risk-{ident}", title="Risk over coverage", description=described, class_="plane flat")
     return ChartGroup([one.name for one in systems], _legend(systems), [Chart("Risk over coverage", chart)])
 
 
 def _legend(systems: Sequence[SystemFacts]) -> list[tuple[Markup, str]]:
-    return [(sample(style), _called(system)) for style, system in enumerate(systems)]
+    return [(svg.sample(style), _called(system)) for style, system in enumerate(systems)]
 
 
 def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, ident: str) -> Chart | None:
@@ -221,33 +208,33 @@ def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, iden
         placed += [(place, short(name), found) for place, name in enumerate(series.views, 1) if (found := views.get(name, _NONE).get(key))]
         spots = [spot for place, name, found in placed if (spot := _place(system, place, name, key, found))]
         if len(spots) > 1:
-            traces.append(Trace(style, [spot.at for spot in spots], spots, level=spots[0].at[1] if spots[0].at[0] == 0 else None))
+            traces.append(svg.Trace(style, [spot.at for spot in spots], spots, level=spots[0].at[1] if spots[0].at[0] == 0 else None))
     if not traces:
         return None
     least = min(min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots)
     y = _from_half(named(key), key, least)
     described = "; ".join(spot.words for trace in traces for spot in trace.spots)
-    x = order_axis(short(series.family), ["clean", *series.amounts])
+    x = svg.order_axis(short(series.family), ["clean", *series.amounts])
     title = f"{named(key)[0].upper()}{named(key)[1:]} under {short(series.family)}"
-    return Chart(title, plane(traces, x, y, ident=ident, title=title, description=described, class_="plane flat"))
+    return Chart(title, svg.plane(traces, x, y, ident=ident, title=title, description=described, class_="plane flat"))
 
 
-def _place(system: SystemFacts, place: int, name: str, key: str, found: FigureFacts) -> Spot | None:
+def _place(system: SystemFacts, place: int, name: str, key: str, found: FigureFacts) -> svg.Spot | None:
     if found.number is None:
         return None
-    return Spot((float(place), found.number), f"{_called(system)}, {name}: {in_words(key, found)}", found.ends)
+    return svg.Spot((float(place), found.number), f"{_called(system)}, {name}: {in_words(key, found)}", found.ends)
 
 
 def _called(system: SystemFacts) -> str:
     return short(system.called)
 
 
-def _from_half(title: str, key: str, least: float) -> Axis:
+def _from_half(title: str, key: str, least: float) -> svg.Axis:
     """From one half, which is a coin, or lower where a figure is."""
     low = 0.5 if least >= 0.5 else math.floor(10 * least) / 10
-    return number_axis(title, low, 1.0) if key == "auc" else share_axis(title, low, 1.0)
+    return svg.number_axis(title, low, 1.0) if key == "auc" else svg.share_axis(title, low, 1.0)
 
 
-def _pairs(points: Points) -> list[Point]:
+def _pairs(points: Points) -> list[svg.Point]:
     """The first two numbers of each point; points without are left out."""
     return [(float(point[0]), float(point[1])) for point in points if len(point) > 1 and point[0] is not None and point[1] is not None]

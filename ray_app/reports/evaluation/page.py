@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from ray_app.reports import format as wording
+from ray_app.reports import svg
 from ray_app.reports.evaluation.charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts, ReferenceFacts, TableRow
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts
 from ray_app.reports.evaluation.text import answers, captioned, groups_table, headline, identified_parts, name_lines, pairs_of, warnings
 from ray_app.reports.format import three_digit_ends, three_digits
 from ray_app.reports.html import jpeg_uri, render, settings
-from ray_app.reports.svg import range_meter
 from ray_app.reports.text import table
 
 MOST_COLUMNS = 9
@@ -328,7 +328,7 @@ def _bar(figure: FigureFacts, kind: str = "plain", floor: float = 0.0, level: fl
         return Markup("")
     low, high = figure.ends or (figure.number, figure.number)
     value, low, high = (max(0.0, number - floor) for number in (figure.number, low, high))
-    return range_meter(value, low, high, 1 - floor, kind, None if level is None else max(0.0, level - floor))
+    return svg.range_meter(value, low, high, 1 - floor, kind, None if level is None else max(0.0, level - floor))
 
 
 def _kinds(system: SystemFacts) -> list[tuple[str, Mapping[str, FigureFacts]]]:

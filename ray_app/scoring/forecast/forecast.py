@@ -9,51 +9,24 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from ray_app.archives import BlockPlan, block_sizes, fetcher_of
-from ray_app.archives.cut_blocks import BLOCKS_PER_FILE
+from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ConfigError, Status
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import ResourceEstimate, ScoringSpec
 from ray_app.inference.spec import departures
-from ray_app.reports.plan_model import (
-    Plan,
-    PlannedBackbone,
-    PlannedBill,
-    PlannedBottleneck,
-    PlannedCascade,
-    PlannedCluster,
-    PlannedCost,
-    PlannedGuarantee,
-    PlannedListing,
-    PlannedMemory,
-    PlannedNodes,
-    PlannedPrediction,
-    PlannedProfile,
-    PlannedRequests,
-    PlannedRun,
-    PlannedStability,
-    PlannedStage,
-    PlannedStops,
-    PlannedTensor,
-    PlannedTime,
-    PlannedWork,
-    ProbeResult,
-    RefusedShare,
-)
+from ray_app.reports import plan_model
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
+from ray_app.scoring import identity, session
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.forecast.probe import Probe, probe_members
 from ray_app.scoring.forecast.rates import ESTIMATED, ClusterDescription, forecast_rates, planned_for
 from ray_app.scoring.forecast.survey import RunProgress, Survey, members_to_score, standing, survey
-from ray_app.scoring.identity import resolve
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.run import check_detectors, layout_for, memory_of
-from ray_app.scoring.session import BYTES, GETS, LISTS, PUTS, is_billed, require_prices, spent
-from ray_app.storage import Fetcher
-from ray_app.storage.node_budget import node_memory
+from ray_app.storage import Fetcher, node_budget
 
 # Of the run directory, besides one PUT per block and the parts of a manifest: summaries, report, log, lease.
 FEW = 12
@@ -63,7 +36,7 @@ STARTING_S = 15.0  # for Ray to start its processes and these to load detectors;
 
 def forecast(
     config: ScoreConfig, *, probe: int = 64, cluster: ClusterDescription | None = None, price_per_hour: float | None = None
-) -> Plan:
+) -> plan_model.Plan:
     """The plan. `probe` members, drawn evenly, are read, decoded and scored for the rates (0 = no probe).
 
     Weights are fetched. Raises ConfigError for an empty source or unknown card, IdentityError where `config.out` is another command's
@@ -72,8 +45,8 @@ def forecast(
     if not config.source:
         raise ConfigError("nothing to plan for", hint="touchstone plan SOURCE")
     config = planned_for(config, cluster, price_per_hour)
-    require_prices(config)
-    resolved = resolve(config, RunDirectory.open(config.out) if config.out else None)
+    session.require_prices(config)
+    resolved = identity.resolve(config, RunDirectory.open(config.out) if config.out else None)
     check_detectors(resolved)
     config = resolved.config
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
@@ -86,21 +59,21 @@ def forecast(
     blocks = (
         len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
     )
-    listing = PlannedListing(seconds=round(time.monotonic() - began, 2), gets=fetcher.requests, bytes_read=fetcher.bytes_read)
+    listing = plan_model.PlannedListing(seconds=round(time.monotonic() - began, 2), gets=fetcher.requests, bytes_read=fetcher.bytes_read)
     probed, prediction = _predicted(config, spec, layout, fetcher, found, blocks, listing.seconds)
     archive = found.facts(None if before is None else _standing_facts(before, found, blocks), _cluster_facts(config, cluster, cpus, gpus))
     work = _work_facts(spec, layout, probed, memory=_memory(config, spec, layout, cluster, cpus), blocks=blocks, listing=listing)
     bill = _bill(config, spec, found, archive.run, work, prediction)
-    return Plan.of_parts(archive, work, prediction, bill)
+    return plan_model.Plan.of_parts(archive, work, prediction, bill)
 
 
 def _predicted(
     config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, fetcher: Fetcher, found: Survey, blocks: int, listing_s: float
-) -> tuple[Probe | None, PlannedPrediction]:
+) -> tuple[Probe | None, plan_model.PlannedPrediction]:
     """What a probe of the sample says: stages, the slowest, the rate. All of it None where nothing was drawn."""
     if not found.sample:
         planned_time = None if found.members else _forecast_facts(None, "nothing to do", 0, 0.0, listing_s)
-        return None, PlannedPrediction(probe=None, stages=(), bottleneck=None, forecast=planned_time)
+        return None, plan_model.PlannedPrediction(probe=None, stages=(), bottleneck=None, forecast=planned_time)
     remote_out = _is_store(config, found)
     probed, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
     busy = layout.limited_to(blocks)
@@ -109,11 +82,11 @@ def _predicted(
     cut = f"{blocks} block{'s' * (blocks > 1)}"
     few = f"so few members make {cut}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
-    return probed, PlannedPrediction(
+    return probed, plan_model.PlannedPrediction(
         probe=_probe_facts(spec, probed, pace.scored_by),
         cascade=_cascade(config, spec, probed, rates.images_per_s),
-        stages=[PlannedStage(**asdict(stage)) for stage in rates.stages],
-        bottleneck=PlannedBottleneck(
+        stages=[plan_model.PlannedStage(**asdict(stage)) for stage in rates.stages],
+        bottleneck=plan_model.PlannedBottleneck(
             stage=rates.bottleneck.stage,
             advice=few if busy.workers < layout.workers else rates.advice,
             scorers_busy=rates.busy,
@@ -123,45 +96,63 @@ def _predicted(
 
 
 def _bill(
-    config: ScoreConfig, spec: ScoringSpec, found: Survey, run: PlannedRun | None, work: PlannedWork, prediction: PlannedPrediction
-) -> PlannedBill:
+    config: ScoreConfig,
+    spec: ScoringSpec,
+    found: Survey,
+    run: plan_model.PlannedRun | None,
+    work: plan_model.PlannedWork,
+    prediction: plan_model.PlannedPrediction,
+) -> plan_model.PlannedBill:
     """Requests, bytes and what they and the hours cost; without a probe the machines' part is not known."""
     blocks, listing, is_store = work.blocks, work.listing, _is_store(config, found)
     mean_bytes = prediction.probe.bytes_per_member if prediction.probe and found.unsized else found.mean_bytes
     per_block = 1 + bool(spec.localizers) + len(spec.features)
     lists_anew = run is None or run.state != "unfinished"
-    requests = PlannedRequests(
+    requests = plan_model.PlannedRequests(
         list=found.lists * lists_anew,
         get=found.gets + listing.gets + is_store * blocks * GETS_PER_BLOCK,
-        put=is_store * (blocks * per_block + math.ceil(blocks / BLOCKS_PER_FILE) + FEW),
+        put=is_store * (blocks * per_block + math.ceil(blocks / cut_blocks.BLOCKS_PER_FILE) + FEW),
     )
     expected = found.expected_bytes(mean_bytes) + listing.bytes_read
     hours = prediction.forecast.hours if prediction.forecast else None
-    counts = {GETS: requests.gets, PUTS: requests.puts, LISTS: requests.lists, BYTES: expected * bool(found.billed)}
-    cost = spent(config.prices, hours or 0.0, counts)
+    counts = {
+        session.GETS: requests.gets,
+        session.PUTS: requests.puts,
+        session.LISTS: requests.lists,
+        session.BYTES: expected * bool(found.billed),
+    }
+    cost = session.spent(config.prices, hours or 0.0, counts)
     known = cost.facts().given() if hours is not None else cost.facts().given() | {"compute": None, "compute_share": None}
     each = cost.total / found.members * 1000 if found.members and hours is not None else None
-    return PlannedBill(
+    return plan_model.PlannedBill(
         requests=requests,
         bytes_read=expected,
         prices=config.prices.model_dump(mode="json"),
-        cost=PlannedCost(**known, per_1000_members=each),
+        cost=plan_model.PlannedCost(**known, per_1000_members=each),
         stops=_stops(config, hours, cost.total),
     )
 
 
 def _work_facts(
-    spec: ScoringSpec, layout: ScoringLayout, probed: Probe | None, *, memory: PlannedMemory, blocks: int, listing: PlannedListing
-) -> PlannedWork:
+    spec: ScoringSpec,
+    layout: ScoringLayout,
+    probed: Probe | None,
+    *,
+    memory: plan_model.PlannedMemory,
+    blocks: int,
+    listing: plan_model.PlannedListing,
+) -> plan_model.PlannedWork:
     """Detectors, what they share, and the processes they run in."""
     cost, views = ResourceEstimate.of(spec), spec.stability
-    return PlannedWork(
+    return plan_model.PlannedWork(
         ensemble=spec.ensemble.name,
         rule=spec.ensemble.rule,
         detectors=list(spec.cards),
         guarantee=_promised(spec),
         views=[view.name for view in spec.views] or None,
-        stability=PlannedStability(views=views.count, margin=views.margin, share=probed.near if probed else None) if views else None,
+        stability=plan_model.PlannedStability(views=views.count, margin=views.margin, share=probed.near if probed else None)
+        if views
+        else None,
         profile=_profile(spec, probed),
         features={name: facts["width"] for name, facts in spec.features.items()} or None,
         tensors=_tensors(spec),
@@ -179,23 +170,23 @@ def _work_facts(
     )
 
 
-def _profile(spec: ScoringSpec, probed: Probe | None) -> PlannedProfile | None:
+def _profile(spec: ScoringSpec, probed: Probe | None) -> plan_model.PlannedProfile | None:
     """Who names generators and who predicts prompts, of which share of the images."""
     profile = spec.ensemble.profile
     if profile is None:
         return None
     identifier, share = spec.identifier.name if spec.identifier else None, probed.share_described if probed else None
     if spec.describer is None:
-        return PlannedProfile(identifier=identifier, describer=None)
-    return PlannedProfile(identifier=identifier, describer=spec.describer.name, describe=profile.describe, share=share)
+        return plan_model.PlannedProfile(identifier=identifier, describer=None)
+    return plan_model.PlannedProfile(identifier=identifier, describer=spec.describer.name, describe=profile.describe, share=share)
 
 
-def _promised(spec: ScoringSpec) -> PlannedGuarantee | None:
+def _promised(spec: ScoringSpec) -> plan_model.PlannedGuarantee | None:
     """What the ensemble's card guarantees, and why it would not hold whatever the archive is like; None where it promises nothing."""
     card, promise = spec.ensemble, spec.ensemble.guarantee
     if promise is None:
         return None
-    return PlannedGuarantee(
+    return plan_model.PlannedGuarantee(
         target_fpr=promise.target_fpr,
         confidence=promise.confidence,
         population=card.population.what if card.population else None,
@@ -203,12 +194,12 @@ def _promised(spec: ScoringSpec) -> PlannedGuarantee | None:
     )
 
 
-def _tensors(spec: ScoringSpec) -> list[PlannedTensor]:
+def _tensors(spec: ScoringSpec) -> list[plan_model.PlannedTensor]:
     """Each distinct preprocessing with the detectors that share its tensor."""
     users = [(name, card.preprocessing) for name, card in spec.cards.items()]
     users += [(spec.describer.name, spec.describer.preprocessing)] if spec.describer and spec.describer.preprocessing else []
     return [
-        PlannedTensor(
+        plan_model.PlannedTensor(
             preprocessing=preprocessing.model_dump(mode="json", exclude_defaults=True),
             shape=preprocessing.shape,
             detectors=[name for name, its in users if its == preprocessing],
@@ -217,23 +208,23 @@ def _tensors(spec: ScoringSpec) -> list[PlannedTensor]:
     ]
 
 
-def _backbones(spec: ScoringSpec) -> list[PlannedBackbone]:
+def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
     """Each named backbone with the groups of detectors for which it runs once per image."""
     groups: dict[str, dict[Any, list[str]]] = {}
     for name, card in spec.cards.items():
         if card.backbone is not None:
             groups.setdefault(card.backbone.name, {}).setdefault((card.preprocessing, spec.precision[name]), []).append(name)
-    return [PlannedBackbone(name=name, runs_once_for=list(users.values())) for name, users in groups.items()]
+    return [plan_model.PlannedBackbone(name=name, runs_once_for=list(users.values())) for name, users in groups.items()]
 
 
-def _cluster_facts(config: ScoreConfig, described: ClusterDescription | None, cpus: int, gpus: int) -> PlannedCluster:
+def _cluster_facts(config: ScoreConfig, described: ClusterDescription | None, cpus: int, gpus: int) -> plan_model.PlannedCluster:
     name = described.name if described else "as stated" if config.cluster.cpus else "this machine"
-    nodes = [PlannedNodes(**node.model_dump()) for node in described.nodes] if described else ()
-    return PlannedCluster(name=name, cpus=cpus, gpus=gpus, price_per_hour=config.prices.per_hour, nodes=nodes)
+    nodes = [plan_model.PlannedNodes(**node.model_dump()) for node in described.nodes] if described else ()
+    return plan_model.PlannedCluster(name=name, cpus=cpus, gpus=gpus, price_per_hour=config.prices.per_hour, nodes=nodes)
 
 
-def _standing_facts(before: RunProgress, found: Survey, blocks: int) -> PlannedRun:
-    return PlannedRun(
+def _standing_facts(before: RunProgress, found: Survey, blocks: int) -> plan_model.PlannedRun:
+    return plan_model.PlannedRun(
         url=before.run.store.url,
         state=before.state,
         blocks_done=len(before.blocks) - len(before.pending),
@@ -243,7 +234,7 @@ def _standing_facts(before: RunProgress, found: Survey, blocks: int) -> PlannedR
     )
 
 
-def _cascade(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> PlannedCascade | None:
+def _cascade(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s: float) -> plan_model.PlannedCascade | None:
     """Of a cascade: the share of images that is expected to go on, and what a million images cost for either look by the time it takes."""
     if not spec.late:
         return None
@@ -251,7 +242,7 @@ def _cascade(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s
     second_s = probed.second_s
     million = config.prices.per_hour * 1e6 / images_per_s / 3600
     spent_s = {"first": first_s, "second": second_s}
-    return PlannedCascade(
+    return plan_model.PlannedCascade(
         first=list(spec.first),
         second=list(spec.late),
         share=probed.share,
@@ -260,25 +251,25 @@ def _cascade(config: ScoreConfig, spec: ScoringSpec, probed: Probe, images_per_s
     )
 
 
-def _probe_facts(spec: ScoringSpec, probed: Probe, scored_by: str) -> ProbeResult:
+def _probe_facts(spec: ScoringSpec, probed: Probe, scored_by: str) -> plan_model.ProbeResult:
     refused = probed.members - probed.statuses[Status.OK]
     share = measured_rate(refused / probed.members, probed.members)
-    return ProbeResult(
+    return plan_model.ProbeResult(
         members=probed.members,
         scored=probed.scored,
         score_basis=scored_by,
         device=spec.device,
         statuses=dict(probed.statuses.most_common()),
         refused=refused,
-        refused_share=RefusedShare(**asdict(share)),
+        refused_share=plan_model.RefusedShare(**asdict(share)),
         examples=probed.examples,
         bytes_per_member=round(probed.mean_bytes),
     )
 
 
-def _forecast_facts(images_per_s: float | None, basis: str, members: int, mean_bytes: float, listing_s: float) -> PlannedTime:
+def _forecast_facts(images_per_s: float | None, basis: str, members: int, mean_bytes: float, listing_s: float) -> plan_model.PlannedTime:
     """`hours`: starting, listing, then all members at the rate of the slowest stage. Machines that have yet to come are not in it."""
-    return PlannedTime(
+    return plan_model.PlannedTime(
         images_per_s=images_per_s,
         hours=(STARTING_S + listing_s + (members / images_per_s if images_per_s else 0.0)) / 3600,
         bytes_per_s=None if images_per_s is None else round(images_per_s * mean_bytes),
@@ -289,12 +280,14 @@ def _forecast_facts(images_per_s: float | None, basis: str, members: int, mean_b
     )
 
 
-def _stops(config: ScoreConfig, hours: float | None, total: float) -> PlannedStops:
+def _stops(config: ScoreConfig, hours: float | None, total: float) -> plan_model.PlannedStops:
     """The limits that the run was given, and the share of the work that they leave it time or money for."""
     shares = [
         limit / needed for limit, needed in ((config.max_hours, hours), (config.max_cost, hours and total)) if limit is not None and needed
     ]
-    return PlannedStops(max_hours=config.max_hours, max_cost=config.max_cost, share=min([1.0, *shares]) if hours is not None else None)
+    return plan_model.PlannedStops(
+        max_hours=config.max_hours, max_cost=config.max_cost, share=min([1.0, *shares]) if hours is not None else None
+    )
 
 
 def _blocks(plan: BlockPlan, members: int, mean_bytes: float) -> int:
@@ -310,7 +303,7 @@ def _blocks(plan: BlockPlan, members: int, mean_bytes: float) -> int:
 
 def _is_store(config: ScoreConfig, found: Survey) -> bool:
     """Whether rows go to a store that bills requests: where the run is, or, as long as neither is known, where the source is."""
-    return is_billed(config.out) if config.out else bool(found.billed)
+    return session.is_billed(config.out) if config.out else bool(found.billed)
 
 
 def _cores_here() -> int:
@@ -319,15 +312,15 @@ def _cores_here() -> int:
 
 def _memory(
     config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, described: ClusterDescription | None, cpus: int
-) -> PlannedMemory:
+) -> plan_model.PlannedMemory:
     """What a run takes of a node's memory, of the smallest; and what no image within the limits takes more than to be decoded."""
     nodes = described.workers if described else max(math.ceil(cpus / _cores_here()), 1)
-    memory = memory_of(config, spec, layout, nodes, described.smallest_bytes if described else node_memory())
-    return PlannedMemory(**memory.facts().given(), worst_bytes=worst_bytes(config.limits))
+    memory = memory_of(config, spec, layout, nodes, described.smallest_bytes if described else node_budget.node_memory())
+    return plan_model.PlannedMemory(**memory.facts().given(), worst_bytes=worst_bytes(config.limits))
 
 
 def _memory_bytes(described: ClusterDescription | None, cpus: int) -> float:
     """What Ray would find: 70 % of this machine's memory, more where more cores are planned than it has."""
     if described is not None:
         return described.memory_bytes or math.inf
-    return RAY_SHARE * node_memory() * max(cpus / _cores_here(), 1)
+    return RAY_SHARE * node_budget.node_memory() * max(cpus / _cores_here(), 1)

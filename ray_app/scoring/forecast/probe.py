@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from ray_app.archives import ListedMember, ManifestMember, MemberReader
 from ray_app.errors import InputError
-from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ResourceEstimate, ScoringSpec, StageClock
-from ray_app.inference.decision import identified, second_stage_rows
+from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ResourceEstimate, ScoringSpec, StageClock, decision
 from ray_app.inference.outputs import EMBEDDINGS
 from ray_app.inference.scorer import describer_inputs, rows_to_describe
 from ray_app.runs.document import Example
@@ -246,7 +245,7 @@ class _Scoring:
         self._profile(batch, outputs)
         if not self._spec.late:
             return
-        self._went_on += len(second_stage_rows(self._spec, batch.outcomes, outputs))
+        self._went_on += len(decision.second_stage_rows(self._spec, batch.outcomes, outputs))
         files = [file for file in files_of(batch) if file is not None][: max(LOOKS - self._looked, 0)]
         for place, look in enumerate(self._again if files else ()):
             look.at(files)
@@ -258,7 +257,7 @@ class _Scoring:
         only once all have spoken.
         """
         with self._words_clock("identify"):
-            identified(self._spec, outputs.of(EMBEDDINGS))
+            decision.identified(self._spec, outputs.of(EMBEDDINGS))
         if self._describing is None:
             return
         if not self._spec.late:

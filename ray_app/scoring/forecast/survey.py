@@ -13,16 +13,14 @@ from itertools import chain, islice
 import numpy as np
 
 from ray_app.archives import BlockList, ListedMember, ManifestMember, MemberLocation, image_id, member_rows, read_block, read_ids
-from ray_app.archives.containers import COMPRESSED
-from ray_app.archives.containers.base import GAP_BYTES, WINDOW_BYTES
+from ray_app.archives.containers import COMPRESSED, base
 from ray_app.archives.members import Ids
 from ray_app.inference import ScoringSpec
 from ray_app.reports.plan_model import PlannedArchive, PlannedCluster, PlannedKind, PlannedRun
 from ray_app.runs import RunDirectory
+from ray_app.scoring import identity, session
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.identity import Resolved
 from ray_app.scoring.run import archive_of, work_of
-from ray_app.scoring.session import is_billed
 from ray_app.storage import Fetcher
 from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
 
@@ -136,7 +134,7 @@ class _Cursor:
         """Whether this member begins another file or container; `billed` says whether requests to it are."""
         is_another = item.place is None or (item.uri, item.version) != self._object
         if is_another:
-            self._object, self.billed = (item.uri, item.version), is_billed(item.uri)
+            self._object, self.billed = (item.uri, item.version), session.is_billed(item.uri)
             self._start, self._end = 0, -1
         return is_another
 
@@ -151,7 +149,7 @@ class _Cursor:
         if place.kind in COMPRESSED:
             before, self._end = max(self._end, 0), max(self._end, end)
             return math.ceil(self._end / STREAM_BYTES) - math.ceil(before / STREAM_BYTES)
-        if self._end >= 0 and self._start <= place.offset <= self._end + GAP_BYTES and end - self._start <= WINDOW_BYTES:
+        if self._end >= 0 and self._start <= place.offset <= self._end + base.GAP_BYTES and end - self._start <= base.WINDOW_BYTES:
             self._end = max(self._end, end)
             return 0
         self._start, self._end = place.offset, end
@@ -180,7 +178,7 @@ class RunProgress:
         return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
 
 
-def standing(resolved: Resolved, spec: ScoringSpec) -> RunProgress | None:
+def standing(resolved: identity.Resolved, spec: ScoringSpec) -> RunProgress | None:
     """How far the run is that a command goes on with; None where none was begun. Raises IdentityError when another command made it."""
     if resolved.begun is None:
         return None

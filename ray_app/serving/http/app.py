@@ -21,13 +21,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_app import __version__
+from ray_app.serving import engine, metrics
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.engine import EndpointScorer
-from ray_app.serving.http.auth import AccessGuard, BearerTokens, Paths
-from ray_app.serving.http.errors import FaultMiddleware, Refusal, install_handlers
+from ray_app.serving.http import auth, errors, routes
 from ray_app.serving.http.limits import Admission, BodyLimit, Deadline, RateLimit
-from ray_app.serving.http.routes import JobService, job_router, operation_router, scoring_router
-from ray_app.serving.metrics import Meter
 
 DESCRIPTION = """Tells which images were made or altered by a generative model.
 
@@ -62,7 +59,9 @@ _TYPES = {
 _HOUSE_STYLE = "house.css"  # the reports' own sheet, so that page and reports cannot come to look different
 
 
-def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: JobService, meter: Meter, *, echo_request_id: bool = True) -> FastAPI:
+def create_app(
+    config: ServeConfig, scorer: engine.EndpointScorer, jobs: routes.JobService, meter: metrics.Meter, *, echo_request_id: bool = True
+) -> FastAPI:
     """The application. `echo_request_id` as for `guard.install`."""
 
     @asynccontextmanager
@@ -82,31 +81,31 @@ def create_app(config: ServeConfig, scorer: EndpointScorer, jobs: JobService, me
     )
     tokens = install(app, config, echo_request_id=echo_request_id)
     app.add_middleware(Metering, meter=meter)
-    app.include_router(scoring_router(scorer, config, meter, token_needed=tokens.configured))
-    app.include_router(job_router(jobs, config))
-    app.include_router(operation_router(scorer, meter))
+    app.include_router(routes.scoring_router(scorer, config, meter, token_needed=tokens.configured))
+    app.include_router(routes.job_router(jobs, config))
+    app.include_router(routes.operation_router(scorer, meter))
     if config.page:
         app.include_router(page_router())
     return app
 
 
-def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) -> BearerTokens:
+def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) -> auth.BearerTokens:
     """Guards an application; returns its tokens, which know whether one is needed.
 
     `echo_request_id` is off under Ray Serve, whose proxy puts X-Request-Id on every answer by itself.
 
     Raises ConfigError if a token is too short.
     """
-    tokens = BearerTokens(config.access)
-    install_handlers(app)
+    tokens = auth.BearerTokens(config.access)
+    errors.install_handlers(app)
     for middleware in reversed(_middlewares(config, tokens, echo_request_id)):
         app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
     return tokens
 
 
-def _middlewares(config: ServeConfig, tokens: BearerTokens, echo_request_id: bool) -> list[Middleware]:
+def _middlewares(config: ServeConfig, tokens: auth.BearerTokens, echo_request_id: bool) -> list[Middleware]:
     """From the outermost to the innermost."""
-    limits, uncounted, origins = config.limits, Paths(UNCOUNTED), config.access.cors_origins
+    limits, uncounted, origins = config.limits, auth.Paths(UNCOUNTED), config.access.cors_origins
     # Around the guards, so that a page can read why it was refused.
     cross_origin = Middleware(
         CORSMiddleware,
@@ -118,12 +117,12 @@ def _middlewares(config: ServeConfig, tokens: BearerTokens, echo_request_id: boo
     bytes_by_path = {"": limits.max_body_bytes, "/v1/jobs": config.jobs.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
     return [
         Middleware(RequestIds, echo=echo_request_id),
-        Middleware(SecurityHeaders, page=Paths(PAGE)),
+        Middleware(SecurityHeaders, page=auth.Paths(PAGE)),
         *([cross_origin] if origins else []),
-        Middleware(FaultMiddleware),
-        Middleware(AccessGuard, tokens, Paths(OPEN)),
+        Middleware(errors.FaultMiddleware),
+        Middleware(auth.AccessGuard, tokens, auth.Paths(OPEN)),
         *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
-        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, queued=Paths(QUEUED), uncounted=uncounted),
+        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, queued=auth.Paths(QUEUED), uncounted=uncounted),
         Middleware(Deadline, limits.deadline_s),
         Middleware(BodyLimit, bytes_by_path, limits.max_bytes_in_flight),
     ]
@@ -132,7 +131,7 @@ def _middlewares(config: ServeConfig, tokens: BearerTokens, echo_request_id: boo
 class Metering:
     """The outermost layer: also what the guards refuse is counted."""
 
-    def __init__(self, app: ASGIApp, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, meter: metrics.Meter) -> None:
         self._app, self._meter = app, meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -187,7 +186,7 @@ class RequestIds:
 class SecurityHeaders:
     """Tells browsers: no sniffing, framing, referrer or use by other sites; nothing of `/v1` is kept; the page uses its own files only."""
 
-    def __init__(self, app: ASGIApp, *, page: Paths) -> None:
+    def __init__(self, app: ASGIApp, *, page: auth.Paths) -> None:
         self.app, self.page = app, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -238,7 +237,7 @@ def page_router() -> APIRouter:
     @router.api_route("/page/{name}", methods=["GET", "HEAD"])
     async def asset(request: Request, name: str) -> Response:
         if name not in assets:
-            raise Refusal("not_found")
+            raise errors.Refusal("not_found")
         return _answer(request, assets[name])
 
     return router

@@ -12,23 +12,18 @@ from ray_app.ensembles.decision import calibrate, doubt, sigmoid
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
-from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, judge, remarks_on
-from ray_app.inference.batch import Pixels
+from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, batch, judge, remarks_on, scorer
 from ray_app.inference.decision import finite, second_stage_rows
 from ray_app.inference.outputs import MASKS, REPLIES
-from ray_app.inference.scorer import rows_to_describe
 from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
 from ray_app.runs.artifacts import mask_area, mask_png
-from ray_app.serving.attribution import ProfileResponse, profile_cards
-from ray_app.serving.http import schemas
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.release import Release
-from ray_app.serving.replica import ScoreResponse
+from ray_app.serving import attribution, release, replica
+from ray_app.serving.http import errors, schemas
 
 NOT_REQUESTED = "not asked: the image did not go on to a second look"
 
 
-def outputs_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
+def outputs_of(replies: Sequence[replica.ScoreResponse]) -> DetectorOutputs:
     """The outputs of all groups for one image: one row."""
     together = DetectorOutputs()
     for reply in replies:
@@ -41,7 +36,7 @@ def outputs_of(replies: Sequence[ScoreResponse]) -> DetectorOutputs:
 
 
 def scored_answer(
-    generation: Release,
+    generation: release.Release,
     ensemble: str,
     outputs: DetectorOutputs,
     facts: ImageFileFacts,
@@ -52,7 +47,7 @@ def scored_answer(
     masks: bool,
     timings: schemas.Timings,
     request_id: str,
-    profiled: ProfileResponse | None = None,
+    profiled: attribution.ProfileResponse | None = None,
 ) -> schemas.ImageAnswer:
     """The ensemble's decision and what each detector gave; those that the ensemble does not have are beside it.
 
@@ -77,7 +72,7 @@ def scored_answer(
         score=finite(decisions.score[0]),
         scores={key: answer.score for key, answer in detectors.items()},
         detectors=detectors,
-        profile=_profile(profiled or ProfileResponse()) if profile_cards(spec) else None,
+        profile=_profile(profiled or attribution.ProfileResponse()) if attribution.profile_cards(spec) else None,
         sha256=facts.sha256,
         image=facts_answer(facts, size_bytes, provenance),
         ensemble=ensemble_name(generation, ensemble),
@@ -87,13 +82,13 @@ def scored_answer(
 
 
 def refused_answer(
-    refused: InputError | Refusal, name: str | None, data: bytes | None, ensemble: schemas.EnsembleName, request_id: str
+    refused: InputError | errors.Refusal, name: str | None, data: bytes | None, ensemble: schemas.EnsembleName, request_id: str
 ) -> schemas.ImageAnswer:
     """The answer for an image that has no verdict: `status` is the refusal's code, `error` its usual JSON.
 
     `data` None: its bytes were never had (a URL that was not fetched); then `sha256` is empty and `image` null.
     """
-    refusal = refused if isinstance(refused, Refusal) else Refusal.of(refused)
+    refusal = refused if isinstance(refused, errors.Refusal) else errors.Refusal.of(refused)
     facts = refused.facts if isinstance(refused, ImageRefused) else inspect_bytes(data or b"")
     return schemas.ImageAnswer(
         name=name,
@@ -132,12 +127,12 @@ def facts_answer(facts: ImageFileFacts, size_bytes: int, provenance: Provenance 
     )
 
 
-def ensemble_name(generation: Release, ensemble: str) -> schemas.EnsembleName:
+def ensemble_name(generation: release.Release, ensemble: str) -> schemas.EnsembleName:
     """Name and fingerprint of one ensemble."""
     return schemas.EnsembleName(name=ensemble, fingerprint=generation.fingerprints[ensemble])
 
 
-def ensemble_infos(generation: Release) -> list[schemas.EnsembleInfo]:
+def ensemble_infos(generation: release.Release) -> list[schemas.EnsembleInfo]:
     """What there is to ask for, the default first."""
     return [
         schemas.EnsembleInfo(
@@ -171,7 +166,7 @@ def _guarantee(spec: ScoringSpec) -> schemas.GuaranteeInfo | None:
     )
 
 
-def detector_infos(generation: Release) -> list[schemas.DetectorInfo]:
+def detector_infos(generation: release.Release) -> list[schemas.DetectorInfo]:
     """The detectors of all ensembles, then the optional ones."""
     return [
         schemas.DetectorInfo(
@@ -182,7 +177,7 @@ def detector_infos(generation: Release) -> list[schemas.DetectorInfo]:
     ]  # fmt: skip
 
 
-def stage_detectors(generation: Release, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def stage_detectors(generation: release.Release, ensemble: str, beside: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The detectors that a request needs at once, and those that it needs only for images that go on, both in the generation's order.
 
     The latter are none unless the ensemble is a cascade; a detector that is asked for `beside` it is asked at once.
@@ -192,17 +187,17 @@ def stage_detectors(generation: Release, ensemble: str, beside: Collection[str])
     return tuple(name for name in every if name in at_once), tuple(name for name in every if name in spec.late and name not in at_once)
 
 
-def needs_second_stage(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
+def needs_second_stage(spec: ScoringSpec, replies: Sequence[replica.ScoreResponse], facts: ImageFileFacts) -> bool:
     """Whether an image goes on to a cascade's second stage, by the first's outputs and by its bytes."""
     return bool(second_stage_rows(spec, [DecodeResult(Status.OK, None, facts)], outputs_of(replies)))
 
 
-def is_described(spec: ScoringSpec, replies: Sequence[ScoreResponse], facts: ImageFileFacts) -> bool:
+def is_described(spec: ScoringSpec, replies: Sequence[replica.ScoreResponse], facts: ImageFileFacts) -> bool:
     """Whether an ensemble's profile wants words for an image with these outputs."""
-    return bool(rows_to_describe(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
+    return bool(scorer.rows_to_describe(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
 
 
-def _profile(profiled: ProfileResponse) -> schemas.Profile:
+def _profile(profiled: attribution.ProfileResponse) -> schemas.Profile:
     """The profile as the API words it; a name of nobody's where the image is like no known generator."""
     found, words = profiled.identified, profiled.described
     if found is None or not np.isfinite(found.confidence[0]):
@@ -226,7 +221,7 @@ def _whole(spec: ScoringSpec, outputs: DetectorOutputs) -> DetectorOutputs:
 
 
 def _detector_answer(
-    generation: Release, ensemble: str, name: str, outputs: DetectorOutputs, facts: ImageFileFacts, masks: bool
+    generation: release.Release, ensemble: str, name: str, outputs: DetectorOutputs, facts: ImageFileFacts, masks: bool
 ) -> schemas.DetectorAnswer:
     """What one detector says, calibrated as the ensemble has it, or, beside it, as its own card does."""
     spec = generation.ensembles[ensemble]
@@ -249,7 +244,7 @@ def _detector_answer(
     )
 
 
-def _mask(mask: Pixels) -> schemas.Mask:
+def _mask(mask: batch.Pixels) -> schemas.Mask:
     height, width = mask.shape
     png = base64.b64encode(mask_png(mask)).decode()
     return schemas.Mask(png=png, width=width, height=height, area=mask_area(mask), peak=float(mask.max()) / 255)

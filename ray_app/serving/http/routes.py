@@ -12,15 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ray_app.errors import InputError
+from ray_app.serving import engine, url_fetch
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.engine import EndpointScorer, gather_or_cancel
-from ray_app.serving.http import schemas
-from ray_app.serving.http.errors import ERRORS, Refusal, as_refusal
-from ray_app.serving.http.responses import refused_answer
-from ray_app.serving.http.schemas import Job
-from ray_app.serving.http.uploads import read_images
+from ray_app.serving.http import errors, responses, schemas, uploads
 from ray_app.serving.metrics import Meter
-from ray_app.serving.url_fetch import GuardedFetcher
 from ray_app.storage.ssrf import MAX_URL
 
 Asked = TypeVar("Asked", bound=BaseModel)
@@ -63,11 +58,11 @@ class JobService(Protocol):
         ensemble: str | None = None,
         webhook: str | None = None,
         idempotency_key: str | None = None,
-    ) -> Job:
+    ) -> schemas.Job:
         """See JobBook."""
         ...
 
-    async def status(self, owner: str, job: str) -> Job:
+    async def status(self, owner: str, job: str) -> schemas.Job:
         """See JobBook."""
         ...
 
@@ -75,7 +70,7 @@ class JobService(Protocol):
         """See JobBook."""
         ...
 
-    async def cancel(self, owner: str, job: str) -> Job:
+    async def cancel(self, owner: str, job: str) -> schemas.Job:
         """See JobBook."""
         ...
 
@@ -123,18 +118,18 @@ Owner = Annotated[str, Depends(_owner)]
 
 def job_router(jobs: JobService, config: ServeConfig) -> APIRouter:
     """`/v1/jobs`, `/v1/jobs/{id}`, `/v1/jobs/{id}/results`."""
-    router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=ERRORS)
+    router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=errors.ERRORS)
     limits = config.jobs
 
     @router.post("", status_code=202, responses={202: _ACCEPTED}, openapi_extra=_body(limits.max_images), operation_id="submit_job")
-    async def submit(request: Request, response: Response, owner: Owner, idempotency_key: Key = None) -> Job:
+    async def submit(request: Request, response: Response, owner: Owner, idempotency_key: Key = None) -> schemas.Job:
         """Hand in many images, scored a few at a time behind the interactive requests.
 
         They are kept in memory only, and dropped one by one as they are scored.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
-            upload = await read_images(request, max_files=limits.max_images, max_file_bytes=config.images.max_bytes)
+            upload = await uploads.read_images(request, max_files=limits.max_images, max_file_bytes=config.images.max_bytes)
             form = _understood(JobOptions, upload.fields)
             job = await jobs.submit(
                 owner, upload.images, None, ensemble=form.ensemble, webhook=form.webhook, idempotency_key=idempotency_key
@@ -145,12 +140,14 @@ def job_router(jobs: JobService, config: ServeConfig) -> APIRouter:
                 owner, None, wanted.urls, ensemble=wanted.ensemble, webhook=wanted.webhook, idempotency_key=idempotency_key
             )
         else:
-            raise Refusal("malformed_request", "a job is multipart/form-data with parts named `file`, or application/json with `urls`")
+            raise errors.Refusal(
+                "malformed_request", "a job is multipart/form-data with parts named `file`, or application/json with `urls`"
+            )
         response.headers["Location"] = job.url
         return job
 
     @router.get("/{job}", operation_id="job_state")
-    async def state(job: Id, owner: Owner) -> Job:
+    async def state(job: Id, owner: Owner) -> schemas.Job:
         """How far a job is. Jobs of others are not found."""
         return await jobs.status(owner, job)
 
@@ -160,7 +157,7 @@ def job_router(jobs: JobService, config: ServeConfig) -> APIRouter:
         return Response(await jobs.results(owner, job), media_type="application/x-ndjson")
 
     @router.delete("/{job}", operation_id="delete_job")
-    async def delete(job: Id, owner: Owner) -> Job:
+    async def delete(job: Id, owner: Owner) -> schemas.Job:
         """Cancel an unfinished job, or forget one that has ended, with its results."""
         return await jobs.cancel(owner, job)
 
@@ -173,7 +170,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise Refusal("body_too_large", "more bytes than the addresses of one job may have", limit=max_bytes, observed=len(body))
+            raise errors.Refusal("body_too_large", "more bytes than the addresses of one job may have", limit=max_bytes, observed=len(body))
     return bytes(body)
 
 
@@ -225,10 +222,10 @@ class UrlRequest(BaseModel):
     masks: bool = False
 
 
-def scoring_router(scorer: EndpointScorer, config: ServeConfig, meter: Meter, *, token_needed: bool) -> APIRouter:
+def scoring_router(scorer: engine.EndpointScorer, config: ServeConfig, meter: Meter, *, token_needed: bool) -> APIRouter:
     """`/v1/score`, `/v1/score-url`, `/v1/ensembles`, `/v1/detectors`."""
-    router = APIRouter(prefix="/v1", tags=["score"], responses=ERRORS)
-    fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled else None
+    router = APIRouter(prefix="/v1", tags=["score"], responses=errors.ERRORS)
+    fetcher = url_fetch.GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled else None
     fetching = asyncio.Semaphore(AT_ONCE)
 
     @router.post("/score", openapi_extra=_BODY, response_model=schemas.ImageAnswer | schemas.ImageAnswers, operation_id="score")
@@ -242,29 +239,29 @@ def scoring_router(scorer: EndpointScorer, config: ServeConfig, meter: Meter, *,
 
         One image gives one object, and a refused one an error status. Several give `results`, each with a status of its own.
         """
-        upload = await read_images(request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes)
+        upload = await uploads.read_images(request, max_files=config.limits.max_files, max_file_bytes=config.images.max_bytes)
         request_id = request.state.request_id
         options: dict[str, Any] = {"ensemble": ensemble, "beside": detectors, "masks": masks, "request_id": request_id}
         if len(upload.images) == 1:
             name, data = upload.images[0]
             return await scorer.score(data, name=name, **options)
-        return schemas.ImageAnswers(results=await gather_or_cancel(_one(name, data, options) for name, data in upload.images))
+        return schemas.ImageAnswers(results=await engine.gather_or_cancel(_one(name, data, options) for name, data in upload.images))
 
     async def _one(name: str | None, data: bytes, options: dict[str, Any]) -> schemas.ImageAnswer:
         try:
             return await scorer.score(data, name=name, **options)
-        except (InputError, Refusal) as refused:
-            refusal = as_refusal(refused)
+        except (InputError, errors.Refusal) as refused:
+            refusal = errors.as_refusal(refused)
             if not refusal.is_about_one_image:
                 raise
             meter.refused(refusal.code)
-            return refused_answer(refused, name, data, await scorer.ensemble(options["ensemble"]), options["request_id"])
+            return responses.refused_answer(refused, name, data, await scorer.ensemble(options["ensemble"]), options["request_id"])
 
     @router.post("/score-url", operation_id="score_url")
     async def score_url(request: Request, wanted: UrlRequest) -> schemas.ImageAnswer:
         """Fetch one image by its https address and score it. Switched off unless the endpoint's config says otherwise."""
         if fetcher is None:
-            raise Refusal("forbidden", "fetching by URL is switched off")
+            raise errors.Refusal("forbidden", "fetching by URL is switched off")
         async with fetching:
             data = await fetcher.fetch(wanted.url)
         return await scorer.score(
@@ -294,9 +291,9 @@ def scoring_router(scorer: EndpointScorer, config: ServeConfig, meter: Meter, *,
     return router
 
 
-def operation_router(scorer: EndpointScorer, meter: Meter) -> APIRouter:
+def operation_router(scorer: engine.EndpointScorer, meter: Meter) -> APIRouter:
     """`/healthz`, `/readyz`, `/metrics`."""
-    router = APIRouter(tags=["operation"], responses=ERRORS)
+    router = APIRouter(tags=["operation"], responses=errors.ERRORS)
 
     @router.get("/healthz", operation_id="healthz")
     async def healthz() -> schemas.Healthy:
@@ -310,7 +307,7 @@ def operation_router(scorer: EndpointScorer, meter: Meter) -> APIRouter:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 return schemas.Ready(ready=True, ensembles=await scorer.ready())
         except TimeoutError:
-            raise Refusal("not_ready", headers={"Retry-After": "2"}) from None
+            raise errors.Refusal("not_ready", headers={"Retry-After": "2"}) from None
 
     @router.get("/metrics", operation_id="metrics", response_class=Response)
     async def metrics() -> Response:

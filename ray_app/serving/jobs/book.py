@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 from ray_app.errors import TouchstoneError
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.schemas import Job, JobState
+from ray_app.serving.http import errors, schemas
+from ray_app.serving.jobs import store, webhooks
 from ray_app.serving.jobs.queue import (
     RETRY_AFTER_S,
     ImageScorer,
@@ -26,8 +26,6 @@ from ray_app.serving.jobs.queue import (
     job_of_key,
 )
 from ray_app.serving.jobs.record import JobRecord, PendingJob, Request
-from ray_app.serving.jobs.store import job_store, reachable
-from ray_app.serving.jobs.webhooks import Notify, WebhookSender, signed_delivery, webhook_secret
 
 RESTARTED = "the endpoint restarted before it was done; send it again"
 FAULT = "a fault of this endpoint; its log has the job's id"
@@ -58,17 +56,21 @@ class JobBook:
         fetcher: UrlFetcher | None = None,
         *,
         webhook_key: str | None = None,
-        notify: Notify | None = None,
+        notify: webhooks.Notify | None = None,
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._limits, self._clock, self._scorer = config.jobs, clock, scorer
-        notify = (notify or signed_delivery(fetcher, webhook_key or webhook_secret(config.jobs))) if config.jobs.webhooks else None
+        notify = (
+            (notify or webhooks.signed_delivery(fetcher, webhook_key or webhooks.webhook_secret(config.jobs)))
+            if config.jobs.webhooks
+            else None
+        )
         self._for_webhooks = None if notify is None else fetcher
-        self._telling = WebhookSender(notify, self._note_delivered)
+        self._telling = webhooks.WebhookSender(notify, self._note_delivered)
         self._for_urls = fetcher if config.urls.enabled else None
         self._patient = PatientScorer(scorer, fetcher, sleep=sleep)
-        self._store = job_store(config.jobs)
+        self._store = store.job_store(config.jobs)
         self._turns = Turns(config.jobs.concurrency, self._one_image)
         self._records: dict[str, JobRecord] = {}
         self._works: dict[str, PendingJob] = {}  # of the unfinished ones
@@ -91,7 +93,7 @@ class JobBook:
         ensemble: str | None = None,
         webhook: str | None = None,
         idempotency_key: str | None = None,
-    ) -> Job:
+    ) -> schemas.Job:
         """Take a job: `images` as (name, encoded bytes), or `urls`. The same owner, key and content get the same job.
 
         Raises Refusal: malformed_request, forbidden, url_refused, too_many_files, conflict, overloaded, not_ready.
@@ -108,7 +110,7 @@ class JobBook:
             await asyncio.shield(saving)
         return record.answer()
 
-    async def status(self, owner: str, job: str) -> Job:
+    async def status(self, owner: str, job: str) -> schemas.Job:
         """How far it is. Raises Refusal not_found, also for what is another owner's."""
         return (await self._own(owner, job)).answer()
 
@@ -117,16 +119,16 @@ class JobBook:
         record = await self._own(owner, job)
         if record.state != "done":
             how_far = ", and has no results" if record.has_ended else f": {record.finished} of {record.images} images so far"
-            raise Refusal("conflict", f"the job is {record.state}{how_far}")
-        with reachable():
+            raise errors.Refusal("conflict", f"the job is {record.state}{how_far}")
+        with store.reachable():
             return await self._store.results(record)
 
-    async def cancel(self, owner: str, job: str) -> Job:
+    async def cancel(self, owner: str, job: str) -> schemas.Job:
         """End an unfinished job, or forget one that has ended; returns its last state. Raises Refusal not_found."""
         record = await self._own(owner, job)
         work = self._works.get(job)
         if work is None:
-            with reachable():
+            with store.reachable():
                 await self._forget(record)
             return record.answer()
         await asyncio.shield(self._end(work, "cancelled"))  # a client that hangs up leaves nothing half ended
@@ -159,7 +161,7 @@ class JobBook:
 
     async def _save_new(self, record: JobRecord) -> None:
         try:
-            with reachable():
+            with store.reachable():
                 await self._store.save(record)
             self._turns.add(self._works[record.id])
             _log.info("job_taken job=%s images=%d", record.id, record.images)
@@ -183,19 +185,19 @@ class JobBook:
             work.take(index, answer, line)
             if work.is_complete:
                 self._end(work, "done")
-        except Refusal as refused:
+        except errors.Refusal as refused:
             self._end(work, "failed", refused.message)
         except Exception:
             _log.exception("job_image_failed job=%s image=%d", record.id, index)
             self._end(work, "failed", FAULT)
 
-    def _end(self, work: PendingJob, state: JobState, detail: str | None = None) -> asyncio.Task[None]:
+    def _end(self, work: PendingJob, state: schemas.JobState, detail: str | None = None) -> asyncio.Task[None]:
         """End it once: the first to say how is heard."""
         if work.end is None:
             work.end = asyncio.create_task(self._wind_up(work, state, detail))
         return work.end
 
-    async def _wind_up(self, work: PendingJob, state: JobState, detail: str | None) -> None:
+    async def _wind_up(self, work: PendingJob, state: schemas.JobState, detail: str | None) -> None:
         await self._turns.stop(work)
         record, now = work.record, self._clock()
         expires_at = now + timedelta(hours=self._limits.keep_hours)
@@ -260,15 +262,15 @@ class JobBook:
         assert self._opening is not None
         await asyncio.wait({self._opening}, timeout=START_WAIT_S)
         if self._is_closed or not self._opening.done():
-            raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)})
-        with reachable():
+            raise errors.Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)})
+        with store.reachable():
             self._opening.result()
 
     async def _own(self, owner: str, job: str) -> JobRecord:
         await self._started()
         record = self._records.get(job)
         if record is None or record.owner != owner or record.is_over(self._clock()):
-            raise Refusal("not_found", "no such job")
+            raise errors.Refusal("not_found", "no such job")
         return record
 
 

@@ -15,9 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from ray_app.errors import InputError
 from ray_app.serving.config import JobLimits
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.responses import refused_answer
-from ray_app.serving.http.schemas import EnsembleName, ImageAnswer
+from ray_app.serving.http import errors, responses, schemas
 from ray_app.serving.jobs.record import JobRecord, PendingJob, Request
 
 RETRY_AFTER_S = 10
@@ -102,15 +100,15 @@ def check_request(request: Request, limits: JobLimits, *, urls: UrlFetcher | Non
     Raises Refusal for what this endpoint would never take: malformed_request, forbidden, url_refused, too_many_files."""
     images = len(request.labels)
     if (request.images is None) == (request.urls is None) or not images:
-        raise Refusal("malformed_request", "a job has images, or URLs, and at least one")
+        raise errors.Refusal("malformed_request", "a job has images, or URLs, and at least one")
     if request.urls is not None and urls is None:
-        raise Refusal("forbidden", "fetching by URL is switched off")
+        raise errors.Refusal("forbidden", "fetching by URL is switched off")
     if request.webhook is not None:
         if webhooks is None:
-            raise Refusal("forbidden", "webhooks are switched off")
+            raise errors.Refusal("forbidden", "webhooks are switched off")
         webhooks.check(request.webhook)
     if images > limits.max_images:
-        raise Refusal("too_many_files", "more images than one job may have", limit=limits.max_images, observed=images)
+        raise errors.Refusal("too_many_files", "more images than one job may have", limit=limits.max_images, observed=images)
 
 
 def check_room(request: Request, limits: JobLimits, unfinished: Iterable[PendingJob]) -> None:
@@ -120,7 +118,7 @@ def check_room(request: Request, limits: JobLimits, unfinished: Iterable[Pending
     for limit, observed, what in ((limits.max_jobs, len(works) + 1, "jobs"), (limits.max_waiting_bytes, waiting, "bytes of images")):
         if observed > limit:
             later = {"Retry-After": str(RETRY_AFTER_S)}
-            raise Refusal("overloaded", f"too many {what} are waiting", limit=limit, observed=observed, headers=later)
+            raise errors.Refusal("overloaded", f"too many {what} are waiting", limit=limit, observed=observed, headers=later)
 
 
 def job_of_key(records: Iterable[JobRecord], owner: str, key: str | None, content: str, now: datetime) -> JobRecord | None:
@@ -128,7 +126,7 @@ def job_of_key(records: Iterable[JobRecord], owner: str, key: str | None, conten
     for record in records:
         if key is not None and (record.owner, record.key) == (owner, key) and not record.is_over(now):
             if record.content != content:
-                raise Refusal("conflict", "this Idempotency-Key came with another request before")
+                raise errors.Refusal("conflict", "this Idempotency-Key came with another request before")
             return record
     return None
 
@@ -136,11 +134,13 @@ def job_of_key(records: Iterable[JobRecord], owner: str, key: str | None, conten
 class ImageScorer(Protocol):
     """What a job needs of an EndpointScorer."""
 
-    async def score(self, data: bytes, *, name: str | None = None, ensemble: str | None = None, request_id: str = "") -> ImageAnswer:
+    async def score(
+        self, data: bytes, *, name: str | None = None, ensemble: str | None = None, request_id: str = ""
+    ) -> schemas.ImageAnswer:
         """The answer for one image. Raises InputError where the image is refused and Refusal where the request is."""
         ...
 
-    async def ensemble(self, name: str | None) -> EnsembleName:
+    async def ensemble(self, name: str | None) -> schemas.EnsembleName:
         """The ensemble that a request means. Raises Refusal."""
         ...
 
@@ -153,7 +153,7 @@ class PatientScorer:
     ) -> None:
         self._scorer, self._fetcher, self._sleep, self._chance = scorer, fetcher, sleep, chance
 
-    async def answer(self, source: bytes | str, *, name: str | None, ensemble: str | None, request_id: str) -> ImageAnswer:
+    async def answer(self, source: bytes | str, *, name: str | None, ensemble: str | None, request_id: str) -> schemas.ImageAnswer:
         """The answer for image bytes or for a URL; a refused image has one too.
 
         Raises Refusal where no image could be answered so (its ensemble is gone), or whatever FAULTS tries ended in.
@@ -164,15 +164,15 @@ class PatientScorer:
                 data = await self._patiently(lambda: self._fetch(str(source)))
             found = data
             return await self._patiently(lambda: self._scorer.score(found, name=name, ensemble=ensemble, request_id=request_id))
-        except (InputError, Refusal) as refused:
-            if isinstance(refused, Refusal) and not refused.is_about_one_image:
+        except (InputError, errors.Refusal) as refused:
+            if isinstance(refused, errors.Refusal) and not refused.is_about_one_image:
                 raise
             asked = await self._patiently(lambda: self._scorer.ensemble(ensemble))
-            return refused_answer(refused, name, data, asked, request_id)
+            return responses.refused_answer(refused, name, data, asked, request_id)
 
     async def _fetch(self, url: str) -> bytes:
         if self._fetcher is None:
-            raise Refusal("forbidden", "this endpoint does not fetch URLs")
+            raise errors.Refusal("forbidden", "this endpoint does not fetch URLs")
         return await self._fetcher.fetch(url)
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
@@ -187,7 +187,7 @@ class PatientScorer:
                 faults += asked_for is None
                 if faults == FAULTS:
                     raise
-                _log.info("job_image_again reason=%s", error.code if isinstance(error, Refusal) else type(error).__name__)
+                _log.info("job_image_again reason=%s", error.code if isinstance(error, errors.Refusal) else type(error).__name__)
             pause = min(max(FIRST_PAUSE_S * 2.0 ** min(tries, 20), asked_for or 0.0), LONGEST_PAUSE_S)
             tries += 1
             # A random part, so that images which were refused together do not come back together.
@@ -196,12 +196,12 @@ class PatientScorer:
 
 def _is_an_answer(error: Exception) -> bool:
     """Whether another request would get the same answer."""
-    return isinstance(error, InputError) or (isinstance(error, Refusal) and error.status < 500 and error.status not in BUSY)
+    return isinstance(error, InputError) or (isinstance(error, errors.Refusal) and error.status < 500 and error.status not in BUSY)
 
 
 def _retry_after(error: Exception) -> float | None:
     """Seconds that a busy endpoint wants one to wait, 0 where it states none; None for a fault."""
-    if not isinstance(error, Refusal) or error.status not in BUSY:
+    if not isinstance(error, errors.Refusal) or error.status not in BUSY:
         return None
     seconds = error.headers.get("Retry-After", "")
     return float(seconds) if seconds.isdecimal() else 0.0

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from ray_app.errors import ConfigError, SourceError
 from ray_app.serving.config import JobLimits
-from ray_app.serving.http.errors import Refusal
-from ray_app.serving.http.schemas import Job
+from ray_app.serving.http import errors, schemas
 from ray_app.serving.jobs.queue import UrlFetcher
 from ray_app.serving.jobs.record import JobRecord
 
@@ -92,7 +91,7 @@ async def deliver(
 
     Pauses of 2 and 8 s. Tried again: no answer, 408, 425, 429 and 5xx. Not again: what the guard refuses, redirects, and any other answer.
     """
-    job = Job.model_validate_json(body).id
+    job = schemas.Job.model_validate_json(body).id
     last = Delivery(delivered=False, attempts=0, status=None)
     for attempt in range(1, ATTEMPTS + 1):
         if attempt > 1:
@@ -109,7 +108,7 @@ async def _attempt(post: Post, url: str, body: bytes, headers: Mapping[str, str]
     """One post, and whether another may do better."""
     try:
         status = await post(url, body, headers)
-    except Refusal as refused:
+    except errors.Refusal as refused:
         return Delivery(delivered=False, attempts=attempt, status=None, detail=refused.message), False
     except SourceError as failed:
         return Delivery(delivered=False, attempts=attempt, status=None, detail=failed.detail), True

@@ -21,25 +21,12 @@ from ray_app.attribution.captioners.networks import body_state, load_body, read_
 from ray_app.attribution.captioners.prefix import PrefixNet
 from ray_app.attribution.captioners.tokenizer import IGNORED, CaptionTokenizer, own_words, train_words, words_of_card
 from ray_app.attribution.cards import DescriberCard, load_describer
+from ray_app.detectors import precision, weights
 from ray_app.detectors.detector import Normalise
-from ray_app.detectors.precision import autocast, forbid_tf32, resolve_precision
 from ray_app.detectors.preprocessing import Preprocessing
-from ray_app.detectors.weights import resolve_part
 from ray_app.errors import ConfigError, StorageError, describe_error
+from ray_app.training import learner
 from ray_app.training.config import Describe, Recipe
-from ray_app.training.learner import (
-    OPTIMISER,
-    POSITION,
-    WEIGHTS,
-    StepFigures,
-    averaged,
-    begin_step,
-    distribute,
-    make_optimiser,
-    own_gradients,
-    require_finite,
-    world_size,
-)
 from ray_app.training.networks import seeded
 
 Batch = Mapping[str, npt.NDArray[Any]]
@@ -67,15 +54,15 @@ class CaptionLearner:
         rank: int = 0,
     ) -> None:
         self.recipe, self.device, self.total_steps, self.rank, self.step_number = recipe, device, total_steps, rank, 0
-        self.precision = resolve_precision(recipe.loop.precision, device, "auto")
+        self.precision = precision.resolve_precision(recipe.loop.precision, device, "auto")
         if self.precision == "fp32" and torch.device(device).type == "cuda":
-            forbid_tf32()
+            precision.forbid_tf32()
         self.network = network.to(device)
         self._words, self._targets = words, targets
         self._normalise = None if preprocessing is None else Normalise(preprocessing).to(device)
         _freeze_unheard(self.network, self._blank(preprocessing), words)
-        self._model: nn.Module = distribute(self.network, "ddp", device)
-        self._optimiser = make_optimiser(recipe.optimiser, self.network)
+        self._model: nn.Module = learner.distribute(self.network, "ddp", device)
+        self._optimiser = learner.make_optimiser(recipe.optimiser, self.network)
 
     def _blank(self, preprocessing: Preprocessing | None) -> torch.Tensor:
         if preprocessing is None:
@@ -83,19 +70,19 @@ class CaptionLearner:
         assert preprocessing.shape is not None, "networks that are trained have one input size"
         return torch.zeros(1, 3, *preprocessing.shape, device=self.device)
 
-    def step(self, batch: Batch) -> StepFigures:
+    def step(self, batch: Batch) -> learner.StepFigures:
         """Learn from this process's share of a batch: `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or `embedding` (n, d).
 
         Raises TouchstoneError where loss or gradients are no numbers; the weights are then still those of the step before.
         """
         step = self.step_number
-        rate = begin_step(self.recipe, self._optimiser, step, self.total_steps, self.rank)
+        rate = learner.begin_step(self.recipe, self._optimiser, step, self.total_steps, self.rank)
         found = torch.stack([self._way_back(batch), torch.tensor(float(np.count_nonzero(~batch["usable"])), device=self.device)])
         learning = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
-        loss, unusable = averaged(found).tolist()
-        figures = StepFigures(step, loss, {}, rate, norm.item(), round(unusable * world_size()))
-        require_finite(figures)
+        loss, unusable = learner.averaged(found).tolist()
+        figures = learner.StepFigures(step, loss, {}, rate, norm.item(), round(unusable * learner.world_size()))
+        learner.require_finite(figures)
         if self.recipe.loop.clip is not None:
             clip_grads_with_norm_(learning, self.recipe.loop.clip, norm)
         self._optimiser.step()
@@ -112,8 +99,8 @@ class CaptionLearner:
         for start in starts:
             part = slice(start, start + starts.step)
             wanted = torch.from_numpy(targets[part]).to(self.device)
-            with own_gradients(self._model, alone=start != starts[-1]):
-                with autocast(self.device, self.precision):
+            with learner.own_gradients(self._model, alone=start != starts[-1]):
+                with precision.autocast(self.device, self.precision):
                     logits = self._model(self._given(batch, part), decoder_inputs(wanted, self._words))
                 loss = (
                     nn.functional.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -135,17 +122,17 @@ class CaptionLearner:
         if self.rank != 0:
             return
         try:
-            save_file(body_state(self.network), folder / WEIGHTS)
-            torch.save(self._optimiser.state_dict(), folder / OPTIMISER)
-            (folder / POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")
+            save_file(body_state(self.network), folder / learner.WEIGHTS)
+            torch.save(self._optimiser.state_dict(), folder / learner.OPTIMISER)
+            (folder / learner.POSITION).write_text(json.dumps({"step": self.step_number}), encoding="utf-8")
         except (OSError, RuntimeError) as error:
             raise StorageError(f"{folder}: the checkpoint of step {self.step_number} cannot be written: {describe_error(error)}") from error
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote; every process reads its own folder. Raises DetectorError where it is of another network."""
-        load_body(self.network, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
-        self._optimiser.load_state_dict(torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu"))
-        self.step_number = json.loads((folder / POSITION).read_text(encoding="utf-8"))["step"]
+        load_body(self.network, load_file(folder / learner.WEIGHTS), str(folder / learner.WEIGHTS))
+        self._optimiser.load_state_dict(torch.load(folder / learner.OPTIMISER, weights_only=True, map_location="cpu"))
+        self.step_number = json.loads((folder / learner.POSITION).read_text(encoding="utf-8"))["step"]
 
 
 def decoder_inputs(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
@@ -194,7 +181,7 @@ def make_plan(
     if (card := starting_card(recipe, wanted)) is not None:
         if card.tier == "prefix" and card.architecture.get("width") != width:
             raise ConfigError(f"{recipe}: describe.start: {card.name} reads other embeddings than the recipe's detector makes")
-        words = words_of_card(card, resolve_part(card.parts[0]))
+        words = words_of_card(card, weights.resolve_part(card.parts[0]))
         return DescriberPlan(dict(card.architecture), card.prefix, words, card)
     words = train_words(prompts, wanted.vocabulary) if tokenizer is None else own_words(tokenizers.Tokenizer.from_str(tokenizer))
     return DescriberPlan(_completed(recipe, wanted, words, width), wanted.prefix, words)
@@ -235,7 +222,7 @@ def caption_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int)
         else:
             network = build_captioner(name, plan.architecture)
     if plan.start is not None:
-        path = resolve_part(plan.start.parts[0])
+        path = weights.resolve_part(plan.start.parts[0])
         load_body(network, read_weights(plan.start, path), f"{plan.start.name}: {path}")
     assert isinstance(network, nn.Module)
     return network.requires_grad_(True).train()

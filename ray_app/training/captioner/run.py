@@ -22,28 +22,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import yaml
 
-from ray_app.attribution.captioners import Caption, Describer
-from ray_app.attribution.captioners.retrieval import index_tensors
+from ray_app.attribution.captioners import Caption, Describer, retrieval
 from ray_app.attribution.captioners.tokenizer import HEADER
 from ray_app.attribution.cards import DescriberCard, load_describer
 from ray_app.datasets.splits import Splits
-from ray_app.detectors import DetectorCard
-from ray_app.detectors.weights import file_sha256
+from ray_app.detectors import DetectorCard, weights
 from ray_app.errors import DetectorError
-from ray_app.metrics.arrays import undefined
-from ray_app.metrics.intervals import proportion
+from ray_app.metrics import arrays, intervals
 from ray_app.metrics.text import bleu4, rouge_l, token_f1, words_of
 from ray_app.storage import Store
-from ray_app.training import checkpoints
+from ray_app.training import checkpoints, embeddings, export, finish, run_directory, validate
 from ray_app.training.captioner.targets import TOKENIZER, CaptionTargets, make_targets, section_of, seen_by_captioner, share_targets
 from ray_app.training.config import Recipe, TrainConfig
-from ray_app.training.embeddings import column_of, compute_embeddings, embedding_of, kept_embeddings, require_own_weights
-from ray_app.training.export import STRICTNESS, data_name, places_of, terms_of
-from ray_app.training.finish import METRICS, rows_file
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import plain_loader
-from ray_app.training.run_directory import recipe_of
-from ray_app.training.validate import chosen_rows, on_checkpoint, on_ray
 
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
 _PUBLISHED = {"exact": "share of prompts predicted word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
@@ -56,7 +48,7 @@ def write_index(folder: Path, recipe: Recipe, sees: Mapping[str, Any], vectors: 
     """FOLDER/describer.yaml of the tier retrieval; `sees`: `detector` and `embedding`."""
     from safetensors.numpy import save_file
 
-    save_file(index_tensors(vectors, prompts), folder / WEIGHTS)
+    save_file(retrieval.index_tensors(vectors, prompts), folder / WEIGHTS)
     return write_card(folder, recipe, {"tier": "retrieval", **sees})
 
 
@@ -73,13 +65,13 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Descri
     content = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
-        "weights": {"uri": WEIGHTS, "sha256": file_sha256(folder / WEIGHTS)},
+        "weights": {"uri": WEIGHTS, "sha256": weights.file_sha256(folder / WEIGHTS)},
         "licence": recipe.export.licence or _inherited(recipe),
         "source": recipe.source or f"touchstone train {recipe.name}",
         "training_data": {
-            "name": data_name(recipe),
+            "name": export.data_name(recipe),
             "licence": recipe.data.licence or "none stated",
-            "source": places_of(recipe) or None,
+            "source": export.places_of(recipe) or None,
         },
         "notes": list(recipe.export.notes),
         **facts,
@@ -92,7 +84,7 @@ def _inherited(recipe: Recipe) -> str:
     """The stricter of the licences of the weights that it began from and of the data."""
     start = recipe.describe.start if recipe.describe is not None else None
     found = (load_describer(start).licence if start else None, recipe.data.licence)
-    return max(filter(None, found), key=lambda licence: STRICTNESS.index(terms_of(licence)), default="none stated")
+    return max(filter(None, found), key=lambda licence: export.STRICTNESS.index(export.terms_of(licence)), default="none stated")
 
 
 def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
@@ -125,13 +117,13 @@ def chance_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, lis
 
 def _figures(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, Any]:
     if isinstance(texts, str):
-        return {name: undefined(texts).row() for name in ("exact", "token_f1", "bleu4", "rouge_l")}
+        return {name: arrays.undefined(texts).row() for name in ("exact", "token_f1", "bleu4", "rouge_l")}
     if len(truth) > MOST:
         places = np.random.default_rng(_CHANCE).permutation(len(truth))[:MOST]
         truth, texts = [truth[place] for place in places], [texts[place] for place in places]
     exact = sum(words_of(one) == words_of(other) for one, other in zip(texts, truth, strict=True))
     return {
-        "exact": proportion(exact, len(truth), _WHY).row(),
+        "exact": intervals.proportion(exact, len(truth), _WHY).row(),
         "token_f1": token_f1(texts, truth).row(),
         "bleu4": bleu4(texts, truth).row(),
         "rouge_l": rouge_l(texts, truth).row(),
@@ -160,7 +152,7 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
     """
     section, began = section_of(job.config), time.monotonic()
     if section.tier != "captioner":
-        require_own_weights(job)
+        embeddings.require_own_weights(job)
     nearest = _nearest_or_why(job, needed=section.tier != "captioner")
     if section.tier == "retrieval":
         assert not isinstance(nearest, str)
@@ -168,12 +160,12 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
     else:
         learning = _taught(job)
         fit(learning)
-        said = on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
+        said = validate.on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
     facts = _metrics(job, findings, claim, said, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)
     published = facts["figures"]["test" if "test" in said else "validation"]["describer"]
     job.out.write(CARD, with_figures(job.out.read(CARD), job.config, published))
-    job.out.write(METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
+    job.out.write(finish.METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     return facts
 
 
@@ -188,8 +180,8 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits, steps: int)
 def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRows] | str:
     """What the nearest training images' words are for the other splits, or why nobody knows."""
     try:
-        compute_embeddings(job, {"train": None, **{split: _rows(job, split) for split in _judged(job)}})
-        found: dict[str, CaptionedRows] = on_ray(job, captions_by_retrieval)
+        embeddings.compute_embeddings(job, {"train": None, **{split: _rows(job, split) for split in _judged(job)}})
+        found: dict[str, CaptionedRows] = validate.on_ray(job, captions_by_retrieval)
     except DetectorError as error:
         if needed:
             raise
@@ -201,10 +193,10 @@ def captions_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
     """Build the index of the training images and ask it; it is written where the recipe's tier is retrieval."""
     from ray_app.attribution.captioners.registry import load_describing
 
-    found = kept_embeddings(job.out, "train")
+    found = embeddings.kept_embeddings(job.out, "train")
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        prompts = column_of(job.rows("train"), found.rows, "prompt")
-        sees = {"detector": job.card.name, "embedding": embedding_of(job.card, found)}
+        prompts = embeddings.column_of(job.rows("train"), found.rows, "prompt")
+        sees = {"detector": job.card.name, "embedding": embeddings.embedding_of(job.card, found)}
         describer = load_describing(write_index(Path(folder), job.config, sees, found.vectors, prompts))
         if section_of(job.config).tier == "retrieval":
             _hand_out(job.out, Path(folder))
@@ -224,7 +216,7 @@ def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRo
     plan, section = taught.plan(job.config), section_of(job.config)
     sees: dict[str, Any] = {"preprocessing": job.card.preprocessing.model_dump(mode="json")}
     if section.tier == "prefix":
-        sees = {"detector": job.card.name, "embedding": embedding_of(job.card, kept_embeddings(job.out, "train"))}
+        sees = {"detector": job.card.name, "embedding": embeddings.embedding_of(job.card, embeddings.kept_embeddings(job.out, "train"))}
     with tempfile.TemporaryDirectory(prefix="touchstone-") as scratch:
         facts = describer_facts(section, plan, sees)
         card = write_network(Path(scratch), job.config, facts, load_file(folder / LEARNED), tokenizer_json(plan))
@@ -237,7 +229,7 @@ def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRo
 def _taught(job: TrainingJob) -> TrainingJob:
     """The job that workers are given to teach words; the tokenizer is trained once, and kept."""
     prompts = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
-    found = kept_embeddings(job.out, "train") if section_of(job.config).tier == "prefix" else None
+    found = embeddings.kept_embeddings(job.out, "train") if section_of(job.config).tier == "prefix" else None
     kept = job.out.read(TOKENIZER).decode() if job.out.exists(TOKENIZER) else None
     taught = make_targets(job.config, prompts, None if found is None else found.vectors.shape[1], kept)
     if kept is None and taught.tokenizer is not None:
@@ -246,7 +238,7 @@ def _taught(job: TrainingJob) -> TrainingJob:
 
 
 def _predicted_from_embeddings(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
-    found = kept_embeddings(job.out, split)
+    found = embeddings.kept_embeddings(job.out, split)
     return CaptionedRows(found.rows, list(describer.describe(found.vectors)))
 
 
@@ -267,7 +259,7 @@ def _judged(job: TrainingJob) -> list[str]:
 
 
 def _rows(job: TrainingJob, split: str) -> Rows:
-    return chosen_rows(job) if split == "validation" else np.arange(len(job.rows(split)))
+    return validate.chosen_rows(job) if split == "validation" else np.arange(len(job.rows(split)))
 
 
 def _hand_out(out: Store, folder: Path) -> None:
@@ -285,7 +277,7 @@ def _metrics(
     train = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
     figures, likelihood, examples = {}, {}, {}
     for split, one in said.items():
-        truth = column_of(job.rows(split), one.rows, "prompt")
+        truth = embeddings.column_of(job.rows(split), one.rows, "prompt")
         words = [found.text for found in one.words]
         near = nearest if isinstance(nearest, str) else _by_row(nearest[split], one.rows)
         figures[split] = compared(truth, {"describer": words, "retrieval": near, **chance_prompts(train, len(truth), job.config.loop.seed)})
@@ -311,7 +303,7 @@ def _metrics(
         "mean_likelihood": likelihood,
         "examples": examples,
         "data": dict(findings),
-        "recipe": recipe_of(job.config),
+        "recipe": run_directory.recipe_of(job.config),
         "environment": {**claim["environment"], "workers": job.layout.workers},
     }
 
@@ -324,8 +316,8 @@ def _by_row(said: CaptionedRows, rows: Rows) -> list[str]:
 def _predictions(job: TrainingJob, split: str, said: CaptionedRows) -> bytes:
     """Per image the prompt and the prediction: columns as result rows have them."""
     columns = {
-        "prompt": pa.array(column_of(job.rows(split), said.rows, "prompt"), pa.string()),
+        "prompt": pa.array(embeddings.column_of(job.rows(split), said.rows, "prompt"), pa.string()),
         "predicted_prompt": pa.array([found.text for found in said.words], pa.string()),
         "prompt_likelihood": pa.array([found.likelihood for found in said.words], pa.float32()),
     }
-    return rows_file(job.rows(split).take(pa.array(said.rows)), columns)
+    return finish.rows_file(job.rows(split).take(pa.array(said.rows)), columns)

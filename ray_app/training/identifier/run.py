@@ -28,16 +28,12 @@ from ray_app.datasets.splits import Splits
 from ray_app.detectors.card import DetectorCard, PublishedFigure, TrainingData, Weights
 from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError
-from ray_app.metrics.arrays import MetricEstimate, undefined
+from ray_app.metrics import arrays, calibration, intervals
 from ray_app.metrics.attribution import attribution_of, open_set_auroc
-from ray_app.metrics.calibration import expected_calibration_error
-from ray_app.metrics.intervals import proportion
 from ray_app.reports.attribution import IdentifierTraining, NamedSplit, render_identifier_report
 from ray_app.storage import Store
+from ray_app.training import embeddings, export, finish, run_directory
 from ray_app.training.config import Identify, Recipe, TrainConfig
-from ray_app.training.embeddings import Embeddings, compute_embeddings, embedding_of, groups_of, kept_embeddings, require_own_weights
-from ray_app.training.export import data_name, inherited, places_of
-from ray_app.training.finish import METRICS, rows_file
 from ray_app.training.identifier.fit import (
     REAL,
     UNKNOWN,
@@ -52,7 +48,6 @@ from ray_app.training.identifier.fit import (
     training_rows,
 )
 from ray_app.training.job import TrainingJob
-from ray_app.training.run_directory import recipe_of
 
 CARD, WEIGHTS = "identifier.yaml", "head.safetensors"
 _PUBLISHED = {
@@ -126,7 +121,7 @@ def _facts(
     images: int,
 ) -> dict[str, Any]:
     """The card's YAML but for its threshold and figures."""
-    config, licence = recipe.identify or Identify(), inherited(recipe, card)
+    config, licence = recipe.identify or Identify(), export.inherited(recipe, card)
     families = {name: config.families[name] for name in classes if name in config.families}
     return {
         "name": recipe.name,
@@ -135,10 +130,10 @@ def _facts(
         "licence": licence.licence,
         "source": f"touchstone train {recipe.name}",
         "training_data": TrainingData(
-            name=data_name(recipe),
+            name=export.data_name(recipe),
             images=f"{images:,} of {len(classes)} generators",
             licence=recipe.data.licence or "not stated",
-            source=places_of(recipe) or None,
+            source=export.places_of(recipe) or None,
             generators=tuple(classes),
         ),
         "notes": (*recipe.export.notes, *([licence.note] if licence.note else []), *_notes(fitted, config)),
@@ -181,7 +176,7 @@ def _published(recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]) -> tupl
     """The chief figures of the test split or, where there is none, of validation."""
     split = "test" if "test" in figures else "validation"
     rows = {name: figures[split]["figures"][name] for name in _PUBLISHED}
-    where = f"{data_name(recipe)}, {split}"
+    where = f"{export.data_name(recipe)}, {split}"
     return tuple(
         PublishedFigure(
             set=where, metric=_PUBLISHED[name], value=row["value"], n=row["n"], verified=True, source=f"touchstone train {recipe.name}"
@@ -236,30 +231,32 @@ def _names(said: Identified, places: npt.NDArray[np.int64]) -> list[str]:
     return [said.classes[place] for place in places]
 
 
-def _share(yes: npt.NDArray[np.bool_], why: str) -> MetricEstimate:
-    return proportion(int(yes.sum()), len(yes), why)
+def _share(yes: npt.NDArray[np.bool_], why: str) -> arrays.MetricEstimate:
+    return intervals.proportion(int(yes.sum()), len(yes), why)
 
 
-def _of_families(said: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.int64]) -> dict[str, MetricEstimate]:
+def _of_families(said: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.int64]) -> dict[str, arrays.MetricEstimate]:
     if len(set(said.families)) == len(said.classes):
-        return {name: undefined("every class is a family of its own") for name in ("family_accuracy", "family_macro_f1")}
+        return {name: arrays.undefined("every class is a family of its own") for name in ("family_accuracy", "family_macro_f1")}
     family = dict(zip(said.classes, said.families, strict=True))
     found = attribution_of([said.families[place] for place in best], [family[name] for name in truth]).figures
     return {"family_accuracy": found["accuracy"], "family_macro_f1": found["macro_f1"]}
 
 
-def _calibration_error(said: Identified, names: npt.NDArray[np.object_], best: list[str], known: npt.NDArray[np.bool_]) -> MetricEstimate:
+def _calibration_error(
+    said: Identified, names: npt.NDArray[np.object_], best: list[str], known: npt.NDArray[np.bool_]
+) -> arrays.MetricEstimate:
     """How far the probability of the best name is from how often it is right, on average (Guo et al. 2017)."""
     if not known.any():
-        return undefined(_NONE_KNOWN)
+        return arrays.undefined(_NONE_KNOWN)
     right = (np.array(best, object) == names)[known]
     chances = np.clip(said.probability[known].astype(np.float64), 0, 1)
-    return MetricEstimate(expected_calibration_error(chances, right.astype(np.int64)), n=int(known.sum()))
+    return arrays.MetricEstimate(calibration.expected_calibration_error(chances, right.astype(np.int64)), n=int(known.sum()))
 
 
 def _auroc(
     said: Identified, names: npt.NDArray[np.object_], known: npt.NDArray[np.bool_], unknown: npt.NDArray[np.bool_]
-) -> MetricEstimate:
+) -> arrays.MetricEstimate:
     rows = np.flatnonzero(known | unknown)
     truth = [name if name in said.classes else _OTHERS for name in names[rows]]
     return open_set_auroc(truth, said.classes, said.confidence[rows])
@@ -299,10 +296,10 @@ def identify(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
     small for the share that is to be given up; DetectorError for a detector without embeddings; TouchstoneError where too many images
     cannot be read.
     """
-    require_own_weights(job)
+    embeddings.require_own_weights(job)
     began = time.monotonic()
     wanted = wanted_of(job.config, {split: job.rows(split) for split in ("train", "validation", "test") if split in job.shared})
-    compute_embeddings(job, wanted.rows)
+    embeddings.compute_embeddings(job, wanted.rows)
     made_in = {"environment": {**claim["environment"], "workers": job.layout.workers}, "data": dict(findings)}
     return written(job.config, job.card, job.out, wanted, made_in, began)
 
@@ -324,10 +321,10 @@ def written(
 
     `facts`: further ones for it; `began`: on the monotonic clock.
     """
-    found = {split: kept_embeddings(out, split) for split in wanted.rows}
+    found = {split: embeddings.kept_embeddings(out, split) for split in wanted.rows}
     labelled = {split: _labelled(wanted, split, one) for split, one in found.items()}
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
-        made = make_identifier(Path(folder), config, card, embedding_of(card, found["train"]), labelled, wanted.classes)
+        made = make_identifier(Path(folder), config, card, embeddings.embedding_of(card, found["train"]), labelled, wanted.classes)
         for split, said in made.said.items():
             out.write(f"scores/{split}.parquet", _names_file(wanted.tables[split], found[split], labelled[split], said))
         for name in (WEIGHTS, CARD):
@@ -342,7 +339,7 @@ def written(
     )
     metrics = document.written()
     out.write("report.html", render_identifier_report(document).encode())
-    out.write(METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
+    out.write(finish.METRICS, json.dumps(metrics, indent=2, ensure_ascii=False).encode())
     return metrics
 
 
@@ -370,9 +367,9 @@ def _named(config: TrainConfig, table: pa.Table) -> ClassAssignments:
     return named(config.identify or Identify(), labels.field("label").to_pylist(), labels.field("generator").to_pylist())
 
 
-def _labelled(wanted: IdentifierRequest, split: str, found: Embeddings) -> LabelledEmbeddings:
+def _labelled(wanted: IdentifierRequest, split: str, found: embeddings.Embeddings) -> LabelledEmbeddings:
     names = [name or UNKNOWN for name in wanted.named[split].at(found.rows)]
-    return LabelledEmbeddings(found.vectors, names, groups_of(wanted.tables[split], found.rows))
+    return LabelledEmbeddings(found.vectors, names, embeddings.groups_of(wanted.tables[split], found.rows))
 
 
 def _counted(rows: ClassAssignments, chosen: Rows, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -406,12 +403,12 @@ def _document(
         open_set=None if card.open_set is None else card.open_set.model_dump(mode="json"),
         validation=NamedSplit(**made.figures["validation"]),
         test=NamedSplit(**made.figures["test"]) if "test" in made.figures else None,
-        recipe=recipe_of(config),
+        recipe=run_directory.recipe_of(config),
         card={"name": card.name, "licence": card.licence, "weights": card.weights.sha256},
     )
 
 
-def _names_file(table: pa.Table, found: Embeddings, labelled: LabelledEmbeddings, said: Identified) -> bytes:
+def _names_file(table: pa.Table, found: embeddings.Embeddings, labelled: LabelledEmbeddings, said: Identified) -> bytes:
     """Per image who made it and the prediction: columns as result rows have them, and the truth beside them."""
     columns = {
         "generator": pa.array(labelled.names, pa.string()),
@@ -420,4 +417,4 @@ def _names_file(table: pa.Table, found: Embeddings, labelled: LabelledEmbeddings
         "generator_confidence": pa.array(said.confidence),
         "generator_ranking": pa.array([[said.classes[place] for place in ranking] for ranking in said.ranking[:, :_MOST_RANKED]]),
     }
-    return rows_file(table.take(pa.array(found.rows)), columns)
+    return finish.rows_file(table.take(pa.array(found.rows)), columns)

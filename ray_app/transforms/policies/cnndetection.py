@@ -7,8 +7,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
-from ray_app.transforms.ops import Resampling, jpeg, mirrored, random_crop, with_short_side
-from ray_app.transforms.policy import ImageSample
+from ray_app.transforms import ops, policy
 
 
 class CnnDetection(Frozen):
@@ -29,16 +28,16 @@ class CnnDetection(Frozen):
             raise ValueError(f"short_side {self.short_side} has no room for a crop of {self.crop}")
         return self
 
-    def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
+    def __call__(self, sample: policy.ImageSample, rng: np.random.Generator, /) -> policy.ImageSample:
         """Changed as drawn from `rng`."""
-        sample = with_short_side(sample, self.short_side or self.crop * 256 // 224, Resampling.BILINEAR, rng)
+        sample = ops.with_short_side(sample, self.short_side or self.crop * 256 // 224, ops.Resampling.BILINEAR, rng)
         image = sample.image
         if rng.random() < self.probability:
             image = _blurred(image, rng.uniform(*self.sigma))
         if rng.random() < self.probability:
-            image = jpeg(image, int(rng.integers(*self.quality, endpoint=True)))
-        sample = random_crop(sample._replace(image=image), self.crop, rng)
-        return (mirrored(sample) if rng.random() < 0.5 else sample)._replace(finished=True)
+            image = ops.jpeg(image, int(rng.integers(*self.quality, endpoint=True)))
+        sample = ops.random_crop(sample._replace(image=image), self.crop, rng)
+        return (ops.mirrored(sample) if rng.random() < 0.5 else sample)._replace(finished=True)
 
 
 def _blurred(image: Image.Image, sigma: float) -> Image.Image:

@@ -8,30 +8,18 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
-from ray_app.transforms.ops import (
-    Resampling,
-    drawn_box,
-    flipped_vertically,
-    jpeg,
-    mirrored,
-    random_crop,
-    random_part,
-    resize_sample,
-    rotated,
-    transformed,
-    with_short_side,
-)
+from ray_app.transforms import ops
 from ray_app.transforms.policy import ImageSample
 
 Rng = np.random.Generator
 
 _ANY_FILTER = (
-    Resampling.NEAREST,
-    Resampling.BILINEAR,
-    Resampling.BICUBIC,
-    Resampling.LANCZOS,
-    Resampling.HAMMING,
-    Resampling.BOX,
+    ops.Resampling.NEAREST,
+    ops.Resampling.BILINEAR,
+    ops.Resampling.BICUBIC,
+    ops.Resampling.LANCZOS,
+    ops.Resampling.HAMMING,
+    ops.Resampling.BOX,
 )
 
 
@@ -56,10 +44,10 @@ class CommunityForensicsPolicy(Frozen):
 
     def __call__(self, sample: ImageSample, rng: Rng, /) -> ImageSample:
         """Changed as drawn from `rng`."""
-        sample = with_short_side(sample, self.short_side or self.crop * 440 // 384, Resampling.BILINEAR, rng)
+        sample = ops.with_short_side(sample, self.short_side or self.crop * 440 // 384, ops.Resampling.BILINEAR, rng)
         for name in self.draw(rng):
             sample = OPERATIONS[name](sample, self.crop, rng)
-        return random_crop(sample, self.crop, rng)._replace(finished=True)
+        return ops.random_crop(sample, self.crop, rng)._replace(finished=True)
 
     def draw(self, rng: Rng) -> list[str]:
         """The names of the operations for one image, in the order in which they are applied."""
@@ -69,17 +57,17 @@ class CommunityForensicsPolicy(Frozen):
 
 def _resize(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
     short = int(rng.integers(crop + 1, round(crop * 1.228), endpoint=True))
-    return with_short_side(sample, short, _one_of((Resampling.BILINEAR, Resampling.BICUBIC), rng), rng)
+    return ops.with_short_side(sample, short, _one_of((ops.Resampling.BILINEAR, ops.Resampling.BICUBIC), rng), rng)
 
 
 def _resized_crop(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
-    part = random_part(sample, (0.9, 1.0), (3 / 4, 4 / 3), rng)
-    return resize_sample(part, (crop, crop), _one_of(_ANY_FILTER, rng))
+    part = ops.random_part(sample, (0.9, 1.0), (3 / 4, 4 / 3), rng)
+    return ops.resize_sample(part, (crop, crop), _one_of(_ANY_FILTER, rng))
 
 
 def _translate(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
     across, down = (round(rng.uniform(-0.1, 0.1) * n) for n in sample.image.size)
-    return transformed(sample, lambda image: image.transform(image.size, Image.Transform.AFFINE, (1, 0, -across, 0, 1, -down)))
+    return ops.transformed(sample, lambda image: image.transform(image.size, Image.Transform.AFFINE, (1, 0, -across, 0, 1, -down)))
 
 
 def _shear(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
@@ -93,7 +81,7 @@ def _shear(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         result: Image.Image = affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=angles, interpolation=mode, fill=None)
         return result
 
-    return transformed(
+    return ops.transformed(
         sample, lambda image: sheared(image, InterpolationMode.BILINEAR), lambda mask: sheared(mask, InterpolationMode.NEAREST)
     )
 
@@ -108,8 +96,8 @@ def _pad(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         frame.paste(image, (left, above))
         return frame
 
-    padded = transformed(sample, lambda image: framed(image, (grey,) * 3), lambda mask: framed(mask, 0))
-    return resize_sample(padded, (width, height), Resampling.BILINEAR)
+    padded = ops.transformed(sample, lambda image: framed(image, (grey,) * 3), lambda mask: framed(mask, 0))
+    return ops.resize_sample(padded, (width, height), ops.Resampling.BILINEAR)
 
 
 def _cut_out(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
@@ -118,7 +106,7 @@ def _cut_out(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         return sample
     width, height = sample.image.size
     grey = int(rng.integers(256))
-    box = drawn_box((width, height), (0.02, 0.06), (1 / 3.3, 1 / 0.3), rng)
+    box = ops.drawn_box((width, height), (0.02, 0.06), (1 / 3.3, 1 / 0.3), rng)
     if box is None:
         return sample
 
@@ -127,21 +115,21 @@ def _cut_out(sample: ImageSample, crop: int, rng: Rng) -> ImageSample:
         copy.paste(colour, box)
         return copy
 
-    return transformed(sample, lambda image: painted(image, (grey,) * 3), lambda mask: painted(mask, 0))
+    return ops.transformed(sample, lambda image: painted(image, (grey,) * 3), lambda mask: painted(mask, 0))
 
 
-def _one_of(filters: tuple[Resampling, ...], rng: Rng) -> Resampling:
+def _one_of(filters: tuple[ops.Resampling, ...], rng: Rng) -> ops.Resampling:
     return filters[int(rng.integers(len(filters)))]
 
 
 OPERATIONS: Mapping[str, Callable[[ImageSample, int, Rng], ImageSample]] = {
-    "jpeg": lambda sample, crop, rng: sample._replace(image=jpeg(sample.image, int(rng.integers(75, 100, endpoint=True)))),
+    "jpeg": lambda sample, crop, rng: sample._replace(image=ops.jpeg(sample.image, int(rng.integers(75, 100, endpoint=True)))),
     "resize": _resize,
-    "crop": random_crop,
-    "mirror": lambda sample, crop, rng: mirrored(sample) if rng.random() < 0.5 else sample,
-    "upend": lambda sample, crop, rng: flipped_vertically(sample) if rng.random() < 0.5 else sample,
+    "crop": ops.random_crop,
+    "mirror": lambda sample, crop, rng: ops.mirrored(sample) if rng.random() < 0.5 else sample,
+    "upend": lambda sample, crop, rng: ops.flipped_vertically(sample) if rng.random() < 0.5 else sample,
     "resized-crop": _resized_crop,
-    "rotate": lambda sample, crop, rng: rotated(sample, rng.uniform(-15, 15), Resampling.BILINEAR),
+    "rotate": lambda sample, crop, rng: ops.rotated(sample, rng.uniform(-15, 15), ops.Resampling.BILINEAR),
     "translate": _translate,
     "shear": _shear,
     "pad": _pad,

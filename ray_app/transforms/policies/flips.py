@@ -4,8 +4,7 @@ import numpy as np
 from pydantic import Field
 
 from ray_app.config import Frozen
-from ray_app.transforms.ops import mirrored, quarter_turned, random_crop
-from ray_app.transforms.policy import ImageSample
+from ray_app.transforms import ops, policy
 
 
 class Flips(Frozen):
@@ -18,12 +17,12 @@ class Flips(Frozen):
     turns: bool = Field(default=True, description="none to three quarter turns")
     mirror: bool = Field(default=True, description="left and right change places in half of the images")
 
-    def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
+    def __call__(self, sample: policy.ImageSample, rng: np.random.Generator, /) -> policy.ImageSample:
         """Changed as drawn from `rng`."""
         if self.crop is not None:
-            sample = random_crop(sample, self.crop, rng)._replace(finished=True)
+            sample = ops.random_crop(sample, self.crop, rng)._replace(finished=True)
         if self.turns:
-            sample = quarter_turned(sample, int(rng.integers(4)))
+            sample = ops.quarter_turned(sample, int(rng.integers(4)))
         if self.mirror and rng.random() < 0.5:
-            sample = mirrored(sample)
+            sample = ops.mirrored(sample)
         return sample

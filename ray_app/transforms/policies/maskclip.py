@@ -9,8 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ray_app.config import Frozen
-from ray_app.transforms.ops import blurred, flipped_vertically, jpeg, mirrored, quarter_turned, transformed
-from ray_app.transforms.policy import ImageSample
+from ray_app.transforms import ops, policy
 
 # One draw of a width from 3 to 7, even ones rounded up.
 _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(
@@ -21,25 +20,25 @@ _KERNELS: tuple[npt.NDArray[np.float64], ...] = tuple(
 class MaskClipPolicy(Frozen):
     """The reference's policy, which has no arguments; the result goes through the card's squash to 512."""
 
-    def __call__(self, sample: ImageSample, rng: np.random.Generator, /) -> ImageSample:
+    def __call__(self, sample: policy.ImageSample, rng: np.random.Generator, /) -> policy.ImageSample:
         """Changed as drawn from `rng`."""
         sample = _scaled(sample, rng.uniform(0.8, 1.2))
         if rng.random() < 0.5:
-            sample = mirrored(sample)
+            sample = ops.mirrored(sample)
         if rng.random() < 0.5:
-            sample = flipped_vertically(sample)
+            sample = ops.flipped_vertically(sample)
         image = _lit(sample.image, brightness=rng.uniform(-0.1, 0.1), contrast=rng.uniform(-0.1, 0.1))
         if rng.random() < 0.2:
-            image = jpeg(image, int(rng.integers(70, 100, endpoint=True)), swapped=True)
+            image = ops.jpeg(image, int(rng.integers(70, 100, endpoint=True)), swapped=True)
         sample = sample._replace(image=image)
         if rng.random() < 0.5:
-            sample = quarter_turned(sample, int(rng.integers(4)))
+            sample = ops.quarter_turned(sample, int(rng.integers(4)))
         if rng.random() < 0.2:
-            sample = sample._replace(image=blurred(sample.image, _KERNELS[int(rng.integers(len(_KERNELS)))]))
+            sample = sample._replace(image=ops.blurred(sample.image, _KERNELS[int(rng.integers(len(_KERNELS)))]))
         return sample
 
 
-def _scaled(sample: ImageSample, factor: float) -> ImageSample:
+def _scaled(sample: policy.ImageSample, factor: float) -> policy.ImageSample:
     # 3 seconds to import, so not before it is used.
     import torch
     from torchvision.transforms.v2 import InterpolationMode
@@ -53,7 +52,7 @@ def _scaled(sample: ImageSample, factor: float) -> ImageSample:
         pixels = resize(planes, size, mode, antialias=False).permute(1, 2, 0).numpy()
         return Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
 
-    return transformed(
+    return ops.transformed(
         sample, lambda image: scaled(image, InterpolationMode.BILINEAR), lambda mask: scaled(mask, InterpolationMode.NEAREST)
     )
 
