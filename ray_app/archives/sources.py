@@ -148,7 +148,7 @@ class Archive:
         """What to say when nothing was kept of `found` files, those in `opened` containers among them."""
         names = ", ".join(self._names)
         if not found and opened:
-            return ConfigError(f"{names}: no image in {opened} archive{'s' * (opened != 1)}", hint="a folder in an archive is no member")
+            return ConfigError(f"{names}: no image in {opened} archive{'s' * (opened != 1)}", hint="folders in an archive are not counted")
         if not found:
             return ConfigError(f"{names}: nothing there but the run directory itself, or lists without a row")
         patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])

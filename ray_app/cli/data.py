@@ -24,12 +24,12 @@ _MOST_LINES = 40
     "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
 )
 @click.option("--drop", multiple=True, type=click.Choice(["fake", "abstain", "failed"]), help="What goes; repeatable.  [default: fake]")
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
-@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]")
+@click.option("--retry", is_flag=True, help="Write those shards again in which files could not be read from storage.")
 @overrides
 @as_json
 def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Write the archive of RUN without the members that it flags, and the list of those with reasons. Nothing is deleted.
+    """Write the archive of RUN without the files that it flags, and the list of those with reasons. Nothing is deleted.
 
     Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
 
@@ -50,18 +50,18 @@ def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **g
 @click.argument("source", nargs=-1)
 @click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
 @click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
-@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of members in one shard, in MB.  [default: 256]")
+@click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]")
 @click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
-@click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many members.")
-@click.option("--retry", is_flag=True, help="Write those shards again in which members could not be read from storage.")
+@click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many files.")
+@click.option("--retry", is_flag=True, help="Write those shards again in which files could not be read from storage.")
 @overrides
 @as_json
 def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
     """Turn SOURCE into shards of a size that storage likes, bytes untouched: Parquet as the Hugging Face hub writes it, or tars.
 
-    SOURCE is what `touchstone score` takes. A member that cannot be read is in no shard but in DIR/unpacked.parquet, with the reason.
+    SOURCE is what `touchstone score` takes. A file that cannot be read is in no shard but in DIR/unpacked.parquet, with the reason.
 
     \b
     touchstone pack s3://bucket/photos --out s3://bucket/shards
@@ -339,7 +339,7 @@ def _hashes(context: click.Context, option: click.Parameter, text: str | None) -
 @click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
-@click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members.")
+@click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files.")
 @click.option("--hash", "hashes", metavar="sha256,phash", callback=_hashes, help="Compute these, to find leakage: reads every image.")
 @click.option("--complete", is_flag=True, help="Exit with 2 unless the counts are those that the layout is published with.")
 @overrides

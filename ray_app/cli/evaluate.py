@@ -26,7 +26,7 @@ _OF_SCORING = ("ensemble", "detectors", "include", "exclude", "limit", "perturb"
 @click.option("--perturb", multiple=True, metavar="NAME", help="Score perturbed images too: a list by name, or jpeg:75; repeatable.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
-@click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many members.")
+@click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of mistakes in the report.  [default: with them]")
 @licence_option
 @overrides

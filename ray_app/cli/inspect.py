@@ -55,7 +55,7 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
 @click.option("--out", required=True, metavar="FOLDER", help="Where the PNG files go.")
 @click.option("--min-area", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Only masks that cover this share.")
 @click.option("--native", is_flag=True, help="At the network's own size; without it, stretched to the image's.")
-@click.option("--vanished", is_flag=True, help="Also of members that the last listing no longer found.")
+@click.option("--vanished", is_flag=True, help="Also of files that the last listing no longer found.")
 def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
     """Write the masks of RUN as 8-bit PNG, named IMAGE_ID-DETECTOR.png: white where a detector says that pixels were altered.
 

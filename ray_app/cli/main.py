@@ -54,7 +54,7 @@ def touchstone() -> None:
     touchstone serve                                  an ensemble behind HTTP, with a page
 
     stdout carries the result, stderr the log and the progress line. Exit codes: 0 done · 2 usage or config · 3 finished with too
-    many bad members · 4 detector or weights · 5 storage or cluster · 130 interrupted, resumable by the same command.
+    many bad files · 4 detector or weights · 5 storage or cluster · 130 interrupted, resumable by the same command.
     """
 
 

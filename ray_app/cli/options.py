@@ -19,7 +19,7 @@ _WHAT_IS_SCORED = (
     click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."),
     click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable."),
-    click.option("--limit", type=click.IntRange(min=1), help="List no more than this many members."),
+    click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files."),
     click.option(
         "--perturb",
         multiple=True,
@@ -42,7 +42,7 @@ def overrides(command: Command) -> Command:
 
 
 def what_is_scored(command: Command) -> Command:
-    """SOURCE, the config file, the detectors, and which members of the source: the same for every command on a run to be made."""
+    """SOURCE, the config file, the detectors, and which files of the source: the same for every command on a run to be made."""
     for option in reversed(_WHAT_IS_SCORED):
         command = option(command)
     return command

@@ -91,7 +91,7 @@ def _failed_statuses(context: click.Context, option: click.Parameter, text: str 
     words = tuple(word.strip() for word in text.split(","))
     for word in words:
         if word not in known:
-            raise ConfigError(f"--retry {word}: no status of a member without a score", hint=f"separate by commas: {', '.join(known)}")
+            raise ConfigError(f"--retry {word}: no status of a file without a score", hint=f"separate by commas: {', '.join(known)}")
     return words
 
 
@@ -104,7 +104,7 @@ def _failed_statuses(context: click.Context, option: click.Parameter, text: str 
 @click.option(
     "--retry", "rescore", metavar="STATUS,…", callback=_failed_statuses, help="Score only the rows with one of these statuses, again."
 )
-@click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical members scored before.")
+@click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical files scored before.")
 @click.option(
     "--stability",
     type=click.IntRange(0, 64),
@@ -125,7 +125,7 @@ def score(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Score every member of SOURCE: one row each, resumable, in --out.
+    """Score every file of SOURCE: one row each, resumable, in --out.
 
     SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, https://, hf://datasets/. Members of tars, zips and Parquet
     files in it are scored too. A .csv or .jsonl is a list of files, as is list::FILE; inventory::MANIFEST is an S3 Inventory.
@@ -157,7 +157,7 @@ def score(
 @click.option(
     "--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]"
 )
-@click.option("--vanished", is_flag=True, help="Also members that the last listing no longer found.")
+@click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")
 @click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
               help="Only fakes, so many that no more than this share of them is real on average; "
               "needs an ensemble card that touchstone calibrate wrote.")  # fmt: skip
@@ -172,7 +172,7 @@ def results(
     fdr: float | None,
     as_json: bool,
 ) -> int:
-    """Show the current row of each member of RUN, as a table or as JSON lines.
+    """Show the current row of each file of RUN, as a table or as JSON lines.
 
     \b
     touchstone results run --verdict fake --generator midjourney

@@ -13,7 +13,7 @@ from ray_app.scoring.config import ScoreConfig
 class EvaluateConfig(Frozen):
     """One evaluation. `score`: how a source is scored first, and on which cluster; its `source` and `out` are not used."""
 
-    at: tuple[str, ...] = Field(default=(), description="a run directory; or a source of members, as `touchstone score` takes it")
+    at: tuple[str, ...] = Field(default=(), description="a run directory; or a source of files, as `touchstone score` takes it")
     out: str | None = Field(default=None, description="where metrics.json, metrics.csv and report.html go; any fsspec URL")
     labels: str | None = Field(
         default=None, description="CSV, JSONL or Parquet, or an index; null = by the layout, else the run's own columns"

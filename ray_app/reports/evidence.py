@@ -175,7 +175,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         "detail": row.get("detail"),
         "remarks": "; ".join(flags),
         "scored at": row.get("scored_at") and wording.moment(row["scored_at"]),
-        "reused": "the scores are those of another member with the same bytes" if row.get("reused") else None,
+        "reused": "the scores are those of another file with the same bytes" if row.get("reused") else None,
     }
     return [(name, str(value)) for name, value in rows.items() if value]
 

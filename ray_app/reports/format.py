@@ -368,7 +368,7 @@ def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
 def headline(run: RunSummary) -> str:
     """The run in one sentence."""
     if not run.members:
-        return "No members: there was nothing to score."
+        return "No files: there was nothing to score."
     parts = []
     if run.scored:
         fake, abstained, real = (run.verdict(word) for word in VERDICT_WORDS)
@@ -379,7 +379,7 @@ def headline(run: RunSummary) -> str:
         parts.append(f"{run.not_scored:,} could not be scored")
     if run.members > run.rows:
         parts.append(f"{run.members - run.rows:,} not reached yet")
-    return f"{counted(run.members, 'member')}: {', '.join(parts)}."
+    return f"{counted(run.members, 'file')}: {', '.join(parts)}."
 
 
 def figure(name: str, value: float | None, ends: Sequence[float] = ()) -> str:

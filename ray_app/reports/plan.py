@@ -34,7 +34,7 @@ def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
         *_labelled("backbones", (_shared(backbone) for backbone in plan.backbones)),
         ("work", _work(plan)),
         *_labelled("cluster", _cluster(plan.cluster)),
-        ("layout", f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} members"),
+        ("layout", f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files"),
         *_labelled("memory", _memory(plan)),
         *_labelled("pools", (", ".join(pool) for pool in plan.pools if len(plan.pools) > 1)),
         *_labelled("probe", _probe(plan)),
@@ -86,7 +86,7 @@ def _compute(cost: PlannedCost, prices: Mapping[str, float], hours: float | None
 def _total(cost: PlannedCost, is_priced: bool) -> str:
     if cost.compute is None or not is_priced:
         return "without the machines"
-    each = "" if cost.per_1000_members is None else f", {wording.money(cost.per_1000_members)} per 1,000 members"
+    each = "" if cost.per_1000_members is None else f", {wording.money(cost.per_1000_members)} per 1,000 files"
     share = "" if cost.compute_share is None else f"; {wording.percent(cost.compute_share)} of it is compute"
     return f"in the currency of the prices{each}{share}"
 
@@ -95,7 +95,7 @@ def _archive(plan: Plan) -> Iterator[str]:
     left = " to score" if plan.run else ""
     unknown = plan.unknown_sizes
     sizes = wording.size(plan.size_bytes) + (f" and {unknown:,} of unknown size" if unknown else "")
-    yield f"{wording.counted(plan.members, 'member')}{left}, {'of unknown size' if unknown == plan.members > 0 else sizes}"
+    yield f"{wording.counted(plan.members, 'file')}{left}, {'of unknown size' if unknown == plan.members > 0 else sizes}"
     if set(plan.kinds) - {"files"}:
         for kind, kept in plan.kinds.items():
             inside = f" in {wording.counted(kept.containers, 'file')}" if kept.containers else ""
@@ -112,13 +112,13 @@ def _standing(plan: Plan) -> Iterator[str]:
     if run.state == "begun":
         yield f"{wording.visible(run.url)}: begun, but its listing never ended and is made again"
         return
-    done = f"{wording.counted(run.members_done, 'member')} in {wording.counted(run.blocks_done, 'block')}"
-    left = f"{wording.counted(run.members_left, 'member')} in {wording.counted(run.blocks_left, 'block')}"
+    done = f"{wording.counted(run.members_done, 'file')} in {wording.counted(run.blocks_done, 'block')}"
+    left = f"{wording.counted(run.members_left, 'file')} in {wording.counted(run.blocks_left, 'block')}"
     yield f"{wording.visible(run.url)}: {run.state}; {done} done before, skipped"
     if run.state == "unfinished":
         yield f"left: {left}; the listing is there and is not made again"
     else:
-        yield f"left: {left}, new or changed since" if run.members_left else "left: nothing; no member is new or changed"
+        yield f"left: {left}, new or changed since" if run.members_left else "left: nothing; no file is new or changed"
 
 
 def _promised(plan: Plan) -> Iterator[str]:
@@ -223,7 +223,7 @@ def _probe(plan: Plan) -> Iterator[str]:
     if probe is None:
         return
     scored = "" if probe.scored in (0, probe.members) else f"; the detectors were slow, so that {probe.scored} were scored"
-    yield f"{wording.counted(probe.members, 'member')}, drawn evenly, on one core of this machine{scored}"
+    yield f"{wording.counted(probe.members, 'file')}, drawn evenly, on one core of this machine{scored}"
     if not probe.refused:
         most = wording.percent(probe.refused_share.high)
         yield f"none of {probe.members} refused; of the archive at most {most} (95 % interval)"

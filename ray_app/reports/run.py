@@ -259,7 +259,7 @@ def limit_sentences(run: RunSummary) -> list[str]:
         return []
     share = wording.percent(refused / run.members)
     return [
-        f"limits refused {share} of the archive, {wording.counted(refused, 'member')} that have no verdict",
+        f"limits refused {share} of the archive, {wording.counted(refused, 'file')} that have no verdict",
         *(_sentence(run, name, number) for name, number in wording.largest(run.refused_by_limits, len(run.refused_by_limits))),
     ]
 
@@ -281,7 +281,7 @@ def _right_share(prior: float, found: Rate, wrong: Rate, scored: int) -> RightSh
 
 
 def _sentence(run: RunSummary, name: str, number: int) -> str:
-    members = wording.counted(number, "member")
+    members = wording.counted(number, "file")
     if name == "decode_bytes":
         has = (run.session.memory and run.session.memory.decode_bytes) or 0
         return (
@@ -303,7 +303,7 @@ def _verdict_bar(run: RunSummary) -> Markup | None:
         return None
     described = "; ".join(f"{words}: {number:,} ({wording.percent(number / run.members)})" for _, words, number in fates)
     segments = [svg.BarSegment(kind, f"{words}: {number:,}", number) for kind, words, number in fates]
-    return svg.stacked_bar(segments, ident="verdicts", title="What became of the members", description=described)
+    return svg.stacked_bar(segments, ident="verdicts", title="What became of the files", description=described)
 
 
 def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:

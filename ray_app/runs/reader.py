@@ -150,7 +150,7 @@ def _stretches(run: directory.RunDirectory, info: ManifestInfo) -> list[_Stretch
         at = one.last + 1
     if at != info.blocks:
         missing = info.members - read_blocks(run.store, number)[:at].members
-        raise _lost(run, number, f"{missing} of {info.members} members have no row")
+        raise _lost(run, number, f"{missing} of {info.members} files have no row")
     return found
 
 
@@ -169,10 +169,10 @@ class _Comparer:
                 ids = table["image_id"].to_numpy()
                 if not np.array_equal(expected.take(len(ids)), ids):
                     where = f"from row {at} of blocks {stretch.first} to {stretch.last} on"
-                    raise _lost(self.run, stretch.manifest, f"{where}, the rows are not those of the members")
+                    raise _lost(self.run, stretch.manifest, f"{where}, the rows are not those of the files")
                 at += len(ids)
         if at < blocks.members:
-            what = f"{blocks.members - at} of {blocks.members} members of blocks {stretch.first} to {stretch.last} have no row"
+            what = f"{blocks.members - at} of {blocks.members} files of blocks {stretch.first} to {stretch.last} have no row"
             raise _lost(self.run, stretch.manifest, what)
 
 

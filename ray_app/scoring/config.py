@@ -34,7 +34,7 @@ class ScoreConfig(Frozen):
     out: str | None = Field(default=None, description="the run directory; any fsspec URL")
     include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
     exclude: tuple[str, ...] = ()
-    limit: int | None = Field(default=None, ge=1, description="list no more than this many members")
+    limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
     ensemble: str = "default"
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
@@ -55,12 +55,12 @@ class ScoreConfig(Frozen):
     )
     batch_slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU")
     block_members: int = Field(default=256, ge=1, description="largest block: the unit of commit and resume")
-    max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad members than this: exit code 3")
+    max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad files than this: exit code 3")
     max_hours: float | None = Field(default=None, gt=0, description="stop resumably after so long")
     max_cost: float | None = Field(default=None, gt=0, description="stop resumably when, by `prices`, so much is spent in this session")
     prices: Prices = Prices()
     rescore: tuple[Status, ...] = Field(default=(), description="score only the rows that have one of these statuses, again (--retry)")
-    reuse: Literal["sha256"] | None = Field(default=None, description="sha256 = copy the scores of byte-identical members scored before")
+    reuse: Literal["sha256"] | None = Field(default=None, description="sha256 = copy the scores of byte-identical files scored before")
     perceptual_hash: bool = Field(default=False, description="add the column phash: a 64-bit DCT hash of the decoded image")
     provenance: ProvenanceConfig = ProvenanceConfig()
     perturb: tuple[str, ...] = Field(
@@ -91,5 +91,5 @@ class ScoreConfig(Frozen):
         failed = [status.value for status in Status if status is not Status.OK]
         unknown = [str(word) for word in words if word not in failed]
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: no status of members without a score; these are: {', '.join(failed)}")
+            raise ValueError(f"{', '.join(unknown)}: no status of files without a score; these are: {', '.join(failed)}")
         return words

@@ -420,7 +420,7 @@ def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard], *, profile
     drawing = [card.name for card in cards if card.masks]
     if config.reuse and drawing:
         raise ConfigError(
-            f"--reuse copies scores, not masks, and {', '.join(drawing)} would leave repeated members without one",
+            f"--reuse copies scores, not masks, and {', '.join(drawing)} would leave repeated files without one",
             hint="leave --reuse out, or take an ensemble without detectors that draw masks",
         )
 

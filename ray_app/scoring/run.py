@@ -208,7 +208,7 @@ class ScoringRun:
         cluster_config, done = self.config.cluster, work.members - work.pending.members
         progress = Progress(work.members, done=done)
         blocks = f"{len(work.blocks):,} block{'s' * (len(work.blocks) != 1)}"
-        progress.say(f"{work.members:,} members in {blocks}, {done:,} done before; {self.layout.described}")
+        progress.say(f"{work.members:,} files in {blocks}, {done:,} done before; {self.layout.described}")
         stopper = Stopper(directory.store, self.session.number, say=progress.say, grace_s=cluster_config.grace_s)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         patience_s = cluster_config.stall_timeout_s or max(stall_s, self.layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac))
@@ -364,9 +364,7 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
     """
     numbers = manifests(run.store)
     if not numbers or work_of(run).pending:
-        raise ConfigError(
-            f"{run.store.url}: not all members have been scored once", hint="the same command without --retry does that first"
-        )
+        raise ConfigError(f"{run.store.url}: not all files have been scored once", hint="the same command without --retry does that first")
     for number in numbers:
         run.publish(number, each=on_ray)
     passed_over = list[int]()
@@ -375,13 +373,13 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
         refused = f"{sum(passed_over):,} that were refused when the archive was listed"
         print(f"not retried: {refused}; the same command without --retry lists it again", file=sys.stderr)
     elif retry is None:
-        print(f"no member has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
+        print(f"no file has the status {' or '.join(config.rescore)}: nothing to retry", file=sys.stderr)
     if retry is not None:
         _finish_retry(run, retry, session, score)
 
 
 def _finish_retry(run: RunDirectory, retry: Retry, session: ScoringSession, score: ScoreBlocks) -> None:
-    print(f"retrying {retry.members:,} members with the status {' or '.join(retry.statuses)}", file=sys.stderr)
+    print(f"retrying {retry.members:,} files with the status {' or '.join(retry.statuses)}", file=sys.stderr)
     session.retrying(retry.number, retry.statuses, retry.members)
     pending = retry.pending()
     if pending:

@@ -79,7 +79,7 @@ def filter_run(config: plan.FilterConfig, *, retry: bool = False) -> dict[str, A
             kept = summary["members"]
         if kept + removed != members:
             raise ClusterError(
-                f"{store.url}: {kept} members kept and {removed} removed, of {members}", hint="please report this: it is a bug"
+                f"{store.url}: {kept} files kept and {removed} removed, of {members}", hint="please report this: it is a bug"
             )
         summary |= facts
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
@@ -190,7 +190,7 @@ class KeptMembers(Archive):
 
     def empty(self, found: int, opened: int) -> ConfigError:
         """What to say when every member goes."""
-        return ConfigError(f"{self._run.store.url}: no member is left", hint="removed.parquet lists them all")
+        return ConfigError(f"{self._run.store.url}: no file is left", hint="removed.parquet lists them all")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _list(store: Store, archive: Archive, each: Each, limit: int | None) -> None
 
 def _write(each: Each, write: WriteShard, pending: Sequence[Shard], lease: Lease, *, total: int) -> None:
     progress = Progress(total, done=total - sum(shard.members for shard in pending), name="pack")
-    progress.say(f"{total:,} members in {pending[0].count:,} shard{'s' * (pending[0].count != 1)}, {len(pending):,} to be written")
+    progress.say(f"{total:,} files in {pending[0].count:,} shard{'s' * (pending[0].count != 1)}, {len(pending):,} to be written")
     try:
         for notes in each(write, pending):
             progress.advance(notes.members, len(notes.unpacked))
@@ -215,7 +215,7 @@ class PackDirectory:
         unpacked = write_tables(self.store, "unpacked", _UNPACKED, tables())
         if total["packed"] + unpacked != members:
             raise ClusterError(
-                f"{self.store.url}: {total['packed']} members packed and {unpacked} listed as unpacked, of {members}",
+                f"{self.store.url}: {total['packed']} files packed and {unpacked} listed as unpacked, of {members}",
                 hint="please report this: it is a bug",
             )
         return {"out": self.store.url, "form": self.form, "shards": total["shards"], "members": members, "packed": total["packed"],
@@ -249,7 +249,7 @@ def filter_lines(summary: Mapping[str, Any]) -> list[str]:
     drop = " or ".join(_DROPPED[word] for word in summary["drop"])
     out = wording.visible(summary["out"])
     lines = [
-        ("removed", f"{summary['removed']:,} of {wording.counted(summary['current'], 'member')}: {drop}; reasons in {out}/removed.csv"),
+        ("removed", f"{summary['removed']:,} of {wording.counted(summary['current'], 'file')}: {drop}; reasons in {out}/removed.csv"),
         ("kept", f"{summary['kept']:,}" + (f", listed in {out}/kept.parquet and kept.csv" if summary["form"] == "list" else "")),
         *(_packed(summary) if summary["form"] != "list" else []),
         ("", "nothing was deleted: the removal list is for you to act on"),
@@ -260,7 +260,7 @@ def filter_lines(summary: Mapping[str, Any]) -> list[str]:
 def _packed(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     out = wording.visible(summary["out"])
     shards = wording.counted(summary["shards"], f"{_SHARDS[summary['form']]} shard")
-    members = wording.counted(summary["members"], "member")
+    members = wording.counted(summary["members"], "file")
     yield "packed", f"{summary['packed']:,} of {members} into {shards} in {out}/data, {wording.size(summary['size_bytes'])}"
     if none := summary["formats"].get("none"):
         yield (

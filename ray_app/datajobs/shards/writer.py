@@ -197,7 +197,7 @@ class WriteShard:
             with tempfile.TemporaryDirectory(prefix="touchstone-pack-") as folder:
                 path = Path(folder) / shard.name
                 notes = self._fill(path, shard, members)
-                assert notes.packed + len(notes.unpacked) == len(members), f"{shard.name}: members lost"
+                assert notes.packed + len(notes.unpacked) == len(members), f"{shard.name}: files lost"
                 # The notes first: a shard that is there has them.
                 self.store.write(shard.notes_path, notes.encode())
                 self.store.write_file(shard.path(self.form), path)

@@ -217,7 +217,7 @@ def class_label(item: ListedMember, name: str) -> Label:
 
 def contradiction(item: ListedMember, reason: str) -> ConfigError:
     """The error for a member whose labels do not agree."""
-    return ConfigError(f"{where(item)}: {reason}", hint="such a member cannot be labelled: leave it out (--exclude) or correct its source")
+    return ConfigError(f"{where(item)}: {reason}", hint="such a file cannot be labelled: leave it out (--exclude) or correct its source")
 
 
 def labelled_folder(item: ListedMember) -> tuple[list[str], int]:

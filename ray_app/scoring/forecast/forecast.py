@@ -80,7 +80,7 @@ def _predicted(
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
     rates = forecast_rates(busy, pace, spec.all_pools, cpus=cpus, gpus=gpus, gmac=sum(ResourceEstimate.of(spec).pool_gmac))
     cut = f"{blocks} block{'s' * (blocks > 1)}"
-    few = f"so few members make {cut}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
+    few = f"so few files make {cut}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
     return probed, plan_model.PlannedPrediction(
         probe=_probe_facts(spec, probed, pace.scored_by),
