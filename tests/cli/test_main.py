@@ -113,7 +113,7 @@ def test_version(capsys):
 def test_retry_takes_the_statuses_of_failed_members_and_lists_them(words, capsys, tmp_path):
     assert main(["score", str(tmp_path), "--out", str(tmp_path / "run"), "--retry", words]) == 2
     said = capsys.readouterr().err
-    assert f"--retry {words.rpartition(',')[2]}: no status of a member without a score" in said
+    assert f"--retry {words.rpartition(',')[2]}: no status of a file without a score" in said
     assert "source_throttled, source_timeout" in said
 
 

@@ -24,9 +24,9 @@ def photos(tmp_path):
 def test_pack_says_what_it_did(photos, tmp_path, capsys):
     assert main(["pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset", "--shard-mb", "1"]) == 0
     said = capsys.readouterr()
-    assert "9 of 9 members into 1 WebDataset shard" in said.out
+    assert "9 of 9 files into 1 WebDataset shard" in said.out
     assert "2 of these are in no image format" in said.out
-    assert "9 members in 1 shard" in said.err
+    assert "9 files in 1 shard" in said.err
     assert main(["pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset", "--shard-mb", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["packed"] == 9
 
@@ -51,7 +51,7 @@ def test_the_job_is_the_command(photos, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "jobs/pack.py"), run_name="__main__")
     assert not ended.value.code
-    assert "9 of 9 members into 1 Parquet shard" in capsys.readouterr().out
+    assert "9 of 9 files into 1 Parquet shard" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_filter_says_what_it_did(photos, tmp_path, capsys):
     run = scored.scored_run(tmp_path / "run", photos, lambda member: 9.0 if member.uri.endswith(".gif") else -9.0)
     assert main(["filter", run.store.url, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "2 of 9 members: flagged as fake" in said
+    assert "2 of 9 files: flagged as fake" in said
     assert "nothing was deleted" in said
     assert main(["filter", run.store.url, "--out", str(tmp_path / "shards"), "--as", "parquet", "--drop", "abstain", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["packed"] == 9

@@ -106,10 +106,10 @@ def test_the_rest_of_a_long_list_is_counted_in_one_line():
     [
         ({"members": 0}, "No members: there was nothing to score."),
         ({"members": 1, "statuses": {"ok": 1}, "verdicts": {"real": 1}}, "1 member: none flagged as fake, 1 with no evidence found."),
-        ({"members": 2, "statuses": {"empty_file": 2}}, "2 members: 2 could not be scored."),
+        ({"members": 2, "statuses": {"empty_file": 2}}, "2 files: 2 could not be scored."),
         (
             {"members": 3000, "statuses": {"ok": 90, "corrupt_image": 10}, "verdicts": {"real": 50, "fake": 30, "abstain": 10}},
-            "3,000 members: 30 flagged as fake, 10 abstained, 50 with no evidence found, 10 could not be scored, 2,900 not reached yet.",
+            "3,000 files: 30 flagged as fake, 10 abstained, 50 with no evidence found, 10 could not be scored, 2,900 not reached yet.",
         ),
     ],
 )

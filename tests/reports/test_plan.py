@@ -90,7 +90,7 @@ def told(**changes):
 @pytest.mark.parametrize(
     "words",
     [
-        "120,000 members, 240.0 GB",
+        "120,000 files, 240.0 GB",
         "100,000 tar in 50 files, 200.0 GB",
         "3 refused by the listing: encrypted_member, an encrypted archive member",
         "gpu-spot-pool: 16 cores, 4 GPUs; 2.60 per hour",
@@ -104,7 +104,7 @@ def told(**changes):
         "21 LIST, 44,000 GET, 145 PUT, at the least; 240.0 GB read",
         "0.5 hours at 2.6",
         "44,000 at 0.0004 per 1,000",
-        "1.32  in the currency of the prices, 0.0110 per 1,000 members; 98.6 % of it is compute",
+        "1.32  in the currency of the prices, 0.0110 per 1,000 files; 98.6 % of it is compute",
     ],
 )
 def test_it_says_what_will_be_done_and_paid(words):
@@ -137,10 +137,10 @@ def test_without_a_price_the_total_does_not_pretend_to_be_one():
 def test_sizes_that_nobody_knows_are_no_zero_bytes():
     kinds = {"parquet": {"members": 80, "size_bytes": 0, "containers": 1}}
     text = told(members=80, unknown_sizes=80, size_bytes=0, kinds=kinds)
-    assert "80 members, of unknown size" in text
+    assert "80 files, of unknown size" in text
     assert "80 Parquet in 1 file" in text
     assert "0 bytes" not in text
-    assert "80 members, 1.0 MB and 3 of unknown size" in told(members=80, unknown_sizes=3, size_bytes=10**6)
+    assert "80 files, 1.0 MB and 3 of unknown size" in told(members=80, unknown_sizes=3, size_bytes=10**6)
 
 
 def test_machines_that_cost_nothing_are_no_unknown():
@@ -169,7 +169,7 @@ def test_a_local_folder_has_no_bill_for_requests():
 def test_a_run_that_is_there_is_skipped(state, left, words):
     run = {"url": "s3://b/run", "state": state, "blocks_done": 80, "members_done": 80_000, "blocks_left": 40, "members_left": left}
     text = told(run=run)
-    assert "80,000 members in 80 blocks done before, skipped" in text
+    assert "80,000 files in 80 blocks done before, skipped" in text
     assert words in text
 
 

@@ -102,15 +102,15 @@ def test_more_name_each_limit_its_number_how_to_raise_it_and_the_memory():
     summary = told({"max_pixels": 25, "max_bytes": 4, "decode_bytes": 3, "container_limits.max_ratio": 2})
     text = "\n".join(summary_lines(summary))
     assert "\nLIMITS REFUSED 1.1 % OF THE ARCHIVE, 34 MEMBERS" in text
-    assert "max_pixels (250,000,000): 25 members with more pixels; --set limits.max_pixels=500000000 admits more" in text
+    assert "max_pixels (250,000,000): 25 files with more pixels; --set limits.max_pixels=500000000 admits more" in text
     assert "decoding takes 4 to 24 bytes of memory for each pixel" in text
-    assert "max_bytes (536,870,912): 4 members with more bytes in one file; --set limits.max_bytes=1073741824" in text
-    assert "decode_bytes (4.0 GB of a node): 3 members would have taken more memory" in text
+    assert "max_bytes (536,870,912): 4 files with more bytes; --set limits.max_bytes=1073741824" in text
+    assert "decode_bytes (4.0 GB of a node): 3 files would have taken more memory" in text
     assert "--retry image_too_large --set cluster.decode_bytes=8000000000" in text
-    assert "container_limits.max_ratio: 2 members; --set container_limits.max_ratio=… raises it" in text
+    assert "container_limits.max_ratio: 2 files; --set container_limits.max_ratio=… raises it" in text
     assert "memory: at most 1.0 GB in one worker of at most 7.0 GB on a node" in text
     page = render_run_report(summary)
-    assert "Limits refused 1.1 % of the archive, 34 members" in page
+    assert "Limits refused 1.1 % of the archive, 34 files" in page
     assert "--set limits.max_pixels=500000000" in page
 
 
@@ -160,7 +160,7 @@ def words():
 
 
 def test_the_headline_and_the_counts(words):
-    assert "3,000 members: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored." in words
+    assert "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored." in words
     assert "150 5.0 %" in words
     assert "the score lies between the two thresholds 38 95.0 %" in words
     assert "JPEG 2,741 91.4 %" in words
@@ -238,7 +238,7 @@ def test_a_session_without_rows_claims_no_speed():
 
 def test_an_unfinished_run_and_a_broken_count_are_announced():
     unfinished = PageReader(render_run_report(example_summary(complete=False, members=9000))).text
-    assert "Not finished. 3,000 of 9,000 members have a row." in unfinished
+    assert "Not finished. 3,000 of 9,000 files have a row." in unfinished
     assert "not reached yet 6,000 66.7 %" in unfinished
     broken = PageReader(render_run_report(example_summary(members=2999))).text
     assert "Rows and members differ." in broken

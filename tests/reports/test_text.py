@@ -95,7 +95,7 @@ def test_any_name_keeps_one_line_within_the_width(names, width):
 
 def test_the_end_of_a_run_in_words():
     text = "\n".join(summary_lines(example_summary()))
-    assert "3,000 members: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored." in text
+    assert "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored." in text
     assert MEANING[Status.CORRUPT_IMAGE] in text
     assert "e.g. s3://picture-desk/harbour/1987/scan-0012.jpg: broken data stream when reading image file" in text
     assert "e.g. s3://picture-desk/harbour/boxes/box-07.tar › box-07/0419.png" in text
@@ -108,7 +108,7 @@ def test_the_end_of_a_run_in_words():
 
 
 def test_copied_scores_are_counted():
-    assert "reused: 1,204 members have the scores of others with the same bytes" in summary_lines(example_summary(reused=1204))
+    assert "reused: 1,204 files have the scores of others with the same bytes" in summary_lines(example_summary(reused=1204))
     assert not any("reused" in line for line in summary_lines(example_summary()))
 
 
@@ -118,7 +118,7 @@ def test_the_next_command_can_be_pasted():
 
 def test_an_unfinished_run_says_how_to_go_on():
     text = "\n".join(summary_lines(example_summary(complete=False, members=9000)))
-    assert "not finished: 3,000 of 9,000 members have a row; the same command goes on from here" in text
+    assert "not finished: 3,000 of 9,000 files have a row; the same command goes on from here" in text
     assert "6,000 not reached yet" in text
 
 
@@ -129,7 +129,7 @@ def test_a_run_with_nothing_new_claims_no_speed():
 
 
 def test_an_empty_summary_is_one_line():
-    assert summary_lines({}) == ["No members: there was nothing to score."]
+    assert summary_lines({}) == ["No files: there was nothing to score."]
 
 
 @pytest.mark.parametrize("name", hostile.NAMES)

@@ -102,7 +102,7 @@ class TestConservation:
 
     def test_the_last_part_is_missing(self, run):
         run.store.delete(run.part_path(0, run.parts(0)[-1]))
-        with pytest.raises(ClusterError, match=r"manifest 0: \d+ of 100 members have no row"):
+        with pytest.raises(ClusterError, match=r"manifest 0: \d+ of 100 files have no row"):
             check_conservation(run)
 
     def test_rows_that_are_missing_twice_or_another_s(self, run):

@@ -75,7 +75,7 @@ def test_what_killed_a_worker_again_and_again_is_not_begun_once_more(tmp_path):
         with attempt(tmp_path, 7), attempt(tmp_path, 8):
             pass
         die_in_the_middle_of(tmp_path, 7)
-    message = rf"block 7 of manifest 0 \(2 members from a.jpg on\): {MOST_DEATHS} workers died"
+    message = rf"block 7 of manifest 0 \(2 files from a.jpg on\): {MOST_DEATHS} workers died"
     with pytest.raises(ClusterError, match=message) as caught, attempt(tmp_path, 7):
         pytest.fail("begun once more")
     assert "cluster.workers" in caught.value.hint

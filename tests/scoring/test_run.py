@@ -66,13 +66,13 @@ def test_nothing_to_retry_is_said(late, capsys):
     retry_members(
         ScoreConfig(rescore=("decode_timeout", "source_denied")), late, ScoringSession(late, {}, time.monotonic()), PLAN, scorer(2)
     )
-    assert "no member has the status decode_timeout or source_denied: nothing to retry" in capsys.readouterr().err
+    assert "no file has the status decode_timeout or source_denied: nothing to retry" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_finished_before_anything_is_retried(late, tmp_path):
     write_files(tmp_path / "archive", ["new.jpg"])
     relist(late, tmp_path / "archive")
-    with pytest.raises(ConfigError, match="not all members have been scored once"):
+    with pytest.raises(ConfigError, match="not all files have been scored once"):
         retry_members(ScoreConfig(rescore=("source_timeout",)), late, ScoringSession(late, {}, time.monotonic()), PLAN, scorer(2))
 
 
@@ -85,7 +85,7 @@ def test_only_statuses_of_failed_members_can_be_retried(words):
 def test_what_cannot_be_done_is_said_before_a_cluster_starts(tmp_path):
     with pytest.raises(ConfigError, match="no run here to retry"):
         score_archive(ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "none"), rescore=("source_timeout",)))
-    with pytest.raises(ConfigError, match="maskclip would leave repeated members without one"):
+    with pytest.raises(ConfigError, match="maskclip would leave repeated files without one"):
         check_reuse(ScoreConfig(reuse="sha256"), [load_card("touchstone-tiny"), load_card("maskclip")])
 
 

@@ -157,7 +157,7 @@ def _notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
     """What a reader of the figures must know."""
     unscored = sum(audit.facts["unscored"].values())
     found = [
-        (unscored, "member", "of the archive without a verdict: nothing is said of them"),
+        (unscored, "file", "of the archive without a verdict: nothing is known of them"),
         (answers.unsure, "image", "left out as unsure: beside each figure stands how far they could move it"),
         (answers.blank, "image", "of the sample without a label: as if not drawn"),
         (answers.others, "label", "left out: of images that were not drawn"),

@@ -133,7 +133,7 @@ def test_everything_removed(content, tmp_path):
     run = scored.scored_run(tmp_path / "run", archives.as_prefix(tmp_path, content), lambda member: FAKE)
     summary = sift(run, tmp_path / "out", form="webdataset")
     assert (summary["removed"], summary["kept"], summary["shards"]) == (len(content), 0, 0)
-    assert "9 of 9 members" in filter_lines(summary)[0]
+    assert "9 of 9 files" in filter_lines(summary)[0]
 
 
 def test_only_finished_runs(simple, tmp_path):

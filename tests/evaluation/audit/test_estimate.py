@@ -107,7 +107,7 @@ def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
     assert [one["fakes"] for one in document["strata"]] == [one.fakes for one in answers.strata]
     unscored = sum(audit.facts["unscored"].values())
     assert document["notes"] == [
-        f"{unscored:,} members of the archive without a verdict: nothing is said of them",
+        f"{unscored:,} files of the archive without a verdict: nothing is known of them",
         "1 image left out as unsure: beside each figure stands how far they could move it",
         "1 image of the sample without a label: as if not drawn",
     ]
