@@ -36,7 +36,7 @@ _Z95 = 1.959964  # 97.5 % point of the normal distribution: a two-sided 95 % int
 LOUD_SHARE = 0.01  # of the members; fewer stand in the table of statuses alone
 _DECODING = "decoding takes 4 to 24 bytes of memory for each pixel, which all images over 50 megapixels on a node share in turns"
 _MEANING = {
-    "max_bytes": ("more bytes in one file", "a file is held as a whole while it is decoded"),
+    "max_bytes": ("more bytes", "a file is held as a whole while it is decoded"),
     "max_pixels": ("more pixels", _DECODING),
     "max_whole_pixels": ("more pixels, in a format other than JPEG, TIFF and WebP", _DECODING),
     "max_side": ("a longer side", "a resize takes memory by the longer side"),
