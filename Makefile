@@ -3,6 +3,8 @@ PYTHON ?= python3
 STAMP := .venv/.ready
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Tests start many processes; where Python may write no bytecode, each of them would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-on-ray test-without-ray test-cluster lint bench clean
 .PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-strangers
