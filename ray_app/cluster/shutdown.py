@@ -196,7 +196,7 @@ class Attempts:
         """Inside, a block (whose first member lies at `first_uri`) is being tried. Raises ClusterError, before anything is tried, when it
         has killed `MOST_DEATHS` processes, and when memory is not enough.
         """
-        what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} members from {first_uri} on)"
+        what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
         place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}"
         place.mkdir(parents=True, exist_ok=True)
         if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:

@@ -104,8 +104,8 @@ def test_the_rest_of_a_long_list_is_counted_in_one_line():
 @pytest.mark.parametrize(
     ("figures", "sentence"),
     [
-        ({"members": 0}, "No members: there was nothing to score."),
-        ({"members": 1, "statuses": {"ok": 1}, "verdicts": {"real": 1}}, "1 member: none flagged as fake, 1 with no evidence found."),
+        ({"members": 0}, "No files: there was nothing to score."),
+        ({"members": 1, "statuses": {"ok": 1}, "verdicts": {"real": 1}}, "1 file: none flagged as fake, 1 with no evidence found."),
         ({"members": 2, "statuses": {"empty_file": 2}}, "2 files: 2 could not be scored."),
         (
             {"members": 3000, "statuses": {"ok": 90, "corrupt_image": 10}, "verdicts": {"real": 50, "fake": 30, "abstain": 10}},

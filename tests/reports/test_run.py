@@ -101,7 +101,7 @@ def test_one_in_a_hundred_is_not_loud():
 def test_more_name_each_limit_its_number_how_to_raise_it_and_the_memory():
     summary = told({"max_pixels": 25, "max_bytes": 4, "decode_bytes": 3, "container_limits.max_ratio": 2})
     text = "\n".join(summary_lines(summary))
-    assert "\nLIMITS REFUSED 1.1 % OF THE ARCHIVE, 34 MEMBERS" in text
+    assert "\nLIMITS REFUSED 1.1 % OF THE ARCHIVE, 34 FILES" in text
     assert "max_pixels (250,000,000): 25 files with more pixels; --set limits.max_pixels=500000000 admits more" in text
     assert "decoding takes 4 to 24 bytes of memory for each pixel" in text
     assert "max_bytes (536,870,912): 4 files with more bytes; --set limits.max_bytes=1073741824" in text
@@ -182,7 +182,7 @@ def test_statuses_are_explained_with_their_first_examples(words):
         assert MEANING[Status(status)] in words
     assert "scan-0014.jpg" in words
     assert "20000 × 20000 pixels = 400 megapixels" in words
-    assert "Every member has exactly one row: 3,000 of 3,000." in words
+    assert "Every file has exactly one row: 3,000 of 3,000." in words
 
 
 def test_false_flags_at_this_archives_size(words):
@@ -241,7 +241,7 @@ def test_an_unfinished_run_and_a_broken_count_are_announced():
     assert "Not finished. 3,000 of 9,000 files have a row." in unfinished
     assert "not reached yet 6,000 66.7 %" in unfinished
     broken = PageReader(render_run_report(example_summary(members=2999))).text
-    assert "Rows and members differ." in broken
+    assert "Rows and files differ." in broken
 
 
 def test_nulls_and_absent_keys_read_the_same():

@@ -111,7 +111,7 @@ class TestConservation:
         for change in (lambda t: t.slice(0, 99), lambda t: t.take([0, *range(99)]), lambda t: t.take([1, 0, *range(2, 100)])):
             run.store.write(path, whole)
             self.change(run, path, change)
-            with pytest.raises(ClusterError, match=r"members of blocks 0 to .* have no row|the rows are not those of the members"):
+            with pytest.raises(ClusterError, match=r"files of blocks 0 to .* have no row|the rows are not those of the files"):
                 check_conservation(run)
 
     def test_files_that_overlap(self, run):

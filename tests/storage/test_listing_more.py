@@ -152,7 +152,7 @@ class TestS3:
 
     def test_nobody_answers(self, s3, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-        monkeypatch.setattr(listing, "PATIENCE", listing.RetryPolicy(attempts=2))
+        monkeypatch.setattr(listing, "PATIENCE", listing.fetch.RetryPolicy(attempts=2))
         with pytest.raises(StorageError, match="nothing answers there"):
             names("s3://bucket")
 
@@ -181,6 +181,6 @@ class TestOtherPlaces:
             names(f"{faulty.url}/gone.jpg")
 
     def test_a_web_server_that_is_not_there(self, s3, monkeypatch):
-        monkeypatch.setattr(listing, "PATIENCE", listing.RetryPolicy(attempts=1))
+        monkeypatch.setattr(listing, "PATIENCE", listing.fetch.RetryPolicy(attempts=1))
         with pytest.raises(StorageError, match="nothing answers there"):
             names("http://127.0.0.1:1/a.jpg")
