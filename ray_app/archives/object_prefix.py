@@ -1,7 +1,7 @@
 """`ObjectPrefix`: objects below a place as a source; files of their own, and containers by their names, none of which is opened.
 
 img2dataset's sidecar tables: beside a shard `00000.tar`, or a folder of files `00000/`, lies `00000.parquet` with a row for every sample
-by its key (`Samples`, `beside`). Its columns become columns of that image, and the table stays a file like others.
+by its key (`Samples`, `with_tables`). Its columns become columns of that image, and the table stays a file like others.
 
 Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and `files`; in `parquet` the table holds the images itself.
 """

@@ -81,7 +81,7 @@ class IdentifierCard(_Card):
     """A head over generators, on the embeddings of a detector.
 
     `detector`: the name of that detector, a member of the ensemble. `embedding`: what decided the embeddings that the head was
-    fitted on (`detectors.embeddings.embedding_facts`); others are refused. `classes`: generators, in the order of the head's rows;
+    fitted on (`detectors.linear_head.embedding_facts`); others are refused. `classes`: generators, in the order of the head's rows;
     `families`: of those that the index of generators does not know. `head`: `linear`, or `cosine`: both unit vectors, times `scale`.
     The weights hold `weight` (C, d) and `bias` (C,), and for distances `means` (C, d) and `whitening` (d, k).
     """

@@ -1,4 +1,4 @@
-"""Known generators: their names, other spellings of them, and their families (`known`, `family_of`, `title_of`), from
+"""Known generators: their names, other spellings of them, and their families (`find_generator`, `family_of`, `title_of`), from
 configs/generators.yaml.
 
 A name that is not listed may still say its family, as FAMILY/NAME: that is how fine-tuned models are labelled.

@@ -1,6 +1,7 @@
 """Listed members → rows of an index, one block at a time: labels by a layout and, on request, hashes of the images (`Labeller`).
 
-`with_prompts` and `apart` prepare labelled tables for a training on prompts; `ProgressLog` reports how far a listing or index is.
+`with_prompts` and `without_training_prompts` prepare labelled tables for a training on prompts; `ProgressLog` reports how far a listing
+or an index is.
 """
 
 import hashlib

@@ -1,9 +1,7 @@
 """Near-duplicates that belong into one split: the same group, bytes, prompt or looks, exactly or nearly.
 
-`bonds_of` finds them, `bound` joins them to groups, `leaks_of` counts those between splits. `near_pairs` compares perceptual hashes,
-`prompts_alike` prompts.
-
-Leakage between splits (`leakage`): images of one that are in another too, by file, near-duplicate (`near`) or group.
+`bonds_of` finds them, `connected_groups` joins them to groups, `leaks_of` counts those between splits, and `leakage` images of one split
+that are in another too, by file, near-duplicate or group. `near_pairs` compares perceptual hashes, `prompts_alike` prompts.
 """
 
 import re

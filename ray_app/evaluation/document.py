@@ -54,7 +54,7 @@ class Evaluation:
     config: EvaluateConfig
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The labelled rows with these columns, a run's own and `TOLD`, read anew."""
+        """The labelled rows with these columns, a run's own and `LABEL_FIELDS`, read anew."""
         own = [name for name in columns if name not in join.LABEL_FIELDS]
         read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
         return join.joined_rows(read, self.labels, columns)

@@ -279,7 +279,7 @@ def localization_of_run(
     pictures: bool = True,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> Localized | None:
-    """Both sections of a run whose joined rows `tables` gives (called with `masks.COLUMNS`); None where no detector localizes.
+    """Both sections of a run whose joined rows `tables` gives (called with `COLUMNS`); None where no detector localizes.
 
     Masks are read within the run's own limits, from its own web servers and those of `guard`, which are those of the labels.
     `empty`: how images without altered pixels count under the plain policy. A truth that cannot be read is counted with its reason.

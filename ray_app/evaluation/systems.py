@@ -1,5 +1,5 @@
 """The systems of a run that give scores, its ensemble and every detector (`systems_of`), and whether one was trained on a generator
-(`seen`).
+(`training_overlap`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

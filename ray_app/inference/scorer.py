@@ -45,7 +45,7 @@ class Describing:
     def after(self, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs, seen: DescriberInputs = ()) -> DetectorOutputs:
         """The outputs, in which all detectors have spoken of these members, with words for those that the profile asks for.
 
-        `seen`: see `seen_by_describer`; may be left out where the describer reads embeddings.
+        `seen`: see `describer_inputs`; may be left out where the describer reads embeddings.
         """
         with self._clock("describe"):
             words = self.words(rows_to_describe(self._spec, outcomes, outputs), outputs, seen)

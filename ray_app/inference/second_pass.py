@@ -1,6 +1,6 @@
 """The second pass over a block: members decoded again from kept bytes into dense batches, and read by some detectors.
 
-`CascadeScorer`: what a cascade's first members leave uncertain and what the audit draws. `Recompressing`: members near a threshold, in
+`CascadeScorer`: what a cascade's first members leave uncertain and what the audit draws. `StabilityScorer`: members near a threshold, in
 recompressed views.
 """
 
@@ -162,7 +162,7 @@ class StabilityScorer:
     """All detectors of an ensemble on the stability views of members whose verdict hangs on little.
 
     A view of a cascade's image is a picture of its own: the first members look at all views, the others at all views of an image of which
-    one goes on. `scorer` and `decoder` as for `SecondLook`; the scorer holds every detector.
+    one goes on. `scorer` and `decoder` as for `SecondPass`; the scorer holds every detector.
     """
 
     def __init__(self, spec: ScoringSpec, scorer: EnsembleScorer, decoder: BatchDecoder, clock: StageClock) -> None:

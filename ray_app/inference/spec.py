@@ -85,7 +85,7 @@ LARGE_PARAMETERS, LARGE_GMAC = 500e6, 500.0  # a describer beyond either shares 
 @dataclass(frozen=True)
 class ScoringSpec:
     """Cards, limits and resolved settings. Equal specs give equal scores; nothing operational stands here, and what scoring costs is
-    `inference.resources.ResourceEstimate`.
+    `ResourceEstimate`.
 
     `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
     number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score. `views`: every

@@ -1,4 +1,4 @@
-"""Audits of labels: in what the files of two classes differ (`class_differences`), which labels a classifier doubts (`doubted`,
+"""Audits of labels: in what the files of two classes differ (`class_differences`), which labels a classifier doubts (`confident_learning`,
 `crossed_probabilities`), and how well metadata alone predicts the label (`shortcut_auc`).
 """
 

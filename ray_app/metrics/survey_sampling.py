@@ -45,7 +45,7 @@ def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, se
     Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased whatever the strata. Intervals are of the
     Bayesian posterior: each stratum's unseen images are fake as often as a Beta posterior of its labels, drawn many times, seeded, so that
     sums and ratios over strata have one too, and a stratum that is labelled whole is certain.
-    Unsure images are left out: within its stratum each is as likely fake as those that are labelled. See `either_way` for the rest.
+    Unsure images are left out: within its stratum each is as likely fake as those that are labelled. See `unsure_bounds` for the rest.
     """
     sizes, flagged = np.array([one.size for one in strata], np.int64), np.array([one.flagged for one in strata], np.bool_)
     fakes, labelled = np.array([one.fakes for one in strata], np.int64), np.array([one.labelled for one in strata], np.int64)

@@ -79,7 +79,7 @@ def folder_of(detector: str) -> str:
 def feature_rows(image_ids: Ids, vectors: Vectors, detector: str, facts: Mapping[str, Any]) -> pa.Table:
     """`image_id`, `detector` and `vector`, a list of d float32, of the members (n,) whose vectors (n, d) are finite.
 
-    `facts`: what decides these embeddings beside the image (`detectors.embeddings.embedding_facts`), for the file's metadata.
+    `facts`: what decides these embeddings beside the image (`detectors.linear_head.embedding_facts`), for the file's metadata.
     """
     kept = np.isfinite(vectors).all(axis=1)
     ids = np.asarray(image_ids)[kept]

@@ -1,4 +1,4 @@
-"""Generator and prompt of an image behind the endpoint, once an ensemble has decided: `ProfileAsk` → `Profiled`.
+"""Generator and prompt of an image behind the endpoint, once an ensemble has decided: `ProfileRequest` → `ProfileResponse`.
 
 Heads and describers sit with the detector whose embeddings they read, those that look at pixels in the first group.
 """

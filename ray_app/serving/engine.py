@@ -1,6 +1,6 @@
 """Encoded bytes → answer behind the endpoint: `EndpointScorer` decodes in a child process, calls the groups of detectors, decides.
 
-The way of a batch run with processes in between: the same decoder, networks and decision. `Followed` keeps which release of ensembles
+The way of a batch run with processes in between: the same decoder, networks and decision. `ReleaseTracker` keeps which release of ensembles
 the groups serve.
 """
 

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class ScoreRequest:
     """One image for some detectors of a group, which is the one with this fingerprint. `pixels`: one entry per preprocessing of the
-    group's detectors (see `looks`), None where it is not needed or keeps sizes.
+    group's detectors (see `group_preprocessings`), None where it is not needed or keeps sizes.
     """
 
     group: str

@@ -117,7 +117,7 @@ def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
 
 
 def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
-    """What decided these embeddings (`detectors.embeddings.embedding_facts`), as plain JSON for a card that reads such ones."""
+    """What decided these embeddings (`detectors.linear_head.embedding_facts`), as plain JSON for a card that reads such ones."""
     from ray_app.detectors import linear_head
 
     facts = linear_head.embedding_facts(card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact")

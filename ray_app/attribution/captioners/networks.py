@@ -1,4 +1,4 @@
-"""What captioning networks share: the network's interface (`Speaking`), its weights, generation (`likeliest`) and batches of pixels
+"""What captioning networks share: the network's interface (`CaptionNetwork`), its weights, generation (`likeliest`) and batches of pixels
 (`PixelDescriber`).
 
 What a network says of one image never depends on its batch: batches always have the same number of rows, filled up where fewer are left.

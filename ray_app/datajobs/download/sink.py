@@ -1,4 +1,4 @@
-"""Where a good image goes: a `FileKeeper` writes files, a `ShardKeeper` shards that are published when full. `Checker` decodes first.
+"""Where a good image goes: a `FileSink` writes files, a `ShardSink` shards that are published when full. `Checker` decodes first.
 
 Rows are committed here too. Files: rows after their files; a file without a row is checked before its url is requested again.
 Shards: rows before their shard; rows whose shard is not there count for nothing.

@@ -1,4 +1,4 @@
-"""Prompts (`read_prompts`) → requests of one image each, with all that is drawn for it (`make_orders`) → equal blocks (`cut_blocks`).
+"""Prompts (`read_prompts`) → requests of one image each, with all that is drawn for it (`make_requests`) → equal blocks (`cut_blocks`).
 
 The same for every session of a job: what is drawn follows from one number per image (`randomness`), on any machine, in any batch.
 

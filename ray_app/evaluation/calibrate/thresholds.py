@@ -1,4 +1,4 @@
-"""Calibrations (`fit`: Platt scaling, temperature scaling, isotonic regression), thresholds (`choose`) and a cascade's band
+"""Calibrations (`fit`: Platt scaling, temperature scaling, isotonic regression), thresholds (`choose_threshold`) and a cascade's band
 (`choose_band`).
 
 Thresholds are chosen on held-out scores of one class, so that what is promised of them holds. The band of early scores is the one that

@@ -163,7 +163,7 @@ def canonical(value: Any) -> bytes:
 
 
 def parse_record(data: bytes) -> Any:
-    """What `written` wrote. Raises ValueError for any other file: a key that stands twice, of which programs take the first or the last,
+    """What `record_text` wrote. Raises ValueError for any other file: a key that stands twice, of which programs take the first or the last,
     numbers that no float holds, a byte order mark, data behind the record, and any other spelling of the same.
     """
     text = data.decode("utf-8")

@@ -5,7 +5,7 @@ file's hash, and the scores once more on this machine within a stated tolerance.
 that nobody takes it for verified.
 
 The signature of a record (`signed`, `check_signature`: Ed25519, RFC 8032, keys as PEM files), and the keys that it may have
-(`strange_keys`).
+(`unknown_keys`).
 
 What is signed is the canonical JSON of all but the signature itself, so that neither the record nor its digest can change under it. What
 is made anew when a record is verified is compared with that key by key (`differences`); of the rest the names stand here, so that nothing

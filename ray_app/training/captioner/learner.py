@@ -1,7 +1,7 @@
-"""Training a network that predicts prompts: `WordLearner` has the calls of `training.learner.Learner`, so that the same workers run it.
+"""Training a network that predicts prompts: `CaptionLearner` has the calls of `training.learner.Learner`, so that the same workers run it.
 
 What happens depends on recipe, batches and (seed, step, rank) alone: a training that is saved, loaded elsewhere and continued gives the
-same weights. `make_plan` and `speaking_network` make network and tokenizer from a recipe's `describe`.
+same weights. `make_plan` and `caption_network` make network and tokenizer from a recipe's `describe`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What Ray Train's workers need to teach words: `put_taught` shares targets, tokenizer and embeddings; `word_learner` and
+"""What Ray Train's workers need to teach words: `share_targets` shares targets, tokenizer and embeddings; `word_learner` and
 `embedding_batches` use them.
 """
 

@@ -90,7 +90,7 @@ def make_identifier(
 ) -> TrainedIdentifier:
     """Fit a head on `train`, set its threshold on `validation`, measure it there and on `test`, and write head and card into `folder`.
 
-    `card`: of the detector whose embeddings these are, made as `embedding` says (`detectors.embeddings.embedding_facts`). `train` holds
+    `card`: of the detector whose embeddings these are, made as `embedding` says (`detectors.linear_head.embedding_facts`). `train` holds
     images of `classes` alone; the others may hold any. Raises ConfigError for a class without a training image, and where validation is
     too small.
     """
