@@ -234,7 +234,7 @@ def index_labels(source: LabelTables, *, key: str | None = None, split: str | No
 
 
 def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]) -> Iterator[pa.Table]:
-    """Those rows that are labelled, with the columns `names`, their own or of `LABEL_FIELDS`; one that a run or its labels lack is all null."""
+    """Those rows that are labelled, with the columns `names`, their own or of `LABEL_FIELDS`; a missing one is all null."""
     asked = [name for name in _TEXTS if name in names]
     texts = labels.texts(asked) if asked and isinstance(labels, LabelIndex) else None
     for table in tables:

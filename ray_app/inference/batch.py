@@ -1,6 +1,7 @@
 """What decoding hands to detectors: results per member, and fixed slots of pixels (`Batch`), also of perturbed views.
 
-`PreparedViews`, `LazyImages` and `LateDecoder` make or decode large images only when a detector reads them. `StageClock` has seconds per stage.
+`PreparedViews`, `LazyImages` and `LateDecoder` make or decode large images only when a detector reads them.
+`StageClock` has seconds per stage.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""A checkpoint judged on labelled rows, as the detector that it will be: `validate` while training (Ray Train), `evaluate_splits` at the end.
+"""A checkpoint measured on labelled rows, as the detector that it will be: `validate` while training, `evaluate_splits` at the end.
 
 Figures are kept by step in `validations/`: Ray's own list forgets those of checkpoints that it drops.
 """

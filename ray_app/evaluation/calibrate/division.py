@@ -80,8 +80,8 @@ def groups_of(labelled: CalibrationData, *, share_generators: bool = False) -> P
     """(n,) the number of each image's group, 0 … groups − 1.
 
     Images are of one group that share a source, their bytes, or what a picture shows (perceptual hashes within
-    `datasets.near_duplicates.NEAR_BITS`), and fakes that share a generator, unless the parts may share generators; and so are images that hang
-    together by way of others. Fakes without a generator's name count as those of one: nothing shows that they are of several.
+    `datasets.near_duplicates.NEAR_BITS`), and fakes that share a generator, unless the parts may share generators; and so are images that
+    hang together by way of others. Fakes without a generator's name count as those of one: nothing shows that they are of several.
     """
     links = [_coded(labelled.sha256), _coded(labelled.source), _phash_codes(labelled.phash)]
     if not share_generators:

@@ -163,8 +163,8 @@ def canonical(value: Any) -> bytes:
 
 
 def parse_record(data: bytes) -> Any:
-    """What `record_text` wrote. Raises ValueError for any other file: a key that stands twice, of which programs take the first or the last,
-    numbers that no float holds, a byte order mark, data behind the record, and any other spelling of the same.
+    """What `record_text` wrote. Raises ValueError for any other file: a key that stands twice, of which programs take the first or the
+    last, numbers that no float holds, a byte order mark, data behind the record, and any other spelling of the same.
     """
     text = data.decode("utf-8")
     value = json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
