@@ -19,7 +19,7 @@ def endpoint():
 
 
 def asked(endpoint, **options):
-    settings = {"clients": 4, "seconds": 0.6, "timeout_s": 5.0} | options
+    settings = {"clients": 4, "seconds": 0.25, "timeout_s": 5.0} | options
     return Load(endpoint.url + "/v1/score", **settings)
 
 
@@ -39,7 +39,7 @@ def test_connections_are_kept(endpoint):
 
 
 def test_what_comes_in_the_warm_up_is_not_in_the_rate(endpoint):
-    found = load(asked(endpoint, warm_up_s=0.5, seconds=0.2), PHOTOGRAPHS)
+    found = load(asked(endpoint, warm_up_s=0.25, seconds=0.2), PHOTOGRAPHS)
     assert 0 < found.rate * found.seconds < found.ok
     assert found.seconds == pytest.approx(0.2, abs=0.1)
 
@@ -76,7 +76,7 @@ def test_retry_after_is_honoured_on_request(endpoint):
 
 
 def test_the_caller_is_called_once_a_second_and_may_stop_it(endpoint):
-    seen = []
+    endpoint.delay_s, seen = 0.05, []
     found = load(asked(endpoint, seconds=60), PHOTOGRAPHS, on_second=lambda second, tally: seen.append((second, tally.ok)),
                  until=lambda tally: len(seen) == 2)  # fmt: skip
     assert [second for second, _ in seen] == [1, 2]
@@ -85,6 +85,8 @@ def test_the_caller_is_called_once_a_second_and_may_stop_it(endpoint):
 
 
 def test_a_caller_that_raises_ends_it(endpoint):
+    endpoint.delay_s = 0.05
+
     def fail(second, tally):
         raise LookupError("no such replica")
 

@@ -46,10 +46,13 @@ def test_batches_become_cumulative_in_time_order():
     assert cumulative([(3.0, 5), (1.0, 2), (2.0, 4)]) == [(1.0, 2), (2.0, 6), (3.0, 11)]
 
 
-def test_a_process_is_measured_with_its_children(tmp_path):
+def test_a_process_is_measured_with_its_children(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.measuring.SAMPLE_EVERY_S", 0.1)
+    monkeypatch.setattr("benchmarks.measuring.SAMPLE_SHARE", 1.0)
     # In a session of its own, and it outlives its parent for a while: what a Ray daemon does.
-    child = CHILD.replace("sleep(60)", "sleep(4)")
-    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(3)"
+    child = CHILD.replace("time.sleep(60)", "print('large', flush=True); time.sleep(1.2)")
+    started = f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True, stdout=subprocess.PIPE)"
+    parent = f"import subprocess, sys, time; {started}.stdout.readline(); time.sleep(0.6)"
     ran = run_measured([sys.executable, "-c", f"{parent}; print('done')"], {}, timeout_s=60, log=tmp_path / "log")
     assert ran.stdout.strip() == "done"
     assert 64 * 2**20 < ran.peak_memory_bytes < 300 * 2**20

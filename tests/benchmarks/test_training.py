@@ -69,7 +69,8 @@ def test_other_losses_are_other_work(other):
     assert [text for text in complaints(result) if "NOT THE SAME WORK" in text]
 
 
-def test_both_trainers_read_one_recipe_with_the_labels_that_were_written(tmp_path):
+def test_both_trainers_read_one_recipe_with_the_labels_that_were_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.training_work.SIZE", (96, 64))
     from ray_app.training.config import TrainConfig
     from ray_app.training.run import prepare_data
 

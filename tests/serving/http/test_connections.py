@@ -152,11 +152,11 @@ def test_a_trailer_that_drips_after_the_answer_is_ended_and_not_answered_again()
         assert 0.35 < time.monotonic() - began < 1
 
 
-def test_chunks_may_come_slowly(port):
-    with connected(port) as connection:
+def test_chunks_may_come_slowly():
+    with limited(header_timeout_s=0.2) as port, connected(port) as connection:
         for piece in (chunked("/v1/score"), b"1\r\n", b"x\r\n", b"1", b"\r\nx\r\n", b"0\r\n", b"\r\n"):
             connection.sendall(piece)
-            time.sleep(0.5)  # longer than a head may take
+            time.sleep(0.25)  # longer than a head may take
         assert Reply(connection).json["sizes"] == [2]
 
 
@@ -191,12 +191,12 @@ def test_a_connection_without_a_byte_is_closed_without_an_answer(port):
         assert connection.recv(1) == b""
 
 
-def test_a_connection_that_rests_is_kept(port):
-    with connected(port) as connection:
+def test_a_connection_that_rests_is_kept():
+    with limited(header_timeout_s=0.2) as port, connected(port) as connection:
         for _ in range(2):
             connection.sendall(WELL)
             assert Reply(connection).status == 200
-            time.sleep(0.6)  # longer than a head may take
+            time.sleep(0.25)  # longer than a head may take
 
 
 def test_a_slow_request_is_not_taken_for_slow_headers(port):
