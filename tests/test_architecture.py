@@ -36,8 +36,17 @@ def lines_of(source: Path) -> int:
     return len(source.read_text().splitlines())
 
 
+@cache
 def import_statements(source: Path) -> list[ast.Import | ast.ImportFrom]:
-    return [node for node in ast.walk(tree_of(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    """Also those inside of functions; expressions, which are most of a tree and hold no statement, are not looked into."""
+    found, inside = [], [tree_of(source)]
+    while inside:
+        node = inside.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inside += getattr(node, part, ())
+    return found
 
 
 def imported_by(source: Path) -> set[str]:
