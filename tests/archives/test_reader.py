@@ -208,11 +208,12 @@ def damaged(kind: str) -> st.SearchStrategy[bytes]:
     )
 
 
+@pytest.mark.parametrize("examples", [20, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", list(SEEDS))
-def test_any_bytes_are_members_or_a_refusal(tmp_path_factory, kind):
+def test_any_bytes_are_members_or_a_refusal(tmp_path_factory, kind, examples):
     folder = tmp_path_factory.mktemp("fuzz")
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(damaged(kind))
     def check(data: bytes) -> None:
         listed = written(folder, data, kind)
