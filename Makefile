@@ -63,9 +63,9 @@ test-memory: $(STAMP)
 test-detectors: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/detectors tests/evaluation tests/benchmarks
 
-# Training: two processes against one, killed trainings, storage on S3, bad images, the linear probe.
+# Training: two processes against one, killed trainings, storage on S3, bad images, the linear probe; splits, shares of what augmentations draw.
 test-training: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_killed.py tests/training/test_linear_probe.py tests/datasets
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_killed.py tests/training/test_linear_probe.py tests/datasets tests/transforms
 
 # Recipes whole: the quick one from simulated pictures to a card that scores, the heads that name generators, the models that predict prompts, notices.
 test-recipes: $(STAMP)

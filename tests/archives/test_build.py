@@ -104,8 +104,9 @@ def test_tasks_in_any_order_give_what_one_process_gives(nothing_carried):
     assert len(here.names("manifest/0/ids")) > 8
 
 
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("later", [False, True])
-def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, nothing_carried):
+def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, step, nothing_carried):
     before = Given([listed(number) for number in range(40)])
     now = Given([listed(number) for number in range(10, 50)], [listed(number) for number in range(45, 70)])
     options = {"digest": narrow(10), "portions": Portions(raw_rows=32, id_rows=40, run_rows=50, few=0), "each": map}
@@ -121,7 +122,7 @@ def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, nothing_
 
     whole = prepared()
     list_tiny(whole, now, **options)
-    for lives in itertools.count():
+    for lives in itertools.count(0, step):
         store = prepared()
         try:
             list_tiny(Dying(store.url, lives), now, **options)

@@ -251,6 +251,7 @@ def test_from_files_to_blocks_and_back(tmp_path, s3):
     assert [m.uri for m in all_members(store, 1)] == [f"{bucket}/in/07.jpg", f"{bucket}/in/99.jpg"]
 
 
+@pytest.mark.slow  # 35,000 members; that what is over a portion goes through files, `test_build` sees in every run
 def test_memory_does_not_grow_with_the_archive(tmp_path):
     script = """
 import resource, sys

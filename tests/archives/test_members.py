@@ -3,11 +3,12 @@ from dataclasses import replace
 from itertools import accumulate, islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.archives import BlockPlan, ListedMember, block_sizes, image_id
 from ray_app.archives import members as blocks
+from tests.archives.given import SWEEPS
 
 plans = st.builds(BlockPlan, batch_slots=st.integers(1, 300), max_block_members=st.integers(1, 5000))
 
@@ -51,8 +52,12 @@ def test_the_id_is_fixed_for_ever():
     assert image_id(item) == int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big", signed=True) == -5247963748008604655
 
 
-@given(members, members)
-def test_ids_are_equal_only_for_equal_members(one, other):
+@pytest.mark.parametrize("examples", SWEEPS)
+def test_ids_are_equal_only_for_equal_members(examples):
+    settings(max_examples=examples, deadline=None)(given(members, members)(assert_equal_together))()
+
+
+def assert_equal_together(one, other):
     same = (one.uri, one.member, one.occurrence, one.version) == (other.uri, other.member, other.occurrence, other.version)
     assert (image_id(one) == image_id(other)) is same
 

@@ -90,14 +90,16 @@ def test_generators_of_the_test_split_are_in_no_other():
     assert [generators(table) for table in (splits.train, splits.validation, splits.test)] == [{"real", "a"}, {"real", "a"}, {"real", "b"}]
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(["real", "a", "b", "c"]), st.integers(0, 12)), min_size=60, max_size=90),
-    st.sampled_from([(), ("a",), ("a", "b")]),
-    st.sampled_from([(), ("b",), ("c",)]),
-    st.sampled_from([0.2, 0.4]),
-)
-def test_splits_are_disjoint_in_rows_groups_and_generators(drawn, for_validation, for_test, share):
+DRAWN = st.lists(st.tuples(st.sampled_from(["real", "a", "b", "c"]), st.integers(0, 12)), min_size=60, max_size=90)
+
+
+@pytest.mark.parametrize("examples", [20, pytest.param(80, marks=pytest.mark.slow)])
+def test_splits_are_disjoint_in_rows_groups_and_generators(examples):
+    held_out = st.sampled_from([(), ("a",), ("a", "b")]), st.sampled_from([(), ("b",), ("c",)]), st.sampled_from([0.2, 0.4])
+    settings(max_examples=examples, deadline=None)(given(DRAWN, *held_out)(assert_disjoint))()
+
+
+def assert_disjoint(drawn, for_validation, for_test, share):
     rows = [
         {"label": "real" if name == "real" else "fake", "generator": name, "group": f"p{group}" if group else None, "uri": f"/{number}"}
         for number, (name, group) in enumerate(drawn)

@@ -51,6 +51,9 @@ FILLED = {
     "siglip2-open-deepfake": (210, 93_521_666, 19925.191120, 2430841.3752),
 }
 
+# crc32 of its names and shapes, a line each, sorted.
+SHAPES = {"community-forensics-vits384": 2143175021, "openfake-swinv2-small": 805136670, "siglip2-open-deepfake": 2691335814}
+
 # sha256 of the raw RGB bytes.
 IMAGES = {
     "300x400": "5f9e4e3e6de0652ed81df387b470a28b2ddc313545cbede3269a43e6c7438b35",

@@ -2,16 +2,18 @@
 
 import functools
 import hashlib
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.seeded import PUBLISHED_PREFIX
 from ray_app.detectors import load_card
-from ray_app.detectors.detector import Normalise
+from ray_app.detectors.detector import Normalise, build_network
 from tests.detectors.conftest import PUBLISHED, filled_detector, filled_state
-from tests.detectors.fill import source
-from tests.detectors.golden import FILLED, GOLDEN, IMAGES, check
+from tests.detectors.fill import Undrawn, source
+from tests.detectors.golden import FILLED, GOLDEN, IMAGES, SHAPES, check
 
 
 def score_of(golden, card):
@@ -28,10 +30,20 @@ def test_pattern_image(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_network_has_the_published_tensors(name):
-    state = filled_state(name)
-    tensors, elements, total, absolute = FILLED[name]
+    with Undrawn():
+        state = build_network(load_card(name)).state_dict()
+    shapes = [f"{PUBLISHED_PREFIX.get(name, '')}{key} {tuple(tensor.shape)}" for key, tensor in state.items()]
+    tensors, elements, *_ = FILLED[name]
     assert len(state) == tensors
     assert sum(tensor.numel() for tensor in state.values()) == elements
+    assert zlib.crc32("\n".join(sorted(shapes)).encode()) == SHAPES[name]
+
+
+@pytest.mark.slow  # were one weight in a thousand another, the scores below would be others, too
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_fill_made_the_authors_weights(name):
+    state = filled_state(name)
+    *_, total, absolute = FILLED[name]
     assert sum(tensor.double().sum().item() for tensor in state.values()) == pytest.approx(total, abs=1e-3)
     assert sum(tensor.double().abs().sum().item() for tensor in state.values()) == pytest.approx(absolute, abs=1e-2)
 
@@ -49,7 +61,7 @@ def test_preprocessed_tensor_is_the_authors(golden):
 
 
 def slow_but_for_one(golden):
-    """The network sees one image in every run; what differs between images and resamplers before it, the prepared tensors show."""
+    """Each network sees one image in every run; what differs before it, the prepared tensors show."""
     slow = golden.image != "640x480" or golden.resampler != load_card(golden.detector).preprocessing.resampler
     return pytest.param(golden, id="-".join(golden[:3]), marks=[pytest.mark.slow] * slow)
 

@@ -57,7 +57,10 @@ def halted(demand) -> None:
     raise InputError(Status.OK, "let in")
 
 
-@pytest.mark.parametrize("kind", ORDINARY)
+LONG = ("a TIFF of 24 MP, 72 MB", "a PNG of 24 MP, 72 MB", "a screenshot of a whole page", *(kind for kind in ORDINARY if "A3" in kind))
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LONG)) for kind in ORDINARY])
 def test_a_run_lets_them_in_and_the_endpoint_does_not(kind):
     data = ORDINARY[kind]()
     with pytest.raises(ImageRefused) as caught:

@@ -99,7 +99,7 @@ decoder = BatchDecoder(spec, StageClock(), Path(sys.argv[1]) / "crumbs", wall_li
 data = factory.jpeg()
 with budget.turn() as others:
     others.take(budget.total_bytes)
-    threading.Timer(2.0, others.give_back).start()
+    threading.Timer(1.0, others.give_back).start()
     print(decoder.decode([(7, data)]).outcomes[0].status)
 decoder.close()
 """

@@ -8,8 +8,9 @@ from tests.detectors.fill import fill
 
 RESNET50 = (3, 4, 6, 3)
 NARROW = {"layers": RESNET50, "channels": (8, 8, 8, 8)}
-# Not multiples of 8, smaller than a tile, one pixel over what fits into one window (64 + 2 × 56), long and thin.
-SIZES = [(1, 1), (7, 300), (97, 61), (176, 176), (177, 176), (184, 233)]
+# Not multiples of 8, smaller than a tile, one pixel over what fits into one window (64 + 2 × 56), long and thin; tiles not of whole cells.
+SIZES = [((1, 1), 64), ((7, 300), 64), ((177, 121), 64), ((50, 20), 8), ((61, 97), 45)]
+MORE = [((97, 61), 64), ((176, 176), 64), ((177, 176), 64), ((184, 233), 64), ((130, 40), 8), ((184, 233), 45)]
 
 
 def network(tile, **arguments):
@@ -37,7 +38,7 @@ def test_the_receptive_field_is_113_pixels_wide():
         assert cell(far, 80) == cell(80, far) == before
 
 
-@pytest.mark.parametrize(("size", "tile"), [*((size, 64) for size in SIZES), ((130, 40), 8), ((184, 233), 45)])
+@pytest.mark.parametrize(("size", "tile"), [*SIZES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)])
 @torch.inference_mode()
 def test_tiles_do_not_change_the_logit(size, tile):
     whole, cut = network(4096, **NARROW), network(tile, **NARROW)

@@ -201,6 +201,7 @@ def test_what_learns_is_everything_but_clip():
     assert not any(parameter.requires_grad for parameter in network.clip.parameters())
 
 
+@pytest.mark.slow  # of one image at half the size, outputs and losses are the reference's in every run, and a batch changes none of them
 def test_a_batch_of_two_and_its_losses_are_the_reference_s():
     upright = pattern_image(512, 512)
     seen = traced(filled("tiny512"), torch.cat([normalised(upright), normalised(upright[::-1].copy())]))

@@ -10,7 +10,8 @@ from ray_app.transforms.policies.openfake import RealMatching, SocialMedia, comp
 from ray_app.transforms.policy import Augmentation, ImageSample, RealStatistics, make_policy
 from tests.transforms.given import STATISTICS, by_pixels, marked, rng, share_near, textured
 
-DRAWS = 2000
+# How often a policy draws in a default run, and how often in `make test-training`.
+DRAWS = pytest.mark.parametrize("draws", [800, pytest.param(2000, marks=pytest.mark.slow)])
 
 
 def matching(areas, sharpness, **arguments):
@@ -23,33 +24,35 @@ def test_v1_leaves_real_images_as_they_are():
     assert all(policy(sample, rng(seed)) is sample for seed in range(20))
 
 
-def test_v1_gives_a_fifth_of_the_fakes_the_area_of_a_real_image_and_keeps_their_shape():
+@DRAWS
+def test_v1_gives_a_fifth_of_the_fakes_the_area_of_a_real_image_and_keeps_their_shape(draws):
     areas = [40 * 30, 100 * 80, 300 * 200]
     policy, sample = matching(areas, [1e12]), ImageSample(Image.new("RGB", (90, 60)), None, 1)
-    sizes = [policy(sample, rng(seed)).image.size for seed in range(DRAWS)]
+    sizes = [policy(sample, rng(seed)).image.size for seed in range(draws)]
     resized = [size for size in sizes if size != (90, 60)]
-    assert share_near(len(resized), DRAWS, 0.2)
+    assert share_near(len(resized), draws, 0.2)
     for area in areas:
         near = [size for size in resized if abs(size[0] * size[1] / area - 1) < 0.06]
         assert share_near(len(near), len(resized), 1 / 3)
         assert all(abs(width / height - 1.5) < 0.06 for width, height in near)
 
 
-def test_v1_noise_and_jpeg_have_their_shares_strength_and_qualities():
+@DRAWS
+def test_v1_noise_and_jpeg_have_their_shares_strength_and_qualities(draws):
     """Areas equal the image's own and every real image is far sharper, so only noise and JPEG remain."""
     sample = textured()
     policy = matching([sample.image.width * sample.image.height], [1e12])
     known = by_pixels(lambda image, quality: jpeg(image, quality, swapped=True), sample.image, range(50, 101))
     original, qualities, noise = np.asarray(sample.image).astype(int), [], []
-    for seed in range(DRAWS):
+    for seed in range(draws):
         pixels = np.asarray(policy(sample, rng(seed)).image).astype(int)
         difference = pixels - original
         if pixels.astype(np.uint8).tobytes() in known:
             qualities.append(known[pixels.astype(np.uint8).tobytes()])
         elif difference.any() and not difference[..., 1:].any():
             noise.append(difference[..., 0])
-    assert share_near(len(qualities), DRAWS, 0.2 * 0.8)
-    assert share_near(len(noise), DRAWS, 0.2 * 0.8)
+    assert share_near(len(qualities), draws, 0.2 * 0.8)
+    assert share_near(len(noise), draws, 0.2 * 0.8)
     assert (min(qualities), max(qualities), set(qualities)) == (70, 94, set(range(70, 95)))
     assert np.std(noise) == pytest.approx(5, abs=0.1)
     assert np.mean(noise) == pytest.approx(0, abs=0.05)
@@ -79,7 +82,7 @@ def test_v1_is_pillow_s_jpeg_with_red_and_blue_swapped():
 
 @pytest.fixture(scope="module")
 def ways():
-    """What v2 makes of one image 1500 times, and the qualities that explain it."""
+    """What v2 makes of one image so many times, and the qualities that explain it."""
     image = textured(32, 24).image
     known = {
         "none": {image.tobytes(): 0},
@@ -89,10 +92,10 @@ def ways():
         "avif": by_pixels(avif, image, range(30, 96)) if has_avif() else {},
     }
 
-    def explained(with_avif):
+    def explained(with_avif, draws):
         stream = rng(11)
         found: dict[str, list[int]] = {name: [] for name in [*known, "twice"]}
-        for _ in range(1500):
+        for _ in range(draws):
             pixels = compressed(image, stream, with_avif=with_avif).tobytes()
             name = next((name for name, made in known.items() if pixels in made), "twice")
             found[name].append(known[name][pixels] if name != "twice" else 0)
@@ -102,11 +105,12 @@ def ways():
 
 
 @pytest.mark.skipif(not has_avif(), reason="this Pillow has no AVIF")
-def test_v2_compresses_by_the_published_shares_and_qualities(ways):
-    found = ways(True)
+@DRAWS
+def test_v2_compresses_by_the_published_shares_and_qualities(ways, draws):
+    found = ways(True, draws)
     shares = {"none": 0.15 + 0.2 * 0.05, "jpeg": 0.45 * 0.7 + 0.10, "webp": 0.2 * 0.95, "avif": 0.10, "twice": 0.45 * 0.3}
     for name, share in shares.items():
-        assert share_near(len(found[name]), 1500, share), (name, len(found[name]))
+        assert share_near(len(found[name]), draws, share), (name, len(found[name]))
     assert (min(found["jpeg"]), max(found["jpeg"])) == (55, 95)
     # Two qualities may give a picture so small the same pixels.
     assert 65 <= min(found["webp"]) <= 67
@@ -115,10 +119,11 @@ def test_v2_compresses_by_the_published_shares_and_qualities(ways):
     assert 77 <= max(found["avif"]) <= 81
 
 
-def test_v2_without_avif_takes_webp_in_its_place(ways):
-    found = ways(False)
+@DRAWS
+def test_v2_without_avif_takes_webp_in_its_place(ways, draws):
+    found = ways(False, draws)
     assert not found["avif"]
-    assert share_near(len(found["webp"]) + len(found["webp instead"]), 1500, 0.2 * 0.95 + 0.10)
+    assert share_near(len(found["webp"]) + len(found["webp instead"]), draws, 0.2 * 0.95 + 0.10)
 
 
 def test_v2_refuses_avif_only_where_there_is_none(monkeypatch):
