@@ -67,9 +67,9 @@ test-detectors: $(STAMP)
 test-training: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_killed.py tests/training/test_linear_probe.py tests/datasets tests/transforms
 
-# Recipes whole: the quick one from simulated pictures to a card that scores, the heads that name generators, the models that predict prompts, notices.
+# Recipes whole: the quick one from simulated pictures to a card that scores, every family in every precision and as ONNX, the heads that name generators, the models that predict prompts, notices.
 test-recipes: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_quick.py tests/training/test_learner.py tests/training/test_captioner_learns.py tests/training/test_notice.py tests/training/test_identifying_e2e.py tests/training/test_describing_e2e.py
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/training/test_quick.py tests/training/test_learner.py tests/training/test_learner_more.py tests/training/test_onnx.py tests/training/test_export.py tests/training/test_captioner_learns.py tests/training/test_notice.py tests/training/test_identifying_e2e.py tests/training/test_describing_e2e.py
 
 # What makes, fetches and packs images: 2,000 urls with two kills, 64 images with a kill, shards, and the walk of docs/profile.md from prompts to names.
 test-data: $(STAMP)

@@ -227,7 +227,15 @@ def test_size_is_that_of_the_network(kind):
     assert size.tensors == len(network.state_dict())
 
 
-@pytest.mark.parametrize("name", ["community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake", "touchstone-tiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "community-forensics-vits384",
+        pytest.param("openfake-swinv2-small", marks=pytest.mark.slow),
+        "siglip2-open-deepfake",
+        "touchstone-tiny",
+    ],
+)
 def test_multiply_adds_are_those_of_the_shipped_cards(name):
     card = load_card(name)
     assert size_of(card) == card.size

@@ -150,12 +150,12 @@ def test_members_of_all_containers_come_back_in_their_slots(tmp_path):
 
 
 def test_a_shuffled_batch_reads_no_more_of_a_table_than_one_in_order(tmp_path):
-    images = pa.array([png(picture(number, (64, 64))) for number in range(400)], pa.binary())
-    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=40, compression="none")
+    images = pa.array([png(picture(number, (64, 64))) for number in range(100)], pa.binary())
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=10, compression="none")
     items = list(Archive([str(tmp_path)]))
     rows = [{"item": item, "label": "real", "generator": "real"} for item in items]
     read = []
-    for order in (np.arange(400), np.random.default_rng(0).permutation(400)):
+    for order in (np.arange(100), np.random.default_rng(0).permutation(100)):
         fetcher = Fetcher()
         assert loader(rows, fetcher=fetcher).load(order, order)["usable"].all()
         read.append(fetcher.bytes_read)

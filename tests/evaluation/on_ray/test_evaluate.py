@@ -23,7 +23,7 @@ from tests.scoring.stages import without_ray
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
-    archive = build_sample_archive(folder / "archive", files=24)
+    archive = build_sample_archive(folder / "archive", files=12)
     words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out"), "--perturb", "jpeg:50"]
     with without_ray():
         assert main(words) == 0

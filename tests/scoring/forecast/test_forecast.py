@@ -75,7 +75,7 @@ def test_every_stage_has_its_seconds_and_the_slowest_is_named(measured):
 
 
 def test_recompressed_views_are_looked_at_as_a_run_would(sample_archive, measured):
-    config = ScoreConfig(source=(str(sample_archive),), stability=20, stability_margin=50)
+    config = ScoreConfig(source=(str(sample_archive),), stability=8, stability_margin=50)
     viewed = forecast(config, probe=8).written()
     share = viewed["stability"]["share"]
     assert 0.5 <= share <= viewed["probe"]["statuses"]["ok"] / 8, "those that can be read and whose verdict is not abstain for their size"

@@ -4,10 +4,12 @@ runs-0.8.0.tar.gz was made by commit c37f713: `git worktree add OLD c37f713`, th
 s3://older/half, of whose 8 blocks 4 were scored when it was stopped by SIGTERM, and s3://older/finished.
 """
 
+import hashlib
 import io
 import random
 import struct
 import tarfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +39,20 @@ def put_pictures(client) -> None:
 
 def put_run(client, name: str) -> dict[str, bytes]:
     """Put one of the runs back as it was; its objects by key."""
-    for found in client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/").get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=found["Key"])
-    with tarfile.open(RUNS) as archive:
-        members = [member for member in archive if member.isfile() and member.name.startswith(f"{name}/")]
-        objects = {member.name: archive.extractfile(member).read() for member in members}
+    objects = {key: body for key, body in kept_objects().items() if key.startswith(f"{name}/")}
+    there = {found["Key"]: found["ETag"] for found in client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/").get("Contents", [])}
+    for key in there.keys() - objects.keys():
+        client.delete_object(Bucket=BUCKET, Key=key)
     for key, body in objects.items():
-        client.put_object(Bucket=BUCKET, Key=key, Body=body)
+        if there.get(key) != f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"':
+            client.put_object(Bucket=BUCKET, Key=key, Body=body)
     return objects
+
+
+@cache
+def kept_objects() -> dict[str, bytes]:
+    with tarfile.open(RUNS) as archive:
+        return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
 
 
 def pack_runs(client, file: Path) -> None:
