@@ -28,12 +28,18 @@ async def begun(work):
     await asyncio.to_thread(work.started.acquire)
 
 
-async def test_what_comes_while_a_batch_is_at_work_goes_together():
+async def busy_batcher():
+    """A batcher of fours whose work holds the item 0 until its gate is opened, and the task that waits for that."""
     work = Work()
     batcher = Batcher(work, slots=4)
     work.gate.clear()
     first = asyncio.create_task(batcher(0))
     await begun(work)
+    return work, batcher, first
+
+
+async def test_what_comes_while_a_batch_is_at_work_goes_together():
+    work, batcher, first = await busy_batcher()
     rest = [asyncio.create_task(batcher(number)) for number in range(1, 8)]
     await asyncio.sleep(0)
     work.gate.set()
@@ -85,11 +91,7 @@ async def test_a_wrong_number_of_answers_is_an_error_and_not_a_wait():
 
 
 async def test_who_left_is_left_out():
-    work = Work()
-    batcher = Batcher(work, slots=4)
-    work.gate.clear()
-    first = asyncio.create_task(batcher(0))
-    await begun(work)
+    work, batcher, first = await busy_batcher()
     leaving, staying = asyncio.create_task(batcher(1)), asyncio.create_task(batcher(2))
     await asyncio.sleep(0)
     leaving.cancel()
