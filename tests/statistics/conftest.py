@@ -1,0 +1,29 @@
+"""`simulated`, by which tests state what they found; at the end of a run all of it is one table."""
+
+import numpy as np
+import pytest
+
+from tests.statistics.promises import HEAD, Simulated
+
+_ROW = "promise"
+
+
+@pytest.fixture
+def simulated(record_property):
+    """Call it with a claim, its data in words, what is promised, and whether it was wrong on each seed (n,) bool; it must hold."""
+
+    def check(claim, setting, promised, wrong):
+        found = Simulated(claim, setting, promised, int(np.sum(wrong)), len(wrong))
+        record_property(_ROW, found.row)
+        assert found.holds, found.row
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of docs/trust.md, in the order of its claims."""
+    reports = (report for some in terminalreporter.stats.values() for report in some if isinstance(report, pytest.TestReport))
+    rows = sorted({row for report in reports for name, row in report.user_properties if name == _ROW})
+    if rows:
+        terminalreporter.section("claims and simulations")
+        terminalreporter.write_line("\n".join([HEAD, *rows]))
