@@ -1,1 +1,1 @@
-"""What is promised of errors, simulated: every test draws data whose truth is known, asks the product, and counts how often it was wrong."""
+"""What is promised of errors, simulated: tests draw data whose truth is known, ask the product, and count how often it is wrong."""
