@@ -38,6 +38,7 @@ _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "s
 @click.option("--prevalence", type=float, help="The share of fakes where the card is used.  [default: as among the labels]")
 @click.option("--regroup", is_flag=True, help="Where the labels' own `part` divides images that hang together, move them to one part.")
 @click.option("--share-generators", is_flag=True, help="Let the parts share generators; needed where there are fewer than three.")
+@click.option("--share-sources", is_flag=True, help="Let the parts share sources: promise for archives of these very sources.")
 @click.option("--seed", type=int, help="Draws the parts.  [default: 0]")
 @as_json
 def calibrate(as_json: bool, **given: Any) -> int:

@@ -95,8 +95,10 @@ class Guarantee(Frozen):
     """What is known of the false-positive rate above `fake_above`.
 
     With `confidence`, the rate among reals of the calibration's population is under `target_fpr`: of `n_real` of them, which nothing else
-    was fitted on, `false_positives` reached the threshold, and the exact binomial upper bound (Clopper and Pearson 1934, one-sided) of
-    that is `upper_bound`. `references`: a Parquet beside the card with the ensemble scores of those reals, for `results --fdr`.
+    was fitted on, `false_positives` reached the threshold. All labelled reals are of `groups` groups (sources, looks), worth `effective`
+    independent ones; null in cards of 0.10 and before, which took all for independent. `upper_bound`: the higher one of both sets' exact
+    binomial upper bounds (Clopper and Pearson 1934, one-sided). `these_sources`: it is promised for archives of the labels' own sources
+    in their shares. `references`: a Parquet beside the card with the ensemble scores of all labelled reals, for `results --fdr`.
     """
 
     target_fpr: float = Field(gt=0, lt=1)
@@ -104,6 +106,9 @@ class Guarantee(Frozen):
     n_real: int = Field(ge=1)
     false_positives: int = Field(ge=0)
     upper_bound: float = Field(ge=0, le=1)
+    groups: int | None = Field(default=None, ge=1)
+    effective: float | None = Field(default=None, gt=0)
+    these_sources: bool = False
     references: str | None = None
     references_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 

@@ -145,17 +145,13 @@ def population_of(
     parts: Sequence[LabelledPart],
     prevalence: float,
     generators: Sequence[str] = (),
-    counted: npt.ArrayLike | None = None,
 ) -> Population:
     """The population of labelled images: `fake` (n,) bool, `properties` of `properties_of`.
 
-    Numbers fall into tenths of the reals; a value that many reals share has a bin of its own. `counted` (n,) bool: whose properties are
-    spread, the others were only seen; best those on which nothing was fitted, for scores of the rest are better than an archive's will be.
-    A property that no counted real has is left out.
+    Numbers fall into tenths of the reals; a value that many reals share has a bin of its own. A property that no real has is left out.
     """
     fakes = np.asarray(fake, bool)
-    among = np.ones(len(fakes), bool) if counted is None else np.asarray(counted, bool)
-    features = [_feature(name, column, among & ~fakes, among & fakes) for name, column in properties.items()]
+    features = [_feature(name, column, ~fakes, fakes) for name, column in properties.items()]
     return Population(
         what=what,
         prevalence=prevalence,
@@ -176,20 +172,21 @@ def seen_in(properties: Properties) -> Seen:
     return Seen.model_validate({"formats": sorted({word for word in properties.get(WORDS, ()) if isinstance(word, str)}), **ends})
 
 
+def chosen(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
+    """The values of some rows (n,) bool."""
+    return column[rows] if isinstance(column, np.ndarray) else [column[place] for place in np.flatnonzero(rows).tolist()]
+
+
 def _feature(name: str, column: Values, reals: npt.NDArray[np.bool_], fakes: npt.NDArray[np.bool_]) -> Feature | None:
-    chosen = [_taken(column, rows) for rows in (reals, fakes)]
+    classes = [chosen(column, rows) for rows in (reals, fakes)]
     if name == WORDS:
-        words = tuple(sorted({word for some in chosen for word in some if isinstance(word, str)}))
+        words = tuple(sorted({word for some in classes for word in some if isinstance(word, str)}))
         blank = Feature(name=name, words=words, real=(0,) * (len(words) + 1), fake=(0,) * (len(words) + 1))
     else:
-        edges = _edges(np.asarray(chosen[0], np.float64))
+        edges = _edges(np.asarray(classes[0], np.float64))
         blank = Feature(name=name, edges=edges, real=(0,) * (len(edges) + 1), fake=(0,) * (len(edges) + 1))
-    real, fake = (tuple(blank.counted(some).tolist()) for some in chosen)
+    real, fake = (tuple(blank.counted(some).tolist()) for some in classes)
     return blank.model_copy(update={"real": real, "fake": fake}) if sum(real) else None
-
-
-def _taken(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
-    return column[rows] if isinstance(column, np.ndarray) else [column[place] for place in np.flatnonzero(rows).tolist()]
 
 
 def _edges(reals: Numbers) -> tuple[float, ...]:

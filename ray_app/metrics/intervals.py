@@ -62,10 +62,11 @@ def proportion(successes: int, n: int, why: str) -> MetricEstimate:
     return MetricEstimate(successes / n, proportion_interval(successes, n), CLOPPER_PEARSON, n) if n else undefined(why)
 
 
-def proportion_interval(successes: int, n: int, tail: float = 0.025) -> tuple[float, float]:
+def proportion_interval(successes: float, n: float, tail: float = 0.025) -> tuple[float, float]:
     """The exact 95 % interval of a proportion (Clopper and Pearson 1934), which covers no less than that.
 
-    `tail`: how often the truth may lie beyond each end, where another interval than 95 % is wanted.
+    `tail`: how often the truth may lie beyond each end, where another interval than 95 % is wanted. Both counts may be effective ones, of
+    images that are not independent, and then need not be whole.
     Raises ValueError where n is 0 or the successes are not 0 … n.
     """
     from scipy.special import betaincinv

@@ -89,6 +89,17 @@ class QualityBand(Section):
     ece: FigureFacts
 
 
+class SelfCheck(Section):
+    """The card tried on images that it was made from, as if they were an archive. `unlike`: properties in which they would be called so;
+    `finding`: what is odd about it, in a sentence.
+    """
+
+    name: str
+    false_positives: FigureFacts
+    unlike: Sequence[str] = ()
+    finding: str | None = None
+
+
 class CalibrationReport(Section):
     """What was fitted on what, what is promised, and what it is worth on images that it did not see. `report`: where this was written."""
 
@@ -111,6 +122,7 @@ class CalibrationReport(Section):
     generators_left_out: Sequence[LeftOutGenerator] = ()
     generators_not_shown: int = 0
     qualities: Sequence[QualityBand] = ()
+    self_check: Sequence[SelfCheck] = ()
     card: str = ""
     notes: Sequence[str] = ()
     findings: Sequence[str] = ()

@@ -6,6 +6,7 @@ from the bytes of its files and a seed, never from where they lie.
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,9 @@ from ray_app.datasets.near_duplicates import NEAR_BITS, Pairs, near_pairs
 from ray_app.ensembles.population import LabelledPart
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData, Places
-from ray_app.metrics.arrays import Bools, Floats
+from ray_app.evaluation.calibrate.files import CalibrateConfig
+from ray_app.metrics.arrays import Bools
+from ray_app.metrics.effective_size import FEWEST_GROUPS, EffectiveSize
 
 UNNAMED = "a generator that is not told"
 _SIXTEEN_DIGITS = re.compile("[0-9a-fA-F]{16}")
@@ -29,6 +32,8 @@ Name = Literal["fit", "calibrate", "choose"]
 PARTS: tuple[Name, ...] = ("fit", "calibrate", "choose")
 FIT, CALIBRATE, CHOOSE = range(3)
 SHARES = (0.3, 0.2, 0.5)
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly however many there are (Weyl)
+_ATTEMPTS = 200
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,15 @@ class Division:
         return self.labelled.take(self.parts == CHOOSE)
 
     @property
+    def reals(self) -> Bools:
+        """Which images (n,) are reals, each picture once."""
+        reals: Bools = ~self.labelled.fake & ~self.copies
+        return reals
+
+    @property
     def choosing_reals(self) -> Bools:
         """Which of those are reals, each picture once."""
-        reals: Bools = ~self.choosing.fake & ~self.copies[self.parts == CHOOSE]
+        reals: Bools = self.reals[self.parts == CHOOSE]
         return reals
 
     def without(self, gone: Bools, seed: int) -> "Division":
@@ -76,14 +87,17 @@ class Division:
         return Division(rest, groups, parts, self.copies[kept])
 
 
-def groups_of(labelled: CalibrationData, *, share_generators: bool = False) -> Places:
+def groups_of(labelled: CalibrationData, *, share_generators: bool = False, share_sources: bool = False) -> Places:
     """(n,) the number of each image's group, 0 … groups − 1.
 
-    Images are of one group that share a source, their bytes, or what a picture shows (perceptual hashes within
-    `datasets.near_duplicates.NEAR_BITS`), and fakes that share a generator, unless the parts may share generators; and so are images that
-    hang together by way of others. Fakes without a generator's name count as those of one: nothing shows that they are of several.
+    Images are of one group that share their bytes or what a picture shows (perceptual hashes within
+    `datasets.near_duplicates.NEAR_BITS`), those that share a source, unless the parts may share sources, and fakes that share a generator,
+    unless the parts may share generators; and so are images that hang together by way of others. Fakes without a generator's name count as
+    those of one: nothing shows that they are of several.
     """
-    links = [_coded(labelled.sha256), _coded(labelled.source), _phash_codes(labelled.phash)]
+    links = [_coded(labelled.sha256), _phash_codes(labelled.phash)]
+    if not share_sources:
+        links.append(_coded(labelled.source))
     if not share_generators:
         links.append(_coded(generators_of(labelled)))
     return _linked(links)
@@ -113,16 +127,20 @@ def divided(
 def split(labelled: CalibrationData, groups: Places, shares: Sequence[float] = SHARES, seed: int = 0) -> Places:
     """(n,) the part, FIT, CALIBRATE or CHOOSE, of each image with group (n,) 0 … groups − 1: whole groups, near the shares of each class.
 
-    Groups of several images go, larger before smaller and those with fakes first, where most is lacking; then single images fill up.
-    Raises ConfigError where a class has fewer than three groups, or a part is left without a class.
+    A systematic sample: groups in an order of class, size and then the draw are dealt to the parts by the golden ratio from a drawn start.
+    So each group is as likely in a part as the part's share says, however large it is and whatever its images score, and groups of each
+    class and size are divided in those shares. It is drawn again while a part lacks a class.
+    Raises ConfigError where a class has fewer than three groups, or no draw gives each part both classes.
     """
     sizes = np.stack([np.bincount(groups[labelled.fake == fake], minlength=int(groups.max()) + 1) for fake in (False, True)], axis=1)
     _refuse_few_groups(labelled, sizes)
-    drawn = _drawn(labelled, groups, seed)
-    part_of = np.full(len(sizes), -1)
-    _place_large(part_of, sizes, drawn, shares)
-    _place_singles(part_of, sizes, drawn, shares)
-    parts: Places = part_of[groups]
+    heads = _heads(labelled, groups)
+    parts: Places = np.empty(0, np.int64)
+    for attempt in range(_ATTEMPTS):
+        drawn = _drawn(heads, f"touchstone parts {seed} {attempt}" if attempt else f"touchstone parts {seed}")
+        parts = _dealt(sizes, drawn, shares)[groups]
+        if all(len(np.unique(parts[labelled.fake == fake])) == len(shares) for fake in (False, True)):
+            return parts
     _refuse_one_class(labelled, parts)
     return parts
 
@@ -260,48 +278,60 @@ def _alike(group: CalibrationData, parts: Places) -> tuple[int, int, str]:
     return 0, int(np.flatnonzero(parts != parts[0])[0]), "hang together by way of others that look alike"
 
 
-def _drawn(labelled: CalibrationData, groups: Places, seed: int) -> NDArray[np.uint64]:
-    """(groups,) a number for each group, from the seed and the smallest sha256 of its files."""
+def _heads(labelled: CalibrationData, groups: Places) -> NDArray[np.uint64]:
+    """(groups,) the smallest sha256 of each group's files, of which the first 64 bits."""
     heads = np.array([int(sha256[:16], 16) for sha256 in labelled.sha256], np.uint64)
     least = np.full(int(groups.max()) + 1, np.iinfo(np.uint64).max)
     np.minimum.at(least, groups, heads)
-    key = f"touchstone parts {seed}".encode()
-    words = b"".join(hashlib.blake2b(head, digest_size=8, key=key).digest() for head in (int(one).to_bytes(8) for one in least))
+    return least
+
+
+def _drawn(heads: NDArray[np.uint64], key: str) -> NDArray[np.uint64]:
+    """(groups,) a number for each group, from its files and a key."""
+    words = b"".join(hashlib.blake2b(head.tobytes(), digest_size=8, key=key.encode()).digest() for head in heads.astype(">u8"))
     return np.frombuffer(words, ">u8").astype(np.uint64)
 
 
-def _place_large(part_of: Places, sizes: NDArray[np.int64], drawn: NDArray[np.uint64], shares: Sequence[float]) -> None:
-    """Give each group of several images a part; of groups nearly alike in size, the draw says which comes first."""
-    large = np.flatnonzero(sizes.sum(axis=1) > 1)
-    magnitude = np.log2(np.maximum(sizes, 0.5)).astype(int)[large]
-    order = large[np.lexsort((drawn[large], -magnitude[:, 0], -magnitude[:, 1]))]
-    totals = sizes.sum(axis=0).tolist()
-    lacking = [[share, share] for share in shares]  # of each part, of reals and of fakes, as shares of all of them
-    empty = [[True, True] for _ in shares]
-    for group, (reals, fakes) in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        real, fake = reals / totals[0], fakes / totals[1]
-        gains = [
-            ((fake > 0 and none[1]) or (fake == 0 and none[0]), real * lack[0] + fake * lack[1])
-            for lack, none in zip(lacking, empty, strict=True)
-        ]
-        best = gains.index(max(gains))
-        part_of[group] = best
-        lacking[best][0] -= real
-        lacking[best][1] -= fake
-        empty[best] = [empty[best][0] and not reals, empty[best][1] and not fakes]
+def _dealt(sizes: NDArray[np.int64], drawn: NDArray[np.uint64], shares: Sequence[float]) -> Places:
+    """(groups,) the part of each group with so many reals and fakes (groups, 2): those of fakes last, then larger before smaller."""
+    has_fakes, magnitude = sizes[:, 1] > 0, np.log2(sizes.sum(axis=1)).astype(int)
+    order = np.lexsort((drawn, -magnitude, sizes[:, 0] == 0, has_fakes))
+    start = float(np.bitwise_xor.reduce(drawn)) / 2.0**64
+    places = (start + np.arange(len(order)) * _GOLDEN) % 1
+    part_of: Places = np.empty(len(order), np.int64)
+    part_of[order] = np.searchsorted(np.cumsum(shares)[:-1] / np.sum(shares), places, "right")
+    return part_of
 
 
-def _place_singles(part_of: Places, sizes: NDArray[np.int64], drawn: NDArray[np.uint64], shares: Sequence[float]) -> None:
-    """Give the single images of each class, in the order of the draw, to the parts in proportion to what they still lack."""
-    for of_class in sizes.T:
-        singles = np.flatnonzero((part_of < 0) & (of_class > 0))
-        if not len(singles):
-            continue
-        has = np.array([of_class[part_of == part].sum() for part in range(len(shares))])
-        lacking: Floats = np.maximum(np.array(shares) * of_class.sum() - has, 0)
-        ends = np.floor(np.cumsum(lacking) / lacking.sum() * len(singles) + 0.5).astype(int)
-        ordered = singles[np.argsort(drawn[singles], kind="stable")]
-        part_of[ordered] = np.searchsorted(ends, np.arange(len(singles)), side="right").clip(max=len(shares) - 1)
+def refuse_dependent(division: Division, size: EffectiveSize, needed: int, config: CalibrateConfig) -> None:
+    """Raises ConfigError where reals hang together in too few groups, or one of them dominates, for a bound that `needed` could give."""
+    if size.groups == size.n or (size.groups >= FEWEST_GROUPS and size.effective >= needed):
+        return
+    largest = f"{_name_of(division, size.largest)} has {100 * size.largest_share:.0f} % of them"
+    if size.groups < FEWEST_GROUPS:
+        reason = f"the {size.n:,} labelled reals hang together in {size.groups} groups ({largest}); of fewer than {FEWEST_GROUPS} nothing "
+        reason += "can be promised for images of further ones"
+    else:
+        reason = (
+            f"the {size.n:,} labelled reals of {size.groups:,} groups are worth {size.effective:,.0f} independent ones, since those of "
+        )
+        reason += f"one group score alike ({largest}); a {100 * config.fpr:g} % target at {100 * config.confidence:g} % needs {needed:,}"
+    raise ConfigError(f"{reason}", hint=_loosened(division, size))
+
+
+def _loosened(division: Division, size: EffectiveSize) -> str:
+    """What would give the reals more groups: generators that edit photographs tie them, else it is their sources."""
+    reals = division.labelled.take(division.reals)
+    if len(np.unique(groups_of(reals))) >= max(FEWEST_GROUPS, 2 * size.groups):
+        return "--share-generators lets the parts share generators, whose fakes tie the photographs beside them"
+    return "label reals of more sources, none of which dominates; or --share-sources, which promises for archives of these very sources"
+
+
+def _name_of(division: Division, group: int) -> str:
+    """A group's name: the source that most of its images have, else their generator."""
+    members = division.labelled.take(division.groups == group)
+    sources, makers = (Counter(filter(None, column)).most_common(1) for column in (members.source, members.generator))
+    return f"the source '{sources[0][0]}'" if sources else f"what belongs to {makers[0][0]}" if makers else "what looks alike"
 
 
 def _refuse_few_groups(labelled: CalibrationData, sizes: NDArray[np.int64]) -> None:

@@ -35,7 +35,8 @@ class CalibrateConfig(Frozen):
     """`fpr`, `confidence`: what the threshold promises. `rule`: None = `stacked`, of an only detector `mean-logit`.
 
     `first`, `share`, `audit`: of a cascade, how many detectors score every image, which share of images may go on to all of them, and
-    which is drawn to go on whatever it scores. `miss`: the share of fakes that may lie at or below `real_below`. `prevalence`: the share of
+    which is drawn to go on whatever it scores. `share_sources`: the promise is for archives of the labels' own sources in their shares.
+    `miss`: the share of fakes that may lie at or below `real_below`. `prevalence`: the share of
     fakes at which the probabilities are chances; None = as among the labels.
     """
 
@@ -56,6 +57,7 @@ class CalibrateConfig(Frozen):
     prevalence: float | None = Field(default=None, gt=0, lt=1)
     regroup: bool = False
     share_generators: bool = False
+    share_sources: bool = False
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -16,9 +16,19 @@ from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, Thresh
 from ray_app.ensembles.card import Cascade, Rule
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate import data, files
-from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division
-from ray_app.evaluation.calibrate.thresholds import Band, ChosenThreshold, choose_band, choose_threshold, fit, real_below
-from ray_app.metrics.arrays import Bools, Floats
+from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division, refuse_dependent
+from ray_app.evaluation.calibrate.thresholds import (
+    Band,
+    ChosenThreshold,
+    choose_band,
+    choose_threshold,
+    fit,
+    real_below,
+    reals_needed,
+    seen_at,
+)
+from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
+from ray_app.metrics.effective_size import effective_size
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,15 @@ class CalibratedCard:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A fitted card with thresholds, and what is known of them. `reals`: scores of the reals they were chosen on, ascending."""
+    """A fitted card with thresholds, and what held-out reals (`chosen`) and all labelled ones (`overall`, by groups) show of them.
+
+    `reals`: the scores of all, each picture once, ascending.
+    """
 
     fitted: CalibratedCard
     card: EnsembleCard
     chosen: ChosenThreshold
+    overall: ChosenThreshold
     reals: Floats
 
 
@@ -77,7 +91,14 @@ def fit_card(division: Division, members: Sequence[EnsembleMember], config: file
         facts |= _weights(fitting, members, calibrations, config.seed)
     prevalences = float(calibrating.fake.mean()), float(fitting.fake.mean())
     plain = CalibratedCard(EnsembleCard(**facts), names, *prevalences, band)
-    return _at_prevalence(plain, fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble"), config)
+    return _at_prevalence(
+        plain, fit(plain.scores(calibrating), calibrating.fake, config.method, what="the ensemble"), prevalence_of(division, config)
+    )
+
+
+def prevalence_of(division: Division, config: files.CalibrateConfig) -> float:
+    """The share of fakes at which a card's chances are right: the requested one, else that among all labelled images."""
+    return config.prevalence or float(division.labelled.fake.mean())
 
 
 def rule_of(config: files.CalibrateConfig, detectors: int) -> Rule:
@@ -91,24 +112,32 @@ def rule_of(config: files.CalibrateConfig, detectors: int) -> Rule:
 
 
 def with_thresholds(fitted: CalibratedCard, division: Division, config: files.CalibrateConfig) -> Assembled:
-    """The card with thresholds chosen on images that nothing was fitted on; copies of one real count once.
+    """The card with a threshold that two bounds keep: that of held-out reals, and that of all labelled ones by whole groups.
 
-    Raises ConfigError where the reals are too few for what is promised.
+    The first knows what a fit has not seen. The second knows how alike reals of one group are, and no division can favour it; it has seen
+    what was fitted, of which little depends on any one image. Copies of one real count once.
+    Raises ConfigError where the reals are too few, or of too few groups, for what is promised.
     """
-    scores = fitted.scores(division.choosing)
-    reals = np.sort(scores[division.choosing_reals])
-    fakes = scores[division.choosing.fake]
-    chosen = choose_threshold(reals, config.fpr, config.confidence)
-    found = float((fakes >= chosen.fake_above).mean()) if len(fakes) else None
+    scores = fitted.scores(division.labelled)
+    held_out: Bools = division.parts == CHOOSE
+    reals, fakes = ScoreHistogram.of(scores[division.reals & held_out]), scores[division.labelled.fake & held_out]
+    every = scores[division.reals]
+    size = effective_size(every, division.groups[division.reals], config.fpr)
+    refuse_dependent(division, size, reals_needed(config.fpr, config.confidence), config)
+    bounds = choose_threshold(reals, config.fpr, config.confidence), choose_threshold(every, config.fpr, config.confidence, size=size)
+    fake_above = max(bound.fake_above for bound in bounds)
+    chosen = seen_at(fake_above, reals, config.confidence)
+    overall = seen_at(fake_above, ScoreHistogram.of(every), config.confidence, size=size)
+    found = float((fakes >= fake_above).mean()) if len(fakes) else None
     thresholds = Thresholds(
-        real_below=real_below(fakes, config.miss, fake_above=chosen.fake_above) if len(fakes) else chosen.fake_above,
-        fake_above=chosen.fake_above,
+        real_below=real_below(fakes, config.miss, fake_above=fake_above) if len(fakes) else fake_above,
+        fake_above=fake_above,
         false_positive_rate=chosen.false_positives / chosen.n_real,
         true_positive_rate=found,
         n_real=chosen.n_real,
         n_fake=len(fakes) or None,
     )
-    return Assembled(fitted, fitted.card.model_copy(update={"thresholds": thresholds}), chosen, reals)
+    return Assembled(fitted, fitted.card.model_copy(update={"thresholds": thresholds}), chosen, overall, np.sort(every))
 
 
 def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Calibration]) -> Floats:
@@ -131,12 +160,11 @@ def _fit_alone(division: Division, member: EnsembleMember, rule: Rule, config: f
     plain = CalibratedCard(
         EnsembleCard(name="calibrated", title="calibrated", members=(member,), rule=rule), (name,), prevalence, prevalence
     )
-    return _at_prevalence(plain, Platt(slope=1, intercept=0), config)
+    return _at_prevalence(plain, Platt(slope=1, intercept=0), prevalence_of(division, config))
 
 
-def _at_prevalence(plain: CalibratedCard, calibration: Calibration, config: files.CalibrateConfig) -> CalibratedCard:
-    """The card with the ensemble's calibration, as it is at the requested share of fakes."""
-    prevalence = config.prevalence or plain.prevalence
+def _at_prevalence(plain: CalibratedCard, calibration: Calibration, prevalence: float) -> CalibratedCard:
+    """The card with the ensemble's calibration, as it is at that share of fakes; the part it was fitted on has another one."""
     there = shifted_calibration(calibration, logit(prevalence) - logit(plain.prevalence))
     return replace(plain, card=plain.card.model_copy(update={"calibration": there}), prevalence=prevalence)
 
@@ -159,7 +187,7 @@ def _cascade(division: Division, calibrations: Mapping[str, Calibration], config
     table = calibrated(division.labelled, calibrations)
     first = config.first or 1
     stages = _stage(table[:, :first], fitting, fake, config), _stage(table, fitting, fake, config)
-    prevalence = config.prevalence or float(division.calibrating.fake.mean())
+    prevalence = prevalence_of(division, config)
     seen: Bools = parts != CHOOSE
     early, late = (scores[seen] for _, scores in stages)
     share = (config.share - config.audit) / (1 - config.audit)

@@ -29,10 +29,13 @@ from ray_app.ensembles import (
     population_of,
     properties_of,
 )
+from ray_app.ensembles.population import Properties
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate import data, files, thresholds
 from ray_app.evaluation.calibrate.division import CHOOSE, PARTS, Division, described, divided, generators_of, groups_of
 from ray_app.evaluation.calibrate.fit_card import Assembled, CalibratedCard, fit_card, with_thresholds
+from ray_app.evaluation.calibrate.self_check import self_check
+from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.metrics import detection, intervals, operating_points
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
 from ray_app.metrics.calibration import debiased_ece, log_loss
@@ -195,22 +198,25 @@ def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
     reading = data.read_labelled(config.run, config.labels, key=config.key, split=config.split, detectors=config.detectors)
     labelled = reading.labelled
     _refuse_few(labelled, config)
-    groups = groups_of(labelled, share_generators=config.share_generators)
+    groups = groups_of(labelled, share_generators=config.share_generators, share_sources=config.share_sources)
     parts, moved = divided(labelled, groups, seed=config.seed, regroup=config.regroup)
     division = Division.of(labelled, groups, parts)
     _print_progress("fitting")
     members = tuple(files.named_from(path, member) for member in reading.members)
     assembled = with_thresholds(fit_card(division, members, config), division, config)
     references, sha256 = files.reference_bytes(assembled.reals)
-    chosen = assembled.chosen
+    chosen, overall = assembled.chosen, assembled.overall
     guarantee = Guarantee(
         target_fpr=config.fpr, confidence=config.confidence, n_real=chosen.n_real, false_positives=chosen.false_positives,
-        upper_bound=chosen.upper_bound, references=files.references_name(path), references_sha256=sha256,
+        upper_bound=max(chosen.upper_bound, overall.upper_bound), groups=overall.groups, effective=overall.effective,
+        these_sources=config.share_sources, references=files.references_name(path), references_sha256=sha256,
     )  # fmt: skip
-    notes = _notes(reading, division, config, moved)
-    card = _card(path, reading, assembled, guarantee, _population(reading, assembled, division), notes)
+    notes = _notes(reading, overall, config, moved)
+    properties = _properties(reading, assembled)
+    card = _card(path, reading, assembled, guarantee, _population(reading, assembled, division, properties), notes)
     _print_progress("measuring")
-    report = _report(reading, assembled, card, division, config).model_copy(update={"card": str(path), "notes": notes})
+    report = _report(reading, assembled, card, division, config)
+    report = report.model_copy(update={"card": str(path), "notes": notes, "self_check": self_check(card, assembled, division, properties)})
     report = report.model_copy(update={"findings": _findings(report)})
     files.write_files(path, card, references, report)
     return report.model_copy(update={"report": str(files.report_path(path))})
@@ -262,20 +268,25 @@ def _report(
     )
 
 
-def _population(reading: data.LabelledRun, assembled: Assembled, division: Division) -> Population:
-    """The images that the card speaks for; spread as those that nothing was fitted on."""
+def _properties(reading: data.LabelledRun, assembled: Assembled) -> Properties:
+    """What the labelled images are like, as a run's images are compared."""
     labelled, fitted = reading.labelled, assembled.fitted
     looks = fitted.looks(labelled)
     raw = {name: np.asarray(column, np.float64) for name, column in labelled.scores.items()}
     for name in fitted.names[fitted.card.first :]:
         raw[name] = np.where([look is None for look in looks or ()], np.nan, raw[name])
-    properties = properties_of(score=fitted.scores(labelled), scores=raw, formats=labelled.format, width=labelled.width,
-                               height=labelled.height, quality=labelled.quality)  # fmt: skip
+    return properties_of(score=fitted.scores(labelled), scores=raw, formats=labelled.format, width=labelled.width,
+                         height=labelled.height, quality=labelled.quality)  # fmt: skip
+
+
+def _population(reading: data.LabelledRun, assembled: Assembled, division: Division, properties: Properties) -> Population:
+    """The images that the card speaks for: all labelled ones, since a part has but some of the sources and generators."""
+    labelled, fitted = reading.labelled, assembled.fitted
     n_fake = int(labelled.fake.sum())
     what = f"{len(labelled) - n_fake:,} real and {n_fake:,} fake images of {reading.url}, labelled by {reading.labels}"
     names = sorted({name for name in generators_of(labelled) if name is not None})
     return population_of(what, labelled.fake, properties, parts=described(labelled, division.groups, division.parts),
-                         prevalence=fitted.prevalence, generators=names, counted=division.parts == CHOOSE)  # fmt: skip
+                         prevalence=fitted.prevalence, generators=names)  # fmt: skip
 
 
 def _settings(reading: data.LabelledRun) -> Settings | None:
@@ -287,16 +298,18 @@ def _settings(reading: data.LabelledRun) -> Settings | None:
     return Settings(precision=kept, resize=reading.identity.get("resize", "exact"), decoders=tuple(sorted(reading.tally.decoders)))
 
 
-def _notes(reading: data.LabelledRun, division: Division, config: files.CalibrateConfig, moved: int) -> list[str]:
+def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.CalibrateConfig, moved: int) -> list[str]:
     """Notes for users of the card, in sentences."""
-    reals = division.choosing.take(division.choosing_reals)
-    independent = len(np.unique(groups_of(reals, share_generators=True)))
     found = [f"Fitted by touchstone calibrate {__version__} ({config.method}, seed {config.seed})."]
-    if independent < len(reals):
+    if overall.groups < overall.n_real:
         found.append(
-            f"The bound takes reals for independent; the {len(reals):,} that the threshold was chosen on "
-            f"are of {independent:,} sources or looks."
+            f"The {overall.n_real:,} labelled reals are of {overall.groups:,} sources or looks, and worth {overall.effective:,.0f} "
+            "independent ones, if sources differ as those of a normal distribution do."
         )
+    elif not config.share_sources and all(source is None for source in reading.labelled.source):
+        found.append("Reals are taken for independent of each other, since the labels name no sources.")
+    if config.share_sources:
+        found.append("The parts share sources, so the promise is for archives of these sources in these shares.")
     if config.share_generators:
         found.append("The parts share generators, so nothing is known of generators that were not seen.")
     if moved:
@@ -321,7 +334,7 @@ def _findings(report: CalibrationReport) -> list[str]:
         found.append("No fake reaches the threshold: these detectors cannot tell fakes at so low a false-positive rate.")
     if cascade is not None and cascade.measured.share > cascade.share_allowed:
         found.append("More of the held-out images go on to all detectors than were to.")
-    return found
+    return found + [check.finding for check in report.self_check if check.finding]
 
 
 def _refuse_few(labelled: data.CalibrationData, config: files.CalibrateConfig) -> None:

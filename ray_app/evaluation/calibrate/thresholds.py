@@ -19,6 +19,7 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import Places
 from ray_app.metrics import calibration, intervals
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram, checked
+from ray_app.metrics.effective_size import EffectiveSize
 
 Method = Literal["platt", "isotonic", "temperature"]
 MOST_KNOTS = 200
@@ -29,12 +30,16 @@ _FEW = 20_000  # images; of more, one estimate from them is sure enough
 
 @dataclass(frozen=True)
 class ChosenThreshold:
-    """A threshold and what was seen of it: of `n_real` reals `false_positives` reach it, and `upper_bound` is the exact bound of that."""
+    """A threshold and what was seen of it: of `n_real` reals, worth `effective` independent ones of `groups` groups, `false_positives`
+    reach it, and `upper_bound` is the exact bound of that.
+    """
 
     fake_above: float
     n_real: int
     false_positives: int
     upper_bound: float
+    groups: int
+    effective: float
 
 
 @dataclass(frozen=True)
@@ -81,27 +86,36 @@ def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:
     return Isotonic(knots=tuple(zip(middles[kept].tolist(), np.log(chances / (1 - chances)).tolist(), strict=True)))
 
 
-def choose_threshold(reals: ScoreHistogram | ArrayLike, target: float, confidence: float = 0.95) -> ChosenThreshold:
+def choose_threshold(
+    reals: ScoreHistogram | ArrayLike, target: float, confidence: float = 0.95, *, size: EffectiveSize | None = None
+) -> ChosenThreshold:
     """The lowest threshold that the scores of reals (n,) allow: the smallest double that no more than `allowed` of them reach.
 
     With that confidence no more than the target share of further reals, drawn as these were and independent of each other, reach it:
     a threshold at an order statistic exceeds the target as often as a binomial of that many falls so low (Wilks 1941), whatever the
-    distribution, with ties less often. Nothing else may have been fitted on these scores. Raises ConfigError where they are too few.
+    distribution, with ties less often. Nothing else may have been fitted on these scores. `size`: what reals in groups are worth; the
+    share that is allowed is then that of so many independent ones, and the promise is as good as that number is (docs/trust.md).
+    Raises ConfigError where they are too few.
     """
     scores = reals if isinstance(reals, ScoreHistogram) else ScoreHistogram.of(reals)
-    few = reals_needed(target, confidence)
-    if scores.n < few:
+    few, worth = reals_needed(target, confidence), scores.n if size is None else size.effective
+    if worth < few:
         raise ConfigError(
-            f"thresholds are chosen on {scores.n:,} reals; a {100 * target:g} % target at {100 * confidence:g} % needs {few:,}",
+            f"thresholds are chosen on {scores.n:,} reals{_worth_of(size)}; a {100 * target:g} % target at {100 * confidence:g} % "
+            f"needs {few:,}",
             hint="label more real images, or take a larger --fpr",
         )
-    most = false_positives_allowed(scores.n, target, confidence)
+    most = false_positives_allowed(scores.n, target, confidence, effective=worth)
     beaten = float(scores.ranked(scores.n - 1 - most))  # the highest score that is not to be reached
-    fake_above = float(np.nextafter(beaten, np.inf))
-    false_positives = scores.at_or_above(fake_above)
-    return ChosenThreshold(
-        fake_above, scores.n, false_positives, intervals.proportion_interval(false_positives, scores.n, 1 - confidence)[1]
-    )
+    chosen = float(np.nextafter(beaten, np.inf))
+    return seen_at(chosen, scores, confidence, size=size)
+
+
+def seen_at(fake_above: float, reals: ScoreHistogram, confidence: float = 0.95, *, size: EffectiveSize | None = None) -> ChosenThreshold:
+    """A threshold with what these reals show of it, whatever it was chosen on."""
+    worth, reached = float(reals.n) if size is None else size.effective, reals.at_or_above(fake_above)
+    bound = intervals.proportion_interval(reached * worth / reals.n, worth, 1 - confidence)[1]
+    return ChosenThreshold(fake_above, reals.n, reached, bound, reals.n if size is None else size.groups, worth)
 
 
 def reals_needed(target: float, confidence: float = 0.95) -> int:
@@ -109,12 +123,14 @@ def reals_needed(target: float, confidence: float = 0.95) -> int:
     return math.ceil(math.log(1 - confidence) / math.log1p(-target))
 
 
-def false_positives_allowed(n_real: int, target: float, confidence: float = 0.95) -> int:
+def false_positives_allowed(n_real: int, target: float, confidence: float = 0.95, *, effective: float | None = None) -> int:
     """The most false positives k among n reals whose upper bound is within the target: P(Bin(n, target) ≤ k) ≤ 1 − confidence; −1 if none.
 
-    The bound is Clopper and Pearson's (1934), one-sided.
+    The bound is Clopper and Pearson's (1934), one-sided; of reals that are worth fewer, that of as large a share of the `effective` ones.
     """
-    return bisect_right(range(n_real), target, key=lambda k: intervals.proportion_interval(k, n_real, 1 - confidence)[1]) - 1
+    worth = n_real if effective is None else effective
+    share = worth / max(n_real, 1)
+    return bisect_right(range(n_real), target, key=lambda k: intervals.proportion_interval(k * share, worth, 1 - confidence)[1]) - 1
 
 
 def real_below(fakes: ScoreHistogram | ArrayLike, miss: float = 0.05, *, fake_above: float) -> float:
@@ -165,6 +181,10 @@ def share_at(inside: Bools, fake: Bools, prevalence: float) -> float:
     """The share of images inside where `prevalence` of all are fake."""
     rates = [float(inside[fake == kind].mean()) if (fake == kind).any() else 0.0 for kind in (False, True)]
     return (1 - prevalence) * rates[0] + prevalence * rates[1]
+
+
+def _worth_of(size: EffectiveSize | None) -> str:
+    return "" if size is None or size.groups == size.n else f", which are worth {size.effective:,.0f} independent ones"
 
 
 def _pieces(scores: Floats, fakes: Floats | Bools, level: Floats, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ray_app.ensembles import EnsembleMember, ensemble_of, logit
-from ray_app.evaluation.calibrate.division import CALIBRATE, CHOOSE, FIT, groups_of, split
+from ray_app.evaluation.calibrate.division import CHOOSE, FIT, groups_of, split
 from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, with_thresholds
 from ray_app.evaluation.calibrate.run import by_quality, generators_left_out, of_cascade, systems_before_and_after
 from ray_app.metrics import ScoreHistogram, debiased_ece, log_loss
@@ -114,7 +114,7 @@ def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
     row = of_cascade(one, divided(images, parts), config).written()
     looks = one.fitted.looks(choosing)
     prevalence = row["prevalence"]
-    assert prevalence == images.fake[parts == CALIBRATE].mean(), "as the card says"
+    assert prevalence == images.fake.mean(), "as the card says"
     by_hand = sum(
         weight * np.mean([look is not None for look, fake in zip(looks, choosing.fake, strict=True) if fake == kind])
         for kind, weight in ((True, prevalence), (False, 1 - prevalence))
