@@ -84,17 +84,18 @@ def unsure_bounds(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed
 
 @dataclass(frozen=True)
 class References:
-    """Scores of known reals, ascending, float64 (n,), n ≥ 1."""
+    """Scores of known reals, ascending, float64 (n,), n ≥ 1, worth `effective` independent ones, 1 … n."""
 
     scores: Floats
+    effective: int
 
     @classmethod
-    def of(cls, scores: ArrayLike) -> "References":
+    def of(cls, scores: ArrayLike, effective: float | None = None) -> "References":
         """Those of scores (n,) in any order. Raises ValueError where there are none, or some are not finite."""
         ordered = np.sort(np.asarray(scores, np.float64))
         if not len(ordered) or not np.isfinite(ordered).all():
             raise ValueError("references are finite scores, and at least one")
-        return cls(ordered)
+        return cls(ordered, len(ordered) if effective is None else max(1, min(len(ordered), int(effective))))
 
     @property
     def n(self) -> int:
@@ -106,8 +107,8 @@ class References:
         return self.n - np.searchsorted(self.scores, scores, "left")
 
     def p_values(self, scores: Floats) -> Floats:
-        """(1 + reals that score so high) / (n + 1) of each score (m,)."""
-        return (1 + self.reached(scores)) / (self.n + 1)
+        """(1 + reals that score so high) / (n + 1) of each score (m,), as many as they are worth: k of n are k · effective / n."""
+        return (1 + self.reached(scores) * (self.effective / self.n)) / (self.effective + 1)
 
     def counted(self, scores: Floats) -> Counts:
         """How many of some scores (m,) no real reaches, how many one does, …: int64 (n + 1,). Those of pieces of an archive add up."""
@@ -138,25 +139,27 @@ def discoveries(references: References, counts: ArrayLike, rate: float) -> Disco
     expected share of reals is at most the rate, if the archive's reals score like the references.
 
     A p-value can only be one of n + 1 numbers, so that counts of each are all there is to know, and their sums all there is to do.
+    Of references in groups the 1 that is added weighs as much as if there were only as many as they are worth.
     """
     at = np.asarray(counts, np.int64)
     share = Fraction(str(rate))
     if not 0 < share < 1 or len(at) != references.n + 1:
         raise ValueError(f"a rate is between 0 and 1, and counts are {references.n + 1}: {rate}, {len(at)}")
     tested, upto = int(at.sum()), np.cumsum(at)
-    near = np.flatnonzero((at > 0) & ((1.0 + np.arange(len(at))) * tested * _NEARLY <= rate * (references.n + 1.0) * upto))
+    n, worth = references.n, references.effective
+    near = np.flatnonzero((at > 0) & ((n + worth * np.arange(n + 1.0)) * tested * _NEARLY <= rate * n * (worth + 1.0) * upto))
     whole = ((place, int(upto[place])) for place in near[::-1].tolist())
-    found = next(((place, listed) for place, listed in whole if (1 + place) * tested <= share * (references.n + 1) * listed), None)
+    found = next(((place, listed) for place, listed in whole if (n + worth * place) * tested <= share * n * (worth + 1) * listed), None)
     if found is None:
         return Discoveries(rate, references.n, tested, 0, np.inf, None)
     reached, count = found
-    above = float(references.scores[references.n - 1 - reached]) if reached < references.n else -np.inf
-    return Discoveries(rate, references.n, tested, count, above, (1 + reached) / (references.n + 1))
+    above = float(references.scores[n - 1 - reached]) if reached < n else -np.inf
+    return Discoveries(rate, n, tested, count, above, (1 + reached * worth / n) / (worth + 1))
 
 
 def fewest_listed(references: References, tested: int, rate: float) -> int:
     """How many of the images tested must score above every real, for a list of any: with too few references no list can be."""
-    return int(-(-tested // (Fraction(str(rate)) * (references.n + 1))))
+    return int(-(-tested // (Fraction(str(rate)) * (references.effective + 1))))
 
 
 def drawn_fakes(

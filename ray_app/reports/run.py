@@ -18,7 +18,7 @@ from ray_app.errors import ConfigError
 from ray_app.reports import format as wording
 from ray_app.reports import svg
 from ray_app.reports.html import jpeg_uri, render, settings
-from ray_app.runs.document import GeneratorCount, GuaranteeSummary, ProfileSummary, RunSummary
+from ray_app.runs.document import GeneratorCount, GuaranteeSummary, ProfileSummary, RunSummary, UnseenShift
 
 FEATURE_WORDS = {
     "score": "score",
@@ -155,16 +155,36 @@ def guarantee_sentences(found: GuaranteeSummary | None) -> list[str]:
     sentences = [promise(found.target_fpr, found.confidence, found.population)] if found.target_fpr else []
     why = f": {wording.shortened(found.why, 400)}" if found.why else ""
     if found.holds:
-        sentences.append("this archive is like the images that the card was calibrated on")
+        names = ", ".join(dict.fromkeys("scores of detectors" if ":" in one.feature else feature(one.feature) for one in found.shifts))
+        sentences.append(
+            f"no difference was noticed between {wording.counted(found.images or 0, 'image')} of this archive and those that the card was "
+            f"calibrated on ({names})"
+        )
     elif found.holds is None:
         sentences.append(f"not known to hold for this archive{why}")
     else:
         sentences.append(f"does not hold for this archive{why}")
+    if found.unseen is not None and not found.unlike:
+        sentences.append(_unseen(found.unseen))
     if found.unlike:
         sentences.append("so different that no verdict is given: all abstain (calibrate on labelled images of this archive)")
     elif found.waived:
         sentences.append("it was waived: verdicts stand that the card does not answer for")
     return sentences
+
+
+def _unseen(unseen: UnseenShift) -> str:
+    """What a comparison without a difference does not show, and what would."""
+    rise, rate = unseen.standard_deviations, wording.stated(unseen.false_positive_rate)
+    higher = (
+        "any rise of the real images’ scores" if rise is None else f"a rise of all real images’ scores by {rise:.2g} standard deviations"
+    )
+    called = f" ({rate} of them called fake)" if rise is not None else ""
+    flagged = f", as all {unseen.flagged:,} flagged ones may be" if unseen.flagged > 1 else ""
+    return (
+        f"at this size {higher}{called} would go unseen, and at any size real images of a new kind that score as fakes do{flagged}: "
+        "`touchstone audit RUN --draw 30 --flagged` bounds that by labels"
+    )
 
 
 def promise(target_fpr: float, confidence: float | None, population: str | None) -> str:

@@ -267,8 +267,21 @@ class ShiftSummary(Section):
     tells: bool = False
 
 
+class UnseenShift(Section):
+    """What the comparison would not have noticed at this size: that all reals score higher by so many standard deviations (None: by any),
+    of which `false_positive_rate` would be called fake; and at any size, that the `flagged` images are all reals of a new kind.
+    """
+
+    standard_deviations: float | None = None
+    false_positive_rate: float = 1.0
+    flagged: int = 0
+
+
 class GuaranteeSummary(Section):
-    """What the ensemble's card guarantees of its false positives, and whether that holds for this archive; None = cannot be told."""
+    """What the ensemble's card guarantees of its false positives, and what speaks against it in this archive.
+
+    `holds`: False where a difference was noticed, True where none was, which is no proof (`unseen`); None where too few images to tell.
+    """
 
     holds: bool | None = None
     why: str | None = None
@@ -279,6 +292,7 @@ class GuaranteeSummary(Section):
     population: str | None = None
     images: int | None = None
     shifts: Sequence[ShiftSummary] = ()
+    unseen: UnseenShift | None = None
     decoders: Sequence[str] = ()
     settings: Sequence[str] = ()
 

@@ -21,6 +21,8 @@ from ray_app.metrics.significance import Shift, holm, most_fakes, shift_of
 from ray_app.runs import RunDirectory, directory, document, reader
 from ray_app.runs.rows import as_array, decided_columns, stability_views, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
+from ray_app.scoring.references import REFERENCES, references_of
+from ray_app.scoring.unseen_shift import unseen_shift
 
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
@@ -63,7 +65,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
     card, identity = spec.ensemble, run.describe()["identity"]
     if card.guarantee is None and card.population is None:
         return Comparison()
-    tally, decoders, images = _counted(run, spec)
+    tally, decoders, images, flagged = _counted(run, spec)
     scored = departures(card.settings, identity["precision"], identity["resize"])
     unknown = other_decoders(card.settings, decoders)
     shifts = shifts_of(card, tally)
@@ -83,6 +85,7 @@ def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
         population=card.population.what if card.population else None,
         images=images,
         shifts=shifts,
+        unseen=unseen_shift(card, references_of(run), tally.counts, flagged) if tells and run.store.exists(REFERENCES) else None,
         decoders=unknown,
         settings=scored,
     )
@@ -166,19 +169,22 @@ def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
     return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
 
 
-def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[PopulationTally, set[str], int]:
-    """The archive's counts, the decoders of its images in formats that the calibration saw, and how many images have a score."""
+def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[PopulationTally, set[str], int, int]:
+    """The archive's counts, the decoders of its images in formats that the calibration saw, how many images have a score, and how many
+    reach the threshold.
+    """
     population = spec.ensemble.population
-    tally, decoders, images = PopulationTally(population.features if population else ()), set[str](), 0
+    tally, decoders, images, flagged = PopulationTally(population.features if population else ()), set[str](), 0, 0
     formats = population.seen.formats if population and population.seen else ()
     files = [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
     for table in reader.tables_in(run, files, COLUMNS):  # the current rows, whether the run's verdicts are settled or not
         rows = table.filter(pc.is_valid(table["score"]))
         images += len(rows)
+        flagged += int((reader.numbers(rows["score"]) >= spec.ensemble.thresholds.fake_above).sum())
         tally.add(_properties(rows, [name.removeprefix("score:") for name in tally.counts if name.startswith("score:")], spec.late))
         known = rows.filter(pc.is_in(rows["format"].cast(pa.string()), pa.array(formats))) if formats else rows
         decoders.update(pc.unique(pc.drop_null(known["decoder"].cast(pa.string()))).to_pylist())
-    return tally, decoders, images
+    return tally, decoders, images, flagged
 
 
 def _properties(rows: pa.Table, detectors: list[str], late: Sequence[str]) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@
 Beside them, what a run is made with that follows from both: references of a guarantee, kept embeddings, reused scores, stability.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,14 +11,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ray_app.archives import name_of
-from ray_app.config import config_root, find_config, overlaid, validate, written
+from ray_app.config import config_root, overlaid, validate, written
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, load_card, publish_weights, resolve_weights, weights, weights_digest
 from ray_app.detectors.card import with_run_facts
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, ensemble_of, load_ensemble_card
@@ -31,6 +26,7 @@ from ray_app.inference.stability import Stability, uncertain
 from ray_app.runs import RunDirectory, current_tables, directory, document, reader, rows, schema
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import WAIVED
+from ray_app.scoring.references import references_beside
 from ray_app.transforms.perturbations import Perturbation, load_perturbations
 
 Digest = Callable[[DetectorCard], str | None]
@@ -40,8 +36,6 @@ UNNOTED: Mapping[str, Mapping[str, Any]] = {
     "columns": {"image": None, "uri": None},
     "container_limits": {"max_members": 10_000_000, "max_ratio": 200.0},
 }
-REFERENCES = "references.parquet"
-COLUMN = "score"
 # With these a config leaves something to Touchstone even where it is written down.
 _AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
 _OF_ENSEMBLES = ("detectors.", "decision.", "precision.", "profile.")
@@ -299,74 +293,6 @@ def share_weights(spec: ScoringSpec, run: RunDirectory) -> str | None:
     for part in (part for one in profiling for part in one.parts):
         weights.publish_part(part, mirror)
     return mirror
-
-
-def references_beside(ensemble: str, card: EnsembleCard) -> bytes | None:
-    """The file beside an ensemble's card that its guarantee names; None where it names none.
-
-    Raises ConfigError where the file is not there, or is not the one that the card was written with.
-    """
-    guarantee = card.guarantee
-    if guarantee is None or guarantee.references is None:
-        return None
-    path = find_config("ensembles", ensemble).parent / guarantee.references
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{ensemble}: the references of its guarantee, {path}: {error.strerror}",
-            hint="keep the file that `touchstone calibrate` wrote beside its card",
-        ) from None
-    _check(data, guarantee.references_sha256, str(path))
-    return data
-
-
-def keep_references(run: RunDirectory, data: bytes | None) -> None:
-    """Keep with a run the references that its own card promises by; where that card names none, what another one left goes."""
-    promise = _promise(run)
-    if not promise.get("references"):
-        run.store.delete(REFERENCES)
-    elif data is not None and promise.get("references_sha256") in (None, _digest(data)):
-        run.store.write(REFERENCES, data)
-
-
-def references_of(run: RunDirectory) -> npt.NDArray[np.float64]:
-    """The references that a run keeps, ascending. Raises ConfigError where it has none, or other ones than its card's."""
-    promise = _promise(run)
-    try:
-        data = run.store.read(REFERENCES) if promise.get("references") else None
-    except FileNotFoundError:
-        data = None
-    if data is None:
-        raise ConfigError(
-            f"{run.store.url}: no scores of known reals to compare with; the run's ensemble has none",
-            hint="`touchstone calibrate RUN --labels FILE --out CARD.yaml` writes a card that has them, and "
-            "`touchstone decide RUN --ensemble CARD.yaml` applies it to scores that are there",
-        )
-    _check(data, promise.get("references_sha256"), f"{run.store.url}/{REFERENCES}")
-    scores = pq.read_table(pa.BufferReader(data), columns=[COLUMN])[COLUMN].to_numpy()
-    return np.sort(scores.astype(np.float64))
-
-
-def _promise(run: RunDirectory) -> Mapping[str, Any]:
-    """The guarantee of the card that a run was decided by; nothing where it has none."""
-    return (run.describe().get("ensemble") or {}).get("guarantee") or {}
-
-
-def _check(data: bytes, sha256: str | None, where: str) -> None:
-    """Raises ConfigError for bytes that are no references, or not those of the card."""
-    if sha256 not in (None, _digest(data)):
-        raise ConfigError(f"{where}: not the references that the card was written with: sha256 {_digest(data)}, not {sha256}")
-    try:
-        found = pq.read_schema(pa.BufferReader(data))
-    except pa.ArrowException as error:
-        raise ConfigError(f"{where}: not a Parquet file of references: {error}") from None
-    if COLUMN not in found.names or not pa.types.is_floating(found.field(COLUMN).type):
-        raise ConfigError(f"{where}: not a Parquet file of references: it has no numbers in a column `{COLUMN}`")
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def kept_embeddings_of(spec: ScoringSpec, requested: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -46,14 +46,12 @@ from ray_app.runs.rows import FACTS, as_array, identified_columns
 from ray_app.scoring import messages, report
 from ray_app.scoring.guarantee import WAIVED, compare, decided, noted, settle_guarantee, unlike_rows
 from ray_app.scoring.identity import (
-    REFERENCES,
     decision_identity,
-    keep_references,
     promises,
-    references_beside,
     scoring_identity,
     stability_in,
 )
+from ray_app.scoring.references import REFERENCES, keep_references, references_beside
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease
 

@@ -40,7 +40,7 @@ from ray_app.runs import (
     reader,
     score_index,
 )
-from ray_app.scoring import identity, workers
+from ray_app.scoring import identity, references, workers
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
@@ -104,7 +104,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 spec = resolved.spec(gpus)
                 layout = layout_for(resolved.config, spec, cpus, gpus, memory_bytes)
                 directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-                identity.keep_references(directory, resolved.references())
+                references.keep_references(directory, resolved.references())
                 with resumable(ClusterError):
                     was_complete = not config.rescore and is_complete(directory)  # before this session is begun
                     return ScoringRun(resolved, directory, lease, spec, start).finished(layout, was_complete=was_complete)
@@ -191,7 +191,7 @@ class ScoringRun:
                     work = replace(work_of(directory), is_new=True)
             except ConfigError:
                 if not manifests(directory.store):
-                    directory.store.delete(identity.REFERENCES)
+                    directory.store.delete(references.REFERENCES)
                     directory.give_up()
                 raise
         reader.publish_vanished(directory)

@@ -10,10 +10,15 @@ _ROW = "promise"
 
 @pytest.fixture
 def simulated(record_property):
-    """Call it with a claim, its data in words, what is promised, and whether it was wrong on each seed (n,) bool; it must hold."""
+    """Call it with a claim, its data in words, what is promised, and whether it was wrong on each seed (n,) bool; it must hold.
 
-    def check(claim, setting, promised, wrong):
-        found = Simulated(claim, setting, promised, int(np.sum(wrong)), len(wrong))
+    `said` (n,) bool: on which seeds it was said at all; the others count neither way.
+    """
+
+    def check(claim, setting, promised, wrong, said=None):
+        wrong = np.asarray(wrong, bool)
+        said = np.ones(len(wrong), bool) if said is None else np.asarray(said, bool)
+        found = Simulated(claim, setting, promised, int(wrong[said].sum()), int(said.sum()), int((~said).sum()))
         record_property(_ROW, found.row)
         assert found.holds, found.row
 

@@ -24,7 +24,7 @@ from ray_app.metrics import arrays, intervals, survey_sampling
 from ray_app.reports.format import counted
 from ray_app.runs import RunDirectory, current_tables, reader
 from ray_app.runs.rows import with_reasons
-from ray_app.scoring.identity import references_of
+from ray_app.scoring.references import references_of
 
 UNSURE = "unsure"
 _KEYS = ("image_id", "uri")  # a spreadsheet may have rounded the former
@@ -206,7 +206,7 @@ def discover(url: str, rate: float) -> DiscoveryList:
     if not run.exists():
         raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
     run.check_settled()
-    references = survey_sampling.References.of(references_of(run))
+    references = references_of(run)
     counts, left_out = np.zeros(references.n + 1, np.int64), 0
     for table in current_tables(run, _COLUMNS):
         scores = reader.numbers(table["score"])

@@ -11,7 +11,7 @@ from ray_app.cli.main import main
 from ray_app.errors import ConfigError
 from ray_app.evaluation.audit.estimate import discover
 from ray_app.metrics.survey_sampling import References, discoveries
-from ray_app.scoring.identity import REFERENCES, keep_references, references_of
+from ray_app.scoring.references import REFERENCES, keep_references, references_of
 from tests.evaluation.audit.made import archive, run_of, truth_of
 
 REALS = np.random.default_rng(9).normal(-2.5, 1.6, 3000)  # as the reals of `archive` score
@@ -99,9 +99,9 @@ def test_too_few_reals_to_compare_with_make_an_empty_list_and_say_what_it_needs(
 
 def test_references_are_those_of_the_runs_own_card(world):
     run, _, _ = world
-    assert references_of(run).tolist() == np.sort(REALS).tolist()
+    assert references_of(run).scores.tolist() == np.sort(REALS).tolist()
     keep_references(run, parquet(REALS[:100]))
-    assert len(references_of(run)) == len(REALS), "those of another card"
+    assert references_of(run).n == len(REALS), "those of another card"
     run.store.write(REFERENCES, parquet(REALS[:100]))
     with pytest.raises(ConfigError, match="not the references that the card was written with"):
         discover(run.store.url, 0.05)
