@@ -172,13 +172,13 @@ def seen_in(properties: Properties) -> Seen:
     return Seen.model_validate({"formats": sorted({word for word in properties.get(WORDS, ()) if isinstance(word, str)}), **ends})
 
 
-def chosen(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
+def values_at(column: Values, rows: npt.NDArray[np.bool_]) -> Values:
     """The values of some rows (n,) bool."""
     return column[rows] if isinstance(column, np.ndarray) else [column[place] for place in np.flatnonzero(rows).tolist()]
 
 
 def _feature(name: str, column: Values, reals: npt.NDArray[np.bool_], fakes: npt.NDArray[np.bool_]) -> Feature | None:
-    classes = [chosen(column, rows) for rows in (reals, fakes)]
+    classes = [values_at(column, rows) for rows in (reals, fakes)]
     if name == WORDS:
         words = tuple(sorted({word for some in classes for word in some if isinstance(word, str)}))
         blank = Feature(name=name, words=words, real=(0,) * (len(words) + 1), fake=(0,) * (len(words) + 1))

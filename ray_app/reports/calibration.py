@@ -163,9 +163,19 @@ def _promise(report: CalibrationReport) -> list[str]:
         f"at {_share(promise.confidence)} confidence",
         f"  {promise.false_positives:,} of {promise.n_real:,} held-out reals reach it (at most {_share(promise.upper_bound)}); "
         f"{'no fakes to tell how many it finds' if found is None else f'it finds {_share(found)} of the fakes'}",
+        *_scope(promise),
         f"real at {thresholds.real_below:.3f} and below: no more than {_share(miss)} of those fakes; in between the verdict is abstain",
         f"probabilities are chances where {_share(report.prevalence)} of the images are fake",
     ]
+
+
+def _scope(promise: Guarantee) -> list[str]:
+    """Which archives it is promised for, and on how much that rests."""
+    if promise.these_sources:
+        return ["  promised for archives of these very sources, in these shares"]
+    if promise.groups is None or promise.effective is None or promise.effective >= promise.groups:
+        return []
+    return [f"  all labelled reals are of {promise.groups:,} sources or looks, worth {promise.effective:,.0f} independent ones"]
 
 
 def _chances(report: CalibrationReport) -> list[str]:

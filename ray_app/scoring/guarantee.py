@@ -1,6 +1,10 @@
 """Whether a card's guarantee covers an archive: its rows against the images that the card was calibrated on. `settle_guarantee`, `compare`.
 
 Differences are reported. Beyond a limit the card knows nothing of such images, and verdicts become `abstain`.
+
+What such a comparison would not have noticed (`unseen_shift`): a population's fakes may be any share of an archive, so reals of a new kind
+that score as fakes do look like more fakes, however many images there are; only labels see them. A rise of all real scores is seen once it
+is large enough for the archive.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +21,19 @@ from ray_app.ensembles import EnsembleCard, PopulationTally, decide, drawn_by_au
 from ray_app.errors import Reason
 from ray_app.inference import ScoringSpec, decision, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
+from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.significance import Shift, holm, most_fakes, shift_of
+from ray_app.metrics.survey_sampling import References
 from ray_app.runs import RunDirectory, directory, document, reader
 from ray_app.runs.rows import as_array, decided_columns, stability_views, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
 from ray_app.scoring.references import REFERENCES, references_of
-from ray_app.scoring.unseen_shift import unseen_shift
 
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
 _MOST_NAMED = 3
+_STEP, _STEPS = 0.05, 40  # standard deviations of the references, and how many steps are tried
+_DRAWS, _SURE = 40, 38  # drawn archives, and in how many of them a shift that is called seen is noticed
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,51 @@ def shifts_of(card: EnsembleCard, tally: PopulationTally) -> list[document.Shift
                               fakes=shift.share, images=shift.n, tells=shift.tells)
         for (name, shift), p in zip(found.items(), corrected, strict=True)
     ]  # fmt: skip
+
+
+def unseen_shift(card: EnsembleCard, references: References, counts: Mapping[str, Counts], flagged: int) -> document.UnseenShift | None:
+    """The largest rise of all reals' scores that an archive of these `counts` per feature would hide in more than one case of twenty.
+
+    Its false-positive rate is that of the references, so risen, at the card's threshold. `flagged`: images of the archive at or above that.
+    Fakes are as many as the archive's scores fit best. None where the card's population has no scores, or the archive none.
+    """
+    features = {feature.name: feature for feature in card.population.features} if card.population else {}
+    score = features.get("score")
+    if score is None or not counts["score"].any():
+        return None
+    from scipy.stats import norm, rankdata
+
+    n, real, fake = int(counts["score"].sum()), np.array(score.real, np.float64), np.array(score.fake, np.float64)
+    share, tests = shift_of(counts["score"], real, fake).share, sum(bool(one.any()) for one in counts.values())
+    normal = norm.ppf((rankdata(references.scores) - 0.5) / references.n)
+    bins = np.searchsorted(score.edges, references.scores, "left")
+    generator = np.random.default_rng(0)
+
+    def risen(step: int) -> Floats:
+        """The share that each reference has of reals that are higher: of a normal distribution this tilt is a shift, and ties stay ties."""
+        weights: Floats = np.exp(step * _STEP * normal)
+        return np.asarray(weights / weights.sum())
+
+    def noticed(step: int) -> bool:
+        reals = np.bincount(bins, weights=risen(step), minlength=len(real))
+        chances = (1 - share) * reals + share * fake / max(fake.sum(), 1.0)
+        drawn = generator.multinomial(n, chances / chances.sum(), size=_DRAWS)
+        shifts = (shift_of(one, real, fake) for one in drawn)
+        return sum(shift.noticed(min(1.0, shift.p * tests)) for shift in shifts) >= _SURE
+
+    low, high = 0, _STEPS + 1  # the largest step that may go unseen lies in low … high − 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if noticed(middle) else (middle, high)
+    threshold, rise = card.thresholds.fake_above, low * _STEP
+    tilted = risen(low) @ (references.scores >= threshold)
+    # Where no reference reaches the threshold, a tilt of them has none there either.
+    shifted = (references.scores + rise * references.scores.std() >= threshold).mean()
+    return document.UnseenShift(
+        standard_deviations=None if low == _STEPS else rise,
+        false_positive_rate=1.0 if low == _STEPS else float(max(tilted, shifted)),
+        flagged=flagged,
+    )
 
 
 def unlike_rows(rows: pa.Table, unlike: str) -> pa.Table:

@@ -6,8 +6,7 @@ import pytest
 from ray_app.ensembles import PopulationTally, population_of, properties_of
 from ray_app.ensembles.population import LabelledPart
 from ray_app.metrics.survey_sampling import References
-from ray_app.scoring.guarantee import shifts_of
-from ray_app.scoring.unseen_shift import unseen_shift
+from ray_app.scoring.guarantee import shifts_of, unseen_shift
 from tests.statistics.labelled import calibrated, dominated, images_of, independent, raw_threshold, scored, tied
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

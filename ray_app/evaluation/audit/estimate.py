@@ -229,6 +229,8 @@ def _remarks(run: RunDirectory, references: survey_sampling.References, found: s
     elif not guarantee.get("holds"):
         known = "that does not hold here" if guarantee.get("holds") is False else "whether that holds here is not known"
         yield f"{known}: {guarantee.get('why') or 'the archive differs from what the card was calibrated on'}"
+    else:
+        yield "no difference from them was noticed, which would not show reals of a new kind that score as fakes do"
     if left_out:
         yield f"{left_out:,} images with a score are left out: they lie outside what the card speaks for"
     if not found.count and found.tested:

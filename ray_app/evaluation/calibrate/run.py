@@ -3,6 +3,9 @@
 What a calibration is worth, measured on images that nothing was fitted on: as chances, generator by generator, by JPEG quality.
 
 Chances are compared at the share of fakes among the very images that they are measured on, whatever prevalence the card is for.
+
+Whether the labelled images pass what the card will ask of archives (`self_check`): each part is other sources and generators of the same
+labels, so that where one of them, taken as an archive, fails, archives of others will.
 """
 
 import sys
@@ -29,12 +32,11 @@ from ray_app.ensembles import (
     population_of,
     properties_of,
 )
-from ray_app.ensembles.population import Properties
+from ray_app.ensembles.population import PopulationTally, Properties, values_at
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate import data, files, thresholds
 from ray_app.evaluation.calibrate.division import CHOOSE, PARTS, Division, described, divided, generators_of, groups_of
 from ray_app.evaluation.calibrate.fit_card import Assembled, CalibratedCard, fit_card, with_thresholds
-from ray_app.evaluation.calibrate.self_check import self_check
 from ray_app.evaluation.calibrate.thresholds import ChosenThreshold
 from ray_app.metrics import detection, intervals, operating_points
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, undefined
@@ -49,8 +51,11 @@ from ray_app.reports.calibration import (
     LeftOutGenerator,
     LookShares,
     QualityBand,
+    SelfCheck,
 )
-from ray_app.reports.evaluation.system_model import facts_of
+from ray_app.reports.evaluation.system_model import FigureFacts, facts_of
+from ray_app.reports.format import stated
+from ray_app.scoring.guarantee import shifts_of
 
 MOST_GENERATORS = 40
 QUALITIES = (50, 70, 80, 90, 95)
@@ -287,6 +292,34 @@ def _population(reading: data.LabelledRun, assembled: Assembled, division: Divis
     names = sorted({name for name in generators_of(labelled) if name is not None})
     return population_of(what, labelled.fake, properties, parts=described(labelled, division.groups, division.parts),
                          prevalence=fitted.prevalence, generators=names)  # fmt: skip
+
+
+def self_check(card: EnsembleCard, assembled: Assembled, division: Division, properties: Properties) -> list[SelfCheck]:
+    """Of all labelled images and of each part: the false positives of the card, and in which properties it would be called unlike."""
+    every = np.ones(len(division.labelled), np.bool_)
+    scores = assembled.fitted.scores(division.labelled)
+    flagged: Bools = scores >= card.thresholds.fake_above
+    named = [("all labelled images", every), *((f"part {name}", division.parts == number) for number, name in enumerate(PARTS))]
+    return [_checked(card, name, some, flagged[some & division.reals], properties) for name, some in named]
+
+
+def _checked(card: EnsembleCard, name: str, some: Bools, flagged: Bools, properties: Properties) -> SelfCheck:
+    tally = PopulationTally(card.population.features if card.population else ())
+    tally.add({key: values_at(column, some) for key, column in properties.items()})
+    unlike = [shift.feature for shift in shifts_of(card, tally) if shift.noticed]
+    rate = intervals.proportion(int(flagged.sum()), len(flagged), operating_points.NO_REALS)
+    promised = card.guarantee.target_fpr if card.guarantee else 1.0
+    broken = rate.interval is not None and rate.interval[0] > promised
+    finding = _finding(name, rate.value or 0.0, unlike, broken=broken)
+    return SelfCheck(name=name, false_positives=FigureFacts.of(rate), unlike=unlike, finding=finding)
+
+
+def _finding(name: str, rate: float, unlike: Sequence[str], *, broken: bool) -> str | None:
+    found = [f"{stated(rate)} of its reals are called fake, more than is promised"] if broken else []
+    found += [f"it would be called unlike in {', '.join(unlike)}"] if unlike else []
+    if not found:
+        return None
+    return f"Self-check, {name} taken as an archive: {', and '.join(found)}. Sources or generators differ, and an archive's may too."
 
 
 def _settings(reading: data.LabelledRun) -> Settings | None:

@@ -226,7 +226,7 @@ def _guaranteed(known: Guarantee) -> Iterator[str]:
     yield (
         f"With {stated(known.confidence)} confidence, no more than {stated(known.target_fpr)} of real images like those of the "
         f"calibration reach this threshold: of {known.n_real:,} that nothing else was fitted on, {known.false_positives:,} did, and the "
-        f"exact binomial upper bound (Clopper and Pearson) of that is {stated(known.upper_bound)}."
+        f"exact binomial upper bound (Clopper and Pearson) of that is {stated(known.upper_bound)}{_worth(known)}."
     )
     yield (
         "That is a rate over many real images. It is not the chance that this image is real, and among few fakes even a low rate makes "
@@ -234,11 +234,21 @@ def _guaranteed(known: Guarantee) -> Iterator[str]:
     )
 
 
+def _worth(known: Guarantee) -> str:
+    """On how many independent reals the bound rests, where they hang together."""
+    if known.groups is None or known.effective is None or known.effective >= known.groups:
+        return ""
+    return f", that of reals of {known.groups:,} sources or looks, worth {known.effective:,.0f} independent ones, being no higher"
+
+
 def _carried_over(of_run: Mapping[str, Any] | None) -> Iterator[str]:
     if of_run is None:
         yield "Whether the run's archive is like the images of the calibration was not examined."
     elif of_run.get("holds"):
-        yield "The run's archive was compared with the images of the calibration, and no difference was noticed."
+        yield (
+            "The run's archive was compared with the images of the calibration, and no difference was noticed. Real images of a new kind "
+            "that score as fakes do would not be noticed by that."
+        )
     elif of_run.get("holds") is None:
         yield f"Whether the run's archive is like the images of the calibration is not known: {of_run.get('why')}."
     else:

@@ -1,0 +1,66 @@
+"""Reals that hang together: no division favours their threshold, and too few sources, or one that dominates, are refused."""
+
+import numpy as np
+import pytest
+
+from ray_app.ensembles import EnsembleMember
+from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate.division import CHOOSE, Division, divided, groups_of, split
+from ray_app.evaluation.calibrate.files import CalibrateConfig
+from ray_app.evaluation.calibrate.fit_card import fit_card, with_thresholds
+from tests.statistics.labelled import calibrated, clustered, dominated, images_of, independent, photo_sets, raw_threshold
+
+MEMBERS = (EnsembleMember(detector="a"),)
+
+
+def assembled(images, **options):
+    config = CalibrateConfig(run="", out="", **options)
+    groups = groups_of(images, share_generators=config.share_generators, share_sources=config.share_sources)
+    division = Division.of(images, groups, divided(images, groups)[0])
+    return with_thresholds(fit_card(division, MEMBERS, config), division, config)
+
+
+def test_each_group_is_as_likely_chosen_on_however_large_it_is():
+    rng = np.random.default_rng(0)
+    images = images_of(rng, clustered(rng, sources=40, sizes=[400] + [10] * 39))
+    groups = groups_of(images)
+    large = groups[0]
+    chosen = np.array([split(images, groups, seed=seed)[groups == large][0] == CHOOSE for seed in range(200)])
+    assert 0.38 < chosen.mean() < 0.62
+
+
+def test_one_source_that_dominates_cannot_lower_the_threshold():
+    rng = np.random.default_rng(3)
+    reals = dominated(rng, [(0.4, -0.5)])
+    rates = [reals.share_above(raw_threshold(calibrated(images_of(rng, reals), seed=seed))) for seed in range(10)]
+    assert max(rates) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("draw", "more", "words", "hint"),
+    [
+        (lambda rng: dominated(rng, [(0.5, -1.5)]), {}, "of 1,001 groups are worth .* 'source 0' has 50 % of them", "--share-sources"),
+        (lambda rng: clustered(rng, 6, 300), {}, "in 6 groups .* of fewer than 10 nothing can be promised", "--share-sources"),
+        (photo_sets, {"edits": True}, "hang together in 6 groups", "--share-generators"),
+    ],
+)  # fmt: skip
+def test_reals_that_cannot_carry_a_promise_are_refused(draw, more, words, hint):
+    rng = np.random.default_rng(1)
+    with pytest.raises(ConfigError, match=words) as refused:
+        assembled(images_of(rng, draw(rng), **more))
+    assert hint in refused.value.hint
+
+
+def test_sources_may_be_shared_and_then_count_as_images():
+    rng = np.random.default_rng(2)
+    reals = dominated(rng, [(0.5, -1.5)])
+    found = assembled(images_of(rng, reals), share_sources=True)
+    assert (found.overall.groups, found.overall.effective) == (2_000, 2_000)
+    assert reals.share_above(raw_threshold(found)) < 0.01
+
+
+def test_independent_reals_are_worth_themselves_and_lose_nothing():
+    rng = np.random.default_rng(4)
+    found = assembled(images_of(rng, independent(rng)))
+    assert (found.overall.n_real, found.overall.groups, found.overall.effective) == (2_000, 2_000, 2_000)
+    assert 2 <= found.chosen.false_positives <= 6

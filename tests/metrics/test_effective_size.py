@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal, norm
+
+from ray_app.metrics.effective_size import effective_size, rank_correlation, tail_correlation
+
+
+def drawn(sources, each, correlation, seed=0):
+    rng = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(sources), each)
+    return correlation**0.5 * rng.standard_normal(sources)[codes] + (1 - correlation) ** 0.5 * rng.standard_normal(len(codes)), codes
+
+
+def test_images_that_are_all_alone_are_worth_as_many_as_they_are():
+    found = effective_size(np.random.default_rng(0).normal(size=500), np.arange(500)[::-1] * 7, 0.01)
+    assert (found.n, found.groups, found.effective) == (500, 500, 500)
+
+
+def test_images_of_sources_that_score_alike_are_worth_less():
+    worth = {correlation: effective_size(*drawn(200, 20, correlation), 0.01).effective for correlation in (0.0, 0.3, 0.7)}
+    assert 2_800 < worth[0.0] <= 4_000
+    assert 1_000 < worth[0.3] < 2_400
+    assert worth[0.7] < 900
+
+
+def test_the_largest_group_is_named_and_its_share_told():
+    found = effective_size(np.random.default_rng(1).normal(size=100), [7] * 40 + list(range(10, 70)), 0.05)
+    assert (found.largest, found.largest_share, found.groups) == (7, 0.4, 61)
+
+
+def test_one_group_is_worth_nothing():
+    assert effective_size([1.0, 2.0, 3.0], [5, 5, 5], 0.01).effective == 0
+
+
+@pytest.mark.parametrize(("correlation", "share"), [(0.1, 0.01), (0.3, 0.01), (0.6, 0.05)])
+def test_the_tail_of_a_normal_pair(correlation, share):
+    both = multivariate_normal.cdf([norm.ppf(share)] * 2, cov=[[1, correlation], [correlation, 1]])
+    assert tail_correlation(correlation, share) == pytest.approx((both - share**2) / (share * (1 - share)), rel=1e-3)
+    assert tail_correlation(-0.2, share) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_correlation_is_that_of_ranks():
+    scores, codes = drawn(300, 20, 0.4)
+    sizes = np.bincount(codes)
+    assert rank_correlation(scores, codes, sizes) == pytest.approx(0.4, abs=0.05)
+    assert rank_correlation(np.exp(3 * scores), codes, sizes) == rank_correlation(scores, codes, sizes)
+
+
+def test_a_few_sources_that_score_apart_in_the_tail_count():
+    scores, codes = drawn(100, 20, 0.0)
+    scores[codes < 3] += 3
+    assert effective_size(scores, codes, 0.01).effective < 300
