@@ -1,0 +1,83 @@
+"""The same promises through `touchstone calibrate`, `decide` and `results`, as a person keeps them."""
+
+import csv
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from ray_app.cli.main import main
+from ray_app.ensembles import load_ensemble_card
+from ray_app.images import ImageLimits
+from ray_app.runs import RunDirectory
+from tests.evaluation.compare.compared import TINY, make_run, names_of, spec_of
+from tests.statistics.labelled import clustered, dominated, images_of, independent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SETTINGS = {
+    "through the commands: 2,000 independent reals": (independent, ()),
+    "through the commands: one source of 40 %, lower by 0.5 sd": (lambda rng: dominated(rng, [(0.4, -0.5)]), ()),
+    "through the commands: one source of 50 %, lower by 1.5 sd": (lambda rng: dominated(rng, [(0.5, -1.5)]), ("--share-sources",)),
+    "through the commands: 60 equal sources, correlation 0.3": (clustered, ()),
+}
+RUN = {
+    "detectors": {TINY: {}}, "limits": ImageLimits().model_dump(mode="json"), "precision": {TINY: "fp32"}, "resize": "exact",
+}  # fmt: skip
+
+
+def run_of(folder, scores):
+    """A finished run of files with these scores."""
+    return make_run(folder, names_of(len(scores)), {TINY: scores.astype(np.float32)}, spec=spec_of((TINY,)), settings=RUN)
+
+
+def labels_of(path, images):
+    """Labels of such files by their hashes."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sha256", "label", "generator", "source"])
+        for name, fake, maker, source in zip(names_of(len(images)), images.fake, images.generator, images.source, strict=True):
+            writer.writerow([hashlib.sha256(name.encode()).hexdigest(), "fake" if fake else "real", maker, source])
+    return str(path)
+
+
+def kept(folder, rng, draw, options, capsys):
+    """A calibration and an archive of 3,000 images, 10 % of them fake, through the commands: None where the first refuses.
+
+    The true rate, whether the archive was called unlike, and whether ten images drawn from the list at 5 % are real (none of no list).
+    """
+    reals = draw(rng)
+    images = images_of(rng, reals)
+    url, card = run_of(folder / "labelled", images.scores["a"]), str(folder / "mine.yaml")
+    if main(["calibrate", url, "--labels", labels_of(folder / "labels.csv", images), "--out", card, *options]) != 0:
+        return None
+    means = {
+        maker: images.scores["a"][[one == maker for one in images.generator]].mean() for maker in sorted(set(images.generator[2_000:]))
+    }
+    fakes = rng.choice(list(means.values()), 300) + rng.standard_normal(300)
+    archive = run_of(folder / "archive", np.concatenate([reals.more(rng, 2_700), fakes]))
+    RunDirectory.open(archive).write_json("summary.json", {"listing": 0, "session": {}})
+    assert main(["decide", archive, "--ensemble", card]) == 0
+    found = load_ensemble_card(card)
+    low, high = found.calibration(found.members[0].calibration(np.array([0.0, 1.0])))
+    summary = RunDirectory.open(archive).read_json("summary.json")["guarantee"]
+    capsys.readouterr()
+    assert main(["results", archive, "--fdr", "0.05", "--json"]) == 0
+    listed = [int(json.loads(line)["uri"][-9:-4]) for line in capsys.readouterr().out.splitlines()]
+    rate = reals.share_above((found.thresholds.fake_above - low) / (high - low))
+    return rate, summary["holds"] is not True, (rng.choice(listed, 10) < 2_700).tolist() if listed else [False] * 10
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_through_the_commands(setting, simulated, tmp_path, capsys):
+    draw, options = SETTINGS[setting]
+    found = [kept(tmp_path / str(seed), np.random.default_rng(seed), draw, options, capsys) for seed in range(20)]
+    made = [one for one in found if one is not None]
+    said = [one is not None for one in found]
+    assert made
+    simulated(
+        "1. more than 1 % of further reals are called fake", setting, 0.05, [one is not None and one[0] > 0.01 for one in found], said
+    )
+    simulated("2. an archive of the labelled sources and generators is called unlike", setting, 0.05, [one[1] for one in made])
+    simulated("1. an image that `results --fdr 0.05` lists is real", setting, 0.05, np.concatenate([one[2] for one in made]))
