@@ -337,7 +337,7 @@ def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.Ca
     if overall.groups < overall.n_real:
         found.append(
             f"The {overall.n_real:,} labelled reals are of {overall.groups:,} sources or looks, and worth {overall.effective:,.0f} "
-            "independent ones, if sources differ as those of a normal distribution do."
+            "independent ones, if sources differ as draws from a normal distribution do."
         )
     elif not config.share_sources and all(source is None for source in reading.labelled.source):
         found.append("Reals are taken for independent of each other, since the labels name no sources.")
