@@ -28,12 +28,7 @@ def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     Raises ValueError where one class is missing or where the scores do not rise from real to fake, and as `checked` does.
     """
     numbers, fake = _both_classes(scores, labels)
-    found = _least_cross_entropy(numbers, fake, intercept=True)
-    if found.slope <= 0:
-        raise ValueError(
-            f"fakes score no higher than reals (slope {found.slope:.3g} on {len(numbers):,} images): calibration would turn the verdict"
-        )
-    return Platt(slope=found.slope, intercept=found.intercept)
+    return _least_cross_entropy(numbers, fake, intercept=True).calibration(len(numbers))
 
 
 def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> Platt:
@@ -46,9 +41,8 @@ def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> Platt:
     """
     numbers, fake = _both_classes(scores, labels)
     alone, both = (_least_cross_entropy(numbers, fake, intercept=intercept) for intercept in (False, True))
-    if alone.slope <= 0 or 2 * (alone.loss - both.loss) > _REFUTED:
-        return fit_platt(scores, labels)
-    return Platt(slope=alone.slope, intercept=0.0)
+    is_refuted = alone.slope <= 0 or 2 * (alone.loss - both.loss) > _REFUTED
+    return (both if is_refuted else alone).calibration(len(numbers))
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
@@ -137,6 +131,14 @@ class _Line:
     slope: float
     intercept: float
     loss: float
+
+    def calibration(self, n: int) -> Platt:
+        """As a card has it. Raises ValueError, with the `n` images that it was fitted on, for one that falls."""
+        if self.slope <= 0:
+            raise ValueError(
+                f"fakes score no higher than reals (slope {self.slope:.3g} on {n:,} images): calibration would turn the verdict"
+            )
+        return Platt(slope=self.slope, intercept=self.intercept)
 
 
 def _both_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:

@@ -39,7 +39,7 @@ def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, diges
         written.writerows([f"{where}/{name}", *(labels[place] if labels else [])] for place, name in enumerate(names))
     run = RunDirectory.open(str(folder / "run"))
     identity = {"detectors": {name: {"weights": "1"} for name in spec.cards}, "decision": decision_facts(spec.ensemble), **(settings or {})}
-    run.claim(identity, list(spec.cards), {"name": spec.ensemble.name})
+    run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
     list_members(run.store, open_source([f"list::{folder}/list.csv"]), PLAN)
     place_of = {f"{where}/{name}": place for place, name in enumerate(names)}
     for ref in iter_blocks(run.store, 0):
