@@ -53,7 +53,7 @@ def test_clean_sets_are_not_called_confounded(simulated):
 def test_generators_and_sources_that_are_kept_together_are_no_shortcut_by_themselves(simulated):
     """Every group has files of a kind of its own, drawn alike for reals and fakes."""
     fired = []
-    for seed in range(400):
+    for seed in range(300):
         rng, n, per_class = np.random.default_rng(seed), SIZES[seed % 3], (6, 15, 30)[seed // 3 % 3]
         fake = np.arange(n) < n // 2
         groups = rng.integers(0, per_class, n) + per_class * fake
@@ -63,7 +63,7 @@ def test_generators_and_sources_that_are_kept_together_are_no_shortcut_by_themse
 
 def test_a_real_shortcut_is_found(simulated):
     missed = []
-    for seed in range(200):
+    for seed in range(150):
         rng, fake = np.random.default_rng(seed), np.arange(100) < 50
         columns = files(rng, *by_image(rng, 100))
         columns["format"] = np.where(np.where(fake, rng.random(100) < 0.8, rng.random(100) < 0.1), "PNG", "JPEG")
@@ -74,7 +74,7 @@ def test_a_real_shortcut_is_found(simulated):
 
 def test_both_commands_keep_quiet_on_clean_sets(simulated, tmp_path):
     fired = []
-    for seed in range(20):
+    for seed in range(60):
         rng, n, place = np.random.default_rng(seed), SIZES[seed % 3], tmp_path / str(seed)
         fake, columns = rng.permutation(np.arange(n) < n // 2), files(rng, *by_image(rng, n))
         scores = {"a": rng.normal(np.where(fake, 1, -1), 1).astype(np.float32)}

@@ -7,7 +7,7 @@ finds most fakes at its share.
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,9 +54,11 @@ def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: s
     `platt` and `temperature`: see `metrics.fit_platt` and `fit_temperature`. `isotonic`: see `fit_isotonic`. Raises ConfigError, which
     names `what`, where a class is missing, where scores are not finite, and where fakes score no higher than reals.
     """
-    fitting = {"platt": calibration.fit_platt, "temperature": calibration.fit_temperature, "isotonic": fit_isotonic}[method]
+    fitting: dict[Method, Callable[[ArrayLike, ArrayLike], Calibration]] = {
+        "platt": calibration.fit_platt, "temperature": calibration.fit_temperature, "isotonic": fit_isotonic,
+    }  # fmt: skip
     try:
-        return fitting(scores, fake)
+        return fitting[method](scores, fake)
     except ValueError as error:
         raise ConfigError(f"{what} cannot be calibrated: {error}", hint="name the others with --detector, or look at the labels") from error
 
