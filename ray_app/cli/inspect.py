@@ -100,6 +100,9 @@ def explain(
 
     IMAGE is a path or any fsspec URL. FOLDER gets, per detector, NAME.png (the map over the image), NAME.npy (the map) and NAME.json.
 
+    Where no region moves a detector's score by a hundredth of it, there is no map, and the picture stays as it is; exit code 3 says that
+    this is so of every detector.
+
     \b
     touchstone explain photo.jpg --detector touchstone-tiny --out explained
     touchstone explain s3://bucket/photo.jpg --ensemble default --out explained
@@ -118,6 +121,8 @@ def explain(
             code = _refused(image, refused)
     if as_json:
         click.echo(json.dumps(results, indent=2))
+    if code == ExitCode.DONE and all(result["negligible"] for result in results):
+        return ExitCode.TOO_MANY_BAD
     return code
 
 

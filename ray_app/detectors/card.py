@@ -14,7 +14,16 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.preprocessing import Preprocessing
@@ -161,12 +170,20 @@ class Platt(Frozen):
 
 
 class Isotonic(Frozen):
-    """Calibrated log-odds that rise with the score along straight lines between `knots` (score, log-odds), and stay level beyond them.
+    """Calibrated log-odds that rise with the score along straight lines between `knots` (score, log-odds).
 
     Isotonic regression of the labels (Zadrozny and Elkan 2002), with chances of 0 and 1 drawn in so that their log-odds are finite.
+    `beyond`: the slope before the first knot and behind the last; 0, as in cards of 0.10 and before, is level: all scores there are tied.
     """
 
     knots: tuple[tuple[float, float], ...] = Field(min_length=2)
+    beyond: float = Field(default=0.0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _as_runs_know_it(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `beyond` where it is 0: cards and identities of runs by 0.10 and before do not name it."""
+        named: dict[str, Any] = usual(self)
+        return named if self.beyond else {name: value for name, value in named.items() if name != "beyond"}
 
     @model_validator(mode="after")
     def _rising(self) -> "Isotonic":
@@ -179,7 +196,7 @@ class Isotonic(Frozen):
         """Calibrated log-odds of scores (n,); NaN stays NaN."""
         at, log_odds = np.array(self.knots).T
         calibrated: NDArray[np.float64] = np.interp(scores, at, log_odds)
-        return calibrated
+        return calibrated + self.beyond * (scores - np.clip(scores, at[0], at[-1])) if self.beyond else calibrated
 
     def __str__(self) -> str:
         return f"isotonic, {len(self.knots)} knots from score {self.knots[0][0]:.3g} to {self.knots[-1][0]:.3g}"

@@ -170,7 +170,7 @@ def thumbnails_of(reader: MemberReader, members: Iterable[ManifestMember], limit
 
 BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
 UNKNOWN = "unknown"
-FACTS = ("format", "width", "height", "mode", "icc")
+FACTS = ("format", "width", "height", "mode", "icc", "quality", "orientation")
 COLUMNS = ["image_id", "uri", "member", "status", *FACTS, "scores", "score", "verdict", "views", "predicted_generator", "predicted_prompt"]
 Counts = npt.NDArray[np.int64]
 

@@ -27,7 +27,7 @@ from ray_app.evaluation.prompts import prompts_of
 from ray_app.evaluation.protocols import COLUMNS as RELEASE_COLUMNS
 from ray_app.evaluation.protocols import IdentificationRules, Protocol, reference_of, releases_of, table_of
 from ray_app.evaluation.systems import Systems
-from ray_app.metrics import arrays, label_quality
+from ray_app.metrics import arrays, shortcut
 from ray_app.reports.evaluation import model, system_model
 from ray_app.runs import RunDirectory, current_tables, fingerprint
 from ray_app.storage import Store, strip_secrets
@@ -36,7 +36,7 @@ COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method"
 Line = tuple[str, str, str, str, system_model.FigureFacts]
 """System, view, scope, name and figure."""
 _FORMULA = re.compile(r"^\s*[=+\-@\t\r]")
-FEATURES = ("format", "width", "height", "mode", "icc")
+FEATURES = accumulate.FACTS
 MOST_RATIO = 10.0
 MOST_APART = 0.25  # the share of images that would have to be of another format, or size, for both classes to be alike
 OpenSection = Mapping[str, Any]
@@ -219,20 +219,19 @@ def _shortcut(
     sample: pa.Table, n_real: int, n_fake: int, formats: Mapping[str, Counter[str]], sizes: Mapping[str, Counter[str]], seed: int
 ) -> model.ShortcutFacts:
     auc, used = _metadata_auc(sample, seed)
-    confounded = auc.value is not None and auc.value > label_quality.CONFOUNDED
+    confounded = shortcut.confounded(auc)
     warnings = [
         *_of_ratio(n_real, n_fake),
         *_of_shares("format", formats),
         *_of_shares("size", sizes),
     ]
-    if confounded:
+    if confounded and auc.interval is not None:
         warnings.append(
-            f"{', '.join(used)} alone tell fakes from real images with an AUC of {auc.value:.3f}: the figures may say how well a detector "
+            f"{', '.join(used)} alone tell fakes from real images with an AUC of {auc.value:.3f} (95 % interval {auc.interval[0]:.3f} to "
+            f"{auc.interval[1]:.3f}): the figures may say how well a detector "
             "reads files. Compare within one format and size, or take a protocol that gives both classes the same history."
         )
-    why = auc.why or (
-        f"the AUC of a small classifier on metadata alone; above {label_quality.CONFOUNDED} the headline counts as confounded"
-    )
+    why = auc.why or "the AUC of a small classifier on metadata alone; where its interval lies above 0.5, the headline counts as confounded"
     ratio = n_fake / n_real if n_real else None
     figure = system_model.FigureFacts.of(auc)
     return model.ShortcutFacts(
@@ -248,7 +247,7 @@ def _metadata_auc(sample: pa.Table, seed: int) -> tuple[arrays.MetricEstimate, l
     features = {name: _feature(rows[name]) for name in FEATURES if rows[name].null_count < len(rows)}
     if not features:
         return arrays.undefined("no image could be read", len(rows)), []
-    return label_quality.shortcut_auc(features, fakes, seed=seed), sorted(features)
+    return shortcut.shortcut_auc(features, fakes, seed=seed), sorted(features)
 
 
 def _feature(column: pa.ChunkedArray) -> Any:

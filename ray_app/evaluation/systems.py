@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ Seen = Literal["in-training", "unseen", "unknown"]
 @dataclass(frozen=True)
 class System:
     """One column of scores (log-odds of fake). `calibration`: what makes chances of them; `decides`: the run's verdicts are its own;
-    `late`: in a cascade it scores only the images that go on.
+    `late`: in a cascade it scores only the images that go on. `kind`: `ensemble` where the scores are the ensemble's, under whatever name.
 
     Fake is a score above `threshold`, or, unless `strict`, at it. `card`: None where it cannot be read any more.
     """
@@ -44,6 +44,11 @@ class System:
     decides: bool = False
     late: bool = False
     card: DetectorCard | None = None
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether its scores are those that the ensemble made of its detectors'."""
+        return self.kind == ENSEMBLE
 
     def says_fake(self, scores: Column) -> npt.NDArray[np.bool_]:
         """Whether each score (n,) is on the fake side of the threshold; NaN is not."""
@@ -61,7 +66,7 @@ class Systems:
 
     @property
     def headline(self) -> System:
-        """The ensemble, or the only detector where the ensemble is no more than that."""
+        """The ensemble, under its only detector's name where it has but one."""
         return self.all[0]
 
     @property
@@ -73,7 +78,7 @@ class Systems:
         """Per system, the scores (n,) of result rows; NaN = none."""
         scores = table["scores"].combine_chunks()
         there = {field.name for field in scores.type}
-        return {one.name: _floats(table["score"]) if one.name == ENSEMBLE else _floats(_field(scores, one.name, there)) for one in self.all}
+        return {one.name: _floats(table["score"]) if one.is_ensemble else _floats(_field(scores, one.name, there)) for one in self.all}
 
     def views(self, table: pa.Table) -> dict[str, dict[str, Column]]:
         """Per view and system the same of perturbed pixels; nothing where the run has no views. The ensemble decides anew."""
@@ -85,16 +90,20 @@ class Systems:
 
     def _view(self, scores: pa.Array, audited: Sequence[bool]) -> dict[str, Column]:
         there = {field.name for field in scores.type}
-        found: dict[str, Column] = {one.name: _floats(_field(scores, one.name, there)) for one in self.all if one.name != ENSEMBLE}
-        if self.ensemble is None or self.headline.name != ENSEMBLE:
+        found: dict[str, Column] = {one.name: _floats(_field(scores, one.name, there)) for one in self.all if not one.is_ensemble}
+        if self.ensemble is None or not self.headline.is_ensemble:
             return found
-        columns = {name: np.asarray(found[name], np.float32) for name in self.members}
-        return {ENSEMBLE: combine(self.ensemble, columns, self.calibrations, audited=audited), **found}
+        columns = {name: np.asarray(_floats(_field(scores, name, there)), np.float32) for name in self.members}
+        return {self.headline.name: combine(self.ensemble, columns, self.calibrations, audited=audited), **found}
 
 
 def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: bool = True) -> Systems:
     """Those of a run by its `run.json`. A protocol's `threshold` holds for all; without one a detector's is 0, and an ensemble's is
     where its verdict begins to be fake.
+
+    An ensemble of one detector and that detector are one system, under the detector's name: with the ensemble's scores, title and
+    threshold, or with the detector's own scores where the ensemble leaves them as they are, or where a protocol, which is for such
+    scores, gives a threshold.
     """
     described = run.describe()
     names: list[str] = described["detectors"]
@@ -113,10 +122,13 @@ def systems_of(run: RunDirectory, *, threshold: float | None = None, strict: boo
         for name in names
     ]  # fmt: skip
     kept = {name: calibrations[name] for name in members if name in calibrations}
-    if ensemble is not None and _is_one(ensemble, members, detectors, kept):
-        [only] = detectors
-        return Systems((System(**{**vars(only), "decides": True}),), ensemble, members, kept)
-    return Systems((_ensemble(ensemble, kept, threshold, strict), *detectors), ensemble, members, kept)
+    whole = _ensemble(ensemble, kept, threshold, strict)
+    if ensemble is None or len(members) != 1 or members[0] not in names:
+        return Systems((whole, *detectors), ensemble, members, kept)
+    [only], others = ([one for one in detectors if (one.name == members[0]) is is_its] for is_its in (True, False))
+    if threshold is not None or _is_plain(ensemble, kept):
+        return Systems((replace(only, decides=True), *others), ensemble, members, kept)
+    return Systems((replace(whole, name=only.name, binary=only.binary, card=only.card), *others), ensemble, members, kept)
 
 
 def training_overlap(card: DetectorCard, generator: str) -> Seen:
@@ -152,16 +164,13 @@ def _ensemble(card: EnsembleCard | None, calibrations: Mapping[str, Calibration 
     return System(ENSEMBLE, "ensemble", card.title, begins, strict, None, is_calibrated(card, calibrations), decides=True)
 
 
-def _is_one(
-    ensemble: EnsembleCard, members: tuple[str, ...], detectors: list[System], calibrations: Mapping[str, Calibration | None]
-) -> bool:
+def _is_plain(ensemble: EnsembleCard, calibrations: Mapping[str, Calibration | None]) -> bool:
     """Whether the ensemble equals its only detector, number for number and verdict for verdict but at the threshold itself."""
     thresholds = ensemble.thresholds
     return (
-        len(detectors) == len(members) == 1
-        and ensemble.leaves_one_score_alone
+        ensemble.leaves_one_score_alone
         and ensemble.calibration is None
-        and calibrations.get(members[0]) is None
+        and not any(calibrations.values())
         and thresholds.real_below == thresholds.fake_above == 0
     )
 

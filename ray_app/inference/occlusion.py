@@ -24,6 +24,7 @@ GRID = 14
 RANDOM_ORDERS = 19
 STEPS = 10
 MARGIN = 0.01  # log-odds; a gap below what two decimals show is none, whatever the orders say
+NEGLIGIBLE = 0.01  # of the score: a map on which no region moves it by so much says nothing of where it comes from
 _FADE = 0.25  # in cells, to both sides of a cell's edge: a patch is 1.5 cells wide and overlaps its neighbours'
 _SMALLEST_CELL_PX = 4
 _TIMING_S = 0.5
@@ -31,6 +32,7 @@ _CHUNK_BYTES = 64 * 2**20  # copies of a native-size image are made and scored a
 
 _FOR_FAKE, _FOR_REAL = (200, 20, 20), (20, 60, 200)
 _OPACITY, _HATCH_PX = 0.8, 8
+_FULL = 0.1  # of the score: what a region in full colour moves it by, so that colours tell how much hangs on a region
 _FAINTEST = 0.1  # log-odds; a map that is weaker throughout stays pale instead of being stretched to full colour
 
 Floats = npt.NDArray[np.float32]
@@ -105,10 +107,25 @@ class Explanation:
         return _areas(self.random_deletions)
 
     @cached_property
-    def faithful(self) -> bool:
+    def is_deletion_passed(self) -> bool:
         """Whether deletion by the map takes the score from its side faster than every random order does (p = 1/20 by chance)."""
         gain = self.side * (self.random_areas - self.area)
         return bool(gain.min() > 0 and gain.mean() >= MARGIN)
+
+    @property
+    def least_effect(self) -> float:
+        """What the strongest region has to move the score by, in log-odds, for the map to say anything."""
+        return max(NEGLIGIBLE * abs(self.score), MARGIN)
+
+    @property
+    def negligible(self) -> bool:
+        """Whether no region moves the score by that much."""
+        return float(np.abs(self.map).max()) < self.least_effect
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the map shows something, and deletion confirms it."""
+        return self.is_deletion_passed and not self.negligible
 
     @property
     def strongest(self) -> tuple[float, PixelBox]:
@@ -120,11 +137,18 @@ class Explanation:
         return float(self.map[row, column]), PixelBox(left, top, left + wide, top + high)
 
     def words(self) -> str:
-        """The deletion test in one sentence, with its figures."""
+        """What the map is worth, with the figures of the deletion test."""
         areas = self.random_areas
         chance = f"{areas.mean():+.2f} in {len(areas)} random orders ({areas.min():+.2f} to {areas.max():+.2f})"
         found = f"mean score while regions are deleted: {self.area:+.2f} in the map's order, {chance}"
+        if self.negligible:
+            return f"Nothing to show: {self.negligible_words}, so the map does not say where the score comes from ({found})."
         return f"Deletion test passed: {found}." if self.faithful else f"Not reliable, deletion test failed: {found}."
+
+    @property
+    def negligible_words(self) -> str:
+        """How little the strongest region does."""
+        return f"the strongest region moves the score of {self.score:+.2f} by {np.abs(self.map).max():.2f} only"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as plain JSON."""
@@ -132,6 +156,8 @@ class Explanation:
             "detector": self.detector,
             "score": self.score,
             "faithful": self.faithful,
+            "negligible": self.negligible,
+            "strongest": {"effect": float(np.abs(self.map).max()), "least": self.least_effect},
             "words": self.words(),
             "map": self.map.tolist(),
             "seen": self.view.image._asdict(),
@@ -156,7 +182,7 @@ class Explanation:
     @property
     def full_colour(self) -> float:
         """The change of the score, in log-odds, that the overlay paints at full strength."""
-        return max(float(np.abs(self.map).max()), _FAINTEST)
+        return max(float(np.abs(self.map).max()), _FULL * abs(self.score), _FAINTEST)
 
     def cropped(self, box: PixelBox) -> "Explanation":
         """The same explanation for a crop of the image, given in fractions of its width and height."""
@@ -166,8 +192,13 @@ class Explanation:
         return replace(self, view=RegionView(self.view.prepared, PixelBox(left, top, right, bottom)))
 
     def overlay(self, image: Image.Image) -> Image.Image:
-        """The map over the image, or over a smaller copy of it: red speaks for fake, blue for real, hatched is unseen."""
+        """The map over the image, or over a smaller copy of it: red speaks for fake, blue for real, hatched is unseen.
+
+        Where effects are negligible the image stays as it is.
+        """
         heat, seen = self.heat(*image.size)
+        if self.negligible:
+            return Image.fromarray(hatched(np.asarray(image.convert("RGB")), ~seen))
         return Image.fromarray(hatched(shade(np.asarray(image.convert("L")), heat / self.full_colour), ~seen))
 
 

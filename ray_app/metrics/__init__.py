@@ -4,7 +4,7 @@ scikit-learn and scipy are imported when a function needs them.
 """
 
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.calibration import debiased_ece, expected_calibration_error, fit_platt, log_loss, reliability
+from ray_app.metrics.calibration import debiased_ece, expected_calibration_error, fit_platt, fit_temperature, log_loss, reliability
 from ray_app.metrics.detection import (
     FIGURES,
     VerdictCounts,
@@ -21,7 +21,7 @@ from ray_app.metrics.operating_points import average_precision, averages, curve_
 __all__ = [
     "ScoreHistogram", "detection_of", "FIGURES", "detection_figures",
     "averages", "curve_points", "precision_recall_points", "average_precision", "risk_coverage",
-    "fit_platt", "expected_calibration_error", "log_loss", "debiased_ece", "reliability",
+    "fit_platt", "fit_temperature", "expected_calibration_error", "log_loss", "debiased_ece", "reliability",
     "VerdictCounts", "abstaining", "classification_report",
     "proportion_interval",
     "pixel_figures",

@@ -1,4 +1,5 @@
-"""Calibration: Platt scaling (`fit_platt`), and how good scores are as probabilities: log-loss, Brier score, reliability, ECE.
+"""Calibration: Platt scaling (`fit_platt`), temperature scaling (`fit_temperature`), and how good scores are as probabilities: log-loss,
+Brier score, reliability, ECE.
 
 The probability of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
 """
@@ -12,42 +13,36 @@ from numpy.typing import ArrayLike, NDArray
 from ray_app.detectors.card import Calibration, Platt
 from ray_app.ensembles import calibrate
 from ray_app.metrics import intervals, operating_points
-from ray_app.metrics.arrays import Floats, MetricEstimate, ScoreHistogram, checked, undefined
+from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, checked, undefined
 
 FEWEST_FOR_ECE = 100
+_REFUTED = 3.841  # χ² of one degree of freedom exceeds it in 5 % of cases
 _LARGEST = np.finfo(np.float64).max
 
 
-def fit_platt(scores: ArrayLike, labels: ArrayLike, *, intercept: bool = True) -> Platt:
+def fit_platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     """Platt scaling of log-odds (n,) on labels (n,), 1 = fake: the slope and intercept of the least cross-entropy.
 
-    Without `intercept` the slope alone: temperature scaling (Guo et al. 2017). The targets are Platt's (1999), drawn in from 0 and 1 by the
-    size of each class, so that scores which separate the classes still get a finite slope. The probabilities are right where as large a
-    share is fake as here.
+    The targets are Platt's (1999), drawn in from 0 and 1 by the size of each class, so that scores which separate the classes still get a
+    finite slope. The probabilities are right where as large a share is fake as here.
     Raises ValueError where one class is missing or where the scores do not rise from real to fake, and as `checked` does.
     """
-    from sklearn.linear_model import LogisticRegression
+    numbers, fake = _both_classes(scores, labels)
+    return _least_cross_entropy(numbers, fake, intercept=True).calibration(len(numbers))
 
-    numbers, fake = checked(scores, labels)
-    n_fake, n_real = int(fake.sum()), int((~fake).sum())
-    if not n_fake or not n_real:
-        raise ValueError(f"calibration needs real and fake images; there are {n_real:,} real and {n_fake:,} fake")
-    centre = numbers.mean() if intercept else 0.0
-    scale = np.sqrt(np.mean((numbers - centre) ** 2))
-    if scale == 0:
-        raise ValueError(f"calibration needs scores that differ; all {len(numbers):,} are {numbers[0]:g}")
-    target = np.where(fake, (n_fake + 1) / (n_fake + 2), 1 / (n_real + 2))
-    # Each score stands there twice, as fake and as real, and weighs as much as its target says.
-    twice = np.tile((numbers - centre) / scale, 2)[:, None]
-    both, weights = np.repeat([1, 0], len(numbers)), np.concatenate([target, 1 - target])
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, fit_intercept=intercept)
-    model.fit(twice, both, sample_weight=weights)
-    slope = float(model.coef_[0, 0] / scale)
-    if slope <= 0:
-        raise ValueError(
-            f"fakes score no higher than reals (slope {slope:.3g} on {len(numbers):,} images): calibration would turn the verdict"
-        )
-    return Platt(slope=slope, intercept=float(model.intercept_[0] - slope * centre))
+
+def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> Platt:
+    """Temperature scaling of log-odds (n,) on labels (n,): a slope alone (Guo et al. 2017), where these labels do not refute it.
+
+    A slope alone says that a score of 0 is an even chance at these labels' share of fakes. Of few fakes among many reals, or of scores that
+    are all positive, that is false, and no slope makes it true. Where a likelihood-ratio test of the intercept 0 refutes it (5 %), the
+    intercept is fitted too: bias-corrected temperature scaling (Alexandari, Kundaje and Shrikumar 2020), of two classes Platt scaling.
+    The targets are those of `fit_platt`, and so are the errors.
+    """
+    numbers, fake = _both_classes(scores, labels)
+    alone, both = (_least_cross_entropy(numbers, fake, intercept=intercept) for intercept in (False, True))
+    is_refuted = alone.slope <= 0 or 2 * (alone.loss - both.loss) > _REFUTED
+    return (both if is_refuted else alone).calibration(len(numbers))
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
@@ -127,6 +122,52 @@ def binned(chances: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, F
     bin_of = np.minimum((chances * bins).astype(np.int64), bins - 1)
     sums = [np.bincount(bin_of, weights=each, minlength=bins).astype(np.float64) for each in (weights, weights * chances)]
     return sums[0], sums[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The slope and intercept of the least cross-entropy, and that cross-entropy, summed over images (natural logarithm)."""
+
+    slope: float
+    intercept: float
+    loss: float
+
+    def calibration(self, n: int) -> Platt:
+        """As a card has it. Raises ValueError, with the `n` images that it was fitted on, for one that falls."""
+        if self.slope <= 0:
+            raise ValueError(
+                f"fakes score no higher than reals (slope {self.slope:.3g} on {n:,} images): calibration would turn the verdict"
+            )
+        return Platt(slope=self.slope, intercept=self.intercept)
+
+
+def _both_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+    numbers, fake = checked(scores, labels)
+    n_fake, n_real = int(fake.sum()), int((~fake).sum())
+    if not n_fake or not n_real:
+        raise ValueError(f"calibration needs real and fake images; there are {n_real:,} real and {n_fake:,} fake")
+    if numbers.min() == numbers.max():
+        raise ValueError(f"calibration needs scores that differ; all {len(numbers):,} are {numbers[0]:g}")
+    return numbers, fake
+
+
+def _least_cross_entropy(numbers: Floats, fake: Bools, *, intercept: bool) -> _Line:
+    """Logistic regression on scores (n,) that differ, with Platt's targets."""
+    from sklearn.linear_model import LogisticRegression
+
+    n_fake, n_real = int(fake.sum()), int((~fake).sum())
+    centre = numbers.mean() if intercept else 0.0
+    scale = np.sqrt(np.mean((numbers - centre) ** 2))
+    target = np.where(fake, (n_fake + 1) / (n_fake + 2), 1 / (n_real + 2))
+    # Each score stands there twice, as fake and as real, and weighs as much as its target says.
+    twice = np.tile((numbers - centre) / scale, 2)[:, None]
+    both, weights = np.repeat([1, 0], len(numbers)), np.concatenate([target, 1 - target])
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, fit_intercept=intercept)
+    model.fit(twice, both, sample_weight=weights)
+    slope = float(model.coef_[0, 0] / scale)
+    line = slope, float(model.intercept_[0] - slope * centre) if intercept else 0.0
+    log_odds = line[0] * numbers + line[1]
+    return _Line(*line, float((np.logaddexp(0, log_odds) - target * log_odds).sum()))
 
 
 @dataclass(frozen=True, slots=True)

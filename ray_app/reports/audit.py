@@ -118,7 +118,9 @@ def labels_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     yield document["headline"]
-    yield f"{document['n_fake']:,} fakes and {document['n_real']:,} real images; metadata alone: {_auc(document['shortcut']['auc'])}"
+    alone = document["shortcut"]
+    found = f", {alone['finding']}" if alone["auc"]["value"] is not None else ""
+    yield f"{document['n_fake']:,} fakes and {document['n_real']:,} real images; metadata alone: {_auc(alone['auc'])}{found}"
     for one in [one for one in document["differences"] if one["strength"] != "none"][:_MOST_DIFFERENCES]:
         yield f"  {one['strength']:8} {one['effect']:.2f}  {one['text']}"
     for one in document["conflicts"]:

@@ -30,15 +30,28 @@ def explanation_figure(found: Explanation, image: Image.Image, title: str) -> Im
     sheet = _Sheet(right + _PANEL + _MARGIN, under + _CHART + 164)
     sheet.text(_MARGIN, 22, f"{found.detector}: score {found.score:+.2f} (log-odds of fake)", 26)
     sheet.text(_MARGIN, 56, title if len(title) <= 120 else f"...{title[-117:]}", 15, _PALE)
-    passed = "The map passes its deletion test." if found.faithful else "NOT RELIABLE: the map fails its deletion test."
-    sheet.text(_MARGIN, 80, passed, 19, _GOOD if found.faithful else _BAD)
+    sheet.text(_MARGIN, 80, _worth(found), 19, _GOOD if found.faithful else _BAD)
     sheet.page.paste(whole, (_MARGIN, top))
     sheet.page.paste(part, (right, top))
     sheet.text(_MARGIN, top + whole.height + 6, "the image", 15, _PALE)
-    sheet.text(right, top + part.height + 6, "what the score rests on" + (" (enlarged)" if is_part else ""), 15, _PALE)
+    shown = "no map: what single regions do is negligible" if found.negligible else "what the score rests on"
+    sheet.text(right, top + part.height + 6, shown + (" (enlarged)" if is_part else ""), 15, _PALE)
     _draw_deletion(sheet, found, _MARGIN, under + 44)
-    _draw_scale(sheet, found, right, under + 44)
+    if found.negligible:
+        _draw_key(sheet, found, right, under + 44)
+    else:
+        _draw_scale(sheet, found, right, under + 44)
+        _draw_key(sheet, found, right, under + 152)
     return sheet.page
+
+
+def _worth(found: Explanation) -> str:
+    """What the map is worth, in a line."""
+    if found.negligible:
+        return f"NOTHING TO SHOW: {found.negligible_words}."
+    if not found.faithful:
+        return "NOT RELIABLE: the map fails its deletion test."
+    return f"The map passes its deletion test; the strongest region moves the score by {-found.strongest[0]:+.2f}."
 
 
 def _whole(found: Explanation, image: Image.Image) -> Image.Image:
@@ -71,10 +84,14 @@ def _draw_scale(sheet: _Sheet, found: Explanation, x: int, y: int) -> None:
     for place, anchor, value in ((0, "la", -1.0), (0.5, "ma", 0.0), (1, "ra", 1.0)):
         sheet.text(x + place * _PANEL, y + 50, f"{value * found.full_colour:+.2f}" if value else "0", anchor=anchor)
     sheet.text(x + _PANEL / 2, y + 72, "log-odds of fake that the score loses when the region is blurred", 15, _PALE, "ma")
+
+
+def _draw_key(sheet: _Sheet, found: Explanation, x: int, y: int) -> None:
+    """What hatched parts mean, where there are any."""
     if tuple(found.view.image) != (0, 0, 1, 1):
         key = np.full((22, 60, 3), 200, np.uint8)
-        sheet.page.paste(Image.fromarray(hatched(key, np.ones(key.shape[:2], bool))), (x, y + 108))
-        sheet.text(x + 70, y + 110, "not seen by this detector")
+        sheet.page.paste(Image.fromarray(hatched(key, np.ones(key.shape[:2], bool))), (x, y))
+        sheet.text(x + 70, y + 2, "not seen by this detector")
 
 
 def _draw_deletion(sheet: _Sheet, found: Explanation, x: int, y: int) -> None:

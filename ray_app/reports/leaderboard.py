@@ -142,7 +142,7 @@ def _same(facts: EvaluationDocument) -> str:
 
 def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
     first = group[0][1]
-    entries = [_entry(url, facts, system) for url, facts in group for system in facts.systems]
+    entries = [_entry(url, facts, system) for url, facts in group for system in _systems(facts)]
     ranked = sorted((one for one in entries if one.system.figure("auc").ends), key=lambda one: _merit(one, "auc"))
     others = sorted((one for one in entries if not one.system.figure("auc").ends), key=lambda one: _merit(one, "balanced_accuracy"))
     fakes = {one.name for _, facts in group for system in facts.systems for one in system.generators if one.label == "fake"}
@@ -156,6 +156,12 @@ def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
         others=tuple(others),
         warnings=tuple(dict.fromkeys(_warnings(group, entries))),
     )
+
+
+def _systems(facts: EvaluationDocument) -> list[SystemFacts]:
+    """All but a detector that is all that the ensemble consists of, which documents of 0.10 and before list beside it."""
+    alone = len(facts.run.detectors) == 1 and any(one.kind == "ensemble" for one in facts.systems)
+    return [one for one in facts.systems if not alone or one.kind == "ensemble"]
 
 
 def _merit(entry: LeaderboardEntry, key: str) -> tuple[float, float, str]:

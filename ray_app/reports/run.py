@@ -356,6 +356,9 @@ def _described(run: RunSummary, thresholds: Thresholds | None) -> str:
 
 
 def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
+    """Of each detector; none of one that is all that the ensemble consists of, whose scores stand above."""
+    if len(run.histogram.detectors) == len(run.ensemble.members) == 1 and run.histogram.ensemble:
+        return []
     titles = {detector.name: detector.title for detector in run.ensemble.members}
     charts = []
     for index, (name, counts) in enumerate(run.histogram.detectors.items()):

@@ -13,6 +13,17 @@ def test_isotonic_goes_straight_between_its_knots_and_level_beyond():
     assert curve(np.array([-9, -1, 0, 2, 3, 9, np.nan])) == pytest.approx([-2, -2, -1, 2, 4, 4, np.nan], nan_ok=True)
 
 
+def test_isotonic_may_rise_on_beyond_its_knots():
+    curve = Isotonic(knots=((-1, -2), (1, 0), (3, 4)), beyond=0.1)
+    assert curve(np.array([-11, -1, 0, 2, 3, 13, np.nan])) == pytest.approx([-3, -2, -1, 2, 4, 5, np.nan], nan_ok=True)
+
+
+def test_a_card_of_before_stays_as_it_was():
+    assert Isotonic(knots=((-1, -2), (1, 0))).model_dump() == {"knots": ((-1, -2), (1, 0))}, "what runs noted of it compares"
+    rising = Isotonic(knots=((-1, -2), (1, 0)), beyond=0.5)
+    assert Isotonic.model_validate(rising.model_dump()) == rising
+
+
 def test_a_card_s_calibration_is_of_the_kind_that_its_keys_say():
     read = TypeAdapter(Calibration).validate_python
     assert read({"slope": 2, "intercept": 1}) == Platt(slope=2, intercept=1)

@@ -1,13 +1,17 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from ray_app.ensembles import ensemble_of
 from ray_app.errors import ConfigError, ExitCode
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate
+from tests.evaluation.calibrate.drawn import drawn
+from tests.evaluation.calibrate.runs import labels_of, run_of
 from tests.evaluation.made import labelled, made_run, random_rows
 from tests.metrics.drawn import DETECTION
 from tests.runs.small_run import NAME, new_run, relist, score_blocks, write_files
@@ -192,6 +196,20 @@ def test_nothing_was_scored(tmp_path):
     assert all(row["value"] is None for row in by_name(document, "ensemble")["figures"].values())
     assert by_name(document, "ensemble")["decided"]["coverage"]["value"] == 0
     assert document["mistakes"] == []
+
+
+def test_an_ensemble_of_one_detector_is_evaluated_as_one_system(tmp_path):
+    images = drawn(60, 60)
+    images = replace(images, scores={"only": images.scores["fine"]})
+    ensemble = ensemble_of(["only"]).model_copy(update={"title": "Only, calibrated", "bias": 1.0})
+    scores = images.scores["only"].astype(np.float64) + 1
+    run_of(tmp_path / "run", images, ensemble.model_dump(mode="json"), score=scores)
+    document = evaluated(tmp_path, labels=labels_of(tmp_path / "labels.csv", images))
+    [system] = document["systems"]
+    assert (system["name"], system["title"], system["kind"]) == ("only", "Only, calibrated", "ensemble")
+    assert system["figures"]["tpr"]["value"] == pytest.approx((scores[images.fake] >= 0).mean()), "at the ensemble's threshold"
+    assert document["paired"] == []
+    assert document["systems"][0]["decided"] is not None
 
 
 def test_classes_that_differ_are_warned_of(tmp_path):

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ray_app.detectors import list_cards, load_card
@@ -96,14 +97,30 @@ def test_a_detector_alone_is_its_ensemble(tmp_path):
         (ensemble_of(["npr"]).model_copy(update={"thresholds": Thresholds(real_below=-1, fake_above=1)}), {}),
     ],
 )
-def test_an_ensemble_that_says_something_else_stands_beside(tmp_path, ensemble, calibrations):
-    systems = systems_of(run_of(tmp_path, ["npr"], ensemble, calibrations))
-    assert [one.name for one in systems.all] == [ENSEMBLE, "npr"]
-    first, second = systems.all
-    assert (first.threshold, first.strict, first.decides) == (ensemble.thresholds.fake_above, False, True)
-    assert (second.threshold, second.strict, second.decides) == (0.0, True, False)
-    assert second.calibrated is bool(calibrations)
-    assert first.calibrated is bool(calibrations)
+def test_an_ensemble_of_one_detector_is_one_system_with_its_scores_and_threshold(tmp_path, ensemble, calibrations):
+    run = run_of(tmp_path / "run", ["npr"], ensemble, calibrations)
+    systems = systems_of(run)
+    [only] = systems.all
+    assert (only.name, only.kind, only.title) == ("npr", ENSEMBLE, ensemble.title)
+    assert (only.threshold, only.strict, only.decides) == (ensemble.thresholds.fake_above, False, True)
+    assert only.calibrated is bool(calibrations)
+    assert only.card.name == "npr", "so that its training is known"
+    raw = np.array([-2.0, 0.5], np.float32)
+    scores = combine(ensemble, {"npr": raw}, systems.calibrations)
+    shown = pa.StructArray.from_arrays([pa.array(raw)], ["npr"])
+    table = pa.table({"scores": shown, "score": scores, "views": pa.StructArray.from_arrays([shown], ["jpeg-70"])})
+    assert systems.clean(table)["npr"] == pytest.approx(scores)
+    assert systems.views(table)["jpeg-70"]["npr"] == pytest.approx(scores)
+
+
+def test_a_protocol_s_threshold_is_of_the_detector_s_own_scores(tmp_path):
+    [only] = systems_of(run_of(tmp_path, ["npr"], ensemble_of(["npr"]), {"npr": CALIBRATION}), threshold=0.3).all
+    assert (only.name, only.kind, only.threshold, only.decides) == ("npr", "detector", 0.3, True)
+
+
+def test_further_detectors_stand_beside_an_ensemble_of_one(tmp_path):
+    systems = systems_of(run_of(tmp_path, ["npr", "unifd"], ensemble_of(["npr"]).model_copy(update={"bias": 1.0})))
+    assert [(one.name, one.kind) for one in systems.all] == [("npr", ENSEMBLE), ("unifd", "detector")]
 
 
 def test_a_protocols_threshold_holds_for_all(tmp_path):
@@ -135,8 +152,6 @@ def test_members_are_known_by_the_names_of_the_run(tmp_path):
 
 
 def test_a_view_is_decided_by_the_runs_own_rule(tmp_path):
-    import pyarrow as pa
-
     card = EnsembleCard(
         name="two",
         title="Two",

@@ -13,6 +13,7 @@ from ray_app.detectors import DetectorCard, Preprocessing
 from ray_app.detectors.detector import Detector
 from ray_app.errors import InputError, Status
 from ray_app.inference.occlusion import RANDOM_ORDERS, STEPS, PixelBox, RegionView, _Eraser, explain, view_of
+from ray_app.reports.explanation import explanation_figure
 
 SIDE = 112
 SQUASH = {"resize": {"mode": "squash", "size": SIDE}}
@@ -92,9 +93,34 @@ def test_a_detector_that_ignores_the_image_has_no_reliable_map():
     assert found.score == 2.0
     np.testing.assert_array_equal(found.map, 0)
     assert not found.faithful
-    assert found.words().startswith("Not reliable, deletion test failed: ")
-    drawn = np.asarray(found.overlay(noise())).astype(int)
-    assert (drawn.max(axis=2) == drawn.min(axis=2)).all()
+    assert found.words().startswith("Nothing to show: the strongest region moves the score of +2.00 by 0.00 only, so the map")
+    np.testing.assert_array_equal(np.asarray(found.overlay(noise())), np.asarray(noise()))
+
+
+def test_effects_that_are_negligible_against_the_score_are_no_map_even_if_deletion_confirms_them():
+    """As of a detector whose score of 10.38 no region moves by more than 0.01."""
+    found = explain(planted(Planted(REGION)), noise())
+    weak, offset = 0.01 / np.abs(found.map).max(), 10.38 - found.score
+    curves = {"deletion": found.deletion + offset, "random_deletions": found.random_deletions + offset}
+    small = replace(found, score=10.38, map=weak * found.map, **curves)
+    assert small.is_deletion_passed
+    assert (small.negligible, small.faithful) == (True, False)
+    assert small.words().startswith("Nothing to show: the strongest region moves the score of +10.38 by 0.01 only, so the map")
+    assert small.as_dict()["negligible"] is True
+    assert small.as_dict()["strongest"] == {"effect": pytest.approx(0.01), "least": pytest.approx(0.1038)}
+    np.testing.assert_array_equal(np.asarray(small.overlay(noise())), np.asarray(noise()))
+    page = np.asarray(explanation_figure(small, Image.new("L", (336, 336), 128).convert("RGB"), "planted")).astype(int)
+    assert not ((page.max(axis=2) - page.min(axis=2) > 60) & (page[..., 1] > page[..., 0])).any(), "nothing is green"
+    assert not (page[118:698, 640:1220].max(axis=2) - page[118:698, 640:1220].min(axis=2)).any(), "nor is anything drawn over the picture"
+
+
+def test_colours_tell_how_much_of_the_score_hangs_on_a_region():
+    found = explain(planted(Planted(REGION)), noise())
+    assert found.full_colour == np.abs(found.map).max(), "more than a tenth of the score hangs on its strongest region"
+    sure = replace(found, score=100.0)
+    assert sure.full_colour == 10
+    surplus = [np.ptp(np.asarray(one.overlay(noise())).astype(int), axis=2).max() for one in (found, sure)]
+    assert surplus[1] < 0.5 * surplus[0]
 
 
 def test_a_map_that_misses_evidence_which_is_there_twice_is_found_out():

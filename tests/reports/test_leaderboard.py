@@ -51,6 +51,14 @@ def test_the_order_is_by_the_lower_end_of_the_auc():
     assert (board.n_real, board.n_fake, board.generators) == (100, 200, 2)
 
 
+def test_a_detector_and_the_ensemble_of_it_alone_are_one_system():
+    """Documents of 0.10 and before list both."""
+    alone = {**evaluation(system("ensemble", kind="ensemble"), system("npr")), "run": {"detectors": ["npr"]}}
+    two = {**evaluation(system("ensemble", kind="ensemble"), system("npr"), system("unifd")), "run": {"detectors": ["npr", "unifd"]}}
+    assert [names(board.ranked) for board in boards_of([("x", alone)])] == [["ensemble"]]
+    assert [len(board.ranked) for board in boards_of([("x", two)])] == [3]
+
+
 def test_a_system_without_a_ranking_auc_is_not_ranked():
     replies = system(
         "replies", output="binary", figures={"auc": figure(None, why="no ranking"), "balanced_accuracy": figure(0.99, 0.98, 1.0)}

@@ -148,7 +148,7 @@ def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Calibr
 def shifted_calibration(calibration: Calibration, by: float) -> Calibration:
     """The calibration whose log-odds are higher by so much: what another share of fakes among the images makes of it."""
     if isinstance(calibration, Isotonic):
-        return Isotonic(knots=tuple((score, log_odds + by) for score, log_odds in calibration.knots))
+        return Isotonic(knots=tuple((score, log_odds + by) for score, log_odds in calibration.knots), beyond=calibration.beyond)
     return Platt(slope=calibration.slope, intercept=calibration.intercept + by)
 
 

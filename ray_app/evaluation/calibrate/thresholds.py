@@ -7,7 +7,7 @@ finds most fakes at its share.
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ from ray_app.metrics.effective_size import EffectiveSize
 
 Method = Literal["platt", "isotonic", "temperature"]
 MOST_KNOTS = 200
+_BEYOND = 0.01  # of a curve's mean slope: what it rises by beyond its knots
 _STARTS = 48
 _RESAMPLES = 32
 _FEW = 20_000  # images; of more, one estimate from them is sure enough
@@ -55,11 +56,14 @@ class Band:
 def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: str = "the scores") -> Calibration:
     """The calibration of log-odds (n,) on labels (n,), 1 = fake; its chances are right where as large a share is fake as here.
 
-    `platt` and `temperature`: see `metrics.fit_platt`. `isotonic`: see `fit_isotonic`. Raises ConfigError, which names `what`, where a
-    class is missing, where scores are not finite, and where fakes score no higher than reals.
+    `platt` and `temperature`: see `metrics.fit_platt` and `fit_temperature`. `isotonic`: see `fit_isotonic`. Raises ConfigError, which
+    names `what`, where a class is missing, where scores are not finite, and where fakes score no higher than reals.
     """
+    fitting: dict[Method, Callable[[ArrayLike, ArrayLike], Calibration]] = {
+        "platt": calibration.fit_platt, "temperature": calibration.fit_temperature, "isotonic": fit_isotonic,
+    }  # fmt: skip
     try:
-        return fit_isotonic(scores, fake) if method == "isotonic" else calibration.fit_platt(scores, fake, intercept=method == "platt")
+        return fitting[method](scores, fake)
     except ValueError as error:
         raise ConfigError(f"{what} cannot be calibrated: {error}", hint="name the others with --detector, or look at the labels") from error
 
@@ -67,7 +71,8 @@ def fit(scores: ArrayLike, fake: ArrayLike, method: Method = "platt", *, what: s
 def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:
     """Isotonic regression (Zadrozny and Elkan 2002) with straight lines between the middles of its level pieces (Oron and Flournoy 2017).
 
-    So scores keep their order, except beyond the first and the last middle. The chance of a piece with k fakes of n is drawn in to
+    Beyond the first and the last middle the curve rises on, by a hundredth of its mean slope: hardly a chance changes there, and scores
+    keep their order, so that a threshold can stand among the highest. The chance of a piece with k fakes of n is drawn in to
     (k + ½) / (n + 1), whose log-odds are finite, and the pieces made to rise once more after that. At most MOST_KNOTS of them are kept.
     Raises ValueError where the curve is level, and as `checked` does.
     """
@@ -82,8 +87,10 @@ def fit_isotonic(scores: ArrayLike, fake: ArrayLike) -> Isotonic:
     if len(middles) < 2:
         raise ValueError(f"fakes score no higher than reals: isotonic regression of {len(numbers):,} images is level")
     kept = np.unique(np.linspace(0, len(middles) - 1, min(len(middles), MOST_KNOTS)).round().astype(int))
-    chances = (weighed / weights)[kept]
-    return Isotonic(knots=tuple(zip(middles[kept].tolist(), np.log(chances / (1 - chances)).tolist(), strict=True)))
+    at, chances = middles[kept], (weighed / weights)[kept]
+    log_odds = np.log(chances / (1 - chances))
+    beyond = _BEYOND * float((log_odds[-1] - log_odds[0]) / (at[-1] - at[0]))
+    return Isotonic(knots=tuple(zip(at.tolist(), log_odds.tolist(), strict=True)), beyond=beyond)
 
 
 def choose_threshold(

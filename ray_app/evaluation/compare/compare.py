@@ -228,7 +228,10 @@ def _labelled(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pai
 
 
 def _systems(a: changes.RunColumns, b: changes.RunColumns) -> list[str]:
-    return [ENSEMBLE, *(name for name in a.detectors if name in b.detectors)]
+    """The ensemble and the detectors of both runs, but one that is all that both ensembles consist of."""
+    shared = [name for name in a.detectors if name in b.detectors]
+    alone = [len((run.run.describe().get("ensemble") or {}).get("members", ())) == len(run.detectors) == 1 for run in (a, b)]
+    return [ENSEMBLE, *([] if all(alone) else shared)]
 
 
 def _truth(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> changes.ImageGroups | None:

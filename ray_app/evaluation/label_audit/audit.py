@@ -29,7 +29,7 @@ from ray_app.evaluation.label_audit.features import FEATURES, facts_of_index, fa
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.run import check_joined
 from ray_app.images import ImageLimits
-from ray_app.metrics import arrays, detection, label_quality
+from ray_app.metrics import arrays, detection, label_quality, shortcut
 from ray_app.reports.audit import render_labels
 from ray_app.reports.format import counted
 from ray_app.runs import RunDirectory, block_features, kept_features, vectors_of
@@ -278,13 +278,20 @@ def _document(at: str, rows: pa.Table, labels: str | None, warnings: Sequence[st
         "n_real": int((~is_fake).sum()),
         "n_fake": int(is_fake.sum()),
         "known": sorted(features),
-        "shortcut": {"auc": auc, "features": used, "confounded": auc["value"] is not None and auc["value"] > label_quality.CONFOUNDED},
+        "shortcut": {
+            "auc": auc.row(),
+            "features": used,
+            "confounded": shortcut.confounded(auc),
+            "finding": shortcut.finding(auc),
+        },
         "differences": [one.row() | {"text": difference_text(one)} for one in differences],
         "generators": _generators(rows, features, is_fake),
     }
 
 
-def _shortcut(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: NDArray[np.bool_], seed: int) -> tuple[Any, list[str]]:
+def _shortcut(
+    rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: NDArray[np.bool_], seed: int
+) -> tuple[arrays.MetricEstimate, list[str]]:
     """The out-of-fold AUC of metadata alone, on a sample, groups kept together; and what it was given."""
     some = np.argsort(accumulate.hashed(rows["image_id"].to_numpy()), kind="stable")[:_TRIED]
     given = {
@@ -293,7 +300,7 @@ def _shortcut(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: NDA
     }
     groups = coded(rows, "group")[0].astype(np.int64)
     groups = np.where(groups < 0, len(rows) + np.arange(len(rows)), groups)
-    return label_quality.shortcut_auc(given, is_fake[some], groups[some], seed=seed).row(), sorted(given)
+    return shortcut.shortcut_auc(given, is_fake[some], groups[some], seed=seed), sorted(given)
 
 
 def _generators(rows: pa.Table, features: Mapping[str, NDArray[Any]], is_fake: NDArray[np.bool_]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from ray_app.config import OptionalKey, Section
+from ray_app.metrics import shortcut
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.system_model import (
     NO_COUNTS,
@@ -76,6 +77,11 @@ class ShortcutFacts(Section):
     why: str = ""
     class_ratio: float | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def finding(self) -> str:
+        """What the AUC's interval supports, as the end of a sentence."""
+        return shortcut.finding(self.auc.figure)
 
 
 class DataFacts(Section):

@@ -7,6 +7,7 @@ Every name in a sentence is made visible and kept short.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
+from ray_app.metrics import intervals
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, GroupRow, NamedFigures, PairedFacts
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts
@@ -16,6 +17,7 @@ from ray_app.reports.text import table
 
 _LONGEST_NAME = 60
 _HEADLINE = ("auc", "balanced_accuracy", "tpr", "tnr")
+_WIDEST = 0.5  # of an interval: one that is wider says next to nothing
 _SHARP_DROP = 0.02
 _CAPTIONS = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
 _MOST_PAIRS = 30
@@ -80,11 +82,18 @@ def headline(facts: EvaluationDocument) -> str:
         return f"{short(system.called)}: no labelled image has a score."
     key = next((key for key in _HEADLINE if system.figure(key).number is not None), None)
     on = wording.counted(system.n, "image")
-    text = f"{short(system.called)}: {named(key)} {in_words(key, system.figure(key))} on {on}" if key else f"{short(system.called)}: {on}"
+    text = f"{short(system.called)}: {_figure_on(key, system.figure(key), on)}" if key else f"{short(system.called)}: {on}"
     if facts.data.shortcut.confounded:
         other = facts.data.shortcut.auc
         text += f", confounded: file facts alone reach {written('auc', other.number)}" if other.number is not None else ", confounded"
     return text + ("." if key else ", no figure is defined.")
+
+
+def _figure_on(key: str, figure: FigureFacts, images: str) -> str:
+    """A figure with its interval on so many images; of an interval wider than _WIDEST only that it says nothing."""
+    if figure.ends is not None and figure.ends[1] - figure.ends[0] > _WIDEST:
+        return f"{images} are too few to say how good it is ({named(key)} anywhere from {span(key, figure)})"
+    return f"{named(key)} {in_words(key, figure)} on {images}"
 
 
 def answers(facts: EvaluationDocument) -> list[ReaderQuestion]:
@@ -299,7 +308,7 @@ def _no_shortcut(facts: EvaluationDocument) -> list[str]:
     found = facts.data.shortcut
     if found.auc.number is None or found.confounded:
         return []
-    return [f"File facts alone tell the classes apart with AUC {in_words('auc', found.auc)}: no shortcut was found."]
+    return [f"File facts alone tell the classes apart with AUC {in_words('auc', found.auc)}: {found.finding}."]
 
 
 def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts) -> str:
@@ -327,7 +336,7 @@ def _where_it_breaks(system: SystemFacts) -> list[str]:
         sentences.append(f"Least is found of {short(worst.name)}: {in_words('tpr', worst.rate)} of {wording.counted(worst.n, 'image')}.")
         sentences += _seen_and_unseen(hardest)
     sources = [one for one in system.hardest("real") if one.rate.number is not None]
-    if len(sources) > 1:
+    if _stands_out(sources):
         worst = sources[0]
         flagged = wording.percent(1 - (worst.rate.number or 0))
         sentences.append(f"Of real images, those of {short(worst.name)} are flagged most: {flagged} of {worst.n:,}.")
@@ -335,6 +344,15 @@ def _where_it_breaks(system: SystemFacts) -> list[str]:
     if whole and local and whole.number is not None and local.number is not None:
         sentences.append(f"Of local edits it finds {in_words('tpr', local)}, of whole fakes {in_words('tpr', whole)}.")
     return sentences + _under_perturbation(system)
+
+
+def _stands_out(hardest: Sequence[GeneratorFacts]) -> bool:
+    """Whether less is told right of the first of these than of the others together, the intervals of both being apart."""
+    n = sum(one.n for one in hardest[1:])
+    if not n or hardest[0].rate.ends is None:
+        return False
+    right = sum(round(one.n * (one.rate.number or 0.0)) for one in hardest[1:])
+    return hardest[0].rate.ends[1] < intervals.proportion_interval(right, n)[0]
 
 
 def _seen_and_unseen(generators: Sequence[GeneratorFacts]) -> list[str]:

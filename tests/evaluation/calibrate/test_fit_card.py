@@ -84,7 +84,7 @@ def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts, 
 
 def test_calibrations_are_moved_as_a_whole():
     at = np.linspace(-3, 3, 50)
-    for calibration in (Platt(slope=2, intercept=1), Isotonic(knots=((-1, -2), (0, 0), (2, 5)))):
+    for calibration in (Platt(slope=2, intercept=1), Isotonic(knots=((-1, -2), (0, 0), (2, 5)), beyond=0.1)):
         assert shifted_calibration(calibration, -1.5)(at) == pytest.approx(calibration(at) - 1.5)
 
 

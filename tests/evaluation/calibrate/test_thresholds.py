@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import beta, binom
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -19,7 +20,7 @@ from ray_app.evaluation.calibrate.thresholds import (
     reals_needed,
     share_at,
 )
-from ray_app.metrics import ScoreHistogram, debiased_ece, fit_platt, log_loss
+from ray_app.metrics import ScoreHistogram, debiased_ece, fit_platt, fit_temperature, log_loss
 from ray_app.metrics.intervals import proportion_interval
 from tests.evaluation.calibrate.drawn import drawn
 
@@ -121,6 +122,42 @@ def test_temperature_is_that_of_scikit_learn():
     theirs = CalibratedClassifierCV(FrozenEstimator(asis), method="temperature").fit(scores[:, None], fake)
     chances = 1 / (1 + np.exp(-found(scores)))
     assert chances == pytest.approx(theirs.predict_proba(scores[:, None])[:, 1], abs=2e-3)
+
+
+@pytest.mark.parametrize("shift", [0, 12])
+@pytest.mark.parametrize("fakes", [60, 1_500, 3_000 - 60])
+@pytest.mark.parametrize("method", METHODS)
+def test_chances_are_right_off_balance_and_of_scores_that_are_all_positive(method, fakes, shift):
+    def images(seed, n):
+        fake = np.arange(n) < fakes * n // 3_000
+        return np.random.default_rng(seed).normal(np.where(fake, 1.5, -1.5), 1.5) + shift, fake
+
+    scores, fake = images(0, 30_000)
+    assert figures(scores, fake, fit(*images(1, 3_000), method))[1] < 0.02
+
+
+def test_temperature_has_an_intercept_only_where_the_labels_refute_that_there_is_none():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 2, (200, 500))
+    fitted = [fit_temperature(scores, rng.random(500) < expit(scores)) for scores in truth]
+    assert np.mean([one.intercept != 0 for one in fitted]) < 0.1
+    assert all(fit_temperature(scores + 3, rng.random(500) < expit(scores)).intercept < -1 for scores in truth[:20])
+
+
+def test_isotonic_keeps_the_order_of_scores_beyond_its_knots_and_hardly_moves_their_chances():
+    rng = np.random.default_rng(0)
+    fake = np.arange(4_000) < 2_000
+    scores = rng.normal(np.where(fake, 4, -4), 2)
+    found = fit_isotonic(scores, fake)
+    ordered = np.linspace(-30, 30, 10_000).astype(np.float32)
+    assert (np.diff(found(ordered)) > 0).all()
+    top, [end] = found.knots[-1][1], found(np.array([scores.max()]))
+    assert 0 < end - top < 0.2
+    reals = rng.normal(-4, 2, 20_000)
+    reals[:30] = rng.normal(found.knots[-1][0] + 1, 0.2, 30)  # more than 0.1 % of them beyond the last knot
+    fakes = rng.normal(8, 2, 5_000)
+    reached = [float((one(fakes) > np.sort(one(reals))[-21]).mean()) for one in (found, lambda column: column)]
+    assert reached[0] == reached[1] > 0.5
 
 
 def test_isotonic_of_few_scores_by_hand():

@@ -53,6 +53,14 @@ def system(document, name):
     return next(one for one in document["systems"] if one["name"] == name)
 
 
+def test_a_detector_and_the_ensemble_of_it_alone_are_one_system(first, other_run, scores):
+    one, other = (other_run({TINY: scores[TINY] + by}) for by in (0, 0.3))
+    document = compare(one, other)
+    assert [system["name"] for system in document["systems"]] == ["ensemble"]
+    assert ("mean_shift", "ensemble") in whats(document)
+    assert [system["name"] for system in compare(first, other)["systems"]] == ["ensemble", TINY], "of two detectors one is no ensemble"
+
+
 def test_equal_runs_differ_in_nothing(first, other_run, scores):
     for other in (first, other_run(scores)):
         document = compare(first, other)
@@ -138,8 +146,8 @@ def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
     n = 1_500
     runs = [make_run(tmp_path / str(night), names_of(n, f"night{night}"), {TINY: log_odds(night, n) + 0.4 * night}) for night in (0, 1)]
     document = compare(*runs)
-    assert {("drift", TINY), ("flagged", None)} <= whats(document)
-    assert document["systems"][1]["distribution"]["drift"]["ks"] > LEAST["ks"]
+    assert {("drift", "ensemble"), ("flagged", None)} <= whats(document)
+    assert document["systems"][0]["distribution"]["drift"]["ks"] > LEAST["ks"]
     a, b = (document["flagged"][side]["value"] for side in "ab")
     assert document["flagged"]["difference"]["value"] == pytest.approx(b - a)
     assert b > a
@@ -225,7 +233,7 @@ def test_a_verdict_is_right_only_if_it_is_no_abstention(first):
 def test_binary_replies_have_no_auc(tmp_path, photos, scores):
     said = {TINY: np.where(scores[TINY] > 0, 4.0, -4.0)}
     run = make_run(tmp_path, NAMES, said, labels=LABELS, list_in=photos)
-    told = compare(run, run)["labelled"]["systems"][1]
+    [told] = compare(run, run)["labelled"]["systems"]
     assert told["auc"]["difference"]["why"] == "binary replies have no ranking"
     assert told["auc"]["p_holm"] is None
     assert told["right"]["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())

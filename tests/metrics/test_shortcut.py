@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ray_app.metrics import shortcut
+from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
+from ray_app.metrics.intervals import auc_of
+from ray_app.metrics.shortcut import confounded, finding, harmless, shortcut_auc
+
+N = 600
+
+
+@pytest.fixture
+def draw():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def fakes(draw):
+    return draw.random(N) < 0.4
+
+
+def test_metadata_that_say_nothing_are_no_shortcut(draw, fakes):
+    features = {"width": draw.integers(200, 4_000, N), "format": draw.choice(["JPEG", "PNG", "WEBP"], N), "icc": draw.random(N) < 0.5}
+    found = shortcut_auc(features, fakes)
+    assert found.value < shortcut.LITTLE
+    assert found.interval[0] < 0.5 < found.interval[1] + 0.02
+    assert (found.method, found.n) == ("delong, cross-validated", N)
+    assert harmless(found)
+    assert not confounded(found)
+
+
+def test_a_format_of_its_own_is_found(draw, fakes):
+    formats = np.where(fakes & (draw.random(N) < 0.8), "PNG", "JPEG").astype(object)
+    formats[draw.random(N) < 0.05] = None
+    found = shortcut_auc({"format": formats, "width": draw.integers(200, 4_000, N)}, fakes)
+    assert found.value > 0.8
+    assert found.interval[0] > shortcut.LITTLE
+
+
+def test_a_size_in_between_is_found_too(draw, fakes):
+    width = np.where(fakes, 1_024.0, draw.choice([900.0, 1_150.0], N))
+    assert shortcut_auc({"width": width}, fakes).value > 0.99
+    width[::7] = np.nan
+    assert shortcut_auc({"width": width}, fakes).value > 0.9
+
+
+def test_the_auc_is_of_scores_out_of_fold(draw, fakes):
+    """Numbers of their own for each image are learned by heart in fold, and worth nothing out of it."""
+    found = shortcut_auc({"serial": draw.permutation(N), "other": draw.permutation(N)}, fakes)
+    assert 0.4 < found.value < 0.6
+    matrix = draw.random((N, 2))
+    scores = shortcut._out_of_fold(matrix, [False, False], fakes, None, 0)
+    assert shortcut_auc({"a": matrix[:, 0], "b": matrix[:, 1]}, fakes).value == pytest.approx(roc_auc_score(fakes, scores), abs=1e-12)
+
+
+def test_groups_stay_together(draw, fakes):
+    """A number of its own for each group tells the class only where a group is in several folds."""
+    groups = np.where(fakes, draw.integers(0, 20, N), draw.integers(20, 40, N))
+    numbers = draw.permutation(40)[groups]
+    assert shortcut_auc({"number": numbers}, fakes).value > 0.95
+    assert shortcut_auc({"number": numbers}, fakes, groups).value < 0.75
+    few = np.where(fakes, groups, 0)
+    assert shortcut_auc({"number": numbers}, fakes, few).value > 0.95
+
+
+def test_the_same_seed_gives_the_same_figure(draw, fakes):
+    features = {"width": draw.integers(0, 9, N), "height": draw.integers(0, 9, N)}
+    turned = dict(reversed(features.items()))
+    assert shortcut_auc(features, fakes) == shortcut_auc(turned, fakes)
+
+
+def test_why_there_is_no_figure(fakes):
+    few = np.arange(N) < 9
+    assert shortcut_auc({"width": np.arange(N)}, few).why == "a classifier on metadata takes 10 images of each class; one has 9"
+    assert shortcut_auc({"width": np.full(N, 5), "format": np.full(N, "PNG")}, fakes).why == "all files are alike in their metadata"
+    assert shortcut_auc({}, fakes).value is None
+    with pytest.raises(ValueError, match="one value for each"):
+        shortcut_auc({"width": np.arange(3)}, fakes)
+    with pytest.raises(ValueError, match="groups"):
+        shortcut_auc({"width": np.arange(N)}, fakes, np.arange(3))
+
+
+def test_many_words_are_no_error(fakes):
+    words = np.array([f"mode {number}" for number in range(N)], dtype=object)
+    assert 0.35 < shortcut_auc({"mode": words}, fakes).value < 0.65
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.499, 0.743, "too few images to say whether there is a shortcut"),
+        (0.501, 0.743, "a shortcut, since the interval lies above 0.5"),
+        (0.45, 0.6, "no shortcut was found"),
+        (0.501, 0.52, "a shortcut, since the interval lies above 0.5"),
+        (0.2, 0.45, "no shortcut was found"),
+    ],
+)
+def test_words_say_what_the_interval_supports_and_no_more(low, high, words):
+    auc = MetricEstimate((low + high) / 2, (low, high), "x", 100)
+    assert finding(auc) == words
+    assert confounded(auc) == ("a shortcut" in words and "whether" not in words)
+    assert harmless(auc) == words.startswith("no shortcut")
+
+
+def test_an_auc_that_is_not_known_supports_nothing():
+    unknown = undefined("all files are alike", 9)
+    assert (confounded(unknown), harmless(unknown)) == (False, False)
+    assert finding(unknown) == "not known: all files are alike"
+
+
+def test_the_interval_is_delongs_with_the_variance_of_five_dependent_folds(draw, fakes):
+    scores = draw.normal(fakes, 2.0)
+    auc, (low, high) = shortcut._cross_validated(scores, fakes, np.arange(N))
+    delong = auc_of(ScoreHistogram.of(scores[fakes]), ScoreHistogram.of(scores[~fakes]))
+    assert auc == delong.value
+    assert (high - low) / (delong.high - delong.low) == pytest.approx(1.5, abs=0.02)
+
+
+def test_images_of_one_group_count_once(draw):
+    """Each image four times over is no more evidence than once."""
+    fake = np.arange(200) < 90
+    scores = draw.normal(fake, 2.0)
+    once = shortcut._cross_validated(scores, fake, np.arange(200))
+    again = shortcut._cross_validated(np.tile(scores, 4), np.tile(fake, 4), np.tile(np.arange(200), 4))
+    assert again == (once[0], pytest.approx(once[1], abs=1e-12))
+
+
+def test_a_perfect_shortcut_of_few_images_is_one():
+    fake = np.arange(40) < 20
+    found = shortcut_auc({"format": np.where(fake, "PNG", "JPEG")}, fake)
+    assert (found.value, found.interval[1]) == (1, 1)
+    assert confounded(found)
+
+
+def test_most_fakes_in_another_format_are_a_shortcut_among_a_hundred_images():
+    found = []
+    for seed in range(10):
+        rng, fake = np.random.default_rng(seed), np.arange(100) < 50
+        png = np.where(fake, rng.random(100) < 0.7, rng.random(100) < 0.1)
+        found.append(confounded(shortcut_auc({"format": np.where(png, "PNG", "JPEG"), "width": rng.choice([512, 768, 1024], 100)}, fake)))
+    assert sum(found) >= 9

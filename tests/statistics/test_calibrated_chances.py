@@ -1,0 +1,91 @@
+"""Chances of every calibration are right on held-out images, off balance too, and isotonic regression finds as many fakes as Platt's."""
+
+import numpy as np
+import pytest
+
+from ray_app.cli.main import main
+from ray_app.ensembles import decide, load_ensemble_card
+from ray_app.evaluation.calibrate.thresholds import fit
+from ray_app.metrics import ScoreHistogram, debiased_ece
+from tests.evaluation.calibrate.drawn import labelled_of
+from tests.evaluation.calibrate.runs import labels_of, run_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SEEDS, N, HELD_OUT = 1_000, 4_000, 10_000
+MOST_ECE, MOST_LOST = 0.02, 0.05
+METHODS = ("platt", "temperature", "isotonic")
+CHANCES = "calibrated chances: ECE of held-out images at most 0.02 with every method"
+ORDER = "isotonic finds at most 5 points fewer fakes than Platt at a false-positive rate of 0.1 %"
+
+
+def images(rng, n, share, shift=0.0, digits=None, apart=3.0, stray=0.0):
+    """float32 scores (n,), two normal distributions `apart`, and their labels; `digits`: rounded to so many, which makes ties; `stray`: the
+    share of reals that score as fakes do.
+    """
+    fake = np.arange(n) < round(share * n)
+    scores = rng.normal(np.where(fake | (rng.random(n) < stray), apart / 2, -apart / 2) + shift, 1.5)
+    return np.asarray(scores if digits is None else np.round(scores, digits), np.float32), fake
+
+
+def ece(log_odds, fake):
+    return debiased_ece(ScoreHistogram.of(log_odds[fake]), ScoreHistogram.of(log_odds[~fake])).value
+
+
+@pytest.mark.parametrize(
+    ("words", "share", "how"),
+    [
+        ("4,000 labelled, 1 fake to 50 reals", 1 / 51, {}),
+        ("4,000 labelled, 1 to 1, all scores positive", 0.5, {"shift": 12}),
+        ("4,000 labelled, 50 fakes to 1 real, ties (whole numbers)", 50 / 51, {"digits": 0}),
+        ("4,000 labelled, 0.2 % fake, all scores positive", 0.002, {"shift": 12}),
+    ],
+)
+def test_chances_of_held_out_images(simulated, words, share, how):
+    wrong = []
+    for seed in range(SEEDS):
+        rng = np.random.default_rng(seed)
+        seen, (scores, fake) = images(rng, N, share, **how), images(rng, HELD_OUT, share, **how)
+        wrong.append(any(ece(fit(*seen, method)(scores.astype(np.float64)), fake) > MOST_ECE for method in METHODS))
+    simulated(CHANCES, words, 0.05, wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "share", "how"),
+    [
+        ("4,000 labelled, 0.2 % fake", 0.002, {}),
+        ("4,000 labelled, 1 to 50, ties (one digit), 0.3 % of reals score as fakes", 1 / 51, {"digits": 1, "apart": 8.0, "stray": 0.003}),
+    ],
+)
+def test_fakes_found_where_few_reals_may_be_flagged(simulated, words, share, how):
+    wrong = []
+    for seed in range(SEEDS):
+        rng = np.random.default_rng(seed)
+        seen, (reals, _), (fakes, _) = images(rng, N, share, **how), images(rng, 20_000, 0, **how), images(rng, 5_000, 1, **how)
+        found = {}
+        for method in ("platt", "isotonic"):
+            calibrated = fit(*seen, method)
+            beaten = np.sort(calibrated(reals.astype(np.float64)))[-1 - len(reals) // 1_000]
+            found[method] = (calibrated(fakes.astype(np.float64)) > beaten).mean()
+        wrong.append(found["isotonic"] < found["platt"] - MOST_LOST)
+    simulated(ORDER, words, 0.05, wrong)
+
+
+def test_chances_of_cards_that_the_command_writes(simulated, tmp_path):
+    wrong = []
+    for seed in range(20):
+        rng, place = np.random.default_rng(seed), tmp_path / str(seed)
+        place.mkdir()
+        scores, fake = images(rng, N, 1 / 51, shift=12)
+        generators = [f"generator {rng.integers(12)}" if is_fake else None for is_fake in fake]
+        sha256 = [f"{number:016x}" * 4 for number in rng.integers(0, 2**63, N).tolist()]
+        labelled = labelled_of(fake, {"only": scores}, generator=generators, sha256=sha256)
+        run, labels = run_of(place / "run", labelled), labels_of(place / "labels.csv", labelled)
+        held_out, is_fake = images(rng, HELD_OUT, 1 / 51, shift=12)
+        for method in METHODS:
+            card = str(place / f"{method}.yaml")
+            assert main(["calibrate", run, "--labels", labels, "--method", method, "--out", card]) == 0
+            made = load_ensemble_card(card)
+            found = decide(made, {"only": held_out}, calibrations={"only": made.members[0].calibration})
+            wrong.append(ece(found.score, is_fake) > MOST_ECE)
+    simulated(CHANCES, "touchstone calibrate --method …, 4,000 labelled, 1 to 50, positive; 20 seeds of 3 methods", 0.05, wrong)

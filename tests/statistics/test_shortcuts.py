@@ -1,0 +1,102 @@
+"""Metadata that tell nothing make no shortcut, in `labels` and `evaluate` alike, and metadata that do are found."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.evaluation import struct_of, write_run
+from ray_app.cli.main import main
+from ray_app.metrics.shortcut import confounded, harmless, shortcut_auc
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CLEAN = "a set whose files tell nothing is called confounded"
+FOUND = "a shortcut is not found, or said not to be there"
+SIZES = (100, 300, 1_000)
+WIDTHS, HEIGHTS, FORMATS = (512, 640, 768, 1_024, 1_536, 2_048, 4_000), (512, 768, 1_024, 3_000), ("JPEG", "PNG", "WEBP")
+
+
+def by_image(rng, n):
+    """Every file is of its own kind."""
+    return rng.integers(0, n, n), n
+
+
+def two_dominating(rng, n):
+    """Two sources have two fifths of the files each, six the rest; all files of a source are of one kind."""
+    return rng.choice(8, n, p=[0.4, 0.4, *[0.2 / 6] * 6]), 8
+
+
+def files(rng, kinds, count, *, few=False):
+    """Columns of files of `count` kinds: width, height, format and bytes; `few`: width and format of few values, so that most are tied."""
+    width, form = rng.choice(WIDTHS[:3] if few else WIDTHS, count)[kinds], rng.choice(FORMATS, count, p=[0.7, 0.2, 0.1])[kinds]
+    if few:
+        return {"width": width, "format": form}
+    height = rng.choice(HEIGHTS, count)[kinds]
+    return {"width": width, "height": height, "format": form, "size_bytes": np.round(width * height * rng.lognormal(-1, 0.4, len(kinds)))}
+
+
+KINDS = ((by_image, 0.5, False), (by_image, 0.15, True), (two_dominating, 0.5, False))
+
+
+def test_clean_sets_are_not_called_confounded(simulated):
+    fired = []
+    for seed in range(1_000):
+        rng, n, (sources, share, few) = np.random.default_rng(seed), SIZES[seed % 3], KINDS[seed // 3 % 3]
+        fake = rng.permutation(np.arange(n) < share * n)
+        fired.append(confounded(shortcut_auc(files(rng, *sources(rng, n), few=few), fake)))
+    words = "100, 300 and 1,000 files: each its own kind; 9 kinds, 15 % fake (ties); 8 sources, two of them dominating"
+    simulated(CLEAN, words, 0.025, fired)
+
+
+def test_generators_and_sources_that_are_kept_together_are_no_shortcut_by_themselves(simulated):
+    """Every group has files of a kind of its own, drawn alike for reals and fakes."""
+    fired = []
+    for seed in range(300):
+        rng, n, per_class = np.random.default_rng(seed), SIZES[seed % 3], (6, 15, 30)[seed // 3 % 3]
+        fake = np.arange(n) < n // 2
+        groups = rng.integers(0, per_class, n) + per_class * fake
+        fired.append(confounded(shortcut_auc(files(rng, groups, 2 * per_class), fake, groups)))
+    simulated(CLEAN, "100, 300 and 1,000 files of 6, 15 and 30 generators, as many sources, each its own kind (groups)", 0.025, fired)
+
+
+def test_a_real_shortcut_is_found(simulated):
+    missed = []
+    for seed in range(150):
+        rng, fake = np.random.default_rng(seed), np.arange(100) < 50
+        columns = files(rng, *by_image(rng, 100))
+        columns["format"] = np.where(np.where(fake, rng.random(100) < 0.8, rng.random(100) < 0.1), "PNG", "JPEG")
+        auc = shortcut_auc(columns, fake)
+        missed.append(not confounded(auc) or harmless(auc))
+    simulated(FOUND, "100 files, 80 % of fakes and 10 % of reals PNG", 0.05, missed)
+
+
+def test_both_commands_keep_quiet_on_clean_sets(simulated, tmp_path):
+    fired = []
+    for seed in range(60):
+        rng, n, place = np.random.default_rng(seed), SIZES[seed % 3], tmp_path / str(seed)
+        fake, columns = rng.permutation(np.arange(n) < n // 2), files(rng, *by_image(rng, n))
+        scores = {"a": rng.normal(np.where(fake, 1, -1), 1).astype(np.float32)}
+        ids = np.arange(n, dtype=np.int64) + 1
+        rows = {
+            "image_id": ids, "uri": [f"/data/{number}.img" for number in ids], "status": ["ok"] * n,
+            "sha256": [f"{number:064x}" for number in ids], "format": columns["format"].tolist(),
+            "width": columns["width"].astype(np.int32), "height": columns["height"].astype(np.int32), "scores": struct_of(scores),
+            "score": scores["a"].astype(np.float64), "verdict": np.where(scores["a"] >= 0, "fake", "real").tolist(),
+        }  # fmt: skip
+        run = write_run(place / "run", [rows], ["a"]).store.url
+        with open(place / "labels.csv", "w", newline="") as file:
+            csv.writer(file).writerows(
+                [["image_id", "label", "generator"]]
+                + [
+                    [one, "fake" if is_fake else "real", f"generator {one % 6}" if is_fake else "real"]
+                    for one, is_fake in zip(ids, fake, strict=True)
+                ]
+            )
+        labels = ["--labels", str(place / "labels.csv"), "--out"]
+        assert main(["labels", run, *labels, str(place / "audit"), "--no-thumbnails"]) == 0
+        assert main(["evaluate", run, *labels, str(place / "evaluated")]) == 0
+        documents = [json.loads((place / name).read_text()) for name in ("audit/labels.json", "evaluated/metrics.json")]
+        fired.append(documents[0]["shortcut"]["confounded"] or documents[1]["data"]["shortcut"]["confounded"])
+    simulated(CLEAN, "either of touchstone labels and evaluate, 100, 300 and 1,000 files, 6 generators", 0.05, fired)
