@@ -65,11 +65,18 @@ QUALITIES = (50, 70, 80, 90, 95)
 def systems_before_and_after(
     fitted: CalibratedCard, choosing: data.CalibrationData, before: EnsembleCard, calibrations: Mapping[str, Calibration | None]
 ) -> list[CalibratedSystem]:
-    """Log-loss and ECE of the ensemble and of every detector: as the run had them, and calibrated; on the same held-out images."""
+    """Log-loss and ECE of the ensemble and of every detector: as the run had them, and calibrated; on the same held-out images.
+
+    An ensemble of one detector is one system, under the detector's name.
+    """
     fake, own = choosing.fake, float(choosing.fake.mean())
     raw = {name: choosing.scores[name] for name in fitted.names}
     scores = fitted.scores(choosing) + _between(own, fitted.prevalence)
-    found = [_system("ensemble", str(fitted.card.calibration), combine(before, raw, calibrations), scores, fake)]
+    before_it = combine(before, raw, calibrations)
+    if len(fitted.names) == 1:
+        [(name, calibration)] = fitted.calibrations.items()
+        return [_system(name, str(calibration), before_it, scores, fake)]
+    found = [_system("ensemble", str(fitted.card.calibration), before_it, scores, fake)]
     for name, calibration in fitted.calibrations.items():
         column = raw[name].astype(np.float64)
         earlier, after = calibrate(column, calibrations.get(name)), calibrate(column, calibration)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,14 @@ def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
     fine = calibrated(choosing, made.fitted.calibrations)[:, 1] + logit(shares[0]) - logit(shares[1])
     after = rows[2]["after"]
     assert (after["log_loss"]["value"], after["ece"]["value"]) == pytest.approx(chances_of(fine, choosing.fake))
+
+
+def test_one_detector_is_one_system(images, parts):
+    alone = replace(images, scores={"fine": images.scores["fine"]})
+    fitted = fit_card(divided(alone, parts), MEMBERS[1:], asked())
+    [row] = written(systems_before_and_after(fitted, alone.take(parts == CHOOSE), ensemble_of(["fine"]), {"fine": None}))
+    assert row["name"] == "fine"
+    assert row["after"]["log_loss"]["value"] < row["before"]["log_loss"]["value"]
 
 
 def test_a_card_for_another_prevalence_is_measured_at_that_of_the_images(images, parts, made):
