@@ -13,7 +13,7 @@ FLAGGED = np.arange(8) < 2
 
 
 def test_intervals_cover_few_fakes_as_often_as_they_say():
-    """Cheap, and too few repetitions to be near: tests/statistics shows it. With a prior for each stratum it was 80 %."""
+    """Cheap, and too few repetitions to be near: tests/statistics shows it. With a prior for each stratum it was 83 %."""
     rng = np.random.default_rng(8)
     found = rng.hypergeometric(FAKES, SIZES - FAKES, LABELS, size=(400, 8))
     drawn = drawn_fakes(SIZES, FLAGGED, found, np.broadcast_to(LABELS, found.shape), draws=400, rng=rng)
