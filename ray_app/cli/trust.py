@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ray_app.evaluation.evidence.checks import EvidenceCheck
 
 
+_LEAST_DRAWN = 50  # of a sample of the whole archive
 _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
 
 
@@ -66,33 +67,42 @@ def calibrate(as_json: bool, **given: Any) -> int:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--draw", type=click.IntRange(min=50), metavar="N", help="Draw so many images: sample.csv, audit.html and audit.json.")
+@click.option("--draw", type=click.IntRange(min=10), metavar="N", help="Draw so many images: sample.csv, audit.html and audit.json.")
+@click.option("--flagged", is_flag=True, help="With --draw: only images flagged as fake; 30 bound how many of those are real.")
 @click.option("--labels", metavar="FILE", help="The sample's labels, as audit.html saved them or as sample.csv was filled in.")
 @click.option("--out", required=True, metavar="DIR", help="Local folder of the audit; --labels finds there what --draw wrote.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one draws other images.")
 @click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in audit.html, read from the archive.  [default: with them]")
 @as_json
-def audit(run: str, draw: int | None, labels: str | None, out: str, seed: int, thumbnails: bool, as_json: bool) -> int:
+def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: str, seed: int, thumbnails: bool, as_json: bool) -> int:
     """Tell how many images of RUN's archive are fake, and how many of them it flags, from a sample that people label.
 
-    The sample is stratified by verdict and score; the page shows neither. Labels are real, fake or unsure; prevalence, precision and recall
-    come with 95 % intervals. Images without a verdict are no part of it.
+    The sample is stratified by verdict and score; the page shows neither. Labels are real, fake or unsure; prevalence, precision, recall
+    and false-positive rate come with 95 % intervals, and the card's promise is checked. Images without a verdict are no part of it.
+    With --flagged a handful of labels bounds how many reals are flagged, and nothing is said of images that are not flagged.
 
     \b
     touchstone audit run --draw 300 --out audit      then open audit/audit.html, label, save labels.csv
     touchstone audit run --labels labels.csv --out audit
+    touchstone audit run --draw 30 --flagged --out tail
     """
     if (draw is None) == (labels is None):
         raise click.UsageError("give --draw N, to make a sample, or --labels FILE, to read one back")
+    if flagged and draw is None:
+        raise click.UsageError("--flagged belongs to --draw: --labels reads from the sample how it was drawn")
+    if draw is not None and draw < _LEAST_DRAWN and not flagged:
+        raise click.UsageError(f"--draw: at least {_LEAST_DRAWN} images, or 10 with --flagged")
     folder = local_folder(out)
     if draw is not None:
         from ray_app.evaluation.audit.sample import PAGE, SAMPLE, draw_sample
 
-        drawn = draw_sample(run, draw, folder, seed=seed, pictures=thumbnails)
+        drawn = draw_sample(run, draw, folder, only_flagged=flagged, seed=seed, pictures=thumbnails)
         if as_json:
             click.echo(json.dumps(drawn.facts, indent=2, ensure_ascii=False))
             return 0
-        click.echo(f"drawn: {len(drawn.images):,} of {drawn.scored:,} images, from {len(drawn.strata)} strata")
+        asked = [one for one in drawn.strata if one.drawn]
+        among = f"{sum(one.size for one in asked):,} images flagged as fake" if flagged else f"{drawn.scored:,} images"
+        click.echo(f"drawn: {len(drawn.images):,} of {among}, from {len(asked)} {'stratum' if len(asked) == 1 else 'strata'}")
         click.echo(f"label: {folder / PAGE} in a browser, or the last column of {folder / SAMPLE}")
         click.echo(f"then:  {shlex.join(['touchstone', 'audit', run, '--labels', 'labels.csv', '--out', out])}")
         return 0

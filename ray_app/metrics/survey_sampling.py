@@ -1,5 +1,5 @@
-"""Estimates for a whole archive: prevalence, precision and recall from the labels of a stratified sample (`archive_figures`), and lists of
-fakes at a false discovery rate from scores of known reals (`discoveries`).
+"""Estimates for a whole archive: prevalence, precision, recall and the false-positive rate from the labels of a stratified sample
+(`archive_figures`), and lists of fakes at a false discovery rate from scores of known reals (`discoveries`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, undefined
 
-METHOD = "stratified posterior"
+METHOD = "stratified mid-p"
 DRAWS = 20_000
-FIGURES = ("prevalence", "precision", "recall")
+FIGURES = ("prevalence", "precision", "recall", "false_positive_rate")
+WIDEST_RECALL = 0.5  # a wider interval of the recall is told as a reason why there is no figure
 _ENDS = (0.025, 0.975)
 
 _NEARLY = 1 - 1e-9  # candidates by floating point are looked at again with whole numbers
@@ -40,24 +41,25 @@ class LabelledStratum:
 
 
 def archive_figures(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed: int = 0) -> dict[str, MetricEstimate]:
-    """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of fakes that is flagged.
+    """`prevalence`: the share of fakes; `precision`: that among the flagged; `recall`: the share of fakes that is flagged;
+    `false_positive_rate`: the share of reals that is flagged.
 
-    Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased whatever the strata. Intervals are of the
-    Bayesian posterior: each stratum's unseen images are fake as often as a Beta posterior of its labels, drawn many times, seeded, so that
-    sums and ratios over strata have one too, and a stratum that is labelled whole is certain.
+    Point estimates weigh each stratum by its size (Horvitz and Thompson 1952), which is unbiased whatever the strata. Intervals are those
+    of `drawn_fakes`; a stratum that is labelled whole is certain. A recall that may be nearly anything (an interval wider than
+    `WIDEST_RECALL`) is not defined, and its reason names the ends.
     Unsure images are left out: within its stratum each is as likely fake as those that are labelled. See `unsure_bounds` for the rest.
     """
     sizes, flagged = np.array([one.size for one in strata], np.int64), np.array([one.flagged for one in strata], np.bool_)
     fakes, labelled = np.array([one.fakes for one in strata], np.int64), np.array([one.labelled for one in strata], np.int64)
     totals = drawn_fakes(sizes, flagged, fakes, labelled, draws=draws, rng=np.random.default_rng(seed))
     ends = {name: np.quantile(drawn, _ENDS) for name, drawn in shares(totals, sizes, flagged).items()}
-    points = shares(sizes * fakes / np.maximum(labelled, 1), sizes, flagged)
     n = int(labelled.sum())
     figures = {}
-    for name, point in points.items():
-        why = _missing(name, strata, float(point))
-        low, high = min(float(ends[name][0]), float(point)), max(float(ends[name][1]), float(point))
-        figures[name] = undefined(why, n) if why else MetricEstimate(float(point), (low, high), METHOD, n)
+    for name, value in shares(sizes * fakes / np.maximum(labelled, 1), sizes, flagged).items():
+        point = float(value)
+        low, high = min(float(ends[name][0]), point), max(float(ends[name][1]), point)
+        why = _missing(name, strata) or _vague(name, low, high)
+        figures[name] = undefined(why, n) if why else MetricEstimate(point, (low, high), METHOD, n)
     return figures
 
 
@@ -73,7 +75,9 @@ def unsure_bounds(strata: Sequence[LabelledStratum], *, draws: int = DRAWS, seed
         "missed fake": [_settled(one, fake=not one.flagged) for one in strata],
     }
     figures = {way: archive_figures(settled, draws=draws, seed=seed) for way, settled in ways.items()}
-    extremes = {"prevalence": ("real", "fake"), "precision": ("missed fake", "flagged fake"), "recall": ("missed fake", "flagged fake")}
+    flags_err, flags_hit = "missed fake", "flagged fake"
+    extremes = {"prevalence": ("real", "fake"), "precision": (flags_err, flags_hit), "recall": (flags_err, flags_hit),
+                "false_positive_rate": (flags_hit, flags_err)}  # fmt: skip
     found = {}
     for name, (least, most) in extremes.items():
         low, high = figures[least][name].interval, figures[most][name].interval
@@ -165,19 +169,25 @@ def fewest_listed(references: References, tested: int, rate: float) -> int:
 def drawn_fakes(
     sizes: Counts, flagged: NDArray[np.bool_], fakes: ArrayLike, labelled: ArrayLike, *, draws: int, rng: np.random.Generator
 ) -> Counts:
-    """Numbers of fakes in each stratum as the posterior has them: int64 (draws, …, h).
+    """Numbers of fakes in each stratum as the labels leave them open: int64 (draws, …, h); the middle 95 % of what follows from them is an
+    interval.
 
-    `sizes` and `flagged` (h,); of `labelled` (…, h) images each `fakes` (…, h) are fake.
+    `sizes` and `flagged` (h,); of `labelled` (…, h) images each `fakes` (…, h) are fake. Of one stratum this is the mid-p interval of a
+    finite population: its end from below has one real more among what was seen, its end from above one fake more (Clopper and Pearson
+    1934; of unseen images the hypergeometric law has the beta-binomial for its inverse), and each draw takes one or the other. Of several
+    strata, one image more in each would be far too much: as with weighted Poisson counts (Fay and Feuer 1997), it is added where it
+    counts most, once among the flagged and once among the others. Both are then joined draw by draw, so that sums and ratios have
+    intervals, too (Fay, Proschan and Brittain 2015). That sums of strata are covered is not proved but simulated: tests/statistics.
     """
     seen, found = np.asarray(labelled, np.int64), np.asarray(fakes, np.int64)
-    # Jeffreys' Beta(½, ½) where one stratum or two are flagged, and so for the others. In longer sums those halves add up: each of seven
-    # strata without a fake would be taken for half an image's worth of them. So from two on one pseudo-image of each class is shared among
-    # the flagged strata, and one among the others, as Berger, Bernardo and Sun (2015, "Overall objective priors") share one among the cells
-    # of a table. Intervals of 95 % then cover 93 to 98 % in the tests; with a half for each stratum they cover the prevalence and recall of
-    # rare fakes in as few as 57 %.
-    prior = np.minimum(0.5, 1 / np.where(flagged, max(flagged.sum(), 1), max((~flagged).sum(), 1)))
-    chances = rng.beta(found + prior, seen - found + prior, size=(draws, *found.shape))
-    drawn: Counts = found + rng.binomial(np.broadcast_to(sizes - seen, found.shape), chances)
+    missed, unseen = seen - found, sizes - seen
+    weights = unseen / (np.maximum(seen, 1) * (seen + 1))  # × missed or found: images that one label more would make fake or real
+    fewer = rng.random((draws, *found.shape[:-1], 2))[..., flagged.astype(np.intp)] < 0.5
+    in_fakes = rng.standard_gamma(found + (~fewer & _heaviest(weights * missed, flagged)))
+    in_reals = rng.standard_gamma(missed + (fewer & _heaviest(weights * found, flagged)))
+    total = in_fakes + in_reals
+    chances = np.divide(in_fakes, total, out=np.zeros_like(total), where=total > 0)
+    drawn: Counts = found + rng.binomial(np.broadcast_to(unseen, found.shape), chances)
     return drawn
 
 
@@ -185,8 +195,22 @@ def shares(fakes: ArrayLike, sizes: Counts, flagged: NDArray[np.bool_]) -> Mappi
     """FIGURES from numbers of fakes (…, h) in strata of `sizes` (h,): (…) each; what would divide by 0 is 0."""
     counted = np.asarray(fakes, np.float64)
     total, hits = counted.sum(-1), counted[..., flagged].sum(-1)
-    recall = np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
-    return {"prevalence": total / max(int(sizes.sum()), 1), "precision": hits / max(int(sizes[flagged].sum()), 1), "recall": recall}
+    images, calls = int(sizes.sum()), int(sizes[flagged].sum())
+    return {
+        "prevalence": total / max(images, 1),
+        "precision": hits / max(calls, 1),
+        "recall": np.divide(hits, total, out=np.zeros_like(total), where=total > 0),
+        "false_positive_rate": np.divide(calls - hits, images - total, out=np.zeros_like(total), where=total < images),
+    }
+
+
+def _heaviest(weights: Floats, flagged: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Marks the greatest of weights (…, h) among the flagged strata, and that among the others: bool (…, h)."""
+    marks = np.zeros(weights.shape, np.bool_)
+    for group in (np.flatnonzero(flagged), np.flatnonzero(~flagged)):
+        if len(group):
+            np.put_along_axis(marks, group[weights[..., group].argmax(-1)][..., None], True, -1)
+    return marks
 
 
 def _settled(stratum: LabelledStratum, *, fake: bool) -> LabelledStratum:
@@ -194,13 +218,24 @@ def _settled(stratum: LabelledStratum, *, fake: bool) -> LabelledStratum:
     return replace(stratum, fakes=stratum.fakes + fakes, reals=stratum.reals + reals, unsure=0)
 
 
-def _missing(name: str, strata: Sequence[LabelledStratum], point: float) -> str | None:
-    """Why a figure is not defined, or None."""
+def _missing(name: str, strata: Sequence[LabelledStratum]) -> str | None:
+    """Why labels say nothing of a figure, or None."""
     needed = [one for one in strata if one.flagged or name != "precision"]
     if not needed:
         return "no image is flagged as fake" if name == "precision" else "there are no images"
-    if unseen := [one.name for one in needed if one.size and not one.labelled]:
-        return f"no image of stratum {', '.join(unseen)} is labelled"
-    if name == "recall" and not point and not any(one.fakes for one in strata):
+    if unseen := [one for one in needed if one.size and not one.labelled]:
+        if not any(one.flagged for one in unseen) and not any(one.labelled for one in strata if not one.flagged):
+            return "only images flagged as fake are labelled"
+        return f"no image of stratum {', '.join(one.name for one in unseen)} is labelled"
+    if name == "recall" and not any(one.fakes for one in strata):
         return "no labelled image is fake"
+    if name == "false_positive_rate" and not any(one.reals for one in strata):
+        return "no labelled image is real"
+    return None
+
+
+def _vague(name: str, low: float, high: float) -> str | None:
+    """Why an interval says too little for a figure to stand beside it, or None."""
+    if name == "recall" and high - low > WIDEST_RECALL:
+        return f"the labels allow anything from {100 * low:.3g} % to {100 * high:.3g} %"
     return None

@@ -23,6 +23,7 @@ _WORDS = {
     "prevalence": "prevalence: the share of fakes",
     "precision": "precision: fakes among what is flagged",
     "recall": "recall: flagged among the fakes",
+    "false_positive_rate": "false-positive rate: flagged among the reals",
 }
 
 
@@ -63,7 +64,7 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
         figure = FigureFacts.model_validate(document["figures"][name])
         cells = [words, *_stated(figure)]
         rows.append([*cells, *([_span(either[name]) if name in either else wording.NONE] if either else [])])
-    lines += ["", *text.table(heads, rows, width, right={1}, wrap={0, 2}), ""]
+    lines += ["", *text.table(heads, rows, width, right={1}, wrap={0, 2, 3}), ""]
     heads = ["stratum", "images", "labelled", "fake", *(["unsure"] if document["unsure"] else [])]
     rows = [
         [one["name"], f"{one['size']:,}", f"{one['fakes'] + one['reals']:,}", f"{one['fakes']:,}",
@@ -71,6 +72,8 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
         for one in document["strata"]
     ]  # fmt: skip
     lines += text.table(heads, rows, width, right={1, 2, 3, 4}, wrap={0})
+    for finding in document["findings"]:
+        lines += text.paragraph(wording.visible(finding), width)
     for note in document["notes"]:
         lines += text.paragraph(f"! {wording.visible(note)}", width)
     return lines
@@ -78,7 +81,7 @@ def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:
 
 def _stated(figure: FigureFacts) -> list[str]:
     if figure.number is None:
-        return [wording.NONE, figure.why or ""]
+        return [wording.NONE, f"cannot be said: {figure.why}"]
     return [wording.percent(figure.number), _span(figure.ends or (figure.number, figure.number))]
 
 

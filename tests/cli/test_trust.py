@@ -45,11 +45,18 @@ def test_draw_label_and_read_back(run, tmp_path, capsys):
     assert "prevalence: the share of fakes" in capsys.readouterr().out
 
 
+def test_a_handful_of_flagged_images_is_drawn(run, tmp_path, capsys):
+    assert main(["audit", run, "--draw", "10", "--flagged", "--no-thumbnails", "--out", str(tmp_path / "tail")]) == 0
+    assert "images flagged as fake, from 1 stratum" in capsys.readouterr().out
+
+
 def test_what_cannot_be_is_refused(run, tmp_path, capsys):
     assert main(["audit", run, "--out", str(tmp_path)]) == 2
     assert main(["audit", run, "--draw", "60", "--labels", "x.csv", "--out", str(tmp_path)]) == 2
     assert main(["audit", run, "--draw", "10", "--out", str(tmp_path)]) == 2
     assert main(["audit", run, "--draw", "60", "--out", "s3://bucket/x"]) == 2
+    assert main(["audit", run, "--draw", "9", "--flagged", "--out", str(tmp_path)]) == 2
+    assert main(["audit", run, "--labels", "x.csv", "--flagged", "--out", str(tmp_path)]) == 2
     capsys.readouterr()
     assert main(["audit", str(tmp_path), "--draw", "60", "--out", str(tmp_path / "out")]) == 2
     assert "no finished run here" in capsys.readouterr().err

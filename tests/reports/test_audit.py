@@ -11,7 +11,7 @@ from ray_app.reports.audit import AuditImage, audit_lines, render_audit
 from tests.reports import hostile
 from tests.reports.page_reader import read
 
-FACTS = {"made_at": "2026-11-21T19:00:00+00:00", "run": "/data/run", "version": "0.7.0", "scored": 12345}
+FACTS = {"made_at": "2026-11-21T19:00:00+00:00", "run": "/data/run", "version": "0.7.0", "scored": 12345, "only_flagged": False}
 
 
 def jpeg():
@@ -70,15 +70,21 @@ def test_an_answer_in_lines():
     document = {
         "labelled": 297, "drawn": 300, "scored": 80_000, "unsure": 3, "audit": {"ensemble": "calibrated"},
         "figures": {"prevalence": figure(0.0121, 0.0093, 0.0182), "precision": figure(0.91, 0.85, 0.95),
-                    "recall": figure(None, why="no labelled image is fake")},
+                    "recall": figure(None, why="no labelled image is fake"), "false_positive_rate": figure(0.003, 0.001, 0.012)},
+        "findings": ["the card promises that at most 1 % of the reals are flagged"],
         "if_unsure_were_either": {"prevalence": [0.009, 0.02], "precision": [0.8, 0.96]},
         "strata": [{"name": "fake, score below 3.10", "size": 400, "fakes": 50, "reals": 9, "unsure": 2}],
         "notes": ["3 images are unsure"],
     }  # fmt: skip
-    text = "\n".join(audit_lines(json.loads(json.dumps(document)), 120))
+    text = "\n".join(audit_lines(json.loads(json.dumps(document)), 140))
     assert "297 of 300 drawn images labelled, of 80,000 with a verdict (ensemble calibrated)" in text
     assert re.search(r"prevalence: the share of fakes +1\.2 % +0\.93 % to 1\.8 % +0\.90 % to 2\.0 %", text)
-    assert re.search(r"recall: flagged among the fakes +– +no labelled image is fake +–", text)
+    assert re.search(r"recall: flagged among the fakes +– +cannot be said: no labelled image is fake +–", text)
     assert re.search(r"fake, score below 3\.10 +400 +59 +50 +2", text)
-    assert text.endswith("! 3 images are unsure")
+    assert re.search(r"false-positive rate: flagged among the reals +0\.30 % +0\.10 % to 1\.2 %", text)
+    assert text.endswith("the card promises that at most 1 % of the reals are flagged\n! 3 images are unsure")
     assert all(len(line) <= 60 for line in audit_lines(document, 60))
+
+
+def test_a_page_of_flagged_images_does_not_say_so():
+    assert "flag" not in re.sub(r"<style>.*?</style>", "", render_audit(FACTS | {"only_flagged": True}, images()), flags=re.DOTALL)

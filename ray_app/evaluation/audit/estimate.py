@@ -1,10 +1,11 @@
-"""An audit's answer (`estimate`): prevalence, precision and recall of a run's verdicts from people's labels of its sample
-(`read_answers`).
+"""An audit's answer (`estimate`): prevalence, and precision, recall and false-positive rate of a run's verdicts, from people's labels of
+its sample (`read_answers`); whether the card's promise was kept.
 
 The images of a run that can be listed as fakes with few reals among them, by its card's known reals: `discover`.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
 from ray_app.evaluation.join import JoinKey
 from ray_app.evaluation.labels import LabelTables, open_labels
 from ray_app.metrics import arrays, intervals, survey_sampling
-from ray_app.reports.format import counted
+from ray_app.reports.format import counted, percent, stated
 from ray_app.runs import RunDirectory, current_tables, reader
 from ray_app.runs.rows import with_reasons
 from ray_app.scoring.references import references_of
@@ -83,14 +84,18 @@ def read_answers(place: str, audit: Audit) -> AuditLabels:
 
 
 def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
-    """The figures, each with its interval, and what each stratum was found to hold."""
+    """The figures, each with its interval, what each stratum was found to hold, and what follows (`findings`)."""
     seed = int(audit.facts["seed"])
     strata = [
         {**one.row(), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
          "fake_share": intervals.proportion(found.fakes, found.labelled, "none is labelled").row()}
         for one, found in zip(audit.strata, answers.strata, strict=True)
     ]  # fmt: skip
+    figures = survey_sampling.archive_figures(answers.strata, seed=seed)
     widest = survey_sampling.unsure_bounds(answers.strata, seed=seed) if answers.unsure else {}
+    ends = {name: one.interval for name, one in figures.items() if one.interval} | widest
+    flagged_reals = _flagged_reals(audit, ends.get("precision"))
+    promise = _promise(audit.facts.get("target_fpr"), ends.get("false_positive_rate"), flagged_reals)
     return {
         "schema": SCHEMA,
         "audit": {key: audit.facts[key] for key in ("run", "fingerprint", "listing", "ensemble", "seed", "made_at", "unscored")},
@@ -99,9 +104,12 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
         "labelled": answers.labelled,
         "unsure": answers.unsure,
         "blank": answers.blank,
-        "figures": arrays.figure_rows(survey_sampling.archive_figures(answers.strata, seed=seed)),
+        "figures": arrays.figure_rows(figures),
         "if_unsure_were_either": {name: list(ends) for name, ends in widest.items()},
         "strata": strata,
+        "flagged_reals": flagged_reals,
+        "promise": promise,
+        "findings": list(_findings(flagged_reals if "false_positive_rate" not in ends else None, promise)),
     }
 
 
@@ -164,6 +172,53 @@ def _notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
     ]
     changed = changed_since(audit, run)
     return ([changed] if changed else []) + [f"{counted(number, noun)} {words}" for number, noun, words in found if number]
+
+
+def _flagged_reals(audit: Audit, precision: tuple[float, float] | None) -> dict[str, Any] | None:
+    """How many of the flagged images are real, at least and at most, the latter also as a share of the archive. None: none is labelled."""
+    flagged = sum(one.size for one in audit.strata if one.verdict == "fake")
+    if precision is None:
+        return None
+    # Ends of an interval are whole numbers of images but for interpolation between draws: outwards, and not by what floats are off.
+    least, most = math.floor((1 - precision[1]) * flagged + 1e-6), math.ceil((1 - precision[0]) * flagged - 1e-6)
+    return {"flagged": flagged, "scored": audit.scored, "least": least, "most": most, "most_of_archive": most / audit.scored}
+
+
+def _promise(target: float | None, rate: tuple[float, float] | None, reals: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Whether the share `target` of reals that the card lets be flagged was kept: True, False, or None where the labels cannot say.
+
+    `rate`: the ends of the false-positive rate's interval. Where only flagged images are labelled, it is at least their reals by all
+    images, and at most twice that if half of the archive is real (`if_half_is_real`).
+    """
+    if target is None or (rate is None and reals is None):
+        return None
+    halved = rate is None
+    if rate is None and reals is not None:
+        rate = reals["least"] / reals["scored"], min(1.0, 2 * reals["most_of_archive"])
+    assert rate is not None
+    kept = False if rate[0] > target else True if rate[1] <= target else None
+    return {"target_fpr": target, "kept": kept, "ends": list(rate), "if_half_is_real": halved}
+
+
+def _findings(reals: Mapping[str, Any] | None, promise: Mapping[str, Any] | None) -> Iterator[str]:
+    """What follows from the labels, in sentences."""
+    if reals is not None:
+        yield (
+            f"at most {reals['most']:,} of the {reals['flagged']:,} images flagged as fake are real: no more than "
+            f"{percent(reals['most_of_archive'])} of the archive's {reals['scored']:,} images are real and flagged (95 % confidence)"
+        )
+        if 2 * reals["most_of_archive"] < 1:
+            yield f"if at least half of the archive is real, no more than {percent(2 * reals['most_of_archive'])} of its reals are flagged"
+    if promise is not None:
+        low, high = promise["ends"]
+        of = f"the card promises that at most {stated(promise['target_fpr'])} of the reals are flagged"
+        if promise["kept"]:
+            if_half = ", if at least half of the archive is real" if promise["if_half_is_real"] else ""
+            yield f"{of}: the labels show that this is kept{if_half} (at most {percent(high)} are)"
+        elif promise["kept"] is None:
+            yield f"{of}: so few labels cannot say whether this is kept ({percent(low)} to {percent(high)})"
+        else:
+            yield f"{of}: the labels show that this is broken (at least {percent(low)} are)"
 
 
 # Why a row abstains that can be tested all the same: its score is what the card makes of images like those that it was calibrated on, or

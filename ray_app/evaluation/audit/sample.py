@@ -130,8 +130,11 @@ class Audit:
         return sum(one.size for one in self.strata)
 
 
-def draw_sample(url: str, number: int, folder: Path, *, seed: int = 0, pictures: bool = True) -> Audit:
-    """Draw a sample of a finished run into a folder that has none yet. Raises ConfigError (no run, nothing to draw, a sample is there)."""
+def draw_sample(url: str, number: int, folder: Path, *, only_flagged: bool = False, seed: int = 0, pictures: bool = True) -> Audit:
+    """Draw a sample of a finished run into a folder that has none yet. Raises ConfigError (no run, nothing to draw, a sample is there).
+
+    `only_flagged`: only images whose verdict is fake are drawn; the others are counted.
+    """
     if (folder / FACTS).exists():
         raise ConfigError(f"{folder} holds a sample already, maybe with labels", hint="give another --out")
     run = RunDirectory.open(url)
@@ -139,8 +142,10 @@ def draw_sample(url: str, number: int, folder: Path, *, seed: int = 0, pictures:
     counted = count(run)
     if not counted.scored:
         raise ConfigError(f"{run.store.url}: no image of the run has a verdict, so there is nothing to ask about")
-    drawn = draw(run, counted, number, seed)
-    facts = _facts(run, counted, drawn, seed)
+    if only_flagged and not counted.scores["fake"].n:
+        raise ConfigError(f"{run.store.url}: no image is flagged as fake, so there is nothing to ask about", hint="draw without --flagged")
+    drawn = draw(run, counted, number, seed, only_flagged=only_flagged)
+    facts = _facts(run, counted, drawn, seed) | {"only_flagged": only_flagged}
     images = tuple(drawn.rows.to_pylist())
     with (folder / SAMPLE).open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
@@ -154,9 +159,9 @@ def draw_sample(url: str, number: int, folder: Path, *, seed: int = 0, pictures:
     return Audit(facts, tuple(drawn.strata), images)
 
 
-def draw(run: RunDirectory, counted: Counted, number: int, seed: int) -> AuditSample:
+def draw(run: RunDirectory, counted: Counted, number: int, seed: int, *, only_flagged: bool = False) -> AuditSample:
     """Draw so many images (all, where there are fewer) of the run that was counted."""
-    strata = plan_strata(counted, number)
+    strata = plan_strata(counted, number, only_flagged=only_flagged)
     wanted = np.array([one.drawn for one in strata], np.int64)
     kept, codes, orders = _DRAWN.empty_table(), np.empty(0, np.int32), np.empty(0, np.uint64)
     for table in current_tables(run, [*_DRAWN.names, "verdict", "score"]):
@@ -181,14 +186,15 @@ def stratum_codes(table: pa.Table, strata: Sequence[AuditStratum]) -> Codes:
     return codes
 
 
-def plan_strata(counted: Counted, number: int) -> list[AuditStratum]:
-    """The strata, and how many images of each make a sample of so many."""
+def plan_strata(counted: Counted, number: int, *, only_flagged: bool = False) -> list[AuditStratum]:
+    """The strata, and how many images of each make a sample of so many; with `only_flagged`, none but of those whose verdict is fake."""
     strata = strata_of(counted.scores, counted.without_score, number)
-    if not strata:
-        return []
-    spreads = [spread_of(one, counted.scores[one.verdict]) for one in strata]
-    shares = allotted([one.size for one in strata], spreads, number)
-    return [replace(one, drawn=int(share)) for one, share in zip(strata, shares, strict=True)]
+    asked = [one for one in strata if one.verdict == "fake" or not only_flagged]
+    if not asked:
+        return strata
+    spreads = [spread_of(one, counted.scores[one.verdict]) for one in asked]
+    shares = dict(zip(asked, allotted([one.size for one in asked], spreads, number).tolist(), strict=True))
+    return [replace(one, drawn=shares.get(one, 0)) for one in strata]
 
 
 def strata_of(scores: Mapping[str, ScoreHistogram], without_score: int, number: int) -> list[AuditStratum]:
@@ -309,6 +315,7 @@ def _below(histogram: ScoreHistogram, score: float | None) -> int:
 
 def _facts(run: RunDirectory, counted: Counted, drawn: AuditSample, seed: int) -> dict[str, Any]:
     described = run.describe()
+    ensemble = described.get("ensemble") or {}
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -317,7 +324,8 @@ def _facts(run: RunDirectory, counted: Counted, drawn: AuditSample, seed: int) -
         "fingerprint": fingerprint(described["identity"]),
         "scores": _scores_of(described["identity"]),
         "listing": max(manifests(run.store)),
-        "ensemble": (described.get("ensemble") or {}).get("name"),
+        "ensemble": ensemble.get("name"),
+        "target_fpr": (ensemble.get("guarantee") or {}).get("target_fpr"),
         "seed": seed,
         "scored": counted.scored,
         "unscored": counted.unscored,

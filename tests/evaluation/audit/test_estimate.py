@@ -1,6 +1,8 @@
 import csv
 import json
+import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -103,7 +105,8 @@ def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
     low, high = document["figures"]["prevalence"]["interval"]
     known = [fake for fake in truth.values()]
     assert low < sum(known) / len(known) < high
-    assert set(document["if_unsure_were_either"]) == {"prevalence", "precision", "recall"}
+    assert set(document["if_unsure_were_either"]) == {"prevalence", "precision", "recall", "false_positive_rate"}
+    assert (document["promise"], document["findings"]) == (None, []), "the card promises nothing"
     assert [one["fakes"] for one in document["strata"]] == [one.fakes for one in answers.strata]
     unscored = sum(audit.facts["unscored"].values())
     assert document["notes"] == [
@@ -147,3 +150,55 @@ def test_a_run_without_a_verdict_has_nothing_to_ask_about(tmp_path):
     run = run_of(tmp_path / "run", columns)
     with pytest.raises(ConfigError, match="no image of the run has a verdict"):
         draw_sample(run.store.url, 50, tmp_path, pictures=False)
+
+
+def card(target):
+    guarantee = {"target_fpr": target, "n_real": 3000, "false_positives": 1, "upper_bound": target}
+    return {"name": "calibrated", "title": "t", "members": [{"detector": "a"}], "guarantee": guarantee}
+
+
+def answer_of(folder, target, number, *, only_flagged, columns, fake):
+    run = run_of(folder / "run", columns, ensemble=card(target))
+    audit = draw_sample(run.store.url, number, folder, only_flagged=only_flagged, pictures=False)
+    truth = truth_of(columns, fake)
+    rows = [{"image_id": one["image_id"], "label": "fake" if truth[one["image_id"]] else "real"} for one in audit.images]
+    return estimate(run.store.url, write(folder / "labels.csv", rows), folder)
+
+
+def test_the_labels_say_whether_the_cards_promise_was_kept(tmp_path):
+    """Of the reals of `archive` 0.6 % are flagged: more than 0.1 %, fewer than 5 %, and 0.7 % is too near to tell."""
+    made = dict(zip(("columns", "fake"), archive(count=6000, failing=0, without=0), strict=True))
+    said = {}
+    for target in (0.05, 0.007, 0.001):
+        (folder := tmp_path / str(target)).mkdir()
+        document = answer_of(folder, target, 600, only_flagged=False, **made)
+        said[target] = document["findings"][0]
+        assert document["promise"]["ends"] == document["figures"]["false_positive_rate"]["interval"]
+        assert not document["promise"]["if_half_is_real"]
+    assert re.fullmatch(r"the card promises that at most 5 % .* show that this is kept \(at most .* % are\)", said[0.05])
+    assert "so few labels cannot say whether this is kept (" in said[0.007]
+    assert "the labels show that this is broken (at least 0." in said[0.001]
+
+
+def test_labels_of_flagged_images_alone_bound_the_reals_among_them(tmp_path):
+    columns, fake = archive(count=6000, failing=0, without=0)
+    document = answer_of(tmp_path, 0.05, 40, only_flagged=True, columns=columns, fake=fake)
+    flagged = np.array(columns["verdict"]) == "fake"
+    bound = document["flagged_reals"]
+    assert (bound["flagged"], bound["scored"]) == (flagged.sum(), 6000)
+    assert bound["least"] <= (flagged & ~fake).sum() <= bound["most"] < 0.2 * flagged.sum()
+    assert {document["figures"][name]["why"] for name in ("prevalence", "recall", "false_positive_rate")} == {
+        "only images flagged as fake are labelled"
+    }
+    assert document["findings"][0].startswith(
+        f"at most {bound['most']} of the {flagged.sum():,} images flagged as fake are real: no more than "
+    )
+    assert document["findings"][1].startswith("if at least half of the archive is real, no more than ")
+    assert "this is kept, if at least half of the archive is real" in document["findings"][2]
+
+
+def test_where_nothing_is_flagged_there_is_no_such_sample(tmp_path):
+    columns, _ = archive(count=100, failing=0, without=0)
+    run = run_of(tmp_path / "run", columns | {"verdict": ["real"] * 100})
+    with pytest.raises(ConfigError, match="no image is flagged as fake"):
+        draw_sample(run.store.url, 30, tmp_path, only_flagged=True, pictures=False)

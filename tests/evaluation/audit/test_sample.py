@@ -2,8 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.evaluation.audit.sample import count, draw, lowest_per_stratum, plan_strata, seeded, stratum_codes
-from ray_app.metrics.survey_sampling import drawn_fakes, shares
+from ray_app.evaluation.audit.sample import count, draw, lowest_per_stratum, seeded
 from tests.evaluation.audit.made import archive, run_of, truth_of
 
 
@@ -42,6 +41,15 @@ def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(mad
     assert draw(run, counted, 10**6, seed=0).rows.num_rows == counted.scored
 
 
+def test_a_sample_of_flagged_images_has_no_other_and_counts_all(made):
+    columns, _, run, counted = made
+    sample = draw(run, counted, 30, seed=0, only_flagged=True)
+    verdicts = dict(zip(columns["image_id"].tolist(), columns["verdict"], strict=True))
+    assert [verdicts[one] for one in sample.rows["image_id"].to_pylist()] == ["fake"] * 30
+    assert sum(one.size for one in sample.strata) == counted.scored
+    assert sum(one.drawn for one in sample.strata) == 30
+
+
 def test_the_order_tells_nothing_of_the_stratum(made):
     sample = draw(made[2], made[3], 300, seed=0)
     strata, places = sample.rows["stratum"].to_numpy(), np.arange(300)
@@ -59,39 +67,6 @@ def test_within_a_stratum_every_image_is_as_likely_as_any():
         seen, p = times[codes == code], expected / 1000
         chi_square = ((seen - expected) ** 2 / (expected * (1 - p))).sum() * (99 / 100)
         assert 99 - 4 * np.sqrt(2 * 99) < chi_square < 99 + 4 * np.sqrt(2 * 99)
-
-
-def test_intervals_of_a_run_with_known_truth_cover_it():
-    """300 samples of one archive as they are drawn, labelled by the truth: how many intervals have it within."""
-    columns, fake = archive(count=8000, failing=0)
-    table = pa.table({"verdict": columns["verdict"], "score": columns["score"]})
-    counted = _counted(table)
-    strata = plan_strata(counted, 300)
-    codes, ids, wanted = stratum_codes(table, strata), columns["image_id"], np.array([one.drawn for one in strata])
-    found = np.zeros((300, len(strata)), np.int64)
-    for seed in range(300):
-        places = lowest_per_stratum(codes, seeded(ids, seed), wanted)
-        found[seed] = np.bincount(codes[places], weights=fake[places], minlength=len(strata))
-    sizes, flagged = np.array([one.size for one in strata]), np.array([one.verdict == "fake" for one in strata])
-    drawn = drawn_fakes(sizes, flagged, found, np.broadcast_to(wanted, found.shape), draws=400, rng=np.random.default_rng(0))
-    truth = shares(np.bincount(codes, weights=fake, minlength=len(strata)), sizes, flagged)
-    assert truth["prevalence"] == pytest.approx(fake.mean())
-    assert truth["recall"] == pytest.approx(fake[np.array(columns["verdict"]) == "fake"].sum() / fake.sum())
-    for name, values in shares(drawn, sizes, flagged).items():
-        low, high = np.quantile(values, [0.025, 0.975], axis=0)
-        covered = ((low <= truth[name]) & (truth[name] <= high)).mean()
-        print(f"{name}: truth {truth[name]:.3f}, covered in {covered:.1%} of 300 audits of 300 labels")
-        assert 0.92 <= covered <= 0.98, name
-
-
-def _counted(table):
-    from ray_app.evaluation.audit.sample import Counted
-    from ray_app.metrics.arrays import ScoreHistogram
-
-    verdicts, scores = np.array(table["verdict"].to_pylist()), table["score"].to_numpy()
-    has = np.isfinite(scores)
-    by = {verdict: ScoreHistogram.of(scores[has & (verdicts == verdict)]) for verdict in ("fake", "abstain", "real")}
-    return Counted(by, int((~has).sum()), {})
 
 
 def test_truth_is_known_of_every_image(made):
