@@ -1,7 +1,7 @@
 """Tests of two systems on the same images where images come in clusters: whether they would differ on further generators and sources.
 
 `delong_of` compares AUCs (Obuchowski 1997), `mcnemar_of_shares` shares told right (Obuchowski 1998), both with Student's t of as many
-clusters as there are. Tests that take images for independent find differences between equal systems where each is better at some generators.
+clusters as there are. Tests of independent images find differences between equal systems, each better at some generators.
 """
 
 import math
@@ -48,7 +48,11 @@ def mcnemar_of_shares(right_a: ArrayLike, right_b: ArrayLike, fakes: ArrayLike, 
     for mine, part in zip((fake, ~fake), parts, strict=True):
         if some := int(mine.sum()):
             least = _of_images(change[mine])
-            spread = clusters.ClassSample(change[mine], *part, some).spread_of(change[mine], even=True).at_least(clusters.Spread(least, least, math.inf))
+            spread = (
+                clusters.ClassSample(change[mine], *part, some)
+                .spread_of(change[mine], even=True)
+                .at_least(clusters.Spread(least, least, math.inf))
+            )
             spreads.append((spread if part[1] else clusters.Spread(least, least, math.inf)).scaled((some / len(fake)) ** 2))
     return _paired("clustered mcnemar", float(change.mean()), spreads, len(fake))
 
@@ -73,7 +77,9 @@ def _paired(
     ends = clusters.ends_of(difference, spreads, "plain")
     if ends is None:
         even = difference == 0
-        return significance.Paired(test, n, MetricEstimate(difference, n=n), 1.0 if even else None, None if even else "the AUCs do not vary")
+        return significance.Paired(
+            test, n, MetricEstimate(difference, n=n), 1.0 if even else None, None if even else "the AUCs do not vary"
+        )
     interval = max(-1.0, ends[0]), min(1.0, ends[1])
     return significance.Paired(
         test, n, MetricEstimate(difference, interval, clusters.CLUSTER_JACKKNIFE, n), clusters.probability_of(difference, spreads)

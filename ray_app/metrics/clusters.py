@@ -172,7 +172,7 @@ def probability_of(difference: float, spreads: Sequence[Spread]) -> float:
 
 
 def left_out(figure: Callable[[Floats], float], counts: Floats) -> Spread:
-    """The spread of a figure of one class by counts (k, v) of its clusters at v scores, each left out in turn; `figure` takes counts (v,)."""
+    """The spread of a figure of one class by counts (k, v) of its clusters at v scores, each left out; `figure` takes counts (v,)."""
     every = counts.sum(axis=0)
     weights = counts.sum(axis=1) / every.sum()
     value = figure(every)

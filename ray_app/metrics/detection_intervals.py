@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import calibration as chances
-from ray_app.metrics import clusters, intervals, operating_points
+from ray_app.metrics import clusters, detection, intervals, operating_points
 from ray_app.metrics.arrays import Floats, MetricEstimate, ScoreHistogram
 
 Ends = tuple[float, float]
@@ -74,6 +74,17 @@ def with_intervals(
     changed = {name: replace(figures[name], interval=_around(figures[name], ends), method=how)
                for name, (ends, how) in found.items() if ends is not None and _has(figures, name)}  # fmt: skip
     return dict(figures) | changed
+
+
+def auc_by_cluster(scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] | None) -> MetricEstimate:
+    """The AUC of scores (n,) with its interval: of further generators and sources, by `names` (n,), or, without, DeLong's."""
+    own, others = (ScoreHistogram.of(scores[mine]) for mine in (fakes, ~fakes))
+    auc = detection.auc_figure(own, others)
+    classes = [ScoredClass(histogram, clusters.ClassSample.of(scores[mine], None if names is None else names[mine]))
+               for histogram, mine in ((own, fakes), (others, ~fakes))]  # fmt: skip
+    if auc.value is None or not any(one.sample.clusters for one in classes):
+        return auc
+    return replace(auc, interval=_auc_ends(auc, *classes), method=clusters.CLUSTER_JACKKNIFE)
 
 
 def rate_ends(hits: int, n: int, sample: clusters.ClassSample, right: Bools) -> Ends:
@@ -186,7 +197,9 @@ def _auc_ends(auc: MetricEstimate, fakes: ScoredClass, reals: ScoredClass) -> En
     return ends or _of_few(auc.value, min(one.clusters or one.n for one in (fakes.sample, reals.sample)))
 
 
-def _of_chances(figures: Figures, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Calibration | None) -> dict[str, Ends | None]:
+def _of_chances(
+    figures: Figures, fakes: ScoredClass, reals: ScoredClass, share: float, calibration: Calibration | None
+) -> dict[str, Ends | None]:
     """Log-loss and Brier score, which are means over images."""
     found: dict[str, Ends | None] = {}
     for name, losses, scale in (("log_loss", chances.losses, "log"), ("brier", chances.squares, "logit")):
@@ -200,7 +213,11 @@ def _of_chances(figures: Figures, fakes: ScoredClass, reals: ScoredClass, share:
 
 
 def _left_out(
-    figure: MetricEstimate, of_counts: Callable[[Floats, Floats], float], fakes: clusters.ClassSample, reals: clusters.ClassSample, seed: int
+    figure: MetricEstimate,
+    of_counts: Callable[[Floats, Floats], float],
+    fakes: clusters.ClassSample,
+    reals: clusters.ClassSample,
+    seed: int,
 ) -> Ends | None:
     """Of a figure of counts (v,) of fakes and of reals at v ascending scores; the share of fakes stays as it is."""
     values = np.unique(np.concatenate([fakes.scores, reals.scores]))

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, ScoreHistogram, checked, undefined
 from ray_app.metrics.intervals import Z95
 
-
 PairedTest = Literal["delong", "mcnemar", "clustered delong", "clustered mcnemar"]
 
 
