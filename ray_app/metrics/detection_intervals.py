@@ -21,6 +21,7 @@ Ends = tuple[float, float]
 Bools = npt.NDArray[np.bool_]
 MOVER, WOODRUFF, JACKKNIFE, TRIANGLE = "mover", "woodruff", "jackknife", "triangle"
 _DRAWS = 1_000
+_FEW = 200  # images of a class below which DeLong's normal interval of an AUC near 1 is too narrow, and Student's stands for it
 _AT_FPR = {"tpr_at_fpr_1": 100, "tpr_at_fpr_01": 1000}
 _AT_PRIOR = {"precision_at_prior_01": 0.001, "precision_at_prior_1": 0.01, "precision_at_prior_10": 0.1}
 Figures = Mapping[str, MetricEstimate]
@@ -44,27 +45,20 @@ def with_intervals(
 ) -> dict[str, MetricEstimate]:  # fmt: skip
     """The figures of `detection_of` with intervals of one meaning; one whose interval cannot be had keeps none.
 
-    Exact intervals of independent images (Clopper and Pearson, DeLong) stay where no class that a figure is of is in clusters.
+    Those of independent images (Clopper and Pearson, DeLong) stay where no class that a figure is of is in clusters, or small. The share of
+    fakes is taken as it is: accuracy, F1, precision, log-loss and average precision are of a set with as large a share.
     """
-    if not fakes.scores.n or not reals.scores.n or not len(fakes.sample.scores) or not len(reals.sample.scores):
-        return dict(figures)
-    found: dict[str, tuple[Ends | None, str]] = {}
+    if not len(fakes.sample.scores) or not len(reals.sample.scores):
+        return dict(figures) | _of_one_class(figures, fakes, reals, threshold, strict)
     clustered = bool(fakes.sample.clusters or reals.sample.clusters)
     at = operating_points.Confusion.at(fakes.scores, reals.scores, threshold, strict)
-    flagged = [one.sample.scores > threshold if strict else one.sample.scores >= threshold for one in (fakes, reals)]
-    rates = fakes.rate_ends(at.fake_fake, flagged[0]), reals.rate_ends(at.real_real, ~flagged[1])
-    found["tpr"] = rates[0], clusters.CLUSTER_JACKKNIFE if fakes.sample.clusters else intervals.CLOPPER_PEARSON
-    found["tnr"] = rates[1], clusters.CLUSTER_JACKKNIFE if reals.sample.clusters else intervals.CLOPPER_PEARSON
-    point = at.fake_fake / at.n_fake, at.real_real / at.n_real
-    for name, of_rates in _of_rates(at.n_fake / at.n).items():
-        if clustered or figures[name].interval is None:
-            found[name] = mover(of_rates, point, rates), MOVER
-    share = at.n_fake / at.n
+    share, method = at.n_fake / at.n, clusters.CLUSTER_JACKKNIFE if clustered else JACKKNIFE
+    found = _rates(figures, fakes, reals, at, (threshold, strict))
     for name, one_in in _AT_FPR.items():
-        found[name] = (_at_fpr(fakes, reals, one_in), WOODRUFF) if _has(figures, name) else (None, "")
-    if clustered:
-        found["auc"] = _auc_ends(figures["auc"], fakes, reals), clusters.CLUSTER_JACKKNIFE
-    method = clusters.CLUSTER_JACKKNIFE if clustered else JACKKNIFE
+        if _has(figures, name):
+            found[name] = _at_fpr(fakes, reals, one_in), WOODRUFF
+    if _has(figures, "auc") and (clustered or min(at.n_fake, at.n_real) < _FEW):
+        found["auc"] = _auc_ends(figures["auc"], fakes, reals), method
     for name, of_counts in (("average_precision", partial(_average_precision, share)), ("eer", _equal_error_rate)):
         if _has(figures, name):
             found[name] = _left_out(figures[name], of_counts, fakes.sample, reals.sample, seed), method
@@ -74,6 +68,22 @@ def with_intervals(
     changed = {name: replace(figures[name], interval=_around(figures[name], ends), method=how)
                for name, (ends, how) in found.items() if ends is not None and _has(figures, name)}  # fmt: skip
     return dict(figures) | changed
+
+
+def _rates(
+    figures: Figures, fakes: ScoredClass, reals: ScoredClass, at: operating_points.Confusion, cut: tuple[float, bool]
+) -> dict[str, tuple[Ends | None, str]]:
+    """The intervals of both rates, and of what is computed from them."""
+    threshold, strict = cut
+    flagged = [one.sample.scores > threshold if strict else one.sample.scores >= threshold for one in (fakes, reals)]
+    ends = fakes.rate_ends(at.fake_fake, flagged[0]), reals.rate_ends(at.real_real, ~flagged[1])
+    ways = [clusters.CLUSTER_JACKKNIFE if one.sample.clusters else intervals.CLOPPER_PEARSON for one in (fakes, reals)]
+    found: dict[str, tuple[Ends | None, str]] = dict(zip(("tpr", "tnr"), zip(ends, ways, strict=True), strict=True))
+    point = at.fake_fake / at.n_fake, at.real_real / at.n_real
+    for name, of_rates in _of_rates(at.n_fake / at.n).items():
+        if _has(figures, name) and (clusters.CLUSTER_JACKKNIFE in ways or figures[name].interval is None):
+            found[name] = mover(of_rates, point, ends), MOVER
+    return found
 
 
 def auc_by_cluster(scores: Floats, fakes: Bools, names: npt.NDArray[np.object_] | None) -> MetricEstimate:
@@ -130,6 +140,19 @@ def mixed_rate_ends(parts: Sequence[tuple[float, float, Ends]]) -> Ends:
     value = sum(weight * rate for weight, rate, _ in parts)
     low, high = (math.hypot(*(weight * (ends[side] - rate) for weight, rate, ends in parts)) for side in (0, 1))
     return max(0.0, value - low), min(1.0, value + high)
+
+
+def _of_one_class(figures: Figures, fakes: ScoredClass, reals: ScoredClass, threshold: float, strict: bool) -> dict[str, MetricEstimate]:
+    """The rate of the class that there is, which is the accuracy, too."""
+    found = {}
+    for name, one in (("tpr", fakes), ("tnr", reals)):
+        figure = figures[name]
+        if one.sample.clusters and figure.value is not None:
+            flagged = one.sample.scores > threshold if strict else one.sample.scores >= threshold
+            ends = one.rate_ends(round(figure.value * figure.n), flagged if name == "tpr" else ~flagged)
+            found[name] = replace(figure, interval=ends, method=clusters.CLUSTER_JACKKNIFE)
+            found["accuracy"] = replace(figures["accuracy"], interval=ends, method=clusters.CLUSTER_JACKKNIFE)
+    return found
 
 
 def _of_rates(share: float) -> dict[str, Callable[[float, float], float]]:

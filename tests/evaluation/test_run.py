@@ -168,7 +168,7 @@ def test_three_files_are_written(case):
     assert len(found) == len(lines)
     line = found["a", "jpeg-50", "all", "auc"]
     assert float(line["value"]) == by_name(document, "a")["views"][0]["figures"]["auc"]["value"]
-    assert found["ensemble", "", "decided", "coverage"]["method"] == "clopper-pearson"
+    assert found["ensemble", "", "decided", "coverage"]["method"] == "cluster jackknife"
 
 
 def test_one_class_alone(tmp_path):
