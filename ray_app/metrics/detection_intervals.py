@@ -21,9 +21,10 @@ Ends = tuple[float, float]
 Bools = npt.NDArray[np.bool_]
 MOVER, WOODRUFF, JACKKNIFE, TRIANGLE = "mover", "woodruff", "jackknife", "triangle"
 _DRAWS = 1_000
+_FEW_FOR_AP = 30  # fakes below which what each brings into the average precision is too uneven
+_FEW_FOR_EER = 50  # images of a class below which the equal error rate moves in steps
 _FEW = 200  # images of a class below which DeLong's normal interval of an AUC near 1 is too narrow, and Student's stands for it
 _AT_FPR = {"tpr_at_fpr_1": 100, "tpr_at_fpr_01": 1000}
-_AT_PRIOR = {"precision_at_prior_01": 0.001, "precision_at_prior_1": 0.01, "precision_at_prior_10": 0.1}
 Figures = Mapping[str, MetricEstimate]
 
 
@@ -45,8 +46,8 @@ def with_intervals(
 ) -> dict[str, MetricEstimate]:  # fmt: skip
     """The figures of `detection_of` with intervals of one meaning; one whose interval cannot be had keeps none.
 
-    Those of independent images (Clopper and Pearson, DeLong) stay where no class that a figure is of is in clusters, or small. The share of
-    fakes is taken as it is: accuracy, F1, precision, log-loss and average precision are of a set with as large a share.
+    Those of independent images (Clopper and Pearson, DeLong) stay where no class that a figure is of is in clusters, or small. Figures
+    that hang on the share of fakes are of sets of as many images, each of which is a fake with that chance.
     """
     if not len(fakes.sample.scores) or not len(reals.sample.scores):
         return dict(figures) | _of_one_class(figures, fakes, reals, threshold, strict)
@@ -59,15 +60,27 @@ def with_intervals(
             found[name] = _at_fpr(fakes, reals, one_in), WOODRUFF
     if _has(figures, "auc") and (clustered or min(at.n_fake, at.n_real) < _FEW):
         found["auc"] = _auc_ends(figures["auc"], fakes, reals), method
-    for name, of_counts in (("average_precision", partial(_average_precision, share)), ("eer", _equal_error_rate)):
+    for name, of_counts in (("average_precision", _average_precision), ("eer", _equal_error_rate)):
         if _has(figures, name):
-            found[name] = _left_out(figures[name], of_counts, fakes.sample, reals.sample, seed), method
-    found |= {name: (ends, method) for name, ends in _of_chances(figures, fakes, reals, share, calibration).items()}
+            found[name] = _left_out(figures[name], of_counts, fakes.sample, reals.sample, share, seed), method
+    if "average_precision" in found and at.n_fake < _FEW_FOR_AP:
+        found["average_precision"] = None, f"an interval needs {_FEW_FOR_AP} fakes; there are {at.n_fake}"
+    if _has(figures, "eer") and min(at.n_fake, at.n_real) < _FEW_FOR_EER:
+        found["eer"] = _eer_ends(fakes, reals), method
+    found |= {
+        name: (ends, method if ends else "all images cost the same")
+        for name, ends in _of_chances(figures, fakes, reals, share, calibration).items()
+    }
     if _has(figures, "ece"):
         found["ece"] = _ece_ends(figures["ece"], fakes, reals, share, calibration, seed), TRIANGLE
-    changed = {name: replace(figures[name], interval=_around(figures[name], ends), method=how)
-               for name, (ends, how) in found.items() if ends is not None and _has(figures, name)}  # fmt: skip
-    return dict(figures) | changed
+    return dict(figures) | {name: _with(figures[name], *one) for name, one in found.items() if _has(figures, name)}
+
+
+def _with(figure: MetricEstimate, ends: Ends | None, how: str) -> MetricEstimate:
+    """The figure with its interval, by the method `how`; or without, for the reason `how`."""
+    if ends is None:
+        return replace(figure, interval=None, method=None, why=how)
+    return replace(figure, interval=_around(figure, ends), method=how)
 
 
 def _rates(
@@ -79,10 +92,14 @@ def _rates(
     ends = fakes.rate_ends(at.fake_fake, flagged[0]), reals.rate_ends(at.real_real, ~flagged[1])
     ways = [clusters.CLUSTER_JACKKNIFE if one.sample.clusters else intervals.CLOPPER_PEARSON for one in (fakes, reals)]
     found: dict[str, tuple[Ends | None, str]] = dict(zip(("tpr", "tnr"), zip(ends, ways, strict=True), strict=True))
-    point = at.fake_fake / at.n_fake, at.real_real / at.n_real
-    for name, of_rates in _of_rates(at.n_fake / at.n).items():
+    point, share = (at.fake_fake / at.n_fake, at.real_real / at.n_real), at.n_fake / at.n
+    shares = intervals.proportion_interval(at.n_fake, at.n)
+    for name, (of_rates, by_share) in _OF_RATES.items():
         if _has(figures, name) and (clusters.CLUSTER_JACKKNIFE in ways or figures[name].interval is None):
-            found[name] = mover(of_rates, point, ends), MOVER
+            value = of_rates(share, *point)
+            moved = [of_rates(one, *point) - value for one in shares] if by_share else [0.0]
+            low, high = mover(partial(of_rates, share), point, ends)
+            found[name] = (value - math.hypot(value - low, min(0.0, *moved)), value + math.hypot(high - value, max(0.0, *moved))), MOVER
     return found
 
 
@@ -155,20 +172,21 @@ def _of_one_class(figures: Figures, fakes: ScoredClass, reals: ScoredClass, thre
     return found
 
 
-def _of_rates(share: float) -> dict[str, Callable[[float, float], float]]:
-    """Figures of the TPR and the TNR where a share of all images is fake."""
-    return {
-        "balanced_accuracy": lambda tpr, tnr: (tpr + tnr) / 2,
-        "accuracy": lambda tpr, tnr: share * tpr + (1 - share) * tnr,
-        "f1": lambda tpr, tnr: 2 * share * tpr / (share + share * tpr + (1 - share) * (1 - tnr)),
-        "precision": partial(_precision, share),
-        **{name: partial(_precision, prior) for name, prior in _AT_PRIOR.items()},
-    }
-
-
 def _precision(share: float, tpr: float, tnr: float) -> float:
     flagged = share * tpr + (1 - share) * (1 - tnr)
     return share * tpr / flagged if flagged > 0 else 1.0
+
+
+_OF_RATES: Mapping[str, tuple[Callable[[float, float, float], float], bool]] = {
+    "balanced_accuracy": (lambda share, tpr, tnr: (tpr + tnr) / 2, False),
+    "accuracy": (lambda share, tpr, tnr: share * tpr + (1 - share) * tnr, True),
+    "f1": (lambda share, tpr, tnr: 2 * share * tpr / (share + share * tpr + (1 - share) * (1 - tnr)), True),
+    "precision": (_precision, True),
+    "precision_at_prior_01": (lambda share, tpr, tnr: _precision(0.001, tpr, tnr), False),
+    "precision_at_prior_1": (lambda share, tpr, tnr: _precision(0.01, tpr, tnr), False),
+    "precision_at_prior_10": (lambda share, tpr, tnr: _precision(0.1, tpr, tnr), False),
+}
+"""Figures of the share of fakes, the TPR and the TNR, and whether they hang on that share."""
 
 
 def _at_fpr(fakes: ScoredClass, reals: ScoredClass, one_in: int) -> Ends:
@@ -227,35 +245,45 @@ def _of_chances(
     found: dict[str, Ends | None] = {}
     for name, losses, scale in (("log_loss", chances.losses, "log"), ("brier", chances.squares, "logit")):
         if _has(figures, name):
-            spreads = [
-                one.sample.spread_of(losses(one.sample.scores, is_fake, calibration)).scaled(part**2)
-                for one, is_fake, part in ((fakes, True, share), (reals, False, 1 - share))
-            ]
+            values = [losses(one.sample.scores, is_fake, calibration) for one, is_fake in ((fakes, True), (reals, False))]
+            spreads = [one.sample.spread_of(some).scaled(part**2)
+                       for one, some, part in zip((fakes, reals), values, (share, 1 - share), strict=True)]  # fmt: skip
+            spreads.append(_of_share(float(values[0].mean() - values[1].mean()), share, fakes.scores.n + reals.scores.n))
             found[name] = clusters.ends_of(figures[name].value or 0.0, spreads, "log" if scale == "log" else "logit")
     return found
 
 
+def _of_share(slope: float, share: float, n: int) -> clusters.Spread:
+    """That a figure changes by `slope` with the share of fakes, which is one of n images drawn at random."""
+    variance = slope**2 * share * (1 - share) / n
+    return clusters.Spread(variance, variance, math.inf)
+
+
 def _left_out(
     figure: MetricEstimate,
-    of_counts: Callable[[Floats, Floats], float],
+    of_counts: Callable[[float, Floats, Floats], float],
     fakes: clusters.ClassSample,
     reals: clusters.ClassSample,
+    share: float,
     seed: int,
 ) -> Ends | None:
-    """Of a figure of counts (v,) of fakes and of reals at v ascending scores; the share of fakes stays as it is."""
+    """Of a figure of the share of fakes and of counts (v,) of fakes and of reals at v ascending scores."""
     values = np.unique(np.concatenate([fakes.scores, reals.scores]))
     places = [np.searchsorted(values, one.scores) for one in (fakes, reals)]
     every = [np.bincount(one, minlength=len(values)).astype(np.float64) for one in places]
     spreads = []
     for sample, place, ways in (
-        (fakes, places[0], lambda counts: of_counts(counts, every[1])),
-        (reals, places[1], lambda counts: of_counts(every[0], counts)),
+        (fakes, places[0], lambda counts: of_counts(share, counts, every[1])),
+        (reals, places[1], lambda counts: of_counts(share, every[0], counts)),
     ):
         blocks = clusters.blocks_of(len(place), seed)
         spread = clusters.left_out(ways, _table(blocks, place, len(values))).scaled(len(place) / max(sample.n, 1))
         if sample.clusters:
             spread = clusters.left_out(ways, _table(sample.codes, place, len(values))).at_least(spread)
         spreads.append(spread)
+    step = min(share, 1 - share) / 10
+    slope = (of_counts(share + step, *every) - of_counts(share - step, *every)) / (2 * step)
+    spreads.append(_of_share(slope, share, fakes.n + reals.n))
     few = min(one.clusters or one.n for one in (fakes, reals))
     return clusters.ends_of(figure.value or 0.0, spreads) or _of_few(figure.value or 0.0, few)
 
@@ -271,12 +299,22 @@ def _average_precision(share: float, fakes: Floats, reals: Floats) -> float:
     return float(fakes @ (share * found / np.maximum(flagged, np.finfo(np.float64).tiny))) / float(fakes.sum())
 
 
-def _equal_error_rate(fakes: Floats, reals: Floats) -> float:
+def _equal_error_rate(_share: float, fakes: Floats, reals: Floats) -> float:
     found, alarms = (np.append(0.0, np.cumsum(one[::-1]) / one.sum()) for one in (fakes, reals))
     surplus = alarms - (1 - found)
     place = int(np.argmax(surplus >= 0))
     way = -surplus[place - 1] / (surplus[place] - surplus[place - 1])
     return float(alarms[place - 1] + way * (alarms[place] - alarms[place - 1]))
+
+
+def _eer_ends(fakes: ScoredClass, reals: ScoredClass) -> Ends:
+    """Of few images: at any threshold the equal error rate lies between the shares told wrong of both classes, so between their intervals'
+    ends at its own.
+    """
+    at = operating_points.equal_error_threshold(fakes.scores, reals.scores)
+    found = fakes.rate_ends(fakes.scores.at_or_above(at), fakes.sample.scores >= at)
+    flagged = reals.rate_ends(reals.scores.at_or_above(at), reals.sample.scores >= at)
+    return min(1 - found[1], flagged[0]), max(1 - found[0], flagged[1])
 
 
 def _ece_ends(

@@ -16,7 +16,7 @@ NO_COUNTS: Mapping[str, int] = {}
 
 
 class FigureFacts(Section):
-    """One figure (ray_app.metrics.arrays): a number with its 95 % interval, or why there is none. `n`: images that it is of."""
+    """One figure (ray_app.metrics.arrays): a number with its 95 % interval, or why there is none of either. `n`: images that it is of."""
 
     value: float | None = None
     interval: tuple[float, ...] = ()
@@ -34,7 +34,7 @@ class FigureFacts(Section):
         """The figure; undefined where it has neither a value nor a reason."""
         if self.value is None:
             return undefined(self.why or "was not computed", self.n)
-        return MetricEstimate(self.value, self.ends, self.method or None, self.n)
+        return MetricEstimate(self.value, self.ends, self.method or None, self.n, None if self.ends else self.why or None)
 
     @model_serializer
     def _row(self) -> dict[str, Any]:
