@@ -99,9 +99,7 @@ class MetricEstimate:
 
     def __post_init__(self) -> None:
         assert self.value is not None or self.why is not None, "a figure has a value or a reason"
-        assert self.value is None or self.why is None or self.interval is None, (
-            f"it has an interval or a reason: {self.interval}, {self.why}"
-        )
+        assert self.value is None or self.why is None or self.interval is None, f"interval or reason: {self.interval}, {self.why}"
         assert self.value is None or math.isfinite(self.value), f"a figure is finite or has a reason, not {self.value}"
 
     def row(self) -> dict[str, Any]:
