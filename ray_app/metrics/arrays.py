@@ -87,8 +87,8 @@ class ScoreHistogram:
 
 @dataclass(frozen=True, slots=True)
 class MetricEstimate:
-    """`interval`: the 95 % interval, by `method`. `n`: images that it is of. `why`: why `value` is None, or why it has no interval; a figure
-    has a value or a reason.
+    """`interval`: the 95 % interval, by `method`. `n`: images that it is of. `why`: why `value` is None, or has no interval; a figure has
+    a value or a reason.
     """
 
     value: float | None
