@@ -13,6 +13,14 @@ from ray_app.cli.options import as_json, configured, licence_option, local_folde
 _OF_SCORING = ("ensemble", "detectors", "include", "exclude", "limit", "perturb")
 
 
+_OF_WHAT = click.option(
+    "--intervals",
+    type=click.Choice(["generators", "images"]),
+    help="Of what intervals and tests speak: further generators and sources, or further images of these only.  [default: generators, where "
+    "labels name three or more]",
+)
+
+
 @click.command()
 @click.argument("at", metavar="RUN|SOURCE…", nargs=-1)
 @click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL or Parquet; or an index.  [default: the layout's, else the run's own]")
@@ -27,6 +35,7 @@ _OF_SCORING = ("ensemble", "detectors", "include", "exclude", "limit", "perturb"
 @click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
+@_OF_WHAT
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of mistakes in the report.  [default: with them]")
 @licence_option
 @overrides
@@ -62,9 +71,18 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
 @click.option(
     "--by", type=click.Choice(["image_id", "sha256"]), help="What is the same in both.  [default: image_id, or sha256 if no id is shared]"
 )
+@_OF_WHAT
 @click.option("--out", metavar="DIR", help="Local folder for comparison.html and comparison.json.")
 @as_json
-def compare(run_a: str, run_b: str, labels: str | None, by: Literal["image_id", "sha256"] | None, out: str | None, as_json: bool) -> int:
+def compare(
+    run_a: str,
+    run_b: str,
+    labels: str | None,
+    by: Literal["image_id", "sha256"] | None,
+    intervals: Literal["generators", "images"] | None,
+    out: str | None,
+    as_json: bool,
+) -> int:
     """Tell what changed from RUN_A to RUN_B: verdicts, scores, drift and, with labels, which of them is better.
 
     Rows are matched image by image. A change is said where it is significant and not negligible; equal runs differ in nothing.
@@ -78,7 +96,7 @@ def compare(run_a: str, run_b: str, labels: str | None, by: Literal["image_id", 
     from ray_app.reports.compare import comparison_lines, render_comparison
 
     folder: Path | None = local_folder(out) if out else None
-    document = compare_runs(run_a, run_b, labels, by=by)
+    document = compare_runs(run_a, run_b, labels, by=by, intervals=intervals or "generators")
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     click.echo(text if as_json else "\n".join(comparison_lines(document)))
     if folder:

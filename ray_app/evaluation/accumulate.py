@@ -23,7 +23,7 @@ from ray_app.archives import Each, ManifestMember, MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
-from ray_app.evaluation.join import Joined, JoinedLabels, Labels, members_of
+from ray_app.evaluation.join import PLACE, Joined, JoinedLabels, Labels, members_of, own_fields
 from ray_app.evaluation.systems import Column, System, Systems
 from ray_app.images import ImageLimits
 from ray_app.reports.evaluation.model import MistakeFacts
@@ -320,9 +320,21 @@ def _sampled(table: pa.Table, truth: JoinedLabels, clean: Mapping[str, Column], 
     rows = table.select(["image_id", *FACTS]).take(pa.array(wanted))
     columns: dict[str, Any] = {name: rows[name] for name in rows.column_names if name not in ("format", "mode")}
     columns |= {name: rows[name].cast(pa.string()) for name in ("format", "mode")}
+    columns["verdict"] = table["verdict"].take(pa.array(wanted)).cast(pa.string())
+    columns |= _whose(table, truth, wanted)
     columns |= {"kind": pa.array([one.kind for one in groups], pa.string()), "size": [(*BANDS, UNKNOWN)[band] for band in _bands(rows)],
                 "generator": pa.array([one.generator for one in groups], pa.string())}  # fmt: skip
     return pa.table(columns | {f"score:{name}": pa.array(scores[wanted], pa.float64(), from_pandas=True) for name, scores in clean.items()})
+
+
+def _whose(table: pa.Table, truth: JoinedLabels, wanted: Counts) -> dict[str, Any]:
+    """Where sources of real images come from: the place of each row's label, or the row's own field."""
+    if "input" not in table.column_names:
+        return {PLACE: pa.array(truth.places[wanted])}
+    fields = own_fields(table)
+    if "source" not in fields.column_names:
+        return {PLACE: pa.array(truth.places[wanted])}
+    return {PLACE: pa.array(truth.places[wanted]), "source": fields["source"].take(pa.array(wanted)).cast(pa.string())}
 
 
 def _bands(table: pa.Table) -> Counts:

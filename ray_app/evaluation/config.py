@@ -27,8 +27,15 @@ class EvaluateConfig(Frozen):
     protocol: str | None = Field(default=None, description="a shipped protocol by name, or a YAML file")
     title: str | None = None
     score: ScoreConfig = Field(default=ScoreConfig(), description="how a source is scored: detectors, ensemble, perturb, cluster, …")
-    bootstrap: int | None = Field(default=None, ge=0, description="replicates of a bootstrap; null = 200 to 1,000, 0 = no such intervals")
-    sample: int = Field(default=MOST, ge=100, le=MOST, description="rows that bootstrap, paired tests and the shortcut check see")
+    intervals: Literal["generators", "images"] = Field(
+        default="generators",
+        description="of what intervals and tests speak: further generators and sources, where labels name three or more, or further images "
+        "of these only",
+    )
+    bootstrap: int | None = Field(
+        default=None, ge=0, description="0 = no intervals but exact ones of independent images; all else = all (nothing is drawn any more)"
+    )
+    sample: int = Field(default=MOST, ge=100, le=MOST, description="rows that intervals, paired tests and the shortcut check see")
     thumbnails: bool = Field(default=True, description="small pictures of mistakes and masks in the report, read from the source again")
     clip: str | None = Field(default=None, description="folder of CLIP weights, for the similarity of prompts")
     seed: int = 0

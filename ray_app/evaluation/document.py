@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.evaluation import accumulate, attribution, join, system_section
+from ray_app.evaluation import accumulate, attribution, interval_sample, join, system_section
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.groups import names_of
 from ray_app.evaluation.localization import localization_of_run
@@ -88,7 +88,9 @@ def document_of(
     protocol, config = found.protocol, found.config
     described = found.run.describe()
     telling("figures")
-    systems = _systems(found)
+    sample = interval_sample.with_sources(found.cells.sample.rows(), found.labels)
+    asked = interval_sample.Intervals(config.intervals, sample, wanted=config.bootstrap != 0, seed=config.seed)
+    systems = _systems(found, asked)
     telling("masks and texts")
     rules = protocol.localization if protocol else None
     localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
@@ -105,10 +107,11 @@ def document_of(
         labels=_labels(found, warnings),
         protocol=protocol.facts() if protocol else None,
         data=data_of(found.cells, seed=config.seed),
+        intervals=asked.facts,
         systems=tuple(systems),
         reference=tuple(reference_of(protocol)),
-        table=table_of(protocol, systems, localization),
-        paired=tuple(system_section.paired_tests(found.cells.sample.rows(), found.systems.all, binary)),
+        table=table_of(protocol, systems, localization, of_images=asked.facts.of_images),
+        paired=tuple(system_section.paired_tests(sample, found.systems.all, binary, config.intervals)),
         localization=localization,
         identification=identification,
         prompts=prompts,
@@ -308,16 +311,12 @@ def _named(
     )
 
 
-def _systems(found: Evaluation) -> list[system_model.SystemFacts]:
-    sample = found.cells.sample.rows()
-    resampling = system_section.Resampling(
-        found.config.bootstrap, sample if found.cells.joined > system_section.MOST else None, found.config.seed
-    )
+def _systems(found: Evaluation, intervals: interval_sample.Intervals) -> list[system_model.SystemFacts]:
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
     members = [one for one in found.systems.all if one.name in found.systems.members]
     by_year = found.protocol is not None and "years" in found.protocol.automatic
     released = releases_of(found.tables(RELEASE_COLUMNS)) if by_year else {}
-    asked = system_section.SystemOptions(resampling, frozenset(figures), members, released.get)
+    asked = system_section.SystemOptions(intervals, frozenset(figures), members, released.get)
     return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
 
 

@@ -30,6 +30,7 @@ _LABEL_COLUMNS = ("label", "generator", "kind", "mask_uri")
 _TEXTS = ("mask_uri", "prompt", "release_date")
 LABEL_FIELDS = ("label", "generator", "kind", *_TEXTS)
 """The columns of joined rows that are of the labels; all others are the run's."""
+PLACE = "label"  # the column of a sample of rows with the place of each one's label in its index
 _ATTEMPTS = 4
 
 
@@ -252,7 +253,7 @@ def own_fields(table: pa.Table) -> pa.Table:
     inputs = table["input"].combine_chunks() if "input" in table.column_names else None
     names = [] if inputs is None else [one.name for one in inputs.type]
     fields = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
-    columns = {name: fields.get(name, name) for name in (*_LABEL_COLUMNS, "prompt", "split", "release_date")}
+    columns = {name: fields.get(name, name) for name in (*_LABEL_COLUMNS, "prompt", "split", "release_date", "source")}
     return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
 
 

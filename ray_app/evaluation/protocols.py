@@ -320,8 +320,12 @@ class _Line(NamedTuple):
         return found if self.year is None else [one for one in found if _year(one) == self.year]
 
 
-def table_of(protocol: Protocol | None, systems: Sequence[SystemFacts], localization: LocalizationFacts | None = None) -> TableFacts:
-    """The document's section `table`: rows × systems and footers.
+def table_of(
+    protocol: Protocol | None, systems: Sequence[SystemFacts], localization: LocalizationFacts | None = None, *, of_images: bool = True
+) -> TableFacts:
+    """The document's section `table`: rows × systems and footers. All its intervals are of further images of the rows' generators.
+
+    `of_images`: so are those of figures as a whole; where they are not, footers have none: they stand in the systems' own tables.
 
     `systems` and `localization` are the sections of those names; the latter only for rows of masks. A row that no generator of the data
     belongs to stands there with undefined cells. `seen` of a row is by its worst: seen if one of its generators was.
@@ -335,7 +339,9 @@ def table_of(protocol: Protocol | None, systems: Sequence[SystemFacts], localiza
         columns=tuple(system.name for system in systems),
         cells={name: facts_of(column) for name, column in cells.items()},
         footers=tuple(
-            FooterFacts(name=one.name, cells={system.name: FigureFacts.of(_footer(one, system, lines, cells)) for system in systems})
+            FooterFacts(
+                name=one.name, cells={system.name: FigureFacts.of(_footer(one, system, lines, cells, of_images)) for system in systems}
+            )
             for one in rules.footers
         ),
     )
@@ -424,7 +430,7 @@ def _masks_of(rules: Protocol, localization: LocalizationFacts | None) -> Mappin
 
 
 def _footer(
-    footer: ProtocolFooter, system: SystemFacts, lines: Sequence[_Line], cells: Mapping[str, Mapping[str, MetricEstimate]]
+    footer: ProtocolFooter, system: SystemFacts, lines: Sequence[_Line], cells: Mapping[str, Mapping[str, MetricEstimate]], of_images: bool
 ) -> MetricEstimate:
     way, _, figure = footer.figure.partition(":")
     if figure:
@@ -437,7 +443,8 @@ def _footer(
         return _reported(way.split(".")[1:], system.report)
     if way in CONVENTIONS:
         return CONVENTIONS[way](system.generators)
-    return _figure({**system.figures, **system.averages}.get(way))
+    found = _figure({**system.figures, **system.averages}.get(way))
+    return found if of_images or found.value is None else MetricEstimate(found.value, n=found.n)
 
 
 def _mean(found: Sequence[MetricEstimate], weights: Sequence[int], n: int) -> MetricEstimate:

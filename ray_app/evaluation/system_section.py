@@ -1,13 +1,13 @@
 """One system's section of the document (`system_of`): its figures as a whole, by kind, generator and stratum, its curves, and paired
 tests.
 
-Intervals of figures that have none of their own come from drawing images or generators anew (`Resampling`).
+Intervals of its figures as a whole are of one meaning (ray_app.evaluation.interval_sample), those of its parts of these parts' images.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -16,70 +16,22 @@ import pyarrow as pa
 
 from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
+from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
 from ray_app.evaluation.systems import System, combined_overlap, training_overlap
-from ray_app.metrics import calibration, detection, intervals, operating_points, significance
+from ray_app.metrics import calibration, clustered_tests, detection, intervals, operating_points, significance
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
 from ray_app.reports.evaluation import model, system_model
 from ray_app.runs.summary import EDGES
 
-MOST = 20_000  # images that are drawn from; of more, so many stand for all
-MOST_OF_VIEW = 5_000  # images of a view above which its figures are left without such intervals: there are many views
-_FEWER = 200  # replicates
-_HIGHEST = {"log_loss": math.inf}  # what is higher than 1 can be
-_TURNED = ("ece",)  # a resample's bins stray from the truth twice, the sample's own way and again: its replicates lie too high
-Figures = dict[str, MetricEstimate]
-ByGroup = Mapping[EvaluationGroup, ScoreHistogram]
-Statistics = Callable[[ScoreHistogram, ScoreHistogram], Mapping[str, float | None]]
+_FAKES = ("whole", "local")
 NO_OTHERS = "there are no images of the other class"
-
-
-class Resampling:
-    """Draws intervals. `replicates`: None = as time allows, 0 = none. `sample`: rows that stand for all where those are too many."""
-
-    def __init__(self, replicates: int | None, sample: pa.Table | None, seed: int = 0) -> None:
-        self._replicates, self._seed = replicates, seed
-        self._sample = None if sample is None else sample.slice(0, MOST)
-        self._places = {} if self._sample is None else _places(self._sample)
-
-    def with_intervals(self, figures: Figures, system: System, by_group: ByGroup) -> Figures:
-        """The figures of these groups, with intervals where there were none and they can be had."""
-        if self._sample is None:
-            return self._filled(figures, system, by_group, self._replicates)
-        scores = np.asarray(self._sample[f"score:{system.name}"].fill_null(np.nan))
-        own = {group: scores[self._places[group]] for group in by_group if group in self._places}
-        sampled = {group: ScoreHistogram.of(some[np.isfinite(some)]) for group, some in own.items()}
-        return self._filled(figures, system, sampled, self._replicates or _FEWER)
-
-    def of_view(self, figures: Figures, system: System, by_kind: ByGroup) -> Figures:
-        """The same of a view, where it is of few images."""
-        few = sum(scores.n for scores in by_kind.values()) <= MOST_OF_VIEW
-        times = _FEWER if self._replicates is None else min(self._replicates, _FEWER)
-        return self._filled(figures, system, by_kind, times) if few else figures
-
-    def _filled(self, figures: Figures, system: System, by_group: ByGroup, replicates: int | None) -> Figures:
-        """Where the groups are but a sample, what they show of the spread is brought to the size of all (m out of n)."""
-        bare = [name for name, one in figures.items() if one.value is not None and one.interval is None]
-        classes = [[scores for group, scores in by_group.items() if (group.kind == "real") is is_real] for is_real in (False, True)]
-        statistics = _statistics(bare, system)
-        if replicates == 0 or not statistics or not all(any(scores.n for scores in some) for some in classes):
-            return figures
-
-        def drawn(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
-            return {name: value for some in statistics for name, value in some(fakes, reals).items() if name in bare}
-
-        found = intervals.bootstrap_intervals(drawn, classes[0], classes[1], replicates=replicates or 0, seed=self._seed)
-        sampled = drawn(*(ScoreHistogram.merged(some) for some in classes))
-        m = sum(scores.n for scores in by_group.values())
-        changed = {name: replace(figures[name], interval=_ends(name, figures[name], one, value, m), method=one.method)
-                   for name, one in found.items() if one and (value := sampled[name]) is not None}  # fmt: skip
-        return figures | changed
 
 
 @dataclass(frozen=True)
 class SystemOptions:
     """What is computed beside the usual. `extras`: figures of a generator that the protocol's table holds; `members`: of the ensemble."""
 
-    resampling: Resampling
+    intervals: Intervals
     extras: frozenset[str] = frozenset()
     members: Sequence[System] = ()
     released: Callable[[str], str | None] = lambda _: None
@@ -89,7 +41,9 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
     """The document's entry of one system."""
     groups = sorted({cell.group for cell, _, _ in cells.rows})
     scores = _scores(system, cells, groups)
-    figures = asked.resampling.with_intervals(scores.figures(scores.fakes, scores.reals), system, scores.by_group)
+    figures = asked.intervals.of(scores.figures(scores.fakes, scores.reals), system, (scores.fakes, scores.reals), _FAKES)
+    kinds = [kind for kind in _FAKES if scores.of(partial(_is_of, kind)).n]
+    by_kind = asked.intervals.alike(kinds)
     labelled: Counter[EvaluationGroup] = Counter()  # rows of each group, with a score or without
     for (cell, _, _), count in cells.rows.items():
         labelled[cell.group] += count
@@ -103,9 +57,10 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
         n_fake=scores.fakes.n,
         unscored=cells.joined - scores.reals.n - scores.fakes.n,
         figures=system_model.facts_of(figures),
-        decided=system_model.facts_of(detection.abstaining(_verdicts(cells))) if system.decides else None,
-        averages=system_model.facts_of(_averages(scores, groups)),
-        kinds={kind: system_model.facts_of(_of_kind(kind, scores, asked, figures)) for kind in ("whole", "local")},
+        decided=system_model.facts_of(_decided(cells, asked)) if system.decides else None,
+        averages=system_model.facts_of(_averages(scores, groups, asked, figures["tpr"])),
+        kinds={kind: system_model.facts_of(_of_kind(kind, scores, asked, figures, by_kind)) for kind in _FAKES},
+        kinds_intervals=by_kind,
         generators=tuple(generators),
         roc=tuple(operating_points.curve_points(scores.fakes, scores.reals)) if curves else (),
         precision_recall=tuple(operating_points.precision_recall_points(scores.fakes, scores.reals)) if curves else (),
@@ -123,14 +78,16 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
     )
 
 
-def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool]) -> list[model.PairedFacts]:
-    """DeLong's test of two AUCs, or McNemar's where one of the two is binary; on images that both score.
+def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool], meaning: Meaning) -> list[model.PairedFacts]:
+    """Tests of two AUCs, or of two shares told right where one of the two is binary; on images that both score.
 
+    By generator and source where labels name them (`clustered_tests`), unless intervals are of further images: then DeLong's, McNemar's.
     `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
     """
     if not len(sample):
         return []
     fakes = np.asarray(sample["kind"]) != "real"
+    names = names_of(sample) if meaning == "generators" else None
     scores = {one.name: np.asarray(sample[f"score:{one.name}"].fill_null(np.nan)) for one in systems}
     tests = []
     for one, other in combinations(systems, 2):
@@ -138,10 +95,11 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
         if not both.any():
             continue
         first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
+        whose = None if names is None else names[both]
         if binary[one.name] or binary[other.name]:
-            test = significance.mcnemar(_right(first, truth, one), _right(second, truth, other))
+            test = clustered_tests.mcnemar_of_shares(_right(first, truth, one), _right(second, truth, other), truth, whose)
         else:
-            test = significance.delong_paired(first, second, truth)
+            test = clustered_tests.delong_of(first, second, truth, whose)
         tests.append((one.name, other.name, test))
     corrected = significance.holm([test.p for _, _, test in tests])
     return [
@@ -197,30 +155,40 @@ def _scores(system: System, cells: accumulate.Cells, groups: Iterable[Evaluation
     return _Scores(system, merged, system.binary or replies)
 
 
-def _of_kind(kind: str, scores: _Scores, asked: SystemOptions, figures: dict[str, MetricEstimate]) -> dict[str, MetricEstimate]:
-    """Figures of whole fakes, or of local edits, against all real images; those of all fakes where there are no others."""
+def _is_of(kind: str, group: EvaluationGroup) -> bool:
+    return group.kind == kind
+
+
+def _of_kind(
+    kind: str, scores: _Scores, asked: SystemOptions, figures: dict[str, MetricEstimate], by_kind: system_model.IntervalFacts
+) -> dict[str, MetricEstimate]:
+    """Figures of whole fakes, or of local edits, against all real images; those of all fakes where there are no others.
+
+    Their intervals are of what `by_kind` says, the same for both.
+    """
     fakes = scores.of(lambda group: group.kind == kind)
     if fakes.n == scores.fakes.n and fakes.n:
         return figures
     if not fakes.n:
         why = f"no {kind} fake was scored" if kind == "whole" else "no local edit was scored"
         return {name: undefined(why, scores.reals.n) for name in scores.figures(fakes, scores.reals)}
-    chosen = {group: one for group, one in scores.by_group.items() if group.kind in ("real", kind)}
-    return asked.resampling.with_intervals(scores.figures(fakes, scores.reals), scores.system, chosen)
+    own = scores.figures(fakes, scores.reals)
+    return asked.intervals.of(own, scores.system, (fakes, scores.reals), (kind,), images=by_kind.fakes == "images")
 
 
-def _averages(scores: _Scores, groups: Iterable[EvaluationGroup]) -> dict[str, MetricEstimate]:
+def _decided(cells: accumulate.Cells, asked: SystemOptions) -> dict[str, MetricEstimate]:
+    counts = _verdicts(cells)
+    return asked.intervals.of_verdicts(detection.abstaining(counts), counts)
+
+
+def _averages(scores: _Scores, groups: Iterable[EvaluationGroup], asked: SystemOptions, tpr: MetricEstimate) -> dict[str, MetricEstimate]:
     rates: dict[str, tuple[int, int]] = {}
     for group in groups:
         if group.kind != "real":
             hits, n = scores.right(group)
             before = rates.get(group.generator, (0, 0))
             rates[group.generator] = (before[0] + hits, before[1] + n)
-    found = operating_points.averages(rates)
-    there = [rate for rate in rates.values() if rate[1]]
-    if found["tpr_mean"].value is not None and (interval := intervals.rates_interval(there)) is not None:
-        found["tpr_mean"] = replace(found["tpr_mean"], interval=(interval.low, interval.high), method=interval.method)
-    return found
+    return asked.intervals.of_averages(operating_points.averages(rates), list(rates.values()), tpr)
 
 
 def _generator(group: EvaluationGroup, scores: _Scores, labelled: int, asked: SystemOptions) -> system_model.GeneratorFacts:
@@ -311,57 +279,13 @@ def _views(scores: _Scores, cells: accumulate.Cells, asked: SystemOptions) -> li
     """Figures of perturbed pixels, in the order of the run's views."""
     views = []
     for view in dict.fromkeys(view for view, _, _ in cells.views):
-        mine = {EvaluationGroup(kind, ""): tally.histogram() for (name, system, kind), tally in cells.views.items()
+        mine = {kind: tally.histogram() for (name, system, kind), tally in cells.views.items()
                 if (name, system) == (view, scores.system.name)}  # fmt: skip
-        fakes = ScoreHistogram.merged(one for group, one in mine.items() if group.kind != "real")
-        reals = ScoreHistogram.merged(one for group, one in mine.items() if group.kind == "real")
-        figures = asked.resampling.of_view(scores.figures(fakes, reals), scores.system, mine)
+        fakes = ScoreHistogram.merged(one for kind, one in mine.items() if kind != "real")
+        reals = ScoreHistogram.merged(one for kind, one in mine.items() if kind == "real")
+        figures = asked.intervals.of_view(scores.figures(fakes, reals), scores.system, (fakes, reals))
         views.append(system_model.ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=system_model.facts_of(figures)))
     return views
-
-
-def _ends(name: str, figure: MetricEstimate, interval: intervals.Interval, sampled: float, m: int) -> tuple[float, float]:
-    """Those of a figure of n images, from an interval of m of them, on which it is `sampled`.
-
-    How far they lie off is brought to n images by √(m / n) where images were drawn; generators that were drawn are all of them. Figures
-    of `_TURNED` have the basic interval (Davison and Hinkley 1997, §5.2), which takes a bias off rather than adding it again.
-    """
-    assert figure.value is not None
-    scale = math.sqrt(m / figure.n) if interval.method == "bootstrap" and m < figure.n else 1.0
-    low, high = ((end - sampled) * scale for end in interval[:2])
-    if name in _TURNED:
-        low, high = min(0.0, -high), max(0.0, -low)
-    return max(0.0, figure.value + low), min(_HIGHEST.get(name, 1.0), figure.value + high)
-
-
-def _places(sample: pa.Table) -> dict[EvaluationGroup, npt.NDArray[np.int64]]:
-    """The rows of every group."""
-    rows: dict[EvaluationGroup, list[int]] = {}
-    for row, group in enumerate(zip(sample["kind"].to_pylist(), sample["generator"].to_pylist(), strict=True)):
-        rows.setdefault(EvaluationGroup(*group), []).append(row)
-    return {group: np.array(some) for group, some in rows.items()}
-
-
-def _statistics(bare: Sequence[str], system: System) -> list[Statistics]:
-    """The functions that give the figures which lack an interval, and as few others as may be."""
-    every: list[tuple[tuple[str, ...], Statistics]] = [
-        (("balanced_accuracy", "f1", "precision"), lambda fakes, reals: _at(system, fakes, reals)),
-        (("average_precision",), lambda fakes, reals: {"average_precision": operating_points.average_precision(fakes, reals)}),
-        (("eer",), lambda fakes, reals: {"eer": operating_points.equal_error_rate(fakes, reals).value}),
-        (("tpr_at_fpr_1",), lambda fakes, reals: {"tpr_at_fpr_1": operating_points.tpr_at_fpr(fakes, reals, 100).value}),
-        (("tpr_at_fpr_01",), lambda fakes, reals: {"tpr_at_fpr_01": operating_points.tpr_at_fpr(fakes, reals, 1000).value}),
-        (("log_loss",), lambda fakes, reals: {"log_loss": calibration.log_loss(fakes, reals, system.calibration).value}),
-        (("brier",), lambda fakes, reals: {"brier": calibration.brier_score(fakes, reals, system.calibration).value}),
-        (("ece",), lambda fakes, reals: {"ece": calibration.debiased_ece(fakes, reals, system.calibration).value}),
-    ]
-    return [statistic for names, statistic in every if set(names) & set(bare)]
-
-
-def _at(system: System, fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, float | None]:
-    return {
-        name: one.value
-        for name, one in operating_points.rates_at(operating_points.Confusion.at(fakes, reals, system.threshold, system.strict)).items()
-    }
 
 
 def _worst(generators: Sequence[system_model.GeneratorFacts]) -> system_model.WorstGenerator | None:

@@ -87,7 +87,9 @@ class ScoreHistogram:
 
 @dataclass(frozen=True, slots=True)
 class MetricEstimate:
-    """`interval`: the 95 % interval, by `method`. `n`: images that it is of. `why`: why `value` is None; a figure has one or the other."""
+    """`interval`: the 95 % interval, by `method`. `n`: images that it is of. `why`: why `value` is None, or has no interval; a figure has
+    a value or a reason.
+    """
 
     value: float | None
     interval: tuple[float, float] | None = None
@@ -96,7 +98,8 @@ class MetricEstimate:
     why: str | None = None
 
     def __post_init__(self) -> None:
-        assert (self.value is None) != (self.why is None), f"a figure has a value or a reason: {self.value}, {self.why}"
+        assert self.value is not None or self.why is not None, "a figure has a value or a reason"
+        assert self.value is None or self.why is None or self.interval is None, f"interval or reason: {self.interval}, {self.why}"
         assert self.value is None or math.isfinite(self.value), f"a figure is finite or has a reason, not {self.value}"
 
     def row(self) -> dict[str, Any]:

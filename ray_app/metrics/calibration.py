@@ -4,6 +4,7 @@ Brier score, reliability, ECE.
 The probability of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ray_app.detectors.card import Calibration, Platt
 from ray_app.ensembles import calibrate
-from ray_app.metrics import intervals, operating_points
+from ray_app.metrics import clusters, intervals, operating_points
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, checked, undefined
 
 FEWEST_FOR_ECE = 100
@@ -93,6 +94,44 @@ def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Cali
     gap = np.abs(expected / in_bin - share)
     redrawn = _mean_of_folded(gap, np.sqrt(share * (1 - share) / in_bin))
     return MetricEstimate(max(0.0, float(in_bin @ (2 * gap - redrawn)) / n), n=n)
+
+
+def losses(scores: Floats, is_fake: bool, calibration: Calibration | None = None) -> Floats:
+    """The cross-entropy of each score (n,) of one class, in nats."""
+    odds = _log_odds(scores, calibration)
+    found: Floats = np.logaddexp(0, -odds if is_fake else odds)
+    return found
+
+
+def squares(scores: Floats, is_fake: bool, calibration: Calibration | None = None) -> Floats:
+    """The square of what chance and truth are apart, of each score (n,) of one class."""
+    found: Floats = (_chances(scores, calibration) - is_fake) ** 2
+    return found
+
+
+def bin_gaps(
+    classes: Sequence[tuple[clusters.ClassSample, bool, float]], calibration: Calibration | None = None, bins: int = 15
+) -> tuple[Floats, Floats]:
+    """Of each bin how far chances lie above truths, in shares of all images (bins,), and the covariance of that (bins, bins).
+
+    `classes`: scores, whether they are fakes, and the class's share. Of clusters the covariance is widened by Student's t of theirs; the
+    variance of a bin is no less than of a share with one more fake and one more real.
+    """
+    gap, spread = np.zeros(bins), np.zeros((bins, bins))
+    n_fake, n, images = np.zeros(bins), np.zeros(bins), 0
+    for sample, is_fake, share in classes:
+        probabilities = _chances(sample.scores, calibration)
+        bin_of = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+        apart = np.zeros((len(probabilities), bins))
+        apart[np.arange(len(probabilities)), bin_of] = probabilities - is_fake
+        gap += share * apart.mean(axis=0)
+        spread += share**2 * clusters.covariance_of(apart - apart.mean(axis=0), sample)
+        counts = np.bincount(bin_of, minlength=bins)
+        n, n_fake, images = n + counts, n_fake + counts * is_fake, images + max(sample.n, len(probabilities))
+    smoothed = (n_fake + 1) / (n + 2)
+    least = n / max(n.sum(), 1) * smoothed * (1 - smoothed) / max(images, 1)
+    spread[np.diag_indices(bins)] = np.maximum(np.diag(spread), least)
+    return gap, spread
 
 
 def reliability(

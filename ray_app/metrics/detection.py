@@ -63,7 +63,8 @@ def detection_of(
     Fake is what scores above `threshold`, or, unless `strict`, at it. `continuous`: False for a detector that only says yes or no, whose
     scores rank nothing and, without a calibration, are no chances. `calibration` makes chances of scores, for log-loss, Brier score and
     ECE; it does not move the threshold.
-    Rates have Clopper–Pearson intervals, the AUC DeLong's; the others need a bootstrap (ray_app.metrics.intervals) and have none here.
+    Rates have Clopper–Pearson intervals, the AUC DeLong's; the others have theirs from
+    ray_app.metrics.detection_intervals, which gives all of them one meaning.
     A figure that is not defined has its reason. Raises ValueError for a threshold that is not finite.
     """
     if not math.isfinite(threshold):

@@ -122,6 +122,15 @@ def equal_error_rate(fakes: ScoreHistogram, reals: ScoreHistogram) -> MetricEsti
     return MetricEstimate(alarms + way * (next_alarms - alarms), n=n)
 
 
+def equal_error_threshold(fakes: ScoreHistogram, reals: ScoreHistogram) -> float:
+    """The highest score at which, where all that score so high are flagged, FPR is no lower than FNR.
+
+    There must be fakes and reals.
+    """
+    beyond = _surplus_ends(fakes, reals)
+    return max(float(one.values[end - 1]) for one, end in zip((fakes, reals), beyond, strict=True) if end)
+
+
 def averages(rates: Mapping[str, tuple[int, int]]) -> dict[str, MetricEstimate]:
     """Over generators, each with the fakes found and the fakes there are: `tpr_mean` counts every generator alike, `tpr_weighted` images.
 

@@ -16,12 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, ScoreHistogram, checked, undefined
 from ray_app.metrics.intervals import Z95
 
+PairedTest = Literal["delong", "mcnemar", "clustered delong", "clustered mcnemar"]
+
 
 @dataclass(frozen=True, slots=True)
 class Paired:
     """`difference`: b's figure less a's, with its interval. `p`: two-sided; None with `why` where the test is not defined."""
 
-    test: Literal["delong", "mcnemar"]
+    test: PairedTest
     n: int
     difference: MetricEstimate
     p: float | None
@@ -42,7 +44,7 @@ def delong_paired(scores_a: ArrayLike, scores_b: ArrayLike, fakes: ArrayLike) ->
     n, m = len(fake), int(fake.sum())
     if min(m, n - m) < 2:
         return Paired("delong", n, undefined("two fakes and two real images are the least that it takes", n), None, "too few images")
-    (auc_a, found_a, passed_a), (auc_b, found_b, passed_b) = _placements(first, fake), _placements(second, fake)
+    (auc_a, found_a, passed_a), (auc_b, found_b, passed_b) = placements(first, fake), placements(second, fake)
     difference = auc_b - auc_a
     variance = _variance_of_mean(found_b - found_a) + _variance_of_mean(passed_b - passed_a)
     if variance <= 0:
@@ -100,8 +102,8 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _placements(scores: Floats, fake: NDArray[np.bool_]) -> tuple[float, Floats, Floats]:
-    """The AUC; of each fake the share of reals under it; of each real the share of fakes above it; a tie is half."""
+def placements(scores: Floats, fake: NDArray[np.bool_]) -> tuple[float, Floats, Floats]:
+    """The AUC of scores (n,); of each fake the share of reals under it; of each real the share of fakes above it; a tie is half."""
     from scipy.stats import rankdata
 
     m, n = int(fake.sum()), int((~fake).sum())

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ray_app.reports import format as wording
 from ray_app.reports import svg, text
+from ray_app.reports.evaluation.system_model import IntervalFacts
 from ray_app.reports.html import render
 
 _MOST_GENERATORS = 60
@@ -40,6 +41,7 @@ def render_comparison(document: Mapping[str, Any]) -> str:
         statuses=document["statuses"]["pairs"][:_MOST_STATUSES],
         verdicts=VERDICTS,
         better=_better(document["labelled"]),
+        spoken=_spoken(document["labelled"]),
         generators=_generators(document["labelled"]),
         measured=measured,
         ends=ends,
@@ -69,6 +71,8 @@ def comparison_lines(document: Mapping[str, Any]) -> list[str]:
     else:
         cells = [[row.name, *row.cells[2:]] for row in (_drift(document, system) for system in document["systems"])]
         lines += text.table(["scores", "median A", "median B", "KS", "p", "PSI", "p"], cells, _LINES, right={1, 2, 3, 4, 5, 6})
+    if spoken := _spoken(document["labelled"]):
+        lines.append(f"by labels: {spoken}")
     for row in _better(document["labelled"]):
         name = wording.shortened(row.name, _LONGEST_NAME)
         lines.append(f"{name}: {row.what} {row.a} in A, {row.b} in B ({row.difference}{' points' if row.what != 'AUC' else ''}, p {row.p})")
@@ -188,6 +192,11 @@ class _Better(NamedTuple):
     difference: str
     ends: Sequence[str]
     p: str
+
+
+def _spoken(labelled: Mapping[str, Any] | None) -> str:
+    """What the intervals and tests of figures by labels are of; empty in a document that does not say."""
+    return IntervalFacts.model_validate((labelled or {}).get("intervals") or {}).words
 
 
 def _better(labelled: Mapping[str, Any] | None) -> list[_Better]:

@@ -78,7 +78,9 @@ class LeaderboardEntry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """One list. `ranked`: by the lower end of the AUC; `others`: without an AUC, by that of balanced accuracy. `warnings`: of the data."""
+    """One list. `ranked`: by the lower end of the AUC; `others`: without an AUC, by that of balanced accuracy. `warnings`: of the data;
+    `intervals`: what they are of.
+    """
 
     title: str
     rules: str
@@ -88,6 +90,7 @@ class Leaderboard:
     ranked: tuple[LeaderboardEntry, ...]
     others: tuple[LeaderboardEntry, ...]
     warnings: tuple[str, ...]
+    intervals: str = ""
 
 
 def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Leaderboard]:
@@ -115,6 +118,7 @@ def leaderboard_lines(evaluations: Sequence[tuple[str, Mapping[str, Any]]], widt
     for board in boards_of(evaluations):
         counts = f"{board.n_real:,} real, {board.n_fake:,} fake of {wording.counted(board.generators, 'generator')}"
         lines += ["", *text.paragraph(wording.visible(f"{board.title}: {counts}, {board.rules}"), width)]
+        lines += text.paragraph(board.intervals, width) if board.intervals else []
         heads = ["", "system", "AUC", "balanced", "at 1 % FPR", "worst generator"]
         rows = [[str(place), *_cells(entry)] for place, entry in enumerate(board.ranked, 1)]
         rows += [[wording.NONE, *_cells(entry)] for entry in board.others]
@@ -133,11 +137,14 @@ def _cells(entry: LeaderboardEntry) -> list[str]:
 
 
 def _same(facts: EvaluationDocument) -> str:
-    """What evaluations share that may stand in one list: the data, by its digest or else by its labels and counts; and the rules."""
+    """What evaluations share that may stand in one list: the data, by its digest or else by its labels and counts; the rules; and what
+    intervals are of.
+    """
     first = facts.systems[0].generators if facts.systems else ()
     counted = sorted((one.label, one.name, one.kind, one.n + one.unscored) for one in first)
     data = [facts.data.digest] if facts.data.digest else [facts.labels.name, facts.data.n, counted]
-    return json.dumps([data, facts.protocol.name if facts.protocol else None])
+    spoken = [facts.intervals.fakes, facts.intervals.reals] if facts.intervals.words else None
+    return json.dumps([data, facts.protocol.name if facts.protocol else None, spoken])
 
 
 def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
@@ -155,6 +162,7 @@ def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
         ranked=tuple(ranked),
         others=tuple(others),
         warnings=tuple(dict.fromkeys(_warnings(group, entries))),
+        intervals=first.intervals.words,
     )
 
 

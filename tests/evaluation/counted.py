@@ -4,7 +4,8 @@ import numpy as np
 
 from ray_app.evaluation.accumulate import Cells, FileCell
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
-from ray_app.evaluation.system_section import Resampling, SystemOptions, system_of
+from ray_app.evaluation.interval_sample import Intervals
+from ray_app.evaluation.system_section import SystemOptions, system_of
 from ray_app.evaluation.systems import System
 
 HARD = {"fake": (2.0, -2.0), "real": (-2.0, 2.0)}  # scores of those told right, and of the others
@@ -26,5 +27,5 @@ def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=No
             cells.rows[cell, "corrupt_image", None] += missing
         cells.joined = cells.rows.total()
     system = System(name, "detector", name, 0.0, strict, card=card)
-    asked = SystemOptions(Resampling(0, None), extras=frozenset(extras), released=lambda generator: (released or {}).get(generator))
+    asked = SystemOptions(Intervals("images", None), extras=frozenset(extras), released=lambda generator: (released or {}).get(generator))
     return system_of(system, cells, asked)

@@ -172,7 +172,7 @@ def test_three_files_are_written(case):
     assert len(found) == len(lines)
     line = found["a", "jpeg-50", "all", "auc"]
     assert float(line["value"]) == by_name(document, "a")["views"][0]["figures"]["auc"]["value"]
-    assert found["ensemble", "", "decided", "coverage"]["method"] == "clopper-pearson"
+    assert found["ensemble", "", "decided", "coverage"]["method"] == "cluster jackknife"
 
 
 def test_one_class_alone(tmp_path):
@@ -288,3 +288,19 @@ def test_a_source_without_labels_is_not_scored(tmp_path):
         evaluate(EvaluateConfig(at=(str(tmp_path / "photos"),), out=str(tmp_path / "out")))
     assert "--layout" in caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+def test_sources_of_labels_are_what_is_drawn_anew(tmp_path):
+    columns, truths, _ = random_rows(400)
+    made_run(tmp_path / "run", columns)
+    truths = [truth | {"source": f"camera-{row % 6}" if truth["label"] == "real" else None} for row, truth in enumerate(truths)]
+    labels = str(labelled(tmp_path, columns, truths))
+    document = evaluated(tmp_path, labels=labels, bootstrap=None)
+    assert document["intervals"] == {"fakes": "generators", "reals": "sources", "generators": 3, "sources": 6}
+    figures = by_name(document, "a")["figures"]
+    assert (figures["tnr"]["method"], figures["auc"]["method"]) == ("cluster jackknife", "cluster jackknife")
+    same = evaluated(tmp_path, labels=labels, bootstrap=None, intervals="images")
+    assert same["intervals"]["fakes"] == "images"
+    assert by_name(same, "a")["figures"]["tnr"]["method"] == "clopper-pearson"
+    values = [{name: one["value"] for name, one in by_name(each, "a")["figures"].items()} for each in (document, same)]
+    assert values[0] == values[1]

@@ -1,91 +1,154 @@
+"""Intervals of a document's figures: of what they are, and that they are of the images that they say."""
+
 import math
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.evaluation import system_section
-from ray_app.evaluation.groups import EvaluationGroup
-from ray_app.evaluation.system_section import Resampling
+from ray_app.evaluation import interval_sample
+from ray_app.evaluation.interval_sample import Intervals
 from ray_app.evaluation.systems import System
+from ray_app.metrics import detection
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.detection import detection_of
 
 SYSTEM = System("one", "detector", "One", 0.0, True)
-REAL, FAKE = EvaluationGroup("real", "real"), EvaluationGroup("whole", "flux")
 
 
-def drawn(n, seed=0):
+def drawn(n, seed=0, makers=1, apart=0.0, sources=1):
+    """By (kind, generator) the scores: n fakes of some makers, and n reals."""
     rng = np.random.default_rng(seed)
-    return {REAL: rng.normal(-1, 1.5, n), FAKE: rng.normal(1, 1.5, n)}
+    fakes = {("whole", f"maker-{one}"): rng.normal(1 + rng.normal(0, apart), 1.5, n // makers) for one in range(makers)}
+    return fakes | {("real", f"real:{one}" if sources > 1 else "real"): rng.normal(-1, 1.5, n // sources) for one in range(sources)}
+
+
+def by_class(scores):
+    return tuple(ScoreHistogram.merged(ScoreHistogram.of(one) for (kind, _), one in scores.items() if (kind != "real") is fake)
+                 for fake in (True, False))  # fmt: skip
 
 
 def figures_of(scores):
-    fakes = ScoreHistogram.merged(ScoreHistogram.of(one) for group, one in scores.items() if group.kind != "real")
-    return detection_of(fakes, ScoreHistogram.of(scores[REAL]))
+    return detection_of(*by_class(scores))
 
 
-def by_group(scores):
-    return {group: ScoreHistogram.of(one) for group, one in scores.items()}
-
-
-def sample_of(scores, count):
+def sample_of(scores, count=None, **columns):
     rng = np.random.default_rng(1)
-    rows = [(group.kind, group.generator, score) for group, some in scores.items() for score in rng.choice(some, count // 2, replace=False)]
-    kinds, makers, values = zip(*[rows[place] for place in rng.permutation(len(rows))], strict=True)
-    return pa.table({"kind": list(kinds), "generator": list(makers), "score:one": list(values)})
+    rows = [(kind, maker, score) for (kind, maker), some in scores.items() for score in some]
+    rows = [rows[place] for place in rng.permutation(len(rows))[:count]]
+    kinds, makers, values = zip(*rows, strict=True)
+    return pa.table({"kind": list(kinds), "generator": list(makers), "score:one": list(values), **columns})
+
+
+def given(intervals, scores, kinds=("whole", "local"), **how):
+    return intervals.of(figures_of(scores), SYSTEM, by_class(scores), kinds, **how)
 
 
 def test_a_sample_tells_the_spread_of_all():
     scores = drawn(100_000)
     figures = figures_of(scores)
-    found = Resampling(None, sample_of(scores, 8_000)).with_intervals(figures, SYSTEM, by_group(scores))
-    low, high = found["balanced_accuracy"].interval
-    tpr, tnr = figures["tpr"].value, figures["tnr"].value
-    wanted = 2 * 1.96 * math.sqrt(tpr * (1 - tpr) / 100_000 + tnr * (1 - tnr) / 100_000) / 2
-    assert high - low == pytest.approx(wanted, rel=0.25)
-    assert low < figures["balanced_accuracy"].value < high
-    assert found["balanced_accuracy"].method == "bootstrap"
+    found = given(Intervals("images", sample_of(scores, 8_000)), scores)
     assert found["auc"] == figures["auc"]
+    assert found["tpr"] == figures["tpr"]
+    for name in ("brier", "eer", "average_precision"):
+        few = given(Intervals("images", sample_of(drawn(8_000))), drawn(8_000))[name].interval
+        low, high = found[name].interval
+        assert low < figures[name].value < high
+        assert (high - low) / (few[1] - few[0]) == pytest.approx(math.sqrt(8 / 100), rel=0.35), name
 
 
-def test_few_images_are_drawn_as_they_are():
+def test_named_generators_are_what_is_drawn_anew():
+    scores = drawn(600, makers=12, apart=1.0)
+    intervals = Intervals("generators", sample_of(scores))
+    found, images = given(intervals, scores), given(Intervals("images", sample_of(scores)), scores)
+    assert intervals.facts.words == "95 % intervals: further generators like these 12 and further real images of the same source."
+    assert Intervals("images", sample_of(scores)).facts.of_images
+    wider = {name: np.ptp(found[name].interval) / np.ptp(images[name].interval) for name in ("tpr", "auc", "balanced_accuracy", "log_loss")}
+    assert min(wider.values()) > 1.5, wider
+    assert {found[name].method for name in ("tpr", "auc", "average_precision")} == {"cluster jackknife"}
+    assert found["tnr"] == figures_of(scores)["tnr"], "real images of no named source are independent"
+    assert {name: one.value for name, one in found.items()} == {name: one.value for name, one in figures_of(scores).items()}
+
+
+def test_two_generators_say_nothing_of_further_ones():
+    scores = drawn(600, makers=2, apart=1.0)
+    intervals = Intervals("generators", sample_of(scores))
+    assert given(intervals, scores) == given(Intervals("images", sample_of(scores)), scores)
+    assert intervals.facts.words.endswith("Fewer than three generators say nothing of further ones.")
+
+
+def test_sources_of_real_images_are_the_labels_own_where_they_have_any():
+    scores = drawn(600)
+    sample = sample_of(scores)
+    bare = Intervals("generators", sample)
+    named = Intervals("generators", sample.append_column("source", pa.array([f"camera-{one % 7}" for one in range(len(sample))])))
+    assert (bare.facts.sources, bare.facts.reals) == (1, "images")
+    assert (named.facts.sources, named.facts.reals, named.facts.fakes) == (7, "sources", "images")
+    assert given(named, scores)["tnr"].method == "cluster jackknife"
+    assert named.facts.words.startswith(
+        "95 % intervals: further fakes of the same generators and further sources of real images like these 7."
+    )
+
+
+def test_few_images_have_an_interval_of_every_figure():
     scores = drawn(300)
-    figures = figures_of(scores)
-    first = Resampling(60, None).with_intervals(figures, SYSTEM, by_group(scores))
-    assert first == Resampling(60, None).with_intervals(figures, SYSTEM, by_group(scores))
-    assert all(one.interval for name, one in first.items() if one.value is not None), first
-    assert first["log_loss"].interval[0] < first["log_loss"].value < first["log_loss"].interval[1]
-
-
-def test_many_generators_are_drawn_whole():
-    rng = np.random.default_rng(3)
-    scores = {REAL: rng.normal(-1, 1, 200)} | {EvaluationGroup("whole", str(one)): rng.normal(rng.normal(1, 1), 1, 50) for one in range(12)}
-    found = Resampling(60, None).with_intervals(figures_of(scores), SYSTEM, by_group(scores))
-    assert found["f1"].method == "cluster bootstrap"
+    found = given(Intervals("images", sample_of(scores)), scores)
+    assert found == given(Intervals("images", sample_of(scores)), scores)
+    assert all(one.interval for name, one in found.items() if one.value is not None), found
+    assert found["log_loss"].interval[0] < found["log_loss"].value < found["log_loss"].interval[1]
 
 
 def test_none_where_none_are_wanted_or_can_be_had(monkeypatch):
     scores = drawn(300)
     figures = figures_of(scores)
-    assert Resampling(0, None).with_intervals(figures, SYSTEM, by_group(scores)) == figures
-    assert Resampling(0, None).of_view(figures, SYSTEM, by_group(scores)) == figures
-    one_class = {REAL: scores[REAL], FAKE: scores[FAKE][:0]}
-    alone = figures_of(one_class)
-    assert Resampling(50, None).with_intervals(alone, SYSTEM, by_group(one_class)) == alone
-    assert Resampling(50, None).of_view(figures, SYSTEM, by_group(scores))["f1"].interval is not None
-    monkeypatch.setattr(system_section, "MOST_OF_VIEW", 100)
-    assert Resampling(50, None).of_view(figures, SYSTEM, by_group(scores)) == figures
+    unwanted = Intervals("generators", sample_of(scores), wanted=False)
+    assert given(unwanted, scores) == figures
+    assert unwanted.facts.of_images
+    assert unwanted.of_view(figures, SYSTEM, by_class(scores)) == figures
+    wanted = Intervals("images", sample_of(scores))
+    assert wanted.of_view(figures, SYSTEM, by_class(scores))["f1"].interval is not None
+    monkeypatch.setattr(interval_sample, "MOST_OF_VIEW", 100)
+    assert wanted.of_view(figures, SYSTEM, by_class(scores)) == figures
+
+
+def test_one_class_alone_is_of_its_generators():
+    scores = {key: some for key, some in drawn(300, makers=10, apart=1.0).items() if key[0] != "real"}
+    found = given(Intervals("generators", sample_of(scores)), scores)
+    assert found["tpr"].method == found["accuracy"].method == "cluster jackknife"
+    assert found["auc"].value is None
+
+
+def test_whole_fakes_and_local_edits_have_intervals_of_one_meaning():
+    scores = drawn(300, makers=6, apart=1.0) | {("local", f"editor-{one}"): drawn(20, seed=one)["whole", "maker-0"] for one in range(2)}
+    intervals = Intervals("generators", sample_of(scores))
+    assert intervals.alike(["whole"]).fakes == "generators"
+    assert intervals.alike(["whole", "local"]).of_images
+    assert given(intervals, scores, ("whole",), images=True)["auc"].method == "delong"
 
 
 def test_the_calibration_error_of_right_chances_may_be_none():
-    """Replicates of it lie too high: their own percentiles would shut out the truth, 0, in every one of these."""
-    rng, held = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     for _ in range(10):
-        scores = rng.normal(0, 2, 1_000)
-        is_fake = rng.random(1_000) < 1 / (1 + np.exp(-scores))
-        drawn_ones = {REAL: scores[~is_fake], FAKE: scores[is_fake]}
-        figure = Resampling(60, None).with_intervals(figures_of(drawn_ones), SYSTEM, by_group(drawn_ones))["ece"]
-        assert figure.interval[0] <= figure.value <= figure.interval[1]
-        held.append(figure.interval[0] == 0)
-    assert sum(held) >= 7
+        values = rng.normal(0, 2, 1_000)
+        is_fake = rng.random(1_000) < 1 / (1 + np.exp(-values))
+        scores = {("real", "real"): values[~is_fake], ("whole", "flux"): values[is_fake]}
+        figure = given(Intervals("images", sample_of(scores)), scores)["ece"]
+        assert figure.interval[0] == 0 <= figure.value <= figure.interval[1]
+
+
+def test_shares_of_verdicts_are_of_further_generators():
+    scores = drawn(600, makers=12, apart=1.5)
+    sample = sample_of(scores)
+    verdicts = ["fake" if one > 0.5 else "real" if one < -0.5 else "abstain" for one in sample["score:one"].to_pylist()]
+    truth = ["real" if kind == "real" else "fake" for kind in sample["kind"].to_pylist()]
+    counts = {f"{label}_{said}": sum(pair == (label, said) for pair in zip(truth, verdicts, strict=True))
+              for label in ("fake", "real") for said in ("fake", "real", "abstain")}  # fmt: skip
+    tally = detection.VerdictCounts(**counts)
+    figures = detection.abstaining(tally)
+    found = Intervals("generators", sample.append_column("verdict", pa.array(verdicts))).of_verdicts(figures, tally)
+    for name in ("coverage", "accuracy_of_decided", "tpr_of_decided", "accuracy_strict", "tpr_strict", "balanced_accuracy_strict"):
+        low, high = found[name].interval
+        assert low < figures[name].value < high
+        assert found[name].method == "cluster jackknife", name
+    assert found["tnr_strict"] == figures["tnr_strict"]
+    assert np.ptp(found["tpr_strict"].interval) > 2 * np.ptp(figures["tpr_strict"].interval)

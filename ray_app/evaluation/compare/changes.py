@@ -1,5 +1,4 @@
-"""Changes from run A to run B: verdicts (`flips_of`), statuses, scores (`shift_of`, `distribution_of`), and accuracy by labels
-(`labelled_changes`).
+"""Changes from run A to run B: verdicts (`flips_of`), statuses, scores (`shift_of`, `distribution_of`).
 
 Differences are B less A, in log-odds.
 
@@ -10,7 +9,7 @@ of either run.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -20,9 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.errors import ConfigError, Status
-from ray_app.evaluation.join import Labels
 from ray_app.evaluation.systems import ENSEMBLE
-from ray_app.metrics import arrays, detection, intervals, significance
+from ray_app.metrics import arrays, intervals, significance
 from ray_app.runs import RunDirectory, reader, summary
 
 By = Literal["image_id", "sha256"]
@@ -174,25 +172,11 @@ def _first_words(digests: pa.ChunkedArray) -> Places:
 VERDICTS = ("fake", "abstain", "real")
 STATUSES = tuple(status.value for status in Status)
 EXAMPLES = 12
-_FAKE = VERDICTS.index("fake")
+FAKE = VERDICTS.index("fake")
 Scores = npt.NDArray[np.float64]
-AUC_SAMPLE = 200_000  # images that the AUCs are of, at most: those with the smallest keys. The error of an AUC is then below 0.001
 Numbers = npt.NDArray[Any]
-Groups = npt.NDArray[np.int32]
 MOVED = 0.1  # log-odds; less is what another batch size, precision or graphics card may do
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
-class ImageGroups(NamedTuple):
-    """Of each image (m,) the place of its group among `groups` (label, generator), -1 = not labelled."""
-
-    name: str
-    codes: Groups
-    groups: Sequence[tuple[str, str]]
-
-    def at(self, places: Places) -> "ImageGroups":
-        """That of the rows at some places."""
-        return self._replace(codes=self.codes[places])
 
 
 def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
@@ -201,7 +185,7 @@ def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
     n = int(there.sum())
     table = _table(a[there], b[there], len(VERDICTS))
     flipped = n - int(np.trace(table))
-    only_a, only_b = int(table[_FAKE].sum() - table[_FAKE, _FAKE]), int(table[:, _FAKE].sum() - table[_FAKE, _FAKE])
+    only_a, only_b = int(table[FAKE].sum() - table[FAKE, FAKE]), int(table[:, FAKE].sum() - table[FAKE, FAKE])
     tested = significance.mcnemar_of(only_a, only_b, n)
     why = "no image has a verdict in both runs"
     return {
@@ -209,9 +193,9 @@ def flips_of(a: Codes, b: Codes) -> dict[str, Any]:
         "matrix": {word: dict(zip(VERDICTS, row, strict=True)) for word, row in zip(VERDICTS, table.tolist(), strict=True)},
         "flips": flipped,
         "flipped": intervals.proportion(flipped, n, why).row(),
-        "flagged_both": intervals.proportion(int(table[_FAKE, _FAKE]), n, why).row(),
-        "flagged_a": intervals.proportion(int(table[_FAKE].sum()), n, why).row(),
-        "flagged_b": intervals.proportion(int(table[:, _FAKE].sum()), n, why).row(),
+        "flagged_both": intervals.proportion(int(table[FAKE, FAKE]), n, why).row(),
+        "flagged_a": intervals.proportion(int(table[FAKE].sum()), n, why).row(),
+        "flagged_b": intervals.proportion(int(table[:, FAKE].sum()), n, why).row(),
         **tested.row(),
     }
 
@@ -234,7 +218,7 @@ def flagged_of(a: Codes, b: Codes) -> dict[str, Any]:
     The interval is Agresti and Caffo's (2000); p is of the pooled z test, or Fisher's where fewer than five flags are to be expected.
     """
     n, m = int((a >= 0).sum()), int((b >= 0).sum())
-    x, y = int((a == _FAKE).sum()), int((b == _FAKE).sum())
+    x, y = int((a == FAKE).sum()), int((b == FAKE).sum())
     why = "the run has no verdict"
     shares = {"a": intervals.proportion(x, n, why).row(), "b": intervals.proportion(y, m, why).row()}
     if not n or not m:
@@ -268,39 +252,6 @@ def examples_of(runs: tuple[RunColumns, RunColumns], pairing: Pairing, verdicts:
         }
         for place, row in zip(chosen.tolist(), rows, strict=True)
     ]
-
-
-def truth_of(run: RunColumns, labels: Labels) -> ImageGroups:
-    """The truth about every row of a run."""
-    numbers: dict[tuple[str, str], int] = {}
-    pieces = [np.empty(0, np.int32)]
-    for table in run.tables(labels.columns):
-        truth = labels.truth(table)
-        # Numbers of a table's own become those of all tables; -1 takes the last place.
-        new = [numbers.setdefault((one.label, one.generator), len(numbers)) for one in truth.groups]
-        pieces.append(np.array([*new, -1], np.int32)[truth.codes])
-    return ImageGroups(labels.name, np.concatenate(pieces), list(numbers))
-
-
-def labelled_changes(
-    truth: ImageGroups, systems: Sequence[str], scores: Callable[[str], tuple[Numbers, Numbers]], verdicts: tuple[Codes, Codes]
-) -> dict[str, Any]:
-    """AUCs by DeLong, right and wrong by McNemar, and both rates of every generator, as plain JSON; `p_holm` is not in it yet.
-
-    `scores`: of a system's name the scores of the paired images in a and b, (m,) each, NaN for none. The ensemble is right with its
-    verdict, an abstention being wrong; a detector is right with its score's sign. An image counts where both runs have a score.
-    """
-    fake = np.array([label == "fake" for label, _ in truth.groups] + [False])[truth.codes]
-    known = truth.codes >= 0
-    by_system, generators = [], []
-    for name in systems:
-        a, b = scores(name)
-        there = known & np.isfinite(a) & np.isfinite(b)
-        right = tuple(_right(name, one, verdict, fake)[there] for one, verdict in zip((a, b), verdicts, strict=True))
-        by_system.append({"name": name, **_auc(a, b, fake, there), "right": _rates(right[0], right[1], significance.mcnemar(*right))})
-        generators += [{"system": name, **one} for one in _by_generator(truth, truth.codes[there], right[0], right[1])]
-    counts = {"n": int(known.sum()), "n_fake": int((known & fake).sum()), "n_real": int((known & ~fake).sum())}
-    return {"name": truth.name, **counts, "systems": by_system, "generators": generators}
 
 
 def shift_of(a: Numbers, b: Numbers) -> dict[str, Any]:
@@ -368,49 +319,6 @@ def _verdict(code: int) -> str | None:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _right(system: str, scores: Numbers, verdicts: Codes, fake: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    if system == ENSEMBLE:
-        return np.asarray(verdicts == np.where(fake, _FAKE, VERDICTS.index("real")))
-    return np.asarray((scores > 0) == fake)
-
-
-def _auc(a: Numbers, b: Numbers, fake: npt.NDArray[np.bool_], there: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    sample = np.flatnonzero(there)[:AUC_SAMPLE]
-    marks, of = fake[sample], [one[sample].astype(np.float64) for one in (a, b)]
-    if not len(sample):
-        return {"auc": None}
-    if len(sample) > 2 and max(len(np.unique(one)) for one in of) <= 2:
-        return {"auc": _undefined("binary replies have no ranking", len(sample))}
-    tested = significance.delong_paired(of[0], of[1], marks)
-    if tested.difference.value is None:
-        return {"auc": _undefined(tested.difference.why or "", len(sample))}
-    figures = [detection.auc_figure(arrays.ScoreHistogram.of(one[marks]), arrays.ScoreHistogram.of(one[~marks])).row() for one in of]
-    return {"auc": {**tested.row(), "a": figures[0], "b": figures[1]}}
-
-
-def _undefined(why: str, n: int) -> dict[str, Any]:
-    nothing = arrays.undefined(why, n)
-    return {**significance.Paired("delong", n, nothing, None, why).row(), "a": nothing.row(), "b": nothing.row()}
-
-
-def _by_generator(truth: ImageGroups, codes: Groups, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> Iterator[dict[str, Any]]:
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes, minlength=len(truth.groups)))
-    for (label, generator), places in zip(truth.groups, np.split(order, ends[:-1]), strict=True):
-        if len(places):
-            tested = significance.mcnemar(a[places], b[places])
-            yield {"generator": generator, "label": label, **_rates(a[places], b[places], tested)}
-
-
-def _rates(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_], tested: significance.Paired) -> dict[str, Any]:
-    why = "no labelled image has a score in both runs"
-    return {
-        **tested.row(),
-        "a": intervals.proportion(int(a.sum()), len(a), why).row(),
-        "b": intervals.proportion(int(b.sum()), len(b), why).row(),
-    }
 
 
 def _mean(change: npt.NDArray[np.float64]) -> tuple[arrays.MetricEstimate, float | None]:

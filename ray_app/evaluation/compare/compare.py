@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.evaluation.compare import changes
+from ray_app.evaluation.compare import changes, labelled
+from ray_app.evaluation.interval_sample import Meaning
 from ray_app.evaluation.join import OwnLabels, index_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE
@@ -34,16 +35,21 @@ RULE = (
     f"{LEAST['mean_shift']:g} log-odds, {wording.stated(LEAST['flagged'])} more or fewer flagged or told right, {LEAST['auc']:g} of AUC, a "
     f"Kolmogorov–Smirnov distance (KS) of {LEAST['ks']:g} or a stability index (PSI) of {LEAST['psi']:g} at least. Shares of verdicts or "
     f"statuses that changed ({wording.stated(LEAST['flipped'])}) and of scores that moved by more than {changes.MOVED:g} "
-    f"({wording.stated(LEAST['moved'])}) are said where their whole 95 % interval lies beyond that."
+    f"({wording.stated(LEAST['moved'])}) are said where their whole 95 % interval lies beyond that. "
+    "Figures by labels are tested for what their table says; all else is said of these images."
 )
 _MOST_IN_HEADLINE = 2
 SCHEMA = 1
 
 
-def compare(run_a: str, run_b: str, labels: str | None = None, *, by: changes.By | None = None) -> dict[str, Any]:
+def compare(
+    run_a: str, run_b: str, labels: str | None = None, *, by: changes.By | None = None, intervals: Meaning = "generators"
+) -> dict[str, Any]:
     """The comparison of the runs at two URLs, as plain JSON; differences are B less A.
 
     `labels`: a file or an index of labels; None: the runs' own columns, if they have labels.
+    `intervals`: of what figures by labels and their tests speak: further generators and sources where labels name three or more, or
+    further images of these only.
     `by`: what names an image in both runs; None: `image_id` and, where the runs share no id, `sha256`. Columns are read one after the
     other: 10⁷ rows take less than 2 GiB. Raises ConfigError where there is no run or a label is wrong.
     """
@@ -63,7 +69,7 @@ def compare(run_a: str, run_b: str, labels: str | None = None, *, by: changes.By
         **_decisions(a, b, pairing),
         "systems": [{"name": name, **_system(a, b, pairing, name)} for name in _systems(a, b)],
         "quantiles": list(changes.QUANTILES),
-        "labelled": _labelled(a, b, pairing, labels),
+        "labelled": _labelled(a, b, pairing, labels, intervals),
         "rule": {"alpha": ALPHA, "least": dict(LEAST), "text": RULE},
     }
     return concluded(document)
@@ -215,7 +221,9 @@ def _system(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairi
     return {"shift": shift, "distribution": changes.distribution_of(first, second)}
 
 
-def _labelled(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> dict[str, Any] | None:
+def _labelled(
+    a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None, meaning: Meaning
+) -> dict[str, Any] | None:
     truth = _truth(a, b, pairing, labels)
     if truth is None or not (truth.codes >= 0).any():
         return None
@@ -224,7 +232,7 @@ def _labelled(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pai
         return a.scores(name)[pairing.places_a], b.scores(name)[pairing.places_b]
 
     verdicts = (a.codes("verdict", changes.VERDICTS)[pairing.places_a], b.codes("verdict", changes.VERDICTS)[pairing.places_b])
-    return changes.labelled_changes(truth, _systems(a, b), scores, verdicts)
+    return labelled.labelled_changes(truth, _systems(a, b), scores, verdicts, meaning)
 
 
 def _systems(a: changes.RunColumns, b: changes.RunColumns) -> list[str]:
@@ -234,13 +242,13 @@ def _systems(a: changes.RunColumns, b: changes.RunColumns) -> list[str]:
     return [ENSEMBLE, *([] if all(alone) else shared)]
 
 
-def _truth(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> changes.ImageGroups | None:
+def _truth(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> labelled.ImageGroups | None:
     """The truth about the paired images: by the labels given, else by A's own columns, else by B's."""
     if labels is not None:
-        return changes.truth_of(a, index_labels(open_labels(labels))).at(pairing.places_a)
+        return labelled.truth_of(a, index_labels(open_labels(labels))).at(pairing.places_a)
     for run, places in ((a, pairing.places_a), (b, pairing.places_b)):
         if "input" in run.columns:
-            truth = changes.truth_of(run, OwnLabels(run.run.store.url)).at(places)
+            truth = labelled.truth_of(run, OwnLabels(run.run.store.url)).at(places)
             if (truth.codes >= 0).any():
                 return truth
     return None

@@ -19,6 +19,7 @@ from ray_app.reports.evaluation.system_model import (
     Counts,
     FigureFacts,
     Figures,
+    IntervalFacts,
     OptionalFigures,
     SystemFacts,
     figures_among,
@@ -146,6 +147,11 @@ class PairedFacts(Section):
     p: float | None = None
     why: str | None = None
     p_holm: float | None = None
+
+    @property
+    def by_cluster(self) -> bool:
+        """Whether it speaks of further generators or sources."""
+        return self.test.startswith("clustered")
 
 
 class ClassFacts(Section):
@@ -312,6 +318,7 @@ class EvaluationDocument(Section):
     labels: LabelFacts = LabelFacts()
     protocol: ProtocolFacts | None = None
     data: DataFacts = DataFacts()
+    intervals: IntervalFacts = IntervalFacts()
     systems: tuple[SystemFacts, ...] = ()
     reference: tuple[ReferenceFacts, ...] = ()
     table: TableFacts = TableFacts()

@@ -16,7 +16,7 @@ NO_COUNTS: Mapping[str, int] = {}
 
 
 class FigureFacts(Section):
-    """One figure (ray_app.metrics.arrays): a number with its 95 % interval, or why there is none. `n`: images that it is of."""
+    """One figure (ray_app.metrics.arrays): a number with its 95 % interval, or why there is none of either. `n`: images that it is of."""
 
     value: float | None = None
     interval: tuple[float, ...] = ()
@@ -34,7 +34,7 @@ class FigureFacts(Section):
         """The figure; undefined where it has neither a value nor a reason."""
         if self.value is None:
             return undefined(self.why or "was not computed", self.n)
-        return MetricEstimate(self.value, self.ends, self.method or None, self.n)
+        return MetricEstimate(self.value, self.ends, self.method or None, self.n, None if self.ends else self.why or None)
 
     @model_serializer
     def _row(self) -> dict[str, Any]:
@@ -48,6 +48,11 @@ class FigureFacts(Section):
         return self.value if self.value is not None and math.isfinite(self.value) else None
 
     @property
+    def bare(self) -> "FigureFacts":
+        """The same without its interval, for where that would be of something else than its neighbours'."""
+        return self.model_copy(update={"interval": (), "method": ""})
+
+    @property
     def ends(self) -> tuple[float, float] | None:
         """The ends of its interval, where it has one."""
         usable = self.number is not None and len(self.interval) == 2 and all(map(math.isfinite, self.interval))
@@ -55,6 +60,42 @@ class FigureFacts(Section):
 
 
 NOT_MEASURED = FigureFacts(why="not measured")
+
+
+class IntervalFacts(Section):
+    """What 95 % intervals are of: further generators of `fakes`, and sources of `reals`, or further images of the same ones.
+
+    `generators`, `sources`: how many labels name; 0 where intervals are of images by choice. Empty: the document does not say.
+    """
+
+    fakes: str = ""
+    reals: str = ""
+    generators: int = 0
+    sources: int = 0
+
+    @property
+    def of_images(self) -> bool:
+        """Whether they are of further images of the same generators and sources alone."""
+        return self.fakes != "generators" and self.reals != "sources"
+
+    @property
+    def words(self) -> str:
+        """A sentence for the head of a table; empty where the document does not say."""
+        if not self.fakes:
+            return ""
+        if self.of_images:
+            return f"95 % intervals: further images of the same generators and sources.{self._few}"
+        fakes = f"generators like these {self.generators:,}" if self.fakes == "generators" else "fakes of the same generators"
+        same = "the same sources" if self.sources > 1 else "the same source"
+        reals = f"sources of real images like these {self.sources:,}" if self.reals == "sources" else f"real images of {same}"
+        return f"95 % intervals: further {fakes} and further {reals}.{self._few}"
+
+    @property
+    def _few(self) -> str:
+        """What few names do not tell."""
+        few = [words for number, drawn, words in ((self.generators, self.fakes == "generators", "generators"),
+               (self.sources, self.reals == "sources", "sources")) if number > 1 and not drawn]  # fmt: skip
+        return f" Fewer than three {' and '.join(few)} say nothing of further ones." if few else ""
 
 
 class GeneratorFacts(Section):
@@ -184,6 +225,7 @@ class SystemFacts(Section):
     decided: OptionalFigures = None
     averages: Figures = NO_FIGURES
     kinds: Mapping[str, Figures] = {}
+    kinds_intervals: IntervalFacts = IntervalFacts()
     generators: tuple[GeneratorFacts, ...] = ()
     roc: Points = ()
     precision_recall: Points = ()

@@ -271,12 +271,12 @@ def _trained_on(fakes: Sequence[GeneratorFacts]) -> list[str]:
 
 
 def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
-    sentences = [_chance(system)]
+    sentences = [_chance(facts, system)]
     if len(facts.systems) > 1 and system.kind != "ensemble":
         sentences.append(f"It stands first for being the best of {len(facts.systems)} on these very images, so it leans to the good side.")
     ours = [one for one in facts.paired if system.name in (one.a, one.b) and one.difference.number is not None]
     if ours:
-        sentences.append(_compared(min(ours, key=lambda one: (one.test != "delong", abs(one.difference.number or 0))), facts, system))
+        sentences.append(_compared(min(ours, key=lambda one: ("delong" not in one.test, abs(one.difference.number or 0))), facts, system))
     ece = system.figure("ece")
     off = f"off by {in_words('ece', ece)} on average" if ece.number is not None else ""
     if not system.calibrated:
@@ -286,12 +286,16 @@ def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
     return sentences + _within_stratum(system) + _no_shortcut(facts)
 
 
-def _chance(system: SystemFacts) -> str:
-    """Between what ends chance alone leaves the first figures."""
+def _chance(facts: EvaluationDocument, system: SystemFacts) -> str:
+    """Between what ends the first figures lie, and for what."""
     found = [(named(key), span(key, system.figure(key))) for key in ("auc", "tpr", "tnr")]
     known = [f"{name} {ends}" for name, ends in found if ends]
-    ends = f"95 % intervals: {', '.join(known)}. They" if known else "Ranges in brackets are 95 % intervals. They"
-    return f"{ends} are of chance alone: images of another kind can lie far outside."
+    if not facts.intervals.words:
+        ends = f"95 % intervals: {', '.join(known)}. They" if known else "Ranges in brackets are 95 % intervals. They"
+        return f"{ends} are of chance alone: images of another kind can lie far outside."
+    ends = f"{', '.join(known)}. " if known else ""
+    beyond = "other generators can lie far outside" if facts.intervals.fakes == "images" else "what is unlike them can lie far outside"
+    return f"{ends}{facts.intervals.words} They are of chance alone: {beyond}."
 
 
 def _within_stratum(system: SystemFacts) -> list[str]:
@@ -317,7 +321,7 @@ def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts)
     other = facts.system(test.a if turned else test.b)
     name = short(other.called if other else (test.a if turned else test.b))
     difference = test.difference.number or 0.0
-    what = "AUC" if test.test == "delong" else "share told right"
+    what = "AUC" if "delong" in test.test else "share told right"
     p = test.p_holm if test.p_holm is not None else test.p
     amount = difference if turned else -difference
     if not amount:
@@ -374,8 +378,8 @@ def _under_perturbation(system: SystemFacts) -> list[str]:
             continue
         number, view = min(known, key=lambda item: item[0])
         if clean - number < _SHARP_DROP:
-            return [f"Under the perturbation that costs most, {short(view.name)}, {named(key)} is {in_words(key, view.figures[key])}."]
-        return [f"Under {short(view.name)} {named(key)} falls from {written(key, clean)} to {in_words(key, view.figures[key])}."]
+            return [f"Under the perturbation that costs most, {short(view.name)}, {named(key)} is {written(key, number)}."]
+        return [f"Under {short(view.name)} {named(key)} falls from {written(key, clean)} to {written(key, number)}."]
     return []
 
 

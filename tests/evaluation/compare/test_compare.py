@@ -213,7 +213,12 @@ def test_labels_tell_which_is_better(first, other_run, scores):
     assert auc["a"]["value"] == pytest.approx(roc_auc_score(FAKE, scores[TINY]), abs=1e-9)
     assert auc["b"]["value"] == pytest.approx(roc_auc_score(FAKE, worse), abs=1e-9)
     assert auc["difference"]["value"] == pytest.approx(auc["b"]["value"] - auc["a"]["value"], abs=1e-9)
-    assert auc["p_holm"] < 1e-9
+    assert auc["test"] == "clustered delong"
+    assert auc["p_holm"] < 0.02, "four generators can say no more of further ones"
+    assert labelled["intervals"] == {"fakes": "generators", "reals": "images", "generators": 4, "sources": 1}
+    same = compare(first, other_run({**scores, TINY: worse}), intervals="images")["labelled"]
+    assert same["systems"][1]["auc"]["test"] == "delong"
+    assert same["systems"][1]["auc"]["p_holm"] < 1e-9
     assert right["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
     assert right["difference"]["value"] == pytest.approx(((worse > 0) == FAKE).mean() - right["a"]["value"])
     tiny = {one["generator"]: one for one in labelled["generators"] if one["system"] == TINY}

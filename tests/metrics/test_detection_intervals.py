@@ -1,0 +1,108 @@
+"""Intervals of figures of detection: which there are, that they are of further generators, and never of no width."""
+
+import numpy as np
+import pytest
+
+from ray_app.metrics import clustered_tests, significance
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.clusters import ClassSample
+from ray_app.metrics.detection import detection_of
+from ray_app.metrics.detection_intervals import ScoredClass, auc_by_cluster, mean_rate_ends, mixed_rate_ends, mover, with_intervals
+
+
+def scored(scores, names=None):
+    return ScoredClass(ScoreHistogram.of(scores), ClassSample.of(np.asarray(scores, float), names))
+
+
+def makers(k, each):
+    return np.repeat([f"maker-{one}" for one in range(k)], each).astype(object)
+
+
+def drawn(seed=0, apart=1.0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(1, 1, 500) + np.repeat(rng.normal(0, apart, 10), 50), rng.normal(-1, 1, 500)
+
+
+def given(fakes, reals, **how):
+    return with_intervals(detection_of(fakes.scores, reals.scores, **how), fakes, reals, **how)
+
+
+def test_generators_widen_what_hangs_on_them():
+    fakes, reals = drawn()
+    further, these = given(scored(fakes, makers(10, 50)), scored(reals)), given(scored(fakes), scored(reals))
+    assert further.keys() == these.keys()
+    for name in ("tpr", "auc", "balanced_accuracy", "f1", "average_precision", "eer", "log_loss", "brier"):
+        assert further[name].value == these[name].value
+        assert np.ptp(further[name].interval) > 1.5 * np.ptp(these[name].interval), name
+    assert further["tnr"] == these["tnr"]
+    assert these["auc"] == detection_of(*(ScoreHistogram.of(one) for one in (fakes, reals)))["auc"]
+
+
+@pytest.mark.parametrize("names", [None, makers(10, 50)])
+def test_where_nothing_is_wrong_no_interval_has_no_width(names):
+    found = given(scored(np.full(500, 3.0), names), scored(np.full(500, -3.0)))
+    for name in ("tpr", "auc", "balanced_accuracy", "accuracy", "average_precision", "eer", "tpr_at_fpr_1", "f1"):
+        low, high = found[name].interval
+        assert low <= found[name].value <= high
+        assert high - low > 0.003, name
+    assert found["tpr"].interval[0] < (0.8 if names is not None else 0.995), "ten generators say less than 500 images"
+
+
+def test_a_threshold_of_few_reals_has_no_lower_end():
+    fakes, reals = drawn()
+    found = given(scored(fakes), scored(reals[:150]))
+    assert found["tpr_at_fpr_1"].interval[0] == 0.0, "one of 150 reals may be any of the highest"
+    assert given(scored(fakes), scored(reals))["tpr_at_fpr_1"].interval[0] > 0.0
+
+
+def test_what_two_rates_give_is_from_their_intervals():
+    low, high = mover(lambda tpr, tnr: (tpr + tnr) / 2, (0.8, 0.9), ((0.7, 0.85), (0.86, 0.94)))
+    assert (low, high) == pytest.approx((0.85 - np.hypot(0.05, 0.02), 0.85 + np.hypot(0.025, 0.02)))
+    assert mixed_rate_ends([(0.5, 0.8, (0.7, 0.85)), (0.5, 0.9, (0.86, 0.94))]) == pytest.approx((low, high))
+
+
+def test_a_mean_of_rates_is_of_further_generators_or_of_these():
+    rates = [(10 * one, 100) for one in range(1, 10)]
+    further, these = (mean_rate_ends(rates, drawn=one) for one in (True, False))
+    assert np.ptp(further) > 3 * np.ptp(these)
+    assert mean_rate_ends(rates[:2], drawn=True) is None
+    assert mean_rate_ends([(5, 5)] * 8, drawn=True)[0] < 0.8
+
+
+def test_a_lead_at_seven_generators_of_ten_is_no_lead_at_further_ones():
+    """b is better at seven and worse at three: DeLong and McNemar are sure of a difference, which is one of these ten alone."""
+    rng = np.random.default_rng(0)
+    fake, names = np.arange(1_000) < 500, np.concatenate([makers(10, 50), np.full(500, "real", object)])
+    lead = np.concatenate([np.repeat([1.0] * 7 + [-1.0] * 3, 50), np.zeros(500)])
+    a = rng.normal(np.where(fake, 0.5, -0.5), 1.0)
+    b = a + lead + rng.normal(0, 0.2, 1_000)
+    right = [(one > 0) == fake for one in (a, b)]
+    further, these = clustered_tests.delong_of(a, b, fake, names), clustered_tests.delong_of(a, b, fake, None)
+    assert these == significance.delong_paired(a, b, fake)
+    assert further.difference.value == pytest.approx(these.difference.value)
+    assert further.test == "clustered delong"
+    assert these.p < 0.01 < 0.05 < further.p
+    assert np.ptp(further.difference.interval) > 2 * np.ptp(these.difference.interval)
+    shares, of_images = clustered_tests.mcnemar_of_shares(*right, fake, names), clustered_tests.mcnemar_of_shares(*right, fake, None)
+    assert of_images == significance.mcnemar(*right)
+    assert of_images.p < 0.01 < 0.05 < shares.p
+    assert shares.difference.value == pytest.approx(of_images.difference.value)
+
+
+def test_a_clear_lead_at_every_generator_is_found():
+    rng = np.random.default_rng(0)
+    fake, names = np.arange(1_000) < 500, np.concatenate([makers(10, 50), np.full(500, "real", object)])
+    a = rng.normal(np.where(fake, 0.5, -1.0), 1.0)
+    b = a + np.where(fake, 1.0, 0.0) + rng.normal(0, 0.3, 1_000)
+    assert clustered_tests.delong_of(a, b, fake, names).p < 1e-4
+    assert clustered_tests.mcnemar_of_shares((a > 0) == fake, (b > 0) == fake, fake, names).p < 1e-4
+    assert clustered_tests.delong_of(a, a, fake, names).p == 1.0
+
+
+def test_an_auc_by_itself():
+    fakes, reals = drawn()
+    scores, fake = np.concatenate([fakes, reals]), np.arange(1_000) < 500
+    names = np.concatenate([makers(10, 50), np.full(500, "real", object)])
+    further = auc_by_cluster(scores, fake, names)
+    assert further == given(scored(fakes, makers(10, 50)), scored(reals))["auc"]
+    assert auc_by_cluster(scores, fake, None).method == "delong"
