@@ -21,7 +21,7 @@ def runs(tmp_path_factory):
 def test_what_changed_is_said_and_written(runs, tmp_path, capsys):
     assert main(["compare", *runs, "--out", str(tmp_path / "new" / "folder")]) == 0
     said = capsys.readouterr()
-    assert f"changed: scores of {TINY} rose by 0.30 log-odds on average" in said.out
+    assert "changed: scores of the ensemble rose by 0.30 log-odds on average" in said.out
     assert f"images: {N} in both runs, 0 only in A, 0 only in B (matched by image_id)" in said.out
     assert f"report: {tmp_path / 'new' / 'folder' / 'comparison.html'}" in said.out
     assert "rose by 0.30 log-odds" in (tmp_path / "new" / "folder" / "comparison.html").read_text()
@@ -45,7 +45,7 @@ def test_labels_of_a_file(runs, tmp_path, capsys):
     with open(tmp_path / "truth.csv", "w", newline="") as file:
         csv.writer(file).writerows([("image_id", "label"), *rows])
     assert main(["compare", *runs, "--labels", str(tmp_path / "truth.csv")]) == 0
-    assert f"{TINY}: AUC 0." in capsys.readouterr().out
+    assert "ensemble: AUC 0." in capsys.readouterr().out
     assert main(["compare", *runs, "--labels", str(tmp_path / "other.csv")]) == 2
 
 
