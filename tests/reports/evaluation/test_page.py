@@ -232,7 +232,8 @@ def test_the_document_may_come_from_json():
 def test_lines_for_the_terminal():
     lines = evaluation_lines(example_document())
     assert lines[0].startswith("Stacked ensemble of four: ROC AUC 0.99")
-    assert lines[2].split()[:3] == ["ensemble", "openfake-swinv2-small", "SwinV2-s"]
+    assert lines[2] == "[95 % intervals]: further images of the same generators and sources"
+    assert lines[3].split()[:3] == ["ensemble", "openfake-swinv2-small", "SwinV2-s"]
     assert any(line.startswith("ideogram-3.0 ") and "0.999" in line for line in lines)
     assert any(line.startswith("‡ Cannot come from soft-OR") for line in lines)
     assert any(line.startswith("warning: Confounded.") for line in lines)
