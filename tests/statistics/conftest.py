@@ -1,10 +1,13 @@
 """`simulated`, by which tests state what they found; at the end of a run all of it is one table."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.statistics.promises import HEAD, Simulated
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "trust.md"
 _ROW = "promise"
 
 
@@ -21,6 +24,7 @@ def simulated(record_property):
         found = Simulated(claim, setting, promised, int(wrong[said].sum()), int(said.sum()), int((~said).sum()))
         record_property(_ROW, found.row)
         assert found.holds, found.row
+        assert f"| {claim} | {setting} |" in DOCS.read_text(), f"docs/trust.md lacks {found.row}"
 
     return check
 

@@ -116,7 +116,7 @@ INTERVALS = [
 def test_intervals_contain_the_truth(simulated, setting, name):
     wrong, stated = misses(setting, name)
     assert stated == 1
-    simulated(f"audit: interval of {name.replace('_', ' ')} misses the truth", setting.words, PROMISED, wrong)
+    simulated(f"4. audit: interval of {name.replace('_', ' ')} misses the truth", setting.words, PROMISED, wrong)
 
 
 ALSO = [Setting(0.001, 100, 0.5, fpr=0), Setting(0.1, 100, 0.7, images=2000), Setting(0.5, 300, 0.9), Setting(0.01, 300, 0.9, fpr=0.0005)]
@@ -138,14 +138,14 @@ def test_what_is_told_of_rare_fakes_recall_contains_it(simulated):
         ends = recall.interval or [float(word) / 100 for word in re.findall(r"([\d.e-]+) %", recall.why)] or [0, 1]
         wrong.append(not ends[0] - 0.001 <= truth["recall"] <= ends[1] + 0.001)
     assert misses(setting, "recall")[1] < 0.1
-    simulated("audit: what is told of recall misses the truth", setting.words, PROMISED, wrong)
+    simulated("4. audit: what is told of recall misses the truth", setting.words, PROMISED, wrong)
 
 
 def test_a_recall_that_is_stated_is_right(simulated):
     setting = Setting(0.01, 1000, 0.9)
     wrong, stated = misses(setting, "recall")
     assert stated > 0.9
-    simulated("audit: interval of recall, where stated, misses the truth", setting.words, PROMISED, wrong)
+    simulated("4. audit: interval of recall, where stated, misses the truth", setting.words, PROMISED, wrong)
     assert misses(Setting(0.1, 50, 0.9), "recall")[0].mean() <= PROMISED
 
 
@@ -171,7 +171,10 @@ def test_a_handful_of_flagged_images_bounds_the_reals_among_them(simulated):
     setting = Setting(0.1, 30, 0.99, only_flagged=True)
     found = [(document["flagged_reals"], reals) for document, reals, _ in documents_of(setting)]
     simulated(
-        "audit --flagged: more reals are flagged than the bound", setting.words, BOUND, [bound["most"] < reals for bound, reals in found]
+        "3. `audit --flagged`: more reals are flagged than the bound",
+        setting.words,
+        BOUND,
+        [bound["most"] < reals for bound, reals in found],
     )
     assert np.median([bound["most"] / bound["flagged"] for bound, _ in found]) < 0.3
 
@@ -184,7 +187,7 @@ def test_a_promise_is_seldom_said_to_be_kept_or_broken_where_it_is_not(simulated
         for target, said in ((0.999, True), (1.001, False))
         for document, _, _ in islice(documents_of(setting, target), SEEDS // 2)
     ]
-    simulated("audit: a broken promise is said to be kept, or a kept one broken", setting.words, BOUND, wrong)
+    simulated("3. audit: a broken promise is said to be kept, or a kept one broken", setting.words, BOUND, wrong)
 
 
 def test_the_commands_say_the_same(simulated, tmp_path, capsys):
@@ -199,7 +202,7 @@ def test_the_commands_say_the_same(simulated, tmp_path, capsys):
         wrong.append(not low <= fake.mean() <= high or (flagged & ~fake).sum() > tail["flagged_reals"]["most"])
     capsys.readouterr()
     words = "0.5 % of 5,000 fake, 300 labels, and 30 of flagged images"
-    simulated("audit, by its commands: interval of prevalence, or bound of flagged reals, misses the truth", words, PROMISED, wrong)
+    simulated("4. audit, through the commands: interval of prevalence, or bound of flagged reals, misses the truth", words, PROMISED, wrong)
 
 
 def answer(run, folder, truth, drawing):

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SEEDS = 1_000
 EVALUATED, COMPARED = 60, 20
 ALPHA = 0.01
-FURTHER = "95 % intervals of all figures hold for further generators and sources (the one that missed most)"
+FURTHER = "5. a 95 % interval misses further generators and sources (of all figures, the one that missed most)"
 SETTINGS = {
     "10 generators × 50, 500 reals": Setting(),
     "10 generators × 50, 10 sources × 50": Setting(sources=(50,) * 10),
@@ -64,7 +64,7 @@ def test_intervals_hold_for_further_generators(words, simulated):
 def test_intervals_of_these_generators_only(simulated):
     setting = Setting(sources=(50,) * 10)
     name, wrong = worst(missed(setting, SEEDS, effects=setting.effects(np.random.default_rng(11)), images=True))
-    simulated("`--intervals images`: they hold for further images of these generators", f"10 × 50, 10 sources × 50: {name}", 0.05, wrong)
+    simulated("5. with `--intervals images` it misses further images of these generators", f"10 × 50, 10 sources × 50: {name}", 0.05, wrong)
 
 
 CHANCES = {
@@ -97,7 +97,7 @@ def test_chances_of_few_images(name, simulated):
                 found[seed] = not low - 1e-12 <= truth <= high + 1e-12
     words, found = worst(wrong)
     what = {"ece": "calibration error", "log_loss": "log-loss"}[name]
-    simulated(f"95 % intervals of the {what} hold for few images (100, 200, 500; four kinds of chances; the worst)", words, 0.05, found)
+    simulated(f"5. a 95 % interval of the {what} misses it (100, 200, 500 images; four kinds of chances; the worst)", words, 0.05, found)
 
 
 PAIRED = {
@@ -135,7 +135,7 @@ def test_equal_systems_are_not_told_apart(simulated):
     found = {f"{words}, {what}": wrong for words, setting in PAIRED.items()
              for what, wrong in zip(("AUC", "share told right"), rejected(setting, SEEDS), strict=True)}  # fmt: skip
     name, wrong = worst(found)
-    simulated("systems equal over generators are told apart at p < 0.01 (five settings, two tests; the worst)", name, ALPHA, wrong)
+    simulated("5. systems equal over generators are told apart at p < 0.01 (five settings, two tests; the worst)", name, ALPHA, wrong)
 
 
 def test_a_clear_lead_is_found():
@@ -175,7 +175,7 @@ def test_evaluate_keeps_it(tmp_path, capsys, simulated):
             wrong[name][seed] = not low <= truth[name] <= high
     name, found = worst(wrong)
     simulated(
-        "`touchstone evaluate`: so do those of its document (the worst of five figures)", f"10 × 50, 10 sources × 50: {name}", 0.05, found
+        "5. a 95 % interval of `touchstone evaluate` misses (the worst of five figures)", f"10 × 50, 10 sources × 50: {name}", 0.05, found
     )
 
 
@@ -185,6 +185,6 @@ def test_compare_keeps_it(tmp_path, capsys, simulated):
         a, b, fake, names = pair_of(Setting(), np.random.default_rng([seed, 78]))
         runs = [written_run(tmp_path / f"{seed}-{name}", {"d": one}, fake, names) for name, one in (("a", a), ("b", b))]
         assert main(["compare", *runs, "--json"]) == 0
-        found = next(one for one in json.loads(capsys.readouterr().out)["labelled"]["systems"] if one["name"] == "d")
+        found = next(one for one in json.loads(capsys.readouterr().out)["labelled"]["systems"] if one["name"] == "ensemble")
         told_apart[seed] = min(found["auc"]["p"], found["right"]["p"]) < ALPHA
-    simulated("`touchstone compare`: equal systems are told apart at p < 0.01", "10 generators × 50, 500 reals", ALPHA, told_apart)
+    simulated("5. `touchstone compare` tells equal systems apart at p < 0.01", "10 generators × 50, 500 reals", ALPHA, told_apart)

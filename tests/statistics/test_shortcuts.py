@@ -12,8 +12,8 @@ from ray_app.metrics.shortcut import confounded, harmless, shortcut_auc
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-CLEAN = "a set whose files tell nothing is called confounded"
-FOUND = "a shortcut is not found, or said not to be there"
+CLEAN = "7. a set whose files tell nothing is called confounded"
+FOUND = "7. a shortcut is not found, or said not to be there"
 SIZES = (100, 300, 1_000)
 WIDTHS, HEIGHTS, FORMATS = (512, 640, 768, 1_024, 1_536, 2_048, 4_000), (512, 768, 1_024, 3_000), ("JPEG", "PNG", "WEBP")
 

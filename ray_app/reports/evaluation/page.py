@@ -175,7 +175,12 @@ def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[s
     found = grids(facts)
     lines = [headline(facts)]
     if found.shown:
-        lines += ["", "[95 % intervals]: further images of the same generators and sources", *_grid_lines(found.shown), *[f"{sign} {wording.visible(text)}" for sign, text in found.notes]]
+        lines += [
+            "",
+            "[95 % intervals]: further images of the same generators and sources",
+            *_grid_lines(found.shown),
+            *[f"{sign} {wording.visible(text)}" for sign, text in found.notes],
+        ]
         lines += [f"not shown here: {', '.join(grid.summary for grid in found.more)}"] if found.more else []
     elif facts.systems:
         lines += ["", *_system_lines(facts.systems)]
