@@ -329,12 +329,9 @@ def _sampled(table: pa.Table, truth: JoinedLabels, clean: Mapping[str, Column], 
 
 def _whose(table: pa.Table, truth: JoinedLabels, wanted: Counts) -> dict[str, Any]:
     """Where sources of real images come from: the place of each row's label, or the row's own field."""
-    if "input" not in table.column_names:
-        return {PLACE: pa.array(truth.places[wanted])}
     fields = own_fields(table)
-    if "source" not in fields.column_names:
-        return {PLACE: pa.array(truth.places[wanted])}
-    return {PLACE: pa.array(truth.places[wanted]), "source": fields["source"].take(pa.array(wanted)).cast(pa.string())}
+    named = {"source": fields["source"].take(pa.array(wanted)).cast(pa.string())} if "source" in fields.column_names else {}
+    return {PLACE: pa.array(truth.places[wanted]), **named}
 
 
 def _bands(table: pa.Table) -> Counts:

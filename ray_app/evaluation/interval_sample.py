@@ -94,9 +94,9 @@ class Intervals:
         found = dict(figures)
         method = clusters.CLUSTER_JACKKNIFE if drawn else detection_intervals.JACKKNIFE
         if ends is not None and found["tpr_mean"].value is not None:
-            found["tpr_mean"] = _with(found["tpr_mean"], ends, method)
+            found["tpr_mean"] = detection_intervals.with_ends(found["tpr_mean"], ends, method)
         if drawn and tpr is not None and tpr.interval is not None and found["tpr_weighted"].value is not None:
-            found["tpr_weighted"] = _with(found["tpr_weighted"], tpr.interval, tpr.method or method)
+            found["tpr_weighted"] = detection_intervals.with_ends(found["tpr_weighted"], tpr.interval, tpr.method or method)
         return found
 
     def of_verdicts(self, figures: Figures, counts: detection.VerdictCounts) -> dict[str, MetricEstimate]:
@@ -118,7 +118,7 @@ class Intervals:
                 part = parts["fake" if name.startswith("tpr") else "real"]
                 ends = part.ends((part.label,), ("fake", "real") if name.endswith("decided") else None)
                 method, bare = clusters.CLUSTER_JACKKNIFE, part.sample.clusters > 0
-            found[name] = _with(figure, ends, method) if bare else figure
+            found[name] = detection_intervals.with_ends(figure, ends, method) if bare else figure
         return found
 
     def _given(self, figures: Figures, system: System, classes: Sequence[detection_intervals.ScoredClass]) -> dict[str, MetricEstimate]:
@@ -131,10 +131,8 @@ class _Verdicts:
 
     def __init__(self, verdicts: Names, names: Names | None, label: str, counts: detection.VerdictCounts, seed: int) -> None:
         self.label = label
-        self._verdicts, self._counts = (
-            verdicts,
-            {said: getattr(counts, f"{label}_{said}") for said in ("fake", "real", "abstain", "unscored")},
-        )
+        self._verdicts = verdicts
+        self._counts = {said: getattr(counts, f"{label}_{said}") for said in ("fake", "real", "abstain", "unscored")}
         self.sample = clusters.ClassSample.of(np.zeros(len(verdicts)), names, seed=seed)
 
     def n(self, of: Collection[str] | None) -> int:
@@ -190,8 +188,3 @@ def with_sources(sample: pa.Table, labels: Labels) -> pa.Table:
         start += len(table)
     column = pa.chunked_array(pieces, pa.string()).combine_chunks().take(pa.array(np.argsort(turn)))
     return sample.drop_columns([one for one in (PLACE, "source") if one in sample.column_names]).append_column("source", column)
-
-
-def _with(figure: MetricEstimate, ends: tuple[float, float], method: str) -> MetricEstimate:
-    value = figure.value or 0.0
-    return MetricEstimate(figure.value, (min(value, ends[0]), max(value, ends[1])), method, figure.n)

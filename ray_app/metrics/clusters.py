@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_app.metrics.arrays import Floats
+from ray_app.metrics.intervals import inverse_logit
 
 CLUSTER_JACKKNIFE = "cluster jackknife"
 FEWEST_CLUSTERS = 3  # of two nothing can be said of further ones: Student's t of one degree of freedom is 12.7
@@ -151,7 +152,7 @@ def ends_of(value: float, spreads: Sequence[Spread], scale: Scale = "logit") -> 
     if scale == "log":
         return value * math.exp(-min(low / value, 700)), value * math.exp(min(high / value, 700))
     slope, middle = value * (1 - value), math.log(value / (1 - value))
-    return _sigmoid(middle - low / slope), _sigmoid(middle + high / slope)
+    return inverse_logit(middle - low / slope), inverse_logit(middle + high / slope)
 
 
 def probability_of(difference: float, spreads: Sequence[Spread]) -> float:
@@ -193,7 +194,3 @@ def _t(freedom: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(min(freedom, 1e9), 0.975))
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0

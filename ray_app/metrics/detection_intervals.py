@@ -73,10 +73,10 @@ def with_intervals(
     }
     if _has(figures, "ece"):
         found["ece"] = _ece_ends(figures["ece"], fakes, reals, share, calibration, seed), TRIANGLE
-    return dict(figures) | {name: _with(figures[name], *one) for name, one in found.items() if _has(figures, name)}
+    return dict(figures) | {name: with_ends(figures[name], *one) for name, one in found.items() if _has(figures, name)}
 
 
-def _with(figure: MetricEstimate, ends: Ends | None, how: str) -> MetricEstimate:
+def with_ends(figure: MetricEstimate, ends: Ends | None, how: str) -> MetricEstimate:
     """The figure with its interval, by the method `how`; or without, for the reason `how`."""
     if ends is None:
         return replace(figure, interval=None, method=None, why=how)
@@ -123,7 +123,7 @@ def rate_ends(hits: int, n: int, sample: clusters.ClassSample, right: Bools) -> 
         return intervals.proportion_interval(hits, n)
     share = hits / n
     ends = clusters.ends_of(share, [sample.spread_of(right.astype(np.float64))])
-    return ends or _of_few(share, sample.clusters)
+    return ends or intervals.share_interval(share, sample.clusters)
 
 
 def mover(figure: Callable[[float, float], float], point: Ends, ends: Sequence[Ends]) -> Ends:
@@ -149,7 +149,7 @@ def mean_rate_ends(rates: Sequence[tuple[int, int]], *, drawn: bool) -> Ends | N
     spread = clusters.spread_of((shares - mean) / k, np.full(k, 1 / k)).at_least(images) if drawn else images
     if 0 < mean < 1:
         return clusters.ends_of(mean, [spread])
-    return _of_few(mean, k if drawn else int(sizes.min()) * k)
+    return intervals.share_interval(mean, k if drawn else int(sizes.min()) * k)
 
 
 def mixed_rate_ends(parts: Sequence[tuple[float, float, Ends]]) -> Ends:
@@ -235,7 +235,7 @@ def _auc_ends(auc: MetricEstimate, fakes: ScoredClass, reals: ScoredClass) -> En
     below, upto = fakes.scores.below_and_up_to(reals.sample.scores)
     passed = 1 - (below + upto) / (2 * fakes.scores.n)
     ends = clusters.ends_of(auc.value, [fakes.sample.spread_of(found), reals.sample.spread_of(passed)])
-    return ends or _of_few(auc.value, min(one.clusters or one.n for one in (fakes.sample, reals.sample)))
+    return ends or intervals.share_interval(auc.value, min(one.clusters or one.n for one in (fakes.sample, reals.sample)))
 
 
 def _of_chances(
@@ -285,7 +285,7 @@ def _left_out(
     slope = (of_counts(share + step, *every) - of_counts(share - step, *every)) / (2 * step)
     spreads.append(_of_share(slope, share, fakes.n + reals.n))
     few = min(one.clusters or one.n for one in (fakes, reals))
-    return clusters.ends_of(figure.value or 0.0, spreads) or _of_few(figure.value or 0.0, few)
+    return clusters.ends_of(figure.value or 0.0, spreads) or intervals.share_interval(figure.value or 0.0, few)
 
 
 def _table(codes: clusters.Codes, places: npt.NDArray[np.int64], size: int) -> Floats:
@@ -332,11 +332,6 @@ def _ece_ends(
     off = float(np.quantile(np.abs(drawn).sum(axis=1), 0.95))
     value = ece.value or 0.0
     return max(0.0, min(value, plain - off)), min(1.0, max(value, plain + off))
-
-
-def _of_few(share: float, n: int) -> Ends:
-    """The exact interval of a share of n, which need not be a whole number of them."""
-    return intervals.proportion_interval(math.floor(share * n), n)[0], intervals.proportion_interval(math.ceil(share * n), n)[1]
 
 
 def _has(figures: Figures, name: str) -> bool:

@@ -41,19 +41,17 @@ def effective_size(scores: ArrayLike, groups: ArrayLike, share: float) -> Effect
     """
     from scipy.stats import norm, t
 
-    numbers, (_, codes) = np.asarray(scores, np.float64), np.unique(groups, return_inverse=True)
-    sizes: Counts = np.bincount(codes)
+    numbers = np.asarray(scores, np.float64)
+    names, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     n, m = len(numbers), len(sizes)
-    largest = int(sizes.argmax()) if m else 0
-    facts = {"n": n, "groups": m, "largest": int(np.asarray(groups)[codes == largest][0]) if n else 0}
-    shares = float(sizes.max() / n) if n else 0.0
+    largest, largest_share = (int(names[sizes.argmax()]), float(sizes.max() / n)) if n else (0, 0.0)
     if m == n or m < 2:
-        return EffectiveSize(**facts, largest_share=shares, effective=float(n if m == n else 0))
+        return EffectiveSize(n, m, largest, largest_share, float(n if m == n else 0))
     seen = _observed_effect(numbers >= np.quantile(numbers, 1 - share), codes, sizes)
     mean_size = float((sizes.astype(np.float64) ** 2).sum()) / n
     expected = 1 + (mean_size - 1) * tail_correlation(rank_correlation(numbers, codes, sizes), share)
     few = float(t.ppf(_CONFIDENCE, m - 1) / norm.ppf(_CONFIDENCE)) ** 2
-    return EffectiveSize(**facts, largest_share=shares, effective=n / (max(seen, expected, 1.0) * few))
+    return EffectiveSize(n, m, largest, largest_share, n / (max(seen, expected, 1.0) * few))
 
 
 def rank_correlation(scores: Floats, codes: Counts, sizes: Counts) -> float:

@@ -43,10 +43,9 @@ def auc_of(fakes: ScoreHistogram, reals: ScoreHistogram) -> Auc:
     spread += 0.0 if n < 2 else _spread_of_reals(fakes, below, upto, n, 1 - auc) / (n - 1) / n
     if min(m, n) < 2 or not 0 < auc < 1 or spread <= 0:
         pairs = min(m, n)
-        wins = auc * pairs
-        return Auc(auc, proportion_interval(math.floor(wins), pairs)[0], proportion_interval(math.ceil(wins), pairs)[1])
+        return Auc(auc, *share_interval(auc, pairs))
     middle, half = math.log(auc / (1 - auc)), Z95 * math.sqrt(spread) / (auc * (1 - auc))
-    return Auc(auc, _sigmoid(middle - half), _sigmoid(middle + half))
+    return Auc(auc, inverse_logit(middle - half), inverse_logit(middle + half))
 
 
 def proportion(successes: int, n: int, why: str) -> MetricEstimate:
@@ -68,6 +67,11 @@ def proportion_interval(successes: float, n: float, tail: float = 0.025) -> tupl
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     return low, high
+
+
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share of n images that need not be a whole number of them: the ends of the two nearest ones."""
+    return proportion_interval(math.floor(share * n), n)[0], proportion_interval(math.ceil(share * n), n)[1]
 
 
 def mean_figure(values: ArrayLike, why: str, *, bounds: tuple[float, float] = (0.0, 1.0)) -> MetricEstimate:
@@ -127,5 +131,6 @@ def _spread_of_reals(fakes: ScoreHistogram, below: Counts, upto: Counts, n: int,
     return at + between + float(below[0]) * mean**2
 
 
-def _sigmoid(value: float) -> float:
+def inverse_logit(value: float) -> float:
+    """The share whose log-odds these are."""
     return 1 / (1 + math.exp(-value)) if value > -700 else 0.0

@@ -3,9 +3,9 @@
 import numpy as np
 
 from ray_app.evaluation.compare import compare
+from ray_app.evaluation.compare.accuracy import ImageGroups, labelled_changes
 from ray_app.evaluation.compare.changes import QUANTILES, STATUSES, distribution_of, flagged_of, flips_of, shift_of, statuses_of
 from ray_app.evaluation.compare.compare import concluded
-from ray_app.evaluation.compare.labelled import ImageGroups, labelled_changes
 
 N = 2_400
 GENERATORS = ("flux-1-dev", "sdxl-turbo", "midjourney-6", "gpt-image-1")

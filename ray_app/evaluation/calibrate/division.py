@@ -309,14 +309,16 @@ def refuse_dependent(division: Division, size: EffectiveSize, needed: int, confi
         return
     largest = f"{_name_of(division, size.largest)} has {100 * size.largest_share:.0f} % of them"
     if size.groups < FEWEST_GROUPS:
-        reason = f"the {size.n:,} labelled reals hang together in {size.groups} groups ({largest}); of fewer than {FEWEST_GROUPS} nothing "
-        reason += "can be promised for images of further ones"
+        reason = (
+            f"the {size.n:,} labelled reals hang together in {size.groups} groups ({largest}); of fewer than {FEWEST_GROUPS} nothing "
+            "can be promised for images of further ones"
+        )
     else:
         reason = (
             f"the {size.n:,} labelled reals of {size.groups:,} groups are worth {size.effective:,.0f} independent ones, since those of "
+            f"one group score alike ({largest}); a {100 * config.fpr:g} % target at {100 * config.confidence:g} % needs {needed:,}"
         )
-        reason += f"one group score alike ({largest}); a {100 * config.fpr:g} % target at {100 * config.confidence:g} % needs {needed:,}"
-    raise ConfigError(f"{reason}", hint=_loosened(division, size))
+    raise ConfigError(reason, hint=_loosened(division, size))
 
 
 def _loosened(division: Division, size: EffectiveSize) -> str:

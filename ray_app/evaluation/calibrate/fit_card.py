@@ -121,13 +121,13 @@ def with_thresholds(fitted: CalibratedCard, division: Division, config: files.Ca
     scores = fitted.scores(division.labelled)
     held_out: Bools = division.parts == CHOOSE
     reals, fakes = ScoreHistogram.of(scores[division.reals & held_out]), scores[division.labelled.fake & held_out]
-    every = scores[division.reals]
-    size = effective_size(every, division.groups[division.reals], config.fpr)
+    every = np.sort(scores[division.reals])
+    all_reals, size = ScoreHistogram.of(every), effective_size(scores[division.reals], division.groups[division.reals], config.fpr)
     refuse_dependent(division, size, reals_needed(config.fpr, config.confidence), config)
-    bounds = choose_threshold(reals, config.fpr, config.confidence), choose_threshold(every, config.fpr, config.confidence, size=size)
+    bounds = choose_threshold(reals, config.fpr, config.confidence), choose_threshold(all_reals, config.fpr, config.confidence, size=size)
     fake_above = max(bound.fake_above for bound in bounds)
     chosen = seen_at(fake_above, reals, config.confidence)
-    overall = seen_at(fake_above, ScoreHistogram.of(every), config.confidence, size=size)
+    overall = seen_at(fake_above, all_reals, config.confidence, size=size)
     found = float((fakes >= fake_above).mean()) if len(fakes) else None
     thresholds = Thresholds(
         real_below=real_below(fakes, config.miss, fake_above=fake_above) if len(fakes) else fake_above,
@@ -137,7 +137,7 @@ def with_thresholds(fitted: CalibratedCard, division: Division, config: files.Ca
         n_real=chosen.n_real,
         n_fake=len(fakes) or None,
     )
-    return Assembled(fitted, fitted.card.model_copy(update={"thresholds": thresholds}), chosen, overall, np.sort(every))
+    return Assembled(fitted, fitted.card.model_copy(update={"thresholds": thresholds}), chosen, overall, every)
 
 
 def calibrated(labelled: data.CalibrationData, calibrations: Mapping[str, Calibration]) -> Floats:

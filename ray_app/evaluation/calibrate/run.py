@@ -228,7 +228,7 @@ def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
     card = _card(path, reading, assembled, guarantee, _population(reading, assembled, division, properties), notes)
     _print_progress("measuring")
     report = _report(reading, assembled, card, division, config)
-    report = report.model_copy(update={"card": str(path), "notes": notes, "self_check": self_check(card, assembled, division, properties)})
+    report = report.model_copy(update={"card": str(path), "notes": notes, "self_check": self_check(card, division, properties)})
     report = report.model_copy(update={"findings": _findings(report)})
     files.write_files(path, card, references, report)
     return report.model_copy(update={"report": str(files.report_path(path))})
@@ -301,11 +301,10 @@ def _population(reading: data.LabelledRun, assembled: Assembled, division: Divis
                          prevalence=fitted.prevalence, generators=names)  # fmt: skip
 
 
-def self_check(card: EnsembleCard, assembled: Assembled, division: Division, properties: Properties) -> list[SelfCheck]:
+def self_check(card: EnsembleCard, division: Division, properties: Properties) -> list[SelfCheck]:
     """Of all labelled images and of each part: the false positives of the card, and in which properties it would be called unlike."""
     every = np.ones(len(division.labelled), np.bool_)
-    scores = assembled.fitted.scores(division.labelled)
-    flagged: Bools = scores >= card.thresholds.fake_above
+    flagged: Bools = np.asarray(properties["score"], np.float64) >= card.thresholds.fake_above
     named = [("all labelled images", every), *((f"part {name}", division.parts == number) for number, name in enumerate(PARTS))]
     return [_checked(card, name, some, flagged[some & division.reals], properties) for name, some in named]
 

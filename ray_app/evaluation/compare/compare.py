@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray_app import __version__
-from ray_app.evaluation.compare import changes, labelled
+from ray_app.evaluation.compare import accuracy, changes
 from ray_app.evaluation.interval_sample import Meaning
 from ray_app.evaluation.join import OwnLabels, index_labels
 from ray_app.evaluation.labels import open_labels
@@ -232,7 +232,7 @@ def _labelled(
         return a.scores(name)[pairing.places_a], b.scores(name)[pairing.places_b]
 
     verdicts = (a.codes("verdict", changes.VERDICTS)[pairing.places_a], b.codes("verdict", changes.VERDICTS)[pairing.places_b])
-    return labelled.labelled_changes(truth, _systems(a, b), scores, verdicts, meaning)
+    return accuracy.labelled_changes(truth, _systems(a, b), scores, verdicts, meaning)
 
 
 def _systems(a: changes.RunColumns, b: changes.RunColumns) -> list[str]:
@@ -242,13 +242,13 @@ def _systems(a: changes.RunColumns, b: changes.RunColumns) -> list[str]:
     return [ENSEMBLE, *([] if all(alone) else shared)]
 
 
-def _truth(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> labelled.ImageGroups | None:
+def _truth(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> accuracy.ImageGroups | None:
     """The truth about the paired images: by the labels given, else by A's own columns, else by B's."""
     if labels is not None:
-        return labelled.truth_of(a, index_labels(open_labels(labels))).at(pairing.places_a)
+        return accuracy.truth_of(a, index_labels(open_labels(labels))).at(pairing.places_a)
     for run, places in ((a, pairing.places_a), (b, pairing.places_b)):
         if "input" in run.columns:
-            truth = labelled.truth_of(run, OwnLabels(run.run.store.url)).at(places)
+            truth = accuracy.truth_of(run, OwnLabels(run.run.store.url)).at(places)
             if (truth.codes >= 0).any():
                 return truth
     return None
