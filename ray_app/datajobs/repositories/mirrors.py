@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +66,21 @@ class Mirror:
         return found
 
     def sized(self, files: Sequence[TrackedFile]) -> list[TrackedFile]:
-        """The same files with their sizes. Raises StorageError."""
+        """The same files with their sizes. Raises StorageError, also for content that a whole clone lacks; a snapshot without settings, or
+        a partial clone, may leave out large files.
+        """
         asked = "".join(f"{file.blob}\n" for file in files).encode()
         lines = self._git("cat-file", "--batch-check=%(objectname) %(objectsize)", given=asked).stdout.decode().splitlines()
         sizes = dict(line.split()[:2] for line in lines)
-        return [TrackedFile(file.path, file.blob, int(size) if (size := sizes[file.blob]).isdigit() else None) for file in files]
+        found = [TrackedFile(file.path, file.blob, int(size) if (size := sizes[file.blob]).isdigit() else None) for file in files]
+        lacking = [file for file in found if file.size_bytes is None]
+        if lacking and self._is_whole():
+            raise self._damaged(lacking[0])
+        return found
+
+    def _is_whole(self) -> bool:
+        is_partial = self._git("config", "--get-regexp", r"^remote\..*\.promisor$", check=False).returncode == 0
+        return (self.at / "config").exists() and not is_partial
 
     def contents(self, files: Iterable[TrackedFile]) -> Iterator[bytes]:
         """The bytes of each file. Raises StorageError, naming repository and path, for one that is not there whole."""
@@ -173,6 +184,8 @@ class Mirrors:
             raise ConfigError(f"{begun.at}: {error.strerror}", hint="--mirror names a folder that can be written") from None
         except CommitGone:
             shutil.rmtree(begun.at, ignore_errors=True)
+            with suppress(OSError):
+                begun.at.parent.rmdir()  # where nothing else is in it
             raise
         return Mirror(name, at)
 

@@ -236,6 +236,9 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "left out", f"{sum(summary['dropped'].values()):,}, listed with reasons in {out}/dropped.parquet"
         for reason, number in summary["dropped"].items():
             yield "", f"{number:,} {reason}: {candidates.REASONS.get(reason) or wording.meaning(reason)}"
+    for one in summary["sources"]:
+        if one["expected"] not in (None, one["kept"]):
+            yield "", f"{one['source']}: {one['kept']:,} kept, where the list says {one['expected']:,}"
     for one in summary["missing"]:
         yield "missing", f"{one['repo']} {one['commit']}: {wording.visible(one['why'])}"
     yield "index", f"{out}/index.parquet, SHA-256 of its content {summary['index_sha256']}"
