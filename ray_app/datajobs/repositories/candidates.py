@@ -94,9 +94,9 @@ def examined(rule: ImageRule, file: TrackedFile, data: bytes, refused: frozenset
     return rows
 
 
-def cut(data: bytes, quarter: int) -> bytes:
-    """One of the four pictures of a sheet's file, as PNG."""
-    return list(quarters(decode_image(data, _LIMITS).pixels))[quarter][1]
+def cut(data: bytes) -> list[bytes]:
+    """The four pictures of a sheet's file, each as PNG."""
+    return [png for _, png in quarters(decode_image(data, _LIMITS).pixels)]
 
 
 def quarters(pixels: Image.Image) -> Iterator[tuple[Image.Image, bytes]]:

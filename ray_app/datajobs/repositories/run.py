@@ -141,7 +141,7 @@ def _examined(store: Store, chosen: Sequence[_Chosen], refused: frozenset[str], 
                 rows = []
                 for row in candidates.candidates_of(one.rule, one.mirror, one.files, refused):
                     rows.append(row)
-                    progress.advance(not row["quarter"], row["reason"] is not None)
+                    progress.advance(not row["quarter"], row["reason"] not in (None, "over_cap"))
                 places = {file.path: place for place, file in enumerate(one.files)}
                 rows.sort(key=lambda row: (places[row["path"]], row["quarter"] or 0))
                 store.write(part, _parquet(pa.Table.from_pylist(rows, candidates.CANDIDATE)))
@@ -190,12 +190,11 @@ def _write_images(store: Store, kept: Sequence[tuple[_Chosen, candidates.Row]]) 
 
 
 def _contents(one: _Chosen, rows: Sequence[candidates.Row]) -> Iterator[tuple[candidates.Row, bytes]]:
-    files = [TrackedFile(row["path"], row["blob"]) for row in rows]
-    for row, data in zip(rows, one.mirror.contents(files), strict=True):
-        if row["sheet"] is not None:
-            yield row, candidates.cut(data, row["quarter"])
-        else:
-            yield row, data
+    by_file = [list(group) for _, group in groupby(rows, key=itemgetter("path"))]
+    files = [TrackedFile(group[0]["path"], group[0]["blob"]) for group in by_file]
+    for group, data in zip(by_file, one.mirror.contents(files), strict=True):
+        parts = {None: data} if group[0]["sheet"] is None else dict(enumerate(candidates.cut(data)))
+        yield from ((row, parts[row["quarter"]]) for row in group)
 
 
 def _summary(

@@ -1,0 +1,192 @@
+"""`touchstone demo`: a small archive of pictures of which the truth is known, scored (`run_demo`), and how many verdicts were right.
+
+Without pictures of the user's: photographs that installed packages ship, and simulated ones. With them (`--photos`): a folder with `real`
+and `fake` in it, or what `touchstone collect --git` wrote, without the rows of its training split.
+"""
+
+import csv
+import hashlib
+import io
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app.datasets import DatasetSource, index_source, labels
+from ray_app.datasets.layouts import base
+from ray_app.datasets.packaged_photographs import packaged_photographs
+from ray_app.errors import ConfigError
+from ray_app.reports import format as wording
+from ray_app.reports import summary_lines, verdict_table
+from ray_app.runs import RunDirectory, current_rows
+from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.run import ScoringResult, score_archive
+from ray_app.storage import Store, canonical
+
+PHOTOGRAPH, DRAWN, SIMULATED = "photographs", "drawn as a camera takes them, by us", "made: simulated, by us"
+REAL, MADE = "real", "made"
+RIGHT: Mapping[str, str] = {PHOTOGRAPH: "real", REAL: "real", SIMULATED: "fake", MADE: "fake"}
+SENTENCE = (
+    "This shows that the machinery works, not how well a detector does: for that it takes many pictures of many sources that it never saw."
+)
+_FOLDER = "photographs"
+_SHOWN = 24  # rows of the table
+_DEFAULT_IMAGES = 80
+
+
+class Truth(NamedTuple):
+    """What is known of one picture: its kind, and for a real or made one of the user's the source."""
+
+    kind: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class DemoArchive:
+    """What is scored, the truth by uri, who took the photographs, and labels for `touchstone evaluate`."""
+
+    source: str
+    truth: Mapping[str, Truth]
+    credits: Sequence[str]
+    labels: Path
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The run, its rows, and what it is compared with."""
+
+    finished: ScoringResult
+    rows: Sequence[Mapping[str, Any]]
+    archive: DemoArchive
+
+    def lines(self) -> Iterator[str]:
+        """For the terminal: some rows, the run's end, and the truth."""
+        yield verdict_table(self.rows[:: max(len(self.rows) // _SHOWN, 1)], 110)
+        yield ""
+        yield from summary_lines(self.finished.summary)
+        yield ""
+        yield from ground_truth_lines(self.rows, self.archive.truth, self.finished.summary["ensemble"])
+        yield from self.archive.credits
+        run = wording.visible(shlex.quote(str(self.finished.summary["run"])))
+        yield f"figures: touchstone evaluate {run} --labels {shlex.quote(str(self.archive.labels))} --out FOLDER"
+
+
+def run_demo(folder: Path, *, photos: Path | None = None, images: int | None = None) -> DemoResult:
+    """Build the archive below `folder`, or choose from `photos`, and score it by the ensemble `default`. Raises as `score_archive`, and
+    ConfigError for photos without labels.
+    """
+    archive = sample(folder, images or _DEFAULT_IMAGES) if photos is None else chosen(photos, folder, images)
+    finished = score_archive(ScoreConfig(source=(archive.source,), out=str(folder / "run")))
+    return DemoResult(finished, list(current_rows(RunDirectory.open(str(folder / "run")))), archive)
+
+
+def sample(folder: Path, images: int) -> DemoArchive:
+    """The sample archive with photographs from installed packages beside its simulated pictures; made where it is not there."""
+    from ray_app.datasets.simulation.archive import build_sample_archive  # it loads torch
+
+    archive, labelled = folder / "archive", folder / "archive-labels.csv"
+    if not archive.exists():
+        build_sample_archive(archive, files=images)
+    photographs = packaged_photographs()
+    if not (archive / _FOLDER).exists():
+        (archive / _FOLDER).mkdir()
+        lines = io.StringIO()
+        for one, file in photographs:
+            data = file.read_bytes()
+            (archive / _FOLDER / one.name).write_bytes(data)
+            digest = hashlib.sha256(data).hexdigest()
+            csv.writer(lines, lineterminator="\n").writerow([f"{_FOLDER}/{one.name}", digest, "real", one.package])
+        with labelled.open("a", encoding="utf-8") as stream:
+            stream.write(lines.getvalue())
+    truth = {}
+    with labelled.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            kind = PHOTOGRAPH if row["path"].startswith(f"{_FOLDER}/") else DRAWN if row["label"] == "real" else SIMULATED
+            truth[canonical(str(archive / row["path"]))] = Truth(kind)
+    there = [one for one, _ in photographs if (archive / _FOLDER / one.name).exists()]
+    credits = [f"photograph: {one.name} by {one.author}, {one.licence}, as {one.package} ships it" for one in there]
+    return DemoArchive(str(archive), truth, credits, labelled)
+
+
+def chosen(photos: Path, folder: Path, images: int | None) -> DemoArchive:
+    """The labelled pictures in `photos` as a list in `folder`: all, or `images` of them, half of each label, drawn by hashes of names."""
+    index = photos / "index.parquet" if photos.is_dir() else photos
+    rows = _held_out(index) if index.is_file() else _of_folders(photos, folder)
+    if not rows:
+        raise ConfigError(f"{photos}: no picture outside of the training split", hint="its rows need a split: validation, test")
+    drawn = rows if images is None else _drawn(rows, images)
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = folder / "held-out.csv"
+    with listed.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["uri", "label", "generator", "source"])
+        writer.writerows((row["uri"], row["label"], row["generator"], row["source"]) for row in drawn)
+    kinds = {"real": REAL, "fake": MADE}
+    return DemoArchive(str(listed), {row["uri"]: Truth(kinds[row["label"]], row["source"]) for row in drawn}, (), listed)
+
+
+def ground_truth_lines(rows: Sequence[Mapping[str, Any]], truth: Mapping[str, Truth], ensemble: Mapping[str, Any]) -> Iterator[str]:
+    """How many verdicts were right, of each kind of picture; a picture that the run has no row of does not count."""
+    counts: dict[str, Counter[str]] = {}
+    sources: dict[str, set[str]] = {}
+    for row in rows:
+        if (known := truth.get(row["uri"])) is not None:
+            counts.setdefault(known.kind, Counter())[row["verdict"] or "none"] += 1
+            sources.setdefault(known.kind, set()).add(known.source)
+    members = ", ".join(str(one["name"]) for one in ensemble["members"])
+    yield f"the truth, beside the verdicts of the ensemble {ensemble['name']} ({wording.visible(members)}):"
+    for kind in (PHOTOGRAPH, REAL, SIMULATED, MADE, DRAWN):
+        if kind in counts:
+            many = f" of {wording.counted(len(sources[kind]), 'source')}" if kind in (REAL, MADE) else ""
+            yield f"  {kind}{many}: {_judged(counts[kind], RIGHT.get(kind))}"
+    yield SENTENCE
+
+
+def _judged(counts: Counter[str], right: str | None) -> str:
+    words = {"real": "no evidence found", "fake": "flagged as fake", "abstain": "abstained", "none": "not scored"}
+    if right is None:
+        return ", ".join(f"{counts[verdict]:,} {text}" for verdict, text in words.items() if counts[verdict])
+    others = "".join(f", {counts[verdict]:,} {text}" for verdict, text in words.items() if verdict != right and counts[verdict])
+    return f"{counts[right]:,} of {counts.total():,} right ({words[right]}){others}"
+
+
+def _held_out(index: Path) -> list[dict[str, str]]:
+    """Rows of `touchstone collect --git` that have a split, and another than training."""
+    try:
+        table = pq.read_table(index)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{index}: {' '.join(str(error).split())[:200]}", hint="the index.parquet of touchstone collect --git") from None
+    if missing := {"uri", "label", "split"} - set(table.schema.names):
+        raise ConfigError(f"{index}: no column {', '.join(sorted(missing))}", hint="the index.parquet of touchstone collect --git")
+    root, found = base.root_of(None, str(index)), []
+    for row in table.to_pylist():
+        if row["split"] not in (None, "train"):
+            label = labels.parse_label(row["label"], f"{index}, {row['uri']}")
+            found.append(_row(base.place_below(root, row["uri"]), label, row.get("generator"), row.get("source")))
+    return found
+
+
+def _of_folders(photos: Path, folder: Path) -> list[dict[str, str]]:
+    source = DatasetSource(at=(str(photos),), layout="folders")
+    table = index_source(source, Store.open(str(folder / "index")))
+    if table["member"].null_count < len(table):
+        raise ConfigError(f"{photos}: holds archives", hint="touchstone score it, and touchstone evaluate the run")
+    rows = zip(table["uri"].to_pylist(), table["input"].to_pylist(), strict=True)
+    return [_row(uri, known["label"], known["generator"], known["generator"]) for uri, known in rows]
+
+
+def _row(uri: str, label: str, generator: str | None, source: str | None) -> dict[str, str]:
+    return {"uri": canonical(uri), "label": label, "generator": generator or "", "source": source or ""}
+
+
+def _drawn(rows: Sequence[dict[str, str]], images: int) -> list[dict[str, str]]:
+    ordered = sorted(rows, key=lambda row: hashlib.sha256(row["uri"].encode()).digest())
+    each = {label: [row for row in ordered if row["label"] == label] for label in ("real", "fake")}
+    real = min(len(each["real"]), max(images // 2, images - len(each["fake"])))
+    kept = {row["uri"] for row in [*each["real"][:real], *each["fake"][: images - real]]}
+    return [row for row in rows if row["uri"] in kept]

@@ -1,0 +1,112 @@
+"""`touchstone demo`: the truth beside the verdicts, of packaged photographs and simulated pictures, and of pictures of the user's."""
+
+import csv
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ray_app.errors import ConfigError
+from ray_app.scoring import demo
+
+ENSEMBLE = {"name": "default", "members": [{"name": "a-detector"}]}
+
+
+def row(uri, verdict):
+    return {"uri": uri, "verdict": verdict}
+
+
+def lines(verdicts, kinds):
+    truth = {f"/{place}": demo.Truth(kind, source) for place, (kind, source) in enumerate(kinds)}
+    return list(demo.ground_truth_lines([row(f"/{place}", verdict) for place, verdict in enumerate(verdicts)], truth, ENSEMBLE))
+
+
+def test_right_wrong_abstained_and_not_scored_are_told_apart():
+    kinds = [(demo.PHOTOGRAPH, "")] * 4 + [(demo.SIMULATED, "")] * 3 + [(demo.DRAWN, "")] * 2
+    told = lines(["real", "real", "fake", "abstain", "fake", "real", None, "real", "fake"], kinds)
+    assert told == [
+        "the truth, beside the verdicts of the ensemble default (a-detector):",
+        "  photographs: 2 of 4 right (no evidence found), 1 flagged as fake, 1 abstained",
+        "  made: simulated, by us: 1 of 3 right (flagged as fake), 1 no evidence found, 1 not scored",
+        "  drawn as a camera takes them, by us: 1 no evidence found, 1 flagged as fake",
+        demo.SENTENCE,
+    ]
+    assert "not how well" in demo.SENTENCE
+
+
+def test_pictures_of_the_user_s_are_counted_with_their_sources():
+    kinds = [(demo.REAL, "alps"), (demo.REAL, "sea"), (demo.MADE, "flux")]
+    assert lines(["real", "real", "fake"], kinds)[1:3] == [
+        "  real of 2 sources: 2 of 2 right (no evidence found)",
+        "  made of 1 source: 1 of 1 right (flagged as fake)",
+    ]
+
+
+def test_the_sample_has_the_photographs_beside_the_simulated_pictures(tmp_path):
+    archive = demo.sample(tmp_path, 10)
+    kinds = [one.kind for one in archive.truth.values()]
+    assert {demo.PHOTOGRAPH, demo.DRAWN, demo.SIMULATED} == set(kinds)
+    assert kinds.count(demo.PHOTOGRAPH) == len(archive.credits) >= 2
+    assert any("china.jpg by danielbuechele" in credit and "CC BY 2.0" in credit for credit in archive.credits)
+    assert all((tmp_path / "archive" / uri.split("/archive/")[1]).is_file() for uri in archive.truth)
+    with archive.labels.open(newline="") as stream:
+        assert [one["label"] for one in csv.DictReader(stream) if one["path"].startswith("photographs/")] == ["real"] * len(archive.credits)
+    assert demo.sample(tmp_path, 10) == archive  # a second time it is there, and labelled once
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    for label in ("real", "fake"):
+        for number in range(4):
+            place = folder / label / "somebody" / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(place)
+    return folder
+
+
+def test_folders_of_the_user_s(photos, tmp_path):
+    archive = demo.chosen(photos, tmp_path / "out", None)
+    assert {uri.rpartition("/photos/")[2]: known.kind for uri, known in archive.truth.items()} == {
+        f"{label}/somebody/{number}.png": kind for label, kind in (("real", demo.REAL), ("fake", demo.MADE)) for number in range(4)
+    }
+    some = demo.chosen(photos, tmp_path / "some", 3)
+    assert sorted(known.kind for known in some.truth.values()) == [demo.MADE, demo.MADE, demo.REAL]
+    assert some.truth.items() <= archive.truth.items()
+
+
+def index(folder, splits):
+    rows = {
+        "uri": [f"real/somebody/{number}.png" for number in range(4)],
+        "label": ["real"] * 4,
+        "generator": ["real:alps"] * 4,
+        "source": ["alps"] * 4,
+    }
+    pq.write_table(pa.table(rows | splits), folder / "index.parquet")
+    return folder
+
+
+def test_of_a_collection_only_what_was_not_trained_on(photos, tmp_path):
+    archive = demo.chosen(index(photos, {"split": ["train", "test", None, "validation"]}), tmp_path / "out", None)
+    assert [uri.rpartition("/")[2] for uri in archive.truth] == ["1.png", "3.png"]
+    assert set(archive.truth.values()) == {demo.Truth(demo.REAL, "alps")}
+    with open(archive.source, newline="") as stream:
+        assert [(one["uri"], one["label"], one["source"]) for one in csv.DictReader(stream)] == [
+            (str(photos / "real" / "somebody" / f"{number}.png"), "real", "alps") for number in (1, 3)
+        ]
+
+
+@pytest.mark.parametrize("splits", [{}, {"split": pa.nulls(4, pa.string())}, {"split": ["train"] * 4}])
+def test_a_collection_that_does_not_say_what_is_held_out_is_refused(photos, tmp_path, splits):
+    with pytest.raises(ConfigError, match="split"):
+        demo.chosen(index(photos, splits), tmp_path / "out", None)
+
+
+def test_what_is_no_collection_is_refused(photos, tmp_path):
+    (photos / "index.parquet").write_text("no table")
+    with pytest.raises(ConfigError, match=r"index\.parquet"):
+        demo.chosen(photos, tmp_path / "out", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError):
+        demo.chosen(tmp_path / "empty", tmp_path / "out", None)
