@@ -35,6 +35,7 @@ FAMILIES = {
     "timm-classifier": "ray_app.detectors.families.timm",
     "transformers-classifier": "ray_app.detectors.families.transformers",
     "residual": "ray_app.detectors.families.residual",
+    "stage-statistics": "ray_app.detectors.families.stages",
     "clip-linear": "ray_app.detectors.families.clip",
     "corvi": "ray_app.detectors.families.corvi",
     "npr": "ray_app.detectors.families.npr",

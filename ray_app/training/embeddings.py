@@ -273,7 +273,7 @@ def probe(job: TrainingJob) -> None:
     Raises ConfigError for a card without a head on features, and for too few images of a class; TouchstoneError where too many cannot
     be read.
     """
-    if job.card.family != "clip-linear":
+    if job.card.family not in ("clip-linear", "stage-statistics"):
         raise ConfigError(f"{job.card.name}: a linear probe is for cards of family clip-linear", hint="method: fine-tune")
     compute_embeddings(job, {"train": None}, make=frozen_detector)
     found = kept_embeddings(job.out, "train")

@@ -281,7 +281,8 @@ def load_trained(recipe: Recipe, card: DetectorCard, folder: Path) -> nn.Module:
     """The network of a checkpoint that `Learner.save` wrote, as the card describes it, to score with or to export. Raises DetectorError."""
     network = training_form(recipe, card)
     load_strictly(network, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
-    return deployable(network, card)
+    deployed = deployable(network, card)
+    return deployed.half().float() if recipe.export.half else deployed
 
 
 def _check(recipe: Recipe, card: DetectorCard) -> None:

@@ -28,6 +28,7 @@ POLICIES = (
     "openfake-v2",
     "cnndetection",
     "maskclip",
+    "in-the-wild",
 )
 
 # Module and class of each. The fields of a class are the policy's arguments.
@@ -39,6 +40,7 @@ _CLASSES = {
     "openfake-v2": ("policies.openfake", "SocialMedia"),
     "cnndetection": ("policies.cnndetection", "CnnDetection"),
     "maskclip": ("policies.maskclip", "MaskClipPolicy"),
+    "in-the-wild": ("policies.in_the_wild", "InTheWild"),
 }
 
 
