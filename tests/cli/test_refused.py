@@ -36,6 +36,7 @@ def place(tmp_path_factory):
     paths = [f"{folder}/photos/real/{number % 3}.png" for number in range(3)]
     (folder / "labels.csv").write_text("uri,label\n" + "".join(f"{path},real\n" for path in paths))
     (folder / "broken.csv").write_text("uri\n" + f"{folder}/{'x' * 1000}.png\n" * 2000 + "one,two,three\n")
+    (folder / "sources.csv").write_text(f"repo,commit,path_rule,label,source\nowner/name,{'0' * 40},a,real,a\n")
     quick = yaml.safe_load((config_root() / "train" / "quick.yaml").read_text())
     for name, at in (("good", ["photos"]), ("typo", ["photos", "fotos"])):
         data = quick["data"] | {"train": [{"at": f"{folder}/{one}", "layout": "folders"} for one in at]}
@@ -69,6 +70,9 @@ REFUSED = {
     "pack a list that breaks late": ("pack", "{}/broken.csv"),
     "collect a list that is not there": ("collect", "{}/none.csv"),
     "collect a column that is not there": ("collect", "{}/labels.csv", "--set", "url=nothing"),
+    "collect by a list of repositories that is not there": ("collect", "--git", "{}/none.csv", "--mirror", "{}/mirrors"),
+    "collect by a list of something else": ("collect", "--git", "{}/labels.csv", "--mirror", "{}/mirrors"),
+    "collect from repositories that are nowhere": ("collect", "--git", "{}/sources.csv", "--mirror", "{}", "--git-host", "file:///nowhere"),
     "index a second source that is not there": ("index", "{}/photos", "{}/fotos", "--layout", "folders"),
     "index by labels that are not there": ("index", "{}/photos", "--layout", "columns"),
 }  # fmt: skip

@@ -128,8 +128,8 @@ def decide(rows: Sequence[Row]) -> Decision:
     Near-duplicates are the project's bond `looks`: perceptual hashes that differ in at most NEAR_BITS of 64 bits, pictures without detail
     apart. Each is compared with those that stay: what is near to a dropped one alone is not dropped.
     """
-    reasons, of = [row["reason"] for row in rows], [None] * len(rows)
-    decision = Decision(reasons, of)
+    reasons: list[str | None] = [row["reason"] for row in rows]
+    of: list[int | None] = [None] * len(rows)
     first: dict[str, int] = {}
     for place, row in enumerate(rows):
         if reasons[place] is None and (earlier := first.setdefault(canonical_id(row), place)) != place:
@@ -143,7 +143,7 @@ def decide(rows: Sequence[Row]) -> Decision:
             reasons[place], of[place] = NEAR_DUPLICATE, min(alike)
         elif code >= 0:
             kept[code] = place
-    return decision
+    return Decision(reasons, of)
 
 
 def canonical_id(row: Row) -> str:

@@ -4,6 +4,7 @@ images/<source>/…   the files, named by the first 16 digits of their SHA-256; 
 index.parquet       a row for each, labelled: what `touchstone index`, `score`, `evaluate` and `detectors fit` take
 dropped.parquet     a row for each file that a rule chose and that is not there, with the reason and what it repeats
 summary.json        the figures of each row of the list, and `index_sha256`
+collect.json        whose directory it is
 parts/…             what was found in each row's files: the same command does not decode them again
 
 Interrupted, the same command goes on.
@@ -30,9 +31,11 @@ from ray_app.datajobs.repositories.mirrors import Mirror, Mirrors, TrackedFile
 from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.images import facts
 from ray_app.reports import format as wording
+from ray_app.runs.directory import claim_directory
 from ray_app.storage import Lease, Store, canonical, strip_secrets
 
 _IMAGES, _PARTS = "images", "parts"
+_IDENTITY = {"format": 1, "form": "repositories"}
 _WIDTH = 11
 INDEX = pa.schema(
     [("uri", pa.string()), ("sha256", pa.string()), ("label", pa.string()), ("generator", pa.string()), ("group", pa.string()),
@@ -57,7 +60,7 @@ def collect_repositories(config: RepositoriesConfig) -> dict[str, Any]:
     """Collect what `config.rules` choose into `config.out`; returns the content of `summary.json`.
 
     Raises ConfigError for a list that is none, for a rule that chooses nothing, and for repositories and commits that are gone, unless
-    `allow_missing`; StorageError for a repository that is damaged; IdentityError where another process writes there; KeyboardInterrupt.
+    `allow_missing`; StorageError for a repository that is damaged; IdentityError for another command's directory; KeyboardInterrupt.
     """
     facts.require_perceptual_hash()
     rules, (refused, digest) = read_rules(config.rules), read_refused(config.refuse)
@@ -69,6 +72,7 @@ def collect_repositories(config: RepositoriesConfig) -> dict[str, Any]:
             f"{len(missing)} commits cannot be had: {told}", hint="name others in the list, or build without them: --allow-missing"
         )
     with Lease(store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
+        claim_directory(store, "collect.json", _IDENTITY, same="form")
         found = _examined(store, chosen, refused, digest)
         rows = [row for part in found for row in part]
         owners = [one for one, part in zip(chosen, found, strict=True) for _ in part]
@@ -181,12 +185,16 @@ def _write_images(store: Store, kept: Sequence[tuple[_Chosen, candidates.Row]]) 
         earlier = set(pq.read_table(io.BytesIO(store.read("index.parquet")), columns=["uri"])["uri"].to_pylist())
         for place in sorted(earlier - {_place(one.rule, row) for one, row in kept}):
             store.delete(place)
+    progress = Progress(len(kept), name="write")
     for one, group in groupby(kept, key=itemgetter(0)):
         there = store.sizes(f"{_IMAGES}/{one.rule.source}")
         rows = [row for _, row in group]
         todo = [row for row in rows if there.get(_place(one.rule, row).rpartition("/")[2]) != row["size_bytes"]]
+        progress.advance(len(rows) - len(todo), 0)
         for row, data in _contents(one, todo):
             store.write(_place(one.rule, row), data)
+            progress.advance(1, 0)
+    progress.close()
 
 
 def _contents(one: _Chosen, rows: Sequence[candidates.Row]) -> Iterator[tuple[candidates.Row, bytes]]:
@@ -204,14 +212,13 @@ def _summary(
     decision: candidates.Decision,
     missing: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    sources, start = [], 0
+    sources: list[dict[str, Any]] = []
+    labels, start = Counter[str](), 0
     for one, rows in zip(chosen, found, strict=True):
         counts = candidates.counted(decision.reasons[start : start + len(rows)])
         start += len(rows)
+        labels[one.rule.label] += counts["kept"]
         sources.append({**one.rule.facts(), "files": len(one.files), "kept": counts.pop("kept"), "dropped": counts})
-    labels = Counter[str]()
-    for source in sources:
-        labels[source["label"]] += source["kept"]
     totals = candidates.counted(decision.reasons)
     return {
         "schema": 1,
@@ -236,7 +243,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for reason, number in summary["dropped"].items():
             yield "", f"{number:,} {reason}: {candidates.REASONS.get(reason) or wording.meaning(reason)}"
     for one in summary["sources"]:
-        if one["expected"] not in (None, one["kept"]):
+        if one["expected"] not in (None, one["kept"], one["kept"] // 4 if one["is_sheet"] else None):
             yield "", f"{one['source']}: {one['kept']:,} kept, where the list says {one['expected']:,}"
     for one in summary["missing"]:
         yield "missing", f"{one['repo']} {one['commit']}: {wording.visible(one['why'])}"

@@ -192,6 +192,16 @@ def test_the_command_names_what_is_next_and_that_works(lists, mirror, tmp_path, 
     }
 
 
+@pytest.mark.parametrize(("name", "content"), [("run.json", "{}"), ("collect.json", '{"format": 1, "form": "files", "folder": "images"}')])
+def test_a_directory_of_another_command_stays_as_it_is(lists, mirror, tmp_path, capsys, name, content):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(content)
+    assert main(["collect", "--git", lists.all_three(), "--mirror", str(mirror), "--out", str(out)]) == ExitCode.USAGE
+    assert str(out) in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, content)]
+
+
 @pytest.mark.parametrize(
     "words", [["urls.csv", "--git", "x"], ["--git", "x", "--limit", "3"], ["urls.csv", "--mirror", "m"], ["urls.csv", "--allow-missing"]]
 )
