@@ -33,7 +33,7 @@ def demo(out: str | None, images: int) -> int:
     if not archive.exists():
         click.echo(f"building a sample archive of {images} images in {archive}", err=True)
         build_sample_archive(archive, files=images)
-    finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run)))
+    finished = score_archive(ScoreConfig(source=(str(archive),), out=str(run), ensemble="tiny"))
     rows = list(current_rows(RunDirectory.open(str(run))))
     click.echo(verdict_table(rows[:: max(len(rows) // 24, 1)], 110))
     click.echo("")

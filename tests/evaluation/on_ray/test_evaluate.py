@@ -24,7 +24,8 @@ from tests.scoring.stages import without_ray
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     archive = build_sample_archive(folder / "archive", files=12)
-    words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out"), "--perturb", "jpeg:50"]
+    words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out")]
+    words += ["--ensemble", "tiny", "--perturb", "jpeg:50"]
     with without_ray():
         assert main(words) == 0
     return archive, folder / "out", words
@@ -59,7 +60,9 @@ def test_the_same_command_changes_nothing(done, capsys):
 @pytest.mark.slow
 def test_the_offline_set_is_made_labelled_and_evaluated(off_ray, tmp_path):
     arguments = {"pairs": {"test": 4}, "picture_px": {"test": 128}, "file_px": {"test": 96}, "autoencoder_steps": 2}
-    config = EvaluateConfig(at=("simulated::",), arguments=arguments, out=str(tmp_path / "out"), score={"perturb": ["jpeg:75"]})
+    config = EvaluateConfig(
+        at=("simulated::",), arguments=arguments, out=str(tmp_path / "out"), score={"ensemble": "tiny", "perturb": ["jpeg:75"]}
+    )
     document = evaluate(config).document.written()
     assert (document["data"]["n_real"], document["data"]["n_fake"], document["labels"]["rows_without_label"]) == (4, 4, 0)
     assert [view["n_fake"] for view in document["systems"][0]["views"]] == [4]
@@ -72,7 +75,8 @@ def test_a_layout_labels_the_source(done, off_ray, tmp_path):
     listed.write_text(
         "path,label,generator\n" + "".join(f"{archive.folder}/{row['path']},{row['label']},{row['generator']}\n" for row in rows)
     )
-    document = evaluate(EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"))).document.written()
+    config = EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"), score={"ensemble": "tiny"})
+    document = evaluate(config).document.written()
     assert document["labels"]["key"] == "image_id"
     assert document["labels"]["joined"] == len(rows) == document["data"]["n"]
     expected = json.loads((out / "metrics.json").read_text())["systems"][0]["figures"]["auc"]["value"]
