@@ -260,7 +260,8 @@ class _Rescoring:
             scored = judge(self.spec, outcomes, outputs, self.clock)
             members = rows.select([name for name in _MEMBERS if name in rows.column_names])
             hashed = "phash" in rows.column_names
-            tables = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
+            tables = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed,
+                                  measured=self.spec.measured)  # fmt: skip
             self.run.write_part(ref.manifest, ref.block, tables.rows)
         self.session.committed(messages.BlockReport(ref, tables.bad, messages.BlockWork(self.clock.take()), tables.failures))
 

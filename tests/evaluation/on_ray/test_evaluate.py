@@ -4,11 +4,14 @@ import csv
 import json
 
 import pytest
+import yaml
 from sklearn.metrics import roc_auc_score
 
 from ray_app.cli.main import main
 from ray_app.cluster.ray_cluster import on_ray
+from ray_app.config import config_root
 from ray_app.datasets.simulation.archive import build_sample_archive
+from ray_app.detectors import load_card
 from ray_app.evaluation.accumulate import gather
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate, labels_for
@@ -25,7 +28,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     archive = build_sample_archive(folder / "archive", files=12)
     words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out")]
-    words += ["--ensemble", "tiny", "--perturb", "jpeg:50"]
+    words += ["--ensemble", "tiny", "--perturb", "jpeg:50", "--fragility", str(folder / "fragility.yaml")]
     with without_ray():
         assert main(words) == 0
     return archive, folder / "out", words
@@ -45,6 +48,23 @@ def test_a_source_is_scored_and_evaluated(done):
     assert view["figures"]["auc"]["value"] == pytest.approx(roc_auc_score(fakes, shown), abs=1e-9)
     assert (out / "report.html").exists()
     assert any(one["thumbnail"] for one in document["mistakes"]) or not document["mistakes"]
+
+
+def test_what_perturbations_leave_is_a_section_of_the_card(done, tmp_path):
+    _, out, _ = done
+    [system] = json.loads((out / "metrics.json").read_text())["systems"]
+    written = yaml.safe_load((out.parent / "fragility.yaml").read_text())
+    assert list(written) == ["touchstone-tiny"]
+    shipped = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(shipped | written["touchstone-tiny"]))
+    as_is, seen = load_card(tmp_path / "card.yaml").fragility.measured
+    assert (as_is.perturbation, seen.perturbation, seen.steps) == (None, "jpeg:50", "jpeg quality 50")
+    for row, part in ((as_is, system), (seen, system["views"][0])):
+        assert (row.n_real, row.n_fake, row.threshold) == (part["n_real"], part["n_fake"], 0.53)
+        assert row.auc == pytest.approx(part["figures"]["auc"]["value"], abs=1e-4)
+        assert row.fpr == pytest.approx(1 - part["figures"]["tnr"]["value"], abs=1e-4)
+        assert row.tpr == pytest.approx(part["figures"]["tpr"]["value"], abs=1e-4)
+        assert "touchstone evaluate" in row.source
 
 
 def test_the_same_command_changes_nothing(done, capsys):
