@@ -3,7 +3,7 @@
     python -m benchmarks.serving [--quick] [--json FILE]
 
 A closed loop of clients, in a process of its own on the same cores, sends 1024 × 768 JPEG photographs of about 200 KB as multipart forms.
-Two detectors: the default ensemble's small one, and one of about 50 ms per image. Servers run one at a time, each round in fresh processes,
+Two detectors: the ensemble `tiny`'s, and one of about 50 ms per image. Servers run one at a time, each round in fresh processes,
 in an order that rotates from round to round; ratios are of medians, ours ÷ theirs.
 
 What makes it fair. All load the detector by the same code, with the same precision, and decode and prepare by the same code. One thread per
@@ -34,7 +34,7 @@ from benchmarks.serving_figures import Measurement, complaints, figures, table
 from benchmarks.work import DETECTORS, Work, prepare_work
 
 PHOTOGRAPHS = 64
-MODELS = {"decode_bound": "default", "compute_bound": "heavy"}  # the works of the scoring benchmark, by their names here
+MODELS = {"decode_bound": "tiny", "compute_bound": "heavy"}  # the works of the scoring benchmark, by their names here
 PACKAGES = ("touchstone", "torch", "ray", "litserve", "fastapi", "uvicorn", "pillow")
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.way [FILE.jpg] [--list]
 
-Two ways, both with the shipped `touchstone-tiny`, in this process, without Ray: `load_ensemble().score` of one JPEG, and one block of one
+Two ways, both with the shipped ensemble `tiny`, in this process, without Ray: `load_ensemble().score` of one JPEG, and one block of one
 JPEG from its reference to its committed part, as a worker of the fused layout does it. An image before it has warmed everything up.
 
 Threads that are started here count too; a move is from one package to another within one thread. What a child process does is not seen: the
@@ -97,7 +97,7 @@ class Recorder:
 
 def ensemble_way(recorder: Recorder, picture: Path) -> Way:
     """One image in Python: `load_ensemble().score`."""
-    ensemble = ray_app.load_ensemble("default")
+    ensemble = ray_app.load_ensemble("tiny")
     list(ensemble.score([picture]))
     return recorder.way("load_ensemble().score", lambda: list(ensemble.score([picture])))
 
@@ -108,7 +108,7 @@ def block_way(recorder: Recorder, picture: Path, folder: Path) -> Way:
     archive.mkdir()
     for name in ("first.jpg", "second.jpg"):
         (archive / name).write_bytes(picture.read_bytes())
-    config = ScoreConfig(source=(str(archive),), out=str(folder / "run"))
+    config = ScoreConfig(source=(str(archive),), out=str(folder / "run"), ensemble="tiny")
     spec = resolve(config).spec(gpus=0)
     run = RunDirectory.open(str(config.out))
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))

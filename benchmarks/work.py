@@ -46,7 +46,7 @@ def prepare_work(folder: Path, photographs: int) -> list[Work]:
     seeded = folder / "seeded"
     seeded.mkdir()
     return [
-        Work("decode_bound", str(find_config("detectors", DETECTORS["decode_bound"])), "default", str(archive)),
+        Work("decode_bound", str(find_config("detectors", DETECTORS["decode_bound"])), "tiny", str(archive)),
         Work("compute_bound", str(_with_seeded_weights(DETECTORS["compute_bound"], seeded)), None, str(archive)),
     ]
 

@@ -82,7 +82,7 @@ def workplace(tmp_path_factory, s3):
     (folder / "list.csv").write_text("uri,label\nphoto.jpg,real\nother.jpg,real\n")
     write_head(folder)
     with without_ray():
-        assert main(["score", "demo-run/archive", "--out", "run"]) == 0
+        assert main(["score", "demo-run/archive", "--ensemble", "tiny", "--out", "run"]) == 0
     yield folder
     os.chdir(before)
 

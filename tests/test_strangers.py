@@ -69,7 +69,18 @@ def photographs(folder):
 
 
 def score(folder):
-    return ["-m", "ray_app.cli.main", "score", photographs(folder), "--out", folder / "run", "--set", "block_members=8"]
+    return [
+        "-m",
+        "ray_app.cli.main",
+        "score",
+        photographs(folder),
+        "--out",
+        folder / "run",
+        "--ensemble",
+        "tiny",
+        "--set",
+        "block_members=8",
+    ]
 
 
 def score_job(folder):
@@ -87,6 +98,8 @@ def evaluate(folder):
         archive.labels,
         "--out",
         folder / "out",
+        "--ensemble",
+        "tiny",
         "--perturb",
         "jpeg:50",
     ]
@@ -181,7 +194,7 @@ def test_a_command_obeys_nobody_while_it_runs(words, outside, tmp_path):
 @pytest.mark.parametrize("haproxy", ["0", "1"])
 def test_an_endpoint_answers_who_has_its_token_and_its_ray_obeys_nobody(haproxy, outside, tmp_path):
     port = free_ports(1)[0]
-    words = ["-m", "ray_app.cli.main", "serve", "--host", "0.0.0.0", "--port", port, "--set", "jobs.webhooks=true"]
+    words = ["-m", "ray_app.cli.main", "serve", "--ensemble", "tiny", "--host", "0.0.0.0", "--port", port, "--set", "jobs.webhooks=true"]
     with running(words, tmp_path, RAY_SERVE_ENABLE_HA_PROXY=haproxy) as process:
         assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n", (tmp_path / "errors").read_text()
         found = stranger.listeners(process.pid)

@@ -36,11 +36,12 @@ _OF_WHAT = click.option(
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
 @_OF_WHAT
+@click.option("--fragility", metavar="FILE", help="Also write what perturbations leave of each detector, as a section for its card.")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of mistakes in the report.  [default: with them]")
 @licence_option
 @overrides
 @as_json
-def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: bool, fragility: str | None, **given: Any) -> int:
     """Say how well a RUN tells fakes from real images: on what, how surely, and where it breaks.
 
     A SOURCE is scored into DIR/run first; the same command goes on where it was interrupted. Labels have `label` (real, fake, 0 or 1)
@@ -50,9 +51,11 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     touchstone evaluate run --labels labels.csv --out figures
     touchstone evaluate s3://bucket/openfake --protocol openfake-v1 --out s3://bucket/figures
     touchstone evaluate photos/ --layout folders --detector unifd --detector npr --perturb standard --out figures
+    touchstone evaluate photos/ --layout folders --detector unifd --perturb standard --out figures --fragility unifd-fragility.yaml
     touchstone evaluate run --labels labels.parquet --out figures --json | jq .systems[0].figures.auc
     """
     from ray_app.evaluation.config import EvaluateConfig
+    from ray_app.evaluation.fragility import fragility_yaml
     from ray_app.evaluation.run import evaluate as run_evaluation
     from ray_app.reports.evaluation.page import evaluation_lines
 
@@ -60,6 +63,8 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     scoring = {name: list(value) if isinstance(value, tuple) else value for name, value in scoring.items() if value not in (None, ())}
     evaluated = run_evaluation(configured("evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments))
     document = evaluated.document
+    if fragility is not None:
+        (local_folder(Path(fragility).parent) / Path(fragility).name).write_text(fragility_yaml(document), encoding="utf-8")
     click.echo(json.dumps(document.written(), indent=1, ensure_ascii=False) if as_json else "\n".join(evaluation_lines(document)))
     return evaluated.exit_code
 

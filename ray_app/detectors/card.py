@@ -5,7 +5,7 @@ Loads without torch: a card is read in milliseconds.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
+from ray_app.detectors.fragility import Fragility
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
@@ -284,6 +285,8 @@ class DetectorCard(Frozen):
     `masks`: the network also says where. `replies`: it answers in words. `own_pool`: too large to share a process with other detectors.
     `batch`: images that go through it at once where that is fewer than a whole batch.
     `precision` is what `auto` means for this network where the device has bf16; `calibration` null means uncalibrated.
+    `fragility`: under what it breaks, and where its verdicts abstain for that. `blind_to`: what it cannot see, in plain sentences that
+    stand beside its verdicts.
     `terms`: all but `permissive` have to be accepted by the user. `variants`: keys that differ under the name NAME:VARIANT.
     """
 
@@ -304,6 +307,8 @@ class DetectorCard(Frozen):
     precision_note: str | None = None
     size: Size | None = None
     valid_range: ValidRange = ValidRange()
+    fragility: Fragility = Fragility()
+    blind_to: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     demonstration: bool = False
     licence: str
     terms: Literal["permissive", "restricted", "non-commercial", "research-only", "none-stated"] = "permissive"
@@ -317,6 +322,13 @@ class DetectorCard(Frozen):
     variants: Mapping[str, Mapping[str, Any]] = {}
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @model_serializer(mode="wrap")
+    def _as_records_know_it(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `fragility` and `blind_to` where a card says nothing of them: records of 0.11 and before do not name them."""
+        named: dict[str, Any] = usual(self)
+        unsaid = [name for name, one in (("fragility", self.fragility != Fragility()), ("blind_to", self.blind_to)) if not one]
+        return {name: value for name, value in named.items() if name not in unsaid}
 
     @field_validator("family")
     @classmethod
@@ -347,19 +359,28 @@ class DetectorCard(Frozen):
             "output": self.output.model_dump(mode="json"),
             "valid_range": self.valid_range.model_dump(mode="json", exclude={"note"}),
             "masks": self.masks,
+            **({"abstains": self.fragility.facts} if self.fragility.abstains else {}),
         }
+
+
+def blind_to(cards: Iterable[DetectorCard]) -> tuple[str, ...]:
+    """What these detectors cannot see: the sentences of their cards, each once."""
+    return tuple(dict.fromkeys(said for card in cards for said in card.blind_to))
 
 
 def with_run_facts(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard:
     """A card with what a run noted of it (`scoring_facts`) in the place of what it says by now; weights and words stay its own."""
-    if all(facts.get(key, value) == value for key, value in card.scoring_facts.items()):
+    now = {"abstains": {}, **card.scoring_facts}
+    then = {**now, "abstains": {}, **facts} if facts else now
+    if all(then[key] == value for key, value in now.items()):
         return card
     described = card.model_dump()
-    architecture = dict(facts["architecture"])
+    architecture = dict(facts.get("architecture", now["architecture"]))
     described["family"] = architecture.pop("family")
     if (backbone := architecture.pop("backbone", None)) is not None and described["backbone"] is not None:
         described["backbone"]["architecture"] = backbone
-    described |= {key: facts[key] for key in card.scoring_facts if key in facts} | {"architecture": architecture}
+    described |= {key: facts[key] for key in now.keys() - {"abstains"} if key in facts} | {"architecture": architecture}
+    described["fragility"] = card.fragility.bounded_as(then["abstains"])
     described["valid_range"] = {"note": card.valid_range.note, **described["valid_range"]}
     noted = validate(described, DetectorCard, where=f"{card.name}, as a run has it")
     noted._folder = card._folder

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_app.attribution import cards, identifier
+from ray_app.detectors import fragility
 from ray_app.ensembles import Decisions, decide, decision, drawn_by_audit, second_looks
 from ray_app.errors import ConfigError, Status
+from ray_app.images import ImageFileFacts
 from ray_app.inference import batch, stability
 from ray_app.inference.outputs import CLEAN, EMBEDDINGS, REPLIES, SCORES, STABILITY, DetectorOutputs, OutputKey, Scores
 from ray_app.inference.spec import ScoringSpec
@@ -116,7 +118,7 @@ def decided_on(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], output
         if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row]):
             checked[row] = replace(outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row))
     drawn = [] if spec.ensemble.cascade is None else audited_among(spec, checked)
-    doubts = range_doubts(spec, sizes, formats)
+    doubts = range_doubts(spec, sizes, formats, facts_of(spec, [outcome.facts for outcome in outcomes]) if spec.bounded else {})
     decisions = decide(
         spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn, blank=blank
     )
@@ -178,9 +180,15 @@ def is_blank(flags: Sequence[str] | None) -> bool:
     return NO_CONTENT in (flags or ())
 
 
-def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None]) -> dict[str, list[str | None]]:
-    """Per detector and image (width, height in pixels; format): why the image lies outside the card's valid range, or None. A detector
-    whose range holds all of them is left out.
+def facts_of(spec: ScoringSpec, files: Sequence[ImageFileFacts | None]) -> fragility.Facts:
+    """The facts that cards of the spec bound, of each file; None where one is not known."""
+    fields = {name: fragility.FACTS[name][0] for name in spec.bounded}
+    return {name: [getattr(facts, field, None) for facts in files] for name, field in fields.items()}
+
+
+def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None], facts: fragility.Facts) -> dict[str, list[str | None]]:
+    """Per detector and image (width, height in pixels; format; facts that cards bound): why the image lies outside the card's valid
+    range or beyond a bound, or None. A detector that judges all of them is left out.
 
     Under `IMAGE`, where the ensemble's card knows what its calibration saw: why the image is none of that.
     """
@@ -194,11 +202,12 @@ def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None])
         longest = np.inf if fits.max_side_px is None else fits.max_side_px
         largest = np.inf if fits.max_megapixels is None else fits.max_megapixels * 1e6
         beyond = (np.minimum(width, height) < fits.min_side_px) | (np.maximum(width, height) > longest) | (width * height > largest)
-        outside = np.flatnonzero(beyond).tolist()
+        outside = {row: fits.doubt(int(width[row]), int(height[row])) for row in np.flatnonzero(beyond).tolist()}
+        outside = {**card.fragility.doubts(facts), **outside} if card.fragility.abstains else outside
         if outside:
             doubts[name] = [None] * len(sizes)
-        for row in outside:
-            doubts[name][row] = card.valid_range.doubt(int(width[row]), int(height[row]))
+        for row, why in outside.items():
+            doubts[name][row] = why
     return doubts
 
 

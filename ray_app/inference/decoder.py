@@ -32,6 +32,7 @@ from ray_app.images import (
 from ray_app.images.decode import has_content
 from ray_app.images.facts import perceptual_hash
 from ray_app.images.provenance import ProvenanceReader, containers
+from ray_app.images.texture import with_texture
 from ray_app.inference.batch import (
     Batch,
     DecodeResult,
@@ -263,6 +264,9 @@ class BatchDecoder:
                 return replace(known, provenance=self._provenance(image_id, data, known.facts)), None, None
             self.counts["decoded"] += not isinstance(data, InputError)
             with self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel) as image:
+                if self._spec.measured:
+                    with self._clock("prepare"):
+                        image = with_texture(image)
                 facts = image.facts
                 if self._origins is not None:
                     provenance = self._provenance(image_id, data, facts)

@@ -28,6 +28,7 @@ from ray_app.images.decode import decode_image
 from ray_app.images.facts import ImageFileFacts, ImageRefused
 from ray_app.images.limits import Admit, Demand, ImageLimits
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
+from ray_app.images.texture import with_texture
 
 READY = b"+"
 REQUEST = struct.Struct("<Q")
@@ -38,14 +39,15 @@ _STATM = Path("/proc/self/statm")
 
 
 class DecodeRequest(Frozen):
-    """What is to be made of a file: its RGB pixels (null), or one tensor per preprocessing, but for those that keep sizes; and how its
-    provenance is read.
+    """What is to be made of a file: its RGB pixels (null), or one tensor per preprocessing, but for those that keep sizes; how its
+    provenance is read; and whether its facts have what is measured on pixels.
     """
 
     preprocessings: tuple[Preprocessing, ...] | None = None
     resize: ResizeMode = "exact"
     provenance: ProvenancePolicy | None = None
     native: bool = True
+    measured: bool = False
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int] | None, ...]:
@@ -133,7 +135,7 @@ def _answer(data: bytes, wanted: DecodeRequest, limits: ImageLimits, admit: Admi
     started, facts = time.perf_counter(), None
     try:
         image = decode_image(data, limits, admit)
-        facts = image.facts
+        facts = with_texture(image).facts if wanted.measured else image.facts
         tensors = [each.prepare(image.pixels, wanted.resize).data.cast("B") for each in wanted.preprocessings or () if each.shape]
     except InputError as refusal:
         facts = refusal.facts if isinstance(refusal, ImageRefused) else facts

@@ -290,8 +290,12 @@ class IsolatedDecoders:
         with self._child() as child:
             return child.decode(data, admit)
 
-    async def prepare(self, data: bytes, preprocessings: Sequence[Preprocessing], resize: ResizeMode) -> PreparedImage:
+    async def prepare(
+        self, data: bytes, preprocessings: Sequence[Preprocessing], resize: ResizeMode, *, measured: bool = False
+    ) -> PreparedImage:
         """Decode one file and prepare it in each of several ways; the same pixels as `BatchDecoder` gives.
+
+        `measured`: the facts have also what is measured on pixels (see `ray_app.images.texture`).
 
         Raises ImageRefused: as `decode_image`, for a format that is not let in, and DECODE_TIMEOUT or DECODER_CRASHED, after which
         the next image gets a new child. A caller that is cancelled leaves nothing behind: an exchange that has begun is finished.
@@ -300,7 +304,7 @@ class IsolatedDecoders:
         answer: Future[PreparedImage] = Future()
         held = [data]
         try:
-            self._threads.submit(self._serve, answer, held, _wanted(tuple(preprocessings), resize, self._provenance))
+            self._threads.submit(self._serve, answer, held, _wanted(tuple(preprocessings), resize, self._provenance, measured))
         except RuntimeError:
             raise _closed() from None
         try:
@@ -435,8 +439,10 @@ def _tensors(pixels: bytearray, shapes: Sequence[tuple[int, int, int] | None]) -
 
 
 @lru_cache(maxsize=64)
-def _wanted(preprocessings: tuple[Preprocessing, ...], resize: ResizeMode, provenance: ProvenancePolicy | None) -> DecodeRequest:
-    return DecodeRequest(preprocessings=preprocessings, resize=resize, provenance=provenance)
+def _wanted(
+    preprocessings: tuple[Preprocessing, ...], resize: ResizeMode, provenance: ProvenancePolicy | None, measured: bool = False
+) -> DecodeRequest:
+    return DecodeRequest(preprocessings=preprocessings, resize=resize, provenance=provenance, measured=measured)
 
 
 @lru_cache(maxsize=64)

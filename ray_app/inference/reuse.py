@@ -50,6 +50,8 @@ class ScoreCache:
         """
         if self._spec.perceptual_hash and outcome.phash is None:
             return False
+        if outcome.facts is not None and any(getattr(outcome.facts, name) is None for name in self._spec.measured):
+            return False
         if outcome.facts is not None and outcome.facts.format and outcome.facts.decoder != decoder_name(outcome.facts.format):
             return False
         if outcome.said is None or outcome.facts is None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ray_app.attribution.cards import DescriberCard, IdentifierCard, load_describer, load_identifier
 from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
 from ray_app.detectors.card import Calibration, default_slots
+from ray_app.detectors.fragility import MEASURED, FactName, Facts
 from ray_app.ensembles import EnsembleCard, Settings
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decoder_name
@@ -202,9 +203,20 @@ class ScoringSpec:
         """The detectors that answer in words."""
         return tuple(name for name, card in self.cards.items() if card.replies)
 
-    def doubt(self, name: str, width: int, height: int) -> str | None:
-        """Why an image of this size lies outside a detector's valid range; None if it lies inside."""
-        return self.cards[name].valid_range.doubt(width, height)
+    @cached_property
+    def bounded(self) -> tuple[FactName, ...]:
+        """The facts of an image beyond whose bounds some detector's verdict abstains."""
+        return tuple(dict.fromkeys(fact for card in self.cards.values() for fact in card.fragility.abstains))
+
+    @cached_property
+    def measured(self) -> tuple[FactName, ...]:
+        """Those of them that are measured on pixels; nothing is measured that no card asks for."""
+        return tuple(fact for fact in MEASURED if fact in self.bounded)
+
+    def doubt(self, name: str, width: int, height: int, facts: Facts | None = None) -> str | None:
+        """Why one image of this size, with these facts (one value each), lies outside of what a detector judges; None if inside."""
+        card = self.cards[name]
+        return card.valid_range.doubt(width, height) or card.fragility.doubts(facts or {}).get(0)
 
     def is_scored(self, name: str, width: int, height: int) -> bool:
         """Whether a detector gives a score for an image of this size; one that keeps sizes stops at its valid range."""

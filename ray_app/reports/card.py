@@ -9,6 +9,7 @@ import yaml
 
 from ray_app.detectors import DetectorCard, Preprocessing, licences
 from ray_app.detectors.card import Architecture, Output, TrainingData, ValidRange, Weights
+from ray_app.detectors.fragility import FACTS, Fragility
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 
@@ -108,6 +109,8 @@ def card_page(card: DetectorCard, here: Here, width: int) -> str:
         ("Backbone", _labelled(_backbone(card, here), width)),
         ("What the output means", _labelled(_output(card), width)),
         ("Valid range", _labelled(_valid_range(card.valid_range), width)),
+        ("Fragility", _fragility(card.fragility, width)),
+        ("Blind to", [line for said in card.blind_to for line in _hung("- ", said, width)]),
         ("Training data", _labelled(_training(card.training_data), width)),
         ("Published figures", _figures(card, width)),
         ("Golden scores", _golden(card, width)),
@@ -258,6 +261,29 @@ def _valid_range(allowed: ValidRange) -> list[Line]:
     if allowed.max_megapixels is not None:
         lines.append(("area", f"at most {allowed.max_megapixels:g} megapixels; beyond that no score"))
     return [*lines, ("outside", "the verdict is abstain"), ("note", allowed.note or "")]
+
+
+def _fragility(known: Fragility, width: int) -> list[str]:
+    """Beyond which facts of an image the verdict abstains, and what perturbations leave of the detector."""
+    lines = []
+    for name, bound in known.abstains.items():
+        ends = [f"{word} {value:g}" for word, value in bound.facts.items()]
+        lines.append(("abstains", f"where {FACTS[name][1]} is {' or '.join(ends)}" + (f" ({bound.what})" if bound.what else "")))
+    shown = _labelled(lines, width)
+    if not known.measured:
+        return shown
+    notes = list(dict.fromkeys(figure.note for figure in known.measured if figure.note))
+    rows = []
+    for figure in known.measured:
+        mark = f" [{notes.index(figure.note) + 1}]" if figure.note else ""
+        images = " + ".join(f"{count:,}" for count in (figure.n_real, figure.n_fake) if count is not None)
+        at = wording.NONE if figure.threshold is None else f"{figure.threshold:g}"
+        figures = [wording.NONE if value is None else f"{value:.3f}" for value in (figure.auc, figure.fpr, figure.tpr)]
+        steps = f" ({figure.steps})" if figure.steps else ""
+        rows.append([(figure.perturbation or "as they are") + steps + mark, *figures, at, images, figure.source])
+    heads = ["perturbed", "AUC", "FPR", "TPR", "at", "real + fake", "source"]
+    shown += table(heads, rows, width - 2, right={1, 2, 3, 4, 5}, wrap={0, 6})
+    return shown + [line for number, note in enumerate(notes, 1) for line in _hung(f"[{number}] ", note, width)]
 
 
 def _training(data: TrainingData) -> list[Line]:

@@ -106,6 +106,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += [f"unguarded: {sentence}" for sentence in wording.unguarded(run.session)]
     if run.scored and run.ensemble.demonstration:
         lines.append(wording.DEMONSTRATION)
+    lines += [f"limits: {wording.visible(sentence)}" for sentence in (run.ensemble.blind_to or ()) if run.scored]
     if run.scored and not run.ensemble.calibrated:
         lines.append(wording.UNCALIBRATED)
     if run.run:

@@ -68,7 +68,7 @@ class DetectorSummary(Section):
 
 
 class EnsembleSummary(Section):
-    """What gave the verdicts."""
+    """What gave the verdicts. `blind_to`: what its detectors cannot see, in sentences; None where their cards say nothing of it."""
 
     name: str = ""
     title: str = ""
@@ -77,6 +77,7 @@ class EnsembleSummary(Section):
     demonstration: bool = False
     members: Sequence[DetectorSummary] = ()
     thresholds: Thresholds | None = None
+    blind_to: OptionalKey[Sequence[str]] = None
 
 
 class Sharing(Section):

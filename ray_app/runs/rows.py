@@ -53,10 +53,32 @@ def stability_views(column: pa.ChunkedArray, detectors: Iterable[str]) -> list[S
 
 
 _schema = lru_cache(maxsize=64)(row_schema)  # every block of a run has the same
-FACTS = ("sha256", "format", "width", "height", "mode", "frames", "orientation", "icc", "flags", "decoder", "quality")
+FACTS = (
+    "sha256",
+    "format",
+    "width",
+    "height",
+    "mode",
+    "frames",
+    "orientation",
+    "icc",
+    "flags",
+    "decoder",
+    "quality",
+    "texture",
+    "graphics",
+)
 
 
-def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_at: datetime, perceptual_hash: bool = False) -> pa.Table:
+def result_rows(
+    members: pa.Table,
+    scored: BlockResult,
+    *,
+    attempt: int,
+    scored_at: datetime,
+    perceptual_hash: bool = False,
+    measured: tuple[str, ...] = (),
+) -> pa.Table:
     """One row per member of the manifest table, in its order. Raises AssertionError when the counts differ."""
     count = len(members)
     assert count == len(scored.outcomes), f"{count} members, {len(scored.outcomes)} outcomes"
@@ -79,6 +101,7 @@ def result_rows(members: pa.Table, scored: BlockResult, *, attempt: int, scored_
         stability=bool(recompressed),
         identified=scored.identified is not None,
         described=bool(captions),
+        measured=measured,
     )
     has_score = np.array([outcome.status is Status.OK for outcome in scored.outcomes], dtype=bool)
     columns: dict[str, Any] = {}
@@ -204,6 +227,7 @@ def block_tables(
     attempt: int,
     scored_at: datetime,
     perceptual_hash: bool = False,
+    measured: tuple[str, ...] = (),
     features: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> BlockTables:
     """The tables of a block's members, in their order; `features`: per detector what decides its embeddings (see `feature_rows`).
@@ -224,7 +248,7 @@ def block_tables(
             if outcome.failure is not None:
                 [member] = members.select(["image_id", "uri", "member"]).slice(row, 1).to_pylist()
                 failures.append(member | {"traceback": outcome.failure})
-        rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, perceptual_hash=perceptual_hash)
+        rows = result_rows(members, scored, attempt=attempt, scored_at=scored_at, perceptual_hash=perceptual_hash, measured=measured)
         return BlockTables(rows, mask_rows(ids, scored) if scored.outputs.of(MASKS) else None, kept, bad, failures)
 
     try:

@@ -44,6 +44,7 @@ def row_schema(
     stability: bool = False,
     identified: bool = False,
     described: bool = False,
+    measured: Sequence[str] = (),
 ) -> pa.Schema:
     """Columns of `parts/` and `scores/`; `scores` is a struct with one float32 per detector.
 
@@ -52,6 +53,7 @@ def row_schema(
     `replies` is what detectors that answer in words said. `phash`: 16 hex digits, only where it was asked for.
     `stability`, where it was asked for: what detectors said of recompressed views, one entry per view; null where no view was looked at.
     `second_look` says why all members of a cascade looked (`band`, `audit`); null where its first ones sufficed.
+    `measured`: facts of pixels, where a detector's card bounds them (see `ImageFileFacts`).
     `predicted_generator`, where an identifier was asked: null also where it takes the generator for none that it knows; then the family
     is null too, and `generator_ranking` (best first) and `generator_probability` (of the first) still say which of the known is nearest.
     `generator_confidence`: that it is a known one, higher = surer. `prompt_likelihood`: see `attribution.captioners.Caption`.
@@ -79,6 +81,7 @@ def row_schema(
         ("flags", pa.list_(pa.string())),
         ("decoder", words),
         ("quality", pa.int8()),
+        *((name, pa.float64()) for name in measured),
         *([("phash", text)] if perceptual_hash else []),
         ("scores", scores),
         *([("views", pa.struct([(view, scores) for view in views]))] if views else []),

@@ -5,6 +5,7 @@ Beside them, what a run is made with that follows from both: references of a gua
 """
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,9 @@ _AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
 _OF_ENSEMBLES = ("detectors.", "decision.", "precision.", "profile.")
 _SAME = ("include", "exclude", "limit", "limits", "columns", "container_limits", "resize", "batch_slots")  # in a config as in an identity
 LoadCard = Callable[[str], DetectorCard]
+DEFAULT = "default"  # the ensemble of a command that names none
+# What `default` was before: the detectors of its members, and the last version of Touchstone that shipped it.
+FORMER_DEFAULTS = {("touchstone-tiny",): "0.11"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,10 @@ class ResumedRun:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a command scores with. `cards`: those of the ensemble's members; `precision`: per detector, as far as a run says it."""
+    """What a command scores with. `cards`: those of the ensemble's members; `precision`: per detector, as far as a run says it.
+
+    `former_default`: what to say of a run that goes on with what was the default once; None for any other.
+    """
 
     config: ScoreConfig
     ensemble: EnsembleCard
@@ -79,6 +86,7 @@ class Resolved:
     precision: Mapping[str, Precision] = field(default_factory=dict)
     begun: ResumedRun | None = None
     load: LoadCard = load_card
+    former_default: str | None = None
     _specs: dict[str, ScoringSpec] = field(default_factory=dict, compare=False, repr=False)
 
     def spec(self, gpus: float) -> ScoringSpec:
@@ -145,9 +153,13 @@ class Resolved:
         except TouchstoneError as error:
             return [{"key": "ensemble", "run": self.ensemble.name, "today": f"cannot be had: {error.message}"}]
         found = directory.differing_keys(directory.as_known_to(begun.described["schema"], ours), theirs)
-        if today.ensemble.name != self.ensemble.name:  # then nearly every key of theirs differs
+        mine, now = ([card.name for card in self.cards], list(today.cards))
+        if (today.ensemble.name, now) != (self.ensemble.name, mine):  # then nearly every key of theirs differs
             others = [one for one in found if not one[0].startswith(_OF_ENSEMBLES)]
-            found = [("ensemble", today.ensemble.name, self.ensemble.name), *others]
+            names = (today.ensemble.name, self.ensemble.name)
+            if len(set(names)) == 1:
+                names = (f"{names[0]} ({', '.join(now)})", f"{names[1]} ({', '.join(mine)})")
+            found = [("ensemble", *names), *others]
         return [{"key": key, "run": run, "today": now} for key, now, run in found]
 
 
@@ -163,6 +175,9 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
         return Resolved(config, ensemble, cards, load_perturbations(config.perturb), load=load)
     described = run.describe()
     given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
+    former = former_default(described)
+    if former is not None and given.get("ensemble") == DEFAULT:
+        del given["ensemble"]  # what the run has is what the word meant
     is_own = not {"ensemble", "detectors"} & given.keys() and bool(described.get("ensemble"))
     begun = ResumedRun(run, described, config, given, is_own)
     noted, where = begun.noted, f"{run.store.url}/run.json"
@@ -171,7 +186,34 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
     cards = tuple(_card_as_noted(begun, member, load) if is_own else load(member.detector) for member in ensemble.members)
     views = load_perturbations(config.perturb) if "perturb" in given else _views(noted, where)
     precision = noted.get("precision", {}) if "precision" not in given else {}
-    return Resolved(settled, ensemble, cards, views, precision, begun, load)
+    return Resolved(settled, ensemble, cards, views, precision, begun, load, former if is_own else None)
+
+
+def former_default(described: Mapping[str, Any]) -> str | None:
+    """What to say of a run (its `run.json`) that was made with what was the default once, where that is another by now; else None."""
+    noted = described.get("ensemble") or {}
+    before = tuple(member["detector"] for member in noted.get("members", ()))
+    if noted.get("name") != DEFAULT or before not in FORMER_DEFAULTS:
+        return None
+    now = tuple(member.detector for member in load_ensemble_card(DEFAULT).members)
+    if now == before:
+        return None
+    return (
+        f"this run was made with {', '.join(before)}, the default of Touchstone {FORMER_DEFAULTS[before]} and before, and goes on with it; "
+        f"the default is {', '.join(now)} now, with which another --out begins anew"
+    )
+
+
+def ensemble_on(described: Mapping[str, Any], name: str) -> EnsembleCard:
+    """The ensemble that a command on a finished run names; `default` on a run that was made with a former one is that one, and it is said.
+
+    Raises ConfigError.
+    """
+    said = former_default(described) if name == DEFAULT else None
+    if said is None:
+        return load_ensemble_card(name)
+    print(said, file=sys.stderr, flush=True)
+    return validate(described["ensemble"], EnsembleCard, where="run.json")
 
 
 def _as_config(noted: directory.Identity) -> dict[str, Any]:

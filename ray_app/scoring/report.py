@@ -34,6 +34,7 @@ from ray_app.archives import (
     read_vanished,
 )
 from ray_app.cluster.progress import Progress
+from ray_app.detectors.card import blind_to
 from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import ClusterError, ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
@@ -129,6 +130,7 @@ def ensemble_facts(spec: ScoringSpec) -> document.EnsembleSummary:
         demonstration=any(member.demonstration for member in members),
         members=members,
         thresholds=Thresholds(**card.thresholds.model_dump()),  # all of them are written, given or not
+        blind_to=list(blind_to(spec.cards.values())) or None,
     )
 
 

@@ -22,7 +22,7 @@ from ray_app.archives import BlockRef, copy_manifest, cut_blocks, manifests, rea
 from ray_app.attribution.cards import IdentifierCard
 from ray_app.config import find_config
 from ray_app.detectors import DetectorCard, licences, load_card
-from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
+from ray_app.ensembles import EnsembleCard, ensemble_of
 from ray_app.ensembles.card import EnsembleProfile
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
@@ -47,6 +47,7 @@ from ray_app.scoring import messages, report
 from ray_app.scoring.guarantee import WAIVED, compare, decided, noted, settle_guarantee, unlike_rows
 from ray_app.scoring.identity import (
     decision_identity,
+    ensemble_on,
     promises,
     scoring_identity,
     stability_in,
@@ -76,7 +77,7 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
             raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")
         if begun_retry(run) is not None:
             raise ConfigError(f"{url}: a retry is not finished", hint="finish it with its `touchstone score` command first")
-        card = load_ensemble_card(ensemble)
+        card = ensemble_on(described, ensemble)
         identity = described["identity"]
         spec = make_spec(card, limits=ImageLimits(**identity["limits"]), stability=stability_in(identity))
         missing = [name for name in spec.cards if name not in described["detectors"]]
@@ -157,8 +158,9 @@ def rescore_run(
     if bool(detectors) == (ensemble is not None):
         raise ConfigError("name the heads by --detector, or an ensemble card of heads by --ensemble", hint="one of the two")
     source, run = RunDirectory.open(url), RunDirectory.open(out)
-    identity = source.describe_settled()["identity"]
-    card = load_ensemble_card(ensemble) if ensemble is not None else ensemble_of(list(detectors))
+    settled = source.describe_settled()
+    identity = settled["identity"]
+    card = ensemble_on(settled, ensemble) if ensemble is not None else ensemble_of(list(detectors))
     spec, heads = _heads(source, identity, card, accept_licences)
     references = None if ensemble is None else references_beside(ensemble, card)
     with Lease(run.store, unguarded=unguarded) as lease:
@@ -258,7 +260,8 @@ class _Rescoring:
             scored = judge(self.spec, outcomes, outputs, self.clock)
             members = rows.select([name for name in _MEMBERS if name in rows.column_names])
             hashed = "phash" in rows.column_names
-            tables = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed)
+            tables = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed,
+                                  measured=self.spec.measured)  # fmt: skip
             self.run.write_part(ref.manifest, ref.block, tables.rows)
         self.session.committed(messages.BlockReport(ref, tables.bad, messages.BlockWork(self.clock.take()), tables.failures))
 

@@ -154,12 +154,15 @@ class ScoringRun:
 
     def __init__(self, resolved: identity.Resolved, directory: RunDirectory, lease: Lease, spec: ScoringSpec, start: float) -> None:
         self.config, self.directory, self.lease, self.spec = resolved.config, directory, lease, spec
-        kept = resolved.kept(spec)
+        kept = noted = resolved.kept(spec)
+        if resolved.former_default is not None:
+            print(resolved.former_default, file=sys.stderr, flush=True)
+            kept = [one for one in kept if one["key"] != "ensemble"]
         if kept:
             named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
             print(f"going on as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
-        noted = lease.facts() | ({"kept": kept} if kept else {})
-        self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=noted)
+        facts = lease.facts() | ({"kept": noted} if noted else {})
+        self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=facts)
 
     def finished(self, layout: ScoringLayout, *, was_complete: bool) -> ScoringResult:
         """All steps, on the cluster that this process has joined; `layout`: the processes that the user sees."""

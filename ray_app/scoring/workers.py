@@ -115,6 +115,7 @@ class Worker:
                 attempt=job.attempt,
                 scored_at=datetime.now(UTC),
                 perceptual_hash=job.spec.perceptual_hash,
+                measured=job.spec.measured,
                 features=job.spec.features,
             )
             if made.masks is not None:

@@ -212,7 +212,8 @@ class EndpointScorer:
         spec, pools = generation.spec, _pools(generation, wanted)
         if not pools.keys() <= self._groups.keys():
             raise ReleaseChanging  # an update brings a group that this ingress does not know; its successor does
-        await image.prepare(tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted)), spec.resize)
+        preprocessings = tuple(dict.fromkeys(spec.cards[name].preprocessing for name in wanted))
+        await image.prepare(preprocessings, spec.resize, measured=bool(spec.measured))
         started = time.perf_counter()
         requests = {group: image.request(generation, group, pool) for group, pool in pools.items()}
         answers = await gather_or_cancel(self._groups[group].score(request) for group, request in requests.items())
@@ -269,26 +270,27 @@ class _PreparedImage:
         self._data, self._decoders = data, decoders
         self._pixels: dict[Preprocessing, batch.Pixels | None] = {}
         self._resize: ResizeMode | None = None
+        self._measured = False
         self.decode_s = self.wait_s = self.score_s = 0.0
         self.prepared: decoder_pool.PreparedImage
 
-    async def prepare(self, preprocessings: tuple[Preprocessing, ...], resize: ResizeMode) -> None:
+    async def prepare(self, preprocessings: tuple[Preprocessing, ...], resize: ResizeMode, *, measured: bool) -> None:
         """Decode for what is not there yet: what most images need not, for their second look, only those that go on do. Raises
-        ImageRefused.
+        ImageRefused. `measured`: with the facts that are measured on pixels.
         """
-        if self._resize != resize:
-            self._pixels, self._resize = {}, resize
+        if self._resize != resize or (measured and not self._measured):
+            self._pixels, self._resize, self._measured = {}, resize, measured
         missing = tuple(one for one in preprocessings if one not in self._pixels)
         if self._pixels and not any(one.shape for one in missing):
             return  # its detectors decode it themselves
         started = time.perf_counter()
-        self.prepared = await self._decoders.prepare(self._data, missing, resize)
+        self.prepared = await self._decoders.prepare(self._data, missing, resize, measured=self._measured)
         self.decode_s += time.perf_counter() - started
         self._pixels.update(zip(missing, self.prepared.pixels, strict=True))
 
     async def look(self, preprocessing: Preprocessing, resize: ResizeMode) -> batch.Pixels | None:
         """The image prepared in one way, decoded once more where no detector looks at it so. Raises ImageRefused."""
-        await self.prepare((preprocessing,), resize)
+        await self.prepare((preprocessing,), resize, measured=self._measured)
         return self._pixels.get(preprocessing)
 
     def request(self, generation: Release, group: str, detectors: tuple[str, ...]) -> ScoreRequest:

@@ -30,7 +30,7 @@ def test_counts_are_whole_batches(quick, work, name):
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_commands_name_the_work(name, tmp_path):
-    work = Work("decode_bound", "card.yaml", "default", str(tmp_path))
+    work = Work("decode_bound", "card.yaml", "tiny", str(tmp_path))
     command = CONTENDERS[name].command(work, 320, tmp_path / "out")
     assert "320" in command
     assert any(str(tmp_path) in word for word in command)

@@ -18,7 +18,7 @@ from ray_app.serving.config import ServeConfig
 
 # (accepted requests per second, p99 in seconds) that the middle round of each server has
 RECORDED = {
-    "default": {"default_proxy": (120.0, 0.30), "default_proxy_two": (140.0, 0.25), "haproxy": (200.0, 0.12), "haproxy_two": (220.0, 0.11),
+    "tiny": {"default_proxy": (120.0, 0.30), "default_proxy_two": (140.0, 0.25), "haproxy": (200.0, 0.12), "haproxy_two": (220.0, 0.11),
                 "litserve": (160.0, 0.15), "litserve_two_workers": (200.0, 0.14), "fastapi": (90.0, 1.0)},
     "heavy": {"default_proxy": (19.0, 0.9), "default_proxy_two": (33.0, 0.6), "haproxy": (19.5, 0.85), "haproxy_two": (34.0, 0.5),
               "litserve": (18.0, 1.0), "litserve_two_workers": (30.0, 0.7), "fastapi": (15.0, 2.0)},
@@ -59,13 +59,13 @@ def test_targets_are_judged_by_both_throughput_and_p99(result):
 
 
 def test_what_was_not_measured_has_no_ratio():
-    found = figures([measurement("default", "litserve"), measurement("default", "haproxy")])
-    assert found["ratios"] == {"default": {"haproxy": {"litserve": {"throughput": pytest.approx(1.25), "p99": pytest.approx(0.8)}}}}
+    found = figures([measurement("tiny", "litserve"), measurement("tiny", "haproxy")])
+    assert found["ratios"] == {"tiny": {"haproxy": {"litserve": {"throughput": pytest.approx(1.25), "p99": pytest.approx(0.8)}}}}
     assert "–" in table(found)
 
 
 def test_the_table_names_every_server_model_and_target(result):
-    text = table({**result, "models": {"default": "touchstone-tiny", "heavy": "vits"}})
+    text = table({**result, "models": {"tiny": "touchstone-tiny", "heavy": "vits"}})
     assert all(name in text for name in [*SERVERS, *RECORDED, "touchstone-tiny", "0.75 (p99 2.00)", " 12.3 "])
     assert text.count(" met") == len(TARGETS)
     assert json.loads(json.dumps(result)) == result
@@ -87,7 +87,7 @@ def test_every_name_in_the_figures_is_a_server():
 
 
 def test_what_is_said_to_be_fair_is():
-    config = ServeConfig()
+    config = ServeConfig(ensembles=("tiny",))
     assert config.batching.wait_ms / 1e3 == WAIT_S
     assert config.batching.slots is None  # as in batch jobs: what LitServe's script takes too
     assert config.limits.max_requests >= FULL.clients > QUICK.clients  # nobody is refused in a closed loop
@@ -100,7 +100,7 @@ def test_machine_and_versions_are_told():
     assert 0 <= Steal().share() <= 1
 
 
-WORK = Work("default", "card.yaml", "default", "/tmp")
+WORK = Work("tiny", "card.yaml", "tiny", "/tmp")
 PYTHON_SERVER = (
     "import http.server, os, sys; print(os.environ['OMP_NUM_THREADS'], flush=True);"
     "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()"
@@ -142,9 +142,9 @@ def test_a_small_run_end_to_end(tmp_path, capsys):
     from benchmarks.serving import main
 
     target = tmp_path / "result.json"
-    arguments = ["--quick", "--seconds", "3", "--models", "default", "--servers", "default_proxy", "litserve", "fastapi"]
+    arguments = ["--quick", "--seconds", "3", "--models", "tiny", "--servers", "default_proxy", "litserve", "fastapi"]
     assert main([*arguments, "--json", str(target)]) == 0
     result = json.loads(target.read_text())
-    assert result["ratios"]["default"]["litserve"].keys() == {"throughput", "p99"}
-    assert result["figures"]["default"]["fastapi"]["wrong"] == 0
+    assert result["ratios"]["tiny"]["litserve"].keys() == {"throughput", "p99"}
+    assert result["figures"]["tiny"]["fastapi"]["wrong"] == 0
     assert "litserve" in capsys.readouterr().out

@@ -100,11 +100,12 @@ def test_a_protocol_makes_its_table(case, capsys):
         (["--detector", "unifd"], "would need its source"),
         (["--split", "test", "--labels", "none.csv"], "none.csv"),
         (["--layout", "no-such", "--labels", ""], "no-such"),
+        (["--fragility", "{}/card.yaml"], "no perturbed images"),
     ],
 )
 def test_what_is_wrong_is_said(case, change, said, capsys):
-    words, _ = case
-    assert main(["evaluate", *words, *change]) == 2
+    words, folder = case
+    assert main(["evaluate", *words, *(word.format(folder) for word in change)]) == 2
     assert said in capsys.readouterr().err
 
 

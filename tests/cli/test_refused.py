@@ -138,7 +138,7 @@ def test_a_corrected_command_may_have_the_directory(place, tmp_path):
 
 def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "on_ray", in_turn)
-    config = ScoreConfig(source=(f"{place}/broken.csv",), out=str(tmp_path / "out"))
+    config = ScoreConfig(source=(f"{place}/broken.csv",), ensemble="tiny", out=str(tmp_path / "out"))
     run, resolved = RunDirectory.open(config.out), resolve(config)
     spec = resolved.spec(0)
     with Lease(run.store) as lease:

@@ -121,7 +121,7 @@ def test_what_an_ensemble_names_by_path_and_variant_is_what_loads(tmp_path):
 
 def test_a_shipped_ensemble_means_shipped_detectors():
     assert find_config("ensembles", "default").parent == config_root() / "ensembles"
-    assert [member.detector for member in load_ensemble_card("default").members] == ["touchstone-tiny"]
+    assert [member.detector for member in load_ensemble_card("tiny").members] == ["touchstone-tiny"]
 
 
 def test_detectors_from_the_command_line_split_at_zero():

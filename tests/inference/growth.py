@@ -24,7 +24,7 @@ def resident_mib() -> float:
 
 
 def main(folder: Path, images: int, reuse: bool) -> None:
-    spec = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+    spec = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
     clock = StageClock()
     recall = ScoreCache(spec) if reuse else None
     reader, scorer = BlockReader(spec, clock, fetcher=Fetcher(), recall=recall), EnsembleScorer(spec, clock)

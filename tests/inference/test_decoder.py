@@ -20,7 +20,7 @@ from ray_app.inference.reuse import ScoreCache
 from tests.images.factory import jpeg
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 
 
 def decoder(crumbs=None):

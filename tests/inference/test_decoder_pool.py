@@ -97,7 +97,7 @@ def wanted(*preprocessings: Preprocessing) -> DecodeRequest:
 def batched(resize: str, data: bytes):
     """What the batch job's decoder makes of the same bytes, per preprocessing."""
     cards = MappingProxyType({name: load_card(name) for name in CARDS})
-    spec = ScoringSpec(load_ensemble_card("default"), cards, LIMITS, {}, resize, 1, "cpu")
+    spec = ScoringSpec(load_ensemble_card("tiny"), cards, LIMITS, {}, resize, 1, "cpu")
     assert spec.preprocessings == ALL
     return BatchDecoder(spec, StageClock()).decode([(0, data)])
 

@@ -13,7 +13,7 @@ from tests.images.factory import encoded, flat, jpeg, photo
 
 @pytest.fixture(scope="module")
 def ensemble():
-    return ray_app.load_ensemble("default")
+    return ray_app.load_ensemble("tiny")
 
 
 def test_bytes_paths_and_pil_images_score_alike(ensemble, tmp_path):

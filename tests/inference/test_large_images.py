@@ -23,7 +23,7 @@ from ray_app.transforms.perturbations import load_perturbations
 from tests.images import factory
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = make_spec(load_ensemble_card("default"), limits=BatchLimits(), precision="fp32")
+SPEC = make_spec(load_ensemble_card("tiny"), limits=BatchLimits(), precision="fp32")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from tests.images import factory
 memory.LIMIT_PIXELS = 1000
-spec = make_spec(load_ensemble_card("default"), limits=BatchLimits(), precision="fp32")
+spec = make_spec(load_ensemble_card("tiny"), limits=BatchLimits(), precision="fp32")
 budget = NodeBudget("pixels", 4 * SEAT_BYTES, Path(sys.argv[1]) / "seats")
 decoder = BatchDecoder(spec, StageClock(), Path(sys.argv[1]) / "crumbs", wall_limit_s=0.5, budget=budget)
 data = factory.jpeg()

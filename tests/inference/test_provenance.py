@@ -25,9 +25,9 @@ from tests.images.provenance.files import png_with
 from tests.images.provenance.signing import authority, signed
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+PLAIN = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 SPEC = make_spec(
-    load_ensemble_card("default"), limits=ImageLimits(), precision="fp32", provenance=ProvenancePolicy(trust_list=authority().root)
+    load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32", provenance=ProvenancePolicy(trust_list=authority().root)
 )
 # The library's reader gone wrong: the process dies where a manifest is read, and nowhere else.
 BROKEN = (

@@ -14,7 +14,7 @@ from ray_app.inference import BatchDecoder, DecodeResult, DetectorOutputs, Scori
 from ray_app.inference.reuse import ScoreCache, is_complete
 from tests.images import factory
 
-SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 NAME = next(iter(SPEC.cards))
 A, B, C = (factory.encoded(factory.photo(seed=seed), "JPEG") for seed in range(3))
 

@@ -14,7 +14,7 @@ FAST = Settings(precision={TINY: "bf16"}, resize="fast")
 
 
 def spec(settings, **asked):
-    return make_spec(load_ensemble_card("default").model_copy(update={"settings": settings}), limits=ImageLimits(), **asked)
+    return make_spec(load_ensemble_card("tiny").model_copy(update={"settings": settings}), limits=ImageLimits(), **asked)
 
 
 def test_auto_is_what_the_card_was_calibrated_under():
@@ -42,7 +42,7 @@ def test_another_setting_is_refused_with_what_was_calibrated_unless_the_guarante
 
 
 def test_the_library_follows_the_card_too():
-    card = load_ensemble_card("default").model_copy(update={"settings": Settings(precision={TINY: "fp32"}, resize="fast")})
+    card = load_ensemble_card("tiny").model_copy(update={"settings": Settings(precision={TINY: "fp32"}, resize="fast")})
     loaded = Ensemble(card)
     assert (loaded.spec.precision[TINY], loaded.spec.resize) == ("fp32", "fast")
     with pytest.raises(ConfigError):

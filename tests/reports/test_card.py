@@ -59,6 +59,24 @@ def full_card():
             "precision_note": "precision-note",
             "size": {"parameters": 9015, "tensors": 9016, "gmac": 9017},
             "valid_range": {"min_side_px": 9018, "max_side_px": 9019, "max_megapixels": 90.2, "note": "range-note"},
+            "fragility": {
+                "measured": [
+                    {
+                        "perturbation": "view-a",
+                        "steps": "steps-a",
+                        "auc": 0.931,
+                        "fpr": 0.032,
+                        "tpr": 0.733,
+                        "threshold": 9.034,
+                        "n_real": 9035,
+                        "n_fake": 9036,
+                        "source": "fragility-source",
+                        "note": "fragility-note",
+                    }
+                ],
+                "abstains": {"jpeg_quality": {"below": 37.5}, "graphics": {"above": 0.38, "what": "what-a"}},
+            },
+            "blind_to": ["blind-a"],
             "demonstration": True,
             "licence": "licence-a",
             "terms": "research-only",

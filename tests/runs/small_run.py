@@ -15,7 +15,7 @@ from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.inference.outputs import MASKS, SCORES, OutputKey
 from ray_app.runs import RunDirectory, mask_rows, result_rows
 
-SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 NAME = next(iter(SPEC.cards))
 PLAN = BlockPlan(batch_slots=4, max_block_members=8)
 START = datetime(2026, 1, 1, tzinfo=UTC)

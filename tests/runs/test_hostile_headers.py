@@ -17,7 +17,7 @@ from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, 
 from ray_app.runs import block_tables
 from tests.images.flips import flipped
 
-SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32", perceptual_hash=True, provenance=ProvenancePolicy())
+SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32", perceptual_hash=True, provenance=ProvenancePolicy())
 NAME = next(iter(SPEC.cards))
 
 

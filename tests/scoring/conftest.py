@@ -14,7 +14,7 @@ from ray_app.datasets.simulation.archive import build_sample_archive, write_phot
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from tests.scoring.stages import without_ray
+from tests.scoring.stages import of_tiny, without_ray
 
 IMAGES = 1200
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def score_here(out, source, **settings):
 def score_into(out, source, **settings):
     """The finished run, and its rows by path."""
     settings.setdefault("block_members", 8)
-    return score_archive(ScoreConfig(source=(str(source),), out=str(out), **settings)), rows_of(out)
+    return score_archive(ScoreConfig(source=(str(source),), out=str(out), **of_tiny(settings))), rows_of(out)
 
 
 def rows_of(out, **options):
@@ -97,6 +97,7 @@ def files_below(folder):
 
 def start(source, out, *settings):
     command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", out]
+    command += [] if any(setting.startswith("detectors=") for setting in settings) else ["--ensemble", "tiny"]
     command += [word for setting in settings or ["block_members=32"] for word in ("--set", setting)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(

@@ -34,7 +34,7 @@ def resident_mib(what: str = "VmRSS") -> float:
 
 
 def main(folder: str, out: str) -> None:
-    config = ScoreConfig(source=(folder,), out=out, precision="fp32", cluster=ClusterConfig(decode_bytes=DECODE_BYTES))
+    config = ScoreConfig(source=(folder,), out=out, ensemble="tiny", precision="fp32", cluster=ClusterConfig(decode_bytes=DECODE_BYTES))
     spec, run = resolve(config).spec(gpus=0), RunDirectory.open(out)
     list_members(run.store, open_source([folder]), BlockPlan(batch_slots=spec.slots, max_block_members=8 * spec.slots))
     worker = BlockScorer(

@@ -17,7 +17,7 @@ from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber
 
 def run_stages(out, source, kind, *, block_members=8, **settings):
     """(facts of the session, rows by uri, the spec) of a run of these settings; `kind`: fused or split."""
-    config = ScoreConfig(source=(str(source),), out=str(out), **settings)
+    config = ScoreConfig(source=(str(source),), out=str(out), **of_tiny(settings))
     spec = resolve(config).spec(gpus=0)
     run = RunDirectory.open(str(out))
     run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
@@ -28,6 +28,13 @@ def run_stages(out, source, kind, *, block_members=8, **settings):
         session.committed(report)
     run.publish(0)
     return session.facts().written(), {row["uri"]: row for row in current_rows(run)}, spec
+
+
+def of_tiny(settings):
+    """Settings of a run, with the demonstration ensemble where they name neither ensemble nor detectors; `ensemble=None`: none is named."""
+    if {"ensemble", "detectors"} & settings.keys():
+        return {name: one for name, one in settings.items() if (name, one) != ("ensemble", None)}
+    return settings | {"ensemble": "tiny"}
 
 
 def run_crumbs(out):

@@ -35,20 +35,20 @@ def hostile(tmp_path):
 
 def test_a_plan_asks_for_nothing_that_a_table_names(hostile):
     folder, server = hostile
-    plan = forecast(ScoreConfig(source=(str(folder / "in"),)), probe=8).written()
+    plan = forecast(ScoreConfig(source=(str(folder / "in"),), ensemble="tiny"), probe=8).written()
     assert plan["members"] == 3
     assert plan["probe"]["statuses"] == {"ok": 1, "unsupported_format": 2}
-    listed = forecast(ScoreConfig(source=(str(folder / "l.csv"),)), probe=8).written()
+    listed = forecast(ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny"), probe=8).written()
     assert listed["probe"]["statuses"] == {"ok": 1, "source_denied": 2, "unsupported_format": 1}
     assert server.asked == []
-    allowed = forecast(ScoreConfig(source=(str(folder / "l.csv"),), allow_private=True), probe=2).written()
+    allowed = forecast(ScoreConfig(source=(str(folder / "l.csv"),), ensemble="tiny", allow_private=True), probe=2).written()
     assert allowed["members"] == 4
 
 
 def test_a_run_asks_for_nothing_that_a_table_names(hostile, off_ray):
     folder, server = hostile
     source, out = (str(folder / "in"), str(folder / "l.csv")), str(folder / "run")
-    score_archive(ScoreConfig(source=source, out=out, block_members=8))
+    score_archive(ScoreConfig(source=source, ensemble="tiny", out=out, block_members=8))
     rows = rows_of(out)
     assert server.asked == []
     statuses = {uri.rpartition("/")[2]: row["status"] for uri, row in rows.items()}
@@ -57,7 +57,9 @@ def test_a_run_asks_for_nothing_that_a_table_names(hostile, off_ray):
     assert "allow_private=true" in rows[f"{server.url}/hook"]["detail"]
     for name in ("t.parquet", "u.csv"):
         assert f"list::{folder}/in/{name}" in rows[f"{folder}/in/{name}"]["detail"]
-    retried = ScoreConfig(source=source, out=out, rescore=("source_denied",), allow_private=True, retry={"deadline_s": 1}, block_members=8)
+    retried = ScoreConfig(
+        source=source, ensemble="tiny", out=out, rescore=("source_denied",), allow_private=True, retry={"deadline_s": 1}, block_members=8
+    )
     score_archive(retried)
     assert server.asked == ["/hook"]
     assert rows_of(out)[f"{server.url}/hook"]["status"] == "unsupported_format"  # it was read, and is no picture
@@ -66,7 +68,7 @@ def test_a_run_asks_for_nothing_that_a_table_names(hostile, off_ray):
 def test_a_folder_of_img2dataset_is_scored_once_with_its_captions(tmp_path, off_ray):
     pictures = {image(key): encoded(photo(seed=int(key)), "JPEG") for key in IMAGES}
     files = written("webdataset") | {f"{shard}.tar": tar_of(shard, pictures) for shard in ("00000", "00001")}
-    score_archive(ScoreConfig(source=(put(tmp_path / "out", files),), out=str(tmp_path / "run"), block_members=8))
+    score_archive(ScoreConfig(source=(put(tmp_path / "out", files),), ensemble="tiny", out=str(tmp_path / "run"), block_members=8))
     rows = list(current_rows(RunDirectory.open(str(tmp_path / "run"))))
     scored = [row for row in rows if row["status"] == "ok"]
     assert sorted(row["input"]["key"] for row in scored) == IMAGES

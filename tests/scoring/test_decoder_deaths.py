@@ -42,7 +42,7 @@ def test_a_crash_and_a_hang_cost_one_member_each(tmp_path):
         (photos / name).write_bytes((photos / name).read_bytes() + words)
 
     command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run"),
-               "--set", "block_members=8", "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
+               "--ensemble", "tiny", "--set", "block_members=8", "--set", f"cluster.decode_limit_s={LIMIT_S}"]  # fmt: skip
     environment = spoiled(tmp_path / "site", "simplejpeg", DEADLY)
     began = time.monotonic()
     process = subprocess.Popen(

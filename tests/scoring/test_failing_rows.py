@@ -113,7 +113,8 @@ module.ProvenanceReader.read = failing
 @pytest.mark.timeout(600)
 def test_the_command_commits_says_so_and_goes_on(photos, tmp_path):
     environment = spoiled(tmp_path / "site", "ray_app.images.provenance.reader", BUG)
-    command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run"), "--set", "cluster.cpus=2"]
+    command = [sys.executable, "-m", "ray_app.cli.main", "score", str(photos), "--out", str(tmp_path / "run")]
+    command += ["--ensemble", "tiny", "--set", "cluster.cpus=2"]
 
     def score():
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)

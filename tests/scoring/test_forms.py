@@ -17,7 +17,7 @@ def scores(off_ray, tmp_path):
 
     def run(name, *sources, **settings):
         out = str(tmp_path / f"run-{name}")
-        score_archive(ScoreConfig(source=sources, out=out, **settings))
+        score_archive(ScoreConfig(source=sources, out=out, ensemble="tiny", **settings))
         rows = list(current_rows(RunDirectory.open(out)))
         assert {row["status"] for row in rows} == {"ok"}
         return {row["sha256"]: (row["score"], row["probability"]) for row in rows}, rows

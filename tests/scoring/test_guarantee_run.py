@@ -22,7 +22,7 @@ def card(tmp_path_factory):
     """The path of a card that was calibrated on weakly compressed pictures."""
     drawn = list(pictures(1, 160))
     files = [encoded(pixels, number) for number, (pixels, _) in enumerate(drawn)]
-    found = calibrated_card(properties_in(Ensemble("default", precision="fp32"), files), [fake for _, fake in drawn])
+    found = calibrated_card(properties_in(Ensemble("tiny", precision="fp32"), files), [fake for _, fake in drawn])
     path = tmp_path_factory.mktemp("card") / "calibrated.yaml"
     path.write_text(yaml.safe_dump(json.loads(found.model_dump_json(exclude_none=True))))
     return str(path)

@@ -28,12 +28,12 @@ def submit(environment, *arguments):
 @pytest.mark.timeout(900)
 def test_a_submitted_job_scores_and_a_failing_one_says_what_to_do(head, archive, tmp_path):
     out = tmp_path / "run"
-    done = submit(head, "--config", "configs/score/laptop.yaml", archive, "--out", out)
+    done = submit(head, "--config", "configs/score/laptop.yaml", "--ensemble", "tiny", archive, "--out", out)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "succeeded" in done.stdout
     assert len(rows_of(out)) == len(list(path for path in Path(archive).rglob("*") if path.is_file()))
 
-    failed = submit(head, "--config", "configs/score/laptop.yaml", tmp_path / "nowhere", "--out", tmp_path / "other")
+    failed = submit(head, "--config", "configs/score/laptop.yaml", "--ensemble", "tiny", tmp_path / "nowhere", "--out", tmp_path / "other")
     assert failed.returncode == 1
     assert "failed" in failed.stdout + failed.stderr
     assert "nowhere" in failed.stdout

@@ -56,7 +56,14 @@ def test_workers_stay_under_the_budget_that_is_printed(tmp_path):
     count = write_archive(tmp_path / "archive")
     settings = {"cluster.cpus": 2, "cluster.workers": 2, "cluster.decode_bytes": BUDGET, "block_members": 4}
     command = [sys.executable, "-c", "from ray_app.cli.main import script; script()", "score", str(tmp_path / "archive")]
-    command += ["--out", str(tmp_path / "run"), "--json", *(f"--set={key}={value}" for key, value in settings.items())]
+    command += [
+        "--ensemble",
+        "tiny",
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+        *(f"--set={key}={value}" for key, value in settings.items()),
+    ]
     peak, ended = 0, threading.Event()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
 

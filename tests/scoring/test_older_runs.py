@@ -5,9 +5,7 @@ import json
 import shutil
 
 import pytest
-import yaml
 
-from ray_app.config import config_root
 from ray_app.errors import IdentityError
 from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
@@ -17,7 +15,7 @@ from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import UNNOTED, resolve
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
-from tests.scoring.older import BUCKET, PICTURES, SOURCE, picture, put_pictures, put_run
+from tests.scoring.older import BUCKET, PICTURES, SOURCE, change, copied_configs, picture, put_pictures, put_run
 from tests.scoring.stages import without_ray
 
 TODAY = 250_000_000
@@ -45,17 +43,13 @@ def half(s3, photographs):
     return put_run(s3.client(), "half")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def other_configs(tmp_path, monkeypatch):
-    """What another version ships: a copy of all configs, which a test may change."""
-    folder = shutil.copytree(config_root(), tmp_path / "configs")
-    monkeypatch.setattr("ray_app.config.config_root", lambda: folder)
-    monkeypatch.setattr("ray_app.detectors.weights.config_root", lambda: folder)
+    """What another version ships, with the default of these runs: a copy of all configs, which a test may change."""
+    folder = copied_configs(tmp_path / "configs", monkeypatch)
+    shutil.copy(folder / "ensembles" / "tiny.yaml", folder / "ensembles" / "default.yaml")
+    change(folder / "ensembles" / "default.yaml", name="default")
     return folder
-
-
-def change(path, **changes):
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
 
 
 def resolved(out="half", **given):

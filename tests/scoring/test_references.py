@@ -52,7 +52,7 @@ def test_deciding_brings_the_references_of_the_new_card_and_takes_those_of_the_o
     with pytest.raises(ConfigError, match="not the references that the card was written with"):
         decide_run(url, first)
     assert references_of(decidable).n == 500
-    decide_run(url, "default")
+    decide_run(url, "tiny")
     assert not decidable.store.exists(REFERENCES)
 
 
@@ -75,4 +75,4 @@ def test_a_card_without_its_references_is_refused_before_anything_is_scored(tmp_
 
 
 def test_a_card_without_a_guarantee_has_none():
-    assert references_beside("default", load_ensemble_card("default")) is None
+    assert references_beside("tiny", load_ensemble_card("tiny")) is None

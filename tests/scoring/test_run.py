@@ -56,7 +56,7 @@ def test_a_retry_that_was_begun_is_finished_by_the_next_command_whatever_it_is(l
     begin_retry(late, 1, ["source_timeout"], PLAN)
     late.write_json("summary.json", {"listing": 0})
     with pytest.raises(ConfigError, match="a retry is not finished"):
-        decide_run(late.store.url, "default")
+        decide_run(late.store.url, "tiny")
     finish_begun(late, ScoringSession(late, {}, time.monotonic()), scorer(2))
     assert begun_retry(late) is None
     assert {row["status"] for row in rows_of(late).values()} == {"ok"}

@@ -183,9 +183,9 @@ def test_decide_applies_new_thresholds_and_scores_nothing(score, sample_archive,
         assert {name: row[name] for name in unchanged} == {name: before[uri][name] for name in unchanged}
         assert row["verdict"] == ("abstain" if row["status"] == "ok" else None)
     with pytest.raises(IdentityError, match="fake_above"):
-        score(sample_archive, out=copied, ensemble="default")
-    for named in ({"ensemble": str(strict)}, {}):
-        finished, _ = score(sample_archive, out=copied, **named)
+        score(sample_archive, out=copied, ensemble="tiny")
+    for named in (str(strict), None):
+        finished, _ = score(sample_archive, out=copied, ensemble=named)
         assert finished.summary["session"]["rows"] == 0
         assert finished.summary["ensemble"]["name"] == "strict"
     assert finished.summary["session"]["kept"] == [{"key": "ensemble", "run": "strict", "today": "default"}]

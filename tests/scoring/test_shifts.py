@@ -13,7 +13,7 @@ CALIBRATED, IMAGES = 240, 64
 
 @pytest.fixture(scope="module")
 def tiny():
-    return Ensemble("default", precision="fp32")
+    return Ensemble("tiny", precision="fp32")
 
 
 @pytest.fixture(scope="module")

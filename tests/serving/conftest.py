@@ -40,7 +40,7 @@ def local():
 @pytest.fixture(scope="session")
 def decoders():
     """Decoder processes as an endpoint of the default config has them."""
-    config = ServeConfig()
+    config = ServeConfig(ensembles=("tiny",))
     with IsolatedDecoders(config.images, processes=1, formats=config.limits.formats) as running:
         yield running
 
@@ -69,7 +69,7 @@ def several(tmp_path_factory):
 @pytest.fixture(scope="session")
 def ensemble():
     """The shipped ensemble, loaded."""
-    return ray_app.load_ensemble("default")
+    return ray_app.load_ensemble("tiny")
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def local_scorer(config, meter=None):
 @contextmanager
 def local_endpoint(config=None):
     """The whole application on a free port; (url, app) while it runs."""
-    config = config or ServeConfig()
+    config = config or ServeConfig(ensembles=("tiny",))
     meter = CountingMeter()
     scorer = local_scorer(config, meter)
     app = create_app(config, scorer, JobBook(config, scorer, None), meter)

@@ -13,7 +13,7 @@ async def main(directory, pictures, kind, *urls):
     if kind == "real":
         import ray_app
 
-        scorer = Scorer(ray_app.load_ensemble("default"))
+        scorer = Scorer(ray_app.load_ensemble("tiny"))
     else:
         scorer = LightScorer()
     async with book_of(settings(urls=True, directory=directory, concurrency=2), scorer, LoopbackFetcher(pictures)) as book:

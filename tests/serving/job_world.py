@@ -22,7 +22,7 @@ from ray_app.serving.http.schemas import EnsembleName, ImageAnswer, Timings
 from ray_app.serving.jobs.book import JobBook
 from tests.http_server import HttpServer
 
-TINY = EnsembleName(name="default", fingerprint="f" * 64)
+TINY = EnsembleName(name="tiny", fingerprint="f" * 64)
 
 
 def jpeg(number):
@@ -164,7 +164,7 @@ class Sleeper:
 
 
 def settings(urls=False, **jobs):
-    return ServeConfig(jobs=jobs, urls={"enabled": urls})
+    return ServeConfig(ensembles=("tiny",), jobs=jobs, urls={"enabled": urls})
 
 
 @asynccontextmanager

@@ -51,7 +51,7 @@ class Mood:
 
 @cache
 def shipped_ensemble():
-    return ray_app.load_ensemble("default")
+    return ray_app.load_ensemble("tiny")
 
 
 def make_app(mood: Mood) -> FastAPI:

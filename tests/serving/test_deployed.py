@@ -56,7 +56,7 @@ class Deployed:
                     "route_prefix": "/",
                     "import_path": "ray_app.serving.app:build",
                     "args": {
-                        "ensembles": ["default"],
+                        "ensembles": ["tiny"],
                         "ingress": {"replicas": 2, "num_cpus": 0.1},
                         "detectors": {"replicas": 2, "num_cpus": 0.3},
                     },
@@ -220,7 +220,7 @@ def test_an_update_under_load_fails_no_request(deployed, photographs, tmp_path):
 
     def reload(second, tally):
         if second == 2:
-            deployed.deploy(deployments=[{"name": "detectors", "user_config": {"ensembles": ["default"], "generation": 1}}])
+            deployed.deploy(deployments=[{"name": "detectors", "user_config": {"ensembles": ["tiny"], "generation": 1}}])
 
     asked = Load(f"{deployed.url}/v1/score", clients=8, seconds=120, precision="bf16")
     done = load(asked, photographs, on_second=reload, until=lambda tally: deployed.fingerprint() == before and not is_served(after))
@@ -292,7 +292,7 @@ def flood(url, head, size, watch):
 
 def test_touchstone_serve_finishes_what_is_at_work(tmp_path):
     port = free_ports(1)[0]
-    command = [BIN / "touchstone", "serve", "--port", str(port), "--set", "batching.wait_ms=1500"]
+    command = [BIN / "touchstone", "serve", "--ensemble", "tiny", "--port", str(port), "--set", "batching.wait_ms=1500"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/"

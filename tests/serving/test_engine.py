@@ -25,7 +25,7 @@ from tests.serving.test_release import stricter
 
 @pytest.fixture(scope="module")
 def group():
-    return LocalGroup("detectors", ServeConfig())
+    return LocalGroup("detectors", ServeConfig(ensembles=("tiny",)))
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ class Scripted:
 
 
 def scorer_of(group, decoders, **config):
-    return EndpointScorer(ServeConfig(**config), {"detectors": group}, decoders, CountingMeter())
+    return EndpointScorer(ServeConfig(ensembles=("tiny",), **config), {"detectors": group}, decoders, CountingMeter())
 
 
 def test_the_answer_is_that_of_the_library(group, decoders, file):
-    expected = ray_app.load_ensemble("default").score([file])[0]
+    expected = ray_app.load_ensemble("tiny").score([file])[0]
     answer = asyncio.run(scorer_of(group, decoders).score(file, name="a.jpg"))
     assert (answer.verdict, answer.status, answer.name) == (expected.verdict, "ok", "a.jpg")
     assert answer.score == pytest.approx(expected.score, abs=1e-5)
@@ -73,13 +73,13 @@ def test_a_group_that_is_lost_is_asked_again(group, decoders, file):
 
 
 async def test_an_offer_is_followed_and_every_answer_names_its_own_fingerprint(group, decoders, file, tmp_path):
-    other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path, "default"),)))
+    other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path, "tiny"),)))
     theirs, moving = await other.describe(), Scripted(group)
     scorer = scorer_of(moving, decoders)
     before = await scorer.score(file)
     moving.group = other
     after = await scorer.score(file)
-    assert before.ensemble.fingerprint != after.ensemble.fingerprint == theirs.fingerprints["default"]
+    assert before.ensemble.fingerprint != after.ensemble.fingerprint == theirs.fingerprints["tiny"]
     assert before.score == pytest.approx(after.score, abs=1e-5)
 
 
@@ -128,7 +128,7 @@ def test_two_generations_side_by_side_still_answer(group, decoders, file, tmp_pa
     """As during an update: what was offered may be gone at the next try."""
     mine = asyncio.run(group.describe())
     scripted = Scripted(group, lambda ask: ReleaseOffer(mine), lambda ask: ReleaseOffer(mine))
-    assert asyncio.run(scorer_of(scripted, decoders).score(file)).ensemble.fingerprint == mine.fingerprints["default"]
+    assert asyncio.run(scorer_of(scripted, decoders).score(file)).ensemble.fingerprint == mine.fingerprints["tiny"]
 
 
 def test_a_full_queue_is_a_refusal(group, decoders, file):
@@ -197,7 +197,7 @@ async def test_ready_scores_a_golden_image_once_in_a_while_however_many_ask(grou
     scripted = Scripted(group)
     scorer = scorer_of(scripted, decoders)
     await asyncio.gather(*[scorer.ready() for _ in range(50)])
-    assert [name.name for name in await scorer.ready()] == ["default"]
+    assert [name.name for name in await scorer.ready()] == ["tiny"]
     assert scripted.asked == 1
 
 
@@ -233,7 +233,7 @@ async def test_the_first_failure_ends_the_others():
 @pytest.mark.parametrize("format_name", ["PNG", "JPEG"])
 def test_a_picture_that_shows_nothing_abstains_as_in_the_library(group, decoders, format_name):
     data = encoded(flat(128, 300, 200), format_name)
-    expected = ray_app.load_ensemble("default").score([data])[0]
+    expected = ray_app.load_ensemble("tiny").score([data])[0]
     answer = asyncio.run(scorer_of(group, decoders).score(data))
     assert (answer.verdict, answer.verdict_reason, answer.verdict_detail) == ("abstain", "no_content", None)
     assert (expected.verdict, expected.verdict_reason, expected.facts.flags) == ("abstain", "no_content", ("no_content",))

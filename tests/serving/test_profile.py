@@ -33,7 +33,7 @@ def card(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(card):
-    return ServeConfig(ensembles=(str(card), "default"))
+    return ServeConfig(ensembles=(str(card), "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +81,17 @@ def test_all_get_words_where_the_card_says_so(tmp_path, decoders):
 
 
 def test_an_ensemble_without_a_profile_has_none_in_its_answer(config, group, decoders):
-    [answer] = scored(config, group, decoders, FILES[:1], ensemble="default")
+    [answer] = scored(config, group, decoders, FILES[:1], ensemble="tiny")
     assert answer.profile is None
     assert "profile" in answer.model_dump()
 
 
 def test_another_head_is_another_group_though_the_detector_stays(config, tmp_path):
-    other = load_release(ServeConfig(ensembles=(str(write_card(tmp_path, abstains=False)), "default")))
+    other = load_release(ServeConfig(ensembles=(str(write_card(tmp_path, abstains=False)), "tiny")))
     mine = load_release(config)
     assert mine.groups["detectors"] != other.groups["detectors"]
     assert mine.fingerprints["profiled"] != other.fingerprints["profiled"]
-    assert mine.fingerprints["default"] == other.fingerprints["default"]
+    assert mine.fingerprints["tiny"] == other.fingerprints["tiny"]
 
 
 class Troubled:

@@ -16,7 +16,7 @@ from ray_app.serving.release import groups_of, load_release, plan_release
 
 
 def stricter(folder, name="stricter", **changes):
-    """The default ensemble with another threshold, as a card in a file."""
+    """The ensemble `tiny` with another threshold, as a card in a file."""
     lines = [f"name: {name}", "title: Stricter", "members: [{detector: touchstone-tiny}]", "thresholds: {real_below: 0, fake_above: 3.0}"]
     path = folder / f"{name}.yaml"
     path.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in changes.items())]))
@@ -24,37 +24,39 @@ def stricter(folder, name="stricter", **changes):
 
 
 def test_the_fingerprint_is_that_of_a_batch_run():
-    generation = load_release(ServeConfig())
-    spec = make_spec(load_ensemble_card("default"), limits=ImageLimits())
-    assert generation.fingerprints == {"default": fingerprint(scoring_identity(spec))}
+    generation = load_release(ServeConfig(ensembles=("tiny",)))
+    spec = make_spec(load_ensemble_card("tiny"), limits=ImageLimits())
+    assert generation.fingerprints == {"tiny": fingerprint(scoring_identity(spec))}
 
 
 def test_a_generation_changes_with_a_threshold_and_comes_back(tmp_path):
-    before = load_release(ServeConfig())
+    before = load_release(ServeConfig(ensembles=("tiny",)))
     other = load_release(ServeConfig(ensembles=(stricter(tmp_path),)))
     assert other.id != before.id
-    assert load_release(ServeConfig()).id == before.id
+    assert load_release(ServeConfig(ensembles=("tiny",))).id == before.id
     assert pickle.loads(pickle.dumps(other)).id == other.id
 
 
 def test_several_ensembles_share_their_detectors(tmp_path):
-    generation = load_release(ServeConfig(ensembles=("default", stricter(tmp_path))))
-    assert generation.default == "default"
-    assert list(generation.ensembles) == ["default", "stricter"]
+    generation = load_release(ServeConfig(ensembles=("tiny", stricter(tmp_path))))
+    assert generation.default == "tiny"
+    assert list(generation.ensembles) == ["tiny", "stricter"]
     assert list(generation.spec.cards) == ["touchstone-tiny"]
     assert len(set(generation.fingerprints.values())) == 2
 
 
 def test_optional_detectors_are_beside_the_ensembles(several):
     card, names = several
-    config = ServeConfig(optional_detectors=(str(card.with_name("unifd.yaml")),), accept_licences=names)
+    config = ServeConfig(ensembles=("tiny",), optional_detectors=(str(card.with_name("unifd.yaml")),), accept_licences=names)
     spec, ensembles, optional = plan_release(config)
-    assert list(ensembles["default"].cards) == ["touchstone-tiny"]
+    assert list(ensembles["tiny"].cards) == ["touchstone-tiny"]
     assert (list(spec.cards), tuple(optional)) == (["touchstone-tiny", "unifd"], ("unifd",))
 
 
 def test_a_detector_too_large_to_share_has_a_group_of_its_own():
-    spec, _, _ = plan_release(ServeConfig(optional_detectors=("internvl-prompt",), accept_licences=("internvl-prompt",)))
+    spec, _, _ = plan_release(
+        ServeConfig(ensembles=("tiny",), optional_detectors=("internvl-prompt",), accept_licences=("internvl-prompt",))
+    )
     assert groups_of(spec) == {"detectors": ("touchstone-tiny",), "internvl-prompt": ("internvl-prompt",)}
 
 
@@ -66,7 +68,7 @@ def test_two_ensembles_of_one_name_are_refused(tmp_path):
 
 def test_a_licence_has_to_be_accepted():
     with pytest.raises(DetectorError, match="licence is not accepted"):
-        plan_release(ServeConfig(optional_detectors=("openfake-swinv2-small",)))
+        plan_release(ServeConfig(ensembles=("tiny",), optional_detectors=("openfake-swinv2-small",)))
 
 
 SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"
@@ -74,10 +76,10 @@ SETTINGS = "{precision: {touchstone-tiny: fp32}, resize: fast}"
 
 def test_other_ensembles_give_way_to_the_settings_of_a_calibrated_one(tmp_path):
     calibrated = stricter(tmp_path, "calibrated", settings=SETTINGS)
-    spec, ensembles, _ = plan_release(ServeConfig(ensembles=("default", calibrated)))
+    spec, ensembles, _ = plan_release(ServeConfig(ensembles=("tiny", calibrated)))
     assert (spec.resize, spec.precision["touchstone-tiny"]) == ("fast", "fp32")
     assert {(one.resize, one.precision["touchstone-tiny"]) for one in ensembles.values()} == {("fast", "fp32")}
-    assert plan_release(ServeConfig())[0].resize == "exact"
+    assert plan_release(ServeConfig(ensembles=("tiny",)))[0].resize == "exact"
 
 
 def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
@@ -99,7 +101,7 @@ def test_what_an_endpoint_says_of_a_guarantee(tmp_path):
         load_release(ServeConfig(ensembles=(card,), resize="exact"))
     [waived] = ensemble_infos(load_release(ServeConfig(ensembles=(card,), resize="exact", waive_guarantee=True)))
     assert (waived.guarantee.holds, waived.guarantee.why) == (False, "scored otherwise: resize exact (calibrated with fast)")
-    [plain] = ensemble_infos(load_release(ServeConfig()))
+    [plain] = ensemble_infos(load_release(ServeConfig(ensembles=("tiny",))))
     assert plain.guarantee is None
 
 

@@ -20,7 +20,7 @@ from tests.serving.test_release import stricter
 @pytest.fixture(scope="module")
 def group():
     made = DetectorGroup("detectors")
-    made.load(ServeConfig())
+    made.load(ServeConfig(ensembles=("tiny",)))
     return made
 
 
@@ -36,7 +36,7 @@ def photos(count):
 
 def test_scores_are_those_of_the_library_whoever_shares_the_batch(group):
     files = photos(7)
-    expected = [result.scores["touchstone-tiny"] for result in ray_app.load_ensemble("default").score(files)]
+    expected = [result.scores["touchstone-tiny"] for result in ray_app.load_ensemble("tiny").score(files)]
     asks = [ask(data, group.generation.groups["detectors"]) for data in files]
     together = [reply.scores["touchstone-tiny"] for reply in group.score(asks)]
     alone = [group.score([one])[0].scores["touchstone-tiny"] for one in asks]
@@ -55,7 +55,7 @@ def test_another_generation_is_offered_instead(group):
 
 def test_a_load_that_fails_changes_nothing(tmp_path):
     made = DetectorGroup("detectors")
-    made.load(ServeConfig())
+    made.load(ServeConfig(ensembles=("tiny",)))
     before = made.generation.id
     with pytest.raises(DetectorError):
         made.load(ServeConfig(ensembles=("published",), accept_licences=("openfake-swinv2-small",)))
@@ -66,7 +66,7 @@ def test_a_load_that_fails_changes_nothing(tmp_path):
 
 def test_a_group_that_the_ensembles_do_not_have_says_what_they_need():
     with pytest.raises(DetectorError, match="internvl-prompt"):
-        DetectorGroup("internvl-prompt").load(ServeConfig())
+        DetectorGroup("internvl-prompt").load(ServeConfig(ensembles=("tiny",)))
 
 
 def test_the_golden_image_is_an_ordinary_one():

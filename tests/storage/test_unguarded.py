@@ -73,7 +73,7 @@ def photos(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ("score", "{0}/photos"),
+        ("score", "{0}/photos", "--ensemble", "tiny"),
         ("pack", "{0}/photos"),
         ("collect", "{0}/list.csv"),
         ("train", "quick", "--set", "data={{train: [{{at: {0}/photos, layout: folders}}], validation: {{groups: 0.5}}}}"),

@@ -103,6 +103,8 @@ def _as_noted(card: DetectorCard, noted: Mapping[str, Any]) -> DetectorCard:
     changed = {key: noted[key] for key in ("preprocessing", "calibration", "output", "masks") if key in noted}
     if "valid_range" in noted:
         changed["valid_range"] = {"note": card.valid_range.note} | noted["valid_range"]
+    if noted:
+        changed["fragility"] = card.fragility.bounded_as(noted.get("abstains", {}))
     if "architecture" in noted:
         network = dict(noted["architecture"])
         backbone = network.pop("backbone", None)

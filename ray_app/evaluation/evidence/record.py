@@ -30,7 +30,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.detectors import DetectorCard, weights
+from ray_app.detectors import DetectorCard, fragility, weights
+from ray_app.detectors.card import blind_to
 from ray_app.ensembles import EnsembleCard, Guarantee, calibrate, logit, sigmoid
 from ray_app.errors import ConfigError
 from ray_app.evaluation.evidence.checks import DECIDED, cards_of, decide_again, digest, parse_record, plain, profile_of, spec_of
@@ -295,6 +296,7 @@ def _of_the_detectors(cards: Mapping[str, DetectorCard]) -> Iterator[str]:
     if shown:
         kind = "is a demonstration detector" if len(shown) == 1 else "are demonstration detectors"
         yield f"{_listed(shown)} {kind}: not for decisions about any image."
+    yield from blind_to(cards.values())
     unknown = [name for name, card in cards.items() if not card.training_data.complete]
     if unknown:
         yield (
@@ -311,12 +313,13 @@ def _one(spec: ScoringSpec, row: Mapping[str, Any], name: str) -> dict[str, Any]
     score, calibration = (row["scores"] or {}).get(name), spec.calibrations[name]
     at = None if score is None else float(calibrate(np.array([score], np.float64), calibration)[0])
     sized = row["width"] is not None and row["height"] is not None
+    facts = {fact: [row.get(fragility.FACTS[fact][0])] for fact in spec.bounded}
     return {
         "score": score,
         "calibration": None if calibration is None else str(calibration),
         "calibrated_score": at,
         "probability": None if at is None else float(sigmoid(np.array([at]))[0]),
-        "doubt": spec.doubt(name, row["width"], row["height"]) if sized else None,
+        "doubt": spec.doubt(name, row["width"], row["height"], facts) if sized else None,
         **{column: row[column].get(name) for column in _PER_DETECTOR if row.get(column) and name in row[column]},
         **({"views": {view: scores.get(name) for view, scores in row["views"].items() if scores}} if row.get("views") else {}),
     }

@@ -7,13 +7,14 @@ from typing import cast
 import numpy as np
 
 from ray_app.attribution.generators import family_title, title_of
+from ray_app.detectors.card import blind_to
 from ray_app.ensembles import is_calibrated
 from ray_app.ensembles.decision import calibrate, doubt, sigmoid
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, batch, judge, remarks_on, scorer
-from ray_app.inference.decision import finite, second_stage_rows
+from ray_app.inference.decision import facts_of, finite, second_stage_rows
 from ray_app.inference.outputs import MASKS, REPLIES
 from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
 from ray_app.runs.artifacts import mask_area, mask_png
@@ -146,6 +147,7 @@ def ensemble_infos(generation: release.Release) -> list[schemas.EnsembleInfo]:
             fake_above=spec.ensemble.thresholds.fake_above,
             real_below=spec.ensemble.thresholds.real_below,
             demonstration=any(card.demonstration for card in spec.cards.values()),
+            blind_to=list(blind_to(spec.cards.values())),
             guarantee=_guarantee(spec),
         )
         for name, spec in generation.ensembles.items()
@@ -230,7 +232,8 @@ def _detector_answer(
         return schemas.DetectorAnswer(score=None, probability=None, calibrated=calibration is not None, abstained=NOT_REQUESTED)
     column = outputs.scores[name].astype(np.float64)
     score = finite(column[0])
-    outside = generation.spec.doubt(name, facts.width, facts.height) if facts.width and facts.height else None
+    bounded = facts_of(generation.spec, [facts])
+    outside = generation.spec.doubt(name, facts.width, facts.height, bounded) if facts.width and facts.height else None
     mask = outputs.of(MASKS).get(name, [None])[0] if masks else None
     why = doubt(score is not None, outside, remarks_on(outputs.of(REPLIES)).get(name, [None])[0])
     return schemas.DetectorAnswer(

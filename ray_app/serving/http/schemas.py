@@ -191,6 +191,7 @@ class EnsembleInfo(ApiModel):
     fake_above: float = Field(description="log-odds")
     real_below: float = Field(description="log-odds; between the two it abstains")
     demonstration: bool = Field(description="shows that the machinery works; not for decisions about any image")
+    blind_to: list[str] = Field(default=[], description="what its detectors cannot see, in sentences to be shown beside a verdict")
     guarantee: GuaranteeInfo | None = Field(default=None, description="null where nothing is promised")
 
 

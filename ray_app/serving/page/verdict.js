@@ -30,7 +30,7 @@ const ALWAYS = "It says nothing about what the image shows. A true photograph mi
 export function verdictView(item, about) {
   const { answer } = item;
   const ensemble = about.ensembles.find(({ name }) => name === answer.ensemble?.name);
-  const view = answer.verdict ? [caveats(answer), why(answer, ensemble, about.detectors), answer.verdict === "real" ? null : profileView(answer.profile), originView(answer.image?.provenance), file(answer)] : answer.image ? [file(answer)] : [];
+  const view = answer.verdict ? [caveats(answer, ensemble), why(answer, ensemble, about.detectors), answer.verdict === "real" ? null : profileView(answer.profile), originView(answer.image?.provenance), file(answer)] : answer.image ? [file(answer)] : [];
   return element("article", { class: "one", "aria-labelledby": "finding" },
     element("div", { class: "lead" }, picture(item), finding(item, ensemble)), ...view.filter(Boolean), programs(item, about));
 }
@@ -91,8 +91,9 @@ function statement(answer, ensemble) {
   return Math.abs(answer.score - cut) < CLOSE ? `${rule} It is close: a small change to the file could tip it.` : rule;
 }
 
-function caveats(answer) {
-  const lines = [...CAVEATS[answer.verdict], ALWAYS].map((text) => element("li", { text }));
+function caveats(answer, ensemble) {
+  const blind = (ensemble?.blind_to ?? []).map((text) => sentence(shortened(text, 300)));
+  const lines = [...CAVEATS[answer.verdict], ...blind, ALWAYS].map((text) => element("li", { text }));
   return section("caveats", "What this does not mean", null, element("ul", { class: "caveats" }, ...lines));
 }
 

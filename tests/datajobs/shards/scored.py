@@ -13,7 +13,7 @@ from ray_app.runs import RunDirectory, result_rows
 from ray_app.storage import Fetcher
 from tests.datajobs.shards.archives import sha256
 
-SPEC = make_spec(load_ensemble_card("default"), limits=ImageLimits(), precision="fp32")
+SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 NAME = next(iter(SPEC.cards))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

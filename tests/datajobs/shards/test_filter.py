@@ -103,7 +103,7 @@ def test_reasons_in_words(simple, tmp_path):
         by_status = {row["status"]: row for row in csv.DictReader(file)}
     assert by_status["ok"]["verdict"] == "fake"
     reason = by_status["ok"]["reason"]
-    assert all(word in reason for word in ("score +9", "threshold", scored.NAME, "default", "calibrated"))
+    assert all(word in reason for word in ("score +9", "threshold", scored.NAME, "ensemble tiny", "calibrated"))
     assert by_status["unsupported_format"]["reason"].startswith("no score: not an image format")
 
 

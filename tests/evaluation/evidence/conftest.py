@@ -15,13 +15,13 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="session")
 def plain_run(photos, tmp_path_factory):
     """Scored by the shipped ensemble, which promises nothing."""
-    return score_here(load_ensemble_card("default"), photos, tmp_path_factory.mktemp("plain") / "run")
+    return score_here(load_ensemble_card("tiny"), photos, tmp_path_factory.mktemp("plain") / "run")
 
 
 @pytest.fixture(scope="session")
 def promised():
     """A card as `touchstone calibrate` writes it: calibrated, guaranteed, with its population."""
-    card, sizes = load_ensemble_card("default"), {"fit": 300, "calibrate": 200, "choose": 500}
+    card, sizes = load_ensemble_card("tiny"), {"fit": 300, "calibrate": 200, "choose": 500}
     parts = tuple(LabelledPart(name=name, n_real=n, n_fake=n, groups=n, sha256=f"{n:064x}") for name, n in sizes.items())
     told = {"target_fpr": 0.01, "n_real": 500, "false_positives": 1, "upper_bound": 0.0094}
     population = Population(what="simulated pictures", prevalence=0.5, parts=parts, generators=("sd", "flux"))

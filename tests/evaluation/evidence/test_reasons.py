@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    return score_here(load_ensemble_card("default"), folder, tmp_path_factory.mktemp("run") / "run")
+    return score_here(load_ensemble_card("tiny"), folder, tmp_path_factory.mktemp("run") / "run")
 
 
 def test_a_blank_picture_abstains_and_says_so(run, folder):

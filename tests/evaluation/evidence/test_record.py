@@ -24,7 +24,7 @@ def doubled(folder):
         with zipfile.ZipFile(folder / "two.zip", "w") as file:
             for name in ("a.jpg", "b.jpg"):
                 file.writestr(name, jpeg())
-        score_here(load_ensemble_card("default"), folder / "two.zip", folder / "zipped")
+        score_here(load_ensemble_card("tiny"), folder / "two.zip", folder / "zipped")
     return RunDirectory.open(str(folder / "zipped"))
 
 

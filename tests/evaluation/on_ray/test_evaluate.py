@@ -4,11 +4,14 @@ import csv
 import json
 
 import pytest
+import yaml
 from sklearn.metrics import roc_auc_score
 
 from ray_app.cli.main import main
 from ray_app.cluster.ray_cluster import on_ray
+from ray_app.config import config_root
 from ray_app.datasets.simulation.archive import build_sample_archive
+from ray_app.detectors import load_card
 from ray_app.evaluation.accumulate import gather
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.run import evaluate, labels_for
@@ -24,7 +27,8 @@ from tests.scoring.stages import without_ray
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     archive = build_sample_archive(folder / "archive", files=12)
-    words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out"), "--perturb", "jpeg:50"]
+    words = ["evaluate", str(archive.folder), "--labels", str(archive.labels), "--out", str(folder / "out")]
+    words += ["--ensemble", "tiny", "--perturb", "jpeg:50", "--fragility", str(folder / "fragility.yaml")]
     with without_ray():
         assert main(words) == 0
     return archive, folder / "out", words
@@ -46,6 +50,23 @@ def test_a_source_is_scored_and_evaluated(done):
     assert any(one["thumbnail"] for one in document["mistakes"]) or not document["mistakes"]
 
 
+def test_what_perturbations_leave_is_a_section_of_the_card(done, tmp_path):
+    _, out, _ = done
+    [system] = json.loads((out / "metrics.json").read_text())["systems"]
+    written = yaml.safe_load((out.parent / "fragility.yaml").read_text())
+    assert list(written) == ["touchstone-tiny"]
+    shipped = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(shipped | written["touchstone-tiny"]))
+    as_is, seen = load_card(tmp_path / "card.yaml").fragility.measured
+    assert (as_is.perturbation, seen.perturbation, seen.steps) == (None, "jpeg:50", "jpeg quality 50")
+    for row, part in ((as_is, system), (seen, system["views"][0])):
+        assert (row.n_real, row.n_fake, row.threshold) == (part["n_real"], part["n_fake"], 0.53)
+        assert row.auc == pytest.approx(part["figures"]["auc"]["value"], abs=1e-4)
+        assert row.fpr == pytest.approx(1 - part["figures"]["tnr"]["value"], abs=1e-4)
+        assert row.tpr == pytest.approx(part["figures"]["tpr"]["value"], abs=1e-4)
+        assert "touchstone evaluate" in row.source
+
+
 def test_the_same_command_changes_nothing(done, capsys):
     _, out, words = done
     before = json.loads((out / "metrics.json").read_text())
@@ -59,7 +80,9 @@ def test_the_same_command_changes_nothing(done, capsys):
 @pytest.mark.slow
 def test_the_offline_set_is_made_labelled_and_evaluated(off_ray, tmp_path):
     arguments = {"pairs": {"test": 4}, "picture_px": {"test": 128}, "file_px": {"test": 96}, "autoencoder_steps": 2}
-    config = EvaluateConfig(at=("simulated::",), arguments=arguments, out=str(tmp_path / "out"), score={"perturb": ["jpeg:75"]})
+    config = EvaluateConfig(
+        at=("simulated::",), arguments=arguments, out=str(tmp_path / "out"), score={"ensemble": "tiny", "perturb": ["jpeg:75"]}
+    )
     document = evaluate(config).document.written()
     assert (document["data"]["n_real"], document["data"]["n_fake"], document["labels"]["rows_without_label"]) == (4, 4, 0)
     assert [view["n_fake"] for view in document["systems"][0]["views"]] == [4]
@@ -72,7 +95,8 @@ def test_a_layout_labels_the_source(done, off_ray, tmp_path):
     listed.write_text(
         "path,label,generator\n" + "".join(f"{archive.folder}/{row['path']},{row['label']},{row['generator']}\n" for row in rows)
     )
-    document = evaluate(EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"))).document.written()
+    config = EvaluateConfig(at=(f"list::{listed}",), layout="columns", out=str(tmp_path / "out"), score={"ensemble": "tiny"})
+    document = evaluate(config).document.written()
     assert document["labels"]["key"] == "image_id"
     assert document["labels"]["joined"] == len(rows) == document["data"]["n"]
     expected = json.loads((out / "metrics.json").read_text())["systems"][0]["figures"]["auc"]["value"]

@@ -30,12 +30,12 @@ def plan_of_eight(sample_archive, eight):
 
 @pytest.fixture(scope="module")
 def measured(sample_archive):
-    return forecast(ScoreConfig(source=(str(sample_archive),)), probe=8, price_per_hour=3.0).written()
+    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), probe=8, price_per_hour=3.0).written()
 
 
 @pytest.fixture(scope="module")
 def on_gpus(sample_archive):
-    return forecast(ScoreConfig(source=(str(sample_archive),)), cluster=load_cluster("gpu-spot-pool")).written()
+    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), cluster=load_cluster("gpu-spot-pool")).written()
 
 
 def test_members_and_bytes_are_those_of_the_archive(plan_of_eight, sample_archive):
@@ -75,7 +75,7 @@ def test_every_stage_has_its_seconds_and_the_slowest_is_named(measured):
 
 
 def test_recompressed_views_are_looked_at_as_a_run_would(sample_archive, measured):
-    config = ScoreConfig(source=(str(sample_archive),), stability=8, stability_margin=50)
+    config = ScoreConfig(source=(str(sample_archive),), ensemble="tiny", stability=8, stability_margin=50)
     viewed = forecast(config, probe=8).written()
     share = viewed["stability"]["share"]
     assert 0.5 <= share <= viewed["probe"]["statuses"]["ok"] / 8, "those that can be read and whose verdict is not abstain for their size"
@@ -100,7 +100,7 @@ def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
 def test_what_the_probe_could_not_read_is_said_with_an_example(tmp_path, sample_archive):
     (tmp_path / "good.png").write_bytes(next(sample_archive.rglob("*.png")).read_bytes())
     (tmp_path / "empty.jpg").write_bytes(b"")
-    probe = forecast(ScoreConfig(source=(str(tmp_path),)), cluster=load_cluster("laptop")).written()["probe"]
+    probe = forecast(ScoreConfig(source=(str(tmp_path),), ensemble="tiny"), cluster=load_cluster("laptop")).written()["probe"]
     assert probe["statuses"] == {"ok": 1, "empty_file": 1}
     assert probe["examples"]["empty_file"][0]["uri"].endswith("/empty.jpg")
     assert 0 < probe["refused_share"]["low"] < 0.5 < probe["refused_share"]["high"] < 1
@@ -113,7 +113,7 @@ def test_members_of_containers_are_counted_and_probed(tmp_path, sample_archive):
             tar.add(image, f"{number}.png")
             packed.write(image, f"{number}.png")
     pq.write_table(pa.table({"image": [image.read_bytes() for image in images]}), tmp_path / "c.parquet")
-    plan = forecast(ScoreConfig(source=(str(tmp_path),))).written()
+    plan = forecast(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).written()
     assert {kind: (kept["members"], kept["containers"]) for kind, kept in plan["kinds"].items()} == {
         "tar": (3, 1),
         "zip": (3, 1),
@@ -127,7 +127,7 @@ def test_a_bucket_is_billed_by_the_request(s3, sample_archive):
     store, images = Store.open(s3.bucket("plan")), sorted(sample_archive.rglob("*.jpg"))[:5]
     for image in images:
         store.write(f"photos/{image.name}", image.read_bytes())
-    config = ScoreConfig(source=(f"{store.url}/photos",), out=f"{store.url}/run")
+    config = ScoreConfig(source=(f"{store.url}/photos",), ensemble="tiny", out=f"{store.url}/run")
     plan = forecast(config, probe=0, price_per_hour=1.0).written()
     assert plan["requests"] == {"list": 1, "get": 5 + 3 * plan["blocks"], "put": plan["blocks"] + 1 + 12}
     assert plan["cost"]["gets"] == pytest.approx(plan["requests"]["get"] * 0.0004 / 1000)
@@ -158,7 +158,7 @@ def begun(config, done):
 
 
 def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_path):
-    config = ScoreConfig(source=(str(archive),), out=str(tmp_path / "run"), block_members=8)
+    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"), block_members=8)
     info = begun(config, done=2)
     before = files_below(tmp_path)
     plan = forecast(config, probe=2).written()
@@ -170,7 +170,7 @@ def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_pa
 
 
 def test_a_run_whose_listing_never_ended_lists_again(archive, tmp_path):
-    config = ScoreConfig(source=(str(archive),), out=str(tmp_path / "run"))
+    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"))
     info = begun(config, done=0)
     RunDirectory.open(config.out).store.delete("manifest/0/_complete")
     plan = forecast(config, probe=0).written()
@@ -179,7 +179,7 @@ def test_a_run_whose_listing_never_ended_lists_again(archive, tmp_path):
 
 
 def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, capsys):
-    config = ScoreConfig(source=(str(archive),), out=str(tmp_path / "run"))
+    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"))
     begun(config, done=1000)
     assert forecast(config).written()["run"]["members_left"] == 0
     (archive / "new.jpg").write_bytes(next(archive.rglob("*.jpg")).read_bytes())
@@ -190,7 +190,7 @@ def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, c
 
 
 def test_the_run_of_another_command_is_refused_as_scoring_would(archive, tmp_path):
-    config = ScoreConfig(source=(str(archive),), out=str(tmp_path / "run"))
+    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"))
     begun(config, done=1)
     with pytest.raises(IdentityError, match="another command"):
         forecast(config.model_copy(update={"resize": "fast"}))

@@ -7,12 +7,16 @@ s3://older/half, of whose 8 blocks 4 were scored when it was stopped by SIGTERM,
 import hashlib
 import io
 import random
+import shutil
 import struct
 import tarfile
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import yaml
+
+from ray_app.config import config_root
 
 RUNS = Path(__file__).with_name("runs-0.8.0.tar.gz")
 BUCKET, SOURCE, PICTURES = "older", "s3://older/photos", 32
@@ -53,6 +57,24 @@ def put_run(client, name: str) -> dict[str, bytes]:
 def kept_objects() -> dict[str, bytes]:
     with tarfile.open(RUNS) as archive:
         return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+
+
+def copied_configs(folder: Path, monkeypatch) -> Path:
+    """A copy of all that is shipped but large weights, in its place."""
+    shutil.copytree(
+        config_root(),
+        folder,
+        ignore=lambda _, names: [name for name in names if name.startswith("touchstone-photo") and name.endswith(".safetensors")],
+    )
+    for module in ("ray_app.config", "ray_app.detectors.weights"):
+        monkeypatch.setattr(f"{module}.config_root", lambda: folder)
+    return folder
+
+
+def change(path: Path, **changes) -> Path:
+    """Keys of a YAML file that differ from now on; the file."""
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+    return path
 
 
 def pack_runs(client, file: Path) -> None:

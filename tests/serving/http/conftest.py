@@ -11,5 +11,8 @@ from tests.serving.http.live import serving
 @pytest.fixture(scope="session")
 def client():
     """A client of the small application behind all guards, with the default limits."""
-    with serving(make_app(ServeConfig())) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+    with (
+        serving(make_app(ServeConfig(ensembles=("tiny",)))) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+    ):
         yield client

@@ -40,7 +40,7 @@ def file():
 
 
 def test_raw_and_multipart_give_what_the_library_gives(asking, file):
-    expected = ray_app.load_ensemble("default").score([file])[0]
+    expected = ray_app.load_ensemble("tiny").score([file])[0]
     for answer in (
         asking.post("/v1/score", content=file),
         asking.post("/v1/score", content=file, headers={"Content-Type": "image/jpeg"}),
@@ -102,7 +102,7 @@ def test_urls_are_off(asking):
 
 def test_what_is_served_is_told(asking):
     served = asking.get("/v1/ensembles").json()
-    assert [ensemble["name"] for ensemble in served["ensembles"]] == ["default"]
+    assert [ensemble["name"] for ensemble in served["ensembles"]] == ["tiny"]
     assert served["ensembles"][0]["demonstration"] is True
     assert served["token_needed"] is False
     assert [one["name"] for one in asking.get("/v1/detectors").json()["detectors"]] == ["touchstone-tiny"]
@@ -116,7 +116,7 @@ def test_requests_are_counted_by_route_status_and_reason(local, asking, file):
     asking.get("/nowhere/else")
     assert meter.requests[-3:] == [("/v1/score", 200), ("/v1/score", 415), ("other", 404)]
     assert meter.refusals[-2:] == ["unsupported_format", "not_found"]
-    assert meter.verdicts[-1][0] == "default"
+    assert meter.verdicts[-1][0] == "tiny"
 
 
 def test_405_names_every_method_of_its_address(local, asking):
@@ -134,7 +134,7 @@ def test_405_names_every_method_of_its_address(local, asking):
 
 def test_tokens_stand_before_everything_but_the_page(monkeypatch, file):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", "a-token-of-sixteen-letters,another-token-of-more-letters")
-    with local_endpoint(ServeConfig(limits={"requests_per_minute": 10})) as (url, _), client(url) as asking:
+    with local_endpoint(ServeConfig(ensembles=("tiny",), limits={"requests_per_minute": 10})) as (url, _), client(url) as asking:
         assert asking.post("/v1/score", content=file).status_code == 401
         assert asking.post("/v1/score", content=file, headers={"Authorization": "Bearer wrong-token-of-letters"}).status_code == 401
         for token in ("a-token-of-sixteen-letters", "another-token-of-more-letters"):

@@ -26,7 +26,7 @@ def test_any_other_is_replaced(client, given):
 
 
 def test_under_ray_serve_the_proxy_adds_it():
-    with serving(make_app(ServeConfig(), echo_request_id=False)) as port:
+    with serving(make_app(ServeConfig(ensembles=("tiny",)), echo_request_id=False)) as port:
         answer = httpx.get(f"http://127.0.0.1:{port}/v1/nothing", headers={"X-Request-Id": "from-the-proxy"})
     assert "x-request-id" not in answer.headers
     assert answer.json()["request_id"] == "from-the-proxy"

@@ -70,8 +70,8 @@ def code_of(response):
 
 def test_a_form_of_images_to_the_last_line():
     images = jpegs(20)  # more than one request to /v1/score may have
-    with endpoint(ServeConfig()) as mine:
-        taken = mine.post("/v1/jobs", files=form(images), data={"ensemble": "default"})
+    with endpoint(ServeConfig(ensembles=("tiny",))) as mine:
+        taken = mine.post("/v1/jobs", files=form(images), data={"ensemble": "tiny"})
         job = Job.model_validate(taken.json())
         assert (taken.status_code, taken.headers["location"], job.images) == (202, f"/v1/jobs/{job.id}", 20)
         state = done(mine, taken.json())
@@ -90,10 +90,10 @@ def test_a_list_of_urls(pictures):
     async def notify(url, job):
         told.append((url, json.loads(job)))
 
-    config = ServeConfig(urls={"enabled": True}, jobs={"webhooks": True})
+    config = ServeConfig(ensembles=("tiny",), urls={"enabled": True}, jobs={"webhooks": True})
     with endpoint(config, fetcher=LoopbackFetcher(pictures.url), notify=notify) as mine:
         urls = [f"https://h/{number}.jpg" for number in (3, 1, 2)]
-        taken = mine.post("/v1/jobs", json={"urls": urls, "webhook": "https://h/hook", "ensemble": "default"})
+        taken = mine.post("/v1/jobs", json={"urls": urls, "webhook": "https://h/hook", "ensemble": "tiny"})
         assert taken.status_code == 202
         state = done(mine, taken.json())
         assert [json.loads(line)["name"] for line in mine.get(state["results_url"]).text.splitlines()] == urls
@@ -104,7 +104,7 @@ def test_a_list_of_urls(pictures):
 def test_results_wait_for_the_end_and_delete_cancels():
     scorer = LightScorer()
     scorer.gate.clear()
-    with endpoint(ServeConfig(jobs={"max_jobs": 1}), scorer) as mine:
+    with endpoint(ServeConfig(ensembles=("tiny",), jobs={"max_jobs": 1}), scorer) as mine:
         job = mine.post("/v1/jobs", files=form(jpegs(3))).json()
         wait_for(lambda: mine.get(job["url"]).json()["state"] == "running")
         assert code_of(mine.get(job["url"] + "/results")) == (409, "conflict")
@@ -116,7 +116,7 @@ def test_results_wait_for_the_end_and_delete_cancels():
 
 
 def test_another_tokens_jobs_and_keys_are_its_own():
-    with endpoint(ServeConfig()) as mine:
+    with endpoint(ServeConfig(ensembles=("tiny",))) as mine:
         theirs = {"Authorization": f"Bearer {THEIRS}"}
         key = {"Idempotency-Key": "nightly 1"}
         job = mine.post("/v1/jobs", files=form(jpegs(2)), headers=key).json()
@@ -166,7 +166,7 @@ def test_what_is_refused(strict, sent, refusal):
 def strict():
     environment = pytest.MonkeyPatch()
     environment.setenv("TOUCHSTONE_TOKENS", MINE)
-    with endpoint(ServeConfig(jobs={"max_images": 3}, images={"max_bytes": 1999})) as mine:
+    with endpoint(ServeConfig(ensembles=("tiny",), jobs={"max_images": 3}, images={"max_bytes": 1999})) as mine:
         yield mine
     environment.undo()
 

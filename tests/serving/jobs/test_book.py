@@ -36,7 +36,7 @@ async def test_one_line_per_image_in_order_whatever_becomes_of_it(ensemble):
     assert [answer["status"] for answer in answers] == ["ok", "ok", "truncated_image", "unsupported_format", "ok"]
     assert job.verdicts["none"] == 2
     assert sum(job.verdicts.values()) == 5
-    assert job.ensemble.name == "default"
+    assert job.ensemble.name == "tiny"
     direct = ensemble.score([data for _, data in images])
     assert [answer["score"] for answer in answers] == pytest.approx([result.score for result in direct], abs=1e-5)
     torn = answers[2]
@@ -86,7 +86,7 @@ async def test_a_key_stands_for_one_request_of_one_owner():
         without = [await book.submit("me", jpegs(3)), await book.submit("me", jpegs(3))]
         swapped = [(name, jpegs(1, 9)[0][1]) for name, _ in jpegs(3)]
         for other in ({"images": jpegs(2)}, {"images": swapped}, {"images": [("x", data) for _, data in jpegs(3)]},
-                      {"images": jpegs(3), "ensemble": "default"}):  # fmt: skip
+                      {"images": jpegs(3), "ensemble": "tiny"}):  # fmt: skip
             assert (await refusal_of(book.submit("me", idempotency_key="k", **other))).code == "conflict"
     mine, others = {job.id for job in (*same, later)}, {theirs.id, *(job.id for job in without)}
     assert (len(mine), len(others), mine & others) == (1, 3, set())

@@ -1,0 +1,65 @@
+"""What a card knows of its limits: bounds on facts of an image, figures under perturbations, and what a run notes of them."""
+
+import pytest
+import yaml
+
+from ray_app.config import config_root
+from ray_app.detectors import load_card
+from ray_app.detectors.card import with_run_facts
+from ray_app.detectors.fragility import Fragility
+from ray_app.errors import ConfigError
+
+BOUNDS = {"jpeg_quality": {"below": 50}, "graphics": {"above": 0.55, "what": "a drawing"}}
+
+
+def card_with(folder, **changes):
+    tiny = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
+    path = folder / "card.yaml"
+    path.write_text(yaml.safe_dump(tiny | changes))
+    return load_card(path)
+
+
+def test_beyond_a_bound_there_is_a_reason_and_what_is_not_known_lies_inside():
+    known = Fragility.model_validate({"abstains": BOUNDS})
+    facts = {"jpeg_quality": [30, 50, None, 90], "graphics": [0.1, 0.2, None, 0.8]}
+    assert known.doubts(facts) == {
+        0: "JPEG quality 30, below the valid range (50)",
+        3: "share of graphics 0.8, above the valid range (0.55): a drawing",
+    }
+    assert known.doubts({}) == {}
+    assert Fragility().doubts(facts) == {}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        ({"jpeg_quality": {}}, "give below or above"),
+        ({"texture": {"below": 9, "above": 2}}, "no image would be judged"),
+        ({"sharpness": {"below": 9}}, "sharpness"),
+    ],
+)
+def test_bounds_that_mean_nothing_are_refused(bounds, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        card_with(tmp_path, fragility={"abstains": bounds})
+
+
+def test_a_card_without_them_is_noted_and_written_as_ever(tmp_path):
+    card = load_card("touchstone-tiny")
+    assert "abstains" not in card.scoring_facts
+    assert not {"fragility", "blind_to"} & card.model_dump(mode="json").keys()
+    said = card_with(tmp_path, fragility={"measured": [{"perturbation": "jpeg-50", "auc": 0.7, "source": "here"}]}, blind_to=["No eyes."])
+    assert said.scoring_facts == card.scoring_facts, "figures and words decide nothing"
+    assert {"fragility", "blind_to"} <= said.model_dump(mode="json").keys()
+
+
+def test_a_run_goes_on_with_the_bounds_that_it_was_begun_with(tmp_path):
+    plain, bounded = load_card("touchstone-tiny"), card_with(tmp_path, fragility={"abstains": BOUNDS})
+    assert bounded.scoring_facts["abstains"] == {"jpeg_quality": {"below": 50.0}, "graphics": {"above": 0.55}}
+    assert with_run_facts(bounded, {"weights": "0", **bounded.scoring_facts}) is bounded
+    without = with_run_facts(bounded, {"weights": "0", **plain.scoring_facts})
+    assert without.scoring_facts == plain.scoring_facts
+    assert with_run_facts(plain, {"weights": "0", **bounded.scoring_facts}).scoring_facts == bounded.scoring_facts
+    moved = card_with(tmp_path, fragility={"abstains": BOUNDS | {"graphics": {"above": 0.9, "what": "a drawing"}}})
+    back = with_run_facts(moved, {"weights": "0", **bounded.scoring_facts})
+    assert back.fragility.abstains["graphics"].model_dump() == {"below": None, "above": 0.55, "what": "a drawing"}
+    assert with_run_facts(bounded, {}) is bounded

@@ -1,0 +1,50 @@
+"""What is measured on pixels where a card asks: `texture` and `graphics`."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.datasets.simulation.archive import write_photographs
+from ray_app.images import ImageLimits, decode_image
+from ray_app.images.texture import texture_of, with_texture
+from tests.images.factory import chart, encoded, photo
+
+
+@pytest.mark.parametrize("quality", [None, 75])
+def test_a_drawing_is_told_from_photographs(quality, tmp_path):
+    def kept(image):
+        if quality is None:
+            return image
+        return decode_image(encoded(image, "JPEG", quality=quality), ImageLimits()).pixels
+
+    write_photographs(tmp_path, 8, size=(640, 480))
+    photographs = [Image.open(path).convert("RGB") for path in sorted(tmp_path.rglob("*.jpg"))]
+    assert texture_of(kept(chart()))[1] > 0.55 > 0.3 > max(texture_of(kept(one))[1] for one in photographs)
+
+
+def test_texture_is_the_mean_step_of_a_row():
+    steps = np.zeros((8, 8, 3), np.uint8)
+    steps[:, 1::2, 2] = 40
+    assert texture_of(Image.fromarray(steps)) == (40.0, 0.0)
+    flat, noisy = Image.new("RGB", (300, 200), (90, 90, 90)), photo(300, 200)
+    assert texture_of(flat) == (0.0, 0.0)
+    assert texture_of(noisy)[0] > 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (2, 1), (5000, 3)])
+def test_any_size_has_numbers(size):
+    texture, graphics = texture_of(Image.new("RGB", size, "red"))
+    assert texture == 0.0
+    assert graphics == 0.0
+
+
+def test_a_small_picture_is_not_enlarged_into_flat_areas():
+    assert texture_of(photo(64, 48))[1] == texture_of(photo(64, 48).crop((0, 0, 64, 48)))[1] < 0.3
+
+
+def test_it_stands_among_the_facts_only_where_it_is_asked_for():
+    image = decode_image(encoded(photo(), "PNG"), ImageLimits())
+    assert (image.facts.texture, image.facts.graphics) == (None, None)
+    asked = with_texture(image)
+    assert (asked.facts.texture, asked.facts.graphics) == texture_of(image.pixels)
+    assert asked.pixels is image.pixels

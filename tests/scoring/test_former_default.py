@@ -1,0 +1,118 @@
+"""Runs of an older default go on with it under another one, and say so."""
+
+import shutil
+
+import pytest
+import yaml
+
+from ray_app.errors import ConfigError, ExitCode
+from ray_app.runs import RunDirectory
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.rescore import decide_run, rescore_run
+from ray_app.scoring.run import score_archive
+from tests.scoring.conftest import rows_of
+from tests.scoring.older import BUCKET, PICTURES, SOURCE, change, copied_configs, picture, put_pictures, put_run
+from tests.scoring.stages import without_ray
+
+SAID = (
+    "this run was made with touchstone-tiny, the default of Touchstone 0.11 and before, and goes on with it; "
+    "the default is touchstone-new now, with which another --out begins anew"
+)
+KEPT = {"key": "ensemble", "run": "default (touchstone-tiny)", "today": "default (touchstone-new)"}
+
+
+@pytest.fixture(autouse=True)
+def another_default(tmp_path, monkeypatch):
+    """The default is a detector of another name; without it, whatever is shipped."""
+    folder = copied_configs(tmp_path / "configs", monkeypatch)
+    card = shutil.copy(folder / "detectors" / "touchstone-tiny.yaml", folder / "detectors" / "touchstone-new.yaml")
+    change(card, name="touchstone-new", title="Another one", demonstration=False)
+    return change(folder / "ensembles" / "default.yaml", members=[{"detector": "touchstone-new"}])
+
+
+@pytest.fixture(params=["half", "finished"])
+def older(request, s3):
+    """The URL of a run that 0.8.0 made with the default of then."""
+    s3.bucket(BUCKET)
+    put_pictures(s3.client())
+    put_run(s3.client(), request.param)
+    return f"s3://{BUCKET}/{request.param}"
+
+
+def scored(out, **given):
+    with without_ray():
+        return score_archive(ScoreConfig(source=(SOURCE,), out=out, **given))
+
+
+def said(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "the default of Touchstone" in line]
+
+
+@pytest.mark.parametrize("given", [{}, {"ensemble": "default"}])
+def test_it_goes_on_and_says_so_in_one_line(older, given, capsys):
+    finished = scored(older, **given)
+    assert finished.exit_code is ExitCode.DONE
+    assert said(capsys) == [SAID]
+    assert KEPT in finished.summary["session"]["kept"]
+    rows = rows_of(older)
+    assert len(rows) == PICTURES
+    assert {tuple(row["scores"]) for row in rows.values()} == {("touchstone-tiny",)}
+    finished = scored(older, **given)
+    assert (finished.summary["session"]["rows"], said(capsys)) == (0, [SAID])
+
+
+def test_the_other_lines_do_not_say_it_again(older, capsys):
+    scored(older)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("going on as the run was begun: ")]
+    assert "limits.max_pixels" in line
+    assert "ensemble" not in line
+
+
+@pytest.mark.parametrize("older", ["finished"], indirect=True)
+def test_a_retry_says_it_too(older, capsys):
+    assert scored(older, rescore=("corrupt_image",)).exit_code is ExitCode.DONE
+    assert said(capsys) == [SAID]
+
+
+@pytest.mark.parametrize("older", ["finished"], indirect=True)
+def test_by_default_the_run_is_decided_as_it_was(older, tmp_path, capsys):
+    before = {uri: row["verdict"] for uri, row in rows_of(older).items()}
+    assert decide_run(older, "default")["ensemble"]["name"] == "default"
+    assert said(capsys) == [SAID]
+    assert {uri: row["verdict"] for uri, row in rows_of(older).items()} == before
+    assert decide_run(older, "tiny")["ensemble"]["name"] == "tiny"
+    assert {uri: row["verdict"] for uri, row in rows_of(older).items()} == before
+    assert said(capsys) == []
+    with pytest.raises(ConfigError, match="no scores of touchstone-new"):
+        decide_run(older, "default")
+
+
+@pytest.mark.parametrize("older", ["finished"], indirect=True)
+def test_a_card_over_it_stays_the_run_s_and_is_no_default(older, tmp_path, capsys):
+    mine = {
+        "name": "mine",
+        "title": "Mine",
+        "members": [{"detector": "touchstone-tiny"}],
+        "thresholds": {"real_below": -9, "fake_above": 9},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    decide_run(older, str(tmp_path / "mine.yaml"))
+    finished = scored(older)
+    assert {"key": "ensemble", "run": "mine", "today": "default"} in finished.summary["session"]["kept"]
+    assert said(capsys) == []
+
+
+def test_a_new_run_is_made_with_the_default_of_now_and_kept_embeddings_are_asked_by_that_of_then(another_default, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.bmp").write_bytes(picture(0))
+    given = {"source": (str(tmp_path / "photos"),), "features": ("touchstone-tiny",)}
+    change(another_default, members=[{"detector": "touchstone-tiny"}])
+    with without_ray():
+        score_archive(ScoreConfig(**given, out=str(tmp_path / "run")))
+        change(another_default, members=[{"detector": "touchstone-new"}])
+        score_archive(ScoreConfig(source=given["source"], out=str(tmp_path / "new")))
+    assert RunDirectory.open(str(tmp_path / "new")).describe()["detectors"] == ["touchstone-new"]
+    assert said(capsys) == []
+    rescore_run(str(tmp_path / "run"), str(tmp_path / "again"), (), "default")
+    assert RunDirectory.open(str(tmp_path / "again")).describe()["detectors"] == ["touchstone-tiny"]
+    assert said(capsys) == [SAID]

@@ -1,0 +1,142 @@
+"""Cards that know what breaks their detector: verdicts abstain there, the same in a run, in `decide`, in Python and over HTTP."""
+
+import asyncio
+
+import pytest
+import yaml
+
+import ray_app
+from ray_app.cli.main import main
+from ray_app.config import config_root
+from ray_app.errors import IdentityError, Reason
+from ray_app.evaluation.evidence.record import make_evidence
+from ray_app.reports import render_run_report, summary_lines
+from ray_app.runs import RunDirectory
+from ray_app.scoring.rescore import decide_run
+from ray_app.serving import ServeConfig
+from ray_app.serving.http.responses import ensemble_infos
+from ray_app.serving.release import load_release
+from tests.images.factory import chart, encoded, photo
+from tests.scoring.conftest import rows_of, score_here
+from tests.serving.in_process import local_scorer
+
+BOUNDS = {"jpeg_quality": {"below": 60}, "graphics": {"above": 0.55, "what": "a drawing or a screenshot"}}
+BLIND = "It judges whole pictures; edits of a part may pass."
+DOUBTS = {
+    "good.jpg": None,
+    "good.png": None,
+    "poor.jpg": "JPEG quality 30, below the valid range (60)",
+    "chart.png": "above the valid range (0.55): a drawing or a screenshot",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photos, and cards whose detector knows bounds (`fragile`) or none (`plain`); they decide on every score."""
+    folder = tmp_path_factory.mktemp("fragile")
+    (folder / "photos").mkdir()
+    for name, data in {
+        "good.jpg": encoded(photo(300, 240), "JPEG", quality=90),
+        "good.png": encoded(photo(300, 240, 1), "PNG"),
+        "poor.jpg": encoded(photo(300, 240, 2), "JPEG", quality=30),
+        "chart.png": encoded(chart(), "PNG"),
+    }.items():
+        (folder / "photos" / name).write_bytes(data)
+    tiny = yaml.safe_load((config_root() / "detectors" / "touchstone-tiny.yaml").read_text())
+    tiny["weights"]["uri"] = str(config_root() / "detectors" / tiny["weights"]["uri"])
+    for name, said in (("plain", {}), ("fragile", {"fragility": {"abstains": BOUNDS}, "blind_to": [BLIND]})):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tiny | said))
+        for card, cut in ((name, 0.0), (f"{name}-high", 50.0)):
+            thresholds = {"real_below": cut, "fake_above": cut}
+            ensemble = {"name": card, "title": card, "members": [{"detector": f"{name}.yaml"}], "thresholds": thresholds}
+            (folder / f"ensemble-{card}.yaml").write_text(yaml.safe_dump(ensemble))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fragile(place):
+    return score_here(place / "run", place / "photos", ensemble=str(place / "ensemble-fragile.yaml"))
+
+
+@pytest.fixture(scope="module")
+def plain(place):
+    return score_here(place / "plain", place / "photos", ensemble=str(place / "ensemble-plain.yaml"))
+
+
+def named(rows):
+    return {uri.rpartition("/")[2]: row for uri, row in rows.items()}
+
+
+def check(name, verdict, reason, detail):
+    doubt = DOUBTS[name]
+    if doubt is None:
+        assert verdict in ("real", "fake"), name
+        assert reason is None
+    else:
+        assert (verdict, reason) == ("abstain", Reason.OUT_OF_RANGE), name
+        assert detail.startswith("touchstone-tiny: ")
+        assert detail.endswith(doubt)
+
+
+def test_verdicts_abstain_there_and_scores_stay(fragile, plain):
+    rows, usual = named(fragile[1]), named(plain[1])
+    for name, row in rows.items():
+        check(name, row["verdict"], row["verdict_reason"], row["verdict_detail"])
+        assert row["score"] == usual[name]["score"]
+    assert rows["chart.png"]["graphics"] > 0.55 > rows["good.png"]["graphics"]
+    assert "texture" not in rows["chart.png"], "what no card bounds is not measured"
+    assert {row["verdict"] for row in usual.values()} <= {"real", "fake"}
+    assert "graphics" not in usual["chart.png"]
+
+
+def test_a_run_notes_them_only_where_a_card_sets_them(place, fragile, plain):
+    noted, usual = (RunDirectory.open(str(place / name)).describe()["identity"] for name in ("run", "plain"))
+    bounds = {"jpeg_quality": {"below": 60.0}, "graphics": {"above": 0.55}}
+    assert noted["detectors"]["touchstone-tiny"].pop("abstains") == bounds
+    assert noted["detectors"] == usual["detectors"]
+    with pytest.raises(IdentityError, match=r"abstains\.jpeg_quality"):
+        score_here(place / "plain", place / "photos", ensemble=str(place / "ensemble-fragile.yaml"))
+
+
+def test_deciding_anew_knows_them(place, fragile):
+    decide_run(str(place / "run"), str(place / "ensemble-fragile-high.yaml"))
+    for name, row in named(rows_of(place / "run")).items():
+        check(name, row["verdict"], row["verdict_reason"], row["verdict_detail"])
+        assert row["verdict"] in ("real", "abstain")
+    decide_run(str(place / "run"), str(place / "ensemble-fragile.yaml"))
+    assert rows_of(place / "run") == fragile[1]
+
+
+def test_python_and_the_endpoint_say_the_same(place, fragile):
+    files = {path.name: path.read_bytes() for path in sorted((place / "photos").iterdir())}
+    card = str(place / "ensemble-fragile.yaml")
+    for name, result in zip(files, ray_app.load_ensemble(card).score(list(files.values())), strict=True):
+        check(name, result.verdict, result.verdict_reason, result.verdict_detail)
+    config = ServeConfig(ensembles=(card,))
+    scorer = local_scorer(config)
+    for name, data in files.items():
+        answer = asyncio.run(scorer.score(data))
+        check(name, answer.verdict, answer.verdict_reason, answer.verdict_detail)
+        assert (answer.detectors["touchstone-tiny"].abstained or "").endswith(DOUBTS[name] or "")
+    scorer.close()
+    [info] = ensemble_infos(load_release(config))
+    assert info.blind_to == [BLIND]
+
+
+def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile, plain):
+    summary = fragile[0].summary
+    assert summary["ensemble"]["blind_to"] == [BLIND]
+    assert f"limits: {BLIND}" in summary_lines(summary)
+    assert BLIND in render_run_report(summary)
+    assert "blind_to" not in plain[0].summary["ensemble"]
+    record = make_evidence(str(place / "run"), str(place / "photos" / "chart.png"))["record"]
+    assert BLIND in record["limits"]
+    assert record["detectors"]["touchstone-tiny"]["doubt"].endswith(DOUBTS["chart.png"])
+
+
+def test_the_card_is_shown_with_them(place, capsys):
+    assert main(["detectors", "show", str(place / "fragile.yaml")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "where JPEG quality is below 60" in shown
+    assert "where share of graphics is above 0.55 (a drawing or a screenshot)" in shown
+    assert BLIND in shown
