@@ -48,6 +48,11 @@ TINY = {
         1e-3,
     ),
 }
+# FerretNet-S, fp32: the authors' own code gives the same to the last digit.
+FERRET = {
+    "ferretnet-s": {"300x400": 25.844326, "640x480": 30.694454, "1024x768": 22.120432, "97x61": 0.01903945},
+    "ferretnet-s:native": {"300x400": 23.749447, "97x61": 11.086955},
+}
 
 
 def published(card):
@@ -78,3 +83,13 @@ def test_the_published_tiny_ladeda_scores_as_the_authors(name):
     assert network(formula()).item() == pytest.approx(logit, abs=tolerance)
     for image, expected in images.items():
         assert network(prepared(name, image)).item() == pytest.approx(expected, abs=relative * max(1, abs(expected))), image
+
+
+@pytest.mark.parametrize("name", FERRET)
+@torch.inference_mode()
+def test_the_published_ferretnet_scores_as_the_authors(name):
+    card = load_card(name)
+    network = build_network(card)
+    load_strictly(network, published(card), name)
+    for image, expected in FERRET[name].items():
+        assert network(prepared(name, image)).item() == pytest.approx(expected, abs=1e-4 * max(1, abs(expected))), image

@@ -61,6 +61,7 @@ WRAPPINGS = {
     "cnndetection": TRAINED,
     "community-forensics-vits384": TRAINED,
     "corvi2023": GRIP,
+    "ferretnet-s": TRAINED,
     "ladeda9": TRAINED,
     "maskclip": TRAINED,
     "npr": TRAINED,
