@@ -41,6 +41,7 @@ FAMILIES = {
     "corvi": "ray_app.detectors.families.corvi",
     "npr": "ray_app.detectors.families.npr",
     "ladeda": "ray_app.detectors.families.ladeda",
+    "ferretnet": "ray_app.detectors.families.ferretnet",
     "maskclip": "ray_app.detectors.families.maskclip",
     "internvl": "ray_app.detectors.families.internvl",
 }

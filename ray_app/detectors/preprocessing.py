@@ -13,6 +13,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
+from ray_app.transforms.resizing import resized_rows_first
 
 Pixels = npt.NDArray[np.uint8]
 ResizeMode = Literal["exact", "fast"]
@@ -57,8 +58,9 @@ class Resize(Frozen):
 class Preprocessing(Frozen):
     """What the authors do to an image before their network sees it. Hashable: equal values make equal tensors.
 
-    `resampler` is the library whose resize the authors used: Pillow's, torchvision's on uint8 tensors (the same kernel as
-    `torch.nn.functional.interpolate` with antialias), or OpenCV's INTER_LINEAR, which has no antialias and is reproduced bit for bit.
+    `resampler` is the library whose resize the authors used: Pillow's, rows before columns under every version; torchvision's on uint8
+    tensors (the same kernel as `torch.nn.functional.interpolate` with antialias); or OpenCV's INTER_LINEAR, which has no antialias and is
+    reproduced bit for bit.
     `pad` fills an image smaller than the crop: torchvision's black, or its own mirror.
     """
 
@@ -131,13 +133,9 @@ class Preprocessing(Frozen):
 
 def _pillow_resize(image: Image.Image, size: tuple[int, int], mode: str, part: tuple[float, float] | None = None) -> Image.Image:
     """Resize the image, or its upper left `part`, (width, height) in fractions of pixels."""
-    # Rows first, then columns, as every Pillow before 13 did in one call; 13 takes the cheaper order, which rounds 3 % of the pixels of
-    # some shapes differently. In two calls the order, and so the score, is the authors' under any version.
     if size[0] * image.height > MAX_RESIZED_PIXELS:
         raise InputError(Status.IMAGE_TOO_LARGE, f"{image.width} × {image.height}: a width of {size[0]} px would not fit into memory")
-    width, height = part or image.size
-    across = image.resize((size[0], image.height), _PILLOW_FILTER[mode], box=(0, 0, width, image.height))
-    return across.resize(size, _PILLOW_FILTER[mode], box=(0, 0, size[0], height))
+    return resized_rows_first(image, size, _PILLOW_FILTER[mode], part)
 
 
 def _thumbnail(image: Image.Image, size: int) -> Image.Image:

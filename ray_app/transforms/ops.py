@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter, features
 
 from ray_app.transforms.policy import ImageSample
+from ray_app.transforms.resizing import resized_rows_first
 
 Taps = npt.NDArray[np.float64]
 
@@ -129,12 +130,14 @@ def _through(image: Image.Image, codec: str, **options: Any) -> Image.Image:
 
 # A result has at least one pixel a side. One that would pass `MOST_PIXELS` is not made: the image comes back as it is.
 def resized(image: Image.Image, size: Size, method: Filter) -> Image.Image:
-    """Pillow's resize to (width, height). `lanczos-or-bicubic`: Lanczos where the width shrinks, else bicubic."""
+    """Pillow's resize to (width, height), rows before columns under every version. `lanczos-or-bicubic`: Lanczos where the width shrinks,
+    else bicubic.
+    """
     if size == image.size or size[0] * size[1] > MOST_PIXELS:
         return image
     if method == "lanczos-or-bicubic":
         method = "lanczos" if size[0] < image.width else "bicubic"
-    return image.resize(size, _FILTERS[method])
+    return resized_rows_first(image, size, _FILTERS[method])
 
 
 def scaled_size(size: Size, scale: float) -> Size:

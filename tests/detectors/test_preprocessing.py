@@ -29,6 +29,52 @@ THUMBNAILS = {
     (650, 250): ((98, 256), "9c7c5556f0742a80"),
 }
 
+# Of one call of Pillow 12.0's and 12.3's Image.resize on tall patterns: the first 16 digits of the pixels' SHA-256, by height, width,
+# size and filter. Pillow 13.0's call differs in nine of the squashed ones.
+SQUASHED_PORTRAITS = {
+    (640, 480, 224, "bicubic"): "faf49a14960f295f",
+    (640, 480, 256, "bilinear"): "be51b81e24ba58c7",
+    (640, 480, 384, "bicubic"): "755683863af3d348",
+    (640, 480, 512, "bilinear"): "cac107aaabc110b7",
+    (400, 300, 224, "bicubic"): "4debb81531468d9b",
+    (400, 300, 256, "bilinear"): "9d2ec8bf8011035a",
+    (400, 300, 384, "bicubic"): "03355889f89d1142",
+    (400, 300, 512, "bilinear"): "1183082ebb41eb21",
+    (1500, 1000, 224, "bicubic"): "667da55eb7de505d",
+    (1500, 1000, 256, "bilinear"): "a83244ee58a5e0c0",
+    (1500, 1000, 384, "bicubic"): "84da9227311ac212",
+    (1500, 1000, 512, "bilinear"): "67e2cfc8075d31ab",
+    (2000, 1125, 224, "bicubic"): "965920c6de77db4b",
+    (2000, 1125, 256, "bilinear"): "87f607803f8b5dc0",
+    (2000, 1125, 384, "bicubic"): "a55b165e3df495af",
+    (2000, 1125, 512, "bilinear"): "d4ffe06f53d9378b",
+    (1024, 768, 224, "bicubic"): "6087d2535f94cfd6",
+    (1024, 768, 256, "bilinear"): "c2ec8a7c19c749e2",
+    (1024, 768, 384, "bicubic"): "78caa5c765c13c23",
+    (1024, 768, 512, "bilinear"): "1a6e859e5df96182",
+    (97, 61, 224, "bicubic"): "35d4bd8c7c52e3ee",
+    (97, 61, 256, "bilinear"): "2a71d3e2bf3f565c",
+    (97, 61, 384, "bicubic"): "a371417a34a1aaeb",
+    (97, 61, 512, "bilinear"): "b584a6c21dba5b70",
+}
+SHORT_SIDE_PORTRAITS = {
+    (640, 480, 224, "bicubic"): "8e77942008629b9f",
+    (640, 480, 336, "bilinear"): "01be38807004fe7e",
+    (640, 480, 440, "bilinear"): "44c1b4d4e2656dda",
+    (400, 300, 224, "bicubic"): "d15cbf47cc1c7c16",
+    (400, 300, 336, "bilinear"): "c4760140a7f4f728",
+    (400, 300, 440, "bilinear"): "95b8dd3ea09ef1e8",
+    (1500, 1000, 224, "bicubic"): "f55aac8a5cffb052",
+    (1500, 1000, 336, "bilinear"): "da20eb2be7823f3c",
+    (1500, 1000, 440, "bilinear"): "853929d8fd2a67f1",
+    (2000, 1125, 224, "bicubic"): "5805bfeabcb3b94a",
+    (2000, 1125, 336, "bilinear"): "ee702c36313ad62b",
+    (2000, 1125, 440, "bilinear"): "5667fb04f90812c1",
+    (97, 61, 224, "bicubic"): "757922f025568f5c",
+    (97, 61, 336, "bilinear"): "1802b0c3b6875d9b",
+    (97, 61, 440, "bilinear"): "79741db6bcaf1be0",
+}
+
 # Sum and first 16 digits of the SHA-256 of what cv2.resize (4.14 and 5.0, INTER_LINEAR) makes of a pattern at 512 × 512.
 OPENCV = {
     (360, 480): (100_157_080, "c9b4f4876efa477a"),
@@ -114,6 +160,17 @@ def test_pillow_resizes_rows_before_columns_under_every_version():
     source = image(640, 480)
     rows_first = source.resize((512, 640), Image.Resampling.BILINEAR).resize((512, 512), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(SQUASHES[2].prepare(source), np.asarray(rows_first))
+
+
+@pytest.mark.parametrize(
+    ("mode", "golden"), [("squash", SQUASHED_PORTRAITS), ("short_side", SHORT_SIDE_PORTRAITS)], ids=["squash", "short_side"]
+)
+def test_portraits_are_pillow_12_s_under_every_version(mode, golden):
+    made = {
+        (height, width, size, filter): sha(Preprocessing(resize=Resize(mode=mode, size=size), filter=filter).prepare(image(height, width)))
+        for height, width, size, filter in golden
+    }
+    assert made == golden
 
 
 def test_a_strip_that_would_not_fit_into_memory_is_refused():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card
-from ray_app.detectors.detector import build_network
+from ray_app.detectors.detector import build_network, own_keys
 from ray_app.detectors.weights import load_strictly, located, parts_of, read_state_dict, resolve_part
 from tests.detectors.families.test_clip import filled, filled_tower
 from tests.detectors.families.test_ladeda import formula
@@ -38,6 +38,11 @@ HEADS = {
 # because the authors' float32 average is off by up to 0.005 where the features cancel.
 TINY = {
     "tiny-ladeda": (
+        (16.978, 0.001),
+        {"300x400": 4.346835, "640x480": 32.429401, "1024x768": 33.273102, "97x61": 2.533329},
+        1e-4,
+    ),
+    "tiny-ladeda:right-diag": (
         (6.7725, 0.001),
         {"300x400": 45.093251, "640x480": 117.617072, "1024x768": 42.185796, "97x61": -21.646464},
         1e-4,
@@ -47,6 +52,22 @@ TINY = {
         {"300x400": 8.279046, "640x480": 18.556538, "1024x768": 21.545715, "97x61": -38.295886},
         1e-3,
     ),
+}
+# FerretNet-S, fp32: the authors' own code gives the same to the last digit.
+FERRET = {
+    "ferretnet-s": {"300x400": 25.844326, "640x480": 30.694454, "1024x768": 22.120432, "97x61": 0.01903945},
+    "ferretnet-s:native": {"300x400": 23.749447, "97x61": 11.086955},
+}
+# CLIP-Cues: all eight files on one image, 97x61.
+CUES = {
+    "clip-cues": -0.97743201,
+    "clip-cues:synthclic": -1.59389799,
+    "clip-cues:synthbuster": -0.12151459,
+    "clip-cues:cnnspot": -0.47142851,
+    "clip-cues:orthogonal-combined": -0.83152956,
+    "clip-cues:orthogonal-synthclic": -0.93753606,
+    "clip-cues:orthogonal-synthbuster": 0.13043986,
+    "clip-cues:orthogonal-cnnspot": -0.00847673,
 }
 
 
@@ -68,6 +89,17 @@ def test_the_published_head_on_the_filled_tower_scores_as_the_authors(name):
         assert score == pytest.approx(expected, abs=1e-4 * max(1, abs(expected))), (card, image)
 
 
+@torch.inference_mode()
+def test_the_published_probes_of_clip_cues_score_as_the_authors():
+    heads = {name: published(load_card(name)) for name in CUES}
+    detector = filled("clip-cues", filled_tower())
+    features = detector.network.features(detector.normalise(torch.from_numpy(detector.prepare(source("97x61"))[None])))
+    for name, head in heads.items():
+        named = own_keys(load_card(name), head, detector.network)
+        score = torch.nn.functional.linear(features, named["fc.weight"], named["fc.bias"]).item()
+        assert score == pytest.approx(CUES[name], abs=1e-4 * max(1, abs(CUES[name]))), name
+
+
 @pytest.mark.parametrize("name", TINY)
 @torch.inference_mode()
 def test_the_published_tiny_ladeda_scores_as_the_authors(name):
@@ -78,3 +110,13 @@ def test_the_published_tiny_ladeda_scores_as_the_authors(name):
     assert network(formula()).item() == pytest.approx(logit, abs=tolerance)
     for image, expected in images.items():
         assert network(prepared(name, image)).item() == pytest.approx(expected, abs=relative * max(1, abs(expected))), image
+
+
+@pytest.mark.parametrize("name", FERRET)
+@torch.inference_mode()
+def test_the_published_ferretnet_scores_as_the_authors(name):
+    card = load_card(name)
+    network = build_network(card)
+    load_strictly(network, published(card), name)
+    for image, expected in FERRET[name].items():
+        assert network(prepared(name, image)).item() == pytest.approx(expected, abs=1e-4 * max(1, abs(expected))), image

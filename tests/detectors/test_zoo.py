@@ -10,7 +10,7 @@ from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import Undrawn
-from tests.scoring.eight import small_cards
+from tests.scoring.eight import TOWER, small_cards
 
 # Another engine's network has no parameters of ours.
 CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base)) if not card.name.endswith(":vllm")}
@@ -57,10 +57,12 @@ TRAINED = [(None, ""), ("model", ""), ("state_dict", "module.")]
 TRAINED += [("model", prefix) for prefix in ("module._orig_mod.", "_orig_mod.module.", "_orig_mod.")]
 GRIP = [*TRAINED, ("net", "")]
 WRAPPINGS = {
+    "clip-cues": [(None, ""), ("state_dict", ""), ("state_dict", "model.classification_head.")],
     "clip-d-10k-plus": GRIP,
     "cnndetection": TRAINED,
     "community-forensics-vits384": TRAINED,
     "corvi2023": GRIP,
+    "ferretnet-s": TRAINED,
     "ladeda9": TRAINED,
     "maskclip": TRAINED,
     "npr": TRAINED,
@@ -81,9 +83,15 @@ NARROW = {
 
 def small(name):
     """The card with a network that is quick to write: as it is, or with small widths."""
+    card, eight = CARDS[name], {card.name: card for card in small_cards()}
+    if name in eight:
+        return eight[name]
+    if card.backbone is not None:
+        tower = card.backbone.architecture
+        narrow = tower.model_copy(update={"arguments": {**tower.arguments, **TOWER}})
+        return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": narrow})})
     if name not in NARROW:
-        return {card.name: card for card in small_cards()}.get(name, CARDS[name])
-    card = CARDS[name]
+        return card
     return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": NARROW[name]})})
 
 

@@ -11,6 +11,7 @@ Sizes after resizes and crops, and that a crop is the part that it says.
 Noise of the strength that was asked for, gamma by its formula, sharpening by Pillow's filter.
 """
 
+import hashlib
 import io
 
 import numpy as np
@@ -48,6 +49,7 @@ from ray_app.transforms.ops import (
     with_gamma,
 )
 from ray_app.transforms.policy import ImageSample
+from tests.detectors.fill import pattern_image
 from tests.detectors.small_maskclip import ellipse
 from tests.images.factory import photo
 from tests.transforms.given import marked, rng, seen_and_told
@@ -325,6 +327,27 @@ def test_a_screen_is_turned_as_the_image_is(size, expected):
 
 def test_half_a_pixel_is_one():
     assert scaled_size((1, 3), 0.5) == (1, 2)
+
+
+# Of one call of Pillow 12.3's Image.resize on tall patterns, all of which Pillow 13.0's makes otherwise: the first 16 digits of the
+# pixels' SHA-256, by (height, width), (width, height) after it, and filter.
+PORTRAITS = {
+    ((640, 480), (384, 384), "bilinear"): "27f61eb9b34c9eb6",
+    ((640, 480), (384, 384), "bicubic"): "755683863af3d348",
+    ((640, 480), (384, 384), "lanczos"): "c346e2a81711722c",
+    ((640, 480), (600, 400), "bilinear"): "a2fae9cf715f8222",
+    ((640, 480), (600, 400), "bicubic"): "52d63c33fb4e47b3",
+    ((640, 480), (600, 400), "lanczos"): "2e0e21b9f77b180e",
+    ((400, 300), (384, 384), "bilinear"): "458cb97a40964e44",
+    ((400, 300), (384, 384), "bicubic"): "03355889f89d1142",
+    ((400, 300), (384, 384), "lanczos"): "de43fc706dfb3752",
+}
+
+
+@pytest.mark.parametrize(("shape", "size", "method"), PORTRAITS)
+def test_a_portrait_is_pillow_12_s_under_every_version(shape, size, method):
+    pixels = resized(Image.fromarray(pattern_image(*shape)), size, method)
+    assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == PORTRAITS[shape, size, method]
 
 
 @pytest.mark.parametrize("method", ["nearest", "bilinear", "bicubic", "lanczos"])

@@ -1,12 +1,13 @@
 """CLIP's two towers under OpenAI's key names (`VisionTower`, `Clip`), and the `clip-linear` family: one linear layer on an image feature of
 it.
 
-As in CLIP-D (specs/detectors.md §2) and UnivFD (§9b). Constants: Radford et al. 2021 (arXiv 2103.00020), specs/localization.md §1.1 and
-§1.4. The tower's weights come from the card's backbone, the head's are the card's own.
+As in CLIP-D (specs/detectors.md §2), UnivFD (§9b) and CLIP-Cues (Willi et al. 2026, arXiv 2602.12381). Constants: Radford et al. 2021
+(arXiv 2103.00020), specs/localization.md §1.1 and §1.4. The tower's weights come from the card's backbone, the head's are the card's own.
 """
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -230,3 +231,14 @@ def build(card: DetectorCard) -> nn.Module:
     except TypeError as error:
         raise DetectorError(f"{card.name}: no CLIP tower is built from the arguments of {card.backbone.name}: {error}") from error
     return ClipLinear(tower, **own, logits=card.output.logits)
+
+
+def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:
+    """The head of a file under the network's names; two linear layers with nothing between them, as some files have, are one."""
+    layers = {"layers.0.weight", "layers.0.bias", "to_logits.weight", "to_logits.bias"}
+    if set(state) != layers:
+        return state
+    inner, shift, outer, last = (state[key].double() for key in ("layers.0.weight", "layers.0.bias", "to_logits.weight", "to_logits.bias"))
+    if outer.shape[-1:] != inner.shape[:1] or shift.shape != inner.shape[:1]:
+        return state
+    return {"fc.weight": (outer @ inner).float(), "fc.bias": (outer @ shift + last).float()}

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.seeded import local_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Detector, Normalise
-from ray_app.detectors.families.clip import Clip, ClipLinear, TextTower, VisionTower, build
+from ray_app.detectors.families.clip import Clip, ClipLinear, TextTower, VisionTower, build, published_keys
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, source
@@ -91,8 +92,14 @@ def filled(name, tower_state, head=None):
     with torch.device("meta"):
         network = build(card).eval().requires_grad_(False)
     head = head or fill({f"fc.{key}": tensor for key, tensor in network.fc.state_dict().items()})
+    tower_state = tower_state | fill_places(network.backbone.positional_embedding)
     network.load_state_dict({f"backbone.{key}": tensor for key, tensor in tower_state.items()} | head, assign=True)
     return Detector(card, network, fake=0, device="cpu", precision="fp32", resize="exact", slots=1, weights_sha256="0" * 64)
+
+
+def fill_places(places):
+    """The one tensor in which towers for larger images differ."""
+    return {"positional_embedding": fill({"visual.positional_embedding": places})["visual.positional_embedding"]}
 
 
 @pytest.mark.slow  # seconds of sums; were one weight in a thousand another, the scores below would be others, too
@@ -303,3 +310,29 @@ def test_a_card_without_a_backbone_is_refused(tmp_path):
     card, _ = small_card(tmp_path)
     with pytest.raises(DetectorError, match="backbone"):
         build(card.model_copy(update={"backbone": None}))
+
+
+def test_two_layers_with_nothing_between_them_are_one_head(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    inner, outer = nn.Linear(64, 8), nn.Linear(8, 1)
+    state = {}
+    for name, layer in (("layers.0", inner), ("to_logits", outer)):
+        layer.load_state_dict({key: torch.randn(tensor.shape, generator=generator) for key, tensor in layer.state_dict().items()})
+        state |= {f"model.classification_head.{name}.{key}": tensor for key, tensor in layer.state_dict().items()}
+    torch.save({"state_dict": state, "model_type": "clip"}, tmp_path / "orthogonal.ckpt")
+    card, _ = small_card(tmp_path, feature="class-token", normalise=False)
+    prefixes = load_card("clip-cues").weights.strip_prefixes
+    weights = local_weights(card.weights, tmp_path / "orthogonal.ckpt").model_copy(
+        update={"unwrap": ("state_dict",), "strip_prefixes": prefixes, "prefix": ""}
+    )
+    detector = load_detector(card.model_copy(update={"weights": weights}), precision="fp32", slots=1)
+    pixels = detector.prepare(source("97x61"))[None]
+    feature = small_clip().visual(detector.normalise(torch.from_numpy(pixels))).class_token
+    assert detector.score(pixels)[0] == pytest.approx(outer(inner(feature)).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("odd", [{"to_logits.weight": torch.zeros(1, 7)}, {"layers.2.weight": torch.zeros(8, 8)}])
+def test_other_layers_are_left_for_the_loader_to_name(odd):
+    state = {"layers.0.weight": torch.zeros(8, 64), "layers.0.bias": torch.zeros(8)}
+    state |= {"to_logits.weight": torch.zeros(1, 8), "to_logits.bias": torch.zeros(1)} | odd
+    assert published_keys(state, nn.Identity()) is state

@@ -1,10 +1,12 @@
 """LaDeDa9 and Tiny-LaDeDa with filled weights, and the steps before the published files; their own logits: `test_published_files`."""
 
+import json
+
 import pytest
 import torch
 
 from ray_app.detectors import load_card
-from ray_app.detectors.card import Architecture
+from ray_app.detectors.card import Architecture, with_run_facts
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.ladeda import LaDeDa9, TinyLaDeDa
 from ray_app.detectors.families.npr import residual_of
@@ -46,8 +48,19 @@ def test_the_steps_before_the_published_files():
     assert right.double().abs().sum().item() == pytest.approx(99813.70, abs=0.03)
 
 
+def test_a_run_keeps_the_residual_that_it_was_scored_with():
+    """Up to 0.11 the card meant the right diagonal; such a run goes on with it, under the card's own name."""
+    today = load_card("tiny-ladeda")
+    noted = json.loads(json.dumps(today.scoring_facts))
+    noted["architecture"]["arguments"] = {"residual": "right_diag"}
+    continued = with_run_facts(today, noted)
+    assert (continued.name, build_network(continued).residual) == ("tiny-ladeda", "right_diag")
+    assert continued.weights == today.weights
+
+
 def test_the_two_published_files_have_their_own_residuals():
-    assert build_network(load_card("tiny-ladeda")).residual == "right_diag"
+    assert build_network(load_card("tiny-ladeda")).residual == "left_diag"
+    assert build_network(load_card("tiny-ladeda:right-diag")).residual == "right_diag"
     assert build_network(load_card("tiny-ladeda:forensynth")).residual == "npr"
 
 
