@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
+from ray_app.detectors.golden import Golden
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
@@ -237,16 +238,6 @@ class PublishedFigure(Frozen):
     note: str | None = None
 
 
-class GoldenScore(Frozen):
-    """P(fake) that the authors published for one image, known by the sha256 of its file."""
-
-    name: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    probability: float = Field(ge=0, le=1)
-    tolerance: float = Field(gt=0)
-    source: str
-
-
 class Size(Frozen):
     """What the network weighs: parameters, entries of its state dict, and billions of multiply-adds per image at the card's own input,
     or per megapixel where images keep their size.
@@ -311,7 +302,7 @@ class DetectorCard(Frozen):
     source: str
     training_data: TrainingData
     published: tuple[PublishedFigure, ...] = ()
-    golden: tuple[GoldenScore, ...] = ()
+    golden: tuple[Golden, ...] = ()
     notes: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = {}
 

@@ -25,9 +25,10 @@ from torch.nn import functional
 from ray_app.config import named_configs, read_mapping, validate
 from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
 from ray_app.detectors.detector import BACKBONE, Detector, Prediction, build_network, fake_index, log_odds, own_keys
+from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
-from ray_app.detectors.weights import checkpoint_config, digest_of, file_sha256, load_strictly, parts_of, read_state_dict, resolve_part
+from ray_app.detectors.weights import checkpoint_config, digest_of, load_strictly, parts_of, read_state_dict, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store
 
