@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ray_app.attribution.cards import DescriberCard, IdentifierCard
     from ray_app.detectors import DetectorCard
     from ray_app.detectors.adoption import Adoption
+    from ray_app.detectors.weights import WeightSet
     from ray_app.reports.card import ZooEntry
 
 _WIDEST_PAGE = 120
@@ -92,9 +93,7 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
     from ray_app.detectors import licences, list_cards, weights
 
     for card in list_cards():
-        by_hand = [
-            part for part in weights.parts_of(card) if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)
-        ]
+        by_hand = [part for part in _published(card) if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)]
         if not licences.is_accepted(card, accepted):
             _log(f"left out: {card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
         elif by_hand:
@@ -103,24 +102,34 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
             yield card
 
 
-def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
-    from ray_app.detectors import publish_weights, weights
+def _published(card: "DetectorCard") -> "list[WeightSet]":
+    """The parts of a detector that are somewhere to be had: all, but for a head that nobody has fitted yet."""
+    from ray_app.detectors import weights
 
-    files = []
-    for part in weights.parts_of(card):
+    return [part for part in weights.parts_of(card) if not part.weights.fitted or weights.located(part)]
+
+
+def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
+    from ray_app.detectors import weights
+
+    files, published, parts = [], None, _published(card)
+    for part in parts:
         if weights.located(part) is None:
             _log(f"{card.name}: fetching {part.weights.uri}")
         path = weights.resolve_part(part)
         files += [path, *(path.parent / name for name in part.weights.beside)]
     size = sum(path.stat().st_size for path in files)
     _log(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
+    if len(parts) < len(weights.parts_of(card)):
+        _log(f"{card.name}: its head is yours to fit: touchstone detectors fit {card.name} LABELS --install")
     if mirror:
         _log(f"{card.name}: copying to {mirror}")
+        published, *_ = [weights.publish_part(part, mirror) for part in parts]
     return {
         "name": card.name,
         "files": [str(path) for path in files],
         "bytes": size,
-        "published": publish_weights(card, mirror) if mirror else None,
+        "published": published,
     }
 
 

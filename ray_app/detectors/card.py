@@ -37,6 +37,7 @@ FAMILIES = {
     "transformers-classifier": "ray_app.detectors.families.transformers",
     "residual": "ray_app.detectors.families.residual",
     "clip-linear": "ray_app.detectors.families.clip",
+    "frozen-linear": "ray_app.detectors.families.frozen",
     "corvi": "ray_app.detectors.families.corvi",
     "npr": "ray_app.detectors.families.npr",
     "ladeda": "ray_app.detectors.families.ladeda",
@@ -44,6 +45,7 @@ FAMILIES = {
     "internvl": "ray_app.detectors.families.internvl",
 }
 ENTRY_POINTS = "touchstone.families"
+HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
 
 HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})/(?P<file>.+)")
 # A name that stays in its folder, whoever wrote the card.
@@ -68,7 +70,8 @@ class Weights(Frozen):
     `unwrap`: names under which a checkpoint may hold its state dict. `select`: only keys that begin so are read, where a file holds more
     than this network. `strip_prefixes`: dropped while every key carries one. `prefix`: then put before every key.
     `config`: the checkpoint's own configuration beside it; it must not contradict the card.
-    `obtain`: for weights that no program can fetch, what a person has to do.
+    `obtain`: for weights that no program can fetch, what a person has to do. `fitted`: nobody publishes them; `touchstone detectors fit`
+    makes them of labelled images.
     """
 
     uri: str
@@ -82,6 +85,13 @@ class Weights(Frozen):
     prefix: str = ""
     config: FileName | None = None
     obtain: str | None = None
+    fitted: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_runs_know_it(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `fitted` where it is false: identities of trainings by 0.11 and before do not name it."""
+        named: dict[str, Any] = usual(self)
+        return named if self.fitted else {name: value for name, value in named.items() if name != "fitted"}
 
     @field_validator("uri")
     @classmethod

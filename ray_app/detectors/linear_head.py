@@ -23,12 +23,20 @@ from torch import nn
 from torch.nn import functional
 
 from ray_app.config import named_configs, read_mapping, validate
-from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
-from ray_app.detectors.detector import BACKBONE, Detector, Prediction, build_network, fake_index, log_odds, own_keys
+from ray_app.detectors.card import HEADS, Backbone, DetectorCard, default_slots, load_card
+from ray_app.detectors.detector import Detector, Prediction, build_network, fake_index, load_backbone, log_odds, own_keys
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
-from ray_app.detectors.weights import checkpoint_config, digest_of, load_strictly, parts_of, read_state_dict, resolve_part
+from ray_app.detectors.weights import (
+    cached_name,
+    checkpoint_config,
+    default_cache,
+    digest_of,
+    parts_of,
+    read_state_dict,
+    resolve_part,
+)
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store
 
@@ -79,7 +87,7 @@ def embedding_facts(
     """
     width = _width(card)
     architecture = dict(card.architecture_facts)
-    if card.family == "clip-linear":
+    if card.family in HEADS:
         architecture.pop("name")  # of the classifier that the head was fitted as
     return {
         "backbone": card.backbone.name if card.backbone else None,
@@ -143,7 +151,6 @@ def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
 
 Classifier = Literal["svm", "logistic"]
 CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
-FAMILY = "clip-linear"
 FEWEST_PER_CLASS = 5  # with fewer, not even a cross-validation of five folds has one of each class in every fold
 MOST_FOLDS = 5
 _SEED = 0
@@ -176,14 +183,15 @@ class FeatureReader:
         cache_dir: Path | None = None,
         offline: bool | None = None,
     ) -> None:
-        if card.family != FAMILY or card.backbone is None:
+        if card.family not in HEADS or card.backbone is None:
             raise ConfigError(
-                f"{card.name}: heads are fitted for cards of family {FAMILY}, this one is of {card.family}", hint="for example unifd"
+                f"{card.name}: heads are fitted for cards of the families {' and '.join(HEADS)}, this one is of {card.family}",
+                hint="for example vfm-pe-l14",
             )
         network = build_network(card)
         _, part = parts_of(card)
         path = resolve_part(part, cache_dir, offline)
-        load_strictly(network.get_submodule(BACKBONE), read_state_dict(path, part.weights), where=f"{card.name}: {path}")
+        load_backbone(card, network, path, part)
         digest, resolved = digest_of(part, path), resolve_precision(precision, device, card.precision)
         self.slots = default_slots(device)
         self._detector = Detector(
@@ -195,6 +203,8 @@ class FeatureReader:
             "preprocessing": card.preprocessing.model_dump(mode="json"),
             "precision": resolved,
         }
+        if card.family != "clip-linear":  # there the arguments are all
+            decisive["network"] = card.backbone.architecture.name
         self.key = json.dumps(decisive, sort_keys=True)
 
     @torch.inference_mode()
@@ -288,6 +298,19 @@ def save_head(path: Path, head: Head) -> str:
     return hashlib.sha256(file.getvalue()).hexdigest()
 
 
+def install_head(base: DetectorCard, weights: Path) -> Path:
+    """Keep a fitted head in the cache as the own weights of a card whose head nobody publishes; where it lies.
+
+    From then on the card scores with it, and so do ensembles that name the card. Another head takes its place; runs know which by its
+    hash. Raises DetectorError for a card that has a head.
+    """
+    if not base.weights.fitted:
+        raise DetectorError(f"{base.name} has a head of its own, which is not replaced")
+    place = default_cache() / cached_name(parts_of(base)[0])
+    _put(place, weights.read_bytes())
+    return place
+
+
 def _put(path: Path, data: bytes) -> None:
     Store.open(str(path.parent)).write(path.name, data)
 
@@ -300,6 +323,15 @@ class Fit(NamedTuple):
     real: int
     fake: int
     aucs: Sequence[float]
+
+
+_NOTES = {
+    "svm": (
+        "The scores of a support vector machine rank images; they are no log-odds until they are calibrated.",
+        "The validation says how the head does on images like these, not on other generators.",
+    ),
+    "logistic": ("The scores are not calibrated. The validation says how the head does on images like these, not on other generators.",),
+}
 
 
 def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha256: str, fit: Fit) -> DetectorCard:
@@ -322,12 +354,13 @@ def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha2
         "size": base.size.model_dump() if base.size else None,
         "valid_range": base.valid_range.model_dump(mode="json"),
         "licence": f"the head is yours; its backbone: {base.backbone.licence}",
+        "licence_note": base.backbone.licence_note,
         "terms": base.terms,
         "citation": f"touchstone detectors fit {base.name} --classifier {fit.classifier}",
         "source": base.backbone.source,
         "training_data": {"name": fit.labels, "images": f"{fit.real} real and {fit.fake} fake", "licence": "unknown"},
         "published": [_figure(fit)] if fit.aucs else [],
-        "notes": ["The scores are not calibrated. The validation says how the head does on images like these, not on other generators."],
+        "notes": list(_NOTES[fit.classifier]),
     }
     validate(data | {"backbone": base.backbone.model_dump()}, DetectorCard, where=str(path))
     path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")

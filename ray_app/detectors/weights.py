@@ -346,6 +346,9 @@ def _download(part: WeightSet, url: str, target: Path, stated: str | None, *, re
 def _missing(part: WeightSet, why: str) -> DetectorError:
     weights = part.weights
     what = "no weights" if part.name == base_name(part.owner) else f"no weights of its backbone {part.name}"
+    if weights.fitted:
+        hint = f"nobody publishes it: touchstone detectors fetch {part.owner}, then touchstone detectors fit {part.owner} LABELS --install"
+        return DetectorError(f"{part.owner}: no weights of its head, {weights.uri}: {why}", hint=hint)
     first = weights.obtain or "With a network, once:"
     return DetectorError(f"{part.owner}: {what}: {weights.uri}: {why}", hint=f"{first} touchstone detectors fetch {part.owner}")
 

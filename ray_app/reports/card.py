@@ -220,6 +220,8 @@ def _weights(weights: Weights, card: DetectorCard, here: Here) -> list[Line]:
         ("keys", _keys(weights)),
         ("config", f"{weights.config} beside it must not contradict this card" if weights.config else ""),
     ]
+    if weights.fitted:
+        lines.append(("to fit", f"nobody publishes them: touchstone detectors fit {card.name} LABELS --install"))
     lines += [("beside it", f"{name}, sha256 {digest or 'not known'}") for name, digest in weights.beside.items()]
     return [*lines, ("to obtain", f"{weights.obtain} touchstone detectors fetch {card.name}" if weights.obtain else "")]
 

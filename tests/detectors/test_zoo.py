@@ -10,6 +10,7 @@ from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import Undrawn
+from tests.detectors.small_frozen import BACKBONES, small_frozen
 from tests.scoring.eight import small_cards
 
 # Another engine's network has no parameters of ours.
@@ -56,6 +57,7 @@ def test_a_wrong_key_is_named_at_full_size(name, full_size):
 TRAINED = [(None, ""), ("model", ""), ("state_dict", "module.")]
 TRAINED += [("model", prefix) for prefix in ("module._orig_mod.", "_orig_mod.module.", "_orig_mod.")]
 GRIP = [*TRAINED, ("net", "")]
+HEAD = [("model", ""), (None, "")]  # as `save_head` writes it, and bare
 WRAPPINGS = {
     "clip-d-10k-plus": GRIP,
     "cnndetection": TRAINED,
@@ -69,6 +71,11 @@ WRAPPINGS = {
     "tiny-ladeda": TRAINED,
     "touchstone-tiny": [(None, "")],
     "unifd": [(None, ""), (None, "fc."), (None, "module.fc.")],
+    "vfm-dinov3-convnext": HEAD,
+    "vfm-dinov3-l16": HEAD,
+    "vfm-metaclip2-h14": HEAD,
+    "vfm-pe-l14": HEAD,
+    "vfm-siglip2-so400m": HEAD,
 }
 NARROW = {
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
@@ -81,6 +88,8 @@ NARROW = {
 
 def small(name):
     """The card with a network that is quick to write: as it is, or with small widths."""
+    if name in BACKBONES:
+        return small_frozen(CARDS[name])
     if name not in NARROW:
         return {card.name: card for card in small_cards()}.get(name, CARDS[name])
     card = CARDS[name]
