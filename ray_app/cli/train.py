@@ -111,9 +111,8 @@ class Gathered(NamedTuple):
 @click.option("--labels", metavar="FILE", help="The same as INDEX: a CSV, JSONL or Parquet, or a folder with an index.parquet.")
 @click.option("--out", metavar="DIR", help="Where card.yaml, weights.pth and the cached features go.  [default: heads/CARD]")
 @click.option("--folds", metavar="COLUMN", help="What no fold divides.  [default: the first of group, family, source that is there]")
-@click.option(
-    "--features", "kept", metavar="FILE", help="Where features are kept, for several heads to share.  [default: DIR/features.npz]"
-)
+@click.option("--even", is_flag=True, help="Let each group of a class weigh alike in the fit, however many images it has.")
+@click.option("--features", "kept", metavar="FILE", help="Where features are kept, for heads to share.  [default: DIR/features.npz]")
 @click.option("--install", is_flag=True, help="Also keep the head as CARD's own, so that CARD and ensembles that name it score with it.")
 @click.option(
     "--classifier",
@@ -129,6 +128,7 @@ def fit(
     labels: str | None,
     out: str | None,
     folds: str | None,
+    even: bool,
     kept: str | None,
     install: bool,
     classifier: "Classifier | None",
@@ -177,8 +177,13 @@ def fit(
     linear_head.require_enough(marks)
     features = np.stack([cache[sha256] for sha256 in gathered.used])
     groups = [row.group for row in gathered.used.values()]
-    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if any(groups) else None)
-    head = linear_head.fit_head(features, marks, classifier)
+    if even and not any(groups):
+        raise ConfigError(
+            f"--even: {labels} says of no image which group it is of", hint="a column group, family or source, or --folds COLUMN"
+        )
+    weighing = linear_head.even_weights(marks, groups) if even else None
+    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if any(groups) else None, weights=weighing)
+    head = linear_head.fit_head(features, marks, classifier, weights=weighing)
     fitted = linear_head.Fit(classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs)
     weights = folder / "weights.pth"
     sha256 = linear_head.save_head(weights, head)

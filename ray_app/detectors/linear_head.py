@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -255,19 +256,35 @@ class FeatureCache:
         self._saved = len(self._features)
 
 
-def fit_head(features: Features, labels: Labels, classifier: Classifier = "svm", *, c: float = 1.0) -> Head:
+def even_weights(labels: Labels, groups: Groups) -> npt.NDArray[np.float64]:
+    """(n,) weights with which each group of a class counts alike, however many images it has; they add up to n."""
+    units = list(zip(labels.tolist(), groups, strict=True))
+    sizes = Counter(units)
+    return np.array([1 / sizes[unit] for unit in units]) * len(units) / len(sizes)
+
+
+def fit_head(
+    features: Features, labels: Labels, classifier: Classifier = "svm", *, c: float = 1.0, weights: npt.NDArray[np.float64] | None = None
+) -> Head:
     """Fit (n, d) features to (n,) labels, 1 = fake. Both classes weigh the same however many images they have.
 
     `svm`: scikit-learn's LinearSVC; its score ranks, but is no log-odds until it is calibrated. `logistic`: LogisticRegression.
     `c`: the inverse strength of the penalty, for features that are centred and scaled to a mean square length of 1; that shift and scale
-    are folded into the head, so that it takes features as they come. Raises ConfigError for too few images of a class.
+    are folded into the head, so that it takes features as they come. `weights`: (n,) of the images, all alike if left out; see
+    `even_weights`. Raises ConfigError for too few images of a class.
     """
     require_enough(labels)
-    return _fitted(features, labels, classifier, c)
+    return _fitted(features, labels, classifier, c, weights)
 
 
 def cross_validated_auc(
-    features: Features, labels: Labels, classifier: Classifier = "svm", groups: Groups | None = None, *, c: float = 1.0
+    features: Features,
+    labels: Labels,
+    classifier: Classifier = "svm",
+    groups: Groups | None = None,
+    *,
+    c: float = 1.0,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> list[float]:
     """ROC AUC per fold, each of images that its head did not see, nor any image of their groups. Raises ConfigError.
 
@@ -284,7 +301,7 @@ def cross_validated_auc(
     aucs = []
     for seen, unseen in splitter(folds, shuffle=True, random_state=_SEED).split(features, labels, groups):
         if len(set(labels[seen])) == 2 == len(set(labels[unseen])):
-            head = _fitted(features[seen], labels[seen], classifier, c)
+            head = _fitted(features[seen], labels[seen], classifier, c, None if weights is None else weights[seen])
             aucs.append(float(roc_auc_score(labels[unseen], features[unseen] @ head.weight[0] + head.bias)))
     return aucs
 
@@ -392,7 +409,7 @@ def _named(backbone: Backbone) -> str | dict[str, Any]:
     return described
 
 
-def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float) -> Head:
+def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float, weights: npt.NDArray[np.float64] | None) -> Head:
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
@@ -400,7 +417,7 @@ def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float
     centred = features - centre
     scale = float(np.sqrt((centred**2).sum(axis=1).mean())) or 1.0
     kind = LinearSVC if classifier == "svm" else LogisticRegression
-    model = kind(C=c, class_weight="balanced", random_state=_SEED, max_iter=10_000).fit(centred / scale, labels)
+    model = kind(C=c, class_weight="balanced", random_state=_SEED, max_iter=10_000).fit(centred / scale, labels, sample_weight=weights)
     weight = model.coef_ / scale
     return Head(weight.astype(np.float32), float(model.intercept_[0] - weight[0] @ centre))
 
