@@ -28,8 +28,10 @@ def seeded_state(card: DetectorCard, seed: int = 0) -> dict[str, torch.Tensor]:
 def seeded_backbone(card: DetectorCard, seed: int = 0) -> dict[str, torch.Tensor]:
     """The same for the file of its backbone; equal for all cards that name one and a seed."""
     assert card.backbone is not None
-    own = {key.removeprefix(f"{BACKBONE}."): tensor for key, tensor in _state(card, seed).items() if key.startswith(f"{BACKBONE}.")}
-    return {card.backbone.weights.select + key: tensor for key, tensor in own.items()}
+    inner = f"{BACKBONE}.network." if card.family == "frozen-linear" else f"{BACKBONE}."  # a library's own network, under its names
+    own = {key.removeprefix(inner): tensor for key, tensor in _state(card, seed).items() if key.startswith(inner)}
+    prefix = card.backbone.weights.select if card.backbone.weights.strip_prefixes else ""  # what is selected keeps its name otherwise
+    return {prefix + key: tensor for key, tensor in own.items()}
 
 
 def _state(card: DetectorCard, seed: int) -> dict[str, torch.Tensor]:

@@ -1,9 +1,10 @@
-"""Commands on detectors (`touchstone detectors list`, `show`, `fetch`, `verify`, `fit`) and on settings (`touchstone config`)."""
+"""Commands on detectors (`touchstone detectors list`, `show`, `fetch`, `add`, `verify`, `fit`) and on settings (`touchstone config`)."""
 
 import json
+import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +17,47 @@ from ray_app.errors import DetectorError, ExitCode
 if TYPE_CHECKING:
     from ray_app.attribution.cards import DescriberCard, IdentifierCard
     from ray_app.detectors import DetectorCard
+    from ray_app.detectors.adoption import Adoption
+    from ray_app.detectors.weights import WeightSet
     from ray_app.reports.card import ZooEntry
 
 _WIDEST_PAGE = 120
+_HOW = {"linked": "linked at {place}", "copied": "copied to {place}", "there": "it was there already: {place}"}
 
 
 @click.group()
 def detectors() -> None:
-    """The detectors: list them, show a card, fetch and verify weights.
+    """The detectors: list them, show a card, fetch, add and verify weights, fit a head.
 
     \b
     touchstone detectors list
     touchstone detectors show corvi2023
     touchstone detectors fetch community-forensics-vits384
+    touchstone detectors add ~/Downloads
     touchstone detectors verify community-forensics-vits384
     """
+
+
+def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
+    """`--mirror`: where weights are looked for before any hub is asked, for this command."""
+    text = "A folder or bucket that may hold the weights, in a folder also under other names.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
+    return click.option("--mirror", "source", metavar="URL", expose_value=False, callback=_use_mirror, help=text)(command)
+
+
+def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | None) -> None:
+    if mirror is not None:
+        from ray_app.detectors import MIRROR_VARIABLE
+
+        before = os.environ.get(MIRROR_VARIABLE)
+        os.environ[MIRROR_VARIABLE] = _absolute(mirror) or ""
+        context.call_on_close(lambda: os.environ.pop(MIRROR_VARIABLE) if before is None else os.environ.update({MIRROR_VARIABLE: before}))
 
 
 @detectors.command("fetch")
 @click.argument("names", nargs=-1, metavar="NAME|PATH…")
 @click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
 @click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
+@mirror_option
 @licence_option
 @as_json
 def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted: tuple[str, ...], as_json: bool) -> int:
@@ -72,9 +93,7 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
     from ray_app.detectors import licences, list_cards, weights
 
     for card in list_cards():
-        by_hand = [
-            part for part in weights.parts_of(card) if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)
-        ]
+        by_hand = [part for part in _published(card) if part.weights.obtain and "://" not in part.weights.uri and not weights.located(part)]
         if not licences.is_accepted(card, accepted):
             _log(f"left out: {card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]}); to accept: --accept-licence {card.name}")
         elif by_hand:
@@ -83,24 +102,34 @@ def _fetchable(accepted: Sequence[str]) -> "Iterator[DetectorCard]":
             yield card
 
 
-def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
-    from ray_app.detectors import publish_weights, weights
+def _published(card: "DetectorCard") -> "list[WeightSet]":
+    """The parts of a detector that are somewhere to be had: all, but for a head that nobody has fitted yet."""
+    from ray_app.detectors import weights
 
-    files = []
-    for part in weights.parts_of(card):
+    return [part for part in weights.parts_of(card) if not part.weights.fitted or weights.located(part)]
+
+
+def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
+    from ray_app.detectors import weights
+
+    files, published, parts = [], None, _published(card)
+    for part in parts:
         if weights.located(part) is None:
             _log(f"{card.name}: fetching {part.weights.uri}")
         path = weights.resolve_part(part)
         files += [path, *(path.parent / name for name in part.weights.beside)]
     size = sum(path.stat().st_size for path in files)
     _log(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
+    if len(parts) < len(weights.parts_of(card)):
+        _log(f"{card.name}: its head is yours to fit: touchstone detectors fit {card.name} LABELS --install")
     if mirror:
         _log(f"{card.name}: copying to {mirror}")
+        published, *_ = [weights.publish_part(part, mirror) for part in parts]
     return {
         "name": card.name,
         "files": [str(path) for path in files],
         "bytes": size,
-        "published": publish_weights(card, mirror) if mirror else None,
+        "published": published,
     }
 
 
@@ -112,6 +141,59 @@ def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json
         click.echo(path)
     if mirror and fetched:
         click.echo(f"export TOUCHSTONE_WEIGHTS_MIRROR={shlex.quote(mirror)}")
+
+
+@detectors.command("add")
+@click.argument("places", nargs=-1, required=True, metavar="FILE|FOLDER…", type=click.Path(exists=True, path_type=Path))
+@click.option("--card", "paths", multiple=True, metavar="PATH", help="A card of your own whose files are looked for, too; repeatable.")
+@click.option("--as", "part", metavar="NAME", help="FILE is the weights of this detector or backbone, whose card states no SHA-256.")
+@as_json
+def add(places: tuple[Path, ...], paths: tuple[str, ...], part: str | None, as_json: bool) -> int:
+    """Adopt weights that you have already, under any name: they are known by their SHA-256 and brought into the cache.
+
+    A folder is searched with all below; only files that may be weights are hashed. Files are linked where the file system can, else
+    copied. Says what each was recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
+
+    \b
+    touchstone detectors add ~/Downloads
+    touchstone detectors add clip_head.pth old-server/weights
+    touchstone detectors add open_clip_pytorch_model.safetensors --as commonpool-clip-vit-l14
+    """
+    from ray_app.detectors import adoption, load_card
+
+    cards = adoption.known_cards(load_card(path) for path in paths)
+    if part is not None:
+        if len(places) != 1 or places[0].is_dir():
+            raise click.UsageError("--as takes one file")
+        done = adoption.adopt_as(part, places[0], cards)
+    else:
+        done = adoption.adopt(places, cards)
+    if as_json:
+        click.echo(json.dumps(_adoption_facts(done), indent=2))
+    else:
+        click.echo("\n".join(_adoption_lines(done)))
+    if not done.adopted:
+        raise DetectorError(
+            "no file here is one that a card states",
+            hint="where a card states no SHA-256, say what a file is: touchstone detectors add FILE --as NAME",
+        )
+    return 0
+
+
+def _adoption_facts(done: "Adoption") -> dict[str, Any]:
+    return {
+        "adopted": [{**one._asdict(), "file": str(one.file), "kept": str(one.kept)} for one in done.adopted],
+        "unknown": [{**one._asdict(), "file": str(one.file)} for one in done.unknown],
+        "lacking": done.lacking,
+    }
+
+
+def _adoption_lines(done: "Adoption") -> list[str]:
+    lines = [f"{one.file}: {one.name} of {one.part}; {_HOW[one.how].format(place=one.kept)}" for one in done.adopted]
+    lines += [f"{one.file}: not recognised: {one.what}, sha256 {one.sha256}" for one in done.unknown]
+    for name, lacking in done.lacking.items():
+        lines.append(f"{name}: still lacks {', '.join(lacking)}" if lacking else f"{name}: complete: touchstone detectors verify {name}")
+    return lines or ["no file here may be weights"]
 
 
 def _absolute(mirror: str | None) -> str | None:
@@ -215,19 +297,22 @@ def _columns() -> int:
 @click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
 @click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Holds the images of the published scores, under any name.")  # fmt: skip
+@mirror_option
 @licence_option
 @as_json
 def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
-    """Check that a detector here is the one that was published: SHA-256 of its files, every key and shape, counts, golden scores.
+    """Check that a detector here is the one that was published: each file's SHA-256, keys and shapes, counts, golden scores.
 
-    Golden scores are those that the authors published for single images; without --images the command says which images it needs.
-    Exit code 4 if a check fails; what could not be checked is said and does not fail.
+    Each part is checked on its own: the detector's own weights, its backbone, the files beside them. Golden scores are those that the
+    authors published for single images (without --images the command says which it needs), or that a card states for an image made by
+    formula, which needs no file. Exit code 4 if a check fails; what could not be checked is said and does not fail.
 
     \b
     touchstone detectors verify touchstone-tiny
     touchstone detectors verify community-forensics-vits384 --images Community-Forensics/test_images
     """
     from ray_app.detectors import licences, load_card
+    from ray_app.detectors.card import base_name
     from ray_app.detectors.verify import verify_detector
 
     cards = [load_card(name) for name in names]
@@ -239,7 +324,8 @@ def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...
         for check in verify_detector(card, images):
             checks.append(check)
             if not as_json:
-                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {check.told}")
+                of = f"{check.part}: " if check.part not in ("", base_name(card.name)) else ""
+                click.echo(f"{card.name}  {check.name:10}  {check.outcome:7}  {of}{check.told}")
         ok = all(check.outcome != "failed" for check in checks)
         results.append({"name": card.name, "ok": ok, "checks": [check._asdict() for check in checks]})
     if as_json:

@@ -86,6 +86,9 @@ _LABELS = {"real": 0, "0": 0, "fake": 1, "1": 1}
 _MAX_LABELS_BYTES = 2**30
 
 
+GROUPINGS = ("group", "family", "source")  # columns that may say what belongs together; the first that a labels file has
+
+
 class LabelledImage(NamedTuple):
     """One image of the labels file: where it is, 1 = fake, and what it must not be parted from in validation ("" = nothing)."""
 
@@ -104,35 +107,69 @@ class Gathered(NamedTuple):
 
 @click.command("fit")
 @click.argument("card", metavar="CARD")
+@click.argument("index", required=False, metavar="[INDEX]")
+@click.option("--labels", metavar="FILE", help="The same as INDEX: a CSV, JSONL or Parquet, or a folder with an index.parquet.")
+@click.option("--out", metavar="DIR", help="Where card.yaml, weights.pth and the cached features go.  [default: heads/CARD]")
+@click.option("--folds", metavar="COLUMN", help="What no fold divides.  [default: the first of group, family, source that is there]")
+@click.option("--even", is_flag=True, help="Let each group of a class weigh alike in the fit, however many images it has.")
+@click.option("--features", "kept", metavar="FILE", help="Where features are kept, for heads to share.  [default: DIR/features.npz]")
+@click.option("--install", is_flag=True, help="Also keep the head as CARD's own, so that CARD and ensembles that name it score with it.")
 @click.option(
-    "--labels", required=True, metavar="FILE", help="CSV, JSONL or Parquet with `uri`, `label` (real, fake, 0 or 1), maybe `group`."
+    "--classifier",
+    type=click.Choice(["svm", "logistic"]),
+    help="Which linear classifier.  [default: logistic for a card without a head of its own, else svm]",
 )
-@click.option("--out", required=True, metavar="DIR", help="Where card.yaml, weights.pth and the cached features go.")
-@click.option("--classifier", type=click.Choice(["svm", "logistic"]), default="svm", show_default=True, help="Which linear classifier.")
 @click.option("--name", help="Name of the new detector; CARD's name and the classifier's otherwise.")
 @click.option("--device", default="cpu", show_default=True, help="Where the backbone runs: cpu, cuda, cuda:0.")
-def fit(card: str, labels: str, out: str, classifier: "Classifier", name: str | None, device: str) -> int:
+@licence_option
+def fit(
+    card: str,
+    index: str | None,
+    labels: str | None,
+    out: str | None,
+    folds: str | None,
+    even: bool,
+    kept: str | None,
+    install: bool,
+    classifier: "Classifier | None",
+    name: str | None,
+    device: str,
+    accepted: tuple[str, ...],
+) -> int:
     """Fit a linear head of your own on CARD's backbone; `score --detector DIR/card.yaml` takes it at once.
 
-    A relative `uri` is relative to the labels file. Images of one `group` (a scene, a source) are kept together in validation.
-    A second fit into the same DIR extracts no feature twice.
+    INDEX has a row per image: `uri` (relative ones to the file), `label` (real, fake, 0 or 1), and maybe `group`, `family` or `source`,
+    which no fold of the validation divides. Features are kept by the images' SHA-256: a second head on them reads no image again.
 
     \b
     touchstone detectors fit unifd --labels mine.csv --out heads/mine
+    touchstone detectors fetch vfm-pe-l14
+    touchstone detectors fit vfm-pe-l14 photos/index.parquet --folds family --install
     """
     import numpy as np
 
     from ray_app.config import validate
-    from ray_app.detectors import DetectorCard, linear_head, load_card
+    from ray_app.detectors import DetectorCard, licences, linear_head, load_card
 
+    if (index is None) == (labels is None):
+        raise click.UsageError("name one file of labelled images, as INDEX or by --labels")
+    base = load_card(card)
+    licences.require_accepted(base, accepted)
+    out = out or f"heads/{base.name.replace(':', '-')}"
     if "://" in out:
         raise ConfigError(f"--out {out}: a head and its card are written to a local folder")
-    base, rows, folder = load_card(card), read_labels(labels), Path(out)
+    if install and not base.weights.fitted:
+        raise ConfigError(
+            f"--install: {base.name} has a head of its own, which is not replaced", hint="for cards whose head nobody publishes"
+        )
+    labels = labels_file(index or labels or "")
+    rows, folder = read_labels(labels, folds), Path(out)
+    classifier = classifier or ("logistic" if base.weights.fitted else "svm")  # log-odds, which an ensemble may average
     name = name or f"{base.name.replace(':', '-')}-{classifier}"
     validate(base.model_dump() | {"name": name}, DetectorCard, where="--name")  # now rather than after hours of features
     linear_head.require_enough(np.array([row.label for row in rows]))
     reader = linear_head.FeatureReader(base, device=device)
-    cache = linear_head.FeatureCache(folder / "features.npz", reader.key)
+    cache = linear_head.FeatureCache(Path(kept) if kept else folder / "features.npz", reader.key)
     gathered = gather(rows, base.preprocessing, reader, cache, labels=labels)
     _report_refused(gathered, len(rows))
 
@@ -140,17 +177,36 @@ def fit(card: str, labels: str, out: str, classifier: "Classifier", name: str | 
     linear_head.require_enough(marks)
     features = np.stack([cache[sha256] for sha256 in gathered.used])
     groups = [row.group for row in gathered.used.values()]
-    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if any(groups) else None)
-    head = linear_head.fit_head(features, marks, classifier)
+    if even and not any(groups):
+        raise ConfigError(
+            f"--even: {labels} says of no image which group it is of", hint="a column group, family or source, or --folds COLUMN"
+        )
+    weighing = linear_head.even_weights(marks, groups) if even else None
+    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if any(groups) else None, weights=weighing)
+    head = linear_head.fit_head(features, marks, classifier, weights=weighing)
     fitted = linear_head.Fit(classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs)
     weights = folder / "weights.pth"
-    linear_head.write_card(folder / "card.yaml", base, name=name, weights=weights, sha256=linear_head.save_head(weights, head), fit=fitted)
-    click.echo(_summary(name, folder / "card.yaml", fitted, grouped=any(groups)))
+    sha256 = linear_head.save_head(weights, head)
+    written = linear_head.write_card(folder / "card.yaml", base, name=name, weights=weights, sha256=sha256, fit=fitted)
+    if base.terms != "permissive":
+        licences.remember_licence(written.name, written.licence)  # the same terms, which were accepted for the backbone
+    click.echo(_summary(name, folder / "card.yaml", fitted, groups=len(set(groups)) if any(groups) else 0))
+    if install:
+        click.echo(f"installed as {base.name}: {linear_head.install_head(base, weights)}")
     return 0
 
 
-def read_labels(place: str) -> list[LabelledImage]:
-    """The rows of a labels file (path or fsspec URL), with every `uri` made absolute. Raises ConfigError naming file, row and value."""
+def labels_file(place: str) -> str:
+    """A labels file, or that of a folder which holds an index.parquet, as `collect --git` writes one."""
+    inside = Path(place) / "index.parquet"
+    return str(inside) if "://" not in place and inside.is_file() else place
+
+
+def read_labels(place: str, folds: str | None = None) -> list[LabelledImage]:
+    """The rows of a labels file (path or fsspec URL), with every `uri` made absolute. Raises ConfigError naming file, row and value.
+
+    `folds`: the column of the groups; without it the first of `GROUPINGS` that the file has, if any.
+    """
     from ray_app.archives.tabular import read_table
     from ray_app.archives.uri_list_rows import ListEntries
     from ray_app.storage import Fetcher, canonical, strip_secrets
@@ -165,14 +221,17 @@ def read_labels(place: str) -> list[LabelledImage]:
         raise ConfigError(f"{place}: cannot be read as labels: {error}") from None
     if table is None:
         raise ConfigError(f"{place}: labels are a .csv, .jsonl or .parquet file, not {suffix or 'a file without a suffix'}")
+    column = folds or next((name for name in GROUPINGS if name in table.column_names), GROUPINGS[0])
+    if folds is not None and folds not in table.column_names:
+        raise ConfigError(f"{place}: --folds {folds}: there is no such column", hint=f"columns: {', '.join(table.column_names)}")
     entries = ListEntries(strip_secrets(canonical(place)), "uri")
-    labelled = [_labelled(place, number, row, entries) for number, row in enumerate(table.to_pylist(), 1)]
+    labelled = [_labelled(place, number, row, entries, column) for number, row in enumerate(table.to_pylist(), 1)]
     if len({bool(row.group) for row in labelled}) > 1:
-        raise ConfigError(f"{place}: some rows have a group and some have none", hint="give every row one, or drop the column")
+        raise ConfigError(f"{place}: some rows have a {column} and some have none", hint="give every row one, or drop the column")
     return labelled
 
 
-def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEntries") -> LabelledImage:
+def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEntries", column: str) -> LabelledImage:
     if not isinstance(row, Mapping) or not row.get("uri") or row.get("label") is None:
         raise ConfigError(f"{place}: row {number}: `uri` and `label` are needed, found {row!r}")
     label = _LABELS.get(str(row["label"]).strip().lower())
@@ -181,7 +240,7 @@ def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEnt
     [item] = entries.members([{"uri": str(row["uri"])}])
     if item.refused is not None:
         raise ConfigError(f"{place}: row {number}: {row['uri']}: {item.refused.detail}")
-    return LabelledImage(item.uri, label, "" if row.get("group") is None else str(row["group"]))
+    return LabelledImage(item.uri, label, "" if row.get(column) is None else str(row[column]))
 
 
 def gather(
@@ -238,11 +297,11 @@ def _report_refused(gathered: Gathered, rows: int) -> None:
         click.echo(f"  {uri}: {error.status}: {error.detail}", err=True)
 
 
-def _summary(name: str, card: Path, fit: "Fit", *, grouped: bool) -> str:
+def _summary(name: str, card: Path, fit: "Fit", *, groups: int) -> str:
     lines = [f"{name}: fitted to {fit.real} real and {fit.fake} fake images, written to {card}"]
     if fit.aucs:
         mean, low, high = sum(fit.aucs) / len(fit.aucs), min(fit.aucs), max(fit.aucs)
-        unseen = "saw neither it nor any of its group" if grouped else "did not see it"
+        unseen = f"saw neither it nor any of its group, of which there are {groups}" if groups else "did not see it"
         folds = f"mean of {len(fit.aucs)} folds, {low:.3f} to {high:.3f}"
         lines.append(f"cross-validated ROC AUC {mean:.3f} ({folds}); each image was judged by a head that {unseen}")
     else:

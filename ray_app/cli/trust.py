@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _LEAST_DRAWN = 50  # of a sample of the whole archive
-_RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
+_RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp", "gated-mean"]
 
 
 @click.command()

@@ -27,6 +27,7 @@ from pydantic import (
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.fragility import Fragility
+from ray_app.detectors.golden import Golden
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
@@ -38,6 +39,7 @@ FAMILIES = {
     "residual": "ray_app.detectors.families.residual",
     "stage-statistics": "ray_app.detectors.families.stages",
     "clip-linear": "ray_app.detectors.families.clip",
+    "frozen-linear": "ray_app.detectors.families.frozen",
     "corvi": "ray_app.detectors.families.corvi",
     "npr": "ray_app.detectors.families.npr",
     "ladeda": "ray_app.detectors.families.ladeda",
@@ -46,6 +48,7 @@ FAMILIES = {
     "internvl": "ray_app.detectors.families.internvl",
 }
 ENTRY_POINTS = "touchstone.families"
+HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
 
 HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})/(?P<file>.+)")
 # A name that stays in its folder, whoever wrote the card.
@@ -70,7 +73,8 @@ class Weights(Frozen):
     `unwrap`: names under which a checkpoint may hold its state dict. `select`: only keys that begin so are read, where a file holds more
     than this network. `strip_prefixes`: dropped while every key carries one. `prefix`: then put before every key.
     `config`: the checkpoint's own configuration beside it; it must not contradict the card.
-    `obtain`: for weights that no program can fetch, what a person has to do.
+    `obtain`: for weights that no program can fetch, what a person has to do. `fitted`: nobody publishes them; `touchstone detectors fit`
+    makes them of labelled images.
     """
 
     uri: str
@@ -84,6 +88,13 @@ class Weights(Frozen):
     prefix: str = ""
     config: FileName | None = None
     obtain: str | None = None
+    fitted: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_runs_know_it(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `fitted` where it is false: identities of trainings by 0.11 and before do not name it."""
+        named: dict[str, Any] = usual(self)
+        return named if self.fitted else {name: value for name, value in named.items() if name != "fitted"}
 
     @field_validator("uri")
     @classmethod
@@ -240,16 +251,6 @@ class PublishedFigure(Frozen):
     note: str | None = None
 
 
-class GoldenScore(Frozen):
-    """P(fake) that the authors published for one image, known by the sha256 of its file."""
-
-    name: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    probability: float = Field(ge=0, le=1)
-    tolerance: float = Field(gt=0)
-    source: str
-
-
 class Size(Frozen):
     """What the network weighs: parameters, entries of its state dict, and billions of multiply-adds per image at the card's own input,
     or per megapixel where images keep their size.
@@ -318,7 +319,7 @@ class DetectorCard(Frozen):
     source: str
     training_data: TrainingData
     published: tuple[PublishedFigure, ...] = ()
-    golden: tuple[GoldenScore, ...] = ()
+    golden: tuple[Golden, ...] = ()
     notes: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = {}
 

@@ -49,7 +49,7 @@ def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: boo
     own, *shared = weights.parts_of(card)
     for part in shared:
         path = weights.resolve_part(part, cache_dir, offline)
-        weights.load_strictly(network.get_submodule(BACKBONE), weights.read_state_dict(path, part.weights), where=f"{part.owner}: {path}")
+        load_backbone(card, network, path, part)
     path = weights.resolve_part(own, cache_dir, offline)
     if not getattr(network, "reads_its_own_weights", False):
         state = own_keys(card, weights.read_state_dict(path, own.weights), network)
@@ -59,8 +59,18 @@ def load_network(card: DetectorCard, cache_dir: Path | None = None, offline: boo
     return network
 
 
+def load_backbone(card: DetectorCard, network: nn.Module, path: Path, part: weights.WeightSet) -> None:
+    """Load a network's submodule `backbone` from that part's file: every key and shape fits, or DetectorError says which does not."""
+    backbone = network.get_submodule(BACKBONE)
+    state = own_keys(card, weights.read_state_dict(path, part.weights), backbone)
+    weights.load_strictly(backbone, state, where=f"{part.owner}: {path}")
+
+
 def own_keys(card: DetectorCard, state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:
-    """A file's tensors under the network's own names, where the card's family knows that files have others. Raises DetectorError."""
+    """A file's tensors under the names of the network, or of its backbone, where the card's family knows that files have others.
+
+    Raises DetectorError.
+    """
     published_keys = getattr(_module(card), "published_keys", None)
     return published_keys(state, network) if callable(published_keys) else state
 

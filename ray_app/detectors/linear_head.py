@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,11 +24,20 @@ from torch import nn
 from torch.nn import functional
 
 from ray_app.config import named_configs, read_mapping, validate
-from ray_app.detectors.card import Backbone, DetectorCard, default_slots, load_card
-from ray_app.detectors.detector import BACKBONE, Detector, Prediction, build_network, fake_index, log_odds, own_keys
+from ray_app.detectors.card import HEADS, Backbone, DetectorCard, default_slots, load_card
+from ray_app.detectors.detector import Detector, Prediction, build_network, fake_index, load_backbone, log_odds, own_keys
+from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
-from ray_app.detectors.weights import checkpoint_config, digest_of, file_sha256, load_strictly, parts_of, read_state_dict, resolve_part
+from ray_app.detectors.weights import (
+    cached_name,
+    checkpoint_config,
+    default_cache,
+    digest_of,
+    parts_of,
+    read_state_dict,
+    resolve_part,
+)
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store
 
@@ -78,7 +88,7 @@ def embedding_facts(
     """
     width = _width(card)
     architecture = dict(card.architecture_facts)
-    if card.family == "clip-linear":
+    if card.family in HEADS:
         architecture.pop("name")  # of the classifier that the head was fitted as
     return {
         "backbone": card.backbone.name if card.backbone else None,
@@ -142,7 +152,6 @@ def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
 
 Classifier = Literal["svm", "logistic"]
 CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
-FAMILY = "clip-linear"
 FEWEST_PER_CLASS = 5  # with fewer, not even a cross-validation of five folds has one of each class in every fold
 MOST_FOLDS = 5
 _SEED = 0
@@ -175,14 +184,15 @@ class FeatureReader:
         cache_dir: Path | None = None,
         offline: bool | None = None,
     ) -> None:
-        if card.family != FAMILY or card.backbone is None:
+        if card.family not in HEADS or card.backbone is None:
             raise ConfigError(
-                f"{card.name}: heads are fitted for cards of family {FAMILY}, this one is of {card.family}", hint="for example unifd"
+                f"{card.name}: heads are fitted for cards of the families {' and '.join(HEADS)}, this one is of {card.family}",
+                hint="for example vfm-pe-l14",
             )
         network = build_network(card)
         _, part = parts_of(card)
         path = resolve_part(part, cache_dir, offline)
-        load_strictly(network.get_submodule(BACKBONE), read_state_dict(path, part.weights), where=f"{card.name}: {path}")
+        load_backbone(card, network, path, part)
         digest, resolved = digest_of(part, path), resolve_precision(precision, device, card.precision)
         self.slots = default_slots(device)
         self._detector = Detector(
@@ -194,6 +204,8 @@ class FeatureReader:
             "preprocessing": card.preprocessing.model_dump(mode="json"),
             "precision": resolved,
         }
+        if card.family != "clip-linear":  # there the arguments are all
+            decisive["network"] = card.backbone.architecture.name
         self.key = json.dumps(decisive, sort_keys=True)
 
     @torch.inference_mode()
@@ -244,19 +256,35 @@ class FeatureCache:
         self._saved = len(self._features)
 
 
-def fit_head(features: Features, labels: Labels, classifier: Classifier = "svm", *, c: float = 1.0) -> Head:
+def even_weights(labels: Labels, groups: Groups) -> npt.NDArray[np.float64]:
+    """(n,) weights with which each group of a class counts alike, however many images it has; they add up to n."""
+    units = list(zip(labels.tolist(), groups, strict=True))
+    sizes = Counter(units)
+    return np.array([1 / sizes[unit] for unit in units]) * len(units) / len(sizes)
+
+
+def fit_head(
+    features: Features, labels: Labels, classifier: Classifier = "svm", *, c: float = 1.0, weights: npt.NDArray[np.float64] | None = None
+) -> Head:
     """Fit (n, d) features to (n,) labels, 1 = fake. Both classes weigh the same however many images they have.
 
     `svm`: scikit-learn's LinearSVC; its score ranks, but is no log-odds until it is calibrated. `logistic`: LogisticRegression.
     `c`: the inverse strength of the penalty, for features that are centred and scaled to a mean square length of 1; that shift and scale
-    are folded into the head, so that it takes features as they come. Raises ConfigError for too few images of a class.
+    are folded into the head, so that it takes features as they come. `weights`: (n,) of the images, all alike if left out; see
+    `even_weights`. Raises ConfigError for too few images of a class.
     """
     require_enough(labels)
-    return _fitted(features, labels, classifier, c)
+    return _fitted(features, labels, classifier, c, weights)
 
 
 def cross_validated_auc(
-    features: Features, labels: Labels, classifier: Classifier = "svm", groups: Groups | None = None, *, c: float = 1.0
+    features: Features,
+    labels: Labels,
+    classifier: Classifier = "svm",
+    groups: Groups | None = None,
+    *,
+    c: float = 1.0,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> list[float]:
     """ROC AUC per fold, each of images that its head did not see, nor any image of their groups. Raises ConfigError.
 
@@ -273,7 +301,7 @@ def cross_validated_auc(
     aucs = []
     for seen, unseen in splitter(folds, shuffle=True, random_state=_SEED).split(features, labels, groups):
         if len(set(labels[seen])) == 2 == len(set(labels[unseen])):
-            head = _fitted(features[seen], labels[seen], classifier, c)
+            head = _fitted(features[seen], labels[seen], classifier, c, None if weights is None else weights[seen])
             aucs.append(float(roc_auc_score(labels[unseen], features[unseen] @ head.weight[0] + head.bias)))
     return aucs
 
@@ -285,6 +313,19 @@ def save_head(path: Path, head: Head) -> str:
     torch.save({"model": state}, file)
     _put(path, file.getvalue())
     return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+def install_head(base: DetectorCard, weights: Path) -> Path:
+    """Keep a fitted head in the cache as the own weights of a card whose head nobody publishes; where it lies.
+
+    From then on the card scores with it, and so do ensembles that name the card. Another head takes its place; runs know which by its
+    hash. Raises DetectorError for a card that has a head.
+    """
+    if not base.weights.fitted:
+        raise DetectorError(f"{base.name} has a head of its own, which is not replaced")
+    place = default_cache() / cached_name(parts_of(base)[0])
+    _put(place, weights.read_bytes())
+    return place
 
 
 def _put(path: Path, data: bytes) -> None:
@@ -299,6 +340,15 @@ class Fit(NamedTuple):
     real: int
     fake: int
     aucs: Sequence[float]
+
+
+_NOTES = {
+    "svm": (
+        "The scores of a support vector machine rank images; they are no log-odds until they are calibrated.",
+        "The validation says how the head does on images like these, not on other generators.",
+    ),
+    "logistic": ("The scores are not calibrated. The validation says how the head does on images like these, not on other generators.",),
+}
 
 
 def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha256: str, fit: Fit) -> DetectorCard:
@@ -321,12 +371,13 @@ def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha2
         "size": base.size.model_dump() if base.size else None,
         "valid_range": base.valid_range.model_dump(mode="json"),
         "licence": f"the head is yours; its backbone: {base.backbone.licence}",
+        "licence_note": base.backbone.licence_note,
         "terms": base.terms,
         "citation": f"touchstone detectors fit {base.name} --classifier {fit.classifier}",
         "source": base.backbone.source,
         "training_data": {"name": fit.labels, "images": f"{fit.real} real and {fit.fake} fake", "licence": "unknown"},
         "published": [_figure(fit)] if fit.aucs else [],
-        "notes": ["The scores are not calibrated. The validation says how the head does on images like these, not on other generators."],
+        "notes": list(_NOTES[fit.classifier]),
     }
     validate(data | {"backbone": base.backbone.model_dump()}, DetectorCard, where=str(path))
     path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
@@ -358,7 +409,7 @@ def _named(backbone: Backbone) -> str | dict[str, Any]:
     return described
 
 
-def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float) -> Head:
+def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float, weights: npt.NDArray[np.float64] | None) -> Head:
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
@@ -366,7 +417,7 @@ def _fitted(features: Features, labels: Labels, classifier: Classifier, c: float
     centred = features - centre
     scale = float(np.sqrt((centred**2).sum(axis=1).mean())) or 1.0
     kind = LinearSVC if classifier == "svm" else LogisticRegression
-    model = kind(C=c, class_weight="balanced", random_state=_SEED, max_iter=10_000).fit(centred / scale, labels)
+    model = kind(C=c, class_weight="balanced", random_state=_SEED, max_iter=10_000).fit(centred / scale, labels, sample_weight=weights)
     weight = model.coef_ / scale
     return Head(weight.astype(np.float32), float(model.intercept_[0] - weight[0] @ centre))
 

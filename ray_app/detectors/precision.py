@@ -130,7 +130,7 @@ def no_embedding(name: str) -> DetectorError:
     """Why nothing can be kept of a detector of this name."""
     return DetectorError(
         f"{name}: its logits are not what one linear layer makes of one vector per image, so there is no embedding to keep",
-        hint="leave it out of --features; detectors of the family clip-linear and common classifiers have one",
+        hint="leave it out of --features; linear heads on a backbone and common classifiers have one",
     )
 
 

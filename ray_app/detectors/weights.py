@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from ray_app.config import config_root
 from ray_app.detectors.card import HUB_URI, DetectorCard, Weights, base_name
 from ray_app.detectors.checkpoint_formats import kind_of_file, unreadable
+from ray_app.detectors.files_by_hash import file_sha256, find_by_sha256, keep_file, may_be_weights
 from ray_app.errors import DetectorError, describe_error
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def resolve_weights(card: DetectorCard, cache_dir: Path | None = None, offline: 
     """The card's own weights as a local file whose SHA-256 is the card's; they and the backbone's are fetched if they are not there yet.
 
     Looked for in this order: beside the card, the cache, the mirror that $TOUCHSTONE_WEIGHTS_MIRROR names (any fsspec URL; filled by
-    `publish_weights`, so that workers do not storm a hub), the uri. Offline ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE) never the uri.
+    `publish_weights`, so that workers do not storm a hub; in a folder of this machine also under any other name, by SHA-256), the uri.
+    Offline ($TOUCHSTONE_OFFLINE, $HF_HUB_OFFLINE) never the uri.
     Raises DetectorError, always one: missing, unreachable, or not the file that the card means.
     """
     own, *_ = [resolve_part(part, cache_dir, offline) for part in parts_of(card)]
@@ -73,8 +75,8 @@ def resolve_part(part: WeightSet, cache_dir: Path | None = None, offline: bool |
     if offline is None:
         offline = is_offline()
     found = _local(part, cache)
-    if found is None and os.environ.get(MIRROR_VARIABLE):
-        found = _copy(part, _mirrored(part, os.environ[MIRROR_VARIABLE]), cache / cached_name(part), required=False)
+    if found is None and (mirror := os.environ.get(MIRROR_VARIABLE)):
+        found = _copy(part, _mirrored(part, mirror), cache / cached_name(part), required=False) or _from_folder(part, mirror, cache)
     if found is None:
         found = _fetch(part, cache, offline)
     digest_of(part, found)
@@ -200,15 +202,50 @@ def cached_name(part: WeightSet) -> str:
     return f"{part.name}-{version[:16]}{'.safetensors' if part.weights.format == 'safetensors' else '.pth'}"
 
 
+def missing_beside(part: WeightSet, cache_dir: Path | None = None) -> tuple[Path, list[str]] | None:
+    """A part's own file where it lies without something that belongs beside it, and what; None where there is no such file."""
+    for path in _candidates(part, cache_dir or default_cache()):
+        if path.is_file() and (absent := [name for name in part.weights.beside if not (path.parent / name).is_file()]):
+            return path, absent
+    return None
+
+
 def _local(part: WeightSet, cache: Path) -> Path | None:
+    needed = part.weights.beside
+    whole = (path for path in _candidates(part, cache) if path.is_file() and all((path.parent / name).is_file() for name in needed))
+    return next(whole, None)
+
+
+def _candidates(part: WeightSet, cache: Path) -> list[Path]:
     candidates = [cache / cached_name(part)]
     place = urlsplit(part.weights.uri)
     if place.scheme in ("", "file"):
         # A card travels to workers by value: on another machine the shipped weights lie beside that machine's own cards.
         name = Path(place.path)
         candidates = [part.folder / name, config_root() / "detectors" / name, cache / name, *candidates]
-    needed = part.weights.beside
-    return next((path for path in candidates if path.is_file() and all((path.parent / name).is_file() for name in needed)), None)
+    return candidates
+
+
+def stated_files(part: WeightSet) -> dict[str, tuple[str, str]]:
+    """The files of a part whose SHA-256 is stated: that → the path in the cache where `resolve_part` finds it, and the file's own name."""
+    at = cached_name(part)
+    folder = at.rpartition("/")[0]
+    files = {stated: (f"{folder}/{name}", name) for name, stated in part.weights.beside.items() if stated is not None}
+    return files if part.weights.sha256 is None else files | {part.weights.sha256: (at, _file_name(part))}
+
+
+def _from_folder(part: WeightSet, mirror: str, cache: Path) -> Path | None:
+    """A part from a mirror that is a folder of this machine, whatever its files are called there; None where one is not there."""
+    place, files = urlsplit(mirror), stated_files(part)
+    if place.scheme not in ("", "file") or part.weights.sha256 is None or None in part.weights.beside.values():
+        return None
+    names = {name for _, name in files.values()}
+    found = find_by_sha256(Path(place.path), files, lambda path: may_be_weights(path, names))
+    if found.keys() != files.keys():
+        return None
+    for digest, (name, _) in files.items():
+        keep_file(found[digest], cache / name)
+    return cache / cached_name(part)
 
 
 def _fetch(part: WeightSet, cache: Path, offline: bool) -> Path:
@@ -309,6 +346,9 @@ def _download(part: WeightSet, url: str, target: Path, stated: str | None, *, re
 def _missing(part: WeightSet, why: str) -> DetectorError:
     weights = part.weights
     what = "no weights" if part.name == base_name(part.owner) else f"no weights of its backbone {part.name}"
+    if weights.fitted:
+        hint = f"nobody publishes it: touchstone detectors fetch {part.owner}, then touchstone detectors fit {part.owner} LABELS --install"
+        return DetectorError(f"{part.owner}: no weights of its head, {weights.uri}: {why}", hint=hint)
     first = weights.obtain or "With a network, once:"
     return DetectorError(f"{part.owner}: {what}: {weights.uri}: {why}", hint=f"{first} touchstone detectors fetch {part.owner}")
 
@@ -319,19 +359,6 @@ def _file_name(part: WeightSet) -> str:
 
 def _mirrored(part: WeightSet, mirror: str) -> str:
     return f"{mirror.rstrip('/')}/{cached_name(part)}"
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file; gigabytes are hashed once per process."""
-    state = path.stat()
-    return _sha256(path, state.st_size, state.st_mtime_ns)
-
-
-@functools.cache
-def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
-    # Size and time stand for the content.
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_config(card: DetectorCard, weights: Path) -> Mapping[str, Any]:
@@ -406,10 +433,12 @@ def _read_torch(path: Path) -> Any:
 _READERS = {"safetensors": read_safetensors, "safetensors-index": _read_shards, "torch": _read_torch}
 
 
-def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None) -> None:
-    """Load a state dict of which every key and shape fits. Raises DetectorError that names what does not.
+def require_fit(
+    network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None
+) -> "dict[str, torch.Tensor]":
+    """Refuse a state dict of which a key or a shape does not fit; the network's own tensors that it stands for. Raises DetectorError.
 
-    `without`: the prefix of a submodule that is loaded from another file.
+    `without` as for `load_strictly`.
     """
     own = {key: tensor for key, tensor in network.state_dict().items() if without is None or not key.startswith(without)}
     faults = {
@@ -428,6 +457,15 @@ def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]
         raise DetectorError(
             f"{where}: the weights do not fit the network: {message}", hint="check architecture, unwrap and strip_prefixes in the card"
         )
+    return own
+
+
+def load_strictly(network: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", where: str, *, without: str | None = None) -> None:
+    """Load a state dict of which every key and shape fits. Raises DetectorError that names what does not.
+
+    `without`: the prefix of a submodule that is loaded from another file.
+    """
+    own = require_fit(network, state, where, without=without)
     network.load_state_dict(state, strict=without is None, assign=any(tensor.is_meta for tensor in own.values()))
 
 

@@ -7,6 +7,7 @@ from ray_app.ensembles.card import (
     EnsembleMember,
     EnsembleProfile,
     Guarantee,
+    OutlierGate,
     Rule,
     Settings,
     Stacking,
@@ -32,7 +33,7 @@ from ray_app.ensembles.decision import (
 from ray_app.ensembles.population import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
 
 __all__ = [
-    "EnsembleCard", "EnsembleMember", "Rule", "Stacking", "Thresholds", "Cascade", "CascadeStage", "Guarantee",
+    "EnsembleCard", "EnsembleMember", "Rule", "Stacking", "Thresholds", "Cascade", "CascadeStage", "OutlierGate", "Guarantee",
     "Settings", "EnsembleProfile",
     "Population", "LabelledPart", "Feature", "Seen", "PopulationTally", "population_of", "properties_of",
     "load_ensemble_card", "ensemble_of", "decision_facts",

@@ -14,7 +14,10 @@ from ray_app.detectors.card import Calibration, split_variant
 from ray_app.ensembles.population import Population
 
 SymmetricRule = Literal["mean-logit", "mean-probability", "soft-or", "max", "median", "log-sum-exp"]
-Rule = SymmetricRule | Literal["weighted", "stacked", "cascade"]
+Rule = SymmetricRule | Literal["weighted", "stacked", "gated-mean", "cascade"]
+
+
+FEWEST_GATED = 3  # members of whom one can be far from the others
 
 
 class EnsembleMember(Frozen):
@@ -59,6 +62,17 @@ class Stacking(Frozen):
     scale: tuple[PositiveFloat, ...]
     coefficients: tuple[float, ...]
     intercept: float
+
+
+class OutlierGate(Frozen):
+    """When `gated-mean` leaves a member out of the mean for an image: its log-odds lie too far from the median of all members'.
+
+    By the modified z-score of Iglewicz and Hoaglin (1993): 0.6745 × distance from the median > `deviations` × the median of all
+    distances, where that is at least `floor`, so that members who nearly agree put nobody out. At least half always stay.
+    """
+
+    deviations: float = Field(default=3.5, ge=1, description="Iglewicz and Hoaglin's own is 3.5")
+    floor: float = Field(default=0.5, gt=0, description="in log-odds")
 
 
 class CascadeStage(Frozen):
@@ -152,6 +166,7 @@ class EnsembleCard(Frozen):
     rule: Rule = "mean-logit"
     bias: float = Field(default=0.0, description="added after the rule; the intercept of `weighted`")
     stacking: Stacking | None = Field(default=None, description="the numbers of `stacked`")
+    gate: OutlierGate | None = Field(default=None, description="the numbers of `gated-mean`; null = the usual ones")
     calibration: Calibration | None = Field(default=None, description="of the ensemble's score, after rule and bias; null = not calibrated")
     thresholds: Thresholds = Thresholds()
     cascade: Cascade | None = Field(default=None, description="the stages of `cascade`")
@@ -183,6 +198,10 @@ class EnsembleCard(Frozen):
     @model_validator(mode="after")
     def _rule_has_its_numbers(self) -> "EnsembleCard":
         _check_stacking("", self.rule, self.stacking, len(self.members))
+        if self.gate is not None and self.rule != "gated-mean":
+            raise ValueError(f"`gate` belongs to rule gated-mean (rule: {self.rule})")
+        if self.rule == "gated-mean" and len(self.members) < FEWEST_GATED:
+            raise ValueError(f"gated-mean needs {FEWEST_GATED} members: of two, neither is far from the other's median")
         if self.rule != "weighted" and any(member.weight != 1 for member in self.members):
             raise ValueError(f"weights other than 1 need rule weighted (rule: {self.rule})")
         return self
@@ -232,6 +251,8 @@ def decision_facts(card: EnsembleCard) -> dict[str, Any]:
         "weights": [member.weight for member in card.members],
         "thresholds": card.thresholds.model_dump(mode="json", include={"real_below", "fake_above"}),
     }
+    if card.rule == "gated-mean":
+        facts["gate"] = (card.gate or OutlierGate()).model_dump(mode="json")
     facts |= card.model_dump(mode="json", include={"stacking", "calibration", "cascade", "settings"}, exclude_none=True)
     if "cascade" in facts:
         facts["cascade"].pop("expected_share", None)  # it plans, and decides nothing

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_app.detectors.card import Calibration
-from ray_app.ensembles.card import Cascade, CascadeStage, EnsembleCard, EnsembleMember, Stacking
+from ray_app.ensembles.card import Cascade, CascadeStage, EnsembleCard, EnsembleMember, OutlierGate, Stacking
 from ray_app.errors import ConfigError, Reason
 
 Table = npt.NDArray[np.float64]
@@ -104,7 +104,11 @@ def combine(
     """
     table = _table(scores, calibrations)
     if card.cascade is None:
-        combined = _by_rule(card.rule, card.stacking, table, card.members)
+        combined = (
+            gated_mean(table, card.gate or OutlierGate())
+            if card.rule == "gated-mean"
+            else _by_rule(card.rule, card.stacking, table, card.members)
+        )
     else:
         early, late = early_scores(card, table), _staged(card.cascade.late, table)
         combined = np.where(_goes_on(card.cascade, early, audited), late, early)
@@ -286,11 +290,27 @@ def weighted(table: Table, weights: Column) -> Column:
     return result
 
 
+def gated_mean(table: Table, gate: OutlierGate) -> Column:
+    """The mean of the log-odds of those members that do not lie far from the median of all, image by image; see `OutlierGate`.
+
+    It lies between the lowest and the highest member. What one member says has bounded weight: far enough off it has none, so that a
+    higher score of one member may make the result lower. NaN of any member gives NaN, as with every rule: who is missing is not outvoted.
+    """
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(table - np.median(table, axis=1, keepdims=True))
+        spread = np.maximum(np.median(distance, axis=1, keepdims=True), gate.floor)
+        near = ~(_MAD_OF_ONE * distance > gate.deviations * spread)
+        result: Column = np.where(near, table, 0.0).sum(axis=1) / near.sum(axis=1)
+    return result
+
+
 def stacked(table: Table, stacking: Stacking) -> Column:
     """The log-odds of a logistic regression on standardised log-odds."""
     standardised = (table - np.array(stacking.mean)) / np.array(stacking.scale)
     return weighted(standardised, np.array(stacking.coefficients)) + stacking.intercept
 
+
+_MAD_OF_ONE = 0.6745  # the median distance from the median of a normal distribution of deviation 1, as Iglewicz and Hoaglin round it
 
 SYMMETRIC: Mapping[str, Callable[[Table], Column]] = {
     "mean-logit": mean_logit,

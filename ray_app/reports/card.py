@@ -10,6 +10,7 @@ import yaml
 from ray_app.detectors import DetectorCard, Preprocessing, licences
 from ray_app.detectors.card import Architecture, Output, TrainingData, ValidRange, Weights
 from ray_app.detectors.fragility import FACTS, Fragility
+from ray_app.detectors.golden import FormulaScore, GoldenScore
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 
@@ -222,6 +223,8 @@ def _weights(weights: Weights, card: DetectorCard, here: Here) -> list[Line]:
         ("keys", _keys(weights)),
         ("config", f"{weights.config} beside it must not contradict this card" if weights.config else ""),
     ]
+    if weights.fitted:
+        lines.append(("to fit", f"nobody publishes them: touchstone detectors fit {card.name} LABELS --install"))
     lines += [("beside it", f"{name}, sha256 {digest or 'not known'}") for name, digest in weights.beside.items()]
     return [*lines, ("to obtain", f"{weights.obtain} touchstone detectors fetch {card.name}" if weights.obtain else "")]
 
@@ -312,11 +315,16 @@ def _figures(card: DetectorCard, width: int) -> list[str]:
 def _golden(card: DetectorCard, width: int) -> list[str]:
     if not card.golden:
         return []
-    rows = [[golden.name, f"{golden.probability:g}", f"± {golden.tolerance:g}", golden.sha256] for golden in card.golden]
-    lines = table(["image", "P(fake)", "within", "sha256"], rows, width - 2)
+    published = [golden for golden in card.golden if isinstance(golden, GoldenScore)]
+    rows = [[golden.name, f"{golden.probability:g}", f"± {golden.tolerance:g}", golden.sha256] for golden in published]
+    lines = table(["image", "P(fake)", "within", "sha256"], rows, width - 2) if rows else []
+    for golden in card.golden:
+        if isinstance(golden, FormulaScore):
+            made = f"made by formula, {golden.width} × {golden.height}: log-odds {golden.logit:g} ± {golden.tolerance:g} in fp32"
+            lines += _hung("- ", made, width)
     for source in dict.fromkeys(golden.source for golden in card.golden):
         lines += _hung("source: ", source, width)
-    return [*lines, *_hung("", f"to compare: touchstone detectors verify {card.name} --images FOLDER", width)]
+    return [*lines, *_hung("", f"to compare: touchstone detectors verify {card.name}{' --images FOLDER' * bool(rows)}", width)]
 
 
 def _variants(card: DetectorCard, width: int) -> list[str]:

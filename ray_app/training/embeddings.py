@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from ray_app.cluster.progress import Progress
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, linear_head
+from ray_app.detectors.card import HEADS
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.training import checkpoints, finish, ray_data
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 
 FOLDER = "features"
+PROBED = (*HEADS, "stage-statistics")  # families whose networks end in one linear layer `fc`
 
 Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -273,8 +275,8 @@ def probe(job: TrainingJob) -> None:
     Raises ConfigError for a card without a head on features, and for too few images of a class; TouchstoneError where too many cannot
     be read.
     """
-    if job.card.family not in ("clip-linear", "stage-statistics"):
-        raise ConfigError(f"{job.card.name}: a linear probe is for cards of family clip-linear", hint="method: fine-tune")
+    if job.card.family not in PROBED:
+        raise ConfigError(f"{job.card.name}: a linear probe is for cards of the families {', '.join(PROBED)}", hint="method: fine-tune")
     compute_embeddings(job, {"train": None}, make=frozen_detector)
     found = kept_embeddings(job.out, "train")
     head = linear_head.fit_head(found.vectors, found.labels, CLASSIFIER)

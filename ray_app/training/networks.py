@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ray_app.detectors import load_card
-from ray_app.detectors.card import DetectorCard, Output, Weights
+from ray_app.detectors.card import HEADS, DetectorCard, Output, Weights
 from ray_app.detectors.detector import build_network, load_network, own_keys
 from ray_app.detectors.families import maskclip, residual
 from ray_app.detectors.weights import WeightSet, load_strictly, read_state_dict, resolve_part
@@ -122,7 +122,7 @@ def _made_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn
         add_adapters(network, recipe.lora)
     elif isinstance(network, maskclip.MaskClip):
         maskclip.trainable_parameters(network)
-    elif card.family == "clip-linear":
+    elif card.family in HEADS:
         network.get_submodule("backbone").requires_grad_(False)
     _freeze_unheard(network)
     return network

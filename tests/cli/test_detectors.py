@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shlex
 
@@ -96,10 +97,9 @@ def test_show_takes_variants(name, capsys):
     assert capsys.readouterr().out.startswith(f"{name}\n")
 
 
-@pytest.mark.parametrize("verb", ["fetch", "verify"])
 @pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
-def test_without_network_and_weights_one_clear_line(name, verb, capsys):
-    assert main(["detectors", verb, name, *(["--accept-licence", name] if name in TO_ACCEPT else [])]) == 4
+def test_without_network_and_weights_one_clear_line(name, capsys):
+    assert main(["detectors", "fetch", name, *(["--accept-licence", name] if name in TO_ACCEPT else [])]) == 4
     captured = capsys.readouterr()
     error, command = captured.err.splitlines()[-2:]
     assert error.startswith(f"touchstone: {name}: no weights")
@@ -183,7 +183,7 @@ def test_fetch_to_a_folder_serves_machines_without_internet(tmp_path, monkeypatc
     assert (word, assignment) == ("export", f"TOUCHSTONE_WEIGHTS_MIRROR={tmp_path / 'a mirror'}")
     (tmp_path / "here" / "checkable.safetensors").unlink()
     assert main(["detectors", "verify", str(card)]) == 4
-    assert "no weights" in capsys.readouterr().err
+    assert "no weights" in capsys.readouterr().out
     monkeypatch.setenv("TOUCHSTONE_WEIGHTS_MIRROR", assignment.partition("=")[2])
     assert main(["detectors", "verify", str(card)]) == 0
     assert main(["detectors", "fetch", str(card)]) == 0
@@ -212,7 +212,7 @@ def test_verify_says_one_line_per_check(tmp_path, capsys):
     card = write_checkable(tmp_path)
     assert main(["detectors", "verify", str(card), "--images", str(tmp_path / "images")]) == 0
     lines = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
-    assert lines == [["checkable", name, "ok"] for name in ("sha256", "keys", "parameters", "tensors", "golden")]
+    assert lines == [["checkable", name, "ok"] for name in ("present", "sha256", "keys", "parameters", "tensors", "loads", "golden")]
 
 
 def test_verify_fails_with_exit_4_and_says_by_how_much(tmp_path, capsys):
@@ -265,9 +265,46 @@ def test_examples_in_the_help_name_detectors_that_are_shipped(capsys):
         examples = [line.split("|")[0].split(">")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  touchstone ")]
         assert examples
         for example in examples:
-            words = iter(shlex.split(example)[3:])
-            for word in words:
+            words = iter(shlex.split(example)[2:])
+            for word in words if next(words) != "add" else ():  # those are files
                 if word in ("--to", "--images"):
                     next(words)
                 elif not word.startswith("--"):
                     assert word in CARDS, example
+
+
+def test_add_recognises_files_and_says_what_it_did(tmp_path, home, capsys):
+    card = write_checkable(tmp_path / "here")
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "here" / "checkable.safetensors").rename(tmp_path / "downloads" / "model (1)")
+    (tmp_path / "downloads" / "other.pth").write_bytes(b"x" * 1000)
+    assert main(["detectors", "add", str(tmp_path / "downloads"), "--card", str(card)]) == 0
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{tmp_path}/downloads/model (1): checkable.safetensors of checkable; linked at {home / 'cache'}")
+    assert second.startswith(f"{tmp_path}/downloads/other.pth: not recognised: a text that begins with")
+    assert last == "checkable: complete: touchstone detectors verify checkable"
+    assert main(["detectors", "verify", str(card)]) == 0
+    capsys.readouterr()
+    assert main(["detectors", "add", str(tmp_path / "downloads"), "--card", str(card), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(one["part"], one["how"]) for one in told["adopted"]] == [("checkable", "there")]
+    assert told["lacking"] == {"checkable": []}
+
+
+def test_add_that_recognises_nothing_exits_4(tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff" * 200)
+    assert main(["detectors", "add", str(tmp_path)]) == 4
+    captured = capsys.readouterr()
+    assert captured.out == "no file here may be weights\n"
+    assert "--as NAME" in captured.err
+    assert main(["detectors", "add", str(tmp_path), "--as", "unifd"]) == 2
+    assert main(["detectors", "add", str(tmp_path / "photo.jpg"), "--as", "commonpool-clip-vit-l14"]) == 4
+
+
+def test_a_mirror_of_this_command_alone(tmp_path, home, capsys):
+    card = write_checkable(tmp_path / "here")
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "here" / "checkable.safetensors").rename(tmp_path / "mirror" / "theirs.bin")
+    assert main(["detectors", "fetch", str(card), "--mirror", str(tmp_path / "mirror")]) == 0
+    assert capsys.readouterr().out.startswith(str(home / "cache"))
+    assert "TOUCHSTONE_WEIGHTS_MIRROR" not in os.environ

@@ -9,11 +9,14 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from benchmarks.seeded import write_card
+from ray_app.cli.main import main
 from ray_app.cli.train import fit, read_labels
-from ray_app.detectors import load_card, load_detector
-from ray_app.errors import ConfigError
+from ray_app.detectors import licences, load_card, load_detector
+from ray_app.errors import ConfigError, DetectorError
 from tests.detectors.conftest import one_thread  # noqa: F401  (an autouse fixture of that folder)
 from tests.detectors.small_clip import small_card
+from tests.detectors.small_frozen import seeded_frozen
 
 
 @pytest.fixture
@@ -47,8 +50,8 @@ def written(path, rows):
     return path
 
 
-def run(card, labels, out, *more):
-    return fit.main([str(card), "--labels", str(labels), "--out", str(out), *more], standalone_mode=False)
+def run(card, index, out, *more, labels=True):
+    return fit.main([str(card), *(["--labels"] if labels else []), str(index), "--out", str(out), *more], standalone_mode=False)
 
 
 @pytest.mark.parametrize("classifier", ["svm", "logistic"])
@@ -185,3 +188,89 @@ def test_an_out_that_is_no_folder_here_is_refused(archive):
     folder, base, rows = archive
     with pytest.raises(ConfigError, match="--out"):
         run(base, written(folder / "mine.csv", rows), "s3://bucket/head")
+
+
+# ---- heads on foundation models, from an index
+
+
+@pytest.fixture
+def photos(archive, monkeypatch):
+    """A folder with an index.parquet as `collect --git` writes it, and an empty cache and home."""
+    folder, _, rows = archive
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(folder / "home.yaml"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    families = [row | {"uri": f"../{row['uri']}", "source": f"s{index // 2}", "family": f"f{index // 4}"} for index, row in enumerate(rows)]
+    (folder / "photos").mkdir()
+    written(folder / "photos" / "index.parquet", families)
+    return folder
+
+
+def unfitted(folder, name, **changes):
+    """The shipped card with a small seeded backbone, as a file; its head is not there."""
+    card = seeded_frozen(name, folder / "seeded")
+    own = load_card(name).weights
+    return write_card(card.model_copy(update={"weights": own} | changes), folder / f"{name.replace(':', '-')}.yaml")
+
+
+def test_two_commands_from_an_index_to_scores(photos, capsys, monkeypatch):
+    card = unfitted(photos, "vfm-dinov3-convnext")
+    assert main(["detectors", "fetch", str(card)]) == 0
+    assert "its head is yours to fit: touchstone detectors fit vfm-dinov3-convnext" in capsys.readouterr().err
+    with pytest.raises(DetectorError, match="no weights of its head") as missing:
+        load_detector(card)
+    assert "touchstone detectors fit vfm-dinov3-convnext LABELS --install" in missing.value.hint
+    monkeypatch.chdir(photos)
+    assert main(["detectors", "fit", str(card), "photos", "--install"]) == 0
+    told = capsys.readouterr().out
+    assert "12 real and 12 fake" in told
+    assert "saw neither it nor any of its group, of which there are 6" in told  # families, not the 12 sources
+    fitted = load_card(photos / "heads/vfm-dinov3-convnext/card.yaml")
+    assert (fitted.name, fitted.training_data.name) == ("vfm-dinov3-convnext-logistic", "index.parquet")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    assert np.array_equal(load_detector(card).score(pixels), load_detector(fitted).score(pixels))
+    assert main(["detectors", "verify", str(card)]) == 0
+
+
+def test_verify_of_a_card_whose_head_nobody_fitted_says_so_and_checks_the_backbone(photos, capsys):
+    card = unfitted(photos, "vfm-pe-l14")
+    assert main(["detectors", "verify", str(card)]) == 0
+    out = capsys.readouterr().out
+    assert "present     skipped  no head is fitted yet" in out
+    assert "keys        ok       perception-encoder-l14: all " in out
+
+
+def test_heads_share_the_features_of_one_file(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    card = unfitted(photos, "vfm-siglip2-so400m:224")
+    shared, times = photos / "features.npz", []
+    for place, more in (("one", []), ("two", ["--classifier", "svm"]), ("three", ["--folds", "source", "--even"])):
+        assert run(card, "photos/index.parquet", place, "--features", str(shared), *more, labels=False) == 0
+        assert not (photos / place / "features.npz").exists()
+        times.append(shared.stat().st_mtime_ns)
+    assert len(set(times)) == 1
+    assert load_card(photos / "two/card.yaml").name.endswith("-svm")
+
+
+def test_terms_are_accepted_once_for_backbone_and_head(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    card = unfitted(photos, "vfm-metaclip2-h14", terms="non-commercial")
+    assert main(["detectors", "fit", str(card), "photos"]) == 4
+    assert not (photos / "heads").exists()
+    assert main(["detectors", "fit", str(card), "photos", "--accept-licence", str(card)]) == 0
+    licences.require_accepted(load_card(photos / "heads/vfm-metaclip2-h14/card.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "name one file of labelled images"),
+        (["photos", "--labels", "photos"], 2, "name one file of labelled images"),
+        (["photos", "--folds", "scene"], 2, "no such column"),
+        (["photos", "--install"], 2, "a head of its own"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(photos, archive, monkeypatch, capsys, arguments, code, said):
+    monkeypatch.chdir(photos)
+    assert main(["detectors", "fit", str(archive[1]), *arguments]) == code
+    assert said in capsys.readouterr().err

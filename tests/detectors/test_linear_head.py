@@ -14,6 +14,7 @@ from ray_app.detectors.linear_head import (
     FeatureReader,
     Fit,
     cross_validated_auc,
+    even_weights,
     fit_head,
     save_head,
     write_card,
@@ -221,3 +222,19 @@ def test_reader_sees_what_the_detector_sees(tmp_path):
     pixels = detector.prepare(Image.fromarray(pictures(1, side=50)[0]))[None]
     head = torch.load(tmp_path / "weights.pth", weights_only=True)["model"]
     assert detector.score(pixels)[0] == pytest.approx((reader.read(pixels)[0] @ head["fc.weight"][0].numpy()).item() + 0.25, abs=1e-5)
+
+
+def test_even_weights_let_a_small_group_count_as_much_as_a_large_one():
+    labels = np.array([0] * 20 + [0] * 4 + [1] * 20 + [1] * 4)
+    groups = ["large"] * 20 + ["small"] * 4 + ["large"] * 20 + ["small"] * 4
+    weights = even_weights(labels, groups)
+    assert weights.sum() == pytest.approx(48)
+    assert [weights[part].sum() for part in (slice(20), slice(20, 24), slice(24, 44), slice(44, 48))] == pytest.approx([12] * 4)
+    # In the small group fake lies the other way along the first axis; both agree on the second, weakly.
+    direction = np.where(np.array(groups) == "large", 1.0, -1.0) * (labels - 0.5)
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(48, 2))
+    features = (np.stack([4 * direction, labels - 0.5], axis=1) + noise).astype(np.float32)
+    plain = fit_head(features, labels, "logistic")
+    evenly = fit_head(features, labels, "logistic", weights=weights)
+    assert plain.weight[0, 0] > 5 * abs(evenly.weight[0, 0])
+    assert evenly.weight[0, 1] > abs(evenly.weight[0, 0])

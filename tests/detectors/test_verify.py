@@ -1,14 +1,19 @@
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ray_app.config import named_configs
 from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.golden import FormulaScore, formula_image
 from ray_app.detectors.verify import verify_detector
 from ray_app.detectors.weights import located, parts_of
-from ray_app.errors import DetectorError
+from ray_app.errors import ConfigError
 from tests.detectors.checkable import golden_of, sha256, write_checkable
+from tests.detectors.fill import pattern_image
+from tests.detectors.small_clip import small_card
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +30,10 @@ def outcomes(checks):
 
 def test_a_sound_detector_passes_every_check(folder):
     checks = list(verify_detector(load_card(folder / "card.yaml"), folder / "images"))
-    assert outcomes(checks) == [("sha256", "ok"), ("keys", "ok"), ("parameters", "ok"), ("tensors", "ok"), ("golden", "ok")]
-    assert sha256(folder / "checkable.safetensors") in checks[0].told
+    names = ("present", "sha256", "keys", "parameters", "tensors", "loads", "golden")
+    assert outcomes(checks) == [(name, "ok") for name in names]
+    assert [check.part for check in checks] == ["checkable"] * 3 + [""] * 4
+    assert sha256(folder / "checkable.safetensors") in checks[1].told
 
 
 def test_the_golden_score_tells_one_preprocessing_from_another(folder):
@@ -47,14 +54,16 @@ def test_another_file_is_not_loaded(tmp_path):
     save_file(state, tmp_path / "checkable.safetensors")
     checks = list(verify_detector(load_card(path), tmp_path / "images"))
     assert outcomes(checks) == [
+        ("present", "ok"),
         ("sha256", "failed"),
         ("keys", "skipped"),
-        ("parameters", "skipped"),
-        ("tensors", "skipped"),
+        ("parameters", "ok"),
+        ("tensors", "ok"),
+        ("loads", "skipped"),
         ("golden", "skipped"),
     ]
-    assert sha256(tmp_path / "checkable.safetensors") in checks[0].told
-    assert load_card(path).weights.sha256 in checks[0].told
+    assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
+    assert load_card(path).weights.sha256 in checks[1].told
 
 
 @pytest.mark.parametrize(
@@ -73,8 +82,8 @@ def test_a_key_too_few_or_too_many_is_named(tmp_path, change, named):
     card = load_card(path)
     card = card.model_copy(update={"weights": card.weights.model_copy(update={"sha256": sha256(weights)})})
     checks = list(verify_detector(card))
-    assert outcomes(checks)[:2] == [("sha256", "ok"), ("keys", "failed")]
-    assert named in checks[1].told
+    assert outcomes(checks)[1:3] == [("sha256", "ok"), ("keys", "failed")]
+    assert named in checks[2].told
 
 
 def test_counts_that_the_card_has_wrong_are_told(folder):
@@ -82,22 +91,24 @@ def test_counts_that_the_card_has_wrong_are_told(folder):
     found = card.size
     card = card.model_copy(update={"size": found.model_copy(update={"parameters": found.parameters + 1, "tensors": 3})})
     told = {check.name: check for check in verify_detector(card)}
-    assert told["parameters"] == ("parameters", "failed", f"{found.parameters:,}, the card says {found.parameters + 1:,}")
-    assert told["tensors"] == ("tensors", "failed", f"{found.tensors:,}, the card says 3")
+    assert told["parameters"][:3] == ("parameters", "failed", f"{found.parameters:,}, the card says {found.parameters + 1:,}")
+    assert told["tensors"][:3] == ("tensors", "failed", f"{found.tensors:,}, the card says 3")
 
 
 def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
     path = write_checkable(tmp_path, size=None, golden=[], weights={"uri": "checkable.safetensors", "unverified": "nobody published one"})
     checks = list(verify_detector(load_card(path), tmp_path / "images"))
     assert outcomes(checks) == [
+        ("present", "ok"),
         ("sha256", "skipped"),
         ("keys", "ok"),
         ("parameters", "skipped"),
         ("tensors", "skipped"),
+        ("loads", "ok"),
         ("golden", "skipped"),
     ]
-    assert "nobody published one" in checks[0].told
-    assert sha256(tmp_path / "checkable.safetensors") in checks[0].told
+    assert "nobody published one" in checks[1].told
+    assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
 
 
 @pytest.mark.parametrize("where", [None, "empty"])
@@ -121,12 +132,72 @@ def test_an_image_that_does_not_decode_fails(tmp_path):
     assert str(broken) in check.told
 
 
-def test_missing_weights_are_one_clear_error(tmp_path):
+def test_missing_weights_are_a_failed_check_that_says_what_to_do(tmp_path):
     path = write_checkable(tmp_path)
     (tmp_path / "checkable.safetensors").unlink()
-    with pytest.raises(DetectorError, match=r"checkable: no weights: checkable\.safetensors") as raised:
-        list(verify_detector(load_card(path), cache_dir=tmp_path / "cache"))
-    assert "touchstone detectors fetch checkable" in raised.value.hint
+    checks = list(verify_detector(load_card(path), cache_dir=tmp_path / "cache"))
+    assert outcomes(checks)[:2] == [("present", "failed"), ("parameters", "ok")]
+    assert "checkable: no weights: checkable.safetensors" in checks[0].told
+    assert "touchstone detectors fetch checkable" in checks[0].told
+
+
+def test_each_part_is_checked_on_its_own(tmp_path):
+    """A wrong head keeps nobody from looking at the backbone, and the other way round."""
+    _, path = small_card(tmp_path)
+    sound = {(check.part, check.name): check.outcome for check in verify_detector(load_card(path))}
+    assert [sound[part, "keys"] for part in ("small-clip", "small-tower")] == ["ok", "ok"]
+    torch.save({"model": {"fc.weight": torch.zeros(1, 3)}}, tmp_path / "weights.pth")
+    found = {(check.part, check.name): check for check in verify_detector(load_card(path))}
+    assert found["small-clip", "keys"].outcome == "failed"
+    assert "fc.bias" in found["small-clip", "keys"].told
+    assert found["small-tower", "keys"].outcome == "ok"
+    (tmp_path / "clip.safetensors").unlink()
+    found = {(check.part, check.name): check for check in verify_detector(load_card(path), cache_dir=tmp_path / "cache")}
+    assert found["small-tower", "present"].outcome == "failed"
+    assert found["small-clip", "keys"].outcome == "failed"
+    assert found["", "loads"].outcome == "skipped"
+
+
+def test_a_file_that_belongs_beside_is_named(tmp_path):
+    path = write_checkable(tmp_path)
+    beside = tmp_path / "tokens.json"
+    beside.write_text("{}")
+    card = load_card(path)
+    weights = card.weights.model_copy(update={"beside": {"tokens.json": sha256(beside)}})
+    card = card.model_copy(update={"weights": weights})
+    assert [check.told for check in verify_detector(card) if check.name == "sha256"][1].startswith(str(beside))
+    beside.unlink()
+    check = next(verify_detector(card, cache_dir=tmp_path / "cache"))
+    assert (check.name, check.outcome) == ("present", "failed")
+    assert "checkable.safetensors is here, but not beside it: tokens.json" in check.told
+
+
+def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):
+    card = load_card(folder / "card.yaml")
+    pixels = Image.fromarray(pattern_image(48, 100))
+    detector = load_detector(card, precision="fp32", slots=1)
+    logit = float(detector.score(detector.prepare(pixels)[None])[0])
+    right = FormulaScore(image="formula", width=100, height=48, logit=logit, tolerance=1e-4, source="this test")
+    for golden, outcome in ((right, "ok"), (right.model_copy(update={"logit": logit + 2e-4}), "failed")):
+        check = list(verify_detector(card.model_copy(update={"golden": (golden,)})))[-1]
+        assert (check.name, check.outcome) == ("golden", outcome)
+        assert "formula 100 × 48" in check.told
+
+
+@pytest.mark.parametrize("size", [(300, 400), (97, 61)])
+def test_the_formula_is_that_of_the_golden_values(size):
+    assert np.array_equal(formula_image(size[1], size[0]), pattern_image(*size))
+
+
+def test_a_golden_entry_that_is_neither_kind_is_told(tmp_path):
+    path = write_checkable(tmp_path, golden=[{"image": "formula", "logits": 3, "tolerance": 1, "source": "x"}])
+    with pytest.raises(ConfigError, match=r"golden\.0\.logits: unknown key — did you mean 'logit'"):
+        load_card(path)
+
+
+def test_shipped_weights_have_golden_scores_that_need_no_file():
+    checks = list(verify_detector(load_card("touchstone-tiny")))
+    assert [check.outcome for check in checks if check.name == "golden"] == ["ok", "ok"]
 
 
 def test_located_finds_without_hashing_or_fetching(folder, tmp_path, monkeypatch):

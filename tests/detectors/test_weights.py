@@ -11,7 +11,8 @@ from benchmarks.seeded import card_with_weights, seeded_card, seeded_state, writ
 from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
 from ray_app.detectors.card import Architecture
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.weights import cached_name, file_sha256, load_strictly, parts_of, read_state_dict, stated_digest
+from ray_app.detectors.files_by_hash import file_sha256
+from ray_app.detectors.weights import cached_name, load_strictly, parts_of, read_state_dict, stated_digest
 from ray_app.errors import DetectorError
 from tests.detectors.conftest import PUBLISHED
 

@@ -10,6 +10,7 @@ from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import Undrawn
+from tests.detectors.small_frozen import BACKBONES, small_frozen
 from tests.scoring.eight import TOWER, small_cards
 
 # Another engine's network has no parameters of ours.
@@ -56,6 +57,7 @@ def test_a_wrong_key_is_named_at_full_size(name, full_size):
 TRAINED = [(None, ""), ("model", ""), ("state_dict", "module.")]
 TRAINED += [("model", prefix) for prefix in ("module._orig_mod.", "_orig_mod.module.", "_orig_mod.")]
 GRIP = [*TRAINED, ("net", "")]
+HEAD = [("model", ""), (None, "")]  # as `save_head` writes it, and bare
 WRAPPINGS = {
     "clip-cues": [(None, ""), ("state_dict", ""), ("state_dict", "model.classification_head.")],
     "clip-d-10k-plus": GRIP,
@@ -71,6 +73,11 @@ WRAPPINGS = {
     "tiny-ladeda": TRAINED,
     "touchstone-tiny": [(None, "")],
     "unifd": [(None, ""), (None, "fc."), (None, "module.fc.")],
+    "vfm-dinov3-convnext": HEAD,
+    "vfm-dinov3-l16": HEAD,
+    "vfm-metaclip2-h14": HEAD,
+    "vfm-pe-l14": HEAD,
+    "vfm-siglip2-so400m": HEAD,
 }
 NARROW = {
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
@@ -86,6 +93,8 @@ def small(name):
     card, eight = CARDS[name], {card.name: card for card in small_cards()}
     if name in eight:
         return eight[name]
+    if name in BACKBONES:
+        return small_frozen(card)
     if card.backbone is not None:
         tower = card.backbone.architecture
         narrow = tower.model_copy(update={"arguments": {**tower.arguments, **TOWER}})

@@ -3,12 +3,23 @@ import pytest
 from ray_app.config import config_root, find_config, named_configs
 from ray_app.detectors import load_card
 from ray_app.detectors.card import Platt
-from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember, Stacking, Thresholds, decision_facts, ensemble_of, load_ensemble_card
+from ray_app.ensembles import (
+    Cascade,
+    EnsembleCard,
+    EnsembleMember,
+    OutlierGate,
+    Stacking,
+    Thresholds,
+    decision_facts,
+    ensemble_of,
+    load_ensemble_card,
+)
 from ray_app.errors import ConfigError
 
 DETECTORS = {
     "community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake", "clip-d-10k-plus", "corvi2023", "internvl-prompt",
     "maskclip", "unifd", "npr", "cnndetection", "ladeda9", "tiny-ladeda", "touchstone-tiny",
+    "vfm-pe-l14", "vfm-dinov3-l16", "vfm-dinov3-convnext", "vfm-metaclip2-h14", "vfm-siglip2-so400m",
 }  # fmt: skip
 """Every detector that is to be shipped."""
 
@@ -157,3 +168,29 @@ def test_decision_facts_name_whatever_changes_a_decision():
     assert facts[3]["stacking"] == {"mean": [0.0, 1.0], "scale": [1.0, 2.0], "coefficients": [0.5, 0.25], "intercept": -1.0}
     assert facts[4]["calibration"] == {"slope": 1.0, "intercept": 0.5}
     assert decision_facts(card(title="other", notes="other", thresholds=Thresholds(measured_on="other"))) == facts[0]
+
+
+def three(**keys):
+    return card(members=tuple(EnsembleMember(detector=name) for name in "abc"), **keys)
+
+
+def test_a_gate_belongs_to_its_rule_and_decides():
+    with pytest.raises(ValueError, match="`gate` belongs to rule gated-mean"):
+        three(gate=OutlierGate())
+    with pytest.raises(ValueError, match="gated-mean needs 3 members"):
+        card(rule="gated-mean")
+    facts = decision_facts(three(rule="gated-mean"))
+    assert facts["gate"] == {"deviations": 3.5, "floor": 0.5}
+    assert decision_facts(three(rule="gated-mean", gate=OutlierGate())) == facts
+    assert decision_facts(three(rule="gated-mean", gate=OutlierGate(floor=1))) != facts
+    assert "gate" not in decision_facts(three())
+
+
+def test_wild_is_of_four_backbones_and_two_sizes():
+    wild = load_ensemble_card("wild")
+    assert wild.rule == "gated-mean"
+    cards = [load_card(member.detector) for member in wild.members]
+    assert all(one.weights.fitted and one.calibration is None for one in cards)
+    assert len({one.backbone.name for one in cards}) == 4
+    assert len({one.preprocessing.shape for one in cards if one.backbone.name == "perception-encoder-l14"}) == 2
+    assert wild.thresholds.measured_on is None

@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.ensembles import Rule, Stacking, fit_stacking
-from ray_app.ensembles.decision import SYMMETRIC, log_sum_exp, maximum, mean_logit, mean_probability, median, soft_or, stacked, weighted
+from ray_app.ensembles import EnsembleCard, EnsembleMember, OutlierGate, Rule, Stacking, combine, fit_stacking
+from ray_app.ensembles.decision import (
+    SYMMETRIC,
+    gated_mean,
+    log_sum_exp,
+    maximum,
+    mean_logit,
+    mean_probability,
+    median,
+    soft_or,
+    stacked,
+    weighted,
+)
 from ray_app.errors import ConfigError
 
 NAN = float("nan")
@@ -54,7 +65,7 @@ def exactly(rule, scores):
 
 
 def test_every_rule_of_a_card_is_here():
-    assert {*SYMMETRIC, "weighted", "stacked", "cascade"} == {word for kind in get_args(Rule) for word in get_args(kind)}
+    assert {*SYMMETRIC, "weighted", "stacked", "gated-mean", "cascade"} == {word for kind in get_args(Rule) for word in get_args(kind)}
 
 
 @pytest.mark.parametrize("scores", GOLDEN, ids=str)
@@ -226,3 +237,61 @@ def test_a_member_that_always_says_the_same_counts_for_nothing():
 def test_what_cannot_be_fitted_is_said(scores, labels, message):
     with pytest.raises(ConfigError, match=message):
         fit_stacking(np.array(scores), np.array(labels))
+
+
+# ---- the mean of those that are not far off
+
+many_scores = st.lists(st.floats(-1000, 1000), min_size=3, max_size=8)
+
+
+def gated(*scores, **gate):
+    return float(gated_mean(np.array([scores], np.float64), OutlierGate(**gate))[0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ((2.0, 2.5, 3.0), 2.5),
+        ((2.0, 2.5, 3.0, -30.0), 2.5),  # median 2.25, distances 0.25, 0.25, 0.75, 32.25
+        ((2.0, 2.5, 3.0, -0.1), 1.85),  # the floor keeps whom less than 2.6 part from the median
+        ((2.0, 2.5, 3.0, -0.4), 2.5),
+        ((9.0, -9.0, 0.0), 0.0),  # nobody is far where all are apart
+        ((1.0, 1.0, 1.0, 1.0, 50.0, -50.0), 1.0),
+        ((5.0, 5.0, -5.0, -5.0), 0.0),  # two camps: no majority, nobody out
+    ],
+)
+def test_a_member_far_from_the_median_is_left_out(scores, expected):
+    assert gated(*scores) == pytest.approx(expected)
+
+
+@given(many_scores)
+@settings(max_examples=200, deadline=None)
+def test_the_gated_mean_is_what_its_definition_says(scores):
+    """Iglewicz and Hoaglin's modified z-score, written down once more without arrays."""
+    centre = sorted(scores)[len(scores) // 2] if len(scores) % 2 else sum(sorted(scores)[len(scores) // 2 - 1 : len(scores) // 2 + 1]) / 2
+    distances = sorted(abs(score - centre) for score in scores)
+    half = len(scores) // 2
+    spread = max(distances[half] if len(scores) % 2 else (distances[half - 1] + distances[half]) / 2, 0.5)
+    kept = [score for score in scores if not 0.6745 * abs(score - centre) > 3.5 * spread]
+    assert len(kept) >= len(scores) / 2
+    assert gated(*scores) == pytest.approx(sum(kept) / len(kept), rel=1e-12, abs=1e-12)
+    assert min(scores) - 1e-9 <= gated(*scores) <= max(scores) + 1e-9
+
+
+def test_one_member_has_bounded_weight():
+    shares = [gated(1.0, 1.5, 2.0, astray) for astray in np.linspace(2, 1000, 2000)]
+    assert max(shares) < 2.2
+    assert shares[-1] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("missing", [NAN, float("inf"), -float("inf")])
+def test_a_missing_member_is_not_outvoted(missing):
+    names = ("a", "b", "c", "d")
+    card = EnsembleCard(name="e", title="e", members=tuple(EnsembleMember(detector=name) for name in names), rule="gated-mean")
+    scores = {name: np.array([1.0, 2.0], np.float32) for name in names[:3]} | {"d": np.array([missing, 2.0], np.float32)}
+    assert np.isnan(combine(card, scores, dict.fromkeys(names)).tolist()).tolist() == [True, False]
+
+
+def test_wide_gates_are_the_plain_mean():
+    table = np.random.default_rng(0).normal(scale=9, size=(50, 5))
+    np.testing.assert_allclose(gated_mean(table, OutlierGate(deviations=1e9)), mean_logit(table))

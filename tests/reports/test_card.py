@@ -23,6 +23,7 @@ def full_card():
         "prefix": "prefix-a",
         "config": "config-a",
         "obtain": "obtain-a",
+        "fitted": True,
     }
     return DetectorCard.model_validate(
         {
@@ -102,7 +103,10 @@ def full_card():
                     "note": "figure-note",
                 }
             ],
-            "golden": [{"name": "golden-a", "sha256": "b" * 64, "probability": 0.9023, "tolerance": 0.0024, "source": "golden-source"}],
+            "golden": [
+                {"name": "golden-a", "sha256": "b" * 64, "probability": 0.9023, "tolerance": 0.0024, "source": "golden-source"},
+                {"image": "formula", "width": 902, "height": 903, "logit": -0.904, "tolerance": 0.0025, "source": "formula-source"},
+            ],
             "notes": ["note-a", "note-b"],
             "variants": {"variant-a": {"preprocessing": {"center_crop": 9025}}},
         }

@@ -22,9 +22,10 @@ from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.learner import Learner, rate_at
 from ray_app.training.loader import BatchLoader, StepLoader, measure_real
-from ray_app.training.networks import network_for, training_card
+from ray_app.training.networks import deployable, network_for, training_card
 from ray_app.transforms.policy import make_policy
 from tests.datasets.published import write_parquet
+from tests.detectors.small_frozen import seeded_frozen
 from tests.hub_server import HubServer
 from tests.training.made import picture
 from tests.training.small_recipes import MASKCLIP, SIGLIP, SWIN, VIT
@@ -119,6 +120,22 @@ def altered():
     mask = np.zeros((80, 96), np.uint8)
     mask[20:60, 30:70] = 255
     return Image.fromarray(mask)
+
+
+def test_the_foundation_model_s_head_begins_from_the_published_file_under_its_own_names(tmp_path):
+    """The backbone's file holds timm's names; only the head learns, and what is trained loads into the card's network."""
+    card = seeded_frozen("vfm-pe-l14", tmp_path)
+    facts = read_mapping(FILES["vfm-linear"])
+    shipped = load_card("vfm-pe-l14").backbone
+    assert facts["initial"]["weights"]["backbone"]["uri"] == shipped.weights.uri
+    facts["initial"]["weights"]["backbone"] = {"uri": card.backbone.weights.uri, "sha256": card.backbone.weights.sha256}
+    recipe = validate(facts, TrainConfig, where="vfm-linear")
+    network = network_for(recipe, card)
+    inner = network.backbone.network.state_dict()
+    for key, tensor in load_file(card.backbone.weights.uri).items():
+        assert torch.equal(inner[key], tensor)
+    assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == {"fc.weight", "fc.bias"}
+    assert deployable(network, card).feature == "pooled"
 
 
 @pytest.mark.parametrize("name", FILES)

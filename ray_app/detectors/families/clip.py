@@ -1,5 +1,5 @@
-"""CLIP's two towers under OpenAI's key names (`VisionTower`, `Clip`), and the `clip-linear` family: one linear layer on an image feature of
-it.
+"""CLIP's two towers under OpenAI's key names (`VisionTower`, `Clip`), a linear head on a feature of a frozen backbone (`FrozenLinear`), and
+the `clip-linear` family: that head on CLIP.
 
 As in CLIP-D (specs/detectors.md §2), UnivFD (§9b) and CLIP-Cues (Willi et al. 2026, arXiv 2602.12381). Constants: Radford et al. 2021
 (arXiv 2103.00020), specs/localization.md §1.1 and §1.4. The tower's weights come from the card's backbone, the head's are the card's own.
@@ -8,7 +8,7 @@ As in CLIP-D (specs/detectors.md §2), UnivFD (§9b) and CLIP-Cues (Willi et al.
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,8 +17,6 @@ from torch.nn import functional
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.mae import headwise_attention
 from ray_app.errors import DetectorError
-
-Feature = Literal["class-token", "projected"]
 
 
 class VisionFeatures(NamedTuple):
@@ -197,21 +195,21 @@ def drawn(*shape: int, std: float) -> torch.Tensor:
     return nn.init.uniform_(torch.empty(shape), -std * 3**0.5, std * 3**0.5)
 
 
-class ClipLinear(nn.Module):
-    """(N, 3, H, W), normalised → (N, logits). `backbone` gives `VisionFeatures` and may be shared with other heads; `fc` is the head."""
+class FrozenLinear(nn.Module):
+    """(N, 3, H, W), normalised → (N, logits). `backbone` gives a named tuple of features and may be shared with other heads; `fc` is the
+    head on the one that `feature` names, which is (N, width), brought to unit length if `normalise`.
+    """
 
-    def __init__(self, backbone: VisionTower, *, feature: Feature, normalise: bool, logits: int = 1) -> None:
+    def __init__(self, backbone: nn.Module, *, feature: str, width: int, normalise: bool, logits: int = 1) -> None:
         super().__init__()
         self.backbone = backbone
-        width, embed_dim = backbone.proj.shape
-        self.fc = nn.Linear(width if feature == "class-token" else embed_dim, logits)
+        self.fc = nn.Linear(width, logits)
         self.feature, self.normalise = feature, normalise
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the head sees: (N, width or embed_dim) float32, of unit length if `normalise`."""
-        seen = self.backbone(pixels)
-        features: torch.Tensor = seen.class_token if self.feature == "class-token" else seen.projected
-        return functional.normalize(features.float(), dim=-1) if self.normalise else features.float()
+        """What the head sees: (N, width) float32."""
+        features: torch.Tensor = getattr(self.backbone(pixels), self.feature.replace("-", "_")).float()
+        return functional.normalize(features, dim=-1) if self.normalise else features
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score a batch; see the class for shapes."""
@@ -230,7 +228,8 @@ def build(card: DetectorCard) -> nn.Module:
         tower = VisionTower(**card.backbone.architecture.arguments)
     except TypeError as error:
         raise DetectorError(f"{card.name}: no CLIP tower is built from the arguments of {card.backbone.name}: {error}") from error
-    return ClipLinear(tower, **own, logits=card.output.logits)
+    width, embed_dim = tower.proj.shape
+    return FrozenLinear(tower, **own, width=width if own["feature"] == "class-token" else embed_dim, logits=card.output.logits)
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -21,15 +21,15 @@ def build(card: DetectorCard) -> nn.Module:
     """The network of the card: `architecture.name` is the model type, `arguments` its configuration. Raises DetectorError."""
     arguments = dict(card.architecture.arguments)
     try:
-        with _quietly():
+        with quietly():
             config = transformers.AutoConfig.for_model(card.architecture.name, num_labels=card.output.logits, **arguments)
-            unknown = list(_unknown_keys(arguments, type(config)().to_dict()))
+            unknown = list(unknown_keys(arguments, type(config)().to_dict()))
         if unknown:
             raise DetectorError(f"{card.name}: architecture.arguments: unknown keys for {card.architecture.name}: {', '.join(unknown)}")
         network: nn.Module = transformers.AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
     except (RuntimeError, TypeError, ValueError) as error:
         raise DetectorError(f"{card.name}: transformers cannot build {card.architecture.name}: {error}") from error
-    _use_headwise_attention(network)
+    use_headwise_attention(network)
     _drop_unused_pooling(network)
     network.register_forward_hook(_logits_only)
     return network
@@ -68,7 +68,7 @@ def _renaming(network: Any) -> Callable[[str], str]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep back warnings about parts that a classifier does not build, such as SigLIP's text tower."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
@@ -83,11 +83,14 @@ def _logits_only(network: nn.Module, inputs: Any, output: Any) -> torch.Tensor:
     return logits
 
 
-def _use_headwise_attention(network: Any) -> None:
-    """Only models that read the library's attention registry can take it; the others keep their own."""
+def use_headwise_attention(network: Any) -> None:
+    """Let a network attend head by head, which bf16 on a CPU wants.
+
+    Only models that read the library's attention registry can take it; the others keep their own.
+    """
     if getattr(network, "_supports_attention_backend", False):
         transformers.AttentionInterface.register(_ATTENTION, headwise_attention)
-        with _quietly():
+        with quietly():
             network.set_attn_implementation(_ATTENTION)
 
 
@@ -98,10 +101,11 @@ def _drop_unused_pooling(network: Any) -> None:
         vision.use_head = False
 
 
-def _unknown_keys(given: Mapping[str, Any], known: Mapping[str, Any], path: str = "") -> Iterator[str]:
+def unknown_keys(given: Mapping[str, Any], known: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The keys of a configuration that the library does not know, with the path of each."""
     # transformers keeps a misspelt key as an attribute and builds the default network without a word.
     for key, value in given.items():
         if key not in known:
             yield f"{path}{key}"
         elif isinstance(value, Mapping) and isinstance(known[key], Mapping):
-            yield from _unknown_keys(value, known[key], f"{path}{key}.")
+            yield from unknown_keys(value, known[key], f"{path}{key}.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ray_app.detectors.card import Calibration, Isotonic, Platt
 from ray_app.ensembles import CascadeStage, EnsembleCard, EnsembleMember, Thresholds, combine, decision, drawn_by_audit, logit, second_looks
-from ray_app.ensembles.card import Cascade, Rule
+from ray_app.ensembles.card import FEWEST_GATED, Cascade, Rule
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate import data, files
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, Division, refuse_dependent
@@ -106,6 +106,8 @@ def rule_of(config: files.CalibrateConfig, detectors: int) -> Rule:
     rule: Rule = config.rule or ("stacked" if detectors > 1 else "mean-logit")
     if rule == "cascade" and detectors < 2:
         raise ConfigError("--rule cascade: the run has one detector", hint="a cascade needs two or more")
+    if rule == "gated-mean" and detectors < FEWEST_GATED:
+        raise ConfigError(f"--rule gated-mean: the run has {detectors} detectors", hint=f"it needs {FEWEST_GATED} or more: see mean-logit")
     if config.first is not None and config.first >= detectors:
         raise ConfigError(f"--first {config.first}: the run has {detectors} detectors, and somebody has to look again")
     return rule

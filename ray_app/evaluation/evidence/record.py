@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.detectors import DetectorCard, fragility, weights
+from ray_app.detectors import DetectorCard, files_by_hash, fragility
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles import EnsembleCard, Guarantee, calibrate, logit, sigmoid
 from ray_app.errors import ConfigError
@@ -375,7 +375,7 @@ def _meanings(image: str) -> Iterator[tuple[str, Wanted]]:
     if place != uri:
         yield "path", {"uri": place} | inside
     if "://" not in image and Path(image).is_file():
-        yield "sha256", {"sha256": weights.file_sha256(Path(image))}
+        yield "sha256", {"sha256": files_by_hash.file_sha256(Path(image))}
 
 
 def _found(run: RunDirectory, meanings: Sequence[tuple[str, Wanted]]) -> Iterator[tuple[str, list[Place]]]:

@@ -26,7 +26,7 @@ from ray_app.attribution.captioners import Caption, Describer, retrieval
 from ray_app.attribution.captioners.tokenizer import HEADER
 from ray_app.attribution.cards import DescriberCard, load_describer
 from ray_app.datasets.splits import Splits
-from ray_app.detectors import DetectorCard, weights
+from ray_app.detectors import DetectorCard, files_by_hash
 from ray_app.errors import DetectorError
 from ray_app.metrics import arrays, intervals
 from ray_app.metrics.text import bleu4, rouge_l, token_f1, words_of
@@ -65,7 +65,7 @@ def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> Descri
     content = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or recipe.name,
-        "weights": {"uri": WEIGHTS, "sha256": weights.file_sha256(folder / WEIGHTS)},
+        "weights": {"uri": WEIGHTS, "sha256": files_by_hash.file_sha256(folder / WEIGHTS)},
         "licence": recipe.export.licence or _inherited(recipe),
         "source": recipe.source or f"touchstone train {recipe.name}",
         "training_data": {

@@ -41,7 +41,7 @@ class InTheWild(Frozen):
         if rng.random() < self.crops:
             sample = self._cropped(sample, rng)
         if rng.random() < self.screens:
-            sample = ops.transformed(sample, lambda image: _on_screen(image, rng), lambda mask: mask)
+            sample = _on_screen(sample, rng)
         for _ in range(2 if rng.random() < self.twice else 1):
             sample = self._saved(sample, rng)
         return ops.mirrored(sample) if rng.random() < 0.5 else sample
@@ -68,13 +68,20 @@ class InTheWild(Frozen):
         return sample._replace(image=image)
 
 
-def _on_screen(image: Image.Image, rng: Rng) -> Image.Image:
-    """The image between level bars, as an application shows it; the frame keeps the image's size, the image gets the rest."""
-    width, height = image.size
-    across, down = (max(1, round(n * rng.uniform(0.7, 0.95))) for n in (width, height))
-    screen = Image.new("RGB", (width, height), tuple(int(value) for value in rng.choice([rng.integers(0, 40, 3), rng.integers(220, 256, 3)])))
-    screen.paste(image.resize((across, down), ops.Resampling.BILINEAR), ((width - across) // 2, int(rng.uniform(0, height - down))))
-    return screen
+def _on_screen(sample: policy.ImageSample, rng: Rng) -> policy.ImageSample:
+    """The image between level bars, as an application shows it; the frame has the image's size, the image gets the rest of it."""
+    width, height = sample.image.size
+    size = max(1, round(width * rng.uniform(0.7, 0.95))), max(1, round(height * rng.uniform(0.7, 0.95)))
+    place = (width - size[0]) // 2, int(rng.uniform(0, height - size[1]))
+    grey = int(rng.integers(40)) if rng.random() < 0.5 else int(rng.integers(216, 256))
+
+    def framed(image: Image.Image, colour: int | tuple[int, ...]) -> Image.Image:
+        screen = Image.new(image.mode, (width, height), colour)
+        screen.paste(image, place)
+        return screen
+
+    shown = ops.resize_sample(sample, size, ops.Resampling.BILINEAR)
+    return ops.transformed(shown, lambda image: framed(image, (grey,) * 3), lambda mask: framed(mask, 0))
 
 
 def _blurred(image: Image.Image, rng: Rng) -> Image.Image:

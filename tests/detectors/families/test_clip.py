@@ -10,7 +10,7 @@ from torch.nn import functional
 from benchmarks.seeded import local_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Detector, Normalise
-from ray_app.detectors.families.clip import Clip, ClipLinear, TextTower, VisionTower, build, published_keys
+from ray_app.detectors.families.clip import Clip, FrozenLinear, TextTower, VisionTower, build, published_keys
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, source
@@ -236,7 +236,7 @@ def test_text_tower_stands_alone_too():
 
 
 def test_bf16_lowers_every_product_and_no_norm():
-    network = ClipLinear(small_clip().visual, feature="class-token", normalise=True).eval().requires_grad_(False)
+    network = FrozenLinear(small_clip().visual, feature="class-token", width=64, normalise=True).eval().requires_grad_(False)
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     exact = network(pixels)
     lowered = lower_to_bf16(copy.deepcopy(network), "cpu")
@@ -270,7 +270,7 @@ def test_score_is_the_head_on_the_feature_of_the_file(tmp_path, feature, normali
 
 def test_a_head_hands_its_backbone_the_very_batch_that_it_was_given():
     tower = small_clip().visual
-    network = ClipLinear(tower, feature="projected", normalise=False).eval()
+    network = FrozenLinear(tower, feature="projected", width=32, normalise=False).eval()
     pixels = torch.randn(1, 3, 28, 28)
     expected = network(pixels)
     network.set_submodule("backbone", Once(tower(pixels)))

@@ -5,7 +5,7 @@ from ray_app.detectors.card import Isotonic, Platt
 from ray_app.ensembles import EnsembleMember, decide, fit_stacking, is_audited, logit, sigmoid
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.division import CALIBRATE, CHOOSE, FIT, groups_of, split
-from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, shifted_calibration, with_thresholds
+from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, rule_of, shifted_calibration, with_thresholds
 from ray_app.evaluation.calibrate.thresholds import choose_threshold, fit
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
@@ -156,3 +156,9 @@ def test_a_detector_that_knows_nothing_is_named(images, parts):
 def test_options_that_contradict_each_other_are_refused(wrong):
     with pytest.raises(ValueError, match=r"first|share|audit|fpr|prevalence"):
         asked(**wrong)
+
+
+def test_a_gated_mean_needs_three_members():
+    with pytest.raises(ConfigError, match="--rule gated-mean: the run has 2 detectors"):
+        rule_of(asked(rule="gated-mean"), 2)
+    assert rule_of(asked(rule="gated-mean"), 3) == "gated-mean"
