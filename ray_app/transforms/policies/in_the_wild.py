@@ -18,29 +18,31 @@ from ray_app.transforms import ops, policy
 Rng = np.random.Generator
 
 _FILTERS = (ops.Resampling.BILINEAR, ops.Resampling.BICUBIC, ops.Resampling.LANCZOS, ops.Resampling.BOX, ops.Resampling.HAMMING)
-_MARGIN = 64  # pixels around the crop while it is saved, so that it lies anywhere on the codec's grid
+_MARGIN = 64  # pixels
+_LARGE = 1500  # pixels of a short side, over which a picture is resized to a third of that or more
 
 
 class InTheWild(Frozen):
-    """Half of the images at their own size, the others resized; a part degraded, saved, and cut to `crop` pixels; the result is final.
+    """Resized, degraded and saved pictures: parts of `crop` pixels at about their own scale or, with `crop` null, pictures as wholes.
 
-    A save is by JPEG or, one in four, by WebP. Images that are smaller than the crop are mirrored out to it.
+    Parts: `resized` of the images by a factor within `scale`, then a square, mirrored out where the image is smaller; the result is final.
+    Wholes: a part of the picture in `parts` of the images, brought to a short side within `short_side`, drawn on a log scale and enlarged
+    by a fifth at most; the card's preprocessing comes after. A save is by JPEG or, one in four, by WebP.
     """
 
-    crop: int = Field(ge=8, description="side of the square, in pixels; by default the network's input")
-    resized: float = Field(default=0.5, ge=0, le=1, description="share of the images that are resized")
-    scale: tuple[float, float] = Field(default=(0.45, 1.15), description="of a resize")
-    longest_short_side: int = Field(default=1500, ge=8, description="pixels; an image over it is resized to a third of it or more instead")
-    saved: float = Field(default=0.7, ge=0, le=1, description="share that is saved; the others come as they are")
-    saved_twice: float = Field(default=0.15, ge=0, le=1)
+    crop: int | None = Field(default=None, ge=8, description="side of the square, in pixels; null = pictures as wholes")
+    resized: float = Field(default=0.5, ge=0, le=1)
+    scale: tuple[float, float] = (0.45, 1.15)
+    parts: float = Field(default=0.6, ge=0, le=1, description="share of the pictures of which half to all of each side is taken")
+    short_side: tuple[int, int] = (224, 1024)
+    saved: float = Field(default=0.75, ge=0, le=1, description="share that is saved; the others come as they are")
+    saved_twice: float = Field(default=0.2, ge=0, le=1)
     quality: tuple[int, int] = Field(default=(55, 97), description="of JPEG and WebP, both ends included")
     screens: float = Field(default=0.03, ge=0, le=1, description="share that is shown on a screen, between level bars")
 
     def __call__(self, sample: policy.ImageSample, rng: Rng, /) -> policy.ImageSample:
         """Changed as drawn from `rng`."""
-        if rng.random() < self.resized:
-            sample = ops.with_short_side(sample, self._short_side(min(sample.image.size), rng), _FILTERS[int(rng.integers(5))], rng)
-        sample = ops.random_crop(sample, max(self.crop, min(self.crop + _MARGIN, *sample.image.size)), rng)
+        sample = self._whole(sample, rng) if self.crop is None else self._part(sample, self.crop, rng)
         if rng.random() < self.screens:
             sample = _on_screen(sample, rng)
         image = sample.image
@@ -51,13 +53,32 @@ class InTheWild(Frozen):
             if rng.random() < share:
                 quality = int(rng.integers(*self.quality, endpoint=True))
                 image = ops.webp(image, quality, method=2) if rng.random() < 0.25 else ops.jpeg(image, quality)
-        sample = ops.random_crop(sample._replace(image=image), self.crop, rng)
-        return (ops.mirrored(sample) if rng.random() < 0.5 else sample)._replace(finished=True)
+        sample = sample._replace(image=image)
+        if self.crop is not None:
+            sample = ops.random_crop(sample, self.crop, rng)._replace(finished=True)
+        return ops.mirrored(sample) if rng.random() < 0.5 else sample
 
-    def _short_side(self, short: int, rng: Rng) -> int:
-        if short > self.longest_short_side:
-            return int(rng.integers(self.longest_short_side // 3, self.longest_short_side))
-        return max(self.crop, round(short * rng.uniform(*self.scale)))
+    def _part(self, sample: policy.ImageSample, crop: int, rng: Rng) -> policy.ImageSample:
+        """A square that is somewhat larger than the crop, so that the crop will lie anywhere on the codec's grid."""
+        short = min(sample.image.size)
+        if rng.random() < self.resized:
+            wanted = round(short * rng.uniform(*self.scale)) if short <= _LARGE else int(rng.integers(_LARGE // 3, _LARGE))
+            sample = ops.with_short_side(sample, max(crop, wanted), _drawn_filter(rng), rng)
+        return ops.random_crop(sample, max(crop, min(crop + _MARGIN, *sample.image.size)), rng)
+
+    def _whole(self, sample: policy.ImageSample, rng: Rng) -> policy.ImageSample:
+        low, high = self.short_side
+        if rng.random() < self.parts:
+            sides = [min(n, max(low, int(n * rng.uniform(0.5, 1)))) for n in sample.image.size]
+            left, top = (int(rng.integers(n - side + 1)) for n, side in zip(sample.image.size, sides, strict=True))
+            sample = ops.cropped(sample, (left, top, left + sides[0], top + sides[1]))
+        high = min(high, round(1.2 * min(sample.image.size)))
+        short = round(min(low, high) * (high / min(low, high)) ** rng.random())
+        return ops.with_short_side(sample, short, _drawn_filter(rng), rng)
+
+
+def _drawn_filter(rng: Rng) -> ops.Resampling:
+    return _FILTERS[int(rng.integers(len(_FILTERS)))]
 
 
 def _on_screen(sample: policy.ImageSample, rng: Rng) -> policy.ImageSample:
