@@ -61,7 +61,7 @@ def find_by_sha256(place: Path, wanted: Collection[str], worth: Callable[[Path],
             digest = file_sha256(path) if worth is None or worth(path) else None
         except OSError:
             continue
-        if digest in wanted:
+        if digest is not None and digest in wanted:
             found.setdefault(digest, path)
     return found
 

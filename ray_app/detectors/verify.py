@@ -60,12 +60,15 @@ def fits(card: DetectorCard, part: WeightSet, path: Path) -> str:
 
 
 def _skeleton(card: DetectorCard) -> "nn.Module":
-    """The card's network without values."""
+    """The card's network, without values where it can be built so."""
     import torch
 
     from ray_app.detectors.detector import build_network
 
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            return build_network(card)
+    except (RuntimeError, NotImplementedError):  # a family from outside may need its values while it is built
         return build_network(card)
 
 
