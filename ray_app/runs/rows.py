@@ -119,8 +119,8 @@ def result_rows(
         columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
     if recompressed:
         columns[STABILITY] = stability_column(recompressed, schema.field(STABILITY).type, has_score)
-    for name, measured in mask_measures(masks).items() if masks else ():
-        columns[name] = _struct(schema.field(name).type, measured, has_score)
+    for name, drawn in mask_measures(masks).items() if masks else ():
+        columns[name] = _struct(schema.field(name).type, drawn, has_score)
     if replies:
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
                                       schema.field("replies").type)  # fmt: skip
