@@ -44,7 +44,7 @@ def _rows(document: EvaluationDocument, system: SystemFacts, perturbed: Mapping[
         )
 
 
-def _figures(figures: Mapping[str, FigureFacts]) -> dict[str, float | None]:
+def _figures(figures: Mapping[str, FigureFacts]) -> dict[str, Any]:
     auc, tpr, tnr = (figures[name].number if name in figures else None for name in ("auc", "tpr", "tnr"))
     return {"auc": _rounded(auc), "fpr": None if tnr is None else _rounded(1 - tnr), "tpr": _rounded(tpr)}
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from ray_app.attribution.captioners import Caption
 from ray_app.attribution.identifier import Identified
+from ray_app.detectors import fragility
 from ray_app.ensembles import Decisions
 from ray_app.errors import Status, is_of_one_image
 from ray_app.inference import BlockResult, DecodeResult, Scores
@@ -118,8 +119,8 @@ def result_rows(
         columns["views"] = pa.StructArray.from_arrays(seen, fields=list(kind), mask=pa.array(~has_score))
     if recompressed:
         columns[STABILITY] = stability_column(recompressed, schema.field(STABILITY).type, has_score)
-    for name, measured in mask_measures(masks).items() if masks else ():
-        columns[name] = _struct(schema.field(name).type, measured, has_score)
+    for name, drawn in mask_measures(masks).items() if masks else ():
+        columns[name] = _struct(schema.field(name).type, drawn, has_score)
     if replies:
         columns["replies"] = pa.array([dict(zip(replies, said, strict=True)) for said in zip(*replies.values(), strict=True)],
                                       schema.field("replies").type)  # fmt: skip
@@ -203,6 +204,12 @@ def with_reasons(rows: pa.Table) -> pa.Table:
     details = pa.array([why and why.detail for why in doubts], pa.string()).take(told.indices)
     place = rows.schema.get_field_index("verdict_reason")
     return rows.set_column(place, "verdict_reason", reasons).add_column(place + 1, DETAIL, details)
+
+
+def bounded_facts(rows: pa.Table, names: Iterable[fragility.FactName]) -> fragility.Facts:
+    """The facts of rows that cards bound, by their names; None where a run has not measured one."""
+    columns = {name: fragility.FACTS[name][0] for name in names}
+    return {name: rows[column].to_pylist() if column in rows.column_names else [None] * len(rows) for name, column in columns.items()}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.archives import Each, in_turn, manifests
-from ray_app.detectors import fragility
 from ray_app.ensembles import EnsembleCard, PopulationTally, decide, drawn_by_audit, properties_of
 from ray_app.errors import Reason
 from ray_app.inference import ScoringSpec, decision, is_blank, range_doubts, remarks_on
@@ -26,7 +25,7 @@ from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.significance import Shift, holm, most_fakes, shift_of
 from ray_app.metrics.survey_sampling import References
 from ray_app.runs import RunDirectory, directory, document, reader
-from ray_app.runs.rows import as_array, decided_columns, stability_views, with_reasons
+from ray_app.runs.rows import as_array, bounded_facts, decided_columns, stability_views, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
 from ray_app.scoring.references import REFERENCES, references_of
 
@@ -196,9 +195,7 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     replies = rows["replies"].combine_chunks() if "replies" in rows.column_names else None
     remarks = remarks_on({name: pc.struct_field(replies, name).to_pylist() for name in spec.speakers} if replies is not None else {})
     drawn = drawn_by_audit(spec.ensemble, rows["sha256"].to_pylist())
-    columns = {name: fragility.FACTS[name][0] for name in spec.bounded}
-    facts = {name: rows[column].to_pylist() if column in rows.column_names else [None] * len(rows) for name, column in columns.items()}
-    doubts = range_doubts(spec, sizes, rows["format"].to_pylist(), facts)
+    doubts = range_doubts(spec, sizes, rows["format"].to_pylist(), bounded_facts(rows, spec.bounded))
     decisions = decide(spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn,
                        blank=[is_blank(flags) for flags in rows["flags"].to_pylist()])  # fmt: skip
     if spec.stability is not None and STABILITY in rows.column_names:

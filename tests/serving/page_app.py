@@ -40,6 +40,7 @@ class Mood:
     provenance: Provenance | None = None  # instead of what the file says
     profile: schemas.Profile | None = None
     abstained: str | None = None
+    blind_to: tuple[str, ...] = ()
     flagged: bool = False  # as fake, whatever the ensemble says
     held: threading.Event | None = None  # while set and not yet fired, scoring waits for it
     requests: list[tuple[str, int]] = field(default_factory=list)  # query and number of files
@@ -107,7 +108,7 @@ def _served(name, mood):
     return schemas.EnsembleInfo(
         name=name, title=f"Touchstone's {name} ensemble", fingerprint="f" * 64, default=name == "default", rule="mean-logit",
         detectors=[TINY], calibrated=mood.calibrated, fake_above=0.53, real_below=-1.43, demonstration=name == "default",
-        guarantee=mood.guarantee,
+        guarantee=mood.guarantee, blind_to=list(mood.blind_to),
     )  # fmt: skip
 
 

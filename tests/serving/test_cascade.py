@@ -27,9 +27,9 @@ class Counted:
         self.asked.append(ask.detectors)
         return await self.real.score(ask)
 
-    async def prepare(self, data, preprocessings, resize):
+    async def prepare(self, data, preprocessings, resize, **asked):
         self.asked.append(len(preprocessings))
-        return await self.real.prepare(data, preprocessings, resize)
+        return await self.real.prepare(data, preprocessings, resize, **asked)
 
     async def describe(self):
         return await self.real.describe()

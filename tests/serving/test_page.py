@@ -189,6 +189,13 @@ def test_a_picture_that_shows_nothing_is_said_to(visitor, mood):
 PROMISED = "Of real images like those of “our <b>own</b> photos” at most 1 % are called fake (95 % confidence, measured on 2,995 images)."
 
 
+def test_what_the_detectors_cannot_see_stands_beside_the_verdict(visitor, mood):
+    mood.blind_to = ("It judges whole pictures; edits of <b>a part</b> may pass.",)
+    page = visitor.visit()
+    score_one(page, "photo.jpg", PHOTO)
+    assert mood.blind_to[0] in page.text_content(".caveats")
+
+
 def test_what_is_promised_of_a_flag_stands_beside_it(visitor, mood):
     promise = {"target_fpr": 0.01, "confidence": 0.95, "upper_bound": 0.009, "n_real": 2995, "population": "our <b>own</b> photos"}
 

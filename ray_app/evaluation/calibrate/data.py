@@ -27,12 +27,13 @@ from ray_app.inference import is_blank
 from ray_app.metrics.arrays import Bools
 from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_tables, numbers
+from ray_app.runs.rows import bounded_facts
 
 Places = NDArray[np.int64]
 TOLD = ("source", "group", "part", "phash")
 """What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
-ROWS = ["image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "flags", "phash", "decoder", "scores",
-        "input"]  # fmt: skip
+ROWS = ["image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "texture", "graphics", "flags",
+        "phash", "decoder", "scores", "input"]  # fmt: skip
 """What is read of a run, so far as it has it."""
 _NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
 _KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
@@ -165,6 +166,8 @@ class CalibrationCollector:
         ranges = [card.valid_range for card in self.cards.values()]
         doubts = [width > 0 and any(one.doubt(width, height) for one in ranges) for width, height in distinct.tolist()]
         outside: npt.NDArray[np.bool_] = np.array(doubts, np.bool_)[places.reshape(-1)]
+        for card in self.cards.values():
+            outside[list(card.fragility.doubts(bounded_facts(rows, card.fragility.abstains)))] = True
         return outside
 
     def _keep(self, rows: pa.Table, truth: JoinedLabels) -> None:

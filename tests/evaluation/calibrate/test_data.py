@@ -4,6 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evaluation import struct_of
+from ray_app.detectors import load_card
+from ray_app.detectors.fragility import Fragility
 from ray_app.ensembles.card import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import read_labelled
@@ -87,6 +89,18 @@ def test_images_outside_a_detectors_range_are_left_out(tmp_path):
     found = read_labelled(url, labels_of(tmp_path / "labels.csv", images))
     assert found.tally.left_out == {"outside a valid range": 3}
     assert len(found.labelled) == 37
+
+
+def test_images_on_which_a_card_abstains_are_left_out(tmp_path, monkeypatch):
+    bounds = Fragility.model_validate({"abstains": {"jpeg_quality": {"below": 60}}})
+    monkeypatch.setattr(
+        "ray_app.evaluation.calibrate.data.load_card", lambda name: load_card(name).model_copy(update={"fragility": bounds})
+    )
+    images = drawn(20, 20)
+    images = type(images)(**{**vars(images), "scores": {"corvi2023": images.scores["fine"]}})
+    quality = [40 if number in (2, 5) else None if number == 7 else 90 for number in range(40)]
+    found = read_labelled(run_of(tmp_path / "run", images, quality=quality), labels_of(tmp_path / "labels.csv", images))
+    assert found.tally.left_out == {"outside a valid range": 2}
 
 
 def test_images_that_show_nothing_are_left_out(tmp_path):
