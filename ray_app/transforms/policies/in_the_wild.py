@@ -7,10 +7,11 @@ tells them apart; shares and strengths are ours.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
 from ray_app.transforms import ops, policy
@@ -39,6 +40,14 @@ class InTheWild(Frozen):
     saved_twice: float = Field(default=0.2, ge=0, le=1)
     quality: tuple[int, int] = Field(default=(55, 97), description="of JPEG and WebP, both ends included")
     screens: float = Field(default=0.03, ge=0, le=1, description="share that is shown on a screen, between level bars")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale: {self.scale[0]:g} to {self.scale[1]:g} is no range of scales")
+        if not 1 <= self.quality[0] <= self.quality[1] <= 100:
+            raise ValueError(f"quality: {self.quality[0]} to {self.quality[1]} is no range of qualities")
+        return self
 
     def __call__(self, sample: policy.ImageSample, rng: Rng, /) -> policy.ImageSample:
         """Changed as drawn from `rng`."""

@@ -1,0 +1,174 @@
+"""in-the-wild: one picture per seed, of one size whatever came, its mask by the same geometry, and each change as often as it says."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from ray_app.errors import ConfigError
+from ray_app.transforms.ops import jpeg
+from ray_app.transforms.policies import in_the_wild
+from ray_app.transforms.policies.in_the_wild import InTheWild
+from ray_app.transforms.policy import Augmentation, ImageSample, make_policy
+from tests.transforms.given import marked, rng, seen_and_told, share_near, textured
+
+NEVER = {"resized": 0, "saved": 0, "saved_twice": 0, "screens": 0}
+
+
+@pytest.fixture
+def no_changes(monkeypatch):
+    """Without blur, noise, sharpening and tone, of which no argument tells the share."""
+    monkeypatch.setattr(in_the_wild, "_CHANGES", {})
+
+
+def test_the_crop_is_the_network_s_input_by_default():
+    assert make_policy(Augmentation(policy="in-the-wild"), side=48)(textured(), rng(0)).image.size == (48, 48)
+    assert make_policy(Augmentation(policy="in-the-wild", arguments={"crop": 40}), side=48)(textured(), rng(0)).image.size == (40, 40)
+
+
+def test_the_same_draws_give_the_same_picture_and_others_another():
+    sample, policy = textured(200, 160), InTheWild(crop=64)
+    drawn = [policy(sample, rng(seed)).image.tobytes() for seed in range(12)]
+    assert drawn == [policy(sample, rng(seed)).image.tobytes() for seed in range(12)]
+    assert len(set(drawn)) == 12
+
+
+def test_labels_do_not_show():
+    """Real and generated pictures have one history: the draws are the same."""
+    policy = InTheWild(crop=64)
+    for seed in range(12):
+        real, fake = (policy(textured(200, 160, label=label), rng(seed)) for label in (0, 1))
+        assert (real.image.tobytes(), real.label, fake.label) == (fake.image.tobytes(), 0, 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (63, 65), (64, 64), (700, 20), (20_000, 2)])
+def test_a_picture_of_any_size_becomes_the_crop(size):
+    policy = InTheWild(crop=64, screens=0.5)
+    sample = ImageSample(textured(*size).image, Image.new("L", size, 255), 1)
+    for seed in range(12):
+        found = policy(sample, rng(seed))
+        assert (found.image.size, found.image.mode, found.mask.size, found.mask.mode) == ((64, 64), "RGB", (64, 64), "L")
+        assert found.finished
+
+
+def test_a_huge_picture_is_shrunk_where_it_is_resized(no_changes, monkeypatch):
+    """Over `longest_short_side` a third of that to all of it; else `scale` of the short side, never less than the crop."""
+    short = []
+    plain = in_the_wild.ops.with_short_side
+
+    def told(sample, side, *rest):
+        short.append(side)
+        return plain(sample, side, *rest)
+
+    monkeypatch.setattr(in_the_wild.ops, "with_short_side", told)
+    policy = InTheWild(crop=64, **{**NEVER, "resized": 1})
+    huge = ImageSample(Image.new("RGB", (1900, 1510)), None, 0)
+    for seed in range(6):
+        assert policy(huge, rng(seed)).image.size == (64, 64)
+    assert 500 <= min(short) < max(short) < 1500
+    short.clear()
+    sample = textured(400, 300)
+    for seed in range(60):
+        policy(sample, rng(seed))
+    assert round(300 * 0.45) <= min(short) < 150
+    assert 330 < max(short) <= round(300 * 1.15)
+    short.clear()
+    policy(textured(40, 30), rng(0))
+    assert short == [64]
+
+
+@pytest.mark.parametrize("shares", [NEVER, {**NEVER, "resized": 1}, {**NEVER, "screens": 1}, {}])
+def test_the_mask_goes_where_the_picture_goes(shares):
+    policy = InTheWild(crop=96, **shares)
+    agreed = []
+    for seed in range(40):
+        green, told = seen_and_told(policy(marked(220, 180), rng(seed)))
+        if told.any() and not told.all():
+            agreed.append((green == told).mean())
+    assert len(agreed) > 20
+    assert np.mean(agreed) > 0.97
+    assert min(agreed) > 0.85
+
+
+def test_a_screen_s_bars_were_not_altered(no_changes):
+    policy = InTheWild(crop=100, **{**NEVER, "screens": 1})
+    sample = ImageSample(Image.new("RGB", (100, 100), (90, 200, 60)), Image.new("L", (100, 100), 255), 1)
+    for seed in range(20):
+        found = policy(sample, rng(seed))
+        pixels, mask = np.asarray(found.image), np.asarray(found.mask) > 0
+        bars = (pixels == pixels[..., :1]).all(-1)  # grey; the picture is green
+        assert np.array_equal(bars, ~mask)
+        assert 0.7**2 - 0.03 < mask.mean() < 0.95**2 + 0.03
+        level = np.unique(pixels[bars])
+        assert len(level) == 1
+        assert level[0] < 40 or level[0] >= 216
+
+
+def test_with_no_share_at_all_only_crop_and_mirror_are_left(no_changes):
+    sample, policy = textured(90, 70), InTheWild(crop=64, **NEVER)
+    pixels = np.asarray(sample.image)
+    windows = {}
+    for top in range(70 - 64 + 1):
+        for left in range(90 - 64 + 1):
+            part = pixels[top : top + 64, left : left + 64]
+            windows[part.tobytes()], windows[part[:, ::-1].tobytes()] = False, True
+    mirrored = [windows[policy(sample, rng(seed)).image.tobytes()] for seed in range(200)]
+    assert share_near(sum(mirrored), 200, 0.5)
+
+
+def test_shares_of_one_happen_every_time(no_changes, monkeypatch):
+    policy = InTheWild(crop=64, quality=(80, 80), **{**NEVER, "saved": 1})
+    once, codecs = textured(64, 64), {"jpeg": 0, "webp": 0}
+    known = {jpeg(once.image, 80).tobytes(): "jpeg", in_the_wild.ops.webp(once.image, 80, method=2).tobytes(): "webp"}
+    known |= {Image.frombytes("RGB", (64, 64), pixels).transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes(): name
+              for pixels, name in list(known.items())}  # fmt: skip
+    for seed in range(300):
+        codecs[known[policy(once, rng(seed)).image.tobytes()]] += 1
+    assert share_near(codecs["webp"], 300, 0.25)
+    calls = []
+    for name in ("jpeg", "webp"):
+        codec = getattr(in_the_wild.ops, name)
+        monkeypatch.setattr(in_the_wild.ops, name, lambda *told, codec=codec, **more: calls.append(told[1]) or codec(*told, **more))
+    twice = InTheWild(crop=64, **{**NEVER, "saved": 1, "saved_twice": 1})
+    for seed in range(100):
+        twice(once, rng(seed))
+    assert len(calls) == 200
+    assert (min(calls), max(calls)) >= (55, 95)
+    assert max(calls) <= 97
+
+
+def test_every_change_happens_as_often_as_it_says(monkeypatch):
+    counts, different = (dict.fromkeys(in_the_wild._CHANGES, 0) for _ in range(2))
+
+    def counting(change):
+        def counted(image, stream):
+            counts[change] += 1
+            changed = change(image, stream)
+            assert (changed.size, changed.mode) == (image.size, "RGB")
+            different[change] += changed.tobytes() != image.tobytes()
+            return changed
+
+        return counted
+
+    shares = dict(in_the_wild._CHANGES)
+    monkeypatch.setattr(in_the_wild, "_CHANGES", {counting(change): share for change, share in shares.items()})
+    policy = InTheWild(crop=32, **NEVER)
+    for seed in range(1000):
+        policy(textured(), rng(seed))
+    assert all(share_near(counts[change], 1000, share) for change, share in shares.items()), counts
+    # The weakest blur and the weakest tone move no value by half a grey level.
+    assert all(different[change] > 0.7 * counts[change] for change in shares), different
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"crop": 4}, {"resized": 1.1}, {"saved": -0.1}, {"screens": 2}, {"longest_short_side": 0}, {"strength": 1}]
+)
+def test_what_makes_no_sense_is_refused(arguments):
+    with pytest.raises(ConfigError, match="in-the-wild"):
+        make_policy(Augmentation(policy="in-the-wild", arguments=arguments), side=64)
+
+
+@pytest.mark.parametrize("arguments", [{"scale": (0.9, 0.5)}, {"scale": (0, 1)}, {"quality": (90, 60)}, {"quality": (0, 101)}])
+def test_a_range_that_is_none_is_refused(arguments):
+    with pytest.raises(ValidationError):
+        InTheWild(crop=64, **arguments)
