@@ -71,6 +71,8 @@ WRAPPINGS = {
     "openfake-swinv2-small": TRAINED,
     "siglip2-open-deepfake": TRAINED,
     "tiny-ladeda": TRAINED,
+    "touchstone-photo": [(None, "")],
+    "touchstone-photo-detail": [(None, "")],
     "touchstone-tiny": [(None, "")],
     "unifd": [(None, ""), (None, "fc."), (None, "module.fc.")],
     "vfm-dinov3-convnext": HEAD,
