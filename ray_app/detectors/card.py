@@ -37,7 +37,6 @@ FAMILIES = {
     "timm-classifier": "ray_app.detectors.families.timm",
     "transformers-classifier": "ray_app.detectors.families.transformers",
     "residual": "ray_app.detectors.families.residual",
-    "stage-statistics": "ray_app.detectors.families.stages",
     "clip-linear": "ray_app.detectors.families.clip",
     "frozen-linear": "ray_app.detectors.families.frozen",
     "corvi": "ray_app.detectors.families.corvi",

@@ -151,16 +151,12 @@ class Validation(Frozen):
 
 
 class Export(Frozen):
-    """What the new card says beside what was measured. `licence` null: inherited from weights and data.
-
-    `half`: weights are rounded to half precision before they are judged, and written so; every device computes with them in its own.
-    """
+    """What the new card says beside what was measured. `licence` null: inherited from weights and data."""
 
     title: str | None = None
     licence: str | None = None
     citation: str | None = None
     onnx: bool = False
-    half: bool = False
     push: str | None = Field(default=None, description="where card and weights are also put: any fsspec URL, or hf://ORGANISATION/NAME")
     notes: tuple[str, ...] = ()
 

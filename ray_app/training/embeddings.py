@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 
 FOLDER = "features"
-PROBED = (*HEADS, "stage-statistics")  # families whose networks end in one linear layer `fc`
 
 Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -275,8 +274,8 @@ def probe(job: TrainingJob) -> None:
     Raises ConfigError for a card without a head on features, and for too few images of a class; TouchstoneError where too many cannot
     be read.
     """
-    if job.card.family not in PROBED:
-        raise ConfigError(f"{job.card.name}: a linear probe is for cards of the families {', '.join(PROBED)}", hint="method: fine-tune")
+    if job.card.family not in HEADS:
+        raise ConfigError(f"{job.card.name}: a linear probe is for cards of the families {' and '.join(HEADS)}", hint="method: fine-tune")
     compute_embeddings(job, {"train": None}, make=frozen_detector)
     found = kept_embeddings(job.out, "train")
     head = linear_head.fit_head(found.vectors, found.labels, CLASSIFIER)

@@ -84,7 +84,7 @@ def export(out: Store, made: TrainedDetector) -> DetectorCard:
     """
     with tempfile.TemporaryDirectory(prefix="touchstone-export-") as scratch:
         folder = Path(scratch)
-        weights = weight_files.write_weights(made.network, made.card, folder, half=made.recipe.export.half)
+        weights = weight_files.write_weights(made.network, made.card, folder)
         facts = _card_facts(made, weights, folder)
         (folder / CARD).write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
         card = load_card(folder / CARD)

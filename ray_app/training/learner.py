@@ -281,8 +281,7 @@ def load_trained(recipe: Recipe, card: DetectorCard, folder: Path) -> nn.Module:
     """The network of a checkpoint that `Learner.save` wrote, as the card describes it, to score with or to export. Raises DetectorError."""
     network = training_form(recipe, card)
     load_strictly(network, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
-    deployed = deployable(network, card)
-    return deployed.half().float() if recipe.export.half else deployed
+    return deployable(network, card)
 
 
 def _check(recipe: Recipe, card: DetectorCard) -> None:

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ray_app.detectors.card import DetectorCard, Output, Size, Weights
 from ray_app.detectors.detector import BACKBONE, build_network
-from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.preprocessing import Preprocessing
+from ray_app.detectors.weights import file_sha256
 from ray_app.errors import ConfigError, DetectorError, describe_error
 
 ONNX = "model.onnx"
@@ -131,24 +131,18 @@ _PIL_FILTER = {"bilinear": 2, "bicubic": 3}
 _MEGAPIXEL = (1000, 1000)
 
 
-def write_weights(network: nn.Module, card: DetectorCard, folder: Path, *, half: bool = False) -> Weights:
+def write_weights(network: nn.Module, card: DetectorCard, folder: Path) -> Weights:
     """Write `model.safetensors`, and beside it what timm or transformers read first; returns what the card says of them.
 
     `network` is what `families.build_network(card)` builds. A backbone that the card names stays out: it is a file of its own.
-    Tensors are written as they are, in fp32 or, with `half`, in fp16, under the names that the library itself writes. Raises ConfigError
-    where transformers writes them, and half is wanted.
+    Tensors are written in fp32 as they are, under the names that the library itself writes.
     """
     if card.family == "transformers-classifier":
-        if half:
-            raise ConfigError(f"{card.name}: transformers writes its weights in fp32", hint="export.half: false")
         _write_transformers(network, card, folder)
     else:
         shared = f"{BACKBONE}." if card.backbone is not None else None
         state = {key: tensor for key, tensor in network.state_dict().items() if shared is None or not key.startswith(shared)}
-        written = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-        if half:
-            written = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in written.items()}
-        save_file(written, folder / WEIGHTS, {"format": "pt"})
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
     if card.family == "timm-classifier":
         _write_json(folder / CONFIG, timm_config(card))
     config = CONFIG if card.family == "transformers-classifier" else None

@@ -57,7 +57,6 @@ DETECTORS = {
     "siglip": ("siglip2-open-deepfake", SIGLIP),
     "hf-vit": ("siglip2-open-deepfake", HF_VIT),
     "maskclip": ("maskclip", MASKCLIP),
-    "stages": ("touchstone-photo", {"preprocessing": {"center_crop": 32}}),
 }
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ray_app.detectors import load_card, load_detector, verify_weights
 from ray_app.detectors.detector import build_network
-from ray_app.errors import ConfigError, DetectorError
+from ray_app.errors import DetectorError
 from ray_app.evaluation.systems import is_named
 from ray_app.storage import Store
 from ray_app.training.export import MOST_GENERATORS, STRICTNESS, card_figures, export, inherited, terms_of
@@ -62,38 +62,6 @@ def test_what_is_exported_scores_as_what_was_trained(kind, tmp_path):
     expected = logits[0, 0] * given.card.output.sign if fake is None else logits[0, fake] - logits[0, 1 - fake]
     assert detector.score(pixels)[0] == pytest.approx(expected.item(), abs=1e-5)
     assert abs(expected.item()) > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["residual", "vit", "stages"])
-def test_half_is_written_in_fp16_and_loaded_back_equal(kind, tmp_path):
-    given = made(kind, export={"half": True})
-    given.network.half().float()  # as `load_trained` leaves it
-    card = exported(tmp_path, given)
-    written = load_file(tmp_path / "model.safetensors")
-    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
-    detector = load_detector(tmp_path / "card.yaml", precision="fp32")
-    loaded = detector.network.state_dict()
-    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
-    assert all(torch.equal(loaded[key], tensor) for key, tensor in given.network.state_dict().items())
-    pixels = detector.prepare(picture())[None]
-    with torch.no_grad():
-        logit = given.network(detector.normalise(torch.from_numpy(pixels)))[0, 0]
-    assert detector.score(pixels)[0] == pytest.approx(logit.item() * card.output.sign, abs=1e-4)
-
-
-def test_half_of_what_was_not_rounded_before_it_was_judged_is_refused(tmp_path):
-    with pytest.raises(DetectorError, match="loaded back it is not what was trained"):
-        exported(tmp_path, made("residual", export={"half": True}))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("kind", ["swin", "siglip"])
-def test_half_is_refused_where_transformers_writes(kind, tmp_path):
-    given = made(kind, export={"half": True})
-    with pytest.raises(ConfigError, match=r"transformers writes its weights in fp32") as refused:
-        exported(tmp_path, given)
-    assert refused.value.hint == "export.half: false"
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_card_tells_what_was_trained_and_measured(tmp_path):

