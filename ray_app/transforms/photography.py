@@ -4,6 +4,7 @@ Cameras and their users do these to real pictures, so a detector that flags what
 """
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ray_app.transforms import ops
@@ -56,10 +57,10 @@ def merged_exposures(image: Image.Image, stops: float) -> Image.Image:
 
 def _exposed(stops: float) -> list[int]:
     curve = 255 * np.minimum((np.arange(256) / 255) ** _DISPLAY_GAMMA * 2**stops, 1) ** (1 / _DISPLAY_GAMMA)
-    return np.rint(curve).astype(int).tolist()
+    return [round(value) for value in curve.tolist()]
 
 
-def _as_mask(weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]], size: ops.Size) -> Image.Image:
+def _as_mask(weights: npt.NDArray[np.float64], size: ops.Size) -> Image.Image:
     return Image.fromarray(np.rint(255 * weights).astype(np.uint8)).resize(size, ops.Resampling.BILINEAR)
 
 
