@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ray_app.config import Frozen, load_yaml, named_configs, validate
 from ray_app.errors import ConfigError
-from ray_app.transforms import ops
+from ray_app.transforms import edits, ops, photography
 
 Rng = np.random.Generator
 Quality = Annotated[int, Field(ge=1, le=100)]
@@ -214,8 +214,99 @@ class Sharpen(Step):
         return ops.sharpened(image, self.percent, self.radius)
 
 
+class Alter(Step):
+    """One drawn region of `share` of the area filled with texture from elsewhere in the picture; see `transforms.edits`."""
+
+    op: Literal["alter"]
+    share: float = Field(gt=0, lt=1)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return edits.altered(image, self.share, rng)
+
+
+class Denoise(Step):
+    """Lee's local Wiener filter for noise of `sigma` on the 0–255 scale, over a `window` in pixels."""
+
+    op: Literal["denoise"]
+    sigma: float = Field(gt=0, le=255)
+    window: int = Field(default=5, ge=3, le=31)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.denoised(image, self.sigma, self.window)
+
+
+class MergeExposures(Step):
+    """The picture merged with itself `stops` darker and brighter, each where it is well exposed."""
+
+    op: Literal["merge-exposures"]
+    stops: float = Field(gt=0, le=4)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.merged_exposures(image, self.stops)
+
+
+class ShowOnScreen(Step):
+    """A screenshot of `screen` (width, height; turned as the image is) with the image between grey bars."""
+
+    keeps_place: ClassVar[bool] = False
+    op: Literal["show"]
+    screen: tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]]
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.on_a_screen(image, self.screen, rng)
+
+
+class Tilt(Step):
+    """Seen slightly from aside: corners drawn within `most` of the sides."""
+
+    keeps_place: ClassVar[bool] = False
+    op: Literal["tilt"]
+    most: float = Field(gt=0, le=0.2)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.tilted(image, self.most, rng)
+
+
+class Levels(Step):
+    """The range 0–255 becomes `black` to `white`."""
+
+    op: Literal["levels"]
+    black: int = Field(default=0, ge=0, le=254)
+    white: int = Field(default=255, ge=1, le=255)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.black >= self.white:
+            raise ValueError(f"{self.black} to {self.white} is no range")
+        return self
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.with_levels(image, self.black, self.white)
+
+
 AnyStep = Annotated[
-    Jpeg | Webp | Avif | ResizeStep | Blur | Noise | Crop | RandomSquare | Gamma | Sharpen,
+    Jpeg
+    | Webp
+    | Avif
+    | ResizeStep
+    | Blur
+    | Noise
+    | Crop
+    | RandomSquare
+    | Gamma
+    | Sharpen
+    | Alter
+    | Denoise
+    | MergeExposures
+    | ShowOnScreen
+    | Tilt
+    | Levels,
     Field(discriminator="op"),
 ]
 

@@ -59,7 +59,7 @@ def test_a_published_list_is_as_its_source_says(name):
 
 def test_every_shipped_list_names_its_source():
     shipped = {name: load_yaml(path, PerturbationList) for name, path in named_configs("perturb").items()}
-    assert set(shipped) == {*LISTS, "standard"}
+    assert set(shipped) == {*LISTS, "standard", "photographs"}
     for name, listed in shipped.items():
         assert listed.name == name
         assert len(listed.source) > 20
@@ -69,6 +69,18 @@ def test_the_standard_list_has_twelve():
     names = [perturbation.name for perturbation in load_perturbations(["standard"])]
     assert len(names) == 12
     assert {"jpeg-95", "webp-80", "half-size", "noise-5", "centre-75", "screenshot", "social-media", "double-jpeg"} <= set(names)
+
+
+def test_the_photographs_list_has_what_people_ask_about():
+    views = {view.name: view.facts() for view in load_perturbations(["photographs"])}
+    edits = {name: facts for name, facts in views.items() if name.startswith("altered-area-")}
+    assert edits == {f"altered-area-{percent}": [{"op": "alter", "share": percent / 100}] for percent in (5, 20, 50)}
+    retouched = {"denoised", "upscaled", "upscaled-from-half", "sharpened", "hdr-merged"}
+    assert views.keys() - edits.keys() == {*retouched, "screenshot-1080", "rephotographed"}
+    assert not {view.name for view in load_perturbations(["standard", "photographs"])} ^ (STANDARD | views.keys())
+
+
+STANDARD = {view.name for view in load_perturbations(["standard"])}
 
 
 def test_written_steps_are_those_of_a_file(tmp_path):
@@ -121,7 +133,14 @@ def test_a_file_with_a_name_twice_is_refused(tmp_path):
 
 
 SHIPPED = {f"{name}/{perturbation.name}": perturbation for name in named_configs("perturb") for perturbation in load_perturbations([name])}
-DRAWING = ["standard/noise-5", "grip-social/grip-social", "imdlbenco/jpeg-49-50", "imdlbenco/noise-variance-23"]
+DRAWING = [
+    *(f"photographs/{name}" for name in ("altered-area-5", "screenshot-1080", "rephotographed")),
+    "standard/noise-5",
+    "grip-social/grip-social",
+    "imdlbenco/jpeg-49-50",
+    "imdlbenco/noise-variance-23",
+]
+TONED = {"photographs/hdr-merged", "photographs/rephotographed"}
 SHA = hashlib.sha256(b"a file").hexdigest()
 
 
@@ -140,11 +159,14 @@ def test_any_size_comes_back_as_rgb(size):
 def test_what_is_longer_than_a_codec_allows_comes_back():
     for name, perturbation in SHIPPED.items():
         result = perturbation.apply(Image.new("RGB", (66_000, 2), (200, 100, 50)), 5)
-        assert np.abs(np.asarray(result).mean(axis=(0, 1)) - (200, 100, 50)).max() < 8, name
+        if name != "photographs/screenshot-1080":  # of which the most is bars
+            moved = np.abs(np.asarray(result).mean(axis=(0, 1)) - (200, 100, 50)).max()
+            assert moved < (15 if name in TONED else 8), name
 
 
 def test_only_crops_move_what_is_in_a_picture():
-    assert {name for name in SHIPPED if not SHIPPED[name].keeps_place} == {"standard/centre-75", "grip-social/grip-social"}
+    pictured = {"photographs/screenshot-1080", "photographs/rephotographed"}
+    assert {name for name in SHIPPED if not SHIPPED[name].keeps_place} == {"standard/centre-75", "grip-social/grip-social", *pictured}
 
 
 def test_every_perturbation_changes_a_picture():
@@ -281,6 +303,15 @@ def test_the_given_image_is_left_as_it_is():
         {"op": "noise", "sigma": 1, "variance": 1},
         {"op": "crop", "share": 1.5},
         {"op": "rotate"},
+        {"op": "alter", "share": 0},
+        {"op": "alter", "share": 1},
+        {"op": "denoise", "sigma": 0},
+        {"op": "denoise", "sigma": 3, "window": 1},
+        {"op": "merge-exposures", "stops": 5},
+        {"op": "show", "screen": [1080]},
+        {"op": "show", "screen": [1080, 4]},
+        {"op": "tilt", "most": 0.5},
+        {"op": "levels", "black": 200, "white": 100},
         {"op": "jpeg", "quality": 80, "subsampling": 0},
     ],
 )

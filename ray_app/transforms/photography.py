@@ -1,0 +1,100 @@
+"""What people do to photographs without a generator: `denoised`, `merged_exposures`, `on_a_screen`, `tilted`, `with_levels`.
+
+Cameras and their users do these to real pictures, so a detector that flags what comes out is wrong.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ray_app.transforms import ops
+
+_PLAN_EDGE = 256  # pixels of the longer side on which the weights of exposures are computed
+_WELL_EXPOSED = 0.2  # standard deviation around one half, on the 0–1 scale (Mertens, Kautz and Van Reeth 2007)
+_LOCAL = 1 / 16  # of the longer side: how far one place's light reaches
+_DISPLAY_GAMMA = 2.2
+
+
+def denoised(image: Image.Image, sigma: float, window: int = 5) -> Image.Image:
+    """Lee's (1980) local Wiener filter for noise of standard deviation `sigma` on the 0–255 scale.
+
+    Every value is drawn to the mean of its `window` × `window` neighbours by sigma² over their variance: level areas go smooth, edges stay.
+    """
+    from scipy.ndimage import uniform_filter
+
+    pixels = np.array(image)
+    for channel in range(3):
+        values = pixels[..., channel].astype(np.float32)
+        mean = uniform_filter(values, window)
+        variance = uniform_filter(values * values, window)
+        variance -= mean * mean
+        np.maximum(variance, np.float32(sigma**2), out=variance)
+        values -= mean
+        values *= 1 - np.float32(sigma**2) / variance
+        values += mean
+        pixels[..., channel] = np.clip(np.rint(values), 0, 255)
+    return Image.fromarray(pixels)
+
+
+def merged_exposures(image: Image.Image, stops: float) -> Image.Image:
+    """Local tone mapping: the picture as taken, and `stops` darker and brighter, merged where each is well exposed.
+
+    Mertens, Kautz and Van Reeth (2007), "Exposure Fusion", of exposures that are computed from the one picture (linear light by gamma 2.2,
+    clipped at white), with weights blurred over a sixteenth of the longer side in place of their pyramid. Shadows rise, lights fall.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    curves = [_exposed(change) for change in (-stops, 0.0, stops)]
+    plan = image.resize(ops.capped_size(image.size, _PLAN_EDGE), ops.Resampling.BOX).convert("L")
+    reach = _LOCAL * max(plan.size)
+    weights = [
+        gaussian_filter(np.exp(-(((np.asarray(plan.point(curve)) / 255 - 0.5) / _WELL_EXPOSED) ** 2) / 2), reach) + 1e-6 for curve in curves
+    ]
+    dark, plain, bright = (image.point(curve * 3) for curve in curves)
+    lit = Image.composite(bright, plain, _as_mask(weights[2] / (weights[1] + weights[2]), image.size))
+    return Image.composite(dark, lit, _as_mask(weights[0] / sum(weights), image.size))
+
+
+def _exposed(stops: float) -> list[int]:
+    curve = 255 * np.minimum((np.arange(256) / 255) ** _DISPLAY_GAMMA * 2**stops, 1) ** (1 / _DISPLAY_GAMMA)
+    return [round(value) for value in curve.tolist()]
+
+
+def _as_mask(weights: npt.NDArray[np.float64], size: ops.Size) -> Image.Image:
+    return Image.fromarray(np.rint(255 * weights).astype(np.uint8)).resize(size, ops.Resampling.BILINEAR)
+
+
+def on_a_screen(image: Image.Image, screen: ops.Size, rng: np.random.Generator) -> Image.Image:
+    """A screenshot of (width, height), turned as the image is: the image, enlarged or shrunk to fit, between level grey bars.
+
+    The bars take 8 to 22 % of the height at least, and are dark or light. Bilinear, as a phone's compositor does it; no codec.
+    """
+    width, height = (max(screen), min(screen)) if image.width > image.height else (min(screen), max(screen))
+    room = width, round(height * rng.uniform(0.78, 0.92))
+    grey = int(rng.integers(40)) if rng.random() < 0.5 else int(rng.integers(216, 256))
+    share = min(room[0] / image.width, room[1] / image.height)
+    shown = ops.resized(image, ops.scaled_size(image.size, share), "bilinear")
+    frame = Image.new("RGB", (width, height), (grey,) * 3)
+    frame.paste(shown, ((width - shown.width) // 2, (height - shown.height) // 2))
+    return frame
+
+
+def tilted(image: Image.Image, most: float, rng: np.random.Generator) -> Image.Image:
+    """The image seen slightly from aside: every corner of what is seen is drawn within `most` of the sides of the image's own.
+
+    A projective map with Pillow's bicubic filter; the size stays, and nothing from outside the image is seen.
+    """
+    width, height = image.size
+    corners = [(0, 0), (width, 0), (width, height), (0, height)]
+    seen = [(x + (1, -1)[x > 0] * rng.uniform(0, most) * width, y + (1, -1)[y > 0] * rng.uniform(0, most) * height) for x, y in corners]
+    rows, values = [], []
+    for (x, y), (u, v) in zip(corners, seen, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        values += [u, v]
+    given = np.linalg.solve(np.array(rows, float), np.array(values)).tolist()
+    return image.transform(image.size, Image.Transform.PERSPECTIVE, given, ops.Resampling.BICUBIC)
+
+
+def with_levels(image: Image.Image, black: int, white: int) -> Image.Image:
+    """Black becomes `black` and white `white`, all else in proportion: what paper or a screen leaves of a picture's contrast."""
+    return image.point(np.rint(np.linspace(black, white, 256)).astype(int).tolist() * 3)

@@ -1,0 +1,81 @@
+"""Retouching and pictures of pictures: denoising that keeps edges, light that evens out, frames, and maps that stay within the picture."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app.transforms.photography import denoised, merged_exposures, on_a_screen, tilted, with_levels
+from tests.images.factory import photo
+from tests.transforms.given import rng
+
+
+def noisy_step(sigma=6.0):
+    """Two level halves, 60 and 180, with noise."""
+    levels = np.where(np.arange(128) < 64, 60.0, 180.0)[None, :, None] * np.ones((96, 1, 3))
+    return Image.fromarray((levels + np.random.default_rng(0).normal(0, sigma, levels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def test_denoising_takes_noise_and_leaves_edges():
+    before, after = (np.asarray(image, float) for image in (noisy_step(), denoised(noisy_step(), 6)))
+    assert after[:, 8:56].std() < 0.5 * before[:, 8:56].std()
+    assert after.mean() == pytest.approx(before.mean(), abs=0.5)
+    assert (after[:, 66:] - 0).mean() - after[:, :62].mean() == pytest.approx(120, abs=1.5)
+
+
+def test_denoising_for_less_noise_changes_less():
+    image = noisy_step()
+    moved = [np.abs(np.asarray(denoised(image, sigma), float) - np.asarray(image, float)).mean() for sigma in (0.5, 2, 6, 20)]
+    assert moved == sorted(moved)
+    assert moved[0] < 0.2
+
+
+def test_merged_exposures_lift_shadows_and_lower_lights_where_they_are():
+    halves = np.where(np.arange(256) < 128, 20, 235)[None, :, None] * np.ones((128, 1, 3))
+    merged = np.asarray(merged_exposures(Image.fromarray(halves.astype(np.uint8)), 2), float)
+    assert merged[:, :40].mean() > 25
+    assert merged[:, -40:].mean() < 225
+    assert merged[:, -40:].mean() - merged[:, :40].mean() > 80
+
+
+def test_more_stops_even_out_more():
+    image = photo(160, 120)
+    spreads = [np.asarray(merged_exposures(image, stops), float).std() for stops in (0.1, 1, 2)]
+    assert spreads == sorted(spreads, reverse=True)
+    assert spreads[0] == pytest.approx(np.asarray(image, float).std(), abs=1)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (3000, 2000), (10, 900), (900, 10), (1, 1)])
+def test_a_screenshot_has_the_screen_s_size_and_the_whole_picture_between_bars(size):
+    for seed in range(3):
+        result = np.asarray(on_a_screen(Image.new("RGB", size, (40, 200, 90)), (108, 192), rng(seed)))
+        assert result.shape == ((108, 192, 3) if size[0] > size[1] else (192, 108, 3))
+        bars = (result == result[..., :1]).all(axis=2)
+        grey = np.unique(result[bars])
+        assert len(grey) == 1
+        assert grey[0] < 40 or grey[0] >= 216
+        rows, columns = (~bars).any(axis=1), (~bars).any(axis=0)
+        assert 1 <= rows.sum() <= 0.92 * len(rows) + 1
+        across, down = columns.sum(), rows.sum()
+        assert across / down == pytest.approx(size[0] / size[1], rel=0.1) or min(across, down) < 10
+        assert columns.all() or down >= 0.78 * len(rows) - 1
+        assert (result[~bars] == (40, 200, 90)).all()
+
+
+def test_what_is_tilted_shows_nothing_from_outside_and_stays_near():
+    flat = Image.new("RGB", (200, 150), (90, 140, 200))
+    y, x = np.mgrid[0:150, 0:200]
+    ramp = Image.fromarray(np.stack([x, y, x * 0], axis=2).astype(np.uint8))
+    for seed in range(6):
+        assert tilted(flat, 0.05, rng(seed)).tobytes() == flat.tobytes()
+        moved = np.asarray(tilted(ramp, 0.05, rng(seed)), float)
+        assert np.abs(moved[..., 0] - x).max() <= 0.05 * 200 + 1
+        assert np.abs(moved[..., 1] - y).max() <= 0.05 * 150 + 1
+        assert np.abs(moved[..., 0] - x).max() > 1
+    assert tilted(photo(), 0.05, rng(1)).tobytes() == tilted(photo(), 0.05, rng(1)).tobytes()
+
+
+def test_levels_are_a_line_from_black_to_white():
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
+    found = np.asarray(with_levels(ramp, 12, 238))[0]
+    np.testing.assert_allclose(found, np.linspace(12, 238, 256)[:, None].repeat(3, axis=1), atol=0.5)
+    assert (found[0, 0], found[-1, 0]) == (12, 238)
