@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
+from ray_app.config import config_root
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.detector import build_network, own_keys
-from ray_app.detectors.families.stages import StageStatistics, published_keys
+from ray_app.detectors.families.frozen import StageBackbone, build, build_backbone, published_keys
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, pattern_image
+from tests.detectors.fill import fill
 
 LITE = "tf_efficientnet_lite0"
 CARD = load_card("touchstone-photo")
-TWO_LOGITS = {"output": {"labels": ["real", "fake"], "fake_label": "fake", "sign": None}}
-HEAD = ("fc.weight", "fc.bias")
+SHIPPED = config_root() / "backbones" / "efficientnet-lite0-stages.safetensors"
 
 
 @functools.cache
@@ -28,12 +27,11 @@ def classifier(name=LITE):
     return network
 
 
-def folded(card=CARD):
-    """The card's network with that classifier's convolutions, and a head by formula."""
-    network = build_network(card).eval().requires_grad_(False)
-    head = fill({key: tensor for key, tensor in network.state_dict().items() if key in HEAD})
-    network.load_state_dict({**published_keys(classifier(card.architecture.name).state_dict(), network), **head})
-    return network
+def folded():
+    """The backbone with that classifier's convolutions."""
+    backbone = StageBackbone(LITE).eval().requires_grad_(False)
+    backbone.load_state_dict(published_keys(classifier().state_dict(), backbone))
+    return backbone
 
 
 def given(count=2, height=96, width=64):
@@ -54,7 +52,7 @@ def plain_statistics(network, pixels):
 def test_statistics_are_those_of_timm_s_network_with_its_norms(size):
     pixels = given(2, *size)
     expected = plain_statistics(classifier(), pixels)
-    found = folded().statistics(pixels)
+    found = folded()(pixels).statistics
     assert found.shape == (2, 2 * (16 + 24 + 40 + 80 + 112 + 192 + 320 + 1280))
     np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-3)
     assert np.abs(expected).max() > 0.5
@@ -62,30 +60,27 @@ def test_statistics_are_those_of_timm_s_network_with_its_norms(size):
 
 
 def test_the_score_is_one_layer_on_the_statistics():
-    network, pixels = folded(), given()
-    torch.testing.assert_close(network(pixels), network.statistics(pixels) @ network.fc.weight.T + network.fc.bias)
+    network, pixels = build(CARD).requires_grad_(False), given()
+    torch.testing.assert_close(network(pixels), network.backbone(pixels).statistics @ network.fc.weight.T + network.fc.bias)
 
 
 def test_a_level_picture_has_a_gradient():
-    network = folded()
     pixels = torch.zeros(1, 3, 32, 32, requires_grad=True)
-    network(pixels).sum().backward()
+    folded()(pixels).statistics.sum().backward()
     assert pixels.grad.isfinite().all()
 
 
 def test_a_file_with_other_names_in_the_same_order_is_the_same_file():
-    network = build_network(CARD)
+    backbone = StageBackbone(LITE)
     renamed = {f"_blocks.{place}.{key.rsplit('.', 1)[-1]}": tensor for place, (key, tensor) in enumerate(classifier().state_dict().items())}
-    found, expected = own_keys(CARD, renamed, network), own_keys(CARD, classifier().state_dict(), network)
-    assert found.keys() == expected.keys() == network.state_dict().keys() - {*HEAD}
+    found, expected = published_keys(renamed, backbone), published_keys(classifier().state_dict(), backbone)
+    assert found.keys() == expected.keys() == backbone.state_dict().keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
-    uncounted = {key: tensor for key, tensor in renamed.items() if not key.endswith("num_batches_tracked")}
-    assert all(torch.equal(tensor, expected[key]) for key, tensor in published_keys(uncounted, network).items())
 
 
-def test_a_file_of_our_own_is_taken_as_it_is():
-    state = folded().state_dict()
-    assert published_keys(state, build_network(CARD)) is state
+def test_a_folded_file_is_taken_as_it_is():
+    own = {key.removeprefix("network."): tensor for key, tensor in folded().state_dict().items()}
+    assert all(torch.equal(published_keys(own, StageBackbone(LITE))[f"network.{key}"], tensor) for key, tensor in own.items())
 
 
 @pytest.mark.parametrize("change", ["another size", "one tensor less", "another order"])
@@ -96,46 +91,40 @@ def test_another_network_s_file_is_refused(change):
     if change == "another order":
         state = {"classifier.bias": state.pop("classifier.bias"), **state}
     with pytest.raises(DetectorError, match="tf_efficientnet_lite0: the file's tensors are not those of this network, in its order"):
-        published_keys(state, build_network(CARD))
+        published_keys(state, StageBackbone(LITE))
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "no_such_network", "tf_efficientnet_lite9"])
 def test_what_is_no_lite_network_is_refused_by_name(name):
-    card = CARD.model_copy(update={"architecture": CARD.architecture.model_copy(update={"name": name})})
-    with pytest.raises(DetectorError, match=f"touchstone-photo: no EfficientNet-Lite of timm's: {name}"):
-        build_network(card)
+    architecture = CARD.backbone.architecture.model_copy(update={"name": f"stages/{name}"})
+    with pytest.raises(DetectorError, match=f"stages cannot build {name}"):
+        build_backbone(CARD.backbone.model_copy(update={"architecture": architecture}))
 
 
-def saved(folder, changes=None):
-    """A card of the family with its file beside it, under the names of our own files."""
-    card = load_card("touchstone-photo", changes or {})
-    save_file({key: tensor.contiguous() for key, tensor in folded(card).state_dict().items()}, folder / "stages.safetensors")
-    weights = card.weights.model_copy(update={"uri": str(folder / "stages.safetensors"), "sha256": None, "unverified": "of this test"})
-    return card.model_copy(update={"weights": weights})
-
-
-def test_a_card_with_two_logits_scores_their_difference(tmp_path):
-    card = saved(tmp_path, TWO_LOGITS)
-    network = build_network(card)
-    assert isinstance(network, StageStatistics)
-    assert network.fc.out_features == 2
-    detector = load_detector(card, precision="fp32")
-    pixels = np.stack([pattern_image(224, 224)])
-    with torch.inference_mode():
-        real, fake = folded(card)(detector.normalise(torch.from_numpy(pixels)))[0]
-    assert detector.score(pixels)[0] == pytest.approx((fake - real).item(), abs=1e-4)
-    assert abs(fake - real) > 1e-2
-
-
-def test_channels_last_gives_the_same_scores():
+def test_channels_last_gives_the_same_statistics():
     """A detector computes so, see `Detector`."""
     pixels = given()
-    expected = folded()(pixels)
-    found = folded().to(memory_format=torch.channels_last)(pixels.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    expected = folded()(pixels).statistics
+    found = folded().to(memory_format=torch.channels_last)(pixels.contiguous(memory_format=torch.channels_last)).statistics
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_card_s_size_is_the_network_s():
-    network = build_network(CARD)
-    assert CARD.size.parameters == sum(parameter.numel() for parameter in network.parameters())
-    assert CARD.size.tensors == len(network.state_dict())
+def test_the_shipped_backbone_is_small_and_in_half_precision():
+    assert SHIPPED.stat().st_size < 12_000_000
+    assert {tensor.dtype for tensor in load_file(SHIPPED).values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("name", ["touchstone-photo", "touchstone-photo-detail", "touchstone-photo-permissive", "touchstone-photo-permissive-detail"])
+def test_what_training_prepares_is_what_scoring_prepares(name):
+    """The same pixels, to the bit: training's loader and a detector call one `Preprocessing`."""
+    from PIL import Image
+
+    from ray_app.training.config import Recipe
+    from ray_app.training.networks import training_card
+    from ray_app.config import named_configs, read_mapping, validate
+
+    recipe = validate(read_mapping(named_configs("train")[name]), Recipe, where=name)
+    image = Image.effect_noise((517, 389), 60).convert("RGB")
+    trained, scored = training_card(recipe).preprocessing, load_detector(name).card.preprocessing
+    assert trained == scored
+    assert np.array_equal(trained.prepare(image), scored.prepare(image))
