@@ -114,14 +114,16 @@ def test_the_shipped_backbone_is_small_and_in_half_precision():
     assert {tensor.dtype for tensor in load_file(SHIPPED).values()} == {torch.float16}
 
 
-@pytest.mark.parametrize("name", ["touchstone-photo", "touchstone-photo-detail", "touchstone-photo-permissive", "touchstone-photo-permissive-detail"])
+@pytest.mark.parametrize(
+    "name", ["touchstone-photo", "touchstone-photo-detail", "touchstone-photo-permissive", "touchstone-photo-permissive-detail"]
+)
 def test_what_training_prepares_is_what_scoring_prepares(name):
     """The same pixels, to the bit: training's loader and a detector call one `Preprocessing`."""
     from PIL import Image
 
+    from ray_app.config import named_configs, read_mapping, validate
     from ray_app.training.config import Recipe
     from ray_app.training.networks import training_card
-    from ray_app.config import named_configs, read_mapping, validate
 
     recipe = validate(read_mapping(named_configs("train")[name]), Recipe, where=name)
     image = Image.effect_noise((517, 389), 60).convert("RGB")
