@@ -157,7 +157,7 @@ def build_backbone(backbone: Backbone) -> LibraryBackbone:
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise DetectorError(f"{backbone.name}: {library} cannot build {name}: {error}") from error
     raise DetectorError(
-        f"{backbone.name}: architecture.name {backbone.architecture.name!r} is none of timm/NAME, stages/NAME and transformers/…{_PROJECTING}"
+        f"{backbone.name}: architecture.name {backbone.architecture.name!r} is not timm/…, stages/… or transformers/…{_PROJECTING}"
     )
 
 

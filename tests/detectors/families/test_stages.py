@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from ray_app.config import config_root
-from ray_app.detectors import load_card, load_detector
+from ray_app.config import config_root, named_configs, read_mapping, validate
+from ray_app.detectors import load_card
 from ray_app.detectors.families.frozen import StageBackbone, build, build_backbone, published_keys
 from ray_app.errors import DetectorError
+from ray_app.training.config import Recipe
+from ray_app.training.networks import training_card
 from tests.detectors.fill import fill
 
 LITE = "tf_efficientnet_lite0"
@@ -119,14 +122,9 @@ def test_the_shipped_backbone_is_small_and_in_half_precision():
 )
 def test_what_training_prepares_is_what_scoring_prepares(name):
     """The same pixels, to the bit: training's loader and a detector call one `Preprocessing`."""
-    from PIL import Image
-
-    from ray_app.config import named_configs, read_mapping, validate
-    from ray_app.training.config import Recipe
-    from ray_app.training.networks import training_card
 
     recipe = validate(read_mapping(named_configs("train")[name]), Recipe, where=name)
     image = Image.effect_noise((517, 389), 60).convert("RGB")
-    trained, scored = training_card(recipe).preprocessing, load_detector(name).card.preprocessing
+    trained, scored = training_card(recipe).preprocessing, load_card(name).preprocessing
     assert trained == scored
     assert np.array_equal(trained.prepare(image), scored.prepare(image))
