@@ -73,6 +73,8 @@ WRAPPINGS = {
     "tiny-ladeda": TRAINED,
     "touchstone-photo": [(None, "")],
     "touchstone-photo-detail": [(None, "")],
+    "touchstone-photo-permissive": [(None, "")],
+    "touchstone-photo-permissive-detail": [(None, "")],
     "touchstone-tiny": [(None, "")],
     "unifd": [(None, ""), (None, "fc."), (None, "module.fc.")],
     "vfm-dinov3-convnext": HEAD,
@@ -97,7 +99,7 @@ def small(name):
         return eight[name]
     if name in BACKBONES:
         return small_frozen(card)
-    if card.backbone is not None:
+    if card.family == "clip-linear":
         tower = card.backbone.architecture
         narrow = tower.model_copy(update={"arguments": {**tower.arguments, **TOWER}})
         return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": narrow})})

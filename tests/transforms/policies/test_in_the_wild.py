@@ -21,8 +21,10 @@ def no_changes(monkeypatch):
     monkeypatch.setattr(in_the_wild, "_CHANGES", {})
 
 
-def test_the_crop_is_the_network_s_input_by_default():
-    assert make_policy(Augmentation(policy="in-the-wild"), side=48)(textured(), rng(0)).image.size == (48, 48)
+def test_pictures_are_wholes_unless_a_crop_is_given():
+    whole = make_policy(Augmentation(policy="in-the-wild"), side=48)(textured(), rng(0))
+    assert not whole.finished
+    assert whole.image.size != (48, 48)
     assert make_policy(Augmentation(policy="in-the-wild", arguments={"crop": 40}), side=48)(textured(), rng(0)).image.size == (40, 40)
 
 
