@@ -46,7 +46,8 @@ def test_what_is_uploaded_is_small(tmp_path):
     package = tmp_path / "package.zip"
     create_package(str(ROOT), package, include_gitignore=True)
     files = zipfile.ZipFile(package).infolist()
-    assert package.stat().st_size < 10 * 2**20, sorted((file.compress_size, file.filename) for file in files)[-5:]
+    # The weights of the default ensemble are 6.7 MB of it.
+    assert package.stat().st_size < 20 * 2**20, sorted((file.compress_size, file.filename) for file in files)[-5:]
     names = [file.filename for file in files]
     assert "jobs/score.py" in names
     assert not [name for name in names if name.startswith((".git/", ".venv/"))]
