@@ -74,7 +74,7 @@ WRAPPINGS = {
     "touchstone-photo": [(None, "")],
     "touchstone-photo-detail": [(None, "")],
     "touchstone-photo-permissive": [(None, "")],
-    "touchstone-photo-permissive-detail": [(None, "")],
+    "touchstone-crop-permissive": [(None, "")],
     "touchstone-tiny": [(None, "")],
     "unifd": [(None, ""), (None, "fc."), (None, "module.fc.")],
     "vfm-dinov3-convnext": HEAD,

@@ -19,7 +19,7 @@ from ray_app.errors import ConfigError
 DETECTORS = {
     "community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake", "clip-d-10k-plus", "corvi2023", "internvl-prompt",
     "maskclip", "unifd", "npr", "cnndetection", "ladeda9", "tiny-ladeda", "touchstone-tiny", "touchstone-photo", "touchstone-photo-detail",
-    "touchstone-photo-permissive", "touchstone-photo-permissive-detail",
+    "touchstone-photo-permissive", "touchstone-crop-permissive",
     "vfm-pe-l14", "vfm-dinov3-l16", "vfm-dinov3-convnext", "vfm-metaclip2-h14", "vfm-siglip2-so400m",
 }  # fmt: skip
 """Every detector that is to be shipped."""

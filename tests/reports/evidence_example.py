@@ -32,7 +32,7 @@ KINDS = {
 }
 
 
-def example_evidence(text=None, *, score=2.0, promised=False, run=None, ensemble="default", views=0):
+def example_evidence(text=None, *, score=2.0, promised=False, run=None, ensemble="tiny", views=0):
     """A record with its digest. `text` stands wherever a foreign text may; `score` of every detector, None = the image was not scored."""
     text = None if text is None else text.encode("utf-8", "backslashreplace").decode()  # Arrow holds no lone surrogate, so no row does
     card = _card(ensemble, promised=promised)
@@ -59,7 +59,7 @@ def example_evidence(text=None, *, score=2.0, promised=False, run=None, ensemble
 
 
 def _card(name, *, promised):
-    card = load_ensemble_card("published" if name == "published" else "default")
+    card = load_ensemble_card("published" if name == "published" else "tiny")
     if name == "cascade":
         members = [{"detector": "touchstone-tiny"}, {"detector": "corvi2023"}]
         card = EnsembleCard(name="two", title="Two", members=members, rule="cascade", cascade={"first": 1, "band": (-2, 2)})

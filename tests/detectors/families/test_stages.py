@@ -118,7 +118,7 @@ def test_the_shipped_backbone_is_small_and_in_half_precision():
 
 
 @pytest.mark.parametrize(
-    "name", ["touchstone-photo", "touchstone-photo-detail", "touchstone-photo-permissive", "touchstone-photo-permissive-detail"]
+    "name", ["touchstone-photo", "touchstone-photo-detail", "touchstone-photo-permissive", "touchstone-crop-permissive"]
 )
 def test_what_training_prepares_is_what_scoring_prepares(name):
     """The same pixels, to the bit: training's loader and a detector call one `Preprocessing`."""
