@@ -77,11 +77,12 @@ class DemoResult:
 
 
 def run_demo(folder: Path, *, photos: Path | None = None, images: int | None = None) -> DemoResult:
-    """Build the archive below `folder`, or choose from `photos`, and score it by the ensemble `default`. Raises as `score_archive`, and
-    ConfigError for photos without labels.
+    """Build the archive below `folder` and score it by the ensemble `tiny`, which knows simulated pictures; or choose from `photos`, and score
+    those by `default`. Raises as `score_archive`, and ConfigError for photos without labels.
     """
     archive = sample(folder, images or _DEFAULT_IMAGES) if photos is None else chosen(photos, folder, images)
-    finished = score_archive(ScoreConfig(source=(archive.source,), out=str(folder / "run")))
+    ensemble = "tiny" if photos is None else "default"
+    finished = score_archive(ScoreConfig(source=(archive.source,), out=str(folder / "run"), ensemble=ensemble))
     return DemoResult(finished, list(current_rows(RunDirectory.open(str(folder / "run")))), archive)
 
 
