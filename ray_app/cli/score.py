@@ -25,7 +25,8 @@ def demo(out: str | None, images: int | None, photos: str | None) -> int:
     """Score a small archive of pictures of which the truth is known, and tell how many verdicts were right. Needs no network.
 
     The real ones are photographs that installed packages ship (pip install 'touchstone[demo]' adds five), the made ones simulated, and the
-    ensemble is `tiny`, which knows such. With --photos it is the default; of what `collect --git` wrote, the rows of a split other than train.
+    ensemble is `tiny`, which knows such. With --photos it is the default; of what `collect --git` wrote, it takes the rows of a split
+    other than train.
 
     \b
     touchstone demo

@@ -36,6 +36,7 @@ SENTENCE = (
 )
 _FOLDER = "photographs"
 _SHOWN = 24  # rows of the table
+_SEEN = ("china.jpg",)  # touchstone-tiny was trained on it
 _DEFAULT_IMAGES = 80
 
 
@@ -77,8 +78,8 @@ class DemoResult:
 
 
 def run_demo(folder: Path, *, photos: Path | None = None, images: int | None = None) -> DemoResult:
-    """Build the archive below `folder` and score it by the ensemble `tiny`, which knows simulated pictures; or choose from `photos`, and score
-    those by `default`. Raises as `score_archive`, and ConfigError for photos without labels.
+    """Build the archive below `folder` and score it by the ensemble `tiny`, which knows simulated pictures; or choose from `photos`, and
+    score those by `default`. Raises as `score_archive`, and ConfigError for photos without labels.
     """
     archive = sample(folder, images or _DEFAULT_IMAGES) if photos is None else chosen(photos, folder, images)
     ensemble = "tiny" if photos is None else "default"
@@ -93,7 +94,7 @@ def sample(folder: Path, images: int) -> DemoArchive:
     archive, labelled = folder / "archive", folder / "archive-labels.csv"
     if not archive.exists():
         build_sample_archive(archive, files=images)
-    photographs = packaged_photographs()
+    photographs = [(one, file) for one, file in packaged_photographs() if one.name not in _SEEN]
     if not (archive / _FOLDER).exists():
         (archive / _FOLDER).mkdir()
         lines = io.StringIO()
