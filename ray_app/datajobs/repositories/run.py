@@ -189,9 +189,9 @@ def _write_images(store: Store, kept: Sequence[tuple[_Chosen, candidates.Row]]) 
     for one, group in groupby(kept, key=itemgetter(0)):
         there = store.sizes(f"{_IMAGES}/{one.rule.source}")
         rows = [row for _, row in group]
-        todo = [row for row in rows if there.get(_place(one.rule, row).rpartition("/")[2]) != row["size_bytes"]]
-        progress.advance(len(rows) - len(todo), 0)
-        for row, data in _contents(one, todo):
+        absent = [row for row in rows if there.get(_place(one.rule, row).rpartition("/")[2]) != row["size_bytes"]]
+        progress.advance(len(rows) - len(absent), 0)
+        for row, data in _contents(one, absent):
             store.write(_place(one.rule, row), data)
             progress.advance(1, 0)
     progress.close()

@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-import transformers
 from torch import nn
 
 from ray_app.detectors.card import Backbone, DetectorCard
 from ray_app.detectors.detector import BACKBONE
 from ray_app.detectors.families.clip import FrozenLinear
-from ray_app.detectors.families.transformers import quietly, unknown_keys, use_headwise_attention
 from ray_app.errors import DetectorError
 
 _INNER = "network"  # the library's own network in `LibraryBackbone`
@@ -39,7 +37,7 @@ class BackboneFeatures(NamedTuple):
 
 
 class LibraryBackbone(nn.Module):
-    """A library's own network, (N, 3, H, W) → `BackboneFeatures`. Its files hold the names of `network`: see `published_keys`.
+    """A library's own network, (N, 3, H, W) → a named tuple of features. Its files hold the names of `network`: see `published_keys`.
 
     `widths`: numbers per image of each feature.
     """
@@ -152,8 +150,12 @@ def build_backbone(backbone: Backbone) -> LibraryBackbone:
             return TimmBackbone(timm.create_model(name, pretrained=False, **arguments))
         if library == "stages":
             return StageBackbone(name, **arguments)
-        if library == "transformers" and name.endswith(_PROJECTING) and hasattr(transformers, name):
-            return ProjectingBackbone(_of_transformers(name, arguments, backbone.name))
+        if (
+            library == "transformers"
+            and name.endswith(_PROJECTING)
+            and (network := _of_transformers(name, arguments, backbone.name)) is not None
+        ):
+            return ProjectingBackbone(network)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise DetectorError(f"{backbone.name}: {library} cannot build {name}: {error}") from error
     raise DetectorError(
@@ -198,12 +200,20 @@ def _fold(conv: nn.Conv2d, norm: Any) -> None:
 
 def _moments(features: torch.Tensor) -> list[torch.Tensor]:
     values = features.float()
-    deviation = values.var(dim=(2, 3), unbiased=False).clamp_min(0).add(_LEAST_VARIANCE).sqrt()
+    deviation = values.var(dim=(2, 3), unbiased=False).add(_LEAST_VARIANCE).sqrt()
     return [values.mean(dim=(2, 3)), deviation]
 
 
 def _of_transformers(name: str, arguments: Mapping[str, Any], where: str) -> Any:
-    kind: Any = getattr(transformers, name)
+    """A network of transformers' by its class; None where there is no such class."""
+    # Seconds to import, which the default ensemble, a backbone of timm's, need not pay in every worker.
+    import transformers
+
+    from ray_app.detectors.families.transformers import quietly, unknown_keys, use_headwise_attention
+
+    kind: Any = getattr(transformers, name, None)
+    if kind is None:
+        return None
     with quietly():
         if unknown := list(unknown_keys(arguments, kind.config_class().to_dict())):
             raise DetectorError(f"{where}: architecture.arguments: unknown keys for {name}: {', '.join(unknown)}")
