@@ -118,7 +118,7 @@ def decided_on(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], output
         if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row]):
             checked[row] = replace(outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row))
     drawn = [] if spec.ensemble.cascade is None else audited_among(spec, checked)
-    doubts = range_doubts(spec, sizes, formats, facts_of(spec, [outcome.facts for outcome in outcomes]))
+    doubts = range_doubts(spec, sizes, formats, facts_of(spec, [outcome.facts for outcome in outcomes]) if spec.bounded else {})
     decisions = decide(
         spec.ensemble, scores, calibrations=spec.calibrations, out_of_range=doubts, remarks=remarks, audited=drawn, blank=blank
     )
@@ -203,7 +203,7 @@ def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None],
         largest = np.inf if fits.max_megapixels is None else fits.max_megapixels * 1e6
         beyond = (np.minimum(width, height) < fits.min_side_px) | (np.maximum(width, height) > longest) | (width * height > largest)
         outside = {row: fits.doubt(int(width[row]), int(height[row])) for row in np.flatnonzero(beyond).tolist()}
-        outside = {**card.fragility.doubts(facts), **outside}
+        outside = {**card.fragility.doubts(facts), **outside} if card.fragility.abstains else outside
         if outside:
             doubts[name] = [None] * len(sizes)
         for row, why in outside.items():

@@ -238,8 +238,9 @@ def test_where_all_connections_are_at_work_one_more_is_told_so():
         wait_for(lambda: app.state.began == 3)
         assert refusal(port, WELL) == (503, "overloaded", 3)
         at_work[0].close()
+        wait_for(lambda: app.state.ended == 1)
         wait_for(lambda: ask(port, WELL).status == 200)
-        assert app.state.ended == 1
+        assert app.state.began == 3
 
 
 def test_what_rests_longest_makes_room():
