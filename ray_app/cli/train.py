@@ -21,7 +21,7 @@ from ray_app.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from ray_app.archives.uri_list_rows import ListEntries
     from ray_app.detectors import Preprocessing
-    from ray_app.detectors.linear_head import Classifier, FeatureCache, FeatureReader, Fit
+    from ray_app.detectors.linear_head import Classifier, FeatureCache, FeatureReader, Fit, Head
 
 
 @click.command()
@@ -164,6 +164,10 @@ def fit(
         )
     labels = labels_file(index or labels or "")
     rows, folder = read_labels(labels, folds), Path(out)
+    if even and not any(row.group for row in rows):
+        raise ConfigError(
+            f"--even: {labels} says of no image which group it is of", hint="a column group, family or source, or --folds COLUMN"
+        )
     classifier = classifier or ("logistic" if base.weights.fitted else "svm")  # log-odds, which an ensemble may average
     name = name or f"{base.name.replace(':', '-')}-{classifier}"
     validate(base.model_dump() | {"name": name}, DetectorCard, where="--name")  # now rather than after hours of features
@@ -173,24 +177,13 @@ def fit(
     gathered = gather(rows, base.preprocessing, reader, cache, labels=labels)
     _report_refused(gathered, len(rows))
 
-    marks = np.array([row.label for row in gathered.used.values()])
-    linear_head.require_enough(marks)
-    features = np.stack([cache[sha256] for sha256 in gathered.used])
-    groups = [row.group for row in gathered.used.values()]
-    if even and not any(groups):
-        raise ConfigError(
-            f"--even: {labels} says of no image which group it is of", hint="a column group, family or source, or --folds COLUMN"
-        )
-    weighing = linear_head.even_weights(marks, groups) if even else None
-    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if any(groups) else None, weights=weighing)
-    head = linear_head.fit_head(features, marks, classifier, weights=weighing)
-    fitted = linear_head.Fit(classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs)
+    head, fitted, groups = _fitted_head(gathered, cache, classifier, labels, even=even)
     weights = folder / "weights.pth"
     sha256 = linear_head.save_head(weights, head)
     written = linear_head.write_card(folder / "card.yaml", base, name=name, weights=weights, sha256=sha256, fit=fitted)
     if base.terms != "permissive":
         licences.remember_licence(written.name, written.licence)  # the same terms, which were accepted for the backbone
-    click.echo(_summary(name, folder / "card.yaml", fitted, groups=len(set(groups)) if any(groups) else 0))
+    click.echo(_summary(name, folder / "card.yaml", fitted, groups=groups))
     if install:
         click.echo(f"installed as {base.name}: {linear_head.install_head(base, weights)}")
     return 0
@@ -286,6 +279,26 @@ def gather(
     finally:
         cache.save()
     return Gathered(used, refused, len(rows) - len(refused) - len(used))
+
+
+def _fitted_head(
+    gathered: Gathered, cache: "FeatureCache", classifier: "Classifier", labels: str, *, even: bool
+) -> "tuple[Head, Fit, int]":
+    """The head of all images that could be used, what its card says of the fit, and how many groups they are of (0: none is told)."""
+    import numpy as np
+
+    from ray_app.detectors import linear_head
+
+    marks = np.array([row.label for row in gathered.used.values()])
+    linear_head.require_enough(marks)
+    features = np.stack([cache[sha256] for sha256 in gathered.used])
+    groups = [row.group for row in gathered.used.values()]
+    told = any(groups)
+    weighing = linear_head.even_weights(marks, groups) if even else None
+    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if told else None, weights=weighing)
+    head = linear_head.fit_head(features, marks, classifier, weights=weighing)
+    fitted = linear_head.Fit(classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs)
+    return head, fitted, len(set(groups)) if told else 0
 
 
 def _report_refused(gathered: Gathered, rows: int) -> None:

@@ -383,11 +383,15 @@ def with_run_facts(card: DetectorCard, facts: Mapping[str, Any]) -> DetectorCard
     described |= {key: facts[key] for key in now.keys() - {"abstains"} if key in facts} | {"architecture": architecture}
     described["fragility"] = card.fragility.bounded_as(then["abstains"])
     described["valid_range"] = {"note": card.valid_range.note, **described["valid_range"]}
-    noted = validate(described, DetectorCard, where=f"{card.name}, as a run has it")
-    noted._folder = card._folder
-    if noted.backbone is not None and card.backbone is not None:
-        noted.backbone._folder = card.backbone._folder
-    return noted
+    return placed_like(validate(described, DetectorCard, where=f"{card.name}, as a run has it"), card)
+
+
+def placed_like(card: DetectorCard, other: DetectorCard) -> DetectorCard:
+    """The card, its files now looked for where those of another lie."""
+    card._folder = other._folder
+    if card.backbone is not None and other.backbone is not None:
+        card.backbone._folder = other.backbone._folder
+    return card
 
 
 def default_slots(device: str) -> int:

@@ -13,7 +13,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
-from ray_app.transforms.resizing import resized_rows_first
+from ray_app.transforms.resampling import resized_rows_first
 
 Pixels = npt.NDArray[np.uint8]
 ResizeMode = Literal["exact", "fast"]

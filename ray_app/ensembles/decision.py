@@ -104,11 +104,7 @@ def combine(
     """
     table = _table(scores, calibrations)
     if card.cascade is None:
-        combined = (
-            gated_mean(table, card.gate or OutlierGate())
-            if card.rule == "gated-mean"
-            else _by_rule(card.rule, card.stacking, table, card.members)
-        )
+        combined = _by_rule(card.rule, card.stacking, table, card.members, card.gate)
     else:
         early, late = early_scores(card, table), _staged(card.cascade.late, table)
         combined = np.where(_goes_on(card.cascade, early, audited), late, early)
@@ -207,12 +203,16 @@ def logit(chance: float) -> float:
     return math.log(chance) - math.log1p(-chance)
 
 
-def _by_rule(rule: str, stacking: Stacking | None, table: Table, members: Sequence[EnsembleMember] = ()) -> Column:
+def _by_rule(
+    rule: str, stacking: Stacking | None, table: Table, members: Sequence[EnsembleMember] = (), gate: OutlierGate | None = None
+) -> Column:
     with np.errstate(invalid="ignore"):  # a NaN among the members is a missing score, not an accident
         if rule == "weighted":
             return weighted(table, np.array([member.weight for member in members]))
         if stacking is not None:
             return stacked(table, stacking)
+        if rule == "gated-mean":
+            return gated_mean(table, gate or OutlierGate())
         return SYMMETRIC[rule](table)
 
 
@@ -296,11 +296,10 @@ def gated_mean(table: Table, gate: OutlierGate) -> Column:
     It lies between the lowest and the highest member. What one member says has bounded weight: far enough off it has none, so that a
     higher score of one member may make the result lower. NaN of any member gives NaN, as with every rule: who is missing is not outvoted.
     """
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(table - np.median(table, axis=1, keepdims=True))
-        spread = np.maximum(np.median(distance, axis=1, keepdims=True), gate.floor)
-        near = ~(_MAD_OF_ONE * distance > gate.deviations * spread)
-        result: Column = np.where(near, table, 0.0).sum(axis=1) / near.sum(axis=1)
+    distance = np.abs(table - np.median(table, axis=1, keepdims=True))
+    spread = np.maximum(np.median(distance, axis=1, keepdims=True), gate.floor)
+    near = ~(_MAD_OF_ONE * distance > gate.deviations * spread)
+    result: Column = np.where(near, table, 0.0).sum(axis=1) / near.sum(axis=1)
     return result
 
 

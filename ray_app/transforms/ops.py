@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter, features
 
 from ray_app.transforms.policy import ImageSample
-from ray_app.transforms.resizing import resized_rows_first
+from ray_app.transforms.resampling import resized_rows_first
 
 Taps = npt.NDArray[np.float64]
 

@@ -52,6 +52,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """The test's own cache of weights; no mirror, no hub."""
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TOUCHSTONE_WEIGHTS_MIRROR", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def small_card(tmp_path_factory):
     """A ViT of 0.4 M parameters, 64 × 64 pixels, one logit, with seeded weights in a safetensors file."""

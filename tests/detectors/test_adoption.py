@@ -14,13 +14,7 @@ from ray_app.errors import DetectorError
 from tests.detectors.checkable import sha256, write_checkable
 from tests.detectors.small_clip import small_card
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("TOUCHSTONE_WEIGHTS_MIRROR", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def elsewhere(card, folder, *, named=str):
@@ -35,7 +29,7 @@ def elsewhere(card, folder, *, named=str):
     return card.model_copy(update=changes)
 
 
-def test_own_weights_and_backbone_under_any_name_are_found_in_a_folder(tmp_path, cache):
+def test_own_weights_and_backbone_under_any_name_are_found_in_a_folder(tmp_path, own_cache):
     original, _ = small_card(tmp_path)
     card = elsewhere(original, tmp_path / "old server" / "deep", named=lambda place: f"no suffix {place}")
     (tmp_path / "old server" / "notes.txt").write_text("not weights " * 100)
@@ -59,7 +53,7 @@ def test_what_a_detector_still_lacks_is_told(tmp_path):
     assert done.lacking == {"small-clip": ["small-tower"]}
 
 
-def test_files_that_belong_beside_go_beside(tmp_path, cache):
+def test_files_that_belong_beside_go_beside(tmp_path, own_cache):
     card = load_card(write_checkable(tmp_path))
     beside = tmp_path / "tokens.json"
     beside.write_text('{"a": 1}')
@@ -68,7 +62,7 @@ def test_files_that_belong_beside_go_beside(tmp_path, cache):
     assert adopt([tmp_path / "renamed.bin"], [card]).lacking == {"checkable": ["checkable (tokens.json)"]}
     shutil.move(beside, tmp_path / "any.txt")
     assert adopt([tmp_path / "any.txt"], [card]).lacking == {"checkable": []}  # a file that is named is hashed
-    assert resolve_weights(card) == cache / cached_name(parts_of(card)[0])
+    assert resolve_weights(card) == own_cache / cached_name(parts_of(card)[0])
 
 
 def test_another_file_system_gets_a_copy(tmp_path, monkeypatch):
@@ -107,7 +101,7 @@ def test_every_shipped_file_whose_hash_is_stated_is_known():
     assert any(":" in card.name for card in cards)
 
 
-def test_a_card_without_a_hash_takes_a_file_by_name_if_it_fits(tmp_path, cache):
+def test_a_card_without_a_hash_takes_a_file_by_name_if_it_fits(tmp_path, own_cache):
     card, path = small_card(tmp_path)
     tower = tmp_path / "tower, as downloaded"
     shutil.move(tmp_path / "clip.safetensors", tower)
@@ -115,7 +109,7 @@ def test_a_card_without_a_hash_takes_a_file_by_name_if_it_fits(tmp_path, cache):
     save_file({key: tensor for key, tensor in state.items() if key != "visual.proj"}, tmp_path / "wrong")
     with pytest.raises(DetectorError, match=r"1 missing \(proj\)"):
         adopt_as("small-tower", tmp_path / "wrong", [card])
-    assert not cache.exists()
+    assert not own_cache.exists()
     done = adopt_as("small-tower", tower, [card])
     assert done.lacking == {"small-clip": []}
     load_detector(load_card(path))
@@ -128,13 +122,13 @@ def test_a_name_that_does_not_do_is_told(tmp_path, name, said):
         adopt_as(name, tmp_path / "file", known_cards())
 
 
-def test_a_mirror_folder_is_used_whatever_its_files_are_called(tmp_path, cache, monkeypatch):
+def test_a_mirror_folder_is_used_whatever_its_files_are_called(tmp_path, own_cache, monkeypatch):
     original, _ = small_card(tmp_path)
     card = elsewhere(original, tmp_path / "mirror" / "theirs", named=lambda place: f"{place}.bin")
     with pytest.raises(DetectorError, match="no weights"):
         resolve_weights(card)
     monkeypatch.setenv("TOUCHSTONE_WEIGHTS_MIRROR", str(tmp_path / "mirror"))
-    assert resolve_weights(card) == cache / cached_name(parts_of(card)[0])
+    assert resolve_weights(card) == own_cache / cached_name(parts_of(card)[0])
     load_detector(card)
 
 

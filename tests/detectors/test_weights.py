@@ -19,12 +19,7 @@ from tests.detectors.conftest import PUBLISHED
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("TOUCHSTONE_WEIGHTS_MIRROR", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def file_of(card):

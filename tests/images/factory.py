@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageDraw
+from PIL import Image, ImageCms
 
 from ray_app.errors import Status
 
@@ -21,18 +21,6 @@ def photo(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
     y, x = np.mgrid[0:height, 0:width]
     waves = np.stack([np.sin(x / (5 + c)) * 50 + np.cos(y / (7 - c)) * 50 + 128 for c in range(3)], axis=-1)
     return Image.fromarray((waves + np.random.default_rng(seed).normal(0, 8, waves.shape)).clip(0, 255).astype(np.uint8))
-
-
-def chart(width: int = 900, height: int = 600) -> Image.Image:
-    """White, with filled shapes and lines of writing, as charts and screenshots have."""
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    for number in range(12):
-        draw.rectangle([60 * number + 40, height - 40 * number - 60, 60 * number + 80, height - 40], fill=(30, 60 + 12 * number, 160))
-    for row in range(40, height // 2, 48):
-        for left in range(20, width, 24):
-            draw.rectangle([left, row, left + 11, row + 16], fill="black")
-    return image
 
 
 def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:

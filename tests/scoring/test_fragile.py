@@ -16,7 +16,8 @@ from ray_app.scoring.rescore import decide_run
 from ray_app.serving import ServeConfig
 from ray_app.serving.http.responses import ensemble_infos
 from ray_app.serving.release import load_release
-from tests.images.factory import chart, encoded, photo
+from tests.images.charts import chart
+from tests.images.factory import encoded, photo
 from tests.scoring.conftest import rows_of, score_here
 from tests.serving.in_process import local_scorer
 

@@ -104,9 +104,9 @@ def quarters(pixels: Image.Image) -> Iterator[tuple[Image.Image, bytes]]:
     width, height = pixels.width // 2, pixels.height // 2
     for top in (0, height):
         for left in (0, width):
-            cut, file = pixels.crop((left, top, left + width, top + height)), io.BytesIO()
-            cut.save(file, "PNG", compress_level=1)
-            yield cut, file.getvalue()
+            quarter, file = pixels.crop((left, top, left + width, top + height)), io.BytesIO()
+            quarter.save(file, "PNG", compress_level=1)
+            yield quarter, file.getvalue()
 
 
 def ending(format_name: str) -> str:

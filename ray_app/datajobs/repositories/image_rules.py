@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal
 
 from pydantic import Field
 
@@ -33,7 +32,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _SOURCE = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}", re.ASCII)
 _CAPPED = re.compile(r"capped at (\d+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FORMS = (("repo", _REPOSITORY, "OWNER/NAME"), ("commit", _COMMIT, "the 40 digits of a commit"), ("source", _SOURCE, "a plain name"))
+_FORMS = (("repo", _REPOSITORY, "OWNER/NAME"), ("commit", _COMMIT, "a commit's 40 digits"), ("source", _SOURCE, "a name"))
 _MOST_BYTES = 64 * 2**20  # of a list
 
 
@@ -131,11 +130,7 @@ def _rule(row: Mapping[str, str], where: str) -> ImageRule:
             re.compile(pattern, re.IGNORECASE)
         except re.error as error:
             raise ConfigError(f"{where}: {pattern!r} is no regular expression: {error}") from None
-    for name, form, what in (
-        ("repo", _REPOSITORY, "OWNER/NAME"),
-        ("commit", _COMMIT, "a commit's 40 digits"),
-        ("source", _SOURCE, "a name"),
-    ):
+    for name, form, what in _FORMS:
         if not form.fullmatch(row[name]):
             raise ConfigError(f"{where}: {name} {row[name]!r} is not {what}")
     is_sheet = row["label"].lower() == SHEET
@@ -182,7 +177,7 @@ _WORDS: Mapping[str, bool] = {"yes": True, "true": True, "1": True, "": False, "
 
 
 def _truth(row: Mapping[str, str], name: str, where: str) -> bool:
-    word: Literal[""] | str = row.get(name, "").lower()
+    word = row.get(name, "").lower()
     if word not in _WORDS:
         raise ConfigError(f"{where}: {name} {word!r} is neither yes nor no")
     return _WORDS[word]

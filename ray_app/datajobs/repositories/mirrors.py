@@ -131,11 +131,8 @@ class Mirror:
 
     def fetch(self, commit: str) -> None:
         """Get a commit by its name, or, from a host that knows branches alone, all of them. Raises CommitGone with git's words."""
-        tried = [("--depth=1", commit), _ALL_REFS]
-        for words in tried:
-            done = self._git(
-                "fetch", "--quiet", "--no-tags", "--no-auto-gc", "--no-recurse-submodules", _SMALL, "origin", *words, check=False
-            )
+        for words in (("--depth=1", commit), _ALL_REFS):
+            done = self._git(*_FETCH, "origin", *words, check=False)
             if self.has(commit):
                 return
         raise CommitGone(_words(done.stderr) if done.returncode else "no branch or tag leads to it")

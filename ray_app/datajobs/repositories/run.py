@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_app.archives.manifest import parquet_bytes
 from ray_app.cluster.progress import Progress
 from ray_app.datajobs.repositories import candidates
 from ray_app.datajobs.repositories.image_rules import ImageRule, RepositoriesConfig, read_refused, read_rules
@@ -84,8 +85,8 @@ def collect_repositories(config: RepositoriesConfig) -> dict[str, Any]:
         table = _index([owners[place].rule for place in kept], [rows[place] for place in kept])
         _write_images(store, [(owners[place], rows[place]) for place in kept])
         dropped = _dropped(owners, rows, decision)
-        store.write("dropped.parquet", _parquet(dropped))
-        store.write("index.parquet", _parquet(table))
+        store.write("dropped.parquet", parquet_bytes(dropped))
+        store.write("index.parquet", parquet_bytes(table))
         summary = _summary(config, chosen, found, decision, missing) | {"index_sha256": index_digest(table), **lease.facts()}
         store.write("summary.json", json.dumps(summary, indent=1, ensure_ascii=False).encode())
     return summary
@@ -148,7 +149,7 @@ def _examined(store: Store, chosen: Sequence[_Chosen], refused: frozenset[str], 
                     progress.advance(not row["quarter"], row["reason"] not in (None, "over_cap"))
                 places = {file.path: place for place, file in enumerate(one.files)}
                 rows.sort(key=lambda row: (places[row["path"]], row["quarter"] or 0))
-                store.write(part, _parquet(pa.Table.from_pylist(rows, candidates.CANDIDATE)))
+                store.write(part, parquet_bytes(pa.Table.from_pylist(rows, candidates.CANDIDATE)))
             found.append(rows)
     finally:
         progress.close()
@@ -186,15 +187,17 @@ def _write_images(store: Store, kept: Sequence[tuple[_Chosen, candidates.Row]]) 
         for place in sorted(earlier - {_place(one.rule, row) for one, row in kept}):
             store.delete(place)
     progress = Progress(len(kept), name="write")
-    for one, group in groupby(kept, key=itemgetter(0)):
-        there = store.sizes(f"{_IMAGES}/{one.rule.source}")
-        rows = [row for _, row in group]
-        absent = [row for row in rows if there.get(_place(one.rule, row).rpartition("/")[2]) != row["size_bytes"]]
-        progress.advance(len(rows) - len(absent), 0)
-        for row, data in _contents(one, absent):
-            store.write(_place(one.rule, row), data)
-            progress.advance(1, 0)
-    progress.close()
+    try:
+        for one, group in groupby(kept, key=itemgetter(0)):
+            there = store.sizes(f"{_IMAGES}/{one.rule.source}")
+            rows = [row for _, row in group]
+            absent = [row for row in rows if there.get(_place(one.rule, row).rpartition("/")[2]) != row["size_bytes"]]
+            progress.advance(len(rows) - len(absent), 0)
+            for row, data in _contents(one, absent):
+                store.write(_place(one.rule, row), data)
+                progress.advance(1, 0)
+    finally:
+        progress.close()
 
 
 def _contents(one: _Chosen, rows: Sequence[candidates.Row]) -> Iterator[tuple[candidates.Row, bytes]]:
@@ -249,9 +252,3 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "missing", f"{one['repo']} {one['commit']}: {wording.visible(one['why'])}"
     yield "index", f"{out}/index.parquet, SHA-256 of its content {summary['index_sha256']}"
     yield "next", f"touchstone index {out}/index.parquet --layout columns --out {out}/index"
-
-
-def _parquet(table: pa.Table) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(table, file, compression="zstd")
-    return file.getvalue()

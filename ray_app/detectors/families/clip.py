@@ -234,10 +234,10 @@ def build(card: DetectorCard) -> nn.Module:
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:
     """The head of a file under the network's names; two linear layers with nothing between them, as some files have, are one."""
-    layers = {"layers.0.weight", "layers.0.bias", "to_logits.weight", "to_logits.bias"}
-    if set(state) != layers:
+    layers = ("layers.0.weight", "layers.0.bias", "to_logits.weight", "to_logits.bias")
+    if set(state) != set(layers):
         return state
-    inner, shift, outer, last = (state[key].double() for key in ("layers.0.weight", "layers.0.bias", "to_logits.weight", "to_logits.bias"))
+    inner, shift, outer, last = (state[key].double() for key in layers)
     if outer.shape[-1:] != inner.shape[:1] or shift.shape != inner.shape[:1]:
         return state
     return {"fc.weight": (outer @ inner).float(), "fc.bias": (outer @ shift + last).float()}

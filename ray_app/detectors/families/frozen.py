@@ -150,12 +150,10 @@ def build_backbone(backbone: Backbone) -> LibraryBackbone:
             return TimmBackbone(timm.create_model(name, pretrained=False, **arguments))
         if library == "stages":
             return StageBackbone(name, **arguments)
-        if (
-            library == "transformers"
-            and name.endswith(_PROJECTING)
-            and (network := _of_transformers(name, arguments, backbone.name)) is not None
-        ):
-            return ProjectingBackbone(network)
+        if library == "transformers" and name.endswith(_PROJECTING):
+            network = _of_transformers(name, arguments, backbone.name)
+            if network is not None:
+                return ProjectingBackbone(network)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise DetectorError(f"{backbone.name}: {library} cannot build {name}: {error}") from error
     raise DetectorError(

@@ -22,7 +22,7 @@ import pyarrow as pa
 from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.config import validate
 from ray_app.detectors import DetectorCard, licences, load_card, weights, weights_digest
-from ray_app.detectors.card import default_slots
+from ray_app.detectors.card import default_slots, placed_like, with_run_facts
 from ray_app.ensembles import EnsembleCard, EnsembleMember
 from ray_app.errors import ConfigError, DetectorError, Status, TouchstoneError
 from ray_app.images import ImageLimits
@@ -54,7 +54,7 @@ def cards_of(ensemble: EnsembleCard, facts: Mapping[str, Mapping[str, Any]]) -> 
     for member in ensemble.members:
         card = _loaded(member.detector)
         noted = facts.get(card.name, {})
-        known[card.name] = RecordedCard(_as_noted(card, noted), departures(card, noted))
+        known[card.name] = RecordedCard(with_run_facts(card, noted), departures(card, noted))
     return known
 
 
@@ -65,7 +65,7 @@ def restored_card(card: Mapping[str, Any], named: str) -> DetectorCard:
     """
     again = validate(card, DetectorCard, where=f"the recorded card of {named}")
     try:
-        return again if "://" in named else _placed(again, load_card(named))
+        return again if "://" in named else placed_like(again, load_card(named))
     except TouchstoneError:
         again._folder = Path(named.rpartition(":")[0] or named).resolve().parent
         return again
@@ -96,30 +96,6 @@ def _loaded(detector: str) -> DetectorCard:
     except ConfigError as error:
         hint = "a record holds every card in full; bring the card to where the run's ensemble names it"
         raise ConfigError(f"the card of {detector} is not on this machine: {error.message}", hint=hint) from None
-
-
-def _as_noted(card: DetectorCard, noted: Mapping[str, Any]) -> DetectorCard:
-    """The card with what the run noted of it."""
-    changed = {key: noted[key] for key in ("preprocessing", "calibration", "output", "masks") if key in noted}
-    if "valid_range" in noted:
-        changed["valid_range"] = {"note": card.valid_range.note} | noted["valid_range"]
-    if noted:
-        changed["fragility"] = card.fragility.bounded_as(noted.get("abstains", {}))
-    if "architecture" in noted:
-        network = dict(noted["architecture"])
-        backbone = network.pop("backbone", None)
-        changed |= {"family": network.pop("family"), "architecture": network}
-        if backbone is not None and card.backbone is not None:
-            changed["backbone"] = card.backbone.model_dump(mode="json") | {"architecture": backbone}
-    return _placed(validate(card.model_dump(mode="json") | changed, DetectorCard, where=f"the run's card of {card.name}"), card)
-
-
-def _placed(card: DetectorCard, like: DetectorCard) -> DetectorCard:
-    """The card with its files looked for where those of another lie."""
-    card._folder = like.folder
-    if card.backbone is not None and like.backbone is not None:
-        card.backbone._folder = like.backbone.folder
-    return card
 
 
 CheckOutcome = Literal["agrees", "differs", "not checked"]
