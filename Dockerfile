@@ -1,7 +1,7 @@
-# Two images of the endpoint, which the Kubernetes manifests use:
+# Two images of endpoint and runs, which the Kubernetes manifests use; --build-arg EXTRAS=delta,zst adds what pyproject.toml calls so:
 #
-#   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:0.12.0-cpu  .
-#   docker build --target cuda                             --tag touchstone:0.12.0-cuda .
+#   docker build --target cpu  --build-arg TORCH_INDEX=URL --tag touchstone:0.13.0-cpu  .
+#   docker build --target cuda                             --tag touchstone:0.13.0-cuda .
 #
 # PyPI's torch carries CUDA's libraries, some gigabytes. TORCH_INDEX is the package index that holds torch without them (its address stands
 # on PyTorch's installation page, under "CPU"), or a mirror of yours; without it, `cpu` is refused rather than built ten times too large.
@@ -22,12 +22,14 @@ COPY --from=wheel /wheels /wheels
 
 FROM packages AS packages-cpu
 ARG TORCH_INDEX
+ARG EXTRAS
 RUN test -n "$TORCH_INDEX" || { echo "give --build-arg TORCH_INDEX: the package index that holds torch without CUDA" >&2; exit 1; }
 RUN /opt/touchstone/bin/pip install --no-deps --constraint /constraints.txt --index-url "$TORCH_INDEX" torch torchvision
-RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)"
+RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)${EXTRAS:+[$EXTRAS]}"
 
 FROM packages AS packages-cuda
-RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)"
+ARG EXTRAS
+RUN /opt/touchstone/bin/pip install --constraint /constraints.txt "$(ls /wheels/*.whl)${EXTRAS:+[$EXTRAS]}"
 
 FROM python:3.11-slim AS base
 # wget: KubeRay's own liveness probes call it. tini: signals reach the server, and its children are waited for.

@@ -35,17 +35,17 @@ test-on-ray: $(STAMP)
 test-without-ray: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -n 2 --dist loadfile --max-worker-restart 0 -m 'not ray and not slow' tests
 
-# The slow tests that CI runs all the same: GPU nodes, a submitted job, a run whose driver, actors and node are killed, a lost wave, an exported detector that scores.
+# The slow tests that CI runs all the same: GPU nodes, a submitted job and its stop, an autoscaler from zero to four nodes and back, cluster.yaml on AWS's API, versions that differ, a run whose driver, actors and node are killed, an exported detector that scores.
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and ci' tests/training tests/scoring
+	$(BIN)/python -m pytest --durations 10 -m 'slow and ci' tests/training tests/scoring tests/cluster
 
 # The other slow tests, by hand, in groups. Of scoring: sixteen kills at seeded moments on three nodes.
 test-kills: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_kills.py
 
-# Nodes that leave, faults of storage, output and decoders, rows that fail, runs that stop and go on.
+# Nodes that leave, faults of storage, output and decoders, rows that fail, runs that stop and go on, a year of nights.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_killed.py tests/scoring/test_leaving.py tests/scoring/test_decoder_deaths.py tests/scoring/test_faults.py tests/scoring/test_faulty_storage.py tests/scoring/test_failing_rows.py tests/cluster/test_shutdown.py tests/scoring/test_run_more.py
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_killed.py tests/scoring/test_leaving.py tests/scoring/test_decoder_deaths.py tests/scoring/test_faults.py tests/scoring/test_faulty_storage.py tests/scoring/test_failing_rows.py tests/cluster/test_shutdown.py tests/scoring/test_run_more.py tests/storage/test_clouds.py tests/scoring/test_nights.py tests/scoring/test_run_metrics.py tests/scoring/test_pod_end.py
 
 # 2,000 images in every form, 1,000 perturbed ones.
 test-forms: $(STAMP)
@@ -75,7 +75,7 @@ test-recipes: $(STAMP)
 test-data: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/datajobs/download tests/datajobs/generate tests/datajobs/shards tests/cli tests/test_profile_walk.py
 
-# The endpoint: deployed on a cluster, under hostile clients, behind nginx where that is installed, its metrics and its job store.
+# The endpoint: deployed on a cluster, under hostile clients, behind nginx where that is installed, its metrics and its jobs.
 test-endpoint: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/serving
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray_app.inference.ensemble import Ensemble, Result, load_detector, load_ensemble
 
-__version__ = "0.12.0"
+__version__ = "0.13.0"
 __all__ = ["Ensemble", "Result", "load_detector", "load_ensemble"]
 
 

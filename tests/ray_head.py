@@ -1,5 +1,6 @@
 """A Ray head node of its own, as an operator starts one; ended by the ids of its own processes."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray._private.services import get_node_ip_address
+
 from tests.scoring.conftest import family_of, kill_family, wait_until
 
 BIN = Path(sys.executable).parent
@@ -18,10 +21,11 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Head:
-    """`environment` makes commands find it; `address` is its dashboard's, `logs` the folder of its session's logs."""
+    """`environment` makes commands find it; `address` is its dashboard's, `gcs` its own, `logs` the folder of its session's logs."""
 
     environment: dict
     address: str
+    gcs: str
     process: subprocess.Popen
     logs: Path
 
@@ -55,9 +59,39 @@ def free_ports(count):
     return ports
 
 
+# An autoscaler that starts nodes on this machine within seconds, and removes them six seconds after their last work.
+AUTOSCALED = {
+    "cluster_name": "fake",
+    "head_node_type": "ray.head.default",
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 0.1,
+    **{name: {} for name in ("auth", "docker", "file_mounts")},
+    **{name: [] for name in ("cluster_synced_files", "initialization_commands", "setup_commands", "head_setup_commands")},
+    **{name: [] for name in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
+}
+PROVIDER = {
+    "type": "fake_multinode",
+    "use_node_id_as_ip": True,
+    "disable_node_updaters": True,
+    "disable_launch_config_check": True,
+    "launch_multiple": True,
+}
+
+
+def write_autoscaling(path, gcs, node_types):
+    """The config for `ray start --autoscaling-config` of a head at `gcs` with such nodes beside it."""
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    types = {name: {"node_config": {}, "min_workers": 0, **node} for name, node in node_types.items()}
+    most = sum(node["max_workers"] for node in types.values())
+    provider = {**PROVIDER, "gcs_address": gcs}
+    path.write_text(
+        json.dumps({**AUTOSCALED, "max_workers": most, "provider": provider, "available_node_types": {"ray.head.default": head, **types}})
+    )
+
+
 @contextmanager
-def ray_head(cpus=2, **variables):
-    """A head on free ports; `variables` are added to its environment."""
+def ray_head(cpus=2, *, node_types=None, **variables):
+    """A head on free ports; `variables` are added to its environment, nodes of `node_types` are started as an autoscaler finds it right."""
     gcs, dashboard, agent, client, grpc, metrics = free_ports(6)
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{BIN}:{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
@@ -66,6 +100,11 @@ def ray_head(cpus=2, **variables):
             f"--port={gcs}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
             f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
         ]  # fmt: skip
+        place = f"{get_node_ip_address()}:{gcs}"
+        if node_types is not None:
+            write_autoscaling(Path(folder) / "autoscaling.json", place, node_types)
+            command += [f"--autoscaling-config={folder}/autoscaling.json"]
+            variables |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         with open(Path(folder) / "start.log", "w") as log:
             process = subprocess.Popen(command, env=environment | variables, stdout=log, stderr=log)
             address = f"http://127.0.0.1:{dashboard}"
@@ -74,6 +113,7 @@ def ray_head(cpus=2, **variables):
                 yield Head(
                     environment | {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": address},
                     address,
+                    place,
                     process,
                     Path(folder) / "session_latest" / "logs",
                 )

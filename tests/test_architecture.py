@@ -110,6 +110,7 @@ LIGHT = [
     ("from ray_app.detectors import DetectorCard, Preprocessing, list_cards, load_card, resolve_weights; list_cards()", ()),
     ("from ray_app.detectors.licences import accepted_licences; accepted_licences()", ()),
     ("import ray_app.inference.decoder_child, ray_app.cli.main", ()),
+    ("import ray_app.scoring.run, ray_app.scoring.workers", ("scipy",)),
     *((f"import {name_of(source)}", ()) for source in SOURCES if source.name == "__init__.py"),
 ]
 TINY = """

@@ -49,6 +49,7 @@ ELSEWHERE = (
     "make ",
     "ray ",
     "export RAY_AUTH_MODE=",
+    "export RAY_API_SERVER_ADDRESS=",
     "serve deploy ",
     "kubectl apply ",
     "TOUCHSTONE_TOKENS=",

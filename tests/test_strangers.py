@@ -21,7 +21,7 @@ from tests.scoring.conftest import family_of, kill_family, wait_until, write_man
 ROOT = Path(__file__).resolve().parents[1]
 NO = {401, 403, 404, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-SECRETS = {name: f"{name.lower()}-of-twenty-letters" for name in ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN", "TOUCHSTONE_WEBHOOK_SECRET")}
+SECRETS = {name: f"{name.lower()}-of-twenty-letters" for name in ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")}
 TESTS_OWN = re.compile(r"\btests[./]")  # servers that other tests of this process left running
 pytestmark = pytest.mark.ray
 
@@ -194,7 +194,7 @@ def test_a_command_obeys_nobody_while_it_runs(words, outside, tmp_path):
 @pytest.mark.parametrize("haproxy", ["0", "1"])
 def test_an_endpoint_answers_who_has_its_token_and_its_ray_obeys_nobody(haproxy, outside, tmp_path):
     port = free_ports(1)[0]
-    words = ["-m", "ray_app.cli.main", "serve", "--ensemble", "tiny", "--host", "0.0.0.0", "--port", port, "--set", "jobs.webhooks=true"]
+    words = ["-m", "ray_app.cli.main", "serve", "--ensemble", "tiny", "--host", "0.0.0.0", "--port", port]
     with running(words, tmp_path, RAY_SERVE_ENABLE_HA_PROXY=haproxy) as process:
         assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n", (tmp_path / "errors").read_text()
         found = stranger.listeners(process.pid)

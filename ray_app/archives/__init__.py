@@ -1,6 +1,6 @@
 """Archives: a source → its members → a manifest cut into blocks (`Archive`, `list_members`, `read_block`, `MemberReader`)."""
 
-from ray_app.archives.build import Each, Portions, in_turn, is_as_listed, list_members
+from ray_app.archives.build import Portions, is_as_listed, list_members, list_portions
 from ray_app.archives.containers import Container, ContainerLimits
 from ray_app.archives.containers.parquet import read_referenced
 from ray_app.archives.manifest import (
@@ -10,6 +10,7 @@ from ray_app.archives.manifest import (
     copy_manifest,
     guard_of,
     iter_blocks,
+    last_listing,
     manifests,
     member_rows,
     read_block,
@@ -30,7 +31,9 @@ from ray_app.archives.members import (
     image_id,
 )
 from ray_app.archives.reader import MemberReader
+from ray_app.archives.s3_inventory import MANY, inventory_advice
 from ray_app.archives.sources import Archive, fetcher_of, name_of, open_source, places_of
+from ray_app.archives.walk import Each, in_turn
 
 __all__ = [
     "Archive",
@@ -58,6 +61,10 @@ __all__ = [
     "in_turn",
     "Portions",
     "list_members",
+    "list_portions",
+    "last_listing",
+    "MANY",
+    "inventory_advice",
     "is_as_listed",
     "manifests",
     "copy_manifest",

@@ -5,6 +5,7 @@ until each has an id of its own. That happens a handful of times in a lifetime.
 """
 
 import contextlib
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ray_app.archives import manifest, members, raw_listing
+from ray_app.archives import known_ids, manifest, members, raw_listing
 from ray_app.errors import StorageError
 from ray_app.storage import Store, listing
 
@@ -25,13 +25,15 @@ _HASHED_AGAIN, _ROW_BITS = 1 << 56, 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 _KNOWN = -1  # the position of an id of an earlier manifest
 _FILES_AT_ONCE = 8
-_MEMORY, _THREADS = "400MB", 4  # of DuckDB, which keeps the rest in a temporary folder
+# What DuckDB may take, up to so many ids, and its threads; it takes some 140 MB besides, and keeps the rest in a temporary folder. Of 10**7
+# ids it does with 160 MB, of 4 * 10**7 it does not.
+_MEMORY = ((2_500_000, "64MB", 2), (4_000_000, "160MB", 4), (math.inf, "400MB", 4))
+_HELD_AT_ONCE = 1 << 22  # ids that are grouped at once
 
 _CLAIMS = pa.schema([("image_id", pa.int64()), ("word", pa.int64()), ("position", pa.int64())])
-_HOLD = """
-    CREATE OR REPLACE TABLE held AS
+_HELD = """
     SELECT image_id, arg_min(word, position) AS holder, min(position) AS first, max(position) AS last, min(word) <> max(word) AS collides
-    FROM claims GROUP BY image_id"""
+    FROM claims WHERE image_id BETWEEN ? AND ? GROUP BY image_id"""
 _COLLIDED = "SELECT position, word FROM claims JOIN held USING (image_id) WHERE collides AND word <> holder ORDER BY position"
 _MOVE = "UPDATE claims SET image_id = again.image_id, position = again.position FROM again WHERE claims.position = again.before"
 _NEW = "SELECT first % ? FROM held WHERE first >= 0"
@@ -76,35 +78,45 @@ class ChosenMembers:
 
 
 def choose_new(
-    store: Store, number: int, earlier: Sequence[int], files: Sequence[raw_listing.RawFile], digest: members.Digest, id_rows: int
+    store: Store,
+    number: int,
+    earlier: Sequence[int],
+    files: Sequence[raw_listing.RawFile],
+    digest: members.Digest,
+    id_rows: int,
+    *,
+    are_all: bool = True,
+    known: int = 0,
 ) -> tuple[list[ChosenMembers], members.Ids]:
     """What manifest `number` gets of each raw file, and the sorted ids of `earlier` manifests that are not there any more.
 
-    Writes the new ids, at most about `id_rows` to a file. Memory: a bit per member, and 8 bytes per vanished id. Raises StorageError.
+    `are_all`: the files tell all that is there; else none counts as gone. `known`: about how many ids earlier manifests have. Writes the
+    new ids, at most about `id_rows` to a file. Memory: a bit per member, and 8 bytes per vanished id. Raises StorageError.
     """
-    with _database() as db:
-        for one in earlier:
-            for table in _known_ids(store, one, digest):
-                _claim(db, table, np.full(len(table), _KNOWN))
+    with _database(known + sum(file.rows for file in files)) as db:
+        for table in known_ids.known_ids(store, earlier, digest):
+            _claim(db, table, np.full(len(table), _KNOWN))
         for place, table in listing.in_order((_ids_of(store, *one) for one in enumerate(files)), at_once=_FILES_AT_ONCE, ahead=1):
             _claim(db, table, (place << _ROW_BITS) + np.arange(len(table)))
-        db.execute(_HOLD)
+        _hold(db)
         while collided := db.execute(_COLLIDED).fetchall():
             _hash_again(db, store, files, collided, digest)
-            db.execute(_HOLD)
+            _hold(db)
         _write_ids(db, store, number, id_rows)
-        return _chosen(db, files), db.sql(_VANISHED).to_arrow_table()["image_id"].to_numpy()
+        vanished = db.sql(_VANISHED).to_arrow_table()["image_id"].to_numpy() if are_all else np.empty(0, np.int64)
+        return _chosen(db, files), vanished
 
 
 @contextlib.contextmanager
-def _database() -> Iterator[Any]:
-    """An empty database that holds little in memory, reads no file and no network, and is gone afterwards."""
+def _database(ids: int) -> Iterator[Any]:
+    """An empty database for so many ids that holds little in memory, reads no file and no network, and is gone afterwards."""
     import duckdb  # where it is needed: whoever only reads manifests is spared its start
 
+    memory, threads = next((memory, threads) for most, memory, threads in _MEMORY if ids <= most)
     with tempfile.TemporaryDirectory(prefix="touchstone-ids-") as folder:
         db = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
         try:
-            db.execute(f"SET memory_limit='{_MEMORY}'; SET threads={_THREADS}; SET preserve_insertion_order=false")
+            db.execute(f"SET memory_limit='{memory}'; SET threads={threads}; SET preserve_insertion_order=false")
             db.execute("SET temp_directory=?", [folder])
             db.execute("SET enable_external_access=false; SET lock_configuration=true")
             db.register("claimed", _CLAIMS.empty_table())
@@ -122,19 +134,22 @@ def _claim(db: Any, table: pa.Table, positions: members.Ids) -> None:
     db.execute("INSERT INTO claims FROM claimed")
 
 
+def _hold(db: Any) -> None:
+    """Who has which id, found for as many ids at a time as their counts fit into memory."""
+    [(count,)] = db.execute("SELECT count(*) FROM claims").fetchall()
+    for part, ids in enumerate(_stretches(count, _HELD_AT_ONCE)):
+        db.execute(("INSERT INTO held" if part else "CREATE OR REPLACE TABLE held AS") + _HELD, ids)
+
+
+def _stretches(count: int, most: int) -> list[tuple[int, int]]:
+    """The first and the last id of stretches by top bits, so many that each has at most about `most` of `count` ids."""
+    bits = max(0, -(-count // most) - 1).bit_length()
+    firsts = [(part << (64 - bits)) - (1 << 63) for part in range(1 << bits)]
+    return [(first, first + (1 << (64 - bits)) - 1) for first in firsts]
+
+
 def _ids_of(store: Store, place: int, file: raw_listing.RawFile) -> Iterator[tuple[int, pa.Table]]:
     yield place, pa.concat_tables(file.tables(store, ["image_id", "check"]))
-
-
-def _known_ids(store: Store, number: int, digest: members.Digest) -> Iterator[pa.Table]:
-    """Ids and check words of the members that a manifest added; of one written before there were id files, from its rows."""
-    folder = f"{manifest.folder_of(number)}/ids"
-    for name in (names := store.names(folder)):
-        yield pq.read_table(pa.BufferReader(store.read(f"{folder}/{name}")))
-    for ref in [] if names else manifest.read_blocks(store, number):
-        table = manifest.read_block(store, ref)
-        checks = [members.check_word(digest(manifest.listed_row(row), 0)) for row in table.to_pylist()]
-        yield pa.table({"image_id": table["image_id"], "check": pa.array(checks, pa.int64())})
 
 
 def _hash_again(
@@ -156,10 +171,10 @@ def _hash_again(
 def _write_ids(db: Any, store: Store, number: int, id_rows: int) -> None:
     """The new ids, sorted, in 2**bits files by their top bits, each with the next word of its member's digest."""
     [(count,)] = db.execute("SELECT count(*) FROM held WHERE first >= 0").fetchall()
-    bits = max(0, -(-count // id_rows) - 1).bit_length()
-    for bucket in range(1 << bits):
-        first = (bucket << (64 - bits)) - (1 << 63)
-        table = db.sql(_NEW_IDS, params=[first, first + (1 << (64 - bits)) - 1]).to_arrow_table()
+    stretches = _stretches(count, id_rows)
+    bits = len(stretches).bit_length() - 1
+    for bucket, ids in enumerate(stretches):
+        table = db.sql(_NEW_IDS, params=ids).to_arrow_table()
         if len(table):
             store.write(f"{manifest.folder_of(number)}/ids/{bits}-{bucket:05}.parquet", manifest.parquet_bytes(table))
 

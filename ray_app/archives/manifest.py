@@ -5,6 +5,7 @@ manifest/<n>/part-00000-00000.parquet …  members; one row group is one block, 
 manifest/<n>/blocks.parquet              for each block: its file, row group, members and bytes
 manifest/<n>/ids/…                       the ids that <n> adds, sorted, by their top bits, each with the next word of its digest
 manifest/<n>/vanished.parquet            ids of earlier manifests that the listing of <n> no longer had
+manifest/<n>/unlisted.json               what a listing that goes on has not listed yet (`Walk.noted`)
 manifest/<n>/_complete                   counts, as JSON; written last: without it the folder does not count
 """
 
@@ -53,7 +54,9 @@ class ManifestInfo:
 
     `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
     `linked_folders`: symbolic links to folders, which were not followed; `linked_example` is the first of them.
-    `servers`, `allow_private`: the guard of who listed them, for those who read them later.
+    `earlier`: how many members the manifests before have; -1 where it is not noted.
+    `servers`, `allow_private`: the guard of who listed them, for those who read them later; where `earlier` is noted, and those before.
+    `goes_on`: it is a portion of a listing that goes on in the next manifest; `listed` and `named` count all portions so far.
     """
 
     manifest: int
@@ -70,6 +73,8 @@ class ManifestInfo:
     linked_example: str = ""
     servers: Sequence[str] = ()
     allow_private: bool = False
+    earlier: int = -1
+    goes_on: bool = False
     format: int = _FORMAT
 
 
@@ -101,6 +106,12 @@ class BlockList(Sequence[BlockRef]):
     def members(self) -> int:
         """How many members they have together."""
         return int(self._table["members"].to_numpy().sum())
+
+    @property
+    def sizes(self) -> Ids:
+        """How many members each has."""
+        sizes: Ids = self._table["members"].to_numpy().astype(np.int64)
+        return sizes
 
     @property
     def size_bytes(self) -> int:
@@ -169,11 +180,36 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
     return ManifestInfo(**fields)
 
 
+def last_listing(store: Store) -> ManifestInfo | None:
+    """The newest complete manifest's; None where there is none."""
+    numbers = manifests(store)
+    return read_complete(store, numbers[-1]) if numbers else None
+
+
 def guard_of(store: Store) -> Guard:
     """Which web servers are requested for the members of a store's manifests: those that their own commands could ask."""
-    infos = [info for number in manifests(store) if (info := read_complete(store, number)) is not None]
-    noted = Guard(frozenset(name for info in infos for name in info.servers), any(info.allow_private for info in infos))
-    return noted.joined(Guard.of(places_of(_sources(store))))
+    return listed_so_far(store).guard.joined(Guard.of(places_of(_sources(store))))
+
+
+@dataclass(frozen=True)
+class ListedSoFar:
+    """All complete manifests together: their members, and the guard under which these may be read."""
+
+    members: int
+    guard: Guard
+
+
+def listed_so_far(store: Store) -> ListedSoFar:
+    """Read back from the last manifest to one that sums up those before it."""
+    infos: list[ManifestInfo] = []
+    for number in reversed(manifests(store)):
+        info = read_complete(store, number)
+        infos += [] if info is None else [info]
+        if info is not None and info.earlier >= 0:
+            break
+    before = max(infos[-1].earlier, 0) if infos else 0
+    servers = frozenset(name for info in infos for name in info.servers)
+    return ListedSoFar(before + sum(info.members for info in infos), Guard(servers, any(info.allow_private for info in infos)))
 
 
 def _sources(store: Store) -> list[str]:
@@ -195,6 +231,16 @@ def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: I
     store.write(_path(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
     store.write(_path(info.manifest, "vanished.parquet"), parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS)))
     write_complete(store, info)
+
+
+def write_unlisted(store: Store, number: int, noted: bytes) -> None:
+    """Note what a manifest's listing has left, before that counts."""
+    store.write(_path(number, "unlisted.json"), noted)
+
+
+def read_unlisted(store: Store, number: int) -> bytes:
+    """What the listing of a manifest that `goes_on` has left."""
+    return store.read(_path(number, "unlisted.json"))
 
 
 def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:

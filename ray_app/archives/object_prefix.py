@@ -19,17 +19,19 @@ from ray_app.storage import (
     Fetcher,
     KeyRange,
     ObjectInfo,
+    RangeReader,
     base_of,
     canonical,
     is_pattern,
     list_divisions,
     list_objects,
-    list_range,
+    split_range,
     strip_secrets,
     urls,
 )
 
 TABLE, _SHARD = ".parquet", ".tar"
+_BYTES_A_MEMBER = 100_000  # of a container, as long as nobody has opened it
 _MOST_CELLS = 2_000_000  # held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
 
 
@@ -143,7 +145,19 @@ class PrefixRange:
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Its objects, as `ObjectPrefix.found` tells them."""
-        objects = list_range(self.keys)
+        return self.told(RangeReader(self.keys), fetcher)
+
+    def begun(self, most: int) -> "BegunRange":
+        """The same as far as about `most` members go."""
+        return BegunRange(self, most)
+
+    def split(self, pieces: int) -> list["PrefixRange"]:
+        """About so many ranges in its place, found by probing. Raises StorageError."""
+        return [replace(self, keys=keys) for keys in split_range(self.keys, pieces)]
+
+    def told(self, reader: RangeReader, fetcher: Fetcher) -> Iterator[Found]:
+        """What the objects are that a reader of its keys gives."""
+        objects = iter(reader)
         first = next(objects, None)
         if first is None:
             return iter(())
@@ -152,6 +166,28 @@ class PrefixRange:
         if table is not None and self.keys.pattern is not None:
             table = table if urls.full_matcher(self.keys.pattern)(table.uri.removeprefix(self.prefix.below)) else None
         return self.prefix.told(chain([first], objects), fetcher, table)
+
+
+class BegunRange:
+    """A range that is read as far as `most` members go: a container counts for as many as it may hold."""
+
+    def __init__(self, whole: PrefixRange, most: int) -> None:
+        self._whole, self._most, self._reader = whole, most, RangeReader(whole.keys)
+
+    def found(self, fetcher: Fetcher) -> Iterator[Found]:
+        """As `PrefixRange.found`; of files whole pages, of containers no more than are wanted."""
+        members = 0
+        for path, item in self._whole.told(self._reader, fetcher):
+            holds = item.size_bytes // _BYTES_A_MEMBER if isinstance(item, Container) else 0
+            members += 1 + max(holds, 0)
+            if members >= self._most:
+                self._reader.stop(here=holds > 0)
+            yield path, item
+
+    @property
+    def rest(self) -> PrefixRange | None:
+        """What is left, once all was found; None where that is nothing."""
+        return None if self._reader.rest is None else replace(self._whole, keys=self._reader.rest)
 
 
 def as_found(info: ObjectInfo, path: str, kind: str | None, columns: TableColumns, limits: ContainerLimits) -> ListedMember | Container:

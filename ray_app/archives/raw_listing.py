@@ -5,6 +5,7 @@ Raw files lie in `manifest/<n>/listing/` until the manifest is cut; the bytes of
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import members, sources
+from ray_app.archives import members, object_prefix, sources
 from ray_app.archives.containers import Container
 from ray_app.archives.manifest import has_columns_of_archive, input_type, joined_inputs, listed_rows, parquet_bytes, with_input
 from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
@@ -21,6 +22,7 @@ from ray_app.storage import Fetcher, LinkedFolders, Store, noting_linked_folders
 Progress = Callable[[int], object]
 
 RAW_ROWS = 131_072  # members of one raw file: what a task holds at once
+SUMS = 1 << 256  # digests of sections are sums modulo this
 _BATCH = 8192
 _CARRIED_BYTES = 256 * 1024  # a smaller file needs no file
 
@@ -63,22 +65,28 @@ class RawFile:
 class SectionListing:
     """What one section has: `found` members, with or without those that patterns leave out, and containers to be opened.
 
-    `digest` tells it from every other; `settled`: it names nothing outside its containers and none that was out of reach. `linked`: folders
-    that are no part of it, since they are only linked to.
+    `digest` tells it from every other: a sum over what was found, so that its parts add up to the same however they were cut (modulo
+    2**256; all of SHA-256). `settled`: it names nothing outside its containers and none that was out of reach. `linked`: folders that
+    are no part of it, since they are only linked to. `rest`: of a range of keys, what was not listed yet.
     """
 
     found: int
     kept: int
     files: tuple[RawFile, ...]
     containers: tuple[Container, ...]
-    digest: bytes
+    digest: int
     settled: bool
     linked: LinkedFolders
+    rest: object_prefix.PrefixRange | None = None
 
 
 @dataclass(frozen=True)
 class SectionLister:
-    """Lists sections of one archive into `folder`; called with (number, section). Picklable, as tasks need it."""
+    """Lists sections of one archive into `folder`; called with (number, sections), which it lists side by side.
+
+    Picklable, as tasks need it. `limit`: the first so many members that pass. `most`: of a range of keys about so many objects, whatever
+    they are.
+    """
 
     store: Store
     folder: str
@@ -87,18 +95,29 @@ class SectionLister:
     digest: members.Digest
     raw_rows: int = RAW_ROWS
     limit: int | None = None
+    most: int | None = None
     progress: Progress | None = None
+    batch: int = _BATCH
 
-    def __call__(self, item: tuple[int, sources.SourceSection]) -> SectionListing:
+    def __call__(self, item: tuple[int, Sequence[sources.SourceSection]]) -> list[SectionListing]:
         """Raises ConfigError and StorageError from the source."""
-        number, section = item
-        writer = _RawWriter(self.store, f"{self.folder}/{number:06}", self.raw_rows)
+        number, sections = item
+        one_of_many = replace(self, raw_rows=max(1, self.raw_rows // len(sections)), batch=max(1, self.batch // len(sections)))
+        stems = [f"{self.folder}/{number:06}" + f"-{place:02}" * (len(sections) > 1) for place in range(len(sections))]
+        if len(sections) == 1:
+            return [self._listed(stems[0], sections[0])]
+        with ThreadPoolExecutor(len(sections), thread_name_prefix="list") as pool:
+            return list(pool.map(one_of_many._listed, stems, sections))
+
+    def _listed(self, stem: str, section: sources.SourceSection) -> SectionListing:
+        begun = section.begun(self.most) if isinstance(section, object_prefix.PrefixRange) and self.most is not None else None
+        writer = _RawWriter(self.store, stem, self.raw_rows)
         containers: list[Container] = []
         found, settled = 0, True
 
         def kept() -> Iterator[members.ListedMember]:
             nonlocal found, settled
-            for (_, entry), passes in self.selection.chosen(section.found(self.fetcher)):
+            for (_, entry), passes in self.selection.chosen((begun or section).found(self.fetcher)):
                 if isinstance(entry, Container) and passes:
                     containers.append(entry)
                     continue
@@ -111,15 +130,16 @@ class SectionLister:
         count = 0
         wanted = islice(kept(), self.limit)
         with noting_linked_folders() as linked:
-            while batch := list(islice(wanted, min(_BATCH, self.raw_rows))):
+            while batch := list(islice(wanted, min(self.batch, self.raw_rows))):
                 writer.add(batch, self.digest)
                 count += len(batch)
                 if self.progress is not None:
                     self.progress(count)
         files = tuple(writer.finish())
         for container in containers:
-            writer.digest.update(repr(container).encode("utf-8", "surrogateescape"))
-        return SectionListing(found, count, files, tuple(containers), writer.digest.digest(), settled, linked)
+            writer.add_digest(hashlib.sha256(repr(container).encode("utf-8", "surrogateescape")).digest())
+        rest = None if begun is None else begun.rest
+        return SectionListing(found, count, files, tuple(containers), writer.digest, settled, linked, rest)
 
 
 def _is_for_good(refused: members.RefusedMember | None) -> bool:
@@ -127,12 +147,12 @@ def _is_for_good(refused: members.RefusedMember | None) -> bool:
 
 
 class _RawWriter:
-    """Streams members into raw files; memory holds one of them. `digest` is over all of them."""
+    """Streams members into raw files; memory holds one of them. `digest` is the sum over all of them."""
 
     def __init__(self, store: Store, stem: str, raw_rows: int) -> None:
         self._store, self._stem, self._raw_rows = store, stem, raw_rows
         self._files: list[RawFile] = []
-        self.digest = hashlib.sha256()
+        self.digest = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -141,13 +161,18 @@ class _RawWriter:
 
     def add(self, items: Sequence[members.ListedMember], digest: members.Digest) -> None:
         digests = b"".join([digest(item, 0) for item in items])
-        self.digest.update(digests)
+        self.add_digest(digests)
         words = np.frombuffer(digests, ">i8").reshape(len(items), -1).astype(np.int64)
         if self._rows + len(items) > self._raw_rows:
             self._close()
         self._tables.append(listed_rows(words[:, 0], items).append_column("check", pa.array(words[:, 1])))
         self._rows += len(items)
         self._as_text |= any(map(has_columns_of_archive, items))
+
+    def add_digest(self, digests: bytes) -> None:
+        """Add digests of 32 bytes each, one behind another, to the sum of all."""
+        columns = np.frombuffer(digests, ">u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64).tolist()
+        self.digest = (self.digest + sum(column << (32 * (7 - place)) for place, column in enumerate(columns))) % SUMS
 
     def finish(self) -> list[RawFile]:
         self._close()

@@ -7,7 +7,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html and
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus
@@ -22,11 +22,24 @@ from ray_app.archives.containers import ContainerLimits
 from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher, ObjectInfo, Store, canonical, urls
 
+MANY = 10_000_000  # keys that are better read from an inventory: as requests they are 10,000
+
 _ROWS_AT_ONCE = 16_384
 _MOST_BYTES = 64 * 2**20  # of a manifest.json, which has some 200 bytes for a data file of up to a million objects
 # What the inventory is asked for besides the bucket and key that it always has, and how its settings call it.
 _NEEDED = {"size": "Size", "etag": "ETag"}
 _VERSIONED = ("islatest", "isdeletemarker")
+
+
+def inventory_advice(sources: Sequence[str]) -> str | None:
+    """What to say of sources with `MANY` keys; None where none of them is listed by requests to S3."""
+    places = [source for source in sources if source.startswith(("s3://", "files::s3://"))]
+    if not places:
+        return None
+    return (
+        f"{places[0]} has very many keys: an S3 Inventory lists them without a request for every thousand"
+        " (a daily or weekly table with Size and ETag; then inventory::s3://BUCKET/…/manifest.json is the source)"
+    )
 
 
 @dataclass(frozen=True)

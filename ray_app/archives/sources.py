@@ -9,12 +9,16 @@ A source is a URL or path. `KIND::URL` says what it is where its name does not: 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby, islice
 from typing import Protocol
 
 from ray_app.archives import members, object_prefix, s3_inventory, uri_lists
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, Unopened
 from ray_app.errors import ConfigError
-from ray_app.storage import Fetcher, Guard, RetryPolicy, canonical, is_pattern, matcher, matcher_below, strip_secrets
+from ray_app.storage import Fetcher, Guard, KeyRange, RetryPolicy, canonical, is_pattern, listing, matcher, matcher_below, strip_secrets
+
+# Ranges of keys that are read at once by one process, and how much of each it may hold: bounds memory to some 50 MB.
+_RANGES_AT_ONCE, _PIECES_AHEAD, _PIECE = 8, 8, 1000
 
 
 class SourceSection(Protocol):
@@ -113,21 +117,33 @@ class Archive:
 
     def sections(self) -> Iterator[SourceSection]:
         """The parts of all sources, in order."""
-        for source in self._sources:
-            yield from source.sections(self.fetcher)
+        for _, _, section in self.numbered_sections():
+            yield section
+
+    def numbered_sections(self) -> Iterator[tuple[int, int, SourceSection]]:
+        """The same, each with the number of its source and its own number there."""
+        for number, source in enumerate(self._sources):
+            for ordinal, section in enumerate(source.sections(self.fetcher)):
+                yield number, ordinal, section
+
+    def range_of(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
+        """A stretch of the source of that number, an S3 prefix, as a section."""
+        prefix = self._sources[source]
+        prefix = prefix.prefix if isinstance(prefix, _PerhapsList) else prefix
+        assert isinstance(prefix, object_prefix.ObjectPrefix), "no other source is listed in ranges of keys"
+        return object_prefix.PrefixRange(prefix, keys)
 
     def __iter__(self) -> Iterator[members.ListedMember]:
         found = kept = 0
         containers: list[Container] = []
-        for section in self.sections():
-            for (_, item), passes in self.selection.chosen(section.found(self.fetcher)):
-                if isinstance(item, Container):
-                    containers += [item] * passes
-                    found += not passes
-                else:
-                    found, kept = found + 1, kept + passes
-                    if passes:
-                        yield item
+        for (_, item), passes in self.selection.chosen(self._found()):
+            if isinstance(item, Container):
+                containers += [item] * passes
+                found += not passes
+            else:
+                found, kept = found + 1, kept + passes
+                if passes:
+                    yield item
         for container in containers:
             for (_, item), passes in self.selection.chosen(Opened((container,)).found(self.fetcher)):
                 assert isinstance(item, members.ListedMember)
@@ -136,6 +152,14 @@ class Archive:
                     yield item
         if not kept:
             raise self.empty(found, len(containers))
+
+    def _found(self) -> Iterator[object_prefix.Found]:
+        """What the sections have, in order; behind the first of some ranges of keys the others are read several at once."""
+        for is_range, run in groupby(self.sections(), lambda section: isinstance(section, object_prefix.PrefixRange)):
+            for section in islice(run, 1 if is_range else None):
+                yield from section.found(self.fetcher)
+            pieces = [_in_pieces(section.found(self.fetcher)) for section in run]
+            yield from chain.from_iterable(listing.in_order(pieces, at_once=_RANGES_AT_ONCE, ahead=_PIECES_AHEAD))
 
     def check(self) -> None:
         """Whether each source is there, and something passes the patterns: as far into the archive as that takes. Raises as iterating."""
@@ -155,6 +179,11 @@ class Archive:
         return ConfigError(
             f"{names}: none of {found} files passes {patterns}", hint="letters count as they are: *.jpg is not A.JPG; ** spans folders"
         )
+
+
+def _in_pieces(found: Iterator[object_prefix.Found]) -> Iterator[list[object_prefix.Found]]:
+    while piece := list(islice(found, _PIECE)):
+        yield piece
 
 
 open_source = Archive  # as a verb, for those who only want one

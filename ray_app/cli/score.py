@@ -43,7 +43,8 @@ def demo(out: str | None, images: int | None, photos: str | None) -> int:
 @click.command()
 @what_is_scored
 @click.option("--out", metavar="DIR", help="The run directory; where it holds a run, what that has done is left out. Nothing is written.")
-@click.option("--cluster", metavar="NAME|FILE", help="Machines and their prices: laptop, cpu-pool, gpu-spot-pool, or a YAML of yours.")
+@click.option("--table", metavar="URL", help="The Delta table that the rows would be appended to.")
+@click.option("--cluster", metavar="NAME|FILE", help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or a YAML of yours.")
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
 @click.option("--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Members to try out for the rates, on one core.")
 @licence_option
@@ -97,6 +98,7 @@ def _failed_statuses(context: click.Context, option: click.Parameter, text: str 
 @click.command()
 @what_is_scored
 @click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command on it resumes.")
+@click.option("--table", metavar="URL", help="Append the rows to this Delta table, too, once they are final; a path or s3://.")
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop resumably after so many hours.")
 @click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), help="Stop resumably when so much is spent, by --set prices.….")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
@@ -126,12 +128,13 @@ def score(
 ) -> int:
     """Score every file of SOURCE: one row each, resumable, in --out.
 
-    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, https://, hf://datasets/. Members of tars, zips and Parquet
+    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, az://, https://, hf://datasets/. Members of tars, zips and Parquet
     files in it are scored too. A .csv or .jsonl is a list of files, as is list::FILE; inventory::MANIFEST is an S3 Inventory.
 
     \b
     touchstone score photos/ --out run
     touchstone score s3://bucket/2024 --out s3://bucket/run --config overnight --exclude '**/thumbs/**'
+    touchstone score s3://bucket/2024 --out s3://bucket/run --table s3://bucket/verdicts
     touchstone score photos/ --out run --retry source_throttled,source_timeout
     touchstone score --endpoint http://localhost:8000 photo.jpg more/
     """

@@ -33,7 +33,8 @@ class ClusterConfig(Frozen):
         default=None,
         ge=0,
         description="when a run is to stop, what is under way has so long to be committed; null = 25 s after a signal or when the "
-        "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached",
+        "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached; a job that `ray job stop` ends has 3 s less than "
+        "RAY_JOB_STOP_WAIT_TIME_S, which is 3 s unless the head or the job sets it",
     )
     decode_limit_s: float = Field(
         default=WALL_LIMIT_S,

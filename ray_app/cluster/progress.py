@@ -1,36 +1,52 @@
-"""One line of progress (`Progress`): rewritten in place on a terminal, one log line per 30 s elsewhere."""
+"""One line of progress (`Progress`): rewritten in place on a terminal, one log line per minute elsewhere."""
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
-LOG_EVERY_S = 30.0
+LOG_EVERY_S = 60.0
 DRAW_EVERY_S = 0.2
+RECENT_S = 300.0  # the rate, and so the time that is left, follow what was done lately: nodes come and go
+_NOTE_EVERY_S = 5.0
 
 
 class Progress:
-    """Counts members against a total. The rate counts from the first result, so that start-up does not spoil the ETA."""
+    """Counts members against a total. The rate is that of the last minutes, from the first result on, so that start-up does not spoil it.
+
+    `note` is asked for each log line what it should say besides.
+    """
 
     def __init__(
-        self, total: int, *, done: int = 0, name: str = "score", stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        name: str = "score",
+        note: Callable[[], str] | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._name, self._clock = total, name, clock
+        self._total, self._name, self._note, self._clock = total, name, note, clock
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
-        self._done, self._before = done, done
-        self._bad = self._first_batch = 0
-        self._first_at: float | None = None
+        self._done, self._bad = done, 0
+        self._goes_on = False
+        self._recent: deque[tuple[float, int]] = deque()  # when so many were done: the first result, then now and then
         self._drawn_at = clock()
 
     def advance(self, members: int, bad: int) -> None:
         """Add finished members, some of them without a score."""
         now = self._clock()
         self._done, self._bad = self._done + members, self._bad + bad
-        if self._first_at is None:
-            self._first_at, self._first_batch = now, members
+        self._remember(now)
         if now - self._drawn_at >= (DRAW_EVERY_S if self._terminal else LOG_EVERY_S):
-            self._draw(now)
+            self._draw(now, self._note)
+
+    def grow(self, members: int, *, goes_on: bool) -> None:
+        """Add members to the total; while `goes_on` more may come, so that nobody knows when they are done."""
+        self._total, self._goes_on = self._total + members, goes_on
 
     def say(self, text: str) -> None:
         """A remark on its own line, above the progress line."""
@@ -41,33 +57,43 @@ class Progress:
         """Bring the line up to date although nothing finished, so that a long first block does not look like a hang."""
         now = self._clock()
         if now - self._drawn_at >= (1.0 if self._terminal else LOG_EVERY_S):
-            self._draw(now)
+            self._draw(now, self._note)
 
     def close(self) -> None:
         """Draw a last time and leave the line."""
-        self._draw(self._clock())
+        self._draw(self._clock(), None)
         if self._terminal:
             self._stream.write("\n")
         self._stream.flush()
 
     def line(self, now: float) -> str:
         """The progress line as it stands."""
-        share = f" ({self._done / self._total:.0%})" if self._total else ""
+        share = ", listing goes on" if self._goes_on else f" ({self._done / self._total:.0%})" if self._total else ""
         parts = [f"{self._name}  {self._done:,}/{self._total:,}{share}"]
         rate = self._rate(now)
         if rate:
-            parts += [f"{rate:,.1f} img/s", f"ETA {_duration((self._total - self._done) / rate)}"]
+            parts += [f"{rate:,.1f} img/s", *([] if self._goes_on else [f"ETA {_duration((self._total - self._done) / rate)}"])]
         return "  ".join([*parts, f"bad {self._bad:,}"])
 
-    def _rate(self, now: float) -> float | None:
-        counted = self._done - self._before - self._first_batch
-        if self._first_at is None or counted <= 0 or now <= self._first_at:
-            return None
-        return counted / (now - self._first_at)
+    def _remember(self, now: float) -> None:
+        """Keep how far it is, a few times a minute; of what is older than `RECENT_S` the last alone."""
+        if not self._recent or now - self._recent[-1][0] >= _NOTE_EVERY_S:
+            self._recent.append((now, self._done))
+        while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_S:
+            self._recent.popleft()
 
-    def _draw(self, now: float) -> None:
+    def _rate(self, now: float) -> float | None:
+        if not self._recent:
+            return None
+        since, before = self._recent[0]
+        return (self._done - before) / (now - since) if self._done > before and now > since else None
+
+    def _draw(self, now: float, note: Callable[[], str] | None) -> None:
         self._drawn_at = now
-        self._stream.write(f"\r\x1b[K{self.line(now)}" if self._terminal else f"{self.line(now)}\n")
+        line = self.line(now)
+        if not self._terminal and note is not None:
+            line = f"{line}  {note()}"
+        self._stream.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         self._stream.flush()
 
 

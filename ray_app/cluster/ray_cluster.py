@@ -6,6 +6,7 @@ Keeps a local Ray to the process that starts it (`private_ray`): a token, loopba
 """
 
 import fcntl
+import json
 import math
 import os
 import pickle
@@ -23,6 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ray_app.cluster import demand, versions
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.storage.node_budget import node_memory
@@ -32,7 +34,7 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
 
 # The secrets of an endpoint and its clients. Workers never need them, and whoever may start a task could read them there.
-SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN", "TOUCHSTONE_WEBHOOK_SECRET")
+SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
 
 _FOLDER, _LOCK = "ts-", "touchstone.lock"
 _LONGEST_BASE = 24  # a Unix socket's path has 107 bytes at most, and Serve's HAProxy needs 83 of them below
@@ -142,6 +144,7 @@ R = TypeVar("R")
 
 # Small, so that tasks find room beside scoring processes however small the machine is.
 TASK_CPUS = 0.5
+_BESIDE_CPUS = 4  # cores for each task that runs beside processes which have taken them all
 MOST_AT_ONCE = 256
 
 
@@ -163,7 +166,10 @@ def cluster(
     import ray
 
     if ray.is_initialized():
-        yield
+        try:
+            yield
+        finally:
+            demand.withdraw()
         return
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with ExitStack() as ending:
@@ -184,6 +190,9 @@ def cluster(
                 hint="is it running, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN those of its head?" if address else None,
             ) from error
         ending.callback(ray.shutdown)
+        ending.callback(demand.withdraw)
+        if address:
+            versions.require_nodes(address)
         yield
 
 
@@ -197,15 +206,14 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
     """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
 
     Nodes that are yet to come are taken to have as much memory per core as those that are there.
-    What is stated is requested from the autoscaler at once, so that all nodes start together rather than one after another.
+    What is stated is requested from the autoscaler at once, so that all nodes start together rather than one after another; the end of
+    `cluster` takes the request back.
     """
     there = _resources_there(config.labels)
     cpus = float(config.cpus or there["CPU"])
     gpus = float(there["GPU"] if config.gpus is None else config.gpus)
     if cpus > there["CPU"] or gpus > there["GPU"]:
-        from ray.autoscaler.sdk import request_resources
-
-        request_resources(num_cpus=int(cpus), bundles=[{"GPU": 1}] * int(gpus))
+        demand.ask(int(cpus), int(gpus), config.labels)
     return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
 
 
@@ -227,17 +235,30 @@ def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
     pending"). Raises the TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback, ClusterError
     when Ray gives a task up.
     """
+    return _in_tasks(function, items, TASK_CPUS, lambda cpus: max(2, min(MOST_AT_ONCE, int(cpus / TASK_CPUS))))
+
+
+def beside_others(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+    """The same, in few tasks that wait for no core: beside processes that have them all, and do not give them back before they get more.
+
+    Raises as `on_ray`.
+    """
+    return _in_tasks(function, items, 0, lambda cpus: max(1, min(MOST_AT_ONCE, int(cpus / _BESIDE_CPUS))))
+
+
+def _in_tasks(function: Callable[[T], R], items: Iterable[T], task_cpus: float, at_once: Callable[[float], int]) -> Iterator[R]:
     rest = iter(items)
     first = next(rest, rest)
     if first is rest:
         return
     import ray
 
-    task = ray.remote(num_cpus=TASK_CPUS, max_retries=3)(_called)
+    task = ray.remote(num_cpus=task_cpus, max_retries=3)(_called)
     shared = ray.put(function)
     running: deque[Any] = deque([task.remote(shared, first)])
     while running:
-        while len(running) < _at_once() and (item := next(rest, rest)) is not rest:
+        most = at_once(ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
+        while len(running) < most and (item := next(rest, rest)) is not rest:
             running.append(task.remote(shared, item))
         yield _result(running.popleft())
 
@@ -292,7 +313,6 @@ def _require_head(address: str) -> None:
     `ray.init` would wait for minutes for a head that is gone, and says nothing of a token that is another.
     """
     import grpc
-    import ray
     from ray._private.gcs_utils import create_gcs_channel
     from ray._private.services import canonicalize_bootstrap_address
     from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
@@ -322,11 +342,22 @@ def _require_head(address: str) -> None:
             if code is not grpc.StatusCode.UNAVAILABLE or _NO_GRPC in detail or time.monotonic() > until:
                 raise _no_head(address, code, detail)
             time.sleep(_POLL_S)  # a head that starts again is there in a moment
-    if answer.ray_version != ray.__version__:
-        raise ClusterError(
-            f"cannot join the Ray cluster at {address}: it runs Ray {answer.ray_version}, this is Ray {ray.__version__}",
-            hint="install the cluster's version of Ray here, or run the command on the cluster: ray job submit",
-        )
+        versions.require_head(address, answer.ray_version, None if is_client else _python_of(channel))
+
+
+def _python_of(channel: Any) -> str | None:
+    """The Python of the head, as Ray keeps it for its own comparison; None where it does not say."""
+    import grpc
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+    from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import InternalKVGcsServiceStub
+
+    request, version = InternalKVGetRequest(key=CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER), None
+    with suppress(grpc.RpcError, ValueError):
+        answer = InternalKVGcsServiceStub(channel).InternalKVGet(request, timeout=HEAD_WAIT_S)  # type: ignore[no-untyped-call]
+        version = json.loads(answer.value).get("python_version")
+    return version
 
 
 def _no_head(address: str, code: Any, detail: str) -> ClusterError:
@@ -397,10 +428,3 @@ def _result(task: Any) -> Any:
     if error is not None:
         raise pickle.loads(error)  # noqa: S301  (made by a task of this run)
     return value
-
-
-def _at_once() -> int:
-    import ray
-
-    cpus = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
-    return max(2, min(MOST_AT_ONCE, int(cpus / TASK_CPUS)))

@@ -1,12 +1,11 @@
 """Graceful shutdown of a session: intake ends, work under way may commit, then the session is over.
 
-`Stopper` gathers reasons (signals, hours, cost, nodes that are taken away), `StopNote` carries them to the workers, and `Watch` runs it
-beside the main thread and notices a standstill. `Attempts` counts the workers that died while they worked on one block.
+`Stopper` gathers reasons (signals, hours, cost, nodes that are taken away), and `Watch` runs it beside the main thread and notices a
+standstill. `Attempts` counts the workers that died while they worked on one block.
 """
 
-import _thread
 import contextlib
-import json
+import os
 import signal
 import threading
 import time
@@ -16,24 +15,42 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from ray_app.archives import BlockRef
-from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
-from ray_app.storage import Store, lease
+from ray_app.errors import ClusterError, describe_error, is_want_of_memory
+from ray_app.storage import lease
 
 SIGNAL_GRACE_S = 25.0  # clouds give 30 to 120 s between the notice and the end, Kubernetes 30 s
 LIMIT_GRACE_S = 60.0
-NOTE_EVERY_S = 1.0  # a worker with blocks of milliseconds reads the note no more often
+# Ray kills a submitted job so long after `ray job stop` unless RAY_JOB_STOP_WAIT_TIME_S, set for the job or on the head, says otherwise.
+JOB_STOP_WAIT_S = 3.0
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # by which Ray hands a submitted job its config
+JOB_END_S = 3.0  # of that, to notice the end of the grace, write the session's state, give back nodes and lease
+
+
+def job_stop_wait_s() -> float | None:
+    """Seconds that Ray leaves this process between the signal of `ray job stop` and its kill; None where it is no submitted job."""
+    if _JOB_VARIABLE not in os.environ:
+        return None
+    try:
+        return float(int(os.environ["RAY_JOB_STOP_WAIT_TIME_S"]))
+    except (KeyError, ValueError):
+        return JOB_STOP_WAIT_S
+
+
+def signal_grace_s(configured_s: float | None = None) -> float:
+    """Seconds between a signal and the end: those of the config, else `SIGNAL_GRACE_S`, in a submitted job no more than Ray leaves it."""
+    wanted_s = SIGNAL_GRACE_S if configured_s is None else configured_s
+    wait_s = job_stop_wait_s()
+    return wanted_s if wait_s is None else max(0.0, min(wanted_s, wait_s - JOB_END_S))
 
 
 class Stopper:
-    """The driver's side: gathers reasons, notifies the workers, and measures the time that work under way still has.
+    """Gathers reasons, and measures the time that work under way still has. The engine reads it and orders its pipelines.
 
     `say` prints one line. `grace_s` replaces the grace times of all reasons.
     """
 
     def __init__(
         self,
-        store: Store,
-        session: int,
         *,
         say: Callable[[str], None],
         grace_s: float | None = None,
@@ -41,20 +58,24 @@ class Stopper:
     ) -> None:
         self.reason: str | None = None
         self.at_once = False
-        self._store, self._path, self._say, self._grace_s, self._clock = store, note_path(session), say, grace_s, clock
+        self._say, self._grace_s, self._clock = say, grace_s, clock
         self._until = float("inf")
-        self._nodes: frozenset[str] = frozenset()
+        self.avoided: frozenset[str] = frozenset()
         self._announced: tuple[str | None, frozenset[str]] = (None, frozenset())
         self._signals = 0
+        self._killed_after_s: float | None = None
 
     def ask(self, reason: str, grace_s: float) -> None:
         """Begin no further block; give those under way so many seconds. The first reason is kept, and the shortest time."""
-        self._until = min(self._until, self._clock() + (grace_s if self._grace_s is None else self._grace_s))
+        self._end_in(grace_s if self._grace_s is None else self._grace_s, reason)
+
+    def _end_in(self, seconds: float, reason: str) -> None:
+        self._until = min(self._until, self._clock() + seconds)
         self.reason = self.reason or reason
 
     def avoid(self, nodes: Iterable[str]) -> None:
         """Begin no further block on these nodes."""
-        self._nodes |= frozenset(nodes)
+        self.avoided |= frozenset(nodes)
 
     @property
     def overdue(self) -> bool:
@@ -62,22 +83,21 @@ class Stopper:
         return self._clock() >= self._until
 
     def tell(self) -> None:
-        """Say and write what is new, if anything; called every second, never from a signal handler. Raises StorageError."""
-        new = (self.reason, self._nodes)
+        """Say what is new, if anything; called every second, never from a signal handler."""
+        new = (self.reason, self.avoided)
         if new == self._announced:
             return
         if self.reason != self._announced[0]:
             left = max(0.0, self._until - self._clock())
-            self._say(f"stopping: {self.reason}; what is under way has {left:.0f} s to be committed, a second signal stops at once")
-        if self._nodes != self._announced[1]:
-            self._say(f"{len(self._nodes)} node{'s' * (len(self._nodes) > 1)} will be taken away: no new work there")
+            kill = f" (Ray kills a job {wait_s:g} s after its stop: RAY_JOB_STOP_WAIT_TIME_S)" if (wait_s := self._killed_after_s) else ""
+            self._say(f"stopping: {self.reason}; what is under way has {left:.0f} s to be committed{kill}, a second signal stops at once")
+        if self.avoided != self._announced[1]:
+            self._say(f"{len(self.avoided)} node{'s' * (len(self.avoided) > 1)} will be taken away: no new work there")
         self._announced = new
-        note = {"everywhere": self.reason is not None, "nodes": sorted(self._nodes)}
-        self._store.write(self._path, json.dumps(note).encode())
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the first SIGTERM or SIGINT requests a stop and the next raises KeyboardInterrupt; the note is removed at the end."""
+        """Inside, the first SIGTERM or SIGINT requests a stop and the next raises KeyboardInterrupt."""
         kept = {}
         if threading.current_thread() is threading.main_thread():
             kept = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
@@ -86,35 +106,14 @@ class Stopper:
         finally:
             for signum, handler in kept.items():
                 signal.signal(signum, handler)
-            if self._announced != (None, frozenset()):
-                with contextlib.suppress(TouchstoneError):  # a note of a session that is over is read by nobody
-                    self._store.delete(self._path)
+            self.tell()  # also of a run that had nothing under way any more before the second was over
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self.at_once or self._signals > 1:
             raise KeyboardInterrupt(self.reason or signal.Signals(signum).name)
-        self.ask(signal.Signals(signum).name, SIGNAL_GRACE_S)
-
-
-class StopNote:
-    """What a worker reads in the run before each block; a block that it is not to begin is handed back, unworked."""
-
-    def __init__(self, store: Store, session: int, node: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._path, self._node, self._clock = store, note_path(session), node, clock
-        self._read_at: float | None = None
-        self._closed = False
-
-    def closes_intake(self) -> bool:
-        """Whether this worker is to begin no further block. Raises StorageError."""
-        now = self._clock()
-        if self._read_at is None or now - self._read_at >= NOTE_EVERY_S:
-            try:
-                note = json.loads(self._store.read(self._path))
-            except FileNotFoundError:
-                note = {"everywhere": False, "nodes": []}
-            self._read_at, self._closed = now, note["everywhere"] or self._node in note["nodes"]
-        return self._closed
+        self._killed_after_s = job_stop_wait_s()
+        self._end_in(signal_grace_s(self._grace_s), signal.Signals(signum).name)
 
 
 class Watch:
@@ -154,7 +153,7 @@ class Watch:
             except BaseException as reason:  # whatever it is, the main thread is to raise it
                 self._reason = reason
                 self._stopper.at_once = True
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a flag alone wakes nobody who waits for a lock
                 return
 
     def _check(self) -> None:
@@ -167,12 +166,8 @@ class Watch:
             )
 
 
-def note_path(session: int) -> str:
-    """Where the note of a session lies in its run."""
-    return f"stop.{session:05d}.json"
-
-
 MOST_DEATHS = 3
+WORKER_LOGS_HINT = "the same command resumes; worker logs are in the Ray session folder"
 OUT_OF_MEMORY_HINT = (
     "fewer processes per machine need less: --set cluster.workers=… resumes; "
     "so do smaller batches, --set batch_slots=…, but they need a new --out, since they belong to the run's identity"
@@ -192,12 +187,12 @@ class Attempts:
         self._own_note = f"{pid}-{started}"
 
     @contextmanager
-    def of(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
-        """Inside, a block (whose first member lies at `first_uri`) is being tried. Raises ClusterError, before anything is tried, when it
-        has killed `MOST_DEATHS` processes, and when memory is not enough.
+    def of(self, ref: BlockRef, first_uri: str, start: int = 0) -> Iterator[None]:
+        """Inside, a block, or its piece from member `start` on (which lies at `first_uri`), is being tried. Raises ClusterError, before
+        anything is tried, when it has killed `MOST_DEATHS` processes, and when memory is not enough.
         """
         what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
-        place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}"
+        place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}-{start}"
         place.mkdir(parents=True, exist_ok=True)
         if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
             raise ClusterError(

@@ -217,7 +217,8 @@ def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
 
 
 def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[RunDirectory, ExitCode]:
-    from ray_app.scoring.run import archive_of, score_archive
+    from ray_app.scoring.backlog import archive_of
+    from ray_app.scoring.run import score_archive
 
     run, score = RunDirectory(out.below(RUN)), _scoring(config, out)
     if own_labels and not any({"label", "label_name"} & item.input.keys() for item in islice(archive_of(score), _LOOKED_AT)):

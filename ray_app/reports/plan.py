@@ -22,6 +22,7 @@ def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
     lines: list[tuple[str, str]] = [
         *_labelled("archive", _archive(plan)),
         *_labelled("run", _standing(plan)),
+        *_labelled("table", _tabulated(plan)),
         ("ensemble", f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}"),
         *_labelled("guarantee", _promised(plan)),
         *_labelled("perturb", _perturbing(plan)),
@@ -119,6 +120,11 @@ def _standing(plan: Plan) -> Iterator[str]:
         yield f"left: {left}; the listing is there and is not made again"
     else:
         yield f"left: {left}, new or changed since" if run.members_left else "left: nothing; no file is new or changed"
+
+
+def _tabulated(plan: Plan) -> Iterator[str]:
+    if plan.table is not None:
+        yield f"{wording.visible(plan.table)}: {wording.counted(plan.members, 'row')} at most are appended once all are final"
 
 
 def _promised(plan: Plan) -> Iterator[str]:

@@ -54,7 +54,7 @@ class PlannedCluster(Section):
 
 
 class PlannedArchive(Section):
-    """What would be scored, and on what. `unknown_sizes`: members whose size is known only after reading."""
+    """What would be scored, and on what. `unknown_sizes`: members whose size is known only after reading. `table`: where rows go, too."""
 
     members: int = 0
     size_bytes: int = 0
@@ -62,6 +62,7 @@ class PlannedArchive(Section):
     kinds: Mapping[str, PlannedKind] = {}
     refused_in_listing: Mapping[str, int] = {}
     run: PlannedRun | None = None
+    table: OptionalKey[str] = None
     cluster: PlannedCluster = PlannedCluster()
 
 

@@ -11,18 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_app.runs.score_files import Published
+
 if TYPE_CHECKING:
     from ray_app.runs.directory import RunDirectory
 
 PUBLISHED_BYTES = 64 * 2**20  # compressed size at which a published file is closed: few files, each quick to read
 TASK_BYTES = 8 * PUBLISHED_BYTES  # of parts; merged they take less, so that a task still fills a file or several
 ROW_GROUP = 32_768  # rows; parts have few, and readers pay per row group
-_REQUESTS = 16  # parts that are read, or removed, at once
-
-
-def published_path(manifest: int, first: int, last: int) -> str:
-    """Where the rows of blocks first…last of a manifest are published, relative to the run."""
-    return f"scores/{manifest:05d}-{first:08d}-{last:08d}.parquet"
+_REQUESTS = 16  # parts that are read at once
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,14 @@ class Compactor:
             for block, (size, table) in enumerate(zip(parts.sizes, self._tables(parts, pool), strict=True), start=parts.first):
                 if not merger.takes(table):  # a later session was asked for one more column
                     written += merger.size_bytes
-                    paths.append(self._publish(parts.manifest, first, block - 1, merger, pool))
+                    paths.append(self._publish(parts.manifest, first, block - 1, merger))
                     merger, first = Merger(), block
                 merger.add(table)
                 taken, left = taken + size, left - size
                 expected_bytes = left * (written + merger.size_bytes) / taken
                 if merger.size_bytes >= PUBLISHED_BYTES <= expected_bytes or not left:
                     written += merger.size_bytes
-                    paths.append(self._publish(parts.manifest, first, block, merger, pool))
+                    paths.append(self._publish(parts.manifest, first, block, merger))
                     merger, first = Merger(), block + 1
         return paths
 
@@ -89,20 +86,16 @@ class Compactor:
             for data in pool.map(lambda block: self.run.store.read(self.run.part_path(parts.manifest, block)), blocks):
                 yield pq.read_table(pa.BufferReader(data))
 
-    def _publish(self, manifest: int, first: int, last: int, merger: "Merger", pool: ThreadPoolExecutor) -> str:
-        path = published_path(manifest, first, last)
-        self.run.store.write(path, merger.finish())
-        remove_parts(self.run, manifest, range(first, last + 1), pool)
-        return path
+    def _publish(self, manifest: int, first: int, last: int, merger: "Merger") -> str:
+        file = Published(manifest, first, last)
+        self.run.store.write(file.path, merger.finish())
+        remove_parts(self.run, manifest, range(first, last + 1))
+        return file.path
 
 
-def remove_parts(run: "RunDirectory", manifest: int, blocks: Sequence[int], pool: ThreadPoolExecutor | None = None) -> None:
+def remove_parts(run: "RunDirectory", manifest: int, blocks: Sequence[int]) -> None:
     """Remove the parts of these blocks."""
-    if pool is None:
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            return remove_parts(run, manifest, blocks, pool)
-    list(pool.map(lambda block: run.store.delete(run.part_path(manifest, block)), blocks))
-    return None
+    run.store.delete_all([run.part_path(manifest, block) for block in blocks])
 
 
 class Merger:
@@ -112,7 +105,7 @@ class Merger:
         self._buffer = io.BytesIO()
         self._waiting: list[pa.Table] = []
         self._rows = 0
-        self._names: list[str] = []
+        self._schema: pa.Schema | None = None
         self._writer: pq.ParquetWriter | None = None
 
     @property
@@ -122,11 +115,11 @@ class Merger:
 
     def takes(self, table: pa.Table) -> bool:
         """Whether rows with such columns can stand in this file."""
-        return self._names in ([], table.column_names)
+        return self._schema is None or self._schema.equals(table.schema)
 
     def add(self, table: pa.Table) -> None:
         """Append rows."""
-        self._names = table.column_names
+        self._schema = table.schema
         self._waiting.append(table)
         self._rows += len(table)
         if self._rows >= ROW_GROUP:

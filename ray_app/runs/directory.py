@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,11 +20,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import Each, in_turn, manifests
+from ray_app.archives import BlockList, Each, in_turn, manifests, read_blocks
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
-from ray_app.runs.compaction import Compactor, Merger, consecutive, published_path, remove_parts
+from ray_app.runs import score_files as published_files
+from ray_app.runs.compaction import Compactor, Merger, consecutive, remove_parts
 from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
+from ray_app.runs.score_files import Published
 from ray_app.storage import Store
 
 Identity = Mapping[str, Any]
@@ -122,22 +124,8 @@ def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: st
 
 
 LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
+SETTLED = "settled.json"  # see `runs.settled`; whoever changes published rows removes it first
 SCORE_DECIDES = "score"  # who is writing verdicts anew, as `run.json` notes it; anybody else notes True
-_PUBLISHED = re.compile(r"(\d+)-(\d+)-(\d+)\.parquet")
-
-
-@dataclass(frozen=True, order=True)
-class Published:
-    """One file of `scores/`: the rows of blocks first…last of one manifest."""
-
-    manifest: int
-    first: int
-    last: int
-
-    @property
-    def path(self) -> str:
-        """Where it lies, relative to the run."""
-        return published_path(self.manifest, self.first, self.last)
 
 
 @dataclass(frozen=True)
@@ -279,28 +267,78 @@ class RunDirectory:
         sizes = self.store.sizes(f"parts/{manifest:05d}")
         return {int(name.removesuffix(".parquet")): size for name, size in sizes.items() if re.fullmatch(r"\d+\.parquet", name)}
 
+    def part_folders(self) -> list[int]:
+        """Manifests that may have blocks with a part of their own: of those that are published, none has on a store without folders."""
+        return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
+
     def published(self) -> list[Published]:
-        """The files that people read, in the order of their blocks."""
-        matches = (_PUBLISHED.fullmatch(name) for name in self.store.names("scores"))
-        return sorted(Published(int(m[1]), int(m[2]), int(m[3])) for m in matches if m)
+        """The files that people read, in the order of their blocks; small ones in whose place a merged one stands are passed over."""
+        return published_files.split_off(self.all_published())[0]
+
+    def all_published(self) -> list[Published]:
+        """The same with those that are passed over: an interrupted merge leaves them."""
+        return published_files.named(self.store.names("scores"))
+
+    def remove_replaced(self) -> None:
+        """Finish interrupted merges: files in whose place a merged one stands go."""
+        replaced = published_files.split_off(self.all_published())[1]
+        self.store.delete_all([file.path for file in replaced])
 
     def done_blocks(self, manifest: int) -> set[int]:
         """Every block that needs no more work."""
-        return set(self.parts(manifest)) | self._covered(manifest)
+        files = [file for file in self.published() if manifest in file.manifests()]
+        count = len(read_blocks(self.store, manifest)) if files else 0
+        return set(self.parts(manifest)) | {block for file in files for block in file.blocks_of(manifest, count)}
+
+    def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
+        """Of manifests and all their blocks those blocks that need work."""
+        files, folders = self.published(), set(self.part_folders())
+        pending = []
+        for number, blocks in lists.items():
+            done = set(self.parts(number)) if number in folders else set()
+            done.update(block for file in files for block in file.blocks_of(number, len(blocks)))
+            pending.append(blocks.without(done))
+        return pending
 
     # -- rows --------------------------------------------------------------------------------------------
 
-    def row_files(self, manifest: int) -> list[str]:
-        """The files with the rows of a manifest, in block order; a part that a published file covers is passed over."""
-        files = [file for file in self.published() if file.manifest == manifest]
-        covered = self._covered(manifest)
-        parts = [(block, self.part_path(manifest, block)) for block in self.parts(manifest) if block not in covered]
-        return [path for _, path in sorted([(file.first, file.path) for file in files] + parts)]
+    def row_files(self, wanted: Sequence[int]) -> list[str]:
+        """The files with the rows of some manifests, in block order; a part that a published file covers is passed over.
+
+        A merged file may also have rows of others.
+        """
+        numbers = set(wanted)
+        files = [file for file in self.published() if not numbers.isdisjoint(file.manifests())]
+        placed = [(file.start, file.path) for file in files]
+        for number in self.part_folders():
+            if number in numbers:
+                covering = [file for file in files if number in file.manifests()]
+                own = [block for block in self.parts(number) if not any(file.holds(number, block) for file in covering)]
+                placed += [((number, block), self.part_path(number, block)) for block in own]
+        return [path for _, path in sorted(placed)]
 
     def tables(self, manifest: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The rows of a manifest in block order, a bounded table at a time; a part that a published file covers is passed over."""
-        for path in self.row_files(manifest):
-            yield from self.rows_in(path, columns)
+        files = {file.path: file for file in self.published()}
+        for path in self.row_files([manifest]):
+            if path not in files or len(files[path].manifests()) == 1:
+                yield from self.rows_in(path, columns)
+            else:
+                yield from self._rows_of(files[path], manifest, columns)
+
+    def _rows_of(self, file: Published, manifest: int, columns: list[str] | None) -> Iterator[pa.Table]:
+        """The rows that a merged file has of one manifest."""
+        first = sum(self._members_in(file, number) for number in range(file.manifest, manifest))
+        end, at = first + self._members_in(file, manifest), 0
+        for table in self.rows_in(file.path, columns):
+            start, at = at, at + len(table)
+            if start < end and at > first:
+                yield table.slice(max(first - start, 0), min(end, at) - max(first, start))
+
+    def _members_in(self, file: Published, manifest: int) -> int:
+        blocks = read_blocks(self.store, manifest)
+        some = file.blocks_of(manifest, len(blocks))
+        return blocks[some.start : some.stop].members
 
     def part_tables(self, manifest: int, block: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The rows of one block that has a part of its own."""
@@ -319,22 +357,31 @@ class RunDirectory:
         Interrupted anywhere, the next call goes on: published files and remaining parts together hold every row once.
         `each` runs what is not little.
         """
-        covered = self._covered(manifest)
+        files = [file for file in self.published() if manifest in file.manifests()]
         sizes = self._part_sizes(manifest)
-        remove_parts(self, manifest, [block for block in sizes if block in covered])
+        covered = {block for block in sizes if any(file.holds(manifest, block) for file in files)}
+        remove_parts(self, manifest, sorted(covered))
         pieces = [piece for parts in consecutive(manifest, sizes, covered) for piece in parts.divided()]
         is_little = sum(piece.size_bytes for piece in pieces) <= LITTLE_BYTES
-        return [path for paths in (in_turn if is_little else each)(Compactor(self), pieces) for path in paths]
+        paths = [path for paths in (in_turn if is_little else each)(Compactor(self), pieces) for path in paths]
+        self.store.drop_folder(f"parts/{manifest:05d}")
+        return paths
 
-    def _covered(self, manifest: int) -> set[int]:
-        files = [file for file in self.published() if file.manifest == manifest]
-        return {block for file in files for block in range(file.first, file.last + 1)}
+    def publish_all(self, *, each: Each = in_turn) -> list[str]:
+        """Publish whatever manifest has parts, and finish merges that were interrupted."""
+        self.remove_replaced()
+        return [path for manifest in self.part_folders() for path in self.publish(manifest, each=each)]
 
     def rewrite(self, manifest: int, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Replace the published rows of a manifest by `change` of them, file by file, each at once."""
+        """Replace the published rows of a manifest, and of those that are merged with it, by `change` of them, each file at once."""
         for file in self.published():
-            if file.manifest == manifest:
+            if manifest in file.manifests():
                 self.rewrite_file(file, change)
+
+    def rewrite_all(self, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Replace all published rows by `change` of them, file by file, each at once."""
+        for file in self.published():
+            self.rewrite_file(file, change)
 
     def rewrite_file(self, file: Published, change: Callable[[pa.Table], pa.Table]) -> None:
         """Replace the rows of one published file by `change` of them, at once."""

@@ -4,7 +4,7 @@
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import Each, Ids, ManifestInfo, in_turn, manifests, read_blocks, read_complete, read_ids, read_vanished
+from ray_app.archives import (
+    BlockList,
+    Each,
+    Ids,
+    ManifestInfo,
+    ManifestMember,
+    in_turn,
+    manifests,
+    member_rows,
+    read_block,
+    read_blocks,
+    read_complete,
+    read_ids,
+    read_vanished,
+)
 from ray_app.errors import ClusterError, ConfigError
-from ray_app.runs import compaction, directory, summary
+from ray_app.runs import compaction, directory, score_files, summary
 
 
 def current_tables(run: directory.RunDirectory, columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
@@ -32,7 +46,7 @@ def current_files(run: directory.RunDirectory) -> list[str]:
     if not run.exists():
         raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
     run.check_settled()
-    return [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
+    return run.row_files(manifests(run.store))
 
 
 def tables_in(
@@ -55,6 +69,15 @@ def _without(table: pa.Table, gone: Ids) -> pa.Table:
     """The rows whose ids are not among sorted ones."""
     ids = table["image_id"].to_numpy()
     return table.filter(pa.array(gone[np.minimum(np.searchsorted(gone, ids), len(gone) - 1)] != ids))
+
+
+def members_in(run: directory.RunDirectory, file: score_files.Published) -> Iterator[ManifestMember]:
+    """The members whose rows a published file has, in its order; a block in memory."""
+    for number in file.manifests():
+        blocks = read_blocks(run.store, number)
+        some = file.blocks_of(number, len(blocks))
+        for ref in blocks[some.start : some.stop]:
+            yield from member_rows(read_block(run.store, ref))
 
 
 def publish_vanished(run: directory.RunDirectory) -> None:
@@ -108,50 +131,80 @@ _FEW = 100_000  # members that are compared at once rather than by tasks
 _PARTS_AT_ONCE = 1000
 
 
-def check_conservation(run: directory.RunDirectory, *, each: Each = in_turn) -> int:
-    """Compare every manifest with its rows, id by id and in order; returns the number of current members. `each` runs what is not little.
+def check_conservation(run: directory.RunDirectory, *, each: Each = in_turn, after: int = -1) -> int:
+    """Compare every manifest with its rows, id by id and in order; returns how many members those have that are current.
 
-    Raises ClusterError when a member has no row, or a row no member.
+    `each` runs what is not little. `after`: manifests up to this one were compared before, and their rows are what they were; published
+    files hold either those or later ones. Raises ClusterError when a member has no row, or a row no member.
     """
-    infos = [info for number in manifests(run.store) if (info := read_complete(run.store, number)) is not None]
+    infos = [info for number in manifests(run.store) if number > after and (info := read_complete(run.store, number)) is not None]
     total = sum(info.members for info in infos)
-    stretches = [stretch for info in infos for stretch in _stretches(run, info)]
+    stretches = _stretches(run, infos)
     for _ in (in_turn if total <= _FEW else each)(_Comparer(run), stretches):
         pass
-    return total - infos[-1].vanished
+    return total - infos[-1].vanished if infos else 0
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Consecutive blocks of a manifest and the files that have their rows."""
+    """Consecutive blocks, from `first` to `last`, and the files that have their rows."""
 
-    manifest: int
-    first: int
-    last: int
+    first: score_files.Place
+    last: score_files.Place
     files: tuple[str, ...]
 
+    def __str__(self) -> str:
+        until = "" if self.first[0] == self.last[0] else f" of manifest {self.last[0]}"
+        return f"blocks {self.first[1]} to {self.last[1]}{until}"
 
-def _stretches(run: directory.RunDirectory, info: ManifestInfo) -> list[_Stretch]:
-    """All blocks of a manifest: each published file, and parts between them, some at a time. Raises ClusterError for a gap."""
-    number = info.manifest
-    found = [_Stretch(number, file.first, file.last, (file.path,)) for file in run.published() if file.manifest == number]
-    covered = {block for one in found for block in range(one.first, one.last + 1)}
-    for parts in compaction.consecutive(number, dict.fromkeys(run.parts(number), 0), covered):
-        for start in range(0, len(parts.sizes), _PARTS_AT_ONCE):
-            blocks = range(parts.first + start, parts.first + min(start + _PARTS_AT_ONCE, len(parts.sizes)))
-            found.append(_Stretch(number, blocks[0], blocks[-1], tuple(run.part_path(number, block) for block in blocks)))
+
+def _stretches(run: directory.RunDirectory, infos: Sequence[ManifestInfo]) -> list[_Stretch]:
+    """All blocks of some manifests in a row: each published file, and parts between them, some at a time.
+
+    Raises ClusterError for a gap and for blocks that have rows twice.
+    """
+    counts = {info.manifest: info.blocks for info in infos}
+    files = [file for file in run.published() if not counts.keys().isdisjoint(file.manifests())]
+    found = [_Stretch(file.start, file.end, (file.path,)) for file in files]
+    for number in run.part_folders() if counts else ():
+        covered = {block for file in files for block in file.blocks_of(number, counts.get(number, 0))}
+        own = run.parts(number) if number in counts else []
+        for parts in compaction.consecutive(number, dict.fromkeys(own, 0), covered):
+            for start in range(0, len(parts.sizes), _PARTS_AT_ONCE):
+                blocks = range(parts.first + start, parts.first + min(start + _PARTS_AT_ONCE, len(parts.sizes)))
+                paths = tuple(run.part_path(number, block) for block in blocks)
+                found.append(_Stretch((number, blocks[0]), (number, blocks[-1]), paths))
     found.sort(key=lambda one: one.first)
-    at = 0
+    at = _existing((infos[0].manifest, 0), counts) if infos else None
     for one in found:
         if one.first != at:
-            raise _lost(
-                run, number, f"blocks {at} to {one.first - 1} have no row" if one.first > at else f"block {one.first} has rows twice"
-            )
-        at = one.last + 1
-    if at != info.blocks:
-        missing = info.members - read_blocks(run.store, number)[:at].members
-        raise _lost(run, number, f"{missing} of {info.members} files have no row")
+            number, block = one.first
+            if at is not None and one.first > at:
+                raise _gap(run, at, one.first, infos)
+            raise _lost(run, number, f"block {block} has rows twice")
+        at = _existing((one.last[0], one.last[1] + 1), counts)
+    if at is not None:
+        raise _gap(run, at, None, infos)
     return found
+
+
+def _existing(place: score_files.Place, counts: Mapping[int, int]) -> score_files.Place | None:
+    """The place, or where a manifest ends there the beginning of the next one that has blocks; None behind the last."""
+    number, block = place
+    while number in counts and block >= counts[number]:
+        number, block = number + 1, 0
+    return (number, block) if number in counts else None
+
+
+def _gap(
+    run: directory.RunDirectory, at: score_files.Place, following: score_files.Place | None, infos: Sequence[ManifestInfo]
+) -> ClusterError:
+    number, block = at
+    if following is not None and following[0] == number:
+        return _lost(run, number, f"blocks {block} to {following[1] - 1} have no row")
+    members = next(info.members for info in infos if info.manifest == number)
+    missing = members - read_blocks(run.store, number)[:block].members
+    return _lost(run, number, f"{missing} of {members} files have no row")
 
 
 @dataclass(frozen=True)
@@ -161,19 +214,25 @@ class _Comparer:
     run: directory.RunDirectory
 
     def __call__(self, stretch: _Stretch) -> None:
-        blocks = read_blocks(self.run.store, stretch.manifest)[stretch.first : stretch.last + 1]
-        expected = _Ids(read_ids(self.run.store, blocks))
-        at = 0
+        lists = list(self._blocks(stretch))
+        members = sum(blocks.members for blocks in lists)
+        expected = _Ids(ids for blocks in lists for ids in read_ids(self.run.store, blocks))
+        number, at = stretch.first[0], 0
         for path in stretch.files:
             for table in self.run.rows_in(path, ["image_id"]):
                 ids = table["image_id"].to_numpy()
                 if not np.array_equal(expected.take(len(ids)), ids):
-                    where = f"from row {at} of blocks {stretch.first} to {stretch.last} on"
-                    raise _lost(self.run, stretch.manifest, f"{where}, the rows are not those of the files")
+                    raise _lost(self.run, number, f"from row {at} of {stretch} on, the rows are not those of the files")
                 at += len(ids)
-        if at < blocks.members:
-            what = f"{blocks.members - at} of {blocks.members} files of blocks {stretch.first} to {stretch.last} have no row"
-            raise _lost(self.run, stretch.manifest, what)
+        if at < members:
+            raise _lost(self.run, number, f"{members - at} of {members} files of {stretch} have no row")
+
+    def _blocks(self, stretch: _Stretch) -> Iterator[BlockList]:
+        """The blocks of a stretch, manifest by manifest."""
+        for number in range(stretch.first[0], stretch.last[0] + 1):
+            blocks = read_blocks(self.run.store, number)
+            first = stretch.first[1] if number == stretch.first[0] else 0
+            yield blocks[first : stretch.last[1] + 1 if number == stretch.last[0] else len(blocks)]
 
 
 class _Ids:

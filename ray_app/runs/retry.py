@@ -34,7 +34,7 @@ from ray_app.archives import (
     read_vanished,
 )
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
-from ray_app.runs.directory import RunDirectory
+from ray_app.runs.directory import SETTLED, RunDirectory
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.score_index import forget_index
 
@@ -99,6 +99,7 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     assert not retry.pending(), "a retry is merged when all its blocks are done"
     ids = np.sort(np.concatenate([table["image_id"].to_numpy() for table in retry.directory.tables(0, ["image_id"])]))
     arriving = cut_blocks.TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
+    run.store.delete(SETTLED)
     for file in run.published():
         count = sum(int(_are_among(table, ids).sum()) for table in run.file_tables(file, ["image_id"]))
         if count:
@@ -133,19 +134,20 @@ def _members(run: RunDirectory, statuses: pa.Array, refused: list[int]) -> Itera
 
 def _blocks_with(run: RunDirectory, columns: list[str], is_hit: Callable[[pa.Table], Hits]) -> Iterator[tuple[BlockRef, Ids]]:
     """The blocks that have rows of some kind, with the ids of those: rows and blocks have one order, so their places say which is where."""
-    for manifest in manifests(run.store):
-        ids, places, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-        for table in run.tables(manifest, columns):
-            hits = np.flatnonzero(is_hit(table))
-            ids.append(table["image_id"].to_numpy()[hits])
-            places.append(start + hits)
-            start += len(table)
-        found, blocks = np.concatenate(ids), read_blocks(run.store, manifest)
-        ends = np.cumsum(np.fromiter((ref.members for ref in blocks), np.int64, len(blocks)))
-        numbers = np.searchsorted(ends, np.concatenate(places), side="right")
-        with_hits, starts = np.unique(numbers, return_index=True)
-        for number, hit_ids in zip(with_hits.tolist(), np.split(found, starts[1:]), strict=False):  # of no hits, split makes one part
-            yield blocks[number], hit_ids
+    numbers = manifests(run.store)
+    blocks = BlockList.joined([read_blocks(run.store, number) for number in numbers])
+    ends = np.cumsum(blocks.sizes)
+    ids, places, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    for table in (table for path in run.row_files(numbers) for table in run.rows_in(path, columns)):
+        hits = np.flatnonzero(is_hit(table))
+        ids.append(table["image_id"].to_numpy()[hits])
+        places.append(start + hits)
+        start += len(table)
+    found = np.concatenate(ids)
+    at = np.searchsorted(ends, np.concatenate(places), side="right")
+    with_hits, starts = np.unique(at, return_index=True)
+    for number, hit_ids in zip(with_hits.tolist(), np.split(found, starts[1:]), strict=False):  # of no hits, split makes one part
+        yield blocks[number], hit_ids
 
 
 def _are_among(table: pa.Table, ids: Ids) -> Hits:

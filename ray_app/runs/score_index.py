@@ -1,6 +1,7 @@
 """The scores that a run has for certain bytes, by their digest (`ScoreIndex`, `build_index`): a sorted file per published one.
 
     reuse/<manifest>-<first>-<last>.arrow    rows of those blocks that have scores, sorted by the first 8 bytes of the SHA-256
+    reuse/<manifest>-<first>--<manifest>-<last>.arrow    of a merged file
 
 Arrow IPC, uncompressed, one record batch: a worker maps it, and pages that a search touches are shared by all processes of a node.
 From a bucket each file is copied once to each node's disk. A file is never wrong, at worst it lacks rows, since bytes and scores belong
@@ -8,7 +9,6 @@ together for as long as the run does.
 """
 
 import fcntl
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,61 +20,66 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
-from ray_app.archives import Each, in_turn, manifests
+from ray_app.archives import Each, in_turn
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, ScoringSpec, batch, reuse
-from ray_app.runs import directory, schema
+from ray_app.runs import directory, schema, score_files
 from ray_app.runs.rows import FACTS
 
 COPIED = ("phash", "scores", "replies")
 PARTS_PER_FILE = 4096
-_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.arrow")
 
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive blocks of a manifest, in one published file or as parts of their own."""
+    """Consecutive blocks, in one published file or as parts of their own."""
 
-    manifest: int
-    first: int
-    last: int
-    published: bool
+    blocks: score_files.Published
+    is_published: bool
 
     @property
     def path(self) -> str:
         """Where its index lies, relative to the run."""
-        return f"reuse/{self.manifest:05d}-{self.first:08d}-{self.last:08d}.arrow"
+        return f"reuse/{self.blocks.name.removesuffix('.parquet')}.arrow"
 
     def tables(self, run: directory.RunDirectory, columns: list[str] | None) -> Iterator[pa.Table]:
         """Its rows."""
-        if self.published:
-            yield from run.file_tables(directory.Published(self.manifest, self.first, self.last), columns)
+        if self.is_published:
+            yield from run.file_tables(self.blocks, columns)
         else:
-            for block in range(self.first, self.last + 1):
-                yield from run.part_tables(self.manifest, block, columns)
+            for block in range(self.blocks.first, self.blocks.last + 1):
+                yield from run.part_tables(self.blocks.manifest, block, columns)
+
+
+def _indexed(run: directory.RunDirectory) -> list[Span]:
+    """The indexes that are there, in the order of their blocks."""
+    stems = (name.removesuffix(".arrow") for name in run.store.names("reuse") if name.endswith(".arrow"))
+    return [Span(blocks, blocks.is_merged) for blocks in score_files.named(f"{stem}.parquet" for stem in stems)]
 
 
 def build_index(run: directory.RunDirectory, spec: ScoringSpec, each: Each = in_turn) -> int:
     """Index every block that is done and not indexed yet, one task per file; returns how many files that took."""
     spans = list(_unindexed(run))
-    return sum(1 for _ in each(partial(_index, run, spec), spans))
+    count = sum(1 for _ in each(partial(_index, run, spec), spans))
+    wholes = [span.blocks for span in spans if span.blocks.is_merged]
+    if wholes:
+        replaced = [one.path for one in _indexed(run) if any(one.blocks != whole and whole.contains(one.blocks) for whole in wholes)]
+        run.store.delete_all(replaced)
+    return count
 
 
-def forget_index(run: directory.RunDirectory, file: directory.Published) -> None:
+def forget_index(run: directory.RunDirectory, file: score_files.Published) -> None:
     """Remove what is known of a published file, since some of its members have scores now that had none."""
-    for name in run.store.names("reuse"):
-        match = _NAME.fullmatch(name)
-        manifest, first, last = map(int, match.groups()) if match else (-1, 0, 0)
-        if manifest == file.manifest and first <= file.last and last >= file.first:
-            run.store.delete(f"reuse/{name}")
+    known = (one for one in _indexed(run) if one.blocks.start <= file.end and one.blocks.end >= file.start)
+    run.store.delete_all([one.path for one in known])
 
 
 class ScoreIndex:
     """The index of a run, as one process uses it. `cache`: a folder on the node's own disk, for runs that lie elsewhere."""
 
     def __init__(self, run: directory.RunDirectory, cache: Path) -> None:
-        self._files = [_File(_local(run, name, cache)) for name in run.store.names("reuse") if _NAME.fullmatch(name)]
+        self._files = [_File(_local(run, one.path.rpartition("/")[2], cache)) for one in _indexed(run)]
 
     def find(self, sha256: str) -> DecodeResult | None:
         """The outcome of such bytes, with what detectors said of them; None where they are not known."""
@@ -108,18 +113,23 @@ def _outcome(row: dict[str, Any]) -> DecodeResult:
 
 
 def _unindexed(run: directory.RunDirectory) -> Iterator[Span]:
-    indexed = [tuple(map(int, match.groups())) for match in map(_NAME.fullmatch, run.store.names("reuse")) if match]
-    for manifest in manifests(run.store):
-        known = {block for number, first, last in indexed if number == manifest for block in range(first, last + 1)}
-        for file in run.published():
-            if file.manifest == manifest and not known.issuperset(range(file.first, file.last + 1)):
-                known.update(range(file.first, file.last + 1))
-                yield Span(manifest, file.first, file.last, True)
-        parts = np.array([block for block in run.parts(manifest) if block not in known], np.int64)
+    """A merged file wants an index of its own, so that there are as few of those as of files."""
+    known = [one.blocks for one in _indexed(run)]
+    for file in run.published():
+        has_own = any(one.start == file.start and one.end == file.end for one in known)
+        if not has_own and (file.is_merged or not all(_is_in(known, file.manifest, block) for block in range(file.first, file.last + 1))):
+            known.append(file)
+            yield Span(file, True)
+    for manifest in run.part_folders():
+        parts = np.array([block for block in run.parts(manifest) if not _is_in(known, manifest, block)], np.int64)
         for group in np.split(parts, np.flatnonzero(np.diff(parts) > 1) + 1):
             for start in range(0, len(group), PARTS_PER_FILE):
                 some = group[start : start + PARTS_PER_FILE].tolist()
-                yield Span(manifest, some[0], some[-1], False)
+                yield Span(score_files.Published(manifest, some[0], some[-1]), False)
+
+
+def _is_in(files: list[score_files.Published], manifest: int, block: int) -> bool:
+    return any(file.holds(manifest, block) for file in files)
 
 
 def _index(run: directory.RunDirectory, spec: ScoringSpec, span: Span) -> None:

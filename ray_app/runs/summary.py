@@ -209,6 +209,68 @@ def summarise(tables: Iterable[pa.Table], detectors: list[str]) -> document.RunC
     )
 
 
+def joined(earlier: document.RunCounts, later: document.RunCounts) -> document.RunCounts:
+    """The counts of some rows and of those that follow them, as `summarise` counts them together."""
+    looks = [one.second_look for one in (earlier, later) if one.second_look is not None]
+    ok = earlier.statuses.get("ok", 0) + later.statuses.get("ok", 0)
+    band, audit = sum(one.band for one in looks), sum(one.audit for one in looks)
+    said, more = earlier.provenance, later.provenance
+    profiles = [one.profile for one in (earlier, later) if one.profile is not None]
+    examples = {status: list(some) for status, some in earlier.examples.items()}
+    for status, some in later.examples.items():
+        examples[status] = [*examples.get(status, []), *some][:EXAMPLES]
+    histogram = {name: _added(earlier.histogram.counts.get(name), counts) for name, counts in later.histogram.counts.items()}
+    return document.RunCounts(
+        members=earlier.members + later.members,
+        reused=earlier.reused + later.reused,
+        statuses=_summed(earlier.statuses, later.statuses),
+        own_failures=earlier.own_failures + later.own_failures,
+        examples=examples,
+        refused_by_limits=_summed(earlier.refused_by_limits, later.refused_by_limits),
+        verdicts={verdict: count + later.verdicts[verdict] for verdict, count in earlier.verdicts.items()},
+        verdict_reasons=_summed(earlier.verdict_reasons, later.verdict_reasons),
+        second_look=document.SecondLookSummary(band=band, audit=audit, share=(band + audit) / ok if ok else None) if looks else None,
+        flags=_summed(earlier.flags, later.flags),
+        formats=_summed(earlier.formats, later.formats),
+        provenance=document.Declarations(
+            stated=said.stated + more.stated,
+            declared=_summed(said.declared, more.declared),
+            undeclared=_summed(said.undeclared, more.undeclared),
+            c2pa=_summed(said.c2pa, more.c2pa),
+        ),
+        profile=_joined_profiles(profiles),
+        histogram=document.Histogram(edges=later.histogram.edges, counts=histogram),
+        top=sorted([*earlier.top, *later.top], key=lambda row: -row.score)[:TOP],
+    )
+
+
+def _summed(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return _ordered(Counter(one) + Counter(other))
+
+
+def _added(one: Sequence[int] | None, other: Sequence[int]) -> list[int]:
+    return list(other) if one is None else [left + right for left, right in zip(one, other, strict=True)]
+
+
+def _joined_profiles(profiles: Sequence[document.ProfileSummary]) -> document.ProfileSummary | None:
+    if len(profiles) < 2:
+        return profiles[0] if profiles else None
+    one, other = profiles
+    named = Counter({(item.family, item.generator): item.flagged for item in one.generators})
+    named.update({(item.family, item.generator): item.flagged for item in other.generators})
+    ranked = sorted(named.items(), key=lambda item: (-item[1], item[0]))
+    return document.ProfileSummary(
+        flagged=one.flagged + other.flagged,
+        identified=one.identified or other.identified,
+        generators=[document.GeneratorCount(family=family, generator=name, flagged=count) for (family, name), count in ranked],
+        unlike=one.unlike + other.unlike,
+        silent=one.silent + other.silent,
+        describes=one.describes or other.describes,
+        described=one.described + other.described,
+        told=sorted([*one.told, *other.told], key=lambda row: -row.score)[:MOST_EXAMPLES],
+    )
+
+
 def _second_look(counts: dict[str, Counter[str]]) -> document.SecondLookSummary:
     """How many images all members of a cascade looked at and why, and the share of those with a score that this is."""
     band, audit, scored = counts[schema.SECOND_LOOK]["band"], counts[schema.SECOND_LOOK]["audit"], counts["status"]["ok"]

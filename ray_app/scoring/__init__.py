@@ -1,4 +1,4 @@
-"""Scoring an archive on Ray Data: manifest → blocks → run. Importing this package imports no Ray; running something does."""
+"""Scoring an archive on Ray: manifest → blocks → run. Importing this package imports no Ray; running something does."""
 
 from ray_app.scoring.config import ScoreConfig
 

@@ -32,6 +32,7 @@ class ScoreConfig(Frozen):
 
     source: tuple[str, ...] = Field(default=(), description="folders, files, prefixes or globs; any fsspec URL")
     out: str | None = Field(default=None, description="the run directory; any fsspec URL")
+    table: str | None = Field(default=None, description="a Delta table that the rows are appended to: a path, s3:// (docs/tables.md)")
     include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
     exclude: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1, description="list no more than this many files")

@@ -1,142 +1,221 @@
-"""Pending blocks → committed parts on Ray Data, one pool of actors per stage: `score_blocks` yields a report per committed block.
+"""Pending blocks → committed parts on Ray: `score_blocks` gives blocks to pipelines and yields a report per committed block.
 
-Blocks go in waves, one Ray Data execution each, so that the driver holds a bounded number of them. What a wave leaves, because workers
-handed it back or because the wave was lost with its nodes, goes into the next. What survives a kill is whatever was committed.
+The driver speaks to each pipeline about once a second, whatever number of blocks that is about. Pipelines live as long as there is work;
+nodes that come late get some of their own, and what a lost pipeline had goes to the others. What survives a kill is whatever was committed.
 """
 
-import logging
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import cast
-
-import pyarrow as pa
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
-from ray.data.read_api import from_blocks
-from ray.exceptions import RayError, RayTaskError
+from dataclasses import dataclass, field
+from typing import Any
 
 from ray_app.archives import BlockRef
-from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Stopper, Watch
-from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
-from ray_app.scoring import messages, workers
+from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT, Stopper, Watch
+from ray_app.errors import ClusterError, describe_error, is_want_of_memory
+from ray_app.scoring import messages, pipelines, workers
 from ray_app.scoring.layout import COMMIT_CPUS, ScoringLayout
 
-HAND_OVER_SHARE = 0.4
-WHOLE_BLOCKS = 1 << 30  # one row is one Ray block between stages; its size is bounded by the plan instead
-# A new wave costs about 10 s of start-up, a block costs the driver about 20 KB: long enough for the one, bounded for the other.
-WAVE_BLOCKS_PER_WORKER = 300
-WAVE_BLOCKS = (2_000, 20_000)
-MOST_LOST_WAVES = 3
+HAND_OVER_SHARE = 0.4  # of the object stores that pixels pass through: well below the 80 % at which Ray spills
+LAYOUT_EVERY_S = 3.0  # nodes come and go
+MOST_LOST = 3  # pipelines lost in a row, per pipeline planned, before any block was committed
+_LOOK_AHEAD = 4  # blocks per pipeline that the driver has at hand, to see whether there are fewer than it could give
 
 
 def score_blocks(
-    blocks: Iterable[BlockRef], job: workers.ScoringJob, layout: Callable[[], ScoringLayout], *, stopper: Stopper, watch: Watch
+    blocks: Iterable[BlockRef | None],
+    job: workers.ScoringJob,
+    layout: Callable[[], ScoringLayout],
+    *,
+    stopper: Stopper,
+    watch: Watch,
 ) -> Iterator[messages.BlockReport]:
-    """Run the pipeline and yield a report per block as it is committed; `layout` is called anew for every wave.
+    """Run the pipelines and yield a report per block as it is committed; `layout` is called anew every few seconds.
 
-    To be iterated in the main thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left,
-    ClusterError after `MOST_LOST_WAVES` waves in a row that failed before any block was committed, and whatever TouchstoneError a
-    worker met.
+    `blocks` may give None where the next one is not known yet. To be iterated in the main thread, inside `watch`. Raises
+    KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where pipelines are lost again and again before any
+    block was committed, and whatever TouchstoneError a worker met.
     """
-    _prepare()
-    waiting, left, lost = iter(blocks), dict[tuple[int, int], BlockRef](), 0
-    while True:
-        planned = layout()
-        size = min(max(WAVE_BLOCKS[0], WAVE_BLOCKS_PER_WORKER * planned.workers), WAVE_BLOCKS[1])
-        wave = {**left, **{(ref.manifest, ref.block): ref for ref in islice(waiting, max(size - len(left), 0))}}
-        if not wave:
-            return
-        if stopper.reason is not None:
-            raise KeyboardInterrupt(stopper.reason)
-        left = dict(wave)
-        try:
-            for report in _executed(wave.values(), job, planned):
-                del left[report.ref.manifest, report.ref.block]
-                lost = 0
+    waiting, pool = Waiting(blocks), PipelinePool(job, layout)
+    try:
+        while True:
+            closed = stopper.reason is not None
+            if not closed:
+                pool.adapt(waiting)
+                pool.deal(waiting)
+            if not pool.has_open:
+                if not waiting.look(1) and waiting.is_over:
+                    return
+                if closed:
+                    raise KeyboardInterrupt(stopper.reason)
+                if not waiting.look(1):
+                    watch.progressed()  # only the listing is at work
+            for report in pool.heard(closed, stopper.avoided, waiting):
                 watch.progressed()
                 yield report
-        except TouchstoneError:
-            raise
-        except Exception as error:  # Ray's own, and what Ray Data lets through from below it
-            lost += 1
-            if lost > MOST_LOST_WAVES or not _is_loss(error):
-                raise _translated(error) from error
+    finally:
+        pool.close()
 
 
-def _prepare() -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = WHOLE_BLOCKS
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=_hand_over_limit())
+class Waiting:
+    """Blocks that no pipeline has: those that came back, then those that are still to come, of which a few are held."""
+
+    def __init__(self, blocks: Iterable[BlockRef | None]) -> None:
+        self._coming, self._held = iter(blocks), deque[BlockRef]()
+        self.is_over = False
+
+    def look(self, count: int) -> int:
+        """How many there are to be given now, counted up to `count`."""
+        while len(self._held) < count and not self.is_over:
+            ref = next(self._coming, self)
+            if ref is None:
+                break
+            if isinstance(ref, Waiting):
+                self.is_over = True
+            else:
+                self._held.append(ref)
+        return min(len(self._held), count)
+
+    def take(self, count: int) -> list[BlockRef]:
+        """The next ones, `count` at most."""
+        return [self._held.popleft() for _ in range(self.look(count))]
+
+    def put_back(self, refs: Iterable[BlockRef]) -> None:
+        """What was given, and is to be given again, before all others."""
+        self._held.extendleft(refs)
 
 
-def _executed(wave: Iterable[BlockRef], job: workers.ScoringJob, layout: ScoringLayout) -> Iterator[messages.BlockReport]:
-    """The reports of one Ray Data execution; a block that was handed back has none."""
-    # Blocks enter as tables of one row that are in the object store: no read tasks, no merged files, no repartition (specs/ray.md §F3–F6).
-    tables = [messages.table_of(messages.PendingBlock(ref)) for ref in wave]
-    dataset = _pipeline(from_blocks(tables), job, layout.limited_to(len(tables)))
-    for row in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        report = messages.report_of(cast(pa.Table, row))
-        if report is not None:
-            yield report
+@dataclass(eq=False)
+class PipelineHandle:
+    """A pipeline from the driver's side: what it has, how much more it wants, its turn under way, and its node, once it has said so."""
+
+    actor: Any
+    shares: tuple[int, ...] = ()
+    open: dict[tuple[int, int], BlockRef] = field(default_factory=dict)
+    given: list[BlockRef] = field(default_factory=list)
+    room: int = 0
+    call: Any = None
+    node: str | None = None
 
 
-def _is_loss(error: Exception) -> bool:
-    """Whether workers, nodes or objects were lost, rather than a stage raising something."""
-    return isinstance(error, RayError) and (not isinstance(error, RayTaskError) or isinstance(error.cause, RayError))
+class PipelinePool:
+    """The pipelines of a run: as many as the layout of now has, and never more than there are blocks for."""
+
+    def __init__(self, job: workers.ScoringJob, layout: Callable[[], ScoringLayout]) -> None:
+        import ray
+
+        self._ray, self._job, self._planned_for = ray, job, layout
+        self._pool: list[PipelineHandle] = []
+        self._lost = 0
+        self._layout = layout()
+        self._planned_at = time.monotonic()
+
+    @property
+    def has_open(self) -> bool:
+        """Whether any block is with a pipeline."""
+        return any(pipeline.open for pipeline in self._pool)
+
+    def adapt(self, waiting: Waiting) -> None:
+        """Start the pipelines that are missing; let those go, with their GPUs, for which nothing is left."""
+        if time.monotonic() - self._planned_at >= LAYOUT_EVERY_S:
+            self._layout, self._planned_at = self._planned_for(), time.monotonic()
+        most = self._layout.pipelines
+        blocks = waiting.look(_LOOK_AHEAD * max(most, len(self._pool)))
+        if not blocks and waiting.is_over:
+            self._pool = [pipeline for pipeline in self._pool if pipeline.open]
+        wanted = min(most, blocks + sum(bool(pipeline.open) for pipeline in self._pool))
+        while len(self._pool) < wanted:
+            self._pool.append(PipelineHandle(self._started()))
+        if self._layout.kind == "split":
+            for number, pipeline in enumerate(self._pool[:most]):
+                pipeline.shares = self._layout.shares(number)
+
+    def _started(self) -> Any:
+        layout = self._layout
+        labels = {"label_selector": dict(layout.labels)} if layout.labels else {}
+        if layout.kind == "fused":
+            return self._ray.remote(pipelines.FusedPipeline).options(num_cpus=layout.worker_cpus, **labels).remote(self._job)
+        split = self._ray.remote(pipelines.SplitPipeline).options(num_cpus=COMMIT_CPUS / layout.pipelines, **labels)
+        return split.remote(self._job, layout, self._hand_over_bytes())
+
+    def _hand_over_bytes(self) -> float:
+        """What one pipeline's stages may hold: its part of the stores of all nodes that work, each counted as small as the smallest."""
+        stores = [
+            node["Resources"].get("object_store_memory", math.inf)
+            for node in self._ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"] and node["Resources"].get("CPU")
+        ]
+        return HAND_OVER_SHARE * min(stores, default=math.inf) * max(len(stores), 1) / self._layout.pipelines
+
+    def deal(self, waiting: Waiting) -> None:
+        """Give blocks to the pipelines that have room, those with least first; of the few that are left none gets more than its share."""
+        hungry = [pipeline for pipeline in self._pool if pipeline.room > 0]
+        room = sum(pipeline.room for pipeline in hungry)
+        there = waiting.look(room)
+        share = room if there == room else math.ceil(there / len(self._pool))
+        for pipeline in sorted(hungry, key=lambda one: len(one.open)):
+            refs = waiting.take(min(pipeline.room, share))
+            pipeline.room -= len(refs)
+            pipeline.given += refs
+            pipeline.open |= {(ref.manifest, ref.block): ref for ref in refs}
+
+    def heard(self, closed: bool, avoided: frozenset[str], waiting: Waiting) -> Iterator[messages.BlockReport]:
+        """One turn of the pipelines that have something to say, a second at most; what they hand back, or are lost with, waits again.
+
+        Raises the TouchstoneError that a worker met.
+        """
+        for pipeline in self._pool:
+            if pipeline.call is None and (pipeline.open or pipeline.node is None or pipeline.room == 0):
+                orders = messages.Orders(closed, avoided, pipeline.shares)
+                pipeline.call, pipeline.given = pipeline.actor.turn.remote(pipeline.given, orders), []
+        calls = {pipeline.call: pipeline for pipeline in self._pool if pipeline.call is not None}
+        if not calls:
+            time.sleep(pipelines.TURN_S / 10)  # the next block is not known yet
+            return
+        ready, _ = self._ray.wait(list(calls), num_returns=1, timeout=pipelines.TURN_S)
+        if ready and len(calls) > 1:
+            ready, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        for call in ready:
+            pipeline = calls[call]
+            try:
+                turn: messages.TurnReport = self._ray.get(call)
+            except self._ray.exceptions.RayError as error:
+                self._lose(pipeline, error, waiting)
+                continue
+            pipeline.call, pipeline.room, pipeline.node = None, turn.room - len(pipeline.given), turn.node
+            yield from self._reports(pipeline, turn, waiting)
+
+    def _reports(self, pipeline: PipelineHandle, turn: messages.TurnReport, waiting: Waiting) -> Iterator[messages.BlockReport]:
+        for message in turn.messages:
+            if isinstance(message, messages.FailedBlock):
+                raise message.error
+            ref = pipeline.open.pop((message.ref.manifest, message.ref.block))
+            if isinstance(message, messages.HandedBack):
+                waiting.put_back([ref])
+            else:
+                self._lost = 0
+                yield message
+
+    def _lose(self, pipeline: PipelineHandle, error: Exception, waiting: Waiting) -> None:
+        """A pipeline that died, alone or with its node. Raises ClusterError where this happens again and again, and where it raised."""
+        self._lost += 1
+        self._pool.remove(pipeline)
+        self._ray.kill(pipeline.actor)
+        waiting.put_back(pipeline.open.values())
+        self._planned_at = -math.inf
+        if self._lost > MOST_LOST * self._layout.pipelines or isinstance(error, self._ray.exceptions.RayTaskError):
+            raise _translated(error) from error
+
+    def close(self) -> None:
+        """End all pipelines; their workers end with them."""
+        for pipeline in self._pool:
+            self._ray.kill(pipeline.actor)
 
 
-def _translated(error: Exception) -> TouchstoneError:
-    hint = "the same command resumes; worker logs are in the Ray session folder"
+def _translated(error: Exception) -> ClusterError:
+    hint = WORKER_LOGS_HINT
     texts = str(error)
     if is_want_of_memory(error) or "OutOfMemory" in texts or "OOM" in texts:
         hint = OUT_OF_MEMORY_HINT
     return ClusterError(f"the pipeline failed: {describe_error(error)}", hint=hint)
-
-
-def _hand_over_limit() -> float:
-    """Bytes that may wait between the stages: what one node's object store holds well before it spills (at 80 %), since the
-    decoders that run ahead may all stand on one node.
-    """
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return float(HAND_OVER_SHARE * min(node["Resources"].get("object_store_memory", math.inf) for node in nodes if node["Alive"]))
-
-
-def _pipeline(dataset: Dataset, job: workers.ScoringJob, layout: ScoringLayout) -> Dataset:
-    if layout.kind == "fused":
-        return _stage(dataset, workers.BlockScorer, (job,), layout, layout.scorers[0], num_cpus=layout.worker_cpus)
-    dataset = _stage(dataset, workers.BlockDecoder, (job,), layout, layout.decoders, num_cpus=layout.worker_cpus)
-    for pool, size in zip(job.spec.all_pools, layout.scorers, strict=True):
-        worker = workers.TensorScorer if pool in job.spec.pools else workers.BlockDescriber
-        dataset = _stage(dataset, worker, (job, pool), layout, size, num_cpus=layout.scorer_cpus, num_gpus=layout.scorer_gpus or None)
-    return _stage(dataset, workers.BlockCommitter, (job,), layout, layout.committers, num_cpus=COMMIT_CPUS / layout.committers)
-
-
-def _stage(
-    dataset: Dataset,
-    worker: type,
-    given: tuple[object, ...],
-    layout: ScoringLayout,
-    size: int,
-    *,
-    num_cpus: float,
-    num_gpus: float | None = None,
-) -> Dataset:
-    """One pool of actors. Ray restarts those that die, elsewhere if need be, and repeats what they had; a pool of fixed size gives its
-    idle actors back, with their GPUs, as soon as the stage before has nothing more for it.
-    """
-    pool = ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
-    return dataset.map_batches(
-        worker,
-        fn_constructor_args=given,
-        batch_size=1,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=pool,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        label_selector=dict(layout.labels) or None,
-    )

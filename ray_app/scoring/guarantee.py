@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import Each, in_turn, manifests
+from ray_app.archives import Each, in_turn
 from ray_app.ensembles import EnsembleCard, PopulationTally, decide, drawn_by_audit, properties_of
 from ray_app.errors import Reason
 from ray_app.inference import ScoringSpec, decision, is_blank, range_doubts, remarks_on
@@ -24,13 +24,14 @@ from ray_app.inference.spec import departures, guarantee_departures, other_decod
 from ray_app.metrics.arrays import Counts, Floats
 from ray_app.metrics.significance import Shift, holm, most_fakes, shift_of
 from ray_app.metrics.survey_sampling import References
-from ray_app.runs import RunDirectory, directory, document, reader
+from ray_app.runs import RunDirectory, directory, document, fingerprint, reader, score_files, settled_state
 from ray_app.runs.rows import as_array, bounded_facts, decided_columns, stability_views, with_reasons
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, UNLIKE
 from ray_app.scoring.references import REFERENCES, references_of
 
 COLUMNS = ["image_id", "score", "scores", "format", "width", "height", "quality", "decoder", SECOND_LOOK]
 WAIVED = "waive_guarantee"  # in a run's identity, where it was asked for
+_TALLY = "guarantee"  # the tally of what a comparison counts
 _MOST_NAMED = 3
 _STEP, _STEPS = 0.05, 40  # standard deviations of the references, and how many steps are tried
 _DRAWS, _SURE = 40, 38  # drawn archives, and in how many of them a shift that is called seen is noticed
@@ -44,16 +45,21 @@ class Comparison:
     unlike: str | None = None
 
 
-def settle_guarantee(run: RunDirectory, spec: ScoringSpec, *, each: Each = in_turn) -> document.GuaranteeSummary | None:
+def settle_guarantee(
+    run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | None = None, *, each: Each = in_turn
+) -> document.GuaranteeSummary | None:
     """Compare the run's rows, all published, with what its card was calibrated on, and let verdicts abstain where that is to be.
 
     Returns the `guarantee` of a summary, None where the card promises nothing. Interrupted, the same `score`
     command goes on; until then the run says that its verdicts are mixed. Where a run was beyond the limit and is no longer, its verdicts
-    come back: `decided` gives rows those of the card alone.
+    come back: `decided` gives rows those of the card alone. `rows`: those that were not compared yet, and what others gave; None: all.
     """
     described = run.describe()
-    found = compare(run, spec)
+    rows = rows or settled_state.NewRows.all_of(run)
+    found = compare(run, spec, rows)
     if found.unlike or described.get("unlike") or described.get("deciding"):
+        run.store.delete(directory.SETTLED)
+        rows.count_anew()
         run.write_json("run.json", described | {"deciding": directory.SCORE_DECIDES})
         for _ in each(partial(_rewrite, run, spec, found.unlike), run.published()):
             pass
@@ -67,12 +73,15 @@ def noted(described: Mapping[str, Any], unlike: str | None) -> dict[str, Any]:
     return kept | ({"unlike": unlike} if unlike else {})
 
 
-def compare(run: RunDirectory, spec: ScoringSpec) -> Comparison:
-    """Stream the current rows of a run and compare them with its card's population; settings and decoders too. Changes nothing."""
+def compare(run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | None = None) -> Comparison:
+    """Stream the current rows of a run and compare them with its card's population; settings and decoders too. Changes nothing.
+
+    `rows`: as in `settle_guarantee`.
+    """
     card, identity = spec.ensemble, run.describe()["identity"]
     if card.guarantee is None and card.population is None:
         return Comparison()
-    tally, decoders, images, flagged = _counted(run, spec)
+    tally, decoders, images, flagged = _counted(rows or settled_state.NewRows.all_of(run), spec)
     scored = departures(card.settings, identity["precision"], identity["resize"])
     unknown = other_decoders(card.settings, decoders)
     shifts = shifts_of(card, tally)
@@ -207,7 +216,7 @@ def decided(rows: pa.Table, spec: ScoringSpec) -> pa.Table:
     return rows
 
 
-def _rewrite(run: RunDirectory, spec: ScoringSpec, unlike: str | None, file: directory.Published) -> None:
+def _rewrite(run: RunDirectory, spec: ScoringSpec, unlike: str | None, file: score_files.Published) -> None:
     """One published file with verdicts as they are to be; it may hold any mixture of settled and unsettled ones."""
     run.rewrite_file(file, lambda rows: decided(rows, spec) if unlike is None else unlike_rows(rows, unlike))
 
@@ -221,21 +230,29 @@ def _with_second_look(rows: pa.Table, *, wanted: bool) -> pa.Table:
     return rows.drop_columns([SECOND_LOOK]) if has and not wanted else rows
 
 
-def _counted(run: RunDirectory, spec: ScoringSpec) -> tuple[PopulationTally, set[str], int, int]:
+def _counted(new: settled_state.NewRows, spec: ScoringSpec) -> tuple[PopulationTally, set[str], int, int]:
     """The archive's counts, the decoders of its images in formats that the calibration saw, how many images have a score, and how many
     reach the threshold.
     """
     population = spec.ensemble.population
     tally, decoders, images, flagged = PopulationTally(population.features if population else ()), set[str](), 0, 0
     formats = population.seen.formats if population and population.seen else ()
-    files = [path for manifest in manifests(run.store) for path in run.row_files(manifest)]
-    for table in reader.tables_in(run, files, COLUMNS):  # the current rows, whether the run's verdicts are settled or not
+    card = fingerprint({"card": spec.ensemble.model_dump(mode="json"), "late": list(spec.late)})
+    earlier = new.earlier.get(_TALLY)
+    if earlier is not None and earlier["card"] == card:
+        tally.counts = {name: np.array(counts, np.int64) for name, counts in earlier["counts"].items()}
+        decoders, images, flagged = set(earlier["decoders"]), earlier["images"], earlier["flagged"]
+    else:
+        earlier = None
+    for table in new.tables(earlier, COLUMNS):  # the current rows, whether the run's verdicts are settled or not
         rows = table.filter(pc.is_valid(table["score"]))
         images += len(rows)
         flagged += int((reader.numbers(rows["score"]) >= spec.ensemble.thresholds.fake_above).sum())
         tally.add(_properties(rows, [name.removeprefix("score:") for name in tally.counts if name.startswith("score:")], spec.late))
         known = rows.filter(pc.is_in(rows["format"].cast(pa.string()), pa.array(formats))) if formats else rows
         decoders.update(pc.unique(pc.drop_null(known["decoder"].cast(pa.string()))).to_pylist())
+    counts = {name: column.tolist() for name, column in tally.counts.items()}
+    new.found[_TALLY] = {"card": card, "counts": counts, "decoders": sorted(decoders), "images": images, "flagged": flagged}
     return tally, decoders, images, flagged
 
 

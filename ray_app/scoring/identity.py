@@ -24,7 +24,7 @@ from ray_app.errors import ConfigError, IdentityError, Reason, TouchstoneError
 from ray_app.inference import ScoringSpec, decision, make_spec
 from ray_app.inference.spec import Precision
 from ray_app.inference.stability import Stability, uncertain
-from ray_app.runs import RunDirectory, current_tables, directory, document, reader, rows, schema
+from ray_app.runs import RunDirectory, directory, document, reader, rows, schema, settled_state
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import WAIVED
 from ray_app.scoring.references import references_beside
@@ -399,7 +399,12 @@ def stability_in(identity: dict[str, Any]) -> Stability | None:
     return None if facts is None else Stability(facts["count"], facts["margin"])
 
 
-def stability_facts(run: RunDirectory, thresholds: Thresholds) -> document.StabilitySummary | None:
+_STABILITY = "stability"  # the tally of these facts
+
+
+def stability_facts(
+    run: RunDirectory, thresholds: Thresholds, new: settled_state.NewRows | None = None
+) -> document.StabilitySummary | None:
     """The `stability` section of a summary; None where the run was made without. Streams the run's rows.
 
     `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that they
@@ -408,11 +413,14 @@ def stability_facts(run: RunDirectory, thresholds: Thresholds) -> document.Stabi
     requested = stability_in(run.describe()["identity"])
     if requested is None:
         return None
-    counts = Counter[str]()
-    for table in current_tables(run, ["score", "verdict", "verdict_reason", schema.STABILITY]):
+    new = new or settled_state.NewRows.all_of(run)
+    earlier = new.earlier.get(_STABILITY)
+    counts = Counter[str](earlier or {})
+    for table in new.tables(earlier, ["image_id", "score", "verdict", "verdict_reason", schema.STABILITY]):
         viewed = table[schema.STABILITY].is_valid().to_numpy()
         near = uncertain(reader.numbers(table["score"]), table["verdict"].to_pylist(), thresholds, requested.margin)
         unstable = pc.sum(pc.equal(rows.with_reasons(table)["verdict_reason"], Reason.UNSTABLE.value)).as_py() or 0
         counts.update(asked=int(viewed.sum()), unstable=unstable, unasked=int((~viewed[near]).sum()))
+    new.found[_STABILITY] = dict(counts)
     return document.StabilitySummary(views=requested.count, margin=requested.margin, asked=counts["asked"], unstable=counts["unstable"],
                             unasked=counts["unasked"])  # fmt: skip

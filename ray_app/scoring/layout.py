@@ -17,7 +17,9 @@ WORKER_CPUS = 0.8  # a decoding or scoring process fills a core; the rest is lef
 GPU_SCORER_CPUS = 0.1
 COMMIT_CPUS = 0.05
 BLOCKS_PER_DOUBLING = 4  # per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
-HAND_OVER_BYTES = 96 * 2**20  # prepared tensors of one block; several blocks are under way per GPU
+HAND_OVER_BYTES = 96 * 2**20  # prepared tensors of one piece of a block; several pieces are under way per GPU
+WRITES_AT_ONCE = 8  # blocks that a split pipeline reads, and as many that it commits, beside all else: storage is late, not slow
+IN_FLIGHT = 2  # pieces that a worker has: one that it works on, and one whose pixels travel meanwhile
 BLOCK_BYTES = 2**30  # of encoded files in one block: large ones take seconds each, and a kill loses the whole block
 BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is what a kill loses
 GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}  # multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
@@ -31,8 +33,9 @@ class ScoringLayout:
     """`fused`: each core fetches, decodes, scores and commits whole blocks; nothing large crosses a process.
     `split`: cores fetch and decode for scorers, one pool of them after another; prepared uint8 tensors cross the object store.
 
-    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them requests. `labels`: of
-    the nodes that any of them may stand on.
+    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them requests. `piece_members`:
+    how much of a block travels to a scorer at once, in prepared tensors of `piece_bytes`. `labels`: of the nodes that any process may
+    stand on.
     """
 
     kind: Literal["fused", "split"]
@@ -42,14 +45,30 @@ class ScoringLayout:
     worker_cpus: float = WORKER_CPUS
     scorer_cpus: float = WORKER_CPUS
     scorer_gpus: float = 0.0
-    committers: int = 1
+    piece_members: int = 0
+    piece_bytes: int = 0
     short_of_memory: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def limited_to(self, blocks: int) -> "ScoringLayout":
         """The same with no more workers per stage than blocks."""
         scorers = tuple(min(count, blocks) for count in self.scorers)
-        return replace(self, scorers=scorers, decoders=min(self.decoders, blocks), committers=min(self.committers, blocks))
+        return replace(self, scorers=scorers, decoders=min(self.decoders, blocks))
+
+    @property
+    def pipelines(self) -> int:
+        """How many pipelines there are: fused, one per core; split, each has at least one process of every stage, and commits."""
+        return self.scorers[0] if self.kind == "fused" else min(self.decoders, *self.scorers)
+
+    @property
+    def writes_at_once(self) -> int:
+        """Blocks that are being written at most, over all pipelines."""
+        return self.pipelines * (1 if self.kind == "fused" else WRITES_AT_ONCE)
+
+    def shares(self, number: int) -> tuple[int, ...]:
+        """The processes of one split pipeline, decoders first: each stage is divided as equally as can be."""
+        stages = (self.decoders, *self.scorers)
+        return tuple(count * (number + 1) // self.pipelines - count * number // self.pipelines for count in stages)
 
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""
@@ -107,8 +126,7 @@ class NodeMemory:
 @dataclass(frozen=True)
 class MemberCost:
     """What one member requires of a layout. `tensor_bytes`: its prepared tensors between processes. `pool_gmac`: billions of multiply-adds
-    in each group of detectors that needs processes of its own. `process_bytes`: a process with all detectors. `localizes`: masks are made,
-    or embeddings kept, so that commits are heavy.
+    in each group of detectors that needs processes of its own. `process_bytes`: a process with all detectors.
 
     `passes`: how often detectors look at it, clean and perturbed; the other numbers count all of them.
     """
@@ -117,7 +135,6 @@ class MemberCost:
     tensor_bytes: int = 0
     pool_gmac: tuple[float, ...] = (0.0,)
     process_bytes: int = 0
-    localizes: bool = False
     passes: int = 1
 
 
@@ -140,11 +157,12 @@ def plan_layout(
         fitting = max(1, int(min(cpus, memory_bytes // max(work.process_bytes, 1))))
         short = workers is None and fitting < int(cpus)
         return ScoringLayout("fused", (workers or fitting,), 0, _whole_batches(block_members, work.slots), short_of_memory=short)
-    block_members = _whole_batches(min(block_members, HAND_OVER_BYTES // max(work.tensor_bytes, 1)), work.slots)
+    block_members = _whole_batches(block_members, work.slots)
+    piece_members = min(_whole_batches(HAND_OVER_BYTES // max(work.tensor_bytes, 1), work.slots), block_members)
     # A perturbed image takes a core about as long as decoding it did, so that decoding's share of the work stays what it was.
     once = tuple(gmac / work.passes for gmac in work.pool_gmac)
     layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, block_members, once)
-    return replace(layout, committers=max(layout.scorers)) if work.localizes else layout
+    return replace(layout, piece_members=piece_members, piece_bytes=piece_members * work.tensor_bytes)
 
 
 def _with_gpus(cpus: int, gpus: int, workers: int | None, block_members: int, pool_gmac: tuple[float, ...]) -> ScoringLayout:

@@ -26,10 +26,7 @@ from ray_app.archives import (
     ManifestMember,
     MemberReader,
     guard_of,
-    iter_blocks,
     manifests,
-    member_rows,
-    read_block,
     read_complete,
     read_vanished,
 )
@@ -41,7 +38,7 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import ScoringSpec
 from ray_app.reports import gallery, render_run_report
 from ray_app.reports.format import VERDICT_WORDS, meaning, visible
-from ray_app.runs import RunDirectory, bottleneck, current_tables, directory, document, fingerprint, summarise
+from ray_app.runs import RunDirectory, bottleneck, current_tables, document, fingerprint, reader, settled_state, summarise, summary
 from ray_app.runs.summary import COLUMNS, UNKNOWN, of_generator, require_identified
 from ray_app.runs.summary import PROFILE_COLUMNS as PROFILE
 from ray_app.scoring.identity import stability_facts
@@ -49,23 +46,31 @@ from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Fetcher, Guard, LinkedFolders, Store
 
 SIDE_PX = 160
+_COUNTS = "counts"  # the tally of a run's rows that is the counted part of its summary
 
 
 def write_summary(
-    run: RunDirectory, spec: ScoringSpec, session: ScoringSession, guarantee: document.GuaranteeSummary | None
+    run: RunDirectory,
+    spec: ScoringSpec,
+    session: ScoringSession,
+    guarantee: document.GuaranteeSummary | None,
+    rows: settled_state.NewRows | None = None,
 ) -> dict[str, Any]:
-    """Count the current rows and write the summary, whose JSON is returned. `guarantee`: of a card that promises something."""
-    summary = document.RunSummary(
+    """Count the current rows and write the summary, whose JSON is returned. `guarantee`: of a card that promises something.
+
+    `rows`: those that are not counted yet, and the counts of the others; None: all are counted.
+    """
+    content = document.RunSummary(
         schema=document.SUMMARY_SCHEMA,
         run=run.store.url,
         listing=max(manifests(run.store)),
         version=__version__,
         complete=True,
         linked_folders=document.LinkedFoldersSummary(**asdict(linked_folders(run))),
-        **counted(run, spec, guarantee),
+        **counted(run, spec, guarantee, rows),
         **_of_session(session),
     )
-    return _write(run, summary)
+    return _write(run, content)
 
 
 def renew_summary(run: RunDirectory, session: ScoringSession) -> dict[str, Any]:
@@ -83,9 +88,9 @@ def _of_session(session: ScoringSession) -> dict[str, Any]:
     }
 
 
-def _write(run: RunDirectory, summary: document.RunSummary) -> dict[str, Any]:
-    content = summary.written()
-    run.write_json(f"summaries/{summary.listing:05d}.json", content)
+def _write(run: RunDirectory, found: document.RunSummary) -> dict[str, Any]:
+    content = found.written()
+    run.write_json(f"summaries/{found.listing:05d}.json", content)
     run.write_json("summary.json", content)
     return content
 
@@ -95,12 +100,26 @@ def count_rows(run: RunDirectory, detectors: list[str]) -> document.RunCounts:
     return summarise(current_tables(run, COLUMNS), detectors)
 
 
-def counted(run: RunDirectory, spec: ScoringSpec, guarantee: document.GuaranteeSummary | None) -> dict[str, Any]:
+def _counted_rows(rows: settled_state.NewRows, detectors: list[str]) -> document.RunCounts:
+    """The same, of all rows by those that are new."""
+    earlier = rows.earlier.get(_COUNTS)
+    counts = summarise(rows.tables(earlier, COLUMNS), detectors)
+    if earlier is not None:
+        counts = summary.joined(document.RunCounts.model_validate(earlier), counts)
+    rows.found[_COUNTS] = counts.written()
+    return counts
+
+
+def counted(
+    run: RunDirectory, spec: ScoringSpec, guarantee: document.GuaranteeSummary | None, rows: settled_state.NewRows | None = None
+) -> dict[str, Any]:
     """By key what a summary says of a run's rows as the ensemble decides them: counts, stability, guarantee, ensemble, identity."""
     described = run.describe()
+    run.check_settled()
+    rows = rows or settled_state.NewRows.all_of(run)
     return {
-        **count_rows(run, described["detectors"]).given(),
-        "stability": stability_facts(run, spec.ensemble.thresholds),
+        **_counted_rows(rows, described["detectors"]).given(),
+        "stability": stability_facts(run, spec.ensemble.thresholds, rows),
         "guarantee": guarantee,
         "ensemble": ensemble_facts(spec),
         "fingerprint": fingerprint(described["identity"]),
@@ -264,10 +283,10 @@ def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | 
 
 
 def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> Iterator[gallery.GalleryTile]:
-    reader = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
+    images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
     gone = pa.array(read_vanished(run.store, manifests(run.store)[-1]))
     for file in run.published():
-        members = _members(run, file)
+        members = reader.members_in(run, file)
         for table in run.file_tables(file, _SHOWN):
             listed = {member.image_id: member for member in islice(members, len(table))}
             if len(listed) != len(table):
@@ -277,20 +296,14 @@ def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | No
                 rows = rows.filter(pc.is_in(rows["image_id"], pa.array(chosen)))
             for start in range(0, len(rows), PER_PAGE):
                 some = rows.slice(start, PER_PAGE).to_pylist()
-                yield from _pictured(reader, some, [listed[row["image_id"]] for row in some], limits)
-
-
-def _members(run: RunDirectory, file: directory.Published) -> Iterator[ManifestMember]:
-    for ref in iter_blocks(run.store, file.manifest):
-        if file.first <= ref.block <= file.last:
-            yield from member_rows(read_block(run.store, ref))
+                yield from _pictured(images, some, [listed[row["image_id"]] for row in some], limits)
 
 
 def _pictured(
-    reader: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], limits: ImageLimits
+    images: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], limits: ImageLimits
 ) -> Iterator[gallery.GalleryTile]:
     """Tiles in order; what had no status `ok` when it was scored is not read again."""
-    read = reader.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
+    read = images.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
     for row in rows:
         if row["status"] != Status.OK:
             yield gallery.GalleryTile(row, None, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]])))

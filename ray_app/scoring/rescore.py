@@ -40,7 +40,9 @@ from ray_app.runs import (
     kept_features,
     reader,
     schema,
+    settled_state,
     vectors_of,
+    verdict_table,
 )
 from ray_app.runs.rows import FACTS, as_array, identified_columns
 from ray_app.scoring import messages, report
@@ -90,14 +92,19 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
         changed = described | {"identity": _identity(identity, spec, waive_guarantee), "ensemble": facts}
         run.write_json("run.json", changed | {"deciding": True})
         keep_references(run, references)
-        for manifest in manifests(run.store):
-            run.rewrite(manifest, lambda rows: decided(rows, spec))
-        found = compare(run, spec)
+        was_settled = settled_state.read_settled(run, manifests(run.store)) is not None
+        run.store.delete(directory.SETTLED)
+        run.remove_replaced()
+        run.rewrite_all(lambda rows: decided(rows, spec))
+        rows = settled_state.NewRows.all_of(run)
+        found = compare(run, spec, rows)
         if unlike := found.unlike:
-            for manifest in manifests(run.store):
-                run.rewrite(manifest, lambda rows: unlike_rows(rows, unlike))
+            run.rewrite_all(lambda rows: unlike_rows(rows, unlike))
         run.write_json("run.json", noted(changed, unlike))
-        return _summary(run, spec, found.facts)
+        summary = _summary(run, spec, found.facts, rows)
+        if was_settled:
+            settled_state.settle(run, rows.found)  # no row came or went
+        return summary
 
 
 def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], waived: bool) -> None:
@@ -126,9 +133,13 @@ def _identity(identity: Mapping[str, Any], spec: ScoringSpec, waived: bool) -> d
     return kept | ({WAIVED: True} if waived and promises(spec.ensemble) else {}) | decision_identity(spec)
 
 
-def _summary(run: RunDirectory, spec: ScoringSpec, guarantee: document.GuaranteeSummary | None) -> dict[str, Any]:
+def _summary(
+    run: RunDirectory, spec: ScoringSpec, guarantee: document.GuaranteeSummary | None, rows: settled_state.NewRows
+) -> dict[str, Any]:
     before = {key: value for key, value in run.read_json("summary.json").items() if key not in ("guarantee", schema.SECOND_LOOK)}
-    summary = document.RunSummary.model_validate(before | report.counted(run, spec, guarantee) | {"run": run.store.url}).written()
+    if table := verdict_table.noted_table(run):  # which has the verdicts of before
+        before["session"] = {**before.get("session", {}), "table": table.written()}
+    summary = document.RunSummary.model_validate(before | report.counted(run, spec, guarantee, rows) | {"run": run.store.url}).written()
     run.write_json("summary.json", summary)
     report.write_report(run)
     return summary
@@ -404,12 +415,13 @@ def _kept(source: RunDirectory, card: IdentifierCard) -> str:
 
 def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[BlockRef, pa.Table]]:
     """Copy the listings, and give each block that `run` does not have yet with its rows in `source`; one block in memory."""
-    had = manifests(run.store)
-    for manifest in manifests(source.store):
+    had, numbers = manifests(run.store), manifests(source.store)
+    files = source.row_files(numbers)
+    rows = cut_blocks.TableStream(table for path in files for table in source.rows_in(path))
+    for manifest in numbers:
         if manifest not in had:
             copy_manifest(source.store, manifest, run.store)
         done = run.done_blocks(manifest)
-        rows = cut_blocks.TableStream(source.tables(manifest))
         for ref in read_blocks(source.store, manifest):
             of_block = rows.take(ref.members)
             if ref.block not in done:
@@ -418,11 +430,12 @@ def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[Bl
 
 def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> dict[str, Any]:
     """Publish a run that has all its blocks, and report on it; returns the summary."""
-    for manifest in manifests(run.store):
-        run.publish(manifest)
+    run.publish_all()
     reader.publish_vanished(run)
     check_conservation(run)
-    summary = report.write_summary(run, spec, session, settle_guarantee(run, spec))
+    rows = settled_state.NewRows.all_of(run)
+    summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, rows), rows)
+    settled_state.settle(run, rows.found)
     report.write_report(run)
     session.log("finished")
     return summary

@@ -16,18 +16,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray_app import __version__
-from ray_app.archives import Archive, BlockList, BlockPlan, fetcher_of, is_as_listed, list_members, manifests, open_source, read_blocks
+from ray_app.archives import (
+    BlockPlan,
+    fetcher_of,
+    is_as_listed,
+    last_listing,
+    manifests,
+)
 from ray_app.cluster.progress import Progress
-from ray_app.cluster.ray_cluster import cluster, has_other_nodes, leaving_nodes, on_ray, own_node, resources, working_nodes
+from ray_app.cluster.ray_cluster import (
+    cluster,
+    has_other_nodes,
+    leaving_nodes,
+    named_cluster,
+    on_ray,
+    own_node,
+    resources,
+    working_nodes,
+)
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
-from ray_app.datasets.labelling import ProgressLog
 from ray_app.detectors import licences, resolve_weights, weights
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
 from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, block_reader
 from ray_app.inference.spec import profile_cards
-from ray_app.reports.format import linked_folders_in_words, shortened
+from ray_app.reports.format import shortened
 from ray_app.runs import (
     Retry,
     RunDirectory,
@@ -35,38 +48,27 @@ from ray_app.runs import (
     begun_retry,
     check_conservation,
     document,
-    fingerprint,
     merge_retry,
-    reader,
     score_index,
+    settled_state,
+    small_files,
+    verdict_table,
 )
 from ray_app.scoring import identity, references, workers
+from ray_app.scoring.backlog import Listing, archive_of, end_listing, is_complete, portions_of, work_of
+from ray_app.scoring.block_stream import ArrivingBlocks
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
-from ray_app.scoring.report import bad_fraction, linked_folders, renew_summary, write_report, write_summary
+from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
+from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
-from ray_app.storage import Fetcher, Lease, node_budget
+from ray_app.storage import Lease, node_budget
 
 STALL_S = 900.0
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
 NOTICE_EVERY = 3  # ticks, of a second each, between two checks for nodes that will be taken away
 MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Blocks of every manifest, and those among them that have no rows yet; `is_new`: the last manifest was written just now."""
-
-    manifests: list[int]
-    blocks: BlockList
-    pending: BlockList
-    is_new: bool = False
-
-    @property
-    def members(self) -> int:
-        """How many members all manifests have together."""
-        return self.blocks.members
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
         require_perceptual_hash()
     resolved.references()
     resolved.require_own()
+    if config.table:
+        verdict_table.check_table(config.table)
     if not manifests(directory.store):
         archive_of(config).check()
 
@@ -174,30 +178,38 @@ class ScoringRun:
             retry_members(self.config, self.directory, self.session, plan, self.score)
         else:
             listing = self.list(plan)
-            if listing.pending:
+            if listing.pending or listing.portions is not None:
                 self.score(self.directory, listing)
             elif was_complete and not listing.is_new:
                 return self.renewed()
         self.publish()
-        return self.summarize(self.verify())
+        guarantee = self.verify()
+        self.append()
+        return self.summarize(guarantee)
 
     def list(self, plan: BlockPlan) -> Listing:
-        """The work there is: an unfinished run's blocks, else those of its source, listed anew. Raises ConfigError for an empty source.
+        """The work there is: an unfinished run's blocks, else those of its source, listed anew; a listing that was begun goes on meanwhile.
 
-        A first listing that fails by what the user gave leaves the directory to whoever wants it.
+        Raises ConfigError for an empty source. A first listing that fails by what the user gave leaves the directory to whoever wants it.
         """
         start, directory = time.monotonic(), self.directory
-        work = work_of(directory)
-        if not work.pending:
-            try:
-                if _list_source(directory, self.config, plan):
-                    work = replace(work_of(directory), is_new=True)
-            except ConfigError:
-                if not manifests(directory.store):
-                    directory.store.delete(references.REFERENCES)
-                    directory.give_up()
-                raise
-        reader.publish_vanished(directory)
+        work, last = work_of(directory), last_listing(directory.store)
+        goes_on = last is not None and last.goes_on
+        if goes_on or not work.pending:
+            portions = portions_of(directory, self.config, plan, work.tasks)
+            if not work.pending:
+                try:
+                    first = next(portions, None)
+                except ConfigError:
+                    if not manifests(directory.store):
+                        directory.store.delete(references.REFERENCES)
+                        directory.give_up()
+                    raise
+                goes_on = first is not None and first.goes_on
+                work = work if first is None else replace(work_of(directory), is_new=True, tasks=work.tasks)
+            work = replace(work, portions=portions if goes_on else None)
+        if not goes_on:
+            end_listing(directory)
         self.session.listed(time.monotonic() - start)
         return work
 
@@ -209,45 +221,69 @@ class ScoringRun:
         from ray_app.scoring.engine import score_blocks
 
         cluster_config, done = self.config.cluster, work.members - work.pending.members
-        progress = Progress(work.members, done=done)
-        blocks = f"{len(work.blocks):,} block{'s' * (len(work.blocks) != 1)}"
-        progress.say(f"{work.members:,} files in {blocks}, {done:,} done before; {self.layout.described}")
-        stopper = Stopper(directory.store, self.session.number, say=progress.say, grace_s=cluster_config.grace_s)
+        exported = named_cluster(cluster_config.address) is not None
+        meter = RunMeter(name_of(self.directory.store.url), len(work.pending), self.layout, exported=exported)
+        progress = Progress(work.members, done=done, note=meter.bound)
+        listed = f"{work.block_count:,} block{'s' * (work.block_count != 1)}"
+        progress.say(f"{work.members:,} files in {listed}, {done:,} done before; {self.layout.described}")
+        stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         patience_s = cluster_config.stall_timeout_s or max(stall_s, self.layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac))
         seconds = itertools.count()
         try:
             with (
                 self._job(directory) as job,
+                ArrivingBlocks(directory.store, work.pending, work.portions, work.tasks, progress, meter) as blocks,
                 stopper.listening(),
-                Watch(patience_s, stopper, lambda: self._tick(progress, stopper, next(seconds))) as watch,
+                Watch(patience_s, stopper, lambda: self._tick(progress, meter, stopper, next(seconds))) as watch,
             ):
-                for report in score_blocks(work.pending, job, self._layout_now, stopper=stopper, watch=watch):
+                for report in score_blocks(blocks, job, lambda: meter.laid_out(self._layout_now()), stopper=stopper, watch=watch):
                     self.session.committed(report)
+                    meter.committed(report)
                     progress.advance(report.ref.members, report.bad)
+                blocks.finish()
+                if work.portions is not None:
+                    end_listing(directory)
         except BaseException:
             with contextlib.suppress(StorageError):  # what ends the run may be the very place that this is written to
                 self.session.log("interrupted")
             raise
         finally:
             progress.close()
+            meter.close()
 
     def publish(self) -> None:
         """Merge the parts of every listing into the files that people read."""
-        for manifest in manifests(self.directory.store):
-            self.directory.publish(manifest, each=on_ray)
+        settled_state.finish_merge(self.directory)
+        self.directory.publish_all(each=on_ray)
 
     def verify(self) -> document.GuaranteeSummary | None:
-        """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary."""
-        check_conservation(self.directory, each=on_ray)
-        return settle_guarantee(self.directory, self.spec, each=on_ray)
+        """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary.
+
+        What earlier sessions settled is not looked at again, where it is as it was.
+        """
+        before = settled_state.read_settled(self.directory, manifests(self.directory.store))
+        check_conservation(self.directory, each=on_ray, after=before.manifest if before else -1)
+        self.rows = settled_state.NewRows.since_settled(self.directory)
+        return settle_guarantee(self.directory, self.spec, self.rows, each=on_ray)
+
+    def append(self) -> None:
+        """Make the rows in the table those of the run, where one is named; else the summary says what a former one has."""
+        run, url = self.directory, self.config.table
+        table = verdict_table.update_table(run, url, self.session.number) if url else verdict_table.noted_table(run)
+        if table is not None:
+            self.session.note(table=table)
 
     def summarize(self, guarantee: document.GuaranteeSummary | None) -> ScoringResult:
-        """Count the rows, and report."""
-        return self._reported(write_summary(self.directory, self.spec, self.session, guarantee))
+        """Count the rows, note what is settled by that, merge small files, and report."""
+        summary = write_summary(self.directory, self.spec, self.session, guarantee, self.rows)
+        settled_state.settle(self.directory, self.rows.found)
+        small_files.merge_small(self.directory, lambda: settled_state.settle(self.directory, self.rows.found), each=on_ray)
+        return self._reported(summary)
 
     def renewed(self) -> ScoringResult:
         """The end of a session that found nothing to do: no row is counted again."""
+        self.append()
         return self._reported(renew_summary(self.directory, self.session))
 
     def _reported(self, summary: dict[str, Any]) -> ScoringResult:
@@ -283,12 +319,13 @@ class ScoringRun:
         same = (now.kind, len(now.scorers), now.scorer_gpus) == (planned.kind, len(planned.scorers), planned.scorer_gpus)
         return replace(now, block_members=planned.block_members) if same else planned
 
-    def _tick(self, progress: Progress, stopper: Stopper, second: int) -> None:
+    def _tick(self, progress: Progress, meter: RunMeter, stopper: Stopper, second: int) -> None:
         """What is checked every second: the lease, the limits of time and cost, machines that will be taken away.
 
         Raises StorageError once the lease is lost; all else requests a stop.
         """
         progress.redraw()
+        meter.tell()
         if self.lease.lost.is_set():
             url = self.directory.store.url
             raise StorageError(f"{url}: another run took this directory over", hint="only one may write it; see lease.json there")
@@ -303,50 +340,6 @@ class ScoringRun:
             left_s = leaving.get(own_node())
             if left_s is not None:
                 stopper.ask("the machine of this driver will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
-
-
-def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> Archive:
-    """The archive that a config names, without its own run directory; touches nothing yet. Raises ConfigError."""
-    return open_source(
-        config.source,
-        config.include,
-        config.exclude,
-        skip=[RunDirectory.open(config.out).store.url] if config.out else [],
-        columns=config.columns,
-        limits=config.container_limits,
-        allow_private=config.allow_private,
-        fetcher=fetcher,
-    )
-
-
-def _list_source(run: RunDirectory, config: ScoreConfig, plan: BlockPlan) -> bool:
-    """Whether the source gave a new manifest; links to folders that it did not follow are reported on stderr."""
-    progress = ProgressLog("listing").count
-    is_new = list_members(run.store, archive_of(config), plan, each=on_ray, progress=progress, limit=config.limit) is not None
-    linked = linked_folders(run)
-    if linked.count:
-        print(f"listing: {linked_folders_in_words(linked.count, linked.example)}", file=sys.stderr, flush=True)
-    return is_new
-
-
-def is_complete(run: RunDirectory) -> bool:
-    """Whether the last session finished the run, and nothing was done to it since: rows, files and summary are as they should be."""
-    sessions = run.store.names("sessions")
-    if not sessions or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished" or not run.store.exists("summary.json"):
-        return False
-    summary, described, numbers = run.read_json("summary.json"), run.describe(), manifests(run.store)
-    noted = (summary.get("version"), summary["listing"], summary["fingerprint"], described.get("deciding"))
-    if noted != (__version__, numbers[-1], fingerprint(described["identity"]), None) or begun_retry(run) is not None:
-        return False
-    return not work_of(run).pending and not any(run.parts(number) for number in numbers)
-
-
-def work_of(run: RunDirectory) -> Listing:
-    """The blocks of a run, as its files have them."""
-    numbers = manifests(run.store)
-    blocks = [read_blocks(run.store, number) for number in numbers]
-    pending = [of_one.without(run.done_blocks(number)) for number, of_one in zip(numbers, blocks, strict=True)]
-    return Listing(numbers, BlockList.joined(blocks), BlockList.joined(pending))
 
 
 ScoreBlocks = Callable[[RunDirectory, Listing], None]
@@ -365,11 +358,11 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
     Rows are replaced under the same ids, with the session's number as `attempt`. Raises ConfigError while blocks of the run are
     still to be scored for the first time.
     """
-    numbers = manifests(run.store)
-    if not numbers or work_of(run).pending:
+    last = last_listing(run.store)
+    if last is None or last.goes_on or work_of(run).pending:
         raise ConfigError(f"{run.store.url}: not all files have been scored once", hint="the same command without --retry does that first")
-    for number in numbers:
-        run.publish(number, each=on_ray)
+    settled_state.finish_merge(run)
+    run.publish_all(each=on_ray)
     passed_over = list[int]()
     retry = begin_retry(run, session.number, [status.value for status in config.rescore], plan, passed_over=passed_over.append)
     if sum(passed_over):
@@ -393,9 +386,7 @@ def _finish_retry(run: RunDirectory, retry: Retry, session: ScoringSession, scor
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
     cost = ResourceEstimate.of(spec)
-    work = MemberCost(
-        spec.slots, cost.tensor_bytes, cost.pool_gmac, cost.process_bytes, bool(spec.localizers or spec.features), spec.passes
-    )
+    work = MemberCost(spec.slots, cost.tensor_bytes, cost.pool_gmac, cost.process_bytes, spec.passes)
     layout = plan_layout(
         work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
     )

@@ -128,6 +128,10 @@ class ScoringSession:
         """Seconds since the command began."""
         return time.monotonic() - self._start
 
+    def note(self, **facts: Any) -> None:
+        """Have the summary say this of the session, too."""
+        self._noted |= facts
+
     def listed(self, seconds: float) -> None:
         """Count the time that listing took."""
         self._seconds["list"] += seconds

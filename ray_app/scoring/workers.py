@@ -1,7 +1,7 @@
-"""The stages that Ray runs, each a class that takes one message about a block of members and gives one.
+"""The stages of a pipeline, each a class that takes one message and gives one; a worker is a process that holds one of them.
 
-Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockDescriber`, where a describer has
-processes of its own → `BlockCommitter`.
+Fused: `BlockScorer` alone. Split: `PieceDecoder` → `TensorScorer`, one pool after another → `BlockDescriber`, where a describer has
+processes of its own. `commit_block` ends both.
 """
 
 import math
@@ -10,21 +10,25 @@ import resource
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
+from ray_app import __version__
 from ray_app.archives import BlockRef, member_rows, read_block
-from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts, StopNote
+from ray_app.cluster import versions
+from ray_app.cluster.ray_cluster import own_node
+from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
-from ray_app.inference.scorer import Describing, describer_inputs, rows_to_describe
 from ray_app.runs import RunDirectory, block_tables, score_index, write_features
 from ray_app.runs.rows import BlockTables
 from ray_app.scoring import messages
@@ -32,7 +36,7 @@ from ray_app.storage import Fetcher, node_budget
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import File
-    from ray_app.inference.scorer import DescriberInputs
+    from ray_app.inference.scorer import DescriberInputs, Describing
     from ray_app.inference.second_pass import CascadeScorer
 
 
@@ -49,50 +53,62 @@ class ScoringJob:
     decode_limit_s: float = WALL_LIMIT_S
     known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
     decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
+    version: str = __version__  # of the driver: a node that comes late may have another
 
 
 class Worker:
-    """Base of the stages: each works on messages of one state, and passes all others on.
+    """Base of the stages. What one meets is a `FailedBlock`, since Ray keeps only the text of an exception.
 
-    What it meets travels to the driver as a `FailedBlock`, since Ray keeps only the text of an exception.
+    `pool`: the detectors of one that scores. Not `at_once`: it loads nothing before `load`, so that its node is known meanwhile.
     """
 
-    takes: ClassVar = messages.BlockState.OPEN
-
-    def __init__(self, job: ScoringJob, pool: tuple[str, ...] | None = None) -> None:
-        import ray
-
+    def __init__(self, job: ScoringJob, pool: tuple[str, ...] | None = None, *, at_once: bool = True) -> None:
         self._job, self._pool, self._clock = job, pool, StageClock()
         self._failed: TouchstoneError | None = None
+        self._is_loaded = False
         self._attempts = Attempts(job.crumbs, type(self).__name__)
         self._counting: tuple[Any, ...] = ()  # whatever counts what this worker does
         self._counted: Counter[str] = Counter()
-        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""  # the stages also work without a cluster
-        self._note = StopNote(job.run.store, job.attempt, node)
         if job.mirror is not None:
             os.environ[MIRROR_VARIABLE] = job.mirror
+        if at_once:
+            self.load()
+
+    def node(self) -> str:
+        """The node that it stands on."""
+        return own_node()
+
+    def load(self) -> None:
+        """Start, once, and keep what is met for whoever gives it something to do."""
+        if self._is_loaded:
+            return
+        self._is_loaded = True
         try:
+            versions.require_same(self._job.version)
             self.start()
         except Exception as error:
-            self._failed = _translated(error, type(self).__name__)
+            self._failed = translated(error, type(self).__name__)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Work on one row: what the stage before gave for one block of members."""
-        if table["state"][0].as_py() != self.takes:
-            return table
+    def take(self, message: Any) -> Any:
+        """Work on what the stage before gave."""
+        if isinstance(message, messages.FailedBlock):
+            return message
+        self.load()  # one that died between two messages was started again by Ray, and asked nothing since
         try:
-            message = messages.message_of(table)
-            if isinstance(message, messages.PendingBlock) and self._note.closes_intake():
-                return messages.table_of(messages.HandedBack(message.ref))
-            return messages.table_of(messages.FailedBlock(self._failed) if self._failed else self.work(message))
+            return messages.FailedBlock(self._failed) if self._failed else self.work(message)
         except Exception as error:
-            return messages.table_of(messages.FailedBlock(_translated(error, type(self).__name__)))
+            return messages.FailedBlock(translated(error, type(self).__name__))
+
+    def hand_on(self, message: Any) -> tuple[messages.FailedBlock | None, Any]:
+        """The same for a pipeline: what was met, and what the next stage is given; two objects of Ray, so that only the first travels."""
+        result = self.take(message)
+        return (result, None) if isinstance(result, messages.FailedBlock) else (None, result)
 
     def start(self) -> None:
         """Load what the stage needs, once per process."""
 
-    def work(self, block: Any) -> messages.Message:
-        """What `__call__` does with a message of the state that the stage takes, once everything is loaded."""
+    def work(self, message: Any) -> Any:
+        """What `take` does once everything is loaded."""
         raise NotImplementedError
 
     def _work(self) -> messages.BlockWork:
@@ -104,26 +120,6 @@ class Worker:
         done.subtract(self._counted)
         self._counted = total
         return messages.BlockWork(self._clock.take(), done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-    def _commit(self, ref: BlockRef, members: pa.Table, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> BlockTables:
-        """Decide on every member, and write the block's part."""
-        job = self._job
-        with self._clock("write"):
-            made = block_tables(
-                members,
-                judge(job.spec, outcomes, outputs, self._clock),
-                attempt=job.attempt,
-                scored_at=datetime.now(UTC),
-                perceptual_hash=job.spec.perceptual_hash,
-                measured=job.spec.measured,
-                features=job.spec.features,
-            )
-            if made.masks is not None:
-                job.run.write_masks(ref.manifest, ref.block, made.masks)
-            for name, rows in made.features.items():
-                write_features(job.run, ref.manifest, ref.block, name, rows)
-            job.run.write_part(ref.manifest, ref.block, made.rows)
-        return made
 
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
         """Of what every image is prepared for; which of them are looked at again is known later."""
@@ -141,7 +137,7 @@ class Worker:
             decode_bytes=job.decode_bytes,
         )
 
-    def _looking(self, decoder: BatchDecoder, *, describing: Describing | None = None, holds_block: bool = False) -> "CascadeScorer":
+    def _looking(self, decoder: BatchDecoder, *, describing: "Describing | None" = None, holds_block: bool = False) -> "CascadeScorer":
         from ray_app.inference.scorer import EnsembleScorer
         from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, StabilityScorer
 
@@ -155,43 +151,41 @@ class Worker:
 class BlockScorer(Worker):
     """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
 
-    takes = messages.BlockState.PENDING
-
     def start(self) -> None:
         """Load the detectors, and the describer."""
+        from ray_app.inference.scorer import Describing  # torch, as all that scores
+
         self._reading = self._reader()
         describing = Describing(self._job.spec, self._clock) if self._job.spec.describer else None
         self._scoring = self._looking(self._reading.decoder, describing=describing).simplest
         self._counting = (self._reading.fetcher, self._reading.decoder, self._scoring)
 
-    def work(self, block: messages.PendingBlock) -> messages.BlockReport:
+    def work(self, message: BlockRef) -> messages.BlockReport:
         """A reference → the report of its committed part."""
-        members = read_block(self._job.run.store, block.ref)
+        members = read_block(self._job.run.store, message)
         outcomes: list[DecodeResult] = []
-        with self._attempts.of(block.ref, members["uri"][0].as_py()):
+        with self._attempts.of(message, members["uri"][0].as_py()):
             outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
         if self._reading.recall is not None:  # for members of the same bytes
             self._reading.recall.learn(outcomes, outputs)
-        made = self._commit(block.ref, members, outcomes, outputs)
-        return messages.BlockReport(block.ref, made.bad, self._work(), made.failures)
+        made = commit_block(self._job, message, members, outcomes, outputs, self._clock)
+        return messages.BlockReport(message, made.bad, self._work(), made.failures)
 
 
-class BlockDecoder(Worker):
+class PieceDecoder(Worker):
     """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card resizes with it."""
-
-    takes = messages.BlockState.PENDING
 
     def start(self) -> None:
         """Start the decoder."""
         self._reading = self._reader(hand_over=True)
         self._counting = (self._reading.fetcher, self._reading.decoder)
 
-    def work(self, block: messages.PendingBlock) -> messages.OpenBlock:
-        """A reference → prepared uint8 tensors, and encoded files for detectors that keep sizes."""
-        members = read_block(self._job.run.store, block.ref)
-        with self._attempts.of(block.ref, members["uri"][0].as_py()):
-            batches = tuple(self._reading.read(member_rows(members)))
-        return messages.OpenBlock(block.ref, members, self._work(), batches)
+    def work(self, message: messages.Piece) -> messages.OpenPiece:
+        """Members → prepared uint8 tensors, and encoded files for detectors that keep sizes."""
+        first = message.members["uri"][0].as_py()
+        with self._attempts.of(message.ref, first, message.start):
+            batches = tuple(self._reading.read(member_rows(message.members)))
+        return messages.OpenPiece(message.ref, message.start, first, self._work(), batches)
 
 
 class TensorScorer(Worker):
@@ -199,6 +193,8 @@ class TensorScorer(Worker):
 
     def start(self) -> None:
         """Load the pool's detectors; in the last pool also the describer, unless it has processes of its own."""
+        from ray_app.inference.scorer import Describing
+
         # Pixels are read where Ray has them, and no detector writes to what it is given.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         spec = self._job.spec
@@ -209,24 +205,26 @@ class TensorScorer(Worker):
         self._scoring = self._looking(self._decoding, holds_block=True)
         self._counting = (self._scoring, self._decoding, *((self._describing,) if self._describing else ()))
 
-    def work(self, block: messages.OpenBlock) -> messages.OpenBlock:
+    def work(self, message: messages.OpenPiece) -> messages.OpenPiece:
         """Prepared tensors → the same with what this pool says of them; the last pool drops them. Once a cascade's first detectors have
         spoken, only the files of members that go on travel further, and what the describer may look at.
         """
-        spec, outcomes, seen = self._job.spec, block.outcomes, block.seen
-        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
-            if block.batches:
-                outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
-                seen = [image for batch in block.batches for image in describer_inputs(spec, batch)] if spec.describer else ()
-                outputs = self._scoring.score(map(self._decoding.complete, block.batches))
+        from ray_app.inference.scorer import describer_inputs
+
+        spec, outcomes, seen = self._job.spec, message.outcomes, message.seen
+        with self._attempts.of(message.ref, message.first, message.start):
+            if message.batches:
+                outcomes = [outcome for batch in message.batches for outcome in batch.outcomes]
+                seen = [image for batch in message.batches for image in describer_inputs(spec, batch)] if spec.describer else ()
+                outputs = self._scoring.score(map(self._decoding.complete, message.batches))
             else:
-                outputs = self._scoring.again(outcomes, block.files, block.outputs)
+                outputs = self._scoring.again(outcomes, message.files, message.outputs)
             if self._describing is not None:
-                outputs = self._describing.after(outcomes, block.outputs.joined(outputs), seen)
-        scored = block.after(self._work(), outcomes, outputs)
+                outputs = self._describing.after(outcomes, message.outputs.joined(outputs), seen)
+        scored = message.after(self._work(), outcomes, outputs)
         if self._pool == spec.pools[-1]:
             return replace(scored, batches=(), files=(), seen=_wanted(spec, scored, seen))
-        if block.batches and spec.late and scored.outputs.scores.keys() >= set(spec.first):
+        if message.batches and spec.late and scored.outputs.scores.keys() >= set(spec.first):
             return replace(scored, batches=(), files=_going_on(spec, scored), seen=seen)
         return scored
 
@@ -236,26 +234,75 @@ class BlockDescriber(Worker):
 
     def start(self) -> None:
         """Load the describer."""
+        from ray_app.inference.scorer import Describing
+
         self._describing = Describing(self._job.spec, self._clock)
         self._counting = (self._describing,)
 
-    def work(self, block: messages.OpenBlock) -> messages.OpenBlock:
+    def work(self, message: messages.OpenPiece) -> messages.OpenPiece:
         """Outputs, and what is to be looked at of the members that the profile asks for → the outputs with words."""
-        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
-            outputs = self._describing.after(block.outcomes, block.outputs, block.seen)
-        return replace(block.after(self._work(), block.outcomes, outputs), seen=())
+        with self._attempts.of(message.ref, message.first, message.start):
+            outputs = self._describing.after(message.outcomes, message.outputs, message.seen)
+        return replace(message.after(self._work(), message.outcomes, outputs), seen=())
 
 
-class BlockCommitter(Worker):
-    """Last stage: decides and writes the block's part, so that a GPU never waits for storage."""
+def commit_block(
+    job: ScoringJob,
+    ref: BlockRef,
+    members: pa.Table,
+    outcomes: Sequence[DecodeResult],
+    outputs: DetectorOutputs,
+    clock: StageClock,
+    deciding: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - it keeps nothing
+) -> BlockTables:
+    """Decide on every member, inside `deciding`, and write the block's part; the part last, since with it the block is done."""
+    with clock("write"):
+        with deciding:
+            made = block_tables(
+                members,
+                judge(job.spec, outcomes, outputs, clock),
+                attempt=job.attempt,
+                scored_at=datetime.now(UTC),
+                perceptual_hash=job.spec.perceptual_hash,
+                measured=job.spec.measured,
+                features=job.spec.features,
+            )
+        if made.masks is not None:
+            job.run.write_masks(ref.manifest, ref.block, made.masks)
+        for name, rows in made.features.items():
+            write_features(job.run, ref.manifest, ref.block, name, rows)
+        job.run.write_part(ref.manifest, ref.block, made.rows)
+    return made
 
-    def work(self, block: messages.OpenBlock) -> messages.BlockReport:
-        """Outputs → the report of the committed part."""
-        made = self._commit(block.ref, block.members, block.outcomes, block.outputs)
-        return messages.BlockReport(block.ref, made.bad, block.work.joined(messages.BlockWork(self._clock.take())), made.failures)
+
+def pieces_of(ref: BlockRef, members: pa.Table, most: int) -> Iterator[messages.Piece]:
+    """A block in pieces of `most` members, the last perhaps smaller."""
+    count = len(members)
+    for start in range(0, count, most):
+        # Taken, not sliced: a slice would travel with the whole block.
+        yield messages.Piece(ref, start, members if count <= most else members.take(np.arange(start, min(start + most, count))))
 
 
-def _translated(error: Exception, stage: str) -> TouchstoneError:
+def commit_pieces(
+    job: ScoringJob, ref: BlockRef, members: pa.Table, pieces: Sequence[messages.OpenPiece], deciding: AbstractContextManager[Any]
+) -> messages.BlockReport:
+    """Join the scored pieces of a block, in their order, and commit it."""
+    outcomes = [_placed(outcome, piece.start) for piece in pieces for outcome in piece.outcomes]
+    outputs, clock, work = DetectorOutputs.chained([piece.outputs for piece in pieces]), StageClock(), messages.BlockWork()
+    for piece in pieces:
+        work = work.joined(piece.work)
+    made = commit_block(job, ref, members, outcomes, outputs, clock, deciding)
+    return messages.BlockReport(ref, made.bad, work.joined(messages.BlockWork(clock.take())), made.failures)
+
+
+def _placed(outcome: DecodeResult, start: int) -> DecodeResult:
+    """What became of a member, where that names another member: by its place in the block, no longer by that in the piece."""
+    said = outcome.said
+    return outcome if said is None or said.twin is None else replace(outcome, said=replace(said, twin=said.twin + start))
+
+
+def translated(error: Exception, stage: str) -> TouchstoneError:
+    """What a stage met, as an error with a hint."""
     if isinstance(error, TouchstoneError):
         return error
     if is_want_of_memory(error):
@@ -263,17 +310,19 @@ def _translated(error: Exception, stage: str) -> TouchstoneError:
     return TouchstoneError(f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug; what is committed is kept")
 
 
-def _going_on(spec: ScoringSpec, block: messages.OpenBlock) -> "list[tuple[int, File] | None]":
+def _going_on(spec: ScoringSpec, piece: messages.OpenPiece) -> "list[tuple[int, File] | None]":
     """The files of the members that a cascade's later pools look at."""
     from ray_app.inference.second_pass import files_of  # torch: only where something is scored
 
-    going = set(decision.second_stage_rows(spec, block.outcomes, block.outputs))
-    return [file if row in going else None for row, file in enumerate(file for batch in block.batches for file in files_of(batch))]
+    going = set(decision.second_stage_rows(spec, piece.outcomes, piece.outputs))
+    return [file if row in going else None for row, file in enumerate(file for batch in piece.batches for file in files_of(batch))]
 
 
-def _wanted(spec: ScoringSpec, block: messages.OpenBlock, seen: "DescriberInputs") -> "DescriberInputs":
+def _wanted(spec: ScoringSpec, piece: messages.OpenPiece, seen: "DescriberInputs") -> "DescriberInputs":
     """What a describer with processes of its own is to look at; nothing where it is given embeddings, or has spoken."""
     if not spec.describes_apart or spec.words_seen is None:
         return ()
-    asked = set(rows_to_describe(spec, block.outcomes, block.outputs))
+    from ray_app.inference.scorer import rows_to_describe
+
+    asked = set(rows_to_describe(spec, piece.outcomes, piece.outputs))
     return [image if row in asked else None for row, image in enumerate(seen)]

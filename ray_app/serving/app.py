@@ -1,4 +1,4 @@
-"""The Serve application: `build` (what `serve deploy` calls) binds an `Ingress`, deployments of detectors and one of jobs.
+"""The Serve application: `build` (what `serve deploy` calls) binds an `Ingress` and deployments of detectors.
 
 `Batcher` cuts a batch when it can start: whatever came meanwhile is in it. Ray Serve's own `@serve.batch` cuts it when its wait is over;
 clients that wait for their answers then come back one by one (measured: 117 batches for 118 images of 16 clients).
@@ -9,12 +9,13 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
+import ray
 from ray import serve
 from ray.exceptions import (
     ActorDiedError,
@@ -41,14 +42,11 @@ from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest, S
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from ray_app.serving.http.schemas import Job
     from ray_app.serving.release import Release
 
 NAME = "touchstone"
-JOBS = Resources(num_cpus=0.1)
 SHUTDOWN_MARGIN_S = 10.0  # a replica that ends has time for the longest request that it took
 Handle = DeploymentHandle[Any]
-T = TypeVar("T")
 DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError, OwnerDiedError, grpc.aio.AioRpcError)
 GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 RETRY_AFTER_S = 1
@@ -60,11 +58,11 @@ Done = TypeVar("Done")
 
 def build(config: ServeConfig) -> Application:
     """The application of one config, for `serve deploy`: its secrets stand in the environment of the cluster's nodes, or in files."""
-    return application(config)
+    return application(config, at_cluster=True)
 
 
-def application(config: ServeConfig, webhook_key: str | None = None) -> Application:
-    """The application of one config; `webhook_key` signs webhooks where no replica inherits the variable that holds it.
+def application(config: ServeConfig, *, at_cluster: bool) -> Application:
+    """The application of one config; `at_cluster`: others may submit jobs to the Ray that it runs on.
 
     Raises ConfigError and DetectorError for what can be known before weights are loaded.
     """
@@ -81,17 +79,11 @@ def application(config: ServeConfig, webhook_key: str | None = None) -> Applicat
         ).bind(name, config, list(groups_of(spec)))
         for name in groups_of(spec)
     }
-    jobs = _deployment(
-        JobDeployment,
-        name="jobs",
-        max_ongoing_requests=1000,
-        **_replicas(JOBS.model_copy(update={"labels": config.ingress.labels}), config),
-    ).bind(config, groups, webhook_key)
     # The ingress refuses by itself, in its own words, before the proxy would.
     ingress = _deployment(
         serve.ingress()(Ingress), name="ingress", max_ongoing_requests=4 * most + 100, **_replicas(config.ingress, config, load=most / 2)
     )
-    return ingress.bind(config, groups, jobs)
+    return ingress.bind(config, groups, at_cluster)
 
 
 def _deployment(kind: Callable[..., Any], **options: Any) -> serve.Deployment:
@@ -177,56 +169,22 @@ class DetectorDeployment:
         return self._group.generation
 
 
-class JobDeployment:
-    """The book of jobs, in one replica of its own, so that all ingress replicas see the same jobs."""
-
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ServeConfig, groups: Mapping[str, Handle], webhook_key: str | None
-    ) -> None:
-        from ray_app.serving.jobs.book import JobBook
-        from ray_app.serving.url_fetch import GuardedFetcher
-
-        _log_beside_serve()
-        fetcher = GuardedFetcher(config.urls, config.images.max_bytes) if config.urls.enabled or config.jobs.webhooks else None
-        self._scorer = _scorer(config, groups)
-        self._book = JobBook(config, self._scorer, fetcher, webhook_key=webhook_key)
-        self._book.start()
-
-    async def __del__(self) -> None:
-        """Serve awaits it when the replica ends: its successor may then open the book at once."""
-        await self._book.close()
-        self._scorer.close()
-
-    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job | Refusal":
-        """See `JobBook.submit`."""
-        return await _or_refusal(self._book.submit(owner, images, urls, **options))
-
-    async def status(self, owner: str, job: str) -> "Job | Refusal":
-        """See `JobBook.status`."""
-        return await _or_refusal(self._book.status(owner, job))
-
-    async def results(self, owner: str, job: str) -> bytes | Refusal:
-        """See `JobBook.results`."""
-        return await _or_refusal(self._book.results(owner, job))
-
-    async def cancel(self, owner: str, job: str) -> "Job | Refusal":
-        """See `JobBook.cancel`."""
-        return await _or_refusal(self._book.cancel(owner, job))
-
-
 class Ingress:
     """The HTTP side: everything about requests, nothing about networks."""
 
-    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle], jobs: Handle) -> None:
+    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle], at_cluster: bool) -> None:
         _log_beside_serve()
-        self._config, self._groups, self._jobs = config, groups, jobs
+        self._config, self._groups = config, groups
+        self._cluster = ray.get_runtime_context().gcs_address if at_cluster else None
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from ray_app.serving.http.app import create_app
+        from ray_app.serving.jobs import RayJobs
         from ray_app.serving.metrics import RayMeter
 
         meter = RayMeter()
-        return create_app(self._config, _scorer(self._config, self._groups, meter), RemoteJobs(self._jobs), meter, echo_request_id=False)
+        scorer, jobs = _scorer(self._config, self._groups, meter), RayJobs(self._config, self._cluster)
+        return create_app(self._config, scorer, jobs, meter, echo_request_id=False)
 
 
 class RemoteGroup:
@@ -251,47 +209,6 @@ class RemoteGroup:
         return generation
 
 
-class RemoteJobs:
-    """`JobDeployment`, called through Serve."""
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-
-    async def submit(self, owner: str, images: Any = None, urls: Any = None, **options: Any) -> "Job":
-        """See `JobBook.submit`."""
-        job: Job = await self._awaited(self._handle.submit.remote(owner, images, urls, **options))
-        return job
-
-    async def status(self, owner: str, job: str) -> "Job":
-        """See `JobBook.status`."""
-        found: Job = await self._awaited(self._handle.status.remote(owner, job))
-        return found
-
-    async def results(self, owner: str, job: str) -> bytes:
-        """See `JobBook.results`."""
-        lines: bytes = await self._awaited(self._handle.results.remote(owner, job))
-        return lines
-
-    async def cancel(self, owner: str, job: str) -> "Job":
-        """See `JobBook.cancel`."""
-        ended: Job = await self._awaited(self._handle.cancel.remote(owner, job))
-        return ended
-
-    async def _awaited(self, response: Any) -> Any:
-        try:
-            return await _answered(response)
-        except engine.GroupLost:
-            raise Refusal("not_ready", "jobs are being moved to another process", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
-
-
-async def _or_refusal(call: Awaitable[T]) -> T | Refusal:
-    """What is refused goes back as a value: Serve logs whatever a replica raises as its fault, with a traceback."""
-    try:
-        return await call
-    except Refusal as refusal:
-        return refusal
-
-
 async def _answered(response: Any) -> Any:
     """The answer of another replica. Its own refusals are raised; that it is gone, or has no place, becomes our own error."""
     try:
@@ -304,8 +221,6 @@ async def _answered(response: Any) -> Any:
         raise Refusal("overloaded", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
     except RayTaskError as error:
         raise error.cause from None
-    if isinstance(answer, Refusal):
-        raise answer
     return answer
 
 

@@ -1,14 +1,15 @@
 """The settings of an endpoint: the `args` of a Ray Serve application, and of `touchstone serve`. Defaults run on a laptop."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
+from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
-from ray_app.storage import UNGUARDED
+from ray_app.storage import urls
 
 
 class RequestLimits(Frozen):
@@ -53,24 +54,55 @@ class UrlFetching(Frozen):
     max_redirects: int = Field(default=3, ge=0, le=10)
 
 
-class JobLimits(Frozen):
-    """Jobs: many images, scored behind the interactive requests."""
+_GONE = {
+    "max_images": "jobs.max_uris bounds a list of uris, jobs.limit the files of a job",
+    "max_waiting_bytes": "no image of a job is in memory any more",
+    "max_jobs": "jobs.at_once",
+    "concurrency": "jobs.at_once; how many processes score is the cluster's and jobs.config's",
+    "keep_hours": "runs stay in jobs.directory until you remove them",
+    "unguarded": "`unguarded` of the score config that jobs.config names",
+    "webhooks": "clients ask GET /v1/jobs/{id}, or Ray's job API",
+    "webhook_secret_variable": "nothing is signed, since webhooks are gone",
+}
 
-    max_images: int = Field(default=1000, ge=1, description="images or URLs in one job")
-    max_body_bytes: int = Field(default=256 * 2**20, gt=0, description="one request to /v1/jobs")
-    max_waiting_bytes: int = Field(default=2**30, gt=0, description="images of all unfinished jobs, in memory; beyond: 503")
-    max_jobs: int = Field(default=100, ge=1, description="unfinished jobs; beyond: 503")
-    concurrency: int = Field(default=4, ge=1, description="images of jobs at work at once: what they take from interactive requests")
-    keep_hours: float = Field(default=24.0, gt=0, description="how long a finished job can be asked for")
+
+class JobLimits(Frozen):
+    """Jobs: runs of `touchstone score` that clients may start on the endpoint's cluster."""
+
     directory: str | None = Field(
         default=None,
-        description="fsspec folder for the state and results of jobs (never images), so that they outlive the process; null = memory",
+        description="fsspec folder where each job has a folder for its list and its run; replicas and nodes reach it; null = no jobs: 501",
     )
-    unguarded: bool = Field(default=False, description=UNGUARDED)
-    webhooks: bool = Field(default=False, description="whether a job may name an https URL that is told of its end")
-    webhook_secret_variable: str = Field(
-        default="TOUCHSTONE_WEBHOOK_SECRET", description="environment variable with the key that signs webhooks"
+    sources: tuple[str, ...] = Field(
+        default=(), description="prefixes below which jobs may read, for example s3://bucket/inbox; web servers are up to `urls`"
     )
+    at_once: int = Field(default=2, ge=1, description="jobs that wait or run; beyond: 429")
+    max_uris: int = Field(default=10_000, ge=1, description="uris in one list, and rows in one answer of results")
+    max_body_bytes: int = Field(default=4 * 2**20, gt=0, description="one request to /v1/jobs")
+    limit: int | None = Field(default=None, ge=1, description="files of one job; what a prefix has beyond is not listed")
+    max_hours: float | None = Field(default=None, gt=0, description="a job stops after so long")
+    max_cost: float | None = Field(default=None, gt=0, description="a job stops when so much is spent, by the prices in `config`")
+    config: str | None = Field(
+        default=None, description="score config of every job (cluster, prices, retries): a shipped name, or a path that the head node has"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_what_is_gone(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and (gone := sorted(_GONE.keys() & given.keys())):
+            text = f"jobs.{gone[0]}: gone since 0.13, when jobs came to run on Ray's job API"
+            raise ConfigError(text, hint=f"take it out; instead: {_GONE[gone[0]]}")
+        return given
+
+    @model_validator(mode="after")
+    def _places(self) -> Self:
+        for one in self.sources:
+            if urls.scheme_of(one) in ("http", "https") or urls.has_magic(one) or not ("://" in one or one.startswith("/")):
+                raise ValueError(f"sources: {urls.strip_secrets(one)}: expected s3://BUCKET/PREFIX or an absolute path, no pattern")
+        roots = tuple(urls.canonical(one).rstrip("/") + "/" for one in self.sources)
+        if self.directory is not None and f"{urls.canonical(self.directory)}/".startswith(roots):
+            raise ValueError("directory: it lies below a place that jobs may read, so that clients would read the runs of others")
+        return self
 
 
 class Resources(Frozen):

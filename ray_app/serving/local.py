@@ -18,7 +18,6 @@ from ray_app.errors import ClusterError, ConfigError, describe_error
 from ray_app.serving import haproxy, release
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth, connections
-from ray_app.serving.jobs.webhooks import webhook_secret
 
 _log = logging.getLogger(__name__)
 
@@ -66,21 +65,20 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     for card in release.plan_release(config)[0].cards.values():
         resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
     connections.connection_limits()
-    webhook_key, config = webhook_secret(config.jobs), config.model_copy(update={"access": auth.by_digests(config.access)})
-    own_secrets = (config.access.tokens_variable, config.jobs.webhook_secret_variable)
+    config = config.model_copy(update={"access": auth.by_digests(config.access)})
     # Replicas need no ports of their own unless Serve's HAProxy asks them directly.
     for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
         os.environ.setdefault(name, value)
     from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
 
     logging_config = validate(logs, LoggingConfig, where="logging_config")
-    with cluster(at_cluster, hidden=own_secrets, variables=haproxy.haproxy_variables):
+    with cluster(at_cluster, hidden=(config.access.tokens_variable,), variables=haproxy.haproxy_variables):
         from ray import serve
 
         from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, application
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        bound = application(config, webhook_key)
+        bound = application(config, at_cluster=False)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port, "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S},

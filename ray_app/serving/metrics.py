@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 OURS, SERVES = "ray_touchstone_", "ray_serve_"
+RUNS = "ray_touchstone_run_"  # of scoring runs on the same cluster: Prometheus has them from their own nodes
 UNREACHABLE = "touchstone_metrics_nodes_unreachable"
 AGENT_TIMEOUT_S = 3.0
 
@@ -33,7 +34,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "batch_images": ("images in one batch", ("group",), BATCH_SIZES),
     "batch_wait_seconds": ("how long a batch's first image waited until its batch began", ("group",), SECONDS),
 }
-GAUGES: dict[str, str] = {"images_in_flight": "images at work, in requests and in jobs"}
+GAUGES: dict[str, str] = {"images_in_flight": "images at work in requests"}
 
 # The only labels that leave this cluster. Ray adds node addresses, session folders and process ids: those stay here.
 LABELS = frozenset(
@@ -159,7 +160,7 @@ def _kept_lines(page: str) -> Iterator[str]:
     """Only the lines that we keep are parsed: an agent's page holds thousands of Ray's own."""
     for line in page.splitlines():
         name = line.split(" ", 3)[2] if line.startswith("# ") and line.count(" ") >= 2 else line
-        if name.startswith((OURS, SERVES)):
+        if name.startswith((OURS, SERVES)) and not name.startswith(RUNS):
             yield line
 
 

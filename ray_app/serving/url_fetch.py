@@ -5,7 +5,7 @@ Which addresses are allowed is the guard's decision (`storage.ssrf`). Redirects 
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urljoin
 
@@ -24,7 +24,7 @@ _CHUNK = 64 * 2**10
 
 
 class GuardedFetcher:
-    """Reads what a stranger's URL names, and posts to it, on the public Internet alone. One per process; for one event loop or several.
+    """Reads what a stranger's URL names, on the public Internet alone. One per process; for one event loop or several.
 
     `rules.enabled` is the caller's to look at. `max_bytes` is of one body. `resolver` and `is_allowed_address` are injected in tests.
     """
@@ -56,19 +56,6 @@ class GuardedFetcher:
                         target = self._checked(_next_place(target, answer))
         limit = self._rules.max_redirects
         raise Refusal("url_refused", "it is redirected too often", limit=limit, observed=limit + 1)
-
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """Sends `body` behind the same guard and returns the status; follows no redirect, reads no answer.
-
-        Raises Refusal (`url_refused`) or SourceError (a `source_*` status).
-        """
-        with _translated():
-            async with (
-                asyncio.timeout(self._rules.total_timeout_s),
-                self._session() as session,
-                session.post(self._checked(url), data=body, headers=headers, allow_redirects=False) as answer,
-            ):
-                return answer.status
 
     def check(self, url: str) -> None:
         """Raises Refusal (`url_refused`) where the text of a URL alone says that it will never be fetched; resolves nothing."""

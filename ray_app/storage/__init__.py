@@ -2,18 +2,9 @@
 
 from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
 from ray_app.storage.http import Guard
+from ray_app.storage.key_ranges import KeyRange, RangeReader, list_divisions, list_range, split_range
 from ray_app.storage.lease import UNGUARDED, Lease
-from ray_app.storage.listing import (
-    KeyRange,
-    LinkedFolders,
-    ObjectInfo,
-    base_of,
-    is_pattern,
-    list_divisions,
-    list_objects,
-    list_range,
-    noting_linked_folders,
-)
+from ray_app.storage.listing import LinkedFolders, ObjectInfo, base_of, is_pattern, list_objects, noting_linked_folders
 from ray_app.storage.store import Store
 from ray_app.storage.urls import canonical, local_path, matcher, matcher_below, strip_secrets
 
@@ -33,6 +24,8 @@ __all__ = [
     "KeyRange",
     "list_divisions",
     "list_range",
+    "split_range",
+    "RangeReader",
     "base_of",
     "is_pattern",
     "matcher",

@@ -28,6 +28,7 @@ _NETWORK_CLASSES = frozenset(
     {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "HTTPClientError"}  # botocore
     | {"ResponseStreamingError", "IncompleteReadError", "ResponseParserError", "IncompleteRead", "ProtocolError"}  # and urllib3
     | {"ClientConnectionError", "ClientPayloadError", "ServerTimeoutError", "FSTimeoutError", "TransportError", "gaierror"}  # aiohttp, …
+    | {"ServiceRequestError", "ServiceResponseError"}  # azure
 )
 _CREDENTIAL_CLASSES = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError", "SSOError"})
 # The instance's credential service refuses when many workers ask at once: a rate limit that looks like missing rights.
@@ -90,6 +91,14 @@ def is_conflict(error: BaseException) -> bool:
 def refuses_condition(error: BaseException | None) -> bool:
     """Whether a store that answers otherwise does not take a conditional write: asked of the answer to one, after a read that succeeded."""
     return error is not None and _http_status(error) in (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.BAD_REQUEST)
+
+
+_NO_BATCHES = (HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.LENGTH_REQUIRED, HTTPStatus.NOT_IMPLEMENTED)
+
+
+def refuses_batches(error: BaseException) -> bool:
+    """Whether a store may be one that does not take a request which removes many objects (GCS, some Ceph): it refused all of it."""
+    return _http_status(error) in _NO_BATCHES
 
 
 def unreachable(error: BaseException, url: str, doing: str) -> StorageError:
@@ -219,9 +228,16 @@ def endpoint_url() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
+_GOOGLE = "credentials are Google's usual ones (GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, the machine's)"
+_AZURE = "credentials come from AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, SAS or AZURE_STORAGE_ANON=false"
+_CLOUDS = dict.fromkeys(("gs", "gcs"), _GOOGLE) | dict.fromkeys(("az", "abfs", "abfss"), _AZURE)
+
+
 def _hint(error: BaseException, status: Status, place: str) -> str | None:
     if scheme_of(place) == "hf":
         return "check the network and HF_ENDPOINT; private and gated repositories want HF_TOKEN, or `hf auth login`"
+    if scheme_of(place) in _CLOUDS:
+        return _CLOUDS[scheme_of(place)]
     if scheme_of(place) != "s3":
         local = {Status.SOURCE_DENIED: "check the permissions of that path", Status.SOURCE_MISSING: "check the spelling"}
         return local.get(status)

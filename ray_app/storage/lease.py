@@ -26,6 +26,7 @@ from ray_app.storage.errors import refuses_condition
 from ray_app.storage.store import Store
 
 UNGUARDED = "write into a directory whose store has no conditional writes: two commands that write there at once are then not noticed"
+_SAYS, _UNTRIED = "it ignores or refuses If-None-Match", "none that we have tried"
 _PATH = "lease.json"
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class Lease:
     """`with Lease(store) as lease:` — nobody else has this store meanwhile; `lease.check()` before what must not be done by two.
 
     Raises IdentityError on entering when another living run holds it, naming its host and process, and StorageError where the store would
-    let two of them in (it ignores or refuses `If-None-Match`), unless `unguarded`; `is_guarded` then says whether it would.
+    let two of them in (it ignores or refuses `If-None-Match`, or is of a kind that was never tried), unless `unguarded`; `is_guarded`
+    then says whether it would.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Lease:
         """Take the lease and keep it warm. Raises IdentityError while another living run has it, and StorageError as the class says."""
         while not self._taken():
             pass
-        self.is_guarded = not self._created(_PATH, replace(self.holder, beat=-1))  # that would be over the one that is there
+        self.is_guarded = self._store.is_exclusive and not self._created(
+            _PATH, replace(self.holder, beat=-1)
+        )  # that would be over the one that is there
         if not self.is_guarded:
             self._go_without_guard()
         self._heart = threading.Thread(target=self._keep_warm, name="lease", daemon=True)
@@ -147,8 +151,8 @@ class Lease:
         if not self._unguarded:
             self.release()
             raise StorageError(
-                f"{url}: this store has no conditional writes (it ignores or refuses If-None-Match): two commands that write into one "
-                "directory would not notice each other",
+                f"{url}: this store has no conditional writes ({_SAYS if self._store.is_exclusive else _UNTRIED}): two commands that write "
+                "into one directory would not notice each other",
                 hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
                 "directory at the same time, say so by the key `unguarded` (docs/archives.md)",
             )

@@ -1,9 +1,7 @@
-"""Listing sources: `list_objects` streams names, sizes and versions in the order of uris; `list_divisions` and `list_range` do it in
-parallel.
+"""Listing sources: `list_objects` streams names, sizes and versions in the order of uris.
 
 A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.jpg`), or one https URL. Pattern letters count only where
-nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run). The
-ranges of a divided S3 prefix follow each other in key order and leave nothing out: together they give the one listing, in its order.
+nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run).
 """
 
 import contextlib
@@ -15,8 +13,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from itertools import chain, groupby, pairwise
+from dataclasses import dataclass
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
@@ -33,10 +31,6 @@ PATIENCE = fetch.RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300
 _PREFIXES_AT_ONCE, _PAGES_AHEAD = 8, 32
 
 _Page = dict[str, Any]
-
-# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
-_MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
-_RANGES_AT_ONCE, _RANGES_PAGES_AHEAD = 8, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,133 +262,6 @@ def _walk(fs: Any, folder: str, call: s3.Call) -> Iterator[Mapping[str, Any]]:
 def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
     return ObjectInfo(uri, -1 if size is None else size, urls.version_of(info))
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRange:
-    """The keys of a prefix that come after `after`, up to and with `until`; None = from its first, to its last.
-
-    `pattern` is compared with the path below the prefix.
-    """
-
-    bucket: str
-    prefix: str
-    after: str | None = None
-    until: str | None = None
-    pattern: str | None = None
-
-
-def list_divisions(source: str) -> list[KeyRange]:
-    """The ranges that make up a source of more than one page, cut at its folders; none where one listing does as well.
-
-    Raises StorageError when the store is out of reach or refuses.
-    """
-    place = urls.canonical(source)
-    if urls.scheme_of(place) != "s3":
-        return []
-    try:
-        call = fetch.Retrier(PATIENCE).call
-        whole = _whole(place, call)
-        return [] if whole is None else _cut(whole, _folders(whole, call, _ENOUGH_FOLDERS, _MAX_REQUESTS))
-    except (ConfigError, StorageError):
-        raise
-    except Exception as error:
-        raise errors.unreachable(error, place, "list") from error
-
-
-def list_range(keys: KeyRange) -> Iterator[ObjectInfo]:
-    """Every file of one range, sorted by uri. A long one is read at several places at once. Raises as `list_objects`."""
-    matches = (lambda _: True) if keys.pattern is None else urls.full_matcher(keys.pattern)
-    skipped = len(keys.prefix)
-    call = fetch.Retrier(PATIENCE).call
-    try:
-        for page in _pages(keys, call):
-            for item, info in ((info.uri.partition("://")[2].partition("/")[2], info) for info in objects_of(keys.bucket, page)):
-                if matches(item[skipped:]):
-                    yield info
-    except (ConfigError, StorageError):
-        raise
-    except Exception as error:
-        raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
-
-
-def _whole(place: str, call: s3.Call) -> KeyRange | None:
-    """All keys of a source; None where they fit one page."""
-    bucket, key = urls.bucket_and_key(place)
-    keys = KeyRange(bucket, f"{key}/" if key else "")
-    first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
-    if not first.get("Contents") and urls.has_magic(place) and not _exists(bucket, key, call):
-        base, pattern = urls.split_at_magic(place)
-        _, key = urls.bucket_and_key(base)
-        keys = KeyRange(bucket, f"{key}/" if key else "", pattern=pattern)
-        first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
-    return keys if first.get("IsTruncated") else None
-
-
-def _exists(bucket: str, key: str, call: s3.Call) -> bool:
-    try:
-        call(lambda left: s3.head(bucket, key, timeout_s=left))
-    except Exception as error:
-        if errors.is_missing(error):
-            return False
-        raise
-    return True
-
-
-def _folders(keys: KeyRange, call: s3.Call, enough: int, requests: int) -> list[str]:
-    """Folders of a range, level by level until there are enough of them, or finding more costs too much; sorted."""
-    found: list[str] = []
-    level = [keys.after if keys.after is not None and keys.after.endswith("/") else keys.prefix]
-    while level and len(found) < enough and requests > 0:
-        below: list[str] = []
-        for folder in level:
-            for page in s3.pages(keys.bucket, folder, call, delimiter="/"):
-                requests -= 1
-                below += [item["Prefix"] for item in page.get("CommonPrefixes", ()) if _is_inside(item["Prefix"], keys)]
-                if requests <= 0:
-                    break
-            if requests <= 0:
-                break
-        found += below
-        level = below
-    return sorted(found)
-
-
-def _is_inside(key: str, keys: KeyRange) -> bool:
-    return (keys.after is None or key > keys.after) and (keys.until is None or key < keys.until)
-
-
-def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
-    """The range in stretches that end at folders, evenly many to each."""
-    step = -(-(len(folders) + 1) // _MAX_RANGES)
-    edges = [keys.after, *folders[step - 1 :: step], keys.until]
-    return [replace(keys, after=after, until=until) for after, until in pairwise(edges)]
-
-
-def _pages(keys: KeyRange, call: s3.Call) -> Iterator[dict[str, Any]]:
-    """One request for a short range; a long one is cut again at the folders in it, which are read in parallel and yielded in order."""
-    first = call(lambda left: s3.page(keys.bucket, keys.prefix, timeout_s=left, above=keys.after))
-    if not first.get("IsTruncated") or _ends_in(first, keys):
-        yield _up_to(keys.until, first)
-        return
-    parts = _cut(keys, _folders(keys, call, _RANGES_AT_ONCE, _RANGES_AT_ONCE))
-    yield from in_order((_range_pages(part, call) for part in parts), at_once=_RANGES_AT_ONCE, ahead=_RANGES_PAGES_AHEAD)
-
-
-def _range_pages(keys: KeyRange, call: s3.Call) -> Iterator[dict[str, Any]]:
-    for page in s3.pages(keys.bucket, keys.prefix, call, above=keys.after):
-        yield _up_to(keys.until, page)
-        if _ends_in(page, keys):
-            return
-
-
-def _ends_in(page: dict[str, Any], keys: KeyRange) -> bool:
-    contents = page.get("Contents", ())
-    return keys.until is not None and bool(contents) and contents[-1]["Key"] >= keys.until
-
-
-def _up_to(until: str | None, page: dict[str, Any]) -> dict[str, Any]:
-    return page if until is None else {"Contents": [item for item in page.get("Contents", ()) if item["Key"] <= until]}
 
 
 def in_order(parts: Iterable[list[T] | Iterator[T]], *, at_once: int, ahead: int) -> Iterator[T]:

@@ -13,12 +13,12 @@ import fsspec
 from ray_app.errors import ConfigError
 from ray_app.storage import s3, urls
 
-_EXTRA = {"gs": "gcs", "gcs": "gcs"}
+_EXTRA = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}  # by scheme; also those whose listings are kept
 
 
 def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """fsspec's file system and path for a URL. Raises ConfigError for a scheme that is unknown or whose package is missing."""
-    options: dict[str, Any] = {"use_listings_cache": False} if urls.scheme_of(url) in ("gs", "gcs") else {}
+    options: dict[str, Any] = {"use_listings_cache": False} if urls.scheme_of(url) in _EXTRA else {}
     try:
         if urls.scheme_of(url) == "s3":
             return s3.filesystem(), "/".join(urls.bucket_and_key(url)).rstrip("/")
@@ -28,8 +28,18 @@ def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         hint = f"pip install 'touchstone[{extra}]'" if extra else None
         raise ConfigError(f"{urls.strip_secrets(url)}: {error}", hint=hint) from None
     except ValueError as error:
-        raise ConfigError(f"{urls.strip_secrets(url)}: {error}", hint="known: a path, file://, s3://, gs://, https://, hf://") from None
+        raise ConfigError(
+            f"{urls.strip_secrets(url)}: {error}", hint="known: a path, file://, s3://, gs://, az://, https://, hf://"
+        ) from None
+    _without_retries(fs)
     return fs, path
+
+
+def _without_retries(fs: Any) -> None:
+    """Azure's client tries again for a minute by itself; `Store` and `Fetcher` do so at their own pace: a wrong endpoint is told soon."""
+    policy = getattr(getattr(getattr(fs, "service_client", None), "_config", None), "retry_policy", None)
+    if policy is not None:
+        policy.total_retries = 0
 
 
 def reading_place(url: str) -> tuple[Any, str]:

@@ -10,11 +10,11 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 import fsspec
 
@@ -27,12 +27,25 @@ T = TypeVar("T")
 _PATIENCE = fetch.RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
 _REQUESTS = 16  # files that are removed at once
 _FLAT = frozenset({"gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
+# Where creation is known to be exclusive, and was tried; elsewhere fsspec may only look first, which two can do at once.
+_EXCLUSIVE = frozenset({"file", "memory", "s3", "gs", "gcs", "az", "abfs", "abfss"})
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})  # file systems without hard links say one of these
 _UNFINISHED = ".touchstone-"  # what a killed writer leaves behind; never listed as a name
 
 
+class Entry(NamedTuple):
+    """What is directly in a folder: a base name, the bytes of a file (None: a folder), and what is another once its content is."""
+
+    name: str
+    size: int | None
+    version: str = ""
+
+
 class Backend(Protocol):
     """What `Store` asks of a kind of place; `left` is the seconds that the request may take."""
+
+    at_once: int
+    """How many files one request can remove; 1: no more than one."""
 
     def read(self, path: str, left: float) -> bytes:
         """All bytes; raises what `is_missing` recognises when there are none."""
@@ -49,11 +62,14 @@ class Backend(Protocol):
     def exists(self, path: str, left: float) -> bool:
         """Whether a file is there."""
 
-    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
-        """Base names directly in a folder with their bytes, None for what is a folder itself."""
+    def entries(self, folder: str, left: float) -> list[Entry]:
+        """What is directly in a folder."""
 
     def delete(self, path: str, left: float) -> None:
         """Remove a file."""
+
+    def delete_some(self, paths: Sequence[str], left: float) -> None:
+        """Remove up to `at_once` files with one request. Raises for any that stayed."""
 
     def drop_folder(self, folder: str) -> None:
         """Remove a folder that is empty, where there are folders at all."""
@@ -89,6 +105,7 @@ class Store:
         self._root = urls.canonical(url)
         self._backend = backend_for(self._root)
         self._retrier = retrier or fetch.Retrier(_PATIENCE)
+        self._one_by_one = False  # whether this place was seen to refuse requests that remove many
         self.url = urls.strip_secrets(self._root)
 
     @classmethod
@@ -142,6 +159,11 @@ class Store:
         """
         return bool(self._ask("write", path, self._backend.create, data, needed=True))
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether `create` can keep two writers apart: at such places a server may still ignore what it is asked for (see `Lease`)."""
+        return urls.scheme_of(self._root) in _EXCLUSIVE
+
     def exists(self, path: str) -> bool:
         """Whether there is a file at `path`."""
         return bool(self._ask("read", path, self._backend.exists))
@@ -152,32 +174,66 @@ class Store:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the files directly in `folder`, by base name; none when there is no such folder."""
-        return {name: size for name, size in self._entries(folder) if size is not None}
+        return {entry.name: entry.size for entry in self._entries(folder) if entry.size is not None}
+
+    def versions(self, folder: str) -> dict[str, str]:
+        """Versions of the files directly in `folder`, by base name, as one listing tells them: equal as long as nobody wrote there."""
+        return {entry.name: f"{entry.size} {entry.version}" for entry in self._entries(folder) if entry.size is not None}
 
     def folders(self, folder: str) -> list[str]:
         """Base names of the folders directly in `folder`, sorted; none when there is no such folder."""
-        return sorted(name for name, size in self._entries(folder) if size is None)
+        return sorted(entry.name for entry in self._entries(folder) if entry.size is None)
 
     def delete(self, path: str) -> None:
         """Remove the file at `path`; nothing happens when there is none."""
         self._ask("write", path, self._backend.delete)
 
+    def delete_all(self, paths: Iterable[str]) -> None:
+        """Remove files, many with one request where the place can; nothing happens for those that are not there.
+
+        One that cannot be removed is an error, and says which.
+        """
+        left = list(paths)
+        if len(left) > 1 and self._backend.at_once > 1 and not self._one_by_one:
+            left = self._delete_in_batches(left)
+        if len(left) == 1:
+            self.delete(left[0])
+        elif left:
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                list(pool.map(self.delete, left))
+
+    def _delete_in_batches(self, paths: Sequence[str]) -> list[str]:
+        """Remove files; returns all that are left where the place turns out to know no such request."""
+        for start in range(0, len(paths), self._backend.at_once):
+            places = [join(self._root, path) for path in paths[start : start + self._backend.at_once]]
+            try:
+                self._retrier.call(partial(self._backend.delete_some, places))
+            except Exception as error:
+                if not errors.refuses_batches(error):
+                    raise errors.unreachable(error, places[0], "write") from error
+                self._one_by_one = True
+                return list(paths[start:])
+        return []
+
     def clear(self, folder: str) -> None:
         """Remove all files below `folder`, and on a disk the emptied folders; "" is the whole store, which itself stays."""
         prefix = f"{folder}/" if folder else ""
-        if names := self.names(folder):
-            with ThreadPoolExecutor(_REQUESTS) as pool:
-                list(pool.map(lambda name: self.delete(prefix + name), names))
-        for name in self.folders(folder):
+        found = self._entries(folder)
+        self.delete_all(sorted(prefix + entry.name for entry in found if entry.size is not None))
+        for name in sorted(entry.name for entry in found if entry.size is None):
             self.clear(prefix + name)
         if folder:
-            self._backend.drop_folder(join(self._root, folder))
+            self.drop_folder(folder)
+
+    def drop_folder(self, folder: str) -> None:
+        """Remove a folder that is empty; nothing happens where there is none, or anything is in it."""
+        self._backend.drop_folder(join(self._root, folder))
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """fsspec's file system and its own spelling of `path`, for readers that seek (pyarrow)."""
         return self._backend.filesystem_and_path(join(self._root, path))
 
-    def _entries(self, folder: str) -> list[tuple[str, int | None]]:
+    def _entries(self, folder: str) -> list[Entry]:
         return self._ask("list", folder, self._backend.entries) or []
 
     def _ask(self, doing: str, path: str, request: Callable[..., T], *given: bytes, needed: bool = False) -> T | None:
@@ -191,7 +247,16 @@ class Store:
             raise errors.unreachable(error, place, doing) from error
 
 
-class _LocalFiles:
+class _OneByOne:
+    """Places where a request removes one file."""
+
+    at_once = 1
+
+    def delete_some(self, paths: Sequence[str], left: float) -> None:
+        raise NotImplementedError
+
+
+class _LocalFiles(_OneByOne):
     """Files that appear whole: written beside their place and renamed, or linked where they must be new."""
 
     def read(self, path: str, left: float) -> bytes:
@@ -224,13 +289,18 @@ class _LocalFiles:
     def exists(self, path: str, left: float) -> bool:
         return os.path.isfile(path)
 
-    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
-        listed: list[tuple[str, int | None]] = []
+    def entries(self, folder: str, left: float) -> list[Entry]:
+        listed: list[Entry] = []
         with os.scandir(folder) as found:
             for entry in found:
                 with contextlib.suppress(FileNotFoundError):  # gone since
-                    if not entry.name.startswith(_UNFINISHED):
-                        listed.append((entry.name, None if entry.is_dir() else entry.stat().st_size))
+                    if entry.name.startswith(_UNFINISHED):
+                        continue
+                    if entry.is_dir():
+                        listed.append(Entry(entry.name, None))
+                    else:
+                        facts = entry.stat()
+                        listed.append(Entry(entry.name, facts.st_size, f"{facts.st_mtime_ns} {facts.st_ino}"))
         return listed
 
     def delete(self, path: str, left: float) -> None:
@@ -269,6 +339,8 @@ def _written_aside(path: str, data: BinaryIO) -> Iterator[str]:
 
 class _S3Objects:
     """Objects: a PUT is atomic, and `If-None-Match: *` makes it exclusive."""
+
+    at_once = s3.MOST_DELETED
 
     def read(self, path: str, left: float) -> bytes:
         bucket, key = urls.bucket_and_key(path)
@@ -310,18 +382,23 @@ class _S3Objects:
             raise
         return True
 
-    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
+    def entries(self, folder: str, left: float) -> list[Entry]:
         bucket, key = urls.bucket_and_key(folder)
         prefix = f"{key}/" if key else ""
-        found: list[tuple[str, int | None]] = []
+        found: list[Entry] = []
         for answer in s3.pages(bucket, prefix, lambda ask: ask(left), delimiter="/"):
-            found += [(item["Prefix"][len(prefix) : -1], None) for item in answer.get("CommonPrefixes", ())]
-            found += [(item["Key"][len(prefix) :], item["Size"]) for item in answer.get("Contents", ()) if item["Key"] != prefix]
+            found += [Entry(item["Prefix"][len(prefix) : -1], None) for item in answer.get("CommonPrefixes", ())]
+            files = (item for item in answer.get("Contents", ()) if item["Key"] != prefix)
+            found += [Entry(item["Key"][len(prefix) :], item["Size"], _version(item)) for item in files]
         return found
 
     def delete(self, path: str, left: float) -> None:
         bucket, key = urls.bucket_and_key(path)
         s3.delete(bucket, key, timeout_s=left)
+
+    def delete_some(self, paths: Sequence[str], left: float) -> None:
+        places = [urls.bucket_and_key(path) for path in paths]
+        s3.delete_some(places[0][0], [key for _, key in places], timeout_s=left)
 
     def drop_folder(self, folder: str) -> None:
         pass
@@ -330,7 +407,16 @@ class _S3Objects:
         return object_store.fsspec_for(path)
 
 
-class _OtherFiles:
+# What file systems of fsspec and S3 call the version of a file in a listing, the surest first.
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "mtime", "created")
+
+
+def _version(item: dict[str, Any]) -> str:
+    """The version of a listed file, "" where its listing says nothing but the size."""
+    return next((str(item[name]) for name in _VERSIONS if item.get(name) is not None), "")
+
+
+class _OtherFiles(_OneByOne):
     """Whatever else fsspec opens: memory, Google storage, a web server, the hub. As atomic as that place itself is."""
 
     def __init__(self, url: str) -> None:
@@ -360,9 +446,11 @@ class _OtherFiles:
         try:
             self._fs.pipe_file(self._placed(path), data, mode="create")
         except Exception as error:
-            if errors.is_conflict(error):
-                return False
-            raise
+            if not errors.is_conflict(error):
+                raise
+            with contextlib.suppress(FileNotFoundError):  # it was another's, who has removed it since
+                return self.read(path, left) == data  # the answer to our own request may have been lost: see `Store.create`
+            return False
         return True
 
     def exists(self, path: str, left: float) -> bool:
@@ -371,11 +459,12 @@ class _OtherFiles:
         except FileNotFoundError:
             return False
 
-    def entries(self, folder: str, left: float) -> list[tuple[str, int | None]]:
+    def entries(self, folder: str, left: float) -> list[Entry]:
         found = self._fs.ls(self._inside(folder), detail=True)
+        names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
         return [
-            (item["name"].rstrip("/").rpartition("/")[2], None if item["type"] == "directory" else int(item.get("size") or 0))
-            for item in found
+            Entry(name, None) if item["type"] == "directory" else Entry(name, int(item.get("size") or 0), _version(item))
+            for name, item in zip(names, found, strict=True)
         ]
 
     def delete(self, path: str, left: float) -> None:

@@ -20,6 +20,7 @@ from ray_app.errors import ConfigError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER_INFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
+_CONTAINER = re.compile(r"^abfss?://[^/?#:@]+@")  # what stands there is no secret, but part of the place
 _BUCKET = re.compile(r"^([A-Za-z0-9._-]{1,255}|arn:[^/]+)$")
 # Query keys that grant access: AWS and Google presigned URLs, Azure SAS, and the usual spellings of tokens.
 _SECRET_KEY = re.compile(
@@ -58,7 +59,8 @@ def strip_secrets(url: str) -> str:
     """The URL without user:password@ and without query keys that grant access; a presigned URL keeps what names the object."""
     if not _SCHEME.match(url):
         return url
-    url = _USER_INFO.sub(r"\1", url)
+    if not _CONTAINER.match(url):
+        url = _USER_INFO.sub(r"\1", url)
     if scheme_of(url) not in ("http", "https"):
         return url  # elsewhere a question mark is a letter of the name
     base, mark, query = url.partition("?")

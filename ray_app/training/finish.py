@@ -237,7 +237,7 @@ def _here(source: Store, name: str, scratch: Path) -> Path:
 
 
 class TrainingProgress(Progress):
-    """Rewritten in place on a terminal, one log line per 30 s elsewhere; the time left counts from this session's first steps."""
+    """Rewritten in place on a terminal, one log line per minute elsewhere; the time left counts from this session's first steps."""
 
     def __init__(self, total: int, *, stream: TextIO | None = None, **given: Any) -> None:
         super().__init__(total, name="train", stream=stream, **given)
@@ -252,15 +252,13 @@ class TrainingProgress(Progress):
         """What the board says now."""
         if report.steps > self._report.steps:
             self._done = report.figures.get("step", -1) + 1
-            if self._first_at is None:
-                self._first_at, self._first_batch, self._before = self._clock(), 0, self._done
             self._report = report
             self.advance(0, 0)
         self.redraw()
 
     def line(self, now: float) -> str:
         """The progress line as it stands."""
-        if self._first_at is None:
+        if not self._recent:
             return f"{self._name}  starting workers"
         share = f" ({self._done / self._total:.0%})" if self._total else ""
         figures = [text.format(self._report.figures[key]) for key, text in _SHOWN if key in self._report.figures]

@@ -24,7 +24,7 @@ from ray.train.v2.api.validation_config import ValidationConfig, ValidationTaskC
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from ray_app.cluster.shutdown import SIGNAL_GRACE_S
+from ray_app.cluster.shutdown import signal_grace_s
 from ray_app.errors import ClusterError, describe_error
 from ray_app.metrics import FIGURES
 from ray_app.training import checkpoints, finish, run_directory, worker
@@ -133,11 +133,11 @@ class _Watch:
 
     def let_them_save(self) -> None:
         """Ask the workers to save and stop, and give them some time; a second signal ends that."""
-        grace_s = self._job.config.cluster.grace_s
-        until = time.monotonic() + (SIGNAL_GRACE_S if grace_s is None else grace_s)
+        grace_s = signal_grace_s(self._job.config.cluster.grace_s)
+        until = time.monotonic() + grace_s
         if not ray.get(self._job.board.read.remote()).steps:
             return
-        self._progress.say("stopping: the workers save; a second signal stops at once")
+        self._progress.say(f"stopping: the workers have {grace_s:.0f} s to save; a second signal stops at once")
         self._job.board.stop.remote()
         while not self._thread.over.is_set() and time.monotonic() < until and not self._is_saved():
             self._thread.over.wait(POLL_S)

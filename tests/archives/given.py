@@ -34,8 +34,9 @@ class Given(Archive):
         super().__init__(["given"], **settings)
         self._given = [section if hasattr(section, "found") else Items(tuple(section)) for section in sections]
 
-    def sections(self):
-        yield from self._given
+    def numbered_sections(self):
+        for ordinal, section in enumerate(self._given):
+            yield 0, ordinal, section
 
 
 def listed(number: int, version: int = 0) -> ListedMember:

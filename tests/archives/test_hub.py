@@ -9,7 +9,7 @@ from ray_app.archives import open_source
 from ray_app.archives.containers import CONTAINERS
 from ray_app.errors import ConfigError, SourceError, Status, StorageError
 from ray_app.storage import Fetcher, RetryPolicy, listing, object_store
-from ray_app.storage import listing as dividing
+from ray_app.storage import key_ranges as dividing
 from tests.hub_server import HubServer, blob_id
 
 REPO = "someone/pictures"

@@ -23,7 +23,7 @@ def test_a_pipe_gets_a_line_per_interval_and_no_control_characters():
         progress.advance(10, 0)
     progress.close()
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 4  # after 30, 60 and 90 s, and at the end
+    assert len(lines) == 2  # after 60 s, and at the end
     assert "\r" not in stream.getvalue()
     assert lines[-1] == "score  1,000/1,000 (100%)  10.0 img/s  ETA 0 s  bad 0"
 
@@ -46,6 +46,32 @@ def test_members_done_before_do_not_count_in_the_rate():
     clock.now = 6.0
     progress.advance(50, 0)
     assert progress.line(clock.now) == "score  200/300 (67%)  10.0 img/s  ETA 10 s  bad 0"
+
+
+def test_the_rate_is_that_of_the_last_minutes():
+    """Half of the nodes were taken away: the time that is left is no longer what all of them would have needed."""
+    clock = Clock()
+    progress = Progress(100_000, stream=io.StringIO(), clock=clock)
+    for second in range(1200):
+        clock.now += 1.0
+        progress.advance(20 if second < 600 else 10, 0)
+    assert progress.line(clock.now) == "score  18,000/100,000 (18%)  10.0 img/s  ETA 2 h 16 min  bad 0"
+    clock.now += 100.0  # nothing ends
+    assert "7.5 img/s" in progress.line(clock.now)
+
+
+def test_a_note_stands_in_log_lines_alone():
+    for stream, notes in ((io.StringIO(), 2), (Terminal(), 0)):
+        clock = Clock()
+        progress = Progress(100, note=lambda: "bound by storage", stream=stream, clock=clock)
+        clock.now = 60.0
+        progress.advance(10, 0)
+        clock.now = 119.0
+        progress.redraw()
+        clock.now = 120.0
+        progress.redraw()
+        progress.close()
+        assert stream.getvalue().count("  bound by storage\n") == notes
 
 
 def test_a_terminal_gets_one_line_rewritten_in_place():

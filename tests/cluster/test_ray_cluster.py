@@ -1,13 +1,19 @@
-"""Functions as Ray tasks: results in order, exceptions whole."""
+"""Functions as Ray tasks: results in order, exceptions whole. What is asked of an autoscaler, and taken back."""
 
+import json
 import os
 import random
 import time
 
 import pytest
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.autoscaler.sdk import request_resources
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
 
 from ray_app.archives import BlockPlan, Portions, in_turn, list_members, open_source
-from ray_app.cluster.ray_cluster import on_ray
+from ray_app.cluster import demand
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster, on_ray, resources
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from tests.archives.given import files_below
@@ -76,3 +82,53 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
         written.append(files_below(store))
     assert written[0] == written[1]
     assert len(written[0]) > 10
+
+
+def requested():
+    """What Ray's autoscaler was asked for last."""
+    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
+
+
+def test_what_a_run_asked_for_is_taken_back_by_its_end_also_after_an_error(ray_cluster):
+    with cluster(ClusterConfig()):
+        assert resources(ClusterConfig(cpus=64))[0] == 64
+        assert requested() == [{"CPU": 1}] * 64
+        resources(ClusterConfig(cpus=3, gpus=2))
+        assert requested() == [{"CPU": 1}] * 3 + [{"GPU": 1}] * 2
+    assert requested() == []
+
+    def fails():
+        with cluster(ClusterConfig()):
+            return resources(ClusterConfig(cpus=64))[0] / len(requested()) / 0
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert requested() == []
+
+
+def test_what_is_there_is_not_asked_for_and_what_others_asked_ray_for_stays(ray_cluster):
+    request_resources(num_cpus=5)
+    with cluster(ClusterConfig()):
+        resources(ClusterConfig(cpus=2))
+        assert requested() == [{"CPU": 1}] * 5
+    assert requested() == [{"CPU": 1}] * 5
+    request_resources(bundles=[])
+
+
+def test_the_notes_of_drivers_that_are_gone_count_for_nothing(ray_cluster):
+    _internal_kv_put(b"00ff0000", json.dumps((7, 0, {})).encode(), namespace=demand._NOTES)
+    demand.ask(4, 0, {"market": "spot"})
+    assert requested() == [{"CPU": 1}] * 4
+    demand.withdraw()
+    assert requested() == []
+    assert _internal_kv_list(b"", namespace=demand._NOTES) == []
+
+
+def test_an_end_without_a_head_is_no_error(ray_cluster, monkeypatch, capsys):
+    demand.ask(4, 0, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(demand, "_request", lambda: 1 // 0)
+        demand.withdraw()
+    assert "were not given back: ZeroDivisionError" in capsys.readouterr().err
+    demand.ask(0, 0, {})
+    demand.withdraw()

@@ -1,16 +1,17 @@
-"""Reasons to stop, what workers are told of them, and runs that stop before everything is scored."""
+"""Reasons to stop, and runs that stop before everything is scored."""
 
 import os
+import queue
 import signal
+import threading
 
 import pytest
 
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.shutdown import NOTE_EVERY_S, StopNote, Stopper
-from ray_app.errors import RESUMABLE, ExitCode, StorageError
+from ray_app.cluster.shutdown import Stopper, Watch, job_stop_wait_s
+from ray_app.errors import RESUMABLE, ClusterError, ExitCode
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import Prices
-from ray_app.storage import Store
 from tests.scoring.conftest import files_below
 
 
@@ -19,11 +20,6 @@ class Clock:
 
     def __call__(self):
         return self.now
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store.open(str(tmp_path))
 
 
 @pytest.fixture
@@ -37,29 +33,26 @@ def said():
 
 
 @pytest.fixture
-def stopper(store, clock, said):
-    return Stopper(store, 3, say=said.append, clock=clock)
+def stopper(clock, said):
+    return Stopper(say=said.append, clock=clock)
 
 
-def test_workers_learn_of_a_stop_from_their_own_session_only(store, clock, stopper, said):
-    note, earlier = StopNote(store, 3, "here", clock), StopNote(store, 2, "here", clock)
-    assert not note.closes_intake()
+def test_a_stop_is_announced_once_with_the_time_that_is_left(clock, stopper, said):
     stopper.ask("--max-hours 2 is over", 60)
+    clock.now += 10
     stopper.tell()
-    assert not note.closes_intake(), "the note was read twice within a second"
-    clock.now += NOTE_EVERY_S
-    assert note.closes_intake()
-    assert not earlier.closes_intake()
-    assert "--max-hours 2 is over" in said[0]
+    stopper.tell()
+    assert said == ["stopping: --max-hours 2 is over; what is under way has 50 s to be committed, a second signal stops at once"]
 
 
-def test_a_node_that_will_be_taken_away_takes_no_more_while_the_others_go_on(store, clock, stopper):
+def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stopper, said):
     stopper.avoid({"there"})
+    stopper.avoid(())
     stopper.tell()
-    assert StopNote(store, 3, "there", clock).closes_intake()
-    assert not StopNote(store, 3, "here", clock).closes_intake()
+    assert stopper.avoided == {"there"}
     assert stopper.reason is None
     assert not stopper.overdue
+    assert said == ["1 node will be taken away: no new work there"]
 
 
 def test_the_first_reason_is_kept_and_the_shortest_time(clock, stopper):
@@ -72,33 +65,72 @@ def test_the_first_reason_is_kept_and_the_shortest_time(clock, stopper):
     assert stopper.overdue
 
 
-def test_a_configured_grace_time_replaces_all(store, clock):
-    stopper = Stopper(store, 1, say=print, grace_s=5, clock=clock)
+def test_a_configured_grace_time_replaces_all(clock):
+    stopper = Stopper(say=print, grace_s=5, clock=clock)
     stopper.ask("SIGTERM", 25)
     clock.now += 5
     assert stopper.overdue
 
 
+def test_a_main_thread_that_waits_for_a_queue_is_interrupted(stopper):
+    """As Ray Data's consumer did while all nodes were drained: a flag that Python reads between two instructions would not wake it."""
+    silence: queue.Queue[None] = queue.Queue()
+    rescue = threading.Timer(10.0, silence.put, [None])
+    rescue.start()
+    try:
+        with pytest.raises(ClusterError, match="no block ended"), stopper.listening(), Watch(0.1, stopper, lambda: None):
+            silence.get()
+        assert rescue.is_alive(), "it was woken by what it waited for"
+    finally:
+        rescue.cancel()
+        rescue.join()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks_and_the_second_interrupts(stopper, store, signum):
+def test_the_first_signal_asks_and_the_second_interrupts(stopper, signum):
     before = signal.getsignal(signum)
     with stopper.listening():
         os.kill(os.getpid(), signum)
         assert stopper.reason == signum.name
-        stopper.tell()
-        assert store.exists("stop.00003.json")
         with pytest.raises(KeyboardInterrupt, match=signum.name):
             os.kill(os.getpid(), signum)
     assert signal.getsignal(signum) is before
-    assert not store.exists("stop.00003.json")
 
 
-def test_a_note_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    stopper = Stopper(Store.open(str(tmp_path / "file")), 1, say=print)
-    stopper.ask("SIGTERM", 25)
-    with pytest.raises(StorageError):
+@pytest.mark.parametrize(
+    ("wait", "configured", "left_s", "named"),
+    [
+        (None, None, 0, "3 s"),
+        ("10", None, 7, "10 s"),
+        ("60", None, 25, "60 s"),
+        ("60", 40, 40, "60 s"),
+        ("10", 40, 7, "10 s"),
+        ("?", 5, 0, "3 s"),
+    ],
+)
+def test_a_submitted_job_says_the_time_that_ray_leaves_it(clock, said, monkeypatch, wait, configured, left_s, named):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    if wait is not None:
+        monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", wait)
+    stopper = Stopper(say=said.append, grace_s=configured, clock=clock)
+    with stopper.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
         stopper.tell()
+    assert said == [
+        f"stopping: SIGTERM; what is under way has {left_s} s to be committed "
+        f"(Ray kills a job {named} after its stop: RAY_JOB_STOP_WAIT_TIME_S), a second signal stops at once"
+    ]
+    clock.now += left_s
+    assert stopper.overdue
+
+
+def test_ray_gives_a_stopped_job_as_long_as_we_say(monkeypatch):
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+    from ray.dashboard.modules.job.job_supervisor import JobSupervisor
+
+    assert job_stop_wait_s() is None
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")
+    assert job_stop_wait_s() == JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
 
 
 @pytest.mark.slow
@@ -117,7 +149,6 @@ def test_a_limit_stops_intake_and_the_same_call_resumes(score_on_ray, archive, t
     run = RunDirectory.open(str(tmp_path / "run"))
     assert run.read_json("sessions/00001.json")["state"] == "interrupted"
     assert not run.store.exists("lease.json")
-    assert not run.store.exists("stop.00001.json")
     committed = run.read_json("sessions/00001.json")["rows"]
     finished, rows = score_on_ray(archive, block_members=2, batch_slots=2)
     assert len(rows) == len(files_below(archive))

@@ -19,7 +19,6 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.layout import NodeMemory
-from ray_app.scoring.messages import PendingBlock, report_of, table_of
 from ray_app.scoring.workers import BlockScorer, ScoringJob
 
 GOOD = "0-good"  # the first folder that is listed
@@ -42,7 +41,7 @@ def main(folder: str, out: str) -> None:
     )
     before, members, failures = 0.0, 0, 0
     for ref in read_blocks(run.store, 0):
-        report = report_of(worker(table_of(PendingBlock(ref))))
+        report = worker.take(ref)
         members, failures = members + ref.members, failures + len(report.failures)
         if f"/{GOOD}/" in read_block(run.store, ref)["uri"][0].as_py():
             before = resident_mib()

@@ -2,9 +2,9 @@
 
     python -m tests.scoring.nodes [GPUS]     → {"address": …, "nodes": {id: pid of its raylet}} after the start and after each line
 
-`add` brings a node, `count` looks who lives, `free` also says how many GPUs have nothing to do, `drain ID SECONDS` gives a node the notice
-of a spot machine. A process of its own, because
-`add_node` wants the main thread and a driver of its own.
+`add` brings a node, `add PATH` one that imports modules from there first, `count` looks who lives, `free` also says how many GPUs have
+nothing to do, `drain ID SECONDS` gives a node the notice of a spot machine. A process of its own, because `add_node` wants the main thread
+and a driver of its own.
 """
 
 import json
@@ -32,7 +32,7 @@ def main(gpus):
     for line in sys.stdin:
         word, *rest = line.split()
         if word == "add":
-            nodes.append(cluster.add_node(**node))
+            nodes.append(cluster.add_node(**node, env_vars={"PYTHONPATH": ":".join([*rest, os.environ["PYTHONPATH"]])}))
         if word == "drain":
             deadline_ms = int((time.time() + float(rest[1])) * 1000)
             client = ray._raylet.GcsClient(address=cluster.address)

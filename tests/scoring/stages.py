@@ -1,18 +1,19 @@
 """The stages of both layouts, one block after another in this process: what workers do on Ray, without Ray."""
 
 import math
+import time
 from contextlib import closing, contextmanager, nullcontext
 
 import cloudpickle
 import pytest
 
-from ray_app.archives import BlockPlan, fetcher_of, in_turn, list_members, open_source, read_blocks
+from ray_app.archives import BlockPlan, fetcher_of, in_turn, list_members, open_source, read_block, read_blocks
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import identity_of, resolve
-from ray_app.scoring.messages import PendingBlock, report_of, table_of
+from ray_app.scoring.messages import FailedBlock
 from ray_app.scoring.session import ScoringSession
-from ray_app.scoring.workers import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, ScoringJob, TensorScorer
+from ray_app.scoring.workers import BlockDescriber, BlockScorer, PieceDecoder, ScoringJob, TensorScorer, commit_pieces, pieces_of
 
 
 def run_stages(out, source, kind, *, block_members=8, **settings):
@@ -52,26 +53,46 @@ def without_ray():
         "leaving_nodes": dict,
         "own_node": str,
         "on_ray": in_turn,
+        "beside_others": in_turn,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, stand_in in given.items():
-            for module in ("ray_app.cluster.ray_cluster", "ray_app.scoring.run"):
-                patch.setattr(f"{module}.{name}", stand_in)
-        patch.setattr("ray_app.scoring.engine._prepare", lambda: None)
-        patch.setattr("ray_app.scoring.engine._executed", lambda wave, job, layout: _reports(wave, job, layout.kind))
+            for module in ("ray_app.cluster.ray_cluster", "ray_app.scoring.run", "ray_app.scoring.backlog"):
+                patch.setattr(f"{module}.{name}", stand_in, raising=False)
+        patch.setattr("ray_app.scoring.engine.score_blocks", _score_blocks)
         yield
 
 
-def _reports(refs, job, kind):
-    """The reports of blocks, but for those handed back; the job arrives as workers get it."""
+def _score_blocks(blocks, job, layout, *, stopper, watch):
+    planned = layout()
+    for report in _reports(blocks, job, planned.kind, planned.piece_members):
+        watch.progressed()
+        yield report
+        if stopper.reason is not None:
+            raise KeyboardInterrupt(stopper.reason)
+
+
+def _reports(refs, job, kind, piece_members=8):
+    """The reports of blocks; the job arrives as workers get it."""
     job = cloudpickle.loads(cloudpickle.dumps(job))
     scorers = [(TensorScorer if pool in job.spec.pools else BlockDescriber, pool) for pool in job.spec.all_pools]
-    stages = [BlockScorer(job)] if kind == "fused" else [BlockDecoder(job), *(of(job, pool) for of, pool in scorers), BlockCommitter(job)]
+    stages = [BlockScorer(job)] if kind == "fused" else [PieceDecoder(job), *(of(job, pool) for of, pool in scorers)]
     with closing(stages[0]._reading):
         for ref in refs:
-            table = table_of(PendingBlock(ref))
+            if ref is None:  # a listing goes on
+                time.sleep(0.01)
+                continue
+            if kind == "fused":
+                yield _checked(stages[0].take(ref))
+                continue
+            members = read_block(job.run.store, ref)
+            pieces = list(pieces_of(ref, members, piece_members))
             for stage in stages:
-                table = stage(table)
-            report = report_of(table)
-            if report is not None:
-                yield report
+                pieces = [_checked(stage.take(piece)) for piece in pieces]
+            yield commit_pieces(job, ref, members, pieces, nullcontext())
+
+
+def _checked(message):
+    if isinstance(message, FailedBlock):
+        raise message.error
+    return message

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -15,8 +16,13 @@ import grpc
 import pytest
 import ray
 from ray._private.services import get_node_ip_address
-from ray.core.generated.gcs_service_pb2 import CheckAliveReply
-from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
+from ray.core.generated.gcs_service_pb2 import CheckAliveReply, InternalKVGetReply
+from ray.core.generated.gcs_service_pb2_grpc import (
+    InternalKVGcsServiceServicer,
+    NodeInfoGcsServiceServicer,
+    add_InternalKVGcsServiceServicer_to_server,
+    add_NodeInfoGcsServiceServicer_to_server,
+)
 
 from ray_app.archives import in_turn
 from ray_app.cluster import ray_cluster
@@ -43,7 +49,7 @@ def join(address, environment):
     os.environ.update(environment)
     if address:
         joining.HEAD_WAIT_S = 1.0
-        ray.init = lambda **given: print("taken")
+        ray.init, ray.nodes = lambda **given: print("taken"), list
     else:
         services.find_gcs_addresses = set  # others may have one on this machine
     try:
@@ -74,13 +80,26 @@ class Head(NodeInfoGcsServiceServicer):
         return CheckAliveReply(ray_version=self.version)
 
 
+class Metadata(InternalKVGcsServiceServicer):
+    """Answers as a head does that was started by this Python."""
+
+    def __init__(self, python: str) -> None:
+        self.python = python
+
+    def InternalKVGet(self, request, context):  # noqa: N802
+        assert (request.namespace, request.key) == (b"cluster", b"CLUSTER_METADATA")
+        return InternalKVGetReply(value=json.dumps({"ray_version": ray.__version__, "python_version": self.python}).encode())
+
+
 @pytest.fixture
 def head_at():
     servers = []
 
-    def start(head, port=0):
+    def start(head, port=0, python=None):
         server = grpc.server(futures.ThreadPoolExecutor(2))
         add_NodeInfoGcsServiceServicer_to_server(head, server)
+        if python is not None:
+            add_InternalKVGcsServiceServicer_to_server(Metadata(python), server)
         port = server.add_insecure_port(f"0.0.0.0:{port}")  # Ray takes 127.0.0.1 for the machine's own address
         server.start()
         servers.append(server)
@@ -242,6 +261,18 @@ def test_another_version_of_ray(head_at):
     told, _ = refused(head_at(Head(version="2.49.0")))
     assert "Ray 2.49.0" in told
     assert f"Ray {ray.__version__}" in told
+
+
+def test_another_version_of_python(head_at, monkeypatch):
+    own = platform.python_version()
+    major, minor, patch = map(int, own.split("."))
+    ray_cluster._require_head(head_at(Head(), python=own))
+    for other in (f"{major}.{minor + 1}.{patch}", f"{major}.{minor}.{patch + 1}"):
+        told, _ = refused(head_at(Head(), python=other))
+        assert f"it runs Python {other}, this is Python {own}" in told
+        assert "use the cluster's Python here" in told
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    ray_cluster._require_head(head_at(Head(), python=other))
 
 
 def test_the_client_server_of_ray_is_asked_only_whether_it_is_there(head_at):

@@ -5,16 +5,14 @@ import subprocess
 
 import pyarrow as pa
 import pytest
-from ray.exceptions import ActorDiedError
-from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 
 from ray_app.archives import BlockRef
 from ray_app.cluster.shutdown import MOST_DEATHS, Attempts
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
-from tests.scoring.conftest import files_below, score_into
-from tests.scoring.deadly import DEADLY_BLOCK, DeadlyScorer
+from tests.scoring.conftest import files_below
+from tests.scoring.deadly import DEADLY_BLOCK, DeadlyPipeline
 
 SMALL = {"block_members": 2, "batch_slots": 2}
 
@@ -113,49 +111,10 @@ def test_other_errors_pass_as_they_are(tmp_path):
 @pytest.mark.timeout(400)
 def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(score_on_ray, archive, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(engine.workers, "BlockScorer", DeadlyScorer)
+        patched.setattr(engine.pipelines, "FusedPipeline", DeadlyPipeline)
         with pytest.raises(ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died") as caught:
             score_on_ray(archive, **SMALL)
     assert RESUMABLE in caught.value.__notes__
     assert len(RunDirectory.open(str(tmp_path / "run")).parts(0)) > 1, "the other blocks were held up"
     _, rows = score_on_ray(archive, **SMALL)
     assert len(rows) == len(files_below(archive))
-
-
-@pytest.mark.slow
-@pytest.mark.ci
-def test_a_wave_that_is_lost_is_tried_again_with_what_it_left(score_on_ray, archive, monkeypatch):
-    executed, waves = engine._executed, []
-
-    def losing(wave, job, layout):
-        waves.append(len(wave))
-        reports = executed(wave, job, layout)
-        yield next(reports)
-        if len(waves) == 1:
-            reports.close()
-            raise ActorDiedError
-        yield from reports
-
-    monkeypatch.setattr(engine, "_executed", losing)
-    monkeypatch.setattr(engine, "WAVE_BLOCKS", (8, 8))
-    finished, rows = score_on_ray(archive, **SMALL)
-    blocks = -(-len(files_below(archive)) // 2)
-    assert waves[:2] == [8, 8]
-    assert sum(waves) == blocks + 7, "what the lost wave had not committed goes again, and nothing else"
-    assert len(rows) == finished.summary["session"]["rows"] == len(files_below(archive))
-
-
-def test_waves_that_are_always_lost_end_the_run(off_ray, archive, tmp_path, monkeypatch):
-    lost = []
-
-    def losing(wave, job, layout):
-        lost.append(len(wave))
-        raise RayOutOfMemoryError("the node was short of memory")
-        yield
-
-    monkeypatch.setattr(engine, "_executed", losing)
-    with pytest.raises(ClusterError, match="short of memory") as caught:
-        score_into(tmp_path / "run", archive, **SMALL)
-    assert len(lost) == 1 + engine.MOST_LOST_WAVES
-    assert "cluster.workers" in caught.value.hint
-    assert RESUMABLE in caught.value.__notes__

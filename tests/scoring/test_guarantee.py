@@ -13,10 +13,10 @@ from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.runs import RunDirectory, compaction, current_rows
+from ray_app.runs import RunDirectory, compaction, current_rows, settled_state
 from ray_app.runs.schema import UNLIKE
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.guarantee import settle_guarantee
+from ray_app.scoring.guarantee import compare, settle_guarantee
 from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.two_detectors import write_two
@@ -61,6 +61,19 @@ def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path,
         assert [shift.feature for shift in found.shifts] == [one.name for one in card.population.features]
         assert (found.target_fpr, found.images, found.decoders, found.settings) == (0.05, N, [], [])
         assert verdicts(run) == {"real", "fake"}
+
+
+def test_a_later_night_is_compared_by_its_own_rows_and_what_was_counted_before(tmp_path, card):
+    run, spec = made_run(tmp_path / "run", card, 2, N), spec_of(card)
+    rows = settled_state.NewRows.since_settled(run)
+    assert compare(run, spec, rows).facts.images == N
+    settled_state.settle(run, rows.found)
+    more_rows(run, card, 3, 30, decoder="another")
+    rows = settled_state.NewRows.since_settled(run)
+    assert sum(table.num_rows for table in rows.tables({}, ["image_id"])) == 30
+    assert compare(run, spec, rows) == compare(run, spec)
+    other = card.model_copy(update={"population": card.population.model_copy(update={"features": card.population.features[:1]})})
+    assert compare(run, spec_of(other), rows) == compare(run, spec_of(other)), "counted for another card"
 
 
 def test_an_archive_beyond_the_limit_abstains_as_a_whole_and_says_why(tmp_path, card):

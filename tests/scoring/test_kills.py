@@ -48,7 +48,7 @@ def scoring_workers(process):
             names[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-    return [pid for pid, name in names.items() if b"BlockScorer" in name]
+    return [pid for pid, name in names.items() if b"FusedPipeline" in name]
 
 
 class Disturbed:

@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_app.errors import ClusterError
-from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_BYTES, MemberCost, plan_layout
+from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_BYTES, WRITES_AT_ONCE, MemberCost, plan_layout
 
 TENSOR = MemberCost(slots=4, tensor_bytes=384 * 384 * 3)
 
@@ -62,7 +62,8 @@ def test_requests_never_exceed_what_is_there(cpus, gpus, slots, side, members, p
     assert len(layout.scorers) == len(pools)
     assert layout.block_members % slots == 0
     if layout.kind == "split":
-        assert layout.block_members * side * side * 3 <= max(HAND_OVER_BYTES, slots * side * side * 3)
+        assert layout.piece_bytes == layout.piece_members * side * side * 3 <= max(HAND_OVER_BYTES, slots * side * side * 3)
+        assert layout.piece_members % slots == 0
 
 
 def test_slow_detectors_get_small_blocks():
@@ -86,9 +87,21 @@ def test_processes_go_where_the_work_is():
     assert planned(MemberCost(64, pool_gmac=(200.0, 2450.0)), cpus=48, gpus=1).scorer_gpus == 0.5
 
 
-def test_masks_are_encoded_by_as_many_as_score():
-    assert planned(MemberCost(64, pool_gmac=(200.0,), localizes=True), cpus=64, gpus=8).committers == 8
-    assert planned(MemberCost(64, pool_gmac=(200.0,)), cpus=64, gpus=8).committers == 1
+@pytest.mark.parametrize(("cpus", "gpus", "pools"), [(64, 8, (200.0,)), (96, 5, (200.0, 900.0)), (3, 2, (200.0,)), (16, 0, (9.0, 90.0))])
+def test_pipelines_share_all_processes_and_each_has_every_stage(cpus, gpus, pools):
+    layout = planned(MemberCost(64, pool_gmac=pools), cpus=cpus, gpus=gpus)
+    shares = [layout.shares(number) for number in range(layout.pipelines)]
+    assert tuple(map(sum, zip(*shares, strict=True))) == (layout.decoders, *layout.scorers)
+    assert min(map(min, shares)) >= 1
+    assert layout.pipelines == min(layout.decoders, *layout.scorers)
+    assert layout.writes_at_once == layout.pipelines * WRITES_AT_ONCE
+
+
+def test_large_tensors_make_small_pieces_of_large_blocks():
+    """What is committed does not depend on what may travel at once."""
+    layout = planned(MemberCost(64, tensor_bytes=3 * 2**19, pool_gmac=(200.0,)), cpus=64, gpus=8, block_members=512)
+    assert (layout.block_members, layout.piece_members) == (512, 64)
+    assert layout.piece_bytes == 64 * 3 * 2**19
 
 
 def test_memory_limits_the_workers_and_the_plan_says_so():

@@ -13,8 +13,8 @@ from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import _has
 from ray_app.errors import RESUMABLE, ClusterError, ConfigError, ExitCode, IdentityError
 from ray_app.runs import RunDirectory, current_rows
+from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.rescore import decide_run
-from ray_app.scoring.run import is_complete
 from ray_app.storage import Lease, Store
 from tests.images.factory import top_bit_png
 from tests.scoring.conftest import comparable, files_below, rows_of, score_here

@@ -10,7 +10,7 @@ from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer
 from ray_app.serving.http.app import create_app
-from ray_app.serving.jobs.book import JobBook
+from ray_app.serving.jobs import RayJobs
 from ray_app.serving.release import groups_of, plan_release
 from ray_app.serving.replica import DetectorGroup
 from tests.serving.http.live import serving
@@ -84,7 +84,7 @@ def local_endpoint(config=None):
     config = config or ServeConfig(ensembles=("tiny",))
     meter = CountingMeter()
     scorer = local_scorer(config, meter)
-    app = create_app(config, scorer, JobBook(config, scorer, None), meter)
+    app = create_app(config, scorer, RayJobs(config, None), meter)
     app.state.meter = meter
     with served(app) as url:
         yield url, app

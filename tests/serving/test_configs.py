@@ -1,15 +1,11 @@
 """The files an operator deploys say what Serve, our own config and Kubernetes accept; a typo in any key is found here."""
 
-import asyncio
 import copy
 import json
 import logging.handlers
-import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Union, get_args, get_origin
 
-import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -19,16 +15,15 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.serving.app import JOBS, RELOADABLE, JobDeployment, RemoteJobs, _log_beside_serve, build
+from ray_app.serving.app import RELOADABLE, _log_beside_serve, build
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http.errors import Refusal
 from ray_app.serving.local import QUIET, SERVE_VARIABLES, read_file
 from ray_app.serving.release import plan_release
+from tests import crds
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE_FILES = sorted((ROOT / "configs/serve").glob("*.yaml"))
 KUBERNETES = ROOT / "configs/kubernetes/rayservice.yaml"
-CRD = ROOT.parent / "shared/kuberay/rayservices.yaml"
 MANIFESTS: dict[str, Any] = {f"{item['kind']} {item['metadata']['name']}": item for item in yaml.safe_load_all(KUBERNETES.read_text())}
 SERVICE = MANIFESTS["RayService touchstone"]
 SERVED = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
@@ -84,7 +79,7 @@ def places_of_keys(value: Any, path: tuple = ()) -> list[tuple]:
 def test_it_can_be_deployed_holds_no_token_switches_nothing_risky_on_and_says_nothing_twice(config):
     served, app = check(config), application(config)
     assert (app["import_path"], app["name"]) == ("ray_app.serving.app:build", "touchstone")
-    assert not any([served.access.anonymous, served.access.cors_origins, served.urls.enabled, served.jobs.webhooks])
+    assert not any([served.access.anonymous, served.access.cors_origins, served.urls.enabled, served.jobs.directory, served.jobs.sources])
     assert "deployments" not in app, "the application sets it"
 
 
@@ -113,7 +108,7 @@ def test_the_cuts_come_in_the_right_order(config):
 
 def test_the_default_endpoint_and_its_successor_fit_into_two_cpus():
     served = check(EVERY_CONFIG["ensemble.yaml"])
-    assert 2 * sum(part.replicas * part.num_cpus for part in (served.ingress, served.detectors, JOBS)) <= 2
+    assert 2 * sum(part.replicas * part.num_cpus for part in (served.ingress, served.detectors)) <= 2
 
 
 def test_kubernetes_serves_what_the_file_serves_but_for_what_a_pod_needs():
@@ -148,55 +143,27 @@ def test_autoscaling_is_said_in_args_only():
     assert models_in(Union[dict, AutoscalingConfig]) == [AutoscalingConfig]  # noqa: UP007 - as Serve writes it
 
 
-def strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """A CRD's OpenAPI schema as JSON schema that knows no unknown key."""
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
-    result = dict(schema)
-    if "properties" in schema:
-        result["properties"] = {
-            key: {"type": "object"} if key == "metadata" else strict(value) for key, value in schema["properties"].items()
-        }
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            result["additionalProperties"] = False
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            result[key] = strict(schema[key])
-    if schema.get("nullable") and isinstance(schema.get("type"), str):
-        result["type"] = [schema["type"], "null"]
-    return result
-
-
-@pytest.fixture(scope="module")
-def rayservice_schema():
-    if not CRD.is_file():
-        pytest.skip(f"KubeRay's CRDs are not here: {CRD}")
-    crd = yaml.load(CRD.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (version,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1")
-    return jsonschema.Draft7Validator(strict(version["schema"]["openAPIV3Schema"]))
-
-
-def test_kuberay_accepts_the_service(rayservice_schema):
+def test_kuberay_accepts_the_service():
     assert SERVICE["apiVersion"] == "ray.io/v1"
-    assert [error.message for error in rayservice_schema.iter_errors(SERVICE)] == []
+    assert crds.faults("RayService", SERVICE) == []
 
 
-def test_kubernetes_accepts_the_network_policies(rayservice_schema):
+def test_kubernetes_accepts_the_network_policies():
     """KubeRay's own policies are made of Kubernetes' rules: its CRD has their schema."""
-    cluster = rayservice_schema.schema["properties"]["spec"]["properties"]["rayClusterConfig"]["properties"]
-    schemas = cluster["networkPolicy"]["properties"]["head"]["properties"]
     for name, rules in (("in", "ingress"), ("out", "egress")):
         spec = MANIFESTS[f"NetworkPolicy touchstone-{name}"]["spec"]
         assert set(spec) == {"podSelector", "policyTypes", rules}
         assert spec["policyTypes"] == [rules.title()]
-        assert list(jsonschema.Draft7Validator(schemas[f"{rules}Rules"]).iter_errors(spec[rules])) == []
+        assert crds.faults("RayService", spec[rules], "spec", "rayClusterConfig", "networkPolicy", "head", f"{rules}Rules") == []
 
 
-@pytest.mark.parametrize("name", ["serveConfigV2", "groupName", "emptyDir", "readinessProbe", "authOptions", "idleTimeoutSeconds"])
-def test_kuberay_would_refuse_a_typo(rayservice_schema, name):
+@pytest.mark.parametrize(
+    "name", ["serveConfigV2", "groupName", "emptyDir", "readinessProbe", "authOptions", "idleTimeoutSeconds", "labels"]
+)
+def test_kuberay_would_refuse_a_typo(name):
     damaged = json.loads(json.dumps(SERVICE).replace(f'"{name}":', f'"{name}x":'))
     assert damaged != SERVICE
-    assert list(rayservice_schema.iter_errors(damaged))
+    assert crds.faults("RayService", damaged)
 
 
 def pods():
@@ -277,33 +244,9 @@ def test_what_this_package_logs_goes_with_serves_own_log():
         _log_beside_serve()
         for name in ("INFO", "WARNING", "INFO"):
             serve.setLevel(name)
-            logging.getLogger("ray_app.serving.jobs.book").info("from %s on", name)
+            logging.getLogger("ray_app.serving.jobs").info("from %s on", name)
     finally:
         serve.removeHandler(handler)
         ours.parent = parent
         serve.setLevel(level)
     assert [record.getMessage() for record in handler.buffer] == ["from INFO on", "from INFO on"]
-
-
-def test_what_jobs_refuse_comes_back_as_a_value():
-    """Whatever a replica raises is logged by Serve as its fault, with a traceback."""
-
-    class Book:
-        async def status(self, owner: str, job: str) -> None:
-            raise Refusal("not_found", "no such job", headers={"X": "1"})
-
-    class Handle:
-        """Serve's: the call is made, and its answer pickled."""
-
-        def __init__(self, replica: JobDeployment) -> None:
-            self.status = SimpleNamespace(remote=lambda *asked: _pickled(replica.status(*asked)))
-
-    async def _pickled(answer: Any) -> Any:
-        return pickle.loads(pickle.dumps(await answer))
-
-    replica = object.__new__(JobDeployment)
-    replica._book = Book()
-    with pytest.raises(Refusal) as refused:
-        asyncio.run(RemoteJobs(Handle(replica)).status("me", "x"))
-    assert (refused.value.status, refused.value.code, refused.value.message) == (404, "not_found", "no such job")
-    assert refused.value.headers == {"X": "1"}

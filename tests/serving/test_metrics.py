@@ -16,13 +16,15 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from ray_app.scoring import run_metrics
 from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, LABELS, UNREACHABLE, RayMeter, _agent_address, _agent_page, merged
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "configs/prometheus/alerts.yaml"
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-PANELS = json.loads((ROOT / "configs/grafana/touchstone.json").read_text())["panels"]
-QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]] + [rule["expr"] for rule in RULES]
+BOARDS = {path.name: json.loads(path.read_text()) for path in sorted((ROOT / "configs/grafana").glob("*.json"))}
+QUERIES = [target["expr"] for board in BOARDS.values() for panel in board["panels"] for target in panel["targets"]]
+QUERIES += [rule["expr"] for rule in RULES]
 PROMTOOL = shutil.which("promtool")
 
 # As Ray 2.60 writes it; addresses and ids shortened.
@@ -52,6 +54,9 @@ ray_serve_replica_utilization_percent{{{b}deployment="ingress"}} 80.0
 # HELP ray_node_cpu_count CPUs
 # TYPE ray_node_cpu_count gauge
 ray_node_cpu_count{{NodeAddress="{node}"}} 2.0
+# HELP ray_touchstone_run_images_total files that have a row
+# TYPE ray_touchstone_run_images_total counter
+ray_touchstone_run_images_total{{{a}run="secret-night"}} 5.0
 """
 
 
@@ -82,7 +87,7 @@ def test_percentages_of_serve_are_not_added_up():
 
 def test_nothing_tells_of_the_cluster_or_of_ray():
     text = merged([page("192.0.2.7")])
-    assert not re.search(r"192\.0\.2|session_|WorkerId|Version|Component|ray_node|python_gc", text)
+    assert not re.search(r"192\.0\.2|session_|WorkerId|Version|Component|ray_node|python_gc|touchstone_run|night", text)
 
 
 def test_a_family_is_named_and_typed_once():
@@ -170,26 +175,39 @@ def test_the_protocol_is_what_ray_counts():
 def exported() -> set[str]:
     """Every series name of ours, and of Serve by its own source."""
     ours = (
-        {f"{name}_total" for name in COUNTERS}
+        {f"{name}_total" for name in COUNTERS | run_metrics.COUNTERS}
         | {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")}
-        | set(GAUGES)
+        | set(GAUGES | run_metrics.GAUGES)
     )
     serve = Path(importlib.util.find_spec("ray").origin).parent / "serve"
     sources = "".join(path.read_text() for path in serve.glob("_private/*.py"))
     return {f"ray_touchstone_{name}" for name in ours} | {f"ray_{name}" for name in re.findall(r'"(serve_\w+)"', sources)} | {UNREACHABLE}
 
 
-def test_dashboard_and_alerts_ask_for_what_there_is():
+def test_dashboards_and_alerts_ask_for_what_there_is():
     asked = set(re.findall(r"\b(?:ray_|touchstone_)\w+", " ".join(QUERIES)))
     assert asked <= exported()
-    own = {name for name in COUNTERS | HISTOGRAMS | GAUGES if any(f"ray_touchstone_{name}" in query for query in QUERIES)}
-    assert own == {*COUNTERS, *HISTOGRAMS, *GAUGES}, "counted, and shown nowhere"
+    counted = COUNTERS | HISTOGRAMS | GAUGES | run_metrics.COUNTERS | run_metrics.GAUGES
+    own = {
+        name for name in counted if any(re.search(rf"\bray_touchstone_{name}(_total|_bucket|_sum|_count|\b)", query) for query in QUERIES)
+    }
+    assert own == set(counted), "counted, and shown nowhere"
 
 
-def test_labels_in_queries_are_labels_of_the_page():
+def test_labels_in_queries_are_labels_of_the_series():
     named = {label for query in QUERIES for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)"', query)}
     grouped = {label.strip() for query in QUERIES for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query) for label in group.split(",")}
-    assert (named | grouped) - {"job"} <= LABELS
+    of_runs = {label for _, labels in (run_metrics.COUNTERS | run_metrics.GAUGES).values() for label in labels}
+    assert (named | grouped) - {"job"} <= LABELS | of_runs
+    assert of_runs - LABELS == {"run"}
+    assert all("run_" in query for query in QUERIES if re.search(r"\brun\b", query)), "the endpoint's page has no run"
+
+
+def test_boards_have_addresses_and_names_of_their_own():
+    assert len({board["uid"] for board in BOARDS.values()}) == len({board["title"] for board in BOARDS.values()}) == len(BOARDS) == 2
+    for board in BOARDS.values():
+        shown = {name for panel in board["panels"] for target in panel["targets"] for name in re.findall(r"\$(\w+)", target["expr"])}
+        assert shown - {"__rate_interval"} <= {variable["name"] for variable in board["templating"]["list"]}
 
 
 def test_every_alert_says_what_happened_and_what_to_do():
@@ -200,23 +218,26 @@ def test_every_alert_says_what_happened_and_what_to_do():
         assert rule["labels"]["severity"] in ("page", "ticket")
 
 
-def test_panels_do_not_overlap_and_say_what_they_show():
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_panels_do_not_overlap_and_say_what_they_show(board):
     taken = set()
-    for panel in PANELS:
+    for panel in board["panels"]:
         place = panel["gridPos"]
         cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
         assert not cells & taken
         assert max(x for x, _ in cells) < 24
         assert panel["description"]
         taken |= cells
-    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
 def test_prometheus_scrapes_one_address_with_a_token_from_a_file():
-    (job,) = yaml.safe_load((ROOT / "configs/prometheus/scrape.yaml").read_text())["scrape_configs"]
+    job, runs = yaml.safe_load((ROOT / "configs/prometheus/scrape.yaml").read_text())["scrape_configs"]
     assert job["authorization"] == {"type": "Bearer", "credentials_file": "/etc/prometheus/touchstone-token"}
     assert len(job["static_configs"][0]["targets"]) == 1
     assert f'up{{job="{job["job_name"]}"}}' in " ".join(QUERIES)
+    (kept,) = runs["metric_relabel_configs"]
+    assert all(re.fullmatch(kept["regex"], f"ray_touchstone_{name}") for name in run_metrics.COUNTERS | run_metrics.GAUGES)
 
 
 # Series of a quiet day (`0+6x1500` = from 0, 6 more each minute), and what each alert needs to fire.
@@ -229,6 +250,10 @@ QUIET = {
     'ray_serve_deployment_queued_queries{deployment="detectors"}': "2x1500",
     "touchstone_metrics_nodes_unreachable": "0x1500",
     'up{job="touchstone"}': "1x1500",
+    'ray_touchstone_run_blocks_behind{job="touchstone-runs",run="night"}': "3000-2x1500",
+    'ray_touchstone_run_images_total{job="touchstone-runs",run="night"}': "0+1024x1500",
+    'ray_touchstone_run_bad_total{job="touchstone-runs",run="night"}': "0+1x1500",
+    'ray_touchstone_run_blocks_behind{job="touchstone-runs",run="over"}': "0x1500",
 }
 TROUBLE = {
     "TouchstoneFaults": {'ray_touchstone_requests_total{route="/v1/score",status="500"}': "0+60x1500"},
@@ -242,6 +267,8 @@ TROUBLE = {
     "TouchstoneVerdictsShift": {'ray_touchstone_verdicts_total{ensemble="default",verdict="fake"}': "0+100x1380 138000+900x120"},
     "TouchstoneQueueGrows": {'ray_serve_deployment_queued_queries{deployment="detectors"}': "0+2x1500"},
     "TouchstoneMetricsIncomplete": {"touchstone_metrics_nodes_unreachable": "1x1500"},
+    "TouchstoneRunStandsStill": {'ray_touchstone_run_blocks_behind{job="touchstone-runs",run="begun"}': "12x1500"},
+    "TouchstoneRunReadsBadly": {'ray_touchstone_run_bad_total{job="touchstone-runs",run="night"}': "0+512x1500"},
 }
 
 

@@ -200,11 +200,11 @@ HOSTILE = {
     "gzip": (request("POST", SCORE, "Content-Encoding: gzip", "Content-Length: 3", body=b"abc"), 415),
     "a double slash": (request("GET", "//v1/ensembles"), 404),
     "another host's address": (request("GET", "http://example.org/healthz"), 200),
-    "NUL in the path": (request("GET", "/v1/jobs/%00"), 404),
+    "NUL in the path": (request("GET", "/page/%00"), 404),
     "climbing": (request("GET", "/page/..%2f..%2fetc/passwd"), 404),
     "bytes in the path": (b"GET /\xff\xfe HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 400),
-    "broken percents": (request("GET", "/v1/jobs/%zz%"), 404),
-    "a surrogate": (request("GET", "/v1/jobs/%ed%a0%80"), 404),
+    "broken percents": (request("GET", "/page/%zz%"), 404),
+    "a surrogate": (request("GET", "/page/%ed%a0%80"), 404),
     "no token of another scheme": (request("GET", "/v1/ensembles", "Authorization: Basic \udcff\udcff"), 200),
     "a form without boundary": (request("POST", SCORE, "Content-Type: multipart/form-data", "Content-Length: 3", body=b"abc"), 400),
     "a form that ends early": (request("POST", SCORE, f"Content-Type: {FORM}", f"Content-Length: {len(BODY) - 20}", body=BODY[:-20]), 400),
@@ -293,8 +293,8 @@ def test_log_settings_of_a_file_hold_in_every_process(tmp_path):
             (text,) = [text for name, text in endpoint.logs().items() if name.startswith(kind)]
             return [json.loads(line) for line in text.splitlines()]
 
-        asking.post("/v1/jobs", files={"file": ("a.png", golden_image())}).raise_for_status()
-        for kind, words in (("proxy", "/v1/jobs 202"), ("replica_touchstone_ingress", "POST /v1/jobs 202"),
-                            ("replica_touchstone_jobs", "job_ended"), ("replica_touchstone_detectors", "CALL score OK")):  # fmt: skip
+        asking.post("/v1/score", content=golden_image()).raise_for_status()
+        for kind, words in (("proxy", "/v1/score 200"), ("replica_touchstone_ingress", "POST /v1/score 200"),
+                            ("replica_touchstone_detectors", "CALL score OK")):  # fmt: skip
             wait_for(lambda kind=kind, words=words: any(words in line["message"] for line in lines(kind)), 60)
             assert {line["levelname"] for line in lines(kind)} <= {"INFO", "WARNING"}

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from ray_app.errors import StorageError
-from ray_app.storage import list_divisions, list_objects, list_range, listing
+from ray_app.storage import key_ranges, list_divisions, list_objects, list_range
 from ray_app.storage import s3 as requests
 
 KEYS = sorted(
@@ -36,8 +36,8 @@ def small_pages(monkeypatch):
     [*[(source, 64, 256) for source in ("", "/in", "/in/**/x/*.jpg", "/in/?/**")], ("/in", 2, 256), ("/in", 64, 2), ("", 64, 1)],
 )
 def test_the_ranges_tell_what_one_listing_tells(bucket, small_pages, monkeypatch, source, enough, most):
-    monkeypatch.setattr(listing, "_ENOUGH_FOLDERS", enough)
-    monkeypatch.setattr(listing, "_MAX_RANGES", most)
+    monkeypatch.setattr(key_ranges, "_ENOUGH_FOLDERS", enough)
+    monkeypatch.setattr(key_ranges, "_MAX_RANGES", most)
     ranges = list_divisions(bucket + source)
     assert 1 <= len(ranges) <= most
     found = [info for keys in pickle.loads(pickle.dumps(ranges)) for info in list_range(keys)]
@@ -51,7 +51,7 @@ def test_a_large_prefix_is_cut_at_its_folders(bucket, small_pages):
 
 
 def test_looking_for_folders_has_an_end(bucket, small_pages, monkeypatch):
-    monkeypatch.setattr(listing, "_MAX_REQUESTS", 2)
+    monkeypatch.setattr(key_ranges, "_MAX_REQUESTS", 2)
     ranges = list_divisions(f"{bucket}/in")
     assert [info for keys in ranges for info in list_range(keys)] == list(list_objects(f"{bucket}/in"))
 

@@ -90,3 +90,42 @@ def test_small_files_anywhere(bucket, tmp_path, place):
     store.write_file("data/file", source)
     assert store.read("data/file") == b"content"
     assert store.names("data") == ["file"]
+
+
+ODD = ["a&b", "c<d>", 'e"f', "g%20h", "i +j", "ü/日本", "k&amp;l", "m&#34;n", "o/p", "q'r"]
+
+
+def test_a_page_has_the_keys_as_they_are(s3):
+    s3.bucket("odd-keys")
+    for key in ODD:
+        s3.client().put_object(Bucket="odd-keys", Key=key, Body=key.encode())
+    page = requests.page("odd-keys", "", timeout_s=10)
+    assert {item["Key"]: item["Size"] for item in page["Contents"]} == {key: len(key.encode()) for key in ODD}
+    etags = {item["Key"]: item["ETag"] for item in s3.client().list_objects_v2(Bucket="odd-keys")["Contents"]}
+    assert {item["Key"]: item["ETag"].strip('"') for item in page["Contents"]} == {key: etag.strip('"') for key, etag in etags.items()}
+    assert page["Contents"][0]["LastModified"].year >= 2026
+    page = requests.page("odd-keys", "", timeout_s=10, delimiter="/")
+    assert [item["Prefix"] for item in page["CommonPrefixes"]] == ["o/", "ü/"]
+    assert {item["Key"] for item in page["Contents"]} == {key for key in ODD if "/" not in key}
+
+
+CONTENTS = b"<Contents><Key>%s</Key><ETag>&quot;e&quot;</ETag><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "is_taken"),
+    [
+        (CONTENTS % b"a", True),
+        (CONTENTS % b"a&lt;b", False),
+        (CONTENTS % b"a" + b"<CommonPrefixes><Prefix>b</Prefix></CommonPrefixes>" + CONTENTS % b"c", False),
+        (CONTENTS.replace(b"<Size>1</Size>", b"") % b"a", False),
+        (CONTENTS % b"<![CDATA[a]]>", False),
+        (b"", False),
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_parser(inside, is_taken):
+    body = b"<ListBucketResult>" + inside + b"<KeyCount>1</KeyCount></ListBucketResult>"
+    response, taken = {"status_code": 200, "body": body}, {}
+    requests._take_contents(response_dict=response, customized_response_dict=taken)
+    assert bool(taken) == is_taken
+    assert response["body"] == (b"<ListBucketResult><KeyCount>1</KeyCount></ListBucketResult>" if is_taken else body)

@@ -1,6 +1,5 @@
 """Leases on S3 stores that let two writers in: they ignore `If-None-Match`, or refuse it."""
 
-import asyncio
 import json
 
 import pytest
@@ -8,8 +7,6 @@ from PIL import Image
 
 from ray_app.cli.main import main
 from ray_app.errors import ExitCode, IdentityError, StorageError
-from ray_app.serving.config import JobLimits
-from ray_app.serving.jobs.store import job_store
 from ray_app.storage import Lease, Store
 from tests.storage.unconditional_proxy import REFUSALS, UnconditionalProxy
 
@@ -84,13 +81,6 @@ def test_every_command_that_fills_a_directory_says_so(words, unconditional, phot
     assert main([*(word.format(photos) for word in words), "--out", f"{unconditional.url}/out"]) == ExitCode.CLUSTER
     assert "has no conditional writes" in capsys.readouterr().err
     assert unconditional.names("out") == []
-
-
-@IGNORED
-def test_the_jobs_of_an_endpoint_too(unconditional):
-    with pytest.raises(StorageError, match="has no conditional writes"):
-        asyncio.run(job_store(JobLimits(directory=unconditional.url)).open())
-    assert asyncio.run(job_store(JobLimits(directory=unconditional.url, unguarded=True)).open()) == []
 
 
 @IGNORED

@@ -16,11 +16,13 @@ CONTAINERS: Mapping[str, ContainerFormat] = {"parquet": parquet, "tar": tar, **C
 
 _SHORT = {".tgz": "tar.gz", ".tbz2": "tar.bz2", ".tbz": "tar.bz2", ".txz": "tar.xz", ".tzst": "tar.zst"}
 _ENDINGS = {f".{kind}": kind for kind in CONTAINERS} | _SHORT
+_ALL_ENDINGS = tuple(_ENDINGS)  # asked at once: nearly every file of a listing has none of them
 
 
 def kind_of(name: str) -> str | None:
     """The container format that a file's name announces, in whatever case; None for every other name."""
-    return next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), None)
+    name = name.lower()
+    return next(kind for ending, kind in _ENDINGS.items() if name.endswith(ending)) if name.endswith(_ALL_ENDINGS) else None
 
 
 __all__ = ["COMPRESSED", "CONTAINERS", "Container", "ContainerLimits", "ContainerFormat", "Reader", "Unopened", "kind_of"]

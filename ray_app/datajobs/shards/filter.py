@@ -14,24 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import (
-    Archive,
-    ListedMember,
-    ManifestMember,
-    guard_of,
-    iter_blocks,
-    manifest,
-    manifests,
-    member_rows,
-    read_block,
-    read_vanished,
-)
+from ray_app.archives import Archive, ListedMember, guard_of, manifest, manifests, read_vanished
 from ray_app.archives.members import ListedWithColumns
+from ray_app.archives.sources import SourceSection
 from ray_app.datajobs.shards import plan, writer
 from ray_app.datajobs.shards.run import claim, write_shards
 from ray_app.errors import ClusterError, ConfigError, Status
 from ray_app.reports import format as wording
-from ray_app.runs import RunDirectory, check_conservation, current_tables, directory, fingerprint
+from ray_app.runs import RunDirectory, check_conservation, current_tables, fingerprint, reader, score_files
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import DETAIL
 from ray_app.storage import Fetcher, Lease, Store
@@ -131,7 +121,7 @@ class Reasons:
 
 def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:
     """The source's own columns with the types that hold them in every listing."""
-    first = {file.manifest: file for file in reversed(run.published())}
+    first = {tuple(file.manifests()): file for file in reversed(run.published())}
     schemas = [next(run.file_tables(file, ["input"])).schema for file in first.values()]
     given = manifest.joined_inputs((schema.field("input").type for schema in schemas if "input" in schema.names), as_text=True)
     return {field.name: field.type for field in given or ()}
@@ -183,10 +173,10 @@ class KeptMembers(Archive):
         super().__init__(sources)
         self._run, self._drop = run, tuple(drop)
 
-    def sections(self) -> Iterator["KeptSection"]:
+    def numbered_sections(self) -> Iterator[tuple[int, int, SourceSection]]:
         """One section per published file of rows."""
-        for file in self._run.published():
-            yield KeptSection(self._run, file, self._drop)
+        for number, file in enumerate(self._run.published()):
+            yield 0, number, KeptSection(self._run, file, self._drop)
 
     def empty(self, found: int, opened: int) -> ConfigError:
         """What to say when every member goes."""
@@ -198,13 +188,13 @@ class KeptSection:
     """The members whose rows are in one file: manifest and rows are in the same order, so both are read once, side by side."""
 
     run: RunDirectory
-    file: directory.Published
+    file: score_files.Published
     drop: tuple[str, ...]
 
     def found(self, fetcher: Fetcher) -> Iterator[tuple[str, ListedMember]]:
         """Members as the manifest has them, `EXPECTED` beside the source's own columns."""
         rows = self._rows()
-        for member in self._members():
+        for member in reader.members_in(self.run, self.file):
             image_id, stays, sha256 = next(rows, (None, False, None))
             if image_id != member.image_id:
                 raise ClusterError(f"{self.run.store.url}: {self.file.path} is not in its manifest's order",
@@ -214,11 +204,6 @@ class KeptSection:
                 # Listings of one run may tell of a column in types of their own, which is nobody's to change any more.
                 yield name, ListedWithColumns(member.uri, member.member, member.occurrence, member.version, member.size_bytes,
                                       {**member.input, writer.EXPECTED: sha256}, member.place, member.refused)  # fmt: skip
-
-    def _members(self) -> Iterator[ManifestMember]:
-        for ref in iter_blocks(self.run.store, self.file.manifest):
-            if self.file.first <= ref.block <= self.file.last:
-                yield from member_rows(read_block(self.run.store, ref))
 
     def _rows(self) -> Iterator[tuple[int, bool, str | None]]:
         gone = pa.array(read_vanished(self.run.store, manifests(self.run.store)[-1]))

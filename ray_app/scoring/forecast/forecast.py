@@ -11,7 +11,6 @@ from typing import Any
 
 from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
 from ray_app.cluster.config import RAY_SHARE
-from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ConfigError, Status
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import ResourceEstimate, ScoringSpec
@@ -20,13 +19,14 @@ from ray_app.reports import plan_model
 from ray_app.reports.run import measured_rate
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
+from ray_app.scoring.backlog import listing_log
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.forecast.probe import Probe, probe_members
 from ray_app.scoring.forecast.rates import ESTIMATED, ClusterDescription, forecast_rates, planned_for
 from ray_app.scoring.forecast.survey import RunProgress, Survey, members_to_score, standing, survey
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 from ray_app.scoring.run import check_detectors, layout_for, memory_of
-from ray_app.storage import Fetcher, node_budget
+from ray_app.storage import Fetcher, node_budget, strip_secrets
 
 # Of the run directory, besides one PUT per block and the parts of a manifest: summaries, report, log, lease.
 FEW = 12
@@ -55,13 +55,14 @@ def forecast(
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
     before, began = standing(resolved, spec), time.monotonic()
     items = members_to_score(config, before, fetcher)
-    found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=ProgressLog("listing").count)
+    found = survey(items, sample=probe, max_bytes=spec.limits.max_bytes, progress=listing_log(config))
     blocks = (
         len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
     )
     listing = plan_model.PlannedListing(seconds=round(time.monotonic() - began, 2), gets=fetcher.requests, bytes_read=fetcher.bytes_read)
     probed, prediction = _predicted(config, spec, layout, fetcher, found, blocks, listing.seconds)
-    archive = found.facts(None if before is None else _standing_facts(before, found, blocks), _cluster_facts(config, cluster, cpus, gpus))
+    already = None if before is None else _standing_facts(before, found, blocks)
+    archive = found.facts(already, _cluster_facts(config, cluster, cpus, gpus), config.table and strip_secrets(config.table))
     work = _work_facts(spec, layout, probed, memory=_memory(config, spec, layout, cluster, cpus), blocks=blocks, listing=listing)
     bill = _bill(config, spec, found, archive.run, work, prediction)
     return plan_model.Plan.of_parts(archive, work, prediction, bill)

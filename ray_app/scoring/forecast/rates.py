@@ -16,7 +16,7 @@ from ray_app.cluster.config import RAY_SHARE
 from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.reports.format import measured
 from ray_app.scoring.config import Prices, ScoreConfig, TrafficPrices
-from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
+from ray_app.scoring.layout import GMAC_PER_S, WRITES_AT_ONCE, ScoringLayout
 
 
 class Nodes(Frozen):
@@ -101,6 +101,7 @@ def planned_for(config: ScoreConfig, described: ClusterDescription | None, price
 
 MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
 _RESIZES = "or, where a grey level does not matter, --set resize=fast"
+_LARGER, _FASTER = "--set block_members=1024", "put the run directory on faster storage"
 _FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or by a cheaper describer"
 _FUSED_ADVICE = {
     "fetch": "run nearer to the bucket, or give more processes: reading is slower than all that is done with what was read",
@@ -109,7 +110,7 @@ _FUSED_ADVICE = {
     "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
     "identify": "add cores, each adds {each} images/s",
     "describe": _FEWER_WORDS + "; or add cores, each adds {each} images/s",
-    "write": "put the run directory on faster storage, or make blocks larger: --set block_members=1024",
+    "write": f"make blocks larger: {_LARGER}; or {_FASTER}",
 }
 
 
@@ -209,16 +210,20 @@ def _split(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...],
         for name, seconds in (("fetch", pace.fetch), ("decode", pace.decode), ("prepare", pace.prepare))
     ]
     scoring, scored = _scoring(layout, pace, pools)
-    naming = [] if pace.identify is None else [_stage("identify", pace.identify, layout.committers, layout.committers, MEASURED)]
-    writing = _stage("write", pace.write, layout.committers, layout.committers, ESTIMATED)
+    naming = [] if pace.identify is None else [_stage("identify", pace.identify, layout.pipelines, layout.pipelines, MEASURED)]
+    writing = _stage("write", pace.write, layout.writes_at_once, layout.pipelines, ESTIMATED)
     stages = (*decoding, *scoring, *naming, writing)
     on_cores = pace.fetch_cpu + pace.decode + pace.prepare
     decoded = decoders / max(pace.fetch, on_cores, 1e-9)
-    written = layout.committers / max(pace.write + (pace.identify or 0.0), 1e-9)
-    rate = min(decoded, scored, written)
+    named = layout.pipelines / max(pace.identify or 0.0, 1e-9)
+    written = layout.writes_at_once / max(pace.write, 1e-9)
+    rate = min(decoded, scored, named, written)
     busy = None if math.isinf(scored) else rate / scored
+    if rate == named:
+        return Forecast(stages, rate, naming[0], f"{_few_pipelines(layout, 'names generators')}: more scorers bring more", busy)
     if rate == written:
-        return Forecast(stages, rate, writing, _FUSED_ADVICE["write"], busy)
+        why = _few_pipelines(layout, f"writes {WRITES_AT_ONCE} blocks at once")
+        return Forecast(stages, rate, writing, f"{why}: more scorers bring more; make blocks larger: {_LARGER}; or {_FASTER}", busy)
     if rate == scored:
         slowest = min(scoring, key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s)
         fewer = f"{_FEWER_WORDS}; or " if slowest.stage == "describe" else ""
@@ -227,6 +232,11 @@ def _split(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...],
         return Forecast(stages, rate, decoding[0], "run nearer to the bucket, or give more cores: each reads ahead for itself", busy)
     slowest = max(decoding[1:], key=lambda stage: stage.seconds_per_image or 0.0)
     return Forecast(stages, rate, slowest, _decoding_advice(layout, slowest.stage, scored, decoded, cpus, gpus), busy)
+
+
+def _few_pipelines(layout: ScoringLayout, what: str) -> str:
+    count = layout.pipelines
+    return f"the {count} pipelines are too few, each of which {what}" if count > 1 else f"one pipeline is too few, which {what}"
 
 
 def _scoring(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...]) -> tuple[list[StageRate], float]:

@@ -19,8 +19,8 @@ from ray_app.inference import ScoringSpec
 from ray_app.reports.plan_model import PlannedArchive, PlannedCluster, PlannedKind, PlannedRun
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
+from ray_app.scoring.backlog import archive_of, work_of
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.run import archive_of, work_of
 from ray_app.storage import Fetcher
 from ray_app.storage.fetch import WINDOW_BYTES as STREAM_BYTES
 
@@ -76,8 +76,8 @@ class Survey:
         """Bytes to read, members of unknown size at `mean` bytes each."""
         return self.size_bytes + round(self.unsized * mean)
 
-    def facts(self, run: PlannedRun | None, cluster: PlannedCluster) -> PlannedArchive:
-        """Counts for a plan that goes on with `run` on `cluster`."""
+    def facts(self, run: PlannedRun | None, cluster: PlannedCluster, table: str | None = None) -> PlannedArchive:
+        """Counts for a plan that goes on with `run` on `cluster`, and appends to `table`."""
         kinds = {
             kind: PlannedKind(members=kept.members, size_bytes=kept.size_bytes, containers=kept.containers)
             for kind, kept in self.kinds.items()
@@ -89,6 +89,7 @@ class Survey:
             kinds=kinds,
             refused_in_listing=dict(self.refused),
             run=run,
+            table=table,
             cluster=cluster,
         )
 
@@ -184,7 +185,7 @@ def standing(resolved: identity.Resolved, spec: ScoringSpec) -> RunProgress | No
         return None
     run = resolved.begun.run
     run.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    work = work_of(run)
+    work = work_of(run, whole=True)
     return RunProgress(run, work.blocks, work.pending)
 
 

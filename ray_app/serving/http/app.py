@@ -25,6 +25,7 @@ from ray_app.serving import engine, metrics
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth, errors, routes
 from ray_app.serving.http.limits import Admission, BodyLimit, Deadline, RateLimit
+from ray_app.serving.jobs import RayJobs
 
 DESCRIPTION = """Tells which images were made or altered by a generative model.
 
@@ -60,7 +61,7 @@ _HOUSE_STYLE = "house.css"  # the reports' own sheet, so that page and reports c
 
 
 def create_app(
-    config: ServeConfig, scorer: engine.EndpointScorer, jobs: routes.JobService, meter: metrics.Meter, *, echo_request_id: bool = True
+    config: ServeConfig, scorer: engine.EndpointScorer, jobs: RayJobs, meter: metrics.Meter, *, echo_request_id: bool = True
 ) -> FastAPI:
     """The application. `echo_request_id` as for `guard.install`."""
 

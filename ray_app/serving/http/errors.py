@@ -23,15 +23,19 @@ MESSAGES: dict[str, tuple[int, str]] = {
     "method_not_allowed": (405, "this address knows no such method"),
     "header_timeout": (408, "the headers took longer than they may"),
     "conflict": (409, "it contradicts an earlier request"),
+    "gone": (410, "this is no longer offered"),
     "body_too_large": (413, "more bytes than one request may have"),
     "file_too_large": (413, "more bytes than one image may have"),
     "too_many_files": (413, "more files than one request may have"),
     "unsupported_format": (415, "not an image format that is let in"),
     "unsupported_encoding": (415, "compressed request bodies are not read"),
     "url_refused": (422, "this address is not fetched"),
+    "unknown_field": (422, "the request has a field that is not known here"),
     "too_many_requests": (429, "more requests than this token may make"),
+    "too_many_jobs": (429, "as many jobs as the operator allows are unfinished"),
     "headers_too_large": (431, "more headers than one request may have"),
     "internal_error": (500, "a fault of this endpoint; its log has the request id"),
+    "not_implemented": (501, "this endpoint does not do that"),
     "overloaded": (503, "every place is taken"),
     "not_ready": (503, "the detectors are still loading"),
     "deadline_exceeded": (504, "it took longer than one request may take"),
@@ -74,7 +78,7 @@ class Refusal(Exception):  # noqa: N818 - the name of a decision, not of a fault
 
     @property
     def is_about_one_image(self) -> bool:
-        """Whether another image of the same request, or job, may still get its answer."""
+        """Whether another image of the same request may still get its answer."""
         return self.status in (413, 415, 422)
 
     def body(self, request_id: str) -> dict[str, object]:

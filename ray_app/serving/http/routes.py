@@ -1,11 +1,11 @@
 """The routes that score (`scoring_router`), and those of ensembles, health and readiness (`operation_router`).
 
-The routes of jobs (`job_router`), over HTTP with images or with URLs.
+The routes of jobs (`job_router`).
 """
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -15,25 +15,26 @@ from ray_app.errors import InputError
 from ray_app.serving import engine, url_fetch
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, responses, schemas, uploads
+from ray_app.serving.jobs import RayJobs
 from ray_app.serving.metrics import Meter
 from ray_app.storage.ssrf import MAX_URL
 
-Asked = TypeVar("Asked", bound=BaseModel)
-_ACCEPTED: dict[str, Any] = {
-    "description": "The job is taken, or was taken before under this Idempotency-Key.",
+_SUBMITTED: dict[str, Any] = {
+    "description": "The job is submitted, or was submitted before under this Idempotency-Key.",
     "headers": {"Location": {"description": "where to ask for its state", "schema": {"type": "string"}}},
 }
 _RESULTS: dict[str, Any] = {
-    "description": "One ImageAnswer per line, in the order of the request; an image that was refused has its line too.",
+    "description": "One row of the run per line; a file that was refused has its line too.",
     "content": {
         "application/x-ndjson": {
             "schema": {"type": "string"},
-            "example": '{"name":"a.jpg","status":"ok","verdict":"fake","probability":0.985,"score":4.21}\n'
-            '{"name":"b.png","status":"truncated_image","error":{"code":"truncated_image","message":"…"},"verdict":null}\n',
+            "example": '{"uri":"s3://bucket/inbox/a.jpg","status":"ok","verdict":"fake","probability":0.985,"score":4.21}\n'
+            '{"uri":"s3://bucket/inbox/b.png","status":"truncated_image","detail":"…","verdict":null}\n',
         }
     },
 }
-Id = Annotated[str, Path(max_length=64, description="the job's id", examples=["0f5c6d0e8b7a4a0f9d1b2c3e4f506172"])]
+NO_WEBHOOKS = "webhooks are gone since 0.13: ask GET /v1/jobs/{id}, or Ray's job API; a run that has ended has summary.json"
+Id = Annotated[str, Path(max_length=64, description="the job's id", examples=["touchstone-0f5c6d0e8b7a4a0f9d1b2c3e4f506172"])]
 Key = Annotated[
     str | None,
     Header(
@@ -46,66 +47,11 @@ Key = Annotated[
 ]
 
 
-class JobService(Protocol):
-    """What the routes ask of a JobBook, here or in another process."""
-
-    async def submit(
-        self,
-        owner: str,
-        images: Sequence[tuple[str | None, bytes]] | None = None,
-        urls: Sequence[str] | None = None,
-        *,
-        ensemble: str | None = None,
-        webhook: str | None = None,
-        idempotency_key: str | None = None,
-    ) -> schemas.Job:
-        """See JobBook."""
-        ...
-
-    async def status(self, owner: str, job: str) -> schemas.Job:
-        """See JobBook."""
-        ...
-
-    async def results(self, owner: str, job: str) -> bytes:
-        """See JobBook."""
-        ...
-
-    async def cancel(self, owner: str, job: str) -> schemas.Job:
-        """See JobBook."""
-        ...
-
-
-class UrlJob(BaseModel):
-    """A job of images to be fetched."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    urls: list[Annotated[str, Field(min_length=1, max_length=MAX_URL)]] = Field(
-        min_length=1, description="https addresses, in the order of the results", examples=[["https://example.org/a.jpg"]]
-    )
-    ensemble: str | None = Field(default=None, max_length=200, description="which ensemble decides; the first one served if not given")
-    webhook: str | None = Field(default=None, max_length=MAX_URL, description="https address that is told of the end, by a signed POST")
-
-
-class JobOptions(BaseModel):
-    """The text fields that a form may have besides its files."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    ensemble: str | None = Field(default=None, max_length=200, description="which ensemble decides; the first one served if not given")
-    webhook: str | None = Field(default=None, max_length=1024, description="https address that is told of the end, by a signed POST")
-
-
-def _body(max_images: int) -> dict[str, Any]:
-    files = {"type": "array", "minItems": 1, "maxItems": max_images, "items": {"type": "string", "format": "binary"}}
-    urls = UrlJob.model_json_schema()
-    urls["properties"]["urls"]["maxItems"] = max_images
-    form = JobOptions.model_json_schema()
-    form |= {"required": ["file"], "properties": {"file": files} | form["properties"]}
-    example = {"urls": ["https://example.org/a.jpg", "https://example.org/b.png"], "webhook": "https://example.org/told"}
-    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": urls, "example": example}}
-    description = "Images as a form, all named `file`, or a list of addresses as JSON (where the endpoint fetches URLs)."
-    return {"requestBody": {"required": True, "description": description, "content": content}}
+def _body(max_uris: int) -> dict[str, Any]:
+    schema = schemas.JobRequest.model_json_schema()
+    schema["properties"]["uris"]["anyOf"][0]["maxItems"] = max_uris
+    examples = {"prefix": {"value": {"prefix": "s3://bucket/inbox/may/"}}, "uris": {"value": {"uris": ["s3://bucket/inbox/a.jpg"]}}}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}}
 
 
 def _owner(request: Request) -> str:
@@ -116,34 +62,20 @@ def _owner(request: Request) -> str:
 Owner = Annotated[str, Depends(_owner)]
 
 
-def job_router(jobs: JobService, config: ServeConfig) -> APIRouter:
+def job_router(jobs: RayJobs, config: ServeConfig) -> APIRouter:
     """`/v1/jobs`, `/v1/jobs/{id}`, `/v1/jobs/{id}/results`."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=errors.ERRORS)
-    limits = config.jobs
 
-    @router.post("", status_code=202, responses={202: _ACCEPTED}, openapi_extra=_body(limits.max_images), operation_id="submit_job")
+    @router.post("", status_code=202, responses={202: _SUBMITTED}, openapi_extra=_body(config.jobs.max_uris), operation_id="submit_job")
     async def submit(request: Request, response: Response, owner: Owner, idempotency_key: Key = None) -> schemas.Job:
-        """Hand in many images, scored a few at a time behind the interactive requests.
+        """Have files scored as a run on the endpoint's cluster, with the operator's limits.
 
-        They are kept in memory only, and dropped one by one as they are scored.
+        Only where the endpoint is deployed on a cluster and its operator has named a directory for runs; 501 says why not.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            upload = await uploads.read_images(request, max_files=limits.max_images, max_file_bytes=config.images.max_bytes)
-            form = _understood(JobOptions, upload.fields)
-            job = await jobs.submit(
-                owner, upload.images, None, ensemble=form.ensemble, webhook=form.webhook, idempotency_key=idempotency_key
-            )
-        elif kind == "application/json":
-            wanted = _understood(UrlJob, await _read(request, limits.max_images * (MAX_URL + 16) + 8192))
-            job = await jobs.submit(
-                owner, None, wanted.urls, ensemble=wanted.ensemble, webhook=wanted.webhook, idempotency_key=idempotency_key
-            )
-        else:
-            raise errors.Refusal(
-                "malformed_request", "a job is multipart/form-data with parts named `file`, or application/json with `urls`"
-            )
-        response.headers["Location"] = job.url
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise errors.Refusal("malformed_request", "a job is application/json, with `uris` or a `prefix`; images go to /v1/score")
+        job = await jobs.submit(owner, _understood(await request.body()), idempotency_key)
+        response.headers["Location"] = job.job.address
         return job
 
     @router.get("/{job}", operation_id="job_state")
@@ -153,33 +85,30 @@ def job_router(jobs: JobService, config: ServeConfig) -> APIRouter:
 
     @router.get("/{job}/results", response_class=Response, responses={200: _RESULTS}, operation_id="job_results")
     async def results(job: Id, owner: Owner) -> Response:
-        """The answers, as JSON lines; 409 until the job is done."""
+        """The rows, as JSON lines; 409 until all of them are there, or where they are more than one answer has."""
         return Response(await jobs.results(owner, job), media_type="application/x-ndjson")
 
-    @router.delete("/{job}", operation_id="delete_job")
-    async def delete(job: Id, owner: Owner) -> schemas.Job:
-        """Cancel an unfinished job, or forget one that has ended, with its results."""
-        return await jobs.cancel(owner, job)
+    @router.delete("/{job}", operation_id="stop_job")
+    async def stop(job: Id, owner: Owner) -> schemas.Job:
+        """Stop a job. What it has scored stays in its run."""
+        return await jobs.stop(owner, job)
 
     return router
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
-    """A body of addresses: far smaller than one of images may be, and parsed in one go. Raises Refusal body_too_large."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise errors.Refusal("body_too_large", "more bytes than the addresses of one job may have", limit=max_bytes, observed=len(body))
-    return bytes(body)
-
-
-def _understood(model: type[Asked], said: bytes | dict[str, str]) -> Asked:
-    """What a client said, in its model; what is wrong with it is told as for any other request."""
+def _understood(said: bytes) -> schemas.JobRequest:
+    """Raises Refusal for fields that are not known, RequestValidationError, as for any other request, for all else."""
     try:
-        return model.model_validate_json(said) if isinstance(said, bytes) else model.model_validate(said)
+        return schemas.JobRequest.model_validate_json(said)
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False, include_context=False)) from None
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        unknown = [str(one["loc"][0]) for one in found if one["type"] == "extra_forbidden"]
+        if "webhook" in unknown:
+            raise errors.Refusal("gone", NO_WEBHOOKS) from None
+        if unknown:
+            name = "".join(letter for letter in unknown[0][:60] if letter.isprintable())
+            raise errors.Refusal("unknown_field", f"{name}: known are {', '.join(schemas.JobRequest.model_fields)}") from None
+        raise RequestValidationError(found) from None
 
 
 READY_TIMEOUT_S = 5.0

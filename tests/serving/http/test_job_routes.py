@@ -1,65 +1,68 @@
-"""Jobs over real HTTP, behind the real guards: both ways to send one, what comes back, what is refused and how."""
+"""Jobs over real HTTP, behind the real guards, with Ray's own client of its job API: what is submitted, what is refused and how."""
 
 import json
-from contextlib import asynccontextmanager, contextmanager
+import shlex
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 
+from ray_app.cli.score import score
+from ray_app.errors import ConfigError
 from ray_app.serving import ServeConfig
 from ray_app.serving.http import app as guard
 from ray_app.serving.http.routes import job_router
-from ray_app.serving.http.schemas import ImageAnswer, Job
-from ray_app.serving.jobs.book import JobBook
-from tests.serving.http.live import wait_for
+from ray_app.serving.http.schemas import Job
+from ray_app.serving.jobs import RayJobs, check_place, check_prefix
 from tests.serving.in_process import client, served
-from tests.serving.job_world import LightScorer, LoopbackFetcher, PictureServer, jpegs
+from tests.serving.ray_job_api import job_api
 
 MINE, THEIRS = "mine-0123456789abcdef", "theirs-0123456789abcdef"
+AS_THEM = {"Authorization": f"Bearer {THEIRS}"}
+INBOX = "s3://bucket/inbox"
 
 
 @contextmanager
-def endpoint(config, scorer=None, fetcher=None, notify=None):
+def endpoint(address, **settings):
     """The routes of jobs on a real server; a client of the first token."""
-    book = JobBook(config, scorer or LightScorer(), fetcher, notify=notify)
-
-    @asynccontextmanager
-    async def lifespan(_):
-        book.start()
-        yield
-        await book.close()
-
-    app = FastAPI(lifespan=lifespan)
-    app.include_router(job_router(book, config))
+    config = ServeConfig(**{"ensembles": ("tiny",), **settings})
+    app = FastAPI()
+    app.include_router(job_router(RayJobs(config, address), config))
     guard.install(app, config)
     with served(app) as url, client(url, headers={"Authorization": f"Bearer {MINE}"}) as mine:
         yield mine
 
 
-@pytest.fixture(autouse=True)
-def _tokens(monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_TOKENS", f"{MINE},{THEIRS}")
+@pytest.fixture(autouse=True, scope="module")
+def _tokens():
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TOUCHSTONE_TOKENS", f"{MINE},{THEIRS}")
+        yield
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    with PictureServer() as server:
-        yield server
+def ray_side():
+    with job_api() as running:
+        yield running
 
 
-def form(images):
-    return [("file", (name, data, "image/jpeg")) for name, data in images]
+@pytest.fixture
+def api(ray_side):
+    ray_side[0].__init__()
+    return ray_side[0]
 
 
-def done(mine, job):
-    state = {}
-
-    def has_ended():
-        state.update(mine.get(job["url"]).json())
-        return state["finished_at"]
-
-    wait_for(has_ended)
-    return state
+@pytest.fixture(scope="module")
+def two(ray_side, tmp_path_factory):
+    """Two replicas of one endpoint: (client of each, folder of its jobs)."""
+    folder = tmp_path_factory.mktemp("jobs")
+    jobs = {"directory": str(folder), "sources": [INBOX], "max_uris": 3, "at_once": 2, "max_hours": 1.5, "limit": 9, "config": "overnight"}
+    with ExitStack() as stack:
+        replicas = [stack.enter_context(endpoint(ray_side[1], jobs=jobs, precision="fp32")) for _ in range(2)]
+        yield *replicas, folder
 
 
 def code_of(response):
@@ -68,117 +71,262 @@ def code_of(response):
     return response.status_code, error["code"]
 
 
-def test_a_form_of_images_to_the_last_line():
-    images = jpegs(20)  # more than one request to /v1/score may have
-    with endpoint(ServeConfig(ensembles=("tiny",))) as mine:
-        taken = mine.post("/v1/jobs", files=form(images), data={"ensemble": "tiny"})
-        job = Job.model_validate(taken.json())
-        assert (taken.status_code, taken.headers["location"], job.images) == (202, f"/v1/jobs/{job.id}", 20)
-        state = done(mine, taken.json())
-        results = mine.get(state["results_url"])
-        assert (state["state"], results.headers["content-type"]) == ("done", "application/x-ndjson")
-        answers = [ImageAnswer.model_validate_json(line) for line in results.text.splitlines()]
-        assert [answer.name for answer in answers] == [name for name, _ in images]
-        gone = mine.delete(job.url)
-        assert (gone.status_code, gone.json()) == (200, state)
-        assert code_of(mine.delete(job.url)) == (404, "not_found")
+def words_of(job):
+    return shlex.split(job["entrypoint"])
 
 
-def test_a_list_of_urls(pictures):
-    told = []
-
-    async def notify(url, job):
-        told.append((url, json.loads(job)))
-
-    config = ServeConfig(ensembles=("tiny",), urls={"enabled": True}, jobs={"webhooks": True})
-    with endpoint(config, fetcher=LoopbackFetcher(pictures.url), notify=notify) as mine:
-        urls = [f"https://h/{number}.jpg" for number in (3, 1, 2)]
-        taken = mine.post("/v1/jobs", json={"urls": urls, "webhook": "https://h/hook", "ensemble": "tiny"})
-        assert taken.status_code == 202
-        state = done(mine, taken.json())
-        assert [json.loads(line)["name"] for line in mine.get(state["results_url"]).text.splitlines()] == urls
-        wait_for(lambda: told)
-        assert told == [("https://h/hook", state)]
-
-
-def test_results_wait_for_the_end_and_delete_cancels():
-    scorer = LightScorer()
-    scorer.gate.clear()
-    with endpoint(ServeConfig(ensembles=("tiny",), jobs={"max_jobs": 1}), scorer) as mine:
-        job = mine.post("/v1/jobs", files=form(jpegs(3))).json()
-        wait_for(lambda: mine.get(job["url"]).json()["state"] == "running")
-        assert code_of(mine.get(job["url"] + "/results")) == (409, "conflict")
-        full = mine.post("/v1/jobs", files=form(jpegs(1)))
-        assert (code_of(full), full.headers["retry-after"]) == ((503, "overloaded"), "10")
-        cancelled = mine.delete(job["url"]).json()
-        assert (cancelled["state"], cancelled["results_url"]) == ("cancelled", None)
-        assert code_of(mine.get(job["url"] + "/results")) == (409, "conflict")
+def test_a_list_becomes_one_run_with_the_operators_limits_and_no_secret(two, api):
+    mine, other, folder = two
+    uris = [f"{INBOX}/a b'; touch /tmp/x #.jpg", f'{INBOX}/$(id)`id`"&|.jpg']
+    taken = mine.post("/v1/jobs", json={"uris": uris, "ensemble": "tiny"})
+    job = Job.model_validate(taken.json())
+    assert (taken.status_code, taken.headers["location"], job.job.address) == (202, f"/v1/jobs/{job.job.id}", f"/v1/jobs/{job.job.id}")
+    assert (job.status, job.run, job.counts, job.results) == ("PENDING", f"{folder}/{job.job.id}/run", None, None)
+    (sent,) = api.jobs.values()
+    command, action, source, *options = words_of(sent)
+    assert (command, action) == ("touchstone", "score")
+    assert Path(source.removeprefix("list::")).read_text().splitlines() == uris
+    assert options == [
+        *("--out", job.run, "--ensemble", "tiny", "--config", "overnight", "--limit", "9", "--max-hours", "1.5"),
+        *("--set", "allow_private=false", "--set", 'precision="fp32"'),
+    ]
+    given = score.make_context("score", [source, *options]).params  # the command knows all of it
+    assert (given["source"], given["out"], given["max_hours"]) == ((source,), job.run, 1.5)
+    assert sent["runtime_env"]["env_vars"] == {"TOUCHSTONE_TOKENS": "", "TOUCHSTONE_TOKEN": ""}
+    assert MINE not in json.dumps(sent)
+    assert Job.model_validate(other.get(job.job.address).json()) == job, "any replica answers"
 
 
-def test_another_tokens_jobs_and_keys_are_its_own():
-    with endpoint(ServeConfig(ensembles=("tiny",))) as mine:
-        theirs = {"Authorization": f"Bearer {THEIRS}"}
-        key = {"Idempotency-Key": "nightly 1"}
-        job = mine.post("/v1/jobs", files=form(jpegs(2)), headers=key).json()
-        assert mine.post("/v1/jobs", files=form(jpegs(2)), headers=key).json()["id"] == job["id"]
-        assert mine.post("/v1/jobs", files=form(jpegs(2)), headers=key | theirs).json()["id"] != job["id"]
-        assert code_of(mine.post("/v1/jobs", files=form(jpegs(1)), headers=key)) == (409, "conflict")
-        asked = (
-            mine.get(job["url"], headers=theirs),
-            mine.get(job["url"] + "/results", headers=theirs),
-            mine.delete(job["url"], headers=theirs),
-        )
-        assert [code_of(one) for one in asked] == [(404, "not_found")] * 3
-        assert code_of(mine.get(job["url"], headers={"Authorization": "Bearer no-such-token-at-all"})) == (401, "unauthorized")
-        assert done(mine, job)["state"] == "done"
+def test_a_hostile_folder_stays_one_argument_of_the_command(two, api):
+    prefix = f"{INBOX}/a'b\"c$(touch x);`id` && --out=/etc\\ -"
+    assert two[0].post("/v1/jobs", json={"prefix": prefix}).status_code == 202
+    (sent,) = api.jobs.values()
+    assert words_of(sent)[:4] == ["touchstone", "score", prefix, "--out"]
+
+
+def test_a_key_is_one_job_on_whichever_replica_and_another_tokens_key_another(two, api):
+    mine, other, _ = two
+    key = {"Idempotency-Key": "nightly 1"}
+    first = mine.post("/v1/jobs", json={"prefix": f"{INBOX}/1"}, headers=key).json()
+    assert other.post("/v1/jobs", json={"prefix": f"{INBOX}/1"}, headers=key).json() == first
+    assert code_of(other.post("/v1/jobs", json={"prefix": f"{INBOX}/2"}, headers=key)) == (409, "conflict")
+    assert mine.post("/v1/jobs", json={"prefix": f"{INBOX}/1"}, headers=key | AS_THEM).json()["job"] != first["job"]
+    assert len(api.jobs) == 2
+
+
+@pytest.mark.parametrize(("names", "statuses"), [(("a", "a"), [202, 202]), (("a", "b"), [202, 409])], ids=["the same", "another"])
+def test_two_that_race_with_one_key_submit_once(two, api, names, statuses):
+    """Both replicas have looked, and found nothing, before either submits; the list of the second is not the first's."""
+    api.first_look = threading.Barrier(2)
+    key = {"Idempotency-Key": "race"}
+    with ThreadPoolExecutor() as threads:
+        asked = [
+            threads.submit(one.post, "/v1/jobs", json={"uris": [f"{INBOX}/{name}"]}, headers=key)
+            for one, name in zip(two[:2], names, strict=True)
+        ]
+        api_answers = [one.result() for one in asked]
+    assert sorted(one.status_code for one in api_answers) == statuses
+    (sent,) = api.jobs.values()
+    won = next(name for one, name in zip(api_answers, names, strict=True) if one.status_code == 202)
+    assert Path(words_of(sent)[2].removeprefix("list::")).read_text() == f"{INBOX}/{won}\n"
+
+
+def test_no_more_than_so_many_at_once_and_only_ours_count(two, api):
+    mine, *_ = two
+    api.jobs["raysubmit_x"] = {"type": "SUBMISSION", "submission_id": "raysubmit_x", "status": "RUNNING", "entrypoint": "sleep 9"}
+    taken = [mine.post("/v1/jobs", json={"prefix": INBOX}) for _ in range(2)]
+    assert [one.status_code for one in taken] == [202, 202]
+    first = taken[0].json()
+    full = mine.post("/v1/jobs", json={"prefix": INBOX}, headers=AS_THEM)
+    assert (code_of(full), full.headers["retry-after"]) == ((429, "too_many_jobs"), "30")
+    assert (full.json()["limit"], full.json()["observed"]) == (2, 2)
+    assert mine.delete(first["job"]["address"]).json()["status"] == "STOPPED"
+    assert api.stopped == [first["job"]["id"]]
+    assert mine.delete(first["job"]["address"]).json()["status"] == "STOPPED"
+    assert len(api.stopped) == 1, "what has ended is left as it is"
+    assert mine.post("/v1/jobs", json={"prefix": INBOX}).status_code == 202
+
+
+def test_jobs_of_others_are_not_found(two, api):
+    mine, *_ = two
+    job = mine.post("/v1/jobs", json={"prefix": INBOX}).json()["job"]
+    api.jobs["raysubmit_x"] = {"type": "SUBMISSION", "submission_id": "raysubmit_x", "status": "RUNNING", "entrypoint": "sleep 9"}
+    elsewhere = "touchstone-" + "0" * 32  # of another endpoint on this cluster, or made by hand
+    api.jobs[elsewhere] = api.jobs[job["id"]] | {"submission_id": elsewhere, "metadata": {}}
+    for id, headers in ((job["id"], AS_THEM), ("raysubmit_x", {}), (elsewhere, {}), ("touchstone-" + "1" * 32, {}), ("..%2fjobs%2f", {})):
+        asked = [
+            mine.request(method, f"/v1/jobs/{id}{tail}", headers=headers)
+            for method, tail in (("GET", ""), ("DELETE", ""), ("GET", "/results"))
+        ]
+        assert [code_of(one) for one in asked] == [(404, "not_found")] * 3, id
+    assert api.stopped == []
+    assert not any("raysubmit" in path for _, path in api.asked), "an id that is none of ours is not looked up"
+    assert code_of(mine.get(job["address"], headers={"Authorization": "Bearer no-such-token-at-all"})) == (401, "unauthorized")
+
+
+def test_how_it_ended_is_told_without_its_log(two, api):
+    mine, *_ = two
+    job = mine.post("/v1/jobs", json={"prefix": INBOX}).json()["job"]
+    assert code_of(mine.get(f"{job['address']}/results")) == (409, "conflict")
+    for exit_code, said in ((2, "its source"), (130, "interrupted"), (-9, "it failed"), (None, "it failed")):
+        api.ends(job["id"], "FAILED", exit_code)
+        state = mine.get(job["address"])
+        assert (state.json()["status"], state.json()["exit_code"], state.json()["results"]) == ("FAILED", exit_code, None)
+        assert said in state.json()["detail"]
+        assert "/root/x" not in state.text
+        assert code_of(mine.get(f"{job['address']}/results")) == (409, "conflict")
+    api.ends(job["id"], "SUCCEEDED", 0)
+    assert code_of(mine.get(f"{job['address']}/results")) == (404, "not_found"), "somebody has removed the run"
+
+
+def test_a_head_that_is_gone_is_trouble_that_passes(two, api):
+    mine, *_ = two
+    api.is_down = True
+    away = mine.post("/v1/jobs", json={"prefix": INBOX})
+    assert (code_of(away), away.headers["retry-after"]) == ((503, "overloaded"), "30")
+    api.is_down = False
+    assert mine.post("/v1/jobs", json={"prefix": INBOX}).status_code == 202
+
+
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.mark.parametrize(
     ("sent", "refusal"),
     [
         ({"content": b"\xff\xd8\xff", "headers": {"Content-Type": "image/jpeg"}}, (400, "malformed_request")),
+        ({"files": [("file", ("a.jpg", b"\xff\xd8\xff"))]}, (400, "malformed_request")),
         ({}, (400, "malformed_request")),
-        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, (400, "malformed_request")),
-        ({"json": {"urls": []}}, (400, "malformed_request")),
-        ({"json": {"urls": [7]}}, (400, "malformed_request")),
-        ({"json": {"urls": ["https://h/a"], "urs": []}}, (400, "malformed_request")),
-        ({"json": {"urls": ["https://h/" + "a" * 3000]}}, (400, "malformed_request")),
-        ({"content": rb'{"urls": ["https://h/\ud800"]}', "headers": {"Content-Type": "application/json"}}, (400, "malformed_request")),
-        ({"json": {"urls": ["https://h/a"] * 2000}}, (413, "body_too_large")),
-        ({"json": {"urls": ["https://h/a"]}}, (403, "forbidden")),
-        ({"files": form(jpegs(1)), "data": {"webhook": "https://h/hook"}}, (403, "forbidden")),
-        ({"files": form(jpegs(1)), "data": {"masks": "true"}}, (400, "malformed_request")),
-        ({"files": form(jpegs(1)), "data": {"ensemble": "nobody's"}}, (400, "malformed_request")),
-        ({"files": form(jpegs(4))}, (413, "too_many_files")),
-        ({"files": [("file", ("a", b"x" * 2000))]}, (413, "file_too_large")),
-        ({"files": form(jpegs(1)), "headers": {"Idempotency-Key": "k" * 129}}, (400, "malformed_request")),
-        ({"files": form(jpegs(1)), "headers": {"Idempotency-Key": ""}}, (400, "malformed_request")),
-        ({"files": form(jpegs(1)), "headers": {"Idempotency-Key": "a\tb"}}, (400, "malformed_request")),
+        ({"content": b"{", "headers": JSON}, (400, "malformed_request")),
+        ({"json": {}}, (400, "malformed_request")),
+        ({"json": {"uris": []}}, (400, "malformed_request")),
+        ({"json": {"uris": [7]}}, (400, "malformed_request")),
+        ({"json": {"uris": [f"{INBOX}/a"], "prefix": INBOX}}, (400, "malformed_request")),
+        ({"json": {"uris": [f"{INBOX}/" + "a" * 3000]}}, (400, "malformed_request")),
+        ({"content": rb'{"uris": ["s3://bucket/inbox/\ud800"]}', "headers": JSON}, (400, "malformed_request")),
+        ({"json": {"prefix": INBOX, "ensemble": "nobody's"}}, (400, "malformed_request")),
+        ({"json": {"prefix": INBOX}, "headers": {"Idempotency-Key": "k" * 129}}, (400, "malformed_request")),
+        ({"json": {"prefix": INBOX}, "headers": {"Idempotency-Key": ""}}, (400, "malformed_request")),
+        ({"json": {"prefix": INBOX}, "headers": {"Idempotency-Key": "a\tb"}}, (400, "malformed_request")),
+        ({"json": {"prefix": INBOX, "webhook": "https://h/hook"}}, (410, "gone")),
+        ({"json": {"urls": ["https://h/a"], "webhook": None}}, (410, "gone")),
+        ({"json": {"urls": ["https://h/a"]}}, (422, "unknown_field")),
+        ({"json": {"prefix": INBOX, "entrypoint": "id"}}, (422, "unknown_field")),
+        ({"json": {"prefix": INBOX, "runtime_env": {}}}, (422, "unknown_field")),
+        ({"json": {"uris": [f"{INBOX}/{n}" for n in range(4)]}}, (413, "too_many_files")),
+        ({"content": b" " * (4 * 2**20 + 1), "headers": JSON}, (413, "body_too_large")),
+        ({"json": {"uris": [f"{INBOX}/a", "https://example.org/a.jpg"]}}, (403, "forbidden")),
+        ({"json": {"uris": [f"{INBOX}/a", "s3://other/a.jpg"]}}, (422, "url_refused")),
+        ({"json": {"uris": [f"{INBOX}/a\nlist::s3://other/a"]}}, (422, "url_refused")),
+        ({"json": {"prefix": "https://example.org/"}}, (422, "url_refused")),
+        ({"json": {"prefix": "--help"}}, (422, "url_refused")),
     ],
 )
-def test_what_is_refused(strict, sent, refusal):
-    response = strict.post("/v1/jobs", **sent)
+def test_what_is_refused(two, api, sent, refusal):
+    response = two[0].post("/v1/jobs", **sent)
     assert code_of(response) == refusal
     assert "errors.pydantic.dev" not in response.text
+    assert api.jobs == {}
 
 
-@pytest.fixture(scope="module")
-def strict():
-    environment = pytest.MonkeyPatch()
-    environment.setenv("TOUCHSTONE_TOKENS", MINE)
-    with endpoint(ServeConfig(ensembles=("tiny",), jobs={"max_images": 3}, images={"max_bytes": 1999})) as mine:
-        yield mine
-    environment.undo()
+BELOW = [
+    f"{INBOX}",
+    f"{INBOX}/",
+    f"{INBOX}/2024/",
+    f"{INBOX}/..a/b..",
+    f"{INBOX}/a%2Fb",
+    f"{INBOX}/a.tar",
+    "/data/photos/x y",
+    f"{INBOX}/é",
+]
+NOT_BELOW = [
+    *("s3://bucket/inbox2", "s3://bucket/inbo", "s3://bucket/", "s3://bucket2/inbox/a", "S3://bucket/inbox/a", "inbox/a"),
+    *(f"{INBOX}/../secret", f"{INBOX}/a/../../secret", f"{INBOX}/..", f"{INBOX}/./a", f"{INBOX}/%2e%2e/secret", f"{INBOX}/%2E./secret"),
+    *(f"{INBOX}/%252e%252e/secret", f"{INBOX}/a%2f..%2f..%2fsecret", f"{INBOX}/..%5csecret", f"{INBOX}/..\\secret", f"{INBOX}/a\0b"),
+    *(f"{INBOX}/a\nb", f"{INBOX}/a\x7fb", "list::s3://bucket/inbox/a", f"{INBOX}/a::file:///etc/passwd", "s3://key:word@bucket/inbox/a"),
+    *("/data/photos/../etc", "/data/photoss", "file:///data/photos/a", "file:///data/photos/%2e%2e/etc", "/etc/passwd", "/data"),
+]  # fmt: skip
+NO_PREFIX = [
+    f"{INBOX}/*",
+    f"{INBOX}/a?c",
+    f"{INBOX}/[ab]",
+    f"{INBOX}/list.csv",
+    f"{INBOX}/list.jsonl.gz/",
+    f"{INBOX}/t.PARQUET/",
+    f"{INBOX}/x.tsv//",
+]
 
 
-def test_the_document_says_it_all(strict):
-    document = strict.get("/openapi.json").json()
+@pytest.mark.parametrize("place", BELOW)
+def test_what_lies_below_a_prefix_is_taken(place):
+    check_place(place, (INBOX + "/", "file:///data/photos"))
+    check_prefix(place, (INBOX, "/data/photos/"))
+
+
+@pytest.mark.parametrize("place", NOT_BELOW)
+def test_what_does_not_is_refused_however_it_is_written(place):
+    for check in (check_place, check_prefix):
+        with pytest.raises(guard.errors.Refusal, match="url_refused"):
+            check(place, (INBOX, "/data/photos/"))
+
+
+@pytest.mark.parametrize("prefix", NO_PREFIX)
+def test_a_prefix_is_no_pattern_and_no_list_whose_rows_would_name_files_anywhere(prefix):
+    with pytest.raises(guard.errors.Refusal, match="url_refused"):
+        check_prefix(prefix, (INBOX,))
+
+
+def test_web_servers_are_up_to_the_rules_for_urls(ray_side, api, tmp_path):
+    rules = {"enabled": True, "allowed_hosts": ["example.org"]}
+    with endpoint(ray_side[1], jobs={"directory": str(tmp_path)}, urls=rules) as mine:
+        assert mine.post("/v1/jobs", json={"uris": ["https://example.org/a.jpg"]}).status_code == 202
+        for uri in ("http://example.org/a", "https://example.org:8443/a", "https://u:p@example.org/a", "https://127.0.0.1/a", "https://db/a",
+                    "https://other.org/a", "https://example.org/a?X-Amz-Signature=00"):  # fmt: skip
+            assert code_of(mine.post("/v1/jobs", json={"uris": [uri]})) == (422, "url_refused"), uri
+    assert len(api.jobs) == 1
+
+
+@pytest.mark.parametrize(("address", "directory", "why"), [(None, "/jobs", "serve deploy"), ("http://127.0.0.1:9", None, "jobs.directory")])
+def test_without_a_cluster_or_a_directory_it_says_why(address, directory, why):
+    with endpoint(address, jobs={"directory": directory, "sources": [INBOX]}) as mine:
+        for asked in (
+            mine.post("/v1/jobs", json={"prefix": INBOX}),
+            mine.get("/v1/jobs/x"),
+            mine.delete("/v1/jobs/x"),
+            mine.get("/v1/jobs/x/results"),
+        ):
+            assert code_of(asked) == (501, "not_implemented")
+            assert why in asked.json()["message"]
+
+
+@pytest.mark.parametrize("key", ["max_images", "max_jobs", "concurrency", "keep_hours", "unguarded", "webhooks", "webhook_secret_variable"])
+def test_a_setting_that_is_gone_names_what_replaced_it(key):
+    with pytest.raises(ConfigError, match=rf"jobs\.{key}: gone since 0\.13") as refused:
+        ServeConfig(jobs={key: 1})
+    assert refused.value.hint.startswith("take it out; instead: ")
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        {"sources": ["https://example.org/"]},
+        {"sources": ["photos"]},
+        {"sources": ["s3://b/*"]},
+        {"sources": ["s3://b/a"], "directory": "s3://b/a/jobs"},
+    ],
+)
+def test_settings_that_would_let_clients_read_too_much_are_refused(jobs):
+    with pytest.raises(ValueError, match=r"sources|directory"):
+        ServeConfig(jobs=jobs)
+
+
+def test_the_document_says_it_all(two):
+    document = two[0].get("/openapi.json").json()
     submit = document["paths"]["/v1/jobs"]["post"]
-    bodies = submit["requestBody"]["content"]
-    assert bodies.keys() == {"multipart/form-data", "application/json"}
-    assert bodies["multipart/form-data"]["schema"]["properties"]["file"]["maxItems"] == 3
-    assert bodies["application/json"]["example"]["urls"]
-    assert {"202", "400", "401", "403", "409", "413", "429", "503", "504"} <= submit["responses"].keys()
+    body = submit["requestBody"]["content"]["application/json"]
+    assert body["schema"]["properties"]["uris"]["anyOf"][0]["maxItems"] == 3
+    assert set(body["schema"]["properties"]) == {"uris", "prefix", "ensemble"}
+    assert {"202", "400", "401", "403", "409", "410", "413", "422", "429", "501", "503", "504"} <= submit["responses"].keys()
     assert "Location" in submit["responses"]["202"]["headers"]
     assert submit["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/Job")
     assert [(one["name"], one["in"]) for one in submit["parameters"]] == [("idempotency-key", "header")]

@@ -1,0 +1,106 @@
+"""The ids of earlier manifests, in few files whatever their number (`known_ids`).
+
+    ids/00000.parquet    image_id and check word of all members that manifests 0 … n added; n stands in its metadata
+
+Each manifest has its own ids beside it. Those of manifests with few of them are kept together here: a listing reads the file and the ids
+of the manifests since, and writes it anew with these. What stands here only repeats, and never changes its meaning: any file of it may be
+removed or damaged, which costs requests.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app.archives import manifest, members
+from ray_app.storage import Store
+
+FOLDER = "ids"
+FULL_BYTES = 8 * 2**20  # a file of this size stays as it is, and the ids of a manifest that has as many are not repeated
+_ROW_BYTES = 16
+_NAME = re.compile(r"(\d+)\.parquet")
+_LAST = b"touchstone.last"
+_IDS = pa.schema([("image_id", pa.int64()), ("check", pa.int64())])
+
+
+@dataclass
+class _Together:
+    """Ids of manifests in a row, `first` … `last`, as they come; `added`: whether any of them are not in a file of several yet."""
+
+    first: int
+    last: int = -1
+    size: int = 0
+    added: bool = False
+    tables: list[pa.Table] = field(default_factory=list)
+
+    def add(self, last: int, size: int, tables: Iterable[pa.Table], *, added: bool) -> None:
+        """Take the ids of what follows."""
+        self.tables += tables
+        self.last, self.size, self.added = last, self.size + size, self.added or added
+
+    def keep(self, store: Store) -> None:
+        """Write them, unless they are written."""
+        if self.added:
+            table = pa.concat_tables([_IDS.empty_table(), *self.tables]).replace_schema_metadata({_LAST: str(self.last)})
+            file = io.BytesIO()
+            pq.write_table(table, file, compression="zstd", use_dictionary=False, write_page_checksum=True)
+            store.write(f"{FOLDER}/{self.first:05d}.parquet", file.getvalue())
+
+
+def known_ids(store: Store, earlier: Sequence[int], digest: members.Digest) -> Iterator[pa.Table]:
+    """Ids and check words of all members of these manifests, which follow one another; keeps them together for the next listing."""
+    if not earlier:
+        return
+    number, end = earlier[0], earlier[-1]
+    sizes = {int(match[1]): size for name, size in store.sizes(FOLDER).items() if (match := _NAME.fullmatch(name))}
+    waiting = _Together(number)
+    while number <= end:
+        kept = _read(store, number, end) if number in sizes else None
+        if kept is not None:
+            table, last = kept
+            size, tables = sizes[number], iter([table])
+        else:
+            size, tables = _own(store, number, digest)
+            last = number
+        if size >= FULL_BYTES:
+            waiting.keep(store)
+            waiting = _Together(last + 1)
+            yield from tables
+        else:
+            few = list(tables)
+            waiting.add(last, size, few, added=kept is None)
+            yield from few
+            if waiting.size >= FULL_BYTES:
+                waiting.keep(store)
+                waiting = _Together(last + 1)
+        number = last + 1
+    waiting.keep(store)
+
+
+def _read(store: Store, first: int, end: int) -> tuple[pa.Table, int] | None:
+    """What stands in a kept file, and the last manifest in it; None where it cannot be read, or knows of manifests that are not."""
+    try:
+        table = pq.read_table(pa.BufferReader(store.read(f"{FOLDER}/{first:05d}.parquet")), page_checksum_verification=True)
+        last = int(table.schema.metadata[_LAST])
+        return (table.select(_IDS.names).cast(_IDS), last) if first <= last <= end else None
+    except (FileNotFoundError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _own(store: Store, number: int, digest: members.Digest) -> tuple[int, Iterator[pa.Table]]:
+    """The ids of one manifest and their bytes, from its own files; of one written before there were such, from its rows."""
+    folder = f"{manifest.folder_of(number)}/{FOLDER}"
+    sizes = store.sizes(folder)
+    if sizes:
+        read = (pq.read_table(pa.BufferReader(store.read(f"{folder}/{name}"))) for name in sorted(sizes))
+        return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
+    blocks = manifest.read_blocks(store, number)
+    return blocks.members * _ROW_BYTES, (_ids_of_rows(manifest.read_block(store, ref), digest) for ref in blocks)
+
+
+def _ids_of_rows(rows: pa.Table, digest: members.Digest) -> pa.Table:
+    checks = [members.check_word(digest(manifest.listed_row(row), 0)) for row in rows.to_pylist()]
+    return pa.table([rows["image_id"], pa.array(checks, pa.int64())], schema=_IDS)

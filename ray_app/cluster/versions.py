@@ -1,0 +1,126 @@
+"""Whether driver, head and nodes run the same Ray, Python and Touchstone. A difference is one line that names the fix, a ClusterError.
+
+Ray itself refuses another Ray or Python with a wall of text, and never looks at what its users have installed: two versions of Touchstone
+would mix their rows in one run.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ray_app import __version__
+from ray_app.errors import ClusterError
+
+ANSWER_S = 10.0  # nodes that do not say in so long what they have are not waited for
+_ON_THE_CLUSTER = "run the command on the cluster: ray job submit"
+_ONE_TOUCHSTONE = (
+    "give all nodes one version (`ray up cluster.yaml` again installs the checkout it is called from), "
+    "or let the job bring its own: `ray job submit --working-dir .` from its checkout"
+)
+
+
+class NodeVersions(NamedTuple):
+    """What a node runs; `touchstone` is None where it cannot be imported."""
+
+    ray: str
+    python: str
+    touchstone: str | None
+
+
+def require_head(address: str, ray_version: str, python_version: str | None) -> None:
+    """Whether the head at `address`, which says what it runs, takes a driver like this process (None: it does not say its Python)."""
+    import ray
+
+    if ray_version != ray.__version__:
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address}: it runs Ray {ray_version}, this is Ray {ray.__version__}",
+            hint=f"install the cluster's version of Ray here, or {_ON_THE_CLUSTER}",
+        )
+    own = platform.python_version()
+    if python_version is not None and _compared(python_version) != _compared(own):
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address}: it runs Python {python_version}, this is Python {own}",
+            hint=f"use the cluster's Python here (Ray compares all of its three numbers), or {_ON_THE_CLUSTER}",
+        )
+
+
+def require_nodes(address: str) -> None:
+    """Whether all nodes of the cluster that this process has joined run what it runs: one small task each, all at once.
+
+    Nodes that come later are asked by the workers that start on them (`require_same`).
+    """
+    own, found = NodeVersions(*_asking()()), _found()
+    _require_one(address, "Ray", own.ray, [(place, node.ray) for place, node in found])
+    _require_one(address, "Python", _minor(own.python), [(place, _minor(node.python)) for place, node in found])
+    _require_one(address, "Touchstone", __version__, [(place, node.touchstone) for place, node in found])
+
+
+def require_same(driver_version: str) -> None:
+    """Whether this process has the Touchstone of the run's driver; asked by every worker before it begins."""
+    if driver_version != __version__:
+        raise ClusterError(f"node {platform.node()} has Touchstone {__version__}, the run's driver {driver_version}", hint=_ONE_TOUCHSTONE)
+
+
+def _require_one(address: str, kind: str, here: str, found: Sequence[tuple[str, str | None]]) -> None:
+    others = [(place, version) for place, version in found if version != here]
+    if not others:
+        return
+    place, version = others[0]
+    some = f"{len(others)} of {len(found)} nodes, {place} among them," if len(others) > 1 else f"node {place}"
+    have = "have" if len(others) > 1 else "has"
+    raise ClusterError(
+        f"cannot use the Ray cluster at {address}: {some} {have} {f'{kind} {version}' if version else f'no {kind}'}, this is {kind} {here}",
+        hint=_ONE_TOUCHSTONE if kind == "Touchstone" else f"give all nodes one version, or {_ON_THE_CLUSTER}",
+    )
+
+
+def _found() -> list[tuple[str, NodeVersions]]:
+    """The addresses of the nodes that have cores, and what they run. Those that do not answer are left out: the run will meet them."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    ask = ray.remote(num_cpus=0, max_retries=0)(_asking())
+    asked = {
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node["NodeManagerAddress"]
+        for node in nodes
+        if node["Alive"] and node["Resources"].get("CPU")
+    }
+    found = []
+    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0] if asked else []:
+        try:
+            found.append((asked[answer], NodeVersions(*ray.get(answer))))
+        except RayError:
+            continue
+    return found
+
+
+def _asking() -> Callable[[], tuple[str, str, str | None]]:
+    """What a node is asked. A function inside of one is sent as code, so that it runs where there is no Touchstone, or another one."""
+
+    def versions() -> tuple[str, str, str | None]:
+        import platform
+
+        import ray
+
+        try:
+            import ray_app
+
+            touchstone: str | None = ray_app.__version__
+        except ImportError:
+            touchstone = None
+        return ray.__version__, platform.python_version(), touchstone
+
+    return versions
+
+
+def _minor(python_version: str) -> str:
+    return python_version.rpartition(".")[0]
+
+
+def _compared(python_version: str) -> list[str]:
+    """The part of it that Ray wants to be equal."""
+    level = os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
+    return python_version.split(".")[: 2 if level == "minor" else 3]

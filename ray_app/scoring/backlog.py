@@ -1,0 +1,118 @@
+"""What a run has yet to score: the blocks of its manifests (`work_of`), and those that its source has besides (`portions_of`)."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ray_app import __version__
+from ray_app.archives import (
+    MANY,
+    Archive,
+    BlockList,
+    BlockPlan,
+    ManifestInfo,
+    inventory_advice,
+    list_portions,
+    manifests,
+    open_source,
+    read_blocks,
+)
+from ray_app.cluster.ray_cluster import beside_others, on_ray
+from ray_app.datasets.labelling import ProgressLog
+from ray_app.reports.format import linked_folders_in_words
+from ray_app.runs import RunDirectory, begun_retry, fingerprint, reader, settled_state
+from ray_app.scoring.block_stream import ListingTasks
+from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.report import linked_folders
+from ray_app.storage import Fetcher
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Blocks of every manifest that is not settled, and those among them that have no rows yet; of settled ones their numbers.
+
+    `is_new`: the last manifest was written just now. `portions`: further manifests, of a listing that goes on; `tasks`: who does it.
+    """
+
+    manifests: list[int]
+    blocks: BlockList
+    pending: BlockList
+    is_new: bool = False
+    settled_blocks: int = 0
+    settled_members: int = 0
+    portions: Iterator[ManifestInfo] | None = None
+    tasks: ListingTasks = field(default_factory=lambda: ListingTasks(on_ray, beside_others))
+
+    @property
+    def members(self) -> int:
+        """How many members all manifests have together."""
+        return self.settled_members + self.blocks.members
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks all manifests have together."""
+        return self.settled_blocks + len(self.blocks)
+
+
+def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> Archive:
+    """The archive that a config names, without its own run directory; touches nothing yet. Raises ConfigError."""
+    return open_source(
+        config.source,
+        config.include,
+        config.exclude,
+        skip=[RunDirectory.open(place).store.url for place in (config.out, config.table) if place],
+        columns=config.columns,
+        limits=config.container_limits,
+        allow_private=config.allow_private,
+        fetcher=fetcher,
+    )
+
+
+def listing_log(config: ScoreConfig) -> Callable[[int], None]:
+    """A `progress` of listing: how far it is, now and then, and once that there is a better way for so many keys."""
+    log = ProgressLog("listing")
+    advice = None if config.limit else inventory_advice(config.source)
+
+    def progress(members: int) -> None:
+        nonlocal advice
+        log.count(members)
+        if advice is not None and members >= MANY:
+            print(f"listing: {advice}", file=sys.stderr, flush=True)
+            advice = None
+
+    return progress
+
+
+def portions_of(run: RunDirectory, config: ScoreConfig, plan: BlockPlan, tasks: ListingTasks) -> Iterator[ManifestInfo]:
+    """The manifests of the source that are new: one, or those of a first listing as it goes on."""
+    return list_portions(run.store, archive_of(config), plan, each=tasks, progress=listing_log(config), limit=config.limit)
+
+
+def end_listing(run: RunDirectory) -> None:
+    """What follows a listing's end: ids that are gone are published; links to folders that it did not follow are reported on stderr."""
+    reader.publish_vanished(run)
+    linked = linked_folders(run)
+    if linked.count:
+        print(f"listing: {linked_folders_in_words(linked.count, linked.example)}", file=sys.stderr, flush=True)
+
+
+def is_complete(run: RunDirectory) -> bool:
+    """Whether the last session finished the run, and nothing was done to it since: rows, files and summary are as they should be."""
+    sessions = run.store.names("sessions")
+    if not sessions or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished" or not run.store.exists("summary.json"):
+        return False
+    summary, described, numbers = run.read_json("summary.json"), run.describe(), manifests(run.store)
+    noted = (summary.get("version"), summary["listing"], summary["fingerprint"], described.get("deciding"))
+    if noted != (__version__, numbers[-1], fingerprint(described["identity"]), None) or begun_retry(run) is not None:
+        return False
+    done = settled_state.read_settled(run, numbers)
+    return done is not None and done.manifest == numbers[-1] and not any(run.parts(number) for number in run.part_folders())
+
+
+def work_of(run: RunDirectory, *, whole: bool = False) -> Listing:
+    """The blocks of a run, as its files have them; `whole`: settled ones, too."""
+    numbers = manifests(run.store)
+    done = None if whole else settled_state.read_settled(run, numbers)
+    lists = {number: read_blocks(run.store, number) for number in numbers if done is None or number > done.manifest}
+    blocks, pending = (BlockList.joined(some) for some in (list(lists.values()), run.without_rows(lists) if lists else []))
+    return Listing(numbers, blocks, pending, settled_blocks=done.blocks if done else 0, settled_members=done.members if done else 0)

@@ -1,1 +1,0 @@
-"""Jobs of the endpoint: records, queue, store, webhooks."""

@@ -1,0 +1,249 @@
+"""Large S3 prefixes in ranges of keys, to be listed side by side: `list_divisions` cuts one at its folders, `split_range` where keys are
+found by probing; `RangeReader` reads one, as far as is wanted.
+
+The ranges of a prefix follow each other in key order and leave nothing out: together they give the one listing, in its order, wherever they
+were cut. An edge need not be a key. Python compares texts by code points, which is the order of their UTF-8, and so that of S3.
+
+Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html (`start-after`, order by UTF-8).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from ray_app.errors import ConfigError, StorageError
+from ray_app.storage import errors, fetch, listing, s3, urls
+
+# Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
+_MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
+_LETTERS = 64  # that are told apart in one place of the keys, unless more pieces are wanted
+_LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
+# Pages that one process asks for at once; fewer after a store said that it is too much, until it bears more again.
+_gate = fetch.Gate(64)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """The keys of a prefix that come after `after`, up to and with `until`; None = from its first, to its last.
+
+    `pattern` is compared with the path below the prefix.
+    """
+
+    bucket: str
+    prefix: str
+    after: str | None = None
+    until: str | None = None
+    pattern: str | None = None
+
+
+def list_divisions(source: str) -> list[KeyRange]:
+    """The ranges that make up a source of more than one page, cut at its folders; none where one listing does as well.
+
+    Raises StorageError when the store is out of reach or refuses.
+    """
+    place = urls.canonical(source)
+    if urls.scheme_of(place) != "s3":
+        return []
+    try:
+        call = _patient()
+        whole = _whole(place, call)
+        return [] if whole is None else _cut(whole, _folders(whole, call))
+    except (ConfigError, StorageError):
+        raise
+    except Exception as error:
+        raise errors.unreachable(error, place, "list") from error
+
+
+class RangeReader:
+    """The files of one range, sorted by uri; iterated once, a page at a time, as far as nobody says `stop`.
+
+    `rest`: what was not read, None where that is nothing. Raises as `list_objects`.
+    """
+
+    def __init__(self, keys: KeyRange) -> None:
+        self._keys = keys
+        self._stops = self._stops_here = False
+        self.rest: KeyRange | None = None
+
+    def stop(self, *, here: bool = False) -> None:
+        """Read no further than to the end of the page; `here`: behind the file that came last, whose page is then asked for again."""
+        self._stops, self._stops_here = True, here
+
+    def __iter__(self) -> Iterator[listing.ObjectInfo]:
+        keys = self._keys
+        try:
+            yield from self._files()
+        except (ConfigError, StorageError):
+            raise
+        except Exception as error:
+            raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
+
+    def _files(self) -> Iterator[listing.ObjectInfo]:
+        keys = self._keys
+        matches = None if keys.pattern is None else urls.full_matcher(keys.pattern)
+        place, last = len(f"s3://{keys.bucket}/"), keys.after or ""
+        for page in s3.pages(keys.bucket, keys.prefix, _patient(), above=keys.after):
+            contents = page.get("Contents")
+            last = contents[-1]["Key"] if contents else last
+            is_end = not page.get("IsTruncated") or (keys.until is not None and last >= keys.until)
+            for info in listing.objects_of(keys.bucket, page if keys.until is None or last <= keys.until else _up_to(keys.until, page)):
+                key = info.uri[place:]
+                if matches is None or matches(key[len(keys.prefix) :]):
+                    yield info
+                    if self._stops_here:
+                        self.rest = replace(keys, after=key)
+                        return
+            if is_end:
+                return
+            if self._stops:
+                self.rest = replace(keys, after=last)
+                return
+
+
+def list_range(keys: KeyRange) -> Iterator[listing.ObjectInfo]:
+    """Every file of one range. Raises as `list_objects`."""
+    return iter(RangeReader(keys))
+
+
+def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
+    """A range in about so many, of equal size where keys are spread evenly over their letters; itself where it has no two keys to part.
+
+    Keys are found by requests for one each. From a known key on, these find how many of its first letters all keys behind it share; then,
+    one after the other, which letters follow there: of numbered keys some 15 requests for ten pieces. Raises StorageError.
+    """
+    probe = _Probe(keys, most=2 * max(pieces, _LETTERS) + 16)
+    try:
+        first = keys.after if keys.after is not None and keys.after.startswith(keys.prefix) else probe.behind(keys.after or "")
+        ranges = [(keys, first)]
+        while len(ranges) < pieces / 2:
+            divided = [part for whole, known in ranges for part in _parted(whole, known, probe, pieces)]
+            if len(divided) == len(ranges):
+                break
+            ranges = divided
+    except Exception as error:
+        raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
+    return [one for one, _ in ranges]
+
+
+class _Probe:
+    """Asks for single keys of a range, `most` times; after that there seem to be none."""
+
+    def __init__(self, keys: KeyRange, most: int) -> None:
+        self._keys, self._left, self._call = keys, most, _patient()
+
+    def behind(self, text: str) -> str | None:
+        """The first key after `text`, as far as the range goes."""
+        if self._left <= 0:
+            return None
+        self._left -= 1
+        page = self._call(lambda left: s3.page(self._keys.bucket, self._keys.prefix, timeout_s=left, above=text, limit=1))
+        found = [item["Key"] for item in page.get("Contents", ())]
+        return found[0] if found and (self._keys.until is None or found[0] <= self._keys.until) else None
+
+    def behind_all(self, stem: str) -> str | None:
+        """The first key after all that begin with `stem`."""
+        following = _successor(stem)
+        return None if len(following) <= len(self._keys.prefix) else self.behind(following)
+
+
+def _parted(keys: KeyRange, known: str | None, probe: _Probe, pieces: int) -> list[tuple[KeyRange, str | None]]:
+    """A range parted where its keys first differ, each part with a key that it begins with; `known` is such a key of the range itself."""
+    if known is None:
+        return [(keys, None)]
+    shared, end = len(keys.prefix), len(known)
+    following: str | None = None
+    while shared < end:
+        middle = (shared + end) // 2
+        found = _beginning(keys, probe.behind_all(known[: middle + 1]), middle + 1)
+        if found is None:
+            shared = middle + 1
+        else:
+            end, following = middle, found
+    if following is None:  # those that are left begin with all of `known`
+        following = _beginning(keys, probe.behind(known), shared + 1)
+    cuts: list[tuple[str, str]] = []  # edges, and the first key behind each
+    while following is not None and len(cuts) < max(pieces, _LETTERS) and following[: shared + 1] > (keys.after or ""):
+        cuts.append((following[: shared + 1], following))
+        following = _beginning(keys, probe.behind_all(cuts[-1][0]), shared + 1)
+    step = -(-(len(cuts) + 1) // (2 * pieces))
+    cuts = cuts[step - 1 :: step]
+    edges = [keys.after, *(edge for edge, _ in cuts), keys.until]
+    return [
+        (replace(keys, after=after, until=until), first)
+        for (after, until), first in zip(pairwise(edges), [known, *(first for _, first in cuts)], strict=True)
+    ]
+
+
+def _beginning(keys: KeyRange, key: str | None, length: int) -> str | None:
+    """A key whose first letters are a place to cut the range at; a key that is its last one, and no longer than they are, is not."""
+    return None if key is None or (keys.until is not None and key[:length] >= keys.until) else key
+
+
+def _successor(stem: str) -> str:
+    """The least text of its length that is larger than all that begin with `stem`; shorter where there is none."""
+    while stem and ord(stem[-1]) == _LAST_POINT:
+        stem = stem[:-1]
+    point = ord(stem[-1]) + 1 if stem else 0
+    return stem[:-1] + chr(_SURROGATES.stop if point in _SURROGATES else point) if stem else ""
+
+
+def _patient() -> s3.Call:
+    retrier = fetch.Retrier(listing.PATIENCE)
+    return lambda ask: retrier.call(ask, gate=_gate)
+
+
+def _whole(place: str, call: s3.Call) -> KeyRange | None:
+    """All keys of a source; None where they fit one page."""
+    bucket, key = urls.bucket_and_key(place)
+    keys = KeyRange(bucket, f"{key}/" if key else "")
+    first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
+    if not first.get("Contents") and urls.has_magic(place) and not _exists(bucket, key, call):
+        base, pattern = urls.split_at_magic(place)
+        _, key = urls.bucket_and_key(base)
+        keys = KeyRange(bucket, f"{key}/" if key else "", pattern=pattern)
+        first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
+    return keys if first.get("IsTruncated") else None
+
+
+def _exists(bucket: str, key: str, call: s3.Call) -> bool:
+    try:
+        call(lambda left: s3.head(bucket, key, timeout_s=left))
+    except Exception as error:
+        if errors.is_missing(error):
+            return False
+        raise
+    return True
+
+
+def _folders(keys: KeyRange, call: s3.Call) -> list[str]:
+    """Folders of a prefix, level by level until there are enough of them, or finding more costs too much; sorted.
+
+    A page without any ends the search in its folder: what lies there side by side is better parted by probing.
+    """
+    found: list[str] = []
+    level, requests = [keys.prefix], _MAX_REQUESTS
+    while level and len(found) < _ENOUGH_FOLDERS and requests > 0:
+        below: list[str] = []
+        for folder in level:
+            for page in s3.pages(keys.bucket, folder, call, delimiter="/"):
+                requests -= 1
+                below += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+                if requests <= 0 or not page.get("CommonPrefixes"):
+                    break
+            if requests <= 0:
+                break
+        found += below
+        level = below
+    return sorted(found)
+
+
+def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
+    """The range in stretches that end at folders, evenly many to each."""
+    step = -(-(len(folders) + 1) // _MAX_RANGES)
+    edges = [keys.after, *folders[step - 1 :: step], keys.until]
+    return [replace(keys, after=after, until=until) for after, until in pairwise(edges)]
+
+
+def _up_to(until: str, page: dict[str, Any]) -> dict[str, Any]:
+    return {"Contents": [item for item in page.get("Contents", ()) if item["Key"] <= until]}

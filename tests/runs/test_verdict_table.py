@@ -1,0 +1,312 @@
+"""A run's rows in a Delta table: each once, as the run has them now, whatever was interrupted, retried or decided anew."""
+
+import shutil
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from ray_app.archives import BlockPlan
+from ray_app.errors import ConfigError, Status, StorageError
+from ray_app.runs import RunDirectory, begin_retry, merge_retry, table_rows, verdict_table
+from ray_app.storage import Store
+from tests.runs.small_run import new_run, relist, score_blocks, write_files
+from tests.storage.unconditional_proxy import UnconditionalProxy
+
+NAMES = [f"{number:03}.jpg" for number in range(100)]
+ROTTEN = ("003.jpg", "057.jpg")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A run of 13 blocks with two rows without a score, and its archive."""
+    folder = tmp_path_factory.mktemp("scored")
+    run = new_run(folder / "run")
+    write_files(folder / "archive", NAMES)
+    relist(run, folder / "archive")
+    score_blocks(run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if name in ROTTEN else None)
+    run.publish(0)
+    began(run, 1, "2026-01-01T22:30:00+00:00")
+    return folder
+
+
+@pytest.fixture
+def run(scored, tmp_path):
+    shutil.copytree(scored / "archive", tmp_path / "archive")
+    return RunDirectory.open(str(shutil.copytree(scored / "run", tmp_path / "run")))
+
+
+@pytest.fixture
+def table(tmp_path):
+    return str(tmp_path / "table")
+
+
+@pytest.fixture
+def short_commits(monkeypatch):
+    """Three commits of up to five blocks."""
+    monkeypatch.setattr(verdict_table, "COMMIT_ROWS", 40)
+
+
+def began(run, session, when, **facts):
+    run.write_json(f"sessions/{session:05d}.json", {"started_at": when, "state": "finished", **facts})
+
+
+def rows_of(run):
+    """The rows of a run as a table is to have them, by their ids."""
+    rows = [row for number in (0, 1) if run.store.names(f"manifest/{number}") for table in run.tables(number) for row in table.to_pylist()]
+    return {row["image_id"]: row for row in rows}
+
+
+def assert_is_as_run(table, run):
+    """Every row of the run once, with its values, as pandas reads them."""
+    found, rows = DeltaTable(table).to_pandas(), rows_of(run)
+    assert sorted(found["image_id"]) == sorted(rows)
+    for row in found.to_dict("records"):
+        theirs = rows[row["image_id"]]
+        for name in ("uri", "status", "detail", "verdict", "verdict_reason", "sha256", "attempt", "scored_at"):
+            assert row[name] == theirs[name] or (pd.isna(row[name]) and theirs[name] is None), name
+        assert np.array_equal(row["score"], np.nan if theirs["score"] is None else theirs["score"], equal_nan=True)
+        assert (None if row["scores"] is None else dict(row["scores"])) == theirs["scores"]
+
+
+def commits(table):
+    return DeltaTable(table).version()
+
+
+def test_pandas_and_duckdb_read_the_rows_back(run, table):
+    verdict_table.check_table(table)
+    summary = verdict_table.update_table(run, table, 1)
+    assert summary.written() == {"url": table, "rows": 100, "appended": 100, "current": True}
+    assert_is_as_run(table, run)
+    verdicts = DeltaTable(table).to_pyarrow_dataset()  # DuckDB finds it by its name
+    [(rows, night, scored, mean)] = duckdb.sql(
+        "select count(*), min(night), count(scores['touchstone-tiny']), avg(scores['touchstone-tiny']) from verdicts"
+    ).fetchall()
+    mine = [row["score"] for row in rows_of(run).values() if row["score"] is not None]
+    assert (rows, night, scored) == (100, date(2026, 1, 1), 98)
+    assert mean == pytest.approx(np.mean(mine), abs=1e-5)
+    [blocks] = duckdb.sql("select list(distinct block order by block) from verdicts").fetchall()
+    assert blocks == (list(range(13)),)
+    assert verdicts.count_rows(pa.compute.field("night") == date(2026, 1, 1)) == 100
+
+
+def test_the_same_again_commits_nothing(run, table):
+    verdict_table.update_table(run, table, 1)
+    before = commits(table)
+    assert verdict_table.update_table(run, table, 2).appended == 0
+    assert verdict_table.noted_table(run).current
+    assert commits(table) == before
+
+
+def test_a_night_of_new_files_is_one_commit_of_those_in_a_partition_of_its_own(run, table, tmp_path):
+    verdict_table.update_table(run, table, 1)
+    before = commits(table)
+    write_files(tmp_path / "archive", ["new.jpg", "newer.jpg"])
+    assert relist(run, tmp_path / "archive") is not None
+    score_blocks(run, 1, attempt=2)
+    run.publish(1)
+    began(run, 2, "2026-01-03T01:00:00+02:00")
+    assert not verdict_table.noted_table(run).current
+    summary = verdict_table.update_table(run, table, 2)
+    assert (summary.rows, summary.appended, commits(table)) == (len(rows_of(run)), 102, before + 1)
+    assert_is_as_run(table, run)
+    nights = DeltaTable(table).to_pandas()["night"].value_counts().to_dict()
+    assert nights == {date(2026, 1, 1): 100, date(2026, 1, 2): 102}  # the archive of this test has other paths than that of the run
+
+
+def test_rows_of_a_retry_replace_the_former_ones_and_lie_in_their_own_night(run, table, short_commits):
+    verdict_table.update_table(run, table, 1)
+    before = commits(table)
+    retry = begin_retry(run, 2, [Status.SOURCE_TIMEOUT.value], BlockPlan(batch_slots=4, max_block_members=8))
+    score_blocks(retry.directory, 0, attempt=2)
+    merge_retry(run, retry)
+    began(run, 2, "2026-01-02T22:00:00+00:00", retries=[{"begun_by": 2}])
+    assert not verdict_table.noted_table(run).current
+    summary = verdict_table.update_table(run, table, 2)
+    assert summary.current
+    assert commits(table) == before + 2  # of three stretches
+    assert_is_as_run(table, run)
+    found = DeltaTable(table).to_pandas()
+    assert sorted(found[found["night"] == date(2026, 1, 2)]["uri"].str[-7:]) == list(ROTTEN)
+    assert verdict_table.update_table(run, table, 3).appended == 0
+
+
+def test_verdicts_that_were_decided_anew_replace_the_former_ones(run, table, short_commits):
+    verdict_table.update_table(run, table, 1)
+    described = run.describe()
+    run.write_json("run.json", described | {"identity": described["identity"] | {"thresholds": 3}})
+    run.rewrite(0, lambda rows: rows.set_column(rows.schema.get_field_index("verdict"), "verdict", pa.array(["abstain"] * len(rows))))
+    assert not verdict_table.noted_table(run).current
+    assert verdict_table.update_table(run, table, 2).appended == 100
+    assert_is_as_run(table, run)
+    assert set(DeltaTable(table).to_pandas()["verdict"]) == {"abstain"}
+
+
+class KilledError(Exception):
+    pass
+
+
+def killing(monkeypatch, at):
+    """The process ends before (or after) the n-th step of `at`: writing the note, or committing."""
+    name, when, step = at
+    owner = {"write": verdict_table._Note, "_commit": verdict_table._Update}[name]
+    inner, steps = getattr(owner, name), []
+
+    def dying(*args, **named):
+        steps.append(1)
+        if len(steps) == step and when == "before":
+            raise KilledError
+        inner(*args, **named)
+        if len(steps) == step:
+            raise KilledError
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+KILLS = [(name, when, step) for name in ("write", "_commit") for when in ("before", "after") for step in (1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("at", "anew"), [*((at, False) for at in [*KILLS, ("write", "after", 4)]), *((at, True) for at in KILLS[1::2])], ids=str
+)
+def test_killed_anywhere_no_row_is_lost_or_doubled(run, table, short_commits, at, anew):
+    if anew:
+        verdict_table.update_table(run, table, 1)
+        run.write_json("run.json", run.describe() | {"unlike": "the archive is another"})
+        run.rewrite(0, lambda rows: rows.set_column(rows.schema.get_field_index("verdict"), "verdict", pa.array(["abstain"] * len(rows))))
+    with pytest.MonkeyPatch.context() as patch:
+        killing(patch, at)
+        with pytest.raises(KilledError):
+            verdict_table.update_table(run, table, 2)
+    summary = verdict_table.update_table(run, table, 3)
+    assert (summary.rows, summary.current) == (100, True)
+    assert summary.appended <= 100 - 40 * (at[2] - 1 - (at[0] == "write" and at[1] == "after"))  # what was committed is not committed again
+    assert_is_as_run(table, run)
+
+
+def test_a_note_that_is_lost_costs_commits_and_no_row(run, table, short_commits):
+    verdict_table.update_table(run, table, 1)
+    run.store.delete(verdict_table.NOTE)
+    assert verdict_table.update_table(run, table, 2).rows == 100
+    assert_is_as_run(table, run)
+
+
+def test_a_table_that_was_compacted_or_copied_without_its_log_gets_no_row_twice(run, table, tmp_path, short_commits):
+    verdict_table.update_table(run, table, 1)
+    DeltaTable(table).optimize.compact()
+    run.write_json("run.json", run.describe() | {"unlike": "another"})
+    assert verdict_table.update_table(run, table, 2).appended == 100
+    assert_is_as_run(table, run)
+    rows = DeltaTable(table).to_pyarrow_table()
+    shutil.rmtree(table)
+    write_deltalake(table, rows, partition_by=["night"])
+    assert verdict_table.update_table(run, table, 3).appended == 100
+    assert_is_as_run(table, run)
+
+
+def test_rows_that_cannot_be_read_are_told_as_what_they_are(run, table):
+    run.store.write(run.published()[0].path, b"no Parquet")
+    with pytest.raises(pa.ArrowInvalid, match="Parquet magic bytes"):
+        verdict_table.update_table(run, table, 1)
+
+
+def test_runs_with_other_detectors_share_a_table(run, table, tmp_path):
+    verdict_table.update_table(run, table, 1)
+    other = new_run(tmp_path / "other")
+    relist(other, tmp_path / "archive")
+    score_blocks(other, 0)
+    other.publish(0)
+    kind = pa.struct([("clip", pa.float32()), ("dino", pa.float32())])
+
+    def as_two(rows):
+        scores = pa.array([{"clip": 0.5, "dino": None}] * len(rows), kind)
+        return rows.set_column(rows.schema.get_field_index("scores"), "scores", scores)
+
+    other.rewrite(0, as_two)
+    assert verdict_table.update_table(other, table, 1).rows == 100
+    found = DeltaTable(table).to_pandas()
+    assert found.groupby("run").size().to_dict() == {run.store.url: 100, other.store.url: 100}
+    assert {tuple(scores) for scores in found[found["run"] == other.store.url]["scores"]} == {(("clip", 0.5), ("dino", None))}
+    run.write_json("run.json", run.describe() | {"unlike": "another"})
+    verdict_table.update_table(run, table, 2)  # replaces its own rows alone
+    assert len(DeltaTable(table).to_pandas()) == 200
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_runs_that_append_at_once_lose_no_row(run, table, tmp_path, place, request):
+    if place == "s3":
+        table = f"{request.getfixturevalue('s3').bucket('at-once')}/verdicts"
+    runs = [RunDirectory.open(str(shutil.copytree(tmp_path / "run", tmp_path / f"run-{number}"))) for number in range(4)]
+    start = threading.Barrier(len(runs))
+
+    def append(one):
+        start.wait()
+        verdict_table.check_table(table)
+        return verdict_table.update_table(one, table, 1).appended
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        assert list(pool.map(append, runs)) == [100] * 4
+    place, options = verdict_table.table_place(table)
+    found = DeltaTable(place, storage_options=options).to_pandas()
+    assert found.groupby("run").size().to_dict() == {one.store.url: 100 for one in runs}
+    assert not found.duplicated(["run_id", "image_id"]).any()
+
+
+def test_a_table_in_a_bucket_is_found_as_the_bucket_of_a_run_is(run, s3, monkeypatch):
+    table = f"{s3.bucket('verdicts')}/all"
+    verdict_table.check_table(table)
+    assert verdict_table.update_table(run, table, 1).appended == 100
+    before = s3.requests()
+    s3.clear_log()
+    assert verdict_table.update_table(run, table, 2).appended == 0
+    asked = [request for request in s3.requests() if request.path.startswith("/verdicts")]
+    assert len(asked) <= 12, asked
+    assert any("_delta_log" in request.path for request in before)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "")
+    monkeypatch.setenv("FSSPEC_S3_ANON", "true")
+    assert verdict_table.table_place(table)[1]["AWS_SKIP_SIGNATURE"] == "true"
+    assert "AWS_SECRET_ACCESS_KEY" not in verdict_table.table_place(table)[1]
+
+
+@pytest.mark.parametrize("refusal", [None, 501])
+def test_a_store_on_which_commits_would_be_lost_is_refused(s3, monkeypatch, refusal):
+    table = f"{s3.bucket(f'unsafe-{refusal}')}/verdicts"
+    with UnconditionalProxy(s3.url, refusal) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        with pytest.raises(StorageError, match="no conditional writes"):
+            verdict_table.check_table(table)
+        assert Store.open(table).names("_touchstone") == []
+
+
+def test_places_that_are_no_such_table_are_refused_before_anything_is_done(run, table, tmp_path, monkeypatch):
+    def refusal(url):
+        with pytest.raises(ConfigError) as caught:
+            verdict_table.check_table(url)
+        return str(caught.value)
+
+    assert "is not empty, and no Delta table" in refusal(str(tmp_path / "run"))
+    assert "https:// is not tried by us" in refusal("https://example.com/table")
+    write_deltalake(str(tmp_path / "sales"), pa.table({"night": ["x"], "amount": [1]}))
+    assert "its column night is" in refusal(str(tmp_path / "sales")) or "has no column run_id" in refusal(str(tmp_path / "sales"))
+    DeltaTable.create(str(tmp_path / "flat"), schema=table_rows.TABLE_SCHEMA)
+    assert "partitioned by nothing" in refusal(str(tmp_path / "flat"))
+    monkeypatch.delitem(sys.modules, "deltalake")
+    monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if "PathFinder" not in repr(one)])
+    with pytest.raises(ConfigError) as caught:
+        verdict_table.check_table(table)
+    assert caught.value.hint == "pip install 'touchstone[delta]'"
+
+
+def test_a_table_of_an_earlier_version_gets_the_columns_that_it_lacks(run, table):
+    older = pa.schema([field for field in table_rows.TABLE_SCHEMA if field.name != "fingerprint"]).append(pa.field("note", pa.string()))
+    DeltaTable.create(table, schema=older, partition_by=["night"])
+    verdict_table.update_table(run, table, 1)
+    assert_is_as_run(table, run)
+    assert {"note", "fingerprint"} <= set(DeltaTable(table).to_pandas().columns)

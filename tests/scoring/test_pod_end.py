@@ -1,0 +1,42 @@
+"""A node that gets SIGTERM while a job runs on it, as the first process of a pod does that is to go: the run stops in time, resumably."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from ray_app.datasets.simulation.archive import build_sample_archive
+from tests.ray_head import BIN, ray_head
+from tests.scoring.conftest import ROOT, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+DRAIN_S = 20
+
+
+@pytest.mark.timeout(600)
+def test_a_run_on_pods_that_go_commits_gives_its_directory_back_and_says_how_to_go_on(tmp_path):
+    build_sample_archive(tmp_path / "archive", files=30)
+    for picture in list((tmp_path / "archive").rglob("*.jpg")):
+        for copy in range(200):
+            os.link(picture, picture.with_name(f"{copy}-{picture.name}"))
+    run = tmp_path / "run"
+    with ray_head(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=str(DRAIN_S)) as head:
+        asked = ["touchstone", "score", tmp_path / "archive", "--out", run, "--ensemble", "tiny", "--set", "block_members=16"]
+        asked += ["--set", "cluster.grace_s=8"]
+        submit = [BIN / "ray", "job", "submit", "--no-wait", "--", *map(str, asked)]
+        environment = head.environment | {"PYTHONPATH": str(ROOT)}
+        wait_until(
+            lambda: subprocess.run(submit, env=environment, capture_output=True, timeout=60).returncode == 0, 60
+        )  # its agent starts last
+        wait_until(lambda: len(list(run.rglob("parts*/**/*.parquet"))) > 3, 90)
+        head.process.send_signal(signal.SIGTERM)
+        [log] = head.logs.glob("job-driver-*.log")
+        wait_until(lambda: "\nresume: touchstone score" in log.read_text(), DRAIN_S)
+        said = log.read_text()
+        head.process.wait(DRAIN_S + 15)
+    assert "stopping: the machine of this driver will be taken away; what is under way has 8 s" in said
+    assert not (run / "lease.json").exists()
+    assert json.loads((run / "sessions/00001.json").read_text())["state"] == "interrupted"
+    assert not (run / "summary.json").exists(), "it was not finished"

@@ -1,0 +1,188 @@
+"""What a run tells while it goes: counters on its cluster's metrics page, and what bounds it, in the progress line."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ray_app.archives import BlockRef
+from ray_app.cluster.progress import Progress
+from ray_app.datasets.simulation.archive import build_sample_archive
+from ray_app.inference import STAGES
+from ray_app.scoring.layout import ScoringLayout
+from ray_app.scoring.messages import BlockReport, BlockWork
+from ray_app.scoring.run_metrics import _STAGE_WORDS, RunMeter, name_of
+
+FUSED = ScoringLayout("fused", (2,), 0, 64)
+SPLIT = ScoringLayout("split", (4,), 16, 512, scorer_gpus=1.0)
+NOTHING = "bound by nothing it measures"
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def report_on(members: int = 64, bad: int = 0, **seconds: float) -> BlockReport:
+    return BlockReport(BlockRef(0, 0, members, 1000 * members, "", 0), bad, BlockWork(seconds, {"bytes_read": 1000 * members}))
+
+
+def bound_after(layout: ScoringLayout, *, driver: float = 0.0, over_s: float = 60.0, listing: bool = False, **seconds: float) -> str:
+    """What is said when blocks that took so many seconds, by stage, were committed in a minute after the first."""
+    clock, cpu = Clock(), Clock()
+    meter = RunMeter("run", 100, layout, exported=False, clock=clock, cpu=cpu)
+    meter.grow(0, goes_on=listing)
+    clock.now = 100.0  # start-up
+    meter.committed(report_on(decode=50.0, score=50.0))
+    for _ in range(10):
+        clock.now += over_s / 10
+        cpu.now += driver * over_s / 10
+        meter.committed(report_on(**{stage: spent / 10 for stage, spent in seconds.items()}))
+    return meter.bound()
+
+
+@pytest.mark.parametrize(
+    ("layout", "seconds", "said"),
+    [
+        (SPLIT, {"decode": 864, "fetch": 96, "score": 120}, "bound by decoding: 16 decoders 100% busy, 90% of that decoding"),
+        (SPLIT, {"fetch": 700, "decode": 200, "score": 60}, "bound by storage: 16 decoders 94% busy, 78% of that waiting for it"),
+        (SPLIT, {"decode": 500, "score": 228}, "bound by scoring: 4 GPU scorers 95% busy"),
+        (SPLIT, {"decode": 100, "score": 24, "write": 1900}, "bound by writing: 32 writers 99% busy"),
+        (replace(SPLIT, scorer_gpus=0.0, scorers=(1,)), {"score": 54}, "bound by scoring: 1 scorer 90% busy"),
+        (FUSED, {"fetch": 10, "decode": 24, "score": 72, "write": 6}, "bound by scoring: 2 workers 93% busy, 64% of that scoring"),
+        (FUSED, {"fetch": 60, "decode": 30, "score": 20}, "bound by storage: 2 workers 92% busy, 55% of that waiting for it"),
+        (SPLIT, {"decode": 96, "score": 12}, f"{NOTHING} (start-up, Ray or the driver): 16 decoders 10% busy"),
+        (FUSED, {"score": 12}, f"{NOTHING} (start-up, Ray or the driver): 2 workers 10% busy"),
+    ],
+)
+def test_the_busiest_processes_bound_a_run(layout, seconds, said):
+    assert bound_after(layout, **seconds) == said
+
+
+def test_where_everything_rests_the_driver_or_the_listing_bounds_it():
+    assert bound_after(SPLIT, driver=0.93, decode=96, score=12) == "bound by the driver: 93% of one core; 16 decoders 10% busy"
+    assert bound_after(SPLIT, listing=True, decode=96) == "bound by listing: 16 decoders 10% busy"
+    assert bound_after(SPLIT, driver=0.93, decode=960).startswith("bound by decoding")
+
+
+def test_a_run_in_which_nothing_ends_says_so():
+    clock = Clock()
+    meter = RunMeter("run", 2, SPLIT, exported=False, clock=clock)
+    assert meter.bound() == f"{NOTHING}: no block has ended yet"
+    meter.committed(report_on(decode=5.0))
+    clock.now = 60.0
+    assert meter.bound() == f"{NOTHING}: no block ended in 60 s"
+
+
+def test_what_is_over_for_minutes_is_forgotten():
+    clock = Clock()
+    meter = RunMeter("run", 1000, FUSED, exported=False, clock=clock)
+    said = []
+    for minute in range(12):
+        for _ in range(6):
+            clock.now += 10.0
+            meter.committed(report_on(**({"decode": 20.0} if minute < 6 else {"score": 20.0})))
+        said.append(meter.bound())
+    assert all("bound by decoding" in line for line in said[:6])
+    assert said[-1] == "bound by scoring: 2 workers 100% busy"
+
+
+def test_more_nodes_are_more_processes():
+    clock = Clock()
+    meter = RunMeter("run", 1000, FUSED, exported=False, clock=clock)
+    assert meter.laid_out(replace(FUSED, scorers=(4,))).workers == 4
+    meter.committed(report_on())
+    clock.now = 60.0
+    meter.committed(report_on(score=180.0))
+    assert meter.bound() == "bound by scoring: 4 workers 75% busy"
+
+
+def test_a_job_s_log_says_share_rate_time_left_and_bound_once_a_minute():
+    clock, stream = Clock(), io.StringIO()
+    meter = RunMeter("run", 1000, FUSED, exported=False, clock=clock)
+    progress = Progress(6400, note=meter.bound, stream=stream, clock=clock)
+    for _ in range(26):
+        clock.now += 5.0
+        report = report_on(bad=1, decode=6.0, score=3.0)
+        meter.committed(report)
+        progress.advance(report.ref.members, report.bad)
+    progress.close()
+    first, second, last = stream.getvalue().splitlines()
+    assert first == (
+        "score  768/6,400 (12%)  12.8 img/s  ETA 7 min 20 s  bad 12  bound by decoding: 2 workers 90% busy, 67% of that decoding"
+    )
+    assert second.startswith("score  1,536/6,400 (24%)  12.8 img/s")
+    assert last == "score  1,664/6,400 (26%)  12.8 img/s  ETA 6 min 10 s  bad 26"
+
+
+def test_every_stage_has_words():
+    assert set(_STAGE_WORDS) == set(STAGES)
+
+
+def test_a_label_tells_nothing_of_where_a_run_lies():
+    assert name_of("s3://secret-bucket/team/night") == "night"
+    assert name_of("https://store/x/run?signature=abc/def") == "run"
+    assert name_of("/home/me/run") == "run"
+    assert name_of("s3://") == "run"
+    assert len(name_of("/" + 300 * "a")) == 100
+
+
+def test_counting_costs_the_driver_next_to_nothing():
+    meter = RunMeter("run", 10_000, SPLIT, exported=False)
+    report = report_on(**dict.fromkeys(STAGES, 0.5))
+    start = time.process_time()
+    for _ in range(10_000):
+        meter.committed(report)
+    assert (time.process_time() - start) / 10_000 < 20e-6
+
+
+# Two runs on a cluster that is named, as a job's is; the process that asks for the page is their driver.
+RUNS = """
+import json, os, sys, time, urllib.request, ray
+from pathlib import Path
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR")
+os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.run import score_archive
+folder, sessions = Path(sys.argv[1]), {}
+for name, limit in (("evening", 5), ("night", None)):
+    small = {"ensemble": "tiny", "block_members": 4, "batch_slots": 4, "limit": limit}
+    sessions[name] = score_archive(ScoreConfig(source=(str(folder / "archive"),), out=str(folder / name), **small)).summary["session"]
+[node] = ray.nodes()
+wanted = [f'run="{name}"}} {float(session["rows"])}' for name, session in sessions.items()]
+page, until = "", time.monotonic() + 60
+while not all(one in page for one in wanted) and time.monotonic() < until:
+    time.sleep(0.5)
+    page = urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").read().decode()
+print(json.dumps([sessions, [line for line in page.splitlines() if line.startswith("ray_touchstone_run_")]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_counters_on_the_cluster_s_page_are_those_of_the_summary(tmp_path):
+    build_sample_archive(tmp_path / "archive", files=24)
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run([sys.executable, "-c", RUNS, str(tmp_path)], capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    sessions, lines = json.loads(done.stdout.splitlines()[-1])
+    found = {}
+    for family in text_string_to_metric_families("\n".join(lines)):
+        for sample in family.samples:
+            found[sample.labels["run"], sample.name.removeprefix("ray_touchstone_run_"), sample.labels.get("stage")] = sample.value
+    assert {run for run, _, _ in found} == set(sessions)
+    for run, session in sessions.items():
+        assert found[run, "images_total", None] == session["rows"] >= 5
+        assert found[run, "bytes_total", None] == session["bytes_read"]
+        assert found[run, "blocks_behind", None] == 0
+        counted = {stage: seconds for (of, name, stage), seconds in found.items() if (of, name) == (run, "stage_seconds_total")}
+        assert counted == pytest.approx({stage: s for stage, s in session["seconds"].items() if stage in counted}, abs=1e-3)
+        assert {"decode", "score", "write"} <= set(counted)

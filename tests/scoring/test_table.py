@@ -1,0 +1,107 @@
+"""`touchstone score --table`: nights, retries, verdicts decided anew, runs that were scored before anybody asked for a table."""
+
+import os
+import re
+
+import pytest
+from deltalake import DeltaTable
+
+from ray_app.cli.main import main
+from ray_app.errors import ConfigError, StorageError
+from ray_app.runs import RunDirectory, current_rows, verdict_table
+from ray_app.scoring.rescore import decide_run
+from tests.images.factory import photo
+from tests.scoring.conftest import score_here
+
+STRICT = "name: strict\ntitle: t\nmembers: [{detector: touchstone-tiny}]\nthresholds: {real_below: -1000, fake_above: 1000}\n"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        photo(seed=number).save(tmp_path / f"photos/{number}.jpg")
+    (tmp_path / "photos/broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    return tmp_path / "photos"
+
+
+def by_id(rows):
+    return {row["image_id"]: tuple(row[name] for name in ("uri", "verdict", "status", "attempt")) for row in rows}
+
+
+def assert_is_as_run(table, run):
+    found = DeltaTable(str(table)).to_pyarrow_table().to_pylist()
+    rows = list(current_rows(RunDirectory.open(str(run)), vanished=True))
+    assert by_id(found) == by_id(rows)
+    assert len(found) == len(rows)
+
+
+def test_a_table_follows_its_run_through_nights_retries_and_decisions(photos, tmp_path):
+    run, table = tmp_path / "run", tmp_path / "table"
+
+    def night(**settings):
+        return score_here(run, photos, **settings)[0].summary["session"].get("table")
+
+    assert night() is None
+    assert "table" not in RunDirectory.open(str(run)).describe()
+    assert night(table=str(table)) == {"url": str(table), "rows": 5, "appended": 5, "current": True}  # of a run that was finished
+    photo(seed=9).save(photos / "new.jpg")
+    os.remove(photos / "0.jpg")
+    assert night(table=str(table)) == {"url": str(table), "rows": 6, "appended": 1, "current": True}
+    assert_is_as_run(table, run)
+    photo(seed=10).save(photos / "newer.jpg")
+    assert night() == {"url": str(table), "rows": 6, "appended": 0, "current": False}
+    [bad] = {row["status"] for row in current_rows(RunDirectory.open(str(run)))} - {"ok"}
+    assert night(rescore=(bad,), table=str(table)) == {"url": str(table), "rows": 7, "appended": 6, "current": True}
+    assert_is_as_run(table, run)
+    (tmp_path / "strict.yaml").write_text(STRICT)
+    assert decide_run(str(run), str(tmp_path / "strict.yaml"))["session"]["table"]["current"] is False
+    assert night(ensemble=str(tmp_path / "strict.yaml"), table=str(table)) == {"url": str(table), "rows": 7, "appended": 7, "current": True}
+    assert_is_as_run(table, run)
+    # What readers are told to do for the rows of files that are still there (docs/tables.md).
+    import duckdb
+
+    verdicts = DeltaTable(str(table)).to_pyarrow_dataset()  # noqa: F841 - DuckDB finds it by its name
+    current = duckdb.sql(f"SELECT image_id FROM verdicts WHERE image_id NOT IN (SELECT image_id FROM '{run}/vanished.parquet')").fetchall()
+    assert {number for (number,) in current} == {row["image_id"] for row in current_rows(RunDirectory.open(str(run)))}
+
+
+def test_a_table_below_the_archive_is_no_part_of_it(photos, tmp_path):
+    for _ in range(2):
+        finished, _ = score_here(tmp_path / "run", photos, table=str(photos / "table"))
+        assert finished.summary["members"] == 5
+
+
+def test_a_table_that_cannot_be_had_is_told_before_anything_is_scored(photos, tmp_path):
+    with pytest.raises(ConfigError, match="is not empty, and no Delta table"):
+        score_here(tmp_path / "run", photos, table=str(photos))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_commit_that_fails_is_made_by_the_same_command(photos, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise StorageError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verdict_table._Update, "_commit", failing)
+        with pytest.raises(StorageError):
+            score_here(tmp_path / "run", photos, table=str(tmp_path / "table"))
+    finished, _ = score_here(tmp_path / "run", photos, table=str(tmp_path / "table"))
+    assert finished.summary["session"]["table"]["appended"] == 5
+    assert finished.summary["session"]["rows"] == 0
+    assert_is_as_run(tmp_path / "table", tmp_path / "run")
+
+
+def test_the_commands_say_what_becomes_of_the_table(photos, tmp_path, capsys, off_ray):
+    words = [str(photos), "--ensemble", "tiny", "--out", str(tmp_path / "run"), "--table", str(tmp_path / "table")]
+    assert main(["plan", *words, "--probe", "0"]) == 0
+    assert f"table       {tmp_path}/table: 5 rows at most are appended once all are final" in capsys.readouterr().out
+    assert not (tmp_path / "table").exists()
+    assert main(["score", *words]) == 0
+    assert f"table: {tmp_path}/table has 5 rows of this run, 5 of them committed by this command" in capsys.readouterr().out
+    (tmp_path / "strict.yaml").write_text(STRICT)
+    assert main(["decide", str(tmp_path / "run"), "--ensemble", str(tmp_path / "strict.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"table: \S+/table has 5 rows of this run, which are no longer those of the run; `touchstone score` with --table", said
+    )

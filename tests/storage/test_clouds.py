@@ -1,0 +1,176 @@
+"""Google Cloud Storage and Azure Blob Storage as a run's place, on their emulators: one of two writers is told, and a run is read back."""
+
+import contextlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pytest
+
+from ray_app.errors import IdentityError, StorageError
+from ray_app.runs import RunDirectory, check_conservation, current_rows
+from ray_app.storage import Lease, Store, strip_secrets
+from tests.images.factory import photo
+from tests.runs.small_run import NAME, relist, score_blocks, write_files
+from tests.scoring.conftest import score_here
+from tests.storage import clouds
+
+GUARDED = {"azure": clouds.azure, "google": clouds.google_with_conditions}
+PLACES = [pytest.param(name, marks=pytest.mark.slow) for name in GUARDED]
+
+
+@pytest.fixture(scope="module")
+def ignoring():
+    with clouds.google_that_ignores_conditions() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def guarded(request):
+    with GUARDED[request.param]() as url:
+        yield url
+
+
+every_guarded_place = pytest.mark.parametrize("guarded", PLACES, indirect=True)
+
+
+def check_store(store):
+    store.write("a.json", b"1")
+    assert (store.read("a.json"), store.read_range("a.json", 0, 1), store.exists("a.json"), store.exists("b")) == (b"1", b"1", True, False)
+    store.write("a.json", b"22")
+    store.write("folder/below/c", b"333")
+    assert (store.sizes(""), store.folders(""), store.names("folder"), store.sizes("folder/below")) == (
+        {"a.json": 2},
+        ["folder"],
+        [],
+        {"c": 3},
+    )
+    Store.open(store.url).write("folder/d", b"")  # what another process writes is seen at once
+    assert store.names("folder") == ["d"]
+    store.clear("folder")
+    assert store.folders("") == []
+    store.delete("a.json")
+    store.delete("a.json")
+    with pytest.raises(FileNotFoundError):
+        store.read("a.json")
+    assert store.names("") == store.names("nowhere") == []
+
+
+def check_run(url, folder):
+    """A small run in two listings, published, verified and read back."""
+    run = RunDirectory.open(url)
+    run.claim({"detectors": {NAME: {}}}, [NAME], {})
+    names = [f"{number:02}.jpg" for number in range(20)]
+    for number, some in enumerate((names[:12], names)):
+        write_files(folder, some)
+        assert relist(run, folder) is not None
+        score_blocks(run, number)
+        run.publish(number)
+    again = RunDirectory.open(url)
+    assert check_conservation(again) == 20
+    rows = {row["uri"].rpartition("/")[2]: row["status"] for row in current_rows(again)}
+    assert rows == dict.fromkeys(names, "ok")
+    assert (again.parts(0), again.parts(1)) == ([], [])
+
+
+def test_a_google_store_that_ignores_conditions_is_refused(ignoring):
+    store = Store.open(f"{ignoring}/refused")
+    with pytest.raises(StorageError, match="has no conditional writes"):
+        Lease(store).acquire()
+    assert store.names("") == []
+    with Lease(store, unguarded=True) as lease:
+        assert lease.facts() == {"unguarded": True}
+
+
+def test_a_run_is_kept_and_read_on_it_all_the_same(ignoring, tmp_path):
+    check_store(Store.open(f"{ignoring}/store"))
+    check_run(f"{ignoring}/run", tmp_path / "archive")
+
+
+@every_guarded_place
+def test_a_run_is_kept_and_read_in_a_cloud(guarded, tmp_path):
+    check_store(Store.open(f"{guarded}/store"))
+    check_run(f"{guarded}/run", tmp_path / "archive")
+
+
+@every_guarded_place
+def test_of_many_that_create_a_file_one_does(guarded):
+    store = Store.open(f"{guarded}/create")
+    start = threading.Barrier(8)
+
+    def create(number):
+        start.wait()
+        return Store.open(f"{guarded}/create").create("claim", f"writer {number}".encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            won = list(pool.map(create, range(8)))
+            assert won.count(True) == 1
+            assert store.read("claim") == f"writer {won.index(True)}".encode()
+            assert store.create("claim", f"writer {won.index(True)}".encode()), "whose answer got lost recognises its own"
+            store.delete("claim")
+
+
+@every_guarded_place
+def test_of_many_that_find_a_dead_holder_one_gets_its_place(guarded):
+    store = Store.open(f"{guarded}/lease")
+    with Lease(store) as lease:
+        assert lease.is_guarded
+        with pytest.raises(IdentityError, match="is in use"):
+            Lease(store).acquire()
+        left = json.loads(store.read("lease.json"))
+    store.write("lease.json", json.dumps(left | {"started": "long ago"}).encode())
+    leases = [Lease(store, poll_s=0.01) for _ in range(6)]
+    start = threading.Barrier(len(leases))
+
+    def acquire(one):
+        start.wait()
+        with contextlib.suppress(IdentityError):
+            one.acquire()
+            return True
+        return False
+
+    with ThreadPoolExecutor(len(leases)) as pool:
+        won = list(pool.map(acquire, leases))
+    assert won.count(True) == 1
+    leases[won.index(True)].release()
+    assert store.names("") == []
+
+
+@every_guarded_place
+def test_an_archive_in_a_cloud_is_scored_into_it_and_resumed(guarded, tmp_path):
+    store = Store.open(f"{guarded}/photos")
+    for number in range(3):
+        photo(seed=number).save(tmp_path / "one.jpg")
+        store.write_file(f"folder/{number}.jpg", tmp_path / "one.jpg")
+    out = f"{guarded}/scored"
+    for rows in (3, 0):
+        finished, _ = score_here(out, store.url)
+        assert (finished.summary["session"]["rows"], finished.summary["statuses"]["ok"]) == (rows, 3)
+    found = {row["uri"] for row in current_rows(RunDirectory.open(out))}
+    assert found == {f"{store.url}/folder/{number}.jpg" for number in range(3)}
+
+
+def test_a_kind_of_place_that_was_never_tried_is_refused():
+    class Elsewhere(fsspec.get_filesystem_class("memory")):
+        protocol = "elsewhere"
+
+    fsspec.register_implementation("elsewhere", Elsewhere)
+    store = Store.open("elsewhere://place/run")
+    with pytest.raises(StorageError, match="none that we have tried"):
+        Lease(store).acquire()
+    with Lease(store, unguarded=True) as lease:
+        assert not lease.is_guarded
+
+
+def test_whose_answer_got_lost_recognises_its_own():
+    store = Store.open("memory://lost-answer")
+    store.write("claim", b"mine")
+    assert store.create("claim", b"mine")
+    assert not store.create("claim", b"another's")
+
+
+def test_a_container_is_part_of_an_address():
+    assert strip_secrets("abfss://container@account.dfs.core.windows.net/run") == "abfss://container@account.dfs.core.windows.net/run"
+    assert strip_secrets("abfss://user:secret@host/run") == "abfss://host/run"

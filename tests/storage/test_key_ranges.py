@@ -1,0 +1,154 @@
+"""Ranges of keys: wherever a prefix is cut, its ranges tell what one listing tells; and what that costs."""
+
+import hashlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.listing_server import FormulaKeys, GivenKeys, ListingServer
+from ray_app.errors import StorageError
+from ray_app.storage import KeyRange, RangeReader, key_ranges, list_divisions, list_objects, list_range, listing, split_range
+
+NUMBERED = [f"p/img-{n:06}.jpg" for n in range(3000)]
+HASHED = ["p/" + hashlib.md5(b"%d" % n).hexdigest() for n in range(2000)]
+CLUSTER = ["p/a", *(f"p/cluster/of/one/kind-{n:04}" for n in range(1000)), "p/z"]
+LONG = [f"p/{'x' * 1015}{n:03}ü{n % 7}" for n in range(300)]  # 1,023 bytes: nearly as long as a key may be
+MARKS = [
+    "p/a",
+    "p/a ",
+    "p/a!",
+    "p/aa",
+    "p/a/b",
+    "p/ü",
+    "p/\ue000",
+    "p/\ud7ff",
+    "p/\U0010ffff",
+    "p/\U0010ffff\U0010ffff",
+    "p/~",
+    "p/日本",
+    "p/日a",
+]
+
+
+@pytest.fixture(scope="module")
+def running():
+    server = ListingServer(GivenKeys([]), page=10)
+    server.asked = []
+    return server, server.in_thread()
+
+
+@pytest.fixture
+def server(running, monkeypatch):
+    """A server that gives ten keys to a page."""
+    server, url = running
+    server.throttles = lambda number, under_way: False
+    for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    server.asked.clear()
+    return server
+
+
+def uris(ranges):
+    return [info.uri for keys in ranges for info in list_range(keys)]
+
+
+def check_split(server, keys, pieces, after=None, until=None):
+    """Returns the ranges."""
+    server.keys = GivenKeys(sorted(set(keys)))
+    whole = KeyRange("bucket", "p/", after, until)
+    server.asked.clear()
+    ranges = split_range(whole, pieces)
+    assert len(server.asked) <= 2 * 64 + 16
+    assert [one.after for one in ranges[1:]] == [one.until for one in ranges[:-1]]
+    assert (ranges[0].after, ranges[-1].until) == (after, until)
+    assert uris(ranges) == [f"s3://bucket/{key}" for key in server.keys if (after or "") < key <= (until or "q")]
+    return ranges
+
+
+letters = st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]) | st.sampled_from("ab0/ü\U0010ffff")
+names = st.lists(st.text(letters, min_size=1, max_size=6), min_size=2, max_size=60)
+
+
+def test_any_split_tells_what_one_listing_tells(server):
+    def check(names, pieces, data):
+        keys = [f"p/{name}" for name in names]
+        after, until = (data.draw(st.none() | st.sampled_from([*keys, "p/m", "p/b"])) for _ in range(2))
+        if after is None or until is None or after < until:
+            check_split(server, keys, pieces, after, until)
+
+    settings(max_examples=30, deadline=None)(given(names, st.integers(1, 20), st.data())(check))()
+
+
+@pytest.mark.parametrize("keys", [NUMBERED[:500], HASHED[:500], CLUSTER[:300], LONG[:60], MARKS, ["p/only"], [*MARKS, *LONG[:9]], []])
+def test_odd_keys(server, keys):
+    check_split(server, keys, 12)
+    if keys:
+        check_split(server, keys, 12, after=min(keys))
+        check_split(server, keys, 5, after=sorted(keys)[len(keys) // 2], until=max(keys))
+
+
+@pytest.mark.parametrize(("keys", "after", "share"), [(NUMBERED, 0, 0.4), (NUMBERED, 999, 0.6), (HASHED, 50, 0.1), (CLUSTER, 20, 0.2)])
+def test_ranges_are_of_comparable_size(server, monkeypatch, keys, after, share):
+    """Of numbered keys as even as their leading digits are."""
+    keys = sorted(keys)
+    monkeypatch.setattr(server, "page", 1000)
+    ranges = check_split(server, keys, 16, after=keys[after])
+    sizes = [sum((one.after or "") < key <= (one.until or "q") for key in keys) for one in ranges]
+    assert len(sizes) >= 3
+    assert max(sizes) <= share * sum(sizes)
+
+
+def test_a_reader_stops_where_it_is_told_and_the_rest_goes_on_there(server):
+    server.keys = GivenKeys(NUMBERED[:95])
+    for here, first in [(False, 40), (True, 33)]:
+        server.asked.clear()
+        reader = RangeReader(KeyRange("bucket", "p/"))
+        found = []
+        for info in reader:
+            found.append(info.uri)
+            if len(found) == 33:
+                reader.stop(here=here)
+        assert len(found) == first
+        assert len(server.asked) == 4
+        assert found + uris([reader.rest]) == [f"s3://bucket/{key}" for key in NUMBERED[:95]]
+    last = RangeReader(KeyRange("bucket", "p/", after=NUMBERED[89]))
+    for _ in last:
+        last.stop()
+    assert last.rest is None
+
+
+def test_a_flat_prefix_of_few_pages_costs_no_request_more_than_its_pages_and_three(server):
+    """11 before, of which 9 looked for folders."""
+    server.keys = GivenKeys(NUMBERED[:28])
+    ranges = list_divisions("s3://bucket/p")
+    assert uris(ranges) == [info.uri for info in list_objects("s3://bucket/p")]
+    server.asked.clear()
+    uris(list_divisions("s3://bucket/p"))
+    assert len(server.asked) == 1 + 1 + 3
+    server.keys = GivenKeys(NUMBERED[:9])
+    server.asked.clear()
+    assert list_divisions("s3://bucket/p") == []
+    assert len(server.asked) == 1
+
+
+def test_a_store_that_is_asked_too_much_is_asked_less_and_all_is_found(server, monkeypatch):
+    monkeypatch.setattr(listing, "PATIENCE", listing.fetch.RetryPolicy(attempts=8, base_s=0.01, cap_s=0.02))
+    server.keys = GivenKeys(NUMBERED[:200])
+    server.throttles = lambda number, under_way: number % 3 == 0
+    before = server.throttled
+    assert uris([KeyRange("bucket", "p/")]) == [f"s3://bucket/{key}" for key in NUMBERED[:200]]
+    assert server.throttled > before
+    assert key_ranges._gate.open < key_ranges._gate.width
+    server.throttles = lambda number, under_way: True
+    with pytest.raises(StorageError, match="cannot list s3://bucket/p/"):
+        split_range(KeyRange("bucket", "p/"), 4)
+
+
+def test_the_formula_is_what_its_server_tells():
+    keys = FormulaKeys(2345)
+    assert keys.rendered(998, 1003).count(b"<Key>") == 5
+    assert all(keys[n].encode() in keys.rendered(998, 1003) for n in range(998, 1003))
+    with pytest.raises(IndexError):
+        keys[2345]
