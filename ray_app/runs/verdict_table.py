@@ -26,7 +26,7 @@ from ray_app.errors import ConfigError, StorageError, one_line
 from ray_app.runs import document, table_rows
 from ray_app.runs.directory import RunDirectory, fingerprint
 from ray_app.storage import Store, canonical, strip_secrets
-from ray_app.storage.table_place import creates_once, table_place
+from ray_app.storage.table_place import PROBE_FOLDER, creates_once, table_place
 from ray_app.storage.urls import scheme_of
 
 NOTE = "table.json"
@@ -319,9 +319,12 @@ def _made(url: str) -> Any:
 def _is_there(url: str) -> bool:
     """Whether there is a Delta table. Raises ConfigError for a place that holds anything else."""
     store = Store.open(url)
+    # What lies there is listed before the log: rows that another writes meanwhile come after its first commit. A log without a commit,
+    # and a probe, are of a table that another is about to make.
+    others = [*store.names(""), *(set(store.folders("")) - {_LOG, PROBE_FOLDER})]
     if any(map(_COMMIT.fullmatch, store.names(_LOG))):
         return True
-    if store.names("") or set(store.folders("")) - {_LOG}:  # a log without a commit is of one that another is about to make
+    if others:
         raise ConfigError(f"--table {store.url} is not empty, and no Delta table", hint="name a folder of its own for the table")
     return False
 

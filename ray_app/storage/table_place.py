@@ -14,7 +14,7 @@ from ray_app.storage import errors, urls
 from ray_app.storage.store import Store
 
 _KINDS = "a table lies on a disk or on s3://"
-_PROBE = "_touchstone"  # Delta passes over folders whose name begins so
+PROBE_FOLDER = "_touchstone"  # Delta passes over folders whose name begins so
 _DEFAULT_REGION = "us-east-1"
 
 
@@ -57,7 +57,7 @@ def s3_options() -> dict[str, str]:
 
 def creates_once(store: Store) -> bool:
     """Whether the store refuses to create a file that is there: three small requests, of which nothing is left. Raises StorageError."""
-    path = f"{_PROBE}/probe-{secrets.token_hex(8)}"
+    path = f"{PROBE_FOLDER}/probe-{secrets.token_hex(8)}"
     try:
         return store.create(path, b"first") and not store.create(path, b"second")
     except StorageError as error:

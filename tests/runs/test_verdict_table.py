@@ -5,6 +5,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -257,6 +258,27 @@ def test_runs_that_append_at_once_lose_no_row(run, table, tmp_path, place, reque
     found = DeltaTable(place, storage_options=options).to_pandas()
     assert found.groupby("run").size().to_dict() == {one.store.url: 100 for one in runs}
     assert not found.duplicated(["run_id", "image_id"]).any()
+
+
+def test_a_place_where_another_is_about_to_make_a_table_is_not_refused(table, s3, monkeypatch):
+    """Its probe lies there before the log, its rows after the first commit."""
+    place = Store.open(f"{s3.bucket('about-to')}/verdicts")
+    place.write("_touchstone/probe-of-another", b"first")
+    verdict_table.check_table(place.url)
+    names, listed = Store.names, []
+
+    def names_while_another_writes(store, folder):
+        if not listed:
+            listed.append(folder)
+            found = names(store, folder)
+            DeltaTable.create(table, schema=table_rows.TABLE_SCHEMA, partition_by=[table_rows.PARTITIONED_BY])
+            (Path(table) / f"{table_rows.PARTITIONED_BY}=2026-01-01").mkdir()
+            return found
+        return names(store, folder)
+
+    monkeypatch.setattr(Store, "names", names_while_another_writes)
+    verdict_table.check_table(table)
+    assert listed
 
 
 def test_a_table_in_a_bucket_is_found_as_the_bucket_of_a_run_is(run, s3, monkeypatch):
