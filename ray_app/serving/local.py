@@ -23,13 +23,15 @@ _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
 # Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. The first gives a third more
-# requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The last is for
-# Serve's HAProxy, which waits an hour for a client that is silent.
+# requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The fourth is for
+# Serve's HAProxy, which waits an hour for a client that is silent. The last is how long one of three waits for a new proxy is: after 5 s
+# each Serve ends it, and a slow machine's proxy imports longer than that.
 SERVE_VARIABLES = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     connections.CALLBACK: connections.INSTALL,
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first

@@ -1,12 +1,18 @@
 """`touchstone serve` says what is wrong before it starts anything."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 
+import httpx
 import pytest
 
 from ray_app.cli.main import main
+from ray_app.serving.http.connections import CALLBACK
 from ray_app.serving.local import SERVE_VARIABLES
+from tests.ray_head import free_ports
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +88,22 @@ def test_wrong_log_settings_of_a_file_are_told_before_ray_starts(capsys, monkeyp
     code, said = told(capsys, "--port", "18431", "--config", str(tmp_path / "serve.yaml"))
     assert code == 2, said
     assert word in said
+
+
+@pytest.mark.slow
+def test_a_proxy_that_is_long_at_its_imports_is_waited_for(tmp_path):
+    """Serve's own wait is 15 s."""
+    (tmp_path / "slow_imports.py").write_text(
+        "import time\n\nfrom ray_app.serving.http.connections import install  # noqa: F401\n\ntime.sleep(18)\n"
+    )
+    (port,) = free_ports(1)
+    environment = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{tmp_path}", CALLBACK: "slow_imports.install"}
+    command = [sys.executable, "-m", "ray_app.cli.main", "serve", "--port", str(port)]
+    with (tmp_path / "log").open("w") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (tmp_path / "log").read_text()
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    finally:
+        process.terminate()
+        process.wait(60)
