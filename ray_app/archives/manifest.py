@@ -89,6 +89,11 @@ class BlockRef:
     file: str
     row_group: int
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """What tells it from the other blocks of a run: its manifest, and its number there."""
+        return self.manifest, self.block
+
 
 class BlockList(Sequence[BlockRef]):
     """Many blocks in the memory of a few: columns, of which references are made on access. A slice is one, too."""

@@ -124,7 +124,7 @@ def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: st
 
 
 LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
-SETTLED = "settled.json"  # see `runs.settled`; whoever changes published rows removes it first
+SETTLED = "settled.json"  # see `runs.settled_state`; whoever changes published rows removes it first
 SCORE_DECIDES = "score"  # who is writing verdicts anew, as `run.json` notes it; anybody else notes True
 
 

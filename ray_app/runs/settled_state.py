@@ -96,12 +96,11 @@ class NewRows:
     found: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def since_settled(cls, run: directory.RunDirectory) -> "NewRows":
-        """Those of manifests that are not settled; all rows where others have vanished since, or anything else was counted."""
-        numbers = manifests(run.store)
-        settled = read_settled(run, numbers)
+    def since(cls, run: directory.RunDirectory, settled: Settled | None) -> "NewRows":
+        """Those of manifests that are not settled; all rows where nothing is, others have vanished since, or anything else was counted."""
         if settled is None:
             return cls.all_of(run)
+        numbers = manifests(run.store)
         now = (__version__, directory.fingerprint(run.describe()["identity"]), _digest_of_vanished(run, numbers[-1]))
         if (settled.version, settled.fingerprint, settled.vanished) != now:
             return cls.all_of(run)

@@ -58,9 +58,8 @@ TABLE_SCHEMA = pa.schema(
     ]
 )
 PARTITIONED_BY = "night"
-# Of a result row, what the table's columns are made of; a run may have fewer.
-_MADE = {"night", "run_id", "manifest", "block", "run", "ensemble", "fingerprint"}
-ROW_COLUMNS = [name for name in TABLE_SCHEMA.names if name not in _MADE]
+_ADDED = {"night", "run_id", "manifest", "block", "run", "ensemble", "fingerprint"}
+ROW_COLUMNS = [name for name in TABLE_SCHEMA.names if name not in _ADDED]  # of result rows; a run may have fewer
 
 
 @dataclass(frozen=True)

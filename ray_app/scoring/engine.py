@@ -158,7 +158,7 @@ class PipelinePool:
             refs = waiting.take(min(pipeline.room, share))
             pipeline.room -= len(refs)
             pipeline.given += refs
-            pipeline.open |= {(ref.manifest, ref.block): ref for ref in refs}
+            pipeline.open |= {ref.place: ref for ref in refs}
 
     def heard(self, closed: bool, avoided: frozenset[str], waiting: Waiting) -> Iterator[messages.BlockReport]:
         """One turn of the pipelines that have something to say, a second at most; what they hand back, or are lost with, waits again.
@@ -173,10 +173,7 @@ class PipelinePool:
         if not calls:
             time.sleep(pipelines.TURN_S / 10)  # the next block is not known yet
             return
-        ready, _ = self._ray.wait(list(calls), num_returns=1, timeout=pipelines.TURN_S)
-        if ready and len(calls) > 1:
-            ready, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
-        for call in ready:
+        for call in pipelines.ready_of(list(calls), pipelines.TURN_S):
             pipeline = calls[call]
             try:
                 turn: messages.TurnReport = self._ray.get(call)
@@ -190,7 +187,7 @@ class PipelinePool:
         for message in turn.messages:
             if isinstance(message, messages.FailedBlock):
                 raise message.error
-            ref = pipeline.open.pop((message.ref.manifest, message.ref.block))
+            ref = pipeline.open.pop(message.ref.place)
             if isinstance(message, messages.HandedBack):
                 waiting.put_back([ref])
             else:

@@ -32,6 +32,16 @@ MOST_TRIES = 10  # of one piece, whose workers or results were lost
 _POLL_S = 0.02  # while storage is at work as well
 
 
+def ready_of(refs: list[Any], timeout_s: float, *, fetch_local: bool = True) -> list[Any]:
+    """All answers of Ray that are there as soon as any is; none where none comes in time. `fetch_local` as of `ray.wait`."""
+    import ray
+
+    ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=fetch_local)
+    if ready and len(refs) > 1:
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=fetch_local)
+    return ready
+
+
 class Pipeline:
     """Base of both: a queue of blocks, a thread that works on it, and what is to be said of it in the next turn."""
 
@@ -221,7 +231,7 @@ class SplitPipeline(Pipeline):
             self._able = able and welcome
             self._changed.notify_all()
             while self._able and self._needs_more() and (ref := self._next()) is not None:
-                block = self._open[ref.manifest, ref.block] = OpenBlock(ref)
+                block = self._open[ref.place] = OpenBlock(ref)
                 self._storage[self._threads.submit(self._read, ref)] = block
 
     def _needs_more(self) -> bool:
@@ -229,14 +239,14 @@ class SplitPipeline(Pipeline):
         return reading < WRITES_AT_ONCE and reading + len(self._waiting[0]) <= IN_FLIGHT * len(self._stages[0])
 
     def _give_back(self) -> None:
-        committing = {(block.ref.manifest, block.ref.block) for block in self._storage.values() if block.members is not None}
+        committing = {block.ref.place for block in self._storage.values() if block.members is not None}
         given = [key for key in self._open if key not in committing]
         self._say(*(messages.HandedBack(self._open.pop(key).ref) for key in given))
         for waiting in self._waiting:
             waiting.clear()
 
     def _is_open(self, block: OpenBlock) -> bool:
-        return self._open.get((block.ref.manifest, block.ref.block)) is block
+        return self._open.get(block.ref.place) is block
 
     def _pass_on(self) -> None:
         """Give every piece that waits to the worker of its stage that has least to do; the later stages first."""
@@ -259,11 +269,7 @@ class SplitPipeline(Pipeline):
         """Wait for what comes first of workers and storage, or for orders where nothing is under way."""
         awaited = [*self._flights, *self._pings]
         if awaited:
-            some = len(awaited)
-            ready, _ = self._ray.wait(awaited, num_returns=1, timeout=_POLL_S if self._storage else TURN_S / 4, fetch_local=False)
-            if ready and some > 1:
-                ready, _ = self._ray.wait(awaited, num_returns=some, timeout=0, fetch_local=False)
-            for ref in ready:
+            for ref in ready_of(awaited, _POLL_S if self._storage else TURN_S / 4, fetch_local=False):
                 self._answered(ref) if ref in self._pings else self._landed(ref)
         elif self._storage:
             wait_for(list(self._storage), TURN_S / 4, "FIRST_COMPLETED")
@@ -331,7 +337,7 @@ class SplitPipeline(Pipeline):
         if (error := future.exception()) is not None:
             self._say(messages.FailedBlock(workers.translated(error, type(self).__name__)))  # type: ignore[arg-type]
         elif block.members is not None:
-            self._open.pop((block.ref.manifest, block.ref.block))
+            self._open.pop(block.ref.place)
             self._say(future.result())
         elif self._is_open(block):
             block.members = future.result()

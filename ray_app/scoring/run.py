@@ -262,9 +262,9 @@ class ScoringRun:
 
         What earlier sessions settled is not looked at again, where it is as it was.
         """
-        before = settled_state.read_settled(self.directory, manifests(self.directory.store))
-        check_conservation(self.directory, each=on_ray, after=before.manifest if before else -1)
-        self.rows = settled_state.NewRows.since_settled(self.directory)
+        settled = settled_state.read_settled(self.directory, manifests(self.directory.store))
+        check_conservation(self.directory, each=on_ray, after=settled.manifest if settled else -1)
+        self.rows = settled_state.NewRows.since(self.directory, settled)
         return settle_guarantee(self.directory, self.spec, self.rows, each=on_ray)
 
     def append(self) -> None:

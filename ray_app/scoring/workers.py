@@ -91,8 +91,6 @@ class Worker:
 
     def take(self, message: Any) -> Any:
         """Work on what the stage before gave."""
-        if isinstance(message, messages.FailedBlock):
-            return message
         self.load()  # one that died between two messages was started again by Ray, and asked nothing since
         try:
             return messages.FailedBlock(self._failed) if self._failed else self.work(message)
@@ -141,10 +139,10 @@ class Worker:
         from ray_app.inference.scorer import EnsembleScorer
         from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, StabilityScorer
 
-        scorer = EnsembleScorer(self._job.spec, self._clock, self._pool)
-        views = StabilityScorer(self._job.spec, scorer, decoder, self._clock) if self._job.spec.stability else None
-        kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
         spec = self._job.spec
+        scorer = EnsembleScorer(spec, self._clock, self._pool)
+        views = StabilityScorer(spec, scorer, decoder, self._clock) if spec.stability else None
+        kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
         return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
 
 

@@ -135,7 +135,7 @@ def test_an_unscored_block_of_a_later_night_is_not_hidden(run, images):
 class TestNewRows:
     def test_those_of_later_nights_alone(self, run, images):
         night(run, images, ["more-1.jpg", "more-2.jpg"], attempt=2)
-        rows = NewRows.since_settled(run)
+        rows = NewRows.since(run, settled(run))
         assert [row["uri"][-10:] for table in rows.tables(rows.earlier["counts"], None) for row in table.to_pylist()] == [
             "more-1.jpg",
             "more-2.jpg",
@@ -145,13 +145,13 @@ class TestNewRows:
     def test_all_where_members_vanished_or_the_identity_is_another(self, run, images):
         (images / "03.jpg").unlink()
         relist(run, images)
-        rows = NewRows.since_settled(run)
+        rows = NewRows.since(run, settled(run))
         assert not rows.earlier
         assert sum(table.num_rows for table in rows.tables(None, None)) == 21
         settle(run, {"counts": {}})
-        assert NewRows.since_settled(run).earlier
+        assert NewRows.since(run, settled(run)).earlier
         run.write_json("run.json", json.loads(json.dumps(run.describe()).replace("fingerprint", "")) | {"identity": {"other": 1}})
-        assert not NewRows.since_settled(run).earlier
+        assert not NewRows.since(run, settled(run)).earlier
 
 
 def test_counts_of_two_parts_are_those_of_the_whole(run, images):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ray_app.archives import manifests
 from ray_app.cluster.config import ClusterConfig
 from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember, Seen
 from ray_app.errors import ConfigError, IdentityError
@@ -65,11 +66,11 @@ def test_the_calibrations_own_kind_is_not_noticed_also_with_more_fakes(tmp_path,
 
 def test_a_later_night_is_compared_by_its_own_rows_and_what_was_counted_before(tmp_path, card):
     run, spec = made_run(tmp_path / "run", card, 2, N), spec_of(card)
-    rows = settled_state.NewRows.since_settled(run)
+    rows = settled_state.NewRows.since(run, settled_state.read_settled(run, manifests(run.store)))
     assert compare(run, spec, rows).facts.images == N
     settled_state.settle(run, rows.found)
     more_rows(run, card, 3, 30, decoder="another")
-    rows = settled_state.NewRows.since_settled(run)
+    rows = settled_state.NewRows.since(run, settled_state.read_settled(run, manifests(run.store)))
     assert sum(table.num_rows for table in rows.tables({}, ["image_id"])) == 30
     assert compare(run, spec, rows) == compare(run, spec)
     other = card.model_copy(update={"population": card.population.model_copy(update={"features": card.population.features[:1]})})

@@ -133,7 +133,7 @@ def test_commands_that_write_verdicts_anew_leave_a_run_that_is_settled_or_looked
     assert len(run.published()) == 1
     expected = facts_of(run)
     decide_run(run.store.url, "tiny")
-    assert NewRows.since_settled(run).files == []
+    assert NewRows.since(run, read_settled(run, manifests(run.store))).files == []
     assert_is_finished(run, night(folder, tmp_path / "run", 0))
     assert facts_of(run) == expected
     run.rewrite_all(lambda rows: rows)  # as another version may, which does not know of what is settled
