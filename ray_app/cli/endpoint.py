@@ -44,9 +44,17 @@ from ray_app.cli.options import licence_option
     metavar="KEY=VALUE",
     help="Any setting of the endpoint, for example --set limits.deadline_s=10; docs/serving.md has them; repeatable.",
 )
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the port, each with all detectors."
+)
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Run on a Ray of this command's own, as a cluster would: replicas, updates, autoscaling."
+)
 def serve(
     host: str,
     port: int,
+    workers: int,
+    on_ray: bool,
     config_file: str | None,
     ensembles: tuple[str, ...],
     optional: tuple[str, ...],
@@ -64,19 +72,34 @@ def serve(
 
     On a cluster: `serve deploy configs/serve/ensemble.yaml`. Tokens, limits, metrics, updates: docs/serving.md.
     """
-    from ray_app.cluster.config import ClusterConfig
     from ray_app.config import validate
     from ray_app.serving import ServeConfig
-    from ray_app.serving.local import endpoint, read_file
+    from ray_app.serving.config import read_file
 
     args, where, logs = read_file(config_file)
     given = {"ensembles": ensembles, "optional_detectors": optional, "accept_licences": accepted}
     args |= {key: list(value) for key, value in given.items() if value}
     config: Any = validate(args, ServeConfig, where=where, overrides=assignments)
-    click.echo("starting: Ray, then the detectors", err=True)
-    with endpoint(config, host, port, ClusterConfig(), logs) as url:
+
+    def announce(url: str) -> None:
         click.echo(f"{url}/" if config.page else url)
         click.echo(f"ready: {', '.join(config.ensembles)}; Ctrl-C ends it", err=True)
+
+    if not (on_ray or os.environ.get("RAY_ADDRESS")):
+        from ray_app.serving import server
+
+        click.echo("starting: the detectors", err=True)
+        server.serve(config, host, port, announce, workers=workers, logs=logs)
+        click.echo("ended: requests at work were finished", err=True)
+        return 0
+    if workers != 1:
+        raise click.UsageError("--workers is for the server without Ray; with --ray: --set detectors.replicas=N")
+    from ray_app.cluster.config import ClusterConfig
+    from ray_app.serving.ray_server import endpoint
+
+    click.echo("starting: Ray, then the detectors", err=True)
+    with endpoint(config, host, port, ClusterConfig(), logs) as url:
+        announce(url)
         _wait_for_the_end()
         click.echo("ending: requests at work are finished", err=True)
     return 0

@@ -149,6 +149,22 @@ def second_stage_rows(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult],
     return [row for row, why in enumerate(reasons) if why is not None and outcomes[row].status is Status.OK]
 
 
+def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> list[int]:
+    """The rows, ascending, that the profile wants words for: of what has a score all, or what the ensemble calls fake.
+
+    `outputs`: what all detectors said, recompressed views included.
+    """
+    profile = spec.ensemble.profile
+    if profile is None or spec.describer is None:
+        return []
+    scored = decided_on(spec, outcomes, outputs)
+    return [
+        row
+        for row, (outcome, verdict) in enumerate(zip(scored.outcomes, scored.decisions.verdict, strict=True))
+        if outcome.status is Status.OK and (profile.describe == "all" or verdict == "fake")
+    ]
+
+
 def with_repeated(outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> DetectorOutputs:
     """The outputs, with what was said before of those images that no detector has looked at again."""
     repeated = []

@@ -15,9 +15,8 @@ import torch
 from ray_app.attribution.captioners import Caption
 from ray_app.detectors import Preprocessing, load_detector, shared_backbone
 from ray_app.detectors.detector import BatchPrediction, Detector
-from ray_app.errors import Status
 from ray_app.inference.batch import DESCRIBED, REQUESTED, RUNS, Batch, DecodeResult, PerturbedBatch, Pixels, Size, StageClock
-from ray_app.inference.decision import decided_on
+from ray_app.inference.decision import rows_to_describe
 from ray_app.inference.outputs import CAPTIONS, CLEAN, EMBEDDINGS, LISTS, MASKS, SCORES, DetectorOutputs, OutputKey, blank
 from ray_app.inference.spec import ScoringSpec
 from ray_app.transforms.perturbations import Perturbation
@@ -76,22 +75,6 @@ class Describing:
     def _vectors(self, outputs: DetectorOutputs) -> npt.NDArray[np.float32] | None:
         card = self._spec.describer
         return None if card is None or card.detector is None else outputs.of(EMBEDDINGS)[card.detector]
-
-
-def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> list[int]:
-    """The rows, ascending, that the profile wants words for: of what has a score all, or what the ensemble calls fake.
-
-    `outputs`: what all detectors said, recompressed views included.
-    """
-    profile = spec.ensemble.profile
-    if profile is None or spec.describer is None:
-        return []
-    scored = decided_on(spec, outcomes, outputs)
-    return [
-        row
-        for row, (outcome, verdict) in enumerate(zip(scored.outcomes, scored.decisions.verdict, strict=True))
-        if outcome.status is Status.OK and (profile.describe == "all" or verdict == "fake")
-    ]
 
 
 def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:

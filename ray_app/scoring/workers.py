@@ -320,7 +320,5 @@ def _wanted(spec: ScoringSpec, piece: messages.OpenPiece, seen: "DescriberInputs
     """What a describer with processes of its own is to look at; nothing where it is given embeddings, or has spoken."""
     if not spec.describes_apart or spec.words_seen is None:
         return ()
-    from ray_app.inference.scorer import rows_to_describe
-
-    asked = set(rows_to_describe(spec, piece.outcomes, piece.outputs))
+    asked = set(decision.rows_to_describe(spec, piece.outcomes, piece.outputs))
     return [image if row in asked else None for row, image in enumerate(seen)]

@@ -1,18 +1,9 @@
-"""The Serve application: `build` (what `serve deploy` calls) binds an `Ingress` and deployments of detectors.
-
-`Batcher` cuts a batch when it can start: whatever came meanwhile is in it. Ray Serve's own `@serve.batch` cuts it when its wait is over;
-clients that wait for their answers then come back one by one (measured: 117 batches for 118 images of 16 clients).
-"""
+"""The Serve application: `build` (what `serve deploy` calls) binds an `Ingress` and deployments of detectors."""
 
 import asyncio
-import functools
 import logging
-import time
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import ray
@@ -33,11 +24,13 @@ from ray.serve.handle import DeploymentHandle
 from ray_app.cluster.ray_cluster import WORKER_ENVIRONMENT
 from ray_app.config import validate
 from ray_app.errors import ConfigError, TouchstoneError
+from ray_app.inference import ScoringSpec
 from ray_app.serving import attribution, engine
 from ray_app.serving.config import Resources, ServeConfig
 from ray_app.serving.http.errors import Refusal
+from ray_app.serving.local_group import LocalGroup
 from ray_app.serving.release import groups_of, plan_release
-from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest, ScoreResponse
+from ray_app.serving.replica import ReleaseOffer, ScoreRequest, ScoreResponse
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -50,10 +43,9 @@ Handle = DeploymentHandle[Any]
 DIED = (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError, OwnerDiedError, grpc.aio.AioRpcError)
 GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 RETRY_AFTER_S = 1
+MOST_FUSED_GMAC = 1.0  # billions of multiply-adds of an image in all detectors: on a core about what decoding and HTTP take of it
 RELOADABLE = {"ensembles", "optional_detectors", "accept_licences", "generation", "precision", "resize", "waive_guarantee"}
 _log = logging.getLogger(__name__)
-Item = TypeVar("Item")
-Done = TypeVar("Done")
 
 
 def build(config: ServeConfig) -> Application:
@@ -68,6 +60,12 @@ def application(config: ServeConfig, *, at_cluster: bool) -> Application:
     """
     spec, _, _ = plan_release(config)
     slots, most = spec.slots, config.limits.max_requests
+    # The ingress refuses by itself, in its own words, before the proxy would.
+    at_ingress: dict[str, Any] = {"name": "ingress", "max_ongoing_requests": 4 * most + 100}
+    if is_fused(config, spec):
+        both = _fused_resources(config)
+        options = {**at_ingress, "user_config": {"generation": config.generation}, **_replicas(both, config, load=2 * slots)}
+        return _deployment(serve.ingress()(FusedIngress), **options).bind(config, list(groups_of(spec)), at_cluster)
     groups = {
         name: _deployment(
             DetectorDeployment,
@@ -79,11 +77,32 @@ def application(config: ServeConfig, *, at_cluster: bool) -> Application:
         ).bind(name, config, list(groups_of(spec)))
         for name in groups_of(spec)
     }
-    # The ingress refuses by itself, in its own words, before the proxy would.
-    ingress = _deployment(
-        serve.ingress()(Ingress), name="ingress", max_ongoing_requests=4 * most + 100, **_replicas(config.ingress, config, load=most / 2)
-    )
+    ingress = _deployment(serve.ingress()(Ingress), **at_ingress, **_replicas(config.ingress, config, load=most / 2))
     return ingress.bind(config, groups, at_cluster)
+
+
+def is_fused(config: ServeConfig, spec: ScoringSpec) -> bool:
+    """Whether all detectors run in the ingress: as `fused` says, or where all are small, on CPUs, and no group has resources of its own."""
+    if config.fused is not None:
+        return config.fused
+    on_cpus = config.device == "cpu" and not config.detectors.num_gpus and not config.groups
+    sizes = [card.size.gmac if card.size else None for card in spec.cards.values()]
+    return on_cpus and len(spec.pools) == 1 and all(sizes) and sum(filter(None, sizes)) <= MOST_FUSED_GMAC
+
+
+def _fused_resources(config: ServeConfig) -> Resources:
+    """What a replica takes that is ingress and detectors: both CPUs and memory, as many replicas as the more numerous has."""
+    parts = (config.ingress, config.detectors)
+    most = [one.max_replicas for one in parts if one.max_replicas]
+    return config.detectors.model_copy(
+        update={
+            "replicas": max(one.replicas for one in parts),
+            "max_replicas": max([*most, *(one.replicas for one in parts)]) if most else None,
+            "num_cpus": sum(one.num_cpus for one in parts),
+            "memory_bytes": sum(one.memory_bytes or 0 for one in parts) or None,
+            "labels": {**config.ingress.labels, **config.detectors.labels},
+        }
+    )
 
 
 def _deployment(kind: Callable[..., Any], **options: Any) -> serve.Deployment:
@@ -112,61 +131,34 @@ def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> d
 
 
 class DetectorDeployment:
-    """One group of detectors out of all `groups`. `user_config` may change RELOADABLE keys of the config without a restart."""
+    """One group of detectors out of all `groups`, called by ingress replicas."""
 
     def __init__(self, name: str, config: ServeConfig, groups: Collection[str]) -> None:
-        from ray_app.serving.metrics import RayMeter
+        from ray_app.serving.ray_metrics import RayMeter
 
         _log_beside_serve()
-        self._config, self._groups = config, set(groups)
-        self._group = DetectorGroup(name)
-        self._noted = functools.partial(RayMeter().batch, name)
-        self._batcher: Batcher[ScoreRequest, ScoreResponse | ReleaseOffer] | None = None
-        self._profiling: Batcher[attribution.ProfileRequest, attribution.ProfileResponse | ReleaseOffer] = Batcher(self._group.profile)
+        self._group = LocalGroup(name, RayMeter())
+        self._loaded = _Loaded(config, {name: self._group}, set(groups))
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load what the config now requests; requests are answered by what was loaded before until then.
-
-        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
-        """
-        try:
-            generation = await asyncio.to_thread(self._load, dict(user_config))
-        except TouchstoneError as error:
-            if self._batcher is None:
-                raise
-            _log.error("not loaded, the ensembles before go on: %s; %s", error.message, error.hint)
-            return
-        if self._batcher is None:
-            self._batcher = Batcher(self._group.score, noted=self._noted)
-        self._batcher.slots, self._batcher.wait_s = generation.spec.slots, self._config.batching.wait_ms / 1000
-        self._profiling.slots = generation.spec.slots
-
-    def _load(self, changes: dict[str, Any]) -> "Release":
-        if unknown := changes.keys() - RELOADABLE:
-            raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
-                              hint=f"what can: {', '.join(sorted(RELOADABLE))}; for the rest change `args`")  # fmt: skip
-        config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
-        needed = groups_of(plan_release(config)[0]).keys()
-        if needed != self._groups:
-            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy anew")
-        return self._group.load(config)
+        """Load what the config now requests (see `_Loaded`)."""
+        await self._loaded.change(user_config)
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose detectors raise on everything: a device may have failed under them."""
-        self._group.check_health()
+        self._loaded.check_health()
 
     async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
         """What the group says of one image, scored together with others that come at the same time."""
-        assert self._batcher is not None, "Serve reconfigures before it asks"
-        return await self._batcher(request)
+        return await self._group.score(request)
 
     async def profile(self, request: attribution.ProfileRequest) -> attribution.ProfileResponse | ReleaseOffer:
         """What the group's heads and describers say of one image; whatever came while others were at work goes together."""
-        return await self._profiling(request)
+        return await self._group.profile(request)
 
     async def describe(self) -> "Release":
         """What it serves."""
-        return self._group.generation
+        return await self._group.describe()
 
 
 class Ingress:
@@ -174,17 +166,73 @@ class Ingress:
 
     def __init__(self, config: ServeConfig, groups: Mapping[str, Handle], at_cluster: bool) -> None:
         _log_beside_serve()
-        self._config, self._groups = config, groups
+        self._config = config
+        self._groups: Mapping[str, engine.GroupHandle] = {name: RemoteGroup(handle) for name, handle in groups.items()}
         self._cluster = ray.get_runtime_context().gcs_address if at_cluster else None
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from ray_app.serving.http.app import create_app
         from ray_app.serving.jobs import RayJobs
-        from ray_app.serving.metrics import RayMeter
+        from ray_app.serving.ray_metrics import RayMeter
 
         meter = RayMeter()
-        scorer, jobs = _scorer(self._config, self._groups, meter), RayJobs(self._config, self._cluster)
-        return create_app(self._config, scorer, jobs, meter, echo_request_id=False)
+        scorer = engine.EndpointScorer(self._config, self._groups, engine.started_decoders(self._config), meter)
+        return create_app(self._config, scorer, RayJobs(self._config, self._cluster), meter, echo_request_id=False)
+
+
+class FusedIngress(Ingress):
+    """The HTTP side and all detectors in one process: for small networks, the way between two processes costs more than they do."""
+
+    def __init__(self, config: ServeConfig, groups: Collection[str], at_cluster: bool) -> None:
+        from ray_app.serving.ray_metrics import RayMeter
+
+        super().__init__(config, {}, at_cluster)
+        meter = RayMeter()
+        local = {name: LocalGroup(name, meter) for name in groups}
+        self._groups, self._loaded = local, _Loaded(config, local, set(groups))
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Load what the config now requests (see `_Loaded`)."""
+        await self._loaded.change(user_config)
+
+    async def check_health(self) -> None:
+        """See `DetectorDeployment.check_health`."""
+        self._loaded.check_health()
+
+
+class _Loaded:
+    """The groups in one replica, of all that are `needed`. `user_config` may change RELOADABLE keys of the config without a restart."""
+
+    def __init__(self, config: ServeConfig, groups: Mapping[str, LocalGroup], needed: Collection[str]) -> None:
+        self._config, self._groups, self._needed = config, groups, set(needed)
+
+    async def change(self, user_config: Mapping[str, Any]) -> None:
+        """Load what the config now requests; requests are answered by what was loaded before until then.
+
+        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
+        """
+        try:
+            await asyncio.to_thread(self._load, dict(user_config))
+        except TouchstoneError as error:
+            if not all(group.is_loaded for group in self._groups.values()):
+                raise
+            _log.error("not loaded, the ensembles before go on: %s; %s", error.message, error.hint)
+
+    def _load(self, changes: dict[str, Any]) -> None:
+        if unknown := changes.keys() - RELOADABLE:
+            raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
+                              hint=f"what can: {', '.join(sorted(RELOADABLE))}; for the rest change `args`")  # fmt: skip
+        config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
+        needed = groups_of(plan_release(config)[0]).keys()
+        if needed != self._needed:
+            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy anew")
+        for group in self._groups.values():
+            group.load(config)
+
+    def check_health(self) -> None:
+        """Raises DetectorError."""
+        for group in self._groups.values():
+            group.check_health()
 
 
 class RemoteGroup:
@@ -229,84 +277,3 @@ def _log_beside_serve() -> None:
     ours = logging.getLogger("ray_app")
     ours.handlers, ours.propagate, ours.parent = [], True, logging.getLogger("ray.serve")
     ours.setLevel(logging.NOTSET)
-
-
-def _scorer(config: ServeConfig, groups: Mapping[str, Handle], meter: Any = None) -> engine.EndpointScorer:
-    from ray_app.inference.decoder_pool import IsolatedDecoders
-    from ray_app.serving.metrics import RayMeter
-
-    decoders = IsolatedDecoders(
-        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
-        provenance=config.provenance.policy(),
-    )  # fmt: skip
-    spec, _, _ = plan_release(config)
-    decoders.start(spec.preprocessings, spec.resize)
-    return engine.EndpointScorer(config, {name: RemoteGroup(handle) for name, handle in groups.items()}, decoders, meter or RayMeter())
-
-
-@dataclass(frozen=True)
-class _Waiting(Generic[Item, Done]):
-    item: Item
-    since: float
-    answer: "asyncio.Future[Done]"
-
-
-class Batcher(Generic[Item, Done]):
-    """Hands items to `work` in order of arrival, at most `slots` at once, one batch after another, in a thread of its own.
-
-    A batch that is not full waits for company `wait_s` after its first item came, and not at all if that came while another was at work
-    for longer. `noted(size, seconds)` is called for every batch and how long its first item waited.
-    """
-
-    def __init__(
-        self,
-        work: Callable[[Sequence[Item]], Sequence[Done]],
-        *,
-        slots: int = 1,
-        wait_s: float = 0.0,
-        noted: Callable[[int, float], None] = lambda size, seconds: None,
-    ) -> None:
-        self.slots, self.wait_s = slots, wait_s
-        self._work, self._noted = work, noted
-        self._waiting: deque[_Waiting[Item, Done]] = deque()
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._running: asyncio.Task[None] | None = None
-
-    async def __call__(self, item: Item) -> Done:
-        """What `work` makes of the item; raises what it raised. An item whose caller left before its batch began is left out."""
-        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(item, time.monotonic(), answer))
-        self._arrived.set()
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return await answer
-
-    async def _run(self) -> None:
-        while self._waiting:
-            await self._gather_company()
-            batch = [self._waiting.popleft() for _ in range(min(self.slots, len(self._waiting)))]
-            await self._work_on([one for one in batch if not one.answer.done()])
-
-    async def _gather_company(self) -> None:
-        until = self._waiting[0].since + self.wait_s
-        while len(self._waiting) < self.slots and (left := until - time.monotonic()) > 0:
-            self._arrived.clear()
-            try:
-                await asyncio.wait_for(self._arrived.wait(), left)
-            except TimeoutError:
-                return
-
-    async def _work_on(self, batch: Sequence[_Waiting[Item, Done]]) -> None:
-        if not batch:
-            return
-        try:
-            self._noted(len(batch), time.monotonic() - batch[0].since)
-            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, [one.item for one in batch])
-            for one, answer in zip(batch, answers, strict=True):
-                if not one.answer.done():
-                    one.answer.set_result(answer)
-        except Exception as error:  # nobody of this batch may wait for ever, and the next one goes on
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ray_app.config import Frozen
+from ray_app.config import Frozen, find_config, read_mapping
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
@@ -153,8 +153,31 @@ class ServeConfig(Frozen):
     groups: Mapping[str, Resources] = Field(
         default={}, description="resources of one group: `detectors`, or a detector with a process of its own"
     )
+    fused: bool | None = Field(
+        default=None, description="on Ray, all detectors in the ingress's process; null = where they are small and on CPUs"
+    )
     limits: RequestLimits = RequestLimits()
     access: Access = Access()
     urls: UrlFetching = UrlFetching()
     jobs: JobLimits = JobLimits()
     page: bool = Field(default=True, description="whether / is the web page")
+
+
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+
+
+def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Of a Serve config file: the args of its application, where they stand, for errors, and how it logs. Raises ConfigError."""
+    if name_or_path is None:
+        return {}, "command line", QUIET
+    path = find_config("serve", name_or_path)
+    config = read_mapping(path)
+    applications = config.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
+        raise ConfigError(f"{path}: expected a Serve config with one entry in `applications`", hint="see configs/serve/laptop.yaml")
+    logs = applications[0].get("logging_config") or config.get("logging_config") or QUIET
+    if not isinstance(logs, dict):
+        raise ConfigError(
+            f"{path}: logging_config: expected keys and values, found {type(logs).__name__}", hint="for example {log_level: INFO}"
+        )
+    return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", logs

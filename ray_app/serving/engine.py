@@ -18,7 +18,7 @@ from ray_app.inference import batch, decoder_pool
 from ray_app.serving import attribution, metrics
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import errors, responses, schemas
-from ray_app.serving.release import Release, groups_of
+from ray_app.serving.release import Release, groups_of, plan_release
 from ray_app.serving.replica import ReleaseOffer, ScoreRequest, ScoreResponse, golden_image, group_preprocessings
 
 READY_FOR_S, UNREADY_FOR_S = 10.0, 1.0  # what was found holds so long: readiness checks must not load a busy endpoint
@@ -227,6 +227,17 @@ class EndpointScorer:
         image.score_s += scoring_s
         image.wait_s += max(elapsed - scoring_s, 0.0)
         return replies
+
+
+def started_decoders(config: ServeConfig) -> decoder_pool.IsolatedDecoders:
+    """The endpoint's decoder processes, up and with the libraries that its ensembles need. Raises TouchstoneError."""
+    decoders = decoder_pool.IsolatedDecoders(
+        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
+        provenance=config.provenance.policy(),
+    )  # fmt: skip
+    spec, _, _ = plan_release(config)
+    decoders.start(spec.preprocessings, spec.resize)
+    return decoders
 
 
 async def gather_or_cancel(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -35,7 +35,7 @@ from ray_app.storage import Store, canonical, strip_secrets, urls
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-NO_CLUSTER = "jobs run on a Ray cluster, and `touchstone serve` starts a Ray of its own: deploy there with `serve deploy`"
+NO_CLUSTER = "jobs are runs on a Ray cluster: deploy the endpoint there, with `serve deploy`, or run `touchstone score` yourself"
 NO_DIRECTORY = "jobs are switched off: the operator has named no directory for their runs (jobs.directory)"
 RETRY_AFTER_S = 30
 TIMEOUT_S = (5.0, 20.0)  # to connect to Ray's dashboard, and for its answer

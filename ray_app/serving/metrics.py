@@ -1,22 +1,12 @@
-"""What the endpoint counts (`Meter`, `RayMeter`), and the page /metrics (`merged`).
+"""What the endpoint counts (`Meter`), and its page /metrics where it runs without Ray (`ProcessMeter`). On Ray: `serving.ray_metrics`."""
 
-Each process counts for itself and hands its numbers to the metric agent of its node. A scrape of /metrics reaches one replica
-of several, so that replica queries every node's agent and answers for all of them. Numbers reach the agents within about 10 s.
-"""
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
-import asyncio
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
-
-import aiohttp
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.parser import text_string_to_metric_families
-
-OURS, SERVES = "ray_touchstone_", "ray_serve_"
-RUNS = "ray_touchstone_run_"  # of scoring runs on the same cluster: Prometheus has them from their own nodes
-UNREACHABLE = "touchstone_metrics_nodes_unreachable"
-AGENT_TIMEOUT_S = 3.0
+PREFIX = "ray_touchstone_"  # of every series, as Ray writes it: dashboards and alerts are the same for both servers
+SHARED = "PROMETHEUS_MULTIPROC_DIR"  # a folder in which several processes count together; read when prometheus_client is imported
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
 BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -36,155 +26,85 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
 }
 GAUGES: dict[str, str] = {"images_in_flight": "images at work in requests"}
 
-# The only labels that leave this cluster. Ray adds node addresses, session folders and process ids: those stay here.
-LABELS = frozenset(
-    {"le", "route", "status", "code", "ensemble", "verdict", "group", "stage"}
-    | {"application", "deployment", "replica", "function_name", "method", "status_code", "error_code", "exception_type"}
-)
 
-
-class Meter(Protocol):
+class Meter(ABC):
     """Counts what happens. No call blocks; no call ever raises for what a client sent."""
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """One answered request. `route` is the template (`/v1/jobs/{id}`), never the path: every value is a series for ever."""
+    @abstractmethod
+    def _add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
+        """Count one of COUNTERS up."""
 
-    def stage(self, name: str, seconds: float) -> None:
-        """One image left one stage: decode, wait, score or total."""
+    @abstractmethod
+    def _observe(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        """Note a value of one of HISTOGRAMS."""
 
-    def refused(self, code: str) -> None:
-        """One request or image was refused, for a reason of the closed list."""
-
-    def verdict(self, ensemble: str, verdict: str) -> None:
-        """One image was decided on."""
-
-    def batch(self, group: str, size: int, waited_s: float) -> None:
-        """A detector group took `size` images at once; the first of them had waited `waited_s` until then."""
-
+    @abstractmethod
     def in_flight(self, n: int) -> None:
         """How many images are at work in this process now."""
 
+    @abstractmethod
     async def exposition(self) -> str:
-        """The whole cluster's numbers in Prometheus' text format, version 0.0.4."""
-
-
-class RayMeter:
-    """Counts with Ray's metric library: one per process, in a process that Ray runs."""
-
-    def __init__(self) -> None:
-        # Ray is imported here and not above, so that what only counts through the protocol runs without it.
-        from ray.util.metrics import Counter, Gauge, Histogram
-
-        self._counters: dict[str, Any] = {
-            name: Counter(f"touchstone_{name}", description=meaning, tag_keys=labels) for name, (meaning, labels) in COUNTERS.items()
-        }
-        self._histograms: dict[str, Any] = {
-            name: Histogram(f"touchstone_{name}", description=meaning, boundaries=list(bounds), tag_keys=labels)
-            for name, (meaning, labels, bounds) in HISTOGRAMS.items()
-        }
-        self._in_flight: Any = Gauge("touchstone_images_in_flight", description=GAUGES["images_in_flight"])
+        """The whole endpoint's numbers in Prometheus' text format, version 0.0.4."""
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """Counts it, and its time."""
-        self._counters["requests"].inc(1, {"route": route, "status": str(status)})
-        self._histograms["request_seconds"].observe(seconds, {"route": route})
+        """One answered request. `route` is the template (`/v1/jobs/{id}`), never the path: every value is a series for ever."""
+        self._add("requests", 1, {"route": route, "status": str(status)})
+        self._observe("request_seconds", seconds, {"route": route})
 
     def stage(self, name: str, seconds: float) -> None:
-        """Counts the seconds of one image in one stage."""
-        self._histograms["stage_seconds"].observe(seconds, {"stage": name})
+        """One image left one stage: decode, wait, score or total."""
+        self._observe("stage_seconds", seconds, {"stage": name})
 
     def refused(self, code: str) -> None:
-        """Counts it by its reason."""
-        self._counters["refusals"].inc(1, {"code": code})
+        """One request or image was refused, for a reason of the closed list."""
+        self._add("refusals", 1, {"code": code})
 
     def verdict(self, ensemble: str, verdict: str) -> None:
-        """Counts it by ensemble."""
-        self._counters["verdicts"].inc(1, {"ensemble": ensemble, "verdict": verdict})
+        """One image was decided on."""
+        self._add("verdicts", 1, {"ensemble": ensemble, "verdict": verdict})
 
     def batch(self, group: str, size: int, waited_s: float) -> None:
-        """Counts its size twice: as a distribution, and as images, since Ray rebuilds the sum of a histogram from its buckets."""
-        self._histograms["batch_images"].observe(size, {"group": group})
-        self._counters["batched_images"].inc(size, {"group": group})
-        self._histograms["batch_wait_seconds"].observe(waited_s, {"group": group})
+        """A detector group took `size` images at once; the first of them had waited `waited_s` until then.
+
+        Its size counts twice, as a distribution and as images, since Ray rebuilds the sum of a histogram from its buckets.
+        """
+        self._observe("batch_images", size, {"group": group})
+        self._add("batched_images", size, {"group": group})
+        self._observe("batch_wait_seconds", waited_s, {"group": group})
+
+
+class ProcessMeter(Meter):
+    """Counts in this process or, where the variable SHARED names a folder, together with all workers that have the same."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        own = self._registry = CollectorRegistry()
+        self._counters = {name: Counter(PREFIX + name, meaning, keys, registry=own) for name, (meaning, keys) in COUNTERS.items()}
+        self._histograms = {
+            name: Histogram(PREFIX + name, meaning, keys, buckets=bounds, registry=own)
+            for name, (meaning, keys, bounds) in HISTOGRAMS.items()
+        }
+        (gauge,) = GAUGES.items()
+        self._in_flight = Gauge(PREFIX + gauge[0], gauge[1], registry=own, multiprocess_mode="livesum")
+
+    def _add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
+        self._counters[name].labels(**labels).inc(amount)
+
+    def _observe(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        self._histograms[name].labels(**labels).observe(value)
 
     def in_flight(self, n: int) -> None:
         """Sets what this process reports until it is set anew."""
         self._in_flight.set(n)
 
     async def exposition(self) -> str:
-        """Asks all living nodes at once; one that does not answer in 3 s is left out and counted."""
-        addresses = await asyncio.to_thread(_agent_addresses)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=AGENT_TIMEOUT_S)) as session:
-            texts = await asyncio.gather(*(_agent_page(session, address) for address in addresses))
-        answered = [text for text in texts if text is not None]
-        # Parsing is pure Python: a second thread keeps this replica's requests moving meanwhile.
-        return await asyncio.to_thread(merged, answered, unreachable=len(texts) - len(answered))
+        """The numbers of now."""
+        from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
-
-def _agent_addresses() -> list[str]:
-    import ray
-
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [_agent_address(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes if node["Alive"]]
-
-
-def _agent_address(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
-
-
-async def _agent_page(session: aiohttp.ClientSession, address: str) -> str | None:
-    try:
-        async with session.get(address) as answer:
-            return await answer.text() if answer.status == 200 else None
-    except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError):
-        return None
-
-
-def merged(pages: Iterable[str], *, unreachable: int = 0) -> str:
-    """Agents' pages as one: our families and Serve's, one family per name, and only labels that tell nothing of this cluster.
-
-    What becomes equal by the loss of labels is added up. Serve's gauges are not amounts (percentages, states), so equals among
-    them stay apart under a number, `process`.
-    """
-    families: dict[str, Metric] = {}
-    for page in pages:
-        for family in text_string_to_metric_families("\n".join(_kept_lines(page))):
-            known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            known.samples.extend(family.samples)
-    answer = [_condensed(families[name]) for name in sorted(families)]
-    answer.append(GaugeMetricFamily(UNREACHABLE, "living nodes whose metric agent did not answer this request", value=unreachable))
-    return generate_latest(_Collected(answer)).decode()
-
-
-def _kept_lines(page: str) -> Iterator[str]:
-    """Only the lines that we keep are parsed: an agent's page holds thousands of Ray's own."""
-    for line in page.splitlines():
-        name = line.split(" ", 3)[2] if line.startswith("# ") and line.count(" ") >= 2 else line
-        if name.startswith((OURS, SERVES)) and not name.startswith(RUNS):
-            yield line
-
-
-def _condensed(family: Metric) -> Metric:
-    distinct = family.type == "gauge" and family.name.startswith(SERVES)
-    values: dict[tuple[str, tuple[tuple[str, str], ...]], list[float]] = {}
-    for sample in family.samples:
-        labels = tuple(sorted((key, value) for key, value in sample.labels.items() if key in LABELS))
-        values.setdefault((sample.name, labels), []).append(sample.value)
-    condensed = Metric(family.name, family.documentation, family.type)
-    for (name, labels), found in values.items():
-        if distinct and len(found) > 1:
-            for number, value in enumerate(found):
-                condensed.add_sample(name, {**dict(labels), "process": str(number)}, value)
-        else:
-            condensed.add_sample(name, dict(labels), sum(found))
-    return condensed
-
-
-class _Collected:
-    """What `generate_latest` needs of a registry."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> list[Metric]:
-        return self._families
+        registry: Any = self._registry
+        if SHARED in os.environ:
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry).decode()

@@ -11,7 +11,7 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.serving.http.connections import CALLBACK
-from ray_app.serving.local import SERVE_VARIABLES
+from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests.ray_head import free_ports
 
 
@@ -83,7 +83,7 @@ def test_what_is_misspelt_is_told(capsys, arguments, word):
 def test_wrong_log_settings_of_a_file_are_told_before_ray_starts(capsys, monkeypatch, tmp_path, logs, word):
     for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}.items():
         monkeypatch.setenv(name, value)  # for the tests that follow, these are not set by this one
-    monkeypatch.setattr("ray_app.serving.local.cluster", None)
+    monkeypatch.setattr("ray_app.serving.ray_server.cluster", None)
     (tmp_path / "serve.yaml").write_text(json.dumps({"applications": [{}], "logging_config": logs}))
     code, said = told(capsys, "--port", "18431", "--config", str(tmp_path / "serve.yaml"))
     assert code == 2, said

@@ -17,10 +17,10 @@ from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Status
 from ray_app.images import decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge
-from ray_app.inference.decision import require_embeddings
+from ray_app.inference.decision import require_embeddings, rows_to_describe
 from ray_app.inference.ensemble import load_ensemble
 from ray_app.inference.outputs import DetectorOutputs
-from ray_app.inference.scorer import Describing, EnsembleScorer, describer_inputs, rows_to_describe
+from ray_app.inference.scorer import Describing, EnsembleScorer, describer_inputs
 from ray_app.inference.second_pass import CascadeScorer, StabilityScorer
 from ray_app.inference.stability import Stability
 from ray_app.runs import result_rows

@@ -32,7 +32,7 @@ from ray_app.datajobs.download.session import wants_ray
 from ray_app.datajobs.shards.plan import PackConfig
 from ray_app.datajobs.shards.run import _workers as workers
 from ray_app.errors import ClusterError, ConfigError, ExitCode
-from ray_app.serving.local import _refuse_a_cluster as refuse_a_cluster
+from ray_app.serving.ray_server import _refuse_a_cluster as refuse_a_cluster
 from tests.http_server import HttpServer
 
 TOKEN = "a" * 40

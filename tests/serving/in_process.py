@@ -1,41 +1,16 @@
 """The endpoint without Ray: real detectors, real decoder processes, real HTTP, groups asked in this process."""
 
-import asyncio
-import threading
 from contextlib import contextmanager
 
 import httpx
 
-from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
-from ray_app.serving.engine import EndpointScorer
+from ray_app.serving.engine import EndpointScorer, started_decoders
 from ray_app.serving.http.app import create_app
 from ray_app.serving.jobs import RayJobs
+from ray_app.serving.local_group import LocalGroup
 from ray_app.serving.release import groups_of, plan_release
-from ray_app.serving.replica import DetectorGroup
 from tests.serving.http.live import serving
-
-
-class LocalGroup:
-    """A group in this process; asked by one at a time, as a deployed one is (`serving.app`)."""
-
-    def __init__(self, name, config):
-        self.group = DetectorGroup(name)
-        self._one_at_a_time = threading.Lock()
-        self.group.load(config)
-
-    async def score(self, ask):
-        return (await asyncio.to_thread(self._score, ask))[0]
-
-    def _score(self, ask):
-        with self._one_at_a_time:
-            return self.group.score([ask])
-
-    async def profile(self, ask):
-        return (await asyncio.to_thread(self.group.profile, [ask]))[0]
-
-    async def describe(self):
-        return self.group.generation
 
 
 class CountingMeter:
@@ -66,16 +41,18 @@ class CountingMeter:
         return f"touchstone_requests_total {len(self.requests)}\n"
 
 
+def loaded_group(name, config, meter=None):
+    """A group in this process, as the server without Ray has it."""
+    group = LocalGroup(name, meter or CountingMeter())
+    group.load(config)
+    return group
+
+
 def local_scorer(config, meter=None):
     """An EndpointScorer over groups in this process."""
-    spec, _, _ = plan_release(config)
-    groups = {name: LocalGroup(name, config) for name in groups_of(spec)}
-    decoders = IsolatedDecoders(
-        config.images, processes=config.decoders, wall_limit_s=config.limits.decode_limit_s, formats=config.limits.formats,
-        provenance=config.provenance.policy(),
-    )  # fmt: skip
-    decoders.start()
-    return EndpointScorer(config, groups, decoders, meter or CountingMeter())
+    meter = meter or CountingMeter()
+    groups = {name: loaded_group(name, config, meter) for name in groups_of(plan_release(config)[0])}
+    return EndpointScorer(config, groups, started_decoders(config), meter)
 
 
 @contextmanager

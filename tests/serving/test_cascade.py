@@ -12,7 +12,7 @@ from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer
 from ray_app.serving.http.responses import NOT_REQUESTED
 from tests.images.factory import encoded, photo
-from tests.serving.in_process import CountingMeter, LocalGroup
+from tests.serving.in_process import CountingMeter, loaded_group
 
 WIDE, NARROW = (-50.0, 50.0), (49.0, 50.0)
 
@@ -67,7 +67,7 @@ def file():
 
 def endpoint(path, decoders, *names):
     config = ServeConfig(ensembles=(path,))
-    groups = {name: Counted(LocalGroup(name, config)) for name in names}
+    groups = {name: Counted(loaded_group(name, config)) for name in names}
     counted = Counted(decoders)
     return EndpointScorer(config, groups, counted, CountingMeter()), groups, counted
 
@@ -139,14 +139,14 @@ def test_groups_that_update_one_after_the_other_answer_all_the_time(cards, decod
     before = ServeConfig(ensembles=(ensemble(cards, WIDE),))
     after = ServeConfig(ensembles=(ensemble(cards, (-49.0, 50.0)),))
     for first, second in (("detectors", "slow"), ("slow", "detectors")):
-        groups = {name: LocalGroup(name, before) for name in ("detectors", "slow")}
+        groups = {name: loaded_group(name, before) for name in ("detectors", "slow")}
         scorer = EndpointScorer(before, groups, decoders, CountingMeter())
 
         async def update(scorer, *order):
             async with asyncio.timeout(60):
                 answers = [await scorer.score(file)]
                 for group in order:
-                    group.group.load(after)
+                    group.load(after)
                     answers.append(await scorer.score(file))
                 return answers
 

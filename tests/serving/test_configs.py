@@ -16,8 +16,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.serving.app import RELOADABLE, _log_beside_serve, build
-from ray_app.serving.config import ServeConfig
-from ray_app.serving.local import QUIET, SERVE_VARIABLES, read_file
+from ray_app.serving.config import QUIET, ServeConfig, read_file
+from ray_app.serving.ray_server import SERVE_VARIABLES
 from ray_app.serving.release import plan_release
 from tests import crds
 

@@ -20,7 +20,7 @@ from benchmarks.load import Load, Photograph, load
 from benchmarks.work import QUALITY, SIZE
 from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import write_photographs
-from ray_app.serving.local import SERVE_VARIABLES
+from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests.ray_head import BIN, free_ports, ray_head, rss_of
 from tests.reports.browser import chromium
 from tests.scoring.conftest import rows_of, wait_until

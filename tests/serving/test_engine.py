@@ -19,13 +19,13 @@ from ray_app.serving.release import groups_of, load_release, plan_release
 from ray_app.serving.replica import ReleaseOffer
 from tests.images import factory
 from tests.images.factory import encoded, flat, photo
-from tests.serving.in_process import CountingMeter, LocalGroup, local_scorer
+from tests.serving.in_process import CountingMeter, loaded_group, local_scorer
 from tests.serving.test_release import stricter
 
 
 @pytest.fixture(scope="module")
 def group():
-    return LocalGroup("detectors", ServeConfig(ensembles=("tiny",)))
+    return loaded_group("detectors", ServeConfig(ensembles=("tiny",)))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_group_that_is_lost_is_asked_again(group, decoders, file):
 
 
 async def test_an_offer_is_followed_and_every_answer_names_its_own_fingerprint(group, decoders, file, tmp_path):
-    other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path, "tiny"),)))
+    other = loaded_group("detectors", ServeConfig(ensembles=(stricter(tmp_path, "tiny"),)))
     theirs, moving = await other.describe(), Scripted(group)
     scorer = scorer_of(moving, decoders)
     before = await scorer.score(file)
@@ -106,16 +106,16 @@ def two_groups(tmp_path):
 def test_groups_that_update_one_after_the_other_answer_all_the_time(two_groups, decoders, file, shared, while_updating):
     """Thresholds change: what was served goes on until both have moved. A detector changes: the group that has not is still right."""
     before, after = two_groups(1.0, "together"), two_groups(2.0, shared)
-    groups = {name: LocalGroup(name, before) for name in ("detectors", "alone")}
+    groups = {name: loaded_group(name, before) for name in ("detectors", "alone")}
     scorer = EndpointScorer(before, groups, decoders, CountingMeter())
     names = {key: load_release(config).fingerprints["two"] for key, config in (("before", before), ("after", after))}
 
     async def update():
         async with asyncio.timeout(60):
             answers = [await scorer.score(file)]
-            groups["detectors"].group.load(after)
+            groups["detectors"].load(after)
             answers.append(await scorer.score(file))
-            groups["alone"].group.load(after)
+            groups["alone"].load(after)
             return [*answers, await scorer.score(file)]
 
     answers = asyncio.run(update())
@@ -203,7 +203,7 @@ async def test_ready_scores_a_golden_image_once_in_a_while_however_many_ask(grou
 
 async def test_an_ensemble_that_an_update_brought_is_known_at_its_first_request(group, decoders, file, tmp_path, monkeypatch):
     monkeypatch.setattr("ray_app.serving.engine.FRESH_S", 0.0)
-    other = LocalGroup("detectors", ServeConfig(ensembles=(stricter(tmp_path),)))
+    other = loaded_group("detectors", ServeConfig(ensembles=(stricter(tmp_path),)))
     moving = Scripted(group)
     scorer = scorer_of(moving, decoders)
     await scorer.score(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import ray_app
-from ray_app.serving.local import SERVE_VARIABLES
+from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests.ray_head import free_ports, ray_head, title_of
 from tests.scoring.conftest import family_of, rows_of, wait_until
 from tests.serving.http.test_job_routes import AS_THEM, MINE, THEIRS, code_of

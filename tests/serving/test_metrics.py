@@ -17,7 +17,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from ray_app.scoring import run_metrics
-from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, LABELS, UNREACHABLE, RayMeter, _agent_address, _agent_page, merged
+from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from ray_app.serving.ray_metrics import LABELS, UNREACHABLE, _agent_address, _agent_page, merged
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "configs/prometheus/alerts.yaml"
@@ -118,7 +119,7 @@ def test_an_agent_may_have_an_ipv6_address():
 
 COUNTING = """
 import asyncio, time, ray
-from ray_app.serving.metrics import RayMeter
+from ray_app.serving.ray_metrics import RayMeter
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR")
 
 @ray.remote(num_cpus=0.1)
@@ -163,13 +164,6 @@ def test_one_replica_answers_for_two_on_a_real_cluster():
     assert not re.search(r"\d+\.\d+\.\d+\.\d+|session_|WorkerId", done.stdout)
     told = set(re.findall(r"^# TYPE ray_touchstone_(\w+?)(?:_total)? ", done.stdout, re.MULTILINE))
     assert told == {*COUNTERS, *HISTOGRAMS, *GAUGES}
-
-
-def test_the_protocol_is_what_ray_counts():
-    from ray_app.serving.metrics import Meter
-
-    wanted = {name for name in vars(Meter) if not name.startswith("_")}
-    assert wanted == {name for name in vars(RayMeter) if not name.startswith("_")}
 
 
 def exported() -> set[str]:

@@ -14,7 +14,7 @@ from ray_app.serving.release import load_release
 from ray_app.serving.replica import ReleaseOffer
 from tests.images.factory import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, TINY, profiled_card
-from tests.serving.in_process import CountingMeter, LocalGroup
+from tests.serving.in_process import CountingMeter, loaded_group
 
 FILES = [encoded(photo(240, 200, seed), "JPEG", quality=70 + seed) for seed in range(8)]
 
@@ -38,7 +38,7 @@ def config(card):
 
 @pytest.fixture(scope="module")
 def group(config):
-    return LocalGroup("detectors", config)
+    return loaded_group("detectors", config)
 
 
 def scored(config, group, decoders, files=FILES, **options):
@@ -76,7 +76,7 @@ def test_words_are_predicted_of_what_is_flagged(answers):
 
 def test_all_get_words_where_the_card_says_so(tmp_path, decoders):
     config = ServeConfig(ensembles=(str(write_card(tmp_path, describe="all")),))
-    answers = scored(config, LocalGroup("detectors", config), decoders)
+    answers = scored(config, loaded_group("detectors", config), decoders)
     assert all(answer.profile.prompt is not None for answer in answers)
 
 
@@ -117,14 +117,14 @@ class Troubled:
 
 
 def test_a_group_that_is_lost_or_moves_before_it_told_is_asked_for_all_of_it_again(config, group, decoders, answers):
-    troubled = Troubled(group, GroupLost(), ReleaseOffer(group.group.generation))
+    troubled = Troubled(group, GroupLost(), ReleaseOffer(group._group.generation))
     [again] = scored(config, troubled, decoders, FILES[:1])
     assert again.profile == answers[0].profile
     assert troubled.asked == 3
 
 
 def test_what_a_group_was_not_told_by_it_says_nothing_of(group, config):
-    generation = group.group.generation
+    generation = group._group.generation
     mine = generation.groups["detectors"]
     width = generation.spec.features[TINY]["width"]
     asks = [
@@ -132,7 +132,7 @@ def test_what_a_group_was_not_told_by_it_says_nothing_of(group, config):
         ProfileRequest("another", "profiled", np.zeros(width, np.float32), None),
         ProfileRequest(mine, "profiled", np.zeros(width, np.float32), np.zeros(3, np.float32)),
     ]
-    silent, offer, half = group.group.profile(asks)
+    silent, offer, half = group._group.profile(asks)
     assert (silent.identified, silent.described) == (None, None)
     assert isinstance(offer, ReleaseOffer)
     assert half.identified is not None

@@ -13,8 +13,8 @@ from ray_app.ensembles.decision import calibrate, doubt, sigmoid
 from ray_app.errors import InputError, Status
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
-from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, batch, judge, remarks_on, scorer
-from ray_app.inference.decision import facts_of, finite, second_stage_rows
+from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, batch, judge, remarks_on
+from ray_app.inference.decision import facts_of, finite, rows_to_describe, second_stage_rows
 from ray_app.inference.outputs import MASKS, REPLIES
 from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
 from ray_app.runs.artifacts import mask_area, mask_png
@@ -196,7 +196,7 @@ def needs_second_stage(spec: ScoringSpec, replies: Sequence[replica.ScoreRespons
 
 def is_described(spec: ScoringSpec, replies: Sequence[replica.ScoreResponse], facts: ImageFileFacts) -> bool:
     """Whether an ensemble's profile wants words for an image with these outputs."""
-    return bool(scorer.rows_to_describe(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
+    return bool(rows_to_describe(spec, [DecodeResult(Status.OK, None, facts)], _whole(spec, outputs_of(replies))))
 
 
 def _profile(profiled: attribution.ProfileResponse) -> schemas.Profile:

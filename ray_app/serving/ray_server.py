@@ -1,27 +1,26 @@
-"""An endpoint on this machine: Ray, Serve and the application up, waited for, and down again. For clusters there is `serve deploy`."""
+"""An endpoint on this machine's own Ray (`touchstone serve --ray`): Ray, Serve and the application up, waited for, and down again.
+
+For clusters there is `serve deploy`; without Ray there is `serving.server`.
+"""
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
-
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster, named_cluster, without_side_effects
-from ray_app.config import find_config, read_mapping, validate
+from ray_app.config import validate
 from ray_app.detectors import resolve_weights
 from ray_app.errors import ClusterError, ConfigError, describe_error
-from ray_app.serving import haproxy, release
-from ray_app.serving.config import ServeConfig
+from ray_app.serving import address, haproxy, release
+from ray_app.serving.config import QUIET, ServeConfig
 from ray_app.serving.http import auth, connections
 
 _log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 600.0  # a fetch of weights may be part of it
 # Serve reads these when it is first imported, here and in the workers of a Ray that this process starts. The first gives a third more
 # requests per second, measured on two cores; the second writes a log line when it is said; the third limits connections. The fourth is for
 # Serve's HAProxy, which waits an hour for a client that is silent. The last is how long one of three waits for a new proxy is: after 5 s
@@ -33,25 +32,7 @@ SERVE_VARIABLES = {
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
 }
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
 REQUEST_TIMEOUT_MARGIN_S = 10.0  # Serve's own time-out answers 408 in its own words: ours comes first
-
-
-def read_file(name_or_path: str | None) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Of a Serve config file: the args of its application, where they stand, for errors, and how it logs. Raises ConfigError."""
-    if name_or_path is None:
-        return {}, "command line", QUIET
-    path = find_config("serve", name_or_path)
-    config = read_mapping(path)
-    applications = config.get("applications")
-    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
-        raise ConfigError(f"{path}: expected a Serve config with one entry in `applications`", hint="see configs/serve/laptop.yaml")
-    logs = applications[0].get("logging_config") or config.get("logging_config") or QUIET
-    if not isinstance(logs, dict):
-        raise ConfigError(
-            f"{path}: logging_config: expected keys and values, found {type(logs).__name__}", hint="for example {log_level: INFO}"
-        )
-    return dict(applications[0].get("args") or {}), f"{path}: applications.0.args", logs
 
 
 @contextmanager
@@ -61,9 +42,9 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     Raises ConfigError for a host, port, cluster or `logs` that it must not take, DetectorError for licences and weights, and ClusterError
     if it does not start.
     """
-    refuse_open_host(config, host)
+    address.refuse_open_host(config, host)
     _refuse_a_cluster(at_cluster)
-    _refuse_taken_port(host, port)
+    address.listening(host, port).close()
     for card in release.plan_release(config)[0].cards.values():
         resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
     connections.connection_limits()
@@ -92,8 +73,8 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
             except RuntimeError as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 raise ClusterError(f"the endpoint did not start: {lines[-1] if lines else type(error).__name__}") from error
-            url = f"http://{_reachable(host)}:{port}"
-            _await_ready(url)
+            url = address.url_of(host, port)
+            address.await_ready(url)
             yield url
         finally:
             with without_side_effects():
@@ -122,44 +103,3 @@ def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
         raise ConfigError(
             "this starts a Ray of its own, and RAY_ADDRESS names a cluster", hint="there: serve deploy configs/serve/ensemble.yaml"
         )
-
-
-def refuse_open_host(config: ServeConfig, host: str) -> None:
-    """Without tokens only this machine may ask. Raises ConfigError."""
-    if auth.BearerTokens(config.access).configured or config.access.anonymous or host == "localhost" or auth.is_loopback(host):
-        return
-    raise ConfigError(
-        f"--host {host} would let everybody in: no tokens are set",
-        hint=f"set ${config.access.tokens_variable} or access.tokens_file; or access.anonymous=true where a front proxy asks who comes",
-    )
-
-
-def _reachable(host: str) -> str:
-    """The address at which this machine reaches itself."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
-
-
-def _refuse_taken_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(f"--host {host} --port {port}: {os.strerror(error.errno or 0)}", hint="choose another --port") from None
-
-
-def _await_ready(url: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    with httpx.Client(timeout=15.0, trust_env=False) as client:
-        while time.monotonic() < deadline:
-            try:
-                answer = client.get(f"{url}/readyz")
-            except httpx.TransportError:
-                time.sleep(0.1)
-                continue
-            if answer.status_code == httpx.codes.OK:
-                return
-            time.sleep(0.1)
-    raise ClusterError(f"{url} is not ready after {START_TIMEOUT_S:.0f} s")
