@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# By proxy, our server whose model can be at work on 1 or 2 cores at once.
+# By way of serving, our server whose model can be at work on 1 or 2 cores at once.
 OURS: dict[str, dict[int, str]] = {
-    "default_proxy": {1: "default_proxy", 2: "default_proxy_two"},
-    "haproxy": {1: "haproxy", 2: "haproxy_two"},
+    "server": {1: "server", 2: "server_two_workers"},
+    "ray": {1: "ray", 2: "ray_two"},
 }
 # Peer → how many cores its model can be at work on: it is compared with our server of as many.
 PEERS = {"litserve": 1, "litserve_two_workers": 2, "fastapi": 2}

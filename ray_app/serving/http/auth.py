@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ray_app.errors import ConfigError
+from ray_app.serving import haproxy
 from ray_app.serving.config import Access
 from ray_app.serving.http.errors import Refusal, refuse
 
@@ -117,7 +118,8 @@ class AccessGuard:
     def __init__(self, app: ASGIApp, tokens: BearerTokens, open_paths: Paths) -> None:
         self.app, self.tokens, self.open_paths = app, tokens, open_paths
         self.access = tokens.access
-        self.behind_haproxy = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+        # Whom HAProxy brings comes from HAProxy's address: from this machine only where it lets nobody else in.
+        self.behind_haproxy = os.environ.get(haproxy.ENABLED) == "1" and os.environ.get(haproxy.ON_LOOPBACK) != "1"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""

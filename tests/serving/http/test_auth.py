@@ -171,6 +171,12 @@ def test_behind_haproxy_nobody_is_this_machine(monkeypatch):
     assert statuses(app_with(Access(anonymous=True)), {}) == [200]
 
 
+def test_behind_a_haproxy_that_is_on_loopback_everybody_is_this_machine_but_for_other_names(monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.setenv("TOUCHSTONE_HAPROXY_ON_LOOPBACK", "1")
+    assert statuses(app_with(Access()), {}, {"Host": "evil.example"}, {"X-Forwarded-For": "203.0.113.7"}) == [200, 401, 401]
+
+
 def test_anonymous_answers_everybody_unless_there_are_tokens(monkeypatch):
     app = app_with(Access(anonymous=True))
     assert from_elsewhere(app, ("203.0.113.7", 5000), ("host", "touchstone.example")) == 200
