@@ -99,18 +99,14 @@ def serve(
 
     click.echo("starting: Ray, then the detectors", err=True)
     with endpoint(config, host, port, ClusterConfig(), logs) as url:
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
         announce(url)
-        _wait_for_the_end()
+        while not ended.wait(3600):
+            pass
         click.echo("ending: requests at work are finished", err=True)
     return 0
-
-
-def _wait_for_the_end() -> None:
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(3600):
-        pass
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])

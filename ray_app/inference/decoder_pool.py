@@ -6,6 +6,7 @@ that decoded a hostile file, and are checked before they are used.
 
 import asyncio
 import contextlib
+import fcntl
 import io
 import os
 import queue
@@ -13,7 +14,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -35,11 +35,13 @@ from ray_app.images.limits import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
 from ray_app.inference import batch, decoder_child
 from ray_app.inference.decoder_child import ANSWER, DEMAND, READY, REQUEST, WANTED_SIZE, DecodeRequest, Report
+from ray_app.inference.decoder_deadline import Deadline
 
 # Beyond what the libraries take. The largest image within the default limits (49 MP WebP with alpha) took 0.95 GB, prepared in every way.
 MEMORY_LIMIT_BYTES = 2 * 1024**3
 START_LIMIT_S = 60.0  # importing takes half a second; a loaded machine or a cold disk may need long
 LAST_WORDS_S = 1.0  # between the end of a child's answers and the end of the child; one that lingers is killed
+_PIPE_BYTES = 2**20  # a file, or the pixels of most detectors, in one piece: neither side waits for the other's every 64 KiB
 MOST_REPORT_BYTES = 64 * 1024  # names, numbers and one line of words: a few hundred bytes
 
 # What a child's Python and its libraries need of our environment, and what decides which kernels they take. Tokens and keys stay here.
@@ -123,8 +125,12 @@ class DecoderProcess:
             raise TouchstoneError(
                 f"the decoder process did not start: {describe_error(error)}", hint="is this machine out of processes?"
             ) from error
+        assert child.stdin is not None
         assert child.stdout is not None
-        with _Deadline(child, START_LIMIT_S):
+        for pipe in (child.stdin, child.stdout):
+            with suppress(OSError, AttributeError):  # Linux alone, and it may allow less: then file and pixels go in more pieces
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        with Deadline(child, START_LIMIT_S):
             is_ready = child.stdout.read(len(READY)) == READY
         if not is_ready:
             command = " ".join(self._command()[:4])
@@ -156,7 +162,7 @@ class DecoderProcess:
         child = self._child
         assert child is not None
         try:
-            with _Deadline(child, self._wall_limit_s) as deadline:
+            with Deadline(child, self._wall_limit_s) as deadline:
                 answer = self._ask(child, data, wanted, partial(self._admitted, child, deadline, admit))
         except _NotAdmitted as not_admitted:
             raise ImageRefused.because(not_admitted.reason, inspect_bytes(data)) from None
@@ -171,7 +177,7 @@ class DecoderProcess:
             raise ImageRefused(facts=report.facts, **dict(report.refused))
         return report, pixels
 
-    def _admitted(self, child: subprocess.Popen[bytes], deadline: "_Deadline", admit: Admit, demand: Demand) -> None:
+    def _admitted(self, child: subprocess.Popen[bytes], deadline: "Deadline", admit: Admit, demand: Demand) -> None:
         """Let the child decode what it says is large, once `admit` lets it. Raises ValueError for more than it may be."""
         assert child.stdin is not None
         if demand.pixels > self._limits.max_pixels:
@@ -374,38 +380,6 @@ class _NotAdmitted(Exception):  # noqa: N818 - no fault: it leaves an exchange t
     def __init__(self, reason: InputError) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-class _Deadline:
-    """Kills a child by its own handle unless the block ends in time; only this can end a read from a child that hangs."""
-
-    def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
-        self.has_passed = False
-        self.limit_s = limit_s
-        self._child = child
-
-    def start(self, limit_s: float) -> None:
-        """Count from now on."""
-        self.limit_s = limit_s
-        self._timer = threading.Timer(limit_s, self._kill)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def stop(self) -> None:
-        """Count no further; whether the time is over is settled then."""
-        self._timer.cancel()
-        self._timer.join()
-
-    def __enter__(self) -> "_Deadline":
-        self.start(self.limit_s)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _kill(self) -> None:
-        self.has_passed = True
-        self._child.kill()
 
 
 def _environment() -> dict[str, str]:
