@@ -28,7 +28,7 @@ class Deadline:
         with _WATCHDOG.settled:
             self._counting = None
 
-    def __enter__(self) -> "_Deadline":
+    def __enter__(self) -> "Deadline":
         self.start(self.limit_s)
         return self
 

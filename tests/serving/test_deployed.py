@@ -33,11 +33,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 REPLICA = "ray::ServeReplica:touchstone:"
 MB = 2**20
+# As configs/kubernetes/rayservice.yaml has it; and this one listens on loopback, so that who comes through it needs no token.
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", "TOUCHSTONE_HAPROXY_ON_LOOPBACK": "1"}
 
 
 @pytest.fixture(scope="module")
 def head():
-    with ray_head(cpus=4, PYTHONPATH=str(ROOT), **SERVE_VARIABLES, RAY_SERVE_ENABLE_DIRECT_INGRESS="0") as running:
+    with ray_head(cpus=4, PYTHONPATH=str(ROOT), **SERVE_VARIABLES, **HAPROXY) as running:
         yield running
 
 
@@ -59,6 +61,7 @@ class Deployed:
                         "ensembles": ["tiny"],
                         "ingress": {"replicas": 2, "num_cpus": 0.1},
                         "detectors": {"replicas": 2, "num_cpus": 0.3},
+                        "fused": False,
                         "jobs": {"directory": str(folder / "jobs"), "sources": ["/nowhere"], "at_once": 1},
                     },
                 }
@@ -105,7 +108,7 @@ def photographs(tmp_path_factory, ray_cluster):
     """JPEG photographs of about 200 KB, and the scores of a batch run over them."""
     folder = tmp_path_factory.mktemp("photographs")
     write_photographs(folder / "archive", 24, size=SIZE, quality=QUALITY)
-    assert main(["score", str(folder / "archive"), "--out", str(folder / "run")]) == 0
+    assert main(["score", str(folder / "archive"), "--ensemble", "tiny", "--out", str(folder / "run")]) == 0
     return [Photograph(Path(uri).name, Path(uri).read_bytes(), row["score"]) for uri, row in rows_of(folder / "run").items()]
 
 
@@ -113,7 +116,7 @@ def photographs(tmp_path_factory, ray_cluster):
 def expected(realworld, ray_cluster, tmp_path_factory):
     """The rows of a batch run over ../shared/realworld, by path."""
     run = tmp_path_factory.mktemp("realworld") / "run"
-    assert main(["score", str(realworld[0].parents[1]), "--out", str(run), "--include", "**/*.[jpw]*"]) == 0
+    assert main(["score", str(realworld[0].parents[1]), "--ensemble", "tiny", "--out", str(run), "--include", "**/*.[jpw]*"]) == 0
     rows = {Path(uri): row for uri, row in rows_of(run).items() if row["status"] == "ok"}
     assert set(rows) == set(realworld)
     return rows
@@ -283,6 +286,27 @@ def flood(url, head, size, watch):
                     sent += connection.send(chunk[sent % len(chunk) :])
             watch()
     return int(answer.split(b" ", 2)[1]), sent
+
+
+def test_small_detectors_run_in_the_ingress_and_are_updated_there(deployed, photographs, tmp_path):
+    deployed.deploy(deployments=[], fused=None, ensembles=["tiny"])
+    wait_until(lambda: not deployed.head.pids(REPLICA + "detectors") and deployed.status() == "RUNNING")
+    before, ingresses = deployed.fingerprint(), set(deployed.head.pids(REPLICA + "ingress"))
+    assert len(ingresses) == 2
+    asked = Load(f"{deployed.url}/v1/score", clients=8, seconds=120, precision="bf16", attempts=5)
+
+    def change(second, tally):
+        if second == 2:
+            changed = {"ensembles": [stricter(tmp_path)], "generation": 2}
+            deployed.deploy(deployments=[{"name": "ingress", "user_config": changed}])
+
+    def is_served_by_all(tally):
+        return all(deployed.fingerprint() not in (None, before) for _ in range(8))
+
+    done = load(asked, photographs, on_second=change, until=is_served_by_all)
+    assert done.other == 0, done.troubles
+    assert done.wrong == 0
+    assert set(deployed.head.pids(REPLICA + "ingress")) == ingresses, "nothing was restarted"
 
 
 def test_touchstone_serve_finishes_what_is_at_work(tmp_path):

@@ -1,76 +1,39 @@
 """`touchstone serve` under hostile and hurried clients, over raw sockets: others go on being answered, and no log calls it an error."""
 
 import json
-import os
 import resource
-import signal
 import socket
-import subprocess
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, suppress
 
 import pytest
 import yaml
 
 from ray_app.serving.replica import golden_image
-from tests.ray_head import BIN, free_ports
 from tests.serving.http.live import Reply, ask, connected, file_part, multipart, request, wait_for
 from tests.serving.http.test_app import keep_document
 from tests.serving.http.test_connections import others_are_answered
 from tests.serving.in_process import client
+from tests.serving.served import ROOT, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
 MB = 2**20
 PAUSE_S = 6.0
 
 
-class Endpoint:
-    """A running `touchstone serve`, and all that its processes log."""
-
-    def __init__(self, port, folder):
-        self.port, self.folder = port, folder
-        self.url = f"http://127.0.0.1:{port}"
-
-    def score(self):
-        data = golden_image()
-        return ask(self.port, request("POST", "/v1/score", f"Content-Length: {len(data)}", body=data)).status
-
-    def logs(self):
-        """Text by file: Serve's own, the workers', and what the command wrote."""
-        (session,) = self.folder.glob("ts-*/ray/session_latest/logs")
-        kinds = ("worker-", "replica_", "proxy_", "controller_")
-        files = [path for path in session.rglob("*") if path.is_file() and path.name.startswith(kinds)]
-        return {path.name: path.read_text(errors="replace") for path in (*files, self.folder / "stderr")}
+# Serve's own proxy has our limits of heads and connections; HAProxy has its own (docs/serving.md).
+SERVERS = {"server": ([], {}), "ray": (["--ray"], {"RAY_SERVE_ENABLE_HA_PROXY": "0"})}
 
 
-@contextmanager
-def serving(*options, **variables):
-    port = free_ports(1)[0]
-    with tempfile.TemporaryDirectory(prefix="tp", dir="/tmp") as name:
-        folder = Path(name)
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": name} | variables
-        with open(folder / "stderr", "w") as log:
-            command = [BIN / "touchstone", "serve", "--port", str(port), "--ensemble", "tiny", *options]
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", (folder / "stderr").read_text()
-            yield Endpoint(port, folder)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(90) == 0
-
-
-@pytest.fixture(scope="module")
-def endpoint():
+@pytest.fixture(scope="module", params=SERVERS)
+def endpoint(request):
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(10_000, most), most))
-    with serving() as running:
+    options, variables = SERVERS[request.param]
+    with served(*options, **variables) as running:
         yield running
 
 
@@ -287,7 +250,10 @@ def test_log_settings_of_a_file_hold_in_every_process(tmp_path):
     file = yaml.safe_load((ROOT / "configs/serve/laptop.yaml").read_text())
     file["logging_config"] = {"encoding": "JSON", "log_level": "INFO", "enable_access_log": True}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(file))
-    with serving("--config", str(tmp_path / "serve.yaml")) as endpoint, client(endpoint.url) as asking:
+    with (
+        served("--ray", "--config", str(tmp_path / "serve.yaml"), "--set", "fused=false", RAY_SERVE_ENABLE_HA_PROXY="0") as endpoint,
+        client(endpoint.url) as asking,
+    ):
 
         def lines(kind):
             (text,) = [text for name, text in endpoint.logs().items() if name.startswith(kind)]
