@@ -107,8 +107,9 @@ def test_the_cuts_come_in_the_right_order(config):
 
 
 def test_the_default_endpoint_and_its_successor_fit_into_two_cpus():
-    served = check(EVERY_CONFIG["ensemble.yaml"])
-    assert 2 * sum(part.replicas * part.num_cpus for part in (served.ingress, served.detectors)) <= 2
+    deployments = build_app(build(check(EVERY_CONFIG["ensemble.yaml"])), name="touchstone").deployments
+    assert [one.name for one in deployments] == ["ingress"], "the default's detectors are fused into it"
+    assert 2 * sum(2 * one._replica_config.ray_actor_options["num_cpus"] for one in deployments) <= 2
 
 
 def test_kubernetes_serves_what_the_file_serves_but_for_what_a_pod_needs():
@@ -221,10 +222,8 @@ def test_an_evicted_pod_has_time_for_its_last_answers():
 @pytest.mark.parametrize("group", pods().values(), ids=pods())
 def test_serve_is_told_what_touchstone_serve_tells_it(group):
     environment = {one["name"]: one["value"] for one in group["template"]["spec"]["containers"][0]["env"]}
-    assert {name: environment.get(name) for name in SERVE_VARIABLES if "HAPROXY" not in name} == {
-        name: value for name, value in SERVE_VARIABLES.items() if "HAPROXY" not in name
-    }
-    assert environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "0"
+    assert SERVE_VARIABLES.items() <= environment.items()
+    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "1"
 
 
 @pytest.mark.parametrize("path", SERVE_FILES, ids=lambda path: path.name)
