@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,14 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of Python and of installed packages."""
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    """Of Python and of packages; of those that are not installed that."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 class Steal:
@@ -43,6 +49,11 @@ class Steal:
     def share(self) -> float:
         spent = [end - start for start, end in zip(self._before, _cpu_times(), strict=True)]
         return spent[7] / max(sum(spent), 1)
+
+    def busy_s(self) -> float:
+        """CPU seconds that this machine worked since then, for whomever."""
+        spent = [end - start for start, end in zip(self._before, _cpu_times(), strict=True)]
+        return (sum(spent) - spent[3] - spent[4] - spent[7]) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_times() -> list[int]:

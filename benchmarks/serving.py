@@ -8,8 +8,8 @@ in an order that rotates from round to round; ratios are of medians, ours ÷ the
 
 What makes it fair. All load the detector by the same code, with the same precision, and decode and prepare by the same code. One thread per
 model everywhere. LitServe is given as many slots and the same wait; it cuts its batches in its own way. A peer is compared with ours whose
-model can be at work on as many cores: LitServe's one worker with one replica, its two workers, and FastAPI's thread pool on two cores,
-with two. Every score that any server answers is compared with `load_ensemble`'s for that file. What we do besides and they do not (access,
+model can be at work on as many cores: LitServe's one worker with one process of ours, its two workers, and FastAPI's thread pool on two
+cores, with two. TOUCHSTONE_BEFORE=FOLDER adds an earlier version. A contender that is not installed is told before anything is measured. Every score that any server answers is compared with `load_ensemble`'s for that file. What we do besides and they do not (access,
 limits, decoding in a process that a bad image may kill, the ensemble's verdict) is not switched off. Run it on a quiet machine.
 """
 
@@ -64,18 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     effort = replace(QUICK if options.quick else FULL, **{key: value for key, value in _effort(options) if value})
     state = machine()
+    absent = {name: why for name in options.servers if (why := SERVERS[name].missing())}
+    for name, why in absent.items():
+        _say(f"without {name}: {why}")
+    servers = [name for name in options.servers if name not in absent]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server under test is ended with us
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:  # short: the paths of Ray's sockets may have 107 characters
         models = prepare_models(Path(folder), options.models)
-        measured = list(_rounds(models, options.servers, effort, Path(folder)))
-    facts = {"machine": state, "versions": versions(PACKAGES), "effort": vars(effort), "quick": options.quick}
+        measured = list(_rounds(models, servers, effort, Path(folder)))
+    facts = {"machine": state, "versions": versions(PACKAGES), "effort": vars(effort), "quick": options.quick, "absent": absent}
     result = {**facts, "models": {name: DETECTORS[work] for work, name in MODELS.items()}, **figures(measured)}
     print(table(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))
         print(f"\nwritten to {options.json}")
     found = complaints(measured)
-    missing = len(models) * len(options.servers) * effort.rounds - len(measured)
+    missing = len(models) * len(servers) * effort.rounds - len(measured)
     for complaint in [*found, *([f"{missing} measurements are missing, see above"] if missing else [])]:
         _say(complaint)
     return 1 if found or missing else 0
@@ -126,7 +130,7 @@ def measure(server: Server, model: Model, effort: Effort, folder: Path, number: 
     """Start one server, load it, end it. Raises ContenderError where it does not come up."""
     work, steal = model.work, Steal()
     with running(server, work, folder) as up:
-        before = up.cpu_s()
+        before, asleep = up.cpu_s(), steal.busy_s()
         found = load_apart(
             Load(
                 up.url, effort.clients, effort.seconds, effort.warm_up_s,
@@ -135,6 +139,7 @@ def measure(server: Server, model: Model, effort: Effort, folder: Path, number: 
             model.photographs,
         )  # fmt: skip
         spent, memory = up.cpu_s() - before, up.memory_bytes()
+        elsewhere = steal.busy_s() - asleep - spent
     for _, trouble in found.troubles[:3]:
         _say(f"  {server.name}: {trouble}")
     return Measurement(
@@ -142,7 +147,7 @@ def measure(server: Server, model: Model, effort: Effort, folder: Path, number: 
         rate=found.rate, p50_s=found.p50_s, p90_s=found.p90_s, p99_s=found.p99_s, max_s=found.max_s,
         ok=found.ok, back_pressure=found.back_pressure, other=found.other, wrong=found.wrong,
         cpu_s_per_image=spent / max(found.ok, 1),
-        startup_s=up.startup_s, memory_bytes=memory, client_cpu_s=found.client_cpu_s, steal=steal.share(),
+        startup_s=up.startup_s, memory_bytes=memory, client_cpu_s=found.client_cpu_s, elsewhere_cpu_s=max(elsewhere, 0.0), steal=steal.share(),
     )  # fmt: skip
 
 

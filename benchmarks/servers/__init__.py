@@ -3,6 +3,8 @@
 from benchmarks.servers import fastapi, litserve, touchstone
 from benchmarks.servers.server import Running, Server, running
 
-SERVERS: dict[str, Server] = {server.name: server for server in (*touchstone.OURS, *litserve.LITSERVES, fastapi.FASTAPI)}
+SERVERS: dict[str, Server] = {
+    server.name: server for server in (*touchstone.OURS, *litserve.LITSERVES, fastapi.FASTAPI, *touchstone.BEFORES)
+}
 
 __all__ = ["SERVERS", "Running", "Server", "running"]

@@ -32,6 +32,7 @@ class Server:
     """`command(work, port)` serves the work's detector until it is told to end. It is asked with POST at `path`, a form with a `file`.
 
     `score_at(work)`: where the score stands in an answer. `cores`: on how many cores its model can be at work at once.
+    `missing()`: what it lacks on this machine, in words, or None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Server:
     ready: str = "/ready"
     score_at: Callable[[Work], str] = lambda work: "score"
     environment: Mapping[str, str] = field(default_factory=dict)
+    missing: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)

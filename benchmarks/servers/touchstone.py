@@ -2,25 +2,32 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks.servers.server import ROOT, Server
 from benchmarks.work import Work
 from ray_app.detectors import load_card
 
-BEFORE = "TOUCHSTONE_BEFORE"  # a checkout of an earlier version, where there is one to compare with
+BEFORE = "TOUCHSTONE_BEFORE"  # a checkout of an earlier version, to have both in one run
+
+
+def missing() -> str | None:
+    tree = os.environ.get(BEFORE)
+    return None if tree and (Path(tree) / "ray_app").is_dir() else f"${BEFORE} names no checkout of an earlier version"
 
 
 def _field(work: Work) -> str:
     return f"scores.{load_card(work.card).name}"
 
 
-def _ours(name: str, says: str, cores: int, *options: str, environment: Mapping[str, str] | None = None) -> Server:
-    def command(work: Work, port: int) -> list[str]:
-        serve = [sys.executable, "-m", "ray_app.cli.main", "serve", "--port", str(port), "--ensemble", str(work.ensemble)]
-        return [*serve, *options]
+def _serve(*options: str) -> Callable[[Work, int], list[str]]:
+    start = [sys.executable, "-m", "ray_app.cli.main", "serve"]
+    return lambda work, port: [*start, "--port", str(port), "--ensemble", str(work.ensemble), *options]
 
-    return Server(name, says, command, cores, "/v1/score", "/readyz", _field, environment or {"PYTHONPATH": str(ROOT)})
+
+def _ours(name: str, says: str, cores: int, *options: str) -> Server:
+    return Server(name, says, _serve(*options), cores, "/v1/score", "/readyz", _field)
 
 
 OURS = (
@@ -28,6 +35,11 @@ OURS = (
     _ours("server_two_workers", "touchstone serve --workers 2", 2, "--workers", "2"),
     _ours("ray", "touchstone serve --ray", 1, "--ray"),
     # As many decoders as model processes: the peers decode in theirs.
-    _ours("ray_two", "the same with two replicas", 2, "--ray", "--set", "detectors.replicas=2", "--set", "decoders=2"),
-    _ours("before", f"touchstone serve of ${BEFORE}", 1, environment={"PYTHONPATH": os.environ.get(BEFORE, "")}),
+    _ours("ray_two", "touchstone serve --ray, two replicas", 2, "--ray", "--set", "detectors.replicas=2"),
 )
+BEFORES = (
+    Server(
+        "before", f"touchstone serve of ${BEFORE}", _serve(), 1, "/v1/score", "/readyz", _field,
+        {"PYTHONPATH": os.environ.get(BEFORE, str(ROOT))}, missing,
+    ),
+)  # fmt: skip
