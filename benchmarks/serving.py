@@ -9,8 +9,10 @@ in an order that rotates from round to round; ratios are of medians, ours ÷ the
 What makes it fair. All load the detector by the same code, with the same precision, and decode and prepare by the same code. One thread per
 model everywhere. LitServe is given as many slots and the same wait; it cuts its batches in its own way. A peer is compared with ours whose
 model can be at work on as many cores: LitServe's one worker with one process of ours, its two workers, and FastAPI's thread pool on two
-cores, with two. TOUCHSTONE_BEFORE=FOLDER adds an earlier version. A contender that is not installed is told before anything is measured. Every score that any server answers is compared with `load_ensemble`'s for that file. What we do besides and they do not (access,
-limits, decoding in a process that a bad image may kill, the ensemble's verdict) is not switched off. Run it on a quiet machine.
+cores, with two. Every score that any server answers is compared with `load_ensemble`'s for that file. What we do besides and they do not
+(access, limits, decoding in a process that a bad image may kill, the ensemble's verdict) is not switched off.
+
+Run it on a quiet machine. TOUCHSTONE_BEFORE=FOLDER adds an earlier version. Which contender is not installed is told before it begins.
 """
 
 import argparse
@@ -147,7 +149,8 @@ def measure(server: Server, model: Model, effort: Effort, folder: Path, number: 
         rate=found.rate, p50_s=found.p50_s, p90_s=found.p90_s, p99_s=found.p99_s, max_s=found.max_s,
         ok=found.ok, back_pressure=found.back_pressure, other=found.other, wrong=found.wrong,
         cpu_s_per_image=spent / max(found.ok, 1),
-        startup_s=up.startup_s, memory_bytes=memory, client_cpu_s=found.client_cpu_s, elsewhere_cpu_s=max(elsewhere, 0.0), steal=steal.share(),
+        startup_s=up.startup_s, memory_bytes=memory, client_cpu_s=found.client_cpu_s, elsewhere_cpu_s=max(elsewhere, 0.0),
+        steal=steal.share(),
     )  # fmt: skip
 
 

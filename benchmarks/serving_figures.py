@@ -94,7 +94,8 @@ def table(result: Mapping[str, Any]) -> str:
 def _line(name: str, of: Mapping[str, Any]) -> str:
     milliseconds = "".join(f"{of[key] * 1e3:>9.0f}" for key in ("p50_s", "p99_s", "max_s"))
     milliseconds += f"{of['cpu_s_per_image'] * 1e3:>8.1f}"
-    counts = f"{of['back_pressure']:>7}{of['other']:>7}{of['startup_s']:>8.1f} s{of['memory_bytes'] / 2**30:>7.2f} GiB{of['elsewhere_cpu_s']:>10.1f} s"
+    counts = f"{of['back_pressure']:>7}{of['other']:>7}{of['startup_s']:>8.1f} s{of['memory_bytes'] / 2**30:>7.2f} GiB"
+    counts += f"{of['elsewhere_cpu_s']:>10.1f} s"
     return f"  {name:<22}{of['rate']:>9.1f}{_spread(of['rates']):>14}{milliseconds}{counts}"
 
 
