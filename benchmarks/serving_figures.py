@@ -24,7 +24,8 @@ class Measurement:
 
     `other`: answers that were neither accepted nor the documented back-pressure; `wrong` of them had another score than expected.
     `cpu_s_per_image`: CPU time of all processes of the server, per accepted request. `client_cpu_s`: what the load itself took of the
-    same cores; `elsewhere_cpu_s`: that and what else ran, warm-up included; `steal`: share of the machine's time that its host gave to others.
+    same cores; `elsewhere_cpu_s`: that and what else ran, warm-up included; `steal`: share of the machine's time that its host gave
+    to others.
     """
 
     model: str

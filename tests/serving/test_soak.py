@@ -1,0 +1,115 @@
+"""`touchstone serve` under five minutes of hostile traffic: everybody else is answered, its memory stays, and nothing is left over."""
+
+import os
+import random
+import signal
+import socket
+import statistics
+import threading
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from ray_app.serving.replica import golden_image
+from tests.serving.http.live import ask, connected, request, wait_for
+from tests.serving.served import served
+from tests.serving.test_pressure import HOSTILE
+from tests.serving.test_server import bomb
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SECONDS = float(os.environ.get("TOUCHSTONE_SOAK_S", "300"))
+MB = 2**20
+SCORE = "/v1/score"
+
+
+class Hostility:
+    """What one attacker does, again and again, until it is told to stop. `attacks` counts."""
+
+    def __init__(self, endpoint, seed):
+        self.endpoint, self.random, self.attacks = endpoint, random.Random(seed), 0
+        self.images = [golden_image()[:5000], bomb(), b"\xff\xd8\xff\xe0" + bytes(20_000), b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(500)]
+
+    def run(self, stopped):
+        while not stopped.is_set():
+            attack = self.random.choice([self.malformed, self.image, self.leaves, self.half_open, self.large, self.kills])
+            with suppress(OSError, ValueError, IndexError):  # it is closed on us: that is right
+                attack()
+            self.attacks += 1
+
+    def malformed(self):
+        data, _ = self.random.choice(list(HOSTILE.values()))
+        ask(self.endpoint.port, data)
+
+    def image(self):
+        self.endpoint.score(self.random.choice(self.images))
+
+    def leaves(self):
+        whole = request("POST", SCORE, f"Content-Length: {len(golden_image())}", body=golden_image())
+        with connected(self.endpoint.port) as connection:
+            connection.sendall(whole[: self.random.randrange(len(whole))])
+            if self.random.random() < 0.5:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    def half_open(self):
+        held = [socket.create_connection(("127.0.0.1", self.endpoint.port), timeout=5) for _ in range(20)]
+        for connection in held:
+            connection.sendall(request("GET", "/healthz", "X: ")[:-4])
+        held[0].recv(1000)  # until it is told 408, or closed
+        for connection in held:
+            connection.close()
+
+    def large(self):
+        with connected(self.endpoint.port) as connection:
+            connection.sendall(request("POST", SCORE, "Transfer-Encoding: chunked"))
+            for _ in range(40):
+                connection.sendall(b"100000\r\n" + bytes(MB) + b"\r\n")
+            connection.recv(1000)
+
+    def kills(self):
+        """Now and then, as if an image did."""
+        if self.random.random() < 0.05:
+            for decoder in self.endpoint.decoders():
+                with suppress(psutil.NoSuchProcess):
+                    decoder.send_signal(self.random.choice([signal.SIGKILL, signal.SIGSTOP]))
+
+
+def test_five_minutes_of_hostility(record_property):
+    with served("--set", "limits.decode_limit_s=2", "--set", "limits.max_body_bytes=33554432") as endpoint:
+        server, stopped = psutil.Process(endpoint.process.pid), threading.Event()
+        attackers = [Hostility(endpoint, seed) for seed in range(6)]
+        threads = [threading.Thread(target=one.run, args=(stopped,)) for one in attackers]
+        statuses, waits, memory = {}, [], []
+        for thread in threads:
+            thread.start()
+        ends = time.monotonic() + SECONDS
+        while time.monotonic() < ends:
+            began = time.monotonic()
+            status = endpoint.score()
+            waits.append(time.monotonic() - began)
+            statuses[status] = statuses.get(status, 0) + 1
+            memory.append((time.monotonic(), server.memory_info().rss))
+        stopped.set()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive(), "an attacker still waits for an answer"
+        assert endpoint.score() == 200
+        wait_for(lambda: not [one for one in server.net_connections() if one.status == psutil.CONN_ESTABLISHED], 120)
+        wait_for(lambda: len(endpoint.decoders()) == 1, 60)
+        third = len(memory) // 3
+        early, late = (statistics.median(size for _, size in part) for part in (memory[third : 2 * third], memory[2 * third :]))
+        told = (
+            f"{sum(one.attacks for one in attackers)} attacks; others: {statuses}, p50 {statistics.median(waits):.2f} s, max {max(waits):.1f} s; "
+            f"RSS {early / MB:.0f} → {late / MB:.0f} MB; {server.num_threads()} threads, {server.num_fds()} files"
+        )
+        print(f"\n{told}")
+        record_property("soak", told)
+        assert late < 1.03 * early
+        assert set(statuses) <= {200, 422, 503}, "422: its decoder was killed under it; 503: told to come back"
+        assert statuses[200] > 0.8 * sum(statuses.values())
+        assert max(waits) < 30
+        assert server.num_threads() < 40
+        assert server.num_fds() < 60
+        assert "Traceback" not in endpoint.logs()["stderr"]
