@@ -4,12 +4,13 @@ from importlib.util import find_spec
 
 from benchmarks.servers.server import Server, script
 
+INSTALL = ".venv/bin/uv pip install --python .venv --constraint constraints.txt litserve"
 SCRIPT = "benchmarks.servers.litserve_app"
 WAIT_S = 0.005  # how long an image waits for company: our own `batching.wait_ms`
 
 
 def missing() -> str | None:
-    return None if find_spec("litserve") else "LitServe is not installed: uv pip install --constraint constraints.txt litserve"
+    return None if find_spec("litserve") else f"LitServe is not installed: {INSTALL}"
 
 
 LITSERVES = (
