@@ -19,7 +19,7 @@ WORDS = {
     "decode_bound": "touchstone score, decode-bound: images/s", "compute_bound": "touchstone score, a ViT-S of 15 GMAC: images/s",
     "tiny": "touchstone serve, a small network: images/s", "heavy": "touchstone serve, the ViT-S: images/s",
     "limit": "the hardware's limit", "touchstone": "touchstone score", "dataloader": "tuned DataLoader script",
-    "as_people_write": "the script that people write", "as_people_write_fp32": "the same in fp32",
+    "dataloader_plain": "the script that people write", "dataloader_plain_fp32": "the same in fp32",
     "ray_guide": "Ray Data's guide", "daft": "Daft",
     "server": "touchstone serve", "server_two_workers": "touchstone serve --workers 2", "ray": "touchstone serve --ray",
     "ray_two": "the same, two replicas", "litserve": "LitServe, one worker", "litserve_two_workers": "LitServe, two workers",
@@ -35,12 +35,12 @@ class Panel(NamedTuple):
 
 
 def panels(scoring: Mapping[str, Any] | None, serving: Mapping[str, Any] | None) -> list[Panel]:
-    """What there is to show of the benchmarks' results."""
+    """What there is to show of the benchmarks' results: medians."""
     found = []
-    for result in filter(None, (scoring, serving)):
-        for work, contenders in result["figures"].items():
-            rates = {name: of.get("rate", of.get("images_per_s", 0.0)) for name, of in contenders.items()}
-            found.append(Panel(WORDS.get(work, work), {name: rate for name, rate in rates.items() if rate}))
+    for work, contenders in (scoring or {}).get("rates", {}).items():
+        found.append(Panel(WORDS.get(work, work), {name: of["median"] for name, of in contenders.items()}))
+    for model, servers in (serving or {}).get("figures", {}).items():
+        found.append(Panel(WORDS.get(model, model), {name: of["rate"] for name, of in servers.items()}))
     return found
 
 

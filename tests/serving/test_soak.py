@@ -101,7 +101,8 @@ def test_five_minutes_of_hostility(record_property):
         third = len(memory) // 3
         early, late = (statistics.median(size for _, size in part) for part in (memory[third : 2 * third], memory[2 * third :]))
         told = (
-            f"{sum(one.attacks for one in attackers)} attacks; others: {statuses}, p50 {statistics.median(waits):.2f} s, max {max(waits):.1f} s; "
+            f"{sum(one.attacks for one in attackers)} attacks; others: {statuses}, p50 {statistics.median(waits):.2f} s, "
+            f"max {max(waits):.1f} s; "
             f"RSS {early / MB:.0f} → {late / MB:.0f} MB; {server.num_threads()} threads, {server.num_fds()} files"
         )
         print(f"\n{told}")
