@@ -41,7 +41,7 @@ def verdict_table(rows: Iterable[Mapping[str, Any]], width: int) -> str:
     named = [_named(row) for row in rows]
     if any(named):
         heads, cells = [*heads, "nearest generator"], [[*line, words] for line, words in zip(cells, named, strict=True)]
-    declared = [_declared(row) for row in rows]
+    declared = [declared_words(row) for row in rows]
     if any(declared):
         heads, cells = [*heads, "file says"], [[*line, words] for line, words in zip(cells, declared, strict=True)]
     widths = [max(wording.columns(line[index]) for line in [heads, *cells]) for index in range(len(heads))]
@@ -149,7 +149,8 @@ def _named(row: Mapping[str, Any]) -> str:
     return "unknown" if name is None else wording.shortened(str(name), _LONGEST_GENERATOR)
 
 
-def _declared(row: Mapping[str, Any]) -> str:
+def declared_words(row: Mapping[str, Any]) -> str:
+    """What a row's file says of its origin, where it declares itself generated; else empty."""
     said = row.get("provenance") or {}
     said = json.loads(said) if isinstance(said, str) else said
     if not said.get("ai_declared"):
