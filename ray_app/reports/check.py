@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_app.reports import format as wording
-from ray_app.reports.gallery import tile_texts
-from ray_app.reports.html import jpeg_uri, render
 from ray_app.reports.text import declared_words
 
 _LONGEST, _MOST = 100, 20
@@ -32,6 +30,9 @@ class CheckFacts(NamedTuple):
 
 def render_check(rows: Sequence[Row], pictures: Sequence[bytes | None], facts: CheckFacts, *, version: str = "") -> str:
     """The page: a tile per row with its picture (JPEG, None = there is none), in the order of the rows."""
+    from ray_app.reports.gallery import tile_texts
+    from ray_app.reports.html import jpeg_uri, render
+
     tiles = [
         (row, jpeg_uri(picture) if picture else None, tile_texts(row), explained(row), declared_words(row))
         for row, picture in zip(rows, pictures, strict=True)
