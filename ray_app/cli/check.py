@@ -16,7 +16,6 @@ from ray_app.cli.options import licence_option
 from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Status
 
 if TYPE_CHECKING:
-    from ray_app.inference.batch import Pixels
     from ray_app.inference.ensemble import Result
     from ray_app.inference.isolated_files import ReadFile
     from ray_app.inference.spec import ScoringSpec
@@ -263,7 +262,9 @@ class _Reader:
         except OSError as error:
             raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None
         if stat.S_ISDIR(mode):
-            raise SourceError(Status.SOURCE_DENIED, "a link to a folder, which is not followed" if os.path.islink(name) else "cannot be listed")
+            raise SourceError(
+                Status.SOURCE_DENIED, "a link to a folder, which is not followed" if os.path.islink(name) else "cannot be listed"
+            )
         if not stat.S_ISREG(mode):
             raise InputError(Status.UNSUPPORTED_FORMAT, "not a regular file")
 

@@ -211,13 +211,13 @@ class BatchDecoder:
         """
         ids, outcomes, kept = [], [], []
         encoded: list[File | None] = []
+        file: File | None
         prepared: list[PreparedViews | None] = []
         for image_id, data in fetched:
             if isinstance(data, PreparedFile):
-                (outcome, tensors), image, file = _prepared_elsewhere(data), None, data.data
+                (outcome, tensors, image), file = _prepared_elsewhere(data), data.data
             else:
-                outcome, tensors, image = self._one(image_id, data)
-                file = None if isinstance(data, InputError) else data
+                (outcome, tensors, image), file = self._one(image_id, data), None if isinstance(data, InputError) else data
             ids.append(image_id)
             outcomes.append(outcome)
             if self._recall is not None:
@@ -397,9 +397,10 @@ def _bytes_per_pixel(spec: ScoringSpec) -> int:
     return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
 
 
-def _prepared_elsewhere(file: PreparedFile) -> tuple[DecodeResult, PreparedViews]:
+def _prepared_elsewhere(file: PreparedFile) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
+    """As `BatchDecoder._one`."""
     provenance = None if file.image.provenance is None else file.image.provenance.row()
-    return DecodeResult(Status.OK, None, file.image.facts, provenance=provenance), PreparedViews(list(file.image.pixels), [])
+    return DecodeResult(Status.OK, None, file.image.facts, provenance=provenance), PreparedViews(list(file.image.pixels), []), None
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

@@ -59,8 +59,8 @@ class Result:
 
 
 class Ensemble:
-    """Detectors loaded on one device, ready to score. `accept_licences`: detectors, or licences, whose terms you accept. `children`: what has
-    to be decoded is decoded in these processes, which others close; else in this one.
+    """Detectors loaded on one device, ready to score. `accept_licences`: detectors, or licences, whose terms you accept. `children`: what
+    has to be decoded is decoded in these processes, which others close; else in this one.
 
     As a callable it takes a Ray Data batch with a column `bytes` (or `image_column`) and adds verdict columns, so that
     `dataset.map_batches(Ensemble, fn_constructor_args=("default",), …)` needs nothing else.
@@ -107,8 +107,8 @@ class Ensemble:
         return self.spec.cards
 
     def score(self, images: Iterable[Source]) -> list[Result]:
-        """Score images given as encoded bytes, paths (any fsspec URL) or PIL images; one result each, in order. Also of what was prepared for
-        `spec.early` in a child process (`PreparedFile`), and of why there is nothing of it.
+        """Score images given as encoded bytes, paths (any fsspec URL) or PIL images; one result each, in order. Also of what was prepared
+        for `spec.early` in a child process (`PreparedFile`), and of why there is nothing of it.
 
         An image that cannot be scored is a result whose `status` says why, never an exception.
         """

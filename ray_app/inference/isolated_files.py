@@ -1,6 +1,4 @@
-"""Files that child processes read ahead of whoever scores them (`IsolatedFiles`): decoded and prepared beside the network, and, for a command
-of one picture, beside the import of torch. No torch here.
-"""
+"""Files that child processes decode ahead of whoever scores them (`IsolatedFiles`): beside the network, and beside the import of torch."""
 
 import os
 import threading

@@ -64,7 +64,7 @@ def csv_lines(rows: Iterator[Row], detectors: Sequence[str]) -> Iterator[str]:
     names = [*COLUMNS, *(f"score_{name}" for name in detectors)]
     yield _csv_line(names)
     for row in rows:
-        cells = row | {f"score_{name}": row["scores"].get(name) for name in detectors}
+        cells = {**row} | {f"score_{name}": row["scores"].get(name) for name in detectors}
         yield _csv_line([_cell(cells.get(name)) for name in names])
 
 

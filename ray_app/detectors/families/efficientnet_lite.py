@@ -7,6 +7,7 @@ timm's own brings torchvision with it, which takes longer to import than a pictu
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -105,7 +106,7 @@ class EfficientNetLite(nn.Module):
         yield functional.relu6(self.bn2(self.conv_head(features)), inplace=True)
 
     @torch.no_grad()
-    def folded(self) -> "dict[str, torch.Tensor]":
+    def folded(self) -> dict[str, torch.Tensor]:
         """The tensors of the same network without norms, each norm in its convolution; those of the classifier left out."""
         state = {}
         for where, conv, norm in self._pairs():
@@ -114,11 +115,12 @@ class EfficientNetLite(nn.Module):
             state[f"{where}.bias"] = norm.bias - norm.running_mean * scale
         return state
 
-    def _pairs(self) -> "Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]":
-        """Every convolution with the batch norm after it, and the convolution's name."""
-        inner = [(f"{at}.{conv}", f"{at}.{norm}") for at, one in self.named_modules() if isinstance(one, LiteBlock) for conv, norm in one.pairs]
+    def _pairs(self) -> Iterator[tuple[str, Any, Any]]:
+        """Every convolution's name, the convolution, and the batch norm after it."""
+        blocks = [(f"{at}.", one) for at, one in self.named_modules() if isinstance(one, LiteBlock)]
+        inner = [(at + conv, at + norm) for at, one in blocks for conv, norm in one.pairs]
         for conv, norm in [("conv_stem", "bn1"), *inner, ("conv_head", "bn2")]:
-            yield conv, self.get_submodule(conv), self.get_submodule(norm)  # type: ignore[misc]
+            yield conv, self.get_submodule(conv), self.get_submodule(norm)
 
 
 def _rounded(channels: float) -> int:
