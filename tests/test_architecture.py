@@ -117,10 +117,19 @@ TINY = """
 import numpy; from ray_app.detectors import load_detector
 assert numpy.isfinite(load_detector("touchstone-tiny").score(numpy.zeros((1, 256, 256, 3), numpy.uint8))).all()
 """
+# One picture, scored by the default ensemble: with torch, and none of what takes as long to import again.
+CHECK = """
+import contextlib, io, tempfile; from PIL import Image; from ray_app.cli.main import main
+with tempfile.NamedTemporaryFile(suffix=".png") as file, contextlib.redirect_stdout(io.StringIO()):
+    Image.effect_noise((300, 200), 60).convert("RGB").save(file, "PNG")
+    file.flush()
+    assert main(["check", file.name]) == 0
+"""
+HEAVY_FOR_ONE = ("torch._dynamo", "sklearn", "pandas", "scipy", "pyarrow", "fastapi", "jinja2")
 
 
 def test_imports_are_light_and_touch_nothing(tmp_path):
-    """What a user's process loads before it knows what is wanted, and the shipped detector, which needs torch alone."""
+    """What a user's process loads before it knows what is wanted; the shipped detector and `touchstone check`, which need torch alone."""
     code = f"""
 import json, os, sys
 loaded = []
@@ -130,6 +139,9 @@ def check(code, heavy):
 for code, more in {LIGHT!r}:
     check(code, ({HEAVY!r}) + more)
 check({TINY!r}, {HEAVY[1:]!r})
+for name in set({HEAVY_FOR_ONE!r}) & set(sys.modules):
+    del sys.modules[name]  # what the packages above brought
+check({CHECK!r}, {HEAVY[1:] + HEAVY_FOR_ONE!r})
 print(json.dumps([loaded, os.listdir(".")]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)

@@ -17,7 +17,7 @@ from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Statu
 
 if TYPE_CHECKING:
     from ray_app.inference.ensemble import Result
-    from ray_app.inference.isolated_files import ReadFile
+    from ray_app.inference.isolated_files import IsolatedFiles, ReadFile
     from ray_app.inference.spec import ScoringSpec
     from ray_app.reports.check import CheckFacts
 
@@ -90,7 +90,7 @@ def check(
 
 def _rows(
     names: Sequence[str],
-    files: "Any",
+    files: "IsolatedFiles",
     spec: "ScoringSpec",
     accepted: Sequence[str],
     rows: list[dict[str, Any]],
@@ -223,22 +223,22 @@ def _listed(images: Sequence[str]) -> list[str]:
 
 def _below(folder: str) -> list[str]:
     """All below a folder that is no folder; and folders that cannot be listed, of which the rows say so."""
-    found: list[str] = []
-    for place, folders, files in os.walk(folder, onerror=lambda error: found.append(str(error.filename))):
+    found, closed = list[str](), list[str]()
+    for place, folders, files in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
         linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
         found += [os.path.join(place, name) for name in (*files, *linked)]
-    return sorted(found)
+    return sorted(found + closed)
 
 
 class _Reader:
-    """The bytes of what was asked for, by name. Strangers' URLs are read as the endpoint reads them: public addresses alone, https alone."""
+    """The bytes of what was asked for, by name. URLs of the web as the endpoint reads them: https alone, public addresses alone."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
 
     def __call__(self, name: str) -> bytes:
         """Raises InputError."""
-        from ray_app.storage.urls import scheme_of
+        from ray_app.storage.urls import local_uri, scheme_of
 
         if name == STDIN:
             return self._stdin()
@@ -249,8 +249,6 @@ class _Reader:
         if scheme_of(name) != "file":
             return Fetcher(signed=[name]).fetch(name, "", self._max_bytes)
         self._require_file(name)
-        from ray_app.storage.urls import local_uri
-
         return Fetcher().fetch(local_uri(os.path.abspath(name)), "", self._max_bytes)
 
     def _require_file(self, name: str) -> None:

@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
 
 
 def bottleneck_stages(layers: Sequence[int], channels: Sequence[int], stem: int = 64) -> Iterator[tuple[str, nn.Module]]:
-    """`layer1`, `layer2`, … after a stem of so many channels: so many bottlenecks each, of so many channels; all but the first halve the map.
+    """`layer1`, `layer2`, … after a stem of so many channels: so many bottlenecks each, so wide; all but the first halve the map.
 
     Raises ValueError where these differ in number.
     """
