@@ -4,14 +4,15 @@ import io
 import json
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ray_app import __version__
 from ray_app.cli.options import licence_option
 from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Status
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ray_app.inference.ensemble import Result
     from ray_app.inference.isolated_files import IsolatedFiles, ReadFile
     from ray_app.inference.spec import ScoringSpec
-    from ray_app.reports.check import CheckFacts
 
 STDIN = "-"
 _PICTURE_PX = 320  # the longer side of a small picture
@@ -82,9 +82,9 @@ def check(
             _print(found, form, list(spec.cards))
         finally:  # what came before an error is shown
             if rows and form is None:
-                _print_table(rows, _facts(spec))
+                _print_table(rows, spec)
     if page is not None:
-        _write_page(page, rows, pictures, _facts(spec))
+        _write_page(page, rows, pictures, spec)
     return ExitCode.DONE if any(row["status"] == Status.OK for row in rows) else ExitCode.TOO_MANY_BAD
 
 
@@ -97,8 +97,6 @@ def _rows(
     pictures: list[bytes | None],
 ) -> Iterator[dict[str, Any]]:
     """A row per name, in order, as they come; each is also noted in `rows`, and its picture in `pictures`."""
-    from itertools import islice
-
     arriving = zip(names, files.ahead(names), strict=True)  # children decode while torch is imported here
     from ray_app.inference.ensemble import Ensemble
 
@@ -148,21 +146,10 @@ def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence
             click.echo(line if line.isprintable() else json.dumps(row))  # escapes for what would move a terminal's text
 
 
-def _print_table(rows: Sequence[dict[str, Any]], facts: "CheckFacts") -> None:
-    from ray_app.reports import verdict_table
-    from ray_app.reports.check import remarks
+def _print_table(rows: Sequence[dict[str, Any]], spec: "ScoringSpec") -> None:
+    from ray_app.reports.check import CheckFacts, check_lines
 
-    click.echo(verdict_table(rows, shutil.get_terminal_size((120, 24)).columns))
-    for line in remarks(rows, facts):
-        click.echo(line)
-
-
-def _facts(spec: "ScoringSpec") -> "CheckFacts":
-    from ray_app.detectors.card import blind_to
-    from ray_app.reports.check import CheckFacts
-
-    card, cards = spec.ensemble, spec.cards.values()
-    return CheckFacts(card.name, card.title, any(one.demonstration for one in cards), blind_to(cards))
+    click.echo("\n".join(check_lines(rows, CheckFacts.of(spec), shutil.get_terminal_size((120, 24)).columns)))
 
 
 def _small(file: "ReadFile") -> bytes:
@@ -178,13 +165,12 @@ def _small(file: "ReadFile") -> bytes:
     return stream.getvalue()
 
 
-def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[bytes | None], facts: "CheckFacts") -> None:
-    from ray_app import __version__
-    from ray_app.reports.check import render_check
+def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[bytes | None], spec: "ScoringSpec") -> None:
+    from ray_app.reports.check import CheckFacts, render_check
 
     half = page.with_name(f".{page.name}.{os.getpid()}")
     try:
-        half.write_text(render_check(rows, pictures, facts, version=__version__), encoding="utf-8")
+        half.write_text(render_check(rows, pictures, CheckFacts.of(spec), version=__version__), encoding="utf-8")
         half.replace(page)
     except OSError as error:
         half.unlink(missing_ok=True)
@@ -254,16 +240,16 @@ class _Reader:
     def _require_file(self, name: str) -> None:
         """A pipe would be waited for, and a folder behind a link is none of those that were named."""
         try:
-            mode = os.stat(name).st_mode
+            os.stat(name)
         except FileNotFoundError:
             raise SourceError(Status.SOURCE_MISSING, "a link to nothing" if os.path.islink(name) else "no such file") from None
         except OSError as error:
             raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None
-        if stat.S_ISDIR(mode):
+        if os.path.isdir(name):
             raise SourceError(
                 Status.SOURCE_DENIED, "a link to a folder, which is not followed" if os.path.islink(name) else "cannot be listed"
             )
-        if not stat.S_ISREG(mode):
+        if not os.path.isfile(name):
             raise InputError(Status.UNSUPPORTED_FORMAT, "not a regular file")
 
     def _stdin(self) -> bytes:

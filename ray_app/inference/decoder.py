@@ -17,20 +17,10 @@ from PIL import _imaging as core
 
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
-from ray_app.images import (
-    Breadcrumb,
-    DecodedImage,
-    Demand,
-    ImageFileFacts,
-    ImageLimits,
-    ImageRefused,
-    Watchdog,
-    colour,
-    decode_image,
-    inspect_bytes,
-)
-from ray_app.images.decode import has_content
-from ray_app.images.facts import perceptual_hash
+from ray_app.images import DecodedImage, Demand, ImageLimits, colour
+from ray_app.images.crash_marker import Breadcrumb, Watchdog
+from ray_app.images.decode import decode_image, has_content
+from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash
 from ray_app.images.provenance import ProvenanceReader, containers
 from ray_app.images.texture import with_texture
 from ray_app.inference.batch import (

@@ -1,4 +1,5 @@
-"""Verdicts on some pictures, without a run: a page (`render_check`), CSV lines (`csv_lines`) and what is said under the table (`remarks`).
+"""Verdicts on some pictures, without a run: a page (`render_check`), a table with what explains it (`check_lines`), and CSV
+(`csv_lines`).
 
 Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `verdict`, `verdict_reason`, `verdict_detail`, `probability`,
 `calibrated`, `score`, `scores` (by detector), `width`, `height`, `format`, `provenance` and what a profile adds.
@@ -10,8 +11,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ray_app.detectors.card import blind_to
+from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
-from ray_app.reports.text import declared_words
+from ray_app.reports.text import declared_words, verdict_table
 
 _LONGEST, _MOST = 100, 20
 _AS_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would run (OWASP, CSV injection)
@@ -27,6 +30,12 @@ class CheckFacts(NamedTuple):
     demonstration: bool
     blind_to: Sequence[str]
 
+    @classmethod
+    def of(cls, spec: ScoringSpec) -> "CheckFacts":
+        """Those of the detectors that a spec asks."""
+        cards = spec.cards.values()
+        return cls(spec.ensemble.name, spec.ensemble.title, any(one.demonstration for one in cards), blind_to(cards))
+
 
 def render_check(rows: Sequence[Row], pictures: Sequence[bytes | None], facts: CheckFacts, *, version: str = "") -> str:
     """The page: a tile per row with its picture (JPEG, None = there is none), in the order of the rows."""
@@ -40,20 +49,21 @@ def render_check(rows: Sequence[Row], pictures: Sequence[bytes | None], facts: C
     return render("check.html", tiles=tiles, facts=facts, counts=_counts(rows), remarks=_limits(facts, rows), version=version)
 
 
+def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]:
+    """A table; under it why pictures have no score or no verdict, and what holds for all verdicts."""
+    said = [(row, text) for row in rows if (text := explained(row))]
+    lines = [verdict_table(rows, width)]
+    lines += [f"{wording.shortened(str(row['uri']), _LONGEST)}: {wording.shortened(text, 2 * _LONGEST)}" for row, text in said[:_MOST]]
+    if len(said) > _MOST:
+        lines.append(f"… and {len(said) - _MOST:,} more; --json says why of each")
+    return lines + _limits(facts, rows)
+
+
 def explained(row: Row) -> str:
     """Why a row has no score, or its verdict abstains, in words; empty for any other."""
     if row["status"] != "ok":
         return row.get("detail") or wording.meaning(row["status"]) or str(row["status"])
     return wording.why(row["verdict_reason"], row.get("verdict_detail")) if row.get("verdict_reason") else ""
-
-
-def remarks(rows: Sequence[Row], facts: CheckFacts) -> list[str]:
-    """Lines under a table: why pictures have no score or no verdict, and what holds for all verdicts."""
-    said = [(row, text) for row in rows if (text := explained(row))]
-    lines = [f"{wording.shortened(str(row['uri']), _LONGEST)}: {wording.shortened(text, 2 * _LONGEST)}" for row, text in said[:_MOST]]
-    if len(said) > _MOST:
-        lines.append(f"… and {len(said) - _MOST:,} more; --json says why of each")
-    return lines + _limits(facts, rows)
 
 
 def csv_lines(rows: Iterator[Row], detectors: Sequence[str]) -> Iterator[str]:

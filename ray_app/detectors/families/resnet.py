@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-class Bottleneck(nn.Module):
+class BottleneckBlock(nn.Module):
     """1 × 1, 3 × 3 with the stride, 1 × 1, beside a shortcut: (N, channels, H, W) → (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
     def __init__(self, channels: int, width: int, stride: int = 1) -> None:
@@ -42,6 +42,6 @@ def bottleneck_stages(layers: Sequence[int], channels: Sequence[int], stem: int 
     """
     given = stem
     for stage, (blocks, width) in enumerate(zip(layers, channels, strict=True)):
-        first = Bottleneck(given, width, stride=2 if stage else 1)
+        first = BottleneckBlock(given, width, stride=2 if stage else 1)
         given = 4 * width
-        yield f"layer{stage + 1}", nn.Sequential(first, *(Bottleneck(given, width) for _ in range(blocks - 1)))
+        yield f"layer{stage + 1}", nn.Sequential(first, *(BottleneckBlock(given, width) for _ in range(blocks - 1)))
