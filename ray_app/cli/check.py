@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ray_app.inference.spec import ScoringSpec
 
 STDIN = "-"
+_MOST_THREADS = 4
+_SMALL = 100_000_000  # parameters; what is larger keeps a processor's memory busy alone
 _PICTURE_PX = 320  # the longer side of a small picture
 _PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
 _WORDS = ("predicted_prompt", "prompt_likelihood")
@@ -101,12 +105,33 @@ def _rows(
     from ray_app.inference.ensemble import Ensemble
 
     ensemble = Ensemble(spec.ensemble, device=spec.device, limits=spec.limits, accept_licences=accepted, children=files.children)
-    while chunk := list(islice(arriving, spec.slots)):
-        results = ensemble.score(file.given for _, file in chunk)
-        for (name, file), result in zip(chunk, results, strict=True):
-            rows.append(_row(name, file, result))
-            pictures.append(None if file.picture is None else _small(file))
-            yield rows[-1]
+    side_by_side = _threads(len(names), spec)
+    free = deque([ensemble, *(ensemble.twin() for _ in range(side_by_side - 1))])  # one for each thread
+
+    def scored(chunk: list[tuple[str, "ReadFile"]]) -> "list[Result]":
+        mine = free.popleft()
+        try:
+            return mine.score(file.given for _, file in chunk)
+        finally:
+            free.append(mine)
+
+    chunks = iter(lambda: list(islice(arriving, spec.slots)), [])
+    with ThreadPoolExecutor(side_by_side, thread_name_prefix="scorer") as pool:
+        at_work = deque((chunk, pool.submit(scored, chunk)) for chunk in islice(chunks, 2 * side_by_side))
+        while at_work:
+            chunk, results = at_work.popleft()
+            for (name, file), result in zip(chunk, results.result(), strict=True):
+                rows.append(_row(name, file, result))
+                pictures.append(None if file.picture is None else _small(file))
+                yield rows[-1]
+            at_work += ((chunk, pool.submit(scored, chunk)) for chunk in islice(chunks, 1))
+
+
+def _threads(pictures: int, spec: "ScoringSpec") -> int:
+    """How many batches are scored at once: more than one where nothing but processor cores of one thread each does it."""
+    is_small = all(card.size is not None and card.size.parameters < _SMALL for card in spec.cards.values())
+    several = spec.device == "cpu" and is_small and spec.describer is None and os.environ.get("OMP_NUM_THREADS") == "1"
+    return min(os.cpu_count() or 1, _MOST_THREADS, -(-pictures // spec.slots)) if several else 1
 
 
 def _row(name: str, file: "ReadFile", result: "Result") -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The ensemble as a Python object (`load_ensemble`): bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ class Ensemble:
         )
         describing = scorer.Describing(self.spec, clock) if self.spec.describer else None
         self._fetcher = Fetcher()
-        detectors = scorer.EnsembleScorer(self.spec, clock)
+        self._loaded = scorer.LoadedDetectors(self.spec)
+        detectors = scorer.EnsembleScorer(self.spec, clock, loaded=self._loaded)
         self._scorer = second_pass.CascadeScorer(self.spec, detectors, self._decoder, clock, describing=describing).simplest
 
     @property
@@ -113,6 +115,18 @@ class Ensemble:
         An image that cannot be scored is a result whose `status` says why, never an exception.
         """
         return _results(self._scored(images))
+
+    def twin(self) -> "Ensemble":
+        """One for another thread: the same weights, in memory once, and its own of whatever else a network keeps while it runs."""
+        held = {id(self._decoder.careful): self._decoder.careful}
+        for network in self._networks():
+            held |= {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+        other = copy.copy(self)
+        other._scorer = copy.deepcopy(self._scorer, held)  # its second argument: what is taken as it is
+        return other
+
+    def _networks(self) -> Iterator[Any]:
+        return (detector.network for detector in self._loaded.by_name.values())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add `status`, `verdict`, `probability`, `score` and `score_<detector>` columns to a Ray Data batch; with an identifier

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,18 @@ def test_a_folder_gives_the_scores_that_python_gives_and_leaves_nothing_out(phot
         assert row["scores"] == pytest.approx(result.scores, abs=1e-5)
         assert (row["verdict"], row["verdict_reason"]) == (result.verdict, result.verdict_reason)
         assert (row["width"], row["height"], row["sha256"]) == (result.facts.width, result.facts.height, result.facts.sha256)
+
+
+def test_batches_side_by_side_give_what_one_after_another_gives(photos):
+    """`Ensemble.twin`: the same weights, and none of the other's features."""
+    many = [picture(seed) for seed in range(12)]
+    ensemble = load_ensemble("default")
+    one_by_one = [[result.scores for result in ensemble.score(many[start : start + 4])] for start in (0, 4, 8)]
+    pair = (ensemble, ensemble.twin(), ensemble.twin())
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            parts = pool.map(lambda one, start: [result.scores for result in one.score(many[start : start + 4])], pair, (0, 4, 8))
+            assert list(parts) == one_by_one
 
 
 @pytest.mark.slow
