@@ -117,10 +117,19 @@ TINY = """
 import numpy; from ray_app.detectors import load_detector
 assert numpy.isfinite(load_detector("touchstone-tiny").score(numpy.zeros((1, 256, 256, 3), numpy.uint8))).all()
 """
+# One picture, scored by the default ensemble: with torch, and none of what takes as long to import again.
+CHECK = """
+import contextlib, io, tempfile; from PIL import Image; from ray_app.cli.main import main
+with tempfile.NamedTemporaryFile(suffix=".png") as file, contextlib.redirect_stdout(io.StringIO()):
+    Image.effect_noise((300, 200), 60).convert("RGB").save(file, "PNG")
+    file.flush()
+    assert main(["check", file.name]) == 0
+"""
+HEAVY_FOR_ONE = ("torch._dynamo", "sklearn", "pandas", "scipy", "pyarrow", "fastapi", "jinja2")
 
 
 def test_imports_are_light_and_touch_nothing(tmp_path):
-    """What a user's process loads before it knows what is wanted, and the shipped detector, which needs torch alone."""
+    """What a user's process loads before it knows what is wanted; the shipped detector, which needs torch alone."""
     code = f"""
 import json, os, sys
 loaded = []
@@ -134,6 +143,13 @@ print(json.dumps([loaded, os.listdir(".")]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert json.loads(done.stdout) == [[], []]
+
+
+def test_one_picture_is_checked_with_torch_alone():
+    """In a process of its own: what the test above has loaded would not be loaded again."""
+    code = f"{CHECK}\nimport json, sys; print(json.dumps([name for name in {HEAVY[1:] + HEAVY_FOR_ONE!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
 
 
 def commands(*markers: str) -> list[str]:

@@ -12,6 +12,7 @@ import click
 
 from ray_app import __version__
 from ray_app.cli import data, endpoint, trust
+from ray_app.cli.check import check
 from ray_app.cli.detectors import config, detectors
 from ray_app.cli.evaluate import compare, evaluate, leaderboard
 from ray_app.cli.inspect import explain, gallery, masks
@@ -20,6 +21,7 @@ from ray_app.cli.train import train
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
 _SECTIONS = {
+    "Pictures": (check,),
     "An archive": (demo, plan, score, results, report, gallery, masks, explain, data.filter_command, data.pack),
     "How far to trust it": (trust.calibrate, decide, trust.audit, trust.evidence),
     "Data": (data.collect, data.generate, data.split, data.labels),
@@ -47,6 +49,7 @@ def touchstone() -> None:
     """Tell which images in an archive were made or altered by a generative model.
 
     \b
+    touchstone check photo.jpg folder/                verdicts on some pictures, now
     touchstone demo                                   a sample archive, scored
     touchstone score s3://bucket/photos --out s3://bucket/run
     touchstone results s3://bucket/run --verdict fake

@@ -24,20 +24,12 @@ from torch import nn
 from torch.nn import functional
 
 from ray_app.config import named_configs, read_mapping, validate
+from ray_app.detectors import weights as weight_files
 from ray_app.detectors.card import HEADS, Backbone, DetectorCard, default_slots, load_card
 from ray_app.detectors.detector import Detector, Prediction, build_network, fake_index, load_backbone, log_odds, own_keys
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
-from ray_app.detectors.weights import (
-    cached_name,
-    checkpoint_config,
-    default_cache,
-    digest_of,
-    parts_of,
-    read_state_dict,
-    resolve_part,
-)
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store
 
@@ -54,15 +46,15 @@ class LinearHead:
     def __init__(self, card: DetectorCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
         network = _skeleton(card)
         name, layer = head_of(card.name, network)
-        own = parts_of(card)[0]
-        path = resolve_part(own, cache_dir, offline)
-        state = own_keys(card, read_state_dict(path, own.weights), network)
+        own = weight_files.parts_of(card)[0]
+        path = weight_files.resolve_part(own, cache_dir, offline)
+        state = own_keys(card, weight_files.read_state_dict(path, own.weights), network)
         wanted = {key: getattr(layer, key).shape for key in ("weight", "bias") if getattr(layer, key) is not None}
         found = {key: state[f"{name}.{key}"] for key in wanted if f"{name}.{key}" in state}
         if {key: tensor.shape for key, tensor in found.items()} != wanted:
             raise DetectorError(f"{card.name}: {path}: no head of the shape that the card says, {dict(wanted)}")
         self.card = card
-        self._fake = fake_index(card, checkpoint_config(card, path))
+        self._fake = fake_index(card, weight_files.checkpoint_config(card, path))
         self._weight, self._bias = found["weight"].float(), found["bias"].float() if "bias" in found else None
 
     @torch.inference_mode()
@@ -124,9 +116,9 @@ def _skeleton(card: DetectorCard) -> nn.Module:
 
 
 def _body_sha256(card: DetectorCard, cache_dir: Path | None, offline: bool | None) -> str:
-    own, *shared = parts_of(card)
-    path = resolve_part(own, cache_dir, offline)
-    digests = [digest_of(part, resolve_part(part, cache_dir, offline)) for part in shared]
+    own, *shared = weight_files.parts_of(card)
+    path = weight_files.resolve_part(own, cache_dir, offline)
+    digests = [weight_files.digest_of(part, weight_files.resolve_part(part, cache_dir, offline)) for part in shared]
     if rest := _rest_sha256(card.model_dump_json(), path, file_sha256(path)):
         digests.append(rest)
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -141,7 +133,7 @@ def _rest_sha256(described: str, path: Path, file_digest: str) -> str:
     card = DetectorCard.model_validate_json(described)
     network = _skeleton(card)
     name, _ = head_of(card.name, network)
-    state = own_keys(card, read_state_dict(path, card.weights), network)
+    state = own_keys(card, weight_files.read_state_dict(path, card.weights), network)
     body = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.")}
     digest = hashlib.sha256()
     for key, tensor in sorted(body.items()):
@@ -190,10 +182,10 @@ class FeatureReader:
                 hint="for example vfm-pe-l14",
             )
         network = build_network(card)
-        _, part = parts_of(card)
-        path = resolve_part(part, cache_dir, offline)
+        _, part = weight_files.parts_of(card)
+        path = weight_files.resolve_part(part, cache_dir, offline)
         load_backbone(card, network, path, part)
-        digest, resolved = digest_of(part, path), resolve_precision(precision, device, card.precision)
+        digest, resolved = weight_files.digest_of(part, path), resolve_precision(precision, device, card.precision)
         self.slots = default_slots(device)
         self._detector = Detector(
             card, network, fake=0, device=device, precision=resolved, resize="exact", slots=self.slots, weights_sha256=digest
@@ -323,7 +315,7 @@ def install_head(base: DetectorCard, weights: Path) -> Path:
     """
     if not base.weights.fitted:
         raise DetectorError(f"{base.name} has a head of its own, which is not replaced")
-    place = default_cache() / cached_name(parts_of(base)[0])
+    place = weight_files.default_cache() / weight_files.cached_name(weight_files.parts_of(base)[0])
     _put(place, weights.read_bytes())
     return place
 

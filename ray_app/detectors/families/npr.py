@@ -1,18 +1,17 @@
 """The `npr` family: the first half of a ResNet-50 on the differences of neighbouring pixels (`residual_of`, as other detectors of
 upsampling use it).
 
-Built from timm's ResNet blocks under the authors' key names. Sources: Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §8b,
-§9a.
+Under the authors' key names. Sources: Tan et al., CVPR 2024 (arXiv 2312.10461); specs/detectors.md §8b, §9a.
 """
 
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as functional
-from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from ray_app.detectors.families.residual import Tiling, mean_features
+from ray_app.detectors.families.resnet import bottleneck_stages
 from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ _GRADIENTS = {
 # A cell of 8 × 8 px sees 43 px to either side: conv1 1, maxpool 2, layer1 3 × 4, layer2 4 + 3 × 8.
 STRIDE, HALO = 8, 48
 
-_FROM_RESNET = ("bn1", "act1", "maxpool", "layer1", "layer2")
+_BODY = ("bn1", "act1", "maxpool", "layer1", "layer2")
 
 
 def upsampling_residual(pixels: torch.Tensor) -> torch.Tensor:
@@ -65,10 +64,10 @@ class Npr(nn.Module):
 
     def __init__(self, *, tile: int = 1536) -> None:
         super().__init__()
-        half = ResNet(Bottleneck, (3, 4), channels=(64, 128))  # type: ignore[arg-type]
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)
-        for name in _FROM_RESNET:
-            self.add_module(name, half.get_submodule(name))
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False), nn.BatchNorm2d(64)
+        self.act1, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
+        for name, stage in bottleneck_stages((3, 4), (64, 128)):
+            self.add_module(name, stage)
         self.fc1 = nn.Linear(512, 1)
         self.tiling = Tiling(tile, STRIDE, HALO)
 
@@ -82,7 +81,7 @@ class Npr(nn.Module):
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.conv1(upsampling_residual(pixels) * (2 / 3))
-        for name in _FROM_RESNET:
+        for name in _BODY:
             features = self.get_submodule(name)(features)
         return features
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import nn
@@ -43,13 +44,14 @@ def residual_bank() -> torch.Tensor:
     Every filter sums to zero, so flat colour vanishes. Keeping the four places apart is what lets the next layer see
     a pattern of period two, which both a sensor's mosaic and an upsampling layer leave.
     """
-    bank = torch.zeros(len(_BANK), 4, 3, 4, 4)
+    # In NumPy: on the meta device, where networks are tried without values, torch would import its compiler for the assignment.
+    bank = np.zeros((len(_BANK), 4, 3, 4, 4), np.float32)
     for index, (stencil, divisor, colours) in enumerate(_BANK):
-        filters = torch.tensor(colours)[:, None, None] * torch.tensor(stencil, dtype=torch.float32) / divisor
+        filters = np.array(colours)[:, None, None] * np.array(stencil) / divisor
         for place in range(4):
             row, column = divmod(place, 2)
             bank[index, place, :, row : row + 3, column : column + 3] = filters
-    return bank.flatten(0, 1)
+    return torch.from_numpy(bank).flatten(0, 1).to(torch.get_default_device())
 
 
 class ResidualNet(nn.Module):

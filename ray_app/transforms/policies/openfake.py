@@ -9,20 +9,7 @@ from PIL import Image, ImageEnhance
 from pydantic import Field, InstanceOf, field_validator
 
 from ray_app.config import Frozen
-from ray_app.transforms.ops import (
-    Resampling,
-    avif,
-    blurred,
-    gaussian_taps,
-    has_avif,
-    jpeg,
-    lossless_webp,
-    mirrored,
-    random_part,
-    resize_sample,
-    rotated,
-    webp,
-)
+from ray_app.transforms import ops
 from ray_app.transforms.policy import ImageSample, RealStatistics, sharpness
 
 Rng = np.random.Generator
@@ -50,18 +37,18 @@ class RealMatching(Frozen):
             sample = _with_area(sample, int(rng.choice(self.statistics.areas_px)))
         image = sample.image
         if rng.random() < self.probability and sharpness(image) > 1.2 * rng.choice(self.statistics.sharpness):
-            image = blurred(image, gaussian_taps(3, 0.3))
+            image = ops.blurred(image, ops.gaussian_taps(3, 0.3))
         if rng.random() < self.probability:
             image = _noisy(image, rng)
         if rng.random() < self.probability:
-            image = jpeg(image, int(rng.integers(70, 95)), swapped=True)
+            image = ops.jpeg(image, int(rng.integers(70, 95)), swapped=True)
         return sample._replace(image=image)
 
 
 def _with_area(sample: ImageSample, area: int) -> ImageSample:
     width, height = sample.image.size
     scale = (area / (width * height)) ** 0.5
-    return resize_sample(sample, (max(int(width * scale), 1), max(int(height * scale), 1)), Resampling.BILINEAR)
+    return ops.resize_sample(sample, (max(int(width * scale), 1), max(int(height * scale), 1)), ops.Resampling.BILINEAR)
 
 
 def _noisy(image: Image.Image, rng: Rng) -> Image.Image:
@@ -84,23 +71,23 @@ class SocialMedia(Frozen):
     @field_validator("avif")
     @classmethod
     def _can(cls, wanted: bool | None) -> bool | None:
-        if wanted and not has_avif():
+        if wanted and not ops.has_avif():
             raise ValueError("this Pillow has no AVIF; install pillow 11.3 or newer, or set it to false")
         return wanted
 
     def __call__(self, sample: ImageSample, rng: Rng, /) -> ImageSample:
         """Changed as drawn from `rng`."""
         sample = _at_most(sample, self.largest)
-        sample = resize_sample(random_part(sample, (0.5, 1.0), (0.5, 2.0), rng), (self.crop, self.crop), Resampling.BILINEAR)
+        sample = ops.resize_sample(ops.random_part(sample, (0.5, 1.0), (0.5, 2.0), rng), (self.crop, self.crop), ops.Resampling.BILINEAR)
         if rng.random() < 0.8:
             sample = sample._replace(image=_coloured(sample.image, rng))
         if rng.random() < 0.5:
-            sample = rotated(sample, rng.uniform(-15, 15), Resampling.NEAREST)
+            sample = ops.rotated(sample, rng.uniform(-15, 15), ops.Resampling.NEAREST)
         if rng.random() < 0.1:
-            sample = mirrored(sample)
+            sample = ops.mirrored(sample)
         if rng.random() < 0.5:
-            sample = sample._replace(image=blurred(sample.image, gaussian_taps(5, rng.uniform(0.1, 0.5))))
-        image = compressed(sample.image, rng, with_avif=has_avif() if self.avif is None else self.avif)
+            sample = sample._replace(image=ops.blurred(sample.image, ops.gaussian_taps(5, rng.uniform(0.1, 0.5))))
+        image = compressed(sample.image, rng, with_avif=ops.has_avif() if self.avif is None else self.avif)
         return sample._replace(image=image, finished=True)
 
 
@@ -112,18 +99,18 @@ def compressed(image: Image.Image, rng: Rng, *, with_avif: bool) -> Image.Image:
     """
     way = rng.choice(["jpeg", "webp", "avif", "small-jpeg", "none"], p=[0.45, 0.20, 0.10, 0.10, 0.15])
     if way == "jpeg":
-        image = jpeg(image, _quality(55, 95, rng))
-        return jpeg(image, _quality(50, 85, rng)) if rng.random() < 0.3 else image
+        image = ops.jpeg(image, _quality(55, 95, rng))
+        return ops.jpeg(image, _quality(50, 85, rng)) if rng.random() < 0.3 else image
     if way == "webp":
-        return lossless_webp(image) if rng.random() < 0.05 else webp(image, _quality(65, 90, rng), method=0)
+        return ops.lossless_webp(image) if rng.random() < 0.05 else ops.webp(image, _quality(65, 90, rng), method=0)
     if way == "avif":
-        return avif(image, _quality(40, 80, rng)) if with_avif else webp(image, _quality(65, 90, rng))
+        return ops.avif(image, _quality(40, 80, rng)) if with_avif else ops.webp(image, _quality(65, 90, rng))
     if way == "small-jpeg":
         edge, size = int(rng.integers(720, 1080, endpoint=True)), image.size
         if max(size) > edge:
-            image = image.resize((int(size[0] * edge / max(size)), int(size[1] * edge / max(size))), Resampling.BICUBIC)
-        image = jpeg(image, _quality(65, 85, rng))
-        return image if image.size == size else image.resize(size, Resampling.BICUBIC)
+            image = image.resize((int(size[0] * edge / max(size)), int(size[1] * edge / max(size))), ops.Resampling.BICUBIC)
+        image = ops.jpeg(image, _quality(65, 85, rng))
+        return image if image.size == size else image.resize(size, ops.Resampling.BICUBIC)
     return image
 
 
@@ -135,8 +122,8 @@ def _at_most(sample: ImageSample, largest: int) -> ImageSample:
     if max(sample.image.size) <= largest:
         return sample
     image = sample.image.copy()
-    image.thumbnail((largest, largest), Resampling.LANCZOS)
-    return sample._replace(image=image, mask=sample.mask and sample.mask.resize(image.size, Resampling.NEAREST))
+    image.thumbnail((largest, largest), ops.Resampling.LANCZOS)
+    return sample._replace(image=image, mask=sample.mask and sample.mask.resize(image.size, ops.Resampling.NEAREST))
 
 
 def _coloured(image: Image.Image, rng: Rng) -> Image.Image:

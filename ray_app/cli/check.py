@@ -1,0 +1,296 @@
+"""`touchstone check IMAGE…`: verdicts on some pictures at once, in this process; no run, no cluster."""
+
+import io
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_app import __version__
+from ray_app.cli.options import licence_option
+from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Status
+
+if TYPE_CHECKING:
+    from ray_app.inference.ensemble import Result
+    from ray_app.inference.isolated_files import IsolatedFiles, ReadFile
+    from ray_app.inference.spec import ScoringSpec
+
+STDIN = "-"
+_MOST_THREADS = 4
+_SMALL = 100_000_000  # parameters; what is larger keeps a processor's memory busy alone
+_PICTURE_PX = 320  # the longer side of a small picture
+_PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
+_WORDS = ("predicted_prompt", "prompt_likelihood")
+
+
+@click.command()
+@click.argument("images", nargs=-1, metavar="IMAGE…")
+@click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
+@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
+@licence_option
+@click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
+@click.option("--csv", "form", flag_value="csv", help="CSV, a line per picture.")
+@click.option("--html", metavar="FILE", help="Write a page with small pictures to FILE (.html), besides.")
+def check(
+    images: tuple[str, ...],
+    ensemble: str | None,
+    detectors: tuple[str, ...],
+    device: str,
+    accepted: tuple[str, ...],
+    form: str | None,
+    html: str | None,
+) -> int:
+    """Tell of each IMAGE whether there is evidence that a generative model made it.
+
+    IMAGE is a file, a folder with all below it, `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. Nothing is
+    left out: what is no picture gets a line with its status. Exit code 3: not one picture has a score.
+
+    \b
+    touchstone check photo.jpg
+    touchstone check holiday/ --html verdicts.html
+    curl -s https://example.org/a.jpg | touchstone check - --json
+
+    One thread scores while others decode, unless OMP_NUM_THREADS says otherwise. Archives, buckets and all that takes hours:
+    `touchstone score`.
+    """
+    if not images:
+        raise ConfigError("nothing to check", hint="touchstone check FILE|FOLDER|URL|-")
+    if detectors and ensemble:
+        raise ConfigError("--detector and --ensemble exclude each other", hint="name the detectors, or the ensemble they belong to")
+    page = None if html is None else _page_path(html)
+    names = _listed(images)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: as in a run's workers, so that scores are the same to the bit
+
+    from ray_app.ensembles import ensemble_of, load_ensemble_card
+    from ray_app.images import BatchLimits
+    from ray_app.images.provenance import ProvenanceConfig
+    from ray_app.inference.isolated_files import IsolatedFiles
+    from ray_app.inference.spec import make_spec
+
+    card = ensemble_of(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
+    spec, rows, pictures = make_spec(card, limits=BatchLimits(), device=device), list[dict[str, Any]](), list[bytes | None]()
+    read = _Reader(spec.limits.max_bytes)
+    picture_px = _PICTURE_PX if page else 0
+    with IsolatedFiles(spec, read, provenance=ProvenanceConfig().policy(), picture_px=picture_px) as files:
+        found = _rows(names, files, spec, accepted, rows, pictures)
+        try:
+            _print(found, form, list(spec.cards))
+        finally:  # what came before an error is shown
+            if rows and form is None:
+                _print_table(rows, spec)
+    if page is not None:
+        _write_page(page, rows, pictures, spec)
+    return ExitCode.DONE if any(row["status"] == Status.OK for row in rows) else ExitCode.TOO_MANY_BAD
+
+
+def _rows(
+    names: Sequence[str],
+    files: "IsolatedFiles",
+    spec: "ScoringSpec",
+    accepted: Sequence[str],
+    rows: list[dict[str, Any]],
+    pictures: list[bytes | None],
+) -> Iterator[dict[str, Any]]:
+    """A row per name, in order, as they come; each is also noted in `rows`, and its picture in `pictures`."""
+    arriving = zip(names, files.ahead(names), strict=True)  # children decode while torch is imported here
+    from ray_app.inference.ensemble import Ensemble
+
+    ensemble = Ensemble(spec.ensemble, device=spec.device, limits=spec.limits, accept_licences=accepted, children=files.children)
+    side_by_side = _threads(len(names), spec)
+    free = deque([ensemble, *(ensemble.twin() for _ in range(side_by_side - 1))])  # one for each thread
+
+    def scored(chunk: list[tuple[str, "ReadFile"]]) -> "list[Result]":
+        mine = free.popleft()
+        try:
+            return mine.score(file.given for _, file in chunk)
+        finally:
+            free.append(mine)
+
+    chunks = iter(lambda: list(islice(arriving, spec.slots)), [])
+    with ThreadPoolExecutor(side_by_side, thread_name_prefix="scorer") as pool:
+        at_work = deque((chunk, pool.submit(scored, chunk)) for chunk in islice(chunks, 2 * side_by_side))
+        while at_work:
+            chunk, results = at_work.popleft()
+            for (name, file), result in zip(chunk, results.result(), strict=True):
+                rows.append(_row(name, file, result))
+                pictures.append(None if file.picture is None else _small(file))
+                yield rows[-1]
+            at_work += ((chunk, pool.submit(scored, chunk)) for chunk in islice(chunks, 1))
+
+
+def _threads(pictures: int, spec: "ScoringSpec") -> int:
+    """How many batches are scored at once: more than one where nothing but processor cores of one thread each does it."""
+    is_small = all(card.size is not None and card.size.parameters < _SMALL for card in spec.cards.values())
+    several = spec.device == "cpu" and is_small and spec.describer is None and os.environ.get("OMP_NUM_THREADS") == "1"
+    return min(os.cpu_count() or 1, _MOST_THREADS, -(-pictures // spec.slots)) if several else 1
+
+
+def _row(name: str, file: "ReadFile", result: "Result") -> dict[str, Any]:
+    from ray_app.storage.urls import local_uri, strip_secrets
+
+    facts = file.facts
+    row = {
+        "uri": strip_secrets(name) if "://" in name or name == STDIN else local_uri(os.path.abspath(name)),
+        "status": result.status.value,
+        "detail": result.detail,
+        "verdict": result.verdict,
+        "verdict_reason": result.verdict_reason and result.verdict_reason.value,
+        "verdict_detail": result.verdict_detail,
+        "probability": result.probability,
+        "calibrated": result.calibrated,
+        "score": result.score,
+        "scores": dict(result.scores),
+        "second_look": result.second_look,
+        **{key: facts and getattr(facts, key) for key in ("format", "width", "height", "sha256")},
+        "provenance": file.provenance and json.loads(file.provenance.row() or "null"),
+    }
+    if result.generator_confidence is not None:
+        row |= {key: getattr(result, key) for key in _PROFILE}
+    return row | ({key: getattr(result, key) for key in _WORDS} if result.predicted_prompt is not None else {})
+
+
+def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence[str]) -> None:
+    if form == "csv":
+        from ray_app.reports.check import csv_lines
+
+        for line in csv_lines(rows, detectors):
+            click.echo(line)
+        return
+    for row in rows:
+        if form == "json":
+            line = json.dumps(row, ensure_ascii=False)
+            click.echo(line if line.isprintable() else json.dumps(row))  # escapes for what would move a terminal's text
+
+
+def _print_table(rows: Sequence[dict[str, Any]], spec: "ScoringSpec") -> None:
+    from ray_app.reports.check import CheckFacts, check_lines
+
+    click.echo("\n".join(check_lines(rows, CheckFacts.of(spec), shutil.get_terminal_size((120, 24)).columns)))
+
+
+def _small(file: "ReadFile") -> bytes:
+    """JPEG bytes of the small picture, in the picture's own shape, without metadata."""
+    from PIL import Image
+
+    assert file.picture is not None
+    width, height = (file.facts and file.facts.width) or 1, (file.facts and file.facts.height) or 1
+    scale = _PICTURE_PX / max(width, height)
+    stream = io.BytesIO()
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    Image.fromarray(file.picture).resize(size).save(stream, "JPEG", quality=80)
+    return stream.getvalue()
+
+
+def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[bytes | None], spec: "ScoringSpec") -> None:
+    from ray_app.reports.check import CheckFacts, render_check
+
+    half = page.with_name(f".{page.name}.{os.getpid()}")
+    try:
+        half.write_text(render_check(rows, pictures, CheckFacts.of(spec), version=__version__), encoding="utf-8")
+        half.replace(page)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise ConfigError(f"--html {page}: {error.strerror}", hint="name a file that can be written") from None
+    click.echo(f"page: {page}", err=True)
+
+
+def _page_path(html: str) -> Path:
+    page = Path(html)
+    if page.suffix.lower() not in (".html", ".htm") or "://" in html:
+        raise ConfigError(f"--html {html}: not the name of a local page", hint="--html verdicts.html, before or after the pictures")
+    if not page.parent.is_dir():
+        raise ConfigError(f"--html {html}: no such folder")
+    return page
+
+
+def _listed(images: Sequence[str]) -> list[str]:
+    """What is asked for, in order; of a folder all below it, by name. Raises ConfigError where there is nothing."""
+    from ray_app.storage.urls import local_path, scheme_of
+
+    names: list[str] = []
+    if images.count(STDIN) > 1:
+        raise ConfigError("stdin is one picture", hint="name - once")
+    for one in images:
+        if one == STDIN or scheme_of(one) != "file":
+            names.append(one)
+            continue
+        path = local_path(one)
+        if not os.path.lexists(path):
+            raise ConfigError(f"{one}: no such file or folder")
+        names += _below(path) if os.path.isdir(path) else [path]
+    if not names:
+        raise ConfigError(f"nothing to check: no file in {', '.join(images)}")
+    return names
+
+
+def _below(folder: str) -> list[str]:
+    """All below a folder that is no folder; and folders that cannot be listed, of which the rows say so."""
+    found, closed = list[str](), list[str]()
+    for place, folders, files in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
+        linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found += [os.path.join(place, name) for name in (*files, *linked)]
+    return sorted(found + closed)
+
+
+class _Reader:
+    """The bytes of what was asked for, by name. URLs of the web as the endpoint reads them: https alone, public addresses alone."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+
+    def __call__(self, name: str) -> bytes:
+        """Raises InputError."""
+        from ray_app.storage.urls import local_uri, scheme_of
+
+        if name == STDIN:
+            return self._stdin()
+        if scheme_of(name) in ("http", "https"):
+            return self._web(name)
+        from ray_app.storage import Fetcher
+
+        if scheme_of(name) != "file":
+            return Fetcher(signed=[name]).fetch(name, "", self._max_bytes)
+        self._require_file(name)
+        return Fetcher().fetch(local_uri(os.path.abspath(name)), "", self._max_bytes)
+
+    def _require_file(self, name: str) -> None:
+        """A pipe would be waited for, and a folder behind a link is none of those that were named."""
+        try:
+            os.stat(name)
+        except FileNotFoundError:
+            raise SourceError(Status.SOURCE_MISSING, "a link to nothing" if os.path.islink(name) else "no such file") from None
+        except OSError as error:
+            raise SourceError(Status.SOURCE_DENIED, error.strerror or "cannot be read") from None
+        if os.path.isdir(name):
+            raise SourceError(
+                Status.SOURCE_DENIED, "a link to a folder, which is not followed" if os.path.islink(name) else "cannot be listed"
+            )
+        if not os.path.isfile(name):
+            raise InputError(Status.UNSUPPORTED_FORMAT, "not a regular file")
+
+    def _stdin(self) -> bytes:
+        data = sys.stdin.buffer.read(self._max_bytes + 1)
+        if len(data) > self._max_bytes:
+            raise InputError(Status.IMAGE_TOO_LARGE, f"over max_bytes ({self._max_bytes})", limit=self._max_bytes, observed=len(data))
+        return data
+
+    def _web(self, url: str) -> bytes:
+        import asyncio
+
+        from ray_app.serving.config import UrlFetching
+        from ray_app.serving.http.errors import Refusal
+        from ray_app.serving.url_fetch import GuardedFetcher
+
+        try:
+            return asyncio.run(GuardedFetcher(UrlFetching(), self._max_bytes).fetch(url))
+        except Refusal as refused:
+            raise SourceError(Status.SOURCE_DENIED, f"not fetched: {refused.message}") from None

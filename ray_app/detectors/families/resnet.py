@@ -1,0 +1,47 @@
+"""The body of a ResNet of bottlenecks in plain torch (`bottleneck_stages`), under torchvision's names of tensors.
+
+timm's own brings torchvision with it, which takes longer to import than torch. Source: He et al., CVPR 2016 (arXiv 1512.03385), the stride
+on the 3 × 3 convolution.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+
+class BottleneckBlock(nn.Module):
+    """1 × 1, 3 × 3 with the stride, 1 × 1, beside a shortcut: (N, channels, H, W) → (N, 4 × width, ⌈H/stride⌉, ⌈W/stride⌉)."""
+
+    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        out = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)
+        self.act = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Add both ways; see the class for shapes."""
+        shortcut = features if self.downsample is None else self.downsample(features)
+        features = self.act(self.bn1(self.conv1(features)))
+        features = self.act(self.bn2(self.conv2(features)))
+        features = self.bn3(self.conv3(features))
+        features += shortcut
+        result: torch.Tensor = self.act(features)
+        return result
+
+
+def bottleneck_stages(layers: Sequence[int], channels: Sequence[int], stem: int = 64) -> Iterator[tuple[str, nn.Module]]:
+    """`layer1`, `layer2`, … after a stem of so many channels: so many bottlenecks each, so wide; all but the first halve the map.
+
+    Raises ValueError where these differ in number.
+    """
+    given = stem
+    for stage, (blocks, width) in enumerate(zip(layers, channels, strict=True)):
+        first = BottleneckBlock(given, width, stride=2 if stage else 1)
+        given = 4 * width
+        yield f"layer{stage + 1}", nn.Sequential(first, *(BottleneckBlock(given, width) for _ in range(blocks - 1)))

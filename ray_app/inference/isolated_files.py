@@ -1,0 +1,116 @@
+"""Files that child processes decode ahead of whoever scores them (`IsolatedFiles`): beside the network, and beside the import of torch."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import NamedTuple, Self
+
+from ray_app.detectors import Preprocessing
+from ray_app.detectors.preprocessing import Resize
+from ray_app.errors import InputError
+from ray_app.images import Demand, ImageFileFacts
+from ray_app.images.provenance import Provenance, ProvenancePolicy
+from ray_app.inference.batch import Pixels
+from ray_app.inference.decoder import WALL_LIMIT_S
+from ray_app.inference.decoder_child import DecodeRequest
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
+from ray_app.inference.spec import ScoringSpec
+
+AHEAD_BYTES = 192 * 2**20  # of prepared pixels, and of files that are kept, while nobody takes them
+_KEPT_FILE_BYTES = 8 * 2**20  # what a file is reckoned with
+_MOST_PROCESSES = 4
+
+
+class ReadFile(NamedTuple):
+    """One file: what to score, or why there is nothing; what it says of its origin; and, where these are made, its small picture, a square
+    (side, side, 3) of the whole picture.
+    """
+
+    given: PreparedFile | InputError
+    provenance: Provenance | None = None
+    picture: Pixels | None = None
+
+    @property
+    def facts(self) -> ImageFileFacts | None:
+        """What is known of the file."""
+        return self.given.image.facts if isinstance(self.given, PreparedFile) else getattr(self.given, "facts", None)
+
+
+class IsolatedFiles:
+    """Files in child processes' hands, in order. Each is read (`read`, which raises InputError) in a thread and decoded in a process.
+
+    For a spec without views. `children` may also decode what has to be decoded once more. `picture_px`: the side of a small picture that is
+    made besides; 0 = none. Use as a context manager, or `close()` it.
+    """
+
+    def __init__(
+        self, spec: ScoringSpec, read: Callable[[str], bytes], *, provenance: ProvenancePolicy | None = None, picture_px: int = 0
+    ) -> None:
+        early = spec.early
+        self._read, self._spec = read, spec
+        shown = [Preprocessing(resize=Resize(mode="squash", size=picture_px))] if picture_px else []
+        self._extra = len(shown)
+        self._wanted = DecodeRequest(
+            preprocessings=(*early.preprocessings, *shown), resize=early.resize, provenance=provenance, measured=bool(early.measured)
+        )
+        processes = min(max((os.cpu_count() or 2) - 1, 1), _MOST_PROCESSES)
+        self.children = IsolatedDecoders(spec.limits, processes=processes, wall_limit_s=WALL_LIMIT_S, memory_limit_bytes=None)
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-files")
+        self._large = threading.Lock()
+
+    def ahead(self, names: Iterable[str]) -> Iterator[ReadFile]:
+        """One for each name, in order. The first are at work when this returns: some are read before anybody asks for them."""
+        names, waiting = iter(names), deque[Future[ReadFile]]()
+
+        def fill() -> None:
+            while len(waiting) < self._most and (name := next(names, None)) is not None:
+                waiting.append(self._threads.submit(self._one, name))
+
+        def taken() -> Iterator[ReadFile]:
+            while waiting:
+                found = waiting.popleft().result()
+                fill()
+                yield found
+
+        fill()
+        return taken()
+
+    def close(self) -> None:
+        """Finish what is at work, let the rest go, and end the processes."""
+        self._threads.shutdown(cancel_futures=True)
+        self.children.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _keeps_files(self) -> bool:
+        return self._spec.looks_again or self._spec.keeps_sizes
+
+    @property
+    def _most(self) -> int:
+        each = sum(3 * height * width for height, width, _ in filter(None, self._wanted.shapes))
+        return max(AHEAD_BYTES // (each + _KEPT_FILE_BYTES * self._keeps_files + 1), self._spec.slots)
+
+    def _one(self, name: str) -> ReadFile:
+        try:
+            data = self._read(name)
+            with ExitStack() as turn:  # of large images one at a time
+
+                def admit(demand: Demand) -> None:
+                    if demand.is_large:
+                        turn.enter_context(self._large)
+
+                image = self.children.prepare_now(data, self._wanted, admit)
+        except InputError as refused:
+            return ReadFile(refused)
+        count = len(image.pixels) - self._extra
+        prepared = replace(image, pixels=image.pixels[:count])
+        return ReadFile(PreparedFile(prepared, data if self._keeps_files else None), image.provenance, *image.pixels[count:])

@@ -1,0 +1,114 @@
+"""Verdicts on some pictures, without a run: a page (`render_check`), a table with what explains it (`check_lines`), and CSV
+(`csv_lines`).
+
+Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `verdict`, `verdict_reason`, `verdict_detail`, `probability`,
+`calibrated`, `score`, `scores` (by detector), `width`, `height`, `format`, `provenance` and what a profile adds.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ray_app.detectors.card import blind_to
+from ray_app.inference.spec import ScoringSpec
+from ray_app.reports import format as wording
+from ray_app.reports.text import declared_words, verdict_table
+
+_LONGEST, _MOST = 100, 20
+_AS_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would run (OWASP, CSV injection)
+
+Row = Mapping[str, Any]
+
+
+class CheckFacts(NamedTuple):
+    """What gave the verdicts: an ensemble's name and title, whether it is a demonstration, and what it cannot see, in sentences."""
+
+    name: str
+    title: str
+    demonstration: bool
+    blind_to: Sequence[str]
+
+    @classmethod
+    def of(cls, spec: ScoringSpec) -> "CheckFacts":
+        """Those of the detectors that a spec asks."""
+        cards = spec.cards.values()
+        return cls(spec.ensemble.name, spec.ensemble.title, any(one.demonstration for one in cards), blind_to(cards))
+
+
+def render_check(rows: Sequence[Row], pictures: Sequence[bytes | None], facts: CheckFacts, *, version: str = "") -> str:
+    """The page: a tile per row with its picture (JPEG, None = there is none), in the order of the rows."""
+    from ray_app.reports.gallery import tile_texts
+    from ray_app.reports.html import jpeg_uri, render
+
+    tiles = [
+        (row, jpeg_uri(picture) if picture else None, tile_texts(row), explained(row), declared_words(row))
+        for row, picture in zip(rows, pictures, strict=True)
+    ]
+    return render("check.html", tiles=tiles, facts=facts, counts=_counts(rows), remarks=_limits(facts, rows), version=version)
+
+
+def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]:
+    """A table; under it why pictures have no score or no verdict, and what holds for all verdicts."""
+    said = [(row, text) for row in rows if (text := explained(row))]
+    lines = [verdict_table(rows, width)]
+    lines += [f"{wording.shortened(str(row['uri']), _LONGEST)}: {wording.shortened(text, 2 * _LONGEST)}" for row, text in said[:_MOST]]
+    if len(said) > _MOST:
+        lines.append(f"… and {len(said) - _MOST:,} more; --json says why of each")
+    return lines + _limits(facts, rows)
+
+
+def explained(row: Row) -> str:
+    """Why a row has no score, or its verdict abstains, in words; empty for any other."""
+    if row["status"] != "ok":
+        return row.get("detail") or wording.meaning(row["status"]) or str(row["status"])
+    return wording.why(row["verdict_reason"], row.get("verdict_detail")) if row.get("verdict_reason") else ""
+
+
+def csv_lines(rows: Iterator[Row], detectors: Sequence[str]) -> Iterator[str]:
+    """The lines of a CSV file, the head first, each as its row comes; a column `score_NAME` per detector, nested values as JSON.
+
+    A text that a spreadsheet would take for a formula has a ' before it, and what hides or moves text is shown as an escape.
+    """
+    names = [*COLUMNS, *(f"score_{name}" for name in detectors)]
+    yield _csv_line(names)
+    for row in rows:
+        cells = {**row} | {f"score_{name}": row["scores"].get(name) for name in detectors}
+        yield _csv_line([_cell(cells.get(name)) for name in names])
+
+
+COLUMNS = (
+    *("uri", "status", "detail", "verdict", "verdict_reason", "verdict_detail", "probability", "calibrated", "score", "second_look"),
+    *("predicted_generator", "generator_family", "generator_probability", "predicted_prompt", "prompt_likelihood"),
+    *("format", "width", "height", "sha256", "provenance"),
+)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None or isinstance(value, int | float):
+        return "" if value is None else repr(value)
+    text = wording.visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return f"'{text}" if text.lstrip().startswith(_AS_FORMULA) else text
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+def _counts(rows: Sequence[Row]) -> list[tuple[str, int]]:
+    """How many have each verdict, and how many have no score."""
+    found = [(words, sum(row["verdict"] == verdict for row in rows)) for verdict, words in wording.VERDICT_WORDS.items()]
+    return [*found, ("not scored", sum(row["status"] != "ok" for row in rows))]
+
+
+def _limits(facts: CheckFacts, rows: Sequence[Row]) -> list[str]:
+    if not any(row["status"] == "ok" for row in rows):
+        return []
+    said = [wording.DEMONSTRATION] if facts.demonstration else []
+    said += [f"limits: {wording.visible(sentence)}" for sentence in facts.blind_to]
+    return said if all(row["calibrated"] for row in rows if row["status"] == "ok") else [*said, wording.UNCALIBRATED]
