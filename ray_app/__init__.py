@@ -8,18 +8,42 @@
 Importing this package imports neither torch nor ray; `load_ensemble` and `load_detector` import torch when they are called.
 """
 
+import ast
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+
+def on_first_use(package: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that offers names of its modules: each is imported when it is first asked for.
+
+    What a package offers are the imports in the `if TYPE_CHECKING` of its own source, where type checkers and readers find it, too.
+    """
+
+    @cache
+    def origins() -> dict[str, str]:
+        module = sys.modules[package]
+        assert module.__spec__ is not None
+        source = module.__spec__.loader.get_source(package)  # type: ignore[union-attr]
+        imports = (node for block in ast.parse(source).body if isinstance(block, ast.If) for node in block.body)
+        return {alias.name: str(node.module) for node in imports if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+    def offered(name: str) -> Any:
+        if name not in origins():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(origins()[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return offered
+
 
 if TYPE_CHECKING:
     from ray_app.inference.ensemble import Ensemble, Result, load_detector, load_ensemble
+else:
+    __getattr__ = on_first_use(__name__)
 
 __version__ = "0.13.0"
 __all__ = ["Ensemble", "Result", "load_detector", "load_ensemble"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from ray_app.inference import ensemble
-
-        return getattr(ensemble, name)
-    raise AttributeError(f"module 'ray_app' has no attribute {name!r}")

@@ -29,15 +29,7 @@ from ray_app.detectors.detector import Detector, Prediction, build_network, fake
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
-from ray_app.detectors.weights import (
-    cached_name,
-    checkpoint_config,
-    default_cache,
-    digest_of,
-    parts_of,
-    read_state_dict,
-    resolve_part,
-)
+from ray_app.detectors.weights import cached_name, checkpoint_config, default_cache, digest_of, parts_of, read_state_dict, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store
 

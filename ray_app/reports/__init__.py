@@ -1,7 +1,14 @@
 """What a run, a training and an evaluation report: an HTML page each, and lines for the terminal."""
 
-from ray_app.reports.plan import plan_lines
-from ray_app.reports.run import render_run_report
-from ray_app.reports.text import summary_lines, verdict_table
+from typing import TYPE_CHECKING
+
+from ray_app import on_first_use
+
+if TYPE_CHECKING:
+    from ray_app.reports.plan import plan_lines
+    from ray_app.reports.run import render_run_report
+    from ray_app.reports.text import summary_lines, verdict_table
+else:
+    __getattr__ = on_first_use(__name__)
 
 __all__ = ["plan_lines", "render_run_report", "summary_lines", "verdict_table"]

@@ -4,11 +4,13 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
-from ray_app.reports.evaluation.system_model import FigureFacts
-from ray_app.runs.document import RunSummary, SessionSummary, StabilitySummary
+
+if TYPE_CHECKING:
+    from ray_app.reports.evaluation.system_model import FigureFacts
+    from ray_app.runs.document import RunSummary, SessionSummary, StabilitySummary
 
 VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
 C2PA_WORDS = {
@@ -182,7 +184,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def second_look(run: RunSummary) -> list[str]:
+def second_look(run: "RunSummary") -> list[str]:
     """Of a cascade, which share of images all detectors scored, and what either stage takes; nothing of any other run."""
     found, looks = run.second_look, run.session.looks or {}
     if found is None:
@@ -199,7 +201,7 @@ def second_look(run: RunSummary) -> list[str]:
     return said
 
 
-def stability(found: StabilitySummary | None) -> list[str]:
+def stability(found: "StabilitySummary | None") -> list[str]:
     """What became of verdicts near a threshold when their images were recompressed; nothing where that was not requested."""
     if found is None or not found.views:
         return []
@@ -221,7 +223,7 @@ def linked_folders_in_words(count: int, example: str) -> str:
     return f"{what}: name {'it as a source of its own' if count == 1 else 'them as sources of their own'} to score what is in there"
 
 
-def kept_settings(session: SessionSummary) -> list[str]:
+def kept_settings(session: "SessionSummary") -> list[str]:
     """Which settings are as the run was begun and not as today, and how to move; nothing where all are as today."""
     kept = session.kept
     if not kept:
@@ -236,14 +238,14 @@ def kept_settings(session: SessionSummary) -> list[str]:
     ]
 
 
-def unguarded(session: SessionSummary) -> list[str]:
+def unguarded(session: "SessionSummary") -> list[str]:
     """What was lost on a store without conditional writes; nothing on any other."""
     return ["two commands that write into this directory at once are not noticed: its store has no conditional writes"] * bool(
         session.unguarded
     )
 
 
-def in_table(session: SessionSummary) -> list[str]:
+def in_table(session: "SessionSummary") -> list[str]:
     """Which Delta table has the run's rows, and whether they are those of now; nothing where none was ever named."""
     kept = session.table
     if kept is None:
@@ -381,7 +383,7 @@ def largest(counts: Mapping[str, int], limit: int) -> list[tuple[str, int]]:
     return ranked[:limit] + ([(f"{len(rest):,} others", sum(number for _, number in rest))] if rest else [])
 
 
-def headline(run: RunSummary) -> str:
+def headline(run: "RunSummary") -> str:
     """The run in one sentence."""
     if not run.members:
         return "No files: there was nothing to score."
@@ -435,7 +437,7 @@ def written(key: str, value: float | None) -> str:
     return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}".replace("-", "−")
 
 
-def span(key: str, figure: FigureFacts) -> str:
+def span(key: str, figure: "FigureFacts") -> str:
     """A figure's interval, "90.1 to 92.4 %"; nothing where there is none."""
     if figure.ends is None:
         return ""
@@ -444,7 +446,7 @@ def span(key: str, figure: FigureFacts) -> str:
     return f"{low.removesuffix(' %') if same_unit else low} to {high}"
 
 
-def in_words(key: str, figure: FigureFacts) -> str:
+def in_words(key: str, figure: "FigureFacts") -> str:
     """A figure with its interval in brackets, or a dash."""
     ends = span(key, figure)
     return written(key, figure.number) + (f" ({ends})" if ends else "")

@@ -6,11 +6,12 @@ import json
 import shlex
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_app.reports import format as wording
-from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_lines
-from ray_app.runs.document import RunSummary
+
+if TYPE_CHECKING:
+    from ray_app.runs.document import RunSummary
 
 GAP = "  "
 _NARROWEST, _WIDE = 10, 2**31
@@ -83,6 +84,9 @@ def paragraph(text: str, width: int) -> list[str]:
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The end of a run in words: what became of the members, how fast, what held it up, where to read on."""
+    from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_lines
+    from ray_app.runs.document import RunSummary
+
     run = RunSummary.model_validate(dict(summary))
     lines = [wording.headline(run)]
     if run.members and not run.complete:
@@ -168,7 +172,7 @@ def _common_folder(names: Sequence[str]) -> str:
     return first[: first.rfind("/", 0, shared) + 1]
 
 
-def _status_lines(run: RunSummary) -> list[str]:
+def _status_lines(run: "RunSummary") -> list[str]:
     statuses = wording.ordered_statuses(run.statuses)
     shown = [[wording.visible(status), wording.count(number), wording.meaning(status)] for status, number in statuses]
     widths = [max((wording.columns(line[index]) for line in shown), default=0) for index in range(3)]
@@ -183,7 +187,7 @@ def _status_lines(run: RunSummary) -> list[str]:
     return lines
 
 
-def _verdict_lines(run: RunSummary) -> list[str]:
+def _verdict_lines(run: "RunSummary") -> list[str]:
     if not run.scored:
         return []
     counts = [f"{words} {run.verdict(word):,}" for word, words in wording.VERDICT_WORDS.items()]
@@ -196,7 +200,7 @@ def _verdict_lines(run: RunSummary) -> list[str]:
     return lines
 
 
-def _declaration_lines(run: RunSummary) -> list[str]:
+def _declaration_lines(run: "RunSummary") -> list[str]:
     said = run.provenance
     if not said.declaring:
         return []
@@ -206,7 +210,7 @@ def _declaration_lines(run: RunSummary) -> list[str]:
     return [f"beside the verdicts: {who} AI-generated: {', '.join(parts)}"]
 
 
-def _speed_lines(run: RunSummary) -> list[str]:
+def _speed_lines(run: "RunSummary") -> list[str]:
     session = run.session
     if not session.rows:
         return ["this session scored nothing: there was nothing new or changed"] if run.rows else []
