@@ -37,7 +37,7 @@ Seen = Callable[[Path], bool]  # whether there is a verdict, by the folder of th
 
 @dataclass(frozen=True)
 class Command:
-    """What is started, in which `{out}` is the folder of the command. `serves`: it goes on until it is ended, which is done once it has spoken."""
+    """What is started, in which `{out}` is the folder of the command. `serves`: it is ended by us, once it has spoken."""
 
     name: str
     arguments: tuple[str, ...]
@@ -167,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and write JSON where that is asked for."""
     options = _options(arguments)
     here, measured, unknown = machine(), list[Started](), list[str]()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the command under way is ended with us
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as name:  # short: the paths of Ray's sockets may have 107 characters
         folder = Path(name)
         archive, finished, variables = folder / "photographs", folder / "finished", environment(folder)

@@ -25,9 +25,9 @@ while time.monotonic() < begun + 1.0:
 
 def test_what_a_command_does_is_timed(tmp_path):
     found = measure(Command("slowly", (sys.executable, "-c", SLOWLY), verdict=_has_part), os.environ, tmp_path)
-    assert 0 < found.first_output_s < found.first_verdict_s < found.end_s
-    assert found.first_verdict_s - found.first_output_s == pytest.approx(0.5, abs=0.3)
-    assert found.end_s - found.first_verdict_s == pytest.approx(0.5, abs=0.3)
+    assert 0 < found.first_output_s <= found.first_verdict_s < found.end_s
+    assert found.first_verdict_s >= 0.5
+    assert found.end_s - found.first_verdict_s >= 0.4
     assert 200e6 < found.peak_memory_bytes < 400e6
     assert list(tmp_path.iterdir()) == []
 
@@ -49,8 +49,7 @@ def test_a_service_is_ended_once_it_is_ready(tmp_path):
 
 
 def test_medians_of_what_there_was():
-    lines = medians(
-        [Started("score", 1.0, 3.0, 9.0, 2**20), Started("score", 2.0, None, 7.0, 3 * 2**20), Started("help", 0.5, None, 1.0, 0)]
-    )
+    rounds = [Started("score", 1.0, 3.0, 9.0, 2**20), Started("help", 0.5, None, 1.0, 0), Started("score", 2.0, None, 7.0, 3 * 2**20)]
+    lines = medians(rounds)
     assert lines == [Started("score", 1.5, 3.0, 8.0, 2 * 2**20), Started("help", 0.5, None, 1.0, 0)]
     assert table(lines).splitlines()[1].split() == ["score", "1.50", "s", "3.00", "s", "8.00", "s", "2", "MiB"]
