@@ -66,7 +66,7 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], *, time
     with log.open("wb") as errors, printed.open("wb") as output:
         process = subprocess.Popen(command, env={**environment, MARK: mark}, stdout=output, stderr=errors, start_new_session=True)
     tree = ProcessTree(process.pid, mark)
-    sampler = _Sampler(tree)
+    sampler = Sampler(tree)
     try:
         process.wait(timeout_s)
     except subprocess.TimeoutExpired:
@@ -118,11 +118,12 @@ class ProcessTree:
         return self._mark in _read(f"/proc/{pid}/environ")
 
 
-class _Sampler:
+class Sampler:
     """Notes the peak memory of a tree in a thread, until stopped."""
 
-    def __init__(self, tree: ProcessTree) -> None:
+    def __init__(self, tree: ProcessTree, every_s: float = SAMPLE_EVERY_S) -> None:
         self.peak_bytes = 0
+        self._every_s = every_s
         self._tree = tree
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -133,11 +134,11 @@ class _Sampler:
         self._thread.join()
 
     def _sample(self) -> None:
-        pause = SAMPLE_EVERY_S
+        pause = self._every_s
         while not self._stopped.wait(pause):
             begun = time.thread_time()
             self.peak_bytes = max(self.peak_bytes, self._tree.memory_bytes())
-            pause = max(SAMPLE_EVERY_S, (time.thread_time() - begun) / SAMPLE_SHARE)
+            pause = max(self._every_s, (time.thread_time() - begun) / SAMPLE_SHARE)
 
 
 def _process_ids() -> list[int]:

@@ -23,7 +23,7 @@ _SHALLOW = 10_000  # characters, so at most as many levels: libyaml takes 16,384
 class Frozen(BaseModel):
     """Base of every config, card and limit: immutable, no unknown keys, no silent coercion of extras."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 _T = TypeVar("_T")
@@ -38,7 +38,7 @@ class Section(BaseModel):
     an absent key where the field knows no null.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ A bad image is a row with a status; a bad system is an exception with a hint.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 
 class Status(StrEnum):
@@ -83,6 +84,13 @@ REASON_MEANING: dict[Reason, str] = {
     Reason.UNSTABLE: "saved once more, the image gets another verdict",
     Reason.UNLIKE_ARCHIVE: "the archive is not like what the ensemble was calibrated on",
 }
+
+
+class Doubt(NamedTuple):
+    """Why there is no verdict: a word of the closed list, and what varies in it."""
+
+    reason: Reason
+    detail: str | None = None
 
 
 class ExitCode(IntEnum):

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "ray_app").rglob("*.py"))
 MODULES = [source for source in SOURCES if source.name != "__init__.py"]
@@ -113,6 +115,14 @@ LIGHT = [
     ("import ray_app.scoring.run, ray_app.scoring.workers", ("scipy",)),
     *((f"import {name_of(source)}", ()) for source in SOURCES if source.name == "__init__.py"),
 ]
+# What commands load that need no cluster, each in a process of its own: what it must not have loaded besides HEAVY.
+QUICK = {
+    "--help": ("numpy", "pyarrow", "pydantic", "yaml", "fsspec"),
+    "results nowhere": ("PIL", "jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow.dataset", "ray_app.runs.document"),
+    "detectors list": ("jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow", "ray_app.runs.document"),
+    "score nowhere --out run": ("jinja2", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "huggingface_hub", "pyarrow.dataset"),
+    "evidence nowhere --out record": ("PIL", "pandas", "sklearn", "scipy", "s3fs", "aiohttp", "pyarrow.dataset"),
+}
 TINY = """
 import numpy; from ray_app.detectors import load_detector
 assert numpy.isfinite(load_detector("touchstone-tiny").score(numpy.zeros((1, 256, 256, 3), numpy.uint8))).all()
@@ -150,6 +160,18 @@ def test_one_picture_is_checked_with_torch_alone():
     code = f"{CHECK}\nimport json, sys; print(json.dumps([name for name in {HEAVY[1:] + HEAVY_FOR_ONE!r} if name in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_a_command_that_needs_no_cluster_loads_little(tmp_path, command):
+    code = f"""
+import sys
+from ray_app.cli.main import main
+main({command.split()!r})
+print([name for name in {HEAVY + QUICK[command]!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def commands(*markers: str) -> list[str]:

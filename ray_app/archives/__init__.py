@@ -1,39 +1,46 @@
 """Archives: a source → its members → a manifest cut into blocks (`Archive`, `list_members`, `read_block`, `MemberReader`)."""
 
-from ray_app.archives.build import Portions, is_as_listed, list_members, list_portions
-from ray_app.archives.containers import Container, ContainerLimits
-from ray_app.archives.containers.parquet import read_referenced
-from ray_app.archives.manifest import (
-    BlockList,
-    BlockRef,
-    ManifestInfo,
-    copy_manifest,
-    guard_of,
-    iter_blocks,
-    last_listing,
-    manifests,
-    member_rows,
-    read_block,
-    read_blocks,
-    read_complete,
-    read_ids,
-    read_vanished,
-)
-from ray_app.archives.members import (
-    BlockPlan,
-    Ids,
-    ListedMember,
-    ManifestMember,
-    MemberLocation,
-    RefusedMember,
-    TableColumns,
-    block_sizes,
-    image_id,
-)
-from ray_app.archives.reader import MemberReader
-from ray_app.archives.s3_inventory import MANY, inventory_advice
-from ray_app.archives.sources import Archive, fetcher_of, name_of, open_source, places_of
-from ray_app.archives.walk import Each, in_turn
+from typing import TYPE_CHECKING
+
+from ray_app import on_first_use
+
+if TYPE_CHECKING:
+    from ray_app.archives.build import Portions, is_as_listed, list_members, list_portions
+    from ray_app.archives.containers import Container, ContainerLimits
+    from ray_app.archives.containers.parquet import read_referenced
+    from ray_app.archives.each import Each, in_turn
+    from ray_app.archives.manifest import (
+        BlockList,
+        BlockRef,
+        ManifestInfo,
+        copy_manifest,
+        guard_of,
+        iter_blocks,
+        last_listing,
+        manifests,
+        member_rows,
+        read_block,
+        read_blocks,
+        read_complete,
+        read_ids,
+        read_vanished,
+    )
+    from ray_app.archives.members import (
+        BlockPlan,
+        Ids,
+        ListedMember,
+        ManifestMember,
+        MemberLocation,
+        RefusedMember,
+        TableColumns,
+        block_sizes,
+        image_id,
+    )
+    from ray_app.archives.reader import MemberReader
+    from ray_app.archives.s3_inventory import MANY, inventory_advice
+    from ray_app.archives.sources import Archive, fetcher_of, name_of, open_source, places_of
+else:
+    __getattr__ = on_first_use(__name__)
 
 __all__ = [
     "Archive",

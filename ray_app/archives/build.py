@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import cut_blocks, dedup, raw_listing
+from ray_app.archives.each import Each, in_turn
 from ray_app.archives.manifest import (
     BLOCK_COLUMNS,
     BlockRef,
@@ -48,7 +49,7 @@ from ray_app.archives.manifest import (
 )
 from ray_app.archives.members import BlockPlan, Digest, Ids, block_sizes, identity_digest
 from ray_app.archives.sources import Archive
-from ray_app.archives.walk import Each, Walk, in_turn
+from ray_app.archives.walk import Walk
 from ray_app.storage import Guard, Store
 
 

@@ -83,7 +83,7 @@ def known_ids(store: Store, earlier: Sequence[int], digest: members.Digest) -> I
 def _read(store: Store, first: int, end: int) -> tuple[pa.Table, int] | None:
     """What stands in a kept file, and the last manifest in it; None where it cannot be read, or knows of manifests that are not."""
     try:
-        table = pq.read_table(pa.BufferReader(store.read(f"{FOLDER}/{first:05d}.parquet")), page_checksum_verification=True)
+        table = pq.ParquetFile(pa.BufferReader(store.read(f"{FOLDER}/{first:05d}.parquet")), page_checksum_verification=True).read()
         last = int(table.schema.metadata[_LAST])
         return (table.select(_IDS.names).cast(_IDS), last) if first <= last <= end else None
     except (FileNotFoundError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
@@ -95,7 +95,7 @@ def _own(store: Store, number: int, digest: members.Digest) -> tuple[int, Iterat
     folder = f"{manifest.folder_of(number)}/{FOLDER}"
     sizes = store.sizes(folder)
     if sizes:
-        read = (pq.read_table(pa.BufferReader(store.read(f"{folder}/{name}"))) for name in sorted(sizes))
+        read = (pq.ParquetFile(pa.BufferReader(store.read(f"{folder}/{name}"))).read() for name in sorted(sizes))
         return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
     blocks = manifest.read_blocks(store, number)
     return blocks.members * _ROW_BYTES, (_ids_of_rows(manifest.read_block(store, ref), digest) for ref in blocks)

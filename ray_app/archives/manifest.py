@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives.members import Ids, ListedMember, ListedWithColumns, ManifestMember, MemberLocation, RefusedMember
-from ray_app.archives.sources import places_of
 from ray_app.errors import ConfigError, IdentityError, Status, one_line
 from ray_app.storage import Guard, Store
 
@@ -193,6 +192,8 @@ def last_listing(store: Store) -> ManifestInfo | None:
 
 def guard_of(store: Store) -> Guard:
     """Which web servers are requested for the members of a store's manifests: those that their own commands could ask."""
+    from ray_app.archives.sources import places_of  # which knows all containers; who reads a manifest opens none
+
     return listed_so_far(store).guard.joined(Guard.of(places_of(_sources(store))))
 
 
@@ -271,7 +272,7 @@ def _copy_folder(store: Store, folder: str, to: Store) -> None:
 
 def read_blocks(store: Store, number: int) -> BlockList:
     """The blocks of a complete manifest, in order."""
-    table = pq.read_table(pa.BufferReader(store.read(_path(number, "blocks.parquet"))))
+    table = pq.ParquetFile(pa.BufferReader(store.read(_path(number, "blocks.parquet")))).read()
     return BlockList(table.append_column("manifest", pa.array(np.full(len(table), number, np.int32))))
 
 
@@ -296,7 +297,7 @@ def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
 
 def read_vanished(store: Store, number: int) -> Ids:
     """The sorted ids of earlier manifests that are not in the archive any more, as of listing `number`."""
-    table = pq.read_table(pa.BufferReader(store.read(_path(number, "vanished.parquet"))))
+    table = pq.ParquetFile(pa.BufferReader(store.read(_path(number, "vanished.parquet")))).read()
     vanished: Ids = table["image_id"].to_numpy()
     return vanished
 

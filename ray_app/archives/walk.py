@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ray_app import __version__
 from ray_app.archives import object_prefix, raw_listing
 from ray_app.archives.containers import Container
+from ray_app.archives.each import Each, in_turn
 from ray_app.archives.sources import Archive, Opened, SourceSection
 from ray_app.storage import KeyRange, LinkedFolders
 
@@ -36,18 +37,6 @@ _PAGE = 1000
 # once: a core bears some forty pages a second, a store gives one in 50 to 200 ms.
 _KEYS_A_RANGE, _FEWEST_RANGES, _MOST_RANGES, _CUT_AGAIN, _RANGES_A_TASK = 25 * _PAGE, 8, 512, 8, 5
 _UNKNOWN = 1_000_000  # members of a section that is no range of keys, before any was listed
-
-
-class Each(Protocol):
-    """Something that applies a picklable function to items, in whatever processes, and gives the results in their order."""
-
-    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
-        """Raises what the function raises, if it is a TouchstoneError as it was."""
-
-
-def in_turn(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
-    """One after another, in this process."""
-    return map(function, items)
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,11 @@ def score(
         requested = {"ensemble": given["ensemble"], "detectors": given["detectors"]}
         return score_at_endpoint(endpoint, source, **requested, token_file=token_file, as_json=as_json)
     from ray_app.reports import summary_lines
+    from ray_app.runs import arrow
     from ray_app.scoring import ScoreConfig
     from ray_app.scoring.run import score_archive
 
+    arrow.leave_pandas_out()
     settings = configured("score", config_file, ScoreConfig, {"source": source, "accept_licences": accepted, **given}, assignments)
     finished = score_archive(settings)
     click.echo(json.dumps(finished.summary, indent=2) if as_json else "\n".join(summary_lines(finished.summary)))
@@ -186,11 +188,14 @@ def results(
             raise click.UsageError("--fdr makes a list of its own: a part of it, or more, would not keep its promise")
         return show_discoveries(run, fdr, limit, as_json)
     from ray_app.reports import verdict_table
-    from ray_app.runs import RunDirectory, current_rows
-    from ray_app.runs.summary import require_identified
+    from ray_app.runs import RunDirectory, arrow, current_rows
+
+    arrow.leave_pandas_out()
 
     opened = RunDirectory.open(run)
     if generator is not None:
+        from ray_app.runs.summary import require_identified
+
         require_identified(opened)
     rows = current_rows(opened, verdict=verdict, status=status, generator=generator, vanished=vanished)
     for line in _guarantee_notes(opened):
@@ -211,10 +216,12 @@ def results(
 
 def _guarantee_notes(run: "RunDirectory") -> list[str]:
     """What a run found of its card's guarantee, where it is not known to hold."""
+    section = run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
+    if not section or section["holds"] is True:
+        return []
     from ray_app.reports.run import guarantee_lines
 
-    section = run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
-    return guarantee_lines(section) if section and section["holds"] is not True else []
+    return guarantee_lines(section)
 
 
 @click.command()

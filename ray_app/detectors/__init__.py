@@ -1,14 +1,16 @@
 """Cards, preprocessing, weights and networks: pixels → scores. Cards and preprocessing load without torch; the rest loads on first use."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ray_app.detectors.card import DetectorCard, list_cards, load_card, variants_of
-from ray_app.detectors.preprocessing import Preprocessing, ResizeMode
-from ray_app.detectors.weights import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights, weights_digest
+from ray_app import on_first_use
 
 if TYPE_CHECKING:
-    from ray_app.detectors.detector import Detector as Detector
-    from ray_app.detectors.detector import load_detector as load_detector
+    from ray_app.detectors.card import DetectorCard, list_cards, load_card, variants_of
+    from ray_app.detectors.detector import Detector, load_detector
+    from ray_app.detectors.preprocessing import Preprocessing, ResizeMode
+    from ray_app.detectors.weights import MIRROR_VARIABLE, publish_weights, resolve_weights, verify_weights, weights_digest
+else:
+    __getattr__ = on_first_use(__name__)
 
 __all__ = [
     "DetectorCard", "load_card", "list_cards", "variants_of",
@@ -16,11 +18,3 @@ __all__ = [
     "MIRROR_VARIABLE", "resolve_weights", "publish_weights", "verify_weights", "weights_digest",
     "Detector", "load_detector",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("Detector", "load_detector"):
-        from ray_app.detectors import detector
-
-        return getattr(detector, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,36 +1,43 @@
 """Detector scores → verdicts: ensemble cards, combination rules, thresholds, cascades, and the population a calibration holds for."""
 
-from ray_app.ensembles.card import (
-    Cascade,
-    CascadeStage,
-    EnsembleCard,
-    EnsembleMember,
-    EnsembleProfile,
-    Guarantee,
-    OutlierGate,
-    Rule,
-    Settings,
-    Stacking,
-    Thresholds,
-    decision_facts,
-    ensemble_of,
-    load_ensemble_card,
-)
-from ray_app.ensembles.decision import (
-    Decisions,
-    calibrate,
-    combine,
-    decide,
-    drawn_by_audit,
-    early_scores,
-    fit_stacking,
-    is_audited,
-    is_calibrated,
-    logit,
-    second_looks,
-    sigmoid,
-)
-from ray_app.ensembles.population import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
+from typing import TYPE_CHECKING
+
+from ray_app import on_first_use
+
+if TYPE_CHECKING:
+    from ray_app.ensembles.card import (
+        Cascade,
+        CascadeStage,
+        EnsembleCard,
+        EnsembleMember,
+        EnsembleProfile,
+        Guarantee,
+        OutlierGate,
+        Rule,
+        Settings,
+        Stacking,
+        Thresholds,
+        decision_facts,
+        ensemble_of,
+        load_ensemble_card,
+    )
+    from ray_app.ensembles.decision import (
+        Decisions,
+        calibrate,
+        combine,
+        decide,
+        drawn_by_audit,
+        early_scores,
+        fit_stacking,
+        is_audited,
+        is_calibrated,
+        logit,
+        second_looks,
+        sigmoid,
+    )
+    from ray_app.ensembles.population import Feature, LabelledPart, Population, PopulationTally, Seen, population_of, properties_of
+else:
+    __getattr__ = on_first_use(__name__)
 
 __all__ = [
     "EnsembleCard", "EnsembleMember", "Rule", "Stacking", "Thresholds", "Cascade", "CascadeStage", "OutlierGate", "Guarantee",

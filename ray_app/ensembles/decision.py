@@ -12,26 +12,18 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_app.detectors.card import Calibration
 from ray_app.ensembles.card import Cascade, CascadeStage, EnsembleCard, EnsembleMember, OutlierGate, Stacking
-from ray_app.errors import ConfigError, Reason
+from ray_app.errors import ConfigError, Doubt, Reason
 
 Table = npt.NDArray[np.float64]
 Column = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.float32]
 IMAGE = ""  # in `out_of_range`, in a member's place: what lies outside of the ensemble's range, whoever looks
-
-
-class Doubt(NamedTuple):
-    """Why there is no verdict: a word of the closed list, and what varies in it."""
-
-    reason: Reason
-    detail: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,19 @@
 """The run directory: rows, identity, what is done, what is current."""
 
-from ray_app.runs.artifacts import block_features, feature_rows, kept_features, mask_image, mask_rows, vectors_of, write_features
-from ray_app.runs.directory import RunDirectory, differences, fingerprint
-from ray_app.runs.reader import check_conservation, current_masks, current_rows, current_tables
-from ray_app.runs.retry import Retry, begin_retry, begun_retry, merge_retry
-from ray_app.runs.rows import BlockTables, block_tables, result_rows
-from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION, VIEWED_MASK_SCHEMA, row_schema
-from ray_app.runs.summary import bottleneck, summarise
+from typing import TYPE_CHECKING
+
+from ray_app import on_first_use
+
+if TYPE_CHECKING:
+    from ray_app.runs.artifacts import block_features, feature_rows, kept_features, mask_image, mask_rows, vectors_of, write_features
+    from ray_app.runs.directory import RunDirectory, differences, fingerprint
+    from ray_app.runs.reader import check_conservation, current_masks, current_rows, current_tables
+    from ray_app.runs.retry import Retry, begin_retry, begun_retry, merge_retry
+    from ray_app.runs.rows import BlockTables, block_tables, result_rows
+    from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION, VIEWED_MASK_SCHEMA, row_schema
+    from ray_app.runs.summary import bottleneck, summarise
+else:
+    __getattr__ = on_first_use(__name__)
 
 __all__ = [
     "RunDirectory",

@@ -84,7 +84,7 @@ class Compactor:
         for start in range(0, len(parts.sizes), _REQUESTS):
             blocks = range(parts.first + start, parts.first + min(start + _REQUESTS, len(parts.sizes)))
             for data in pool.map(lambda block: self.run.store.read(self.run.part_path(parts.manifest, block)), blocks):
-                yield pq.read_table(pa.BufferReader(data))
+                yield pq.ParquetFile(pa.BufferReader(data)).read()
 
     def _publish(self, manifest: int, first: int, last: int, merger: "Merger") -> str:
         file = Published(manifest, first, last)

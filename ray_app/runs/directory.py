@@ -15,19 +15,21 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives import BlockList, Each, in_turn, manifests, read_blocks
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.images import ImageLimits
 from ray_app.runs import score_files as published_files
 from ray_app.runs.compaction import Compactor, Merger, consecutive, remove_parts
 from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
 from ray_app.runs.score_files import Published
 from ray_app.storage import Store
+
+if TYPE_CHECKING:
+    from ray_app.images import ImageLimits
 
 Identity = Mapping[str, Any]
 
@@ -149,8 +151,10 @@ class RunDirectory:
         """The content of `run.json`: schema, creation time, detectors and identity."""
         return self.read_json("run.json")
 
-    def limits(self) -> ImageLimits:
+    def limits(self) -> "ImageLimits":
         """The intake limits that its members were let in by."""
+        from ray_app.images import ImageLimits
+
         return ImageLimits(**self.describe()["identity"].get("limits", {}))
 
     def check_settled(self, *, by_score: bool = False) -> None:

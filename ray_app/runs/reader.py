@@ -30,7 +30,7 @@ from ray_app.archives import (
     read_vanished,
 )
 from ray_app.errors import ClusterError, ConfigError
-from ray_app.runs import compaction, directory, score_files, summary
+from ray_app.runs import compaction, directory, score_files
 
 
 def current_tables(run: directory.RunDirectory, columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
@@ -102,6 +102,8 @@ def current_rows(
             if wanted is not None:
                 table = table.filter(pc.equal(table[name].cast(pa.string()), wanted))
         if generator is not None:
+            from ray_app.runs import summary
+
             table = summary.of_generator(table, generator)
         yield from table.to_pylist()
 

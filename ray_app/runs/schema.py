@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ray_app.ensembles.decision import Doubt
-from ray_app.errors import Reason
+from ray_app.errors import Doubt, Reason
 
 SCHEMA_VERSION = 6
 DETAIL = "verdict_detail"

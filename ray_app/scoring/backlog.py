@@ -18,7 +18,6 @@ from ray_app.archives import (
     read_blocks,
 )
 from ray_app.cluster.ray_cluster import beside_others, on_ray
-from ray_app.datasets.labelling import ProgressLog
 from ray_app.reports.format import linked_folders_in_words
 from ray_app.runs import RunDirectory, begun_retry, fingerprint, reader, settled_state
 from ray_app.scoring.block_stream import ListingTasks
@@ -70,6 +69,8 @@ def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> Archive:
 
 def listing_log(config: ScoreConfig) -> Callable[[int], None]:
     """A `progress` of listing: how far it is, now and then, and once that there is a better way for so many keys."""
+    from ray_app.datasets.labelling import ProgressLog
+
     log = ProgressLog("listing")
     advice = None if config.limit else inventory_advice(config.source)
 

@@ -22,6 +22,7 @@ from ray_app.cluster import versions
 from ray_app.cluster.ray_cluster import own_node
 from ray_app.cluster.shutdown import WORKER_LOGS_HINT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
+from ray_app.runs import arrow
 from ray_app.scoring import messages, workers
 from ray_app.scoring.layout import IN_FLIGHT, WRITES_AT_ONCE, ScoringLayout
 
@@ -46,6 +47,7 @@ class Pipeline:
     """Base of both: a queue of blocks, a thread that works on it, and what is to be said of it in the next turn."""
 
     def __init__(self, job: workers.ScoringJob) -> None:
+        arrow.leave_pandas_out()
         self._job, self._node = job, own_node()
         self._changed = threading.Condition()
         self._queue: deque[BlockRef] = deque()

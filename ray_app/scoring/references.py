@@ -60,7 +60,7 @@ def references_of(run: RunDirectory) -> References:
             "`touchstone decide RUN --ensemble CARD.yaml` applies it to scores that are there",
         )
     _check(data, promise.get("references_sha256"), f"{run.store.url}/{REFERENCES}")
-    scores = pq.read_table(pa.BufferReader(data), columns=[COLUMN])[COLUMN].to_numpy()
+    scores = pq.ParquetFile(pa.BufferReader(data)).read([COLUMN])[COLUMN].to_numpy()
     return References.of(scores, promise.get("effective"))
 
 

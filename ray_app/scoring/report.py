@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,21 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.archives import (
-    ManifestMember,
-    MemberReader,
-    guard_of,
-    manifests,
-    read_complete,
-    read_vanished,
-)
+from ray_app.archives import ManifestMember, MemberReader, guard_of, manifests, read_complete, read_vanished
 from ray_app.cluster.progress import Progress
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import ClusterError, ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import ScoringSpec
-from ray_app.reports import gallery, render_run_report
 from ray_app.reports.format import VERDICT_WORDS, meaning, visible
 from ray_app.runs import RunDirectory, bottleneck, current_tables, document, fingerprint, reader, settled_state, summarise, summary
 from ray_app.runs.summary import COLUMNS, UNKNOWN, of_generator, require_identified
@@ -44,6 +36,9 @@ from ray_app.runs.summary import PROFILE_COLUMNS as PROFILE
 from ray_app.scoring.identity import stability_facts
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Fetcher, Guard, LinkedFolders, Store
+
+if TYPE_CHECKING:
+    from ray_app.reports import gallery
 
 SIDE_PX = 160
 _COUNTS = "counts"  # the tally of a run's rows that is the counted part of its summary
@@ -175,6 +170,8 @@ def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: b
     summary = run.read_json("summary.json")
     top = ((row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None)
     pictures = thumbnails_of(top, run.limits(), guard_of(run.store)) if thumbnails else None
+    from ray_app.reports import render_run_report  # an empty page takes as long to import as to write
+
     run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
     return f"{run.store.url}/report.html"
 
@@ -239,6 +236,8 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     Images stand in the order of the archive, so that the same run gives the same pages. One that cannot be read is a tile that says so.
     Raises ConfigError where no run has finished, where it has no profile to choose a generator by, or `out` holds something else.
     """
+    from ray_app.reports import gallery
+
     run, store = RunDirectory.open(url), Store.open(out)
     run.describe_finished()
     run.check_settled()
@@ -282,7 +281,7 @@ def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | 
     return (None, count) if choice.most is None else (np.sort(ids), len(ids))
 
 
-def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> Iterator[gallery.GalleryTile]:
+def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> "Iterator[gallery.GalleryTile]":
     images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
     gone = pa.array(read_vanished(run.store, manifests(run.store)[-1]))
     for file in run.published():
@@ -301,8 +300,10 @@ def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | No
 
 def _pictured(
     images: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], limits: ImageLimits
-) -> Iterator[gallery.GalleryTile]:
+) -> "Iterator[gallery.GalleryTile]":
     """Tiles in order; what had no status `ok` when it was scored is not read again."""
+    from ray_app.reports import gallery
+
     read = images.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
     for row in rows:
         if row["status"] != Status.OK:

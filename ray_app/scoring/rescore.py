@@ -47,13 +47,7 @@ from ray_app.runs import (
 from ray_app.runs.rows import FACTS, as_array, identified_columns
 from ray_app.scoring import messages, report
 from ray_app.scoring.guarantee import WAIVED, compare, decided, noted, settle_guarantee, unlike_rows
-from ray_app.scoring.identity import (
-    decision_identity,
-    ensemble_on,
-    promises,
-    scoring_identity,
-    stability_in,
-)
+from ray_app.scoring.identity import decision_identity, ensemble_on, promises, scoring_identity, stability_in
 from ray_app.scoring.references import REFERENCES, keep_references, references_beside
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Lease

@@ -16,24 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray_app.archives import (
-    BlockPlan,
-    fetcher_of,
-    is_as_listed,
-    last_listing,
-    manifests,
-)
+from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, manifests
 from ray_app.cluster.progress import Progress
-from ray_app.cluster.ray_cluster import (
-    cluster,
-    has_other_nodes,
-    leaving_nodes,
-    named_cluster,
-    on_ray,
-    own_node,
-    resources,
-    working_nodes,
-)
+from ray_app.cluster.ray_cluster import cluster, has_other_nodes, leaving_nodes, named_cluster, on_ray, own_node, resources, working_nodes
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.detectors import licences, resolve_weights, weights
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable

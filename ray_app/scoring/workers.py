@@ -29,7 +29,7 @@ from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
-from ray_app.runs import RunDirectory, block_tables, score_index, write_features
+from ray_app.runs import RunDirectory, arrow, block_tables, score_index, write_features
 from ray_app.runs.rows import BlockTables
 from ray_app.scoring import messages
 from ray_app.storage import Fetcher, node_budget
@@ -63,6 +63,7 @@ class Worker:
     """
 
     def __init__(self, job: ScoringJob, pool: tuple[str, ...] | None = None, *, at_once: bool = True) -> None:
+        arrow.leave_pandas_out()
         self._job, self._pool, self._clock = job, pool, StageClock()
         self._failed: TouchstoneError | None = None
         self._is_loaded = False

@@ -1,12 +1,19 @@
 """Reading and writing wherever fsspec reaches: `Store`, `Fetcher`, `list_objects`, retries (`RetryPolicy`), `Lease`."""
 
-from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
-from ray_app.storage.http import Guard
-from ray_app.storage.key_ranges import KeyRange, RangeReader, list_divisions, list_range, split_range
-from ray_app.storage.lease import UNGUARDED, Lease
-from ray_app.storage.listing import LinkedFolders, ObjectInfo, base_of, is_pattern, list_objects, noting_linked_folders
-from ray_app.storage.store import Store
-from ray_app.storage.urls import canonical, local_path, matcher, matcher_below, strip_secrets
+from typing import TYPE_CHECKING
+
+from ray_app import on_first_use
+
+if TYPE_CHECKING:
+    from ray_app.storage.fetch import Fetcher, Gate, Retrier, RetryPolicy
+    from ray_app.storage.http import Guard
+    from ray_app.storage.key_ranges import KeyRange, RangeReader, list_divisions, list_range, split_range
+    from ray_app.storage.lease import UNGUARDED, Lease
+    from ray_app.storage.listing import LinkedFolders, ObjectInfo, base_of, is_pattern, list_objects, noting_linked_folders
+    from ray_app.storage.store import Store
+    from ray_app.storage.urls import canonical, local_path, matcher, matcher_below, strip_secrets
+else:
+    __getattr__ = on_first_use(__name__)
 
 __all__ = [
     "Store",

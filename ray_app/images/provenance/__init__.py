@@ -11,8 +11,15 @@ Nothing is fetched, no name of a person or place is read, no pixel is decoded. A
     ai_declared          true where generator parameters, digital_source_type, or a C2PA manifest that is not invalid say so
 """
 
-from ray_app.images.provenance.reader import ProvenanceConfig, ProvenancePolicy, ProvenanceReader, has_manifest
-from ray_app.images.provenance.statement import Camera, ContentCredentials, Generator, Provenance
+from typing import TYPE_CHECKING
+
+from ray_app import on_first_use
+
+if TYPE_CHECKING:
+    from ray_app.images.provenance.reader import ProvenanceConfig, ProvenancePolicy, ProvenanceReader, has_manifest
+    from ray_app.images.provenance.statement import Camera, ContentCredentials, Generator, Provenance
+else:
+    __getattr__ = on_first_use(__name__)
 
 __all__ = [
     "Provenance",
