@@ -25,6 +25,7 @@ from ray_app.archives import (
 )
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import (
+    WITHOUT_STATISTICS,
     cluster,
     has_other_nodes,
     leaving_nodes,
@@ -101,7 +102,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 finished = _unchanged(resolved, directory, lease, start)
             if finished is not None:
                 return finished
-            with cluster(config.cluster):
+            with cluster(config.cluster, variables=lambda folder: WITHOUT_STATISTICS):
                 cpus, gpus, memory_bytes = resources(config.cluster)
                 spec = resolved.spec(gpus)
                 layout = layout_for(resolved.config, spec, cpus, gpus, memory_bytes)
