@@ -11,10 +11,12 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.processor import ProcessorTimes, Sample
 
 MARK = "TOUCHSTONE_BENCHMARK"
 SAMPLE_EVERY_S = 0.5
@@ -25,12 +27,13 @@ WINDOW = (0.15, 0.9)  # share of the images between which the rate is steady: th
 
 @dataclass(frozen=True)
 class Ran:
-    """A finished process: epoch seconds, and the largest sum of proportional set sizes over its process tree."""
+    """A finished process: epoch seconds; of its process tree the largest sum of proportional set sizes, and processor time by kind."""
 
     stdout: str
     started_at: float
     ended_at: float
     peak_memory_bytes: int
+    processor: Sequence[Sample] = field(default=(), repr=False)
 
 
 class ContenderError(Exception):
@@ -78,7 +81,7 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], *, time
         process.wait()
     if process.returncode:
         raise ContenderError(f"{' '.join(command)}: exit code {process.returncode}\n{_tail(log)}")
-    return Ran(printed.read_text(), started_at, ended_at, sampler.peak_bytes)
+    return Ran(printed.read_text(), started_at, ended_at, sampler.peak_bytes, sampler.processor.samples)
 
 
 class ProcessTree:
@@ -119,11 +122,12 @@ class ProcessTree:
 
 
 class Sampler:
-    """Notes the peak memory of a tree in a thread, until stopped."""
+    """Notes the peak memory and the processor time of a tree in a thread, until stopped."""
 
     def __init__(self, tree: ProcessTree, every_s: float = SAMPLE_EVERY_S) -> None:
         self.peak_bytes = 0
         self._every_s = every_s
+        self.processor = ProcessorTimes()
         self._tree = tree
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -137,7 +141,9 @@ class Sampler:
         pause = self._every_s
         while not self._stopped.wait(pause):
             begun = time.thread_time()
-            self.peak_bytes = max(self.peak_bytes, self._tree.memory_bytes())
+            living = self._tree.living()
+            self.processor.note(time.time(), living)
+            self.peak_bytes = max(self.peak_bytes, sum(map(_pss_bytes, living)))
             pause = max(self._every_s, (time.thread_time() - begun) / SAMPLE_SHARE)
 
 

@@ -4,7 +4,8 @@
 
 1024 × 768 JPEG photographs; one detector bound by decoding, one by computing. Every contender runs in a fresh process, in each round once,
 in an order that rotates from round to round. Rate = slope of images over time between 15 % and 90 % of the images; the start is shown
-apart. Ratios are of medians, ours ÷ theirs. Run it on a quiet machine.
+apart. Ratios are of medians, ours ÷ theirs. A contender that cannot run here is named before anything is measured, and left out; one that
+needs other packages than ours gets an environment, made once with uv. Run it on a quiet machine.
 """
 
 import argparse
@@ -20,9 +21,11 @@ from typing import Any
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.contenders.contender import Contender, Record
 from benchmarks.contenders.touchstone import default_command
+from benchmarks.environments import FOLDER
 from benchmarks.figures import Measurement, figures, table
 from benchmarks.machine import Steal, machine, versions
-from benchmarks.measuring import ContenderError, Ran, run_measured, steady_rate
+from benchmarks.measuring import WINDOW, ContenderError, Ran, run_measured, steady_rate
+from benchmarks.processor import seconds_per_image
 from benchmarks.work import DETECTORS, Work, discard, prepare_work
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,11 +36,11 @@ STORE_LINE = re.compile(rb"num bytes created total: (\d+)")
 # images per contender: about as many seconds for the slow as for the fast
 COUNTS: dict[bool, dict[str, dict[str, int]]] = {
     True: {
-        "decode_bound": {"limit": 400, "touchstone": 2000, "dataloader_tuned": 1600, "ray_guide": 480, "": 960},
+        "decode_bound": {"limit": 400, "touchstone": 2000, "dataloader_tuned": 1600, "ray_guide": 480, "daft_guide": 1600, "": 960},
         "compute_bound": {"limit": 40, "touchstone": 160, "dataloader_tuned": 160, "ray_guide": 128, "": 160},
     },
     False: {
-        "decode_bound": {"limit": 600, "touchstone": 4000, "dataloader_tuned": 3000, "ray_guide": 800, "": 1600},
+        "decode_bound": {"limit": 600, "touchstone": 4000, "dataloader_tuned": 3000, "ray_guide": 800, "daft_guide": 3000, "": 1600},
         "compute_bound": {"limit": 60, "touchstone": 320, "dataloader_tuned": 256, "ray_guide": 192, "": 256},
     },
 }
@@ -47,6 +50,8 @@ PACKAGES = ("touchstone", "torch", "torchvision", "ray", "pillow", "timm", "nump
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    left_out = _left_out(options.contenders, options.environments)
+    options.contenders = [name for name in options.contenders if name not in left_out]
     counts = {
         work: {name: _count(images, name, options.scale) for name in options.contenders} for work, images in COUNTS[options.quick].items()
     }
@@ -59,12 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured = list(_rounds(works, options.contenders, counts, options.rounds, Path(folder)))
         first = _first_result_by_default(works, counts, Path(folder)) if OURS in options.contenders else None
     expected = len(works) * len(options.contenders) * options.rounds
-    facts = {"machine": here, "versions": versions(PACKAGES), "works": DETECTORS, "quick": options.quick}
+    facts = {"machine": here, "versions": versions(PACKAGES), "works": DETECTORS, "quick": options.quick, "left_out": left_out}
     result = {**facts, **figures(measured, first)}
     options.json.write_text(json.dumps(result, indent=2))
     print(table(result))
     print(f"\nwritten to {options.json}")
     return _complaints(result["score_disagreement"], expected - len(measured))
+
+
+def _left_out(names: Sequence[str], environments: Path) -> dict[str, str]:
+    """The contenders that cannot run here, each with the reason, said before anything is measured."""
+    lacking = {name: why for name in names if (why := CONTENDERS[name].lacks(environments)) is not None}
+    for name, why in lacking.items():
+        _say(f"{name} is left out: {why}")
+    return lacking
 
 
 def _rounds(works: Sequence[Work], names: Sequence[str], counts: Any, rounds: int, folder: Path) -> Iterator[Measurement]:
@@ -96,6 +109,7 @@ def measure(contender: Contender, work: Work, images: int, folder: Path, number:
         peak_memory_bytes=ran.peak_memory_bytes,
         store_bytes=_store_bytes(ray_folder) / images if contender.needs_ray else None,
         detail=record.detail, scores=record.scores, steal=steal.share(),
+        processor=seconds_per_image(ran.processor, record.finished, images, WINDOW),
     )  # fmt: skip
     discard(out)
     discard(ray_folder)
@@ -170,6 +184,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each contender runs  [1 with --quick, else 3]")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="only these")
     parser.add_argument("--works", nargs="+", choices=DETECTORS, default=list(DETECTORS), help="only these")
+    parser.add_argument("--environments", type=Path, default=FOLDER, help="where contenders' own environments are kept  [%(default)s]")
     parser.add_argument("--scale", type=float, default=1.0, help="times as many images, for trying it out")
     options = parser.parse_args(arguments)
     options.rounds = options.rounds or (1 if options.quick else 3)

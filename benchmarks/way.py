@@ -115,8 +115,8 @@ def block_way(recorder: Recorder, picture: Path, folder: Path) -> Way:
     worker = BlockScorer(ScoringJob(run, spec, fetcher_of(config.source, config.retry), 1, folder / "crumbs", None))
     first, second = read_blocks(run.store, 0)
     with closing(worker._reading):
-        worker.take(first)
-        way = recorder.way("block to committed part", lambda: worker.take(second))
+        worker.commit(worker.take(first))
+        way = recorder.way("block to committed part", lambda: worker.commit(worker.take(second)))
     run.publish(0)
     return way
 

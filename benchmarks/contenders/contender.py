@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.work import Work
@@ -38,7 +39,8 @@ class Record:
 class Contender:
     """`command(work, count, out)` scores `count` images and may write below `out`; `read(stdout, out)` tells what it did.
 
-    `environment` is added to a plain user's; `needs_ray` says that it starts a Ray of its own.
+    `environment` is added to a plain user's; `needs_ray` says that it starts a Ray of its own. `lacks(folder)` makes what it needs in a
+    folder for environments, and says in one line why it cannot run here, or None.
     """
 
     name: str
@@ -47,11 +49,22 @@ class Contender:
     read: Callable[[str, Path], Record]
     environment: Mapping[str, str] = field(default_factory=dict)
     needs_ray: bool = False
+    lacks: Callable[[Path], str | None] = lambda folder: None
 
 
 def script(module: str, *extra: str) -> Callable[[Work, int, Path], list[str]]:
     """The command of a contender that is a script of ours: `python -m MODULE WORK-AS-JSON COUNT …`."""
     return lambda work, count, out: [sys.executable, "-m", module, json.dumps(work.as_json()), str(count), *extra]
+
+
+def without(*packages: str) -> Callable[[Path], str | None]:
+    """`lacks` of a contender that needs nothing but packages in our own environment."""
+
+    def lacks(folder: Path) -> str | None:
+        missing = [name for name in packages if find_spec(name) is None]
+        return f"not installed: {', '.join(missing)}" if missing else None
+
+    return lacks
 
 
 def arguments() -> tuple[Work, int, list[str]]:

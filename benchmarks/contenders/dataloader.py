@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.contenders.contender import Contender, Record, arguments, printed, script
+from benchmarks.contenders.contender import Contender, Record, arguments, printed, script, without
 from benchmarks.measuring import cumulative
 from benchmarks.work import Work, cores
 
@@ -91,7 +91,9 @@ def main() -> None:
 
 
 DATALOADERS = tuple(
-    Contender(f"dataloader_{name}", says, script("benchmarks.contenders.dataloader", variant), printed)
+    Contender(
+        f"dataloader_{name}", says, script("benchmarks.contenders.dataloader", variant), printed, lacks=without("torch", "torchvision")
+    )
     for name, variant, says in (
         ("tuned", "tuned", "a DataLoader given all of our own tricks"),
         ("plain_bf16", "bf16", "the DataLoader script that people write, under autocast bf16"),

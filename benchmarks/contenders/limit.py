@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from benchmarks.contenders.contender import Contender, Record, arguments, printed, script
+from benchmarks.contenders.contender import Contender, Record, arguments, printed, script, without
 from benchmarks.work import cores
 
 WARM_UP = 2  # batches: oneDNN prepares its kernels in the first
@@ -57,6 +57,7 @@ LIMIT = Contender(
     script("benchmarks.contenders.limit"),
     printed,
     environment={"OMP_NUM_THREADS": "1"},
+    lacks=without("torch"),
 )
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders.contender import Contender, Record, arguments, printed, script
+from benchmarks.contenders.contender import Contender, Record, arguments, printed, script, without
 from benchmarks.measuring import cumulative
 from benchmarks.work import cores
 
@@ -75,6 +75,7 @@ RAY_GUIDE = Contender(
     script("benchmarks.contenders.ray_guide"),
     printed,
     needs_ray=True,
+    lacks=without("ray", "torch", "torchvision"),
 )
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from benchmarks.contenders.contender import Contender, Record
 from benchmarks.measuring import cumulative
 from benchmarks.work import Work, cores
 
+PROGRAM = Path(sys.executable).with_name("touchstone")
 BLOCKS = 12  # per core and run: enough commits between which to see the steady state
 
 
@@ -24,8 +25,7 @@ def command(work: Work, count: int, out: Path) -> list[str]:
 def default_command(work: Work, count: int, out: Path) -> list[str]:
     """The command with every setting at its default."""
     detector = ["--ensemble", work.ensemble] if work.ensemble else ["--detector", work.card]
-    touchstone = str(Path(sys.executable).with_name("touchstone"))
-    return [touchstone, "score", work.folder, "--out", str(out), "--limit", str(count), *detector]
+    return [str(PROGRAM), "score", work.folder, "--out", str(out), "--limit", str(count), *detector]
 
 
 def read(stdout: str, out: Path) -> Record:
@@ -44,4 +44,8 @@ def _stages(sessions: list[dict]) -> dict[str, float]:
     return {f"{stage}_s": seconds / rows for session in sessions[-1:] for stage, seconds in session["seconds"].items() if rows}
 
 
-TOUCHSTONE = Contender("touchstone", "touchstone score", command, read, needs_ray=True)
+def _lacks(folder: Path) -> str | None:
+    return None if PROGRAM.exists() else f"no {PROGRAM}; `make setup` installs it"
+
+
+TOUCHSTONE = Contender("touchstone", "touchstone score", command, read, needs_ray=True, lacks=_lacks)

@@ -113,7 +113,9 @@ class Pipeline:
 
 
 class FusedPipeline(Pipeline):
-    """One core that fetches, decodes, scores and commits one block after another."""
+    """One core that fetches, decodes and scores one block after another; a block is committed while the next one is begun, since storage
+    answers late.
+    """
 
     scorer: ClassVar = workers.BlockScorer
 
@@ -122,11 +124,19 @@ class FusedPipeline(Pipeline):
         with self._changed:
             self._able = True
             self._changed.notify_all()
-        while True:
-            with self._changed:
-                while (ref := self._next()) is None:
-                    self._changed.wait()
-            self._say(worker.take(ref))
+        committed: Future[None] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="commit") as commits:
+            while True:
+                with self._changed:
+                    while (ref := self._next()) is None:
+                        self._changed.wait()
+                scored = worker.take(ref)
+                if committed is not None:
+                    committed.result()  # no more than two blocks are here at a time
+                committed = commits.submit(self._commit, worker, scored)
+
+    def _commit(self, worker: workers.BlockScorer, scored: workers.ScoredBlock | messages.FailedBlock) -> None:
+        self._say(worker.commit(scored))
 
 
 @dataclass(eq=False)

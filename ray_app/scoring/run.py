@@ -18,7 +18,17 @@ from typing import Any
 
 from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, manifests
 from ray_app.cluster.progress import Progress
-from ray_app.cluster.ray_cluster import cluster, has_other_nodes, leaving_nodes, named_cluster, on_ray, own_node, resources, working_nodes
+from ray_app.cluster.ray_cluster import (
+    WITHOUT_STATISTICS,
+    cluster,
+    has_other_nodes,
+    leaving_nodes,
+    named_cluster,
+    on_ray,
+    own_node,
+    resources,
+    working_nodes,
+)
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.detectors import licences, resolve_weights, weights
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
@@ -86,7 +96,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 finished = _unchanged(resolved, directory, lease, start)
             if finished is not None:
                 return finished
-            with cluster(config.cluster):
+            with cluster(config.cluster, variables=lambda folder: WITHOUT_STATISTICS):
                 cpus, gpus, memory_bytes = resources(config.cluster)
                 spec = resolved.spec(gpus)
                 layout = layout_for(resolved.config, spec, cpus, gpus, memory_bytes)

@@ -147,8 +147,21 @@ class Worker:
         return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
 
 
+@dataclass(frozen=True)
+class ScoredBlock:
+    """A block whose members have all been looked at, with nothing of it written yet."""
+
+    ref: BlockRef
+    members: pa.Table
+    outcomes: Sequence[DecodeResult]
+    outputs: DetectorOutputs
+    work: messages.BlockWork
+
+
 class BlockScorer(Worker):
-    """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
+    """The fused layout: fetches, decodes and scores one block after another on one core; `commit` writes what came of one, and may run
+    beside the next.
+    """
 
     def start(self) -> None:
         """Load the detectors, and the describer."""
@@ -159,16 +172,27 @@ class BlockScorer(Worker):
         self._scoring = self._looking(self._reading.decoder, describing=describing).simplest
         self._counting = (self._reading.fetcher, self._reading.decoder, self._scoring)
 
-    def work(self, message: BlockRef) -> messages.BlockReport:
-        """A reference → the report of its committed part."""
+    def work(self, message: BlockRef) -> ScoredBlock:
+        """A reference → what became of its members."""
         members = read_block(self._job.run.store, message)
         outcomes: list[DecodeResult] = []
         with self._attempts.of(message, members["uri"][0].as_py()):
             outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
         if self._reading.recall is not None:  # for members of the same bytes
             self._reading.recall.learn(outcomes, outputs)
-        made = commit_block(self._job, message, members, outcomes, outputs, self._clock)
-        return messages.BlockReport(message, made.bad, self._work(), made.failures)
+        return ScoredBlock(message, members, outcomes, outputs, self._work())
+
+    def commit(self, scored: ScoredBlock | messages.FailedBlock) -> messages.BlockReport | messages.FailedBlock:
+        """What `take` gave → the report of the committed part."""
+        if isinstance(scored, messages.FailedBlock):
+            return scored
+        try:
+            clock = StageClock()
+            made = commit_block(self._job, scored.ref, scored.members, scored.outcomes, scored.outputs, clock)
+            work = scored.work.joined(messages.BlockWork(clock.take()))
+            return messages.BlockReport(scored.ref, made.bad, work, made.failures)
+        except Exception as error:
+            return messages.FailedBlock(translated(error, type(self).__name__))
 
 
 class PieceDecoder(Worker):

@@ -32,6 +32,11 @@ def test_results_come_in_the_order_of_the_items_from_other_processes(ray_cluster
     assert list(on_ray(square, [])) == []
 
 
+def test_workers_yield_to_others_no_more_than_their_driver(ray_cluster):
+    """Ray's own default would start them at niceness 15."""
+    assert list(on_ray(os.nice, [0])) == [os.nice(0)]
+
+
 def test_no_more_items_are_taken_than_tasks_may_run(ray_cluster):
     taken = []
     results = on_ray(str, (taken.append(number) or number for number in range(1000)))

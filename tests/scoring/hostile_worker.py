@@ -41,7 +41,7 @@ def main(folder: str, out: str) -> None:
     )
     before, members, failures = 0.0, 0, 0
     for ref in read_blocks(run.store, 0):
-        report = worker.take(ref)
+        report = worker.commit(worker.take(ref))
         members, failures = members + ref.members, failures + len(report.failures)
         if f"/{GOOD}/" in read_block(run.store, ref)["uri"][0].as_py():
             before = resident_mib()

@@ -83,7 +83,7 @@ def _reports(refs, job, kind, piece_members=8):
                 time.sleep(0.01)
                 continue
             if kind == "fused":
-                yield _checked(stages[0].take(ref))
+                yield _checked(stages[0].commit(stages[0].take(ref)))
                 continue
             members = read_block(job.run.store, ref)
             pieces = list(pieces_of(ref, members, piece_members))
