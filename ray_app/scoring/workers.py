@@ -26,6 +26,7 @@ from ray_app.cluster import versions
 from ray_app.cluster.ray_cluster import own_node
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts
 from ray_app.detectors import MIRROR_VARIABLE
+from ray_app.detectors.card import default_slots
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
@@ -53,6 +54,7 @@ class ScoringJob:
     decode_limit_s: float = WALL_LIMIT_S
     known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
     decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
+    pieces: tuple[int, ...] = ()  # split layout: how many members of a whole block come to a scorer together
     version: str = __version__  # of the driver: a node that comes late may have another
 
 
@@ -136,11 +138,14 @@ class Worker:
         )
 
     def _looking(self, decoder: BatchDecoder, *, describing: "Describing | None" = None, holds_block: bool = False) -> "CascadeScorer":
+        from ray_app.inference.device_batches import DeviceMeter
         from ray_app.inference.scorer import EnsembleScorer
         from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, StabilityScorer
 
         spec = self._job.spec
         scorer = EnsembleScorer(spec, self._clock, self._pool)
+        if self._job.pieces and spec.device != "cpu" and spec.slots == default_slots(spec.device):
+            scorer.fit_batches(self._job.pieces, DeviceMeter(spec.device))
         views = StabilityScorer(spec, scorer, decoder, self._clock) if spec.stability else None
         kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
         return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)

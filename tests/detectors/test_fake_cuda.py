@@ -63,7 +63,7 @@ class Forgetful(nn.Module):
 def test_a_network_that_mixes_devices_is_found(small_card):
     with fake_cuda():
         detector = detector_on_cuda(small_card, Forgetful(), "fp32")
-        with pytest.raises(RuntimeError, match="cuda:0 and cpu|cpu and cuda:0"):
+        with pytest.raises(RuntimeError, match=r"cuda:0 and cpu|cpu and cuda:0"):
             detector.read(detector.normalise(torch.empty(2, 64, 64, 3, dtype=torch.uint8)))
 
 
