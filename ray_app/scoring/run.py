@@ -305,7 +305,8 @@ class ScoringRun:
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield workers.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes)
+            yield workers.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes,
+                compiled=config.compiled)  # fmt: skip
         finally:
             shutil.rmtree(markers, ignore_errors=True)
 

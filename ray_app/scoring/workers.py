@@ -7,6 +7,7 @@ processes of its own. `commit_block` ends both.
 import math
 import os
 import resource
+import sys
 import traceback
 import warnings
 from collections import Counter
@@ -55,6 +56,7 @@ class ScoringJob:
     known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
     decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
     pieces: tuple[int, ...] = ()  # split layout: how many members of a whole block come to a scorer together
+    compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
 
 
@@ -146,6 +148,10 @@ class Worker:
         scorer = EnsembleScorer(spec, self._clock, self._pool)
         if self._job.pieces and spec.device != "cpu" and spec.slots == default_slots(spec.device):
             scorer.fit_batches(self._job.pieces, DeviceMeter(spec.device))
+        if self._job.compiled and spec.device != "cpu":
+            for name, why in scorer.compile().items():
+                if why is not None:
+                    print(f"{name}: {why}", file=sys.stderr, flush=True)
         views = StabilityScorer(spec, scorer, decoder, self._clock) if spec.stability else None
         kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
         return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
