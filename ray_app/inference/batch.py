@@ -145,7 +145,7 @@ def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
     """Batches of `slots`, in order, as one with as many slots as all of them; as they are where an image keeps its size, or where one has
     no pixels at all. Files and ids stay with the batches as they were.
     """
-    tensors = [tensor for batch in batches for shown in (batch, *batch.views) for tensor in shown.pixels]
+    tensors = [tensor for batch in batches for shown in (batch.clean, *batch.views) for tensor in shown.pixels]
     whole = all(batch.pixels and len(batch.outcomes) == slots for batch in batches[:-1]) and bool(batches[-1].pixels)
     if len(batches) == 1 or not whole or not all(isinstance(tensor, np.ndarray) for tensor in tensors):
         return list(batches)

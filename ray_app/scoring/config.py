@@ -54,6 +54,9 @@ class ScoreConfig(Frozen):
     waive_guarantee: bool = Field(
         default=False, description="keep verdicts that a calibrated ensemble's guarantee does not cover: other settings, an unlike archive"
     )
+    jpeg_decoder: Literal["libjpeg", "nvjpeg"] = Field(
+        default="libjpeg", description="nvjpeg: on a GPU, for detectors that keep sizes, where their scores bear it (docs/gpu.md)"
+    )
     compiled: bool = Field(
         default=False, description="on GPUs: torch.compile, where scores stay; a minute per network, for runs of many 100,000 images"
     )

@@ -391,6 +391,10 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
     layout = plan_layout(
         work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
     )
+    if spec.jpeg_decoder != "libjpeg" and not (layout.scorer_gpus and spec.device == "cuda"):
+        raise ConfigError(
+            f"jpeg_decoder {spec.jpeg_decoder} decodes on a GPU, and none is planned for", hint="leave jpeg_decoder out, or plan GPUs"
+        )
     return replace(layout, labels=config.cluster.labels)
 
 

@@ -145,7 +145,7 @@ class Worker:
         from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, StabilityScorer
 
         spec = self._job.spec
-        scorer = EnsembleScorer(spec, self._clock, self._pool)
+        scorer = self._scorer = EnsembleScorer(spec, self._clock, self._pool)
         if self._job.pieces and spec.device != "cpu" and spec.slots == default_slots(spec.device):
             scorer.fit_batches(self._job.pieces, DeviceMeter(spec.device))
         if self._job.compiled and spec.device != "cpu":
@@ -202,6 +202,7 @@ class TensorScorer(Worker):
 
     def start(self) -> None:
         """Load the pool's detectors; in the last pool also the describer, unless it has processes of its own."""
+        from ray_app.inference.nvjpeg import NvJpeg, on_gpu, require_parity
         from ray_app.inference.scorer import Describing
 
         # Pixels are read where Ray has them, and no detector writes to what it is given.
@@ -210,8 +211,11 @@ class TensorScorer(Worker):
         here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
         self._describing = Describing(spec, self._clock) if here else None
         budget = node_budget.NodeBudget(BUDGET, self._job.decode_bytes)
-        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget)
+        beside = None if spec.jpeg_decoder == "libjpeg" else NvJpeg(on_gpu(spec.device))
+        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget, beside=beside)
         self._scoring = self._looking(self._decoding, holds_block=True)
+        if beside is not None:
+            require_parity(self._scorer.keeping_sizes(), beside)
         self._counting = (self._scoring, self._decoding, *((self._describing,) if self._describing else ()))
 
     def work(self, message: messages.OpenPiece) -> messages.OpenPiece:
