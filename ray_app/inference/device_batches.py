@@ -1,4 +1,4 @@
-"""How prepared pixels come to a GPU: through pinned buffers that are used again (`PinnedRing`, `Upload`), in batches as large as pays
+"""How prepared pixels come to a GPU: through pinned buffers that are used again (`PinnedRing`, `DeviceUpload`), in batches as large as pays
 (`measured_batches`, `paying_batch`).
 
 Sizes are tried by doubling, as far as memory allows, and the smallest is taken whose rate is near the best one's. What a GPU does here is
@@ -46,7 +46,7 @@ class PinnedRing:
         return made
 
 
-class Upload:
+class DeviceUpload:
     """Tensors of the host → the same on a GPU, beside what it computes: `upload(tensor)` does not wait for the copy to end."""
 
     def __init__(self, device: str, ring: PinnedRing | None = None) -> None:

@@ -121,7 +121,7 @@ class LoadedDetectors:
                 self.by_name[name].keep_embeddings()
         self.backbones = shared_backbone.share_backbones(self.by_name.values())
         self.slots, self.steps = spec.slots, dict[Preprocessing, int]()
-        self.upload = device_batches.Upload(spec.device) if torch.device(spec.device).type == "cuda" else None
+        self.upload = device_batches.DeviceUpload(spec.device) if torch.device(spec.device).type == "cuda" else None
 
 
 class EnsembleScorer:

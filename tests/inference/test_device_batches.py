@@ -9,10 +9,11 @@ from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.batch import joined
-from ray_app.inference.device_batches import MeasuredBatch, PinnedRing, Upload, batch_sizes, measured_batches, paying_batch
+from ray_app.inference.device_batches import MeasuredBatch, PinnedRing, DeviceUpload, batch_sizes, measured_batches, paying_batch
 from ray_app.inference.scorer import EnsembleScorer, _BlockReadings
 from ray_app.scoring.identity import scoring_identity
 from ray_app.scoring.layout import ScoringLayout
+from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
 from tests.detectors.small_zoo import small
 from tests.images.factory import encoded
@@ -131,8 +132,9 @@ def test_what_would_be_filled_up_with_nothing_counts():
     assert ScoringLayout("split", (1,), 1, 256, piece_members=192).pieces == (192, 64)
 
 
-def two(tmp_path, count=11):
-    spec = make_spec(ensemble_of(list(write_two(tmp_path))), limits=ImageLimits(), precision="fp32", slots=4)
+def two(tmp_path, count=11, views=()):
+    named = ensemble_of(list(write_two(tmp_path)))
+    spec = make_spec(named, limits=ImageLimits(), precision="fp32", slots=4, views=load_perturbations(views))
     rng = np.random.default_rng(5)
     files = [encoded(Image.fromarray(rng.integers(0, 256, (140, 150, 3), np.uint8)), "PNG") for _ in range(count)]
     decoder = BatchDecoder(spec, StageClock())
@@ -167,6 +169,18 @@ def test_networks_see_batches_of_the_size_that_pays(tmp_path, pieces, step):
     alone = scorer.score(batches[2:]).scores
     for name in spec.cards:  # and at one size a score is the same in any company
         np.testing.assert_array_equal(alone[name], after[name][8:])
+
+
+def test_views_are_joined_with_their_batches(tmp_path):
+    spec, batches = two(tmp_path, views=("jpeg:75", "jpeg:30"))
+    before = EnsembleScorer(spec, StageClock()).score(batches).columns
+    scorer = EnsembleScorer(spec, StageClock())
+    scorer.fit_batches((16,), LargerIsFaster())
+    after = scorer.score(batches).columns
+    assert len(after) == len(before) == 2 * 3
+    for key, column in before.items():
+        assert len(set(column)) == 11
+        np.testing.assert_allclose(after[key], column, atol=1e-4, rtol=0)
 
 
 def test_a_batch_without_pixels_is_left_alone(tmp_path):
@@ -211,8 +225,8 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
 
     monkeypatch.setattr("ray_app.inference.scorer.load_detector", loaded)
     monkeypatch.setattr("ray_app.inference.scorer.shared_backbone.share_backbones", lambda detectors: [])
-    monkeypatch.setattr(Upload, "__init__", lambda self, device: None)
-    monkeypatch.setattr(Upload, "__call__", upload)
+    monkeypatch.setattr(DeviceUpload, "__init__", lambda self, device: None)
+    monkeypatch.setattr(DeviceUpload, "__call__", upload)
     monkeypatch.setattr(
         _BlockReadings, "gathered", lambda block: devices.extend(part.device.type for parts in block._parts.values() for part in parts)
     )
