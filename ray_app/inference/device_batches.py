@@ -13,7 +13,7 @@ import torch
 
 RING_DEPTH = 2  # buffers of one size: one is being copied to the GPU while the next batch is written into the other
 NEAR = 0.05  # a smaller batch is taken where the best one is faster by no more than this share
-MOST_MEMORY = 0.4  # of a GPU's memory: a batch that took more is not doubled
+MOST_MEMORY = 0.4  # of a GPU's memory, which two pools may share: a batch that takes more is for nobody, unless it is the smallest
 ROUNDS = 3  # passes that are timed, after one that is not: it loads kernels
 
 
@@ -114,7 +114,7 @@ def batch_sizes(slots: int, most: int) -> list[int]:
 
 
 def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: DeviceMeter) -> list[MeasuredBatch]:
-    """Run batches of these sizes, ascending, until memory runs short: with an error, or with half of it taken. Raises where not even the
+    """Run batches of these sizes, ascending, until memory runs short: with an error, or beyond `MOST_MEMORY`. Raises where not even the
     smallest fits.
     """
     measured: list[MeasuredBatch] = []
@@ -126,11 +126,12 @@ def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: 
         except torch.OutOfMemoryError:
             if not measured:
                 raise
-            meter.forget()
             break
-        measured.append(MeasuredBatch(size, size / seconds, meter.peak_share()))
-        if measured[-1].memory_share > MOST_MEMORY:
+        share = meter.peak_share()
+        if share > MOST_MEMORY and measured:
             break
+        measured.append(MeasuredBatch(size, size / seconds, share))
+    meter.forget()
     return measured
 
 

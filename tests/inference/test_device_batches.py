@@ -9,7 +9,7 @@ from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.batch import joined
-from ray_app.inference.device_batches import MeasuredBatch, PinnedRing, DeviceUpload, batch_sizes, measured_batches, paying_batch
+from ray_app.inference.device_batches import DeviceUpload, MeasuredBatch, PinnedRing, batch_sizes, measured_batches, paying_batch
 from ray_app.inference.scorer import EnsembleScorer, _BlockReadings
 from ray_app.scoring.identity import scoring_identity
 from ray_app.scoring.layout import ScoringLayout
@@ -112,8 +112,9 @@ def test_the_smallest_size_near_the_best_rate_is_taken(fixed, expected):
     assert paying_batch(measured_with(Meter(fixed, 0.001))) == expected
 
 
-def test_no_size_is_tried_beyond_half_of_the_memory():
-    assert [one.size for one in measured_with(Meter(1.0, 0.001, share=0.004))] == [8, 16, 32, 64, 128]
+def test_no_size_takes_more_than_its_share_of_the_memory_but_the_smallest():
+    assert [one.size for one in measured_with(Meter(1.0, 0.001, share=0.004))] == [8, 16, 32, 64]
+    assert [one.size for one in measured_with(Meter(1.0, 0.001, share=0.1))] == [8]
 
 
 def test_a_size_that_does_not_fit_ends_the_search():
