@@ -53,7 +53,7 @@ BUDGET_S = 480.0
 SHARES = {"detectors": 0.5, "run": 0.65, "decode": 0.72, "train": 0.9, "compile": 1.0}  # of the budget, by whose end each part stops
 SLOTS, MOST_BATCH, NATIVE = 64, 1024, (512, 512)  # images at once; height and width where a detector keeps sizes
 LARGEST = 2_000_000_000  # parameters: to draw more would take minutes
-RUN_DETECTOR, RUN_IMAGES = "community-forensics-vits384", 4000
+RUN_DETECTOR, RUN_IMAGES = "community-forensics-vits384", 6000
 COMPILED = ("community-forensics-vits384", "openfake-swinv2-small")
 # The authors' logits of formula-filled networks (golden/detectors.md): card, and its name there.
 AUTHORS = {
@@ -175,7 +175,7 @@ def run_figures(folder: Path, device: str, images: int, detector: str = RUN_DETE
     card = seeded_card(detector, folder / "seeded")
     path, out = write_card(card, folder / "card.yaml"), folder / "out"
     command = [sys.executable, "-c", "from ray_app.cli.main import main; main()", "score", str(folder / "photographs"), "--out", str(out)]
-    command += ["--detector", str(path), "--set", f"device={torch.device(device).type}", "--set", "block_members=64"]
+    command += ["--detector", str(path), "--set", f"device={torch.device(device).type}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BUDGET_S, check=False)
     if done.returncode:
         raise ContenderError(done.stderr[-2000:])
@@ -356,7 +356,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", help="only these recipes")
     parser.add_argument("--compiled", nargs="+", default=list(COMPILED), help="the detectors that are compiled")
     parser.add_argument("--most", type=int, default=MOST_BATCH, help="the largest batch that is tried  [1024]")
-    parser.add_argument("--images", type=int, default=RUN_IMAGES, help="photographs of the run  [4000]")
+    parser.add_argument("--images", type=int, default=RUN_IMAGES, help="photographs of the run  [6000]")
     parser.add_argument("--jpegs", type=int, default=256, help="that are decoded  [256]")
     parser.add_argument("--micro-batch", type=int, default=16, help="images of a step  [16]")
     return parser.parse_args(arguments)
