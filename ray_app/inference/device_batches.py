@@ -14,6 +14,7 @@ import torch
 RING_DEPTH = 2  # buffers of one size: one is being copied to the GPU while the next batch is written into the other
 NEAR = 0.05  # a smaller batch is taken where the best one is faster by no more than this share
 MOST_MEMORY = 0.4  # of a GPU's memory, which two pools may share: a batch that takes more is for nobody, unless it is the smallest
+LONGEST_S = 2.0  # a batch that takes longer is not doubled: it has long been worth its launch
 ROUNDS = 3  # passes that are timed, after one that is not: it loads kernels
 
 
@@ -131,6 +132,8 @@ def measured_batches(sizes: Iterable[int], run: Callable[[int], object], meter: 
         if share > MOST_MEMORY and measured:
             break
         measured.append(MeasuredBatch(size, size / seconds, share))
+        if seconds > LONGEST_S:
+            break
     meter.forget()
     return measured
 

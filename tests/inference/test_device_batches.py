@@ -117,6 +117,10 @@ def test_no_size_takes_more_than_its_share_of_the_memory_but_the_smallest():
     assert [one.size for one in measured_with(Meter(1.0, 0.001, share=0.1))] == [8]
 
 
+def test_a_batch_that_takes_long_is_not_doubled():
+    assert [one.size for one in measured_with(Meter(0.0, 0.05))] == [8, 16, 32, 64]
+
+
 def test_a_size_that_does_not_fit_ends_the_search():
     meter = Meter(1.0, 0.001, share=0.012)
     meter.peak_share = lambda: 0.0  # what freed memory hides
