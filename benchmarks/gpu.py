@@ -138,10 +138,9 @@ def detector_figures(card: DetectorCard, device: str, most: int = MOST_BATCH) ->
     for precision in precisions:
         detector = _detector(card, copy.deepcopy(network), device, precision)
         score = detector.score(pixels)
-        figures[precision] = {
-            "score": float(score[0]), "from_cpu": float(abs(score[0] - expected[0])), "tolerance": TOLERANCE[precision],
-            "beyond": beyond_tolerance(score, expected, precision), **batch_figures(detector, device, most if precision == "bf16" else min(most, SLOTS)),
-        }  # fmt: skip
+        measured = batch_figures(detector, device, most if precision == "bf16" else min(most, SLOTS))
+        figures[precision] = {"score": float(score[0]), "from_cpu": float(abs(score[0] - expected[0])), **measured}
+        figures[precision] |= {"tolerance": TOLERANCE[precision], "beyond": beyond_tolerance(score, expected, precision)}
         del detector
     return figures
 
