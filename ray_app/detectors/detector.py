@@ -175,6 +175,11 @@ class Detector:
         """
         self._tap = self._tap or Tap(self.card.name, self.network)
 
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether `read` gives them."""
+        return self._tap is not None
+
     def score(self, pixels: Pixels | torch.Tensor) -> npt.NDArray[np.float32]:
         """Log-odds of fake per image: (N, height, width, 3) uint8 → (N,) float32, for any N.
 

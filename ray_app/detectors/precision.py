@@ -6,10 +6,12 @@
 import ctypes
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,6 +20,9 @@ from ray_app.errors import DetectorError
 
 Precision = Literal["auto", "bf16", "fp32"]
 ResolvedPrecision = Literal["bf16", "fp32"]
+
+# How far scores may lie apart that the same weights give in another way (batch, kernels, device), times max(1, |score|).
+TOLERANCE: Mapping[ResolvedPrecision, float] = {"fp32": 1e-4, "bf16": 0.02}
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
@@ -39,6 +44,14 @@ def has_bf16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def beyond_tolerance(given: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], precision: ResolvedPrecision) -> bool:
+    """Whether some score (n,) lies farther from what is expected than the precision explains; what is no number must be none in both."""
+    both = np.isfinite(given) & np.isfinite(expected)
+    apart = np.abs(np.where(both, given - expected, 0.0))
+    allowed = TOLERANCE[precision] * np.maximum(1, np.abs(np.where(both, expected, 0.0)))
+    return bool(np.any(apart > allowed) or np.any(np.isfinite(given) != np.isfinite(expected)))
 
 
 def forbid_tf32() -> None:

@@ -141,6 +141,27 @@ class Batch:
         return list(map(bool, self.clean.sizes))
 
 
+def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
+    """Batches of `slots`, in order, as one with as many slots as all of them; as they are where an image keeps its size, or where one has
+    no pixels at all. Files and ids stay with the batches as they were.
+    """
+    tensors = [tensor for batch in batches for shown in (batch.clean, *batch.views) for tensor in shown.pixels]
+    whole = all(batch.pixels and len(batch.outcomes) == slots for batch in batches[:-1]) and bool(batches[-1].pixels)
+    if len(batches) == 1 or not whole or not all(isinstance(tensor, np.ndarray) for tensor in tensors):
+        return list(batches)
+    outcomes = tuple(outcome for batch in batches for outcome in batch.outcomes)
+    views = tuple(
+        PerturbedBatch(_stacked([view.pixels for view in shown]), tuple(size for view in shown for size in view.sizes))
+        for shown in zip(*(batch.views for batch in batches), strict=True)
+    )
+    return [Batch(outcomes, _stacked([batch.pixels for batch in batches]), views=views)]
+
+
+def _stacked(pixels: Sequence[tuple[Any, ...]]) -> tuple[Pixels, ...]:
+    """Per preprocessing, the arrays of several batches as one."""
+    return tuple(np.concatenate(arrays) for arrays in zip(*pixels, strict=True))
+
+
 _log = logging.getLogger(__name__)
 
 Opening = Callable[[], AbstractContextManager[DecodedImage]]  # an image that is there, or in memory, as long as the block lasts

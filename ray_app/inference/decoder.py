@@ -46,6 +46,7 @@ from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
 
 if TYPE_CHECKING:
+    from ray_app.inference.nvjpeg import NvJpeg
     from ray_app.inference.reuse import ScoreCache
 
 TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is suspect, and every image goes to the child
@@ -161,7 +162,8 @@ class BatchDecoder:
     """Decodes and prepares what a spec asks for; `careful` says how to decode, and may be shared.
 
     With `hand_over`, images that keep their size are not prepared: their encoded bytes go along instead, to be decoded where they
-    are scored. With `keeps_files`, all files go along, since some members may be looked at again.
+    are scored. With `keeps_files`, all files go along, since some members may be looked at again. `beside`: who decodes, of files that
+    decoded elsewhere before, those that it can.
     """
 
     def __init__(
@@ -176,10 +178,11 @@ class BatchDecoder:
         recall: "ScoreCache | None" = None,
         budget: NodeBudget | None = None,
         careful: CarefulDecoder | None = None,
+        beside: "NvJpeg | None" = None,
     ) -> None:
         self._spec, self._clock, self._recall = spec, clock, recall
         self.careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
-        self._keeps_files = keeps_files
+        self._keeps_files, self._beside = keeps_files, beside
         self._hand_over = hand_over and spec.keeps_sizes
         self.counts = {"decoded": 0, "reused": 0}  # images, since the start; `reused`: known already
         self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance)
@@ -238,7 +241,7 @@ class BatchDecoder:
         """Images that were handed over encoded are decoded when they are looked at, one by one, since they may be large."""
         if not batch.encoded or not batch.pixels:
             return batch
-        images, count = LateDecoder(batch.encoded, partial(self._opened, 0), keeps=bool(batch.views)), len(batch.encoded)
+        images, count = LateDecoder(batch.encoded, self._opened_again, keeps=bool(batch.views)), len(batch.encoded)
         views = (
             replace(view, pixels=self._completed(images, count, view.pixels, perturbation))
             for view, perturbation in zip(batch.views, self._spec.views, strict=True)
@@ -321,6 +324,15 @@ class BatchDecoder:
         """As `CarefulDecoder.opened`, counted."""
         self.counts["decoded"] += not isinstance(data, InputError)
         return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
+
+    def _opened_again(self, data: File) -> AbstractContextManager[DecodedImage]:
+        if self._beside is not None and isinstance(data, bytes):
+            with self._clock("decode"):
+                image = self._beside(data)
+            if image is not None:
+                self.counts["decoded"] += 1
+                return nullcontext(image)
+        return self._opened(0, data)
 
     def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:
         """What a file that decoded says of its origin. A C2PA manifest is read by native code: it gets the same crumb and watchdog, and a

@@ -5,7 +5,7 @@ Prompts predicted for the images of a profile (`Describing`): which images, and 
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 
 from ray_app.attribution.captioners import Caption
-from ray_app.detectors import Preprocessing, load_detector, shared_backbone
+from ray_app.detectors import Preprocessing, compilation, load_detector, shared_backbone
 from ray_app.detectors.detector import BatchPrediction, Detector
-from ray_app.inference.batch import DESCRIBED, REQUESTED, RUNS, Batch, DecodeResult, PerturbedBatch, Pixels, Size, StageClock
+from ray_app.inference import device_batches
+from ray_app.inference.batch import DESCRIBED, REQUESTED, RUNS, Batch, DecodeResult, PerturbedBatch, Pixels, Size, StageClock, joined
 from ray_app.inference.decision import rows_to_describe
 from ray_app.inference.outputs import CAPTIONS, CLEAN, EMBEDDINGS, LISTS, MASKS, SCORES, DetectorOutputs, OutputKey, blank
 from ray_app.inference.spec import ScoringSpec
@@ -87,7 +88,10 @@ def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
 
 
 class LoadedDetectors:
-    """Detectors in memory on one device, by name: all of a spec, or those of one pool. What they have in common is held once."""
+    """Detectors in memory on one device, by name: all of a spec, or those of one pool. What they have in common is held once.
+
+    `slots`: images in a decoded batch. `steps`: how many go through the networks of one preprocessing at once where that was measured.
+    """
 
     def __init__(self, spec: ScoringSpec, pool: Sequence[str] | None = None) -> None:
         self.by_name = {
@@ -99,8 +103,8 @@ class LoadedDetectors:
             if name in self.by_name:
                 self.by_name[name].keep_embeddings()
         self.backbones = shared_backbone.share_backbones(self.by_name.values())
-        is_cuda = torch.device(spec.device).type == "cuda"
-        self.copying = torch.cuda.Stream(spec.device) if is_cuda else None  # type: ignore[no-untyped-call]
+        self.slots, self.steps = spec.slots, dict[Preprocessing, int]()
+        self.upload = device_batches.DeviceUpload(spec.device) if torch.device(spec.device).type == "cuda" else None
 
 
 class EnsembleScorer:
@@ -124,6 +128,10 @@ class EnsembleScorer:
         """The detectors that are asked."""
         return tuple(self._detectors)
 
+    def keeping_sizes(self) -> list[Detector]:
+        """The detectors that look at images in their own size."""
+        return [detector for detector in self._detectors.values() if detector.card.preprocessing.shape is None]
+
     @property
     def counts(self) -> dict[str, int]:
         """Per shared backbone, how often detectors asked for features and how often it ran for them, since the start."""
@@ -131,6 +139,35 @@ class EnsembleScorer:
         for backbone in self._loaded.backbones:
             counts.update({REQUESTED + backbone.name: backbone.asked, RUNS + backbone.name: backbone.runs})
         return counts
+
+    def fit_batches(self, pieces: Sequence[int], meter: device_batches.DeviceMeter) -> dict[str, int]:
+        """Measure how many images the networks should see at once where `pieces` of so many come together, and keep to that from now on;
+        per detector, what was found. Decoded batches stay as they are, and so does what runs are known by.
+
+        The shape is static from then on: a score still does not depend on what it was batched with. But for its last bits it does not
+        depend on the batch's size either; these may differ between sizes as between two models of GPU.
+        """
+        for preprocessing in self._spec.scored_preprocessings:
+            users = [detector for detector in self._detectors.values() if detector.card.preprocessing == preprocessing]
+            if preprocessing.shape is None or not users or any(detector.card.batch for detector in users):
+                continue
+
+            def run(count: int, users: Sequence[Detector] = users, shape: tuple[int, int] = preprocessing.shape) -> None:
+                normalised = users[0].normalise(torch.zeros(count, *shape, 3, dtype=torch.uint8))
+                for detector in users:
+                    detector.read(normalised)
+
+            sizes = device_batches.batch_sizes(self._spec.slots, max(pieces))
+            self._loaded.steps[preprocessing] = device_batches.paying_batch(device_batches.measured_batches(sizes, run, meter), pieces)
+        steps = self._loaded.steps
+        return {name: steps[one.card.preprocessing] for name, one in self._detectors.items() if one.card.preprocessing in steps}
+
+    def compile(self, compiler: compilation.Compiler = compilation.with_cuda_graphs) -> dict[str, str | None]:
+        """Let networks run compiled from now on, at the sizes of batches that hold here; per detector None, or why it runs as before."""
+        return {
+            name: compilation.compile_checked(detector, self._steps.get(detector.card.preprocessing, self._spec.slots), compiler)
+            for name, detector in self._detectors.items()
+        }
 
     def score(self, batches: Iterable[Batch], only: Collection[str] | None = None) -> DetectorOutputs:
         """Score batch after batch, in order, by all detectors or `only` some; nothing where a member has no pixels. The same of every view.
@@ -140,13 +177,25 @@ class EnsembleScorer:
         it computes, the next batch is decoded and moved.
         """
         block = _BlockReadings(self._spec, self._detectors, only)
-        for batch in batches:
+        for batch in self._joined(batches):
             without_pixels = PerturbedBatch((), (None,) * len(batch.outcomes))
             views = [batch.clean, *(batch.views or [without_pixels] * len(self._spec.views))]
             with self._clock("score"):
                 self._read(views, block)
         with self._clock("score"):
             return block.gathered()
+
+    @property
+    def _steps(self) -> dict[Preprocessing, int]:
+        """What was measured, for batches such as it was measured for."""
+        return self._loaded.steps if self._spec.slots == self._loaded.slots else {}
+
+    def _joined(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """As many together as the largest step takes."""
+        together = max(self._steps.values(), default=0) // self._spec.slots
+        arriving = iter(batches)
+        while some := list(islice(arriving, max(together, 1))):
+            yield from joined(some, self._spec.slots)
 
     def _read(self, views: Sequence[PerturbedBatch], block: "_BlockReadings") -> None:
         """Let every detector read a batch in all its views."""
@@ -155,7 +204,7 @@ class EnsembleScorer:
             groups = self._fixed if isinstance(views[0].pixels[place], np.ndarray) else self._ragged
             for group in groups(users, views, place) if users else ():
                 tensor = torch.from_numpy(group.pixels)
-                normalised = users[0].normalise(tensor if self._loaded.copying is None else self._moved(tensor, self._loaded.copying))
+                normalised = users[0].normalise(tensor if self._loaded.upload is None else self._loaded.upload(tensor))
                 for detector in users:
                     if group.size is None or self._spec.is_scored(detector.card.name, *group.size):
                         block.put(group, detector, detector.read(normalised))
@@ -164,7 +213,8 @@ class EnsembleScorer:
 
     def _fixed(self, users: Sequence[Detector], views: Sequence[PerturbedBatch], place: int) -> "Iterator[_Group]":
         """All slots, or as many as the cards allow, in one view after another."""
-        members, step = len(views[0].sizes), self._spec.slots
+        members, slots = len(views[0].sizes), self._spec.slots
+        step = self._steps.get(users[0].card.preprocessing, slots)
         for detector in users:
             step = min(step, detector.card.batch or step)
         for first in range(0, members, step):
@@ -172,6 +222,8 @@ class EnsembleScorer:
                 sizes = view.sizes[first : first + step]
                 if sizes.count(None) < len(sizes):
                     pixels = np.asarray(view.pixels[place][first : first + step])
+                    if slots < step != len(pixels):
+                        pixels = np.concatenate([pixels, np.zeros((step - len(pixels), *pixels.shape[1:]), np.uint8)])
                     yield _Group(number, None, range(first, min(first + step, members)), pixels)
 
     def _ragged(self, users: Sequence[Detector], views: Sequence[PerturbedBatch], place: int) -> "Iterator[_Group]":
@@ -193,14 +245,6 @@ class EnsembleScorer:
                 read = [(slot, image) for slot in same[first : first + step] if (image := view.pixels[place][slot]) is not None]
                 if read:
                     yield _Group(number, size, [slot for slot, _ in read], np.stack([image for _, image in read]))
-
-    def _moved(self, tensor: torch.Tensor, copying: "torch.cuda.Stream") -> torch.Tensor:
-        computing = torch.cuda.current_stream(self._spec.device)
-        with torch.cuda.stream(copying):
-            moved = tensor.pin_memory().to(self._spec.device, non_blocking=True)
-        computing.wait_stream(copying)
-        moved.record_stream(computing)
-        return moved
 
 
 class _Group(NamedTuple):

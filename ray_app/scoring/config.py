@@ -54,6 +54,12 @@ class ScoreConfig(Frozen):
     waive_guarantee: bool = Field(
         default=False, description="keep verdicts that a calibrated ensemble's guarantee does not cover: other settings, an unlike archive"
     )
+    jpeg_decoder: Literal["libjpeg", "nvjpeg"] = Field(
+        default="libjpeg", description="nvjpeg: on a GPU, for detectors that keep sizes, where their scores bear it (docs/gpu.md)"
+    )
+    compiled: bool = Field(
+        default=False, description="on GPUs: torch.compile, where scores stay; a minute per network, for runs of many 100,000 images"
+    )
     batch_slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU")
     block_members: int = Field(default=256, ge=1, description="largest block: the unit of commit and resume")
     max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad files than this: exit code 3")

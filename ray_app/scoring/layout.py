@@ -70,6 +70,12 @@ class ScoringLayout:
         stages = (self.decoders, *self.scorers)
         return tuple(count * (number + 1) // self.pipelines - count * number // self.pipelines for count in stages)
 
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Of how many members each piece of a whole block is."""
+        starts = range(0, self.block_members, self.piece_members) if self.piece_members else ()
+        return tuple(min(self.piece_members, self.block_members - start) for start in starts)
+
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""
         return BlockPlan(

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -191,7 +191,7 @@ class SplitPipeline(Pipeline):
         self._storage: dict[Future[Any], OpenBlock] = {}
         self._threads = ThreadPoolExecutor(2 * WRITES_AT_ONCE)
         self._deciding = threading.Lock()
-        super().__init__(job)
+        super().__init__(replace(job, pieces=layout.pieces))
 
     def _work(self) -> None:
         while True:

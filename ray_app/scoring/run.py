@@ -300,7 +300,8 @@ class ScoringRun:
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield workers.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes)
+            yield workers.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes,
+                compiled=config.compiled)  # fmt: skip
         finally:
             shutil.rmtree(markers, ignore_errors=True)
 
@@ -385,6 +386,10 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
     layout = plan_layout(
         work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
     )
+    if spec.jpeg_decoder != "libjpeg" and not (layout.scorer_gpus and spec.device == "cuda"):
+        raise ConfigError(
+            f"jpeg_decoder {spec.jpeg_decoder} decodes on a GPU, and none is planned for", hint="leave jpeg_decoder out, or plan GPUs"
+        )
     return replace(layout, labels=config.cluster.labels)
 
 

@@ -7,6 +7,7 @@ processes of its own. `commit_block` ends both.
 import math
 import os
 import resource
+import sys
 import traceback
 import warnings
 from collections import Counter
@@ -26,6 +27,7 @@ from ray_app.cluster import versions
 from ray_app.cluster.ray_cluster import own_node
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts
 from ray_app.detectors import MIRROR_VARIABLE
+from ray_app.detectors.card import default_slots
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
@@ -53,6 +55,8 @@ class ScoringJob:
     decode_limit_s: float = WALL_LIMIT_S
     known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
     decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
+    pieces: tuple[int, ...] = ()  # split layout: how many members of a whole block come to a scorer together
+    compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
 
 
@@ -137,11 +141,18 @@ class Worker:
         )
 
     def _looking(self, decoder: BatchDecoder, *, describing: "Describing | None" = None, holds_block: bool = False) -> "CascadeScorer":
+        from ray_app.inference.device_batches import DeviceMeter
         from ray_app.inference.scorer import EnsembleScorer
         from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, StabilityScorer
 
         spec = self._job.spec
-        scorer = EnsembleScorer(spec, self._clock, self._pool)
+        scorer = self._scorer = EnsembleScorer(spec, self._clock, self._pool)
+        if self._job.pieces and spec.device != "cpu" and spec.slots == default_slots(spec.device):
+            scorer.fit_batches(self._job.pieces, DeviceMeter(spec.device))
+        if self._job.compiled and spec.device != "cpu":
+            for name, why in scorer.compile().items():
+                if why is not None:
+                    print(f"{name}: {why}", file=sys.stderr, flush=True)
         views = StabilityScorer(spec, scorer, decoder, self._clock) if spec.stability else None
         kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
         return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
@@ -216,6 +227,7 @@ class TensorScorer(Worker):
 
     def start(self) -> None:
         """Load the pool's detectors; in the last pool also the describer, unless it has processes of its own."""
+        from ray_app.inference.nvjpeg import NvJpeg, on_gpu, require_parity
         from ray_app.inference.scorer import Describing
 
         # Pixels are read where Ray has them, and no detector writes to what it is given.
@@ -224,8 +236,11 @@ class TensorScorer(Worker):
         here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
         self._describing = Describing(spec, self._clock) if here else None
         budget = node_budget.NodeBudget(BUDGET, self._job.decode_bytes)
-        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget)
+        beside = None if spec.jpeg_decoder == "libjpeg" else NvJpeg(on_gpu(spec.device))
+        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget, beside=beside)
         self._scoring = self._looking(self._decoding, holds_block=True)
+        if beside is not None:
+            require_parity(self._scorer.keeping_sizes(), beside)
         self._counting = (self._scoring, self._decoding, *((self._describing,) if self._describing else ()))
 
     def work(self, message: messages.OpenPiece) -> messages.OpenPiece:

@@ -5,16 +5,14 @@ import torch
 
 from benchmarks.seeded import PUBLISHED_PREFIX, local_weights, seeded_backbone, seeded_card, seeded_state, write_weights
 from ray_app.config import named_configs
-from ray_app.detectors import list_cards, load_card, load_detector, variants_of
+from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
 from tests.detectors.fill import Undrawn
-from tests.detectors.small_frozen import BACKBONES, small_frozen
-from tests.scoring.eight import TOWER, small_cards
+from tests.detectors.small_zoo import CARDS, small
+from tests.scoring.eight import small_cards
 
-# Another engine's network has no parameters of ours.
-CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base)) if not card.name.endswith(":vllm")}
 LARGE = 150_000_000  # parameters: more is built without memory, for which torch imports much, first
 
 
@@ -83,29 +81,6 @@ WRAPPINGS = {
     "vfm-pe-l14": HEAD,
     "vfm-siglip2-so400m": HEAD,
 }
-NARROW = {
-    "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-    "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
-    "siglip2-open-deepfake": {
-        "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    },
-}
-
-
-def small(name):
-    """The card with a network that is quick to write: as it is, or with small widths."""
-    card, eight = CARDS[name], {card.name: card for card in small_cards()}
-    if name in eight:
-        return eight[name]
-    if name in BACKBONES:
-        return small_frozen(card)
-    if card.family == "clip-linear":
-        tower = card.backbone.architecture
-        narrow = tower.model_copy(update={"arguments": {**tower.arguments, **TOWER}})
-        return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": narrow})})
-    if name not in NARROW:
-        return card
-    return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": NARROW[name]})})
 
 
 @pytest.mark.parametrize("name", WRAPPINGS)

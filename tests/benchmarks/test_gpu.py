@@ -1,0 +1,138 @@
+"""Every part of the benchmark of GPUs, on a CPU and with little work."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.gpu import (
+    BUDGET_S,
+    PARTS,
+    SHARES,
+    Budget,
+    batch_figures,
+    compile_figures,
+    decode_figures,
+    detector_figures,
+    main,
+    measure_part,
+)
+from ray_app.config import named_configs
+from ray_app.datasets.simulation.archive import write_photographs
+from ray_app.detectors import load_card, load_detector
+from tests.detectors.small_zoo import small
+
+
+def test_where_there_is_no_gpu_it_says_so_and_ends(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--json", str(tmp_path / "gpu.json")]) == 0
+    assert capsys.readouterr().out == "torch sees no GPU here: nothing is measured\n"
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_the_parts_share_the_budget_in_order():
+    assert list(SHARES) == list(PARTS)
+    assert sorted(SHARES.values()) == list(SHARES.values())
+    assert BUDGET_S <= 480
+
+
+def test_what_is_over_the_budget_is_left_out_and_a_failure_is_no_end():
+    now = [0.0]
+    budget, result = Budget(100.0, lambda: now[0]), {"parts": {}, "left_out": []}
+
+    def taking(seconds):
+        def measure():
+            now[0] += seconds
+            return {"rate": seconds}
+
+        return measure
+
+    def failing():
+        raise RuntimeError("no kernel image")
+
+    pieces = iter([("a", taking(20)), ("b", failing), ("c", taking(40)), ("d", taking(1))])
+    measure_part("detectors", pieces, budget, result)
+    measure_part("run", iter([("e", taking(1))]), budget, result)
+    assert result["parts"]["detectors"] == {
+        "a": {"rate": 20, "seconds": 20},
+        "b": {"failed": "RuntimeError: no kernel image", "seconds": 0},
+        "c": {"rate": 40, "seconds": 40},
+    }
+    assert result["left_out"] == ["detectors: d"]
+    assert "e" in result["parts"]["run"]
+
+
+def test_a_detector_is_held_to_its_golden_score_and_to_a_cpu():
+    found = detector_figures(load_card("touchstone-tiny"), "cpu", 2)
+    assert found["weights"] == "own"
+    assert found["golden"]["score"] == pytest.approx(found["golden"]["card"], abs=found["golden"]["tolerance"])
+    assert found["fp32"]["from_cpu"] <= 1e-5
+    assert not found["fp32"]["beyond"]
+    assert set(found["bf16"]["rates"]) == {"1", "2"}
+    assert found["fp32"]["pays"] in (1, 2)
+
+
+def test_a_detector_without_weights_gets_seeded_ones(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu, "GOLDEN", tmp_path / "absent")
+    found = detector_figures(small("community-forensics-vits384"), "cpu", 1)
+    assert found["weights"] == "seeded"
+    assert found["fp32"]["from_cpu"] == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not gpu.GOLDEN.is_dir(), reason="the authors' values are not here")
+def test_the_authors_scores_are_met():
+    found = detector_figures(load_card("community-forensics-vits384"), "cpu", 1)
+    assert found["weights"] == "formula"
+    assert found["cpu_from_authors"] <= 1e-4 * max(1, abs(found["authors"]))
+
+
+def test_images_that_keep_their_size_have_batches_too():
+    assert set(batch_figures(load_detector("touchstone-tiny"), "cpu", 4)["rates"]) == {"1", "2", "4"}
+
+
+def test_decoders_are_compared(tmp_path):
+    files = [path.read_bytes() for path in write_photographs(tmp_path, 2, size=(160, 120))]
+    assert decode_figures(files, None)["rate"] > 0
+    found = decode_figures(files, "cpu")
+    assert found["rate"] > 0
+    assert found["levels_at_most"] <= 4  # libjpeg in both, perhaps with other upsampling
+
+
+def test_compiled_and_eager_are_compared():
+    card = load_card("touchstone-tiny")
+    kept = compile_figures(card, "cpu", 2, lambda network: network)
+    assert kept["why_not"] is None
+    assert kept["compiled"] > 0
+    moved = compile_figures(card, "cpu", 2, lambda network: lambda pixels: network(pixels) + 1)
+    assert moved["compiled"] is None
+    assert "scores move" in moved["why_not"]
+
+
+def test_recipes_step_and_the_result_is_written(tmp_path, capsys):
+    target = tmp_path / "gpu.json"
+    words = ["--json", str(target), "--device", "cpu", "--parts", "detectors", "train", "--recipes", "touchstone-tiny", "clip-linear"]
+    assert main([*words, "--detectors", "touchstone-tiny", "--most", "1", "--micro-batch", "2"]) == 0
+    result = json.loads(target.read_text())
+    assert result["parts"]["train"]["clip-linear"]["left_out"].startswith("method linear-probe")
+    step = result["parts"]["train"]["touchstone-tiny"]
+    assert step["rate"] > 0
+    assert len(step["losses"]) == 2
+    assert torch.__version__.startswith(result["versions"]["torch"])
+    assert result["parts"]["detectors"]["touchstone-tiny"]["fp32"]["rates"].keys() == {"1"}
+    assert "touchstone-tiny" in capsys.readouterr().out
+
+
+def test_every_recipe_is_known():
+    assert {name for name, _ in gpu.train_part(gpu._options(["--json", "x"]), None)} == set(named_configs("train"))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_run_is_measured_end_to_end(tmp_path):
+    found = gpu.run_figures(tmp_path, "cpu", 1024, "touchstone-tiny")
+    assert found["images"] == 1024
+    assert found["share"] > 0

@@ -1,0 +1,94 @@
+"""Every shipped detector reads a batch on `cuda`, in fp32 and bf16, as far as that can be seen without one: see fake_cuda.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from ray_app.detectors.families.internvl import DialogueTokens, Interrogator
+from tests.detectors.fake_cuda import bare, detector_on_cuda, devices_of, fake_cuda
+from tests.detectors.small_zoo import CARDS, small
+
+# Each network once per way in which its images come; a reply in words is read on the CPU, token by token, and has no shape beforehand.
+DISTINCT = {
+    (repr(card.architecture_facts), card.output.logits, card.preprocessing.shape is None): name
+    for name, card in reversed(CARDS.items())
+    if not card.replies
+}.values()
+LARGE = "internvl-prompt:probability"  # there is no smaller one without files
+WHOLE = {"siglip2-open-deepfake"}  # the small one takes small images
+
+
+def read_on_cuda(card):
+    """The card's network reads two images in fp32, then in bf16, on `cuda`."""
+    height, width = card.preprocessing.shape or (200, 300)
+    network = bare(card)
+    if isinstance(network, Interrogator):
+        image = [network.chat.config.image_token_id] * network.chat.config.image_seq_length
+        network._tokens = DialogueTokens(None, [1, 2, *image, 3], 4, slice(5, 6), slice(6, 8))  # a list of indices has values
+    for precision in ("fp32", "bf16"):
+        with fake_cuda():
+            detector = detector_on_cuda(card, network, precision)
+            assert devices_of(detector.network) == {"cuda"}
+            given = detector.read(detector.normalise(torch.empty(2, height, width, 3, dtype=torch.uint8)))
+        assert (given.scores.device.type, given.scores.dtype, given.scores.shape) == ("cuda", torch.float32, (2,))
+        if card.masks:
+            assert (given.masks.device.type, given.masks.dtype) == ("cuda", torch.uint8)
+
+
+@pytest.mark.parametrize("name", [name for name in DISTINCT if name != LARGE])
+def test_a_batch_stays_on_the_gpu(name):
+    read_on_cuda(CARDS[name] if name in WHOLE else small(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISTINCT)
+def test_a_batch_stays_on_the_gpu_at_full_size(name, monkeypatch):
+    # It counts the image's tokens by value, which nothing here has.
+    monkeypatch.setattr("transformers.models.internvl.modeling_internvl.torch_compilable_check", lambda *_: None)
+    read_on_cuda(CARDS[name])
+
+
+class Forgetful(nn.Module):
+    """A network with a tensor that is neither parameter nor buffer, and so stays behind when the network moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 1)
+        self.weights = torch.tensor([0.3, 0.6, 0.1])
+
+    def forward(self, pixels):
+        return self.fc(pixels.mean((2, 3)) * self.weights)
+
+
+def test_a_network_that_mixes_devices_is_found(small_card):
+    with fake_cuda():
+        detector = detector_on_cuda(small_card, Forgetful(), "fp32")
+        with pytest.raises(RuntimeError, match=r"cuda:0 and cpu|cpu and cuda:0"):
+            detector.read(detector.normalise(torch.empty(2, 64, 64, 3, dtype=torch.uint8)))
+
+
+def test_a_sum_with_a_tensor_of_the_host_is_found():
+    with fake_cuda(), pytest.raises(RuntimeError, match="device"):
+        torch.empty(2, device="cuda") + torch.empty(2)
+
+
+class Noting(nn.Module):
+    """One product, whose precision is noted."""
+
+    def __init__(self):
+        super().__init__()
+        self.product, self.fc = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def forward(self, pixels):
+        made = self.product(pixels.mean((2, 3)))
+        self.dtype = made.dtype
+        return self.fc(made)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_stand_in_multiplies_in_the_precision_that_is_asked_for(small_card, precision, dtype):
+    with fake_cuda():
+        detector = detector_on_cuda(small_card, Noting(), precision)
+        given = detector.read(detector.normalise(torch.empty(2, 64, 64, 3, dtype=torch.uint8)))
+    assert detector.network.dtype == dtype
+    assert given.scores.dtype == torch.float32  # the head's own
