@@ -1,4 +1,4 @@
-"""`Deadline`: the wall limit of what a decoder process does. One thread watches all of them."""
+"""`DecodeDeadline`: the wall limit of what a decoder process does. One thread watches all of them."""
 
 import heapq
 import itertools
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 
-class Deadline:
+class DecodeDeadline:
     """Kills a child by its own handle unless the block ends in time; only this can end a read from a child that hangs."""
 
     def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
@@ -28,7 +28,7 @@ class Deadline:
         with _WATCHDOG.settled:
             self._counting = None
 
-    def __enter__(self) -> "Deadline":
+    def __enter__(self) -> "DecodeDeadline":
         self.start(self.limit_s)
         return self
 

@@ -35,7 +35,7 @@ from ray_app.images.limits import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
 from ray_app.inference import batch, decoder_child
 from ray_app.inference.decoder_child import ANSWER, DEMAND, READY, REQUEST, WANTED_SIZE, DecodeRequest, Report
-from ray_app.inference.decoder_deadline import Deadline
+from ray_app.inference.decoder_deadline import DecodeDeadline
 
 # Beyond what the libraries take. The largest image within the default limits (49 MP WebP with alpha) took 0.95 GB, prepared in every way.
 MEMORY_LIMIT_BYTES = 2 * 1024**3
@@ -140,7 +140,7 @@ class DecoderProcess:
         for pipe in (child.stdin, child.stdout):
             with suppress(OSError, AttributeError):  # Linux alone, and it may allow less: then file and pixels go in more pieces
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        with Deadline(child, START_LIMIT_S):
+        with DecodeDeadline(child, START_LIMIT_S):
             is_ready = child.stdout.read(len(READY)) == READY
         if not is_ready:
             command = " ".join(self._command()[:4])
@@ -172,7 +172,7 @@ class DecoderProcess:
         child = self._child
         assert child is not None
         try:
-            with Deadline(child, self._wall_limit_s) as deadline:
+            with DecodeDeadline(child, self._wall_limit_s) as deadline:
                 answer = self._ask(child, data, wanted, partial(self._admitted, child, deadline, admit))
         except _NotAdmitted as not_admitted:
             raise ImageRefused.because(not_admitted.reason, inspect_bytes(data)) from None
@@ -187,7 +187,7 @@ class DecoderProcess:
             raise ImageRefused(facts=report.facts, **dict(report.refused))
         return report, pixels
 
-    def _admitted(self, child: subprocess.Popen[bytes], deadline: "Deadline", admit: Admit, demand: Demand) -> None:
+    def _admitted(self, child: subprocess.Popen[bytes], deadline: "DecodeDeadline", admit: Admit, demand: Demand) -> None:
         """Let the child decode what it says is large, once `admit` lets it. Raises ValueError for more than it may be."""
         assert child.stdin is not None
         if demand.pixels > self._limits.max_pixels:
