@@ -21,32 +21,8 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import cut_blocks, dedup, raw_listing
+from ray_app.archives import cut_blocks, dedup, manifest, raw_listing
 from ray_app.archives.each import Each, in_turn
-from ray_app.archives.manifest import (
-    BLOCK_COLUMNS,
-    BlockRef,
-    ManifestInfo,
-    cut_rows,
-    folder_of,
-    input_type,
-    iter_blocks,
-    joined_inputs,
-    last_listing,
-    listed_so_far,
-    manifest_schema,
-    manifests,
-    parquet_bytes,
-    read_block,
-    read_complete,
-    read_unlisted,
-    read_vanished,
-    settled,
-    with_input,
-    write_complete,
-    write_listed,
-    write_unlisted,
-)
 from ray_app.archives.members import BlockPlan, Digest, Ids, block_sizes, identity_digest
 from ray_app.archives.sources import Archive
 from ray_app.archives.walk import Walk
@@ -55,8 +31,8 @@ from ray_app.storage import Guard, Store
 
 def input_type_of(store: Store) -> pa.StructType | None:
     """The source's own columns, of whatever listing; None where it has none."""
-    firsts = (next(iter_blocks(store, number), None) for number in manifests(store))
-    return joined_inputs((input_type(read_block(store, ref)) for ref in firsts if ref is not None), as_text=True)
+    firsts = (next(manifest.iter_blocks(store, number), None) for number in manifest.manifests(store))
+    return manifest.joined_inputs((manifest.input_type(manifest.read_block(store, ref)) for ref in firsts if ref is not None), as_text=True)
 
 
 def write_selected(
@@ -65,25 +41,27 @@ def write_selected(
     plan: BlockPlan,
     wanted: pa.StructType | None,
     guard: Guard = Guard(),  # noqa: B008 - frozen
-) -> ManifestInfo:
+) -> manifest.ManifestInfo:
     """Write manifest 0 of `store` from manifest rows, in their order, cut anew; one file per block. `guard`: that of their own listing.
 
     Memory: a block.
     """
-    schema = manifest_schema(wanted)
-    refs: list[BlockRef] = []
-    arriving = cut_blocks.TableStream(with_input(table, wanted) for table in rows)
+    schema = manifest.manifest_schema(wanted)
+    refs: list[manifest.BlockRef] = []
+    arriving = cut_blocks.TableStream(manifest.with_input(table, wanted) for table in rows)
     for number, count in enumerate(block_sizes(plan)):
         table = arriving.up_to(count)
         if table is None:
             break
         name, size = f"part-{number:05}.parquet", int(np.maximum(table["size_bytes"].to_numpy(), 0).sum())
-        store.write(f"{folder_of(0)}/{name}", parquet_bytes(cut_rows(table, number, schema), row_group=len(table)))
-        refs.append(BlockRef(0, number, len(table), size, name, 0))
+        store.write(
+            f"{manifest.folder_of(0)}/{name}", manifest.parquet_bytes(manifest.cut_rows(table, number, schema), row_group=len(table))
+        )
+        refs.append(manifest.BlockRef(0, number, len(table), size, name, 0))
     members = sum(ref.members for ref in refs)
-    info = ManifestInfo(0, members, sum(ref.size_bytes for ref in refs), len(refs), plan.batch_slots, members, 0, 0.0,
+    info = manifest.ManifestInfo(0, members, sum(ref.size_bytes for ref in refs), len(refs), plan.batch_slots, members, 0, 0.0,
                         servers=sorted(guard.named), allow_private=guard.allow_private)  # fmt: skip
-    write_listed(store, info, pa.Table.from_pylist([asdict(ref) for ref in refs], BLOCK_COLUMNS), np.empty(0, np.int64))
+    manifest.write_listed(store, info, pa.Table.from_pylist([asdict(ref) for ref in refs], manifest.BLOCK_COLUMNS), np.empty(0, np.int64))
     return info
 
 
@@ -113,7 +91,7 @@ class ListingOptions(TypedDict, total=False):
     clock: Callable[[], float]
 
 
-def list_members(store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]) -> ManifestInfo | None:
+def list_members(store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]) -> manifest.ManifestInfo | None:
     """Write the next manifest; None when the archive is as the last one says.
 
     A later manifest holds the members whose id no earlier one has, and as vanished all ids ever listed that are not there now: a file
@@ -125,19 +103,19 @@ def list_members(store: Store, archive: Archive, plan: BlockPlan, **options: Unp
     walk, last = listing.walk, listing.last
     walk.sources()
     if last is not None and last.digest == walk.digest:
-        store.clear(folder_of(listing.number))
+        store.clear(manifest.folder_of(listing.number))
         return None
     walk.containers()
     return listing.written()
 
 
-def list_portions(store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]) -> Iterator[ManifestInfo]:
+def list_portions(store: Store, archive: Archive, plan: BlockPlan, **options: Unpack[ListingOptions]) -> Iterator[manifest.ManifestInfo]:
     """The same, where it is the first listing of a large archive in several manifests, given out as they come to count.
 
     The first has some 50,000 members, each further one makes them about four times as many: the first can be scored while the others are
     listed, and a listing that was interrupted goes on behind the last of them. `goes_on` is False for the last.
     """
-    last = last_listing(store)
+    last = manifest.last_listing(store)
     if options.get("limit") is not None or not (last is None or last.goes_on):
         info = list_members(store, archive, plan, **options)
         if info is not None:
@@ -146,9 +124,9 @@ def list_portions(store: Store, archive: Archive, plan: BlockPlan, **options: Un
     while last is None or last.goes_on:
         listing = _Listing(store, archive, plan, **options)
         if last is not None:
-            listing.walk.resume(read_unlisted(store, last.manifest))
+            listing.walk.resume(manifest.read_unlisted(store, last.manifest))
         info = listing.portion()
-        last = last_listing(store)
+        last = manifest.last_listing(store)
         if info is not None:
             yield info
 
@@ -158,10 +136,10 @@ def is_as_listed(store: Store, archive: Archive, limit: int | None = None, most:
 
     Opens no container, and gives up (False) where they named more than `most`. Raises as `list_members`.
     """
-    info = last_listing(store)
+    info = manifest.last_listing(store)
     if info is None or not info.digest or info.named > most:
         return False
-    folder = folder_of(info.manifest + 1)
+    folder = manifest.folder_of(info.manifest + 1)
     lister = raw_listing.SectionLister(store, f"{folder}/listing", archive.selection, archive.fetcher, identity_digest)
     walk = Walk(lister, archive, limit=limit)
     walk.sources(in_order=True)
@@ -187,15 +165,15 @@ class _Listing:
     ) -> None:
         self._store, self._archive, self._plan, self._each = store, archive, plan, each
         self._digest, self._portions, self._clock, self._began = digest, portions, clock, clock()
-        self._earlier = manifests(store)
-        self.last = read_complete(store, self._earlier[-1]) if self._earlier else None
+        self._earlier = manifest.manifests(store)
+        self.last = manifest.read_complete(store, self._earlier[-1]) if self._earlier else None
         self.number = self._earlier[-1] + 1 if self._earlier else 0
-        store.clear(folder_of(self.number))
-        self._scratch = f"{folder_of(self.number)}/listing"
+        store.clear(manifest.folder_of(self.number))
+        self._scratch = f"{manifest.folder_of(self.number)}/listing"
         lister = raw_listing.SectionLister(store, self._scratch, archive.selection, archive.fetcher, digest, portions.raw_rows)
         self.walk = Walk(lister, archive, each, limit, progress)
 
-    def portion(self) -> ManifestInfo | None:
+    def portion(self) -> manifest.ManifestInfo | None:
         """List on until there is a manifest's worth of new members, or nothing is left; None where nothing was new."""
         walk, info = self.walk, None
         while info is None:
@@ -207,15 +185,16 @@ class _Listing:
                 info = self.written(is_portion=True)
         return info
 
-    def written(self, *, is_portion: bool = False) -> ManifestInfo | None:
+    def written(self, *, is_portion: bool = False) -> manifest.ManifestInfo | None:
         """The manifest of what the walk found; None where nothing is new. `is_portion`: earlier manifests are parts of the same listing."""
         walk, store, number, last = self.walk, self._store, self.number, self.last
         goes_on = is_portion and bool(walk.unlisted)
         if not walk.listed and not goes_on:
             raise self._archive.empty(walk.found, walk.opened)
         files, each = walk.files, self._each
-        input_type = settled(joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files)))
-        before = listed_so_far(store)
+        joined = manifest.joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files))
+        input_type = manifest.settled(joined)
+        before = manifest.listed_so_far(store)
         known = before.members
         if max(walk.kept, known) <= self._portions.few:
             each = in_turn
@@ -223,16 +202,16 @@ class _Listing:
             store, number, self._earlier, files, self._digest, self._portions.id_rows, are_all=not is_portion, known=known
         )  # fmt: skip
         runs = cut_blocks.runs_of(chosen, self._portions.run_rows)
-        if last is not None and not runs and (is_portion or np.array_equal(vanished, read_vanished(store, self._earlier[-1]))):
+        if last is not None and not runs and (is_portion or np.array_equal(vanished, manifest.read_vanished(store, self._earlier[-1]))):
             walk.next_portion()
             if goes_on:
                 return None
-            store.clear(folder_of(number))
-            write_complete(store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, before.guard)))
+            store.clear(manifest.folder_of(number))
+            manifest.write_complete(store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, before.guard)))
             return None
         blocks = _cut(store, number, self._plan, runs, input_type, each)
         noted = _noted(walk, before.guard)
-        info = ManifestInfo(
+        info = manifest.ManifestInfo(
             manifest=number,
             members=int(blocks["members"].to_numpy().sum()),
             size_bytes=int(blocks["size_bytes"].to_numpy().sum()),
@@ -247,8 +226,8 @@ class _Listing:
         )
         store.clear(self._scratch)
         if goes_on:
-            write_unlisted(store, number, walk.noted())
-        write_listed(store, info, blocks, vanished)
+            manifest.write_unlisted(store, number, walk.noted())
+        manifest.write_listed(store, info, blocks, vanished)
         return info
 
 
@@ -272,4 +251,4 @@ def _cut(
     ends: list[Ids] = [next(measured) if measure.reads(run) else measure(run) for run in runs]
     firsts = accumulate((len(one) for one in ends), initial=0)
     tables = each(cut_blocks.Cutter(store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
-    return pa.concat_tables([BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()
+    return pa.concat_tables([manifest.BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()

@@ -10,23 +10,7 @@ from pydantic import PrivateAttr
 
 from ray_app.archives import ListedMember
 from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
-from ray_app.datasets.layouts.base import (
-    FOLDER_LABELS,
-    DatasetLayout,
-    column,
-    config_of,
-    contradiction,
-    entered,
-    is_no_image,
-    place_below,
-    place_of,
-    read_csv,
-    root_of,
-    shown,
-    split_of,
-    text,
-    where,
-)
+from ray_app.datasets.layouts import base
 from ray_app.errors import ConfigError
 
 # Version 1 takes every label but "real" for a fake, version 2 every one but a few words for a real. Here both have the words that they are
@@ -42,7 +26,7 @@ _PUBLISHED: dict[str, dict[str, int]] = {
 }
 
 
-class OpenFake(DatasetLayout):
+class OpenFake(base.DatasetLayout):
     """Columns `image`, `prompt`, `label`, `model`, in version 2 also `type` and `release_date`. Images of one prompt are one group.
 
     `version`: which published numbers it should have, since the set has changed again and again; null = none to compare with.
@@ -57,15 +41,15 @@ class OpenFake(DatasetLayout):
 
     def labels(self, item: ListedMember) -> Labels:
         """Raises ConfigError for a label that no version has, and for a fake without a model."""
-        column(item, "label")
-        return _labels(item.input, place_of(item), split_of(item.uri) or text(item.input, "split"), where(item))
+        base.column(item, "label")
+        return _labels(item.input, base.place_of(item), base.split_of(item.uri) or base.text(item.input, "split"), base.where(item))
 
     def subset(self, item: ListedMember, labels: Labels) -> str:
         """Configuration and split, as the shard's path names them."""
-        return f"{config_of(item.uri) or 'default'}/{labels.split}"
+        return f"{base.config_of(item.uri) or 'default'}/{labels.split}"
 
 
-class OpenFakeCsv(DatasetLayout):
+class OpenFakeCsv(base.DatasetLayout):
     """Label files: `filename,typ` (version 1; typ is the folder below the root, `real` or a generator), or version 2's split files
     `file_name,prompt,label,model,type,release_date`.
 
@@ -82,13 +66,13 @@ class OpenFakeCsv(DatasetLayout):
         """Reads the file."""
         if self.file is None:
             return
-        root, file = root_of(self.root, self.file), shown(self.file)
-        for line, row in read_csv(self.file):
+        root, file = base.root_of(self.root, self.file), base.shown(self.file)
+        for line, row in base.read_csv(self.file):
             path = row.get("file_name") or row.get("filename")
             if not path:
                 raise ConfigError(f"{file}, line {line}: no filename or file_name", hint=f"its columns: {', '.join(row)}")
             folder = f"{row['typ']}/" if "typ" in row and "/" not in path else ""
-            entered(self._rows, place_below(root, folder + path), self._labels_of_row(row, path, f"{file}, line {line}"), file)
+            base.entered(self._rows, base.place_below(root, folder + path), self._labels_of_row(row, path, f"{file}, line {line}"), file)
 
     @property
     def published(self) -> Mapping[str, int]:
@@ -102,36 +86,36 @@ class OpenFakeCsv(DatasetLayout):
 
     def labels(self, item: ListedMember) -> Labels | None:
         """Raises ConfigError as OpenFake."""
-        place = place_of(item)
-        return self._rows.get(place) if self.file is not None else self._labels_of_row(item.input, place, where(item))
+        place = base.place_of(item)
+        return self._rows.get(place) if self.file is not None else self._labels_of_row(item.input, place, base.where(item))
 
     def _labels_of_row(self, row: Mapping[str, Any], path: str, where: str) -> Labels:
         if "typ" not in row and "label" not in row:
             raise ConfigError(f"{where}: neither a column 'typ' nor 'label'", hint=f"its columns: {', '.join(row) or 'none'}")
         if "typ" not in row:
             return _labels(row, path, self.split, where)
-        if (kind := text(row, "typ")) is None:
+        if (kind := base.text(row, "typ")) is None:
             raise ConfigError(f"{where}: no typ", hint="typ is `real` or a generator's name")
         is_real = kind.lower() == "real"
         return Labels("real" if is_real else "fake", "real" if is_real else kind, split=self.split)
 
 
-class OpenFakeOod(DatasetLayout):
+class OpenFakeOod(base.DatasetLayout):
     """The sets of Imagen 3 and Stable Diffusion 2.1, a folder or zip each: all fake, all of one `generator`. About 1500 images each."""
 
     generator: str
 
     def labels(self, item: ListedMember) -> Labels | None:
         """Raises ConfigError for an image in a folder of reals: it is not of such a set."""
-        if is_no_image(place_of(item)):
+        if base.is_no_image(base.place_of(item)):
             return None
-        if FOLDER_LABELS.get(place_of(item).split("/")[-2].lower()) == "real":
-            raise contradiction(item, "in a folder of reals, and all of this set is fake")
+        if base.FOLDER_LABELS.get(base.place_of(item).split("/")[-2].lower()) == "real":
+            raise base.contradiction(item, "in a folder of reals, and all of this set is fake")
         return Labels("fake", self.generator)
 
 
 def _labels(row: Mapping[str, Any], path: str, split: str | None, where: str) -> Labels:
-    value, model, prompt = row["label"], text(row, "model"), text(row, "prompt")
+    value, model, prompt = row["label"], base.text(row, "model"), base.text(row, "prompt")
     label: Label = "fake" if str(value).strip().lower() in _FAKE_WORDS else parse_label(value, f"{where}, label")
     if label == "fake" and (model is None or model.lower() == "real"):
         raise ConfigError(f"{where}: labelled {value!r}, but its model is {model!r}", hint="every fake names its model")
