@@ -90,7 +90,7 @@ def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
 class LoadedDetectors:
     """Detectors in memory on one device, by name: all of a spec, or those of one pool. What they have in common is held once.
 
-    `slots`: images in a decoded batch. `steps`: how many go through the networks of one preprocessing at once where that was measured.
+    `steps`: by the images in a decoded batch and their preprocessing, how many go through networks at once where that was measured.
     """
 
     def __init__(self, spec: ScoringSpec, pool: Sequence[str] | None = None) -> None:
@@ -103,7 +103,7 @@ class LoadedDetectors:
             if name in self.by_name:
                 self.by_name[name].keep_embeddings()
         self.backbones = shared_backbone.share_backbones(self.by_name.values())
-        self.slots, self.steps = spec.slots, dict[Preprocessing, int]()
+        self.steps = dict[tuple[int, Preprocessing], int]()
         self.upload = device_batches.DeviceUpload(spec.device) if torch.device(spec.device).type == "cuda" else None
 
 
@@ -157,16 +157,15 @@ class EnsembleScorer:
                 for detector in users:
                     detector.read(normalised)
 
-            sizes = device_batches.batch_sizes(self._spec.slots, max(pieces))
-            self._loaded.steps[preprocessing] = device_batches.paying_batch(device_batches.measured_batches(sizes, run, meter), pieces)
-        steps = self._loaded.steps
-        return {name: steps[one.card.preprocessing] for name, one in self._detectors.items() if one.card.preprocessing in steps}
+            slots = self._spec.slots
+            measured = device_batches.measured_batches(device_batches.batch_sizes(slots, max(pieces)), run, meter)
+            self._loaded.steps[slots, preprocessing] = device_batches.paying_batch(measured, pieces)
+        return {name: self._step_of(one) for name, one in self._detectors.items()}
 
     def compile(self, compiler: compilation.Compiler = compilation.with_cuda_graphs) -> dict[str, str | None]:
         """Let networks run compiled from now on, at the sizes of batches that hold here; per detector None, or why it runs as before."""
         return {
-            name: compilation.compile_checked(detector, self._steps.get(detector.card.preprocessing, self._spec.slots), compiler)
-            for name, detector in self._detectors.items()
+            name: compilation.compile_checked(detector, self._step_of(detector), compiler) for name, detector in self._detectors.items()
         }
 
     def score(self, batches: Iterable[Batch], only: Collection[str] | None = None) -> DetectorOutputs:
@@ -177,7 +176,7 @@ class EnsembleScorer:
         it computes, the next batch is decoded and moved.
         """
         block = _BlockReadings(self._spec, self._detectors, only)
-        for batch in self._joined(batches):
+        for batch in self._joined(batches) if self._loaded.steps else batches:
             without_pixels = PerturbedBatch((), (None,) * len(batch.outcomes))
             views = [batch.clean, *(batch.views or [without_pixels] * len(self._spec.views))]
             with self._clock("score"):
@@ -185,17 +184,17 @@ class EnsembleScorer:
         with self._clock("score"):
             return block.gathered()
 
-    @property
-    def _steps(self) -> dict[Preprocessing, int]:
-        """What was measured, for batches such as it was measured for."""
-        return self._loaded.steps if self._spec.slots == self._loaded.slots else {}
+    def _step_of(self, detector: Detector) -> int:
+        """How many images one of the detectors sees at once."""
+        return self._loaded.steps.get((self._spec.slots, detector.card.preprocessing), self._spec.slots)
 
     def _joined(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """As many together as the largest step takes."""
-        together = max(self._steps.values(), default=0) // self._spec.slots
+        slots = self._spec.slots
+        together = max((step for (size, _), step in self._loaded.steps.items() if size == slots), default=0) // slots
         arriving = iter(batches)
         while some := list(islice(arriving, max(together, 1))):
-            yield from joined(some, self._spec.slots)
+            yield from joined(some, slots)
 
     def _read(self, views: Sequence[PerturbedBatch], block: "_BlockReadings") -> None:
         """Let every detector read a batch in all its views."""
@@ -214,7 +213,7 @@ class EnsembleScorer:
     def _fixed(self, users: Sequence[Detector], views: Sequence[PerturbedBatch], place: int) -> "Iterator[_Group]":
         """All slots, or as many as the cards allow, in one view after another."""
         members, slots = len(views[0].sizes), self._spec.slots
-        step = self._steps.get(users[0].card.preprocessing, slots)
+        step = self._loaded.steps.get((slots, users[0].card.preprocessing), slots)
         for detector in users:
             step = min(step, detector.card.batch or step)
         for first in range(0, members, step):
