@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-on-ray test-without-ray test-cluster lint bench clean
-.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-strangers test-statistics
+.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -75,9 +75,13 @@ test-recipes: $(STAMP)
 test-data: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/datajobs/download tests/datajobs/generate tests/datajobs/shards tests/cli tests/test_profile_walk.py
 
-# The endpoint: deployed on a cluster, under hostile clients, behind nginx where that is installed, its metrics and its jobs.
+# The endpoint under hostile clients, on both servers, and its own server's workers.
 test-endpoint: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m slow tests/serving
+	$(BIN)/python -m pytest --durations 10 -m slow tests/serving --ignore tests/serving/test_deployed.py --ignore tests/serving/test_soak.py
+
+# Deployed on a cluster; and five minutes of hostile traffic.
+test-deployed: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m slow tests/serving/test_deployed.py tests/serving/test_soak.py
 
 # What a stranger gets from every command that starts a Ray.
 test-strangers: $(STAMP)

@@ -25,22 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import (
-    Archive,
-    BlockPlan,
-    Each,
-    ListedMember,
-    build,
-    guard_of,
-    image_id,
-    in_turn,
-    iter_blocks,
-    list_members,
-    member_rows,
-    name_of,
-    read_block,
-    read_complete,
-)
+from ray_app import archives
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
 from ray_app.datasets.labels import INPUT, Labels
@@ -55,8 +40,8 @@ Progress = Callable[[str, int], object]
 _FORMAT = 1
 UNFINISHED = ("manifest", "listing")  # what an unfinished index leaves
 # One block is one task when labels are read, and one file of the index. Both hold a few hundred bytes per row.
-_LISTED = BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
-_INDEXED = BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
+_LISTED = archives.BlockPlan(batch_slots=1, max_block_members=4096, blocks_per_doubling=1)
+_INDEXED = archives.BlockPlan(batch_slots=1, max_block_members=16_384, blocks_per_doubling=1)
 _DIGESTED = ("label", "generator", "mask_uri", "prompt", "split", "group")
 
 SIMULATED = "simulated::"
@@ -66,7 +51,7 @@ def silent(doing: str, members: int) -> None:
     """Reports nothing; a lambda could not travel to the tasks that list."""
 
 
-def index_source(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> pa.Table:
+def index_source(source: DatasetSource, store: Store, *, each: archives.Each = archives.in_turn, progress: Progress = silent) -> pa.Table:
     """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
 
     `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
@@ -110,7 +95,7 @@ class IndexInfo:
         return all(compared) if compared else None
 
 
-def build_index(source: DatasetSource, store: Store, *, each: Each = in_turn, progress: Progress = silent) -> IndexInfo:
+def build_index(source: DatasetSource, store: Store, *, each: archives.Each = archives.in_turn, progress: Progress = silent) -> IndexInfo:
     """Index a source into `store`, or return what the index there holds if it is of the same source. Raises as `index_source`."""
     identity = _identity(source)
     if (info := read_info(store)) is not None:
@@ -138,19 +123,19 @@ def check_source(source: DatasetSource, store: Store) -> None:
 def guard_of_source(source: DatasetSource, store: Store) -> Guard:
     """Which web servers may be read for the images of a source that `index_source` indexed."""
     stores = [Store.open(place) for place in _indexes(source)] or [store]
-    return reduce(Guard.joined, map(guard_of, stores), Guard(allow_private=source.allow_private))
+    return reduce(Guard.joined, map(archives.guard_of, stores), Guard(allow_private=source.allow_private))
 
 
 def write_index(
     store: Store,
-    archive: Archive,
+    archive: archives.Archive,
     layout: DatasetLayout,
     *,
     hashes: Sequence[Hash] = (),
     limits: ImageLimits = ImageLimits(),  # noqa: B008 - frozen
     limit: int | None = None,
     source: Mapping[str, Any] | None = None,
-    each: Each = in_turn,
+    each: archives.Each = archives.in_turn,
     progress: Progress = silent,
 ) -> IndexInfo:
     """List an archive and label its members, over whatever unfinished index the store has. `limit`: only its first so many members.
@@ -162,14 +147,16 @@ def write_index(
     for folder in UNFINISHED:
         store.clear(folder)
     listing = store.below("listing")
-    listed = list_members(listing, archive, _LISTED, each=each, progress=partial(progress, "listed"), limit=limit)
+    listed = archives.list_members(listing, archive, _LISTED, each=each, progress=partial(progress, "listed"), limit=limit)
     assert listed is not None, "a first listing is never the same as one before"
     layout = layout.prepared(_members(listing))
     if listed.listed > listed.members:
         _refuse_contradictions(archive, layout, limit)
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
     tally = _Tally(partial(progress, "labelled"))
-    written = build.write_selected(store, tally.rows(each(labeller, iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard)
+    written = archives.build.write_selected(
+        store, tally.rows(each(labeller, archives.iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard
+    )
     if not written.members:
         reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
         hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"
@@ -196,7 +183,7 @@ def read_index(place: str) -> pa.Table:
     store = Store.open(place)
     if not is_index(store) or read_info(store) is None:
         raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
-    return pa.concat_tables(read_block(store, ref) for ref in iter_blocks(store, 0))
+    return pa.concat_tables(archives.read_block(store, ref) for ref in archives.iter_blocks(store, 0))
 
 
 def read_info(store: Store) -> IndexInfo | None:
@@ -216,7 +203,7 @@ def read_info(store: Store) -> IndexInfo | None:
 
 def is_index(store: Store) -> bool:
     """Whether there is a whole index, and not just something called index.json."""
-    return store.exists("index.json") and read_complete(store, 0) is not None
+    return store.exists("index.json") and archives.read_complete(store, 0) is not None
 
 
 def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[str, Any]) -> IndexInfo:
@@ -225,7 +212,7 @@ def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[
     assert info is not None, "who divides an index has read it"
     store.clear("manifest")
     tally = _Tally(lambda members: None)
-    written = build.write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, guard_of(given))
+    written = archives.build.write_selected(store, tally.rows(_with_splits(given, splits)), _INDEXED, INPUT, archives.guard_of(given))
     divided = replace(
         info, source={**info.source, **source}, rows=written.members, digest=tally.digest.hexdigest(), counts=tally.by_stratum()
     )
@@ -235,8 +222,8 @@ def write_divided(store: Store, given: Store, splits: pa.Array, source: Mapping[
 
 def _with_splits(given: Store, splits: pa.Array) -> Iterator[LabelledBlock]:
     start = 0
-    for ref in iter_blocks(given, 0):
-        rows = read_block(given, ref)
+    for ref in archives.iter_blocks(given, 0):
+        rows = archives.read_block(given, ref)
         inputs = rows["input"].combine_chunks()
         columns = [inputs.field(name) if name != "split" else splits.slice(start, len(rows)).cast(pa.string()) for name in INPUT.names]
         place, start = rows.schema.get_field_index("input"), start + len(rows)
@@ -276,18 +263,18 @@ class _Tally:
         ]
 
 
-def _members(listing: Store) -> Iterator[ListedMember]:
-    for ref in iter_blocks(listing, 0):
-        yield from map(as_listed, member_rows(read_block(listing, ref)))
+def _members(listing: Store) -> Iterator[archives.ListedMember]:
+    for ref in archives.iter_blocks(listing, 0):
+        yield from map(as_listed, archives.member_rows(archives.read_block(listing, ref)))
 
 
-def _refuse_contradictions(archive: Archive, layout: DatasetLayout, limit: int | None) -> None:
+def _refuse_contradictions(archive: archives.Archive, layout: DatasetLayout, limit: int | None) -> None:
     """Raises ConfigError for a member that is listed more than once and not always with the same labels; lists the archive anew."""
-    ids, counts = np.unique(np.fromiter((image_id(item) for item in islice(archive, limit)), np.int64), return_counts=True)
+    ids, counts = np.unique(np.fromiter((archives.image_id(item) for item in islice(archive, limit)), np.int64), return_counts=True)
     repeated = set(ids[counts > 1].tolist())
     first: dict[tuple[object, ...], Labels | None] = {}
     for item in islice(archive, limit):
-        if image_id(item) in repeated:
+        if archives.image_id(item) in repeated:
             labels = labels_of(item, layout)
             before = first.setdefault((item.uri, item.member, item.occurrence, item.version), labels)
             if labels != before:
@@ -302,13 +289,13 @@ def _compared(published: Mapping[str, int], found: Mapping[str, int]) -> list[di
     ]
 
 
-def _archive(source: DatasetSource, store: Store) -> tuple[Archive, DatasetLayout]:
+def _archive(source: DatasetSource, store: Store) -> tuple[archives.Archive, DatasetLayout]:
     layout = make_layout(source.layout, source.arguments)
     settings: dict[str, Any] = {"skip": [store.url], "columns": source.columns, "limits": source.container_limits}
-    return Archive(source.at, source.include, source.exclude, allow_private=source.allow_private, **settings), layout
+    return archives.Archive(source.at, source.include, source.exclude, allow_private=source.allow_private, **settings), layout
 
 
-def _simulated(source: DatasetSource, store: Store, progress: Progress) -> tuple[Archive, DatasetLayout]:
+def _simulated(source: DatasetSource, store: Store, progress: Progress) -> tuple[archives.Archive, DatasetLayout]:
     """The offline set, made here; the same arguments give the same files."""
     from ray_app.datasets.simulation.archive import LABELS, build_labelled_set  # it loads torch
 
@@ -316,7 +303,7 @@ def _simulated(source: DatasetSource, store: Store, progress: Progress) -> tuple
     folder = build_labelled_set(
         Path(canonical(store.url)) / "simulated", progress=lambda files: progress("made", files), **source.arguments
     )
-    return Archive([f"list::{folder / LABELS}"], source.include, source.exclude), make_layout("columns", {})
+    return archives.Archive([f"list::{folder / LABELS}"], source.include, source.exclude), make_layout("columns", {})
 
 
 def _check_simulated(source: DatasetSource, store: Store) -> None:
@@ -352,7 +339,7 @@ def _is_index(place: str) -> bool:
 def _identity(source: DatasetSource) -> dict[str, Any]:
     """What decides which rows an index has, without secrets."""
     keys = {"layout", "include", "exclude", "columns", "container_limits", "limit", "hashes"}
-    at = [place if place == SIMULATED else name_of(place) for place in source.at]
+    at = [place if place == SIMULATED else archives.name_of(place) for place in source.at]
     arguments = {name: strip_secrets(value) if isinstance(value, str) else value for name, value in source.arguments.items()}
     return {"at": at, "arguments": arguments, **source.model_dump(mode="json", include=keys)}
 

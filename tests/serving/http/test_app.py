@@ -72,7 +72,7 @@ def test_several_files_keep_their_order_and_their_own_status(asking, file):
     assert [result["name"] for result in results] == ["a.jpg", "b.txt", "c.jpg", "d.jpg"]
     assert [result["status"] for result in results] == ["ok", "unsupported_format", "truncated_image", "ok"]
     assert [result["error"] and result["error"]["code"] for result in results] == [None, "unsupported_format", "truncated_image", None]
-    assert results[0]["score"] == results[3]["score"]
+    assert results[0]["score"] == pytest.approx(results[3]["score"], abs=1e-5), "they may have been in other batches"
     assert results[1]["verdict"] is results[1]["score"] is None
 
 

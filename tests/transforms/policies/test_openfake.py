@@ -128,7 +128,7 @@ def test_v2_without_avif_takes_webp_in_its_place(ways, draws):
 
 def test_v2_refuses_avif_only_where_there_is_none(monkeypatch):
     assert make_policy(Augmentation(policy="openfake-v2", arguments={"avif": False}), side=64)
-    monkeypatch.setattr("ray_app.transforms.policies.openfake.has_avif", lambda: False)
+    monkeypatch.setattr("ray_app.transforms.ops.has_avif", lambda: False)
     with pytest.raises(ConfigError, match="this Pillow has no AVIF"):
         make_policy(Augmentation(policy="openfake-v2", arguments={"avif": True}), side=64)
     assert SocialMedia(crop=64)(textured(), rng(0)).image.size == (64, 64)
