@@ -20,7 +20,7 @@ WORDS = {
     "tiny": "touchstone serve, a small network: images/s", "heavy": "touchstone serve, the ViT-S: images/s",
     "limit": "the hardware's limit", "touchstone": "touchstone score", "dataloader_tuned": "tuned DataLoader script",
     "dataloader_plain_bf16": "the script that people write", "dataloader_plain_fp32": "the same in fp32",
-    "ray_guide": "Ray Data's guide", "daft": "Daft",
+    "ray_guide": "Ray Data's guide", "daft_guide": "Daft, our decoder in its UDF",
     "server": "touchstone serve", "server_two_workers": "touchstone serve --workers 2", "ray": "touchstone serve --ray",
     "ray_two": "the same, two replicas", "litserve": "LitServe, one worker", "litserve_two_workers": "LitServe, two workers",
     "fastapi": "FastAPI, no batches, two cores", "before": "touchstone 0.8.0",

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.servers.server import ROOT, Server
@@ -10,6 +11,7 @@ from benchmarks.work import Work
 from ray_app.detectors import load_card
 
 BEFORE = "TOUCHSTONE_BEFORE"  # a checkout of an earlier version, to have both in one run
+ITS_TINY = "TOUCHSTONE_BEFORE_TINY"  # the ensemble of touchstone-tiny there; it was `default` until 0.9
 
 
 def missing() -> str | None:
@@ -26,6 +28,11 @@ def _serve(*options: str) -> Callable[[Work, int], list[str]]:
     return lambda work, port: [*start, "--port", str(port), "--ensemble", str(work.ensemble), *options]
 
 
+def _serve_before(work: Work, port: int) -> list[str]:
+    its_own = os.environ.get(ITS_TINY, "tiny") if work.ensemble == "tiny" else work.ensemble
+    return _serve()(replace(work, ensemble=its_own), port)
+
+
 def _ours(name: str, says: str, cores: int, *options: str) -> Server:
     return Server(name, says, _serve(*options), cores, "/v1/score", "/readyz", _field)
 
@@ -39,7 +46,7 @@ OURS = (
 )
 BEFORES = (
     Server(
-        "before", f"touchstone serve of ${BEFORE}", _serve(), 1, "/v1/score", "/readyz", _field,
+        "before", f"touchstone serve of ${BEFORE}", _serve_before, 1, "/v1/score", "/readyz", _field,
         {"PYTHONPATH": os.environ.get(BEFORE, str(ROOT))}, missing,
     ),
 )  # fmt: skip
