@@ -119,8 +119,6 @@ class _Workers(Multiprocess):
         super().run()
         if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
             raise DetectorError("a worker could not start", hint="its own words stand above")
-        if self._announce is not None and not self.signal_queue:
-            _log.warning("ended before all workers were up")
 
     def keep_subprocess_alive(self) -> None:
         before = {process.pid for process in self.processes}
