@@ -86,6 +86,9 @@ REASON_MEANING: dict[Reason, str] = {
 }
 
 
+VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
+
+
 class Doubt(NamedTuple):
     """Why there is no verdict: a word of the closed list, and what varies in it."""
 

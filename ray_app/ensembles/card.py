@@ -217,6 +217,11 @@ class EnsembleCard(Frozen):
         return self.cascade.first if self.cascade else len(self.members)
 
 
+def list_ensembles() -> list[str]:
+    """The names of the shipped ensembles, which `load_ensemble` takes."""
+    return list(named_configs("ensembles"))
+
+
 def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
     """Read a shipped ensemble by name, or any by path. Raises ConfigError."""
     path = find_config("ensembles", name_or_path)
