@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -84,6 +85,18 @@ class _Touchstone(_Commands):
             click.echo(f"'touchstone {args[0]}' is now '{new}'; the old name works until 1.0", err=True)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Where whoever reads stdout, `head` for example, has seen enough, it ends quietly."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return ExitCode.DONE
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the core, and the names in each group."""
         widest = max(map(len, self.commands))
@@ -140,18 +153,10 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
             click.echo(f"  → {error.hint}", err=True)
         _print_resume_hint(error, typed)
         return error.exit_code
-    except BrokenPipeError:
-        return _stdout_closed()
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
         _print_resume_hint(error.__cause__ or error, typed)  # click makes one of the other
         return ExitCode.INTERRUPTED
     return int(code or ExitCode.DONE)
-
-
-def _stdout_closed() -> int:
-    """Whoever read stdout, `head` for example, has seen enough: that is no error, and nothing more is to be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.DONE
 
 
 def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> None:
