@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import select
 import shlex
 import signal
 import sys
@@ -90,12 +91,10 @@ class _Touchstone(_Commands):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            try:
-                sys.stdout.flush()
-            except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return ExitCode.DONE
-            raise
+            if not _stdout_is_closed():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+            return ExitCode.DONE
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the core, and the names in each group."""
@@ -168,6 +167,13 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
             click.echo("interrupted; what is committed is kept", err=True)
         words = typed or ["touchstone", *sys.argv[1:]]
         click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads the pipe any more that stdout is."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def script() -> None:
