@@ -42,15 +42,14 @@ def on_first_use(package: str) -> Callable[[str], Any]:
 
 
 if TYPE_CHECKING:
-    from ray_app.detectors.card import list_detectors
-    from ray_app.ensembles.card import list_ensembles
+    from ray_app.config import list_detectors, list_ensembles
     from ray_app.inference.ensemble import Ensemble, load_detector, load_ensemble
     from ray_app.inference.result import Result, Results
     from ray_app.runs.scored_run import ScoredRun, load_run
 else:
     __getattr__ = on_first_use(__name__)
 
-__version__ = "0.14.0"
+__version__ = "0.15.0"
 __all__ = ["load_ensemble", "load_detector", "load_run", "list_ensembles", "list_detectors", "Ensemble", "Result", "Results", "ScoredRun"]
 
 

@@ -422,11 +422,6 @@ def list_cards() -> list[DetectorCard]:
     return [load_card(path) for path in named_configs("detectors").values()]
 
 
-def list_detectors() -> list[str]:
-    """The names of the shipped detectors, which `load_detector` takes; `touchstone detectors list` says more of each."""
-    return list(named_configs("detectors"))
-
-
 def variants_of(card: DetectorCard) -> Iterator[DetectorCard]:
     """The variants of a shipped card, as cards of their own."""
     for variant in card.variants:

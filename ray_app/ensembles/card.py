@@ -157,7 +157,7 @@ class EnsembleCard(Frozen):
     """Everything that turns detector scores into a verdict.
 
     In this order: the members' calibrations, `rule`, `bias`, `calibration`, `thresholds`. `guarantee`, `settings` and `population` are
-    what `touchstone calibrate` knows: what the thresholds promise, and of which scores and which images.
+    what `touchstone detectors calibrate` knows: what the thresholds promise, and of which scores and which images.
     """
 
     name: str
@@ -215,11 +215,6 @@ class EnsembleCard(Frozen):
     def first(self) -> int:
         """How many members, from the front, look at every image."""
         return self.cascade.first if self.cascade else len(self.members)
-
-
-def list_ensembles() -> list[str]:
-    """The names of the shipped ensembles, which `load_ensemble` takes."""
-    return list(named_configs("ensembles"))
 
 
 def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
