@@ -92,8 +92,9 @@ class ImageInputs:
         if first is None:
             return
         everything = chain([first], waiting)
-        if not (isinstance(first.given, str) and urls.scheme_of(first.given) != "file"):
-            yield from ((source, self.read(source.given)) for source in everything)
+        if not isinstance(first.given, str) or "://" not in first.given:
+            for source in everything:
+                yield source, self.read(source.given)
             return
         begun = deque[ImageSource]()
 
@@ -142,7 +143,7 @@ class ImageInputs:
 
     def _at(self, place: str) -> ImageSource | ManySources:
         """What is at a path or URL; of another machine's prefix it shows only when one asks whether it is one file."""
-        scheme = urls.scheme_of(place)
+        scheme = urls.scheme_of(place) if "://" in place else "file"
         if scheme == "file":
             path = urls.local_path(place)
             if os.path.isdir(path) or (is_pattern(place) and not os.path.lexists(path)):
@@ -172,8 +173,7 @@ def _text(path: "str | os.PathLike[str]") -> str:
 
 
 def _source_at(place: str) -> ImageSource:
-    is_local = urls.scheme_of(place) == "file"
-    return ImageSource(strip_secrets(place), place, place if is_local else None)
+    return ImageSource(strip_secrets(place), place) if "://" in place else ImageSource(place, place, place)
 
 
 def many(given: Any) -> ManySources:

@@ -3,23 +3,31 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.archives import ManifestMember, MemberReader, guard_of
-from ray_app.errors import ConfigError, InputError, Status
+from ray_app.errors import VERDICT_WORDS, ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import result_html
-from ray_app.runs import directory, reader, summary
+from ray_app.runs import directory, reader, selection
 from ray_app.storage import Fetcher
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-VERDICTS = ("fake", "real", "abstain")
+
+class Conditions(TypedDict, total=False):
+    """Those of `selection.RowFilter`, but for the verdict."""
+
+    status: str | None
+    generator: str | None
+    match: str | None
+    min_score: float | None
+    max_score: float | None
 
 
 class ScoredRun:
@@ -69,26 +77,26 @@ class ScoredRun:
             table = table.append_column(f"score_{name}", pc.struct_field(table["scores"], name))
         return table.drop_columns([name for name in ("scores",) if name in table.column_names]).to_pandas()
 
-    def images(self, verdict: str | None = None, *, status: str | None = None, generator: str | None = None) -> Iterator["RunImage"]:
-        """The images in the order of the archive, each with its row; of one verdict (`fake`, `real`, `abstain`), one status, or of one
-        generator or family that the run's profile names.
+    def images(self, verdict: str | None = None, **conditions: Unpack[Conditions]) -> Iterator["RunImage"]:
+        """The images in the order of the archive, each with its row: of one verdict (`fake`, `real`, `abstain`), one `status`, of one
+        `generator` or family that the run's profile names, whose path fits a glob (`match`), whose score is from `min_score` to `max_score`.
 
         Raises ConfigError for a word that is none of these, and for a run that has not ended.
         """
-        for word, known, what in ((verdict, VERDICTS, "verdict"), (status, [one.value for one in Status], "status")):
+        chosen = selection.RowFilter(verdict, **conditions)
+        for word, known, what in ((verdict, VERDICT_WORDS, "verdict"), (chosen.status, [one.value for one in Status], "status")):
             if word is not None and word not in known:
                 raise ConfigError(f"'{word}' is no {what}; known are: {', '.join(known)}")
-        if generator is not None:
-            summary.require_identified(self._run)
+        if chosen.generator is not None:
+            selection.require_known_generator(self._run, chosen.generator)
         self._run.describe_finished()
-        return self._images({"verdict": verdict, "status": status}, generator)
+        self._run.check_settled()
+        return self._images(chosen)
 
-    def _images(self, wanted: Mapping[str, str | None], generator: str | None) -> Iterator["RunImage"]:
+    def _images(self, chosen: selection.RowFilter) -> Iterator["RunImage"]:
         limits, fetcher = self._run.limits(), Fetcher(guard=guard_of(self._run.store))
         for table, members in reader.current_members(self._run):
-            for name, word in wanted.items():
-                table = table if word is None else table.filter(pc.fill_null(pc.equal(table[name].cast(pa.string()), word), False))
-            for row in (table if generator is None else summary.of_generator(table, generator)).to_pylist():
+            for row in chosen.of(table).to_pylist():
                 yield RunImage(row, members[row["image_id"]], fetcher, limits)
 
     def __repr__(self) -> str:
