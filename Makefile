@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-on-ray test-without-ray test-cluster lint bench clean
-.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics
+.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics test-docs
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -90,6 +90,10 @@ test-strangers: $(STAMP)
 # What is promised of errors, simulated on 1,000 seeds each, and the table of it that stands in docs/trust.md.
 test-statistics: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -n 2 --dist worksteal --max-worker-restart 0 -m 'slow and not ci' tests/statistics
+
+# What the documentation says to do, done: notebooks, and the blocks of its guides.
+test-docs: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m slow tests/docs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

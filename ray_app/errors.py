@@ -123,6 +123,8 @@ class TouchstoneError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"→ {hint}")  # which a traceback shows: from Python nobody else would
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions between processes; keyword-only fields would be lost by the default.

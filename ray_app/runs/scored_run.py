@@ -79,7 +79,7 @@ class ScoredRun:
 
     def images(self, verdict: str | None = None, **conditions: Unpack[Conditions]) -> Iterator["RunImage"]:
         """The images in the order of the archive, each with its row: of one verdict (`fake`, `real`, `abstain`), one `status`, of one
-        `generator` or family that the run's profile names, whose path fits a glob (`match`), whose score is from `min_score` to `max_score`.
+        `generator` or family that the profile names, whose path fits a glob (`match`), with a score from `min_score` to `max_score`.
 
         Raises ConfigError for a word that is none of these, and for a run that has not ended.
         """
