@@ -17,11 +17,13 @@ from ray_app.images import BatchLimits, colour, decode_image
 from ray_app.inference import image_inputs
 
 SIDE_PX, SMALL_PX = 240, 96
-_COLOURS = {"fake": "#c2452a", "abstain": "#c8921a", "real": "#3d7196"}  # seen on light and on dark alike
+_COLOURS = {"fake": "#c2452a", "abstain": "#a27000", "real": "#467da6"}  # read on light and on dark alike
 _BOX = "display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start;margin:4px 0 12px;font:14px/1.45 system-ui,sans-serif"
 _TRACK = "display:block;width:160px;height:10px;border-radius:5px;overflow:hidden;background:rgba(127,127,127,.25)"
+_BAR = "#6f8796"  # of no verdict's colour: one detector decides nothing
 _NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
 _MOST_CHARACTERS = 120
+_DEMONSTRATION = '<div style="opacity:.75">A demonstration: not for decisions about any image.</div>'
 
 
 def card(row: Mapping[str, Any], picture: Any, *, demonstration: bool = False, side: int = SIDE_PX) -> str:
@@ -35,8 +37,8 @@ def card(row: Mapping[str, Any], picture: Any, *, demonstration: bool = False, s
     lines = [f'<div style="overflow-wrap:anywhere;opacity:.75">{name}</div>', _verdict(row)]
     lines += [f'<div style="max-width:460px">{_text(why)}</div>'] if (why := _reason(row)) else []
     lines += [_bars(row["scores"])] if row["status"] == Status.OK else []
-    lines += ['<div style="opacity:.75">A demonstration: not for decisions about any image.</div>'] if demonstration else []
-    return f'<div style="{_BOX}">{image}<div>{"".join(lines)}</div></div>'
+    lines += [_DEMONSTRATION] if demonstration and row["status"] == Status.OK else []
+    return f'<div style="{_BOX}">{image}<div style="flex:1 1 300px;min-width:0">{"".join(lines)}</div></div>'
 
 
 def cards(results: Sequence[tuple[Mapping[str, Any], Any, bool]], taken: int, count: int | None) -> str:
@@ -44,8 +46,9 @@ def cards(results: Sequence[tuple[Mapping[str, Any], Any, bool]], taken: int, co
     left = "" if count is None else f" of {count:,}"
     head = f"Results {taken + 1:,} to {taken + len(results):,}{left}" if results else f"No more results: {taken:,} were taken"
     foot = ". They are scored as they are read: for result in results, or results.to_frame()." if results else "."
-    shown = "".join(card(row, picture, demonstration=demo, side=SMALL_PX) for row, picture, demo in results)
-    return f'<div style="font:14px/1.45 system-ui,sans-serif">{head}{foot}</div>{shown}'
+    shown = "".join(card(row, picture, side=SMALL_PX) for row, picture, _ in results)
+    note = _DEMONSTRATION if any(demonstration for _, _, demonstration in results) else ""
+    return f'<div style="font:14px/1.45 system-ui,sans-serif"><div>{head}{foot}</div>{note}</div>{shown}'
 
 
 def thumbnail(picture: Any, side: int) -> bytes | None:
@@ -68,7 +71,7 @@ def _data_uri(jpeg: bytes) -> str:
 
 def _verdict(row: Mapping[str, Any]) -> str:
     if row["status"] != Status.OK:
-        return f"<div><b>not scored: {_text(MEANING.get(row['status'], row['status']))}</b></div>"
+        return f"<div><b>not scored</b> · {_text(row['status'])}</div>"
     kind, probability = row["verdict"], row["probability"]
     said = f'<b style="color:{_COLOURS.get(kind, "inherit")}">{_text(VERDICT_WORDS.get(kind, kind))}</b>'
     if probability is None:
@@ -80,7 +83,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 def _reason(row: Mapping[str, Any]) -> str:
     """Why there is no score or no verdict; empty where there are both."""
     if row["status"] != Status.OK:
-        return row["detail"] or ""
+        return row["detail"] or MEANING.get(row["status"], "")
     reason = row.get("verdict_reason")
     said = [REASON_MEANING[Reason(reason)] if reason in set(Reason) else reason, row.get("verdict_detail")]
     return ": ".join(filter(None, said))
@@ -91,11 +94,11 @@ def _bars(scores: Mapping[str, float | None]) -> str:
     rows = []
     for name, score in scores.items():
         share = 0.0 if score is None else 100 / (1 + math.exp(-max(-60.0, min(60.0, score))))
-        bar = f'<span style="display:block;width:{share:.1f}%;height:10px;background:{_COLOURS["real" if share < 50 else "fake"]}"></span>'
+        bar = f'<span style="display:block;width:{share:.1f}%;height:10px;background:{_BAR}"></span>'
         number = "no score" if score is None else f"{score:+.2f}".replace("-", "−")
         label = f'<td style="text-align:left">{_text(name)}</td>'
         rows.append(f'<tr>{label}<td><span style="{_TRACK}">{bar}</span></td><td style="{_NUMBER}">{number}</td></tr>')
-    return f'<table style="margin:6px 0;border:0" title="score of each detector: log-odds of fake">{"".join(rows)}</table>'
+    return f'<table style="margin:6px 0;border:0;font:inherit" title="score of each detector: log-odds of fake">{"".join(rows)}</table>'
 
 
 def _percent(share: float) -> str:

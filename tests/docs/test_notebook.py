@@ -30,5 +30,5 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute(env=environment)
     shown = "\n".join(map(outputs, notebook.cells))
-    for expected in ("data:image/jpeg;base64,", "no evidence found", "verdict", "fake", "unsupported_format"):
+    for expected in ("data:image/jpeg;base64,", "flagged as fake", "verdict", "fake", "unsupported_format"):
         assert expected in shown, expected

@@ -74,7 +74,7 @@ def test_no_picture_where_there_is_none_any_more(ensemble, tmp_path):
     (tmp_path / "a.png").unlink()
     assert pictures(result._repr_html_()) == []
     assert "no evidence found" in result._repr_html_()
-    assert "not scored: not an image format that Touchstone reads" in failed._repr_html_()
+    assert "<b>not scored</b> · unsupported_format" in failed._repr_html_()
 
 
 def test_a_stream_keeps_no_pictures(ensemble):
