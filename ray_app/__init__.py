@@ -16,6 +16,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ray_app import errors
+
 
 def on_first_use(package: str) -> Callable[[str], Any]:
     """The `__getattr__` of a package that offers names of its modules: each is imported when it is first asked for.
@@ -50,7 +52,10 @@ else:
     __getattr__ = on_first_use(__name__)
 
 __version__ = "0.15.0"
-__all__ = ["load_ensemble", "load_detector", "load_run", "list_ensembles", "list_detectors", "Ensemble", "Result", "Results", "ScoredRun"]
+__all__ = [
+    "load_ensemble", "load_detector", "load_run", "list_ensembles", "list_detectors",
+    "Ensemble", "Result", "Results", "ScoredRun", "errors",
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:
