@@ -1,4 +1,4 @@
-"""What docs/versioning.md promises of rows: columns stay, a new one has a new number, a run of a later Touchstone is read and not written to.
+"""What docs/versioning.md promises of rows: columns stay, a new one has a new number, a run of a later Touchstone is read alone.
 
 `python -m tests.runs.test_schema_version` writes the columns down, after SCHEMA_VERSION was counted up.
 """
