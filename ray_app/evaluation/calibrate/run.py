@@ -54,7 +54,7 @@ from ray_app.reports.calibration import (
     SelfCheck,
 )
 from ray_app.reports.evaluation.system_model import FigureFacts, facts_of
-from ray_app.reports.format import stated
+from ray_app.reports.format import counted, stated
 from ray_app.scoring.guarantee import shifts_of
 
 MOST_GENERATORS = 40
@@ -352,7 +352,7 @@ def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.Ca
     if config.share_generators:
         found.append("The parts share generators, so nothing is known of generators that were not seen.")
     if moved:
-        found.append(f"{moved:,} images were moved to another part than the labels give, since their like were there.")
+        found.append(f"Moved to another part than the labels give, because images like them were there: {counted(moved, 'image')}.")
     if all(phash is None for phash in reading.labelled.phash):
         found.append("Near-duplicates are not known, since the run has no perceptual hashes (score --set perceptual_hash=true).")
     return found
