@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.reports import format as wording
 from ray_app.reports import bars, text
+from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
 from ray_app.reports.html import render
