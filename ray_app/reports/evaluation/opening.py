@@ -17,7 +17,7 @@ from ray_app.reports.text import table
 _WIDEST = 0.5  # of an interval: one that is wider says next to nothing
 _WIDE = 0.1  # one that is wider is said in the sentence
 _MOST_ROWS = 8
-_LONGEST_NAME = 32
+_LONGEST_NAME, _LONGEST_LINE = 32, 44
 _WIDTH = 120
 _HEADS = ("fakes found", "real images flagged", "ROC AUC")
 
@@ -46,14 +46,14 @@ def headline(facts: EvaluationDocument) -> str:
     name = short(system.called)
     if not system.n:
         return f"{name}: no labelled image has a score."
-    text = _too_few(name, system) or f"{_verdict(name, system)}{_doubt(facts)}."
+    text = _too_few(name, facts, system) or f"{_verdict(name, system)}{_doubt(facts)}."
     return text if any(sign in name for sign in "<>") else text.replace("< ", "under ").replace("> ", "over ")
 
 
 def opening(facts: EvaluationDocument) -> Opening:
     """The leading system first, the others by their AUC."""
     systems = sorted(facts.systems, key=lambda one: (one is not facts.leading, -(one.figure("auc").number or 0.0)))
-    rows = [OpeningRow(_brief(one.called), [_share(one.figure("tpr")), _share(_flagged(one)), _area(one.figure("auc"))]) for one in systems]
+    rows = [OpeningRow(short(one.called), [_share(one.figure("tpr")), _share(_flagged(one)), _area(one.figure("auc"))]) for one in systems]
     return Opening(_chart(facts, systems[:_MOST_ROWS]), _HEADS, rows[:_MOST_ROWS], max(0, len(rows) - _MOST_ROWS))
 
 
@@ -62,7 +62,7 @@ def opening_lines(facts: EvaluationDocument) -> list[str]:
     found = opening(facts)
     if not found.rows:
         return [headline(facts)]
-    rows = [[one.name, *map(_in_line, one.cells)] for one in found.rows]
+    rows = [[wording.shortened(one.name, _LONGEST_LINE), *map(_in_line, one.cells)] for one in found.rows]
     more = [f"and {wording.counted(found.more, 'more system')}"] if found.more else []
     return [headline(facts), "", *table(["", *found.heads], rows, _WIDTH, right=range(1, 4)), *more]
 
@@ -83,10 +83,11 @@ def rounded_area(value: float | None) -> str:
     return "> 0.99" if 0.995 <= value < 1 else "< 0.01" if 0 < value < 0.005 else f"{value:.2f}"
 
 
-def _verdict(name: str, system: SystemFacts) -> str:
+def _verdict(name: str, system: SystemFacts, which: str = "the") -> str:
+    """`which` images the shares are of: the, or these."""
     found, flagged, auc = system.figure("tpr"), _flagged(system), system.figure("auc")
-    finds = f"{name} finds {_of_all(found, 'fake')}"
-    flags = f"wrongly flags {_of_all(flagged, 'real image')}"
+    finds = f"{name} finds {_of_all(found, which, 'fake')}"
+    flags = f"wrongly flags {_of_all(flagged, which, 'real image')}"
     if found.number is not None and flagged.number is not None:
         return f"{finds} and {flags}"
     if found.number is not None:
@@ -101,13 +102,13 @@ def _verdict(name: str, system: SystemFacts) -> str:
     return f"{name} scored {wording.counted(system.n, 'image')}, and no figure is defined"
 
 
-def _of_all(figure: FigureFacts, noun: str) -> str:
+def _of_all(figure: FigureFacts, which: str, noun: str) -> str:
     """Such a share of images: "every fake", "none of the fakes", "91 % of the fakes"; with its interval where that is wide."""
     between = _between(figure)
     if figure.number == 1 and not between:
-        return f"every {noun}"
+        return f"every {noun}" if which == "the" else f"every one of {which} {noun}s"
     share = "none" if figure.number == 0 else rounded_share(figure.number)
-    return f"{share}{between} of the {noun}s"
+    return f"{share}{between} of {which} {noun}s"
 
 
 def _between(figure: FigureFacts) -> str:
@@ -122,24 +123,33 @@ def _ends_in_words(figure: FigureFacts) -> str:
     return f"{low.removesuffix(' %')} to {high}"
 
 
-def _too_few(name: str, system: SystemFacts) -> str:
-    """What to say where an interval is so wide that its figure says nothing."""
-    measured = {"AUC": system.figure("auc"), "share of fakes found": system.figure("tpr"), "share of real images flagged": _flagged(system)}
-    for what, figure in measured.items():
-        if figure.ends is not None and figure.ends[1] - figure.ends[0] > _WIDEST:
-            written = rounded_area if what == "AUC" else rounded_share
-            low, high = map(written, figure.ends)
-            images = wording.counted(system.n, "image")
-            return f"{images} are too few to say how good {name} is: its {what} could be anything from {low} to {high}."
+def _too_few(name: str, facts: EvaluationDocument, system: SystemFacts) -> str:
+    """What to say where an interval is so wide that its figure says nothing of further images, or of further generators and sources."""
+    spoken = facts.intervals
+    measured = (("AUC", system.figure("auc"), False), ("share of fakes found", system.figure("tpr"), False),
+                ("share of real images flagged", _flagged(system), True))  # fmt: skip
+    for what, figure, is_of_reals in measured:
+        if figure.ends is None or figure.ends[1] - figure.ends[0] <= _WIDEST:
+            continue
+        if not spoken.of_images and not (is_of_reals and spoken.reals != "sources"):
+            few = f"{spoken.sources} sources of real images" if is_of_reals else f"{spoken.generators} generators"
+            bare = system.model_copy(update={"figures": {key: found.bare for key, found in system.figures.items()}})
+            return f"{_verdict(name, bare, 'these')}, but {few} are too few to say how it does on others{_doubt(facts, 'and')}."
+        written = rounded_area if what == "AUC" else rounded_share
+        low, high = map(written, figure.ends)
+        images = wording.counted(system.n, "image")
+        are = "is" if system.n == 1 else "are"
+        return f"{images} {are} too few to say how good {name} is: its {what} could be anything from {low} to {high}."
     return ""
 
 
-def _doubt(facts: EvaluationDocument) -> str:
+def _doubt(facts: EvaluationDocument, conjunction: str = "but") -> str:
+    """The end of the sentence where the form of files alone gives fakes away."""
     shortcut = facts.data.shortcut
     if not shortcut.confounded:
         return ""
     names = f" ({', '.join(short(name) for name in shortcut.features[:2])})" if shortcut.features else ""
-    return f", but the form of the files alone{names} gives many fakes away"
+    return f", {conjunction} the form of the files alone{names} gives many fakes away"
 
 
 def _flagged(system: SystemFacts) -> FigureFacts:
@@ -160,7 +170,7 @@ def _area(figure: FigureFacts) -> tuple[str, str]:
 
 
 def _brief(name: str) -> str:
-    """A name in the chart and in the table."""
+    """A name in the chart."""
     return wording.shortened(name, _LONGEST_NAME) or wording.NONE
 
 
@@ -196,7 +206,7 @@ def _by_generator(system: SystemFacts, makers: Sequence[GeneratorFacts]) -> Char
     shown = _hardest_of_both(makers)
     drawn = [
         bars.IntervalBar(
-            f"{_brief(one.name)}, {'fake' if one.label == 'fake' else 'real'}",
+            f"{_brief(one.name.removeprefix('real:'))}, {'fake' if one.label == 'fake' else 'real'}",
             f"{rounded_share(one.rate.number)} of {one.n:,}",
             one.rate.number or 0.0,
             one.rate.ends,
