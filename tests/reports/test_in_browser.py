@@ -175,7 +175,7 @@ def test_an_evaluation_prints_on_five_sheets(browser, tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("report", "kind"), [("evaluation", "example"), ("evaluation", "only fakes"), ("comparison", "example"), ("leaderboard", "example")]
+    ("report", "kind"), [("evaluation", "no table"), ("evaluation", "only fakes"), ("comparison", "example"), ("leaderboard", "example")]
 )
 def test_axe_finds_nothing_in_figures(browser, tmp_path, report, kind):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
