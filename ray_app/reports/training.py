@@ -376,8 +376,8 @@ def _validations(facts: TrainingFacts) -> Validations:
 
 def _auc_bar(found: GeneratorFigures, start: float) -> Markup:
     """The AUC with its interval, on a scale from `start` to 1."""
-    low, high = found.auc_interval if len(found.auc_interval or ()) == 2 else (found.auc or 0.0, found.auc or 0.0)
-    return bars.interval_meter(found.auc or 0.0, (low, high), start)
+    ends = found.auc_interval or ()
+    return bars.interval_meter(found.auc or 0.0, (ends[0], ends[1]) if len(ends) == 2 else None, start)
 
 
 def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTable]:
