@@ -227,12 +227,13 @@ def _guarantee_notes(run: "RunDirectory") -> list[str]:
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
-def report(run: str, prior: float | None) -> int:
-    """Write RUN's report.html anew, for example with another --prior."""
+@click.option("--thumbnails/--no-thumbnails", default=None, help="Small pictures of the 12 highest scores.  [default: as the run was asked]")
+def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
+    """Write RUN's report.html anew, for example with another --prior, or with --no-thumbnails for readers who must not see pictures."""
     from ray_app.runs import RunDirectory
     from ray_app.scoring.report import write_report
 
-    click.echo(write_report(RunDirectory.open(run), prior=prior))
+    click.echo(write_report(RunDirectory.open(run), prior=prior, thumbnails=thumbnails))
     return 0
 
 

@@ -4,7 +4,9 @@
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +80,21 @@ def members_in(run: directory.RunDirectory, file: score_files.Published) -> Iter
         some = file.blocks_of(number, len(blocks))
         for ref in blocks[some.start : some.stop]:
             yield from member_rows(read_block(run.store, ref))
+
+
+def members_of(run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf) -> dict[int, ManifestMember]:
+    """The members of these ids that the run's manifests hold; blocks without any are not read. After so many seconds: those found so far."""
+    wanted, ends = np.unique(np.array(list(image_ids), np.int64)), time.monotonic() + seconds
+    found: dict[int, ManifestMember] = {}
+    for number in manifests(run.store):
+        blocks = read_blocks(run.store, number)
+        for ref, ids in zip(blocks, read_ids(run.store, blocks), strict=True):
+            if np.isin(ids, wanted).any():
+                members = member_rows(read_block(run.store, ref))
+                found |= {one.image_id: one for one in members if one.image_id in image_ids}
+            if len(found) == len(wanted) or time.monotonic() > ends:
+                return found
+    return found
 
 
 def publish_vanished(run: directory.RunDirectory) -> None:
