@@ -12,7 +12,7 @@ from ray_app.images import FLAG_MEANING
 from ray_app.images.provenance import Provenance
 from ray_app.reports import format as wording
 from ray_app.reports import run, svg
-from ray_app.reports.html import render, settings
+from ray_app.reports.html import jpeg_uri, render, settings
 
 _LEAST_SPAN = 4.0  # log-odds that the drawing of a score shows to either side of what it marks
 _GENERATOR, _WORDS = "nearest generator", "words"
@@ -30,14 +30,19 @@ _PROVENANCE = {
 }
 
 
-def render_evidence(evidence: Mapping[str, Any]) -> str:
-    """Write a record (`ray_app.evaluation.evidence.record.make_evidence`) as one self-contained HTML page."""
+def render_evidence(evidence: Mapping[str, Any], picture: bytes | str | None = None) -> str:
+    """Write a record (`ray_app.evaluation.evidence.record.make_evidence`) as one self-contained HTML page.
+
+    `picture`: JPEG bytes of the image, made anew from the file of the record's SHA-256; or in words why there is none; None: not asked for.
+    """
     record = evidence["record"]
     return render(
         "evidence.html",
         document=evidence,
         record=record,
         headline=_headline(record),
+        picture=jpeg_uri(picture) if isinstance(picture, bytes) else None,
+        no_picture=picture if isinstance(picture, str) else None,
         demonstration=record["decision"]["score"] is not None
         and any(one["card"].get("demonstration") for one in record["detectors"].values()),
         withheld=_withheld(record),

@@ -1,6 +1,7 @@
 """Pages by Jinja (`render`): every text is escaped, and `visible` shows what would hide or reorder it."""
 
 import base64
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,11 @@ _MOST_SETTINGS = 500
 def render(template: str, **facts: Any) -> str:
     """Fill a template of `templates/`. An expression without a value is an error."""
     return _environment().get_template(template).render(**facts)
+
+
+def script_hash(template: str) -> str:
+    """SHA-256 of a script of `templates/` in base64, by which the policy of the one page that includes it lets it run."""
+    return base64.b64encode(hashlib.sha256(render(template).encode()).digest()).decode()
 
 
 def jpeg_uri(data: bytes) -> str | None:

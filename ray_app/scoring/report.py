@@ -249,6 +249,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
         raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")
     chosen, images = _chosen(run, choice)
     pages = max(math.ceil(images / per_page), 1)
+    is_demonstration = document.RunSummary.model_validate(run.read_json("summary.json")).ensemble.demonstration
     facts = {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages}
     store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
@@ -257,7 +258,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
         for page in range(1, pages + 1):
             some = list(islice(tiles, per_page))
             html = gallery.render_gallery_page(some, gallery.PageNumber(page, pages), run=run.store.url, shown=choice.words, images=images,
-                                       first=(page - 1) * per_page + 1, version=__version__)  # fmt: skip
+                                       first=(page - 1) * per_page + 1, version=__version__, demonstration=is_demonstration)  # fmt: skip
             store.write(gallery.page_name(page), html.encode())
             if progress is not None:
                 progress.advance(len(some), sum(tile.picture is None for tile in some))
