@@ -39,7 +39,7 @@ _WORDS = ("predicted_prompt", "prompt_likelihood")
 @licence_option
 @click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
 @click.option("--csv", "form", flag_value="csv", help="CSV, a line per picture.")
-@click.option("--html", metavar="FILE", help="Write a page with small pictures to FILE (.html), besides.")
+@click.option("--html", metavar="FILE", help="Write a page to FILE (.html), besides: of one picture a report to keep, of several a tile each.")
 def check(
     images: tuple[str, ...],
     ensemble: str | None,
@@ -56,6 +56,7 @@ def check(
 
     \b
     touchstone check photo.jpg
+    touchstone check photo.jpg --html photo-report.html
     touchstone check holiday/ --html verdicts.html
     curl -s https://example.org/a.jpg | touchstone check - --json
 
@@ -183,10 +184,13 @@ def _print_table(rows: Sequence[dict[str, Any]], spec: "ScoringSpec") -> None:
 
 def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[bytes | None], spec: "ScoringSpec") -> None:
     from ray_app.reports.check import CheckFacts, render_check
+    from ray_app.runs import fingerprint
+    from ray_app.scoring.identity import scoring_identity
 
+    facts = CheckFacts.of(spec, fingerprint(scoring_identity(spec)))
     half = page.with_name(f".{page.name}.{os.getpid()}")
     try:
-        half.write_text(render_check(rows, pictures, CheckFacts.of(spec), version=__version__), encoding="utf-8")
+        half.write_text(render_check(rows, pictures, facts, version=__version__), encoding="utf-8")
         half.replace(page)
     except OSError as error:
         half.unlink(missing_ok=True)
