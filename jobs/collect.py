@@ -1,4 +1,4 @@
-"""Ray job: fetch the images of a list of urls. Same arguments as `touchstone collect`; submit with
+"""Ray job: fetch the images of a list of urls. Same arguments as `touchstone data collect`; submit with
 
 ray job submit --working-dir . -- python jobs/collect.py s3://bucket/pd.json --out s3://bucket/dflip --contact me@example.org
 """
@@ -11,4 +11,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded c
 from ray_app.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(["collect", *sys.argv[1:]], typed=["python", "jobs/collect.py", *sys.argv[1:]]))
+    sys.exit(main(["data", "collect", *sys.argv[1:]], typed=["python", "jobs/collect.py", *sys.argv[1:]]))

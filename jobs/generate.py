@@ -1,4 +1,4 @@
-"""Ray job: make images from prompts. Same arguments as `touchstone generate`; submit with
+"""Ray job: make images from prompts. Same arguments as `touchstone data generate`; submit with
 
 ray job submit --working-dir . -- python jobs/generate.py flux.1-dev --prompts s3://bucket/prompts.parquet --out s3://bucket/flux
 """
@@ -11,4 +11,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded c
 from ray_app.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(["generate", *sys.argv[1:]], typed=["python", "jobs/generate.py", *sys.argv[1:]]))
+    sys.exit(main(["data", "generate", *sys.argv[1:]], typed=["python", "jobs/generate.py", *sys.argv[1:]]))

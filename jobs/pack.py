@@ -1,4 +1,4 @@
-"""Ray job: pack an archive into shards. Same arguments as `touchstone pack`; submit with
+"""Ray job: pack an archive into shards. Same arguments as `touchstone data pack`; submit with
 
 ray job submit --working-dir . -- python jobs/pack.py s3://bucket/photos --out s3://bucket/shards --as webdataset
 """
@@ -11,4 +11,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded c
 from ray_app.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(["pack", *sys.argv[1:]], typed=["python", "jobs/pack.py", *sys.argv[1:]]))
+    sys.exit(main(["data", "pack", *sys.argv[1:]], typed=["python", "jobs/pack.py", *sys.argv[1:]]))

@@ -36,14 +36,14 @@ TRAINED = (
 SIMULATED = "touchstone evaluate simulated:: --perturb standard --out figures"
 # Calibrating wants hundreds of labelled images: tests/scoring/test_calibrated_card.py, tests/scoring/test_references.py.
 CALIBRATED = (
-    "touchstone calibrate labelled-run --labels labels.csv --fpr 0.01 --out mine.yaml",
+    "touchstone detectors calibrate labelled-run --labels labels.csv --fpr 0.01 --out mine.yaml",
     "touchstone score s3://bucket/photos --ensemble mine.yaml --stability 5 --out s3://bucket/calibrated-run",
     "touchstone results s3://bucket/calibrated-run --fdr 0.05",
 )
 # Images from elsewhere: tests/datajobs/download, tests/test_profile_walk.py.
 GATHERED = (
-    "touchstone collect urls.csv --out collected",
-    "touchstone generate sd-3.5 --prompts prompts.txt --like photos --accept-licence sd-3.5 --out made",
+    "touchstone data collect urls.csv --out collected",
+    "touchstone data generate sd-3.5 --prompts prompts.txt --like photos --accept-licence sd-3.5 --out made",
 )
 ELSEWHERE = (
     "make ",

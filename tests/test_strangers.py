@@ -121,7 +121,17 @@ def generate(folder):
     from tests.datajobs.generate.pipelines import tiny_sd3
 
     card = write_card(folder, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(folder / "model"))
-    words = ["-m", "ray_app.cli.main", "generate", card, "--prompts", write_prompts(folder / "prompts.txt", 64), "--out", folder / "out"]
+    words = [
+        "-m",
+        "ray_app.cli.main",
+        "data",
+        "generate",
+        card,
+        "--prompts",
+        write_prompts(folder / "prompts.txt", 64),
+        "--out",
+        folder / "out",
+    ]
     return [*words, "--set", "device=cpu", "--set", "cluster.workers=2", "--set", "cluster.cpus=2"]
 
 
@@ -132,7 +142,7 @@ def collect(folder):
     written = folder / "collect.yaml"
     settings = config(listed, folder / "out", retry={"attempts": 9, "base_s": 5, "cap_s": 60, "deadline_s": 600}, cluster={"workers": 2})
     written.write_text(yaml.safe_dump(json.loads(settings.model_dump_json(exclude_defaults=True))))
-    return ["-m", "ray_app.cli.main", "collect", "--config", written]
+    return ["-m", "ray_app.cli.main", "data", "collect", "--config", written]
 
 
 @contextmanager

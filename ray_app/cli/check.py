@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_app import __version__
-from ray_app.cli.options import licence_option
+from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
 from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Status
 
 if TYPE_CHECKING:
@@ -33,13 +33,17 @@ _WORDS = ("predicted_prompt", "prompt_likelihood")
 
 @click.command()
 @click.argument("images", nargs=-1, metavar="IMAGE…")
-@click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
-@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable.")
+@click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble decides.  [default: default]")
+@click.option(
+    "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
 @licence_option
 @click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
 @click.option("--csv", "form", flag_value="csv", help="CSV, a line per picture.")
-@click.option("--html", metavar="FILE", help="Write a page to FILE (.html), besides: of one picture a report to keep, of several a tile each.")
+@click.option(
+    "--html", metavar="FILE", help="Write a page to FILE (.html), besides: of one picture a report to keep, of several a tile each."
+)
 def check(
     images: tuple[str, ...],
     ensemble: str | None,
@@ -49,10 +53,11 @@ def check(
     form: str | None,
     html: str | None,
 ) -> int:
-    """Tell of each IMAGE whether there is evidence that a generative model made it.
+    """Give a verdict on a few pictures, now.
 
-    IMAGE is a file, a folder with all below it, `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. Nothing is
-    left out: what is no picture gets a line with its status. Exit code 3: not one picture has a score.
+    Says of each IMAGE whether there is evidence that a generative model made or altered it. IMAGE is a file, a folder with all below it,
+    `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. A file that is not a picture gets a line with its
+    status. Exit code 3: not one picture has a score.
 
     \b
     touchstone check photo.jpg
@@ -60,8 +65,8 @@ def check(
     touchstone check holiday/ --html verdicts.html
     curl -s https://example.org/a.jpg | touchstone check - --json
 
-    One thread scores while others decode, unless OMP_NUM_THREADS says otherwise. Archives, buckets and all that takes hours:
-    `touchstone score`.
+    One thread scores while others decode, unless OMP_NUM_THREADS says otherwise. For archives, buckets
+    and all that takes hours there is `touchstone score`.
     """
     if not images:
         raise ConfigError("nothing to check", hint="touchstone check FILE|FOLDER|URL|-")

@@ -29,13 +29,14 @@ _MOST_LINES = 40
 @overrides
 @as_json
 def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Write the archive of RUN without the files that it flags, and the list of those with reasons. Nothing is deleted.
+    """Write the archive again without the flagged files.
 
+    The flagged ones are listed with the reason of each. Nothing is deleted.
     Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
 
     \b
-    touchstone filter run --out clean                            names that stay, names that go
-    touchstone filter run --out clean --as parquet --drop fake --drop abstain
+    touchstone runs filter run --out clean                            names that stay, names that go
+    touchstone runs filter run --out clean --as parquet --drop fake --drop abstain
     """
     from ray_app.datajobs.shards import FilterConfig
     from ray_app.datajobs.shards.filter import filter_run
@@ -59,13 +60,14 @@ def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **g
 @overrides
 @as_json
 def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Turn SOURCE into shards of a size that storage likes, bytes untouched: Parquet as the Hugging Face hub writes it, or tars.
+    """Pack many small files into shards, bytes untouched.
 
-    SOURCE is what `touchstone score` takes. A file that cannot be read is in no shard but in DIR/unpacked.parquet, with the reason.
+    Shards are Parquet as the Hugging Face hub writes it, or tars. SOURCE is what `touchstone score` takes. A file that cannot be read is
+    in no shard but in DIR/unpacked.parquet, with the reason.
 
     \b
-    touchstone pack s3://bucket/photos --out s3://bucket/shards
-    touchstone pack photos/ --out shards --as webdataset --shard-mb 512
+    touchstone data pack s3://bucket/photos --out s3://bucket/shards
+    touchstone data pack photos/ --out shards --as webdataset --shard-mb 512
     """
     from ray_app.datajobs.shards import PackConfig
     from ray_app.datajobs.shards.run import pack_archive, pack_lines
@@ -105,18 +107,19 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
 @overrides
 @as_json
 def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[str, ...], as_json: bool, **given: Any) -> int:
-    """Fetch the images that META lists by url: DFLIP-3K's dalle.json, mj.json, pd.json, or a CSV, JSONL or Parquet of urls.
+    """Fetch images that a list names by url, restartably.
 
-    With --git: take the images that lie in public git repositories, at the commits that a list names, and write their index.
+    META is DFLIP-3K's dalle.json, mj.json or pd.json, or a CSV, JSONL or Parquet of urls. With --git: take the images that lie in public
+    git repositories, at the commits that a list names, and write their index.
 
     Only what decodes counts. Every url ends with a row: an image, or a status and why. Restarted, it asks for what is missing alone.
 
     \b
-    touchstone collect pd.json --out s3://bucket/dflip --contact me@example.org
-    touchstone collect urls.csv --out images --form webdataset --per-host 1 --pause 0.5
-    touchstone collect urls.csv --out images --retry source_timeout,source_throttled
-    touchstone collect --meta_file mj.json --save_dir mj
-    touchstone collect --git sources.csv --mirror mirrors --out photos --refuse refused.sha256
+    touchstone data collect pd.json --out s3://bucket/dflip --contact me@example.org
+    touchstone data collect urls.csv --out images --form webdataset --per-host 1 --pause 0.5
+    touchstone data collect urls.csv --out images --retry source_timeout,source_throttled
+    touchstone data collect --meta_file mj.json --save_dir mj
+    touchstone data collect --git sources.csv --mirror mirrors --out photos --refuse refused.sha256
     """
     repositories = {name: given.pop(name) for name in ("rules", "mirror", "refuse", "allow_missing", "git_host")}
     if repositories["rules"] is not None:
@@ -184,14 +187,15 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
 @overrides
 @as_json
 def generate(config_file: str, like: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
-    """Make images from prompts, or alter real ones in part, for training and for tests. Needs touchstone[generate].
+    """Make labelled images with a diffusion pipeline.
 
+    From prompts, or by altering parts of real images, for training and for tests. Needs touchstone-forensics[generate].
     CONFIG is a shipped pipeline (sd-3.5, flux.1-dev, sd-1.5-inpainting, sd-2-inpainting, sdxl-inpainting), a card of your own, or the
     YAML of a job. Every image has its own noise; DIR/generated.parquet says how each was made, and index and score take it.
 
     \b
-    touchstone generate flux.1-dev --prompts prompts.txt --like runs/real --out s3://bucket/flux
-    touchstone generate sd-2-inpainting --prompts index-of-reals --out edits
+    touchstone data generate flux.1-dev --prompts prompts.txt --like runs/real --out s3://bucket/flux
+    touchstone data generate sd-2-inpainting --prompts index-of-reals --out edits
     """
     from ray_app.datajobs.generate.rows import generate_lines
     from ray_app.datajobs.generate.run import generate_images
@@ -240,17 +244,18 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
 @click.option("--check", is_flag=True, help="Only tell what the splits that INDEX has share; exits with 2 if they share anything.")
 @as_json
 def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
-    """Divide INDEX into train, validation and test, never by image: what is of one prompt, one scene or one picture stays together.
+    """Divide an index into train, validation and test.
 
-    Images are bound by group, by prompts that are nearly the same, by equal bytes and by looks (where INDEX has hashes). Where a group
-    falls follows from its name and the seed alone, so it stays there when images are added.
+    Never image by image: what is of one prompt, one scene or one picture stays together. Images are bound by group, by prompts that are
+    nearly the same, by equal bytes and by looks (where INDEX has hashes). Where a group falls follows from its name and the seed alone,
+    so it stays there when images are added.
 
     \b
-    touchstone index photos/ --layout folders --hash sha256,phash --out index
-    touchstone split index --out divided
-    touchstone split index --out divided --hold-out midjourney-7 --hold-out flux.2
-    touchstone split grown --out divided-2 --after divided
-    touchstone split index --check
+    touchstone data index photos/ --layout folders --hash sha256,phash --out index
+    touchstone data split index --out divided
+    touchstone data split index --out divided --hold-out midjourney-7 --hold-out flux.2
+    touchstone data split grown --out divided-2 --after divided
+    touchstone data split index --check
     """
     from ray_app.datasets.split_index import SplitConfig, check_splits, split_index
     from ray_app.errors import ConfigError, ExitCode
@@ -261,7 +266,7 @@ def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _checked(found))))
         return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
     if not given["out"]:
-        raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone split INDEX --out DIR")
+        raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone data split INDEX --out DIR")
     document = split_index(configured("split", None, SplitConfig, {"at": at, **given}, ()))
     click.echo(
         json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _split_lines(document, given["out"])))
@@ -328,15 +333,16 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
 @click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in the report.  [default: with them]")
 @as_json
 def labels(at: str, out: str, read: bool, as_json: bool, **given: Any) -> int:
-    """Audit labels: in what the files of fakes and real images differ, what stands under both labels, and which labels are doubted.
+    """Find doubtful labels, and traces that give classes away.
 
+    Says in what the files of fakes and real images differ, what stands under both labels, and which labels are doubted.
     An INDEX knows names, sizes and hashes; --read looks into its files. A RUN knows formats and qualities, and what detectors made of the
     pictures: only that can doubt a label.
 
     \b
-    touchstone labels index --read --out audit
+    touchstone data labels index --read --out audit
     touchstone score list::labels.csv --detector unifd --features unifd --out run
-    touchstone labels run --labels index --out audit
+    touchstone data labels run --labels index --out audit
     """
     from ray_app.archives import in_turn
     from ray_app.evaluation.label_audit.audit import audit_labels
@@ -372,8 +378,9 @@ def _hashes(context: click.Context, option: click.Parameter, text: str | None) -
 @overrides
 @as_json
 def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **given: Any) -> int:
-    """List SOURCE and label its images as a published layout does, for training. An unknown label is an error, never a default.
+    """List images with their labels, for training and evaluation.
 
+    SOURCE is labelled as a published layout does it. An unknown label is an error, never a default.
     SOURCE is what `touchstone score` takes, or simulated:: for the offline set. Counts are compared with the published ones.
 
     \b
@@ -382,9 +389,9 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     Their arguments are set by --set arguments.KEY=VALUE; a wrong one names the right ones.
 
     \b
-    touchstone index hf://datasets/nebula/OpenSDI_train --layout opensdi --out s3://bucket/opensdi
-    touchstone index photos/ --layout folders --out index --hash sha256,phash
-    touchstone index labels.csv --out index --set columns.uri=file --set arguments.label=kind
+    touchstone data index hf://datasets/nebula/OpenSDI_train --layout opensdi --out s3://bucket/opensdi
+    touchstone data index photos/ --layout folders --out index --hash sha256,phash
+    touchstone data index labels.csv --out index --set columns.uri=file --set arguments.label=kind
     """
     from ray_app.datasets import DatasetSource, build_index, labelling
     from ray_app.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Commands on detectors (`touchstone detectors list`, `show`, `fetch`, `add`, `verify`, `fit`) and on settings (`touchstone config`)."""
+"""Commands on detectors: `touchstone detectors list`, `show`, `fetch`, `add`, `verify`. `fit` lies in `train`, `calibrate` in `trust`."""
 
 import json
 import os
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.options import as_json, configured, licence_option, overrides, shown
-from ray_app.cli.train import fit
+from ray_app.cli.options import DETECTOR, as_json, licence_option, shown
 from ray_app.errors import DetectorError, ExitCode
 
 if TYPE_CHECKING:
@@ -23,19 +22,6 @@ if TYPE_CHECKING:
 
 _WIDEST_PAGE = 120
 _HOW = {"linked": "linked at {place}", "copied": "copied to {place}", "there": "it was there already: {place}"}
-
-
-@click.group()
-def detectors() -> None:
-    """The detectors: list them, show a card, fetch, add and verify weights, fit a head.
-
-    \b
-    touchstone detectors list
-    touchstone detectors show corvi2023
-    touchstone detectors fetch community-forensics-vits384
-    touchstone detectors add ~/Downloads
-    touchstone detectors verify community-forensics-vits384
-    """
 
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
@@ -53,15 +39,15 @@ def _use_mirror(context: click.Context, option: click.Parameter, mirror: str | N
         context.call_on_close(lambda: os.environ.pop(MIRROR_VARIABLE) if before is None else os.environ.update({MIRROR_VARIABLE: before}))
 
 
-@detectors.command("fetch")
-@click.argument("names", nargs=-1, metavar="NAME|PATH…")
+@click.command("fetch")
+@click.argument("names", type=DETECTOR, nargs=-1, metavar="NAME|PATH…")
 @click.option("--all", "everything", is_flag=True, help="Every shipped detector whose licence is permissive or accepted.")
 @click.option("--to", "mirror", metavar="URL", help="Also copy them to this shared folder or bucket, for machines without internet.")
 @mirror_option
 @licence_option
 @as_json
 def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted: tuple[str, ...], as_json: bool) -> int:
-    """Fetch weights into the cache before a run, with all that belongs to them, and check their SHA-256.
+    """Fetch published weights, and check their SHA-256.
 
     The cache is $TOUCHSTONE_CACHE, else ~/.cache/touchstone/weights. Prints the files.
 
@@ -143,16 +129,17 @@ def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json
         click.echo(f"export TOUCHSTONE_WEIGHTS_MIRROR={shlex.quote(mirror)}")
 
 
-@detectors.command("add")
+@click.command("add")
 @click.argument("places", nargs=-1, required=True, metavar="FILE|FOLDER…", type=click.Path(exists=True, path_type=Path))
 @click.option("--card", "paths", multiple=True, metavar="PATH", help="A card of your own whose files are looked for, too; repeatable.")
 @click.option("--as", "part", metavar="NAME", help="FILE is the weights of this detector or backbone, whose card states no SHA-256.")
 @as_json
 def add(places: tuple[Path, ...], paths: tuple[str, ...], part: str | None, as_json: bool) -> int:
-    """Adopt weights that you have already, under any name: they are known by their SHA-256 and brought into the cache.
+    """Take in weights that you have already.
 
-    A folder is searched with all below; only files that may be weights are hashed. Files are linked where the file system can, else
-    copied. Says what each was recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
+    Under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all below; only files that may
+    be weights are hashed. Files are linked where the file system can, else copied. Says what each was recognised as, what was not, and
+    what a detector still lacks. Exit code 4 if nothing was recognised.
 
     \b
     touchstone detectors add ~/Downloads
@@ -210,13 +197,12 @@ def _report(failed: Sequence[DetectorError]) -> int:
     return 0
 
 
-detectors.add_command(fit)
-
-
-@detectors.command("list")
+@click.command("list")
 @as_json
 def list_detectors(as_json: bool) -> int:
-    """List the shipped detectors: family, licence, size, input, speed, masks, and whether their weights are here.
+    """List the detectors that are shipped.
+
+    With family, licence, size, input, speed, masks, and whether their weights are here.
 
     \b
     Speed, by billions of multiply-adds per image (per megapixel where the
@@ -246,14 +232,15 @@ def _entry(card: "DetectorCard") -> "ZooEntry":
     return ZooEntry(card, licences.is_accepted(card), here, tuple(map(_entry, variants_of(card))))
 
 
-@detectors.command("show")
-@click.argument("name", metavar="NAME|PATH")
+@click.command("show")
+@click.argument("name", type=DETECTOR, metavar="NAME|PATH")
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print the card as YAML, as a card of your own could begin.")
 @as_json
 def show_detector(name: str, as_yaml: bool, as_json: bool) -> int:
-    """Show a detector's card as a page: licence, network, preprocessing, weights, what its output means, published figures.
+    """Show the card of one detector as a page.
 
-    The cards of a profile, identifiers and describers, are shown likewise.
+    Licence, network, preprocessing, weights, what its output means, published figures. The cards of a profile, identifiers and
+    describers, are shown likewise.
 
     \b
     touchstone detectors show touchstone-tiny
@@ -293,19 +280,20 @@ def _columns() -> int:
     return shutil.get_terminal_size((_WIDEST_PAGE, 24)).columns
 
 
-@detectors.command("verify")
-@click.argument("names", nargs=-1, required=True, metavar="NAME|PATH…")
+@click.command("verify")
+@click.argument("names", type=DETECTOR, nargs=-1, required=True, metavar="NAME|PATH…")
 @click.option("--images", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Holds the images of the published scores, under any name.")  # fmt: skip
 @mirror_option
 @licence_option
 @as_json
 def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...], as_json: bool) -> int:
-    """Check that a detector here is the one that was published: each file's SHA-256, keys and shapes, counts, golden scores.
+    """Check that a detector here is the published one.
 
-    Each part is checked on its own: the detector's own weights, its backbone, the files beside them. Golden scores are those that the
-    authors published for single images (without --images the command says which it needs), or that a card states for an image made by
-    formula, which needs no file. Exit code 4 if a check fails; what could not be checked is said and does not fail.
+    Each file's SHA-256, keys and shapes, counts, golden scores. Each part is checked on its own: the detector's own weights, its
+    backbone, the files beside them. Golden scores are those that the authors published for single images (without --images the command
+    says which it needs), or that a card states for an image made by formula, which needs no file. Exit code 4 if a check fails; what
+    could not be checked is said and does not fail.
 
     \b
     touchstone detectors verify touchstone-tiny
@@ -335,25 +323,3 @@ def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...
 
 def _log(text: str) -> None:
     click.echo(text, err=True)
-
-
-@click.group()
-def config() -> None:
-    """The settings of a scoring run."""
-
-
-@config.command("show")
-@click.argument("file", required=False, metavar="[NAME|FILE]")
-@overrides
-@as_json
-def show_config(file: str | None, assignments: tuple[str, ...], as_json: bool) -> int:
-    """Print every setting of a scoring run with its value, as a config file would hold it.
-
-    \b
-    touchstone config show overnight --set batch_slots=32
-    """
-    from ray_app.scoring import ScoreConfig
-
-    settings = configured("score", file, ScoreConfig, {}, assignments)
-    click.echo(json.dumps(settings.model_dump(mode="json"), indent=2) if as_json else shown(settings), nl=as_json)
-    return 0

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ray_app.cli.options import licence_option
+from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
 
 
 @click.command()
@@ -27,11 +27,17 @@ from ray_app.cli.options import licence_option
     help="Take the settings from a Serve config (its `args` and `logging_config`), or a shipped one by name (laptop, ensemble, published).",
 )
 @click.option(
-    "--ensemble", "ensembles", multiple=True, metavar="NAME|PATH", help="Serve this ensemble; repeatable, the first is the default."
+    "--ensemble",
+    "ensembles",
+    type=ENSEMBLE,
+    multiple=True,
+    metavar="NAME|PATH",
+    help="Serve this ensemble; repeatable, the first is the default.",
 )
 @click.option(
     "--optional-detector",
     "optional",
+    type=DETECTOR,
     multiple=True,
     metavar="NAME|PATH",
     help="Load this detector too, for requests that name it; it enters no verdict. Repeatable.",
@@ -61,7 +67,7 @@ def serve(
     accepted: tuple[str, ...],
     assignments: tuple[str, ...],
 ) -> int:
-    """Put an ensemble behind HTTP: an API and a page on this machine.
+    """Serve an ensemble over HTTP: an API and a page.
 
     Its address goes to stdout once it can score. Ctrl-C ends it, after the requests at work. Without tokens only this machine is answered.
 

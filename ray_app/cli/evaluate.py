@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from ray_app.cli.options import as_json, configured, licence_option, local_folder, overrides
+from ray_app.cli.options import DETECTOR, ENSEMBLE, PROTOCOL, as_json, configured, licence_option, local_folder, overrides
 
 _OF_SCORING = ("ensemble", "detectors", "include", "exclude", "limit", "perturb")
 
@@ -25,12 +25,16 @@ _OF_WHAT = click.option(
 @click.argument("at", metavar="RUN|SOURCE…", nargs=-1)
 @click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL or Parquet; or an index.  [default: the layout's, else the run's own]")
 @click.option("--out", metavar="DIR", help="Where metrics.json, metrics.csv and report.html go; any fsspec URL.")
-@click.option("--protocol", metavar="NAME|PATH", help="Evaluate as a paper did; its published figures stand beside ours.")
-@click.option("--layout", metavar="NAME", help="How the source tells labels; touchstone index --help names the layouts.")
+@click.option("--protocol", type=PROTOCOL, metavar="NAME|PATH", help="Evaluate as a paper did; its published figures stand beside ours.")
+@click.option("--layout", metavar="NAME", help="How the source tells labels; touchstone data index --help names the layouts.")
 @click.option("--key", type=click.Choice(["image_id", "sha256", "uri"]), help="What joins labels to rows.  [default: the first there is]")
 @click.option("--split", metavar="NAME", help="Only labels of this split.")
-@click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble scores a SOURCE.  [default: the protocol's, else default]")
-@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable.")
+@click.option(
+    "--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble scores a SOURCE.  [default: the protocol's, else default]"
+)
+@click.option(
+    "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
+)
 @click.option("--perturb", multiple=True, metavar="NAME", help="Score perturbed images too: a list by name, or jpeg:75; repeatable.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
@@ -42,7 +46,9 @@ _OF_WHAT = click.option(
 @overrides
 @as_json
 def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: bool, fragility: str | None, **given: Any) -> int:
-    """Say how well a RUN tells fakes from real images: on what, how surely, and where it breaks.
+    """Measure how well detectors tell fake images from real ones.
+
+    Says of a RUN, or of a SOURCE that it scores first, how well, on what, how surely, and where it breaks.
 
     A SOURCE is scored into DIR/run first; the same command goes on where it was interrupted. Labels have `label` (real, fake, 0 or 1)
     and one of `image_id`, `sha256`, `uri` (with `member`), maybe `generator`, `mask_uri`, `prompt`, `kind` (whole, local), `split`.
@@ -88,8 +94,9 @@ def compare(
     out: str | None,
     as_json: bool,
 ) -> int:
-    """Tell what changed from RUN_A to RUN_B: verdicts, scores, drift and, with labels, which of them is better.
+    """Show what changed between two runs.
 
+    Verdicts, scores, drift and, with labels, which of them is better.
     Rows are matched image by image. A change is said where it is significant and not negligible; equal runs differ in nothing.
 
     \b
@@ -115,13 +122,15 @@ def compare(
 @click.argument("evaluations", metavar="RUN…", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="FILE.html", help="Where the page goes; any fsspec URL.")
 def leaderboard(evaluations: tuple[str, ...], out: str) -> int:
-    """Put systems side by side: RUN… are what `touchstone evaluate --out` wrote, folders or their metrics.json.
+    """Rank systems that were measured on the same images.
+
+    RUN… are what `touchstone evaluate --out` wrote, folders or their metrics.json.
 
     Only systems that were measured on the same images by the same rules stand in one list, in order of the lower end of their AUC's
     interval. One page that loads nothing and runs nothing.
 
     \b
-    touchstone leaderboard figures-a figures-b s3://bucket/figures --out leaderboard.html
+    touchstone runs leaderboard figures-a figures-b s3://bucket/figures --out leaderboard.html
     """
     from pydantic import ValidationError
 

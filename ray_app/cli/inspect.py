@@ -1,15 +1,13 @@
-"""Commands on the images of a run: `gallery`, `masks`, `explain`, and the list that `touchstone results --fdr` shows."""
+"""Commands on the images of a run: `gallery`, `masks`, `explain`."""
 
 import json
-import shutil
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.options import as_json, licence_option, local_folder
+from ray_app.cli.options import DETECTOR, ENSEMBLE, as_json, licence_option, local_folder
 from ray_app.errors import ConfigError, ExitCode, InputError
 
 if TYPE_CHECKING:
@@ -30,14 +28,16 @@ _SLOW_S = 10.0  # from here on a person is told how long it will take
 @click.option("--per-page", type=click.IntRange(1, 1000), default=60, show_default=True, help="Images on one page.")
 @as_json
 def gallery(run: str, out: str, verdict: str | None, generator: str | None, most: int | None, per_page: int, as_json: bool) -> int:
-    """Write the images of RUN as pages with small pictures, verdicts, generators and words; index.html is the first.
+    """Write the images of a run as pages to browse.
+
+    Pages have small pictures, verdicts, generators and words; index.html is the first.
 
     Every page stands alone: pictures are in it, and it loads nothing. Known generators and words are those of the source's own
     columns `generator` and `prompt`, predicted ones are the ensemble's profile.
 
     \b
-    touchstone gallery run --out gallery
-    touchstone gallery run --out s3://bucket/gallery --verdict fake --generator midjourney --most 500
+    touchstone runs gallery run --out gallery
+    touchstone runs gallery run --out s3://bucket/gallery --verdict fake --generator midjourney --most 500
     """
     from ray_app.reports.format import counted
     from ray_app.scoring.report import Choice, make_gallery
@@ -57,10 +57,12 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
 @click.option("--native", is_flag=True, help="At the network's own size; without it, stretched to the image's.")
 @click.option("--vanished", is_flag=True, help="Also of files that the last listing no longer found.")
 def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
-    """Write the masks of RUN as 8-bit PNG, named IMAGE_ID-DETECTOR.png: white where a detector says that pixels were altered.
+    """Write the masks of a run as PNG files.
+
+    They are 8-bit, named IMAGE_ID-DETECTOR.png, and white where a detector says that pixels were altered.
 
     \b
-    touchstone masks run --out masks --min-area 0.05
+    touchstone runs masks run --out masks --min-area 0.05
     """
     from ray_app.runs import RunDirectory, current_masks, mask_image
 
@@ -79,8 +81,10 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
 
 @click.command()
 @click.argument("image", metavar="IMAGE")
-@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Explain this detector's score; repeatable.")
-@click.option("--ensemble", metavar="NAME|PATH", help="Explain every detector of this ensemble.  [default: default]")
+@click.option(
+    "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Explain this detector's score; repeatable."
+)
+@click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Explain every detector of this ensemble.  [default: default]")
 @click.option("--out", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Where pictures and maps go; a local folder.")
 @click.option("--grid", type=click.IntRange(2, 64), default=14, show_default=True, help="Cells along each side: finer takes more passes.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:0.")
@@ -96,16 +100,17 @@ def explain(
     accepted: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Show which regions of IMAGE each detector's score rests on, and whether a deletion test confirms it.
+    """Show which regions of an image a score rests on.
 
-    IMAGE is a path or any fsspec URL. FOLDER gets, per detector, NAME.png (the map over the image), NAME.npy (the map) and NAME.json.
+    A map for each detector, and whether a deletion test confirms it. IMAGE is a path or any fsspec URL. FOLDER gets, per detector,
+    NAME.png (the map over the image), NAME.npy (the map) and NAME.json.
 
     Where no region moves a detector's score by a hundredth of it, there is no map, and the picture stays as it is; exit code 3 says that
     this is so of every detector.
 
     \b
-    touchstone explain photo.jpg --detector touchstone-tiny --out explained
-    touchstone explain s3://bucket/photo.jpg --ensemble default --out explained
+    touchstone runs explain photo.jpg --detector touchstone-tiny --out explained
+    touchstone runs explain s3://bucket/photo.jpg --ensemble default --out explained
     """
     cards = _cards(detectors, ensemble, accepted)
     try:
@@ -199,22 +204,3 @@ def _lines(found: "Explanation", pixels: "Image.Image", doubt: str | None, pictu
     if demonstration:
         lines.append(f"  {DEMONSTRATION}")
     return lines
-
-
-def show_discoveries(run: str, rate: float, limit: int | None, as_json: bool) -> int:
-    """Print the list at a rate, as a table or JSON lines (each with `p_value`); on stderr what it promises and under what assumption."""
-    from ray_app.evaluation.audit.estimate import discover
-    from ray_app.reports import verdict_table
-
-    found = discover(run, rate)
-    for remark in found.remarks:
-        click.echo(f"fdr  {remark}", err=True)
-    if as_json:
-        for row in islice(found.rows(), limit):
-            click.echo(json.dumps(row | {"provenance": json.loads(row.get("provenance") or "null")}, default=str, ensure_ascii=False))
-        return 0
-    shown = list(islice(found.rows(), limit or 50))
-    click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
-    if len(shown) < found.list.count:
-        click.echo(f"… the first {len(shown)} of {found.list.count:,}; --limit or --json shows more")
-    return 0

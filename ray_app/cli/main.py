@@ -1,68 +1,140 @@
 """The `touchstone` command: `script` parses, runs a command, and turns exceptions into one clear line and an exit code."""
 
+import difflib
 import logging
+import os
+import select
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from itertools import chain
 from types import FrameType
+from typing import Any
 
 import click
 
 from ray_app import __version__
-from ray_app.cli import data, endpoint, trust
+from ray_app.cli import data, detectors, evaluate, inspect, score, settings, train, trust
 from ray_app.cli.check import check
-from ray_app.cli.detectors import config, detectors
-from ray_app.cli.evaluate import compare, evaluate, leaderboard
-from ray_app.cli.inspect import explain, gallery, masks
-from ray_app.cli.score import decide, demo, plan, report, rescore, results, score
-from ray_app.cli.train import train
+from ray_app.cli.endpoint import serve
+from ray_app.cli.results import results
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
-_SECTIONS = {
-    "Pictures": (check,),
-    "An archive": (demo, plan, score, results, report, gallery, masks, explain, data.filter_command, data.pack),
-    "How far to trust it": (trust.calibrate, decide, trust.audit, trust.evidence),
-    "Data": (data.collect, data.generate, data.split, data.labels),
-    "How well detectors do": (data.index, evaluate, compare, leaderboard),
-    "Detectors": (detectors, train, rescore),
-    "A service, and settings": (endpoint.serve, config),
+_CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare)
+_GROUPS = {
+    "runs": (
+        "Work with a finished run: reports, pictures, decisions, audits.",
+        (score.report, inspect.gallery, inspect.masks, data.filter_command, score.decide, score.rescore, trust.audit, trust.evidence,
+         inspect.explain, evaluate.leaderboard),
+    ),
+    "data": (
+        "Prepare images for training, evaluation and archiving.",
+        (data.index, data.split, data.labels, data.collect, data.generate, data.pack),
+    ),
+    "detectors": (
+        "List, fetch, verify, fit and calibrate detectors.",
+        (detectors.list_detectors, detectors.show_detector, detectors.fetch, detectors.add, detectors.verify, train.fit, trust.calibrate),
+    ),
+    "ensembles": ("List and show the ensembles that are shipped.", settings.ENSEMBLES),
+    "recipes": ("List and show the recipes of touchstone train.", settings.RECIPES),
+    "protocols": ("List and show the protocols of touchstone evaluate.", settings.PROTOCOLS),
+    "config": ("Show settings, and set up completion in your shell.", (settings.show_config, settings.completion)),
+}  # fmt: skip
+# The names of before 0.15. Those that scripts rely on from outside stay for good; the others go with 1.0.
+_PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
+    "decide": "runs", "filter": "runs", "calibrate": "detectors",
+}  # fmt: skip
+_UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "runs") | {
+    "split": "data", "labels": "data",
+}  # fmt: skip
+
+
+class _Commands(click.Group):
+    """Commands in the order in which one comes to need them. A word that is none is answered with the nearest one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in that order."""
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word. Raises UsageError that names the nearest one."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            known = {name: name for name in self.commands} | self._elsewhere()
+            nearest = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean '{known[nearest[0]]}'?" if nearest else f"Its commands: {', '.join(self.commands)}."
+            raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def _elsewhere(self) -> dict[str, str]:
+        return {}
+
+
+class _Touchstone(_Commands):
+    """The core commands, the groups, and the former names of what is in a group now, which `--help` does not list."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, which may be a former one."""
+        if group := (_UNTIL_1_0 | _PERMANENT).get(cmd_name):
+            return _GROUP_COMMANDS[group].commands[cmd_name]
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word; of a name that goes away, the new one is said on stderr."""
+        if args[0] in _UNTIL_1_0 and not ctx.resilient_parsing:
+            new = f"touchstone {_UNTIL_1_0[args[0]]} {args[0]}"
+            click.echo(f"'touchstone {args[0]}' is now '{new}'; the old name works until 1.0", err=True)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Where whoever reads stdout, `head` for example, has seen enough, it ends quietly."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            if not _stdout_is_closed():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+            return ExitCode.DONE
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the core, and the names in each group."""
+        widest = max(map(len, self.commands))
+        room = formatter.width - widest - 4
+        core = [(f"{name:{widest}}", one.get_short_help_str(room)) for name, one in self.commands.items() if one in _CORE]
+        with formatter.section("Commands"):
+            formatter.write_dl(core)
+        with formatter.section("Groups (`touchstone GROUP --help` explains them)"):
+            formatter.write_dl([(f"{name:{widest}}", ", ".join(one.commands)) for name, one in _GROUP_COMMANDS.items()])
+
+    def _elsewhere(self) -> dict[str, str]:
+        return {name: f"{group} {name}" for group, one in _GROUP_COMMANDS.items() for name in one.commands if name not in ("list", "show")}
+
+
+_GROUP_COMMANDS = {
+    name: _Commands(name, {str(one.name): one for one in commands}, help=summary) for name, (summary, commands) in _GROUPS.items()
 }
 
 
-class _Sectioned(click.Group):
-    """Lists its commands by what they are for, in the order in which one comes to need them."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sections of `--help`."""
-        widest = max(map(len, self.commands))
-        for title, commands in _SECTIONS.items():
-            with formatter.section(title):
-                room = formatter.width - widest - 4
-                formatter.write_dl([(f"{one.name:{widest}}", one.get_short_help_str(room)) for one in commands])
-
-
-@click.group(cls=_Sectioned, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Touchstone, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="touchstone")
 def touchstone() -> None:
     """Tell which images in an archive were made or altered by a generative model.
 
     \b
-    touchstone check photo.jpg folder/                verdicts on some pictures, now
     touchstone demo                                   a sample archive, scored
+    touchstone check photo.jpg folder/                verdicts on some pictures, now
     touchstone score s3://bucket/photos --out s3://bucket/run
     touchstone results s3://bucket/run --verdict fake
-    touchstone train quick --out mine                 a detector of your own, from labelled images
     touchstone serve                                  an ensemble behind HTTP, with a page
+    touchstone train quick --out mine                 a detector of your own, from labelled images
 
-    stdout carries the result, stderr the log and the progress line. Exit codes: 0 done · 2 usage or config · 3 finished with too
-    many bad files · 4 detector or weights · 5 storage or cluster · 130 interrupted, resumable by the same command.
+    The result goes to stdout, the log and the progress line to stderr. Exit codes: 0 done · 1 a bug · 2 usage or config · 3 finished
+    with too many bad files · 4 detector or weights · 5 storage or cluster · 130 interrupted, and the same command goes on.
     """
 
 
-for command in chain.from_iterable(_SECTIONS.values()):
-    touchstone.add_command(command)
+for _command in (*_CORE, *_GROUP_COMMANDS.values()):
+    touchstone.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> int:
@@ -95,6 +167,13 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
             click.echo("interrupted; what is committed is kept", err=True)
         words = typed or ["touchstone", *sys.argv[1:]]
         click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads the pipe any more that stdout is."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def script() -> None:

@@ -8,15 +8,40 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from click.shell_completion import CompletionItem
+
     from ray_app.config import Model
     from ray_app.detectors.licences import Acceptance
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class ShippedName(click.ParamType[str]):
+    """The name of a shipped file of one kind (`detectors`, `ensembles`, `train`, …), or a path: a shell completes either."""
+
+    name = "text"
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        """The names that begin so, else files."""
+        from click.shell_completion import CompletionItem
+
+        from ray_app.config import named_configs
+
+        found = [CompletionItem(name) for name in named_configs(self._kind) if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+DETECTOR, ENSEMBLE, RECIPE, PROTOCOL = map(ShippedName, ("detectors", "ensembles", "train", "evaluate"))
 _WHAT_IS_SCORED = (
     click.argument("source", nargs=-1),
     click.option("--config", "config_file", metavar="FILE", help="YAML of a scoring run, or a shipped one by name (laptop, overnight)."),
-    click.option("--ensemble", metavar="NAME|PATH", help="Which ensemble decides.  [default: default]"),
-    click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."),
+    click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble decides.  [default: default]"),
+    click.option(
+        "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
+    ),
     click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable."),
     click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files."),
@@ -30,7 +55,7 @@ _WHAT_IS_SCORED = (
         "--features",
         multiple=True,
         metavar="NAME",
-        help="Keep what this detector or backbone makes of every image, so that `touchstone rescore` can ask another head; repeatable.",
+        help="Keep what this detector or backbone makes of every image, for `touchstone runs rescore` with another head; repeatable.",
     ),
 )
 

@@ -1,20 +1,15 @@
-"""Commands on archives and runs: `demo`, `plan`, `score`, `results`, `report`, `decide`, `rescore`."""
+"""Commands on archives and runs: `demo`, `plan`, `score`, `report`, `decide`, `rescore`."""
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ray_app.cli.endpoint import endpoint_options, score_at_endpoint
-from ray_app.cli.inspect import show_discoveries
-from ray_app.cli.options import as_json, configured, licence_option, overrides, unguarded_option, what_is_scored
+from ray_app.cli.options import DETECTOR, ENSEMBLE, as_json, configured, licence_option, overrides, unguarded_option, what_is_scored
 from ray_app.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ray_app.runs import RunDirectory
 
 
 @click.command()
@@ -22,11 +17,11 @@ if TYPE_CHECKING:
 @click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80], or of --photos [all].")
 @click.option("--photos", metavar="FOLDER", help="Pictures of yours instead: real/ and fake/ in it, or what collect --git wrote.")
 def demo(out: str | None, images: int | None, photos: str | None) -> int:
-    """Score a small archive of pictures of which the truth is known, and tell how many verdicts were right. Needs no network.
+    """Score a small sample archive, and compare with the truth.
 
-    The real ones are photographs that installed packages ship (pip install 'touchstone[demo]' adds five), the made ones simulated, and the
-    ensemble is `tiny`, which knows such. With --photos it is the default; of what `collect --git` wrote, it takes the rows of a split
-    other than train.
+    It needs no network. The real pictures are photographs that installed packages ship (pip install 'touchstone-forensics[demo]' adds
+    five), the generated ones are simulated, and the ensemble is `tiny`, which was trained on such. With --photos the pictures are yours
+    and the ensemble is the default; of what `touchstone data collect --git` wrote, it takes the rows of every split but train.
 
     \b
     touchstone demo
@@ -61,8 +56,9 @@ def plan(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Show what scoring SOURCE would do and cost: stages and the slowest of them, requests, bytes, hours, and the bill.
+    """Predict the time, the requests and the cost of a run.
 
+    Shows every stage of scoring SOURCE and the slowest of them, requests, bytes, hours, and the bill.
     No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
     --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
 
@@ -126,10 +122,10 @@ def score(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Score every file of SOURCE: one row each, resumable, in --out.
+    """Score every file of an archive, resumably, one row each.
 
-    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, az://, https://, hf://datasets/. Members of tars, zips and Parquet
-    files in it are scored too. A .csv or .jsonl is a list of files, as is list::FILE; inventory::MANIFEST is an S3 Inventory.
+    SOURCE is a folder, a file, a prefix or a glob: local, s3://, gs://, az://, https://, hf://datasets/. Files inside tars, zips and
+    Parquet files are scored too. A .csv or .jsonl is a list of files, as is list::FILE; inventory::MANIFEST is an S3 Inventory.
 
     \b
     touchstone score photos/ --out run
@@ -155,81 +151,12 @@ def score(
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
-@click.option("--status", metavar="STATUS", help="Only rows with this status, for example corrupt_image.")
-@click.option("--generator", metavar="NAME", help="Only rows said to be of this generator or family; `unknown`: of none known.")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, all in JSON]"
-)
-@click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")
-@click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
-              help="Only fakes, so many that no more than this share of them is real on average; "
-              "needs an ensemble card that touchstone calibrate wrote.")  # fmt: skip
-@as_json
-def results(
-    run: str,
-    verdict: str | None,
-    status: str | None,
-    generator: str | None,
-    limit: int | None,
-    vanished: bool,
-    fdr: float | None,
-    as_json: bool,
-) -> int:
-    """Show the current row of each file of RUN, as a table or as JSON lines.
-
-    \b
-    touchstone results run --verdict fake --generator midjourney
-    touchstone results run --json | jq .probability
-    touchstone results run --fdr 0.05
-    """
-    if fdr is not None:
-        if verdict or status or generator or vanished:
-            raise click.UsageError("--fdr makes a list of its own: a part of it, or more, would not keep its promise")
-        return show_discoveries(run, fdr, limit, as_json)
-    from ray_app.reports import verdict_table
-    from ray_app.runs import RunDirectory, arrow, current_rows
-
-    arrow.leave_pandas_out()
-
-    opened = RunDirectory.open(run)
-    if generator is not None:
-        from ray_app.runs.summary import require_identified
-
-        require_identified(opened)
-    rows = current_rows(opened, verdict=verdict, status=status, generator=generator, vanished=vanished)
-    for line in _guarantee_notes(opened):
-        click.echo(line, err=True)
-    if as_json:
-        for count, row in enumerate(rows):
-            if limit is not None and count >= limit:
-                break
-            found = json.loads(row.get("provenance") or "null")
-            click.echo(json.dumps(row | {"provenance": found}, default=str, ensure_ascii=False))
-        return 0
-    shown = [row for _, row in zip(range(limit or 50), rows, strict=False)]
-    click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
-    if next(rows, None) is not None:
-        click.echo(f"… the first {len(shown)}; --limit or --json shows more")
-    return 0
-
-
-def _guarantee_notes(run: "RunDirectory") -> list[str]:
-    """What a run found of its card's guarantee, where it is not known to hold."""
-    section = run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
-    if not section or section["holds"] is True:
-        return []
-    from ray_app.reports.run import guarantee_lines
-
-    return guarantee_lines(section)
-
-
-@click.command()
-@click.argument("run", metavar="RUN")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
-@click.option("--thumbnails/--no-thumbnails", default=None, help="Small pictures of the 12 highest scores.  [default: as the run was asked]")
+@click.option(
+    "--thumbnails/--no-thumbnails", default=None, help="Small pictures of the 12 highest scores.  [default: as the run was asked]"
+)
 def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
-    """Write RUN's report.html anew, for example with another --prior, or with --no-thumbnails for readers who must not see pictures."""
+    """Write the report of a run again, for example with --prior or --no-thumbnails."""
     from ray_app.runs import RunDirectory
     from ray_app.scoring.report import write_report
 
@@ -239,14 +166,16 @@ def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--ensemble", required=True, metavar="NAME|PATH", help="The ensemble card with the new rule or thresholds.")
+@click.option("--ensemble", type=ENSEMBLE, required=True, metavar="NAME|PATH", help="The ensemble card with the new rule or thresholds.")
 @click.option("--waive-guarantee", is_flag=True, help="Keep verdicts that the card's guarantee does not cover.")
 @unguarded_option
 def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> int:
-    """Decide RUN anew with another ensemble card over the same detectors; nothing is fetched or scored.
+    """Apply other rules or thresholds to the stored scores.
+
+    RUN gets the verdicts of another ensemble card over the same detectors. Nothing is fetched or scored.
 
     \b
-    touchstone decide run --ensemble stricter.yaml
+    touchstone runs decide run --ensemble stricter.yaml
     """
     from ray_app.reports import summary_lines
     from ray_app.scoring.rescore import decide_run
@@ -257,8 +186,15 @@ def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> i
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--detector", "detectors", multiple=True, metavar="NAME|PATH", help="The head's card; repeatable, then their mean decides.")
-@click.option("--ensemble", metavar="NAME|PATH", help="Instead: an ensemble card whose detectors are such heads.")
+@click.option(
+    "--detector",
+    "detectors",
+    type=DETECTOR,
+    multiple=True,
+    metavar="NAME|PATH",
+    help="The head's card; repeatable, then their mean decides.",
+)
+@click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Instead: an ensemble card whose detectors are such heads.")
 @click.option("--identifier", metavar="PATH", help="Instead: whose head names the generators anew; scores and verdicts stay.")
 @click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command on it resumes.")
 @unguarded_option
@@ -274,9 +210,9 @@ def rescore(
     accepted: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Score the archive of RUN by another head, or name its generators by another identifier, on the embeddings that RUN has kept.
+    """Score a run again with another head, without its images.
 
-    No image is fetched or decoded.
+    Or name its generators with another identifier. Both work on the embeddings that RUN has kept; no image is fetched or decoded.
 
     RUN was made with `score --features NAME`. The head's card must have the same backbone, preprocessing, precision and resize mode. The
     new run directory is what `touchstone score` with that head would have made of the same images, and that command goes on with it.
@@ -284,8 +220,8 @@ def rescore(
     \b
     touchstone score photos/ --detector unifd --features unifd --out run
     touchstone detectors fit unifd --labels mine.csv --name my-head --out my-head
-    touchstone rescore run --detector my-head/card.yaml --out my-run
-    touchstone rescore run --identifier runs/identify/identifier.yaml --out named-run
+    touchstone runs rescore run --detector my-head/card.yaml --out my-run
+    touchstone runs rescore run --identifier runs/identify/identifier.yaml --out named-run
     """
     from ray_app.reports import summary_lines
     from ray_app.scoring.rescore import rescore_run

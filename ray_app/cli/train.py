@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from ray_app.cli.options import as_json, configured, licence_option, overrides
+from ray_app.cli.options import RECIPE, as_json, configured, licence_option, overrides
 from ray_app.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("config_file", metavar="CONFIG")
+@click.argument("config_file", type=RECIPE, metavar="CONFIG")
 @click.option("--out", metavar="DIR", help="Where card, weights, figures and report go; any fsspec URL. The same command on it resumes.")
 @click.option("--dry-run", is_flag=True, help="Say steps, memory and data counts; train nothing.")
 @click.option("--push", metavar="URL", help="Put card and weights there too: any fsspec URL, or hf://ORGANISATION/NAME.")
@@ -41,9 +41,10 @@ def train(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Train a detector by CONFIG, a shipped recipe by name or a YAML file.
+    """Train a detector of your own by a recipe.
 
-    A finished DIR is only reported; one that was interrupted goes on from its last checkpoint.
+    CONFIG is a shipped recipe by name (`touchstone recipes list`), or a YAML file of yours. A finished DIR is only reported; one that was
+    interrupted goes on from its last checkpoint.
 
     \b
     touchstone train quick --out runs/quick
@@ -136,7 +137,9 @@ def fit(
     device: str,
     accepted: tuple[str, ...],
 ) -> int:
-    """Fit a linear head of your own on CARD's backbone; `score --detector DIR/card.yaml` takes it at once.
+    """Fit a linear head of your own on a published backbone.
+
+    CARD names the backbone; `touchstone score --detector DIR/card.yaml` takes the head at once.
 
     INDEX has a row per image: `uri` (relative ones to the file), `label` (real, fake, 0 or 1), and maybe `group`, `family` or `source`,
     which no fold of the validation divides. Features are kept by the images' SHA-256: a second head on them reads no image again.

@@ -43,8 +43,9 @@ _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "s
 @click.option("--seed", type=int, help="Draws the parts.  [default: 0]")
 @as_json
 def calibrate(as_json: bool, **given: Any) -> int:
-    """Calibrate the detectors of RUN on labels, and choose thresholds whose false-positive rate has an exact bound.
+    """Calibrate detectors on labels, with a bound on false positives.
 
+    Writes an ensemble card whose thresholds keep the false-positive rate that you name.
     The labelled images fall into three parts, never dividing a source, near-duplicates or a generator: calibrations and the rule are
     fitted on the first, the ensemble's calibration on the second, and thresholds are chosen on the third, on which nothing is fitted. A
     detector alone has one calibration, fitted on the first two.
@@ -52,9 +53,9 @@ def calibrate(as_json: bool, **given: Any) -> int:
 
     \b
     touchstone score photos/ --detector unifd --detector npr --set perceptual_hash=true --out run
-    touchstone calibrate run --labels labels.csv --out mine.yaml
+    touchstone detectors calibrate run --labels labels.csv --out mine.yaml
     touchstone score archive/ --ensemble mine.yaml --out archive-run
-    touchstone calibrate run --labels labels.csv --rule cascade --first 1 --share 0.2 --fpr 0.001 --out cascade.yaml
+    touchstone detectors calibrate run --labels labels.csv --rule cascade --first 1 --share 0.2 --fpr 0.001 --out cascade.yaml
     """
     from ray_app.evaluation.calibrate.files import CalibrateConfig
     from ray_app.evaluation.calibrate.run import calibrate_run
@@ -75,16 +76,17 @@ def calibrate(as_json: bool, **given: Any) -> int:
 @click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in audit.html, read from the archive.  [default: with them]")
 @as_json
 def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: str, seed: int, thumbnails: bool, as_json: bool) -> int:
-    """Tell how many images of RUN's archive are fake, and how many of them it flags, from a sample that people label.
+    """Estimate from a labelled sample how right a run is.
 
-    The sample is stratified by verdict and score; the page shows neither. Labels are real, fake or unsure; prevalence, precision, recall
-    and false-positive rate come with 95 % intervals, and the card's promise is checked. Images without a verdict are no part of it.
-    With --flagged a handful of labels bounds how many reals are flagged, and nothing is said of images that are not flagged.
+    How many images of the archive are fake, how many of these RUN flags, and how many of its flags are right. The sample is stratified by
+    verdict and score; the page shows neither. Labels are real, fake or unsure; prevalence, precision, recall and false-positive rate come
+    with 95 % intervals, and the card's promise is checked. Images without a verdict are no part of it. With --flagged a handful of labels
+    bounds how many reals are flagged, and nothing is said of images that are not flagged.
 
     \b
-    touchstone audit run --draw 300 --out audit      then open audit/audit.html, label, save labels.csv
-    touchstone audit run --labels labels.csv --out audit
-    touchstone audit run --draw 30 --flagged --out tail
+    touchstone runs audit run --draw 300 --out audit      then open audit/audit.html, label, save labels.csv
+    touchstone runs audit run --labels labels.csv --out audit
+    touchstone runs audit run --draw 30 --flagged --out tail
     """
     if (draw is None) == (labels is None):
         raise click.UsageError("give --draw N, to make a sample, or --labels FILE, to read one back")
@@ -104,7 +106,7 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
         among = f"{sum(one.size for one in asked):,} images flagged as fake" if flagged else f"{drawn.scored:,} images"
         click.echo(f"drawn: {len(drawn.images):,} of {among}, from {len(asked)} {'stratum' if len(asked) == 1 else 'strata'}")
         click.echo(f"label: {folder / PAGE} in a browser, or the last column of {folder / SAMPLE}")
-        click.echo(f"then:  {shlex.join(['touchstone', 'audit', run, '--labels', 'labels.csv', '--out', out])}")
+        click.echo(f"then:  {shlex.join(['touchstone', 'runs', 'audit', run, '--labels', 'labels.csv', '--out', out])}")
         return 0
     from ray_app.evaluation.audit.estimate import estimate
     from ray_app.reports.audit import audit_lines
@@ -140,16 +142,16 @@ def evidence(
     accepted: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Write the record of one IMAGE of RUN: hashes, cards, scores, threshold and its guarantee, provenance, limits. Or check one.
+    """Write the record of one image, or verify one.
 
-    IMAGE is an image_id, a uri (CONTAINER › MEMBER inside one), a path, or a copy of the file.
-    --verify exits with 3 where something differs or is not signed by --signer, with 4 where weights are missing. It lists what it did
-    not verify.
+    A record has hashes, cards, scores, the threshold and its guarantee, provenance and limits. IMAGE is an image_id, a uri (CONTAINER ›
+    MEMBER inside one), a path, or a copy of the file. --verify exits with 3 where something differs or is not signed by --signer, with 4
+    where weights are missing. It lists what it did not verify.
 
     \b
-    touchstone evidence run photos/cat.jpg --out evidence --sign key.pem
-    touchstone evidence --verify evidence/evidence.json
-    touchstone evidence --verify evidence/evidence.json --image cat.jpg --signer public.pem
+    touchstone runs evidence run photos/cat.jpg --out evidence --sign key.pem
+    touchstone runs evidence --verify evidence/evidence.json
+    touchstone runs evidence --verify evidence/evidence.json --image cat.jpg --signer public.pem
     """
     _check_usage(run, image, out, record, file, key, signer)
     if record is not None:
@@ -163,7 +165,9 @@ def evidence(
 def _check_usage(
     run: str | None, image: str | None, out: str | None, record: Path | None, file: Path | None, key: Path | None, signer: Path | None
 ) -> None:
-    usage = "touchstone evidence RUN IMAGE --out DIR [--sign KEY], or touchstone evidence --verify FILE [--image PATH] [--signer KEY]"
+    usage = (
+        "touchstone runs evidence RUN IMAGE --out DIR [--sign KEY], or touchstone runs evidence --verify FILE [--image PATH] [--signer KEY]"
+    )
     for word in (run, image):
         if word is not None and word.startswith("-") and not word[1:].isdigit():
             raise ConfigError(f"no such option: {word}", hint=usage)

@@ -10,13 +10,13 @@ from ray_app.config import Frozen
 
 
 class DatasetSource(Frozen):
-    """Some labelled images: an index that `touchstone index` wrote, or a source of members with the layout that labels them.
+    """Some labelled images: an index that `touchstone data index` wrote, or a source of members with the layout that labels them.
 
     `split`: only rows whose own split is this. `generators`: only fakes of these (reals always pass); `arguments` go to the layout.
     """
 
     at: tuple[str, ...] = Field(min_length=1, description="an index directory, or folders, files, globs; simulated:: for the offline set")
-    layout: str = Field(default="columns", description="how labels are told; see touchstone index --help")
+    layout: str = Field(default="columns", description="how labels are told; see touchstone data index --help")
     arguments: Mapping[str, Any] = {}
     split: str | None = None
     generators: tuple[str, ...] = ()

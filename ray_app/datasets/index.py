@@ -182,7 +182,7 @@ def read_index(place: str) -> pa.Table:
     """All rows of an index in order: the columns of a manifest, `input` being INPUT. Raises ConfigError where there is no index."""
     store = Store.open(place)
     if not is_index(store) or read_info(store) is None:
-        raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --out DIR")
+        raise ConfigError(f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --out DIR")
     return pa.concat_tables(archives.read_block(store, ref) for ref in archives.iter_blocks(store, 0))
 
 
@@ -328,7 +328,7 @@ def _indexes(source: DatasetSource) -> Sequence[str]:
     for place in found:
         info = read_info(Store.open(place))
         if info is not None and (missing := set(source.hashes) - set(info.hashes)):
-            raise ConfigError(f"{place}: an index without {', '.join(sorted(missing))}", hint="touchstone index … --hash sha256,phash")
+            raise ConfigError(f"{place}: an index without {', '.join(sorted(missing))}", hint="touchstone data index … --hash sha256,phash")
     return found
 
 

@@ -76,7 +76,7 @@ def plain_prompt(prompt: str | None) -> str:
 def texts(rows: pa.Table, field: str) -> pa.ChunkedArray:
     """One text of every row's `input`, null where there is none."""
     if "input" not in rows.schema.names:
-        raise ConfigError("the images have no labels", hint="touchstone index SOURCE --layout LAYOUT --out DIR labels them")
+        raise ConfigError("the images have no labels", hint="touchstone data index SOURCE --layout LAYOUT --out DIR labels them")
     kind = rows.schema.field("input").type
     return (
         pc.struct_field(rows["input"], field) if kind.get_field_index(field) >= 0 else pa.chunked_array([pa.nulls(len(rows), pa.string())])
@@ -96,5 +96,5 @@ def fakes(rows: pa.Table) -> npt.NDArray[np.bool_]:
     is_fake = pc.equal(labels, "fake").fill_null(False)
     if not pc.all(pc.or_(is_fake, pc.equal(labels, "real").fill_null(False)), min_count=0).as_py():
         others = [value for value in pc.unique(labels).to_pylist() if value not in ("real", "fake")]
-        raise ConfigError(f"labels are real or fake, not {', '.join(map(repr, others[:5]))}", hint="touchstone index writes them so")
+        raise ConfigError(f"labels are real or fake, not {', '.join(map(repr, others[:5]))}", hint="touchstone data index writes them so")
     return np.asarray(is_fake.to_numpy(), bool)

@@ -50,5 +50,5 @@ PHOTOGRAPHS: Sequence[PackagedPhotograph] = (
 
 
 def packaged_photographs() -> list[tuple[PackagedPhotograph, Path]]:
-    """Those that are there, with their files. scikit-learn is always installed, scikit-image with `touchstone[demo]`."""
+    """Those that are there, with their files. scikit-learn is always installed, scikit-image with `touchstone-forensics[demo]`."""
     return [(one, file) for one in PHOTOGRAPHS if (file := one.file()) is not None]

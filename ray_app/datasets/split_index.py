@@ -1,4 +1,4 @@
-"""`touchstone split`: fills the splits of an index and writes split.json beside it (`split_index`), or reports leaks (`check_splits`).
+"""`touchstone data split`: fills the splits of an index and writes split.json beside it (`split_index`), or reports leaks (`check_splits`).
 
 Memory: some hundred bytes an image, and its prompt once. Reads no image.
 """
@@ -29,7 +29,7 @@ _ALWAYS: tuple[near_duplicates.Kind, ...] = ("image", "bytes")
 
 
 class SplitConfig(Frozen):
-    """How an index is divided; see `touchstone split --help`."""
+    """How an index is divided; see `touchstone data split --help`."""
 
     at: str
     out: str
@@ -109,7 +109,7 @@ def check_splits(at: str, *, prompts: float = 0.9) -> dict[str, Any]:
     if SPLITS[ASIDE] in named:
         splits[splits == named.index(SPLITS[ASIDE])] = -1
     if len(np.unique(splits[splits >= 0])) < 2:
-        raise ConfigError(f"{store.url}: its images are in fewer than two splits", hint=f"touchstone split {at} --out DIR makes them")
+        raise ConfigError(f"{store.url}: its images are in fewer than two splits", hint=f"touchstone data split {at} --out DIR makes them")
     images = {name: int((splits == place).sum()) for place, name in enumerate(named)}
     leaks = near_duplicates.leaks_of(near_duplicates.bonds_of(rows, [*_ALWAYS, *BY], prompts=prompts), splits, named)
     return {"schema": SCHEMA, "index": strip_secrets(store.url), "images": images, "leaks": _with_names(store, leaks)}
@@ -147,7 +147,7 @@ def _on_leaks(document: Mapping[str, Any], kept: bool) -> Iterator[str]:
         missing_hashes = (
             f"The index has no {' and no '.join(missing)}, so copies by {'it' if len(missing) == 1 else 'them'} were not looked for"
         )
-        yield f"{missing_hashes}: touchstone index … --hash {','.join(missing)}."
+        yield f"{missing_hashes}: touchstone data index … --hash {','.join(missing)}."
     if leaking := [one["what"] for one in document["leaks"] if one["values"]]:
         yield f"Splits still share images by {', '.join(leaking)}; see leaks."
     if document["had"] and not kept:
@@ -161,7 +161,9 @@ def _learning(name: str) -> int:
 def _read(store: Store) -> pa.Table:
     """`image_id` and `input` of all rows."""
     if not index.is_index(store) or index.read_info(store) is None:
-        raise ConfigError(f"{store.url}: no index", hint="make one: touchstone index SOURCE --layout NAME --hash sha256,phash --out DIR")
+        raise ConfigError(
+            f"{store.url}: no index", hint="make one: touchstone data index SOURCE --layout NAME --hash sha256,phash --out DIR"
+        )
     return pa.concat_tables(read_block(store, ref).select(["image_id", "input"]) for ref in iter_blocks(store, 0))
 
 

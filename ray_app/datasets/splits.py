@@ -1,6 +1,6 @@
 """Labelled images → training, validation and test, divided by group and by generator, never by row. Reads no image.
 
-`make_splits` follows a training's `Data`; `divide` follows the shares of `touchstone split` (`SplitRequest`).
+`make_splits` follows a training's `Data`; `divide` follows the shares of `touchstone data split` (`SplitRequest`).
 
 A group is what must not be divided: images of one prompt, scene or pair; a row without a group is its own. Its place follows from its
 name alone, so that images added later move none of an unchanged group.

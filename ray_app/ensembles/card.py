@@ -157,7 +157,7 @@ class EnsembleCard(Frozen):
     """Everything that turns detector scores into a verdict.
 
     In this order: the members' calibrations, `rule`, `bias`, `calibration`, `thresholds`. `guarantee`, `settings` and `population` are
-    what `touchstone calibrate` knows: what the thresholds promise, and of which scores and which images.
+    what `touchstone detectors calibrate` knows: what the thresholds promise, and of which scores and which images.
     """
 
     name: str

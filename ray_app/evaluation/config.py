@@ -22,7 +22,9 @@ class EvaluateConfig(Frozen):
         default=None, description="what joins labels to rows; null = the first there is"
     )
     split: str | None = Field(default=None, description="only labels of this split; null = the protocol's, or all")
-    layout: str | None = Field(default=None, description="how the source tells labels (touchstone index --help); null = the protocol's")
+    layout: str | None = Field(
+        default=None, description="how the source tells labels (touchstone data index --help); null = the protocol's"
+    )
     arguments: Mapping[str, Any] = Field(default={}, description="of the layout")
     protocol: str | None = Field(default=None, description="a shipped protocol by name, or a YAML file")
     title: str | None = None

@@ -1,6 +1,6 @@
 """Files and indexes of labels as bounded tables (`open_labels`).
 
-CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or a directory of `touchstone index`.
+CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or what `touchstone data index` wrote.
 """
 
 import csv
@@ -165,7 +165,7 @@ def open_labels(place: str) -> LabelTables:
         return LabelsOfIndex(place)
     raise ConfigError(
         f"{strip_secrets(place)}: neither a file of labels nor an index",
-        hint="labels are a .csv, .jsonl or .parquet file, or what `touchstone index SOURCE --layout NAME --out DIR` wrote",
+        hint="labels are a .csv, .jsonl or .parquet file, or what `touchstone data index SOURCE --layout NAME --out DIR` wrote",
     )
 
 

@@ -48,7 +48,7 @@ Kind = Literal["real", "whole", "local"]
 RESIZING = {
     "network": "truth to the network's size by its nearest pixel (rounded down, as OpenCV's INTER_NEAREST): it stays black and white, and "
     "is what OpenSDI and IMDLBenCo compare with",
-    "original": "mask to the image's size, bilinearly, as `touchstone masks` writes it: its steps become slopes, no truth is lost",
+    "original": "mask to the image's size, bilinearly, as `touchstone runs masks` writes it: its steps become slopes, no truth is lost",
 }
 _WORKERS, _AHEAD = 4, 16
 T = TypeVar("T")

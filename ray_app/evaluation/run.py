@@ -71,7 +71,7 @@ def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
         if not cells.joined:
             raise ConfigError(
                 f"{run.store.url}: no row has a label of its own",
-                hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone index --help)",
+                hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone data index --help)",
             )
         return [] if not cells.others else [f"{cells.others:,} rows have no label, for example {cells.other}."]
     unused = _example(labels, cells)
@@ -212,7 +212,7 @@ def _refuse_scoring(config: EvaluateConfig, run: RunDirectory) -> None:
         names = ", ".join(f"--{name.removesuffix('s')}" for name in sorted(given))
         raise ConfigError(
             f"{run.store.url} is a run, scored with {', '.join(run.describe()['detectors'])}; {names} would need its source",
-            hint="give the source instead of the run; or `touchstone decide RUN --ensemble CARD` first",
+            hint="give the source instead of the run; or `touchstone runs decide RUN --ensemble CARD` first",
         )
 
 
@@ -224,7 +224,7 @@ def _scored(config: EvaluateConfig, out: Store, *, own_labels: bool) -> tuple[Ru
     if own_labels and not any({"label", "label_name"} & item.input.keys() for item in islice(archive_of(score), _LOOKED_AT)):
         raise ConfigError(
             f"{', '.join(map(strip_secrets, config.at))}: neither a run nor a source with a column `label`",
-            hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone index --help)",
+            hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone data index --help)",
         )
     return run, score_archive(score).exit_code
 

@@ -98,4 +98,4 @@ def perceptual_hash(pixels: Image.Image) -> str:
 def require_perceptual_hash() -> None:
     """Raises ConfigError where the library that computes it is missing."""
     if find_spec("imagehash") is None:
-        raise ConfigError("perceptual_hash: ImageHash is not installed", hint="pip install 'touchstone[phash]'")
+        raise ConfigError("perceptual_hash: ImageHash is not installed", hint="pip install 'touchstone-forensics[phash]'")

@@ -111,7 +111,7 @@ class JpegXlFile(ImageFile):
         try:
             import imagecodecs  # noqa: F401 - reported before anything is read
         except ImportError:
-            raise InputError(Status.UNSUPPORTED_FORMAT, "JPEG XL needs imagecodecs: pip install 'touchstone[jxl]'") from None
+            raise InputError(Status.UNSUPPORTED_FORMAT, "JPEG XL needs imagecodecs: pip install 'touchstone-forensics[jxl]'") from None
         assert self.fp is not None
         header = read_jxl_header(self.fp.read())
         self._size, self._mode = header.size, "RGB"  # the channels are known once it is decoded
@@ -152,7 +152,9 @@ def camera_preview(data: bytes) -> bytes:
     try:
         import rawpy
     except ImportError:
-        reason = "a camera raw file: develop it to JPEG or TIFF, or score the camera's preview in it: pip install 'touchstone[raw]'"
+        reason = (
+            "a camera raw file: develop it to JPEG or TIFF, or score the camera's preview in it: pip install 'touchstone-forensics[raw]'"
+        )
         raise InputError(Status.UNSUPPORTED_FORMAT, reason) from None
     try:
         with rawpy.imread(io.BytesIO(data)) as raw:

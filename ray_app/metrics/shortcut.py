@@ -1,5 +1,5 @@
 """Whether metadata alone tell fakes from reals: the AUC of a small classifier on them (`shortcut_auc`), and what that supports
-(`confounded`, `harmless`, `finding`). `touchstone labels` and `touchstone evaluate` share it.
+(`confounded`, `harmless`, `finding`). `touchstone data labels` and `touchstone evaluate` share it.
 """
 
 import math

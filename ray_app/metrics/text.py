@@ -1,6 +1,6 @@
 """How close a predicted prompt is to the true one: `bleu4`, `rouge_l`, `token_f1`, `tag_jaccard`.
 
-sacrebleu and rouge-score come with `touchstone[evaluate]`; without them their figures are undefined, with that reason.
+sacrebleu and rouge-score come with `touchstone-forensics[evaluate]`; without them their figures are undefined, with that reason.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 from ray_app.metrics import arrays, intervals
 
 _NOTHING = "no image with both a predicted and a true prompt"
-_EXTRA = "needs {}: pip install 'touchstone[evaluate]'"
+_EXTRA = "needs {}: pip install 'touchstone-forensics[evaluate]'"
 
 _WORD = re.compile(r"[^\W_]+")
 

@@ -5,7 +5,7 @@ loads nothing, keeps labels in the browser and hands them over as a CSV file.
 
 An audit of labels → one HTML page that loads nothing and runs nothing (`render_labels`), and a few lines (`labels_lines`).
 
-Every text in the document of `touchstone labels` is taken for hostile.
+Every text in the document of `touchstone data labels` is taken for hostile.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The report of `touchstone calibrate` as lines for the terminal: `calibration_lines`.
+"""The report of `touchstone detectors calibrate` as lines for the terminal: `calibration_lines`.
 
 The document of a calibration, `CARD.report.json`: `calibration` fills it, the terminal's lines and tests read it.
 

@@ -1,6 +1,6 @@
 """One image's record → one HTML page that loads nothing and runs nothing (`render_evidence`), and a few lines (`evidence_lines`).
 
-Every text in the document of `touchstone evidence` is taken for hostile.
+Every text in the document of `touchstone runs evidence` is taken for hostile.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ def evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
     lines += [wording.visible(f"why: {wording.why(decision['reason'], decision.get('detail'))}")] if decision["reason"] else []
     lines += [wording.visible(words) for words in record["guarantee"]["words"]]
     if not decision["rederived"]:
-        lines.append("The cards do not give this decision again from the recorded scores: see `touchstone evidence --verify`.")
+        lines.append("The cards do not give this decision again from the recorded scores: see `touchstone runs evidence --verify`.")
     return [
         *lines,
         f"digest: {evidence['sha256']}",

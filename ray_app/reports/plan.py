@@ -168,7 +168,7 @@ def _recompressing(plan: Plan) -> Iterator[str]:
 def _keeping(plan: Plan) -> Iterator[str]:
     for name, width in (plan.features or {}).items():
         kept = wording.size(_FLOAT_BYTES * width * plan.members)
-        yield f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for touchstone rescore"
+        yield f"{width:,} numbers per image, of {name}: about {kept} in the run directory, for touchstone runs rescore"
 
 
 def _profiling(plan: Plan) -> Iterator[str]:

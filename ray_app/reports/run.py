@@ -188,7 +188,7 @@ def _unseen(unseen: UnseenShift) -> str:
     flagged = f", as all {unseen.flagged:,} flagged ones may be" if unseen.flagged > 1 else ""
     return (
         f"at this size {higher}{called} would go unseen, and at any size real images of a new kind that score as fakes do{flagged}: "
-        "`touchstone audit RUN --draw 30 --flagged` bounds that by labels"
+        "`touchstone runs audit RUN --draw 30 --flagged` bounds that by labels"
     )
 
 

@@ -118,7 +118,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"report: {wording.visible(run.run.rstrip('/'))}/report.html")
         lines.append(f"rows: touchstone results {wording.visible(shlex.quote(run.run))}")
         if any(member.masks for member in run.ensemble.members):
-            lines.append(f"masks: touchstone masks {wording.visible(shlex.quote(run.run))} --out FOLDER")
+            lines.append(f"masks: touchstone runs masks {wording.visible(shlex.quote(run.run))} --out FOLDER")
     return lines
 
 

@@ -158,8 +158,8 @@ class RunDirectory:
         return ImageLimits(**self.describe()["identity"].get("limits", {}))
 
     def check_settled(self, *, by_score: bool = False) -> None:
-        """Raises ConfigError while verdicts were being written anew, by `touchstone decide` or at the end of `touchstone score`, and that
-        was interrupted: different ones then stand side by side. `by_score`: to a `score` command that finishes its own work.
+        """Raises ConfigError while verdicts were being written anew, by `touchstone runs decide` or at the end of `touchstone score`,
+        and that was interrupted: different ones then stand side by side. `by_score`: to a `score` command that finishes its own work.
         """
         deciding = self.describe().get("deciding")
         if deciding and not (by_score and deciding == SCORE_DECIDES):
@@ -214,7 +214,7 @@ class RunDirectory:
         """What to say of a command whose identity differs from the run's in these lines."""
         usual = (
             "give another --out, or the same source, detectors and settings; what a command does not say is as in the run; "
-            "`touchstone decide` applies other thresholds without scoring again"
+            "`touchstone runs decide` applies other thresholds without scoring again"
         )
         return IdentityError(f"{self.store.url} was made by another command:\n  " + "\n  ".join(differing), hint=hint or usual)
 

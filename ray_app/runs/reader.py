@@ -16,21 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import (
-    BlockList,
-    Each,
-    Ids,
-    ManifestInfo,
-    ManifestMember,
-    in_turn,
-    manifests,
-    member_rows,
-    read_block,
-    read_blocks,
-    read_complete,
-    read_ids,
-    read_vanished,
-)
+from ray_app import archives
 from ray_app.errors import ClusterError, ConfigError
 from ray_app.runs import compaction, directory, score_files
 
@@ -48,15 +34,15 @@ def current_files(run: directory.RunDirectory) -> list[str]:
     if not run.exists():
         raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
     run.check_settled()
-    return run.row_files(manifests(run.store))
+    return run.row_files(archives.manifests(run.store))
 
 
 def tables_in(
     run: directory.RunDirectory, files: Sequence[str], columns: list[str] | None = None, *, vanished: bool = False
 ) -> Iterator[pa.Table]:
     """The current rows of some files of the run, a bounded table at a time; `columns` has `image_id` unless all are wanted."""
-    numbers = manifests(run.store)
-    gone = np.empty(0, np.int64) if vanished or not numbers else read_vanished(run.store, numbers[-1])
+    numbers = archives.manifests(run.store)
+    gone = np.empty(0, np.int64) if vanished or not numbers else archives.read_vanished(run.store, numbers[-1])
     for path in files:
         for table in run.rows_in(path, columns):
             yield _without(table, gone) if len(gone) else table
@@ -67,19 +53,19 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
     return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
-def _without(table: pa.Table, gone: Ids) -> pa.Table:
+def _without(table: pa.Table, gone: archives.Ids) -> pa.Table:
     """The rows whose ids are not among sorted ones."""
     ids = table["image_id"].to_numpy()
     return table.filter(pa.array(gone[np.minimum(np.searchsorted(gone, ids), len(gone) - 1)] != ids))
 
 
-def members_in(run: directory.RunDirectory, file: score_files.Published) -> Iterator[ManifestMember]:
+def members_in(run: directory.RunDirectory, file: score_files.Published) -> Iterator[archives.ManifestMember]:
     """The members whose rows a published file has, in its order; a block in memory."""
     for number in file.manifests():
-        blocks = read_blocks(run.store, number)
+        blocks = archives.read_blocks(run.store, number)
         some = file.blocks_of(number, len(blocks))
         for ref in blocks[some.start : some.stop]:
-            yield from member_rows(read_block(run.store, ref))
+            yield from archives.member_rows(archives.read_block(run.store, ref))
 
 
 def members_of(run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf) -> dict[int, ManifestMember]:
@@ -99,30 +85,16 @@ def members_of(run: directory.RunDirectory, image_ids: Collection[int], *, secon
 
 def publish_vanished(run: directory.RunDirectory) -> None:
     """Write `vanished.parquet`, the ids whose rows are not current any more, where readers of `scores/` find it without a number."""
-    gone = read_vanished(run.store, manifests(run.store)[-1])
+    gone = archives.read_vanished(run.store, archives.manifests(run.store)[-1])
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image_id": gone}), buffer)
     run.store.write("vanished.parquet", buffer.getvalue())
 
 
-def current_rows(
-    run: directory.RunDirectory,
-    *,
-    verdict: str | None = None,
-    status: str | None = None,
-    generator: str | None = None,
-    vanished: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """The same as dictionaries, one by one, optionally of one verdict or status, or of one `generator` (see `profiles.of_generator`)."""
+def current_rows(run: directory.RunDirectory, *, status: str | None = None, vanished: bool = False) -> Iterator[dict[str, Any]]:
+    """The same as dictionaries, one by one, optionally of one status."""
     for table in current_tables(run, vanished=vanished):
-        for name, wanted in (("verdict", verdict), ("status", status)):
-            if wanted is not None:
-                table = table.filter(pc.equal(table[name].cast(pa.string()), wanted))
-        if generator is not None:
-            from ray_app.runs import summary
-
-            table = summary.of_generator(table, generator)
-        yield from table.to_pylist()
+        yield from (table if status is None else table.filter(pc.equal(table["status"].cast(pa.string()), status))).to_pylist()
 
 
 def current_masks(run: directory.RunDirectory, *, vanished: bool = False, view: str | None = None) -> Iterator[dict[str, Any]]:
@@ -132,7 +104,7 @@ def current_masks(run: directory.RunDirectory, *, vanished: bool = False, view: 
     """
     ids = [table["image_id"].to_numpy() for table in current_tables(run, ["image_id"], vanished=vanished)]
     known = pa.array(np.concatenate([np.empty(0, np.int64), *ids]))
-    for manifest in manifests(run.store):
+    for manifest in archives.manifests(run.store):
         for table in run.masks(manifest):
             seen = _of_view(table, view)
             yield from seen.filter(pc.is_in(seen["image_id"], known)).to_pylist()
@@ -150,16 +122,20 @@ _FEW = 100_000  # members that are compared at once rather than by tasks
 _PARTS_AT_ONCE = 1000
 
 
-def check_conservation(run: directory.RunDirectory, *, each: Each = in_turn, after: int = -1) -> int:
+def check_conservation(run: directory.RunDirectory, *, each: archives.Each = archives.in_turn, after: int = -1) -> int:
     """Compare every manifest with its rows, id by id and in order; returns how many members those have that are current.
 
     `each` runs what is not little. `after`: manifests up to this one were compared before, and their rows are what they were; published
     files hold either those or later ones. Raises ClusterError when a member has no row, or a row no member.
     """
-    infos = [info for number in manifests(run.store) if number > after and (info := read_complete(run.store, number)) is not None]
+    infos = [
+        info
+        for number in archives.manifests(run.store)
+        if number > after and (info := archives.read_complete(run.store, number)) is not None
+    ]
     total = sum(info.members for info in infos)
     stretches = _stretches(run, infos)
-    for _ in (in_turn if total <= _FEW else each)(_Comparer(run), stretches):
+    for _ in (archives.in_turn if total <= _FEW else each)(_Comparer(run), stretches):
         pass
     return total - infos[-1].vanished if infos else 0
 
@@ -177,7 +153,7 @@ class _Stretch:
         return f"blocks {self.first[1]} to {self.last[1]}{until}"
 
 
-def _stretches(run: directory.RunDirectory, infos: Sequence[ManifestInfo]) -> list[_Stretch]:
+def _stretches(run: directory.RunDirectory, infos: Sequence[archives.ManifestInfo]) -> list[_Stretch]:
     """All blocks of some manifests in a row: each published file, and parts between them, some at a time.
 
     Raises ClusterError for a gap and for blocks that have rows twice.
@@ -216,13 +192,13 @@ def _existing(place: score_files.Place, counts: Mapping[int, int]) -> score_file
 
 
 def _gap(
-    run: directory.RunDirectory, at: score_files.Place, following: score_files.Place | None, infos: Sequence[ManifestInfo]
+    run: directory.RunDirectory, at: score_files.Place, following: score_files.Place | None, infos: Sequence[archives.ManifestInfo]
 ) -> ClusterError:
     number, block = at
     if following is not None and following[0] == number:
         return _lost(run, number, f"blocks {block} to {following[1] - 1} have no row")
     members = next(info.members for info in infos if info.manifest == number)
-    missing = members - read_blocks(run.store, number)[:block].members
+    missing = members - archives.read_blocks(run.store, number)[:block].members
     return _lost(run, number, f"{missing} of {members} files have no row")
 
 
@@ -235,7 +211,7 @@ class _Comparer:
     def __call__(self, stretch: _Stretch) -> None:
         lists = list(self._blocks(stretch))
         members = sum(blocks.members for blocks in lists)
-        expected = _Ids(ids for blocks in lists for ids in read_ids(self.run.store, blocks))
+        expected = _Ids(ids for blocks in lists for ids in archives.read_ids(self.run.store, blocks))
         number, at = stretch.first[0], 0
         for path in stretch.files:
             for table in self.run.rows_in(path, ["image_id"]):
@@ -246,10 +222,10 @@ class _Comparer:
         if at < members:
             raise _lost(self.run, number, f"{members - at} of {members} files of {stretch} have no row")
 
-    def _blocks(self, stretch: _Stretch) -> Iterator[BlockList]:
+    def _blocks(self, stretch: _Stretch) -> Iterator[archives.BlockList]:
         """The blocks of a stretch, manifest by manifest."""
         for number in range(stretch.first[0], stretch.last[0] + 1):
-            blocks = read_blocks(self.run.store, number)
+            blocks = archives.read_blocks(self.run.store, number)
             first = stretch.first[1] if number == stretch.first[0] else 0
             yield blocks[first : stretch.last[1] + 1 if number == stretch.last[0] else len(blocks)]
 
@@ -257,10 +233,10 @@ class _Comparer:
 class _Ids:
     """A stream of ids, taken in other portions."""
 
-    def __init__(self, ids: Iterator[Ids]) -> None:
+    def __init__(self, ids: Iterator[archives.Ids]) -> None:
         self._ids, self._waiting = ids, np.empty(0, np.int64)
 
-    def take(self, count: int) -> Ids:
+    def take(self, count: int) -> archives.Ids:
         """The next `count`, or as many as there are."""
         parts = [self._waiting]
         while sum(len(part) for part in parts) < count and (more := next(self._ids, None)) is not None:

@@ -20,19 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
-from ray_app.archives import (
-    BlockList,
-    BlockPlan,
-    BlockRef,
-    Ids,
-    build,
-    cut_blocks,
-    manifests,
-    read_block,
-    read_blocks,
-    read_complete,
-    read_vanished,
-)
+from ray_app import archives
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
 from ray_app.runs.directory import SETTLED, RunDirectory
 from ray_app.runs.rows import with_reasons
@@ -50,11 +38,11 @@ class Retry:
     members: int
     directory: RunDirectory
 
-    def blocks(self) -> BlockList:
+    def blocks(self) -> archives.BlockList:
         """All its blocks."""
-        return read_blocks(self.directory.store, 0)
+        return archives.read_blocks(self.directory.store, 0)
 
-    def pending(self) -> BlockList:
+    def pending(self) -> archives.BlockList:
         """Its blocks that have no rows yet."""
         return self.blocks().without(self.directory.done_blocks(0))
 
@@ -63,7 +51,7 @@ def begun_retry(run: RunDirectory) -> Retry | None:
     """The retry that was begun and is not finished; what is left of one that was not yet begun, or already merged, is removed."""
     for name in run.store.folders("retries"):
         directory = RunDirectory(run.store.below(f"retries/{name}"))
-        info = read_complete(directory.store, 0)
+        info = archives.read_complete(directory.store, 0)
         if info is not None:
             return Retry(int(name), tuple(directory.read_json("retry.json")["statuses"]), info.members, directory)
         _remove(directory)
@@ -71,7 +59,12 @@ def begun_retry(run: RunDirectory) -> Retry | None:
 
 
 def begin_retry(
-    run: RunDirectory, number: int, statuses: Sequence[str], plan: BlockPlan, *, passed_over: Callable[[int], object] = lambda count: None
+    run: RunDirectory,
+    number: int,
+    statuses: Sequence[str],
+    plan: archives.BlockPlan,
+    *,
+    passed_over: Callable[[int], object] = lambda count: None,
 ) -> Retry | None:
     """Begin the retry of the current members that have one of these statuses; None when there are none.
 
@@ -86,7 +79,7 @@ def begin_retry(
         passed_over(sum(refused))
         return None
     directory.write_json("retry.json", {"statuses": list(statuses)})
-    info = build.write_selected(directory.store, chain([first], members), plan, build.input_type_of(run.store))
+    info = archives.build.write_selected(directory.store, chain([first], members), plan, archives.build.input_type_of(run.store))
     passed_over(sum(refused))
     return Retry(number, tuple(statuses), info.members, directory)
 
@@ -98,7 +91,7 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     """
     assert not retry.pending(), "a retry is merged when all its blocks are done"
     ids = np.sort(np.concatenate([table["image_id"].to_numpy() for table in retry.directory.tables(0, ["image_id"])]))
-    arriving = cut_blocks.TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
+    arriving = archives.cut_blocks.TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
     run.store.delete(SETTLED)
     for file in run.published():
         count = sum(int(_are_among(table, ids).sum()) for table in run.file_tables(file, ["image_id"]))
@@ -116,15 +109,15 @@ def _members(run: RunDirectory, statuses: pa.Array, refused: list[int]) -> Itera
 
     Those that were refused when they were listed are left out, and their numbers put into `refused`.
     """
-    numbers = manifests(run.store)
-    gone = read_vanished(run.store, numbers[-1]) if numbers else np.empty(0, np.int64)
+    numbers = archives.manifests(run.store)
+    gone = archives.read_vanished(run.store, numbers[-1]) if numbers else np.empty(0, np.int64)
 
     def concerned(table: pa.Table) -> Hits:
         has_status = pc.is_in(table["status"].cast(pa.string()), statuses).to_numpy()
         return np.asarray(has_status & ~_are_among(table, gone))
 
     for ref, ids in _blocks_with(run, ["image_id", "status"], concerned):
-        rows = read_block(run.store, ref)
+        rows = archives.read_block(run.store, ref)
         rows = rows.filter(pc.is_in(rows["image_id"], pa.array(ids)))
         readable = rows.filter(pc.is_null(rows["refused"])) if "refused" in rows.column_names else rows
         refused.append(len(rows) - len(readable))
@@ -132,10 +125,12 @@ def _members(run: RunDirectory, statuses: pa.Array, refused: list[int]) -> Itera
             yield readable
 
 
-def _blocks_with(run: RunDirectory, columns: list[str], is_hit: Callable[[pa.Table], Hits]) -> Iterator[tuple[BlockRef, Ids]]:
+def _blocks_with(
+    run: RunDirectory, columns: list[str], is_hit: Callable[[pa.Table], Hits]
+) -> Iterator[tuple[archives.BlockRef, archives.Ids]]:
     """The blocks that have rows of some kind, with the ids of those: rows and blocks have one order, so their places say which is where."""
-    numbers = manifests(run.store)
-    blocks = BlockList.joined([read_blocks(run.store, number) for number in numbers])
+    numbers = archives.manifests(run.store)
+    blocks = archives.BlockList.joined([archives.read_blocks(run.store, number) for number in numbers])
     ends = np.cumsum(blocks.sizes)
     ids, places, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for table in (table for path in run.row_files(numbers) for table in run.rows_in(path, columns)):
@@ -150,7 +145,7 @@ def _blocks_with(run: RunDirectory, columns: list[str], is_hit: Callable[[pa.Tab
         yield blocks[number], hit_ids
 
 
-def _are_among(table: pa.Table, ids: Ids) -> Hits:
+def _are_among(table: pa.Table, ids: archives.Ids) -> Hits:
     """For each row whether its id is one of some sorted ones."""
     here = table["image_id"].to_numpy()
     return ids[np.minimum(np.searchsorted(ids, here), len(ids) - 1)] == here if len(ids) else np.zeros(len(here), bool)
@@ -177,7 +172,7 @@ def _folders_beside(run: RunDirectory, retry: Retry) -> list[str]:
     return ["masks"] * any(store.folders("masks") for store in stores) + [f"features/{name}" for name in sorted(detectors)]
 
 
-def _merge_beside(run: RunDirectory, retry: Retry, retried: Ids, folder: str) -> None:
+def _merge_beside(run: RunDirectory, retry: Retry, retried: archives.Ids, folder: str) -> None:
     ends = np.cumsum([ref.members for ref in retry.blocks()])
     start = 0
     for ref, ids in _blocks_with(run, ["image_id"], lambda table: _are_among(table, retried)):
@@ -194,7 +189,7 @@ def _merge_beside(run: RunDirectory, retry: Retry, retried: Ids, folder: str) ->
 
 def _remove(directory: RunDirectory) -> None:
     """Delete all of a retry's files, the manifest that makes it count first, and of that its marker."""
-    for number in manifests(directory.store):
+    for number in archives.manifests(directory.store):
         directory.store.delete(f"manifest/{number}/_complete")
     directory.store.clear("manifest")
     directory.store.clear("")

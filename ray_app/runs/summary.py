@@ -11,15 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.attribution.generators import matches
-from ray_app.errors import ConfigError, Status
+from ray_app.errors import Status
 from ray_app.images import NAMED_LIMIT
 from ray_app.inference.batch import OWN_FAILURE
-from ray_app.runs import directory, document, schema
+from ray_app.runs import document, schema
 from ray_app.runs.rows import with_reasons
 
 PROFILE_COLUMNS = ("predicted_generator", *schema.IDENTIFIED, "predicted_prompt", *schema.DESCRIBED)
-UNKNOWN = "unknown"  # what is asked for where the identifier names none of the generators that it knows
 MOST_EXAMPLES = 8  # flagged images whose profile a summary repeats
 _TOLD = ("image_id", "uri", "member", "score", *PROFILE_COLUMNS)
 
@@ -71,28 +69,6 @@ class ProfileCounter:
             describes=self._is_described,
             described=self._described,
             told=self._told,
-        )
-
-
-def of_generator(table: pa.Table, wanted: str) -> pa.Table:
-    """The rows that a profile says are of a generator or of a family, by any spelling of its name; `unknown`: of none that it knows."""
-    if "generator_confidence" not in table.column_names:
-        return table.slice(0, 0)
-    names, families = table["predicted_generator"].to_pylist(), table["generator_family"].to_pylist()
-    if wanted == UNKNOWN:
-        return table.filter(pc.and_(pc.is_null(table["predicted_generator"]), pc.is_valid(table["generator_confidence"])))
-    meant = {pair: matches(wanted, *pair) for pair in set(zip(names, families, strict=True))}
-    return table.filter(pa.array([meant[pair] for pair in zip(names, families, strict=True)], pa.bool_()))
-
-
-def require_identified(run: directory.RunDirectory) -> None:
-    """Raises ConfigError for a run in which no identifier was asked, or where there is no run."""
-    if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
-    if not (run.describe()["ensemble"].get("profile") or {}).get("identifier"):
-        raise ConfigError(
-            f"{run.store.url}: this run named no generators",
-            hint="score with an ensemble whose `profile` has an identifier, or touchstone rescore RUN --identifier CARD",
         )
 
 

@@ -4,19 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ray_app import __version__
-from ray_app.archives import (
-    MANY,
-    Archive,
-    BlockList,
-    BlockPlan,
-    ManifestInfo,
-    inventory_advice,
-    list_portions,
-    manifests,
-    open_source,
-    read_blocks,
-)
+from ray_app import __version__, archives
 from ray_app.cluster.ray_cluster import beside_others, on_ray
 from ray_app.reports.format import linked_folders_in_words
 from ray_app.runs import RunDirectory, begun_retry, fingerprint, reader, settled_state
@@ -34,12 +22,12 @@ class Listing:
     """
 
     manifests: list[int]
-    blocks: BlockList
-    pending: BlockList
+    blocks: archives.BlockList
+    pending: archives.BlockList
     is_new: bool = False
     settled_blocks: int = 0
     settled_members: int = 0
-    portions: Iterator[ManifestInfo] | None = None
+    portions: Iterator[archives.ManifestInfo] | None = None
     tasks: ListingTasks = field(default_factory=lambda: ListingTasks(on_ray, beside_others))
 
     @property
@@ -53,9 +41,9 @@ class Listing:
         return self.settled_blocks + len(self.blocks)
 
 
-def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> Archive:
+def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
     """The archive that a config names, without its own run directory; touches nothing yet. Raises ConfigError."""
-    return open_source(
+    return archives.open_source(
         config.source,
         config.include,
         config.exclude,
@@ -72,21 +60,21 @@ def listing_log(config: ScoreConfig) -> Callable[[int], None]:
     from ray_app.datasets.labelling import ProgressLog
 
     log = ProgressLog("listing")
-    advice = None if config.limit else inventory_advice(config.source)
+    advice = None if config.limit else archives.inventory_advice(config.source)
 
     def progress(members: int) -> None:
         nonlocal advice
         log.count(members)
-        if advice is not None and members >= MANY:
+        if advice is not None and members >= archives.MANY:
             print(f"listing: {advice}", file=sys.stderr, flush=True)
             advice = None
 
     return progress
 
 
-def portions_of(run: RunDirectory, config: ScoreConfig, plan: BlockPlan, tasks: ListingTasks) -> Iterator[ManifestInfo]:
+def portions_of(run: RunDirectory, config: ScoreConfig, plan: archives.BlockPlan, tasks: ListingTasks) -> Iterator[archives.ManifestInfo]:
     """The manifests of the source that are new: one, or those of a first listing as it goes on."""
-    return list_portions(run.store, archive_of(config), plan, each=tasks, progress=listing_log(config), limit=config.limit)
+    return archives.list_portions(run.store, archive_of(config), plan, each=tasks, progress=listing_log(config), limit=config.limit)
 
 
 def end_listing(run: RunDirectory) -> None:
@@ -102,7 +90,7 @@ def is_complete(run: RunDirectory) -> bool:
     sessions = run.store.names("sessions")
     if not sessions or run.read_json(f"sessions/{sessions[-1]}")["state"] != "finished" or not run.store.exists("summary.json"):
         return False
-    summary, described, numbers = run.read_json("summary.json"), run.describe(), manifests(run.store)
+    summary, described, numbers = run.read_json("summary.json"), run.describe(), archives.manifests(run.store)
     noted = (summary.get("version"), summary["listing"], summary["fingerprint"], described.get("deciding"))
     if noted != (__version__, numbers[-1], fingerprint(described["identity"]), None) or begun_retry(run) is not None:
         return False
@@ -112,8 +100,8 @@ def is_complete(run: RunDirectory) -> bool:
 
 def work_of(run: RunDirectory, *, whole: bool = False) -> Listing:
     """The blocks of a run, as its files have them; `whole`: settled ones, too."""
-    numbers = manifests(run.store)
+    numbers = archives.manifests(run.store)
     done = None if whole else settled_state.read_settled(run, numbers)
-    lists = {number: read_blocks(run.store, number) for number in numbers if done is None or number > done.manifest}
-    blocks, pending = (BlockList.joined(some) for some in (list(lists.values()), run.without_rows(lists) if lists else []))
+    lists = {number: archives.read_blocks(run.store, number) for number in numbers if done is None or number > done.manifest}
+    blocks, pending = (archives.BlockList.joined(some) for some in (list(lists.values()), run.without_rows(lists) if lists else []))
     return Listing(numbers, blocks, pending, settled_blocks=done.blocks if done else 0, settled_members=done.members if done else 0)

@@ -75,7 +75,7 @@ class ScoreConfig(Frozen):
         description="score every image also as these perturbations show it: a list (standard, sidbench, …), a YAML file, jpeg:75",
     )
     features: tuple[str, ...] = Field(
-        default=(), description="keep the embeddings of these detectors or backbones, for other heads (touchstone rescore)"
+        default=(), description="keep the embeddings of these detectors or backbones, for other heads (touchstone runs rescore)"
     )
     stability: int = Field(
         default=0, ge=0, le=64, description="recompressed views of images near a threshold; where one flips the verdict: abstain"

@@ -316,7 +316,7 @@ def profile_identity(spec: ScoringSpec) -> dict[str, Any]:
 
 
 def decision_identity(spec: ScoringSpec) -> dict[str, Any]:
-    """The part that `touchstone decide` may replace."""
+    """The part that `touchstone runs decide` may replace."""
     return {"decision": decision_facts(spec.ensemble)}
 
 
@@ -411,7 +411,7 @@ def stability_facts(
     """The `stability` section of a summary; None where the run was made without. Streams the run's rows.
 
     `asked`: images whose views were scored. `unstable`: those that abstain for it. `unasked`: verdicts so near a threshold that they
-    would have been asked, of which no view is there: `touchstone decide` moved the threshold to them.
+    would have been asked, of which no view is there: `touchstone runs decide` moved the threshold to them.
     """
     requested = stability_in(run.describe()["identity"])
     if requested is None:

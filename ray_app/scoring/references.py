@@ -31,7 +31,7 @@ def references_beside(ensemble: str, card: EnsembleCard) -> bytes | None:
     except OSError as error:
         raise ConfigError(
             f"{ensemble}: the references of its guarantee, {path}: {error.strerror}",
-            hint="keep the file that `touchstone calibrate` wrote beside its card",
+            hint="keep the file that `touchstone detectors calibrate` wrote beside its card",
         ) from None
     _check(data, guarantee.references_sha256, str(path))
     return data
@@ -56,8 +56,8 @@ def references_of(run: RunDirectory) -> References:
     if data is None:
         raise ConfigError(
             f"{run.store.url}: no scores of known reals to compare with; the run's ensemble has none",
-            hint="`touchstone calibrate RUN --labels FILE --out CARD.yaml` writes a card that has them, and "
-            "`touchstone decide RUN --ensemble CARD.yaml` applies it to scores that are there",
+            hint="`touchstone detectors calibrate RUN --labels FILE --out CARD.yaml` writes a card that has them, and "
+            "`touchstone runs decide RUN --ensemble CARD.yaml` applies it to scores that are there",
         )
     _check(data, promise.get("references_sha256"), f"{run.store.url}/{REFERENCES}")
     scores = pq.ParquetFile(pa.BufferReader(data)).read([COLUMN])[COLUMN].to_numpy()

@@ -2,7 +2,7 @@
 
 Its pictures are made anew, so that no metadata of the originals survives.
 
-`touchstone gallery`: `make_gallery` writes a finished run as pages of pictures with their rows.
+`touchstone runs gallery`: `make_gallery` writes a finished run as pages of pictures with their rows.
 
 Streams rows and manifest side by side, one page in memory; of the files nothing but small new pictures is kept.
 """
@@ -33,9 +33,18 @@ from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import ScoringSpec
 from ray_app.inference.small_pictures import PictureSize, SmallPictures
 from ray_app.reports.format import VERDICT_WORDS, meaning, visible
-from ray_app.runs import RunDirectory, bottleneck, current_tables, document, fingerprint, reader, settled_state, summarise, summary
-from ray_app.runs.summary import COLUMNS, UNKNOWN, of_generator, require_identified
-from ray_app.runs.summary import PROFILE_COLUMNS as PROFILE
+from ray_app.runs import (
+    RunDirectory,
+    bottleneck,
+    current_tables,
+    document,
+    fingerprint,
+    reader,
+    selection,
+    settled_state,
+    summarise,
+    summary,
+)
 from ray_app.scoring import pictures
 from ray_app.scoring.identity import stability_facts
 from ray_app.scoring.session import ScoringSession
@@ -100,13 +109,13 @@ def _write(run: RunDirectory, found: document.RunSummary) -> dict[str, Any]:
 
 def count_rows(run: RunDirectory, detectors: list[str]) -> document.RunCounts:
     """The counted part of a summary: statuses, verdicts, histograms, highest scores."""
-    return summarise(current_tables(run, COLUMNS), detectors)
+    return summarise(current_tables(run, summary.COLUMNS), detectors)
 
 
 def _counted_rows(rows: settled_state.NewRows, detectors: list[str]) -> document.RunCounts:
     """The same, of all rows by those that are new."""
     earlier = rows.earlier.get(_COUNTS)
-    counts = summarise(rows.tables(earlier, COLUMNS), detectors)
+    counts = summarise(rows.tables(earlier, summary.COLUMNS), detectors)
     if earlier is not None:
         counts = summary.joined(document.RunCounts.model_validate(earlier), counts)
     rows.found[_COUNTS] = counts.written()
@@ -200,7 +209,21 @@ TILE = PictureSize(side_px=640, most_bytes=60_000)  # what a page shows when a t
 PER_PAGE = 60
 _AT_ONCE = 4  # pictures that are made while the next are read
 NOTE = "gallery.json"  # what a gallery is known by, also one that was interrupted: written first
-_SHOWN = ["image_id", "uri", "member", "input", "status", "detail", "score", "probability", "calibrated", "verdict", "width", "height", *PROFILE]
+_SHOWN = [
+    "image_id",
+    "uri",
+    "member",
+    "input",
+    "status",
+    "detail",
+    "score",
+    "probability",
+    "calibrated",
+    "verdict",
+    "width",
+    "height",
+    *summary.PROFILE_COLUMNS,
+]
 _CHOSEN = ["image_id", "score", "verdict", "predicted_generator", "generator_family", "generator_confidence"]
 _PAGE = re.compile(r"page-\d{5,}\.html")
 
@@ -216,14 +239,14 @@ class Choice(NamedTuple):
         """Those of a table, but for `most`."""
         if self.verdict is not None:
             table = table.filter(pc.fill_null(pc.equal(table["verdict"].cast(pa.string()), self.verdict), False))
-        return table if self.generator is None else of_generator(table, self.generator)
+        return table if self.generator is None else selection.of_generator(table, self.generator)
 
     @property
     def words(self) -> str:
         """The same for people."""
         parts = [VERDICT_WORDS[self.verdict]] if self.verdict else []
         if self.generator:
-            parts.append("like no known generator" if self.generator == UNKNOWN else f"said to be of {visible(self.generator)}")
+            parts.append("like no known generator" if self.generator == selection.UNKNOWN else f"said to be of {visible(self.generator)}")
         parts += ["the highest scores"] if self.most else []
         return ", ".join(parts) or "the whole run"
 
@@ -243,7 +266,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
     run.describe_finished()
     run.check_settled()
     if choice.generator is not None:
-        require_identified(run)
+        selection.require_known_generator(run, choice.generator)
     names = store.names("")
     if (names or store.folders("")) and NOTE not in names:
         raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")

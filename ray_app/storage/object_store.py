@@ -25,7 +25,7 @@ def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(urls.canonical(url), **options)
     except ImportError as error:
         extra = _EXTRA.get(urls.scheme_of(url))
-        hint = f"pip install 'touchstone[{extra}]'" if extra else None
+        hint = f"pip install 'touchstone-forensics[{extra}]'" if extra else None
         raise ConfigError(f"{urls.strip_secrets(url)}: {error}", hint=hint) from None
     except ValueError as error:
         raise ConfigError(

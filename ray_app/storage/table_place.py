@@ -32,7 +32,7 @@ def table_place(url: str) -> tuple[str, dict[str, str]]:
 def require_deltalake() -> None:
     """Raises ConfigError where the library that writes Delta tables is missing."""
     if find_spec("deltalake") is None:
-        raise ConfigError("--table: deltalake is not installed", hint="pip install 'touchstone[delta]'")
+        raise ConfigError("--table: deltalake is not installed", hint="pip install 'touchstone-forensics[delta]'")
 
 
 def s3_options() -> dict[str, str]:

@@ -190,7 +190,7 @@ def add_adapters(network: nn.Module, lora: LoraSettings) -> None:
     try:
         import peft
     except ImportError:
-        raise ConfigError("adapters need peft, which is not installed", hint="pip install 'touchstone[lora]'") from None
+        raise ConfigError("adapters need peft, which is not installed", hint="pip install 'touchstone-forensics[lora]'") from None
     whole = [module for name, module in network.named_modules() if _ends(name, lora.whole)]
     alpha: Any = lora.alpha  # peft divides it by the rank; it says int and means a number
     config = peft.LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets))

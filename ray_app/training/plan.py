@@ -118,7 +118,7 @@ def _data_lines(findings: Mapping[str, Any]) -> list[str]:
 
 def _leakage_lines(leakage: Mapping[str, Any]) -> list[str]:
     unknown = [name for name, checked in leakage["checked"].items() if not checked]
-    lines = [f"leakage   by {' and '.join(unknown)} not checked: touchstone index --hash {','.join(unknown)}"] if unknown else []
+    lines = [f"leakage   by {' and '.join(unknown)} not checked: touchstone data index --hash {','.join(unknown)}"] if unknown else []
     for pair, found in leakage["pairs"].items():
         message = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
         lines.append(f"leakage   {pair}: {message or 'none found'}")

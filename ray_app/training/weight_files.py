@@ -100,7 +100,7 @@ def _require(*packages: str) -> None:
         try:
             __import__(package)
         except ImportError:
-            raise ConfigError(f"ONNX export needs the package {package}", hint="pip install 'touchstone[onnx]'") from None
+            raise ConfigError(f"ONNX export needs the package {package}", hint="pip install 'touchstone-forensics[onnx]'") from None
 
 
 def _metadata(card: DetectorCard) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`touchstone collect` as a user types it, and as DFLIP-3K's own downloader is called; what it writes, `index` takes as it is."""
+"""`touchstone data collect` as a user types it, and as DFLIP-3K's own downloader is called; what it writes, `index` takes as it is."""
 
 import json
 
@@ -39,13 +39,13 @@ def meta(wild: Web, tmp_path):  # noqa: F811
 
 def test_the_reference_command_line_gives_the_reference_names(meta, tmp_path, capsys):
     save = tmp_path / "saved"
-    assert main(["collect", "--meta_file", str(meta), "--save_dir", str(save), *SETTINGS]) == 0
+    assert main(["data", "collect", "--meta_file", str(meta), "--save_dir", str(save), *SETTINGS]) == 0
     assert {path.name for path in save.iterdir()} == {"0012345.jpeg", "v1.5.7.png", "7.webp", "_collected"}
     assert (save / "v1.5.7.png").read_bytes() == picture(1)[0]
     rows = pq.read_table(save / "_collected" / "collected.parquet").to_pylist()
     assert [row["uri"] for row in rows] == ["../0012345.jpeg", "../v1.5.7.png", "../7.webp"]
     command = capsys.readouterr().out.rstrip().splitlines()[-1].split()
-    assert command[:3] == ["next", "touchstone", "index"]
+    assert command[:3] == ["next", "touchstone", "data", "index"]
     assert main(command[2:]) == 0
     assert sorted(read_index(str(save / "_collected" / "index"))["uri"].to_pylist()) == sorted(
         str(path) for path in save.iterdir() if path.suffix
@@ -54,7 +54,7 @@ def test_the_reference_command_line_gives_the_reference_names(meta, tmp_path, ca
 
 def test_what_is_collected_is_indexed_by_the_command_that_it_names(meta, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["collect", str(meta), "--out", str(out), "--per-host", "1", *SETTINGS]) == 0
+    assert main(["data", "collect", str(meta), "--out", str(out), "--per-host", "1", *SETTINGS]) == 0
     printed = capsys.readouterr()
     assert "3 of 5 images" in printed.out
     assert "5 urls, 5 to be asked at 1 host" in printed.err
@@ -71,14 +71,14 @@ def test_what_is_collected_is_indexed_by_the_command_that_it_names(meta, tmp_pat
 
 def test_shards_are_indexed_too(meta, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["collect", str(meta), "--out", str(out), "--form", "parquet", *SETTINGS, "--json"]) == 0
+    assert main(["data", "collect", str(meta), "--out", str(out), "--form", "parquet", *SETTINGS, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["statuses"] == {"ok": 3, "source_missing": 1, "unsupported_format": 1}
-    assert main(["index", str(out / "data"), "--layout", "columns", "--out", str(out / "index")]) == 0
+    assert main(["data", "index", str(out / "data"), "--layout", "columns", "--out", str(out / "index")]) == 0
     assert [row["generator"] for row in read_index(str(out / "index"))["input"].to_pylist()] == ["someMix_v2"] * 3
 
 
 def test_a_wrong_status_and_a_missing_list_are_told(meta, tmp_path, capsys):
-    assert main(["collect", str(meta), "--out", str(tmp_path / "out"), "--retry", "never"]) == 2
+    assert main(["data", "collect", str(meta), "--out", str(tmp_path / "out"), "--retry", "never"]) == 2
     assert "source_timeout" in capsys.readouterr().err
-    assert main(["collect", "--out", str(tmp_path / "out")]) == 2
+    assert main(["data", "collect", "--out", str(tmp_path / "out")]) == 2
     assert "meta" in capsys.readouterr().err

@@ -126,7 +126,17 @@ def test_folders_and_files_become_one_page(evaluations, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")  # narrower terminals break names
     out = evaluations / "pages" / "board.html"
     assert (
-        main(["leaderboard", str(evaluations / "a"), str(evaluations / "b" / "metrics.json"), str(evaluations / "a"), "--out", str(out)])
+        main(
+            [
+                "runs",
+                "leaderboard",
+                str(evaluations / "a"),
+                str(evaluations / "b" / "metrics.json"),
+                str(evaluations / "a"),
+                "--out",
+                str(out),
+            ]
+        )
         == 0
     )
     page = out.read_text(encoding="utf-8")
@@ -152,11 +162,11 @@ def test_what_is_no_evaluation_is_named(tmp_path, capsys, content, said):
     (tmp_path / "a").mkdir()
     if content is not None:
         (tmp_path / "a" / "metrics.json").write_text(content)
-    assert main(["leaderboard", str(tmp_path / "a"), "--out", str(tmp_path / "x.html")]) == 2
+    assert main(["runs", "leaderboard", str(tmp_path / "a"), "--out", str(tmp_path / "x.html")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
 
 
 def test_the_page_wants_a_name(evaluations, capsys):
-    assert main(["leaderboard", str(evaluations / "a"), "--out", str(evaluations)]) == 2
+    assert main(["runs", "leaderboard", str(evaluations / "a"), "--out", str(evaluations)]) == 2
     assert "leaderboard.html" in capsys.readouterr().err

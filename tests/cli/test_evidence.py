@@ -10,14 +10,14 @@ from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 
 @pytest.fixture
 def record(plain_run, photos, tmp_path, capsys):  # noqa: F811
-    assert main(["evidence", plain_run, str(photos / "photo-3.jpg"), "--out", str(tmp_path / "new" / "folder")]) == 0
+    assert main(["runs", "evidence", plain_run, str(photos / "photo-3.jpg"), "--out", str(tmp_path / "new" / "folder")]) == 0
     assert "photo-3.jpg: " in capsys.readouterr().out
     return tmp_path / "new" / "folder" / "evidence.json"
 
 
 def test_a_record_is_written_and_verified(record, photos, capsys):  # noqa: F811
     assert "photo-3.jpg" in record.with_suffix(".html").read_text()
-    assert main(["evidence", "--verify", str(record), "--image", str(photos / "photo-3.jpg")]) == 0
+    assert main(["runs", "evidence", "--verify", str(record), "--image", str(photos / "photo-3.jpg")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "nothing differs"
     checked = [line for line in lines[:-1] if "not verified: " not in line]
@@ -26,12 +26,12 @@ def test_a_record_is_written_and_verified(record, photos, capsys):  # noqa: F811
 
 
 def test_what_differs_is_said_by_the_exit_code_too(record, photos, capsys):  # noqa: F811
-    assert main(["evidence", "--verify", str(record), "--image", str(photos / "photo-2.jpg")]) == 3
+    assert main(["runs", "evidence", "--verify", str(record), "--image", str(photos / "photo-2.jpg")]) == 3
     assert capsys.readouterr().out.splitlines()[-1] == "differs: file"
     told = json.loads(record.read_text())
     told["record"]["decision"]["verdict"] = "fake"
     record.write_text(record_text(told | {"sha256": digest(told["record"])}))
-    assert main(["evidence", "--verify", str(record), "--json"]) == 3
+    assert main(["runs", "evidence", "--verify", str(record), "--json"]) == 3
     answer = json.loads(capsys.readouterr().out)
     assert answer["agrees"] is False
     assert [check["name"] for check in answer["checks"] if check["outcome"] == "differs"] == ["sections"]
@@ -40,7 +40,7 @@ def test_what_differs_is_said_by_the_exit_code_too(record, photos, capsys):  # n
 def test_a_negative_image_id_is_no_option(plain_run, tmp_path, capsys):  # noqa: F811
     ids = [row["image_id"] for row in current_rows(RunDirectory.open(plain_run))]
     for number in ids:
-        assert main(["evidence", plain_run, str(number), "--out", str(tmp_path), "--json"]) == 0
+        assert main(["runs", "evidence", plain_run, str(number), "--out", str(tmp_path), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["record"]["image"]["image_id"] == number
 
 
@@ -51,5 +51,5 @@ def test_a_negative_image_id_is_no_option(plain_run, tmp_path, capsys):  # noqa:
 )  # fmt: skip
 def test_wrong_usage_is_said(plain_run, words, tmp_path, capsys, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    assert main(["evidence", *(plain_run if word == "RUN" else word for word in words)]) == 2
+    assert main(["runs", "evidence", *(plain_run if word == "RUN" else word for word in words)]) == 2
     assert capsys.readouterr().err.startswith("touchstone: ")

@@ -1,4 +1,4 @@
-"""`touchstone explain`, end to end with the detector that is shipped."""
+"""`touchstone runs explain`, end to end with the detector that is shipped."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def picture(tmp_path_factory):
 def explained(picture, tmp_path_factory):
     """The folder that one command has filled."""
     out = tmp_path_factory.mktemp("explained") / "new" / "folder"
-    assert main(["explain", str(picture), "--detector", "touchstone-tiny", "--out", str(out), "--grid", "5"]) == 0
+    assert main(["runs", "explain", str(picture), "--detector", "touchstone-tiny", "--out", str(out), "--grid", "5"]) == 0
     return out
 
 
@@ -57,7 +57,7 @@ def test_the_picture_shows_image_map_and_both_ends_of_the_scale(explained):
 
 
 def test_it_says_score_test_and_files_and_takes_a_url(picture, tmp_path, capsys):
-    assert main(["explain", picture.as_uri(), "--detector", "touchstone-tiny", "--out", str(tmp_path), "--grid", "2"]) == 0
+    assert main(["runs", "explain", picture.as_uri(), "--detector", "touchstone-tiny", "--out", str(tmp_path), "--grid", "2"]) == 0
     said = capsys.readouterr()
     assert re.match(r"touchstone-tiny: score [+-]\d+\.\d\d \(log-odds of fake\)\n  (Deletion test passed|Not reliable, deletion)", said.out)
     assert str(tmp_path / "touchstone-tiny.png") in said.out
@@ -73,7 +73,10 @@ def test_every_detector_of_an_ensemble_is_explained_and_json_is_only_json(tmp_pa
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(members))
     (tmp_path / "small.jpg").write_bytes(encoded(photo(50, 40), "JPEG"))
     out = tmp_path / "out"
-    assert main(["explain", f"{tmp_path}/small.jpg", "--ensemble", f"{tmp_path}/two.yaml", "--out", str(out), "--grid", "2", "--json"]) == 0
+    assert (
+        main(["runs", "explain", f"{tmp_path}/small.jpg", "--ensemble", f"{tmp_path}/two.yaml", "--out", str(out), "--grid", "2", "--json"])
+        == 0
+    )
     results = json.loads(capsys.readouterr().out)
     assert [result["detector"] for result in results] == ["touchstone-tiny", "second"]
     assert results[0]["score"] == results[1]["score"]
@@ -88,7 +91,7 @@ def test_an_image_that_cannot_be_read_is_one_line_with_its_status(content, statu
     path = tmp_path / "image.png"
     if content is not None:
         path.write_bytes(content)
-    assert main(["explain", str(path), "--detector", "touchstone-tiny", "--out", str(tmp_path / "out")]) == 2
+    assert main(["runs", "explain", str(path), "--detector", "touchstone-tiny", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"touchstone: {path}: {status}: ")
@@ -105,7 +108,7 @@ def test_usage_errors_say_what_to_do(picture, tmp_path, capsys):
         (["--detector", "touchstone-tiny"], "Missing option '--out'"),
     ]
     for arguments, expected in cases:
-        assert main(["explain", str(picture), *arguments]) == 2
+        assert main(["runs", "explain", str(picture), *arguments]) == 2
         assert expected in capsys.readouterr().err
 
 

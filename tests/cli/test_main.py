@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import resource
 import subprocess
@@ -40,11 +41,82 @@ def test_every_command_explains_itself(path, command, capsys):
     assert all(option.help for option in command.params if isinstance(option, click.Option) and option.name != "help")
 
 
-def test_the_help_lists_every_command_once(capsys):
+def test_the_help_lists_the_core_and_every_group_once(capsys):
     assert main(["--help"]) == 0
-    listed = re.findall(r"^  ([a-z]+) {2,}[A-Z]", capsys.readouterr().out, re.M)
-    assert sorted(listed) == sorted(touchstone.commands)
-    assert listed.index("score") < listed.index("calibrate") < listed.index("train")
+    core, groups = capsys.readouterr().out.partition("Commands:")[2].split("Groups")
+    assert re.findall(r"^  ([a-z]+)", core, re.M) == ["demo", "check", "score", "plan", "results", "serve", "train", "evaluate", "compare"]
+    listed = {name: one.commands for name, one in touchstone.commands.items() if isinstance(one, click.Group)}
+    words = re.findall(r"[a-z]+", groups.partition("\n")[2])
+    assert words == [word for group, names in listed.items() for word in (group, *names)]
+
+
+@pytest.mark.parametrize("path", [(), *(path for path, command in commands() if isinstance(command, click.Group))])
+def test_summaries_are_whole_sentences_that_fit(path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*path, "--help"]) == 0
+    lines = capsys.readouterr().out.partition("Commands:")[2].partition("Groups")[0].strip().splitlines()
+    assert all(re.fullmatch(r" *[a-z]+ +[A-Z].*\.", line) and not line.endswith("..") for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    "name", ["report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard", "split", "labels"]
+)
+def test_a_former_name_works_and_says_the_new_one(name, capsys):
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"Usage: touchstone {name}")
+    group = "data" if name in ("split", "labels") else "runs"
+    assert said.err == f"'touchstone {name}' is now 'touchstone {group} {name}'; the old name works until 1.0\n"
+
+
+@pytest.mark.parametrize("name", ["decide", "filter", "calibrate", "index", "collect", "generate", "pack"])
+def test_names_that_scripts_rely_on_stay(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [(["scroe"], "score"), (["gallary"], "runs gallery"), (["runs", "galery"], "gallery"), (["detectors", "lst"], "list")],
+)
+def test_a_misspelt_command_is_answered_with_the_nearest(words, nearest, capsys):
+    assert main(words) == 2
+    assert f"No such command '{words[-1]}'. Did you mean '{nearest}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", ["ensembles", "recipes", "protocols"])
+def test_what_is_shipped_is_listed_and_shown(group, capsys):
+    assert main([group, "list", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert len(entries) > 5
+    assert all(entry["title"] for entry in entries)
+    assert main([group, "list"]) == 0
+    table = capsys.readouterr().out
+    assert all(entry["name"] in table and entry["title"] in table for entry in entries)
+    for entry in entries:
+        assert main([group, "show", entry["name"]]) == 0
+        assert f"name: {entry['name']}" in capsys.readouterr().out
+    assert main([group, "show", "nothing-of-that-name"]) == 2
+    assert "shipped: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("touchstone ev", "evaluate"), ("touchstone runs ga", "gallery"), ("touchstone score --ensemble perm", "permissive"),
+     ("touchstone check --detector touchstone-t", "touchstone-tiny"), ("touchstone train touchstone-t", "touchstone-tiny"),
+     ("touchstone results run --status trunc", "truncated_image"), ("touchstone evaluate --protocol sid", "sidbench")],
+)  # fmt: skip
+def test_a_shell_completes(words, found):
+    environment = os.environ | {"_TOUCHSTONE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = "from ray_app.cli.main import script; script()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found in [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_is_printed(shell, capsys):
+    assert main(["config", "completion", shell]) == 0
+    assert "_TOUCHSTONE_COMPLETE" in capsys.readouterr().out
 
 
 def test_a_typo_in_a_config_is_answered_with_file_key_and_nearest_key(tmp_path, capsys):

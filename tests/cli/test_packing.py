@@ -22,27 +22,27 @@ def photos(tmp_path):
 
 
 def test_pack_says_what_it_did(photos, tmp_path, capsys):
-    assert main(["pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset", "--shard-mb", "1"]) == 0
+    assert main(["data", "pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset", "--shard-mb", "1"]) == 0
     said = capsys.readouterr()
     assert "9 of 9 files into 1 WebDataset shard" in said.out
     assert "2 of these are in no image format" in said.out
     assert "9 files in 1 shard" in said.err
-    assert main(["pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset", "--shard-mb", "1", "--json"]) == 0
+    assert main(["data", "pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset", "--shard-mb", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["packed"] == 9
 
 
 def test_pack_refuses_what_is_not_its_own(photos, tmp_path, capsys):
-    assert main(["pack", str(photos), "--out", str(tmp_path / "out")]) == 0
-    assert main(["pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset"]) == 2
+    assert main(["data", "pack", str(photos), "--out", str(tmp_path / "out")]) == 0
+    assert main(["data", "pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset"]) == 2
     assert 'form: this command "webdataset", the directory "parquet"' in capsys.readouterr().err
-    assert main(["pack", str(photos)]) == 2
+    assert main(["data", "pack", str(photos)]) == 2
     assert "out: missing" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_no_run_begins_among_shards(photos, tmp_path):
-    assert main(["pack", str(photos), "--out", str(tmp_path / "shards")]) == 0
-    with pytest.raises(ConfigError, match="touchstone pack"):
+    assert main(["data", "pack", str(photos), "--out", str(tmp_path / "shards")]) == 0
+    with pytest.raises(ConfigError, match="touchstone data pack"):
         RunDirectory.open(str(tmp_path / "shards")).claim({}, [], {})
 
 
@@ -59,7 +59,7 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path):
     photos = archives.as_prefix(tmp_path, {f"{index:05}": f"content {index}".encode() for index in range(6400)})
 
     def start(out):
-        command = [sys.executable, "-m", "ray_app.cli.main", "pack", photos, "--out", tmp_path / out, "--shard-mb", "0.0001"]
+        command = [sys.executable, "-m", "ray_app.cli.main", "data", "pack", photos, "--out", tmp_path / out, "--shard-mb", "0.0001"]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     assert start("whole").wait() == 0
@@ -76,9 +76,9 @@ def test_killed_and_run_again_gives_the_same_files(tmp_path):
 
 def test_filter_says_what_it_did(photos, tmp_path, capsys):
     run = scored.scored_run(tmp_path / "run", photos, lambda member: 9.0 if member.uri.endswith(".gif") else -9.0)
-    assert main(["filter", run.store.url, "--out", str(tmp_path / "out")]) == 0
+    assert main(["runs", "filter", run.store.url, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "2 of 9 files: flagged as fake" in said
     assert "nothing was deleted" in said
-    assert main(["filter", run.store.url, "--out", str(tmp_path / "shards"), "--as", "parquet", "--drop", "abstain", "--json"]) == 0
+    assert main(["runs", "filter", run.store.url, "--out", str(tmp_path / "shards"), "--as", "parquet", "--drop", "abstain", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["packed"] == 9

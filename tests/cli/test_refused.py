@@ -88,7 +88,7 @@ def test_a_refused_command_leaves_no_directory(words, place, tmp_path, capsys):
 
 
 def test_decide_makes_no_run_of_a_misspelt_name(tmp_path):
-    assert main(["decide", str(tmp_path / "norun"), "--ensemble", "default"]) == ExitCode.USAGE
+    assert main(["runs", "decide", str(tmp_path / "norun"), "--ensemble", "default"]) == ExitCode.USAGE
     assert not (tmp_path / "norun").exists()
 
 
@@ -132,8 +132,8 @@ def test_a_run_is_not_begun_in_the_directory_of_another_command(name, place, tmp
 
 def test_a_corrected_command_may_have_the_directory(place, tmp_path):
     out = str(tmp_path / "out")
-    assert main(["pack", f"{place}/broken.csv", "--out", out]) == ExitCode.USAGE
-    assert main(["pack", f"{place}/photos", "--out", out]) == ExitCode.DONE
+    assert main(["data", "pack", f"{place}/broken.csv", "--out", out]) == ExitCode.USAGE
+    assert main(["data", "pack", f"{place}/photos", "--out", out]) == ExitCode.DONE
 
 
 def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ import pytest
 from click.testing import CliRunner
 
 from ray_app.cli.data import labels, split
-from ray_app.cli.main import touchstone
 from ray_app.datasets import read_index
 from ray_app.errors import ConfigError
 from tests.datasets.made_index import made_index
@@ -68,10 +67,3 @@ def test_an_audit_of_labels_is_told(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"labels.html", "labels.json", "suspicious.parquet"}
     told = run(labels, tmp_path / "run", "--out", tmp_path / "out", "--no-thumbnails", "--json")
     assert json.loads(told.stdout)["n"] == 600
-
-
-def test_both_stand_among_the_commands():
-    said = CliRunner().invoke(touchstone, ["--help"])
-    section = said.stdout.partition("Data:")[2].partition("How well")[0]
-    assert "split" in section
-    assert "labels" in section

@@ -22,10 +22,10 @@ def run(tmp_path_factory):
 
 def test_draw_label_and_read_back(run, tmp_path, capsys):
     out = tmp_path / "audit"
-    assert main(["audit", run, "--draw", str(N), "--out", str(out)]) == 0
+    assert main(["runs", "audit", run, "--draw", str(N), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"drawn: {N} of {N} images" in said
-    assert f"touchstone audit {run} --labels labels.csv --out {out}" in said
+    assert f"touchstone runs audit {run} --labels labels.csv --out {out}" in said
     page = (out / "audit.html").read_text()
     assert page.count("data:image/jpeg;base64") == N - 1
     assert page.count("It cannot be read any more.") == 1
@@ -46,19 +46,19 @@ def test_draw_label_and_read_back(run, tmp_path, capsys):
 
 
 def test_a_handful_of_flagged_images_is_drawn(run, tmp_path, capsys):
-    assert main(["audit", run, "--draw", "10", "--flagged", "--no-thumbnails", "--out", str(tmp_path / "tail")]) == 0
+    assert main(["runs", "audit", run, "--draw", "10", "--flagged", "--no-thumbnails", "--out", str(tmp_path / "tail")]) == 0
     assert "images flagged as fake, from 1 stratum" in capsys.readouterr().out
 
 
 def test_what_cannot_be_is_refused(run, tmp_path, capsys):
-    assert main(["audit", run, "--out", str(tmp_path)]) == 2
-    assert main(["audit", run, "--draw", "60", "--labels", "x.csv", "--out", str(tmp_path)]) == 2
-    assert main(["audit", run, "--draw", "10", "--out", str(tmp_path)]) == 2
-    assert main(["audit", run, "--draw", "60", "--out", "s3://bucket/x"]) == 2
-    assert main(["audit", run, "--draw", "9", "--flagged", "--out", str(tmp_path)]) == 2
-    assert main(["audit", run, "--labels", "x.csv", "--flagged", "--out", str(tmp_path)]) == 2
+    assert main(["runs", "audit", run, "--out", str(tmp_path)]) == 2
+    assert main(["runs", "audit", run, "--draw", "60", "--labels", "x.csv", "--out", str(tmp_path)]) == 2
+    assert main(["runs", "audit", run, "--draw", "10", "--out", str(tmp_path)]) == 2
+    assert main(["runs", "audit", run, "--draw", "60", "--out", "s3://bucket/x"]) == 2
+    assert main(["runs", "audit", run, "--draw", "9", "--flagged", "--out", str(tmp_path)]) == 2
+    assert main(["runs", "audit", run, "--labels", "x.csv", "--flagged", "--out", str(tmp_path)]) == 2
     capsys.readouterr()
-    assert main(["audit", str(tmp_path), "--draw", "60", "--out", str(tmp_path / "out")]) == 2
+    assert main(["runs", "audit", str(tmp_path), "--draw", "60", "--out", str(tmp_path / "out")]) == 2
     assert "no finished run here" in capsys.readouterr().err
-    assert main(["audit", run, "--labels", "x.csv", "--out", str(tmp_path)]) == 2
+    assert main(["runs", "audit", run, "--labels", "x.csv", "--out", str(tmp_path)]) == 2
     assert "no audit.json" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_two_evaluations_of_the_same_images_stand_in_one_list(case):
 def test_the_command_makes_the_page_of_what_evaluate_wrote(case, tmp_path, capsys):
     folder, _, documents = case
     out = tmp_path / "board.html"
-    assert main(["leaderboard", str(folder / "run-figures"), str(folder / "shifted-figures"), "--out", str(out)]) == 0
+    assert main(["runs", "leaderboard", str(folder / "run-figures"), str(folder / "shifted-figures"), "--out", str(out)]) == 0
     assert "6 systems on 1 set of data." in out.read_text(encoding="utf-8")
     assert json.loads((folder / "run-figures" / "metrics.json").read_text())["table"] == documents["run"]["table"]
     assert "OpenFake, version 2" in capsys.readouterr().out

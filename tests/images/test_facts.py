@@ -115,4 +115,4 @@ def test_a_missing_library_is_said_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr(facts, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="ImageHash") as caught:
         require_perceptual_hash()
-    assert caught.value.hint == "pip install 'touchstone[phash]'"
+    assert caught.value.hint == "pip install 'touchstone-forensics[phash]'"

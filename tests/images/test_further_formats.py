@@ -169,5 +169,5 @@ def test_without_its_extra_a_format_names_the_pip_line(module, extra, make, monk
     monkeypatch.setitem(sys.modules, module, None)
     error = refusal(data)
     assert error.status == Status.UNSUPPORTED_FORMAT
-    assert f"pip install 'touchstone[{extra}]'" in error.detail
+    assert f"pip install 'touchstone-forensics[{extra}]'" in error.detail
     assert error.facts.format == {"jxl": "JXL", "raw": "RAW"}[extra]

@@ -178,7 +178,7 @@ def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, dat
 
 
 def test_what_is_known_does_not_suffice_a_decision_by_which_more_detectors_look(spec, data):
-    """As after `touchstone decide` with another card: the index was made under the old one."""
+    """As after `touchstone runs decide` with another card: the index was made under the old one."""
     _, outcomes, outputs = looked_at(spec, data)
     recall = ScoreCache(spec)
     recall.begin_block()

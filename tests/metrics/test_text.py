@@ -80,7 +80,7 @@ def test_no_pairs_are_no_figure_and_unequal_ones_an_error(figure):
 def test_a_library_that_is_not_there_is_named(figure, package, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr("ray_app.metrics.text.find_spec", lambda name: None if name == package else real(name))
-    assert "touchstone[evaluate]" in figure(["a"], ["a"]).why
+    assert "touchstone-forensics[evaluate]" in figure(["a"], ["a"]).why
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Records as `touchstone evidence` writes them, made of the shipped cards and rows that the test says."""
+"""Records as `touchstone runs evidence` writes them, made of the shipped cards and rows that the test says."""
 
 import copy
 

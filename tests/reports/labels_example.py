@@ -1,4 +1,4 @@
-"""An audit of labels as `touchstone labels` writes it, of made-up findings, and pictures for it."""
+"""An audit of labels as `touchstone data labels` writes it, of made-up findings, and pictures for it."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""`touchstone gallery` over a run that was scored for real: every image once, in order, with its words; no page asks for anything."""
+"""`touchstone runs gallery` over a run that was scored for real: every image once, in order, with its words; no page asks for anything."""
 
 import json
 import re
@@ -131,9 +131,9 @@ def test_filters_are_those_of_results(run, tmp_path):
 
 
 def test_what_is_typed(run, tmp_path, capsys):
-    assert main(["gallery", run, "--out", str(tmp_path / "one"), "--verdict", "fake", "--per-page", "3"]) == 0
+    assert main(["runs", "gallery", run, "--out", str(tmp_path / "one"), "--verdict", "fake", "--per-page", "3"]) == 0
     assert capsys.readouterr().out.strip().endswith(f"{tmp_path}/one/index.html")
-    assert main(["gallery", run, "--out", str(tmp_path / "one"), "--json"]) == 0
+    assert main(["runs", "gallery", run, "--out", str(tmp_path / "one"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 11
 
 

@@ -191,5 +191,5 @@ def test_recompressed_views_are_forecast_where_a_probe_saw_them(share, words):
 def test_embeddings_say_what_they_take():
     lines = plan_lines(PLAN | {"features": {"unifd": 768}})
     (told,) = [line for line in lines if line.startswith("embeddings")]
-    assert told.split(maxsplit=1)[1] == "768 numbers per image, of unifd: about 368.6 MB in the run directory, for touchstone rescore"
+    assert told.split(maxsplit=1)[1] == "768 numbers per image, of unifd: about 368.6 MB in the run directory, for touchstone runs rescore"
     assert not [line for line in plan_lines(PLAN) if line.startswith("embeddings")]

@@ -10,7 +10,7 @@ from ray_app.attribution.captioners import Caption
 from ray_app.cli.main import main
 from ray_app.runs import row_schema, summarise
 from ray_app.runs.rows import described_columns
-from ray_app.runs.summary import of_generator
+from ray_app.runs.selection import of_generator
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 
 ROWS = [

@@ -323,7 +323,7 @@ def test_places_that_are_no_such_table_are_refused_before_anything_is_done(run, 
     monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if "PathFinder" not in repr(one)])
     with pytest.raises(ConfigError) as caught:
         verdict_table.check_table(table)
-    assert caught.value.hint == "pip install 'touchstone[delta]'"
+    assert caught.value.hint == "pip install 'touchstone-forensics[delta]'"
 
 
 def test_a_table_of_an_earlier_version_gets_the_columns_that_it_lacks(run, table):

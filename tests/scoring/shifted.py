@@ -67,7 +67,7 @@ def properties_in(ensemble: Ensemble, files):
 
 
 def calibrated_card(properties, fake, *, name="calibrated", detector="touchstone-tiny", precision="fp32", resize="exact", fake_above=0.0):
-    """A card as `touchstone calibrate` writes it, for the population that these pictures are."""
+    """A card as `touchstone detectors calibrate` writes it, for the population that these pictures are."""
     fake = np.asarray(fake)
     part = LabelledPart(name="choose", n_real=int((~fake).sum()), n_fake=int(fake.sum()), groups=len(fake), sha256="0" * 64)
     population = population_of("simulated photographs", fake, properties, parts=[part], prevalence=0.5)

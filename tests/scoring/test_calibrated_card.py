@@ -1,4 +1,4 @@
-"""A card that `touchstone calibrate` wrote gives the same chances in a new run, by `decide`, behind the endpoint and in Python."""
+"""A card that `touchstone detectors calibrate` wrote gives the same chances in a run, by `decide`, in the endpoint and in Python."""
 
 import asyncio
 import csv
@@ -94,7 +94,7 @@ def test_the_card_gives_its_chances_wherever_it_is_used(labelled_run, pictures, 
     assert np.ptp(expected) > 0.5
 
     again = shutil.copytree(run, tmp_path / "again")
-    assert main(["decide", str(again), "--ensemble", str(path)]) == 0
+    assert main(["runs", "decide", str(again), "--ensemble", str(path)]) == 0
     decided = {row["uri"]: row for row in current_rows(RunDirectory.open(str(again)))}
     assert [decided[row["uri"]]["probability"] for row in rows] == pytest.approx(expected, abs=1e-12)
     assert all(row["calibrated"] for row in decided.values())

@@ -82,9 +82,9 @@ def test_a_file_that_never_answers_costs_its_picture_and_neither_the_report_nor_
 
 
 def test_pictures_are_left_out_where_that_was_asked_and_stay_out(run, capsys):
-    assert main(["report", run.store.url, "--no-thumbnails"]) == 0
+    assert main(["runs", "report", run.store.url, "--no-thumbnails"]) == 0
     assert "<img" not in run.store.read("report.html").decode()
-    assert main(["report", run.store.url]) == 0
+    assert main(["runs", "report", run.store.url]) == 0
     assert "<img" in run.store.read("report.html").decode()
     run.write_json("summary.json", run.read_json("summary.json") | {"thumbnails": False})
     assert "img" not in {tag for tag, _ in page_of(run).tags}

@@ -100,7 +100,7 @@ def test_the_commands_say_what_becomes_of_the_table(photos, tmp_path, capsys, of
     assert main(["score", *words]) == 0
     assert f"table: {tmp_path}/table has 5 rows of this run, 5 of them committed by this command" in capsys.readouterr().out
     (tmp_path / "strict.yaml").write_text(STRICT)
-    assert main(["decide", str(tmp_path / "run"), "--ensemble", str(tmp_path / "strict.yaml")]) == 0
+    assert main(["runs", "decide", str(tmp_path / "run"), "--ensemble", str(tmp_path / "strict.yaml")]) == 0
     said = capsys.readouterr().out
     assert re.search(
         r"table: \S+/table has 5 rows of this run, which are no longer those of the run; `touchstone score` with --table", said

@@ -119,7 +119,7 @@ def test_masks_of_views_lie_beside_the_clean_ones_and_only_where_they_fit(score,
     assert not list(current_masks(run, view="crop:0.75"))
     (stored,) = (pq.read_table(file) for file in (out / "masks" / "00000").iterdir())
     assert stored["view"].to_pylist() == [None, "jpeg:50"]
-    assert main(["masks", str(out), "--out", str(tmp_path / "masks")]) == 0
+    assert main(["runs", "masks", str(out), "--out", str(tmp_path / "masks")]) == 0
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 1
 
 

@@ -76,7 +76,7 @@ def test_the_mask_table_has_the_schema_that_is_promised(run_of_eight):
 
 def test_masks_can_be_taken_out_as_files(run_of_eight, tmp_path, capsys):
     out, rows = run_of_eight
-    assert main(["masks", str(out), "--out", str(tmp_path / "masks")]) == 0
+    assert main(["runs", "masks", str(out), "--out", str(tmp_path / "masks")]) == 0
     good = [row for row in rows.values() if row["status"] == "ok"]
     assert f"{len(good)} masks in" in capsys.readouterr().out
     for row in good:
@@ -95,9 +95,9 @@ def test_after_another_listing_only_current_masks_are_taken_out(score, archive, 
     (source / pictures[0].name).unlink()
     score(source, detectors=(str(maskclip),))
     for flags, count in (([], 1), (["--vanished"], 2)):
-        assert main(["masks", str(tmp_path / "run"), "--out", str(tmp_path / f"masks{count}"), *flags]) == 0
+        assert main(["runs", "masks", str(tmp_path / "run"), "--out", str(tmp_path / f"masks{count}"), *flags]) == 0
         assert len(list((tmp_path / f"masks{count}").iterdir())) == count
-    assert main(["masks", str(tmp_path / "run"), "--out", "s3://bucket/masks"]) == 2
+    assert main(["runs", "masks", str(tmp_path / "run"), "--out", "s3://bucket/masks"]) == 2
     assert "not a local folder" in capsys.readouterr().err
 
 

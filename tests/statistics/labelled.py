@@ -99,7 +99,7 @@ def scored(scores):
 
 
 def calibrated(images, **options) -> Assembled | None:
-    """The calibration as `touchstone calibrate` makes it of these images; None where it refuses."""
+    """The calibration as `touchstone detectors calibrate` makes it of these images; None where it refuses."""
     config = CalibrateConfig(run="", out="", **options)
     groups = groups_of(images, share_generators=config.share_generators, share_sources=config.share_sources)
     try:

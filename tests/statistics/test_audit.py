@@ -207,12 +207,12 @@ def test_the_commands_say_the_same(simulated, tmp_path, capsys):
 
 def answer(run, folder, truth, drawing):
     """What `audit` says of a run once its sample is labelled by the truth."""
-    assert main(["audit", run, *drawing, "--no-thumbnails", "--out", str(folder)]) == 0
+    assert main(["runs", "audit", run, *drawing, "--no-thumbnails", "--out", str(folder)]) == 0
     with open(folder / "sample.csv", newline="", encoding="utf-8") as file:
         rows = [row | {"label": "fake" if truth[int(row["image_id"])] else "real"} for row in csv.DictReader(file)]
     with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
         written = csv.DictWriter(file, list(rows[0]))
         written.writeheader()
         written.writerows(rows)
-    assert main(["audit", run, "--labels", str(folder / "labels.csv"), "--out", str(folder)]) == 0
+    assert main(["runs", "audit", run, "--labels", str(folder / "labels.csv"), "--out", str(folder)]) == 0
     return json.loads((folder / "result.json").read_text())

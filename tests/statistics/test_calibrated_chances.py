@@ -84,8 +84,8 @@ def test_chances_of_cards_that_the_command_writes(simulated, tmp_path):
         held_out, is_fake = images(rng, HELD_OUT, 1 / 51, shift=12)
         for method in METHODS:
             card = str(place / f"{method}.yaml")
-            assert main(["calibrate", run, "--labels", labels, "--method", method, "--out", card]) == 0
+            assert main(["detectors", "calibrate", run, "--labels", labels, "--method", method, "--out", card]) == 0
             made = load_ensemble_card(card)
             found = decide(made, {"only": held_out}, calibrations={"only": made.members[0].calibration})
             wrong.append(ece(found.score, is_fake) > MOST_ECE)
-    simulated(CHANCES, "touchstone calibrate --method …, 4,000 labelled, 1 to 50, positive; 20 seeds of 3 methods", 0.05, wrong)
+    simulated(CHANCES, "touchstone detectors calibrate --method …, 4,000 labelled, 1 to 50, positive; 20 seeds of 3 methods", 0.05, wrong)

@@ -1,4 +1,4 @@
-"""The same promises through `touchstone calibrate`, `decide` and `results`, as a person keeps them."""
+"""The same promises through `touchstone detectors calibrate`, `decide` and `results`, as a person keeps them."""
 
 import csv
 import hashlib
@@ -50,7 +50,7 @@ def kept(folder, rng, draw, options, capsys):
     reals = draw(rng)
     images = images_of(rng, reals)
     url, card = run_of(folder / "labelled", images.scores["a"]), str(folder / "mine.yaml")
-    if main(["calibrate", url, "--labels", labels_of(folder / "labels.csv", images), "--out", card, *options]) != 0:
+    if main(["detectors", "calibrate", url, "--labels", labels_of(folder / "labels.csv", images), "--out", card, *options]) != 0:
         return None
     means = {
         maker: images.scores["a"][[one == maker for one in images.generator]].mean() for maker in sorted(set(images.generator[2_000:]))
@@ -58,7 +58,7 @@ def kept(folder, rng, draw, options, capsys):
     fakes = rng.choice(list(means.values()), 300) + rng.standard_normal(300)
     archive = run_of(folder / "archive", np.concatenate([reals.more(rng, 2_700), fakes]))
     RunDirectory.open(archive).write_json("summary.json", {"listing": 0, "session": {}})
-    assert main(["decide", archive, "--ensemble", card]) == 0
+    assert main(["runs", "decide", archive, "--ensemble", card]) == 0
     found = load_ensemble_card(card)
     low, high = found.calibration(found.members[0].calibration(np.array([0.0, 1.0])))
     summary = RunDirectory.open(archive).read_json("summary.json")["guarantee"]

@@ -95,8 +95,8 @@ def test_both_commands_keep_quiet_on_clean_sets(simulated, tmp_path):
                 ]
             )
         labels = ["--labels", str(place / "labels.csv"), "--out"]
-        assert main(["labels", run, *labels, str(place / "audit"), "--no-thumbnails"]) == 0
+        assert main(["data", "labels", run, *labels, str(place / "audit"), "--no-thumbnails"]) == 0
         assert main(["evaluate", run, *labels, str(place / "evaluated")]) == 0
         documents = [json.loads((place / name).read_text()) for name in ("audit/labels.json", "evaluated/metrics.json")]
         fired.append(documents[0]["shortcut"]["confounded"] or documents[1]["data"]["shortcut"]["confounded"])
-    simulated(CLEAN, "either of touchstone labels and evaluate, 100, 300 and 1,000 files, 6 generators", 0.05, fired)
+    simulated(CLEAN, "either of touchstone data labels and evaluate, 100, 300 and 1,000 files, 6 generators", 0.05, fired)

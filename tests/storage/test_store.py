@@ -247,4 +247,4 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
     with pytest.raises(ConfigError) as caught:
         Store.open("gs://bucket/run")
-    assert caught.value.hint == "pip install 'touchstone[gcs]'"
+    assert caught.value.hint == "pip install 'touchstone-forensics[gcs]'"

@@ -85,5 +85,5 @@ def test_every_command_that_fills_a_directory_says_so(words, unconditional, phot
 
 @IGNORED
 def test_the_summary_says_what_was_lost(unconditional, photos):
-    assert main(["pack", f"{photos}/photos", "--out", f"{unconditional.url}/out", "--set", "unguarded=true"]) == ExitCode.DONE
+    assert main(["data", "pack", f"{photos}/photos", "--out", f"{unconditional.url}/out", "--set", "unguarded=true"]) == ExitCode.DONE
     assert json.loads(unconditional.read("out/summary.json"))["session"]["unguarded"] is True

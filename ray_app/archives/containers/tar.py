@@ -289,7 +289,7 @@ def _zstd() -> Any:
         try:
             from backports import zstd
         except ImportError:
-            raise InputError(Status.UNSUPPORTED_FORMAT, "a zstd archive: pip install 'touchstone[zst]'") from None
+            raise InputError(Status.UNSUPPORTED_FORMAT, "a zstd archive: pip install 'touchstone-forensics[zst]'") from None
     return zstd
 
 

@@ -1,4 +1,4 @@
-"""Settings of `touchstone collect` (`CollectConfig`), the statuses a url may end in, and the summary for a terminal (`collect_lines`)."""
+"""Settings of `touchstone data collect` (`CollectConfig`), the statuses of a url, and the summary for a terminal (`collect_lines`)."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -184,4 +184,4 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "words", f"{records}/collected.parquet: labels, generators, prompts and all else that the list says"
     if summary["ok"]:
         images = f"{summary['records']}/collected.parquet" if summary["form"] == "files" else f"{summary['out']}/data"
-        yield "next", shlex.join(["touchstone", "index", images, "--layout", "columns", "--out", f"{summary['records']}/index"])
+        yield "next", shlex.join(["touchstone", "data", "index", images, "--layout", "columns", "--out", f"{summary['records']}/index"])

@@ -1,4 +1,4 @@
-"""`touchstone collect`: `collect` reads the list, has what is missing fetched, writes the tables. Interrupted, the same command resumes."""
+"""`touchstone data collect`: `collect` reads the list, has what is missing fetched, writes the tables. The same command resumes."""
 
 import json
 import time

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 from ray_app.archives.tabular import read_table, text_table
 from ray_app.datajobs.download.config import OK, CollectConfig
 from ray_app.datajobs.download.session import Records
-from ray_app.datajobs.shards.writer import write_tables
 from ray_app.datasets.labels import parse_label, real_of
 from ray_app.datasets.layouts.dflip import FAMILIES_V1
 from ray_app.errors import ConfigError, InputError
+from ray_app.runs.table_files import write_tables
 from ray_app.storage import Fetcher, canonical, strip_secrets
 
 _MOST_BYTES = 2**32  # held in memory; the largest that is published has 195 MB

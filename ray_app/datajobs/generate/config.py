@@ -105,7 +105,7 @@ def require_accepted(card: PipelineCard, accepted: Collection[str] = ()) -> None
         return
     raise DetectorError(
         f"{card.name}: its licence is not accepted yet: {card.licence} ({TERMS_IN_WORDS[card.terms]}); model {card.model}",
-        hint=f"read {card.source}, then: touchstone generate … --accept-licence {card.name}",
+        hint=f"read {card.source}, then: touchstone data generate … --accept-licence {card.name}",
     )
 
 

@@ -172,7 +172,7 @@ def pipeline_class(card: config.PipelineCard) -> Any:
     try:
         import diffusers
     except ImportError:
-        raise ConfigError("generating needs diffusers", hint="pip install 'touchstone[generate]'") from None
+        raise ConfigError("generating needs diffusers", hint="pip install 'touchstone-forensics[generate]'") from None
     kind = getattr(diffusers, card.diffusers_class, None)
     if kind is None:
         raise ConfigError(

@@ -21,21 +21,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image, JpegImagePlugin
 
-from ray_app.archives import (
-    ManifestMember,
-    MemberReader,
-    fetcher_of,
-    guard_of,
-    image_id,
-    iter_blocks,
-    manifests,
-    member_rows,
-    open_source,
-    places_of,
-    read_block,
-    read_complete,
-    tabular,
-)
+from ray_app import archives
 from ray_app.archives.members import ListedWithColumns
 from ray_app.datajobs.generate.config import FileEncoding, GenerateConfig, Like, PromptColumns, Size
 from ray_app.datasets.index import is_index
@@ -94,12 +80,12 @@ def measure(like: Like, limits: ImageLimits, retry: RetryPolicy, *, allow_privat
 
     Raises ConfigError where there is no file that could be imitated, StorageError when the set is out of reach.
     """
-    fetcher = fetcher_of([like.source], retry, allow_private=allow_private)
+    fetcher = archives.fetcher_of([like.source], retry, allow_private=allow_private)
     if _has_manifest(like.source):
-        fetcher.guard = fetcher.guard.joined(guard_of(Store.open(like.source)))
+        fetcher.guard = fetcher.guard.joined(archives.guard_of(Store.open(like.source)))
     members = _spread(list(_reals(like.source, fetcher)), like.sample)
     looks, left_out = [], Counter[str]()
-    reader = MemberReader(fetcher, max_bytes=limits.max_bytes)
+    reader = archives.MemberReader(fetcher, max_bytes=limits.max_bytes)
     for _, data in reader.read(members):
         look = data.status.value if isinstance(data, InputError) else look_of(data, size=like.size)
         if isinstance(look, FileStyle):
@@ -138,21 +124,26 @@ def _has_manifest(place: str) -> bool:
     return store is not None and (RunDirectory(store).exists() or is_index(store))
 
 
-def _reals(place: str, fetcher: Fetcher) -> Iterator[ManifestMember]:
+def _reals(place: str, fetcher: Fetcher) -> Iterator[archives.ManifestMember]:
     """Members of a run, an index or an archive; without those that are labelled fake."""
     if _has_manifest(place):
         store = Store.open(place)
-        blocks = (ref for number in manifests(store) if read_complete(store, number) for ref in iter_blocks(store, number))
-        found = (member for ref in blocks for member in member_rows(read_block(store, ref)))
+        blocks = (
+            ref
+            for number in archives.manifests(store)
+            if archives.read_complete(store, number)
+            for ref in archives.iter_blocks(store, number)
+        )
+        found = (member for ref in blocks for member in archives.member_rows(archives.read_block(store, ref)))
     else:
-        found = (as_member(item, slot) for slot, item in enumerate(islice(open_source([place], fetcher=fetcher), 1_000_000)))
+        found = (as_member(item, slot) for slot, item in enumerate(islice(archives.open_source([place], fetcher=fetcher), 1_000_000)))
     return (member for member in found if str(member.input.get("label", "real")).lower() not in ("fake", "1", "true"))
 
 
-def as_member(item: Any, slot: int) -> ManifestMember:
+def as_member(item: Any, slot: int) -> archives.ManifestMember:
     """A listed file as one that can be read; `slot` is its number in the listing."""
     listed = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
-    return ManifestMember(image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
+    return archives.ManifestMember(archives.image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
 
 
 def _row_styles(run: RunDirectory, like: Like) -> Iterator[FileStyle]:
@@ -164,7 +155,7 @@ def _row_styles(run: RunDirectory, like: Like) -> Iterator[FileStyle]:
         yield FileStyle(row["format"], (row["quality"] or 90) if is_jpeg else None, "4:2:0" if is_jpeg else None, area)
 
 
-def _spread(members: Sequence[ManifestMember], most: int) -> list[ManifestMember]:
+def _spread(members: Sequence[archives.ManifestMember], most: int) -> list[archives.ManifestMember]:
     if len(members) <= most:
         return list(members)
     return [members[round(number * (len(members) - 1) / (most - 1 or 1))] for number in range(most)]
@@ -183,7 +174,7 @@ class Prompt:
     negative: str | None = None
     group: str | None = None
     split: str | None = None
-    image: ManifestMember | None = None
+    image: archives.ManifestMember | None = None
     mask: str | None = None
 
 
@@ -310,12 +301,12 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
     return prompts
 
 
-def _prompts(rows: Iterator[tuple[Mapping[str, Any], ManifestMember | None]], config: GenerateConfig) -> Iterator[Prompt]:
-    columns, [place] = config.columns, places_of([config.prompts or ""])
+def _prompts(rows: Iterator[tuple[Mapping[str, Any], archives.ManifestMember | None]], config: GenerateConfig) -> Iterator[Prompt]:
+    columns, [place] = config.columns, archives.places_of([config.prompts or ""])
     source = strip_secrets(canonical(place))
     is_checked = _is_index(config.prompts or "")  # by those who made it
 
-    def mask(row: Mapping[str, Any], member: ManifestMember) -> str | None:
+    def mask(row: Mapping[str, Any], member: archives.ManifestMember) -> str | None:
         return _text(row, columns.mask) if is_checked else _mask(row, columns.mask, source, member)
 
     for number, (row, member) in enumerate(rows):
@@ -331,14 +322,14 @@ def _prompts(rows: Iterator[tuple[Mapping[str, Any], ManifestMember | None]], co
         )
 
 
-def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any], ManifestMember | None]]:
+def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any], archives.ManifestMember | None]]:
     """Rows of a text file, a table or an index, without images."""
     if _is_index(place):
         yield from ((row, None) for row, _ in _indexed(place))
         return
     data = _bytes(place)
     try:
-        table = tabular.read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
+        table = archives.tabular.read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
     except (pa.ArrowException, ValueError) as error:
         message = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
         raise ConfigError(message, hint="a table has one header and columns of one type") from error
@@ -356,30 +347,30 @@ def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any
         yield from ((row, None) for row in batch.to_pylist())
 
 
-def _members(place: str, config: GenerateConfig) -> Iterator[tuple[Mapping[str, Any], ManifestMember | None]]:
+def _members(place: str, config: GenerateConfig) -> Iterator[tuple[Mapping[str, Any], archives.ManifestMember | None]]:
     """Rows with the image that each names: of an index its reals, of anything else all that it lists."""
     if _is_index(place):
         yield from ((row, member) for row, member in _indexed(place) if row.get("label") == "real")
         return
-    for slot, item in enumerate(open_source([place], allow_private=config.allow_private)):
+    for slot, item in enumerate(archives.open_source([place], allow_private=config.allow_private)):
         # A table that came with files leads to no others.
         hidden = config.columns.mask if isinstance(item, ListedWithColumns) else None
         yield {name: value for name, value in item.input.items() if name != hidden}, as_member(item, slot)
 
 
-def _indexed(place: str) -> Iterator[tuple[Mapping[str, Any], ManifestMember]]:
+def _indexed(place: str) -> Iterator[tuple[Mapping[str, Any], archives.ManifestMember]]:
     store = Store.open(place)
-    for ref in iter_blocks(store, 0):
-        for member in member_rows(read_block(store, ref)):
+    for ref in archives.iter_blocks(store, 0):
+        for member in archives.member_rows(archives.read_block(store, ref)):
             yield {**member.input, "id": str(member.image_id)}, member
 
 
 def fetcher_for(config: GenerateConfig) -> Fetcher:
     """What reads the images and masks that the prompts name."""
     place = config.prompts or ""
-    found = fetcher_of([place], config.retry, allow_private=config.allow_private)
+    found = archives.fetcher_of([place], config.retry, allow_private=config.allow_private)
     if place and _is_index(place):
-        found.guard = found.guard.joined(guard_of(Store.open(place)))
+        found.guard = found.guard.joined(archives.guard_of(Store.open(place)))
     return found
 
 
@@ -389,7 +380,7 @@ def _is_index(place: str) -> bool:
 
 def _bytes(place: str) -> bytes:
     try:
-        return Fetcher(signed=places_of([place])).fetch(strip_secrets(canonical(place)), "", _MOST_BYTES)
+        return Fetcher(signed=archives.places_of([place])).fetch(strip_secrets(canonical(place)), "", _MOST_BYTES)
     except InputError as error:
         raise ConfigError(f"{strip_secrets(place)}: {error.detail}", hint="--prompts names a file or an index") from error
 
@@ -399,7 +390,7 @@ def _text(row: Mapping[str, Any], column: str) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _mask(row: Mapping[str, Any], column: str, source: str, member: ManifestMember) -> str | None:
+def _mask(row: Mapping[str, Any], column: str, source: str, member: archives.ManifestMember) -> str | None:
     """The uri of a row's mask; a relative one is below the table's folder. Raises ConfigError for a place that the row may not name."""
     place = _text(row, column)
     if place is None:

@@ -69,5 +69,5 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", f"{count:,} {status}: {_MEANING.get(status) or MEANING[Status(status)]}"
     if summary["made"]:
         table, root = f"{out}/generated.parquet", ["--set", f"arguments.root={out}"] if summary["masks"] else []
-        yield "next", shlex.join(["touchstone", "index", table, "--layout", "columns", *root, "--out", "INDEX"])
+        yield "next", shlex.join(["touchstone", "data", "index", table, "--layout", "columns", *root, "--out", "INDEX"])
         yield "", shlex.join(["touchstone", "score", table, "--out", "RUN"])

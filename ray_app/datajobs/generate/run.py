@@ -1,10 +1,10 @@
-"""One session of `touchstone generate`: `generate_images` reads, draws, makes what is missing, publishes. The same command resumes.
+"""One session of `touchstone data generate`: `generate_images` reads, draws, makes what is missing, publishes. The same command resumes.
 
 generate.json       what is made, how: another command on the same directory is refused
 looks.json          how the real set's files are stored, measured once
 images/, masks/     what was made
 parts/              the rows of each block; a block is done when they are there
-generated.parquet   the rows of all images that were made: what `touchstone index` and `touchstone score` take
+generated.parquet   the rows of all images that were made: what `touchstone data index` and `touchstone score` take
 failed.parquet      the rows of those that were not, each with its status
 summary.json        the figures, when all blocks are done
 """
@@ -29,9 +29,9 @@ from ray_app.archives import name_of
 from ray_app.cluster.progress import Progress
 from ray_app.datajobs.generate import pipelines, requests, rows, worker
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
-from ray_app.datajobs.shards.writer import write_tables
 from ray_app.errors import ClusterError, ConfigError, ExitCode, TouchstoneError, describe_error, resumable
 from ray_app.runs.directory import claim_directory
+from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store
 
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
@@ -66,7 +66,7 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
     StorageError, ClusterError, and KeyboardInterrupt; those that the same call resumes from carry the note RESUMABLE.
     """
     if not config.out:
-        raise ConfigError("no directory: --out DIR is missing", hint="touchstone generate CONFIG --prompts FILE --out DIR")
+        raise ConfigError("no directory: --out DIR is missing", hint="touchstone data generate CONFIG --prompts FILE --out DIR")
     start = time.monotonic()
     card = card_of(config)
     require_accepted(card, config.accept_licences)

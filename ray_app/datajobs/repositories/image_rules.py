@@ -1,4 +1,4 @@
-"""Which images of which repositories: the settings of `touchstone collect --git` (`RepositoriesConfig`) and its list (`read_rules`).
+"""Which images of which repositories: the settings of `touchstone data collect --git` (`RepositoriesConfig`) and its list (`read_rules`).
 
 A row of the list is an `ImageRule`: repository, commit, a rule on paths, and what is known of the pictures that it chooses.
 """

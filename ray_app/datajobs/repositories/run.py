@@ -1,7 +1,7 @@
-"""`touchstone collect --git`: `collect_repositories` reads the list, examines what its rules choose, decides, and writes what stays.
+"""`touchstone data collect --git`: `collect_repositories` reads the list, examines what its rules choose, decides, and writes what stays.
 
 images/<source>/…   the files, named by the first 16 digits of their SHA-256; quarters of sheets as PNG
-index.parquet       a row for each, labelled: what `touchstone index`, `score`, `evaluate` and `detectors fit` take
+index.parquet       a row for each, labelled: what `touchstone data index`, `score`, `evaluate` and `detectors fit` take
 dropped.parquet     a row for each file that a rule chose and that is not there, with the reason and what it repeats
 summary.json        the figures of each row of the list, and `index_sha256`
 collect.json        whose directory it is
@@ -251,4 +251,4 @@ def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for one in summary["missing"]:
         yield "missing", f"{one['repo']} {one['commit']}: {wording.visible(one['why'])}"
     yield "index", f"{out}/index.parquet, SHA-256 of its content {summary['index_sha256']}"
-    yield "next", f"touchstone index {out}/index.parquet --layout columns --out {out}/index"
+    yield "next", f"touchstone data index {out}/index.parquet --layout columns --out {out}/index"

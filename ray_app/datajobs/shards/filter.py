@@ -1,4 +1,4 @@
-"""`touchstone filter`: `filter_run` writes the archive of a finished run without the members that it flags, and the list of those.
+"""`touchstone runs filter`: `filter_run` writes the archive of a finished run without the members that it flags, and the list of those.
 
 Deletes nothing. `KeptMembers` is the run as an archive: the members that stay, with the hash of the bytes that were scored.
 """
@@ -21,7 +21,7 @@ from ray_app.datajobs.shards import plan, writer
 from ray_app.datajobs.shards.run import claim, write_shards
 from ray_app.errors import ClusterError, ConfigError, Status
 from ray_app.reports import format as wording
-from ray_app.runs import RunDirectory, check_conservation, current_tables, fingerprint, reader, score_files
+from ray_app.runs import RunDirectory, check_conservation, current_tables, fingerprint, reader, score_files, table_files
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import DETAIL
 from ray_app.storage import Fetcher, Lease, Store
@@ -48,7 +48,7 @@ def filter_run(config: plan.FilterConfig, *, retry: bool = False) -> dict[str, A
         claim(store, _identity(config, run, described))
         reasons = Reasons.of(described["ensemble"])
         gone = (reasons.removed(rows.filter(pa.array(is_removed(rows, config.drop)))) for rows in current_tables(run, COLUMNS))
-        removed = writer.write_tables(store, "removed", REMOVED, gone, csv=True)
+        removed = table_files.write_tables(store, "removed", REMOVED, gone, forms=("parquet", "csv"))
         facts = {
             "run": run.store.url,
             "drop": list(config.drop),
@@ -59,7 +59,9 @@ def filter_run(config: plan.FilterConfig, *, retry: bool = False) -> dict[str, A
         }
         if config.form == "list":
             columns = _own_columns(run)
-            kept = writer.write_tables(store, "kept", _list_schema(columns), _listed(run, config.drop, columns), csv=True)
+            kept = table_files.write_tables(
+                store, "kept", _list_schema(columns), _listed(run, config.drop, columns), forms=("parquet", "csv")
+            )
             summary: dict[str, Any] = {"out": store.url, "form": "list"}
         else:
             sources = tuple(described["identity"]["source"])

@@ -24,11 +24,12 @@ from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster
 from ray_app.config import going_on
 from ray_app.datajobs.shards.plan import BLOCKS, FilterConfig, Form, PackConfig, Shard, plan_shards
-from ray_app.datajobs.shards.writer import EXPECTED, ShardReport, WriteShard, write_tables
+from ray_app.datajobs.shards.writer import EXPECTED, ShardReport, WriteShard
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ClusterError, ConfigError, Status, StorageError, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
+from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store
 
 # Less than this is written before a local cluster would be up.

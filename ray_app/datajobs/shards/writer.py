@@ -1,33 +1,28 @@
 """One shard, the unit of work and of resume: `WriteShard` reads its members, appends them to a local file and publishes it whole.
 
 Members are not decoded: a hash, the sniffed format, and the bytes as they are (`ParquetShard` as the Hugging Face hub writes it,
-`WebDatasetShard`); one that cannot be had is a row of the report. `write_tables`: tables larger than memory as Parquet and CSV.
+`WebDatasetShard`); one that cannot be had is a row of the report.
 """
 
-import base64
 import hashlib
 import io
 import json
-import math
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from ray_app.archives import ManifestMember, MemberReader, member_rows, read_block
 from ray_app.datajobs.shards.plan import Form, Shard
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.images import sniff_format
+from ray_app.runs.table_files import plain
 from ray_app.storage import Fetcher, Store
 
 _TEXT = pa.string()
@@ -43,7 +38,6 @@ EXPECTED = "\x1ftouchstone.sha256"
 # The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_FORMULA, _SIGNED = r"^[=+\-@\t\r\n＝＋－＠]", r"^[+-][0-9]+(\.[0-9]+)?$"
 
 
 @dataclass(frozen=True)
@@ -256,21 +250,6 @@ def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> d
     return names
 
 
-def plain(value: Any) -> Any:
-    """A column's value as JSON has it: bytes as base64, times as ISO 8601, numbers that are none as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """What `datasets` cannot see from Arrow's types: which structs are images. It finds all other columns by itself."""
     return {field.name: {"_type": "Image"} for field in schema if field.type == IMAGE_TYPE}
@@ -283,56 +262,3 @@ def _leaves(path: str, kind: pa.DataType) -> list[str]:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _leaves(f"{path}.list.element", kind.value_type)
     return [path]
-
-
-def write_tables(store: Store, stem: str, schema: pa.Schema, tables: Iterable[pa.Table], *, csv: bool = False) -> int:
-    """Write STEM.parquet, and STEM.csv where requested, from tables of one schema; returns the number of rows.
-
-    Parquet holds the values as they are. In the CSV, nested columns are JSON text, and a text that a spreadsheet would run as a formula
-    has an apostrophe before it: members' names are a stranger's.
-    """
-    rows = 0
-    flat = pa.schema([pa.field(field.name, _flat(field.type)) for field in schema])
-    header = pa.schema([pa.field(name, field.type) for name, field in zip(_tame(pa.array(flat.names)).to_pylist(), flat, strict=True)])
-    with tempfile.TemporaryDirectory(prefix="touchstone-list-") as folder, ExitStack() as files:
-        parquet, text = Path(folder) / "rows.parquet", Path(folder) / "rows.csv"
-        columns = files.enter_context(pq.ParquetWriter(parquet, schema, compression="zstd"))
-        lines = files.enter_context(pa_csv.CSVWriter(text, header)) if csv else None
-        for table in tables:
-            columns.write_table(table)
-            if lines is not None:
-                lines.write_table(_flattened(table, header))
-            rows += len(table)
-        files.close()
-        store.write_file(f"{stem}.parquet", parquet)
-        if csv:
-            store.write_file(f"{stem}.csv", text)
-    return rows
-
-
-def _flat(kind: pa.DataType) -> pa.DataType:
-    """The type itself where a CSV has a way to say it, else text."""
-    is_number = pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind) or pa.types.is_boolean(kind)
-    return kind if is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind) else pa.string()
-
-
-def _flattened(table: pa.Table, flat: pa.Schema) -> pa.Table:
-    columns = [_as_text(column, field.type) for column, field in zip(table.columns, flat, strict=True)]
-    return pa.Table.from_arrays(columns, schema=flat)
-
-
-def _as_text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    if column.type != kind:
-        column = pa.chunked_array([pa.array([None if value is None else _text(value) for value in column.to_pylist()], kind)])
-    return _tame(column) if pa.types.is_string(kind) else column
-
-
-def _tame(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Texts of which none begins as a formula does (OWASP, CSV injection); a number with a sign stays one."""
-    is_formula = pc.and_not(pc.match_substring_regex(texts, _FORMULA), pc.match_substring_regex(texts, _SIGNED))
-    return pc.if_else(is_formula, pc.binary_join_element_wise("'", texts, ""), texts)
-
-
-def _text(value: Any) -> str:
-    value = plain(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -255,7 +255,7 @@ class VllmInterrogator(nn.Module):
     def __init__(self, dialogue: Dialogue, preprocessing: Preprocessing, image_tokens: int, image_token_id: int) -> None:
         super().__init__()
         if importlib.util.find_spec("vllm") is None:
-            raise DetectorError("engine vllm: vLLM is not installed", hint="pip install 'touchstone[vllm]'")
+            raise DetectorError("engine vllm: vLLM is not installed", hint="pip install 'touchstone-forensics[vllm]'")
         if not torch.cuda.is_available():
             raise DetectorError("engine vllm: torch sees no GPU here", hint="leave the variant out: engine transformers runs on a CPU too")
         self.dialogue, self.preprocessing = dialogue, preprocessing

@@ -278,13 +278,13 @@ def read_audit(*folders: Path) -> Audit:
     if path is None:
         raise ConfigError(
             f"no {FACTS} in {' or in '.join(dict.fromkeys(map(str, folders)))}",
-            hint="--out is the folder of `touchstone audit RUN --draw N --out DIR`: without its strata labels cannot be weighed",
+            hint="--out is the folder of `touchstone runs audit RUN --draw N --out DIR`: without its strata labels cannot be weighed",
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return Audit(document, tuple(AuditStratum.of_row(row) for row in document["strata"]), tuple(document["sample"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path}: not what `touchstone audit --draw` wrote: {error}") from None
+        raise ConfigError(f"{path}: not what `touchstone runs audit --draw` wrote: {error}") from None
 
 
 def changed_since(audit: Audit, run: RunDirectory) -> str | None:

@@ -26,7 +26,7 @@ from ray_app.metrics.arrays import Floats
 from ray_app.reports.calibration import CalibrationReport
 
 ENDINGS = (".yaml", ".yml")
-_HEAD = """# Written by `touchstone calibrate` from {run}; what it is worth stands in {report}.
+_HEAD = """# Written by `touchstone detectors calibrate` from {run}; what it is worth stands in {report}.
 # Do not edit the numbers: the guarantee holds for exactly these.
 """
 

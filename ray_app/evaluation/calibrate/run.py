@@ -1,4 +1,4 @@
-"""`touchstone calibrate` (`calibrate_run`): a labelled run → an ensemble card whose error rate is known, and the report of it.
+"""`touchstone detectors calibrate` (`calibrate_run`): a labelled run → an ensemble card whose error rate is known, and the report of it.
 
 What a calibration is worth, measured on images that nothing was fitted on: as chances, generator by generator, by JPEG quality.
 
@@ -339,7 +339,7 @@ def _settings(reading: data.LabelledRun) -> Settings | None:
 
 def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.CalibrateConfig, moved: int) -> list[str]:
     """Notes for users of the card, in sentences."""
-    found = [f"Fitted by touchstone calibrate {__version__} ({config.method}, seed {config.seed})."]
+    found = [f"Fitted by touchstone detectors calibrate {__version__} ({config.method}, seed {config.seed})."]
     if overall.groups < overall.n_real:
         found.append(
             f"The {overall.n_real:,} labelled reals are of {overall.groups:,} sources or looks, and worth {overall.effective:,.0f} "

@@ -149,7 +149,7 @@ def parse_record(data: bytes) -> Any:
     again = record_text(value)
     if again != text:
         place = next((at for at, (ours, theirs) in enumerate(zip(again, text, strict=False)) if ours != theirs), min(len(again), len(text)))
-        raise ValueError(f"not as `touchstone evidence` writes it, from character {place} on: {text[place : place + 20]!r}")
+        raise ValueError(f"not as `touchstone runs evidence` writes it, from character {place} on: {text[place : place + 20]!r}")
     return value
 
 

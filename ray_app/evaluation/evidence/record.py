@@ -215,7 +215,7 @@ def read_evidence(path: Path) -> dict[str, Any]:
         or KIND not in document
         or not (isinstance(document.get("record"), dict) and isinstance(document.get("sha256"), str))
     ):
-        raise ConfigError(f"{path}: no record of `touchstone evidence`", hint="--verify takes an evidence.json")
+        raise ConfigError(f"{path}: no record of `touchstone runs evidence`", hint="--verify takes an evidence.json")
     if document[KIND] != SCHEMA:
         raise ConfigError(
             f"{path}: a record of schema {document[KIND]}; this version reads {SCHEMA}", hint=f"it was made by {_maker(document)}"
@@ -358,10 +358,10 @@ def _hashes(grounds: Grounds) -> dict[str, Any]:
 
 
 def _how_to_verify(row: Mapping[str, Any]) -> list[str]:
-    commands = ["touchstone evidence --verify evidence.json"]
+    commands = ["touchstone runs evidence --verify evidence.json"]
     if row["sha256"] is None:
         return commands
-    return [*commands, "touchstone evidence --verify evidence.json --image FILE", f"sha256sum FILE # must be {row['sha256']}"]
+    return [*commands, "touchstone runs evidence --verify evidence.json --image FILE", f"sha256sum FILE # must be {row['sha256']}"]
 
 
 def _meanings(image: str) -> Iterator[tuple[str, Wanted]]:

@@ -1,4 +1,4 @@
-"""`touchstone labels` (`audit_labels`): which labels are likely wrong, and whether properties of files alone predict them.
+"""`touchstone data labels` (`audit_labels`): which labels are likely wrong, and whether properties of files alone predict them.
 
 It writes labels.json (the document), labels.html, and suspicious.parquet where a run was at hand. Suspects are images whose label a
 classifier doubts, worst first: a logistic regression on kept embeddings, or else on the scores of the run's detectors, that saw no image
@@ -188,7 +188,7 @@ def _on_facts(document: Mapping[str, Any]) -> Iterator[str]:
     if "width" not in document["known"]:
         yield (
             "Formats, sizes and qualities are not known: --read reads them from the files, and a run of touchstone score has them "
-            "(touchstone labels RUN --labels INDEX)."
+            "(touchstone data labels RUN --labels INDEX)."
         )
     known = {one["kind"]: one["known"] for one in document["conflicts"]}
     missing = [word for kind, word in (("bytes", "sha256"), ("looks", "perceptual hash")) if not known[kind]]
@@ -205,7 +205,7 @@ def _on_facts(document: Mapping[str, Any]) -> Iterator[str]:
 def _on_suspects(document: Mapping[str, Any]) -> Iterator[str]:
     found = document["suspicious"]
     if found is None:
-        yield "No label was doubted: that takes a run (touchstone score … --features NAME, then touchstone labels RUN --labels INDEX)."
+        yield "No label was doubted: that takes a run (touchstone score … --features NAME, then touchstone data labels RUN --labels INDEX)."
         return
     if found["why"]:
         yield f"No label was doubted: {found['why']}."

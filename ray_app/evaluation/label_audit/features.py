@@ -79,7 +79,9 @@ def facts_of_index(place: str, *, read: bool = False, each: Each = in_turn) -> p
     """All rows of an index; its files are opened only to `read` their facts, a block a task. Raises ConfigError where there is none."""
     store = Store.open(place)
     if not is_index(store) or read_info(store) is None:
-        raise ConfigError(f"{store.url}: neither an index nor a run", hint="touchstone index SOURCE --layout NAME --out DIR makes an index")
+        raise ConfigError(
+            f"{store.url}: neither an index nor a run", hint="touchstone data index SOURCE --layout NAME --out DIR makes an index"
+        )
     if read:
         return pa.concat_tables(each(FileFacts(store, ImageLimits(), Fetcher(guard=guard_of(store))), iter_blocks(store, 0)))
     return pa.concat_tables(_with_facts(read_block(store, ref), {}) for ref in iter_blocks(store, 0))

@@ -242,7 +242,7 @@ def test_without_its_extra_a_zstd_archive_says_what_to_install(tmp_path, monkeyp
     monkeypatch.delattr(backports, "zstd")
     [item] = written(tmp_path, data, "tar.zst")
     assert (item.member, str(item.refused.status)) == (None, "unsupported_format")
-    assert "pip install 'touchstone[zst]'" in item.refused.detail
+    assert "pip install 'touchstone-forensics[zst]'" in item.refused.detail
 
 
 def test_what_tarfile_reads_is_what_we_list(tmp_path):

@@ -178,13 +178,16 @@ def test_a_licence_has_to_be_accepted(sd3, tmp_path, monkeypatch, capsys):
     assert json.loads(said.out)["made"] == 1
     assert main(command) == 0
     assert "1 of 1 image by held" in (told := capsys.readouterr().out)
-    assert f"touchstone index {tmp_path}/out/generated.parquet --layout columns --out INDEX" in told
+    assert f"touchstone data index {tmp_path}/out/generated.parquet --layout columns --out INDEX" in told
 
 
 def test_a_job_of_its_own_in_yaml(sd3, tmp_path):
     (tmp_path / "job.yaml").write_text(f"pipeline: {sd3}\nsteps: 1\ndevice: cpu\nencode: {{format: WEBP, quality: 75}}\n")
     write_prompts(tmp_path / "prompts.txt", 1)
-    assert main(["generate", str(tmp_path / "job.yaml"), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["data", "generate", str(tmp_path / "job.yaml"), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out")])
+        == 0
+    )
     [row] = rows(tmp_path / "out")
     assert (row["format"], row["quality"], row["uri"]) == ("WEBP", 75, "images/00000000.webp")
 

@@ -180,7 +180,7 @@ def test_a_damaged_small_file_is_an_error_that_names_it(origin, lists, mirror, t
 
 def test_the_command_names_what_is_next_and_that_works(lists, mirror, tmp_path, capsys):
     out = str(tmp_path / "out")
-    assert main(["collect", "--git", lists.all_three(), "--mirror", str(mirror), "--out", out, "--refuse", lists.refused()]) == 0
+    assert main(["data", "collect", "--git", lists.all_three(), "--mirror", str(mirror), "--out", out, "--refuse", lists.refused()]) == 0
     lines = capsys.readouterr().out.rstrip().splitlines()
     assert lines[0] == f"collected  8 images (5 fake, 3 real) of 3 sources into {out}/images"
     assert main(lines[-1].split()[2:]) == 0
@@ -197,7 +197,7 @@ def test_a_directory_of_another_command_stays_as_it_is(lists, mirror, tmp_path, 
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text(content)
-    assert main(["collect", "--git", lists.all_three(), "--mirror", str(mirror), "--out", str(out)]) == ExitCode.USAGE
+    assert main(["data", "collect", "--git", lists.all_three(), "--mirror", str(mirror), "--out", str(out)]) == ExitCode.USAGE
     assert str(out) in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, content)]
 
@@ -206,4 +206,4 @@ def test_a_directory_of_another_command_stays_as_it_is(lists, mirror, tmp_path, 
     "words", [["urls.csv", "--git", "x"], ["--git", "x", "--limit", "3"], ["urls.csv", "--mirror", "m"], ["urls.csv", "--allow-missing"]]
 )
 def test_lists_of_urls_and_of_repositories_are_not_mixed(words, tmp_path):
-    assert main(["collect", *words, "--out", str(tmp_path / "out")]) == ExitCode.USAGE
+    assert main(["data", "collect", *words, "--out", str(tmp_path / "out")]) == ExitCode.USAGE

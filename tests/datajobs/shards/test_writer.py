@@ -6,7 +6,8 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.datajobs.shards.writer import free_names, plain, write_tables
+from ray_app.datajobs.shards.writer import free_names
+from ray_app.runs.table_files import plain, write_tables
 from ray_app.storage import Store
 from tests.datajobs.shards.archives import HOSTILE
 
@@ -29,7 +30,9 @@ def test_every_type_and_name_has_a_place_in_both_files(tmp_path):
         for name in HOSTILE
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows)
-    assert write_tables(Store.open(str(tmp_path)), "list", table.schema, [table.slice(0, 2), table.slice(2)], csv=True) == len(rows)
+    assert write_tables(
+        Store.open(str(tmp_path)), "list", table.schema, [table.slice(0, 2), table.slice(2)], forms=("parquet", "csv")
+    ) == len(rows)
     assert pq.read_table(tmp_path / "list.parquet").to_pylist() == rows
     with (tmp_path / "list.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
@@ -40,7 +43,7 @@ def test_every_type_and_name_has_a_place_in_both_files(tmp_path):
 def test_a_stranger_s_name_is_no_formula_of_a_spreadsheet(tmp_path):
     names = ["=1+1.jpg", "+1.jpg", "-1.jpg", "@x.jpg", "\t=1.jpg", "a=1.jpg", "-5", "+1.5", "", None]
     table = pa.table({"member": names, "=own": pa.array(names).dictionary_encode(), "score": [-1.0] * len(names)})
-    write_tables(Store.open(str(tmp_path)), "list", table.schema, [table], csv=True)
+    write_tables(Store.open(str(tmp_path)), "list", table.schema, [table], forms=("parquet", "csv"))
     assert pq.read_table(tmp_path / "list.parquet")["member"].to_pylist() == names
     with (tmp_path / "list.csv").open(newline="") as file:
         header, *rows = csv.reader(file)

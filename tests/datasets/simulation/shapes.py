@@ -73,7 +73,7 @@ def divided_shapes(count: int, held_out: float, seed: int) -> tuple[list[ShapePi
 
 def write_shapes(folder: Path, train: int = 500, held_out: float = 0.2, seed: int = 0, side: int = 64) -> Path:
     """PNG files and `labels.csv` (path, label, generator, split, group, prompt) of such pictures, splits train and validation; returns
-    the list, which `touchstone index --layout columns` and `touchstone train` read.
+    the list, which `touchstone data index --layout columns` and `touchstone train` read.
     """
     import csv
 

@@ -236,7 +236,7 @@ def test_a_card_that_cannot_work_says_why(folder, changes, told):
 def test_vllm_that_is_missing_is_one_line_with_the_command():
     with pytest.raises(DetectorError, match="not installed") as raised:
         build_network(load_card("internvl-prompt:vllm"))
-    assert raised.value.hint == "pip install 'touchstone[vllm]'"
+    assert raised.value.hint == "pip install 'touchstone-forensics[vllm]'"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

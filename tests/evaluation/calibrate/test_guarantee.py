@@ -1,4 +1,4 @@
-"""The promise itself, through all that `touchstone calibrate` does with scores: parts, fits, a threshold, and the true rate above it."""
+"""The promise, through all that `touchstone detectors calibrate` does with scores: parts, fits, a threshold, and the true rate above it."""
 
 from dataclasses import replace
 

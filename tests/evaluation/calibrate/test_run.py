@@ -37,7 +37,7 @@ def place(images, tmp_path_factory):
 
 
 def calibrate(place, out, *options):
-    return main(["calibrate", str(place / "run"), "--labels", str(place / "labels.csv"), "--out", str(out), *options])
+    return main(["detectors", "calibrate", str(place / "run"), "--labels", str(place / "labels.csv"), "--out", str(out), *options])
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def plain_run(photos, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def promised():
-    """A card as `touchstone calibrate` writes it: calibrated, guaranteed, with its population."""
+    """A card as `touchstone detectors calibrate` writes it: calibrated, guaranteed, with its population."""
     card, sizes = load_ensemble_card("tiny"), {"fit": 300, "calibrate": 200, "choose": 500}
     parts = tuple(LabelledPart(name=name, n_real=n, n_fake=n, groups=n, sha256=f"{n:064x}") for name, n in sizes.items())
     told = {"target_fpr": 0.01, "n_real": 500, "false_positives": 1, "upper_bound": 0.0094}

@@ -23,7 +23,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flagged(run):
-    return next(row for row in current_rows(RunDirectory.open(run), verdict="fake"))
+    return next(row for row in current_rows(RunDirectory.open(run)) if row["verdict"] == "fake")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_another_name_in_the_record_is_noticed(told, flagged):
 
 
 def test_an_image_without_a_verdict_of_fake_has_no_words(run):
-    row = next(row for row in current_rows(RunDirectory.open(run), verdict="real"))
+    row = next(row for row in current_rows(RunDirectory.open(run)) if row["verdict"] == "real")
     told = make_evidence(run, str(row["image_id"]))
     assert told["record"]["profile"]["prompt"] is None
     assert not [line for line in evidence_lines(told) if line.startswith(("words", "nearest known"))]

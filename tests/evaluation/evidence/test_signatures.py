@@ -91,7 +91,7 @@ def test_what_is_no_key_is_said(told, keys, tmp_path):
 def test_from_the_command_line(plain_run, photos, keys, tmp_path, capsys):
     (mine, public), (_, others) = keys
     record = tmp_path / "ev" / "evidence.json"
-    assert main(["evidence", plain_run, str(photos / "photo-3.jpg"), "--out", str(record.parent), "--sign", str(mine)]) == 0
+    assert main(["runs", "evidence", plain_run, str(photos / "photo-3.jpg"), "--out", str(record.parent), "--sign", str(mine)]) == 0
     key = read_evidence(record)["signature"]["key"]
     assert f"signed with the key: {key}" in capsys.readouterr().out
     assert key in read_page(record.with_suffix(".html").read_text()).text
@@ -122,4 +122,4 @@ def test_from_the_command_line(plain_run, photos, keys, tmp_path, capsys):
     assert (code, checks["signature"]) == (3, "differs")
     assert main([*verify, "--signer", str(tmp_path / "none.pem")]) == 2
     assert main([*verify, "--sign", str(mine)]) == 2
-    assert main(["evidence", plain_run, "1", "--out", str(tmp_path), "--signer", str(public)]) == 2
+    assert main(["runs", "evidence", plain_run, "1", "--out", str(tmp_path), "--signer", str(public)]) == 2

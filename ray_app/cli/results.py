@@ -1,0 +1,130 @@
+"""`touchstone results`: the current rows of a run, filtered, sorted, as a table, JSON lines, CSV or Parquet."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_app.cli.options import as_json
+from ray_app.errors import ConfigError, Status
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ray_app.runs import RunDirectory
+    from ray_app.runs.table_files import Form
+
+_SHOWN = 50  # rows in a table, where no limit is given
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
+@click.option("--status", type=click.Choice([status.value for status in Status]), metavar="STATUS", help="Only rows with this status.")
+@click.option("--generator", metavar="NAME", help="Only rows said to be of this generator or family; `unknown`: of none known.")
+@click.option("--match", metavar="GLOB", help="Only files whose uri matches, with * for any characters: '*/2024/*.jpg'.")
+@click.option("--min-score", type=float, help="Only rows with this score (log-odds of fake) or a higher one.")
+@click.option("--max-score", type=float, help="Only rows with this score or a lower one.")
+@click.option("--sort", "order", metavar="COLUMN", help="Sort by this column: score has the lowest first, -score the highest.")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, else all]")
+@click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")
+@click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
+              help="Only fakes, so many that no more than this share of them is real on average; "
+              "needs an ensemble card that touchstone detectors calibrate wrote.")  # fmt: skip
+@click.option("--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL.")
+@as_json
+def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: str | None, **given: Any) -> int:
+    """List the verdicts of a run, as a table or a file.
+
+    \b
+    touchstone results run --verdict fake --sort -score --limit 20
+    touchstone results run --status corrupt_image
+    touchstone results run --match '*/2024/*' --out verdicts.csv
+    touchstone results run --json | jq .probability
+    touchstone results run --fdr 0.05
+    """
+    from ray_app.runs import RunDirectory, arrow
+
+    if fdr is not None:
+        if out or any(given.values()):
+            raise click.UsageError("--fdr makes a list of its own: a part of it, or more, would not keep its promise")
+        return _show_discoveries(run, fdr, limit, as_json)
+    if out and as_json:
+        raise click.UsageError("--json prints, --out writes a file: choose one")
+    arrow.leave_pandas_out()
+    opened = RunDirectory.open(run)
+    tables = _selected(opened, limit, **given)
+    if out:
+        return _write(opened, tables, out)
+    for line in _guarantee_notes(opened):
+        click.echo(line, err=True)
+    return _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json, f"the first {limit or _SHOWN}")
+
+
+def _selected(run: "RunDirectory", limit: int | None, *, order: str | None, vanished: bool, **conditions: Any) -> "Iterator[pa.Table]":
+    from ray_app.runs.selection import RowFilter, selected_tables
+
+    return selected_tables(run, RowFilter(**conditions), order=order, limit=limit, vanished=vanished)
+
+
+def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, shown_words: str) -> int:
+    from ray_app.reports import verdict_table
+
+    rows = iter(rows)
+    if as_json:
+        for row in islice(rows, limit):
+            found = json.loads(row.get("provenance") or "null")
+            click.echo(json.dumps({**row, "provenance": found}, default=str, ensure_ascii=False))
+        return 0
+    shown = list(islice(rows, limit or _SHOWN))
+    click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
+    if limit is None and next(rows, None) is not None:
+        click.echo(f"… {shown_words}; --limit, --json or --out shows more")
+    return 0
+
+
+def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
+    """Write the rows, be they none, as the file's ending says. Raises ConfigError for another ending."""
+    from ray_app.reports.format import counted
+    from ray_app.runs import current_tables
+    from ray_app.runs.table_files import write_tables
+    from ray_app.storage import Store, strip_secrets
+
+    folder, slash, name = out.rpartition("/")
+    stem, _, ending = name.rpartition(".")
+    forms: dict[str, Form] = {"csv": "csv", "parquet": "parquet"}
+    if not stem or ending not in forms:
+        raise ConfigError(
+            f"--out {strip_secrets(out)}: its name ends with neither .csv nor .parquet", hint="for example --out verdicts.csv"
+        )
+    schema = next(current_tables(run)).schema
+    if ending == "csv":
+        schema = schema.empty_table().flatten().schema  # a column per detector, and per column of the source
+        tables = (table.flatten() for table in tables)
+    store = Store.open(folder or slash or ".")
+    rows = write_tables(store, stem, schema, (table.cast(schema) for table in tables), forms=(forms[ending],))
+    click.echo(f"{counted(rows, 'row')}: {strip_secrets(out)}")
+    return 0
+
+
+def _guarantee_notes(run: "RunDirectory") -> list[str]:
+    """What a run found of its card's guarantee, where it is not known to hold."""
+    section = run.read_json("summary.json").get("guarantee") if run.store.exists("summary.json") else None
+    if not section or section["holds"] is True:
+        return []
+    from ray_app.reports.run import guarantee_lines
+
+    return guarantee_lines(section)
+
+
+def _show_discoveries(run: str, rate: float, limit: int | None, as_json: bool) -> int:
+    """Print the list at a rate, as a table or JSON lines (each with `p_value`); on stderr what it promises and under what assumption."""
+    from ray_app.evaluation.audit.estimate import discover
+
+    found = discover(run, rate)
+    for remark in found.remarks:
+        click.echo(f"fdr  {remark}", err=True)
+    return _print(found.rows(), limit, as_json, f"the first {limit or _SHOWN} of {found.list.count:,}")
