@@ -41,9 +41,7 @@ _WORDS = ("predicted_prompt", "prompt_likelihood")
 @licence_option
 @click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
 @click.option("--csv", "form", flag_value="csv", help="CSV, a line per picture.")
-@click.option(
-    "--html", metavar="FILE", help="Write a page to FILE (.html), besides: of one picture a report to keep, of several a tile each."
-)
+@click.option("--html", metavar="FILE", help="Also write a page to FILE (.html): a report on one picture, or a tile for each.")
 def check(
     images: tuple[str, ...],
     ensemble: str | None,

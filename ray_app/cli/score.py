@@ -152,9 +152,7 @@ def score(
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
-@click.option(
-    "--thumbnails/--no-thumbnails", default=None, help="Small pictures of the 12 highest scores.  [default: as the run was asked]"
-)
+@click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of the 12 highest scores.  [default: as the run was asked]")
 def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
     """Write the report of a run again, for example with --prior or --no-thumbnails."""
     from ray_app.runs import RunDirectory

@@ -4,7 +4,7 @@ An index holds 24 bytes a label: two independent 64-bit words of its key, its gr
 masks) stay in the file until they are needed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,6 @@ from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError
 from ray_app.evaluation.groups import Codes, EvaluationGroup, GroupCoder
 from ray_app.evaluation.labels import LabelTables
-from ray_app.runs import RunDirectory
 from ray_app.storage import Guard
 
 Words = npt.NDArray[np.uint64]

@@ -1,7 +1,7 @@
 """A run's images as pages of tiles (`render_gallery_page`): each with its verdict, and its generator and words, known and predicted.
 
-A page loads nothing: its pictures stand in it. It runs one script, its own, which the policy names by its hash: it sorts, filters and enlarges
-the tiles of that page, and without it they all stand there in the order of the archive.
+A page loads nothing: its pictures stand in it. It runs one script, its own, which the policy names by its hash: it sorts, filters and
+enlarges the tiles of that page, and without it they all stand there in the order of the archive.
 """
 
 import math

@@ -68,15 +68,15 @@ def members_in(run: directory.RunDirectory, file: score_files.Published) -> Iter
             yield from archives.member_rows(archives.read_block(run.store, ref))
 
 
-def members_of(run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf) -> dict[int, ManifestMember]:
-    """The members of these ids that the run's manifests hold; blocks without any are not read. After so many seconds: those found so far."""
+def members_of(run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf) -> dict[int, archives.ManifestMember]:
+    """The members of these ids that the run's manifests hold, or that were found in so many seconds. Blocks without any are not read."""
     wanted, ends = np.unique(np.array(list(image_ids), np.int64)), time.monotonic() + seconds
-    found: dict[int, ManifestMember] = {}
-    for number in manifests(run.store):
-        blocks = read_blocks(run.store, number)
-        for ref, ids in zip(blocks, read_ids(run.store, blocks), strict=True):
+    found: dict[int, archives.ManifestMember] = {}
+    for number in archives.manifests(run.store):
+        blocks = archives.read_blocks(run.store, number)
+        for ref, ids in zip(blocks, archives.read_ids(run.store, blocks), strict=True):
             if np.isin(ids, wanted).any():
-                members = member_rows(read_block(run.store, ref))
+                members = archives.member_rows(archives.read_block(run.store, ref))
                 found |= {one.image_id: one for one in members if one.image_id in image_ids}
             if len(found) == len(wanted) or time.monotonic() > ends:
                 return found

@@ -68,7 +68,7 @@ def write_summary(
 ) -> dict[str, Any]:
     """Count the current rows and write the summary, whose JSON is returned. `guarantee`: of a card that promises something.
 
-    `rows`: those that are not counted yet, and the counts of the others; None: all are counted. `thumbnails`: whether reports show pictures.
+    `rows`: those that are not counted yet, and the counts of the others; None: all are counted. `thumbnails`: reports show pictures.
     """
     content = document.RunSummary(
         schema=document.SUMMARY_SCHEMA,
@@ -330,7 +330,6 @@ def _pictured(
     images: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], pictured: SmallPictures
 ) -> "Iterator[gallery.GalleryTile]":
     """Tiles in order; what had no status `ok` when it was scored is not read again."""
-    from ray_app.reports import gallery
 
     read = images.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="gallery") as threads:
