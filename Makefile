@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-on-ray test-without-ray test-cluster lint bench clean
-.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics
+.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-pages test-deployed test-strangers test-statistics
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -78,6 +78,10 @@ test-data: $(STAMP)
 # The endpoint under hostile clients, on both servers, and its own server's workers.
 test-endpoint: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/serving --ignore tests/serving/test_deployed.py --ignore tests/serving/test_soak.py
+
+# Every page in a browser: accessibility, figures that stay whole, paper, weight.
+test-pages: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m slow tests/reports
 
 # Deployed on a cluster; and five minutes of hostile traffic.
 test-deployed: $(STAMP)
