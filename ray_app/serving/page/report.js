@@ -20,7 +20,6 @@ export function reportOf(article, { file, answer }, host) {
   page.head.prepend(element("meta", { charset: "utf-8" }), element("meta", { "http-equiv": "Content-Security-Policy", content: POLICY }),
     element("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }), element("meta", { name: "color-scheme", content: "light dark" }),
     element("meta", { name: "referrer", content: "no-referrer" }));
-  page.head.append(element("style", { text: styles() }));
   const { ensemble, request_id: request } = answer;
   const list = facts([
     ["Checked", `${new Date().toISOString().slice(0, 19).replace("T", " ")} UTC`], ["Endpoint", visible(host)], ["Ensemble", visible(ensemble?.name ?? NONE)],
@@ -31,7 +30,8 @@ export function reportOf(article, { file, answer }, host) {
   const head = element("header", {}, document.querySelector(".brand").cloneNode(true), element("h1", { text: `What was said of ${name}` }), list);
   const foot = element("footer", {}, element("p", { text: "Saved from the page of an endpoint. This page loads nothing and runs nothing; its picture is a smaller copy without the file’s metadata. Keep the file itself beside it." }));
   page.body.append(element("div", { class: "page saved" }, head, element("main", {}, copy), foot));
-  return `<!doctype html>\n${page.documentElement.outerHTML}\n`;
+  const text = page.documentElement.outerHTML.replace("</head>", () => `<style>${styles()}</style></head>`); // as an element this page's policy forbids it
+  return `<!doctype html>\n${text}\n`;
 }
 
 /** The picture as it is seen, with what is laid over it, as one JPEG; null where the browser cannot show it. */
