@@ -1,6 +1,6 @@
-"""`python -m tests.reports.screenshots`: pictures of the pages and the table of their weights for docs/pages.md, of the demo's run.
+"""`python -m tests.reports.screenshots [DEMO]`: pictures of the pages and the table of their weights for docs/pages.md, of the demo's run.
 
-Run it again when a page looks otherwise than it did. It needs Chromium and a minute or two.
+DEMO is the folder of a `touchstone demo`; without it, one is made. Run it again when a page looks otherwise than it did. It needs Chromium.
 """
 
 import csv
@@ -23,6 +23,7 @@ from tests.serving.http.live import serving
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WIDTH, HEIGHT = 1440, 1000
 MOST_BYTES = 200_000
+DECODED = "Promise.all([...document.images].map(one => one.decode().catch(() => null)))"
 _BEGIN, _END = "<!-- weights: python -m tests.reports.screenshots -->\n", "<!-- end of weights -->\n"
 _NAMES = {
     "report": "run report", "gallery": "gallery, 60 images of 86", "evidence": "evidence", "check": "check of one picture",
@@ -34,15 +35,17 @@ _NAMES = {
 def main() -> None:
     with tempfile.TemporaryDirectory() as place, chromium() as browser:
         folder = Path(place)
-        subprocess.run([sys.executable, "-m", "ray_app.cli.main", "demo", "--out", str(folder / "demo")], check=True, capture_output=True)
-        top = json.loads((folder / "demo" / "run" / "summary.json").read_text())["top"]
-        found = write_pages(str(folder / "demo" / "run"), top[2]["uri"], folder / "pages")
+        demo = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "demo"
+        if len(sys.argv) == 1:
+            subprocess.run([sys.executable, "-m", "ray_app.cli.main", "demo", "--out", str(demo)], check=True)
+        top = json.loads((demo / "run" / "summary.json").read_text())["top"]
+        found = write_pages(str(demo / "run"), top[2]["uri"], folder / "pages")
         for name in ("evaluation", "comparison", "leaderboard"):
             found[name] = folder / f"{name}.html"
             found[name].write_text(pages.page_of(name), encoding="utf-8")
         (DOCS / "pages").mkdir(exist_ok=True)
         weights = dict(_seen(browser, found))
-        weights["endpoint, one image scored"] = _endpoint(browser, folder / "demo")
+        weights["endpoint, one image scored"] = _endpoint(browser, demo)
     text = (DOCS / "pages.md").read_text(encoding="utf-8")
     before, rest = text.split(_BEGIN)
     (DOCS / "pages.md").write_text(before + _BEGIN + _table(weights) + _END + rest.split(_END)[1], encoding="utf-8")
@@ -56,7 +59,7 @@ def _seen(browser, found):
         page.on("request", lambda request, requested=requested: requested.append(request.url))
         page.goto(path.as_uri())
         page.evaluate(EAGER)
-        page.wait_for_function("[...document.images].every(one => one.complete)")
+        page.evaluate(DECODED)
         if name == "report":
             keep(page, DOCS / "report.png")
             page.evaluate("document.getElementById('h-top').scrollIntoView()")
@@ -93,7 +96,7 @@ def _endpoint(browser, demo):
         page.goto(f"http://127.0.0.1:{port}")
         page.wait_for_selector("#drop-note:not(:empty)")
         score_many(page, [(path.name, path.read_bytes()) for path in photos])
-        page.wait_for_function("[...document.images].every(one => one.complete)")
+        page.evaluate(DECODED)
         keep(page, DOCS / "pages" / "endpoint-many.png")
         page.close()
     return weight

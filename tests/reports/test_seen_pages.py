@@ -142,12 +142,12 @@ def test_a_gallery_is_sorted_and_filtered_by_keys(shown):
 
 def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
     page = shown("gallery")
-    page.select_option("#order", "name")
+    page.select_option("#order", "size")
     page.focus(".tile:nth-child(3) button.frame")
     page.keyboard.press("Enter")
     assert page.evaluate("document.getElementById('enlarged').open")
     assert page.text_content("#which") == "Image 3 of 28"
-    page.wait_for_function("document.querySelector('#large img')?.naturalWidth > 320")
+    assert page.evaluate("document.querySelector('#large img').decode().then(() => document.querySelector('#large img').naturalWidth)") == 640
     small, large = (page.evaluate(f"document.querySelector('{one}').getBoundingClientRect().width") for one in (".tile img", "#large img"))
     assert large > small
     page.keyboard.press("ArrowRight")
