@@ -14,7 +14,9 @@ BROKEN_FIGURES = r"""(() => {
   while (texts.nextNode()) {
     const text = texts.currentNode;
     if (text.parentElement.closest(".code, .identity, .path, .name, summary, pre, script, style, svg, .unseen")) continue;
-    const figure = text.parentElement.closest("p, li, .legend") ? /(?<![\w-])[+−-]?\d[\d,.]*/g : /(?<![\w-])[<>]?\s?[+−-]?\d[\d,.]*(\s?%| px| [MGk]B)?/g;
+    const figure = text.parentElement.closest("p, li, .legend")
+      ? /(?<![\w-])[+−-]?\d[\d,.]*/g
+      : /(?<![\w-])[<>]?\s?[+−-]?\d[\d,.]*(\s?%| px| [MGk]B)?/g;
     for (const found of text.textContent.matchAll(figure)) { // in a sentence a unit may stand on the next line
       range.setStart(text, found.index);
       range.setEnd(text, found.index + found[0].trimEnd().length);

@@ -16,9 +16,9 @@ from PIL import Image
 from tests.reports import pages
 from tests.reports.browser import chromium
 from tests.reports.real_pages import EAGER, paper_pages, weight_of, write_pages
+from tests.serving.http.live import serving
 from tests.serving.page_app import Mood, make_app
 from tests.serving.page_browser import score_many, score_one
-from tests.serving.http.live import serving
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WIDTH, HEIGHT = 1440, 1000

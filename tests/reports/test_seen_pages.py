@@ -40,7 +40,11 @@ def written(tmp_path_factory):
     found = write_pages(run, str(photos / "photo-3.jpg"), folder / "pages")
     for name in EXAMPLES:
         path = folder / f"example-{name}.html"
-        text = render_audit(FACTS, images(members={1: "in.zip"})) if name == "audit" else pages.page_of(name, pages.EXAMPLE_OF.get(name, "example"))
+        text = (
+            render_audit(FACTS, images(members={1: "in.zip"}))
+            if name == "audit"
+            else pages.page_of(name, pages.EXAMPLE_OF.get(name, "example"))
+        )
         path.write_text(text, encoding="utf-8")
         found[f"example-{name}"] = path
     return found
@@ -137,7 +141,9 @@ def test_a_gallery_is_sorted_and_filtered_by_keys(shown):
     page.select_option("#order", "name")
     page.click("#turned")
     page.check("[name=shown][value=all]")
-    assert names_of(page) == sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in name.replace(".", "-").split("-")])
+    assert names_of(page) == sorted(
+        names, key=lambda name: [int(part) if part.isdigit() else part for part in name.replace(".", "-").split("-")]
+    )
 
 
 def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
@@ -147,7 +153,9 @@ def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
     page.keyboard.press("Enter")
     assert page.evaluate("document.getElementById('enlarged').open")
     assert page.text_content("#which") == "Image 3 of 28"
-    assert page.evaluate("document.querySelector('#large img').decode().then(() => document.querySelector('#large img').naturalWidth)") == 640
+    assert (
+        page.evaluate("document.querySelector('#large img').decode().then(() => document.querySelector('#large img').naturalWidth)") == 640
+    )
     small, large = (page.evaluate(f"document.querySelector('{one}').getBoundingClientRect().width") for one in (".tile img", "#large img"))
     assert large > small
     page.keyboard.press("ArrowRight")

@@ -39,7 +39,15 @@ def test_a_saved_report_has_picture_verdict_bars_notices_and_who_said_it_when(sa
     expected = shipped_ensemble().score([PHOTO])[0]
     assert path.name == "touchstone-photo.html"
     text = page.text_content("body")
-    for words in (expected.facts.sha256, "f" * 64, "Demonstration ensemble", "Not calibrated", "What this does not mean", "127.0.0.1", "0123456789abcdef"):
+    for words in (
+        expected.facts.sha256,
+        "f" * 64,
+        "Demonstration ensemble",
+        "Not calibrated",
+        "What this does not mean",
+        "127.0.0.1",
+        "0123456789abcdef",
+    ):
         assert words in text, words
     assert re.search(r"Checked\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text)
     assert page.text_content("h1") == "What was said of photo.jpg"
@@ -62,7 +70,8 @@ def test_a_saved_report_shows_the_mask_and_passes_axe(saved, mood):
       const image = document.images[0], canvas = document.createElement("canvas");
       canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
       const pen = canvas.getContext("2d"); pen.drawImage(image, 0, 0);
-      return [[0.28, 0.28], [0.72, 0.72]].map(([x, y]) => { const [r, , b] = pen.getImageData(x * canvas.width, y * canvas.height, 1, 1).data; return r - b; });
+      const at = (x, y) => pen.getImageData(x * canvas.width, y * canvas.height, 1, 1).data;
+      return [at(0.28, 0.28), at(0.72, 0.72)].map(([r, g, b]) => r - b);
     }"""
     marked, unmarked = page.evaluate(red)
     assert marked > 100 > abs(unmarked)
