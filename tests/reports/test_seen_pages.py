@@ -166,6 +166,11 @@ def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
     assert page.is_disabled("#before")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
+    page.click("#before")
+    page.click("#before")  # which is off then: keys still have somebody to reach
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.text_content("#which") == "Image 3 of 28"
     page.keyboard.press("Escape")
     assert not page.evaluate("document.getElementById('enlarged').open")
     assert page.evaluate("document.activeElement.closest('.tile').dataset.name") == names_of(page)[2]

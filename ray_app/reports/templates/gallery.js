@@ -57,7 +57,7 @@
     document.getElementById("before").disabled = place === 0;
     document.getElementById("after").disabled = place === shown().length - 1;
     if (!dialog.open) dialog.showModal();
-    else if (document.activeElement?.disabled) document.getElementById("close").focus(); // or keys would reach nobody
+    else if (!dialog.contains(document.activeElement) || document.activeElement.disabled) document.getElementById("close").focus(); // or keys would reach nobody
   }
 
   function large(small) {
