@@ -152,12 +152,13 @@ def score(
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
-def report(run: str, prior: float | None) -> int:
-    """Write the report of a run again, for example with --prior."""
+@click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of the 12 highest scores.  [default: as the run was asked]")
+def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
+    """Write the report of a run again, for example with --prior or --no-thumbnails."""
     from ray_app.runs import RunDirectory
     from ray_app.scoring.report import write_report
 
-    click.echo(write_report(RunDirectory.open(run), prior=prior))
+    click.echo(write_report(RunDirectory.open(run), prior=prior, thumbnails=thumbnails))
     return 0
 
 

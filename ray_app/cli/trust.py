@@ -125,6 +125,7 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
 @click.option("--image", "file", metavar="PATH", type=click.Path(path_type=Path), help="With --verify: the image, to hash and score again.")
 @click.option("--sign", "key", metavar="KEY", type=click.Path(path_type=Path), help="Sign the record with this Ed25519 private key (PEM).")
 @click.option("--signer", metavar="KEY", type=click.Path(path_type=Path), help="With --verify: the public key of who must have signed it.")
+@click.option("--picture/--no-picture", default=True, help="The image itself in evidence.html, read from the archive.  [default: with it]")
 @click.option("--device", default="cpu", show_default=True, help="With --image: cpu, cuda or cuda:0.")
 @licence_option
 @as_json
@@ -136,6 +137,7 @@ def evidence(
     file: Path | None,
     key: Path | None,
     signer: Path | None,
+    picture: bool,
     device: str,
     accepted: tuple[str, ...],
     as_json: bool,
@@ -157,7 +159,7 @@ def evidence(
     assert run is not None
     assert image is not None
     assert out is not None
-    return _make(run, image, out, key, as_json)
+    return _make(run, image, out, key, picture, as_json)
 
 
 def _check_usage(
@@ -175,7 +177,7 @@ def _check_usage(
         raise ConfigError("--verify takes a record alone, neither RUN nor --out nor --sign", hint=usage)
 
 
-def _make(run: str, image: str, out: str, key: Path | None, as_json: bool) -> int:
+def _make(run: str, image: str, out: str, key: Path | None, picture: bool, as_json: bool) -> int:
     from ray_app.evaluation.evidence.checks import record_text
     from ray_app.evaluation.evidence.record import make_evidence
     from ray_app.evaluation.evidence.verify import signed
@@ -185,12 +187,23 @@ def _make(run: str, image: str, out: str, key: Path | None, as_json: bool) -> in
     found = make_evidence(run, image)
     found = found if key is None else signed(found, key)
     text = record_text(found)
-    page = render_evidence(found)
+    page = render_evidence(found, _picture(run, found["record"]["image"]) if picture else None)
     (folder / "evidence.json").write_text(text, encoding="utf-8")
     (folder / "evidence.html").write_text(page, encoding="utf-8")
     click.echo(text if as_json else "\n".join(evidence_lines(found)))
     click.echo(f"record: {folder / 'evidence.json'}\npage: {folder / 'evidence.html'}", err=as_json)
     return ExitCode.DONE
+
+
+def _picture(run: str, image: dict[str, Any]) -> bytes | str:
+    """The record's image as a small JPEG, or why there is none."""
+    from ray_app.reports.format import meaning
+    from ray_app.runs import RunDirectory
+    from ray_app.scoring.pictures import LARGE, pictures_of
+
+    if image["status"] != "ok":
+        return meaning(image["status"]) or image["status"]
+    return pictures_of(RunDirectory.open(run), [image], LARGE)[image["image_id"]]
 
 
 def _verify(record: Path, file: Path | None, signer: Path | None, device: str, accepted: tuple[str, ...], as_json: bool) -> int:

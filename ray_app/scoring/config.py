@@ -82,7 +82,7 @@ class ScoreConfig(Frozen):
     )
     stability_margin: float = Field(default=2.0, gt=0, description="how near: log-odds between a score and the threshold of its verdict")
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
-    thumbnails: bool = Field(default=False, description="put thumbnails of the highest scores into the report")
+    thumbnails: bool = Field(default=True, description="small pictures of the 12 highest scores in the report, read from the source again")
     retry: RetryPolicy = RetryPolicy()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()

@@ -181,7 +181,7 @@ def rescore_run(
         rescoring = _Rescoring(source, run, spec, heads, session, clock, describing)
         for ref, rows in missing_blocks(source, run):
             rescoring.block(ref, rows)
-        return finished(run, spec, session)
+        return finished(run, spec, session, source)
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
         naming = _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session)
         for ref, rows in missing_blocks(source, run):
             naming.block(ref, rows)
-        return finished(run, spec, session)
+        return finished(run, spec, session, source)
 
 
 def named_rows(rows: pa.Table, spec: ScoringSpec, vectors: np.ndarray) -> pa.Table:
@@ -423,13 +423,14 @@ def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[Bl
                 yield ref, of_block
 
 
-def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> dict[str, Any]:
-    """Publish a run that has all its blocks, and report on it; returns the summary."""
+def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, source: RunDirectory) -> dict[str, Any]:
+    """Publish a run that has all its blocks, and report on it, with pictures where `source`'s reports have some; returns the summary."""
     run.publish_all()
     reader.publish_vanished(run)
     check_conservation(run)
     rows = settled_state.NewRows.all_of(run)
-    summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, rows), rows)
+    thumbnails = source.read_json("summary.json").get("thumbnails", True)
+    summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, rows), rows, thumbnails=thumbnails)
     settled_state.settle(run, rows.found)
     report.write_report(run)
     session.log("finished")

@@ -273,7 +273,7 @@ class ScoringRun:
 
     def summarize(self, guarantee: document.GuaranteeSummary | None) -> ScoringResult:
         """Count the rows, note what is settled by that, merge small files, and report."""
-        summary = write_summary(self.directory, self.spec, self.session, guarantee, self.rows)
+        summary = write_summary(self.directory, self.spec, self.session, guarantee, self.rows, thumbnails=self.config.thumbnails)
         settled_state.settle(self.directory, self.rows.found)
         small_files.merge_small(self.directory, lambda: settled_state.settle(self.directory, self.rows.found), each=on_ray)
         return self._reported(summary)
@@ -281,11 +281,11 @@ class ScoringRun:
     def renewed(self) -> ScoringResult:
         """The end of a session that found nothing to do: no row is counted again."""
         self.append()
-        return self._reported(renew_summary(self.directory, self.session))
+        return self._reported(renew_summary(self.directory, self.session, thumbnails=self.config.thumbnails))
 
     def _reported(self, summary: dict[str, Any]) -> ScoringResult:
         config = self.config
-        write_report(self.directory, prior=config.prior, thumbnails=config.thumbnails)
+        write_report(self.directory, prior=config.prior)
         self.session.log("finished")
         too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
