@@ -1,13 +1,18 @@
 """The `touchstone` command: `script` parses, runs a command, and turns exceptions into one clear line and an exit code."""
 
+import atexit
 import difflib
+import errno
 import logging
 import os
+import select
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -18,6 +23,7 @@ from ray_app.cli.endpoint import serve
 from ray_app.cli.results import results
 from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare)
 _GROUPS = {
     "runs": (
@@ -140,16 +146,31 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
             click.echo(f"  → {error.hint}", err=True)
         _print_resume_hint(error, typed)
         return error.exit_code
-    except BrokenPipeError:
-        return _stdout_closed()
+    except SystemExit as error:  # click ends the process so where a pipe is closed, with exit code 1
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return _pipe_closed(error.__context__)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        click.echo(f"touchstone: cannot write{where}: {error.strerror}\n  → make room there, then run the same command again", err=True)
+        _print_resume_hint(error, typed)
+        return ExitCode.CLUSTER
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
         _print_resume_hint(error.__cause__ or error, typed)  # click makes one of the other
         return ExitCode.INTERRUPTED
     return int(code or ExitCode.DONE)
 
 
-def _stdout_closed() -> int:
-    """Whoever read stdout, `head` for example, has seen enough: that is no error, and nothing more is to be written."""
+def _pipe_closed(error: BrokenPipeError) -> int:
+    """Whoever read stdout, `head` for example, has seen enough: that is no error, and nothing more is to be written. Raises the error
+    itself where stdout is still read, and another connection broke.
+    """
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    if not watch.poll(0):  # POLLERR or POLLHUP, which need not be asked for
+        raise error
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitCode.DONE
 
@@ -165,9 +186,24 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
         click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
 
 
-def script() -> None:
-    """Entry point of the installed command."""
-    sys.exit(main())
+def script(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the installed command and of jobs: the process ends with the exit code of `main`, which gets the same arguments.
+
+    It ends after the handlers of `atexit`, those of Ray and multiprocessing among them, but before Python takes its interpreter apart: a
+    thread of Arrow that is still dropping the last buffer of a Parquet file asks for the interpreter's lock in a C++ destructor, and
+    Python answers threads that come then by unwinding them, which C++ answers by abort() ("terminate called without an active exception").
+    """
+    code: int = ExitCode.BUG
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or full, which was said when the command wrote there
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # the first to be registered is the last to be called
+    code = main(arguments, typed=typed)
+    sys.exit(code)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

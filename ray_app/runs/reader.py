@@ -30,7 +30,7 @@ def current_tables(run: directory.RunDirectory, columns: list[str] | None = None
 def current_files(run: directory.RunDirectory) -> list[str]:
     """The files with these rows, in the order of their blocks: what tasks read side by side. Raises ConfigError where there is no run."""
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     run.check_settled()
     return run.row_files(archives.manifests(run.store))
 

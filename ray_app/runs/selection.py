@@ -98,7 +98,7 @@ def of_generator(table: pa.Table, wanted: str) -> pa.Table:
 def require_known_generator(run: directory.RunDirectory, name: str) -> None:
     """Raises ConfigError for a generator of which neither the index of generators nor the run knows, and for a run that named none."""
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     if not (run.describe()["ensemble"].get("profile") or {}).get("identifier"):
         raise ConfigError(
             f"{run.store.url}: this run named no generators",

@@ -172,10 +172,7 @@ def bad_fraction(summary: dict[str, Any]) -> float:
 
 def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: bool = False) -> str:
     """Render `report.html` from the summary; returns where it lies. Raises ConfigError where no run has finished."""
-    if not run.store.exists("summary.json"):
-        raise ConfigError(
-            f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
-        )
+    run.describe_finished()
     summary = run.read_json("summary.json")
     top = ((row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None)
     pictures = thumbnails_of(top, run.limits(), guard_of(run.store)) if thumbnails else None

@@ -120,7 +120,7 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
     config = resolved.config
     directory.check_free()
     if config.rescore and not directory.exists():
-        raise ConfigError(f"{directory.store.url}: no run here to retry", hint="the same command without --retry makes one")
+        raise ConfigError(f"there is no run in {directory.store.url} to retry", hint="the same command without --retry makes one")
     check_detectors(resolved)
     spec = resolved.spec(gpus=0)
     identity.check_reuse(config, spec.cards.values(), profiled=spec.ensemble.profile is not None)
