@@ -186,12 +186,13 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
         click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
 
 
+
 def script(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the installed command and of jobs: the process ends with the exit code of `main`, which gets the same arguments.
 
     It ends after the handlers of `atexit`, those of Ray and multiprocessing among them, but before Python takes its interpreter apart: a
     thread of Arrow that is still dropping the last buffer of a Parquet file asks for the interpreter's lock in a C++ destructor, and
-    Python answers threads that come then by unwinding them, which C++ answers by abort() ("terminate called without an active exception").
+    Python ends threads that come then by unwinding them, which C++ answers with abort() ("terminate called without an active exception").
     """
     code: int = ExitCode.BUG
 
