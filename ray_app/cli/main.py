@@ -9,10 +9,10 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -21,9 +21,9 @@ from ray_app.cli import data, detectors, evaluate, inspect, score, settings, tra
 from ray_app.cli.check import check
 from ray_app.cli.endpoint import serve
 from ray_app.cli.results import results
-from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
+from ray_app.errors import RESUMABLE, ClusterError, ExitCode, TouchstoneError
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of a disk, a quota or a limit
 _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare)
 _GROUPS = {
     "runs": (
@@ -74,8 +74,35 @@ class _Commands(click.Group):
         return {}
 
 
+@contextmanager
+def _a_pipe_may_close() -> Iterator[None]:
+    """Inside, the command is done, quietly, once whoever reads stdout, `head` for example, has seen enough; click makes that exit code 1.
+
+    Raises ClusterError where stdout is still read, and another connection broke.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
+        if not watch.poll(0):  # POLLERR or POLLHUP, which are always watched for
+            raise ClusterError("the other side closed a connection", hint="run the same command again") from error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        raise click.exceptions.Exit(ExitCode.DONE) from None
+
+
 class _Touchstone(_Commands):
     """The core commands, the groups, and the former names of what is in a group now, which `--help` does not list."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """The command line as it was parsed; `--help` is printed here."""
+        with _a_pipe_may_close():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _a_pipe_may_close():
+            return super().invoke(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, which may be a former one."""
@@ -146,10 +173,6 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
             click.echo(f"  → {error.hint}", err=True)
         _print_resume_hint(error, typed)
         return error.exit_code
-    except SystemExit as error:  # click ends the process so where a pipe is closed, with exit code 1
-        if not isinstance(error.__context__, BrokenPipeError):
-            raise
-        return _pipe_closed(error.__context__)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -163,18 +186,6 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
     return int(code or ExitCode.DONE)
 
 
-def _pipe_closed(error: BrokenPipeError) -> int:
-    """Whoever read stdout, `head` for example, has seen enough: that is no error, and nothing more is to be written. Raises the error
-    itself where stdout is still read, and another connection broke.
-    """
-    watch = select.poll()
-    watch.register(sys.stdout.fileno(), 0)
-    if not watch.poll(0):  # POLLERR or POLLHUP, which need not be asked for
-        raise error
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.DONE
-
-
 def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> None:
     """The last line of stderr, where the same command goes on from what is committed: that command."""
     if RESUMABLE in getattr(error, "__notes__", ()):
@@ -184,7 +195,6 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
             click.echo("interrupted; what is committed is kept", err=True)
         words = typed or ["touchstone", *sys.argv[1:]]
         click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
-
 
 
 def script(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> NoReturn:

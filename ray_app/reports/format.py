@@ -387,6 +387,9 @@ def headline(run: "RunSummary") -> str:
     """The run in one sentence."""
     if not run.members:
         return "No files: there was nothing to score."
+    if run.members == run.statuses.get(Status.UNSUPPORTED_FORMAT, 0):
+        none = "The file is not an image" if run.members == 1 else f"None of the {run.members:,} files is an image"
+        return f"{none} that Touchstone reads: nothing was scored."
     parts = []
     if run.scored:
         fake, abstained, real = (run.verdict(word) for word in VERDICT_WORDS)

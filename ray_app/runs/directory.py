@@ -158,9 +158,7 @@ class RunDirectory:
             if not os.path.lexists(folder):
                 beside = [path.parent.name for path in folder.parent.glob("*/run.json")]
                 nearest = difflib.get_close_matches(folder.name, beside, 1)
-                return ConfigError(
-                    f"there is no folder {folder}", hint=f"did you mean {folder.parent / nearest[0]}?" if nearest else hint
-                )
+                return ConfigError(f"there is no folder {folder}", hint=f"did you mean {folder.parent / nearest[0]}?" if nearest else hint)
             if not folder.is_dir():
                 return ConfigError(f"{folder} is a file, not the folder of a run", hint=hint)
         for name, what in KINDS.items():

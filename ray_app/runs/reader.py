@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app import archives
-from ray_app.errors import ClusterError, ConfigError
+from ray_app.errors import ClusterError
 from ray_app.runs import compaction, directory, score_files
 
 

@@ -36,6 +36,7 @@ _CREDENTIAL_RUSH_CLASSES = frozenset({"CredentialRetrievalError", "MetadataRetri
 _LOCAL_PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.EIO})
 
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _URL = re.compile(r"https?://[^\s'\"]+")
 
 
@@ -203,8 +204,10 @@ def _in_words(error: BaseException) -> str:
         return "no answer in time"
     if names & _CREDENTIAL_CLASSES:
         return f"no usable credentials ({text})"
+    if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
+        return f"{error.filename} is a file, not a folder" if os.path.isfile(error.filename) else "a file lies where a folder is needed"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return error.strerror[0].lower() + error.strerror[1:]
     return text or type(error).__name__
 
 
@@ -239,6 +242,10 @@ def _hint(error: BaseException, status: Status, place: str) -> str | None:
     if scheme_of(place) in _CLOUDS:
         return _CLOUDS[scheme_of(place)]
     if scheme_of(place) != "s3":
+        if isinstance(error, OSError) and error.errno in FULL:
+            return "make room there, then run the same command again"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            return "name a folder"
         local = {Status.SOURCE_DENIED: "check the permissions of that path", Status.SOURCE_MISSING: "check the spelling"}
         return local.get(status)
     bucket, _ = bucket_and_key(place)
