@@ -84,8 +84,7 @@ def named_configs(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((config_root() / kind).glob("*.yaml"))}
 
 
-_KINDS = {"score": "configuration of `touchstone score`", "train": "recipe", "evaluate": "protocol", "serve": "configuration of `touchstone serve`",
-          "clusters": "description of a cluster"}  # fmt: skip
+_KINDS = {"score": "settings of a run", "train": "recipe", "evaluate": "protocol", "serve": "settings of an endpoint"}
 
 
 def find_config(kind: str, name_or_path: str | Path) -> Path:

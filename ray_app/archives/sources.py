@@ -172,12 +172,16 @@ class Archive:
         """What to say when nothing was kept of `found` files, those in `opened` containers among them."""
         names = ", ".join(self._names)
         if not found and opened:
-            return ConfigError(f"{names}: no image in {opened} archive{'s' * (opened != 1)}", hint="folders in an archive are not counted")
+            return ConfigError(f"{names}: no file in {opened} archive{'s' * (opened != 1)}", hint="folders in an archive are not counted")
         if not found:
-            return ConfigError(f"{names}: nothing there but the run directory itself, or lists without a row")
+            text = "no file there but those of the output directory, or only lists without rows"
+            return ConfigError(f"{names}: {text}", hint="give --out a folder of its own, and the folder of the images as source")
         patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])
         return ConfigError(
-            f"{names}: none of {found} files passes {patterns}", hint="letters count as they are: *.jpg is not A.JPG; ** spans folders"
+            f"{names}: none of the {found} files found there fits {patterns}"
+            if found != 1
+            else f"{names}: the one file there does not fit {patterns}",
+            hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders",
         )
 
 

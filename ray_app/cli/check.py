@@ -217,6 +217,7 @@ def _page_path(html: str) -> Path:
 
 def _listed(images: Sequence[str]) -> list[str]:
     """What is asked for, in order; of a folder all below it, by name. Raises ConfigError where there is nothing."""
+    from ray_app.storage.listing import not_there
     from ray_app.storage.urls import local_path, scheme_of
 
     names: list[str] = []
@@ -228,7 +229,7 @@ def _listed(images: Sequence[str]) -> list[str]:
             continue
         path = local_path(one)
         if not os.path.lexists(path):
-            raise ConfigError(f"{one}: no such file or folder")
+            raise not_there(path)
         names += _below(path) if os.path.isdir(path) else [path]
     if not names:
         raise ConfigError(f"nothing to check: no file in {', '.join(images)}")

@@ -187,6 +187,7 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
 def _files(source: Sequence[str]) -> Iterator[Path]:
     """The files that SOURCE means: each as it stands, of folders every regular file below them, in order of names. Raises ConfigError."""
     from ray_app.errors import ConfigError
+    from ray_app.storage.listing import not_there
     from ray_app.storage.urls import local_path, scheme_of
 
     if not source:
@@ -197,7 +198,7 @@ def _files(source: Sequence[str]) -> Iterator[Path]:
             raise ConfigError(f"{one}: --endpoint takes local files and folders", hint="without --endpoint, any source can be scored")
         path = Path(local_path(one))
         if not path.exists():
-            raise ConfigError(f"{one}: no such file or folder")
+            raise not_there(str(path))
         below = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         found = found or bool(below)
         yield from below

@@ -177,7 +177,9 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
         if error.errno not in _FULL:
             raise
         where = f" {error.filename}" if error.filename else ""
-        click.echo(f"touchstone: cannot write{where}: {error.strerror}\n  → make room there, then run the same command again", err=True)
+        click.echo(
+            f"touchstone: cannot write{where}: {os.strerror(error.errno)}\n  → make room there, then run the same command again", err=True
+        )
         _print_resume_hint(error, typed)
         return ExitCode.CLUSTER
     except (KeyboardInterrupt, click.exceptions.Abort) as error:

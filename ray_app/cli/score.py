@@ -87,7 +87,10 @@ def _failed_statuses(context: click.Context, option: click.Parameter, text: str 
     words = tuple(word.strip() for word in text.split(","))
     for word in words:
         if word not in known:
-            raise ConfigError(f"--retry {word}: no status of a file without a score", hint=f"separate by commas: {', '.join(known)}")
+            raise ConfigError(
+                f"--retry {word}: not a status of files without a score",
+                hint=f"one of these, or several with commas between them: {', '.join(known)}",
+            )
     return words
 
 

@@ -235,7 +235,7 @@ def _speed_lines(run: "RunSummary") -> list[str]:
             lines.append(f"shared: {wording.visible(name)} ran {sharing.runs:,} times for {sharing.asked:,} requests of detectors")
     if session.throttled or session.retried:
         lines.append(f"storage: asked to slow down {wording.counted(session.throttled, 'time')}, repeated reads {session.retried:,}")
-    if run.bottleneck and run.bottleneck.stage:
+    if run.scored and run.bottleneck and run.bottleneck.stage:
         share = f" ({wording.percent(run.bottleneck.share)} of the workers' time)" if run.bottleneck.share is not None else ""
         advice = f": {wording.visible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
         lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{share}{advice}")

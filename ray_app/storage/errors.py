@@ -238,7 +238,7 @@ _CLOUDS = dict.fromkeys(("gs", "gcs"), _GOOGLE) | dict.fromkeys(("az", "abfs", "
 
 def _hint(error: BaseException, status: Status, place: str) -> str | None:
     if scheme_of(place) == "hf":
-        return "check the network and HF_ENDPOINT; private and gated repositories want HF_TOKEN, or `hf auth login`"
+        return "check the network and HF_ENDPOINT; private and gated repositories need HF_TOKEN, or `hf auth login`"
     if scheme_of(place) in _CLOUDS:
         return _CLOUDS[scheme_of(place)]
     if scheme_of(place) != "s3":
@@ -252,7 +252,7 @@ def _hint(error: BaseException, status: Status, place: str) -> str | None:
     if _code(error) == "NoSuchBucket":
         return f"create bucket '{bucket}', or check its spelling, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
     return {
-        Status.SOURCE_DENIED: f"bucket '{bucket}' wants s3:ListBucket, s3:GetObject and (for --out) s3:PutObject and s3:DeleteObject; "
+        Status.SOURCE_DENIED: f"bucket '{bucket}' needs s3:ListBucket, s3:GetObject and (for --out) s3:PutObject and s3:DeleteObject; "
         "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the instance profile; "
         "FSSPEC_S3_ANON=true reads public buckets without any",
         Status.SOURCE_TIMEOUT: f"check the network to bucket '{bucket}' and AWS_ENDPOINT_URL",

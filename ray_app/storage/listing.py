@@ -121,6 +121,16 @@ def _matching(place: str, guard: Guard) -> Iterator[ObjectInfo]:
     return (info for info in _list(base or "/", guard) if matches(urls.local_path(info.uri)[skipped:]))
 
 
+def not_there(path: str) -> ConfigError:
+    """What to say of a file or folder of this machine that is not there, with the nearest name beside it."""
+    folder, name = os.path.split(os.path.abspath(path))
+    nearest = difflib.get_close_matches(name, os.listdir(folder) if os.access(folder, os.R_OK) else (), 1)
+    hint = (
+        f"did you mean {os.path.join(os.path.dirname(path), nearest[0])}?" if nearest else "check the spelling, and the folder you are in"
+    )
+    return ConfigError(f"{path}: no such file or folder", hint=hint)
+
+
 def _nothing_at(place: str) -> ConfigError:
     """What to say where a source has no file: a misspelt name, an empty folder, or a pattern that nothing matches."""
     scheme, shown = urls.scheme_of(place), urls.strip_secrets(place)
@@ -133,13 +143,10 @@ def _nothing_at(place: str) -> ConfigError:
     if is_pattern(place):
         return ConfigError(f"{shown}: no file matches this pattern", hint="upper and lower case count: *.jpg does not match A.JPG")
     if scheme == "file":
-        folder, name = os.path.split(place)
-        nearest = difflib.get_close_matches(name, os.listdir(folder) if os.access(folder, os.R_OK) else (), 1)
-        hint = f"did you mean {os.path.join(folder, nearest[0])}?" if nearest else "check the spelling"
-        return ConfigError(f"{shown}: no such file or folder", hint=hint)
+        return not_there(place)
     hint = {
         "s3": f"check the spelling; for all objects whose names begin so, write '{shown}*'",
-        "hf": "check the spelling and the revision; private and gated repositories want HF_TOKEN, or `hf auth login`",
+        "hf": "check the spelling and the revision; private and gated repositories need HF_TOKEN, or `hf auth login`",
     }.get(scheme, "check the spelling")
     return ConfigError(f"{shown}: no such file or folder, or it has no files in it", hint=hint)
 
