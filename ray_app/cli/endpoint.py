@@ -69,7 +69,8 @@ def serve(
 ) -> int:
     """Serve an ensemble over HTTP: an API and a page.
 
-    Its address goes to stdout once it can score. Ctrl-C ends it once running requests are finished. Without tokens it answers this machine alone.
+    Its address goes to stdout once it can score. Ctrl-C ends it once running requests are finished. Without tokens it answers
+    this machine alone.
 
     \b
     touchstone serve

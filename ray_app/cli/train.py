@@ -43,8 +43,8 @@ def train(
 ) -> int:
     """Train a detector of your own by a recipe.
 
-    CONFIG is a shipped recipe by name (`touchstone recipes list`), or a YAML file of yours. A DIR that is finished is only reported, and one that
-    was interrupted goes on from its last checkpoint.
+    CONFIG is a shipped recipe by name (`touchstone recipes list`), or a YAML file of yours. A DIR that is finished is only reported, and
+    one that was interrupted goes on from its last checkpoint.
 
     \b
     touchstone train quick --out runs/quick

@@ -158,7 +158,7 @@ class Ensemble:
             batch = self._decoder.decode(zip(repeat(0), map(self._read, chunk), strict=False))
             for place, outcome in enumerate(batch.outcomes, start=len(outcomes)):
                 if outcome.failure is not None:
-                    _log.error("image %d of this call: a bug of Touchstone, please report it\n%s", place, outcome.failure)
+                    _log.error("image %d of this call: this is a bug in Touchstone; please report it\n%s", place, outcome.failure)
             outcomes += batch.outcomes
             yield self._decoder.complete(batch) if self._is_late else batch
 

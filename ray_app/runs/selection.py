@@ -126,5 +126,6 @@ def require_known_generator(run: directory.RunDirectory, name: str) -> None:
             return
         named.update(pc.unique(table["predicted_generator"].cast(pa.string()).drop_null()).to_pylist())
     raise ConfigError(
-        f"no generator is called {name}", hint=f"this run names {', '.join(sorted(named)) or 'none'}; `unknown` means none of them"
+        f"no generator is called {name}",
+        hint=f"this run names {', '.join(sorted(named)) or 'none'}; `unknown` stands for images of none of them",
     )

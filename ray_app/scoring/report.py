@@ -228,7 +228,7 @@ class Choice(NamedTuple):
         """The same for people."""
         parts = [VERDICT_WORDS[self.verdict]] if self.verdict else []
         if self.generator:
-            parts.append("like no known generator" if self.generator == selection.UNKNOWN else f"said to be of {visible(self.generator)}")
+            parts.append("like no known generator" if self.generator == selection.UNKNOWN else f"attributed to {visible(self.generator)}")
         parts += ["the highest scores"] if self.most else []
         return ", ".join(parts) or "the whole run"
 
@@ -251,7 +251,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
         selection.require_known_generator(run, choice.generator)
     names = store.names("")
     if (names or store.folders("")) and NOTE not in names:
-        raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")
+        raise ConfigError(f"{store.url} is not empty, and holds no gallery", hint="give another --out")
     chosen, images = _chosen(run, choice)
     pages = max(math.ceil(images / per_page), 1)
     facts = {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages}

@@ -159,7 +159,7 @@ class ScoringRun:
             kept = [one for one in kept if one["key"] != "ensemble"]
         if kept:
             named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
-            print(f"going on as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
+            print(f"settings stay as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
         facts = lease.facts() | ({"kept": noted} if noted else {})
         self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=facts)
 
@@ -324,7 +324,9 @@ class ScoringRun:
         meter.tell()
         if self.lease.lost.is_set():
             url = self.directory.store.url
-            raise StorageError(f"{url}: another run took this directory over", hint="only one may write it; see lease.json there")
+            raise StorageError(
+                f"{url}: another run took this directory over", hint="only one run may write there at a time; lease.json there names it"
+            )
         hours, cost = self.config.max_hours, self.config.max_cost
         if hours is not None and self.session.elapsed_s() > hours * 3600:
             stopper.ask(f"--max-hours {hours:g} is over", LIMIT_GRACE_S)
@@ -335,7 +337,7 @@ class ScoringRun:
             stopper.avoid(leaving)
             left_s = leaving.get(own_node())
             if left_s is not None:
-                stopper.ask("the machine of this driver will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
+                stopper.ask("this machine will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
 
 
 ScoreBlocks = Callable[[RunDirectory, Listing], None]
@@ -356,7 +358,7 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
     """
     last = last_listing(run.store)
     if last is None or last.goes_on or work_of(run).pending:
-        raise ConfigError(f"{run.store.url}: not all files have been scored once", hint="the same command without --retry does that first")
+        raise ConfigError(f"{run.store.url}: not all files have been scored once", hint="run the same command without --retry first")
     settled_state.finish_merge(run)
     run.publish_all(each=on_ray)
     passed_over = list[int]()
@@ -388,7 +390,7 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
     )
     if spec.jpeg_decoder != "libjpeg" and not (layout.scorer_gpus and spec.device == "cuda"):
         raise ConfigError(
-            f"jpeg_decoder {spec.jpeg_decoder} decodes on a GPU, and none is planned for", hint="leave jpeg_decoder out, or plan GPUs"
+            f"jpeg_decoder {spec.jpeg_decoder} decodes on a GPU, and the run has none", hint="leave jpeg_decoder out, or plan GPUs"
         )
     return replace(layout, labels=config.cluster.labels)
 

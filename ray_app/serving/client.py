@@ -33,10 +33,10 @@ PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=8.0, deadline_s=300.0)
 BUSY = frozenset({429, 503})
 BROKEN = frozenset({500, 502, 504})
 NOT_ALLOWED = {
-    401: "say --token-file FILE or set TOUCHSTONE_TOKEN; in Python, EndpointClient(url, token=…)",
-    403: "this token, or this machine, may not ask that endpoint",
+    401: "give --token-file FILE or set TOUCHSTONE_TOKEN; in Python, EndpointClient(url, token=…)",
+    403: "this token, or this machine, is not allowed to use that endpoint",
 }
-NOT_AN_ENDPOINT = "the URL is that of the endpoint, without /v1, for example http://localhost:8000"
+NOT_AN_ENDPOINT = "give the URL of the endpoint without /v1, for example http://localhost:8000"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class EndpointClient:
             answers = [{**answer, "name": file.given} for file, answer in zip(files, results, strict=True)]
         except (ValueError, TypeError, AttributeError):
             text = f"{self._http_client.url}: the answer to {len(files)} files cannot be understood"
-            raise ClusterError(text, hint="does something between here and the endpoint change answers?") from None
+            raise ClusterError(text, hint="check whether a proxy between here and the endpoint changes answers") from None
         yield from answers
 
 
@@ -262,7 +262,7 @@ class RetryingClient:
             raise ConfigError(f"{self.url}: {_message(response) or 'not allowed'} ({status})", hint=NOT_ALLOWED[status])
         if response.is_redirect:
             raise ConfigError(
-                f"{self.url}: it sends us elsewhere ({status})", hint="use the address that it leads to; a token is never sent on"
+                f"{self.url}: it redirects to another address ({status})", hint="use the address that it leads to; a token is never sent on"
             )
         if status in (404, 405):
             raise ConfigError(f"{self.url}: there is no Touchstone endpoint at this address ({status})", hint=NOT_AN_ENDPOINT)
@@ -276,7 +276,7 @@ class RetryingClient:
             when = f"it asks to come back in {math.ceil(pause or 0)} s" if pause else "it stays busy"
             hint = "try later, send less at once, or give the endpoint more replicas"
             return ClusterError(f"{self.url}: {_message(response) or 'too busy'} ({response.status_code}); {when}", hint=hint)
-        return ClusterError(f"{self.url}: {trouble}, {self._policy.attempts} times", hint="is the endpoint up behind its proxy?")
+        return ClusterError(f"{self.url}: {trouble}, {self._policy.attempts} times", hint="check that the endpoint runs behind its proxy")
 
 
 def retry_after(header: str | None) -> float | None:

@@ -74,7 +74,7 @@ def test_patterns_that_let_nothing_pass(root):
 
 
 def test_nothing_but_the_run_directory(root):
-    with pytest.raises(ConfigError, match="nothing there but the run directory"):
+    with pytest.raises(ConfigError, match="no file there but those of the output directory"):
         names(root, [f"{root}/b"], skip=[f"{root}/b"])
 
 

@@ -257,13 +257,13 @@ def _checked(arguments):
     ("arguments", "words"),
     [
         ([], "nothing to check"),
-        (["EMPTY"], "nothing to check: no file in"),
+        (["EMPTY"], "nothing to check: there is no file in"),
         (["no-such-file"], "no such file or folder"),
-        (["-", "-"], "stdin is one picture"),
-        (["a.jpg", "--html", "a.jpg"], "not the name of a local page"),
+        (["-", "-"], "stands for one picture on stdin"),
+        (["a.jpg", "--html", "a.jpg"], "not the name of a local .html file"),
         (["a.jpg", "--html", "no/such/page.html"], "no such folder"),
         (["a.jpg", "--ensemble", "no-such"], "no-such"),
-        (["a.jpg", "--ensemble", "tiny", "--detector", "npr"], "exclude each other"),
+        (["a.jpg", "--ensemble", "tiny", "--detector", "npr"], "cannot be given together"),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments, words, tmp_path, monkeypatch, capsys):

@@ -216,7 +216,7 @@ def unfitted(folder, name, **changes):
 def test_two_commands_from_an_index_to_scores(photos, capsys, monkeypatch):
     card = unfitted(photos, "vfm-dinov3-convnext")
     assert main(["detectors", "fetch", str(card)]) == 0
-    assert "its head is yours to fit: touchstone detectors fit vfm-dinov3-convnext" in capsys.readouterr().err
+    assert "nobody publishes its head; fit one: touchstone detectors fit vfm-dinov3-convnext" in capsys.readouterr().err
     with pytest.raises(DetectorError, match="no weights of its head") as missing:
         load_detector(card)
     assert "touchstone detectors fit vfm-dinov3-convnext LABELS --install" in missing.value.hint

@@ -67,7 +67,7 @@ def in_it(folder, monkeypatch):
 # The command, its exit code, what stderr says (HERE is where it runs, RUN a finished run), and what it says to do.
 MISTAKES = {
     "a wrong path": ("score pictuers --out run", 2, "HERE/pictuers: no such file or folder", "did you mean HERE/pictures?"),
-    "a wrong path to check": ("check 7.png", 2, "7.png: no such file or folder", "check the spelling"),
+    "a wrong path to check": ("check pictuers", 2, "HERE/pictuers: no such file or folder", "did you mean HERE/pictures?"),
     "an empty folder": ("score empty --out run", 2, "HERE/empty: the folder has no files in it", "linked folders are not followed"),
     "a pattern that nothing matches": (
         "score *.jpg --out run",
@@ -82,7 +82,7 @@ MISTAKES = {
     "--out is the source": (
         "score pictures --ensemble tiny --out pictures",
         2,
-        "HERE/pictures: no file there but those of the output directory",
+        "pictures: no file there but those of the output directory",
         "--out a folder of its own",
     ),
     "no --out": ("score pictures", 2, "--out DIR is missing", "touchstone score SOURCE --out DIR"),

@@ -15,8 +15,8 @@ from tests.scoring.older import BUCKET, PICTURES, SOURCE, change, copied_configs
 from tests.scoring.stages import without_ray
 
 SAID = (
-    "this run was made with touchstone-tiny, the default of Touchstone 0.11 and before, and goes on with it; "
-    "the default is touchstone-new now, with which another --out begins anew"
+    "this run was made with touchstone-tiny, the default up to Touchstone 0.11, and goes on with it; "
+    "the default is touchstone-new today; a new --out would begin with that"
 )
 KEPT = {"key": "ensemble", "run": "default (touchstone-tiny)", "today": "default (touchstone-new)"}
 

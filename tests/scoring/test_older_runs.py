@@ -153,7 +153,7 @@ def test_weights_that_the_run_still_has(half, other_configs, tmp_path, monkeypat
 
 def test_a_detector_that_is_gone(half, other_configs):
     (other_configs / "detectors" / "touchstone-tiny.yaml").unlink()
-    with pytest.raises(IdentityError, match="touchstone-tiny, which cannot be read any more") as caught:
+    with pytest.raises(IdentityError, match="touchstone-tiny, which can no longer be read") as caught:
         resolved()
     assert "another --out" in caught.value.hint
 

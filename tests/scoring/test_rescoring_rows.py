@@ -146,7 +146,7 @@ def test_a_block_without_its_file_stops_it(run, tmp_path):
 
 
 def test_where_no_run_is_there_is_nothing_to_rescore(tmp_path):
-    with pytest.raises(ConfigError, match="no finished run here"):
+    with pytest.raises(ConfigError, match="there is no folder|no run in"):
         rescore_run(str(tmp_path / "nowhere"), str(tmp_path / "new"), [NAME])
 
 

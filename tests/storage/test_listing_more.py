@@ -141,7 +141,7 @@ class TestS3:
         assert "create bucket 'not-there'" in caught.value.hint
 
     def test_empty_bucket(self, s3):
-        with pytest.raises(ConfigError, match="nothing in it"):
+        with pytest.raises(ConfigError, match="has no files in it"):
             names(s3.bucket("empty-bucket"))
 
     def test_denied(self, faulty, monkeypatch):

@@ -426,7 +426,7 @@ def _fault(file: io.RawIOBase, error: BaseException) -> RefusedMember:
     file.seek(max(0, size - 4))
     tail = file.read(4) or b""
     if not size:
-        return RefusedMember(Status.EMPTY_FILE, "a Parquet file without bytes")
+        return RefusedMember(Status.EMPTY_FILE, "an empty file: it has no bytes")
     if tail == _MAGIC_ENCRYPTED or head == _MAGIC_ENCRYPTED:
         return RefusedMember(Status.ENCRYPTED_MEMBER, "an encrypted Parquet file")
     if _MAGIC.startswith(head[: min(4, size)]) and (tail != _MAGIC or size < _SMALLEST):
