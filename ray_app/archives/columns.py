@@ -68,7 +68,7 @@ def roles_of(schema: pa.Schema, columns: TableColumns, where: str) -> Roles:
     """
     if columns.image in schema.names:
         if not holds_files(schema.field(columns.image).type):
-            raise ConfigError(f"{where}: column '{columns.image}' holds {schema.field(columns.image).type}, no encoded images")
+            raise ConfigError(f"{where}: column '{columns.image}' holds {schema.field(columns.image).type}, not encoded images")
         return Roles(columns.image, None)
     uri = uri_column(schema, columns)
     if columns.uri is not None and uri is not None:

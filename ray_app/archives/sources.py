@@ -219,9 +219,9 @@ def _source_for(source: str, columns: members.TableColumns, limits: ContainerLim
     kind, url = _split_kind(source)
     known = ("files", *CONTAINERS, "list", "inventory")
     if kind is not None and kind not in known:
-        raise ConfigError(f"{strip_secrets(source)}: '{kind}::' is no kind of source", hint=f"known: {', '.join(known)}")
+        raise ConfigError(f"{strip_secrets(source)}: '{kind}::' is not a kind of source", hint=f"known: {', '.join(known)}")
     if not url:
-        raise ConfigError(f"'{source}' names no place", hint="a folder, file or URL")
+        raise ConfigError(f"'{source}' is not a place", hint="give a folder, a file or a URL")
     url = canonical(url)  # here: sections are listed by tasks, whose working directory is another
     if kind == "inventory":
         return s3_inventory.Inventory(url, columns, limits)

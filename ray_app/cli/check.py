@@ -54,8 +54,8 @@ def check(
     """Give a verdict on a few pictures, now.
 
     Says of each IMAGE whether there is evidence that a generative model made or altered it. IMAGE is a file, a folder with all
-    that is below it, `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. A file that is not a picture gets a line with its
-    status. Exit code 3: no picture got a score.
+    that is below it, `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. A file that is not a picture
+    gets a line with its status. Exit code 3: no picture got a score.
 
     \b
     touchstone check photo.jpg

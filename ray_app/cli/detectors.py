@@ -137,9 +137,9 @@ def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json
 def add(places: tuple[Path, ...], paths: tuple[str, ...], part: str | None, as_json: bool) -> int:
     """Take in weights that you have already.
 
-    Under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all that is below
-    it; only files that may be weights are hashed. Files are linked where the file system can, else copied. Says what each was recognised as, what was not, and
-    what a detector still lacks. Exit code 4 if nothing was recognised.
+    Under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all that is below it;
+    only files that may be weights are hashed. Files are linked where the file system can, else copied. Says what each was
+    recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
 
     \b
     touchstone detectors add ~/Downloads

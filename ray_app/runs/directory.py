@@ -184,7 +184,7 @@ class RunDirectory:
         if deciding and not (by_score and deciding == SCORE_DECIDES):
             command = SCORE_DECIDES if deciding == SCORE_DECIDES else "decide"
             raise ConfigError(
-                f"{self.store.url}: a `touchstone {command}` was interrupted here; its verdicts are mixed",
+                f"{self.store.url}: a `touchstone {command}` was interrupted here, and left old and new verdicts side by side",
                 hint=f"run the same `touchstone {command}` again",
             )
 

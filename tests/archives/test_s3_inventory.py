@@ -119,7 +119,7 @@ def test_an_inventory_names_no_other_bucket(s3, photos):
 
 def test_columns_that_the_inventory_lacks(s3, photos):
     source = publish(s3, "CSV", "Bucket, Key, LastModifiedDate", [b""], "lacking")
-    with pytest.raises(ConfigError, match="does not tell Size and ETag") as caught:
+    with pytest.raises(ConfigError, match="lacks Size and ETag") as caught:
         list(open_source([source]))
     assert "optional fields: Size, ETag" in caught.value.hint
 

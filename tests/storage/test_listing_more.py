@@ -157,7 +157,7 @@ class TestS3:
             names("s3://bucket")
 
     def test_a_pattern_for_a_bucket(self, s3):
-        with pytest.raises(ConfigError, match="no bucket's name"):
+        with pytest.raises(ConfigError, match="is not the name of a bucket"):
             names("s3://buck*/a")
 
 

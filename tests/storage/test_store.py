@@ -237,7 +237,7 @@ def test_secrets_do_not_show(tmp_path):
     assert "s3cr3t" not in caught.value.message
 
 
-@pytest.mark.parametrize(("url", "message"), [("nope://x/y", "nope"), ("s3://", "no bucket's name")])
+@pytest.mark.parametrize(("url", "message"), [("nope://x/y", "nope"), ("s3://", "is not the name of a bucket")])
 def test_a_place_that_cannot_be_opened(url, message):
     with pytest.raises(ConfigError, match=message):
         Store.open(url).exists("a")

@@ -96,7 +96,7 @@ def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
     place, mark, rest = uri.rpartition("#row=")
     number, _, column = rest.partition("&column=")
     if not mark or not number.isdigit() or not column:
-        raise ConfigError(f"{uri}: no reference into a table (…#row=N&column=NAME)")
+        raise ConfigError(f"{uri}: not a reference into a table (…#row=N&column=NAME)")
     row = int(number)
     with fetcher.open(place, "") as file:
         try:
