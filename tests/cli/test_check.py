@@ -261,7 +261,7 @@ def _checked(arguments):
         (["no-such-file"], "no such file or folder"),
         (["-", "-"], "stands for one picture on stdin"),
         (["a.jpg", "--html", "a.jpg"], "not the name of a local .html file"),
-        (["a.jpg", "--html", "no/such/page.html"], "no such folder"),
+        (["a.jpg", "--html", "no/such/page.html"], "there is no folder no/such"),
         (["a.jpg", "--ensemble", "no-such"], "no-such"),
         (["a.jpg", "--ensemble", "tiny", "--detector", "npr"], "cannot be given together"),
     ],

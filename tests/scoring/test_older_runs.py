@@ -138,7 +138,7 @@ def test_weights_that_are_not_shipped_any_more(half, other_configs, tmp_path, mo
     other_weights(other_configs)
     with pytest.raises(IdentityError, match=r"detectors\.touchstone-tiny\.weights: this command") as caught:
         resolved().require_own()
-    assert "version of Touchstone that made it" in caught.value.hint
+    assert "Touchstone that made the run" in caught.value.hint
 
 
 def test_weights_that_the_run_still_has(half, other_configs, tmp_path, monkeypatch, s3):
