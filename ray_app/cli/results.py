@@ -56,7 +56,8 @@ def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: 
         raise click.UsageError("--json prints and --out writes a file: choose one")
     arrow.leave_pandas_out()
     opened = RunDirectory.open(run)
-    tables = _selected(opened, limit, **given)
+    in_table = not (as_json or out)
+    tables = _selected(opened, limit or (_SHOWN + 1 if in_table else None), **given)  # one more tells whether there are more
     if out:
         return _write(opened, tables, out)
     for line in _guarantee_notes(opened):
