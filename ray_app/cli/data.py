@@ -291,7 +291,8 @@ def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     from ray_app.reports import format as wording
     from ray_app.reports.text import table
 
-    yield f"{document['images']:,} images in {document['groups']:,} groups, the largest of {document['largest_group']:,}"
+    images, groups = wording.counted(document["images"], "image"), wording.counted(document["groups"], "group")
+    yield f"{images} in {groups}, the largest of {document['largest_group']:,}"
     yield ""
     shares = document["asked"]["shares"]
     rows = []

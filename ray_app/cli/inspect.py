@@ -70,6 +70,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
     \b
     touchstone runs masks run --out masks --min-area 0.05
     """
+    from ray_app.reports.format import counted
     from ray_app.runs import RunDirectory, current_masks, mask_image
 
     folder = local_folder(out)
@@ -79,7 +80,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
         if area >= min_area:
             image.save(folder / f"{row['image_id']}-{row['detector'].replace(':', '-')}.png")
             written += 1
-    click.echo(f"{written} masks in {folder}")
+    click.echo(f"{counted(written, 'mask')} in {folder}")
     if not written:
         click.echo("none: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large", err=True)
     return 0

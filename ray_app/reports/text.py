@@ -90,7 +90,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     run = RunSummary.model_validate(dict(summary))
     lines = [wording.headline(run)]
     if run.members and not run.complete:
-        lines.append(f"not finished: {run.rows:,} of {run.members:,} files have a row; the same command goes on from here")
+        lines.append(f"not finished: {run.rows:,} of {wording.counted(run.members, 'file')} have a row; the same command goes on from here")
     lines += [sentence.upper() if place == 0 else f"  {sentence}" for place, sentence in enumerate(limit_sentences(run))]
     lines += _status_lines(run)
     if run.own_failures:
@@ -98,7 +98,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.linked_folders.count:
         lines.append(f"not listed: {wording.linked_folders_in_words(run.linked_folders.count, run.linked_folders.example)}")
     if run.reused:
-        lines.append(f"reused: {run.reused:,} files have the scores of others with the same bytes")
+        lines.append(f"reused: the scores of {wording.counted(run.reused, 'file')} are those of other files with the same bytes")
     lines += _verdict_lines(run)
     lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
     lines += [f"stability: {sentence}" for sentence in wording.stability(run.stability)]

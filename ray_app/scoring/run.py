@@ -35,7 +35,7 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, re
 from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, block_reader
 from ray_app.inference.spec import profile_cards
-from ray_app.reports.format import shortened
+from ray_app.reports.format import counted, shortened
 from ray_app.runs import (
     Retry,
     RunDirectory,
@@ -219,8 +219,8 @@ class ScoringRun:
         exported = named_cluster(cluster_config.address) is not None
         meter = RunMeter(name_of(self.directory.store.url), len(work.pending), self.layout, exported=exported)
         progress = Progress(work.members, done=done, note=meter.bound)
-        listed = f"{work.block_count:,} block{'s' * (work.block_count != 1)}"
-        progress.say(f"{work.members:,} files in {listed}, {done:,} done before; {self.layout.described}")
+        listed = f"{counted(work.members, 'file')} in {counted(work.block_count, 'block')}"
+        progress.say(f"{listed}, {done:,} done before; {self.layout.described}")
         stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         patience_s = cluster_config.stall_timeout_s or max(stall_s, self.layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac))
@@ -373,7 +373,7 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
 
 
 def _finish_retry(run: RunDirectory, retry: Retry, session: ScoringSession, score: ScoreBlocks) -> None:
-    print(f"retrying {retry.members:,} files with the status {' or '.join(retry.statuses)}", file=sys.stderr)
+    print(f"retrying {counted(retry.members, 'file')} with the status {' or '.join(retry.statuses)}", file=sys.stderr)
     session.retrying(retry.number, retry.statuses, retry.members)
     pending = retry.pending()
     if pending:

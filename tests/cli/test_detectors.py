@@ -260,7 +260,7 @@ def test_verify_seeded_weights_in_the_published_format(tmp_path, capsys):
 
 
 def test_examples_in_the_help_name_detectors_that_are_shipped(capsys):
-    for verb in ([], ["list"], ["show"], ["fetch"], ["verify"]):
+    for verb in (["list"], ["show"], ["fetch"], ["verify"]):
         main(["detectors", *verb, "--help"])
         examples = [line.split("|")[0].split(">")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  touchstone ")]
         assert examples

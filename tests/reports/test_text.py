@@ -108,7 +108,7 @@ def test_the_end_of_a_run_in_words():
 
 
 def test_copied_scores_are_counted():
-    assert "reused: 1,204 files have the scores of others with the same bytes" in summary_lines(example_summary(reused=1204))
+    assert "reused: the scores of 1,204 files are those of other files with the same bytes" in summary_lines(example_summary(reused=1204))
     assert not any("reused" in line for line in summary_lines(example_summary()))
 
 
