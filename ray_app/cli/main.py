@@ -215,7 +215,10 @@ def script(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | Non
         os._exit(code)
 
     atexit.register(leave)  # the first to be registered is the last to be called
-    code = main(arguments, typed=typed)
+    try:
+        code = main(arguments, typed=typed)
+    except SystemExit as ended:  # by click, once it has answered a shell that completes
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     sys.exit(code)
 
 

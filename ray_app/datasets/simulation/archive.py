@@ -231,7 +231,7 @@ def _simulate(folder: Path, plan: SimulatedSet, processes: int, progress: Callab
 
 
 def _begin_alone() -> None:
-    """Of a process of the pool: one thread, and no ear for Ctrl-C, which a terminal sends to all and which the process that waits answers."""
+    """Of a process of the pool: one thread, and deaf to Ctrl-C, which a terminal sends to all and the waiting process answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
