@@ -125,7 +125,7 @@ def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}{_line_of(error)}: not YAML: {_fault(error)}") from None
     if data is not None and not isinstance(data, dict):
-        raise ConfigError(f"{where}: it should hold keys and values (`key: value`), and holds a {type(data).__name__}")
+        raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
     return data or {}
 
 
