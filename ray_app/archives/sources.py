@@ -178,9 +178,7 @@ class Archive:
             return ConfigError(f"{names}: {text}", hint="give --out a folder of its own, and the folder of the images as source")
         patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])
         return ConfigError(
-            f"{names}: none of the {found} files found there fits {patterns}"
-            if found != 1
-            else f"{names}: the one file there does not fit {patterns}",
+            f"{names}: none of {found} file{'s' * (found != 1)} passes {patterns}",
             hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders",
         )
 

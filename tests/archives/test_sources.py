@@ -108,7 +108,7 @@ def test_a_large_prefix_is_listed_in_sections(s3, monkeypatch):
 
 
 def test_a_kind_that_there_is_not():
-    with pytest.raises(ConfigError, match="'sql::' is no kind of source") as caught:
+    with pytest.raises(ConfigError, match="'sql::' is not a kind of source") as caught:
         open_source(["sql::x"])
     assert "list, inventory" in caught.value.hint
 

@@ -217,7 +217,7 @@ def test_the_page_shows_every_picture(photos, tmp_path):
     [
         ("http://example.org/a.jpg", "only https URLs are fetched"),
         ("https://127.0.0.1/a.jpg", "its host is not a full domain name"),
-        ("https://localhost:8000/a.jpg", "only port 443 is asked"),
+        ("https://localhost:8000/a.jpg", "only port 443 is used"),
     ],
 )
 def test_the_guard_s_refusal_is_shown(url, words, capsys):
