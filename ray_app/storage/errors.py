@@ -207,7 +207,7 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
         return f"{error.filename} is a file, not a folder" if os.path.isfile(error.filename) else "a file lies where a folder is needed"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
+        return error.strerror
     return text or type(error).__name__
 
 

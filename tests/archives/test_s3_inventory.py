@@ -131,7 +131,7 @@ def test_what_is_no_inventory(s3, photos):
     with pytest.raises(ConfigError, match="no such file"):
         list(open_source(["inventory::s3://inventories/nothing/manifest.json"]))
     s3.client().put_object(Bucket="inventories", Key="empty/manifest.json", Body=b"")
-    with pytest.raises(ConfigError, match="it is no JSON"):
+    with pytest.raises(ConfigError, match="it is not JSON"):
         list(open_source(["inventory::s3://inventories/empty/manifest.json"]))
     torn = publish(s3, "Parquet", PARQUET, [b"PAR1 torn"], "torn")
     with pytest.raises(ConfigError, match="not a readable Parquet file of an inventory"):

@@ -288,7 +288,7 @@ def test_a_folder_without_rights_as_an_ordinary_user(folder, tmp_path):
             parent.chmod(parent.stat().st_mode | 0o055)
     words = [f"score {closed} --ensemble tiny --out {tmp_path}/run", f"score {tmp_path} --ensemble tiny --out {closed}/run"]
     for arguments, said in zip(
-        words, (f"cannot list {closed}: permission denied", f"cannot list {closed}/run/manifest: permission denied"), strict=True
+        words, (f"cannot list {closed}: Permission denied", f"cannot list {closed}/run/manifest: Permission denied"), strict=True
     ):
         done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 5, done.stderr

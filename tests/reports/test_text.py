@@ -153,5 +153,5 @@ def test_what_stays_as_the_run_was_begun_is_said_with_a_way_to_move():
     assert "and 4 more in summary.json" in begun[0]
     assert "new --out" in begun[1]
     assert "--set KEY=VALUE" in begun[1]
-    assert any(line.startswith("unguarded: two commands") for line in lines)
+    assert any(line.startswith("unguarded: nothing stops two commands") for line in lines)
     assert not [line for line in summary_lines(example_summary()) if line.startswith(("as begun", "unguarded"))]
