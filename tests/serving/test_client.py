@@ -135,7 +135,7 @@ def test_the_token_is_sent_and_a_wrong_one_is_an_error(endpoint):
 @pytest.mark.parametrize(
     ("described", "says"),
     [(refuse(404, "not_found"), "no Touchstone endpoint"), (refuse(307, Location="http://elsewhere/"), "redirects to another address"),
-     (refuse(200), "no Touchstone endpoint"), (refuse(403, "forbidden"), "said forbidden")],
+     (refuse(200), "not a Touchstone endpoint"), (refuse(403, "forbidden"), "said forbidden")],
 )  # fmt: skip
 def test_what_is_no_endpoint_is_said_at_once(endpoint, described, says):
     endpoint.describing = deque([described])

@@ -226,7 +226,7 @@ class TestOutOfReach:
     def test_local_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").write_bytes(b"")
         message, _ = self.explain(str(tmp_path / "file" / "run"))
-        assert message.endswith(("Not a directory", "File exists"))
+        assert message.endswith("is a file, not a folder")
 
 
 def test_secrets_do_not_show(tmp_path):
