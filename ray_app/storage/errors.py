@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
 
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.storage.urls import bucket_and_key, scheme_of, strip_secrets
@@ -205,7 +206,9 @@ def _in_words(error: BaseException) -> str:
     if names & _CREDENTIAL_CLASSES:
         return f"no usable credentials ({text})"
     if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
-        return f"{error.filename} is a file, not a folder" if os.path.isfile(error.filename) else "a file lies where a folder is needed"
+        above = [error.filename, *map(str, Path(error.filename).parents)]
+        file = next((place for place in above if os.path.isfile(place)), None)
+        return f"{file} is a file, not a folder" if file else "a file lies where a folder is needed"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return text or type(error).__name__
