@@ -51,9 +51,9 @@ def check(
 ) -> int:
     """Give a verdict on a few pictures, now.
 
-    Says of each IMAGE whether there is evidence that a generative model made or altered it. IMAGE is a file, a folder with all below it,
-    `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. A file that is not a picture gets a line with its
-    status. Exit code 3: not one picture has a score.
+    Says of each IMAGE whether there is evidence that a generative model made or altered it. IMAGE is a file, a folder with all
+    that is below it, `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. A file that is not a picture
+    gets a line with its status. Exit code 3: no picture got a score.
 
     \b
     touchstone check photo.jpg
@@ -62,12 +62,12 @@ def check(
     curl -s https://example.org/a.jpg | touchstone check - --json
 
     One thread scores while others decode, unless OMP_NUM_THREADS says otherwise. For archives, buckets
-    and all that takes hours there is `touchstone score`.
+    and whatever takes hours, use `touchstone score`.
     """
     if not images:
         raise ConfigError("nothing to check", hint="touchstone check FILE|FOLDER|URL|-")
     if detectors and ensemble:
-        raise ConfigError("--detector and --ensemble exclude each other", hint="name the detectors, or the ensemble they belong to")
+        raise ConfigError("--detector and --ensemble cannot be given together", hint="name the detectors, or the ensemble they belong to")
     page = None if html is None else _page_path(html)
     names = _listed(images)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: as in a run's workers, so that scores are the same to the bit
@@ -187,29 +187,30 @@ def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[b
 def _page_path(html: str) -> Path:
     page = Path(html)
     if page.suffix.lower() not in (".html", ".htm") or "://" in html:
-        raise ConfigError(f"--html {html}: not the name of a local page", hint="--html verdicts.html, before or after the pictures")
+        raise ConfigError(f"--html {html}: not the name of a local .html file", hint="for example --html verdicts.html")
     if not page.parent.is_dir():
-        raise ConfigError(f"--html {html}: no such folder")
+        raise ConfigError(f"--html {html}: there is no folder {page.parent}", hint="make it first, or name another one")
     return page
 
 
 def _listed(images: Sequence[str]) -> list[str]:
     """What is asked for, in order; of a folder all below it, by name. Raises ConfigError where there is nothing."""
+    from ray_app.storage.listing import not_there
     from ray_app.storage.urls import local_path, scheme_of
 
     names: list[str] = []
     if images.count(STDIN) > 1:
-        raise ConfigError("stdin is one picture", hint="name - once")
+        raise ConfigError("`-` stands for one picture on stdin", hint="name it once")
     for one in images:
         if one == STDIN or scheme_of(one) != "file":
             names.append(one)
             continue
         path = local_path(one)
         if not os.path.lexists(path):
-            raise ConfigError(f"{one}: no such file or folder")
+            raise not_there(path)
         names += _below(path) if os.path.isdir(path) else [path]
     if not names:
-        raise ConfigError(f"nothing to check: no file in {', '.join(images)}")
+        raise ConfigError(f"nothing to check: there is no file in {', '.join(images)}", hint="name pictures, or a folder with pictures")
     return names
 
 

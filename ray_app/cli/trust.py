@@ -23,24 +23,30 @@ _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "s
 @click.argument("run", metavar="RUN")
 @click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]")
 @click.option("--out", metavar="CARD.yaml", required=True, help="Where the card goes; its reference scores and report go beside it.")
-@click.option("--key", type=click.Choice(["image_id", "sha256", "uri"]), help="What joins labels to rows.  [default: the first there is]")
+@click.option(
+    "--key",
+    type=click.Choice(["image_id", "sha256", "uri"]),
+    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
+)
 @click.option("--split", metavar="NAME", help="Only labels of this split.")
 @click.option(
     "--detector", "detectors", multiple=True, metavar="NAME", help="Only these of the run's detectors, in this order; repeatable."
 )
 @click.option("--fpr", type=float, help="The share of reals that may be called fake.  [default: 0.01]")
-@click.option("--confidence", type=float, help="How sure that is.  [default: 0.95]")
+@click.option("--confidence", type=float, help="The confidence of that bound.  [default: 0.95]")
 @click.option("--rule", type=click.Choice(_RULES), help="How detectors combine.  [default: stacked; of one, its own score]")
-@click.option("--method", type=click.Choice(["platt", "isotonic", "temperature"]), help="What makes chances of scores.  [default: platt]")
-@click.option("--first", type=int, metavar="N", help="Cascade: so many detectors look at every image.  [default: 1]")
+@click.option(
+    "--method", type=click.Choice(["platt", "isotonic", "temperature"]), help="What turns scores into probabilities.  [default: platt]"
+)
+@click.option("--first", type=int, metavar="N", help="Cascade: how many detectors look at every image.  [default: 1]")
 @click.option("--share", type=float, help="Cascade: the share of images that may go on to all detectors.  [default: 0.2]")
-@click.option("--audit", type=float, help="Cascade: the share that goes on whatever it scores, out of --share.  [default: 0.01]")
+@click.option("--audit", type=float, help="Cascade: the part of --share that goes on whatever its score is.  [default: 0.01]")
 @click.option("--miss", type=float, help="The share of fakes that may be called real.  [default: 0.05]")
 @click.option("--prevalence", type=float, help="The share of fakes where the card is used.  [default: as among the labels]")
 @click.option("--regroup", is_flag=True, help="Where the labels' own `part` divides images that hang together, move them to one part.")
 @click.option("--share-generators", is_flag=True, help="Let the parts share generators; needed where there are fewer than three.")
 @click.option("--share-sources", is_flag=True, help="Let the parts share sources: promise for archives of these very sources.")
-@click.option("--seed", type=int, help="Draws the parts.  [default: 0]")
+@click.option("--seed", type=int, help="Seed by which the parts are drawn.  [default: 0]")
 @as_json
 def calibrate(as_json: bool, **given: Any) -> int:
     """Calibrate detectors on labels, with a bound on false positives.
@@ -68,11 +74,13 @@ def calibrate(as_json: bool, **given: Any) -> int:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--draw", type=click.IntRange(min=10), metavar="N", help="Draw so many images: sample.csv, audit.html and audit.json.")
+@click.option(
+    "--draw", type=click.IntRange(min=10), metavar="N", help="Draw this many images; writes sample.csv, audit.html and audit.json."
+)
 @click.option("--flagged", is_flag=True, help="With --draw: only images flagged as fake; 30 bound how many of those are real.")
 @click.option("--labels", metavar="FILE", help="The sample's labels, as audit.html saved them or as sample.csv was filled in.")
 @click.option("--out", required=True, metavar="DIR", help="Local folder of the audit; --labels finds there what --draw wrote.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one draws other images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed draws other images.")
 @click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in audit.html, read from the archive.  [default: with them]")
 @as_json
 def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: str, seed: int, thumbnails: bool, as_json: bool) -> int:
@@ -80,7 +88,7 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
 
     How many images of the archive are fake, how many of these RUN flags, and how many of its flags are right. The sample is stratified by
     verdict and score; the page shows neither. Labels are real, fake or unsure; prevalence, precision, recall and false-positive rate come
-    with 95 % intervals, and the card's promise is checked. Images without a verdict are no part of it. With --flagged a handful of labels
+    with 95 % intervals, and the card's promise is checked. Images without a verdict are left out. With --flagged a handful of labels
     bounds how many reals are flagged, and nothing is said of images that are not flagged.
 
     \b
@@ -170,7 +178,7 @@ def _check_usage(
     )
     for word in (run, image):
         if word is not None and word.startswith("-") and not word[1:].isdigit():
-            raise ConfigError(f"no such option: {word}", hint=usage)
+            raise ConfigError(f"there is no option {word}", hint=usage)
     if record is None and (run is None or image is None or out is None or file is not None or signer is not None):
         raise ConfigError("evidence needs RUN, IMAGE and --out; --image and --signer belong to --verify", hint=usage)
     if record is not None and (run is not None or out is not None or key is not None):

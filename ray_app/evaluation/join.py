@@ -223,7 +223,8 @@ def index_labels(source: LabelTables, *, key: str | None = None, split: str | No
     chosen = key or next((name for name in KEYS if name in named), None)
     if chosen is None or chosen not in named or "label" not in named:
         raise ConfigError(
-            f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}", hint=f"found: {', '.join(named) or 'neither'}"
+            f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}",
+            hint=f"of these it has {', '.join(named)}" if named else "it has none of them; the first line of a CSV names its columns",
         )
     for salt in range(_ATTEMPTS):
         read = _read(source, JoinKey(chosen, salt, bits), split if "split" in named else None)

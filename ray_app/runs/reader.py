@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app import archives
-from ray_app.errors import ClusterError, ConfigError
+from ray_app.errors import ClusterError
 from ray_app.runs import compaction, directory, score_files
 
 
@@ -33,7 +33,7 @@ def current_tables(run: directory.RunDirectory, columns: list[str] | None = None
 def current_files(run: directory.RunDirectory) -> list[str]:
     """The files with these rows, in the order of their blocks: what tasks read side by side. Raises ConfigError where there is no run."""
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     run.check_settled()
     return run.row_files(archives.manifests(run.store))
 

@@ -185,10 +185,7 @@ def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: b
 
     Raises ConfigError where no run has finished.
     """
-    if not run.store.exists("summary.json"):
-        raise ConfigError(
-            f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
-        )
+    run.describe_finished()
     summary = run.read_json("summary.json")
     wanted = summary.get("thumbnails", True) if thumbnails is None else thumbnails
     found = pictures.pictures_of(run, summary["top"][: pictures.MOST]) if wanted else None
@@ -248,7 +245,7 @@ class Choice(NamedTuple):
         """The same for people."""
         parts = [VERDICT_WORDS[self.verdict]] if self.verdict else []
         if self.generator:
-            parts.append("like no known generator" if self.generator == selection.UNKNOWN else f"said to be of {visible(self.generator)}")
+            parts.append("like no known generator" if self.generator == selection.UNKNOWN else f"attributed to {visible(self.generator)}")
         parts += ["the highest scores"] if self.most else []
         return ", ".join(parts) or "the whole run"
 
@@ -271,7 +268,7 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
         selection.require_known_generator(run, choice.generator)
     names = store.names("")
     if (names or store.folders("")) and NOTE not in names:
-        raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")
+        raise ConfigError(f"{store.url} is not empty, and holds no gallery", hint="give another --out")
     chosen, images = _chosen(run, choice)
     pages = max(math.ceil(images / per_page), 1)
     is_demonstration = document.RunSummary.model_validate(run.read_json("summary.json")).ensemble.demonstration
