@@ -41,7 +41,7 @@ def listening(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(f"{host}:{port}: another program listens on this port already", hint="choose another one: --port") from None
-        why = os.strerror(error.errno).lower() if (error.errno or 0) > 0 else str(error)
+        why = os.strerror(error.errno).lower() if error.errno is not None and error.errno > 0 else str(error)
         raise ConfigError(f"cannot listen on {host}:{port}: {why}", hint="choose another --host or --port") from None
     return listener
 
