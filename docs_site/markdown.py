@@ -1,0 +1,89 @@
+"""Markdown from Python: tables, prose from docstrings, a notebook as a page, links as they stand in the repository."""
+
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_LINK = re.compile(r"(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")
+_FENCED = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; a cell is Markdown already, in which bars and line breaks are made harmless."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;').replace(chr(10), ' ') for cell in line)} |" for line in lines) + "\n"
+
+
+def code(text: str) -> str:
+    """Inline code; what a table would take for the end of a cell is written as HTML."""
+    if not text:
+        return ""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;").replace("*", "&#42;")
+    return f"<code>{escaped.replace('_', '&#95;').replace('`', '&#96;')}</code>"
+
+
+def prose(text: str) -> str:
+    """A sentence or a paragraph of plain text with `names` in backticks."""
+    parts = text.split("`")
+    return "".join(code(part) if number % 2 else _plain(part) for number, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    for sign in "\\*_[]#":
+        text = text.replace(sign, f"&#{ord(sign)};")
+    return text.replace("<", "&lt;").replace("{", "&#123;")
+
+
+def docstring(text: str | None) -> str:
+    """A docstring, or the help of a command: paragraphs; lines that are indented, or follow a \\b, stand as they are."""
+    parts = []
+    for paragraph in re.split(r"\n\s*\n", (text or "").strip()):
+        lines = paragraph.splitlines()
+        if "\b" in paragraph or all(line.startswith(("    ", ">>>")) for line in lines):
+            parts.append("\n".join(["```text", *(line for line in lines if line.strip("\b ")), "```"]))
+        else:
+            parts.append(prose(" ".join(line.strip() for line in lines)))
+    return "\n\n".join(parts) + "\n"
+
+
+def notebook_page(content: str) -> str:
+    """A notebook as Markdown: its texts, its code, and what the code gave (texts, pictures, HTML)."""
+    parts = []
+    for cell in json.loads(content)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += [_output(output) for output in cell.get("outputs", ())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _output(output: Mapping[str, Any]) -> str:
+    data = output.get("data", {})
+    if "text/html" in data:
+        return f'<div class="output">\n{"".join(data["text/html"])}\n</div>'
+    if "image/png" in data:
+        return f'<img alt="output" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+    text = "".join(output.get("text", data.get("text/plain", output.get("traceback", ""))))
+    return f"```text\n{text.rstrip()}\n```"
+
+
+def relinked(markdown: str, source: str, page: str, pages: Mapping[str, str]) -> str:
+    """A file's text with links that hold on the site.
+
+    `source`: where it lies in the repository; `page`: where it stands on the site; `pages`: files of the repository and where they stand
+    there. A link to a file that is not on the site stays as text.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        target, sign, anchor = match["target"].partition("#")
+        if not target or "://" in target or target.startswith("mailto:"):
+            return match[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        if path in pages:
+            return f"{match['open']}({posixpath.relpath(pages[path], posixpath.dirname(page))}{sign}{anchor})"
+        if path.startswith("docs/"):
+            return f"{match['open']}({posixpath.relpath(path.removeprefix('docs/'), posixpath.dirname(page))}{sign}{anchor})"
+        return match["open"].removeprefix("!")[1:-1]
+
+    return "".join(part if number % 2 else _LINK.sub(link, part) for number, part in enumerate(_FENCED.split(markdown)))

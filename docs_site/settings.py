@@ -1,0 +1,126 @@
+"""The keys of every config, from its model: `pages`."""
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from docs_site.markdown import code, docstring, prose, table
+from ray_app.datajobs.download.config import CollectConfig
+from ray_app.datajobs.generate.config import GenerateConfig
+from ray_app.datajobs.repositories.image_rules import RepositoriesConfig
+from ray_app.datajobs.shards.plan import FilterConfig, PackConfig
+from ray_app.datasets.split_index import SplitConfig
+from ray_app.evaluation.calibrate.files import CalibrateConfig
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.scoring.config import ScoreConfig
+from ray_app.serving.config import ServeConfig
+from ray_app.training.config import TrainConfig
+
+CONFIGS: dict[str, tuple[type[BaseModel], str]] = {
+    "score": (ScoreConfig, "touchstone score"),
+    "serve": (ServeConfig, "touchstone serve"),
+    "train": (TrainConfig, "touchstone train"),
+    "evaluate": (EvaluateConfig, "touchstone evaluate"),
+    "calibrate": (CalibrateConfig, "touchstone detectors calibrate"),
+    "split": (SplitConfig, "touchstone data split"),
+    "collect": (CollectConfig, "touchstone data collect"),
+    "repositories": (RepositoriesConfig, "touchstone data collect --git"),
+    "generate": (GenerateConfig, "touchstone data generate"),
+    "pack": (PackConfig, "touchstone data pack"),
+    "filter": (FilterConfig, "touchstone runs filter"),
+}
+_PAGES = {model: name for name, (model, _) in CONFIGS.items()}
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
+_BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "at least", "max_length": "at most"}
+
+
+def pages() -> dict[str, str]:
+    """A page for each config, by its name."""
+    return {name: _page(model, command) for name, (model, command) in CONFIGS.items()}
+
+
+def _page(model: type[BaseModel], command: str) -> str:
+    keys = [[code(key), _type(field), _default(field), prose(field.description or "")] for key, field in keys_of(model)]
+    return (
+        f"# Settings of {command}\n\nThe keys of `{model.__name__}`. `--set KEY=VALUE` sets one; a file of them is given as YAML, in which a "
+        f"dot is a level of indentation. `[]` stands for each entry of a list, `NAME` for a name of yours.\n\n{docstring(model.__doc__)}\n"
+        f"{table(['key', 'value', 'default', 'meaning'], keys)}"
+    )
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key with its field; sections are followed by their own keys, unless they are a config with a page of its own."""
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        yield key, field
+        for section, below in _sections(field.annotation):
+            if section not in _PAGES:
+                yield from keys_of(section, f"{key}{below}.")
+
+
+def _sections(annotation: Any, below: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, below
+        return
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        arguments = arguments[:1]
+    elif origin in (tuple, list, frozenset):
+        below = f"{below}[]"
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        below, arguments = f"{below}.NAME", arguments[1:]
+    elif origin not in (typing.Union, types.UnionType):
+        return
+    for argument in arguments:
+        yield from _sections(argument, below)
+
+
+def _type(field: FieldInfo) -> str:
+    bounds = [_bound(given) for given in field.metadata]
+    return ", ".join([_words(field.annotation), *(bound for bound in bounds if bound)])
+
+
+def _bound(given: Any) -> str:
+    stated = [(sign, getattr(given, name)) for name, sign in _BOUNDS.items() if isinstance(given, annotated_types.BaseMetadata) and hasattr(given, name)]
+    return " and ".join(f"{sign} {value:,}" for sign, value in stated if value is not None)
+
+
+def _words(annotation: Any) -> str:
+    """A type for readers who write YAML."""
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(code(str(one)) for one in arguments)
+    if origin is typing.Annotated:
+        return _words(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_words(one) for one in arguments))
+    if origin in (tuple, list, frozenset):
+        items = [one for one in arguments if one is not Ellipsis]
+        return f"[{', '.join(map(_words, items))}]" if origin is tuple and len(items) > 1 else f"list of {_words(items[0])}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"keys with {_words(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{_PAGES[annotation]}](config-{_PAGES[annotation]}.md)" if annotation in _PAGES else "section"
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(code(str(one.value)) for one in annotation)
+    return code(getattr(annotation, "__name__", str(annotation)))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel) or (isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value)):
+        return ""
+    if isinstance(value, tuple | frozenset | set):
+        value = [str(one.value) if isinstance(one, Enum) else one for one in value]
+    return code(yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip())
