@@ -14,11 +14,17 @@ def pages() -> dict[str, str]:
     """Four pages, by name."""
     return {
         "detectors": _page("Detectors", "Every detector that is shipped, as its card states it.", map(_detector, list_cards())),
-        "ensembles": _page("Ensembles", "Every ensemble that is shipped.", map(_ensemble, map(load_ensemble_card, named_configs("ensembles")))),
-        "recipes": _page(
-            "Recipes", "Every recipe of `touchstone train`.", (_recipe(load_yaml(path, TrainConfig)) for path in named_configs("train").values())
+        "ensembles": _page(
+            "Ensembles", "Every ensemble that is shipped.", map(_ensemble, map(load_ensemble_card, named_configs("ensembles")))
         ),
-        "protocols": _page("Protocols", "Every protocol of `touchstone evaluate`.", map(_protocol, map(load_protocol, named_configs("evaluate")))),
+        "recipes": _page(
+            "Recipes",
+            "Every recipe of `touchstone train`.",
+            (_recipe(load_yaml(path, TrainConfig)) for path in named_configs("train").values()),
+        ),
+        "protocols": _page(
+            "Protocols", "Every protocol of `touchstone evaluate`.", map(_protocol, map(load_protocol, named_configs("evaluate")))
+        ),
     }
 
 
@@ -27,8 +33,8 @@ def _page(title: str, first: str, entries: Any) -> str:
 
 
 def _entry(name: str, facts: dict[str, str], *more: str) -> str:
-    rows = [[what, said] for what, said in facts.items() if said]
-    return "\n\n".join([f"## {name}", table(["", ""], rows), *(one for one in more if one)])
+    head, *rows = [[what, said] for what, said in facts.items() if said]
+    return "\n\n".join([f"## {name}", table(head, rows), *(one for one in more if one)])
 
 
 def _notes(notes: Any) -> str:
@@ -37,7 +43,14 @@ def _notes(notes: Any) -> str:
 
 def _detector(card: DetectorCard) -> str:
     figures = [
-        [prose(one.set), prose(one.metric), f"{one.value:g}", f"{one.n:,}" if one.n else "", "yes" if one.verified else "", prose(one.source)]
+        [
+            prose(one.set),
+            prose(one.metric),
+            f"{one.value:g}",
+            f"{one.n:,}" if one.n else "",
+            "yes" if one.verified else "",
+            prose(one.source),
+        ]
         for one in card.published
     ]
     size = card.size and f"{card.size.parameters:,} parameters, {card.size.gmac:g} GMAC per image"
@@ -79,7 +92,9 @@ def _ensemble(card: EnsembleCard) -> str:
         card.name,
         {
             "title": prose(card.title),
-            "detectors": ", ".join(f"[{one.detector}](detectors.md#{one.detector.partition(':')[0].replace('.', '')})" for one in card.members),
+            "detectors": ", ".join(
+                f"[{one.detector}](detectors.md#{one.detector.partition(':')[0].replace('.', '')})" for one in card.members
+            ),
             "rule": code(card.rule),
             "verdicts": f"real below {limits.real_below:g}, fake above {limits.fake_above:g} (log-odds)",
             "calibrated": "yes" if card.calibration else "no",

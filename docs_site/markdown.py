@@ -1,13 +1,16 @@
 """Markdown from Python: tables, prose from docstrings, a notebook as a page, links as they stand in the repository."""
 
+import inspect
 import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_LINK = re.compile(r"(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)")
-_FENCED = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
+# A link or a picture; or code, in which there is none.
+_LINK = re.compile(r"^```.*?^```$|`[^`\n]+`|(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)", re.DOTALL | re.MULTILINE)
+_SIGNS = re.compile(r"[\\*_\[\]<>{}&`|]|^[#>+-]")  # that mean something to Markdown
+_PAGE = re.compile(r"docs/([\w-]+)\.md")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -18,28 +21,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def code(text: str) -> str:
     """Inline code; what a table would take for the end of a cell is written as HTML."""
-    if not text:
-        return ""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;").replace("*", "&#42;")
-    return f"<code>{escaped.replace('_', '&#95;').replace('`', '&#96;')}</code>"
+    return f"<code>{_plain(text)}</code>" if text else ""
 
 
 def prose(text: str) -> str:
-    """A sentence or a paragraph of plain text with `names` in backticks."""
+    """A sentence or a paragraph of plain text with `names` in backticks, on a page of the reference: docs/NAME.md becomes a link."""
     parts = text.split("`")
-    return "".join(code(part) if number % 2 else _plain(part) for number, part in enumerate(parts))
+    return "".join(code(part) if number % 2 else _PAGE.sub(r"[\1](../\1.md)", _plain(part)) for number, part in enumerate(parts))
 
 
 def _plain(text: str) -> str:
-    for sign in "\\*_[]#":
-        text = text.replace(sign, f"&#{ord(sign)};")
-    return text.replace("<", "&lt;").replace("{", "&#123;")
+    return _SIGNS.sub(lambda sign: f"&#{ord(sign[0])};", text)
 
 
 def docstring(text: str | None) -> str:
     """A docstring, or the help of a command: paragraphs; lines that are indented, or follow a \\b, stand as they are."""
     parts = []
-    for paragraph in re.split(r"\n\s*\n", (text or "").strip()):
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text or "")):
         lines = paragraph.splitlines()
         if "\b" in paragraph or all(line.startswith(("    ", ">>>")) for line in lines):
             parts.append("\n".join(["```text", *(line for line in lines if line.strip("\b ")), "```"]))
@@ -76,7 +74,7 @@ def relinked(markdown: str, source: str, page: str, pages: Mapping[str, str]) ->
     """
 
     def link(match: re.Match[str]) -> str:
-        target, sign, anchor = match["target"].partition("#")
+        target, sign, anchor = (match["target"] or "").partition("#")
         if not target or "://" in target or target.startswith("mailto:"):
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
@@ -86,4 +84,4 @@ def relinked(markdown: str, source: str, page: str, pages: Mapping[str, str]) ->
             return f"{match['open']}({posixpath.relpath(path.removeprefix('docs/'), posixpath.dirname(page))}{sign}{anchor})"
         return match["open"].removeprefix("!")[1:-1]
 
-    return "".join(part if number % 2 else _LINK.sub(link, part) for number, part in enumerate(_FENCED.split(markdown)))
+    return _LINK.sub(link, markdown)

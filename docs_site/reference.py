@@ -1,6 +1,7 @@
 """The reference, made of the code: `pages` gives every page's Markdown by its place on the site."""
 
 import inspect
+import re
 from typing import Any
 
 import click
@@ -16,6 +17,8 @@ from ray_app.runs.schema import COLUMN_MEANING, row_schema
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import create_app
 from ray_app.serving.http.errors import MESSAGES
+
+_MODULES = re.compile(r"\b(?:[a-zA-Z_]\w*\.)+(?=[a-zA-Z_])")  # before the name of a type
 
 
 def pages() -> dict[str, str]:
@@ -34,12 +37,16 @@ def command_pages() -> dict[str, str]:
         [code(f"touchstone {name}"), code(f"touchstone {group} {name}"), "for good" if name in PERMANENT else "until 1.0"]
         for name, group in sorted((PERMANENT | UNTIL_1_0).items())
     ]
-    start = "# Core commands\n\nEvery command of `touchstone` that stands in no group, with its options. The groups have pages of their own.\n"
+    start = (
+        "# Core commands\n\nEvery command of `touchstone` that stands in no group, with its options. The groups have pages of their own.\n"
+    )
     former = f"## Former names\n\nNames of before 0.15, which `--help` does not list.\n\n{table(['former', 'now', 'works'], aliases)}"
     made = {"core": "\n\n".join([start, *core, former])}
     for name, group in groups.items():
         inside = click.Context(group, parent=root, info_name=name)
-        made[name] = "\n\n".join([f"# touchstone {name}\n\n{prose(group.help or '')}\n", *(_command(one, inside) for one in group.commands.values())])
+        made[name] = "\n\n".join(
+            [f"# touchstone {name}\n\n{prose(group.help or '')}\n", *(_command(one, inside) for one in group.commands.values())]
+        )
     return made
 
 
@@ -52,7 +59,7 @@ def _command(command: click.Command, parent: click.Context) -> str:
 
 def _option(option: click.Option, context: click.Context) -> list[str]:
     facts: dict[str, Any] = option.to_info_dict()
-    value = "" if facts["is_flag"] else f"{option.make_metavar(context)}{', repeatable' if option.multiple else ''}"
+    value = "" if facts["is_flag"] else option.make_metavar(context).removesuffix(" RANGE") + ", repeatable" * option.multiple
     given = option.get_default(context, call=False)
     stated = "required" if option.required else code(_default(given))
     return [" ".join(code(name) for name in (*option.opts, *option.secondary_opts)), code(value), stated, prose(option.help or "")]
@@ -68,13 +75,24 @@ def columns_page() -> str:
     """What a row of a run may have."""
     every = row_schema(["DETECTOR"], pa.struct([]), ["DETECTOR"], ["DETECTOR"], views=["VIEW"], perceptual_hash=True, second_look=True,
                        stability=True, identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
-    columns = [[code(field.name), code(str(field.type)), prose(COLUMN_MEANING[field.name])] for field in every]
+    columns = [[code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in every]
     flags = [[code(name), prose(meaning)] for name, meaning in FLAG_MEANING.items()]
     return (
-        "# Columns of a result row\n\nEach file of a run is one row of `RUN/scores/`, in Parquet. Columns are added and never renamed; those "
-        "of what was not asked for, such as masks or stability, are left out.\n\n"
+        "# Columns of a result row\n\nEach file of a run is one row of `RUN/scores/`, in Parquet. Columns are added and never renamed; "
+        "those of what was not asked for, such as masks or stability, are left out.\n\n"
         f"{table(['column', 'type', 'meaning'], columns)}\n## Words of the column `flags`\n\n{table(['flag', 'meaning'], flags)}"
     )
+
+
+def _type(given: pa.DataType) -> str:
+    """A column's type in words; texts that repeat are stored as dictionaries, which readers of Parquet see as texts."""
+    if pa.types.is_dictionary(given):
+        return "string"
+    if pa.types.is_list(given):
+        return f"list of {_type(given.value_type)}"
+    if pa.types.is_struct(given):
+        return f"struct with {_type(given.field(0).type)} by {given.field(0).name}" if given.num_fields else "struct"
+    return prose(str(given))
 
 
 def statuses_page() -> str:
@@ -83,8 +101,8 @@ def statuses_page() -> str:
     reasons = [[code(one), prose(meaning)] for one, meaning in REASON_MEANING.items()]
     codes = [[str(int(one)), prose(meaning)] for one, meaning in EXIT_MEANING.items()]
     return (
-        "# Statuses and exit codes\n\nThe words that say why a file has no score, why it has no verdict, and how a command ended. The lists "
-        f"are closed; details stand beside them.\n\n## Statuses of a file\n\n{table(['status', 'meaning'], statuses)}\n"
+        "# Statuses and exit codes\n\nThe words that say why a file has no score, why it has no verdict, and how a command ended. The "
+        f"lists are closed; details stand beside them.\n\n## Statuses of a file\n\n{table(['status', 'meaning'], statuses)}\n"
         f"## Reasons of an abstention\n\n{table(['verdict_reason', 'meaning'], reasons)}\n"
         f"## Exit codes of a command\n\n{table(['code', 'meaning'], codes)}"
     )
@@ -108,7 +126,9 @@ def http_page() -> str:
     for name, schema in document["components"]["schemas"].items():
         fields = [[code(field), _shape(one), prose(one.get("description", ""))] for field, one in schema.get("properties", {}).items()]
         words = f"One of {', '.join(code(word) for word in schema['enum'])}.\n" if "enum" in schema else ""
-        parts.append(f"### {name}\n\n{docstring(schema.get('description'))}\n{words}{table(['field', 'type', 'meaning'], fields) if fields else ''}")
+        parts.append(
+            f"### {name}\n\n{docstring(schema.get('description'))}\n{words}{table(['field', 'type', 'meaning'], fields) if fields else ''}"
+        )
     return "\n\n".join(parts)
 
 
@@ -119,7 +139,11 @@ def _operation(method: str, path: str, one: dict[str, Any]) -> str:
     ]
     body = [[code(kind), _shape(content.get("schema", {}))] for kind, content in one.get("requestBody", {}).get("content", {}).items()]
     answers = [
-        [status, ", ".join(_shape(content.get("schema", {})) for content in answer.get("content", {}).values()), prose(answer["description"])]
+        [
+            status,
+            ", ".join(_shape(content.get("schema", {})) for content in answer.get("content", {}).values()),
+            prose(answer["description"]),
+        ]
         for status, answer in one["responses"].items()
     ]
     parts = [f"## {method.upper()} {path}", docstring(one.get("description"))]
@@ -148,7 +172,9 @@ def _shape(schema: dict[str, Any]) -> str:
 
 def python_page() -> str:
     """What `import ray_app` offers, from signatures and docstrings."""
-    parts = [f"# Python API\n\nWhat `import ray_app` offers. Explained with examples: [in Python](../python.md).\n\n{docstring(ray_app.__doc__)}"]
+    parts = [
+        f"# Python API\n\nWhat `import ray_app` offers. Explained with examples: [in Python](../python.md).\n\n{docstring(ray_app.__doc__)}"
+    ]
     for name in ray_app.__all__:
         one = getattr(ray_app, name)
         parts.append(f"## {name}\n\n{_signature(name, one)}\n{docstring(inspect.getdoc(one))}")
@@ -167,4 +193,15 @@ def _member(owner: str, name: str, value: Any) -> str:
 
 
 def _signature(name: str, one: Any) -> str:
-    return f"```python\n{name}{inspect.signature(one)}\n```\n"
+    """A call as it is written, without the modules of its types; a long one has a line for each parameter."""
+    signature = inspect.signature(one)
+    returned = "" if signature.return_annotation is signature.empty else f" -> {inspect.formatannotation(signature.return_annotation)}"
+    given = list(signature.parameters.values())
+    written = [str(parameter) for parameter in given]
+    if keyword_only := [number for number, parameter in enumerate(given) if parameter.kind is parameter.KEYWORD_ONLY]:
+        written.insert(keyword_only[0], "*")
+    short = [_MODULES.sub("", words) for words in (*written, returned)]
+    whole = f"{name}({', '.join(short[:-1])}){short[-1]}"
+    if len(whole) > 90:
+        whole = "\n".join([f"{name}(", *(f"    {words}," for words in short[:-1]), f"){short[-1]}"])
+    return f"```python\n{whole}\n```\n"

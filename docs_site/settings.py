@@ -49,8 +49,9 @@ def pages() -> dict[str, str]:
 def _page(model: type[BaseModel], command: str) -> str:
     keys = [[code(key), _type(field), _default(field), prose(field.description or "")] for key, field in keys_of(model)]
     return (
-        f"# Settings of {command}\n\nThe keys of `{model.__name__}`. `--set KEY=VALUE` sets one; a file of them is given as YAML, in which a "
-        f"dot is a level of indentation. `[]` stands for each entry of a list, `NAME` for a name of yours.\n\n{docstring(model.__doc__)}\n"
+        f"# Settings of {command}\n\nThe keys of `{model.__name__}`, for a YAML file or, where the command has it, for `--set KEY=VALUE`. "
+        "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name of yours.\n\n"
+        f"{docstring(model.__doc__)}\n"
         f"{table(['key', 'value', 'default', 'meaning'], keys)}"
     )
 
@@ -88,7 +89,11 @@ def _type(field: FieldInfo) -> str:
 
 
 def _bound(given: Any) -> str:
-    stated = [(sign, getattr(given, name)) for name, sign in _BOUNDS.items() if isinstance(given, annotated_types.BaseMetadata) and hasattr(given, name)]
+    stated = [
+        (sign, getattr(given, name))
+        for name, sign in _BOUNDS.items()
+        if isinstance(given, annotated_types.BaseMetadata) and hasattr(given, name)
+    ]
     return " and ".join(f"{sign} {value:,}" for sign, value in stated if value is not None)
 
 

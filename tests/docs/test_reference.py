@@ -1,0 +1,74 @@
+"""What the reference is made of: Markdown that means what the text said, links that hold, nothing left out."""
+
+import json
+
+import markdown as python_markdown
+import pytest
+
+from docs_site import settings
+from docs_site.markdown import code, docstring, notebook_page, prose, relinked, table
+from ray_app.errors import EXIT_MEANING, ExitCode
+from ray_app.runs.schema import COLUMN_MEANING
+from ray_app.scoring.config import ScoreConfig
+from tests.docs.site import every_column
+
+PAGES = {"README.md": "index.md", "SECURITY.md": "project/security.md"}
+
+
+def html(text):
+    return python_markdown.markdown(text, extensions=["tables", "fenced_code"])
+
+
+@pytest.mark.parametrize("text", ["*.jpg and a_b_c", "[link](x)", "<lora:name>", "a | b", "&#42;", "1. one", "# head", "{job}"])
+def test_plain_text_stays_what_it_was(text):
+    from html import unescape
+
+    for made in (prose(text), code(text)):
+        assert text in unescape(html(table(["head"], [[made]])))
+
+
+def test_a_docstring_keeps_its_lines_where_they_mean_something():
+    page = docstring("Does it.\n\n    One paragraph\n    of `two` lines.\n\n    \b\n    touchstone demo\n    touchstone check a.jpg\n")
+    assert "One paragraph of <code>two</code> lines." in page
+    assert "```text\ntouchstone demo\ntouchstone check a.jpg\n```" in page
+
+
+def test_a_notebook_becomes_a_page():
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+        {"cell_type": "code", "source": ["1 + 1"], "outputs": [{"data": {"text/plain": ["2"]}}]},
+        {"cell_type": "code", "source": ["x"], "outputs": [{"data": {"text/html": ["<b>x</b>"], "text/plain": ["x"]}}]},
+    ]
+    page = notebook_page(json.dumps({"cells": cells}))
+    assert page.startswith("# Title\ntext\n\n```python\n1 + 1\n```\n\n```text\n2\n```")
+    assert "<b>x</b>" in page
+
+
+@pytest.mark.parametrize(
+    ("source", "page", "link", "becomes"),
+    [
+        ("CHANGELOG.md", "project/changelog.md", "[a](docs/trust.md#audit)", "[a](../trust.md#audit)"),
+        ("CHANGELOG.md", "project/changelog.md", "![a](docs/page.png)", "![a](../page.png)"),
+        ("CHANGELOG.md", "project/changelog.md", "[a](SECURITY.md)", "[a](security.md)"),
+        ("docs/tables.md", "tables.md", "[a](../README.md)", "[a](index.md)"),
+        ("docs/tables.md", "tables.md", "[a](trust.md)", "[a](trust.md)"),
+        ("docs/tables.md", "tables.md", "[`a`](../configs/serve/x.yaml)", "`a`"),
+        ("docs/tables.md", "tables.md", "[a](https://delta.io)", "[a](https://delta.io)"),
+        ("docs/tables.md", "tables.md", "[a](#columns)", "[a](#columns)"),
+        ("docs/tables.md", "tables.md", "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
+    ],
+)
+def test_links_hold_on_the_site(source, page, link, becomes):
+    assert relinked(f"See\n{link}\n", source, page, PAGES) == f"See\n{becomes}\n"
+
+
+def test_every_column_and_exit_code_has_a_meaning():
+    assert every_column() == set(COLUMN_MEANING)
+    assert set(ExitCode) == set(EXIT_MEANING)
+
+
+def test_keys_are_those_that_a_config_takes():
+    keys = dict(settings.keys_of(ScoreConfig))
+    assert {"source", "limits.max_bytes", "cluster.stall_timeout_s", "prices.per_hour"} <= keys.keys()
+    assert settings.pages()["score"].count("\n| <code>") == len(keys)
+    assert "score.source" not in dict(settings.keys_of(settings.CONFIGS["evaluate"][0])), "these keys have a page of their own"
