@@ -8,7 +8,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from docs_site import reference
-from docs_site.markdown import notebook_page, relinked
+from docs_site.markdown import notebook_page, relinked, spaced
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files of the repository that are pages too, and where.
@@ -35,9 +35,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
-    """Point links where their files stand on the site."""
+    """Point links where their files stand on the site; lists are lists."""
     uri = page.file.src_uri
-    return relinked(markdown, _SOURCES.get(uri, f"docs/{uri}"), uri, ROOT_PAGES)
+    return relinked(spaced(markdown), _SOURCES.get(uri, f"docs/{uri}"), uri, ROOT_PAGES)
 
 
 def on_post_page(output: str, **_: Any) -> str:

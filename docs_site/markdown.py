@@ -9,6 +9,7 @@ from typing import Any
 
 # A link or a picture; or code, in which there is none.
 _LINK = re.compile(r"^```.*?^```$|`[^`\n]+`|(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?P<target>[^()\s]+)\)", re.DOTALL | re.MULTILINE)
+_ITEM = re.compile(r"(?:[-*]|\d+\.) ")
 _SIGNS = re.compile(r"[\\*_\[\]<>{}&`|]|^[#>+-]")  # that mean something to Markdown
 _PAGE = re.compile(r"docs/([\w-]+)\.md")
 
@@ -85,3 +86,22 @@ def relinked(markdown: str, source: str, page: str, pages: Mapping[str, str]) ->
         return match["open"].removeprefix("!")[1:-1]
 
     return _LINK.sub(link, markdown)
+
+
+def spaced(markdown: str) -> str:
+    """With an empty line before each list that follows a paragraph at once, as GitHub needs none and Python's Markdown does."""
+    lines: list[str] = []
+    fenced = False
+    for line in markdown.splitlines():
+        if (
+            _ITEM.match(line)
+            and not fenced
+            and lines
+            and lines[-1].strip()
+            and not lines[-1].startswith(" ")
+            and not _ITEM.match(lines[-1])
+        ):
+            lines.append("")
+        fenced ^= line.startswith("```")
+        lines.append(line)
+    return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ import markdown as python_markdown
 import pytest
 
 from docs_site import settings
-from docs_site.markdown import code, docstring, notebook_page, prose, relinked, table
+from docs_site.markdown import code, docstring, notebook_page, prose, relinked, spaced, table
 from ray_app.errors import EXIT_MEANING, ExitCode
 from ray_app.runs.schema import COLUMN_MEANING
 from ray_app.scoring.config import ScoreConfig
@@ -60,6 +60,18 @@ def test_a_notebook_becomes_a_page():
 )
 def test_links_hold_on_the_site(source, page, link, becomes):
     assert relinked(f"See\n{link}\n", source, page, PAGES) == f"See\n{becomes}\n"
+
+
+@pytest.mark.parametrize("text", ["Head.\n- one\n- two\n", "Head.\n\n- one\n  more\n- two\n", "Head.\n1. one\n2. two\n"])
+def test_a_list_that_follows_a_paragraph_is_a_list(text):
+    made = html(spaced(text))
+    assert made.startswith("<p>Head.</p>")
+    assert made.count("<li>") == 2
+
+
+def test_lines_of_code_are_no_list():
+    code_block = "```\na\n- b\n```\n"
+    assert spaced(code_block) == code_block
 
 
 def test_every_column_and_exit_code_has_a_meaning():
