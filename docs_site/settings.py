@@ -1,17 +1,20 @@
 """The keys of every config, from its model: `pages`."""
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import annotated_types
+import click
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from docs_site.markdown import code, docstring, prose, table
+from docs_site.markdown import code, prose, table
+from ray_app.cli.main import touchstone
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.generate.config import GenerateConfig
 from ray_app.datajobs.repositories.image_rules import RepositoriesConfig
@@ -46,24 +49,58 @@ def pages() -> dict[str, str]:
     return {name: _page(model, command) for name, (model, command) in CONFIGS.items()}
 
 
+class ConfigKey(NamedTuple):
+    """A key by its path, the field that it is, and the model that the field belongs to."""
+
+    path: str
+    field: FieldInfo
+    owner: type[BaseModel]
+
+
 def _page(model: type[BaseModel], command: str) -> str:
-    keys = [[code(key), _type(field), _default(field), prose(field.description or "")] for key, field in keys_of(model)]
+    rows = [[code(key.path), _type(key.field), _default(key.field), prose(meaning_of(key, command))] for key in keys_of(model)]
     return (
         f"# Settings of {command}\n\nThe keys of `{model.__name__}`, for a YAML file or, where the command has it, for `--set KEY=VALUE`. "
         "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name of yours.\n\n"
-        f"{docstring(model.__doc__)}\n"
-        f"{table(['key', 'value', 'default', 'meaning'], keys)}"
+        f"{table(['key', 'value', 'default', 'meaning'], rows)}"
     )
 
 
-def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key with its field; sections are followed by their own keys, unless they are a config with a page of its own."""
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
+    """Every key; sections are followed by their own keys, unless they are a config with a page of its own."""
     for name, field in model.model_fields.items():
-        key = prefix + (field.alias or name)
-        yield key, field
+        path = prefix + (field.alias or name)
+        yield ConfigKey(path, field, model)
         for section, below in _sections(field.annotation):
             if section not in _PAGES:
-                yield from keys_of(section, f"{key}{below}.")
+                yield from keys_of(section, f"{path}{below}.")
+
+
+def meaning_of(key: ConfigKey, command: str) -> str:
+    """What the field, the option of this name, the docstring of its model (`key`: …), or of a section its own model says."""
+    if key.field.description:
+        return key.field.description
+    name = key.path.rpartition(".")[2]
+    if key.path == name and (said := _option_help(command, name)):
+        return said
+    for model in key.owner.__mro__:
+        stated = _words_of(model)
+        if found := re.search(rf"(?:`\w+`, )*`{name}`(?:, `\w+`)*: (.+?)\.?(?=$| (?:`\w+`, )*`\w+`: )", stated):
+            return found[1]
+    sections = [_words_of(section) for section, _ in _sections(key.field.annotation)]
+    return sections[0].partition(". ")[0].rstrip(".") if sections else ""
+
+
+def _words_of(model: type) -> str:
+    return " ".join((vars(model).get("__doc__") or "").split())
+
+
+def _option_help(command: str, name: str) -> str:
+    found: click.Command = touchstone
+    for word in command.split()[1:]:
+        found = found.commands[word] if isinstance(found, click.Group) else found
+    said = next((one.help for one in found.params if isinstance(one, click.Option) and one.name == name), None)
+    return (said or "").partition("  [default")[0].rstrip(".")
 
 
 def _sections(annotation: Any, below: str = "") -> Iterator[tuple[type[BaseModel], str]]:

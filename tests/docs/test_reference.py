@@ -7,9 +7,11 @@ import pytest
 
 from docs_site import settings
 from docs_site.markdown import code, docstring, notebook_page, prose, relinked, spaced, table
+from ray_app.datasets.split_index import SplitConfig
 from ray_app.errors import EXIT_MEANING, ExitCode
 from ray_app.runs.schema import COLUMN_MEANING
 from ray_app.scoring.config import ScoreConfig
+from ray_app.training.config import TrainConfig
 from tests.docs.site import every_column
 
 PAGES = {"README.md": "index.md", "SECURITY.md": "project/security.md"}
@@ -80,7 +82,17 @@ def test_every_column_and_exit_code_has_a_meaning():
 
 
 def test_keys_are_those_that_a_config_takes():
-    keys = dict(settings.keys_of(ScoreConfig))
-    assert {"source", "limits.max_bytes", "cluster.stall_timeout_s", "prices.per_hour"} <= keys.keys()
+    keys = {key.path for key in settings.keys_of(ScoreConfig)}
+    assert {"source", "limits.max_bytes", "cluster.stall_timeout_s", "prices.per_hour"} <= keys
     assert settings.pages()["score"].count("\n| <code>") == len(keys)
-    assert "score.source" not in dict(settings.keys_of(settings.CONFIGS["evaluate"][0])), "these keys have a page of their own"
+    of_evaluation = {key.path for key in settings.keys_of(settings.CONFIGS["evaluate"][0])}
+    assert "score" in of_evaluation
+    assert "score.source" not in of_evaluation, "these keys have a page of their own"
+
+
+def test_a_key_says_what_its_field_docstring_or_option_says():
+    said = {key.path: settings.meaning_of(key, "touchstone train") for key in settings.keys_of(TrainConfig)}
+    assert said["departures"] == "where they differ from those, and why"
+    assert said["out"].startswith("where card, weights")
+    of_split = {key.path: settings.meaning_of(key, "touchstone data split") for key in settings.keys_of(SplitConfig)}
+    assert of_split["seed"]

@@ -65,7 +65,7 @@ def test_every_command_with_its_options_stands_in_the_reference(built):
 
 def test_every_key_column_status_error_and_card_stands_in_the_reference(built):
     for name, (model, _) in settings.CONFIGS.items():
-        assert {key for key, _ in settings.keys_of(model)} <= code_on(built, f"config-{name}")
+        assert {key.path for key in settings.keys_of(model)} <= code_on(built, f"config-{name}")
     assert every_column() <= code_on(built, "columns")
     assert {*Status, *Reason} <= code_on(built, "statuses")
     assert MESSAGES.keys() <= code_on(built, "http")
