@@ -92,7 +92,8 @@ def meaning_of(key: ConfigKey, command: str) -> str:
 
 
 def _words_of(model: type) -> str:
-    return " ".join((vars(model).get("__doc__") or "").split())
+    """A model's docstring in one line, without its sources."""
+    return " ".join((vars(model).get("__doc__") or "").partition("Source: ")[0].split())
 
 
 def _option_help(command: str, name: str) -> str:

@@ -137,7 +137,7 @@ class ServeConfig(Frozen):
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept")
     generation: int = Field(default=0, ge=0, description="count it up to load cards and weights anew")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the networks run")
-    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto = as the ensembles were calibrated, or as cards say")
+    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto = as calibrated, or as the cards say")
     resize: Literal["auto", "exact", "fast"] = Field(default="auto", description="auto = as the ensembles were calibrated, or exact")
     waive_guarantee: bool = Field(
         default=False, description="serve calibrated ensembles under other settings than their guarantees hold for"
