@@ -96,3 +96,9 @@ def test_a_key_says_what_its_field_docstring_or_option_says():
     assert said["out"].startswith("where card, weights")
     of_split = {key.path: settings.meaning_of(key, "touchstone data split") for key in settings.keys_of(SplitConfig)}
     assert of_split["seed"]
+
+
+@pytest.mark.parametrize("name", ["score", "serve", "pack", "filter"])
+def test_every_key_of_a_run_and_of_an_endpoint_has_a_meaning(name):
+    model, command = settings.CONFIGS[name]
+    assert [key.path for key in settings.keys_of(model) if not settings.meaning_of(key, command)] == []
