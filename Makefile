@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-on-ray test-without-ray test-cluster lint docs bench clean
-.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics
+.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics test-docs
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -75,9 +75,9 @@ test-recipes: $(STAMP)
 test-data: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/datajobs/download tests/datajobs/generate tests/datajobs/shards tests/cli tests/test_profile_walk.py
 
-# The endpoint under hostile clients, on both servers, and its own server's workers.
+# Reports by axe; the endpoint under hostile clients, on both servers, and its own server’s workers.
 test-endpoint: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m slow tests/serving --ignore tests/serving/test_deployed.py --ignore tests/serving/test_soak.py
+	$(BIN)/python -m pytest --durations 10 -m slow tests/reports tests/serving --ignore tests/serving/test_deployed.py --ignore tests/serving/test_soak.py
 
 # Deployed on a cluster; and five minutes of hostile traffic.
 test-deployed: $(STAMP)
@@ -86,6 +86,10 @@ test-deployed: $(STAMP)
 # What a stranger gets from every command that starts a Ray.
 test-strangers: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/test_strangers.py
+
+# The wheel, installed where nothing else is: what it holds, and the lines of the documents as a stranger types them.
+test-docs: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m slow tests/docs tests/test_distribution.py
 
 # What is promised of errors, simulated on 1,000 seeds each, and the table of it that stands in docs/trust.md.
 test-statistics: $(STAMP)
