@@ -1,6 +1,8 @@
 """What the reference is made of: Markdown that means what the text said, links that hold, nothing left out."""
 
 import json
+from html import unescape
+from pathlib import Path
 
 import markdown as python_markdown
 import pytest
@@ -23,8 +25,6 @@ def html(text):
 
 @pytest.mark.parametrize("text", ["*.jpg and a_b_c", "[link](x)", "<lora:name>", "a | b", "&#42;", "1. one", "# head", "{job}"])
 def test_plain_text_stays_what_it_was(text):
-    from html import unescape
-
     for made in (prose(text), code(text)):
         assert text in unescape(html(table(["head"], [[made]])))
 
@@ -96,6 +96,11 @@ def test_a_key_says_what_its_field_docstring_or_option_says():
     assert said["out"].startswith("where card, weights")
     of_split = {key.path: settings.meaning_of(key, "touchstone data split") for key in settings.keys_of(SplitConfig)}
     assert of_split["seed"]
+
+
+def test_no_page_is_long():
+    pages = (Path(__file__).resolve().parents[2] / "docs").rglob("*.md")
+    assert {page.name: lines for page in pages if (lines := page.read_text(encoding="utf-8").count("\n")) > 300} == {}
 
 
 @pytest.mark.parametrize("name", ["score", "serve", "pack", "filter"])
