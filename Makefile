@@ -95,6 +95,10 @@ test-docs: $(STAMP)
 test-statistics: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -n 2 --dist worksteal --max-worker-restart 0 -m 'slow and not ci' tests/statistics
 
+# What the documentation says to do, done: notebooks, and the blocks of its guides.
+test-docs: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m slow tests/docs
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -84,6 +84,16 @@ def named_configs(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((config_root() / kind).glob("*.yaml"))}
 
 
+def list_detectors() -> list[str]:
+    """The names of the shipped detectors, which `load_detector` takes; `touchstone detectors list` says more of each."""
+    return list(named_configs("detectors"))
+
+
+def list_ensembles() -> list[str]:
+    """The names of the shipped ensembles, which `load_ensemble` takes; `touchstone ensembles list` says more of each."""
+    return list(named_configs("ensembles"))
+
+
 def find_config(kind: str, name_or_path: str | Path) -> Path:
     """The file that a user means by a shipped name or by a path. Raises ConfigError."""
     named = named_configs(kind)

@@ -86,6 +86,9 @@ REASON_MEANING: dict[Reason, str] = {
 }
 
 
+VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
+
+
 class Doubt(NamedTuple):
     """Why there is no verdict: a word of the closed list, and what varies in it."""
 
@@ -131,6 +134,8 @@ class TouchstoneError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"→ {hint}")  # which a traceback shows: from Python nobody else would
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions between processes; keyword-only fields would be lost by the default.

@@ -19,16 +19,14 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
 from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Status
 
 if TYPE_CHECKING:
-    from ray_app.inference.ensemble import Result
     from ray_app.inference.isolated_files import IsolatedFiles, ReadFile
+    from ray_app.inference.result import Result
     from ray_app.inference.spec import ScoringSpec
 
 STDIN = "-"
 _MOST_THREADS = 4
 _SMALL = 100_000_000  # parameters; what is larger keeps a processor's memory busy alone
 _PICTURE_PX = 320  # the longer side of a small picture
-_PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
-_WORDS = ("predicted_prompt", "prompt_likelihood")
 
 
 @click.command()
@@ -114,7 +112,7 @@ def _rows(
     def scored(chunk: list[tuple[str, "ReadFile"]]) -> "list[Result]":
         mine = free.popleft()
         try:
-            return mine.score(file.given for _, file in chunk)
+            return mine.score_read(file.given for _, file in chunk)
         finally:
             free.append(mine)
 
@@ -140,25 +138,10 @@ def _threads(pictures: int, spec: "ScoringSpec") -> int:
 def _row(name: str, file: "ReadFile", result: "Result") -> dict[str, Any]:
     from ray_app.storage.urls import local_uri, strip_secrets
 
-    facts = file.facts
-    row = {
-        "uri": strip_secrets(name) if "://" in name or name == STDIN else local_uri(os.path.abspath(name)),
-        "status": result.status.value,
-        "detail": result.detail,
-        "verdict": result.verdict,
-        "verdict_reason": result.verdict_reason and result.verdict_reason.value,
-        "verdict_detail": result.verdict_detail,
-        "probability": result.probability,
-        "calibrated": result.calibrated,
-        "score": result.score,
-        "scores": dict(result.scores),
-        "second_look": result.second_look,
-        **{key: facts and getattr(facts, key) for key in ("format", "width", "height", "sha256")},
-        "provenance": file.provenance and json.loads(file.provenance.row() or "null"),
-    }
-    if result.generator_confidence is not None:
-        row |= {key: getattr(result, key) for key in _PROFILE}
-    return row | ({key: getattr(result, key) for key in _WORDS} if result.predicted_prompt is not None else {})
+    row = result.to_dict()
+    del row["source"]
+    uri = strip_secrets(name) if "://" in name or name == STDIN else local_uri(os.path.abspath(name))
+    return {"uri": uri, **row, "provenance": file.provenance and json.loads(file.provenance.row() or "null")}
 
 
 def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence[str]) -> None:

@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
+from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
 
 if TYPE_CHECKING:
     from ray_app.reports.evaluation.system_model import FigureFacts
     from ray_app.runs.document import RunSummary, SessionSummary, StabilitySummary
 
-VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
 C2PA_WORDS = {
     "trusted": "unchanged since it was signed, by a signer on the trust list",
     "intact": "unchanged since it was signed, by a signer who is not on the trust list",

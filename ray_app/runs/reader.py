@@ -6,6 +6,7 @@
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,23 @@ def members_in(run: directory.RunDirectory, file: score_files.Published) -> Iter
         some = file.blocks_of(number, len(blocks))
         for ref in blocks[some.start : some.stop]:
             yield from archives.member_rows(archives.read_block(run.store, ref))
+
+
+def current_members(
+    run: directory.RunDirectory, columns: list[str] | None = None
+) -> Iterator[tuple[pa.Table, dict[int, archives.ManifestMember]]]:
+    """Current rows of a run that has ended, a bounded table at a time, each with the members that read their files again, by id.
+
+    `columns` has `image_id` unless all are wanted. Raises ClusterError where a file of rows is not as its manifest.
+    """
+    gone = archives.read_vanished(run.store, archives.manifests(run.store)[-1])
+    for file in run.published():
+        members = members_in(run, file)
+        for table in run.file_tables(file, columns):
+            listed = {member.image_id: member for member in islice(members, len(table))}
+            if len(listed) != len(table):
+                raise ClusterError(f"{run.store.url}: {file.path} is not as its manifest", hint="please report this: it is a bug")
+            yield _without(table, gone) if len(gone) else table, listed
 
 
 def publish_vanished(run: directory.RunDirectory) -> None:

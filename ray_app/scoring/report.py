@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.archives import ManifestMember, MemberReader, guard_of, manifests, read_complete, read_vanished
+from ray_app.archives import ManifestMember, MemberReader, guard_of, manifests, read_complete
 from ray_app.cluster.progress import Progress
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles import Thresholds, is_calibrated
-from ray_app.errors import ClusterError, ConfigError, InputError, Status
+from ray_app.errors import ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import ScoringSpec
 from ray_app.reports.format import VERDICT_WORDS, meaning, visible
@@ -294,19 +294,13 @@ def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | 
 
 def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> "Iterator[gallery.GalleryTile]":
     images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
-    gone = pa.array(read_vanished(run.store, manifests(run.store)[-1]))
-    for file in run.published():
-        members = reader.members_in(run, file)
-        for table in run.file_tables(file, _SHOWN):
-            listed = {member.image_id: member for member in islice(members, len(table))}
-            if len(listed) != len(table):
-                raise ClusterError(f"{run.store.url}: {file.path} is not as its manifest", hint="please report this: it is a bug")
-            rows = choice.rows(table.filter(pc.invert(pc.is_in(table["image_id"], gone))))
-            if chosen is not None:
-                rows = rows.filter(pc.is_in(rows["image_id"], pa.array(chosen)))
-            for start in range(0, len(rows), PER_PAGE):
-                some = rows.slice(start, PER_PAGE).to_pylist()
-                yield from _pictured(images, some, [listed[row["image_id"]] for row in some], limits)
+    for table, listed in reader.current_members(run, _SHOWN):
+        rows = choice.rows(table)
+        if chosen is not None:
+            rows = rows.filter(pc.is_in(rows["image_id"], pa.array(chosen)))
+        for start in range(0, len(rows), PER_PAGE):
+            some = rows.slice(start, PER_PAGE).to_pylist()
+            yield from _pictured(images, some, [listed[row["image_id"]] for row in some], limits)
 
 
 def _pictured(
