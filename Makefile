@@ -87,17 +87,13 @@ test-deployed: $(STAMP)
 test-strangers: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/test_strangers.py
 
-# The wheel, installed where nothing else is: what it holds, and the lines of the documents as a stranger types them.
+# The wheel, installed where nothing else is: what it holds, and the lines of the documents as a stranger types them; notebooks and guides; the site.
 test-docs: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/docs tests/test_distribution.py
 
 # What is promised of errors, simulated on 1,000 seeds each, and the table of it that stands in docs/trust.md.
 test-statistics: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -n 2 --dist worksteal --max-worker-restart 0 -m 'slow and not ci' tests/statistics
-
-# What the documentation says to do, done: notebooks, and the blocks of its guides.
-test-docs: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m slow tests/docs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

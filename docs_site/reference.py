@@ -177,7 +177,8 @@ def python_page() -> str:
     ]
     for name in ray_app.__all__:
         one = getattr(ray_app, name)
-        parts.append(f"## {name}\n\n{_signature(name, one)}\n{docstring(inspect.getdoc(one))}")
+        call = "" if inspect.ismodule(one) else _signature(name, one)
+        parts.append(f"## {name}\n\n{call}\n{docstring(inspect.getdoc(one))}")
         if inspect.isclass(one):
             members = {member: value for member, value in vars(one).items() if not member.startswith("_") or member == "__call__"}
             parts += [_member(name, member, value) for member, value in members.items() if getattr(value, "__doc__", None)]
