@@ -13,7 +13,7 @@ from ray_app.errors import ConfigError
 
 
 @click.command()
-@click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
+@click.option("--out", metavar="DIR", help="Folder for the archive and the run.  [default: a new temporary folder]")
 @click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80], or of --photos [all].")
 @click.option("--photos", metavar="FOLDER", help="Pictures of yours instead: real/ and fake/ in it, or what collect --git wrote.")
 def demo(out: str | None, images: int | None, photos: str | None) -> int:
@@ -37,11 +37,13 @@ def demo(out: str | None, images: int | None, photos: str | None) -> int:
 
 @click.command()
 @what_is_scored
-@click.option("--out", metavar="DIR", help="The run directory; where it holds a run, what that has done is left out. Nothing is written.")
+@click.option("--out", metavar="DIR", help="The run directory. If a run is there, only what is left of it is planned. Nothing is written.")
 @click.option("--table", metavar="URL", help="The Delta table that the rows would be appended to.")
 @click.option("--cluster", metavar="NAME|FILE", help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or a YAML of yours.")
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
-@click.option("--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Members to try out for the rates, on one core.")
+@click.option(
+    "--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Files to score on one core, to measure the rates."
+)
 @licence_option
 @overrides
 @as_json
@@ -59,7 +61,7 @@ def plan(
     """Predict the time, the requests and the cost of a run.
 
     Shows every stage of scoring SOURCE and the slowest of them, requests, bytes, hours, and the bill.
-    No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
+    No run and no cluster is started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
     --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
 
     \b
@@ -87,26 +89,33 @@ def _failed_statuses(context: click.Context, option: click.Parameter, text: str 
     words = tuple(word.strip() for word in text.split(","))
     for word in words:
         if word not in known:
-            raise ConfigError(f"--retry {word}: no status of a file without a score", hint=f"separate by commas: {', '.join(known)}")
+            raise ConfigError(
+                f"--retry {word}: not a status of files without a score",
+                hint=f"one of these, or several with commas between them: {', '.join(known)}",
+            )
     return words
 
 
 @click.command()
 @what_is_scored
-@click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command on it resumes.")
-@click.option("--table", metavar="URL", help="Append the rows to this Delta table, too, once they are final; a path or s3://.")
-@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop resumably after so many hours.")
-@click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), help="Stop resumably when so much is spent, by --set prices.….")
+@click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command resumes there.")
+@click.option("--table", metavar="URL", help="Also append the rows to this Delta table once they are final; a path or s3://.")
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop after this many hours; the same command resumes.")
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop when this much is spent, by --set prices.…; the same command resumes.",
+)
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
 @click.option(
-    "--retry", "rescore", metavar="STATUS,…", callback=_failed_statuses, help="Score only the rows with one of these statuses, again."
+    "--retry", "rescore", metavar="STATUS,…", callback=_failed_statuses, help="Score only the rows with one of these statuses again."
 )
 @click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical files scored before.")
 @click.option(
     "--stability",
     type=click.IntRange(0, 64),
     metavar="K",
-    help="Look again at images near a threshold, in K recompressed views; a verdict that one of them does not share becomes abstain.",
+    help="Score images near a threshold again in K recompressed copies; if one of them changes the verdict, it becomes abstain.",
 )
 @endpoint_options
 @licence_option
@@ -152,12 +161,13 @@ def score(
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
-def report(run: str, prior: float | None) -> int:
-    """Write the report of a run again, for example with --prior."""
+@click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of the 12 highest scores.  [default: as the run was asked]")
+def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
+    """Write the report of a run again, for example with --prior or --no-thumbnails."""
     from ray_app.runs import RunDirectory
     from ray_app.scoring.report import write_report
 
-    click.echo(write_report(RunDirectory.open(run), prior=prior))
+    click.echo(write_report(RunDirectory.open(run), prior=prior, thumbnails=thumbnails))
     return 0
 
 
@@ -192,8 +202,8 @@ def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> i
     help="The head's card; repeatable, then their mean decides.",
 )
 @click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Instead: an ensemble card whose detectors are such heads.")
-@click.option("--identifier", metavar="PATH", help="Instead: whose head names the generators anew; scores and verdicts stay.")
-@click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command on it resumes.")
+@click.option("--identifier", metavar="PATH", help="Instead: an identifier that names the generators anew; scores and verdicts stay.")
+@click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command resumes there.")
 @unguarded_option
 @licence_option
 @as_json
@@ -225,7 +235,10 @@ def rescore(
 
     if identifier is not None:
         if detectors or ensemble:
-            raise ConfigError("--identifier leaves scores as they are", hint="leave --detector and --ensemble out, or rescore twice")
+            raise ConfigError(
+                "--identifier leaves scores as they are, so it takes no --detector and no --ensemble",
+                hint="leave them out, or rescore twice",
+            )
         from ray_app.scoring.rescore import name_run
 
         summary = name_run(run, out, identifier, unguarded=unguarded)

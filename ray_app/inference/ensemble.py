@@ -216,7 +216,7 @@ class Ensemble:
             batch = self._decoder.decode(noted(chain([first], islice(arriving, self.spec.slots - 1))))
             for place, outcome in enumerate(batch.outcomes, start=len(outcomes)):
                 if outcome.failure is not None:
-                    _log.error("image %s: a bug of Touchstone, please report it\n%s", sources[place][0], outcome.failure)
+                    _log.error("image %s: this is a bug in Touchstone; please report it\n%s", sources[place][0], outcome.failure)
             outcomes += batch.outcomes
             yield self._decoder.complete(batch) if self._is_late else batch
 

@@ -4,7 +4,9 @@
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app import archives
-from ray_app.errors import ClusterError, ConfigError
+from ray_app.errors import ClusterError
 from ray_app.runs import compaction, directory, score_files
 
 
@@ -31,7 +33,7 @@ def current_tables(run: directory.RunDirectory, columns: list[str] | None = None
 def current_files(run: directory.RunDirectory) -> list[str]:
     """The files with these rows, in the order of their blocks: what tasks read side by side. Raises ConfigError where there is no run."""
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     run.check_settled()
     return run.row_files(archives.manifests(run.store))
 
@@ -82,6 +84,21 @@ def current_members(
             if len(listed) != len(table):
                 raise ClusterError(f"{run.store.url}: {file.path} is not as its manifest", hint="please report this: it is a bug")
             yield _without(table, gone) if len(gone) else table, listed
+
+
+def members_of(run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf) -> dict[int, archives.ManifestMember]:
+    """The members of these ids that the run's manifests hold, or that were found in so many seconds. Blocks without any are not read."""
+    wanted, ends = np.unique(np.array(list(image_ids), np.int64)), time.monotonic() + seconds
+    found: dict[int, archives.ManifestMember] = {}
+    for number in archives.manifests(run.store):
+        blocks = archives.read_blocks(run.store, number)
+        for ref, ids in zip(blocks, archives.read_ids(run.store, blocks), strict=True):
+            if np.isin(ids, wanted).any():
+                members = archives.member_rows(archives.read_block(run.store, ref))
+                found |= {one.image_id: one for one in members if one.image_id in image_ids}
+            if len(found) == len(wanted) or time.monotonic() > ends:
+                return found
+    return found
 
 
 def publish_vanished(run: directory.RunDirectory) -> None:

@@ -85,5 +85,5 @@ def test_a_bug_of_ours_is_a_result_and_a_log_line(ensemble, monkeypatch, caplog)
     monkeypatch.setattr("ray_app.inference.decoder.decode_image", lambda *_: 1 / 0)
     [result] = ensemble.score([jpeg()])
     assert (result.status, result.verdict) == (Status.DECODER_CRASHED, None)
-    assert "image 0: a bug of Touchstone" in caplog.text
+    assert "image 0: this is a bug in Touchstone" in caplog.text
     assert "ZeroDivisionError" in caplog.text
