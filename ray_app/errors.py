@@ -108,6 +108,17 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+EXIT_MEANING: dict[ExitCode, str] = {
+    ExitCode.DONE: "done",
+    ExitCode.BUG: "a bug of Touchstone",
+    ExitCode.USAGE: "a command, a file or a setting that has to be changed",
+    ExitCode.TOO_MANY_BAD: "finished, and more files could not be scored than `max_bad_fraction` allows",
+    ExitCode.DETECTOR: "a detector, its weights or its licence",
+    ExitCode.CLUSTER: "storage or the cluster is out of reach, or nothing moves any more",
+    ExitCode.INTERRUPTED: "interrupted; what is committed is kept, and the same command continues",
+}
+
+
 MOST_CHARACTERS = 1000  # of a `detail`
 
 # The note (PEP 678) on an exception that ended a run in its middle.

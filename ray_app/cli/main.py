@@ -45,10 +45,10 @@ _GROUPS = {
     "config": ("Show settings, and set up completion in your shell.", (settings.show_config, settings.completion)),
 }  # fmt: skip
 # The names of before 0.15. Those that scripts rely on from outside stay for good; the others go with 1.0.
-_PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
+PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
     "decide": "runs", "filter": "runs", "calibrate": "detectors",
 }  # fmt: skip
-_UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "runs") | {
+UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "runs") | {
     "split": "data", "labels": "data",
 }  # fmt: skip
 
@@ -106,14 +106,14 @@ class _Touchstone(_Commands):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, which may be a former one."""
-        if group := (_UNTIL_1_0 | _PERMANENT).get(cmd_name):
+        if group := (UNTIL_1_0 | PERMANENT).get(cmd_name):
             return _GROUP_COMMANDS[group].commands[cmd_name]
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The command of the first word; of a name that goes away, the new one is said on stderr."""
-        if args[0] in _UNTIL_1_0 and not ctx.resilient_parsing:
-            new = f"touchstone {_UNTIL_1_0[args[0]]} {args[0]}"
+        if args[0] in UNTIL_1_0 and not ctx.resilient_parsing:
+            new = f"touchstone {UNTIL_1_0[args[0]]} {args[0]}"
             click.echo(f"'touchstone {args[0]}' is now '{new}'; the old name works until 1.0", err=True)
         return super().resolve_command(ctx, args)
 

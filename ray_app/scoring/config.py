@@ -16,7 +16,7 @@ from ray_app.storage import UNGUARDED, RetryPolicy
 class TrafficPrices(Frozen):
     """What a store bills, in one currency. Defaults of requests are those of S3 Standard in us-east-1, in USD (2026); the rest is 0."""
 
-    get_per_1000: float = Field(default=0.0004, ge=0)
+    get_per_1000: float = Field(default=0.0004, ge=0, description="GET requests")
     put_per_1000: float = Field(default=0.005, ge=0, description="also LIST requests")
     egress_per_gb: float = Field(default=0.0, ge=0, description="of bytes read from the source: 0 inside its region")
 
@@ -34,9 +34,9 @@ class ScoreConfig(Frozen):
     out: str | None = Field(default=None, description="the run directory; any fsspec URL")
     table: str | None = Field(default=None, description="a Delta table that the rows are appended to: a path, s3:// (docs/tables.md)")
     include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = Field(default=(), description="globs on the same path that leave files out")
     limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
-    ensemble: str = "default"
+    ensemble: str = Field(default="default", description="a shipped name, or the path of a card")
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
     columns: TableColumns = TableColumns()
@@ -46,7 +46,7 @@ class ScoreConfig(Frozen):
     limits: BatchLimits = BatchLimits()
     container_limits: ContainerLimits = ContainerLimits()
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where the run has GPUs")
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto = as the ensemble was calibrated, or as cards say")
     resize: Literal["auto", "exact", "fast"] = Field(
         default="auto",
         description="exact = as published; fast = at most one grey level away; auto = as the ensemble was calibrated, or exact",

@@ -49,11 +49,11 @@ class Access(Frozen):
 class UrlFetching(Frozen):
     """Images by URL. Off unless asked for: a server that fetches what strangers name is a way into its own network."""
 
-    enabled: bool = False
+    enabled: bool = Field(default=False, description="fetch the images that requests to /v1/score-url name")
     allowed_hosts: tuple[str, ...] = Field(default=(), description="only these hosts (and `*.` subdomains of them); none = any public host")
-    connect_timeout_s: float = Field(default=5.0, gt=0)
-    total_timeout_s: float = Field(default=10.0, gt=0)
-    max_redirects: int = Field(default=3, ge=0, le=10)
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="until the server is connected")
+    total_timeout_s: float = Field(default=10.0, gt=0, description="for one image, redirects included")
+    max_redirects: int = Field(default=3, ge=0, le=10, description="each is checked as the first address was")
 
 
 _GONE = {
@@ -112,9 +112,9 @@ class Resources(Frozen):
 
     replicas: int = Field(default=1, ge=1, description="replicas, or the least of them where max_replicas is set")
     max_replicas: int | None = Field(default=None, ge=1, description="scale up to this many with the load; null = no scaling")
-    num_cpus: float = Field(default=0.5, ge=0)
-    num_gpus: float = Field(default=0.0, ge=0)
-    memory_bytes: int | None = Field(default=None, gt=0)
+    num_cpus: float = Field(default=0.5, ge=0, description="CPUs of each replica")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs of each replica; 0.5 puts two on one")
+    memory_bytes: int | None = Field(default=None, gt=0, description="memory that Ray reserves for each replica; null = none")
     labels: Mapping[str, str] = Field(
         default={}, description="Ray node labels that a replica's node must have, for example {workload: serving}"
     )
@@ -138,8 +138,8 @@ class ServeConfig(Frozen):
     )
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept")
     generation: int = Field(default=0, ge=0, description="raise it to load cards and weights again")
-    device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the networks run")
+    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto = as calibrated, or as the cards say")
     resize: Literal["auto", "exact", "fast"] = Field(default="auto", description="auto = as the ensembles were calibrated, or exact")
     waive_guarantee: bool = Field(
         default=False, description="serve calibrated ensembles under other settings than their guarantees hold for"

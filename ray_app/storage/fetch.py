@@ -41,13 +41,16 @@ WINDOW_BYTES = 4 * 2**20
 class RetryPolicy(Frozen):
     """How patient one request is: exponential backoff with full jitter, so that a thousand workers do not come back together.
 
+    `attempts`: requests at most. `base_s`, `cap_s`: the first and the longest pause, in seconds. `deadline_s`: for one file, all its
+    attempts and pauses.
+
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
     """
 
     attempts: int = Field(default=6, ge=1)
     base_s: float = Field(default=0.25, gt=0)
     cap_s: float = Field(default=20.0, gt=0)
-    deadline_s: float = Field(default=120.0, gt=0)  # for one member, all its attempts and pauses
+    deadline_s: float = Field(default=120.0, gt=0)
 
     def pauses(self, chance: Callable[[], float]) -> Iterator[float]:
         """Seconds to wait after each failed attempt but the last; `chance` gives numbers in [0, 1)."""
