@@ -89,7 +89,7 @@ test-strangers: $(STAMP)
 
 # The wheel, installed where nothing else is: what it holds, and the lines of the documents as a stranger types them; notebooks and guides; the site.
 test-docs: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m slow tests/docs tests/test_distribution.py
+	$(BIN)/python -m pytest --durations 10 -m slow tests/docs tests/test_distribution.py tests/test_readme.py
 
 # What is promised of errors, simulated on 1,000 seeds each, and the table of it that stands in docs/trust.md.
 test-statistics: $(STAMP)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ray_app import __version__
+from tests.wheel import WheelEnvironment
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,17 +44,16 @@ def free_port():
     raise AssertionError("no port is free")
 
 
-def run(folder, bin_folder):
-    """What the lines print, run in a folder with the commands of an environment. `pip install` finds what is there."""
+def run(folder, environment):
+    """What the lines print, run in a folder under an environment's variables; `pip install` finds what is there."""
     port = free_port()
-    lines = (
-        script() if port == PORT else script().replace("touchstone serve &", f"touchstone serve --port {port} &").replace("8000", str(port))
+    lines = script()
+    if port != PORT:
+        lines = lines.replace("touchstone serve &", f"touchstone serve --port {port} &").replace(f":{PORT}", f":{port}")
+    variables = {**environment, "PIP_NO_INDEX": "1"}
+    done = subprocess.run(
+        ["bash", "-c", lines], cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
     )
-    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
-    unset = {"PYTHONPATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"}
-    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"PATH": path, "PIP_NO_INDEX": "1"}
-    command = ["bash", "-c", lines]
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
@@ -73,7 +73,14 @@ def check(told, folder):
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_lines_run_in_an_empty_folder(tmp_path):
-    check(run(tmp_path, Path(sys.executable).parent), tmp_path)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "RAY_A"))}
+    check(run(tmp_path, ours | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_lines_run_from_the_wheel(tmp_path):
+    check(run(tmp_path, WheelEnvironment.of_this_tree("demo").environment()), tmp_path)
 
 
 def test_it_is_short_and_whole():

@@ -56,7 +56,7 @@ class WheelEnvironment:
             ready = folder / ".ready"
             if not ready.exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                _uv("venv", "--quiet", "--python", sys.executable, str(folder))
+                _uv("venv", "--quiet", "--seed", "--python", sys.executable, str(folder))
                 wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
                 _uv("pip", "install", "--quiet", "--python", str(folder), "--constraint", str(CONSTRAINTS), wanted)
             kept = shutil.copy(wheel, folder)
