@@ -16,7 +16,8 @@ from ray_app.errors import ConfigError
 @click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
 @click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80], or of --photos [all].")
 @click.option("--photos", metavar="FOLDER", help="Pictures of yours instead: real/ and fake/ in it, or what collect --git wrote.")
-def demo(out: str | None, images: int | None, photos: str | None) -> int:
+@click.option("--archive-only", is_flag=True, help="Write the sample archive and its labels, and score nothing.")
+def demo(out: str | None, images: int | None, photos: str | None, archive_only: bool) -> int:
     """Score a small sample archive, and compare with the truth.
 
     It needs no network. The real pictures are photographs that installed packages ship (pip install 'touchstone-forensics[demo]' adds
@@ -26,10 +27,16 @@ def demo(out: str | None, images: int | None, photos: str | None) -> int:
     \b
     touchstone demo
     touchstone demo --photos photos --images 500
+    touchstone demo --archive-only --out sample      then try every command on sample/archive
     """
-    from ray_app.scoring.demo import run_demo
+    from ray_app.scoring.demo import run_demo, sample, written_lines
 
     folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
+    if archive_only:
+        if photos is not None:
+            raise click.UsageError("--archive-only writes the sample archive; --photos brings pictures of yours.")
+        click.echo("\n".join(written_lines(sample(folder, images))))
+        return 0
     found = run_demo(folder, photos=None if photos is None else Path(photos).resolve(), images=images)
     click.echo("\n".join(found.lines()))
     return found.finished.exit_code
