@@ -45,5 +45,5 @@ if TYPE_CHECKING:
 else:
     __getattr__ = on_first_use(__name__)
 
-__version__ = "0.14.0"
+__version__ = "0.15.0"
 __all__ = ["Ensemble", "Result", "load_detector", "load_ensemble"]

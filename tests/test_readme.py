@@ -1,10 +1,8 @@
-"""The README's own blocks, run."""
+"""The README's own lines, from top to bottom, in an empty folder."""
 
-import json
 import os
 import re
-import shlex
-import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,166 +10,81 @@ from pathlib import Path
 import pytest
 
 from ray_app import __version__
-from ray_app.cli.main import main, touchstone
-from ray_app.datasets.simulation.archive import build_sample_archive
-from tests.detectors.small_clip import small_card
-from tests.images.factory import photo
-from tests.ray_head import free_ports
-from tests.scoring.stages import without_ray
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SQL = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-
-# Run elsewhere: `make` by CI itself, jobs by tests/scoring/test_job.py, cluster.yaml by tests/test_cluster_yaml.py, `serve deploy` by
-# tests/serving/test_deployed.py, what Kubernetes applies by tests/serving/test_configs.py, tokens by tests/serving/http/test_auth.py,
-# the training of minutes and what it made by tests/training/test_quick.py, the evaluation of minutes, with fewer pictures, by
-# tests/evaluation/on_ray/test_evaluate.py.
-TRAINED = (
-    "touchstone train configs/train/quick.yaml --out mine",
-    "touchstone score demo-run/archive --detector mine/card.yaml --out run-of-mine",
-)
-SIMULATED = "touchstone evaluate simulated:: --perturb standard --out figures"
-# Calibrating wants hundreds of labelled images: tests/scoring/test_calibrated_card.py, tests/scoring/test_references.py.
-CALIBRATED = (
-    "touchstone detectors calibrate labelled-run --labels labels.csv --fpr 0.01 --out mine.yaml",
-    "touchstone score s3://bucket/photos --ensemble mine.yaml --stability 5 --out s3://bucket/calibrated-run",
-    "touchstone results s3://bucket/calibrated-run --fdr 0.05",
-)
-# Images from elsewhere: tests/datajobs/download, tests/test_profile_walk.py.
-GATHERED = (
-    "touchstone data collect urls.csv --out collected",
-    "touchstone data generate sd-3.5 --prompts prompts.txt --like photos --accept-licence sd-3.5 --out made",
-)
-ELSEWHERE = (
-    "make ",
-    "ray ",
-    "export RAY_AUTH_MODE=",
-    "export RAY_API_SERVER_ADDRESS=",
-    "serve deploy ",
-    "kubectl apply ",
-    "TOUCHSTONE_TOKENS=",
-    SIMULATED,
-    *TRAINED,
-    *CALIBRATED,
-    *GATHERED,
-)
-
-SERVE = "touchstone serve"  # never returns: the fixture `endpoint` is its run
-ENDPOINT = "http://127.0.0.1:8000"
-
-# Weights that cannot be had here: one clear line and exit code 4.
-NEEDS_WEIGHTS = {"fetch", "fit"}
+PORT = 8000
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory, s3):
-    """A folder as after `make demo`, and s3://bucket/photos with the same images."""
-    folder = tmp_path_factory.mktemp("readme")
-    archive = folder / "demo-run" / "archive"
-    build_sample_archive(archive, files=12)
-    s3.bucket("bucket")
-    for path in archive.rglob("*"):
-        if path.is_file():
-            s3.client().upload_file(str(path), "bucket", f"photos/{path.relative_to(archive)}")
-    for photograph, name in zip(sorted(archive.rglob("*.jpg")), ("photo.jpg", "other.jpg"), strict=False):
-        shutil.copy(photograph, folder / name)
-    before = os.getcwd()
-    os.chdir(folder)
-    (folder / "list.csv").write_text("uri,label\nphoto.jpg,real\nother.jpg,real\n")
-    write_head(folder)
-    with without_ray():
-        assert main(["score", "demo-run/archive", "--ensemble", "tiny", "--out", "run"]) == 0
-    yield folder
-    os.chdir(before)
+def script(text=README):
+    """All console and Python blocks as one bash script; each line is printed before it runs."""
+    parts = ["set -euo pipefail"]
+    for language, block in re.findall(r"```(console|python)\n(.*?)```", text, re.DOTALL):
+        if language == "python":
+            parts.append(f"python - <<'PYTHON'\n{block}PYTHON")
+        else:
+            parts += [f"printf '%s\\n' {_quoted('$ ' + line)}\n{line}" for line in block.splitlines()]
+    return "\n".join(parts)
 
 
-@pytest.fixture(scope="module")
-def endpoint(workplace, tmp_path_factory):
-    """The URL of what `touchstone serve` starts, on a port that is free here."""
-    assert SERVE in COMMANDS
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "ray_app.cli.main", "serve", "--port", str(port)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    log = tmp_path_factory.mktemp("endpoint") / "log"
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
-    try:
-        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/", log.read_text()
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
-        assert process.wait(60) == 0, log.read_text()
-    finally:
-        process.kill()
-        process.wait()
+def _quoted(text):
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
-@pytest.fixture
-def here(request):
-    """What the README says of its endpoint, said of the one that runs here."""
-    return lambda text: text.replace(ENDPOINT, request.getfixturevalue("endpoint")) if ENDPOINT in text else text
+def free_port():
+    """8000 where nobody has it, as the README says; else another one."""
+    for port in (PORT, 0):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+                return listener.getsockname()[1]
+            except OSError:
+                continue
+    raise AssertionError("no port is free")
 
 
-def write_head(folder):
-    """labels.csv, and my-head as `detectors fit` makes it, on a backbone whose weights are here."""
-    for number in range(40):
-        photo(seed=number).save(folder / f"{number}.png")
-    rows = [f"{number}.png,{('real', 'fake')[number % 2]}" for number in range(40)]
-    (folder / "labels.csv").write_text("\n".join(["uri,label", *rows]))
-    (folder / "base").mkdir()
-    _, card = small_card(folder / "base")
-    assert main(["detectors", "fit", str(card), "--labels", "labels.csv", "--out", "my-head"]) == 0
+def run(folder, bin_folder):
+    """What the lines print, run in a folder with the commands of an environment. `pip install` finds what is there."""
+    port = free_port()
+    lines = (
+        script() if port == PORT else script().replace("touchstone serve &", f"touchstone serve --port {port} &").replace("8000", str(port))
+    )
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    unset = {"PYTHONPATH", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"PATH": path, "PIP_NO_INDEX": "1"}
+    command = ["bash", "-c", lines]
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def check(told, folder):
+    """That a reader sees what the README says."""
+    for block in re.findall(r"```text\n(.*?)```", README, re.DOTALL):
+        for line in block.splitlines():
+            pattern = re.sub(r"\d+", r"\\d+", re.escape(line))
+            assert line == "…" or re.search(f"^{pattern}$", told, re.MULTILINE), line
+    assert '"verdict":' in told.partition("curl ")[2]
+    assert {"demo", "run", "figures", "verdicts.html", "verdicts.csv"} <= {path.name for path in folder.iterdir()}
+    verdicts = re.findall(r"^demo/archive/desk/\S+ (fake|real|abstain|None) ", told, re.MULTILINE)
+    assert len(verdicts) > 10
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.strip().splitlines()[-1][:40])
-def test_python_blocks_run(workplace, here, block, capsys, request):
-    if "ray.data" in block:
-        request.getfixturevalue("ray_cluster")
-    exec(compile(here(block), "README.md", "exec"), {})
-    assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.timeout(900)
+def test_the_lines_run_in_an_empty_folder(tmp_path):
+    check(run(tmp_path, Path(sys.executable).parent), tmp_path)
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("query", SQL)
-def test_queries_give_one_row_per_member(workplace, query):
-    import duckdb
-
-    rows = duckdb.sql(query).fetchall()
-    assert len(rows) == json.loads(Path("run/summary.json").read_text())["members"]
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("line", COMMANDS)
-def test_commands_run(workplace, here, off_ray, line, monkeypatch):
-    if line.startswith(ELSEWHERE) or line == SERVE:
-        return
-    program, *arguments = shlex.split(here(line))
-    if program == "curl":
-        scores(program, *arguments)
-        return
-    assert program == "touchstone"
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(arguments) == (4 if NEEDS_WEIGHTS & set(arguments) else 0)
-
-
-def scores(*command):
-    """A line that asks the endpoint with a program of the machine, and is told a score per image."""
-    if not shutil.which(command[0]):
-        pytest.skip(f"{command[0]} is not installed")
-    answer = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
-    assert [one["score"] is not None for one in answer.get("results", [answer])] == [True] * sum("@" in word for word in command)
-
-
-def test_readme_names_every_command():
-    for name in touchstone.commands:
-        assert f"touchstone {name}" in README
-
-
-def test_no_blank_was_left_to_fill_in():
+def test_it_is_short_and_whole():
+    assert len(README.splitlines()) <= 125
     assert not re.search(r"@[A-Z]+@", README)
+
+
+def test_its_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)[^):]*\)", README)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_changelog_s_newest_version_is_the_package_s():

@@ -3,11 +3,13 @@
 import difflib
 import logging
 import os
+import select
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -84,6 +86,16 @@ class _Touchstone(_Commands):
             click.echo(f"'touchstone {args[0]}' is now '{new}'; the old name works until 1.0", err=True)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Where whoever reads stdout, `head` for example, has seen enough, it ends quietly."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            if not _stdout_is_closed():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+            return ExitCode.DONE
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the core, and the names in each group."""
         widest = max(map(len, self.commands))
@@ -140,18 +152,10 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
             click.echo(f"  → {error.hint}", err=True)
         _print_resume_hint(error, typed)
         return error.exit_code
-    except BrokenPipeError:
-        return _stdout_closed()
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
         _print_resume_hint(error.__cause__ or error, typed)  # click makes one of the other
         return ExitCode.INTERRUPTED
     return int(code or ExitCode.DONE)
-
-
-def _stdout_closed() -> int:
-    """Whoever read stdout, `head` for example, has seen enough: that is no error, and nothing more is to be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.DONE
 
 
 def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> None:
@@ -163,6 +167,13 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
             click.echo("interrupted; what is committed is kept", err=True)
         words = typed or ["touchstone", *sys.argv[1:]]
         click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads the pipe any more that stdout is."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def script() -> None:

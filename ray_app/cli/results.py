@@ -1,6 +1,5 @@
 """`touchstone results`: the current rows of a run, filtered, sorted, as a table, JSON lines, CSV or Parquet."""
 
-import fnmatch
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
 @click.option("--status", type=click.Choice([status.value for status in Status]), metavar="STATUS", help="Only rows with this status.")
 @click.option("--generator", metavar="NAME", help="Only rows said to be of this generator or family; `unknown`: of none known.")
-@click.option("--match", metavar="GLOB", help="Only files whose address matches, for example '*/2024/*.jpg'.")
+@click.option("--match", metavar="GLOB", help="Only files whose uri matches, with * for any characters: '*/2024/*.jpg'.")
 @click.option("--min-score", type=float, help="Only rows with this score (log-odds of fake) or a higher one.")
 @click.option("--max-score", type=float, help="Only rows with this score or a lower one.")
 @click.option("--sort", "order", metavar="COLUMN", help="Sort by this column: score has the lowest first, -score the highest.")
@@ -57,21 +56,19 @@ def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: 
         raise click.UsageError("--json prints, --out writes a file: choose one")
     arrow.leave_pandas_out()
     opened = RunDirectory.open(run)
-    tables = _selected(opened, limit, **given)
+    in_table = not (as_json or out)
+    tables = _selected(opened, limit or (_SHOWN + 1 if in_table else None), **given)  # one more tells whether there are more
     if out:
-        return _write(tables, out)
+        return _write(opened, tables, out)
     for line in _guarantee_notes(opened):
         click.echo(line, err=True)
     return _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json, f"the first {limit or _SHOWN}")
 
 
-def _selected(
-    run: "RunDirectory", limit: int | None, *, match: str | None, order: str | None, vanished: bool, **conditions: Any
-) -> "Iterator[pa.Table]":
+def _selected(run: "RunDirectory", limit: int | None, *, order: str | None, vanished: bool, **conditions: Any) -> "Iterator[pa.Table]":
     from ray_app.runs.selection import RowFilter, selected_tables
 
-    pattern = None if match is None else fnmatch.translate(match)
-    return selected_tables(run, RowFilter(match=pattern, **conditions), order=order, limit=limit, vanished=vanished)
+    return selected_tables(run, RowFilter(**conditions), order=order, limit=limit, vanished=vanished)
 
 
 def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, shown_words: str) -> int:
@@ -90,9 +87,10 @@ def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, 
     return 0
 
 
-def _write(tables: "Iterator[pa.Table]", out: str) -> int:
-    """Write the rows as the file's ending says. Raises ConfigError for another ending."""
+def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
+    """Write the rows, be they none, as the file's ending says. Raises ConfigError for another ending."""
     from ray_app.reports.format import counted
+    from ray_app.runs import current_tables
     from ray_app.runs.table_files import write_tables
     from ray_app.storage import Store, strip_secrets
 
@@ -103,12 +101,12 @@ def _write(tables: "Iterator[pa.Table]", out: str) -> int:
         raise ConfigError(
             f"--out {strip_secrets(out)}: its name ends with neither .csv nor .parquet", hint="for example --out verdicts.csv"
         )
-    shown = tables if ending == "parquet" else (table.flatten() for table in tables)
-    first = next(shown, None)
-    if first is None:
-        raise ConfigError("no row of the run matches, so nothing was written", hint="leave a condition out")
-    same = (table.cast(first.schema) for table in chain([first], shown))
-    rows = write_tables(Store.open(folder or slash or "."), stem, first.schema, same, forms=(forms[ending],))
+    schema = next(current_tables(run)).schema
+    if ending == "csv":
+        schema = schema.empty_table().flatten().schema  # a column per detector, and per column of the source
+        tables = (table.flatten() for table in tables)
+    store = Store.open(folder or slash or ".")
+    rows = write_tables(store, stem, schema, (table.cast(schema) for table in tables), forms=(forms[ending],))
     click.echo(f"{counted(rows, 'row')}: {strip_secrets(out)}")
     return 0
 

@@ -1,5 +1,6 @@
 """Which rows of a run somebody wants to see, and in which order (`RowFilter`, `selected_tables`)."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ _NO_ORDER = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Conditions that all hold; None = any. `match` is a regular expression on the uri; scores are log-odds of fake, bounds included."""
+    """Conditions that all hold; None = any. `match`: a glob (* and ?) on the uri. Scores are log-odds, bounds included."""
 
     verdict: str | None = None
     status: str | None = None
@@ -31,12 +32,17 @@ class RowFilter:
             if wanted is not None:
                 table = table.filter(pc.equal(table[name].cast(pa.string()), wanted))
         if self.match is not None:
-            table = table.filter(pc.match_substring_regex(table["uri"].cast(pa.string()), self.match))
+            table = table.filter(pc.match_like(table["uri"].cast(pa.string()), _like(self.match)))
         if self.min_score is not None:
             table = table.filter(pc.greater_equal(table["score"], self.min_score))
         if self.max_score is not None:
             table = table.filter(pc.less_equal(table["score"], self.max_score))
         return table if self.generator is None else of_generator(table, self.generator)
+
+
+def _like(pattern: str) -> str:
+    """A pattern with * and ? as SQL's LIKE has it."""
+    return re.sub(r"[\\%_]", r"\\\g<0>", pattern).replace("*", "%").replace("?", "_")
 
 
 def selected_tables(

@@ -1,6 +1,6 @@
 """What people's own tools see in a run directory: exactly the current row of each member, whatever the run went through.
 
-The queries are those of the README. The short ones are for a run at rest, the long one also for a run in the middle of anything.
+The queries are those of docs/runs.md. The short ones are for a run at rest, the long one also for a run in the middle of anything.
 """
 
 import shutil
