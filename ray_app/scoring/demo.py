@@ -102,7 +102,8 @@ def sample(folder: Path, images: int | None = None) -> DemoArchive:
             data = file.read_bytes()
             (archive / _FOLDER / one.name).write_bytes(data)
             digest = hashlib.sha256(data).hexdigest()
-            csv.writer(lines, lineterminator="\n").writerow([f"{_FOLDER}/{one.name}", digest, "real", one.package])
+            path = f"{_FOLDER}/{one.name}"
+            csv.writer(lines, lineterminator="\n").writerow([f"{archive.name}/{path}", path, digest, "real", one.package])
         with labelled.open("a", encoding="utf-8") as stream:
             stream.write(lines.getvalue())
     truth = {}
