@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-on-ray test-without-ray test-cluster lint bench clean
-.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics
+.PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics test-docs
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -86,6 +86,10 @@ test-deployed: $(STAMP)
 # What a stranger gets from every command that starts a Ray.
 test-strangers: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/test_strangers.py
+
+# The wheel, installed where nothing else is: what it holds, and the lines of the documents as a stranger types them.
+test-docs: $(STAMP)
+	$(BIN)/python -m pytest --durations 10 -m slow tests/docs tests/test_distribution.py
 
 # What is promised of errors, simulated on 1,000 seeds each, and the table of it that stands in docs/trust.md.
 test-statistics: $(STAMP)

@@ -96,3 +96,11 @@ def eight(tmp_path_factory):
     from tests.scoring.eight import write_eight
 
     return write_eight(tmp_path_factory.mktemp("eight"))
+
+
+@pytest.fixture(scope="session")
+def wheel_environment():
+    """The wheel of this tree, installed in an environment that has nothing else: see tests/wheel.py."""
+    from tests.wheel import WheelEnvironment
+
+    return WheelEnvironment.of_this_tree()

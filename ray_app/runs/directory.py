@@ -8,6 +8,7 @@ command's directory is claimed (`claim_directory`, `is_claimed`).
 Only what changes a score or a verdict belongs here; workers, retries and cluster do not.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -167,6 +168,19 @@ class RunDirectory:
             raise ConfigError(
                 f"{self.store.url}: a `touchstone {command}` was interrupted here; its verdicts are mixed",
                 hint=f"run the same `touchstone {command}` again",
+            )
+
+    def check_known(self) -> None:
+        """Raises ConfigError where rows are of a later schema than this Touchstone writes. To read them is well, to write beside them is
+        not: what is new in them would be lost.
+        """
+        newest = int(self.describe()["schema"])
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(newest, int(self.read_json("summary.json").get("row_schema", 0)))
+        if newest > SCHEMA_VERSION:
+            raise ConfigError(
+                f"{self.store.url}: its rows have schema {newest}, and this Touchstone writes schema {SCHEMA_VERSION}",
+                hint="continue it with the Touchstone that wrote it, or a later one; this one can read it",
             )
 
     def describe_finished(self) -> dict[str, Any]:

@@ -316,9 +316,10 @@ class GuaranteeSummary(Section):
 
 
 class RunHead(Section):
-    """Which run it is, and when it was worked on last."""
+    """Which run it is, and when it was worked on last. `schema`: of this document; `row_schema`: the newest that rows of it may have."""
 
     schema_number: int = Field(default=SUMMARY_SCHEMA, alias="schema")
+    row_schema: int = 0
     run: str = ""
     listing: int = 0
     version: str = ""

@@ -37,6 +37,7 @@ from ray_app.runs import (
     document,
     fingerprint,
     reader,
+    schema,
     selection,
     settled_state,
     summarise,
@@ -66,6 +67,7 @@ def write_summary(
     """
     content = document.RunSummary(
         schema=document.SUMMARY_SCHEMA,
+        row_schema=schema.SCHEMA_VERSION,
         run=run.store.url,
         listing=max(manifests(run.store)),
         version=__version__,

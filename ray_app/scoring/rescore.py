@@ -69,6 +69,7 @@ def decide_run(url: str, ensemble: str, *, waive_guarantee: bool = False, unguar
     run.describe_finished()  # a lease would make a directory of a misspelt name
     with Lease(run.store, unguarded=unguarded):
         described = run.describe_finished()
+        run.check_known()
         if run.read_json("summary.json")["listing"] != max(manifests(run.store)):
             raise ConfigError(f"{url}: a newer listing is still being scored", hint="finish it with its `touchstone score` command first")
         if begun_retry(run) is not None:

@@ -119,6 +119,8 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
     """
     config = resolved.config
     directory.check_free()
+    if directory.exists():
+        directory.check_known()
     if config.rescore and not directory.exists():
         raise ConfigError(f"{directory.store.url}: no run here to retry", hint="the same command without --retry makes one")
     check_detectors(resolved)

@@ -20,10 +20,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_app import __version__
 from ray_app.serving import engine, metrics
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http import auth, errors, routes
+from ray_app.serving.http import auth, errors, routes, schemas
 from ray_app.serving.http.limits import Admission, BodyLimit, Deadline, RateLimit
 from ray_app.serving.jobs import RayJobs
 
@@ -73,7 +72,7 @@ def create_app(
 
     app = FastAPI(
         title="Touchstone",
-        version=__version__,
+        version=schemas.API_VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from elsewhere

@@ -5,10 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ray_app import __version__
 from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
 from ray_app.storage.ssrf import MAX_URL
 
+# Of the interface under /v1, whatever version of Touchstone answers: what may change under which number says docs/versioning.md.
+API_VERSION = "1.0.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
 JobStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
@@ -215,6 +218,8 @@ class Ensembles(ApiModel):
     optional_detectors: list[str]
     limits: EndpointLimits
     token_needed: bool = Field(description="whether requests need a bearer token")
+    api_version: str = Field(default=API_VERSION, description="of this interface: MAJOR.MINOR.PATCH, and MAJOR stands in the paths as /v1")
+    touchstone: str = Field(default=__version__, description="the version of Touchstone that answers")
 
 
 class Detectors(ApiModel):

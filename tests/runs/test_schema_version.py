@@ -1,0 +1,97 @@
+"""What docs/versioning.md promises of rows: columns stay, a new one has a new number, a run of a later Touchstone is read alone.
+
+`python -m tests.runs.test_schema_version` writes the columns down, after SCHEMA_VERSION was counted up.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_app.errors import ConfigError
+from ray_app.runs import current_rows, schema
+from ray_app.scoring.rescore import decide_run
+from tests.runs.small_run import new_run, relist, score_blocks, write_files
+from tests.scoring.older import kept_objects
+
+KEPT = Path(__file__).with_name("columns.json")
+ASKED = {"views": ["jpeg-80"], "perceptual_hash": True, "second_look": True, "stability": True, "identified": True, "described": True}
+
+
+def columns():
+    """Each column that a row may have, with its type, whatever was asked for."""
+    rows = schema.row_schema(["a"], pa.struct([("label", pa.string())]), ["a"], ["a"], measured=["texture"], **ASKED)
+    return {field.name: str(field.type) for field in rows}
+
+
+def test_no_column_went_or_became_another():
+    kept, today = json.loads(KEPT.read_text()), columns()
+    assert {name: today.get(name) for name in kept["columns"]} == kept["columns"]
+
+
+def test_a_new_column_has_a_new_number():
+    kept = json.loads(KEPT.read_text())
+    assert set(columns()) == set(kept["columns"]), "count SCHEMA_VERSION up, then: python -m tests.runs.test_schema_version"
+    assert kept["schema"] == schema.SCHEMA_VERSION
+
+
+def test_each_file_of_rows_says_its_number():
+    assert schema.row_schema(["a"]).metadata[b"touchstone.schema"] == str(schema.SCHEMA_VERSION).encode()
+
+
+def test_rows_of_0_8_0_have_columns_of_today_with_the_types_of_today():
+    [rows] = [pq.read_schema(io.BytesIO(body)) for key, body in kept_objects().items() if key.startswith("finished/scores/")]
+    assert rows.metadata[b"touchstone.schema"] == b"5"
+    today = schema.row_schema(rows.field("scores").type.names)
+    assert {field.name: field.type for field in rows} == {field.name: today.field(field.name).type for field in rows}
+
+
+def of_tomorrow(run):
+    """A run that a later Touchstone continued: begun under today's schema, its newest rows with a column more."""
+    for path in run.row_files([0]):
+        [rows] = run.rows_in(path)
+        run.store.write(path, _bytes(rows.append_column("of_tomorrow", pa.nulls(len(rows), pa.string()))))
+    run.write_json("summary.json", run.read_json("summary.json") | {"row_schema": schema.SCHEMA_VERSION + 1})
+    return run
+
+
+def _bytes(rows):
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer)
+    return buffer.getvalue()
+
+
+def small(tmp_path, name="run"):
+    run = new_run(tmp_path / name)
+    write_files(tmp_path / "archive", ["0.jpg", "1.jpg"])
+    relist(run, tmp_path / "archive")
+    score_blocks(run, 0)
+    run.publish(0)
+    run.write_json("summary.json", {"schema": 1, "listing": 0, "row_schema": schema.SCHEMA_VERSION})
+    return run
+
+
+def test_a_run_of_a_later_schema_is_read(tmp_path):
+    before = [row["score"] for row in current_rows(small(tmp_path))]
+    after = list(current_rows(of_tomorrow(small(tmp_path, "again"))))
+    assert [row["score"] for row in after] == before
+    assert "of_tomorrow" in after[0]
+
+
+def test_and_not_written_to(tmp_path):
+    run = small(tmp_path)
+    run.check_known()
+    with pytest.raises(ConfigError, match=f"schema {schema.SCHEMA_VERSION + 1}, and this Touchstone writes schema") as caught:
+        of_tomorrow(run).check_known()
+    assert "this one can read it" in caught.value.hint
+    with pytest.raises(ConfigError, match="this Touchstone writes schema"):
+        decide_run(run.store.url, "tiny")
+
+
+if __name__ == "__main__":
+    if KEPT.exists() and json.loads(KEPT.read_text())["schema"] >= schema.SCHEMA_VERSION:
+        raise SystemExit(f"count SCHEMA_VERSION up first: it is {schema.SCHEMA_VERSION}, and so is what is written down")
+    KEPT.write_text(json.dumps({"schema": schema.SCHEMA_VERSION, "columns": columns()}, indent=1) + "\n")

@@ -1,0 +1,99 @@
+"""What docs/versioning.md promises of /v1: what a program may rely on stays, and whatever is added has a new number.
+
+`python -m tests.serving.http.test_api_version` writes down today's, after API_VERSION was counted up.
+"""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ray_app import __version__
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.http import schemas
+from ray_app.serving.http.app import create_app
+from tests.serving.in_process import local_endpoint
+
+KEPT = Path(__file__).with_name("api_v1.json")
+
+
+def outline():
+    """The OpenAPI document as lines of what a program relies on: operations, parameters, answers, and fields with their types."""
+    document = create_app(ServeConfig(), None, None, None).openapi()
+    assert document["info"]["version"] == schemas.API_VERSION
+    return {"version": schemas.API_VERSION, "lines": sorted({*_operations(document), *_fields(document)})}
+
+
+def _operations(document):
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            name = f"{method.upper()} {path}"
+            yield name
+            for parameter in operation.get("parameters", []):
+                must = " required" if parameter.get("required") else ""
+                yield f"{name} takes {parameter['name']} in {parameter['in']}{must}"
+            for code, answer in operation["responses"].items():
+                for content in answer.get("content", {}).values():
+                    yield f"{name} answers {code} {_kind(content.get('schema', {}))}"
+
+
+def _fields(document):
+    for name, model in document["components"]["schemas"].items():
+        for field, schema in model.get("properties", {}).items():
+            yield f"{name}.{field}: {_kind(schema)}"
+        for word in model.get("enum", []):
+            yield f"{name} may be {word}"
+
+
+def _kind(schema):
+    if "anyOf" in schema:
+        return " or ".join(sorted(map(_kind, schema["anyOf"])))
+    if "$ref" in schema:
+        return schema["$ref"].rpartition("/")[2]
+    inner = schema.get("items") or schema.get("additionalProperties")
+    words = [str(schema.get("type", "anything")), *sorted(map(str, schema.get("enum", [])))]
+    return " ".join(words) + (f" of {_kind(inner)}" if isinstance(inner, dict) else "")
+
+
+def is_later(version, than):
+    major, minor, patch = map(int, version.split("."))
+    return (major, minor, patch) > tuple(map(int, than.split(".")))
+
+
+def test_nothing_that_a_program_relies_on_went():
+    kept, today = json.loads(KEPT.read_text()), outline()
+    gone = set(kept["lines"]) - set(today["lines"])
+    assert gone == set(), "that wants /v2, beside /v1 for as long as docs/versioning.md says"
+
+
+def test_what_was_added_has_a_new_number():
+    kept, today = json.loads(KEPT.read_text()), outline()
+    added = sorted(set(today["lines"]) - set(kept["lines"]))
+    assert added == [], f"count API_VERSION up from {kept['version']}, then: python -m tests.serving.http.test_api_version"
+    assert today["version"] == kept["version"]
+
+
+def test_the_paths_have_the_major_number():
+    paths = [path for path in create_app(ServeConfig(), None, None, None).openapi()["paths"] if path.count("/") > 1]
+    assert paths
+    assert {path.split("/")[1] for path in paths} == {f"v{schemas.API_VERSION.split('.')[0]}"}
+
+
+def test_an_endpoint_says_which_interface_and_which_touchstone_answers():
+    with local_endpoint(ServeConfig(ensembles=("tiny",))) as (url, _):
+        told = httpx.get(f"{url}/v1/ensembles", timeout=20).json()
+        document = httpx.get(f"{url}/openapi.json", timeout=20).json()
+    assert (told["api_version"], told["touchstone"]) == (schemas.API_VERSION, __version__)
+    assert document["info"]["version"] == schemas.API_VERSION
+
+
+@pytest.mark.parametrize(("version", "than", "later"), [("1.1.0", "1.0.9", True), ("1.0.10", "1.0.9", True), ("1.0.0", "1.0.0", False)])
+def test_numbers_are_compared_as_numbers(version, than, later):
+    assert is_later(version, than) is later
+
+
+if __name__ == "__main__":
+    if KEPT.exists() and not is_later(schemas.API_VERSION, json.loads(KEPT.read_text())["version"]):
+        raise SystemExit(f"count API_VERSION up first: it is {schemas.API_VERSION}, and so is what is written down")
+    KEPT.write_text(json.dumps(outline(), indent=1, ensure_ascii=False) + "\n")

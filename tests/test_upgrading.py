@@ -1,0 +1,216 @@
+"""What UPGRADING.md tells somebody who comes from 0.8.0, tried: the lines of its README, its files, its run, its API."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ray_app.cli import main as command_line
+from ray_app.cli.main import main
+from ray_app.datasets.simulation.archive import build_sample_archive
+from ray_app.detectors.card import load_card
+from ray_app.ensembles import load_ensemble_card
+from ray_app.errors import ConfigError, ExitCode, Status
+from ray_app.runs import RunDirectory, current_rows
+from ray_app.serving import config, metrics
+from tests.scoring.older import kept_objects
+from tests.scoring.stages import without_ray
+from tests.serving.in_process import local_endpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "UPGRADING.md").read_text()
+HTTP = ROOT / "tests" / "serving" / "http"
+
+# Of the README of 0.8.0, as they stood there: those that need no cluster, no other server, no weights from elsewhere and no minutes.
+LINES = """\
+touchstone score s3://bucket/photos --out s3://bucket/run
+touchstone results s3://bucket/run --verdict fake
+touchstone plan demo-run/archive --cluster laptop
+touchstone score demo-run/archive list.csv --out mixed --reuse sha256
+touchstone score demo-run/archive list.csv --out mixed --retry source_throttled,source_timeout
+touchstone filter run --out clean
+touchstone pack demo-run/archive --out shards
+touchstone detectors list
+touchstone detectors show corvi2023
+touchstone detectors verify touchstone-tiny
+touchstone explain photo.jpg --detector touchstone-tiny --out why --grid 6
+touchstone index labels.csv --out index --hash sha256
+touchstone evaluate run --labels demo-run/archive-labels.csv --out figures-of-run
+touchstone compare run mixed
+touchstone leaderboard figures-of-run --out leaderboard.html
+touchstone labels run --labels demo-run/archive-labels.csv --out label-audit
+touchstone gallery run --out gallery
+touchstone audit run --draw 50 --out audit
+touchstone evidence run photo.jpg --out evidence
+touchstone evidence --verify evidence/evidence.json --image photo.jpg
+touchstone report run --prior 0.01
+touchstone masks run --out masks
+touchstone decide run --ensemble tiny
+""".splitlines()
+# And those that end with a clear line here, since weights, labels or groups are missing: the exit code that they had in 0.8.0, too.
+REFUSED = {
+    "touchstone detectors fetch community-forensics-vits384": ExitCode.DETECTOR,
+    "touchstone calibrate run --labels demo-run/archive-labels.csv --fpr 0.01 --out mine.yaml": ExitCode.USAGE,
+    "touchstone split index --out divided": ExitCode.USAGE,
+    "touchstone collect urls.csv --out collected": ExitCode.USAGE,
+    "touchstone generate sd-3.5 --prompts prompts.txt --like photos --out made": ExitCode.DETECTOR,
+}
+TINY_0_8_0 = """\
+name: default
+title: Touchstone's demonstration ensemble
+members:
+  - {detector: touchstone-tiny}
+rule: mean-logit
+thresholds: {real_below: -1.43, fake_above: 0.53, false_positive_rate: 0.025, true_positive_rate: 0.8375, n_real: 400, n_fake: 400,
+             measured_on: simulated pictures}
+notes: Runs with no network.
+"""
+SERIES_0_8_0 = {
+    "ray_touchstone_batch_images_count", "ray_touchstone_batch_wait_seconds_bucket", "ray_touchstone_batched_images_total",
+    "ray_touchstone_images_in_flight", "ray_touchstone_refusals_total", "ray_touchstone_request_seconds_bucket",
+    "ray_touchstone_requests_total", "ray_touchstone_stage_seconds_bucket", "ray_touchstone_verdicts_total",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, s3):
+    """The folder in which the README of 0.8.0 is read, with the run that its lines speak of, made by the ensemble of then."""
+    folder = tmp_path_factory.mktemp("upgrading")
+    archive = folder / "demo-run" / "archive"
+    build_sample_archive(archive, files=12)
+    s3.bucket("bucket")
+    for path in archive.rglob("*.jpg"):
+        s3.client().upload_file(str(path), "bucket", f"photos/{path.relative_to(archive)}")
+    for photograph, name in zip(sorted(archive.rglob("*.jpg")), ("photo.jpg", "other.jpg"), strict=False):
+        shutil.copy(photograph, folder / name)
+    before = os.getcwd()
+    os.chdir(folder)
+    for name in ("list.csv", "labels.csv"):
+        (folder / name).write_text("uri,label\nphoto.jpg,real\nother.jpg,fake\n")
+    (folder / "tiny-0.8.0.yaml").write_text(TINY_0_8_0)
+    with without_ray():
+        assert main(["score", "demo-run/archive", "--ensemble", "tiny-0.8.0.yaml", "--out", "run"]) == 0
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture
+def of_0_8_0(tmp_path):
+    """A finished run as 0.8.0 left it on a bucket, here in a folder."""
+    for key, body in kept_objects().items():
+        if key.startswith("finished/"):
+            path = tmp_path / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
+    return tmp_path / "finished"
+
+
+@pytest.mark.parametrize("line", [*LINES, *REFUSED])
+def test_a_line_of_the_readme_of_0_8_0(workplace, off_ray, line, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(shlex.split(line)[1:]) == REFUSED.get(line, ExitCode.DONE)
+    told = capsys.readouterr().err
+    name = line.split()[1]
+    assert "Traceback" not in told
+    if group := command_line._UNTIL_1_0.get(name):
+        assert told.splitlines()[0] == f"'touchstone {name}' is now 'touchstone {group} {name}'; the old name works until 1.0"
+    else:
+        assert "is now" not in told
+
+
+def test_the_page_names_each_former_name_where_it_says_how_long_it_stays():
+    rows = [row for row in PAGE.splitlines() if row.startswith("| `touchstone ")]
+    [for_good] = [row for row in rows if "stay for good" in row]
+    [until] = [row for row in rows if "works until 1.0" in row]
+    assert set(re.findall(r"`(?:touchstone )?(\w+)`", for_good.split("|")[1])) == set(command_line._PERMANENT)
+    assert set(re.findall(r"`(?:touchstone )?(\w+)`", until.split("|")[1])) == set(command_line._UNTIL_1_0)
+
+
+def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, tmp_path, capsys):
+    statuses = {row["status"] for row in current_rows(RunDirectory.open(str(of_0_8_0)))}
+    assert statuses <= set(Status)
+    assert main(["results", str(of_0_8_0), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 32
+    assert "verdict_detail" not in RunDirectory.open(str(of_0_8_0)).read_json("run.json")
+    assert main(["report", str(of_0_8_0), "--prior", "0.01"]) == 0
+    assert main(["filter", str(of_0_8_0), "--out", str(tmp_path / "clean")]) == 0
+    assert len((tmp_path / "clean" / "kept.csv").read_text().splitlines()) > 1
+
+
+def test_its_reasons_are_words_now(of_0_8_0, capsys):
+    assert main(["results", str(of_0_8_0), "--verdict", "abstain", "--json"]) == 0
+    reasons = {json.loads(line)["verdict_reason"] for line in capsys.readouterr().out.splitlines()}
+    assert reasons <= {"inside the abstain band", "inside_band"}
+
+
+def test_a_run_that_a_later_touchstone_continued_is_refused(workplace, tmp_path, capsys):
+    """As 0.8.0 would have to refuse one of today's, and cannot."""
+    shutil.copytree(workplace / "run", tmp_path / "run")
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"row_schema": 99}))
+    assert main(["score", "demo-run/archive", "--ensemble", "tiny-0.8.0.yaml", "--out", str(tmp_path / "run")]) == ExitCode.USAGE
+    assert "its rows have schema 99" in capsys.readouterr().err
+    assert main(["results", str(tmp_path / "run")]) == 0
+
+
+def test_the_ensemble_card_of_then_decides_as_it_did(tmp_path):
+    (tmp_path / "default.yaml").write_text(TINY_0_8_0)
+    card, today = load_ensemble_card(tmp_path / "default.yaml"), load_ensemble_card("tiny")
+    assert (card.members, card.rule) == (today.members, today.rule)
+    assert (card.thresholds.real_below, card.thresholds.fake_above) == (-1.43, 0.53)
+    assert load_ensemble_card("default").members != card.members
+
+
+def test_tiny_ladeda_looks_along_the_other_diagonal():
+    assert load_card("tiny-ladeda").architecture.arguments["residual"] == "left_diag"
+    assert load_card("tiny-ladeda:right-diag").architecture.arguments["residual"] == "right_diag"
+
+
+@pytest.mark.parametrize("key", config._GONE)
+def test_a_serve_file_of_then_says_what_replaces_a_key(key):
+    with pytest.raises(ConfigError, match=rf"jobs\.{key}: gone since 0.13") as caught:
+        config.ServeConfig(jobs={key: 1})
+    assert caught.value.hint.startswith("take it out; instead: ")
+    assert f"{key}" in PAGE.partition("## Configs")[2].partition("## Cards")[0]
+
+
+def test_the_jobs_of_the_shipped_serve_files_of_then():
+    for jobs in ({"max_images": 1000, "concurrency": 4, "directory": None, "webhooks": False}, {"max_images": 1000, "concurrency": 16}):
+        with pytest.raises(ConfigError, match="concurrency: gone since"):
+            config.ServeConfig(jobs=jobs)
+    assert config.ServeConfig(jobs={"directory": None, "sources": [], "at_once": 2}).jobs.directory is None
+
+
+def test_each_series_of_the_board_of_then_is_counted():
+    today = {f"{metrics.PREFIX}{name}_total" for name in metrics.COUNTERS} | {f"{metrics.PREFIX}{name}" for name in metrics.GAUGES}
+    today |= {f"{metrics.PREFIX}{name}_{end}" for name in metrics.HISTOGRAMS for end in ("bucket", "count")}
+    assert today >= SERIES_0_8_0
+    for board in ("grafana/touchstone.json", "prometheus/alerts.yaml"):
+        named = set(re.findall(r"ray_touchstone_\w+", (ROOT / "configs" / board).read_text()))
+        assert {one for one in named if not one.startswith("ray_touchstone_run_")} <= SERIES_0_8_0
+
+
+def test_what_went_from_the_api_is_what_the_page_names():
+    former, today = (set(json.loads((HTTP / name).read_text())["lines"]) for name in ("api_0.8.0.json", "api_v1.json"))
+    gone = {line.partition(":")[0] for line in former - today}
+    assert "ImageAnswer.verdict_reason" in gone
+    assert {one for one in gone if not one.startswith("Job.")} == {"ImageAnswer.verdict_reason"}
+    [row] = [row for row in PAGE.splitlines() if row.startswith("| job: `id`")]
+    former_fields = set(re.findall(r"`(\w+)`", row.split("|")[1]))
+    assert {one.removeprefix("Job.") for one in gone if one.startswith("Job.")} == former_fields
+
+
+def test_jobs_as_they_were_sent_then(workplace):
+    with local_endpoint() as (url, _), httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+        form = client.post("/v1/jobs", files=[("file", ("photo.jpg", (workplace / "photo.jpg").read_bytes()))])
+        urls = client.post("/v1/jobs", json={"urls": ["https://example.org/x.jpg"]})
+        hook = client.post("/v1/jobs", json={"uris": ["https://example.org/x.jpg"], "webhook": "https://example.org"})
+    told = [(answer.status_code, answer.json()["code"]) for answer in (form, urls, hook)]
+    assert told == [(400, "malformed_request"), (422, "unknown_field"), (410, "gone")]
+    assert "known are uris, prefix, ensemble" in urls.json()["message"]
