@@ -160,11 +160,18 @@ def score(
 @click.argument("run", metavar="RUN")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
 def report(run: str, prior: float | None) -> int:
-    """Write the report of a run again, for example with --prior."""
+    """Write the report of a run again, for example with --prior.
+
+    How many of the flags will be false goes to stderr, too.
+    """
+    from ray_app.reports.run import flag_lines
     from ray_app.runs import RunDirectory
     from ray_app.scoring.report import write_report
 
-    click.echo(write_report(RunDirectory.open(run), prior=prior))
+    directory = RunDirectory.open(run)
+    click.echo(write_report(directory, prior=prior))
+    for line in flag_lines(directory.read_json("summary.json"), prior=prior):
+        click.echo(line, err=True)
     return 0
 
 
