@@ -21,7 +21,7 @@ INTERRUPT = "^C"
 _MARK = "\x1e"
 _PORT = 8000
 # What differs from run to run and from machine to machine: decimals, durations, sizes, rates, shares, hashes.
-_VARIES = re.compile(r"\b[0-9a-f]{8,}\b|[-+]?\d[\d,]*\.\d+|\b\d[\d,]*(?= ?(?:s|ms|min|h|%|MB|kB|KB|GB|B|bytes|img/s|images/s)(?:\W|$))")
+_VARIES = re.compile(r"\b[0-9a-f]{8,}(?:\b|…)|[-+]?\d[\d,]*\.\d+|\b\d[\d,]*(?= ?(?:s|ms|min|h|%|MB|kB|KB|GB|B|bytes|img/s|images/s)(?:\W|$))")
 
 
 @dataclass
