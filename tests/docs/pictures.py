@@ -79,7 +79,7 @@ def main(folder: Path) -> None:
                 shoot(browser, folder / tutorial / page, name, heading, height)
         pictures = folder / "check-pictures"
         explained = Image.open(pictures / "explained" / "touchstone-tiny.png").convert("RGB")
-        explained.thumbnail((420, 420))
+        explained.thumbnail((760, 760))
         file = io.BytesIO()
         explained.save(file, "PNG")
         keep(file.getvalue(), "explained")

@@ -106,7 +106,7 @@ def _line(number: int, step: Step, port: int) -> str:
     if step.interrupted:
         out = shlex.split(text)[shlex.split(text).index("--out") + 1]
         # In a process group of its own, as a terminal's foreground job; the signal goes to the group, as Ctrl-C does.
-        text = f"set -m\n{text} &\nuntil compgen -G '{out}/scores/*.parquet' > /dev/null || ! kill -0 $!; do sleep 0.1; done\nkill -INT -- -$!\nwait $!"
+        text = f"set -m\n{text} &\nuntil compgen -G '{out}/parts/*/*.parquet' > /dev/null || ! kill -0 $!; do sleep 0.1; done\nkill -INT -- -$!\nwait $!"
         return f"{text}\nprintf '\\036%s %s %s\\n' {number} $? $EPOCHREALTIME\nset +m"
     return f"{text}\nprintf '\\036%s %s %s\\n' {number} $? $EPOCHREALTIME"
 
