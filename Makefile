@@ -75,9 +75,9 @@ test-recipes: $(STAMP)
 test-data: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/datajobs/download tests/datajobs/generate tests/datajobs/shards tests/cli tests/test_profile_walk.py
 
-# The endpoint under hostile clients, on both servers, and its own server's workers.
+# Reports by axe; the endpoint under hostile clients, on both servers, and its own server’s workers.
 test-endpoint: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m slow tests/serving --ignore tests/serving/test_deployed.py --ignore tests/serving/test_soak.py
+	$(BIN)/python -m pytest --durations 10 -m slow tests/reports tests/serving --ignore tests/serving/test_deployed.py --ignore tests/serving/test_soak.py
 
 # Deployed on a cluster; and five minutes of hostile traffic.
 test-deployed: $(STAMP)

@@ -64,14 +64,17 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
     from ray_app.evaluation.fragility import fragility_yaml
     from ray_app.evaluation.run import evaluate as run_evaluation
     from ray_app.reports.evaluation.page import evaluation_lines
+    from ray_app.storage import strip_secrets
 
     scoring = {name: given.pop(name) for name in _OF_SCORING} | {"accept_licences": accepted}
     scoring = {name: list(value) if isinstance(value, tuple) else value for name, value in scoring.items() if value not in (None, ())}
-    evaluated = run_evaluation(configured("evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments))
+    config = configured("evaluate", None, EvaluateConfig, {**given, "score": scoring}, assignments)
+    evaluated = run_evaluation(config)
     document = evaluated.document
     if fragility is not None:
         (local_folder(Path(fragility).parent) / Path(fragility).name).write_text(fragility_yaml(document), encoding="utf-8")
     click.echo(json.dumps(document.written(), indent=1, ensure_ascii=False) if as_json else "\n".join(evaluation_lines(document)))
+    click.echo(f"report: {strip_secrets(config.out or '').rstrip('/')}/report.html (every figure: metrics.json beside it)", err=as_json)
     return evaluated.exit_code
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ray_app.evaluation.groups import Names
 from ray_app.metrics import arrays, attribution, intervals
+from ray_app.reports.format import counted
 
 Words = Mapping[tuple[str, str, str | None, str | None], int]
 """How many images have each label (real or fake), generator, verdict and predicted generator; the last may be an answer in words."""
@@ -179,8 +180,8 @@ def _flaws(answers: Answers, known: Collection[str], missing: int) -> Iterator[s
     yield "They divide a group's hits by its size plus .001 (theirs), so that no group is ever faultless. Here by its size (accuracy)."
     none = sum(n for (_, _, answer), n in answers.items() if answer is None)
     yield (
-        f"An image without a prediction counts as wrong: {missing:,} labels have no row here, {none:,} rows no answer. "
-        "Macro F1 is without the former."
+        f"An image without a prediction counts as wrong: {counted(missing, 'label')} without a row here, "
+        f"{counted(none, 'row')} without an answer. Macro F1 is without the former."
     )
     yield "Detection looks for 'ai generated' and for 'real' anywhere in the answer: of a real image, 'surreal' is right."
 

@@ -27,7 +27,7 @@ RowFigure = Literal[
     "rate", "auc", "average_precision", "oracle_accuracy", "balanced_accuracy", "f1_even",
     "pixel_f1", "pixel_iou", "pixel_auc", "pixel_accuracy",
 ]  # fmt: skip
-"""What a row may hold. `rate`: the share told right. Against all real images: `auc`, `average_precision`, `oracle_accuracy` (sidbench's
+"""What a row may hold. `rate`: the share that is right. Against all real images: `auc`, `average_precision`, `oracle_accuracy` (sidbench's
 best accuracy on the test data itself), `balanced_accuracy`, and `f1_even`, the F1 if there were as many real images as fakes.
 `pixel_…`: of masks (ray_app.metrics.localization)."""
 Automatic = Literal["sources", "generators", "years"]
@@ -212,7 +212,7 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
 
 
 def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """The mean of the two shares told right. What others print as the ROC AUC of hard decisions is the same number."""
+    """The mean of the two shares judged correctly. What others print as the ROC AUC of hard decisions is the same number."""
     tpr, tnr = correct_share(fakes), correct_share(reals)
     if tpr.value is None or tnr.value is None:
         return undefined(_ONE_CLASS, tpr.n + tnr.n)
@@ -220,7 +220,7 @@ def balanced(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -
 
 
 def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """The F1 of the fake class if there were as many real images as fakes, by the shares told right of both."""
+    """The F1 of the fake class if there were as many real images as fakes, by the shares judged correctly of both."""
     tpr, tnr = correct_share(fakes), correct_share(reals)
     if tpr.value is None or tnr.value is None:
         return undefined(_ONE_CLASS, tpr.n + tnr.n)
@@ -228,13 +228,13 @@ def f1_even(fakes: Sequence[GeneratorFacts], reals: Sequence[GeneratorFacts]) ->
 
 
 def correct_share(generators: Sequence[GeneratorFacts]) -> MetricEstimate:
-    """The share told right of all these generators' images."""
+    """The share judged correctly of all these generators' images."""
     right, n = correct_counts(generators)
     return proportion(right, n, _NONE_SCORED)
 
 
 def correct_counts(generators: Sequence[GeneratorFacts]) -> tuple[int, int]:
-    """Images told right, and images, of a document's generators together."""
+    """Images judged correctly, and images, of a document's generators together."""
     known = [one.rate for one in generators if one.rate.value is not None]
     return sum(round((rate.value or 0.0) * rate.n) for rate in known), sum(rate.n for rate in known)
 

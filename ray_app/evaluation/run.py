@@ -26,6 +26,7 @@ from ray_app.evaluation.join import KEYS, Joined, LabelIndex, Labels, OwnLabels,
 from ray_app.evaluation.labels import LabelsOfIndex, open_labels
 from ray_app.evaluation.systems import systems_of
 from ray_app.reports.evaluation.model import EvaluationDocument
+from ray_app.reports.format import counted
 from ray_app.runs import RunDirectory, reader
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import Store, strip_secrets, urls
@@ -73,13 +74,13 @@ def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
                 f"{run.store.url}: no row has a label of its own",
                 hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone data index --help)",
             )
-        return [] if not cells.others else [f"{cells.others:,} rows have no label, for example {cells.other}."]
+        return [] if not cells.others else [f"{counted(cells.others, 'row')} without a label, for example {cells.other}."]
     unused = _example(labels, cells)
     if not cells.joined:
         rows = f"the run has {cells.other}" if cells.other else "the run has no rows"
         raise ConfigError(
-            f"{labels.name}: not one of {len(labels.words):,} labels is of a row of {run.store.url}: by {labels.key.name} the labels have "
-            f"{unused}, {rows}",
+            f"{labels.name}: none of {counted(len(labels.words), 'label')} belongs to a row of {run.store.url}: "
+            f"by {labels.key.name} the labels have {unused}, {rows}",
             hint=_hint(labels.key.name),
         )
     return list(_remarks(labels, cells, unused))
@@ -103,13 +104,13 @@ def _of_run(run: RunDirectory) -> dict[str, Any]:
 
 def _remarks(labels: LabelIndex, cells: Joined, unused: str | None) -> Iterator[str]:
     if cells.unused:
-        yield f"{cells.unused:,} of {len(labels.words):,} labels have no row in the run, for example {labels.key.name} {unused}."
+        yield f"{cells.unused:,} of {counted(len(labels.words), 'label')} without a row in the run, for example {labels.key.name} {unused}."
     if cells.others:
-        yield f"{cells.others:,} rows have no label and are left out, for example {cells.other}."
+        yield f"{counted(cells.others, 'row')} without a label, left out; for example {cells.other}."
     if labels.doubled:
-        yield f"{labels.doubled:,} labels are there more than once and count once."
+        yield f"{counted(labels.doubled, 'label')} given more than once, counted once."
     if labels.other_split:
-        yield f"{labels.other_split:,} labels are of other splits and are left out."
+        yield f"{counted(labels.other_split, 'label')} of other splits, left out."
 
 
 def _example(labels: LabelIndex, cells: Joined) -> str | None:

@@ -79,7 +79,7 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
 
 
 def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool], meaning: Meaning) -> list[model.PairedFacts]:
-    """Tests of two AUCs, or of two shares told right where one of the two is binary; on images that both score.
+    """Tests of two AUCs, or of two shares judged correctly where one of the two is binary; on images that both score.
 
     By generator and source where labels name them (`clustered_tests`), unless intervals are of further images: then DeLong's, McNemar's.
     `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
@@ -138,7 +138,7 @@ class _Scores:
         return undefined(detection.NO_RANKING, fakes.n + reals.n) if self.binary else detection.auc_figure(fakes, reals)
 
     def right(self, group: EvaluationGroup) -> tuple[int, int]:
-        """Images told right, and images with a score, of one group."""
+        """Images judged correctly, and images with a score, of one group."""
         scores = self.by_group[group]
         counts = operating_points.Confusion.at(scores, scores, self.system.threshold, self.system.strict)
         return counts.real_real if group.kind == "real" else counts.fake_fake, scores.n

@@ -17,6 +17,7 @@ from ray_app.metrics import clusters, intervals, operating_points
 from ray_app.metrics.arrays import Bools, Floats, MetricEstimate, ScoreHistogram, checked, undefined
 
 FEWEST_FOR_ECE = 100
+FEWEST_IN_BIN = 20  # of a reliability diagram: the interval of a share of fewer says next to nothing
 _REFUTED = 3.841  # χ² of one degree of freedom exceeds it in 5 % of cases
 _LARGEST = np.finfo(np.float64).max
 
@@ -135,25 +136,43 @@ def bin_gaps(
 
 
 def reliability(
-    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 15
+    fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 10
 ) -> list[dict[str, Any]]:
-    """The bins of equal width that hold images, in order: `low` and `high` end, `n`, their mean `probability`, `fake_share`, `interval`.
+    """Bins of equal count over the stated chances, in order: least and greatest chance (`low`, `high`), `n`, their mean `probability`,
+    `fake_share` and its `interval` (Clopper and Pearson's).
 
-    The interval is Clopper and Pearson's of the share.
+    At most `bins` of them, each of `FEWEST_IN_BIN` images or more where there are as many; images of one chance are never divided. The
+    calibration errors have bins of equal width.
     """
-    every = _Bins.of(fakes, reals, calibration, bins)
-    return [
-        {
-            "low": index / bins,
-            "high": (index + 1) / bins,
-            "n": int(n),
-            "probability": float(expected / n),
-            "fake_share": float(fake / n),
-            "interval": list(intervals.proportion_interval(int(fake), int(n))),
-        }
-        for index, (n, fake, expected) in enumerate(zip(every.n, every.fakes, every.expected, strict=True))
-        if n
-    ]
+    values = np.concatenate([_chances(one.values, calibration) for one in (fakes, reals)])
+    counts = np.concatenate([fakes.counts, reals.counts]).astype(np.int64)
+    chances, place_of = np.unique(values, return_inverse=True)
+    n = np.bincount(place_of, weights=counts).astype(np.int64)
+    n_fake = np.bincount(place_of[: len(fakes.values)], weights=fakes.counts, minlength=len(chances)).astype(np.int64)
+    total = int(n.sum())
+    if not total:
+        return []
+    found = []
+    start, passed = 0, np.concatenate([[0], np.cumsum(n)])
+    for left in range(min(bins, max(1, total // FEWEST_IN_BIN)), 0, -1):
+        if start == len(chances):
+            break
+        share = -((passed[start] - total) // left)  # of what is left, rounded up
+        end = int(np.searchsorted(passed, passed[start] + share))
+        end = len(chances) if total - passed[end] < FEWEST_IN_BIN else end
+        inside, fake = int(n[start:end].sum()), int(n_fake[start:end].sum())
+        found.append(
+            {
+                "low": float(chances[start]),
+                "high": float(chances[end - 1]),
+                "n": inside,
+                "probability": float(chances[start:end] @ n[start:end]) / inside,
+                "fake_share": fake / inside,
+                "interval": list(intervals.proportion_interval(fake, inside)),
+            }
+        )
+        start = end
+    return found
 
 
 def binned(chances: Floats, weights: NDArray[Any], bins: int) -> tuple[Floats, Floats]:

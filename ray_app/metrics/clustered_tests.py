@@ -1,6 +1,6 @@
 """Tests of two systems on the same images where images come in clusters: whether they would differ on further generators and sources.
 
-`delong_of` compares AUCs (Obuchowski 1997), `mcnemar_of_shares` shares told right (Obuchowski 1998), both with Student's t of as many
+`delong_of` compares AUCs (Obuchowski 1997), `mcnemar_of_shares` shares judged correctly (Obuchowski 1998), both with Student's t of as many
 clusters as there are. Tests of independent images find differences between equal systems, each better at some generators.
 """
 

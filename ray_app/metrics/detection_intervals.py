@@ -308,7 +308,7 @@ def _equal_error_rate(_share: float, fakes: Floats, reals: Floats) -> float:
 
 
 def _eer_ends(fakes: ScoredClass, reals: ScoredClass) -> Ends:
-    """Of few images: at any threshold the equal error rate lies between the shares told wrong of both classes, so between their intervals'
+    """Of few images: at any threshold the equal error rate lies between both classes’ shares judged wrongly, so between their intervals'
     ends at its own.
     """
     at = operating_points.equal_error_threshold(fakes.scores, reals.scores)

@@ -162,7 +162,7 @@ def _promise(report: CalibrationReport) -> list[str]:
         f"fake at {thresholds.fake_above:.3f} and above: under {_share(promise.target_fpr)} of reals, "
         f"at {_share(promise.confidence)} confidence",
         f"  {promise.false_positives:,} of {promise.n_real:,} held-out reals reach it (at most {_share(promise.upper_bound)}); "
-        f"{'no fakes to tell how many it finds' if found is None else f'it finds {_share(found)} of the fakes'}",
+        f"{'there are no fakes to measure how many it finds' if found is None else f'it finds {_share(found)} of the fakes'}",
         *_scope(promise),
         f"real at {thresholds.real_below:.3f} and below: no more than {_share(miss)} of those fakes; in between the verdict is abstain",
         f"probabilities are chances where {_share(report.prevalence)} of the images are fake",

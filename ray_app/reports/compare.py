@@ -59,7 +59,7 @@ def comparison_lines(document: Mapping[str, Any]) -> list[str]:
     if document["identity"]:
         keys = [wording.shortened(one["key"], _LONGEST_NAME) for one in document["identity"]]
         more = f" and {len(keys) - 5:,} more" if len(keys) > 5 else ""
-        lines.append(f"made otherwise: {', '.join(keys[:5])}{more}")
+        lines.append(f"made with different settings: {', '.join(keys[:5])}{more}")
     lines += [f"only in {side.upper()}: detector {wording.visible(name)}" for side in "ab" for name in document["only_detectors"][side]]
     if verdicts["n"]:
         a, b = (wording.percent(verdicts[side]["value"]) for side in ("flagged_a", "flagged_b"))
@@ -202,7 +202,7 @@ def _spoken(labelled: Mapping[str, Any] | None) -> str:
 def _better(labelled: Mapping[str, Any] | None) -> list[_Better]:
     rows = []
     for system in labelled["systems"] if labelled else ():
-        for key, what, kinds in (("auc", "AUC", ("area", "areas")), ("right", "told right", ("share", "points"))):
+        for key, what, kinds in (("auc", "AUC", ("area", "areas")), ("right", "judged correctly", ("share", "points"))):
             if test := system[key]:
                 a, b = (measured(test[side], kinds[0]) for side in "ab")
                 change, between = measured(test["difference"], kinds[1]), ends(test["difference"], kinds[1])

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ray_app.reports import format as wording
 from ray_app.reports import svg
@@ -63,6 +63,7 @@ def _environment() -> Environment:
         short_text=lambda text: wording.shortened(text, _LONGEST_TEXT),
         path_parts=_path_parts,
         breakable=_breakable,
+        unbroken=_unbroken,
     )
     environment.globals.update(
         words=wording,
@@ -89,6 +90,11 @@ def _breakable(text: str) -> Markup:
     return Markup("").join(
         piece + Markup("<wbr>") if piece in "/_" else piece for piece in re.split("([/_])", wording.visible(text)) if piece
     )
+
+
+def _unbroken(text: str) -> Markup:
+    """A sentence in which numbers and their per cent signs stay on one line."""
+    return escape(wording.visible(text)).replace(" %", Markup("&nbsp;%"))
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from ray_app.reports import bars, text
 from ray_app.reports import format as wording
-from ray_app.reports import svg, text
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
 from ray_app.reports.html import render
@@ -50,12 +50,10 @@ class LeaderboardEntry:
         found = {key: self.system.figure(key) for key in COLUMNS}
         return list((found if self.system.calibrated else found | {"ece": uncalibrated}).items())
 
-    @property
-    def bar(self) -> Markup:
-        """The AUC's part above one half, with its interval."""
+    def bar(self, start: float) -> Markup:
+        """The AUC with its interval, on a scale from `start` to 1."""
         auc = self.system.figure("auc")
-        value, low, high = (max(0.0, end - 0.5) for end in (auc.number or 0.5, *(auc.ends or (0.5, 0.5))))
-        return svg.range_meter(value, low, high, 0.5)
+        return bars.interval_meter(auc.number or 0.0, auc.ends, start)
 
     @property
     def seen(self) -> str:
@@ -91,6 +89,12 @@ class Leaderboard:
     others: tuple[LeaderboardEntry, ...]
     warnings: tuple[str, ...]
     intervals: str = ""
+
+    @property
+    def bar_start(self) -> float:
+        """Where the scale of its AUCs begins."""
+        found = [one.system.figure("auc") for one in (*self.ranked, *self.others)]
+        return bars.axis_start(one.ends[0] if one.ends else one.number for one in found if one.number is not None)
 
 
 def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Leaderboard]:

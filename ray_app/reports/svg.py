@@ -283,10 +283,10 @@ def score_classes(
     return drawing(parts, ident=ident, title=title, description=described, class_="histogram classes")
 
 
-def drawing(parts: Sequence[Markup], *, ident: str, title: str, description: str, class_: str) -> Markup:
+def drawing(parts: Sequence[Markup], *, ident: str, title: str, description: str, class_: str, **size: str) -> Markup:
     """A picture of its parts, with a title and a description for those who do not see it; `ident` is unique on the page."""
     named = [element("title", title, id=f"{ident}-title"), element("desc", description, id=f"{ident}-desc")]
-    return element("svg", *named, *parts, class_=class_, role="img", aria_labelledby=f"{ident}-title {ident}-desc")
+    return element("svg", *named, *parts, class_=class_, role="img", aria_labelledby=f"{ident}-title {ident}-desc", **size)
 
 
 def rectangle(x: float, y: float, width: float, height: float, class_: str, label: str = "") -> Markup:

@@ -14,8 +14,8 @@ from pydantic import Field
 from ray_app.config import OptionalKey, Section
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import FIGURES
+from ray_app.reports import bars, svg
 from ray_app.reports import format as wording
-from ray_app.reports import svg
 from ray_app.reports.evaluation.text import captioned
 from ray_app.reports.html import jpeg_uri, render, settings
 
@@ -208,12 +208,16 @@ class Validations(NamedTuple):
 
 
 class TrainingGeneratorTable(NamedTuple):
-    """The generators of one label in one split, the hardest first; `left_out`: how many more there are."""
+    """The generators of one label in one split, the hardest first; `left_out`: how many more there are.
+
+    `start`: where the scale of their AUCs begins.
+    """
 
     caption: str
     rate: str
     rows: list[tuple[str, GeneratorFigures]]
     left_out: int
+    start: float
 
 
 class Holdings(NamedTuple):
@@ -370,12 +374,10 @@ def _validations(facts: TrainingFacts) -> Validations:
     return Validations([wording.FIGURE_WORDS[name] for name in names], rows)
 
 
-def _auc_bar(found: GeneratorFigures) -> Markup:
-    """The AUC's part above one half, with its interval."""
+def _auc_bar(found: GeneratorFigures, start: float) -> Markup:
+    """The AUC with its interval, on a scale from `start` to 1."""
     ends = found.auc_interval or ()
-    low, high = ends if len(ends) == 2 else (found.auc or 0, found.auc or 0)
-    value, low, high = (max(0.0, end - 0.5) for end in (found.auc or 0, low, high))
-    return svg.range_meter(value, low, high, 0.5)
+    return bars.interval_meter(found.auc or 0.0, (ends[0], ends[1]) if len(ends) == 2 else None, start)
 
 
 def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTable]:
@@ -384,7 +386,8 @@ def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTab
         rows = figures.hardest(label, len(figures.generators))
         if rows:
             shown = rows[:_MOST_GENERATORS]
-            tables.append(TrainingGeneratorTable(f"{caption}, {split}", rate, shown, len(rows) - len(shown)))
+            start = bars.axis_start(min([found.auc, *(found.auc_interval or ())]) for _, found in shown if found.auc is not None)
+            tables.append(TrainingGeneratorTable(f"{caption}, {split}", rate, shown, len(rows) - len(shown), start))
     return tables
 
 

@@ -36,7 +36,7 @@ def test_what_changed_is_said_and_written(runs, tmp_path, capsys):
 def test_equal_runs_differ_in_nothing(runs, capsys):
     assert main(["compare", runs[0], runs[0]]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"No difference: statuses, scores and verdicts of the {N} images in both runs are the same.\n")
+    assert said.startswith(f"No difference: statuses, scores and verdicts are the same for the {N} images in both runs.\n")
     assert "changed:" not in said
 
 

@@ -1,4 +1,4 @@
-"""Systems of a document from counts of images told right: through cells and histograms, as a run's come about."""
+"""Systems of a document from counts of images judged correctly: through cells and histograms, as a run's come about."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from ray_app.evaluation.interval_sample import Intervals
 from ray_app.evaluation.system_section import SystemOptions, system_of
 from ray_app.evaluation.systems import System
 
-HARD = {"fake": (2.0, -2.0), "real": (-2.0, 2.0)}  # scores of those told right, and of the others
+HARD = {"fake": (2.0, -2.0), "real": (-2.0, 2.0)}  # scores of those judged correctly, and of the others
 REPLIES = {"fake": (1.0, -1.0), "real": (-1.0, 1.0)}
 RANKING = {"fake": (5.0, -1.0), "real": (-3.0, 1.0)}
 
 
 def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=None, strict=True, released=None, extras=()):
-    """`groups`: by generator (label, images told right, images)."""
+    """`groups`: by generator (label, images judged correctly, images)."""
     cells = Cells()
     for generator, (label, right, n) in groups.items():
         kind = "real" if label == "real" else (kinds or {}).get(generator, "whole")

@@ -149,6 +149,6 @@ def test_by_hand_with_what_is_wrong_about_the_rules():
     assert found["detection"]["accuracy"]["value"] == pytest.approx(5 / 10)
     flaws = " ".join(found["flaws"])
     assert "3 answers here, 1 of them right for that alone" in flaws
-    assert "3 labels have no row here, 1 rows no answer" in flaws
+    assert "3 labels without a row here, 1 row without an answer" in flaws
     assert "fourth word" in flaws
     assert ".001" in flaws

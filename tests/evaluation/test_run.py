@@ -228,7 +228,7 @@ def test_no_label_is_of_the_run(tmp_path):
     made_run(tmp_path / "run", columns)
     path = tmp_path / "labels.csv"
     path.write_text("uri,label\n" + "".join(f"{number:06d}.jpg,{number % 2}\n" for number in range(20)))
-    with pytest.raises(ConfigError, match=r"not one of 20 labels .*000000\.jpg.*the run has /data/000000\.jpg") as caught:
+    with pytest.raises(ConfigError, match=r"none of 20 labels .*000000\.jpg.*the run has /data/000000\.jpg") as caught:
         evaluated(tmp_path, labels=str(path))
     assert "not guessed" in caught.value.hint
     with pytest.raises(ConfigError, match="no row has a label of its own") as caught:
@@ -243,8 +243,8 @@ def test_some_labels_are_of_no_row(tmp_path, capsys):
     path.write_text(path.read_text() + '{"image_id": 12345, "label": 1}\n' + path.read_text().splitlines()[0] + "\n")
     told = evaluated(tmp_path, labels=str(path))["labels"]
     assert (told["rows"], told["joined"], told["without_row"], told["rows_without_label"], told["doubled"]) == (37, 35, 1, 5, 1)
-    assert "1 of 36 labels have no row in the run, for example image_id 12345." in told["warnings"]
-    assert "5 rows have no label" in capsys.readouterr().err
+    assert "1 of 36 labels without a row in the run, for example image_id 12345." in told["warnings"]
+    assert "5 rows without a label" in capsys.readouterr().err
 
 
 def test_hostile_names_stay_texts(tmp_path):

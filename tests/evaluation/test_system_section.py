@@ -61,7 +61,7 @@ def test_named_generators_are_what_is_drawn_anew():
     scores = drawn(600, makers=12, apart=1.0)
     intervals = Intervals("generators", sample_of(scores))
     found, images = given(intervals, scores), given(Intervals("images", sample_of(scores)), scores)
-    assert intervals.facts.words == "95 % intervals: further generators like these 12 and further real images of the same source."
+    assert intervals.facts.words == "95 % intervals are for further generators like these 12 and further real images of the same source."
     assert Intervals("images", sample_of(scores)).facts.of_images
     wider = {name: np.ptp(found[name].interval) / np.ptp(images[name].interval) for name in ("tpr", "auc", "balanced_accuracy", "log_loss")}
     assert min(wider.values()) > 1.5, wider
@@ -86,7 +86,7 @@ def test_sources_of_real_images_are_the_labels_own_where_they_have_any():
     assert (named.facts.sources, named.facts.reals, named.facts.fakes) == (7, "sources", "images")
     assert given(named, scores)["tnr"].method == "cluster jackknife"
     assert named.facts.words.startswith(
-        "95 % intervals: further fakes of the same generators and further sources of real images like these 7."
+        "95 % intervals are for further fakes of the same generators and further sources of real images like these 7."
     )
 
 

@@ -113,13 +113,36 @@ def test_the_calibration_error_is_kumars_without_the_dice(case, calibration):
 
 
 @pytest.mark.parametrize("case", ENOUGH)
-def test_the_plain_error_is_torchmetrics_and_the_bins_add_up_to_it(case):
+def test_the_plain_error_is_torchmetrics(case):
     labels, scores = joined(*BOTH[case])
-    bins = reliability(*histograms(*BOTH[case]))
-    plain = sum(one["n"] * abs(one["probability"] - one["fake_share"]) for one in bins) / len(scores)
-    assert plain == pytest.approx(expected_calibration_error(expit(scores), labels), abs=1e-12)
     theirs = binary_calibration_error(torch.from_numpy(expit(scores)), torch.from_numpy(labels), n_bins=15, norm="l1")
-    assert plain == pytest.approx(float(theirs), abs=1e-6)  # it counts in float32
+    assert expected_calibration_error(expit(scores), labels) == pytest.approx(float(theirs), abs=1e-6)  # it counts in float32
+
+
+def test_bins_of_a_reliability_diagram_hold_equally_many_images():
+    scores, labels = drawn(2003)
+    chances = expit(scores)
+    found = reliability(*histograms(scores[labels == 1], scores[labels == 0]))
+    assert [one["n"] for one in found] == [201, 201, 201, *[200] * 7]
+    for one, mine in zip(found, np.split(np.argsort(chances), np.cumsum([one["n"] for one in found])[:-1]), strict=True):
+        assert (one["low"], one["high"]) == (chances[mine].min(), chances[mine].max())
+        assert one["probability"] == pytest.approx(chances[mine].mean())
+        assert one["fake_share"] == pytest.approx(labels[mine].mean())
+        assert one["interval"] == list(proportion_interval(int(labels[mine].sum()), len(mine)))
+
+
+@pytest.mark.parametrize(
+    ("reals", "fakes", "counts"),
+    [
+        ([-1.0], [3.0] * 1000, [1001]),  # one chance is one bin, and a single image is none
+        ([-1.0] * 500, [3.0] * 500, [500, 500]),
+        (np.arange(45.0), [], [23, 22]),  # fewer bins than ten, so that each has twenty
+        (np.arange(7.0), [], [7]),
+        (np.arange(300.0) / 100, [4.0] * 15, [32, 32, 32, 32, 32, 31, 31, 31, 31, 31]),
+    ],
+)
+def test_ties_stay_together_and_no_bin_is_of_a_few(reals, fakes, counts):
+    assert [one["n"] for one in reliability(*histograms(np.asarray(fakes), np.asarray(reals)))] == counts
 
 
 def test_good_chances_of_few_images_are_hardly_blamed():
@@ -151,14 +174,6 @@ def test_of_too_little_there_is_no_calibration_error(fakes, reals, why):
     assert debiased_ece(*histograms(fakes, reals)).why == why
 
 
-def test_reliability_by_hand():
-    found = reliability(*histograms([5.0, 5.0, -5.0], [-5.0, -1e300, 1e300]), bins=4)
-    low, high = expit(-5.0), expit(5.0)
-    assert found == [
-        {"low": 0, "high": 0.25, "n": 3, "probability": pytest.approx(2 * low / 3), "fake_share": pytest.approx(1 / 3),
-         "interval": list(proportion_interval(1, 3))},
-        {"low": 0.75, "high": 1, "n": 3, "probability": pytest.approx((2 * high + 1) / 3), "fake_share": pytest.approx(2 / 3),
-         "interval": list(proportion_interval(2, 3))},
-    ]  # fmt: skip
+def test_reliability_of_nothing_and_of_one_image():
     assert reliability(EMPTY, EMPTY) == []
     assert reliability(ScoreHistogram.of([0.0]), EMPTY)[0]["fake_share"] == 1

@@ -340,9 +340,9 @@ def _paired(systems: Mapping[str, System], images: Images, scores: Mapping[str, 
     for other in others:
         one, two = scores[first][""], scores[other][""]
         if systems[other].binary:
-            found = mcnemar((two > 0) == images.fake, (one > 0) == images.fake)
+            found = mcnemar((one > 0) == images.fake, (two > 0) == images.fake)
         else:
-            found = delong_paired(two, one, images.fake)
+            found = delong_paired(one, two, images.fake)
         tests.append({"a": first, "b": other, **found.row()})
     return [test | {"p_holm": p} for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True)]
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import pytest
 
@@ -122,8 +123,7 @@ def test_the_table_of_an_evaluation_needs_no_scrolling_on_a_desk(browser, check,
 
 
 def check_curves(browser):
-    """Curves and marks are drawn inside their planes, and the answers stand on the first screen."""
-    assert browser.ask("document.querySelector('.answers').getBoundingClientRect().top") < 600
+    """Curves and marks are drawn inside their planes."""
     assert browser.ask("Math.min(...[...document.querySelectorAll('.plane .clipped')].map(one => one.getBoundingClientRect().width))") > 250
     outside = """[...document.querySelectorAll('.plane')].flatMap(plane => {
         const box = plane.querySelector('.clipped').getBoundingClientRect();
@@ -137,11 +137,58 @@ def check_curves(browser):
 
 
 def check_print(browser):
-    """In print nothing is cut off, and what is folded is open."""
-    browser.ask("document.querySelectorAll('details').forEach(one => one.open = false)")
+    """In print nothing is cut off, the statements are there, and what is left to the screen is named."""
     browser.resize(690, media="print")
     assert browser.ask(FITS)
-    assert browser.ask("Math.min(...[...document.querySelectorAll('details table')].map(one => one.getBoundingClientRect().height))") > 20
+    assert browser.ask("document.querySelector('.answers').getBoundingClientRect().height") > 100
+    assert "the glossary" in browser.ask("document.querySelector('.print-only').innerText")
+    assert browser.ask("document.querySelector('[aria-labelledby=h-glossary]').getBoundingClientRect().height") == 0
+
+
+def shown(browser, page, tmp_path, width=1440):
+    path = tmp_path / "page.html"
+    path.write_text(page, encoding="utf-8")
+    browser.show(path, width=width)
+
+
+@pytest.mark.parametrize("kind", ["example", "large", "only fakes", "no generator, no view"])
+def test_the_first_screen_of_an_evaluation_is_a_sentence_a_chart_and_a_table(browser, tmp_path, kind):
+    shown(browser, pages.page_of("evaluation", kind), tmp_path)
+    ends = browser.ask(
+        "['h1', '.opening .rows', '.opening .glance'].map(one => document.querySelector(one).getBoundingClientRect().bottom)"
+    )
+    assert max(ends) < 900
+    below = "[...document.querySelectorAll('main > section:not(.opening)')].map(one => one.getBoundingClientRect().top)"
+    assert min(browser.ask(below)) > 850
+    words = browser.ask("document.querySelector('h1').innerText")
+    assert words.count(". ") == 0
+    assert not re.search(r"0\.\d{3}", words), "no figure of four digits"
+
+
+@pytest.mark.parametrize("kind", pages.DOCUMENTS["evaluation"])
+def test_an_evaluation_prints_on_five_sheets(browser, tmp_path, kind):
+    shown(browser, pages.page_of("evaluation", kind), tmp_path)
+    browser.resize(1000, media="print")
+    paper = browser.page.pdf(format="A4", prefer_css_page_size=True)
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b(?!s)", paper)) <= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("report", "kind"), [("evaluation", "no table"), ("evaluation", "only fakes"), ("comparison", "example"), ("leaderboard", "example")]
+)
+def test_axe_finds_nothing_in_figures(browser, tmp_path, report, kind):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    shown(browser, pages.page_of(report, kind), tmp_path)
+    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert broken_rules(axe, browser.page, {}) == []
+    browser.resize(1440, scheme="dark")
+    assert broken_rules(axe, browser.page, {"runOnly": ["color-contrast"]}) == []  # all else is the same in the dark
+
+
+def broken_rules(axe, page, options):
+    found = axe.run(page, options=options | {"resultTypes": ["violations"]}).response["violations"]
+    return [(one["id"], [node["target"] for node in one["nodes"]][:3]) for one in found]
 
 
 @pytest.mark.parametrize("shown", [images(members={1: "in.zip"}), images(hostile.NAMES.values())], ids=["example", "hostile"])

@@ -122,7 +122,7 @@ def pair_of(setting, rng, lead=0.0):
 
 
 def rejected(setting, seeds, lead=0.0):
-    """Whether the test of AUCs, and that of shares told right, finds a difference: bool (2, seeds)."""
+    """Whether the test of AUCs, and that of shares judged correctly, finds a difference: bool (2, seeds)."""
     found = np.zeros((2, seeds), bool)
     for seed in range(seeds):
         a, b, fake, names = pair_of(setting, np.random.default_rng([seed, 5]), lead)
@@ -133,7 +133,7 @@ def rejected(setting, seeds, lead=0.0):
 
 def test_equal_systems_are_not_told_apart(simulated):
     found = {f"{words}, {what}": wrong for words, setting in PAIRED.items()
-             for what, wrong in zip(("AUC", "share told right"), rejected(setting, SEEDS), strict=True)}  # fmt: skip
+             for what, wrong in zip(("AUC", "share judged correctly"), rejected(setting, SEEDS), strict=True)}  # fmt: skip
     name, wrong = worst(found)
     simulated("5. systems equal over generators are told apart at p < 0.01 (five settings, two tests; the worst)", name, ALPHA, wrong)
 

@@ -54,7 +54,7 @@ from ray_app.reports.calibration import (
     SelfCheck,
 )
 from ray_app.reports.evaluation.system_model import FigureFacts, facts_of
-from ray_app.reports.format import stated
+from ray_app.reports.format import counted, stated
 from ray_app.scoring.guarantee import shifts_of
 
 MOST_GENERATORS = 40
@@ -321,7 +321,7 @@ def _checked(card: EnsembleCard, name: str, some: Bools, flagged: Bools, propert
 
 
 def _finding(name: str, rate: float, unlike: Sequence[str], *, broken: bool) -> str | None:
-    found = [f"{stated(rate)} of its reals are called fake, more than is promised"] if broken else []
+    found = [f"{stated(rate)} of its reals are called fake, more than promised"] if broken else []
     found += [f"it would be called unlike in {', '.join(unlike)}"] if unlike else []
     if not found:
         return None
@@ -346,13 +346,13 @@ def _notes(reading: data.LabelledRun, overall: ChosenThreshold, config: files.Ca
             "independent ones, if sources differ as draws from a normal distribution do."
         )
     elif not config.share_sources and all(source is None for source in reading.labelled.source):
-        found.append("Reals are taken for independent of each other, since the labels name no sources.")
+        found.append("Real images are treated as independent of each other, because the labels name no sources.")
     if config.share_sources:
         found.append("The parts share sources, so the promise is for archives of these sources in these shares.")
     if config.share_generators:
         found.append("The parts share generators, so nothing is known of generators that were not seen.")
     if moved:
-        found.append(f"{moved:,} images were moved to another part than the labels give, since their like were there.")
+        found.append(f"Moved to another part than the labels give, because images like them were there: {counted(moved, 'image')}.")
     if all(phash is None for phash in reading.labelled.phash):
         found.append("Near-duplicates are not known, since the run has no perceptual hashes (score --set perceptual_hash=true).")
     return found
@@ -372,7 +372,7 @@ def _findings(report: CalibrationReport) -> list[str]:
     if report.thresholds.true_positive_rate == 0:
         found.append("No fake reaches the threshold: these detectors cannot tell fakes at so low a false-positive rate.")
     if cascade is not None and cascade.measured.share > cascade.share_allowed:
-        found.append("More of the held-out images go on to all detectors than were to.")
+        found.append("More of the held-out images go on to all detectors than the limit allows.")
     return found + [check.finding for check in report.self_check if check.finding]
 
 

@@ -1,4 +1,4 @@
-"""What labels say of two runs (`labelled_changes`): AUCs and shares told right, with tests of their differences, and both by generator.
+"""What labels say of two runs (`labelled_changes`): AUCs and shares judged correctly, with tests of differences, and both by generator.
 
 `ImageGroups` holds whose each image is (`truth_of`): the generator of a fake, the source of a real image.
 """
@@ -132,7 +132,7 @@ def _intervals_of(truth: ImageGroups, known: npt.NDArray[np.bool_], fake: npt.ND
 def _both_rates(
     right: Sequence[npt.NDArray[np.bool_]], fake: npt.NDArray[np.bool_], names: npt.NDArray[np.object_] | None
 ) -> dict[str, Any]:
-    """The shares told right in a and in b, with intervals of the same meaning as the test's."""
+    """The shares judged correctly in a and in b, with intervals of the same meaning as the test's."""
     found = _rates(right[0], right[1])
     if names is None or not len(fake):
         return found

@@ -31,14 +31,16 @@ LEAST: Mapping[str, float] = {
     "psi": 0.1,
 }
 RULE = (
-    f"Said is what is significant, p < {ALPHA:g} after Holm’s correction over all tests here, and not negligible: a mean shift of "
-    f"{LEAST['mean_shift']:g} log-odds, {wording.stated(LEAST['flagged'])} more or fewer flagged or told right, {LEAST['auc']:g} of AUC, a "
+    f"Reported is what is significant (p < {ALPHA:g} after Holm’s correction over all tests here) and not negligible: a mean shift of "
+    f"{LEAST['mean_shift']:g} log-odds, {wording.stated(LEAST['flagged'])} more or fewer flagged or judged correctly, {LEAST['auc']:g} "
+    "of AUC, a "
     f"Kolmogorov–Smirnov distance (KS) of {LEAST['ks']:g} or a stability index (PSI) of {LEAST['psi']:g} at least. Shares of verdicts or "
     f"statuses that changed ({wording.stated(LEAST['flipped'])}) and of scores that moved by more than {changes.MOVED:g} "
-    f"({wording.stated(LEAST['moved'])}) are said where their whole 95 % interval lies beyond that. "
-    "Figures by labels are tested for what their table says; all else is said of these images."
+    f"({wording.stated(LEAST['moved'])}) are reported where their whole 95 % interval lies beyond that. "
+    "Figures by labels are tested for what their table says; everything else holds for these images."
 )
 _MOST_IN_HEADLINE = 2
+_FEW_SHARED = 0.5  # of the images of the smaller run: where fewer are in both, that is said first
 SCHEMA = 1
 
 
@@ -99,20 +101,36 @@ def findings(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def headline(document: Mapping[str, Any]) -> str:
-    """The comparison in one sentence."""
-    found, rows = document["findings"], document["rows"]
+    """The comparison in one sentence, after another where few images are in both runs."""
+    rows = document["rows"]
     if not rows["a"] or not rows["b"]:
-        return "Nothing to compare: " + ("both runs have no row." if not rows["a"] and not rows["b"] else "one run has no row.")
+        return "Nothing to compare: " + ("neither run has a row." if not rows["a"] and not rows["b"] else "one run has no rows.")
+    return " ".join(filter(None, [few_shared(rows), _changes(document)]))
+
+
+def few_shared(rows: Mapping[str, Any]) -> str:
+    """A sentence where no image, or few, are in both runs; else nothing."""
+    both, images = rows["both"], [rows["both"] + rows[f"only_{side}"] for side in "ab"]
+    if both >= _FEW_SHARED * min(images):
+        return ""
+    if not both:
+        return f"No image is in both runs (A has {images[0]:,}, B has {images[1]:,}), so only their distributions can be compared."
+    of = f"{images[0]:,} images" if images[0] == images[1] else f"{images[0]:,} images in A and {images[1]:,} in B"
+    return f"Only {both:,} of {of} {'is' if both == 1 else 'are'} in both runs, so what follows says little about the others."
+
+
+def _changes(document: Mapping[str, Any]) -> str:
+    found, rows = document["findings"], document["rows"]
     if found:
         texts = "; ".join(one["text"] for one in found[:_MOST_IN_HEADLINE])
         more = len(found) - _MOST_IN_HEADLINE
         return f"{texts[0].upper()}{texts[1:]}{f'; and {more} more' if more > 0 else ''}."
     if not rows["both"]:
-        return "No difference found: the runs share no image, and their scores and verdicts are distributed alike."
+        return "No difference found: their scores and verdicts are distributed alike."
     pairs = wording.counted(rows["both"], "image")
     if document["equal"]:
-        return f"No difference: statuses, scores and verdicts of the {pairs} in both runs are the same."
-    return f"No difference worth saying: what differs on the {pairs} in both runs is negligible or within chance."
+        return f"No difference: statuses, scores and verdicts are the same for the {pairs} in both runs."
+    return f"No difference that matters: what differs on the {pairs} in both runs is negligible or within chance."
 
 
 def _of_decisions(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -141,7 +159,7 @@ def _of_distribution(system: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     drift = system["distribution"]["drift"]
     if drift and any(_significant(drift[f"{one}_p_holm"]) and drift[one] >= LEAST[one] for one in ("ks", "psi")):
         name = _called(system["name"])
-        words = f"scores of {name} are distributed otherwise (KS {drift['ks']:.2f}, PSI {drift['psi']:.2f})"
+        words = f"scores of {name} are distributed differently (KS {drift['ks']:.2f}, PSI {drift['psi']:.2f})"
         test = {"p_holm": min(drift["ks_p_holm"], drift["psi_p_holm"])}
         yield _finding("drift", system["name"], words, {"value": drift["ks"], "interval": None}, test)
 
@@ -155,7 +173,7 @@ def _of_rate(flagged: Mapping[str, Any], of: str) -> Iterator[dict[str, Any]]:
 def _of_labels(labelled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for system in labelled["systems"]:
         name = _called(system["name"])
-        for key, words in (("auc", "the AUC of {}"), ("right", "the share that {} tells right")):
+        for key, words in (("auc", "the AUC of {}"), ("right", "the share that {} judges correctly")):
             test = system[key]
             if test and _is_reported(test, key):
                 a, b = (

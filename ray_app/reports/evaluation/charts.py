@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from ray_app.reports import bars, svg
 from ray_app.reports import format as wording
-from ray_app.reports import svg
 from ray_app.reports.evaluation.system_model import FigureFacts, Points, ReliabilityBin, SystemFacts
 from ray_app.reports.evaluation.text import short
 from ray_app.reports.format import in_words, named, written
@@ -16,7 +16,6 @@ from ray_app.reports.format import in_words, named, written
 _FLAGS, _FINDS = "real images flagged", "fakes found"
 _LOWEST_DECADE, _LEAST_DECADES = -6, -3
 _FEWEST_IN_SERIES = 3
-_MOST_BINS = 100
 _AMOUNT = re.compile(r"(?P<family>.*?)[\s:_=-]*(?:q|sigma|σ|s)?[\s:_=-]*(?P<amount>\d+(?:\.\d+)?)")
 _FALLING = re.compile(r"jpe?g|webp|avif|quality|resi[sz]|scale|crop", re.IGNORECASE)  # less of it is harsher
 _NONE: Mapping[str, FigureFacts] = {}
@@ -58,7 +57,7 @@ def risk_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
 
 
 def reliability_chart(system: SystemFacts, ident: str) -> Chart | None:
-    """The share that is fake over the probability that was stated, and under it how many images are in each bin."""
+    """The share that is fake over the probability that was stated, in bins of equal count."""
     bins = [one for one in system.reliability if one.n and one.fake_share is not None and one.probability is not None]
     if not bins:
         return None
@@ -78,7 +77,7 @@ def reliability_chart(system: SystemFacts, ident: str) -> Chart | None:
         description=described,
         guide=[(0, 0), (1, 1)],
     )
-    return Chart("Stated probability against what is true; below, images in each bin", drawn + _bin_counts(bins, f"{ident}-n"))
+    return Chart(f"Stated probability against what is true, {_bins_in_words(bins)}", drawn)
 
 
 def score_chart(system: SystemFacts, ident: str) -> Chart | None:
@@ -114,23 +113,17 @@ def series_of(views: Sequence[str]) -> list[Series]:
         if found := _AMOUNT.fullmatch(view):
             families.setdefault(found["family"], []).append((float(found["amount"]), found["amount"], view))
     kept = []
-    for family, members in families.items():
-        ordered = sorted(members, reverse=bool(_FALLING.search(family)))
+    for family, named_views in families.items():
+        ordered = sorted(named_views, reverse=bool(_FALLING.search(family)))
         if len({amount for amount, *_ in ordered}) >= _FEWEST_IN_SERIES:
             kept.append(Series(family, [view for *_, view in ordered], [amount for _, amount, _ in ordered]))
     return kept
 
 
-def _bin_counts(bins: Sequence[ReliabilityBin], ident: str) -> Markup:
-    """How many images each bin holds; nothing where bins are not of one width."""
-    width = bins[0].high - bins[0].low
-    places = {round(one.low / width): one.n for one in bins} if width > 0 else {}
-    number = round(1 / width) if places else 0
-    if len(places) != len(bins) or not 0 < number <= _MOST_BINS or max(places) >= number or min(places) < 0:
-        return Markup("")
-    edges = [index / number for index in range(number + 1)]
-    counts = [places.get(index, 0) for index in range(number)]
-    return svg.histogram(edges, counts, ident=ident, title="Images in each bin", description=f"{sum(counts):,} images.", compact=True)
+def _bins_in_words(bins: Sequence[ReliabilityBin]) -> str:
+    least, most = min(one.n for one in bins), max(one.n for one in bins)
+    each = wording.counted(most, "image") if least == most else f"{least:,} to {most:,} images"
+    return f"{wording.counted(len(bins), 'bin')} of {each}" + (" each" if len(bins) > 1 and least == most else "")
 
 
 def _grouped(systems: Sequence[SystemFacts]) -> Iterator[Sequence[SystemFacts]]:
@@ -191,7 +184,7 @@ def _risks(systems: Sequence[SystemFacts], ident: str) -> ChartGroup:
     traces = [svg.Trace(style, sorted(_pairs(system.risk_coverage.points))) for style, system in enumerate(systems)]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
     described = "; ".join(f"{_called(system)}: area {written('aurc', system.risk_coverage.aurc.number)}" for system in systems)
-    axes = svg.share_axis("images that get a verdict"), svg.share_axis("told wrong of those", 0.0, min(1.0, 1.05 * top))
+    axes = svg.share_axis("images that get a verdict"), svg.share_axis("judged wrongly of those", 0.0, min(1.0, 1.05 * top))
     chart = svg.plane(traces, *axes, ident=f"risk-{ident}", title="Risk over coverage", description=described, class_="plane flat")
     return ChartGroup([one.name for one in systems], _legend(systems), [Chart("Risk over coverage", chart)])
 
@@ -212,7 +205,7 @@ def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, iden
     if not traces:
         return None
     least = min(min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots)
-    y = _from_half(named(key), key, least)
+    y = _from_start(named(key), key, least)
     described = "; ".join(spot.words for trace in traces for spot in trace.spots)
     x = svg.order_axis(short(series.family), ["clean", *series.amounts])
     title = f"{named(key)[0].upper()}{named(key)[1:]} under {short(series.family)}"
@@ -229,9 +222,9 @@ def _called(system: SystemFacts) -> str:
     return short(system.called)
 
 
-def _from_half(title: str, key: str, least: float) -> svg.Axis:
-    """From one half, which is a coin, or lower where a figure is."""
-    low = 0.5 if least >= 0.5 else math.floor(10 * least) / 10
+def _from_start(title: str, key: str, least: float) -> svg.Axis:
+    """From the least figure, rounded down, to 1."""
+    low = bars.axis_start([least])
     return svg.number_axis(title, low, 1.0) if key == "auc" else svg.share_axis(title, low, 1.0)
 
 

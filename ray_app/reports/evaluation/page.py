@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from ray_app.reports import bars
 from ray_app.reports import format as wording
-from ray_app.reports import svg
 from ray_app.reports.evaluation.charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts, ReferenceFacts, TableRow
+from ray_app.reports.evaluation.opening import headline, opening, opening_lines
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts
-from ray_app.reports.evaluation.text import answers, captioned, groups_table, headline, identified_parts, name_lines, pairs_of, warnings
+from ray_app.reports.evaluation.text import answers, captioned, groups_table, identified_parts, name_lines, pairs_of, warnings
 from ray_app.reports.format import three_digit_ends, three_digits
 from ray_app.reports.html import jpeg_uri, render, settings
-from ray_app.reports.text import table
+from ray_app.reports.text import GAP, table
 
 MOST_COLUMNS = 9
 MOST_ROWS = 24
@@ -29,7 +30,6 @@ _DAGGERS = "†‡§¶‖"
 _MOST_MISTAKES = 24
 _MOST_OVERLAYS = 24
 _MOST_GENERATORS = 20
-_MOST_LINES = 20
 _MOST_STRATA = 12
 _BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
 _WIDTH = 120
@@ -143,6 +143,8 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
         leading=facts.leading,
         others=facts.others,
         headline=headline(facts),
+        opening=opening(facts),
+        left_out=_left_out(facts),
         answers=answers(facts),
         warnings=warnings(facts),
         table=grids(facts),
@@ -154,6 +156,7 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
         confidence=[_confidence(one, place) for place, one in enumerate([facts.leading, *facts.others]) if one],
         generator_tables=_generator_tables,
         bar=_bar,
+        view_start=_view_start,
         kinds_of=_kinds,
         strata=_strata,
         paired=_paired(facts),
@@ -170,25 +173,19 @@ def render_evaluation(document: EvaluationDocument | Mapping[str, Any]) -> str:
 
 
 def evaluation_lines(document: EvaluationDocument | Mapping[str, Any]) -> list[str]:
-    """An evaluation in words for the terminal: the headline, the table, what to beware of."""
+    """An evaluation in words for the terminal: one sentence, key figures, what to beware of, then the protocol's table and names."""
     facts = EvaluationDocument.model_validate(document)
-    found = grids(facts)
-    lines = [headline(facts)]
-    if found.shown:
-        lines += [
-            "",
-            "[95 % intervals]: further images of the same generators and sources",
-            *_grid_lines(found.shown),
-            *[f"{sign} {wording.visible(text)}" for sign, text in found.notes],
-        ]
-        lines += [f"not shown here: {', '.join(grid.summary for grid in found.more)}"] if found.more else []
-    elif facts.systems:
-        lines += ["", *_system_lines(facts.systems)]
-    lines += name_lines(facts)
+    lines = opening_lines(facts)
     beware = [
         f"{'warning' if one.is_grave else 'note'}: {wording.visible(one.heading)} {wording.visible(one.text)}" for one in warnings(facts)
     ]
-    return lines + (["", *beware] if beware else [])
+    lines += ["", *beware] if beware else []
+    found = grids(facts)
+    if found.shown:
+        lines += ["", "By source and generator, with 95 % intervals for further images of the same ones", *_grid_lines(found.shown)]
+        lines += [f"{sign} {wording.visible(text)}" for sign, text in found.notes]
+        lines += [f"on the page only: {', '.join(grid.summary for grid in found.more)}"] if found.more else []
+    return lines + name_lines(facts)
 
 
 def grids(facts: EvaluationDocument) -> Grids:
@@ -290,27 +287,26 @@ def _published(row: str, reference: ReferenceFacts | None, notes: Footnotes) -> 
 
 
 def _grid_lines(grid: Grid) -> list[str]:
-    heads = ["", *[wording.shortened(one.name, _LONGEST_NAME) + (f" {one.notes}" if one.notes else "") for one in grid.columns]]
-    rows = [[wording.shortened(row.name, _LONGEST_NAME), *map(_cell_text, row.cells)] for row in [*grid.rows, *grid.footers]]
-    return table(heads, rows, _WIDTH, right=range(1, len(heads)))
+    """The table, in as many pieces one under the other as its columns need."""
+    names = [wording.shortened(row.name, _LONGEST_NAME) for row in (*grid.rows, *grid.footers)]
+    columns = []
+    for place, one in enumerate(grid.columns):
+        head = wording.shortened(one.name, _LONGEST_NAME) + (f" {one.notes}" if one.notes else "")
+        columns.append([head, *(_cell_text(row.cells[place]) for row in (*grid.rows, *grid.footers))])
+    lines: list[str] = []
+    while columns:
+        room, fitting = _WIDTH - max(map(wording.columns, names), default=0), 0
+        while fitting < len(columns) and (room := room - len(GAP) - max(map(wording.columns, columns[fitting]))) >= 0:
+            fitting += 1
+        piece, columns = columns[: max(1, fitting)], columns[max(1, fitting) :]
+        heads, *rows = zip(["", *names], *piece, strict=True)
+        lines += ["", *table(heads, rows, _WIDTH, right=range(1, len(heads)))] if lines else table(heads, rows, right=range(1, len(heads)))
+    return lines
 
 
 def _cell_text(cell: GridCell) -> str:
     ends = f" [{cell.ends[0]}, {cell.ends[1]}]" if cell.ends else ""
     return f"{cell.value}{ends}{' ' + cell.notes if cell.notes else ''}"
-
-
-def _system_lines(systems: Sequence[SystemFacts]) -> list[str]:
-    keys = wording.KEY_FIGURES
-    heads = ["", *[wording.named(key) for key in keys]]
-    rows = [
-        [
-            wording.shortened(one.called, _LONGEST_NAME) or wording.NONE,
-            *[wording.written(key, one.figure(key).number) for key in keys],
-        ]
-        for one in systems[:_MOST_LINES]
-    ]
-    return table(heads, rows, _WIDTH, right=range(1, len(heads)))
 
 
 def _confidence(system: SystemFacts, index: int) -> Confidence:
@@ -327,13 +323,15 @@ def _generator_tables(system: SystemFacts) -> list[EvaluationGeneratorTable]:
     return tables
 
 
-def _bar(figure: FigureFacts, kind: str = "plain", floor: float = 0.0, level: float | None = None) -> Markup:
-    """A figure as a bar with its interval, on a scale from `floor` to 1; nothing where there is no figure."""
-    if figure.number is None:
-        return Markup("")
-    low, high = figure.ends or (figure.number, figure.number)
-    value, low, high = (max(0.0, number - floor) for number in (figure.number, low, high))
-    return svg.range_meter(value, low, high, 1 - floor, kind, None if level is None else max(0.0, level - floor))
+def _bar(figure: FigureFacts, kind: str = "plain", start: float = 0.0, level: float | None = None) -> Markup:
+    """A figure as a bar with its interval, on a scale from `start` to 1; nothing where there is no figure."""
+    return Markup("") if figure.number is None else bars.interval_meter(figure.number, figure.ends, start, kind, level)
+
+
+def _view_start(system: SystemFacts) -> float:
+    """Where the scale of a system's AUCs under perturbation begins."""
+    found = [view.figures["auc"] for view in system.views if "auc" in view.figures] + [system.figure("auc")]
+    return bars.axis_start(one.ends[0] if one.ends else one.number for one in found if one.number is not None)
 
 
 def _kinds(system: SystemFacts) -> list[tuple[str, Mapping[str, FigureFacts]]]:
@@ -375,6 +373,24 @@ def _classes(facts: EvaluationDocument) -> list[tuple[str, str, list[Shares]]]:
         ]
         found += [(head, caption, rows)] if rows else []
     return found
+
+
+def _left_out(facts: EvaluationDocument) -> list[str]:
+    """What the page has on a screen and not on paper, so that a print stays short."""
+    rest = {
+        "what the tables and curves have of more generators and systems": len(facts.systems) > 1 or len(facts.table.rows) > MOST_ROWS,
+        "figures with abstentions": bool(facts.leading and facts.leading.decided),
+        "risk over coverage": any(one.risk_coverage.points for one in facts.systems),
+        "figures under perturbation": any(one.views for one in facts.systems),
+        "figures within one format and size": bool(facts.leading and facts.leading.strata),
+        "masks": facts.localization is not None,
+        "generators named and prompts predicted": bool(facts.identification or facts.prompts or facts.groups),
+        "formats and sizes of the data": bool(facts.data.n),
+        "all figures with their intervals": bool(facts.systems),
+        "how labels and rows were joined, and the settings of the run": bool(facts.labels.rows or facts.run.identity),
+        "the glossary": True,
+    }
+    return [words for words, is_there in rest.items() if is_there]
 
 
 def _glossary(facts: EvaluationDocument) -> list[tuple[str, str]]:

@@ -84,11 +84,11 @@ class IntervalFacts(Section):
         if not self.fakes:
             return ""
         if self.of_images:
-            return f"95 % intervals: further images of the same generators and sources.{self._few}"
+            return f"95 % intervals are for further images of the same generators and sources.{self._few}"
         fakes = f"generators like these {self.generators:,}" if self.fakes == "generators" else "fakes of the same generators"
         same = "the same sources" if self.sources > 1 else "the same source"
         reals = f"sources of real images like these {self.sources:,}" if self.reals == "sources" else f"real images of {same}"
-        return f"95 % intervals: further {fakes} and further {reals}.{self._few}"
+        return f"95 % intervals are for further {fakes} and further {reals}.{self._few}"
 
     @property
     def _few(self) -> str:

@@ -1,5 +1,4 @@
-"""An evaluation in sentences, the same on the page and on the terminal: `headline`, four `answers`, `warnings`, and the tables of names
-and groups.
+"""An evaluation in sentences, the same on the page and on the terminal: four `answers`, `warnings`, and the tables of names and groups.
 
 Every name in a sentence is made visible and kept short.
 """
@@ -16,8 +15,6 @@ from ray_app.reports.svg import plain
 from ray_app.reports.text import table
 
 _LONGEST_NAME = 60
-_HEADLINE = ("auc", "balanced_accuracy", "tpr", "tnr")
-_WIDEST = 0.5  # of an interval: one that is wider says next to nothing
 _SHARP_DROP = 0.02
 _CAPTIONS = {"fake": "Fakes that it takes for real", "real": "Real images that it takes for fake"}
 _MOST_PAIRS = 30
@@ -25,7 +22,7 @@ _WIDTH = 120
 _KEYS = ("accuracy", "top_3", "macro_f1", "open_set_auroc", "abstained_known", "abstained_unknown")
 _PROMPTS = ("token_f1", "tag_jaccard", "bleu4", "rouge_l", "clip_text", "clip_score_ratio")
 _COLUMNS = ("tpr", "auc", "accuracy", "top_3", "family_accuracy", "abstained", "token_f1", "tag_jaccard", "clip_text", "clip_score_ratio")
-_CALLED = {"accuracy": "named right"}
+_CALLED = {"accuracy": "named correctly"}
 _SIDES = {"in": "in", "out": "out"}
 
 
@@ -73,29 +70,6 @@ class GroupTable(NamedTuple):
 M = TypeVar("M", bound=MisclassifiedImage)
 
 
-def headline(facts: EvaluationDocument) -> str:
-    """The evaluation in one sentence."""
-    system = facts.leading
-    if system is None:
-        return "Nothing was evaluated: the document names no system."
-    if not system.n:
-        return f"{short(system.called)}: no labelled image has a score."
-    key = next((key for key in _HEADLINE if system.figure(key).number is not None), None)
-    on = wording.counted(system.n, "image")
-    text = f"{short(system.called)}: {_figure_on(key, system.figure(key), on)}" if key else f"{short(system.called)}: {on}"
-    if facts.data.shortcut.confounded:
-        other = facts.data.shortcut.auc
-        text += f", confounded: file facts alone reach {written('auc', other.number)}" if other.number is not None else ", confounded"
-    return text + ("." if key else ", no figure is defined.")
-
-
-def _figure_on(key: str, figure: FigureFacts, images: str) -> str:
-    """A figure with its interval on so many images; of an interval wider than _WIDEST only that it says nothing."""
-    if figure.ends is not None and figure.ends[1] - figure.ends[0] > _WIDEST:
-        return f"{images} are too few to say how good it is ({named(key)} anywhere from {span(key, figure)})"
-    return f"{named(key)} {in_words(key, figure)} on {images}"
-
-
 def answers(facts: EvaluationDocument) -> list[ReaderQuestion]:
     """How good, on what, how sure, where it breaks; a question that the document does not answer is left out."""
     system = facts.leading
@@ -123,18 +97,18 @@ def warnings(facts: EvaluationDocument) -> list[EvaluationWarning]:
     late = [system for system in facts.systems if system.late]
     if late:
         each = ", ".join(f"{short(system.called)} {system.n:,}" for system in late[:6])
-        words = f"Images that went on in the cascade: {each}. Figures of these detectors are of such images alone, the hard ones."
-        found.append(EvaluationWarning("Some detectors saw only a part.", words, True))
+        words = f"Images that went on in the cascade: {each}. The figures of these detectors cover only such images, the hard ones."
+        found.append(EvaluationWarning("Some detectors saw only some of the images.", words, True))
     unscored = [system for system in facts.systems if system.unscored and not system.late]
     if unscored:
         each = ", ".join(f"{short(system.called)} {system.unscored:,}" for system in unscored[:6])
         found.append(
-            EvaluationWarning("Not all images have a score.", f"Without: {each}. They are in no figure but the strict ones.", False)
+            EvaluationWarning("Not all images have a score.", f"Images without one: {each}. They count in the strict figures only.", False)
         )
     marked = [reference for reference in facts.reference if reference.mark or reference.marks]
     if marked:
         names = ", ".join(short(reference.column) for reference in marked)
-        found.append(EvaluationWarning("Published figures not to be compared.", f"{names}: the reason stands under the table.", False))
+        found.append(EvaluationWarning("Some published figures cannot be compared.", f"{names}: the notes under the table say why.", False))
     return found
 
 
@@ -216,7 +190,7 @@ def _joining(facts: EvaluationDocument) -> list[EvaluationWarning]:
         return [EvaluationWarning("Labels and run differ.", wording.visible(text), False) for text in labels.warnings]
     parts = [f"{wording.counted(labels.without_row, 'label')} without a row in the run"] if labels.without_row else []
     parts += [f"{wording.counted(labels.rows_without_label, 'row')} without a label"] if labels.rows_without_label else []
-    parts += [f"{wording.counted(labels.doubled, 'label')} given twice and equal"] if labels.doubled else []
+    parts += [f"{wording.counted(labels.doubled, 'label')} given twice (and equal)"] if labels.doubled else []
     return [EvaluationWarning("Labels and run differ.", f"{'; '.join(parts)}.", False)] if parts else []
 
 
@@ -231,15 +205,15 @@ def _how_good(system: SystemFacts) -> list[str]:
         at = f" at a threshold of {plain(system.threshold)}" if system.threshold is not None else ""
         sentences.append(f"{short(system.called)} {' and '.join(parts)}{at}.")
     if auc.number is not None:
-        sentences.append(f"A fake scores above a real image with a chance of {in_words('auc', auc)}, the ROC AUC.")
+        sentences.append(f"A fake scores higher than a real image with a probability of {in_words('auc', auc)}: the ROC AUC.")
     elif auc.why:
         sentences.append(f"There is no ROC AUC: {wording.visible(auc.why)}.")
     strict = system.figure("tpr_at_fpr_1")
     if strict.number is not None:
-        sentences.append(f"Where 1 % of real images may be flagged, it finds {in_words('tpr_at_fpr_1', strict)} of the fakes.")
+        sentences.append(f"If 1 % of the real images may be flagged by mistake, it finds {in_words('tpr_at_fpr_1', strict)} of the fakes.")
     right = system.figure("precision_at_prior_1")
     if right.number is not None:
-        sentences.append(f"Were one image in 100 fake, {in_words('precision_at_prior_1', right)} of its flags would be right.")
+        sentences.append(f"If one image in 100 were fake, {in_words('precision_at_prior_1', right)} of its flags would be right.")
     return sentences
 
 
@@ -264,16 +238,17 @@ def _trained_on(fakes: Sequence[GeneratorFacts]) -> list[str]:
         return []
     seen, unseen = (sum(one.seen == word for one in fakes) for word in ("in-training", "unseen"))
     if not seen and not unseen:
-        return ["Whether any of the generators was in its training data is not known."]
+        return ["It is not known whether any of the generators was in its training data."]
     unknown = len(fakes) - seen - unseen
-    rest = f"; of {unknown:,} that is not known" if unknown else ""
-    return [f"Of the generators, {seen or 'none'} {'was' if seen == 1 else 'were'} in its training data, {unseen:,} not{rest}."]
+    rest = f"; of {unknown:,} it is not known" if unknown else ""
+    was, others_were = ("was" if number == 1 else "were" for number in (seen, unseen))
+    return [f"Of the generators, {seen or 'none'} {was} in its training data and {unseen:,} {others_were} not{rest}."]
 
 
 def _how_sure(facts: EvaluationDocument, system: SystemFacts) -> list[str]:
     sentences = [_chance(facts, system)]
     if len(facts.systems) > 1 and system.kind != "ensemble":
-        sentences.append(f"It stands first for being the best of {len(facts.systems)} on these very images, so it leans to the good side.")
+        sentences.append(f"It is shown first as the best of {len(facts.systems)} on these very images, so its figures flatter it a little.")
     ours = [one for one in facts.paired if system.name in (one.a, one.b) and one.difference.number is not None]
     if ours:
         sentences.append(_compared(min(ours, key=lambda one: ("delong" not in one.test, abs(one.difference.number or 0))), facts, system))
@@ -292,10 +267,10 @@ def _chance(facts: EvaluationDocument, system: SystemFacts) -> str:
     known = [f"{name} {ends}" for name, ends in found if ends]
     if not facts.intervals.words:
         ends = f"95 % intervals: {', '.join(known)}. They" if known else "Ranges in brackets are 95 % intervals. They"
-        return f"{ends} are of chance alone: images of another kind can lie far outside."
+        return f"{ends} cover chance alone: images of another kind can lie far outside."
     ends = f"{', '.join(known)}. " if known else ""
     beyond = "other generators can lie far outside" if facts.intervals.fakes == "images" else "what is unlike them can lie far outside"
-    return f"{ends}{facts.intervals.words} They are of chance alone: {beyond}."
+    return f"{ends}{facts.intervals.words} They cover chance alone: {beyond}."
 
 
 def _within_stratum(system: SystemFacts) -> list[str]:
@@ -321,7 +296,7 @@ def _compared(test: PairedFacts, facts: EvaluationDocument, system: SystemFacts)
     other = facts.system(test.a if turned else test.b)
     name = short(other.called if other else (test.a if turned else test.b))
     difference = test.difference.number or 0.0
-    what = "AUC" if "delong" in test.test else "share told right"
+    what = "AUC" if "delong" in test.test else "share judged correctly"
     p = test.p_holm if test.p_holm is not None else test.p
     amount = difference if turned else -difference
     if not amount:
@@ -337,13 +312,15 @@ def _where_it_breaks(system: SystemFacts) -> list[str]:
     hardest = [one for one in system.hardest() if one.rate.number is not None]
     if len(hardest) > 1:
         worst = hardest[0]
-        sentences.append(f"Least is found of {short(worst.name)}: {in_words('tpr', worst.rate)} of {wording.counted(worst.n, 'image')}.")
+        sentences.append(
+            f"The hardest generator is {short(worst.name)}: it finds {in_words('tpr', worst.rate)} of {wording.counted(worst.n, 'image')}."
+        )
         sentences += _seen_and_unseen(hardest)
     sources = [one for one in system.hardest("real") if one.rate.number is not None]
     if _stands_out(sources):
         worst = sources[0]
         flagged = wording.percent(1 - (worst.rate.number or 0))
-        sentences.append(f"Of real images, those of {short(worst.name)} are flagged most: {flagged} of {worst.n:,}.")
+        sentences.append(f"Of the real images, those from {short(worst.name)} are flagged most often: {flagged} of {worst.n:,}.")
     whole, local = (system.kinds.get(kind, {}).get("tpr") for kind in ("whole", "local"))
     if whole and local and whole.number is not None and local.number is not None:
         sentences.append(f"Of local edits it finds {in_words('tpr', local)}, of whole fakes {in_words('tpr', whole)}.")
@@ -351,7 +328,7 @@ def _where_it_breaks(system: SystemFacts) -> list[str]:
 
 
 def _stands_out(hardest: Sequence[GeneratorFacts]) -> bool:
-    """Whether less is told right of the first of these than of the others together, the intervals of both being apart."""
+    """Whether fewer of the first of these are judged correctly than of the others together, the intervals of both being apart."""
     n = sum(one.n for one in hardest[1:])
     if not n or hardest[0].rate.ends is None:
         return False
@@ -378,8 +355,8 @@ def _under_perturbation(system: SystemFacts) -> list[str]:
             continue
         number, view = min(known, key=lambda item: item[0])
         if clean - number < _SHARP_DROP:
-            return [f"Under the perturbation that costs most, {short(view.name)}, {named(key)} is {written(key, number)}."]
-        return [f"Under {short(view.name)} {named(key)} falls from {written(key, clean)} to {written(key, number)}."]
+            return [f"Even under {short(view.name)}, the perturbation that costs most, its {named(key)} is {written(key, number)}."]
+        return [f"Under {short(view.name)} its {named(key)} falls from {written(key, clean)} to {written(key, number)}."]
     return []
 
 

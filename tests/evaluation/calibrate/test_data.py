@@ -72,7 +72,7 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
     gone = [0, 3, 4, 7, 8, 9, 40]
     assert found.labelled.image_id.tolist() == [number for number in range(50) if number not in gone]
     assert found.tally.left_out == {"corrupt_image": 2, "empty_file": 1, "no score of every detector": 3}
-    assert found.told[0] == "1 rows have no label and are left out, for example 0."
+    assert found.told[0] == "1 row without a label, left out; for example 0."
     assert "2 labelled images are left out: corrupt_image." in found.told
     only = read_labelled(url, labels_of(tmp_path / "labels.csv", labelled), detectors=("coarse",))
     assert len(only.labelled) == 46, "a detector that is left out is missed by nobody"
@@ -163,7 +163,7 @@ def test_what_is_not_there_is_said(tmp_path):
         read_labelled(url, labels, detectors=("npr",))
     assert refused.value.hint == "it has coarse, fine"
     other = type(images)(**{**vars(images), "image_id": images.image_id + 1_000})
-    with pytest.raises(ConfigError, match="not one of 10 labels is of a row"):
+    with pytest.raises(ConfigError, match="none of 10 labels belongs to a row"):
         read_labelled(url, labels_of(tmp_path / "others.csv", other))
     with pytest.raises(ConfigError, match="no row has a label of its own"):
         read_labelled(url, None)

@@ -7,7 +7,8 @@ from sklearn.metrics import roc_auc_score
 
 from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.compare.changes import RunColumns
-from ray_app.evaluation.compare.compare import ALPHA, LEAST, compare
+from ray_app.evaluation.compare.compare import ALPHA, LEAST, compare, few_shared
+from ray_app.reports.compare import comparison_lines, render_comparison
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 
@@ -66,7 +67,7 @@ def test_equal_runs_differ_in_nothing(first, other_run, scores):
         document = compare(first, other)
         assert document["findings"] == []
         assert document["equal"]
-        assert document["headline"] == "No difference: statuses, scores and verdicts of the 600 images in both runs are the same."
+        assert document["headline"] == "No difference: statuses, scores and verdicts are the same for the 600 images in both runs."
         assert document["examples"] == []
         assert document["identity"] == []
         assert [one["p"] for one in document["labelled"]["generators"]] == [1.0] * len(document["labelled"]["generators"])
@@ -119,7 +120,7 @@ def test_noise_of_rounding_is_not_worth_saying(first, other_run, scores):
     document = compare(first, other_run({name: column + noise for name, column in scores.items()}))
     assert document["systems"][1]["shift"]["p"] < 1e-12, "significant, and negligible"
     assert document["findings"] == []
-    assert document["headline"].startswith("No difference worth saying")
+    assert document["headline"].startswith("No difference that matters")
 
 
 def test_a_few_images_are_not_enough_to_say_anything(tmp_path, photos, scores):
@@ -138,7 +139,10 @@ def test_two_halves_of_one_archive_have_not_drifted(tmp_path):
     assert document["rows"]["both"] == 0
     assert document["rows"]["why"] == "the runs share neither an image_id nor the bytes of an image"
     assert document["findings"] == []
-    assert document["headline"] == "No difference found: the runs share no image, and their scores and verdicts are distributed alike."
+    assert document["headline"] == (
+        f"No image is in both runs (A has {N // 2}, B has {N // 2}), so only their distributions can be compared. "
+        "No difference found: their scores and verdicts are distributed alike."
+    )
     assert document["systems"][0]["distribution"]["drift"]["ks_p"] > ALPHA
 
 
@@ -151,6 +155,35 @@ def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
     a, b = (document["flagged"][side]["value"] for side in "ab")
     assert document["flagged"]["difference"]["value"] == pytest.approx(b - a)
     assert b > a
+
+
+def test_that_hardly_any_image_is_shared_stands_before_anything_else(tmp_path):
+    names = [names_of(80), [*names_of(1), *names_of(79, "other")]]
+    runs = [
+        make_run(tmp_path / str(side), each, {TINY: log_odds(side, 80)}, list_in=tmp_path / "photos") for side, each in enumerate(names)
+    ]
+    document = compare(*runs)
+    said = "Only 1 of 80 images is in both runs, so what follows says little about the others."
+    assert document["headline"].startswith(said)
+    assert comparison_lines(document)[0].startswith(said)
+    page = render_comparison(document)
+    assert said in page[page.index("<h1>") : page.index("</h1>")]
+
+
+@pytest.mark.parametrize(
+    ("both", "only_a", "only_b", "said"),
+    [
+        (40, 40, 40, ""),
+        (39, 41, 41, "Only 39 of 80 images are in both runs"),
+        (80, 0, 9_000, ""),  # all of the smaller run
+        (3, 77, 997, "Only 3 of 80 images in A and 1,000 in B are in both runs"),
+        (0, 80, 1_000, "No image is in both runs (A has 80, B has 1,000)"),
+    ],
+)
+def test_few_shared_images_are_few_of_the_smaller_run(both, only_a, only_b, said):
+    found = few_shared({"both": both, "only_a": only_a, "only_b": only_b})
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
 
 
 def test_rows_that_are_in_one_run_only_are_counted(first, other_run, scores):

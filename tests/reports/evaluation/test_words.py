@@ -4,12 +4,13 @@ import pytest
 
 from ray_app.metrics.intervals import proportion_interval
 from ray_app.reports.evaluation.model import EvaluationDocument
-from ray_app.reports.evaluation.text import answers, headline
+from ray_app.reports.evaluation.opening import headline
+from ray_app.reports.evaluation.text import answers
 from tests.reports.test_leaderboard import evaluation, figure, generator, system
 
 
 def document_of(*sources, **figures):
-    """An evaluation of one system; `sources`: of real images, each with how many of how many are told right."""
+    """An evaluation of one system; `sources`: of real images, each with how many of how many are judged correctly."""
     reals = []
     for place, (right, n) in enumerate(sources):
         reals.append(generator(f"camera {place}", label="real", n=n) | {"rate": figure(right / n, *proportion_interval(right, n), n=n)})
@@ -33,13 +34,43 @@ def sentences(document):
     ],
 )
 def test_a_source_is_flagged_most_only_where_its_interval_lies_apart(sources, is_said):
-    assert ("flagged most" in sentences(document_of(*sources))) is is_said
+    assert ("flagged most often" in sentences(document_of(*sources))) is is_said
 
 
 def test_a_headline_of_too_wide_an_interval_says_so_in_words():
     wide = headline(document_of(auc=figure(0.7, 0.06, 1.0)))
-    assert wide == "npr: 300 images are too few to say how good it is (ROC AUC anywhere from 0.0600 to 1.0000)."
-    assert headline(document_of(auc=figure(0.9, 0.6, 1.0))).startswith("npr: ROC AUC 0.9000 (0.6000 to 1.0000) on 300 images")
+    assert wide == "300 images are too few to say how good npr is: its AUC could be anything from 0.06 to 1.00."
+    few = headline(document_of(auc=figure(0.9, 0.6, 1.0), tpr=figure(0.5, 0.1, 0.9)))
+    assert few == "300 images are too few to say how good npr is: its share of fakes found could be anything from 10 % to 90 %."
+
+
+def test_few_generators_are_said_to_be_too_few_for_others():
+    document = document_of(tpr=figure(0.85, 0.15, 1.0), tnr=figure(1.0, 0.95, 1.0)).model_dump()
+    document["intervals"] = {"fakes": "generators", "reals": "images", "generators": 4, "sources": 2}
+    said = headline(EvaluationDocument.model_validate(document))
+    found = "npr finds 85 % of these fakes and wrongly flags none of these real images"
+    assert said == f"{found}, but 4 generators are too few to say how it does on others."
+    document["intervals"] |= {"fakes": "images"}
+    document["data"]["shortcut"]["confounded"] = True
+    assert headline(EvaluationDocument.model_validate(document)).startswith("300 images are too few to say how good npr is")
+
+
+@pytest.mark.parametrize(
+    ("tpr", "tnr", "said"),
+    [
+        (figure(0.914, 0.9, 0.93), figure(0.982, 0.975, 0.988), "npr finds 91 % of the fakes and wrongly flags 2 % of the real images."),
+        (figure(1.0, 0.96, 1.0), figure(1.0, 0.98, 1.0), "npr finds every fake and wrongly flags none of the real images."),
+        (figure(0.9996, 0.99, 1.0), figure(0.9996, 0.99, 1.0), "npr finds over 99 % of the fakes and wrongly flags under 1 %"),
+        (figure(0.8, 0.5, 0.95), figure(0.9, 0.86, 0.92), "npr finds 80 % (50 to 95 %) of the fakes and wrongly flags 10 %"),
+        (figure(0.8), figure(None), "npr finds 80 % of the fakes; there was no real image to try it on."),
+        (figure(None), figure(0.9), "npr wrongly flags 10 % of the real images; there was no fake to try it on."),
+        (figure(None), figure(None), "npr scores a fake above a real image with a chance of 90 %."),
+    ],
+)  # fmt: skip
+def test_the_headline_is_one_plain_sentence_with_rounded_figures(tpr, tnr, said):
+    sentence = headline(document_of(tpr=tpr, tnr=tnr))
+    assert sentence.startswith(said)
+    assert sentence.count(".") == 1
 
 
 @pytest.mark.parametrize(
