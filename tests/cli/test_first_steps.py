@@ -8,6 +8,7 @@ import pytest
 from ray_app.cli.main import main
 from ray_app.reports.check import CheckFacts, check_lines
 from ray_app.reports.run import flag_lines
+from ray_app.training import plan
 from tests.reports import example
 
 
@@ -51,3 +52,17 @@ def test_what_flags_are_worth_is_said_beside_the_report():
     assert shares[0].startswith("if 1 % of the archive is fake, ")
     assert len(flag_lines(summary)) == 4
     assert flag_lines(summary | {"ensemble": summary["ensemble"] | {"thresholds": None}}) == []
+
+
+def test_a_dry_run_parts_the_name_of_a_split_from_its_count():
+    split = {"images": 14, "real": 8, "fake": 6, "generators": {}}
+    planned = {
+        **{"name": "mine", "steps": 4, "batch": 8, "epochs": 1, "rows_per_epoch": 31, "images_per_worker_and_step": 8, "micro_batch": 8},
+        "layout": {"least": 1, "workers": 1, "worker_cpus": 1, "worker_gpus": 0, "loaders": 1, "loader_cpus": 1}
+        | {"validation_cpus": 1, "validation_gpus": 0},
+        "memory": {"counts": {"parameters": 1, "learning": 1}, "bytes": {}},
+        "data": {"splits": {"train": split, "validation": split}, "set_aside": {"images": 0}, "leakage": {"checked": {}, "pairs": {}}},
+    }
+    lines = plan.plan_lines(planned)
+    assert "train     14 images: 8 real, 6 fake" in lines
+    assert "validation 14 images: 8 real, 6 fake" in lines
