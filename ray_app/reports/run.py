@@ -108,7 +108,9 @@ def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> lis
     lines = [f"flagged: {flags.raised:,} of {images}; if all were real, it would be about {wording.approximate(flags.expected.value)}"]
     for share in flags.shares:
         between = f" ({wording.percent(share.right_low)} to {wording.percent(share.right_high)})" if flags.has_interval else ""
-        lines.append(f"if {wording.stated(share.prior)} of the archive is fake, {wording.percent(share.right)} of the flags are right{between}")
+        lines.append(
+            f"if {wording.stated(share.prior)} of the archive is fake, {wording.percent(share.right)} of the flags are right{between}"
+        )
     return lines
 
 

@@ -57,7 +57,13 @@ def test_what_flags_are_worth_is_said_beside_the_report():
 def test_a_dry_run_parts_the_name_of_a_split_from_its_count():
     split = {"images": 14, "real": 8, "fake": 6, "generators": {}}
     planned = {
-        **{"name": "mine", "steps": 4, "batch": 8, "epochs": 1, "rows_per_epoch": 31, "images_per_worker_and_step": 8, "micro_batch": 8},
+        "name": "mine",
+        "steps": 4,
+        "batch": 8,
+        "epochs": 1,
+        "rows_per_epoch": 31,
+        "images_per_worker_and_step": 8,
+        "micro_batch": 8,
         "layout": {"least": 1, "workers": 1, "worker_cpus": 1, "worker_gpus": 0, "loaders": 1, "loader_cpus": 1}
         | {"validation_cpus": 1, "validation_gpus": 0},
         "memory": {"counts": {"parameters": 1, "learning": 1}, "bytes": {}},

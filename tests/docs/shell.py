@@ -21,7 +21,9 @@ INTERRUPT = "^C"
 _MARK = "\x1e"
 _PORT = 8000
 # What differs from run to run and from machine to machine: decimals, durations, sizes, rates, shares, hashes.
-_VARIES = re.compile(r"\b[0-9a-f]{8,}(?:\b|…)|[-+]?\d[\d,]*\.\d+|\b\d[\d,]*(?= ?(?:s|ms|min|h|%|MB|kB|KB|GB|B|bytes|img/s|images/s)(?:\W|$))")
+_VARIES = re.compile(
+    r"\b[0-9a-f]{8,}(?:\b|…)|[-+]?\d[\d,]*\.\d+|\b\d[\d,]*(?= ?(?:s|ms|min|h|%|MB|kB|KB|GB|B|bytes|img/s|images/s)(?:\W|$))"
+)
 
 
 @dataclass
@@ -55,7 +57,7 @@ def steps_of(blocks: Sequence[Block]) -> list[Step]:
 
 
 def run_blocks(blocks: Sequence[Block], folder: Path, programs: Path, *, timeout: float = 900) -> list[Step]:
-    """Run a page's blocks in `folder` with the programs of an environment; the steps with what happened. Installations are taken as done."""
+    """Run a page's blocks in `folder` with the programs of an environment; its steps, with what happened. `pip install` is taken as done."""
     steps = [step for step in steps_of(blocks) if not step.text.startswith("pip install ")]
     port = _free_port()
     script = "\n".join(["printf '\\036begin 0 %s\\n' $EPOCHREALTIME", *(_line(number, step, port) for number, step in enumerate(steps))])
@@ -106,7 +108,8 @@ def _line(number: int, step: Step, port: int) -> str:
     if step.interrupted:
         out = shlex.split(text)[shlex.split(text).index("--out") + 1]
         # In a process group of its own, as a terminal's foreground job; the signal goes to the group, as Ctrl-C does.
-        text = f"set -m\n{text} &\nuntil compgen -G '{out}/parts/*/*.parquet' > /dev/null || ! kill -0 $!; do sleep 0.1; done\nkill -INT -- -$!\nwait $!"
+        committed = f"compgen -G '{out}/parts/*/*.parquet' > /dev/null"
+        text = f"set -m\n{text} &\nuntil {committed} || ! kill -0 $!; do sleep 0.1; done\nkill -INT -- -$!\nwait $!"
         return f"{text}\nprintf '\\036%s %s %s\\n' {number} $? $EPOCHREALTIME\nset +m"
     return f"{text}\nprintf '\\036%s %s %s\\n' {number} $? $EPOCHREALTIME"
 
