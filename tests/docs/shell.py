@@ -57,7 +57,7 @@ def steps_of(blocks: Sequence[Block]) -> list[Step]:
 
 
 def run_blocks(blocks: Sequence[Block], folder: Path, programs: Path, *, timeout: float = 900) -> list[Step]:
-    """Run a page's blocks in `folder` with the programs of an environment; its steps, with what happened. `pip install` is taken as done."""
+    """Run a page's blocks in `folder` with the programs of an environment. `pip install` is taken as done."""
     steps = [step for step in steps_of(blocks) if not step.text.startswith("pip install ")]
     port = _free_port()
     script = "\n".join(["printf '\\036begin 0 %s\\n' $EPOCHREALTIME", *(_line(number, step, port) for number, step in enumerate(steps))])
