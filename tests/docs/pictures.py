@@ -27,8 +27,8 @@ SHOTS = {
     "false-flags": ("archive-overnight", "run/report.html", "How many of these flags", 520),
     "verdicts": ("check-pictures", "verdicts.html", "", 820),
     "evidence": ("check-pictures", "evidence/evidence.html", "", 900),
-    "evaluation": ("your-own-detector", "figures/report.html", "", 860),
-    "leaderboard": ("your-own-detector", "leaderboard.html", "", 520),
+    "evaluation": ("your-own-detector", "figures/report.html", "", 560),
+    "leaderboard": ("your-own-detector", "leaderboard.html", "", 860),
 }
 WIDTH = 1000
 
