@@ -6,6 +6,7 @@ shows `^C` in what a command prints, the command is interrupted as a terminal do
 
 import os
 import re
+import resource
 import shlex
 import socket
 import subprocess
@@ -158,6 +159,12 @@ def report(steps: Sequence[Step]) -> Iterator[str]:
     yield f"{sum(not step.text.startswith('cat >') for step in steps)} commands, {sum(step.seconds for step in steps):.0f} s"
 
 
+def processor_seconds() -> float:
+    """What the processes that ended below this one have used so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main(page: str, folder: str) -> None:
     """Run a page, and write down beside its folder what each command printed: what the page's `text` blocks are cut from."""
     from tests.docs.blocks import blocks_of
@@ -170,7 +177,7 @@ def main(page: str, folder: str) -> None:
         for step in steps:
             log.write(f"$ {step.text}\n" + "\n".join(step.lines) + f"\n[{step.code}, {step.seconds:.1f} s]\n\n")
             log.writelines(f"MISSING {line}\n" for line in missing(step, place))
-        log.write("\n".join([*report(steps), f"{time.monotonic() - began:.0f} s in all"]) + "\n")
+        log.write("\n".join([*report(steps), f"{time.monotonic() - began:.0f} s in all, {processor_seconds():.0f} s of a processor"]) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ def test_its_pictures_are_there_and_light(name):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_reader_sees_what_the_page_says(name, programs, tmp_path):
+    before = shell.processor_seconds()
     steps = shell.run_blocks(blocks_of(FOLDER / f"{name}.md"), tmp_path, programs, timeout=1700)
-    print("\n".join(shell.report(steps)))
+    print("\n".join(shell.report(steps)), f"{shell.processor_seconds() - before:.0f} s of a processor", sep="\n")
     for step in steps:
         assert step.code == (INTERRUPTED if step.interrupted else 0), f"{step.text}\n" + "\n".join(step.lines[-30:])
         assert shell.missing(step, tmp_path) == [], f"{step.text}\n" + "\n".join(step.lines[-60:])
