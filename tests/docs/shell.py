@@ -11,7 +11,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,13 +170,12 @@ def main(page: str, folder: str) -> None:
 
     place = Path(folder).resolve()
     place.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     steps = run_blocks(blocks_of(Path(page).resolve()), place, Path(sys.executable).parent, timeout=3000)
     with place.with_suffix(".log").open("w", encoding="utf-8") as log:
         for step in steps:
             log.write(f"$ {step.text}\n" + "\n".join(step.lines) + f"\n[{step.code}, {step.seconds:.1f} s]\n\n")
             log.writelines(f"MISSING {line}\n" for line in missing(step, place))
-        log.write("\n".join([*report(steps), f"{time.monotonic() - began:.0f} s in all, {processor_seconds():.0f} s of a processor"]) + "\n")
+        log.write("\n".join([*report(steps), f"{processor_seconds():.0f} s of a processor"]) + "\n")
 
 
 if __name__ == "__main__":
