@@ -80,14 +80,6 @@ def run_blocks(blocks: Sequence[Block], folder: Path, programs: Path, *, timeout
     return steps
 
 
-def check(line: str, folder: Path, programs: Path) -> None:
-    """Run one line, which has to end well."""
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=environment(folder, programs), capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-
-
 def environment(folder: Path, programs: Path) -> dict[str, str]:
     """The variables of a reader's shell: the environment's programs first, nothing of these tests, a home that is empty."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TOUCHSTONE_", "RAY_", "VIRTUAL_ENV"))}

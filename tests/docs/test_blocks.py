@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import build_sample_archive
 from tests.docs import shell
 from tests.docs.blocks import CONSOLE, ROOT, blocks_of
+from tests.scoring.stages import without_ray
 
 INTERNET, AWS, KUBERNETES, CONTAINERS = "fetches from the internet", "needs an AWS account", "needs Kubernetes", "needs Docker"
 WEIGHTS = "needs published weights, which are fetched from the internet"
@@ -100,7 +102,7 @@ def test_every_entry_of_the_table_is_about_a_block_that_is_there():
 
 
 @pytest.fixture(scope="module")
-def inputs(s3, programs, tmp_path_factory):
+def inputs(s3, tmp_path_factory):
     """What the pages' readers have: pictures under the names that the pages use, two scored archives, labels, a table, a bucket."""
     folder = tmp_path_factory.mktemp("reader")
     sample = build_sample_archive(folder / "archive", files=24)
@@ -117,12 +119,12 @@ def inputs(s3, programs, tmp_path_factory):
         table = csv.DictWriter(target, ["sha256", "label", "generator"], extrasaction="ignore")
         table.writeheader()
         table.writerows(csv.DictReader(source))
-    shell.check(
-        "touchstone score archive --ensemble tiny --out run --table verdicts && cp -r run archive-run && cp -r run figures-run"
-        " && touchstone evaluate run --labels labels.csv --out figures-a && cp -r figures-a figures-b",
-        folder,
-        programs,
-    )
+    with pytest.MonkeyPatch.context() as here, without_ray():
+        here.chdir(folder)
+        assert main(["score", "archive", "--ensemble", "tiny", "--out", "run", "--table", "verdicts"]) == 0
+        assert main(["evaluate", "run", "--labels", "labels.csv", "--out", "figures-a"]) == 0
+    shutil.copytree(folder / "run", folder / "archive-run")
+    shutil.copytree(folder / "figures-a", folder / "figures-b")
     return folder
 
 
