@@ -85,7 +85,7 @@ def runnable(page):
         elif block.language == "sql":
             block = replace(block, language="python", text=f'import duckdb\n\nprint(duckdb.sql("""{block.text}""").fetchall())\n')
         if block.text:
-            named = re.sub("|".join(rf"(?<![\w/-]){re.escape(name)}(?![\w/-])" for name in NAMES), lambda one: NAMES[one[0]], block.text)
+            named = re.sub("|".join(rf"(?<![\w/-]){re.escape(name)}(?![\w-])" for name in NAMES), lambda one: NAMES[one[0]], block.text)
             found.append(replace(block, text=named))
     return found
 
@@ -109,11 +109,10 @@ def inputs(s3, tmp_path_factory):
     pictures = sorted((folder / "archive").rglob("*.jpg"))
     shutil.copytree(folder / "archive", folder / "holiday")
     shutil.copytree(folder / "archive", folder / "photos")
-    for name in ("photo.jpg", "cat.jpg"):
-        shutil.copy(pictures[0], folder / "archive" / name)
-        shutil.copy(pictures[0], folder / name)
+    shutil.copy(pictures[0].rename(folder / "archive" / "photo.jpg"), folder)
+    shutil.copy(pictures[1], folder / "cat.jpg")
     s3.bucket("bucket")
-    for path in pictures[:4]:
+    for path in pictures[1:5]:
         s3.client().upload_file(str(path), "bucket", f"archive/{path.name}")
     with sample.labels.open(newline="") as source, (folder / "labels.csv").open("w", newline="") as target:
         table = csv.DictWriter(target, ["sha256", "label", "generator"], extrasaction="ignore")
