@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Tests start many processes; where Python may write no bytecode, each of them would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-on-ray test-without-ray test-cluster lint bench clean
+.PHONY: setup demo test test-on-ray test-without-ray test-cluster lint docs bench clean
 .PHONY: test-kills test-faults test-forms test-ensembles test-memory test-detectors test-training test-recipes test-data test-endpoint test-deployed test-strangers test-statistics test-docs
 .DEFAULT_GOAL := setup
 
@@ -35,9 +35,9 @@ test-on-ray: $(STAMP)
 test-without-ray: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -n 2 --dist loadfile --max-worker-restart 0 -m 'not ray and not slow' tests
 
-# The slow tests that CI runs all the same: GPU nodes, a submitted job and its stop, an autoscaler from zero to four nodes and back, cluster.yaml on AWS's API, versions that differ, a run whose driver, actors and node are killed, an exported detector that scores.
+# The slow tests that CI runs all the same: GPU nodes, a submitted job and its stop, an autoscaler from zero to four nodes and back, cluster.yaml on AWS's API, versions that differ, a run whose driver, actors and node are killed, an exported detector that scores; and the documentation site, built strictly.
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and ci' tests/training tests/scoring tests/cluster
+	$(BIN)/python -m pytest --durations 10 -m 'slow and ci' tests/training tests/scoring tests/cluster tests/docs
 
 # The other slow tests, by hand, in groups. Of scoring: sixteen kills at seeded moments on three nodes.
 test-kills: $(STAMP)
@@ -87,7 +87,7 @@ test-deployed: $(STAMP)
 test-strangers: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/test_strangers.py
 
-# The wheel, installed where nothing else is: what it holds, and the lines of the documents as a stranger types them.
+# The wheel, installed where nothing else is: what it holds, and the lines of the documents as a stranger types them; notebooks and guides; the site.
 test-docs: $(STAMP)
 	$(BIN)/python -m pytest --durations 10 -m slow tests/docs tests/test_distribution.py
 
@@ -100,6 +100,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation site, in build/site: open build/site/index.html. `python -m`, so that its hooks find the package.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.scoring --quick --json benchmarks/latest.json

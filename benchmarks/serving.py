@@ -97,7 +97,7 @@ def prepare_models(folder: Path, names: Sequence[str] = tuple(MODELS.values())) 
         name = MODELS[work.name]
         if name in names:
             work = replace(work, name=name, ensemble=work.ensemble or str(_ensemble(work, folder)))
-            ensemble = load_ensemble(work.ensemble)
+            ensemble = load_ensemble(work.ensemble, device="cpu")
             ((detector, precision),) = ensemble.spec.precision.items()
             results = ensemble.score(work.files())
             expected = {path.name: result.scores[detector] for path, result in zip(work.files(), results, strict=True)}

@@ -97,8 +97,8 @@ class Recorder:
 def ensemble_way(recorder: Recorder, picture: Path) -> Way:
     """One image in Python: `load_ensemble().score`."""
     ensemble = ray_app.load_ensemble("tiny")
-    list(ensemble.score([picture]))
-    return recorder.way("load_ensemble().score", lambda: list(ensemble.score([picture])))
+    ensemble.score(picture)
+    return recorder.way("load_ensemble().score", lambda: ensemble.score(picture))
 
 
 def block_way(recorder: Recorder, picture: Path, folder: Path) -> Way:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # an uploaded checkout is not an installed package
 
-from ray_app.cli.main import main
+from ray_app.cli.main import script
 
 if __name__ == "__main__":
-    sys.exit(main(["data", "pack", *sys.argv[1:]], typed=["python", "jobs/pack.py", *sys.argv[1:]]))
+    script(["data", "pack", *sys.argv[1:]], typed=["python", "jobs/pack.py", *sys.argv[1:]])

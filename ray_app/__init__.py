@@ -2,10 +2,11 @@
 
     >>> import ray_app
     >>> ensemble = ray_app.load_ensemble("default")
-    >>> ensemble.score(["photo.jpg"])[0].verdict
+    >>> ensemble.score("photo.jpg").verdict
     'real'
 
-Importing this package imports neither torch nor ray; `load_ensemble` and `load_detector` import torch when they are called.
+`load_ensemble` and `load_detector` score images, `list_ensembles` and `list_detectors` have the names of those that are shipped, `load_run`
+reads what `touchstone score` wrote. Importing this package imports neither torch nor ray; the first two import torch when they are called.
 """
 
 import ast
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ray_app import errors
 
 
 def on_first_use(package: str) -> Callable[[str], Any]:
@@ -41,9 +44,19 @@ def on_first_use(package: str) -> Callable[[str], Any]:
 
 
 if TYPE_CHECKING:
-    from ray_app.inference.ensemble import Ensemble, Result, load_detector, load_ensemble
+    from ray_app.config import list_detectors, list_ensembles
+    from ray_app.inference.ensemble import Ensemble, load_detector, load_ensemble
+    from ray_app.inference.result import Result, Results
+    from ray_app.runs.scored_run import ScoredRun, load_run
 else:
     __getattr__ = on_first_use(__name__)
 
 __version__ = "0.15.0"
-__all__ = ["Ensemble", "Result", "load_detector", "load_ensemble"]
+__all__ = [
+    "load_ensemble", "load_detector", "load_run", "list_ensembles", "list_detectors",
+    "Ensemble", "Result", "Results", "ScoredRun", "errors",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

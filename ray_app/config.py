@@ -84,6 +84,19 @@ def named_configs(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((config_root() / kind).glob("*.yaml"))}
 
 
+def list_detectors() -> list[str]:
+    """The names of the shipped detectors, which `load_detector` takes; `touchstone detectors list` says more of each."""
+    return list(named_configs("detectors"))
+
+
+def list_ensembles() -> list[str]:
+    """The names of the shipped ensembles, which `load_ensemble` takes; `touchstone ensembles list` says more of each."""
+    return list(named_configs("ensembles"))
+
+
+_KINDS = {"score": "settings of a run", "train": "recipe", "evaluate": "protocol", "serve": "settings of an endpoint"}
+
+
 def find_config(kind: str, name_or_path: str | Path) -> Path:
     """The file that a user means by a shipped name or by a path. Raises ConfigError."""
     named = named_configs(kind)
@@ -92,9 +105,10 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    singular = kind.removesuffix("s")
+    singular = _KINDS.get(kind, kind.removesuffix("s"))
+    close = difflib.get_close_matches(str(name_or_path), named, n=1, cutoff=0.5)
     raise ConfigError(
-        f"{name_or_path}: no such {singular} file, and no shipped {singular} of that name" + _nearest(str(name_or_path), named),
+        f"{name_or_path}: there is no such file, and no {singular} of that name" + (f" — did you mean '{close[0]}'?" if close else ""),
         hint=f"shipped: {', '.join(named)}",
     )
 
@@ -116,11 +130,27 @@ def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
     """The same of a file's content; `where` names it in errors. Raises ConfigError."""
     try:
         data = _yaml(content.decode())
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: not YAML: {error}", hint="save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}{_line_of(error)}: not YAML: {_fault(error)}") from None
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{where}: expected keys and values, found {type(data).__name__}")
     return data or {}
+
+
+def _line_of(error: yaml.YAMLError) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
+def _fault(error: yaml.YAMLError) -> str:
+    """What the parser stumbled over, and the line with an arrow below the place."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    words = ", ".join(part for part in (error.problem, error.context) if part)
+    snippet = error.problem_mark.get_snippet() if error.problem_mark else None
+    return f"{words}\n{snippet}" if snippet else words
 
 
 def _yaml(text: str) -> Any:
@@ -179,7 +209,7 @@ def overlaid(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override}: expected key=value", hint="for example --set batch_slots=8")
+        raise ConfigError(f"--set {override}: a key and a value are needed, with = between them", hint="for example --set batch_slots=8")
     *parents, leaf = key.split(".")
     for parent in parents:
         child = data.setdefault(parent, {})
@@ -189,7 +219,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
     try:
         data[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from None
+        raise ConfigError(
+            f"--set {override}: the value is not YAML: {_fault(error)}", hint="quote it for your shell and for YAML"
+        ) from None
 
 
 def _deep_copy(value: Any) -> Any:
@@ -205,7 +237,10 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], where: str) -> str:
         return f"{where}: {location}: unknown key" + _nearest(str(detail["loc"][-1]), valid)
     if detail["type"] == "missing":
         return f"{where}: {location}: missing"
-    return f"{where}: {location}: {detail['msg']} (got {detail['input']!r})"
+    wanted = detail["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+    if wanted.startswith("Input should"):
+        return f"{where}: {location}: {detail['input']!r} does not fit: it{wanted.removeprefix('Input')}"
+    return f"{where}: {location}: {wanted} (got {detail['input']!r})"
 
 
 def _keys_at(model: Any, location: Sequence[int | str]) -> Iterator[str]:

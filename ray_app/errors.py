@@ -44,20 +44,20 @@ MEANING: dict[Status, str] = {
     Status.OK: "scored",
     Status.EMPTY_FILE: "the file has no bytes",
     Status.UNSUPPORTED_FORMAT: "not an image format that Touchstone reads",
-    Status.CORRUPT_IMAGE: "the bytes do not decode",
+    Status.CORRUPT_IMAGE: "the image is damaged: its bytes do not decode",
     Status.TRUNCATED_IMAGE: "the file ends before the image does",
-    Status.IMAGE_TOO_LARGE: "over the intake limits, refused before decoding",
-    Status.METADATA_TOO_LARGE: "text or profiles over the intake limits",
-    Status.UNSAFE_MEMBER: "an archive member with an unsafe name or type",
-    Status.ENCRYPTED_MEMBER: "an encrypted archive member",
-    Status.DECODE_TIMEOUT: "decoding took longer than the wall limit",
-    Status.DECODER_CRASHED: "the decoder process died on it, or Touchstone's own code failed on it",
-    Status.SOURCE_MISSING: "listed, but gone when it was read",
+    Status.IMAGE_TOO_LARGE: "larger than the limits allow, refused before decoding",
+    Status.METADATA_TOO_LARGE: "text or colour profiles larger than the limits allow",
+    Status.UNSAFE_MEMBER: "a file in an archive with an unsafe name or type",
+    Status.ENCRYPTED_MEMBER: "an encrypted file in an archive",
+    Status.DECODE_TIMEOUT: "decoding took longer than the limit",
+    Status.DECODER_CRASHED: "the decoder crashed on it, or Touchstone's own code failed",
+    Status.SOURCE_MISSING: "it was listed, but was gone when it was read",
     Status.SOURCE_DENIED: "the storage refused access",
     Status.SOURCE_THROTTLED: "the storage kept asking to slow down",
     Status.SOURCE_TIMEOUT: "the storage did not answer in time",
-    Status.SOURCE_CHANGED: "the object changed after it was listed",
-    Status.DETECTOR_FAILED: "a detector raised on it",
+    Status.SOURCE_CHANGED: "it changed after it was listed",
+    Status.DETECTOR_FAILED: "a detector failed on it",
 }
 
 
@@ -86,6 +86,9 @@ REASON_MEANING: dict[Reason, str] = {
 }
 
 
+VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
+
+
 class Doubt(NamedTuple):
     """Why there is no verdict: a word of the closed list, and what varies in it."""
 
@@ -105,6 +108,17 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+EXIT_MEANING: dict[ExitCode, str] = {
+    ExitCode.DONE: "done",
+    ExitCode.BUG: "a bug of Touchstone",
+    ExitCode.USAGE: "a command, a file or a setting that has to be changed",
+    ExitCode.TOO_MANY_BAD: "finished, and more files could not be scored than `max_bad_fraction` allows",
+    ExitCode.DETECTOR: "a detector, its weights or its licence",
+    ExitCode.CLUSTER: "storage or the cluster is out of reach, or nothing moves any more",
+    ExitCode.INTERRUPTED: "interrupted; what is committed is kept, and the same command continues",
+}
+
+
 MOST_CHARACTERS = 1000  # of a `detail`
 
 # The note (PEP 678) on an exception that ended a run in its middle.
@@ -120,6 +134,8 @@ class TouchstoneError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"→ {hint}")  # which a traceback shows: from Python nobody else would
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions between processes; keyword-only fields would be lost by the default.

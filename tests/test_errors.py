@@ -1,11 +1,13 @@
 """The closed lists: code, docs and page say the same."""
 
+import pickle
 import re
+import traceback
 from pathlib import Path
 
 import pytest
 
-from ray_app.errors import MEANING, REASON_MEANING, ClusterError, InputError, Reason, Status, is_of_one_image, one_line
+from ray_app.errors import MEANING, REASON_MEANING, ClusterError, ConfigError, InputError, Reason, Status, is_of_one_image, one_line
 from ray_app.serving.http.schemas import ImageAnswer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +34,13 @@ def test_the_page_has_words_for_every_reason():
 def test_the_api_says_which_reasons_there_are():
     schema = ImageAnswer.model_json_schema()
     assert schema["$defs"]["Reason"]["enum"] == [reason.value for reason in Reason]
+
+
+def test_a_traceback_shows_what_to_do_also_from_another_process():
+    error = ConfigError("no such thing", hint="name another")
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert traceback.format_exception_only(one)[-1] == "→ name another\n"
+    assert len(traceback.format_exception_only(ConfigError("no such thing"))) == 1
 
 
 @pytest.mark.parametrize(

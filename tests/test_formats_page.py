@@ -50,7 +50,7 @@ def test_every_format_stands_there_with_its_limit_and_whether_the_endpoint_takes
 
 
 def test_extras_that_it_names_are_there():
-    named = set(re.findall(r"touchstone\[(\w+)\]", PAGE + (ROOT / "docs" / "licences.md").read_text()))
+    named = set(re.findall(r"touchstone-forensics\[(\w+)\]", PAGE + (ROOT / "docs" / "licences.md").read_text()))
     assert {"jxl", "raw", "zst"} <= named <= set(EXTRAS)
 
 

@@ -66,7 +66,7 @@ def check(told, folder):
             assert line == "…" or re.search(f"^{pattern}$", told, re.MULTILINE), line
     assert '"verdict":' in told.partition("curl ")[2]
     assert {"demo", "run", "figures", "verdicts.html", "verdicts.csv"} <= {path.name for path in folder.iterdir()}
-    verdicts = re.findall(r"^demo/archive/desk/\S+ (fake|real|abstain|None) ", told, re.MULTILINE)
+    verdicts = re.findall(r"/demo/archive/desk/\S+ (fake|real|abstain|None) ", told, re.MULTILINE)
     assert len(verdicts) > 10
 
 

@@ -68,7 +68,7 @@ def roles_of(schema: pa.Schema, columns: TableColumns, where: str) -> Roles:
     """
     if columns.image in schema.names:
         if not holds_files(schema.field(columns.image).type):
-            raise ConfigError(f"{where}: column '{columns.image}' holds {schema.field(columns.image).type}, no encoded images")
+            raise ConfigError(f"{where}: column '{columns.image}' holds {schema.field(columns.image).type}, not encoded images")
         return Roles(columns.image, None)
     uri = uri_column(schema, columns)
     if columns.uri is not None and uri is not None:
@@ -99,7 +99,7 @@ def no_column(where: str, name: str, names: Sequence[str]) -> ConfigError:
 
 def no_uris(where: str, names: Sequence[str]) -> ConfigError:
     """What to say of a list in which no column has a usual name of uris."""
-    return ConfigError(f"{where}: none of its columns holds uris: {', '.join(names)}", hint="say which: --set columns.uri=NAME")
+    return ConfigError(f"{where}: none of its columns holds uris: {', '.join(names)}", hint="say which one: --set columns.uri=NAME")
 
 
 def _image_column(schema: pa.Schema, where: str) -> str | None:
@@ -113,7 +113,7 @@ def _image_column(schema: pa.Schema, where: str) -> str | None:
         return chosen
     raise ConfigError(
         f"{where}: the images may be in any of the columns {', '.join(candidates)}",
-        hint="say which: --set columns.image=NAME",
+        hint="say which one: --set columns.image=NAME",
     )
 
 

@@ -179,7 +179,8 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
         return None
     if fields.get("format") != _FORMAT:
         raise IdentityError(
-            f"{store.url}/{_path(number, '_complete')} is of another version of Touchstone", hint="give another --out, or use that version"
+            f"{store.url}/{_path(number, '_complete')} was written by another version of Touchstone",
+            hint="give another --out, or use that version",
         )
     return ManifestInfo(**fields)
 
@@ -459,5 +460,5 @@ def _wider(name: str, one: pa.DataType, other: pa.DataType, *, as_text: bool) ->
 
 def _clash(name: str, kinds: str) -> ConfigError:
     return ConfigError(
-        f"column '{name}' of the source holds both {kinds}", hint="make its values of one type, or score the parts as runs of their own"
+        f"column '{name}' of the source holds both {kinds}", hint="give it values of one type, or score the parts as runs of their own"
     )

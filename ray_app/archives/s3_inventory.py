@@ -61,16 +61,16 @@ class Inventory:
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: {error!r}") from None
         place = canonical(self.url)
         if urls.scheme_of(place) == "s3" and urls.bucket_and_key(place)[0] != bucket:
-            raise ConfigError(f"{self.url}: its data files are in another bucket, {bucket}", hint="name the manifest.json that lies there")
+            raise ConfigError(f"{self.url}: its data files are in another bucket, {bucket}", hint="give the manifest.json in that bucket")
         names = _column_names(schema)
         missing = [setting for name, setting in _NEEDED.items() if name not in names]
         if missing:
             raise ConfigError(
-                f"{self.url}: the inventory does not tell {' and '.join(missing)}",
-                hint=f"add to its optional fields: {', '.join(missing)}; without them images could not be told from later versions",
+                f"{self.url}: the inventory lacks {' and '.join(missing)}",
+                hint=f"add to its optional fields: {', '.join(missing)}; without them an image cannot be told from its later versions",
             )
         if kind not in _READERS:
-            raise ConfigError(f"{self.url}: the inventory's format '{kind}' is none of {', '.join(_READERS)}")
+            raise ConfigError(f"{self.url}: the inventory's format '{kind}' is not one of {', '.join(_READERS)}")
         for uri, size in files:
             yield InventoryFile(uri, size, kind, tuple(names), self, listed)
 
@@ -85,7 +85,7 @@ class Inventory:
         try:
             manifest = json.loads(data)
         except (ValueError, RecursionError):
-            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is no JSON") from None
+            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is not JSON") from None
         if not isinstance(manifest, dict):
             raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory")
         return manifest
@@ -118,7 +118,7 @@ class InventoryFile:
         except SourceError as error:
             raise StorageError(
                 f"cannot read the inventory's file {self.uri}: {error.detail}",
-                hint="an inventory is deleted after a time if its bucket says so: take the newest manifest.json",
+                hint="buckets can have old inventories deleted: give the newest manifest.json",
             ) from error
 
     def _objects(self, fetcher: Fetcher) -> Iterator[ObjectInfo]:

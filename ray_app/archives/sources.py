@@ -172,12 +172,14 @@ class Archive:
         """What to say when nothing was kept of `found` files, those in `opened` containers among them."""
         names = ", ".join(self._names)
         if not found and opened:
-            return ConfigError(f"{names}: no image in {opened} archive{'s' * (opened != 1)}", hint="folders in an archive are not counted")
+            return ConfigError(f"{names}: no file in {opened} archive{'s' * (opened != 1)}", hint="folders in an archive are not counted")
         if not found:
-            return ConfigError(f"{names}: nothing there but the run directory itself, or lists without a row")
+            text = "no file there but those of the output directory, or only lists without rows"
+            return ConfigError(f"{names}: {text}", hint="give --out a folder of its own, and the folder of the images as source")
         patterns = " ".join([f"--include {p}" for p in self.selection.include] + [f"--exclude {p}" for p in self.selection.exclude])
         return ConfigError(
-            f"{names}: none of {found} files passes {patterns}", hint="letters count as they are: *.jpg is not A.JPG; ** spans folders"
+            f"{names}: none of {found} file{'s' * (found != 1)} passes {patterns}",
+            hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders",
         )
 
 
@@ -215,9 +217,9 @@ def _source_for(source: str, columns: members.TableColumns, limits: ContainerLim
     kind, url = _split_kind(source)
     known = ("files", *CONTAINERS, "list", "inventory")
     if kind is not None and kind not in known:
-        raise ConfigError(f"{strip_secrets(source)}: '{kind}::' is no kind of source", hint=f"known: {', '.join(known)}")
+        raise ConfigError(f"{strip_secrets(source)}: '{kind}::' is not a kind of source", hint=f"known: {', '.join(known)}")
     if not url:
-        raise ConfigError(f"'{source}' names no place", hint="a folder, file or URL")
+        raise ConfigError(f"'{source}' is not a place", hint="give a folder, a file or a URL")
     url = canonical(url)  # here: sections are listed by tasks, whose working directory is another
     if kind == "inventory":
         return s3_inventory.Inventory(url, columns, limits)

@@ -64,7 +64,7 @@ def csv_tables(
 def named_once(names: list[str]) -> list[str]:
     """The same names. Raises ArrowInvalid where a header has one of them twice."""
     if len(set(names)) < len(names):
-        raise pa.ArrowInvalid(f"its first line does not name each column once: {', '.join(names)}")
+        raise pa.ArrowInvalid(f"its first line should name each column once: {', '.join(names)}")
     return names
 
 
@@ -86,7 +86,7 @@ def _object(line: str, number: int) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"line {number} is no object: {line[:80]}")
+        raise ValueError(f"line {number} is not a JSON object: {line[:80]}")
     return row
 
 
@@ -128,7 +128,7 @@ def _check_depth(piece: bytes) -> None:
     if depth.max(initial=0) > _MAX_DEPTH:
         start = shown.rfind(b"\n", 0, int(np.argmax(depth > _MAX_DEPTH))) + 1
         line = shown[start : start + 60].decode(errors="replace")
-        raise pa.ArrowInvalid(f"over {_MAX_DEPTH} brackets in one another, in or before the line: {line} …")
+        raise pa.ArrowInvalid(f"over {_MAX_DEPTH} nested brackets, in or before the line: {line} …")
 
 
 def pieces(file: Any, *, quoted: bool, size: int | None = None) -> Iterator[bytes]:

@@ -34,7 +34,7 @@ class ListEntries:
             uri = row.pop(self._column, None)
             if not isinstance(uri, str) or not uri:
                 raise ConfigError(
-                    f"{self._list}: row {self._row} has no text in its column '{self._column}'", hint="each row names one image"
+                    f"{self._list}: row {self._row} has no text in its column '{self._column}'", hint="each row should name one image"
                 )
             version, etag, size = row.pop("version", None), row.pop("etag", None), row.pop("size_bytes", None)
             yield self._member(uri, _version(version, etag), size if type(size) is int and size >= 0 else -1, row)
@@ -82,7 +82,7 @@ def _checked(uri: str) -> tuple[str, RefusedMember | None]:
         return shown, RefusedMember(
             Status.SOURCE_DENIED,
             "the list signs this uri; secrets are not kept, so a worker cannot read it: list the object itself (s3://BUCKET/KEY) "
-            "and give the workers rights of their own",
+            "and give the workers credentials of their own",
         )
     try:
         return canonical(uri), None

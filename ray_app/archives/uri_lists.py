@@ -66,7 +66,7 @@ class UriList:
             raise StorageError(f"cannot read the list {self.uri}: {error.detail}") from error
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise ConfigError(
-                f"{self.uri}: {' '.join(str(error).split())}", hint="a list has one header and, within a column, values of one type"
+                f"{self.uri}: {' '.join(str(error).split())}", hint="a list needs one header line and, within a column, values of one type"
             ) from error
 
     def _members(self, fetcher: Fetcher) -> Iterator[members.ListedMember]:
@@ -77,7 +77,7 @@ class UriList:
             return
         name, packed = _names(self.uri)
         if name not in _READERS:
-            raise ConfigError(f"{self.uri}: not a list", hint=f"a list's name ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt")
+            raise ConfigError(f"{self.uri}: not a list", hint=f"the name of a list ends in {', '.join(LIST_ENDINGS)}, .parquet or .txt")
         with fetcher.open(self.uri, self.version, self.size_bytes) as file:
             rows = _READERS[name](_unpacked(file, packed), self)
             first = next(rows, None)
@@ -129,7 +129,7 @@ def _unpacked(file: io.RawIOBase, packed: str | None) -> Any:
 def _csv_rows(file: Any, where: UriList, delimiter: str = ",") -> Rows:
     def texts(names: list[str]) -> list[str]:
         if len(set(names)) < len(names) or "" in names:
-            raise ConfigError(f"{where.uri}: its first line does not name each column once", hint=f"found: {', '.join(names)}")
+            raise ConfigError(f"{where.uri}: its first line should name each column once", hint=f"found: {', '.join(names)}")
         uri = uri_column(pa.schema([(name, pa.string()) for name in names]), where.columns)
         return [name for name in (uri, *_TEXTS) if name is not None]
 

@@ -1,6 +1,5 @@
 """`touchstone check IMAGE…`: verdicts on some pictures at once, in this process; no run, no cluster."""
 
-import io
 import json
 import os
 import shutil
@@ -19,16 +18,15 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
 from ray_app.errors import ConfigError, ExitCode, InputError, SourceError, Status
 
 if TYPE_CHECKING:
-    from ray_app.inference.ensemble import Result
     from ray_app.inference.isolated_files import IsolatedFiles, ReadFile
+    from ray_app.inference.result import Result
+    from ray_app.inference.small_pictures import PictureSize
     from ray_app.inference.spec import ScoringSpec
 
 STDIN = "-"
 _MOST_THREADS = 4
 _SMALL = 100_000_000  # parameters; what is larger keeps a processor's memory busy alone
-_PICTURE_PX = 320  # the longer side of a small picture
-_PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
-_WORDS = ("predicted_prompt", "prompt_likelihood")
+_TILE, _ALONE = (320, 40_000), (960, 150_000)  # of a picture among others, and of one that has the page to itself: pixels, bytes
 
 
 @click.command()
@@ -41,7 +39,7 @@ _WORDS = ("predicted_prompt", "prompt_likelihood")
 @licence_option
 @click.option("--json", "form", flag_value="json", help="A line of JSON per picture.")
 @click.option("--csv", "form", flag_value="csv", help="CSV, a line per picture.")
-@click.option("--html", metavar="FILE", help="Write a page with small pictures to FILE (.html), besides.")
+@click.option("--html", metavar="FILE", help="Also write a page to FILE (.html): a report on one picture, or a tile for each.")
 def check(
     images: tuple[str, ...],
     ensemble: str | None,
@@ -53,22 +51,23 @@ def check(
 ) -> int:
     """Give a verdict on a few pictures, now.
 
-    Says of each IMAGE whether there is evidence that a generative model made or altered it. IMAGE is a file, a folder with all below it,
-    `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. A file that is not a picture gets a line with its
-    status. Exit code 3: not one picture has a score.
+    Says of each IMAGE whether there is evidence that a generative model made or altered it. IMAGE is a file, a folder with all
+    that is below it, `-` (stdin), an https URL of the public Internet, or any fsspec URL of a file. A file that is not a picture
+    gets a line with its status. Exit code 3: no picture got a score.
 
     \b
     touchstone check photo.jpg
+    touchstone check photo.jpg --html photo-report.html
     touchstone check holiday/ --html verdicts.html
     curl -s https://example.org/a.jpg | touchstone check - --json
 
     One thread scores while others decode, unless OMP_NUM_THREADS says otherwise. For archives, buckets
-    and all that takes hours there is `touchstone score`.
+    and whatever takes hours, use `touchstone score`.
     """
     if not images:
         raise ConfigError("nothing to check", hint="touchstone check FILE|FOLDER|URL|-")
     if detectors and ensemble:
-        raise ConfigError("--detector and --ensemble exclude each other", hint="name the detectors, or the ensemble they belong to")
+        raise ConfigError("--detector and --ensemble cannot be given together", hint="name the detectors, or the ensemble they belong to")
     page = None if html is None else _page_path(html)
     names = _listed(images)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: as in a run's workers, so that scores are the same to the bit
@@ -77,14 +76,15 @@ def check(
     from ray_app.images import BatchLimits
     from ray_app.images.provenance import ProvenanceConfig
     from ray_app.inference.isolated_files import IsolatedFiles
+    from ray_app.inference.small_pictures import PictureSize
     from ray_app.inference.spec import make_spec
 
     card = ensemble_of(list(detectors)) if detectors else load_ensemble_card(ensemble or "default")
     spec, rows, pictures = make_spec(card, limits=BatchLimits(), device=device), list[dict[str, Any]](), list[bytes | None]()
     read = _Reader(spec.limits.max_bytes)
-    picture_px = _PICTURE_PX if page else 0
-    with IsolatedFiles(spec, read, provenance=ProvenanceConfig().policy(), picture_px=picture_px) as files:
-        found = _rows(names, files, spec, accepted, rows, pictures)
+    size = PictureSize(*(_ALONE if len(names) == 1 else _TILE))
+    with IsolatedFiles(spec, read, provenance=ProvenanceConfig().policy(), picture_px=size.side_px if page else 0) as files:
+        found = _rows(names, files, spec, accepted, rows, pictures, size)
         try:
             _print(found, form, list(spec.cards))
         finally:  # what came before an error is shown
@@ -102,10 +102,12 @@ def _rows(
     accepted: Sequence[str],
     rows: list[dict[str, Any]],
     pictures: list[bytes | None],
+    size: "PictureSize",
 ) -> Iterator[dict[str, Any]]:
     """A row per name, in order, as they come; each is also noted in `rows`, and its picture in `pictures`."""
     arriving = zip(names, files.ahead(names), strict=True)  # children decode while torch is imported here
     from ray_app.inference.ensemble import Ensemble
+    from ray_app.inference.small_pictures import small_jpeg
 
     ensemble = Ensemble(spec.ensemble, device=spec.device, limits=spec.limits, accept_licences=accepted, children=files.children)
     side_by_side = _threads(len(names), spec)
@@ -114,7 +116,7 @@ def _rows(
     def scored(chunk: list[tuple[str, "ReadFile"]]) -> "list[Result]":
         mine = free.popleft()
         try:
-            return mine.score(file.given for _, file in chunk)
+            return mine.score_read(file.given for _, file in chunk)
         finally:
             free.append(mine)
 
@@ -125,7 +127,8 @@ def _rows(
             chunk, results = at_work.popleft()
             for (name, file), result in zip(chunk, results.result(), strict=True):
                 rows.append(_row(name, file, result))
-                pictures.append(None if file.picture is None else _small(file))
+                shape = rows[-1]["width"] or 1, rows[-1]["height"] or 1
+                pictures.append(None if file.picture is None else small_jpeg(file.picture, *shape, size))
                 yield rows[-1]
             at_work += ((chunk, pool.submit(scored, chunk)) for chunk in islice(chunks, 1))
 
@@ -140,25 +143,10 @@ def _threads(pictures: int, spec: "ScoringSpec") -> int:
 def _row(name: str, file: "ReadFile", result: "Result") -> dict[str, Any]:
     from ray_app.storage.urls import local_uri, strip_secrets
 
-    facts = file.facts
-    row = {
-        "uri": strip_secrets(name) if "://" in name or name == STDIN else local_uri(os.path.abspath(name)),
-        "status": result.status.value,
-        "detail": result.detail,
-        "verdict": result.verdict,
-        "verdict_reason": result.verdict_reason and result.verdict_reason.value,
-        "verdict_detail": result.verdict_detail,
-        "probability": result.probability,
-        "calibrated": result.calibrated,
-        "score": result.score,
-        "scores": dict(result.scores),
-        "second_look": result.second_look,
-        **{key: facts and getattr(facts, key) for key in ("format", "width", "height", "sha256")},
-        "provenance": file.provenance and json.loads(file.provenance.row() or "null"),
-    }
-    if result.generator_confidence is not None:
-        row |= {key: getattr(result, key) for key in _PROFILE}
-    return row | ({key: getattr(result, key) for key in _WORDS} if result.predicted_prompt is not None else {})
+    row = result.to_dict()
+    del row["source"]
+    uri = strip_secrets(name) if "://" in name or name == STDIN else local_uri(os.path.abspath(name))
+    return {"uri": uri, **row, "provenance": file.provenance and json.loads(file.provenance.row() or "null")}
 
 
 def _print(rows: Iterator[dict[str, Any]], form: str | None, detectors: Sequence[str]) -> None:
@@ -180,25 +168,15 @@ def _print_table(rows: Sequence[dict[str, Any]], spec: "ScoringSpec") -> None:
     click.echo("\n".join(check_lines(rows, CheckFacts.of(spec), shutil.get_terminal_size((120, 24)).columns)))
 
 
-def _small(file: "ReadFile") -> bytes:
-    """JPEG bytes of the small picture, in the picture's own shape, without metadata."""
-    from PIL import Image
-
-    assert file.picture is not None
-    width, height = (file.facts and file.facts.width) or 1, (file.facts and file.facts.height) or 1
-    scale = _PICTURE_PX / max(width, height)
-    stream = io.BytesIO()
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    Image.fromarray(file.picture).resize(size).save(stream, "JPEG", quality=80)
-    return stream.getvalue()
-
-
 def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[bytes | None], spec: "ScoringSpec") -> None:
     from ray_app.reports.check import CheckFacts, render_check
+    from ray_app.runs import fingerprint
+    from ray_app.scoring.identity import scoring_identity
 
+    facts = CheckFacts.of(spec, fingerprint(scoring_identity(spec)))
     half = page.with_name(f".{page.name}.{os.getpid()}")
     try:
-        half.write_text(render_check(rows, pictures, CheckFacts.of(spec), version=__version__), encoding="utf-8")
+        half.write_text(render_check(rows, pictures, facts, version=__version__), encoding="utf-8")
         half.replace(page)
     except OSError as error:
         half.unlink(missing_ok=True)
@@ -209,29 +187,30 @@ def _write_page(page: Path, rows: Sequence[dict[str, Any]], pictures: Sequence[b
 def _page_path(html: str) -> Path:
     page = Path(html)
     if page.suffix.lower() not in (".html", ".htm") or "://" in html:
-        raise ConfigError(f"--html {html}: not the name of a local page", hint="--html verdicts.html, before or after the pictures")
+        raise ConfigError(f"--html {html}: not the name of a local .html file", hint="for example --html verdicts.html")
     if not page.parent.is_dir():
-        raise ConfigError(f"--html {html}: no such folder")
+        raise ConfigError(f"--html {html}: there is no folder {page.parent}", hint="make it first, or name another one")
     return page
 
 
 def _listed(images: Sequence[str]) -> list[str]:
     """What is asked for, in order; of a folder all below it, by name. Raises ConfigError where there is nothing."""
+    from ray_app.storage.listing import not_there
     from ray_app.storage.urls import local_path, scheme_of
 
     names: list[str] = []
     if images.count(STDIN) > 1:
-        raise ConfigError("stdin is one picture", hint="name - once")
+        raise ConfigError("`-` stands for one picture on stdin", hint="name it once")
     for one in images:
         if one == STDIN or scheme_of(one) != "file":
             names.append(one)
             continue
         path = local_path(one)
         if not os.path.lexists(path):
-            raise ConfigError(f"{one}: no such file or folder")
+            raise not_there(path)
         names += _below(path) if os.path.isdir(path) else [path]
     if not names:
-        raise ConfigError(f"nothing to check: no file in {', '.join(images)}")
+        raise ConfigError(f"nothing to check: there is no file in {', '.join(images)}", hint="name pictures, or a folder with pictures")
     return names
 
 

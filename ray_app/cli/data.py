@@ -19,13 +19,18 @@ _MOST_LINES = 40
 
 @click.command("filter")
 @click.argument("run", metavar="RUN")
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
 @click.option(
     "--as", "form", type=click.Choice(["list", "webdataset", "parquet"]), help="A list of names, or shards with the bytes.  [default: list]"
 )
-@click.option("--drop", multiple=True, type=click.Choice(["fake", "abstain", "failed"]), help="What goes; repeatable.  [default: fake]")
+@click.option(
+    "--drop",
+    multiple=True,
+    type=click.Choice(["fake", "abstain", "failed"]),
+    help="Which verdicts are dropped; repeatable.  [default: fake]",
+)
 @click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]")
-@click.option("--retry", is_flag=True, help="Write those shards again in which files could not be read from storage.")
+@click.option("--retry", is_flag=True, help="Write again the shards in which files could not be read from storage.")
 @overrides
 @as_json
 def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
@@ -35,7 +40,7 @@ def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **g
     Lists come as Parquet, exact, and as CSV, where a name that a spreadsheet would run as a formula has an apostrophe before it.
 
     \b
-    touchstone runs filter run --out clean                            names that stay, names that go
+    touchstone runs filter run --out clean                            the names that stay, and those that go
     touchstone runs filter run --out clean --as parquet --drop fake --drop abstain
     """
     from ray_app.datajobs.shards import FilterConfig
@@ -49,21 +54,21 @@ def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **g
 
 @click.command()
 @click.argument("source", nargs=-1)
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
 @click.option("--as", "form", type=click.Choice(["parquet", "webdataset"]), help="Form of the shards.  [default: parquet]")
 @click.option("--shard-mb", type=click.FloatRange(min=0, min_open=True), help="Bytes of files in one shard, in MB.  [default: 256]")
 @click.option("--config", "config_file", metavar="FILE", help="YAML of a packing job.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Pack no more than this many files.")
-@click.option("--retry", is_flag=True, help="Write those shards again in which files could not be read from storage.")
+@click.option("--retry", is_flag=True, help="Write again the shards in which files could not be read from storage.")
 @overrides
 @as_json
 def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_json: bool, **given: Any) -> int:
     """Pack many small files into shards, bytes untouched.
 
     Shards are Parquet as the Hugging Face hub writes it, or tars. SOURCE is what `touchstone score` takes. A file that cannot be read is
-    in no shard but in DIR/unpacked.parquet, with the reason.
+    not packed: DIR/unpacked.parquet lists it with the reason.
 
     \b
     touchstone data pack s3://bucket/photos --out s3://bucket/shards
@@ -88,18 +93,18 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
 
 @click.command()
 @click.argument("meta", required=False)
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
 @click.option("--meta_file", metavar="FILE", help="META, as DFLIP-3K's own downloader calls it.")
 @click.option("--save_dir", metavar="DIR", help="DIR as DFLIP-3K's own downloader has it: files directly in it, our records in _collected.")
 @click.option("--form", type=click.Choice(["files", "parquet", "webdataset"]), help="Files named after ids, or shards.  [default: files]")
 @click.option("--per-host", type=click.IntRange(min=1), help="Requests at once to one host.  [default: 2]")
-@click.option("--pause", metavar="SECONDS", type=click.FloatRange(min=0), help="Between two requests to one host.  [default: 0]")
-@click.option("--contact", metavar="MAIL|URL", help="Whom owners of hosts may turn to; stands in the User-Agent.")
+@click.option("--pause", metavar="SECONDS", type=click.FloatRange(min=0), help="Seconds between two requests to one host.  [default: 0]")
+@click.option("--contact", metavar="MAIL|URL", help="Whom the owners of hosts can write to; it stands in the User-Agent.")
 @click.option("--generator", metavar="NAME", help="Who made the images, where the list does not say.")
-@click.option("--limit", type=click.IntRange(min=1), help="Collect no more than the first so many.")
-@click.option("--retry", metavar="STATUS,…", callback=_statuses, help="Ask those urls again that ended with these statuses.")
+@click.option("--limit", type=click.IntRange(min=1), help="Collect no more than this many, the first ones.")
+@click.option("--retry", metavar="STATUS,…", callback=_statuses, help="Fetch again the urls that ended with these statuses.")
 @click.option("--git", "rules", metavar="FILE", help="Instead of META: a CSV of repositories, commits and rules on paths.")
-@click.option("--mirror", metavar="FOLDER", help="With --git: bare mirrors (owner+name/repo); what is not there is cloned into it.")
+@click.option("--mirror", metavar="FOLDER", help="With --git: folder of bare mirrors (owner+name/repo); missing ones are cloned into it.")
 @click.option("--refuse", metavar="FILE", help="With --git: SHA-256 of files that are left out, one to a line.")
 @click.option("--allow-missing", is_flag=True, help="With --git: build without commits that are gone, and record which.")
 @click.option("--git-host", metavar="URL", help="With --git: where OWNER/NAME is cloned from.  [default: https://github.com]")
@@ -112,7 +117,7 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
     META is DFLIP-3K's dalle.json, mj.json or pd.json, or a CSV, JSONL or Parquet of urls. With --git: take the images that lie in public
     git repositories, at the commits that a list names, and write their index.
 
-    Only what decodes counts. Every url ends with a row: an image, or a status and why. Restarted, it asks for what is missing alone.
+    Only what decodes counts. Every url ends with a row: an image, or a status and why. When started again, it fetches only what is missing.
 
     \b
     touchstone data collect pd.json --out s3://bucket/dflip --contact me@example.org
@@ -132,7 +137,7 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
 
     config = configured("collect", config_file, CollectConfig, _given(given), [*_polite(given), *assignments])
     if not (config.politeness.contact or config.politeness.user_agent):
-        click.echo("no --contact: owners of the hosts cannot reach you, and may refuse you for it", err=True)
+        click.echo("no --contact: the owners of the hosts cannot reach you, and may refuse you for that", err=True)
     summary = run_collect(config, retry=retry)
     click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(collect_lines(summary)))
     return 0
@@ -146,7 +151,7 @@ def _collect_repositories(
 
     out = urls.pop("out")
     if given := [name for name, value in urls.items() if value is not None]:
-        raise click.UsageError(f"--git takes no {', '.join(given)}")
+        raise click.UsageError(f"{', '.join(given)} cannot be given with --git")
     summary = collect_repositories(configured("collect", config_file, RepositoriesConfig, {**repositories, "out": out}, assignments))
     click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(repositories_lines(summary)))
     return 0
@@ -174,14 +179,14 @@ def _accept(context: click.Context, option: click.Parameter, names: tuple[str, .
 
 @click.command()
 @click.argument("config_file", metavar="CONFIG")
-@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command on it goes on.")
+@click.option("--out", metavar="DIR", help="Where to write; any fsspec URL. The same command resumes there.")
 @click.option("--prompts", metavar="FILE", help="Text, CSV, JSONL, Parquet or an index; for inpainting a table of images.")
 @click.option("--like", metavar="SOURCE", help="Draw format and quality of files from these real images: a run, an index, a folder.")
 @click.option("--seed", type=click.IntRange(min=0), help="Base seed; each image has one of its own that follows from it.  [default: 0]")
 @click.option("--per-prompt", type=click.IntRange(min=1), help="Images of each prompt.  [default: 1]")
-@click.option("--limit", type=click.IntRange(min=1), help="Use only the first so many prompts.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use no more than this many prompts, the first ones.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at once, halved when memory is short.  [default: the card's]")
-@click.option("--retry", is_flag=True, help="Make those blocks again in which images failed.")
+@click.option("--retry", is_flag=True, help="Make again the blocks in which images failed.")
 @click.option("--accept-licence", "accept_licences", multiple=True, metavar="NAME", callback=_accept,
               help="Accept the licence of this pipeline (or a licence by its id) and remember that; repeatable.")  # fmt: skip
 @overrides
@@ -227,7 +232,10 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
 @click.option("--validation", type=float, help="The share that chooses and calibrates.  [default: 0.1]")
 @click.option("--test", type=float, help="The share that is only measured.  [default: 0.1]")
 @click.option(
-    "--by", metavar="KINDS", callback=_comma_separated, help="What binds images: group, prompt, looks.  [default: group,prompt,looks]"
+    "--by",
+    metavar="KINDS",
+    callback=_comma_separated,
+    help="What keeps images together: group, prompt, looks.  [default: group,prompt,looks]",
 )
 @click.option(
     "--prompts",
@@ -235,18 +243,23 @@ def _comma_separated(context: click.Context, option: click.Parameter, text: str 
     help="The share of words that prompts nearly the same share; 1 = equal ones only.  [default: 0.9]",
 )
 @click.option("--hold-out", multiple=True, metavar="NAME|SHARE", help="A generator that is in test alone, or a share of all; repeatable.")
-@click.option("--keep", multiple=True, type=click.Choice(["train", "validation", "test"]), help="A split of INDEX that stays; repeatable.")
+@click.option(
+    "--keep", multiple=True, type=click.Choice(["train", "validation", "test"]), help="A split of INDEX to keep as it is; repeatable."
+)
 @click.option("--after", metavar="DIR", help="An earlier split, none of whose images is moved.")
 @click.option(
-    "--even", is_flag=True, default=None, help="Divide every generator evenly; added images may then move others, but for --after."
+    "--even",
+    is_flag=True,
+    default=None,
+    help="Divide every generator evenly; images added later may then move others, unless --after is given.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Another one divides otherwise.  [default: 0]")
-@click.option("--check", is_flag=True, help="Only tell what the splits that INDEX has share; exits with 2 if they share anything.")
+@click.option("--seed", type=click.IntRange(min=0), help="Another seed divides differently.  [default: 0]")
+@click.option("--check", is_flag=True, help="Only report what the splits of INDEX share; exit code 2 if they share anything.")
 @as_json
 def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
     """Divide an index into train, validation and test.
 
-    Never image by image: what is of one prompt, one scene or one picture stays together. Images are bound by group, by prompts that are
+    Images of one prompt, one scene or one picture stay together. Images are bound by group, by prompts that are
     nearly the same, by equal bytes and by looks (where INDEX has hashes). Where a group falls follows from its name and the seed alone,
     so it stays there when images are added.
 
@@ -278,7 +291,8 @@ def _split_lines(document: Mapping[str, Any], out: str) -> Iterator[str]:
     from ray_app.reports import format as wording
     from ray_app.reports.text import table
 
-    yield f"{document['images']:,} images in {document['groups']:,} groups, the largest of {document['largest_group']:,}"
+    images, groups = wording.counted(document["images"], "image"), wording.counted(document["groups"], "group")
+    yield f"{images} in {groups}, the largest of {document['largest_group']:,}"
     yield ""
     shares = document["asked"]["shares"]
     rows = []
@@ -307,9 +321,9 @@ def _checked(found: Mapping[str, Any]) -> Iterator[str]:
     yield " · ".join(f"{name} {count:,}" for name, count in found["images"].items() if count)
     for one in found["leaks"]:
         if not one["known"]:
-            yield f"not known: {one['what']} (the index has nothing to tell it by)"
+            yield f"not known: {one['what']} (the index has nothing that would show it)"
     leaking = list(_leaking(found["leaks"]))
-    yield from leaking or ["the splits share nothing that is known"]
+    yield from leaking or ["the splits share nothing, as far as can be told"]
 
 
 def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
@@ -326,7 +340,11 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
 @click.argument("at", metavar="INDEX|RUN")
 @click.option("--out", required=True, metavar="DIR", help="Local folder for labels.html, labels.json and suspicious.parquet.")
 @click.option("--labels", metavar="FILE|INDEX", help="Of a RUN: CSV, JSONL, Parquet or an index.  [default: the run's own columns]")
-@click.option("--key", type=click.Choice(["image_id", "sha256", "uri"]), help="What joins labels to rows.  [default: the first there is]")
+@click.option(
+    "--key",
+    type=click.Choice(["image_id", "sha256", "uri"]),
+    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
+)
 @click.option("--read", is_flag=True, help="Of an INDEX: open its files for format, size, quality and metadata, on Ray.")
 @click.option("--features", metavar="NAME", help="Whose kept embeddings doubt labels.  [default: the first kept; else the scores]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws folds.")
@@ -335,9 +353,9 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
 def labels(at: str, out: str, read: bool, as_json: bool, **given: Any) -> int:
     """Find doubtful labels, and traces that give classes away.
 
-    Says in what the files of fakes and real images differ, what stands under both labels, and which labels are doubted.
+    Says how the files of fakes and real images differ, which images have both labels, and which labels are doubtful.
     An INDEX knows names, sizes and hashes; --read looks into its files. A RUN knows formats and qualities, and what detectors made of the
-    pictures: only that can doubt a label.
+    pictures: only a RUN can cast doubt on a label.
 
     \b
     touchstone data labels index --read --out audit
@@ -368,13 +386,13 @@ def _hashes(context: click.Context, option: click.Parameter, text: str | None) -
 
 @click.command()
 @click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
-@click.option("--layout", metavar="NAME", help="How the source tells labels; see below.  [default: columns]")
+@click.option("--layout", metavar="NAME", help="How the source states its labels; see below.  [default: columns]")
 @click.option("--out", metavar="DIR", required=True, help="Where the index goes; any fsspec URL.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files.")
 @click.option("--hash", "hashes", metavar="sha256,phash", callback=_hashes, help="Compute these, to find leakage: reads every image.")
-@click.option("--complete", is_flag=True, help="Exit with 2 unless the counts are those that the layout is published with.")
+@click.option("--complete", is_flag=True, help="Exit with 2 unless the counts are the published ones.")
 @overrides
 @as_json
 def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool, **given: Any) -> int:
@@ -386,7 +404,7 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     \b
     Layouts: columns · folders · openfake · openfake-csv · openfake-ood · opensdi · community-forensics
              community-forensics-folders · dflip · opendeepfake-preview · imdlbenco-json · imdlbenco-folder
-    Their arguments are set by --set arguments.KEY=VALUE; a wrong one names the right ones.
+    Their arguments are set by --set arguments.KEY=VALUE; a wrong one is answered with the right ones.
 
     \b
     touchstone data index hf://datasets/nebula/OpenSDI_train --layout opensdi --out s3://bucket/opensdi

@@ -26,7 +26,7 @@ _HOW = {"linked": "linked at {place}", "copied": "copied to {place}", "there": "
 
 def mirror_option(command: Callable[..., int]) -> Callable[..., int]:
     """`--mirror`: where weights are looked for before any hub is asked, for this command."""
-    text = "A folder or bucket that may hold the weights, in a folder also under other names.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
+    text = "A folder or bucket that may hold the weights; in a folder their names do not matter.  [default: $TOUCHSTONE_WEIGHTS_MIRROR]"
     return click.option("--mirror", "source", metavar="URL", expose_value=False, callback=_use_mirror, help=text)(command)
 
 
@@ -59,7 +59,7 @@ def fetch(names: tuple[str, ...], everything: bool, mirror: str | None, accepted
     from ray_app.detectors import licences, load_card
 
     if bool(names) == everything:
-        raise click.UsageError("name detectors, or say --all" if not names else "name detectors or say --all, not both")
+        raise click.UsageError("give names of detectors, or --all" if not names else "give either names of detectors or --all, not both")
     cards = list(_fetchable(accepted)) if everything else [load_card(name) for name in names]
     for card in cards:
         licences.require_accepted(card, accepted)
@@ -105,9 +105,9 @@ def _fetch(card: "DetectorCard", mirror: str | None) -> dict[str, Any]:
         path = weights.resolve_part(part)
         files += [path, *(path.parent / name for name in part.weights.beside)]
     size = sum(path.stat().st_size for path in files)
-    _log(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as the card says where it states one")
+    _log(f"{card.name}: {len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB, SHA-256 as on the card, where it has one")
     if len(parts) < len(weights.parts_of(card)):
-        _log(f"{card.name}: its head is yours to fit: touchstone detectors fit {card.name} LABELS --install")
+        _log(f"{card.name}: nobody publishes its head; fit one: touchstone detectors fit {card.name} LABELS --install")
     if mirror:
         _log(f"{card.name}: copying to {mirror}")
         published, *_ = [weights.publish_part(part, mirror) for part in parts]
@@ -131,15 +131,15 @@ def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json
 
 @click.command("add")
 @click.argument("places", nargs=-1, required=True, metavar="FILE|FOLDER…", type=click.Path(exists=True, path_type=Path))
-@click.option("--card", "paths", multiple=True, metavar="PATH", help="A card of your own whose files are looked for, too; repeatable.")
+@click.option("--card", "paths", multiple=True, metavar="PATH", help="Also look for the files of this card of yours; repeatable.")
 @click.option("--as", "part", metavar="NAME", help="FILE is the weights of this detector or backbone, whose card states no SHA-256.")
 @as_json
 def add(places: tuple[Path, ...], paths: tuple[str, ...], part: str | None, as_json: bool) -> int:
     """Take in weights that you have already.
 
-    Under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all below; only files that may
-    be weights are hashed. Files are linked where the file system can, else copied. Says what each was recognised as, what was not, and
-    what a detector still lacks. Exit code 4 if nothing was recognised.
+    Under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all that is below it;
+    only files that may be weights are hashed. Files are linked where the file system can, else copied. Says what each was
+    recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
 
     \b
     touchstone detectors add ~/Downloads
@@ -161,8 +161,8 @@ def add(places: tuple[Path, ...], paths: tuple[str, ...], part: str | None, as_j
         click.echo("\n".join(_adoption_lines(done)))
     if not done.adopted:
         raise DetectorError(
-            "no file here is one that a card states",
-            hint="where a card states no SHA-256, say what a file is: touchstone detectors add FILE --as NAME",
+            "no file here is one that a detector's card names",
+            hint="where a card has no SHA-256 of its file, say which file it is: touchstone detectors add FILE --as NAME",
         )
     return 0
 
@@ -179,8 +179,8 @@ def _adoption_lines(done: "Adoption") -> list[str]:
     lines = [f"{one.file}: {one.name} of {one.part}; {_HOW[one.how].format(place=one.kept)}" for one in done.adopted]
     lines += [f"{one.file}: not recognised: {one.what}, sha256 {one.sha256}" for one in done.unknown]
     for name, lacking in done.lacking.items():
-        lines.append(f"{name}: still lacks {', '.join(lacking)}" if lacking else f"{name}: complete: touchstone detectors verify {name}")
-    return lines or ["no file here may be weights"]
+        lines.append(f"{name}: still missing: {', '.join(lacking)}" if lacking else f"{name}: complete: touchstone detectors verify {name}")
+    return lines or ["no file here looks like weights"]
 
 
 def _absolute(mirror: str | None) -> str | None:
@@ -293,7 +293,7 @@ def verify(names: tuple[str, ...], images: Path | None, accepted: tuple[str, ...
     Each file's SHA-256, keys and shapes, counts, golden scores. Each part is checked on its own: the detector's own weights, its
     backbone, the files beside them. Golden scores are those that the authors published for single images (without --images the command
     says which it needs), or that a card states for an image made by formula, which needs no file. Exit code 4 if a check fails; what
-    could not be checked is said and does not fail.
+    could not be checked is listed, and is no failure.
 
     \b
     touchstone detectors verify touchstone-tiny

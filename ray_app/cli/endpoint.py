@@ -18,7 +18,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any but this machine's own needs tokens.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. One that other machines reach needs tokens.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on.")
 @click.option(
     "--config",
@@ -40,7 +40,7 @@ from ray_app.cli.options import DETECTOR, ENSEMBLE, licence_option
     type=DETECTOR,
     multiple=True,
     metavar="NAME|PATH",
-    help="Load this detector too, for requests that name it; it enters no verdict. Repeatable.",
+    help="Load this detector too, for requests that name it; it has no part in verdicts. Repeatable.",
 )
 @licence_option
 @click.option(
@@ -69,7 +69,8 @@ def serve(
 ) -> int:
     """Serve an ensemble over HTTP: an API and a page.
 
-    Its address goes to stdout once it can score. Ctrl-C ends it, after the requests at work. Without tokens only this machine is answered.
+    Its address goes to stdout once it can score. Ctrl-C ends it once running requests are finished. Without tokens it answers
+    this machine alone.
 
     \b
     touchstone serve
@@ -94,16 +95,16 @@ def serve(
     if not (on_ray or os.environ.get("RAY_ADDRESS")):
         from ray_app.serving import server
 
-        click.echo("starting: the detectors", err=True)
+        click.echo("starting: loading the detectors", err=True)
         server.serve(config, host, port, announce, workers=workers, logs=logs)
-        click.echo("ended: requests at work were finished", err=True)
+        click.echo("ended; all running requests were finished", err=True)
         return 0
     if workers != 1:
         raise click.UsageError("--workers is for the server without Ray; with --ray: --set detectors.replicas=N")
     from ray_app.cluster.config import ClusterConfig
     from ray_app.serving.ray_server import endpoint
 
-    click.echo("starting: Ray, then the detectors", err=True)
+    click.echo("starting: Ray first, then the detectors", err=True)
     with endpoint(config, host, port, ClusterConfig(), logs) as url:
         ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -111,7 +112,7 @@ def serve(
         announce(url)
         while not ended.wait(3600):
             pass
-        click.echo("ending: requests at work are finished", err=True)
+        click.echo("ending; running requests are being finished", err=True)
     return 0
 
 
@@ -143,10 +144,12 @@ def score_at_endpoint(
     from ray_app.serving.client import EndpointClient
 
     if not url:
-        raise ConfigError("--token-file goes with --endpoint URL")
+        raise ConfigError("--token-file needs --endpoint URL")
     _refuse_what_does_not_apply(click.get_current_context())
     if detectors and not as_json:
-        raise click.UsageError("--detector with --endpoint goes with --json: the table shows verdicts, and optional detectors enter none.")
+        raise click.UsageError(
+            "--detector with --endpoint needs --json: the table shows verdicts, in which optional detectors have no part."
+        )
     files = list(_files(source))
     with EndpointClient(url, _token(token_file)) as endpoint:
         answers = endpoint.score(files, ensemble, detectors=detectors)
@@ -187,6 +190,7 @@ def _row(answer: Mapping[str, Any]) -> dict[str, Any]:
 def _files(source: Sequence[str]) -> Iterator[Path]:
     """The files that SOURCE means: each as it stands, of folders every regular file below them, in order of names. Raises ConfigError."""
     from ray_app.errors import ConfigError
+    from ray_app.storage.listing import not_there
     from ray_app.storage.urls import local_path, scheme_of
 
     if not source:
@@ -197,12 +201,12 @@ def _files(source: Sequence[str]) -> Iterator[Path]:
             raise ConfigError(f"{one}: --endpoint takes local files and folders", hint="without --endpoint, any source can be scored")
         path = Path(local_path(one))
         if not path.exists():
-            raise ConfigError(f"{one}: no such file or folder")
+            raise not_there(str(path))
         below = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         found = found or bool(below)
         yield from below
     if not found:
-        raise ConfigError(f"nothing to score: no file in {', '.join(source)}")
+        raise ConfigError(f"nothing to score: there is no file in {', '.join(source)}", hint="name pictures, or a folder with pictures")
 
 
 def _token(file: str | None) -> str | None:
@@ -214,9 +218,9 @@ def _token(file: str | None) -> str | None:
     try:
         token = Path(file).read_text(encoding="utf-8").strip().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"--token-file {file}: cannot be read") from None
+        raise ConfigError(f"--token-file {file}: it cannot be read", hint="name a file whose first line is the token") from None
     if not token:
-        raise ConfigError(f"--token-file {file}: it is empty")
+        raise ConfigError(f"--token-file {file}: it is empty", hint="its first line should be the token")
     return token
 
 
@@ -229,7 +233,5 @@ def _refuse_what_does_not_apply(context: click.Context) -> None:
         if option.name is not None and option.name not in APPLY and context.get_parameter_source(option.name) is given
     ]
     if idle:
-        verb, whose = ("does", "its") if len(idle) == 1 else ("do", "their")
-        raise click.UsageError(
-            f"{', '.join(idle)} {verb} not apply with --endpoint: {whose} place is where images are scored here, not in the endpoint."
-        )
+        verb = "does" if len(idle) == 1 else "do"
+        raise click.UsageError(f"{', '.join(idle)} {verb} not apply with --endpoint: the endpoint has settings of its own for that.")

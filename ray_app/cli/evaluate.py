@@ -26,8 +26,12 @@ _OF_WHAT = click.option(
 @click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL or Parquet; or an index.  [default: the layout's, else the run's own]")
 @click.option("--out", metavar="DIR", help="Where metrics.json, metrics.csv and report.html go; any fsspec URL.")
 @click.option("--protocol", type=PROTOCOL, metavar="NAME|PATH", help="Evaluate as a paper did; its published figures stand beside ours.")
-@click.option("--layout", metavar="NAME", help="How the source tells labels; touchstone data index --help names the layouts.")
-@click.option("--key", type=click.Choice(["image_id", "sha256", "uri"]), help="What joins labels to rows.  [default: the first there is]")
+@click.option("--layout", metavar="NAME", help="How the source states its labels; touchstone data index --help lists the layouts.")
+@click.option(
+    "--key",
+    type=click.Choice(["image_id", "sha256", "uri"]),
+    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
+)
 @click.option("--split", metavar="NAME", help="Only labels of this split.")
 @click.option(
     "--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Which ensemble scores a SOURCE.  [default: the protocol's, else default]"
@@ -36,8 +40,8 @@ _OF_WHAT = click.option(
     "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
 )
 @click.option("--perturb", multiple=True, metavar="NAME", help="Score perturbed images too: a list by name, or jpeg:75; repeatable.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score no more than this many files.")
 @_OF_WHAT
 @click.option("--fragility", metavar="FILE", help="Also write what perturbations leave of each detector, as a section for its card.")
@@ -48,7 +52,7 @@ _OF_WHAT = click.option(
 def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: bool, fragility: str | None, **given: Any) -> int:
     """Measure how well detectors tell fake images from real ones.
 
-    Says of a RUN, or of a SOURCE that it scores first, how well, on what, how surely, and where it breaks.
+    Says how well a RUN did, or a SOURCE that it scores first: on what, how surely, and where it breaks.
 
     A SOURCE is scored into DIR/run first; the same command goes on where it was interrupted. Labels have `label` (real, fake, 0 or 1)
     and one of `image_id`, `sha256`, `uri` (with `member`), maybe `generator`, `mask_uri`, `prompt`, `kind` (whole, local), `split`.
@@ -83,7 +87,9 @@ def evaluate(assignments: tuple[str, ...], accepted: tuple[str, ...], as_json: b
 @click.argument("run_b", metavar="RUN_B")
 @click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the runs' own columns]")
 @click.option(
-    "--by", type=click.Choice(["image_id", "sha256"]), help="What is the same in both.  [default: image_id, or sha256 if no id is shared]"
+    "--by",
+    type=click.Choice(["image_id", "sha256"]),
+    help="The column by which rows of both runs are matched.  [default: image_id, or sha256 if no id is shared]",
 )
 @_OF_WHAT
 @click.option("--out", metavar="DIR", help="Local folder for comparison.html and comparison.json.")
@@ -100,7 +106,7 @@ def compare(
     """Show what changed between two runs.
 
     Verdicts, scores, drift and, with labels, which of them is better.
-    Rows are matched image by image. A change is said where it is significant and not negligible; equal runs differ in nothing.
+    Rows are matched image by image. A change is reported where it is significant and not negligible.
 
     \b
     touchstone compare run-fp32 run-bf16

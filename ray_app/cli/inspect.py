@@ -23,7 +23,7 @@ _SLOW_S = 10.0  # from here on a person is told how long it will take
 @click.argument("run", metavar="RUN")
 @click.option("--out", required=True, metavar="DIR", help="Where the pages go; any fsspec URL. A gallery that is there is replaced.")
 @click.option("--verdict", type=click.Choice(["fake", "real", "abstain"]), help="Only images with this verdict.")
-@click.option("--generator", metavar="NAME", help="Only images said to be of this generator or family; `unknown`: like none known.")
+@click.option("--generator", metavar="NAME", help="Only images attributed to this generator or family; `unknown`: to none that is known.")
 @click.option("--most", type=click.IntRange(min=1), metavar="N", help="Only the N highest scores of these.")
 @click.option("--per-page", type=click.IntRange(1, 1000), default=60, show_default=True, help="Images on one page.")
 @as_json
@@ -53,9 +53,15 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--out", required=True, metavar="FOLDER", help="Where the PNG files go.")
-@click.option("--min-area", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Only masks that cover this share.")
+@click.option(
+    "--min-area",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Only masks that cover at least this share of the image.",
+)
 @click.option("--native", is_flag=True, help="At the network's own size; without it, stretched to the image's.")
-@click.option("--vanished", is_flag=True, help="Also of files that the last listing no longer found.")
+@click.option("--vanished", is_flag=True, help="Also masks of files that the last listing no longer found.")
 def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> int:
     """Write the masks of a run as PNG files.
 
@@ -64,6 +70,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
     \b
     touchstone runs masks run --out masks --min-area 0.05
     """
+    from ray_app.reports.format import counted
     from ray_app.runs import RunDirectory, current_masks, mask_image
 
     folder = local_folder(out)
@@ -73,7 +80,7 @@ def masks(run: str, out: str, min_area: float, native: bool, vanished: bool) -> 
         if area >= min_area:
             image.save(folder / f"{row['image_id']}-{row['detector'].replace(':', '-')}.png")
             written += 1
-    click.echo(f"{written} masks in {folder}")
+    click.echo(f"{counted(written, 'mask')} in {folder}")
     if not written:
         click.echo("none: no detector of this run localizes (see `touchstone detectors list`), or --min-area is too large", err=True)
     return 0
@@ -136,7 +143,7 @@ def _cards(detectors: Sequence[str], ensemble: str | None, accepted: Sequence[st
     from ray_app.ensembles import load_ensemble_card
 
     if detectors and ensemble:
-        raise ConfigError("--detector and --ensemble exclude each other", hint="name the detectors, or the ensemble they belong to")
+        raise ConfigError("--detector and --ensemble cannot be given together", hint="name the detectors, or the ensemble they belong to")
     names = detectors or [member.detector for member in load_ensemble_card(ensemble or "default").members]
     cards = [load_card(name) for name in dict.fromkeys(names)]
     for card in cards:

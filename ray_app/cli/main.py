@@ -1,15 +1,18 @@
 """The `touchstone` command: `script` parses, runs a command, and turns exceptions into one clear line and an exit code."""
 
+import atexit
 import difflib
+import errno
 import logging
 import os
 import select
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -18,8 +21,9 @@ from ray_app.cli import data, detectors, evaluate, inspect, score, settings, tra
 from ray_app.cli.check import check
 from ray_app.cli.endpoint import serve
 from ray_app.cli.results import results
-from ray_app.errors import RESUMABLE, ExitCode, TouchstoneError
+from ray_app.errors import RESUMABLE, ClusterError, ExitCode, TouchstoneError
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of a disk, a quota or a limit
 _CORE = (score.demo, check, score.score, score.plan, results, serve, train.train, evaluate.evaluate, evaluate.compare)
 _GROUPS = {
     "runs": (
@@ -41,10 +45,10 @@ _GROUPS = {
     "config": ("Show settings, and set up completion in your shell.", (settings.show_config, settings.completion)),
 }  # fmt: skip
 # The names of before 0.15. Those that scripts rely on from outside stay for good; the others go with 1.0.
-_PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
+PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
     "decide": "runs", "filter": "runs", "calibrate": "detectors",
 }  # fmt: skip
-_UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "runs") | {
+UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "runs") | {
     "split": "data", "labels": "data",
 }  # fmt: skip
 
@@ -70,31 +74,48 @@ class _Commands(click.Group):
         return {}
 
 
+@contextmanager
+def _a_pipe_may_close() -> Iterator[None]:
+    """Inside, the command is done, quietly, once whoever reads stdout, `head` for example, has seen enough; click makes that exit code 1.
+
+    Raises ClusterError where stdout is still read, and another connection broke.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
+        if not watch.poll(0):  # POLLERR or POLLHUP, which are always watched for
+            raise ClusterError("the other side closed a connection", hint="run the same command again") from error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        raise click.exceptions.Exit(ExitCode.DONE) from None
+
+
 class _Touchstone(_Commands):
     """The core commands, the groups, and the former names of what is in a group now, which `--help` does not list."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """The command line as it was parsed; `--help` is printed here."""
+        with _a_pipe_may_close():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _a_pipe_may_close():
+            return super().invoke(ctx)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name, which may be a former one."""
-        if group := (_UNTIL_1_0 | _PERMANENT).get(cmd_name):
+        if group := (UNTIL_1_0 | PERMANENT).get(cmd_name):
             return _GROUP_COMMANDS[group].commands[cmd_name]
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The command of the first word; of a name that goes away, the new one is said on stderr."""
-        if args[0] in _UNTIL_1_0 and not ctx.resilient_parsing:
-            new = f"touchstone {_UNTIL_1_0[args[0]]} {args[0]}"
+        if args[0] in UNTIL_1_0 and not ctx.resilient_parsing:
+            new = f"touchstone {UNTIL_1_0[args[0]]} {args[0]}"
             click.echo(f"'touchstone {args[0]}' is now '{new}'; the old name works until 1.0", err=True)
         return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Where whoever reads stdout, `head` for example, has seen enough, it ends quietly."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            if not _stdout_is_closed():
-                raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
-            return ExitCode.DONE
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the core, and the names in each group."""
@@ -152,6 +173,15 @@ def main(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None 
             click.echo(f"  → {error.hint}", err=True)
         _print_resume_hint(error, typed)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        click.echo(
+            f"touchstone: cannot write{where}: {os.strerror(error.errno)}\n  → make room there, then run the same command again", err=True
+        )
+        _print_resume_hint(error, typed)
+        return ExitCode.CLUSTER
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
         _print_resume_hint(error.__cause__ or error, typed)  # click makes one of the other
         return ExitCode.INTERRUPTED
@@ -169,16 +199,27 @@ def _print_resume_hint(error: BaseException, typed: Sequence[str] | None) -> Non
         click.echo(f"resume: {shlex.join(strip_secrets(word) if '://' in word else word for word in words)}", err=True)
 
 
-def _stdout_is_closed() -> bool:
-    """Whether nobody reads the pipe any more that stdout is."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+def script(arguments: Sequence[str] | None = None, *, typed: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the installed command and of jobs: the process ends with the exit code of `main`, which gets the same arguments.
 
+    It ends after the handlers of `atexit`, those of Ray and multiprocessing among them, but before Python takes its interpreter apart: a
+    thread of Arrow that is still dropping the last buffer of a Parquet file asks for the interpreter's lock in a C++ destructor, and
+    Python ends threads that come then by unwinding them, which C++ answers with abort() ("terminate called without an active exception").
+    """
+    code: int = ExitCode.BUG
 
-def script() -> None:
-    """Entry point of the installed command."""
-    sys.exit(main())
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or full, which was said when the command wrote there
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # the first to be registered is the last to be called
+    try:
+        code = main(arguments, typed=typed)
+    except SystemExit as ended:  # by click, once it has answered a shell that completes
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    sys.exit(code)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

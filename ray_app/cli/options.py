@@ -42,8 +42,8 @@ _WHAT_IS_SCORED = (
     click.option(
         "--detector", "detectors", type=DETECTOR, multiple=True, metavar="NAME|PATH", help="Score with these detectors instead; repeatable."
     ),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only paths below the source that match; repeatable."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Not the paths that match; repeatable."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable."),
     click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files."),
     click.option(
         "--perturb",
@@ -55,14 +55,14 @@ _WHAT_IS_SCORED = (
         "--features",
         multiple=True,
         metavar="NAME",
-        help="Keep what this detector or backbone makes of every image, for `touchstone runs rescore` with another head; repeatable.",
+        help="Keep the embeddings of this detector or backbone, for `touchstone runs rescore` with another head; repeatable.",
     ),
 )
 
 
 def overrides(command: Command) -> Command:
     """`--set a.b=value`, repeatable; the value is YAML."""
-    text = "Any config key, for example --set cluster.workers=2; a wrong one lists them, for a run `touchstone config show` too."
+    text = "Set any key of the config, for example cluster.workers=2; `touchstone config show` lists those of a run. Repeatable."
     return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=text)(command)
 
 
@@ -80,7 +80,7 @@ def as_json(command: Command) -> Command:
 
 def unguarded_option(command: Command) -> Command:
     """`--unguarded`, for commands on runs, which have no config."""
-    text = "Go on where the run's store has no conditional writes; two commands on one run at once are then not noticed."
+    text = "Go on although the run's store has no conditional writes; then nothing stops two commands from writing at once."
     return click.option("--unguarded", is_flag=True, help=text)(command)
 
 
@@ -140,8 +140,8 @@ def local_folder(path: "str | Path") -> "Path":
     folder = Path(path)
     try:
         if "://" in str(path):
-            raise ConfigError(f"--out {path}: not a local folder", hint="this command writes to a folder of this machine")
+            raise ConfigError(f"--out {path}: not a folder of this machine", hint="this command writes to local folders only")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {path}: {error.strerror}", hint="name a local folder that can be written") from None
+        raise ConfigError(f"--out {path}: {error.strerror}", hint="name a folder of this machine in which you may write") from None
     return folder

@@ -24,7 +24,7 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.argument("run", metavar="RUN")
 @click.option("--verdict", type=click.Choice(["real", "fake", "abstain"]), help="Only rows with this verdict.")
 @click.option("--status", type=click.Choice([status.value for status in Status]), metavar="STATUS", help="Only rows with this status.")
-@click.option("--generator", metavar="NAME", help="Only rows said to be of this generator or family; `unknown`: of none known.")
+@click.option("--generator", metavar="NAME", help="Only rows attributed to this generator or family; `unknown`: to none that is known.")
 @click.option("--match", metavar="GLOB", help="Only files whose uri matches, with * for any characters: '*/2024/*.jpg'.")
 @click.option("--min-score", type=float, help="Only rows with this score (log-odds of fake) or a higher one.")
 @click.option("--max-score", type=float, help="Only rows with this score or a lower one.")
@@ -32,7 +32,7 @@ _SHOWN = 50  # rows in a table, where no limit is given
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="No more than this many rows.  [default: 50 in a table, else all]")
 @click.option("--vanished", is_flag=True, help="Also files that the last listing no longer found.")
 @click.option("--fdr", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="Q",
-              help="Only fakes, so many that no more than this share of them is real on average; "
+              help="As many fakes as can be listed with at most this share of real images among them on average; "
               "needs an ensemble card that touchstone detectors calibrate wrote.")  # fmt: skip
 @click.option("--out", metavar="FILE", help="Write the rows to this .csv or .parquet file; any fsspec URL.")
 @as_json
@@ -50,10 +50,10 @@ def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: 
 
     if fdr is not None:
         if out or any(given.values()):
-            raise click.UsageError("--fdr makes a list of its own: a part of it, or more, would not keep its promise")
+            raise click.UsageError("--fdr makes a list of its own, which filters, --sort and --out would break")
         return _show_discoveries(run, fdr, limit, as_json)
     if out and as_json:
-        raise click.UsageError("--json prints, --out writes a file: choose one")
+        raise click.UsageError("--json prints and --out writes a file: choose one")
     arrow.leave_pandas_out()
     opened = RunDirectory.open(run)
     in_table = not (as_json or out)
@@ -99,7 +99,7 @@ def _write(run: "RunDirectory", tables: "Iterator[pa.Table]", out: str) -> int:
     forms: dict[str, Form] = {"csv": "csv", "parquet": "parquet"}
     if not stem or ending not in forms:
         raise ConfigError(
-            f"--out {strip_secrets(out)}: its name ends with neither .csv nor .parquet", hint="for example --out verdicts.csv"
+            f"--out {strip_secrets(out)}: the name ends with neither .csv nor .parquet", hint="for example --out verdicts.csv"
         )
     schema = next(current_tables(run)).schema
     if ending == "csv":

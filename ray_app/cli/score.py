@@ -13,7 +13,7 @@ from ray_app.errors import ConfigError
 
 
 @click.command()
-@click.option("--out", metavar="DIR", help="Where to put archive and run.  [default: a new temporary folder]")
+@click.option("--out", metavar="DIR", help="Folder for the archive and the run.  [default: a new temporary folder]")
 @click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80], or of --photos [all].")
 @click.option("--photos", metavar="FOLDER", help="Pictures of yours instead: real/ and fake/ in it, or what collect --git wrote.")
 @click.option("--archive-only", is_flag=True, help="Write the sample archive and its labels, and score nothing.")
@@ -44,11 +44,13 @@ def demo(out: str | None, images: int | None, photos: str | None, archive_only: 
 
 @click.command()
 @what_is_scored
-@click.option("--out", metavar="DIR", help="The run directory; where it holds a run, what that has done is left out. Nothing is written.")
+@click.option("--out", metavar="DIR", help="The run directory. If a run is there, only what is left of it is planned. Nothing is written.")
 @click.option("--table", metavar="URL", help="The Delta table that the rows would be appended to.")
 @click.option("--cluster", metavar="NAME|FILE", help="Machines and prices: laptop, cpu-pool, gpu-spot-pool, gpu-fleet, or a YAML of yours.")
 @click.option("--price-per-hour", type=click.FloatRange(min=0), help="What the planned machines cost per hour together.")
-@click.option("--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Members to try out for the rates, on one core.")
+@click.option(
+    "--probe", type=click.IntRange(min=0), default=64, show_default=True, help="Files to score on one core, to measure the rates."
+)
 @licence_option
 @overrides
 @as_json
@@ -66,7 +68,7 @@ def plan(
     """Predict the time, the requests and the cost of a run.
 
     Shows every stage of scoring SOURCE and the slowest of them, requests, bytes, hours, and the bill.
-    No run is begun and no cluster started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
+    No run and no cluster is started; weights that are missing are fetched for the probe. Cores, GPUs and prices are those of
     --cluster, else of --set cluster.cpus, cluster.gpus and prices.per_hour, else this machine's, which cost nothing.
 
     \b
@@ -94,26 +96,33 @@ def _failed_statuses(context: click.Context, option: click.Parameter, text: str 
     words = tuple(word.strip() for word in text.split(","))
     for word in words:
         if word not in known:
-            raise ConfigError(f"--retry {word}: no status of a file without a score", hint=f"separate by commas: {', '.join(known)}")
+            raise ConfigError(
+                f"--retry {word}: not a status of files without a score",
+                hint=f"one of these, or several with commas between them: {', '.join(known)}",
+            )
     return words
 
 
 @click.command()
 @what_is_scored
-@click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command on it resumes.")
-@click.option("--table", metavar="URL", help="Append the rows to this Delta table, too, once they are final; a path or s3://.")
-@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop resumably after so many hours.")
-@click.option("--max-cost", type=click.FloatRange(min=0, min_open=True), help="Stop resumably when so much is spent, by --set prices.….")
+@click.option("--out", metavar="DIR", help="Run directory; any fsspec URL. The same command resumes there.")
+@click.option("--table", metavar="URL", help="Also append the rows to this Delta table once they are final; a path or s3://.")
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop after this many hours; the same command resumes.")
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop when this much is spent, by --set prices.…; the same command resumes.",
+)
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect, for the report.")
 @click.option(
-    "--retry", "rescore", metavar="STATUS,…", callback=_failed_statuses, help="Score only the rows with one of these statuses, again."
+    "--retry", "rescore", metavar="STATUS,…", callback=_failed_statuses, help="Score only the rows with one of these statuses again."
 )
 @click.option("--reuse", type=click.Choice(["sha256"]), help="Copy the scores of byte-identical files scored before.")
 @click.option(
     "--stability",
     type=click.IntRange(0, 64),
     metavar="K",
-    help="Look again at images near a threshold, in K recompressed views; a verdict that one of them does not share becomes abstain.",
+    help="Score images near a threshold again in K recompressed copies; if one of them changes the verdict, it becomes abstain.",
 )
 @endpoint_options
 @licence_option
@@ -159,8 +168,9 @@ def score(
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
-def report(run: str, prior: float | None) -> int:
-    """Write the report of a run again, for example with --prior.
+@click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of the 12 highest scores.  [default: as the run was asked]")
+def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
+    """Write the report of a run again, for example with --prior or --no-thumbnails.
 
     How many of the flags will be false goes to stderr, too.
     """
@@ -169,7 +179,7 @@ def report(run: str, prior: float | None) -> int:
     from ray_app.scoring.report import write_report
 
     directory = RunDirectory.open(run)
-    click.echo(write_report(directory, prior=prior))
+    click.echo(write_report(directory, prior=prior, thumbnails=thumbnails))
     for line in flag_lines(directory.read_json("summary.json"), prior=prior):
         click.echo(line, err=True)
     return 0
@@ -206,8 +216,8 @@ def decide(run: str, ensemble: str, waive_guarantee: bool, unguarded: bool) -> i
     help="The head's card; repeatable, then their mean decides.",
 )
 @click.option("--ensemble", type=ENSEMBLE, metavar="NAME|PATH", help="Instead: an ensemble card whose detectors are such heads.")
-@click.option("--identifier", metavar="PATH", help="Instead: whose head names the generators anew; scores and verdicts stay.")
-@click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command on it resumes.")
+@click.option("--identifier", metavar="PATH", help="Instead: an identifier that names the generators anew; scores and verdicts stay.")
+@click.option("--out", required=True, metavar="DIR", help="The new run directory; any fsspec URL. The same command resumes there.")
 @unguarded_option
 @licence_option
 @as_json
@@ -239,7 +249,10 @@ def rescore(
 
     if identifier is not None:
         if detectors or ensemble:
-            raise ConfigError("--identifier leaves scores as they are", hint="leave --detector and --ensemble out, or rescore twice")
+            raise ConfigError(
+                "--identifier leaves scores as they are, so it takes no --detector and no --ensemble",
+                hint="leave them out, or rescore twice",
+            )
         from ray_app.scoring.rescore import name_run
 
         summary = name_run(run, out, identifier, unguarded=unguarded)

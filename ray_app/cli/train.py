@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("config_file", type=RECIPE, metavar="CONFIG")
-@click.option("--out", metavar="DIR", help="Where card, weights, figures and report go; any fsspec URL. The same command on it resumes.")
-@click.option("--dry-run", is_flag=True, help="Say steps, memory and data counts; train nothing.")
-@click.option("--push", metavar="URL", help="Put card and weights there too: any fsspec URL, or hf://ORGANISATION/NAME.")
+@click.option("--out", metavar="DIR", help="Where card, weights, figures and report go; any fsspec URL. The same command resumes there.")
+@click.option("--dry-run", is_flag=True, help="Show steps, memory and data counts, and train nothing.")
+@click.option("--push", metavar="URL", help="Also put card and weights there: any fsspec URL, or hf://ORGANISATION/NAME.")
 @licence_option
 @overrides
 @as_json
@@ -43,8 +43,8 @@ def train(
 ) -> int:
     """Train a detector of your own by a recipe.
 
-    CONFIG is a shipped recipe by name (`touchstone recipes list`), or a YAML file of yours. A finished DIR is only reported; one that was
-    interrupted goes on from its last checkpoint.
+    CONFIG is a shipped recipe by name (`touchstone recipes list`), or a YAML file of yours. A DIR that is finished is only reported, and
+    one that was interrupted goes on from its last checkpoint.
 
     \b
     touchstone train quick --out runs/quick
@@ -111,8 +111,12 @@ class Gathered(NamedTuple):
 @click.argument("index", required=False, metavar="[INDEX]")
 @click.option("--labels", metavar="FILE", help="The same as INDEX: a CSV, JSONL or Parquet, or a folder with an index.parquet.")
 @click.option("--out", metavar="DIR", help="Where card.yaml, weights.pth and the cached features go.  [default: heads/CARD]")
-@click.option("--folds", metavar="COLUMN", help="What no fold divides.  [default: the first of group, family, source that is there]")
-@click.option("--even", is_flag=True, help="Let each group of a class weigh alike in the fit, however many images it has.")
+@click.option(
+    "--folds",
+    metavar="COLUMN",
+    help="The column whose groups no fold divides.  [default: the first of group, family, source that is there]",
+)
+@click.option("--even", is_flag=True, help="Give each group of a class the same weight in the fit, however many images it has.")
 @click.option("--features", "kept", metavar="FILE", help="Where features are kept, for heads to share.  [default: DIR/features.npz]")
 @click.option("--install", is_flag=True, help="Also keep the head as CARD's own, so that CARD and ensembles that name it score with it.")
 @click.option(
@@ -169,7 +173,8 @@ def fit(
     rows, folder = read_labels(labels, folds), Path(out)
     if even and not any(row.group for row in rows):
         raise ConfigError(
-            f"--even: {labels} says of no image which group it is of", hint="a column group, family or source, or --folds COLUMN"
+            f"--even: {labels} does not say which group an image belongs to",
+            hint="it needs a column group, family or source, or --folds COLUMN",
         )
     classifier = classifier or ("logistic" if base.weights.fitted else "svm")  # log-odds, which an ensemble may average
     name = name or f"{base.name.replace(':', '-')}-{classifier}"
@@ -317,10 +322,10 @@ def _summary(name: str, card: Path, fit: "Fit", *, groups: int) -> str:
     lines = [f"{name}: fitted to {fit.real} real and {fit.fake} fake images, written to {card}"]
     if fit.aucs:
         mean, low, high = sum(fit.aucs) / len(fit.aucs), min(fit.aucs), max(fit.aucs)
-        unseen = f"saw neither it nor any of its group, of which there are {groups}" if groups else "did not see it"
+        unseen = f"saw neither it nor any other of its group, of which there are {groups}" if groups else "did not see it"
         folds = f"mean of {len(fit.aucs)} folds, {low:.3f} to {high:.3f}"
         lines.append(f"cross-validated ROC AUC {mean:.3f} ({folds}); each image was judged by a head that {unseen}")
     else:
-        lines.append("no cross-validated ROC AUC: every fold held images of one class only")
+        lines.append("no cross-validated ROC AUC: every fold has images of one class only")
     lines.append(f"touchstone score SOURCE --detector {card} --out RUN")
     return "\n".join(lines)

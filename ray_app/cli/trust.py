@@ -23,24 +23,30 @@ _RULES = ["stacked", "weighted", "cascade", "mean-logit", "mean-probability", "s
 @click.argument("run", metavar="RUN")
 @click.option("--labels", metavar="FILE|INDEX", help="CSV, JSONL, Parquet or an index with labels.  [default: the run's own columns]")
 @click.option("--out", metavar="CARD.yaml", required=True, help="Where the card goes; its reference scores and report go beside it.")
-@click.option("--key", type=click.Choice(["image_id", "sha256", "uri"]), help="What joins labels to rows.  [default: the first there is]")
+@click.option(
+    "--key",
+    type=click.Choice(["image_id", "sha256", "uri"]),
+    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
+)
 @click.option("--split", metavar="NAME", help="Only labels of this split.")
 @click.option(
     "--detector", "detectors", multiple=True, metavar="NAME", help="Only these of the run's detectors, in this order; repeatable."
 )
 @click.option("--fpr", type=float, help="The share of reals that may be called fake.  [default: 0.01]")
-@click.option("--confidence", type=float, help="How sure that is.  [default: 0.95]")
+@click.option("--confidence", type=float, help="The confidence of that bound.  [default: 0.95]")
 @click.option("--rule", type=click.Choice(_RULES), help="How detectors combine.  [default: stacked; of one, its own score]")
-@click.option("--method", type=click.Choice(["platt", "isotonic", "temperature"]), help="What makes chances of scores.  [default: platt]")
-@click.option("--first", type=int, metavar="N", help="Cascade: so many detectors look at every image.  [default: 1]")
+@click.option(
+    "--method", type=click.Choice(["platt", "isotonic", "temperature"]), help="What turns scores into probabilities.  [default: platt]"
+)
+@click.option("--first", type=int, metavar="N", help="Cascade: how many detectors look at every image.  [default: 1]")
 @click.option("--share", type=float, help="Cascade: the share of images that may go on to all detectors.  [default: 0.2]")
-@click.option("--audit", type=float, help="Cascade: the share that goes on whatever it scores, out of --share.  [default: 0.01]")
+@click.option("--audit", type=float, help="Cascade: the part of --share that goes on whatever its score is.  [default: 0.01]")
 @click.option("--miss", type=float, help="The share of fakes that may be called real.  [default: 0.05]")
 @click.option("--prevalence", type=float, help="The share of fakes where the card is used.  [default: as among the labels]")
 @click.option("--regroup", is_flag=True, help="Where the labels' own `part` divides images that hang together, move them to one part.")
 @click.option("--share-generators", is_flag=True, help="Let the parts share generators; needed where there are fewer than three.")
 @click.option("--share-sources", is_flag=True, help="Let the parts share sources: promise for archives of these very sources.")
-@click.option("--seed", type=int, help="Draws the parts.  [default: 0]")
+@click.option("--seed", type=int, help="Seed by which the parts are drawn.  [default: 0]")
 @as_json
 def calibrate(as_json: bool, **given: Any) -> int:
     """Calibrate detectors on labels, with a bound on false positives.
@@ -68,11 +74,13 @@ def calibrate(as_json: bool, **given: Any) -> int:
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option("--draw", type=click.IntRange(min=10), metavar="N", help="Draw so many images: sample.csv, audit.html and audit.json.")
+@click.option(
+    "--draw", type=click.IntRange(min=10), metavar="N", help="Draw this many images; writes sample.csv, audit.html and audit.json."
+)
 @click.option("--flagged", is_flag=True, help="With --draw: only images flagged as fake; 30 bound how many of those are real.")
 @click.option("--labels", metavar="FILE", help="The sample's labels, as audit.html saved them or as sample.csv was filled in.")
 @click.option("--out", required=True, metavar="DIR", help="Local folder of the audit; --labels finds there what --draw wrote.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one draws other images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed draws other images.")
 @click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in audit.html, read from the archive.  [default: with them]")
 @as_json
 def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: str, seed: int, thumbnails: bool, as_json: bool) -> int:
@@ -80,7 +88,7 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
 
     How many images of the archive are fake, how many of these RUN flags, and how many of its flags are right. The sample is stratified by
     verdict and score; the page shows neither. Labels are real, fake or unsure; prevalence, precision, recall and false-positive rate come
-    with 95 % intervals, and the card's promise is checked. Images without a verdict are no part of it. With --flagged a handful of labels
+    with 95 % intervals, and the card's promise is checked. Images without a verdict are left out. With --flagged a handful of labels
     bounds how many reals are flagged, and nothing is said of images that are not flagged.
 
     \b
@@ -125,6 +133,7 @@ def audit(run: str, draw: int | None, flagged: bool, labels: str | None, out: st
 @click.option("--image", "file", metavar="PATH", type=click.Path(path_type=Path), help="With --verify: the image, to hash and score again.")
 @click.option("--sign", "key", metavar="KEY", type=click.Path(path_type=Path), help="Sign the record with this Ed25519 private key (PEM).")
 @click.option("--signer", metavar="KEY", type=click.Path(path_type=Path), help="With --verify: the public key of who must have signed it.")
+@click.option("--picture/--no-picture", default=True, help="The image itself in evidence.html, read from the archive.  [default: with it]")
 @click.option("--device", default="cpu", show_default=True, help="With --image: cpu, cuda or cuda:0.")
 @licence_option
 @as_json
@@ -136,6 +145,7 @@ def evidence(
     file: Path | None,
     key: Path | None,
     signer: Path | None,
+    picture: bool,
     device: str,
     accepted: tuple[str, ...],
     as_json: bool,
@@ -157,7 +167,7 @@ def evidence(
     assert run is not None
     assert image is not None
     assert out is not None
-    return _make(run, image, out, key, as_json)
+    return _make(run, image, out, key, picture, as_json)
 
 
 def _check_usage(
@@ -168,14 +178,14 @@ def _check_usage(
     )
     for word in (run, image):
         if word is not None and word.startswith("-") and not word[1:].isdigit():
-            raise ConfigError(f"no such option: {word}", hint=usage)
+            raise ConfigError(f"there is no option {word}", hint=usage)
     if record is None and (run is None or image is None or out is None or file is not None or signer is not None):
         raise ConfigError("evidence needs RUN, IMAGE and --out; --image and --signer belong to --verify", hint=usage)
     if record is not None and (run is not None or out is not None or key is not None):
         raise ConfigError("--verify takes a record alone, neither RUN nor --out nor --sign", hint=usage)
 
 
-def _make(run: str, image: str, out: str, key: Path | None, as_json: bool) -> int:
+def _make(run: str, image: str, out: str, key: Path | None, picture: bool, as_json: bool) -> int:
     from ray_app.evaluation.evidence.checks import record_text
     from ray_app.evaluation.evidence.record import make_evidence
     from ray_app.evaluation.evidence.verify import signed
@@ -185,12 +195,23 @@ def _make(run: str, image: str, out: str, key: Path | None, as_json: bool) -> in
     found = make_evidence(run, image)
     found = found if key is None else signed(found, key)
     text = record_text(found)
-    page = render_evidence(found)
+    page = render_evidence(found, _picture(run, found["record"]["image"]) if picture else None)
     (folder / "evidence.json").write_text(text, encoding="utf-8")
     (folder / "evidence.html").write_text(page, encoding="utf-8")
     click.echo(text if as_json else "\n".join(evidence_lines(found)))
     click.echo(f"record: {folder / 'evidence.json'}\npage: {folder / 'evidence.html'}", err=as_json)
     return ExitCode.DONE
+
+
+def _picture(run: str, image: dict[str, Any]) -> bytes | str:
+    """The record's image as a small JPEG, or why there is none."""
+    from ray_app.reports.format import meaning
+    from ray_app.runs import RunDirectory
+    from ray_app.scoring.pictures import LARGE, pictures_of
+
+    if image["status"] != "ok":
+        return meaning(image["status"]) or image["status"]
+    return pictures_of(RunDirectory.open(run), [image], LARGE)[image["image_id"]]
 
 
 def _verify(record: Path, file: Path | None, signer: Path | None, device: str, accepted: tuple[str, ...], as_json: bool) -> int:

@@ -26,13 +26,13 @@ class ClusterConfig(Frozen):
     stall_timeout_s: float | None = Field(
         default=None,
         gt=0,
-        description="a run in which no block ends for so long stops, its state kept; null = 15 minutes (an hour where "
+        description="a run in which no block ends for this many seconds stops, and its state is kept; null = 15 minutes (an hour where "
         "images are of 8 MiB and more on average), or what a block of the largest images may take the slowest detectors",
     )
     grace_s: float | None = Field(
         default=None,
         ge=0,
-        description="when a run is to stop, what is under way has so long to be committed; null = 25 s after a signal or when the "
+        description="seconds that running work has to be committed when a run is to stop; null = 25 s after a signal or when the "
         "driver's machine is taken away, 60 s when --max-hours or --max-cost is reached; a job that `ray job stop` ends has 3 s less than "
         "RAY_JOB_STOP_WAIT_TIME_S, which is 3 s unless the head or the job sets it",
     )

@@ -39,7 +39,7 @@ def withdraw() -> None:
             _internal_kv_del(_own_note(), namespace=_NOTES)
             _request()
     except Exception as error:  # such as of a head that is gone, and its autoscaler with it
-        print(f"nodes that were asked for were not given back: {describe_error(error)}; the next run's end does it", file=sys.stderr)
+        print(f"nodes that this run requested were not given back: {describe_error(error)}; the next run's end does it", file=sys.stderr)
 
 
 def _request() -> None:

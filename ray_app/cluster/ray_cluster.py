@@ -194,7 +194,7 @@ def cluster(
             why = " ".join(str(error).split())[:_MESSAGE_LETTERS]
             raise ClusterError(
                 f"cannot join the Ray cluster at {address}: {why}" if address else f"the Ray of this command did not start: {why}",
-                hint="is it running, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN those of its head?"
+                hint="check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of its head"
                 if address
                 else "a machine that is very busy or short of memory does that: give the same command again",
             ) from error
@@ -343,7 +343,7 @@ def _require_head(address: str) -> None:
                 answer = check_alive(CheckAliveRequest(), timeout=max(until - time.monotonic(), _POLL_S))
                 break
             except AuthenticationError:  # Ray's own, before a request is sent
-                raise _not_joined(address, "RAY_AUTH_MODE=token, and this process has no token", _AUTH_HINT) from None
+                raise _not_joined(address, "RAY_AUTH_MODE is token, but this process has no token", _AUTH_HINT) from None
             except grpc.RpcError as error:
                 code, detail = error.code(), str(error.details())
             if is_client and code is grpc.StatusCode.UNIMPLEMENTED:
@@ -372,14 +372,14 @@ def _python_of(channel: Any) -> str | None:
 def _no_head(address: str, code: Any, detail: str) -> ClusterError:
     """The error for an address where no head accepted us; `code` and `detail` are gRPC's."""
     if code.name == "UNAUTHENTICATED":
-        why, hint = "its head does not take our token", _AUTH_HINT
+        why, hint = "its head does not accept this token", _AUTH_HINT
     elif code.name == "UNIMPLEMENTED" or _NO_GRPC in detail:
-        why = "what answers there is no Ray head"
-        hint = "give HOST:PORT of the head itself, port 6379 as a rule; 8265 is its dashboard"
+        why = "what answers there is not a Ray head"
+        hint = "give HOST:PORT of the head itself, usually port 6379; 8265 is its dashboard"
     elif code.name == "DEADLINE_EXCEEDED":
-        why, hint = f"no answer in {HEAD_WAIT_S:g} s", "see whether the head is stuck (`ray status` there), or a firewall lies between"
+        why, hint = f"no answer in {HEAD_WAIT_S:g} s", "check whether the head hangs (`ray status` there), or a firewall is in between"
     else:
-        why, hint = f"no head there in {HEAD_WAIT_S:g} s ({detail})", "see whether the cluster is up, and this is its head's address"
+        why, hint = f"no head there in {HEAD_WAIT_S:g} s ({detail})", "check that the cluster is up, and that this is its head's address"
     return _not_joined(address, why, hint)
 
 
@@ -423,7 +423,9 @@ def _called(function: Callable[[Any], Any], item: Any) -> tuple[Any, bytes | Non
     except TouchstoneError as error:
         return None, pickle.dumps(error)
     except Exception:
-        failure = TouchstoneError(f"{type(function).__name__} failed:\n{traceback.format_exc()}", hint="this looks like a bug")
+        failure = TouchstoneError(
+            f"{type(function).__name__} failed:\n{traceback.format_exc()}", hint="this looks like a bug in Touchstone; please report it"
+        )
         return None, pickle.dumps(failure)
 
 
@@ -433,7 +435,7 @@ def _result(task: Any) -> Any:
     try:
         value, error = ray.get(task)
     except ray.exceptions.RayError as lost:
-        raise ClusterError(f"a task was lost: {describe_error(lost)}", hint="the same command goes on") from lost
+        raise ClusterError(f"a task was lost: {describe_error(lost)}", hint="run the same command again: it goes on") from lost
     if error is not None:
         raise pickle.loads(error)  # noqa: S301  (made by a task of this run)
     return value

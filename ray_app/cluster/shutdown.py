@@ -90,9 +90,9 @@ class Stopper:
         if self.reason != self._announced[0]:
             left = max(0.0, self._until - self._clock())
             kill = f" (Ray kills a job {wait_s:g} s after its stop: RAY_JOB_STOP_WAIT_TIME_S)" if (wait_s := self._killed_after_s) else ""
-            self._say(f"stopping: {self.reason}; what is under way has {left:.0f} s to be committed{kill}, a second signal stops at once")
+            self._say(f"stopping: {self.reason}; running work has {left:.0f} s to be committed{kill}; a second signal stops at once")
         if self.avoided != self._announced[1]:
-            self._say(f"{len(self.avoided)} node{'s' * (len(self.avoided) > 1)} will be taken away: no new work there")
+            self._say(f"{len(self.avoided)} node{'s' * (len(self.avoided) > 1)} will be taken away and get no new work")
         self._announced = new
 
     @contextlib.contextmanager
@@ -162,7 +162,7 @@ class Watch:
         if time.monotonic() - self._progressed_at > self._stall_timeout_s:
             raise ClusterError(
                 f"no block ended in {self._stall_timeout_s:.0f} s; stopped, what is committed is kept",
-                hint="are there nodes for the plan shown above? --set cluster.stall_timeout_s=… waits longer",
+                hint="check that there are nodes for the plan shown above; --set cluster.stall_timeout_s=… waits longer",
             )
 
 
@@ -196,7 +196,7 @@ class Attempts:
         place.mkdir(parents=True, exist_ok=True)
         if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
             raise ClusterError(
-                f"{what}: {deaths} workers died in the middle of it, most likely for want of memory", hint=OUT_OF_MEMORY_HINT
+                f"{what}: {deaths} workers died in the middle of it, most likely because memory ran out", hint=OUT_OF_MEMORY_HINT
             )
         note = place / self._own_note
         note.touch()

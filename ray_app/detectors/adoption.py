@@ -87,10 +87,10 @@ def adopt_as(name: str, file: Path, cards: Sequence[DetectorCard], cache_dir: Pa
     if part.weights.sha256 is not None:
         raise DetectorError(
             f"--as {name}: its card states the SHA-256 {part.weights.sha256}, and {file} has {file_sha256(file)}",
-            hint="leave --as out: a file with that hash is recognised by it",
+            hint="leave --as out: the file with that hash is recognised by it",
         )
     if part.weights.beside:
-        raise DetectorError(f"--as {name}: it is of several files: {', '.join(part.weights.beside)}", hint=part.weights.obtain)
+        raise DetectorError(f"--as {name}: it consists of several files: {', '.join(part.weights.beside)}", hint=part.weights.obtain)
     verify.fits(card, part, file)
     kept = _kept(file, file_sha256(file), part, cache / weights.cached_name(part), Path(part.weights.uri).name)
     return Adoption([kept], [], _lacking(cards, {part.name}, cache))

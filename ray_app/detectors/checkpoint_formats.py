@@ -130,7 +130,7 @@ def _text(head: bytes) -> FileKind:
     try:
         shown = head[:60].decode("ascii").split("\n")[0]
     except UnicodeDecodeError:
-        return FileKind("", "no format of weights that is known", _AGAIN)
+        return FileKind("", "not a known format of weights", _AGAIN)
     if not shown.isprintable():
-        return FileKind("", "no format of weights that is known", _AGAIN)
+        return FileKind("", "not a known format of weights", _AGAIN)
     return FileKind("", f"a text that begins with {shown!r}", _PAGE)

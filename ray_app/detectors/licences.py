@@ -142,7 +142,8 @@ def _found(name: str) -> tuple[str, str]:
         known = [*(card.name for card in cards if card.terms != "permissive"), *_shared_licences(cards)]
         close = get_close_matches(name, known, n=1)
         raise ConfigError(
-            f"--accept-licence {name}: neither a detector nor a licence of one" + (f" — did you mean '{close[0]}'?" if close else ""),
+            f"--accept-licence {name}: there is no detector and no licence of that name"
+            + (f" — did you mean '{close[0]}'?" if close else ""),
             hint=f"to accept: {', '.join(known)}",
         ) from error
     return base_name(card.name), card.licence

@@ -288,7 +288,9 @@ def cross_validated_auc(
     require_enough(labels)
     folds = min(MOST_FOLDS, *(_units(labels, groups, label) for label in (0, 1)))
     if folds < 2:
-        raise ConfigError("all images of one class are of one group: nothing is left to validate on", hint="give more groups, or none")
+        raise ConfigError(
+            "all images of one class are of one group: nothing is left to validate on", hint="give more groups, or none at all"
+        )
     splitter = StratifiedGroupKFold if groups is not None else StratifiedKFold
     aucs = []
     for seen, unseen in splitter(folds, shuffle=True, random_state=_SEED).split(features, labels, groups):

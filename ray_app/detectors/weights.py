@@ -255,9 +255,11 @@ def _fetch(part: WeightSet, cache: Path, offline: bool) -> Path:
         return _from_hub(part, cache, offline)
     if scheme in ("", "file"):
         needed = ", ".join([_file_name(part), *part.weights.beside])
-        raise _missing(part, f"no such file beside the card nor in {cache}" + f" (needed together: {needed})" * bool(part.weights.beside))
+        raise _missing(
+            part, f"there is no such file beside the card, nor in {cache}" + f" (needed together: {needed})" * bool(part.weights.beside)
+        )
     if offline:
-        raise _missing(part, "offline, and not in the cache")
+        raise _missing(part, "this machine is offline (HF_HUB_OFFLINE), and they are not in the cache")
     fetched = _copy(part, uri, cache / cached_name(part), required=True)
     assert fetched is not None
     return fetched

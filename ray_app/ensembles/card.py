@@ -183,7 +183,7 @@ class EnsembleCard(Frozen):
         if self.cascade is None:
             return self
         if self.cascade.first >= len(self.members):
-            raise ValueError(f"cascade.first is {self.cascade.first} of {len(self.members)} members: nobody is left to look again")
+            raise ValueError(f"cascade.first is {self.cascade.first} of {len(self.members)} detectors: none is left for the second look")
         for name, stage, count in (("early", self.cascade.early, self.cascade.first), ("late", self.cascade.late, len(self.members))):
             _check_stacking(f"cascade.{name}", stage.rule, stage.stacking, count)
         return self
@@ -201,7 +201,7 @@ class EnsembleCard(Frozen):
         if self.gate is not None and self.rule != "gated-mean":
             raise ValueError(f"`gate` belongs to rule gated-mean (rule: {self.rule})")
         if self.rule == "gated-mean" and len(self.members) < FEWEST_GATED:
-            raise ValueError(f"gated-mean needs {FEWEST_GATED} members: of two, neither is far from the other's median")
+            raise ValueError(f"gated-mean needs {FEWEST_GATED} detectors: of two, neither is far from the other's median")
         if self.rule != "weighted" and any(member.weight != 1 for member in self.members):
             raise ValueError(f"weights other than 1 need rule weighted (rule: {self.rule})")
         return self

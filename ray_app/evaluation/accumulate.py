@@ -23,12 +23,12 @@ from ray_app.archives import Each, ManifestMember, MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
-from ray_app.evaluation.join import PLACE, Joined, JoinedLabels, Labels, members_of, own_fields
+from ray_app.evaluation.join import PLACE, Joined, JoinedLabels, Labels, own_fields
 from ray_app.evaluation.systems import Column, System, Systems
 from ray_app.images import ImageLimits
 from ray_app.reports.evaluation.model import MistakeFacts
 from ray_app.runs import RunDirectory
-from ray_app.runs.reader import current_files, tables_in
+from ray_app.runs.reader import current_files, members_of, tables_in
 from ray_app.scoring.report import SIDE_PX, thumbnail
 from ray_app.storage import Fetcher
 

@@ -1,10 +1,10 @@
 """Rows of a run joined with labels (`joined_rows`) by a compact index of the labels (`index_labels`).
 
 An index holds 24 bytes a label: two independent 64-bit words of its key, its group, and its place in the file. Texts (prompts, places of
-masks) stay in the file until they are needed. `members_of` gives the members of some ids as the run's manifests have them.
+masks) stay in the file until they are needed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,12 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.archives import ManifestMember, manifests, member_rows, read_block, read_blocks, read_ids
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError
 from ray_app.evaluation.groups import Codes, EvaluationGroup, GroupCoder
 from ray_app.evaluation.labels import LabelTables
-from ray_app.runs import RunDirectory
 from ray_app.storage import Guard
 
 Words = npt.NDArray[np.uint64]
@@ -225,7 +223,8 @@ def index_labels(source: LabelTables, *, key: str | None = None, split: str | No
     chosen = key or next((name for name in KEYS if name in named), None)
     if chosen is None or chosen not in named or "label" not in named:
         raise ConfigError(
-            f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}", hint=f"found: {', '.join(named) or 'neither'}"
+            f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}",
+            hint=f"of these it has {', '.join(named)}" if named else "it has none of them; the first line of a CSV names its columns",
         )
     for salt in range(_ATTEMPTS):
         read = _read(source, JoinKey(chosen, salt, bits), split if "split" in named else None)
@@ -255,21 +254,6 @@ def own_fields(table: pa.Table) -> pa.Table:
     fields = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
     columns = {name: fields.get(name, name) for name in (*_LABEL_COLUMNS, "prompt", "split", "release_date", "source")}
     return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
-
-
-def members_of(run: RunDirectory, image_ids: Collection[int]) -> dict[int, ManifestMember]:
-    """The members of these ids that the run's manifests hold; blocks without any are not read."""
-    wanted = np.unique(np.array(list(image_ids), np.int64))
-    found: dict[int, ManifestMember] = {}
-    for number in manifests(run.store):
-        blocks = read_blocks(run.store, number)
-        for ref, ids in zip(blocks, read_ids(run.store, blocks), strict=True):
-            if np.isin(ids, wanted).any():
-                members = member_rows(read_block(run.store, ref))
-                found |= {one.image_id: one for one in members if one.image_id in image_ids}
-        if len(found) == len(wanted):
-            break
-    return found
 
 
 def _read(source: LabelTables, key: JoinKey, split: str | None) -> LabelIndex | None:

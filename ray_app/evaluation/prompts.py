@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from ray_app.archives import MemberReader, guard_of
 from ray_app.attribution.prompts import normalised_prompt
 from ray_app.errors import ConfigError, InputError
-from ray_app.evaluation.join import Tables, members_of
+from ray_app.evaluation.join import Tables
 from ray_app.images import decode_image
 from ray_app.metrics import arrays, intervals
 from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
 from ray_app.runs import RunDirectory
+from ray_app.runs.reader import members_of
 from ray_app.storage import Fetcher
 
 if TYPE_CHECKING:

@@ -17,14 +17,14 @@ from ray_app.images.formats import sniff_format
 FLAG_MEANING = {
     "alpha": "has transparency, composited on white",
     "animated": "an animation; its first frame is scored",
-    "broken_exif": "EXIF cannot be read; taken as upright",
+    "broken_exif": "EXIF cannot be read; taken to be upright",
     "broken_icc": "the colour profile cannot be read or used; ignored",
     "cmyk": "printing colours, converted to RGB",
     "grayscale": "grey only; the three channels are equal",
     "irregular_jpeg": "broken metadata or stray bytes in the JPEG; all of its pixels are there",
     "multipage": "several pages or pictures; the first is scored",
     "no_content": "one colour, or nearly: nothing to judge",
-    "oriented": "EXIF asks to turn it; it is scored as stored",
+    "oriented": "EXIF says that it should be turned; it is scored as stored",
     "preview": "the preview that a camera put into its raw file is scored",
     "sixteen_bit": "more than 8 bits per sample; the high 8 are scored",
     "trailing_bytes": "bytes follow the end of the image",
@@ -98,4 +98,4 @@ def perceptual_hash(pixels: Image.Image) -> str:
 def require_perceptual_hash() -> None:
     """Raises ConfigError where the library that computes it is missing."""
     if find_spec("imagehash") is None:
-        raise ConfigError("perceptual_hash: ImageHash is not installed", hint="pip install 'touchstone-forensics[phash]'")
+        raise ConfigError("perceptual_hash needs the package ImageHash", hint="pip install 'touchstone-forensics[phash]'")

@@ -30,7 +30,7 @@ _PNM_START = re.compile(rb"P[1-6]\s[\s\d#]")
 _ELSE: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document: extract its images first"),
     (b"%!PS", "a PostScript document"),
-    (b"PK\x03\x04", "a ZIP file: score it as an archive source, or it is an office document"),
+    (b"PK\x03\x04", "a ZIP file, or an office document: score it as an archive source"),
     (b"\x1f\x8b", "a gzip file: score it as an archive source"),
     (b"\xfd7zXZ\0", "an xz file: score it as an archive source if it is a tar"),
     (b"\x28\xb5\x2f\xfd", "a zstd file: score it as an archive source if it is a tar"),
@@ -96,7 +96,7 @@ def describe_unsupported(data: bytes) -> str:
         return "a video or audio file (MP4 family)"
     if data[257:262] == b"ustar":
         return "a tar archive: score it as an archive source"
-    return _describe_text(data[:1024]) or f"no known image format (first bytes {data[:8].hex(' ')})"
+    return _describe_text(data[:1024]) or f"not a known image format (first bytes {data[:8].hex(' ')})"
 
 
 def _is_raw_tiff(data: bytes) -> bool:
@@ -126,7 +126,7 @@ def _describe_text(start: bytes) -> str | None:
     if b"<svg" in words:
         return "an SVG drawing, which has no pixels: export it as PNG"
     if words.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, perhaps an error page saved in an image's place"
+        return "an HTML page, perhaps an error page saved in place of an image"
     try:
         start.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -47,7 +47,7 @@ def require_embeddings(spec: ScoringSpec) -> None:
         differing = [key for key, value in wanted.items() if _plain(value) != _plain(found.get(key))]
         if differing or "width" not in wanted:
             differences = (
-                "; ".join(f"{key}: fitted on {wanted[key]}, here {found.get(key)}" for key in differing) or "its card says no width"
+                "; ".join(f"{key}: fitted on {wanted[key]}, here {found.get(key)}" for key in differing) or "its card states no width"
             )
             raise ConfigError(
                 f"{card.name} was fitted on other embeddings of {card.detector}: {differences}",

@@ -133,7 +133,8 @@ class DecoderProcess:
             )
         except OSError as error:
             raise TouchstoneError(
-                f"the decoder process did not start: {describe_error(error)}", hint="is this machine out of processes?"
+                f"the decoder process did not start: {describe_error(error)}",
+                hint="check the limits on processes and memory of this machine",
             ) from error
         assert child.stdin is not None
         assert child.stdout is not None
@@ -441,7 +442,7 @@ def _request_text(wanted: DecodeRequest) -> bytes:
 
 
 def _closed() -> TouchstoneError:
-    return TouchstoneError("the decoder processes are closed", hint="this endpoint is shutting down; ask another one")
+    return TouchstoneError("the decoder processes are closed", hint="this endpoint is shutting down; use another one")
 
 
 def _close(pipe: IO[bytes] | None) -> None:

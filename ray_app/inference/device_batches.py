@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ray_app.errors import ConfigError
+
 RING_DEPTH = 2  # buffers of one size: one is being copied to the GPU while the next batch is written into the other
 NEAR = 0.05  # a smaller batch is taken where the best one is faster by no more than this share
 MOST_MEMORY = 0.4  # of a GPU's memory, which two pools may share: a batch that takes more is for nobody, unless it is the smallest
@@ -149,3 +151,14 @@ def paying_batch(measured: Sequence[MeasuredBatch], pieces: Sequence[int] = ()) 
 def _filled(size: int, pieces: Sequence[int]) -> float:
     """The share of the places in batches of this size that images have."""
     return sum(pieces) / sum(-(-count // size) * size for count in pieces) if pieces else 1.0
+
+
+def found_device(device: str) -> str:
+    """The device that is meant: of `auto` a GPU where this process has one, else the CPU. Raises ConfigError for what is no device."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device {device!r} is none that PyTorch knows: auto, cpu, cuda or cuda:0") from None
+    return device

@@ -1,176 +1,224 @@
-"""The ensemble as a Python object (`load_ensemble`): bytes, paths or PIL images in, verdicts out; no cluster, no files written."""
+"""The ensemble as a Python object (`load_ensemble`): images in, in whatever form, verdicts out; no cluster, no files written."""
 
 import copy
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 
 from ray_app.detectors import DetectorCard, licences
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
-from ray_app.errors import InputError, Reason, Status
-from ray_app.images import BatchLimits, ImageFileFacts, ImageLimits
+from ray_app.errors import ConfigError
+from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
-from ray_app.inference import decision, decoder, scorer, second_pass, spec
-from ray_app.inference.batch import Batch, DecodeResult, Pixels, StageClock
-from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
-from ray_app.inference.outputs import CAPTIONS, MASKS
-from ray_app.storage import Fetcher, node_budget
+from ray_app.inference import decision, decoder, device_batches, image_inputs, result, scorer, second_pass, spec
+from ray_app.inference.batch import Batch, DecodeResult, StageClock
+from ray_app.inference.decoder_pool import IsolatedDecoders
+from ray_app.storage import node_budget
 
 _log = logging.getLogger(__name__)
 
-Source = bytes | str | Path | Image.Image | PreparedFile | InputError
+_MOST_BATCHES = 8  # that are scored before their results are handed out: a GPU is waited for once for all of them
+_TEXTS = ("status", "verdict", "predicted_generator", "predicted_prompt")
+_UNNAMED = image_inputs.ImageSource(None, None)
 
-
-@dataclass(frozen=True)
-class Result:
-    """What the ensemble says of one image. `score` and `scores` are log-odds of fake; all are None where `status` is not `ok`.
-
-    `probability` is the plain sigmoid of the score unless `calibrated`. `masks`: per detector that localizes, (H, W) uint8 at the
-    network's own size, stretched over the whole image, 255 = surely altered. `verdict_reason`: why a verdict is `abstain`, and
-    `verdict_detail` what varies in that (names, figures). `second_look`: of a cascade, why all its detectors looked
-    (`band`, `audit`); None where the first of them sufficed. What a profile adds is called as in a run's rows (see `runs.schema`), and
-    None where the ensemble has none, or nothing was said of this image.
-    """
-
-    status: Status
-    detail: str | None
-    verdict: str | None
-    verdict_reason: Reason | None
-    probability: float | None
-    calibrated: bool
-    score: float | None
-    scores: Mapping[str, float | None]
-    facts: ImageFileFacts | None
-    masks: Mapping[str, Pixels | None]
-    second_look: str | None = None
-    verdict_detail: str | None = None
-    predicted_generator: str | None = None
-    generator_family: str | None = None
-    generator_probability: float | None = None
-    generator_confidence: float | None = None
-    generator_ranking: tuple[str, ...] | None = None
-    predicted_prompt: str | None = None
-    prompt_likelihood: float | None = None
+Arriving = Iterator[tuple[image_inputs.ImageSource, Any]]
+Sources = list[tuple[str | int | None, Any]]  # the name of each image, and what it can be drawn from
 
 
 class Ensemble:
-    """Detectors loaded on one device, ready to score. `accept_licences`: detectors, or licences, whose terms you accept. `children`: what
-    has to be decoded is decoded in these processes, which others close; else in this one.
+    """Detectors loaded on one device, ready to score. `device`: `cpu`, `cuda`, `cuda:0`, or `auto`: a GPU where there is one. `batch_size`:
+    images that go through the networks together; None = 4 on a CPU, 64 on a GPU. `accept_licences`: detectors, or licences, whose terms you
+    accept. `image_column`: which column of a batch has the images; None = found. `children`: what has to be decoded is decoded in these
+    processes, which others close; else in this one.
 
-    As a callable it takes a Ray Data batch with a column `bytes` (or `image_column`) and adds verdict columns, so that
-    `dataset.map_batches(Ensemble, fn_constructor_args=("default",), …)` needs nothing else.
+    May be called from several threads, one at a time is scored; `twin` is for those who want more. Pickled, it is loaded anew.
     """
 
     def __init__(
         self,
-        name_or_path: str | Path | EnsembleCard = "default",
+        name_or_path: str | Path | EnsembleCard | spec.ScoringSpec = "default",
         *,
-        device: str = "cpu",
+        device: str = "auto",
         precision: spec.RequestedPrecision = "auto",
         resize: spec.RequestedResize = "auto",
         limits: ImageLimits | None = None,
-        image_column: str = "bytes",
+        batch_size: int | None = None,
+        image_column: str | None = None,
         accept_licences: Sequence[str] = (),
         waive_guarantee: bool = False,
         children: IsolatedDecoders | None = None,
     ) -> None:
-        card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
-        self.spec: spec.ScoringSpec = spec.make_spec(
-            card, device=device, precision=precision, resize=resize, limits=limits or BatchLimits(), waive_guarantee=waive_guarantee
-        )
+        if isinstance(name_or_path, spec.ScoringSpec):
+            self.spec: spec.ScoringSpec = name_or_path
+        else:
+            card = name_or_path if isinstance(name_or_path, EnsembleCard) else load_ensemble_card(name_or_path)
+            self.spec = spec.make_spec(
+                card, device=device_batches.found_device(device), precision=precision, resize=resize, limits=limits or BatchLimits(),
+                slots=None if batch_size is None else _checked(batch_size), waive_guarantee=waive_guarantee,
+            )  # fmt: skip
         for detector in self.spec.cards.values():
             licences.require_accepted(detector, accept_licences)
         decision.require_embeddings(self.spec)
-        self._image_column = image_column
+        self._image_column, self._accepted = image_column, tuple(accept_licences)
+        self._inputs, self._lock = image_inputs.ImageInputs(self.spec.limits.max_bytes), threading.RLock()
+        self._is_demonstration = any(detector.demonstration for detector in self.spec.cards.values())
         clock = StageClock()
         # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
         most = max(node_budget.budget_of(node_budget.node_memory()), worst_bytes(self.spec.limits))
         budget = node_budget.NodeBudget(decoder.BUDGET, most)
-        careful = decoder.CarefulDecoder(self.spec.limits, None, decoder.WALL_LIMIT_S, budget, children=children)
+        self._careful = decoder.CarefulDecoder(self.spec.limits, None, decoder.WALL_LIMIT_S, budget, children=children)
         self._is_late = children is not None  # what keeps its size is decoded when it is read
-        self._decoder = decoder.BatchDecoder(
-            self.spec.early, clock, keeps_files=self.spec.looks_again, hand_over=self._is_late, careful=careful
-        )
-        describing = scorer.Describing(self.spec, clock) if self.spec.describer else None
-        self._fetcher = Fetcher()
+        self._describing = scorer.Describing(self.spec, clock) if self.spec.describer else None
         self._loaded = scorer.LoadedDetectors(self.spec)
-        detectors = scorer.EnsembleScorer(self.spec, clock, loaded=self._loaded)
-        self._scorer = second_pass.CascadeScorer(self.spec, detectors, self._decoder, clock, describing=describing).simplest
+        self._set_up(self.spec, clock)
+
+    def _set_up(self, wanted: spec.ScoringSpec, clock: StageClock) -> None:
+        """Decode and score by a spec that may differ in the size of batches from the one that detectors were loaded by."""
+        self.spec = wanted
+        self._decoder = decoder.BatchDecoder(
+            wanted.early, clock, keeps_files=wanted.looks_again, hand_over=self._is_late, careful=self._careful
+        )
+        detectors = scorer.EnsembleScorer(wanted, clock, loaded=self._loaded)
+        self._scorer = second_pass.CascadeScorer(wanted, detectors, self._decoder, clock, describing=self._describing).simplest
 
     @property
     def cards(self) -> Mapping[str, DetectorCard]:
         """The detector cards, by name."""
         return self.spec.cards
 
-    def score(self, images: Iterable[Source]) -> list[Result]:
-        """Score images given as encoded bytes, paths (any fsspec URL) or PIL images; one result each, in order. Also of what was prepared
-        for `spec.early` in a child process (`PreparedFile`), and of why there is nothing of it.
+    @overload
+    def score(self, images: bytes | bytearray | Image.Image, *, batch_size: int | None = None, progress: bool = False) -> result.Result: ...
+    @overload
+    def score(
+        self, images: list[Any] | tuple[Any, ...] | Iterator[Any], *, batch_size: int | None = None, progress: bool = False
+    ) -> result.Results: ...
+    @overload
+    def score(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> Any: ...
+    def score(self, images: Any, *, batch_size: int | None = None, progress: bool = False) -> Any:
+        """Score one image, which gives a `Result`, or many, which give `Results`: an iterator, in order, that scores as it is read.
 
-        An image that cannot be scored is a result whose `status` says why, never an exception.
+        One image is a path or URL, the bytes of a file, a binary file, a PIL image, a uint8 array or tensor, or a dict with `bytes` or
+        `path`. Many are a folder or a glob, and any iterable of these (see `image_inputs.ACCEPTED`). An image that cannot be scored is a
+        result whose `status` says why, never an exception.
+
+        `batch_size`: images that go through the networks together in this call. `progress`: a bar on stderr, or in a notebook.
+
+        Raises UnknownInputError, a TypeError, for what is not accepted; ConfigError for a folder or glob without a file.
         """
-        return _results(self._scored(images))
+        ensemble = self if batch_size in (None, self.spec.slots) else self._in_batches_of(_checked(batch_size))
+        given = self._inputs.sources(images)
+        if isinstance(given, image_inputs.ImageSource):
+            return next(ensemble._stream(iter([given])))
+        stream = ensemble._stream(given.sources, given.total, progress=progress)
+        return result.Results(stream, tuple(self.spec.cards), given.total)
+
+    def score_read(self, images: Iterable[Any]) -> list[result.Result]:
+        """At once, of images that were read: bytes, PIL images, what was prepared for `spec.early` in a child process (`PreparedFile`),
+        and why there is nothing of it (InputError). One result each, in order.
+        """
+        return self._scored(zip(repeat(_UNNAMED), images, strict=False))
 
     def twin(self) -> "Ensemble":
         """One for another thread: the same weights, in memory once, and its own of whatever else a network keeps while it runs."""
         held = {id(self._decoder.careful): self._decoder.careful}
         for network in self._networks():
             held |= {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
-        other = copy.copy(self)
+        other = self._copied()
+        other._lock = threading.RLock()
         other._scorer = copy.deepcopy(self._scorer, held)  # its second argument: what is taken as it is
         return other
+
+    def _in_batches_of(self, size: int) -> "Ensemble":
+        """The same detectors in other batches, for one call."""
+        other = self._copied()
+        other._set_up(replace(self.spec, slots=size), StageClock())
+        return other
+
+    def _copied(self) -> "Ensemble":
+        other = object.__new__(type(self))
+        other.__dict__ |= self.__dict__
+        return other
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (partial(type(self), image_column=self._image_column, accept_licences=self._accepted), (self.spec,))
 
     def _networks(self) -> Iterator[Any]:
         return (detector.network for detector in self._loaded.by_name.values())
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Add `status`, `verdict`, `probability`, `score` and `score_<detector>` columns to a Ray Data batch; with an identifier
+    def __call__(self, images: Any) -> Any:
+        """`score` of images; or, of a batch (a mapping of columns, as Ray Data's `map_batches` and `datasets.Dataset.map(…, batched=True)`
+        pass it), its columns `status`, `verdict`, `probability`, `score` and `score_<detector>`; with an identifier also
         `predicted_generator` and `generator_probability`, with a describer `predicted_prompt` and `prompt_likelihood`.
+
+        A dict comes back with these added; of any other mapping, such as that of `datasets`, they come alone. Images are in
+        `image_column`, else in `bytes` or `image`, else in the one column that shows by its first value that it has images. Raises
+        ConfigError where there is none.
         """
-        scored = self._scored(batch[self._image_column])
-        results = _results(scored)
-        columns: dict[str, Any] = {
-            "status": [result.status.value for result in results],
-            "verdict": [result.verdict for result in results],
-            "probability": [result.probability for result in results],
-            "score": [result.score for result in results],
-        }
-        profiled: tuple[str, ...] = ("predicted_generator", "generator_probability") if self.spec.identifier else ()
-        profiled += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
-        columns |= {name: [getattr(result, name) for result in results] for name in profiled}
-        columns |= {f"score_{name}": column for name, column in scored.scores.items()}
-        texts = ("status", "verdict", "predicted_generator", "predicted_prompt")
-        return {**batch, **{name: np.array(column, object if name in texts else np.float64) for name, column in columns.items()}}
+        if not isinstance(images, Mapping) or image_inputs.is_picture(images):
+            return self.score(images)
+        found = self._columns(image_inputs.batch_column(images, self._image_column))
+        if not isinstance(images, dict):
+            return found
+        has_arrays = any(isinstance(column, np.ndarray) for column in images.values())
+        as_given = {name: np.array(column, object if name in _TEXTS else np.float64) for name, column in found.items()}
+        return {**images, **(as_given if has_arrays else found)}
 
-    def _scored(self, images: Iterable[Source]) -> decision.BlockResult:
-        outcomes: list[DecodeResult] = []
-        outputs = self._scorer.score(self._batches(iter(images), outcomes))
-        return decision.judge(self.spec, outcomes, outputs)
+    def _columns(self, images: Any) -> dict[str, list[Any]]:
+        results = list(self._stream(image_inputs.many(images).sources))
+        columns: dict[str, list[Any]] = {"status": [one.status.value for one in results]}
+        names: tuple[str, ...] = ("verdict", "probability", "score")
+        names += ("predicted_generator", "generator_probability") if self.spec.identifier else ()
+        names += ("predicted_prompt", "prompt_likelihood") if self.spec.describer else ()
+        columns |= {name: [getattr(one, name) for one in results] for name in names}
+        return columns | {f"score_{name}": [one.scores[name] for one in results] for name in self.spec.cards}
 
-    def _batches(self, images: Iterator[Source], outcomes: list[DecodeResult]) -> Iterator[Batch]:
-        """One batch after another, so that no more than one is in memory; its outcomes are noted."""
-        while chunk := list(islice(images, self.spec.slots)):
-            batch = self._decoder.decode(zip(repeat(0), map(self._read, chunk), strict=False))
+    def _stream(
+        self, sources: Iterator[image_inputs.ImageSource], count: int | None = None, *, progress: bool = False
+    ) -> Iterator[result.Result]:
+        """Results as they come: the first after one batch, later ones after some batches more at a time."""
+        arriving, batches = self._inputs.arriving(sources), 1
+        with _progress_bar(self.spec.ensemble.name, count) if progress else nullcontext() as bar:
+            while True:
+                found = self._scored(islice(arriving, batches * self.spec.slots))
+                for one in found:
+                    if bar is not None:
+                        bar.update()
+                    yield one
+                if len(found) < batches * self.spec.slots:
+                    return
+                batches = min(2 * batches, _MOST_BATCHES)
+
+    def _scored(self, arriving: Arriving) -> list[result.Result]:
+        outcomes, sources = list[DecodeResult](), Sources()
+        with self._lock:
+            outputs = self._scorer.score(self._batches(arriving, outcomes, sources))
+            block = decision.judge(self.spec, outcomes, outputs)
+        return result.results_of(block, sources, demonstration=self._is_demonstration)
+
+    def _batches(self, arriving: Arriving, outcomes: list[DecodeResult], sources: Sources) -> Iterator[Batch]:
+        """One batch after another, so that no more than one is in memory; its outcomes and sources are noted."""
+
+        def noted(some: Iterable[tuple[image_inputs.ImageSource, Any]]) -> Iterator[tuple[int, Any]]:
+            for source, image in some:
+                sources.append((source.name, source.picture))
+                yield 0, image
+
+        for first in arriving:
+            batch = self._decoder.decode(noted(chain([first], islice(arriving, self.spec.slots - 1))))
             for place, outcome in enumerate(batch.outcomes, start=len(outcomes)):
                 if outcome.failure is not None:
-                    _log.error("image %d of this call: a bug of Touchstone, please report it\n%s", place, outcome.failure)
+                    _log.error("image %s: this is a bug in Touchstone; please report it\n%s", sources[place][0], outcome.failure)
             outcomes += batch.outcomes
             yield self._decoder.complete(batch) if self._is_late else batch
-
-    def _read(self, image: Source) -> bytes | Image.Image | PreparedFile | InputError:
-        if not isinstance(image, str | Path):
-            return image
-        place = str(image)
-        fetcher = Fetcher(signed=[place]) if "://" in place else self._fetcher
-        try:
-            return fetcher.fetch(place, "", self.spec.limits.max_bytes)
-        except InputError as refused:
-            return refused
 
 
 def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:
@@ -186,43 +234,16 @@ def load_detector(name_or_path: str | Path, **options: Any) -> Ensemble:
     return Ensemble(ensemble_of([str(name_or_path)]), **options)
 
 
-def _results(scored: decision.BlockResult) -> list[Result]:
-    decisions, masks = scored.decisions, scored.outputs.of(MASKS)
-    has_profile = scored.identified is not None or bool(scored.outputs.of(CAPTIONS))
-    results = []
-    for row, outcome in enumerate(scored.outcomes):
-        scores: dict[str, float | None] = dict.fromkeys(scored.scores)
-        if outcome.status is not Status.OK:
-            empty = Result(outcome.status, outcome.detail, None, None, None, decisions.calibrated, None, scores, outcome.facts, {})
-            results.append(empty)
-            continue
-        for name, column in scored.scores.items():
-            scores[name] = decision.finite(column[row])
-        results.append(Result(
-            outcome.status, None, decisions.verdict[row], decisions.reason[row], decision.finite(decisions.probability[row]),
-            decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
-            {name: drawn[row] for name, drawn in masks.items()} if masks else {},
-            decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
-            **_profile(scored, row) if has_profile else {},
-        ))  # fmt: skip
-    return results
+def _progress_bar(name: str, count: int | None) -> Any:
+    from tqdm.auto import tqdm  # its own line on a terminal, a widget in a notebook
+
+    return tqdm(total=count, desc=name, unit=" images", unit_scale=False)
 
 
-def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
-    """What a profile says of one image, by the names of a result's fields."""
-    identified, captions = scored.identified, scored.outputs.captions
-    words = captions[row] if captions else None
-    found: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
-    if identified is None or not np.isfinite(identified.confidence[row]):
-        return found
-    code = identified.codes[row]
-    return found | {
-        "predicted_generator": identified.classes[code] if code >= 0 else None,
-        "generator_family": identified.families[code] if code >= 0 else None,
-        "generator_probability": float(identified.probability[row]),
-        "generator_confidence": float(identified.confidence[row]),
-        "generator_ranking": tuple(identified.classes[place] for place in identified.ranking[row]),
-    }
+def _checked(batch_size: int | None) -> int:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size!r}, and must be a whole number from 1")
+    return batch_size
 
 
-__all__: Sequence[str] = ["Ensemble", "Result", "load_ensemble", "load_detector"]
+__all__: Sequence[str] = ["Ensemble", "load_ensemble", "load_detector"]

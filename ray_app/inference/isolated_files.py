@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from ray_app.detectors import Preprocessing
-from ray_app.detectors.preprocessing import Resize
 from ray_app.errors import InputError
 from ray_app.images import Demand, ImageFileFacts
 from ray_app.images.provenance import Provenance, ProvenancePolicy
@@ -18,6 +16,7 @@ from ray_app.inference.batch import Pixels
 from ray_app.inference.decoder import WALL_LIMIT_S
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
+from ray_app.inference.small_pictures import square
 from ray_app.inference.spec import ScoringSpec
 
 AHEAD_BYTES = 192 * 2**20  # of prepared pixels, and of files that are kept, while nobody takes them
@@ -52,7 +51,7 @@ class IsolatedFiles:
     ) -> None:
         early = spec.early
         self._read, self._spec = read, spec
-        shown = [Preprocessing(resize=Resize(mode="squash", size=picture_px))] if picture_px else []
+        shown = [square(picture_px)] if picture_px else []
         self._extra = len(shown)
         self._wanted = DecodeRequest(
             preprocessings=(*early.preprocessings, *shown), resize=early.resize, provenance=provenance, measured=bool(early.measured)

@@ -90,7 +90,7 @@ def require_parity(detectors: Iterable[Detector], nvjpeg: NvJpeg) -> None:
             image = nvjpeg(data)
             if image is None:
                 raise ConfigError(
-                    f"jpeg_decoder nvjpeg: it does not decode {name} here", hint="leave jpeg_decoder out: libjpeg is as exact as ever"
+                    f"jpeg_decoder nvjpeg: it does not decode {name} here", hint="leave jpeg_decoder out: the scores of libjpeg are exact"
                 )
             expected, score = (_score(detector, pixels) for pixels in (decode_image(data, ImageLimits()).pixels, image.pixels))
             if not abs(score - expected) <= allowed * max(1.0, abs(expected)):

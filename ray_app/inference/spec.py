@@ -271,7 +271,7 @@ def make_spec(
     )  # fmt: skip
     if stability is not None and len(spec.pools) > 1:
         raise ConfigError(
-            f"--stability: {ensemble.name} has detectors that need processes of their own; nobody has all scores while images are there",
+            f"--stability: {ensemble.name} has detectors in processes of their own, so that none has all scores and the image at once",
             hint=f"leave --stability out, or take an ensemble without {', '.join(name for name, card in named.items() if card.own_pool)}",
         )
     return spec
@@ -309,8 +309,8 @@ def profile_cards(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]) -> 
     for card in (identifier, describer):
         if card is not None and card.detector is not None and card.detector not in first:
             raise ConfigError(
-                f"{ensemble.name}: {card.name} reads embeddings of {card.detector}, which is no detector that looks at every image here",
-                hint=f"make it a member, or take a profile that reads one of {', '.join(first)}",
+                f"{ensemble.name}: {card.name} reads embeddings of {card.detector}, which does not look at every image here",
+                hint=f"make it one of the ensemble's detectors, or use a profile that reads one of {', '.join(first)}",
             )
     if describer is not None and describer.name in cards:
         raise ConfigError(f"{ensemble.name}: its describer and one of its detectors are both called {describer.name}")

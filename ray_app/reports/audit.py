@@ -17,7 +17,7 @@ from typing import Any
 from ray_app.reports import format as wording
 from ray_app.reports import text
 from ray_app.reports.evaluation.system_model import FigureFacts
-from ray_app.reports.html import jpeg_uri, render
+from ray_app.reports.html import jpeg_uri, render, script_hash
 
 _WORDS = {
     "prevalence": "prevalence: the share of fakes",
@@ -45,10 +45,9 @@ class AuditImage:
 
 def render_audit(facts: Mapping[str, Any], images: Sequence[AuditImage]) -> str:
     """The page. `facts`: the content of `audit.json`. Every text is taken for hostile."""
-    digest = base64.b64encode(hashlib.sha256(render("audit.js").encode()).digest()).decode()
     # Labels kept in a browser belong to this sample: another one in the same folder starts anew.
     named = hashlib.sha256("\n".join([str(facts["made_at"]), *(str(one.image_id) for one in images)]).encode()).hexdigest()[:16]
-    return render("audit.html", facts=facts, images=images, script_hash=digest, key=f"touchstone-audit-{named}")
+    return render("audit.html", facts=facts, images=images, script_hash=script_hash("audit.js"), key=f"touchstone-audit-{named}")
 
 
 def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:

@@ -1,5 +1,5 @@
-"""Verdicts on some pictures, without a run: a page (`render_check`), a table with what explains it (`check_lines`), and CSV
-(`csv_lines`).
+"""Verdicts on some pictures, without a run: a page (`render_check`; of one picture a report of its own, to keep), a table with what
+explains it (`check_lines`), and CSV (`csv_lines`).
 
 Rows are as `touchstone check --json` prints them: `uri`, `status`, `detail`, `verdict`, `verdict_reason`, `verdict_detail`, `probability`,
 `calibrated`, `score`, `scores` (by detector), `width`, `height`, `format`, `provenance` and what a profile adds.
@@ -9,11 +9,15 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from ray_app.detectors.card import blind_to
 from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
+from ray_app.reports import svg
 from ray_app.reports.text import declared_words, verdict_table
 
 _LONGEST, _MOST, _FEW = 100, 20, 10
@@ -22,31 +26,96 @@ _AS_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would run (OWASP, CSV i
 Row = Mapping[str, Any]
 
 
+# What a verdict does not mean. The endpoint's page says the same (serving/page/verdict.js).
+CAVEATS = {
+    "fake": (
+        "It is not proof. Real photographs are flagged too, above all edited, shrunk or heavily compressed ones.",
+        "It does not say who made the image, with what, or why. A retouched corner and a fully generated scene can both lead here.",
+    ),
+    "real": (
+        "It does not say that the image is genuine. A generator the detectors have not learnt leaves nothing that they would see.",
+        "Traces fade: a screenshot or a copy from a messenger can lose them while the picture looks the same.",
+    ),
+    "abstain": (
+        "It is neither half fake nor probably real: evidence or image did not allow either answer.",
+        "Ask for the original file: a copy of a copy has lost much of what would decide.",
+    ),
+}
+ALWAYS = "It says nothing about what the image shows. A true photograph misleads under a false caption."
+
+
 class CheckFacts(NamedTuple):
-    """What gave the verdicts: an ensemble's name and title, whether it is a demonstration, and what it cannot see, in sentences."""
+    """What gave the verdicts: an ensemble's name and title, whether it is a demonstration, and what it cannot see, in sentences; its
+    thresholds, its detectors' titles by name, its fingerprint ("" = not asked for), and when it was asked (ISO 8601).
+    """
 
     name: str
     title: str
     demonstration: bool
     blind_to: Sequence[str]
+    real_below: float
+    fake_above: float
+    detectors: Mapping[str, str]
+    fingerprint: str = ""
+    made_at: str = ""
 
     @classmethod
-    def of(cls, spec: ScoringSpec) -> "CheckFacts":
-        """Those of the detectors that a spec asks."""
-        cards = spec.cards.values()
-        return cls(spec.ensemble.name, spec.ensemble.title, any(one.demonstration for one in cards), blind_to(cards))
+    def of(cls, spec: ScoringSpec, fingerprint: str = "") -> "CheckFacts":
+        """Those of the detectors that a spec asks, now."""
+        cards, cuts, now = spec.cards.values(), spec.ensemble.thresholds, datetime.now(UTC).isoformat(timespec="seconds")
+        titles = {name: card.title for name, card in spec.cards.items()}
+        is_demonstration = any(one.demonstration for one in cards)
+        return cls(spec.ensemble.name, spec.ensemble.title, is_demonstration, blind_to(cards), cuts.real_below, cuts.fake_above,
+                   titles, fingerprint, now)  # fmt: skip
 
 
 def render_check(rows: Sequence[Row], pictures: Sequence[bytes | None], facts: CheckFacts, *, version: str = "") -> str:
-    """The page: a tile per row with its picture (JPEG, None = there is none), in the order of the rows."""
+    """The page: a tile per row with its picture (JPEG, None = there is none), in the order of the rows; of one row a report to keep."""
     from ray_app.reports.gallery import tile_texts
     from ray_app.reports.html import jpeg_uri, render
 
+    if len(rows) == 1:
+        return _render_one(rows[0], pictures[0], facts, version)
     tiles = [
         (row, jpeg_uri(picture) if picture else None, tile_texts(row), explained(row), declared_words(row))
         for row, picture in zip(rows, pictures, strict=True)
     ]
     return render("check.html", tiles=tiles, facts=facts, counts=_counts(rows), remarks=_limits(facts, rows), version=version)
+
+
+def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str) -> str:
+    from ray_app.reports import evidence, run
+    from ray_app.reports.gallery import tile_texts
+    from ray_app.reports.html import jpeg_uri, render
+
+    name = wording.shortened(str(row["uri"]).rstrip("/").rpartition("/")[2] or str(row["uri"]), 80)
+    verdict = wording.VERDICT_WORDS.get(row["verdict"]) or f"not scored, {row['status']}"
+    scores = row["scores"] if row["status"] == "ok" else {}
+    end = max([4.0, *(abs(score) for score in scores.values() if score is not None)])
+    return render(
+        "picture.html",
+        row=row,
+        facts=facts,
+        version=version,
+        headline=f"{name}: {verdict}.",
+        picture=jpeg_uri(picture) if picture else None,
+        chart=evidence.score_chart(row["score"], facts._asdict()) if row["verdict"] else None,
+        why=explained(row),
+        detectors=[(name, facts.detectors.get(name, ""), score, _bar(score, end)) for name, score in scores.items()],
+        said=tile_texts(row),
+        notes=[note for key, note in (("predicted_generator", run.NEAREST), ("predicted_prompt", run.WORDS)) if key in row],
+        origin=evidence.provenance_rows(row.get("provenance")),
+        caveats=[*CAVEATS.get(row["verdict"] or "", ()), *facts.blind_to, ALWAYS],
+    )
+
+
+def _bar(score: float | None, end: float) -> Markup:
+    """A score's bar from the middle; `end`: the log-odds at either side. The cell beside it has the number."""
+    width = 50 * min(abs(score or 0.0) / end, 1.0)
+    parts = [svg.line(50, 0, 50, 100, "axis")]
+    if score:
+        parts.append(svg.rectangle(50 - (width if score < 0 else 0), 10, width, 80, "fill-fake" if score > 0 else "fill-real"))
+    return svg.element("svg", *parts, class_="meter", aria_hidden="true")
 
 
 def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]:

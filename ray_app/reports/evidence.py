@@ -12,7 +12,7 @@ from ray_app.images import FLAG_MEANING
 from ray_app.images.provenance import Provenance
 from ray_app.reports import format as wording
 from ray_app.reports import run, svg
-from ray_app.reports.html import render, settings
+from ray_app.reports.html import jpeg_uri, render, settings
 
 _LEAST_SPAN = 4.0  # log-odds that the drawing of a score shows to either side of what it marks
 _GENERATOR, _WORDS = "nearest generator", "words"
@@ -30,22 +30,27 @@ _PROVENANCE = {
 }
 
 
-def render_evidence(evidence: Mapping[str, Any]) -> str:
-    """Write a record (`ray_app.evaluation.evidence.record.make_evidence`) as one self-contained HTML page."""
+def render_evidence(evidence: Mapping[str, Any], picture: bytes | str | None = None) -> str:
+    """Write a record (`ray_app.evaluation.evidence.record.make_evidence`) as one self-contained HTML page.
+
+    `picture`: JPEG bytes of the image, made anew from the file of the record's SHA-256; or in words why there is none; None: not asked for.
+    """
     record = evidence["record"]
     return render(
         "evidence.html",
         document=evidence,
         record=record,
         headline=_headline(record),
+        picture=jpeg_uri(picture) if isinstance(picture, bytes) else None,
+        no_picture=picture if isinstance(picture, str) else None,
         demonstration=record["decision"]["score"] is not None
         and any(one["card"].get("demonstration") for one in record["detectors"].values()),
         withheld=_withheld(record),
-        chart=_score_chart(record["decision"]),
+        chart=score_chart(record["decision"]["score"], record["decision"]["thresholds"]),
         detectors=[_detector(name, one) for name, one in record["detectors"].items()],
         priors=record["decision"]["at_other_prevalences"],
         facts=_facts(record),
-        said=_provenance(record["provenance"]),
+        said=provenance_rows(record["provenance"]),
         origin=_origin(record.get("profile") or {}),
         hashes=_hashes(record["hashes"]),
         cards=[("ensemble", settings(record["ensemble"]))] + [(name, settings(one["card"])) for name, one in record["detectors"].items()],
@@ -115,9 +120,8 @@ def _withheld(record: Mapping[str, Any]) -> str | None:
     return f"{guarantee['run'].get('why')}."
 
 
-def _score_chart(decision: Mapping[str, Any]) -> Markup | None:
-    """The score on its axis, with the zones of the verdicts."""
-    score, cuts = decision["score"], decision["thresholds"]
+def score_chart(score: float | None, cuts: Mapping[str, Any]) -> Markup | None:
+    """A score on its axis, with the zones of the verdicts between `real_below` and `fake_above`."""
     if score is None:
         return None
     real, fake = cuts["real_below"], cuts["fake_above"]
@@ -180,8 +184,8 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows.items() if value]
 
 
-def _provenance(said: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The file's own provenance, in lines."""
+def provenance_rows(said: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a file says of its own origin, as name and value."""
     if not said:
         return []
     lines = Provenance.model_validate(said).lines()

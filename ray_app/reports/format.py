@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray_app.errors import MEANING, REASON_MEANING, Reason, Status
+from ray_app.errors import VERDICT_WORDS as VERDICT_WORDS
 
 if TYPE_CHECKING:
     from ray_app.reports.evaluation.system_model import FigureFacts
     from ray_app.runs.document import RunSummary, SessionSummary, StabilitySummary
 
-VERDICT_WORDS = {"fake": "flagged as fake", "abstain": "abstained", "real": "no evidence found"}
 C2PA_WORDS = {
     "trusted": "unchanged since it was signed, by a signer on the trust list",
     "intact": "unchanged since it was signed, by a signer who is not on the trust list",
@@ -221,7 +221,7 @@ def linked_folders_in_words(count: int, example: str) -> str:
     if not count:
         return ""
     what = f"{counted(count, 'linked folder')} {'is' if count == 1 else 'are'} not followed, e.g. {visible(example)}"
-    return f"{what}: name {'it as a source of its own' if count == 1 else 'them as sources of their own'} to score what is in there"
+    return f"{what}: name {'it as a source of its own' if count == 1 else 'them as sources of their own'} to score the files in there"
 
 
 def kept_settings(session: "SessionSummary") -> list[str]:
@@ -234,14 +234,14 @@ def kept_settings(session: "SessionSummary") -> list[str]:
     more = f" and {len(kept) - len(named)} more in summary.json" if len(kept) > len(named) else ""
     return [
         f"{'; '.join(named)}{more}",
-        "the command leaves them open, so they stay as the run was begun; to move, give a new --out, which begins with those of today; to "
-        "stay on purpose, write the key down (--set KEY=VALUE)",
+        "the command does not set them, so they stay as the run was begun; a new --out begins with those of today; to keep them on "
+        "purpose, set them (--set KEY=VALUE)",
     ]
 
 
 def unguarded(session: "SessionSummary") -> list[str]:
     """What was lost on a store without conditional writes; nothing on any other."""
-    return ["two commands that write into this directory at once are not noticed: its store has no conditional writes"] * bool(
+    return ["nothing stops two commands from writing into this directory at once: its store has no conditional writes"] * bool(
         session.unguarded
     )
 
@@ -388,6 +388,9 @@ def headline(run: "RunSummary") -> str:
     """The run in one sentence."""
     if not run.members:
         return "No files: there was nothing to score."
+    if run.members == run.statuses.get(Status.UNSUPPORTED_FORMAT, 0):
+        none = "The file is not an image" if run.members == 1 else f"None of the {run.members:,} files is an image"
+        return f"{none} that Touchstone reads: nothing was scored."
     parts = []
     if run.scored:
         fake, abstained, real = (run.verdict(word) for word in VERDICT_WORDS)

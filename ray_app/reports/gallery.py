@@ -1,6 +1,7 @@
 """A run's images as pages of tiles (`render_gallery_page`): each with its verdict, and its generator and words, known and predicted.
 
-A page loads nothing: its pictures stand in it.
+A page loads nothing: its pictures stand in it. It runs one script, its own, which the policy names by its hash: it sorts, filters and
+enlarges the tiles of that page, and without it they all stand there in the order of the archive.
 """
 
 import math
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ray_app.attribution.generators import family_title, title_of
-from ray_app.reports.html import jpeg_uri, render
+from ray_app.reports import format as wording
+from ray_app.reports.html import jpeg_uri, render, script_hash
 from ray_app.reports.run import NEAREST, WORDS, beginning, generator_in_words
 
 _CUT = 160  # characters of a prompt before it folds
@@ -22,6 +24,28 @@ class GalleryTile:
     row: Mapping[str, Any]
     picture: bytes | None
     why: str = ""
+
+    @property
+    def score(self) -> str:
+        """What the page sorts by; "" where there is none."""
+        found = self.row.get("score")
+        return "" if found is None or not math.isfinite(found) else repr(float(found))
+
+    @property
+    def said_score(self) -> str:
+        """The same for people."""
+        return wording.score(self.row.get("score")).replace("-", "−") if self.score else ""
+
+    @property
+    def pixels(self) -> str:
+        """How many there are; "" where that is not known."""
+        return str(self.row["width"] * self.row["height"]) if self.said_size else ""
+
+    @property
+    def said_size(self) -> str:
+        """Width and height."""
+        width, height = self.row.get("width"), self.row.get("height")
+        return f"{width:,} × {height:,} px" if width and height else ""
 
 
 class PageNumber(NamedTuple):
@@ -56,9 +80,19 @@ def page_name(page: int) -> str:
 
 
 def render_gallery_page(
-    tiles: Sequence[GalleryTile], place: PageNumber, *, run: str, shown: str, images: int, first: int, version: str = ""
+    tiles: Sequence[GalleryTile],
+    place: PageNumber,
+    *,
+    run: str,
+    shown: str,
+    images: int,
+    first: int,
+    version: str = "",
+    demonstration: bool = False,
 ) -> str:
-    """One page. `shown`: which images of the run, in words; `images`: how many on all pages; `first`: number of the first tile."""
+    """One page. `shown`: which images of the run, in words; `images`: how many on all pages; `first`: number of the first tile;
+    `demonstration`: a detector of the run is one.
+    """
     return render(
         "gallery.html",
         tiles=[(tile, jpeg_uri(tile.picture) if tile.picture else None, tile_texts(tile.row)) for tile in tiles],
@@ -70,6 +104,9 @@ def render_gallery_page(
         images=images,
         first=first,
         version=version,
+        demonstration=demonstration,
+        script_hash=script_hash("gallery.js"),
+        verdicts={"all", *(tile.row["verdict"] if tile.row["verdict"] in wording.VERDICT_WORDS else "none" for tile in tiles)},
         notes=(NEAREST, WORDS),
         is_uncalibrated=any(tile.row["calibrated"] is False for tile in tiles),
         is_profiled=any("generator_confidence" in tile.row or "prompt_likelihood" in tile.row for tile in tiles),

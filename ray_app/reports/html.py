@@ -1,17 +1,22 @@
 """Pages by Jinja (`render`): every text is escaped, and `visible` shows what would hide or reorder it."""
 
 import base64
+import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ray_app.reports import format as wording
 from ray_app.reports import svg
+from ray_app.storage.urls import local_path
 
+_PLAIN_HOST = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/")
 _LONGEST_NAME = 96
 _LONGEST_TEXT = 240
 _LONGEST_TITLE = 2_000
@@ -24,9 +29,30 @@ def render(template: str, **facts: Any) -> str:
     return _environment().get_template(template).render(**facts)
 
 
+def script_hash(template: str) -> str:
+    """SHA-256 of a script of `templates/` in base64, by which the policy of the one page that includes it lets it run."""
+    return base64.b64encode(hashlib.sha256(render(template).encode()).digest()).decode()
+
+
 def jpeg_uri(data: bytes) -> str | None:
     """JPEG bytes as a data URI; None for anything else, so that no other type can be smuggled into a page."""
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data.startswith(b"\xff\xd8\xff") else None
+
+
+def file_link(uri: str, member: str | None) -> str | None:
+    """Where a browser finds a file: `file://` of a local one, `https://` of one on the web whose address is all that it takes.
+
+    None inside a container, for buckets, and for addresses with a name, a password or a query: a report is passed on.
+    """
+    if member is not None or not uri.isprintable():
+        return None
+    try:
+        if uri.startswith("https://") and _PLAIN_HOST.match(uri) and not {"?", "#"} & set(uri):
+            return "https://" + quote(uri.removeprefix("https://"), safe="/:%")
+        path = local_path(uri)
+        return "file://" + quote(os.fsencode(path)) if path.startswith("/") and not path.startswith("//") else None
+    except UnicodeEncodeError:
+        return None
 
 
 def settings(value: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -67,6 +93,7 @@ def _environment() -> Environment:
     )
     environment.globals.update(
         words=wording,
+        file_link=file_link,
         most_entries=_MOST_ENTRIES,
         meter=svg.meter,
         range_meter=svg.range_meter,

@@ -130,14 +130,16 @@ def profile_lines(profile: ProfileSummary | None) -> list[str]:
     return lines
 
 
-def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None, thumbnails: Mapping[int, bytes] | None = None) -> str:
+def render_run_report(
+    summary: Mapping[str, Any], *, prior: float | None = None, thumbnails: Mapping[int, bytes | str] | None = None
+) -> str:
     """Write a run's summary as one self-contained HTML page.
 
-    `prior` is the share of the archive thought to be fake, in (0, 1). `thumbnails` maps image_id to JPEG bytes that are
-    already re-encoded and free of metadata; they are shown beside the highest scores.
+    `prior` is the share of the archive thought to be fake, in (0, 1). `thumbnails` maps image_id to JPEG bytes that are made anew and
+    free of metadata, or to words why there is no picture; these files are shown with them, the others in a table.
     Raises ConfigError for a prior outside (0, 1).
     """
-    run = RunSummary.model_validate(dict(summary))
+    run, given = RunSummary.model_validate(dict(summary)), thumbnails or {}
     thresholds = run.ensemble.thresholds
     flags = false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
     return render(
@@ -155,7 +157,10 @@ def render_run_report(summary: Mapping[str, Any], *, prior: float | None = None,
         flags=flags,
         flag_scale=max(flags.raised, flags.expected.high) if flags else 0.0,
         stages=_stages(run),
-        thumbnails={image_id: uri for image_id, data in (thumbnails or {}).items() if (uri := jpeg_uri(data))},
+        pictured=[row for row in run.top if row.image_id in given],
+        listed=[row for row in run.top if row.image_id not in given],
+        thumbnails={image_id: uri for image_id, data in given.items() if isinstance(data, bytes) and (uri := jpeg_uri(data))},
+        missing={image_id: why for image_id, why in given.items() if isinstance(why, str)},
         identity=settings(run.identity),
         prior=prior,
         families=families(run.profile.generators) if run.profile else [],

@@ -83,14 +83,14 @@ def paragraph(text: str, width: int) -> list[str]:
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The end of a run in words: what became of the members, how fast, what held it up, where to read on."""
+    """The end of a run in words: what became of the files, how fast, what held it up, where to read on."""
     from ray_app.reports.run import guarantee_sentences, limit_sentences, profile_lines
     from ray_app.runs.document import RunSummary
 
     run = RunSummary.model_validate(dict(summary))
     lines = [wording.headline(run)]
     if run.members and not run.complete:
-        lines.append(f"not finished: {run.rows:,} of {run.members:,} files have a row; the same command goes on from here")
+        lines.append(f"not finished: {run.rows:,} of {wording.counted(run.members, 'file')} have a row; the same command goes on from here")
     lines += [sentence.upper() if place == 0 else f"  {sentence}" for place, sentence in enumerate(limit_sentences(run))]
     lines += _status_lines(run)
     if run.own_failures:
@@ -98,7 +98,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if run.linked_folders.count:
         lines.append(f"not listed: {wording.linked_folders_in_words(run.linked_folders.count, run.linked_folders.example)}")
     if run.reused:
-        lines.append(f"reused: {run.reused:,} files have the scores of others with the same bytes")
+        lines.append(f"reused: the scores of {wording.counted(run.reused, 'file')} are those of other files with the same bytes")
     lines += _verdict_lines(run)
     lines += [f"second look: {sentence}" for sentence in wording.second_look(run)]
     lines += [f"stability: {sentence}" for sentence in wording.stability(run.stability)]
@@ -214,7 +214,7 @@ def _declaration_lines(run: "RunSummary") -> list[str]:
 def _speed_lines(run: "RunSummary") -> list[str]:
     session = run.session
     if not session.rows:
-        return ["this session scored nothing: there was nothing new or changed"] if run.rows else []
+        return ["nothing was scored this time: no file is new or changed"] if run.rows else []
     rate = "too short to tell" if session.images_per_s is None else f"{wording.decimal(session.images_per_s)} images/s"
     lines = [
         f"speed: {rate}, first result after {wording.duration(session.first_result_s)}, "
@@ -232,10 +232,12 @@ def _speed_lines(run: "RunSummary") -> list[str]:
         lines.append(f"memory: at most {wording.size(session.peak_worker_bytes)} in one worker{of_node}")
     for name, sharing in session.backbones.items():
         if sharing.asked > sharing.runs:
-            lines.append(f"shared: {wording.visible(name)} ran {sharing.runs:,} times for {sharing.asked:,} requests of detectors")
+            requests = wording.counted(sharing.asked, "request")
+            lines.append(f"shared: {wording.visible(name)} ran {wording.counted(sharing.runs, 'time')} for {requests} of detectors")
     if session.throttled or session.retried:
-        lines.append(f"storage: asked to slow down {wording.counted(session.throttled, 'time')}, repeated reads {session.retried:,}")
-    if run.bottleneck and run.bottleneck.stage:
+        repeated = wording.counted(session.retried, "read")
+        lines.append(f"storage: it asked {wording.counted(session.throttled, 'time')} to slow down; {repeated} repeated")
+    if run.scored and run.bottleneck and run.bottleneck.stage:
         share = f" ({wording.percent(run.bottleneck.share)} of the workers' time)" if run.bottleneck.share is not None else ""
         advice = f": {wording.visible(run.bottleneck.advice)}" if run.bottleneck.advice else ""
         lines.append(f"bottleneck: {wording.visible(run.bottleneck.stage)}{share}{advice}")

@@ -113,8 +113,8 @@ def block_features(run: directory.RunDirectory, manifest: int, block: int, detec
     rows = run.beside(folder_of(detector), manifest, block)
     if rows is None:
         raise ConfigError(
-            f"{run.store.url}: the embeddings of {detector} are not there for block {block} of listing {manifest}",
-            hint="was `features/` removed? The images have to be scored again",
+            f"{run.store.url}: the embeddings of {detector} are missing for block {block} of listing {manifest}",
+            hint="if `features/` was removed, the images have to be scored again",
         )
     return rows
 

@@ -9,13 +9,16 @@ Only what changes a score or a verdict belongs here; workers, retries and cluste
 """
 
 import contextlib
+import difflib
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -148,6 +151,22 @@ class RunDirectory:
         """Whether a run was ever begun here."""
         return self.store.exists("run.json")
 
+    def missing(self) -> ConfigError:
+        """What to say where no run was ever begun: whether nothing is there, a file, another command's directory or something else."""
+        hint = "name the folder that `touchstone score SOURCE --out FOLDER` wrote"
+        if "://" not in self.store.url:
+            folder = Path(self.store.url)
+            if not os.path.lexists(folder):
+                beside = [path.parent.name for path in folder.parent.glob("*/run.json")]
+                nearest = difflib.get_close_matches(folder.name, beside, 1)
+                return ConfigError(f"there is no folder {folder}", hint=f"did you mean {folder.parent / nearest[0]}?" if nearest else hint)
+            if not folder.is_dir():
+                return ConfigError(f"{folder} is a file, not the folder of a run", hint=hint)
+        for name, what in KINDS.items():
+            if self.store.exists(name):
+                return ConfigError(f"no run in {self.store.url}: it holds {what} ({name})", hint=hint)
+        return ConfigError(f"no run in {self.store.url}: it has no run.json", hint=hint)
+
     def describe(self) -> dict[str, Any]:
         """The content of `run.json`: schema, creation time, detectors and identity."""
         return self.read_json("run.json")
@@ -166,7 +185,7 @@ class RunDirectory:
         if deciding and not (by_score and deciding == SCORE_DECIDES):
             command = SCORE_DECIDES if deciding == SCORE_DECIDES else "decide"
             raise ConfigError(
-                f"{self.store.url}: a `touchstone {command}` was interrupted here; its verdicts are mixed",
+                f"{self.store.url}: a `touchstone {command}` was interrupted here, and left old and new verdicts side by side",
                 hint=f"run the same `touchstone {command}` again",
             )
 
@@ -186,7 +205,11 @@ class RunDirectory:
     def describe_finished(self) -> dict[str, Any]:
         """The same of a run that has ended. Raises ConfigError where there is none, or where blocks are still to be scored."""
         if not self.store.exists("summary.json"):
-            raise ConfigError(f"{self.store.url}: no finished run here", hint="the `touchstone score` command that made it finishes it")
+            if not self.exists():
+                raise self.missing()
+            raise ConfigError(
+                f"the run in {self.store.url} is not finished yet", hint="the `touchstone score` command that began it finishes it"
+            )
         return self.describe()
 
     def describe_settled(self) -> dict[str, Any]:

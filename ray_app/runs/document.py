@@ -326,6 +326,7 @@ class RunHead(Section):
     started_at: str = ""
     finished_at: str = ""
     complete: bool = False
+    thumbnails: bool = True
     linked_folders: LinkedFoldersSummary = LinkedFoldersSummary()
 
 

@@ -4,8 +4,11 @@
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app import archives
-from ray_app.errors import ClusterError, ConfigError
+from ray_app.errors import ClusterError
 from ray_app.runs import compaction, directory, score_files
 
 
@@ -30,7 +33,7 @@ def current_tables(run: directory.RunDirectory, columns: list[str] | None = None
 def current_files(run: directory.RunDirectory) -> list[str]:
     """The files with these rows, in the order of their blocks: what tasks read side by side. Raises ConfigError where there is no run."""
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     run.check_settled()
     return run.row_files(archives.manifests(run.store))
 
@@ -64,6 +67,38 @@ def members_in(run: directory.RunDirectory, file: score_files.Published) -> Iter
         some = file.blocks_of(number, len(blocks))
         for ref in blocks[some.start : some.stop]:
             yield from archives.member_rows(archives.read_block(run.store, ref))
+
+
+def current_members(
+    run: directory.RunDirectory, columns: list[str] | None = None
+) -> Iterator[tuple[pa.Table, dict[int, archives.ManifestMember]]]:
+    """Current rows of a run that has ended, a bounded table at a time, each with the members that read their files again, by id.
+
+    `columns` has `image_id` unless all are wanted. Raises ClusterError where a file of rows is not as its manifest.
+    """
+    gone = archives.read_vanished(run.store, archives.manifests(run.store)[-1])
+    for file in run.published():
+        members = members_in(run, file)
+        for table in run.file_tables(file, columns):
+            listed = {member.image_id: member for member in islice(members, len(table))}
+            if len(listed) != len(table):
+                raise ClusterError(f"{run.store.url}: {file.path} is not as its manifest", hint="please report this: it is a bug")
+            yield _without(table, gone) if len(gone) else table, listed
+
+
+def members_of(run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf) -> dict[int, archives.ManifestMember]:
+    """The members of these ids that the run's manifests hold, or that were found in so many seconds. Blocks without any are not read."""
+    wanted, ends = np.unique(np.array(list(image_ids), np.int64)), time.monotonic() + seconds
+    found: dict[int, archives.ManifestMember] = {}
+    for number in archives.manifests(run.store):
+        blocks = archives.read_blocks(run.store, number)
+        for ref, ids in zip(blocks, archives.read_ids(run.store, blocks), strict=True):
+            if np.isin(ids, wanted).any():
+                members = archives.member_rows(archives.read_block(run.store, ref))
+                found |= {one.image_id: one for one in members if one.image_id in image_ids}
+            if len(found) == len(wanted) or time.monotonic() > ends:
+                return found
+    return found
 
 
 def publish_vanished(run: directory.RunDirectory) -> None:

@@ -1,5 +1,6 @@
 """Which rows of a run somebody wants to see, and in which order (`RowFilter`, `selected_tables`)."""
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,11 +84,17 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
     if column not in table.column_names or any(is_kind(table.schema.field(column).type) for is_kind in _NO_ORDER):
         known = [field.name for field in table.schema if not any(is_kind(field.type) for is_kind in _NO_ORDER)]
         raise ConfigError(
-            f"there is no column {column} to sort by", hint=f"one of {', '.join(known)}; a minus before it reverses the order"
+            f"there is no column {column} to sort by{_nearest(column, known)}",
+            hint=f"one of {', '.join(known)}; a minus before it reverses the order",
         )
     keys = table[column].cast(pa.string()) if pa.types.is_dictionary(table[column].type) else table[column]
     indices = pc.sort_indices(pa.table({"key": keys}), sort_keys=[("key", "descending" if descending else "ascending")])
     return table.take(indices)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(word, known, 1)
+    return f" — did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def of_generator(table: pa.Table, wanted: str) -> pa.Table:
@@ -104,7 +111,7 @@ def of_generator(table: pa.Table, wanted: str) -> pa.Table:
 def require_known_generator(run: directory.RunDirectory, name: str) -> None:
     """Raises ConfigError for a generator of which neither the index of generators nor the run knows, and for a run that named none."""
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     if not (run.describe()["ensemble"].get("profile") or {}).get("identifier"):
         raise ConfigError(
             f"{run.store.url}: this run named no generators",
@@ -119,5 +126,6 @@ def require_known_generator(run: directory.RunDirectory, name: str) -> None:
             return
         named.update(pc.unique(table["predicted_generator"].cast(pa.string()).drop_null()).to_pylist())
     raise ConfigError(
-        f"no generator is called {name}", hint=f"this run names {', '.join(sorted(named)) or 'none'}; `unknown` means none of them"
+        f"no generator is called {name}",
+        hint=f"this run names {', '.join(sorted(named)) or 'none'}; `unknown` stands for images of none of them",
     )

@@ -269,7 +269,7 @@ _ADVICE = {
     "prepare": "resizing and cropping; add CPU cores, or allow --set resize=fast",
     "score": "the detectors themselves; add cores or a GPU, or take a lighter ensemble",
     "identify": "naming generators; a head is small, so this is a slow core",
-    "describe": "predicting prompts; describe what is flagged alone, take fewer beams or a cheaper describer, or add cores or a GPU",
+    "describe": "predicting prompts; describe only what is flagged, take fewer beams or a cheaper describer, or add cores or a GPU",
     "write": "writing results; is the run directory on slow storage?",
 }
 

@@ -89,7 +89,7 @@ def update_table(run: RunDirectory, url: str, session: int) -> document.TableSum
         except CommitFailedError as error:
             if not left:
                 raise StorageError(
-                    f"{strip_secrets(url)}: others have committed to this table each time that we wanted to: {one_line(str(error))}",
+                    f"{strip_secrets(url)}: others committed to this table whenever this command tried to: {one_line(str(error))}",
                     hint="run the same command again",
                 ) from error
             time.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)  # each try begins with what is in the table by now
@@ -325,7 +325,7 @@ def _is_there(url: str) -> bool:
     if any(map(_COMMIT.fullmatch, store.names(_LOG))):
         return True
     if others:
-        raise ConfigError(f"--table {store.url} is not empty, and no Delta table", hint="name a folder of its own for the table")
+        raise ConfigError(f"--table {store.url} is not empty, and is not a Delta table", hint="name a folder of its own for the table")
     return False
 
 
@@ -345,7 +345,8 @@ def _opened(url: str) -> Any:
         why = (f"it has no column {missing[0]}" if missing else f"its column {other[0]} is {theirs[other[0]]}" if other
                else f"it is partitioned by {', '.join(divided) or 'nothing'}")  # fmt: skip
         raise ConfigError(
-            f"--table {strip_secrets(url)} is no table of Touchstone's: {why}", hint="name another place; the table is made there"
+            f"--table {strip_secrets(url)} is not a table that Touchstone made: {why}",
+            hint="name another place, where the table is then made",
         )
     return table
 

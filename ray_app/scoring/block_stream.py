@@ -115,7 +115,7 @@ class ArrivingBlocks:
             return
         except TouchstoneError as error:
             self._error = error
-            self._progress.say(f"the listing ended early, what is listed is scored first: {error}")
+            self._progress.say(f"the listing ended early; the files listed so far are scored first: {error}")
         except BaseException as error:
             self._error = error
         finally:

@@ -16,7 +16,7 @@ from ray_app.storage import UNGUARDED, RetryPolicy
 class TrafficPrices(Frozen):
     """What a store bills, in one currency. Defaults of requests are those of S3 Standard in us-east-1, in USD (2026); the rest is 0."""
 
-    get_per_1000: float = Field(default=0.0004, ge=0)
+    get_per_1000: float = Field(default=0.0004, ge=0, description="GET requests")
     put_per_1000: float = Field(default=0.005, ge=0, description="also LIST requests")
     egress_per_gb: float = Field(default=0.0, ge=0, description="of bytes read from the source: 0 inside its region")
 
@@ -34,9 +34,9 @@ class ScoreConfig(Frozen):
     out: str | None = Field(default=None, description="the run directory; any fsspec URL")
     table: str | None = Field(default=None, description="a Delta table that the rows are appended to: a path, s3:// (docs/tables.md)")
     include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = Field(default=(), description="globs on the same path that leave files out")
     limit: int | None = Field(default=None, ge=1, description="list no more than this many files")
-    ensemble: str = "default"
+    ensemble: str = Field(default="default", description="a shipped name, or the path of a card")
     detectors: tuple[str, ...] = Field(default=(), description="instead of an ensemble: the mean of these detectors")
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept for this run")
     columns: TableColumns = TableColumns()
@@ -45,14 +45,15 @@ class ScoreConfig(Frozen):
     )
     limits: BatchLimits = BatchLimits()
     container_limits: ContainerLimits = ContainerLimits()
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where GPUs are planned")
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where the run has GPUs")
+    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto = as the ensemble was calibrated, or as cards say")
     resize: Literal["auto", "exact", "fast"] = Field(
         default="auto",
         description="exact = as published; fast = at most one grey level away; auto = as the ensemble was calibrated, or exact",
     )
     waive_guarantee: bool = Field(
-        default=False, description="keep verdicts that a calibrated ensemble's guarantee does not cover: other settings, an unlike archive"
+        default=False,
+        description="keep verdicts that a calibrated ensemble's guarantee does not cover: other settings, a different kind of archive",
     )
     jpeg_decoder: Literal["libjpeg", "nvjpeg"] = Field(
         default="libjpeg", description="nvjpeg: on a GPU, for detectors that keep sizes, where their scores bear it (docs/gpu.md)"
@@ -63,10 +64,12 @@ class ScoreConfig(Frozen):
     batch_slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU")
     block_members: int = Field(default=256, ge=1, description="largest block: the unit of commit and resume")
     max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad files than this: exit code 3")
-    max_hours: float | None = Field(default=None, gt=0, description="stop resumably after so long")
-    max_cost: float | None = Field(default=None, gt=0, description="stop resumably when, by `prices`, so much is spent in this session")
+    max_hours: float | None = Field(default=None, gt=0, description="stop after this many hours; the same command resumes")
+    max_cost: float | None = Field(
+        default=None, gt=0, description="stop when this much is spent in this session, by `prices`; the same command resumes"
+    )
     prices: Prices = Prices()
-    rescore: tuple[Status, ...] = Field(default=(), description="score only the rows that have one of these statuses, again (--retry)")
+    rescore: tuple[Status, ...] = Field(default=(), description="score only the rows with one of these statuses again (--retry)")
     reuse: Literal["sha256"] | None = Field(default=None, description="sha256 = copy the scores of byte-identical files scored before")
     perceptual_hash: bool = Field(default=False, description="add the column phash: a 64-bit DCT hash of the decoded image")
     provenance: ProvenanceConfig = ProvenanceConfig()
@@ -82,7 +85,7 @@ class ScoreConfig(Frozen):
     )
     stability_margin: float = Field(default=2.0, gt=0, description="how near: log-odds between a score and the threshold of its verdict")
     prior: float | None = Field(default=None, gt=0, lt=1, description="share of fakes to expect, for the report")
-    thumbnails: bool = Field(default=False, description="put thumbnails of the highest scores into the report")
+    thumbnails: bool = Field(default=True, description="small pictures of the 12 highest scores in the report, read from the source again")
     retry: RetryPolicy = RetryPolicy()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()

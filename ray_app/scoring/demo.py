@@ -121,7 +121,7 @@ def chosen(photos: Path, folder: Path, images: int | None) -> DemoArchive:
     index = photos / "index.parquet" if photos.is_dir() else photos
     rows = _held_out(index) if index.is_file() else _of_folders(photos, folder)
     if not rows:
-        raise ConfigError(f"{photos}: no picture outside of the training split", hint="its rows need a split: validation, test")
+        raise ConfigError(f"{photos}: every picture is in the training split", hint="rows of the splits validation and test are needed")
     drawn = rows if images is None else _drawn(rows, images)
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / "held-out.csv"
@@ -190,7 +190,10 @@ def _of_folders(photos: Path, folder: Path) -> list[dict[str, str]]:
     source = DatasetSource(at=(str(photos),), layout="folders")
     table = index_source(source, Store.open(str(folder / "index")))
     if table["member"].null_count < len(table):
-        raise ConfigError(f"{photos}: holds archives", hint="touchstone score it, and touchstone evaluate the run")
+        raise ConfigError(
+            f"{photos}: there are archives in it, and the demo takes pictures",
+            hint="`touchstone score` takes archives, and `touchstone evaluate` the run",
+        )
     rows = zip(table["uri"].to_pylist(), table["input"].to_pylist(), strict=True)
     return [_row(uri, known["label"], known["generator"], known["generator"]) for uri, known in rows]
 

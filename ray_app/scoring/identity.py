@@ -201,8 +201,8 @@ def former_default(described: Mapping[str, Any]) -> str | None:
     if now == before:
         return None
     return (
-        f"this run was made with {', '.join(before)}, the default of Touchstone {FORMER_DEFAULTS[before]} and before, and goes on with it; "
-        f"the default is {', '.join(now)} now, with which another --out begins anew"
+        f"this run was made with {', '.join(before)}, the default up to Touchstone {FORMER_DEFAULTS[before]}, and goes on with it; "
+        f"the default is {', '.join(now)} today; a new --out would begin with that"
     )
 
 
@@ -245,7 +245,7 @@ def _card_as_noted(begun: ResumedRun, member: EnsembleMember, load: LoadCard) ->
         card = load(member.detector)
     except ConfigError as error:
         raise IdentityError(
-            f"{url} was begun with the detector {member.detector}, which cannot be read any more: {error.message}", hint=_way_out(url)
+            f"{url} was begun with the detector {member.detector}, which can no longer be read: {error.message}", hint=_way_out(url)
         ) from None
     facts = begun.noted.get("detectors", {}).get(card.name) or {}
     card, digest = with_run_facts(card, facts), facts.get("weights")
@@ -258,8 +258,8 @@ def _card_as_noted(begun: ResumedRun, member: EnsembleMember, load: LoadCard) ->
 def _way_out(url: str) -> str:
     """What helps where it is not the user's settings that differ, but what is shipped."""
     return (
-        "its detectors are taken from the run, and not all of them are to be had any more: give another --out, or go on with the version "
-        f"of Touchstone that made it ({url}/sessions says which)"
+        "a run goes on with the detectors that it was begun with, and one of them is missing: give another --out, or use the version of "
+        f"Touchstone that made the run ({url}/sessions says which)"
     )
 
 
@@ -366,11 +366,11 @@ def _named(spec: ScoringSpec, word: str) -> list[str]:
     found = [name for name, card in spec.cards.items() if word in (name, card.backbone and card.backbone.name)]
     if not found:
         backbones = dict.fromkeys(card.backbone.name for card in spec.cards.values() if card.backbone)
-        raise ConfigError(f"--features {word}: none of the detectors of this run", hint=f"one of {', '.join([*spec.cards, *backbones])}")
+        raise ConfigError(f"--features {word}: not a detector of this run", hint=f"one of {', '.join([*spec.cards, *backbones])}")
     late = [name for name in found if name in spec.late]
     if late == found:
         raise ConfigError(
-            f"--features {word}: {', '.join(late)} looks only at images that go on in the cascade, and an embedding of some is none of all",
+            f"--features {word}: {', '.join(late)} sees only images that go on in the cascade, so others would have no embedding",
             hint=f"one of {', '.join(spec.first)}",
         )
     return [name for name in found if name not in late]
@@ -387,12 +387,12 @@ def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard], *, profile
     if config.reuse and config.features:
         raise ConfigError("--reuse copies scores, not embeddings", hint="leave --reuse or --features out")
     if config.reuse and profiled:
-        raise ConfigError("--reuse copies scores, not profiles", hint="leave --reuse out, or take an ensemble without a profile")
+        raise ConfigError("--reuse copies scores, not profiles", hint="leave --reuse out, or use an ensemble without a profile")
     drawing = [card.name for card in cards if card.masks]
     if config.reuse and drawing:
         raise ConfigError(
             f"--reuse copies scores, not masks, and {', '.join(drawing)} would leave repeated files without one",
-            hint="leave --reuse out, or take an ensemble without detectors that draw masks",
+            hint="leave --reuse out, or use an ensemble whose detectors draw no masks",
         )
 
 

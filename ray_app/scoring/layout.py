@@ -99,7 +99,7 @@ class ScoringLayout:
         """The layout in words."""
         scorers = sum(self.scorers)
         if self.kind == "fused":
-            why = ", no more for want of memory" * self.short_of_memory
+            why = " (there is no memory for more)" * self.short_of_memory
             return f"{scorers} worker{'s' * (scorers > 1)}, each decodes and scores{why}"
         kind = "GPU scorer" if self.scorer_gpus else "scorer"
         pools = f" in {len(self.scorers)} pools" * (len(self.scorers) > 1)

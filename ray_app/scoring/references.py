@@ -57,7 +57,7 @@ def references_of(run: RunDirectory) -> References:
         raise ConfigError(
             f"{run.store.url}: no scores of known reals to compare with; the run's ensemble has none",
             hint="`touchstone detectors calibrate RUN --labels FILE --out CARD.yaml` writes a card that has them, and "
-            "`touchstone runs decide RUN --ensemble CARD.yaml` applies it to scores that are there",
+            "`touchstone runs decide RUN --ensemble CARD.yaml` applies it to the scores of this run",
         )
     _check(data, promise.get("references_sha256"), f"{run.store.url}/{REFERENCES}")
     scores = pq.ParquetFile(pa.BufferReader(data)).read([COLUMN])[COLUMN].to_numpy()

@@ -1,6 +1,6 @@
 """The documents of a finished run: `write_summary` (`summary.json`, one per listing beside it) and `write_report` (`report.html`).
 
-Thumbnails are re-encoded, so that no metadata of the originals survives.
+Its pictures are made anew, so that no metadata of the originals survives.
 
 `touchstone runs gallery`: `make_gallery` writes a finished run as pages of pictures with their rows.
 
@@ -11,7 +11,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,13 +24,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.archives import ManifestMember, MemberReader, guard_of, manifests, read_complete, read_vanished
+from ray_app.archives import ManifestMember, MemberReader, guard_of, manifests, read_complete
 from ray_app.cluster.progress import Progress
 from ray_app.detectors.card import blind_to
 from ray_app.ensembles import Thresholds, is_calibrated
-from ray_app.errors import ClusterError, ConfigError, InputError, Status
+from ray_app.errors import ConfigError, InputError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import ScoringSpec
+from ray_app.inference.small_pictures import PictureSize, SmallPictures
 from ray_app.reports.format import VERDICT_WORDS, meaning, visible
 from ray_app.runs import (
     RunDirectory,
@@ -43,9 +46,10 @@ from ray_app.runs import (
     summarise,
     summary,
 )
+from ray_app.scoring import pictures
 from ray_app.scoring.identity import stability_facts
 from ray_app.scoring.session import ScoringSession
-from ray_app.storage import Fetcher, Guard, LinkedFolders, Store
+from ray_app.storage import Fetcher, LinkedFolders, Store
 
 if TYPE_CHECKING:
     from ray_app.reports import gallery
@@ -60,10 +64,12 @@ def write_summary(
     session: ScoringSession,
     guarantee: document.GuaranteeSummary | None,
     rows: settled_state.NewRows | None = None,
+    *,
+    thumbnails: bool = True,
 ) -> dict[str, Any]:
     """Count the current rows and write the summary, whose JSON is returned. `guarantee`: of a card that promises something.
 
-    `rows`: those that are not counted yet, and the counts of the others; None: all are counted.
+    `rows`: those that are not counted yet, and the counts of the others; None: all are counted. `thumbnails`: reports show pictures.
     """
     content = document.RunSummary(
         schema=document.SUMMARY_SCHEMA,
@@ -72,6 +78,7 @@ def write_summary(
         listing=max(manifests(run.store)),
         version=__version__,
         complete=True,
+        thumbnails=thumbnails,
         linked_folders=document.LinkedFoldersSummary(**asdict(linked_folders(run))),
         **counted(run, spec, guarantee, rows),
         **_of_session(session),
@@ -79,9 +86,10 @@ def write_summary(
     return _write(run, content)
 
 
-def renew_summary(run: RunDirectory, session: ScoringSession) -> dict[str, Any]:
+def renew_summary(run: RunDirectory, session: ScoringSession, *, thumbnails: bool = True) -> dict[str, Any]:
     """The summary once more, for a session that found nothing to do: no row is counted again."""
-    return _write(run, document.RunSummary.model_validate(run.read_json("summary.json") | _of_session(session)))
+    before = run.read_json("summary.json")
+    return _write(run, document.RunSummary.model_validate(before | _of_session(session) | {"thumbnails": thumbnails}))
 
 
 def _of_session(session: ScoringSession) -> dict[str, Any]:
@@ -172,30 +180,19 @@ def bad_fraction(summary: dict[str, Any]) -> float:
     return bad / summary["members"] if summary["members"] else 0.0
 
 
-def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: bool = False) -> str:
-    """Render `report.html` from the summary; returns where it lies. Raises ConfigError where no run has finished."""
-    if not run.store.exists("summary.json"):
-        raise ConfigError(
-            f"{run.store.url}: no finished run here", hint="touchstone score SOURCE --out DIR makes one; the same command finishes it"
-        )
+def write_report(run: RunDirectory, *, prior: float | None = None, thumbnails: bool | None = None) -> str:
+    """Render `report.html` from the summary; returns where it lies. `thumbnails`: with small pictures; null: as the run was asked to.
+
+    Raises ConfigError where no run has finished.
+    """
+    run.describe_finished()
     summary = run.read_json("summary.json")
-    top = ((row["image_id"], row["uri"]) for row in summary["top"] if row["member"] is None)
-    pictures = thumbnails_of(top, run.limits(), guard_of(run.store)) if thumbnails else None
+    wanted = summary.get("thumbnails", True) if thumbnails is None else thumbnails
+    found = pictures.pictures_of(run, summary["top"][: pictures.MOST]) if wanted else None
     from ray_app.reports import render_run_report  # an empty page takes as long to import as to write
 
-    run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=pictures).encode())
+    run.store.write("report.html", render_run_report(summary, prior=prior, thumbnails=found).encode())
     return f"{run.store.url}/report.html"
-
-
-def thumbnails_of(images: Iterable[tuple[int, str]], limits: ImageLimits, guard: Guard) -> dict[int, bytes]:
-    """JPEG bytes by image id; an image that cannot be read any more has none."""
-    fetcher, pictures = Fetcher(guard=guard), {}
-    for image_id, uri in images:
-        try:
-            pictures[image_id] = thumbnail(fetcher.fetch(uri, "", limits.max_bytes), limits)
-        except InputError:
-            continue
-    return pictures
 
 
 def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
@@ -207,10 +204,25 @@ def thumbnail(data: bytes, limits: ImageLimits, side: int = SIDE_PX) -> bytes:
     return buffer.getvalue()
 
 
-TILE_SIDE_PX = 320
+TILE = PictureSize(side_px=640, most_bytes=60_000)  # what a page shows when a tile is enlarged
 PER_PAGE = 60
+_AT_ONCE = 4  # pictures that are made while the next are read
 NOTE = "gallery.json"  # what a gallery is known by, also one that was interrupted: written first
-_SHOWN = ["image_id", "uri", "member", "input", "status", "detail", "probability", "calibrated", "verdict", *summary.PROFILE_COLUMNS]
+_SHOWN = [
+    "image_id",
+    "uri",
+    "member",
+    "input",
+    "status",
+    "detail",
+    "score",
+    "probability",
+    "calibrated",
+    "verdict",
+    "width",
+    "height",
+    *summary.PROFILE_COLUMNS,
+]
 _CHOSEN = ["image_id", "score", "verdict", "predicted_generator", "generator_family", "generator_confidence"]
 _PAGE = re.compile(r"page-\d{5,}\.html")
 
@@ -233,7 +245,7 @@ class Choice(NamedTuple):
         """The same for people."""
         parts = [VERDICT_WORDS[self.verdict]] if self.verdict else []
         if self.generator:
-            parts.append("like no known generator" if self.generator == selection.UNKNOWN else f"said to be of {visible(self.generator)}")
+            parts.append("like no known generator" if self.generator == selection.UNKNOWN else f"attributed to {visible(self.generator)}")
         parts += ["the highest scores"] if self.most else []
         return ", ".join(parts) or "the whole run"
 
@@ -256,20 +268,22 @@ def make_gallery(url: str, out: str, choice: Choice = _ALL, *, per_page: int = P
         selection.require_known_generator(run, choice.generator)
     names = store.names("")
     if (names or store.folders("")) and NOTE not in names:
-        raise ConfigError(f"{store.url} is not empty, and no gallery", hint="give another --out")
+        raise ConfigError(f"{store.url} is not empty, and holds no gallery", hint="give another --out")
     chosen, images = _chosen(run, choice)
     pages = max(math.ceil(images / per_page), 1)
+    is_demonstration = document.RunSummary.model_validate(run.read_json("summary.json")).ensemble.demonstration
     facts = {"run": run.store.url, "out": store.url, **choice._asdict(), "images": images, "pages": pages}
     store.write(NOTE, json.dumps(facts, indent=2, ensure_ascii=False).encode())
-    tiles = _tiles(run, choice, chosen, run.limits())
     progress = Progress(images, done=0, name="gallery") if images and not quiet else None
-    for page in range(1, pages + 1):
-        some = list(islice(tiles, per_page))
-        html = gallery.render_gallery_page(some, gallery.PageNumber(page, pages), run=run.store.url, shown=choice.words, images=images,
-                                   first=(page - 1) * per_page + 1, version=__version__)  # fmt: skip
-        store.write(gallery.page_name(page), html.encode())
-        if progress is not None:
-            progress.advance(len(some), sum(tile.picture is None for tile in some))
+    with SmallPictures(run.limits(), TILE) as pictured:
+        tiles = _tiles(run, choice, chosen, pictured)
+        for page in range(1, pages + 1):
+            some = list(islice(tiles, per_page))
+            html = gallery.render_gallery_page(some, gallery.PageNumber(page, pages), run=run.store.url, shown=choice.words, images=images,
+                                       first=(page - 1) * per_page + 1, version=__version__, demonstration=is_demonstration)  # fmt: skip
+            store.write(gallery.page_name(page), html.encode())
+            if progress is not None:
+                progress.advance(len(some), sum(tile.picture is None for tile in some))
     if progress is not None:
         progress.close()
     for name in store.names(""):  # of a longer gallery that was here
@@ -292,40 +306,44 @@ def _chosen(run: RunDirectory, choice: Choice) -> tuple[npt.NDArray[np.int64] | 
     return (None, count) if choice.most is None else (np.sort(ids), len(ids))
 
 
-def _tiles(run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, limits: ImageLimits) -> "Iterator[gallery.GalleryTile]":
-    images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=limits.max_bytes)
-    gone = pa.array(read_vanished(run.store, manifests(run.store)[-1]))
-    for file in run.published():
-        members = reader.members_in(run, file)
-        for table in run.file_tables(file, _SHOWN):
-            listed = {member.image_id: member for member in islice(members, len(table))}
-            if len(listed) != len(table):
-                raise ClusterError(f"{run.store.url}: {file.path} is not as its manifest", hint="please report this: it is a bug")
-            rows = choice.rows(table.filter(pc.invert(pc.is_in(table["image_id"], gone))))
-            if chosen is not None:
-                rows = rows.filter(pc.is_in(rows["image_id"], pa.array(chosen)))
-            for start in range(0, len(rows), PER_PAGE):
-                some = rows.slice(start, PER_PAGE).to_pylist()
-                yield from _pictured(images, some, [listed[row["image_id"]] for row in some], limits)
+def _tiles(
+    run: RunDirectory, choice: Choice, chosen: npt.NDArray[np.int64] | None, pictured: SmallPictures
+) -> "Iterator[gallery.GalleryTile]":
+    images = MemberReader(Fetcher(guard=guard_of(run.store)), max_bytes=run.limits().max_bytes)
+    for table, listed in reader.current_members(run, _SHOWN):
+        rows = choice.rows(table)
+        if chosen is not None:
+            rows = rows.filter(pc.is_in(rows["image_id"], pa.array(chosen)))
+        for start in range(0, len(rows), PER_PAGE):
+            some = rows.slice(start, PER_PAGE).to_pylist()
+            yield from _pictured(images, some, [listed[row["image_id"]] for row in some], pictured)
 
 
 def _pictured(
-    images: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], limits: ImageLimits
+    images: MemberReader, rows: Sequence[dict[str, Any]], members: Sequence[ManifestMember], pictured: SmallPictures
 ) -> "Iterator[gallery.GalleryTile]":
     """Tiles in order; what had no status `ok` when it was scored is not read again."""
-    from ray_app.reports import gallery
 
     read = images.read([member for row, member in zip(rows, members, strict=True) if row["status"] == Status.OK])
-    for row in rows:
-        if row["status"] != Status.OK:
-            yield gallery.GalleryTile(row, None, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]])))
-            continue
-        _, data = next(read)
-        try:
-            if isinstance(data, InputError):
-                raise data
-            yield gallery.GalleryTile(row, thumbnail(data, limits, TILE_SIDE_PX))
-        except InputError as refused:
-            yield gallery.GalleryTile(
-                row, None, f"{meaning(refused.status)}: {refused.detail}" if refused.detail else meaning(refused.status)
-            )
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="gallery") as threads:
+        at_work: deque[tuple[dict[str, Any], Future[tuple[bytes, str]] | str]] = deque()
+        for row in rows:
+            if row["status"] != Status.OK:
+                at_work.append((row, "; ".join(filter(None, [meaning(row["status"]) or row["status"], row["detail"]]))))
+            else:
+                _, data = next(read)
+                at_work.append((row, pictures.why_not(data) if isinstance(data, InputError) else threads.submit(pictured.of, data)))
+                del data
+            if len(at_work) > _AT_ONCE:
+                yield _tile(*at_work.popleft())
+        for row, picture in at_work:
+            yield _tile(row, picture)
+
+
+def _tile(row: dict[str, Any], picture: "Future[tuple[bytes, str]] | str") -> "gallery.GalleryTile":
+    from ray_app.reports import gallery
+
+    try:
+        return gallery.GalleryTile(row, None, picture) if isinstance(picture, str) else gallery.GalleryTile(row, picture.result()[0])
+    except InputError as refused:
+        return gallery.GalleryTile(row, None, pictures.why_not(refused))

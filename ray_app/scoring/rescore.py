@@ -107,7 +107,7 @@ def _check_settings(url: str, card: EnsembleCard, identity: Mapping[str, Any], w
     if differing and not waived:
         raise ConfigError(
             f"{url}: the calibration of {card.name} does not hold for scores made with {' and '.join(differing)}",
-            hint="score the archive with that card, or give up what it guarantees: --waive-guarantee",
+            hint="score the archive with that card, or give up its guarantee: --waive-guarantee",
         )
 
 
@@ -119,7 +119,7 @@ def _check_profile(url: str, spec: ScoringSpec, identity: Mapping[str, Any]) -> 
         if spec.ensemble.profile is not None and (card and card.name) != before:
             raise ConfigError(
                 f"{url}: its {kind} is {before or 'none'}, that of {spec.ensemble.name} is {card.name if card else 'none'}",
-                hint="new verdicts leave names and words as they are: leave `profile` out of the card, or score the archive with it",
+                hint="new verdicts do not change generators and prompts: leave `profile` out of the card, or score the archive with it",
             )
 
 
@@ -162,7 +162,7 @@ def rescore_run(
     """
     start = time.monotonic()
     if bool(detectors) == (ensemble is not None):
-        raise ConfigError("name the heads by --detector, or an ensemble card of heads by --ensemble", hint="one of the two")
+        raise ConfigError("name the heads by --detector, or an ensemble card of heads by --ensemble", hint="give one of the two")
     source, run = RunDirectory.open(url), RunDirectory.open(out)
     settled = source.describe_settled()
     identity = settled["identity"]
@@ -181,7 +181,7 @@ def rescore_run(
         rescoring = _Rescoring(source, run, spec, heads, session, clock, describing)
         for ref, rows in missing_blocks(source, run):
             rescoring.block(ref, rows)
-        return finished(run, spec, session)
+        return finished(run, spec, session, source)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _heads(
     if not kept:
         raise ConfigError(
             f"{source.store.url}: this run kept no embeddings",
-            hint="`touchstone score … --features NAME` keeps them; images are read once more",
+            hint="`touchstone score … --features NAME` keeps them, and has to read the images again",
         )
     cards = [load_card(member.detector) for member in ensemble.members]
     for card in cards:
@@ -217,7 +217,9 @@ def _heads(
         )
     spec = make_spec(ensemble, limits=ImageLimits(**identity["limits"]), resize=identity["resize"], slots=identity["batch_slots"])
     if spec.words_seen is not None and spec.describer is not None:
-        raise ConfigError(f"{spec.describer.name} looks at images, which a run does not keep", hint="score the archive anew with that card")
+        raise ConfigError(
+            f"{spec.describer.name} needs the images, which a run does not keep", hint="score the archive anew with that card"
+        )
     decision.require_embeddings(spec)
     heads = [_Head(card, LinearHead(card), suited[card.name], kept[suited[card.name]]["width"]) for card in cards]
     return replace(spec, precision=ways), heads
@@ -321,7 +323,7 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
         naming = _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session)
         for ref, rows in missing_blocks(source, run):
             naming.block(ref, rows)
-        return finished(run, spec, session)
+        return finished(run, spec, session, source)
 
 
 def named_rows(rows: pa.Table, spec: ScoringSpec, vectors: np.ndarray) -> pa.Table:
@@ -403,7 +405,7 @@ def _kept(source: RunDirectory, card: IdentifierCard) -> str:
             return name
     message = "; ".join(f"those of {name} differ in {', '.join(keys)}" for name, keys in differing.items())
     raise ConfigError(
-        f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} kept none such: {message}",
+        f"{card.name} was fitted on embeddings of {card.detector}, and {source.store.url} did not keep those: {message}",
         hint="train it on the detector that the run has, or score the archive anew with this one in the ensemble's profile",
     )
 
@@ -423,13 +425,14 @@ def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[Bl
                 yield ref, of_block
 
 
-def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession) -> dict[str, Any]:
-    """Publish a run that has all its blocks, and report on it; returns the summary."""
+def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, source: RunDirectory) -> dict[str, Any]:
+    """Publish a run that has all its blocks, and report on it, with pictures where `source`'s reports have some; returns the summary."""
     run.publish_all()
     reader.publish_vanished(run)
     check_conservation(run)
     rows = settled_state.NewRows.all_of(run)
-    summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, rows), rows)
+    thumbnails = source.read_json("summary.json").get("thumbnails", True)
+    summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, rows), rows, thumbnails=thumbnails)
     settled_state.settle(run, rows.found)
     report.write_report(run)
     session.log("finished")

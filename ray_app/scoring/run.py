@@ -35,7 +35,7 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, re
 from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, block_reader
 from ray_app.inference.spec import profile_cards
-from ray_app.reports.format import shortened
+from ray_app.reports.format import counted, shortened
 from ray_app.runs import (
     Retry,
     RunDirectory,
@@ -122,7 +122,7 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
     if directory.exists():
         directory.check_known()
     if config.rescore and not directory.exists():
-        raise ConfigError(f"{directory.store.url}: no run here to retry", hint="the same command without --retry makes one")
+        raise ConfigError(f"there is no run in {directory.store.url} to retry", hint="the same command without --retry makes one")
     check_detectors(resolved)
     spec = resolved.spec(gpus=0)
     identity.check_reuse(config, spec.cards.values(), profiled=spec.ensemble.profile is not None)
@@ -161,7 +161,7 @@ class ScoringRun:
             kept = [one for one in kept if one["key"] != "ensemble"]
         if kept:
             named = ", ".join(f"{one['key']} {shortened(one['run'], 80)}" for one in kept)
-            print(f"going on as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
+            print(f"settings stay as the run was begun: {shortened(named, 400)}", file=sys.stderr, flush=True)
         facts = lease.facts() | ({"kept": noted} if noted else {})
         self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=facts)
 
@@ -221,8 +221,8 @@ class ScoringRun:
         exported = named_cluster(cluster_config.address) is not None
         meter = RunMeter(name_of(self.directory.store.url), len(work.pending), self.layout, exported=exported)
         progress = Progress(work.members, done=done, note=meter.bound)
-        listed = f"{work.block_count:,} block{'s' * (work.block_count != 1)}"
-        progress.say(f"{work.members:,} files in {listed}, {done:,} done before; {self.layout.described}")
+        listed = f"{counted(work.members, 'file')} in {counted(work.block_count, 'block')}"
+        progress.say(f"{listed}, {done:,} done before; {self.layout.described}")
         stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         patience_s = cluster_config.stall_timeout_s or max(stall_s, self.layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac))
@@ -273,7 +273,7 @@ class ScoringRun:
 
     def summarize(self, guarantee: document.GuaranteeSummary | None) -> ScoringResult:
         """Count the rows, note what is settled by that, merge small files, and report."""
-        summary = write_summary(self.directory, self.spec, self.session, guarantee, self.rows)
+        summary = write_summary(self.directory, self.spec, self.session, guarantee, self.rows, thumbnails=self.config.thumbnails)
         settled_state.settle(self.directory, self.rows.found)
         small_files.merge_small(self.directory, lambda: settled_state.settle(self.directory, self.rows.found), each=on_ray)
         return self._reported(summary)
@@ -281,11 +281,11 @@ class ScoringRun:
     def renewed(self) -> ScoringResult:
         """The end of a session that found nothing to do: no row is counted again."""
         self.append()
-        return self._reported(renew_summary(self.directory, self.session))
+        return self._reported(renew_summary(self.directory, self.session, thumbnails=self.config.thumbnails))
 
     def _reported(self, summary: dict[str, Any]) -> ScoringResult:
         config = self.config
-        write_report(self.directory, prior=config.prior, thumbnails=config.thumbnails)
+        write_report(self.directory, prior=config.prior)
         self.session.log("finished")
         too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
@@ -326,7 +326,9 @@ class ScoringRun:
         meter.tell()
         if self.lease.lost.is_set():
             url = self.directory.store.url
-            raise StorageError(f"{url}: another run took this directory over", hint="only one may write it; see lease.json there")
+            raise StorageError(
+                f"{url}: another run took this directory over", hint="only one run may write there at a time; lease.json there names it"
+            )
         hours, cost = self.config.max_hours, self.config.max_cost
         if hours is not None and self.session.elapsed_s() > hours * 3600:
             stopper.ask(f"--max-hours {hours:g} is over", LIMIT_GRACE_S)
@@ -337,7 +339,7 @@ class ScoringRun:
             stopper.avoid(leaving)
             left_s = leaving.get(own_node())
             if left_s is not None:
-                stopper.ask("the machine of this driver will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
+                stopper.ask("this machine will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
 
 
 ScoreBlocks = Callable[[RunDirectory, Listing], None]
@@ -358,7 +360,7 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
     """
     last = last_listing(run.store)
     if last is None or last.goes_on or work_of(run).pending:
-        raise ConfigError(f"{run.store.url}: not all files have been scored once", hint="the same command without --retry does that first")
+        raise ConfigError(f"{run.store.url}: not all files have been scored once", hint="run the same command without --retry first")
     settled_state.finish_merge(run)
     run.publish_all(each=on_ray)
     passed_over = list[int]()
@@ -373,7 +375,7 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
 
 
 def _finish_retry(run: RunDirectory, retry: Retry, session: ScoringSession, score: ScoreBlocks) -> None:
-    print(f"retrying {retry.members:,} files with the status {' or '.join(retry.statuses)}", file=sys.stderr)
+    print(f"retrying {counted(retry.members, 'file')} with the status {' or '.join(retry.statuses)}", file=sys.stderr)
     session.retrying(retry.number, retry.statuses, retry.members)
     pending = retry.pending()
     if pending:
@@ -390,7 +392,7 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
     )
     if spec.jpeg_decoder != "libjpeg" and not (layout.scorer_gpus and spec.device == "cuda"):
         raise ConfigError(
-            f"jpeg_decoder {spec.jpeg_decoder} decodes on a GPU, and none is planned for", hint="leave jpeg_decoder out, or plan GPUs"
+            f"jpeg_decoder {spec.jpeg_decoder} decodes on a GPU, and the run has none", hint="leave jpeg_decoder out, or plan GPUs"
         )
     return replace(layout, labels=config.cluster.labels)
 

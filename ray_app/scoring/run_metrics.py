@@ -142,14 +142,14 @@ class RunMeter:
         with self._lock:
             now = self._standing()
             if not self._recent:
-                return "bound by listing" if self._is_listing else "bound by nothing it measures: no block has ended yet"
+                return "bound by listing" if self._is_listing else "no bottleneck seen yet: no block has ended"
             while len(self._recent) > 1 and now.at - self._recent[1].at >= RECENT_S:
                 self._recent.popleft()
             before = self._recent[0]
             self._recent.append(now)
         window = now.at - before.at
         if now.members == before.members or window <= 0:
-            return f"bound by nothing it measures: no block ended in {window:.0f} s"
+            return f"no bottleneck seen: no block ended in {window:.0f} s"
         spent = {stage: now.seconds.get(stage, 0.0) - before.seconds.get(stage, 0.0) for stage in STAGES}
         return self._in_words(spent, (now.cpu_s - before.cpu_s) / window, window)
 
@@ -169,7 +169,7 @@ class RunMeter:
             return f"bound by the driver: {driving:.0%} of one core; {named}"
         if self._is_listing:
             return f"bound by listing: {named}"
-        return f"bound by nothing it measures (start-up, Ray or the driver): {named}"
+        return f"no bottleneck seen (start-up, Ray or the driver): {named}"
 
     def _standing(self) -> _Standing:
         return _Standing(self._clock(), self._cpu(), self._counts["run_images"], dict(self._seconds))

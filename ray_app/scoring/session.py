@@ -90,7 +90,7 @@ def require_prices(config: ScoreConfig) -> None:
     """Raises ConfigError for a `max_cost` that could never be reached, because no price is set."""
     if config.max_cost is not None and not is_priced(config.prices):
         raise ConfigError(
-            f"--max-cost {config.max_cost:g}: no price is set, so nothing would ever stop the run",
+            f"--max-cost {config.max_cost:g}: no price is set, so this limit would never stop the run",
             hint="say what all machines together cost per hour: --set prices.per_hour=12.50",
         )
 
@@ -166,7 +166,7 @@ class ScoringSession:
         name = shortened(file_name(failure["uri"], failure["member"]), _LONGEST_NAME)
         shown = lines if tuple(where) not in self._logged else lines[-1:]
         self._logged.add(tuple(where))
-        _log.error("a bug of Touchstone, please report it: %s\n%s", name, "\n".join(map(visible, shown)))
+        _log.error("this is a bug in Touchstone; please report it: %s\n%s", name, "\n".join(map(visible, shown)))
 
     def cost(self) -> Costs:
         """What this session cost so far, by the config's prices: of requests, those that committed blocks are known to have made."""

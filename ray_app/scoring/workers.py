@@ -345,7 +345,9 @@ def translated(error: Exception, stage: str) -> TouchstoneError:
         return error
     if is_want_of_memory(error):
         return ClusterError(f"{stage} ran out of memory: {describe_error(error)}", hint=OUT_OF_MEMORY_HINT)
-    return TouchstoneError(f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug; what is committed is kept")
+    return TouchstoneError(
+        f"{stage} failed:\n{traceback.format_exc()}", hint="this looks like a bug in Touchstone; what is committed is kept"
+    )
 
 
 def _going_on(spec: ScoringSpec, piece: messages.OpenPiece) -> "list[tuple[int, File] | None]":

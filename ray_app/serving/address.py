@@ -1,5 +1,6 @@
 """Where an endpoint listens: who may be let in there, whether it is free, and when somebody answers."""
 
+import errno
 import os
 import socket
 import time
@@ -19,7 +20,7 @@ def refuse_open_host(config: ServeConfig, host: str) -> None:
         return
     raise ConfigError(
         f"--host {host} would let everybody in: no tokens are set",
-        hint=f"set ${config.access.tokens_variable} or access.tokens_file; or access.anonymous=true where a front proxy asks who comes",
+        hint=f"set ${config.access.tokens_variable} or access.tokens_file; or access.anonymous=true where a proxy in front checks who asks",
     )
 
 
@@ -38,7 +39,10 @@ def listening(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise ConfigError(f"--host {host} --port {port}: {os.strerror(error.errno or 0)}", hint="choose another --port") from None
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{host}:{port}: another program listens on this port already", hint="choose another one: --port") from None
+        why = os.strerror(error.errno).lower() if error.errno is not None and error.errno > 0 else str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {why}", hint="choose another --host or --port") from None
     return listener
 
 

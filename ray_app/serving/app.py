@@ -216,16 +216,16 @@ class _Loaded:
         except TouchstoneError as error:
             if not all(group.is_loaded for group in self._groups.values()):
                 raise
-            _log.error("not loaded, the ensembles before go on: %s; %s", error.message, error.hint)
+            _log.error("not loaded; the previous ensembles stay in use: %s; %s", error.message, error.hint)
 
     def _load(self, changes: dict[str, Any]) -> None:
         if unknown := changes.keys() - RELOADABLE:
             raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
-                              hint=f"what can: {', '.join(sorted(RELOADABLE))}; for the rest change `args`")  # fmt: skip
+                              hint=f"these can: {', '.join(sorted(RELOADABLE))}; for all else change `args`")  # fmt: skip
         config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
         needed = groups_of(plan_release(config)[0]).keys()
         if needed != self._needed:
-            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy anew")
+            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy again")
         for group in self._groups.values():
             group.load(config)
 

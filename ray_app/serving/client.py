@@ -33,10 +33,10 @@ PATIENCE = RetryPolicy(attempts=6, base_s=0.25, cap_s=8.0, deadline_s=300.0)
 BUSY = frozenset({429, 503})
 BROKEN = frozenset({500, 502, 504})
 NOT_ALLOWED = {
-    401: "say --token-file FILE or set TOUCHSTONE_TOKEN; in Python, EndpointClient(url, token=…)",
-    403: "this token, or this machine, may not ask that endpoint",
+    401: "give --token-file FILE or set TOUCHSTONE_TOKEN; in Python, EndpointClient(url, token=…)",
+    403: "this token, or this machine, is not allowed to use that endpoint",
 }
-NOT_AN_ENDPOINT = "the URL is that of the endpoint, without /v1, for example http://localhost:8000"
+NOT_AN_ENDPOINT = "give the URL of the endpoint without /v1, for example http://localhost:8000"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class EndpointClient:
             try:
                 self._described = Ensembles.model_validate_json(response.content)
             except ValueError:
-                text = f"{self._http_client.url}: what answers is no Touchstone endpoint ({response.status_code})"
+                text = f"{self._http_client.url}: what answers there is not a Touchstone endpoint ({response.status_code})"
                 raise ConfigError(text, hint=NOT_AN_ENDPOINT) from None
         return self._described
 
@@ -149,7 +149,7 @@ class EndpointClient:
             answers = [{**answer, "name": file.given} for file, answer in zip(files, results, strict=True)]
         except (ValueError, TypeError, AttributeError):
             text = f"{self._http_client.url}: the answer to {len(files)} files cannot be understood"
-            raise ClusterError(text, hint="does something between here and the endpoint change answers?") from None
+            raise ClusterError(text, hint="check whether a proxy between here and the endpoint changes answers") from None
         yield from answers
 
 
@@ -199,7 +199,9 @@ def _base(url: str) -> str:
 
 def _checked(token: str) -> str:
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError("the token has characters that no token has", hint="one line of letters, digits and signs, no spaces")
+        raise ConfigError(
+            "the token has characters that a token cannot have", hint="it is one line of letters, digits and signs, without spaces"
+        )
     return token
 
 
@@ -241,7 +243,7 @@ class RetryingClient:
         try:
             response = self._http.request(method, path, **request)
         except httpx.RequestError as error:
-            return None, describe_error(error)
+            return None, "nothing listens there" if "refused" in str(error).lower() else describe_error(error)
         return response, f"answered {response.status_code}"
 
     def _pause(self, response: httpx.Response | None, pauses: Iterator[float]) -> float | None:
@@ -260,20 +262,21 @@ class RetryingClient:
             raise ConfigError(f"{self.url}: {_message(response) or 'not allowed'} ({status})", hint=NOT_ALLOWED[status])
         if response.is_redirect:
             raise ConfigError(
-                f"{self.url}: it sends us elsewhere ({status})", hint="use the address that it leads to; a token never follows"
+                f"{self.url}: it redirects to another address ({status})", hint="use the address that it leads to; a token is never sent on"
             )
         if status in (404, 405):
-            raise ConfigError(f"{self.url}: no Touchstone endpoint is here ({status})", hint=NOT_AN_ENDPOINT)
+            raise ConfigError(f"{self.url}: there is no Touchstone endpoint at this address ({status})", hint=NOT_AN_ENDPOINT)
         return response
 
     def _final_error(self, response: httpx.Response | None, trouble: str, pause: float | None) -> ClusterError:
         if response is None:
-            return ClusterError(f"{self.url}: cannot be reached: {trouble}", hint="is the endpoint up, and is this its URL?")
+            text = f"{self.url}: the endpoint cannot be reached: {trouble}"
+            return ClusterError(text, hint="is this its URL, and does it run? `touchstone serve` starts one on this machine")
         if response.status_code in BUSY:
-            when = f"it says: come back in {math.ceil(pause or 0)} s" if pause else "it stays busy"
-            hint = "ask later, send less at once, or give the endpoint more replicas"
+            when = f"it asks to come back in {math.ceil(pause or 0)} s" if pause else "it stays busy"
+            hint = "try later, send less at once, or give the endpoint more replicas"
             return ClusterError(f"{self.url}: {_message(response) or 'too busy'} ({response.status_code}); {when}", hint=hint)
-        return ClusterError(f"{self.url}: {trouble}, {self._policy.attempts} times", hint="is the endpoint up behind its proxy?")
+        return ClusterError(f"{self.url}: {trouble}, {self._policy.attempts} times", hint="check that the endpoint runs behind its proxy")
 
 
 def retry_after(header: str | None) -> float | None:

@@ -17,7 +17,7 @@ class RequestLimits(Frozen):
 
     max_body_bytes: int = Field(default=64 * 2**20, gt=0, description="one request to /v1/score; cut while it streams in: 413")
     max_files: int = Field(default=16, ge=1, le=16, description="files in one request to /v1/score")
-    max_requests: int = Field(default=64, ge=1, description="requests at work in one ingress replica; the next one is told 503")
+    max_requests: int = Field(default=64, ge=1, description="running requests in one ingress replica; the next one gets 503")
     max_bytes_in_flight: int = Field(default=2**30, gt=0, description="bodies in memory of one ingress replica; beyond: 503")
     deadline_s: float = Field(default=30.0, gt=0, description="from the first byte to the answer; beyond: 504")
     decode_limit_s: float = Field(default=5.0, gt=0, description="decoding one image; beyond: 422 decode_timeout")
@@ -26,7 +26,7 @@ class RequestLimits(Frozen):
     )
     formats: tuple[str, ...] = Field(
         default=("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC"),
-        description="what is let in, by its bytes; TIFF is left out: its decoder prints to stderr for every bad tag",
+        description="formats that are accepted, judged by their bytes; TIFF is left out: its decoder prints to stderr for every bad tag",
     )
 
 
@@ -40,18 +40,20 @@ class Access(Frozen):
     tokens_sha256: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(
         default=(), description="SHA-256 of further tokens, in hex: lets them in without being one"
     )
-    anonymous: bool = Field(default=False, description="without tokens, answer everybody; else only this machine is answered")
-    cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may ask; none = CORS is off")
+    anonymous: bool = Field(
+        default=False, description="answer everybody although there are no tokens; otherwise only this machine is answered"
+    )
+    cors_origins: tuple[str, ...] = Field(default=(), description="web origins whose pages may use the endpoint; none = CORS is off")
 
 
 class UrlFetching(Frozen):
     """Images by URL. Off unless asked for: a server that fetches what strangers name is a way into its own network."""
 
-    enabled: bool = False
+    enabled: bool = Field(default=False, description="fetch the images that requests to /v1/score-url name")
     allowed_hosts: tuple[str, ...] = Field(default=(), description="only these hosts (and `*.` subdomains of them); none = any public host")
-    connect_timeout_s: float = Field(default=5.0, gt=0)
-    total_timeout_s: float = Field(default=10.0, gt=0)
-    max_redirects: int = Field(default=3, ge=0, le=10)
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="until the server is connected")
+    total_timeout_s: float = Field(default=10.0, gt=0, description="for one image, redirects included")
+    max_redirects: int = Field(default=3, ge=0, le=10, description="each is checked as the first address was")
 
 
 _GONE = {
@@ -80,8 +82,8 @@ class JobLimits(Frozen):
     max_uris: int = Field(default=10_000, ge=1, description="uris in one list, and rows in one answer of results")
     max_body_bytes: int = Field(default=4 * 2**20, gt=0, description="one request to /v1/jobs")
     limit: int | None = Field(default=None, ge=1, description="files of one job; what a prefix has beyond is not listed")
-    max_hours: float | None = Field(default=None, gt=0, description="a job stops after so long")
-    max_cost: float | None = Field(default=None, gt=0, description="a job stops when so much is spent, by the prices in `config`")
+    max_hours: float | None = Field(default=None, gt=0, description="a job stops after this many hours")
+    max_cost: float | None = Field(default=None, gt=0, description="a job stops when this much is spent, by the prices in `config`")
     config: str | None = Field(
         default=None, description="score config of every job (cluster, prices, retries): a shipped name, or a path that the head node has"
     )
@@ -90,8 +92,8 @@ class JobLimits(Frozen):
     @classmethod
     def _name_what_is_gone(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and (gone := sorted(_GONE.keys() & given.keys())):
-            text = f"jobs.{gone[0]}: gone since 0.13, when jobs came to run on Ray's job API"
-            raise ConfigError(text, hint=f"take it out; instead: {_GONE[gone[0]]}")
+            text = f"jobs.{gone[0]}: removed in 0.13, when jobs moved to Ray's job API"
+            raise ConfigError(text, hint=f"remove it; instead: {_GONE[gone[0]]}")
         return given
 
     @model_validator(mode="after")
@@ -101,7 +103,7 @@ class JobLimits(Frozen):
                 raise ValueError(f"sources: {urls.strip_secrets(one)}: expected s3://BUCKET/PREFIX or an absolute path, no pattern")
         roots = tuple(urls.canonical(one).rstrip("/") + "/" for one in self.sources)
         if self.directory is not None and f"{urls.canonical(self.directory)}/".startswith(roots):
-            raise ValueError("directory: it lies below a place that jobs may read, so that clients would read the runs of others")
+            raise ValueError("directory: it lies below a place that jobs may read, so clients could read the runs of other clients")
         return self
 
 
@@ -109,10 +111,10 @@ class Resources(Frozen):
     """What the replicas of one deployment take, and how many there are."""
 
     replicas: int = Field(default=1, ge=1, description="replicas, or the least of them where max_replicas is set")
-    max_replicas: int | None = Field(default=None, ge=1, description="scale up to so many with the load; null = no scaling")
-    num_cpus: float = Field(default=0.5, ge=0)
-    num_gpus: float = Field(default=0.0, ge=0)
-    memory_bytes: int | None = Field(default=None, gt=0)
+    max_replicas: int | None = Field(default=None, ge=1, description="scale up to this many with the load; null = no scaling")
+    num_cpus: float = Field(default=0.5, ge=0, description="CPUs of each replica")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs of each replica; 0.5 puts two on one")
+    memory_bytes: int | None = Field(default=None, gt=0, description="memory that Ray reserves for each replica; null = none")
     labels: Mapping[str, str] = Field(
         default={}, description="Ray node labels that a replica's node must have, for example {workload: serving}"
     )
@@ -122,7 +124,7 @@ class Batching(Frozen):
     """How images of several requests share a batch."""
 
     slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = as in batch jobs: 4 on CPU, 64 on GPU")
-    wait_ms: float = Field(default=5.0, ge=0, description="how long an image waits for company")
+    wait_ms: float = Field(default=5.0, ge=0, description="how long an image waits for others to share its batch")
 
 
 class ServeConfig(Frozen):
@@ -132,12 +134,12 @@ class ServeConfig(Frozen):
         default=("default",), min_length=1, description="names or paths; a request that names none gets the first"
     )
     optional_detectors: tuple[str, ...] = Field(
-        default=(), description="detectors that a request may ask for besides, for example a slow one; they do not enter the verdict"
+        default=(), description="further detectors that a request may name, for example a slow one; they have no part in the verdict"
     )
     accept_licences: tuple[str, ...] = Field(default=(), description="detectors, or licences, whose terms you accept")
-    generation: int = Field(default=0, ge=0, description="count it up to load cards and weights anew")
-    device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    generation: int = Field(default=0, ge=0, description="raise it to load cards and weights again")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the networks run")
+    precision: Literal["auto", "bf16", "fp32"] = Field(default="auto", description="auto = as calibrated, or as the cards say")
     resize: Literal["auto", "exact", "fast"] = Field(default="auto", description="auto = as the ensembles were calibrated, or exact")
     waive_guarantee: bool = Field(
         default=False, description="serve calibrated ensembles under other settings than their guarantees hold for"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 NO_CLUSTER = "jobs are runs on a Ray cluster: deploy the endpoint there, with `serve deploy`, or run `touchstone score` yourself"
-NO_DIRECTORY = "jobs are switched off: the operator has named no directory for their runs (jobs.directory)"
+NO_DIRECTORY = "jobs are switched off: the operator has not set a directory for their runs (jobs.directory)"
 RETRY_AFTER_S = 30
 TIMEOUT_S = (5.0, 20.0)  # to connect to Ray's dashboard, and for its answer
 ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
@@ -49,7 +49,7 @@ _WHY: Mapping[int | None, str] = {
     ExitCode.TOO_MANY_BAD: "more files without a score than the operator allows; all rows are there",
     ExitCode.DETECTOR: "its detectors could not score",
     ExitCode.CLUSTER: "the cluster, or storage, was out of reach",
-    ExitCode.INTERRUPTED: "it was interrupted, or came to the operator's limit of hours or cost; what is done is kept",
+    ExitCode.INTERRUPTED: "it was interrupted, or reached the operator's limit of hours or cost; what is done is kept",
 }
 _log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class RayJobs:
     def _check(self, wanted: schemas.JobRequest) -> None:
         """Raises Refusal for what this endpoint would never take."""
         if (wanted.uris is None) == (wanted.prefix is None):
-            raise Refusal("malformed_request", "a job has `uris`, or a `prefix`")
+            raise Refusal("malformed_request", "a job needs `uris` or a `prefix`")
         if wanted.ensemble is not None and wanted.ensemble not in self._ensembles:
             raise Refusal("malformed_request", f"no such ensemble; jobs may have: {', '.join(self._ensembles)}")
         if wanted.prefix is not None:
@@ -128,7 +128,7 @@ class RayJobs:
         elif self._fetcher is None:
             raise Refusal("forbidden", "fetching by URL is switched off")
         elif strip_secrets(uri) != uri:
-            raise Refusal("url_refused", "it carries a credential, which would be written down")
+            raise Refusal("url_refused", "it carries a credential, which would be stored")
         else:
             self._fetcher.check(uri)
 
@@ -196,7 +196,7 @@ class RayJobs:
         with self._reaching():
             rows = list(islice(current_rows(RunDirectory.open(run)), most + 1))
         if len(rows) > most:
-            raise Refusal("conflict", f"more rows than are answered here: read the run, {run}", limit=most, observed=len(rows))
+            raise Refusal("conflict", f"more rows than this answer may have: read the run, {run}", limit=most, observed=len(rows))
         return b"".join(_line(row) for row in rows)
 
     def _answer(self, found: "JobDetails") -> schemas.Job:
@@ -245,16 +245,16 @@ class RayJobs:
         except (OSError, RuntimeError, RayError, TouchstoneError) as error:
             self._client = None  # a head that started anew has another address
             _log.exception("jobs_out_of_reach kind=%s", type(error).__name__)
-            raise Refusal("overloaded", "jobs are out of reach now", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
+            raise Refusal("overloaded", "jobs cannot be reached now", headers={"Retry-After": str(RETRY_AFTER_S)}) from None
 
 
 def check_prefix(prefix: str, allowed: Iterable[str]) -> None:
     """Raises Refusal (`url_refused`) for what is no folder below an allowed one: also patterns, and names that would be read as lists."""
     if urls.has_magic(prefix):
-        raise Refusal("url_refused", "a prefix has no pattern in it")
+        raise Refusal("url_refused", "a prefix cannot have a pattern in it")
     name = prefix.rstrip("/")
     if uri_lists.looks_like_list(name) or kind_of(name) == "parquet":  # its rows could name files anywhere
-        raise Refusal("url_refused", "a prefix is a folder, and no list")
+        raise Refusal("url_refused", "a prefix is a folder, not a list")
     check_place(prefix, allowed)
 
 
@@ -264,15 +264,15 @@ def check_place(uri: str, allowed: Iterable[str]) -> None:
     Symbolic links below a local prefix are followed wherever they lead: whoever may make them there may read what they lead to.
     """
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in uri) or "::" in uri:
-        raise Refusal("url_refused", "it has characters that no place has")
+        raise Refusal("url_refused", "it has characters that a place cannot have")
     decoded = uri
     while (again := unquote(decoded)) != decoded:
         decoded = again
     if {".", ".."} & set(decoded.replace("\\", "/").split("/")):
-        raise Refusal("url_refused", "it climbs: . and .. are no parts of a place")
+        raise Refusal("url_refused", ". and .. are not allowed in a place")
     roots = (canonical(root).rstrip("/") + "/" for root in allowed)
     if not any(f"{uri.rstrip('/')}/".startswith(root) for root in roots):
-        raise Refusal("url_refused", "it lies below none of the prefixes that the operator allows (jobs.sources)")
+        raise Refusal("url_refused", "it is not below a prefix that the operator allows (jobs.sources)")
 
 
 def _operators_arguments(config: ServeConfig) -> list[str]:

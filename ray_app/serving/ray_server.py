@@ -106,5 +106,6 @@ def _refuse_a_cluster(at_cluster: ClusterConfig) -> None:
 
     if named_cluster(at_cluster.address) or ray.is_initialized():
         raise ConfigError(
-            "this starts a Ray of its own, and RAY_ADDRESS names a cluster", hint="there: serve deploy configs/serve/ensemble.yaml"
+            "this command starts a Ray of its own, but RAY_ADDRESS names a cluster",
+            hint="on the cluster: serve deploy configs/serve/ensemble.yaml; for a Ray of its own, unset RAY_ADDRESS",
         )

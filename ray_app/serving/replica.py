@@ -146,7 +146,7 @@ def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:
     """The detectors of one group. Raises DetectorError where this generation has no such group."""
     groups = release.groups_of(spec)
     if group not in groups:
-        raise DetectorError(f"the ensembles have no detectors for group {group!r}", hint=f"they need: {', '.join(groups)}; deploy anew")
+        raise DetectorError(f"the ensembles have no detectors for group {group!r}", hint=f"they need: {', '.join(groups)}; deploy again")
     return groups[group]
 
 
@@ -167,7 +167,7 @@ def _score(loaded: _Loaded, requests: Sequence[ScoreRequest]) -> list[ScoreRespo
     except Exception:
         if len(requests) > 1:
             return [reply for request in requests for reply in _score(loaded, [request])]
-        _log.exception("a detector of %s raised on the image with sha256 %s", ", ".join(requests[0].detectors), requests[0].facts.sha256)
+        _log.exception("a detector of %s failed on the image with sha256 %s", ", ".join(requests[0].detectors), requests[0].facts.sha256)
         return [ScoreResponse(loaded.generation.id, dict.fromkeys(requests[0].detectors, math.nan), {}, {}, 0.0)]
 
 

@@ -118,7 +118,7 @@ class _Workers(Multiprocess):
         """Raises DetectorError where a worker could not load what it should serve; it has said why."""
         super().run()
         if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
-            raise DetectorError("a worker could not start", hint="its own words stand above")
+            raise DetectorError("a worker could not start", hint="see its own message above")
 
     def keep_subprocess_alive(self) -> None:
         before = {process.pid for process in self.processes}

@@ -88,7 +88,7 @@ class GuardedFetcher:
         _check_status(answer.status)
         if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
             # We requested it as it is; an image gains nothing by it, and what it unpacks to is unknown until it is unpacked.
-            raise Refusal("url_refused", "its server compresses what it sends, though asked not to")
+            raise Refusal("url_refused", "its server sends compressed data, although it was told not to")
         body, announced = bytearray(), answer.content_length or 0
         if announced > self._max_bytes:
             raise self._too_large(announced)
@@ -116,11 +116,11 @@ def _matches(host: str, allowed: str) -> bool:
 def _next_place(target: URL, answer: aiohttp.ClientResponse) -> str:
     location = answer.headers.get("Location")
     if not location:
-        raise SourceError(Status.SOURCE_DENIED, "the server redirects to nowhere")
+        raise SourceError(Status.SOURCE_DENIED, "the server redirects without saying where")
     try:
         return urljoin(str(target), location)
     except ValueError:
-        raise Refusal("url_refused", "it is redirected to what is not a URL") from None
+        raise Refusal("url_refused", "it is redirected to something that is not a URL") from None
 
 
 def _check_status(status: int) -> None:
@@ -145,6 +145,6 @@ def _translated() -> Iterator[None]:
     except (TimeoutError, aiohttp.ClientConnectorError):
         raise SourceError(Status.SOURCE_TIMEOUT, "its server did not answer in time") from None
     except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, OSError):
-        raise SourceError(Status.SOURCE_TIMEOUT, "its server broke off") from None
+        raise SourceError(Status.SOURCE_TIMEOUT, "its server closed the connection early") from None
     except aiohttp.ClientError:
-        raise SourceError(Status.SOURCE_DENIED, "what its server answers is not HTTP") from None
+        raise SourceError(Status.SOURCE_DENIED, "its server does not answer in HTTP") from None

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
 
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.storage.urls import bucket_and_key, scheme_of, strip_secrets
@@ -36,6 +37,7 @@ _CREDENTIAL_RUSH_CLASSES = frozenset({"CredentialRetrievalError", "MetadataRetri
 _LOCAL_PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.EIO})
 
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _URL = re.compile(r"https?://[^\s'\"]+")
 
 
@@ -203,6 +205,10 @@ def _in_words(error: BaseException) -> str:
         return "no answer in time"
     if names & _CREDENTIAL_CLASSES:
         return f"no usable credentials ({text})"
+    if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
+        above = [error.filename, *map(str, Path(error.filename).parents)]
+        file = next((place for place in above if os.path.isfile(place)), None)
+        return f"{file} is a file, not a folder" if file else "a file lies where a folder is needed"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return text or type(error).__name__
@@ -235,17 +241,21 @@ _CLOUDS = dict.fromkeys(("gs", "gcs"), _GOOGLE) | dict.fromkeys(("az", "abfs", "
 
 def _hint(error: BaseException, status: Status, place: str) -> str | None:
     if scheme_of(place) == "hf":
-        return "check the network and HF_ENDPOINT; private and gated repositories want HF_TOKEN, or `hf auth login`"
+        return "check the network and HF_ENDPOINT; private and gated repositories need HF_TOKEN, or `hf auth login`"
     if scheme_of(place) in _CLOUDS:
         return _CLOUDS[scheme_of(place)]
     if scheme_of(place) != "s3":
+        if isinstance(error, OSError) and error.errno in FULL:
+            return "make room there, then run the same command again"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            return "name a folder"
         local = {Status.SOURCE_DENIED: "check the permissions of that path", Status.SOURCE_MISSING: "check the spelling"}
         return local.get(status)
     bucket, _ = bucket_and_key(place)
     if _code(error) == "NoSuchBucket":
         return f"create bucket '{bucket}', or check its spelling, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
     return {
-        Status.SOURCE_DENIED: f"bucket '{bucket}' wants s3:ListBucket, s3:GetObject and (for --out) s3:PutObject and s3:DeleteObject; "
+        Status.SOURCE_DENIED: f"bucket '{bucket}' needs s3:ListBucket, s3:GetObject and (for --out) s3:PutObject and s3:DeleteObject; "
         "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or the instance profile; "
         "FSSPEC_S3_ANON=true reads public buckets without any",
         Status.SOURCE_TIMEOUT: f"check the network to bucket '{bucket}' and AWS_ENDPOINT_URL",

@@ -41,13 +41,16 @@ WINDOW_BYTES = 4 * 2**20
 class RetryPolicy(Frozen):
     """How patient one request is: exponential backoff with full jitter, so that a thousand workers do not come back together.
 
+    `attempts`: requests at most. `base_s`, `cap_s`: the first and the longest pause, in seconds. `deadline_s`: for one file, all its
+    attempts and pauses.
+
     Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("full jitter").
     """
 
     attempts: int = Field(default=6, ge=1)
     base_s: float = Field(default=0.25, gt=0)
     cap_s: float = Field(default=20.0, gt=0)
-    deadline_s: float = Field(default=120.0, gt=0)  # for one member, all its attempts and pauses
+    deadline_s: float = Field(default=120.0, gt=0)
 
     def pauses(self, chance: Callable[[], float]) -> Iterator[float]:
         """Seconds to wait after each failed attempt but the last; `chance` gives numbers in [0, 1)."""
@@ -317,7 +320,7 @@ class Fetcher:
         try:
             return self._retrier.call(partial(request, place, guard, *arguments), cancelled, None if is_local else self._gate)
         except CancelledError:
-            raise SourceError(Status.SOURCE_TIMEOUT, "given up: nobody waits for it") from None
+            raise SourceError(Status.SOURCE_TIMEOUT, "given up, since the result is no longer needed") from None
         except InputError:
             raise
         except ConfigError as error:  # a scheme that is not read here
@@ -373,7 +376,7 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
         found = os.stat(local_path(place))
         require_version(version, local_version(found))
         if not stat.S_ISREG(found.st_mode):
-            raise errors.ObjectChangedError("it is not a file any more")
+            raise errors.ObjectChangedError("it is no longer a file")
         return found.st_size
     if scheme == "s3":
         bucket, key = bucket_and_key(place)
@@ -393,7 +396,7 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
 def require_version(listed: str, found: str) -> None:
     """Raises ObjectChangedError when what was found is not the version that was listed."""
     if listed and found != listed:
-        raise errors.ObjectChangedError(f"listed as {listed}, found as {found or 'nothing that names a version'}")
+        raise errors.ObjectChangedError(f"listed as {listed}, found as {found or 'no version'}")
 
 
 def local_version(found: os.stat_result) -> str:
@@ -408,7 +411,7 @@ def _read_local(path: str, version: str, start: int, length: int, max_bytes: int
         before = os.fstat(descriptor)
         require_version(version, local_version(before))
         if not stat.S_ISREG(before.st_mode):
-            raise errors.ObjectChangedError("it is not a file any more")
+            raise errors.ObjectChangedError("it is no longer a file")
         if max_bytes is not None and before.st_size > max_bytes:
             raise errors.too_large(before.st_size, max_bytes)
         wanted = max(0, min(length, before.st_size - start))

@@ -105,7 +105,7 @@ def get_range(url: str, guard: Guard, start: int, length: int, *, version: str, 
 
 def _same(version: str, facts: dict[str, Any]) -> None:
     if version and version_of(facts) != version:
-        raise errors.ObjectChangedError(f"listed as {version}, found as {version_of(facts) or 'nothing that names a version'}")
+        raise errors.ObjectChangedError(f"listed as {version}, found as {version_of(facts) or 'no version'}")
 
 
 def _ask(request: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
@@ -137,7 +137,7 @@ def _next_place(answer: Any, requested: str) -> str:
         place = urljoin(str(answer.url), str(answer.headers["Location"]))
         led = urlsplit(place)
     except (KeyError, ValueError):
-        raise SourceError(Status.SOURCE_DENIED, "the server redirects to nowhere") from None
+        raise SourceError(Status.SOURCE_DENIED, "the server redirects without saying where") from None
     user, at, _ = urlsplit(requested).netloc.rpartition("@")
     if not at or "@" in led.netloc or _origin(place) != _origin(requested):
         return place

@@ -25,8 +25,8 @@ from ray_app.errors import IdentityError, StorageError, TouchstoneError
 from ray_app.storage.errors import refuses_condition
 from ray_app.storage.store import Store
 
-UNGUARDED = "write into a directory whose store has no conditional writes: two commands that write there at once are then not noticed"
-_SAYS, _UNTRIED = "it ignores or refuses If-None-Match", "none that we have tried"
+UNGUARDED = "write into a directory whose store has no conditional writes: then nothing stops two commands from writing there at once"
+_SAYS, _UNTRIED = "it ignores or refuses If-None-Match", "a kind that was never tried"
 _PATH = "lease.json"
 _log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Lease:
         if self.lost.is_set():
             raise IdentityError(
                 f"{self._store.url}: another run has taken this directory over",
-                hint="this process was silent for too long; let the other one finish, or run the same command again after it",
+                hint="this process could not renew its claim in time; let the other one finish, then run the same command again",
             )
 
     def _taken(self) -> bool:
@@ -156,7 +156,7 @@ class Lease:
                 hint="write to a store that has them, or to a disk, and copy from there; or, if nothing else ever writes into this "
                 "directory at the same time, say so by the key `unguarded` (docs/archives.md)",
             )
-        _log.warning("lease_unguarded url=%s lost=%r", url, "two commands that write into this directory at once are not noticed")
+        _log.warning("lease_unguarded url=%s lost=%r", url, "nothing stops two commands from writing into this directory at once")
 
     def _read(self, path: str) -> Holder | None:
         try:

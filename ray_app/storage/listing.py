@@ -5,6 +5,7 @@ nothing has that literal name. Symbolic links to files are listed, links to fold
 """
 
 import contextlib
+import difflib
 import os
 import queue
 import stat
@@ -89,7 +90,7 @@ def list_objects(source: str, guard: Guard | None = None) -> Iterator[ObjectInfo
     except Exception as error:
         raise errors.unreachable(error, place, "list") from error
     if first is None:
-        raise ConfigError(f"{urls.strip_secrets(place)}: no such file or folder, or nothing in it", hint=_empty_hint(place))
+        raise _nothing_at(place)
 
 
 def is_pattern(source: str) -> bool:
@@ -120,15 +121,34 @@ def _matching(place: str, guard: Guard) -> Iterator[ObjectInfo]:
     return (info for info in _list(base or "/", guard) if matches(urls.local_path(info.uri)[skipped:]))
 
 
-def _empty_hint(place: str) -> str | None:
-    scheme = urls.scheme_of(place)
+def not_there(path: str) -> ConfigError:
+    """What to say of a file or folder of this machine that is not there, with the nearest name beside it."""
+    folder, name = os.path.split(os.path.abspath(path))
+    nearest = difflib.get_close_matches(name, os.listdir(folder) if os.access(folder, os.R_OK) else (), 1)
+    hint = (
+        f"did you mean {os.path.join(os.path.dirname(path), nearest[0])}?" if nearest else "check the spelling, and the folder you are in"
+    )
+    return ConfigError(f"{path}: no such file or folder", hint=hint)
+
+
+def _nothing_at(place: str) -> ConfigError:
+    """What to say where a source has no file: a misspelt name, an empty folder, or a pattern that nothing matches."""
+    scheme, shown = urls.scheme_of(place), urls.strip_secrets(place)
     if scheme == "file" and os.path.isdir(place):
-        return "the folder has no files; linked folders are not followed, name them as sources of their own"
-    if scheme == "s3" and not urls.has_magic(place):
-        return f"a prefix ends at a slash; for names that begin so, say '{place}*'"
-    if scheme == "hf":
-        return "check the spelling and the revision; private and gated repositories want HF_TOKEN, or `hf auth login`"
-    return "pattern letters count as they are: *.jpg is not A.JPG" if urls.has_magic(place) else None
+        hint = "linked folders are not followed: name them as sources of their own"
+        return ConfigError(f"{shown}: the folder has no files in it", hint=hint)
+    if scheme == "file" and os.path.lexists(place):
+        kind = "a link to nothing" if os.path.islink(place) and not os.path.exists(place) else "neither a file nor a folder"
+        return ConfigError(f"{shown}: it is {kind}", hint="name a file or a folder")
+    if is_pattern(place):
+        return ConfigError(f"{shown}: no file matches this pattern", hint="upper and lower case count: *.jpg does not match A.JPG")
+    if scheme == "file":
+        return not_there(place)
+    hint = {
+        "s3": f"check the spelling; for all objects whose names begin so, write '{shown}*'",
+        "hf": "check the spelling and the revision; private and gated repositories need HF_TOKEN, or `hf auth login`",
+    }.get(scheme, "check the spelling")
+    return ConfigError(f"{shown}: no such file or folder, or it has no files in it", hint=hint)
 
 
 def _list_local(path: str) -> Iterator[ObjectInfo]:

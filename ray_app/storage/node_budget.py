@@ -117,7 +117,7 @@ def _own_folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise ConfigError(f"{folder} belongs to somebody else", hint="set TMPDIR to a folder of yours")
+        raise ConfigError(f"{folder} belongs to another user", hint="set TMPDIR to a folder of yours")
     return folder
 
 

@@ -35,7 +35,7 @@ async def take(pieces: AsyncIterator[bytes], content_range: str | None, total: i
         raise ShortReadError(f"asked for the bytes from {start}, got those from {match[1]}")
     skipped = start if match is None else 0
     if skipped + length > _PASSED_OVER and skipped:
-        raise SourceError(Status.SOURCE_DENIED, f"the server sends whole files only, and what is wanted lies {start} bytes inside one")
+        raise SourceError(Status.SOURCE_DENIED, f"the server sends only whole files, and the bytes needed begin at {start}")
     data = bytearray()
     async for piece in pieces:
         data += piece

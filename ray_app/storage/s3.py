@@ -132,7 +132,7 @@ def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: i
             data: bytes = await body.read()
         # A store that does not know If-Match answers as if it had not been sent.
         if etag and answer["ETag"].strip('"') != etag:
-            raise errors.ObjectChangedError("its ETag is another")
+            raise errors.ObjectChangedError("its ETag has changed")
         if len(data) != size:
             raise errors.ShortReadError(f"{len(data)} of {size} bytes came")
         return data
@@ -153,7 +153,7 @@ def get_range(bucket: str, key: str, start: int, length: int, *, timeout_s: floa
             raise
         if etag and answer["ETag"].strip('"') != etag:
             answer["Body"].close()
-            raise errors.ObjectChangedError("its ETag is another")
+            raise errors.ObjectChangedError("its ETag has changed")
         content_range = answer.get("ContentRange")
         async with answer["Body"] as body:
             return await ranged.take(

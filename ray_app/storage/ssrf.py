@@ -26,7 +26,7 @@ Resolver = Callable[[str, int], Awaitable[Sequence[tuple[str, int]]]]
 MAX_URL = 2048
 _MAX_LISTED = 8192  # what lists and redirects lead to may be signed at length
 _NOT_PUBLIC = (
-    "its host is not on the public Internet, and no source of yours; if whoever wrote the address may choose: --set allow_private=true"
+    "its host is not on the public Internet, nor a source that you named; if you trust the list that names it: --set allow_private=true"
 )
 
 # Labels of letters, digits, hyphens; the last starts with a letter. So no address passes in any notation (127.0.0.1, 2130706433,
@@ -119,7 +119,7 @@ class UrlRefused(Exception):  # noqa: N818 - the name of a decision, not of a fa
 
     def __init__(self, message: str | None = None, *, limit: float | None = None, observed: float | None = None) -> None:
         self.message, self.limit, self.observed = message, limit, observed
-        super().__init__(message or "this address is not fetched")
+        super().__init__(message or "this address may not be fetched")
 
 
 class NoAddress(UrlRefused):
@@ -154,7 +154,7 @@ def checked_url(
     if "@" in authority:
         raise UrlRefused("a URL with a user name or password is not fetched")
     if port is not None and url_port != port:
-        raise UrlRefused(f"only port {port} is asked")
+        raise UrlRefused(f"only port {port} is used")
     if not _is_name(host, bare_names=bare_names) and not is_literal_allowed(host):
         raise UrlRefused("its host is not a full domain name")
     return url.with_host(host)

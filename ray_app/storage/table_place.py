@@ -13,7 +13,7 @@ from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import errors, urls
 from ray_app.storage.store import Store
 
-_KINDS = "a table lies on a disk or on s3://"
+_KINDS = "keep the table on a disk or on s3://"
 PROBE_FOLDER = "_touchstone"  # Delta passes over folders whose name begins so
 _DEFAULT_REGION = "us-east-1"
 
@@ -25,7 +25,7 @@ def table_place(url: str) -> tuple[str, dict[str, str]]:
     if scheme == "file":
         return place, {}
     if scheme != "s3":
-        raise ConfigError(f"--table {urls.strip_secrets(url)}: {scheme}:// is not tried by us", hint=_KINDS)
+        raise ConfigError(f"--table {urls.strip_secrets(url)}: {scheme}:// was never tried for tables", hint=_KINDS)
     return place, s3_options()
 
 

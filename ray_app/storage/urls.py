@@ -92,7 +92,7 @@ def bucket_and_key(url: str) -> tuple[str, str]:
     bucket, _, key = url.partition("://")[2].partition("/")
     if not _BUCKET.match(bucket):
         raise ConfigError(
-            f"{strip_secrets(url)}: '{bucket}' is no bucket's name", hint="s3://BUCKET/PREFIX; a pattern may stand after the bucket"
+            f"{strip_secrets(url)}: '{bucket}' is not the name of a bucket", hint="s3://BUCKET/PREFIX; a pattern may stand after the bucket"
         )
     return bucket, key
 

@@ -119,7 +119,7 @@ def test_an_inventory_names_no_other_bucket(s3, photos):
 
 def test_columns_that_the_inventory_lacks(s3, photos):
     source = publish(s3, "CSV", "Bucket, Key, LastModifiedDate", [b""], "lacking")
-    with pytest.raises(ConfigError, match="does not tell Size and ETag") as caught:
+    with pytest.raises(ConfigError, match="lacks Size and ETag") as caught:
         list(open_source([source]))
     assert "optional fields: Size, ETag" in caught.value.hint
 
@@ -131,7 +131,7 @@ def test_what_is_no_inventory(s3, photos):
     with pytest.raises(ConfigError, match="no such file"):
         list(open_source(["inventory::s3://inventories/nothing/manifest.json"]))
     s3.client().put_object(Bucket="inventories", Key="empty/manifest.json", Body=b"")
-    with pytest.raises(ConfigError, match="it is no JSON"):
+    with pytest.raises(ConfigError, match="it is not JSON"):
         list(open_source(["inventory::s3://inventories/empty/manifest.json"]))
     torn = publish(s3, "Parquet", PARQUET, [b"PAR1 torn"], "torn")
     with pytest.raises(ConfigError, match="not a readable Parquet file of an inventory"):

@@ -74,7 +74,7 @@ def test_patterns_that_let_nothing_pass(root):
 
 
 def test_nothing_but_the_run_directory(root):
-    with pytest.raises(ConfigError, match="nothing there but the run directory"):
+    with pytest.raises(ConfigError, match="no file there but those of the output directory"):
         names(root, [f"{root}/b"], skip=[f"{root}/b"])
 
 
@@ -108,7 +108,7 @@ def test_a_large_prefix_is_listed_in_sections(s3, monkeypatch):
 
 
 def test_a_kind_that_there_is_not():
-    with pytest.raises(ConfigError, match="'sql::' is no kind of source") as caught:
+    with pytest.raises(ConfigError, match="'sql::' is not a kind of source") as caught:
         open_source(["sql::x"])
     assert "list, inventory" in caught.value.hint
 

@@ -134,7 +134,7 @@ def test_what_a_uri_in_a_list_means(folder, uri, place, refused):
         ("l.jsonl", '{"uri": "a"}\n{"n": 1}\n', r"l\.jsonl: row 2 has no text"),
         ("l.jsonl", '{"uri": "a", "n": 1}\n{"uri": "b", "n": "x"}\n', r"l\.jsonl: .*Column\(/n\) changed from number to string"),
         ("l.jsonl", "not json\n", r"l\.jsonl: JSON parse error"),
-        ("l.csv", "uri,uri\na,b\n", "does not name each column once"),
+        ("l.csv", "uri,uri\na,b\n", "should name each column once"),
         ("l.csv", "name,n\na,1\n", "none of its columns holds uris: name, n"),
         ("l.csv", "uri,n\na,1\nb\n", r"l\.csv: .*Expected 2 columns, got 1"),
         ("l.txt", "\xff", r"l\.txt"),
@@ -291,7 +291,7 @@ for path in sys.argv[1:]:
     paths = [str(tmp_path / f"{form}.jsonl") for form in forms]
     done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("64 brackets in one another") == len(forms)
+    assert done.stdout.count("64 nested brackets") == len(forms)
 
 
 def test_brackets_in_texts_do_not_nest(tmp_path):

@@ -73,7 +73,7 @@ def test_a_container_that_cannot_be_opened_has_its_row_whatever_its_members_shou
 def test_archives_without_a_member_are_said_to_be_that(tmp_path):
     zipped(tmp_path / "a.zip", [])
     for ask in (list, lambda archive: list_members(Store.open(str(tmp_path / "run")), archive, PLAN)):
-        with pytest.raises(ConfigError, match="no image in 1 archive"):
+        with pytest.raises(ConfigError, match="no file in 1 archive"):
             ask(open_source([str(tmp_path / "a.zip")]))
 
 

@@ -217,7 +217,7 @@ def test_the_page_shows_every_picture(photos, tmp_path):
     [
         ("http://example.org/a.jpg", "only https URLs are fetched"),
         ("https://127.0.0.1/a.jpg", "its host is not a full domain name"),
-        ("https://localhost:8000/a.jpg", "only port 443 is asked"),
+        ("https://localhost:8000/a.jpg", "only port 443 is used"),
     ],
 )
 def test_the_guard_s_refusal_is_shown(url, words, capsys):
@@ -257,13 +257,13 @@ def _checked(arguments):
     ("arguments", "words"),
     [
         ([], "nothing to check"),
-        (["EMPTY"], "nothing to check: no file in"),
+        (["EMPTY"], "nothing to check: there is no file in"),
         (["no-such-file"], "no such file or folder"),
-        (["-", "-"], "stdin is one picture"),
-        (["a.jpg", "--html", "a.jpg"], "not the name of a local page"),
-        (["a.jpg", "--html", "no/such/page.html"], "no such folder"),
+        (["-", "-"], "stands for one picture on stdin"),
+        (["a.jpg", "--html", "a.jpg"], "not the name of a local .html file"),
+        (["a.jpg", "--html", "no/such/page.html"], "there is no folder no/such"),
         (["a.jpg", "--ensemble", "no-such"], "no-such"),
-        (["a.jpg", "--ensemble", "tiny", "--detector", "npr"], "exclude each other"),
+        (["a.jpg", "--ensemble", "tiny", "--detector", "npr"], "cannot be given together"),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments, words, tmp_path, monkeypatch, capsys):

@@ -45,7 +45,7 @@ def test_the_reference_command_line_gives_the_reference_names(meta, tmp_path, ca
     rows = pq.read_table(save / "_collected" / "collected.parquet").to_pylist()
     assert [row["uri"] for row in rows] == ["../0012345.jpeg", "../v1.5.7.png", "../7.webp"]
     command = capsys.readouterr().out.rstrip().splitlines()[-1].split()
-    assert command[:3] == ["next", "touchstone", "data", "index"]
+    assert command[:4] == ["next", "touchstone", "data", "index"]
     assert main(command[2:]) == 0
     assert sorted(read_index(str(save / "_collected" / "index"))["uri"].to_pylist()) == sorted(
         str(path) for path in save.iterdir() if path.suffix

@@ -260,7 +260,7 @@ def test_verify_seeded_weights_in_the_published_format(tmp_path, capsys):
 
 
 def test_examples_in_the_help_name_detectors_that_are_shipped(capsys):
-    for verb in ([], ["list"], ["show"], ["fetch"], ["verify"]):
+    for verb in (["list"], ["show"], ["fetch"], ["verify"]):
         main(["detectors", *verb, "--help"])
         examples = [line.split("|")[0].split(">")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  touchstone ")]
         assert examples
@@ -295,7 +295,7 @@ def test_add_that_recognises_nothing_exits_4(tmp_path, capsys):
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff" * 200)
     assert main(["detectors", "add", str(tmp_path)]) == 4
     captured = capsys.readouterr()
-    assert captured.out == "no file here may be weights\n"
+    assert captured.out == "no file here looks like weights\n"
     assert "--as NAME" in captured.err
     assert main(["detectors", "add", str(tmp_path), "--as", "unifd"]) == 2
     assert main(["detectors", "add", str(tmp_path / "photo.jpg"), "--as", "commonpool-clip-vit-l14"]) == 4

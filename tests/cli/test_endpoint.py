@@ -80,7 +80,7 @@ def test_what_came_before_the_end_is_shown(endpoint, tmp_path, capsys):
     [
         (["--out", "x"], "--out does not apply with --endpoint"),
         (["--limit", "3", "--set", "a=b"], "--limit, --set do not apply with --endpoint"),
-        (["--detector", "slow"], "goes with --json"),
+        (["--detector", "slow"], "needs --json"),
         (["--detector", "quick", "--json"], "no optional detector 'quick'"),
         (["--include", "*", "--exclude", "*"], "--include, --exclude do not apply"),
         (["--max-hours", "1"], "--max-hours does not apply"),

@@ -51,9 +51,9 @@ def test_labels_of_a_file(runs, tmp_path, capsys):
 
 def test_what_is_no_run_or_no_folder_is_refused_before_anything_is_read(runs, tmp_path, capsys):
     assert main(["compare", runs[0], str(tmp_path)]) == 2
-    assert "no run here" in capsys.readouterr().err
+    assert "no run in " in capsys.readouterr().err
     assert main(["compare", *runs, "--out", "s3://bucket/x"]) == 2
-    assert "not a local folder" in capsys.readouterr().err
+    assert "not a folder of this machine" in capsys.readouterr().err
     assert main(["compare", *runs, "--by", "uri"]) == 2
 
 

@@ -102,7 +102,7 @@ def test_groups_are_kept_together_and_said(archive, capsys):
     folder, base, rows = archive
     grouped = [row | {"group": f"scene {index // 4}"} for index, row in enumerate(rows)]
     run(base, written(folder / "mine.csv", grouped), folder / "head")
-    assert "saw neither it nor any of its group" in capsys.readouterr().out
+    assert "saw neither it nor any other of its group" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -216,7 +216,7 @@ def unfitted(folder, name, **changes):
 def test_two_commands_from_an_index_to_scores(photos, capsys, monkeypatch):
     card = unfitted(photos, "vfm-dinov3-convnext")
     assert main(["detectors", "fetch", str(card)]) == 0
-    assert "its head is yours to fit: touchstone detectors fit vfm-dinov3-convnext" in capsys.readouterr().err
+    assert "nobody publishes its head; fit one: touchstone detectors fit vfm-dinov3-convnext" in capsys.readouterr().err
     with pytest.raises(DetectorError, match="no weights of its head") as missing:
         load_detector(card)
     assert "touchstone detectors fit vfm-dinov3-convnext LABELS --install" in missing.value.hint
@@ -224,7 +224,7 @@ def test_two_commands_from_an_index_to_scores(photos, capsys, monkeypatch):
     assert main(["detectors", "fit", str(card), "photos", "--install"]) == 0
     told = capsys.readouterr().out
     assert "12 real and 12 fake" in told
-    assert "saw neither it nor any of its group, of which there are 6" in told  # families, not the 12 sources
+    assert "saw neither it nor any other of its group, of which there are 6" in told  # families, not the 12 sources
     fitted = load_card(photos / "heads/vfm-dinov3-convnext/card.yaml")
     assert (fitted.name, fitted.training_data.name) == ("vfm-dinov3-convnext-logistic", "index.parquet")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)

@@ -102,7 +102,7 @@ def test_an_image_that_cannot_be_read_is_one_line_with_its_status(content, statu
 def test_usage_errors_say_what_to_do(picture, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     cases = [
-        (["--detector", "touchstone-tiny", "--ensemble", "default", "--out", str(tmp_path / "out")], "exclude each other"),
+        (["--detector", "touchstone-tiny", "--ensemble", "default", "--out", str(tmp_path / "out")], "cannot be given together"),
         (["--detector", "touchstone-tini", "--out", str(tmp_path / "out")], "did you mean 'touchstone-tiny'?"),
         (["--detector", "touchstone-tiny", "--out", str(tmp_path / "file")], f"--out {tmp_path / 'file'}: File exists"),
         (["--detector", "touchstone-tiny"], "Missing option '--out'"),

@@ -134,9 +134,9 @@ def test_a_typo_in_a_config_is_answered_with_file_key_and_nearest_key(tmp_path, 
         (["score", "x", "--out", "y", "--set", "retry.atempts=3"], "did you mean 'attempts'?"),
         (["score", "/no/such/folder", "--out", "OUT"], "/no/such/folder"),
         (["score", "x", "--out", "y", "--ensemble", "defualt"], "did you mean 'default'?"),
-        (["results", "/no/such/run"], "no run here"),
-        (["decide", "/no/such/run", "--ensemble", "default"], "no finished run here"),
-        (["report", "/no/such/run"], "no finished run here"),
+        (["results", "/no/such/run"], "there is no folder /no/such/run"),
+        (["decide", "/no/such/run", "--ensemble", "default"], "there is no folder /no/such/run"),
+        (["report", "/no/such/run"], "there is no folder /no/such/run"),
         (["detectors", "show", "touchstone-tini"], "did you mean 'touchstone-tiny'?"),
         (["scroe"], "No such command"),
     ],
@@ -185,7 +185,7 @@ def test_version(capsys):
 def test_retry_takes_the_statuses_of_failed_members_and_lists_them(words, capsys, tmp_path):
     assert main(["score", str(tmp_path), "--out", str(tmp_path / "run"), "--retry", words]) == 2
     said = capsys.readouterr().err
-    assert f"--retry {words.rpartition(',')[2]}: no status of a file without a score" in said
+    assert f"--retry {words.rpartition(',')[2]}: not a status of files without a score" in said
     assert "source_throttled, source_timeout" in said
 
 

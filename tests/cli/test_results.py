@@ -69,7 +69,7 @@ def test_a_file_without_rows_has_its_columns(plain_run, ending, tmp_path, capsys
         (["--status", "corupt_image"], "'corrupt_image'"),
         (["--sort", "scroe"], "there is no column scroe to sort by"),
         (["--sort", "flags"], "one of image_id, uri"),
-        (["--out", "verdicts.xlsx"], "its name ends with neither .csv nor .parquet"),
+        (["--out", "verdicts.xlsx"], "the name ends with neither .csv nor .parquet"),
         (["--out", "verdicts.csv", "--json"], "choose one"),
         (["--generator", "flux"], "this run named no generators"),
     ],

@@ -59,6 +59,6 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys):
     assert main(["runs", "audit", run, "--labels", "x.csv", "--flagged", "--out", str(tmp_path)]) == 2
     capsys.readouterr()
     assert main(["runs", "audit", str(tmp_path), "--draw", "60", "--out", str(tmp_path / "out")]) == 2
-    assert "no finished run here" in capsys.readouterr().err
+    assert "it has no run.json" in capsys.readouterr().err
     assert main(["runs", "audit", run, "--labels", "x.csv", "--out", str(tmp_path)]) == 2
     assert "no audit.json" in capsys.readouterr().err

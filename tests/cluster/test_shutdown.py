@@ -42,7 +42,7 @@ def test_a_stop_is_announced_once_with_the_time_that_is_left(clock, stopper, sai
     clock.now += 10
     stopper.tell()
     stopper.tell()
-    assert said == ["stopping: --max-hours 2 is over; what is under way has 50 s to be committed, a second signal stops at once"]
+    assert said == ["stopping: --max-hours 2 is over; running work has 50 s to be committed; a second signal stops at once"]
 
 
 def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stopper, said):
@@ -52,7 +52,7 @@ def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stoppe
     assert stopper.avoided == {"there"}
     assert stopper.reason is None
     assert not stopper.overdue
-    assert said == ["1 node will be taken away: no new work there"]
+    assert said == ["1 node will be taken away and get no new work"]
 
 
 def test_the_first_reason_is_kept_and_the_shortest_time(clock, stopper):
@@ -117,8 +117,8 @@ def test_a_submitted_job_says_the_time_that_ray_leaves_it(clock, said, monkeypat
         os.kill(os.getpid(), signal.SIGTERM)
         stopper.tell()
     assert said == [
-        f"stopping: SIGTERM; what is under way has {left_s} s to be committed "
-        f"(Ray kills a job {named} after its stop: RAY_JOB_STOP_WAIT_TIME_S), a second signal stops at once"
+        f"stopping: SIGTERM; running work has {left_s} s to be committed "
+        f"(Ray kills a job {named} after its stop: RAY_JOB_STOP_WAIT_TIME_S); a second signal stops at once"
     ]
     clock.now += left_s
     assert stopper.overdue

@@ -52,5 +52,5 @@ def test_a_mask_that_is_no_image_is_told_of_as_such(tmp_path):
 
 
 def test_a_reference_that_is_none_is_the_user_s_to_change(tmp_path):
-    with pytest.raises(ConfigError, match="no reference into a table"):
+    with pytest.raises(ConfigError, match="not a reference into a table"):
         read("fake", f"{tmp_path}/a.parquet#row=x&column=mask")

@@ -102,7 +102,7 @@ def files(tmp_path_factory):
         "half": (modern[: len(modern) // 2], "that is not whole"),
         "half of tensors": (tensors[:-9], "a safetensors file that is not whole"),
         "half of a header": (tensors[:40], "a safetensors file that is not whole"),
-        "noise": (np.random.default_rng(1).bytes(5000), "no format of weights that is known"),
+        "noise": (np.random.default_rng(1).bytes(5000), "not a known format of weights"),
         "a module": (module, "an object of torch.nn.modules.linear.Linear, and not tensors alone"),
         "evil": (evil, "an object of "),
         "torch": (modern, "a PyTorch checkpoint"),

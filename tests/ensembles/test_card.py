@@ -89,7 +89,7 @@ def test_each_published_fusion_has_its_card(name, rule):
             "weights other than 1 need rule weighted .rule: soft-or.",
         ),
         ({"rule": "cascade"}, "`cascade` belongs to rule cascade, and that rule needs it"),
-        ({"rule": "cascade", "cascade": Cascade(first=2, band=(0, 1))}, "cascade.first is 2 of 2 members: nobody is left"),
+        ({"rule": "cascade", "cascade": Cascade(first=2, band=(0, 1))}, "cascade.first is 2 of 2 detectors: none is left"),
         ({"rule": "first-past"}, "'mean-logit', 'mean-probability', 'soft-or'"),
         ({"members": (EnsembleMember(detector="a"), EnsembleMember(detector="a"))}, "a detector is named twice"),
         ({"calibration": {"slope": 0, "intercept": 0}}, "slope\n  Input should be greater than 0"),

@@ -76,7 +76,7 @@ def test_numbers_keep_all_their_digits(tmp_path):
         ("labels.csv", b"uri,label\n\xff\xfe.jpg,real\n", "utf-8"),
         ("labels.csv", b"image_id,label\n12x,real\n", "image_id"),
         ("labels.jsonl", b'{"uri": "a", "label": 1}\n{"uri": \n', "line 2"),
-        ("labels.jsonl", b"[1, 2]\n", "no object"),
+        ("labels.jsonl", b"[1, 2]\n", "not a JSON object"),
         ("labels.parquet", b"PAR1 and nothing else", "cannot be read"),
         ("labels.txt", b"a.jpg real\n", "neither a file of labels nor an index"),
         ("folder", None, "neither a file of labels nor an index"),

@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from ray_app.archives import manifests, member_rows, read_block, read_blocks
 from ray_app.errors import ConfigError
-from ray_app.evaluation.join import members_of
 from ray_app.evaluation.prompts import FIGURES, PromptClip, similar_of
+from ray_app.runs.reader import members_of
 from tests.evaluation.small_clip import CONTEXT, write_clip
 from tests.images.factory import photo
 from tests.runs.small_run import new_run, relist

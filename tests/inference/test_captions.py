@@ -208,7 +208,7 @@ def test_readings_keep_their_words_when_they_are_put_together(written, files, mi
 def test_the_library_tells_names_and_words(written, files, middle, tmp_path):
     spec = spec_of(written, fake_above=middle[0])
     ensemble = load_ensemble(spec.ensemble, precision="fp32")
-    results = ensemble.score([*files, Image.new("RGB", (320, 320))])
+    results = list(ensemble.score([*files, Image.new("RGB", (320, 320))]))
     wanted = judged(spec, files)
     assert [result.predicted_prompt for result in results[:-1]] == texts(wanted)
     good = [result for result in results if result.status is Status.OK]

@@ -73,5 +73,5 @@ def test_rows_name_a_generator_its_family_and_the_nearest_others(card):
 
 
 def test_a_profile_of_a_detector_that_is_not_asked_is_refused(card):
-    with pytest.raises(ConfigError, match="mine reads embeddings of touchstone-tiny, which is no detector that looks at every image here"):
+    with pytest.raises(ConfigError, match="mine reads embeddings of touchstone-tiny, which does not look at every image here"):
         spec_of(card, "npr")

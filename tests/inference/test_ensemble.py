@@ -20,7 +20,7 @@ def test_bytes_paths_and_pil_images_score_alike(ensemble, tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(jpeg())
     image = Image.open(io.BytesIO(jpeg()))
-    results = ensemble.score([jpeg(), path, str(path), image])
+    results = list(ensemble.score([jpeg(), path, str(path), image]))
     assert {result.status for result in results} == {Status.OK}
     assert len({result.score for result in results}) == 1
     assert results[0].probability == pytest.approx(1 / (1 + np.exp(-results[0].score)))
@@ -29,7 +29,7 @@ def test_bytes_paths_and_pil_images_score_alike(ensemble, tmp_path):
 
 
 def test_one_result_per_image_in_order_whatever_it_is(ensemble):
-    results = ensemble.score([jpeg(), b"", "/no/such/file.jpg", b"text", jpeg()])
+    results = list(ensemble.score([jpeg(), b"", "/no/such/file.jpg", b"text", jpeg()]))
     assert [result.status.value for result in results] == ["ok", "empty_file", "source_missing", "unsupported_format", "ok"]
     assert results[0].score == results[4].score
     for result in results[1:4]:
@@ -38,7 +38,7 @@ def test_one_result_per_image_in_order_whatever_it_is(ensemble):
 
 
 def test_nothing_in_nothing_out(ensemble):
-    assert ensemble.score([]) == []
+    assert list(ensemble.score([])) == []
 
 
 def test_as_a_callable_it_adds_columns(ensemble):
@@ -53,7 +53,7 @@ def test_as_a_callable_it_adds_columns(ensemble):
 
 def test_one_detector_is_an_ensemble_of_its_own(ensemble):
     alone = ray_app.load_detector("touchstone-tiny")
-    assert alone.score([jpeg()])[0].score == ensemble.score([jpeg()])[0].score
+    assert alone.score(jpeg()).score == ensemble.score(jpeg()).score
     assert alone.spec.ensemble.thresholds.fake_above == 0.0
 
 
@@ -65,7 +65,7 @@ def test_an_unknown_ensemble_is_a_config_error():
 def test_an_image_below_the_valid_range_abstains_with_its_score(ensemble):
     buffer = io.BytesIO()
     photo(40, 40).save(buffer, "PNG")
-    result = ensemble.score([buffer.getvalue()])[0]
+    result = ensemble.score(buffer.getvalue())
     assert (result.status, result.verdict) == (Status.OK, "abstain")
     assert result.verdict_reason is Reason.OUT_OF_RANGE
     assert "valid range" in result.verdict_detail
@@ -85,5 +85,5 @@ def test_a_bug_of_ours_is_a_result_and_a_log_line(ensemble, monkeypatch, caplog)
     monkeypatch.setattr("ray_app.inference.decoder.decode_image", lambda *_: 1 / 0)
     [result] = ensemble.score([jpeg()])
     assert (result.status, result.verdict) == (Status.DECODER_CRASHED, None)
-    assert "image 0 of this call: a bug of Touchstone" in caplog.text
+    assert "image 0: this is a bug in Touchstone" in caplog.text
     assert "ZeroDivisionError" in caplog.text

@@ -182,5 +182,5 @@ def test_it_is_refused_without_a_gpu():
     config = ScoreConfig(source=("x",), detectors=("corvi2023",), jpeg_decoder="nvjpeg", device="cpu")
     spec = resolve(config).spec(gpus=0)
     assert spec.jpeg_decoder == "nvjpeg"
-    with pytest.raises(ConfigError, match="decodes on a GPU, and none is planned"):
+    with pytest.raises(ConfigError, match="decodes on a GPU, and the run has none"):
         layout_for(config, spec, 4, 0, 2**34)

@@ -66,7 +66,7 @@ def ensemble():
 @pytest.fixture(scope="module")
 def plain(ensemble):
     """Results of the files as they are."""
-    return ensemble.score([data for _, data in FILES])
+    return list(ensemble.score([data for _, data in FILES]))
 
 
 def spec_of(card, stability, slots=4):

@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from html.parser import HTMLParser
 
-_VOID = {"meta", "link", "img", "br", "wbr", "hr"}
+_VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
 
 
 class PageReader(HTMLParser):
@@ -36,7 +36,7 @@ class PageReader(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open and self._open[-1] not in ("style", "title", "desc"):
+        if self._open and self._open[-1] not in ("style", "title", "desc", "script"):
             self.words.append(data)
 
 

@@ -95,6 +95,7 @@ RENDERERS = {
     "labels": lambda document: render_labels(document, {} if document["suspicious"] is None else example_pictures()),
     "identifier": render_identifier_report,
 }
+EXAMPLE_OF = {"evidence": "many"}  # the kind that shows most, where it is not `example`
 EXAMPLES = [(report, kind) for report, kinds in DOCUMENTS.items() for kind in kinds]
 
 

@@ -8,7 +8,8 @@ import pytest
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
 from ray_app.reports.gallery import page_name, tile_texts
-from ray_app.runs import RunDirectory, current_rows
+from ray_app.runs import RunDirectory
+from ray_app.runs.selection import RowFilter, selected_tables
 from ray_app.scoring.report import Choice, make_gallery
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 from tests.reports.page_reader import read
@@ -39,8 +40,9 @@ def names_in(folder):
     return [name for page in pages for name in re.findall(r'class="path" title="([^"]*)"', (folder / page).read_text())]
 
 
-def rows_of(run, **filters):
-    return list(current_rows(RunDirectory.open(run), **filters))
+def rows_of(run, **conditions):
+    tables = selected_tables(RunDirectory.open(run), RowFilter(**conditions))
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def test_every_image_has_one_tile_in_the_order_of_the_archive(run, gallery):
@@ -51,14 +53,19 @@ def test_every_image_has_one_tile_in_the_order_of_the_archive(run, gallery):
 
 
 def test_pages_lead_to_their_neighbours_and_nowhere_else(gallery):
-    links = {path.name: re.findall(r'<a href="([^"]+)"', path.read_text()) for path in gallery.glob("*.html")}
+    links = {path.name: [link for link in re.findall(r'<a href="([^"]+)"', path.read_text()) if link.endswith(".html")]
+             for path in gallery.glob("*.html")}  # fmt: skip
     assert set(links["index.html"]) == {"page-00002.html", "page-00003.html"}
     assert set(links["page-00002.html"]) == {"index.html", "page-00003.html"}
     assert set(links["page-00003.html"]) == {"index.html", "page-00002.html"}
     for path in gallery.glob("*.html"):
         text = path.read_text()
         assert "default-src 'none'" in text
-        assert not re.search(r"<script|https?://|url\(|@import", text)
+        assert not re.search(r"https?://|url\(|@import", text)
+        assert text.count("<script") == 1
+        files = [link for link in re.findall(r'href="([^"]+)"', text) if not link.endswith(".html") and link != "data:,"]
+        assert len(files) == text.count('class="tile"')
+        assert all(link.startswith("file:///") for link in files)
 
 
 def test_known_and_predicted_stand_beside_each_other(run, gallery):

@@ -92,7 +92,7 @@ def told(**changes):
     [
         "120,000 files, 240.0 GB",
         "100,000 tar in 50 files, 200.0 GB",
-        "3 refused by the listing: encrypted_member, an encrypted archive member",
+        "3 refused by the listing: encrypted_member, an encrypted file in an archive",
         "gpu-spot-pool: 16 cores, 4 GPUs; 2.60 per hour",
         "4 × g6.xlarge: 4 cores, 1 × NVIDIA L4; 0.6500 per hour each",
         "2 of 64 refused: 1 truncated_image, 1 unsupported_format; of the archive 0.86 % to 10.7 % (95 % interval)",

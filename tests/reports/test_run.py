@@ -11,6 +11,7 @@ from ray_app.ensembles.card import Thresholds
 from ray_app.errors import MEANING, ConfigError, InputError, Status
 from ray_app.images import BatchLimits
 from ray_app.reports import render_run_report, summary_lines
+from ray_app.reports.html import file_link
 from ray_app.reports.run import false_flags, measured_rate, share_right
 from ray_app.runs import row_schema, summarise
 from ray_app.storage.errors import too_large
@@ -251,8 +252,8 @@ def test_nulls_and_absent_keys_read_the_same():
 
 def test_the_highest_scores_are_listed_with_their_container(words):
     assert "s3://picture-desk/harbour/boxes/box-11.tar › box-11/plates/" in words.replace("/ ", "/")
-    assert "+7.69 0.9995 fake" in words
-    assert "+5.61 0.9964 abstain" in words
+    assert "+7.69 0.9995 flagged as fake" in words
+    assert "+5.61 0.9964 abstained" in words
 
 
 def test_one_detector_is_not_drawn_twice():
@@ -269,11 +270,44 @@ def test_identity_is_shown_key_by_key(words):
     assert "18 settings" in words
 
 
-def test_thumbnails_are_shown_only_when_given_and_only_jpeg():
-    assert "<img" not in render_run_report(example_summary())
-    page = render_run_report(example_summary(), thumbnails={1001: thumbnail(), 1002: b"<svg onload=alert(1)>"})
+def test_pictures_are_shown_only_when_given_and_only_jpeg_and_who_has_none_says_why():
+    plain = render_run_report(example_summary())
+    assert "<img" not in plain
+    assert "No picture" not in plain
+    given = {1001: thumbnail(), 1002: b"<svg onload=alert(1)>", 1003: "the file is <b>gone</b>"}
+    page = render_run_report(example_summary(), thumbnails=given)
     (image,) = PageReader(page).attributes("img")
     assert image["src"].startswith("data:image/jpeg;base64,/9j/")
+    assert image["loading"] == "lazy"
+    assert PageReader(page).text.count("No picture") == 2
+    assert "the file is <b>gone</b>" in PageReader(page).text
+    assert "The next 8" in page
+
+
+@pytest.mark.parametrize(
+    ("uri", "member", "target"),
+    [
+        ("/photos/a b/ä.jpg", None, "file:///photos/a%20b/%C3%A4.jpg"),
+        ("file:///photos/%FF.jpg", None, "file:///photos/%FF.jpg"),
+        ("https://example.org/a b.jpg", None, "https://example.org/a%20b.jpg"),
+        ("/photos/box.tar", "a.jpg", None),
+        ("s3://bucket/a.jpg", None, None),
+        ("http://example.org/a.jpg", None, None),
+        ("https://example.org/a.jpg?token=x", None, None),
+        ("https://user:word@example.org/a.jpg", None, None),
+        ("//server/share/a.jpg", None, None),
+        ("/photos/a\n.jpg", None, None),
+        ("javascript:alert(1)", None, None),
+        ("/photos/\ud800.jpg", None, None),
+    ],
+)
+def test_links_lead_to_local_files_and_plain_addresses_alone(uri, member, target):
+    assert file_link(uri, member) == target
+
+
+def test_a_local_file_is_linked_from_the_report():
+    top = [{**example_summary()["top"][0], "uri": "/archive/a b.jpg"}]
+    assert '<a href="file:///archive/a%20b.jpg" rel="noreferrer">' in render_run_report(example_summary(top=top))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

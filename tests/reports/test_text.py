@@ -108,7 +108,7 @@ def test_the_end_of_a_run_in_words():
 
 
 def test_copied_scores_are_counted():
-    assert "reused: 1,204 files have the scores of others with the same bytes" in summary_lines(example_summary(reused=1204))
+    assert "reused: the scores of 1,204 files are those of other files with the same bytes" in summary_lines(example_summary(reused=1204))
     assert not any("reused" in line for line in summary_lines(example_summary()))
 
 
@@ -124,7 +124,7 @@ def test_an_unfinished_run_says_how_to_go_on():
 
 def test_a_run_with_nothing_new_claims_no_speed():
     text = "\n".join(summary_lines(example_summary(session={"rows": 0})))
-    assert "this session scored nothing" in text
+    assert "nothing was scored this time" in text
     assert "images/s" not in text
 
 
@@ -153,5 +153,5 @@ def test_what_stays_as_the_run_was_begun_is_said_with_a_way_to_move():
     assert "and 4 more in summary.json" in begun[0]
     assert "new --out" in begun[1]
     assert "--set KEY=VALUE" in begun[1]
-    assert any(line.startswith("unguarded: two commands") for line in lines)
+    assert any(line.startswith("unguarded: nothing stops two commands") for line in lines)
     assert not [line for line in summary_lines(example_summary()) if line.startswith(("as begun", "unguarded"))]

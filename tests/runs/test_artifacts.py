@@ -88,5 +88,5 @@ def test_rows_in_any_order_are_found_by_id():
 def test_a_run_without_embeddings_says_so(tmp_path):
     run = new_run(tmp_path / "run")
     assert kept_features(run) == {}
-    with pytest.raises(ConfigError, match="not there for block 4"):
+    with pytest.raises(ConfigError, match="missing for block 4"):
         block_features(run, 0, 4, NAME)

@@ -313,8 +313,8 @@ def test_places_that_are_no_such_table_are_refused_before_anything_is_done(run, 
             verdict_table.check_table(url)
         return str(caught.value)
 
-    assert "is not empty, and no Delta table" in refusal(str(tmp_path / "run"))
-    assert "https:// is not tried by us" in refusal("https://example.com/table")
+    assert "is not empty, and is not a Delta table" in refusal(str(tmp_path / "run"))
+    assert "https:// was never tried for tables" in refusal("https://example.com/table")
     write_deltalake(str(tmp_path / "sales"), pa.table({"night": ["x"], "amount": [1]}))
     assert "its column night is" in refusal(str(tmp_path / "sales")) or "has no column run_id" in refusal(str(tmp_path / "sales"))
     DeltaTable.create(str(tmp_path / "flat"), schema=table_rows.TABLE_SCHEMA)

@@ -54,7 +54,7 @@ def encoded(pixels, number, *, qualities=QUALITIES, scale=1.0):
 
 def properties_in(ensemble: Ensemble, files):
     """The properties of files as `properties_of` has them, all of which have a score."""
-    results = ensemble.score(files)
+    results = list(ensemble.score(files))
     facts = [result.facts for result in results]
     return properties_of(
         score=[result.score for result in results],

@@ -147,7 +147,7 @@ def test_a_listing_that_fails_lets_what_is_listed_be_scored_and_goes_on_there(bu
         with pytest.raises(StorageError, match="cannot list") as caught:
             score_here(tmp_path / "run", bucket)
     assert RESUMABLE in getattr(caught.value, "__notes__", [])
-    assert "the listing ended early, what is listed is scored first: cannot list" in capsys.readouterr().err
+    assert "the listing ended early; the files listed so far are scored first: cannot list" in capsys.readouterr().err
     run = RunDirectory.open(str(tmp_path / "run"))
     work = work_of(run)
     assert 20 <= work.members < 60

@@ -77,7 +77,7 @@ def answers(path, rows):
     async def ask():
         return [await scorer.score(file) for file in files]
 
-    return asyncio.run(ask()), ray_app.load_ensemble(path).score(files)
+    return asyncio.run(ask()), list(ray_app.load_ensemble(path).score(files))
 
 
 def test_the_card_gives_its_chances_wherever_it_is_used(labelled_run, pictures, tmp_path, capsys):

@@ -15,8 +15,8 @@ from tests.scoring.older import BUCKET, PICTURES, SOURCE, change, copied_configs
 from tests.scoring.stages import without_ray
 
 SAID = (
-    "this run was made with touchstone-tiny, the default of Touchstone 0.11 and before, and goes on with it; "
-    "the default is touchstone-new now, with which another --out begins anew"
+    "this run was made with touchstone-tiny, the default up to Touchstone 0.11, and goes on with it; "
+    "the default is touchstone-new today; a new --out would begin with that"
 )
 KEPT = {"key": "ensemble", "run": "default (touchstone-tiny)", "today": "default (touchstone-new)"}
 
@@ -45,7 +45,7 @@ def scored(out, **given):
 
 
 def said(capsys):
-    return [line for line in capsys.readouterr().err.splitlines() if "the default of Touchstone" in line]
+    return [line for line in capsys.readouterr().err.splitlines() if "the default up to Touchstone" in line]
 
 
 @pytest.mark.parametrize("given", [{}, {"ensemble": "default"}])
@@ -63,7 +63,7 @@ def test_it_goes_on_and_says_so_in_one_line(older, given, capsys):
 
 def test_the_other_lines_do_not_say_it_again(older, capsys):
     scored(older)
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("going on as the run was begun: ")]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("settings stay as the run was begun: ")]
     assert "limits.max_pixels" in line
     assert "ensemble" not in line
 

@@ -63,7 +63,7 @@ def test_a_backbone_is_kept_once_for_all_that_would_keep_the_same(cards):
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "told"), [("nobody", ConfigError, "none of the detectors"), ("maskclip", DetectorError, "no embedding")]
+    ("name", "error", "told"), [("nobody", ConfigError, "not a detector of this run"), ("maskclip", DetectorError, "no embedding")]
 )
 def test_what_has_none_is_refused(cards, name, error, told):
     with pytest.raises(error, match=told):

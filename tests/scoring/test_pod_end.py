@@ -36,7 +36,7 @@ def test_a_run_on_pods_that_go_commits_gives_its_directory_back_and_says_how_to_
         wait_until(lambda: "\nresume: touchstone score" in log.read_text(), DRAIN_S)
         said = log.read_text()
         head.process.wait(DRAIN_S + 15)
-    assert "stopping: the machine of this driver will be taken away; what is under way has 8 s" in said
+    assert "stopping: this machine will be taken away; running work has 8 s" in said
     assert not (run / "lease.json").exists()
     assert json.loads((run / "sessions/00001.json").read_text())["state"] == "interrupted"
     assert not (run / "summary.json").exists(), "it was not finished"

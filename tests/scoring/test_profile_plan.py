@@ -170,5 +170,5 @@ def test_a_profile_of_other_heads_is_made_of_what_the_run_kept(run, cards, tmp_p
     assert summary["identity"]["profile"] == run.describe()["identity"]["profile"]
     assert all(summary["session"]["seconds"][stage] > 0 for stage in ("identify", "describe"))
     looks = write_profile(cards / "looks", "captioner", localizer=False)
-    with pytest.raises(ConfigError, match="tiny looks at images, which a run does not keep"):
+    with pytest.raises(ConfigError, match="tiny needs the images, which a run does not keep"):
         rescore_run(run.store.url, str(tmp_path / "other"), [], str(looks))

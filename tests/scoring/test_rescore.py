@@ -111,7 +111,7 @@ def test_what_does_not_suit_is_refused(tmp_path):
     pixels = FACTS["preprocessing"] | {"mean": [0.25, 0.5, 0.5]}
     with pytest.raises(ConfigError, match=f"those of {NAME} differ in preprocessing"):
         name_run(old.store.url, str(tmp_path / "new"), str(card_in(tmp_path / "card", 1, embedding=FACTS | {"preprocessing": pixels})))
-    with pytest.raises(ConfigError, match="no detector that looks at every image"):
+    with pytest.raises(ConfigError, match="which does not look at every image"):
         name_run(old.store.url, str(tmp_path / "new"), str(card_in(tmp_path / "card", 1, detector="unifd")))
     old.store.clear("features")
     with pytest.raises(ConfigError, match="kept no embeddings"):

@@ -163,7 +163,7 @@ def test_other_backbones_and_other_images_of_them_are_refused(kept, heads, tmp_p
 
 def test_what_cannot_be_is_said_before_anything_starts(photos, kept, heads, tmp_path):
     config = ScoreConfig(source=(photos,), out=str(tmp_path / "run"), detectors=(heads["unifd"],), features=("clip",))
-    with pytest.raises(ConfigError, match="--features clip: none of the detectors of this run"):
+    with pytest.raises(ConfigError, match="--features clip: not a detector of this run"):
         score_archive(config)
     with pytest.raises(ConfigError, match="--reuse copies scores, not embeddings"):
         check_reuse(config.model_copy(update={"reuse": "sha256"}), [])

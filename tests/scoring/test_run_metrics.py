@@ -21,7 +21,7 @@ from ray_app.scoring.run_metrics import _STAGE_WORDS, RunMeter, name_of
 
 FUSED = ScoringLayout("fused", (2,), 0, 64)
 SPLIT = ScoringLayout("split", (4,), 16, 512, scorer_gpus=1.0)
-NOTHING = "bound by nothing it measures"
+NOTHING = "no bottleneck seen"
 
 
 class Clock:
@@ -76,7 +76,7 @@ def test_where_everything_rests_the_driver_or_the_listing_bounds_it():
 def test_a_run_in_which_nothing_ends_says_so():
     clock = Clock()
     meter = RunMeter("run", 2, SPLIT, exported=False, clock=clock)
-    assert meter.bound() == f"{NOTHING}: no block has ended yet"
+    assert meter.bound() == f"{NOTHING} yet: no block has ended"
     meter.committed(report_on(decode=5.0))
     clock.now = 60.0
     assert meter.bound() == f"{NOTHING}: no block ended in 60 s"

@@ -150,7 +150,7 @@ def test_a_finished_run_of_containers_is_listed_anew_and_counted_once(score, tmp
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
         archive.add(tmp_path / "a.jpg", "a.jpg")
     first, _ = score(tmp_path / "photos.tar")
-    monkeypatch.setattr("ray_app.scoring.run.write_summary", lambda *_: pytest.fail("rows were counted again"))
+    monkeypatch.setattr("ray_app.scoring.run.write_summary", lambda *_, **__: pytest.fail("rows were counted again"))
     again, _ = score(tmp_path / "photos.tar")
     assert (again.summary["members"], again.summary["session"]["rows"]) == (first.summary["members"], 0) == (1, 0)
 

@@ -73,7 +73,7 @@ def test_a_table_below_the_archive_is_no_part_of_it(photos, tmp_path):
 
 
 def test_a_table_that_cannot_be_had_is_told_before_anything_is_scored(photos, tmp_path):
-    with pytest.raises(ConfigError, match="is not empty, and no Delta table"):
+    with pytest.raises(ConfigError, match="is not empty, and is not a Delta table"):
         score_here(tmp_path / "run", photos, table=str(photos))
     assert not (tmp_path / "run").exists()
 

@@ -98,7 +98,7 @@ def test_after_another_listing_only_current_masks_are_taken_out(score, archive, 
         assert main(["runs", "masks", str(tmp_path / "run"), "--out", str(tmp_path / f"masks{count}"), *flags]) == 0
         assert len(list((tmp_path / f"masks{count}").iterdir())) == count
     assert main(["runs", "masks", str(tmp_path / "run"), "--out", "s3://bucket/masks"]) == 2
-    assert "not a local folder" in capsys.readouterr().err
+    assert "not a folder of this machine" in capsys.readouterr().err
 
 
 def test_a_detector_that_answers_in_words_has_a_pool_of_its_own(score, archive, tmp_path):

@@ -134,8 +134,8 @@ def test_the_token_is_sent_and_a_wrong_one_is_an_error(endpoint):
 
 @pytest.mark.parametrize(
     ("described", "says"),
-    [(refuse(404, "not_found"), "no Touchstone endpoint"), (refuse(307, Location="http://elsewhere/"), "sends us elsewhere"),
-     (refuse(200), "no Touchstone endpoint"), (refuse(403, "forbidden"), "said forbidden")],
+    [(refuse(404, "not_found"), "no Touchstone endpoint"), (refuse(307, Location="http://elsewhere/"), "redirects to another address"),
+     (refuse(200), "not a Touchstone endpoint"), (refuse(403, "forbidden"), "said forbidden")],
 )  # fmt: skip
 def test_what_is_no_endpoint_is_said_at_once(endpoint, described, says):
     endpoint.describing = deque([described])
@@ -168,7 +168,7 @@ def test_what_is_no_url_is_refused(url):
 
 
 def test_a_token_of_odd_characters_is_refused():
-    with pytest.raises(ConfigError, match="characters that no token has"):
+    with pytest.raises(ConfigError, match="characters that a token cannot have"):
         EndpointClient("http://localhost", "two\nlines")
 
 

@@ -364,7 +364,7 @@ def test_compressed_answer_is_refused_unpacked_or_not(coding):
     bomb = gzip.compress(bytes(2**24))
     assert len(bomb) < 2**20
     error = refusal(answer(bomb, Content_Encoding=coding))
-    assert error.message == "its server compresses what it sends, though asked not to"
+    assert error.message == "its server sends compressed data, although it was told not to"
     assert fetch(answer(Content_Encoding="Identity"))[0] == IMAGE
 
 
@@ -381,7 +381,7 @@ def test_compressed_answer_is_refused_unpacked_or_not(coding):
 )
 def test_what_is_not_http_or_too_much_of_it(raw):
     error = failure(raw)
-    assert (error.status, error.detail) == (Status.SOURCE_DENIED, "what its server answers is not HTTP")
+    assert (error.status, error.detail) == (Status.SOURCE_DENIED, "its server does not answer in HTTP")
 
 
 def test_server_that_hangs_up():

@@ -158,7 +158,7 @@ def test_a_kind_of_place_that_was_never_tried_is_refused():
 
     fsspec.register_implementation("elsewhere", Elsewhere)
     store = Store.open("elsewhere://place/run")
-    with pytest.raises(StorageError, match="none that we have tried"):
+    with pytest.raises(StorageError, match="a kind that was never tried"):
         Lease(store).acquire()
     with Lease(store, unguarded=True) as lease:
         assert not lease.is_guarded

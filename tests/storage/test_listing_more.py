@@ -77,7 +77,7 @@ class TestLocal:
     @pytest.mark.parametrize("missing", ["nowhere", "empty", "nowhere/*.jpg", "empty/**"])
     def test_nothing_there(self, tmp_path, missing):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ConfigError, match="no such file or folder") as caught:
+        with pytest.raises(ConfigError, match=r"no such file or folder|has no files in it|no file matches this pattern") as caught:
             names(f"{tmp_path}/{missing}")
         assert caught.value.exit_code == 2
 
@@ -141,7 +141,7 @@ class TestS3:
         assert "create bucket 'not-there'" in caught.value.hint
 
     def test_empty_bucket(self, s3):
-        with pytest.raises(ConfigError, match="nothing in it"):
+        with pytest.raises(ConfigError, match="has no files in it"):
             names(s3.bucket("empty-bucket"))
 
     def test_denied(self, faulty, monkeypatch):
@@ -157,7 +157,7 @@ class TestS3:
             names("s3://bucket")
 
     def test_a_pattern_for_a_bucket(self, s3):
-        with pytest.raises(ConfigError, match="no bucket's name"):
+        with pytest.raises(ConfigError, match="is not the name of a bucket"):
             names("s3://buck*/a")
 
 

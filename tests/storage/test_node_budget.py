@@ -138,5 +138,5 @@ def test_the_budget_is_a_quarter_of_what_the_machine_or_its_container_has(tmp_pa
 def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(node_budget.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / f"touchstone-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="belongs to somebody else"), NodeBudget("test", SEAT_BYTES).turn() as turn:
+    with pytest.raises(ConfigError, match="belongs to another user"), NodeBudget("test", SEAT_BYTES).turn() as turn:
         turn.take(1)

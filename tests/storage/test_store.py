@@ -226,7 +226,7 @@ class TestOutOfReach:
     def test_local_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").write_bytes(b"")
         message, _ = self.explain(str(tmp_path / "file" / "run"))
-        assert message.endswith(("Not a directory", "File exists"))
+        assert message.endswith("is a file, not a folder")
 
 
 def test_secrets_do_not_show(tmp_path):
@@ -237,7 +237,7 @@ def test_secrets_do_not_show(tmp_path):
     assert "s3cr3t" not in caught.value.message
 
 
-@pytest.mark.parametrize(("url", "message"), [("nope://x/y", "nope"), ("s3://", "no bucket's name")])
+@pytest.mark.parametrize(("url", "message"), [("nope://x/y", "nope"), ("s3://", "is not the name of a bucket")])
 def test_a_place_that_cannot_be_opened(url, message):
     with pytest.raises(ConfigError, match=message):
         Store.open(url).exists("a")

@@ -30,7 +30,7 @@ def test_told_otherwise_it_says_what_is_lost_and_still_notices_a_living_run(unco
     first = Lease(unconditional, unguarded=True)
     with first:
         assert first.facts() == {"unguarded": True}
-        assert "two commands that write into this directory at once are not noticed" in caplog.text
+        assert "nothing stops two commands from writing into this directory at once" in caplog.text
         for second in (Lease(unconditional), Lease(unconditional, unguarded=True)):
             with pytest.raises(IdentityError, match="in use"):
                 second.acquire()

@@ -127,7 +127,7 @@ def test_a_windows_like_or_odd_name_is_a_path():
 
 def test_bucket_and_key():
     assert bucket_and_key("s3://bucket//a/../b?c#d") == ("bucket", "/a/../b?c#d")
-    with pytest.raises(ConfigError, match="no bucket's name"):
+    with pytest.raises(ConfigError, match="is not the name of a bucket"):
         bucket_and_key("s3://buck et/a")
 
 

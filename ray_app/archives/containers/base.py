@@ -37,8 +37,8 @@ _MOST_OF_ONE_KEY = 64
 class ContainerLimits(Frozen):
     """What an archive may cost before it, or a member, is refused (specs/intake.md §4.3). All are checked before anything is unpacked."""
 
-    max_members: int = Field(default=10_000_000, gt=0, description="members of one container; further ones are refused")
-    max_ratio: float = Field(default=200.0, gt=1, description="unpacked ÷ packed bytes, of a member above 1 MB and of a whole container")
+    max_members: int = Field(default=10_000_000, gt=0, description="files in one container; further ones are refused")
+    max_ratio: float = Field(default=200.0, gt=1, description="unpacked ÷ packed bytes, of a file above 1 MB and of a whole container")
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,9 @@ def why_closed(container: Container, error: InputError) -> RefusedMember:
     Raises StorageError where the store gave no answer: members that are there would be missing from the manifest.
     """
     if error.status in (Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT):
-        raise StorageError(f"cannot list {container.uri}: {error.detail}", hint="the same command lists again") from error
+        raise StorageError(
+            f"cannot list {container.uri}: {error.detail}", hint="run the same command again: it lists the archive anew"
+        ) from error
     return RefusedMember(error.status, error.detail)
 
 
@@ -265,7 +267,7 @@ def size_of(container: Container, fetcher: Fetcher) -> int:
     """The archive's size in bytes, requested from its store where the listing lacks it. Raises InputError for an empty one."""
     size = container.size_bytes if container.size_bytes >= 0 else fetcher.size(container.uri, container.version)
     if not size:
-        raise InputError(Status.EMPTY_FILE, "an archive without a byte")
+        raise InputError(Status.EMPTY_FILE, "an empty archive: it has no bytes")
     return size
 
 
@@ -287,7 +289,7 @@ def _counted(
     try:
         for number, entry in enumerate(entries):
             if number >= container.limits.max_members:
-                raise InputError(Status.UNSAFE_MEMBER, f"more than {container.limits.max_members} members; the further ones are not listed")
+                raise InputError(Status.UNSAFE_MEMBER, f"more than {container.limits.max_members} files; further ones are not listed")
             yield _listed(container, entry, occurrences)
     except InputError as error:
         ended.append(why_closed(container, error))

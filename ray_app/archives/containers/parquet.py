@@ -96,7 +96,7 @@ def read_referenced(uri: str, fetcher: Fetcher) -> bytes:
     place, mark, rest = uri.rpartition("#row=")
     number, _, column = rest.partition("&column=")
     if not mark or not number.isdigit() or not column:
-        raise ConfigError(f"{uri}: no reference into a table (…#row=N&column=NAME)")
+        raise ConfigError(f"{uri}: not a reference into a table (…#row=N&column=NAME)")
     row = int(number)
     with fetcher.open(place, "") as file:
         try:
@@ -426,7 +426,7 @@ def _fault(file: io.RawIOBase, error: BaseException) -> RefusedMember:
     file.seek(max(0, size - 4))
     tail = file.read(4) or b""
     if not size:
-        return RefusedMember(Status.EMPTY_FILE, "a Parquet file without bytes")
+        return RefusedMember(Status.EMPTY_FILE, "an empty file: it has no bytes")
     if tail == _MAGIC_ENCRYPTED or head == _MAGIC_ENCRYPTED:
         return RefusedMember(Status.ENCRYPTED_MEMBER, "an encrypted Parquet file")
     if _MAGIC.startswith(head[: min(4, size)]) and (tail != _MAGIC or size < _SMALLEST):

@@ -124,7 +124,7 @@ def _block(stream: Stream, begin: int) -> tarfile.TarInfo | None:
     data = stream.read(BLOCK)
     if len(data) < BLOCK:
         what = "inside a header" if data or stream.tell() > begin else "without its end mark"
-        raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, {what}: members may be missing")
+        raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, {what}: files may be missing")
     if data.count(0) == BLOCK:
         return None
     try:
@@ -146,7 +146,7 @@ def _body(stream: Stream, info: tarfile.TarInfo, begin: int) -> bytes:
         raise _damaged(begin, f"extended headers of more than {_MAX_HEADERS} bytes")
     body = stream.read(_padded(info.size))
     if len(body) < info.size:
-        raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, inside a header: members may be missing")
+        raise InputError(Status.TRUNCATED_IMAGE, f"the archive ends at byte {stream.tell()}, inside a header: files may be missing")
     return body[: info.size]
 
 
@@ -160,7 +160,7 @@ def _header(stream: Stream, info: tarfile.TarInfo, extended: dict[str, str]) -> 
     if any(key.startswith("GNU.sparse.") for key in extended):
         unsafe = _NO_FILES[tarfile.GNUTYPE_SPARSE]
     elif info.type not in _FILES and not info.isdir() and unsafe is None:
-        unsafe = f"a member of type {info.type!r}"
+        unsafe = f"an entry of type {info.type!r}"
     # What is no file has no data, whatever its size field says: a hard link repeats the size of what it links to.
     has_data = info.type in (*_FILES, tarfile.GNUTYPE_SPARSE) or info.type not in tarfile.SUPPORTED_TYPES
     return Header(extended.get("path", info.name), stream.tell(), stored if has_data else 0, info.isdir(), unsafe)
@@ -189,7 +189,7 @@ def _padded(size: int) -> int:
 def _damaged(offset: int, why: str) -> InputError:
     if not offset:
         return InputError(Status.CORRUPT_IMAGE, f"not a readable tar archive: {why}")
-    return InputError(Status.CORRUPT_IMAGE, f"the tar archive is damaged at byte {offset}: {why}; members may be missing")
+    return InputError(Status.CORRUPT_IMAGE, f"the tar archive is damaged at byte {offset}: {why}; files may be missing")
 
 
 def entries_of(stream: Stream, kind: str, there: Callable[[Header], int]) -> Iterator[ContainerEntry]:
@@ -354,7 +354,7 @@ class Unpacked:
         packed = max(1, self._packed.tell() - len(self._waiting))
         if self._max_ratio is not None and self._place > max(_STEP, packed * self._max_ratio):
             reason = (
-                f"{self._place} bytes unpacked from {packed}, over container_limits.max_ratio ({self._max_ratio:g}); members may be missing"
+                f"{self._place} bytes unpacked from {packed}, over container_limits.max_ratio ({self._max_ratio:g}); files may be missing"
             )
             raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=self._max_ratio, observed=self._place / packed)
         return data
@@ -416,13 +416,13 @@ class TarStreamReader:
         if len(data) < length and stream.cut:
             raise InputError(Status.TRUNCATED_IMAGE, f"the {self._codec.name} stream ends after {stream.tell()} unpacked bytes")
         if len(data) < length:
-            raise SourceError(Status.SOURCE_CHANGED, "the archive ends before the member that was listed")
+            raise SourceError(Status.SOURCE_CHANGED, "the archive ends before the file that was listed")
         return data
 
 
 def _stream_entries(container: Container, fetcher: Fetcher, form: CompressedTar) -> Iterator[ContainerEntry]:
     if not container.size_bytes:
-        raise InputError(Status.EMPTY_FILE, "an archive without a byte")
+        raise InputError(Status.EMPTY_FILE, "an empty archive: it has no bytes")
     stream = Unpacked(form.codec, fetcher, container.uri, container.version, container.size_bytes, container.limits.max_ratio)
 
     yield from entries_of(stream, form.kind, lambda header: stream.seek(header.offset + header.stored) - header.offset)
@@ -430,4 +430,4 @@ def _stream_entries(container: Container, fetcher: Fetcher, form: CompressedTar)
         return  # as the last member says
     stream.seek(stream.tell() + _TAIL)  # raises where the checksum does not hold
     if stream.cut:
-        raise InputError(Status.TRUNCATED_IMAGE, f"the {form.codec.name} stream ends before its checksum: members may be damaged")
+        raise InputError(Status.TRUNCATED_IMAGE, f"the {form.codec.name} stream ends before its checksum: files may be damaged")

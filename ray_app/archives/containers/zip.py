@@ -59,9 +59,7 @@ def _entries(container: Container, fetcher: Fetcher) -> Iterator[ContainerEntry]
     spans = _Spans(listing, directory)
     max_ratio = container.limits.max_ratio
     if spans.unpacked > max(_ALWAYS_ALLOWED, size * max_ratio):
-        reason = (
-            f"its {size} bytes claim to unpack to {spans.unpacked}, over container_limits.max_ratio ({max_ratio:g}); no member is listed"
-        )
+        reason = f"its {size} bytes claim to unpack to {spans.unpacked}, over container_limits.max_ratio ({max_ratio:g}); no file is listed"
         raise InputError(Status.IMAGE_TOO_LARGE, reason, limit=max_ratio, observed=spans.unpacked / size)
     for number, entry in enumerate(read_entries(listing, directory)):
         is_folder = entry.name.endswith("/") or _unix_type(entry) == stat.S_IFDIR
@@ -144,26 +142,26 @@ def read_entries(file: ranged.RangedFile, directory: Directory) -> Iterator[ZipE
         begin = file.tell()
         fixed = file.read(_ENTRY.size)
         if len(fixed) < _ENTRY.size or not fixed.startswith(_ENTRY_SIGNATURE):
-            raise _unreadable(f"its directory is damaged at byte {begin}; members may be missing")
+            raise _unreadable(f"its directory is damaged at byte {begin}; files may be missing")
         fields = _ENTRY.unpack(fixed)
         name, extra = file.read(fields[10]), file.read(fields[11])
         file.seek(fields[12], 1)
         if file.tell() > directory.end:
-            raise _unreadable(f"its directory is cut at byte {begin}; members may be missing")
+            raise _unreadable(f"its directory is cut at byte {begin}; files may be missing")
         yield _entry(fields, name, extra, directory, begin)
         count += 1
     if (count - directory.entries) % 2**16:  # writers without zip64 let the number wrap around
-        raise _unreadable(f"its end record counts {directory.entries} entries, its directory {count}; members may be missing")
+        raise _unreadable(f"its end record counts {directory.entries} entries, its directory {count}; files may be missing")
 
 
 def _entry(fields: tuple[int, ...], name: bytes, extra: bytes, directory: Directory, begin: int) -> ZipEntry:
     _, made_by, _, flags, method, _, _, _, packed, size, _, _, _, _, _, attributes, offset = fields
     wide = list(_zip64_fields(extra))
     if len(wide) < (size, packed, offset).count(_SEE_EXTRA):
-        raise _unreadable(f"a zip64 entry without its sizes at byte {begin}; members may be missing")
+        raise _unreadable(f"a zip64 entry without its sizes at byte {begin}; files may be missing")
     size, packed, offset = (wide.pop(0) if value == _SEE_EXTRA else value for value in (size, packed, offset))
     if max(size, packed, offset) >= _MAX_SIZE:
-        raise _unreadable(f"impossible sizes at byte {begin}; members may be missing")
+        raise _unreadable(f"impossible sizes at byte {begin}; files may be missing")
     # Bit 11: the name is UTF-8; without it the format says code page 437, which names every byte.
     text = name.decode("utf-8", "surrogateescape") if flags & 0x800 else name.decode("cp437")
     return ZipEntry(text, len(name), flags, method, packed, size, offset + directory.shift, made_by >> 8 == 3, attributes)
@@ -198,7 +196,7 @@ def unpacked(data: bytes, size: int) -> bytes | InputError:
         return InputError(Status.ENCRYPTED_MEMBER, "it is encrypted, though the zip's directory does not say so")
     known = not flags & _IN_DESCRIPTOR and packed != _SEE_EXTRA
     if begin + (packed if known else 0) > len(data):
-        return InputError(Status.CORRUPT_IMAGE, "its local header reaches into the next member")
+        return InputError(Status.CORRUPT_IMAGE, "its local header reaches into the next file")
     body = data[begin : begin + packed] if known else data[begin:]
     if method not in METHODS:
         return InputError(Status.UNSUPPORTED_FORMAT, f"zip compression method {method}")
@@ -213,7 +211,7 @@ def unpacked(data: bytes, size: int) -> bytes | InputError:
     if flags & _IN_DESCRIPTOR:
         crc = _described(rest)
     if zlib.crc32(found) != crc:
-        return InputError(Status.CORRUPT_IMAGE, "its checksum is another than the zip says")
+        return InputError(Status.CORRUPT_IMAGE, "its checksum does not match the one in the zip")
     return found
 
 
@@ -284,7 +282,7 @@ def _refusal(entry: ZipEntry, is_folder: bool, spans: _Spans, number: int, max_r
     if spans.outside[number]:
         return RefusedMember(Status.CORRUPT_IMAGE, "its data would lie outside the archive's")
     if spans.overlapping[number]:
-        return RefusedMember(Status.UNSAFE_MEMBER, "it overlaps another member")
+        return RefusedMember(Status.UNSAFE_MEMBER, "it overlaps another file in the archive")
     if entry.method not in METHODS:
         return RefusedMember(Status.UNSUPPORTED_FORMAT, f"zip compression method {entry.method}")
     if entry.packed > 2 * entry.size + LONGEST_AROUND:

@@ -12,6 +12,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ def _claim(store: Store, plan: SimulatedSet) -> None:
 
 def _simulate(folder: Path, plan: SimulatedSet, processes: int, progress: Callable[[int], object]) -> Iterator[Row]:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin_alone) as pool:
         list(
             pool.map(partial(decoders.keep_generator, _generators(folder), seed=plan.seed, steps=plan.autoencoder_steps), decoders.LEARNED)
         )
@@ -229,6 +230,12 @@ def _simulate(folder: Path, plan: SimulatedSet, processes: int, progress: Callab
         for rows in pool.map(partial(_part, folder, plan), tasks):
             progress(len(rows))
             yield from rows
+
+
+def _begin_alone() -> None:
+    """Of a process of the pool: one thread, and deaf to Ctrl-C, which a terminal sends to all and the waiting process answers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def _part(folder: Path, plan: SimulatedSet, task: tuple[SplitName, int]) -> list[Row]:

@@ -259,7 +259,7 @@ def discover(url: str, rate: float) -> DiscoveryList:
     """The list at a rate of false discoveries. Raises ConfigError where there is no run, or its card has no references."""
     run = RunDirectory.open(url)
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     run.check_settled()
     references = references_of(run)
     counts, left_out = np.zeros(references.n + 1, np.int64), 0

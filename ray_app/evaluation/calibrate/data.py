@@ -233,7 +233,7 @@ def read_labelled(
     """
     run = RunDirectory.open(url)
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     described, systems = run.describe(), systems_of(run)
     members, names = _members(systems, described["detectors"], detectors, run.store.url)
     cards = _cards(members, names)

@@ -43,7 +43,7 @@ class RunColumns:
         """Those of the run at a URL or path. Raises ConfigError where there is none."""
         run = RunDirectory.open(url)
         if not run.exists():
-            raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+            raise run.missing()
         first = next(reader.current_tables(run), None)
         return cls(run, run.describe()["detectors"], frozenset(() if first is None else first.column_names))
 

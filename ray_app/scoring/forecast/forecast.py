@@ -43,7 +43,7 @@ def forecast(
     run, DetectorError for weights that are missing.
     """
     if not config.source:
-        raise ConfigError("nothing to plan for", hint="touchstone plan SOURCE")
+        raise ConfigError("nothing to plan: SOURCE is missing", hint="touchstone plan SOURCE")
     config = planned_for(config, cluster, price_per_hour)
     session.require_prices(config)
     resolved = identity.resolve(config, RunDirectory.open(config.out) if config.out else None)

@@ -102,9 +102,9 @@ def planned_for(config: ScoreConfig, described: ClusterDescription | None, price
 MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
 _RESIZES = "or, where a grey level does not matter, --set resize=fast"
 _LARGER, _FASTER = "--set block_members=1024", "put the run directory on faster storage"
-_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or by a cheaper describer"
+_FEWER_WORDS = "describe only what is flagged (profile.describe), with fewer beams, or with a cheaper describer"
 _FUSED_ADVICE = {
-    "fetch": "run nearer to the bucket, or give more processes: reading is slower than all that is done with what was read",
+    "fetch": "run nearer to the bucket, or give more processes: reading is the slowest part",
     "decode": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; a GPU would not help",
     "prepare": f"add cores, each adds {{each}} images/s, {_RESIZES}",
     "score": "add cores, each adds {each} images/s: {twice} instead of {cpus} halve the time; or take a lighter ensemble",
@@ -264,7 +264,7 @@ def _decoding_advice(layout: ScoringLayout, stage: str, scored: float, decoded: 
     advice = f"raise cores from {cpus:,} to {wanted:,} to keep {what} busy, idle {100 * (1 - decoded / scored):.0f} % of the time{faster}"
     enough = math.ceil(gpus * decoded / scored)
     if layout.scorer_gpus and enough < gpus:
-        return f"plan {enough} of the {gpus} GPUs, which is as fast and cheaper; or {advice}"
+        return f"plan {enough} of the {gpus} GPUs, which is as fast, and cheaper; or {advice}"
     return advice
 
 

@@ -137,7 +137,7 @@ class AccessGuard:
     def _owner(self, scope: Scope) -> str:
         headers = Headers(scope=scope)
         if not self._own_site(headers):
-            raise Refusal("forbidden", "web pages of other sites may not ask")
+            raise Refusal("forbidden", "web pages of other sites may not use this endpoint")
         if self.tokens.configured:
             owner = self.tokens.check(headers.get("authorization"))
             if owner is None:
@@ -146,7 +146,9 @@ class AccessGuard:
         if self.access.anonymous or (not self.behind_haproxy and _from_this_machine(scope, headers)):
             return "anonymous"
         ways = f"set {self.access.tokens_variable} or access.tokens_file, or allow everybody with access.anonymous"
-        raise Refusal("unauthorized", f"without tokens only its own machine is answered: {ways}", headers={"WWW-Authenticate": "Bearer"})
+        raise Refusal(
+            "unauthorized", f"without tokens only the endpoint's own machine is answered: {ways}", headers={"WWW-Authenticate": "Bearer"}
+        )
 
     def _own_site(self, headers: Headers) -> bool:
         """Whether no browser says that another site's page is asking. Pages cannot forge these headers."""

@@ -147,7 +147,7 @@ class _Body:
             self._refuse(Refusal("malformed_request", "Content-Length is not a number"))
         if "content-length" in headers and "transfer-encoding" in headers:
             # Two servers in a row may disagree on which one holds, and so on where the next request begins.
-            self._refuse(Refusal("malformed_request", "Content-Length and Transfer-Encoding exclude each other"))
+            self._refuse(Refusal("malformed_request", "Content-Length and Transfer-Encoding cannot be given together"))
         self._judge(int(length))
 
     async def receive(self) -> Message:
@@ -166,7 +166,7 @@ class _Body:
         if size > self.limit:
             self._refuse(Refusal("body_too_large", limit=self.limit, observed=size))
         if self.budget.in_flight + size - self.size > self.budget.max_in_flight:
-            message = "the requests at work fill the memory that is set aside for them"
+            message = "running requests fill the memory that is set aside for them"
             self._refuse(Refusal("overloaded", message, headers={"Retry-After": str(_BUDGET_RETRY_S)}))
 
     def _refuse(self, refusal: Refusal) -> NoReturn:
@@ -325,9 +325,9 @@ class Admission:
         if self.at_work >= self.max_requests:
             return self._overloaded("every place is taken", self.max_requests, self.at_work)
         if sends and self.sending >= most_sending:
-            return self._overloaded("too many are sending their bodies", most_sending, self.sending)
+            return self._overloaded("too many requests are being received at once", most_sending, self.sending)
         if queued and wait_s > self.longest_wait_s:
-            return self._overloaded("those before it take too long", self.longest_wait_s, round(wait_s, 1))
+            return self._overloaded("the requests before it take too long", self.longest_wait_s, round(wait_s, 1))
         return None
 
     def _overloaded(self, message: str, limit: float, observed: float) -> Refusal:

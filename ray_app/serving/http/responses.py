@@ -21,7 +21,7 @@ from ray_app.runs.artifacts import mask_area, mask_png
 from ray_app.serving import attribution, release, replica
 from ray_app.serving.http import errors, schemas
 
-NOT_REQUESTED = "not asked: the image did not go on to a second look"
+NOT_REQUESTED = "not used: the image needed no second look"
 
 
 def outputs_of(replies: Sequence[replica.ScoreResponse]) -> DetectorOutputs:

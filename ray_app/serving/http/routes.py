@@ -21,7 +21,7 @@ from ray_app.storage.ssrf import MAX_URL
 
 _SUBMITTED: dict[str, Any] = {
     "description": "The job is submitted, or was submitted before under this Idempotency-Key.",
-    "headers": {"Location": {"description": "where to ask for its state", "schema": {"type": "string"}}},
+    "headers": {"Location": {"description": "where its state can be read", "schema": {"type": "string"}}},
 }
 _RESULTS: dict[str, Any] = {
     "description": "One row of the run per line; a file that was refused has its line too.",
@@ -33,7 +33,7 @@ _RESULTS: dict[str, Any] = {
         }
     },
 }
-NO_WEBHOOKS = "webhooks are gone since 0.13: ask GET /v1/jobs/{id}, or Ray's job API; a run that has ended has summary.json"
+NO_WEBHOOKS = "webhooks were removed in 0.13: use GET /v1/jobs/{id}, or Ray's job API; a run that has ended has summary.json"
 Id = Annotated[str, Path(max_length=64, description="the job's id", examples=["touchstone-0f5c6d0e8b7a4a0f9d1b2c3e4f506172"])]
 Key = Annotated[
     str | None,

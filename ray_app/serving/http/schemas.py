@@ -54,7 +54,7 @@ class DetectorAnswer(ApiModel):
     )
     calibrated: bool
     abstained: str | None = Field(description="why it gave no score, or why its score does not count", examples=[None])
-    beside: bool = Field(default=False, description="asked for besides: does not enter the verdict")
+    beside: bool = Field(default=False, description="an optional detector: it has no part in the verdict")
     reply: str | None = Field(default=None, description="the words of a detector that answers in words")
     mask: Mask | None = None
 
@@ -85,7 +85,7 @@ class ProfilePrompt(ApiModel):
 class Profile(ApiModel):
     """What the ensemble's profile says. It changes no score and no verdict."""
 
-    generator: ProfileGenerator | None = Field(description="null where nobody could tell")
+    generator: ProfileGenerator | None = Field(description="null where it is not known")
     prompt: ProfilePrompt | None = Field(description="null where none was predicted: by default of images that are not flagged")
 
 
@@ -167,7 +167,7 @@ class DetectorInfo(ApiModel):
     source: str
     precision: str
     localizes: bool
-    optional: bool = Field(description="only on request; does not enter a verdict")
+    optional: bool = Field(description="only on request; it has no part in a verdict")
 
 
 class GuaranteeInfo(ApiModel):
@@ -177,8 +177,8 @@ class GuaranteeInfo(ApiModel):
     confidence: float
     upper_bound: float = Field(description="of that share, by an exact binomial interval")
     n_real: int = Field(description="real images that it was measured on")
-    population: str | None = Field(description="the images that it speaks for")
-    holds: bool = Field(description="whether scores are made here as they were calibrated; whether images are alike is not looked at")
+    population: str | None = Field(description="the images that it holds for")
+    holds: bool = Field(description="whether scores are made here as they were calibrated; whether the images are similar is not checked")
     why: str | None = Field(description="why it does not hold")
 
 
@@ -261,7 +261,7 @@ class JobAddress(ApiModel):
     """What a job goes by."""
 
     id: str = Field(description="also its submission id in Ray's own job API", examples=["touchstone-0f5c6d0e8b7a4a0f9d1b2c3e4f506172"])
-    address: str = Field(description="where to ask for its state, relative to the endpoint")
+    address: str = Field(description="where its state can be read, relative to the endpoint")
 
 
 class JobCounts(ApiModel):

@@ -117,7 +117,7 @@ class _Form:
         self.delimiters += chunk.count(b"\r\n--" + self.boundary)
         most = self.max_files + _MAX_FIELDS + 1
         if self.delimiters > most:
-            raise Refusal("too_many_files", "more parts than a form may have", limit=most, observed=self.delimiters)
+            raise Refusal("too_many_files", "the form has more parts than allowed", limit=most, observed=self.delimiters)
 
     def _part_begins(self) -> None:
         self._header = self._value = self._disposition = b""
@@ -146,7 +146,7 @@ class _Form:
         if not self._is_file and b"filename" in options:
             raise Refusal("malformed_request", "files have to be in parts named `file`")
         if not self._is_file and len(self.upload.fields) == _MAX_FIELDS:
-            raise Refusal("too_many_files", "more parts than a form may have", limit=_MAX_FIELDS, observed=_MAX_FIELDS + 1)
+            raise Refusal("too_many_files", "the form has more parts than allowed", limit=_MAX_FIELDS, observed=_MAX_FIELDS + 1)
         if not self._is_file and (self._field in self.upload.fields or len(self._field) > _MAX_NAME):
             raise Refusal("malformed_request", "a field of the form comes twice, or its name is too long")
 

@@ -23,9 +23,10 @@ function furnished(made, set, children) {
   return made;
 }
 
-/** A notice with its first words strong. */
-export function notice(strong, text, set = {}) {
-  return element("p", { class: "notice", role: "note", ...set }, element("strong", { text: strong }), ` ${text}`);
+/** A notice, with what stands before its colon strong. */
+export function notice(text, set = {}) {
+  const [strong, rest] = [text.slice(0, text.indexOf(":") + 1), text.slice(text.indexOf(":") + 1)];
+  return element("p", { class: "notice", role: "note", ...set }, element("strong", { text: strong }), rest);
 }
 
 /** A section in the house's way: a side head and a body. */

@@ -1,7 +1,7 @@
 /* Many images: one row each, sorted as asked, and the same as CSV. Knows no request. */
 
-import { element } from "./elements.js";
-import { VERDICTS, probability, score, shortened, tally, trouble } from "./words.js";
+import { element, notice } from "./elements.js";
+import { VERDICTS, notices, probability, score, shortened, tally, trouble } from "./words.js";
 import { headingOf } from "./verdict.js";
 
 const ORDER = ["fake", "abstain", "real", null];
@@ -24,17 +24,20 @@ export class Gallery {
     this.open = open;
     this.heading = element("h2", { class: "tally" });
     this.body = element("tbody");
+    this.notices = element("div", { class: "notices" });
     this.heads = COLUMNS.map((column) => element("th", { scope: "col", class: column.number ? `number ${column.key}` : null },
       element("button", { type: "button", class: "sort", text: column.title, click: () => this.sort(column) })));
     const picture = element("th", { scope: "col", class: "thumb" }, element("span", { class: "unseen", text: "Picture" }));
     const table = element("table", { class: "gallery" }, element("caption", { class: "unseen", text: "Images and their verdicts. The heads sort." }),
       element("thead", {}, element("tr", {}, picture, ...this.heads)), this.body);
-    this.view = element("div", { class: "many", role: "region", "aria-label": "All images" }, this.heading, element("div", { class: "actions" }, ...actions), table);
+    this.view = element("div", { class: "many", role: "region", "aria-label": "All images" }, this.heading, element("div", { class: "actions" }, ...actions), this.notices, table);
   }
 
   /** Bring heading and rows up to date. */
-  show(items) {
+  show(items, ensembles = []) {
     this.heading.textContent = tally(items);
+    const said = [...new Set(items.flatMap(({ answer }) => notices(answer, ensembleOf(answer, ensembles))))];
+    this.notices.replaceChildren(...said.map((text) => notice(text, text === said[0] && said.length > 1 ? {} : { class: "notice quiet" })));
     const kept = new Set(items);
     for (const item of this.#rows.keys()) if (!kept.has(item)) this.#drop(item);
     for (const item of items) this.#refresh(item);
@@ -112,15 +115,19 @@ function rest(item) {
   ];
 }
 
+function ensembleOf(answer, ensembles) {
+  return ensembles.find(({ name }) => name === answer?.ensemble?.name);
+}
+
 /** The items as CSV with a head, for spreadsheets: text that they would take for a formula gets a quote before it. */
-export function csv(items) {
+export function csv(items, ensembles = []) {
   const detectors = [...new Set(items.flatMap((item) => Object.keys(item.answer?.scores ?? {})))];
   const told = items.some(({ answer }) => answer?.profile) ? [["predicted_generator", ({ generator }) => generator?.name], ["predicted_prompt", ({ prompt }) => prompt?.text]] : [];
-  const head = ["name", "status", "verdict", "reason", "reason_detail", "probability", "calibrated", "score", ...detectors.map((name) => `score ${name}`), ...told.map(([column]) => column),
+  const head = ["name", "status", "verdict", "reason", "reason_detail", "probability", "calibrated", "demonstration", "notice", "score", ...detectors.map((name) => `score ${name}`), ...told.map(([column]) => column),
     "format", "width", "height", "size_bytes", "flags", "sha256", "ensemble", "fingerprint", "request_id"];
   const rows = items.map(({ file, answer, state }) => [
     file.name, answer?.status ?? state, answer?.verdict, answer?.verdict_reason ?? answer?.error?.message, answer?.verdict_detail, answer?.probability,
-    answer && String(answer.calibrated ?? false), answer?.score, ...detectors.map((name) => answer?.scores?.[name]), ...told.map(([, of]) => answer?.profile && of(answer.profile)),
+    answer && String(answer.calibrated ?? false), answer && String(ensembleOf(answer, ensembles)?.demonstration ?? false), notices(answer, ensembleOf(answer, ensembles)).join(" "), answer?.score, ...detectors.map((name) => answer?.scores?.[name]), ...told.map(([, of]) => answer?.profile && of(answer.profile)),
     answer?.image?.format, answer?.image?.width, answer?.image?.height, file.size, answer?.image?.flags?.join(" "), answer?.sha256,
     answer?.ensemble?.name, answer?.ensemble?.fingerprint, answer?.request_id ?? answer?.error?.request_id,
   ]);

@@ -5,8 +5,9 @@ import { element, focusOn, notice } from "./elements.js";
 import { Endpoint } from "./endpoint.js";
 import { Gallery, csv } from "./gallery.js";
 import { Queue } from "./queue.js";
+import { reportName, reportOf } from "./report.js";
 import { headingOf, verdictView } from "./verdict.js";
-import { counted, sentence, shortened, size, tally, trouble, visible } from "./words.js";
+import { DEMONSTRATION, counted, sentence, shortened, size, tally, trouble, visible } from "./words.js";
 
 const at = (id) => document.getElementById(id);
 const endpoint = new Endpoint();
@@ -66,7 +67,7 @@ function choose({ target }) {
   at("options").hidden = at("which").hidden && at("besides").hidden && at("localizing").hidden;
   asked = { ensemble: served.ensembles.length > 1 ? ensemble.name : null, besides, masks: at("masks").checked };
   if (queue.items.length) return offerAgain();
-  at("notices").replaceChildren(...(ensemble.demonstration ? [notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image.")] : []));
+  at("notices").replaceChildren(...(ensemble.demonstration ? [notice(DEMONSTRATION)] : []));
 }
 
 /** What is in view was asked otherwise than the options now say. */
@@ -172,11 +173,11 @@ function show(item, focus = true) {
   current = item;
   document.title = item?.answer ? `${headingOf(item.answer)} · Touchstone` : "Touchstone";
   if (item) {
-    const about = { ...served, curl: ({ file, asked: how }) => endpoint.curl(file.name, how), copy };
+    const about = { ...served, curl: ({ file, asked: how }) => endpoint.curl(file.name, how), copy, keep };
     at("results").replaceChildren(...[among(item), verdictView(item, about)].filter(Boolean));
     if (focus) focusOn(at("finding"));
   } else if (queue.items.length) {
-    gallery.show(queue.items);
+    gallery.show(queue.items, served?.ensembles);
     if (gallery.view.parentNode !== at("results")) at("results").replaceChildren(gallery.view);
     if (before && queue.items.length > 1) gallery.focusRow(before);
     else if (focus) focusOn(gallery.heading);
@@ -185,7 +186,7 @@ function show(item, focus = true) {
 
 function among(item) {
   if (queue.items.length < 2) return null;
-  gallery.show(queue.items);
+  gallery.show(queue.items, served.ensembles);
   const answered = gallery.order.filter(({ answer }) => answer);
   const here = answered.indexOf(item);
   const step = (text, to) => element("button", { type: "button", class: "quiet", text, disabled: !answered[to], click: () => open(answered[to]) });
@@ -195,8 +196,17 @@ function among(item) {
 }
 
 function download() {
-  const url = URL.createObjectURL(new Blob([csv(gallery.order)], { type: "text/csv" }));
-  element("a", { href: url, download: "touchstone.csv" }).click();
+  save("touchstone.csv", "text/csv", csv(gallery.order, served.ensembles));
+}
+
+function keep(item) {
+  save(reportName(item), "text/html", reportOf(at("results").querySelector(".one"), item, location.host));
+  say("The report is saved.");
+}
+
+function save(name, type, text) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  element("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 

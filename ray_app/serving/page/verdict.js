@@ -5,7 +5,7 @@ import { declaration, originView } from "./origin.js";
 import { picture } from "./picture.js";
 import { profileView } from "./profile.js";
 import { bar, reach, verdictScale } from "./scales.js";
-import { NONE, counted, flag, json, percent, probability, reason, score, sentence, shortened, size, trouble, visible } from "./words.js";
+import { DEMONSTRATION, NONE, UNCALIBRATED, counted, flag, json, percent, probability, reason, score, sentence, shortened, size, trouble, visible } from "./words.js";
 
 const CLOSE = 0.5; // log-odds to a threshold: recompressing a picture moves a score as much
 const HEADINGS = { fake: "Flagged as fake", real: "No evidence found", abstain: "No verdict: it abstains" };
@@ -26,13 +26,13 @@ const CAVEATS = {
 };
 const ALWAYS = "It says nothing about what the image shows. A true photograph misleads under a false caption.";
 
-/** What a single image's answer looks like. `about`: {ensembles, detectors, curl(item), copy(text, button)}. */
+/** What a single image's answer looks like. `about`: {ensembles, detectors, curl(item), copy(text, button), keep(item)}. */
 export function verdictView(item, about) {
   const { answer } = item;
   const ensemble = about.ensembles.find(({ name }) => name === answer.ensemble?.name);
   const view = answer.verdict ? [caveats(answer, ensemble), why(answer, ensemble, about.detectors), answer.verdict === "real" ? null : profileView(answer.profile), originView(answer.image?.provenance), file(answer)] : answer.image ? [file(answer)] : [];
   return element("article", { class: "one", "aria-labelledby": "finding" },
-    element("div", { class: "lead" }, picture(item), finding(item, ensemble)), ...view.filter(Boolean), programs(item, about));
+    element("div", { class: "lead" }, picture(item), finding(item, ensemble, about)), ...view.filter(Boolean), programs(item, about));
 }
 
 /** The heading of an answer. */
@@ -40,12 +40,13 @@ export function headingOf(answer) {
   return answer.verdict ? HEADINGS[answer.verdict] : trouble(answer.status, answer.error?.message)[0];
 }
 
-function finding(item, ensemble) {
+function finding(item, ensemble, about) {
   const { answer } = item;
   const heading = element("h2", { id: "finding", class: `verdict ${answer.verdict ?? "none"}`, text: headingOf(answer) });
   const name = element("p", { class: "name" }, element("bdi", { text: shortened(item.file.name, 90) }));
   return element("div", { class: "finding" }, name, heading, ...(answer.verdict ? said(answer, ensemble) : refused(answer)),
-    item.pasted && element("p", { class: "remark", text: "It came from the clipboard, where a picture is often saved anew. If you have the file, send that: its traces are fresher." }));
+    item.pasted && element("p", { class: "remark", text: "It came from the clipboard, where a picture is often saved anew. If you have the file, send that: its traces are fresher." }),
+    element("p", { class: "report" }, element("button", { type: "button", class: "quiet", text: "Save report", click: () => about.keep(item) }), " ", element("small", { text: "a page to keep, with the picture" })));
 }
 
 function refused(answer) {
@@ -66,10 +67,10 @@ function said(answer, ensemble) {
     element("p", { class: "statement", text: statement(answer, ensemble) }),
     scored && ensemble && verdictScale(answer, ensemble, reach(answer, ensemble)),
     scored && element("dl", { class: "figures" }, figure("Probability of fake", probability(answer.probability), calibrated), figure("Score", score(answer.score), "log-odds")),
-    scored && !answer.calibrated && element("p", { class: "remark", text: "Not calibrated: the plain sigmoid of the score. It puts images in order; it does not say how often such a verdict is right." }),
+    scored && !answer.calibrated && element("p", { class: "remark", text: UNCALIBRATED }),
     answer.verdict === "fake" && ensemble?.guarantee && element("p", { class: "remark", text: promise(ensemble.guarantee) }),
     declaration(answer.image?.provenance),
-    ensemble?.demonstration && notice("Demonstration ensemble:", "it shows that the machinery works and is not for decisions about any image."),
+    ensemble?.demonstration && notice(DEMONSTRATION),
   ];
 }
 

@@ -19,6 +19,16 @@ const FLAGS = {
   trailing_bytes: "bytes follow the end of the image",
 };
 
+/* What must be known of every answer of an ensemble, by what holds of it. */
+export const DEMONSTRATION = "Demonstration ensemble: it shows that the machinery works and is not for decisions about any image.";
+export const UNCALIBRATED = "Not calibrated: the plain sigmoid of the score. It ranks images; it does not say how often such a verdict is right.";
+
+/** What must be known of an answer beside its verdict: a list of sentences. */
+export function notices(answer, ensemble) {
+  if (!Number.isFinite(answer?.score)) return [];
+  return [ensemble?.demonstration && DEMONSTRATION, !answer.calibrated && UNCALIBRATED].filter(Boolean);
+}
+
 /* Why a verdict is `abstain`. */
 export const REASONS = {
   no_content: "the picture is one colour, or nearly: there is nothing to judge, and the score means nothing",

@@ -148,7 +148,7 @@ def test_other_images_are_referred_to_and_read_back(tmp_path):
     assert [item.input["mask_uri"] is None for item in items] == [False, True, False]
     assert read_referenced(items[2].input["mask_uri"], Fetcher()) == b"third"
     assert read_referenced(items[2].input["depth_uri"], Fetcher()) == b"d2"
-    with pytest.raises(ConfigError, match="no reference"):
+    with pytest.raises(ConfigError, match="not a reference"):
         read_referenced("a.png", Fetcher())
     with pytest.raises(InputError, match="no row 9"):
         read_referenced(f"{items[0].uri}#row=9&column=depth", Fetcher())

@@ -132,7 +132,7 @@ def test_what_cannot_be_used_is_said(tmp_path, text, told):
 def test_prompts_nested_without_an_end_are_refused_before_they_are_parsed(tmp_path):
     """The parser would end this process; tests/archives/test_uri_lists.py shows it in one of its own."""
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a cat", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
-    with pytest.raises(ConfigError, match="64 brackets in one another"):
+    with pytest.raises(ConfigError, match="64 nested brackets"):
         read(tmp_path / "prompts.jsonl")
 
 

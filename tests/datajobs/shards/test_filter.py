@@ -192,4 +192,4 @@ def test_an_abstention_gives_its_own_reason():
 
 def test_a_member_without_a_score_says_why():
     row = ROW | {"status": "source_missing", "detail": "not there", "verdict": None}
-    assert REASONS.reason(row) == "no score: listed, but gone when it was read (source_missing): not there"
+    assert REASONS.reason(row) == "no score: it was listed, but was gone when it was read (source_missing): not there"

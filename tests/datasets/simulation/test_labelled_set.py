@@ -1,4 +1,8 @@
 import csv
+import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +29,7 @@ def built(tmp_path_factory) -> Path:
     """Built in this process, and of decoders that saw few pictures; `test_an_unfinished_set_…` has processes of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoders, "_PICTURES", 2)
-        patch.setattr(archive, "ProcessPoolExecutor", lambda processes, mp_context, **rest: ThreadPoolExecutor(1, **rest))
+        patch.setattr(archive, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
         return build_labelled_set(tmp_path_factory.mktemp("simulated") / "set", **ARGUMENTS)
 
 
@@ -110,3 +114,25 @@ def test_wrong_arguments_are_named(wrong, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
         build_labelled_set(tmp_path / "set", **ARGUMENTS | wrong)
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_without_a_word_of_its_processes(tmp_path):
+    """A terminal sends the signal to all of them."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ray_app.datasets.simulation.archive import build_labelled_set\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        build_labelled_set(Path(sys.argv[1]), pairs={'train': 400, 'validation': 8, 'test': 8}, autoencoder_steps=20,\n"
+        "                           processes=2, progress=lambda files: print('some', flush=True))\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
+    )
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    command = [sys.executable, str(program), str(tmp_path / "set")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "some\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert (process.returncode, said) == (130, "")

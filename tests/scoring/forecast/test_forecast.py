@@ -212,7 +212,7 @@ def test_json_keeps_its_keys(on_gpus):
 
 
 def test_nothing_to_plan_for_is_said():
-    with pytest.raises(ConfigError, match="nothing to plan for"):
+    with pytest.raises(ConfigError, match="nothing to plan"):
         forecast(ScoreConfig())
 
 

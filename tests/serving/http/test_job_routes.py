@@ -301,9 +301,9 @@ def test_without_a_cluster_or_a_directory_it_says_why(address, directory, why):
 
 @pytest.mark.parametrize("key", ["max_images", "max_jobs", "concurrency", "keep_hours", "unguarded", "webhooks", "webhook_secret_variable"])
 def test_a_setting_that_is_gone_names_what_replaced_it(key):
-    with pytest.raises(ConfigError, match=rf"jobs\.{key}: gone since 0\.13") as refused:
+    with pytest.raises(ConfigError, match=rf"jobs\.{key}: removed in 0\.13") as refused:
         ServeConfig(jobs={key: 1})
-    assert refused.value.hint.startswith("take it out; instead: ")
+    assert refused.value.hint.startswith("remove it; instead: ")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,208 @@
+"""The reference, made of the code: `pages` gives every page's Markdown by its place on the site."""
+
+import inspect
+import re
+from typing import Any
+
+import click
+import pyarrow as pa
+
+import ray_app
+from docs_site import catalogue, settings
+from docs_site.markdown import code, docstring, prose, table
+from ray_app.cli.main import PERMANENT, UNTIL_1_0, touchstone
+from ray_app.errors import EXIT_MEANING, MEANING, REASON_MEANING
+from ray_app.images.facts import FLAG_MEANING
+from ray_app.runs.schema import COLUMN_MEANING, row_schema
+from ray_app.serving.config import ServeConfig
+from ray_app.serving.http.app import create_app
+from ray_app.serving.http.errors import MESSAGES
+
+_MODULES = re.compile(r"\b(?:[a-zA-Z_]\w*\.)+(?=[a-zA-Z_])")  # before the name of a type
+
+
+def pages() -> dict[str, str]:
+    """Markdown by place, for example `reference/statuses.md`."""
+    made = {f"commands-{name}": text for name, text in command_pages().items()} | {f"config-{n}": t for n, t in settings.pages().items()}
+    made |= catalogue.pages() | {"columns": columns_page(), "statuses": statuses_page(), "http": http_page(), "python": python_page()}
+    return {f"reference/{name}.md": text for name, text in made.items()}
+
+
+def command_pages() -> dict[str, str]:
+    """The core commands, and each group, by its name."""
+    root = click.Context(touchstone, info_name="touchstone")
+    groups = {name: one for name, one in touchstone.commands.items() if isinstance(one, click.Group)}
+    core = [_command(one, root) for name, one in touchstone.commands.items() if name not in groups]
+    aliases = [
+        [code(f"touchstone {name}"), code(f"touchstone {group} {name}"), "for good" if name in PERMANENT else "until 1.0"]
+        for name, group in sorted((PERMANENT | UNTIL_1_0).items())
+    ]
+    start = (
+        "# Core commands\n\nEvery command of `touchstone` that stands in no group, with its options. The groups have pages of their own.\n"
+    )
+    former = f"## Former names\n\nNames of before 0.15, which `--help` does not list.\n\n{table(['former', 'now', 'works'], aliases)}"
+    made = {"core": "\n\n".join([start, *core, former])}
+    for name, group in groups.items():
+        inside = click.Context(group, parent=root, info_name=name)
+        made[name] = "\n\n".join(
+            [f"# touchstone {name}\n\n{prose(group.help or '')}\n", *(_command(one, inside) for one in group.commands.values())]
+        )
+    return made
+
+
+def _command(command: click.Command, parent: click.Context) -> str:
+    context = click.Context(command, parent=parent, info_name=command.name)
+    usage = f"```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
+    options = [_option(one, context) for one in command.params if isinstance(one, click.Option) and not one.hidden]
+    return f"## {context.command_path}\n\n{usage}\n{docstring(command.help)}\n{table(['option', 'value', 'default', 'meaning'], options)}"
+
+
+def _option(option: click.Option, context: click.Context) -> list[str]:
+    facts: dict[str, Any] = option.to_info_dict()
+    value = "" if facts["is_flag"] else option.make_metavar(context).removesuffix(" RANGE") + ", repeatable" * option.multiple
+    given = option.get_default(context, call=False)
+    stated = "required" if option.required else code(_default(given))
+    return [" ".join(code(name) for name in (*option.opts, *option.secondary_opts)), code(value), stated, prose(option.help or "")]
+
+
+def _default(given: Any) -> str:
+    if given is None or given is False or given == () or repr(given) == "Sentinel.UNSET":
+        return ""
+    return "true" if given is True else str(given)
+
+
+def columns_page() -> str:
+    """What a row of a run may have."""
+    every = row_schema(["DETECTOR"], pa.struct([]), ["DETECTOR"], ["DETECTOR"], views=["VIEW"], perceptual_hash=True, second_look=True,
+                       stability=True, identified=True, described=True, measured=["texture", "graphics"])  # fmt: skip
+    columns = [[code(field.name), _type(field.type), prose(COLUMN_MEANING[field.name])] for field in every]
+    flags = [[code(name), prose(meaning)] for name, meaning in FLAG_MEANING.items()]
+    return (
+        "# Columns of a result row\n\nEach file of a run is one row of `RUN/scores/`, in Parquet. Columns are added and never renamed; "
+        "those of what was not asked for, such as masks or stability, are left out.\n\n"
+        f"{table(['column', 'type', 'meaning'], columns)}\n## Words of the column `flags`\n\n{table(['flag', 'meaning'], flags)}"
+    )
+
+
+def _type(given: pa.DataType) -> str:
+    """A column's type in words; texts that repeat are stored as dictionaries, which readers of Parquet see as texts."""
+    if pa.types.is_dictionary(given):
+        return "string"
+    if pa.types.is_list(given):
+        return f"list of {_type(given.value_type)}"
+    if pa.types.is_struct(given):
+        return f"struct with {_type(given.field(0).type)} by {given.field(0).name}" if given.num_fields else "struct"
+    return prose(str(given))
+
+
+def statuses_page() -> str:
+    """Statuses, reasons, exit codes: all closed lists."""
+    statuses = [[code(one), prose(meaning)] for one, meaning in MEANING.items()]
+    reasons = [[code(one), prose(meaning)] for one, meaning in REASON_MEANING.items()]
+    codes = [[str(int(one)), prose(meaning)] for one, meaning in EXIT_MEANING.items()]
+    return (
+        "# Statuses and exit codes\n\nThe words that say why a file has no score, why it has no verdict, and how a command ended. The "
+        f"lists are closed; details stand beside them.\n\n## Statuses of a file\n\n{table(['status', 'meaning'], statuses)}\n"
+        f"## Reasons of an abstention\n\n{table(['verdict_reason', 'meaning'], reasons)}\n"
+        f"## Exit codes of a command\n\n{table(['code', 'meaning'], codes)}"
+    )
+
+
+def http_page() -> str:
+    """The endpoint, from its own OpenAPI document."""
+    document = create_app(ServeConfig(), None, None, None).openapi()  # type: ignore[arg-type]  # nobody asks it anything
+    parts = [
+        "# HTTP API\n\nWhat `touchstone serve` answers, from the document that it serves at `/openapi.json`. How to run it: "
+        f"[serving](../serving.md).\n\n{docstring(document['info']['description'])}"
+    ]
+    for path, operations in document["paths"].items():
+        parts += [_operation(method, path, one) for method, one in operations.items()]
+    codes = [[code(name), str(status), prose(message)] for name, (status, message) in MESSAGES.items()]
+    parts.append(
+        "## Error codes\n\nEvery refusal has the same shape (`Error`, below). An image that cannot be scored has a "
+        f"[status](statuses.md) as its code.\n\n{table(['code', 'HTTP status', 'meaning'], codes)}"
+    )
+    parts.append("## Bodies")
+    for name, schema in document["components"]["schemas"].items():
+        fields = [[code(field), _shape(one), prose(one.get("description", ""))] for field, one in schema.get("properties", {}).items()]
+        words = f"One of {', '.join(code(word) for word in schema['enum'])}.\n" if "enum" in schema else ""
+        parts.append(
+            f"### {name}\n\n{docstring(schema.get('description'))}\n{words}{table(['field', 'type', 'meaning'], fields) if fields else ''}"
+        )
+    return "\n\n".join(parts)
+
+
+def _operation(method: str, path: str, one: dict[str, Any]) -> str:
+    asked = [
+        [code(given["name"]), given["in"], _shape(given["schema"]), prose(given.get("description", ""))]
+        for given in one.get("parameters", ())
+    ]
+    body = [[code(kind), _shape(content.get("schema", {}))] for kind, content in one.get("requestBody", {}).get("content", {}).items()]
+    answers = [
+        [
+            status,
+            ", ".join(_shape(content.get("schema", {})) for content in answer.get("content", {}).values()),
+            prose(answer["description"]),
+        ]
+        for status, answer in one["responses"].items()
+    ]
+    parts = [f"## {method.upper()} {path}", docstring(one.get("description"))]
+    parts += [table(["parameter", "in", "type", "meaning"], asked)] if asked else []
+    parts += [table(["request body", "type"], body)] if body else []
+    return "\n\n".join([*parts, table(["answer", "body", "meaning"], answers)])
+
+
+def _shape(schema: dict[str, Any]) -> str:
+    """The type of a JSON value in words; a body that is described on the page is a link to it."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return " or ".join(_shape(one) for one in schema[several])
+    if "enum" in schema:
+        return " or ".join(code(str(word)) for word in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_shape(schema.get('items', {})) or 'anything'}"
+    more = schema.get("additionalProperties")
+    if schema.get("type") == "object" and isinstance(more, dict):
+        return f"object of {_shape(more)}"
+    return f"{schema.get('type', '')}{', binary' if schema.get('format') == 'binary' else ''}"
+
+
+def python_page() -> str:
+    """What `import ray_app` offers, from signatures and docstrings."""
+    parts = [
+        f"# Python API\n\nWhat `import ray_app` offers. Explained with examples: [in Python](../python.md).\n\n{docstring(ray_app.__doc__)}"
+    ]
+    for name in ray_app.__all__:
+        one = getattr(ray_app, name)
+        call = "" if inspect.ismodule(one) else _signature(name, one)
+        parts.append(f"## {name}\n\n{call}\n{docstring(inspect.getdoc(one))}")
+        if inspect.isclass(one):
+            members = {member: value for member, value in vars(one).items() if not member.startswith("_") or member == "__call__"}
+            parts += [_member(name, member, value) for member, value in members.items() if getattr(value, "__doc__", None)]
+    return "\n\n".join(parts)
+
+
+def _member(owner: str, name: str, value: Any) -> str:
+    function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+    if not (inspect.isfunction(function) or isinstance(function, property)):
+        return ""
+    call = _signature(name, function) if inspect.isfunction(function) else ""
+    return f"### {owner}.{name.strip('_')}\n\n{call}\n{docstring(inspect.getdoc(function))}"
+
+
+def _signature(name: str, one: Any) -> str:
+    """A call as it is written, without the modules of its types; a long one has a line for each parameter."""
+    signature = inspect.signature(one)
+    returned = "" if signature.return_annotation is signature.empty else f" -> {inspect.formatannotation(signature.return_annotation)}"
+    given = list(signature.parameters.values())
+    written = [str(parameter) for parameter in given]
+    if keyword_only := [number for number, parameter in enumerate(given) if parameter.kind is parameter.KEYWORD_ONLY]:
+        written.insert(keyword_only[0], "*")
+    short = [_MODULES.sub("", words) for words in (*written, returned)]
+    whole = f"{name}({', '.join(short[:-1])}){short[-1]}"
+    if len(whole) > 90:
+        whole = "\n".join([f"{name}(", *(f"    {words}," for words in short[:-1]), f"){short[-1]}"])
+    return f"```python\n{whole}\n```\n"

@@ -1,0 +1,169 @@
+"""The keys of every config, from its model: `pages`."""
+
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import annotated_types
+import click
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from docs_site.markdown import code, prose, table
+from ray_app.cli.main import touchstone
+from ray_app.datajobs.download.config import CollectConfig
+from ray_app.datajobs.generate.config import GenerateConfig
+from ray_app.datajobs.repositories.image_rules import RepositoriesConfig
+from ray_app.datajobs.shards.plan import FilterConfig, PackConfig
+from ray_app.datasets.split_index import SplitConfig
+from ray_app.evaluation.calibrate.files import CalibrateConfig
+from ray_app.evaluation.config import EvaluateConfig
+from ray_app.scoring.config import ScoreConfig
+from ray_app.serving.config import ServeConfig
+from ray_app.training.config import TrainConfig
+
+CONFIGS: dict[str, tuple[type[BaseModel], str]] = {
+    "score": (ScoreConfig, "touchstone score"),
+    "serve": (ServeConfig, "touchstone serve"),
+    "train": (TrainConfig, "touchstone train"),
+    "evaluate": (EvaluateConfig, "touchstone evaluate"),
+    "calibrate": (CalibrateConfig, "touchstone detectors calibrate"),
+    "split": (SplitConfig, "touchstone data split"),
+    "collect": (CollectConfig, "touchstone data collect"),
+    "repositories": (RepositoriesConfig, "touchstone data collect --git"),
+    "generate": (GenerateConfig, "touchstone data generate"),
+    "pack": (PackConfig, "touchstone data pack"),
+    "filter": (FilterConfig, "touchstone runs filter"),
+}
+_PAGES = {model: name for name, (model, _) in CONFIGS.items()}
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
+_BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "at least", "max_length": "at most"}
+
+
+def pages() -> dict[str, str]:
+    """A page for each config, by its name."""
+    return {name: _page(model, command) for name, (model, command) in CONFIGS.items()}
+
+
+class ConfigKey(NamedTuple):
+    """A key by its path, the field that it is, and the model that the field belongs to."""
+
+    path: str
+    field: FieldInfo
+    owner: type[BaseModel]
+
+
+def _page(model: type[BaseModel], command: str) -> str:
+    rows = [[code(key.path), _type(key.field), _default(key.field), prose(meaning_of(key, command))] for key in keys_of(model)]
+    return (
+        f"# Settings of {command}\n\nThe keys of `{model.__name__}`, for a YAML file or, where the command has it, for `--set KEY=VALUE`. "
+        "A dot is a level of indentation in YAML, `[]` stands for each entry of a list, and `NAME` for a name of yours.\n\n"
+        f"{table(['key', 'value', 'default', 'meaning'], rows)}"
+    )
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[ConfigKey]:
+    """Every key; sections are followed by their own keys, unless they are a config with a page of its own."""
+    for name, field in model.model_fields.items():
+        path = prefix + (field.alias or name)
+        yield ConfigKey(path, field, model)
+        for section, below in _sections(field.annotation):
+            if section not in _PAGES:
+                yield from keys_of(section, f"{path}{below}.")
+
+
+def meaning_of(key: ConfigKey, command: str) -> str:
+    """What the field, the option of this name, the docstring of its model (`key`: …), or of a section its own model says."""
+    if key.field.description:
+        return key.field.description
+    name = key.path.rpartition(".")[2]
+    if key.path == name and (said := _option_help(command, name)):
+        return said
+    for model in key.owner.__mro__:
+        stated = _words_of(model)
+        if found := re.search(rf"(?:`\w+`, )*`{name}`(?:, `\w+`)*: (.+?)\.?(?=$| (?:`\w+`, )*`\w+`: )", stated):
+            return found[1]
+    sections = [_words_of(section) for section, _ in _sections(key.field.annotation)]
+    return sections[0].partition(". ")[0].rstrip(".") if sections else ""
+
+
+def _words_of(model: type) -> str:
+    """A model's docstring in one line, without its sources."""
+    return " ".join((vars(model).get("__doc__") or "").partition("Source: ")[0].split())
+
+
+def _option_help(command: str, name: str) -> str:
+    found: click.Command = touchstone
+    for word in command.split()[1:]:
+        found = found.commands[word] if isinstance(found, click.Group) else found
+    said = next((one.help for one in found.params if isinstance(one, click.Option) and one.name == name), None)
+    return (said or "").partition("  [default")[0].rstrip(".")
+
+
+def _sections(annotation: Any, below: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, below
+        return
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        arguments = arguments[:1]
+    elif origin in (tuple, list, frozenset):
+        below = f"{below}[]"
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        below, arguments = f"{below}.NAME", arguments[1:]
+    elif origin not in (typing.Union, types.UnionType):
+        return
+    for argument in arguments:
+        yield from _sections(argument, below)
+
+
+def _type(field: FieldInfo) -> str:
+    bounds = [_bound(given) for given in field.metadata]
+    return ", ".join([_words(field.annotation), *(bound for bound in bounds if bound)])
+
+
+def _bound(given: Any) -> str:
+    stated = [
+        (sign, getattr(given, name))
+        for name, sign in _BOUNDS.items()
+        if isinstance(given, annotated_types.BaseMetadata) and hasattr(given, name)
+    ]
+    return " and ".join(f"{sign} {value:,}" for sign, value in stated if value is not None)
+
+
+def _words(annotation: Any) -> str:
+    """A type for readers who write YAML."""
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(code(str(one)) for one in arguments)
+    if origin is typing.Annotated:
+        return _words(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_words(one) for one in arguments))
+    if origin in (tuple, list, frozenset):
+        items = [one for one in arguments if one is not Ellipsis]
+        return f"[{', '.join(map(_words, items))}]" if origin is tuple and len(items) > 1 else f"list of {_words(items[0])}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"keys with {_words(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{_PAGES[annotation]}](config-{_PAGES[annotation]}.md)" if annotation in _PAGES else "section"
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(code(str(one.value)) for one in annotation)
+    return code(getattr(annotation, "__name__", str(annotation)))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel) or (isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value)):
+        return ""
+    if isinstance(value, tuple | frozenset | set):
+        value = [str(one.value) if isinstance(one, Enum) else one for one in value]
+    return code(yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip())

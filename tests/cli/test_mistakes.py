@@ -1,0 +1,378 @@
+"""Typical mistakes, each a real command: its message says what happened, where, and what to do."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ray_app.cli.main import main
+from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
+from tests.http_server import HttpServer
+from tests.serving.scripted import ScriptedEndpoint
+
+COMMAND = [sys.executable, "-m", "ray_app.cli.main"]
+NOT_UTF8 = b"caf\xe9.png"
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a person has: pictures, texts, an empty folder, a run's files, and files with mistakes in them."""
+    place = tmp_path_factory.mktemp("mistakes")
+    for name in ("pictures", "texts", "empty"):
+        (place / name).mkdir()
+    for number in range(3):
+        Image.effect_noise((96, 80), 40 + number).convert("RGB").save(place / "pictures" / f"{number}.png")
+        (place / "texts" / f"{number}.txt").write_text("no picture\n")
+    (place / "huge.png").write_bytes(huge_png())
+    (place / "key.yaml").write_text("ensembel: tiny\n")
+    (place / "value.yaml").write_text("batch_slots: many\n")
+    (place / "syntax.yaml").write_text("ensemble: tiny\nlimits: {max_side: 5\nlimit: 3\n")
+    (place / "labels.csv").write_text("file,class\na.png,1\n")
+    (place / "token").write_text("wrong\n")
+    return place
+
+
+def huge_png():
+    """A few kB that say they are 60,000 × 60,000 pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes(1_000_000))
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(autouse=True)
+def in_it(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(folder / "config"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("TOUCHSTONE_WEIGHTS_MIRROR", "TOUCHSTONE_TOKEN", "TOUCHSTONE_TOKENS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# The command, its exit code, what stderr says (HERE is where it runs, RUN a finished run), and what it says to do.
+MISTAKES = {
+    "a wrong path": ("score pictuers --out run", 2, "HERE/pictuers: no such file or folder", "did you mean HERE/pictures?"),
+    "a wrong path to check": ("check pictuers", 2, "HERE/pictuers: no such file or folder", "did you mean HERE/pictures?"),
+    "an empty folder": ("score empty --out run", 2, "HERE/empty: the folder has no files in it", "linked folders are not followed"),
+    "a pattern that nothing matches": (
+        "score *.jpg --out run",
+        2,
+        "HERE/*.jpg: no file matches this pattern",
+        "*.jpg does not match A.JPG",
+    ),
+    "a run that is not there": ("results run", 2, "there is no folder HERE/run", "that `touchstone score SOURCE --out FOLDER` wrote"),
+    "a folder that is no run": ("results pictures", 2, "no run in HERE/pictures: it has no run.json", "SOURCE --out FOLDER` wrote"),
+    "a file instead of a run": ("runs report key.yaml", 2, "HERE/key.yaml is a file, not the folder of a run", "name the folder"),
+    "a file for --out": ("score pictures --ensemble tiny --out key.yaml", 5, "HERE/key.yaml is a file, not a folder", "name a folder"),
+    "--out is the source": (
+        "score pictures --ensemble tiny --out pictures",
+        2,
+        "pictures: no file there but those of the output directory",
+        "--out a folder of its own",
+    ),
+    "no --out": ("score pictures", 2, "--out DIR is missing", "touchstone score SOURCE --out DIR"),
+    "no source": ("score --out run", 2, "nothing to score", "touchstone score SOURCE --out DIR"),
+    "a misspelt command": ("scroe pictures", 2, "No such command 'scroe'", "Did you mean 'score'?"),
+    "a misspelt option": ("score pictures --uot run", 2, "No such option '--uot'", "Did you mean"),
+    "a misspelt key in YAML": (
+        "score pictures --out run --config key.yaml",
+        2,
+        "key.yaml: ensembel: unknown key",
+        "did you mean 'ensemble'?",
+    ),
+    "a wrong value in YAML": (
+        "score pictures --out run --config value.yaml",
+        2,
+        "value.yaml: batch_slots: 'many' does not fit: it should be a valid integer",
+        "",
+    ),
+    "no YAML": (
+        "score pictures --out run --config syntax.yaml",
+        2,
+        "syntax.yaml, line 3, column 6: not YAML: expected ',' or '}'",
+        "limit: 3",
+    ),
+    "a misspelt key in --set": ("score x --out run --set batch_slot=8", 2, "batch_slot: unknown key", "did you mean 'batch_slots'?"),
+    "--set without a value": ("score x --out run --set batch_slots", 2, "--set batch_slots: a key and a value are needed", "batch_slots=8"),
+    "an unknown ensemble": (
+        "score pictures --out run --ensemble tinny",
+        2,
+        "tinny: there is no such file, and no ensemble",
+        "did you mean 'tiny'?",
+    ),
+    "an unknown detector": ("check pictures --detector unfid", 2, "unfid: there is no such file, and no detector", "did you mean 'unifd'?"),
+    "an unknown detector to show": ("detectors show unfid", 2, "unfid: there is no such file, and no detector", "did you mean 'unifd'?"),
+    "an unknown recipe": ("train quik --out new", 2, "quik: there is no such file, and no recipe", "did you mean 'quick'?"),
+    "an unknown status": ("results RUN --status corrupt", 2, "'corrupt' is not one of", "'corrupt_image'"),
+    "an unknown status to retry": ("score pictures --out run --retry late", 2, "--retry late: not a status of", "source_timeout"),
+    "an unknown generator": ("results RUN --generator fluxx", 2, "RUN: this run named no generators", "touchstone runs rescore"),
+    "an unknown column": ("results RUN --sort scroe", 2, "there is no column scroe to sort by", "did you mean 'score'?"),
+    "labels without the columns": (
+        "evaluate RUN --labels labels.csv --out e",
+        2,
+        "labels.csv: labels need the column `label`",
+        "it has none of them",
+    ),
+    "missing weights": ("check pictures --detector unifd", 4, "unifd: no weights", "touchstone detectors fetch unifd"),
+    "a licence that is not accepted": (
+        "check pictures --ensemble published",
+        4,
+        "its licence is not accepted yet: CC-BY-NC-4.0",
+        "touchstone detectors fetch openfake-swinv2",
+    ),
+    "an endpoint that is not there": (
+        "score --endpoint http://127.0.0.1:9 pictures",
+        5,
+        "http://127.0.0.1:9: the endpoint cannot be reached: nothing listens there",
+        "touchstone serve",
+    ),
+    "not the URL of an endpoint": (
+        "score --endpoint 127.0.0.1:9 pictures",
+        2,
+        "127.0.0.1:9: not the URL of an endpoint",
+        "http://localhost:8000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "code", "happened", "advice"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_answered_with_what_where_and_what_to_do(words, code, happened, advice, folder, plain_run, capsys):  # noqa: F811
+    run = str(plain_run)
+    assert main([word.replace("RUN", run) for word in words.split()]) == code
+    said = capsys.readouterr().err
+    assert happened.replace("RUN", run).replace("HERE", str(folder)) in said
+    assert advice.replace("HERE", str(folder)) in said
+    assert "Traceback" not in said
+
+
+def test_the_command_alone_shows_the_core(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"^  demo +Score a small sample archive", said, re.M)
+    assert "touchstone check photo.jpg folder/" in said
+
+
+def test_a_wrong_token_is_said_without_the_token(folder, capsys):
+    with ScriptedEndpoint() as endpoint:
+        endpoint.token = "another"
+        assert main(["score", "--endpoint", endpoint.url, "--token-file", "token", "pictures"]) == 2
+    said = capsys.readouterr().err
+    assert endpoint.url in said
+    assert "--token-file" in said
+    assert "wrong" not in said.replace("is wrong", "")
+
+
+def test_a_port_in_use_is_named(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert f"127.0.0.1:{port}" in said
+    assert "--port" in said
+
+
+def test_a_folder_of_texts_is_said_to_have_no_image(folder, tmp_path, capsys, off_ray):
+    """Not one image is no failure of the run, whose exit code is 0; but no bottleneck is named, and the first line says it."""
+    assert main(["score", "texts", "--ensemble", "tiny", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("None of the 3 files is an image that Touchstone reads: nothing was scored.\n")
+    assert "bottleneck" not in said
+    assert main(["check", "texts"]) == 3
+    assert "text, not an image" in capsys.readouterr().out
+
+
+def test_too_large_an_image_is_refused_before_it_is_decoded(capsys):
+    assert main(["check", "huge.png"]) == 3
+    said = capsys.readouterr().out
+    assert "image_too_large" in said
+    assert "60000 × 60000 pixels" in said
+    assert "max_whole_pixels (120 MP)" in said
+
+
+def test_names_that_are_not_utf_8(folder, tmp_path, capsys, off_ray):
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / os.fsdecode(NOT_UTF8)).write_bytes((folder / "pictures" / "0.png").read_bytes())
+    assert main(["score", str(odd), "--ensemble", "tiny", "--out", str(tmp_path / "run")]) == 0
+    assert main(["results", str(tmp_path / "run")]) == 0
+    assert main(["results", str(tmp_path / "run"), "--json"]) == 0
+    assert main(["check", str(odd), "--ensemble", "tiny"]) == 0
+    said = capsys.readouterr()
+    assert "caf%E9.png" in said.out or "caf\\udce9.png" in said.out
+    assert said.out.encode("utf-8")
+
+
+def s3_without(monkeypatch, *names, **values):
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    settings = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1", "AWS_CONFIG_FILE": os.devnull}
+    for name, value in {**settings, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, **values}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_bucket_without_credentials(monkeypatch, capsys):
+    s3_without(monkeypatch, *KEYS)
+    assert main(["score", "s3://photos/2024", "--ensemble", "tiny", "--out", "run"]) == 5
+    said = capsys.readouterr().err
+    assert "cannot list s3://photos/2024: no usable credentials" in said
+    assert "AWS_ACCESS_KEY_ID" in said
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """S3's answer to a key that it does not know."""
+
+    def do_GET(self):
+        body = b"<Error><Code>InvalidAccessKeyId</Code><Message>The AWS Access Key Id you provided does not exist.</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_bucket_with_wrong_keys(monkeypatch, capsys):
+    with HttpServer(_Refusing) as server:
+        s3_without(monkeypatch, *KEYS, AWS_ENDPOINT_URL=server.url, AWS_ACCESS_KEY_ID="AKIAWRONG", AWS_SECRET_ACCESS_KEY="secret-of-mine")
+        assert main(["score", "s3://photos/2024", "--ensemble", "tiny", "--out", "run"]) == 5
+    said = capsys.readouterr().err
+    assert "cannot list s3://photos/2024: The AWS Access Key Id you provided does not exist." in said
+    assert "bucket 'photos' needs s3:ListBucket" in said
+    assert "secret-of-mine" not in said
+
+
+@pytest.mark.slow  # botocore and we try again
+def test_an_s3_endpoint_that_is_not_there(monkeypatch, capsys):
+    s3_without(monkeypatch, *KEYS, AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")
+    assert main(["score", "s3://photos/2024", "--ensemble", "tiny", "--out", "run"]) == 5
+    said = capsys.readouterr().err
+    assert "cannot list s3://photos/2024: nothing answers there (AWS_ENDPOINT_URL is http://127.0.0.1:9)" in said
+    assert "check the network to bucket 'photos' and AWS_ENDPOINT_URL" in said
+
+
+def child(words, **more):
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=120, check=False, **more)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_folder_without_rights_as_an_ordinary_user(folder, tmp_path):
+    """In this process's own copy, since the folders above those of tests are root's alone, and so may be Touchstone's."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "a.png").write_bytes(b"")
+    code = (
+        "import os, sys\nfrom ray_app.cli.main import main\nimport ray_app.scoring.run, ray_app.runs, ray_app.cli.score, ray_app.reports\n"
+        "import ray_app.inference.ensemble, ray_app.detectors, ray_app.ensembles\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "sys.exit([main(words.split()) for words in sys.argv[1:]][0])"
+    )
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and "pytest" in str(parent):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    words = [f"score {closed} --ensemble tiny --out {tmp_path}/run", f"score {tmp_path} --ensemble tiny --out {closed}/run"]
+    for arguments, said in zip(
+        words, (f"cannot list {closed}: Permission denied", f"cannot list {closed}/run/manifest: Permission denied"), strict=True
+    ):
+        done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 5, done.stderr
+        assert said in done.stderr
+        assert "check the permissions of that path" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk(plain_run):  # noqa: F811
+    """/dev/full for what is printed; a limit on the size of files for what is written."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "results", str(plain_run)], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr == "touchstone: cannot write: No space left on device\n  → make room there, then run the same command again\n"
+
+
+def test_no_room_for_the_rows(plain_run, tmp_path):  # noqa: F811
+    code = (
+        "import resource, sys\nfrom ray_app.cli.main import main\n"
+        "import ray_app.runs.selection, ray_app.runs.table_files, ray_app.reports\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\nsys.exit(main(sys.argv[1:]))"
+    )
+    words = ["results", str(plain_run), "--out", str(tmp_path / "rows.csv")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.startswith("touchstone: cannot write: File too large")
+    assert "make room there, then run the same command again" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["results RUN --json", "detectors list", "detectors list --json", "--help", "check pictures --json"])
+def test_a_closed_pipe_is_a_quiet_end(words, plain_run):  # noqa: F811
+    """Nobody reads from the beginning, which is what `head` comes to."""
+    command = [*COMMAND, *(word.replace("RUN", str(plain_run)) for word in words.split())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(120) == 0
+
+
+def test_a_connection_that_breaks_is_not_taken_for_the_pipe(monkeypatch, capsys):
+    def breaks(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("ray_app.cli.check._listed", breaks)
+    with open(os.devnull, "w") as read:
+        monkeypatch.setattr(sys, "stdout", read)
+        assert main(["check", "pictures"]) == 5
+    assert "the other side closed a connection" in capsys.readouterr().err
+
+
+def test_the_process_ends_after_the_handlers_of_atexit_and_before_python_is_taken_apart():
+    """Else a thread of Arrow that drops its last buffer then aborts the process: five times in 100 `results --json | head -1`."""
+    code = (
+        "import atexit, sys\nfrom ray_app.cli import main\n"
+        "class Late:\n    def __del__(self): print('taken apart', file=sys.stderr)\n"
+        "late = Late()\nmain.main = lambda *_, **__: atexit.register(print, 'handler') and 3\nmain.script()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "handler\n", "")
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on_and_that_works(folder, tmp_path):
+    """The whole of stderr is ours: no line of a raylet, no warning, neither when interrupted nor when resumed."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(400):
+        (many / f"{number}.png").symlink_to(folder / "pictures" / f"{number % 3}.png")
+    words = ["score", str(many), "--ensemble", "tiny", "--out", str(tmp_path / "run"), "--set", "block_members=4"]
+    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = process.stderr.readline()
+    while not list((tmp_path / "run" / "parts").rglob("*.parquet")):
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    lines = [first.strip(), *rest.strip().splitlines()]
+    assert process.returncode == 130, lines
+    assert lines[0].startswith("400 files in ")
+    assert lines[-1].startswith("resume: ")
+    ours = ("400 files in", "stopping: SIGINT", "score  ", "interrupted;", "resume: ")
+    assert [line for line in lines if line and not line.startswith(ours)] == []  # click ends the line that a terminal has ^C in
+    again = child(shlex.split(lines[-1])[2:])
+    assert again.returncode == 0, again.stderr
+    assert re.match(r"400 files: ", again.stdout)
+    assert [line for line in again.stderr.strip().splitlines() if not re.match(r"400 files in|score  ", line)] == []
+    assert not Path(tmp_path / "run" / "lease.json").exists()

@@ -1,0 +1,109 @@
+"""What the reference is made of: Markdown that means what the text said, links that hold, nothing left out."""
+
+import json
+from html import unescape
+from pathlib import Path
+
+import markdown as python_markdown
+import pytest
+
+from docs_site import settings
+from docs_site.markdown import code, docstring, notebook_page, prose, relinked, spaced, table
+from ray_app.datasets.split_index import SplitConfig
+from ray_app.errors import EXIT_MEANING, ExitCode
+from ray_app.runs.schema import COLUMN_MEANING
+from ray_app.scoring.config import ScoreConfig
+from ray_app.training.config import TrainConfig
+from tests.docs.site import every_column
+
+PAGES = {"README.md": "index.md", "SECURITY.md": "project/security.md"}
+
+
+def html(text):
+    return python_markdown.markdown(text, extensions=["tables", "fenced_code"])
+
+
+@pytest.mark.parametrize("text", ["*.jpg and a_b_c", "[link](x)", "<lora:name>", "a | b", "&#42;", "1. one", "# head", "{job}"])
+def test_plain_text_stays_what_it_was(text):
+    for made in (prose(text), code(text)):
+        assert text in unescape(html(table(["head"], [[made]])))
+
+
+def test_a_docstring_keeps_its_lines_where_they_mean_something():
+    page = docstring("Does it.\n\n    One paragraph\n    of `two` lines.\n\n    \b\n    touchstone demo\n    touchstone check a.jpg\n")
+    assert "One paragraph of <code>two</code> lines." in page
+    assert "```text\ntouchstone demo\ntouchstone check a.jpg\n```" in page
+
+
+def test_a_notebook_becomes_a_page():
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+        {"cell_type": "code", "source": ["1 + 1"], "outputs": [{"data": {"text/plain": ["2"]}}]},
+        {"cell_type": "code", "source": ["x"], "outputs": [{"data": {"text/html": ["<b>x</b>"], "text/plain": ["x"]}}]},
+    ]
+    page = notebook_page(json.dumps({"cells": cells}))
+    assert page.startswith("# Title\ntext\n\n```python\n1 + 1\n```\n\n```text\n2\n```")
+    assert "<b>x</b>" in page
+
+
+@pytest.mark.parametrize(
+    ("source", "page", "link", "becomes"),
+    [
+        ("CHANGELOG.md", "project/changelog.md", "[a](docs/trust.md#audit)", "[a](../trust.md#audit)"),
+        ("CHANGELOG.md", "project/changelog.md", "![a](docs/page.png)", "![a](../page.png)"),
+        ("CHANGELOG.md", "project/changelog.md", "[a](SECURITY.md)", "[a](security.md)"),
+        ("docs/tables.md", "tables.md", "[a](../README.md)", "[a](index.md)"),
+        ("docs/tables.md", "tables.md", "[a](trust.md)", "[a](trust.md)"),
+        ("docs/tables.md", "tables.md", "[`a`](../configs/serve/x.yaml)", "`a`"),
+        ("docs/tables.md", "tables.md", "[a](https://delta.io)", "[a](https://delta.io)"),
+        ("docs/tables.md", "tables.md", "[a](#columns)", "[a](#columns)"),
+        ("docs/tables.md", "tables.md", "```\n[a](../README.md)\n```", "```\n[a](../README.md)\n```"),
+    ],
+)
+def test_links_hold_on_the_site(source, page, link, becomes):
+    assert relinked(f"See\n{link}\n", source, page, PAGES) == f"See\n{becomes}\n"
+
+
+@pytest.mark.parametrize("text", ["Head.\n- one\n- two\n", "Head.\n\n- one\n  more\n- two\n", "Head.\n1. one\n2. two\n"])
+def test_a_list_that_follows_a_paragraph_is_a_list(text):
+    made = html(spaced(text))
+    assert made.startswith("<p>Head.</p>")
+    assert made.count("<li>") == 2
+
+
+def test_lines_of_code_are_no_list():
+    code_block = "```\na\n- b\n```\n"
+    assert spaced(code_block) == code_block
+
+
+def test_every_column_and_exit_code_has_a_meaning():
+    assert every_column() == set(COLUMN_MEANING)
+    assert set(ExitCode) == set(EXIT_MEANING)
+
+
+def test_keys_are_those_that_a_config_takes():
+    keys = {key.path for key in settings.keys_of(ScoreConfig)}
+    assert {"source", "limits.max_bytes", "cluster.stall_timeout_s", "prices.per_hour"} <= keys
+    assert settings.pages()["score"].count("\n| <code>") == len(keys)
+    of_evaluation = {key.path for key in settings.keys_of(settings.CONFIGS["evaluate"][0])}
+    assert "score" in of_evaluation
+    assert "score.source" not in of_evaluation, "these keys have a page of their own"
+
+
+def test_a_key_says_what_its_field_docstring_or_option_says():
+    said = {key.path: settings.meaning_of(key, "touchstone train") for key in settings.keys_of(TrainConfig)}
+    assert said["departures"] == "where they differ from those, and why"
+    assert said["out"].startswith("where card, weights")
+    of_split = {key.path: settings.meaning_of(key, "touchstone data split") for key in settings.keys_of(SplitConfig)}
+    assert of_split["seed"]
+
+
+def test_no_page_is_long():
+    pages = (Path(__file__).resolve().parents[2] / "docs").rglob("*.md")
+    assert {page.name: lines for page in pages if (lines := page.read_text(encoding="utf-8").count("\n")) > 300} == {}
+
+
+@pytest.mark.parametrize("name", ["score", "serve", "pack", "filter"])
+def test_every_key_of_a_run_and_of_an_endpoint_has_a_meaning(name):
+    model, command = settings.CONFIGS[name]
+    assert [key.path for key in settings.keys_of(model) if not settings.meaning_of(key, command)] == []

@@ -1,0 +1,355 @@
+"""What people call from Python, as they would write it: every call gives the score of the file itself, or says what is accepted."""
+
+import copy
+import io
+import pickle
+from collections import UserList
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+import ray_app
+from ray_app.errors import ConfigError, Status
+from tests.http_server import HttpServer
+from tests.images.factory import encoded, photo
+
+DETECTOR = "touchstone-tiny"
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return ray_app.load_ensemble("tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three PNGs (so that pixels are what the file says), one of them below; a text; and a file that is cut short."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "below").mkdir()
+    for seed, name in enumerate(("a.png", "b.png", "below/c.png")):
+        (folder / name).write_bytes(encoded(photo(160, 120, seed=seed), "PNG"))
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "z.jpg").write_bytes(encoded(photo(160, 120), "JPEG")[:600])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(ensemble, folder):
+    """The score of each picture, by its name, as `score(path)` has it."""
+    return {name: ensemble.score(folder / name).score for name in ("a.png", "b.png", "below/c.png")}
+
+
+@pytest.fixture(scope="module")
+def web(folder):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            file = folder / self.path.partition("?")[0].lstrip("/")
+            data = file.read_bytes() if file.is_file() else b"nothing"
+            self.send_response(200 if file.is_file() else 404)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    with HttpServer(Handler) as server:
+        yield server.url
+
+
+def pixels(folder):
+    return np.asarray(Image.open(folder / "a.png"))
+
+
+ONE = {
+    "path as str": lambda folder: str(folder / "a.png"),
+    "Path": lambda folder: folder / "a.png",
+    "file URL": lambda folder: f"file://{folder}/a.png",
+    "bytes": lambda folder: (folder / "a.png").read_bytes(),
+    "bytearray": lambda folder: bytearray((folder / "a.png").read_bytes()),
+    "memoryview": lambda folder: memoryview((folder / "a.png").read_bytes()),
+    "open file": lambda folder: (folder / "a.png").open("rb"),
+    "buffer that was written to its end": lambda folder: _saved(folder),
+    "PIL, not loaded yet": lambda folder: Image.open(folder / "a.png"),
+    "array H×W×3": pixels,
+    "array H×W×4": lambda folder: np.dstack([pixels(folder), np.full((120, 160), 255, np.uint8)]),
+    "array turned twice": lambda folder: np.flip(np.flip(pixels(folder), 0).copy(), 0),
+    "array of the file's bytes": lambda folder: np.fromfile(folder / "a.png", np.uint8),
+    "tensor 3×H×W": lambda folder: torch.from_numpy(pixels(folder).copy()).permute(2, 0, 1),
+    "tensor H×W×3": lambda folder: torch.from_numpy(pixels(folder).copy()),
+    "dict with bytes": lambda folder: {"bytes": (folder / "a.png").read_bytes(), "path": None},
+    "dict with a path": lambda folder: {"bytes": None, "path": str(folder / "a.png")},
+}
+
+
+def _saved(folder):
+    buffer = io.BytesIO()
+    Image.open(folder / "a.png").save(buffer, "PNG")
+    return buffer
+
+
+@pytest.mark.parametrize("given", ONE)
+def test_one_thing_gives_one_result(ensemble, folder, expected, given):
+    result = ensemble.score(ONE[given](folder))
+    assert isinstance(result, ray_app.Result)
+    assert (result.status, result.score) == (Status.OK, expected["a.png"])
+    assert ensemble(ONE[given](folder)).score == expected["a.png"]
+
+
+def test_grey_pixels_are_the_picture_in_grey(ensemble):
+    grey = np.asarray(photo(160, 120).convert("L"))
+    in_colour = ensemble.score(np.dstack([grey] * 3)).score
+    assert {ensemble.score(one).score for one in (grey, grey[..., None], torch.from_numpy(grey.copy()))} == {in_colour}
+
+
+def series(folder):
+    return pd.Series([str(folder / "a.png"), str(folder / "b.png")])
+
+
+MANY = {
+    "list of paths": lambda folder: [str(folder / "a.png"), folder / "b.png"],
+    "tuple of bytes": lambda folder: tuple((folder / name).read_bytes() for name in ("a.png", "b.png")),
+    "list of anything": lambda folder: [Image.open(folder / "a.png"), {"bytes": (folder / "b.png").read_bytes()}],
+    "generator": lambda folder: (folder / name for name in ("a.png", "b.png")),
+    "map": lambda folder: map(Image.open, (folder / "a.png", folder / "b.png")),
+    "other sequence": lambda folder: UserList([folder / "a.png", folder / "b.png"]),
+    "glob": lambda folder: f"{folder}/*.png",
+    "pathlib's glob": lambda folder: sorted(folder.glob("*.png")),
+    "array N×H×W×3": lambda folder: np.stack([np.asarray(Image.open(folder / name)) for name in ("a.png", "b.png")]),
+    "tensor N×3×H×W": lambda folder: torch.stack(
+        [torch.from_numpy(np.array(Image.open(folder / n))).permute(2, 0, 1) for n in ("a.png", "b.png")]
+    ),
+    "pandas column": series,
+    "pyarrow column": lambda folder: pa.table({"bytes": [(folder / name).read_bytes() for name in ("a.png", "b.png")]})["bytes"],
+    "column of datasets": lambda folder: hub(folder)["image"],
+    "column of datasets, not decoded": lambda folder: hub(folder).cast_column("image", datasets.Image(decode=False))["image"],
+    "column of datasets, streamed": lambda folder: hub(folder).to_iterable_dataset()["image"],
+    "list of a column": lambda folder: hub(folder)["image"][:],
+}
+
+
+def hub(folder, names=("a.png", "b.png")):
+    data = {"image": [str(folder / name) for name in names], "label": [0] * len(names)}
+    return datasets.Dataset.from_dict(data).cast_column("image", datasets.Image())
+
+
+@pytest.mark.parametrize("given", MANY)
+def test_many_give_results_in_order(ensemble, folder, expected, given):
+    results = ensemble.score(MANY[given](folder))
+    assert iter(results) is results
+    assert [result.score for result in results] == [expected["a.png"], expected["b.png"]]
+
+
+def test_a_folder_is_all_that_lies_in_it(ensemble, folder, expected):
+    found = {Path(result.source).relative_to(folder).as_posix(): result for result in ensemble.score(folder)}
+    assert list(found) == ["a.png", "b.png", "below/c.png", "notes.txt", "z.jpg"]
+    assert {name: one.score for name, one in found.items() if one.status is Status.OK} == expected
+    assert (found["notes.txt"].status, found["z.jpg"].status) == (Status.UNSUPPORTED_FORMAT, Status.TRUNCATED_IMAGE)
+
+
+def test_urls(ensemble, folder, expected, web):
+    assert ensemble.score(f"{web}/a.png").score == expected["a.png"]
+    found = list(ensemble.score([f"{web}/b.png?token=secret", f"{web}/none.png", f"{web}/a.png"]))
+    assert [one.score for one in found] == [expected["b.png"], None, expected["a.png"]]
+    assert found[1].status is Status.SOURCE_MISSING
+    assert found[0].source == f"{web}/b.png"
+
+
+def test_one_file_or_a_prefix_of_another_store(ensemble, folder, expected):
+    store = fsspec.filesystem("memory")
+    for name in ("a.png", "b.png"):
+        store.pipe(f"/calls/{name}", (folder / name).read_bytes())
+    assert ensemble.score("memory://calls/a.png").score == expected["a.png"]
+    for many in ("memory://calls", "memory://calls/", "memory://calls/*.png"):
+        found = {result.source.rpartition("/")[2]: result.score for result in ensemble.score(many)}
+        assert found == {name: expected[name] for name in ("a.png", "b.png")}
+    assert ensemble.score("memory://calls/none.png").status is Status.SOURCE_MISSING
+    with pytest.raises(ConfigError, match=r"memory://none/\*.png: no such file or folder"):
+        ensemble.score("memory://none/*.png")
+
+
+def test_a_batch_of_ray_data(ensemble, folder, expected):
+    """As `map_batches` passes it: arrays by column; those of `read_images` are called `image`."""
+    files = np.array([(folder / "a.png").read_bytes(), b"text"], object)
+    out = ensemble({"bytes": files, "id": np.array([1, 2])})
+    assert list(out) == ["bytes", "id", "status", "verdict", "probability", "score", f"score_{DETECTOR}"]
+    assert list(out["status"]) == ["ok", "unsupported_format"]
+    np.testing.assert_array_equal(out["score"], [expected["a.png"], np.nan])
+    assert ensemble({"image": pixels(folder)[None], "path": np.array(["x"])})["score"].tolist() == [expected["a.png"]]
+
+
+def test_map_of_datasets(ensemble, folder, expected):
+    scored = hub(folder, ("a.png", "below/c.png", "z.jpg")).map(ensemble, batched=True, batch_size=2)
+    assert scored["score"][:] == [expected["a.png"], expected["below/c.png"], None]
+    assert scored["status"][2] == "truncated_image"  # a file that datasets themselves would stop at
+    assert scored.features["image"] == datasets.Image()
+    assert scored.column_names == ["image", "label", "status", "verdict", "probability", "score", f"score_{DETECTOR}"]
+    renamed = hub(folder).rename_column("image", "scan").map(ensemble, batched=True)
+    assert renamed["score"][:] == [expected["a.png"], expected["b.png"]]
+
+
+def test_which_column_has_the_images(ensemble, folder):
+    two = {"left": [Image.open(folder / "a.png")], "right": [Image.open(folder / "b.png")], "id": [1]}
+    with pytest.raises(ConfigError, match="left and right have images; the columns are: left, right, id"):
+        ensemble(two)
+    right = ray_app.load_ensemble("tiny", image_column="right")(two)
+    assert right["score"] == [ensemble.score(folder / "b.png").score]
+    with pytest.raises(ConfigError, match="none of its columns has images; the columns are: label, text"):
+        ensemble({"label": [0], "text": ["a"]})
+    with pytest.raises(ConfigError, match="no column 'right'; its columns are: id"):
+        ray_app.load_ensemble("tiny", image_column="right")({"id": [1]})
+
+
+def test_sources_are_what_one_finds_an_image_by(ensemble, folder):
+    data = (folder / "a.png").read_bytes()
+    results = list(ensemble.score([data, folder / "a.png", Image.open(folder / "b.png"), {"bytes": data, "path": "named.png"}, None]))
+    assert [one.source for one in results] == [0, str(folder / "a.png"), str(folder / "b.png"), "named.png", 4]
+    assert (ensemble.score(data).source, ensemble.score(folder / "a.png").source) == (None, str(folder / "a.png"))
+    assert repr(results[4]) == "Result(source=4, status='empty_file', detail='no image was given here: it is missing (None)')"
+
+
+def test_what_cannot_be_scored_is_a_row(ensemble, folder):
+    closed = Image.open(folder / "a.png")
+    closed.close()
+    shut = (folder / "a.png").open("rb")
+    shut.close()
+    rows = ensemble.score([folder / "none.png", None, float("nan"), closed, shut, b"", folder, np.zeros((0, 4, 3), np.uint8), "*.png"])
+    assert [(one.status.value, one.verdict) for one in rows] == [
+        ("source_missing", None),
+        ("empty_file", None),
+        ("empty_file", None),
+        ("corrupt_image", None),
+        ("source_denied", None),
+        ("empty_file", None),
+        ("unsupported_format", None),
+        ("empty_file", None),
+        ("source_missing", None),
+    ]
+    assert ensemble.score("no-such-picture.jpg").status is Status.SOURCE_MISSING
+    assert "give it alone, as score(FOLDER)" in next(ensemble.score([folder])).detail
+
+
+WRONG = {
+    "a number": (3, "cannot score an int. Accepted are: a path or URL"),
+    "None": (None, "cannot score None: there is no image"),
+    "a row of a dataset": ({"image": 1, "label": 0}, "a dict with the keys image, label; if one of them has the image, give that one"),
+    "a table": (pd.DataFrame({"path": ["a.png"]}), "a DataFrame, a table with the columns path; give one of them"),
+    "an arrow table": (pa.table({"bytes": [b"x"]}), "a Table, a table with the columns bytes; give one of them"),
+    "lists in a list": ([["a.png"]], "a list, image 0 of those given"),
+    "a wrong one among right ones": (["a.png", 5], "an int, image 1 of those given"),
+    "a text file": (io.StringIO("x"), r"a file opened as text; open it with open\(path, 'rb'\)"),
+    "floats": (np.zeros((8, 8, 3)), r"a ndarray of 8×8×3, float64; pixels are uint8: \(x \* 255\).round\(\).astype\('uint8'\)"),
+    "a float tensor": (torch.zeros(3, 8, 8), r"a Tensor of 3×8×8, float32; pixels are uint8: \(x \* 255\).round\(\).to\(torch.uint8\)"),
+    "channels first": (np.zeros((3, 8, 9), np.uint8), r"a ndarray of 3×8×9, uint8: the last dimension .* try x.transpose\(1, 2, 0\)"),
+    "channels anywhere": (torch.zeros(3, 8, 3, dtype=torch.uint8), "its channels may be the first or the last"),
+    "no channels": (torch.zeros(7, 8, 9, dtype=torch.uint8), "neither the first nor the last dimension is 1, 3 or 4 channels"),
+    "numbers": (np.zeros(4), "a ndarray of 4, float64"),
+    "a module": (io, "cannot score a module"),
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_a_wrong_type_is_told_what_is_accepted(ensemble, given):
+    thing, message = WRONG[given]
+    with pytest.raises(TypeError, match=message) as caught:
+        ensemble.score(thing)
+    assert "Accepted are: a path or URL (str or pathlib.Path), a folder or a glob" in str(caught.value)
+    assert isinstance(caught.value, ConfigError)
+
+
+def test_a_dataset_is_told_to_give_its_column(ensemble, folder):
+    with pytest.raises(TypeError, match=r"a Dataset, a table with the columns image, label; give one of them, as score\(table\[COLUMN\]\)"):
+        ensemble.score(hub(folder))
+
+
+def test_a_glob_of_nothing_is_an_error(ensemble, folder):
+    with pytest.raises(ConfigError, match=r"\*.webp: no such file or folder"):
+        ensemble.score(f"{folder}/*.webp")
+
+
+def test_results_come_as_they_are_read(ensemble, folder):
+    """The first is there after one batch, and no more is read than is wanted."""
+    taken = []
+
+    def endless():
+        for number in range(10**9):
+            taken.append(number)
+            yield folder / ("a.png", "b.png")[number % 2]
+
+    results = ensemble.score(endless(), batch_size=2)
+    assert taken == []
+    next(results)
+    assert len(taken) == 2
+    for _ in range(40):
+        next(results)
+    assert len(taken) <= 2 + 4 + 8 + 16 + 16
+
+
+def test_results_by_number_and_by_turn(ensemble, folder):
+    results = ensemble.score([folder / "a.png", folder / "b.png", folder / "none.png"])
+    assert (results[1].source, results[0].source, results.count) == (str(folder / "b.png"), str(folder / "a.png"), 3)
+    assert next(results).source == str(folder / "a.png")
+    with pytest.raises(IndexError, match="result 0 was taken before"):
+        results[0]
+    with pytest.raises(TypeError, match=r"list\(results\) can be cut and read backwards"):
+        results[-1]
+    with pytest.raises(IndexError, match="there is no result 3"):
+        results[3]
+    assert [one.status.value for one in results] == ["ok", "source_missing"]
+
+
+def test_frames(ensemble, folder):
+    frame = ensemble.score([folder / "a.png", b"text"]).to_frame()
+    assert frame["source"].tolist() == [str(folder / "a.png"), 1]
+    assert frame["status"].tolist() == ["ok", "unsupported_format"]
+    assert frame[f"score_{DETECTOR}"][0] == frame["score"][0] == ensemble.score(folder / "a.png").score
+    assert (frame["width"][0], frame["verdict"][0]) == (160, ensemble.score(folder / "a.png").verdict)
+    assert list(ensemble.score([]).to_frame())[:4] == ["source", "status", "detail", "verdict"]
+
+
+def test_batch_sizes_and_progress(ensemble, folder, expected, capsys):
+    names = list(expected)
+    found = list(ensemble.score([folder / name for name in names], batch_size=1, progress=True))
+    assert [one.score for one in found] == pytest.approx(list(expected.values()), abs=1e-5)
+    printed = capsys.readouterr()
+    assert "tiny: 100%" in printed.err
+    assert "3/3" in printed.err
+    assert printed.out == ""
+    assert ray_app.load_ensemble("tiny", batch_size=2).spec.slots == 2
+    assert ensemble.spec.slots == 4
+    with pytest.raises(ConfigError, match="batch_size is 0, and must be a whole number from 1"):
+        ensemble.score(folder / "a.png", batch_size=0)
+
+
+def test_devices():
+    assert ray_app.load_ensemble("tiny").spec.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert ray_app.load_detector(DETECTOR, device="cpu").spec.device == "cpu"
+    with pytest.raises(ConfigError, match="device 'gpu' is none that PyTorch knows: auto, cpu, cuda or cuda:0"):
+        ray_app.load_ensemble("tiny", device="gpu")
+
+
+def test_threads_and_copies(ensemble, folder, expected):
+    paths = [folder / name for name in expected] * 4
+    with ThreadPoolExecutor(4) as pool:
+        assert [one.score for one in pool.map(ensemble.score, paths)] == list(expected.values()) * 4
+    for other in (pickle.loads(pickle.dumps(ensemble)), copy.deepcopy(ensemble)):
+        assert other.spec == ensemble.spec
+        assert other.score(folder / "a.png").score == expected["a.png"]
+
+
+def test_the_package_shows_what_it_has():
+    assert {"load_ensemble", "load_detector", "load_run", "list_ensembles", "list_detectors", "Ensemble", "Result"} <= set(dir(ray_app))
+    assert {"default", "tiny"} <= set(ray_app.list_ensembles())
+    assert DETECTOR in ray_app.list_detectors()
+    assert all(getattr(ray_app, name) is not None for name in dir(ray_app))

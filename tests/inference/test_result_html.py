@@ -1,0 +1,96 @@
+"""What a notebook shows of results: the picture, a bar per detector, and nothing that a hostile file could put there."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ray_app
+from ray_app.inference import result_html
+from tests.images.factory import encoded, photo
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'&\u202egpj.exe"
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return ray_app.load_ensemble("tiny")
+
+
+def pictures(html):
+    """The pictures in a piece of HTML, decoded."""
+    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+def test_a_result_has_its_picture_small_and_a_bar_per_detector(ensemble, tmp_path):
+    large = photo(900, 300)
+    (tmp_path / "large.png").write_bytes(encoded(large, "PNG"))
+    data, array = (tmp_path / "large.png").read_bytes(), np.asarray(large)
+    for given in (tmp_path / "large.png", data, io.BytesIO(data), large, array):
+        html = ensemble.score(given)._repr_html_()
+        drawn = pictures(html)
+        assert [one.size for one in drawn] == ([] if isinstance(given, io.BytesIO) else [(240, 80)])
+        assert len(html) < 40_000
+        assert html.count("<tr>") == 1
+        assert "touchstone-tiny" in html
+        assert "no evidence found" in html
+        assert "(not calibrated)" in html
+        assert "A demonstration" in html
+    assert large.size == (900, 300)  # and is as it was
+
+
+def test_a_bar_is_as_long_as_its_detector_is_sure():
+    row = {"source": "x", "status": "ok", "verdict": "fake", "probability": 0.9999, "calibrated": True,
+           "scores": {"one": 2.0, "two": -2.0, "mute": None}}  # fmt: skip
+    html = result_html.card(row, None)
+    assert re.findall(r"width:([\d.]+)%", html) == ["88.1", "11.9", "0.0"]
+    assert [number in html for number in ("+2.00", "−2.00", "no score", "over 99.9 %", "flagged as fake")] == [True] * 5
+    assert "not calibrated" not in html
+
+
+def test_a_hostile_name_is_text(ensemble, tmp_path):
+    path = tmp_path / HOSTILE.replace("/", "")
+    path.write_bytes(encoded(photo(160, 120), "PNG"))
+    for html in (
+        ensemble.score(path)._repr_html_(),
+        ensemble.score([path])._repr_html_(),
+        ensemble.score([path, path / "x"])._repr_html_(),
+    ):
+        assert "<img src=x" not in html
+        assert "\u202e" not in html
+        assert "&lt;img src=x onerror=alert(1)&gt;" in html
+    row = {"source": 1, "status": "corrupt_image", "detail": "<script>alert(1)</script>", "scores": {}}
+    assert "<script>" not in result_html.card(row, None)
+
+
+def test_no_picture_where_there_is_none_any_more(ensemble, tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(photo(160, 120), "PNG"))
+    result, failed = ensemble.score(tmp_path / "a.png"), ensemble.score(b"text")
+    (tmp_path / "a.png").unlink()
+    assert pictures(result._repr_html_()) == []
+    assert "no evidence found" in result._repr_html_()
+    assert "<b>not scored</b> · unsupported_format" in failed._repr_html_()
+
+
+def test_a_stream_keeps_no_pictures(ensemble):
+    """The caller of a list holds its images anyway; of a stream, results would be the only ones that do."""
+    files = [encoded(photo(160, 120, seed=seed), "PNG") for seed in range(3)]
+    assert [len(pictures(one._repr_html_())) for one in ensemble.score(files)] == [1, 1, 1]
+    assert [one.picture for one in ensemble.score(data for data in files)] == [None] * 3
+
+
+def test_of_many_the_first_are_shown_and_none_is_lost(ensemble, tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number:02}.png").write_bytes(encoded(photo(160, 120, seed=number), "PNG"))
+    results = ensemble.score(tmp_path)
+    html = results._repr_html_()
+    assert "Results 1 to 8." in html
+    assert [one.size for one in pictures(html)] == [(96, 72)] * 8
+    assert [Path(one.source).name for one in results] == [f"{number:02}.png" for number in range(12)]
+    assert "No more results: 12 were taken" in results._repr_html_()
+    assert "Results 1 to 2 of 2." in ensemble.score(sorted(tmp_path.iterdir())[:2])._repr_html_()

@@ -1,0 +1,121 @@
+"""`python -m tests.reports.screenshots [DEMO]`: pictures of the pages and the table of their weights for docs/pages.md, of the demo's run.
+
+DEMO is the folder of a `touchstone demo`; without it, one is made. Run it again when a page looks otherwise than it did. It needs Chromium.
+"""
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from tests.reports import pages
+from tests.reports.browser import chromium
+from tests.reports.real_pages import EAGER, paper_pages, weight_of, write_pages
+from tests.serving.http.live import serving
+from tests.serving.page_app import Mood, make_app
+from tests.serving.page_browser import score_many, score_one
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+WIDTH, HEIGHT = 1440, 1000
+MOST_BYTES = 200_000
+DECODED = "Promise.all([...document.images].map(one => one.decode().catch(() => null)))"
+_BEGIN, _END = "<!-- weights: python -m tests.reports.screenshots -->\n", "<!-- end of weights -->\n"
+_NAMES = {
+    "report": "run report", "gallery": "gallery, 60 images of 86", "evidence": "evidence", "check": "check of one picture",
+    "checks": "check of a folder", "evaluation": "evaluation (example)", "comparison": "comparison (example)",
+    "leaderboard": "leaderboard (example)",
+}  # fmt: skip
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place, chromium() as browser:
+        folder = Path(place)
+        demo = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "demo"
+        if len(sys.argv) == 1:
+            subprocess.run([sys.executable, "-m", "ray_app.cli.main", "demo", "--out", str(demo)], check=True)
+        top = json.loads((demo / "run" / "summary.json").read_text())["top"]
+        found = write_pages(str(demo / "run"), top[2]["uri"], folder / "pages")
+        for name in ("evaluation", "comparison", "leaderboard"):
+            found[name] = folder / f"{name}.html"
+            found[name].write_text(pages.page_of(name), encoding="utf-8")
+        (DOCS / "pages").mkdir(exist_ok=True)
+        weights = dict(_seen(browser, found))
+        weights["endpoint, one image scored"] = _endpoint(browser, demo)
+    text = (DOCS / "pages.md").read_text(encoding="utf-8")
+    before, rest = text.split(_BEGIN)
+    (DOCS / "pages.md").write_text(before + _BEGIN + _table(weights) + _END + rest.split(_END)[1], encoding="utf-8")
+
+
+def _seen(browser, found):
+    """A picture of each page that is the reader's first, and each page's weight."""
+    for name, path in found.items():
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
+        requested = []
+        page.on("request", lambda request, requested=requested: requested.append(request.url))
+        page.goto(path.as_uri())
+        page.evaluate(EAGER)
+        page.evaluate(DECODED)
+        if name == "report":
+            keep(page, DOCS / "report.png")
+            page.evaluate("document.getElementById('h-top').scrollIntoView()")
+        if name in ("report", "gallery", "evidence", "check"):
+            keep(page, DOCS / "pages" / f"{name}.png")
+        if name == "gallery":
+            page.click(".tile button.frame")
+            keep(page, DOCS / "pages" / "enlarged.png")
+            page.keyboard.press("Escape")
+        requests = len([url for url in requested if not url.startswith("data:")])
+        yield _NAMES[name], weight_of(path, page) | {"requests": requests, "paper": paper_pages(page)}
+        page.close()
+
+
+def _endpoint(browser, demo):
+    """The endpoint's page with one image and with several."""
+    photos = [path for path in sorted((demo / "archive" / "desk").rglob("*.jpg")) if path.stat().st_size > 10_000][:8]
+    with serving(make_app(Mood())) as port:
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light", reduced_motion="reduce")
+        transferred = []
+        page.on("response", lambda response: transferred.append(response))
+        page.goto(f"http://127.0.0.1:{port}")
+        page.wait_for_selector("#drop-note:not(:empty)")
+        score_one(page, photos[0].name, photos[0].read_bytes())
+        bodies = [one.body() for one in transferred if one.request.method == "GET" and one.url.startswith("http")]
+        weight = {
+            "bytes": sum(map(len, bodies)), "gzip": None, "elements": page.evaluate("document.querySelectorAll('*').length"),
+            "picture": 0, "requests": len(transferred), "paper": paper_pages(page),
+        }  # fmt: skip
+        keep(page, DOCS / "page.png")
+        keep(page, DOCS / "pages" / "endpoint.png")
+        page.goto(f"http://127.0.0.1:{port}")
+        page.wait_for_selector("#drop-note:not(:empty)")
+        score_many(page, [(path.name, path.read_bytes()) for path in photos])
+        page.evaluate(DECODED)
+        keep(page, DOCS / "pages" / "endpoint-many.png")
+        page.close()
+    return weight
+
+
+def keep(page, path: Path) -> None:
+    """The window as a PNG of few colours, at most 200 KB."""
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    for colours in (256, 128, 64, 32):
+        shot.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= MOST_BYTES:
+            return
+    shot.resize((WIDTH // 2, HEIGHT // 2)).quantize(128).save(path, optimize=True)
+
+
+def _table(weights) -> str:
+    lines = ["| page | HTML | with gzip | requests | elements | largest picture | A4 sheets |", "|---|---|---|---|---|---|---|"]
+    for name, one in weights.items():
+        sizes = [f"{one[key] / 1000:,.0f} kB" if one[key] else "–" for key in ("bytes", "gzip", "picture")]
+        lines.append(f"| {name} | {sizes[0]} | {sizes[1]} | {one['requests']} | {one['elements']:,} | {sizes[2]} | {one['paper']} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

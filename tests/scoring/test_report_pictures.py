@@ -1,0 +1,112 @@
+"""A run report's pictures: few, small, of files as they were listed; whatever became of the archive since, the report is made."""
+
+import os
+import tarfile
+import threading
+
+import pytest
+from PIL import Image
+
+from ray_app.cli.main import main
+from ray_app.ensembles import load_ensemble_card
+from ray_app.errors import InputError, Status
+from ray_app.images import BatchLimits
+from ray_app.inference.small_pictures import PictureSize, SmallPictures
+from ray_app.runs import RunDirectory
+from ray_app.scoring import pictures
+from ray_app.scoring.report import write_report
+from tests.evaluation.evidence.real_run import score_here, write_photos
+from tests.images.factory import bomb_png, encoded, photo
+from tests.reports.page_reader import PageReader
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Photos by themselves, and two in a tar."""
+    folder = write_photos(tmp_path / "archive", 4)
+    with tarfile.open(folder / "box.tar", "w") as box:
+        for seed in (11, 12):
+            path = tmp_path / f"in-{seed}.jpg"
+            path.write_bytes(encoded(photo(320, 240, seed), "JPEG"))
+            box.add(path, path.name)
+    return folder
+
+
+@pytest.fixture
+def run(archive, tmp_path):
+    return RunDirectory.open(score_here(load_ensemble_card("tiny"), archive, tmp_path / "run"))
+
+
+def page_of(run, **options):
+    write_report(run, **options)
+    return PageReader(run.store.read("report.html").decode())
+
+
+def test_every_one_of_the_highest_scores_has_its_picture_those_in_containers_too(run):
+    found = pictures.pictures_of(run, run.read_json("summary.json")["top"])
+    assert len(found) == 6
+    assert all(isinstance(one, bytes) and len(one) <= pictures.SMALL.most_bytes for one in found.values())
+    page = page_of(run)
+    assert len(page.attributes("img")) == 6
+    assert {one["loading"] for one in page.attributes("img")} == {"lazy"}
+    links = {one["href"] for one in page.attributes("a")}
+    assert len(links) == 4
+    assert all(link.startswith("file:///") and link.endswith(".jpg") for link in links)
+
+
+def test_what_became_of_a_file_is_said_in_place_of_its_picture(run, archive):
+    (archive / "photo-0.jpg").unlink()
+    (archive / "photo-1.jpg").write_bytes(bomb_png())
+    os.truncate(archive / "box.tar", 600)
+    page = page_of(run)
+    assert len(page.attributes("img")) == 2
+    assert page.text.count("No picture") == 4
+    assert "source_missing" not in page.text
+
+
+def test_a_report_takes_no_more_than_its_time(run):
+    top = run.read_json("summary.json")["top"]
+    assert set(pictures.pictures_of(run, top, seconds=0.0).values()) <= {
+        "not read in time", "not looked for in its container: the run is too large for that",
+    }  # fmt: skip
+
+
+def test_a_file_that_never_answers_costs_its_picture_and_neither_the_report_nor_the_end_of_the_process(run, archive):
+    (archive / "photo-2.jpg").unlink()
+    os.mkfifo(archive / "photo-2.jpg")  # nobody will ever write to it
+    top = run.read_json("summary.json")["top"]
+    (stuck,) = [row["image_id"] for row in top if row["uri"].endswith("photo-2.jpg")]
+    assert pictures.pictures_of(run, top, seconds=3)[stuck] == "not read in time"
+    assert all(one.daemon for one in threading.enumerate() if one is not threading.main_thread() and one.name == "pictures")
+    (archive / "photo-2.jpg").open("wb").close()  # lets it go
+
+
+def test_pictures_are_left_out_where_that_was_asked_and_stay_out(run, capsys):
+    assert main(["runs", "report", run.store.url, "--no-thumbnails"]) == 0
+    assert "<img" not in run.store.read("report.html").decode()
+    assert main(["runs", "report", run.store.url]) == 0
+    assert "<img" in run.store.read("report.html").decode()
+    run.write_json("summary.json", run.read_json("summary.json") | {"thumbnails": False})
+    assert "img" not in {tag for tag, _ in page_of(run).tags}
+    assert "img" in {tag for tag, _ in page_of(run, thumbnails=True).tags}
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("shape", [(1200, 900), (64, 2000), (20, 10)])
+def test_a_small_picture_keeps_its_shape_and_its_bounds(shape, tmp_path):
+    with SmallPictures(BatchLimits(), PictureSize(240, 10_000)) as small:
+        data, digest = small.of(encoded(photo(*shape), "PNG"))
+    (tmp_path / "small.jpg").write_bytes(data)
+    with Image.open(tmp_path / "small.jpg") as picture:
+        assert picture.format == "JPEG"
+        assert max(picture.size) <= min(240, max(shape))
+        assert abs(picture.width / picture.height - shape[0] / shape[1]) <= 0.6 * max(shape) / min(picture.size) / 10
+        assert not picture.getexif()
+    assert len(data) <= 10_000
+    assert len(digest) == 64
+
+
+def test_a_bomb_has_no_small_picture():
+    with SmallPictures(BatchLimits(), PictureSize(240, 10_000)) as small, pytest.raises(InputError) as refused:
+        small.of(bomb_png())
+    assert refused.value.status is Status.IMAGE_TOO_LARGE

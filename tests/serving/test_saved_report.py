@@ -1,0 +1,118 @@
+"""What a person takes away from the endpoint's page: a report of one image as a file, and notices beside many verdicts."""
+
+import csv
+import io
+import re
+
+import pytest
+
+from tests.reports.real_pages import BROKEN_FIGURES, FITS, paper_pages
+from tests.serving.page_app import shipped_ensemble
+from tests.serving.page_browser import PHOTO, encoded, needs_browser, score_many, score_one
+
+pytestmark = needs_browser
+
+
+@pytest.fixture
+def saved(visitor, mood, tmp_path):
+    """The file that “Save report” gives, shown by itself; a mask lies over its picture."""
+
+    def save(name="photo.jpg", data=PHOTO):
+        page = visitor.visit()
+        score_one(page, name, data)
+        with page.expect_download() as download:
+            page.click("text=Save report")
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        assert visitor.complaints == []
+        alone = page.context.new_page()
+        alone.requested = []
+        alone.on("request", lambda request: alone.requested.append(request.url))
+        alone.goto(path.as_uri())
+        return path, alone
+
+    return save
+
+
+def test_a_saved_report_has_picture_verdict_bars_notices_and_who_said_it_when(saved):
+    path, page = saved()
+    expected = shipped_ensemble().score([PHOTO])[0]
+    assert path.name == "touchstone-photo.html"
+    text = page.text_content("body")
+    for words in (
+        expected.facts.sha256,
+        "f" * 64,
+        "Demonstration ensemble",
+        "Not calibrated",
+        "What this does not mean",
+        "127.0.0.1",
+        "0123456789abcdef",
+    ):
+        assert words in text, words
+    assert re.search(r"Checked\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", text)
+    assert page.text_content("h1") == "What was said of photo.jpg"
+    assert page.get_attribute(".bar-scale", "data-score") in text
+    assert page.evaluate("[...document.images].map(one => [one.naturalWidth, one.src.slice(0, 15)])") == [[320, "data:image/jpeg"]]
+    assert [url for url in page.requested if not url.startswith("data:")] == [path.as_uri()]
+    assert page.locator("button, script, select, input").count() == 0
+    assert page.evaluate(FITS)
+    assert paper_pages(page) <= 2
+    page.close()
+
+
+def test_a_saved_report_shows_the_mask_and_passes_axe(saved, mood):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    mood.masks = True
+    _, page = saved()
+    assert page.locator("img").count() == 1
+    assert page.locator("canvas").count() == 0
+    red = """() => {
+      const image = document.images[0], canvas = document.createElement("canvas");
+      canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+      const pen = canvas.getContext("2d"); pen.drawImage(image, 0, 0);
+      const at = (x, y) => pen.getImageData(x * canvas.width, y * canvas.height, 1, 1).data;
+      return [at(0.28, 0.28), at(0.72, 0.72)].map(([r, g, b]) => r - b);
+    }"""
+    marked, unmarked = page.evaluate(red)
+    assert marked > 100 > abs(unmarked)
+    report = axe.run(page, options={"resultTypes": ["violations"]})
+    assert report.violations_count == 0, report.generate_report()
+    page.close()
+
+
+def test_a_hostile_name_stays_text_in_a_saved_report(saved):
+    path, page = saved("<img src=x onerror=alert(1)>\u202e.jpg")
+    assert path.name == "touchstone-img-src-x-onerror-alert-1.html"
+    assert page.locator("img").count() == 1
+    assert "<img src=x" in page.text_content("h1")
+    page.close()
+
+
+def test_a_picture_that_the_browser_cannot_show_is_saved_without_one(saved):
+    _, page = saved("scan.tif", encoded(4, "TIFF"))
+    assert page.locator("img").count() == 0
+    assert "TIFF" in page.text_content(".placeholder")
+    page.close()
+
+
+def test_notices_stand_above_many_and_in_each_line_of_the_csv(visitor, mood):
+    page = visitor.visit(width=390)
+    score_many(page, [("a.jpg", PHOTO), ("b.jpg", encoded(2)), ("c.txt", b"words")])
+    said = page.locator(".many .notice").all_text_contents()
+    assert [text.partition(":")[0] for text in said] == ["Demonstration ensemble", "Not calibrated"]
+    with page.expect_download() as download:
+        page.click("text=Download CSV")
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_bytes().decode("utf-8-sig"))))
+    assert [(row["calibrated"], row["demonstration"]) for row in rows[:2]] == [("false", "true")] * 2
+    assert all(row["notice"] == " ".join(said) for row in rows[:2])
+    assert rows[2]["notice"] == ""
+    assert page.evaluate(BROKEN_FIGURES) == []
+    assert page.evaluate(FITS)
+
+
+def test_no_notice_stands_where_there_is_nothing_to_notice(visitor, mood):
+    mood.several = mood.calibrated = True
+    page = visitor.visit()
+    page.select_option("#ensemble", "second")
+    score_many(page, [("a.jpg", PHOTO), ("b.jpg", encoded(2))])
+    assert page.locator(".many .notice").count() == 0
