@@ -40,7 +40,7 @@ def rows(number):
 
 @pytest.mark.parametrize(("number", "counted"), [(3, False), (12, True)])
 def test_many_pictures_are_counted_under_their_table(number, counted):
-    lines = check_lines(rows(number), CheckFacts("tiny", "Tiny", False, ()), 100)
+    lines = check_lines(rows(number), CheckFacts("tiny", "Tiny", False, (), -1.0, 1.0, {}), 100)
     assert ("12 files: flagged as fake 4, abstained 0, no evidence found 4, not scored 4" in lines) == counted
 
 
