@@ -16,7 +16,8 @@ from ray_app.errors import ConfigError
 @click.option("--out", metavar="DIR", help="Folder for the archive and the run.  [default: a new temporary folder]")
 @click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80], or of --photos [all].")
 @click.option("--photos", metavar="FOLDER", help="Pictures of yours instead: real/ and fake/ in it, or what collect --git wrote.")
-def demo(out: str | None, images: int | None, photos: str | None) -> int:
+@click.option("--archive-only", is_flag=True, help="Write the sample archive and its labels, and score nothing.")
+def demo(out: str | None, images: int | None, photos: str | None, archive_only: bool) -> int:
     """Score a small sample archive, and compare with the truth.
 
     It needs no network. The real pictures are photographs that installed packages ship (pip install 'touchstone-forensics[demo]' adds
@@ -26,10 +27,16 @@ def demo(out: str | None, images: int | None, photos: str | None) -> int:
     \b
     touchstone demo
     touchstone demo --photos photos --images 500
+    touchstone demo --archive-only --out sample      then try every command on sample/archive
     """
-    from ray_app.scoring.demo import run_demo
+    from ray_app.scoring.demo import run_demo, sample, written_lines
 
     folder = Path(out or tempfile.mkdtemp(prefix="touchstone-demo-")).resolve()
+    if archive_only:
+        if photos is not None:
+            raise click.UsageError("--archive-only writes the sample archive; --photos brings pictures of yours.")
+        click.echo("\n".join(written_lines(sample(folder, images))))
+        return 0
     found = run_demo(folder, photos=None if photos is None else Path(photos).resolve(), images=images)
     click.echo("\n".join(found.lines()))
     return found.finished.exit_code
@@ -163,11 +170,18 @@ def score(
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of the 12 highest scores.  [default: as the run was asked]")
 def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
-    """Write the report of a run again, for example with --prior or --no-thumbnails."""
+    """Write the report of a run again, for example with --prior or --no-thumbnails.
+
+    How many of the flags will be false goes to stderr, too.
+    """
+    from ray_app.reports.run import flag_lines
     from ray_app.runs import RunDirectory
     from ray_app.scoring.report import write_report
 
-    click.echo(write_report(RunDirectory.open(run), prior=prior, thumbnails=thumbnails))
+    directory = RunDirectory.open(run)
+    click.echo(write_report(directory, prior=prior, thumbnails=thumbnails))
+    for line in flag_lines(directory.read_json("summary.json"), prior=prior):
+        click.echo(line, err=True)
     return 0
 
 

@@ -191,9 +191,12 @@ def cluster(
                     ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
                              object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
         except Exception as error:  # Ray raises bare ones, too, such as for a node that does not start in time
+            why = " ".join(str(error).split())[:_MESSAGE_LETTERS]
             raise ClusterError(
-                f"cannot join the Ray cluster at {address or 'local'}: {' '.join(str(error).split())[:_MESSAGE_LETTERS]}",
-                hint="check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of its head" if address else None,
+                f"cannot join the Ray cluster at {address}: {why}" if address else f"the Ray of this command did not start: {why}",
+                hint="check that it runs, and that RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of its head"
+                if address
+                else "a machine that is very busy or short of memory does that: give the same command again",
             ) from error
         ending.callback(ray.shutdown)
         ending.callback(demand.withdraw)

@@ -20,7 +20,7 @@ from ray_app.reports import format as wording
 from ray_app.reports import svg
 from ray_app.reports.text import declared_words, verdict_table
 
-_LONGEST, _MOST = 100, 20
+_LONGEST, _MOST, _FEW = 100, 20, 10
 _AS_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would run (OWASP, CSV injection)
 
 Row = Mapping[str, Any]
@@ -122,6 +122,8 @@ def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]
     """A table; under it why pictures have no score or no verdict, and what holds for all verdicts."""
     said = [(row, text) for row in rows if (text := explained(row))]
     lines = [verdict_table(rows, width)]
+    if len(rows) > _FEW:
+        lines.append(f"{wording.counted(len(rows), 'file')}: {', '.join(f'{words} {number:,}' for words, number in _counts(rows))}")
     lines += [f"{wording.shortened(str(row['uri']), _LONGEST)}: {wording.shortened(text, 2 * _LONGEST)}" for row, text in said[:_MOST]]
     if len(said) > _MOST:
         lines.append(f"… and {len(said) - _MOST:,} more; --json says why of each")

@@ -97,6 +97,23 @@ def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
     return [f"guarantee: {sentence}" for sentence in guarantee_sentences(GuaranteeSummary.model_validate(dict(section or {})))]
 
 
+def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
+    """How many of a run's flags will be false, for a terminal; nothing where its thresholds have no stated rates."""
+    run = RunSummary.model_validate(dict(summary))
+    thresholds = run.ensemble.thresholds
+    flags = false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
+    if flags is None or not run.scored:
+        return []
+    images = wording.counted(run.scored, "scored image")
+    lines = [f"flagged: {flags.raised:,} of {images}; if all were real, it would be about {wording.approximate(flags.expected.value)}"]
+    for share in flags.shares:
+        between = f" ({wording.percent(share.right_low)} to {wording.percent(share.right_high)})" if flags.has_interval else ""
+        lines.append(
+            f"if {wording.stated(share.prior)} of the archive is fake, {wording.percent(share.right)} of the flags are right{between}"
+        )
+    return lines
+
+
 def profile_lines(profile: ProfileSummary | None) -> list[str]:
     """A run's profile for the terminal; nothing without one."""
     if profile is None or not profile.flagged:

@@ -81,19 +81,19 @@ def run_demo(folder: Path, *, photos: Path | None = None, images: int | None = N
     """Build the archive below `folder` and score it by the ensemble `tiny`, which knows simulated pictures; or choose from `photos`, and
     score those by `default`. Raises as `score_archive`, and ConfigError for photos without labels.
     """
-    archive = sample(folder, images or _DEFAULT_IMAGES) if photos is None else chosen(photos, folder, images)
+    archive = sample(folder, images) if photos is None else chosen(photos, folder, images)
     ensemble = "tiny" if photos is None else "default"
     finished = score_archive(ScoreConfig(source=(archive.source,), out=str(folder / "run"), ensemble=ensemble))
     return DemoResult(finished, list(current_rows(RunDirectory.open(str(folder / "run")))), archive)
 
 
-def sample(folder: Path, images: int) -> DemoArchive:
+def sample(folder: Path, images: int | None = None) -> DemoArchive:
     """The sample archive with photographs from installed packages beside its simulated pictures; made where it is not there."""
     from ray_app.datasets.simulation.archive import build_sample_archive  # it loads torch
 
     archive, labelled = folder / "archive", folder / "archive-labels.csv"
     if not archive.exists():
-        build_sample_archive(archive, files=images)
+        build_sample_archive(archive, files=images or _DEFAULT_IMAGES)
     photographs = [(one, file) for one, file in packaged_photographs() if one.name not in _SEEN]
     if not (archive / _FOLDER).exists():
         (archive / _FOLDER).mkdir()
@@ -102,7 +102,8 @@ def sample(folder: Path, images: int) -> DemoArchive:
             data = file.read_bytes()
             (archive / _FOLDER / one.name).write_bytes(data)
             digest = hashlib.sha256(data).hexdigest()
-            csv.writer(lines, lineterminator="\n").writerow([f"{_FOLDER}/{one.name}", digest, "real", one.package])
+            path = f"{_FOLDER}/{one.name}"
+            csv.writer(lines, lineterminator="\n").writerow([f"{archive.name}/{path}", path, digest, "real", one.package])
         with labelled.open("a", encoding="utf-8") as stream:
             stream.write(lines.getvalue())
     truth = {}
@@ -130,6 +131,16 @@ def chosen(photos: Path, folder: Path, images: int | None) -> DemoArchive:
         writer.writerows((row["uri"], row["label"], row["generator"], row["source"]) for row in drawn)
     kinds = {"real": REAL, "fake": MADE}
     return DemoArchive(str(listed), {row["uri"]: Truth(kinds[row["label"]], row["source"]) for row in drawn}, (), listed)
+
+
+def written_lines(archive: DemoArchive) -> Iterator[str]:
+    """What was written where, for the terminal: the archive by kinds, its labels, and who took the photographs."""
+    kinds = Counter(one.kind for one in archive.truth.values())
+    files = sum(1 for path in Path(archive.source).rglob("*") if path.is_file())
+    yield f"archive: {wording.visible(archive.source)}, {wording.counted(files, 'file')}, 3 of them broken or no picture"
+    yield from (f"  {kinds[kind]:,} {kind}" for kind in (PHOTOGRAPH, DRAWN, SIMULATED))
+    yield f"labels: {wording.visible(str(archive.labels))}"
+    yield from archive.credits
 
 
 def ground_truth_lines(rows: Sequence[Mapping[str, Any]], truth: Mapping[str, Truth], ensemble: Mapping[str, Any]) -> Iterator[str]:

@@ -108,7 +108,7 @@ def _workers(layout: Mapping[str, Any]) -> str:
 def _data_lines(findings: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, split in findings["splits"].items():
-        lines.append(f"{name:<10}{split['images']:,} images: {split['real']:,} real, {split['fake']:,} fake")
+        lines.append(f"{name + ' ':<10}{split['images']:,} images: {split['real']:,} real, {split['fake']:,} fake")
         lines += [f"          {generator}  {images:,}" for generator, images in split["generators"].items()]
     aside = findings["set_aside"]
     if aside["images"]:

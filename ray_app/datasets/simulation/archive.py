@@ -43,7 +43,7 @@ _ALBUMS = ("desk", "desk/drafts", "travel/2019", "travel/2021", "wire")
 
 @dataclass(frozen=True)
 class SampleArchive:
-    """Where a sample archive lies. `labels` is a CSV beside it: path, sha256, label (real or fake), generator."""
+    """Where a sample archive lies. `labels` is a CSV beside it: uri, path, sha256, label (real or fake), generator."""
 
     folder: Path
     labels: Path
@@ -69,8 +69,10 @@ def build_sample_archive(folder: Path, *, files: int = 60, seed: int = 0) -> Sam
     labels = folder.with_name(f"{folder.name}-labels.csv")
     with labels.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", "sha256", "label", "generator"])
-        writer.writerows((path, hashlib.sha256(data).hexdigest(), label, maker) for path, data, label, maker in rows if label)
+        writer.writerow(["uri", "path", "sha256", "label", "generator"])  # the uri as a list has it: relative to the file
+        writer.writerows(
+            (f"{folder.name}/{path}", path, hashlib.sha256(data).hexdigest(), label, maker) for path, data, label, maker in rows if label
+        )
     return SampleArchive(folder, labels, len(rows))
 
 

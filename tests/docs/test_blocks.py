@@ -1,0 +1,143 @@
+"""The blocks of the documents, run as they are written; those that cannot run here are named, with the reason."""
+
+import csv
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from ray_app.cli.main import main
+from ray_app.datasets.simulation.archive import build_sample_archive
+from tests.docs import shell
+from tests.docs.blocks import CONSOLE, ROOT, blocks_of
+from tests.scoring.stages import without_ray
+
+INTERNET, AWS, KUBERNETES, CONTAINERS = "fetches from the internet", "needs an AWS account", "needs Kubernetes", "needs Docker"
+WEIGHTS = "needs published weights, which are fetched from the internet"
+CLUSTER = "needs a Ray cluster; tests/cluster and tests/scoring/test_job.py submit to one"
+RELEASE = "publishes a release, or runs whole groups of tests"
+FOREVER = "serves until it is stopped; tests/serving"
+HOURS = "trains or evaluates for hours; tests/training and tests/evaluation run it small"
+# (page, how a line or block begins, why it does not run here). Every other block does.
+ELSEWHERE = (
+    ("CONTRIBUTING.md", "make ", "is what runs these tests"),
+    ("UPGRADING.md", "", "tests/test_upgrading.py"),
+    ("README.md", "", "tests/test_readme.py"),
+    ("docs/index.md", "touchstone demo", "the demo as the README runs it; tests/test_readme.py"),
+    ("docs/python.md", "", "tests of the Python API"),
+    ("docs/tutorials/", "", "tests/docs/test_journeys.py"),
+    ("docs/profile.md", "", "tests/test_profile_walk.py"),
+    ("docs/release-checklist.md", "", RELEASE),
+    ("docs/versioning.md", "", RELEASE),
+    ("docs/cluster.md", "", AWS),
+    ("docs/security.md", "", CLUSTER),
+    ("docs/kubernetes.md", "helm ", KUBERNETES),
+    ("docs/kubernetes.md", "kubectl ", KUBERNETES),
+    ("docs/kubernetes.md", "docker ", CONTAINERS),
+    ("docs/collecting.md", "touchstone data collect", INTERNET),
+    ("docs/photographs.md", "", f"{INTERNET}: the photographs, and the published backbone"),
+    ("docs/generating.md", "touchstone data generate", WEIGHTS),
+    ("docs/generating.md", "ray job ", CLUSTER),
+    ("docs/detectors.md", "touchstone detectors fetch", INTERNET),
+    ("docs/detectors.md", "touchstone detectors fit clip-d-10k-plus", WEIGHTS),
+    ("docs/detectors.md", "touchstone score photos --detector my-head", "scores with the head that the line before fits"),
+    ("docs/evaluation.md", "touchstone evaluate SOURCE", WEIGHTS),
+    ("docs/evaluation.md", "touchstone evaluate PHOTOS", HOURS),
+    ("docs/formats.md", "curl -s https://example.org", INTERNET),
+    ("docs/heads.md", "touchstone detectors", WEIGHTS),
+    ("docs/serving.md", "touchstone serve", FOREVER),
+    ("docs/serving.md", "serve deploy", CLUSTER),
+    ("docs/serving.md", "kubectl ", KUBERNETES),
+    ("docs/serving.md", "docker ", CONTAINERS),
+    ("docs/serving.md", "curl ", "needs an endpoint with jobs; tests/serving/test_jobs.py"),
+    ("docs/tables.md", "import polars", "needs Polars, which is no dependency"),
+    ("docs/tables.md", "spark.", "needs Spark"),
+    ("docs/training.md", "ray job ", CLUSTER),
+    ("docs/trust.md", "touchstone score photos/ --detector unifd", WEIGHTS),
+    ("docs/trust.md", "touchstone detectors calibrate", "needs hundreds of labelled pictures; tests/scoring/test_calibrated_card.py"),
+    ("docs/trust.md", "touchstone score archive/ --ensemble mine.yaml", "needs the calibrated card of the line before"),
+    ("docs/trust.md", "touchstone results archive-run --fdr", "needs the calibrated card of the lines before"),
+    ("docs/trust.md", "touchstone runs audit archive-run --draw 300", "draws more pictures than there are here; tests/cli/test_trust.py"),
+)  # fmt: skip
+# What a page leaves for its reader to name, and what that is here.
+NAMES = {"RUN_A": "run", "RUN_B": "archive-run", "RUN": "run", "~/Downloads": "downloads", "/data/run": "run"}
+CONTINUED = ("docs/tables.md",)  # whose Python blocks are one program
+PAGES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def reason(page, text):
+    """Why this line or block does not run here; None: it does."""
+    return next((why for where, begins, why in ELSEWHERE if page.startswith(where) and text.startswith(begins)), None)
+
+
+def runnable(page):
+    """A page's blocks without the lines that stand in ELSEWHERE."""
+    found, program = [], ""
+    for block in blocks_of(ROOT / page):
+        if block.language in CONSOLE:
+            lines = [line for line in block.commands() if not reason(page, line)]
+            block = replace(block, text="\n".join(lines))
+        elif block.language not in ("python", "sql") or reason(page, block.text):
+            continue
+        elif page in CONTINUED:
+            program += block.text
+            block = replace(block, text=program)
+        elif block.language == "sql":
+            block = replace(block, language="python", text=f'import duckdb\n\nprint(duckdb.sql("""{block.text}""").fetchall())\n')
+        if block.text:
+            named = re.sub("|".join(rf"(?<![\w/-]){re.escape(name)}(?![\w-])" for name in NAMES), lambda one: NAMES[one[0]], block.text)
+            found.append(replace(block, text=named))
+    return found
+
+
+RUNNABLE = [page for page in PAGES if runnable(page)]
+
+
+def test_every_entry_of_the_table_is_about_a_block_that_is_there():
+    texts = [(block.page, text) for page in [*PAGES, "CONTRIBUTING.md"] for block in blocks_of(ROOT / page)
+             for text in (block.commands() if block.language in CONSOLE else [block.text])]  # fmt: skip
+    unused = [(where, begins) for where, begins, _ in ELSEWHERE
+              if begins and not any(page.startswith(where) and text.startswith(begins) for page, text in texts)]  # fmt: skip
+    assert not unused
+
+
+@pytest.fixture(scope="module")
+def inputs(s3, tmp_path_factory):
+    """What the pages' readers have: pictures under the names that the pages use, two scored archives, labels, a table, a bucket."""
+    folder = tmp_path_factory.mktemp("reader")
+    sample = build_sample_archive(folder / "archive", files=24)
+    pictures = sorted((folder / "archive").rglob("*.jpg"))
+    shutil.copytree(folder / "archive", folder / "holiday")
+    shutil.copytree(folder / "archive", folder / "photos")
+    shutil.copy(pictures[0].rename(folder / "archive" / "photo.jpg"), folder)
+    shutil.copy(pictures[1], folder / "cat.jpg")
+    s3.bucket("bucket")
+    for path in pictures[1:5]:
+        s3.client().upload_file(str(path), "bucket", f"archive/{path.name}")
+    with sample.labels.open(newline="") as source, (folder / "labels.csv").open("w", newline="") as target:
+        table = csv.DictWriter(target, ["sha256", "label", "generator"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(csv.DictReader(source))
+    with pytest.MonkeyPatch.context() as here, without_ray():
+        here.chdir(folder)
+        assert main(["score", "archive", "--ensemble", "tiny", "--out", "run", "--table", "verdicts"]) == 0
+        assert main(["evaluate", "run", "--labels", "labels.csv", "--out", "figures-a"]) == 0
+    shutil.copytree(folder / "run", folder / "archive-run")
+    shutil.copytree(folder / "figures-a", folder / "figures-b")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_the_blocks_of_a_page_run(page, inputs, programs):
+    steps = shell.run_blocks(runnable(page), inputs, programs)
+    for step in steps:
+        assert step.code == 0, f"{step.text}\n" + "\n".join(step.lines[-30:])
+
+
+def test_the_pages_that_run_are_these():
+    """So that a page which comes to be left out by a wide line of the table is noticed."""
+    assert {f"docs/{name}.md" for name in ("detectors", "evaluation", "formats", "runs", "tables", "trust")} <= set(RUNNABLE)
