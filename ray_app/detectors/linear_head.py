@@ -353,7 +353,7 @@ def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha2
     assert base.backbone is not None
     data = {
         "name": name,
-        "title": f"A linear head on {base.backbone.title}, fitted to {fit.labels}",
+        "title": f"{name}: a linear head, fitted to {fit.labels}, on {base.backbone.title}",
         "family": base.family,
         "architecture": {"name": fit.classifier, "arguments": dict(base.architecture.arguments)},
         "backbone": _named(base.backbone),

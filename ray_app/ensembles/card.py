@@ -233,9 +233,10 @@ def load_ensemble_card(name_or_path: str | Path) -> EnsembleCard:
 
 def ensemble_of(detectors: list[str]) -> EnsembleCard:
     """The ensemble that `--detector A --detector B` means: the mean of their scores, split at zero."""
+    titles = [_title(name) for name in detectors]
     return EnsembleCard(
         name="+".join(_short(name) for name in detectors),
-        title="Detectors named on the command line",
+        title=titles[0] if len(titles) == 1 else f"The mean of {', '.join(titles)}",
         members=tuple(EnsembleMember(detector=name) for name in detectors),
     )
 
@@ -282,6 +283,12 @@ def _short(detector: str) -> str:
     """A detector's name, or that of its card's file."""
     path, variant = _split(Path(detector))
     return (path.stem if path.suffix in (".yaml", ".yml") else path.name) + variant
+
+
+def _title(detector: str) -> str:
+    """The same for people: of a card.yaml, as trainings and fits write it, its folder's name."""
+    path, variant = _split(Path(detector))
+    return path.resolve().parent.name + variant if path.name == "card.yaml" else _short(detector)
 
 
 def _split(path: Path) -> tuple[Path, str]:
