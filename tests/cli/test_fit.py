@@ -137,7 +137,7 @@ def test_labels_that_are_not_understood_are_told_by_row(tmp_path, rows, said):
     [
         ("mine.txt", b"a real", "a .csv, .jsonl or .parquet file"),
         ("mine.jsonl", b"{", "cannot be read as labels"),
-        ("mine.jsonl", b"3", "line 1 is no object"),
+        ("mine.jsonl", b"3", "line 1 is not a JSON object"),
         ("mine.parquet", b"PAR1", "cannot be read as labels"),
         ("mine.csv", b"\xff\xfe\x00", "cannot be read as labels"),
     ],

@@ -178,7 +178,7 @@ def three(**keys):
 def test_a_gate_belongs_to_its_rule_and_decides():
     with pytest.raises(ValueError, match="`gate` belongs to rule gated-mean"):
         three(gate=OutlierGate())
-    with pytest.raises(ValueError, match="gated-mean needs 3 members"):
+    with pytest.raises(ValueError, match="gated-mean needs 3 detectors"):
         card(rule="gated-mean")
     facts = decision_facts(three(rule="gated-mean"))
     assert facts["gate"] == {"deviations": 3.5, "floor": 0.5}
