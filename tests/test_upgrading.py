@@ -117,7 +117,7 @@ def test_a_line_of_the_readme_of_0_8_0(workplace, off_ray, line, monkeypatch, ca
     told = capsys.readouterr().err
     name = line.split()[1]
     assert "Traceback" not in told
-    if group := command_line._UNTIL_1_0.get(name):
+    if group := command_line.UNTIL_1_0.get(name):
         assert told.splitlines()[0] == f"'touchstone {name}' is now 'touchstone {group} {name}'; the old name works until 1.0"
     else:
         assert "is now" not in told
@@ -127,8 +127,8 @@ def test_the_page_names_each_former_name_where_it_says_how_long_it_stays():
     rows = [row for row in PAGE.splitlines() if row.startswith("| `touchstone ")]
     [for_good] = [row for row in rows if "stay for good" in row]
     [until] = [row for row in rows if "works until 1.0" in row]
-    assert set(re.findall(r"`(?:touchstone )?(\w+)`", for_good.split("|")[1])) == set(command_line._PERMANENT)
-    assert set(re.findall(r"`(?:touchstone )?(\w+)`", until.split("|")[1])) == set(command_line._UNTIL_1_0)
+    assert set(re.findall(r"`(?:touchstone )?(\w+)`", for_good.split("|")[1])) == set(command_line.PERMANENT)
+    assert set(re.findall(r"`(?:touchstone )?(\w+)`", until.split("|")[1])) == set(command_line.UNTIL_1_0)
 
 
 def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, tmp_path, capsys):
@@ -174,15 +174,15 @@ def test_tiny_ladeda_looks_along_the_other_diagonal():
 
 @pytest.mark.parametrize("key", config._GONE)
 def test_a_serve_file_of_then_says_what_replaces_a_key(key):
-    with pytest.raises(ConfigError, match=rf"jobs\.{key}: gone since 0.13") as caught:
+    with pytest.raises(ConfigError, match=rf"jobs\.{key}: removed in 0.13") as caught:
         config.ServeConfig(jobs={key: 1})
-    assert caught.value.hint.startswith("take it out; instead: ")
+    assert caught.value.hint.startswith("remove it; instead: ")
     assert f"{key}" in PAGE.partition("## Configs")[2].partition("## Cards")[0]
 
 
 def test_the_jobs_of_the_shipped_serve_files_of_then():
     for jobs in ({"max_images": 1000, "concurrency": 4, "directory": None, "webhooks": False}, {"max_images": 1000, "concurrency": 16}):
-        with pytest.raises(ConfigError, match="concurrency: gone since"):
+        with pytest.raises(ConfigError, match="concurrency: removed in"):
             config.ServeConfig(jobs=jobs)
     assert config.ServeConfig(jobs={"directory": None, "sources": [], "at_once": 2}).jobs.directory is None
 

@@ -57,12 +57,13 @@ def results(run: str, fdr: float | None, limit: int | None, as_json: bool, out: 
     arrow.leave_pandas_out()
     opened = RunDirectory.open(run)
     in_table = not (as_json or out)
-    tables = _selected(opened, limit or (_SHOWN + 1 if in_table else None), **given)  # one more tells whether there are more
+    most = (limit or _SHOWN) + 1 if in_table else limit  # one more tells that there are more
+    tables = _selected(opened, most, **given)
     if out:
         return _write(opened, tables, out)
     for line in _guarantee_notes(opened):
         click.echo(line, err=True)
-    return _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json, f"the first {limit or _SHOWN}")
+    return _print(chain.from_iterable(table.to_pylist() for table in tables), limit, as_json)
 
 
 def _selected(run: "RunDirectory", limit: int | None, *, order: str | None, vanished: bool, **conditions: Any) -> "Iterator[pa.Table]":
@@ -71,7 +72,8 @@ def _selected(run: "RunDirectory", limit: int | None, *, order: str | None, vani
     return selected_tables(run, RowFilter(**conditions), order=order, limit=limit, vanished=vanished)
 
 
-def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, shown_words: str) -> int:
+def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, total: int | None = None) -> int:
+    """The rows as JSON lines, or the first as a table; `total`: how many there are, where that is known."""
     from ray_app.reports import verdict_table
 
     rows = iter(rows)
@@ -82,8 +84,9 @@ def _print(rows: Iterable[Mapping[str, Any]], limit: int | None, as_json: bool, 
         return 0
     shown = list(islice(rows, limit or _SHOWN))
     click.echo(verdict_table(shown, shutil.get_terminal_size((120, 24)).columns))
-    if limit is None and next(rows, None) is not None:
-        click.echo(f"… {shown_words}; --limit, --json or --out shows more")
+    if next(rows, None) is not None if total is None else len(shown) < total:
+        of = "" if total is None else f" of {total:,}"
+        click.echo(f"… the first {len(shown)}{of}; --limit, --json or --out shows more")
     return 0
 
 
@@ -128,4 +131,4 @@ def _show_discoveries(run: str, rate: float, limit: int | None, as_json: bool) -
     found = discover(run, rate)
     for remark in found.remarks:
         click.echo(f"fdr  {remark}", err=True)
-    return _print(found.rows(), limit, as_json, f"the first {limit or _SHOWN} of {found.list.count:,}")
+    return _print(found.rows(), limit, as_json, found.list.count)

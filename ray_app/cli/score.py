@@ -170,7 +170,7 @@ def score(
 @click.option("--prior", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of fakes to expect.")
 @click.option("--thumbnails/--no-thumbnails", default=None, help="Pictures of the 12 highest scores.  [default: as the run was asked]")
 def report(run: str, prior: float | None, thumbnails: bool | None) -> int:
-    """Write the report of a run again, for example with --prior or --no-thumbnails.
+    """Write the report of a run again, with other options.
 
     How many of the flags will be false goes to stderr, too.
     """

@@ -31,6 +31,7 @@ class TopRow(Section):
     score: float = float("nan")
     probability: float = float("nan")
     verdict: str = ""
+    sha256: str | None = None
 
 
 class Histogram(Section):

@@ -123,6 +123,7 @@ COLUMNS = [
     "image_id",
     "uri",
     "member",
+    "sha256",
     "status",
     "detail",
     "format",
@@ -307,7 +308,7 @@ def _score_columns(table: pa.Table, detectors: list[str]) -> Iterator[tuple[str,
 
 
 def _highest(top: list[document.TopRow], table: pa.Table) -> list[document.TopRow]:
-    scored = table.filter(pc.is_valid(table["score"])).select(["image_id", "uri", "member", "score", "probability", "verdict"])
+    scored = table.filter(pc.is_valid(table["score"])).select(["image_id", "uri", "member", "score", "probability", "verdict", "sha256"])
     best = scored.take(pc.select_k_unstable(scored, TOP, sort_keys=[("score", "descending")])) if len(scored) > TOP else scored
     return sorted([*top, *(document.TopRow(**row) for row in best.to_pylist())], key=lambda row: -row.score)[:TOP]
 

@@ -136,7 +136,7 @@ def _summary(
         before["session"] = {**before.get("session", {}), "table": table.written()}
     summary = document.RunSummary.model_validate(before | report.counted(run, spec, guarantee, rows) | {"run": run.store.url}).written()
     run.write_json("summary.json", summary)
-    report.write_report(run)
+    report.write_report(run, thumbnails=False)  # which would fetch images
     return summary
 
 
@@ -434,6 +434,6 @@ def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, sour
     thumbnails = source.read_json("summary.json").get("thumbnails", True)
     summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, rows), rows, thumbnails=thumbnails)
     settled_state.settle(run, rows.found)
-    report.write_report(run)
+    report.write_report(run, thumbnails=False)  # which would fetch images
     session.log("finished")
     return summary

@@ -279,13 +279,17 @@ class ScoringRun:
         return self._reported(summary)
 
     def renewed(self) -> ScoringResult:
-        """The end of a session that found nothing to do: no row is counted again."""
+        """The end of a session that found nothing to do: no row is counted again, and a report that is there stays (its pictures would be
+        fetched anew), unless another prior is wanted.
+        """
         self.append()
-        return self._reported(renew_summary(self.directory, self.session, thumbnails=self.config.thumbnails))
+        summary = renew_summary(self.directory, self.session, thumbnails=self.config.thumbnails)
+        return self._reported(summary, reports=self.config.prior is not None or not self.directory.store.exists("report.html"))
 
-    def _reported(self, summary: dict[str, Any]) -> ScoringResult:
+    def _reported(self, summary: dict[str, Any], *, reports: bool = True) -> ScoringResult:
         config = self.config
-        write_report(self.directory, prior=config.prior)
+        if reports:
+            write_report(self.directory, prior=config.prior)
         self.session.log("finished")
         too_many = config.max_bad_fraction is not None and bad_fraction(summary) > config.max_bad_fraction
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)

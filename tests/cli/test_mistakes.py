@@ -68,7 +68,7 @@ def in_it(folder, monkeypatch):
 # The command, its exit code, what stderr says (HERE is where it runs, RUN a finished run), and what it says to do.
 MISTAKES = {
     "a wrong path": ("score pictuers --out run", 2, "HERE/pictuers: no such file or folder", "did you mean HERE/pictures?"),
-    "a wrong path to check": ("check pictuers", 2, "HERE/pictuers: no such file or folder", "did you mean HERE/pictures?"),
+    "a wrong path to check": ("check pictuers", 2, "pictuers: no such file or folder", "did you mean pictures?"),
     "an empty folder": ("score empty --out run", 2, "HERE/empty: the folder has no files in it", "linked folders are not followed"),
     "a pattern that nothing matches": (
         "score *.jpg --out run",

@@ -175,7 +175,7 @@ def test_one_file_or_a_prefix_of_another_store(ensemble, folder, expected):
         found = {result.source.rpartition("/")[2]: result.score for result in ensemble.score(many)}
         assert found == {name: expected[name] for name in ("a.png", "b.png")}
     assert ensemble.score("memory://calls/none.png").status is Status.SOURCE_MISSING
-    with pytest.raises(ConfigError, match=r"memory://none/\*.png: no such file or folder"):
+    with pytest.raises(ConfigError, match=r"memory://none/\*.png: no file matches this pattern"):
         ensemble.score("memory://none/*.png")
 
 
@@ -274,7 +274,7 @@ def test_a_dataset_is_told_to_give_its_column(ensemble, folder):
 
 
 def test_a_glob_of_nothing_is_an_error(ensemble, folder):
-    with pytest.raises(ConfigError, match=r"\*.webp: no such file or folder"):
+    with pytest.raises(ConfigError, match=r"\*.webp: no file matches this pattern"):
         ensemble.score(f"{folder}/*.webp")
 
 

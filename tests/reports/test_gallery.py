@@ -140,7 +140,7 @@ def test_what_is_typed(run, tmp_path, capsys):
 
 
 def test_what_is_refused(run, plain_run, tmp_path):  # noqa: F811
-    with pytest.raises(ConfigError, match="no finished run"):
+    with pytest.raises(ConfigError, match="there is no folder"):
         make_gallery(str(tmp_path / "none"), str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="named no generators"):
         make_gallery(plain_run, str(tmp_path / "out"), Choice(generator="sdxl"))

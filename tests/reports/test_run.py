@@ -119,7 +119,7 @@ def test_linked_folders_are_said():
     for summary in (example_summary(), example_summary(linked_folders={"count": 0, "example": ""})):
         assert "linked" not in "\n".join(summary_lines(summary)) + render_run_report(summary)
     summary = example_summary(linked_folders={"count": 3, "example": "/photos/x\u202e"})
-    line = "3 linked folders are not followed, e.g. /photos/x\\u202e: name them as sources of their own to score what is in there"
+    line = "3 linked folders are not followed, e.g. /photos/x\\u202e: name them as sources of their own to score the files in there"
     assert f"not listed: {line}" in summary_lines(summary)
     assert line in render_run_report(summary)
 

@@ -77,7 +77,7 @@ def test_of_a_cascade_only_what_looks_at_everything_is_kept(cards, tmp_path):
     spec = make_spec(load_ensemble_card(tmp_path / "two.yaml"), limits=ImageLimits(), precision="fp32")
     assert list(kept_embeddings_of(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
     for name in ("unifd", "openai-clip-vit-l14"):
-        with pytest.raises(ConfigError, match="looks only at images that go on"):
+        with pytest.raises(ConfigError, match="sees only images that go on"):
             kept_embeddings_of(spec, [name])
 
 

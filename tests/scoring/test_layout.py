@@ -108,7 +108,7 @@ def test_memory_limits_the_workers_and_the_plan_says_so():
     large = MemberCost(4, process_bytes=4_000_000_000)
     layout = planned(large, cpus=64, memory_bytes=100e9)
     assert layout.scorers == (25,)
-    assert "want of memory" in layout.described
+    assert "no memory for more" in layout.described
     assert planned(large, memory_bytes=1e9).scorers == (1,)
     assert "memory" not in planned(large, memory_bytes=100e9).described
     assert "memory" not in planned(large, cpus=64, workers=64, memory_bytes=1e9).described

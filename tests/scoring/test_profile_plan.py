@@ -98,7 +98,7 @@ def test_paths_of_a_profile_are_relative_to_its_card(cards):
     assert card.profile.identifier == str(ensemble.parent / "identifier" / "identifier.yaml")
     shipped = load_ensemble_card("profile")
     assert shipped.profile.identifier == "identifier/identifier.yaml"
-    with pytest.raises(ConfigError, match="no such identifier") as refused:
+    with pytest.raises(ConfigError, match="there is no such file, and no identifier") as refused:
         resolve(ScoreConfig(ensemble="profile")).spec(gpus=0)
     assert "touchstone train configs/train/identify.yaml" in refused.value.hint
 

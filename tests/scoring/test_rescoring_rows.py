@@ -159,7 +159,7 @@ def test_an_unfinished_run_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="a listing or a retry"):
         rescored(run, tmp_path, "other")
     run.store.delete("summary.json")
-    with pytest.raises(ConfigError, match="no finished run"):
+    with pytest.raises(ConfigError, match="is not finished yet"):
         rescored(run, tmp_path, "third")
 
 

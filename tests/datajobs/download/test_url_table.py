@@ -124,7 +124,7 @@ def test_urls_without_ids_are_named_by_their_hash(tmp_path):
         ("list.csv", "id,url\n1,2,3\n", "Expected 2 columns"),
         ("list.json", "{", "Expecting"),
         ("list.json", '{"1": 2}', "neither"),
-        ("list.jsonl", "[1]", "line 1 is no object"),
+        ("list.jsonl", "[1]", "line 1 is not a JSON object"),
         ("list.parquet", "no parquet", "[Pp]arquet"),
         ("list.csv", "id,url,label\n1,https://a.test/x,maybe\n", "'maybe' is no label"),
     ],

@@ -138,9 +138,9 @@ def test_everything_removed(content, tmp_path):
 
 def test_only_finished_runs(simple, tmp_path):
     simple.store.delete("summary.json")
-    with pytest.raises(ConfigError, match="no finished run"):
+    with pytest.raises(ConfigError, match="is not finished yet"):
         sift(simple, tmp_path / "out")
-    with pytest.raises(ConfigError, match="no finished run"):
+    with pytest.raises(ConfigError, match="there is no folder"):
         filter_run(FilterConfig(run=str(tmp_path / "nothing"), out=str(tmp_path / "out")))
 
 

@@ -123,7 +123,7 @@ def test_labels_of_another_run_are_refused_and_later_verdicts_are_said(world, tm
     other = run_of(tmp_path / "other", archive(count=100)[0])
     with pytest.raises(ConfigError, match="from another run"):
         estimate(other.store.url, labels, out)
-    with pytest.raises(ConfigError, match="no finished run"):
+    with pytest.raises(ConfigError, match="there is no folder"):
         estimate(str(tmp_path / "nowhere"), labels, out)
     run.write_json("run.json", described | {"identity": described["identity"] | {"decision": {"rule": "max"}}})
     try:

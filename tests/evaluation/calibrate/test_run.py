@@ -176,7 +176,7 @@ def test_a_near_duplicate_on_both_sides_is_refused_or_regrouped(images, tmp_path
     said = capsys.readouterr().err
     assert "--regroup" in said
     assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators", "--regroup") == 0
-    assert "1 images were moved" in load_ensemble_card(tmp_path / "card.yaml").notes
+    assert "were there: 1 image." in load_ensemble_card(tmp_path / "card.yaml").notes
 
 
 def test_copies_that_count_once_are_not_said_to_be_dependent(images, tmp_path):
@@ -191,7 +191,7 @@ def test_copies_that_count_once_are_not_said_to_be_dependent(images, tmp_path):
         assert 350 < card.guarantee.n_real < 450
         assert (card.guarantee.groups, card.guarantee.effective < 800) == ((200, True) if words else (800, False))
         assert ("The 800 labelled reals are of 200 sources or looks" in card.notes) == words
-        assert ("taken for independent" in card.notes) != words
+        assert ("treated as independent" in card.notes) != words
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/card.yaml", "card.json", "."])

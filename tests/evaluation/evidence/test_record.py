@@ -47,7 +47,7 @@ def test_what_is_not_there_or_there_twice_is_refused(plain_run, tmp_path):
         find_row(doubled(tmp_path), str(tmp_path / "two.zip"))
     assert refused.value.hint.count("two.zip › a.jpg") == 1
     assert find_row(doubled(tmp_path), f"{tmp_path}/two.zip › a.jpg").row["member"] == "a.jpg"
-    with pytest.raises(ConfigError, match="no finished run"):
+    with pytest.raises(ConfigError, match="there is no folder"):
         make_evidence(str(tmp_path / "none"), "1")
 
 
