@@ -113,6 +113,7 @@ def of_0_8_0(tmp_path):
 @pytest.mark.parametrize("line", [*LINES, *REFUSED])
 def test_a_line_of_the_readme_of_0_8_0(workplace, off_ray, line, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(workplace / "config.yaml"))  # a user who accepted no licence
     assert main(shlex.split(line)[1:]) == REFUSED.get(line, ExitCode.DONE)
     told = capsys.readouterr().err
     name = line.split()[1]
