@@ -127,5 +127,5 @@ def test_the_page_of_versions_has_the_numbers_of_the_code():
 def test_the_page_of_versions_names_what_stays_and_what_goes():
     for_good, until = (re.search(rf"- \*\*{words}\*\*.*?(?=\n- \*\*)", VERSIONING, re.DOTALL)[0] for words in ("For good", "Until 1.0"))
     core = {one for one in command_line.touchstone.commands if one not in command_line._GROUPS}
-    assert {name for name in core | set(command_line._PERMANENT) if f"`{name}`" not in for_good} == set()
-    assert {name for name in command_line._UNTIL_1_0 if f"`{name}`" not in until} == set()
+    assert {name for name in core | set(command_line.PERMANENT) if f"`{name}`" not in for_good} == set()
+    assert {name for name in command_line.UNTIL_1_0 if f"`{name}`" not in until} == set()

@@ -81,7 +81,8 @@ def red_of(browser, element, style):
 
 
 def check_pictures(browser, count, width):
-    assert browser.ask(f"[...document.images].every(image => image.complete && image.naturalWidth >= {width})")
+    browser.page.evaluate("Promise.all([...document.images].map(one => { one.loading = 'eager'; return one.decode(); }))")
+    assert browser.ask(f"[...document.images].every(image => image.naturalWidth >= {width})")
     assert browser.ask("document.images.length") == count
 
 
@@ -235,7 +236,7 @@ def test_labels_by_keys_and_buttons_stay_and_are_saved_as_a_file(browser, audit)
     assert said(browser) == "2 of 5 labelled: 1 real, 1 unsure"
     press(browser, "f")
     assert browser.ask("document.querySelector('.current').dataset.id") == str(2**62 + 2), "back to the first without a label"
-    browser.show(page, width=1000)
+    browser.page.reload()
     assert said(browser) == "3 of 5 labelled: 1 real, 1 fake, 1 unsure"
     rows = list(csv.DictReader(io.StringIO(saved(browser))))
     assert [row["label"] for row in rows] == ["real", "unsure", "", "", "fake"]
