@@ -94,7 +94,7 @@ def joined(address, folder):
         text=True,
         timeout=100,
     )
-    return done.returncode, done.stdout.split(), done.stderr.strip().splitlines()[-1:]
+    return done.returncode, done.stdout.split(), [done.stderr]
 
 
 @pytest.mark.ray
