@@ -4,7 +4,7 @@
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -106,9 +106,8 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     singular = _KINDS.get(kind, kind.removesuffix("s"))
-    close = difflib.get_close_matches(str(name_or_path), named, n=1, cutoff=0.5)
     raise ConfigError(
-        f"{name_or_path}: there is no such file, and no {singular} of that name" + (f" — did you mean '{close[0]}'?" if close else ""),
+        f"{name_or_path}: there is no such file, and no {singular} of that name{did_you_mean(str(name_or_path), named)}",
         hint=f"shipped: {', '.join(named)}",
     )
 
@@ -259,8 +258,11 @@ def _models_in(annotation: Any) -> list[Any]:
     return [model for argument in getattr(annotation, "__args__", ()) for model in _models_in(argument)]
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What an error's message ends with: the nearest known word as a question, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" — did you mean '{close[0]}'?" if close else ""
+
+
 def _nearest(word: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    if close:
-        return f" — did you mean '{close[0]}'?"
-    return f" (valid: {', '.join(valid)})" if valid else ""
+    return did_you_mean(word, valid) or (f" (valid: {', '.join(valid)})" if valid else "")

@@ -153,5 +153,5 @@ def load_run(path: str) -> ScoredRun:
     """The run at a path or any fsspec URL, as `touchstone score --out` wrote it. Raises ConfigError where there is none."""
     run = directory.RunDirectory.open(str(path))
     if not run.exists():
-        raise ConfigError(f"{run.store.url}: no run here", hint="touchstone score SOURCE --out DIR makes one")
+        raise run.missing()
     return ScoredRun(run)

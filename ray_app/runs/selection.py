@@ -1,6 +1,5 @@
 """Which rows of a run somebody wants to see, and in which order (`RowFilter`, `selected_tables`)."""
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.attribution import generators
+from ray_app.config import did_you_mean
 from ray_app.errors import ConfigError
 from ray_app.runs import directory, reader
 
@@ -84,17 +84,12 @@ def _sorted(table: pa.Table, column: str, descending: bool) -> pa.Table:
     if column not in table.column_names or any(is_kind(table.schema.field(column).type) for is_kind in _NO_ORDER):
         known = [field.name for field in table.schema if not any(is_kind(field.type) for is_kind in _NO_ORDER)]
         raise ConfigError(
-            f"there is no column {column} to sort by{_nearest(column, known)}",
+            f"there is no column {column} to sort by{did_you_mean(column, known)}",
             hint=f"one of {', '.join(known)}; a minus before it reverses the order",
         )
     keys = table[column].cast(pa.string()) if pa.types.is_dictionary(table[column].type) else table[column]
     indices = pc.sort_indices(pa.table({"key": keys}), sort_keys=[("key", "descending" if descending else "ascending")])
     return table.take(indices)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(word, known, 1)
-    return f" — did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def of_generator(table: pa.Table, wanted: str) -> pa.Table:

@@ -121,7 +121,7 @@ def check_resolved(resolved: identity.Resolved, directory: RunDirectory) -> None
     directory.check_free()
     if directory.exists():
         directory.check_known()
-    if config.rescore and not directory.exists():
+    elif config.rescore:
         raise ConfigError(f"there is no run in {directory.store.url} to retry", hint="the same command without --retry makes one")
     check_detectors(resolved)
     spec = resolved.spec(gpus=0)

@@ -101,5 +101,5 @@ def test_a_file_that_is_gone_says_so(run, archive):
 
 
 def test_a_run_that_is_not_there(tmp_path):
-    with pytest.raises(ConfigError, match="no run here"):
+    with pytest.raises(ConfigError, match=r"no run in .*: it has no run\.json"):
         ray_app.load_run(tmp_path)

@@ -16,7 +16,7 @@ from ray_app.reports import bars
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.charts import Chart, curve_groups, reliability_chart, risk_groups, robustness_groups, score_chart
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts, ReferenceFacts, TableRow
-from ray_app.reports.evaluation.opening import headline, opening, opening_lines
+from ray_app.reports.evaluation.overview import headline, opening, opening_lines
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts
 from ray_app.reports.evaluation.text import answers, captioned, groups_table, identified_parts, name_lines, pairs_of, warnings
 from ray_app.reports.format import three_digit_ends, three_digits

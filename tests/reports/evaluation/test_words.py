@@ -4,7 +4,7 @@ import pytest
 
 from ray_app.metrics.intervals import proportion_interval
 from ray_app.reports.evaluation.model import EvaluationDocument
-from ray_app.reports.evaluation.opening import headline
+from ray_app.reports.evaluation.overview import headline
 from ray_app.reports.evaluation.text import answers
 from tests.reports.test_leaderboard import evaluation, figure, generator, system
 
