@@ -26,28 +26,12 @@ from pydantic import (
 )
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
+from ray_app.detectors.families import ENTRY_POINTS, FAMILIES
 from ray_app.detectors.fragility import Fragility
 from ray_app.detectors.golden import Golden
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
-
-# The families of architectures, each a module with `build(card)`; others register by an entry point of the group below.
-FAMILIES = {
-    "timm-classifier": "ray_app.detectors.families.timm",
-    "transformers-classifier": "ray_app.detectors.families.transformers",
-    "residual": "ray_app.detectors.families.residual",
-    "clip-linear": "ray_app.detectors.families.clip",
-    "frozen-linear": "ray_app.detectors.families.frozen",
-    "corvi": "ray_app.detectors.families.corvi",
-    "npr": "ray_app.detectors.families.npr",
-    "ladeda": "ray_app.detectors.families.ladeda",
-    "ferretnet": "ray_app.detectors.families.ferretnet",
-    "maskclip": "ray_app.detectors.families.maskclip",
-    "internvl": "ray_app.detectors.families.internvl",
-}
-ENTRY_POINTS = "touchstone.families"
-HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
 
 HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[0-9a-f]{40})/(?P<file>.+)")
 # A name that stays in its folder, whoever wrote the card.

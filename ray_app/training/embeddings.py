@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from ray_app.cluster.progress import Progress
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, linear_head
-from ray_app.detectors.card import HEADS
+from ray_app.detectors.families import HEADS
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.training import checkpoints, finish, ray_data

@@ -1,1 +1,18 @@
 """The networks of the detector families, a module each with `build(card)`, imported when a card needs it."""
+
+# Others register by an entry point of the group below.
+FAMILIES = {
+    "timm-classifier": "ray_app.detectors.families.timm",
+    "transformers-classifier": "ray_app.detectors.families.transformers",
+    "residual": "ray_app.detectors.families.residual",
+    "clip-linear": "ray_app.detectors.families.clip",
+    "frozen-linear": "ray_app.detectors.families.frozen",
+    "corvi": "ray_app.detectors.families.corvi",
+    "npr": "ray_app.detectors.families.npr",
+    "ladeda": "ray_app.detectors.families.ladeda",
+    "ferretnet": "ray_app.detectors.families.ferretnet",
+    "maskclip": "ray_app.detectors.families.maskclip",
+    "internvl": "ray_app.detectors.families.internvl",
+}
+ENTRY_POINTS = "touchstone.families"
+HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
