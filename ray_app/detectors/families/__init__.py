@@ -11,6 +11,8 @@ FAMILIES = {
     "npr": "ray_app.detectors.families.npr",
     "ladeda": "ray_app.detectors.families.ladeda",
     "ferretnet": "ray_app.detectors.families.ferretnet",
+    "wavelet": "ray_app.detectors.families.wavelet",
+    "frequency": "ray_app.detectors.families.frequency",
     "maskclip": "ray_app.detectors.families.maskclip",
     "internvl": "ray_app.detectors.families.internvl",
 }
