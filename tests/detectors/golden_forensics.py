@@ -1,13 +1,15 @@
-"""Golden values of SAFE and FreqNet, measured with the authors' own code and transforms, unedited, on formula-filled weights.
+"""Golden values of SAFE, FreqNet, DRCT and AIDE, measured with the authors' own code and transforms, unedited, on formula-filled weights.
 
 Image `HxW` is `pattern_image(H, W)`. Log-odds of fake: fp32, CPU, batch 1. Made with Pillow 12.3, torch 2.15, torchvision 0.29.2.
 SAFE: Ouxiang-Li/SAFE at 722620a, `Get_Transforms` (crop 256, eval) and `models.resnet.resnet50`, with pytorch_wavelets 1.3.0.
 FreqNet: chuangchuangtan's 2c6bd02, as henrifola/FreqNet-DeepfakeDetection has it, `binary_dataset` (no_crop) and `networks.freqnet`.
+DRCT: beibuwandeluori/DRCT at 01aa7d0, `create_val_transforms(224, is_crop=True)` (albumentations 1.3.1) and `get_models(…, embedding_size=1024)`.
+AIDE: shilinyan99/AIDE at 6725b71, `TestDataset` and `AIDE_Model` on open_clip 3.3, with fewer layers.
 """
 
 from tests.detectors.golden import Tensor
 
-AT_256 = (3, 256, 256)
+AT_224, AT_256 = (3, 224, 224), (3, 256, 256)
 
 # Of the whole filled state dict under published names: tensors, elements, sum, sum of absolute values; and the parameters among them.
 FILLED = {
@@ -30,6 +32,38 @@ PREPARED = {
         "301x227": Tensor(AT_256, 0.22761758, 1.19247879, (-2.06652975, -0.82773101, 0.94936836, -1.67266035, -0.32296288)),
     },
 }
+
+# DRCT's networks, thin: a ConvNeXt with depths (1, 1, 2, 1), widths (16, 32, 48, 64); a CLIP of two layers 64 wide, its projection 768.
+THIN = {
+    "drct-convnext-b": {"width": 1024, "depths": [1, 1, 2, 1], "dims": [16, 32, 48, 64]},
+    "drct-clip-vit-l14": {"width": 64, "layers": 2, "heads": 1, "embed_dim": 768},
+}
+CROPPED = {
+    "97x61": Tensor(AT_224, -1.72486345, 0.84953237, (-2.11790395, -0.60013998, -1.80444443, -2.11790395, -1.80444443)),
+    "301x227": Tensor(AT_224, 0.22218815, 1.29153223, (2.09478545, -0.89775902, 1.50710237, 1.83791411, 1.68139434)),
+    "225x300": Tensor(AT_224, 0.22789988, 1.29264139, (-1.94665635, 2.20098019, -0.75869274, 0.57068235, 0.11276691)),
+}
+THIN_LOG_ODDS = {
+    "drct-convnext-b": {
+        "300x400": 1.85159898,
+        "640x480": 1.82768667,
+        "97x61": 2.71420956,
+        "224x224": 1.88253391,
+        "301x227": 2.16608858,
+        "225x300": 2.07597256,
+    },
+    "drct-clip-vit-l14": {
+        "300x400": 0.48585302,
+        "640x480": 0.5852071,
+        "97x61": -0.14851956,
+        "224x224": 0.41547722,
+        "301x227": 0.49833247,
+        "225x300": 0.466941,
+    },
+}
+
+# The same of the ConvNeXt at full size. (Of CLIP at full size they were compared by hand.)
+FULL_LOG_ODDS = {"300x400": -1.88638914, "97x61": -1.61601281, "301x227": -2.44517708, "225x300": -1.86943889}
 
 LOG_ODDS = {
     "safe": {
@@ -76,4 +110,32 @@ HIGH = {
 ACROSS = {
     "97x61": Tensor((64, 97, 61), 1.16478794, 1.76077336, (0.0, 1.77998471, 0.0, 2.74527645, 0.0)),
     "97x131": Tensor((64, 97, 131), 1.16492473, 1.76603907, (0.0, 0.0, 0.13135576, 0.0, 0.0)),
+}
+
+# AIDE's network, thin (elements: 23,805,886), and what `patch_grades` has to choose: of 33x47 there is one patch alone.
+AIDE_THIN = {"layers": [1, 1, 1, 1], "depths": [1, 1, 1, 0], "dims": [8, 16, 24, 3072]}
+AIDE_SIZE = (260, 23_805_886, 23_767_196)
+AIDE_LOG_ODDS = {
+    "300x400": 0.16776888,
+    "97x61": 0.18408608,
+    "224x224": 0.18443862,
+    "301x227": 0.13106525,
+    "33x47": 0.18390179,
+}
+# Of the five images that go into its networks, in order, the last the whole one: mean and deviation, ImageNet-normalised.
+AIDE_SEEN = {
+    "301x227": (
+        (0.1071291, 1.11264783),
+        (0.06249523, 1.17944106),
+        (0.20495959, 1.08791387),
+        (0.2184185, 1.29487201),
+        (0.22767452, 1.19245019),
+    ),
+    "97x61": (
+        (0.1071291, 1.11264783),
+        (0.41858291, 1.24737186),
+        (0.0586832, 1.10089298),
+        (0.22541714, 1.31379559),
+        (0.22860747, 1.22652953),
+    ),
 }
