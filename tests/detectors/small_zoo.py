@@ -7,7 +7,9 @@ from tests.scoring.eight import TOWER, small_cards
 # Another engine's network has no parameters of ours.
 CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base)) if not card.name.endswith(":vllm")}
 NARROW = {
+    "aide": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    "drct-convnext-b": {"width": 32, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {
         "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -57,15 +57,20 @@ TRAINED += [("model", prefix) for prefix in ("module._orig_mod.", "_orig_mod.mod
 GRIP = [*TRAINED, ("net", "")]
 HEAD = [("model", ""), (None, "")]  # as `save_head` writes it, and bare
 WRAPPINGS = {
+    "aide": TRAINED,
     "clip-cues": [(None, ""), ("state_dict", ""), ("state_dict", "model.classification_head.")],
     "clip-d-10k-plus": GRIP,
     "cnndetection": TRAINED,
     "community-forensics-vits384": TRAINED,
     "corvi2023": GRIP,
+    "drct-clip-vit-l14": [(None, ""), ("state_dict", "module.")],
+    "drct-convnext-b": TRAINED,
     "ferretnet-s": TRAINED,
+    "freqnet": TRAINED,
     "ladeda9": TRAINED,
     "maskclip": TRAINED,
     "npr": TRAINED,
+    "safe": TRAINED,
     "openfake-swinv2-small": TRAINED,
     "siglip2-open-deepfake": TRAINED,
     "tiny-ladeda": TRAINED,

@@ -11,6 +11,10 @@ FAMILIES = {
     "npr": "ray_app.detectors.families.npr",
     "ladeda": "ray_app.detectors.families.ladeda",
     "ferretnet": "ray_app.detectors.families.ferretnet",
+    "wavelet": "ray_app.detectors.families.wavelet",
+    "embedding": "ray_app.detectors.families.embedding",
+    "aide": "ray_app.detectors.families.aide",
+    "frequency": "ray_app.detectors.families.frequency",
     "maskclip": "ray_app.detectors.families.maskclip",
     "internvl": "ray_app.detectors.families.internvl",
 }

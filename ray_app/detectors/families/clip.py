@@ -19,6 +19,10 @@ from ray_app.detectors.families.mae import headwise_attention
 from ray_app.errors import DetectorError
 
 
+_TWO_LAYERS = (("layers.0", "to_logits"), ("model.fc", "fc"))  # as the files of CLIP-Cues and of DRCT name them
+_BESIDE = "model.model."
+
+
 class VisionFeatures(NamedTuple):
     """What a vision tower tells of a batch.
 
@@ -233,11 +237,17 @@ def build(card: DetectorCard) -> nn.Module:
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:
-    """The head of a file under the network's names; two linear layers with nothing between them, as some files have, are one."""
-    layers = ("layers.0.weight", "layers.0.bias", "to_logits.weight", "to_logits.bias")
-    if set(state) != set(layers):
-        return state
-    inner, shift, outer, last = (state[key].double() for key in layers)
-    if outer.shape[-1:] != inner.shape[:1] or shift.shape != inner.shape[:1]:
-        return state
-    return {"fc.weight": (outer @ inner).float(), "fc.bias": (outer @ shift + last).float()}
+    """The head of a file under the network's names; two linear layers with nothing between them, as some files have, are one.
+
+    Of a file that holds all of CLIP beside them, as DRCT's do, only these are taken: its CLIP is the backbone, which was not trained.
+    """
+    heads = {key: tensor for key, tensor in state.items() if not key.startswith(_BESIDE)}
+    for inner_layer, outer_layer in _TWO_LAYERS:
+        layers = tuple(f"{layer}.{kind}" for layer in (inner_layer, outer_layer) for kind in ("weight", "bias"))
+        if set(heads) != set(layers):
+            continue
+        inner, shift, outer, last = (heads[key].double() for key in layers)
+        if outer.shape[-1:] != inner.shape[:1] or shift.shape != inner.shape[:1]:
+            return state
+        return {"fc.weight": (outer @ inner).float(), "fc.bias": (outer @ shift + last).float()}
+    return state

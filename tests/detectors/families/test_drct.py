@@ -1,0 +1,105 @@
+"""DRCT's two networks against the authors' own code, thin, and the ConvNeXt at full size: every value a number in `golden_forensics.py`."""
+
+import pytest
+import torch
+
+from benchmarks.seeded import local_weights, seeded_backbone, write_weights
+from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.card import Architecture
+from ray_app.detectors.detector import build_network
+from ray_app.detectors.preprocessing import Preprocessing
+from ray_app.errors import DetectorError
+from tests.detectors import golden_forensics as golden
+from tests.detectors.fill import Undrawn, fill, source
+from tests.detectors.golden import check
+from tests.detectors.test_convnets import prepared
+
+CLIP, CONVNEXT = "drct-clip-vit-l14", "drct-convnext-b"
+
+
+def thin(name):
+    """The card with the narrow network of the golden values."""
+    card, arguments = load_card(name), golden.THIN[name]
+    if card.backbone is None:
+        return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
+    tower = card.backbone.architecture
+    tower = tower.model_copy(update={"arguments": {**tower.arguments, **arguments}})
+    return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": tower})})
+
+
+def published(card):
+    """The filled state dict under the names of the authors' file: all of the network, of CLIP the text tower, too."""
+    network = build_network(card)
+    if card.backbone is None:
+        return fill(network.state_dict())
+    shapes = {"model.fc.weight": (1024, 768), "model.fc.bias": (1024,), "fc.weight": (2, 1024), "fc.bias": (2,)}
+    heads = {name: torch.empty(shape) for name, shape in shapes.items()}
+    clip = {f"model.model.visual.{key}": tensor for key, tensor in network.backbone.state_dict().items()}
+    return fill({**heads, **clip, "model.model.logit_scale": torch.tensor(0.0), "model.model.text_projection": torch.empty(64, 768)})
+
+
+def detector(name, folder):
+    """The thin network from files in the published formats."""
+    card, state = thin(name), published(thin(name))
+    weights = local_weights(card.weights, write_weights(folder / "drct.pth", state))
+    if card.backbone is None:
+        return load_detector(card.model_copy(update={"weights": weights}))
+    visual = {key: state[f"model.model.{key}"] for key in seeded_backbone(card)}
+    shared = local_weights(card.backbone.weights, write_weights(folder / "clip.safetensors", visual))
+    return load_detector(card.model_copy(update={"weights": weights, "backbone": card.backbone.model_copy(update={"weights": shared})}))
+
+
+@pytest.mark.parametrize("name", [CLIP, CONVNEXT])
+def test_log_odds_of_the_thin_network_are_the_authors(name, tmp_path):
+    thin_detector = detector(name, tmp_path)
+    for image, expected in golden.THIN_LOG_ODDS[name].items():
+        score = thin_detector.score(torch.from_numpy(thin_detector.prepare(source(image)))[None])[0]
+        assert score == pytest.approx(expected, abs=1e-4), image
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_log_odds_of_the_whole_convnext_are_the_authors():
+    with Undrawn():
+        network = build_network(load_card(CONVNEXT))
+    network.load_state_dict(fill(network.state_dict()))
+    for image, expected in golden.FULL_LOG_ODDS.items():
+        real, fake = network(prepared(CONVNEXT, image))[0].tolist()
+        assert fake - real == pytest.approx(expected, abs=1e-4), image
+
+
+@pytest.mark.parametrize("name", [CLIP, CONVNEXT])
+def test_prepared_tensors_are_the_authors(name):
+    for image, tensor in golden.CROPPED.items():
+        check(prepared(name, image)[0], tensor)
+
+
+@pytest.mark.parametrize("left_out", ["model.fc.bias", "fc.weight"])
+def test_a_file_without_one_of_the_two_layers_is_refused(left_out, tmp_path):
+    card = thin(CLIP)
+    state = {key: tensor for key, tensor in published(card).items() if key != left_out}
+    weights = local_weights(card.weights, write_weights(tmp_path / "drct.pth", state))
+    shared = local_weights(card.backbone.weights, write_weights(tmp_path / "clip.safetensors", seeded_backbone(card)))
+    card = card.model_copy(update={"weights": weights, "backbone": card.backbone.model_copy(update={"weights": shared})})
+    with pytest.raises(DetectorError, match=r"drct\.pth"):
+        load_detector(card)
+
+
+def test_the_crop_rounds_down_where_the_card_says_so():
+    image = source("230x227")  # of 227, three are cut: torchvision begins at the third column, albumentations at the second
+    even, down = (Preprocessing(center_crop=224, crop_rounding=rounding).prepare(image) for rounding in ("even", "down"))
+    pixels = torch.from_numpy(Preprocessing().prepare(image))
+    assert torch.equal(torch.from_numpy(even), pixels[3:227, 2:226])
+    assert torch.equal(torch.from_numpy(down), pixels[3:227, 1:225])
+
+
+def test_identities_of_older_runs_do_not_name_the_rounding():
+    assert "crop_rounding" not in Preprocessing(center_crop=224).model_dump(mode="json")
+    assert Preprocessing(center_crop=224, crop_rounding="down").model_dump(mode="json")["crop_rounding"] == "down"
+
+
+@pytest.mark.parametrize(("arguments", "named"), [({}, "width"), ({"width": 0}, "width"), ({"width": 8, "wings": 2}, "wings")])
+def test_what_makes_no_network_is_named(arguments, named):
+    architecture = Architecture(name="convnext_base", arguments=arguments)
+    with pytest.raises(DetectorError, match=named):
+        build_network(load_card(CONVNEXT).model_copy(update={"architecture": architecture}))
