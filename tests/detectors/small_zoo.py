@@ -22,7 +22,7 @@ def small(name):
         return eight[name]
     if name in BACKBONES:
         return small_frozen(card)
-    if card.family == "clip-linear":
+    if card.family in ("clip-linear", "rine"):
         tower = card.backbone.architecture
         narrow = tower.model_copy(update={"arguments": {**tower.arguments, **TOWER}})
         return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": narrow})})

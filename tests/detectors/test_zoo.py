@@ -67,6 +67,7 @@ WRAPPINGS = {
     "maskclip": TRAINED,
     "npr": TRAINED,
     "openfake-swinv2-small": TRAINED,
+    "rine": [(None, ""), (None, "module.")],
     "siglip2-open-deepfake": TRAINED,
     "tiny-ladeda": TRAINED,
     "touchstone-photo": [(None, "")],

@@ -11,6 +11,8 @@ FAMILIES = {
     "npr": "ray_app.detectors.families.npr",
     "ladeda": "ray_app.detectors.families.ladeda",
     "ferretnet": "ray_app.detectors.families.ferretnet",
+    "rine": "ray_app.detectors.families.rine",
+    "clip-tuned": "ray_app.detectors.families.clip_tuned",
     "maskclip": "ray_app.detectors.families.maskclip",
     "internvl": "ray_app.detectors.families.internvl",
 }
