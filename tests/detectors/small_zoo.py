@@ -6,7 +6,11 @@ from tests.scoring.eight import TOWER, small_cards
 
 # Another engine's network has no parameters of ours.
 CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base)) if not card.name.endswith(":vllm")}
+_TOWER = {"tower": {"quick_gelu": True, **TOWER}}
 NARROW = {
+    "b-free": {"img_size": 504, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    "c2p-clip": {"feature": "projected", "normalise": True, **_TOWER},
+    "effort": {"feature": "class-token", "normalise": False, "tower": {**_TOWER["tower"], "embed_dim": None}},
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {

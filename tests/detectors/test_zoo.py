@@ -57,11 +57,14 @@ TRAINED += [("model", prefix) for prefix in ("module._orig_mod.", "_orig_mod.mod
 GRIP = [*TRAINED, ("net", "")]
 HEAD = [("model", ""), (None, "")]  # as `save_head` writes it, and bare
 WRAPPINGS = {
+    "b-free": [("model", "")],
+    "c2p-clip": [(None, ""), (None, "module.")],
     "clip-cues": [(None, ""), ("state_dict", ""), ("state_dict", "model.classification_head.")],
     "clip-d-10k-plus": GRIP,
     "cnndetection": TRAINED,
     "community-forensics-vits384": TRAINED,
     "corvi2023": GRIP,
+    "effort": [(None, ""), ("state_dict", "module.")],
     "ferretnet-s": TRAINED,
     "ladeda9": TRAINED,
     "maskclip": TRAINED,

@@ -13,6 +13,7 @@ FAMILIES = {
     "ferretnet": "ray_app.detectors.families.ferretnet",
     "rine": "ray_app.detectors.families.rine",
     "clip-tuned": "ray_app.detectors.families.clip_tuned",
+    "b-free": "ray_app.detectors.families.b_free",
     "maskclip": "ray_app.detectors.families.maskclip",
     "internvl": "ray_app.detectors.families.internvl",
 }

@@ -252,7 +252,9 @@ def linear_head(card: DetectorCard, tower: VisionTower, own: Mapping[str, Any]) 
     """A card's linear head on a tower; `own` are `feature` and `normalise`. Raises DetectorError."""
     if own.get("feature") not in tower.widths or not isinstance(own.get("normalise"), bool) or len(own) != 2:
         raise DetectorError(f"{card.name}: architecture.arguments are `feature` (class-token or projected) and `normalise` (true or false)")
-    return FrozenLinear(tower, feature=own["feature"], normalise=own["normalise"], width=tower.widths[own["feature"]], logits=card.output.logits)
+    return FrozenLinear(
+        tower, feature=own["feature"], normalise=own["normalise"], width=tower.widths[own["feature"]], logits=card.output.logits
+    )
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -37,7 +37,9 @@ def detector(tmp_path_factory):
     paths = {name: write_weights(folder / f"{name}.pth", state) for name, state in states.items()}
     backbone = backbone.model_copy(update={"weights": local_weights(backbone.weights, paths["tower"])})
     weights = local_weights(card.weights, paths["head"])
-    return load_detector(card.model_copy(update={"backbone": backbone, "architecture": head, "weights": weights}), precision="fp32", slots=1)
+    return load_detector(
+        card.model_copy(update={"backbone": backbone, "architecture": head, "weights": weights}), precision="fp32", slots=1
+    )
 
 
 @pytest.mark.parametrize("image", LOGITS)
