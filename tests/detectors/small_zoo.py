@@ -12,6 +12,11 @@ NARROW = {
     "c2p-clip": {"feature": "projected", "normalise": True, **_TOWER},
     "effort": {"feature": "class-token", "normalise": False, "tower": {**_TOWER["tower"], "embed_dim": None}},
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    "fatformer": {
+        "adapters": 1,
+        "tower": {"quick_gelu": True, "width": 128, "layers": 1, "heads": 2, "embed_dim": 24},
+        "text": {"width": 24, "layers": 1, "heads": 2, "embed_dim": 24},
+    },
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {
         "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

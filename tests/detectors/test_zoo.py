@@ -65,6 +65,7 @@ WRAPPINGS = {
     "community-forensics-vits384": TRAINED,
     "corvi2023": GRIP,
     "effort": [(None, ""), ("state_dict", "module.")],
+    "fatformer": [("model", ""), ("model", "module.")],
     "ferretnet-s": TRAINED,
     "ladeda9": TRAINED,
     "maskclip": TRAINED,

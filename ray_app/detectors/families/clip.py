@@ -133,13 +133,17 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> VisionFeatures:
         """Run the tower; see the class for shapes."""
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(pixels), 1, -1)
-        tokens = torch.cat([first, patches.to(first.dtype)], dim=1) + self.positional_embedding
-        tokens, tapped, class_tokens = self.transformer(self.ln_pre(tokens), taps=self.taps)
+        tokens, tapped, class_tokens = self.transformer(self.embed(pixels), taps=self.taps)
         class_token = self.ln_post(tokens[:, 0])
         projected = class_token if self.proj is None else project(class_token, self.proj)
         return VisionFeatures(class_token, tapped, projected, class_tokens)
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the first block is given: (N, 1 + patches, width), the class token first."""
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(pixels), 1, -1)
+        embedded: torch.Tensor = self.ln_pre(torch.cat([first, patches.to(first.dtype)], dim=1) + self.positional_embedding)
+        return embedded
 
     @property
     def widths(self) -> dict[str, int]:
