@@ -1,7 +1,7 @@
 """The `b-free` family: a vision transformer of timm's on five large crops of an image at its own size, the mean of their logits.
 
-Source: Guillaro et al., CVPR 2025 (arXiv 2412.17671). The authors embed patches of the whole image and cut the five crops out of those; here
-the crops are cut out of the pixels at whole patches and embedded after, which is the same and costs less of a large image.
+Source: Guillaro et al., CVPR 2025 (arXiv 2412.17671). The authors embed patches of the whole image and cut the five crops out of those;
+here the crops are cut out of the pixels at whole patches and embedded after, which is the same and costs less of a large image.
 """
 
 import math

@@ -63,7 +63,7 @@ class FatFormer(nn.Module):
 
 
 class Prompts(nn.Module):
-    """Learned words that look at the image's tokens, (N, tokens, width), between the fixed words of both classes: (N, 2, context, width)."""
+    """The image's tokens (N, tokens, width) → both classes' words (N, 2, context, width): learned ones that look at the image, and fixed ones."""
 
     def __init__(self, width: int, context: int, prompts: int) -> None:
         super().__init__()
@@ -100,10 +100,10 @@ class AdaptedBlock(clip.ClipBlock):
 
 
 class Adapter(nn.Module):
-    """(N, 1 + patches, width) → what is added to it: a bottleneck per token, and the Haar bands of the patches after attending to each other.
+    """(N, 1 + patches, width) → what is added to it: a bottleneck per token, and the patches' Haar bands that have attended to each other.
 
-    The published names say it the other way round: `intra_band` attends over the four bands of one place, `inter_band` over the places of one
-    band.
+    The published names say it the other way round: `intra_band` attends over the four bands of one place, `inter_band` over the places
+    of one band.
     """
 
     def __init__(self, width: int, bottleneck: int, heads: int = 8) -> None:

@@ -4,6 +4,7 @@ Under the authors' key names. Source: Koutlis and Papadopoulos, ECCV 2024 (arXiv
 CLIP runs once for this network and for all others that read the same one.
 """
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,8 +42,7 @@ class Rine(nn.Module):
 
 def _layers(widths: list[int]) -> list[nn.Module]:
     """Linear layers from width to width, each with its ReLU and the dropout of the training, which the published numbering counts."""
-    steps = zip(widths[:-1], widths[1:], strict=True)
-    return [layer for inner, outer in steps for layer in (nn.Linear(inner, outer), nn.ReLU(), nn.Dropout())]
+    return [layer for inner, outer in pairwise(widths) for layer in (nn.Linear(inner, outer), nn.ReLU(), nn.Dropout())]
 
 
 def build(card: "DetectorCard") -> nn.Module:

@@ -13,8 +13,8 @@ from tests.detectors.fill import fill, source
 
 NARROW = {"img_size": 504, "embed_dim": 48, "depth": 2, "num_heads": 4}
 
-# By `get_network` and `get_list_norm("resnet")` of the authors (grip-unina/B-Free at c6a9f89, unedited) on timm 1.0.31's network as narrow as
-# above, filled by formula under the file's names; the head's weight doubled.
+# By `get_network` and `get_list_norm("resnet")` of the authors (grip-unina/B-Free at c6a9f89, unedited) on timm 1.0.31's network as narrow
+# as above, filled by formula under the file's names; the head's weight doubled.
 LOGITS = {
     "224x224": -4.421257,
     "301x227": -4.347755,

@@ -14,9 +14,9 @@ NARROW = {
     "c2p-clip": {"width": 64, "layers": 2, "heads": 4},
     "effort": {"layers": 1},  # its authors' head is 1,024 wide
 }
-# c2p-clip: `C2P_CLIP` of inference.py behind the transform of data.py (chuangchuangtan/C2P-CLIP-DeepfakeDetection at 27b5232). effort: `EffortDetector`
-# behind `preprocess_face` of demo.py (YZY-stack/Effort-AIGI-Detection at 96f5dea), fake minus real. Both unedited, with transformers 4.53.2,
-# CLIP as small as above, filled by formula, then `LOUDER`.
+# c2p-clip: `C2P_CLIP` of inference.py behind the transform of data.py (chuangchuangtan/C2P-CLIP-DeepfakeDetection at 27b5232). effort:
+# `EffortDetector` behind `preprocess_face` of demo.py (YZY-stack/Effort-AIGI-Detection at 96f5dea), fake minus real. Both unedited, with
+# transformers 4.53.2, CLIP as small as above, filled by formula, then `LOUDER`.
 LOGITS = {
     "c2p-clip": {"224x224": -0.1683632, "301x227": -0.8985848, "640x480": -0.4681724, "97x131": -0.4758126},
     "effort": {"224x224": -3.4020441, "301x227": -3.3955743, "640x480": 3.17081, "97x131": 3.1357415},
@@ -117,5 +117,5 @@ def test_another_file_is_told_by_name(name, change, said):
 )
 def test_arguments_that_are_not_understood_are_refused(arguments):
     card = load_card("c2p-clip")
-    with torch.device("meta"), pytest.raises(DetectorError, match="tower|feature"):
+    with torch.device("meta"), pytest.raises(DetectorError, match=r"tower|feature"):
         clip_tuned.build(card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})}))

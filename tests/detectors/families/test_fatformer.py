@@ -18,8 +18,8 @@ NARROW = {
     "text": {"width": 48, "layers": 1, "heads": 4, "embed_dim": 48},
 }
 
-# By the authors' `CLIPModel` behind the test transform of `Dataset_Creator` (Michel-liu/FatFormer at febc24c, unedited, on pytorch_wavelets 1.3.0 and Pillow 12.3), as
-# narrow as above, filled by formula, then `louder`; fake minus real.
+# By the authors' `CLIPModel` behind the test transform of `Dataset_Creator` (Michel-liu/FatFormer at febc24c, unedited, on pytorch_wavelets
+# 1.3.0 and Pillow 12.3), as narrow as above, filled by formula, then `louder`; fake minus real.
 LOGITS = {"224x224": -1.4719152, "301x227": -1.1994123, "640x480": 0.6066778, "97x131": 0.0558963}
 
 

@@ -14,8 +14,8 @@ from tests.detectors.small_zoo import small
 
 NARROW = {"width": 128, "layers": 3, "heads": 2, "embed_dim": 64}
 
-# By the authors' `src.models.Model` (mever-team/rine at 9b7fd58, unedited) behind their `get_transforms()[1]`, with OpenAI's CLIP as narrow as
-# above, two projections of 48; all filled by formula, then `LOUDER`. CLIP was given its fp32 weights again after the fp16 of its loader.
+# By the authors' `src.models.Model` (mever-team/rine at 9b7fd58, unedited) behind their `get_transforms()[1]`, with OpenAI's CLIP as narrow
+# as above, two projections of 48; all filled by formula, then `louder`. CLIP was given its fp32 weights again after its loader's fp16.
 LOGITS = {"224x224": 2.5828173, "301x227": 4.0508513, "640x480": 4.558249, "97x131": 5.9170523}
 
 
