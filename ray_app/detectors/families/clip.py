@@ -135,8 +135,7 @@ class VisionTower(nn.Module):
         """Run the tower; see the class for shapes."""
         tokens, tapped, class_tokens = self.transformer(self.embed(pixels), taps=self.taps)
         class_token = self.ln_post(tokens[:, 0])
-        projected = class_token if self.proj is None else project(class_token, self.proj)
-        return VisionFeatures(class_token, tapped, projected, class_tokens)
+        return VisionFeatures(class_token, tapped, project(class_token, self.proj), class_tokens)
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the first block is given: (N, 1 + patches, width), the class token first."""
@@ -198,10 +197,10 @@ class Clip(TextTower):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
-def project(features: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+def project(features: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
     """features @ projection in fp32 whatever precision surrounds it: one row per image costs nothing, and rounding would move the score."""
     with torch.autocast(features.device.type, enabled=False):
-        return features.float() @ projection.float()
+        return features.float() if projection is None else features.float() @ projection.float()
 
 
 def drawn(*shape: int, std: float) -> torch.Tensor:

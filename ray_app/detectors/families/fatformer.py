@@ -42,7 +42,7 @@ class FatFormer(nn.Module):
         for place in range(every - 1, every * adapters, every):
             blocks[place] = AdaptedBlock(visual.widths["class-token"], heads, bool(tower["quick_gelu"]), bottleneck)
         width, context = self.clip_model.positional_embedding.shape[1], len(self.clip_model.positional_embedding)
-        self.language_guided_alignment = Prompts(width, context, prompts)
+        self.language_guided_alignment = ImagePrompts(width, context, prompts)
         self.text_guided_interactor = nn.MultiheadAttention(width, 12, batch_first=True)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -53,7 +53,7 @@ class FatFormer(nn.Module):
         tokens, _, _ = model.visual.transformer(model.visual.embed(pixels))
         image = clip.project(model.visual.ln_post(tokens), model.visual.proj)
         prompts = self.language_guided_alignment(image).flatten(0, 1)
-        texts = model(prompts, torch.full((len(prompts),), END, device=pixels.device)).unflatten(0, (count, 2))
+        texts = torch.unflatten(model(prompts, torch.full((len(prompts),), END, device=pixels.device)), 0, (count, 2))
         seen, _ = self.text_guided_interactor(image[:, 1:], texts, texts, need_weights=False)
         patches = _refined(self, image[:, 1:] + seen).float().mean(dim=1)
         texts = functional.normalize(texts.float(), dim=-1)
@@ -62,8 +62,13 @@ class FatFormer(nn.Module):
         return logits
 
 
-class Prompts(nn.Module):
-    """The image's tokens (N, tokens, width) → both classes' words (N, 2, context, width): learned ones that look at the image, and fixed ones."""
+class ImagePrompts(nn.Module):
+    """An image's tokens (N, tokens, width) → the words of both classes (N, 2, context, width): fixed ones, and learned ones that have
+    looked at the image. The name `patch_basaed_enhancer` is the file's.
+    """
+
+    token_prefix: torch.Tensor
+    token_suffix: torch.Tensor
 
     def __init__(self, width: int, context: int, prompts: int) -> None:
         super().__init__()
@@ -126,13 +131,13 @@ class Adapter(nn.Module):
     def _frequencies(self, patches: torch.Tensor) -> torch.Tensor:
         count, places = patches.shape[:2]
         side = math.isqrt(places)
-        bands = haar_bands(patches.transpose(1, 2).unflatten(2, (side, side)).float()).flatten(3)
+        bands = haar_bands(torch.unflatten(patches.transpose(1, 2), 2, (side, side)).float()).flatten(3)
         bands = self.dwt_norm(bands).permute(0, 2, 3, 1)  # (N, 4, places / 4, width)
-        across = self.intra_band(bands.transpose(1, 2).flatten(0, 1)).unflatten(0, (count, -1)).transpose(1, 2)
+        across = torch.unflatten(self.intra_band(bands.transpose(1, 2).flatten(0, 1)), 0, (count, -1)).transpose(1, 2)
         bands = self.norm_intra(bands + across)
-        bands = self.norm_inter(bands + self.inter_band(bands.flatten(0, 1)).unflatten(0, (count, 4)))
+        bands = self.norm_inter(bands + torch.unflatten(self.inter_band(bands.flatten(0, 1)), 0, (count, 4)))
         bands = self.norm3(bands + self.linear2(functional.relu(self.linear1(bands))))
-        squares = bands.permute(0, 3, 1, 2).unflatten(3, (side // 2, side // 2))
+        squares = torch.unflatten(bands.permute(0, 3, 1, 2), 3, (side // 2, side // 2))
         return haar_image(squares).flatten(2).transpose(1, 2)
 
 
@@ -178,7 +183,7 @@ def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> dic
 
 def _is_second(key: str, tensor: torch.Tensor, state: Mapping[str, torch.Tensor]) -> bool:
     again = next((first + key.removeprefix(name) for name, first in AGAIN.items() if key.startswith(name)), None)
-    return again in state and torch.equal(state[again], tensor)
+    return again is not None and again in state and torch.equal(state[again], tensor)
 
 
 def _is_haar(key: str, tensor: torch.Tensor) -> bool:
