@@ -6,10 +6,19 @@ from tests.scoring.eight import TOWER, small_cards
 
 # Another engine's network has no parameters of ours.
 CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base)) if not card.name.endswith(":vllm")}
+_TOWER = {"tower": {"quick_gelu": True, **TOWER}}
 NARROW = {
     "aide": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     "drct-convnext-b": {"width": 32, "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
+    "b-free": {"img_size": 504, "embed_dim": 32, "depth": 1, "num_heads": 2},
+    "c2p-clip": {"feature": "projected", "normalise": True, **_TOWER},
+    "effort": {"feature": "class-token", "normalise": False, "tower": {**_TOWER["tower"], "embed_dim": None}},
+    "fatformer": {
+        "adapters": 1,
+        "tower": {"quick_gelu": True, "width": 128, "layers": 1, "heads": 2, "embed_dim": 24},
+        "text": {"width": 24, "layers": 1, "heads": 2, "embed_dim": 24},
+    },
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {
         "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -24,7 +33,7 @@ def small(name):
         return eight[name]
     if name in BACKBONES:
         return small_frozen(card)
-    if card.family == "clip-linear":
+    if card.family in ("clip-linear", "rine"):
         tower = card.backbone.architecture
         narrow = tower.model_copy(update={"arguments": {**tower.arguments, **TOWER}})
         return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": narrow})})

@@ -58,6 +58,8 @@ FERRET = {
     "ferretnet-s": {"300x400": 25.844326, "640x480": 30.694454, "1024x768": 22.120432, "97x61": 0.01903945},
     "ferretnet-s:native": {"300x400": 23.749447, "97x61": 11.086955},
 }
+# RINE of two classes: the only file of its four that we had. The authors' own code gives these on the same tower.
+RINE = {"224x224": -1.4858775, "301x227": -2.5890355, "640x480": -0.6928139, "97x131": 1.7437764}
 # CLIP-Cues: all eight files on one image, 97x61.
 CUES = {
     "clip-cues": -0.97743201,
@@ -98,6 +100,16 @@ def test_the_published_probes_of_clip_cues_score_as_the_authors():
         named = own_keys(load_card(name), head, detector.network)
         score = torch.nn.functional.linear(features, named["fc.weight"], named["fc.bias"]).item()
         assert score == pytest.approx(CUES[name], abs=1e-4 * max(1, abs(CUES[name]))), name
+
+
+@torch.inference_mode()
+def test_the_published_head_of_rine_scores_as_the_authors():
+    head, tower = published(load_card("rine:2class")), filled_tower()
+    with torch.device("meta"):
+        network = build_network(load_card("rine:2class"))
+    network.load_state_dict({f"backbone.{key}": tensor for key, tensor in tower.items()} | dict(head), assign=True)
+    for image, expected in RINE.items():
+        assert network(prepared("rine:2class", image)).item() == pytest.approx(expected, abs=1e-4 * max(1, abs(expected))), image
 
 
 @pytest.mark.parametrize("name", TINY)

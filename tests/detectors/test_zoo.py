@@ -58,6 +58,8 @@ GRIP = [*TRAINED, ("net", "")]
 HEAD = [("model", ""), (None, "")]  # as `save_head` writes it, and bare
 WRAPPINGS = {
     "aide": TRAINED,
+    "b-free": [("model", "")],
+    "c2p-clip": [(None, ""), (None, "module.")],
     "clip-cues": [(None, ""), ("state_dict", ""), ("state_dict", "model.classification_head.")],
     "clip-d-10k-plus": GRIP,
     "cnndetection": TRAINED,
@@ -65,6 +67,8 @@ WRAPPINGS = {
     "corvi2023": GRIP,
     "drct-clip-vit-l14": [(None, ""), ("state_dict", "module.")],
     "drct-convnext-b": TRAINED,
+    "effort": [(None, ""), ("state_dict", "module.")],
+    "fatformer": [("model", ""), ("model", "module.")],
     "ferretnet-s": TRAINED,
     "freqnet": TRAINED,
     "ladeda9": TRAINED,
@@ -72,6 +76,7 @@ WRAPPINGS = {
     "npr": TRAINED,
     "safe": TRAINED,
     "openfake-swinv2-small": TRAINED,
+    "rine": [(None, ""), (None, "module.")],
     "siglip2-open-deepfake": TRAINED,
     "tiny-ladeda": TRAINED,
     "touchstone-photo": [(None, "")],

@@ -15,6 +15,10 @@ FAMILIES = {
     "embedding": "ray_app.detectors.families.embedding",
     "aide": "ray_app.detectors.families.aide",
     "frequency": "ray_app.detectors.families.frequency",
+    "rine": "ray_app.detectors.families.rine",
+    "clip-tuned": "ray_app.detectors.families.clip_tuned",
+    "b-free": "ray_app.detectors.families.b_free",
+    "fatformer": "ray_app.detectors.families.fatformer",
     "maskclip": "ray_app.detectors.families.maskclip",
     "internvl": "ray_app.detectors.families.internvl",
 }

@@ -27,12 +27,14 @@ class VisionFeatures(NamedTuple):
     """What a vision tower tells of a batch.
 
     `class_token` (N, width): after `ln_post`. `taps`: per requested layer, in that order, the output of its `ln_2` (before the MLP),
-    (N, 1 + patches, width). `projected` (N, embed_dim): the class token in the space shared with texts, not normalised.
+    (N, 1 + patches, width). `projected` (N, embed_dim): the class token in the space shared with texts, not normalised; without a
+    projection the class token as it is. `class_tokens` (N, layers, width): the class token of every layer's `ln_2`, 98 kB an image.
     """
 
     class_token: torch.Tensor
     taps: tuple[torch.Tensor, ...]
     projected: torch.Tensor
+    class_tokens: torch.Tensor
 
 
 class QuickGELU(nn.Module):
@@ -92,21 +94,22 @@ class Transformer(nn.Module):
 
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor | None = None, taps: tuple[int, ...] = ()
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """The last block's output, and the `ln_2` outputs of the layers in `taps`."""
-        tapped = {}
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
+        """The last block's output, the `ln_2` outputs of the layers in `taps`, and the first token of every layer's: (N, layers, width)."""
+        tapped, first = {}, []
         for layer, block in enumerate(self.resblocks):
             tokens, normed = block(tokens, mask)
+            first.append(normed[:, 0].clone())  # a view would keep all tokens of the layer in memory
             if layer in taps:
                 tapped[layer] = normed
-        return tokens, tuple(tapped[layer] for layer in taps)
+        return tokens, tuple(tapped[layer] for layer in taps), torch.stack(first, dim=1)
 
 
 class VisionTower(nn.Module):
     """CLIP's ViT: (N, 3, image_size, image_size), normalised → `VisionFeatures`. The defaults are ViT-L/14: 303,966,208 parameters.
 
     State dict: `visual.*` of the published file without that prefix, 296 tensors. `quick_gelu`: true for OpenAI's weights,
-    false for those of open_clip's `ViT-L-14`.
+    false for those of open_clip's `ViT-L-14`. `embed_dim`: null for a file without the projection, 295 tensors.
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class VisionTower(nn.Module):
         width: int = 1024,
         layers: int = 24,
         heads: int = 16,
-        embed_dim: int = 768,
+        embed_dim: int | None = 768,
         quick_gelu: bool,
         taps: tuple[int, ...] = (),
     ) -> None:
@@ -130,16 +133,26 @@ class VisionTower(nn.Module):
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, quick_gelu)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(drawn(width, embed_dim, std=scale))
+        self.proj = None if embed_dim is None else nn.Parameter(drawn(width, embed_dim, std=scale))
 
     def forward(self, pixels: torch.Tensor) -> VisionFeatures:
         """Run the tower; see the class for shapes."""
+        tokens, tapped, class_tokens = self.transformer(self.embed(pixels), taps=self.taps)
+        class_token = self.ln_post(tokens[:, 0])
+        return VisionFeatures(class_token, tapped, project(class_token, self.proj), class_tokens)
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the first block is given: (N, 1 + patches, width), the class token first."""
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(len(pixels), 1, -1)
-        tokens = torch.cat([first, patches.to(first.dtype)], dim=1) + self.positional_embedding
-        tokens, tapped = self.transformer(self.ln_pre(tokens), taps=self.taps)
-        class_token = self.ln_post(tokens[:, 0])
-        return VisionFeatures(class_token, tapped, project(class_token, self.proj))
+        embedded: torch.Tensor = self.ln_pre(torch.cat([first, patches.to(first.dtype)], dim=1) + self.positional_embedding)
+        return embedded
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Numbers per image of the features that a linear head reads, by the names that cards give them."""
+        width = self.ln_post.normalized_shape[0]
+        return {"class-token": width, "projected": width if self.proj is None else self.proj.shape[1]}
 
 
 class TextTower(nn.Module):
@@ -171,7 +184,7 @@ class TextTower(nn.Module):
         """Embed texts; `end` (N,) holds the position of each text's end token, where it is read off."""
         context = embedded.shape[1]
         causal = torch.ones(context, context, dtype=torch.bool, device=embedded.device).tril()
-        tokens, _ = self.transformer(embedded + self.positional_embedding[:context], causal)
+        tokens, _, _ = self.transformer(embedded + self.positional_embedding[:context], causal)
         last = tokens[torch.arange(len(tokens), device=tokens.device), end]
         return project(self.ln_final(last), self.text_projection)
 
@@ -188,10 +201,10 @@ class Clip(TextTower):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
-def project(features: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+def project(features: torch.Tensor, projection: torch.Tensor | None) -> torch.Tensor:
     """features @ projection in fp32 whatever precision surrounds it: one row per image costs nothing, and rounding would move the score."""
     with torch.autocast(features.device.type, enabled=False):
-        return features.float() @ projection.float()
+        return features.float() if projection is None else features.float() @ projection.float()
 
 
 def drawn(*shape: int, std: float) -> torch.Tensor:
@@ -223,17 +236,32 @@ class FrozenLinear(nn.Module):
 
 def build(card: DetectorCard) -> nn.Module:
     """The network of a card: its backbone's arguments go to `VisionTower`, its own are `feature` and `normalise`. Raises DetectorError."""
+    tower = backbone_tower(card)
+    return linear_head(card, tower, dict(card.architecture.arguments))
+
+
+def backbone_tower(card: DetectorCard) -> VisionTower:
+    """The tower that a card names as its backbone. Raises DetectorError."""
     if card.backbone is None:
-        raise DetectorError(f"{card.name}: a card of family clip-linear names a backbone", hint="backbone: openai-clip-vit-l14")
-    own: dict[str, Any] = dict(card.architecture.arguments)
-    if own.get("feature") not in ("class-token", "projected") or not isinstance(own.get("normalise"), bool) or len(own) != 2:
-        raise DetectorError(f"{card.name}: architecture.arguments are `feature` (class-token or projected) and `normalise` (true or false)")
+        raise DetectorError(f"{card.name}: a card of family {card.family} names a backbone", hint="backbone: openai-clip-vit-l14")
+    return built_tower(card.backbone.architecture.arguments, card.name, card.backbone.name)
+
+
+def built_tower(arguments: Mapping[str, Any], name: str, where: str) -> VisionTower:
+    """The tower of these arguments for the card of that name; `where` they stand. Raises DetectorError."""
     try:
-        tower = VisionTower(**card.backbone.architecture.arguments)
+        return VisionTower(**arguments)
     except TypeError as error:
-        raise DetectorError(f"{card.name}: no CLIP tower is built from the arguments of {card.backbone.name}: {error}") from error
-    width, embed_dim = tower.proj.shape
-    return FrozenLinear(tower, **own, width=width if own["feature"] == "class-token" else embed_dim, logits=card.output.logits)
+        raise DetectorError(f"{name}: no CLIP tower is built from the arguments of {where}: {error}") from error
+
+
+def linear_head(card: DetectorCard, tower: VisionTower, own: Mapping[str, Any]) -> FrozenLinear:
+    """A card's linear head on a tower; `own` are `feature` and `normalise`. Raises DetectorError."""
+    if own.get("feature") not in tower.widths or not isinstance(own.get("normalise"), bool) or len(own) != 2:
+        raise DetectorError(f"{card.name}: architecture.arguments are `feature` (class-token or projected) and `normalise` (true or false)")
+    return FrozenLinear(
+        tower, feature=own["feature"], normalise=own["normalise"], width=tower.widths[own["feature"]], logits=card.output.logits
+    )
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> Mapping[str, torch.Tensor]:

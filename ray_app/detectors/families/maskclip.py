@@ -129,7 +129,7 @@ class MaskClip(nn.Module):
     ) -> None:
         super().__init__()
         self.clip = clip.Clip(clip.VisionTower(quick_gelu=True, taps=TAPS, **(vision or {})), quick_gelu=True, **(text or {}))
-        clip_width, embed_dim = self.clip.visual.proj.shape
+        clip_width, embed_dim = self.clip.visual.widths.values()
         self.aggregator = Aggregator(
             mae.MaeVit(image_size=image_size, width=mae_width, heads=mae_heads),
             clip_width,

@@ -196,6 +196,7 @@ def test_vision_tower_is_torchs_transformer(quick):
     assert len(seen.taps) == 2
     assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(seen.taps, reversed(taps), strict=True))
     assert seen.taps[0].shape == (3, 5, 64)
+    assert torch.allclose(seen.class_tokens, torch.stack([tap[:, 0] for tap in taps], dim=1), atol=1e-5)
 
 
 def test_text_tower_is_torchs_transformer_under_a_causal_mask():

@@ -1,0 +1,97 @@
+"""FatFormer: the authors' own logits on narrow towers, the published file's doubles, and the wavelet."""
+
+import pytest
+import torch
+
+from benchmarks.seeded import card_with_weights, write_weights
+from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.detector import build_network
+from ray_app.detectors.families import fatformer
+from ray_app.detectors.weights import load_strictly
+from ray_app.errors import DetectorError
+from tests.detectors.fill import fill, source
+
+NARROW = {
+    "adapters": 2,
+    "bottleneck": 16,
+    "tower": {"width": 256, "layers": 2, "heads": 4, "embed_dim": 48, "quick_gelu": True},
+    "text": {"width": 48, "layers": 1, "heads": 4, "embed_dim": 48},
+}
+
+# By the authors' `CLIPModel` behind the test transform of `Dataset_Creator` (Michel-liu/FatFormer at febc24c, unedited, on pytorch_wavelets
+# 1.3.0 and Pillow 12.3), as narrow as above, filled by formula, then `louder`; fake minus real.
+LOGITS = {"224x224": -1.4719152, "301x227": -1.1994123, "640x480": 0.6066778, "97x131": 0.0558963}
+
+
+def louder(key, tensor):
+    """What lets the adapters count: published ones begin at zero."""
+    if key.endswith("freq_scale"):
+        return torch.full_like(tensor, 0.7)
+    return tensor * (3 if key.endswith("forgery_aware_adapter.second_conv_layer.weight") else 1)
+
+
+def narrow():
+    card = load_card("fatformer")
+    return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": NARROW})})
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The file's tensors: those of the network, the doubles, the filters, and the words that nothing reads."""
+    own = {key: louder(key, tensor) for key, tensor in fill(build_network(narrow()).state_dict()).items()}
+    state = dict(own)
+    for key, tensor in own.items():
+        inner = key.removeprefix("clip_model.")
+        if key.startswith("clip_model.visual."):
+            state[f"image_encoder.{inner.removeprefix('visual.')}"] = tensor
+        elif key.startswith("clip_model.") and inner != "logit_scale":
+            state[f"text_encoder.{inner}"] = tensor
+        if key.endswith("freq_scale"):
+            for again in (key, f"image_encoder.{inner.removeprefix('visual.')}"):
+                for name, place in (("dwt_transform.h", (1, 1, 2, 1)), ("idwt_transform.g", (1, 1, 2, 1))):
+                    for number, sign in (("0", 1), ("1", -1)):
+                        values = 0.5**0.5 * torch.tensor([1.0, sign])
+                        state[again.replace("freq_scale", f"{name}{number}_col")] = values.view(place)
+                        state[again.replace("freq_scale", f"{name}{number}_row")] = values.view(1, 1, 1, 2)
+    return state | {"logit_scale": own["clip_model.logit_scale"], "clip_model.token_embedding.weight": torch.ones(9, 48)}
+
+
+def test_the_scores_are_the_authors(published, tmp_path):
+    assert len(published) == 258  # as many as the authors' own state dict of this size has
+    card = card_with_weights(narrow(), write_weights(tmp_path / "published.pth", published, wrapper="model"))
+    detector = load_detector(card, precision="fp32", slots=1)
+    for image, expected in LOGITS.items():
+        assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(expected, abs=1e-4), image
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("image_encoder.ln_post.bias", lambda tensor: tensor + 1),
+        ("logit_scale", lambda tensor: tensor + 1),
+        ("clip_model.visual.transformer.resblocks.0.forgery_aware_adapter.dwt_transform.h1_col", lambda tensor: -tensor),
+    ],
+)
+def test_a_second_copy_that_differs_is_told(published, key, change):
+    network = build_network(narrow())
+    state = {**published, key: change(published[key])}
+    with pytest.raises(DetectorError, match=key.replace(".", r"\.")):
+        load_strictly(network, fatformer.published_keys(state, network), "fatformer")
+
+
+def test_the_bands_are_a_haar_transform_and_make_the_image_again():
+    image = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    bands = fatformer.haar_bands(image)
+    low, high = torch.tensor([1.0, 1.0]) / 2**0.5, torch.tensor([1.0, -1.0]) / 2**0.5
+    for band, (down, across) in enumerate([(low, low), (high, low), (low, high), (high, high)]):
+        kernel = (down[:, None] * across).expand(3, 1, 2, 2)
+        torch.testing.assert_close(bands[:, :, band], torch.nn.functional.conv2d(image, kernel, stride=2, groups=3))
+    torch.testing.assert_close(fatformer.haar_image(bands), image)
+
+
+@pytest.mark.parametrize("change", [{"adapters": 0}, {"adapters": 3}, {"tower": {}}, {"more": 1}])
+def test_arguments_that_are_not_understood_are_refused(change):
+    card = narrow()
+    card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": {**NARROW, **change}})})
+    with pytest.raises(DetectorError, match="fatformer cannot be built"):
+        fatformer.build(card)
