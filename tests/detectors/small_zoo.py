@@ -8,10 +8,12 @@ from tests.scoring.eight import TOWER, small_cards
 CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base)) if not card.name.endswith(":vllm")}
 NARROW = {
     "cnndetection": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    "iml-vit": {"image_size": 256, "width": 24, "heads": 12, "pyramid_width": 8, "head_width": 8},
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {
         "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     },
+    "trufor": {"widths": [8, 8, 8, 8], "heads": [1, 1, 1, 1], "depths": [1, 1, 1, 1], "decoder_width": 8},
 }
 
 

@@ -12,6 +12,8 @@ FAMILIES = {
     "ladeda": "ray_app.detectors.families.ladeda",
     "ferretnet": "ray_app.detectors.families.ferretnet",
     "maskclip": "ray_app.detectors.families.maskclip",
+    "iml-vit": "ray_app.detectors.families.iml_vit",
+    "trufor": "ray_app.detectors.families.trufor",
     "internvl": "ray_app.detectors.families.internvl",
 }
 ENTRY_POINTS = "touchstone.families"
