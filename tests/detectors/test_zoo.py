@@ -57,6 +57,7 @@ TRAINED += [("model", prefix) for prefix in ("module._orig_mod.", "_orig_mod.mod
 GRIP = [*TRAINED, ("net", "")]
 HEAD = [("model", ""), (None, "")]  # as `save_head` writes it, and bare
 WRAPPINGS = {
+    "aeroblade": [(None, "")],
     "clip-cues": [(None, ""), ("state_dict", ""), ("state_dict", "model.classification_head.")],
     "clip-d-10k-plus": GRIP,
     "cnndetection": TRAINED,

@@ -14,6 +14,7 @@ FAMILIES = {
     "maskclip": "ray_app.detectors.families.maskclip",
     "iml-vit": "ray_app.detectors.families.iml_vit",
     "trufor": "ray_app.detectors.families.trufor",
+    "aeroblade": "ray_app.detectors.families.aeroblade",
     "internvl": "ray_app.detectors.families.internvl",
 }
 ENTRY_POINTS = "touchstone.families"

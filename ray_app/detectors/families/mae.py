@@ -93,10 +93,8 @@ class WindowAttention(nn.Module):
         if self.side**2 < MANY_TOKENS:
             attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=self.relative_bias(query))
         else:
-            parts = [part.flatten(0, 1)[:, None, None].unbind() for part in (query, key, value)]
-            single = [
-                functional.scaled_dot_product_attention(*one, attn_mask=self.relative_bias(one[0])) for one in zip(*parts, strict=True)
-            ]
+            heads = zip(*(part.flatten(0, 1)[:, None, None].unbind() for part in (query, key, value)), strict=True)
+            single = [functional.scaled_dot_product_attention(q, k, v, attn_mask=self.relative_bias(q)) for q, k, v in heads]
             attended = torch.cat(single).view_as(value)
         joined = attended.permute(0, 2, 1, 3).reshape(*shape, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         mixed: torch.Tensor = self.proj(joined[:, :height, :width])
