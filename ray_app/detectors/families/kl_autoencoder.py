@@ -133,7 +133,8 @@ class _Attention(nn.Module):
         places = self.group_norm(features).flatten(2).transpose(1, 2)
         query, key, value = (layer(places)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
         attended = self.to_out[0](functional.scaled_dot_product_attention(query, key, value)[:, 0])
-        return features + attended.transpose(1, 2).view_as(features)
+        there: torch.Tensor = attended.transpose(1, 2).view_as(features)
+        return features + there
 
 
 def modern_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -145,7 +145,7 @@ class DualEncoder(nn.Module):
         return MixStage.run(features, *parts)
 
 
-class Decoder(nn.Module):
+class MlpDecoder(nn.Module):
     """Four maps → `classes` logits a place, (N, classes, h, w) at the size of the largest. `eps`: of its BatchNorm."""
 
     def __init__(self, widths: Sequence[int], width: int, classes: int, eps: float) -> None:
@@ -189,8 +189,8 @@ class TruFor(nn.Module):
         self.dncnn = noise_layers()
         self.backbone = DualEncoder(widths, heads, depths, ratios)
         # The authors initialise the first decoder by a function that also sets this; the second one keeps torch's.
-        self.decode_head = Decoder(widths, decoder_width, classes=2, eps=1e-3)
-        self.decode_head_conf = Decoder(widths, decoder_width, classes=1, eps=1e-5)
+        self.decode_head = MlpDecoder(widths, decoder_width, classes=2, eps=1e-3)
+        self.decode_head_conf = MlpDecoder(widths, decoder_width, classes=1, eps=1e-5)
         self.detection = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 1))
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
