@@ -68,7 +68,8 @@ def lower_to_bf16(network: nn.Module, device: str) -> nn.Module:
     """
     products = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, _PRODUCTS)]
     for _, layer in products[:-1]:
-        layer.to(torch.bfloat16)
+        for parameter in layer.parameters(recurse=False):  # its own: IML-ViT's convolutions have a norm inside
+            parameter.data = parameter.data.to(torch.bfloat16)
     for name, layer in products[-1:]:
         if isinstance(layer, nn.Linear):
             network.set_submodule(name, Float32Linear(layer))

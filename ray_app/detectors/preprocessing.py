@@ -61,15 +61,16 @@ class Preprocessing(Frozen):
     `resampler` is the library whose resize the authors used: Pillow's, rows before columns under every version; torchvision's on uint8
     tensors (the same kernel as `torch.nn.functional.interpolate` with antialias); or OpenCV's INTER_LINEAR, which has no antialias and is
     reproduced bit for bit.
-    `pad` fills an image smaller than the crop: torchvision's black, or its own mirror. `crop_rounding`: where the crop begins when as much
-    is cut on either side but for a pixel: torchvision rounds half of what is cut to even, albumentations down.
+    `pad` fills an image smaller than the crop: torchvision's black around it, its own mirror, or, with `corner`, black to the right and
+    below, of a thumbnail that always fits. `crop_rounding`: where the crop begins when as much is cut on either side but for a pixel:
+    torchvision rounds half of what is cut to even, albumentations down.
     """
 
     resize: Resize = Resize()
     filter: Literal["bilinear", "bicubic"] = "bilinear"
     resampler: Literal["pillow", "torch", "opencv"] = "pillow"
     center_crop: int | None = Field(default=None, ge=1)
-    pad: Literal["black", "mirror"] = "black"
+    pad: Literal["black", "mirror", "corner"] = "black"
     crop_rounding: Literal["even", "down"] = "even"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -80,6 +81,8 @@ class Preprocessing(Frozen):
             raise ValueError("a thumbnail is bilinear and Pillow's")
         if self.resampler == "opencv" and self.filter != "bilinear":
             raise ValueError("of OpenCV's filters only the bilinear one is known")
+        if self.pad == "corner" and (self.resize.mode != "thumbnail" or (self.center_crop or 0) < (self.resize.size or 0)):
+            raise ValueError("pad: corner goes with a thumbnail that is no larger than center_crop")
         return self
 
     @model_serializer(mode="wrap")
@@ -93,6 +96,13 @@ class Preprocessing(Frozen):
         """(height, width) of every prepared image; None where the image's own size is kept."""
         side = self.center_crop or (self.resize.size if self.resize.mode == "squash" else None)
         return (side, side) if side else None
+
+    def image_area(self, width: int, height: int) -> tuple[slice, slice]:
+        """Rows and columns in which a prepared image of that size shows the image; what `corner` filled in lies outside them."""
+        if self.pad != "corner" or not self.resize.size:
+            return slice(None), slice(None)
+        columns, rows = _thumbnail_size(width, height, self.resize.size)
+        return slice(rows), slice(columns)
 
     def prepare(self, image: Image.Image, resize: ResizeMode = "exact") -> Pixels:
         """Bring one RGB image to the detector's geometry: (height, width, 3) uint8, C-contiguous, writable.
@@ -149,22 +159,28 @@ def _pillow_resize(image: Image.Image, size: tuple[int, int], mode: str, part: t
 
 def _thumbnail(image: Image.Image, size: int) -> Image.Image:
     """What `Image.thumbnail((size, size), BILINEAR)` makes of a decoded image, with rows before columns under every Pillow."""
-    width, height = image.size
-    if max(width, height) <= size:
+    target = _thumbnail_size(*image.size, size)
+    if target == image.size:
         return image
-    aspect = width / height
-    # Of the two whole numbers around the shorter side, the one that keeps the aspect better.
-    if aspect <= 1:
-        shorter = min(math.floor(size * aspect), math.ceil(size * aspect), key=lambda n: abs(aspect - n / size))
-        target = (max(shorter, 1), size)
-    else:
-        shorter = min(math.floor(size / aspect), math.ceil(size / aspect), key=lambda n: abs(aspect - size / n) if n else 0)
-        target = (size, max(shorter, 1))
+    width, height = image.size
     # Pillow's reducing_gap of 2.0: whole blocks are averaged as long as twice the target remains.
     factors = (int(width / target[0] / 2.0) or 1, int(height / target[1] / 2.0) or 1)
     if factors == (1, 1):
         return _pillow_resize(image, target, "bilinear")
     return _pillow_resize(image.reduce(factors), target, "bilinear", part=(width / factors[0], height / factors[1]))
+
+
+def _thumbnail_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """(width, height) of the thumbnail of an image of that size."""
+    if max(width, height) <= size:
+        return width, height
+    aspect = width / height
+    # Of the two whole numbers around the shorter side, the one that keeps the aspect better.
+    if aspect <= 1:
+        shorter = min(math.floor(size * aspect), math.ceil(size * aspect), key=lambda n: abs(aspect - n / size))
+        return max(shorter, 1), size
+    shorter = min(math.floor(size / aspect), math.ceil(size / aspect), key=lambda n: abs(aspect - size / n) if n else 0)
+    return size, max(shorter, 1)
 
 
 def _opencv_resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
@@ -209,7 +225,8 @@ def _torch_resize(image: Image.Image, size: tuple[int, int], mode: str) -> Pixel
 
 
 def _padded(pixels: Pixels, side: int, pad: str) -> Pixels:
-    missing = [((side - n) // 2, (side - n + 1) // 2) for n in pixels.shape[:2]]
+    before = [0 if pad == "corner" else (side - n) // 2 for n in pixels.shape[:2]]
+    missing = [(first, side - n - first) for first, n in zip(before, pixels.shape, strict=False)]
     if pad == "mirror":
         return np.pad(pixels, (*missing, (0, 0)), mode="symmetric")
     return np.pad(pixels, (*missing, (0, 0)))

@@ -263,15 +263,15 @@ def view_of(preprocessing: Preprocessing, image: Image.Image, pixels: Pixels) ->
         return RegionView(PixelBox(0, 0, width, height), PixelBox(0, 0, 1, 1))
     # The size before the crop is the preprocessing's own to say: it rounds in the authors' way.
     uncropped = preprocessing.model_copy(update={"center_crop": None}).prepare(image)
-    (top, bottom), (first_row, last_row) = _crop_along(uncropped.shape[0], side)
-    (left, right), (first_column, last_column) = _crop_along(uncropped.shape[1], side)
+    (top, bottom), (first_row, last_row) = _crop_along(uncropped.shape[0], side, preprocessing.pad)
+    (left, right), (first_column, last_column) = _crop_along(uncropped.shape[1], side, preprocessing.pad)
     return RegionView(PixelBox(left, top, right, bottom), PixelBox(first_column, first_row, last_column, last_row))
 
 
-def _crop_along(length: int, side: int) -> tuple[tuple[int, int], tuple[float, float]]:
+def _crop_along(length: int, side: int, pad: str) -> tuple[tuple[int, int], tuple[float, float]]:
     """Where the image lies in the crop, in pixels, and which part of it, in fractions."""
     before, seen = round(max(length - side, 0) / 2), min(side, length)
-    padding = (side - seen) // 2
+    padding = 0 if pad == "corner" else (side - seen) // 2
     return (padding, padding + seen), (before / length, (before + seen) / length)
 
 

@@ -206,7 +206,7 @@ class EnsembleScorer:
                 normalised = users[0].normalise(tensor if self._loaded.upload is None else self._loaded.upload(tensor))
                 for detector in users:
                     if group.size is None or self._spec.is_scored(detector.card.name, *group.size):
-                        block.put(group, detector, detector.read(normalised))
+                        block.put(group, detector, detector.read(normalised), views[group.view].sizes)
         for usable, view in zip(block.usable, views, strict=True):
             usable += map(bool, view.sizes)
 
@@ -293,15 +293,21 @@ class _BlockReadings:
                     if of_clean or kind == SCORES or (kind == MASKS and keeps_masks):
                         self._parts[OutputKey(view_name, name, kind)] = []
 
-    def put(self, group: _Group, detector: Detector, reading: BatchPrediction) -> None:
-        """Keep what a detector read in a group of the batch at work; what fills that up behind its slots is dropped."""
+    def put(self, group: _Group, detector: Detector, reading: BatchPrediction, sizes: Sequence[Size | None]) -> None:
+        """Keep what a detector read in a group of the batch at work; what fills that up behind its slots is dropped, and so is what a mask
+        says of filling beside an image of its slot's size.
+        """
         view, name, count = self._views[group.view], detector.card.name, len(group.slots)
         for slot in group.slots:
             self._places[view, name].append(len(self.usable[0]) + slot)
         for kind in detector.kinds:
             parts, given = self._parts.get(OutputKey(view, name, kind)), getattr(reading, kind)
             if parts is not None:
-                parts.append([None] * count if given is None else given[:count])
+                kept = [None] * count if given is None else given[:count]
+                if kind == MASKS and given is not None:
+                    area = detector.card.preprocessing.image_area
+                    kept = [mask[area(*sizes[slot] or mask.shape[::-1])] for mask, slot in zip(kept, group.slots, strict=True)]
+                parts.append(kept)
 
     def gathered(self) -> DetectorOutputs:
         """All columns, with nothing where a member is not usable."""

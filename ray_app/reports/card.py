@@ -32,7 +32,7 @@ _RESIZE_WORDS = {
     "thumbnail": "thumbnail: shrunk to sides of at most {size} px, never enlarged",
 }
 _RESAMPLERS = {"pillow": "Pillow's", "torch": "torchvision's on uint8, with antialias", "opencv": "OpenCV's, without antialias"}
-_PADS = {"black": "black", "mirror": "its own mirror image"}
+_PADS = {"black": "black", "mirror": "its own mirror image", "corner": "black to its right and below"}
 
 
 @dataclass(frozen=True)

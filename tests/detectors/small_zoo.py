@@ -19,11 +19,14 @@ NARROW = {
         "tower": {"quick_gelu": True, "width": 128, "layers": 1, "heads": 2, "embed_dim": 24},
         "text": {"width": 24, "layers": 1, "heads": 2, "embed_dim": 24},
     },
+    "iml-vit": {"width": 24, "heads": 12, "pyramid_width": 8, "head_width": 8},
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {
         "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     },
+    "trufor": {"widths": [8, 8, 8, 8], "heads": [1, 1, 1, 1], "depths": [1, 1, 1, 1], "decoder_width": 8},
 }
+NARROW_BACKBONES = {"clip-linear": TOWER, "rine": TOWER, "aeroblade": {"widths": [8, 8, 8, 8], "layers": 1, "groups": 4}}
 
 
 def small(name):
@@ -33,9 +36,9 @@ def small(name):
         return eight[name]
     if name in BACKBONES:
         return small_frozen(card)
-    if card.family in ("clip-linear", "rine"):
+    if card.family in NARROW_BACKBONES:
         tower = card.backbone.architecture
-        narrow = tower.model_copy(update={"arguments": {**tower.arguments, **TOWER}})
+        narrow = tower.model_copy(update={"arguments": {**tower.arguments, **NARROW_BACKBONES[card.family]}})
         return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": narrow})})
     if name not in NARROW:
         return card

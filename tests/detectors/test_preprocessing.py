@@ -126,6 +126,19 @@ def test_a_small_image_can_be_mirrored_instead():
     np.testing.assert_array_equal(mirrored, np.pad(pixels, ((5, 6), (6, 7), (0, 0)), mode="symmetric"))
 
 
+def test_a_thumbnail_can_keep_to_its_corner():
+    pixels = pattern_image(31, 47)
+    cornered = Preprocessing(resize=Resize(mode="thumbnail", size=64), center_crop=64, pad="corner")
+    prepared = cornered.prepare(Image.fromarray(pixels))
+    np.testing.assert_array_equal(prepared[cornered.image_area(47, 31)], pixels)
+    assert prepared.sum() == pixels.sum()
+    whole = np.ones((200, 301, 3), np.uint8)
+    assert cornered.prepare(Image.fromarray(whole)).sum() == whole[:64, :64][cornered.image_area(301, 200)].sum() > 0
+    assert SHORT440.image_area(47, 31) == (slice(None), slice(None))
+    with pytest.raises(ValueError, match="thumbnail"):
+        Preprocessing(center_crop=64, pad="corner")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     height=st.integers(1, 90),

@@ -171,6 +171,7 @@ SHAPES = [
     ("as it is", {}, (301, 222)),
     ("thumbnail", {"resize": {"mode": "thumbnail", "size": 150}}, (301, 222)),
     ("thumbnail and crop", {"resize": {"mode": "thumbnail", "size": 150}, "center_crop": 120}, (301, 222)),
+    ("thumbnail in a corner", {"resize": {"mode": "thumbnail", "size": 150}, "center_crop": 160, "pad": "corner"}, (222, 301)),
     ("thumbnail first", {"resize": {"mode": "short_side", "size": 128, "thumbnail_first": 200}, "center_crop": 96}, (431, 300)),
 ]
 

@@ -20,6 +20,9 @@ FAMILIES = {
     "b-free": "ray_app.detectors.families.b_free",
     "fatformer": "ray_app.detectors.families.fatformer",
     "maskclip": "ray_app.detectors.families.maskclip",
+    "iml-vit": "ray_app.detectors.families.iml_vit",
+    "trufor": "ray_app.detectors.families.trufor",
+    "aeroblade": "ray_app.detectors.families.aeroblade",
     "internvl": "ray_app.detectors.families.internvl",
 }
 ENTRY_POINTS = "touchstone.families"

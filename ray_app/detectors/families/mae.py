@@ -16,6 +16,7 @@ EPS = 1e-6  # MAE's LayerNorm; the goldens cannot see it, weights trained with i
 PRETRAINED_GRID = 14  # MAE was trained on 224 px: a table of 14 × 14 positions and one of the class token
 WINDOW = 14
 GLOBAL_BLOCKS = (2, 5, 8, 11)
+MANY_TOKENS = 2048  # in one window: from here on a bias for all heads would take gigabytes (12 heads of 64² tokens: 0.8 GB an image)
 
 
 class MaeVit(nn.Module):
@@ -89,7 +90,12 @@ class WindowAttention(nn.Module):
         height, width = tokens.shape[1:3]
         windows, shape = self._windows(self.qkv(tokens))
         query, key, value = torch.unflatten(windows, -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=self.relative_bias(query))
+        if self.side**2 < MANY_TOKENS:
+            attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=self.relative_bias(query))
+        else:
+            heads = zip(*(part.flatten(0, 1)[:, None, None].unbind() for part in (query, key, value)), strict=True)
+            single = [functional.scaled_dot_product_attention(q, k, v, attn_mask=self.relative_bias(q)) for q, k, v in heads]
+            attended = torch.cat(single).view_as(value)
         joined = attended.permute(0, 2, 1, 3).reshape(*shape, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         mixed: torch.Tensor = self.proj(joined[:, :height, :width])
         return mixed

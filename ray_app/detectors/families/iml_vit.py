@@ -1,0 +1,138 @@
+"""The `iml-vit` family: a MAE encoder with windows on 1024 × 1024 pixels, a feature pyramid and a mask of what was altered.
+
+Under the authors' key names. Sources: Ma et al. 2023 (arXiv 2307.14863); specs/localization.md §4.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ray_app.detectors.detector import Prediction
+from ray_app.detectors.families import mae
+from ray_app.detectors.families.maskclip import ChannelNorm
+from ray_app.errors import DetectorError
+
+if TYPE_CHECKING:
+    from ray_app.detectors.card import DetectorCard
+
+
+class NormedConv(nn.Conv2d):
+    """A convolution without bias, then a norm over channels, which lies inside it under the key `norm`."""
+
+    def __init__(self, channels: int, width: int, kernel: int) -> None:
+        super().__init__(channels, width, kernel, padding=kernel // 2, bias=False)
+        self.norm = ChannelNorm(width)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, channels, H, W) → (N, width, H, W)."""
+        normed: torch.Tensor = self.norm(super().forward(features))
+        return normed
+
+
+class FeaturePyramid(nn.Module):
+    """A token map (N, tokens_width, G, G) → five maps of `width` channels with sides 4G, 2G, G, G/2 and G/4."""
+
+    def __init__(self, tokens_width: int, width: int) -> None:
+        super().__init__()
+        half, quarter = tokens_width // 2, tokens_width // 4
+        twice = nn.ConvTranspose2d(tokens_width, half, 2, stride=2)
+        four_times = [nn.ConvTranspose2d(tokens_width, half, 2, stride=2), ChannelNorm(half), nn.GELU()]
+        self.simfp_2 = _scale([*four_times, nn.ConvTranspose2d(half, quarter, 2, stride=2)], quarter, width)
+        self.simfp_3 = _scale([twice], half, width)
+        self.simfp_4 = _scale([], tokens_width, width)
+        self.simfp_5 = _scale([nn.MaxPool2d(2)], tokens_width, width)
+
+    def forward(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """The maps, the largest first; the last is every second place of the one before."""
+        maps = [stage(tokens) for stage in self.children()]
+        return [*maps, maps[-1][..., ::2, ::2]]
+
+
+def _scale(scaled: list[nn.Module], channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(*scaled, NormedConv(channels, width, 1), NormedConv(width, width, 3))
+
+
+class PredictHead(nn.Module):
+    """Five maps of a pyramid, (N, pyramid_width, ·, ·) → one map of logits (N, 1, 4G, 4G) at the largest one's size."""
+
+    def __init__(self, pyramid_width: int, width: int) -> None:
+        super().__init__()
+        self.linear_fuse = nn.Conv2d(5 * pyramid_width, width, 1)
+        self.norm = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout()
+        self.linear_predict = nn.Conv2d(width, 1, 1)
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Join and decide.
+
+        Published as a 1 × 1 convolution over the enlarged maps side by side. It is linear and bilinear weights sum to one, so each map goes
+        through its part at its own size, and no map of five times the channels is ever held.
+        """
+        weight, bias = self.linear_fuse.parameters()
+        fused = bias[:, None, None]
+        for features, part in zip(maps, weight.chunk(len(maps), dim=1), strict=True):
+            joined = functional.conv2d(features, part)
+            fused = fused + functional.interpolate(joined, size=maps[0].shape[2:], mode="bilinear", align_corners=False)
+        features = self.dropout(self.norm(fused))
+        with torch.autocast(features.device.type, enabled=False):
+            # One number per place: it costs nothing in fp32, and bf16 would leave 8 bits of the logit.
+            weight, bias = (parameter.float() for parameter in self.linear_predict.parameters())
+            return functional.conv2d(features.float(), weight, bias)
+
+
+class ImlVit(nn.Module):
+    """Normalised pixels (N, 3, S, S), filled up with black → the log-odds (N, 1) of the most suspicious pixel and masks (N, S, S).
+
+    The paper gives a mask alone. The score is the largest logit of the mask, as the literature takes it for networks without a verdict of
+    their own, over the image without its filling: rows at the bottom and columns at the right that are `black` throughout do not count.
+    By default 91,777,729 parameters, S = 1024.
+    """
+
+    black: torch.Tensor
+
+    def __init__(
+        self, *, image_size: int = 1024, width: int = 768, heads: int = 12, pyramid_width: int = 256, head_width: int = 256,
+        black: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.encoder_net = mae.MaeVit(image_size=image_size, width=width, heads=heads)
+        self.featurePyramid_net = FeaturePyramid(width, pyramid_width)
+        self.predict_head = PredictHead(pyramid_width, head_width)
+        self.register_buffer("black", torch.tensor(black)[:, None, None], persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> Prediction:
+        """Score and localize; see the class for shapes."""
+        logits = self.mask_logits(pixels)
+        seen = self._image(pixels)
+        return Prediction(logits.masked_fill(~seen, -torch.inf).amax((1, 2))[:, None], logits.sigmoid())
+
+    def mask_logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, S, S): log-odds that a pixel was altered."""
+        tokens = self.encoder_net.embed(pixels)
+        for block in self.encoder_net.blocks:
+            tokens = block(tokens)
+        low = self.predict_head(self.featurePyramid_net(tokens.permute(0, 3, 1, 2)))
+        return functional.interpolate(low, size=pixels.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+    def _image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, S, S): the rectangle from the upper left corner to the last row and column with anything but black; all, of a black image."""
+        # A quarter of the smallest grey level, about: scaled and shifted back, black is black to the last bits.
+        bright = ((pixels - self.black).abs() > 0.004).any(1)
+        rows, columns = (_up_to_last(bright.any(axis)) for axis in (2, 1))
+        return rows[:, :, None] & columns[:, None, :] | ~bright.any((1, 2))[:, None, None]
+
+
+def _up_to_last(there: torch.Tensor) -> torch.Tensor:
+    """(N, S) → the same, true up to the last place that was."""
+    return there.flip(1).cumsum(1).flip(1) > 0
+
+
+def build(card: "DetectorCard") -> nn.Module:
+    """The network that a card of family `iml-vit` describes, without weights. Raises DetectorError."""
+    constants = zip(card.preprocessing.mean, card.preprocessing.std, strict=True)
+    try:
+        return ImlVit(**card.architecture.arguments, black=tuple(-mean / std for mean, std in constants))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DetectorError(f"{card.name}: iml-vit cannot be built with these arguments: {error}") from error

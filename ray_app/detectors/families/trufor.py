@@ -1,0 +1,239 @@
+"""The `trufor` family: Noiseprint++ beside the colours, read by two SegFormers that correct each other; a mask, its confidence, a verdict.
+
+Under the authors' key names. Sources: Guillaro et al., CVPR 2023 (arXiv 2212.10957); the encoder: Liu et al. 2022, CMX (arXiv 2203.04838),
+of Xie et al. 2021, SegFormer (arXiv 2105.15203); Noiseprint++'s network: Zhang et al. 2017, DnCNN (arXiv 1608.03981).
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ray_app.detectors.detector import Prediction
+from ray_app.detectors.families.segformer import MixStage
+from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from ray_app.errors import DetectorError
+
+if TYPE_CHECKING:
+    from ray_app.detectors.card import DetectorCard
+
+
+NOISE_LAYERS = 17  # 3 × 3 convolutions: a pixel's fingerprint depends on 17 pixels to every side
+BAND = 512  # rows of the image whose fingerprint is made at once: 64 channels of a whole photo would take gigabytes
+HALF = 0.5  # how much of what one branch's weights say reaches the other, by channels and by places
+
+
+def noise_layers() -> nn.Sequential:
+    """Noiseprint++: colours (N, 3, H, W) in 0 to 255/256 → its fingerprint (N, 1, H, W)."""
+    first, last = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 1, 3, padding=1)
+    middle = [(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)) for _ in range(NOISE_LAYERS - 2)]
+    return nn.Sequential(first, nn.ReLU(inplace=True), *chain.from_iterable(middle), last)
+
+
+class Rectification(nn.Module):
+    """Each of two maps (N, C, H, W) takes from the other what the pair's own statistics let through."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        by_channel = [nn.Linear(4 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, 2 * width), nn.Sigmoid()]
+        by_place = [nn.Conv2d(2 * width, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1), nn.Sigmoid()]
+        self.channel_weights = nn.ModuleDict({"mlp": nn.Sequential(*by_channel)})
+        self.spatial_weights = nn.ModuleDict({"mlp": nn.Sequential(*by_place)})
+
+    def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both maps, corrected."""
+        both = torch.cat([colours, noise], 1)
+        to_noise, to_colours = self.channel_weights["mlp"](torch.cat([both.mean((2, 3)), both.amax((2, 3))], 1))[..., None, None].chunk(
+            2, 1
+        )
+        there_noise, there_colours = self.spatial_weights["mlp"](both).chunk(2, 1)
+        return colours + HALF * (to_colours + there_colours) * noise, noise + HALF * (to_noise + there_noise) * colours
+
+
+class CrossAttention(nn.Module):
+    """Each of two token rows (N, T, C) is read through what the other's keys and values have in common: C × C numbers a head."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.kv1 = nn.Linear(width, 2 * width, bias=False)
+        self.kv2 = nn.Linear(width, 2 * width, bias=False)
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both rows."""
+        contexts = [self._context(layer(tokens)) for layer, tokens in ((self.kv1, one), (self.kv2, other))]
+        return self._read(one, contexts[1]), self._read(other, contexts[0])
+
+    def _context(self, packed: torch.Tensor) -> torch.Tensor:
+        key, value = torch.unflatten(packed, -1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return (key.transpose(-2, -1) @ value * key.shape[-1] ** -0.5).softmax(-2)
+
+    def _read(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        queries = torch.unflatten(tokens, -1, (self.heads, -1)).transpose(1, 2)
+        return (queries @ context).transpose(1, 2).flatten(2)
+
+
+class CrossPath(nn.Module):
+    """Two token rows (N, T, C) exchange what half of their channels find in each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.channel_proj1, self.channel_proj2 = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
+        self.cross_attn = CrossAttention(width, heads)
+        self.end_proj1, self.end_proj2 = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both rows."""
+        kept1, asked1 = self.channel_proj1(one).relu().chunk(2, -1)
+        kept2, asked2 = self.channel_proj2(other).relu().chunk(2, -1)
+        found1, found2 = self.cross_attn(asked1, asked2)
+        one = self.norm1(one + self.end_proj1(torch.cat([kept1, found1], -1)))
+        return one, self.norm2(other + self.end_proj2(torch.cat([kept2, found2], -1)))
+
+
+class Fusion(nn.Module):
+    """Two maps (N, C, H, W) → one."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.cross = CrossPath(width, heads)
+        steps = [nn.Conv2d(2 * width, width, 1), nn.Conv2d(width, width, 3, padding=1, groups=width), nn.ReLU(), nn.Conv2d(width, width, 1)]
+        self.channel_emb = nn.ModuleDict({
+            "residual": nn.Conv2d(2 * width, width, 1, bias=False),
+            "channel_embed": nn.Sequential(*steps, nn.BatchNorm2d(width)),
+            "norm": nn.BatchNorm2d(width),
+        })  # fmt: skip
+
+    def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Fuse."""
+        crossed = self.cross(*(features.flatten(2).transpose(1, 2) for features in (colours, noise)))
+        both = torch.unflatten(torch.cat(crossed, -1).transpose(1, 2), 2, colours.shape[2:])
+        embed = self.channel_emb
+        fused: torch.Tensor = embed["norm"](embed["residual"](both) + embed["channel_embed"](both))
+        return fused
+
+
+class DualEncoder(nn.Module):
+    """Colours and fingerprint, (N, 3, H, W) each → fused maps at 1/4, 1/8, 1/16 and 1/32 of the size."""
+
+    def __init__(self, widths: Sequence[int], heads: Sequence[int], depths: Sequence[int], ratios: Sequence[int]) -> None:
+        super().__init__()
+        described = list(zip([3, *widths], widths, heads, depths, ratios, strict=False))
+        # The authors keep a stage's parts side by side under numbered names; `extra_` is the branch of the fingerprint.
+        for branch in ("", "extra_"):
+            for number, (channels, width, head, depth, ratio) in enumerate(described, start=1):
+                stage = MixStage(channels, width, heads=head, depth=depth, ratio=ratio, first=number == 1)
+                for name, part in (("patch_embed", stage.embed), ("block", stage.blocks), ("norm", stage.norm)):
+                    self.add_module(f"{branch}{name}{number}", part)
+        self.FRMs = nn.ModuleList(Rectification(width) for width in widths)
+        self.FFMs = nn.ModuleList(Fusion(width, head) for width, head in zip(widths, heads, strict=True))
+
+    def forward(self, colours: torch.Tensor, noise: torch.Tensor) -> list[torch.Tensor]:
+        """The four maps, the largest first."""
+        maps = []
+        for number, (rectify, fuse) in enumerate(zip(self.FRMs, self.FFMs, strict=True), start=1):
+            colours, noise = rectify(self._stage("", number, colours), self._stage("extra_", number, noise))
+            maps.append(fuse(colours, noise))
+        return maps
+
+    def _stage(self, branch: str, number: int, features: torch.Tensor) -> torch.Tensor:
+        parts = [self.get_submodule(f"{branch}{name}{number}") for name in ("patch_embed", "block", "norm")]
+        return MixStage.run(features, *parts)
+
+
+class MlpDecoder(nn.Module):
+    """Four maps → `classes` logits a place, (N, classes, h, w) at the size of the largest. `eps`: of its BatchNorm."""
+
+    def __init__(self, widths: Sequence[int], width: int, classes: int, eps: float) -> None:
+        super().__init__()
+        for number, channels in enumerate(widths, start=1):
+            self.add_module(f"linear_c{number}", nn.ModuleDict({"proj": nn.Linear(channels, width)}))
+        self.linear_fuse = nn.Sequential(nn.Conv2d(4 * width, width, 1), nn.BatchNorm2d(width, eps=eps), nn.ReLU())
+        self.linear_pred = nn.Conv2d(width, classes, 1)
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Decode.
+
+        Published as a 1 × 1 convolution over the enlarged maps side by side, the smallest first. It is linear and bilinear weights sum to
+        one, so each map goes through its part at its own size.
+        """
+        weight, bias = self.linear_fuse[0].parameters()
+        fused = bias[:, None, None]
+        for number, part in zip((4, 3, 2, 1), weight.chunk(4, dim=1), strict=True):
+            features = maps[number - 1]
+            projected = self.get_submodule(f"linear_c{number}.proj")(features.flatten(2).transpose(1, 2))
+            joined = functional.conv2d(torch.unflatten(projected.transpose(1, 2), 2, features.shape[2:]), part)
+            fused = fused + functional.interpolate(joined, size=maps[0].shape[2:], mode="bilinear", align_corners=False)
+        decoded: torch.Tensor = self.linear_pred(self.linear_fuse[2](self.linear_fuse[1](fused)))
+        return decoded
+
+
+class TruFor(nn.Module):
+    """Colours of 0 to 255/256, (N, 3, H, W) of any size → log-odds (N, 1) that the image was altered, and masks (N, H, W).
+
+    By default the published sizes: 68,697,421 parameters.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, *, widths: Sequence[int] = (64, 128, 320, 512), heads: Sequence[int] = (1, 2, 5, 8), depths: Sequence[int] = (3, 4, 6, 3),
+        ratios: Sequence[int] = (8, 4, 2, 1), decoder_width: int = 512,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.dncnn = noise_layers()
+        self.backbone = DualEncoder(widths, heads, depths, ratios)
+        # The authors initialise the first decoder by a function that also sets this; the second one keeps torch's.
+        self.decode_head = MlpDecoder(widths, decoder_width, classes=2, eps=1e-3)
+        self.decode_head_conf = MlpDecoder(widths, decoder_width, classes=1, eps=1e-5)
+        self.detection = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 1))
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> Prediction:
+        """Score and localize; see the class for shapes."""
+        altered, confidence = self.maps(pixels)
+        seen = torch.cat([_statistics(confidence), _statistics(altered, functional.logsigmoid(confidence))], 1)
+        return Prediction(self.detection(seen), altered.sigmoid())
+
+    def maps(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, H, W) each: the log-odds that a pixel was altered, and those that this is right."""
+        noise = self.noiseprint(pixels).expand(-1, 3, -1, -1)
+        maps = self.backbone((pixels - self.mean) / self.std, noise)
+        found = [
+            functional.interpolate(decode(maps), size=pixels.shape[2:], mode="bilinear", align_corners=False)
+            for decode in (self.decode_head, self.decode_head_conf)
+        ]
+        return found[0][:, 1] - found[0][:, 0], found[1][:, 0]
+
+    def noiseprint(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The fingerprint (N, 1, H, W), band by band with what each band's edges depend on."""
+        height, bands = pixels.shape[2], []
+        for top in range(0, height, BAND):
+            first = max(top - NOISE_LAYERS, 0)
+            band = self.dncnn(pixels[:, :, first : top + BAND + NOISE_LAYERS])
+            bands.append(band[:, :, top - first : top - first + BAND])
+        return torch.cat(bands, 2)
+
+
+def _statistics(values: torch.Tensor, log_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Weighted over the places of (N, H, W): a soft minimum, a soft maximum, mean and mean square, (N, 4)."""
+    values = values.flatten(1).float()
+    log_weights = torch.zeros_like(values) if log_weights is None else log_weights.flatten(1).float()
+    log_weights = log_weights.log_softmax(-1)
+    weights = log_weights.exp()
+    least, most = -(log_weights - values).logsumexp(-1), (log_weights + values).logsumexp(-1)
+    return torch.stack([least, most, (weights * values).sum(-1), (weights * values.square()).sum(-1)], 1)
+
+
+def build(card: "DetectorCard") -> nn.Module:
+    """The network that a card of family `trufor` describes, without weights. Raises DetectorError."""
+    try:
+        return TruFor(**card.architecture.arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DetectorError(f"{card.name}: trufor cannot be built with these arguments: {error}") from error

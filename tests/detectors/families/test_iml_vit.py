@@ -1,0 +1,113 @@
+"""IML-ViT: the authors' masks on formula-filled weights, filling that is neither drawn nor scored, attention a head at a time."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.seeded import seeded_card, write_card
+from ray_app.detectors import load_card, load_detector
+from ray_app.detectors.detector import Normalise, build_network
+from ray_app.detectors.families import mae
+from ray_app.detectors.weights import load_strictly
+from ray_app.ensembles import ensemble_of
+from ray_app.errors import DetectorError
+from ray_app.images import ImageLimits
+from ray_app.inference import BatchDecoder, StageClock, make_spec
+from ray_app.inference.scorer import EnsembleScorer
+from tests.detectors.fill import fill, pattern_image
+from tests.detectors.golden_masks import IML_VIT, IML_VIT_FULL, IML_VIT_SMALL, assert_mask
+from tests.images.factory import encoded
+
+
+def small_card(**change):
+    card = load_card("iml-vit")
+    pixels = card.preprocessing.model_dump() | {"center_crop": 256, "resize": {"mode": "thumbnail", "size": 256}}
+    preprocessing = type(card.preprocessing).model_validate(pixels)
+    architecture = card.architecture.model_copy(update={"arguments": IML_VIT_SMALL | change})
+    return card.model_copy(update={"preprocessing": preprocessing, "architecture": architecture})
+
+
+def filled(card):
+    network = build_network(card)
+    load_strictly(network, fill(network.state_dict()), card.name)
+    return network
+
+
+def read(network, card, image):
+    """The network's answer, its mask cut to the image's area."""
+    prepared = card.preprocessing.prepare(Image.fromarray(image))
+    with torch.inference_mode():
+        found = network(Normalise(card.preprocessing)(torch.from_numpy(prepared)[None]))
+    return found.logits.item(), found.masks[0][card.preprocessing.image_area(image.shape[1], image.shape[0])]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return filled(small_card())
+
+
+def check(network, card, golden):
+    assert_mask(*read(network, card, pattern_image(*golden.size)), golden)
+
+
+@pytest.mark.parametrize("golden", IML_VIT, ids=lambda golden: f"{golden.size}")
+def test_masks_are_the_authors(small, golden):
+    check(small, small_card(), golden)
+
+
+@pytest.mark.slow
+def test_masks_are_the_authors_at_full_size():
+    card = load_card("iml-vit")
+    check(filled(card), card, IML_VIT_FULL)
+
+
+def test_arguments_that_it_has_not_are_named():
+    with pytest.raises(DetectorError, match=r"iml-vit cannot be built.*depth"):
+        build_network(small_card(depth=3))
+
+
+def test_an_image_that_is_too_large_is_seen_whole_and_its_mask_covers_it_all():
+    area = small_card().preprocessing.image_area(600, 300)
+    assert area == (slice(128), slice(256))
+    prepared = small_card().preprocessing.prepare(Image.fromarray(np.full((300, 600, 3), 200, np.uint8)))
+    assert prepared[area].min() == 200
+    assert prepared[128:].max() == 0
+
+
+def test_filling_and_a_black_border_do_not_score(small):
+    image = np.maximum(pattern_image(131, 97), 1)
+    score, mask = read(small, small_card(), image)
+    assert score == pytest.approx(torch.logit(mask.double()).max().item(), abs=1e-4)
+    bordered, wide = read(small, small_card(), np.pad(image, ((0, 20), (0, 30), (0, 0))))
+    assert bordered == pytest.approx(score, abs=1e-5)  # the network sees the same picture
+    assert wide.shape == (151, 127)
+    black, whole = read(small, small_card(), np.zeros((90, 80, 3), np.uint8))
+    assert np.isfinite(black)
+    assert whole.shape == (90, 80)
+
+
+def test_a_run_keeps_masks_of_the_image_s_own_shape(tmp_path):
+    card = seeded_card(small_card(), tmp_path)
+    images = [pattern_image(120, 90), pattern_image(400, 200)]
+    ensemble = ensemble_of([str(write_card(card, tmp_path / "card.yaml"))])
+    spec = make_spec(ensemble, limits=ImageLimits(), precision="fp32")
+    batch = BatchDecoder(spec, StageClock()).decode([(0, encoded(Image.fromarray(image), "PNG")) for image in images])
+    outputs = EnsembleScorer(spec, StageClock()).score([batch])
+    masks = outputs.of("masks")["iml-vit"]
+    assert [mask.shape for mask in masks] == [(120, 90), (256, 128)]
+    detector = load_detector(card)
+    prepared = np.stack([detector.prepare(Image.fromarray(image)) for image in images])
+    scores = detector.score(prepared)
+    assert outputs.scores["iml-vit"].tolist() == pytest.approx(scores.tolist(), abs=1e-5)
+    # Of a pixel's 256 steps the mask's peak is the score's sigmoid.
+    assert [mask.max() / 255 for mask in masks] == pytest.approx((1 / (1 + np.exp(-scores))).tolist(), abs=0.003)
+
+
+def test_many_tokens_attend_a_head_at_a_time_with_the_same_result(monkeypatch):
+    layer = mae.WindowAttention(24, 3, 6).eval()
+    layer.load_state_dict(fill(layer.state_dict()))
+    tokens = torch.linspace(-1, 1, 2 * 36 * 24).sin().view(2, 6, 6, 24)
+    together = layer(tokens)
+    monkeypatch.setattr(mae, "MANY_TOKENS", 36)
+    torch.testing.assert_close(layer(tokens), together, atol=1e-6, rtol=0)
