@@ -22,7 +22,7 @@ from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, G
 COLUMNS = ("auc", "tpr_at_fpr_1", "tpr_at_fpr_5", "ece")
 ALPHA = 0.05
 WEIGHTS, TRAINED, NO_AUC = (
-    "Not ranked: their weights are not the published ones",
+    "Not ranked: demonstrations, and weights that are not the published ones",
     "Not ranked: trained on all of it",
     "Not ranked: no AUC with an interval",
 )
