@@ -71,7 +71,11 @@ def cell_tables(board: Leaderboard) -> list[CellTable]:
     legend = "† the system was trained on this generator: its card says so. ? nobody knows: its card does not tell."
     tables.append(CellTable("By generator", what, "auc", heads, tuple(rows[:_MOST_ROWS]), legend))
     for title, kinds, what in (
-        ("By degradation", ("degradation", "chain"), "AUC of all images after each degradation, those that a system was trained on included."),
+        (
+            "By degradation",
+            ("degradation", "chain"),
+            "AUC of all images after each degradation, those that a system was trained on included.",
+        ),
         ("Attacks", ("attack",), "AUC of all images after changes that are made to mislead a detector. They are no part of any rank."),
     ):
         kind_of = {view.name: view.kind for entry in entries for view in entry.system.views if view.kind in kinds}

@@ -259,7 +259,7 @@ def _systems(facts: EvaluationDocument) -> list[SystemFacts]:
 def _merit(entry: LeaderboardEntry) -> tuple[float, float, str]:
     """Sorts the greatest AUC first, those without one by balanced accuracy."""
     auc, balanced = (entry.figure(key).number for key in ("auc", "balanced_accuracy"))
-    return -1.0 if auc is None else -auc, -1.0 if balanced is None else -balanced, entry.system.called
+    return 1.0 if auc is None else -auc, 1.0 if balanced is None else -balanced, entry.system.called
 
 
 def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence[LeaderboardEntry]) -> Iterable[str]:
