@@ -64,6 +64,16 @@ def _weights(standing: WeightsWord, why: str, loaded: str | None, stated: str = 
     return WeightsFacts(standing=standing, why=why, loaded=loaded or "", stated=stated)
 
 
+def measured_seconds(described: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of one worker for one picture, by detector, of those that the run measured by themselves."""
+    names, session = described["detectors"], summary.get("session") or {}
+    pictures = int(session.get("decoded") or 0) * (1 + len(described["identity"].get("perturb", {})))
+    apart = dict(session.get("detector_seconds") or {})
+    if len(names) == 1 and (whole := (session.get("seconds") or {}).get("score")):
+        apart.setdefault(names[0], whole)
+    return {name: seconds / pictures for name, seconds in apart.items() if seconds} if pictures else {}
+
+
 def cost_of(system: System, described: Mapping[str, Any], summary: Mapping[str, Any]) -> CostFacts:
     """What an image cost, by a run's `run.json` and `summary.json` (empty where it is not finished).
 
@@ -71,18 +81,14 @@ def cost_of(system: System, described: Mapping[str, Any], summary: Mapping[str, 
     where the run measured it apart (`detector_seconds`). Views count as pictures.
     """
     names, session = described["detectors"], summary.get("session") or {}
-    views = len(described["identity"].get("perturb", {}))
-    pictures = int(session.get("decoded") or 0) * (1 + views)
-    apart = (session.get("detector_seconds") or {}).get(system.name)
-    whole = system.is_ensemble or len(names) == 1
-    seconds = (session.get("seconds") or {}).get("score") if whole else apart
-    if not pictures or not seconds:
-        why = "the run is not finished" if not summary else "the last command of the run scored no image" if not pictures else (
-            f"the run measured its {len(names)} detectors together")  # fmt: skip
-        return CostFacts(process_bytes=session.get("peak_worker_bytes") or None, of=len(names), pictures=pictures, why=why)
-    return CostFacts(
-        ms_per_image=1000 * seconds / pictures, process_bytes=session.get("peak_worker_bytes") or None, of=len(names), pictures=pictures
-    )
+    pictures = int(session.get("decoded") or 0) * (1 + len(described["identity"].get("perturb", {})))
+    whole = (session.get("seconds") or {}).get("score") if system.is_ensemble and pictures else None
+    seconds = whole / pictures if whole else measured_seconds(described, summary).get(system.name)
+    facts: dict[str, Any] = {"process_bytes": session.get("peak_worker_bytes") or None, "of": len(names), "pictures": pictures}
+    if seconds is not None:
+        return CostFacts(ms_per_image=1000 * seconds, **facts)
+    together = f"the run measured its {len(names)} detectors together"
+    return CostFacts(why="the run is not finished" if not summary else together if pictures else "nothing was scored anew", **facts)
 
 
 def score_command(run: RunDirectory) -> str:
