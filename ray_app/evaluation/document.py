@@ -332,7 +332,7 @@ def _with_unseen(
 ) -> tuple[pa.Table, list[system_model.SystemFacts]]:
     """The sample without scores of images that a system was trained on, and the systems with what stands behind their figures."""
     described, config = found.run.describe(), found.config
-    summary = found.run.read_json("summary.json") if found.run.store.exists("summary.json") else {}
+    session = standing.working_session(found.run)
     members = [one for one in found.systems.all if one.name in found.systems.members]
     clean, overlaps = unseen.unseen_sample(sample, found.systems.all, members) if len(sample) else (sample, {})
     how = {"meaning": config.intervals, "wanted": config.bootstrap != 0, "seed": config.seed}
@@ -340,7 +340,7 @@ def _with_unseen(
     for one, whole in zip(found.systems.all, systems, strict=True):
         facts: dict[str, Any] = {
             "standing": standing.standing_of(one, members, described),
-            "cost": standing.cost_of(one, described, summary),
+            "cost": standing.cost_of(one, described, session),
         }
         if one.name in overlaps:
             sampled = len(sample) < found.cells.joined

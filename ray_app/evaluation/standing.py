@@ -64,31 +64,40 @@ def _weights(standing: WeightsWord, why: str, loaded: str | None, stated: str = 
     return WeightsFacts(standing=standing, why=why, loaded=loaded or "", stated=stated)
 
 
-def measured_seconds(described: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of one worker for one picture, by detector, of those that the run measured by themselves."""
-    names, session = described["detectors"], summary.get("session") or {}
-    pictures = int(session.get("decoded") or 0) * (1 + len(described["identity"].get("perturb", {})))
+def working_session(run: RunDirectory) -> Mapping[str, Any]:
+    """What the last command that decoded anything wrote of its work (`sessions/`); empty where none did."""
+    for name in sorted(run.store.names("sessions"), reverse=True):
+        content: Mapping[str, Any] = run.read_json(f"sessions/{name}")
+        if content.get("decoded"):
+            return content
+    return {}
+
+
+def measured_seconds(described: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of one worker for one picture, by detector, of those that a session of the run measured by themselves; views count as pictures.
+
+    That is the stage `score` where the run has one detector, and what the session says in `detector_seconds`, where it does.
+    """
+    names, pictures = described["detectors"], _pictures(described, session)
     apart = dict(session.get("detector_seconds") or {})
     if len(names) == 1 and (whole := (session.get("seconds") or {}).get("score")):
         apart.setdefault(names[0], whole)
     return {name: seconds / pictures for name, seconds in apart.items() if seconds} if pictures else {}
 
 
-def cost_of(system: System, described: Mapping[str, Any], summary: Mapping[str, Any]) -> CostFacts:
-    """What an image cost, by a run's `run.json` and `summary.json` (empty where it is not finished).
-
-    The time of the stage `score` is a detector's own where the run has but one; of several it is the ensemble's, and each detector's only
-    where the run measured it apart (`detector_seconds`). Views count as pictures.
-    """
-    names, session = described["detectors"], summary.get("session") or {}
-    pictures = int(session.get("decoded") or 0) * (1 + len(described["identity"].get("perturb", {})))
+def cost_of(system: System, described: Mapping[str, Any], session: Mapping[str, Any]) -> CostFacts:
+    """What an image cost, by a run's `run.json` and its `working_session`; the ensemble's time is that of all detectors."""
+    names, pictures = described["detectors"], _pictures(described, session)
     whole = (session.get("seconds") or {}).get("score") if system.is_ensemble and pictures else None
-    seconds = whole / pictures if whole else measured_seconds(described, summary).get(system.name)
+    seconds = whole / pictures if whole else measured_seconds(described, session).get(system.name)
     facts: dict[str, Any] = {"process_bytes": session.get("peak_worker_bytes") or None, "of": len(names), "pictures": pictures}
     if seconds is not None:
         return CostFacts(ms_per_image=1000 * seconds, **facts)
-    together = f"the run measured its {len(names)} detectors together"
-    return CostFacts(why="the run is not finished" if not summary else together if pictures else "nothing was scored anew", **facts)
+    return CostFacts(why=f"the run measured its {len(names)} detectors together" if pictures else "the run keeps no times", **facts)
+
+
+def _pictures(described: Mapping[str, Any], session: Mapping[str, Any]) -> int:
+    return int(session.get("decoded") or 0) * (1 + len(described["identity"].get("perturb", {})))
 
 
 def score_command(run: RunDirectory) -> str:

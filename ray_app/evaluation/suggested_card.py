@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,14 @@ from ray_app.evaluation import suggestion
 from ray_app.evaluation.calibrate import files, thresholds
 from ray_app.evaluation.calibrate.data import CalibrationData, LabelledRun, read_labelled
 from ray_app.evaluation.calibrate.division import groups_of
-from ray_app.evaluation.standing import measured_seconds
+from ray_app.evaluation.standing import measured_seconds, working_session
 from ray_app.evaluation.unseen import overlap_of
 from ray_app.metrics.arrays import Floats
 from ray_app.reports.format import counted
 from ray_app.reports.suggestion import StepFacts, SuggestionReport
 from ray_app.runs import RunDirectory
 
+_FEWEST = 3  # names of sources or generators under which folds of whole ones cannot be
 UNITS = {"ms": "ms an image", "gmac": "gmac an image", "none": "detectors"}
 _HEAD = """# Written by `touchstone ensembles suggest` from {run}.
 # {figure} is the mean over held-out folds of the choice made anew on the others; no threshold is chosen: `touchstone detectors calibrate`.
@@ -84,12 +85,9 @@ def _folds(labelled: CalibrationData, seed: int) -> tuple[suggestion.Codes, str]
     count = int(folds.max()) + 1
     said = []
     for kind, names, word in (("sources", sources, "real images"), ("generators", generators, "fakes")):
-        known = len(names - {None})
-        held = (
-            f"whole {kind} ({known:,})" if whole[kind] else f"images, since labels name {known or 'no'} {kind if known != 1 else kind[:-1]}"
-        )
+        held = f"whole {kind} ({len(names - {None}):,})" if whole[kind] else f"single images, since labels name too few {kind}"
         said.append(f"folds of {word} are of {held}")
-    rest = "" if all(whole.values()) else " What is in the same names on both sides flatters every figure."
+    rest = "" if all(whole.values()) else " Images of one name on both sides flatter every figure."
     return folds, f"{count} folds: {'; '.join(said)}.{rest}"
 
 
@@ -103,8 +101,7 @@ def _card(name: str) -> DetectorCard | None:
 def _costs(read: LabelledRun, cards: Sequence[DetectorCard | None]) -> tuple[suggestion.DetectorCosts, str]:
     """Milliseconds where the run measured each detector by itself, else the cards' gmac, else each counts one."""
     run = RunDirectory.open(read.url)
-    summary = run.read_json("summary.json") if run.store.exists("summary.json") else {}
-    measured = measured_seconds(run.describe(), summary)
+    measured = measured_seconds(run.describe(), working_session(run))
     backbones = tuple(card.backbone.name if card is not None and card.backbone is not None else None for card in cards)
     if all(name in measured for name in read.names):
         return suggestion.DetectorCosts(tuple(1000 * measured[name] for name in read.names), backbones), "ms"
@@ -141,8 +138,8 @@ def _remarks(labelled: CalibrationData, names: Sequence[str], cards: Sequence[De
     found = []
     for name, card in zip(names, cards, strict=True):
         if card is not None and (seen := int(overlap_of([card], rows).seen.sum())):
-            found.append(f"{name} was trained on the sources or generators of {counted(seen, 'image')} here, which flatters it; --split leaves "
-                         "them out where labels have one.")  # fmt: skip
+            what = f"{name} was trained on the sources or generators of {counted(seen, 'image')} here, which flatters it"
+            found.append(f"{what}; --split leaves them out where labels have one.")
     if unit == "none":
         found.append("Neither the run nor every card says what a detector costs, so each counts as much as any other.")
     if unit == "gmac":
@@ -184,7 +181,3 @@ def _held_out(raw: Floats, labelled: CalibrationData, folds: suggestion.Codes) -
         there: Any = folds == fold
         mean[there] = suggestion.calibrated(raw[~there], labelled.fake[~there], raw[there]).mean(axis=1)
     return mean
-
-
-_FEWEST = 3  # names of sources or generators under which folds of whole ones cannot be
-assert set(get_args(suggestion.Aim)) >= set(suggestion.ONE_IN)

@@ -1,7 +1,8 @@
 """Which detectors of many to combine (`suggest`): greedy forward selection by what a cross-validation says that each adds. Arrays alone.
 
-The rule is the mean of calibrated log-odds, each detector's by Platt scaling. Folds are of whole groups. A step is taken where the best candidate's mean gain over the folds exceeds NEGLIGIBLE and its own standard error (the one-standard-error rule of
-Breiman et al. 1984); a detector that ranks images as one that is chosen already does is a copy and is passed over.
+The rule is the mean of calibrated log-odds, each detector's by Platt scaling. Folds are of whole groups. A step is taken where the best
+candidate's mean gain over the folds exceeds NEGLIGIBLE and its own standard error (the one-standard-error rule of Breiman et al. 1984); a
+detector that ranks images as one that is chosen already does is a copy and is passed over.
 
 The choice itself is cross-validated: in each fold's turn everything is chosen and fitted on the other folds and measured on it (nested
 cross-validation: Varma and Simon 2006), so that the figures of a step are not those of the images it was chosen on.
@@ -23,12 +24,15 @@ ONE_IN: Mapping[str, int] = {"tpr_at_fpr_1": 100, "tpr_at_fpr_5": 20}
 NEGLIGIBLE = 0.002
 ALIKE = 0.99  # rank correlation within both classes from which on two detectors say the same
 FOLDS = 5
+FEWEST_FOLDS = 3  # of which two are left in the turn of one
 Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class DetectorCosts:
-    """What each detector costs an image (d,), in one unit; those of one `backbone` (None: their own) cost together what the dearest does."""
+    """What each detector costs an image (d,), in one unit. Those of one `backbone` (None: their own) cost together what the dearest of them
+    does.
+    """
 
     each: tuple[float, ...]
     backbones: tuple[Hashable | None, ...]
@@ -82,7 +86,7 @@ def suggest(
     classes, and for one with fewer real images than `by` needs.
     """
     count = int(folds.max()) + 1 if len(folds) else 0
-    if count < 3:  # noqa: PLR2004 - within one fold's turn there are two others at least
+    if count < FEWEST_FOLDS:
         raise ValueError(f"three folds are the least that it takes, not {count}")
     for fold in range(count):
         n_real = int((~fake[folds == fold]).sum())
@@ -104,18 +108,10 @@ def suggest(
     for at, detector in enumerate(path):
         gains = table[:, at] - (table[:, at - 1] if at else _chance(by))
         chosen_in = sum(detector in own[: at + 1] for own in paths)
-        steps.append(
-            SuggestedStep(
-                detector,
-                float(table[:, at].mean()),
-                float(table[:, at].min()),
-                float(table[:, at].max()),
-                float(gains.mean()),
-                tuple(gains.tolist()),
-                chosen_in,
-                costs.of(path[: at + 1]),
-            )  # fmt: skip
-        )
+        held_out = table[:, at]
+        spread = {"figure": float(held_out.mean()), "lowest": float(held_out.min()), "highest": float(held_out.max())}
+        added = {"gain": float(gains.mean()), "gains": tuple(gains.tolist())}
+        steps.append(SuggestedStep(detector, **spread, **added, chosen_in=chosen_in, cost=costs.of(path[: at + 1])))
     copies = {at: next(other for other in path if alike[at, other]) for at in range(scores.shape[1])
               if at not in path and any(alike[at, other] for other in path)}  # fmt: skip
     return Suggestion(tuple(steps), copies, count)

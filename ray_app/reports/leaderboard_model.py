@@ -1,8 +1,8 @@
 """Evaluations (`metrics.json`) → lists of systems that were measured on the same images by the same rules (`boards_of`), with ranks.
 
 A system's rank is 1 more than the number of systems that are significantly better on images that neither of the two was trained on, so that
-systems which no test tells apart share one. It is the lower end of a confidence set of ranks (Mogstad, Romano, Shaikh and Wilhelm 2024, Rev.
-Econ. Stud. 91); the upper end counts those that are significantly worse.
+systems which no test tells apart share one. It is the lower end of a confidence set of ranks, whose upper end counts those that are
+significantly worse (Mogstad, Romano, Shaikh and Wilhelm 2024, Review of Economic Studies 91).
 """
 
 import json

@@ -10,7 +10,7 @@ INFORMATIVE, COPIES = (1, 4, 6), (4, 5)
 
 
 def drawn(groups=40, per_group=30, seed=0, skill=(0.0, 1.2, 0.0, 0.0, 1.6, 1.6, 1.0, 0.0)):
-    """Eight detectors of which 1, 4 (with its copy 5) and 6 know something; half of the groups are fakes, each a little harder or easier."""
+    """Eight detectors of which 1, 4 (with its copy 5) and 6 know something; half of the groups are fakes, some a little harder."""
     random = np.random.default_rng(seed)
     codes = np.repeat(np.arange(groups), per_group)
     fake = codes % 2 == 1
