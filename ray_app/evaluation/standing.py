@@ -74,7 +74,7 @@ def working_session(run: RunDirectory) -> Mapping[str, Any]:
 
 
 def measured_seconds(described: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of one worker for one picture, by detector, of those that a session of the run measured by themselves; views count as pictures.
+    """Seconds of one worker for one picture, by detector, of those that a session measured by themselves; views count as pictures.
 
     That is the stage `score` where the run has one detector, and what the session says in `detector_seconds`, where it does.
     """

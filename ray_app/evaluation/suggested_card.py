@@ -113,19 +113,8 @@ def _costs(read: LabelledRun, cards: Sequence[DetectorCard | None]) -> tuple[sug
 
 
 def _steps(found: suggestion.Suggestion, names: Sequence[str]) -> tuple[StepFacts, ...]:
-    return tuple(
-        StepFacts(
-            detector=names[one.detector],
-            figure=one.figure,
-            lowest=one.lowest,
-            highest=one.highest,
-            gain=one.gain,
-            gains=one.gains,
-            chosen_in=one.chosen_in,
-            cost=one.cost,
-        )  # fmt: skip
-        for one in found.steps
-    )
+    facts = ("figure", "lowest", "highest", "gain", "gains", "chosen_in", "cost")
+    return tuple(StepFacts(detector=names[one.detector], **{name: getattr(one, name) for name in facts}) for one in found.steps)
 
 
 def _remarks(labelled: CalibrationData, names: Sequence[str], cards: Sequence[DetectorCard | None], unit: str) -> list[str]:

@@ -46,10 +46,9 @@ class SuggestionReport(Section):
 
 def suggestion_lines(report: SuggestionReport, width: int) -> list[str]:
     """The report in at most `width` columns but for words that are longer."""
-    counts = (
-        f"{report.images:,} images ({report.n_real:,} real, {report.n_fake:,} fake), {wording.counted(len(report.candidates), 'detector')}"
-    )
-    lines = text.paragraph(f"{counts}. {report.folds_are}", width)
+    counts = f"{report.images:,} images ({report.n_real:,} real, {report.n_fake:,} fake)"
+    detectors = wording.counted(len(report.candidates), "detector")
+    lines = text.paragraph(f"{counts}, {detectors}. {report.folds_are}", width)
     lines += ["", f"The most {wording.named(report.by)}:", *_table(report, report.best, width)]
     if [one.detector for one in report.cheapest] == [one.detector for one in report.best]:
         lines += ["", "The most per cost: the same, in this order."]
