@@ -109,9 +109,18 @@ def suggest(
         gains = table[:, at] - (table[:, at - 1] if at else _chance(by))
         chosen_in = sum(detector in own[: at + 1] for own in paths)
         held_out = table[:, at]
-        spread = {"figure": float(held_out.mean()), "lowest": float(held_out.min()), "highest": float(held_out.max())}
-        added = {"gain": float(gains.mean()), "gains": tuple(gains.tolist())}
-        steps.append(SuggestedStep(detector, **spread, **added, chosen_in=chosen_in, cost=costs.of(path[: at + 1])))
+        steps.append(
+            SuggestedStep(
+                detector=detector,
+                figure=float(held_out.mean()),
+                lowest=float(held_out.min()),
+                highest=float(held_out.max()),
+                gain=float(gains.mean()),
+                gains=tuple(gains.tolist()),
+                chosen_in=chosen_in,
+                cost=costs.of(path[: at + 1]),
+            )
+        )
     copies = {at: next(other for other in path if alike[at, other]) for at in range(scores.shape[1])
               if at not in path and any(alike[at, other] for other in path)}  # fmt: skip
     return Suggestion(tuple(steps), copies, count)
