@@ -73,27 +73,37 @@ def working_session(run: RunDirectory) -> Mapping[str, Any]:
     return {}
 
 
-def measured_seconds(described: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of one worker for one picture, by detector, of those that a session measured by themselves; views count as pictures.
+def measured_ms(described: Mapping[str, Any], session: Mapping[str, Any]) -> dict[str, float]:
+    """Milliseconds of one worker for one picture, by detector, of those that a session measured by themselves; views count as pictures.
 
-    That is the stage `score` where the run has one detector, and what the session says in `detector_seconds`, where it does.
+    That is what the session says of each of its `detectors`, else the stage `score` where the run has but one.
     """
     names, pictures = described["detectors"], _pictures(described, session)
-    apart = dict(session.get("detector_seconds") or {})
-    if len(names) == 1 and (whole := (session.get("seconds") or {}).get("score")):
-        apart.setdefault(names[0], whole)
-    return {name: seconds / pictures for name, seconds in apart.items() if seconds} if pictures else {}
+    found = {name: _own_ms(one) for name, one in (session.get("detectors") or {}).items()}
+    if len(names) == 1 and pictures and (whole := (session.get("seconds") or {}).get("score")):
+        found = {names[0]: 1000 * whole / pictures} | found
+    return {name: ms for name, ms in found.items() if ms}
 
 
 def cost_of(system: System, described: Mapping[str, Any], session: Mapping[str, Any]) -> CostFacts:
-    """What an image cost, by a run's `run.json` and its `working_session`; the ensemble's time is that of all detectors."""
+    """What an image cost, by a run's `run.json` and its `working_session`; the ensemble's time is that of all detectors together."""
     names, pictures = described["detectors"], _pictures(described, session)
-    whole = (session.get("seconds") or {}).get("score") if system.is_ensemble and pictures else None
-    seconds = whole / pictures if whole else measured_seconds(described, session).get(system.name)
+    ms = measured_ms(described, session).get(system.name)
+    if system.is_ensemble and pictures:
+        spent = {name: one["seconds"] / one["images"] for name, one in (session.get("detectors") or {}).items() if one.get("images")}
+        whole = (session.get("seconds") or {}).get("score")
+        ms = 1000 * sum(spent.values()) if spent.keys() >= set(names) else 1000 * whole / pictures if whole else None
     facts: dict[str, Any] = {"process_bytes": session.get("peak_worker_bytes") or None, "of": len(names), "pictures": pictures}
-    if seconds is not None:
-        return CostFacts(ms_per_image=1000 * seconds, **facts)
+    if ms is not None:
+        return CostFacts(ms_per_image=ms, **facts)
     return CostFacts(why=f"the run measured its {len(names)} detectors together" if pictures else "the run keeps no times", **facts)
+
+
+def _own_ms(one: Mapping[str, Any]) -> float | None:
+    """That of a detector: what it takes alone where the session says so, else its part of the time."""
+    if one.get("ms_per_image") is not None:
+        return float(one["ms_per_image"])
+    return 1000 * one["seconds"] / one["images"] if one.get("images") and one.get("seconds") else None
 
 
 def _pictures(described: Mapping[str, Any], session: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from ray_app.evaluation import suggestion
 from ray_app.evaluation.calibrate import files, thresholds
 from ray_app.evaluation.calibrate.data import CalibrationData, LabelledRun, read_labelled
 from ray_app.evaluation.calibrate.division import groups_of
-from ray_app.evaluation.standing import measured_seconds, working_session
+from ray_app.evaluation.standing import measured_ms, working_session
 from ray_app.evaluation.unseen import overlap_of
 from ray_app.metrics.arrays import Floats
 from ray_app.reports.format import counted
@@ -101,10 +101,10 @@ def _card(name: str) -> DetectorCard | None:
 def _costs(read: LabelledRun, cards: Sequence[DetectorCard | None]) -> tuple[suggestion.DetectorCosts, str]:
     """Milliseconds where the run measured each detector by itself, else the cards' gmac, else each counts one."""
     run = RunDirectory.open(read.url)
-    measured = measured_seconds(run.describe(), working_session(run))
+    measured = measured_ms(run.describe(), working_session(run))
     backbones = tuple(card.backbone.name if card is not None and card.backbone is not None else None for card in cards)
     if all(name in measured for name in read.names):
-        return suggestion.DetectorCosts(tuple(1000 * measured[name] for name in read.names), backbones), "ms"
+        return suggestion.DetectorCosts(tuple(measured[name] for name in read.names), backbones), "ms"
     sizes = [card.size.gmac if card is not None and card.size is not None else None for card in cards]
     known = tuple(size for size in sizes if size is not None)
     if len(known) == len(sizes):

@@ -9,7 +9,7 @@ from ray_app.cli.main import touchstone
 from ray_app.detectors import load_card
 from ray_app.detectors.weights import stated_digest, weights_digest
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.standing import cost_of, evaluate_command, measured_seconds, options_of, standing_of
+from ray_app.evaluation.standing import cost_of, evaluate_command, measured_ms, options_of, standing_of
 from ray_app.evaluation.systems import System
 from ray_app.scoring.config import ScoreConfig
 
@@ -74,9 +74,12 @@ def test_the_time_of_an_image_is_a_detectors_own_only_where_it_was_measured_alon
     assert (together.ms_per_image, together.of) == (None, 2)
     assert "2 detectors together" in together.why
     assert cost_of(system(None, "ensemble", "ensemble"), both, SESSION).ms_per_image == 60.0
-    apart = SESSION | {"detector_seconds": {photo.name: 2.0}}
-    assert cost_of(photo, both, apart).ms_per_image == 40.0
-    assert measured_seconds(both, apart) == {photo.name: 0.04}
+    apart = SESSION | {"detectors": {photo.name: {"seconds": 2.0, "images": 50, "ms_per_image": 45.0}}}
+    assert cost_of(photo, both, apart).ms_per_image == 45.0  # alone, with its backbone
+    assert measured_ms(both, apart) == {photo.name: 45.0}
+    every = SESSION | {"detectors": {name: {"seconds": 2.0, "images": 50} for name in (photo.name, tiny.name)}}
+    assert measured_ms(both, every) == {photo.name: 40.0, tiny.name: 40.0}
+    assert cost_of(system(None, "ensemble", "ensemble"), both, every).ms_per_image == 80.0
     assert cost_of(photo, both, {}).why
 
 

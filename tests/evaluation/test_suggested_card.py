@@ -75,7 +75,7 @@ def test_times_that_the_run_measured_one_by_one_are_the_costs(case, tmp_path):
     run = tmp_path / "run"
     run_of(run, images)
     (run / "sessions").mkdir(exist_ok=True)
-    session = {"state": "finished", "decoded": 480, "detector_seconds": dict.fromkeys(SKILL, 4.8)}
+    session = {"state": "finished", "decoded": 480, "detectors": {name: {"seconds": 4.8, "images": 480} for name in SKILL}}
     (run / "sessions" / "00001.json").write_text(json.dumps(session))
     report = suggest_ensemble(SuggestConfig(run=str(run), labels=labels))
     assert (report.unit, report.best[0].cost) == ("ms an image", pytest.approx(10.0))
