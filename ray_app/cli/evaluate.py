@@ -130,21 +130,24 @@ def compare(
 @click.command()
 @click.argument("evaluations", metavar="RUN…", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="FILE.html", help="Where the page goes; any fsspec URL.")
-def leaderboard(evaluations: tuple[str, ...], out: str) -> int:
+@as_json
+def leaderboard(evaluations: tuple[str, ...], out: str, as_json: bool) -> int:
     """Rank systems that were measured on the same images.
 
     RUN… are what `touchstone evaluate --out` wrote, folders or their metrics.json.
 
-    Only systems that were measured on the same images by the same rules stand in one list, in order of the lower end of their AUC's
-    interval. One page that loads nothing and runs nothing.
+    Only systems that were measured on the same images by the same rules stand in one list. A rank is 1 more than the number of systems
+    that are significantly better, on images that neither of two was trained on; systems that no test tells apart share one. A system whose
+    weights are not the published ones of its card is listed apart. One page that loads nothing, and sorts by any column.
 
     \b
     touchstone runs leaderboard figures-a figures-b s3://bucket/figures --out leaderboard.html
+    touchstone runs leaderboard figures-a figures-b --out leaderboard.html --json | jq '.[0].systems[] | [.rank, .name]'
     """
     from pydantic import ValidationError
 
     from ray_app.errors import ConfigError
-    from ray_app.reports.leaderboard import leaderboard_lines, render_leaderboard
+    from ray_app.reports.leaderboard import leaderboard_document, leaderboard_lines, render_leaderboard
     from ray_app.storage import Store, strip_secrets
 
     documents = [(strip_secrets(place), _document(place)) for place in dict.fromkeys(evaluations)]
@@ -156,8 +159,10 @@ def leaderboard(evaluations: tuple[str, ...], out: str) -> int:
     except ValidationError as error:
         raise ConfigError(f"not an evaluation's metrics.json: {error}", hint="touchstone evaluate writes it") from None
     Store.open(folder or slash or ".").write(name, page.encode())
-    click.echo("\n".join(leaderboard_lines(documents, shutil.get_terminal_size((120, 24)).columns)))
-    click.echo(f"page: {strip_secrets(out)}")
+    width = shutil.get_terminal_size((120, 24)).columns
+    lines = [json.dumps(leaderboard_document(documents), indent=1, ensure_ascii=False)] if as_json else leaderboard_lines(documents, width)
+    click.echo("\n".join(lines))
+    click.echo(f"page: {strip_secrets(out)}", err=as_json)
     return 0
 
 

@@ -211,7 +211,8 @@ class TrainingData(Frozen):
     """What the weights were trained on, and under which licence that is published.
 
     `generators`: globs over the names that labels give to the generators of its fakes (case, spaces, dots, dashes and underscores make no
-    difference). `complete`: no other generator was seen; without it, what is not named is unknown.
+    difference). `sources`: such globs over the `source` that labels give images, of all that weights were fitted or chosen on.
+    `complete`: no other generator was seen, and where sources are named no other source; without it, what is not named is unknown.
     """
 
     name: str
@@ -219,6 +220,7 @@ class TrainingData(Frozen):
     licence: str
     source: str | None = None
     generators: tuple[str, ...] = ()
+    sources: tuple[str, ...] = Field(default=(), exclude_if=lambda named: not named)
     complete: bool = False
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.evaluation import accumulate, attribution, interval_sample, join, system_section
+from ray_app.evaluation import accumulate, attribution, interval_sample, join, standing, system_section, unseen
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.groups import names_of
 from ray_app.evaluation.localization import localization_of_run
@@ -91,18 +91,20 @@ def document_of(
     sample = interval_sample.with_sources(found.cells.sample.rows(), found.labels)
     asked = interval_sample.Intervals(config.intervals, sample, wanted=config.bootstrap != 0, seed=config.seed)
     systems = _systems(found, asked)
+    binary = {one.name: one.output == "binary" for one in systems}
+    clean, systems = _with_unseen(found, sample, systems)
     telling("masks and texts")
     rules = protocol.localization if protocol else None
     localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
     localization = localized.section if localized else None
     telling("tests and tables")
-    binary = {one.name: one.output == "binary" for one in systems}
     identification, prompts, groups = _named(found, systems)
     return model.EvaluationDocument(
         schema=model.EVALUATION_SCHEMA,
         version=__version__,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         title=config.title or (protocol.title if protocol else _named_after(found.run.store.url)),
+        command=standing.evaluate_command(config),
         run=_run(found.run, described),
         labels=_labels(found, warnings),
         protocol=protocol.facts() if protocol else None,
@@ -112,6 +114,11 @@ def document_of(
         reference=tuple(reference_of(protocol)),
         table=table_of(protocol, systems, localization, of_images=asked.facts.of_images),
         paired=tuple(system_section.paired_tests(sample, found.systems.all, binary, config.intervals)),
+        **(
+            {"paired_unseen": tuple(system_section.paired_tests(clean, found.systems.all, binary, config.intervals))}
+            if clean is not sample
+            else {}
+        ),
         localization=localization,
         identification=identification,
         prompts=prompts,
@@ -320,6 +327,28 @@ def _systems(found: Evaluation, intervals: interval_sample.Intervals) -> list[sy
     return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
 
 
+def _with_unseen(
+    found: Evaluation, sample: pa.Table, systems: Sequence[system_model.SystemFacts]
+) -> tuple[pa.Table, list[system_model.SystemFacts]]:
+    """The sample without scores of images that a system was trained on, and the systems with what stands behind their figures."""
+    described, config = found.run.describe(), found.config
+    session = standing.working_session(found.run)
+    members = [one for one in found.systems.all if one.name in found.systems.members]
+    clean, overlaps = unseen.unseen_sample(sample, found.systems.all, members) if len(sample) else (sample, {})
+    how = {"meaning": config.intervals, "wanted": config.bootstrap != 0, "seed": config.seed}
+    told = []
+    for one, whole in zip(found.systems.all, systems, strict=True):
+        facts: dict[str, Any] = {
+            "standing": standing.standing_of(one, members, described),
+            "cost": standing.cost_of(one, described, session),
+        }
+        if one.name in overlaps:
+            sampled = len(sample) < found.cells.joined
+            facts["unseen"] = unseen.unseen_of(one, whole, clean, overlaps[one.name], how, sampled=sampled)
+        told.append(system_model.SystemFacts(**whole.given() | facts))
+    return clean, told
+
+
 def _run(run: RunDirectory, described: Mapping[str, Any]) -> model.RunFacts:
     return model.RunFacts(
         url=run.store.url,
@@ -327,6 +356,7 @@ def _run(run: RunDirectory, described: Mapping[str, Any]) -> model.RunFacts:
         created_at=described["created_at"],
         detectors=described["detectors"],
         ensemble=(described.get("ensemble") or {}).get("name"),
+        command=standing.score_command(run),
         identity=described["identity"],
     )
 

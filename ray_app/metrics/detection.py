@@ -37,7 +37,7 @@ FIGURES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
 )
 """What can choose a checkpoint, and whether more of it is better. The last two are of masks (ray_app.metrics.localization)."""
 
-RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01")
+RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_5", "tpr_at_fpr_1", "tpr_at_fpr_01")
 """The figures that need scores which rank images."""
 
 NO_RANKING = "binary replies have no ranking; see balanced accuracy"
@@ -118,6 +118,7 @@ def _ranking(fakes: ScoreHistogram, reals: ScoreHistogram) -> dict[str, MetricEs
         if both
         else undefined(operating_points.ONE_CLASS, n),
         "eer": operating_points.equal_error_rate(fakes, reals),
+        "tpr_at_fpr_5": operating_points.tpr_at_fpr(fakes, reals, 20),
         "tpr_at_fpr_1": operating_points.tpr_at_fpr(fakes, reals, 100),
         "tpr_at_fpr_01": operating_points.tpr_at_fpr(fakes, reals, 1000),
     }

@@ -24,7 +24,7 @@ _DRAWS = 1_000
 _FEW_FOR_AP = 30  # fakes below which what each brings into the average precision is too uneven
 _FEW_FOR_EER = 50  # images of a class below which the equal error rate moves in steps
 _FEW = 200  # images of a class below which DeLong's normal interval of an AUC near 1 is too narrow, and Student's stands for it
-_AT_FPR = {"tpr_at_fpr_1": 100, "tpr_at_fpr_01": 1000}
+_AT_FPR = {"tpr_at_fpr_5": 20, "tpr_at_fpr_1": 100, "tpr_at_fpr_01": 1000}
 Figures = Mapping[str, MetricEstimate]
 
 

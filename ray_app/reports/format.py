@@ -65,9 +65,8 @@ class Meaning(NamedTuple):
 
 
 MEANINGS: Mapping[str, Meaning] = {
-    "auc": Meaning(
-        "ROC AUC", "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, one half is a coin.", False
-    ),
+    "auc": Meaning("ROC AUC", "The chance that a fake scores higher than a real image, both drawn blindly: 1 is perfect, ½ a coin.", False),
+    "tpr_at_fpr_5": Meaning("fakes found at 5 % false flags", "The share of fakes above a threshold that one real image in 20 passes."),
     "tpr_at_fpr_1": Meaning("fakes found at 1 % false flags", "The share of fakes above a threshold that one real image in 100 passes."),
     "tpr_at_fpr_01": Meaning("fakes found at 0.1 % false flags", "The same where one real image in 1,000 passes."),
     "balanced_accuracy": Meaning("balanced accuracy", "The mean of both shares judged correctly, of fakes and of reals, at the threshold."),

@@ -23,8 +23,8 @@ BOTH = {
 EMPTY = ScoreHistogram.of([])
 # What `detection_of` computes, in its order.
 DETECTION = (
-    "tpr", "tnr", "balanced_accuracy", "accuracy", "f1", "precision", "auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01",
-    "log_loss", "brier", "ece", "precision_at_prior_01", "precision_at_prior_1", "precision_at_prior_10",
+    "tpr", "tnr", "balanced_accuracy", "accuracy", "f1", "precision", "auc", "average_precision", "eer", "tpr_at_fpr_5", "tpr_at_fpr_1",
+    "tpr_at_fpr_01", "log_loss", "brier", "ece", "precision_at_prior_01", "precision_at_prior_1", "precision_at_prior_10",
 )  # fmt: skip
 
 

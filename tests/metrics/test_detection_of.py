@@ -64,7 +64,7 @@ def test_the_equal_error_rate_is_where_the_joined_roc_curve_crosses(case):
 
 
 @CASES
-@pytest.mark.parametrize(("name", "one_in"), [("tpr_at_fpr_1", 100), ("tpr_at_fpr_01", 1000)])
+@pytest.mark.parametrize(("name", "one_in"), [("tpr_at_fpr_5", 20), ("tpr_at_fpr_1", 100), ("tpr_at_fpr_01", 1000)])
 def test_no_more_reals_are_flagged_than_the_rate_allows(case, name, one_in):
     fakes, reals = BOTH[case]
     found = detection_of(*histograms(fakes, reals))[name]
@@ -160,7 +160,7 @@ def test_a_huge_score_costs_what_it_says_and_overflows_nothing():
     assert detection_of(*histograms([-most] * 7, [most] * 7))["log_loss"].value == pytest.approx(most)
 
 
-RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1", "tpr_at_fpr_01")
+RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_5", "tpr_at_fpr_1", "tpr_at_fpr_01")
 
 
 def test_yes_and_no_rank_nothing_and_are_chances_only_where_calibrated():
@@ -184,7 +184,7 @@ def test_a_thousand_million_images_cost_what_their_distinct_scores_cost(case):
     few = histograms(*BOTH[case])
     many = [ScoreHistogram(one.values, one.counts * 1_000_000) for one in few]
     found, wanted = detection_of(*many), detection_of(*few)
-    alike = [name for name in DETECTION if name not in ("tpr_at_fpr_1", "tpr_at_fpr_01", "ece")]
+    alike = [name for name in DETECTION if name not in ("tpr_at_fpr_5", "tpr_at_fpr_1", "tpr_at_fpr_01", "ece")]
     assert {name: found[name].value for name in alike} == pytest.approx({name: wanted[name].value for name in alike}, abs=1e-9)
     assert [point[:2] for point in curve_points(*many)] == [point[:2] for point in curve_points(*few)]
     assert risk_coverage(*many)["aurc"].value == pytest.approx(risk_coverage(*few)["aurc"].value, abs=1e-9)

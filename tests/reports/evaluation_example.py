@@ -203,6 +203,12 @@ def _system(name: str, system: System, images: Images, by_view: Mapping[str, Any
         "n_real": reals.n,
         "n_fake": fakes.n,
         "unscored": 4 if system.binary else 0,
+        "standing": {
+            "weights": {"standing": "published", "why": "the published or shipped file, by its SHA-256", "loaded": "5e" * 32},
+            "licence": "Apache-2.0",
+            "terms": "permissive",
+        },
+        "cost": {"ms_per_image": 4.0 + len(name), "process_bytes": 1_300_000_000, "of": 1},
         "figures": _figures(scores, images, system),
         "decided": _decided(scores, images) if system.kind == "ensemble" else None,
         "averages": _averages(scores, images),

@@ -52,7 +52,7 @@ def check(browser, tmp_path):
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("report", pages.HOSTILE_PAGES)
 def test_hostile_texts_stay_inside_their_page(check, report, text):
-    check(pages.HOSTILE_PAGES[report](HOSTILE[text]), scripts=int(report == "gallery"))
+    check(pages.HOSTILE_PAGES[report](HOSTILE[text]), scripts=int(report in ("gallery", "leaderboard")))
 
 
 @pytest.mark.parametrize("report", [report for report, kinds in pages.DOCUMENTS.items() if "empty" in kinds])
@@ -101,7 +101,15 @@ def test_a_training(browser, check):
 
 
 def test_a_leaderboard(browser, check):
-    check(pages.page_of("leaderboard"))
+    check(pages.page_of("leaderboard"), scripts=1)
+    order = "[...document.querySelector('.ranks tbody').querySelectorAll('th b')].map(one => one.textContent).join('|')"
+    before = browser.ask(order).split("|")
+    browser.ask("[...document.querySelectorAll('.ranks thead button')][1].click()")
+    assert browser.ask(order).split("|") == sorted(before, key=str.lower)
+    assert browser.ask("document.querySelector('.ranks [aria-sort]').textContent") == "System"
+    browser.ask("[...document.querySelectorAll('.ranks thead button')][1].click()")
+    assert browser.ask(order).split("|") == sorted(before, key=str.lower, reverse=True)
+    browser.resize(1440)
     label = "getComputedStyle(document.querySelector('.ranks td[data-label]'), '::before').content"
     assert browser.ask(label) == "none"
     browser.resize(390)

@@ -31,13 +31,14 @@ EVALUATION_SCHEMA = 1
 
 
 class RunFacts(Section):
-    """The run that was evaluated."""
+    """The run that was evaluated. `command`: what scored it, from the settings that it keeps; empty where it keeps none."""
 
     url: str = ""
     fingerprint: str = ""
     created_at: str = ""
     detectors: tuple[str, ...] = ()
     ensemble: str | None = None
+    command: str = ""
     identity: Mapping[str, Any] = {}
 
 
@@ -308,12 +309,13 @@ class OverlayFacts(Section):
 
 
 class EvaluationDocument(Section):
-    """An evaluation as a whole."""
+    """An evaluation as a whole. `command`: what made it. `paired_unseen`: `paired` on images that neither of two was trained on."""
 
     schema_number: int = Field(default=EVALUATION_SCHEMA, alias="schema")
     version: str = ""
     made_at: str = ""
     title: str = ""
+    command: str = ""
     run: RunFacts = RunFacts()
     labels: LabelFacts = LabelFacts()
     protocol: ProtocolFacts | None = None
@@ -323,6 +325,7 @@ class EvaluationDocument(Section):
     reference: tuple[ReferenceFacts, ...] = ()
     table: TableFacts = TableFacts()
     paired: tuple[PairedFacts, ...] = ()
+    paired_unseen: tuple[PairedFacts, ...] = ()
     localization: LocalizationFacts | None = None
     identification_section: Mapping[str, Any] | None = Field(default=None, alias="identification")
     prompts_section: Mapping[str, Any] | None = Field(default=None, alias="prompts")

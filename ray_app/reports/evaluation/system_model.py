@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, model_serializer
 
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics.arrays import MetricEstimate, undefined
+from ray_app.reports.evaluation.standing_model import CostFacts, StandingFacts
 
 NO_COUNTS: Mapping[str, int] = {}
 
@@ -186,9 +187,10 @@ NO_FIGURES: Mapping[str, FigureFacts] = {}
 
 
 class ViewFacts(Section):
-    """The same images, perturbed."""
+    """The same images, perturbed. `kind`: `degradation`, `chain` (several, one after another), or `attack` (made to mislead)."""
 
     name: str = ""
+    kind: str = "degradation"
     n_real: int = 0
     n_fake: int = 0
     figures: Figures = NO_FIGURES
@@ -201,13 +203,45 @@ class WorstGenerator(Section):
     rate: FigureFacts = NOT_MEASURED
 
 
+class LeftOut(Section):
+    """Images of one generator or source that the system was trained on."""
+
+    name: str = ""
+    label: str = ""
+    n: int = 0
+
+
+class UnseenFacts(Section):
+    """Figures on images of generators and sources that the system was not trained on, as far as its card tells.
+
+    `left_out`: what it was trained on. `unknown`: generators and sources of which the card does not tell; they stay. `sampled`: worked out
+    from a sample of the images. `why`: why there are none.
+    """
+
+    figures: Figures = NO_FIGURES
+    n_real: int = 0
+    n_fake: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    unknown: int = 0
+    names_sources: bool = False
+    sampled: bool = False
+    intervals: IntervalFacts = IntervalFacts()
+    worst: WorstGenerator | None = None
+    why: str = ""
+
+    @property
+    def left_out_counts(self) -> Mapping[str, int]:
+        """Images left out, by label."""
+        return {label: sum(one.n for one in self.left_out if one.label == label) for label in ("real", "fake")}
+
+
 OptionalFigures = Annotated[Mapping[str, FigureFacts] | None, BeforeValidator(lambda value: value and figures_among(value))]
 
 
 class SystemFacts(Section):
     """One detector or the ensemble. `decided`: the ensemble's figures with its abstentions; `kinds`: whole fakes and local edits apart.
 
-    `late`: in a cascade it scores only the images that go on, and its figures are of these.
+    `late`: in a cascade it scores only the images that go on, and its figures are of these. `unseen`: None in documents of 0.15 and before.
     """
 
     name: str = ""
@@ -236,6 +270,9 @@ class SystemFacts(Section):
     strata: tuple[FormatStratum, ...] = ()
     views: tuple[ViewFacts, ...] = ()
     worst: WorstGenerator | None = None
+    standing: StandingFacts = StandingFacts()
+    cost: CostFacts = CostFacts()
+    unseen: UnseenFacts | None = None
 
     @property
     def n(self) -> int:

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from ray_app.evaluation.suggestion import DetectorCosts, calibrated, folds_of, suggest
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.intervals import auc_of
+
+FREE = DetectorCosts((1.0,) * 8, (None,) * 8)
+INFORMATIVE, COPIES = (1, 4, 6), (4, 5)
+
+
+def drawn(groups=40, per_group=30, seed=0, skill=(0.0, 1.2, 0.0, 0.0, 1.6, 1.6, 1.0, 0.0)):
+    """Eight detectors of which 1, 4 (with its copy 5) and 6 know something; half of the groups are fakes, some a little harder."""
+    random = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(groups), per_group)
+    fake = codes % 2 == 1
+    own = random.normal(size=(groups, 8))[codes] * 0.3 * (np.array(skill) > 0)
+    scores = random.normal(size=(len(codes), 8)) + own + np.outer(fake, skill) - 0.5
+    scores[:, 5] = 3 * scores[:, 4] + 0.01 * random.normal(size=len(codes))
+    return scores, fake, codes
+
+
+def test_it_picks_what_knows_something_and_never_both_copies():
+    for seed in range(1):
+        scores, fake, groups = drawn(seed=seed)
+        found = suggest(scores, fake, folds_of(groups, fake), FREE)
+        assert {4 if one == 5 else one for one in found.chosen} == set(INFORMATIVE)
+        assert len(found.chosen) == 3
+        assert set(found.copies.items()) in ({(5, 4)}, {(4, 5)})
+        assert found.steps[0].detector in COPIES
+        assert all(step.gain > 0 and step.lowest <= step.figure <= step.highest for step in found.steps)
+
+
+def test_its_figure_is_not_optimistic():
+    """Of detectors that know nothing the best by chance is chosen, and said to know nothing; of others it says what fresh images do."""
+    noise = [drawn(groups=20, per_group=20, seed=seed, skill=(0.0,) * 8) for seed in range(8)]
+    told = [suggest(scores, fake, folds_of(groups, fake), FREE, size=1).steps[0].figure for scores, fake, groups in noise]
+    best = [max(area(scores[:, at], fake) for at in range(8)) for scores, fake, _ in noise]
+    assert np.mean(best) > 0.53
+    assert abs(np.mean(told) - 0.5) < 0.03
+
+    scores, fake, groups = drawn(groups=60)
+    found = suggest(scores, fake, folds_of(groups, fake), FREE)
+    new, truth, _ = drawn(groups=200, per_group=10, seed=1)
+    fresh = area(calibrated(scores[:, found.chosen], fake, new[:, found.chosen]).mean(axis=1), truth)
+    assert found.steps[-1].figure == pytest.approx(fresh, abs=0.02)
+
+
+def area(scores, fake):
+    return auc_of(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])).value
+
+
+def test_the_most_per_cost_begins_with_what_is_cheap():
+    scores, fake, groups = drawn()
+    costs = DetectorCosts((1, 1, 1, 1, 50, 50, 1, 1), (None,) * 8)
+    found = suggest(scores, fake, folds_of(groups, fake), costs, per_cost=True)
+    assert found.chosen[0] == 1
+    assert found.chosen[-1] in COPIES
+    assert [step.cost for step in found.steps] == [1, 2, 52]
+
+
+def test_detectors_of_one_backbone_cost_what_it_does():
+    costs = DetectorCosts((10, 10.5, 3), ("clip", "clip", None))
+    assert (costs.of([0]), costs.of([0, 1]), costs.of([0, 1, 2])) == (10, 10.5, 13.5)
+
+
+def test_folds_keep_groups_whole_and_have_both_classes():
+    _, fake, groups = drawn(groups=14, per_group=7)
+    folds = folds_of(groups, fake)
+    assert sorted(set(folds.tolist())) == list(range(5))
+    assert all(len(set(folds[groups == one].tolist())) == 1 for one in range(14))
+    assert all(len(set(fake[folds == one].tolist())) == 2 for one in range(5))
+
+
+@pytest.mark.parametrize("by", ["tpr_at_fpr_1", "tpr_at_fpr_5"])
+def test_other_aims(by):
+    scores, fake, groups = drawn(per_group=40)
+    found = suggest(scores, fake, folds_of(groups, fake), FREE, size=2, by=by)
+    assert found.chosen[0] in COPIES
+    assert 0 < found.steps[0].figure < 1
+    with pytest.raises(ValueError, match="too few"):
+        suggest(scores[::20], fake[::20], folds_of(groups[::20], fake[::20]), FREE, by=by)
+
+
+def test_two_folds_are_too_few():
+    scores, fake, groups = drawn(groups=4)
+    with pytest.raises(ValueError, match="three folds"):
+        suggest(scores, fake, folds_of(groups, fake), FREE)

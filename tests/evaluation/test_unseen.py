@@ -1,0 +1,121 @@
+"""Figures on what a system was not trained on."""
+
+import csv
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_app.config import config_root
+from ray_app.detectors import load_card
+from ray_app.evaluation.system_section import paired_tests
+from ray_app.evaluation.systems import System
+from ray_app.evaluation.unseen import overlap_of, source_overlap, unseen_of, unseen_sample
+from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.metrics.detection import detection_of
+from ray_app.metrics.intervals import auc_of
+from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts, SystemFacts, facts_of
+
+PHOTO, OTHER = load_card("touchstone-photo"), load_card("npr")
+HOW = {"meaning": "generators", "wanted": True, "seed": 0}
+
+
+def system(card, name=None):
+    return System(name or card.name, "detector", "", 0.0, strict=True, card=card)
+
+
+def sample(scores, sources=("bsds500", "popos_wall", "junginhwan"), makers=("FLUX.1", "GigaGAN", "Kandinsky 3"), each=30):
+    """As many images of each source and generator, with a column of scores for every system; no `source` where there are none."""
+    kinds = ["real"] * (len(sources) * each) + ["whole"] * (len(makers) * each)
+    generators = ["real"] * (len(sources) * each) + [name for name in makers for _ in range(each)]
+    columns = {"kind": kinds, "generator": generators}
+    if sources[0] is not None:
+        columns["source"] = [name for name in sources for _ in range(each)] + [None] * (len(makers) * each)
+    return pa.table(columns | {f"score:{name}": column for name, column in scores.items()})
+
+
+def drawn(seed=0, n=180):
+    random = np.random.default_rng(seed)
+    return random.normal(size=n) + np.repeat([0.0, 1.0], n // 2)
+
+
+def whole(one, table):
+    scores, fake = np.asarray(table[f"score:{one.name}"]), np.asarray(table["kind"]) != "real"
+    figures = detection_of(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]))
+    rate = FigureFacts(value=0.1, n=30)
+    makers = tuple(GeneratorFacts(name=name, label="fake", n=30, rate=rate) for name in dict.fromkeys(table["generator"].to_pylist()))
+    return SystemFacts(name=one.name, n_real=90, n_fake=90, figures=facts_of(figures), generators=makers)
+
+
+@pytest.mark.parametrize(
+    ("card", "lists", "names"),
+    [
+        ("touchstone-photo", [("sources", ("train", "validation"))], 78),
+        ("touchstone-photo-detail", [("sources", ("train", "validation"))], 78),
+        ("touchstone-photo-permissive", [("sources-permissive", ("train",)), ("sources", ("validation",))], 28),
+        ("touchstone-crop-permissive", [("sources-permissive", ("train",)), ("sources", ("validation",))], 28),
+    ],
+)
+def test_the_cards_name_every_source_that_weights_were_fitted_or_chosen_on(card, lists, names):
+    wanted = set()
+    for name, splits in lists:
+        with (config_root() / "photos" / f"{name}.csv").open(encoding="utf-8") as file:
+            wanted |= {row["source"] for row in csv.DictReader(file) if row["split"] in splits}
+    assert set(load_card(card).training_data.sources) == wanted
+    assert len(wanted) == names
+
+
+def test_what_cards_tell_of_sources():
+    assert [source_overlap(PHOTO, name) for name in ("bsds500", "BSDS-500", "popos_wall")] == ["in-training", "in-training", "unseen"]
+    assert source_overlap(OTHER, "bsds500") == "unknown"
+
+
+def test_images_of_its_sources_and_generators_are_left_out_with_counts():
+    one = system(PHOTO)
+    table = sample({one.name: drawn()})
+    clean, overlaps = unseen_sample(table, [one], [])
+    found = unseen_of(one, whole(one, table), clean, overlaps[one.name], HOW, sampled=False)
+    assert [(gone.label, gone.name, gone.n) for gone in found.left_out] == [("fake", "FLUX.1", 30), ("real", "bsds500", 30)]
+    assert (found.n_real, found.n_fake, found.unknown, found.names_sources) == (60, 60, 0, True)
+    scores = drawn()
+    assert found.figures["auc"].value == pytest.approx(auc_of(ScoreHistogram.of(scores[120:]), ScoreHistogram.of(scores[30:90])).value)
+    assert found.worst.generator == "GigaGAN"
+
+
+def test_a_fake_of_a_source_that_it_learnt_from_is_left_out_whatever_its_generator_is_called():
+    table = pa.table({"kind": ["whole", "whole"], "generator": ["renamed", "renamed"], "source": ["xflux", "gigagan"]})
+    assert overlap_of([PHOTO], table).seen.tolist() == [True, False]
+
+
+def test_where_nothing_was_seen_the_figures_are_those_of_all():
+    one = system(OTHER)
+    table = sample({one.name: drawn()})
+    clean, overlaps = unseen_sample(table, [one], [])
+    assert clean is table
+    found = unseen_of(one, whole(one, table), clean, overlaps[one.name], HOW, sampled=False)
+    assert found.figures["auc"] == whole(one, table).figures["auc"]
+    assert found.unknown == 3  # sources, of which its card does not tell
+
+
+def test_where_everything_was_seen_there_is_a_reason():
+    one = system(PHOTO)
+    table = sample({one.name: drawn()}, makers=("FLUX.1", "DALL-E 2", "minDALL-E"))
+    clean, overlaps = unseen_sample(table, [one], [])
+    found = unseen_of(one, whole(one, table), clean, overlaps[one.name], HOW, sampled=False)
+    assert found.why == "all fakes here are of generators or sources that it was trained on"
+    assert not found.figures
+
+
+def test_two_systems_are_compared_on_what_neither_saw():
+    one, other = system(PHOTO), system(OTHER)
+    table = sample({one.name: drawn(0), other.name: drawn(1)})
+    clean, _ = unseen_sample(table, [one, other], [])
+    [test] = paired_tests(clean, [one, other], {one.name: False, other.name: False}, "generators")
+    assert test.n == 120
+
+
+def test_labels_without_sources_leave_real_images_unknown():
+    one = system(PHOTO)
+    table = sample({one.name: drawn()}, sources=(None, None, None))
+    _, overlaps = unseen_sample(table, [one], [])
+    assert overlaps[one.name].unknown == {("real", "real")}
