@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ class SystemOptions:
     extras: frozenset[str] = frozenset()
     members: Sequence[System] = ()
     released: Callable[[str], str | None] = lambda _: None
-    identity: Mapping[str, Any] = MappingProxyType({})
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> system_model.SystemFacts:
