@@ -237,7 +237,9 @@ def _of_lists(config: ScoreConfig) -> tuple[tuple[perturbations.Perturbation, ..
 def _views(noted: directory.Identity, where: str) -> tuple[perturbations.Perturbation, ...]:
     kinds = noted.get("perturb_kinds", {})
     return tuple(
-        validate({"name": name, "steps": steps, **({"kind": kinds[name]} if name in kinds else {})}, perturbations.Perturbation, where=where)
+        validate(
+            {"name": name, "steps": steps, **({"kind": kinds[name]} if name in kinds else {})}, perturbations.Perturbation, where=where
+        )
         for name, steps in noted.get("perturb", {}).items()
     )
 

@@ -127,7 +127,7 @@ class Family(Frozen):
             self.at(number)
         return self
 
-    def at(self, number: int) -> steps.Step:
+    def at(self, number: int) -> Any:
         """The step of a level, 0 the first."""
         try:
             return _STEPS.validate_python({**self.step, **{key: values[number] for key, values in self.levels.items()}})
@@ -158,7 +158,7 @@ class PerturbationList(Frozen):
 
     @model_validator(mode="after")
     def _named_apart(self) -> Self:
-        names = [one.name for one in (*self.perturbations, *self.families, *self.absent)]
+        names = [*(one.name for one in self.perturbations), *(one.name for one in self.families), *(one.name for one in self.absent)]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two perturbations are called {', '.join(sorted(doubled))}")
         if not self.perturbations and not self.families:

@@ -32,7 +32,9 @@ def weights_folder(place: str, marker: str) -> Path:
 
         return Path(snapshot_download(place, local_files_only=True))
     except Exception:  # the hub's client has a family of errors for a file that is not there
-        raise LookupError(f"the weights {place} are not on this machine (the folder of a copy can be named in a list of your own)") from None
+        raise LookupError(
+            f"the weights {place} are not on this machine (the folder of a copy can be named in a list of your own)"
+        ) from None
 
 
 def digest_of(folder: Path) -> str:

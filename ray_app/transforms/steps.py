@@ -5,7 +5,7 @@ What a step cannot do to an image (a codec's longest side) it leaves undone.
 
 import math
 from importlib import import_module
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image

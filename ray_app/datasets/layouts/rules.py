@@ -52,7 +52,8 @@ class PathRules(base.DatasetLayout):
         if self.others == "skip":
             return None
         raise ConfigError(
-            f"{base.where(item)}: none of the layout's paths", hint=f"{', '.join(rule.path for rule in self.rules)}; --exclude leaves it out"
+            f"{base.where(item)}: none of the layout's paths",
+            hint=f"{', '.join(rule.path for rule in self.rules)}; --exclude leaves it out",
         )
 
 
@@ -89,7 +90,9 @@ class TableRules(base.DatasetLayout):
             made = (base.text(row, self.generator) if self.generator else None) or self.generators
             split = base.text(row, self.split) if self.split else None
             labels = Labels(label, "real" if label == "real" else made, split=split)
-            base.entered(self._found, base.place_below(root, "/".join(part for part in (self.folder, row[self.name]) if part)), labels, self.file)
+            base.entered(
+                self._found, base.place_below(root, "/".join(part for part in (self.folder, row[self.name]) if part)), labels, self.file
+            )
 
     @property
     def published(self) -> Mapping[str, int]:

@@ -73,7 +73,9 @@ def test_a_table_beside_images_labels_them(tmp_path, name):
 
 def test_words_of_a_column_are_labels():
     layout = make_layout("so-fake", {})
-    found = [layout.labels(row(label=word, generator=maker)) for word, maker in [("full_synthetic", "gpt-4o"), ("tampered", None), ("real", "")]]
+    found = [
+        layout.labels(row(label=word, generator=maker)) for word, maker in [("full_synthetic", "gpt-4o"), ("tampered", None), ("real", "")]
+    ]
     assert [(one.label, one.generator) for one in found] == [("fake", "gpt-4o"), ("fake", "unknown"), ("real", "real")]
     assert "no label" in refused(layout, row(label="video"))
 
