@@ -187,7 +187,7 @@ def shot_noise(image: Image.Image, photons: float, rng: Rng) -> Image.Image:
 
 
 def iso_noise(image: Image.Image, amount: float, rng: Rng) -> Image.Image:
-    """A camera at high ISO: noise of `amount` that grows with the root of the light, and half as much, coarse over two pixels, in colour."""
+    """A camera at high ISO: noise of `amount` that grows with the root of the light, and half as much, over two pixels, in colour."""
     values = _values(image)
     height, width = values.shape[:2]
     grey = np.sqrt(values @ _LUMA)

@@ -107,7 +107,7 @@ def seed_of(sha256: str, name: str) -> int:
 
 
 class Family(Frozen):
-    """One change at five levels, the weakest first where its source has them so. `step`: with what all levels share; `levels`: what differs.
+    """One change at five levels, the weakest first where its source has it so. `step`: what all levels share; `levels`: what differs.
 
     `strengths`: whose the numbers are; `name` is the source's unless `note` says otherwise. `group`: of which at most one is drawn.
     """

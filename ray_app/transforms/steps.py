@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen
-from ray_app.transforms import degradations, edits, halftones, ops, photography
+from ray_app.transforms import degradations, edits, ops, photography
 
 Rng = np.random.Generator
 Quality = Annotated[int, Field(ge=1, le=100)]
@@ -333,8 +333,8 @@ class Halftone(Step):
     gain: float = Field(default=0.15, ge=0, le=1)
 
     def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See `transforms.halftones`."""
-        return halftones.halftoned(image, self.cell, self.gain)
+        """See `transforms.photography`."""
+        return photography.halftoned(image, self.cell, self.gain)
 
 
 class _ByNetwork(Step):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ray_app.config import load_yaml, named_configs
 from ray_app.errors import ConfigError
-from ray_app.transforms import degradations, halftones, perturbations
+from ray_app.transforms import degradations, perturbations, photography
 from tests.images.factory import photo
 
 TABLE = {**degradations.DEGRADATIONS, **degradations.CROPS}
@@ -87,7 +87,7 @@ def test_curves_go_through_their_points():
 def test_a_halftone_keeps_how_dark_a_picture_is():
     for level in (40, 128, 215):
         flat = photo(60, 60, seed=0).point(lambda _, level=level: level)
-        seen = np.asarray(halftones.halftoned(flat, 4, 0.0))
+        seen = np.asarray(photography.halftoned(flat, 4, 0.0))
         assert abs(seen.mean() - level) < 12
         assert seen.std() > 30  # dots
 
