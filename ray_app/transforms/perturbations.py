@@ -106,7 +106,7 @@ def seed_of(sha256: str, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{sha256}{name}".encode()).digest()[:8], "big")
 
 
-class Family(Frozen):
+class DegradationFamily(Frozen):
     """One change at five levels, the weakest first where its source has it so. `step`: what all levels share; `levels`: what differs.
 
     `strengths`: whose the numbers are; `name` is the source's unless `note` says otherwise. `group`: of which at most one is drawn.
@@ -153,7 +153,7 @@ class PerturbationList(Frozen):
     source: str
     note: str = ""
     perturbations: tuple[Perturbation, ...] = ()
-    families: tuple[Family, ...] = ()
+    families: tuple[DegradationFamily, ...] = ()
     absent: tuple[AbsentView, ...] = ()
 
     @model_validator(mode="after")
@@ -234,12 +234,12 @@ def _meant(name: str) -> tuple[Perturbation, ...]:
 
 
 @cache
-def _groups(name: str) -> tuple[tuple[Family, ...], ...]:
+def _groups(name: str) -> tuple[tuple[DegradationFamily, ...], ...]:
     """The families of a list by their groups, in order. Raises ConfigError."""
     listed = _listed(name)
     if listed is None or not listed[0].families:
         raise ConfigError(f"{name}: no list of families", hint="draw takes a list such as ntire-2026")
-    groups: dict[str, list[Family]] = {}
+    groups: dict[str, list[DegradationFamily]] = {}
     for family in listed[0].families:
         groups.setdefault(family.group, []).append(family)
     return tuple(map(tuple, groups.values()))

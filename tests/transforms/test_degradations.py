@@ -151,7 +151,7 @@ def test_what_is_drawn_stands_in_the_identity():
 
 def test_draws_are_of_different_groups_and_mostly_weak(monkeypatch):
     drawn = []
-    monkeypatch.setattr(perturbations.Family, "at", lambda self, level: drawn.append((self.group, level)) or Nothing())
+    monkeypatch.setattr(perturbations.DegradationFamily, "at", lambda self, level: drawn.append((self.group, level)) or Nothing())
     step = perturbations.Draw(op="draw", list="ntire-2026", most=5)
     counts = []
     for seed in range(300):
