@@ -323,7 +323,7 @@ def _systems(found: Evaluation, intervals: interval_sample.Intervals) -> list[sy
     members = [one for one in found.systems.all if one.name in found.systems.members]
     by_year = found.protocol is not None and "years" in found.protocol.automatic
     released = releases_of(found.tables(RELEASE_COLUMNS)) if by_year else {}
-    asked = system_section.SystemOptions(intervals, frozenset(figures), members, released.get)
+    asked = system_section.SystemOptions(intervals, frozenset(figures), members, released.get, found.run.describe()["identity"])
     return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
 
 

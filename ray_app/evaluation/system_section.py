@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +30,15 @@ NO_OTHERS = "there are no images of the other class"
 
 @dataclass(frozen=True)
 class SystemOptions:
-    """What is computed beside the usual. `extras`: figures of a generator that the protocol's table holds; `members`: of the ensemble."""
+    """What is computed beside the usual. `extras`: figures of a generator that the protocol's table holds; `members`: of the ensemble.
+    `identity`: the run's, which says of what kind its views are, and which of them are not there.
+    """
 
     intervals: Intervals
     extras: frozenset[str] = frozenset()
     members: Sequence[System] = ()
     released: Callable[[str], str | None] = lambda _: None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> system_model.SystemFacts:
@@ -276,16 +280,19 @@ def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
 
 
 def _views(scores: _Scores, cells: accumulate.Cells, asked: SystemOptions) -> list[system_model.ViewFacts]:
-    """Figures of perturbed pixels, in the order of the run's views."""
-    views = []
+    """Figures of perturbed pixels, in the order of the run's views; at the end those that are not there."""
+    views, kinds = [], asked.identity.get("perturb_kinds", {})
     for view in dict.fromkeys(view for view, _, _ in cells.views):
         mine = {kind: tally.histogram() for (name, system, kind), tally in cells.views.items()
                 if (name, system) == (view, scores.system.name)}  # fmt: skip
         fakes = ScoreHistogram.merged(one for kind, one in mine.items() if kind != "real")
         reals = ScoreHistogram.merged(one for kind, one in mine.items() if kind == "real")
         figures = asked.intervals.of_view(scores.figures(fakes, reals), scores.system, (fakes, reals))
-        views.append(system_model.ViewFacts(name=view, n_real=reals.n, n_fake=fakes.n, figures=system_model.facts_of(figures)))
-    return views
+        counts = {"n_real": reals.n, "n_fake": fakes.n}
+        kind = kinds.get(view, "degradation")
+        views.append(system_model.ViewFacts(name=view, kind=kind, **counts, figures=system_model.facts_of(figures)))
+    absent = asked.identity.get("perturb_absent", {}) if views else {}
+    return views + [system_model.ViewFacts(name=name, **facts) for name, facts in absent.items()]
 
 
 def _worst(generators: Sequence[system_model.GeneratorFacts]) -> system_model.WorstGenerator | None:

@@ -91,7 +91,8 @@ class ScoringSpec:
 
     `cards` are keyed by detector name in the ensemble's order, `precision` (bf16 or fp32) by the same names; `slots` is the static
     number of images per batch. `perceptual_hash` and `provenance` (None = not read) add columns and change no score. `views`: every
-    image is also scored as these perturbations show it. `features`: what decides the embeddings of the detectors that keep them.
+    image is also scored as these perturbations show it; `absent`: by the name of a view that was asked for and is not there its kind and
+    why. `features`: what decides the embeddings of the detectors that keep them.
     `stability`: verdicts near a threshold must outlive recompression. `identifier` and `describer` are of the ensemble's profile.
     `jpeg_decoder`: of images that are decoded beside the detectors, because these keep their size.
     """
@@ -106,6 +107,7 @@ class ScoringSpec:
     perceptual_hash: bool = False
     provenance: ProvenancePolicy | None = field(default=None, compare=False)
     views: tuple[Perturbation, ...] = ()
+    absent: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stability: Stability | None = None
     identifier: IdentifierCard | None = None

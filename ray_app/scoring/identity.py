@@ -28,7 +28,7 @@ from ray_app.runs import RunDirectory, directory, document, reader, rows, schema
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import WAIVED
 from ray_app.scoring.references import references_beside
-from ray_app.transforms.perturbations import Perturbation, load_perturbations
+from ray_app.transforms import perturbations
 
 Digest = Callable[[DetectorCard], str | None]
 # How a run was made that does not note it: what came to be noted later, and settings that are noted only where they are others than these.
@@ -75,7 +75,8 @@ class ResumedRun:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a command scores with. `cards`: those of the ensemble's members; `precision`: per detector, as far as a run says it.
+    """What a command scores with. `cards`: those of the ensemble's members; `precision`: per detector, as far as a run says it;
+    `absent`: views that were asked for and are not there, by name their kind and why.
 
     `former_default`: what to say of a run that goes on with what was the default once; None for any other.
     """
@@ -83,7 +84,8 @@ class Resolved:
     config: ScoreConfig
     ensemble: EnsembleCard
     cards: tuple[DetectorCard, ...]
-    views: tuple[Perturbation, ...]
+    views: tuple[perturbations.Perturbation, ...]
+    absent: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     precision: Mapping[str, Precision] = field(default_factory=dict)
     begun: ResumedRun | None = None
     load: LoadCard = load_card
@@ -117,7 +119,7 @@ class Resolved:
         precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
         spec = spec if precision == spec.precision else replace(spec, precision=precision)
         decision.require_embeddings(spec)
-        return replace(spec, features=kept_embeddings_of(spec, config.features)) if config.features else spec
+        return replace(spec, absent=self.absent, features=kept_embeddings_of(spec, config.features) if config.features else spec.features)
 
     def identity(self, spec: ScoringSpec) -> dict[str, Any]:
         """What the run must match. Raises DetectorError where weights are missing."""
@@ -174,7 +176,7 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
     if run is None or not run.exists():
         ensemble = _ensemble_of(config)
         cards = tuple(load(member.detector) for member in ensemble.members)
-        return Resolved(config, ensemble, cards, load_perturbations(config.perturb), load=load)
+        return Resolved(config, ensemble, cards, *_of_lists(config), load=load)
     described = run.describe()
     given = {name: value for name, value in written(config).items() if name not in _AUTOMATIC or value != _AUTOMATIC[name]}
     former = former_default(described)
@@ -186,9 +188,9 @@ def resolve(config: ScoreConfig, run: RunDirectory | None = None, *, load: LoadC
     settled = validate(overlaid(_as_config(noted), given), ScoreConfig, where=where)
     ensemble = validate(described["ensemble"], EnsembleCard, where=where) if is_own else _ensemble_of(config)
     cards = tuple(_card_as_noted(begun, member, load) if is_own else load(member.detector) for member in ensemble.members)
-    views = load_perturbations(config.perturb) if "perturb" in given else _views(noted, where)
+    views, absent = _of_lists(config) if "perturb" in given else (_views(noted, where), noted.get("perturb_absent", {}))
     precision = noted.get("precision", {}) if "precision" not in given else {}
-    return Resolved(settled, ensemble, cards, views, precision, begun, load, former if is_own else None)
+    return Resolved(settled, ensemble, cards, views, absent, precision, begun, load, former if is_own else None)
 
 
 def former_default(described: Mapping[str, Any]) -> str | None:
@@ -226,8 +228,20 @@ def _as_config(noted: directory.Identity) -> dict[str, Any]:
     return content | {"stability": stability["count"], **({"stability_margin": stability["margin"]} if stability["count"] else {})}
 
 
-def _views(noted: directory.Identity, where: str) -> tuple[Perturbation, ...]:
-    return tuple(validate({"name": name, "steps": steps}, Perturbation, where=where) for name, steps in noted.get("perturb", {}).items())
+def _of_lists(config: ScoreConfig) -> tuple[tuple[perturbations.Perturbation, ...], dict[str, dict[str, str]]]:
+    """The views that a config's lists stand for, and those that are not there."""
+    views = perturbations.load_perturbations(config.perturb)
+    return views, {one.name: {"kind": one.kind, "why": one.why} for one in perturbations.absent_views(config.perturb)}
+
+
+def _views(noted: directory.Identity, where: str) -> tuple[perturbations.Perturbation, ...]:
+    kinds = noted.get("perturb_kinds", {})
+    return tuple(
+        validate(
+            {"name": name, "steps": steps, **({"kind": kinds[name]} if name in kinds else {})}, perturbations.Perturbation, where=where
+        )
+        for name, steps in noted.get("perturb", {}).items()
+    )
 
 
 def _ensemble_of(config: ScoreConfig) -> EnsembleCard:
@@ -278,12 +292,19 @@ def identity_of(config: ScoreConfig, spec: ScoringSpec, *, digest: Digest = weig
         "limit": config.limit,
         "limits": spec.limits.model_dump(mode="json"),
         **{name: setting for name, setting in containers.items() if setting != UNNOTED[name]},
-        **({"perturb": {view.name: view.facts() for view in spec.views}} if spec.views else {}),
+        **_views_facts(spec),
         **({"stability": spec.stability.facts()} if spec.stability else {}),
         **({"features": list(spec.features)} if spec.features else {}),
         **({WAIVED: True} if config.waive_guarantee and promises(spec.ensemble) else {}),
         **scoring_identity(spec, digest=digest),
     }
+
+
+def _views_facts(spec: ScoringSpec) -> dict[str, Any]:
+    """The steps of all views, which of them are no plain degradations, and which were asked for and are not there."""
+    kinds = {view.name: view.kind for view in spec.views if view.kind != "degradation"}
+    facts = {"perturb": {view.name: view.facts() for view in spec.views}, "perturb_kinds": kinds, "perturb_absent": dict(spec.absent)}
+    return {name: value for name, value in facts.items() if value}
 
 
 def promises(card: EnsembleCard) -> bool:

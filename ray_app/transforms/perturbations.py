@@ -1,320 +1,77 @@
-"""Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as `jpeg:75`), `Perturbation.apply`, and the
-steps in YAML.
+"""Perturbations: `load_perturbations` by name (a shipped list, a YAML file, or steps such as `jpeg:75`), `Perturbation.apply`, and lists.
 
-Every step, `{op: jpeg, quality: 75}`, takes RGB of any size and gives RGB; what it cannot do to an image (a codec's longest side) it leaves
-undone.
+What a list names and this machine cannot do is told by `absent_views`, with the reason.
 """
 
 import hashlib
-import math
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from ray_app.config import Frozen, load_yaml, named_configs, validate
 from ray_app.errors import ConfigError
-from ray_app.transforms import edits, ops, photography
+from ray_app.transforms import steps
 
-Rng = np.random.Generator
-Quality = Annotated[int, Field(ge=1, le=100)]
-Side = Annotated[int, Field(ge=1, le=65535)]
-Scale = Annotated[float, Field(gt=0, le=16)]
+Kind = Literal["degradation", "chain", "attack"]
+"""`degradation`: what happens to pictures; `chain`: several of these, as on a platform; `attack`: done so that a detector fails."""
 
 WRITTEN = {"jpeg": "quality", "webp": "quality", "avif": "quality", "blur": "sigma", "noise": "sigma", "resize": "scale", "crop": "share"}
+LEVELS = 5
+SHOWN = 3  # of a family's levels, where none is asked for
 
 
-class Step(Frozen):
-    """Base of all steps. `keeps_place`: what was at a place of the image, as a share of its sides, is there still."""
+class Draw(steps.Step):
+    """From `least` to `most` families of a list (a shipped one, or a file), of different groups, one after another, each at a drawn level.
 
-    keeps_place: ClassVar[bool] = True
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """The image after the step; the given one is left as it is."""
-        raise NotImplementedError
-
-
-class Jpeg(Step):
-    """Through JPEG with halved chroma (4:2:0), Pillow's encoder. Two numbers: the quality is drawn, both ends included."""
-
-    op: Literal["jpeg"]
-    quality: Quality | tuple[Quality, Quality]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if isinstance(self.quality, tuple) and self.quality[0] > self.quality[1]:
-            raise ValueError(f"{self.quality[0]} to {self.quality[1]} is no range")
-        return self
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        quality = self.quality if isinstance(self.quality, int) else int(rng.integers(*self.quality, endpoint=True))
-        return ops.jpeg(image, quality)
-
-
-class Webp(Step):
-    """Through lossy WebP."""
-
-    op: Literal["webp"]
-    quality: Quality
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return ops.webp(image, self.quality)
-
-
-class Avif(Step):
-    """Through AVIF."""
-
-    op: Literal["avif"]
-    quality: Quality
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if not ops.has_avif():
-            raise ValueError("this Pillow was built without AVIF")
-        return self
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return ops.avif(image, self.quality)
-
-
-class ResizeStep(Step):
-    """To another size, the aspect kept unless a `square` is requested: by exactly one of the following.
-
-    `scale` of both sides (two numbers: it is drawn between them); `short_side` in pixels, up or down; `long_edge` and `screen` (width,
-    height; turned as the image is) only shrink; `square` squashes to a side.
+    As NTIRE 2026 does it to half of its images: how many is drawn evenly, a group's family too, levels by the right half of a normal
+    distribution with `spread` levels, so that weak ones are likelier. `digest`: of the list as it was.
     """
 
-    op: Literal["resize"]
-    scale: Scale | tuple[Scale, Scale] | None = None
-    short_side: Side | None = None
-    long_edge: Side | None = None
-    screen: tuple[Side, Side] | None = None
-    square: Side | None = None
-    filter: ops.Filter = "bicubic"
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        ways = ("scale", "short_side", "long_edge", "screen", "square")
-        if sum(getattr(self, way) is not None for way in ways) != 1:
-            raise ValueError(f"resize takes exactly one of {', '.join(ways)}")
-        if isinstance(self.scale, tuple) and self.scale[0] > self.scale[1]:
-            raise ValueError(f"{self.scale[0]} to {self.scale[1]} is no range")
-        return self
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return ops.resized(image, self._target(image.size, rng), self.filter)
-
-    def _target(self, size: tuple[int, int], rng: Rng) -> tuple[int, int]:
-        if self.long_edge is not None:
-            return ops.capped_size(size, self.long_edge)
-        if self.screen is not None:
-            return ops.fitted_size(size, self.screen)
-        if self.square is not None:
-            return self.square, self.square
-        if isinstance(self.scale, tuple):
-            return ops.scaled_size(size, float(rng.uniform(*self.scale)))
-        return ops.scaled_size(size, self.scale if self.scale is not None else (self.short_side or 1) / min(size))
-
-
-class Blur(Step):
-    """Gaussian blur. `sigma` alone: scipy's on uint8 channels, as published robustness suites do it. `kernel` (odd) alone: OpenCV's, which
-    derives sigma. Both: that kernel in float, rounded once.
-    """
-
-    op: Literal["blur"]
-    sigma: float | None = Field(default=None, gt=0, le=64)
-    kernel: int | None = Field(default=None, ge=1, le=255)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.sigma is None and self.kernel is None:
-            raise ValueError("blur takes a sigma, a kernel, or both")
-        if self.kernel is not None and self.kernel % 2 == 0:
-            raise ValueError(f"a kernel of {self.kernel} has no middle")
-        return self
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        if self.kernel is None:
-            return ops.scipy_blurred(image, self.sigma or 0.0)
-        return ops.blurred(image, ops.opencv_taps(self.kernel) if self.sigma is None else ops.gaussian_taps(self.kernel, self.sigma))
-
-
-class Noise(Step):
-    """Gaussian noise on the 0–255 scale, by its `sigma` or its `variance`."""
-
-    op: Literal["noise"]
-    sigma: float | None = Field(default=None, gt=0, le=255)
-    variance: float | None = Field(default=None, gt=0, le=65025)
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.sigma is None) == (self.variance is None):
-            raise ValueError("noise takes a sigma or a variance")
-        return self
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return ops.noisy(image, self.sigma if self.sigma is not None else math.sqrt(self.variance or 0.0), rng)
-
-
-class Crop(Step):
-    """The middle, with `share` of both sides."""
-
     keeps_place: ClassVar[bool] = False
-    op: Literal["crop"]
-    share: float = Field(gt=0, le=1)
+    op: Literal["draw"]
+    list: str
+    least: int = Field(default=1, ge=1)
+    most: int = Field(ge=1)
+    spread: float = Field(default=2.5, gt=0)
+    digest: str | None = None
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_is(cls, given: Any) -> Any:
+        """The list's digest filled in; a run's own must be that of the list today."""
+        if not isinstance(given, Mapping) or "list" not in given:
+            return given
+        digest = _list_digest(str(given["list"]))
+        if given.get("digest") not in (None, digest):
+            raise ValueError(f"the list {given['list']} is not the one that this was made with")
+        return {**given, "digest": digest}
+
+    def apply(self, image: Image.Image, rng: steps.Rng) -> Image.Image:
         """See the class."""
-        return ops.centre_crop(image, self.share)
+        groups = _groups(self.list)
+        count = int(rng.integers(min(self.least, len(groups)), min(self.most, len(groups)), endpoint=True))
+        share = np.exp(-((np.arange(LEVELS) / self.spread) ** 2) / 2)
+        for number in rng.choice(len(groups), count, replace=False):
+            family = groups[number][int(rng.integers(len(groups[number])))]
+            image = family.at(int(rng.choice(LEVELS, p=share / share.sum()))).apply(image, rng)
+        return image
 
 
-class RandomSquare(Step):
-    """A drawn square: its side from `share` of the short side to all of it, within `low` and `high`; the whole short side below `low`."""
-
-    keeps_place: ClassVar[bool] = False
-    op: Literal["random-square"]
-    low: Side = 1
-    high: Side = 65535
-    share: float = Field(gt=0, le=1)
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return ops.random_square(image, self.low, self.high, self.share, rng)
-
-
-class Gamma(Step):
-    """Every value of 0–1 to the power of `gamma`."""
-
-    op: Literal["gamma"]
-    gamma: float = Field(gt=0, le=8)
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return ops.with_gamma(image, self.gamma)
-
-
-class Sharpen(Step):
-    """An unsharp mask of `percent` at `radius` pixels."""
-
-    op: Literal["sharpen"]
-    percent: int = Field(ge=1, le=500)
-    radius: float = Field(default=1.0, gt=0, le=16)
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return ops.sharpened(image, self.percent, self.radius)
-
-
-class Alter(Step):
-    """One drawn region of `share` of the area filled with texture from elsewhere in the picture; see `transforms.edits`."""
-
-    op: Literal["alter"]
-    share: float = Field(gt=0, lt=1)
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return edits.altered(image, self.share, rng)
-
-
-class Denoise(Step):
-    """Lee's local Wiener filter for noise of `sigma` on the 0–255 scale, over a `window` in pixels."""
-
-    op: Literal["denoise"]
-    sigma: float = Field(gt=0, le=255)
-    window: int = Field(default=5, ge=3, le=31)
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return photography.denoised(image, self.sigma, self.window)
-
-
-class MergeExposures(Step):
-    """The picture merged with itself `stops` darker and brighter, each where it is well exposed."""
-
-    op: Literal["merge-exposures"]
-    stops: float = Field(gt=0, le=4)
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return photography.merged_exposures(image, self.stops)
-
-
-class ShowOnScreen(Step):
-    """A screenshot of `screen` (width, height; turned as the image is) with the image between grey bars."""
-
-    keeps_place: ClassVar[bool] = False
-    op: Literal["show"]
-    screen: tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]]
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return photography.on_a_screen(image, self.screen, rng)
-
-
-class Tilt(Step):
-    """Seen slightly from aside: corners drawn within `most` of the sides."""
-
-    keeps_place: ClassVar[bool] = False
-    op: Literal["tilt"]
-    most: float = Field(gt=0, le=0.2)
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return photography.tilted(image, self.most, rng)
-
-
-class Levels(Step):
-    """The range 0–255 becomes `black` to `white`."""
-
-    op: Literal["levels"]
-    black: int = Field(default=0, ge=0, le=254)
-    white: int = Field(default=255, ge=1, le=255)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.black >= self.white:
-            raise ValueError(f"{self.black} to {self.white} is no range")
-        return self
-
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
-        return photography.with_levels(image, self.black, self.white)
-
-
-AnyStep = Annotated[
-    Jpeg
-    | Webp
-    | Avif
-    | ResizeStep
-    | Blur
-    | Noise
-    | Crop
-    | RandomSquare
-    | Gamma
-    | Sharpen
-    | Alter
-    | Denoise
-    | MergeExposures
-    | ShowOnScreen
-    | Tilt
-    | Levels,
-    Field(discriminator="op"),
-]
+AnyStep = Annotated[steps.OneStep | Draw, Field(discriminator="op")]
+_STEPS: TypeAdapter[steps.Step] = TypeAdapter(AnyStep)
 
 
 class Perturbation(Frozen):
     """Steps that are applied one after another. `name` is how rows, masks and reports call the view; it is never that of the clean one."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.,:+-]*$", max_length=64)
+    kind: Kind = "degradation"
     steps: tuple[AnyStep, ...] = Field(min_length=1)
 
     @field_validator("name")
@@ -349,32 +106,84 @@ def seed_of(sha256: str, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{sha256}{name}".encode()).digest()[:8], "big")
 
 
+class DegradationFamily(Frozen):
+    """One change at five levels, the weakest first where its source has it so. `step`: what all levels share; `levels`: what differs.
+
+    `strengths`: whose the numbers are; `name` is the source's unless `note` says otherwise. `group`: of which at most one is drawn.
+    """
+
+    name: str
+    group: str
+    step: Mapping[str, Any]
+    levels: Mapping[str, tuple[Any, ...]]
+    strengths: Literal["stated", "inferred", "ours"]
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if any(len(values) != LEVELS for values in self.levels.values()):
+            raise ValueError(f"{self.name}: a family has {LEVELS} levels")
+        for number in range(LEVELS):
+            self.at(number)
+        return self
+
+    def at(self, number: int) -> Any:
+        """The step of a level, 0 the first."""
+        try:
+            return _STEPS.validate_python({**self.step, **{key: values[number] for key, values in self.levels.items()}})
+        except ValidationError as error:
+            raise ValueError(f"{self.name}, level {number + 1}: {error.errors()[0]['msg']}") from None
+
+
+class AbsentView(Frozen):
+    """A view that was meant and is not there: which kind, and why."""
+
+    name: str
+    kind: Kind = "degradation"
+    why: str
+
+
 class PerturbationList(Frozen):
-    """A YAML file of perturbations: where the list comes from (`source`), and what of it is not as there (`note`)."""
+    """A YAML file of perturbations: where the list comes from (`source`), and what of it is not as there (`note`).
+
+    `families` are perturbations at one of five levels; `absent`: what the source names and is not done here.
+    """
 
     name: str
     source: str
     note: str = ""
-    perturbations: tuple[Perturbation, ...] = Field(min_length=1)
+    perturbations: tuple[Perturbation, ...] = ()
+    families: tuple[DegradationFamily, ...] = ()
+    absent: tuple[AbsentView, ...] = ()
 
     @model_validator(mode="after")
     def _named_apart(self) -> Self:
-        names = [perturbation.name for perturbation in self.perturbations]
+        names = [*(one.name for one in self.perturbations), *(one.name for one in self.families), *(one.name for one in self.absent)]
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two perturbations are called {', '.join(sorted(doubled))}")
+        if not self.perturbations and not self.families:
+            raise ValueError("the list has no perturbations")
         return self
+
+    def views(self, level: int = SHOWN) -> Iterator[Perturbation]:
+        """What the list stands for, its families at a level from 1 to 5, which their names end with."""
+        yield from self.perturbations
+        for family in self.families:
+            yield Perturbation(name=f"{family.name}-{level}", steps=(family.at(level - 1),))
 
 
 def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
-    """All perturbations that the names stand for, in order, each once.
+    """All perturbations that the names stand for and this machine can do, in order, each once; `absent_views` tells the others.
 
     A name is that of a shipped list (`standard`, `sidbench`, …), the path of a YAML file, or steps in a row: `jpeg:75`, `blur:2+jpeg:50`
-    (see `WRITTEN`). Raises ConfigError for what is none of these, and where two of one name differ.
+    (see `WRITTEN`). A list of families is taken at level 3, or at another: `ntire-2026:5`. Raises ConfigError for what is none of these,
+    and where two of one name differ.
     """
     found: dict[str, Perturbation] = {}
     for name in names:
         for perturbation in _meant(name):
-            if found.setdefault(perturbation.name, perturbation) != perturbation:
+            located = _located(perturbation)
+            if isinstance(located, Perturbation) and found.setdefault(located.name, located) != located:
                 raise ConfigError(
                     f"--perturb {name}: {perturbation.name} is also another perturbation's name in this run",
                     hint="score the two lists in two runs, or rename one of them in a YAML file of your own",
@@ -382,16 +191,64 @@ def load_perturbations(names: Iterable[str]) -> tuple[Perturbation, ...]:
     return tuple(found.values())
 
 
-def _meant(name: str) -> tuple[Perturbation, ...]:
+def absent_views(names: Iterable[str]) -> tuple[AbsentView, ...]:
+    """Of what the names stand for, what is not there: by the lists' own word, or since this machine lacks the weights."""
+    missing: dict[str, AbsentView] = {}
+    for name in names:
+        listed = _listed(name)
+        located = [_located(one) for one in _meant(name)]
+        for one in (*(listed[0].absent if listed else ()), *located):
+            if isinstance(one, AbsentView):
+                missing[one.name] = one
+    return tuple(missing.values())
+
+
+def _located(perturbation: Perturbation) -> Perturbation | AbsentView:
+    try:
+        return perturbation.model_copy(update={"steps": tuple(step.located() for step in perturbation.steps)})
+    except LookupError as error:
+        return AbsentView(name=perturbation.name, kind=perturbation.kind, why=str(error.args[0]))
+
+
+def _listed(name: str) -> tuple[PerturbationList, int] | None:
+    """The list of a name and the level asked for; None where the name is of no list."""
     shipped = named_configs("perturb")
-    if name in shipped:
-        return load_yaml(shipped[name], PerturbationList).perturbations
+    base, _, level = name.rpartition(":")
+    if base in shipped or (base and Path(base).is_file()):
+        if level not in map(str, range(1, LEVELS + 1)):
+            raise ConfigError(f"--perturb {name}: no such level", hint=f"levels of a list are 1 (weakest) to {LEVELS}")
+        return load_yaml(shipped.get(base, Path(base)), PerturbationList), int(level)
+    if name in shipped or (name.partition(":")[0] not in WRITTEN and Path(name).is_file()):
+        return load_yaml(shipped.get(name, Path(name)), PerturbationList), SHOWN
+    return None
+
+
+def _meant(name: str) -> tuple[Perturbation, ...]:
+    if listed := _listed(name):
+        return tuple(listed[0].views(listed[1]))
     if name.partition(":")[0] in WRITTEN:
         return (_written(name),)
-    if Path(name).is_file():
-        return load_yaml(Path(name), PerturbationList).perturbations
     examples = "jpeg:75, blur:2+jpeg:50"
-    raise ConfigError(f"--perturb {name}: no such perturbation", hint=f"lists: {', '.join(shipped)}; or a YAML file; or steps: {examples}")
+    lists = ", ".join(named_configs("perturb"))
+    raise ConfigError(f"--perturb {name}: no such perturbation", hint=f"lists: {lists}; or a YAML file; or steps: {examples}")
+
+
+@cache
+def _groups(name: str) -> tuple[tuple[DegradationFamily, ...], ...]:
+    """The families of a list by their groups, in order. Raises ConfigError."""
+    listed = _listed(name)
+    if listed is None or not listed[0].families:
+        raise ConfigError(f"{name}: no list of families", hint="draw takes a list such as ntire-2026")
+    groups: dict[str, list[DegradationFamily]] = {}
+    for family in listed[0].families:
+        groups.setdefault(family.group, []).append(family)
+    return tuple(map(tuple, groups.values()))
+
+
+def _list_digest(name: str) -> str:
+    """Of everything that decides what is drawn from a list."""
+    facts = [[family.name, family.group, family.step, family.levels] for group in _groups(name) for family in group]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=dict).encode()).hexdigest()[:16]
 
 
 def _written(text: str) -> Perturbation:

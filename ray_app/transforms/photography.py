@@ -1,7 +1,9 @@
-"""What people do to photographs without a generator: `denoised`, `merged_exposures`, `on_a_screen`, `tilted`, `with_levels`.
+"""What people do to photographs without a generator: `denoised`, `merged_exposures`, `on_a_screen`, `tilted`, `with_levels`, `halftoned`.
 
 Cameras and their users do these to real pictures, so a detector that flags what comes out is wrong.
 """
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,10 @@ _PLAN_EDGE = 256  # pixels of the longer side on which the weights of exposures 
 _WELL_EXPOSED = 0.2  # standard deviation around one half, on the 0–1 scale (Mertens, Kautz and Van Reeth 2007)
 _LOCAL = 1 / 16  # of the longer side: how far one place's light reaches
 _DISPLAY_GAMMA = 2.2
+_SOFT = 5.0  # how many times a dot's rim would fit between paper and solid ink: a scanner sees every dot over several of its pixels
+
+# Cyan, magenta and yellow each have their screen turned, as in offset printing, so that dots do not lie on dots.
+_ANGLES = (15.0, 75.0, 0.0)
 
 
 def denoised(image: Image.Image, sigma: float, window: int = 5) -> Image.Image:
@@ -98,3 +104,30 @@ def tilted(image: Image.Image, most: float, rng: np.random.Generator) -> Image.I
 def with_levels(image: Image.Image, black: int, white: int) -> Image.Image:
     """Black becomes `black` and white `white`, all else in proportion: what paper or a screen leaves of a picture's contrast."""
     return image.point(np.rint(np.linspace(black, white, 256)).astype(int).tolist() * 3)
+
+
+def halftoned(image: Image.Image, cell: float, gain: float) -> Image.Image:
+    """RGB as dots of ink on cells of `cell` pixels: clustered dots under a cosine screen (Ulichney 1987), their rims soft.
+
+    `gain`: by how much of the full scale dots spread on paper. What lies between two cells of a print, the scan does not know.
+    """
+    pixels = np.array(image)
+    height, width = pixels.shape[:2]
+    heights, shares = _screen()
+    y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
+    for channel, angle in enumerate(_ANGLES):
+        turn = math.radians(angle)
+        u = (x * np.float32(math.cos(turn)) + y * np.float32(math.sin(turn))) * np.float32(math.tau / cell)
+        v = (y * np.float32(math.cos(turn)) - x * np.float32(math.sin(turn))) * np.float32(math.tau / cell)
+        screen = np.interp(np.cos(u) + np.cos(v), heights, shares).astype(np.float32)
+        ink = 1 - pixels[..., channel] / np.float32(255)
+        spread = ink + np.float32(gain) * ink * (1 - ink)
+        pixels[..., channel] = np.rint(255 * (1 - np.clip((spread - screen) * _SOFT + 0.5, 0, 1)))
+    return Image.fromarray(pixels)
+
+
+def _screen() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Heights of a cosine screen, and which share of a cell lies below each: so much ink covers so much paper."""
+    wave = np.cos(np.linspace(0, math.pi, 64))
+    heights = np.sort(np.add.outer(wave, wave), axis=None)
+    return heights, np.linspace(0, 1, heights.size)

@@ -64,7 +64,7 @@ def test_complete_needs_a_number_to_compare_with(folders, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--layout", "genimage"), "no layout 'genimage'"),
+        (("--layout", "gen-image"), "no layout 'gen-image'"),
         (("--layout", "folders", "--hash", "md5"), "hashes"),
         (("--layout", "folders", "--set", "split=train"), "chosen by those who read an index"),
         (("--layout", "folders", "--set", "arguments.generatr=x"), "did you mean 'generator'"),
@@ -84,7 +84,7 @@ def test_a_source_must_be_named(tmp_path):
 
 
 def test_help_names_every_layout():
-    from ray_app.datasets import LAYOUTS
+    from ray_app.datasets.layouts import layout_names
 
     said = run("--help", standalone=True).stdout
-    assert all(name in said.split() for name in LAYOUTS)
+    assert all(name in said.split() for name in layout_names())

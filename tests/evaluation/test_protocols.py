@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from ray_app.cli.evaluate import evaluate
 from ray_app.config import named_configs
-from ray_app.datasets.layouts import LAYOUTS, make_layout
+from ray_app.datasets.layouts import layout_names, make_layout
 from ray_app.detectors import card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
@@ -102,7 +102,7 @@ def test_there_is_one_of_each_name():
 
 @each_protocol
 def test_it_names_what_there_is(protocol):
-    assert protocol.layout is None or protocol.layout in LAYOUTS
+    assert protocol.layout is None or protocol.layout in layout_names()
     for detector in (*protocol.detectors, *(one.detector for one in protocol.reference if one.detector)):
         assert load_card(detector).name == detector
     if protocol.ensemble:

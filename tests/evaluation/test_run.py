@@ -120,6 +120,23 @@ def test_kinds_strata_and_views(case):
     assert view["figures"]["auc"]["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-9)
 
 
+def test_views_have_their_kind_and_absent_ones_their_reason(tmp_path):
+    columns, truths, _ = random_rows(80, views=("messenger", "print-scan"))
+    made_run(tmp_path / "run", columns)
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    described["identity"] |= {
+        "perturb_kinds": {"messenger": "chain", "print-scan": "attack"},
+        "perturb_absent": {"vae-round-trip": {"kind": "attack", "why": "no weights"}},
+    }
+    (tmp_path / "run" / "run.json").write_text(json.dumps(described))
+    views = by_name(evaluated(tmp_path, labels=str(labelled(tmp_path, columns, truths))), "a")["views"]
+    assert [(one["name"], one["kind"], one.get("why", "")) for one in views] == [
+        ("messenger", "chain", ""), ("print-scan", "attack", ""), ("vae-round-trip", "attack", "no weights"),
+    ]  # fmt: skip
+    assert "figures" not in views[2]
+    assert views[0]["figures"]["auc"]["value"] == views[1]["figures"]["auc"]["value"]
+
+
 def test_verdicts_with_abstentions_and_failures(case):
     document, columns, truths, _, _ = case
     decided = by_name(document, "ensemble")["decided"]

@@ -154,6 +154,17 @@ def test_the_identity_names_perturbations_only_where_there_are_some(photos):
     assert without == {key: value for key, value in with_views.items() if key != "perturb"}
 
 
+def test_the_identity_names_kinds_and_what_is_not_there(photos):
+    config = ScoreConfig(source=(str(photos),), detectors=("touchstone-tiny",), perturb=("chains", "attacks", "jpeg:75"))
+    facts = identity_of(config, resolve(config).spec(gpus=0))
+    kinds = facts["perturb_kinds"]
+    assert (kinds["messenger"], kinds["print-scan"], kinds.get("jpeg:75")) == ("chain", "attack", None)
+    assert facts["perturb_absent"].keys() == {"vae-round-trip", "img2img-light"}
+    assert facts["perturb_absent"]["vae-round-trip"]["kind"] == "attack"
+    assert "not on this machine" in facts["perturb_absent"]["vae-round-trip"]["why"]
+    assert "vae-round-trip" not in facts["perturb"]
+
+
 def test_what_was_scored_before_cannot_be_reused_for_views():
     with pytest.raises(ConfigError, match="not of perturbed ones"):
         check_reuse(ScoreConfig(reuse="sha256", perturb=("jpeg:75",)), [])

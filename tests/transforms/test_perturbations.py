@@ -59,7 +59,7 @@ def test_a_published_list_is_as_its_source_says(name):
 
 def test_every_shipped_list_names_its_source():
     shipped = {name: load_yaml(path, PerturbationList) for name, path in named_configs("perturb").items()}
-    assert set(shipped) == {*LISTS, "standard", "photographs", "laundered"}
+    assert set(shipped) == {*LISTS, "standard", "photographs", "laundered", "ntire-2026", "degraded", "chains", "attacks"}
     for name, listed in shipped.items():
         assert listed.name == name
         assert len(listed.source) > 20

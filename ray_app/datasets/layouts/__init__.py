@@ -1,12 +1,13 @@
 """The published layouts of labelled images, by name (`LAYOUTS`, `make_layout`).
 
-A further layout is a class in a module of its own, and a line here.
+A further layout is a file of `configs/layouts`, or a class in a module of its own and a line here.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from ray_app.config import validate
+from ray_app.config import load_yaml, named_configs, validate
+from ray_app.datasets.layouts import rules
 from ray_app.datasets.layouts.base import CommunityForensicsFolders, DatasetLayout, Folders, LabelColumns
 from ray_app.datasets.layouts.dflip import Dflip
 from ray_app.datasets.layouts.hub import CommunityForensics, OpenDeepfakePreview, OpenSdi
@@ -27,9 +28,17 @@ LAYOUTS: Mapping[str, type[DatasetLayout]] = {
     "opendeepfake-preview": OpenDeepfakePreview,
     "imdlbenco-json": ImdlbencoJson,
     "imdlbenco-folder": ImdlbencoFolder,
+    "paths": rules.PathRules,
+    "table": rules.TableRules,
+    "words": rules.WordColumns,
 }
 
-__all__ = ["LAYOUTS", "DatasetLayout", "make_layout"]
+__all__ = ["LAYOUTS", "DatasetLayout", "layout_names", "make_layout"]
+
+
+def layout_names() -> list[str]:
+    """What `make_layout` knows: layouts of code, then those of `configs/layouts`."""
+    return [*LAYOUTS, *named_configs("layouts")]
 
 
 def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
@@ -37,8 +46,11 @@ def make_layout(name: str, arguments: Mapping[str, Any]) -> DatasetLayout:
 
     Raises ConfigError for a name, an argument or a value that there is not, and for files that are not what the layout expects.
     """
+    if name in (published := named_configs("layouts")):
+        known = load_yaml(published[name], rules.PublishedLayout)
+        name, arguments = known.layout, {**known.arguments, **arguments}
     if name not in LAYOUTS:
-        raise ConfigError(f"no layout {name!r}", hint=f"there are {', '.join(LAYOUTS)}")
+        raise ConfigError(f"no layout {name!r}", hint=f"there are {', '.join(layout_names())}")
     try:
         return validate(arguments, LAYOUTS[name], where=f"layout {name}")
     except ConfigError as error:

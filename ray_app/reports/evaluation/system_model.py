@@ -187,10 +187,13 @@ NO_FIGURES: Mapping[str, FigureFacts] = {}
 
 
 class ViewFacts(Section):
-    """The same images, perturbed. `kind`: `degradation`, `chain` (several, one after another), or `attack` (made to mislead)."""
+    """The same images, perturbed. `kind`: `degradation`, `chain` (several, one after another), or `attack` (made to mislead). `why`: it was
+    asked for and is not there, for this reason.
+    """
 
     name: str = ""
     kind: str = "degradation"
+    why: str = ""
     n_real: int = 0
     n_fake: int = 0
     figures: Figures = NO_FIGURES

@@ -346,10 +346,10 @@ def _seen_and_unseen(generators: Sequence[GeneratorFacts]) -> list[str]:
 
 
 def _under_perturbation(system: SystemFacts) -> list[str]:
-    """The view that costs most, by AUC or else by balanced accuracy."""
+    """The view that costs most, by AUC or else by balanced accuracy; attacks are not among them."""
     for key in ("auc", "balanced_accuracy"):
         clean = system.figure(key).number
-        found = [(view.figures[key].number, view) for view in system.views if key in view.figures]
+        found = [(view.figures[key].number, view) for view in system.views if key in view.figures and view.kind != "attack"]
         known = [(number, view) for number, view in found if number is not None]
         if clean is None or not known:
             continue

@@ -13,6 +13,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
@@ -75,6 +76,23 @@ def tiny_inpainting(folder: Path, *, checker: bool = False) -> Path:
     return _saved(pipeline, folder)
 
 
+def tiny_image_to_image(folder: Path) -> Path:
+    """StableDiffusionPipeline, which diffusers also makes an image-to-image pipeline of."""
+    torch.manual_seed(5)
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(4), text_encoder=_clip(False), tokenizer=_clip_tokenizer(folder), unet=_unet(cross=32, in_channels=4),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    return _saved(pipeline, folder)
+
+
+def tiny_autoencoder(folder: Path) -> Path:
+    """AutoencoderKL alone."""
+    torch.manual_seed(6)
+    return _saved(_vae(4), folder)
+
+
 def tiny_xl_inpainting(folder: Path) -> Path:
     """StableDiffusionXLInpaintPipeline, whose noise is mixed with the image below a strength of 1."""
     torch.manual_seed(4)
@@ -103,9 +121,9 @@ def _vae(channels: int) -> AutoencoderKL:
 
 
 def _unet(*, cross: int, **more) -> UNet2DConditionModel:
-    given = {"attention_head_dim": 8, **more}
+    given = {"attention_head_dim": 8, "in_channels": 9, **more}
     return UNet2DConditionModel(
-        block_out_channels=(16, 32), layers_per_block=1, sample_size=SIDE // 2, in_channels=9, out_channels=4, norm_num_groups=8,
+        block_out_channels=(16, 32), layers_per_block=1, sample_size=SIDE // 2, out_channels=4, norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=cross, **given,
     )  # fmt: skip

@@ -161,6 +161,25 @@ def test_views_of_one_kind_become_a_curve_and_all_of_them_rows(words):
     assert f"social {view['figures']['auc']['value']:.4f}" in words
 
 
+def test_attacks_have_a_table_of_their_own_and_are_no_worst_perturbation():
+    document = small_document()
+    views = [
+        {"name": "soft", "figures": {"auc": {"value": 0.7, "n": 9}}},
+        {"name": "feed", "kind": "chain", "figures": {"auc": {"value": 0.6, "n": 9}}},
+        {"name": "print-scan", "kind": "attack", "figures": {"auc": {"value": 0.1, "n": 9}}},
+        {"name": "vae-round-trip", "kind": "attack", "why": "the weights are not on this machine"},
+    ]
+    system = document["systems"][0]
+    said = text_of(document | {"systems": [system | {"views": views}]})
+    tables = [said.index(caption) for caption in ("Every perturbation,", "Chains of changes, as on platforms,", "Attacks, done so that")]
+    assert tables == sorted(tables)
+    assert said.index("print-scan") > tables[2]
+    assert "vae-round-trip not there: the weights are not on this machine" in said
+    assert "falls from" in said
+    assert "to 0.6000." in said
+    assert "Under print-scan" not in said
+
+
 def test_all_figures_stand_with_their_method_and_number(words):
     auc = figure(example_document(), "auc")
     assert f"ROC AUC {auc['value']:.4f} {auc['interval'][0]:.4f} to {auc['interval'][1]:.4f} 3,320 DeLong" in words

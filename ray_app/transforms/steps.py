@@ -1,0 +1,419 @@
+"""The steps of perturbations as YAML: `{op: jpeg, quality: 75}` takes RGB of any size and gives RGB.
+
+What a step cannot do to an image (a codec's longest side) it leaves undone.
+"""
+
+import math
+from importlib import import_module
+from typing import Annotated, ClassVar, Literal, Self
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, model_validator
+
+from ray_app.config import Frozen
+from ray_app.transforms import degradations, edits, ops, photography
+
+Rng = np.random.Generator
+Quality = Annotated[int, Field(ge=1, le=100)]
+Side = Annotated[int, Field(ge=1, le=65535)]
+Scale = Annotated[float, Field(gt=0, le=16)]
+
+
+class Step(Frozen):
+    """Base of all steps. `keeps_place`: what was at a place of the image, as a share of its sides, is there still."""
+
+    keeps_place: ClassVar[bool] = True
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """The image after the step; the given one is left as it is."""
+        raise NotImplementedError
+
+    def located(self) -> Self:
+        """The step with what it needs found on this machine. Raises LookupError, in words, where that is missing."""
+        return self
+
+
+class Jpeg(Step):
+    """Through JPEG with halved chroma (4:2:0), Pillow's encoder. Two numbers: the quality is drawn, both ends included."""
+
+    op: Literal["jpeg"]
+    quality: Quality | tuple[Quality, Quality]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if isinstance(self.quality, tuple) and self.quality[0] > self.quality[1]:
+            raise ValueError(f"{self.quality[0]} to {self.quality[1]} is no range")
+        return self
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        quality = self.quality if isinstance(self.quality, int) else int(rng.integers(*self.quality, endpoint=True))
+        return ops.jpeg(image, quality)
+
+
+class Webp(Step):
+    """Through lossy WebP."""
+
+    op: Literal["webp"]
+    quality: Quality
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return ops.webp(image, self.quality)
+
+
+class Avif(Step):
+    """Through AVIF."""
+
+    op: Literal["avif"]
+    quality: Quality
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not ops.has_avif():
+            raise ValueError("this Pillow was built without AVIF")
+        return self
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return ops.avif(image, self.quality)
+
+
+class ResizeStep(Step):
+    """To another size, the aspect kept unless a `square` is requested: by exactly one of the following.
+
+    `scale` of both sides (two numbers: it is drawn between them); `short_side` in pixels, up or down; `long_edge` and `screen` (width,
+    height; turned as the image is) only shrink; `square` squashes to a side.
+    """
+
+    op: Literal["resize"]
+    scale: Scale | tuple[Scale, Scale] | None = None
+    short_side: Side | None = None
+    long_edge: Side | None = None
+    screen: tuple[Side, Side] | None = None
+    square: Side | None = None
+    filter: ops.Filter = "bicubic"
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        ways = ("scale", "short_side", "long_edge", "screen", "square")
+        if sum(getattr(self, way) is not None for way in ways) != 1:
+            raise ValueError(f"resize takes exactly one of {', '.join(ways)}")
+        if isinstance(self.scale, tuple) and self.scale[0] > self.scale[1]:
+            raise ValueError(f"{self.scale[0]} to {self.scale[1]} is no range")
+        return self
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return ops.resized(image, self._target(image.size, rng), self.filter)
+
+    def _target(self, size: tuple[int, int], rng: Rng) -> tuple[int, int]:
+        if self.long_edge is not None:
+            return ops.capped_size(size, self.long_edge)
+        if self.screen is not None:
+            return ops.fitted_size(size, self.screen)
+        if self.square is not None:
+            return self.square, self.square
+        if isinstance(self.scale, tuple):
+            return ops.scaled_size(size, float(rng.uniform(*self.scale)))
+        return ops.scaled_size(size, self.scale if self.scale is not None else (self.short_side or 1) / min(size))
+
+
+class Blur(Step):
+    """Gaussian blur. `sigma` alone: scipy's on uint8 channels, as published robustness suites do it. `kernel` (odd) alone: OpenCV's, which
+    derives sigma. Both: that kernel in float, rounded once.
+    """
+
+    op: Literal["blur"]
+    sigma: float | None = Field(default=None, gt=0, le=64)
+    kernel: int | None = Field(default=None, ge=1, le=255)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.sigma is None and self.kernel is None:
+            raise ValueError("blur takes a sigma, a kernel, or both")
+        if self.kernel is not None and self.kernel % 2 == 0:
+            raise ValueError(f"a kernel of {self.kernel} has no middle")
+        return self
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        if self.kernel is None:
+            return ops.scipy_blurred(image, self.sigma or 0.0)
+        return ops.blurred(image, ops.opencv_taps(self.kernel) if self.sigma is None else ops.gaussian_taps(self.kernel, self.sigma))
+
+
+class Noise(Step):
+    """Gaussian noise on the 0–255 scale, by its `sigma` or its `variance`."""
+
+    op: Literal["noise"]
+    sigma: float | None = Field(default=None, gt=0, le=255)
+    variance: float | None = Field(default=None, gt=0, le=65025)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.sigma is None) == (self.variance is None):
+            raise ValueError("noise takes a sigma or a variance")
+        return self
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return ops.noisy(image, self.sigma if self.sigma is not None else math.sqrt(self.variance or 0.0), rng)
+
+
+class Crop(Step):
+    """The middle, with `share` of both sides."""
+
+    keeps_place: ClassVar[bool] = False
+    op: Literal["crop"]
+    share: float = Field(gt=0, le=1)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return ops.centre_crop(image, self.share)
+
+
+class RandomSquare(Step):
+    """A drawn square: its side from `share` of the short side to all of it, within `low` and `high`; the whole short side below `low`."""
+
+    keeps_place: ClassVar[bool] = False
+    op: Literal["random-square"]
+    low: Side = 1
+    high: Side = 65535
+    share: float = Field(gt=0, le=1)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return ops.random_square(image, self.low, self.high, self.share, rng)
+
+
+class Gamma(Step):
+    """Every value of 0–1 to the power of `gamma`."""
+
+    op: Literal["gamma"]
+    gamma: float = Field(gt=0, le=8)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return ops.with_gamma(image, self.gamma)
+
+
+class Sharpen(Step):
+    """An unsharp mask of `percent` at `radius` pixels."""
+
+    op: Literal["sharpen"]
+    percent: int = Field(ge=1, le=500)
+    radius: float = Field(default=1.0, gt=0, le=16)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return ops.sharpened(image, self.percent, self.radius)
+
+
+class Alter(Step):
+    """One drawn region of `share` of the area filled with texture from elsewhere in the picture; see `transforms.edits`."""
+
+    op: Literal["alter"]
+    share: float = Field(gt=0, lt=1)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return edits.altered(image, self.share, rng)
+
+
+class Denoise(Step):
+    """Lee's local Wiener filter for noise of `sigma` on the 0–255 scale, over a `window` in pixels."""
+
+    op: Literal["denoise"]
+    sigma: float = Field(gt=0, le=255)
+    window: int = Field(default=5, ge=3, le=31)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.denoised(image, self.sigma, self.window)
+
+
+class MergeExposures(Step):
+    """The picture merged with itself `stops` darker and brighter, each where it is well exposed."""
+
+    op: Literal["merge-exposures"]
+    stops: float = Field(gt=0, le=4)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.merged_exposures(image, self.stops)
+
+
+class ShowOnScreen(Step):
+    """A screenshot of `screen` (width, height; turned as the image is) with the image between grey bars."""
+
+    keeps_place: ClassVar[bool] = False
+    op: Literal["show"]
+    screen: tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]]
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.on_a_screen(image, self.screen, rng)
+
+
+class Tilt(Step):
+    """Seen slightly from aside: corners drawn within `most` of the sides."""
+
+    keeps_place: ClassVar[bool] = False
+    op: Literal["tilt"]
+    most: float = Field(gt=0, le=0.2)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.tilted(image, self.most, rng)
+
+
+class Levels(Step):
+    """The range 0–255 becomes `black` to `white`."""
+
+    op: Literal["levels"]
+    black: int = Field(default=0, ge=0, le=254)
+    white: int = Field(default=255, ge=1, le=255)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.black >= self.white:
+            raise ValueError(f"{self.black} to {self.white} is no range")
+        return self
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See the class."""
+        return photography.with_levels(image, self.black, self.white)
+
+
+class _OfStrength(Step):
+    """Base of the steps that a table has by name, with a `strength` in the table's own unit."""
+
+    table: ClassVar[dict[str, degradations.Degradation]]
+    op: str
+    strength: float
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        known = self.table[self.op]
+        if not known.low <= self.strength <= known.high:
+            raise ValueError(f"{self.op}: {self.strength} is not within {known.low} and {known.high} ({known.what})")
+        return self
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See `transforms.degradations`."""
+        return self.table[self.op].apply(image, self.strength, rng)
+
+
+class Degrade(_OfStrength):
+    """One of `degradations.DEGRADATIONS`."""
+
+    table = degradations.DEGRADATIONS
+    op: Literal[
+        "lens-blur", "motion-blur", "glass-blur", "pixel-jitter", "color-shift", "saturation", "color-jitter", "color-cast",
+        "channel-shift", "quantization", "jpeg2000", "impulse-noise", "multiplicative-noise", "speckle-noise", "shot-noise", "iso-noise",
+        "brightness", "darkness", "contrast", "tone-curve", "clahe", "pixelation", "moire", "watermark",
+    ]  # fmt: skip
+
+
+class RandomCrop(_OfStrength):
+    """One of `degradations.CROPS`."""
+
+    keeps_place: ClassVar[bool] = False
+    table = degradations.CROPS
+    op: Literal["random-crop", "random-aspect-crop"]
+
+
+class Halftone(Step):
+    """As printed: dots of ink on cells of `cell` pixels that spread by `gain`."""
+
+    op: Literal["halftone"]
+    cell: float = Field(ge=2, le=16)
+    gain: float = Field(default=0.15, ge=0, le=1)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See `transforms.photography`."""
+        return photography.halftoned(image, self.cell, self.gain)
+
+
+class _ByNetwork(Step):
+    """Base of what needs weights: `model` is a folder or a name on the hub, of which a copy must lie on this machine.
+
+    `folder` and `digest` of what was found are filled in where a list is loaded; the digest stands in a run's identity.
+    """
+
+    marker: ClassVar[str]
+    model: str
+    folder: str | None = Field(default=None, exclude=True)
+    digest: str | None = None
+
+    def located(self) -> Self:
+        """See `Step`."""
+        network = import_module(_NETWORKS)
+        folder = network.weights_folder(self.model, self.marker)
+        digest = network.digest_of(folder)
+        if self.digest not in (None, digest):
+            raise LookupError(f"the weights {self.model} on this machine are not those of the run")
+        return self.model_copy(update={"folder": str(folder), "digest": digest})
+
+    @property
+    def _at(self) -> str:
+        return self.folder or str(import_module(_NETWORKS).weights_folder(self.model, self.marker))
+
+
+class VaeRoundTrip(_ByNetwork):
+    """Through the encoder and decoder of an AutoencoderKL, without noise."""
+
+    marker = "config.json"
+    op: Literal["vae"]
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See `transforms.regeneration`."""
+        seen: Image.Image = import_module(_NETWORKS).round_trip(image, self._at)
+        return seen
+
+
+class Repaint(_ByNetwork):
+    """The last `strength` of an image-to-image pass of `steps` steps, without a prompt."""
+
+    marker = "model_index.json"
+    op: Literal["img2img"]
+    strength: float = Field(gt=0, le=1)
+    steps: int = Field(default=50, ge=1, le=1000)
+
+    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+        """See `transforms.regeneration`."""
+        seed = int(rng.integers(2**31))
+        seen: Image.Image = import_module(_NETWORKS).repainted(image, self._at, self.strength, self.steps, seed)
+        return seen
+
+
+# By name: processes that decode alone import steps and never torch.
+_NETWORKS = "ray_app.transforms.regeneration"
+
+
+OneStep = Annotated[
+    Jpeg
+    | Webp
+    | Avif
+    | ResizeStep
+    | Blur
+    | Noise
+    | Crop
+    | RandomSquare
+    | Gamma
+    | Sharpen
+    | Alter
+    | Denoise
+    | MergeExposures
+    | ShowOnScreen
+    | Tilt
+    | Levels
+    | Degrade
+    | RandomCrop
+    | Halftone
+    | VaeRoundTrip
+    | Repaint,
+    Field(discriminator="op"),
+]

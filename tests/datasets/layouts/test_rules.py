@@ -1,0 +1,109 @@
+"""Layouts that are data: what each shipped one says of a tree of its data set's shape, and what none of its rules fits."""
+
+import pytest
+
+from ray_app.config import load_yaml, named_configs
+from ray_app.datasets.layouts import make_layout
+from ray_app.datasets.layouts.rules import PathRule, PublishedLayout
+from ray_app.errors import ConfigError
+from tests.datasets.layouts.telling import refused, row, told
+from tests.datasets.published import write_files
+
+# By layout: files, and of each its label, generator and split.
+TREES = {
+    "genimage": {
+        "ADM/imagenet_ai_0508_adm/val/ai/1.PNG": ("fake", "imagenet_ai_0508_adm", "val"),
+        "ADM/imagenet_ai_0508_adm/train/nature/2.JPEG": ("real", "real:imagenet", "train"),
+    },
+    "drct-2m": {
+        "MSCOCO/val2017/1.jpg": ("real", "real:coco", "val2017"),
+        "DRCT-2M/stable-diffusion-v1-4/val2017/2.png": ("fake", "stable-diffusion-v1-4", "val2017"),
+        "DR/DRCT-2M/sdxl/train2017/3.png": ("fake", "sdxl", "train2017"),
+    },
+    "chameleon": {"test/0_real/1.jpg": ("real", "real:chameleon", None), "test/1_fake/2.jpg": ("fake", "chameleon", None)},
+    "aigcdetect": {
+        "progan/airplane/0_real/1.png": ("real", "real:progan", None),
+        "cyclegan/horse/1_fake/2.png": ("fake", "cyclegan", None),
+        "stylegan2/car/1_fake/3.png": ("fake", "stylegan2", None),
+        "Midjourney/1_fake/4.png": ("fake", "Midjourney", None),
+        "Midjourney/0_real/5.png": ("real", "real:Midjourney", None),
+    },
+    "univfd": {
+        "diffusion_datasets/laion/0_real/1.png": ("real", "real:laion", None),
+        "diffusion_datasets/glide_100_27/1_fake/2.png": ("fake", "glide_100_27", None),
+    },
+    "synthbuster": {
+        "RAISEpng/1.png": ("real", "real:raise", None),
+        "synthbuster/raise/2.png": ("real", "real:raise", None),
+        "synthbuster/stable-diffusion-1-3/3.png": ("fake", "stable-diffusion-1-3", None),
+    },
+}
+TABLES = {
+    "ntire-2026": (
+        ",image_name,label\n0,a.png,1\n1,b.jpg,0\n",
+        ["images/a.png", "images/b.jpg"],
+        {"a.png": ("fake", "ntire-2026", None), "b.jpg": ("real", "real", None)},
+    ),
+    "deepfake-eval-2024": (
+        "Filename,Ground Truth,Finetuning Set\na.jpg,Fake,Test\nb.jpg,Real,Train\nc.jpg,Unknown,Train\n",
+        ["image-data/a.jpg", "image-data/b.jpg", "image-data/c.jpg"],
+        {"a.jpg": ("fake", "deepfake-eval-2024", "Test"), "b.jpg": ("real", "real", "Train")},
+    ),
+}
+
+
+def said(found):
+    return {name: (one.label, one.generator, one.split) for name, (one, _) in found.items()}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_tree_is_labelled_by_its_folders(tmp_path, name):
+    tree = TREES[name]
+    write_files(tmp_path, *tree, "readme.md")
+    assert said(told(make_layout(name, {}), tmp_path)) == {path.rpartition("/")[2]: labels for path, labels in tree.items()}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_beside_images_labels_them(tmp_path, name):
+    content, files, labels = TABLES[name]
+    write_files(tmp_path, *files)
+    (tmp_path / "labels.csv").write_text(content)
+    assert said(told(make_layout(name, {"file": str(tmp_path / "labels.csv")}), tmp_path / files[0].split("/")[0])) == labels
+
+
+def test_words_of_a_column_are_labels():
+    layout = make_layout("so-fake", {})
+    found = [
+        layout.labels(row(label=word, generator=maker)) for word, maker in [("full_synthetic", "gpt-4o"), ("tampered", None), ("real", "")]
+    ]
+    assert [(one.label, one.generator) for one in found] == [("fake", "gpt-4o"), ("fake", "unknown"), ("real", "real")]
+    assert "no label" in refused(layout, row(label="video"))
+
+
+def test_every_published_layout_is_tested_and_names_its_source():
+    shipped = {name: load_yaml(path, PublishedLayout) for name, path in named_configs("layouts").items()}
+    assert set(shipped) == {*TREES, *TABLES, "so-fake"}
+    assert all(layout.name == name for name, layout in shipped.items())
+
+
+def test_what_fits_no_rule_is_refused_or_left_out(tmp_path):
+    rules = [{"path": "{generator}/1_fake/*", "label": "fake"}]
+    write_files(tmp_path, "gan/2_other/a.png")
+    with pytest.raises(ConfigError, match="none of the layout's paths"):
+        told(make_layout("paths", {"rules": rules}), tmp_path)
+    assert told(make_layout("paths", {"rules": rules, "others": "skip"}), tmp_path) == {}
+
+
+def test_rules_hold_whole_names():
+    rule = PathRule(path="a.b/{generator}/**/1_fake/*", label="fake")
+    assert rule.match("x/a.b/sd (1)/p/q/1_fake/i.png")["generator"] == "sd (1)"
+    assert rule.match("a.b/sd/1_fake/i.png")
+    assert rule.match("axb/sd/1_fake/i.png") is None
+    assert rule.match("xa.b/sd/1_fake/i.png") is None
+    assert rule.match("a.b/sd/01_fake/i.png") is None
+
+
+def test_a_table_without_its_columns_is_refused(tmp_path):
+    (tmp_path / "labels.csv").write_text("name,label\na.png,1\n")
+    with pytest.raises(ConfigError, match="no column 'image_name'"):
+        make_layout("ntire-2026", {"file": str(tmp_path / "labels.csv")})
