@@ -20,20 +20,20 @@ from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
 
 import numpy as np
 from PIL import Image
 
 from ray_app.child_process import ChildDeadline, ChildProcess
 from ray_app.detectors import Preprocessing, ResizeMode
+from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE
 from ray_app.errors import InputError, Status, TouchstoneError, describe_error
 from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileFacts, ImageLimits, ImageRefused, inspect_bytes, sniff_format
 from ray_app.images.formats import describe_unsupported
 from ray_app.images.limits import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
 from ray_app.inference import batch, decoder_child
-from ray_app.inference.decoder_child import ANSWER, DEMAND, READY, REQUEST, WANTED_SIZE, DecodeRequest, Report
+from ray_app.inference.decoder_child import DEMAND, DecodeRequest, Report
 
 # Beyond what the libraries take. The largest image within the default limits (49 MP WebP with alpha) took 0.95 GB, prepared in every way.
 MEMORY_LIMIT_BYTES = 2 * 1024**3

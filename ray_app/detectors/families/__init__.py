@@ -13,6 +13,8 @@ FAMILIES = {
     "ferretnet": "ray_app.detectors.families.ferretnet",
     "maskclip": "ray_app.detectors.families.maskclip",
     "internvl": "ray_app.detectors.families.internvl",
+    "detectzoo": "ray_app.detectors.families.foreign",
+    "callable": "ray_app.detectors.families.foreign",
 }
 ENTRY_POINTS = "touchstone.families"
 HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own

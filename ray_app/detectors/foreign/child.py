@@ -12,7 +12,7 @@ has `sizes` (width, height) of images whose pixels follow, and the answer is one
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -34,8 +34,13 @@ WANTED_SIZE = struct.Struct("<I")
 ANSWER = struct.Struct("<QQ")
 ENTRY_POINTS = "touchstone.callables"
 _MOST_SOURCES = 2000  # files of a module that is no installed distribution; one with more is known by the first of them
-_ONE_BY_ONE = ("d3",)  # draws lots inside its network
+# Of DetectZoo those that look at an image by one transform and one pass of one network, and draw no lots.
+_TOGETHER = ("c2p_clip", "cnnspot", "cospy", "cospy_sd_v1_4", "drct", "fatformer", "freqnet", "ladeda", "npr_deepfake", "safe", "univfd")
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow")
+_HINTS = {
+    "detectzoo": "install it there: pip install detectzoo; or name by --python another Python that has it",
+    "callable": "name its folder by --folder, or give by --python the Python that has it",
+}
 Score = Callable[[Sequence[Any]], Any]
 
 
@@ -49,6 +54,7 @@ class UnusableError(Exception):
 
 def main() -> None:
     """Serve until whoever started this process closes its side, or is gone."""
+    sys.path[:] = [place for place in sys.path if place != str(Path(__file__).parent)]  # our files are no modules of its own
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)  # a detector that asks a question must not read our messages
@@ -88,6 +94,8 @@ def _opened(wanted: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
     try:
         if wanted["offline"]:
             sys.addaudithook(_refuse_network)
+        if wanted.get("probe"):
+            return None, _probed(wanted)
         score, identity = _FAMILIES[wanted["family"]](wanted)
     except UnusableError as error:
         return None, {"error": str(error), "hint": error.hint}
@@ -95,6 +103,18 @@ def _opened(wanted: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
         return None, {"error": _described(error), "trace": traceback.format_exc()[-4000:]}
     _be_silent()
     return score, {"identity": identity, "libraries": {name: _version(name) for name in _LIBRARIES if _version(name)}}
+
+
+def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Whether the detector's package is there, without importing it."""
+    target = wanted["target"]
+    if wanted["family"] == "callable":
+        sys.path.insert(0, os.getcwd())
+        target = target if ":" in target else _entry_point(target)
+    name = "detectzoo" if wanted["family"] == "detectzoo" else target.partition(":")[0].partition(".")[0]
+    if importlib.util.find_spec(name) is None:
+        raise UnusableError(f"{sys.executable} has no module {name}", _HINTS[wanted["family"]])
+    return {"version": _version(name)}
 
 
 def _answer(score: Score, wanted: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -117,7 +137,7 @@ def _answer(score: Score, wanted: dict[str, Any], data: bytes) -> tuple[dict[str
 def _detectzoo(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     """One of DetectZoo's image detectors, asked by its own `predict`, each image as a PIL image of its own size."""
     name = wanted["target"]
-    zoo = _imported("detectzoo", "install it there: pip install detectzoo")
+    zoo = _imported("detectzoo", _HINTS["detectzoo"])
     known = zoo.list_detectors("image")
     if name not in known:
         raise UnusableError(f"detectzoo {_version('detectzoo')} has no image detector {name}", f"it has {', '.join(known)}")
@@ -127,7 +147,7 @@ def _detectzoo(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
                             "wrap it: a function that calibrates it and calls predict, added as callable:MODULE:FUNCTION")  # fmt: skip
     identity = {"detector": name, "package": f"detectzoo {_version('detectzoo')}", "python": _python()}
     files = {path.name: _sha256(path) for path in _files_of(detector)}
-    together = _Together(detector) if wanted["together"] and name not in _ONE_BY_ONE and hasattr(detector, "_model") else None
+    together = _Together(detector) if wanted["together"] and name in _TOGETHER else None
 
     def predict(image: Any) -> float:
         _seed()  # what draws lots scores an image as if it came first
@@ -207,16 +227,16 @@ def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     if ":" not in target:
         target = _entry_point(target)
     module_name, _, path = target.partition(":")
-    hint = "name its folder by --folder, or give by --python the Python that has it"
-    given = module = _imported(module_name, hint)
+    given = module = _imported(module_name, _HINTS["callable"])
     for name in path.split("."):
         if not hasattr(given, name):
-            raise UnusableError(f"the module {module_name} has no {path}", f"it has {', '.join(n for n in vars(module) if n[0] != '_')}")
+            raise UnusableError(f"the module {module_name} has no {path}", _callables_in(module))
         given = getattr(given, name)
     if isinstance(given, type):
         given = given()
     if not callable(given):
-        raise UnusableError(f"{target} is a {type(given).__name__} and no function", "name a function, or a class whose instances are called")
+        hint = "name a function, or a class whose instances are called"
+        raise UnusableError(f"{target} is a {type(given).__name__} and no function", hint)
     identity = {"callable": target, "source": _source_digest(module), "package": _distribution_of(module), "python": _python()}
     score: Score = given if wanted["images"] == "arrays" else lambda images: given([_picture(image) for image in images])
     return score, {key: value for key, value in identity.items() if value}
@@ -228,7 +248,7 @@ _FAMILIES = {"detectzoo": _detectzoo, "callable": _callable}
 def _entry_point(name: str) -> str:
     import importlib.metadata
 
-    points = importlib.metadata.entry_points()
+    points: Any = importlib.metadata.entry_points()  # before Python 3.10 a dict
     there = points.select(group=ENTRY_POINTS) if hasattr(points, "select") else points.get(ENTRY_POINTS, [])
     found = {point.name: point.value for point in there}
     if name not in found:
@@ -244,6 +264,11 @@ def _imported(name: str, hint: str) -> Any:
         raise UnusableError(f"{sys.executable} cannot import {name}: {error}", hint) from None
 
 
+def _callables_in(module: Any) -> str:
+    own = [name for name, one in vars(module).items() if callable(one) and getattr(one, "__module__", None) == module.__name__]
+    return f"it has {', '.join(own) or 'no function'}"
+
+
 def _picture(pixels: Any) -> Any:
     from PIL import Image
 
@@ -253,7 +278,7 @@ def _picture(pixels: Any) -> Any:
 def _seed() -> None:
     random.seed(0)
     for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
-        given = sys.modules.get(name)
+        given: Any = sys.modules.get(name)
         for part in seed.split("."):
             given = getattr(given, part, None)
         if given is not None:
@@ -283,7 +308,7 @@ def _distribution_of(module: Any) -> str | None:
     import importlib.metadata
 
     top = module.__name__.partition(".")[0]
-    finds = getattr(importlib.metadata, "packages_distributions", dict)
+    finds: Any = getattr(importlib.metadata, "packages_distributions", dict)  # from Python 3.10
     name = next(iter(finds().get(top, [])), top)
     version = _version(name)
     return f"{name} {version}" if version else None
