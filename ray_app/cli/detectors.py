@@ -148,7 +148,7 @@ _FOREIGN_OPTIONS = (
                  help="What a callable is given: a list of uint8 arrays (height, width, 3), or of PIL images."),
     click.option("--limit-s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
                  help="Seconds that it may take for one batch of images before its process is ended."),
-    click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An argument of a DetectZoo detector, as YAML; repeatable."),
+    click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An argument of a DetectZoo detector (YAML); repeatable."),
     click.option("--licence", metavar="ID", help="Under which licence it is used, such as MIT; `own` for what is yours."),
 )  # fmt: skip
 

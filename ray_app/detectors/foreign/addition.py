@@ -97,9 +97,7 @@ def add_foreign(wanted: ForeignAddition) -> AddedCard:
             found += process.score([formula_image(*size)])
             measured = process.measured if size == _SAMPLES[1] else measured
     if measured is None:
-        raise DetectorError(
-            f"{name}: it scored none of {len(_SAMPLES)} images by formula: {found[-1]}", hint=f"try its {wanted.family} by hand"
-        )
+        raise DetectorError(f"{name}: it scored no image by formula: {found[-1]}", hint="try it there by hand, on an image")
     described = _described(name, wanted, known)
     identity = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)

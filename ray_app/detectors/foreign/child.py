@@ -250,7 +250,7 @@ def _entry_point(name: str) -> str:
 
     points: Any = importlib.metadata.entry_points()  # before Python 3.10 a dict
     there = points.select(group=ENTRY_POINTS) if hasattr(points, "select") else points.get(ENTRY_POINTS, [])
-    found = {point.name: point.value for point in there}
+    found: dict[str, str] = {point.name: point.value for point in there}
     if name not in found:
         raise UnusableError(f"no package there has an entry point {name} in the group {ENTRY_POINTS}",
                             f"there are {', '.join(found) or 'none'}; or write callable:MODULE:FUNCTION")  # fmt: skip
