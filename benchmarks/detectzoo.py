@@ -36,7 +36,7 @@ class TheirProcess:
     """DetectZoo in its own Python, by nothing but its public calls."""
 
     def __init__(self, python: str, folder: Path, name: str) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - the interpreter that the user named
+        self._process = subprocess.Popen(
             [python, "-c", THEIRS, name], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self._read()

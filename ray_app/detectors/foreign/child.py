@@ -308,6 +308,8 @@ def _distribution_of(module: Any) -> str | None:
     import importlib.metadata
 
     top = module.__name__.partition(".")[0]
+    if not {"site-packages", "dist-packages"} & set(Path(getattr(module, "__file__", None) or "").parts):
+        return None  # to ask all installed packages takes longer than most modules
     finds: Any = getattr(importlib.metadata, "packages_distributions", dict)  # from Python 3.10
     name = next(iter(finds().get(top, [])), top)
     version = _version(name)
