@@ -4,6 +4,7 @@
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -17,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from ray_app.errors import ConfigError
 
+CONFIG_VARIABLE = "TOUCHSTONE_CONFIG"
 _SHALLOW = 10_000  # characters, so at most as many levels: libyaml takes 16,384 on a stack of 8 MiB, and crashes at 65,536
 
 
@@ -84,6 +86,24 @@ def named_configs(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((config_root() / kind).glob("*.yaml"))}
 
 
+def config_file() -> Path | None:
+    """The user's own config file: $TOUCHSTONE_CONFIG, else touchstone/config.yaml in $XDG_CONFIG_HOME or ~/.config; None without a home."""
+    if given := os.environ.get(CONFIG_VARIABLE):
+        return Path(given)
+    if root := os.environ.get("XDG_CONFIG_HOME"):
+        return Path(root) / "touchstone" / "config.yaml"
+    try:
+        return Path.home() / ".config" / "touchstone" / "config.yaml"
+    except RuntimeError:  # a container's user may have no home
+        return None
+
+
+def added_configs(kind: str) -> dict[str, Path]:
+    """What this user has added of one kind, by name: files of a folder beside the user's own config file."""
+    file = config_file()
+    return {path.stem: path for path in sorted((file.parent / kind).glob("*.yaml"))} if file else {}
+
+
 def list_detectors() -> list[str]:
     """The names of the shipped detectors, which `load_detector` takes; `touchstone detectors list` says more of each."""
     return list(named_configs("detectors"))
@@ -99,7 +119,7 @@ _KINDS = {"score": "settings of a run", "train": "recipe", "evaluate": "protocol
 
 def find_config(kind: str, name_or_path: str | Path) -> Path:
     """The file that a user means by a shipped name or by a path. Raises ConfigError."""
-    named = named_configs(kind)
+    named = added_configs(kind) | named_configs(kind)
     if str(name_or_path) in named:
         return named[str(name_or_path)]
     path = Path(name_or_path)
@@ -108,7 +128,7 @@ def find_config(kind: str, name_or_path: str | Path) -> Path:
     singular = _KINDS.get(kind, kind.removesuffix("s"))
     raise ConfigError(
         f"{name_or_path}: there is no such file, and no {singular} of that name{did_you_mean(str(name_or_path), named)}",
-        hint=f"shipped: {', '.join(named)}",
+        hint=f"shipped: {', '.join(named_configs(kind))}",
     )
 
 

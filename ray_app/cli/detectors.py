@@ -129,32 +129,80 @@ def _show_fetched(fetched: Sequence[dict[str, Any]], mirror: str | None, as_json
         click.echo(f"export TOUCHSTONE_WEIGHTS_MIRROR={shlex.quote(mirror)}")
 
 
+class _PlaceToAdd(click.Path):
+    """A file or folder that is there; or the word for a detector of another package, as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See the class."""
+        from ray_app.detectors.foreign.addition import is_foreign
+
+        return value if is_foreign(str(value)) else super().convert(value, param, ctx)
+
+
+_FOREIGN_OPTIONS = (
+    click.option("--python", metavar="PATH", help="The Python that has the package: VENV/bin/python.  [default: this command's own]"),
+    click.option("--folder", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path),
+                 help="Where its process runs: your module, or a package's own cache, lies there.  [default: the current folder]"),
+    click.option("--scores", type=click.Choice(["log-odds", "probability"]), help="What a callable gives per image.  [default: log-odds]"),
+    click.option("--pictures", "images", type=click.Choice(["arrays", "pil"]), default="arrays", show_default=True,
+                 help="What a callable is given: a list of uint8 arrays (height, width, 3), or of PIL images."),
+    click.option("--limit-s", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
+                 help="Seconds that it may take for one batch of images before its process is ended."),
+    click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An argument of a DetectZoo detector (YAML); repeatable."),
+    click.option("--licence", metavar="ID", help="Under which licence it is used, such as MIT; `own` for what is yours."),
+)  # fmt: skip
+
+
+def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
+    for option in reversed(_FOREIGN_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command("add")
-@click.argument("places", nargs=-1, required=True, metavar="FILE|FOLDER…", type=click.Path(exists=True, path_type=Path))
+@click.argument("places", nargs=-1, required=True, metavar="FILE|FOLDER|PACKAGE:NAME…", type=_PlaceToAdd(exists=True, path_type=Path))
 @click.option("--card", "paths", multiple=True, metavar="PATH", help="Also look for the files of this card of yours; repeatable.")
-@click.option("--as", "part", metavar="NAME", help="FILE is the weights of this detector or backbone, whose card states no SHA-256.")
+@click.option(
+    "--as",
+    "part",
+    metavar="NAME",
+    help="FILE is the weights of this detector or backbone, whose card states no SHA-256; or the name of a new card.",
+)
+@_foreign_options
 @as_json
-def add(places: tuple[Path, ...], paths: tuple[str, ...], part: str | None, as_json: bool) -> int:
-    """Take in weights that you have already.
+def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None, as_json: bool, **given: Any) -> int:
+    """Take in weights that you have already, or a detector of another package.
 
     Under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all that is below it;
     only files that may be weights are hashed. Files are linked where the file system can, else copied. Says what each was
     recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
 
+    detectzoo:NAME is an image detector of the package detectzoo, callable:MODULE:FUNCTION any function of a list of images (or
+    callable:NAME an entry point of the group touchstone.callables). It runs in a process of its own, by the Python that has it, which needs
+    nothing of Touchstone. It is started once; then a card is written, and --detector finds it by its name.
+
     \b
     touchstone detectors add ~/Downloads
     touchstone detectors add clip_head.pth old-server/weights
     touchstone detectors add open_clip_pytorch_model.safetensors --as commonpool-clip-vit-l14
+    touchstone detectors add detectzoo:safe --python zoo/bin/python
+    touchstone detectors add callable:my_module:my_function --licence own
     """
     from ray_app.detectors import adoption, load_card
 
+    foreign = [place for place in places if isinstance(place, str)]
+    if foreign:
+        if len(foreign) < len(places) or (part is not None and len(foreign) > 1):
+            raise click.UsageError("name detectors of other packages apart from files, and one alone with --as")
+        return _add_foreign(foreign, part, given, as_json=as_json)
+    files = [place for place in places if isinstance(place, Path)]
     cards = adoption.known_cards(load_card(path) for path in paths)
     if part is not None:
-        if len(places) != 1 or places[0].is_dir():
+        if len(files) != 1 or files[0].is_dir():
             raise click.UsageError("--as takes one file")
-        done = adoption.adopt_as(part, places[0], cards)
+        done = adoption.adopt_as(part, files[0], cards)
     else:
-        done = adoption.adopt(places, cards)
+        done = adoption.adopt(files, cards)
     if as_json:
         click.echo(json.dumps(_adoption_facts(done), indent=2))
     else:
@@ -164,6 +212,38 @@ def add(places: tuple[Path, ...], paths: tuple[str, ...], part: str | None, as_j
             "no file here is one that a detector's card names",
             hint="where a card has no SHA-256 of its file, say which file it is: touchstone detectors add FILE --as NAME",
         )
+    return 0
+
+
+def _add_foreign(words: Sequence[str], name: str | None, given: dict[str, Any], *, as_json: bool) -> int:
+    from ray_app.config import parse_mapping
+    from ray_app.detectors import licences
+    from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
+
+    options: dict[str, Any] = {}
+    for pair in given.pop("options"):
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise click.UsageError(f"--option {pair}: a key and a value are needed, with = between them")
+        options |= parse_mapping(f"{key}: {value}".encode(), f"--option {pair}")
+    folder = given.pop("folder") or Path()
+    for word in words:
+        family, _, target = word.partition(":")
+        _log(f"{word}: starting it")
+        done = add_foreign(ForeignAddition(family, target, folder=folder, name=name, options=options, **given))
+        card = done.card
+        if as_json:
+            facts = {"name": card.name, "card": str(done.path), "identity": done.opened.identity, "libraries": done.opened.libraries}
+            click.echo(json.dumps(facts | {"score": done.score, "failure": done.failure}, indent=2))
+            continue
+        click.echo(f"{card.name}: its card is {done.path}")
+        click.echo(f"{card.name}: it scored an image by formula: log-odds {done.score:.6f}" if done.score is not None else
+                   f"{card.name}: of an image by formula it gave no score: {done.failure}")  # fmt: skip
+        accepted = licences.is_accepted(card)
+        click.echo(f"{card.name}: {card.licence} ({licences.TERMS_IN_WORDS[card.terms]})" + ("" if accepted else
+                   f"; accept it: touchstone detectors fetch {card.name} --accept-licence {card.name}"))  # fmt: skip
+        if accepted:
+            click.echo(f"{card.name}: try it: touchstone check PHOTO.jpg --detector {card.name}")
     return 0
 
 
@@ -200,7 +280,7 @@ def _report(failed: Sequence[DetectorError]) -> int:
 @click.command("list")
 @as_json
 def list_detectors(as_json: bool) -> int:
-    """List the detectors that are shipped.
+    """List the detectors that are shipped, and those that you have added.
 
     With family, licence, size, input, speed, masks, and whether their weights are here.
 
@@ -212,10 +292,12 @@ def list_detectors(as_json: bool) -> int:
     touchstone detectors list
     touchstone detectors list --json | jq -r '.[] | select(.terms == "permissive") | .name'
     """
-    from ray_app.detectors import list_cards
+    from ray_app.config import added_configs, named_configs
+    from ray_app.detectors import list_cards, load_card
     from ray_app.reports.card import zoo_table
 
-    entries = [_entry(card) for card in list_cards()]
+    added = [load_card(path) for name, path in added_configs("detectors").items() if name not in named_configs("detectors")]
+    entries = [_entry(card) for card in [*list_cards(), *added]]
     if as_json:
         click.echo(json.dumps([entry.facts() for entry in entries], indent=2, ensure_ascii=False))
     else:

@@ -27,6 +27,7 @@ from pydantic import (
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.families import ENTRY_POINTS, FAMILIES
+from ray_app.detectors.foreign.settings import ForeignSettings
 from ray_app.detectors.fragility import Fragility
 from ray_app.detectors.golden import Golden
 from ray_app.detectors.preprocessing import Preprocessing
@@ -270,6 +271,7 @@ class DetectorCard(Frozen):
 
     `backbone`: the part of the network that comes from a file of its own and may be shared; in YAML a name or the whole description.
     `masks`: the network also says where. `replies`: it answers in words. `own_pool`: too large to share a process with other detectors.
+    `process`: of a detector of another package, which runs in a process of its own.
     `batch`: images that go through it at once where that is fewer than a whole batch.
     `precision` is what `auto` means for this network where the device has bf16; `calibration` null means uncalibrated.
     `fragility`: under what it breaks, and where its verdicts abstain for that. `blind_to`: what it cannot see, in plain sentences that
@@ -289,6 +291,7 @@ class DetectorCard(Frozen):
     masks: bool = False
     replies: bool = False
     own_pool: bool = False
+    process: ForeignSettings | None = None
     batch: int | None = Field(default=None, ge=1)
     precision: Literal["auto", "fp32"] = "auto"
     precision_note: str | None = None
@@ -312,9 +315,10 @@ class DetectorCard(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_records_know_it(self, usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `fragility` and `blind_to` where a card says nothing of them: records of 0.11 and before do not name them."""
+        """Without `fragility`, `blind_to` and `process` where a card says nothing of them: records of 0.11 and before do not name them."""
         named: dict[str, Any] = usual(self)
-        unsaid = [name for name, one in (("fragility", self.fragility != Fragility()), ("blind_to", self.blind_to)) if not one]
+        said = (("fragility", self.fragility != Fragility()), ("blind_to", self.blind_to), ("process", self.process))
+        unsaid = [name for name, one in said if not one]
         return {name: value for name, value in named.items() if name not in unsaid}
 
     @field_validator("family")
@@ -329,6 +333,11 @@ class DetectorCard(Frozen):
     def folder(self) -> Path:
         """Where the card was read from; relative weights lie there."""
         return self._folder
+
+    @property
+    def gmac(self) -> float:
+        """Billions of multiply-adds per image, or per megapixel where sizes are kept, stated or by the time that was measured; else 0."""
+        return self.size.gmac if self.size else self.process.gmac if self.process else 0.0
 
     @property
     def architecture_facts(self) -> dict[str, Any]:

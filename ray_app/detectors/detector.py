@@ -97,25 +97,27 @@ class Prediction(NamedTuple):
     """A network's answer for a batch; a network that only classifies gives its logits alone.
 
     `logits`: (N, 1 or 2); NaN where a reply says neither. `masks`: (N, H, W) probabilities that a pixel was altered, at the network's
-    own size. `replies`: one text per image, from a detector that answers in words.
+    own size. `replies`: one text per image, from a detector that answers in words. `failures`: per image why there is no score, in words.
     """
 
     logits: torch.Tensor
     masks: torch.Tensor | None = None
     replies: tuple[str, ...] | None = None
+    failures: tuple[str | None, ...] | None = None
 
 
 class BatchPrediction(NamedTuple):
     """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.outputs`).
 
     `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p). `replies`: one text per image.
-    `embeddings`: (N, d) float32, of a detector that keeps them.
+    `embeddings`: (N, d) float32, of a detector that keeps them. `failures`: per image why it has no score, of one that says so.
     """
 
     scores: torch.Tensor
     masks: torch.Tensor | None = None
     replies: tuple[str, ...] | None = None
     embeddings: torch.Tensor | None = None
+    failures: tuple[str | None, ...] | None = None
 
 
 class Detector:
@@ -146,6 +148,7 @@ class Detector:
         self.card, self.device, self.precision, self.resize, self.slots = card, device, precision, resize, slots
         self._fake, self._device_type = fake, torch.device(device).type
         self.kinds = ("scores", *(["masks"] if card.masks else []), *(["replies"] if card.replies else []), "embeddings")
+        self.kinds += ("failures",) if card.process else ()
         if precision == "bf16":
             network = lower_to_bf16(network, device)
         elif torch.device(device).type == "cuda":
@@ -211,6 +214,7 @@ class Detector:
             None if masks is None else (masks.float() * 255).round().to(torch.uint8),
             prediction.replies,
             None if self._tap is None else self._tap.taken(prediction.logits),
+            prediction.failures,
         )
 
     def together(self, width: int, height: int) -> int:

@@ -10,11 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_app.config import read_mapping
+from ray_app.config import config_file, read_mapping
 from ray_app.detectors.card import DetectorCard, base_name, list_cards, load_card
 from ray_app.errors import ConfigError, DetectorError
 
-CONFIG_VARIABLE = "TOUCHSTONE_CONFIG"
 KEY = "accepted_licences"
 
 TERMS_IN_WORDS: Mapping[str, str] = {
@@ -27,18 +26,6 @@ TERMS_IN_WORDS: Mapping[str, str] = {
 
 # The key at the left margin and every line that is indented below it.
 _SECTION = re.compile(rf"^{KEY}[ \t]*:.*(?:\n|\Z)(?:[ \t]+\S.*(?:\n|\Z)|[ \t]*\n(?=[ \t]))*", re.MULTILINE)
-
-
-def config_file() -> Path | None:
-    """The user's own config file: $TOUCHSTONE_CONFIG, else touchstone/config.yaml in $XDG_CONFIG_HOME or ~/.config; None without a home."""
-    if given := os.environ.get(CONFIG_VARIABLE):
-        return Path(given)
-    if root := os.environ.get("XDG_CONFIG_HOME"):
-        return Path(root) / "touchstone" / "config.yaml"
-    try:
-        return Path.home() / ".config" / "touchstone" / "config.yaml"
-    except RuntimeError:  # a container's user may have no home
-        return None
 
 
 def accepted_licences() -> set[str]:

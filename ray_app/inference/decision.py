@@ -16,7 +16,7 @@ from ray_app.ensembles import Decisions, decide, decision, drawn_by_audit, secon
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import batch, stability
-from ray_app.inference.outputs import CLEAN, EMBEDDINGS, REPLIES, SCORES, STABILITY, DetectorOutputs, OutputKey, Scores
+from ray_app.inference.outputs import CLEAN, EMBEDDINGS, FAILURES, REPLIES, SCORES, STABILITY, DetectorOutputs, OutputKey, Scores
 from ray_app.inference.spec import ScoringSpec
 
 
@@ -107,7 +107,7 @@ def decided_on(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], output
     """The same, of verdicts alone."""
     outputs = with_repeated(outcomes, outputs.ranked(spec.cards))
     scores, replies = outputs.of(SCORES), outputs.of(REPLIES)
-    remarks = remarks_on(replies) if replies else {}
+    remarks = {**outputs.of(FAILURES), **(remarks_on(replies) if replies else {})}
     scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
     sizes, formats, blank, checked = [], [], [], list(outcomes)
     for row, outcome in enumerate(outcomes):

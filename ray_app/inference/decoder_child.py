@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import Field, FiniteFloat
 
 from ray_app.config import Frozen
+from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE  # one frame for all children
 from ray_app.detectors.preprocessing import Preprocessing, Resize, ResizeMode
 from ray_app.errors import InputError, Status
 from ray_app.images.decode import decode_image
@@ -30,10 +31,6 @@ from ray_app.images.limits import Admit, Demand, ImageLimits
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 from ray_app.images.texture import with_texture
 
-READY = b"+"
-REQUEST = struct.Struct("<Q")
-WANTED_SIZE = struct.Struct("<I")
-ANSWER = struct.Struct("<QQ")
 DEMAND = struct.Struct("<QQ")  # pixels, bytes at the peak
 _STATM = Path("/proc/self/statm")
 

@@ -6,11 +6,9 @@ that decoded a hostile file, and are checked before they are used.
 
 import asyncio
 import contextlib
-import fcntl
 import io
 import os
 import queue
-import signal
 import struct
 import subprocess
 import sys
@@ -22,26 +20,24 @@ from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
 
 import numpy as np
 from PIL import Image
 
+from ray_app.child_process import ChildDeadline, ChildProcess
 from ray_app.detectors import Preprocessing, ResizeMode
+from ray_app.detectors.foreign.child import ANSWER, READY, REQUEST, WANTED_SIZE
 from ray_app.errors import InputError, Status, TouchstoneError, describe_error
 from ray_app.images import FLAG_MEANING, Admit, DecodedImage, Demand, ImageFileFacts, ImageLimits, ImageRefused, inspect_bytes, sniff_format
 from ray_app.images.formats import describe_unsupported
 from ray_app.images.limits import admit_all, worst_bytes
 from ray_app.images.provenance import Provenance, ProvenancePolicy, has_manifest
 from ray_app.inference import batch, decoder_child
-from ray_app.inference.decoder_child import ANSWER, DEMAND, READY, REQUEST, WANTED_SIZE, DecodeRequest, Report
-from ray_app.inference.decoder_deadline import DecodeDeadline
+from ray_app.inference.decoder_child import DEMAND, DecodeRequest, Report
 
 # Beyond what the libraries take. The largest image within the default limits (49 MP WebP with alpha) took 0.95 GB, prepared in every way.
 MEMORY_LIMIT_BYTES = 2 * 1024**3
 START_LIMIT_S = 60.0  # importing takes half a second; a loaded machine or a cold disk may need long
-LAST_WORDS_S = 1.0  # between the end of a child's answers and the end of the child; one that lingers is killed
-_PIPE_BYTES = 2**20  # a file, or the pixels of most detectors, in one piece: neither side waits for the other's every 64 KiB
 MOST_REPORT_BYTES = 64 * 1024  # names, numbers and one line of words: a few hundred bytes
 
 # What a child's Python and its libraries need of our environment, and what decides which kernels they take. Tokens and keys stay here.
@@ -74,7 +70,7 @@ class PreparedFile:
     data: bytes | None = None
 
 
-class DecoderProcess:
+class DecoderProcess(ChildProcess):
     """A process that answers one request at a time within a wall limit: a crash or a hang costs one image its status, and nothing else.
 
     It starts at the first use and again after it died; it imports torch only once something asks for it, and is then started anew.
@@ -82,11 +78,11 @@ class DecoderProcess:
     """
 
     def __init__(self, limits: ImageLimits, wall_limit_s: float = 5.0, memory_limit_bytes: int | None = None) -> None:
+        super().__init__()
         self._limits = limits
         self._wall_limit_s = wall_limit_s
         self._memory_limit_bytes = memory_limit_bytes or MEMORY_LIMIT_BYTES + limits.max_bytes + worst_bytes(limits)
         self._has_torch = False
-        self._child: subprocess.Popen[bytes] | None = None
 
     def decode(self, data: bytes, admit: Admit = admit_all) -> DecodedImage:
         """As `decode_image`, with two more refusals: DECODER_CRASHED (which signal) and DECODE_TIMEOUT. Raises ImageRefused."""
@@ -113,12 +109,6 @@ class DecoderProcess:
         limits, library = self._limits.model_dump_json(), "torch" if self._has_torch else ""
         return [sys.executable, "-P", decoder_child.__file__, str(self._memory_limit_bytes), str(self._wall_limit_s), limits, library]
 
-    @property
-    def pid(self) -> int | None:
-        """The running child's process id; None before the first use and after its end."""
-        child = self._child
-        return child.pid if child is not None and child.poll() is None else None
-
     def start(self, wanted: DecodeRequest | None = None) -> None:
         """Have a child that is ready, with the libraries that are wanted. Raises TouchstoneError if it does not start."""
         if wanted is not None and wanted.needs_torch and not self._has_torch:
@@ -126,42 +116,16 @@ class DecoderProcess:
             self.close()
         if self.pid is not None:
             return
-        self.close()
         try:
-            child = self._child = subprocess.Popen(
-                self._command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
-            )
+            is_ready = self._spawn(self._command(), _environment(), READY, START_LIMIT_S)
         except OSError as error:
             raise TouchstoneError(
                 f"the decoder process did not start: {describe_error(error)}",
                 hint="check the limits on processes and memory of this machine",
             ) from error
-        assert child.stdin is not None
-        assert child.stdout is not None
-        for pipe in (child.stdin, child.stdout):
-            with suppress(OSError, AttributeError):  # Linux alone, and it may allow less: then file and pixels go in more pieces
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        with DecodeDeadline(child, START_LIMIT_S):
-            is_ready = child.stdout.read(len(READY)) == READY
         if not is_ready:
             command = " ".join(self._command()[:4])
-            raise TouchstoneError(f"the decoder process did not start: it {self._epitaph(child)}", hint=f"try {command}")
-
-    def close(self) -> None:
-        """End the child, if there is one."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            _close(pipe)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+            raise TouchstoneError(f"the decoder process did not start: it {self._epitaph(self._child)}", hint=f"try {command}")
 
     def _exchange(self, data: bytes, wanted: DecodeRequest, admit: Admit = admit_all) -> tuple[Report, bytearray]:
         """Ask about one file; the report and the pixels of the answer, of which there are as many as were wanted.
@@ -173,7 +137,7 @@ class DecoderProcess:
         child = self._child
         assert child is not None
         try:
-            with DecodeDeadline(child, self._wall_limit_s) as deadline:
+            with ChildDeadline(child, self._wall_limit_s) as deadline:
                 answer = self._ask(child, data, wanted, partial(self._admitted, child, deadline, admit))
         except _NotAdmitted as not_admitted:
             raise ImageRefused.because(not_admitted.reason, inspect_bytes(data)) from None
@@ -188,7 +152,7 @@ class DecoderProcess:
             raise ImageRefused(facts=report.facts, **dict(report.refused))
         return report, pixels
 
-    def _admitted(self, child: subprocess.Popen[bytes], deadline: "DecodeDeadline", admit: Admit, demand: Demand) -> None:
+    def _admitted(self, child: subprocess.Popen[bytes], deadline: "ChildDeadline", admit: Admit, demand: Demand) -> None:
         """Let the child decode what it says is large, once `admit` lets it. Raises ValueError for more than it may be."""
         assert child.stdin is not None
         if demand.pixels > self._limits.max_pixels:
@@ -247,20 +211,6 @@ class DecoderProcess:
         if report.refused is None:
             self._limits.check_size(*_size(facts), len(data), "JPEG" if facts.format == "RAW" else facts.format)  # the preview in it
         return report
-
-    def _epitaph(self, child: subprocess.Popen[bytes]) -> str:
-        if child is not self._child:
-            return "gave no valid answer"
-        try:
-            code = child.wait(LAST_WORDS_S)
-        except subprocess.TimeoutExpired:
-            return "fell silent"
-        finally:
-            self.close()
-        if code >= 0:
-            return f"ended with exit code {code}"
-        known = {number.value: number.name for number in signal.Signals}
-        return f"died of {known.get(-code, f'signal {-code}')}"
 
 
 class IsolatedDecoders:
@@ -443,9 +393,3 @@ def _request_text(wanted: DecodeRequest) -> bytes:
 
 def _closed() -> TouchstoneError:
     return TouchstoneError("the decoder processes are closed", hint="this endpoint is shutting down; use another one")
-
-
-def _close(pipe: IO[bytes] | None) -> None:
-    if pipe is not None:
-        with contextlib.suppress(BrokenPipeError):  # unsent bytes for a child that is gone
-            pipe.close()

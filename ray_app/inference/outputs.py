@@ -16,9 +16,10 @@ Scores = dict[str, npt.NDArray[np.float32]]
 
 CLEAN = ""  # the view of an image as it is
 SCORES, MASKS, REPLIES, EMBEDDINGS = "scores", "masks", "replies", "embeddings"  # kinds: the fields of a `BatchPrediction`
+FAILURES = "failures"  # a kind: why a detector gave no score, of one that says so
 STABILITY = "stability"  # a kind: scores of a recompressed view, of images near a threshold
 CAPTIONS = "captions"  # a kind: what a describer says
-LISTS = (MASKS, REPLIES, CAPTIONS)  # kinds that are one object per image, None = none; all others are float32 arrays, NaN = none
+LISTS = (MASKS, REPLIES, CAPTIONS, FAILURES)  # kinds that are one object per image, None = none; all others are float32 arrays, NaN = none
 OF_THE_ENSEMBLE = (SCORES, STABILITY)  # kinds that every detector of an ensemble has
 
 

@@ -350,8 +350,8 @@ class ResourceEstimate:
     """What images of one `ScoringSpec` are expected to take.
 
     `process_bytes`: a process that holds all detectors, and the describer, takes at most: libraries, fp32 weights, the largest of them
-    twice while it loads, and a batch of images in every view. `tensor_bytes`: one image between processes: its prepared tensors, and its
-    encoded bytes (guessed) where sizes are kept.
+    twice while it loads, a batch of images in every view, and the process of its own that each detector of another package has besides.
+    `tensor_bytes`: one image between processes: its prepared tensors, and its encoded bytes (guessed) where sizes are kept.
     `pool_gmac`: billions of multiply-adds per image (of a megapixel where sizes are kept) in each of the spec's `all_pools`, over all
     passes; what no card states is nothing. Detectors of a cascade that look again count with `share_going_on`, the share of images that is
     expected to go on, the describer with `share_described`. `worst_gmac`: the sum for the largest image that every detector takes.
@@ -386,10 +386,11 @@ def _share_described(spec: ScoringSpec) -> float:
 
 def _process_bytes(spec: ScoringSpec) -> int:
     weights = [4 * card.size.parameters for card in spec.cards.values() if card.size is not None]
+    children = sum(card.process.memory_bytes for card in spec.cards.values() if card.process is not None)
     if spec.describer and spec.describer.parameters and not spec.describes_apart:
         weights.append(4 * spec.describer.parameters)
     views = spec.slots * len(spec.views) * _prepared_bytes(spec.scored_preprocessings)
-    return PROCESS_BYTES + sum(weights) + max(weights, default=0) + views
+    return PROCESS_BYTES + sum(weights) + max(weights, default=0) + views + children
 
 
 def _tensor_bytes(spec: ScoringSpec) -> int:
@@ -407,14 +408,14 @@ def _prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:
 
 def _pool_gmac(spec: ScoringSpec, going_on: float, described: float) -> tuple[float, ...]:
     shares = dict.fromkeys(spec.late, going_on)
-    sizes = {name: shares.get(name, 1.0) * card.size.gmac if card.size else 0.0 for name, card in spec.cards.items()}
+    sizes = {name: shares.get(name, 1.0) * card.gmac for name, card in spec.cards.items()}
     words = described * (spec.describer.gmac or 0.0) if spec.describer else 0.0
     *others, last = (spec.passes * sum(sizes[name] for name in pool) for pool in spec.pools)
     return (*others, last, words) if spec.describes_apart else (*others, last + words)
 
 
 def _worst_gmac(spec: ScoringSpec) -> float:
-    sized = [(card.size.gmac, card) for card in spec.cards.values() if card.size is not None]
+    sized = [(card.gmac, card) for card in spec.cards.values()]
     once = sum(gmac if card.preprocessing.shape else gmac * (card.valid_range.max_megapixels or 1.0) for gmac, card in sized)
     words = (spec.describer.gmac or 0.0) if spec.describer else 0.0
     return (spec.passes + (spec.stability.count if spec.stability else 0)) * once + words

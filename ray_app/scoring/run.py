@@ -31,6 +31,7 @@ from ray_app.cluster.ray_cluster import (
 )
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.detectors import licences, resolve_weights, weights
+from ray_app.detectors.foreign.process import require_startable
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
 from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, block_reader
@@ -414,5 +415,7 @@ def check_detectors(resolved: identity.Resolved) -> None:
     for card in cards.values():
         licences.require_accepted(card, resolved.config.accept_licences)
         resolve_weights(card)
+        if card.process is not None:
+            require_startable(card)
     for part in (part for profiling in profile_cards(resolved.ensemble, cards) if profiling is not None for part in profiling.parts):
         weights.resolve_part(part)

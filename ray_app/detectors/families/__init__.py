@@ -24,6 +24,8 @@ FAMILIES = {
     "trufor": "ray_app.detectors.families.trufor",
     "aeroblade": "ray_app.detectors.families.aeroblade",
     "internvl": "ray_app.detectors.families.internvl",
+    "detectzoo": "ray_app.detectors.families.foreign",
+    "callable": "ray_app.detectors.families.foreign",
 }
 ENTRY_POINTS = "touchstone.families"
 HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own

@@ -1,0 +1,158 @@
+"""A process of ours that answers one request at a time through its pipes (`ChildProcess`), and the wall limit of what it does
+(`ChildDeadline`). One thread watches all limits.
+"""
+
+import fcntl
+import heapq
+import itertools
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+LAST_WORDS_S = 1.0  # between the end of a child's answers and the end of the child; one that lingers is killed
+_PIPE_BYTES = 2**20  # a file, or the pixels of most detectors, in one piece: neither side waits for the other's every 64 KiB
+
+
+class ChildProcess:
+    """A child that is started when it is first needed, and again after it died. One thread at a time.
+
+    Use as a context manager, or `close()` it.
+    """
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The running child's process id; None before the first use and after its end."""
+        child = self._child
+        return child.pid if child is not None and child.poll() is None else None
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            _close(pipe)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _spawn(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        ready: bytes,
+        limit_s: float,
+        *,
+        folder: Path | None = None,
+        errors: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> bool:
+        """Start a child in the place of any other; whether it wrote `ready` within the limit. Raises OSError."""
+        self.close()
+        child = self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=dict(environment), cwd=folder
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for pipe in (child.stdin, child.stdout):
+            with suppress(OSError, AttributeError):  # Linux alone, and it may allow less: then messages go in more pieces
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        with ChildDeadline(child, limit_s):
+            return child.stdout.read(len(ready)) == ready
+
+    def _epitaph(self, child: subprocess.Popen[bytes] | None) -> str:
+        """How a child ended whose answers did, in words; it is closed."""
+        if child is None or child is not self._child:
+            return "gave no valid answer"
+        try:
+            code = child.wait(LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            return "fell silent"
+        finally:
+            self.close()
+        if code >= 0:
+            return f"ended with exit code {code}"
+        known = {number.value: number.name for number in signal.Signals}
+        return f"died of {known.get(-code, f'signal {-code}')}"
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    if pipe is not None:
+        with suppress(BrokenPipeError):  # unsent bytes for a child that is gone
+            pipe.close()
+
+
+class ChildDeadline:
+    """Kills a child by its own handle unless the block ends in time; only this can end a read from a child that hangs."""
+
+    def __init__(self, child: subprocess.Popen[bytes], limit_s: float) -> None:
+        self.has_passed = False
+        self.limit_s = limit_s
+        self._child = child
+        self._counting: object | None = None  # one for each time that it counts
+
+    def start(self, limit_s: float) -> None:
+        """Count from now on."""
+        self.limit_s = limit_s
+        self._counting = counting = object()
+        _WATCHDOG.call_at(time.monotonic() + limit_s, lambda: self._kill(counting))
+
+    def stop(self) -> None:
+        """Count no further; whether the time is over is settled then."""
+        with _WATCHDOG.settled:
+            self._counting = None
+
+    def __enter__(self) -> "ChildDeadline":
+        self.start(self.limit_s)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _kill(self, counting: object) -> None:
+        if self._counting is counting:
+            self.has_passed = True
+            self._child.kill()
+
+
+class _Watchdog:
+    """One thread for all deadlines: a thread for each would cost half a millisecond of every image. It calls while `settled` is held."""
+
+    def __init__(self) -> None:
+        self.settled = threading.Condition()
+        self._calls: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def call_at(self, when: float, call: Callable[[], None]) -> None:
+        """Call at that moment of the monotonic clock."""
+        with self.settled:
+            heapq.heappush(self._calls, (when, next(self._numbers), call))
+            if self._thread is None or not self._thread.is_alive():  # at first, and in a process that was forked
+                self._thread = threading.Thread(target=self._run, name="child-watchdog", daemon=True)
+                self._thread.start()
+            elif self._calls[0][0] == when:
+                self.settled.notify()
+
+    def _run(self) -> None:
+        with self.settled:
+            while True:
+                while self._calls and self._calls[0][0] <= time.monotonic():
+                    heapq.heappop(self._calls)[2]()
+                self.settled.wait(self._calls[0][0] - time.monotonic() if self._calls else None)
+
+
+_WATCHDOG = _Watchdog()

@@ -1,0 +1,365 @@
+"""The process of a detector of another package: RGB pixels in, its own scores out. `foreign.process` alone starts it.
+
+It runs as a file in any Python from 3.9, with NumPy and whatever the detector needs: nothing of Touchstone is imported here, and nothing
+else of Touchstone is on its path. The frames of its messages are those of all our child processes.
+
+Request: length (uint64); length of a JSON (uint32), the JSON, the pixels. Answer: lengths of JSON and numbers (2 × uint64), a JSON, the
+numbers. One `READY` byte once it can serve. The first request names the detector, and the answer what it is (`identity`); each further one
+has `sizes` (width, height) of images whose pixels follow, and the answer is one float64 per image. Where the detector failed, the JSON has
+`error`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import random
+import select
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+READY = b"+"
+REQUEST = struct.Struct("<Q")
+WANTED_SIZE = struct.Struct("<I")
+ANSWER = struct.Struct("<QQ")
+ENTRY_POINTS = "touchstone.callables"
+_MOST_SOURCES = 2000  # files of a module that is no installed distribution; one with more is known by the first of them
+# Of DetectZoo those that look at an image by one transform and one pass of one network, and draw no lots.
+_TOGETHER = ("c2p_clip", "cnnspot", "cospy", "cospy_sd_v1_4", "drct", "fatformer", "freqnet", "ladeda", "npr_deepfake", "safe", "univfd")
+_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow")
+_HINTS = {
+    "detectzoo": "install it there: pip install detectzoo; or name by --python another Python that has it",
+    "callable": "name its folder by --folder, or give by --python the Python that has it",
+}
+Score = Callable[[Sequence[Any]], Any]
+
+
+class UnusableError(Exception):
+    """The detector cannot be had here. `hint`: what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def main() -> None:
+    """Serve until whoever started this process closes its side, or is gone."""
+    sys.path[:] = [place for place in sys.path if place != str(Path(__file__).parent)]  # our files are no modules of its own
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)  # a detector that asks a question must not read our messages
+    os.dup2(2, 1)  # and one that prints must not write into an answer
+    threading.Thread(target=_end_with_parent, args=(requests.fileno(),), daemon=True).start()
+    answers.write(READY)
+    answers.flush()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    score = None
+    while header := requests.read(REQUEST.size):
+        text = requests.read(*WANTED_SIZE.unpack(requests.read(WANTED_SIZE.size)))
+        data = requests.read(REQUEST.unpack(header)[0] - WANTED_SIZE.size - len(text))
+        wanted = json.loads(text)
+        # The parent kills us at the limit; should it die first, the kernel's default for SIGALRM does, hung C code or not.
+        signal.setitimer(signal.ITIMER_REAL, 2 * wanted["limit_s"] + 1)
+        if score is None:
+            score, said = _opened(wanted)
+            numbers = b""
+        else:
+            said, numbers = _answer(score, wanted, data)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        text = json.dumps(said).encode()
+        for part in (ANSWER.pack(len(text), len(numbers)), text, numbers):
+            answers.write(part)
+        answers.flush()
+
+
+def _end_with_parent(pipe: int) -> None:
+    """End when nobody is left who could ask: no event but the end of the other side is waited for."""
+    waiting = select.poll()
+    waiting.register(pipe, 0)
+    waiting.poll()
+    os._exit(0)
+
+
+def _opened(wanted: dict[str, Any]) -> tuple[Score | None, dict[str, Any]]:
+    try:
+        if wanted["offline"]:
+            sys.addaudithook(_refuse_network)
+        if wanted.get("probe"):
+            return None, _probed(wanted)
+        score, identity = _FAMILIES[wanted["family"]](wanted)
+    except UnusableError as error:
+        return None, {"error": str(error), "hint": error.hint}
+    except BaseException as error:  # whatever a stranger's package raises, SystemExit too
+        return None, {"error": _described(error), "trace": traceback.format_exc()[-4000:]}
+    _be_silent()
+    return score, {"identity": identity, "libraries": {name: _version(name) for name in _LIBRARIES if _version(name)}}
+
+
+def _probed(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Whether the detector's package is there, without importing it."""
+    target = wanted["target"]
+    if wanted["family"] == "callable":
+        sys.path.insert(0, os.getcwd())
+        target = target if ":" in target else _entry_point(target)
+    name = "detectzoo" if wanted["family"] == "detectzoo" else target.partition(":")[0].partition(".")[0]
+    if importlib.util.find_spec(name) is None:
+        raise UnusableError(f"{sys.executable} has no module {name}", _HINTS[wanted["family"]])
+    return {"version": _version(name)}
+
+
+def _answer(score: Score, wanted: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    import numpy
+
+    images, at, begun = [], 0, time.perf_counter()
+    for width, height in wanted["sizes"]:
+        images.append(numpy.frombuffer(bytearray(data[at : at + 3 * width * height]), numpy.uint8).reshape(height, width, 3))
+        at += 3 * width * height
+    try:
+        given = list(score(images))
+        if len(given) != len(images):
+            return {"error": f"it gave {len(given)} score{'s' * (len(given) != 1)} for {len(images)} image{'s' * (len(images) > 1)}"}, b""
+        numbers = numpy.array([float("nan") if one is None else float(one) for one in given], numpy.float64)
+    except BaseException as error:
+        return {"error": _described(error)}, b""
+    return {"seconds": time.perf_counter() - begun, "peak_bytes": _peak_bytes()}, numbers.tobytes()
+
+
+def _detectzoo(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
+    """One of DetectZoo's image detectors, asked by its own `predict`, each image as a PIL image of its own size."""
+    name = wanted["target"]
+    zoo = _imported("detectzoo", _HINTS["detectzoo"])
+    known = zoo.list_detectors("image")
+    if name not in known:
+        raise UnusableError(f"detectzoo {_version('detectzoo')} has no image detector {name}", f"it has {', '.join(known)}")
+    detector = zoo.load_detector(name, device=wanted["device"], **wanted["options"])
+    if getattr(detector, "_calibrated", True) is False:
+        raise UnusableError(f"{name} scores nothing before it is calibrated on images of one's own",
+                            "wrap it: a function that calibrates it and calls predict, added as callable:MODULE:FUNCTION")  # fmt: skip
+    identity = {"detector": name, "package": f"detectzoo {_version('detectzoo')}", "python": _python()}
+    files = {path.name: _sha256(path) for path in _files_of(detector)}
+    together = _Together(detector) if wanted["together"] and name in _TOGETHER else None
+
+    def predict(image: Any) -> float:
+        _seed()  # what draws lots scores an image as if it came first
+        return float(detector.predict(image).score)
+
+    def score(images: Sequence[Any]) -> Sequence[float]:
+        pictures = [_picture(image) for image in images]
+        scores = [predict(one) for one in pictures] if together is None or len(images) == 1 else together(predict, pictures)
+        return scores if not wanted["by_threshold"] else [one - detector.threshold for one in scores]
+
+    return score, {**identity, "files": files}
+
+
+class _Together:
+    """Runs a detector's network once for several images: each `predict` waits in a thread where it asks the network, until all have.
+
+    For detectors that ask one network, `_model`, once per image; one that asks otherwise is asked image by image.
+    """
+
+    def __init__(self, detector: Any) -> None:
+        self._detector, self._model = detector, detector._model
+
+    def __call__(self, predict: Callable[[Any], float], images: Sequence[Any]) -> Sequence[float]:
+        import torch
+
+        asked: dict[int, Any] = {}
+        rows: dict[int, Any] = {}
+        found: dict[int, Any] = {}
+        changed = threading.Condition()
+
+        def model(batch: Any) -> Any:
+            place = int(threading.current_thread().name)
+            with changed:
+                asked[place] = batch
+                changed.notify_all()
+                changed.wait_for(lambda: place in rows)
+            if rows[place] is None:
+                raise RuntimeError("its network did not take these images together")
+            return rows[place]
+
+        def one(place: int) -> None:
+            try:
+                found[place] = predict(images[place])
+            except Exception as error:
+                found[place] = error
+            with changed:
+                changed.notify_all()
+
+        threads = [threading.Thread(target=one, args=(place,), name=str(place)) for place in range(len(images))]
+        self._detector._model = model
+        try:
+            for thread in threads:
+                thread.start()
+            with changed:
+                changed.wait_for(lambda: len(asked.keys() | found.keys()) == len(images))
+                for shape in {tuple(batch.shape) for batch in asked.values()}:
+                    places = [place for place, batch in asked.items() if tuple(batch.shape) == shape]
+                    with torch.no_grad():
+                        given = self._model(torch.cat([asked[place] for place in places]))
+                    rows.update({place: given[row : row + 1] for row, place in enumerate(places)})
+        finally:
+            with changed:
+                rows.update({place: None for place in range(len(images)) if place not in rows})
+                changed.notify_all()
+            for thread in threads:
+                thread.join()
+            self._detector._model = self._model
+        for error in (one for one in found.values() if isinstance(one, Exception)):
+            raise error
+        return [found[place] for place in range(len(images))]
+
+
+def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
+    """Any function of a list of images, by `module:function` or by the name of an entry point."""
+    sys.path.insert(0, os.getcwd())
+    target = wanted["target"]
+    if ":" not in target:
+        target = _entry_point(target)
+    module_name, _, path = target.partition(":")
+    given = module = _imported(module_name, _HINTS["callable"])
+    for name in path.split("."):
+        if not hasattr(given, name):
+            raise UnusableError(f"the module {module_name} has no {path}", _callables_in(module))
+        given = getattr(given, name)
+    if isinstance(given, type):
+        given = given()
+    if not callable(given):
+        hint = "name a function, or a class whose instances are called"
+        raise UnusableError(f"{target} is a {type(given).__name__} and no function", hint)
+    identity = {"callable": target, "source": _source_digest(module), "package": _distribution_of(module), "python": _python()}
+    score: Score = given if wanted["images"] == "arrays" else lambda images: given([_picture(image) for image in images])
+    return score, {key: value for key, value in identity.items() if value}
+
+
+_FAMILIES = {"detectzoo": _detectzoo, "callable": _callable}
+
+
+def _entry_point(name: str) -> str:
+    import importlib.metadata
+
+    points: Any = importlib.metadata.entry_points()  # before Python 3.10 a dict
+    there = points.select(group=ENTRY_POINTS) if hasattr(points, "select") else points.get(ENTRY_POINTS, [])
+    found: dict[str, str] = {point.name: point.value for point in there}
+    if name not in found:
+        raise UnusableError(f"no package there has an entry point {name} in the group {ENTRY_POINTS}",
+                            f"there are {', '.join(found) or 'none'}; or write callable:MODULE:FUNCTION")  # fmt: skip
+    return found[name]
+
+
+def _imported(name: str, hint: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UnusableError(f"{sys.executable} cannot import {name}: {error}", hint) from None
+
+
+def _callables_in(module: Any) -> str:
+    own = [name for name, one in vars(module).items() if callable(one) and getattr(one, "__module__", None) == module.__name__]
+    return f"it has {', '.join(own) or 'no function'}"
+
+
+def _picture(pixels: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels)
+
+
+def _seed() -> None:
+    random.seed(0)
+    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        given: Any = sys.modules.get(name)
+        for part in seed.split("."):
+            given = getattr(given, part, None)
+        if given is not None:
+            given(0)
+
+
+def _files_of(detector: Any) -> list[Path]:
+    """The files that a detector says it was loaded from, each once."""
+    places = [value for value in vars(detector).values() if isinstance(value, Path)]
+    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    return [file for file in dict.fromkeys(files) if file.is_file()]
+
+
+def _source_digest(module: Any) -> str:
+    """The SHA-256 of the module's file; of all Python files of the package that it belongs to."""
+    top = sys.modules[module.__name__.partition(".")[0]]
+    file = Path(getattr(top, "__file__", None) or getattr(module, "__file__", None) or sys.executable)
+    sources = sorted(file.parent.rglob("*.py"))[:_MOST_SOURCES] if file.name == "__init__.py" else [file]
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(f"{source.relative_to(file.parent)} {_sha256(source)}\n".encode())
+    return digest.hexdigest()
+
+
+def _distribution_of(module: Any) -> str | None:
+    """`name version` of the installed distribution that a module is of, where there is one."""
+    import importlib.metadata
+
+    top = module.__name__.partition(".")[0]
+    if not {"site-packages", "dist-packages"} & set(Path(getattr(module, "__file__", None) or "").parts):
+        return None  # to ask all installed packages takes longer than most modules
+    finds: Any = getattr(importlib.metadata, "packages_distributions", dict)  # from Python 3.10
+    name = next(iter(finds().get(top, [])), top)
+    version = _version(name)
+    return f"{name} {version}" if version else None
+
+
+def _version(name: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: no host is looked up or spoken to; sockets of this machine stay."""
+    if event == "socket.getaddrinfo" or (event == "socket.connect" and isinstance(arguments[1], tuple)):
+        raise OSError("no network: this machine is offline (TOUCHSTONE_OFFLINE, HF_HUB_OFFLINE)")
+
+
+def _be_silent() -> None:
+    """What it prints from now on is for nobody: of a million images that would be gigabytes."""
+    with open(os.devnull, "wb") as nothing:
+        for place in (1, 2):
+            os.dup2(nothing.fileno(), place)
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""`ForeignProcess`: a detector of another package, asked in a process of its own, by another interpreter where the card names one.
+
+A crash, a hang, an exception or a wrong answer costs the images that it met, one by one; a process that cannot start is a DetectorError.
+No torch here: the driver of a run asks `require_startable` before anything is listed.
+"""
+
+import functools
+import json
+import math
+import os
+import struct
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_app.child_process import ChildDeadline, ChildProcess
+from ray_app.detectors import weights
+from ray_app.detectors.card import DetectorCard
+from ray_app.detectors.foreign import child as program
+from ray_app.detectors.foreign.settings import ForeignSettings
+from ray_app.errors import DetectorError, describe_error
+
+PixelArray = npt.NDArray[np.uint8]
+MOST_REPORT_BYTES = 64 * 1024
+_MOST_SAID = 300  # characters of what a detector says of its failure
+_FEWEST = 2.0**-53  # a probability nearer to 0 or 1 than this says no more: log-odds end at ±36.7
+_READY_S = 60.0  # until the bare interpreter is up
+
+# What an interpreter and its libraries need of our environment. Tokens and keys stay here, and so does our own path of modules.
+_KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY",
+         "TORCH_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "XDG_CACHE_HOME", "SSL_CERT_FILE", "http_proxy", "https_proxy",
+         "no_proxy")  # fmt: skip
+_KEPT_GROUPS = ("CUDA_", "NVIDIA_")
+
+
+class Opened(NamedTuple):
+    """What a process says of its detector: all that decides its scores, and the libraries that it runs on."""
+
+    identity: Mapping[str, Any]
+    libraries: Mapping[str, str]
+
+
+class Measured(NamedTuple):
+    """What the last batch took in the child."""
+
+    seconds: float
+    peak_bytes: int
+
+
+class ForeignProcess(ChildProcess):
+    """One detector of another package, in memory of a child of its own. Any thread may ask; one at a time is answered.
+
+    `identity`: what the card's detector was; another one is refused. None: whatever is there (`opened`).
+    """
+
+    def __init__(self, card: DetectorCard, identity: Mapping[str, Any] | None, device: str = "cpu") -> None:
+        super().__init__()
+        self._card, self._identity, self._device = card, identity, device
+        self._settings = _settings_of(card)
+        self._lock = threading.RLock()
+        self.measured: Measured | None = None
+
+    def open(self) -> Opened:
+        """Start the child and load the detector. Raises DetectorError with a hint where it cannot be had, or is another one."""
+        with self._lock, tempfile.TemporaryFile() as words:
+            self._start(words)
+            wanted = {**_named(self._card), "device": self._device, "offline": weights.is_offline(), "together": self._device != "cpu"}
+            answer = self._ask(wanted, (), 0, self._settings.start_limit_s)
+            if isinstance(answer, str):
+                raise DetectorError(f"{self._card.name}: its process {answer}{_last_of(words)}", hint=self._how_to_see())
+            said = answer[0]
+            if "error" in said:
+                self.close()
+                last = str(said.get("trace", "")).strip().splitlines()
+                raise DetectorError(f"{self._card.name}: {said['error']}", hint=said.get("hint") or self._how_to_see(last))
+            opened = Opened(said["identity"], said.get("libraries", {}))
+            if self._identity is not None and opened.identity != self._identity:
+                self.close()
+                raise DetectorError(
+                    f"{self._card.name}: it is another detector by now: {'; '.join(_differences(self._identity, opened.identity))}",
+                    hint=f"bring back what the card was written for, or write a new card: {add_command(self._card)}",
+                )
+            return opened
+
+    def score(self, images: Sequence[PixelArray]) -> list[float | str]:
+        """Per image (height, width, 3) uint8 RGB its log-odds of fake, or why there are none. Raises DetectorError as `open`.
+
+        A batch that fails is asked again image by image, each in a child that is started anew where the last one is gone.
+        """
+        with self._lock:
+            found = self._scored(images)
+            if isinstance(found, str):
+                return [found] if len(images) == 1 else [one for image in images for one in self.score([image])]
+            return found
+
+    def _scored(self, images: Sequence[PixelArray]) -> list[float | str] | str:
+        if self.pid is None:
+            self.open()
+        limit_s = self._settings.limit_s
+        sizes = [(image.shape[1], image.shape[0]) for image in images]
+        answer = self._ask({"sizes": sizes}, [np.ascontiguousarray(image).data.cast("B") for image in images], len(images), limit_s)
+        if isinstance(answer, str):
+            return f"its process {answer}"
+        said, numbers = answer
+        if "error" in said:
+            return str(said["error"])[:_MOST_SAID]
+        self.measured = Measured(float(said["seconds"]), int(said["peak_bytes"]))
+        meaning = self._card.architecture.arguments.get("scores", "log-odds")
+        return [_log_odds(number, meaning) for number in numbers]
+
+    def _start(self, words: IO[bytes]) -> None:
+        settings = self._settings
+        try:
+            is_ready = self._spawn(
+                [settings.python, program.__file__], _environment(), program.READY, _READY_S, folder=Path(settings.folder), errors=words
+            )
+        except OSError as error:
+            raise DetectorError(
+                f"{self._card.name}: no process of {settings.python} in {settings.folder}: {describe_error(error)}",
+                hint=f"name a Python that is there: {add_command(self._card)}",
+            ) from None
+        if not is_ready:
+            end = self._epitaph(self._child)
+            raise DetectorError(f"{self._card.name}: {settings.python} {end}{_last_of(words)}", hint=self._how_to_see())
+
+    def _ask(
+        self, wanted: Mapping[str, Any], blobs: Sequence[bytes | memoryview], count: int, limit_s: float
+    ) -> tuple[dict[str, Any], list[float]] | str:
+        """What the child says and its numbers, one per image; or, in words, how it ended."""
+        running = self._child
+        assert running is not None
+        assert running.stdin is not None
+        assert running.stdout is not None
+        text, answer = json.dumps({**wanted, "limit_s": limit_s}).encode(), None
+        length = program.WANTED_SIZE.size + len(text) + sum(map(len, blobs))
+        try:
+            with ChildDeadline(running, limit_s) as deadline:
+                for part in (program.REQUEST.pack(length), program.WANTED_SIZE.pack(len(text)), text, *blobs):
+                    running.stdin.write(part)
+                running.stdin.flush()
+                answer = _believed(running.stdout, count)
+        except (BrokenPipeError, struct.error):
+            pass
+        except ValueError:
+            self.close()
+        except BaseException:
+            self.close()  # interrupted in the middle: the next answer would be this one's rest
+            raise
+        if deadline.has_passed:
+            self.close()
+            return f"took longer than {limit_s:g} s"
+        return answer if answer is not None else self._epitaph(running)
+
+    def _how_to_see(self, last: Sequence[str] = ()) -> str:
+        where = f" (in {last[-2].strip()})" if len(last) > 2 and last[-2].strip().startswith("File") else ""
+        name = {"detectzoo": "detectzoo"}.get(self._card.family, self._card.architecture.name.partition(":")[0])
+        return f"try it there{where}: cd {self._settings.folder} && {self._settings.python} -c 'import {name}'"
+
+
+def require_startable(card: DetectorCard) -> None:
+    """Whether the card's interpreter runs here and has the package; loads neither it nor weights. Raises DetectorError with a hint."""
+    with ForeignProcess(card, None) as process, tempfile.TemporaryFile() as words:
+        process._start(words)
+        answer = process._ask({**_named(card), "probe": True}, (), 0, _READY_S)
+        if isinstance(answer, str):
+            raise DetectorError(f"{card.name}: its process {answer}{_last_of(words)}", hint=process._how_to_see())
+        if "error" in answer[0]:
+            raise DetectorError(f"{card.name}: {answer[0]['error']}", hint=answer[0].get("hint") or process._how_to_see())
+
+
+def read_identity(card: DetectorCard, folder: Path) -> dict[str, Any]:
+    """What the card's detector was when its card was written: the file that stands where others have weights. Raises DetectorError."""
+    path = folder / str(card.weights.config)
+    try:
+        identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DetectorError(f"{card.name}: {path}: {describe_error(error)}", hint=f"write the card anew: {add_command(card)}") from None
+    return identity
+
+
+def add_command(card: DetectorCard) -> str:
+    """The command that writes such a card."""
+    settings = _settings_of(card)
+    return f"touchstone detectors add {card.family}:{card.architecture.name} --python {settings.python} --folder {settings.folder}"
+
+
+def _named(card: DetectorCard) -> dict[str, Any]:
+    given = card.architecture.arguments
+    return {
+        "family": card.family,
+        "target": card.architecture.name,
+        "options": dict(given.get("options", {})),
+        "images": given.get("images", "arrays"),
+        "by_threshold": given.get("scores") == "above-threshold",
+        "offline": True,
+    }
+
+
+def _settings_of(card: DetectorCard) -> ForeignSettings:
+    if card.process is None:
+        raise DetectorError(
+            f"{card.name}: its card does not say which Python it runs in", hint=f"touchstone detectors add {card.family}:… --python …"
+        )
+    return card.process
+
+
+def _believed(answers: Any, count: int) -> tuple[dict[str, Any], list[float]] | None:
+    """An answer that can be one about so many images; None where the child ended first. Raises ValueError."""
+    said_bytes, number_bytes = program.ANSWER.unpack(answers.read(program.ANSWER.size))
+    if said_bytes > MOST_REPORT_BYTES or number_bytes not in (0, 8 * count):
+        raise ValueError("no answer to this")
+    text, numbers = answers.read(said_bytes), answers.read(number_bytes)
+    if len(text) < said_bytes or len(numbers) < number_bytes:
+        return None
+    said = json.loads(text)
+    if not isinstance(said, dict) or ("error" not in said and number_bytes != 8 * count):
+        raise ValueError("no answer to this")
+    return said, np.frombuffer(numbers, np.float64).tolist()
+
+
+def _log_odds(number: float, meaning: str) -> float | str:
+    if not math.isfinite(number):
+        return f"its score is {number}"
+    if meaning != "probability":
+        return number
+    if not 0 <= number <= 1:
+        return f"its score is {number:g}, and its card says that it is a probability"
+    bounded = min(max(number, _FEWEST), 1 - _FEWEST)
+    return math.log(bounded) - math.log1p(-bounded)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        if before.get(key) != now.get(key):
+            then, today = (json.dumps(one.get(key), sort_keys=True)[:160] for one in (before, now))
+            found.append(f"{key} was {then}, is {today}")
+    return found
+
+
+def _last_of(words: IO[bytes]) -> str:
+    """The last line that a process wrote to stderr."""
+    words.seek(0, os.SEEK_END)
+    words.seek(max(words.tell() - 4096, 0))
+    lines = words.read().decode(errors="replace").strip().splitlines()
+    return f": {lines[-1][:_MOST_SAID]}" if lines else ""
+
+
+@functools.cache
+def _offline_variables() -> dict[str, str]:
+    return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_GROUPS)}
+    return kept | (_offline_variables() if weights.is_offline() else {})

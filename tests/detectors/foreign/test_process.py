@@ -1,0 +1,244 @@
+"""Detectors of other packages: a crash, a hang, an exception or a wrong answer costs the images that it met, and nothing else."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_app import load_detector
+from ray_app.cli.main import main
+from ray_app.detectors import load_card
+from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
+from ray_app.detectors.foreign.process import ForeignProcess, read_identity, require_startable
+from ray_app.errors import DetectorError
+from ray_app.inference.spec import ResourceEstimate
+
+# What a stranger might write; the width of an image says what becomes of it.
+MODULE = """
+import os, signal, time
+
+def by_width(images):
+    scores = []
+    for image in images:
+        width = image.shape[1]
+        if width == 101: os.kill(os.getpid(), signal.SIGSEGV)
+        if width == 102: signal.pause()
+        if width == 103: raise ValueError("no such width\\nsecond line")
+        if width == 104: scores.append(0.0)
+        scores.append(float("nan") if width == 105 else width / 100)
+        print("noise on stdout")
+    return scores
+
+def brightness(pictures):
+    return [sum(picture.convert("L").resize((1, 1)).getdata()) / 255 for picture in pictures]
+
+def two(images):
+    return [2.0] * len(images)
+
+def reaching(images):
+    import socket
+    socket.create_connection(("example.org", 80))
+
+class Loaded:
+    def __init__(self): self.shift = 0.5
+    def __call__(self, images): return [float(image[0, 0, 0]) + self.shift for image in images]
+"""
+# As much of DetectZoo as our program asks of it.
+ZOO = """
+from pathlib import Path
+class Result:
+    def __init__(self, score): self.score = score
+class Detector:
+    threshold = 0.25
+    def __init__(self, device="cpu", shift=0.0, **rest):
+        self.shift, self._ckpt = shift, Path("weights.pth")
+    def predict(self, picture):
+        return Result(min(max(picture.convert("L").resize((1, 1)).getpixel((0, 0)) / 255 + self.shift, 0.0), 1.0))
+def list_detectors(modality): return ["aeroblade", "grey", "safe"]
+def load_detector(name, **options): return Detector(**options)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "config" / "config.yaml"))
+    (tmp_path / "strange.py").write_text(MODULE)
+    return tmp_path
+
+
+def added(folder, function, **given):
+    return add_foreign(ForeignAddition("callable", f"strange:{function}", folder=folder, licence="own", **given)).card
+
+
+def opened(card):
+    return ForeignProcess(card, read_identity(card, card.folder))
+
+
+def of_width(*widths):
+    return [np.full((20, width, 3), 7, np.uint8) for width in widths]
+
+
+def test_each_failure_costs_the_image_that_it_met(own_place):
+    card = added(own_place, "by_width", limit_s=1.0)
+    with opened(card) as process:
+        found = process.score(of_width(50, 101, 60, 102, 103, 104, 105, 70))
+        assert [one for one in found if not isinstance(one, str)] == pytest.approx([0.5, 0.6, 0.7])
+        assert found[1:2] + found[3:7] == [
+            "its process died of SIGSEGV",
+            "its process took longer than 1 s",
+            "ValueError: no such width",
+            "it gave 2 scores for 1 image",
+            "its score is nan",
+        ]
+        before = process.pid
+        assert process.score(of_width(80)) == [0.8]
+        assert process.pid == before is not None
+
+
+def test_probabilities_become_log_odds_that_end_somewhere(own_place):
+    card = added(own_place, "brightness", scores="probability", images="pil")
+    with opened(card) as process:
+        dark, grey, white = process.score([np.full((9, 9, 3), value, np.uint8) for value in (0, 51, 255)])
+    assert grey == pytest.approx(math.log(0.2 / 0.8), abs=1e-6)
+    assert (dark, white) == (pytest.approx(-36.74, abs=0.01), pytest.approx(36.74, abs=0.01))
+    with opened(added(own_place, "two", scores="probability", name="wrong")) as process:
+        assert process.score(of_width(9)) == ["its score is 2, and its card says that it is a probability"]
+
+
+def test_pixels_arrive_as_they_are_and_a_class_is_made_once(own_place):
+    detector = load_detector(own_place / "config" / "detectors" / f"{added(own_place, 'Loaded').name}.yaml")
+    picture = Image.fromarray(np.full((31, 17, 3), 201, np.uint8))
+    assert next(iter(detector.score(picture).scores.values())) == 201.5
+
+
+def test_a_changed_source_is_another_detector(own_place):
+    card = added(own_place, "two")
+    (own_place / "strange.py").write_text(MODULE + "\n# changed\n")
+    with opened(card) as process, pytest.raises(DetectorError, match="another detector by now: source was") as told:
+        process.open()
+    assert "touchstone detectors add callable:strange:two" in told.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"python": "/nowhere/python"}, "no process of /nowhere/python"),
+        ({"folder": "/nowhere"}, "No such file or directory"),
+        ({"python": "/bin/false"}, "ended with exit code 1"),
+    ],
+)
+def test_what_cannot_start_is_said_before_any_image(own_place, change, said):
+    card = added(own_place, "two")
+    card = card.model_copy(update={"process": card.process.model_copy(update=change)})
+    with pytest.raises(DetectorError, match=said) as told:
+        require_startable(card)
+    assert told.value.hint
+
+
+def test_a_package_that_is_gone_is_said_by_name(own_place):
+    card = added(own_place, "two")
+    (own_place / "strange.py").unlink()
+    with pytest.raises(DetectorError, match="has no module strange") as told:
+        require_startable(card)
+    assert "--folder" in told.value.hint
+
+
+def test_offline_no_host_is_spoken_to(own_place, monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_OFFLINE", "1")
+    with pytest.raises(DetectorError, match="no network: this machine is offline"):
+        added(own_place, "reaching")
+
+
+def test_another_interpreter_with_a_package_of_its_own(own_place):
+    """It sees neither our path nor our modules' folder; options, files and the package's name are part of what it is."""
+    (own_place / "weights.pth").write_bytes(b"seeded")
+    (own_place / "detectzoo.py").write_text(ZOO)
+    python = own_place / "zoo-python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={own_place} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = add_foreign(ForeignAddition("detectzoo", "grey", python=str(python), folder=own_place, options={"shift": 0.25}, licence="MIT"))
+    assert done.opened.identity["files"] == {"weights.pth": hashlib.sha256(b"seeded").hexdigest()}
+    with opened(done.card) as process:
+        assert process.score([np.full((8, 8, 3), 51, np.uint8)]) == [pytest.approx(math.log(0.45 / 0.55), abs=1e-6)]
+    raw = add_foreign(ForeignAddition("detectzoo", "aeroblade", python=str(python), folder=own_place))
+    assert (raw.card.terms, raw.card.architecture.arguments["scores"]) == ("none-stated", "above-threshold")
+    with opened(raw.card) as process:
+        assert process.score([np.full((8, 8, 3), 51, np.uint8)]) == [pytest.approx(0.2 - 0.25)]
+    with pytest.raises(DetectorError, match="has no image detector nothing"):
+        add_foreign(ForeignAddition("detectzoo", "nothing", python=str(python), folder=own_place))
+
+
+def test_a_child_dies_with_its_parent(own_place):
+    """SIGKILL leaves the parent no chance to say so; the child sees that nobody holds the other end."""
+    added(own_place, "two", name="left")
+    code = f"""
+import signal
+from pathlib import Path
+from ray_app.detectors import load_card
+from ray_app.detectors.foreign.process import ForeignProcess
+process = ForeignProcess(load_card({str(own_place / "config" / "detectors" / "left.yaml")!r}), None)
+process.open()
+print(process.pid, flush=True)
+signal.pause()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while is_alive(child):
+        assert time.monotonic() < deadline, "the child lives on"
+        os.sched_yield()
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_commands_find_the_card_by_its_name_and_say_what_failed(own_place, monkeypatch, capsys):
+    monkeypatch.chdir(own_place)
+    assert main(["detectors", "add", "callable:strange:by_width", "--licence", "own", "--as", "strange", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["score"] == 6.4
+    assert main(["detectors", "verify", "strange"]) == 0
+    assert "golden      ok" in capsys.readouterr().out
+    assert main(["detectors", "list", "--json"]) == 0
+    entry = next(one for one in json.loads(capsys.readouterr().out) if one["name"] == "strange")
+    assert (entry["weights"], entry["family"]) == ("here", "callable")
+    Image.new("RGB", (103, 80), (9, 9, 9)).save("bad.png")
+    Image.effect_noise((90, 80), 60).convert("RGB").save("good.png")
+    main(["check", "bad.png", "good.png", "--detector", "strange", "--json"])
+    rows = {Path(one["uri"]).name: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["bad.png"]["status"] == "detector_failed"
+    assert "strange: ValueError: no such width" in rows["bad.png"]["detail"]
+    assert rows["good.png"]["scores"]["strange"] == pytest.approx(0.9)
+
+
+def test_the_plan_counts_its_process(own_place):
+    from ray_app.ensembles import ensemble_of
+    from ray_app.images import BatchLimits
+    from ray_app.inference import make_spec
+
+    card = added(own_place, "two", name="strange")
+    spec = make_spec(ensemble_of(["strange"]), limits=BatchLimits())
+    unmeasured = card.model_copy(update={"process": card.process.model_copy(update={"peak_bytes": None})})
+    without = card.model_copy(update={"process": None})
+    cost, bare, more = (
+        ResourceEstimate.of(make_spec(ensemble_of(["strange"]), cards=[one], limits=BatchLimits())) for one in (card, without, unmeasured)
+    )
+    assert spec.cards["strange"].process.peak_bytes == card.process.peak_bytes
+    assert cost.process_bytes == bare.process_bytes + card.process.peak_bytes
+    assert more.process_bytes == bare.process_bytes + 3 * 2**30
+    assert sum(cost.pool_gmac) > sum(bare.pool_gmac) == 0
+    assert load_card("strange").process == card.process
