@@ -383,7 +383,7 @@ def _share_described(spec: ScoringSpec) -> float:
 
 
 def _process_bytes(spec: ScoringSpec) -> int:
-    held = _once({name: 4.0 * card.size.parameters for name, card in spec.cards.items() if card.size}, spec, lambda card: ())
+    held = counted_once({name: 4.0 * card.size.parameters for name, card in spec.cards.items() if card.size}, spec, lambda card: ())
     weights = [int(size) for size in held.values()]
     if spec.describer and spec.describer.parameters and not spec.describes_apart:
         weights.append(4 * spec.describer.parameters)
@@ -391,7 +391,7 @@ def _process_bytes(spec: ScoringSpec) -> int:
     return PROCESS_BYTES + sum(weights) + max(weights, default=0) + views
 
 
-def _once(sizes: Mapping[str, float], spec: ScoringSpec, also: Callable[[DetectorCard], tuple[Any, ...]]) -> dict[str, float]:
+def counted_once(sizes: Mapping[str, float], spec: ScoringSpec, also: Callable[[DetectorCard], tuple[Any, ...]]) -> dict[str, float]:
     """Sizes by detector, of those that share a backbone in one precision only the first with it: the others count what they have more than
     the smallest of them. `also`: what must be equal besides.
     """
@@ -424,7 +424,7 @@ def _prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:
 def _pool_gmac(spec: ScoringSpec, going_on: float, described: float) -> tuple[float, ...]:
     shares = dict.fromkeys(spec.late, going_on)
     sizes = {name: shares.get(name, 1.0) * card.size.gmac if card.size else 0.0 for name, card in spec.cards.items()}
-    sizes = _once(sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in shares))
+    sizes = counted_once(sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in shares))
     words = described * (spec.describer.gmac or 0.0) if spec.describer else 0.0
     *others, last = (spec.passes * sum(sizes[name] for name in pool) for pool in spec.pools)
     return (*others, last, words) if spec.describes_apart else (*others, last + words)

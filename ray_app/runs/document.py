@@ -99,8 +99,8 @@ class DetectorTime(Section):
 
 
 class PassSummary(Section):
-    """One pass over blocks: its detectors, its processes (`process_bytes`: of one, by the sizes on cards; `peak_worker_bytes`: measured), the
-    images it looked at, how long it took, and which backbones ran once for several.
+    """One pass over blocks: its detectors, its processes (`process_bytes`: of one, by the sizes on cards; `peak_worker_bytes`: measured),
+    the images it looked at, how long it took, and which backbones ran once for several.
     """
 
     detectors: Sequence[str] = ()

@@ -1,7 +1,7 @@
 """Detectors in several passes over the blocks: who goes with whom, and that the rows are those of one pass."""
 
-import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,59 +84,70 @@ def test_what_needs_all_detectors_at_once_is_not_cut_up():
     assert len(planned(spec, ScoreConfig(reuse="sha256"), node_bytes=4 * GB).groups()) == 1
 
 
-def write_large(folder, *names):
+def write_large(folder):
     """Paths of tiny detectors that say they are large, so that two of them share no process under `LIMIT`."""
     paths = []
-    for path in (*write_two(folder), str(config_root() / "detectors" / "touchstone-tiny.yaml")):
-        card = yaml.safe_load(open(path).read())
+    for path in map(Path, (*write_two(folder), config_root() / "detectors" / "touchstone-tiny.yaml")):
+        card = yaml.safe_load(path.read_text())
         card["size"]["parameters"] = 60_000_000
         card["weights"]["uri"] = str(config_root() / "detectors" / "touchstone-tiny.safetensors")
-        paths.append(str(folder / f"large-{card['name']}.yaml"))
-        open(paths[-1], "w").write(yaml.safe_dump(card))
-    return paths
+        paths.append(folder / f"large-{card['name']}.yaml")
+        paths[-1].write_text(yaml.safe_dump(card))
+    return list(map(str, paths))
 
 
 LIMIT = int(1.7 * GB)
 
 
-def settings_of(detectors, limit=None, **more):
-    return {"detectors": list(detectors), "cluster": {"workers": 1, "worker_bytes": limit}, **more}
+def settings_of(detectors, worker_bytes=None, **more):
+    return {"detectors": list(detectors), "cluster": {"workers": 1, "worker_bytes": worker_bytes}, **more}
 
 
 def without_place(rows):
     return {uri: comparable(row) for uri, row in rows.items()}
 
 
-def test_rows_of_three_passes_are_those_of_one(archive, tmp_path):
+@pytest.fixture(scope="module")
+def three(sample_archive, tmp_path_factory):
+    """Three detectors over a few files, all at once: (paths of cards, source with the same options, run, summary, rows)."""
+    folder = tmp_path_factory.mktemp("three")
+    detectors = write_large(folder)
+    more = {"perturb": ["jpeg:75"], "features": ["slow"], "exclude": ["travel/**", "desk/drafts/**"]}
+    done, rows = score_here(folder / "run", sample_archive, **settings_of(detectors, **more))
+    return detectors, more, folder / "run", done.summary, rows
+
+
+def test_rows_of_three_passes_are_those_of_one(sample_archive, three, tmp_path):
     """Scores, views, embeddings and verdicts; damaged files are as they were."""
-    three, more = write_large(tmp_path), {"perturb": ["jpeg:75"], "features": ["slow"], "limit": 12}
-    whole, rows = score_here(tmp_path / "one", archive, **settings_of(three, **more))
-    parted, same = score_here(tmp_path / "three", archive, **settings_of(three, LIMIT, **more))
-    assert [one["detectors"] for one in parted.summary["session"]["passes"]] == [["cheap"], ["slow"], ["touchstone-tiny"]]
-    assert "passes" not in whole.summary["session"]
+    detectors, more, whole, summary, rows = three
+    done, same = score_here(tmp_path / "run", sample_archive, **settings_of(detectors, LIMIT, **more))
+    assert [one["detectors"] for one in done.summary["session"]["passes"]] == [["cheap"], ["touchstone-tiny"], ["slow"]]
+    assert "passes" not in summary["session"]
     assert without_place(same) == without_place(rows)
     assert len({row["status"] for row in rows.values()}) > 2
-    assert parted.summary["fingerprint"] == whole.summary["fingerprint"]
-    times, alone = parted.summary["detectors"], whole.summary["detectors"]
+    assert done.summary["fingerprint"] == summary["fingerprint"]
+    times, alone = done.summary["detectors"], summary["detectors"]
     assert set(times) == set(alone) == {"cheap", "slow", "touchstone-tiny"}
     assert all(one["ms_per_image"] > 0 and one["images"] == alone[name]["images"] for name, one in times.items())
-    assert parted.summary["memory_per_worker_bytes"] > 2**27
-    kept = [RunDirectory.open(str(tmp_path / out)).beside("features/slow", 0, 0) for out in ("one", "three")]
+    assert done.summary["memory_per_worker_bytes"] > 2**27
+    kept = [RunDirectory.open(str(out)).beside("features/slow", 0, 0) for out in (whole, tmp_path / "run")]
     assert kept[0].equals(kept[1])
-    assert not (tmp_path / "three" / "passes").exists()
+    assert not (tmp_path / "run" / "passes").exists()
 
 
-def test_a_run_that_was_interrupted_between_passes_asks_nobody_twice(archive, tmp_path, monkeypatch):
+class EndedError(Exception):
+    pass
+
+
+def test_a_run_that_ended_between_passes_asks_nobody_twice(sample_archive, three, tmp_path, monkeypatch):
     """It ends before its third pass, and goes on on a machine where all fit into one."""
-    out, three, met, usual = tmp_path / "run", write_large(tmp_path), [], passes.passes_of
-
-    class Ended(Exception):
-        pass
+    detectors, more, _, _, rows = three
+    out, met, usual = tmp_path / "run", [], passes.passes_of
 
     def until_the_third(*given, **options):
         for one in usual(*given, **options):
             if one.number == 3:
-                raise Ended
+                raise EndedError
             yield one
 
     def noted(*given, **options):
@@ -145,18 +156,15 @@ def test_a_run_that_was_interrupted_between_passes_asks_nobody_twice(archive, tm
             yield one
 
     monkeypatch.setattr("ray_app.scoring.run.passes_of", until_the_third)
-    with pytest.raises(Ended):
-        score_here(out, archive, **settings_of(three, LIMIT, limit=12))
-    assert len(list((out / "passes" / "00000").iterdir())) == 4  # two detectors, two blocks
+    with pytest.raises(EndedError):
+        score_here(out, sample_archive, **settings_of(detectors, LIMIT, **more))
     assert not list(out.glob("parts/*/*"))
-    lost = next((out / "passes" / "00000").glob("00000001-1.arrow"))
-    lost.unlink()  # a block that nobody but the second has seen
+    next(out.glob("passes/00000/00000000-1.arrow")).unlink()  # a block that only the second has seen
     monkeypatch.setattr("ray_app.scoring.run.passes_of", noted)
-    _, rows = score_here(out, archive, **settings_of(three, limit=12))
-    assert met == [("cheap", "touchstone-tiny"), ("touchstone-tiny",)]
-    _, whole = score_here(tmp_path / "whole", archive, **settings_of(three, limit=12))
-    assert without_place(rows) == without_place(whole)
-    assert json.loads((out / "summary.json").read_text())["detectors"].keys() == {"cheap", "slow", "touchstone-tiny"}
+    done, same = score_here(out, sample_archive, **settings_of(detectors, **more))
+    assert met == [("cheap", "slow"), ("slow",)]
+    assert without_place(same) == without_place(rows)
+    assert done.summary["detectors"].keys() == {"cheap", "slow", "touchstone-tiny"}
 
 
 def found(status, sha256="a", score=1.0, **facts):
@@ -195,4 +203,6 @@ def test_masks_and_shared_backbones_come_through(sample_archive, eight, tmp_path
     assert len(groups) > 1
     assert without_place(same) == without_place(rows)
     tables = [list(RunDirectory.open(str(tmp_path / out)).masks(0)) for out in ("one", "many")]
-    assert [[row["png"] for row in table.to_pylist()] for table in tables[0]] == [[row["png"] for row in table.to_pylist()] for table in tables[1]]
+    assert [[row["png"] for row in table.to_pylist()] for table in tables[0]] == [
+        [row["png"] for row in table.to_pylist()] for table in tables[1]
+    ]
