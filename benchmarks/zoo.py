@@ -6,7 +6,7 @@ Weights are seeded, in the published formats: frozen backbones named by `--real`
 detectors of our own as they are. Scores mean nothing. `--also` takes what a run takes: names (`callable:…`, `detectzoo:…`), paths of cards.
 
 Checked: every listed file has one row, and every good row a score of each detector that takes its size; the scores of `--alone` detectors
-are those of runs with nobody else. Needs the memory of one pass; a network at real width is written by a process that then ends.
+are those of runs with nobody else. Needs the memory of one pass.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 1 where a check failed."""
     options = _options(arguments)
     work: Path = options.work
-    paths = [_written(name, work / "cards", options.real) for name in options.detectors if name != "none"]
+    paths = _written([name for name in options.detectors if name != "none"], work / "cards", options.real)
     sources = [*map(str, options.sources), sample(work / "demo", options.demo).source]
     limit = None if options.worker_gb is None else int(options.worker_gb * GB)
     config = ScoreConfig(
@@ -90,17 +91,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _written(name: str, folder: Path, real: Sequence[str]) -> str:
-    """The path of a card with weights in the published format, written by a process that ends with its memory."""
-    path = folder / f"{name.replace(':', '-')}.yaml"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        process = multiprocessing.get_context("spawn").Process(target=_write, args=(name, path, tuple(real)))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(f"{name}: its seeded weights could not be written")
-    return str(path)
+def _written(names: Sequence[str], folder: Path, real: Sequence[str]) -> list[str]:
+    """The paths of cards with weights in the published format; a process that ends with its memory writes those that are missing."""
+    paths = [folder / f"{name.replace(':', '-')}.yaml" for name in names]
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as writing:
+        missing = [(name, path) for name, path in zip(names, paths, strict=True) if not path.exists()]
+        for done in [writing.submit(_write, name, path, tuple(real)) for name, path in missing]:
+            done.result()
+    return [str(path) for path in paths]
 
 
 def _write(name: str, path: Path, real: Sequence[str]) -> None:
