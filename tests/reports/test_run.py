@@ -332,7 +332,7 @@ def test_passes_and_what_detectors_took_are_on_the_page_and_in_the_terminal():
     times = {"large-one": {"seconds": 96.5, "images": 120, "ms_per_image": 804.2}, "other": {"seconds": 1.2, "images": 120}}
     found = summary | {"session": summary["session"] | {"passes": passes, "detectors": times}, "detectors": times}
     said = "\n".join(summary_lines(found))
-    assert "pass 1: 120 files in 1 min, at most 3.2 GB in one worker: large-one" in said
+    assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in said
     assert "detectors: per image on one worker large-one 804 ms" in said
     page = PageReader(render_run_report(found)).text
     assert "since the detectors do not fit together" in page
