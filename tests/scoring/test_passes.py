@@ -1,12 +1,14 @@
 """Detectors in several passes over the blocks: who goes with whom, and that the rows are those of one pass."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from ray_app.archives import read_blocks
 from ray_app.config import config_root
 from ray_app.ensembles import ensemble_of
 from ray_app.errors import ConfigError, Status
@@ -16,7 +18,7 @@ from ray_app.runs import RunDirectory, partials
 from ray_app.scoring import passes
 from ray_app.scoring.config import ScoreConfig
 from tests.inference.two_detectors import write_two
-from tests.scoring.conftest import comparable, score_here
+from tests.scoring.conftest import comparable, kill_family, score_here, start, wait_until
 
 GB = 10**9
 SHARING = ("touchstone-photo", "touchstone-crop-permissive")  # one backbone
@@ -193,11 +195,40 @@ def test_facts_that_only_some_cards_ask_for_are_all_there():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_a_run_that_is_killed_in_its_second_pass_decodes_nothing_for_it_again(sample_archive, three, tmp_path):
+    """On a Ray of its own, SIGKILL; then the same command in this process."""
+    detectors, _, _, _, _ = three
+    out = tmp_path / "run"
+    words = f"detectors=[{','.join(detectors)}]", f"cluster.worker_bytes={LIMIT}", "cluster.workers=1", "block_members=4"
+    process = start(sample_archive, out, *words)
+    try:
+        wait_until(lambda: len(list(out.glob("passes/00000/*-1.arrow"))) and len(list(out.glob("passes/00000/*-4.arrow"))) > 1)
+    finally:
+        kill_family(process)
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob("passes/00000/*.arrow")}
+    blocks = len(read_blocks(RunDirectory.open(str(out)).store, 0))
+    assert blocks < len(done) < 2 * blocks, "the second pass had begun, and was not over"
+    resumed, rows = score_here(out, sample_archive, **settings_of(detectors, LIMIT, block_members=4))
+    _, whole = score_here(tmp_path / "whole", sample_archive, **settings_of(detectors, block_members=4))
+    assert without_place(rows) == without_place(whole)
+    second, third = resumed.summary["session"]["passes"]
+    assert [second["detectors"], third["detectors"]] == [["touchstone-tiny"], ["slow"]]
+    assert second["images"] < third["images"] == len(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_masks_and_shared_backbones_come_through(sample_archive, eight, tmp_path):
+    """Eight detectors that say they are of some size, two of which share a backbone."""
+    eight = shutil.copytree(eight.parent, tmp_path / "eight") / eight.name
+    for path in eight.parent.glob("*.yaml"):
+        if path != eight:
+            size = {"parameters": 30_000_000, "tensors": 1, "gmac": 1.0}
+            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"size": size}))
     whole, rows = score_here(tmp_path / "one", sample_archive, ensemble=str(eight), perturb=["jpeg:75"])
     cards = {name: 0 for name in whole.summary["detectors"]}
     parted, same = score_here(tmp_path / "many", sample_archive, ensemble=str(eight), perturb=["jpeg:75"],
-                              cluster={"worker_bytes": int(5.9 * GB)})  # fmt: skip
+                              cluster={"worker_bytes": LIMIT})  # fmt: skip
     groups = [one["detectors"] for one in parted.summary["session"]["passes"]]
     assert sorted(name for group in groups for name in group) == sorted(cards)
     assert len(groups) > 1
