@@ -53,7 +53,7 @@ test-forms: $(STAMP)
 
 # Runs with eight detectors, two looks, calibrated cards, guarantees, names and words.
 test-ensembles: $(STAMP)
-	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_zoo_run.py tests/scoring/test_cascade.py tests/scoring/test_split.py tests/scoring/test_calibrated_card.py tests/scoring/test_guarantee_run.py tests/scoring/test_profile_run.py
+	$(BIN)/python -m pytest --durations 10 -m 'slow and not ci' tests/scoring/test_zoo_run.py tests/scoring/test_passes.py tests/scoring/test_cascade.py tests/scoring/test_split.py tests/scoring/test_calibrated_card.py tests/scoring/test_guarantee_run.py tests/scoring/test_profile_run.py
 
 # What hostile and huge files leave in memory: 10,000 files whose headers lie, images of 100 megapixels, ragged batches, every layout of every format against libvips.
 test-memory: $(STAMP)

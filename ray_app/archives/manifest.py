@@ -133,6 +133,10 @@ class BlockList(Sequence[BlockRef]):
         numbers = np.fromiter(done, np.int32, len(done))
         return BlockList(self._table.filter(pa.array(~np.isin(self._table["block"].to_numpy(), numbers))))
 
+    def where(self, wanted: Sequence[bool]) -> "BlockList":
+        """Those at whose places it says so."""
+        return BlockList(self._table.filter(pa.array(wanted, pa.bool_())))
+
     def __len__(self) -> int:
         return len(self._table)
 

@@ -19,6 +19,12 @@ class ClusterConfig(Frozen):
         default=None, ge=0, description="GPUs to plan for, also those an autoscaler has yet to start; null = what is there now"
     )
     workers: int | None = Field(default=None, ge=1, description="scoring processes; null = one per core, or one per GPU")
+    worker_bytes: int | None = Field(
+        default=None,
+        ge=2**28,
+        description="memory that one scoring process may take; detectors that need more, by the sizes on their cards, go over the files in "
+        "several passes; null = as many passes as take the least time in the memory of the smallest node",
+    )
     labels: Mapping[str, str] = Field(
         default={}, description="Ray node labels that the workers' nodes must have; {workload: '!serving'} leaves an endpoint's nodes alone"
     )

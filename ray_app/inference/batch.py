@@ -28,6 +28,9 @@ Size = tuple[int, int]
 File = bytes | Image.Image  # an image as somebody gave it
 STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
 RUNS, REQUESTED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
+# Counts, each followed by a detector's name: images that it looked at, in every view; microseconds that it took for them; and that it would
+# have taken alone: with the run of a shared backbone that another one before it paid for.
+SEEN, SPENT_US, ALONE_US = "images seen by ", "microseconds of ", "microseconds alone of "
 LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"  # counts: members that were decoded again, and the milliseconds that took
 DESCRIBED = "described"  # a count: members that words were found for
 OWN_FAILURE = "Touchstone's own code failed: "  # how the detail of a member begins that met a bug of ours

@@ -92,6 +92,13 @@ class DetectorOutputs:
                 columns[ranked] = self.columns[ranked]
         return DetectorOutputs(columns)
 
+    def in_order(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
+        """The columns as detectors of these names give them who are asked together: view after view, and in each by name."""
+        places = {name: place for place, name in enumerate(names)}
+        shown = {view: place for place, view in enumerate([CLEAN, *views])}
+        ordered = sorted(self.columns.items(), key=lambda item: (shown[item[0].view], places[item[0].detector]))
+        return DetectorOutputs(dict(ordered))
+
     def rows(self, rows: slice) -> "DetectorOutputs":
         """What was found of some of the images."""
         return DetectorOutputs({key: column[rows] for key, column in self.columns.items()})

@@ -15,7 +15,7 @@ import torch
 from ray_app.attribution.captioners import Caption
 from ray_app.detectors import Preprocessing, compilation, load_detector, shared_backbone
 from ray_app.detectors.detector import BatchPrediction, Detector
-from ray_app.inference import device_batches
+from ray_app.inference import detector_times, device_batches
 from ray_app.inference.batch import DESCRIBED, REQUESTED, RUNS, Batch, DecodeResult, PerturbedBatch, Pixels, Size, StageClock, joined
 from ray_app.inference.decision import rows_to_describe
 from ray_app.inference.outputs import CAPTIONS, CLEAN, EMBEDDINGS, LISTS, MASKS, SCORES, DetectorOutputs, OutputKey, blank
@@ -94,16 +94,21 @@ class LoadedDetectors:
     """
 
     def __init__(self, spec: ScoringSpec, pool: Sequence[str] | None = None) -> None:
-        self.by_name = {
-            name: load_detector(card, device=spec.device, precision=spec.precision[name], resize=spec.resize, slots=spec.slots)
-            for name, card in spec.cards.items()
-            if pool is None or name in pool
-        }
+        self.by_name = dict[str, Detector]()
+        for name, card in spec.cards.items():
+            if pool is None or name in pool:
+                precision = spec.precision[name]
+                self.by_name[name] = load_detector(card, device=spec.device, precision=precision, resize=spec.resize, slots=spec.slots)
+                if card.backbone is not None:  # at once: of a backbone that many share, memory has to hold two at most
+                    shared_backbone.hold_equal_weights_once(
+                        one.network for one in self.by_name.values() if one.card.backbone == card.backbone
+                    )
         for name in spec.embedded:
             if name in self.by_name:
                 self.by_name[name].keep_embeddings()
         self.backbones = shared_backbone.share_backbones(self.by_name.values())
         self.steps = dict[tuple[int, Preprocessing], int]()
+        self.times = detector_times.DetectorTimes(spec.device)
         self.upload = device_batches.DeviceUpload(spec.device) if torch.device(spec.device).type == "cuda" else None
 
 
@@ -134,8 +139,10 @@ class EnsembleScorer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Per shared backbone, how often detectors asked for features and how often it ran for them, since the start."""
-        counts: Counter[str] = Counter()
+        """Per shared backbone, how often detectors asked for features and how often it ran for them, and what `DetectorTimes` counts, since
+        the start.
+        """
+        counts = Counter(self._loaded.times.counts)
         for backbone in self._loaded.backbones:
             counts.update({REQUESTED + backbone.name: backbone.asked, RUNS + backbone.name: backbone.runs})
         return counts
@@ -182,7 +189,9 @@ class EnsembleScorer:
             with self._clock("score"):
                 self._read(views, block)
         with self._clock("score"):
-            return block.gathered()
+            outputs = block.gathered()
+            self._loaded.times.settle()
+            return outputs
 
     def _step_of(self, detector: Detector) -> int:
         """How many images one of the detectors sees at once."""
@@ -204,9 +213,11 @@ class EnsembleScorer:
             for group in groups(users, views, place) if users else ():
                 tensor = torch.from_numpy(group.pixels)
                 normalised = users[0].normalise(tensor if self._loaded.upload is None else self._loaded.upload(tensor))
+                seen = sum(views[group.view].sizes[slot] is not None for slot in group.slots)
                 for detector in users:
                     if group.size is None or self._spec.is_scored(detector.card.name, *group.size):
-                        block.put(group, detector, detector.read(normalised), views[group.view].sizes)
+                        reading = self._loaded.times.read(detector, normalised, seen)
+                        block.put(group, detector, reading, views[group.view].sizes)
         for usable, view in zip(block.usable, views, strict=True):
             usable += map(bool, view.sizes)
 

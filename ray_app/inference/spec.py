@@ -5,7 +5,7 @@
 What scoring costs, by the sizes on the cards (`ResourceEstimate`): memory of processes, bytes between them, multiply-adds.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -385,12 +385,30 @@ def _share_described(spec: ScoringSpec) -> float:
 
 
 def _process_bytes(spec: ScoringSpec) -> int:
-    weights = [4 * card.size.parameters for card in spec.cards.values() if card.size is not None]
+    held = counted_once({name: 4.0 * card.size.parameters for name, card in spec.cards.items() if card.size}, spec, lambda card: ())
+    weights = [int(size) for size in held.values()]
     children = sum(card.process.memory_bytes for card in spec.cards.values() if card.process is not None)
     if spec.describer and spec.describer.parameters and not spec.describes_apart:
         weights.append(4 * spec.describer.parameters)
     views = spec.slots * len(spec.views) * _prepared_bytes(spec.scored_preprocessings)
     return PROCESS_BYTES + sum(weights) + max(weights, default=0) + views + children
+
+
+def counted_once(sizes: Mapping[str, float], spec: ScoringSpec, also: Callable[[DetectorCard], tuple[Any, ...]]) -> dict[str, float]:
+    """Sizes by detector, of those that share a backbone in one precision only the first with it: the others count what they have more than
+    the smallest of them. `also`: what must be equal besides.
+    """
+    counted, smallest = dict(sizes), dict[tuple[Any, ...], float]()
+    keys = {name: (card.backbone.name, spec.precision[name], *also(card)) for name, card in spec.cards.items() if card.backbone}
+    for name in sizes.keys() & keys.keys():
+        smallest[keys[name]] = min(sizes[name], smallest.get(keys[name], sizes[name]))
+    met = set[tuple[Any, ...]]()
+    for name in sizes:
+        if (key := keys.get(name)) in met:
+            counted[name] -= smallest[keys[name]]
+        elif key is not None:
+            met.add(key)
+    return counted
 
 
 def _tensor_bytes(spec: ScoringSpec) -> int:
@@ -409,6 +427,7 @@ def _prepared_bytes(preprocessings: Iterable[Preprocessing]) -> int:
 def _pool_gmac(spec: ScoringSpec, going_on: float, described: float) -> tuple[float, ...]:
     shares = dict.fromkeys(spec.late, going_on)
     sizes = {name: shares.get(name, 1.0) * card.gmac for name, card in spec.cards.items()}
+    sizes = counted_once(sizes, spec, lambda card: (card.preprocessing, card.own_pool, card.name in shares))
     words = described * (spec.describer.gmac or 0.0) if spec.describer else 0.0
     *others, last = (spec.passes * sum(sizes[name] for name in pool) for pool in spec.pools)
     return (*others, last, words) if spec.describes_apart else (*others, last + words)

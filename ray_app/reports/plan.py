@@ -35,12 +35,15 @@ def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
         *_labelled("backbones", (_shared(backbone) for backbone in plan.backbones)),
         ("work", _work(plan)),
         *_labelled("cluster", _cluster(plan.cluster)),
+        *_labelled("passes", _passing(plan)),
         ("layout", f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files"),
         *_labelled("memory", _memory(plan)),
         *_labelled("pools", (", ".join(pool) for pool in plan.pools if len(plan.pools) > 1)),
         *_labelled("probe", _probe(plan)),
         *_labelled("stages", _stages(plan)),
         *_labelled("bottleneck", _bottleneck(plan)),
+        *_labelled("detectors", _detectors(plan)),
+        *_labelled("million", _million(plan)),
         *_labelled("forecast", _forecast(plan)),
         *_labelled("requests", request_lines(plan)),
         *_labelled("cost", cost_lines(plan)),
@@ -245,6 +248,8 @@ def _probe(plan: Plan) -> Iterator[str]:
 def _stages(plan: Plan) -> Iterator[str]:
     if not plan.stages:
         return
+    if plan.slowest_pass is not None:
+        yield f"of pass {plan.slowest_pass}, the slowest:"
     several = len(plan.pools) > 1
     rows = [["stage", "s per image", "at most", "with", ""]]
     for stage in plan.stages:
@@ -261,6 +266,43 @@ def _stages(plan: Plan) -> Iterator[str]:
         yield "each process does all of it in turn; “at most” is what it would reach if it did nothing else"
     else:
         yield "fetch, decode and prepare share their cores; “at most” is what each would reach alone"
+
+
+def _passing(plan: Plan) -> Iterator[str]:
+    passes = plan.passes or ()
+    if passes:
+        yield f"{len(passes)}, one after another, since the detectors do not fit together; each fetches and decodes every image once"
+    for number, one in enumerate(passes, 1):
+        rate = "" if one.images_per_s is None else f"; {wording.measured(one.images_per_s)} images/s"
+        yield f"{number}: {', '.join(one.detectors)}"
+        yield f"   {one.layout}, about {wording.size(one.process_bytes)} for a process{rate}"
+        once = [_shared(backbone) for backbone in one.backbones if any(len(users) > 1 for users in backbone.runs_once_for)]
+        yield from (f"   {words}" for words in once)
+
+
+def _detectors(plan: Plan) -> Iterator[str]:
+    costs = plan.costs or {}
+    if len(costs) < 2:
+        return
+    rows = [["detector", "ms per image", "beside others", "of the time", "per million", ""]]
+    for name, cost in costs.items():
+        known = (wording.NONE if one is None else wording.measured(one) for one in (cost.ms_per_image, cost.spent_ms))
+        share = wording.NONE if cost.share is None else wording.percent(cost.share)
+        money = wording.NONE if cost.cost_per_million is None else wording.money(cost.cost_per_million)
+        rows.append([name, *known, share, money, cost.basis])
+    yield from table(rows[0], rows[1:], right={1, 2, 3, 4})
+    if plan.backbones:
+        yield "“ms per image”: alone, on one core or GPU; beside others the first that shares a backbone pays for it"
+
+
+def _million(plan: Plan) -> Iterator[str]:
+    million = plan.million
+    if million is None or million.hours is None:
+        return
+    cost = "" if million.cost is None else f", {wording.money(million.cost)} for the machines"
+    again = f", which each of {million.passes} passes repeats" if million.passes > 1 else ""
+    read = "" if million.share_read is None else f"; {wording.percent(million.share_read)} of the time is reading and decoding{again}"
+    yield f"a million images take {wording.duration(3600 * million.hours)}{cost}{read}"
 
 
 def _processes(plan: Plan, stage: PlannedStage) -> str:

@@ -209,9 +209,53 @@ class PlannedTime(Section):
     assumed_gmac_per_s: float | None = None
 
 
-class PlannedPrediction(Section):
-    """The result of a probe; all of it null where none was made."""
+class PlannedPass(Section):
+    """One of several passes over the files: its detectors, processes (`process_bytes`: of one), and what runs once in it for several.
+    `images_per_s`: None without a probe.
+    """
 
+    detectors: Sequence[str] = ()
+    kind: str = ""
+    layout: str = ""
+    workers: int = 0
+    process_bytes: int = 0
+    gmac_per_image: float = 0.0
+    backbones: Sequence[PlannedBackbone] = ()
+    images_per_s: float | None = None
+
+
+class PlannedDetector(Section):
+    """What one detector costs. `ms_per_image`: alone, on one core or GPU; `spent_ms`: beside the others, where the first that has a shared
+    backbone pays for it; `share`: of all the time that is spent on an image; `cost_per_million`: that share of what a million images cost.
+    """
+
+    ms_per_image: float | None = None
+    spent_ms: float | None = None
+    share: float | None = None
+    cost_per_million: float | None = None
+    basis: str = ""
+
+
+class PlannedMillion(Section):
+    """What a million images take and cost (machines alone), in all passes; `share_read`: of the time, what goes into fetching, decoding and
+    preparing, which every pass repeats. None where nobody knows.
+    """
+
+    hours: float | None = None
+    cost: float | None = None
+    share_read: float | None = None
+    passes: int = 1
+
+
+class PlannedPrediction(Section):
+    """The result of a probe; all of it null where none was made. Of several passes, stages and bottleneck are those of the slowest, whose
+    number is `slowest_pass`.
+    """
+
+    passes: OptionalKey[Sequence[PlannedPass]] = None
+    slowest_pass: OptionalKey[int] = None
+    costs: OptionalKey[Mapping[str, PlannedDetector]] = None
+    million: OptionalKey[PlannedMillion] = None
     probe: ProbeResult | None = None
     cascade: OptionalKey[PlannedCascade] = None
     stages: Sequence[PlannedStage] = ()

@@ -20,6 +20,7 @@ _NARROWEST_FILE = 16
 _LONGEST_EXAMPLE = 72
 _LONGEST_GENERATOR = 32
 _LONGEST_REASON = 72
+_LONGEST_PASS, _MOST_DETECTORS = 160, 8
 _MOST_REASONS = 5
 
 
@@ -234,6 +235,18 @@ def _speed_lines(run: "RunSummary") -> list[str]:
         if sharing.asked > sharing.runs:
             requests = wording.counted(sharing.asked, "request")
             lines.append(f"shared: {wording.visible(name)} ran {wording.counted(sharing.runs, 'time')} for {requests} of detectors")
+    for number, one in enumerate(session.passes or (), 1):
+        most = f", at most {wording.size(one.peak_worker_bytes)} in one worker" if one.peak_worker_bytes else ""
+        names = wording.visible(wording.shortened(", ".join(one.detectors), _LONGEST_PASS))
+        lines.append(f"pass {number}: {wording.counted(one.images, 'file')} in {wording.duration(one.wall_s)}{most}: {names}")
+    costly = sorted((session.detectors or {}).items(), key=lambda item: -item[1].seconds)
+    if len(costly) > 1:
+        spent = (
+            f"{wording.visible(name)} {wording.measured(one.ms_per_image)} ms" for name, one in costly[:_MOST_DETECTORS] if one.ms_per_image
+        )
+        others = len(costly) - _MOST_DETECTORS
+        rest = f", {others} others less" if others > 0 else ""
+        lines.append(f"detectors: per image on one worker {', '.join(spent)}{rest}")
     if session.throttled or session.retried:
         repeated = wording.counted(session.retried, "read")
         lines.append(f"storage: it asked {wording.counted(session.throttled, 'time')} to slow down; {repeated} repeated")

@@ -88,6 +88,32 @@ class Sharing(Section):
     asked: int = 0
 
 
+class DetectorTime(Section):
+    """What a detector took: `seconds` of all workers for `images`, counted in every view. `ms_per_image`: what one takes it alone, with the
+    run of a shared backbone that another detector paid for.
+    """
+
+    seconds: float = 0.0
+    images: int = 0
+    ms_per_image: float | None = None
+
+
+class PassSummary(Section):
+    """One pass over blocks: its detectors, its processes (`process_bytes`: of one, by the sizes on cards; `peak_worker_bytes`: measured),
+    the images it looked at, how long it took, and which backbones ran once for several.
+    """
+
+    detectors: Sequence[str] = ()
+    kind: str = ""
+    workers: int = 0
+    process_bytes: int = 0
+    peak_worker_bytes: int = 0
+    images: int = 0
+    wall_s: float = 0.0
+    images_per_s: float | None = None
+    backbones: Mapping[str, Sharing] = {}
+
+
 class CostSummary(Section):
     """A bill in the currency of its prices: machines, requests to the store by kind, bytes out of it. `compute`: None where the hours are
     not known; `compute_share`: of the total, None where nothing costs anything.
@@ -159,7 +185,10 @@ class TableSummary(Section):
 
 
 class SessionSummary(Section):
-    """What the last command did; `seconds` per stage are summed over the workers. `described`: members that words were found for."""
+    """What the last command did; `seconds` per stage are summed over the workers. `described`: members that words were found for.
+
+    `passes`: where the detectors did not go over the files together; `images_per_s` is then that of all passes, one after another.
+    """
 
     number: int = 0
     rows: int = 0
@@ -175,6 +204,8 @@ class SessionSummary(Section):
     reused: int = 0
     retries: Sequence[RetrySummary] = ()
     backbones: Mapping[str, Sharing] = {}
+    detectors: OptionalKey[Mapping[str, DetectorTime]] = None
+    passes: OptionalKey[Sequence[PassSummary]] = None
     peak_worker_bytes: int = 0
     memory: Memory | None = None
     workers: int | None = None
@@ -352,12 +383,17 @@ class RunCounts(Section):
 
 
 class RunSummary(RunCounts, RunHead):
-    """A run in figures: its head, what was counted, and what is known of it besides, in this order."""
+    """A run in figures: its head, what was counted, and what is known of it besides, in this order.
+
+    `detectors` and `memory_per_worker_bytes` (the most of any process, measured) are of all commands that worked on the run.
+    """
 
     stability: OptionalKey[StabilitySummary] = None
     guarantee: OptionalKey[GuaranteeSummary] = None
     ensemble: EnsembleSummary = EnsembleSummary()
     session: SessionSummary = SessionSummary()
+    detectors: OptionalKey[Mapping[str, DetectorTime]] = None
+    memory_per_worker_bytes: OptionalKey[int] = None
     bottleneck: Bottleneck | None = None
     fingerprint: str = ""
     identity: Mapping[str, Any] = {}

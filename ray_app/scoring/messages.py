@@ -74,12 +74,16 @@ class OpenPiece:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """The pipeline → the driver: a block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`."""
+    """The pipeline → the driver: a block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`.
+
+    `is_partial`: instead of a part, what this pass found is kept, since detectors of another have yet to speak.
+    """
 
     ref: BlockRef
     bad: int
     work: BlockWork
     failures: Sequence[Mapping[str, Any]] = ()
+    is_partial: bool = False
 
 
 @dataclass(frozen=True)

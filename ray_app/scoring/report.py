@@ -48,6 +48,7 @@ from ray_app.runs import (
 )
 from ray_app.scoring import pictures
 from ray_app.scoring.identity import stability_facts
+from ray_app.scoring.pass_record import together
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Fetcher, LinkedFolders, Store
 
@@ -82,6 +83,7 @@ def write_summary(
         linked_folders=document.LinkedFoldersSummary(**asdict(linked_folders(run))),
         **counted(run, spec, guarantee, rows),
         **_of_session(session),
+        **_of_all_sessions(run, session),
     )
     return _write(run, content)
 
@@ -100,6 +102,19 @@ def _of_session(session: ScoringSession) -> dict[str, Any]:
         "session": facts,
         "bottleneck": bottleneck(facts.seconds),
     }
+
+
+def _of_all_sessions(run: RunDirectory, session: ScoringSession) -> dict[str, Any]:
+    """What detectors took, and the most memory of a worker: as the summary before has it, with the sessions since."""
+    before = (
+        document.RunSummary.model_validate(run.read_json("summary.json")) if run.store.exists("summary.json") else document.RunSummary()
+    )
+    since = range(before.session.number + 1, session.number)
+    known = [f"sessions/{number:05d}.json" for number in since if run.store.exists(f"sessions/{number:05d}.json")]
+    facts = [*(document.SessionSummary.model_validate(run.read_json(path)) for path in known), session.facts()]
+    peak = max([before.memory_per_worker_bytes or 0, *(one.peak_worker_bytes for one in facts)])
+    times = together([before.detectors or {}, *(one.detectors or {} for one in facts)])
+    return {"detectors": times or None, "memory_per_worker_bytes": peak or None}
 
 
 def _write(run: RunDirectory, found: document.RunSummary) -> dict[str, Any]:

@@ -50,12 +50,15 @@ from ray_app.runs import (
     small_files,
     verdict_table,
 )
+from ray_app.runs.partials import clear_partials
 from ray_app.scoring import identity, references, workers
 from ray_app.scoring.backlog import Listing, archive_of, end_listing, is_complete, portions_of, work_of
 from ray_app.scoring.block_stream import ArrivingBlocks
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
+from ray_app.scoring.pass_record import PassRecord
+from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
 from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
 from ray_app.scoring.run_metrics import RunMeter, name_of
 from ray_app.scoring.session import ScoringSession, require_prices
@@ -100,12 +103,14 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
             with cluster(config.cluster, variables=lambda folder: WITHOUT_STATISTICS):
                 cpus, gpus, memory_bytes = resources(config.cluster)
                 spec = resolved.spec(gpus)
-                layout = layout_for(resolved.config, spec, cpus, gpus, memory_bytes)
+                nodes, node_bytes = working_nodes(resolved.config.cluster.labels)
+                plan = plan_passes(resolved.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
+                layout = layout_of_passes(resolved.config, plan, cpus, gpus, memory_bytes)
                 directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
                 references.keep_references(directory, resolved.references())
                 with resumable(ClusterError):
                     was_complete = not config.rescore and is_complete(directory)  # before this session is begun
-                    return ScoringRun(resolved, directory, lease, spec, start).finished(layout, was_complete=was_complete)
+                    return ScoringRun(resolved, directory, lease, spec, start).finished(layout, plan, was_complete=was_complete)
 
 
 def check_scoring(config: ScoreConfig) -> None:
@@ -166,10 +171,12 @@ class ScoringRun:
         facts = lease.facts() | ({"kept": noted} if noted else {})
         self.session = ScoringSession(directory, self.config.model_dump(mode="json"), start, noted=facts)
 
-    def finished(self, layout: ScoringLayout, *, was_complete: bool) -> ScoringResult:
-        """All steps, on the cluster that this process has joined; `layout`: the processes that the user sees."""
-        self.layout = layout
-        self.session.planned(layout, memory_of(self.config, self.spec, layout, *working_nodes(self.config.cluster.labels)))
+    def finished(self, layout: ScoringLayout, passes: PassPlan, *, was_complete: bool) -> ScoringResult:
+        """All steps, on the cluster that this process has joined; `layout`: the processes that the user sees, of the pass that takes most
+        of them.
+        """
+        self.layout, self.passes = layout, passes
+        self.session.planned(layout, memory_of(self.config, passes, layout, *working_nodes(self.config.cluster.labels)))
         plan = layout.block_plan(self.spec.slots)
         finish_begun(self.directory, self.session, self.score)
         if self.config.rescore:
@@ -212,36 +219,53 @@ class ScoringRun:
         return work
 
     def score(self, directory: RunDirectory, work: Listing) -> None:
-        """Score the pending blocks of `work` into `directory`: the run's own, or that of a retry within it.
+        """Score the pending blocks of `work` into `directory`: the run's own, or that of a retry within it. In as many passes as it takes,
+        the first one beside a listing that goes on.
 
         Raises KeyboardInterrupt on a request to stop while blocks are left; ClusterError, StorageError and whatever else a worker met.
         """
+
+        found = [work]
+        for one in passes_of(self.passes, directory, lambda: found[-1].pending, listing=work.portions is not None):
+            portions = work.portions if one.number == 1 else None
+            self._score_pass(directory, replace(found[-1], pending=one.pending, portions=portions), one)
+            if not one.is_last:
+                self.session.log("started")  # what this pass took is known, however the next one ends
+                found.append(work_of(directory))
+
+    def _score_pass(self, directory: RunDirectory, work: Listing, one: Pass) -> None:
+        """One group of detectors over the pending blocks of `work`. Raises as `score`."""
         from ray_app.scoring.engine import score_blocks
 
         cluster_config, done = self.config.cluster, work.members - work.pending.members
-        exported = named_cluster(cluster_config.address) is not None
-        meter = RunMeter(name_of(self.directory.store.url), len(work.pending), self.layout, exported=exported)
+        exported, layout = named_cluster(cluster_config.address) is not None, self._layout_of(one)
+        meter = RunMeter(name_of(self.directory.store.url), len(work.pending), layout, exported=exported)
         progress = Progress(work.members, done=done, note=meter.bound)
         listed = f"{counted(work.members, 'file')} in {counted(work.block_count, 'block')}"
-        progress.say(f"{listed}, {done:,} done before; {self.layout.described}")
+        turn = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: " if one.of > 1 else ""
+        progress.say(f"{turn}{listed}, {done:,} done before; {layout.described}")
         stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
-        patience_s = cluster_config.stall_timeout_s or max(stall_s, self.layout.slowest_block_s(ResourceEstimate.of(self.spec).worst_gmac))
-        seconds = itertools.count()
+        estimate, seconds = ResourceEstimate.of(one.spec), itertools.count()
+        patience_s = cluster_config.stall_timeout_s or max(stall_s, layout.slowest_block_s(estimate.worst_gmac))
+        self.session.passing(PassRecord(tuple(one.spec.cards), layout.kind, layout.workers, estimate.process_bytes))
         try:
             with (
-                self._job(directory) as job,
+                self._job(directory, one) as job,
                 ArrivingBlocks(directory.store, work.pending, work.portions, work.tasks, progress, meter) as blocks,
                 stopper.listening(),
                 Watch(patience_s, stopper, lambda: self._tick(progress, meter, stopper, next(seconds))) as watch,
             ):
-                for report in score_blocks(blocks, job, lambda: meter.laid_out(self._layout_now()), stopper=stopper, watch=watch):
+                now = lambda: meter.laid_out(self._layout_now(one.spec, layout))  # noqa: E731
+                for report in score_blocks(blocks, job, now, stopper=stopper, watch=watch):
                     self.session.committed(report)
                     meter.committed(report)
                     progress.advance(report.ref.members, report.bad)
                 blocks.finish()
                 if work.portions is not None:
                     end_listing(directory)
+                if not one.is_last and stopper.reason is not None:
+                    raise KeyboardInterrupt(stopper.reason)
         except BaseException:
             with contextlib.suppress(StorageError):  # what ends the run may be the very place that this is written to
                 self.session.log("interrupted")
@@ -254,6 +278,7 @@ class ScoringRun:
         """Merge the parts of every listing into the files that people read."""
         settled_state.finish_merge(self.directory)
         self.directory.publish_all(each=on_ray)
+        clear_partials(self.directory)
 
     def verify(self) -> document.GuaranteeSummary | None:
         """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary.
@@ -296,7 +321,7 @@ class ScoringRun:
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
 
     @contextlib.contextmanager
-    def _job(self, directory: RunDirectory) -> Iterator[workers.ScoringJob]:
+    def _job(self, directory: RunDirectory, one: Pass) -> Iterator[workers.ScoringJob]:
         """What workers are given, and a folder of their own on the disk of each node."""
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
@@ -307,16 +332,21 @@ class ScoringRun:
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield workers.ScoringJob(directory, self.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes,
-                compiled=config.compiled)  # fmt: skip
+            yield workers.ScoringJob(directory, one.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes,
+                compiled=config.compiled, whole=None if one.is_whole else self.spec, earlier=one.earlier)  # fmt: skip
         finally:
             shutil.rmtree(markers, ignore_errors=True)
 
-    def _layout_now(self) -> ScoringLayout:
+    def _layout_of(self, one: Pass) -> ScoringLayout:
+        """The processes of a pass; blocks are cut for all of them."""
+        if one.spec is self.spec:
+            return self.layout
+        return replace(layout_for(self.config, one.spec, *resources(self.config.cluster)), block_members=self.layout.block_members)
+
+    def _layout_now(self, spec: ScoringSpec, planned: ScoringLayout) -> ScoringLayout:
         """The layout for the nodes of now, if it is of the same kind; else the run waits for nodes like those it began with."""
-        planned = self.layout
         try:
-            now = layout_for(self.config, self.spec, *resources(self.config.cluster))
+            now = layout_for(self.config, spec, *resources(self.config.cluster))
         except ClusterError:
             return planned
         same = (now.kind, len(now.scorers), now.scorer_gpus) == (planned.kind, len(planned.scorers), planned.scorer_gpus)
@@ -402,11 +432,18 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
     return replace(layout, labels=config.cluster.labels)
 
 
-def memory_of(config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> NodeMemory:
+def layout_of_passes(config: ScoreConfig, passes: PassPlan, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:
+    """The layout of the pass with most processes, and blocks that suit all of them. Raises ClusterError when nothing fits."""
+    layouts = [layout_for(config, spec, cpus, gpus, memory_bytes) for spec in passes.specs()]
+    return replace(max(layouts, key=lambda one: one.workers), block_members=min(one.block_members for one in layouts))
+
+
+def memory_of(config: ScoreConfig, passes: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> NodeMemory:
     """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has `node_bytes` of memory."""
     decode_bytes = config.cluster.decode_bytes or (node_budget.budget_of(node_bytes) if node_bytes else None)
     encoded = None if decode_bytes is None else block_reader.file_bytes(decode_bytes, config.limits)
-    return NodeMemory(math.ceil(layout.workers / nodes), ResourceEstimate.of(spec).process_bytes, decode_bytes, encoded)
+    process_bytes = max(ResourceEstimate.of(spec).process_bytes for spec in passes.specs())
+    return NodeMemory(math.ceil(layout.workers / nodes), process_bytes, decode_bytes, encoded)
 
 
 def check_detectors(resolved: identity.Resolved) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 
 from ray_app import __version__
 from ray_app.errors import ConfigError
-from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, REQUESTED, RUNS, STAGES
+from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, STAGES
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import NodeMemory, ScoringLayout
 from ray_app.scoring.messages import BlockReport
+from ray_app.scoring.pass_record import MEASURABLE_S, PassRecord, detector_times, one_after_another, sharing
 from ray_app.storage.urls import scheme_of
 
 GB = 1e9  # as networks are billed
@@ -25,7 +26,6 @@ GB = 1e9  # as networks are billed
 # What is counted, by the names that reports of workers and summaries use.
 GETS, PUTS, LISTS, BYTES = "requests", "puts", "lists", "bytes_read"
 
-MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
 _LONGEST_NAME = 300
 _log = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ class ScoringSession:
         self._layout: ScoringLayout | None = None
         self._memory: NodeMemory | None = None
         self._retries: list[document.RetrySummary] = []
+        self._passes: list[PassRecord] = []
         self._logged: set[tuple[str, ...]] = set()
         self.log("started")
 
@@ -140,6 +141,10 @@ class ScoringSession:
         """Note how the work is laid out, and what it takes of each node's memory."""
         self._layout, self._memory = layout, memory
 
+    def passing(self, record: PassRecord) -> None:
+        """Note that a pass begins."""
+        self._passes.append(record)
+
     def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
         """Note a retry that this session works on; `number` is that of the session which began it."""
         self._retries.append(document.RetrySummary(begun_by=number, statuses=list(statuses), members=members))
@@ -148,10 +153,13 @@ class ScoringSession:
     def committed(self, report: BlockReport) -> None:
         """Add one block's report."""
         members, work = report.ref.members, report.work
-        if self._first_s is None:
-            self._first_s, self._first_rows = self.elapsed_s(), members
-        self._last_s = self.elapsed_s()
-        self.rows += members
+        for record in self._passes[-1:]:
+            record.committed(report)
+        if not report.is_partial:
+            if self._first_s is None:
+                self._first_s, self._first_rows = self.elapsed_s(), members
+            self._last_s = self.elapsed_s()
+            self.rows += members
         self._counts.update(work.counts)
         self._counts["puts"] += is_billed(self._run.store.url)
         self._peak_bytes = max(self._peak_bytes, work.peak_bytes)
@@ -176,13 +184,14 @@ class ScoringSession:
         """The `session` section of a summary; the rate is that between the first and the last committed block."""
         wall = self.elapsed_s()
         steady = self._last_s - (self._first_s or 0.0)
-        after_first = self.rows - self._first_rows
+        rate = round((self.rows - self._first_rows) / steady, 2) if steady >= MEASURABLE_S else None
+        passes = [record.facts() for record in self._passes]
         return document.SessionSummary(
             number=self.number,
             rows=self.rows,
             wall_s=round(wall, 2),
             first_result_s=None if self._first_s is None else round(self._first_s, 2),
-            images_per_s=round(after_first / steady, 2) if steady >= MEASURABLE_S else None,
+            images_per_s=rate if len(passes) < 2 else one_after_another([one.images_per_s for one in passes]),
             bytes_read=self._counts["bytes_read"],
             requests=self._counts["requests"],
             puts=self._counts["puts"],
@@ -191,11 +200,9 @@ class ScoringSession:
             decoded=self._counts["decoded"],
             reused=self._counts["reused"],
             retries=self._retries,
-            backbones={
-                name.removeprefix(RUNS): document.Sharing(runs=count, asked=self._counts[REQUESTED + name.removeprefix(RUNS)])
-                for name, count in self._counts.items()
-                if name.startswith(RUNS)
-            },
+            backbones=sharing(self._counts),
+            detectors=detector_times(self._counts) or None,
+            passes=passes if len(passes) > 1 else None,
             peak_worker_bytes=self._peak_bytes,
             memory=self._memory.facts() if self._memory else None,
             workers=self._layout.workers if self._layout else 0,

@@ -31,7 +31,7 @@ from ray_app.detectors.card import default_slots
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
-from ray_app.runs import RunDirectory, arrow, block_tables, score_index, write_features
+from ray_app.runs import RunDirectory, arrow, block_tables, partials, score_index, write_features
 from ray_app.runs.rows import BlockTables
 from ray_app.scoring import messages
 from ray_app.storage import Fetcher, node_budget
@@ -58,6 +58,8 @@ class ScoringJob:
     pieces: tuple[int, ...] = ()  # split layout: how many members of a whole block come to a scorer together
     compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
+    whole: ScoringSpec | None = None  # of all detectors, where `spec` is of those of one pass, or some have spoken in an earlier one
+    earlier: Sequence[frozenset[str]] = ()  # groups of detectors that may have spoken of a block before
 
 
 class Worker:
@@ -200,8 +202,7 @@ class BlockScorer(Worker):
         try:
             clock = StageClock()
             made = commit_block(self._job, scored.ref, scored.members, scored.outcomes, scored.outputs, clock)
-            work = scored.work.joined(messages.BlockWork(clock.take()))
-            return messages.BlockReport(scored.ref, made.bad, work, made.failures)
+            return _reported(scored.ref, made, scored.work.joined(messages.BlockWork(clock.take())))
         except Exception as error:
             return messages.FailedBlock(translated(error, type(self).__name__))
 
@@ -292,18 +293,30 @@ def commit_block(
     outputs: DetectorOutputs,
     clock: StageClock,
     deciding: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - it keeps nothing
-) -> BlockTables:
-    """Decide on every member, inside `deciding`, and write the block's part; the part last, since with it the block is done."""
+) -> BlockTables | None:
+    """Decide on every member, inside `deciding`, and write the block's part; the part last, since with it the block is done.
+
+    Where detectors of another pass have yet to speak, what these said is kept, and None is given.
+    """
+    spec = job.whole or job.spec
     with clock("write"):
+        if job.whole is not None:
+            passes, found = partials.Partials(job.run, spec.cards), (list(outcomes), outputs)
+            for before in passes.kept(ref.manifest, ref.block, job.earlier):
+                found = partials.joined(before, found)
+            if not found[1].scores.keys() >= set(spec.cards):
+                passes.keep(ref.manifest, ref.block, job.spec.cards, (list(outcomes), outputs))
+                return None
+            outcomes, outputs = found[0], found[1].in_order(spec.cards, [view.name for view in spec.views])
         with deciding:
             made = block_tables(
                 members,
-                judge(job.spec, outcomes, outputs, clock),
+                judge(spec, outcomes, outputs, clock),
                 attempt=job.attempt,
                 scored_at=datetime.now(UTC),
-                perceptual_hash=job.spec.perceptual_hash,
-                measured=job.spec.measured,
-                features=job.spec.features,
+                perceptual_hash=spec.perceptual_hash,
+                measured=spec.measured,
+                features=spec.features,
             )
         if made.masks is not None:
             job.run.write_masks(ref.manifest, ref.block, made.masks)
@@ -330,7 +343,11 @@ def commit_pieces(
     for piece in pieces:
         work = work.joined(piece.work)
     made = commit_block(job, ref, members, outcomes, outputs, clock, deciding)
-    return messages.BlockReport(ref, made.bad, work.joined(messages.BlockWork(clock.take())), made.failures)
+    return _reported(ref, made, work.joined(messages.BlockWork(clock.take())))
+
+
+def _reported(ref: BlockRef, made: BlockTables | None, work: messages.BlockWork) -> messages.BlockReport:
+    return messages.BlockReport(ref, 0, work, is_partial=True) if made is None else messages.BlockReport(ref, made.bad, work, made.failures)
 
 
 def _placed(outcome: DecodeResult, start: int) -> DecodeResult:

@@ -1,5 +1,7 @@
 """A plan in words: what somebody who pays for it reads."""
 
+import re
+
 import pytest
 
 from ray_app.reports import plan_lines, summary_lines
@@ -193,3 +195,31 @@ def test_embeddings_say_what_they_take():
     (told,) = [line for line in lines if line.startswith("embeddings")]
     assert told.split(maxsplit=1)[1] == "768 numbers per image, of unifd: about 368.6 MB in the run directory, for touchstone runs rescore"
     assert not [line for line in plan_lines(PLAN) if line.startswith("embeddings")]
+
+
+def test_the_passes_of_a_zoo_and_what_each_detector_costs():
+    shared = [{"name": "clip", "runs_once_for": [["unifd", "own-head"]]}]
+    passes = [
+        {
+            "detectors": ["unifd", "own-head"],
+            "layout": "2 workers",
+            "process_bytes": 3_500_000_000,
+            "backbones": shared,
+            "images_per_s": 2.0,
+        },
+        {"detectors": ["npr"], "layout": "8 workers", "process_bytes": 1_100_000_000, "images_per_s": 40.0},
+    ]
+    costs = {
+        "unifd": {"ms_per_image": 810.0, "spent_ms": 810.0, "share": 0.9, "cost_per_million": 270.0, "basis": "measured"},
+        "own-head": {"ms_per_image": 812.0, "spent_ms": 2.0, "share": 0.002, "cost_per_million": 0.6, "basis": "measured"},
+    }
+    million = {"hours": 146.0, "cost": 300.0, "share_read": 0.03, "passes": 2}
+    text = "\n".join(plan_lines(PLAN | {"passes": passes, "slowest_pass": 1, "costs": costs, "million": million}))
+    assert "2, one after another, since the detectors do not fit together; each fetches and decodes every image once" in text
+    assert "1: unifd, own-head" in text
+    assert "2 workers, about 3.5 GB for a process; 2 images/s" in text
+    assert "clip runs once for unifd and own-head" in text
+    assert "of pass 1, the slowest:" in text
+    assert re.search(r"own-head +812 +2 +0\.20 % ", text)
+    assert "a million images take 146 h 00 min, 300.00 for the machines; 3.0 % of the time is reading and decoding" in text
+    assert "which each of 2 passes repeats" in text

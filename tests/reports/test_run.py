@@ -324,3 +324,17 @@ def test_what_the_session_cost_stands_under_its_time():
     session = example_summary()["session"] | {"cost": {"compute": 3.0, "requests": 0.2, "egress": 0.0, "total": 3.2}}
     assert "<dt>cost, by the prices set</dt><dd>3.20</dd>" in render_run_report(example_summary(session=session))
     assert "cost, by the prices set" not in render_run_report(example_summary())
+
+
+def test_passes_and_what_detectors_took_are_on_the_page_and_in_the_terminal():
+    summary = example_summary()
+    passes = [{"detectors": [name], "images": 120, "wall_s": 61.0, "peak_worker_bytes": 3_210_000_000} for name in ("large-one", "other")]
+    times = {"large-one": {"seconds": 96.5, "images": 120, "ms_per_image": 804.2}, "other": {"seconds": 1.2, "images": 120}}
+    found = summary | {"session": summary["session"] | {"passes": passes, "detectors": times}, "detectors": times}
+    said = "\n".join(summary_lines(found))
+    assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in said
+    assert "detectors: per image on one worker large-one 804 ms" in said
+    page = PageReader(render_run_report(found)).text
+    assert "since the detectors do not fit together" in page
+    assert "804.2" in page
+    assert "Passes over the files" not in PageReader(render_run_report(summary)).text

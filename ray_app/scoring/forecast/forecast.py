@@ -6,8 +6,8 @@ Starts no cluster and writes nothing: cores and GPUs are those described or stat
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from ray_app.archives import BlockPlan, block_sizes, cut_blocks, fetcher_of
 from ray_app.cluster.config import RAY_SHARE
@@ -21,11 +21,13 @@ from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
 from ray_app.scoring.backlog import listing_log
 from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.forecast.probe import Probe, probe_members
-from ray_app.scoring.forecast.rates import ESTIMATED, ClusterDescription, forecast_rates, planned_for
+from ray_app.scoring.forecast.pass_forecast import backbones_of, costs_of, forecast_passes, pass_facts, pass_layouts, rate_of
+from ray_app.scoring.forecast.probe import Probe
+from ray_app.scoring.forecast.rates import ESTIMATED, ClusterDescription, planned_for
 from ray_app.scoring.forecast.survey import RunProgress, Survey, members_to_score, standing, survey
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
-from ray_app.scoring.run import check_detectors, layout_for, memory_of
+from ray_app.scoring.passes import PassPlan, plan_passes
+from ray_app.scoring.run import check_detectors, layout_of_passes, memory_of
 from ray_app.storage import Fetcher, node_budget, strip_secrets
 
 # Of the run directory, besides one PUT per block and the parts of a manifest: summaries, report, log, lease.
@@ -51,7 +53,10 @@ def forecast(
     config = resolved.config
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
     spec = resolved.spec(gpus)
-    layout = layout_for(config, spec, cpus, gpus, _memory_bytes(cluster, cpus))
+    nodes, node_bytes = _nodes(cluster, cpus)
+    plan = plan_passes(config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
+    passes = pass_layouts(config, plan, cpus, gpus, _memory_bytes(cluster, cpus))
+    layout = layout_of_passes(config, plan, cpus, gpus, _memory_bytes(cluster, cpus))
     fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
     before, began = standing(resolved, spec), time.monotonic()
     items = members_to_score(config, before, fetcher)
@@ -60,39 +65,51 @@ def forecast(
         len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
     )
     listing = plan_model.PlannedListing(seconds=round(time.monotonic() - began, 2), gets=fetcher.requests, bytes_read=fetcher.bytes_read)
-    probed, prediction = _predicted(config, spec, layout, fetcher, found, blocks, listing.seconds)
+    probed, prediction = _predicted(config, passes, fetcher, found, blocks, listing.seconds)
     already = None if before is None else _standing_facts(before, found, blocks)
     archive = found.facts(already, _cluster_facts(config, cluster, cpus, gpus), config.table and strip_secrets(config.table))
-    work = _work_facts(spec, layout, probed, memory=_memory(config, spec, layout, cluster, cpus), blocks=blocks, listing=listing)
+    work = _work_facts(spec, layout, probed, memory=_memory(config, plan, layout, nodes, node_bytes), blocks=blocks, listing=listing)
     bill = _bill(config, spec, found, archive.run, work, prediction)
     return plan_model.Plan.of_parts(archive, work, prediction, bill)
 
 
 def _predicted(
-    config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, fetcher: Fetcher, found: Survey, blocks: int, listing_s: float
+    config: ScoreConfig,
+    passes: Sequence[tuple[ScoringSpec, ScoringLayout]],
+    fetcher: Fetcher,
+    found: Survey,
+    blocks: int,
+    listing_s: float,
 ) -> tuple[Probe | None, plan_model.PlannedPrediction]:
-    """What a probe of the sample says: stages, the slowest, the rate. All of it None where nothing was drawn."""
+    """What a probe of the sample says: stages, the slowest, the rate. All of it None where nothing was drawn, but for the passes."""
     if not found.sample:
-        planned_time = None if found.members else _forecast_facts(None, "nothing to do", 0, 0.0, listing_s)
-        return None, plan_model.PlannedPrediction(probe=None, stages=(), bottleneck=None, forecast=planned_time)
+        planned_time = None if found.members else _forecast_facts(None, "nothing to do", 0, 0.0, listing_s, passes=0)
+        facts = pass_facts(passes, ())
+        return None, plan_model.PlannedPrediction(passes=facts, probe=None, stages=(), bottleneck=None, forecast=planned_time)
     remote_out = _is_store(config, found)
-    probed, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
-    busy = layout.limited_to(blocks)
     cpus, gpus = config.cluster.cpus or _cores_here(), config.cluster.gpus or 0
-    rates = forecast_rates(busy, pace, spec.all_pools, cpus=cpus, gpus=gpus, gmac=sum(ResourceEstimate.of(spec).pool_gmac))
+    made = forecast_passes(passes, fetcher, found.sample, blocks=blocks, members=found.members, cpus=cpus, gpus=gpus, remote_out=remote_out)
+    slowest = min(made, key=lambda one: one.rates.images_per_s)
+    probed, rates, pace, layout = slowest.probe, slowest.rates, slowest.pace, slowest.layout
+    busy = layout.limited_to(blocks)
     cut = f"{blocks} block{'s' * (blocks > 1)}"
     few = f"so few files make {cut}, for {busy.workers} of {layout.workers} processes: a smaller cluster is as fast"
     mean_bytes = probed.mean_bytes if found.unsized else found.mean_bytes
+    costs, million = costs_of(config, made)
     return probed, plan_model.PlannedPrediction(
-        probe=_probe_facts(spec, probed, pace.scored_by),
-        cascade=_cascade(config, spec, probed, rates.images_per_s),
+        passes=pass_facts(passes, made),
+        slowest_pass=1 + made.index(slowest) if len(made) > 1 else None,
+        costs=costs,
+        million=million,
+        probe=_probe_facts(slowest.spec, probed, pace.scored_by),
+        cascade=_cascade(config, slowest.spec, probed, rates.images_per_s),
         stages=[plan_model.PlannedStage(**asdict(stage)) for stage in rates.stages],
         bottleneck=plan_model.PlannedBottleneck(
             stage=rates.bottleneck.stage,
             advice=few if busy.workers < layout.workers else rates.advice,
             scorers_busy=rates.busy,
         ),
-        forecast=_forecast_facts(rates.images_per_s, pace.scored_by, found.members, mean_bytes, listing_s),
+        forecast=_forecast_facts(rate_of(made), pace.scored_by, found.members, mean_bytes, listing_s, passes=len(made)),
     )
 
 
@@ -108,13 +125,14 @@ def _bill(
     blocks, listing, is_store = work.blocks, work.listing, _is_store(config, found)
     mean_bytes = prediction.probe.bytes_per_member if prediction.probe and found.unsized else found.mean_bytes
     per_block = 1 + bool(spec.localizers) + len(spec.features)
+    passes = len(prediction.passes or (None,))
     lists_anew = run is None or run.state != "unfinished"
     requests = plan_model.PlannedRequests(
         list=found.lists * lists_anew,
-        get=found.gets + listing.gets + is_store * blocks * GETS_PER_BLOCK,
-        put=is_store * (blocks * per_block + math.ceil(blocks / cut_blocks.BLOCKS_PER_FILE) + FEW),
+        get=passes * found.gets + listing.gets + is_store * blocks * (GETS_PER_BLOCK + (passes - 1) * (passes + 2) // 2),
+        put=is_store * (blocks * (per_block + passes - 1) + math.ceil(blocks / cut_blocks.BLOCKS_PER_FILE) + FEW),
     )
-    expected = found.expected_bytes(mean_bytes) + listing.bytes_read
+    expected = passes * found.expected_bytes(mean_bytes) + listing.bytes_read
     hours = prediction.forecast.hours if prediction.forecast else None
     counts = {
         session.GETS: requests.gets,
@@ -157,13 +175,13 @@ def _work_facts(
         profile=_profile(spec, probed),
         features={name: facts["width"] for name, facts in spec.features.items()} or None,
         tensors=_tensors(spec),
-        backbones=_backbones(spec),
+        backbones=backbones_of(spec),
         pools=[list(pool) for pool in spec.all_pools],
         kind=layout.kind,
         layout=layout.described,
         block_members=layout.block_members,
         workers=layout.workers,
-        process_bytes=cost.process_bytes,
+        process_bytes=memory.process_bytes,
         gmac_per_image=round(sum(cost.pool_gmac), 3),
         memory=memory,
         blocks=blocks,
@@ -207,15 +225,6 @@ def _tensors(spec: ScoringSpec) -> list[plan_model.PlannedTensor]:
         )
         for preprocessing in spec.preprocessings
     ]
-
-
-def _backbones(spec: ScoringSpec) -> list[plan_model.PlannedBackbone]:
-    """Each named backbone with the groups of detectors for which it runs once per image."""
-    groups: dict[str, dict[Any, list[str]]] = {}
-    for name, card in spec.cards.items():
-        if card.backbone is not None:
-            groups.setdefault(card.backbone.name, {}).setdefault((card.preprocessing, spec.precision[name]), []).append(name)
-    return [plan_model.PlannedBackbone(name=name, runs_once_for=list(users.values())) for name, users in groups.items()]
 
 
 def _cluster_facts(config: ScoreConfig, described: ClusterDescription | None, cpus: int, gpus: int) -> plan_model.PlannedCluster:
@@ -268,13 +277,18 @@ def _probe_facts(spec: ScoringSpec, probed: Probe, scored_by: str) -> plan_model
     )
 
 
-def _forecast_facts(images_per_s: float | None, basis: str, members: int, mean_bytes: float, listing_s: float) -> plan_model.PlannedTime:
-    """`hours`: starting, listing, then all members at the rate of the slowest stage. Machines that have yet to come are not in it."""
+def _forecast_facts(
+    images_per_s: float | None, basis: str, members: int, mean_bytes: float, listing_s: float, *, passes: int
+) -> plan_model.PlannedTime:
+    """`hours`: starting, listing, then all members at the rate of the slowest stage, in every pass. Machines that have yet to come are not
+    in it.
+    """
+    starting_s = STARTING_S * max(passes, 1)
     return plan_model.PlannedTime(
         images_per_s=images_per_s,
-        hours=(STARTING_S + listing_s + (members / images_per_s if images_per_s else 0.0)) / 3600,
-        bytes_per_s=None if images_per_s is None else round(images_per_s * mean_bytes),
-        starting_s=STARTING_S,
+        hours=(starting_s + listing_s + (members / images_per_s if images_per_s else 0.0)) / 3600,
+        bytes_per_s=None if images_per_s is None else round(images_per_s * passes * mean_bytes),
+        starting_s=starting_s,
         listing_s=listing_s,
         basis=basis,
         assumed_gmac_per_s=GMAC_PER_S["gpu"] if basis == ESTIMATED else None,
@@ -311,12 +325,16 @@ def _cores_here() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _memory(
-    config: ScoreConfig, spec: ScoringSpec, layout: ScoringLayout, described: ClusterDescription | None, cpus: int
-) -> plan_model.PlannedMemory:
+def _nodes(described: ClusterDescription | None, cpus: int) -> tuple[int, int | None]:
+    """How many nodes work, and the memory of the smallest; None where nobody has stated it. Without a description, nodes like this one."""
+    if described is not None:
+        return described.workers, described.smallest_bytes
+    return max(math.ceil(cpus / _cores_here()), 1), node_budget.node_memory()
+
+
+def _memory(config: ScoreConfig, plan: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> plan_model.PlannedMemory:
     """What a run takes of a node's memory, of the smallest; and what no image within the limits takes more than to be decoded."""
-    nodes = described.workers if described else max(math.ceil(cpus / _cores_here()), 1)
-    memory = memory_of(config, spec, layout, nodes, described.smallest_bytes if described else node_budget.node_memory())
+    memory = memory_of(config, plan, layout, nodes, node_bytes)
     return plan_model.PlannedMemory(**memory.facts().given(), worst_bytes=worst_bytes(config.limits))
 
 

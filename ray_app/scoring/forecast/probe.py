@@ -14,9 +14,10 @@ from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ResourceEsti
 from ray_app.inference.decision import rows_to_describe
 from ray_app.inference.outputs import EMBEDDINGS
 from ray_app.inference.scorer import describer_inputs
-from ray_app.runs.document import Example
+from ray_app.runs.document import DetectorTime, Example
 from ray_app.scoring.forecast.rates import ESTIMATED, MEASURED, ImagePace
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
+from ray_app.scoring.pass_record import detector_times
 from ray_app.storage import Fetcher
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ class Probe:
 
     Of a cascade: the `share` of images that goes on, by its card or else of those that were probed, and how long detectors take for
     either look, in seconds per image of the archive. Where recompressed views are asked for: the share `near` a threshold, of those scored.
-    `share_described`: of a profile that describes, the share of images that it is expected to describe.
+    `share_described`: of a profile that describes, the share of images that it is expected to describe. `times`: per detector, as measured.
     """
 
     members: int = 0
@@ -48,6 +49,7 @@ class Probe:
     second_s: float = 0.0
     near: float | None = None
     share_described: float | None = None
+    times: dict[str, DetectorTime] = field(default_factory=dict)
 
     @property
     def mean_bytes(self) -> float:
@@ -87,6 +89,7 @@ def probe_members(
         probe.share = estimate.share_going_on
         probe.share_described = estimate.share_described if spec.describer else None
         score = scoring.seconds_per_image() if scoring is not None else _estimated_s(spec, probe.seconds["decode"] / probe.members)
+        probe.times = scoring.times() if scoring is not None else {}
         identify_s, describe_s = scoring.of_profile() if scoring is not None else (0.0, _estimated_text_s(spec))
     apart = spec.describes_apart
     each = {stage: spent / probe.members for stage, spent in probe.seconds.items()}
@@ -176,7 +179,7 @@ class _Scoring:
 
         self._spec, self._probe = spec, probe
         self._clocks = [StageClock() for _ in spec.pools]
-        scorers = [EnsembleScorer(spec, clock, pool) for clock, pool in zip(self._clocks, spec.pools, strict=True)]
+        self._scorers = scorers = [EnsembleScorer(spec, clock, pool) for clock, pool in zip(self._clocks, spec.pools, strict=True)]
         self._decoder = BatchDecoder(spec.early, StageClock(), keeps_files=spec.looks_again)
         self._first = [scorer.asking(spec.early, clock) for scorer, clock in zip(scorers, self._clocks, strict=True)]
         late = [[name for name in pool if name in spec.late] for pool in spec.pools]
@@ -192,9 +195,20 @@ class _Scoring:
         """Forget what was timed and counted so far."""
         for clock in (*self._clocks, self._views_clock, self._words_clock):
             clock.take()
+        self._warm = self._counts()
         self._asked = self._described = 0
         self._again_s = [0.0] * len(self._clocks)
         self._looked = self._went_on = self._viewed = 0
+
+    def _counts(self) -> Counter[str]:
+        counts = Counter[str]()
+        for scorer in self._scorers:
+            counts.update(scorer.counts)
+        return counts
+
+    def times(self) -> dict[str, DetectorTime]:
+        """What each detector took, without the first time."""
+        return detector_times(self._counts() - self._warm)
 
     def score(self, batch_and_members: tuple[Batch, int]) -> None:
         """Score one batch, unless the time is up."""
