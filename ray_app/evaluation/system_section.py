@@ -288,9 +288,8 @@ def _views(scores: _Scores, cells: accumulate.Cells, asked: SystemOptions) -> li
         fakes = ScoreHistogram.merged(one for kind, one in mine.items() if kind != "real")
         reals = ScoreHistogram.merged(one for kind, one in mine.items() if kind == "real")
         figures = asked.intervals.of_view(scores.figures(fakes, reals), scores.system, (fakes, reals))
-        counts = {"n_real": reals.n, "n_fake": fakes.n}
-        kind = kinds.get(view, "degradation")
-        views.append(system_model.ViewFacts(name=view, kind=kind, **counts, figures=system_model.facts_of(figures)))
+        kind, given = kinds.get(view, "degradation"), system_model.facts_of(figures)
+        views.append(system_model.ViewFacts(name=view, kind=kind, n_real=reals.n, n_fake=fakes.n, figures=given))
     absent = asked.identity.get("perturb_absent", {}) if views else {}
     return views + [system_model.ViewFacts(name=name, **facts) for name, facts in absent.items()]
 

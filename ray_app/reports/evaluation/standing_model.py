@@ -19,7 +19,7 @@ class WeightsFacts(Section):
     `loaded`, `stated`: the SHA-256 of what was loaded, as the run notes it, and of what the card means.
     """
 
-    standing: WeightsWord = "unknown"
+    standing: str = "unknown"
     why: str = NOT_SAID
     loaded: str = ""
     stated: str = ""
