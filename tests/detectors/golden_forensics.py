@@ -3,7 +3,8 @@
 Image `HxW` is `pattern_image(H, W)`. Log-odds of fake: fp32, CPU, batch 1. Made with Pillow 12.3, torch 2.15, torchvision 0.29.2.
 SAFE: Ouxiang-Li/SAFE at 722620a, `Get_Transforms` (crop 256, eval) and `models.resnet.resnet50`, with pytorch_wavelets 1.3.0.
 FreqNet: chuangchuangtan's 2c6bd02, as henrifola/FreqNet-DeepfakeDetection has it, `binary_dataset` (no_crop) and `networks.freqnet`.
-DRCT: beibuwandeluori/DRCT at 01aa7d0, `create_val_transforms(224, is_crop=True)` (albumentations 1.3.1) and `get_models(…, embedding_size=1024)`.
+DRCT: beibuwandeluori/DRCT at 01aa7d0, `create_val_transforms(224, is_crop=True)` with albumentations 1.3.1, and `get_models` with an
+embedding of 1,024.
 AIDE: shilinyan99/AIDE at 6725b71, `TestDataset` and `AIDE_Model` on open_clip 3.3, with fewer layers.
 """
 

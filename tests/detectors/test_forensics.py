@@ -1,4 +1,7 @@
-"""SAFE and FreqNet (DRCT and AIDE: `families/`) against the authors' own code: filled weights, made images, every value a number in `golden_forensics.py`."""
+"""SAFE and FreqNet against the authors' own code: filled weights, made images, every value a number in `golden_forensics.py`.
+
+DRCT and AIDE: `families/`.
+"""
 
 import functools
 

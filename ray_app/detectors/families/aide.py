@@ -1,10 +1,11 @@
-"""The `aide` family: the plainest and the busiest patches of an image through filters for noise, the whole image through a ConvNeXt of CLIP.
+"""The `aide` family: the plainest and the busiest patches of an image through noise filters, the whole image through a ConvNeXt of CLIP.
 
 Under the authors' key names. Source: Yan et al., ICLR 2025 (arXiv 2406.19435).
 """
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import timm
 import torch
@@ -39,8 +40,8 @@ def patch_grades(pixels: torch.Tensor) -> torch.Tensor:
     total = torch.arange(PATCH, device=pixels.device)
     total = total + total[:, None]
     edges = [2 * PATCH / _BANDS * band for band in range(_BANDS + 1)]
-    inside = [(total >= low) & (total <= high) for low, high in zip(edges, edges[1:], strict=False)]
-    weights = sum(2**band * mask / mask.sum() for band, mask in enumerate(inside))
+    inside = [(total >= low) & (total <= high) for low, high in pairwise(edges)]
+    weights = torch.stack([2**band * mask / mask.sum() for band, mask in enumerate(inside)]).sum(dim=0)
     rows = []
     for top in range(0, pixels.shape[-2] - PATCH + 1, STEP):
         patches = pixels[..., top : top + PATCH, :].unfold(-1, PATCH, STEP).transpose(2, 3)  # (N, C, columns, PATCH, PATCH)

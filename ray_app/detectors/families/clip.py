@@ -18,7 +18,6 @@ from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.mae import headwise_attention
 from ray_app.errors import DetectorError
 
-
 _TWO_LAYERS = (("layers.0", "to_logits"), ("model.fc", "fc"))  # as the files of CLIP-Cues and of DRCT name them
 _BESIDE = "model.model."
 

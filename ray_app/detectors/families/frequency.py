@@ -65,8 +65,8 @@ class FreqNet(nn.Module):
         super().__init__()
         for number, (given, wide) in enumerate(((3, 64), (64, 64), (256, 256), (256, 256)), start=1):
             conv = nn.Conv2d(given, wide, 1)
-            self.register_parameter(f"weight{number}", conv.weight)
-            self.register_parameter(f"bias{number}", conv.bias)
+            setattr(self, f"weight{number}", conv.weight)
+            setattr(self, f"bias{number}", conv.bias)
             self.add_module(f"realconv{number}", nn.Conv2d(wide, wide, 1, bias=False))
             self.add_module(f"imagconv{number}", nn.Conv2d(wide, wide, 1, bias=False))
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -76,8 +76,9 @@ class FreqNet(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Score a batch; see the class for shapes."""
-        features = self.layer1(self.maxpool(self._mixed(self._mixed(pixels, 1), 2)))
-        features = self.layer2(self._mixed(self._mixed(features, 3), 4))
+        features = self.maxpool(self._mixed(self._mixed(pixels, 1), 2))
+        features = self._mixed(self._mixed(self.get_submodule("layer1")(features), 3), 4)
+        features = self.get_submodule("layer2")(features)
         logits: torch.Tensor = self.fc1(features.mean(dim=(-2, -1)))
         return logits
 

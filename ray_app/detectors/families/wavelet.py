@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _BORDER = 2  # of the wavelet's six taps only the middle two are not zero: two pixels more on every side, three where the side is odd
 
+_BODY = ("bn1", "act1", "maxpool", "layer1", "layer2")
+
 
 def diagonal_detail(pixels: torch.Tensor) -> torch.Tensor:
     """The diagonal band of one step of the wavelet bior1.3: (N, C, H, W) → (N, C, (H + 5) // 2, (W + 5) // 2).
@@ -56,8 +58,10 @@ class Wavelet(nn.Module):
         # In the pixels' own precision whatever surrounds it: of a difference of neighbours bf16 keeps next to nothing.
         with torch.autocast(pixels.device.type, enabled=False):
             detail = functional.interpolate(diagonal_detail(pixels), pixels.shape[-2:], mode="bilinear", antialias=True)
-        features = self.maxpool(self.act1(self.bn1(self.conv1(detail))))
-        logits: torch.Tensor = self.fc1(self.layer2(self.layer1(features)).mean(dim=(-2, -1)))
+        features: torch.Tensor = self.conv1(detail)
+        for name in _BODY:
+            features = self.get_submodule(name)(features)
+        logits: torch.Tensor = self.fc1(features.mean(dim=(-2, -1)))
         return logits
 
 
