@@ -79,8 +79,8 @@ class PredictHead(nn.Module):
         features = self.dropout(self.norm(fused))
         with torch.autocast(features.device.type, enabled=False):
             # One number per place: it costs nothing in fp32, and bf16 would leave 8 bits of the logit.
-            last = [parameter.float() for parameter in self.linear_predict.parameters()]
-            return functional.conv2d(features.float(), *last)
+            kernel, offset = (parameter.float() for parameter in self.linear_predict.parameters())
+            return functional.conv2d(features.float(), kernel, offset)
 
 
 class ImlVit(nn.Module):
