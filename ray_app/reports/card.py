@@ -32,7 +32,7 @@ _RESIZE_WORDS = {
     "thumbnail": "thumbnail: shrunk to sides of at most {size} px, never enlarged",
 }
 _RESAMPLERS = {"pillow": "Pillow's", "torch": "torchvision's on uint8, with antialias", "opencv": "OpenCV's, without antialias"}
-_PADS = {"black": "black", "mirror": "its own mirror image", "corner": "black to its right and below"}
+_PADS = {"black": "black", "mirror": "its own mirror image", "corner": "black, itself in the upper left corner"}
 
 
 @dataclass(frozen=True)

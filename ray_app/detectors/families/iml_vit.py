@@ -3,6 +3,7 @@
 Under the authors' key names. Sources: Ma et al. 2023 (arXiv 2307.14863); specs/localization.md §4.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,8 +79,8 @@ class PredictHead(nn.Module):
         features = self.dropout(self.norm(fused))
         with torch.autocast(features.device.type, enabled=False):
             # One number per place: it costs nothing in fp32, and bf16 would leave 8 bits of the logit.
-            weight, bias = (parameter.float() for parameter in self.linear_predict.parameters())
-            return functional.conv2d(features.float(), weight, bias)
+            kernel, offset = (parameter.float() for parameter in self.linear_predict.parameters())
+            return functional.conv2d(features.float(), kernel, offset)
 
 
 class ImlVit(nn.Module):
@@ -94,7 +95,7 @@ class ImlVit(nn.Module):
 
     def __init__(
         self, *, image_size: int = 1024, width: int = 768, heads: int = 12, pyramid_width: int = 256, head_width: int = 256,
-        black: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        black: Sequence[float] = (0.0, 0.0, 0.0),
     ) -> None:  # fmt: skip
         super().__init__()
         self.encoder_net = mae.MaeVit(image_size=image_size, width=width, heads=heads)

@@ -69,7 +69,8 @@ class CrossAttention(nn.Module):
 
     def _context(self, packed: torch.Tensor) -> torch.Tensor:
         key, value = torch.unflatten(packed, -1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return (key.transpose(-2, -1) @ value * key.shape[-1] ** -0.5).softmax(-2)
+        scores: torch.Tensor = key.transpose(-2, -1) @ value * key.shape[-1] ** -0.5
+        return scores.softmax(-2)
 
     def _read(self, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         queries = torch.unflatten(tokens, -1, (self.heads, -1)).transpose(1, 2)
