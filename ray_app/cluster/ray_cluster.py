@@ -236,6 +236,15 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
     return max(len(nodes), 1), min(found, default=node_memory())
 
 
+def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
+    """How many nodes so many cores will be on, if those that are yet to come are like those that are there; and bytes of memory of the
+    smallest. None where no working node is there yet, whose memory nobody can know.
+    """
+    there = _resources_there(labels)["CPU"]
+    count, smallest = working_nodes(labels)
+    return max(math.ceil(count * cpus / there), 1) if there else 1, smallest if there else None
+
+
 def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
     """The results in the order of the items; as many tasks at once as the cluster has room for, and results wait for their turn.
 

@@ -26,6 +26,7 @@ from ray_app.cluster.ray_cluster import (
     named_cluster,
     on_ray,
     own_node,
+    planned_nodes,
     resources,
     working_nodes,
 )
@@ -103,7 +104,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
             with cluster(config.cluster, variables=lambda folder: WITHOUT_STATISTICS):
                 cpus, gpus, memory_bytes = resources(config.cluster)
                 spec = resolved.spec(gpus)
-                nodes, node_bytes = working_nodes(resolved.config.cluster.labels)
+                nodes, node_bytes = planned_nodes(resolved.config.cluster.labels, cpus)
                 plan = plan_passes(resolved.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
                 layout = layout_of_passes(resolved.config, plan, cpus, gpus, memory_bytes)
                 directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))

@@ -49,6 +49,7 @@ def without_ray():
         "cluster": lambda config, **_: nullcontext(),
         "resources": lambda config: (float(config.cpus or 2), float(config.gpus or 0), math.inf),
         "working_nodes": lambda labels: (1, None),
+        "planned_nodes": lambda labels, cpus: (1, None),
         "has_other_nodes": lambda: False,
         "leaving_nodes": dict,
         "own_node": str,
