@@ -1,4 +1,4 @@
-"""Seeded weights in DetectZoo's own cache and format, for those of its detectors that need no download besides: run by the Python that has it.
+"""Seeded weights in DetectZoo's own cache and format, for detectors that need no other download: run by the Python that has it.
 
     cd FOLDER && VENV/bin/python …/detectzoo_seeds.py npr_deepfake safe ladeda
 

@@ -19,7 +19,7 @@ import yaml
 from ray_app.config import CONFIG_VARIABLE, Frozen, config_file, config_root, named_configs, read_mapping, validate
 from ray_app.detectors.card import DetectorCard, load_card
 from ray_app.detectors.files_by_hash import file_sha256
-from ray_app.detectors.foreign.process import ForeignProcess, Opened
+from ray_app.detectors.foreign.process import ForeignProcess, OpenedDetector
 from ray_app.detectors.golden import formula_image
 from ray_app.errors import ConfigError, DetectorError
 
@@ -68,7 +68,7 @@ class AddedCard(NamedTuple):
 
     card: DetectorCard
     path: Path
-    opened: Opened
+    opened: OpenedDetector
     score: float | None
     failure: str | None
 

@@ -171,7 +171,7 @@ class _Together:
         self._detector, self._model = detector, detector._model
 
     def __call__(self, predict: Callable[[Any], float], images: Sequence[Any]) -> Sequence[float]:
-        import torch
+        torch = importlib.import_module("torch")  # that of the detector
 
         asked: dict[int, Any] = {}
         rows: dict[int, Any] = {}

@@ -38,7 +38,7 @@ _KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM
 _KEPT_GROUPS = ("CUDA_", "NVIDIA_")
 
 
-class Opened(NamedTuple):
+class OpenedDetector(NamedTuple):
     """What a process says of its detector: all that decides its scores, and the libraries that it runs on."""
 
     identity: Mapping[str, Any]
@@ -65,7 +65,7 @@ class ForeignProcess(ChildProcess):
         self._lock = threading.RLock()
         self.measured: Measured | None = None
 
-    def open(self) -> Opened:
+    def open(self) -> OpenedDetector:
         """Start the child and load the detector. Raises DetectorError with a hint where it cannot be had, or is another one."""
         with self._lock, tempfile.TemporaryFile() as words:
             self._start(words)
@@ -78,7 +78,7 @@ class ForeignProcess(ChildProcess):
                 self.close()
                 last = str(said.get("trace", "")).strip().splitlines()
                 raise DetectorError(f"{self._card.name}: {said['error']}", hint=said.get("hint") or self._how_to_see(last))
-            opened = Opened(said["identity"], said.get("libraries", {}))
+            opened = OpenedDetector(said["identity"], said.get("libraries", {}))
             if self._identity is not None and opened.identity != self._identity:
                 self.close()
                 raise DetectorError(
