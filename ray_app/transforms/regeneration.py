@@ -83,14 +83,16 @@ def _framed(image: Image.Image) -> Image.Image:
 def _autoencoder(folder: str) -> Any:
     from diffusers import AutoencoderKL
 
-    return _loaded(lambda: AutoencoderKL.from_pretrained(folder, local_files_only=True), folder).eval()
+    kind: Any = AutoencoderKL
+    return _loaded(lambda: kind.from_pretrained(folder, local_files_only=True), folder).eval()
 
 
 @cache
 def _pipeline(folder: str) -> Any:
     from diffusers import AutoPipelineForImage2Image
 
-    pipeline = _loaded(lambda: AutoPipelineForImage2Image.from_pretrained(folder, local_files_only=True, safety_checker=None), folder)
+    kind: Any = AutoPipelineForImage2Image
+    pipeline = _loaded(lambda: kind.from_pretrained(folder, local_files_only=True, safety_checker=None), folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
