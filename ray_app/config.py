@@ -101,7 +101,10 @@ def config_file() -> Path | None:
 def added_configs(kind: str) -> dict[str, Path]:
     """What this user has added of one kind, by name: files of a folder beside the user's own config file."""
     file = config_file()
-    return {path.stem: path for path in sorted((file.parent / kind).glob("*.yaml"))} if file else {}
+    try:
+        return {path.stem: path for path in sorted((file.parent / kind).glob("*.yaml"))} if file else {}
+    except PermissionError:  # the home of somebody else, as under sudo: nothing there is this user's
+        return {}
 
 
 def list_detectors() -> list[str]:

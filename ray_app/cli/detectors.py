@@ -171,9 +171,9 @@ def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
 @_foreign_options
 @as_json
 def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None, as_json: bool, **given: Any) -> int:
-    """Take in weights that you have already, or a detector of another package.
+    """Take in weights, or a detector of another package.
 
-    Under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all that is below it;
+    Weights that you have already go under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all that is below it;
     only files that may be weights are hashed. Files are linked where the file system can, else copied. Says what each was
     recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
 
@@ -280,7 +280,7 @@ def _report(failed: Sequence[DetectorError]) -> int:
 @click.command("list")
 @as_json
 def list_detectors(as_json: bool) -> int:
-    """List the detectors that are shipped, and those that you have added.
+    """List shipped detectors and those that you added.
 
     With family, licence, size, input, speed, masks, and whether their weights are here.
 

@@ -139,6 +139,8 @@ def preprocessing_lines(preprocessing: Preprocessing) -> list[Line]:
     if preprocessing.center_crop:
         side = preprocessing.center_crop
         lines.append(("crop", f"the centre {side} × {side} px; a smaller image is filled up with {_PADS[preprocessing.pad]}"))
+        if preprocessing.crop_rounding == "down":
+            lines.append(("crop's corner", "rounded down, as albumentations does"))
     lines.append(("normalised", f"(value / 255 − mean) / std; mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"))
     return lines
 
@@ -196,6 +198,14 @@ def _network(card: DetectorCard) -> list[Line]:
         lines.append(("masks", "it also says where: one probability per pixel that it was altered"))
     if card.own_pool:
         lines.append(("own pool", "too large to share a process with other detectors"))
+    if process := card.process:
+        lines += [("runs in", f"a process of its own: {process.python}, in {process.folder}")]
+        lines += [("time limits", f"{process.limit_s:g} s for a batch, {process.start_limit_s:g} s to start")]
+        measured = [
+            f"{process.peak_bytes:,} bytes" if process.peak_bytes else "",
+            f"{process.seconds:g} s a megapixel" if process.seconds else "",
+        ]
+        lines += [("measured", ", ".join(filter(None, measured)))]
     precision = "fp32 always" if card.precision == "fp32" else "auto: bf16 where the device has it, else fp32"
     return [*lines, ("precision", precision), ("", card.precision_note or "")]
 
@@ -293,7 +303,15 @@ def _training(data: TrainingData) -> list[Line]:
     named = ", ".join(data.generators)
     rest = "no other" if data.complete else "others may have been" if named else "not listed: whether a generator was seen is unknown"
     generators = ("generators", f"{named}; {rest}" if named else rest)
-    return [("name", data.name), ("images", data.images or ""), generators, ("licence", data.licence), ("source", data.source or "")]
+    sources = ("real images of", ", ".join(data.sources))
+    return [
+        ("name", data.name),
+        ("images", data.images or ""),
+        generators,
+        sources,
+        ("licence", data.licence),
+        ("source", data.source or ""),
+    ]
 
 
 def _figures(card: DetectorCard, width: int) -> list[str]:

@@ -54,14 +54,12 @@ def extreme_patches(pixels: torch.Tensor) -> torch.Tensor:
     columns = (pixels.shape[-1] - PATCH) // STEP + 1
     ranks = patch_grades(pixels).argsort(dim=1)
     last = ranks.shape[1] - 1
-    chosen = ranks[:, [0, last, min(1, last), max(last - 1, 0)]].tolist()
-    return torch.stack(
-        [torch.stack([_patch(image, *divmod(index, columns)) for index in four]) for image, four in zip(pixels, chosen, strict=True)]
-    )
-
-
-def _patch(image: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    return image[:, row * STEP : row * STEP + PATCH, column * STEP : column * STEP + PATCH]
+    chosen = ranks[:, [0, last, min(1, last), max(last - 1, 0)]]
+    within = torch.arange(PATCH, device=pixels.device)
+    rows = chosen.div(columns, rounding_mode="floor")[..., None] * STEP + within  # (N, 4, PATCH)
+    across = chosen.remainder(columns)[..., None] * STEP + within
+    images = torch.arange(len(pixels), device=pixels.device)[:, None, None, None]
+    return pixels.movedim(1, -1)[images, rows[..., :, None], across[..., None, :]].movedim(-1, 2)
 
 
 class NoiseNet(nn.Module):
