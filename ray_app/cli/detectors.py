@@ -173,9 +173,9 @@ def _foreign_options(command: Callable[..., int]) -> Callable[..., int]:
 def add(places: tuple[Path | str, ...], paths: tuple[str, ...], part: str | None, as_json: bool, **given: Any) -> int:
     """Take in weights, or a detector of another package.
 
-    Weights that you have already go under any name: they are known by their SHA-256 and brought into the cache. A folder is searched with all that is below it;
-    only files that may be weights are hashed. Files are linked where the file system can, else copied. Says what each was
-    recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
+    Weights that you have already go under any name: they are known by their SHA-256 and brought into the cache. A folder is
+    searched with all that is below it; only files that may be weights are hashed. Files are linked where the file system can, else
+    copied. Says what each was recognised as, what was not, and what a detector still lacks. Exit code 4 if nothing was recognised.
 
     detectzoo:NAME is an image detector of the package detectzoo, callable:MODULE:FUNCTION any function of a list of images (or
     callable:NAME an entry point of the group touchstone.callables). It runs in a process of its own, by the Python that has it, which needs
