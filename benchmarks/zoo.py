@@ -19,10 +19,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.machine import machine
-from benchmarks.seeded import seeded_card, write_card
+from benchmarks.seeded import seeded_card, write_card, write_weights
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.detector import build_network
+from ray_app.detectors.families import aeroblade
 from ray_app.reports import plan_lines
 from ray_app.reports.text import table
 from ray_app.runs import RunDirectory, current_rows
@@ -121,10 +124,22 @@ def _write(name: str, path: Path, real: Sequence[str]) -> None:
     card = published if is_real or base not in CARDS else _sized(small(base), published)
     card = card.model_copy(update={"name": name, "variants": {}, "golden": (), "terms": "permissive"})
     seeded = seeded_card(card, path.parent / "weights", seed=0)
+    if card.family == "aeroblade":
+        _write_vgg(path.parent / "weights")
     if name == OWN_HEAD:
         own = seeded_card(card, path.parent / "own", seed=1)
         seeded = seeded.model_copy(update={"weights": own.weights})
     write_card(seeded, path)
+
+
+def _write_vgg(folder: Path) -> None:
+    """VGG-16's first convolutions, seeded, which AEROBLADE finds beside its own file."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for place, (before, width) in aeroblade.CONVOLUTIONS.items():
+        state[f"features.{place}.weight"] = torch.randn(width, before, 3, 3, generator=generator) / (9 * before) ** 0.5
+        state[f"features.{place}.bias"] = torch.zeros(width)
+    write_weights(folder / aeroblade.VGG, state)
 
 
 def _sized(card: DetectorCard, published: DetectorCard) -> DetectorCard:

@@ -158,7 +158,7 @@ class ForeignProcess(ChildProcess):
 
     def _how_to_see(self, last: Sequence[str] = ()) -> str:
         where = f" (in {last[-2].strip()})" if len(last) > 2 and last[-2].strip().startswith("File") else ""
-        name = {"detectzoo": "detectzoo"}.get(self._card.family, self._card.architecture.name.partition(":")[0])
+        name = "detectzoo" if self._card.family == "detectzoo" else self._card.architecture.name.partition(":")[0]
         return f"try it there{where}: cd {self._settings.folder} && {self._settings.python} -c 'import {name}'"
 
 
