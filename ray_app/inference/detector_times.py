@@ -43,7 +43,7 @@ class DetectorTimes:
         ran = backbone is not None and backbone.runs > runs
         self._open.append(_Reading(detector.card.name, backbone, ran, images, start, self._now()))
         if not self._on_gpu:
-            self.settle()
+            self.settle()  # a CPU has done it by now
         return prediction
 
     def settle(self) -> None:

@@ -9,6 +9,7 @@ from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.batch import joined
+from ray_app.inference.detector_times import DetectorTimes
 from ray_app.inference.device_batches import DeviceUpload, MeasuredBatch, PinnedRing, batch_sizes, measured_batches, paying_batch
 from ray_app.inference.scorer import EnsembleScorer, _BlockReadings
 from ray_app.scoring.identity import scoring_identity
@@ -230,8 +231,10 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
 
     monkeypatch.setattr("ray_app.inference.scorer.load_detector", loaded)
     monkeypatch.setattr("ray_app.inference.scorer.shared_backbone.share_backbones", lambda detectors: [])
+    monkeypatch.setattr("ray_app.inference.scorer.shared_backbone.hold_equal_weights_once", lambda networks: 0)
     monkeypatch.setattr(DeviceUpload, "__init__", lambda self, device: None)
     monkeypatch.setattr(DeviceUpload, "__call__", upload)
+    monkeypatch.setattr(DetectorTimes, "_on_gpu", False)  # a GPU's clock needs the GPU
     monkeypatch.setattr(
         _BlockReadings, "gathered", lambda block: devices.extend(part.device.type for parts in block._parts.values() for part in parts)
     )

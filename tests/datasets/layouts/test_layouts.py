@@ -18,8 +18,8 @@ def test_a_missing_argument_is_told_how_to_give():
 
 
 def test_a_layout_that_there_is_not():
-    with pytest.raises(ConfigError, match="no layout 'genimage'"):
-        make_layout("genimage", {})
+    with pytest.raises(ConfigError, match="no layout 'nobodys'"):
+        make_layout("nobodys", {})
 
 
 @pytest.mark.parametrize(
