@@ -258,6 +258,15 @@ def test_the_page_shows_every_system_once_with_its_interval():
     assert len(page.attributes("script")) == 1
 
 
+def test_two_lists_of_one_title_are_told_apart_by_whoever_hears_the_page():
+    mine = [(f"s3://lab/{one}", evaluation(system("a"), digest=one, protocol={"name": "wild", "title": "In the wild"})) for one in "xy"]
+    page = PageReader(render_leaderboard(mine))
+    regions = [one["aria-label"] for one in page.attributes("div") if one.get("role") == "region"]
+    assert len(set(regions)) == len(regions) >= 2
+    assert "In the wild , list 1" in page.text
+    assert "In the wild , list 2" in page.text
+
+
 def test_a_page_of_nothing():
     assert "No evaluation was given." in PageReader(render_leaderboard([])).text
     assert "1 system on 1 set of data." in PageReader(render_leaderboard([("x", {"systems": [{}]})])).text
