@@ -2,6 +2,7 @@ import csv
 import hashlib
 
 import pytest
+import torch
 from PIL import Image
 
 from ray_app.datasets.simulation.archive import build_sample_archive, write_photographs
@@ -30,6 +31,17 @@ def test_labels_lie_beside_the_archive_and_name_files_by_path_and_hash(sample):
     for row in rows:
         assert hashlib.sha256((sample.folder / row["path"]).read_bytes()).hexdigest() == row["sha256"]
         assert row["generator"]
+
+
+def test_how_many_threads_torch_has_changes_no_picture(sample, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3 - min(before, 2))  # of one and two those that the first had not
+    try:
+        again = build_sample_archive(tmp_path / "archive", files=17, seed=1)
+        assert torch.get_num_threads() == 3 - min(before, 2)
+    finally:
+        torch.set_num_threads(before)
+    assert again.labels.read_text(encoding="utf-8") == sample.labels.read_text(encoding="utf-8")
 
 
 def test_the_odd_files_are_odd_and_all_others_are_pictures_of_200_to_1024_pixels(sample):
