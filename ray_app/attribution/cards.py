@@ -13,7 +13,8 @@ from pydantic import Field, PrivateAttr, model_validator
 from ray_app.attribution.generators import family_of
 from ray_app.config import Frozen, find_config, load_yaml, named_configs, read_mapping
 from ray_app.detectors import Preprocessing
-from ray_app.detectors.card import PublishedFigure, TrainingData, Weights
+from ray_app.detectors.card import PublishedFigure, Weights
+from ray_app.detectors.training_data import TrainingData
 from ray_app.detectors.weights import WeightSet, digest_of, resolve_part
 from ray_app.errors import ConfigError
 

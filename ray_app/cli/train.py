@@ -91,11 +91,15 @@ GROUPINGS = ("group", "family", "source")  # columns that may say what belongs t
 
 
 class LabelledImage(NamedTuple):
-    """One image of the labels file: where it is, 1 = fake, and what it must not be parted from in validation ("" = nothing)."""
+    """One image of the labels file: where it is, 1 = fake, and what it must not be parted from in validation ("" = nothing).
+
+    `maker`: the generator of a fake or the source of a real image, "" where the file does not say.
+    """
 
     uri: str
     label: int
     group: str
+    maker: str
 
 
 class Gathered(NamedTuple):
@@ -241,7 +245,8 @@ def _labelled(place: str, number: int, row: Mapping[str, Any], entries: "ListEnt
     [item] = entries.members([{"uri": str(row["uri"])}])
     if item.refused is not None:
         raise ConfigError(f"{place}: row {number}: {row['uri']}: {item.refused.detail}")
-    return LabelledImage(item.uri, label, "" if row.get(column) is None else str(row[column]))
+    makers = [row.get(name) for name in (("generator",) if label else ("source", "generator"))]
+    return LabelledImage(item.uri, label, "" if row.get(column) is None else str(row[column]), str(next(filter(None, makers), "")))
 
 
 def gather(
@@ -296,6 +301,7 @@ def _fitted_head(
     import numpy as np
 
     from ray_app.detectors import linear_head
+    from ray_app.detectors.training_data import SeenNames
 
     marks = np.array([row.label for row in gathered.used.values()])
     linear_head.require_enough(marks)
@@ -305,7 +311,10 @@ def _fitted_head(
     weighing = linear_head.even_weights(marks, groups) if even else None
     aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if told else None, weights=weighing)
     head = linear_head.fit_head(features, marks, classifier, weights=weighing)
-    fitted = linear_head.Fit(classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs)
+    makers = [[row.maker for row in gathered.used.values() if row.label == label] for label in (1, 0)]
+    fitted = linear_head.Fit(
+        classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs, SeenNames.of(*makers)
+    )
     return head, fitted, len(set(groups)) if told else 0
 
 

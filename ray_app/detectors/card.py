@@ -31,6 +31,7 @@ from ray_app.detectors.foreign.settings import ForeignSettings
 from ray_app.detectors.fragility import Fragility
 from ray_app.detectors.golden import Golden
 from ray_app.detectors.preprocessing import Preprocessing
+from ray_app.detectors.training_data import TrainingData
 from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
 
@@ -206,23 +207,6 @@ def _kind(described: Any) -> str:
 
 Calibration = Annotated[Annotated[Platt, Tag("(platt)")] | Annotated[Isotonic, Tag("(isotonic)")], Discriminator(_kind)]
 """What makes calibrated log-odds of scores: a function of them that a card spells out."""
-
-
-class TrainingData(Frozen):
-    """What the weights were trained on, and under which licence that is published.
-
-    `generators`: globs over the names that labels give to the generators of its fakes (case, spaces, dots, dashes and underscores make no
-    difference). `sources`: such globs over the `source` that labels give images, of all that weights were fitted or chosen on.
-    `complete`: no other generator was seen, and where sources are named no other source; without it, what is not named is unknown.
-    """
-
-    name: str
-    images: str | None = None
-    licence: str
-    source: str | None = None
-    generators: tuple[str, ...] = ()
-    sources: tuple[str, ...] = Field(default=(), exclude_if=lambda named: not named)
-    complete: bool = False
 
 
 class PublishedFigure(Frozen):

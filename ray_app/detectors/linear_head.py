@@ -31,6 +31,7 @@ from ray_app.detectors.families import HEADS
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, autocast, head_of, no_embedding, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, ResizeMode
+from ray_app.detectors.training_data import SeenNames, TrainingData
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store
 
@@ -328,13 +329,14 @@ def _put(path: Path, data: bytes) -> None:
 
 
 class Fit(NamedTuple):
-    """What the card of a head states: its classifier, the file of labels, how many real and fake images, the folds' AUC."""
+    """What the card of a head states: its classifier, the file of labels, how many real and fake images, the folds' AUC, what was seen."""
 
     classifier: Classifier
     labels: str
     real: int
     fake: int
     aucs: Sequence[float]
+    seen: SeenNames
 
 
 _NOTES = {
@@ -352,6 +354,7 @@ def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha2
     Raises ConfigError, before anything is written, where the name is not one that a card can have.
     """
     assert base.backbone is not None
+    trained_on = TrainingData(name=fit.labels, images=f"{fit.real} real and {fit.fake} fake", licence="unknown", **fit.seen._asdict())
     data = {
         "name": name,
         "title": f"{name}: a linear head, fitted to {fit.labels}, on {base.backbone.title}",
@@ -370,7 +373,7 @@ def write_card(path: Path, base: DetectorCard, *, name: str, weights: Path, sha2
         "terms": base.terms,
         "citation": f"touchstone detectors fit {base.name} --classifier {fit.classifier}",
         "source": base.backbone.source,
-        "training_data": {"name": fit.labels, "images": f"{fit.real} real and {fit.fake} fake", "licence": "unknown"},
+        "training_data": trained_on.model_dump(mode="json", exclude_defaults=True),
         "published": [_figure(fit)] if fit.aucs else [],
         "notes": list(_NOTES[fit.classifier]),
     }

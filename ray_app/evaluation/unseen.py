@@ -87,7 +87,7 @@ def unseen_of(
     facts: dict[str, Any] = {
         "left_out": tuple(system_model.LeftOut(name=name, label=label, n=n) for (label, name), n in sorted(counted.items())),
         "unknown": len(overlap.unknown),
-        "names_sources": "source" in sample.column_names and bool(sample["source"].drop_null()),
+        "names_sources": any(label == _REAL and name != _REAL for label, name in overlap.groups),
     }
     if not counted:
         figures = {name: whole.figures[name] for name in FIGURES if name in whole.figures}

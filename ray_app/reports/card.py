@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from ray_app.detectors import DetectorCard, Preprocessing, licences
-from ray_app.detectors.card import Architecture, Output, TrainingData, ValidRange, Weights
+from ray_app.detectors.card import Architecture, Output, ValidRange, Weights
 from ray_app.detectors.fragility import FACTS, Fragility
 from ray_app.detectors.golden import FormulaScore, GoldenScore
+from ray_app.detectors.training_data import TrainingData
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 

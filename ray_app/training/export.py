@@ -4,7 +4,6 @@
 one line per figure with n and the 95 % interval.
 """
 
-import glob
 import re
 import shutil
 import tempfile
@@ -19,8 +18,9 @@ from torch import nn
 
 from ray_app.config import find_config, read_mapping
 from ray_app.detectors import verify_weights
-from ray_app.detectors.card import Backbone, Calibration, DetectorCard, PublishedFigure, TrainingData, Weights, load_card
+from ray_app.detectors.card import Backbone, Calibration, DetectorCard, PublishedFigure, Weights, load_card
 from ray_app.detectors.detector import load_network
+from ray_app.detectors.training_data import SeenNames, TrainingData
 from ray_app.detectors.weights import WeightSet, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store, local_path, strip_secrets
@@ -160,29 +160,27 @@ def _source(recipe: config.Recipe) -> str:
 
 def _training_data(made: TrainedDetector) -> TrainingData:
     data = made.recipe.data
-    generators, complete = _generators(made)
     return TrainingData(
         name=data_name(made.recipe),
         images=_counted(made.findings),
         licence=data.licence or "not stated",
         source=places_of(made.recipe) or None,
-        generators=generators,
-        complete=complete,
+        **_seen_names(made)._asdict(),
     )
 
 
-def _generators(made: TrainedDetector) -> tuple[tuple[str, ...], bool]:
-    """Globs of who made the fakes that were learned from, and whether these are all: weights that were a detector's saw its generators too,
-    and of fakes whose maker nobody knew nothing can be said.
+def _seen_names(made: TrainedDetector) -> SeenNames:
+    """Who made the fakes that were learned from, and which sources the real images are of by which weights were fitted or chosen; also what
+    a detector had seen whose weights these were at first.
     """
-    given = made.findings.get("splits", {}).get("train", {}).get("generators", {})
-    makers = [name for name in given if name != "real" and not name.startswith("real:")]
-    own = tuple(glob.escape(name) for name in makers if name != "unknown")
-    complete = bool(own) and "unknown" not in makers
-    if made.recipe.initial.start == "card":
-        before = made.card.training_data
-        return tuple(dict.fromkeys((*before.generators, *own))), before.complete and complete
-    return own, complete
+    splits = made.findings.get("splits", {})
+    learned, chosen = (splits.get(name, {}).get("generators", {}) for name in ("train", "validation"))
+    names = SeenNames.of((name for name in learned if not _is_real(name)), filter(_is_real, (*learned, *chosen)))
+    return names.after(made.card.training_data) if made.recipe.initial.start == "card" else names
+
+
+def _is_real(name: str) -> bool:
+    return name == "real" or name.startswith("real:")
 
 
 def places_of(recipe: config.Recipe) -> str:

@@ -73,6 +73,23 @@ def test_from_labels_to_a_detector(archive, capsys, classifier):
     assert np.array_equal(detector.score(prepared) > 0, [row["label"] == "fake" for row in rows])
 
 
+@pytest.mark.parametrize(
+    ("real", "fake", "seen"),
+    [
+        ({}, {}, ((), (), False)),
+        ({"generator": ""}, {"generator": "sdxl"}, (("sdxl",), (), True)),
+        ({"generator": "real:phone"}, {"generator": "sdxl"}, (("sdxl",), ("phone",), True)),
+        ({"generator": "real", "source": "camera"}, {"generator": "unknown", "source": ""}, ((), ("camera",), False)),
+    ],
+)
+def test_a_head_says_which_generators_and_sources_it_saw(archive, real, fake, seen):
+    folder, base, rows = archive
+    told = [row | {"group": row["uri"]} | (fake if row["label"] == "fake" else real) for row in rows]
+    run(base, written(folder / "mine.csv", told), folder / "head")
+    data = load_card(folder / "head" / "card.yaml").training_data
+    assert (data.generators, data.sources, data.complete) == seen
+
+
 def test_a_second_fit_reads_no_feature_twice(archive):
     folder, base, rows = archive
     labels = written(folder / "mine.csv", rows)

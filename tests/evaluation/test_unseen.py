@@ -97,6 +97,18 @@ def test_where_nothing_was_seen_the_figures_are_those_of_all():
     assert found.unknown == 3  # sources, of which its card does not tell
 
 
+@pytest.mark.parametrize(("maker", "named"), [("real:bsds500", True), ("real", False)])
+def test_a_real_image_may_name_its_source_as_its_maker(maker, named):
+    one = system(PHOTO)
+    table = sample({one.name: drawn()}, sources=(None, None, None))
+    makers = [maker if index < 30 else name for index, name in enumerate(table["generator"].to_pylist())]
+    table = table.set_column(1, "generator", pa.array(makers))
+    clean, overlaps = unseen_sample(table, [one], [])
+    found = unseen_of(one, whole(one, table), clean, overlaps[one.name], HOW, sampled=False)
+    assert found.names_sources == named
+    assert [gone.n for gone in found.left_out if gone.label == "real"] == [30] * named
+
+
 def test_where_everything_was_seen_there_is_a_reason():
     one = system(PHOTO)
     table = sample({one.name: drawn()}, makers=("FLUX.1", "DALL-E 2", "minDALL-E"))

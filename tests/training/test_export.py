@@ -97,6 +97,32 @@ def test_a_fine_tune_also_saw_what_the_weights_before_it_saw(tmp_path):
     assert (card.training_data.generators, card.training_data.complete) == (("progan", "sdxl", "flux"), False)
 
 
+def test_sources_of_real_images_that_were_learned_from_or_chosen_by_stand_on_the_card(tmp_path):
+    given = made("residual")
+    findings = {
+        "splits": {
+            "train": {"real": 2, "fake": 3, "generators": {"real:camera [1]": 1, "real": 1, "sdxl": 3}},
+            "validation": {"real": 2, "fake": 1, "generators": {"real:phone": 2, "flux": 1}},
+        }
+    }
+    data = exported(tmp_path, dataclasses.replace(given, findings=findings)).training_data
+    assert data.generators == ("sdxl",)
+    assert [is_named(name, glob) for name, glob in zip(("camera [1]", "phone"), data.sources, strict=True)] == [True, True]
+    assert not data.complete, "of one real image nobody knows the source"
+
+
+def test_a_fine_tune_on_named_sources_of_weights_with_unknown_ones_does_not_say_that_these_are_all(tmp_path):
+    given = made("residual", initial={"start": "card"})
+    findings = {"splits": {"train": {"real": 2, "fake": 3, "generators": {"real:phone": 2, "sdxl": 3}}}}
+    for known, complete in (((), False), (("camera",), True)):
+        update = {"generators": ("progan",), "sources": known, "complete": True}
+        card = given.card.model_copy(update={"training_data": given.card.training_data.model_copy(update=update)})
+        folder = tmp_path / str(complete)
+        folder.mkdir()
+        data = exported(folder, dataclasses.replace(given, card=card, findings=findings)).training_data
+        assert (data.generators, data.sources, data.complete) == (("progan", "sdxl"), (*known, "phone"), complete)
+
+
 def test_fakes_of_an_unknown_maker_leave_the_list_incomplete(tmp_path):
     given = made("residual")
     findings = {"splits": {"train": {"real": 2, "fake": 3, "generators": {"real": 2, "unknown": 1, "lora [v2]*": 2}}}}

@@ -123,6 +123,10 @@ def _ends_in_words(figure: FigureFacts) -> str:
     return f"{low.removesuffix(' %')} to {high}"
 
 
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
 def _too_few(name: str, facts: EvaluationDocument, system: SystemFacts) -> str:
     """What to say where an interval is so wide that its figure says nothing of further images, or of further generators and sources."""
     spoken = facts.intervals
@@ -132,14 +136,14 @@ def _too_few(name: str, facts: EvaluationDocument, system: SystemFacts) -> str:
         if figure.ends is None or figure.ends[1] - figure.ends[0] <= _WIDEST:
             continue
         if not spoken.of_images and not (is_of_reals and spoken.reals != "sources"):
-            few = f"{spoken.sources} sources of real images" if is_of_reals else f"{spoken.generators} generators"
+            groups = spoken.sources if is_of_reals else spoken.generators
+            few = wording.counted(groups, "source") + " of real images" if is_of_reals else wording.counted(groups, "generator")
             bare = system.model_copy(update={"figures": {key: found.bare for key, found in system.figures.items()}})
-            return f"{_verdict(name, bare, 'these')}, but {few} are too few to say how it does on others{_doubt(facts, 'and')}."
+            return f"{_verdict(name, bare, 'these')}, but {few} {_are(groups)} too few to say how it does on others{_doubt(facts, 'and')}."
         written = rounded_area if what == "AUC" else rounded_share
         low, high = map(written, figure.ends)
         images = wording.counted(system.n, "image")
-        are = "is" if system.n == 1 else "are"
-        return f"{images} {are} too few to say how good {name} is: its {what} could be anything from {low} to {high}."
+        return f"{images} {_are(system.n)} too few to say how good {name} is: its {what} could be anything from {low} to {high}."
     return ""
 
 

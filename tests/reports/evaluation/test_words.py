@@ -50,6 +50,9 @@ def test_few_generators_are_said_to_be_too_few_for_others():
     said = headline(EvaluationDocument.model_validate(document))
     found = "npr finds 85 % of these fakes and wrongly flags none of these real images"
     assert said == f"{found}, but 4 generators are too few to say how it does on others."
+    document["intervals"] |= {"generators": 1}
+    said = headline(EvaluationDocument.model_validate(document))
+    assert said == f"{found}, but 1 generator is too few to say how it does on others."
     document["intervals"] |= {"fakes": "images"}
     document["data"]["shortcut"]["confounded"] = True
     assert headline(EvaluationDocument.model_validate(document)).startswith("300 images are too few to say how good npr is")
