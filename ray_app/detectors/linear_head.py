@@ -336,7 +336,7 @@ class Fit(NamedTuple):
     real: int
     fake: int
     aucs: Sequence[float]
-    seen: SeenNames
+    seen: SeenNames = SeenNames((), (), False)
 
 
 _NOTES = {
