@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -98,7 +99,14 @@ def serve(log: Path) -> None:
         def log_request(self, code="-", size="-") -> None:
             lines.write(f"{self.command} {self.path}\n")
 
-    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True, request_handler=Handler)
+    app, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def answer(environ, start_response):
+        # moto looks whether an object is there and puts it in two steps, with others in between; S3 does it in one.
+        with one_at_a_time if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+            return app(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=Handler)
     # The pipe closes when the tests' process ends, however it ends: no server outlives it.
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     print(server.server_port, flush=True)
