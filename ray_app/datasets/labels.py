@@ -62,6 +62,11 @@ def real_of(source: object) -> str:
     return name if name.startswith("real:") else f"real:{name}"
 
 
+def names_a_real(generator: str) -> bool:
+    """Whether the generator is what `real_of` gives."""
+    return generator == "real" or generator.startswith("real:")
+
+
 def prompt_group(prompt: str | None) -> str | None:
     """The group of all images of one prompt, whoever made them; None without a prompt. Letter case and spaces make no difference."""
     words = plain_prompt(prompt)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.attribution.generators import find_generator, generator_index, spelling_key
-from ray_app.datasets.labels import parse_label, real_of
+from ray_app.datasets.labels import names_a_real, parse_label, real_of
 from ray_app.errors import ConfigError
 from ray_app.metrics.arrays import ScoreHistogram
 
@@ -214,7 +214,7 @@ class GroupCoder:
             return -1
         kind, maker = divmod(combined, len(names) + 1)
         name = str(names[maker - 1]).strip() if maker else ""
-        if kind and (name == "real" or name.startswith("real:")):
+        if kind and names_a_real(name):
             raise ConfigError(f"{self._at(rows == combined)}: labelled fake, but its generator is '{name}'")
         group = EvaluationGroup(_CHOICES[kind], name or "unknown") if kind else EvaluationGroup("real", real_of(name))
         number = self._numbers.setdefault(group, len(self._numbers))

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from ray_app.attribution.generators import spelling_key
+from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.card import Calibration
 from ray_app.ensembles import EnsembleCard, combine, drawn_by_audit, is_calibrated
@@ -140,8 +141,7 @@ def training_overlap(card: DetectorCard, generator: str) -> Seen:
     data = card.training_data
     if any(is_named(generator, glob) for glob in data.generators):
         return "in-training"
-    is_real = generator == "real" or generator.startswith("real:")
-    return "unseen" if data.complete and data.generators and not is_real else "unknown"
+    return "unseen" if data.complete and data.generators and not names_a_real(generator) else "unknown"
 
 
 def combined_overlap(found: Iterable[str]) -> Seen:

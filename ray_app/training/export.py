@@ -17,6 +17,7 @@ import yaml
 from torch import nn
 
 from ray_app.config import find_config, read_mapping
+from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import verify_weights
 from ray_app.detectors.card import Backbone, Calibration, DetectorCard, PublishedFigure, Weights, load_card
 from ray_app.detectors.detector import load_network
@@ -175,12 +176,8 @@ def _seen_names(made: TrainedDetector) -> SeenNames:
     """
     splits = made.findings.get("splits", {})
     learned, chosen = (splits.get(name, {}).get("generators", {}) for name in ("train", "validation"))
-    names = SeenNames.of((name for name in learned if not _is_real(name)), filter(_is_real, (*learned, *chosen)))
+    names = SeenNames.of((name for name in learned if not names_a_real(name)), filter(names_a_real, (*learned, *chosen)))
     return names.after(made.card.training_data) if made.recipe.initial.start == "card" else names
-
-
-def _is_real(name: str) -> bool:
-    return name == "real" or name.startswith("real:")
 
 
 def places_of(recipe: config.Recipe) -> str:

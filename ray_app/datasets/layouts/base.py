@@ -17,7 +17,7 @@ from ray_app.archives import ListedMember
 from ray_app.archives.containers import kind_of
 from ray_app.archives.members import ListedWithColumns
 from ray_app.config import Frozen
-from ray_app.datasets.labels import Label, Labels, parse_label, prompt_group, real_of
+from ray_app.datasets.labels import Label, Labels, names_a_real, parse_label, prompt_group, real_of
 from ray_app.datasets.masks import may_lead, may_name
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, canonical, strip_secrets, urls
@@ -121,7 +121,7 @@ class LabelColumns(DatasetLayout):
         item = with_sidecar(item)
         label = class_label(item, self.label)
         generator, prompt = text(item.input, self.generator), text(item.input, self.prompt)
-        if label == "fake" and generator is not None and (generator == "real" or generator.startswith("real:")):
+        if label == "fake" and generator is not None and names_a_real(generator):
             raise contradiction(item, f"labelled fake, but its {self.generator} is '{generator}'")
         return Labels(
             label,

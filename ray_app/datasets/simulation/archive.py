@@ -61,9 +61,11 @@ def build_sample_archive(folder: Path, *, files: int = 60, seed: int = 0) -> Sam
     rows: list[tuple[str, bytes, str, str]] = list(odd)
     _load_scipy()
     torch_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as threads:  # how many share a sum decides its last bits
-        rows += threads.map(lambda index: _picture(seed, index), range(files - len(odd)))
-    torch.set_num_threads(torch_threads)
+    try:
+        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as threads:  # how many share a sum decides its last bits
+            rows += threads.map(lambda index: _picture(seed, index), range(files - len(odd)))
+    finally:
+        torch.set_num_threads(torch_threads)
     for path, data, _, _ in rows:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
