@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import DetectorError
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -32,18 +33,17 @@ _SETTINGS = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 512 * 2**20, _TOP_PAD
 
 
 def resolve_precision(precision: Precision, device: str, preferred: Literal["auto", "fp32"] = "auto") -> ResolvedPrecision:
-    """What `auto` means on a device: bf16 where its matrix units have it, unless the card prefers fp32."""
+    """What `auto` means on a device of this process: bf16 where it multiplies that, unless the card prefers fp32. CPUs: see `cpu`."""
     if precision != "auto":
         return precision
     return "bf16" if preferred == "auto" and has_bf16(device) else "fp32"
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the device multiplies bf16 matrices faster than fp32 ones, not merely emulates them."""
+    """Whether `auto` may be bf16 on the device: it multiplies such matrices faster than fp32 ones, and does not merely emulate them."""
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return cpu_precision() == "bf16"
 
 
 def beyond_tolerance(given: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], precision: ResolvedPrecision) -> bool:

@@ -7,13 +7,13 @@ What scoring costs, by the sizes on the cards (`ResourceEstimate`): memory of pr
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal
 
 from ray_app.attribution.cards import DescriberCard, IdentifierCard, load_describer, load_identifier
 from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
 from ray_app.detectors.card import Calibration, default_slots
+from ray_app.detectors.cpu import cpu_precision
 from ray_app.detectors.fragility import MEASURED, FactName, Facts
 from ray_app.ensembles import EnsembleCard, Settings
 from ray_app.errors import ConfigError
@@ -325,17 +325,7 @@ def precision_on(device: str, card: DetectorCard, asked: Literal["auto", "bf16",
     """What was asked for, or what `auto` means on a device that this process need not have: a GPU is taken for one with bf16."""
     if asked != "auto":
         return asked
-    return "bf16" if card.precision == "auto" and (device != "cpu" or cpu_has_bf16()) else "fp32"
-
-
-@cache
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices faster than fp32 ones; asked of the kernel, since importing torch takes seconds."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+    return "bf16" if card.precision == "auto" and (device != "cpu" or cpu_precision() == "bf16") else "fp32"
 
 
 PROCESS_BYTES = 2**30  # Python, torch, Ray and a batch of images

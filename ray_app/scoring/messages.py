@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockWork:
-    """What a block took so far: seconds by stage, what was counted, and the most memory of a process."""
+    """What a block took so far: seconds by stage, what was counted, and the most memory of a process.
+
+    `emulating`: names of nodes whose processor has no bf16 and emulates the run's.
+    """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     peak_bytes: int = 0
+    emulating: frozenset[str] = frozenset()
 
     def joined(self, other: "BlockWork") -> "BlockWork":
         """Both, one after the other."""
@@ -36,7 +40,7 @@ class BlockWork:
         counts.update(other.counts)  # a sum of counters would forget what was counted and is none, such as second looks
         seconds = Counter(self.seconds)
         seconds.update(other.seconds)
-        return BlockWork(seconds, counts, max(self.peak_bytes, other.peak_bytes))
+        return BlockWork(seconds, counts, max(self.peak_bytes, other.peak_bytes), self.emulating | other.emulating)
 
 
 @dataclass(frozen=True)

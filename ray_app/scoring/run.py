@@ -247,7 +247,7 @@ class ScoringRun:
         progress.say(f"{turn}{listed}, {done:,} done before; {layout.described}")
         stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
-        estimate, seconds = ResourceEstimate.of(one.spec), itertools.count()
+        estimate, seconds, emulating = ResourceEstimate.of(one.spec), itertools.count(), frozenset[str]()
         patience_s = cluster_config.stall_timeout_s or max(stall_s, layout.slowest_block_s(estimate.worst_gmac))
         self.session.passing(PassRecord(tuple(one.spec.cards), layout.kind, layout.workers, estimate.process_bytes))
         try:
@@ -259,6 +259,9 @@ class ScoringRun:
             ):
                 now = lambda: meter.laid_out(self._layout_now(one.spec, layout))  # noqa: E731
                 for report in score_blocks(blocks, job, now, stopper=stopper, watch=watch):
+                    for node in report.work.emulating - emulating:
+                        progress.say(f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it")
+                    emulating |= report.work.emulating
                     self.session.committed(report)
                     meter.committed(report)
                     progress.advance(report.ref.members, report.bad)

@@ -6,6 +6,7 @@ processes of its own. `commit_block` ends both.
 
 import math
 import os
+import platform
 import resource
 import sys
 import traceback
@@ -28,6 +29,7 @@ from ray_app.cluster.ray_cluster import own_node
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, Attempts
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.detectors.card import default_slots
+from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, reuse
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
@@ -76,6 +78,7 @@ class Worker:
         self._attempts = Attempts(job.crumbs, type(self).__name__)
         self._counting: tuple[Any, ...] = ()  # whatever counts what this worker does
         self._counted: Counter[str] = Counter()
+        self._emulating = frozenset[str]()
         if job.mirror is not None:
             os.environ[MIRROR_VARIABLE] = job.mirror
         if at_once:
@@ -124,7 +127,8 @@ class Worker:
         done = Counter(total)
         done.subtract(self._counted)
         self._counted = total
-        return messages.BlockWork(self._clock.take(), done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return messages.BlockWork(self._clock.take(), done, peak_bytes, self._emulating)
 
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
         """Of what every image is prepared for; which of them are looked at again is known later."""
@@ -149,6 +153,8 @@ class Worker:
 
         spec = self._job.spec
         scorer = self._scorer = EnsembleScorer(spec, self._clock, self._pool)
+        if spec.device == "cpu" and cpu_precision() == "fp32" and "bf16" in {spec.precision[name] for name in scorer.names}:
+            self._emulating = frozenset({platform.node()})
         if self._job.pieces and spec.device != "cpu" and spec.slots == default_slots(spec.device):
             scorer.fit_batches(self._job.pieces, DeviceMeter(spec.device))
         if self._job.compiled and spec.device != "cpu":

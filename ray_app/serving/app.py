@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_app.cluster.ray_cluster import WORKER_ENVIRONMENT
 from ray_app.config import validate
+from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE, cpu_precision
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.inference import ScoringSpec
 from ray_app.serving import attribution, engine
@@ -115,7 +116,8 @@ def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> d
     actor: dict[str, Any] = {
         "num_cpus": resources.num_cpus,
         "num_gpus": resources.num_gpus,
-        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        # One precision for all replicas, also where their nodes have other processors: equal fingerprints mean equal scores.
+        "runtime_env": {"env_vars": {**WORKER_ENVIRONMENT, CPU_PRECISION_VARIABLE: cpu_precision()}},
     }
     if resources.memory_bytes:
         actor["memory"] = resources.memory_bytes

@@ -27,7 +27,9 @@ from ray_app.datasets import index, labelling, sampling
 from ray_app.datasets.config import DatasetSource, HeldOut
 from ray_app.datasets.splits import Splits, make_splits, require_sources
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, licences, publish_weights, resolve_weights
+from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
+from ray_app.inference.spec import precision_on
 from ray_app.storage import Guard, Lease, Store, local_path
 from ray_app.training import checkpoints, networks
 from ray_app.training.config import PROFILING, TrainConfig
@@ -138,7 +140,7 @@ def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: Traini
     tables = {"train": prepared.splits.train, "validation": prepared.splits.validation, "test": prepared.splits.test}
     shared = {name: ray.put(table) for name, table in tables.items() if table is not None}
     job = TrainingJob(
-        config=config,
+        config=_in_one_precision(config, card, layout),
         card=card,
         out=out,
         layout=layout,
@@ -150,6 +152,14 @@ def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: Traini
         guard=prepared.guard,
     )
     return replace(job, statistics=_statistics(job))
+
+
+def _in_one_precision(config: TrainConfig, card: DetectorCard, layout: TrainingLayout) -> TrainConfig:
+    """What `auto` means is decided here, not by each worker: on nodes of two kinds they would average gradients of two precisions."""
+    if layout.device != "cpu" or config.loop.precision != "auto":
+        return config
+    precision = cpu_precision() if config.method == "describe" else precision_on("cpu", card, "auto")
+    return config.model_copy(update={"loop": config.loop.model_copy(update={"precision": precision})})
 
 
 def _mirror(config: TrainConfig, card: DetectorCard, out: Store) -> str:

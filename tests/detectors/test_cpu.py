@@ -1,0 +1,56 @@
+"""What a CPU computes in where nobody says."""
+
+import pytest
+
+from ray_app.detectors import cpu, load_card
+from ray_app.detectors.precision import resolve_precision
+from ray_app.errors import ConfigError
+from ray_app.inference.spec import precision_on
+
+KINDS = {
+    "a Xeon of 2021": ("avx512f avx512_vnni", "fp32"),
+    "a Xeon of 2023": ("avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
+    "an Epyc of 2023": ("avx512f avx512_bf16", "bf16"),
+    "a Graviton 2": ("fp asimd asimddp", "fp32"),
+    "a Graviton 3": ("fp asimd bf16 sve svebf16", "bf16"),
+}
+
+
+@pytest.fixture
+def processor(tmp_path, monkeypatch):
+    def has(flags):
+        file = tmp_path / "cpuinfo"
+        file.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+        monkeypatch.setattr(cpu, "_CPUINFO", file)
+        cpu._multiplies_bf16.cache_clear()
+
+    monkeypatch.delenv(cpu.CPU_PRECISION_VARIABLE, raising=False)
+    yield has
+    cpu._multiplies_bf16.cache_clear()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_computes_in_what_it_multiplies(processor, kind):
+    flags, expected = KINDS[kind]
+    processor(flags)
+    assert cpu.cpu_precision() == expected
+
+
+@pytest.mark.parametrize("stated", ["bf16", "fp32"])
+@pytest.mark.parametrize("kind", ["a Xeon of 2021", "a Xeon of 2023"])
+def test_what_the_environment_says_comes_first_unless_something_nearer_says_it(processor, monkeypatch, stated, kind):
+    processor(KINDS[kind][0])
+    monkeypatch.setenv("TOUCHSTONE_CPU_PRECISION", stated)
+    card = load_card("touchstone-tiny")
+    assert resolve_precision("auto", "cpu") == precision_on("cpu", card, "auto") == stated
+    assert resolve_precision("auto", "cpu", preferred="fp32") == "fp32"
+    assert precision_on("cpu", card.model_copy(update={"precision": "fp32"}), "auto") == "fp32"
+    for asked in ("bf16", "fp32"):
+        assert resolve_precision(asked, "cpu") == precision_on("cpu", card, asked) == asked
+
+
+def test_another_word_is_refused(monkeypatch):
+    monkeypatch.setenv("TOUCHSTONE_CPU_PRECISION", "fp16")
+    with pytest.raises(ConfigError, match="TOUCHSTONE_CPU_PRECISION=fp16") as caught:
+        cpu.cpu_precision()
+    assert "bf16 or fp32" in caught.value.hint

@@ -1,0 +1,62 @@
+"""A run on processors of both kinds: its scores are those of its own precision, and a node that has to emulate that is named."""
+
+import platform
+
+import pytest
+
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster
+from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE
+from tests.scoring.conftest import rows_of, score_here, score_into
+
+OTHER = {"bf16": "fp32", "fp32": "bf16"}
+SLOW = f"{platform.node()} is slow: its processor has no bf16"
+
+
+@pytest.fixture(scope="module")
+def expected(sample_archive, tmp_path_factory):
+    """Scores of every file in both precisions, made where the whole machine computes in it."""
+    found = {}
+    for precision in OTHER:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(CPU_PRECISION_VARIABLE, precision)
+            found[precision] = scores_of(score_here(tmp_path_factory.mktemp(precision) / "run", sample_archive)[1])
+    assert found["bf16"] != found["fp32"]
+    return found
+
+
+def scores_of(rows):
+    return {path: row["scores"] for path, row in rows.items()}
+
+
+@pytest.mark.parametrize("begun", OTHER)
+def test_a_run_that_goes_on_elsewhere_keeps_its_precision(sample_archive, expected, tmp_path, monkeypatch, begun):
+    monkeypatch.setenv(CPU_PRECISION_VARIABLE, begun)
+    score_here(tmp_path / "run", sample_archive)
+    for part in (tmp_path / "run").rglob("scores/*.parquet"):
+        part.unlink()  # nothing of it is settled
+    (tmp_path / "run" / "summary.json").unlink()
+    monkeypatch.setenv(CPU_PRECISION_VARIABLE, OTHER[begun])
+    finished, rows = score_here(tmp_path / "run", sample_archive)
+    assert scores_of(rows) == expected[begun]
+    kept = {one["key"]: (one["run"], one["today"]) for one in finished.summary["session"]["kept"]}
+    assert kept["precision.touchstone-tiny"] == (f'"{begun}"', f'"{OTHER[begun]}"')
+
+
+@pytest.mark.parametrize("driver", OTHER)
+def test_nodes_of_the_other_kind_score_in_the_driver_s_precision(sample_archive, expected, tmp_path, monkeypatch, capsys, driver):
+    monkeypatch.setenv(CPU_PRECISION_VARIABLE, driver)
+    monkeypatch.setattr("ray_app.scoring.workers.cpu_precision", lambda: OTHER[driver])
+    _, rows = score_here(tmp_path / "run", sample_archive)
+    assert scores_of(rows) == expected[driver]
+    assert capsys.readouterr().err.count(SLOW) == (driver == "bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_node_of_ray_without_bf16(sample_archive, expected, tmp_path, monkeypatch, capsys):
+    with cluster(ClusterConfig(cpus=2), variables=lambda folder: {CPU_PRECISION_VARIABLE: "fp32"}):
+        monkeypatch.setenv(CPU_PRECISION_VARIABLE, "bf16")
+        score_into(tmp_path / "run", sample_archive)
+    assert scores_of(rows_of(tmp_path / "run")) == expected["bf16"]
+    assert capsys.readouterr().err.count(SLOW) == 1
