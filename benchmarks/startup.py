@@ -117,7 +117,7 @@ def _watched(command: Command, process: subprocess.Popen[bytes], out: Path, star
         if spoke is None and ((out / "stdout").stat().st_size or (not command.serves and (out / "stderr").stat().st_size)):
             spoke = now
             if command.serves:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
         if judged is None and command.verdict is not None and command.verdict(out):
             judged = now
         if ended:

@@ -1,7 +1,6 @@
 import sys
 from importlib.metadata import version
 
-from benchmarks.contenders.contender import without
 from benchmarks.environments import Environment
 from benchmarks.scoring import _left_out
 
@@ -17,22 +16,12 @@ def test_an_environment_that_works_is_not_made_again(tmp_path, monkeypatch):
     assert Environment("there", ("torch==0",)).made(tmp_path) == "uv is not installed, which would make its environment"
 
 
-def test_where_it_cannot_be_made_the_reason_is_one_line(tmp_path, monkeypatch):
-    without_uv(monkeypatch)
-    assert Environment("absent", ("daft==0",)).made(tmp_path) == "uv is not installed, which would make its environment"
-
-
 def test_a_package_that_nobody_has_is_said_in_one_line(tmp_path, monkeypatch):
     uv = tmp_path / "uv"
     uv.write_text("#!/bin/sh\necho resolving >&2\necho no such package >&2\nexit 1\n")
     uv.chmod(0o755)
     monkeypatch.setattr("shutil.which", lambda name, **_: str(uv))
     assert Environment("absent", ("daft==0",)).made(tmp_path) == "its environment cannot be made: no such package"
-
-
-def test_packages_of_our_own_environment_are_looked_for():
-    assert without("json", "torch")("anywhere") is None
-    assert without("json", "no_such_package", "nor_this")("anywhere") == "not installed: no_such_package, nor_this"
 
 
 def test_a_contender_that_cannot_run_is_named_and_left_out(tmp_path, monkeypatch, capsys):

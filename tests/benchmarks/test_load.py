@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 
-from benchmarks.load import Load, Photograph, load, load_apart, main, photographs_in
+from benchmarks.load import Load, Photograph, load, main, photographs_in
 from benchmarks.tally import agree, percentile
 from tests.serving.scripted import TORN, ScriptedEndpoint, refuse, score_of
 
@@ -33,17 +33,6 @@ def test_every_answer_is_counted_once(endpoint):
     assert 0 < found.p50_s <= found.p90_s <= found.p99_s <= found.max_s < 1
 
 
-def test_connections_are_kept(endpoint):
-    load(asked(endpoint, clients=2), PHOTOGRAPHS)
-    assert len({told["client"] for told in endpoint.told}) == 2
-
-
-def test_what_comes_in_the_warm_up_is_not_in_the_rate(endpoint):
-    found = load(asked(endpoint, warm_up_s=0.25, seconds=0.2), PHOTOGRAPHS)
-    assert 0 < found.rate * found.seconds < found.ok
-    assert found.seconds == pytest.approx(0.2, abs=0.1)
-
-
 def test_a_wrong_score_is_noticed(endpoint):
     wrong = Photograph("2.jpg", PHOTOGRAPHS[2].data, PHOTOGRAPHS[2].expected + 0.001)
     found = load(asked(endpoint), [*PHOTOGRAPHS[:2], wrong, *PHOTOGRAPHS[3:]])
@@ -62,19 +51,6 @@ def test_back_pressure_is_told_apart_from_trouble(endpoint):
     assert [kind.split()[0] for _, kind in found.troubles] == ["503", "500", "IncompleteReadError"]
 
 
-def test_another_attempt_recovers(endpoint):
-    endpoint.script = deque([refuse(500), TORN])
-    found = load(asked(endpoint, clients=1, attempts=3), PHOTOGRAPHS)
-    assert (found.other, found.recovered, found.lost) == (2, 1, 0)
-
-
-def test_retry_after_is_honoured_on_request(endpoint):
-    endpoint.script = deque([refuse(503, Retry_After="20")])
-    assert load(asked(endpoint, clients=1), PHOTOGRAPHS).ok == 0
-    endpoint.script = deque([refuse(503, Retry_After="20")])
-    assert load(asked(endpoint, clients=1, honour_retry_after=False), PHOTOGRAPHS).ok > 0
-
-
 def test_the_caller_is_called_once_a_second_and_may_stop_it(endpoint):
     endpoint.delay_s, seen = 0.05, []
     found = load(asked(endpoint, seconds=60), PHOTOGRAPHS, on_second=lambda second, tally: seen.append((second, tally.ok)),
@@ -82,21 +58,6 @@ def test_the_caller_is_called_once_a_second_and_may_stop_it(endpoint):
     assert [second for second, _ in seen] == [1, 2]
     assert 0 < seen[0][1] < seen[1][1]
     assert 1.9 < found.seconds < 4
-
-
-def test_a_caller_that_raises_ends_it(endpoint):
-    endpoint.delay_s = 0.05
-
-    def fail(second, tally):
-        raise LookupError("no such replica")
-
-    with pytest.raises(LookupError):
-        load(asked(endpoint, seconds=60), PHOTOGRAPHS, on_second=fail)
-
-
-@pytest.mark.parametrize("form", ["multipart", "raw"])
-def test_both_forms_arrive_whole(endpoint, form):
-    assert load(asked(endpoint, form=form, seconds=0.2), PHOTOGRAPHS).other == 0
 
 
 def test_the_token_is_sent(endpoint):
@@ -110,13 +71,6 @@ def test_nobody_there_is_trouble_not_a_crash():
     assert found.ok == 0
     assert found.connection_errors == found.other > 0
     assert math.isnan(found.p99_s)
-
-
-def test_latency_is_what_a_client_waits(endpoint):
-    endpoint.delay_s = 0.1
-    found = load(asked(endpoint, clients=3), PHOTOGRAPHS)
-    assert 0.1 <= found.p50_s < 0.3
-    assert found.rate < 31
 
 
 def test_chunked_answers_are_read():
@@ -135,10 +89,6 @@ def test_chunked_answers_are_read():
     found = asyncio.run(serve_and_load())
     assert found.ok > 2
     assert found.other == 0
-
-
-def test_in_a_process_of_its_own(endpoint):
-    assert load_apart(asked(endpoint), PHOTOGRAPHS).scores == {one.name: one.expected for one in PHOTOGRAPHS}
 
 
 def test_from_the_command_line(endpoint, tmp_path, capsys):

@@ -41,16 +41,6 @@ def test_only_the_window_counts():
     assert found == {OWN: pytest.approx(0.15), "gcs": pytest.approx(0.002)}
 
 
-def test_a_kind_that_comes_late_counts_from_nothing():
-    samples = [(0.0, {OWN: 1.0}), (10.0, {OWN: 11.0, "gcs": 5.0})]
-    assert seconds_per_image(samples, [(0.0, 0), (10.0, 100)], 100, (0.0, 1.0)) == {OWN: pytest.approx(0.1), "gcs": pytest.approx(0.05)}
-
-
-@pytest.mark.parametrize("finished", [[], [(1.0, 50)], [(1.0, 1), (2.0, 100)]])
-def test_too_few_points_say_nothing(finished):
-    assert seconds_per_image([(0.0, {OWN: 0.0}), (3.0, {OWN: 3.0})], finished, 100, (0.15, 0.9)) == {}
-
-
 def test_what_a_process_took_stays_counted_once_it_has_ended():
     times = ProcessorTimes()
     with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

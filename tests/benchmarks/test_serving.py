@@ -1,14 +1,11 @@
 import json
-import math
 import sys
 from dataclasses import replace
-from urllib.request import urlopen
 
 import pytest
 
 from benchmarks import serving
 from benchmarks.load import Load
-from benchmarks.machine import Steal, machine, versions
 from benchmarks.measuring import ContenderError
 from benchmarks.servers import SERVERS
 from benchmarks.servers.litserve import WAIT_S
@@ -58,12 +55,6 @@ def test_targets_are_judged_by_throughput(result):
     assert [(target["way"], target["met"]) for target in slow["targets"]] == [("server", False), ("ray", True)]
 
 
-def test_what_was_not_measured_has_no_ratio():
-    found = figures([measurement("tiny", "litserve"), measurement("tiny", "server")])
-    assert found["ratios"] == {"tiny": {"server": {"litserve": {"throughput": pytest.approx(1.25), "p99": pytest.approx(0.8)}}}}
-    assert "–" in table(found)
-
-
 def test_the_table_names_every_server_model_and_target(result):
     text = table({**result, "models": {"tiny": "touchstone-tiny", "heavy": "vits"}})
     assert all(name in text for name in [*SERVERS, *RECORDED, "touchstone-tiny", "0.75 (p99 2.00)", " 12.3 "])
@@ -103,12 +94,6 @@ def test_what_is_said_to_be_fair_is():
     assert Load("http://x").timeout_s > config.limits.deadline_s
 
 
-def test_machine_and_versions_are_told():
-    assert machine()["cores"] >= 1
-    assert versions(["torch", "no-such"]).keys() == {"python", "torch", "no-such"}
-    assert 0 <= Steal().share() <= 1
-
-
 WORK = Work("tiny", "card.yaml", "tiny", "/tmp")
 PYTHON_SERVER = (
     "import http.server, os, sys; print(os.environ['OMP_NUM_THREADS'], flush=True);"
@@ -120,29 +105,12 @@ def process_server(code, **more):
     return Server("small", "", lambda work, port: [sys.executable, "-c", code, str(port)], 1, ready="/small.log", **more)
 
 
-@pytest.mark.slow
-def test_a_server_is_up_and_then_gone(tmp_path):
-    with running(process_server(PYTHON_SERVER, path="/small.log"), WORK, tmp_path) as up:
-        with urlopen(up.url) as answer:
-            assert answer.read().startswith(b"1\n")
-        assert up.memory_bytes() > 2**20
-        assert 0 < up.cpu_s() < 60
-        assert 0 < up.startup_s < 60
-    with pytest.raises(OSError, match="refused"):
-        urlopen(up.url)
-
-
 def test_a_server_that_does_not_come_up_says_why(tmp_path):
     with (
         pytest.raises(ContenderError, match="exit code 3\nno card"),
         running(process_server("import sys; print('no card'); sys.exit(3)"), WORK, tmp_path),
     ):
         pass  # pragma: no cover
-
-
-def test_nothing_accepted_is_no_division_by_zero():
-    nothing = Measurement("heavy", "litserve", 0, rate=0.0, p50_s=math.nan, p90_s=math.nan, p99_s=math.nan, max_s=math.nan, ok=0)
-    assert figures([nothing, measurement("heavy", "server")])["ratios"]["heavy"]["server"]["litserve"]["throughput"] == math.inf
 
 
 @pytest.mark.slow

@@ -4,26 +4,11 @@ import math
 import pytest
 
 from benchmarks.measuring import ContenderError
-from benchmarks.trainers import TRAINERS
-from benchmarks.training import STEPS, main
+from benchmarks.training import main
 from benchmarks.training_figures import OURS, PEERS, SAME_STEPS, Measurement, complaints, figures, steady_figures, table
-from benchmarks.training_work import BATCH, DETECTORS, WORKS, TrainingWork, write_labelled_photographs, write_work
+from benchmarks.training_work import BATCH, WORKS, write_labelled_photographs, write_work
 from ray_app.config import load_yaml
 from ray_app.storage import Store
-
-
-def test_names_agree():
-    assert set(TRAINERS) == {OURS, *PEERS}
-    assert set(WORKS) == set(DETECTORS) == set(STEPS[True]) == set(STEPS[False])
-
-
-@pytest.mark.parametrize("name", TRAINERS)
-def test_commands_name_recipe_and_place(name, tmp_path):
-    work = TrainingWork("compute_bound", tmp_path / "recipe.yaml", 60, 3)
-    command = TRAINERS[name].command(work, tmp_path / "out")
-    assert str(work.config) in command
-    assert str(tmp_path / "out") in command
-    assert ("3" in command) == (name == "torchrun")  # ours reads the number of workers from the recipe
 
 
 def _lines(steps, *, wait, compute):

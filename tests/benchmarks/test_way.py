@@ -1,16 +1,35 @@
-"""The way of one image stays as short as it is."""
+"""The way of one image is to be short: what was asked for, and what it is today."""
+
+import pytest
 
 from benchmarks.way import Recorder, block_way, ensemble_way, photograph
+from ray_app.detectors.cpu import CPU_PRECISION_VARIABLE
 
-MOST = {"load_ensemble().score": (92, 20), "block to committed part": (127, 26)}  # functions, files
+# Functions and files at most. `strict`: whoever meets a goal takes its mark away.
+GOALS = [
+    pytest.param(0, 75, 15, marks=pytest.mark.xfail(strict=True, reason="load_ensemble().score: 92 functions in 20 files, goal 75 in 15")),
+    pytest.param(1, 120, 25, marks=pytest.mark.xfail(strict=True, reason="block to part: 127 functions in 26 files, goal 120 in 25")),
+]
 
 
-def test_one_image_walks_no_further(tmp_path):
-    picture = photograph(tmp_path)
-    with Recorder().installed() as recorder:
-        ways = [ensemble_way(recorder, picture), block_way(recorder, picture, tmp_path)]
-    for way in ways:
-        functions, files = MOST[way.name]
-        figures = way.figures()
-        assert 0 < figures["functions"] <= functions, way.listed()
-        assert 0 < figures["files"] <= files, way.listed()
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory):
+    """Both ways, in fp32: in bf16 the head calls one function more."""
+    folder = tmp_path_factory.mktemp("way")
+    picture = photograph(folder)
+    with pytest.MonkeyPatch.context() as patch, Recorder().installed() as recorder:
+        patch.setenv(CPU_PRECISION_VARIABLE, "fp32")
+        return [ensemble_way(recorder, picture), block_way(recorder, picture, folder)]
+
+
+def test_both_ways_are_seen_whole(ways):
+    in_python, to_part = ({file.split("/")[0] for file, _ in way.functions} for way in ways)
+    assert {"images", "inference", "detectors", "ensembles"} <= in_python & to_part
+    assert {"archives", "runs", "scoring"} <= to_part - in_python
+
+
+@pytest.mark.parametrize(("which", "functions", "files"), GOALS)
+def test_one_image_walks_no_further(ways, which, functions, files):
+    figures = ways[which].figures()
+    assert figures["functions"] <= functions, ways[which].listed()
+    assert figures["files"] <= files, ways[which].listed()
