@@ -4,11 +4,15 @@ import gc
 import os
 import resource
 import secrets
+import signal
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadGroupScheduling
 
+from tests.groups import GROUPS, group_of
 from tests.s3_server import S3Server
 
 # Every Ray of a test obeys this run alone: those that tests start by hand inherit it, those of the product make a secret of their own.
@@ -20,20 +24,47 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Processes that tests let die by a signal leave no core file, which would lie in the checkout.
 resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
-MAKEFILE = Path(__file__).resolve().parents[1] / "Makefile"
+# A test that sends SIGINT means it: who starts the tests in the background of a shell would have it ignored in all their children.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--group", choices=tuple(GROUPS), help="of the slow tests those of this group (tests/groups.py)")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """What uses the shared Ray is marked so, since `make test` runs it in a process of its own, which looks in RAY_TESTS alone."""
-    [paths] = [line.split()[2:] for line in MAKEFILE.read_text().splitlines() if line.startswith("RAY_TESTS :=")]
+def pytest_collection_modifyitems(config, items):
+    """What starts a Ray comes first, in one process of tests, since several Rays would share the cores. A slow test has a group."""
     for item in items:
         if "ray_cluster" in item.fixturenames:
             item.add_marker(pytest.mark.ray)
-        if item.get_closest_marker("ray") and not item.get_closest_marker("slow") and not item.nodeid.startswith(tuple(paths)):
-            raise pytest.UsageError(
-                f"{item.nodeid} starts a Ray and lies outside RAY_TESTS of the Makefile: `make test` would leave it out"
-            )
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    slow = {item: group_of(item.path) for item in items if item.get_closest_marker("slow")}
+    if lost := sorted({str(item.path) for item, group in slow.items() if group is None}):
+        raise pytest.UsageError(f"slow tests that no group of tests/groups.py has: {', '.join(lost)}")
+    if group := config.getoption("group"):
+        config.hook.pytest_deselected(items=[item for item in items if slow.get(item) != group])
+        items[:] = [item for item in items if slow.get(item) == group]
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """As many processes as cores that these tests may use, and two on one core: one may wait for a Ray."""
+    return max(2, len(os.sched_getaffinity(0)))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
+
+
+class ByFile(LoadGroupScheduling):
+    """A file's tests in one process, what starts a Ray in another."""
+
+    def _split_scope(self, nodeid):
+        scope = super()._split_scope(nodeid)
+        return nodeid.partition("::")[0] if scope == nodeid else scope
 
 
 def pytest_collection_finish():
