@@ -19,6 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/touchstone demo --out demo-run
+	@echo "open in a browser: demo-run/run/report.html"
 
 # A process of tests for each core. One that dies ends the run: pytest-xdist would start another one, and wait for the dead one's tests for ever.
 TOGETHER := -n auto --dist loadgroup --no-loadscope-reorder --max-worker-restart 0

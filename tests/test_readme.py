@@ -1,7 +1,8 @@
-"""The README's own lines, from top to bottom, in an empty folder."""
+"""The README's own lines, from top to bottom: in an empty folder; and, slowly, on a fresh machine, which they set up."""
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,17 +11,25 @@ from pathlib import Path
 import pytest
 
 from ray_app import __version__
-from tests.wheel import WheelEnvironment
+from tests.wheel import OFFLINE
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PORT = 8000
+WITHOUT_CUDA = "--torch-backend cpu"
+# Where a checkout and what it installs are known, and what is this process's own.
+OURS = ("PYTHON", "PYTEST_", "VIRTUAL_ENV", "TOUCHSTONE_", "RAY_", "MAKE")
 
 
-def script(text=README):
-    """All console and Python blocks as one bash script; each line is printed before it runs."""
+def blocks():
+    """(language, text) of what a reader types."""
+    return re.findall(r"```(console|python)\n(.*?)```", README, re.DOTALL)
+
+
+def script(chosen):
+    """Blocks as one bash script; each line is printed before it runs."""
     parts = ["set -euo pipefail"]
-    for language, block in re.findall(r"```(console|python)\n(.*?)```", text, re.DOTALL):
+    for language, block in chosen:
         if language == "python":
             parts.append(f"python - <<'PYTHON'\n{block}PYTHON")
         else:
@@ -44,15 +53,13 @@ def free_port():
     raise AssertionError("no port is free")
 
 
-def run(folder, environment):
-    """What the lines print, run in a folder under an environment's variables; `pip install` finds what is there."""
+def run(lines, folder, environment):
+    """What the lines print, run in a folder under an environment's variables."""
     port = free_port()
-    lines = script()
     if port != PORT:
         lines = lines.replace("touchstone serve &", f"touchstone serve --port {port} &").replace(f":{PORT}", f":{port}")
-    variables = {**environment, "PIP_NO_INDEX": "1"}
     done = subprocess.run(
-        ["bash", "-c", lines], cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
+        ["bash", "-c", lines], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
@@ -65,22 +72,54 @@ def check(told, folder):
             pattern = re.sub(r"\d+", r"\\d+", re.escape(line))
             assert line == "…" or re.search(f"^{pattern}$", told, re.MULTILINE), line
     assert '"verdict":' in told.partition("curl ")[2]
-    assert {"demo", "run", "figures", "verdicts.html", "verdicts.csv"} <= {path.name for path in folder.iterdir()}
-    verdicts = re.findall(r"/demo/archive/desk/\S+ (fake|real|abstain|None) ", told, re.MULTILINE)
+    assert {"demo-run", "run", "figures", "verdicts.html", "verdicts.csv"} <= {path.name for path in folder.iterdir()}
+    verdicts = re.findall(r"/demo-run/archive/desk/\S+ (fake|real|abstain|None) ", told, re.MULTILINE)
     assert len(verdicts) > 10
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_the_lines_run_in_an_empty_folder(tmp_path):
+    """All but the set-up of a checkout and an environment: this one's is taken."""
+    (_, made), (_, installed), *others = blocks()
+    assert made == "make demo\nmake test\n"
+    assert all(line.startswith("pip install uv && uv pip install ") for line in installed.splitlines())
+    target = (ROOT / "Makefile").read_text().partition("demo: $(STAMP)\n")[2].partition("\n\n")[0]
+    demo = [line.strip().removeprefix("@").removeprefix("$(BIN)/") for line in target.splitlines()]
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "RAY_A"))}
-    check(run(tmp_path, ours | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}), tmp_path)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    check(run(script([("console", "\n".join(demo)), *others]), tmp_path, ours | {"PATH": path}), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_lines_run_from_the_wheel(tmp_path):
-    check(run(tmp_path, WheelEnvironment.of_this_tree("demo").environment()), tmp_path)
+def test_a_fresh_machine_is_set_up_by_the_lines_alone(tmp_path):
+    """A checkout of what is committed, an empty home, no `.venv`, none of our variables. Of the default tests a few run."""
+    checkout, home = tmp_path / "touchstone", tmp_path / "home"
+    home.mkdir()
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(checkout)], check=True)
+    bin_of_tests = str(Path(sys.executable).parent)
+    path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != bin_of_tests)
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | {"HOME": str(home), "PATH": path}
+    (_, made), (_, installed), *others = blocks()
+    told = run(script([("console", made)]), checkout, theirs | {"PYTEST_ADDOPTS": "-k errors"})
+    assert re.search(r"\b[1-9]\d* passed\b", told)
+    for number, line in enumerate(installed.splitlines()):
+        entered = f"python3 -m venv ../env{number} && source ../env{number}/bin/activate\n{line}\n"
+        if WITHOUT_CUDA in line and not answers(entered, checkout, theirs):
+            continue  # the package index of the packages without CUDA is not reached from here
+        listed = run(f"set -e\n{entered}touchstone --version; pip list 2> /dev/null", checkout, theirs)
+        assert listed.partition("touchstone")[2].split()[0].strip(",") in {__version__, "version"}
+        assert ("nvidia-" in listed) == (WITHOUT_CUDA not in line)
+    told += run(f"source ../env1/bin/activate\n{script(others)}", checkout, theirs)
+    check(told, checkout)
+    shutil.rmtree(checkout / ".venv")
+
+
+def answers(lines, folder, environment):
+    """Whether the package index of these lines is there."""
+    done = subprocess.run(["bash", "-ec", lines], cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    return not any(sign in done.stderr for sign in OFFLINE)
 
 
 def test_it_is_short_and_whole():
