@@ -8,6 +8,7 @@ A slow test belongs to the first group that names its file, or a folder that it 
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,12 @@ def of_today(today: datetime) -> str:
     """The group of a day: all of them in turn."""
     names = list(GROUPS)
     return names[today.timetuple().tm_yday % len(names)]
+
+
+def make_targets() -> frozenset[str]:
+    """What `make` makes: the targets that stand in the Makefile, and one for each group."""
+    written = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    return frozenset(written) | {f"test-{name}" for name in (*GROUPS, "all", "today")}
 
 
 def run(name: str) -> Ended:

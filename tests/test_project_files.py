@@ -14,6 +14,7 @@ from ray_app.config import named_configs
 from ray_app.detectors.card import load_card
 from ray_app.runs.schema import SCHEMA_VERSION
 from ray_app.serving.http.schemas import API_VERSION
+from tests.groups import make_targets
 
 ROOT = Path(__file__).resolve().parent.parent
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -31,7 +32,6 @@ ARXIV = re.compile(r"\d{4}\.\d{5}")
 # Of the Citation File Format 1.2.0: what must stand, and what may, of the keys that we use.
 MUST = {"cff-version", "message", "title", "authors"}
 MAY = MUST | {"abstract", "type", "version", "license", "keywords", "references"}
-OF_REFERENCES = {"type", "title", "authors", "year", "conference", "identifiers", "url", "notes"}
 
 
 def test_the_citation_has_what_its_format_asks_for():
@@ -39,27 +39,6 @@ def test_the_citation_has_what_its_format_asks_for():
     assert set(CITATION) <= MAY
     assert (CITATION["cff-version"], CITATION["type"], CITATION["license"]) == ("1.2.0", "software", "Apache-2.0")
     assert str(CITATION["version"]) == __version__
-
-
-def people(entry):
-    """Persons have a family name, all others a name: nothing else is used here."""
-    return all(set(one) in ({"family-names"}, {"name"}) and all(map(str.strip, one.values())) for one in entry["authors"])
-
-
-@pytest.mark.parametrize("entry", CITATION["references"], ids=lambda entry: entry["url"])
-def test_a_reference_has_what_its_format_asks_for(entry):
-    assert {"type", "title", "authors"} <= set(entry) <= OF_REFERENCES
-    assert entry["type"] in {"article", "conference-paper"}
-    assert people(entry)
-    [identifier] = entry["identifiers"]
-    assert identifier["type"] == "other"
-    assert entry["url"].endswith(identifier["value"].removeprefix("arXiv:"))
-    assert isinstance(entry["year"], int)
-
-
-def test_people_stand_as_persons_or_as_a_name():
-    assert people(CITATION)
-    assert not people({"authors": [{"full-name": "Somebody"}]})
 
 
 def test_the_papers_of_all_published_detectors_are_named_with_their_cards():
@@ -86,17 +65,11 @@ def test_an_issue_form_is_one(path):
     assert [one for one in named if not (ROOT / one).exists()] == []
 
 
-def test_there_is_a_form_for_each_kind_of_issue():
-    assert [path.stem for path in FORMS] == ["bug", "detector", "question"]
-    assert yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/config.yml").read_text()) == {"blank_issues_enabled": False}
-
-
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_of_the_release_checklist_exists(words):
     program, *rest = words
     if program == "make":
-        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        assert set(rest) <= targets
+        assert set(rest) <= make_targets()
     elif program == "touchstone":
         assert rest[0] in command_line.touchstone.commands
     elif words[:2] == ["python", "-m"]:
@@ -105,12 +78,6 @@ def test_a_command_of_the_release_checklist_exists(words):
         assert (ROOT / program).exists()
     else:
         assert program in {"git", "uv", "pip", "docker", "rm"}
-
-
-def test_the_checklist_runs_every_group_of_slow_tests():
-    groups = set(re.findall(r"^(test-[\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    by_ci = {"test-on-ray", "test-without-ray", "test-cluster"}
-    assert {word for words in COMMANDS for word in words if word.startswith("test-")} == groups - by_ci
 
 
 def test_files_that_the_checklist_names_exist():

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NO = {401, 403, 404, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 SECRETS = {name: f"{name.lower()}-of-twenty-letters" for name in ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")}
+CLI = ("-m", "ray_app.cli.main")
 TESTS_OWN = re.compile(r"\btests[./]")  # servers that other tests of this process left running
 pytestmark = pytest.mark.ray
 
@@ -69,18 +70,7 @@ def photographs(folder):
 
 
 def score(folder):
-    return [
-        "-m",
-        "ray_app.cli.main",
-        "score",
-        photographs(folder),
-        "--out",
-        folder / "run",
-        "--ensemble",
-        "tiny",
-        "--set",
-        "block_members=8",
-    ]
+    return [*CLI, "score", photographs(folder), "--out", folder / "run", "--ensemble", "tiny", "--set", "block_members=8"]
 
 
 def score_job(folder):
@@ -89,20 +79,8 @@ def score_job(folder):
 
 def evaluate(folder):
     archive = build_sample_archive(folder / "archive", files=400)
-    return [
-        "-m",
-        "ray_app.cli.main",
-        "evaluate",
-        archive.folder,
-        "--labels",
-        archive.labels,
-        "--out",
-        folder / "out",
-        "--ensemble",
-        "tiny",
-        "--perturb",
-        "jpeg:50",
-    ]
+    words = ["evaluate", archive.folder, "--labels", archive.labels, "--out", folder / "out"]
+    return [*CLI, *words, "--ensemble", "tiny", "--perturb", "jpeg:50"]
 
 
 def train(folder):
@@ -121,17 +99,7 @@ def generate(folder):
     from tests.datajobs.generate.pipelines import tiny_sd3
 
     card = write_card(folder, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(folder / "model"))
-    words = [
-        "-m",
-        "ray_app.cli.main",
-        "data",
-        "generate",
-        card,
-        "--prompts",
-        write_prompts(folder / "prompts.txt", 64),
-        "--out",
-        folder / "out",
-    ]
+    words = [*CLI, "data", "generate", card, "--prompts", write_prompts(folder / "prompts.txt", 64), "--out", folder / "out"]
     return [*words, "--set", "device=cpu", "--set", "cluster.workers=2", "--set", "cluster.cpus=2"]
 
 
@@ -142,7 +110,7 @@ def collect(folder):
     written = folder / "collect.yaml"
     settings = config(listed, folder / "out", retry={"attempts": 9, "base_s": 5, "cap_s": 60, "deadline_s": 600}, cluster={"workers": 2})
     written.write_text(yaml.safe_dump(json.loads(settings.model_dump_json(exclude_defaults=True))))
-    return ["-m", "ray_app.cli.main", "data", "collect", "--config", written]
+    return [*CLI, "data", "collect", "--config", written]
 
 
 @contextmanager
@@ -204,7 +172,7 @@ def test_a_command_obeys_nobody_while_it_runs(words, outside, tmp_path):
 @pytest.mark.parametrize("haproxy", ["0", "1"])
 def test_an_endpoint_answers_who_has_its_token_and_its_ray_obeys_nobody(haproxy, outside, tmp_path):
     port = free_ports(1)[0]
-    words = ["-m", "ray_app.cli.main", "serve", "--ensemble", "tiny", "--host", "0.0.0.0", "--port", port]
+    words = [*CLI, "serve", "--ensemble", "tiny", "--host", "0.0.0.0", "--port", port]
     with running(words, tmp_path, RAY_SERVE_ENABLE_HA_PROXY=haproxy) as process:
         assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n", (tmp_path / "errors").read_text()
         found = stranger.listeners(process.pid)

@@ -13,11 +13,10 @@ import pytest
 from ray_app.cli import main as command_line
 from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import build_sample_archive
-from ray_app.detectors.card import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError, ExitCode, Status
 from ray_app.runs import RunDirectory, current_rows
-from ray_app.serving import config, metrics
+from ray_app.serving import config
 from tests.scoring.older import kept_objects
 from tests.scoring.stages import without_ray
 from tests.serving.in_process import local_endpoint
@@ -70,11 +69,6 @@ thresholds: {real_below: -1.43, fake_above: 0.53, false_positive_rate: 0.025, tr
              measured_on: simulated pictures}
 notes: Runs with no network.
 """
-SERIES_0_8_0 = {
-    "ray_touchstone_batch_images_count", "ray_touchstone_batch_wait_seconds_bucket", "ray_touchstone_batched_images_total",
-    "ray_touchstone_images_in_flight", "ray_touchstone_refusals_total", "ray_touchstone_request_seconds_bucket",
-    "ray_touchstone_requests_total", "ray_touchstone_stage_seconds_bucket", "ray_touchstone_verdicts_total",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +138,6 @@ def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, tmp_path, capsys):
     assert len((tmp_path / "clean" / "kept.csv").read_text().splitlines()) > 1
 
 
-def test_its_reasons_are_words_now(of_0_8_0, capsys):
-    assert main(["results", str(of_0_8_0), "--verdict", "abstain", "--json"]) == 0
-    reasons = {json.loads(line)["verdict_reason"] for line in capsys.readouterr().out.splitlines()}
-    assert reasons <= {"inside the abstain band", "inside_band"}
-
-
 def test_a_run_that_a_later_touchstone_continued_is_refused(workplace, tmp_path, capsys):
     """As 0.8.0 would have to refuse one of today's, and cannot."""
     shutil.copytree(workplace / "run", tmp_path / "run")
@@ -168,43 +156,11 @@ def test_the_ensemble_card_of_then_decides_as_it_did(tmp_path):
     assert load_ensemble_card("default").members != card.members
 
 
-def test_tiny_ladeda_looks_along_the_other_diagonal():
-    assert load_card("tiny-ladeda").architecture.arguments["residual"] == "left_diag"
-    assert load_card("tiny-ladeda:right-diag").architecture.arguments["residual"] == "right_diag"
-
-
-@pytest.mark.parametrize("key", config._GONE)
-def test_a_serve_file_of_then_says_what_replaces_a_key(key):
-    with pytest.raises(ConfigError, match=rf"jobs\.{key}: removed in 0.13") as caught:
-        config.ServeConfig(jobs={key: 1})
-    assert caught.value.hint.startswith("remove it; instead: ")
-    assert f"{key}" in PAGE.partition("## Configs")[2].partition("## Cards")[0]
-
-
 def test_the_jobs_of_the_shipped_serve_files_of_then():
     for jobs in ({"max_images": 1000, "concurrency": 4, "directory": None, "webhooks": False}, {"max_images": 1000, "concurrency": 16}):
         with pytest.raises(ConfigError, match="concurrency: removed in"):
             config.ServeConfig(jobs=jobs)
     assert config.ServeConfig(jobs={"directory": None, "sources": [], "at_once": 2}).jobs.directory is None
-
-
-def test_each_series_of_the_board_of_then_is_counted():
-    today = {f"{metrics.PREFIX}{name}_total" for name in metrics.COUNTERS} | {f"{metrics.PREFIX}{name}" for name in metrics.GAUGES}
-    today |= {f"{metrics.PREFIX}{name}_{end}" for name in metrics.HISTOGRAMS for end in ("bucket", "count")}
-    assert today >= SERIES_0_8_0
-    for board in ("grafana/touchstone.json", "prometheus/alerts.yaml"):
-        named = set(re.findall(r"ray_touchstone_\w+", (ROOT / "configs" / board).read_text()))
-        assert {one for one in named if not one.startswith("ray_touchstone_run_")} <= SERIES_0_8_0
-
-
-def test_what_went_from_the_api_is_what_the_page_names():
-    former, today = (set(json.loads((HTTP / name).read_text())["lines"]) for name in ("api_0.8.0.json", "api_v1.json"))
-    gone = {line.partition(":")[0] for line in former - today}
-    assert "ImageAnswer.verdict_reason" in gone
-    assert {one for one in gone if not one.startswith("Job.")} == {"ImageAnswer.verdict_reason"}
-    [row] = [row for row in PAGE.splitlines() if row.startswith("| job: `id`")]
-    former_fields = set(re.findall(r"`(\w+)`", row.split("|")[1]))
-    assert {one.removeprefix("Job.") for one in gone if one.startswith("Job.")} == former_fields
 
 
 def test_jobs_as_they_were_sent_then(workplace):

@@ -5,12 +5,12 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import click
 
 from ray_app.cli.main import touchstone
+from tests.groups import make_targets
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSOLE = ("console", "bash", "sh")
@@ -113,7 +113,7 @@ def problems_of(line: str, *, exact: bool = True) -> list[str]:
         elif words[0] == "python" and len(words) > 1 and words[1].startswith("jobs/"):
             found += _of_touchstone([*JOBS.get(Path(words[1]).stem, ("no job of that name",)), *words[2:]], exact)
         elif words[0] == "make":
-            found += [f"make {target}: no such target" for target in words[1:] if target not in _targets()]
+            found += [f"make {target}: no such target" for target in words[1:] if target not in make_targets()]
         elif "install" in words and words[0] in ("pip", "uv", "python"):
             found += _of_pip(words)
         found += [f"{word}: no such file" for word in words if _FILES_OF_THE_TREE.match(word) and not (ROOT / word).exists()]
@@ -160,8 +160,3 @@ def _of_pip(words: list[str]) -> list[str]:
             unknown = sorted(set(named[2].split(",")) - set(project["optional-dependencies"]))
             found += [f"pip install {word}: no extra {', '.join(unknown)}"] if unknown else []
     return found
-
-
-@cache
-def _targets() -> frozenset[str]:
-    return frozenset(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))

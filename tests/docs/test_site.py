@@ -20,7 +20,7 @@ from tests.reports.browser import chromium
 ROOT = Path(__file__).resolve().parents[2]
 LOOKED_AT = ("index.html", "concepts.html", "reference/commands-config.html", "reference/statuses.html")
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
