@@ -27,11 +27,12 @@ TOGETHER := -n auto --dist loadgroup --no-loadscope-reorder --max-worker-restart
 test: $(STAMP)
 	$(BIN)/python -m pytest --durations 20 $(TOGETHER)
 
+# What networks compute, once more in the precision that this processor would not choose.
 OTHER := from ray_app.detectors.cpu import cpu_precision; print('fp32' if cpu_precision() == 'bf16' else 'bf16')
+NEURAL := tests/detectors tests/attribution tests/inference tests/training
 
-# What a neural network computes, in the precision that this machine's processor would not choose.
 test-neural: $(STAMP)
-	TOUCHSTONE_CPU_PRECISION=$$($(BIN)/python -c "$(OTHER)") $(BIN)/python -m pytest $(TOGETHER) -m 'neural and not slow'
+	TOUCHSTONE_CPU_PRECISION=$$($(BIN)/python -c "$(OTHER)") $(BIN)/python -m pytest $(TOGETHER) $(NEURAL)
 
 # The slow tests, by groups that tests/groups.py lists: `make test-kills`, `make test-all`, `make test-today`, which CI runs.
 test-%: $(STAMP)
