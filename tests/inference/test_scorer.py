@@ -1,10 +1,10 @@
 """Several detectors on one process: what they share, images that keep their size, masks, and what crosses between processes."""
 
-import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ray_app.detectors import load_detector
@@ -44,24 +44,21 @@ def files(sizes=SIZES):
     return [encoded(Image.fromarray(pixels), "JPEG") for pixels in pictures]
 
 
-def batches(spec, data, **options):
-    decoder = BatchDecoder(spec, StageClock(), **options)
+def batches(spec, data, decoder=None):
+    decoder = decoder or BatchDecoder(spec, StageClock())
     return [decoder.decode([(0, file) for file in data[start : start + spec.slots]]) for start in range(0, len(data), spec.slots)]
 
 
-def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels(spec, scorer):
+def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels_and_changes_no_score(spec, scorer):
     before = scorer.counts
-    given = batches(spec, files())
+    decoder = BatchDecoder(spec, StageClock())
+    given = batches(spec, files(), decoder)
     outputs = scorer.score(given)
     name = spec.cards["unifd"].backbone.name
+    assert decoder.counts["decoded"] == len(SIZES)
     assert scorer.counts[RUNS + name] - before[RUNS + name] == len(given)
     assert scorer.counts[REQUESTED + name] - before[REQUESTED + name] == 2 * len(given)
     assert not np.array_equal(outputs.scores["unifd"], outputs.scores["own-head"])
-
-
-def test_sharing_changes_no_score(spec, scorer):
-    given = batches(spec, files())
-    outputs = scorer.score(given)
     for name in ("unifd", "own-head", "clip-d-10k-plus"):
         alone = load_detector(spec.cards[name], precision="fp32")
         place = spec.preprocessings.index(spec.cards[name].preprocessing)
@@ -71,25 +68,13 @@ def test_sharing_changes_no_score(spec, scorer):
 
 def test_equal_weights_of_different_files_lie_in_memory_once(spec):
     one, other = (load_detector(spec.cards[name], precision="fp32").network for name in ("unifd", "own-head"))
-    before = one(load_pixels(one)).numpy()
+    pixels = torch.linspace(-1, 1, 3 * 224 * 224).view(1, 3, 224, 224)
+    before = one(pixels).numpy()
     saved = hold_equal_weights_once([one, other])
     assert saved >= sum(parameter.nbytes for parameter in one.backbone.parameters()) * 0.9
     assert one.backbone.conv1.weight.data_ptr() == other.backbone.conv1.weight.data_ptr()
     assert one.fc.weight.data_ptr() != other.fc.weight.data_ptr()
-    np.testing.assert_array_equal(one(load_pixels(one)).numpy(), before)
-
-
-def load_pixels(network):
-    import torch
-
-    return torch.linspace(-1, 1, 3 * 224 * 224).view(1, 3, 224, 224)
-
-
-def test_every_image_is_decoded_once_for_eight_detectors(whole):
-    decoder = BatchDecoder(whole, StageClock())
-    for file in files():
-        decoder.decode([(0, file)])
-    assert decoder.counts["decoded"] == len(SIZES)
+    np.testing.assert_array_equal(one(pixels).numpy(), before)
 
 
 def test_an_image_that_keeps_its_size_scores_alone_as_among_others(spec):
@@ -97,20 +82,6 @@ def test_an_image_that_keeps_its_size_scores_alone_as_among_others(spec):
     together = scorer.score(batches(spec, data)).scores["corvi2023"]
     alone = [scorer.score(batches(spec, [file])).scores["corvi2023"][0] for file in data]
     np.testing.assert_array_equal(together, np.array(alone, np.float32))
-
-
-def test_images_of_one_size_may_go_together_on_a_gpu(spec):
-    card = spec.cards["corvi2023"]
-    stacked = EnsembleScorer(replace(spec, cards={"corvi2023": card}), StageClock())
-    detector = stacked._detectors["corvi2023"]
-    detector._group_pixels = 2**22  # as on a GPU
-    counted = []
-    read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
-    given = batches(replace(spec, cards={"corvi2023": card}), files())
-    together = stacked.score(given).scores["corvi2023"]
-    assert sorted(counted) == [1, 1, 1, 2]
-    alone = EnsembleScorer(replace(spec, cards={"corvi2023": card}), StageClock()).score(given).scores["corvi2023"]
-    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
@@ -125,35 +96,17 @@ def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
     assert np.isfinite(scores).tolist() == [True, False, True]
 
 
-def test_what_decodes_no_more_where_it_is_scored_has_no_score(spec):
-    given = batches(spec, files(), hand_over=True)
-    broken = [replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded)) for batch in given]
-    decoder = BatchDecoder(spec, StageClock())
-    scores = EnsembleScorer(spec, StageClock(), ["corvi2023"]).score(decoder.complete(batch) for batch in broken).scores
-    assert np.isnan(scores["corvi2023"]).all()
-
-
 def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
-    given = batches(spec, files(), hand_over=True)
+    given = batches(spec, files(), BatchDecoder(spec, StageClock(), hand_over=True))
     decoder = BatchDecoder(spec, StageClock())
     completed = [decoder.complete(batch) for batch in given]
     assert decoder.counts["decoded"] == 0
     place = next(index for index, preprocessing in enumerate(spec.preprocessings) if preprocessing.shape is None)
     assert completed[0].pixels[place][1].shape == (120, 200, 3)
     assert decoder.counts["decoded"] == 1
-
-
-def test_what_crosses_between_processes_scores_the_same(spec, scorer):
-    data = [*files(), b"no image", b""]
-    here = scorer.score(batches(spec, data))
-    handed = batches(spec, data, hand_over=True)
-    assert all(image is None for batch in handed for images in batch.pixels if isinstance(images, tuple) for image in images)
-    decoder = BatchDecoder(spec, StageClock())
-    there = scorer.score(decoder.complete(batch) for batch in pickle.loads(pickle.dumps(handed)))
-    for name in spec.cards:
-        np.testing.assert_array_equal(here.scores[name], there.scores[name])
-    assert here.scores["corvi2023"][:5].tolist() == there.scores["corvi2023"][:5].tolist()
-    assert np.isnan(there.scores["corvi2023"][5:]).all()
+    broken = [replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded)) for batch in given]
+    scores = EnsembleScorer(spec, StageClock(), ["corvi2023"]).score(decoder.complete(batch) for batch in broken).scores
+    assert np.isnan(scores["corvi2023"]).all()  # what decodes no more has no score
 
 
 def test_two_pools_say_together_what_one_says(whole):
@@ -186,14 +139,10 @@ def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(whole)
     assert joined.among([]).columns == {}
 
 
-def capped(spec, megapixels):
+def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec):
     card = spec.cards["corvi2023"]
-    limited = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": megapixels})})
-    return replace(spec, cards={**spec.cards, "corvi2023": limited})
-
-
-def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec, scorer):
-    limited = capped(spec, 0.03)
+    capped = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": 0.03})})
+    limited = replace(spec, cards={**spec.cards, "corvi2023": capped})
     given = batches(limited, files())
     outputs = EnsembleScorer(limited, StageClock(), ["corvi2023"]).score(given)
     assert np.isnan(outputs.scores["corvi2023"]).tolist() == [False, False, False, True, False]
@@ -204,17 +153,6 @@ def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec,
     assert "corvi2023: no score (301 × 177, above the valid range (0.03 megapixels))" in scored.decisions.detail[3]
     assert np.isnan(scored.decisions.score[3])
     assert np.isfinite(scored.scores["unifd"][3])
-
-
-def test_alone_and_beyond_its_cap_the_member_is_ok_but_undecided(spec):
-    limited = capped(spec, 0.03)
-    alone = replace(limited, cards={"corvi2023": limited.cards["corvi2023"]},
-                    ensemble=limited.ensemble.model_copy(update={"members": limited.ensemble.members[5:6]}))  # fmt: skip
-    given = batches(alone, files())
-    outputs = EnsembleScorer(alone, StageClock()).score(given)
-    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], outputs)
-    assert [outcome.status for outcome in scored.outcomes] == [Status.OK] * 5
-    assert scored.decisions.verdict[3] == "abstain"
 
 
 def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):

@@ -60,7 +60,7 @@ def read(spec, files, kept_bytes=1e9):
 
 @pytest.fixture(scope="module")
 def ensemble():
-    return ray_app.load_detector("touchstone-tiny")
+    return ray_app.load_detector("touchstone-tiny", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def plain(ensemble):
 
 
 def spec_of(card, stability, slots=4):
-    return make_spec(card, limits=ImageLimits(), slots=slots, stability=stability)
+    return make_spec(card, limits=ImageLimits(), precision="fp32", slots=slots, stability=stability)
 
 
 def test_views_are_scored_of_those_that_are_near_and_of_nobody_else(plain, ensemble):
@@ -85,9 +85,8 @@ def test_views_are_scored_of_those_that_are_near_and_of_nobody_else(plain, ensem
     for view in stability.views:
         column = outputs.by_view("stability")[view.name]["touchstone-tiny"]
         assert np.isfinite(column).tolist() == near
-        pictures = [
-            view.apply(_opened(data), seed_of(outcome.facts.sha256, view.name)) for (_, data), outcome in zip(FILES, outcomes, strict=False)
-        ]
+        opened = [Image.open(io.BytesIO(data)).convert("RGB") for _, data in FILES]
+        pictures = [view.apply(image, seed_of(one.facts.sha256, view.name)) for image, one in zip(opened, outcomes, strict=False)]
         expected = [result.score for result in ensemble.score(pictures)]
         np.testing.assert_allclose(column[:-1][near[:-1]], np.array(expected)[near[:-1]], atol=1e-4)
 
@@ -148,7 +147,3 @@ def test_detectors_with_processes_of_their_own_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="processes of their own") as refused:
         spec_of(EnsembleCard(members=members, **WORDS), Stability(2, 1.0))
     assert "slow" in refused.value.hint
-
-
-def _opened(data):
-    return Image.open(io.BytesIO(data)).convert("RGB")
