@@ -23,10 +23,10 @@ def resident_mib() -> float:
     return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def main(folder: Path, images: int, reuse: bool) -> None:
+def main(folder: Path, images: int) -> None:
     spec = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
     clock = StageClock()
-    recall = ScoreCache(spec) if reuse else None
+    recall = ScoreCache(spec)
     reader, scorer = BlockReader(spec, clock, fetcher=Fetcher(), recall=recall), EnsembleScorer(spec, clock)
     paths = sorted(folder.iterdir())
     warm = 0.0
@@ -34,15 +34,13 @@ def main(folder: Path, images: int, reuse: bool) -> None:
         chosen = [paths[place % len(paths)] for place in range(start, start + BLOCK)]
         members = [ManifestMember(start + slot, str(path), None, 0, "", -1, 0, slot, {}) for slot, path in enumerate(chosen)]
         outcomes = []
-
         outputs = scorer.score(reader.read(members, outcomes))
         judge(spec, outcomes, outputs)
-        if recall is not None:
-            recall.learn(outcomes, outputs)
+        recall.learn(outcomes, outputs)
         if start + BLOCK == images // 5:
             warm = resident_mib()
     print(json.dumps({"warm": warm, "end": resident_mib(), "counts": reader.decoder.counts}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), "reuse" in sys.argv)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -16,9 +16,10 @@ from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge,
 from ray_app.inference.batch import perturbed
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.transforms.perturbations import Perturbation, load_perturbations, seed_of
-from tests.images.factory import encoded
+from tests.inference.batches import batches, noise
 
 SIZES = [(64, 80), (97, 70), (64, 80)]
+FILES = noise(*SIZES)
 NAMES = ("touchstone-tiny", "corvi2023")
 JPEG = "noise:5+jpeg:50"
 VIEWS = load_perturbations([JPEG, "resize:0.75", "grip-social"])
@@ -47,17 +48,7 @@ def scorer(spec):
 
 @pytest.fixture(scope="module")
 def outputs(spec, scorer):
-    return scorer.score(batches(spec, files()))
-
-
-def files(sizes=SIZES):
-    pictures = (np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed, (width, height) in enumerate(sizes))
-    return [encoded(Image.fromarray(pixels), "JPEG") for pixels in pictures]
-
-
-def batches(spec, data, decoder=None, **options):
-    decoder = decoder or BatchDecoder(spec, StageClock(), **options)
-    return [decoder.decode([(0, file) for file in data[start : start + spec.slots]]) for start in range(0, len(data), spec.slots)]
+    return scorer.score(batches(spec, FILES))
 
 
 def assert_equal(found, expected):
@@ -72,7 +63,7 @@ def test_a_view_scores_as_the_perturbed_picture_does_by_itself(plain, spec, outp
     alone = EnsembleScorer(plain, StageClock())
     for view in VIEWS:
         pictures = []
-        for file in files():
+        for file in FILES:
             image = decode_image(file, ImageLimits())
             pictures.append(view.apply(image.pixels, seed_of(image.facts.sha256, view.name)))
         expected = alone.score(batches(plain, pictures)).scores
@@ -81,17 +72,17 @@ def test_a_view_scores_as_the_perturbed_picture_does_by_itself(plain, spec, outp
 
 
 def test_views_change_nothing_about_the_clean_pass(plain, outputs):
-    clean = EnsembleScorer(plain, StageClock()).score(batches(plain, files()))
+    clean = EnsembleScorer(plain, StageClock()).score(batches(plain, FILES))
     assert_equal({"clean": outputs.scores}, {"clean": clean.scores})
     assert not clean.by_view("scores")
     assert not clean.by_view("masks")
 
 
 def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, outputs):
-    backwards = scorer.score(batches(spec, files()[::-1]))
+    backwards = scorer.score(batches(spec, FILES[::-1]))
     turned = {view: {name: column[::-1] for name, column in scores.items()} for view, scores in backwards.by_view("scores").items()}
     assert_equal(turned, outputs.by_view("scores"))
-    alone = scorer.score(batches(spec, [b"no image", files()[1]]))
+    alone = scorer.score(batches(spec, [b"no image", FILES[1]]))
     for view, scores in alone.by_view("scores").items():
         for name, column in scores.items():
             assert np.isnan(column[0])
@@ -100,7 +91,7 @@ def test_neither_order_nor_slots_nor_neighbours_show(spec, scorer, outputs):
 
 def test_between_processes_the_views_are_the_same_and_cost_one_decode_per_stage(spec, scorer, outputs):
     decoder, late = BatchDecoder(spec, StageClock(), hand_over=True), BatchDecoder(spec, StageClock())
-    handed = pickle.loads(pickle.dumps([*batches(spec, files(), decoder), *batches(spec, [b"no image"], decoder)]))
+    handed = pickle.loads(pickle.dumps([*batches(spec, FILES, decoder), *batches(spec, [b"no image"], decoder)]))
     assert all(image is None for batch in handed for images in batch.pixels if isinstance(images, tuple) for image in images)
     found = scorer.score(late.complete(batch) for batch in handed)
     for view, scores in (found.by_view("scores") | {"clean": found.scores}).items():
@@ -119,7 +110,7 @@ def test_images_of_one_size_go_together_on_a_gpu_and_are_decoded_once(spec, outp
     detector._group_pixels = 2**22  # as on a GPU
     read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
     late = BatchDecoder(corvi, StageClock())
-    found = grouped.score(late.complete(batch) for batch in batches(corvi, files(), hand_over=True))
+    found = grouped.score(late.complete(batch) for batch in batches(corvi, FILES, BatchDecoder(corvi, StageClock(), hand_over=True)))
     assert 2 in counted
     assert late.counts["decoded"] == len(SIZES)
     for view, scores in found.by_view("scores").items():
@@ -127,7 +118,7 @@ def test_images_of_one_size_go_together_on_a_gpu_and_are_decoded_once(spec, outp
 
 
 def test_pools_of_detectors_join_their_views(spec, outputs):
-    given = batches(spec, files())
+    given = batches(spec, FILES)
     first, second = (EnsembleScorer(spec, StageClock(), pool).score(given) for pool in (NAMES[:1], NAMES[1:]))
     joined = first.joined(second)
     assert_equal(joined.by_view("scores"), outputs.by_view("scores"))
@@ -153,7 +144,7 @@ class Broken(Perturbation):
 
 def test_where_a_perturbation_fails_only_its_view_has_no_scores(spec, scorer, outputs):
     broken = replace(spec, views=(Broken(name=JPEG, steps=VIEWS[0].steps), *VIEWS[1:]))
-    given = batches(broken, files())
+    given = batches(broken, FILES)
     found = EnsembleScorer(broken, StageClock()).score(given)
     outcomes = [outcome for batch in given for outcome in batch.outcomes]
     assert [outcome.status for outcome in judge(broken, outcomes, found).outcomes] == [Status.OK] * len(SIZES)
@@ -166,7 +157,7 @@ def test_where_a_perturbation_fails_only_its_view_has_no_scores(spec, scorer, ou
 
 def test_what_pillow_takes_for_a_bomb_has_no_view_and_ends_nothing(monkeypatch):
     """`limits.max_pixels` may allow images that Pillow would not open: decoding does not ask Pillow, a codec's way back does."""
-    image = decode_image(files()[0], ImageLimits())
+    image = decode_image(FILES[0], ImageLimits())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
     jpeg, resize = load_perturbations(["jpeg:50", "resize:0.75"])
     assert perturbed(jpeg, image) is None
@@ -177,7 +168,7 @@ def test_a_view_is_scored_where_its_own_size_is_in_range(spec):
     card = spec.cards["corvi2023"]
     limited = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": 0.006})})
     capped = replace(spec, cards={"corvi2023": limited}, views=load_perturbations(["jpeg:50", "resize:0.5"]))
-    found = EnsembleScorer(capped, StageClock()).score(batches(capped, files()))
+    found = EnsembleScorer(capped, StageClock()).score(batches(capped, FILES))
     too_large = [width * height > 6000 for width, height in SIZES]
     assert np.isnan(found.scores["corvi2023"]).tolist() == too_large
     assert np.isnan(found.by_view("scores")["jpeg:50"]["corvi2023"]).tolist() == too_large

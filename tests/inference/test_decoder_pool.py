@@ -126,11 +126,6 @@ def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_chil
         assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
 
 
-def test_numbers_of_a_refusal_come_through(choosy):
-    error = refusal(choosy, factory.encoded(factory.photo(6, 601), "PNG"))
-    assert (error.limit, error.observed) == (600, 601)
-
-
 def test_a_child_killed_in_the_middle_costs_one_image(shared):
     async def both() -> tuple[object, object]:
         victim, other = (stopped(pid) for pid in shared.pids)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
@@ -18,7 +17,7 @@ from ray_app.scoring.layout import ScoringLayout
 from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
 from tests.detectors.small_zoo import small
-from tests.images.factory import encoded
+from tests.inference.batches import batches, noise
 from tests.inference.two_detectors import write_two
 
 
@@ -97,13 +96,6 @@ def measured_with(meter, slots=64, most=1024):
     return measured_batches(batch_sizes(slots, most), meter.run, meter)
 
 
-def test_sizes_are_parts_or_multiples_of_a_decoded_batch():
-    assert batch_sizes(64, 256) == [8, 16, 32, 64, 128, 256]
-    assert batch_sizes(64, 200) == [8, 16, 32, 64, 128]
-    assert batch_sizes(4, 4) == [1, 2, 4]
-    assert batch_sizes(6, 6) == [3, 6]
-
-
 @pytest.mark.parametrize(("fixed", "expected"), [(0.0, 8), (0.01, 256), (1.0, 1024)])
 def test_the_smallest_size_near_the_best_rate_is_taken(fixed, expected):
     assert paying_batch(measured_with(Meter(fixed, 0.001))) == expected
@@ -145,10 +137,7 @@ def spec(tmp_path_factory):
 
 def read(spec):
     """Eleven images in batches of four, after four files that are none."""
-    rng = np.random.default_rng(5)
-    files = [encoded(Image.fromarray(rng.integers(0, 256, (140, 150, 3), np.uint8)), "PNG") for _ in range(11)]
-    decoder, files = BatchDecoder(spec, StageClock()), [*[b"no image"] * 4, *files]
-    return [decoder.decode([(0, data) for data in files[start : start + 4]]) for start in range(0, len(files), 4)]
+    return batches(spec, [*[b"no image"] * 4, *noise(*[(140, 150)] * 11)])
 
 
 class LargerIsFaster(Meter):
@@ -167,15 +156,15 @@ def shapes_seen(scorer):
 
 @pytest.mark.parametrize(("pieces", "step"), [((8,), 8), ((16, 16), 16)])
 def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
-    batches = read(spec)
-    before = EnsembleScorer(spec, StageClock()).score(batches).scores
+    given = read(spec)
+    before = EnsembleScorer(spec, StageClock()).score(given).scores
     scorer = EnsembleScorer(spec, StageClock())
     known, fingerprints = scoring_identity(spec), [detector.fingerprint for detector in scorer._detectors.values()]
     assert scorer.fit_batches(pieces, LargerIsFaster()) == dict.fromkeys(spec.cards, step)
     seen = shapes_seen(scorer)
-    after = scorer.score(batches).scores
+    after = scorer.score(given).scores
     assert set(seen) == {step}
-    alone = scorer.score(batches[3:]).scores
+    alone = scorer.score(given[3:]).scores
     for name in spec.cards:  # another size of batch moves last bits at most: well within what fp32 is held to
         assert np.isfinite(after[name]).tolist() == [False] * 4 + [True] * 11
         np.testing.assert_allclose(after[name], before[name], atol=1e-4, rtol=0)
@@ -186,11 +175,11 @@ def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
 
 def test_views_are_joined_with_their_batches(spec):
     viewed = replace(spec, cards={"slow": spec.cards["slow"]}, views=load_perturbations(["jpeg:75", "jpeg:30"]))
-    batches = read(viewed)
-    before = EnsembleScorer(viewed, StageClock()).score(batches).columns
+    given = read(viewed)
+    before = EnsembleScorer(viewed, StageClock()).score(given).columns
     scorer = EnsembleScorer(viewed, StageClock())
     scorer.fit_batches((16,), LargerIsFaster())
-    after = scorer.score(batches).columns
+    after = scorer.score(given).columns
     assert len(after) == len(before) == 3
     for key, column in before.items():
         assert len(set(column[4:])) == 11
@@ -202,8 +191,7 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
     spec = make_spec(
         ensemble_of([card.name for card in cards]), cards=cards, limits=ImageLimits(), device="cuda", precision="bf16", slots=4
     )
-    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 160, 3), np.uint8)), "PNG")
-    handed = BatchDecoder(spec, StageClock(), hand_over=True).decode([(0, data)] * 3)
+    [handed] = batches(spec, noise(*[(160, 150)] * 3), BatchDecoder(spec, StageClock(), hand_over=True))
     complete = BatchDecoder(spec, StageClock()).complete(handed)
     networks, devices = {card.name: bare(card) for card in cards}, []
     ring, log, _ = ring_of()

@@ -43,9 +43,9 @@ def decoded(spec, *members, crumbs=None):
     return batch
 
 
-def test_statements_stand_beside_the_same_pixels():
-    members = (signed(), jpeg(), png_with(parameters="a cat\nSteps: 20, Sampler: Euler"), b"no image")
-    batch, silent = decoded(SPEC, *members), decoded(PLAIN, *members)
+def test_statements_stand_beside_the_same_pixels_and_reach_the_rows():
+    files = (signed(), jpeg(), png_with(parameters="a cat\nSteps: 20, Sampler: Euler"), b"no image")
+    batch, silent = decoded(SPEC, *files), decoded(PLAIN, *files)
     said = [outcome.provenance and json.loads(outcome.provenance) for outcome in batch.outcomes]
     assert said[0]["c2pa"]["state"] == "trusted"
     assert said[1] is said[3] is None
@@ -54,17 +54,12 @@ def test_statements_stand_beside_the_same_pixels():
     assert [replace(outcome, provenance=None) for outcome in batch.outcomes] == list(silent.outcomes)
     np.testing.assert_array_equal(batch.pixels[0], silent.pixels[0])
     assert SPEC == PLAIN  # no other run by it
-
-
-def test_statements_reach_the_rows():
-    batch = decoded(SPEC, signed(), jpeg())
-    members = pa.table({"image_id": [1, 2], "uri": ["a", "b"], "member": pa.array([None, None], pa.string()),
-                        "occurrence": pa.array([0, 0], pa.int32())})  # fmt: skip
-    for scores in ([1.0, 2.0], [np.nan, 2.0]):  # also where no detector gave a score
-        scored = judge(SPEC, batch.outcomes, DetectorOutputs.clean(scores={name: np.array(scores, np.float32) for name in SPEC.cards}))
-        rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC))["provenance"].to_pylist()
-        assert json.loads(rows[0])["ai_declared"] is True
-        assert rows[1] is None
+    members = pa.table({"image_id": range(4), "uri": list("abcd"), "member": pa.nulls(4, pa.string()),
+                        "occurrence": pa.array([0] * 4, pa.int32())})  # fmt: skip
+    scores = np.array([np.nan, 2.0, 1.0, np.nan], np.float32)  # of the first no detector gave a score
+    scored = judge(SPEC, batch.outcomes, DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, scores)))
+    rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC))["provenance"].to_pylist()
+    assert [row and json.loads(row)["ai_declared"] for row in rows] == [True, None, True, None]
 
 
 def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):
@@ -85,17 +80,9 @@ decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
 
 class Broken(DecoderProcess):
     def _command(self):
-        script = f"import sys; {BROKEN}; from ray_app.inference import decoder_child as preparing_child; preparing_child.main(sys.argv[1:])"
-        return [
-            sys.executable,
-            "-P",
-            "-c",
-            script,
-            str(self._memory_limit_bytes),
-            str(self._wall_limit_s),
-            self._limits.model_dump_json(),
-            "",
-        ]
+        _, *flags, _, memory, wall, limits, library = super()._command()
+        script = f"import sys; {BROKEN}; from ray_app.inference import decoder_child; decoder_child.main(sys.argv[1:])"
+        return [sys.executable, *flags, "-c", script, memory, wall, limits, library]
 
 
 @pytest.mark.parametrize(("child", "state"), [(DecoderProcess, "trusted"), (Broken, "unreadable")])

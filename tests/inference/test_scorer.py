@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ray_app.detectors import load_detector
 from ray_app.detectors.shared_backbone import hold_equal_weights_once
@@ -16,9 +15,10 @@ from ray_app.inference import REQUESTED, RUNS, BatchDecoder, DetectorOutputs, St
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.tiny_internvl import write_tiny_internvl
-from tests.images.factory import encoded
+from tests.inference.batches import batches, noise
 
 SIZES = [(64, 80), (200, 120), (64, 80), (301, 177), (90, 90)]
+FILES = noise(*SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,10 @@ def scorer(spec):
     return EnsembleScorer(spec, StageClock())
 
 
-def files(sizes=SIZES):
-    pictures = (np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed, (width, height) in enumerate(sizes))
-    return [encoded(Image.fromarray(pixels), "JPEG") for pixels in pictures]
-
-
-def batches(spec, data, decoder=None):
-    decoder = decoder or BatchDecoder(spec, StageClock())
-    return [decoder.decode([(0, file) for file in data[start : start + spec.slots]]) for start in range(0, len(data), spec.slots)]
-
-
 def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels_and_changes_no_score(spec, scorer):
     before = scorer.counts
     decoder = BatchDecoder(spec, StageClock())
-    given = batches(spec, files(), decoder)
+    given = batches(spec, FILES, decoder)
     outputs = scorer.score(given)
     name = spec.cards["unifd"].backbone.name
     assert decoder.counts["decoded"] == len(SIZES)
@@ -78,7 +68,7 @@ def test_equal_weights_of_different_files_lie_in_memory_once(spec):
 
 
 def test_an_image_that_keeps_its_size_scores_alone_as_among_others(spec):
-    data, scorer = files(), EnsembleScorer(spec, StageClock(), ["corvi2023"])
+    data, scorer = FILES, EnsembleScorer(spec, StageClock(), ["corvi2023"])
     together = scorer.score(batches(spec, data)).scores["corvi2023"]
     alone = [scorer.score(batches(spec, [file])).scores["corvi2023"][0] for file in data]
     np.testing.assert_array_equal(together, np.array(alone, np.float32))
@@ -90,14 +80,14 @@ def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
     scorer = EnsembleScorer(own, StageClock())
     detector, counted = scorer._detectors["tiny-ladeda"], []
     read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
-    given = batches(own, [files()[0], b"no image", files()[1]])
+    given = batches(own, [FILES[0], b"no image", FILES[1]])
     scores = scorer.score(given).scores["tiny-ladeda"]
     assert counted == [1, 1]
     assert np.isfinite(scores).tolist() == [True, False, True]
 
 
 def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
-    given = batches(spec, files(), BatchDecoder(spec, StageClock(), hand_over=True))
+    given = batches(spec, FILES, BatchDecoder(spec, StageClock(), hand_over=True))
     decoder = BatchDecoder(spec, StageClock())
     completed = [decoder.complete(batch) for batch in given]
     assert decoder.counts["decoded"] == 0
@@ -110,7 +100,7 @@ def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
 
 
 def test_two_pools_say_together_what_one_says(whole):
-    given = batches(whole, [files()[0], b"no image", files()[1]])
+    given = batches(whole, [FILES[0], b"no image", FILES[1]])
     first, second = list(whole.cards)[:3], list(whole.cards)[3:]
     parts = [EnsembleScorer(whole, StageClock(), pool).score(given) for pool in (first, second)]
     joined, outputs = parts[0].joined(parts[1]), EnsembleScorer(whole, StageClock()).score(given)
@@ -127,7 +117,7 @@ def test_two_pools_say_together_what_one_says(whole):
 
 def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(whole):
     alone = replace(whole, cards={"maskclip": whole.cards["maskclip"]}, slots=1, views=load_perturbations(["jpeg:50", "crop:0.75"]))
-    outputs = EnsembleScorer(alone, StageClock()).score(batches(alone, [files()[0], b"no image"]))
+    outputs = EnsembleScorer(alone, StageClock()).score(batches(alone, [FILES[0], b"no image"]))
     assert list(outputs.by_view("scores")) == ["jpeg:50", "crop:0.75"]
     assert list(outputs.by_view("masks")) == ["jpeg:50"]
     mask, none = outputs.by_view("masks")["jpeg:50"]["maskclip"]
@@ -143,7 +133,7 @@ def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec)
     card = spec.cards["corvi2023"]
     capped = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": 0.03})})
     limited = replace(spec, cards={**spec.cards, "corvi2023": capped})
-    given = batches(limited, files())
+    given = batches(limited, FILES)
     outputs = EnsembleScorer(limited, StageClock(), ["corvi2023"]).score(given)
     assert np.isnan(outputs.scores["corvi2023"]).tolist() == [False, False, False, True, False]
     others = EnsembleScorer(limited, StageClock(), [name for name in limited.cards if name != "corvi2023"]).score(given)
@@ -158,7 +148,7 @@ def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec)
 def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):
     card = write_tiny_internvl(tmp_path)
     alone = make_spec(ensemble_of([str(card)]), limits=ImageLimits(), precision="fp32")
-    given = batches(alone, files([(40 + 7 * number, 50) for number in range(12)]))
+    given = batches(alone, noise(*[(40 + 7 * number, 50) for number in range(12)]))
     outputs = EnsembleScorer(alone, StageClock()).score(given)
     scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], outputs)
     said = outputs.of("replies")["tiny-internvl"]

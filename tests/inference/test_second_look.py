@@ -6,10 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-from ray_app.detectors import load_card
 from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
@@ -20,19 +18,15 @@ from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
 from tests.images.factory import encoded
+from tests.inference.batches import batches
+from tests.inference.two_detectors import write_two
 
 SIDES = [80, 96, 128, 200, 264, 300, 340]
 
 
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory):
-    """The small detector with a look at little of an image, and with one at more of it."""
-    folder = tmp_path_factory.mktemp("cards")
-    looks = {"cheap": 64, "slow": 192}
-    for name, side in looks.items():
-        card = load_card("touchstone-tiny", {"name": name, "preprocessing": {"center_crop": side}})
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
-    return [str(folder / f"{name}.yaml") for name in looks]
+    return write_two(tmp_path_factory.mktemp("cards"))
 
 
 def spec_of(cards, band, audit=0.0, **options):
@@ -52,14 +46,9 @@ def files():
     return [*drawn[:3], b"no image", *drawn[3:]]
 
 
-def batches(spec, decoder, data):
-    return [decoder.decode(list(enumerate(data[start : start + spec.slots]))) for start in range(0, len(data), spec.slots)]
-
-
 def on_all(spec, data):
     """What every detector says of every image."""
-    decoder = BatchDecoder(spec, StageClock())
-    return EnsembleScorer(spec, StageClock()).score(batches(spec, decoder, data))
+    return EnsembleScorer(spec, StageClock()).score(batches(spec, data))
 
 
 def band_around_half(cards, data):
@@ -82,7 +71,7 @@ def spec(cards, data):
 def looked_at(spec, data, kept_bytes=1e9):
     decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
     looking = CascadeScorer(spec, EnsembleScorer(spec, StageClock()), decoder, StageClock(), kept_bytes=kept_bytes)
-    given = batches(spec, decoder, data)
+    given = batches(spec, data, decoder)
     return looking, [outcome for batch in given for outcome in batch.outcomes], looking.score(given)
 
 
@@ -123,7 +112,7 @@ def test_two_pools_say_together_what_one_process_says(spec, data):
     """The second pool gets nothing but the files of what goes on."""
     _, outcomes, whole = looked_at(spec, data)
     reading = BatchDecoder(spec.early, StageClock(), hand_over=True, keeps_files=True)
-    handed = pickle.loads(pickle.dumps(list(batches(spec, reading, data))))
+    handed = pickle.loads(pickle.dumps(list(batches(spec, data, reading))))
     decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
     cheap, slow = (
         CascadeScorer(spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9)
@@ -140,7 +129,7 @@ def test_two_pools_say_together_what_one_process_says(spec, data):
 
 def test_only_what_all_images_need_is_prepared(spec, data):
     batch = BatchDecoder(spec.early, StageClock(), keeps_files=True).decode([(7, data[0])])
-    assert [pixels.shape for pixels in batch.pixels] == [(spec.slots, 64, 64, 3)]
+    assert [pixels.shape for pixels in batch.pixels] == [(spec.slots, 256, 256, 3)]
     assert (batch.encoded, batch.ids) == ((data[0],), (7,))
 
 
