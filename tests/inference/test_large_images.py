@@ -78,29 +78,27 @@ def test_what_takes_more_than_there_is_is_refused_and_costs_nobody_else(everythi
     decoder.close()
 
 
-HANGING = """
+WAITING = """
 import sys, threading
 from pathlib import Path
-from ray_app.ensembles import load_ensemble_card
-from ray_app.images import BatchLimits, limits as memory
-from ray_app.inference import BatchDecoder, StageClock, make_spec
+from ray_app.images import limits as memory
+from ray_app.inference import BatchDecoder, StageClock
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from tests.images import factory
+from tests.inference.test_large_images import SPEC
 memory.LIMIT_PIXELS = 1000
-spec = make_spec(load_ensemble_card("tiny"), limits=BatchLimits(), precision="fp32")
 budget = NodeBudget("pixels", 4 * SEAT_BYTES, Path(sys.argv[1]) / "seats")
-decoder = BatchDecoder(spec, StageClock(), Path(sys.argv[1]) / "crumbs", wall_limit_s=0.5, budget=budget)
-data = factory.jpeg()
+decoder = BatchDecoder(SPEC, StageClock(), Path(sys.argv[1]) / "crumbs", wall_limit_s=0.5, budget=budget)
 with budget.turn() as others:
     others.take(budget.total_bytes)
     threading.Timer(1.0, others.give_back).start()
-    print(decoder.decode([(7, data)]).outcomes[0].status)
+    print(decoder.decode([(7, factory.jpeg())]).outcomes[0].status)
 decoder.close()
 """
 
 
 def test_to_wait_longer_than_a_decode_may_take_is_not_to_hang(tmp_path):
-    done = subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", WAITING, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
     assert list((tmp_path / "crumbs").iterdir()) == []
 

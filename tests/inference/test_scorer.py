@@ -67,13 +67,6 @@ def test_equal_weights_of_different_files_lie_in_memory_once(spec):
     np.testing.assert_array_equal(one(pixels).numpy(), before)
 
 
-def test_an_image_that_keeps_its_size_scores_alone_as_among_others(spec):
-    data, scorer = FILES, EnsembleScorer(spec, StageClock(), ["corvi2023"])
-    together = scorer.score(batches(spec, data)).scores["corvi2023"]
-    alone = [scorer.score(batches(spec, [file])).scores["corvi2023"][0] for file in data]
-    np.testing.assert_array_equal(together, np.array(alone, np.float32))
-
-
 def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
     card = spec.cards["tiny-ladeda"].model_copy(update={"batch": 1})
     own = replace(spec, cards={"tiny-ladeda": card})
