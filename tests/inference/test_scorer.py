@@ -1,4 +1,4 @@
-"""Several detectors on one process: what they share, images that keep their size, masks, and what crosses between processes."""
+"""Several detectors on one process: what they share, images that keep their size, masks, replies and embeddings."""
 
 from dataclasses import replace
 
@@ -13,6 +13,7 @@ from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import REQUESTED, RUNS, BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.inference.scorer import EnsembleScorer
+from ray_app.scoring.identity import kept_embeddings_of
 from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.inference.batches import batches, noise
@@ -32,6 +33,13 @@ def spec(eight):
     card = load_ensemble_card(eight)
     others = tuple(member for member in card.members if "maskclip" not in member.detector)
     return make_spec(card.model_copy(update={"members": others}), limits=ImageLimits(), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def keeping():
+    """One that keeps embeddings."""
+    tiny = make_spec(ensemble_of(["touchstone-tiny"]), limits=ImageLimits(), precision="fp32")
+    return replace(tiny, features=kept_embeddings_of(tiny, ["touchstone-tiny"]))
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +158,32 @@ def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):
     for outcome, reply, score in zip(scored.outcomes, said, outputs.scores["tiny-internvl"], strict=True):
         assert (outcome.status is Status.OK) == (score in (1.0, -1.0))
         assert outcome.status is Status.OK or outcome.detail == f"no detector gave a finite score; tiny-internvl: it replied {reply!r}"
+
+
+def test_members_with_pixels_have_an_embedding_and_scores_stay_what_they_were(keeping):
+    plain = replace(keeping, features={})
+    given = [b"no image" if number % 3 == 2 else file for number, file in enumerate(noise(*[(300, 300)] * 7))]
+    outputs, without = (EnsembleScorer(one, StageClock()).score(batches(one, given)) for one in (keeping, plain))
+    vectors = outputs.of("embeddings")["touchstone-tiny"]
+    assert vectors.shape == (7, 128)
+    usable = np.arange(7) % 3 != 2
+    assert np.isfinite(vectors).all(axis=1).tolist() == usable.tolist()
+    assert len(np.unique(vectors[usable], axis=0)) == usable.sum()
+    np.testing.assert_array_equal(outputs.scores["touchstone-tiny"], without.scores["touchstone-tiny"])
+    assert not without.of("embeddings")
+    parts = [EnsembleScorer(keeping, StageClock()).score(batches(keeping, part)) for part in (given[:4], given[4:])]
+    joined = DetectorOutputs.chained(parts).joined(DetectorOutputs.clean(scores={"other": np.zeros(7, np.float32)}))
+    np.testing.assert_array_equal(joined.of("embeddings")["touchstone-tiny"], vectors)
+    assert not joined.among(["other"]).of("embeddings")
+
+
+def test_neither_neighbours_nor_views_change_an_embedding(keeping):
+    given = [*noise((300, 300), (300, 300)), b"no image"]
+    scorer = EnsembleScorer(keeping, StageClock())
+    together = scorer.score(batches(keeping, given)).of("embeddings")["touchstone-tiny"]
+    alone = np.concatenate([scorer.score(batches(keeping, [file])).of("embeddings")["touchstone-tiny"] for file in given])
+    np.testing.assert_array_equal(together, alone)  # the one without pixels has a row of nothing by itself, too
+    viewed = replace(keeping, views=load_perturbations(["jpeg:50"]))
+    seen = EnsembleScorer(viewed, StageClock()).score(batches(viewed, given))
+    assert seen.by_view("scores").keys() == {"jpeg:50"}
+    np.testing.assert_array_equal(seen.of("embeddings")["touchstone-tiny"], together)
