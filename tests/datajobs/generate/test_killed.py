@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ray_app.datajobs.generate import GenerateConfig
 from ray_app.datajobs.generate.requests import cut_blocks, make_requests, plain_look, read_prompts
 from ray_app.datajobs.generate.run import card_of, generate_images
+from ray_app.storage import Store
 from tests.datajobs.generate.cards import job, write_prompts
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +31,7 @@ def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
     config = job(request.getfixturevalue(card), write_prompts(tmp_path / "prompts.txt", 64), tmp_path / "out", steps=1, block_images=8)
     victim = _a_file_in_the_middle(config)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.datajobs.generate.deadly", config.model_dump_json(), victim], cwd=ROOT, capture_output=True
+        [sys.executable, "-m", "tests.datajobs.generate.test_killed", config.model_dump_json(), victim], cwd=ROOT, capture_output=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     out = tmp_path / "out"
@@ -50,14 +53,6 @@ def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
     generate_images(again)
     whole = {row["index"]: row for row in pq.read_table(tmp_path / "whole/generated.parquet").to_pylist()}
     assert all(whole[row["index"]]["latents_sha256"] == row["latents_sha256"] for row in rows)
-    told = {
-        "card": card,
-        "made": summary["made"],
-        "noises": summary["noises"],
-        "before_the_kill": len(committed),
-        "sizes": len({row["width"] for row in rows}),
-    }
-    print(json.dumps(told))
 
 
 def _a_file_in_the_middle(config):
@@ -65,3 +60,19 @@ def _a_file_in_the_middle(config):
     prompts = read_prompts(config, images=False)
     orders = make_requests(prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, looks=[plain_look(config.encode)])
     return cut_blocks(orders, config.block_images)[3].orders[2].image_path
+
+
+def _die_at(victim, write=Store.write):
+    """As a machine that is switched off, when it is about to write that file."""
+
+    def deadly(self, path, data):
+        if path == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, path, data)
+
+    Store.write = deadly
+
+
+if __name__ == "__main__":
+    _die_at(sys.argv[2])
+    generate_images(GenerateConfig.model_validate(json.loads(sys.argv[1])))
