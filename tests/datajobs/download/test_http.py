@@ -86,8 +86,7 @@ def test_a_long_wait_closes_the_host_and_a_short_one_does_not():
     host.throttled(11)
     with pytest.raises(Failed, match="asks to wait 11 s") as caught:
         visit(host)
-    assert not caught.value.asked
-    assert caught.value.status == "source_throttled"
+    assert (caught.value.asked, caught.value.status) == (False, "source_throttled")
 
 
 def test_a_host_is_not_asked_sooner_than_the_rules_say():
@@ -119,21 +118,16 @@ def test_silence_counts_only_in_a_row():
         visit(host)
 
 
-@pytest.mark.parametrize("name", ["0012345", "a.b.c", "x-1_2", "ünïcode", "a=b,c@d+e"])
-def test_harmless_ids_keep_their_names(name):
-    assert safe_name(name) == name
-
-
-@pytest.mark.parametrize(
-    "name", ["COM¹", "", ".", "..", "../x", "/etc/passwd", "a\\b", "a\0b", "C:x", ".x", "x.", "NUL", "com1.png", "é" * 200, "a\nb"]
-)
-def test_harmful_ids_are_marked(name):
-    safe = safe_name(name)
-    assert safe != name
-    assert not {"/", "\\", "\0", ":", "\n"} & set(safe)
-    assert safe[0] != "."
-    assert len(safe.encode()) < 200
-    assert safe.count("~") == 1
+def test_harmful_ids_are_marked_and_others_keep_their_names():
+    for name in ("0012345", "a.b.c", "x-1_2", "ünïcode", "a=b,c@d+e"):
+        assert safe_name(name) == name
+    for name in ("COM¹", "", ".", "..", "../x", "/etc/passwd", "a\\b", "a\0b", "C:x", ".x", "x.", "NUL", "com1.png", "é" * 200, "a\nb"):
+        safe = safe_name(name)
+        assert safe != name
+        assert not {"/", "\\", "\0", ":", "\n"} & set(safe)
+        assert safe[0] != "."
+        assert len(safe.encode()) < 200
+        assert safe.count("~") == 1
 
 
 def test_names_that_differ_only_in_case_or_are_mended_alike_are_told_apart():

@@ -109,13 +109,6 @@ def test_a_host_that_asks_to_wait_for_an_hour_is_asked_once_and_later_by_retry(w
     assert all(path.startswith("tired") for path in web.told()["asked"])
 
 
-def test_a_host_that_never_answers_is_given_up(web, tmp_path):
-    rows = [{"id": str(number), "url": web.url("dead", f"reset/{number}")} for number in range(60)]
-    settings = config(write_list(tmp_path, rows), tmp_path / "out", politeness={"give_up_after": 5})
-    assert collect(settings)["statuses"] == {"source_timeout": 60}
-    assert sum(web.told()["asked"].values()) < 60  # three for each, if nobody gave up
-
-
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_shards_hold_images_with_their_words(web, tmp_path, form):
     rows = rows_for(web, ["good", "html", "moved", "good"], times=4)

@@ -72,13 +72,6 @@ def test_inpainting_hashes_the_noise_and_takes_each_its_own_picture(card, reques
     assert np.abs(pixels(alone)[0] - pixels(made)[1]).max() <= 2
 
 
-def test_what_the_safety_checker_blanks_is_told(checked):
-    picture = Picture(Image.new("RGB", (32, 32), "red"), Image.new("L", (32, 32), 255))
-    [made] = loaded(checked).make(orders()[:1], [picture], steps=1, guidance=1.0)
-    assert made.blanked
-    assert not np.asarray(made.image).any()
-
-
 def test_a_folder_that_is_another_pipeline_is_refused(sd3, tmp_path):
     card = write_card(tmp_path, "wrong", "StableDiffusionXLInpaintPipeline", sd3.parent / "model")
     with pytest.raises(DetectorError, match="cannot load"):

@@ -14,32 +14,22 @@ from ray_app.datajobs.repositories.image_rules import read_rules
 from ray_app.errors import ConfigError
 from tests.images.factory import encoded
 
-COLUMNS = ("repo", "commit", "path_rule", "label", "source", "generator_or_camera", "licence", "covers_pictures", "family", "n")
 
-
-def picture(seed, size=(256, 256)):
-    """Soft blobs of colour, other ones for each seed."""
+def picture(seed, size=(256, 256), **settings):
+    """A JPEG of soft blobs of colour, other ones for each seed."""
     small = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-
-
-def sheet():
-    whole = Image.new("RGB", (512, 512))
-    for number in range(4):
-        whole.paste(picture(20 + number), (number % 2 * 256, number // 2 * 256))
-    return encoded(whole, "PNG")
+    return encoded(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC), "JPEG", **settings)
 
 
 FILES = {
-    "photos/a.jpg": encoded(picture(1), "JPEG", quality=92),
-    "photos/d-again.jpg": encoded(picture(1), "JPEG", quality=92),
-    "photos/e-nearly.jpg": encoded(picture(1), "JPEG", quality=60),
-    "photos/refused.jpg": encoded(picture(8), "JPEG"),
-    "photos/small.jpg": encoded(picture(9, (255, 300)), "JPEG"),
+    "photos/a.jpg": picture(1, quality=92),
+    "photos/d-again.jpg": picture(1, quality=92),
+    "photos/e-nearly.jpg": picture(1, quality=60),
+    "photos/refused.jpg": picture(2),
+    "photos/small.jpg": picture(3, (255, 300)),
     "photos/text.jpg": b"404: not found",
-    "photos/thumbs/a.jpg": encoded(picture(10), "JPEG"),
-    "made/x.png": encoded(picture(11), "PNG"),
-    "sheets/one.png": sheet(),
+    "photos/thumbs/a.jpg": picture(4),
+    "made/x.jpg": picture(5),
 }
 
 
@@ -50,7 +40,7 @@ def git(folder, *words):
 
 def listed(path, *rows):
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, ("repo", "commit", "path_rule", "label", "source", "generator_or_camera"), restval="")
         writer.writeheader()
         writer.writerows({"repo": "owner/name", "commit": "12" * 20, "label": "real", "source": "photos"} | row for row in rows)
     return str(path)
@@ -72,22 +62,14 @@ def test_images_of_the_lists_commit_are_collected_and_what_is_left_out_is_told(t
     (tmp_path / "refused.sha256").write_text(sha256(FILES["photos/refused.jpg"]).hexdigest())
     rules = listed(
         tmp_path / "sources.csv",
-        {"commit": commit, "path_rule": r"^photos/ NOT thumbs", "licence": "CC0-1.0", "covers_pictures": "yes"},
+        {"commit": commit, "path_rule": r"^photos/ NOT thumbs"},
         {"commit": commit, "path_rule": "^made/", "label": "fake", "source": "made", "generator_or_camera": "Painter 2"},
-        {"commit": commit, "path_rule": "^sheets/", "label": "grid2x2", "source": "sheets", "generator_or_camera": "Painter 1"},
     )
     command = ["collect", "--git", rules, "--mirror", str(tmp_path / "mirrors"), "--out", str(out)]
     assert main([*command, "--refuse", str(tmp_path / "refused.sha256")]) == 0
     rows = pq.read_table(out / "index.parquet").to_pylist()
-    for row in rows:
-        data = (out / row["uri"]).read_bytes()
-        assert row["sha256"] == sha256(data).hexdigest()
-        if row["sheet"]:
-            np.testing.assert_array_equal(np.asarray(Image.open(out / row["uri"])), np.asarray(picture(20 + row["quarter"])))
-        else:
-            assert data == FILES[row["path"]]
-    assert [row["path"] for row in rows if not row["sheet"]] == ["photos/a.jpg", "made/x.png"]
-    assert [row["quarter"] for row in rows if row["sheet"]] == [0, 1, 2, 3]
+    assert [(row["path"], row["label"]) for row in rows] == [("photos/a.jpg", "real"), ("made/x.jpg", "fake")]
+    assert all((out / row["uri"]).read_bytes() == FILES[row["path"]] for row in rows)
     assert {row["path"]: row["reason"] for row in pq.read_table(out / "dropped.parquet").to_pylist()} == {
         "photos/d-again.jpg": "duplicate",
         "photos/e-nearly.jpg": "near_duplicate",
@@ -97,16 +79,7 @@ def test_images_of_the_lists_commit_are_collected_and_what_is_left_out_is_told(t
     }
 
 
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"path_rule": "("}, "line 2: .* no regular expression"),
-        ({"path_rule": "a", "repo": "--upload-pack=x/y"}, "repo"),
-        ({"path_rule": "a", "repo": "../.."}, "repo"),
-        ({"path_rule": "a", "source": "../x"}, "source"),
-        ({"path_rule": "a", "commit": "main"}, "commit 'main'"),
-    ],
-)
-def test_what_is_no_rule_is_refused(tmp_path, row, words):
-    with pytest.raises(ConfigError, match=words):
-        read_rules(listed(tmp_path / "sources.csv", row))
+def test_what_is_no_rule_is_refused(tmp_path):
+    for row in ({"path_rule": "("}, {"path_rule": "a", "repo": "--upload-pack=x/y"}, {"path_rule": "a", "source": "../x"}):
+        with pytest.raises(ConfigError, match="line 2"):
+            read_rules(listed(tmp_path / "sources.csv", row))
