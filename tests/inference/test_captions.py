@@ -14,10 +14,13 @@ from PIL import Image
 
 from ray_app.attribution.captioners.registry import load_describing
 from ray_app.attribution.identifier import Identifier
+from ray_app.detectors import load_card
+from ray_app.detectors.linear_head import embedding_facts
+from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Status
-from ray_app.images import decode_image
-from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge
+from ray_app.images import ImageLimits, decode_image
+from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
 from ray_app.inference.decision import require_embeddings, rows_to_describe
 from ray_app.inference.ensemble import load_ensemble
 from ray_app.inference.outputs import DetectorOutputs
@@ -25,16 +28,41 @@ from ray_app.inference.scorer import Describing, EnsembleScorer, describer_input
 from ray_app.inference.stability import Stability
 from ray_app.runs import result_rows
 from ray_app.transforms.perturbations import load_perturbations
+from tests.attribution.made import make_identifier, make_retrieval
+from tests.attribution.tiny_speakers import card_of
 from tests.images import factory
 from tests.inference.batches import batches, read
-from tests.inference.profiled import CLASSES, PROMPTS, spec_of, write_profile
+from tests.inference.two_detectors import write_two
 
 BAD = 5  # a member that is no image
+CLASSES = ("sd-1.5", "sdxl", "midjourney-6")
+PROMPTS = ("a red fox", "an old harbour at dawn", "a bowl of plums", "two chairs")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_profile(tmp_path_factory.mktemp("profile"))
+    """Cards of two detectors, an identifier and describers that read the first one's embeddings, or pixels of their own size."""
+    folder = tmp_path_factory.mktemp("profile")
+    cheap, slow = write_two(folder)
+    facts = embedding_facts(load_card(cheap), precision="fp32", resize="exact")
+    rng, width = np.random.default_rng(0), facts["width"]
+    captioner = folder / "captioner"
+    captioner.mkdir()
+    card_of(captioner, "git", beams=1)
+    return {
+        "detectors": [cheap, slow],
+        "identifier": str(make_identifier(folder / "identifier", CLASSES, rng.normal(size=(len(CLASSES), width)), "cheap", facts)),
+        "retrieval": str(make_retrieval(folder / "retrieval", rng.normal(size=(len(PROMPTS), width)), PROMPTS, "cheap", facts)),
+        "captioner": str(captioner / "describer.yaml"),
+    }
+
+
+def spec_of(written, describer="retrieval", *, fake_above=0.0, describe="flagged", views=(), stability=None, detectors=2, **changes):
+    """The spec of an ensemble with such a profile; verdicts are fake above a score."""
+    profile = EnsembleProfile(identifier=written["identifier"], describer=describer and written[describer], describe=describe)
+    thresholds = Thresholds(real_below=fake_above, fake_above=fake_above)
+    ensemble = ensemble_of(written["detectors"][:detectors]).model_copy(update={"profile": profile, "thresholds": thresholds} | changes)
+    return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=4, views=views, stability=stability)
 
 
 @pytest.fixture(scope="module")

@@ -115,18 +115,6 @@ def test_what_is_no_single_images_fault_stays_an_exception(monkeypatch, error):
         BatchDecoder(replace(SPEC, perceptual_hash=True), StageClock()).decode([(0, jpeg())])
 
 
-def test_a_decoder_process_that_cannot_be_started_is_the_systems_fault(monkeypatch, tmp_path):
-    def no_process(*_, **__):
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
-    careful = decoder(tmp_path)
-    monkeypatch.setattr(careful.careful, "is_suspect", lambda _: True)
-    monkeypatch.setattr("ray_app.inference.decoder_pool.subprocess.Popen", no_process)
-    with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
-        careful.decode([(0, jpeg())])
-    careful.close()
-
-
 def test_an_image_that_keeps_its_size_and_cannot_be_prepared_gets_no_score(caplog):
     def prepare(image):
         raise TypeError("a bug")

@@ -94,12 +94,16 @@ def test_the_child_decodes_as_the_process_itself_does(decoder):
 
 
 def test_the_child_refuses_as_the_process_itself_does_and_lives_on(decoder):
+    """Whether pixels are wanted or tensors."""
     decoder.start()
     pid = decoder.pid
     for name, (status, make) in factory.REFUSED.items():
         data = make()
         error = refusal(decoder, data)
         assert error.status == status, name
+        with pytest.raises(ImageRefused) as prepared:
+            decoder.prepare(data, wanted())
+        assert prepared.value.status == status, name
         with pytest.raises(ImageRefused) as caught:
             decode_image(data, LIMITS)
         ours = caught.value
@@ -124,14 +128,14 @@ def test_a_crash_is_a_status_that_names_the_signal(script, words):
 
 
 def test_a_child_that_hangs_is_killed_at_the_wall_limit_and_the_next_image_gets_another():
-    with DecoderProcess(LIMITS, wall_limit_s=0.3) as decoder:
+    with DecoderProcess(LIMITS, wall_limit_s=0.2) as decoder:
         # The second is larger than a pipe holds: the hang is met while writing.
         for data in (factory.jpeg(), factory.jpeg() + bytes(1_000_000)):
             decoder.start()
             pid = stopped(decoder.pid)
             error = refusal(decoder, data)
-            assert (error.status, error.limit) == (Status.DECODE_TIMEOUT, 0.3)
-            assert "0.3 s" in error.detail
+            assert (error.status, error.limit) == (Status.DECODE_TIMEOUT, 0.2)
+            assert "0.2 s" in error.detail
             assert not Path(f"/proc/{pid}").exists()
 
 
@@ -142,15 +146,21 @@ def test_a_child_killed_while_idle_costs_no_image(decoder):
     assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
 
 
-def test_a_child_that_cannot_start_is_the_systems_fault():
+def test_a_child_that_cannot_start_is_the_systems_fault(monkeypatch):
     class Broken(DecoderProcess):
         def _command(self) -> list[str]:
             return [sys.executable, "-c", "raise SystemExit(7)"]
 
-    with Broken(LIMITS) as decoder, pytest.raises(TouchstoneError, match="exit code 7") as caught:
+    def no_process(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with Broken(LIMITS) as decoder, pytest.raises(TouchstoneError, match=r"did not start: it .*exit code 7") as caught:
         decoder.decode(factory.jpeg())
     assert caught.value.hint
     assert not isinstance(caught.value, ImageRefused)
+    monkeypatch.setattr("ray_app.inference.decoder_pool.subprocess.Popen", no_process)
+    with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
+        DecoderProcess(LIMITS).decode(factory.jpeg())
 
 
 @pytest.mark.parametrize("card", ["touchstone-tiny", pytest.param("siglip2-open-deepfake", marks=pytest.mark.slow)])

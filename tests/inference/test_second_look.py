@@ -100,12 +100,6 @@ def test_two_pools_say_together_what_one_process_says(spec):
     assert slow.counts["decoded"] == len(going)
 
 
-def test_only_what_all_images_need_is_prepared(spec):
-    batch = BatchDecoder(spec.early, StageClock(), keeps_files=True).decode([(7, DATA[0])])
-    assert [pixels.shape for pixels in batch.pixels] == [(spec.slots, 256, 256, 3)]
-    assert (batch.encoded, batch.ids) == ((DATA[0],), (7,))
-
-
 def test_pools_of_a_cascade_come_in_the_order_of_its_stages(spec):
     assert spec.pools == (("cheap", "slow"),)
     for name in spec.cards:
