@@ -64,7 +64,7 @@ def test_a_large_image_waits_for_its_turn_and_gives_it_back_and_a_small_one_neve
     waiting.join(60)
     [batch] = batches
     assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.OK]
-    assert clock.seconds["wait"] > 0.1
+    assert clock.seconds["wait"] > 0
     assert is_free(budget)
 
 

@@ -89,7 +89,7 @@ class Broken(DecoderProcess):
 def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
     tiny = load_card("touchstone-tiny").preprocessing
     wanted = DecodeRequest(preprocessings=(tiny,), resize="exact", provenance=SPEC.provenance)
-    with child(ImageLimits(), 10.0, 2**31) as running:
+    with child(ImageLimits(), 60.0, 2**31) as running:
         answer = running.prepare(signed(), wanted)
         np.testing.assert_array_equal(answer.pixels[0], decoded(PLAIN, signed()).pixels[0][0])
         assert answer.provenance.c2pa.state == state

@@ -215,21 +215,18 @@ def test_output_on_s3(web, tmp_path, s3):
 def interrupted(settings, web, asked):
     """Collect, as by a Ctrl-C once so many urls were asked."""
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     def watch():
         wait_until(lambda: len(web.told()["asked"]) >= asked)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    before = signal.signal(signal.SIGUSR1, interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         collect(settings)
     finally:
         watcher.join()
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("form", ["files", "parquet"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ray_app.datajobs.generate.config import Drawn, Like
 from ray_app.datajobs.generate.requests import FileStyle, look_of, measure
-from ray_app.datajobs.generate.worker import covered, drawn_mask, encode, pasted, resized_like, share_of
+from ray_app.datajobs.generate.worker import covered, drawn_mask, encode, resized_like, share_of
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
@@ -95,15 +95,6 @@ def test_drawn_masks_cover_what_they_should_and_differ():
     assert len({mask.tobytes() for mask in masks}) == 60
     assert drawn_mask((64, 48), 7, Drawn()).tobytes() == drawn_mask((64, 48), 7, Drawn()).tobytes()
     assert set(np.unique(np.asarray(masks[0]))) == {0, 255}
-
-
-def test_pixels_outside_the_mask_are_the_real_ones(picture):
-    mask = Image.new("L", picture.size, 0)
-    mask.paste(255, (10, 10, 30, 30))
-    out = np.asarray(pasted(picture, Image.new("RGB", picture.size, "red"), mask))
-    inside = np.asarray(mask) > 0
-    assert (out[inside] == (255, 0, 0)).all()
-    assert np.array_equal(out[~inside], np.asarray(picture)[~inside])
 
 
 def test_sizes_are_matched_without_enlarging(picture):

@@ -78,11 +78,6 @@ def test_an_index_brings_its_prompts_groups_and_for_inpainting_its_real_images(r
     assert all(one.image is not None and one.image.uri.startswith(str(reals.parent)) for one in found)
 
 
-def test_a_table_of_images_brings_masks_beside_it(reals):
-    found = read_prompts(config(reals), images=True)
-    assert [one.mask for one in found] == [str(reals.parent / f"{number}-mask.png") for number in range(3)] + [None] * 3
-
-
 def test_images_may_be_listed_on_private_servers_where_that_is_allowed():
     with FaultyServer() as server, HttpServer(Moved) as other:
         other.to = server.url
