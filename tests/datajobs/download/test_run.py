@@ -231,18 +231,19 @@ def interrupted(settings, web, asked):
 
 @pytest.mark.parametrize("form", ["files", "parquet"])
 def test_interrupted_it_commits_what_has_ended_and_goes_on_from_there(web, tmp_path, form):
-    rows = [{"id": f"{number:05d}.slow", "url": web.url("one", f"slow/{number}.x"), "Prompt": "a slow thing"} for number in range(6)]
-    settings = config(write_list(tmp_path, rows), tmp_path / "out", form=form, politeness={"per_host": 1}, commit_s=300)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        interrupted(settings, web, 3)  # one is in hand at once, so some have ended
+    rows = [{"id": f"{number:05d}.slow", "url": web.url("one", f"slow/{number}.x"), "Prompt": "a slow thing"} for number in range(10)]
+    meta, out = write_list(tmp_path, rows), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt) as caught:  # one by one, so that at the fifth some have ended
+        interrupted(config(meta, out, form=form, politeness={"per_host": 1}, commit_s=300), web, 5)
     assert RESUMABLE in caught.value.__notes__
+    settings = config(meta, out, form=form, politeness={"per_host": 8})
     committed = {row["id"]: row["place"] for row in Records(settings).read().rows.to_pylist()}
-    assert 0 < len(committed) < 6
+    assert 0 < len(committed) < 10
     web.forget()
-    assert collect(settings)["session"]["urls"] == 6 - len(committed)
+    assert collect(settings)["session"]["urls"] == 10 - len(committed)
     asked = {path.split("/")[2] for path in web.told()["asked"]}
     assert not asked & {f"{int(name[:5])}.x" for name in committed}
-    assert len(outcomes(tmp_path / "out")[0]) == 6
+    assert len(outcomes(out)[0]) == 10
 
 
 def tasks_of(listed, before=None):
