@@ -1,11 +1,15 @@
-"""Pictures of noise, what a decoder makes of files batch by batch, and what a process that holds everything says of them."""
+"""Pictures of noise, what a decoder makes of files batch by batch, what a process that holds everything says of them, and rows of that."""
+
+from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from ray_app.inference import BatchDecoder, StageClock
 from ray_app.inference.scorer import Describing, EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer, StabilityScorer
+from ray_app.runs import result_rows
 from tests.images.factory import encoded
 
 
@@ -38,3 +42,11 @@ def read(spec, members, **options):
 
     outputs = looking.score(arriving())
     return outcomes, outputs, looking.counts | {"read": decoder.counts["decoded"], "seconds": clock.seconds}
+
+
+def rows_of(scored):
+    """The rows of what was judged, of members of their own numbers."""
+    count = len(scored.outcomes)
+    members = pa.table({"image_id": pa.array(range(count), pa.int64()), "uri": [f"{number}.png" for number in range(count)],
+                        "member": pa.nulls(count, pa.string()), "occurrence": pa.array([0] * count, pa.int32())})  # fmt: skip
+    return result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)).to_pylist()

@@ -3,11 +3,9 @@
 import math
 import pickle
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
 from PIL import Image
@@ -26,12 +24,11 @@ from ray_app.inference.ensemble import load_ensemble
 from ray_app.inference.outputs import DetectorOutputs
 from ray_app.inference.scorer import Describing, EnsembleScorer, describer_inputs
 from ray_app.inference.stability import Stability
-from ray_app.runs import result_rows
 from ray_app.transforms.perturbations import load_perturbations
 from tests.attribution.made import make_identifier, make_retrieval
 from tests.attribution.tiny_speakers import card_of
 from tests.images import factory
-from tests.inference.batches import batches, read
+from tests.inference.batches import batches, read, rows_of
 from tests.inference.two_detectors import write_two
 
 BAD = 5  # a member that is no image
@@ -177,10 +174,7 @@ def test_rows_name_a_generator_and_words_and_change_no_score(written, files, mid
     threshold, scores = middle
     spec = spec_of(written, fake_above=threshold)
     scored = judged(spec, files)
-    count = len(files)
-    members = pa.table({"image_id": pa.array(range(count), pa.int64()), "uri": [f"{n}.png" for n in range(count)],
-                        "member": pa.nulls(count, pa.string()), "occurrence": pa.array([0] * count, pa.int32())})  # fmt: skip
-    rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC)).to_pylist()
+    rows = rows_of(scored)
     wanted = Identifier(spec.identifier).identify(scored.outputs.of("embeddings")["cheap"])
     for row, code, confidence in zip(rows, wanted.codes, wanted.confidence, strict=True):
         assert (row["predicted_prompt"] in PROMPTS) == (row["verdict"] == "fake")
@@ -194,7 +188,7 @@ def test_rows_name_a_generator_and_words_and_change_no_score(written, files, mid
     names = ("predicted_generator", "generator_family", "generator_confidence", "generator_probability", "generator_ranking")
     assert [rows[BAD][name] for name in (*names, "predicted_prompt")] == [None] * 6
     np.testing.assert_array_equal(scored.decisions.score, scores)
-    other = DetectorOutputs.clean(scores={"other": np.zeros(count, np.float32)})
+    other = DetectorOutputs.clean(scores={"other": np.zeros(len(files), np.float32)})
     said = scored.outputs.captions
     assert scored.outputs.joined(other).captions == said == other.joined(scored.outputs).captions
     assert DetectorOutputs.chained([scored.outputs] * 2).captions == [*said, *said]

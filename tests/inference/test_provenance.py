@@ -4,11 +4,9 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from ray_app.detectors import load_card
@@ -19,10 +17,10 @@ from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
-from ray_app.runs import result_rows
 from tests.images.factory import jpeg
 from tests.images.provenance.files import png_with
 from tests.images.provenance.signing import authority, signed
+from tests.inference.batches import rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
@@ -54,12 +52,9 @@ def test_statements_stand_beside_the_same_pixels_and_reach_the_rows():
     assert [replace(outcome, provenance=None) for outcome in batch.outcomes] == list(silent.outcomes)
     np.testing.assert_array_equal(batch.pixels[0], silent.pixels[0])
     assert SPEC == PLAIN  # no other run by it
-    members = pa.table({"image_id": range(4), "uri": list("abcd"), "member": pa.nulls(4, pa.string()),
-                        "occurrence": pa.array([0] * 4, pa.int32())})  # fmt: skip
     scores = np.array([np.nan, 2.0, 1.0, np.nan], np.float32)  # of the first no detector gave a score
     scored = judge(SPEC, batch.outcomes, DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, scores)))
-    rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC))["provenance"].to_pylist()
-    assert [row and json.loads(row)["ai_declared"] for row in rows] == [True, None, True, None]
+    assert [row["provenance"] and json.loads(row["provenance"])["ai_declared"] for row in rows_of(scored)] == [True, None, True, None]
 
 
 def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):
