@@ -3,37 +3,63 @@
 import math
 import pickle
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
 from PIL import Image
 
 from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.identifier import Identifier
+from ray_app.detectors import load_card
+from ray_app.detectors.linear_head import embedding_facts
+from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Status
-from ray_app.images import decode_image
-from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge
+from ray_app.images import ImageLimits, decode_image
+from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
 from ray_app.inference.decision import require_embeddings, rows_to_describe
 from ray_app.inference.ensemble import load_ensemble
 from ray_app.inference.outputs import DetectorOutputs
 from ray_app.inference.scorer import Describing, EnsembleScorer, describer_inputs
-from ray_app.inference.second_pass import CascadeScorer, StabilityScorer
 from ray_app.inference.stability import Stability
-from ray_app.runs import result_rows
 from ray_app.transforms.perturbations import load_perturbations
+from tests.attribution.made import make_identifier, make_retrieval
+from tests.attribution.tiny_speakers import card_of
 from tests.images import factory
-from tests.inference.profiled import CLASSES, PROMPTS, spec_of, write_profile
+from tests.inference.batches import batches, read, rows_of
+from tests.inference.two_detectors import write_two
 
 BAD = 5  # a member that is no image
+CLASSES = ("sd-1.5", "sdxl", "midjourney-6")
+PROMPTS = ("a red fox", "an old harbour at dawn", "a bowl of plums", "two chairs")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_profile(tmp_path_factory.mktemp("profile"))
+    """Cards of two detectors, an identifier and describers that read the first one's embeddings, or pixels of their own size."""
+    folder = tmp_path_factory.mktemp("profile")
+    cheap, slow = write_two(folder)
+    facts = embedding_facts(load_card(cheap), precision="fp32", resize="exact")
+    rng, width = np.random.default_rng(0), facts["width"]
+    captioner = folder / "captioner"
+    captioner.mkdir()
+    card_of(captioner, "git", beams=1)
+    return {
+        "detectors": [cheap, slow],
+        "identifier": str(make_identifier(folder / "identifier", CLASSES, rng.normal(size=(len(CLASSES), width)), "cheap", facts)),
+        "retrieval": str(make_retrieval(folder / "retrieval", rng.normal(size=(len(PROMPTS), width)), PROMPTS, "cheap", facts)),
+        "captioner": str(captioner / "describer.yaml"),
+    }
+
+
+def spec_of(written, describer="retrieval", *, fake_above=0.0, describe="flagged", views=(), stability=None, detectors=2, **changes):
+    """The spec of an ensemble with such a profile; verdicts are fake above a score."""
+    profile = EnsembleProfile(identifier=written["identifier"], describer=describer and written[describer], describe=describe)
+    thresholds = Thresholds(real_below=fake_above, fake_above=fake_above)
+    ensemble = ensemble_of(written["detectors"][:detectors]).model_copy(update={"profile": profile, "thresholds": thresholds} | changes)
+    return make_spec(ensemble, limits=ImageLimits(), precision="fp32", slots=4, views=views, stability=stability)
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +76,8 @@ def middle(written, files):
 
 
 def judged(spec, files, **options):
-    clock = StageClock()
-    decoder = BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
-    scorer = EnsembleScorer(spec, clock)
-    outcomes = []
-
-    def batches():
-        for start in range(0, len(files), 4):
-            batch = decoder.decode([(0, file) for file in files[start : start + 4]])
-            outcomes.extend(batch.outcomes)
-            yield batch
-
-    views = StabilityScorer(spec, scorer, decoder, clock) if spec.stability else None
-    describing = Describing(spec, clock) if spec.describer else None
-    looking = CascadeScorer(spec, scorer, decoder, clock, recompressing=views, describing=describing, **options)
-    outputs = looking.score(batches())
-    scored = judge(spec, outcomes, outputs, clock)
-    judged.decoded, judged.counts, judged.seconds = decoder.counts["decoded"], looking.counts, clock.seconds
-    return scored
+    outcomes, outputs, judged.counts = read(spec, list(enumerate(files)), **options)
+    return judge(spec, outcomes, outputs)
 
 
 def texts(scored):
@@ -79,13 +89,13 @@ def test_words_are_for_what_is_called_fake_alone_and_every_image_is_decoded_once
     threshold, scores = middle
     spec = spec_of(written, describer, fake_above=threshold)
     scored = judged(spec, files)
-    assert judged.decoded == len(files)
+    assert judged.counts["read"] == len(files)
     np.testing.assert_array_equal(scored.decisions.score, scores)
     flagged = [verdict == "fake" for verdict in scored.decisions.verdict]
     assert 0 < sum(flagged) < len(files) - 1
     assert [text is not None for text in texts(scored)] == flagged
     assert judged.counts["described"] == sum(flagged)
-    assert judged.seconds["describe"] > 0 < judged.seconds["identify"]
+    assert judged.counts["seconds"]["describe"] > 0
 
 
 @pytest.mark.parametrize("describer", ["retrieval", "captioner"])
@@ -105,42 +115,23 @@ def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(wri
         assert scored.outputs.captions[row].likelihood == pytest.approx(wanted.likelihood, abs=1e-4)
 
 
-def test_words_without_a_likelihood_are_no_words(written):
-    spec = spec_of(written, "retrieval", describe="all")
-    describing = Describing(spec, StageClock())
-    describing._describer._vectors[:] = np.nan
-    width = describing._describer._vectors.shape[1]
-    outputs = DetectorOutputs.clean(scores={}, embeddings={spec.describer.detector: np.ones((2, width), np.float32)})
-    assert describing.words([0, 1], outputs) == {}
-    assert describing.described == 0
-
-
-def test_what_a_detector_looks_at_too_is_prepared_once(written):
-    spec = spec_of(written, "captioner")
-    assert len(spec.preprocessings) == 3
-    assert spec.preprocessings[-1] == spec.describer.preprocessing
+def test_what_a_detector_looks_at_too_is_prepared_once_and_no_more_is_held_than_was_said(written, files, middle):
+    spec = spec_of(written, "captioner", fake_above=middle[0])
+    assert texts(judged(spec, files, kept_bytes=1)) == texts(judged(spec, files))
     shared = replace(spec, describer=spec.describer.model_copy(update={"preprocessing": spec.cards["slow"].preprocessing}))
     assert shared.preprocessings == shared.scored_preprocessings == spec.scored_preprocessings
-    batch = BatchDecoder(shared, StageClock()).decode([(0, factory.encoded(factory.photo(), "PNG"))])
+    batch = BatchDecoder(shared, StageClock()).decode([(0, files[0])])
     np.testing.assert_array_equal(describer_inputs(shared, batch)[0], batch.pixels[1][0])
-
-
-def test_no_more_pixels_are_held_than_was_said_and_that_changes_nothing(written, files, middle):
-    spec = spec_of(written, "captioner", fake_above=middle[0])
-    whole, parts = judged(spec, files), judged(spec, files, kept_bytes=1)
-    assert texts(parts) == texts(whole)
 
 
 @pytest.mark.parametrize("describer", ["retrieval", "captioner"])
 def test_another_process_is_given_all_it_needs(written, files, middle, describer):
     """What the split layout does: tensors travel, words come in the last pool, or from what of it travels on."""
     spec = spec_of(written, describer, fake_above=middle[0])
-    reader = BatchDecoder(spec.early, StageClock(), hand_over=True)
-    read = [reader.decode([(0, file) for file in files[start : start + 4]]) for start in (0, 4, 8)]
-    batches = pickle.loads(pickle.dumps(read))
-    outcomes = [outcome for batch in batches for outcome in batch.outcomes]
-    seen = [image for batch in batches for image in describer_inputs(spec, batch)]
-    cheap, slow = (EnsembleScorer(spec, StageClock(), (name,)).score(batches) for name in spec.cards)
+    handed = pickle.loads(pickle.dumps(batches(spec, files, BatchDecoder(spec.early, StageClock(), hand_over=True))))
+    outcomes = [outcome for batch in handed for outcome in batch.outcomes]
+    seen = [image for batch in handed for image in describer_inputs(spec, batch)]
+    cheap, slow = (EnsembleScorer(spec, StageClock(), (name,)).score(handed) for name in spec.cards)
     outputs = cheap.joined(slow)
     asked = rows_to_describe(spec, outcomes, outputs)
     wanted = [image if row in asked else None for row, image in enumerate(seen)]
@@ -152,13 +143,18 @@ def test_perturbed_views_have_no_words_and_cost_the_describer_no_tensor(written,
     views = load_perturbations(["jpeg:50"])
     spec, plain = (spec_of(written, "captioner", fake_above=middle[0], views=some) for some in (views, ()))
     scored = judged(spec, files)
-    assert scored.outputs.by_view("scores").keys() == {"jpeg:50"}
+    assert scored.outputs.by_view("scores")["jpeg:50"].keys() == {"cheap", "slow"}
     assert texts(scored) == texts(judged(plain, files))
     batch = BatchDecoder(spec, StageClock()).decode([(0, files[0])])
     assert [len(batch.pixels), *(len(view.pixels) for view in batch.views)] == [3, 2]
-    assert EnsembleScorer(spec, StageClock()).score([batch]).by_view("scores")["jpeg:50"].keys() == {"cheap", "slow"}
     more = ResourceEstimate.of(spec).tensor_bytes - ResourceEstimate.of(plain).tensor_bytes
     assert more == sum(3 * math.prod(one.shape) for one in spec.scored_preprocessings)
+
+
+def test_a_verdict_that_does_not_outlive_recompression_has_no_words(written, files, middle):
+    scored = judged(spec_of(written, fake_above=middle[0], stability=Stability(3, 100.0)), files)
+    assert "abstain" in scored.decisions.verdict
+    assert [text is not None for text in texts(scored)] == [verdict == "fake" for verdict in scored.decisions.verdict]
 
 
 def test_of_a_cascade_the_whole_ensemble_speaks_before_words_are_looked_for(written, files):
@@ -174,35 +170,28 @@ def test_of_a_cascade_the_whole_ensemble_speaks_before_words_are_looked_for(writ
     assert spec.asking(spec.late).words_seen is None
 
 
-def test_a_verdict_that_does_not_outlive_recompression_has_no_words(written, files, middle):
+def test_rows_name_a_generator_and_words_and_change_no_score(written, files, middle):
     threshold, scores = middle
-    spec = spec_of(written, fake_above=threshold, stability=Stability(3, 100.0))
+    spec = spec_of(written, fake_above=threshold)
     scored = judged(spec, files)
-    before = np.nansum(scores > threshold)
-    assert [text is not None for text in texts(scored)] == [verdict == "fake" for verdict in scored.decisions.verdict]
-    assert sum(text is not None for text in texts(scored)) <= before
-
-
-def test_rows_have_all_columns_of_a_profile(written, files, middle):
-    scored = judged(spec_of(written, fake_above=middle[0]), files)
-    count = len(files)
-    members = pa.table({"image_id": pa.array(range(count), pa.int64()), "uri": [f"{n}.png" for n in range(count)],
-                        "member": pa.nulls(count, pa.string()), "occurrence": pa.array([0] * count, pa.int32())})  # fmt: skip
-    rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC)).to_pylist()
-    for row in rows:
+    rows = rows_of(scored)
+    wanted = Identifier(spec.identifier).identify(scored.outputs.of("embeddings")["cheap"])
+    for row, code, confidence in zip(rows, wanted.codes, wanted.confidence, strict=True):
         assert (row["predicted_prompt"] in PROMPTS) == (row["verdict"] == "fake")
         assert (row["prompt_likelihood"] is not None) == (row["verdict"] == "fake")
-        assert (row["predicted_generator"] in CLASSES) == (row["status"] == "ok")
+        if row["status"] == "ok":
+            assert row["predicted_generator"] == CLASSES[code] == row["generator_ranking"][0]
+            assert row["generator_family"] == ("sd_1.5", "sdxl_1.0", "midjourney")[code]
+            assert row["generator_confidence"] == pytest.approx(confidence)
+            assert 1 / len(CLASSES) < row["generator_probability"] <= 1
     assert rows[BAD]["status"] == Status.UNSUPPORTED_FORMAT
-    assert rows[BAD]["predicted_prompt"] is None
-
-
-def test_readings_keep_their_words_when_they_are_put_together(written, files, middle):
-    outputs = judged(spec_of(written, fake_above=middle[0]), files).outputs
+    names = ("predicted_generator", "generator_family", "generator_confidence", "generator_probability", "generator_ranking")
+    assert [rows[BAD][name] for name in (*names, "predicted_prompt")] == [None] * 6
+    np.testing.assert_array_equal(scored.decisions.score, scores)
     other = DetectorOutputs.clean(scores={"other": np.zeros(len(files), np.float32)})
-    assert outputs.joined(other).captions == outputs.captions == other.joined(outputs).captions
-    assert DetectorOutputs.chained([outputs, outputs]).captions == [*outputs.captions, *outputs.captions]
-    assert outputs.among(["cheap"]).captions == outputs.captions
+    said = scored.outputs.captions
+    assert scored.outputs.joined(other).captions == said == other.joined(scored.outputs).captions
+    assert DetectorOutputs.chained([scored.outputs] * 2).captions == [*said, *said]
 
 
 def test_the_library_tells_names_and_words(written, files, middle, tmp_path):
@@ -235,12 +224,14 @@ def test_a_large_describer_has_processes_of_its_own(written):
     assert ResourceEstimate.of(dear).worst_gmac == pytest.approx(ResourceEstimate.of(spec).worst_gmac + 100)
 
 
-def test_what_was_fitted_on_other_embeddings_is_refused(written):
+def test_what_was_fitted_on_other_embeddings_or_on_those_of_a_detector_that_is_not_asked_is_refused(written):
     spec = spec_of(written)
     require_embeddings(spec)
     require_embeddings(replace(spec, precision=dict.fromkeys(spec.cards, "bf16")))
     with pytest.raises(ConfigError, match=r"named was fitted on other embeddings of cheap: resize: fitted on exact, here fast"):
         require_embeddings(replace(spec, resize="fast"))
+    with pytest.raises(ConfigError, match="named reads embeddings of cheap, which does not look at every image here"):
+        spec_of(written | {"detectors": written["detectors"][1:]}, None)
 
 
 @pytest.mark.parametrize(

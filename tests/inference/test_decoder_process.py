@@ -1,26 +1,28 @@
 """One decoder process: the answers of the process itself, and a status for whatever becomes of it; nothing that it says is believed."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import signal
-import struct
 import sys
-import termios
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from ray_app.detectors import load_card
 from ray_app.errors import InputError, Status, TouchstoneError
 from ray_app.images import ImageLimits, ImageRefused, decode_image, inspect_bytes
+from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
 from tests.images import factory
 
 LIMITS = ImageLimits()
+TINY = load_card("touchstone-tiny").preprocessing  # 256 × 256
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +32,27 @@ def decoder():
         yield decoder
 
 
-class Scripted(DecoderProcess):
-    """A child that behaves as a script says once a request has come."""
+def scripted(script: str) -> type[DecoderProcess]:
+    """A child that answers a request as a script says, as one that a hostile file took over: it knows the protocol and the file, `data`."""
+    start = """
+import ctypes, hashlib, json, os, signal, struct, sys
+REQUEST, ANSWER = struct.Struct("<Q"), struct.Struct("<QQ")
+os.write(1, b"+")
+request = sys.stdin.buffer.read(*REQUEST.unpack(sys.stdin.buffer.read(REQUEST.size)))
+data = request[4 + int.from_bytes(request[:4], "little"):]
+facts = {"sha256": hashlib.sha256(data).hexdigest(), "format": "JPEG", "width": 96, "height": 64}
+def say(report, pixels=bytes(256 * 256 * 3), text=None):
+    text = text or json.dumps(report).encode()
+    os.write(1, ANSWER.pack(len(text), len(pixels)) + text)
+    sys.stdout.buffer.write(pixels)
+    sys.stdout.flush()
+"""
 
-    script = ""
+    class Scripted(DecoderProcess):
+        def _command(self) -> list[str]:
+            return [sys.executable, "-ISc", start + script + "\nsys.stdin.buffer.read()"]
 
-    def _command(self) -> list[str]:
-        known = "import os, signal, struct, sys, ctypes; READY, REQUEST, ANSWER = b'+', struct.Struct('<Q'), struct.Struct('<QQ')"
-        start = f"{known}; os.write(1, READY); sys.stdin.buffer.read(REQUEST.size)\n"
-        return [sys.executable, "-ISc", start + self.script]
+    return Scripted
 
 
 def refusal(decoder: DecoderProcess, data: bytes) -> ImageRefused:
@@ -47,15 +61,24 @@ def refusal(decoder: DecoderProcess, data: bytes) -> ImageRefused:
     return caught.value
 
 
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+def wanted(*preprocessings) -> DecodeRequest:
+    return DecodeRequest(preprocessings=preprocessings or (TINY,), resize="exact")
 
 
-def bytes_waiting(pipe: int) -> int:
-    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+def state(pid: int) -> str:
+    """The kernel's letter for a process; Z or X once it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "X"
 
 
-def wait_until(condition, limit_s: float = 20.0) -> None:
+def stopped(pid: int) -> int:
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: state(pid) == "T")
+    return pid
+
+
+def wait_until(condition, limit_s: float = 60.0) -> None:
     deadline, tick = time.monotonic() + limit_s, threading.Event()
     while not condition():
         assert time.monotonic() < deadline
@@ -70,162 +93,166 @@ def test_the_child_decodes_as_the_process_itself_does(decoder):
         np.testing.assert_array_equal(np.asarray(theirs.pixels), np.asarray(ours.pixels))
 
 
-def test_the_child_refuses_as_the_process_itself_does(decoder):
+def test_the_child_refuses_as_the_process_itself_does_and_lives_on(decoder):
+    """Whether pixels are wanted or tensors."""
+    decoder.start()
+    pid = decoder.pid
     for name, (status, make) in factory.REFUSED.items():
         data = make()
         error = refusal(decoder, data)
         assert error.status == status, name
+        with pytest.raises(ImageRefused) as prepared:
+            decoder.prepare(data, wanted())
+        assert prepared.value.status == status, name
         with pytest.raises(ImageRefused) as caught:
             decode_image(data, LIMITS)
         ours = caught.value
         assert (error.detail, error.facts, error.limit, error.observed) == (ours.detail, ours.facts, ours.limit, ours.observed)
-
-
-def test_one_child_serves_many_and_brings_neither_torch_nor_ray(decoder):
-    decoder.decode(factory.jpeg())
-    pid = decoder.pid
-    assert pid is not None
-    decoder.decode(factory.png())
     assert decoder.pid == pid
-    loaded = Path(f"/proc/{pid}/maps").read_text()
-    assert "_imaging" in loaded
-    assert "torch" not in loaded
-    assert "_raylet" not in loaded
-    assert "pyarrow" not in loaded
 
 
 @pytest.mark.parametrize(
     ("script", "words"),
     [
         ("ctypes.string_at(0)", "SIGSEGV"),
-        ("os.abort()", "SIGABRT"),
-        ("os.kill(os.getpid(), signal.SIGBUS)", "SIGBUS"),
         ("os._exit(3)", "exit code 3"),
         ("os.write(1, ANSWER.pack(10, 10) + b'half'); os._exit(0)", "exit code 0"),
     ],
 )
 def test_a_crash_is_a_status_that_names_the_signal(script, words):
-    class Crashing(Scripted):
-        pass
-
-    Crashing.script = script
-    with Crashing(LIMITS) as decoder:
+    with scripted(script)(LIMITS) as decoder:
         error = refusal(decoder, factory.jpeg())
     assert error.status == Status.DECODER_CRASHED
     assert words in error.detail
     assert error.facts.format == "JPEG"
 
 
-def test_after_a_crash_in_the_middle_the_next_image_gets_a_new_child(decoder):
-    decoder.decode(factory.jpeg())
-    pid = decoder.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: is_stopped(pid))
-    requests = decoder._child.stdin.fileno()
-    errors: list[ImageRefused] = []
-    thread = threading.Thread(target=lambda: errors.append(refusal(decoder, factory.png())))
-    thread.start()
-    wait_until(lambda: bytes_waiting(requests) > 1000)
-    os.kill(pid, signal.SIGSEGV)
-    os.kill(pid, signal.SIGCONT)
-    thread.join()
-    assert errors[0].status == Status.DECODER_CRASHED
-    assert "SIGSEGV" in errors[0].detail
-    assert decoder.decode(factory.png()).pixels.size == (96, 64)
-    assert decoder.pid != pid
-
-
-def test_a_child_that_hangs_is_killed_at_the_wall_limit():
-    with DecoderProcess(LIMITS, wall_limit_s=0.3) as decoder:
-        decoder.decode(factory.jpeg())
-        pid = decoder.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: is_stopped(pid))
-        started = time.monotonic()
-        # Larger than a pipe holds: the hang is met while writing.
-        error = refusal(decoder, factory.jpeg() + bytes(1_000_000))
-        assert error.status == Status.DECODE_TIMEOUT
-        assert "0.3 s" in error.detail
-        assert error.limit == 0.3
-        assert 0.2 < time.monotonic() - started < 5
-        assert not Path(f"/proc/{pid}").exists()
-        assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
+def test_a_child_that_hangs_is_killed_at_the_wall_limit_and_the_next_image_gets_another():
+    with DecoderProcess(LIMITS, wall_limit_s=0.2) as decoder:
+        # The second is larger than a pipe holds: the hang is met while writing.
+        for data in (factory.jpeg(), factory.jpeg() + bytes(1_000_000)):
+            decoder.start()
+            pid = stopped(decoder.pid)
+            error = refusal(decoder, data)
+            assert (error.status, error.limit) == (Status.DECODE_TIMEOUT, 0.2)
+            assert "0.2 s" in error.detail
+            assert not Path(f"/proc/{pid}").exists()
 
 
 def test_a_child_killed_while_idle_costs_no_image(decoder):
-    decoder.decode(factory.jpeg())
-    pid = decoder.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    decoder.start()
+    os.kill(decoder.pid, signal.SIGKILL)
     wait_until(lambda: decoder.pid is None)
     assert decoder.decode(factory.jpeg()).pixels.size == (96, 64)
 
 
-def test_a_child_that_cannot_start_is_the_systems_fault():
+def test_a_child_that_cannot_start_is_the_systems_fault(monkeypatch):
     class Broken(DecoderProcess):
         def _command(self) -> list[str]:
             return [sys.executable, "-c", "raise SystemExit(7)"]
 
-    with Broken(LIMITS) as decoder, pytest.raises(TouchstoneError, match="exit code 7") as caught:
+    def no_process(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with Broken(LIMITS) as decoder, pytest.raises(TouchstoneError, match=r"did not start: it .*exit code 7") as caught:
         decoder.decode(factory.jpeg())
     assert caught.value.hint
     assert not isinstance(caught.value, ImageRefused)
+    monkeypatch.setattr("ray_app.inference.decoder_pool.subprocess.Popen", no_process)
+    with pytest.raises(TouchstoneError, match="did not start: BlockingIOError"):
+        DecoderProcess(LIMITS).decode(factory.jpeg())
 
 
-CLAIMS = [
+@pytest.mark.parametrize("card", ["touchstone-tiny", pytest.param("siglip2-open-deepfake", marks=pytest.mark.slow)])
+def test_memory_is_bounded_with_torch_and_without(card):
+    preprocessing = load_card(card).preprocessing
+    heavy = factory.encoded(Image.new("RGB", (3000, 3000), "teal"), "JPEG")
+    with DecoderProcess(LIMITS, 20.0, 20 * 1024**2) as child:  # the pixels alone take 27 MB
+        assert child.prepare(factory.jpeg(), wanted(preprocessing)).pixels[0].shape == (*preprocessing.shape, 3)
+        with pytest.raises(ImageRefused) as caught:
+            child.prepare(heavy, wanted(preprocessing))
+    assert caught.value.status in (Status.IMAGE_TOO_LARGE, Status.DECODER_CRASHED)
+
+
+@pytest.mark.slow  # two imports of torch
+def test_torch_comes_with_the_first_image_that_needs_it_and_stays():
+    torch_resize = load_card("siglip2-open-deepfake").preprocessing
+    with DecoderProcess(LIMITS, 20.0, 2**31) as child:
+        child.prepare(factory.jpeg(), wanted())
+        light = child.pid
+        assert child.prepare(factory.jpeg(), wanted(torch_resize)).pixels[0].shape == (*torch_resize.shape, 3)
+        heavy = child.pid
+        assert heavy != light
+        child.prepare(factory.jpeg(), wanted())
+        assert child.pid == heavy
+        os.kill(heavy, signal.SIGKILL)
+        wait_until(lambda: child.pid is None)
+        child.start()
+        assert "torch" in Path(f"/proc/{child.pid}/maps").read_text()
+
+
+FACTS = [
     {"frames": 2**40}, {"frames": -1}, {"orientation": 99}, {"quality": 2**7}, {"width": 2**31, "height": 1}, {"mode": "\x1b[31m"},
     {"mode": "M" * 101}, {"decoder": "two\nlines"}, {"flags": ["alpha", "alpha"]}, {"flags": ["broken_exif", "alpha"]}, {"flags": ["odd"]},
+    {"sha256": "0" * 64}, {"format": "<script>"},
 ]  # fmt: skip
 
 
-def claimed(data, refused, **claim):
-    """What a process that decoded a hostile file may say of it."""
-    facts = dataclasses.asdict(inspect_bytes(data)) | {"width": 96, "height": 64} | claim
-    return json.dumps({"facts": facts, "refused": {"status": "corrupt_image", "detail": "no"} if refused else None}).encode()
-
-
-@pytest.mark.parametrize("refused", [False, True])
-def test_a_claim_that_no_row_can_hold_is_not_believed(decoder, refused):
+@pytest.mark.parametrize("refused", [None, {"status": "corrupt_image", "detail": "no"}])
+def test_facts_that_no_row_can_hold_or_of_another_file_are_not_believed(decoder, refused):
     data = factory.jpeg()
-    assert decoder._believed(claimed(data, refused), data).facts.width == 96
-    for claim in CLAIMS:
+    true = dataclasses.asdict(inspect_bytes(data)) | {"width": 96, "height": 64}
+    assert decoder._believed(json.dumps({"facts": true, "refused": refused}).encode(), data).facts.width == 96
+    for lie in FACTS:
         with pytest.raises((ValueError, InputError)):
-            pytest.fail(f"believed: {decoder._believed(claimed(data, refused, **claim), data)}")
+            pytest.fail(f"believed: {decoder._believed(json.dumps({'facts': true | lie, 'refused': refused}).encode(), data)}")
 
 
-def test_who_claims_it_counts_as_crashed():
-    class TakenOver(Scripted):
-        pass
+LIES = {
+    "too few pixels": "say({'facts': facts}, b'few')",
+    "too many pixels": "say({'facts': facts}, bytes(256 * 256 * 3 + 1))",
+    "a long report": "os.write(1, ANSWER.pack(2**63, 0))",
+    "endless": "os.write(1, ANSWER.pack(2**63, 2**63))\nwhile os.write(1, b' ' * 60_000): pass",
+    "endless pixels": "text = json.dumps({'facts': facts}).encode(); os.write(1, ANSWER.pack(len(text), 2**63) + text)",
+    "deep JSON": "say(None, text=b'[' * 50_000)",
+    "impossible size": "say({'facts': facts | {'width': 10**9}})",
+    "refused and well": "say({'facts': facts, 'refused': {'status': 'ok', 'detail': ''}}, b'')",
+    "not a number": "say(None, text=json.dumps({'facts': facts, 'seconds': float('nan')}).encode())",
+    "unknown statement": "say({'facts': facts, 'provenance': {'ai_declared': True, 'place': 'home'}})",
+    "no such state": "say({'facts': facts, 'provenance': {'ai_declared': True, 'c2pa': {'state': 'certain', 'ai_generated': False}}})",
+}
 
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_a_child_that_was_taken_over_says_is_not_believed_and_it_ends(lie):
     data = factory.jpeg()
-    answer, pixels = claimed(data, False, **CLAIMS[0]), 3 * 96 * 64
-    TakenOver.script = f"answer = {answer!r}; os.write(1, ANSWER.pack(len(answer), {pixels}) + answer + bytes({pixels}))"
-    with TakenOver(LIMITS) as decoder:
-        error = refusal(decoder, data)
-    assert (error.status, error.detail) == (Status.DECODER_CRASHED, "the decoder process gave no valid answer")
-    assert error.facts == inspect_bytes(data)
+    with scripted(LIES[lie])(LIMITS, 20.0) as child, pytest.raises(ImageRefused) as caught:
+        child.prepare(data, wanted())
+    assert (caught.value.status, caught.value.detail) == (Status.DECODER_CRASHED, "the decoder process gave no valid answer")
+    assert caught.value.facts == inspect_bytes(data)
+    assert child.pid is None
 
 
-def test_what_a_child_says_of_a_refusal_is_one_line():
-    class TakenOver(Scripted):
-        pass
-
-    data = factory.jpeg()
-    report = {
-        "facts": dataclasses.asdict(inspect_bytes(data)),
-        "refused": {"status": "corrupt_image", "detail": "red\x1b[31m\nor\u202e not"},
-    }
-    answer = json.dumps(report).encode()
-    TakenOver.script = f"answer = {answer!r}; os.write(1, ANSWER.pack(len(answer), 0) + answer)"
-    with TakenOver(LIMITS) as decoder:
-        assert refusal(decoder, data).detail == "red\\x1b[31m\\nor\\u202e not"
+def test_a_child_that_falls_silent_is_ended(monkeypatch):
+    monkeypatch.setattr("ray_app.child_process.LAST_WORDS_S", 0.1)
+    with scripted("os.close(1)")(LIMITS, 5.0) as child, pytest.raises(ImageRefused, match="fell silent"):
+        child.prepare(factory.jpeg(), wanted())
+    assert child.pid is None
 
 
-def test_close_ends_the_child():
-    decoder = DecoderProcess(LIMITS)
-    decoder.decode(factory.jpeg())
+def test_words_of_a_child_that_was_taken_over_are_cleaned():
+    said = "{'software': 'a\\u202eb\\n' + 'c' * 400, 'digital_source_type': ['d'] * 99, 'ai_declared': False}"
+    with scripted(f"say({{'facts': facts, 'provenance': {said}}})")(LIMITS, 20.0) as child:
+        provenance = child.prepare(factory.jpeg(), wanted()).provenance
+    assert provenance.software == "a b" + " " + "c" * 296
+    assert provenance.digital_source_type == ("d",)
+    detail = "'red' + chr(27) + '[31m\\nor' + chr(0x202e) + ' not'"
+    with scripted(f"say({{'facts': facts, 'refused': {{'status': 'corrupt_image', 'detail': {detail}}}}}, b'')")(LIMITS, 20.0) as child:
+        assert refusal(child, factory.jpeg()).detail == "red\\x1b[31m\\nor\\u202e not"
+
+
+def test_close_ends_the_child(decoder):
+    decoder.start()
     pid = decoder.pid
     decoder.close()
     decoder.close()

@@ -1,23 +1,22 @@
 """Pinned buffers that are used again, and batches as large as pays: with stand-ins for what a GPU does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from ray_app.inference.batch import joined
 from ray_app.inference.detector_times import DetectorTimes
 from ray_app.inference.device_batches import DeviceUpload, MeasuredBatch, PinnedRing, batch_sizes, measured_batches, paying_batch
 from ray_app.inference.scorer import EnsembleScorer, _BlockReadings
 from ray_app.scoring.identity import scoring_identity
-from ray_app.scoring.layout import ScoringLayout
 from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
 from tests.detectors.small_zoo import small
-from tests.images.factory import encoded
+from tests.inference.batches import batches, noise
 from tests.inference.two_detectors import write_two
 
 
@@ -50,21 +49,16 @@ def images(count, side=8, value=1):
     return torch.full((count, side, side, 3), value, dtype=torch.uint8)
 
 
-def test_buffers_are_used_again_once_their_copy_has_ended():
+def test_buffers_are_used_again_once_their_copy_has_ended_and_not_while_they_are_copied():
     ring, log, made = ring_of()
     seen = [ring.copied(images(2, value=value), torch.clone) for value in range(5)]
     assert len(made) == 2
     assert [int(one.max()) for one in seen] == list(range(5))
     assert log == ["free", "record", "free", "record", "wait", "record", "wait", "record", "wait", "record"]
-
-
-def test_a_buffer_is_not_written_while_it_is_copied():
-    ring, _, _ = ring_of()
     lent = []
     for value in (1, 2):
         ring.copied(images(2, value=value), lambda pinned: lent.append(pinned) or pinned)
     assert [int(one.min()) for one in lent] == [1, 2]
-    assert lent[0].data_ptr() != lent[1].data_ptr()
 
 
 def test_batches_of_many_shapes_share_a_few_buffers():
@@ -79,7 +73,12 @@ class Meter:
     """A device on which a batch takes `fixed` + `each` × images seconds, and `share` of its memory per image."""
 
     def __init__(self, fixed, each, share=0.0):
-        self.fixed, self.each, self.share, self.size, self.forgotten = fixed, each, share, 0, False
+        self.fixed, self.each, self.share, self.size = fixed, each, share, 0
+
+    def run(self, size):
+        self.size = size
+        if self.share * size > 1:
+            raise torch.OutOfMemoryError
 
     def seconds(self, work):
         work()
@@ -89,23 +88,14 @@ class Meter:
         return self.share * self.size
 
     def forget(self):
-        self.forgotten = True
+        pass
 
-    def run(self, size):
-        self.size = size
-        if self.share * size > 1:
-            raise torch.OutOfMemoryError
+
+LARGER_IS_FASTER = Meter(1.0, 0.0)  # all sizes take the same time, so that the largest pays
 
 
 def measured_with(meter, slots=64, most=1024):
     return measured_batches(batch_sizes(slots, most), meter.run, meter)
-
-
-def test_sizes_are_parts_or_multiples_of_a_decoded_batch():
-    assert batch_sizes(64, 256) == [8, 16, 32, 64, 128, 256]
-    assert batch_sizes(64, 200) == [8, 16, 32, 64, 128]
-    assert batch_sizes(4, 4) == [1, 2, 4]
-    assert batch_sizes(6, 6) == [3, 6]
 
 
 @pytest.mark.parametrize(("fixed", "expected"), [(0.0, 8), (0.01, 256), (1.0, 1024)])
@@ -113,20 +103,22 @@ def test_the_smallest_size_near_the_best_rate_is_taken(fixed, expected):
     assert paying_batch(measured_with(Meter(fixed, 0.001))) == expected
 
 
-def test_no_size_takes_more_than_its_share_of_the_memory_but_the_smallest():
-    assert [one.size for one in measured_with(Meter(1.0, 0.001, share=0.004))] == [8, 16, 32, 64]
-    assert [one.size for one in measured_with(Meter(1.0, 0.001, share=0.1))] == [8]
-
-
-def test_a_batch_that_takes_long_is_not_doubled():
-    assert [one.size for one in measured_with(Meter(0.0, 0.05))] == [8, 16, 32, 64]
+@pytest.mark.parametrize(
+    ("meter", "sizes"),
+    [
+        (Meter(1.0, 0.001, share=0.004), [8, 16, 32, 64]),  # more would take too much of the memory
+        (Meter(1.0, 0.001, share=0.1), [8]),
+        (Meter(0.0, 0.05), [8, 16, 32, 64]),  # more would take too long
+    ],
+)
+def test_a_batch_that_takes_long_or_much_is_not_doubled(meter, sizes):
+    assert [one.size for one in measured_with(meter)] == sizes
 
 
 def test_a_size_that_does_not_fit_ends_the_search():
     meter = Meter(1.0, 0.001, share=0.012)
     meter.peak_share = lambda: 0.0  # what freed memory hides
     assert [one.size for one in measured_with(meter)] == [8, 16, 32, 64]
-    assert meter.forgotten
     with pytest.raises(torch.OutOfMemoryError):
         measured_with(Meter(1.0, 0.001, share=0.2))
 
@@ -135,105 +127,67 @@ def test_what_would_be_filled_up_with_nothing_counts():
     faster = [MeasuredBatch(64, 1000.0, 0.0), MeasuredBatch(128, 1200.0, 0.0)]
     assert paying_batch(faster, (256,)) == 128
     assert paying_batch(faster, (192, 64)) == 64  # of 384 places in batches of 128 images have 256
-    assert ScoringLayout("split", (1,), 1, 256, piece_members=192).pieces == (192, 64)
 
 
-def two(tmp_path, count=11, views=()):
-    named = ensemble_of(list(write_two(tmp_path)))
-    spec = make_spec(named, limits=ImageLimits(), precision="fp32", slots=4, views=load_perturbations(views))
-    rng = np.random.default_rng(5)
-    files = [encoded(Image.fromarray(rng.integers(0, 256, (140, 150, 3), np.uint8)), "PNG") for _ in range(count)]
-    decoder = BatchDecoder(spec, StageClock())
-    return spec, [decoder.decode([(0, data) for data in files[start : start + 4]]) for start in range(0, count, 4)]
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    _, slow = write_two(tmp_path_factory.mktemp("two"))
+    return make_spec(ensemble_of([slow]), limits=ImageLimits(), precision="fp32", slots=4)
 
 
-class LargerIsFaster(Meter):
-    """All sizes take the same time, so that the largest pays."""
-
-    def __init__(self):
-        super().__init__(1.0, 0.0)
+def read(spec):
+    """Eleven images in batches of four, after four files that are none."""
+    return batches(spec, [*[b"no image"] * 4, *noise(*[(140, 150)] * 11)])
 
 
-def shapes_seen(scorer):
-    seen = []
-    for detector in scorer._detectors.values():
-        detector.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    return seen
-
-
-@pytest.mark.parametrize(("pieces", "step"), [((8,), 8), ((4,), 4), ((16, 16), 16)])
-def test_networks_see_batches_of_the_size_that_pays(tmp_path, pieces, step):
-    spec, batches = two(tmp_path)
-    before = EnsembleScorer(spec, StageClock()).score(batches).scores
+@pytest.mark.parametrize(("pieces", "step"), [((8,), 8), ((16, 16), 16)])
+def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
+    given = read(spec)
+    before = EnsembleScorer(spec, StageClock()).score(given).scores["slow"]
     scorer = EnsembleScorer(spec, StageClock())
-    assert scorer.fit_batches(pieces, LargerIsFaster()) == dict.fromkeys(spec.cards, step)
-    seen = shapes_seen(scorer)
-    after = scorer.score(batches).scores
+    [detector], seen = scorer._detectors.values(), []
+    known, fingerprint = scoring_identity(spec), detector.fingerprint
+    assert scorer.fit_batches(pieces, LARGER_IS_FASTER) == {"slow": step}
+    detector.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    after = scorer.score(given).scores["slow"]
     assert set(seen) == {step}
-    for name in spec.cards:  # another size of batch moves last bits at most: well within what fp32 is held to
-        np.testing.assert_allclose(after[name], before[name], atol=1e-4, rtol=0)
-    alone = scorer.score(batches[2:]).scores
-    for name in spec.cards:  # and at one size a score is the same in any company
-        np.testing.assert_array_equal(alone[name], after[name][8:])
+    assert np.isfinite(after).tolist() == [False] * 4 + [True] * 11
+    # Another size of batch moves last bits at most, well within what fp32 is held to; at one size a score is the same in any company.
+    np.testing.assert_allclose(after, before, atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(scorer.score(given[3:]).scores["slow"], after[12:])
+    assert (scoring_identity(spec), detector.fingerprint) == (known, fingerprint)  # runs are known by the same as ever
 
 
-def test_views_are_joined_with_their_batches(tmp_path):
-    spec, batches = two(tmp_path, views=("jpeg:75", "jpeg:30"))
-    before = EnsembleScorer(spec, StageClock()).score(batches).columns
-    scorer = EnsembleScorer(spec, StageClock())
-    scorer.fit_batches((16,), LargerIsFaster())
-    after = scorer.score(batches).columns
-    assert len(after) == len(before) == 2 * 3
+def test_views_are_joined_with_their_batches(spec):
+    viewed = replace(spec, views=load_perturbations(["jpeg:75", "jpeg:30"]))
+    given = read(viewed)
+    before = EnsembleScorer(viewed, StageClock()).score(given).columns
+    scorer = EnsembleScorer(viewed, StageClock())
+    scorer.fit_batches((16,), LARGER_IS_FASTER)
+    after = scorer.score(given).columns
+    assert len(after) == len(before) == 3
     for key, column in before.items():
-        assert len(set(column)) == 11
+        assert len(set(column[4:])) == 11
         np.testing.assert_allclose(after[key], column, atol=1e-4, rtol=0)
 
 
-def test_a_batch_without_pixels_is_left_alone(tmp_path):
-    spec, batches = two(tmp_path)
-    decoder = BatchDecoder(spec, StageClock())
-    broken = decoder.decode([(0, b"no image")] * 4)
-    assert len(joined([*batches[:2], broken], 4)) == 3
-    scorer = EnsembleScorer(spec, StageClock())
-    scorer.fit_batches((8,), LargerIsFaster())
-    scores = scorer.score([broken, *batches]).scores["cheap"]
-    assert np.isnan(scores[:4]).all()
-    assert np.isfinite(scores[4:]).all()
-
-
-def test_runs_are_known_by_the_same_as_ever(tmp_path):
-    spec, _ = two(tmp_path)
-    known = scoring_identity(spec)
-    scorer = EnsembleScorer(spec, StageClock())
-    fingerprints = [detector.fingerprint for detector in scorer._detectors.values()]
-    scorer.fit_batches((8,), LargerIsFaster())
-    assert scoring_identity(spec) == known
-    assert [detector.fingerprint for detector in scorer._detectors.values()] == fingerprints
-    assert known["batch_slots"] == 4
-
-
 def test_the_split_stages_stay_on_the_gpu(monkeypatch):
-    cards = [small(name) for name in ("community-forensics-vits384", "touchstone-photo", "unifd", "corvi2023")]
+    cards = [small(name) for name in ("touchstone-photo", "unifd", "corvi2023")]
     spec = make_spec(
         ensemble_of([card.name for card in cards]), cards=cards, limits=ImageLimits(), device="cuda", precision="bf16", slots=4
     )
-    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 160, 3), np.uint8)), "PNG")
-    handed = BatchDecoder(spec, StageClock(), hand_over=True).decode([(0, data)] * 3)
+    [handed] = batches(spec, noise(*[(160, 150)] * 3), BatchDecoder(spec, StageClock(), hand_over=True))
     complete = BatchDecoder(spec, StageClock()).complete(handed)
     networks, devices = {card.name: bare(card) for card in cards}, []
-    ring, log, _ = ring_of()
 
     def loaded(card, *, device, precision, resize, slots):
         return detector_on_cuda(card, networks[card.name], precision, slots)
-
-    def upload(self, tensor):
-        return ring.copied(tensor, lambda pinned: pinned.to("cuda", non_blocking=True))
 
     monkeypatch.setattr("ray_app.inference.scorer.load_detector", loaded)
     monkeypatch.setattr("ray_app.inference.scorer.shared_backbone.share_backbones", lambda detectors: [])
     monkeypatch.setattr("ray_app.inference.scorer.shared_backbone.hold_equal_weights_once", lambda networks: 0)
     monkeypatch.setattr(DeviceUpload, "__init__", lambda self, device: None)
-    monkeypatch.setattr(DeviceUpload, "__call__", upload)
+    monkeypatch.setattr(DeviceUpload, "__call__", lambda self, tensor: tensor.to("cuda"))
     monkeypatch.setattr(DetectorTimes, "_on_gpu", False)  # a GPU's clock needs the GPU
     monkeypatch.setattr(
         _BlockReadings, "gathered", lambda block: devices.extend(part.device.type for parts in block._parts.values() for part in parts)
@@ -241,4 +195,3 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
     with fake_cuda():
         EnsembleScorer(spec, StageClock()).score([complete])
     assert devices == ["cuda"] * len(cards)
-    assert log

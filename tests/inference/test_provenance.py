@@ -4,11 +4,9 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from ray_app.detectors import load_card
@@ -19,10 +17,10 @@ from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import DecoderProcess
-from ray_app.runs import result_rows
 from tests.images.factory import jpeg
 from tests.images.provenance.files import png_with
 from tests.images.provenance.signing import authority, signed
+from tests.inference.batches import rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
@@ -43,9 +41,9 @@ def decoded(spec, *members, crumbs=None):
     return batch
 
 
-def test_statements_stand_beside_the_same_pixels():
-    members = (signed(), jpeg(), png_with(parameters="a cat\nSteps: 20, Sampler: Euler"), b"no image")
-    batch, silent = decoded(SPEC, *members), decoded(PLAIN, *members)
+def test_statements_stand_beside_the_same_pixels_and_reach_the_rows():
+    files = (signed(), jpeg(), png_with(parameters="a cat\nSteps: 20, Sampler: Euler"), b"no image")
+    batch, silent = decoded(SPEC, *files), decoded(PLAIN, *files)
     said = [outcome.provenance and json.loads(outcome.provenance) for outcome in batch.outcomes]
     assert said[0]["c2pa"]["state"] == "trusted"
     assert said[1] is said[3] is None
@@ -54,17 +52,9 @@ def test_statements_stand_beside_the_same_pixels():
     assert [replace(outcome, provenance=None) for outcome in batch.outcomes] == list(silent.outcomes)
     np.testing.assert_array_equal(batch.pixels[0], silent.pixels[0])
     assert SPEC == PLAIN  # no other run by it
-
-
-def test_statements_reach_the_rows():
-    batch = decoded(SPEC, signed(), jpeg())
-    members = pa.table({"image_id": [1, 2], "uri": ["a", "b"], "member": pa.array([None, None], pa.string()),
-                        "occurrence": pa.array([0, 0], pa.int32())})  # fmt: skip
-    for scores in ([1.0, 2.0], [np.nan, 2.0]):  # also where no detector gave a score
-        scored = judge(SPEC, batch.outcomes, DetectorOutputs.clean(scores={name: np.array(scores, np.float32) for name in SPEC.cards}))
-        rows = result_rows(members, scored, attempt=1, scored_at=datetime.now(UTC))["provenance"].to_pylist()
-        assert json.loads(rows[0])["ai_declared"] is True
-        assert rows[1] is None
+    scores = np.array([np.nan, 2.0, 1.0, np.nan], np.float32)  # of the first no detector gave a score
+    scored = judge(SPEC, batch.outcomes, DetectorOutputs.clean(scores=dict.fromkeys(SPEC.cards, scores)))
+    assert [row["provenance"] and json.loads(row["provenance"])["ai_declared"] for row in rows_of(scored)] == [True, None, True, None]
 
 
 def test_a_manifest_that_kills_its_reader_costs_no_score(tmp_path):
@@ -85,24 +75,16 @@ decoded(SPEC, jpeg(), signed(), crumbs=Path({str(tmp_path)!r}))
 
 class Broken(DecoderProcess):
     def _command(self):
-        script = f"import sys; {BROKEN}; from ray_app.inference import decoder_child as preparing_child; preparing_child.main(sys.argv[1:])"
-        return [
-            sys.executable,
-            "-P",
-            "-c",
-            script,
-            str(self._memory_limit_bytes),
-            str(self._wall_limit_s),
-            self._limits.model_dump_json(),
-            "",
-        ]
+        _, *flags, _, memory, wall, limits, library = super()._command()
+        script = f"import sys; {BROKEN}; from ray_app.inference import decoder_child; decoder_child.main(sys.argv[1:])"
+        return [sys.executable, *flags, "-c", script, memory, wall, limits, library]
 
 
 @pytest.mark.parametrize(("child", "state"), [(DecoderProcess, "trusted"), (Broken, "unreadable")])
 def test_an_endpoint_s_child_reads_it_and_survives_it(child, state):
     tiny = load_card("touchstone-tiny").preprocessing
     wanted = DecodeRequest(preprocessings=(tiny,), resize="exact", provenance=SPEC.provenance)
-    with child(ImageLimits(), 10.0, 2**31) as running:
+    with child(ImageLimits(), 60.0, 2**31) as running:
         answer = running.prepare(signed(), wanted)
         np.testing.assert_array_equal(answer.pixels[0], decoded(PLAIN, signed()).pixels[0][0])
         assert answer.provenance.c2pa.state == state

@@ -2,9 +2,9 @@
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
@@ -44,12 +44,14 @@ def test_a_twin_in_the_same_block_takes_its_row_s_scores_and_facts():
     assert scored.decisions.verdict[3] == scored.decisions.verdict[0]
 
 
-def test_the_slot_of_a_twin_is_empty_and_the_others_have_their_pixels():
+def test_the_slot_of_a_twin_is_empty_and_the_others_have_their_pixels_between_processes_too():
     _, _, [plain] = decode(None, A, B, A, C)
     _, _, [reusing] = decode(ScoreCache(SPEC), A, B, A, C)
-    assert reusing.usable == [True, True, False, True]
-    assert not reusing.pixels[0][2].any()
-    np.testing.assert_array_equal(reusing.pixels[0][[0, 1, 3]], plain.pixels[0][[0, 1, 3]])
+    for batch in (reusing, pickle.loads(pickle.dumps(reusing))):
+        assert batch.outcomes == reusing.outcomes
+        assert batch.usable == [True, True, False, True]
+        assert not batch.pixels[0][2].any()
+        np.testing.assert_array_equal(batch.pixels[0][[0, 1, 3]], plain.pixels[0][[0, 1, 3]])
 
 
 def test_earlier_blocks_of_the_process_are_remembered_and_the_oldest_forgotten(monkeypatch):
@@ -63,57 +65,30 @@ def test_earlier_blocks_of_the_process_are_remembered_and_the_oldest_forgotten(m
     np.testing.assert_array_equal(scored.scores[NAME], np.array([3.5, 2.5, 2.5], np.float32))
 
 
-def test_between_processes_a_twin_stays_a_twin():
-    _, _, batches = decode(ScoreCache(SPEC), A, B, A, C)
-    [arrived] = pickle.loads(pickle.dumps(batches))
-    assert arrived.outcomes == batches[0].outcomes
-    assert arrived.usable == [True, True, False, True]
-
-
-def test_a_member_without_scores_stands_for_nobody():
-    recall = ScoreCache(SPEC)
-    _, outcomes, _ = decode(recall, A)
-    recall.learn(outcomes, DetectorOutputs.clean(scores={NAME: np.array([np.nan], np.float32)}))
+def test_a_member_without_scores_stands_for_nobody_and_its_twin_failed_as_well():
+    recall, nothing = ScoreCache(SPEC), DetectorOutputs.clean(scores={NAME: np.full(2, np.nan, np.float32)})
+    _, outcomes, _ = decode(recall, A, A)
+    assert [outcome.status for outcome in judge(SPEC, outcomes, nothing).outcomes] == [Status.DETECTOR_FAILED] * 2
+    recall.learn(outcomes, nothing)
     decoder, _, _ = decode(recall, A)
     assert decoder.counts["decoded"] == 1
 
 
-def test_a_twin_of_one_that_no_detector_could_score_failed_as_well():
-    _, outcomes, _ = decode(ScoreCache(SPEC), A, A)
-    scored = judge(SPEC, outcomes, DetectorOutputs.clean(scores={NAME: np.full(2, np.nan, np.float32)}))
-    assert [outcome.status for outcome in scored.outcomes] == [Status.DETECTOR_FAILED] * 2
-
-
-def test_what_has_no_perceptual_hash_is_hashed_where_one_is_wanted():
-    class Old:
-        def find(self, sha256):
-            return DecodeResult(Status.OK, None, None)
-
-    assert ScoreCache(SPEC, Old()).known("0" * 64)
-    wanting = make_spec(SPEC.ensemble, limits=SPEC.limits, perceptual_hash=True)
-    assert ScoreCache(wanting, Old()).known("0" * 64) is None
-
-
-def test_what_another_decoder_read_is_read_again():
+def test_what_has_no_perceptual_hash_or_was_read_by_another_decoder_is_read_again():
     facts = inspect_bytes(A)
     same, other = (replace(facts, decoder=name) for name in (decoder_name("JPEG"), "pillow 12.0.0/libjpeg-turbo 3.1"))
-
-    class Older:
-        def find(self, sha256):
-            return DecodeResult(Status.OK, None, same if sha256 == "same" else other)
-
-    assert ScoreCache(SPEC, Older()).known("same")
-    assert ScoreCache(SPEC, Older()).known("other") is None
+    index = SimpleNamespace(find=lambda sha256: DecodeResult(Status.OK, None, {"same": same, "other": other}[sha256]))
+    assert ScoreCache(SPEC, index).known("same")
+    assert ScoreCache(SPEC, index).known("other") is None
+    wanting = make_spec(SPEC.ensemble, limits=SPEC.limits, perceptual_hash=True)
+    assert ScoreCache(wanting, index).known("same") is None
 
 
-@pytest.mark.parametrize(("scores", "complete"), [({NAME: 1.0}, True), ({NAME: None}, False), ({}, False)])
-def test_scores_are_complete_when_every_detector_that_should_score_has(scores, complete):
-    assert is_complete(SPEC, 300, 200, scores) is complete
-
-
-def test_a_detector_that_stops_at_its_valid_range_leaves_nothing_missing():
+def test_scores_are_complete_when_every_detector_that_should_score_has():
+    for scores, complete in [({NAME: 1.0}, True), ({NAME: None}, False), ({}, False)]:
+        assert is_complete(SPEC, 300, 200, scores) is complete
     card = load_card("corvi2023")
     spec = ScoringSpec(SPEC.ensemble, {card.name: card}, SPEC.limits, {}, "exact", 1, "cpu")
-    side = int((card.valid_range.max_megapixels * 1e6) ** 0.5) + 10
-    assert is_complete(spec, side, side, {card.name: None})
+    beyond = int((card.valid_range.max_megapixels * 1e6) ** 0.5) + 10
+    assert is_complete(spec, beyond, beyond, {card.name: None}), "where the detector stops, nothing is missing"
     assert not is_complete(spec, 300, 300, {card.name: None})

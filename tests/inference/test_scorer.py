@@ -1,11 +1,10 @@
-"""Several detectors on one process: what they share, images that keep their size, masks, and what crosses between processes."""
+"""Several detectors on one process: what they share, images that keep their size, masks, replies and embeddings."""
 
-import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
 
 from ray_app.detectors import load_detector
 from ray_app.detectors.shared_backbone import hold_equal_weights_once
@@ -14,11 +13,13 @@ from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import REQUESTED, RUNS, BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.inference.scorer import EnsembleScorer
+from ray_app.scoring.identity import kept_embeddings_of
 from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.tiny_internvl import write_tiny_internvl
-from tests.images.factory import encoded
+from tests.inference.batches import batches, noise
 
 SIZES = [(64, 80), (200, 120), (64, 80), (301, 177), (90, 90)]
+FILES = noise(*SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +36,27 @@ def spec(eight):
 
 
 @pytest.fixture(scope="module")
+def keeping():
+    """One that keeps embeddings."""
+    tiny = make_spec(ensemble_of(["touchstone-tiny"]), limits=ImageLimits(), precision="fp32")
+    return replace(tiny, features=kept_embeddings_of(tiny, ["touchstone-tiny"]))
+
+
+@pytest.fixture(scope="module")
 def scorer(spec):
     return EnsembleScorer(spec, StageClock())
 
 
-def files(sizes=SIZES):
-    pictures = (np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed, (width, height) in enumerate(sizes))
-    return [encoded(Image.fromarray(pixels), "JPEG") for pixels in pictures]
-
-
-def batches(spec, data, **options):
-    decoder = BatchDecoder(spec, StageClock(), **options)
-    return [decoder.decode([(0, file) for file in data[start : start + spec.slots]]) for start in range(0, len(data), spec.slots)]
-
-
-def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels(spec, scorer):
+def test_a_backbone_runs_once_for_all_heads_that_see_the_same_pixels_and_changes_no_score(spec, scorer):
     before = scorer.counts
-    given = batches(spec, files())
+    decoder = BatchDecoder(spec, StageClock())
+    given = batches(spec, FILES, decoder)
     outputs = scorer.score(given)
     name = spec.cards["unifd"].backbone.name
+    assert decoder.counts["decoded"] == len(SIZES)
     assert scorer.counts[RUNS + name] - before[RUNS + name] == len(given)
     assert scorer.counts[REQUESTED + name] - before[REQUESTED + name] == 2 * len(given)
     assert not np.array_equal(outputs.scores["unifd"], outputs.scores["own-head"])
-
-
-def test_sharing_changes_no_score(spec, scorer):
-    given = batches(spec, files())
-    outputs = scorer.score(given)
     for name in ("unifd", "own-head", "clip-d-10k-plus"):
         alone = load_detector(spec.cards[name], precision="fp32")
         place = spec.preprocessings.index(spec.cards[name].preprocessing)
@@ -71,46 +66,13 @@ def test_sharing_changes_no_score(spec, scorer):
 
 def test_equal_weights_of_different_files_lie_in_memory_once(spec):
     one, other = (load_detector(spec.cards[name], precision="fp32").network for name in ("unifd", "own-head"))
-    before = one(load_pixels(one)).numpy()
+    pixels = torch.linspace(-1, 1, 3 * 224 * 224).view(1, 3, 224, 224)
+    before = one(pixels).numpy()
     saved = hold_equal_weights_once([one, other])
     assert saved >= sum(parameter.nbytes for parameter in one.backbone.parameters()) * 0.9
     assert one.backbone.conv1.weight.data_ptr() == other.backbone.conv1.weight.data_ptr()
     assert one.fc.weight.data_ptr() != other.fc.weight.data_ptr()
-    np.testing.assert_array_equal(one(load_pixels(one)).numpy(), before)
-
-
-def load_pixels(network):
-    import torch
-
-    return torch.linspace(-1, 1, 3 * 224 * 224).view(1, 3, 224, 224)
-
-
-def test_every_image_is_decoded_once_for_eight_detectors(whole):
-    decoder = BatchDecoder(whole, StageClock())
-    for file in files():
-        decoder.decode([(0, file)])
-    assert decoder.counts["decoded"] == len(SIZES)
-
-
-def test_an_image_that_keeps_its_size_scores_alone_as_among_others(spec):
-    data, scorer = files(), EnsembleScorer(spec, StageClock(), ["corvi2023"])
-    together = scorer.score(batches(spec, data)).scores["corvi2023"]
-    alone = [scorer.score(batches(spec, [file])).scores["corvi2023"][0] for file in data]
-    np.testing.assert_array_equal(together, np.array(alone, np.float32))
-
-
-def test_images_of_one_size_may_go_together_on_a_gpu(spec):
-    card = spec.cards["corvi2023"]
-    stacked = EnsembleScorer(replace(spec, cards={"corvi2023": card}), StageClock())
-    detector = stacked._detectors["corvi2023"]
-    detector._group_pixels = 2**22  # as on a GPU
-    counted = []
-    read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
-    given = batches(replace(spec, cards={"corvi2023": card}), files())
-    together = stacked.score(given).scores["corvi2023"]
-    assert sorted(counted) == [1, 1, 1, 2]
-    alone = EnsembleScorer(replace(spec, cards={"corvi2023": card}), StageClock()).score(given).scores["corvi2023"]
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(one(pixels).numpy(), before)
 
 
 def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
@@ -119,48 +81,30 @@ def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
     scorer = EnsembleScorer(own, StageClock())
     detector, counted = scorer._detectors["tiny-ladeda"], []
     read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
-    given = batches(own, [files()[0], b"no image", files()[1]])
+    given = batches(own, [FILES[0], b"no image", FILES[1]])
     scores = scorer.score(given).scores["tiny-ladeda"]
     assert counted == [1, 1]
     assert np.isfinite(scores).tolist() == [True, False, True]
 
 
-def test_what_decodes_no_more_where_it_is_scored_has_no_score(spec):
-    given = batches(spec, files(), hand_over=True)
-    broken = [replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded)) for batch in given]
-    decoder = BatchDecoder(spec, StageClock())
-    scores = EnsembleScorer(spec, StageClock(), ["corvi2023"]).score(decoder.complete(batch) for batch in broken).scores
-    assert np.isnan(scores["corvi2023"]).all()
-
-
 def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
-    given = batches(spec, files(), hand_over=True)
+    given = batches(spec, FILES, BatchDecoder(spec, StageClock(), hand_over=True))
     decoder = BatchDecoder(spec, StageClock())
     completed = [decoder.complete(batch) for batch in given]
     assert decoder.counts["decoded"] == 0
     place = next(index for index, preprocessing in enumerate(spec.preprocessings) if preprocessing.shape is None)
     assert completed[0].pixels[place][1].shape == (120, 200, 3)
     assert decoder.counts["decoded"] == 1
-
-
-def test_what_crosses_between_processes_scores_the_same(spec, scorer):
-    data = [*files(), b"no image", b""]
-    here = scorer.score(batches(spec, data))
-    handed = batches(spec, data, hand_over=True)
-    assert all(image is None for batch in handed for images in batch.pixels if isinstance(images, tuple) for image in images)
-    decoder = BatchDecoder(spec, StageClock())
-    there = scorer.score(decoder.complete(batch) for batch in pickle.loads(pickle.dumps(handed)))
-    for name in spec.cards:
-        np.testing.assert_array_equal(here.scores[name], there.scores[name])
-    assert here.scores["corvi2023"][:5].tolist() == there.scores["corvi2023"][:5].tolist()
-    assert np.isnan(there.scores["corvi2023"][5:]).all()
+    broken = [replace(batch, encoded=tuple(data and data[:40] for data in batch.encoded)) for batch in given]
+    scores = EnsembleScorer(spec, StageClock(), ["corvi2023"]).score(decoder.complete(batch) for batch in broken).scores
+    assert np.isnan(scores["corvi2023"]).all()  # what decodes no more has no score
 
 
 def test_two_pools_say_together_what_one_says(whole):
-    given = batches(whole, [files()[0], b"no image", files()[1]])
-    first, second = list(whole.cards)[:3], list(whole.cards)[3:]
-    parts = [EnsembleScorer(whole, StageClock(), pool).score(given) for pool in (first, second)]
-    joined, outputs = parts[0].joined(parts[1]), EnsembleScorer(whole, StageClock()).score(given)
+    three = replace(whole, cards={name: whole.cards[name] for name in ("tiny-ladeda", "unifd", "maskclip")})
+    given = batches(three, [FILES[0], b"no image", FILES[1]])
+    parts = [EnsembleScorer(three, StageClock(), pool).score(given) for pool in (["tiny-ladeda"], ["unifd", "maskclip"])]
+    joined, outputs = parts[0].joined(parts[1]), EnsembleScorer(three, StageClock()).score(given)
     assert list(joined.scores) == list(outputs.scores)
     for name, scores in outputs.scores.items():
         np.testing.assert_array_equal(joined.scores[name], scores)
@@ -174,7 +118,7 @@ def test_two_pools_say_together_what_one_says(whole):
 
 def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(whole):
     alone = replace(whole, cards={"maskclip": whole.cards["maskclip"]}, slots=1, views=load_perturbations(["jpeg:50", "crop:0.75"]))
-    outputs = EnsembleScorer(alone, StageClock()).score(batches(alone, [files()[0], b"no image"]))
+    outputs = EnsembleScorer(alone, StageClock()).score(batches(alone, [FILES[0], b"no image"]))
     assert list(outputs.by_view("scores")) == ["jpeg:50", "crop:0.75"]
     assert list(outputs.by_view("masks")) == ["jpeg:50"]
     mask, none = outputs.by_view("masks")["jpeg:50"]["maskclip"]
@@ -186,15 +130,11 @@ def test_of_perturbed_views_those_in_which_all_keeps_its_place_have_masks(whole)
     assert joined.among([]).columns == {}
 
 
-def capped(spec, megapixels):
+def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec):
     card = spec.cards["corvi2023"]
-    limited = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": megapixels})})
-    return replace(spec, cards={**spec.cards, "corvi2023": limited})
-
-
-def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec, scorer):
-    limited = capped(spec, 0.03)
-    given = batches(limited, files())
+    capped = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": 0.03})})
+    limited = replace(spec, cards={**spec.cards, "corvi2023": capped})
+    given = batches(limited, FILES)
     outputs = EnsembleScorer(limited, StageClock(), ["corvi2023"]).score(given)
     assert np.isnan(outputs.scores["corvi2023"]).tolist() == [False, False, False, True, False]
     others = EnsembleScorer(limited, StageClock(), [name for name in limited.cards if name != "corvi2023"]).score(given)
@@ -206,21 +146,10 @@ def test_beyond_its_cap_a_detector_gives_no_score_and_the_verdict_says_why(spec,
     assert np.isfinite(scored.scores["unifd"][3])
 
 
-def test_alone_and_beyond_its_cap_the_member_is_ok_but_undecided(spec):
-    limited = capped(spec, 0.03)
-    alone = replace(limited, cards={"corvi2023": limited.cards["corvi2023"]},
-                    ensemble=limited.ensemble.model_copy(update={"members": limited.ensemble.members[5:6]}))  # fmt: skip
-    given = batches(alone, files())
-    outputs = EnsembleScorer(alone, StageClock()).score(given)
-    scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], outputs)
-    assert [outcome.status for outcome in scored.outcomes] == [Status.OK] * 5
-    assert scored.decisions.verdict[3] == "abstain"
-
-
 def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):
     card = write_tiny_internvl(tmp_path)
     alone = make_spec(ensemble_of([str(card)]), limits=ImageLimits(), precision="fp32")
-    given = batches(alone, files([(40 + 7 * number, 50) for number in range(12)]))
+    given = batches(alone, noise(*[(40 + 7 * number, 50) for number in range(12)]))
     outputs = EnsembleScorer(alone, StageClock()).score(given)
     scored = judge(alone, [outcome for batch in given for outcome in batch.outcomes], outputs)
     said = outputs.of("replies")["tiny-internvl"]
@@ -229,3 +158,32 @@ def test_a_reply_that_says_neither_is_a_failed_member_with_the_reply(tmp_path):
     for outcome, reply, score in zip(scored.outcomes, said, outputs.scores["tiny-internvl"], strict=True):
         assert (outcome.status is Status.OK) == (score in (1.0, -1.0))
         assert outcome.status is Status.OK or outcome.detail == f"no detector gave a finite score; tiny-internvl: it replied {reply!r}"
+
+
+def test_members_with_pixels_have_an_embedding_and_scores_stay_what_they_were(keeping):
+    plain = replace(keeping, features={})
+    given = [b"no image" if number % 3 == 2 else file for number, file in enumerate(noise(*[(300, 300)] * 7))]
+    outputs, without = (EnsembleScorer(one, StageClock()).score(batches(one, given)) for one in (keeping, plain))
+    vectors = outputs.of("embeddings")["touchstone-tiny"]
+    assert vectors.shape == (7, 128)
+    usable = np.arange(7) % 3 != 2
+    assert np.isfinite(vectors).all(axis=1).tolist() == usable.tolist()
+    assert len(np.unique(vectors[usable], axis=0)) == usable.sum()
+    np.testing.assert_array_equal(outputs.scores["touchstone-tiny"], without.scores["touchstone-tiny"])
+    assert not without.of("embeddings")
+    parts = [EnsembleScorer(keeping, StageClock()).score(batches(keeping, part)) for part in (given[:4], given[4:])]
+    joined = DetectorOutputs.chained(parts).joined(DetectorOutputs.clean(scores={"other": np.zeros(7, np.float32)}))
+    np.testing.assert_array_equal(joined.of("embeddings")["touchstone-tiny"], vectors)
+    assert not joined.among(["other"]).of("embeddings")
+
+
+def test_neither_neighbours_nor_views_change_an_embedding(keeping):
+    given = [*noise((300, 300), (300, 300)), b"no image"]
+    scorer = EnsembleScorer(keeping, StageClock())
+    together = scorer.score(batches(keeping, given)).of("embeddings")["touchstone-tiny"]
+    alone = np.concatenate([scorer.score(batches(keeping, [file])).of("embeddings")["touchstone-tiny"] for file in given])
+    np.testing.assert_array_equal(together, alone)  # the one without pixels has a row of nothing by itself, too
+    viewed = replace(keeping, views=load_perturbations(["jpeg:50"]))
+    seen = EnsembleScorer(viewed, StageClock()).score(batches(viewed, given))
+    assert seen.by_view("scores").keys() == {"jpeg:50"}
+    np.testing.assert_array_equal(seen.of("embeddings")["touchstone-tiny"], together)

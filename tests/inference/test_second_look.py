@@ -2,38 +2,31 @@
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from ray_app.detectors import load_card
 from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.inference import BatchDecoder, DetectorOutputs, ResourceEstimate, StageClock, judge, make_spec
+from ray_app.inference import BatchDecoder, DetectorOutputs, StageClock, judge, make_spec
 from ray_app.inference.batch import LOOKED, LOOKED_MS
 from ray_app.inference.decision import second_stage_rows
 from ray_app.inference.reuse import ScoreCache
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.inference.second_pass import CascadeScorer
-from tests.images.factory import encoded
+from tests.inference.batches import batches, read
+from tests.inference.test_second_pass import FILES
+from tests.inference.two_detectors import write_two
 
-SIDES = [80, 96, 128, 200, 264, 300, 340]
+MEMBERS = [*FILES[:3], (9, b"no image"), *FILES[3:]]
+DATA = [data for _, data in MEMBERS]
 
 
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory):
-    """The small detector with a look at little of an image, and with one at more of it."""
-    import yaml
-
-    folder = tmp_path_factory.mktemp("cards")
-    paths = []
-    for name, side in (("cheap", 64), ("slow", 192)):
-        card = load_card("touchstone-tiny", {"name": name, "preprocessing": {"center_crop": side}})
-        paths.append(folder / f"{name}.yaml")
-        paths[-1].write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
-    return [str(path) for path in paths]
+    return write_two(tmp_path_factory.mktemp("cards"))
 
 
 def spec_of(cards, band, audit=0.0, **options):
@@ -43,92 +36,56 @@ def spec_of(cards, band, audit=0.0, **options):
     return make_spec(card, limits=ImageLimits(), precision="fp32", **options)
 
 
-def files():
-    drawn = []
-    for seed, side in enumerate(SIDES):
-        rng = np.random.default_rng(seed)
-        smooth = Image.fromarray(rng.integers(0, 256, (side // 4, side // 4, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-        noisy = np.asarray(smooth, np.int16) + rng.normal(0, 4 * (seed % 3), (side, side, 3)).astype(np.int16)
-        drawn.append(encoded(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), "PNG"))
-    return [*drawn[:3], b"no image", *drawn[3:]]
-
-
-def batches(spec, decoder, data):
-    return [decoder.decode(list(enumerate(data[start : start + spec.slots]))) for start in range(0, len(data), spec.slots)]
-
-
-def on_all(spec, data):
+def on_all(spec):
     """What every detector says of every image."""
-    decoder = BatchDecoder(spec, StageClock())
-    return EnsembleScorer(spec, StageClock()).score(batches(spec, decoder, data))
-
-
-def band_around_half(cards, data):
-    """A band that some images go through and some do not."""
-    early = on_all(spec_of(cards, (0, 0)), data).scores["cheap"]
-    low, high = np.nanquantile(early, [0.3, 0.8])
-    return float(low), float(high)
+    return EnsembleScorer(spec, StageClock()).score(batches(spec, DATA))
 
 
 @pytest.fixture(scope="module")
-def data():
-    return files()
+def spec(cards):
+    """Its band is one that some images go through and some do not."""
+    early = on_all(spec_of(cards, (0, 0))).scores["cheap"]
+    return spec_of(cards, tuple(np.nanquantile(early, [0.3, 0.8]).tolist()))
 
 
-@pytest.fixture(scope="module")
-def spec(cards, data):
-    return spec_of(cards, band_around_half(cards, data))
-
-
-def looked_at(spec, data, kept_bytes=1e9):
-    decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
-    looking = CascadeScorer(spec, EnsembleScorer(spec, StageClock()), decoder, StageClock(), kept_bytes=kept_bytes)
-    given = batches(spec, decoder, data)
-    return looking, [outcome for batch in given for outcome in batch.outcomes], looking.score(given)
-
-
-def test_the_second_detector_sees_what_goes_on_and_nothing_else(spec, data):
-    looking, outcomes, outputs = looked_at(spec, data)
-    whole = on_all(spec, data)
+def test_the_second_detector_sees_what_goes_on_and_nothing_else(spec):
+    outcomes, outputs, counts = read(spec, MEMBERS)
+    whole = on_all(spec)
     np.testing.assert_array_equal(outputs.scores["cheap"], whole.scores["cheap"])
     low, high = spec.ensemble.cascade.band
     inside = (whole.scores["cheap"] >= low) & (whole.scores["cheap"] <= high)
-    assert 0 < inside.sum() < len(SIDES)
+    assert 0 < inside.sum() < len(FILES)
     np.testing.assert_array_equal(np.isfinite(outputs.scores["slow"]), inside)
     np.testing.assert_allclose(outputs.scores["slow"][inside], whole.scores["slow"][inside], atol=1e-6)
-    assert looking.counts[LOOKED] == looking.counts["decoded"] == inside.sum()
-    assert looking.counts[LOOKED_MS] > 0
+    assert counts[LOOKED] == counts["decoded"] == inside.sum()
+    assert counts[LOOKED_MS] > 0
+    _, held_for_a_while_only, _ = read(spec, MEMBERS, kept_bytes=1)
+    for name in spec.cards:
+        np.testing.assert_allclose(held_for_a_while_only.scores[name], outputs.scores[name], atol=1e-6)
     scored = judge(spec, outcomes, outputs)
     assert [why == "band" for why in scored.decisions.second_look] == inside.tolist()
     assert outcomes[3].status is Status.UNSUPPORTED_FORMAT
     assert all(verdict != "abstain" for row, verdict in enumerate(scored.decisions.verdict) if row != 3)
 
 
-def test_files_that_are_held_for_a_while_only_change_nothing(spec, data):
-    _, _, whole = looked_at(spec, data)
-    _, _, parts = looked_at(spec, data, kept_bytes=1)
-    for name in spec.cards:
-        np.testing.assert_allclose(parts.scores[name], whole.scores[name], atol=1e-6)
-
-
-def test_the_audit_draws_by_bytes_beyond_the_band(cards, data):
+def test_the_audit_draws_by_bytes_beyond_the_band(cards):
     nobody, everybody = spec_of(cards, (99, 99), audit=0.0), spec_of(cards, (99, 99), audit=1.0)
-    assert not np.isfinite(looked_at(nobody, data)[2].scores["slow"]).any()
-    _, outcomes, outputs = looked_at(everybody, data)
-    np.testing.assert_allclose(outputs.scores["slow"], on_all(everybody, data).scores["slow"], atol=1e-6)
+    assert not np.isfinite(read(nobody, MEMBERS)[1].scores["slow"]).any()
+    outcomes, outputs, _ = read(everybody, MEMBERS)
+    np.testing.assert_allclose(outputs.scores["slow"], on_all(everybody).scores["slow"], atol=1e-6)
     assert set(judge(everybody, outcomes, outputs).decisions.second_look) == {"audit", None}
     some = spec_of(cards, (99, 99), audit=0.5)
-    drawn = np.isfinite(looked_at(some, data)[2].scores["slow"])
-    again = np.isfinite(looked_at(some, data[::-1])[2].scores["slow"])
-    assert 0 < drawn.sum() < len(SIDES)
+    drawn = np.isfinite(read(some, MEMBERS)[1].scores["slow"])
+    again = np.isfinite(read(some, MEMBERS[::-1])[1].scores["slow"])
+    assert 0 < drawn.sum() < len(FILES)
     assert drawn.tolist() == again[::-1].tolist()
 
 
-def test_two_pools_say_together_what_one_process_says(spec, data):
+def test_two_pools_say_together_what_one_process_says(spec):
     """The second pool gets nothing but the files of what goes on."""
-    _, outcomes, whole = looked_at(spec, data)
+    outcomes, whole, _ = read(spec, MEMBERS)
     reading = BatchDecoder(spec.early, StageClock(), hand_over=True, keeps_files=True)
-    handed = pickle.loads(pickle.dumps(list(batches(spec, reading, data))))
+    handed = pickle.loads(pickle.dumps(list(batches(spec, DATA, reading))))
     decoder = BatchDecoder(spec.early, StageClock(), keeps_files=True)
     cheap, slow = (
         CascadeScorer(spec, EnsembleScorer(spec, StageClock(), (name,)), decoder, StageClock(), kept_bytes=1e9)
@@ -137,66 +94,42 @@ def test_two_pools_say_together_what_one_process_says(spec, data):
     first = cheap.score(decoder.complete(batch) for batch in handed)
     assert list(first.scores) == ["cheap"]
     going = second_stage_rows(spec, outcomes, first)
-    outputs = slow.again(outcomes, [(0, file) if row in going else None for row, file in enumerate(data)], first)
+    outputs = slow.again(outcomes, [(0, file) if row in going else None for row, file in enumerate(DATA)], first)
     for name in spec.cards:
         np.testing.assert_allclose(outputs.scores[name], whole.scores[name], atol=1e-6)
     assert slow.counts["decoded"] == len(going)
 
 
-def test_only_what_all_images_need_is_prepared(spec, data):
-    batch = BatchDecoder(spec.early, StageClock(), keeps_files=True).decode([(7, data[0])])
-    assert [pixels.shape for pixels in batch.pixels] == [(spec.slots, 64, 64, 3)]
-    assert batch.encoded == (data[0],)
-    assert batch.ids == (7,)
-    assert ResourceEstimate.of(spec).tensor_bytes < ResourceEstimate.of(spec.asking(spec.cards)).tensor_bytes + 2**20
-
-
-def test_pools_of_a_cascade_come_in_the_order_of_its_stages(cards, data):
-    spec = spec_of(cards, (0, 1))
+def test_pools_of_a_cascade_come_in_the_order_of_its_stages(spec):
     assert spec.pools == (("cheap", "slow"),)
-    alone = {name: card.model_copy(update={"own_pool": True}) for name, card in spec.cards.items()}
-    assert replace(spec, cards={**spec.cards, "slow": alone["slow"]}).pools == (("cheap",), ("slow",))
-    assert replace(spec, cards={**spec.cards, "cheap": alone["cheap"]}).pools == (("cheap",), ("slow",))
+    for name in spec.cards:
+        apart = {**spec.cards, name: spec.cards[name].model_copy(update={"own_pool": True})}
+        assert replace(spec, cards=apart).pools == (("cheap",), ("slow",))
 
 
-def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went(spec, data):
-    _, outcomes, outputs = looked_at(spec, data)
-    recall = ScoreCache(spec)
-    recall.begin_block()
-    recall.learn(outcomes, outputs)
-    going = second_stage_rows(spec, outcomes, outputs)
-    stays = next(row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going)
-    for row in (going[0], stays):
-        said = recall.known(outcomes[row].facts.sha256).said
-        assert (said.scores["slow"] is None) == (row == stays)
-    without = outputs.joined(DetectorOutputs.clean(scores={"slow": np.full(len(outcomes), np.nan, np.float32)}))
-    forgetful = ScoreCache(spec)
-    forgetful.begin_block()
-    forgetful.learn(outcomes, without)
-    assert forgetful.known(outcomes[going[0]].facts.sha256) is None
-    assert forgetful.known(outcomes[stays].facts.sha256) is not None
-
-
-def test_what_is_known_does_not_suffice_a_decision_by_which_more_detectors_look(spec, data):
-    """As after `touchstone runs decide` with another card: the index was made under the old one."""
-    _, outcomes, outputs = looked_at(spec, data)
-    recall = ScoreCache(spec)
-    recall.begin_block()
-    recall.learn(outcomes, outputs)
-    recall.begin_block()
-
-    class Known:
-        def find(self, sha256):
-            return recall.known(sha256)
-
+def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went_and_for_that_decision_alone(spec):
+    """Another decision, as after `touchstone runs decide` with another card: the index was made under the old one."""
+    outcomes, outputs, _ = read(spec, MEMBERS)
     going = second_stage_rows(spec, outcomes, outputs)
     stays = [row for row, outcome in enumerate(outcomes) if outcome.status is Status.OK and row not in going]
+
+    def known(recall, row):
+        return recall.known(outcomes[row].facts.sha256)
+
+    index = ScoreCache(spec)
+    index.learn(outcomes, outputs)
+    for row in (*going, *stays):
+        assert (known(index, row).said.scores["slow"] is None) == (row in stays)
+    forgetful = ScoreCache(spec)
+    forgetful.learn(outcomes, outputs.joined(DetectorOutputs.clean(scores={"slow": np.full(len(outcomes), np.nan, np.float32)})))
+    assert known(forgetful, going[0]) is None
+    assert known(forgetful, stays[0]) is not None
     wide = spec.ensemble.cascade.model_copy(update={"band": (-1e6, 1e6)})
-    for decision in ({"cascade": wide}, {"cascade": None, "rule": "mean-logit"}):
-        other = ScoreCache(replace(spec, ensemble=spec.ensemble.model_copy(update=decision)), Known())
-        assert all(other.known(outcomes[row].facts.sha256) is None for row in stays)
-        assert all(other.known(outcomes[row].facts.sha256) is not None for row in going)
-    assert all(ScoreCache(spec, Known()).known(outcomes[row].facts.sha256) is not None for row in [*stays, *going])
+    for decision in ({"cascade": wide}, {"cascade": None, "rule": "mean-logit"}, {}):
+        changed = replace(spec, ensemble=spec.ensemble.model_copy(update=decision))
+        other = ScoreCache(changed, SimpleNamespace(find=index.known))
+        assert all((known(other, row) is None) == bool(decision) for row in stays)
+        assert all(known(other, row) is not None for row in going)
 
 
 def test_readings_of_some_members_stand_in_their_places():

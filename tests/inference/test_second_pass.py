@@ -12,12 +12,12 @@ from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds
 from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Reason
 from ray_app.images import ImageLimits
-from ray_app.inference import BatchDecoder, StageClock, judge, make_spec
-from ray_app.inference.scorer import EnsembleScorer
-from ray_app.inference.second_pass import VIEWED, CascadeScorer, StabilityScorer
+from ray_app.inference import judge, make_spec
+from ray_app.inference.second_pass import VIEWED
 from ray_app.inference.stability import Stability
 from ray_app.transforms.perturbations import seed_of
 from tests.images.factory import encoded, photo
+from tests.inference.batches import read
 from tests.inference.two_detectors import write_two
 
 
@@ -32,68 +32,42 @@ FILES = [(number, softened(number)) for number in range(6)]
 WORDS = {"name": "one", "title": "One"}
 
 
-def card_around(scores, **more):
-    """A card whose thresholds leave the second half of the scores without a near one."""
-    edge = float(np.median(scores))
+@pytest.fixture(scope="module")
+def card(ensemble):
+    """One whose thresholds split the files."""
+    edge = float(np.median([result.score for result in ensemble.score([data for _, data in FILES])]))
     return EnsembleCard(
-        members=(EnsembleMember(detector="touchstone-tiny"),), thresholds=Thresholds(real_below=edge, fake_above=edge), **WORDS, **more
+        members=(EnsembleMember(detector="touchstone-tiny"),), thresholds=Thresholds(real_below=edge, fake_above=edge), **WORDS
     )
-
-
-def read(spec, files, kept_bytes=1e9):
-    """What a process that holds everything says of the files: outcomes, outputs and the counts."""
-    clock, outcomes = StageClock(), []
-    scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
-    looking = CascadeScorer(
-        spec, scorer, decoder, clock, kept_bytes=kept_bytes, recompressing=StabilityScorer(spec, scorer, decoder, clock)
-    )
-
-    def batches():
-        for start in range(0, len(files), spec.slots):
-            batch = decoder.decode(files[start : start + spec.slots])
-            outcomes.extend(batch.outcomes)
-            yield batch
-
-    outputs = looking.score(batches())
-    return outcomes, outputs, looking.counts
 
 
 @pytest.fixture(scope="module")
 def ensemble():
-    return ray_app.load_detector("touchstone-tiny")
-
-
-@pytest.fixture(scope="module")
-def plain(ensemble):
-    """Results of the files as they are."""
-    return list(ensemble.score([data for _, data in FILES]))
+    return ray_app.load_detector("touchstone-tiny", precision="fp32")
 
 
 def spec_of(card, stability, slots=4):
-    return make_spec(card, limits=ImageLimits(), slots=slots, stability=stability)
+    return make_spec(card, limits=ImageLimits(), precision="fp32", slots=slots, stability=stability)
 
 
-def test_views_are_scored_of_those_that_are_near_and_of_nobody_else(plain, ensemble):
+def test_views_are_scored_of_those_that_are_near_and_of_nobody_else(card, ensemble):
     stability = Stability(3, 0.5)
-    card = card_around([result.score for result in plain])
     spec = spec_of(card, stability)
     outcomes, outputs, counts = read(spec, [*FILES, (9, b"no image")])
-    near = [abs(result.score - card.thresholds.fake_above) <= 0.5 for result in plain] + [False]
+    near = [abs(score - card.thresholds.fake_above) <= 0.5 for score in outputs.scores["touchstone-tiny"]]
     assert 0 < sum(near) < len(FILES)
     assert counts[VIEWED] == sum(near)
     assert list(outputs.by_view("stability")) == [view.name for view in stability.views]
     for view in stability.views:
         column = outputs.by_view("stability")[view.name]["touchstone-tiny"]
         assert np.isfinite(column).tolist() == near
-        pictures = [
-            view.apply(_opened(data), seed_of(outcome.facts.sha256, view.name)) for (_, data), outcome in zip(FILES, outcomes, strict=False)
-        ]
+        opened = [Image.open(io.BytesIO(data)).convert("RGB") for _, data in FILES]
+        pictures = [view.apply(image, seed_of(one.facts.sha256, view.name)) for image, one in zip(opened, outcomes, strict=False)]
         expected = [result.score for result in ensemble.score(pictures)]
         np.testing.assert_allclose(column[:-1][near[:-1]], np.array(expected)[near[:-1]], atol=1e-4)
 
 
-def test_how_files_are_held_and_batched_changes_nothing(plain):
-    card = card_around([result.score for result in plain])
+def test_how_files_are_held_and_batched_changes_nothing(card):
     wide, narrow = spec_of(card, Stability(2, 1.0)), spec_of(card, Stability(2, 1.0), slots=1)
     _, together, _ = read(wide, FILES)
     _, apart, _ = read(wide, FILES, kept_bytes=1)
@@ -103,11 +77,9 @@ def test_how_files_are_held_and_batched_changes_nothing(plain):
         np.testing.assert_allclose(columns["touchstone-tiny"], alone.by_view("stability")[view]["touchstone-tiny"], atol=1e-4)
 
 
-def test_a_verdict_that_a_view_does_not_share_is_abstain(plain):
+def test_a_verdict_that_a_view_does_not_share_is_abstain(card):
     """All scores of the views lie on one side: with the threshold beyond it, images on the other side lose their verdict."""
-    margin = 20.0
-    card = card_around([result.score for result in plain])
-    spec = spec_of(card, Stability(3, margin))
+    spec = spec_of(card, Stability(3, 20.0))
     outcomes, outputs, _ = read(spec, FILES)
     judged = judge(spec, outcomes, outputs)
     before = judge(replace(spec, stability=None), outcomes, outputs).decisions
@@ -148,7 +120,3 @@ def test_detectors_with_processes_of_their_own_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="processes of their own") as refused:
         spec_of(EnsembleCard(members=members, **WORDS), Stability(2, 1.0))
     assert "slow" in refused.value.hint
-
-
-def _opened(data):
-    return Image.open(io.BytesIO(data)).convert("RGB")

@@ -5,60 +5,44 @@ from PIL import Image
 
 from tests.datajobs.generate.cards import WORDS, write_card
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny tensors gain nothing from a second thread, and wait for it where cores are busy."""
-    import torch
-
-    kept = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(kept)
+INPAINTING = {"task": "inpainting", "sizes": [[32, 32]]}
 
 
 @pytest.fixture(scope="session")
-def sd3(tmp_path_factory):
-    from tests.datajobs.generate.pipelines import tiny_sd3
+def made(tmp_path_factory):
+    def make(name, diffusers_class, maker, card, **options):
+        from tests.datajobs.generate import pipelines  # which imports diffusers
 
-    folder = tmp_path_factory.mktemp("sd3")
-    return write_card(folder, "tiny-sd3", "StableDiffusion3Pipeline", tiny_sd3(folder / "model"))
+        folder = tmp_path_factory.mktemp(name)
+        return write_card(folder, f"tiny-{name}", diffusers_class, getattr(pipelines, maker)(folder / "model", **options), **card)
 
-
-@pytest.fixture(scope="session")
-def flux(tmp_path_factory):
-    from tests.datajobs.generate.pipelines import tiny_flux
-
-    folder = tmp_path_factory.mktemp("flux")
-    return write_card(folder, "tiny-flux", "FluxPipeline", tiny_flux(folder / "model"), negative=False)
+    return make
 
 
 @pytest.fixture(scope="session")
-def inpainting(tmp_path_factory):
-    from tests.datajobs.generate.pipelines import tiny_inpainting
-
-    folder = tmp_path_factory.mktemp("inpainting")
-    model = tiny_inpainting(folder / "model")
-    return write_card(folder, "tiny-inpainting", "StableDiffusionInpaintPipeline", model, task="inpainting", sizes=[[32, 32]])
+def sd3(made):
+    return made("sd3", "StableDiffusion3Pipeline", "tiny_sd3", {})
 
 
 @pytest.fixture(scope="session")
-def checked(tmp_path_factory):
+def flux(made):
+    return made("flux", "FluxPipeline", "tiny_flux", {"negative": False})
+
+
+@pytest.fixture(scope="session")
+def inpainting(made):
+    return made("inpainting", "StableDiffusionInpaintPipeline", "tiny_inpainting", INPAINTING)
+
+
+@pytest.fixture(scope="session")
+def checked(made):
     """An inpainting pipeline whose safety checker blanks everything."""
-    from tests.datajobs.generate.pipelines import tiny_inpainting
-
-    folder = tmp_path_factory.mktemp("checked")
-    model = tiny_inpainting(folder / "model", checker=True)
-    return write_card(folder, "tiny-checked", "StableDiffusionInpaintPipeline", model, task="inpainting", sizes=[[32, 32]])
+    return made("checked", "StableDiffusionInpaintPipeline", "tiny_inpainting", INPAINTING, checker=True)
 
 
 @pytest.fixture(scope="session")
-def xl_inpainting(tmp_path_factory):
-    from tests.datajobs.generate.pipelines import tiny_xl_inpainting
-
-    folder = tmp_path_factory.mktemp("xl")
-    more = {"task": "inpainting", "sizes": [[32, 32]], "strength": 0.99}
-    return write_card(folder, "tiny-xl", "StableDiffusionXLInpaintPipeline", tiny_xl_inpainting(folder / "model"), **more)
+def xl_inpainting(made):
+    return made("xl", "StableDiffusionXLInpaintPipeline", "tiny_xl_inpainting", INPAINTING | {"strength": 0.99})
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Sixty-four images by each of two pipelines, killed with SIGKILL in the middle of a block and of a file, and run again."""
+"""Sixty-four images, killed with SIGKILL in the middle of a block and of a file, and run again: in one process, and by actors of Ray."""
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ray_app.datajobs.generate import GenerateConfig
 from ray_app.datajobs.generate.requests import cut_blocks, make_requests, plain_look, read_prompts
 from ray_app.datajobs.generate.run import card_of, generate_images
+from ray_app.storage import Store
 from tests.datajobs.generate.cards import job, write_prompts
+from tests.scoring.conftest import kill_family, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 NEVER_NULL = (
@@ -28,7 +32,7 @@ def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
     config = job(request.getfixturevalue(card), write_prompts(tmp_path / "prompts.txt", 64), tmp_path / "out", steps=1, block_images=8)
     victim = _a_file_in_the_middle(config)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.datajobs.generate.deadly", config.model_dump_json(), victim], cwd=ROOT, capture_output=True
+        [sys.executable, "-m", "tests.datajobs.generate.test_killed", config.model_dump_json(), victim], cwd=ROOT, capture_output=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     out = tmp_path / "out"
@@ -50,14 +54,6 @@ def test_killed_in_the_middle_makes_every_image_once(card, request, tmp_path):
     generate_images(again)
     whole = {row["index"]: row for row in pq.read_table(tmp_path / "whole/generated.parquet").to_pylist()}
     assert all(whole[row["index"]]["latents_sha256"] == row["latents_sha256"] for row in rows)
-    told = {
-        "card": card,
-        "made": summary["made"],
-        "noises": summary["noises"],
-        "before_the_kill": len(committed),
-        "sizes": len({row["width"] for row in rows}),
-    }
-    print(json.dumps(told))
 
 
 def _a_file_in_the_middle(config):
@@ -65,3 +61,47 @@ def _a_file_in_the_middle(config):
     prompts = read_prompts(config, images=False)
     orders = make_requests(prompts, per_prompt=1, base_seed=0, sizes=card_of(config).sizes, looks=[plain_look(config.encode)])
     return cut_blocks(orders, config.block_images)[3].orders[2].image_path
+
+
+def _on_ray(card, prompts, out):
+    command = [sys.executable, ROOT / "jobs/generate.py", card, "--prompts", prompts, "--out", out]
+    for setting in ("device=cpu", "cluster.workers=2", "cluster.cpus=2", "block_images=4", "steps=1"):
+        command += ["--set", setting]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1500)
+def test_actors_that_are_killed_after_the_first_commits_make_every_image_once(sd3, tmp_path):
+    prompts, out = write_prompts(tmp_path / "prompts.txt", 64), tmp_path / "out"
+    first, parts = _on_ray(sd3, prompts, out), out / "parts"
+    wait_until(lambda: (parts.is_dir() and len(list(parts.glob("*.parquet"))) > 1) or first.poll() is not None, 600)
+    assert first.poll() is None, first.stderr.read()
+    kill_family(first)
+    committed = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
+    assert 1 < len(committed) < 16
+    second = _on_ray(sd3, prompts, out)
+    said, errors = second.communicate(timeout=900)
+    assert second.returncode == 0, errors
+    assert "64 of 64 images" in said
+    assert all(path.stat().st_mtime_ns == when for path, when in committed.items())
+    rows = pq.read_table(out / "generated.parquet").to_pylist()
+    assert sorted(row["index"] for row in rows) == list(range(64))
+    assert len({row["latents_sha256"] for row in rows}) == 64
+
+
+def _die_at(victim, write=Store.write):
+    """As a machine that is switched off, when it is about to write that file."""
+
+    def deadly(self, path, data):
+        if path == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, path, data)
+
+    Store.write = deadly
+
+
+if __name__ == "__main__":
+    _die_at(sys.argv[2])
+    generate_images(GenerateConfig.model_validate(json.loads(sys.argv[1])))

@@ -40,17 +40,22 @@ def run(request, content, tmp_path):
 
 @pytest.fixture
 def simple(content, tmp_path):
+    """A run of a list with labels."""
     return scored.scored_run(tmp_path / "run", archives.as_list(tmp_path, content), verdicts)
 
 
 def sift(run, out, **settings):
-    retry = settings.pop("retry", False)
-    return filter_run(FilterConfig(run=run.store.url, out=str(out), **settings), retry=retry)
+    return filter_run(FilterConfig(run=run.store.url, out=str(out), **settings))
 
 
 def decide(run, column, values):
     """Replace a column of the only file of rows."""
     run.rewrite(0, lambda rows: rows.set_column(rows.schema.get_field_index(column), rows.schema.field(column), values))
+
+
+def listed_again(run, source, score_of):
+    list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=4, max_block_members=8))
+    scored.finish(run, 1, score_of, attempt=2)
 
 
 def rows(path):
@@ -70,19 +75,19 @@ def test_shards_hold_what_stays_and_the_list_what_goes(run, content, tmp_path, f
 
 @pytest.mark.parametrize("form", ["list", "webdataset", "parquet"])
 def test_columns_that_two_listings_call_by_other_types_are_kept_as_texts(tmp_path, form):
-    for name, column in {"a.jpg": "uri,label\na.jpg,0\n", "b.jpg": "uri,label\na.jpg,0\nb.jpg,fake\n"}.items():
+    for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(name.encode())
-        (tmp_path / "list.csv").write_text(column)
-        if name == "a.jpg":
-            run = scored.scored_run(tmp_path / "run", tmp_path / "list.csv", lambda member: REAL)
-    list_members(run.store, open_source([str(tmp_path / "list.csv")]), BlockPlan(batch_slots=4, max_block_members=8))
-    scored.finish(run, 1, lambda member: REAL)
+    source = tmp_path / "list.csv"
+    source.write_text("uri,label\na.jpg,0\n")
+    run = scored.scored_run(tmp_path / "run", source, lambda member: REAL)
+    source.write_text("uri,label\na.jpg,0\nb.jpg,fake\n")
+    listed_again(run, source, lambda member: REAL)
     assert sift(run, tmp_path / "out", form=form)["kept"] == 2
-    if form != "webdataset":
-        [file] = [
-            path for path in (tmp_path / "out").rglob("*.parquet") if "removed" not in path.name and "label" in pq.read_schema(path).names
-        ]
-        assert [row["label"] for row in rows(file)] == ["0", "fake"]
+    if form == "list":
+        labels = [row["label"] for row in rows(tmp_path / "out/kept.parquet")]
+    else:
+        labels = [str(sample["beside"]["label"]) for sample in samples(tmp_path / "out")]
+    assert labels == ["0", "fake"]
 
 
 def test_a_list_names_and_copies_nothing(simple, content, tmp_path):
@@ -97,35 +102,24 @@ def test_a_list_names_and_copies_nothing(simple, content, tmp_path):
         "kept.csv", "kept.parquet", "pack.json", "removed.csv", "removed.parquet", "summary.json"]  # fmt: skip
 
 
-def test_reasons_in_words(simple, tmp_path):
-    sift(simple, tmp_path / "out", drop=("fake", "failed"))
-    with (tmp_path / "out/removed.csv").open(newline="") as file:
-        by_status = {row["status"]: row for row in csv.DictReader(file)}
-    assert by_status["ok"]["verdict"] == "fake"
-    reason = by_status["ok"]["reason"]
-    assert all(word in reason for word in ("score +9", "threshold", scored.NAME, "ensemble tiny", "calibrated"))
-    assert by_status["unsupported_format"]["reason"].startswith("no score: not an image format")
-
-
-def test_what_is_dropped_can_be_chosen(simple, tmp_path):
+def test_what_is_dropped_can_be_chosen_and_is_told_in_words(simple, tmp_path):
     counts = {drop: sift(simple, tmp_path / "-".join(drop), drop=drop)["removed"] for drop in
               (("fake",), ("abstain",), ("failed",), ("fake", "abstain", "failed"))}  # fmt: skip
     assert counts == {("fake",): 3, ("abstain",): 0, ("failed",): 2, ("fake", "abstain", "failed"): 5}
+    with (tmp_path / "fake-abstain-failed/removed.csv").open(newline="") as file:
+        by_status = {row["status"]: row for row in csv.DictReader(file)}
+    assert by_status["ok"]["verdict"] == "fake"
+    assert all(word in by_status["ok"]["reason"] for word in ("score +9", "threshold", scored.NAME, "ensemble tiny", "calibrated"))
+    assert by_status["unsupported_format"]["reason"].startswith("no score: not an image format")
 
 
-def test_bytes_that_are_not_those_that_were_scored_are_not_written(content, tmp_path):
-    source = archives.as_prefix(tmp_path, content)
-    run = scored.scored_run(tmp_path / "run", source, verdicts)
-    changed = source / "album/000.jpg"
-    (table,) = run.tables(0)
-    hashes = [
-        "0" * 64 if uri == str(changed) else sha256
-        for uri, sha256 in zip(table["uri"].to_pylist(), table["sha256"].to_pylist(), strict=True)
-    ]
-    decide(run, "sha256", pyarrow.array(hashes))
-    summary = sift(run, tmp_path / "out", form="parquet")
-    assert [(row["uri"], row["status"]) for row in unpacked(tmp_path / "out")] == [(str(changed), "source_changed")]
-    assert str(changed) not in [sample["source"]["uri"] for sample in samples(tmp_path / "out")]
+def test_bytes_that_are_not_those_that_were_scored_are_not_written(simple, tmp_path):
+    (table,) = simple.tables(0)
+    changed = table["uri"].to_pylist()[0]
+    decide(simple, "sha256", pyarrow.array(["0" * 64, *table["sha256"].to_pylist()[1:]]))
+    summary = sift(simple, tmp_path / "out", form="parquet")
+    assert [(row["uri"], row["status"]) for row in unpacked(tmp_path / "out")] == [(changed, "source_changed")]
+    assert changed not in [sample["source"]["uri"] for sample in samples(tmp_path / "out")]
     assert summary["packed"] + summary["unpacked"] == summary["kept"]
 
 
@@ -136,17 +130,14 @@ def test_everything_removed(content, tmp_path):
     assert "9 of 9 files" in filter_lines(summary)[0]
 
 
-def test_only_finished_runs(simple, tmp_path):
+def test_only_finished_runs_and_never_into_one(simple, tmp_path):
+    with pytest.raises(ConfigError, match="scored run"):
+        sift(simple, simple.store.url)
     simple.store.delete("summary.json")
     with pytest.raises(ConfigError, match="is not finished yet"):
         sift(simple, tmp_path / "out")
     with pytest.raises(ConfigError, match="there is no folder"):
         filter_run(FilterConfig(run=str(tmp_path / "nothing"), out=str(tmp_path / "out")))
-
-
-def test_the_output_is_never_the_run(simple):
-    with pytest.raises(ConfigError, match="scored run"):
-        sift(simple, simple.store.url)
 
 
 def test_other_decisions_are_another_command(simple, tmp_path):
@@ -158,14 +149,11 @@ def test_other_decisions_are_another_command(simple, tmp_path):
 
 
 def test_vanished_members_are_neither_kept_nor_removed(content, tmp_path):
-    from ray_app.archives import BlockPlan, list_members, open_source
-
     source = archives.as_prefix(tmp_path, content)
     run = scored.scored_run(tmp_path / "run", source, verdicts)
     (source / "album/000.jpg").unlink()
     (source / "album/new.png").write_bytes(archives.factory.png())
-    list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=4, max_block_members=8))
-    scored.finish(run, 1, verdicts, attempt=2)
+    listed_again(run, source, verdicts)
     summary = sift(run, tmp_path / "out", form="parquet")
     uris = [sample["source"]["uri"].rpartition("/")[2] for sample in samples(tmp_path / "out")]
     assert "new.png" in uris
@@ -173,23 +161,14 @@ def test_vanished_members_are_neither_kept_nor_removed(content, tmp_path):
     assert summary["current"] == len(content)
 
 
-REASONS = Reasons("desk", "max", ("corvi", "npr"), 1.5)
-ROW = {"status": "ok", "detail": None, "verdict": "fake", "score": 3.25, "probability": 0.9626, "calibrated": True, "verdict_reason": None}
-
-
-def test_a_flag_names_ensemble_threshold_and_calibration():
-    assert REASONS.reason(ROW) == (
+def test_a_flag_names_ensemble_threshold_and_calibration_and_what_has_no_score_says_why():
+    reasons = Reasons("desk", "max", ("corvi", "npr"), 1.5)
+    row = {"status": "ok", "detail": None, "verdict": "fake", "score": 3.25, "probability": 0.9626, "calibrated": True,
+           "verdict_reason": None}  # fmt: skip
+    assert reasons.reason(row) == (
         "fake by ensemble desk (max of corvi, npr): score +3.25 is not below the threshold 1.5; probability 0.9626 (calibrated)"
     )
-
-
-def test_an_abstention_gives_its_own_reason():
-    row = ROW | {"verdict": "abstain", "verdict_reason": "no_score", "verdict_detail": "npr: no score", "score": None, "probability": None}
-    assert REASONS.reason(row) == (
-        "abstain by ensemble desk (max of corvi, npr): a detector that the ensemble needs gave no score: npr: no score; no probability"
-    )
-
-
-def test_a_member_without_a_score_says_why():
-    row = ROW | {"status": "source_missing", "detail": "not there", "verdict": None}
-    assert REASONS.reason(row) == "no score: it was listed, but was gone when it was read (source_missing): not there"
+    undecided = {"verdict": "abstain", "verdict_reason": "no_score", "verdict_detail": "npr: no score", "score": None, "probability": None}
+    assert "a detector that the ensemble needs gave no score: npr: no score" in reasons.reason(row | undecided)
+    missing = row | {"status": "source_missing", "detail": "not there", "verdict": None}
+    assert reasons.reason(missing) == "no score: it was listed, but was gone when it was read (source_missing): not there"

@@ -48,7 +48,8 @@ def test_interrupted_and_run_again_gives_the_same_files(many, tmp_path, form, mo
     assert whole["shards"] == 3
 
     def stops(function, items):
-        yield function(items[0])
+        function, [first, *_] = pickle.loads(pickle.dumps((function, list(items))))  # what a task of a cluster is given
+        yield function(first)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -69,14 +70,6 @@ def test_tasks_of_a_cluster_write_the_same_files(many, tmp_path, ray_cluster, mo
     monkeypatch.setattr(run, "_SMALL_BYTES", 0)
     monkeypatch.setattr(run, "in_turn", None)
     assert pack(many, tmp_path / "out", shard_mb=SMALL)["session"]["shards"] == 3
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def test_what_writes_shards_travels(many, tmp_path, monkeypatch):
-    pack(many, tmp_path / "whole", shard_mb=SMALL)
-    elsewhere = lambda function, items: map(pickle.loads(pickle.dumps(function)), pickle.loads(pickle.dumps(list(items))))  # noqa: E731
-    monkeypatch.setattr(run, "in_turn", elsewhere)
-    pack(many, tmp_path / "out", shard_mb=SMALL)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -110,7 +103,7 @@ def test_names_never_become_paths(tmp_path):
 
 
 def test_what_cannot_be_read_is_listed_and_can_be_tried_again(tmp_path, monkeypatch):
-    photos = archives.as_prefix(tmp_path, archives.files())
+    photos = archives.as_prefix(tmp_path, archives.files() | {"large": b"x" * 20_000})
     changed, gone = photos / "album/000.jpg", photos / "album/001.png"
     kept = gone.read_bytes()
 
@@ -120,43 +113,33 @@ def test_what_cannot_be_read_is_listed_and_can_be_tried_again(tmp_path, monkeypa
         yield from map(function, items)
 
     monkeypatch.setattr(run, "in_turn", changes)
-    summary = pack(photos, tmp_path / "out")
+    summary = pack(photos, tmp_path / "out", max_member_bytes=10_000)
     assert {row["uri"]: row["status"] for row in unpacked(tmp_path / "out")} == {
-        str(changed): "source_changed", str(gone): "source_missing"}  # fmt: skip
+        str(changed): "source_changed", str(gone): "source_missing", str(photos / "large"): "image_too_large"}  # fmt: skip
     assert all(row["detail"] for row in unpacked(tmp_path / "out"))
-    assert (summary["packed"], summary["statuses"]) == (7, {"source_changed": 1, "source_missing": 1})
+    assert (summary["packed"], summary["statuses"]) == (7, {"image_too_large": 1, "source_changed": 1, "source_missing": 1})
     monkeypatch.undo()
     assert pack(photos, tmp_path / "out")["packed"] == 7
     gone.write_bytes(kept)
     summary = pack(photos, tmp_path / "out", retry=True)
-    assert (summary["session"]["shards"], summary["packed"] + summary["unpacked"]) == (1, 9)
+    assert (summary["session"]["shards"], summary["packed"] + summary["unpacked"]) == (1, 10)
 
 
-def test_a_member_over_the_limit_is_listed(tmp_path):
-    photos = archives.as_prefix(tmp_path, {"large": b"x" * 2000, "small": b"x" * 1000})
-    assert pack(photos, tmp_path / "out", max_member_bytes=1000)["statuses"] == {"image_too_large": 1}
-
-
-def test_a_directory_belongs_to_one_command(tmp_path):
-    photos = archives.as_prefix(tmp_path, archives.files(3))
-    pack(photos, tmp_path / "out")
-    for settings in ({"form": "webdataset"}, {"shard_mb": 1.0}, {"exclude": ("*.txt",)}):
-        with pytest.raises(IdentityError, match=next(iter(settings))):
-            pack(photos, tmp_path / "out", **settings)
-    with pytest.raises(IdentityError, match="source"):
-        pack(photos / "album", tmp_path / "out")
-
-
-def test_a_misspelt_source_claims_nothing(tmp_path):
+def test_a_directory_belongs_to_one_command_which_later_ones_need_not_repeat(tmp_path):
     photos = archives.as_prefix(tmp_path, archives.files(3))
     with pytest.raises(ConfigError, match="no such file"):
-        pack(tmp_path / "fotos", tmp_path / "out")
-    assert pack(photos, tmp_path / "out")["packed"] == 3
-
-
-def test_output_inside_the_source_is_not_packed(tmp_path):
-    photos = archives.as_prefix(tmp_path, archives.files(3))
-    assert pack(photos, photos / "out")["members"] == 3
+        pack(tmp_path / "fotos", photos / "out")  # and nothing is claimed by a misspelt source
+    begun = pack(photos, photos / "out", form="webdataset", container_limits={"max_ratio": 50.0})
+    assert begun["members"] == 3  # without what lies in the output
+    again = pack(photos, photos / "out")
+    assert (again["form"], again["packed"], again["session"]["shards"]) == ("webdataset", begun["packed"], 0)
+    for settings in ({"form": "parquet"}, {"shard_mb": 1.0}, {"exclude": ("*.txt",)}):
+        with pytest.raises(IdentityError, match=next(iter(settings))):
+            pack(photos, photos / "out", **settings)
+    with pytest.raises(IdentityError, match=r"container_limits\.max_ratio: this command 60\.0, the directory 50\.0"):
+        pack(photos, photos / "out", container_limits={"max_ratio": 60.0})
+    with pytest.raises(IdentityError, match="source"):
+        pack(photos / "album", photos / "out")
 
 
 def test_denied_output_stops_with_a_hint(tmp_path, s3):
@@ -209,13 +192,3 @@ def test_any_column_of_a_list_may_have_any_name(tmp_path):
     assert pack(tmp_path / "list.csv", tmp_path / "out")["packed"] == 1
     (sample,) = samples(tmp_path / "out")
     assert sample["beside"] == {"touchstone.sha256": "of another file", "input.image": 5}
-
-
-def test_what_a_later_command_leaves_open_is_as_it_was_begun(tmp_path):
-    source = archives.FORMS["tar"](tmp_path, archives.files())
-    out = tmp_path / "out"
-    begun = pack(source, out, container_limits={"max_ratio": 50.0}, form="webdataset")
-    again = pack(source, out)
-    assert (again["form"], again["packed"], again["session"]["shards"]) == ("webdataset", begun["packed"], 0)
-    with pytest.raises(IdentityError, match=r"container_limits\.max_ratio: this command 60\.0, the directory 50\.0"):
-        pack(source, out, container_limits={"max_ratio": 60.0})

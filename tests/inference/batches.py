@@ -1,0 +1,52 @@
+"""Pictures of noise, what a decoder makes of files batch by batch, what a process that holds everything says of them, and rows of that."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ray_app.inference import BatchDecoder, StageClock
+from ray_app.inference.scorer import Describing, EnsembleScorer
+from ray_app.inference.second_pass import CascadeScorer, StabilityScorer
+from ray_app.runs import result_rows
+from tests.images.factory import encoded
+
+
+def noise(*sizes, form="JPEG"):
+    """A file of each size (width, height); no two are equal."""
+    pictures = (np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed, (width, height) in enumerate(sizes))
+    return [encoded(Image.fromarray(pixels), form) for pixels in pictures]
+
+
+def batches(spec, files, decoder=None):
+    """As many files in each as the spec has slots, the last one shorter."""
+    decoder = decoder or BatchDecoder(spec, StageClock())
+    members = list(enumerate(files))
+    return [decoder.decode(members[start : start + spec.slots]) for start in range(0, len(members), spec.slots)]
+
+
+def read(spec, members, **options):
+    """Outcomes of (number, file), outputs and counts, after second looks, views and words; `counts["read"]`: files decoded before them."""
+    clock, outcomes = StageClock(), []
+    scorer, decoder = EnsembleScorer(spec, clock), BatchDecoder(spec.early, clock, keeps_files=spec.looks_again)
+    views = StabilityScorer(spec, scorer, decoder, clock) if spec.stability else None
+    describing = Describing(spec, clock) if spec.describer else None
+    looking = CascadeScorer(spec, scorer, decoder, clock, recompressing=views, describing=describing, **options)
+
+    def arriving():
+        for start in range(0, len(members), spec.slots):
+            batch = decoder.decode(members[start : start + spec.slots])
+            outcomes.extend(batch.outcomes)
+            yield batch
+
+    outputs = looking.score(arriving())
+    return outcomes, outputs, looking.counts | {"read": decoder.counts["decoded"], "seconds": clock.seconds}
+
+
+def rows_of(scored):
+    """The rows of what was judged, of members of their own numbers."""
+    count = len(scored.outcomes)
+    members = pa.table({"image_id": pa.array(range(count), pa.int64()), "uri": [f"{number}.png" for number in range(count)],
+                        "member": pa.nulls(count, pa.string()), "occurrence": pa.array([0] * count, pa.int32())})  # fmt: skip
+    return result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC)).to_pylist()
