@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadGroupScheduling
 
@@ -23,6 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Processes that tests let die by a signal leave no core file, which would lie in the checkout.
 resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+# The same cases on every machine, however slow or busy it is; nothing is kept beside the checkout.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 # A test that sends SIGINT means it: who starts the tests in the background of a shell would have it ignored in all their children.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
