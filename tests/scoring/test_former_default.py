@@ -30,13 +30,17 @@ def another_default(tmp_path, monkeypatch):
     return change(folder / "ensembles" / "default.yaml", members=[{"detector": "touchstone-new"}])
 
 
-@pytest.fixture(params=["half", "finished"])
-def older(request, s3):
-    """The URL of a run that 0.8.0 made with the default of then."""
+@pytest.fixture
+def older(s3):
+    """Put the runs back that 0.8.0 made with the default of then, by name; their URL."""
     s3.bucket(BUCKET)
     put_pictures(s3.client())
-    put_run(s3.client(), request.param)
-    return f"s3://{BUCKET}/{request.param}"
+
+    def put(name):
+        put_run(s3.client(), name)
+        return f"s3://{BUCKET}/{name}"
+
+    return put
 
 
 def scored(out, **given):
@@ -48,57 +52,42 @@ def said(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if "the default up to Touchstone" in line]
 
 
-@pytest.mark.parametrize("given", [{}, {"ensemble": "default"}])
-def test_it_goes_on_and_says_so_in_one_line(older, given, capsys):
-    finished = scored(older, **given)
+def test_a_half_done_run_goes_on_with_it_and_says_so_in_one_line(older, capsys):
+    half = older("half")
+    finished = scored(half)
     assert finished.exit_code is ExitCode.DONE
-    assert said(capsys) == [SAID]
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "the default up to Touchstone" in line] == [SAID]
+    [others] = [line for line in told if line.startswith("settings stay as the run was begun: ")]
+    assert "limits.max_pixels" in others
+    assert "ensemble" not in others
     assert KEPT in finished.summary["session"]["kept"]
-    rows = rows_of(older)
+    rows = rows_of(half)
     assert len(rows) == PICTURES
     assert {tuple(row["scores"]) for row in rows.values()} == {("touchstone-tiny",)}
-    finished = scored(older, **given)
+    finished = scored(half, ensemble="default")
     assert (finished.summary["session"]["rows"], said(capsys)) == (0, [SAID])
-
-
-def test_the_other_lines_do_not_say_it_again(older, capsys):
-    scored(older)
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("settings stay as the run was begun: ")]
-    assert "limits.max_pixels" in line
-    assert "ensemble" not in line
-
-
-@pytest.mark.parametrize("older", ["finished"], indirect=True)
-def test_a_retry_says_it_too(older, capsys):
-    assert scored(older, rescore=("corrupt_image",)).exit_code is ExitCode.DONE
+    assert scored(half, rescore=("corrupt_image",)).exit_code is ExitCode.DONE
     assert said(capsys) == [SAID]
 
 
-@pytest.mark.parametrize("older", ["finished"], indirect=True)
-def test_by_default_the_run_is_decided_as_it_was(older, tmp_path, capsys):
-    before = {uri: row["verdict"] for uri, row in rows_of(older).items()}
-    assert decide_run(older, "default")["ensemble"]["name"] == "default"
+def test_a_finished_run_is_decided_as_it_was_and_a_card_over_it_stays_the_run_s(older, tmp_path, capsys):
+    finished = older("finished")
+    before = {uri: row["verdict"] for uri, row in rows_of(finished).items()}
+    assert decide_run(finished, "default")["ensemble"]["name"] == "default"
     assert said(capsys) == [SAID]
-    assert {uri: row["verdict"] for uri, row in rows_of(older).items()} == before
-    assert decide_run(older, "tiny")["ensemble"]["name"] == "tiny"
-    assert {uri: row["verdict"] for uri, row in rows_of(older).items()} == before
+    assert {uri: row["verdict"] for uri, row in rows_of(finished).items()} == before
+    assert decide_run(finished, "tiny")["ensemble"]["name"] == "tiny"
+    assert {uri: row["verdict"] for uri, row in rows_of(finished).items()} == before
     assert said(capsys) == []
     with pytest.raises(ConfigError, match="no scores of touchstone-new"):
-        decide_run(older, "default")
+        decide_run(finished, "default")
 
-
-@pytest.mark.parametrize("older", ["finished"], indirect=True)
-def test_a_card_over_it_stays_the_run_s_and_is_no_default(older, tmp_path, capsys):
-    mine = {
-        "name": "mine",
-        "title": "Mine",
-        "members": [{"detector": "touchstone-tiny"}],
-        "thresholds": {"real_below": -9, "fake_above": 9},
-    }
+    thresholds = {"real_below": -9, "fake_above": 9}
+    mine = {"name": "mine", "title": "Mine", "members": [{"detector": "touchstone-tiny"}], "thresholds": thresholds}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
-    decide_run(older, str(tmp_path / "mine.yaml"))
-    finished = scored(older)
-    assert {"key": "ensemble", "run": "mine", "today": "default"} in finished.summary["session"]["kept"]
+    decide_run(finished, str(tmp_path / "mine.yaml"))
+    assert {"key": "ensemble", "run": "mine", "today": "default"} in scored(finished).summary["session"]["kept"]
     assert said(capsys) == []
 
 

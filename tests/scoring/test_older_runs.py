@@ -11,7 +11,6 @@ from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import UNNOTED, resolve
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
@@ -58,14 +57,26 @@ def resolved(out="half", **given):
 
 
 def kept(found, gpus=0):
-    return {one["key"]: (one["run"], one["today"]) for one in found.kept(found.spec(gpus))}
+    return of_any_cpu(found.kept(found.spec(gpus)), gpus)
 
 
-def test_a_default_that_has_changed_since_is_the_runs(half):
+def of_any_cpu(kept, gpus=0):
+    """What was kept, by key; on CPUs without the precision, whose default of today is bf16 where a CPU has units for it."""
+    return {one["key"]: (one["run"], one["today"]) for one in kept if gpus or not one["key"].startswith("precision.")}
+
+
+def test_a_default_that_has_changed_since_is_the_runs_and_what_was_written_has_to_match(half):
     found = resolved()
     found.require_own()
     assert found.config.limits.max_pixels == found.spec(0).limits.max_pixels == 50_000_000
     assert kept(found) == RAISED
+    same = resolved(limits={"max_pixels": 50_000_000})
+    same.require_own()
+    assert kept(same).keys() == RAISED.keys() - {"limits.max_pixels"}
+    for limits in ({"max_pixels": TODAY}, ImageLimits(max_pixels=TODAY)):
+        with pytest.raises(IdentityError, match=r"limits\.max_pixels: this command 250000000, the run 50000000") as caught:
+            resolved(limits=limits).require_own()
+        assert "--out" in caught.value.hint
 
 
 def test_a_limit_that_there_was_not_yet_does_not_apply(half, s3):
@@ -76,21 +87,6 @@ def test_a_limit_that_there_was_not_yet_does_not_apply(half, s3):
     found = resolved()
     found.require_own()
     assert (found.spec(0).limits.max_pixels, found.spec(0).limits.max_whole_pixels) == (200_000_000, None)
-
-
-@pytest.mark.parametrize("limits", [{"max_pixels": 50_000_000}, {"max_side": 16_384}])
-def test_what_was_written_and_is_the_same_is_no_difference(half, limits):
-    found = resolved(limits=limits)
-    found.require_own()
-    assert found.config.limits.max_pixels == 50_000_000
-    assert set(kept(found)) == RAISED.keys() - {f"limits.{name}" for name in limits}
-
-
-@pytest.mark.parametrize("given", [{"limits": {"max_pixels": TODAY}}, {"limits": ImageLimits(max_pixels=TODAY)}])
-def test_what_was_written_and_differs_is_refused(half, given):
-    with pytest.raises(IdentityError, match=r"limits\.max_pixels: this command 250000000, the run 50000000") as caught:
-        resolved(**given).require_own()
-    assert "--out" in caught.value.hint
 
 
 def test_the_default_ensemble_with_other_thresholds(half, other_configs):
@@ -123,27 +119,16 @@ def test_a_shipped_card_that_has_learned_something_else(half, other_configs):
     assert kept(found)["detectors.touchstone-tiny.valid_range.min_side_px"] == ("64", "200")
 
 
-def other_weights(configs):
-    """Ship other weights under the same name; returns the old ones."""
-    weights = configs / "detectors" / "touchstone-tiny.safetensors"
+def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused(half, other_configs, tmp_path, monkeypatch, s3):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
+    weights = other_configs / "detectors" / "touchstone-tiny.safetensors"
     old = weights.read_bytes()
     weights.write_bytes(old + b"other")
-    card = configs / "detectors" / "touchstone-tiny.yaml"
-    change(card, weights={"uri": weights.name, "sha256": hashlib.sha256(old + b"other").hexdigest()})
-    return old
-
-
-def test_weights_that_are_not_shipped_any_more(half, other_configs, tmp_path, monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
-    other_weights(other_configs)
+    told = {"uri": weights.name, "sha256": hashlib.sha256(old + b"other").hexdigest()}
+    change(other_configs / "detectors" / "touchstone-tiny.yaml", weights=told)
     with pytest.raises(IdentityError, match=r"detectors\.touchstone-tiny\.weights: this command") as caught:
         resolved().require_own()
     assert "Touchstone that made the run" in caught.value.hint
-
-
-def test_weights_that_the_run_still_has(half, other_configs, tmp_path, monkeypatch, s3):
-    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
-    old = other_weights(other_configs)
     digest = json.loads(half["half/run.json"])["identity"]["detectors"]["touchstone-tiny"]["weights"]
     s3.client().put_object(Bucket=BUCKET, Key=f"half/weights/touchstone-tiny-{digest[:16]}.safetensors", Body=old)
     found = resolved()
@@ -158,15 +143,15 @@ def test_a_detector_that_is_gone(half, other_configs):
     assert "another --out" in caught.value.hint
 
 
-@pytest.mark.parametrize("given", [{}, {"precision": "auto", "resize": "auto", "batch_slots": None}])
-def test_what_depends_on_the_device_is_the_runs_on_any_device(half, given):
-    found = resolved(**given)
-    found.require_own()
-    spec = found.spec(gpus=1)
-    assert (spec.slots, dict(spec.precision), spec.resize) == (4, {"touchstone-tiny": "fp32"}, "exact")
-    assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64"), **RAISED}
-    with pytest.raises(IdentityError, match="batch_slots"):
-        resolved(batch_slots=64).require_own()
+def test_what_depends_on_the_device_is_the_runs_on_any_device(half):
+    for given in ({}, {"precision": "auto", "resize": "auto", "batch_slots": None}):
+        found = resolved(**given)
+        found.require_own()
+        spec = found.spec(gpus=1)
+        assert (spec.slots, dict(spec.precision), spec.resize) == (4, {"touchstone-tiny": "fp32"}, "exact")
+        assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64"), **RAISED}
+        with pytest.raises(IdentityError, match="batch_slots"):
+            resolved(batch_slots=64).require_own()
 
 
 def test_a_limit_that_the_run_could_not_note_is_no_difference_unless_it_is_asked_for(half, s3):
@@ -196,11 +181,11 @@ def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3
     assert {row["attempt"]: sum(one["attempt"] == row["attempt"] for one in rows.values()) for row in rows.values()} == {1: 16, 2: 16}
     put_run(s3.client(), "finished")
     whole = rows_of(f"s3://{BUCKET}/finished")
-    assert {uri: (row["scores"], row["verdict"]) for uri, row in rows.items()} == {
-        uri: (row["scores"], row["verdict"]) for uri, row in whole.items()
-    }
+    assert {uri: row["verdict"] for uri, row in rows.items()} == {uri: row["verdict"] for uri, row in whole.items()}
+    for uri, row in rows.items():
+        assert row["scores"] == pytest.approx(whole[uri]["scores"], abs=1e-4), "that one was scored by another CPU"
     assert summary["identity"] == json.loads(half["half/run.json"])["identity"]
-    assert {one["key"]: (one["run"], one["today"]) for one in summary["session"]["kept"]} == RAISED
+    assert of_any_cpu(summary["session"]["kept"]) == RAISED
     said = [line for line in summary_lines(summary) if line.startswith("as begun: ")]
     assert "limits.max_pixels 50000000 (today 250000000)" in said[0]
     assert "new --out" in said[1]
@@ -212,16 +197,11 @@ def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(photographs, s3
     before = json.loads(put_run(client, "finished")["finished/summary.json"])
     summary = nightly("finished")
     assert (summary["session"]["rows"], summary["listing"], summary["fingerprint"]) == (0, 0, before["fingerprint"])
-    assert {one["key"] for one in summary["session"]["kept"]} == RAISED.keys()
+    assert of_any_cpu(summary["session"]["kept"]) == RAISED
     client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))
     summary = nightly("finished")
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
     assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (1, 1, PICTURES + 1)
-
-
-def test_a_plan_counts_what_is_left_of_it(half):
-    made = forecast(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/half"), probe=0).written()
-    assert (made["run"]["state"], made["run"]["blocks_done"], made["members"]) == ("unfinished", 4, 16)
 
 
 def test_settings_that_are_noted_only_where_they_are_unusual(half, monkeypatch):
