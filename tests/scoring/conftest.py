@@ -16,7 +16,6 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
 from tests.scoring.stages import of_tiny, without_ray
 
-IMAGES = 1200
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,11 +24,6 @@ def sample_archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "archive"
     build_sample_archive(folder, files=24)
     return folder
-
-
-@pytest.fixture(scope="session")
-def many_photographs(tmp_path_factory):
-    return write_many(tmp_path_factory.mktemp("many") / "photos", IMAGES)
 
 
 def write_many(folder, images):
