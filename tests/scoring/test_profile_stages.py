@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from ray_app.datasets.simulation.archive import write_photographs
-from tests.scoring.profiled import write_profile
+from tests.scoring.profiled import BACKBONE, CLASSES, write_profile
 from tests.scoring.stages import run_stages
 
 PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
@@ -39,8 +39,16 @@ def test_names_and_words_are_the_same_in_any_layout(few, cut, tmp_path, describe
         assert facts["decoded"] == len(rows) == 7
         assert facts["described"] == sum(row["predicted_prompt"] is not None for row in rows.values()) == 3
         assert facts["seconds"]["describe"] > 0 < facts["seconds"]["identify"]
+        runs = facts["backbones"][BACKBONE]
+        assert runs["asked"] == 2 * runs["runs"], "the two heads share each pass of their backbone"
         found[name] = rows
     for uri, row in found["fused"].items():
+        if row["status"] != "ok":
+            assert all(row[name] is None for name in (*PROFILE, "predicted_prompt", "prompt_likelihood", "verdict"))
+            continue
+        assert row["generator_ranking"][0] == row["predicted_generator"]
+        assert row["predicted_generator"] in CLASSES
+        assert all(row[name] is not None for name in PROFILE)
         assert (row["predicted_prompt"] is not None) == (row["verdict"] == "fake")
         for other in (found["last"][uri], found["apart"][uri]):
             assert [other[name] for name in ("verdict", "predicted_prompt", *PROFILE[:2])] == [
