@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def sample_archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "archive"
-    build_sample_archive(folder, files=24)
+    build_sample_archive(folder, files=14)
     return folder
 
 
