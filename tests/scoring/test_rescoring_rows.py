@@ -80,6 +80,14 @@ def test_scores_are_the_head_s_and_all_else_is_copied(run, tmp_path):
             assert row["verdict"] == ("fake" if row["score"] > 0 else "real")
         else:
             assert row["scores"] is None
+    assert len(list(current_rows(new, vanished=True))) == len(list(current_rows(run, vanished=True))) == 32
+    assert (tmp_path / "new" / "vanished.parquet").is_file()
+    assert read_blocks(new.store, 1).members == 2
+    identity = new.describe()["identity"]
+    assert "features" not in identity
+    assert identity["source"] == run.describe()["identity"]["source"]
+    assert summary["identity"] == identity
+    assert json.loads((tmp_path / "new" / "sessions" / "00001.json").read_text())["state"] == "finished"
 
 
 def test_a_picture_that_shows_nothing_abstains_by_any_head(run, tmp_path):
@@ -95,22 +103,6 @@ def test_a_picture_that_shows_nothing_abstains_by_any_head(run, tmp_path):
     new, summary = rescored(run, tmp_path)
     assert [row["uri"][-6:] for row in current_rows(new) if row["verdict_reason"] == "no_content"] == ["07.jpg"]
     assert summary["verdict_reasons"] == {"no_content": 1}
-
-
-def test_what_vanished_stays_vanished(run, tmp_path):
-    new, _ = rescored(run, tmp_path)
-    assert len(list(current_rows(new, vanished=True))) == len(list(current_rows(run, vanished=True))) == 32
-    assert (tmp_path / "new" / "vanished.parquet").is_file()
-    assert read_blocks(new.store, 1).members == 2
-
-
-def test_the_identity_is_that_of_the_head_alone(run, tmp_path):
-    new, summary = rescored(run, tmp_path)
-    identity = new.describe()["identity"]
-    assert "features" not in identity
-    assert identity["source"] == run.describe()["identity"]["source"]
-    assert summary["identity"] == identity
-    assert json.loads((tmp_path / "new" / "sessions" / "00001.json").read_text())["state"] == "finished"
 
 
 def test_interrupted_it_goes_on_with_the_blocks_that_are_left(run, tmp_path):
@@ -129,7 +121,7 @@ def test_interrupted_it_goes_on_with_the_blocks_that_are_left(run, tmp_path):
     assert {row["image_id"] for row in rows if row["attempt"] == 1} == done_before
 
 
-def test_a_member_whose_embedding_is_gone_has_failed(run, tmp_path):
+def test_a_member_whose_embedding_is_gone_has_failed_and_a_block_without_its_file_stops_it(run, tmp_path):
     rows = run.beside(f"features/{NAME}", 0, 1)
     lost = rows["image_id"][0].as_py()
     run.write_beside(f"features/{NAME}", 0, 1, rows.slice(1))
@@ -137,20 +129,16 @@ def test_a_member_whose_embedding_is_gone_has_failed(run, tmp_path):
     assert summary["statuses"] == {"ok": 28, "corrupt_image": 2, "detector_failed": 1}
     (failed,) = current_rows(new, status="detector_failed")
     assert failed["image_id"] == lost
-
-
-def test_a_block_without_its_file_stops_it(run, tmp_path):
     run.store.delete(f"features/{NAME}/00000/{0:08d}.parquet")
     with pytest.raises(ConfigError, match="missing for block 0 of listing 0"):
-        rescored(run, tmp_path)
+        rescored(run, tmp_path, "other")
 
 
-def test_where_no_run_is_there_is_nothing_to_rescore(tmp_path):
+def test_no_run_one_that_is_not_finished_and_the_run_s_own_directory_are_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
         rescore_run(str(tmp_path / "nowhere"), str(tmp_path / "new"), [NAME])
-
-
-def test_an_unfinished_run_is_refused(run, tmp_path):
+    with pytest.raises(IdentityError, match="made by another command"):
+        rescore_run(run.store.url, run.store.url, [NAME])
     begin_retry(run, 2, ["corrupt_image"], PLAN)
     with pytest.raises(ConfigError, match="a retry is not finished"):
         rescored(run, tmp_path)
@@ -161,11 +149,6 @@ def test_an_unfinished_run_is_refused(run, tmp_path):
     run.store.delete("summary.json")
     with pytest.raises(ConfigError, match="is not finished yet"):
         rescored(run, tmp_path, "third")
-
-
-def test_the_new_directory_is_nobody_else_s(run, tmp_path):
-    with pytest.raises(IdentityError, match="made by another command"):
-        rescore_run(run.store.url, run.store.url, [NAME])
 
 
 def written(tmp_path, **changes):
