@@ -13,7 +13,7 @@ from tests.images.flips import flipped
 from tests.scoring.conftest import ROOT
 from tests.scoring.hostile_worker import GOOD
 
-GOOD_FILES, HOSTILE = 256, 3_000
+GOOD_FILES, HOSTILE = 256, 5_000
 MOST_MIB = 50
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card
 
-SIZES = [(64, 64), (97, 61), (300, 400), (65, 900), (1024, 768), (3000, 2000)]
+SIZES = [(64, 64), (97, 61), (300, 400), (65, 900), (1024, 768), (2400, 1600)]
 
 
 def write_photographs(folder):
