@@ -79,7 +79,7 @@ def check(name, verdict, reason, detail):
         assert detail.endswith(doubt)
 
 
-def test_verdicts_abstain_there_and_scores_stay(fragile, plain):
+def test_verdicts_abstain_there_and_scores_stay(place, fragile, plain):
     rows, usual = named(fragile[1]), named(plain[1])
     for name, row in rows.items():
         check(name, row["verdict"], row["verdict_reason"], row["verdict_detail"])
@@ -88,13 +88,10 @@ def test_verdicts_abstain_there_and_scores_stay(fragile, plain):
     assert "texture" not in rows["chart.png"], "what no card bounds is not measured"
     assert {row["verdict"] for row in usual.values()} <= {"real", "fake"}
     assert "graphics" not in usual["chart.png"]
-
-
-def test_a_run_notes_them_only_where_a_card_sets_them(place, fragile, plain):
-    noted, usual = (RunDirectory.open(str(place / name)).describe()["identity"] for name in ("run", "plain"))
+    noted, without = (RunDirectory.open(str(place / name)).describe()["identity"] for name in ("run", "plain"))
     bounds = {"jpeg_quality": {"below": 60.0}, "graphics": {"above": 0.55}}
     assert noted["detectors"]["touchstone-tiny"].pop("abstains") == bounds
-    assert noted["detectors"] == usual["detectors"]
+    assert noted["detectors"] == without["detectors"]
     with pytest.raises(IdentityError, match=r"abstains\.jpeg_quality"):
         score_here(place / "plain", place / "photos", ensemble=str(place / "ensemble-fragile.yaml"))
 
@@ -124,7 +121,7 @@ def test_python_and_the_endpoint_say_the_same(place, fragile):
     assert info.blind_to == [BLIND]
 
 
-def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile, plain):
+def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile, plain, capsys):
     summary = fragile[0].summary
     assert summary["ensemble"]["blind_to"] == [BLIND]
     assert f"limits: {BLIND}" in summary_lines(summary)
@@ -133,9 +130,6 @@ def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile,
     record = make_evidence(str(place / "run"), str(place / "photos" / "chart.png"))["record"]
     assert BLIND in record["limits"]
     assert record["detectors"]["touchstone-tiny"]["doubt"].endswith(DOUBTS["chart.png"])
-
-
-def test_the_card_is_shown_with_them(place, capsys):
     assert main(["detectors", "show", str(place / "fragile.yaml")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "where JPEG quality is below 60" in shown
