@@ -14,8 +14,6 @@ from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring.rescore import decide_run
 from ray_app.serving import ServeConfig
-from ray_app.serving.http.responses import ensemble_infos
-from ray_app.serving.release import load_release
 from tests.images.charts import chart
 from tests.images.factory import encoded, photo
 from tests.scoring.conftest import rows_of, score_here
@@ -105,20 +103,17 @@ def test_deciding_anew_knows_them(place, fragile):
     assert rows_of(place / "run") == fragile[1]
 
 
-def test_python_and_the_endpoint_say_the_same(place, fragile):
+def test_python_and_the_endpoint_say_the_same(place):
     files = {path.name: path.read_bytes() for path in sorted((place / "photos").iterdir())}
     card = str(place / "ensemble-fragile.yaml")
-    for name, result in zip(files, ray_app.load_ensemble(card).score(list(files.values())), strict=True):
-        check(name, result.verdict, result.verdict_reason, result.verdict_detail)
-    config = ServeConfig(ensembles=(card,))
-    scorer = local_scorer(config)
-    for name, data in files.items():
+    scorer = local_scorer(ServeConfig(ensembles=(card,)))
+    in_python = ray_app.load_ensemble(card).score(list(files.values()))
+    for (name, data), result in zip(files.items(), in_python, strict=True):
         answer = asyncio.run(scorer.score(data))
-        check(name, answer.verdict, answer.verdict_reason, answer.verdict_detail)
+        for one in (result, answer):
+            check(name, one.verdict, one.verdict_reason, one.verdict_detail)
         assert (answer.detectors["touchstone-tiny"].abstained or "").endswith(DOUBTS[name] or "")
     scorer.close()
-    [info] = ensemble_infos(load_release(config))
-    assert info.blind_to == [BLIND]
 
 
 def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile, plain, capsys):

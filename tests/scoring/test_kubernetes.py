@@ -148,20 +148,6 @@ def test_ray_s_memory_is_a_share_of_the_pod_s_and_the_object_store_fits(group):
     assert store < amount(shared["emptyDir"]["sizeLimit"]) < limit
 
 
-def test_gpus_come_with_the_work_and_nothing_is_scheduled_on_the_head():
-    assert GROUPS["head"]["rayStartParams"]["num-cpus"] == "0"
-    assert CLUSTER["enableInTreeAutoscaling"] is True
-    assert CLUSTER["autoscalerOptions"]["version"] == "v2"
-    gpu = GROUPS["gpu"]
-    assert (gpu["minReplicas"], gpu["replicas"]) == (0, 0)
-    assert gpu["idleTimeoutSeconds"] == CLUSTER["autoscalerOptions"]["idleTimeoutSeconds"] <= 600
-    resources = container(gpu["template"])["resources"]
-    assert resources["limits"] == resources["requests"]
-    assert resources["limits"]["nvidia.com/gpu"] == 1
-    assert {"nvidia.com/gpu", "cloud.google.com/gke-spot"} <= {one["key"] for one in gpu["template"]["spec"]["tolerations"]}
-    assert gpu["template"]["spec"]["nodeSelector"]
-
-
 def test_nobody_commands_the_cluster_without_its_token_and_no_key_stands_anywhere():
     for job in JOBS.values():
         assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
