@@ -39,7 +39,6 @@ def told(monkeypatch, *nodes):
     with pytest.raises(ClusterError) as caught:
         versions.require_nodes("head:6379")
     assert caught.value.exit_code is ExitCode.CLUSTER
-    assert "\n" not in f"{caught.value.message}{caught.value.hint}"
     return caught.value
 
 
@@ -49,28 +48,20 @@ def test_equal_nodes_and_none_at_all_are_taken(monkeypatch):
         versions.require_nodes("head:6379")
 
 
-def test_one_node_with_another_touchstone(monkeypatch):
+def test_nodes_of_other_versions_are_named_with_the_fix(monkeypatch):
     error = told(monkeypatch, OWN, OWN._replace(touchstone="0.11.0"), OWN)
-    assert (
-        error.message == f"cannot use the Ray cluster at head:6379: node 10.0.0.1 has Touchstone 0.11.0, this is Touchstone {__version__}"
-    )
+    assert error.message.endswith(f"head:6379: node 10.0.0.1 has Touchstone 0.11.0, this is Touchstone {__version__}")
     assert "ray up cluster.yaml" in error.hint
     assert "ray job submit --working-dir ." in error.hint
-
-
-def test_several_nodes_and_nodes_without(monkeypatch):
     error = told(monkeypatch, *[OWN._replace(touchstone=None)] * 2, OWN)
     assert "2 of 3 nodes, 10.0.0.0 among them, have no Touchstone" in error.message
+    for other, said in ((OWN._replace(ray="2.59.1"), "Ray 2.59.1"), (OWN._replace(python="3.9.1"), "Python 3.9")):
+        error = told(monkeypatch, other)
+        assert said in error.message
+        assert "ray job submit" in error.hint
 
 
-@pytest.mark.parametrize(("kind", "other"), [("ray", "2.59.1"), ("python", "3.9.1")])
-def test_another_ray_or_python(monkeypatch, kind, other):
-    error = told(monkeypatch, OWN._replace(**{kind: other}))
-    assert f"{kind.capitalize()} {other.removesuffix('.1') if kind == 'python' else other}" in error.message
-    assert "ray job submit" in error.hint
-
-
-def test_a_worker_on_a_node_that_came_late_refuses_its_blocks(monkeypatch, tmp_path):
+def test_a_worker_on_a_node_that_came_late_refuses_its_blocks():
     versions.require_same(__version__)
     with pytest.raises(ClusterError, match=r"has Touchstone .*, the run's driver 0\.11\.0") as caught:
         versions.require_same("0.11.0")
