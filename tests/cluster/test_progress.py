@@ -55,26 +55,13 @@ def test_the_rate_is_that_of_the_last_minutes():
     assert "7.5 img/s" in progress.line(clock.now)
 
 
-def test_a_note_stands_in_log_lines_alone():
+def test_a_terminal_gets_one_line_rewritten_in_place_and_no_note():
     for stream, notes in ((io.StringIO(), 2), (Terminal(), 0)):
         clock = Clock()
         progress = Progress(100, note=lambda: "bound by storage", stream=stream, clock=clock)
-        clock.now = 60.0
-        progress.advance(10, 0)
-        clock.now = 119.0
-        progress.redraw()
-        clock.now = 120.0
-        progress.redraw()
+        for clock.now in (60.0, 119.0, 120.0):
+            progress.advance(10, 0)
         progress.close()
         assert stream.getvalue().count("  bound by storage\n") == notes
-
-
-def test_a_terminal_gets_one_line_rewritten_in_place():
-    stream, clock = Terminal(), Clock()
-    progress = Progress(10, stream=stream, clock=clock)
-    for _ in range(5):
-        clock.now += 1.0
-        progress.advance(2, 0)
-    progress.close()
+        assert stream.getvalue().count("\r\x1b[K") == (0 if notes else 4)
     assert stream.getvalue().count("\n") == 1
-    assert stream.getvalue().count("\r\x1b[K") == 6

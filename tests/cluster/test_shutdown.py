@@ -6,6 +6,8 @@ import signal
 import threading
 
 import pytest
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 
 from ray_app.cluster.shutdown import Stopper, Watch, job_stop_wait_s
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode
@@ -28,31 +30,30 @@ def clock():
 
 
 @pytest.fixture
-def said():
-    return []
+def stopper(clock):
+    """One that keeps what it says."""
+    said = []
+    made = Stopper(say=said.append, clock=clock)
+    made.said = said
+    return made
 
 
-@pytest.fixture
-def stopper(clock, said):
-    return Stopper(say=said.append, clock=clock)
-
-
-def test_a_stop_is_announced_once_with_the_time_that_is_left(clock, stopper, said):
+def test_a_stop_is_announced_once_with_the_time_that_is_left(clock, stopper):
     stopper.ask("--max-hours 2 is over", 60)
     clock.now += 10
     stopper.tell()
     stopper.tell()
-    assert said == ["stopping: --max-hours 2 is over; running work has 50 s to be committed; a second signal stops at once"]
+    assert stopper.said == ["stopping: --max-hours 2 is over; running work has 50 s to be committed; a second signal stops at once"]
 
 
-def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stopper, said):
+def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stopper):
     stopper.avoid({"there"})
     stopper.avoid(())
     stopper.tell()
     assert stopper.avoided == {"there"}
     assert stopper.reason is None
     assert not stopper.overdue
-    assert said == ["1 node will be taken away and get no new work"]
+    assert stopper.said == ["1 node will be taken away and get no new work"]
 
 
 def test_the_first_reason_is_kept_and_the_shortest_time_unless_one_is_configured(clock, stopper):
@@ -94,38 +95,30 @@ def test_the_first_signal_asks_and_the_second_interrupts(stopper, signum):
     assert signal.getsignal(signum) is before
 
 
-@pytest.mark.parametrize(
-    ("wait", "configured", "left_s", "named"),
-    [
-        (None, None, 0, "3 s"),
-        ("60", None, 25, "60 s"),
-        ("10", 40, 7, "10 s"),
-        ("?", 5, 0, "3 s"),
-    ],
-)
-def test_a_submitted_job_says_the_time_that_ray_leaves_it(clock, said, monkeypatch, wait, configured, left_s, named):
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    if wait is not None:
-        monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", wait)
-    stopper = Stopper(say=said.append, grace_s=configured, clock=clock)
-    with stopper.listening():
-        os.kill(os.getpid(), signal.SIGTERM)
-        stopper.tell()
-    assert said == [
-        f"stopping: SIGTERM; running work has {left_s} s to be committed "
-        f"(Ray kills a job {named} after its stop: RAY_JOB_STOP_WAIT_TIME_S); a second signal stops at once"
-    ]
-    clock.now += left_s
-    assert stopper.overdue
-
-
-def test_ray_gives_a_stopped_job_as_long_as_we_say(monkeypatch):
-    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-    from ray.dashboard.modules.job.job_supervisor import JobSupervisor
-
+def test_a_submitted_job_says_the_time_that_ray_leaves_it(clock, monkeypatch):
     assert job_stop_wait_s() is None
     monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")
     assert job_stop_wait_s() == JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
+    for wait, configured, left_s, named in (
+        (None, None, 0, 3),
+        ("60", None, 25, 60),
+        ("60", 40, 40, 60),
+        ("10", 40, 7, 10),
+        ("?", 5, 0, 3),
+    ):
+        if wait is not None:
+            monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", wait)
+        said = []
+        stopper = Stopper(say=said.append, grace_s=configured, clock=clock)
+        with stopper.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            stopper.tell()
+        assert said == [
+            f"stopping: SIGTERM; running work has {left_s} s to be committed "
+            f"(Ray kills a job {named} s after its stop: RAY_JOB_STOP_WAIT_TIME_S); a second signal stops at once"
+        ]
+        clock.now += left_s
+        assert stopper.overdue
 
 
 def test_limits_stop_intake_and_the_same_call_resumes(score, archive, tmp_path, monkeypatch, capsys):
