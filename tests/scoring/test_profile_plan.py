@@ -1,29 +1,22 @@
 """What a plan and a run's identity say of a profile; names and words under new thresholds and new heads. No Ray."""
 
-from datetime import UTC, datetime
-
-import numpy as np
 import pytest
 import yaml
 
-from ray_app.archives import iter_blocks, read_block
 from ray_app.attribution.cards import load_identifier
 from ray_app.attribution.identifier import Identifier
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.ensembles import load_ensemble_card
-from ray_app.errors import ConfigError, Status
-from ray_app.images import ImageFileFacts
-from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
-from ray_app.inference.scorer import Describing
+from ray_app.errors import ConfigError
 from ray_app.reports import plan_lines
-from ray_app.runs import RunDirectory, current_rows, feature_rows, result_rows, write_features
+from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.forecast.rates import UNKNOWN, ImagePace, forecast_rates
 from ray_app.scoring.identity import resolve, scoring_identity
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.rescore import decide_run, rescore_run
-from tests.runs.small_run import relist, write_files
+from tests.scoring.kept_run import kept_run, vectors_of
 from tests.scoring.profiled import CLASSES, PROMPTS, write_profile
 
 PAGE = {"fetch": 0.001, "fetch_cpu": 0.0, "decode": 0.06, "prepare": 0.02, "score": (0.1,), "write": 0.02}
@@ -96,29 +89,7 @@ def run(cards, tmp_path):
     """A finished run of twelve images by a profile, with its embeddings kept; the images are no images."""
     ensemble = write_profile(cards / "run", localizer=False)
     config = ScoreConfig(ensemble=str(ensemble), precision="fp32", features=("unifd",))
-    spec = resolve(config).spec(gpus=0)
-    run = RunDirectory.open(str(tmp_path / "run"))
-    about = {"source": [str(tmp_path / "archive")], "limits": spec.limits.model_dump(mode="json"), "features": ["unifd"]}
-    run.claim(about | scoring_identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(12)])
-    relist(run, tmp_path / "archive")
-    for ref in iter_blocks(run.store, 0):
-        members = read_block(run.store, ref)
-        vectors = vectors_of(members["image_id"].to_numpy(), spec.embedded["unifd"])
-        scores = {name: vectors[:, 0].copy() for name in spec.cards}
-        facts = [ImageFileFacts(f"{number:064x}", "JPEG", 320, 240) for number in members["image_id"].to_pylist()]
-        outcomes = [DecodeResult(Status.OK, None, one) for one in facts]
-        outputs = Describing(spec, StageClock()).after(outcomes, DetectorOutputs.clean(scores=scores, embeddings={"unifd": vectors}))
-        rows = result_rows(members, judge(spec, outcomes, outputs), attempt=1, scored_at=datetime.now(UTC))
-        run.write_part(0, ref.block, rows)
-        write_features(run, 0, ref.block, "unifd", feature_rows(members["image_id"].to_numpy(), vectors, "unifd", spec.features["unifd"]))
-    run.publish(0)
-    run.write_json("summary.json", {"listing": 0})
-    return run, ensemble
-
-
-def vectors_of(ids, width):
-    return np.stack([np.random.default_rng(abs(int(number))).normal(size=width) for number in ids]).astype(np.float32)
+    return kept_run(tmp_path / "run", resolve(config).spec(gpus=0), "unifd", [f"{number:02}.jpg" for number in range(12)]), ensemble
 
 
 def words_of(run):

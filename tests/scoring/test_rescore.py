@@ -1,29 +1,22 @@
 """Names of another identifier, made of the rows and embeddings of a run whose images are gone. No Ray, no image."""
 
 import json
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from ray_app.archives import iter_blocks, read_block
 from ray_app.cli.main import main
-from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles.card import EnsembleProfile
-from ray_app.errors import ConfigError, Status
-from ray_app.images import ImageFileFacts
-from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
-from ray_app.runs import RunDirectory, current_rows, feature_rows, result_rows, write_features
-from ray_app.scoring.identity import scoring_identity
+from ray_app.errors import ConfigError
+from ray_app.inference import make_spec
+from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.rescore import name_run
 from tests.attribution.test_identifier import CLASSES, identifier_of
-from tests.runs.small_run import NAME, SPEC, relist, write_files
+from tests.runs.small_run import NAME, SPEC
 from tests.scoring.conftest import comparable
+from tests.scoring.kept_run import facts_of, kept_run
 
-FACTS = embedding_facts(SPEC.cards[NAME], precision="fp32", resize="exact")
-FILES = [f"{number:02}.jpg" for number in range(30)]
-BROKEN = 7
-AT = datetime(2026, 1, 1, tzinfo=UTC)
+FACTS = facts_of(SPEC, NAME)
 
 
 def card_in(folder, seed, **changes):
@@ -43,34 +36,10 @@ def card_in(folder, seed, **changes):
 
 
 def made(tmp_path, name, profile):
-    """A finished run of the files with a score and an embedding of each, but for a broken one; with names where there is a profile."""
-    run = RunDirectory.open(str(tmp_path / name))
+    """A finished run of thirty files, one of them broken; with names where there is a profile."""
     ensemble = SPEC.ensemble.model_copy(update={"profile": profile and EnsembleProfile(identifier=str(profile))})
     spec = make_spec(ensemble, limits=SPEC.limits, precision="fp32", slots=SPEC.slots)
-    about = {"source": [str(tmp_path / "archive")], "limits": SPEC.limits.model_dump(mode="json"), "features": [NAME]}
-    run.claim(about | scoring_identity(spec), [NAME], ensemble.model_dump(mode="json"))
-    if not (tmp_path / "archive").exists():  # ids are of a file's time too
-        write_files(tmp_path / "archive", FILES)
-    relist(run, tmp_path / "archive")
-    for ref in iter_blocks(run.store, 0):
-        members = read_block(run.store, ref)
-        ids = members["image_id"].to_numpy()
-        vectors = np.stack([np.random.default_rng(abs(int(one))).normal(size=FACTS["width"]) for one in ids]).astype(np.float32)
-        broken = [uri.endswith(FILES[BROKEN]) for uri in members["uri"].to_pylist()]
-        vectors[broken] = np.nan
-        outcomes = [
-            DecodeResult(Status.CORRUPT_IMAGE, "torn", None)
-            if bad
-            else DecodeResult(Status.OK, None, ImageFileFacts(f"{abs(int(one)):064x}", "JPEG", 300, 200))
-            for bad, one in zip(broken, ids, strict=True)
-        ]
-        scores = np.where(broken, np.nan, vectors[:, 0]).astype(np.float32)
-        scored = judge(spec, outcomes, DetectorOutputs.clean(scores={NAME: scores}, embeddings={NAME: vectors}))
-        write_features(run, 0, ref.block, NAME, feature_rows(ids, vectors, NAME, FACTS))
-        run.write_part(0, ref.block, result_rows(members, scored, attempt=1, scored_at=AT))
-    run.publish(0)
-    run.write_json("summary.json", {"listing": 0})
-    return run
+    return kept_run(tmp_path / name, spec, NAME, [f"{number:02}.jpg" for number in range(30)], broken=("07.jpg",))
 
 
 def rows_of(run):

@@ -3,59 +3,34 @@
 import json
 import shutil
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
 
-from ray_app.archives import iter_blocks, read_block, read_blocks
+from ray_app.archives import iter_blocks, read_blocks
 from ray_app.cli.main import main
 from ray_app.detectors import resolve_weights
-from ray_app.detectors.linear_head import LinearHead, embedding_facts
-from ray_app.errors import ConfigError, IdentityError, Status
+from ray_app.detectors.linear_head import LinearHead
+from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs import RunDirectory, begin_retry, current_rows, feature_rows, write_features
-from ray_app.scoring.identity import scoring_identity
 from ray_app.scoring.rescore import rescore_run
-from tests.runs.small_run import NAME, PLAN, SPEC, relist, score_blocks, write_files
+from tests.runs.small_run import NAME, PLAN, SPEC
 from tests.scoring.conftest import comparable
+from tests.scoring.kept_run import facts_of, kept_run, vectors_of
 
 CARD = SPEC.cards[NAME]
-FACTS = embedding_facts(CARD, precision="fp32", resize="exact")
+FACTS = facts_of(SPEC, NAME)
 NAMES = [f"{number:02}.jpg" for number in range(30)]
 BROKEN = ("03.jpg", "11.jpg")
 OF_THE_DETECTOR = ("scores", "score", "probability", "verdict", "verdict_reason", "verdict_detail")
 
 
-def vectors_of(ids):
-    """An embedding per id, the same whenever it is asked for."""
-    return np.stack([np.random.default_rng(abs(int(number))).normal(size=FACTS["width"]) for number in ids]).astype(np.float32)
-
-
-def commit(run, number):
-    """Rows and embeddings of a listing, without the images of it that are broken."""
-    score_blocks(run, number, fails=lambda name: Status.CORRUPT_IMAGE if name in BROKEN else None, hashed=True)
-    for ref in iter_blocks(run.store, number):
-        members = read_block(run.store, ref)
-        vectors = vectors_of(members["image_id"].to_numpy())
-        vectors[[uri.endswith(BROKEN) for uri in members["uri"].to_pylist()]] = np.nan
-        write_features(run, number, ref.block, NAME, feature_rows(members["image_id"].to_numpy(), vectors, NAME, FACTS))
-    run.publish(number)
-
-
 @pytest.fixture
 def run(tmp_path):
     """A finished run of two listings, of which the second found two new files and missed one; its images are gone."""
-    run = RunDirectory.open(str(tmp_path / "run"))
-    about = {"source": [str(tmp_path / "archive")], "limits": SPEC.limits.model_dump(mode="json"), "features": [NAME]}
-    run.claim(about | scoring_identity(SPEC), [NAME], {})
-    write_files(tmp_path / "archive", NAMES)
-    relist(run, tmp_path / "archive")
-    commit(run, 0)
-    write_files(tmp_path / "archive", ["98.jpg", "99.jpg"])
+    kept_run(tmp_path / "run", SPEC, NAME, NAMES, BROKEN)
     (tmp_path / "archive" / NAMES[0]).unlink()
-    relist(run, tmp_path / "archive")
-    commit(run, 1)
-    run.write_json("summary.json", {"listing": 1})
+    run = kept_run(tmp_path / "run", SPEC, NAME, ["98.jpg", "99.jpg"], BROKEN)
     shutil.rmtree(tmp_path / "archive")
     return run
 
@@ -76,7 +51,7 @@ def test_scores_are_the_head_s_and_all_else_is_copied(run, tmp_path):
         facts = [{name: value for name, value in comparable(one).items() if name not in OF_THE_DETECTOR} for one in (old, row)]
         assert facts[0] == facts[1]
         if old["status"] == "ok":
-            assert row["scores"][NAME] == pytest.approx(head.score(vectors_of([row["image_id"]]))[0], abs=1e-5)
+            assert row["scores"][NAME] == pytest.approx(head.score(vectors_of([row["image_id"]], FACTS["width"]))[0], abs=1e-5)
             assert row["verdict"] == ("fake" if row["score"] > 0 else "real")
         else:
             assert row["scores"] is None
