@@ -3,14 +3,11 @@
 `--stability K`: verdicts near a threshold that views do not share become abstain, and `decide` knows the views.
 """
 
-import json
-
 import numpy as np
 import pytest
 import yaml
 
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.cli.main import main
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, DetectorError, IdentityError
 from ray_app.images import ImageLimits
@@ -26,7 +23,6 @@ from tests.inference.test_second_pass import FILES
 from tests.inference.two_detectors import write_two
 from tests.scoring.conftest import comparable, rows_of, score_here
 from tests.scoring.eight import small_cards
-from tests.scoring.stages import without_ray
 
 
 @pytest.fixture(scope="module")
@@ -152,22 +148,3 @@ def test_stability_is_part_of_the_identity_only_where_it_is_asked_for_and_goes_w
         score_archive(
             ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), detectors=write_two(tmp_path, own_pool=True), stability=2)
         )
-
-
-def test_a_cascade_is_asked_about_its_views(photos, tmp_path, capsys):
-    cheap, slow = write_two(tmp_path)
-    cascade = {"first": 1, "band": [-5.0, 3.5], "audit_share": 0.0}
-    card = tmp_path / "cascade.yaml"
-    members = [{"detector": cheap}, {"detector": slow}]
-    card.write_text(yaml.safe_dump({"name": "two", "title": "Two", "rule": "cascade", "cascade": cascade, "members": members}))
-    assert load_ensemble_card(str(card)).first == 1
-    command = ["score", str(photos), "--out", str(tmp_path / "run"), "--ensemble", str(card), "--stability", "2", "--json"]
-    with without_ray():
-        assert main([*command, "--set", "stability_margin=50"]) == 0
-    assert json.loads(capsys.readouterr().out)["stability"]["asked"] == len(FILES)
-    for row in rows_of(tmp_path / "run").values():
-        if row["status"] != "ok":
-            continue
-        on = [-5 <= view["cheap"] <= 3.5 for view in row[STABILITY]]
-        assert [view["slow"] is not None for view in row[STABILITY]] == [any(on)] * 2
-        assert all(view["cheap"] is not None for view in row[STABILITY])

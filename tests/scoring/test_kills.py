@@ -6,11 +6,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from benchmarks.seeded import seeded_card, write_card
+from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory
+from tests.ray_head import title_of
 from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, score_here, start, wait_until, write_many
 from tests.scoring.nodes import Nodes
 
@@ -41,14 +43,8 @@ def same(rows):
     return {uri: {name: value for name, value in row.items() if name not in ("attempt", "scored_at")} for uri, row in rows.items()}
 
 
-def scoring_workers(process):
-    names = {}
-    for pid in family_of(process.pid):
-        try:
-            names[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-    return [pid for pid, name in names.items() if b"FusedPipeline" in name]
+def workers_of(nodes, kind):
+    return [pid for pid in family_of(nodes.process.pid) if title_of(pid).startswith(f"ray::{kind}")]
 
 
 class Disturbed:
@@ -75,7 +71,7 @@ class Disturbed:
 
     def actor(self):
         """A worker process."""
-        os.kill(self.chance.choice(wait_until(lambda: scoring_workers(self.nodes.process))), signal.SIGKILL)
+        os.kill(self.chance.choice(wait_until(lambda: workers_of(self.nodes, "FusedPipeline"))), signal.SIGKILL)
 
     def raylet(self):
         """A node."""
@@ -137,3 +133,29 @@ def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, photogr
     assert session["number"] == disturbed.sessions
     if disturbed.sessions > 1:
         assert session["rows"] <= IMAGES - (disturbed.kept - 1) * BLOCK, "what was committed was scored again"
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_gpu_nodes_that_come_late_are_used(tmp_path):
+    card = write_card(seeded_card("community-forensics-vits384", tmp_path), tmp_path / "card.yaml")
+    write_photographs(tmp_path / "photos", 192, size=(320, 320))
+    nodes, run = Nodes(1), RunDirectory.open(str(tmp_path / "run"))
+    settings = (f"detectors=[{card}]", "block_members=8", "batch_slots=4", "device=cpu", "cluster.gpus=4", "cluster.cpus=5")
+    process = start(str(tmp_path / "photos"), str(tmp_path / "run"), f"cluster.address={nodes.address}", *settings)
+    try:
+        wait_until(lambda: run.parts(0) or process.poll() is not None)
+        assert len(workers_of(nodes, "TensorScorer")) < 4
+        for _ in range(2):
+            nodes.tell("add")
+        wait_until(lambda: len(workers_of(nodes, "TensorScorer")) == 4 or process.poll() is not None)
+        assert process.poll() is None, "the run had ended before"
+        _, errors = process.communicate(timeout=400)
+    finally:
+        kill_family(process)
+        kill_family(nodes.process)
+    assert process.returncode == 0, errors
+    rows = rows_of(tmp_path / "run")
+    assert (len(rows), {row["status"] for row in rows.values()}) == (192, {"ok"})
+    session = run.read_json("summary.json")["session"]
+    assert (session["layout"], session["workers"]) == ("split", 5)

@@ -9,11 +9,10 @@ import pytest
 from benchmarks.nights import NEW, Nights, measure, rows_made_up
 from ray_app.archives import manifests
 from ray_app.runs import RunDirectory, check_conservation, current_rows, small_files
-from ray_app.runs.settled_state import NewRows, read_settled
+from ray_app.runs.settled_state import read_settled
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete
 from ray_app.scoring.report import count_rows
-from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from ray_app.storage import store as stores
 
@@ -116,29 +115,6 @@ def test_a_merging_night_that_dies_anywhere_is_finished_by_the_next(tmp_path, mo
         assert summary["verdicts"] == whole["verdicts"]
         assert_is_finished(run, summary)
     assert doubled, "none died between the merged file and the removal of the others"
-
-
-def test_commands_that_write_verdicts_anew_leave_a_run_that_is_settled_or_looked_at_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(small_files, "MOST_SMALL", 2)
-    folder, run = tmp_path / "images", RunDirectory.open(str(tmp_path / "run"))
-    for new in (NEW, NEW, NEW):
-        night(folder, tmp_path / "run", new)
-    assert len(run.published()) == 1
-    expected = facts_of(run)
-    decide_run(run.store.url, "tiny")
-    assert NewRows.since(run, read_settled(run, manifests(run.store))).files == []
-    assert_is_finished(run, night(folder, tmp_path / "run", 0))
-    assert facts_of(run) == expected
-    run.rewrite_all(lambda rows: rows)  # as another version may, which does not know of what is settled
-    assert not is_complete(run)
-    assert_is_finished(run, night(folder, tmp_path / "run", 1))
-    assert len(facts_of(run)) == 3 * NEW + 1
-    (folder / "0000.jpg").unlink()
-    summary = night(folder, tmp_path / "run", 2)
-    assert_is_finished(run, summary)
-    assert summary["members"] == len(list(folder.iterdir()))
-    (folder / "0001.jpg").unlink()
-    assert_is_finished(run, night(folder, tmp_path / "run", 0))
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import yaml
 
-from ray_app.cluster import ray_cluster
 from ray_app.config import config_root
 from ray_app.ensembles import ensemble_of
 from ray_app.errors import ConfigError, Status
@@ -54,14 +53,6 @@ def test_two_passes_with_two_processes_beat_one_with_one():
     assert len(planned(spec, cpus=1, node_bytes=node).groups()) == 1
     assert len(planned(spec, node_bytes=None).groups()) == 1
     assert planned(spec, node_bytes=node, gpus=1).limit_bytes == math.inf
-
-
-def test_nodes_that_are_yet_to_come_are_like_those_that_are_there(monkeypatch):
-    monkeypatch.setattr(ray_cluster, "working_nodes", lambda labels: (2, 64 * GB))
-    monkeypatch.setattr(ray_cluster, "_living", lambda labels: iter([{"Resources": {"CPU": 8}}] * 2))
-    assert ray_cluster.planned_nodes({}, 64) == (8, 64 * GB)
-    monkeypatch.setattr(ray_cluster, "_living", lambda labels: iter([{"Resources": {}}]))
-    assert ray_cluster.planned_nodes({}, 64) == (1, None)
 
 
 def test_a_limit_is_obeyed_or_refused_by_name():
