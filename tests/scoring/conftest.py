@@ -68,9 +68,9 @@ def score_here(out, source, **settings):
 
 
 def score_into(out, source, **settings):
-    """The finished run, and its rows by path."""
-    settings.setdefault("block_members", 8)
-    return score_archive(ScoreConfig(source=(str(source),), out=str(out), **of_tiny(settings))), rows_of(out)
+    """The finished run, and its rows by path; its report has no pictures, which would be read from the archive again."""
+    settings = {"block_members": 8, "thumbnails": False} | of_tiny(settings)
+    return score_archive(ScoreConfig(source=(str(source),), out=str(out), **settings)), rows_of(out)
 
 
 def rows_of(out, **options):

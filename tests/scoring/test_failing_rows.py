@@ -12,12 +12,14 @@ from ray_app.images.provenance import Provenance, ProvenanceReader
 from ray_app.images.provenance.containers import NOTHING, locate
 from ray_app.images.provenance.statement import MetadataBlocks
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.runs import RunDirectory, current_tables, summarise
+from ray_app.runs import RunDirectory, current_tables
+from ray_app.scoring import ScoreConfig
 from ray_app.scoring.guarantee import decided
+from ray_app.scoring.identity import resolve
 from ray_app.scoring.report import bad_fraction
 from tests.images import factory
-from tests.scoring.conftest import rows_of
-from tests.scoring.stages import run_stages
+from tests.scoring.conftest import rows_of, score_here
+from tests.scoring.stages import LAYOUTS
 
 MARK = b"trips a bug"
 LIARS = ("top_bit_png", "negative_height_bmp", "wide_bigtiff", "texts_named_as_pillows_own_png", "endless_apng")
@@ -55,9 +57,11 @@ def fails_while_writing(monkeypatch):
 @pytest.mark.parametrize("kind", ["fused", "split"])
 def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypatch, caplog, kind, fails):
     fails(monkeypatch)
-    facts, rows, _ = run_stages(tmp_path / "run", photos, kind, precision="fp32")
+    finished, rows = score_here(tmp_path / "run", photos, precision="fp32", **LAYOUTS[kind])
+    summary = finished.summary
+    assert summary["session"]["layout"] == kind
     rows = {uri.rpartition("/")[2]: row for uri, row in rows.items()}
-    assert len(rows) == facts["rows"] == len(list(photos.iterdir()))
+    assert len(rows) == summary["session"]["rows"] == len(list(photos.iterdir()))
     assert {name: row["status"] for name, row in rows.items() if row["status"] != "ok"} == {
         "bug.jpg": "decoder_crashed",
         "top_bit_png": "corrupt_image",
@@ -71,7 +75,6 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypa
     assert "bug.jpg" in told
     assert "Traceback (most recent call last):" in told
 
-    summary = summarise(current_tables(RunDirectory.open(str(tmp_path / "run"))), ["touchstone-tiny"]).written()
     assert summary["own_failures"] == 1
     assert bad_fraction(summary) == pytest.approx(4 / len(rows))
     said = "1 row failed in Touchstone's own code; please report it"
@@ -100,7 +103,8 @@ def test_the_command_logs_each_traceback_once_and_every_name_and_goes_on(photos,
 
 
 def test_decide_gives_a_blank_picture_what_it_had(photos, tmp_path):
-    _, rows, spec = run_stages(tmp_path / "run", photos, "fused", precision="fp32")
+    _, rows = score_here(tmp_path / "run", photos, precision="fp32")
+    spec = resolve(ScoreConfig(ensemble="tiny", precision="fp32")).spec(gpus=0)
     [table] = current_tables(RunDirectory.open(str(tmp_path / "run")))
     assert decided(table, spec).equals(table)
     bolder = spec.ensemble.model_copy(update={"thresholds": Thresholds(fake_above=-20, real_below=-20)})

@@ -45,7 +45,7 @@ def older(s3):
 
 def scored(out, **given):
     with without_ray():
-        return score_archive(ScoreConfig(source=(SOURCE,), out=out, **given))
+        return score_archive(ScoreConfig(source=(SOURCE,), out=out, thumbnails=False, **given))
 
 
 def said(capsys):

@@ -24,7 +24,7 @@ def night(folder, out, new=NEW):
     for number in range(before, before + new):
         (folder / f"{number:04}.jpg").write_text(f"{number}")
     with rows_made_up():
-        return score_archive(ScoreConfig(source=(str(folder),), out=str(out), ensemble="tiny")).summary
+        return score_archive(ScoreConfig(source=(str(folder),), out=str(out), ensemble="tiny", thumbnails=False)).summary
 
 
 def facts_of(run):

@@ -166,7 +166,7 @@ def test_a_limit_that_the_run_could_not_note_is_no_difference_unless_it_is_asked
 def nightly(out):
     """The command of every night, which says no more than source and directory; its summary."""
     with without_ray():
-        return score_archive(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/{out}")).summary
+        return score_archive(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/{out}", thumbnails=False)).summary
 
 
 def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3):
