@@ -5,10 +5,8 @@ import signal
 from collections import Counter
 
 import pytest
-import ray
 
 from benchmarks import costless
-from ray_app.errors import ClusterError
 from ray_app.scoring import engine, messages, pipelines, workers
 from ray_app.scoring.layout import ScoringLayout
 
@@ -69,11 +67,6 @@ class MortalPipeline(costless.CostlessFused):
         super()._say(*said)
 
 
-class LostPipeline(costless.CostlessFused):
-    def turn(self, refs, orders):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 class Dying(costless.CostlessDecoder):
     """Dies once in the middle of a piece."""
 
@@ -94,13 +87,3 @@ def test_what_a_lost_worker_had_goes_again_and_nothing_else(costless_pipelines, 
     monkeypatch.setattr(pipelines, f"{layout.kind.capitalize()}Pipeline", pipeline)
     assert counted(costless.blocks(40, 40), layout, tmp_path) == Counter(range(40))
     assert (tmp_path / "grave").exists()
-
-
-def test_pipelines_that_are_always_lost_end_the_run(costless_pipelines, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipelines, "FusedPipeline", LostPipeline)
-    monkeypatch.setattr(engine, "MOST_LOST", 1)
-    one = ScoringLayout("fused", (1,), 0, 64, worker_cpus=0.4)
-    with pytest.raises(ClusterError, match="the pipeline failed") as caught:
-        counted(costless.blocks(3, 40), one, tmp_path)
-    assert "resumes" in caught.value.hint
-    assert "cluster.workers" in engine._translated(ray.exceptions.OutOfMemoryError("the node was short of memory")).hint

@@ -79,44 +79,31 @@ def test_a_default_that_has_changed_since_is_the_runs_and_what_was_written_has_t
         assert "--out" in caught.value.hint
 
 
-def test_a_limit_that_there_was_not_yet_does_not_apply(half, s3):
-    """A run that took PNGs of 150 MP goes on taking them."""
-    told = json.loads(half["half/run.json"])
-    told["identity"]["limits"]["max_pixels"] = 200_000_000
-    s3.client().put_object(Bucket=BUCKET, Key="half/run.json", Body=json.dumps(told))
-    found = resolved()
-    found.require_own()
-    assert (found.spec(0).limits.max_pixels, found.spec(0).limits.max_whole_pixels) == (200_000_000, None)
-
-
-def test_the_default_ensemble_with_other_thresholds(half, other_configs):
-    card = other_configs / "ensembles" / "default.yaml"
-    change(card, thresholds={"real_below": 0.0, "fake_above": 9.5})
-    found = resolved()
-    found.require_own()
-    assert found.spec(0).ensemble.thresholds.fake_above == 0.53
-    assert kept(found)["decision.thresholds.fake_above"] == ("0.53", "9.5")
-    with pytest.raises(IdentityError, match=r"decision\.thresholds\.fake_above: this command 9\.5"):
-        resolved(ensemble="default").require_own()
-
-
-def test_a_default_ensemble_of_other_detectors(half, other_configs):
-    change(other_configs / "ensembles" / "default.yaml", name="default-2", members=[{"detector": "tiny-ladeda"}])
-    found = resolved()
-    found.require_own()
-    assert list(found.spec(0).cards) == ["touchstone-tiny"]
-    assert kept(found) == {"ensemble": ("default", "default-2"), **RAISED}
-
-
-def test_a_shipped_card_that_has_learned_something_else(half, other_configs):
-    card = other_configs / "detectors" / "touchstone-tiny.yaml"
-    change(card, valid_range={"min_side_px": 200}, calibration={"slope": 2.0, "intercept": 0.5})
+@pytest.mark.parametrize(
+    ("file", "changes", "key", "values"),
+    [
+        ("ensembles/default.yaml", {"thresholds": {"fake_above": 9.5}}, "decision.thresholds.fake_above", ("0.53", "9.5")),
+        ("ensembles/default.yaml", {"name": "other", "members": [{"detector": "tiny-ladeda"}]}, "ensemble", ("default", "other")),
+        ("detectors/touchstone-tiny.yaml", {"valid_range": {"min_side_px": 200}, "calibration": {"slope": 2.0, "intercept": 0.5}},
+         "detectors.touchstone-tiny.valid_range.min_side_px", ("64", "200")),
+    ],
+    ids=["thresholds", "detectors", "card"],
+)  # fmt: skip
+def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(half, other_configs, file, changes, key, values):
+    change(other_configs / file, **changes)
     found = resolved()
     found.require_own()
     spec = found.spec(0)
-    assert spec.cards["touchstone-tiny"].valid_range.min_side_px == 64
+    assert spec.ensemble.thresholds.fake_above == 0.53
+    assert [card.valid_range.min_side_px for card in spec.cards.values()] == [64]
     assert spec.calibrations == {"touchstone-tiny": None}
-    assert kept(found)["detectors.touchstone-tiny.valid_range.min_side_px"] == ("64", "200")
+    assert kept(found)[key] == values
+
+
+def test_the_default_ensemble_that_was_named_has_to_match(half, other_configs):
+    change(other_configs / "ensembles/default.yaml", thresholds={"fake_above": 9.5})
+    with pytest.raises(IdentityError, match=r"decision\.thresholds\.fake_above: this command 9\.5"):
+        resolved(ensemble="default").require_own()
 
 
 def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused(half, other_configs, tmp_path, monkeypatch, s3):
@@ -154,11 +141,15 @@ def test_what_depends_on_the_device_is_the_runs_on_any_device(half):
             resolved(batch_slots=64).require_own()
 
 
-def test_a_limit_that_the_run_could_not_note_is_no_difference_unless_it_is_asked_for(half, s3):
+def test_a_limit_that_there_was_not_yet_does_not_apply_unless_it_is_asked_for(half, s3):
+    """A run that took PNGs of 150 MP goes on taking them."""
     told = json.loads(half["half/run.json"])
+    told["identity"]["limits"]["max_pixels"] = 200_000_000
     del told["identity"]["limits"]["max_text_bytes"]
     s3.client().put_object(Bucket=BUCKET, Key="half/run.json", Body=json.dumps(told))
-    resolved().require_own()
+    found = resolved()
+    found.require_own()
+    assert (found.spec(0).limits.max_pixels, found.spec(0).limits.max_whole_pixels) == (200_000_000, None)
     with pytest.raises(IdentityError, match="max_text_bytes: this command 5, the run has none"):
         resolved(limits={"max_text_bytes": 5}).require_own()
 

@@ -40,26 +40,20 @@ def rows_of(run):
     return {row["uri"]: row for table in run.tables(0) for row in table.to_pylist()}
 
 
-def test_a_retry_replaces_rows_and_is_kept_as_a_line_of_its_session(late):
-    before, session = rows_of(late), ScoringSession(late, {}, time.monotonic())
-    retry_members(ScoreConfig(rescore=("source_timeout",)), late, session, PLAN, scorer(2))
-    after = rows_of(late)
-    assert [uri for uri in after if after[uri] != before[uri]] == [uri for uri in before if before[uri]["status"] != "ok"]
-    assert {row["status"] for row in after.values()} == {"ok"}
-    assert session.facts().written()["retries"] == [{"begun_by": 1, "statuses": ["source_timeout"], "members": 5}]
-    assert late.read_json("sessions/00001.json")["retries"] == session.facts().written()["retries"]
-    assert late.store.folders("retries") == []
-
-
-def test_a_retry_that_was_begun_is_finished_by_the_next_command_whatever_it_is(late):
+def test_a_retry_that_was_begun_is_finished_by_the_next_command_and_is_a_line_of_its_session(late):
     late.publish(0)
     begin_retry(late, 1, ["source_timeout"], PLAN)
     late.write_json("summary.json", {"listing": 0})
     with pytest.raises(ConfigError, match="a retry is not finished"):
         decide_run(late.store.url, "tiny")
-    finish_begun(late, ScoringSession(late, {}, time.monotonic()), scorer(2))
+    before, session = rows_of(late), ScoringSession(late, {}, time.monotonic())
+    finish_begun(late, session, scorer(2))
     assert begun_retry(late) is None
-    assert {row["status"] for row in rows_of(late).values()} == {"ok"}
+    assert late.store.folders("retries") == []
+    after = rows_of(late)
+    assert [uri for uri in after if after[uri] != before[uri]] == [uri for uri in before if before[uri]["status"] != "ok"]
+    assert {row["status"] for row in after.values()} == {"ok"}
+    assert session.facts().written()["retries"] == [{"begun_by": 1, "statuses": ["source_timeout"], "members": 5}]
 
 
 def test_nothing_to_retry_is_said_and_an_unfinished_run_is_finished_first(late, tmp_path, capsys):
