@@ -1,26 +1,61 @@
-"""The same images score the same in whatever form they are kept: files, Parquet, WebDataset, tar.gz, zip, a list; all in one run."""
+"""The same images score the same in whatever form they are kept: files, Parquet, WebDataset, tar.gz, zip, a list; all in one run.
 
+The packed ones are written by the libraries that people write them with.
+"""
+
+import csv
+import tarfile
+import zipfile
 from collections import defaultdict
 
+import datasets
 import pytest
+import webdataset
 
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from tests.scoring.forms import FORMS
 
 SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar", "tar.gz": ".tar.gz", "zip": ".zip"}
+
+
+def write_forms(images, folder):
+    """The images once in each packed form, each in a folder of its own, and a list of them; the list's path."""
+    for name in SUFFIXES:
+        (folder / name).mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["real", "fake"])})
+    for shard in range(2):
+        part = images[shard::2]
+        columns = {
+            "image": [{"bytes": path.read_bytes(), "path": path.name} for path in part],
+            "label": [at % 2 for at in range(len(part))],
+        }
+        made = datasets.Dataset.from_dict(columns, features=features)
+        made.to_parquet(str(folder / f"parquet/train-{shard:05d}-of-00002.parquet"))
+    with webdataset.ShardWriter(str(folder / "webdataset/shard-%05d.tar"), maxcount=len(images) // 3 + 1, verbose=0) as writer:
+        for index, path in enumerate(images):
+            writer.write({"__key__": f"{index:06d}", path.suffix[1:]: path.read_bytes(), "cls": index % 2, "json": {"name": path.name}})
+    with (
+        tarfile.open(folder / "tar.gz/photos.tar.gz", "w:gz", compresslevel=1) as tar,
+        zipfile.ZipFile(folder / "zip/photos.zip", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for path in images:
+            tar.add(path, arcname=f"photos/{path.name}")
+            packed.write(path, arcname=f"photos/{path.name}")
+    with open(folder / "photos.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["uri", "label"])
+        writer.writerows([str(path), ("real", "fake")[index % 2]] for index, path in enumerate(images))
+    return folder / "photos.csv"
 
 
 def test_images_score_the_same_in_every_form(off_ray, tmp_path):
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
     images = sorted((tmp_path / "photos").iterdir())
-    sources = {name: make(images, tmp_path / name) for name, make in FORMS.items() if name != "list"}
-    listed = FORMS["list"](images, tmp_path / "list")
-    found = {}
-    for name, source in (("packed", (str(tmp_path / "photos"), *sources.values())), ("listed", (listed,))):
-        config = ScoreConfig(source=source, out=str(tmp_path / name), ensemble="tiny", precision="fp32", block_members=8)
+    listed, found = write_forms(images, tmp_path), {}
+    for name, source in (("packed", [tmp_path / one for one in ("photos", *SUFFIXES)]), ("listed", [listed])):
+        config = ScoreConfig(source=tuple(map(str, source)), out=str(tmp_path / name), ensemble="tiny", precision="fp32", thumbnails=False)
         score_archive(config)
         found[name] = list(current_rows(RunDirectory.open(config.out)))
     assert {row["status"] for rows in found.values() for row in rows} == {"ok"}

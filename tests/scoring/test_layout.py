@@ -57,15 +57,6 @@ def test_requests_never_exceed_what_is_there_and_each_pipeline_has_every_stage(c
         assert min(map(min, shares)) >= 1
 
 
-def test_slow_detectors_get_small_blocks_and_more_processes():
-    # 1,275 GMAC is Corvi's megapixel: 13 s on a core
-    assert planned(MemberCost(4, pool_gmac=(1275,))).block_members == 4
-    assert planned(MemberCost(4, pool_gmac=(15.5,))).block_members == 384
-    on_cores = planned(MemberCost(4, pool_gmac=(10.0, 2450.0)), cpus=64)
-    assert on_cores.scorers[1] > 50
-    assert on_cores.decoders + sum(on_cores.scorers) == 64
-
-
 def test_memory_limits_the_workers_and_the_plan_says_so():
     large = MemberCost(4, process_bytes=4_000_000_000)
     layout = planned(large, cpus=64, memory_bytes=100e9)

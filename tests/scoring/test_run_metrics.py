@@ -77,19 +77,6 @@ def test_a_run_in_which_nothing_ends_says_so():
     assert meter.bound() == f"{NOTHING}: no block ended in 60 s"
 
 
-def test_what_is_over_for_minutes_is_forgotten():
-    clock = Clock()
-    meter = RunMeter("run", 1000, FUSED, exported=False, clock=clock)
-    said = []
-    for minute in range(12):
-        for _ in range(6):
-            clock.now += 10.0
-            meter.committed(report_on(**({"decode": 20.0} if minute < 6 else {"score": 20.0})))
-        said.append(meter.bound())
-    assert all("bound by decoding" in line for line in said[:6])
-    assert said[-1] == "bound by scoring: 2 workers 100% busy"
-
-
 def test_a_job_s_log_says_share_rate_time_left_and_bound_once_a_minute():
     clock, stream = Clock(), io.StringIO()
     meter = RunMeter("run", 1000, FUSED, exported=False, clock=clock)
