@@ -130,19 +130,6 @@ def test_other_rules_on_stored_scores_bring_the_column_and_take_it(both_on_all, 
     assert all("second_look" not in row and row["score"] == before[uri]["score"] for uri, row in rows_of(out).items())
 
 
-def test_reused_scores_go_as_far_as_they_went(score, fused, archive, ensemble):
-    for path in [path for path in archive.rglob("*") if path.is_file()]:
-        path.with_stem(f"{path.stem}-again").write_bytes(path.read_bytes())
-    finished, rows = score(archive, ensemble=str(ensemble), reuse="sha256")
-    assert finished.summary["reused"] >= sum(row["status"] == "ok" for row in rows.values()) / 2
-    said = {row["sha256"]: row for row in fused[2].values()}
-    for row in rows.values():
-        if row["status"] == "ok":
-            before = said[row["sha256"]]
-            assert (row["second_look"], row["verdict"]) == (before["second_look"], before["verdict"])
-            assert (row["scores"]["slow"] is None) == (before["scores"]["slow"] is None)
-
-
 def test_views_and_a_cascade_do_not_go_together(ensemble):
     with pytest.raises(ConfigError, match="is a cascade"):
         resolve(ScoreConfig(ensemble=str(ensemble), perturb=("jpeg:75",))).spec(gpus=0)

@@ -1,4 +1,4 @@
-"""What one member costs whose header lies, or on which our own code fails: its own row, in both layouts and in a run on Ray."""
+"""What one member costs whose header lies, or on which our own code fails: its own row, in both layouts."""
 
 import html
 from dataclasses import replace
@@ -22,19 +22,17 @@ from tests.scoring.conftest import rows_of, score_here
 from tests.scoring.stages import LAYOUTS
 
 MARK = b"trips a bug"
-LIARS = ("top_bit_png", "negative_height_bmp", "wide_bigtiff", "texts_named_as_pillows_own_png", "endless_apng")
 
 
 @pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    for number in range(10):
+    for number in range(4):
         (folder / f"{number}.jpg").write_bytes(factory.encoded(factory.photo(160, 120, number), "JPEG"))
     (folder / "bug.jpg").write_bytes(factory.jpeg() + MARK)
     (folder / "flat.png").write_bytes(factory.encoded(factory.flat(128, 160, 120), "PNG"))
-    for name in LIARS:
-        (folder / name).write_bytes({**factory.ODD, **factory.REFUSED}[name][1]())
+    (folder / "torn.png").write_bytes(factory.top_bit_png())
     return folder
 
 
@@ -62,12 +60,8 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypa
     assert summary["session"]["layout"] == kind
     rows = {uri.rpartition("/")[2]: row for uri, row in rows.items()}
     assert len(rows) == summary["session"]["rows"] == len(list(photos.iterdir()))
-    assert {name: row["status"] for name, row in rows.items() if row["status"] != "ok"} == {
-        "bug.jpg": "decoder_crashed",
-        "top_bit_png": "corrupt_image",
-        "negative_height_bmp": "corrupt_image",
-        "wide_bigtiff": "corrupt_image",
-    }
+    failed = {name: row["status"] for name, row in rows.items() if row["status"] != "ok"}
+    assert failed == {"bug.jpg": "decoder_crashed", "torn.png": "corrupt_image"}
     assert rows["bug.jpg"]["detail"].startswith("Touchstone's own code failed: ")
     assert rows["bug.jpg"]["sha256"] is not None
     assert (rows["flat.png"]["verdict"], rows["flat.png"]["verdict_reason"]) == ("abstain", "no_content")
@@ -76,7 +70,7 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypa
     assert "Traceback (most recent call last):" in told
 
     assert summary["own_failures"] == 1
-    assert bad_fraction(summary) == pytest.approx(4 / len(rows))
+    assert bad_fraction(summary) == pytest.approx(2 / len(rows))
     said = "1 row failed in Touchstone's own code; please report it"
     assert any(said in line for line in summary_lines(summary))
     assert said in html.unescape(render_run_report(summary))

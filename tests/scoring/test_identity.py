@@ -20,7 +20,6 @@ from ray_app.scoring.identity import check_reuse, identity_of, kept_embeddings_o
 from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.inference.test_second_pass import FILES
-from tests.inference.two_detectors import write_two
 from tests.scoring.conftest import comparable, rows_of, score_here
 from tests.scoring.eight import small_cards
 
@@ -136,7 +135,7 @@ def test_decide_counts_the_views_again_and_fetches_nothing(stable, photos, tmp_p
         score_archive(config)
 
 
-def test_stability_is_part_of_the_identity_only_where_it_is_asked_for_and_goes_with_no_reuse_and_no_pools(tmp_path):
+def test_stability_is_part_of_the_identity_only_where_it_is_asked_for_and_goes_with_no_reuse():
     plain = ScoreConfig(ensemble="tiny")
     usual = identity_of(plain, resolve(plain).spec(gpus=0))
     asked = ScoreConfig(ensemble="tiny", stability=2)
@@ -144,7 +143,3 @@ def test_stability_is_part_of_the_identity_only_where_it_is_asked_for_and_goes_w
     assert identity_of(asked, resolve(asked).spec(gpus=0)) == usual | {"stability": Stability(2, 2.0).facts()}
     with pytest.raises(ConfigError, match="not of their views"):
         check_reuse(ScoreConfig(reuse="sha256", stability=2), [])
-    with pytest.raises(ConfigError, match="processes of their own"):
-        score_archive(
-            ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), detectors=write_two(tmp_path, own_pool=True), stability=2)
-        )
