@@ -5,13 +5,15 @@ import json
 import shutil
 
 import pytest
+import yaml
 
-from ray_app.errors import IdentityError
+from ray_app.errors import ConfigError, ExitCode, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import UNNOTED, resolve
+from ray_app.scoring.rescore import decide_run, rescore_run
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
 from tests.scoring.older import BUCKET, PICTURES, SOURCE, change, copied_configs, picture, put_pictures, put_run
@@ -154,17 +156,16 @@ def test_a_limit_that_there_was_not_yet_does_not_apply_unless_it_is_asked_for(ha
         resolved(limits={"max_text_bytes": 5}).require_own()
 
 
-def nightly(out):
-    """The command of every night, which says no more than source and directory; its summary."""
+def scored(out, **given):
     with without_ray():
-        return score_archive(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/{out}", thumbnails=False)).summary
+        return score_archive(ScoreConfig(source=(SOURCE,), out=out, thumbnails=False, **given))
 
 
 def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3):
     parts = {key: body for key, body in half.items() if key.startswith("half/parts/")}
     assert len(parts) == 4
     s3.clear_log()
-    summary = nightly("half")
+    summary = scored(f"s3://{BUCKET}/half").summary
     assert not [request for request in s3.requests() if request.method == "PUT" and request.path.removeprefix(f"/{BUCKET}/") in parts]
     run = RunDirectory.open(f"s3://{BUCKET}/half")
     assert check_conservation(run) == PICTURES
@@ -186,11 +187,11 @@ def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3
 def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(photographs, s3):
     client = s3.client()
     before = json.loads(put_run(client, "finished")["finished/summary.json"])
-    summary = nightly("finished")
+    summary = scored(f"s3://{BUCKET}/finished").summary
     assert (summary["session"]["rows"], summary["listing"], summary["fingerprint"]) == (0, 0, before["fingerprint"])
     assert of_any_cpu(summary["session"]["kept"]) == RAISED
     client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))
-    summary = nightly("finished")
+    summary = scored(f"s3://{BUCKET}/finished").summary
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
     assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (1, 1, PICTURES + 1)
 
@@ -234,3 +235,81 @@ def test_every_key_of_an_identity_is_taken_from_the_run(tmp_path):
     named = {one["key"].partition(".")[0] for one in found.kept(again)}
     assert named == {"include", "exclude", "limit", "columns", "container_limits", "perturb", "stability", "batch_slots", "resize",
                      "ensemble"}  # fmt: skip
+
+
+# Runs of an older default go on with it under another one, and say so.
+SAID = (
+    "this run was made with touchstone-tiny, the default up to Touchstone 0.11, and goes on with it; "
+    "the default is touchstone-new today; a new --out would begin with that"
+)
+KEPT = {"key": "ensemble", "run": "default (touchstone-tiny)", "today": "default (touchstone-new)"}
+
+
+@pytest.fixture
+def another_default(other_configs):
+    """The default is a detector of another name; without it, whatever is shipped."""
+    card = shutil.copy(other_configs / "detectors" / "touchstone-tiny.yaml", other_configs / "detectors" / "touchstone-new.yaml")
+    change(card, name="touchstone-new", title="Another one", demonstration=False)
+    return change(other_configs / "ensembles" / "default.yaml", members=[{"detector": "touchstone-new"}])
+
+
+def said(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "the default up to Touchstone" in line]
+
+
+def test_a_half_done_run_goes_on_with_a_former_default_and_says_so_in_one_line(half, another_default, capsys):
+    half = f"s3://{BUCKET}/half"
+    finished = scored(half)
+    assert finished.exit_code is ExitCode.DONE
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "the default up to Touchstone" in line] == [SAID]
+    [others] = [line for line in told if line.startswith("settings stay as the run was begun: ")]
+    assert "limits.max_pixels" in others
+    assert "ensemble" not in others
+    assert KEPT in finished.summary["session"]["kept"]
+    rows = rows_of(half)
+    assert len(rows) == PICTURES
+    assert {tuple(row["scores"]) for row in rows.values()} == {("touchstone-tiny",)}
+    finished = scored(half, ensemble="default")
+    assert (finished.summary["session"]["rows"], said(capsys)) == (0, [SAID])
+    assert scored(half, rescore=("corrupt_image",)).exit_code is ExitCode.DONE
+    assert said(capsys) == [SAID]
+
+
+def test_a_finished_run_of_a_former_default_is_decided_as_it_was_and_a_card_over_it_stays(
+    photographs, s3, another_default, tmp_path, capsys
+):
+    put_run(s3.client(), "finished")
+    finished = f"s3://{BUCKET}/finished"
+    before = {uri: row["verdict"] for uri, row in rows_of(finished).items()}
+    assert decide_run(finished, "default")["ensemble"]["name"] == "default"
+    assert said(capsys) == [SAID]
+    assert {uri: row["verdict"] for uri, row in rows_of(finished).items()} == before
+    assert decide_run(finished, "tiny")["ensemble"]["name"] == "tiny"
+    assert {uri: row["verdict"] for uri, row in rows_of(finished).items()} == before
+    assert said(capsys) == []
+    with pytest.raises(ConfigError, match="no scores of touchstone-new"):
+        decide_run(finished, "default")
+
+    thresholds = {"real_below": -9, "fake_above": 9}
+    mine = {"name": "mine", "title": "Mine", "members": [{"detector": "touchstone-tiny"}], "thresholds": thresholds}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    decide_run(finished, str(tmp_path / "mine.yaml"))
+    assert {"key": "ensemble", "run": "mine", "today": "default"} in scored(finished).summary["session"]["kept"]
+    assert said(capsys) == []
+
+
+def test_a_new_run_is_made_with_the_default_of_now_and_kept_embeddings_are_asked_by_that_of_then(another_default, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.bmp").write_bytes(picture(0))
+    given = {"source": (str(tmp_path / "photos"),), "features": ("touchstone-tiny",)}
+    change(another_default, members=[{"detector": "touchstone-tiny"}])
+    with without_ray():
+        score_archive(ScoreConfig(**given, out=str(tmp_path / "run")))
+        change(another_default, members=[{"detector": "touchstone-new"}])
+        score_archive(ScoreConfig(source=given["source"], out=str(tmp_path / "new")))
+    assert RunDirectory.open(str(tmp_path / "new")).describe()["detectors"] == ["touchstone-new"]
+    assert said(capsys) == []
+    rescore_run(str(tmp_path / "run"), str(tmp_path / "again"), (), "default")
+    assert RunDirectory.open(str(tmp_path / "again")).describe()["detectors"] == ["touchstone-tiny"]
+    assert said(capsys) == [SAID]
