@@ -1,4 +1,4 @@
-"""Systems that fail under a run: a full disk, a forbidden one, too little memory. Each stops with exit code 5 and can be resumed."""
+"""Systems that fail under a run: a full disk, too little memory, a deadly block. Each stops with exit code 5 and can be resumed."""
 
 import os
 import signal

@@ -1,4 +1,6 @@
-"""Drivers, workers and machines that die in the middle: the run completes, or the same command completes it, with the same scores."""
+"""Drivers, workers and machines that die in the middle, are announced to go, or come late: the run completes, or the same command completes
+it, with the same scores.
+"""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Runs that 0.8.0 left behind go on under defaults that have changed since; what the user wrote has to match as ever."""
+"""Runs that 0.8.0 left behind go on under defaults that have changed since, the ensemble among them; what the user wrote has to match."""
 
 import hashlib
 import json
