@@ -21,7 +21,7 @@ from ray_app.errors import StorageError
 from tests.s3_server import S3Server
 from tests.scoring.conftest import score_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICIES = {path.stem: path.read_text() for path in (ROOT / "configs/aws").glob("*.json")}

@@ -72,7 +72,6 @@ def joined(address, folder):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.timeout(300)
 def test_three_nodes_are_asked_and_a_late_one_with_another_version_is_named(tmp_path):
     nodes = Nodes()

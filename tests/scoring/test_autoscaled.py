@@ -15,7 +15,6 @@ NODE = {"resources": {"CPU": 1, "object_store_memory": 80 * 2**20}, "max_workers
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.timeout(600)
 def test_a_run_takes_the_cluster_from_zero_to_four_nodes_and_back_to_zero(tmp_path):
     write_photographs(tmp_path / "photos", 48, size=(320, 320))

@@ -35,7 +35,6 @@ def job(environment, *words):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.timeout(900)
 def test_a_submitted_job_scores_and_a_failing_one_says_what_to_do(head, archive, tmp_path):
     out = tmp_path / "run"
@@ -52,7 +51,6 @@ def test_a_submitted_job_scores_and_a_failing_one_says_what_to_do(head, archive,
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.timeout(900)
 def test_a_stopped_job_ends_within_the_time_it_was_told_and_goes_on_when_submitted_again(head, tmp_path):
     write_photographs(tmp_path / "photos", 48, size=(320, 320))

@@ -107,7 +107,7 @@ class Disturbed:
 @pytest.mark.parametrize(
     ("kinds", "seed"),
     [
-        pytest.param(("driver", "actor", "raylet"), 0, marks=pytest.mark.ci),
+        (("driver", "actor", "raylet"), 0),
         (("driver", "actor", "raylet"), 1),
         (("raylet", "driver"), 2),
         (("notice",), 0),
@@ -138,7 +138,6 @@ def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, photogr
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_gpu_nodes_that_come_late_are_used(tmp_path):
     card = write_card(seeded_card("community-forensics-vits384", tmp_path), tmp_path / "card.yaml")
     write_photographs(tmp_path / "photos", 192, size=(320, 320))
