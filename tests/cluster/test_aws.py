@@ -21,12 +21,11 @@ from ray_app.errors import StorageError
 from tests.s3_server import S3Server
 from tests.scoring.conftest import score_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.ci]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICIES = {path.stem: path.read_text() for path in (ROOT / "configs/aws").glob("*.json")}
 CONFIG = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-IMAGES = 12
 
 
 def without(action):
@@ -146,18 +145,14 @@ def test_ray_up_needs_the_rights_of_user_json_and_the_autoscaler_those_of_head_j
     assert {name: gpu[name] for name in ("CPU", "GPU", "accelerator_type:L4")} == {"CPU": 16, "GPU": 1, "accelerator_type:L4": 1}
 
 
-def test_a_run_needs_the_rights_of_node_json(as_user, tmp_path):
-    write_photographs(tmp_path / "photos", IMAGES, size=(64, 64))
+def test_a_run_needs_the_rights_of_node_json_and_each_of_them(as_user, tmp_path):
+    write_photographs(tmp_path / "photos", 3, size=(64, 64))
     as_user("node")
     _, rows = score_here("s3://bucket/run", tmp_path / "photos")
-    assert len(rows) >= IMAGES
+    assert len(rows) == 3
     _, again = score_here("s3://bucket/again", "s3://bucket/run")
     assert len(again) > 0
-
-
-@pytest.mark.parametrize("action", sorted(allowed("node") - {"s3:AbortMultipartUpload"}))
-def test_and_each_of_them(as_user, tmp_path, action):
-    write_photographs(tmp_path / "photos", IMAGES, size=(64, 64))
-    as_user(action.replace(":", "-"))
-    with pytest.raises(StorageError, match="bucket"):
-        score_here(f"s3://bucket/{action[3:]}", tmp_path / "photos")
+    for action in sorted(allowed("node") - {"s3:AbortMultipartUpload"}):
+        as_user(action.replace(":", "-"))
+        with pytest.raises(StorageError, match="bucket"):
+            score_here(f"s3://bucket/{action[3:]}", tmp_path / "photos")

@@ -8,10 +8,9 @@ import time
 import pytest
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.autoscaler.sdk import request_resources
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_get
 
 from ray_app.archives import BlockPlan, Portions, in_turn, list_members, open_source
-from ray_app.cluster import demand
 from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.ray_cluster import cluster, on_ray, resources
 from ray_app.errors import ConfigError, TouchstoneError
@@ -30,22 +29,10 @@ def test_results_come_in_the_order_of_the_items_from_other_processes(ray_cluster
     assert [result for result, _ in results] == [number**2 for number in range(40)]
     assert os.getpid() not in {pid for _, pid in results}
     assert list(on_ray(square, [])) == []
+    assert list(on_ray(os.nice, [0])) == [os.nice(0)], "Ray's own default would start workers at niceness 15"
 
 
-def test_workers_yield_to_others_no_more_than_their_driver(ray_cluster):
-    """Ray's own default would start them at niceness 15."""
-    assert list(on_ray(os.nice, [0])) == [os.nice(0)]
-
-
-def test_no_more_items_are_taken_than_tasks_may_run(ray_cluster):
-    taken = []
-    results = on_ray(str, (taken.append(number) or number for number in range(1000)))
-    assert next(results) == "0"
-    assert len(taken) < 10
-    results.close()
-
-
-def test_an_error_arrives_as_it_was(ray_cluster):
+def test_an_error_arrives_as_it_was_and_a_bug_with_its_traceback(ray_cluster):
     def fails(number):
         if number == 3:
             raise ConfigError("column 'x' of the source holds both", hint="make its values of one type")
@@ -56,20 +43,19 @@ def test_an_error_arrives_as_it_was(ray_cluster):
     with pytest.raises(ConfigError, match="column 'x'") as caught:
         next(results)
     assert caught.value.hint == "make its values of one type"
+    with pytest.raises(TouchstoneError, match=r"(?s)Traceback.*ZeroDivisionError"):
+        list(on_ray(lambda number: 1 // number, [1, 0]))
 
 
 def test_leaving_early_is_safe_however_often(ray_cluster):
+    taken = []
     # `ray.cancel` here aborted the driver within fifty rounds: a cancelled task that was just ending.
     for _ in range(50):
-        results = on_ray(str, range(1000))
+        results = on_ray(str, (taken.append(number) or number for number in range(1000)))
         assert next(results) == "0"
         results.close()
+    assert len(taken) < 500, "no more are taken than tasks may run"
     assert list(on_ray(str, range(20))) == [str(number) for number in range(20)]
-
-
-def test_a_bug_arrives_with_its_traceback(ray_cluster):
-    with pytest.raises(TouchstoneError, match=r"(?s)Traceback.*ZeroDivisionError"):
-        list(on_ray(lambda number: 1 // number, [1, 0]))
 
 
 def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_path):
@@ -94,46 +80,22 @@ def requested():
     return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
 
 
-def test_what_a_run_asked_for_is_taken_back_by_its_end_also_after_an_error(ray_cluster):
+def test_what_a_run_asks_an_autoscaler_for_is_taken_back_by_its_end_also_after_an_error(ray_cluster):
+    def asked():
+        """What Ray's autoscaler was asked for last."""
+        return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
+
     with cluster(ClusterConfig()):
         assert resources(ClusterConfig(cpus=64))[0] == 64
-        assert requested() == [{"CPU": 1}] * 64
+        assert asked() == [{"CPU": 1}] * 64
         resources(ClusterConfig(cpus=3, gpus=2))
-        assert requested() == [{"CPU": 1}] * 3 + [{"GPU": 1}] * 2
-    assert requested() == []
-
-    def fails():
-        with cluster(ClusterConfig()):
-            return resources(ClusterConfig(cpus=64))[0] / len(requested()) / 0
-
-    with pytest.raises(ZeroDivisionError):
-        fails()
-    assert requested() == []
-
-
-def test_what_is_there_is_not_asked_for_and_what_others_asked_ray_for_stays(ray_cluster):
-    request_resources(num_cpus=5)
+        assert asked() == [{"CPU": 1}] * 3 + [{"GPU": 1}] * 2
+    assert asked() == []
+    with pytest.raises(ZeroDivisionError), cluster(ClusterConfig()):
+        assert resources(ClusterConfig(cpus=64))[0] / len(asked()) / 0
+    assert asked() == []
+    request_resources(num_cpus=5)  # by somebody else
     with cluster(ClusterConfig()):
         resources(ClusterConfig(cpus=2))
-        assert requested() == [{"CPU": 1}] * 5
-    assert requested() == [{"CPU": 1}] * 5
+    assert asked() == [{"CPU": 1}] * 5
     request_resources(bundles=[])
-
-
-def test_the_notes_of_drivers_that_are_gone_count_for_nothing(ray_cluster):
-    _internal_kv_put(b"00ff0000", json.dumps((7, 0, {})).encode(), namespace=demand._NOTES)
-    demand.ask(4, 0, {"market": "spot"})
-    assert requested() == [{"CPU": 1}] * 4
-    demand.withdraw()
-    assert requested() == []
-    assert _internal_kv_list(b"", namespace=demand._NOTES) == []
-
-
-def test_an_end_without_a_head_is_no_error(ray_cluster, monkeypatch, capsys):
-    demand.ask(4, 0, {})
-    with monkeypatch.context() as patch:
-        patch.setattr(demand, "_request", lambda: 1 // 0)
-        demand.withdraw()
-    assert "were not given back: ZeroDivisionError" in capsys.readouterr().err
-    demand.ask(0, 0, {})
-    demand.withdraw()

@@ -6,12 +6,14 @@ import signal
 import threading
 
 import pytest
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 
-from ray_app.cluster.config import ClusterConfig
 from ray_app.cluster.shutdown import Stopper, Watch, job_stop_wait_s
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode
 from ray_app.runs import RunDirectory
-from ray_app.scoring.config import Prices
+from ray_app.scoring.run import ScoringRun
+from ray_app.scoring.session import ScoringSession
 from tests.scoring.conftest import files_below
 
 
@@ -28,47 +30,43 @@ def clock():
 
 
 @pytest.fixture
-def said():
-    return []
+def stopper(clock):
+    """One that keeps what it says."""
+    said = []
+    made = Stopper(say=said.append, clock=clock)
+    made.said = said
+    return made
 
 
-@pytest.fixture
-def stopper(clock, said):
-    return Stopper(say=said.append, clock=clock)
-
-
-def test_a_stop_is_announced_once_with_the_time_that_is_left(clock, stopper, said):
+def test_a_stop_is_announced_once_with_the_time_that_is_left(clock, stopper):
     stopper.ask("--max-hours 2 is over", 60)
     clock.now += 10
     stopper.tell()
     stopper.tell()
-    assert said == ["stopping: --max-hours 2 is over; running work has 50 s to be committed; a second signal stops at once"]
+    assert stopper.said == ["stopping: --max-hours 2 is over; running work has 50 s to be committed; a second signal stops at once"]
 
 
-def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stopper, said):
+def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stopper):
     stopper.avoid({"there"})
     stopper.avoid(())
     stopper.tell()
     assert stopper.avoided == {"there"}
     assert stopper.reason is None
     assert not stopper.overdue
-    assert said == ["1 node will be taken away and get no new work"]
+    assert stopper.said == ["1 node will be taken away and get no new work"]
 
 
-def test_the_first_reason_is_kept_and_the_shortest_time(clock, stopper):
+def test_the_first_reason_is_kept_and_the_shortest_time_unless_one_is_configured(clock, stopper):
+    configured = Stopper(say=print, grace_s=5, clock=clock)
+    configured.ask("SIGTERM", 25)
     stopper.ask("--max-cost 10 is spent", 60)
     stopper.ask("SIGTERM", 25)
     assert stopper.reason == "--max-cost 10 is spent"
-    clock.now += 24
+    clock.now += 5
+    assert configured.overdue
+    clock.now += 19
     assert not stopper.overdue
     clock.now += 1
-    assert stopper.overdue
-
-
-def test_a_configured_grace_time_replaces_all(clock):
-    stopper = Stopper(say=print, grace_s=5, clock=clock)
-    stopper.ask("SIGTERM", 25)
-    clock.now += 5
     assert stopper.overdue
 
 
@@ -97,60 +95,50 @@ def test_the_first_signal_asks_and_the_second_interrupts(stopper, signum):
     assert signal.getsignal(signum) is before
 
 
-@pytest.mark.parametrize(
-    ("wait", "configured", "left_s", "named"),
-    [
-        (None, None, 0, "3 s"),
-        ("10", None, 7, "10 s"),
-        ("60", None, 25, "60 s"),
-        ("60", 40, 40, "60 s"),
-        ("10", 40, 7, "10 s"),
-        ("?", 5, 0, "3 s"),
-    ],
-)
-def test_a_submitted_job_says_the_time_that_ray_leaves_it(clock, said, monkeypatch, wait, configured, left_s, named):
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    if wait is not None:
-        monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", wait)
-    stopper = Stopper(say=said.append, grace_s=configured, clock=clock)
-    with stopper.listening():
-        os.kill(os.getpid(), signal.SIGTERM)
-        stopper.tell()
-    assert said == [
-        f"stopping: SIGTERM; running work has {left_s} s to be committed "
-        f"(Ray kills a job {named} after its stop: RAY_JOB_STOP_WAIT_TIME_S); a second signal stops at once"
-    ]
-    clock.now += left_s
-    assert stopper.overdue
-
-
-def test_ray_gives_a_stopped_job_as_long_as_we_say(monkeypatch):
-    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-    from ray.dashboard.modules.job.job_supervisor import JobSupervisor
-
+def test_a_submitted_job_says_the_time_that_ray_leaves_it(clock, monkeypatch):
     assert job_stop_wait_s() is None
     monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")
     assert job_stop_wait_s() == JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
+    for wait, configured, left_s, named in (
+        (None, None, 0, 3),
+        ("60", None, 25, 60),
+        ("60", 40, 40, 60),
+        ("10", 40, 7, 10),
+        ("?", 5, 0, 3),
+    ):
+        if wait is not None:
+            monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", wait)
+        said = []
+        stopper = Stopper(say=said.append, grace_s=configured, clock=clock)
+        with stopper.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            stopper.tell()
+        assert said == [
+            f"stopping: SIGTERM; running work has {left_s} s to be committed "
+            f"(Ray kills a job {named} s after its stop: RAY_JOB_STOP_WAIT_TIME_S); a second signal stops at once"
+        ]
+        clock.now += left_s
+        assert stopper.overdue
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "limit",
-    [
-        pytest.param({"max_hours": 1e-6}, id="hours"),
-        pytest.param({"max_cost": 1e-9, "prices": Prices(per_hour=1.0)}, id="cost", marks=pytest.mark.slow),
-    ],
-)
-def test_a_limit_stops_intake_and_the_same_call_resumes(score_on_ray, archive, tmp_path, limit, capsys):
-    with pytest.raises(KeyboardInterrupt) as caught:
-        score_on_ray(archive, **limit, block_members=2, batch_slots=2, cluster=ClusterConfig(grace_s=20))
-    assert RESUMABLE in caught.value.__notes__
-    assert f"stopping: --{next(iter(limit)).replace('_', '-')}" in capsys.readouterr().err
+def test_limits_stop_intake_and_the_same_call_resumes(score, archive, tmp_path, monkeypatch, capsys):
+    ticked, tick, committed = threading.Event(), ScoringRun._tick, ScoringSession.committed
+    # Each block waits for the clock to be looked at, as a long one would.
+    monkeypatch.setattr(ScoringRun, "_tick", lambda run, *given: (tick(run, *given), ticked.set()))
+    monkeypatch.setattr(ScoringSession, "committed", lambda session, report: (committed(session, report), ticked.wait(20), ticked.clear()))
+    small, done = {"block_members": 2, "batch_slots": 2, "cluster": {"grace_s": 20}}, 0
     run = RunDirectory.open(str(tmp_path / "run"))
-    assert run.read_json("sessions/00001.json")["state"] == "interrupted"
-    assert not run.store.exists("lease.json")
-    committed = run.read_json("sessions/00001.json")["rows"]
-    finished, rows = score_on_ray(archive, block_members=2, batch_slots=2)
+    for number, limit in enumerate([{"max_hours": 1e-6}, {"max_cost": 1e-9, "prices": {"per_hour": 1.0}}], start=1):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            score(archive, **limit, **small)
+        assert RESUMABLE in caught.value.__notes__
+        assert f"stopping: --{next(iter(limit)).replace('_', '-')}" in capsys.readouterr().err
+        session = run.read_json(f"sessions/{number:05d}.json")
+        assert session["state"] == "interrupted"
+        assert not run.store.exists("lease.json")
+        done += session["rows"]
+    monkeypatch.undo()
+    finished, rows = score(archive, **small)
     assert len(rows) == len(files_below(archive))
-    assert finished.summary["session"]["rows"] == len(rows) - committed
+    assert 0 < finished.summary["session"]["rows"] == len(rows) - done
     assert finished.exit_code is ExitCode.DONE

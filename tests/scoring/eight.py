@@ -1,9 +1,5 @@
-"""Eight detectors in their published formats and preprocessing, with seeded weights and small widths: an ensemble for whole runs.
+"""Eight detectors in their published formats and preprocessing, with seeded weights and small widths: an ensemble for whole runs."""
 
-python -m tests.scoring.eight FOLDER        then: touchstone score SOURCE --ensemble FOLDER/ensemble.yaml --out RUN
-"""
-
-import sys
 from pathlib import Path
 
 import yaml
@@ -67,7 +63,3 @@ def _tower(card: DetectorCard) -> DetectorCard:
     built = card.backbone.architecture
     small = built.model_copy(update={"arguments": dict(built.arguments) | TOWER})
     return _built(card).model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": small})})
-
-
-if __name__ == "__main__":
-    print(write_eight(Path(sys.argv[1])))

@@ -2,9 +2,8 @@
 
     python -m tests.scoring.nodes [GPUS]     → {"address": …, "nodes": {id: pid of its raylet}} after the start and after each line
 
-`add` brings a node, `add PATH` one that imports modules from there first, `count` looks who lives, `free` also says how many GPUs have
-nothing to do, `drain ID SECONDS` gives a node the notice of a spot machine. A process of its own, because `add_node` wants the main thread
-and a driver of its own.
+`add` brings a node, `add PATH` one that imports modules from there first, `count` looks who lives, `drain ID SECONDS` gives a node the
+notice of a spot machine. A process of its own, because `add_node` wants the main thread and a driver of its own.
 """
 
 import json
@@ -37,16 +36,13 @@ def main(gpus):
             deadline_ms = int((time.time() + float(rest[1])) * 1000)
             client = ray._raylet.GcsClient(address=cluster.address)
             assert client.drain_node(rest[0], autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms)[0]
-        if word == "free" and not ray.is_initialized():
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         tell(cluster, nodes)
     cluster.shutdown()
 
 
 def tell(cluster, nodes):
     raylets = {node.node_id: process.pid for node in nodes if (process := node.all_processes["raylet"][0].process).poll() is None}
-    free_gpus = ray.available_resources().get("GPU", 0) if ray.is_initialized() else None
-    told = {"address": cluster.address, "head": cluster.head_node.node_id, "nodes": raylets, "free_gpus": free_gpus}
+    told = {"address": cluster.address, "head": cluster.head_node.node_id, "nodes": raylets}
     print(json.dumps(told), flush=True)
 
 
@@ -72,7 +68,7 @@ class Nodes:
         for line in self.process.stdout:
             if line.startswith('{"address"'):
                 told = json.loads(line)
-                self.address, self.head, self.raylets, self.free_gpus = (told[name] for name in ("address", "head", "nodes", "free_gpus"))
+                self.address, self.head, self.raylets = (told[name] for name in ("address", "head", "nodes"))
                 return
         raise AssertionError("the cluster did not start")
 

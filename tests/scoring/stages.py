@@ -7,28 +7,12 @@ from contextlib import closing, contextmanager, nullcontext
 import cloudpickle
 import pytest
 
-from ray_app.archives import BlockPlan, fetcher_of, in_turn, list_members, open_source, read_block, read_blocks
-from ray_app.runs import RunDirectory, current_rows
-from ray_app.scoring import ScoreConfig
-from ray_app.scoring.identity import identity_of, resolve
+from ray_app.archives import in_turn, read_block
 from ray_app.scoring.messages import FailedBlock
-from ray_app.scoring.session import ScoringSession
-from ray_app.scoring.workers import BlockDescriber, BlockScorer, PieceDecoder, ScoringJob, TensorScorer, commit_pieces, pieces_of
+from ray_app.scoring.workers import BlockDescriber, BlockScorer, PieceDecoder, TensorScorer, commit_pieces, pieces_of
 
-
-def run_stages(out, source, kind, *, block_members=8, **settings):
-    """(facts of the session, rows by uri, the spec) of a run of these settings; `kind`: fused or split."""
-    config = ScoreConfig(source=(str(source),), out=str(out), **of_tiny(settings))
-    spec = resolve(config).spec(gpus=0)
-    run = RunDirectory.open(str(out))
-    run.claim(identity_of(config, spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=spec.slots, max_block_members=block_members))
-    session = ScoringSession(run, {}, 0.0)
-    job = ScoringJob(run, spec, fetcher_of(config.source, config.retry), session.number, run_crumbs(out), None)
-    for report in _reports(read_blocks(run.store, 0), job, kind):
-        session.committed(report)
-    run.publish(0)
-    return session.facts().written(), {row["uri"]: row for row in current_rows(run)}, spec
+# Settings that lay out a run so on a CPU.
+LAYOUTS = {"fused": {"device": "cpu"}, "split": {"device": "cpu", "cluster": {"gpus": 1}}}
 
 
 def of_tiny(settings):
@@ -36,10 +20,6 @@ def of_tiny(settings):
     if {"ensemble", "detectors"} & settings.keys():
         return {name: one for name, one in settings.items() if (name, one) != ("ensemble", None)}
     return settings | {"ensemble": "tiny"}
-
-
-def run_crumbs(out):
-    return out.with_name(f"{out.name}-crumbs")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from concurrent import futures
-from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -68,23 +67,16 @@ for line in sys.stdin:
 """
 
 
-class Head(NodeInfoGcsServiceServicer):
-    """Answers as a head does that runs this version of Ray and wants this token."""
+class Head(NodeInfoGcsServiceServicer, InternalKVGcsServiceServicer):
+    """Answers as a head does that runs this version of Ray on this Python and wants this token."""
 
-    def __init__(self, version: str = ray.__version__, token: str | None = None) -> None:
-        self.version, self.token = version, token
+    def __init__(self, version: str = ray.__version__, token: str | None = None, python: str | None = None) -> None:
+        self.version, self.token, self.python = version, token, python
 
     def CheckAlive(self, request, context):  # noqa: N802
         if self.token is not None and dict(context.invocation_metadata()).get("authorization") != f"Bearer {self.token}":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken: Authentication token is missing or incorrect")
         return CheckAliveReply(ray_version=self.version)
-
-
-class Metadata(InternalKVGcsServiceServicer):
-    """Answers as a head does that was started by this Python."""
-
-    def __init__(self, python: str) -> None:
-        self.python = python
 
     def InternalKVGet(self, request, context):  # noqa: N802
         assert (request.namespace, request.key) == (b"cluster", b"CLUSTER_METADATA")
@@ -95,11 +87,11 @@ class Metadata(InternalKVGcsServiceServicer):
 def head_at():
     servers = []
 
-    def start(head, port=0, python=None):
+    def start(head, port=0):
         server = grpc.server(futures.ThreadPoolExecutor(2))
         add_NodeInfoGcsServiceServicer_to_server(head, server)
-        if python is not None:
-            add_InternalKVGcsServiceServicer_to_server(Metadata(python), server)
+        if getattr(head, "python", None) is not None:
+            add_InternalKVGcsServiceServicer_to_server(head, server)
         port = server.add_insecure_port(f"0.0.0.0:{port}")  # Ray takes 127.0.0.1 for the machine's own address
         server.start()
         servers.append(server)
@@ -117,37 +109,23 @@ def no_token(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def joining():
-    """A process that forks the children, for either mode of authentication: Ray reads that when it is imported."""
-    started = {}
-    with ExitStack() as ending:
+def in_child():
+    """What a process of its own is told at an address that shows tokens: Ray reads that mode when it is imported."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")} | {"RAY_AUTH_MODE": "token"}
+    command, pipe = [sys.executable, "-c", JOINING], subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
 
-        def of(mode):
-            if mode not in started:
-                environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")} | {"RAY_AUTH_MODE": mode}
-                command, pipe = [sys.executable, "-c", JOINING], subprocess.PIPE
-                started[mode] = ending.enter_context(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
-                ending.callback(started[mode].stdin.close)
-            return started[mode]
+        def run(address, environment):
+            print(json.dumps({"address": address, "environment": environment}), file=process.stdin, flush=True)
+            told = []
+            while not told or not told[-1].startswith("ended"):
+                told.append(process.stdout.readline())
+                assert told[-1], "the process has ended"
+            assert told.pop() == "ended 0\n"
+            return "".join(told)
 
-        yield of
-
-
-@pytest.fixture
-def in_child(joining):
-    """What a process of its own is told at an address."""
-
-    def run(address, environment):
-        process = joining(environment.get("RAY_AUTH_MODE", "disabled"))
-        print(json.dumps({"address": address, "environment": environment}), file=process.stdin, flush=True)
-        told = []
-        while not told or not told[-1].startswith("ended"):
-            told.append(process.stdout.readline())
-            assert told[-1], "the process has ended"
-        assert told.pop() == "ended 0\n"
-        return "".join(told)
-
-    return run
+        yield run
+        process.stdin.close()
 
 
 def refused(address, wait_s=1.0):
@@ -167,15 +145,12 @@ def free_port():
         return listening.getsockname()[1]
 
 
-def test_the_wait_is_bounded():
-    assert ray_cluster.HEAD_WAIT_S == 20.0
-
-
 def test_a_head_that_is_gone():
     told, took = refused(f"127.0.0.1:{free_port()}")
     assert "no head there" in told
     assert "that the cluster is up" in told
-    assert 1.0 < took < 10
+    assert took > 1.0
+    assert "no head there" in refused(f"ray://127.0.0.1:{free_port()}")[0]
 
 
 def test_one_that_comes_back_within_the_wait(head_at):
@@ -186,50 +161,35 @@ def test_one_that_comes_back_within_the_wait(head_at):
     coming.join()
 
 
-def test_one_that_takes_connections_and_never_answers():
+def test_what_answers_otherwise_is_no_head_and_told_at_once(head_at):
     with socket.create_server(("0.0.0.0", 0)) as silent:
-        told, took = refused(f"127.0.0.1:{silent.getsockname()[1]}")
-    assert "no answer in 1 s" in told
-    assert took < 10
-
-
-def test_a_web_server_at_that_port_is_told_at_once():
-    host = get_node_ip_address()
-    with HttpServer(http.server.SimpleHTTPRequestHandler, host=host) as server:
-        told, took = refused(server.url.removeprefix("http://"), wait_s=60.0)
+        assert "no answer in 1 s" in refused(f"127.0.0.1:{silent.getsockname()[1]}")[0]
+    with HttpServer(http.server.SimpleHTTPRequestHandler, host=get_node_ip_address()) as server:
+        told, took = refused(server.url.removeprefix("http://"), wait_s=200.0)
     assert "not a Ray head" in told
     assert "6379" in told
-    assert took < 30
+    assert took < 100
+    nothing = head_at(NodeInfoGcsServiceServicer())  # every method is unimplemented, as at the port of Ray's client server
+    assert "not a Ray head" in refused(nothing, wait_s=60.0)[0]
+    ray_cluster._require_head(f"ray://{nothing}")
 
 
-def test_another_service_of_ray_is_no_head(head_at):
-    class Nothing(NodeInfoGcsServiceServicer):
-        """Every method is unimplemented, as at the port of Ray's client server."""
-
-    assert "not a Ray head" in refused(head_at(Nothing()), wait_s=60.0)[0]
-
-
-@pytest.mark.parametrize("environment", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 40}])
-def test_a_token_that_is_not_the_heads(head_at, in_child, environment):
-    told = in_child(head_at(Head(token=TOKEN)), environment)
+def test_a_token_is_shown_and_the_head_s_own_alone_is_taken(head_at, in_child, tmp_path):
+    address = head_at(Head(token=TOKEN))
+    assert in_child(address, {"RAY_AUTH_TOKEN": TOKEN}) == "taken\n"
+    told = in_child(address, {"RAY_AUTH_TOKEN": "b" * 40})
     assert "does not accept this token" in told
     assert "RAY_AUTH_TOKEN" in told
-
-
-@pytest.mark.parametrize("path", ["", "/nowhere/token"])
-def test_no_token_where_one_is_to_be_shown(in_child, tmp_path, path):
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": path, "HOME": str(tmp_path)}
-    told = in_child(f"127.0.0.1:{free_port()}", environment)
+    told = in_child(address, {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere/token", "HOME": str(tmp_path)})
     assert "this process has no token" in told
     assert "RAY_AUTH_TOKEN_PATH" in told
 
 
-def test_the_heads_own_token_is_taken(head_at, in_child):
-    assert in_child(head_at(Head(token=TOKEN)), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) == "taken\n"
-
-
-def test_ray_itself_is_not_asked_where_no_head_is(in_child):
-    assert "no head there" in in_child(f"127.0.0.1:{free_port()}", {})
+def test_ray_itself_is_not_asked_where_no_head_is(in_child, tmp_path):
+    assert "no head there" in in_child(f"127.0.0.1:{free_port()}", {"RAY_AUTH_TOKEN": TOKEN})
+    told = in_child(None, {"RAY_ADDRESS": "auto", "RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": TOKEN})
+    assert "at auto" in told
+    assert "check that it runs" in told
 
 
 def test_local_names_no_cluster(monkeypatch):
@@ -237,8 +197,7 @@ def test_local_names_no_cluster(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     for said in ("", "local"):
         monkeypatch.setenv("RAY_ADDRESS", said)
-        assert ray_cluster.named_cluster() is None
-        assert not ray_cluster.has_other_nodes()
+        assert (ray_cluster.named_cluster(), ray_cluster.has_other_nodes()) == (None, False)
         assert not wants_ray(CollectConfig(meta="a", out="b"), 1)
         with workers(PackConfig(source=("a",), out="b"), wanted=False) as each:
             assert each is in_turn
@@ -251,30 +210,16 @@ def test_local_names_no_cluster(monkeypatch):
         refuse_a_cluster(ClusterConfig())
 
 
-def test_auto_where_no_ray_runs(in_child, tmp_path):
-    told = in_child(None, {"RAY_ADDRESS": "auto", "RAY_TMPDIR": str(tmp_path)})
-    assert "at auto" in told
-    assert "check that it runs" in told
-
-
-def test_another_version_of_ray(head_at):
+def test_another_version_of_ray_or_python(head_at, monkeypatch):
     told, _ = refused(head_at(Head(version="2.49.0")))
     assert "Ray 2.49.0" in told
     assert f"Ray {ray.__version__}" in told
-
-
-def test_another_version_of_python(head_at, monkeypatch):
     own = platform.python_version()
     major, minor, patch = map(int, own.split("."))
-    ray_cluster._require_head(head_at(Head(), python=own))
+    ray_cluster._require_head(head_at(Head(python=own)))
     for other in (f"{major}.{minor + 1}.{patch}", f"{major}.{minor}.{patch + 1}"):
-        told, _ = refused(head_at(Head(), python=other))
+        told, _ = refused(head_at(Head(python=other)))
         assert f"it runs Python {other}, this is Python {own}" in told
         assert "use the cluster's Python here" in told
     monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
-    ray_cluster._require_head(head_at(Head(), python=other))
-
-
-def test_the_client_server_of_ray_is_asked_only_whether_it_is_there(head_at):
-    ray_cluster._require_head(f"ray://{head_at(NodeInfoGcsServiceServicer())}")
-    assert "no head there" in refused(f"ray://127.0.0.1:{free_port()}")[0]
+    ray_cluster._require_head(head_at(Head(python=other)))

@@ -1,6 +1,7 @@
-"""Systems that fail under a run: a full disk, a forbidden one, too little memory. Each stops with exit code 5 and can be resumed."""
+"""Systems that fail under a run: a full disk, too little memory, a deadly block. Each stops with exit code 5 and can be resumed."""
 
 import os
+import signal
 import subprocess
 
 import pyarrow as pa
@@ -11,10 +12,12 @@ from ray_app.cluster.shutdown import MOST_DEATHS, Attempts
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
+from ray_app.scoring.pipelines import FusedPipeline
+from ray_app.scoring.workers import BlockScorer
 from tests.scoring.conftest import files_below
-from tests.scoring.deadly import DEADLY_BLOCK, DeadlyPipeline
 
 SMALL = {"block_members": 2, "batch_slots": 2}
+DEADLY_BLOCK = 1
 
 
 @pytest.fixture
@@ -32,27 +35,17 @@ def parts_on_a_disk_of_their_own(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        pytest.param("size=16k", "No space left", id="full"),
-        pytest.param("ro", "Read-only file system", id="denied", marks=pytest.mark.slow),
-    ],
-)
-def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(
-    score_on_ray, archive, tmp_path, parts_on_a_disk_of_their_own, fault, said
-):
-    parts_on_a_disk_of_their_own(fault)
-    with pytest.raises(StorageError, match=said) as caught:
-        score_on_ray(archive, **SMALL)
+def test_an_output_that_refuses_stops_the_run_and_the_same_call_finishes_it(score, archive, tmp_path, parts_on_a_disk_of_their_own):
+    parts_on_a_disk_of_their_own("size=16k")
+    with pytest.raises(StorageError, match="No space left") as caught:
+        score(archive, **SMALL)
     assert caught.value.exit_code is ExitCode.CLUSTER
     assert RESUMABLE in caught.value.__notes__
     run = RunDirectory.open(str(tmp_path / "run"))
     assert not run.store.exists("lease.json")
     committed = sum(table.num_rows for table in run.tables(0))
     parts_on_a_disk_of_their_own("rw,size=20m")
-    finished, rows = score_on_ray(archive, **SMALL)
+    finished, rows = score(archive, **SMALL)
     assert len(rows) == len(files_below(archive))
     assert finished.summary["session"]["rows"] == len(rows) - committed
 
@@ -93,18 +86,29 @@ WANTS = [
 ]
 
 
-@pytest.mark.parametrize("error", WANTS, ids=lambda error: type(error).__name__)
-def test_want_of_memory_names_the_block_and_the_setting(tmp_path, error):
-    with pytest.raises(ClusterError, match=r"block 7 .*: out of memory") as caught, attempt(tmp_path, 7):
-        raise error
-    assert caught.value.exit_code is ExitCode.CLUSTER
-    assert "cluster.workers" in caught.value.hint
-    assert "batch_slots" in caught.value.hint
-
-
-def test_other_errors_pass_as_they_are(tmp_path):
+def test_want_of_memory_names_the_block_and_the_setting_and_other_errors_pass_as_they_are(tmp_path):
+    for error in WANTS:
+        with pytest.raises(ClusterError, match=r"block 7 .*: out of memory") as caught, attempt(tmp_path, 7):
+            raise error
+        assert caught.value.exit_code is ExitCode.CLUSTER
+        assert "cluster.workers" in caught.value.hint
+        assert "batch_slots" in caught.value.hint
     with pytest.raises(ZeroDivisionError), attempt(tmp_path, 7):
         raise ZeroDivisionError
+
+
+class DeadlyScorer(BlockScorer):
+    """A worker that one block kills, every time, as the system's killer of processes would."""
+
+    def work(self, message):
+        with self._attempts.of(message, "the first"):
+            if message.block == DEADLY_BLOCK:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().work(message)
+
+
+class DeadlyPipeline(FusedPipeline):
+    scorer = DeadlyScorer
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.scoring.test_killed import fill_bucket
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-MEMBERS = 600
+MEMBERS = 200
 
 
 @pytest.mark.timeout(600)
@@ -22,22 +22,19 @@ def test_a_run_through_faults_equals_one_without(s3, score):
     bucket = s3.bucket("faulty")
     fill_bucket(s3, bucket, MEMBERS)
     source, clean, through = f"{bucket}/photos", f"{bucket}/clean", f"{bucket}/through"
-    score(source, clean, block_members=32)
+    score(source, clean, block_members=16)
 
     with FaultyProxy(s3.url, share=0.1) as proxy:
         command = [sys.executable, "-m", "ray_app.cli.main", "score", source, "--out", through, "--json"]
-        command += ["--ensemble", "tiny", "--set", "block_members=32"]
+        command += ["--ensemble", "tiny", "--set", "block_members=16"]
         environment = os.environ | {"AWS_ENDPOINT_URL": proxy.url, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     assert all(proxy.met[fault] > 0 for fault in FAULTS), proxy.met
-
     session = json.loads(done.stdout)["session"]
-    assert session["throttled"] > 0
-    assert session["retried"] >= session["throttled"]
+    assert session["retried"] >= session["throttled"] > 0
 
     expected, found = rows_of(clean), rows_of(through)
-    assert len(found) == MEMBERS
     assert {uri: comparable(row) for uri, row in found.items()} == {uri: comparable(row) for uri, row in expected.items()}
     client = s3.client()
     for uri, row in found.items():

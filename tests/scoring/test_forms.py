@@ -1,66 +1,74 @@
-"""The same images score the same in whatever form they are kept: files, Parquet, WebDataset, tar.gz, zip, a list."""
+"""The same images score the same in whatever form they are kept: files, Parquet, WebDataset, tar.gz, zip, a list; all in one run.
 
+The packed ones are written by the libraries that people write them with.
+"""
+
+import csv
+import tarfile
+import zipfile
+from collections import defaultdict
+
+import datasets
 import pytest
+import webdataset
 
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.run import score_archive
-from tests.scoring.forms import FORMS
 
-FP32, BF16 = 1e-5, 5e-3  # of max(1, |log-odds|), and of a probability
-
-
-@pytest.fixture
-def scores(off_ray, tmp_path):
-    """Score a source into a run of its own; {sha256: (score, probability)} and the rows."""
-
-    def run(name, *sources, **settings):
-        out = str(tmp_path / f"run-{name}")
-        score_archive(ScoreConfig(source=sources, out=out, ensemble="tiny", **settings))
-        rows = list(current_rows(RunDirectory.open(out)))
-        assert {row["status"] for row in rows} == {"ok"}
-        return {row["sha256"]: (row["score"], row["probability"]) for row in rows}, rows
-
-    return run
+SUFFIXES = {"parquet": ".parquet", "webdataset": ".tar", "tar.gz": ".tar.gz", "zip": ".zip"}
 
 
-def assert_equal(found, expected, precision):
-    assert found.keys() == expected.keys()
-    for sha256, (score, probability) in expected.items():
-        if precision == "fp32":
-            assert abs(found[sha256][0] - score) <= FP32 * max(1, abs(score))
-        else:
-            assert abs(found[sha256][1] - probability) <= BF16
+def write_forms(images, folder):
+    """The images once in each packed form, each in a folder of its own, and a list of them; the list's path."""
+    for name in SUFFIXES:
+        (folder / name).mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["real", "fake"])})
+    for shard in range(2):
+        part = images[shard::2]
+        columns = {
+            "image": [{"bytes": path.read_bytes(), "path": path.name} for path in part],
+            "label": [at % 2 for at in range(len(part))],
+        }
+        made = datasets.Dataset.from_dict(columns, features=features)
+        made.to_parquet(str(folder / f"parquet/train-{shard:05d}-of-00002.parquet"))
+    with webdataset.ShardWriter(str(folder / "webdataset/shard-%05d.tar"), maxcount=len(images) // 3 + 1, verbose=0) as writer:
+        for index, path in enumerate(images):
+            writer.write({"__key__": f"{index:06d}", path.suffix[1:]: path.read_bytes(), "cls": index % 2, "json": {"name": path.name}})
+    with (
+        tarfile.open(folder / "tar.gz/photos.tar.gz", "w:gz", compresslevel=1) as tar,
+        zipfile.ZipFile(folder / "zip/photos.zip", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for path in images:
+            tar.add(path, arcname=f"photos/{path.name}")
+            packed.write(path, arcname=f"photos/{path.name}")
+    with open(folder / "photos.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["uri", "label"])
+        writer.writerows([str(path), ("real", "fake")[index % 2]] for index, path in enumerate(images))
+    return folder / "photos.csv"
 
 
-def test_several_sources_of_several_kinds_in_one_run(scores, tmp_path):
+def test_images_score_the_same_in_every_form(off_ray, tmp_path):
     write_photographs(tmp_path / "photos", 8, size=(320, 240))
     images = sorted((tmp_path / "photos").iterdir())
-    sources = {name: FORMS[name](images, tmp_path / name) for name in ("webdataset", "tar.gz", "zip")}
-    _, rows = scores("all", str(tmp_path / "photos"), *sources.values(), precision="fp32", block_members=8)
-    assert len(rows) == 4 * len(images)
-    by_sha = {}
-    for row in rows:
-        by_sha.setdefault(row["sha256"], []).append(row)
-    for same in by_sha.values():
-        lowest, *_, highest = sorted(row["score"] for row in same)
-        assert highest - lowest <= FP32 * max(1, abs(lowest))
-        assert sorted(row["uri"].rpartition("/")[2].partition(".")[2] for row in same) == ["jpg", "tar", "tar.gz", "zip"]
-        assert [row["member"] is None for row in same] == [row["uri"].endswith(".jpg") for row in same]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_two_thousand_images_in_every_form(scores, tmp_path, precision):
-    write_photographs(tmp_path / "photos", 2000, size=(320, 240))
-    images = sorted((tmp_path / "photos").iterdir())
-    expected, _ = scores("files", str(tmp_path / "photos"), precision=precision)
-    assert len(expected) == len(images)
-    for name, make in FORMS.items():
-        found, rows = scores(name, make(images, tmp_path / name), precision=precision)
-        assert len(rows) == len(images)
-        assert_equal(found, expected, precision)
-        labels = [row["input"] for row in rows if row.get("input")]
-        assert len(labels) == (len(images) if name in ("parquet", "webdataset", "list") else 0)
+    listed, found = write_forms(images, tmp_path), {}
+    for name, source in (("packed", [tmp_path / one for one in ("photos", *SUFFIXES)]), ("listed", [listed])):
+        config = ScoreConfig(source=tuple(map(str, source)), out=str(tmp_path / name), ensemble="tiny", precision="fp32", thumbnails=False)
+        score_archive(config)
+        found[name] = list(current_rows(RunDirectory.open(config.out)))
+    assert {row["status"] for rows in found.values() for row in rows} == {"ok"}
+    by_sha = defaultdict(list)
+    for row in found["packed"]:
+        by_sha[row["sha256"]].append(row)
+    assert len(by_sha) == len(images) == len(found["listed"])
+    for row in found["listed"]:
+        same = by_sha[row["sha256"]]
+        assert [one["score"] for one in same] == pytest.approx([row["score"]] * len(same), rel=1e-5, abs=1e-5)
+        assert row["input"]["label"] in ("real", "fake")
+        kept_in = {name: one for one in same for name, suffix in SUFFIXES.items() if one["uri"].endswith(suffix)}
+        assert kept_in.keys() == SUFFIXES.keys()
+        assert len(same) == len(SUFFIXES) + 1
+        assert all(one["member"] is not None for one in kept_in.values())
+        assert all(kept_in[name]["input"] for name in ("parquet", "webdataset"))

@@ -14,8 +14,6 @@ from ray_app.reports import render_run_report, summary_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring.rescore import decide_run
 from ray_app.serving import ServeConfig
-from ray_app.serving.http.responses import ensemble_infos
-from ray_app.serving.release import load_release
 from tests.images.charts import chart
 from tests.images.factory import encoded, photo
 from tests.scoring.conftest import rows_of, score_here
@@ -79,7 +77,7 @@ def check(name, verdict, reason, detail):
         assert detail.endswith(doubt)
 
 
-def test_verdicts_abstain_there_and_scores_stay(fragile, plain):
+def test_verdicts_abstain_there_and_scores_stay(place, fragile, plain):
     rows, usual = named(fragile[1]), named(plain[1])
     for name, row in rows.items():
         check(name, row["verdict"], row["verdict_reason"], row["verdict_detail"])
@@ -88,13 +86,10 @@ def test_verdicts_abstain_there_and_scores_stay(fragile, plain):
     assert "texture" not in rows["chart.png"], "what no card bounds is not measured"
     assert {row["verdict"] for row in usual.values()} <= {"real", "fake"}
     assert "graphics" not in usual["chart.png"]
-
-
-def test_a_run_notes_them_only_where_a_card_sets_them(place, fragile, plain):
-    noted, usual = (RunDirectory.open(str(place / name)).describe()["identity"] for name in ("run", "plain"))
+    noted, without = (RunDirectory.open(str(place / name)).describe()["identity"] for name in ("run", "plain"))
     bounds = {"jpeg_quality": {"below": 60.0}, "graphics": {"above": 0.55}}
     assert noted["detectors"]["touchstone-tiny"].pop("abstains") == bounds
-    assert noted["detectors"] == usual["detectors"]
+    assert noted["detectors"] == without["detectors"]
     with pytest.raises(IdentityError, match=r"abstains\.jpeg_quality"):
         score_here(place / "plain", place / "photos", ensemble=str(place / "ensemble-fragile.yaml"))
 
@@ -108,23 +103,20 @@ def test_deciding_anew_knows_them(place, fragile):
     assert rows_of(place / "run") == fragile[1]
 
 
-def test_python_and_the_endpoint_say_the_same(place, fragile):
+def test_python_and_the_endpoint_say_the_same(place):
     files = {path.name: path.read_bytes() for path in sorted((place / "photos").iterdir())}
     card = str(place / "ensemble-fragile.yaml")
-    for name, result in zip(files, ray_app.load_ensemble(card).score(list(files.values())), strict=True):
-        check(name, result.verdict, result.verdict_reason, result.verdict_detail)
-    config = ServeConfig(ensembles=(card,))
-    scorer = local_scorer(config)
-    for name, data in files.items():
+    scorer = local_scorer(ServeConfig(ensembles=(card,)))
+    in_python = ray_app.load_ensemble(card).score(list(files.values()))
+    for (name, data), result in zip(files.items(), in_python, strict=True):
         answer = asyncio.run(scorer.score(data))
-        check(name, answer.verdict, answer.verdict_reason, answer.verdict_detail)
+        for one in (result, answer):
+            check(name, one.verdict, one.verdict_reason, one.verdict_detail)
         assert (answer.detectors["touchstone-tiny"].abstained or "").endswith(DOUBTS[name] or "")
     scorer.close()
-    [info] = ensemble_infos(load_release(config))
-    assert info.blind_to == [BLIND]
 
 
-def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile, plain):
+def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile, plain, capsys):
     summary = fragile[0].summary
     assert summary["ensemble"]["blind_to"] == [BLIND]
     assert f"limits: {BLIND}" in summary_lines(summary)
@@ -133,9 +125,6 @@ def test_what_it_is_blind_to_is_said_wherever_it_gives_a_verdict(place, fragile,
     record = make_evidence(str(place / "run"), str(place / "photos" / "chart.png"))["record"]
     assert BLIND in record["limits"]
     assert record["detectors"]["touchstone-tiny"]["doubt"].endswith(DOUBTS["chart.png"])
-
-
-def test_the_card_is_shown_with_them(place, capsys):
     assert main(["detectors", "show", str(place / "fragile.yaml")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "where JPEG quality is below 60" in shown

@@ -1,4 +1,4 @@
-"""Ten thousand hostile files through one worker: memory stays what it was."""
+"""Thousands of hostile files through one worker: memory stays what it was."""
 
 import json
 import os
@@ -11,31 +11,30 @@ from ray_app.cluster.ray_cluster import WORKER_ENVIRONMENT
 from tests.images import factory
 from tests.images.flips import flipped
 from tests.scoring.conftest import ROOT
-from tests.scoring.hostile_worker import GOOD
 
-HOSTILE = 10_000
+GOOD, HOSTILE = 256, 5_000
 MOST_MIB = 50
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_worker_takes_no_more_memory_after_ten_thousand_hostile_files(tmp_path):
+@pytest.mark.timeout(900)
+def test_a_worker_takes_no_more_memory_after_thousands_of_hostile_files(tmp_path):
     """All that the factory refuses, header flips of all that it lets in, and before them each good and odd file once or more."""
-    good, hostile = tmp_path / "photos" / GOOD, tmp_path / "photos" / "1-hostile"
+    good, hostile = tmp_path / "good", tmp_path / "hostile"
     for folder in (good, hostile):
-        folder.mkdir(parents=True)
+        folder.mkdir()
     sound = [make() for _, make in [*factory.SOUND.values(), *factory.ODD.values()]]
-    for number in range(512):
+    for number in range(GOOD):
         (good / f"{number:05}").write_bytes(sound[number % len(sound)])
     refused = [make() for _, make in factory.REFUSED.values()]
     for number in range(HOSTILE):
         data = refused[number // 50 % len(refused)] if number % 50 == 0 else flipped(number)[1]
         (hostile / f"{number:05}").write_bytes(data)
-    command = [sys.executable, "-m", "tests.scoring.hostile_worker", str(tmp_path / "photos"), str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | WORKER_ENVIRONMENT, capture_output=True, text=True, timeout=1700)
+    command = [sys.executable, "-m", "tests.scoring.hostile_worker", str(good), str(hostile), str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | WORKER_ENVIRONMENT, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"worker: {found}")
-    assert (found["members"], found["failures"]) == (HOSTILE + 512, 0)
+    assert (found["members"], found["failures"]) == (HOSTILE, 0)
     assert found["after"] - found["before"] <= MOST_MIB
     assert found["peak"] <= found["budget"]

@@ -3,35 +3,25 @@
 `--stability K`: verdicts near a threshold that views do not share become abstain, and `decide` knows the views.
 """
 
-import json
-from dataclasses import replace
-from datetime import UTC, datetime
-
 import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
 
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.cli.main import main
 from ray_app.ensembles import ensemble_of, load_ensemble_card
 from ray_app.errors import ConfigError, DetectorError, IdentityError
 from ray_app.images import ImageLimits
-from ray_app.inference import judge, make_spec
+from ray_app.inference import make_spec
 from ray_app.inference.stability import Stability
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.runs.rows import result_rows
 from ray_app.runs.schema import STABILITY
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.guarantee import decided
 from ray_app.scoring.identity import check_reuse, identity_of, kept_embeddings_of, resolve
 from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
-from tests.inference.test_second_pass import FILES, read
-from tests.inference.two_detectors import write_two
+from tests.inference.test_second_pass import FILES
 from tests.scoring.conftest import comparable, rows_of, score_here
 from tests.scoring.eight import small_cards
-from tests.scoring.stages import without_ray
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +39,18 @@ def spec_of(*paths):
     return make_spec(ensemble_of(list(paths)), limits=ImageLimits(), precision="fp32")
 
 
-def test_a_detector_is_named_by_itself(cards):
-    spec = spec_of(cards["unifd"], cards["own-head"], "touchstone-tiny")
+def test_embeddings_are_kept_by_detector_or_once_by_backbone(cards):
+    spec = spec_of(cards["own-head"], cards["unifd"], cards["clip-d-10k-plus"], "touchstone-tiny")
     assert list(kept_embeddings_of(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
-    assert list(kept_embeddings_of(spec, ["own-head", "unifd"])) == ["unifd", "own-head"]
+    assert list(kept_embeddings_of(spec, ["unifd", "own-head"])) == ["own-head", "unifd"]
+    assert list(kept_embeddings_of(spec, ["openai-clip-vit-l14"])) == ["own-head"]
     assert kept_embeddings_of(spec, []) == {}
 
 
-def test_a_backbone_is_kept_once_for_all_that_would_keep_the_same(cards):
-    spec = spec_of(cards["own-head"], cards["unifd"], cards["clip-d-10k-plus"])
-    kept = kept_embeddings_of(spec, ["openai-clip-vit-l14"])
-    assert list(kept) == ["own-head"]
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "told"), [("nobody", ConfigError, "not a detector of this run"), ("maskclip", DetectorError, "no embedding")]
-)
-def test_what_has_none_is_refused(cards, name, error, told):
-    with pytest.raises(error, match=told):
-        kept_embeddings_of(spec_of(cards["unifd"], cards["maskclip"]), [name])
-
-
-def test_of_a_cascade_only_what_looks_at_everything_is_kept(cards, tmp_path):
+def test_what_has_no_embedding_of_every_image_is_refused(cards, tmp_path):
+    for name, error, told in (("nobody", ConfigError, "not a detector of this run"), ("maskclip", DetectorError, "no embedding")):
+        with pytest.raises(error, match=told):
+            kept_embeddings_of(spec_of(cards["unifd"], cards["maskclip"]), [name])
     card = {"name": "two", "title": "a cascade", "rule": "cascade", "cascade": {"first": 1, "band": [-1, 1]},
             "members": [{"detector": "touchstone-tiny"}, {"detector": cards["unifd"]}]}  # fmt: skip
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(card))
@@ -155,55 +135,11 @@ def test_decide_counts_the_views_again_and_fetches_nothing(stable, photos, tmp_p
         score_archive(config)
 
 
-def members_of(files):
-    columns = {"image_id": pa.array([number for number, _ in files], pa.int64()), "uri": [f"{number}.png" for number, _ in files],
-               "member": pa.nulls(len(files), pa.string()), "occurrence": pa.array([0] * len(files), pa.int32())}  # fmt: skip
-    return pa.table(columns)
-
-
-def test_stored_views_give_the_decisions_that_were_made_with_images_at_hand(tmp_path):
-    files = [*FILES, (9, b"no image")]
-    spec = make_spec(load_ensemble_card(written(tmp_path, 0.0)), limits=ImageLimits(), slots=4, stability=Stability(3, 3.9))
-    outcomes, readings, _ = read(spec, files)
-    scored = judge(spec, outcomes, readings)
-    rows = result_rows(members_of(files), scored, attempt=1, scored_at=datetime.now(UTC))
-    assert "unstable" in rows["verdict_reason"].to_pylist()
-    assert decided(rows, spec).equals(rows)
-    assert decided(decided(rows, replace(spec, ensemble=load_ensemble_card(written(tmp_path, 99.0)))), spec).equals(rows)
-    assert decided(rows, replace(spec, stability=None))["verdict"].to_pylist() != rows["verdict"].to_pylist()
-
-
-def test_it_is_part_of_the_identity_only_where_it_is_asked_for():
+def test_stability_is_part_of_the_identity_only_where_it_is_asked_for_and_goes_with_no_reuse():
     plain = ScoreConfig(ensemble="tiny")
     usual = identity_of(plain, resolve(plain).spec(gpus=0))
     asked = ScoreConfig(ensemble="tiny", stability=2)
     assert "stability" not in usual
     assert identity_of(asked, resolve(asked).spec(gpus=0)) == usual | {"stability": Stability(2, 2.0).facts()}
-
-
-def test_what_cannot_work_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="not of their views"):
         check_reuse(ScoreConfig(reuse="sha256", stability=2), [])
-    detectors = write_two(tmp_path, own_pool=True)
-    with pytest.raises(ConfigError, match="processes of their own"):
-        score_archive(ScoreConfig(source=(str(tmp_path),), out=str(tmp_path / "run"), detectors=detectors, stability=2))
-    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "run.json").exists()
-
-
-def test_a_cascade_is_asked_about_its_views(photos, tmp_path, capsys):
-    cheap, slow = write_two(tmp_path)
-    cascade = {"first": 1, "band": [-5.0, 3.5], "audit_share": 0.0}
-    card = tmp_path / "cascade.yaml"
-    members = [{"detector": cheap}, {"detector": slow}]
-    card.write_text(yaml.safe_dump({"name": "two", "title": "Two", "rule": "cascade", "cascade": cascade, "members": members}))
-    assert load_ensemble_card(str(card)).first == 1
-    command = ["score", str(photos), "--out", str(tmp_path / "run"), "--ensemble", str(card), "--stability", "2", "--json"]
-    with without_ray():
-        assert main([*command, "--set", "stability_margin=50"]) == 0
-    assert json.loads(capsys.readouterr().out)["stability"]["asked"] == len(FILES)
-    for row in rows_of(tmp_path / "run").values():
-        if row["status"] != "ok":
-            continue
-        on = [-5 <= view["cheap"] <= 3.5 for view in row[STABILITY]]
-        assert [view["slow"] is not None for view in row[STABILITY]] == [any(on)] * 2
-        assert all(view["cheap"] is not None for view in row[STABILITY])

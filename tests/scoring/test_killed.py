@@ -12,6 +12,10 @@ from tests.scoring.conftest import comparable, kill_family, rows_of, start, wait
 
 pytestmark = pytest.mark.ray
 
+COUNT = 400
+# A report's pictures are read from the archive again (docs/pages.md); here every file that is fetched is one that is scored.
+SETTINGS = ("block_members=16", "thumbnails=false")
+
 
 def fill_bucket(s3, bucket, count):
     """`count` different small JPEGs, cheap to make."""
@@ -26,55 +30,32 @@ def fill_bucket(s3, bucket, count):
         store.write(f"{index % 7}/{index:05d}.jpg", buffer.getvalue())
 
 
-def finish(process):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [400, 3000])
-@pytest.mark.timeout(900)
-def test_killed_in_the_middle_equals_an_uninterrupted_run(s3, score, count):
-    bucket = s3.bucket(f"killed-{count}")
-    fill_bucket(s3, bucket, count)
+@pytest.mark.timeout(600)
+def test_killed_in_the_middle_equals_an_uninterrupted_run(s3, score):
+    bucket = s3.bucket("killed")
+    fill_bucket(s3, bucket, COUNT)
     source, whole, broken = f"{bucket}/photos", f"{bucket}/whole", f"{bucket}/broken"
-    score(source, whole, block_members=32)
+    score(source, whole, block_members=16)
     run = RunDirectory.open(broken)
 
-    process = start(source, broken)
-    wait_until(lambda: len(run.parts(0)) >= count // 64 or process.poll() is not None)
+    process = start(source, broken, *SETTINGS)
+    wait_until(lambda: len(run.parts(0)) >= 6 or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
     kill_family(process)
-    committed = set(run.parts(0))
-    assert committed, "nothing was committed before the kill"
     safe = {row["uri"] for table in run.tables(0) for row in table.to_pylist()}
-    assert len(safe) < count, "the run had ended before the kill"
+    assert 0 < len(safe) < COUNT, "nothing was committed before the kill, or the run had ended"
 
     s3.clear_log()
-    finish(start(source, broken))
-    fetched = {f"s3:/{path}" for method, path in s3.requests() if method == "GET" and "/photos/" in path and path.endswith(".jpg")}
-    assert not fetched & safe
-    assert len(fetched) == count - len(safe)
+    process = start(source, broken, *SETTINGS)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    fetched = [f"s3:/{path}" for method, path in s3.requests() if method == "GET" and "/photos/" in path and path.endswith(".jpg")]
+    assert not set(fetched) & safe
+    assert len(fetched) == len(set(fetched)) == COUNT - len(safe)
 
     expected, found = rows_of(whole), rows_of(broken)
-    assert len(found) == count
-    assert len({row["image_id"] for row in found.values()}) == count
+    assert len({row["image_id"] for row in found.values()}) == COUNT
     assert {uri: (row["image_id"], comparable(row)) for uri, row in found.items()} == {
         uri: (row["image_id"], comparable(row)) for uri, row in expected.items()
     }
-
-    added = {f"new/{index}.jpg" for index in range(50)}
-    rewritten = {f"{index % 7}/{index:05d}.jpg" for index in range(0, 100, 10)}
-    store = Store.open(source)
-    other = store.read("0/00007.jpg")
-    for index, name in enumerate(sorted(added | rewritten)):
-        store.write(name, other + bytes([index]))
-    score(source, broken, block_members=32)
-    assert run.read_json("summary.json")["session"]["rows"] == 60
-    after = rows_of(broken)
-    assert len(after) == count + 50
-    for uri, row in after.items():
-        again = uri.removeprefix(f"{source}/") in added | rewritten
-        assert row["attempt"] == (3 if again else found[uri]["attempt"])
-        assert again or row == found[uri]

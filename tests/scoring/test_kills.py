@@ -1,4 +1,6 @@
-"""Drivers, workers and machines that die in the middle: the run completes, or the same command completes it, with the same scores."""
+"""Drivers, workers and machines that die in the middle, are announced to go, or come late: the run completes, or the same command completes
+it, with the same scores.
+"""
 
 import os
 import random
@@ -6,11 +8,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from benchmarks.seeded import seeded_card, write_card
+from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory
+from tests.ray_head import title_of
 from tests.scoring.conftest import ROOT, family_of, kill_family, rows_of, score_here, start, wait_until, write_many
 from tests.scoring.nodes import Nodes
 
@@ -41,14 +45,8 @@ def same(rows):
     return {uri: {name: value for name, value in row.items() if name not in ("attempt", "scored_at")} for uri, row in rows.items()}
 
 
-def scoring_workers(process):
-    names = {}
-    for pid in family_of(process.pid):
-        try:
-            names[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-    return [pid for pid, name in names.items() if b"FusedPipeline" in name]
+def workers_of(nodes, kind):
+    return [pid for pid in family_of(nodes.process.pid) if title_of(pid).startswith(f"ray::{kind}")]
 
 
 class Disturbed:
@@ -57,7 +55,7 @@ class Disturbed:
     def __init__(self, source, out, nodes, chance):
         self.nodes, self.chance, self.run = nodes, chance, RunDirectory.open(str(out))
         self.begin = lambda: start(str(source), str(out), f"block_members={BLOCK}", f"cluster.address={nodes.address}")
-        self.process, self.committed, self.kept, self.sessions = self.begin(), 0, 0, 1
+        self.process, self.committed, self.kept, self.sessions, self.is_leaving = self.begin(), 0, 0, 1, False
 
     def suffer(self, kind, most):
         """At a moment counted in committed blocks, not in seconds."""
@@ -74,9 +72,11 @@ class Disturbed:
         self.go_on(self.begin())
 
     def actor(self):
-        os.kill(self.chance.choice(wait_until(lambda: scoring_workers(self.nodes.process))), signal.SIGKILL)
+        """A worker process."""
+        os.kill(self.chance.choice(wait_until(lambda: workers_of(self.nodes, "FusedPipeline"))), signal.SIGKILL)
 
     def raylet(self):
+        """A node."""
         os.kill(self.chance.choice(sorted(self.nodes.raylets.values())), signal.SIGKILL)
 
     def notice(self):
@@ -92,24 +92,26 @@ class Disturbed:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.go_on(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
 
+    def drain(self):
+        """A node is announced to go, as a spot machine is; the others finish."""
+        self.nodes.tell("drain", min(self.nodes.raylets), 30)
+        self.is_leaving = True
+
     def go_on(self, process):
         """The next session, which keeps what was committed before it."""
         self.process, self.kept = process, len(self.run.parts(0))
         self.sessions += 1
 
 
-def slow(kind, seeds):
-    return [pytest.param((kind,), seed, marks=pytest.mark.slow) for seed in seeds]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "seed"),
     [
-        pytest.param(("driver", "actor", "raylet"), 0, marks=[pytest.mark.slow, pytest.mark.ci]),
-        pytest.param(("notice",), 0, marks=pytest.mark.slow),
-        *slow("driver", range(1, 11)),
-        *slow("actor", range(1, 4)),
-        *slow("raylet", range(1, 4)),
+        (("driver", "actor", "raylet"), 0),
+        (("driver", "actor", "raylet"), 1),
+        (("raylet", "driver"), 2),
+        (("notice",), 0),
+        (("drain",), 0),  # the last: what it takes away from the cluster does not come back
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
 )
@@ -125,6 +127,7 @@ def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, photogr
     finally:
         kill_family(disturbed.process)
     assert disturbed.process.returncode == 0, errors
+    assert ("1 node will be taken away" in errors) == disturbed.is_leaving
     rows = rows_of(tmp_path / "run")
     assert same(rows) == undisturbed
     assert len({row["image_id"] for row in rows.values()}) == IMAGES
@@ -132,3 +135,28 @@ def test_whatever_dies_nothing_is_lost_and_no_score_differs(kinds, seed, photogr
     assert session["number"] == disturbed.sessions
     if disturbed.sessions > 1:
         assert session["rows"] <= IMAGES - (disturbed.kept - 1) * BLOCK, "what was committed was scored again"
+
+
+@pytest.mark.slow
+def test_gpu_nodes_that_come_late_are_used(tmp_path):
+    card = write_card(seeded_card("community-forensics-vits384", tmp_path), tmp_path / "card.yaml")
+    write_photographs(tmp_path / "photos", 192, size=(320, 320))
+    nodes, run = Nodes(1), RunDirectory.open(str(tmp_path / "run"))
+    settings = (f"detectors=[{card}]", "block_members=8", "batch_slots=4", "device=cpu", "cluster.gpus=4", "cluster.cpus=5")
+    process = start(str(tmp_path / "photos"), str(tmp_path / "run"), f"cluster.address={nodes.address}", *settings)
+    try:
+        wait_until(lambda: run.parts(0) or process.poll() is not None)
+        assert len(workers_of(nodes, "TensorScorer")) < 4
+        for _ in range(2):
+            nodes.tell("add")
+        wait_until(lambda: len(workers_of(nodes, "TensorScorer")) == 4 or process.poll() is not None)
+        assert process.poll() is None, "the run had ended before"
+        _, errors = process.communicate(timeout=400)
+    finally:
+        kill_family(process)
+        kill_family(nodes.process)
+    assert process.returncode == 0, errors
+    rows = rows_of(tmp_path / "run")
+    assert (len(rows), {row["status"] for row in rows.values()}) == (192, {"ok"})
+    session = run.read_json("summary.json")["session"]
+    assert (session["layout"], session["workers"]) == ("split", 5)

@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_app.errors import ClusterError
-from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_BYTES, WRITES_AT_ONCE, MemberCost, plan_layout
+from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_BYTES, MemberCost, plan_layout
 
 TENSOR = MemberCost(slots=4, tensor_bytes=384 * 384 * 3)
 
@@ -20,26 +20,14 @@ def asked(layout):
     return layout.decoders * layout.worker_cpus + scorers * layout.scorer_cpus + COMMIT_CPUS, scorers * layout.scorer_gpus
 
 
-def test_without_gpus_one_fused_worker_per_core():
+def test_one_fused_worker_per_core_and_with_gpus_decoders_take_the_cores_that_remain():
     layout = planned()
     assert (layout.kind, layout.scorers, layout.decoders) == ("fused", (2,), 0)
-
-
-def test_workers_can_be_stated():
-    assert planned(cpus=8, workers=3).scorers == (3,)
-
-
-def test_too_many_gpus_for_the_cores_are_refused():
-    with pytest.raises(ClusterError, match="CPUs, the cluster has 1"):
-        planned(cpus=1, gpus=4)
-
-
-def test_with_gpus_decoders_take_the_cores_that_remain():
+    assert planned(cpus=8, workers=3).scorers == (3,), "as stated"
     layout = planned(cpus=16, gpus=1)
     assert (layout.kind, layout.scorers, layout.decoders) == ("split", (1,), 15)
-
-
-def test_nothing_to_schedule_on_is_said():
+    with pytest.raises(ClusterError, match="CPUs, the cluster has 1"):
+        planned(cpus=1, gpus=4)
     with pytest.raises(ClusterError, match="0 CPUs"):
         planned(cpus=0)
 
@@ -49,7 +37,7 @@ def test_nothing_to_schedule_on_is_said():
     cpus=st.integers(1, 512), gpus=st.integers(0, 64), slots=st.integers(1, 128), side=st.integers(64, 1024), members=st.integers(1, 4096),
     pools=st.lists(st.floats(0, 3000), min_size=1, max_size=5),
 )  # fmt: skip
-def test_requests_never_exceed_what_is_there(cpus, gpus, slots, side, members, pools):
+def test_requests_never_exceed_what_is_there_and_each_pipeline_has_every_stage(cpus, gpus, slots, side, members, pools):
     try:
         layout = planned(MemberCost(slots, side * side * 3, tuple(pools)), cpus=cpus, gpus=gpus, block_members=members)
     except ClusterError:
@@ -64,44 +52,9 @@ def test_requests_never_exceed_what_is_there(cpus, gpus, slots, side, members, p
     if layout.kind == "split":
         assert layout.piece_bytes == layout.piece_members * side * side * 3 <= max(HAND_OVER_BYTES, slots * side * side * 3)
         assert layout.piece_members % slots == 0
-
-
-def test_slow_detectors_get_small_blocks():
-    # 1,275 GMAC is Corvi's megapixel: 13 s on a core
-    assert planned(MemberCost(4, pool_gmac=(1275,))).block_members == 4
-    assert planned(MemberCost(4, pool_gmac=(15.5,))).block_members == 384
-    assert planned(MemberCost(4, tensor_bytes=1, pool_gmac=(1275,)), cpus=16, gpus=1).block_members == 1024
-
-
-def test_a_block_of_the_largest_images_is_waited_for():
-    layout = planned(MemberCost(4, pool_gmac=(1275,)))
-    assert layout.slowest_block_s(25 * 1275) >= 4 * 25 * 1275 / 100
-
-
-def test_processes_go_where_the_work_is():
-    on_cores = planned(MemberCost(4, pool_gmac=(10.0, 2450.0)), cpus=64)
-    assert on_cores.scorers[1] > 50
-    assert on_cores.decoders + sum(on_cores.scorers) == 64
-    on_gpus = planned(MemberCost(64, pool_gmac=(200.0, 2450.0)), cpus=48, gpus=3)
-    assert (on_gpus.scorers, on_gpus.scorer_gpus) == ((1, 2), 1.0)
-    assert planned(MemberCost(64, pool_gmac=(200.0, 2450.0)), cpus=48, gpus=1).scorer_gpus == 0.5
-
-
-@pytest.mark.parametrize(("cpus", "gpus", "pools"), [(64, 8, (200.0,)), (96, 5, (200.0, 900.0)), (3, 2, (200.0,)), (16, 0, (9.0, 90.0))])
-def test_pipelines_share_all_processes_and_each_has_every_stage(cpus, gpus, pools):
-    layout = planned(MemberCost(64, pool_gmac=pools), cpus=cpus, gpus=gpus)
-    shares = [layout.shares(number) for number in range(layout.pipelines)]
-    assert tuple(map(sum, zip(*shares, strict=True))) == (layout.decoders, *layout.scorers)
-    assert min(map(min, shares)) >= 1
-    assert layout.pipelines == min(layout.decoders, *layout.scorers)
-    assert layout.writes_at_once == layout.pipelines * WRITES_AT_ONCE
-
-
-def test_large_tensors_make_small_pieces_of_large_blocks():
-    """What is committed does not depend on what may travel at once."""
-    layout = planned(MemberCost(64, tensor_bytes=3 * 2**19, pool_gmac=(200.0,)), cpus=64, gpus=8, block_members=512)
-    assert (layout.block_members, layout.piece_members) == (512, 64)
-    assert layout.piece_bytes == 64 * 3 * 2**19
+        shares = [layout.shares(number) for number in range(layout.pipelines)]
+        assert tuple(map(sum, zip(*shares, strict=True))) == (layout.decoders, *layout.scorers)
+        assert min(map(min, shares)) >= 1
 
 
 def test_memory_limits_the_workers_and_the_plan_says_so():

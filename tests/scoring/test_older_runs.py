@@ -1,18 +1,19 @@
-"""Runs that 0.8.0 left behind go on under defaults that have changed since; what the user wrote has to match as ever."""
+"""Runs that 0.8.0 left behind go on under defaults that have changed since, the ensemble among them; what the user wrote has to match."""
 
 import hashlib
 import json
 import shutil
 
 import pytest
+import yaml
 
-from ray_app.errors import IdentityError
+from ray_app.errors import ConfigError, ExitCode, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import UNNOTED, resolve
+from ray_app.scoring.rescore import decide_run, rescore_run
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
 from tests.scoring.older import BUCKET, PICTURES, SOURCE, change, copied_configs, picture, put_pictures, put_run
@@ -58,92 +59,65 @@ def resolved(out="half", **given):
 
 
 def kept(found, gpus=0):
-    return {one["key"]: (one["run"], one["today"]) for one in found.kept(found.spec(gpus))}
+    return of_any_cpu(found.kept(found.spec(gpus)), gpus)
 
 
-def test_a_default_that_has_changed_since_is_the_runs(half):
+def of_any_cpu(kept, gpus=0):
+    """What was kept, by key; on CPUs without the precision, whose default of today is bf16 where a CPU has units for it."""
+    return {one["key"]: (one["run"], one["today"]) for one in kept if gpus or not one["key"].startswith("precision.")}
+
+
+def test_a_default_that_has_changed_since_is_the_runs_and_what_was_written_has_to_match(half):
     found = resolved()
     found.require_own()
     assert found.config.limits.max_pixels == found.spec(0).limits.max_pixels == 50_000_000
     assert kept(found) == RAISED
+    same = resolved(limits={"max_pixels": 50_000_000})
+    same.require_own()
+    assert kept(same).keys() == RAISED.keys() - {"limits.max_pixels"}
+    for limits in ({"max_pixels": TODAY}, ImageLimits(max_pixels=TODAY)):
+        with pytest.raises(IdentityError, match=r"limits\.max_pixels: this command 250000000, the run 50000000") as caught:
+            resolved(limits=limits).require_own()
+        assert "--out" in caught.value.hint
 
 
-def test_a_limit_that_there_was_not_yet_does_not_apply(half, s3):
-    """A run that took PNGs of 150 MP goes on taking them."""
-    told = json.loads(half["half/run.json"])
-    told["identity"]["limits"]["max_pixels"] = 200_000_000
-    s3.client().put_object(Bucket=BUCKET, Key="half/run.json", Body=json.dumps(told))
+@pytest.mark.parametrize(
+    ("file", "changes", "key", "values"),
+    [
+        ("ensembles/default.yaml", {"thresholds": {"fake_above": 9.5}}, "decision.thresholds.fake_above", ("0.53", "9.5")),
+        ("ensembles/default.yaml", {"name": "other", "members": [{"detector": "tiny-ladeda"}]}, "ensemble", ("default", "other")),
+        ("detectors/touchstone-tiny.yaml", {"valid_range": {"min_side_px": 200}, "calibration": {"slope": 2.0, "intercept": 0.5}},
+         "detectors.touchstone-tiny.valid_range.min_side_px", ("64", "200")),
+    ],
+    ids=["thresholds", "detectors", "card"],
+)  # fmt: skip
+def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(half, other_configs, file, changes, key, values):
+    change(other_configs / file, **changes)
     found = resolved()
     found.require_own()
-    assert (found.spec(0).limits.max_pixels, found.spec(0).limits.max_whole_pixels) == (200_000_000, None)
+    spec = found.spec(0)
+    assert spec.ensemble.thresholds.fake_above == 0.53
+    assert [card.valid_range.min_side_px for card in spec.cards.values()] == [64]
+    assert spec.calibrations == {"touchstone-tiny": None}
+    assert kept(found)[key] == values
 
 
-@pytest.mark.parametrize("limits", [{"max_pixels": 50_000_000}, {"max_side": 16_384}])
-def test_what_was_written_and_is_the_same_is_no_difference(half, limits):
-    found = resolved(limits=limits)
-    found.require_own()
-    assert found.config.limits.max_pixels == 50_000_000
-    assert set(kept(found)) == RAISED.keys() - {f"limits.{name}" for name in limits}
-
-
-@pytest.mark.parametrize("given", [{"limits": {"max_pixels": TODAY}}, {"limits": ImageLimits(max_pixels=TODAY)}])
-def test_what_was_written_and_differs_is_refused(half, given):
-    with pytest.raises(IdentityError, match=r"limits\.max_pixels: this command 250000000, the run 50000000") as caught:
-        resolved(**given).require_own()
-    assert "--out" in caught.value.hint
-
-
-def test_the_default_ensemble_with_other_thresholds(half, other_configs):
-    card = other_configs / "ensembles" / "default.yaml"
-    change(card, thresholds={"real_below": 0.0, "fake_above": 9.5})
-    found = resolved()
-    found.require_own()
-    assert found.spec(0).ensemble.thresholds.fake_above == 0.53
-    assert kept(found)["decision.thresholds.fake_above"] == ("0.53", "9.5")
+def test_the_default_ensemble_that_was_named_has_to_match(half, other_configs):
+    change(other_configs / "ensembles/default.yaml", thresholds={"fake_above": 9.5})
     with pytest.raises(IdentityError, match=r"decision\.thresholds\.fake_above: this command 9\.5"):
         resolved(ensemble="default").require_own()
 
 
-def test_a_default_ensemble_of_other_detectors(half, other_configs):
-    change(other_configs / "ensembles" / "default.yaml", name="default-2", members=[{"detector": "tiny-ladeda"}])
-    found = resolved()
-    found.require_own()
-    assert list(found.spec(0).cards) == ["touchstone-tiny"]
-    assert kept(found) == {"ensemble": ("default", "default-2"), **RAISED}
-
-
-def test_a_shipped_card_that_has_learned_something_else(half, other_configs):
-    card = other_configs / "detectors" / "touchstone-tiny.yaml"
-    change(card, valid_range={"min_side_px": 200}, calibration={"slope": 2.0, "intercept": 0.5})
-    found = resolved()
-    found.require_own()
-    spec = found.spec(0)
-    assert spec.cards["touchstone-tiny"].valid_range.min_side_px == 64
-    assert spec.calibrations == {"touchstone-tiny": None}
-    assert kept(found)["detectors.touchstone-tiny.valid_range.min_side_px"] == ("64", "200")
-
-
-def other_weights(configs):
-    """Ship other weights under the same name; returns the old ones."""
-    weights = configs / "detectors" / "touchstone-tiny.safetensors"
+def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused(half, other_configs, tmp_path, monkeypatch, s3):
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
+    weights = other_configs / "detectors" / "touchstone-tiny.safetensors"
     old = weights.read_bytes()
     weights.write_bytes(old + b"other")
-    card = configs / "detectors" / "touchstone-tiny.yaml"
-    change(card, weights={"uri": weights.name, "sha256": hashlib.sha256(old + b"other").hexdigest()})
-    return old
-
-
-def test_weights_that_are_not_shipped_any_more(half, other_configs, tmp_path, monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
-    other_weights(other_configs)
+    told = {"uri": weights.name, "sha256": hashlib.sha256(old + b"other").hexdigest()}
+    change(other_configs / "detectors" / "touchstone-tiny.yaml", weights=told)
     with pytest.raises(IdentityError, match=r"detectors\.touchstone-tiny\.weights: this command") as caught:
         resolved().require_own()
     assert "Touchstone that made the run" in caught.value.hint
-
-
-def test_weights_that_the_run_still_has(half, other_configs, tmp_path, monkeypatch, s3):
-    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path / "cache"))
-    old = other_weights(other_configs)
     digest = json.loads(half["half/run.json"])["identity"]["detectors"]["touchstone-tiny"]["weights"]
     s3.client().put_object(Bucket=BUCKET, Key=f"half/weights/touchstone-tiny-{digest[:16]}.safetensors", Body=old)
     found = resolved()
@@ -158,37 +132,40 @@ def test_a_detector_that_is_gone(half, other_configs):
     assert "another --out" in caught.value.hint
 
 
-@pytest.mark.parametrize("given", [{}, {"precision": "auto", "resize": "auto", "batch_slots": None}])
-def test_what_depends_on_the_device_is_the_runs_on_any_device(half, given):
-    found = resolved(**given)
-    found.require_own()
-    spec = found.spec(gpus=1)
-    assert (spec.slots, dict(spec.precision), spec.resize) == (4, {"touchstone-tiny": "fp32"}, "exact")
-    assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64"), **RAISED}
-    with pytest.raises(IdentityError, match="batch_slots"):
-        resolved(batch_slots=64).require_own()
+def test_what_depends_on_the_device_is_the_runs_on_any_device(half):
+    for given in ({}, {"precision": "auto", "resize": "auto", "batch_slots": None}):
+        found = resolved(**given)
+        found.require_own()
+        spec = found.spec(gpus=1)
+        assert (spec.slots, dict(spec.precision), spec.resize) == (4, {"touchstone-tiny": "fp32"}, "exact")
+        assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64"), **RAISED}
+        with pytest.raises(IdentityError, match="batch_slots"):
+            resolved(batch_slots=64).require_own()
 
 
-def test_a_limit_that_the_run_could_not_note_is_no_difference_unless_it_is_asked_for(half, s3):
+def test_a_limit_that_there_was_not_yet_does_not_apply_unless_it_is_asked_for(half, s3):
+    """A run that took PNGs of 150 MP goes on taking them."""
     told = json.loads(half["half/run.json"])
+    told["identity"]["limits"]["max_pixels"] = 200_000_000
     del told["identity"]["limits"]["max_text_bytes"]
     s3.client().put_object(Bucket=BUCKET, Key="half/run.json", Body=json.dumps(told))
-    resolved().require_own()
+    found = resolved()
+    found.require_own()
+    assert (found.spec(0).limits.max_pixels, found.spec(0).limits.max_whole_pixels) == (200_000_000, None)
     with pytest.raises(IdentityError, match="max_text_bytes: this command 5, the run has none"):
         resolved(limits={"max_text_bytes": 5}).require_own()
 
 
-def nightly(out):
-    """The command of every night, which says no more than source and directory; its summary."""
+def scored(out, **given):
     with without_ray():
-        return score_archive(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/{out}")).summary
+        return score_archive(ScoreConfig(source=(SOURCE,), out=out, thumbnails=False, **given))
 
 
 def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3):
     parts = {key: body for key, body in half.items() if key.startswith("half/parts/")}
     assert len(parts) == 4
     s3.clear_log()
-    summary = nightly("half")
+    summary = scored(f"s3://{BUCKET}/half").summary
     assert not [request for request in s3.requests() if request.method == "PUT" and request.path.removeprefix(f"/{BUCKET}/") in parts]
     run = RunDirectory.open(f"s3://{BUCKET}/half")
     assert check_conservation(run) == PICTURES
@@ -196,11 +173,11 @@ def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3
     assert {row["attempt"]: sum(one["attempt"] == row["attempt"] for one in rows.values()) for row in rows.values()} == {1: 16, 2: 16}
     put_run(s3.client(), "finished")
     whole = rows_of(f"s3://{BUCKET}/finished")
-    assert {uri: (row["scores"], row["verdict"]) for uri, row in rows.items()} == {
-        uri: (row["scores"], row["verdict"]) for uri, row in whole.items()
-    }
+    assert {uri: row["verdict"] for uri, row in rows.items()} == {uri: row["verdict"] for uri, row in whole.items()}
+    for uri, row in rows.items():
+        assert row["scores"] == pytest.approx(whole[uri]["scores"], abs=1e-4), "that one was scored by another CPU"
     assert summary["identity"] == json.loads(half["half/run.json"])["identity"]
-    assert {one["key"]: (one["run"], one["today"]) for one in summary["session"]["kept"]} == RAISED
+    assert of_any_cpu(summary["session"]["kept"]) == RAISED
     said = [line for line in summary_lines(summary) if line.startswith("as begun: ")]
     assert "limits.max_pixels 50000000 (today 250000000)" in said[0]
     assert "new --out" in said[1]
@@ -210,18 +187,13 @@ def test_a_half_done_run_goes_on_with_the_limits_that_it_was_begun_with(half, s3
 def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(photographs, s3):
     client = s3.client()
     before = json.loads(put_run(client, "finished")["finished/summary.json"])
-    summary = nightly("finished")
+    summary = scored(f"s3://{BUCKET}/finished").summary
     assert (summary["session"]["rows"], summary["listing"], summary["fingerprint"]) == (0, 0, before["fingerprint"])
-    assert {one["key"] for one in summary["session"]["kept"]} == RAISED.keys()
+    assert of_any_cpu(summary["session"]["kept"]) == RAISED
     client.put_object(Bucket=BUCKET, Key="photos/new.bmp", Body=picture(PICTURES))
-    summary = nightly("finished")
+    summary = scored(f"s3://{BUCKET}/finished").summary
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
     assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (1, 1, PICTURES + 1)
-
-
-def test_a_plan_counts_what_is_left_of_it(half):
-    made = forecast(ScoreConfig(source=(SOURCE,), out=f"s3://{BUCKET}/half"), probe=0).written()
-    assert (made["run"]["state"], made["run"]["blocks_done"], made["members"]) == ("unfinished", 4, 16)
 
 
 def test_settings_that_are_noted_only_where_they_are_unusual(half, monkeypatch):
@@ -263,3 +235,81 @@ def test_every_key_of_an_identity_is_taken_from_the_run(tmp_path):
     named = {one["key"].partition(".")[0] for one in found.kept(again)}
     assert named == {"include", "exclude", "limit", "columns", "container_limits", "perturb", "stability", "batch_slots", "resize",
                      "ensemble"}  # fmt: skip
+
+
+# Runs of an older default go on with it under another one, and say so.
+SAID = (
+    "this run was made with touchstone-tiny, the default up to Touchstone 0.11, and goes on with it; "
+    "the default is touchstone-new today; a new --out would begin with that"
+)
+KEPT = {"key": "ensemble", "run": "default (touchstone-tiny)", "today": "default (touchstone-new)"}
+
+
+@pytest.fixture
+def another_default(other_configs):
+    """The default is a detector of another name; without it, whatever is shipped."""
+    card = shutil.copy(other_configs / "detectors" / "touchstone-tiny.yaml", other_configs / "detectors" / "touchstone-new.yaml")
+    change(card, name="touchstone-new", title="Another one", demonstration=False)
+    return change(other_configs / "ensembles" / "default.yaml", members=[{"detector": "touchstone-new"}])
+
+
+def said(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "the default up to Touchstone" in line]
+
+
+def test_a_half_done_run_goes_on_with_a_former_default_and_says_so_in_one_line(half, another_default, capsys):
+    half = f"s3://{BUCKET}/half"
+    finished = scored(half)
+    assert finished.exit_code is ExitCode.DONE
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "the default up to Touchstone" in line] == [SAID]
+    [others] = [line for line in told if line.startswith("settings stay as the run was begun: ")]
+    assert "limits.max_pixels" in others
+    assert "ensemble" not in others
+    assert KEPT in finished.summary["session"]["kept"]
+    rows = rows_of(half)
+    assert len(rows) == PICTURES
+    assert {tuple(row["scores"]) for row in rows.values()} == {("touchstone-tiny",)}
+    finished = scored(half, ensemble="default")
+    assert (finished.summary["session"]["rows"], said(capsys)) == (0, [SAID])
+    assert scored(half, rescore=("corrupt_image",)).exit_code is ExitCode.DONE
+    assert said(capsys) == [SAID]
+
+
+def test_a_finished_run_of_a_former_default_is_decided_as_it_was_and_a_card_over_it_stays(
+    photographs, s3, another_default, tmp_path, capsys
+):
+    put_run(s3.client(), "finished")
+    finished = f"s3://{BUCKET}/finished"
+    before = {uri: row["verdict"] for uri, row in rows_of(finished).items()}
+    assert decide_run(finished, "default")["ensemble"]["name"] == "default"
+    assert said(capsys) == [SAID]
+    assert {uri: row["verdict"] for uri, row in rows_of(finished).items()} == before
+    assert decide_run(finished, "tiny")["ensemble"]["name"] == "tiny"
+    assert {uri: row["verdict"] for uri, row in rows_of(finished).items()} == before
+    assert said(capsys) == []
+    with pytest.raises(ConfigError, match="no scores of touchstone-new"):
+        decide_run(finished, "default")
+
+    thresholds = {"real_below": -9, "fake_above": 9}
+    mine = {"name": "mine", "title": "Mine", "members": [{"detector": "touchstone-tiny"}], "thresholds": thresholds}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    decide_run(finished, str(tmp_path / "mine.yaml"))
+    assert {"key": "ensemble", "run": "mine", "today": "default"} in scored(finished).summary["session"]["kept"]
+    assert said(capsys) == []
+
+
+def test_a_new_run_is_made_with_the_default_of_now_and_kept_embeddings_are_asked_by_that_of_then(another_default, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.bmp").write_bytes(picture(0))
+    given = {"source": (str(tmp_path / "photos"),), "features": ("touchstone-tiny",)}
+    change(another_default, members=[{"detector": "touchstone-tiny"}])
+    with without_ray():
+        score_archive(ScoreConfig(**given, out=str(tmp_path / "run")))
+        change(another_default, members=[{"detector": "touchstone-new"}])
+        score_archive(ScoreConfig(source=given["source"], out=str(tmp_path / "new")))
+    assert RunDirectory.open(str(tmp_path / "new")).describe()["detectors"] == ["touchstone-new"]
+    assert said(capsys) == []
+    rescore_run(str(tmp_path / "run"), str(tmp_path / "again"), (), "default")
+    assert RunDirectory.open(str(tmp_path / "again")).describe()["detectors"] == ["touchstone-tiny"]
+    assert said(capsys) == [SAID]

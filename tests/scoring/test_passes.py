@@ -1,15 +1,12 @@
 """Detectors in several passes over the blocks: who goes with whom, and that the rows are those of one pass."""
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from ray_app.archives import read_blocks
-from ray_app.cluster import ray_cluster
 from ray_app.config import config_root
 from ray_app.ensembles import ensemble_of
 from ray_app.errors import ConfigError, Status
@@ -19,7 +16,7 @@ from ray_app.runs import RunDirectory, partials
 from ray_app.scoring import passes
 from ray_app.scoring.config import ScoreConfig
 from tests.inference.two_detectors import write_two
-from tests.scoring.conftest import comparable, kill_family, score_here, start, wait_until
+from tests.scoring.conftest import comparable, score_here
 
 GB = 10**9
 SHARING = ("touchstone-photo", "touchstone-crop-permissive")  # one backbone
@@ -33,32 +30,17 @@ def planned(spec, config=None, *, cpus=2, gpus=0, nodes=1, node_bytes=16 * GB):
     return passes.plan_passes(config or ScoreConfig(), spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
 
 
-def test_what_fits_is_one_pass_with_the_very_same_spec():
+def test_detectors_with_one_backbone_stay_together_and_what_is_left_is_grouped_as_before():
     spec = spec_of("touchstone-tiny", *SHARING)
-    [only] = planned(spec).specs()
-    assert only is spec
-
-
-def test_detectors_with_one_backbone_stay_together_and_groups_are_filled_largest_first():
+    assert planned(spec).specs() == [spec], "what fits is one pass"
     spec = spec_of("unifd", "npr", "maskclip", "cnndetection", *SHARING)
-    plan = passes.PassPlan(spec, 6.2 * GB)
-    assert plan.groups() == [("npr", "maskclip", "cnndetection", *SHARING), ("unifd",)]
-    assert passes.PassPlan(spec_of(*reversed(spec.cards)), 6.2 * GB).groups()[1] == ("unifd",)
-
-
-def test_what_is_left_is_grouped_as_before():
+    assert passes.PassPlan(spec, 6.2 * GB).groups() == [("npr", "maskclip", "cnndetection", *SHARING), ("unifd",)]
     plan = passes.PassPlan(spec_of("unifd", "npr", "maskclip", "cnndetection", "clip-cues"), 4.6 * GB)
     groups = plan.groups()
     assert len(groups) == 3
     for done in range(len(groups)):
         left = {name for group in groups[done:] for name in group}
         assert plan.groups(left) == groups[done:]
-
-
-def test_a_backbone_that_many_share_is_counted_once():
-    spec = spec_of("touchstone-photo", "touchstone-crop-permissive", "touchstone-photo-permissive")
-    sizes = [card.size.parameters for card in spec.cards.values()]
-    assert passes.pass_bytes(spec, spec.cards) < passes.pass_bytes(spec, SHARING[:1]) + 4 * (sum(sizes) - 2 * min(sizes))
 
 
 def test_two_passes_with_two_processes_beat_one_with_one():
@@ -73,25 +55,13 @@ def test_two_passes_with_two_processes_beat_one_with_one():
     assert planned(spec, node_bytes=node, gpus=1).limit_bytes == math.inf
 
 
-def test_nodes_that_are_yet_to_come_are_like_those_that_are_there(monkeypatch):
-    monkeypatch.setattr(ray_cluster, "working_nodes", lambda labels: (2, 64 * GB))
-    monkeypatch.setattr(ray_cluster, "_living", lambda labels: iter([{"Resources": {"CPU": 8}}] * 2))
-    assert ray_cluster.planned_nodes({}, 64) == (8, 64 * GB)
-    monkeypatch.setattr(ray_cluster, "_living", lambda labels: iter([{"Resources": {}}]))
-    assert ray_cluster.planned_nodes({}, 64) == (1, None)
-
-
 def test_a_limit_is_obeyed_or_refused_by_name():
-    limited = ScoreConfig(cluster={"worker_bytes": 4 * GB})
-    assert len(planned(spec_of("unifd", "clip-cues"), limited).groups()) == 2
+    limited, spec = ScoreConfig(cluster={"worker_bytes": 4 * GB}), spec_of("unifd", "clip-cues")
+    assert len(planned(spec, limited).groups()) == 2
     with pytest.raises(ConfigError, match=r"maskclip need about 5\.\d GB"):
         planned(spec_of("unifd", "maskclip"), limited)
-
-
-def test_what_needs_all_detectors_at_once_is_not_cut_up():
-    spec = spec_of("unifd", "clip-cues")
-    with pytest.raises(ConfigError, match="cannot be asked in several passes: --reuse"):
-        planned(spec, ScoreConfig(cluster={"worker_bytes": 4 * GB}, reuse="sha256"))
+    with pytest.raises(ConfigError, match="cannot be asked in several passes: --reuse"):  # which needs all detectors at once
+        planned(spec, limited.model_copy(update={"reuse": "sha256"}))
     assert len(planned(spec, ScoreConfig(reuse="sha256"), node_bytes=4 * GB).groups()) == 1
 
 
@@ -183,66 +153,14 @@ def found(status, sha256="a", score=1.0, **facts):
     return [outcome], DetectorOutputs.clean(scores={"one": np.array([score], np.float32)}, masks={"one": [np.zeros((2, 2), np.uint8)]})
 
 
-def test_a_file_that_one_pass_could_not_read_has_no_output_of_another():
+def test_what_two_passes_found_of_a_file_is_joined_or_it_has_no_score():
     later = [DecodeResult(Status.SOURCE_MISSING, "gone", None)], DetectorOutputs.clean(scores={"two": np.array([np.nan], np.float32)})
     [outcome], outputs = partials.joined(found(Status.OK), later)
     assert (outcome.status, outcome.detail) == (Status.SOURCE_MISSING, "gone")
     assert np.isnan(outputs.scores["one"][0])
     assert outputs.of("masks")["one"] == [None]
-
-
-def test_a_file_that_changed_between_passes_has_no_score():
     [outcome], outputs = partials.joined(found(Status.OK), found(Status.OK, "b"))
     assert outcome.status is Status.SOURCE_CHANGED
     assert np.isnan(outputs.scores["one"][0])
-
-
-def test_facts_that_only_some_cards_ask_for_are_all_there():
     [outcome], _ = partials.joined(found(Status.OK, texture=3.0), found(Status.OK, graphics=0.5))
     assert (outcome.facts.texture, outcome.facts.graphics) == (3.0, 0.5)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_run_that_is_killed_in_its_second_pass_decodes_nothing_for_it_again(sample_archive, three, tmp_path):
-    """On a Ray of its own, SIGKILL; then the same command in this process."""
-    detectors, _, _, _, _ = three
-    out = tmp_path / "run"
-    words = f"detectors=[{','.join(detectors)}]", f"cluster.worker_bytes={LIMIT}", "cluster.workers=1", "block_members=4"
-    process = start(sample_archive, out, *words)
-    try:
-        wait_until(lambda: list(out.glob("passes/00000/*-2.arrow")), 400)
-    finally:
-        kill_family(process)
-    done = {path.name: path.stat().st_mtime_ns for path in out.glob("passes/00000/*.arrow")}
-    blocks = len(read_blocks(RunDirectory.open(str(out)).store, 0))
-    assert blocks < len(done) < 2 * blocks, "the second pass had begun, and was not over"
-    resumed, rows = score_here(out, sample_archive, **settings_of(detectors, LIMIT, block_members=4))
-    _, whole = score_here(tmp_path / "whole", sample_archive, **settings_of(detectors, block_members=4))
-    assert without_place(rows) == without_place(whole)
-    second, third = resumed.summary["session"]["passes"]
-    assert [second["detectors"], third["detectors"]] == [["slow"], ["touchstone-tiny"]]
-    assert second["images"] < third["images"] == len(rows)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_masks_and_shared_backbones_come_through(sample_archive, eight, tmp_path):
-    """Eight detectors that say they are of some size, two of which share a backbone."""
-    eight = shutil.copytree(eight.parent, tmp_path / "eight") / eight.name
-    for path in eight.parent.glob("*.yaml"):
-        if path != eight:
-            size = {"parameters": 30_000_000, "tensors": 1, "gmac": 1.0}
-            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"size": size}))
-    whole, rows = score_here(tmp_path / "one", sample_archive, ensemble=str(eight), perturb=["jpeg:75"])
-    cards = {name: 0 for name in whole.summary["detectors"]}
-    parted, same = score_here(tmp_path / "many", sample_archive, ensemble=str(eight), perturb=["jpeg:75"],
-                              cluster={"worker_bytes": LIMIT})  # fmt: skip
-    groups = [one["detectors"] for one in parted.summary["session"]["passes"]]
-    assert sorted(name for group in groups for name in group) == sorted(cards)
-    assert len(groups) > 1
-    assert without_place(same) == without_place(rows)
-    tables = [list(RunDirectory.open(str(tmp_path / out)).masks(0)) for out in ("one", "many")]
-    assert [[row["png"] for row in table.to_pylist()] for table in tables[0]] == [
-        [row["png"] for row in table.to_pylist()] for table in tables[1]
-    ]

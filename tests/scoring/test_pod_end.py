@@ -1,29 +1,24 @@
 """A node that gets SIGTERM while a job runs on it, as the first process of a pod does that is to go: the run stops in time, resumably."""
 
 import json
-import os
 import signal
 import subprocess
 
 import pytest
 
-from ray_app.datasets.simulation.archive import build_sample_archive
 from tests.ray_head import BIN, ray_head
-from tests.scoring.conftest import ROOT, wait_until
+from tests.scoring.conftest import ROOT, wait_until, write_many
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
 DRAIN_S = 20
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(300)
 def test_a_run_on_pods_that_go_commits_gives_its_directory_back_and_says_how_to_go_on(tmp_path):
-    build_sample_archive(tmp_path / "archive", files=30)
-    for picture in list((tmp_path / "archive").rglob("*.jpg")):
-        for copy in range(200):
-            os.link(picture, picture.with_name(f"{copy}-{picture.name}"))
-    run = tmp_path / "run"
+    archive, run = write_many(tmp_path / "archive", 2400), tmp_path / "run"
     with ray_head(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=str(DRAIN_S)) as head:
-        asked = ["touchstone", "score", tmp_path / "archive", "--out", run, "--ensemble", "tiny", "--set", "block_members=16"]
+        asked = ["touchstone", "score", archive, "--out", run, "--ensemble", "tiny", "--set", "block_members=16"]
         asked += ["--set", "cluster.grace_s=8"]
         submit = [BIN / "ray", "job", "submit", "--no-wait", "--", *map(str, asked)]
         environment = head.environment | {"PYTHONPATH": str(ROOT)}

@@ -1,29 +1,22 @@
 """What a plan and a run's identity say of a profile; names and words under new thresholds and new heads. No Ray."""
 
-from datetime import UTC, datetime
-
-import numpy as np
 import pytest
 import yaml
 
-from ray_app.archives import iter_blocks, read_block
 from ray_app.attribution.cards import load_identifier
 from ray_app.attribution.identifier import Identifier
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.ensembles import load_ensemble_card
-from ray_app.errors import ConfigError, Status
-from ray_app.images import ImageFileFacts
-from ray_app.inference import DecodeResult, DetectorOutputs, StageClock, judge
-from ray_app.inference.scorer import Describing
+from ray_app.errors import ConfigError
 from ray_app.reports import plan_lines
-from ray_app.runs import RunDirectory, current_rows, feature_rows, result_rows, write_features
+from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.forecast.rates import UNKNOWN, ImagePace, forecast_rates
 from ray_app.scoring.identity import resolve, scoring_identity
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.rescore import decide_run, rescore_run
-from tests.runs.small_run import relist, write_files
+from tests.scoring.kept_run import kept_run, vectors_of
 from tests.scoring.profiled import CLASSES, PROMPTS, write_profile
 
 PAGE = {"fetch": 0.001, "fetch_cpu": 0.0, "decode": 0.06, "prepare": 0.02, "score": (0.1,), "write": 0.02}
@@ -34,20 +27,16 @@ def rates(layout, pools=(("one",),), cpus=4, **changes):
     return found, {stage.stage: stage for stage in found.stages}
 
 
-def test_a_fused_worker_names_and_describes_too():
+def test_who_describes_takes_time_where_it_stands():
     found, stages = rates(ScoringLayout("fused", (4,), 0, 256), identify=0.001, describe=0.3)
     assert found.images_per_s == pytest.approx(4 / 0.501)
     assert found.bottleneck.stage == "describe"
     assert "describe only what is flagged" in found.advice
     assert stages["identify"].images_per_s == pytest.approx(4000)
-    assert "describe" not in rates(ScoringLayout("fused", (4,), 0, 256))[1]
-
-
-def test_in_the_last_pool_describing_takes_the_scorers_time():
     layout = ScoringLayout("split", (1, 2), 4, 256, scorer_cpus=0.1, scorer_gpus=1.0)
     known = {"score": (0.001, 0.02), "write": 1e-4, "decode": 0.001, "prepare": 0.001}
     found, stages = rates(layout, (("one",), ("two",)), describe=0.06, identify=0.0, **known)
-    assert found.images_per_s == pytest.approx(2 / 0.08)
+    assert found.images_per_s == pytest.approx(2 / 0.08), "the last pool's scorers describe"
     assert (found.bottleneck.stage, stages["describe"].processes) == ("describe", 2)
     apart, stages = rates(layout, (("one",), ("words",)), describes_apart=True, **known | {"score": (0.001, 0.06)})
     assert apart.images_per_s == pytest.approx(2 / 0.06)
@@ -61,23 +50,19 @@ def cards(tmp_path_factory):
     return tmp_path_factory.mktemp("cards")
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards, tmp_path, apart):
-    ensemble = write_profile(cards / str(apart), "captioner", localizer=False, own_pool=apart)
-    write_photographs(tmp_path / "photos", 12, size=(320, 240))
-    config = ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32")
-    plan = forecast(config, probe=8).written()
+def test_the_plan_says_who_names_and_who_describes_and_how_long_that_takes(cards, tmp_path):
+    ensemble = write_profile(cards / "apart", "captioner", localizer=False, own_pool=True)
+    write_photographs(tmp_path / "photos", 8, size=(320, 240))
+    plan = forecast(ScoreConfig(source=(str(tmp_path / "photos"),), ensemble=str(ensemble), precision="fp32"), probe=8).written()
     assert plan["profile"]["identifier"] == "named"
     assert (plan["profile"]["describer"], plan["profile"]["describe"]) == ("tiny", "flagged")
     assert 0 <= plan["profile"]["share"] <= 1
     assert [tensor["detectors"] for tensor in plan["tensors"]] == [["unifd", "own-head"], ["tiny"]]
-    assert plan["kind"] == ("split" if apart else "fused")
-    assert plan["pools"] == [["unifd", "own-head"], *([["tiny"]] if apart else [])]
-    names = [stage["stage"] for stage in plan["stages"]]
-    assert {"identify", "describe"} <= set(names)
-    lines = plan_lines(plan)
-    assert any("named names the generator of every image" in line for line in lines)
-    assert any("tiny predicts the prompt of what is called fake" in line for line in lines)
+    assert (plan["kind"], plan["pools"]) == ("split", [["unifd", "own-head"], ["tiny"]])
+    assert {"identify", "describe"} <= {stage["stage"] for stage in plan["stages"]}
+    lines = "\n".join(plan_lines(plan))
+    assert "named names the generator of every image" in lines
+    assert "tiny predicts the prompt of what is called fake" in lines
 
 
 def test_the_identity_says_what_decides_names_and_words_and_no_more(cards):
@@ -92,12 +77,8 @@ def test_the_identity_says_what_decides_names_and_words_and_no_more(cards):
     assert identity(beams=1) != plain
 
 
-def test_paths_of_a_profile_are_relative_to_its_card(cards):
-    ensemble = write_profile(cards / "paths", localizer=False)
-    card = load_ensemble_card(ensemble)
-    assert card.profile.identifier == str(ensemble.parent / "identifier" / "identifier.yaml")
-    shipped = load_ensemble_card("profile")
-    assert shipped.profile.identifier == "identifier/identifier.yaml"
+def test_a_profile_whose_files_are_not_there_says_how_to_make_them(cards):
+    assert load_ensemble_card("profile").profile.identifier == "identifier/identifier.yaml"
     with pytest.raises(ConfigError, match="there is no such file, and no identifier") as refused:
         resolve(ScoreConfig(ensemble="profile")).spec(gpus=0)
     assert "touchstone train configs/train/identify.yaml" in refused.value.hint
@@ -108,29 +89,7 @@ def run(cards, tmp_path):
     """A finished run of twelve images by a profile, with its embeddings kept; the images are no images."""
     ensemble = write_profile(cards / "run", localizer=False)
     config = ScoreConfig(ensemble=str(ensemble), precision="fp32", features=("unifd",))
-    spec = resolve(config).spec(gpus=0)
-    run = RunDirectory.open(str(tmp_path / "run"))
-    about = {"source": [str(tmp_path / "archive")], "limits": spec.limits.model_dump(mode="json"), "features": ["unifd"]}
-    run.claim(about | scoring_identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-    write_files(tmp_path / "archive", [f"{number:02}.jpg" for number in range(12)])
-    relist(run, tmp_path / "archive")
-    for ref in iter_blocks(run.store, 0):
-        members = read_block(run.store, ref)
-        vectors = vectors_of(members["image_id"].to_numpy(), spec.embedded["unifd"])
-        scores = {name: vectors[:, 0].copy() for name in spec.cards}
-        facts = [ImageFileFacts(f"{number:064x}", "JPEG", 320, 240) for number in members["image_id"].to_pylist()]
-        outcomes = [DecodeResult(Status.OK, None, one) for one in facts]
-        outputs = Describing(spec, StageClock()).after(outcomes, DetectorOutputs.clean(scores=scores, embeddings={"unifd": vectors}))
-        rows = result_rows(members, judge(spec, outcomes, outputs), attempt=1, scored_at=datetime.now(UTC))
-        run.write_part(0, ref.block, rows)
-        write_features(run, 0, ref.block, "unifd", feature_rows(members["image_id"].to_numpy(), vectors, "unifd", spec.features["unifd"]))
-    run.publish(0)
-    run.write_json("summary.json", {"listing": 0})
-    return run, ensemble
-
-
-def vectors_of(ids, width):
-    return np.stack([np.random.default_rng(abs(int(number))).normal(size=width) for number in ids]).astype(np.float32)
+    return kept_run(tmp_path / "run", resolve(config).spec(gpus=0), "unifd", [f"{number:02}.jpg" for number in range(12)]), ensemble
 
 
 def words_of(run):

@@ -5,10 +5,17 @@ import pytest
 import yaml
 
 from ray_app.datasets.simulation.archive import write_photographs
-from tests.scoring.profiled import write_profile
-from tests.scoring.stages import run_stages
+from tests.scoring.conftest import score_here
+from tests.scoring.profiled import BACKBONE, CLASSES, write_profile
+from tests.scoring.stages import LAYOUTS
 
 PROFILE = ("predicted_generator", "generator_family", "generator_probability", "generator_confidence", "generator_ranking")
+
+
+def scored(out, source, kind, ensemble):
+    """The facts of the session, and the rows by uri."""
+    finished, rows = score_here(out, source, ensemble=str(ensemble), precision="fp32", **LAYOUTS[kind])
+    return finished.summary["session"], rows
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ def cut(few, tmp_path_factory):
     """A threshold that calls half of the images fake."""
     folder = tmp_path_factory.mktemp("undecided")
     ensemble = write_profile(folder / "cards", localizer=False)
-    _, rows, _ = run_stages(folder / "run", few, "fused", ensemble=str(ensemble), precision="fp32")
+    _, rows = scored(folder / "run", few, "fused", ensemble)
     return float(np.median([row["score"] for row in rows.values() if row["status"] == "ok"]))
 
 
@@ -34,13 +41,21 @@ def test_names_and_words_are_the_same_in_any_layout(few, cut, tmp_path, describe
     found = {}
     for name, kind, changes in (("fused", "fused", {}), ("last", "split", {}), ("apart", "split", {"own_pool": True})):
         ensemble = write_profile(tmp_path / name, describer, localizer=False, fake_above=cut, **changes)
-        facts, rows, spec = run_stages(tmp_path / "runs" / name, few, kind, ensemble=str(ensemble), precision="fp32")
-        assert len(spec.all_pools) == (2 if name == "apart" else 1)
+        facts, rows = scored(tmp_path / "runs" / name, few, kind, ensemble)
+        assert facts["layout"] == kind
         assert facts["decoded"] == len(rows) == 7
         assert facts["described"] == sum(row["predicted_prompt"] is not None for row in rows.values()) == 3
         assert facts["seconds"]["describe"] > 0 < facts["seconds"]["identify"]
+        runs = facts["backbones"][BACKBONE]
+        assert runs["asked"] == 2 * runs["runs"], "the two heads share each pass of their backbone"
         found[name] = rows
     for uri, row in found["fused"].items():
+        if row["status"] != "ok":
+            assert all(row[name] is None for name in (*PROFILE, "predicted_prompt", "prompt_likelihood", "verdict"))
+            continue
+        assert row["generator_ranking"][0] == row["predicted_generator"]
+        assert row["predicted_generator"] in CLASSES
+        assert all(row[name] is not None for name in PROFILE)
         assert (row["predicted_prompt"] is not None) == (row["verdict"] == "fake")
         for other in (found["last"][uri], found["apart"][uri]):
             assert [other[name] for name in ("verdict", "predicted_prompt", *PROFILE[:2])] == [
@@ -53,17 +68,14 @@ def test_names_and_words_are_the_same_in_any_layout(few, cut, tmp_path, describe
 def test_a_cascade_in_pools_keeps_what_the_describer_may_look_at(few, tmp_path, apart):
     """The tensors end with the first pool; the second decodes what goes on, and the describer still sees what was prepared then."""
     ensemble = write_profile(tmp_path / "cards", "captioner", localizer=False, own_pool=apart)
-    _, rows, _ = run_stages(tmp_path / "all", few, "fused", ensemble=str(ensemble), precision="fp32")
+    _, rows = scored(tmp_path / "all", few, "fused", ensemble)
     early = [row["scores"]["unifd"] for row in rows.values() if row["scores"]]
     told = yaml.safe_load(ensemble.read_text())
     slow = yaml.safe_load((ensemble.parent / "own-head.yaml").read_text()) | {"own_pool": True}
     (ensemble.parent / "own-head.yaml").write_text(yaml.safe_dump(slow))
     cascade = {"first": 1, "band": [float(edge) for edge in np.quantile(early, [0.3, 0.8])], "audit_share": 0}
     ensemble.write_text(yaml.safe_dump(told | {"rule": "cascade", "cascade": cascade}))
-    fused, split = (
-        run_stages(tmp_path / kind, few, kind, ensemble=str(ensemble), precision="fp32") for kind in ("fused", "split")
-    )  # fmt: skip
-    assert len(split[2].all_pools) == 2 + apart
+    fused, split = (scored(tmp_path / kind, few, kind, ensemble) for kind in ("fused", "split"))
     assert split[0]["described"] == fused[0]["described"] == sum(row["verdict"] == "fake" for row in fused[1].values()) > 0
     for uri, row in fused[1].items():
         names = ("second_look", "verdict", "predicted_prompt", "predicted_generator")

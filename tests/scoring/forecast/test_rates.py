@@ -22,18 +22,12 @@ def by_name(found):
     return {stage.stage: stage for stage in found.stages}
 
 
-def test_a_fused_worker_does_one_stage_after_another():
+def test_a_fused_worker_does_one_stage_after_another_and_reads_ahead():
     found = rates(FUSED, pace())
     assert found.images_per_s == pytest.approx(4 / 0.2)
     assert found.bottleneck.stage == "score"
     assert by_name(found)["decode"].images_per_s == pytest.approx(4 / 0.06)
-
-
-def test_processes_beyond_the_cores_bring_nothing():
-    assert rates(FUSED, pace(), cpus=2).images_per_s == pytest.approx(2 / 0.2)
-
-
-def test_reading_ahead_hides_behind_the_rest_until_it_is_slower():
+    assert rates(FUSED, pace(), cpus=2).images_per_s == pytest.approx(2 / 0.2), "processes beyond the cores bring nothing"
     assert rates(FUSED, pace(fetch=0.19)).images_per_s == pytest.approx(4 / 0.2)
     slow = rates(FUSED, pace(fetch=0.4))
     assert slow.images_per_s == pytest.approx(4 / 0.4)
@@ -48,16 +42,14 @@ def test_a_gpu_that_waits_for_decoding_is_told_how_many_cores_it_wants():
     assert "raise cores from 5 to 17 to keep the GPU busy" in found.advice
 
 
-def test_gpus_that_idle_may_be_fewer():
+def test_what_idles_is_advised_of():
     layout = ScoringLayout("split", (4,), 4, 256, scorer_cpus=0.1, scorer_gpus=1.0)
     assert "plan 1 of the 4 GPUs" in rates(layout, pace(write=0.002, score=(0.005,)), cpus=8, gpus=4).advice
-
-
-def test_cores_that_idle_could_feed_more_gpus():
     found = rates(SPLIT, pace(write=0.002, score=(0.1,)), cpus=5, gpus=1)
     assert found.images_per_s == pytest.approx(10)
     assert found.bottleneck.stage == "score"
     assert "could feed 5 instead of 1" in found.advice
+    assert "one GPU beside 4 cores: about 38 images/s (estimated)" in rates(FUSED, pace(), gmac=10.0).advice
 
 
 def test_the_slowest_pool_sets_the_pace():
@@ -72,7 +64,3 @@ def test_detectors_whose_pace_nobody_knows_are_said_to_be_unknown():
     assert by_name(found)["score"].basis == "unknown"
     assert found.images_per_s == pytest.approx(4 / 0.08)
     assert found.busy is None
-
-
-def test_slow_detectors_on_cores_are_told_what_a_gpu_would_bring():
-    assert "one GPU beside 4 cores: about 38 images/s (estimated)" in rates(FUSED, pace(), gmac=10.0).advice

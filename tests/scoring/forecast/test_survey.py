@@ -41,22 +41,14 @@ def test_neighbours_in_a_tar_share_a_window_of_8_mib():
     assert counted(apart).gets == 2
     large = [inside("a.tar", "tar", 512, 40 * MIB), inside("a.tar", "tar", 40 * MIB + 1024, MIB)]
     assert counted(large).gets == 2
-
-
-def test_a_compressed_tar_is_read_from_its_beginning():
-    assert counted([inside("a.tgz", "tar.gz", 9 * MIB, MIB), inside("a.tgz", "tar.gz", 10 * MIB, MIB)]).gets == 3
+    packed = [inside("a.tgz", "tar.gz", 9 * MIB, MIB), inside("a.tgz", "tar.gz", 10 * MIB, MIB)]
+    assert counted(packed).gets == 3, "a compressed one is read from its beginning"
 
 
 def test_each_container_is_read_for_itself():
     found = counted([inside("a.zip", "zip", 0), inside("b.zip", "zip", 0), inside("b.zip", "zip", 2000)])
-    assert found.gets == 2
+    assert (found.gets, found.billed) == (2, 2)
     assert found.facts(None, PlannedCluster()).kinds["zip"].written() == {"members": 3, "size_bytes": 3000, "containers": 2}
-    assert found.billed == 2
-
-
-def test_rows_of_one_row_group_are_one_request_after_the_footer():
-    rows = [inside("a.parquet", "parquet", row, group=row // 100) for row in range(250)]
-    assert counted(rows).gets == 2 + 3
 
 
 def test_what_is_refused_costs_no_request():
@@ -69,14 +61,10 @@ def test_what_is_refused_costs_no_request():
     assert counted([locked, inside("a.zip", "zip", 50)]).gets == 1
 
 
-def test_files_of_this_machine_are_billed_by_nobody():
+def test_files_of_this_machine_are_billed_by_nobody_and_unknown_sizes_count_as_the_mean():
     found = counted([ListedMember("/photos/a.jpg", None, 0, "v", 10)])
     assert (found.gets, found.lists, found.size_bytes) == (0, 0, 10)
-
-
-def test_unknown_sizes_count_as_the_mean_of_others():
-    found = counted([file("a.jpg"), file("b.jpg", -1)])
-    assert found.expected_bytes(700.0) == 1700
+    assert counted([file("a.jpg"), file("b.jpg", -1)]).expected_bytes(700.0) == 1700
 
 
 def test_the_sample_is_drawn_evenly_and_is_the_same_every_time():

@@ -1,11 +1,11 @@
 """Runs that an older version of Touchstone left behind, and the pictures they are of: the same bytes, and so the same ETags, anywhere.
 
-runs-0.8.0.tar.gz was made by commit c37f713: `git worktree add OLD c37f713`, then `python -m tests.scoring.older OLD FILE`. In it are
-s3://older/half, of whose 8 blocks 4 were scored when it was stopped by SIGTERM, and s3://older/finished.
+runs-0.8.0.tar.gz was made by the code of commit c37f713, with block_members=4, against the S3 server of the tests: in it are the objects of
+s3://older/half, of whose 8 blocks 4 were scored when it was stopped by SIGTERM, and of s3://older/finished. What made it is
+tests/scoring/older/__main__.py of commit 1e93ec97.
 """
 
 import hashlib
-import io
 import random
 import shutil
 import struct
@@ -75,14 +75,3 @@ def change(path: Path, **changes) -> Path:
     """Keys of a YAML file that differ from now on; the file."""
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
     return path
-
-
-def pack_runs(client, file: Path) -> None:
-    """Keep both runs as they lie in the bucket."""
-    with tarfile.open(file, "w:gz") as archive:
-        for name in ("finished", "half"):
-            for found in client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/")["Contents"]:
-                body = client.get_object(Bucket=BUCKET, Key=found["Key"])["Body"].read()
-                member = tarfile.TarInfo(found["Key"])
-                member.size = len(body)
-                archive.addfile(member, io.BytesIO(body))
