@@ -19,7 +19,7 @@ NARROW = {
         "tower": {"quick_gelu": True, "width": 128, "layers": 1, "heads": 2, "embed_dim": 24},
         "text": {"width": 24, "layers": 1, "heads": 2, "embed_dim": 24},
     },
-    "iml-vit": {"width": 24, "heads": 12, "pyramid_width": 8, "head_width": 8},
+    "iml-vit": {"width": 24, "heads": 2, "pyramid_width": 8, "head_width": 8},
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {
         "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
