@@ -6,9 +6,7 @@ import torch
 from benchmarks.seeded import local_weights, seeded_card, write_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.families import rine
 from ray_app.detectors.shared_backbone import share_backbones
-from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, source
 from tests.detectors.small_zoo import small
 
@@ -47,18 +45,6 @@ def test_the_score_is_the_authors(detector, image):
     assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(LOGITS[image], abs=1e-4)
 
 
-def test_the_head_has_the_published_tensors():
-    with torch.device("meta"):
-        network = build_network(load_card("rine:2class"))
-    own = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items() if not key.startswith("backbone.")}
-    layers = {f"proj{part}.{place}": (128, 128) for part in (1, 2) for place in (1, 4, 7, 10)}
-    layers |= {"proj1.1": (128, 1024), "head.0": (128, 128), "head.3": (128, 128), "head.6": (1, 128)}
-    expected = {"alpha": (1, 24, 128)}
-    for name, shape in layers.items():
-        expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    assert own == expected
-
-
 def test_clip_runs_once_for_all_that_read_it(tmp_path):
     cards = [seeded_card(small(name), tmp_path / name.replace(":", "-")) for name in ("unifd", "rine", "rine:1class")]
     detectors = [load_detector(card, precision="fp32", slots=2) for card in cards]
@@ -69,11 +55,3 @@ def test_clip_runs_once_for_all_that_read_it(tmp_path):
     together = [detector.read(normalised).scores.numpy() for detector in detectors]
     assert (tower.asked, tower.runs) == (3, 1)
     assert all((one == other).all() for one, other in zip(alone, together, strict=True))
-
-
-@pytest.mark.parametrize("arguments", [{"projections": 2}, {"projections": 2, "width": -1}, {"projections": 2, "width": 8, "more": 1}])
-def test_arguments_that_are_not_understood_are_refused(arguments):
-    card = small("rine")
-    card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
-    with pytest.raises(DetectorError, match="rine cannot be built"):
-        rine.build(card)

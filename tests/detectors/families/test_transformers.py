@@ -36,18 +36,8 @@ citation: none
 source: this test
 training_data: {name: none, licence: none}
 """
-# The port's file, and by LayerNorm epsilon and image the logit of timm's filled weights in it: fp32, CPU, batch 1, transformers 5.23.
-TENSORS, PARAMETERS = 200, 21_811_969
-GOLDEN = {
-    ("1.0e-06", "97x61"): -0.94229776,
-    ("1.0e-06", "300x400"): -2.23134685,
-    ("1.0e-06", "640x480"): -2.26618290,
-    ("1.0e-06", "1024x768"): -1.99700820,
-    ("1.0e-12", "97x61"): -0.94212180,
-    ("1.0e-12", "300x400"): -2.23226975,
-    ("1.0e-12", "640x480"): -2.26635289,
-    ("1.0e-12", "1024x768"): -1.99708509,
-}
+# By LayerNorm epsilon the logit of 300x400 of timm's filled weights in the port's file: fp32, CPU, batch 1, transformers 5.23.
+GOLDEN = {"1.0e-06": -2.23134685, "1.0e-12": -2.23226975}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
 
 # timm's names → those of the port's file; `qkv` is one tensor here and three there.
@@ -93,32 +83,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def scored(folder):
-    detectors = {}
-
-    def score(eps, image):
-        if eps not in detectors:
-            with Undrawn():
-                detectors[eps] = load_detector(card_in(folder, eps), precision="fp32", slots=1)
-        return detectors[eps].score(detectors[eps].prepare(source(image))[None])[0]
-
-    return score
-
-
-def test_the_file_is_the_ports(folder):
-    state = ported(filled_state("community-forensics-vits384"))
-    assert len(state) == TENSORS
-    assert sum(tensor.numel() for tensor in state.values()) == PARAMETERS
-    assert state["vit.encoder.layer.0.attention.attention.query.weight"].shape == (384, 384)
+@pytest.mark.parametrize("eps", GOLDEN)
+def test_the_score_of_a_file_in_published_names_is_the_authors(eps, folder):
     with Undrawn():
-        assert state.keys() != build_network(card_in(folder)).state_dict().keys()
-
-
-@pytest.mark.parametrize(("eps", "image"), [pytest.param(*key, marks=[pytest.mark.slow] * (key[1] != "300x400")) for key in GOLDEN])
-def test_the_score_of_a_file_in_published_names_is_the_authors(eps, image, scored):
-    expected = GOLDEN[eps, image]
-    assert scored(eps, image) == pytest.approx(expected, abs=1e-4 * max(1, abs(expected)))
+        detector = load_detector(card_in(folder, eps), precision="fp32", slots=1)
+    assert detector.score(detector.prepare(source("300x400"))[None])[0] == pytest.approx(GOLDEN[eps], abs=3e-4)
 
 
 @pytest.fixture
@@ -154,18 +123,6 @@ def test_either_set_of_names_gives_the_same_network(small, tmp_path):
         write_weights(tmp_path / "model.safetensors", state)
         loaded = load_detector(card, precision="fp32").network.state_dict()
         assert all(torch.equal(loaded[key], tensor) for key, tensor in todays.items())
-
-
-@pytest.mark.parametrize("change", ["missing", "extra"])
-def test_a_key_that_does_not_fit_is_named(small, change, tmp_path):
-    card, _, published = small
-    if change == "missing":
-        del published["vit.encoder.layer.1.attention.attention.key.bias"]
-    else:
-        published["vit.pooler.dense.weight"] = torch.zeros(1)
-    write_weights(tmp_path / "model.safetensors", published)
-    with pytest.raises(DetectorError, match=r"vit\.layers\.1\.attention\.k_proj\.bias" if change == "missing" else r"vit\.pooler\.dense"):
-        load_detector(card)
 
 
 def test_two_keys_for_one_tensor_are_refused(small, tmp_path):
