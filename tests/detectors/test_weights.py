@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.seeded import card_with_weights, seeded_card, seeded_state, write_weights
+from benchmarks.seeded import card_with_weights, seeded_state, write_weights
 from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
-from ray_app.detectors.card import Architecture
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.weights import cached_name, load_strictly, parts_of, read_state_dict, stated_digest
 from ray_app.errors import DetectorError
-from tests.detectors.conftest import PUBLISHED
 
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"
 
@@ -30,31 +28,6 @@ def at(card, uri, **changes):
     return card.model_copy(update={"weights": card.weights.model_copy(update={"uri": uri, **changes})})
 
 
-def small_community():
-    """Community Forensics' card, whose keys have a prefix in its files, with a small network."""
-    return load_card("community-forensics-vits384").model_copy(
-        update={"architecture": Architecture(name="test_vit", arguments={"img_size": 384})}
-    )
-
-
-def test_seeded_weights_in_the_published_formats_load_strictly(tmp_path):
-    """The other cards' files: `test_zoo`."""
-    card = small_community()
-    state, network = seeded_state(card), build_network(card)
-    assert all(key.startswith("vit.") for key in state)
-    for path in (
-        write_weights(tmp_path / "model.safetensors", state),
-        write_weights(tmp_path / "bare.pth", state),
-        write_weights(tmp_path / "checkpoint.pth", state, wrapper="model", prefix="_orig_mod."),
-        write_weights(tmp_path / "final.pth", state, prefix="module._orig_mod."),
-        write_weights(tmp_path / "plain.pth", {key.removeprefix("vit."): tensor for key, tensor in state.items()}, wrapper="state_dict"),
-    ):
-        own = card_with_weights(card, path)
-        load_strictly(network, read_state_dict(path, own.weights), card.name)
-        key, tensor = next(iter(network.state_dict().items()))
-        assert torch.equal(tensor, state[f"vit.{key}"])
-
-
 def test_what_does_not_fit_is_named(small_card):
     network = build_network(small_card)
     good = network.state_dict()
@@ -66,37 +39,9 @@ def test_what_does_not_fit_is_named(small_card):
     for said, state in cases.items():
         with pytest.raises(DetectorError, match=said):
             load_strictly(network, state, "small")
-
-
-def test_many_faults_are_counted_not_listed(small_card):
-    network = build_network(small_card)
-    with pytest.raises(DetectorError) as caught:
+    with pytest.raises(DetectorError, match=f"{len(good)} missing .*…") as caught:
         load_strictly(network, {"other": torch.zeros(1)}, "small")
-    assert f"{len(network.state_dict())} missing" in caught.value.message
-    assert "…" in caught.value.message
-    assert len(caught.value.message) < 400
-
-
-@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 half a zip"])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_file_that_is_no_weights_is_told(small_card, tmp_path, content, suffix):
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(content)
-    card = card_with_weights(small_card, path)
-    with pytest.raises(DetectorError, match="not readable"):
-        read_state_dict(path, card.weights)
-
-
-def test_a_pickle_that_runs_code_is_refused(small_card, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    path = tmp_path / "evil.pth"
-    torch.save({"model": {"weight": torch.zeros(1)}, "extra": Evil()}, path)
-    with pytest.raises(DetectorError, match="not readable"):
-        read_state_dict(path, card_with_weights(small_card, path).weights)
-    assert not (tmp_path / "ran").exists()
+    assert len(caught.value.message) < 400, "many faults are counted, not listed"
 
 
 def test_a_checkpoint_without_a_state_dict_is_told(small_card, tmp_path):
@@ -106,16 +51,14 @@ def test_a_checkpoint_without_a_state_dict_is_told(small_card, tmp_path):
         read_state_dict(path, card_with_weights(small_card, path).weights)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_missing_weights_are_one_error_that_says_what_to_do(name):
-    card = load_card(name)
+def test_missing_weights_are_one_error_that_says_what_to_do():
+    card = load_card("ladeda9")
     with pytest.raises(DetectorError) as caught:
         load_detector(card)
-    assert name in caught.value.message
+    assert card.name in caught.value.message
     assert card.weights.uri in caught.value.message
-    assert f"touchstone detectors fetch {name}" in caught.value.hint
-    if card.weights.obtain:
-        assert "Google Drive" in caught.value.hint
+    assert "touchstone detectors fetch ladeda9" in caught.value.hint
+    assert card.weights.obtain.split(".")[0] in caught.value.hint
 
 
 def test_another_file_under_the_right_name_is_refused(small_card, tmp_path):
@@ -225,24 +168,11 @@ def test_a_checkpoint_that_contradicts_the_card_is_refused(two_logits, config, s
         load_detector(card)
 
 
-def test_seeded_card_is_ready_to_load(tmp_path):
-    card = seeded_card(small_community(), tmp_path)
-    assert card.weights.sha256 is not None
-    assert load_detector(card, slots=1).fingerprint["weights"] == card.weights.sha256
-
-
 def test_a_training_script_s_arguments_beside_the_weights_do_no_harm(small_card, tmp_path):
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": {"weight": torch.ones(2)}, "args": argparse.Namespace(lr=1e-4, device="cuda"), "epoch": 49}, path)
     weights = small_card.weights.model_copy(update={"format": "torch", "unwrap": ("model",)})
     assert read_state_dict(path, weights)["weight"].tolist() == [1, 1]
-
-
-def test_any_other_object_in_a_checkpoint_is_refused(small_card, tmp_path):
-    path = tmp_path / "checkpoint.pth"
-    torch.save({"model": {"weight": torch.ones(2)}, "args": Path("x")}, path)
-    with pytest.raises(DetectorError, match="not readable as torch weights"):
-        read_state_dict(path, small_card.weights.model_copy(update={"format": "torch", "unwrap": ("model",)}))
 
 
 def sharded(folder):
