@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.seeded import card_with_weights, seeded_card
-from ray_app.detectors import load_card, load_detector
+from ray_app.detectors import load_detector
 from ray_app.detectors.linear_head import LinearHead, embedding_facts
 from ray_app.errors import DetectorError
 from tests.detectors.small_clip import small_card as small_clip_card
@@ -62,11 +62,6 @@ def test_no_vector_is_no_score(tmp_path):
     assert np.isnan(scores[1])
 
 
-def test_localizers_have_no_embedding(tmp_path):
-    with pytest.raises(DetectorError, match="no embedding to keep"):
-        facts_of(seeded_card(CARDS["maskclip"], tmp_path))
-
-
 def test_heads_of_one_backbone_share_what_decides_embeddings(tmp_path):
     base = seeded_card(CARDS["unifd"], tmp_path / "base")
     head = seeded_card(CARDS["own-head"], tmp_path / "own", seed=5)
@@ -110,12 +105,10 @@ def test_a_head_in_the_file_of_its_whole_network_is_known_by_the_rest_of_it(smal
     np.testing.assert_allclose(LinearHead(other_head).score(vectors), load_detector(other_head, precision="fp32").score(images), atol=1e-5)
 
 
-def test_a_head_of_another_width_is_refused(tmp_path):
+def test_localizers_have_no_embedding_and_a_head_of_another_width_is_refused(tmp_path):
+    with pytest.raises(DetectorError, match="no embedding to keep"):
+        facts_of(seeded_card(CARDS["maskclip"], tmp_path / "maskclip"))
     card, _ = small_clip_card(tmp_path)
     torch.save({"model": {"fc.weight": torch.zeros(1, 7), "fc.bias": torch.zeros(1)}}, tmp_path / "weights.pth")
     with pytest.raises(DetectorError, match="no head of the shape"):
         LinearHead(card)
-
-
-def test_shipped_detectors_say_how_wide_their_embeddings_are():
-    assert facts_of(load_card("touchstone-tiny"))["width"] == 128

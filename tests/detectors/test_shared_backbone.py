@@ -30,6 +30,7 @@ def test_a_name_alone_does_not_make_two_backbones_one(unifd):
     together = [load_detector(card, precision="fp32") for card in unifd]
     assert len(share_backbones(together)) == 2
     np.testing.assert_array_equal(scores(together, pixels()), expected)
+    assert len(share_backbones([load_detector(unifd[0], precision=precision) for precision in ("fp32", "bf16")])) == 2
 
 
 def test_equal_weights_under_one_name_are_one_backbone(unifd):
@@ -39,11 +40,6 @@ def test_equal_weights_under_one_name_are_one_backbone(unifd):
     for detector in together:
         detector.read(normalised)
     assert (backbone.asked, backbone.runs) == (2, 1)
-
-
-def test_another_precision_is_another_backbone(unifd):
-    together = [load_detector(unifd[0], precision=precision) for precision in ("fp32", "bf16")]
-    assert len(share_backbones(together)) == 2
 
 
 def test_features_are_not_kept_beyond_the_next_batch(unifd):
