@@ -30,12 +30,6 @@ def test_residual_and_tiny_ladeda_are_the_authors(kind):
     assert filled(TinyLaDeDa(kind))(pixels).item() == pytest.approx(logit, abs=1e-4)
 
 
-def formula():
-    """The tensor of which the published files' logits are known; it goes into the network as it is, without an image."""
-    channel, row, column = torch.meshgrid(torch.arange(3), torch.arange(256), torch.arange(256), indexing="ij")
-    return (((7 * channel + 3 * row + 5 * column) % 11) / 10 - 0.5)[None]
-
-
 def test_a_run_keeps_the_residual_that_it_was_scored_with():
     """Up to 0.11 the card meant the right diagonal; such a run goes on with it, under the card's own name."""
     today = load_card("tiny-ladeda")
