@@ -1,6 +1,7 @@
 """Every shipped card with a network that is quick to build: as it is, or with small widths; under the keys of the published sizes."""
 
 from ray_app.detectors import list_cards, variants_of
+from tests.detectors.fill import with_arguments, with_tower
 from tests.detectors.small_frozen import BACKBONES, small_frozen
 from tests.scoring.eight import TOWER, small_cards
 
@@ -37,9 +38,5 @@ def small(name):
     if name in BACKBONES:
         return small_frozen(card)
     if card.family in NARROW_BACKBONES:
-        tower = card.backbone.architecture
-        narrow = tower.model_copy(update={"arguments": {**tower.arguments, **NARROW_BACKBONES[card.family]}})
-        return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": narrow})})
-    if name not in NARROW:
-        return card
-    return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": NARROW[name]})})
+        return with_tower(card, **NARROW_BACKBONES[card.family])
+    return with_arguments(card, NARROW[name]) if name in NARROW else card

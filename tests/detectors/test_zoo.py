@@ -11,6 +11,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
+from tests.detectors.fill import with_arguments
 from tests.detectors.small_zoo import CARDS, small
 from tests.scoring.eight import small_cards
 
@@ -33,9 +34,8 @@ def test_the_network_is_as_large_as_the_card_says(name):
 @pytest.mark.parametrize("name", {card.family: name for name, card in reversed(CARDS.items())}.values())
 def test_an_argument_that_the_family_does_not_know_is_named(name):
     card = CARDS[name]
-    architecture = card.architecture.model_copy(update={"arguments": {**card.architecture.arguments, "wings": 2}})
     with torch.device("meta"), pytest.raises(DetectorError, match=r"wings|are `feature`"):
-        build_network(card.model_copy(update={"architecture": architecture}))
+        build_network(with_arguments(card, {**card.architecture.arguments, "wings": 2}))
 
 
 # How a file may come: what its state dict lies under, and what stands before its keys. Flat, or as DistributedDataParallel and
@@ -75,7 +75,7 @@ def test_a_file_in_any_published_wrapping_loads(name, tmp_path):
         assert read_state_dict(tmp_path / "file.pth", card.weights.model_copy(update={"format": "torch"})).keys() == found.keys()
 
 
-def with_tower(folder, *, without=None, **more):
+def with_text_too(folder, *, without=None, **more):
     """A small CLIP-D whose backbone's file holds the text tower, too, and other tensors; and the same with its image tower alone."""
     card = next(card for card in small_cards() if card.name == "clip-d-10k-plus")
     state = seeded_backbone(card) | {"text_projection": torch.zeros(3, 3), "transformer.resblocks.0.ln_1.weight": torch.zeros(3)} | more
@@ -86,15 +86,15 @@ def with_tower(folder, *, without=None, **more):
 
 
 def test_a_backbone_loads_from_a_file_that_holds_the_text_tower_too(tmp_path):
-    both, alone = (load_detector(card).network.state_dict() for card in with_tower(tmp_path))
+    both, alone = (load_detector(card).network.state_dict() for card in with_text_too(tmp_path))
     assert all(torch.equal(both[key], tensor) for key, tensor in alone.items())
 
 
 def test_a_wrong_key_of_a_backbone_is_named_with_its_file(tmp_path):
     with pytest.raises(DetectorError, match=r"whole\.safetensors.*ln_post\.weight"):
-        load_detector(with_tower(tmp_path, without="visual.ln_post.weight")[0])
+        load_detector(with_text_too(tmp_path, without="visual.ln_post.weight")[0])
     with pytest.raises(DetectorError, match=r"whole\.safetensors.*surprise"):
-        load_detector(with_tower(tmp_path, **{"visual.surprise": torch.zeros(1)})[0])
+        load_detector(with_text_too(tmp_path, **{"visual.surprise": torch.zeros(1)})[0])
 
 
 def test_variants_share_the_file_and_differ_in_pixels():

@@ -9,7 +9,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import b_free
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, source
+from tests.detectors.fill import fill, source, with_arguments
 
 NARROW = {"img_size": 504, "embed_dim": 48, "depth": 2, "num_heads": 4}
 
@@ -25,8 +25,7 @@ LOGITS = {
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    card = load_card("b-free")
-    card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": NARROW})})
+    card = with_arguments(load_card("b-free"), NARROW)
     published = {key.removeprefix("network."): tensor for key, tensor in build_network(card).state_dict().items()}
     state = fill(published)
     state["head.weight"] *= 2

@@ -13,7 +13,7 @@ from ray_app.detectors.detector import Detector, Normalise
 from ray_app.detectors.families.clip import FrozenLinear, VisionTower, build, published_keys
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, source
+from tests.detectors.fill import fill, source, with_arguments
 from tests.detectors.golden import check
 from tests.detectors.golden_clip import LOGITS, PREPARED
 from tests.detectors.small_clip import small_card, small_clip
@@ -153,15 +153,10 @@ def test_score_is_the_head_on_the_feature_of_the_file(tmp_path, feature, normali
 
 
 @pytest.mark.parametrize("arguments", [{}, {"feature": "pooled", "normalise": True}])
-def test_arguments_that_are_not_understood_are_refused(tmp_path, arguments):
+def test_arguments_that_are_not_understood_and_a_card_without_a_backbone_are_refused(tmp_path, arguments):
     card, _ = small_card(tmp_path)
-    card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
     with pytest.raises(DetectorError, match="feature"):
-        build(card)
-
-
-def test_a_card_without_a_backbone_is_refused(tmp_path):
-    card, _ = small_card(tmp_path)
+        build(with_arguments(card, arguments))
     with pytest.raises(DetectorError, match="backbone"):
         build(card.model_copy(update={"backbone": None}))
 

@@ -8,7 +8,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.families import clip_tuned
 from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill, source
+from tests.detectors.fill import fill, source, with_arguments
 
 NARROW = {
     "c2p-clip": {"width": 64, "layers": 2, "heads": 4},
@@ -55,17 +55,16 @@ def published(name):
     return {key: tensor * LOUDER.get(key, 1) for key, tensor in state.items()}
 
 
-def narrow(name):
+def narrowed(name, **tower):
     card = load_card(name)
     arguments = dict(card.architecture.arguments)
-    arguments["tower"] = {**arguments["tower"], **NARROW[name]}
-    return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
+    return with_arguments(card, {**arguments, "tower": {**arguments["tower"], **tower}})
 
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_the_scores_are_the_authors(name, tmp_path):
     path = write_weights(tmp_path / "published.pth", published(name))
-    detector = load_detector(card_with_weights(narrow(name), path), precision="fp32", slots=1)
+    detector = load_detector(card_with_weights(narrowed(name, **NARROW[name]), path), precision="fp32", slots=1)
     for image, expected in LOGITS[name].items():
         assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(expected, abs=1e-4), image
 
@@ -98,9 +97,6 @@ def test_another_file_is_told_by_name(name, change, said):
     with torch.device("meta"):
         state = {key: torch.empty(shape) for key, shape in published_shapes(name, 1024, 2).items()}
         change(state)
-        card = load_card(name)
-        arguments = dict(card.architecture.arguments)
-        arguments["tower"] = {**arguments["tower"], "layers": 2}
-        network = clip_tuned.build(card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})}))
+        network = clip_tuned.build(narrowed(name, layers=2))
         with pytest.raises(DetectorError, match=said):
             load_strictly(network, clip_tuned.published_keys(state, network), name)

@@ -5,7 +5,7 @@ from ray_app.detectors import load_card
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.corvi import Corvi, receptive_radius
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill
+from tests.detectors.fill import filled, with_arguments
 
 RESNET50 = (3, 4, 6, 3)
 NARROW = {"layers": RESNET50, "channels": (8, 8, 8, 8)}
@@ -14,9 +14,7 @@ SIZES = [((1, 1), 64), ((7, 300), 64), ((177, 121), 64), ((50, 20), 8), ((61, 97
 
 
 def network(tile, **arguments):
-    built = Corvi(**arguments, tile=tile).eval().requires_grad_(False)
-    built.load_state_dict(fill(built.state_dict()))
-    return built
+    return filled(Corvi(**arguments, tile=tile))
 
 
 def test_the_receptive_field_is_113_pixels_wide():
@@ -60,7 +58,5 @@ def test_without_tiles_it_is_timms_own_forward_pass():
 @pytest.mark.parametrize("name", ["corvi2023", "npr"])
 @pytest.mark.parametrize("tile", [0, 7, 64.0, "64"])
 def test_a_tile_of_less_than_a_cell_is_refused(name, tile):
-    card = load_card(name)
-    card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": {"tile": tile}})})
     with pytest.raises(DetectorError, match=f"tile: a whole number of pixels, at least 8, not {tile!r}"):
-        build_network(card)
+        build_network(with_arguments(load_card(name), {"tile": tile}))

@@ -9,7 +9,7 @@ from ray_app.detectors.detector import build_network
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import DetectorError
 from tests.detectors import golden_forensics as golden
-from tests.detectors.fill import Undrawn, fill, source
+from tests.detectors.fill import Undrawn, fill, filled, source, with_arguments, with_tower
 from tests.detectors.golden import check
 from tests.detectors.test_convnets import prepared
 
@@ -19,11 +19,7 @@ CLIP, CONVNEXT = "drct-clip-vit-l14", "drct-convnext-b"
 def thin(name):
     """The card with the narrow network of the golden values."""
     card, arguments = load_card(name), golden.THIN[name]
-    if card.backbone is None:
-        return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
-    tower = card.backbone.architecture
-    tower = tower.model_copy(update={"arguments": {**tower.arguments, **arguments}})
-    return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": tower})})
+    return with_arguments(card, arguments) if card.backbone is None else with_tower(card, **arguments)
 
 
 def published(card):
@@ -63,7 +59,7 @@ def test_log_odds_of_the_thin_network_are_the_authors(name, tmp_path):
 def test_log_odds_of_the_whole_convnext_are_the_authors():
     with Undrawn():
         network = build_network(load_card(CONVNEXT))
-    network.load_state_dict(fill(network.state_dict()))
+    network = filled(network)
     for image, expected in golden.FULL_LOG_ODDS.items():
         real, fake = network(prepared(CONVNEXT, image))[0].tolist()
         assert fake - real == pytest.approx(expected, abs=1e-4), image

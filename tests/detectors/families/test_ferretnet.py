@@ -5,21 +5,14 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card
-from ray_app.detectors.card import Architecture
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.ferretnet import FerretNet, median_residual
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
-from tests.detectors.fill import fill
+from tests.detectors.fill import filled, with_arguments
 from tests.detectors.golden import check
 from tests.detectors.golden_convnets import MEDIAN
 from tests.detectors.test_convnets import prepared
-
-
-def network(**arguments):
-    built = FerretNet(**arguments).eval().requires_grad_(False)
-    built.load_state_dict(fill(built.state_dict()))
-    return built
 
 
 def test_residual_is_the_authors():
@@ -42,7 +35,7 @@ def test_the_median_takes_zero_for_the_pixel_itself_and_for_what_lies_outside(wi
 @torch.inference_mode()
 def test_any_size_has_a_score():
     for size in ((1, 1), (1, 9), (5, 3), (97, 61)):
-        assert network()(torch.randn(2, 3, *size)).isfinite().all()
+        assert filled(FerretNet())(torch.randn(2, 3, *size)).isfinite().all()
 
 
 @torch.inference_mode()
@@ -51,12 +44,11 @@ def test_the_residual_stays_whole_under_bf16():
     pixels = prepared("ferretnet-s", "97x61")
     with autocast("cpu", "bf16"):
         assert median_residual(pixels).dtype == torch.float32
-        logit = lower_to_bf16(network(), "cpu")(pixels)
-    torch.testing.assert_close(logit.float(), network()(pixels), atol=0.005, rtol=0)
+        logit = lower_to_bf16(filled(FerretNet()), "cpu")(pixels)
+    torch.testing.assert_close(logit.float(), filled(FerretNet())(pixels), atol=0.005, rtol=0)
 
 
 @pytest.mark.parametrize("window", [4, 1, 3.0])
 def test_a_window_without_a_middle_is_refused(window):
-    card = load_card("ferretnet-s").model_copy(update={"architecture": Architecture(arguments={"window": window})})
     with pytest.raises(DetectorError, match="window"):
-        build_network(card)
+        build_network(with_arguments(load_card("ferretnet-s"), {"window": window}))

@@ -12,7 +12,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.linear_head import FeatureReader, embedding_facts
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image, source
+from tests.detectors.fill import pattern_image, source, with_arguments
 from tests.detectors.small_frozen import BACKBONES, seeded_frozen, small_frozen
 
 NAMES = list(BACKBONES)
@@ -127,7 +127,5 @@ def test_a_backbone_that_cannot_be_built_is_told(architecture, said):
 
 
 def test_a_feature_that_the_backbone_has_not_is_told():
-    card = small_frozen(load_card("vfm-pe-l14"))
-    architecture = card.architecture.model_copy(update={"arguments": {"feature": "class-token", "normalise": True}})
     with pytest.raises(DetectorError, match="pooled or projected"):
-        build_network(card.model_copy(update={"architecture": architecture}))
+        build_network(with_arguments(small_frozen(load_card("vfm-pe-l14")), {"feature": "class-token", "normalise": True}))

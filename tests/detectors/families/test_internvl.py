@@ -15,7 +15,7 @@ from ray_app.detectors.families.internvl import answer_of, images_of, log_odds, 
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image
+from tests.detectors.fill import pattern_image, with_arguments
 from tests.detectors.tiny_internvl import write_tiny_internvl
 
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -46,8 +46,7 @@ def reference(folder):
 
 def _network(folder, **changes):
     card = load_card(folder / "card.yaml")
-    arguments = dict(card.architecture.arguments) | changes
-    network = build_network(card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})}))
+    network = build_network(with_arguments(card, dict(card.architecture.arguments) | changes))
     load_strictly(network, published_keys(read_state_dict(folder / card.weights.uri, card.weights), network), "tiny")
     network.attach(folder)
     return network

@@ -10,15 +10,10 @@ from ray_app.detectors.card import with_run_facts
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.ladeda import LaDeDa9, TinyLaDeDa
 from ray_app.detectors.families.npr import residual_of
-from tests.detectors.fill import fill
+from tests.detectors.fill import filled
 from tests.detectors.golden import check
 from tests.detectors.golden_convnets import TINY
 from tests.detectors.test_convnets import prepared
-
-
-def filled(network):
-    network.eval().requires_grad_(False).load_state_dict(fill(network.state_dict()))
-    return network
 
 
 @pytest.mark.parametrize("kind", TINY)

@@ -14,7 +14,7 @@ from ray_app.detectors.families.maskclip import ChannelNorm, MaskClip, fit_relat
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image
+from tests.detectors.fill import pattern_image, with_arguments
 from tests.detectors.golden_maskclip import (
     ARGUMENTS,
     FULL_MASK_LOSSES,
@@ -67,18 +67,6 @@ def test_outputs_are_the_reference_s(size, case):
     assert abs(int((mask > 0.5).sum()) - golden.above) <= 20
     found = losses(logits, mask_logits, *targets(side, case))
     assert [*map(float, found), float(found.total)] == pytest.approx(golden.losses, abs=TOLERANCE)
-
-
-def test_an_image_s_answer_does_not_depend_on_its_batch(tiny):
-    images = torch.cat([normalised(case_image(256, "A")), normalised(case_image(256, "B"))])
-
-    with torch.inference_mode():
-        together, alone = tiny(images), tiny(images[1:2])
-
-    assert together.masks.shape == (2, 256, 256)
-    assert together.logits.shape == (2, 2)
-    assert torch.allclose(together.logits[1], alone.logits[0], atol=2e-6)
-    assert torch.allclose(together.masks[1], alone.masks[0], atol=2e-6)
 
 
 def test_each_norm_has_the_epsilon_it_was_trained_with(tiny):
@@ -170,8 +158,7 @@ def test_a_card_and_a_file_give_the_reference_s_score_and_mask(tmp_path):
     torch.save({"model": filled_weights("tiny256")}, path)
     card = card_with_weights(load_card("maskclip"), path)
     preprocessing = card.preprocessing.model_copy(update={"resize": card.preprocessing.resize.model_copy(update={"size": 256})})
-    architecture = card.architecture.model_copy(update={"arguments": ARGUMENTS["tiny256"]})
-    card = card.model_copy(update={"preprocessing": preprocessing, "architecture": architecture})
+    card = with_arguments(card.model_copy(update={"preprocessing": preprocessing}), ARGUMENTS["tiny256"])
 
     detector = load_detector(card, precision="fp32", offline=True, slots=2)
     pixels = torch.from_numpy(detector.prepare(Image.fromarray(pattern_image(360, 480))))[None]

@@ -3,16 +3,14 @@ import torch
 
 from ray_app.detectors.families.npr import Npr, upsampling_residual
 from ray_app.detectors.precision import autocast, lower_to_bf16
-from tests.detectors.fill import fill
+from tests.detectors.fill import filled
 from tests.detectors.golden import check
 from tests.detectors.golden_convnets import RESIDUALS
 from tests.detectors.test_convnets import prepared
 
 
 def network(tile=1536):
-    built = Npr(tile=tile).eval().requires_grad_(False)
-    built.load_state_dict(fill(built.state_dict()))
-    return built
+    return filled(Npr(tile=tile))
 
 
 @pytest.mark.parametrize(("card", "image"), RESIDUALS)

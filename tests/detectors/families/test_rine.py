@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from benchmarks.seeded import local_weights, seeded_card, write_weights
+from benchmarks.seeded import card_with_weights, local_weights, seeded_card, write_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.shared_backbone import share_backbones
-from tests.detectors.fill import fill, source
+from tests.detectors.fill import fill, source, with_arguments, with_tower
 from tests.detectors.small_zoo import small
 
 NARROW = {"width": 128, "layers": 3, "heads": 2, "embed_dim": 64}
@@ -24,20 +24,15 @@ def louder(key, tensor):
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    folder, card = tmp_path_factory.mktemp("rine"), load_card("rine")
-    tower = card.backbone.architecture.model_copy(update={"arguments": {**card.backbone.architecture.arguments, **NARROW}})
-    head = card.architecture.model_copy(update={"arguments": {"projections": 2, "width": 48}})
-    backbone = card.backbone.model_copy(update={"architecture": tower})
-    network = build_network(card.model_copy(update={"backbone": backbone, "architecture": head}))
-    states = {"tower": fill({f"visual.{key}": tensor for key, tensor in network.backbone.state_dict().items()})}
-    own = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith("backbone.")}
-    states["head"] = {key: louder(key, tensor) for key, tensor in fill(own).items()}
-    paths = {name: write_weights(folder / f"{name}.pth", state) for name, state in states.items()}
-    backbone = backbone.model_copy(update={"weights": local_weights(backbone.weights, paths["tower"])})
-    weights = local_weights(card.weights, paths["head"])
-    return load_detector(
-        card.model_copy(update={"backbone": backbone, "architecture": head, "weights": weights}), precision="fp32", slots=1
-    )
+    folder = tmp_path_factory.mktemp("rine")
+    card = with_arguments(with_tower(load_card("rine"), **NARROW), {"projections": 2, "width": 48})
+    network = build_network(card)
+    tower = fill({f"visual.{key}": tensor for key, tensor in network.backbone.state_dict().items()})
+    own = fill({key: tensor for key, tensor in network.state_dict().items() if not key.startswith("backbone.")})
+    weights = local_weights(card.backbone.weights, write_weights(folder / "tower.pth", tower))
+    head = write_weights(folder / "head.pth", {key: louder(key, tensor) for key, tensor in own.items()})
+    card = card.model_copy(update={"backbone": card.backbone.model_copy(update={"weights": weights})})
+    return load_detector(card_with_weights(card, head), precision="fp32", slots=1)
 
 
 @pytest.mark.parametrize("image", LOGITS)

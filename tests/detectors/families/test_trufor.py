@@ -9,25 +9,17 @@ from benchmarks.seeded import seeded_card
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Normalise, build_network
 from ray_app.detectors.families import trufor
-from ray_app.detectors.weights import load_strictly
-from tests.detectors.fill import fill, pattern_image
+from tests.detectors.fill import filled, pattern_image, with_arguments
 from tests.detectors.golden_masks import TRUFOR, TRUFOR_BESIDE, TRUFOR_FULL, TRUFOR_SMALL, assert_mask, places_of
 
 
 def card_of(**arguments):
-    card = load_card("trufor")
-    return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
-
-
-def filled(card):
-    network = build_network(card)
-    load_strictly(network, fill(network.state_dict()), card.name)
-    return network
+    return with_arguments(load_card("trufor"), arguments)
 
 
 @pytest.fixture(scope="module")
 def small():
-    return filled(card_of(**TRUFOR_SMALL))
+    return filled(build_network(card_of(**TRUFOR_SMALL)))
 
 
 def normalised(size):
@@ -49,7 +41,7 @@ def test_masks_and_scores_are_the_authors(small, golden):
 
 @pytest.mark.slow
 def test_masks_and_scores_are_the_authors_at_full_size():
-    check(filled(load_card("trufor")), TRUFOR_FULL)
+    check(filled(build_network(load_card("trufor"))), TRUFOR_FULL)
 
 
 def test_confidence_and_fingerprint_are_the_authors(small):
