@@ -66,25 +66,3 @@ def test_a_network_that_mixes_devices_is_found(small_card):
         detector = detector_on_cuda(small_card, Forgetful(), "fp32")
         with pytest.raises(RuntimeError, match=r"cuda:0 and cpu|cpu and cuda:0"):
             detector.read(detector.normalise(torch.empty(2, 64, 64, 3, dtype=torch.uint8)))
-
-
-class Noting(nn.Module):
-    """One product, whose precision is noted."""
-
-    def __init__(self):
-        super().__init__()
-        self.product, self.fc = nn.Linear(3, 3), nn.Linear(3, 1)
-
-    def forward(self, pixels):
-        made = self.product(pixels.mean((2, 3)))
-        self.dtype = made.dtype
-        return self.fc(made)
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_stand_in_multiplies_in_the_precision_that_is_asked_for(small_card, precision, dtype):
-    with fake_cuda():
-        detector = detector_on_cuda(small_card, Noting(), precision)
-        given = detector.read(detector.normalise(torch.empty(2, 64, 64, 3, dtype=torch.uint8)))
-    assert detector.network.dtype == dtype
-    assert given.scores.dtype == torch.float32  # the head's own

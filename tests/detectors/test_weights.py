@@ -175,60 +175,42 @@ def test_a_training_script_s_arguments_beside_the_weights_do_no_harm(small_card,
     assert read_state_dict(path, weights)["weight"].tolist() == [1, 1]
 
 
-def sharded(folder):
-    """A checkpoint in two files and its index."""
-    tensors = [{"a.weight": torch.ones(2)}, {"b.weight": torch.zeros(3)}]
+@pytest.fixture
+def sharded(small_card, tmp_path):
+    """The card of a checkpoint in two files and an index, in a folder of their own."""
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    for name, part in zip(names, tensors, strict=True):
-        write_weights(folder / name, part)
-    index = {"metadata": {}, "weight_map": {key: name for name, part in zip(names, tensors, strict=True) for key in part}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder / "model.safetensors.index.json", names
+    write_weights(tmp_path / "there" / names[0], {"a.weight": torch.ones(2)})
+    write_weights(tmp_path / "there" / names[1], {"b.weight": torch.zeros(3)})
+    index = tmp_path / "there" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict(zip(("a.weight", "b.weight"), names, strict=True))}))
+    return at(small_card, str(index), format="safetensors-index", beside=dict.fromkeys(names), sha256=None, unverified="a test")
 
 
-def sharded_card(card, uri, names):
-    update = {"uri": str(uri), "format": "safetensors-index", "beside": dict.fromkeys(names), "sha256": None, "unverified": "a test"}
-    return card.model_copy(update={"weights": card.weights.model_copy(update=update)})
-
-
-def test_a_checkpoint_in_several_files_is_read_whole(small_card, tmp_path):
-    index, names = sharded(tmp_path)
-    card = sharded_card(small_card, index, names)
-    assert {key: len(tensor) for key, tensor in read_state_dict(resolve_weights(card), card.weights).items()} == {
-        "a.weight": 2,
-        "b.weight": 3,
-    }
-
-
-def test_a_missing_shard_means_missing_weights(small_card, tmp_path, own_cache):
-    index, names = sharded(tmp_path)
-    (tmp_path / names[1]).unlink()
+def test_a_checkpoint_in_several_files_is_read_whole_or_not_at_all(sharded):
+    read = read_state_dict(resolve_weights(sharded), sharded.weights)
+    assert {key: len(tensor) for key, tensor in read.items()} == {"a.weight": 2, "b.weight": 3}
+    Path(sharded.weights.uri).with_name("model-00002-of-00002.safetensors").unlink()
     with pytest.raises(DetectorError, match=r"needed together: .*00002-of-00002"):
-        resolve_weights(sharded_card(small_card, index, names))
+        resolve_weights(sharded)
 
 
-def test_the_digest_covers_every_shard(small_card, tmp_path):
-    index, names = sharded(tmp_path)
-    card = sharded_card(small_card, index, names)
-    before = weights_digest(card)
-    assert stated_digest(card) is None
-    stated = {"sha256": file_sha256(index), "unverified": None, "beside": {name: file_sha256(tmp_path / name) for name in names}}
-    assert stated_digest(card.model_copy(update={"weights": card.weights.model_copy(update=stated)})) == before
-    write_weights(tmp_path / names[1], {"b.weight": torch.ones(3)})
-    assert weights_digest(card) != before
+def test_the_digest_covers_every_shard(sharded):
+    index, before = Path(sharded.weights.uri), weights_digest(sharded)
+    assert stated_digest(sharded) is None
+    beside = {name: file_sha256(index.with_name(name)) for name in sharded.weights.beside}
+    assert stated_digest(at(sharded, str(index), sha256=file_sha256(index), unverified=None, beside=beside)) == before
+    write_weights(index.with_name("model-00002-of-00002.safetensors"), {"b.weight": torch.ones(3)})
+    assert weights_digest(sharded) != before
 
 
-def test_shards_travel_through_a_mirror_together(small_card, tmp_path, own_cache, monkeypatch):
-    index, names = sharded(tmp_path / "there")
-    url = publish_weights(sharded_card(small_card, index, names), str(tmp_path / "mirror"))
+def test_shards_travel_through_a_mirror_together(sharded, tmp_path, own_cache, monkeypatch):
+    url = publish_weights(sharded, str(tmp_path / "mirror"))
     monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
-    elsewhere = sharded_card(small_card, index, names)
-    for name in (index.name, *names):
-        (tmp_path / "there" / name).unlink()
-    found = resolve_weights(elsewhere)
+    shutil.rmtree(tmp_path / "there")
+    found = resolve_weights(sharded)
     assert found.is_relative_to(own_cache)
     assert url.endswith(str(found.relative_to(own_cache)))
-    assert sorted(path.name for path in found.parent.iterdir()) == sorted([index.name, *names])
+    assert {path.name for path in found.parent.iterdir()} == {found.name, *sharded.weights.beside}
 
 
 def test_the_checkpoint_s_own_configuration_travels_through_a_mirror(small_card, tmp_path, own_cache, monkeypatch):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
@@ -36,36 +35,6 @@ def detector(tmp_path_factory):
 @pytest.mark.parametrize("image", LOGITS)
 def test_the_score_is_the_authors(detector, image):
     assert detector.score(detector.prepare(source(image))[None])[0] == pytest.approx(LOGITS[image], abs=1e-4)
-
-
-class Seen(nn.Module):
-    """A network of patches of 2 in crops of 4 that notes its crops; its logit is their upper left value."""
-
-    def __init__(self):
-        super().__init__()
-        self.patch_embed = nn.Module()
-        self.patch_embed.patch_size, self.patch_embed.img_size = (2, 2), (4, 4)
-        self.crops = []
-
-    def forward(self, crops):
-        self.crops = crops[:, 0, 0, 0].tolist()
-        return crops[:, 0, :1, 0]
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "crops", "mean"),
-    [
-        (9, 13, [24, 0, 40, 48, 8], 24),  # rows and columns beyond whole patches are not seen
-        (5, 12, [4, 0, 8], (4 + 0 + 0 + 8 + 8) / 5),
-        (4, 4, [0], 0),
-        (2, 12, [0], 0),
-    ],
-)
-def test_crops_that_coincide_are_run_once_and_counted_as_often_as_they_stand(height, width, crops, mean):
-    network = b_free.FiveCrops(Seen())
-    values = 10 * torch.arange(height)[:, None] + torch.arange(width)[None]
-    assert network(values[None, None].float()).item() == pytest.approx(mean)
-    assert network.network.crops == crops
 
 
 def test_images_of_one_size_score_as_each_alone(detector):

@@ -3,7 +3,7 @@ import torch
 
 from ray_app.detectors import load_card
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.families.corvi import Corvi, receptive_radius
+from ray_app.detectors.families.corvi import Corvi
 from ray_app.errors import DetectorError
 from tests.detectors.fill import filled, with_arguments
 
@@ -17,25 +17,6 @@ def network(tile, **arguments):
     return filled(Corvi(**arguments, tile=tile))
 
 
-def test_the_receptive_field_is_113_pixels_wide():
-    assert receptive_radius(RESNET50) == 56
-    positive = Corvi(**NARROW).double().eval().requires_grad_(False)
-    for parameter in positive.parameters():
-        parameter.copy_(parameter.abs() + 0.01)  # nothing cancels and no unit is dead: what is in the field raises the cell
-    pixels = torch.ones(1, 3, 160, 160, dtype=torch.float64)
-
-    def cell(row, column):
-        brighter = pixels.clone()
-        brighter[..., row, column] += 1e3
-        return positive.forward_features(brighter)[0, :, 10, 10].sum().item()
-
-    before = cell(0, 0)
-    for near, far in ((80 - 56, 80 - 57), (80 + 56, 80 + 57)):
-        assert cell(near, 80) > before
-        assert cell(80, near) > before
-        assert cell(far, 80) == cell(80, far) == before
-
-
 @pytest.mark.parametrize(("size", "tile"), SIZES)
 @torch.inference_mode()
 def test_tiles_do_not_change_the_logit(size, tile):
@@ -44,15 +25,6 @@ def test_tiles_do_not_change_the_logit(size, tile):
     torch.testing.assert_close(cut(pixels), whole(pixels), atol=1e-5, rtol=0)
     torch.testing.assert_close(cut.logit_map(pixels), whole.logit_map(pixels), atol=1e-5, rtol=0)
     torch.testing.assert_close(cut.logit_map(pixels).mean(dim=(2, 3)), cut(pixels), atol=1e-5, rtol=0)
-
-
-@torch.inference_mode()
-def test_without_tiles_it_is_timms_own_forward_pass():
-    whole = network(4096, **NARROW)
-    pixels = torch.randn(2, 3, 97, 61, generator=torch.Generator().manual_seed(0))
-    features = whole.layer4(whole.layer3(whole.layer2(whole.layer1(whole.maxpool(whole.act1(whole.bn1(whole.conv1(pixels))))))))
-    assert features.shape == (2, 32, 13, 8)
-    torch.testing.assert_close(whole(pixels), whole.fc(features.mean(dim=(2, 3))), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["corvi2023", "npr"])

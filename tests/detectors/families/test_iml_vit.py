@@ -53,14 +53,6 @@ def test_masks_are_the_authors_at_full_size():
     check(filled(build_network(card)), card, IML_VIT_FULL)
 
 
-def test_an_image_that_is_too_large_is_seen_whole_and_its_mask_covers_it_all():
-    area = small_card().preprocessing.image_area(600, 300)
-    assert area == (slice(128), slice(256))
-    prepared = small_card().preprocessing.prepare(Image.fromarray(np.full((300, 600, 3), 200, np.uint8)))
-    assert prepared[area].min() == 200
-    assert prepared[128:].max() == 0
-
-
 def test_filling_and_a_black_border_do_not_score(small):
     image = np.maximum(pattern_image(131, 97), 1)
     score, mask = read(small, small_card(), image)

@@ -45,15 +45,3 @@ def test_a_patch_is_9_pixels_wide_and_every_eighth_pixel_begins_one():
     assert maps.shape == (1, 1, 5, 7)
     torch.testing.assert_close(network(pixels[..., 16:25, 24:33])[0], maps[0, :, 2, 3], atol=1e-5, rtol=0)
     torch.testing.assert_close(maps.mean(dim=(2, 3)), network(pixels), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("network", "residual", "smallest"),
-    [(LaDeDa9, "npr", 10), (LaDeDa9, "right_diag", 9), (TinyLaDeDa, "npr", 6), (TinyLaDeDa, "right_diag", 5)],
-)
-@torch.inference_mode()
-def test_the_smallest_side_is_the_one_that_is_told(network, residual, smallest):
-    built = filled(network(residual))
-    assert built(torch.randn(1, 3, smallest, smallest)).isfinite().all()
-    with pytest.raises(RuntimeError):
-        built(torch.randn(1, 3, smallest - 1, smallest - 1))

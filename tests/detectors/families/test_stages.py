@@ -98,14 +98,6 @@ def test_what_is_no_lite_network_is_refused_by_name(name):
         build_backbone(CARD.backbone.model_copy(update={"architecture": architecture}))
 
 
-def test_channels_last_gives_the_same_statistics():
-    """A detector computes so, see `Detector`."""
-    pixels = given()
-    expected = folded()(pixels).statistics
-    found = folded().to(memory_format=torch.channels_last)(pixels.contiguous(memory_format=torch.channels_last)).statistics
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     "name", ["touchstone-photo", "touchstone-photo-detail", "touchstone-photo-permissive", "touchstone-crop-permissive"]
 )
