@@ -56,12 +56,6 @@ def onnx_model() -> bytes:
     return helper.make_model(graph, producer_name="pytorch").SerializeToString()
 
 
-def array() -> bytes:
-    out = io.BytesIO()
-    np.save(out, np.zeros(3))
-    return out.getvalue()
-
-
 def arrays() -> bytes:
     out = io.BytesIO()
     np.savez(out, a=np.zeros(3))
@@ -83,7 +77,6 @@ def files(tmp_path_factory):
         "empty": (b"", "an empty file"),
         "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a git-LFS pointer"),
         "login": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page (HTML)"),
-        "refused": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML text"),
         "json error": (b'{"error": "Repository not found"}', "a JSON text, perhaps an error"),
         "not found": (b"Entry not found\n", "a text that begins with 'Entry not found'"),
         "index": (json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(), "the index of a checkpoint"),
@@ -91,7 +84,6 @@ def files(tmp_path_factory):
         "h5": (b"\x89HDF\r\n\x1a\n" + bytes(500), "an HDF5 file"),
         "torchscript": (script, "a TorchScript program"),
         "exported": (zipped(model__archive_format=b"pt2"), "an exported program"),
-        "npy": (array(), "a NumPy array"),
         "npz": (arrays(), "NumPy arrays (.npz)"),
         "onnx": (onnx_model(), "an ONNX model"),
         "gguf": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "a GGUF file"),

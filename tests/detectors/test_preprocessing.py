@@ -78,13 +78,6 @@ def test_a_small_image_is_padded_with_black():
     assert padded.sum() == pixels.sum()
 
 
-def test_padding_and_cropping_meet_in_one_image():
-    pixels = pattern_image(50, 9)
-    padded = Preprocessing(center_crop=20).prepare(Image.fromarray(pixels))
-    np.testing.assert_array_equal(padded[:, 5:14], pixels[15:35])
-    assert padded[:, :5].sum() == padded[:, 14:].sum() == 0
-
-
 def test_a_small_image_can_be_mirrored_instead():
     pixels = pattern_image(5, 3)
     mirrored = Preprocessing(center_crop=16, pad="mirror").prepare(Image.fromarray(pixels))

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from benchmarks.seeded import local_weights
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.detector import Detector, Normalise
+from ray_app.detectors.detector import Detector, Normalise, own_keys
 from ray_app.detectors.families.clip import FrozenLinear, VisionTower, build, published_keys
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
@@ -46,7 +46,7 @@ def filled(name, tower_state, head=None):
     card = load_card(name)
     with torch.device("meta"):
         network = build(card).eval().requires_grad_(False)
-    head = head or fill({f"fc.{key}": tensor for key, tensor in network.fc.state_dict().items()})
+    head = own_keys(card, head, network) if head else fill({f"fc.{key}": tensor for key, tensor in network.fc.state_dict().items()})
     tower_state = tower_state | fill_places(network.backbone.positional_embedding)
     network.load_state_dict({f"backbone.{key}": tensor for key, tensor in tower_state.items()} | head, assign=True)
     return Detector(card, network, fake=0, device="cpu", precision="fp32", resize="exact", slots=1, weights_sha256="0" * 64)

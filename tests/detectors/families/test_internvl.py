@@ -141,18 +141,16 @@ def test_the_weights_load_strictly_and_are_those_that_transformers_loads(folder,
 
 
 def test_bf16_leaves_residual_stream_and_head_in_fp32(folder, pixels):
-    seen = {}
-    networks = {"fp32": _network(folder, mode="first-token"), "bf16": lower_to_bf16(_network(folder, mode="first-token"), "cpu")}
-    for precision, network in networks.items():
-        final = network.chat.model.language_model.norm
-        final.register_forward_hook(lambda module, inputs, output, at=precision: seen.update({at: (inputs[0], output[:, -1])}))
+    seen = []
+    for precision in ("fp32", "bf16"):
+        network = _network(folder, mode="first-token")
+        network.chat.model.language_model.norm.register_forward_hook(lambda module, given, made: seen.append((given[0], made[:, -1])))
+        lowered = lower_to_bf16(network, "cpu") if precision == "bf16" else network
         with autocast("cpu", precision):
-            assert _ask(network, pixels).logits.dtype == torch.float32
-    assert seen["bf16"][0].dtype == torch.float32
-    layers = [layer for layer in networks["bf16"].modules() if isinstance(layer, torch.nn.Linear)]
-    assert {layer.weight.dtype for layer in layers[:-1]} == {torch.bfloat16}
-    assert layers[-1].weight.dtype == torch.float32
-    exact, rounded = seen["fp32"][1], seen["bf16"][1]
+            assert _ask(lowered, pixels).logits.dtype == seen[-1][0].dtype == torch.float32
+    assert network.chat.lm_head.weight.dtype == torch.float32
+    assert network.chat.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    exact, rounded = (made for _, made in seen)
     assert 0 < ((rounded - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.03
 
 
