@@ -86,14 +86,11 @@ def test_groups_stay_together_in_validation():
 
 
 @pytest.mark.parametrize(("real", "fake", "said"), [(9, 0, "0 fake"), (4, 9, "4 real")])
-def test_too_few_images_of_a_class_are_refused(real, fake, said):
+def test_too_few_images_or_groups_of_a_class_are_refused(real, fake, said):
     labels = np.array([0] * real + [1] * fake)
     for function in (fit_head, cross_validated_auc):
         with pytest.raises(ConfigError, match=said):
             function(np.zeros((len(labels), 3), np.float32), labels)
-
-
-def test_a_class_of_one_group_cannot_be_validated():
     features, labels = clouds()
     with pytest.raises(ConfigError, match="of one group"):
         cross_validated_auc(features, labels, groups=["a" if label else f"b{index}" for index, label in enumerate(labels)])

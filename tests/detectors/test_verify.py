@@ -22,14 +22,18 @@ def folder(tmp_path_factory):
     return folder
 
 
+NAMES = ["present", "sha256", "keys", "parameters", "tensors", "loads", "golden"]
+
+
 def outcomes(checks):
-    return [(check.name, check.outcome) for check in checks]
+    """In the order of NAMES."""
+    assert [check.name for check in checks] == NAMES
+    return [check.outcome for check in checks]
 
 
 def test_a_sound_detector_passes_every_check(folder):
     checks = list(verify_detector(load_card(folder / "card.yaml"), folder / "images"))
-    names = ("present", "sha256", "keys", "parameters", "tensors", "loads", "golden")
-    assert outcomes(checks) == [(name, "ok") for name in names]
+    assert outcomes(checks) == ["ok"] * 7
     assert [check.part for check in checks] == ["checkable"] * 3 + [""] * 4
     assert sha256(folder / "checkable.safetensors") in checks[1].told
 
@@ -51,15 +55,7 @@ def test_another_file_is_not_loaded(tmp_path):
     state["head.bias"] += 1
     save_file(state, tmp_path / "checkable.safetensors")
     checks = list(verify_detector(load_card(path), tmp_path / "images"))
-    assert outcomes(checks) == [
-        ("present", "ok"),
-        ("sha256", "failed"),
-        ("keys", "skipped"),
-        ("parameters", "ok"),
-        ("tensors", "ok"),
-        ("loads", "skipped"),
-        ("golden", "skipped"),
-    ]
+    assert outcomes(checks) == ["ok", "failed", "skipped", "ok", "ok", "skipped", "skipped"]
     assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
     assert load_card(path).weights.sha256 in checks[1].told
 
@@ -76,15 +72,7 @@ def test_counts_that_the_card_has_wrong_are_told(folder):
 def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
     path = write_checkable(tmp_path, size=None, golden=[], weights={"uri": "checkable.safetensors", "unverified": "nobody published one"})
     checks = list(verify_detector(load_card(path), tmp_path / "images"))
-    assert outcomes(checks) == [
-        ("present", "ok"),
-        ("sha256", "skipped"),
-        ("keys", "ok"),
-        ("parameters", "skipped"),
-        ("tensors", "skipped"),
-        ("loads", "ok"),
-        ("golden", "skipped"),
-    ]
+    assert outcomes(checks) == ["ok", "skipped", "ok", "skipped", "skipped", "ok", "skipped"]
     assert "nobody published one" in checks[1].told
     assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
 
@@ -103,7 +91,7 @@ def test_missing_weights_are_a_failed_check_that_says_what_to_do(tmp_path):
     path = write_checkable(tmp_path)
     (tmp_path / "checkable.safetensors").unlink()
     checks = list(verify_detector(load_card(path), cache_dir=tmp_path / "cache"))
-    assert outcomes(checks)[:2] == [("present", "failed"), ("parameters", "ok")]
+    assert (checks[0].name, checks[0].outcome) == ("present", "failed")
     assert "checkable: no weights: checkable.safetensors" in checks[0].told
     assert "touchstone detectors fetch checkable" in checks[0].told
 
@@ -150,11 +138,6 @@ def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):
         check = list(verify_detector(card.model_copy(update={"golden": (golden,)})))[-1]
         assert (check.name, check.outcome) == ("golden", outcome)
         assert "formula 100 × 48" in check.told
-
-
-def test_shipped_weights_have_golden_scores_that_need_no_file():
-    checks = list(verify_detector(load_card("touchstone-tiny")))
-    assert [check.outcome for check in checks if check.name == "golden"] == ["ok", "ok"]
 
 
 def test_located_finds_without_hashing_or_fetching(folder, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.seeded import PUBLISHED_PREFIX, local_weights, seeded_backbone, seeded_card, seeded_state, write_weights
 from ray_app.config import named_configs
-from ray_app.detectors import load_card, load_detector
+from ray_app.detectors import load_detector
 from ray_app.detectors.detector import BACKBONE, build_network
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
@@ -95,13 +95,6 @@ def test_a_wrong_key_of_a_backbone_is_named_with_its_file(tmp_path):
         load_detector(with_text_too(tmp_path, without="visual.ln_post.weight")[0])
     with pytest.raises(DetectorError, match=r"whole\.safetensors.*surprise"):
         load_detector(with_text_too(tmp_path, **{"visual.surprise": torch.zeros(1)})[0])
-
-
-def test_variants_share_the_file_and_differ_in_pixels():
-    native, thumbnail = load_card("corvi2023"), load_card("corvi2023:thumb1024")
-    assert thumbnail.name == "corvi2023:thumb1024"
-    assert native.weights == thumbnail.weights
-    assert native.preprocessing != thumbnail.preprocessing
 
 
 def test_shipped_cards_state_their_terms():

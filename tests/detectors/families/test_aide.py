@@ -55,18 +55,6 @@ def test_grades_are_those_of_scipys_cosine_transform():
     )
 
 
-def test_the_busiest_and_the_plainest_patch_are_found():
-    pixels = torch.full((2, 3, 96, 128), 0.5)
-    noise = torch.rand(3, 32, 32)
-    pixels[0, :, 16:48, 64:96] = noise
-    pixels[1, :, 64:96, 0:32] = noise
-    chosen = aide.extreme_patches(pixels)
-    assert chosen.shape == (2, 4, 3, 32, 32)
-    for image in range(2):
-        assert torch.equal(chosen[image, 1], noise)
-        assert torch.equal(chosen[image, 0], torch.full((3, 32, 32), 0.5))
-
-
 @torch.inference_mode()
 def test_an_image_smaller_than_a_patch_has_no_score(detector):
     assert detector.network(torch.rand(2, 3, 31, 200)).isnan().all()

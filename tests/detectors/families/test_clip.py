@@ -140,18 +140,6 @@ def test_bf16_lowers_every_product_and_no_norm():
 # ---- the family
 
 
-@pytest.mark.parametrize(("feature", "normalise"), [("class-token", True), ("projected", False)])
-def test_score_is_the_head_on_the_feature_of_the_file(tmp_path, feature, normalise):
-    card, _ = small_card(tmp_path, feature=feature, normalise=normalise)
-    detector = load_detector(card, precision="fp32", slots=2)
-    pixels = detector.prepare(source("97x61"))[None]
-    normalised = detector.normalise(torch.from_numpy(pixels))
-    seen = small_clip().visual(normalised)
-    expected = functional.normalize(seen.class_token, dim=-1) if normalise else seen.projected
-    weight = torch.linspace(-1, 1, expected.shape[1])
-    assert detector.score(pixels)[0] == pytest.approx((expected[0] @ weight).item() + 0.25, abs=1e-5)
-
-
 @pytest.mark.parametrize("arguments", [{}, {"feature": "pooled", "normalise": True}])
 def test_arguments_that_are_not_understood_and_a_card_without_a_backbone_are_refused(tmp_path, arguments):
     card, _ = small_card(tmp_path)

@@ -1,6 +1,5 @@
 """FerretNet's residual against the authors' and against NumPy's median, its smallest image, its precision; logits: `test_convnets`."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,19 +16,6 @@ from tests.detectors.test_convnets import prepared
 
 def test_residual_is_the_authors():
     check(median_residual(prepared("ferretnet-s", "640x480"))[0], MEDIAN)
-
-
-@pytest.mark.parametrize("window", [3, 5])
-def test_the_median_takes_zero_for_the_pixel_itself_and_for_what_lies_outside(window):
-    pixels = np.random.default_rng(0).normal(size=(2, 3, 7, 6))
-    reach = window // 2
-    padded = np.pad(pixels, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
-    expected = np.empty_like(pixels)
-    for row, column in np.ndindex(7, 6):
-        seen = padded[..., row : row + window, column : column + window].copy()
-        seen[..., reach, reach] = 0
-        expected[..., row, column] = pixels[..., row, column] - np.median(seen, axis=(-2, -1))
-    torch.testing.assert_close(median_residual(torch.from_numpy(pixels), window), torch.from_numpy(expected), atol=0, rtol=0)
 
 
 @torch.inference_mode()

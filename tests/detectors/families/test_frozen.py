@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.linear_head import FeatureReader, embedding_facts
 from ray_app.errors import DetectorError
 from tests.detectors.fill import pattern_image, source, with_arguments
 from tests.detectors.small_frozen import BACKBONES, seeded_frozen, small_frozen
@@ -94,20 +93,6 @@ def test_a_file_with_the_text_tower_is_read_by_its_image_part(tmp_path):
     weights = card.backbone.weights.model_copy(update={"sha256": None, "unverified": "changed"})
     card = card.model_copy(update={"backbone": card.backbone.model_copy(update={"weights": weights})})
     assert load_detector(card, precision="fp32").score(pixels) == pytest.approx(expected)
-
-
-def test_features_and_embeddings_are_known_by_backbone_and_size(tmp_path):
-    card = seeded_frozen("vfm-dinov3-l16", tmp_path)
-    larger = seeded_frozen("vfm-dinov3-l16:448", tmp_path)
-    pixels = np.stack([pattern_image(256, 256)])
-    reader = FeatureReader(card, precision="fp32")
-    feature = reader.read(pixels)
-    assert feature.shape == (1, 32)
-    assert np.linalg.norm(feature) == pytest.approx(1)
-    assert reader.key != FeatureReader(larger, precision="fp32").key
-    facts = embedding_facts(card, precision="fp32", resize="exact")
-    assert (facts["width"], facts["backbone"]) == (32, "dinov3-vit-l16")
-    assert facts != embedding_facts(larger, precision="fp32", resize="exact")
 
 
 @pytest.mark.parametrize(

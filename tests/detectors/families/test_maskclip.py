@@ -4,17 +4,13 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
-from benchmarks.seeded import card_with_weights
-from ray_app.detectors import load_card
-from ray_app.detectors.detector import load_detector
 from ray_app.detectors.families.maskclip import ChannelNorm, MaskClip, fit_relative_positions, initialise, losses, trainable_parameters
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.detectors.weights import load_strictly
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image, with_arguments
+from tests.detectors.fill import pattern_image
 from tests.detectors.golden_maskclip import (
     ARGUMENTS,
     FULL_MASK_LOSSES,
@@ -152,23 +148,6 @@ def test_gradients_are_the_reference_s():
     assert {name: norms[name] for name in GRADIENTS} == pytest.approx(GRADIENTS, rel=2e-4)
 
 
-def test_a_card_and_a_file_give_the_reference_s_score_and_mask(tmp_path):
-    golden = GOLDEN["tiny256", "B"]
-    path = tmp_path / "maskclip.pth"
-    torch.save({"model": filled_weights("tiny256")}, path)
-    card = card_with_weights(load_card("maskclip"), path)
-    preprocessing = card.preprocessing.model_copy(update={"resize": card.preprocessing.resize.model_copy(update={"size": 256})})
-    card = with_arguments(card.model_copy(update={"preprocessing": preprocessing}), ARGUMENTS["tiny256"])
-
-    detector = load_detector(card, precision="fp32", offline=True, slots=2)
-    pixels = torch.from_numpy(detector.prepare(Image.fromarray(pattern_image(360, 480))))[None]
-    reading = detector.read(detector.normalise(pixels))
-
-    assert reading.scores.tolist() == pytest.approx([golden.logits[1] - golden.logits[0]], abs=TOLERANCE)
-    assert reading.masks.dtype is torch.uint8
-    assert [int(reading.masks[0, row, column]) for row, column, _ in golden.pixels] == [round(255 * value) for *_, value in golden.pixels]
-
-
 def published_beginnings():
     """The MAE file's and CLIP's tensors in the layout in which they are published, at small sizes."""
     state = filled_weights("tiny256")
@@ -201,7 +180,6 @@ def test_training_begins_from_mae_and_clip():
         ("mae", "blocks.3.mlp.fc1.weight", "missing"),
         ("mae", "decoder_embed.weight", "unexpected"),
         ("mae", "blocks.2.attn.rel_pos_h", "relative positions"),
-        ("clip", "visual.proj", "missing"),
         ("clip", "visual.head.weight", "unexpected"),
     ],
 )
