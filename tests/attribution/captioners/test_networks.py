@@ -22,17 +22,6 @@ def given_to(kind, count=7):
     return rng.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_company_changes_nothing(tmp_path, kind):
-    describer, given = load_describing(card_of(tmp_path, kind)), given_to(kind)
-    together, alone = describer.describe(given), [describer.describe(given[place : place + 1])[0] for place in (0, 3, 6)]
-    assert [together[place].text for place in (0, 3, 6)] == [one.text for one in alone]
-    np.testing.assert_allclose([together[place].likelihood for place in (0, 3, 6)], [one.likelihood for one in alone], atol=1e-6)
-    assert all(one.likelihood <= 0 for one in together)
-    assert len({one.text for one in together}) > 1, "what is said depends on what is seen"
-    assert list(describer.describe(given[:0])) == []
-
-
 def check_said(said, network, seen, spoken, words):
     """What was said of an image is what the library generates of it alone, as likely as teacher forcing has it."""
     spoken = spoken[: spoken.index(0) + 1] if 0 in spoken else spoken
@@ -44,16 +33,20 @@ def check_said(said, network, seen, spoken, words):
 
 
 @pytest.mark.parametrize(("kind", "beams"), [(kind, 3) for kind in KINDS] + [("git", 1), ("prefix", 1)])
-def test_the_likelihood_is_that_of_teacher_forcing(tmp_path, kind, beams):
+def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(tmp_path, kind, beams):
     card = card_of(tmp_path, kind, beams=beams)
-    network, given = network_of(kind), given_to(kind, 3)
+    network, given = network_of(kind), given_to(kind, 5)
     seen = torch.from_numpy(given) if kind == "prefix" else Normalise(card.preprocessing)(torch.from_numpy(given))
     model, inputs = network.asked(seen)
     wanted = {"num_beams": beams, "no_repeat_ngram_size": 3, "max_new_tokens": 12, "do_sample": False}
     wanted |= {} if kind == "blip" else {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     if kind == "vision-encoder-decoder":
         wanted |= {"decoder_start_token_id": 0}
-    for row, said in zip(range(len(given)), load_describing(card).describe(given), strict=True):
+    describer = load_describing(card)
+    told = describer.describe(given)
+    assert len({one.text for one in told}) > 1, "what is said depends on what is seen"
+    assert list(describer.describe(given[:0])) == []
+    for row, said in enumerate(told):
         spoken = model.generate(**{name: value[row : row + 1] for name, value in inputs.items()}, **wanted)[0].tolist()
         check_said(said, network, seen[row : row + 1], spoken if kind == "prefix" else spoken[1:], WORDS)
 
