@@ -1,4 +1,4 @@
-"""The MAE encoder on its own: padded windows and dropped branches. Its numbers are checked with MaskCLIP's."""
+"""The MAE encoder on its own: attention in bf16 and dropped branches. Its numbers are checked with MaskCLIP's."""
 
 import pytest
 import torch
