@@ -14,12 +14,7 @@ NARROW = {"img_size": 504, "embed_dim": 48, "depth": 2, "num_heads": 4}
 
 # By `get_network` and `get_list_norm("resnet")` of the authors (grip-unina/B-Free at c6a9f89, unedited) on timm 1.0.31's network as narrow
 # as above, filled by formula under the file's names; the head's weight doubled.
-LOGITS = {
-    "224x224": -4.421257,
-    "640x480": -3.8731065,
-    "515x700": -3.5334458,
-    "1030x533": -3.1983089,
-}
+LOGITS = {"224x224": -4.421257, "640x480": -3.8731065, "515x700": -3.5334458, "1030x533": -3.1983089}
 
 
 @pytest.fixture(scope="module")
