@@ -26,9 +26,13 @@ def make_identifier(folder, classes, weight, detector, embedding, bias=None, **c
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"weight": np.ascontiguousarray(weight, np.float32)}
     tensors |= {} if bias is None else {"bias": np.ascontiguousarray(bias, np.float32)}
+    return make_head(folder, tensors, classes=list(classes), detector=detector, embedding=dict(embedding), **changes)
+
+
+def make_head(folder, tensors, **told) -> Path:
+    """FOLDER/identifier.yaml: a head of these tensors, whatever they are."""
     save_file(tensors, folder / "head.safetensors")
-    told = {"name": "named", "title": "Named", "detector": detector, "embedding": dict(embedding), "classes": list(classes)}
-    return _card(folder / "identifier.yaml", folder / "head.safetensors", told | changes)
+    return _card(folder / "identifier.yaml", folder / "head.safetensors", {"name": "named", "title": "Named", **told})
 
 
 def _card(path, weights, told) -> Path:

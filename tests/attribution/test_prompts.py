@@ -13,6 +13,7 @@ from ray_app.attribution.prompts import cleaned
         ("sfw, a red fox in snow, rating:safe, R-18", "a red fox in snow"),
         ("https://host/a.png https://host/b.png a red fox in snow --ar 16:9 --v 5.2", "a red fox in snow"),
         ("a red fox::2 in snow::1", "a red fox in snow"),
+        ("a" * 10 + " nsfw", "a" * 10),
         ("a transfer window, unsafe for workers", "a transfer window, unsafe for workers"),
         ("狐と雪のある静かな冬の朝の風景", "狐と雪のある静かな冬の朝の風景"),
     ],
@@ -23,13 +24,7 @@ def test_what_is_left_of_a_prompt(prompt, words):
 
 
 @pytest.mark.parametrize(
-    "prompt", [None, "", "   ", "too short", "1234567890, 2024", "nsfw, sfw, rating_explicit", "x" * 2001, "<lora:abc:1>"]
+    "prompt", [None, "   ", "too short", "1234567890, 2024", "nsfw, sfw, rating_explicit", "x" * 2001, "a" * 9 + " nsfw"]
 )
 def test_what_is_no_prompt(prompt):
     assert cleaned(prompt) is None
-
-
-def test_lengths_are_those_of_the_cleaned_text():
-    assert cleaned("a" * 10) == "a" * 10
-    assert cleaned("a" * 2000) == "a" * 2000
-    assert cleaned("a" * 9 + " nsfw") is None

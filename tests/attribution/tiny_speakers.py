@@ -16,15 +16,9 @@ PROMPTS = ["a red circle on the left", "a blue square above a green triangle", "
 WORDS = train_words(PROMPTS, 290)
 V = WORDS.tokenizer.get_vocab_size()
 WIDTH, SIDE = 12, 32
-_TEXT = {"vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-_VISION = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": SIDE,
-    "patch_size": 8,
-}
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_TEXT = {"vocab_size": V, **_SIZES}
+_VISION = {**_SIZES, "image_size": SIDE, "patch_size": 8}
 _MARKS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 _GPT2 = {"vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **_MARKS}
 ARCHITECTURES = {
@@ -72,8 +66,8 @@ def card_of(folder, kind, **changes):
     return kept(folder, network_of(kind), ARCHITECTURES[kind], "prefix" if kind == "prefix" else "captioner", **changes)
 
 
-def kept(folder, network, architecture, tier, **changes):
-    save_file(body_state(network), folder / "describer.safetensors", metadata={HEADER: WORDS.tokenizer.to_str()})
+def kept(folder, network, architecture, tier, words=WORDS, **changes):
+    save_file(body_state(network), folder / "describer.safetensors", metadata={HEADER: words.tokenizer.to_str()})
     digest = hashlib.sha256((folder / "describer.safetensors").read_bytes()).hexdigest()
     sees = {"detector": "x", "embedding": {"width": WIDTH}, "prefix": 3} if tier == "prefix" else {"preprocessing": PIXELS}
     told = {"name": "tiny", "tier": tier, "architecture": architecture, **sees, **_weights("describer.safetensors", digest)}
@@ -103,8 +97,4 @@ def dialogue_card(folder):
     network = drawn(DialogueNet(build_dialogue("tiny", architecture), []), spread=0.2)
     for parameter in network.parameters():  # without values until now: what was drawn was added to nothing
         torch.nn.init.normal_(parameter, std=0.2)
-    save_file(body_state(network), folder / "describer.safetensors", metadata={HEADER: words.tokenizer.to_str()})
-    digest = hashlib.sha256((folder / "describer.safetensors").read_bytes()).hexdigest()
-    told = {"name": "asked", "tier": "dialogue", "architecture": architecture, "preprocessing": PIXELS}
-    (folder / "describer.yaml").write_text(yaml.safe_dump(COMMON | told | _weights("describer.safetensors", digest)))
-    return load_describer(folder / "describer.yaml"), network, words
+    return kept(folder, network, architecture, "dialogue", words, name="asked"), network, words

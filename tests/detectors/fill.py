@@ -69,6 +69,24 @@ def source(name):
     return Image.fromarray(pattern_image(height, width))
 
 
+def with_arguments(card, arguments):
+    """The card with these arguments of its network."""
+    return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
+
+
+def with_tower(card, **arguments):
+    """The card with these arguments of its backbone changed."""
+    tower = card.backbone.architecture
+    changed = tower.model_copy(update={"arguments": {**tower.arguments, **arguments}})
+    return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": changed})})
+
+
+def filled(network):
+    """The network with weights by formula, frozen, as it scores."""
+    network.load_state_dict(fill(network.state_dict()))
+    return network.eval().requires_grad_(False)
+
+
 class Undrawn(TorchFunctionMode):
     """Within it networks are built of zeros, without drawing the weights that are replaced right after."""
 

@@ -1,7 +1,6 @@
 """MaskCLIP with formula-filled weights, and the inputs and targets of its golden cases (golden/maskclip.md §2)."""
 
 import functools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,23 +64,6 @@ def targets(side, case):
     if case == "B":
         mask, edge = (functional.interpolate(target[None], size=(side, side), mode="nearest")[0] for target in (mask, edge))
     return torch.ones(1, dtype=torch.long), mask, edge
-
-
-def traced(network, pixels):
-    """The outputs of a network and what its parts gave on the way."""
-    seen = {}
-    hooks = [
-        network.clip.visual.register_forward_hook(lambda module, given, features: seen.update(taps=features.taps)),
-        network.aggregator.mask_decoder.register_forward_hook(
-            lambda module, given, low: seen.update(tokens=given[0], fake_text=given[1], low=low)
-        ),
-        network.cls_aggregator.projector.register_forward_hook(lambda module, given, head: seen.update(head=head)),
-    ]
-    with torch.inference_mode():
-        logits, mask_logits = network.logits(pixels)
-    for hook in hooks:
-        hook.remove()
-    return SimpleNamespace(logits=logits, mask_logits=mask_logits, masks=mask_logits.sigmoid(), **seen)
 
 
 def assert_pixels(mask, pixels):

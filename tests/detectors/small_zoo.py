@@ -1,6 +1,7 @@
 """Every shipped card with a network that is quick to build: as it is, or with small widths; under the keys of the published sizes."""
 
 from ray_app.detectors import list_cards, variants_of
+from tests.detectors.fill import with_arguments, with_tower
 from tests.detectors.small_frozen import BACKBONES, small_frozen
 from tests.scoring.eight import TOWER, small_cards
 
@@ -19,7 +20,7 @@ NARROW = {
         "tower": {"quick_gelu": True, "width": 128, "layers": 1, "heads": 2, "embed_dim": 24},
         "text": {"width": 24, "layers": 1, "heads": 2, "embed_dim": 24},
     },
-    "iml-vit": {"width": 24, "heads": 12, "pyramid_width": 8, "head_width": 8},
+    "iml-vit": {"width": 24, "heads": 2, "pyramid_width": 8, "head_width": 8},
     "ladeda9": {"layers": [1, 1, 1, 1], "width": 8},
     "siglip2-open-deepfake": {
         "vision_config": {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -37,9 +38,5 @@ def small(name):
     if name in BACKBONES:
         return small_frozen(card)
     if card.family in NARROW_BACKBONES:
-        tower = card.backbone.architecture
-        narrow = tower.model_copy(update={"arguments": {**tower.arguments, **NARROW_BACKBONES[card.family]}})
-        return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": narrow})})
-    if name not in NARROW:
-        return card
-    return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": NARROW[name]})})
+        return with_tower(card, **NARROW_BACKBONES[card.family])
+    return with_arguments(card, NARROW[name]) if name in NARROW else card

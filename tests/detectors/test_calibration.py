@@ -8,14 +8,10 @@ from ray_app.ensembles import EnsembleCard
 from ray_app.errors import ConfigError
 
 
-def test_isotonic_goes_straight_between_its_knots_and_level_beyond():
-    curve = Isotonic(knots=((-1, -2), (1, 0), (3, 4)))
-    assert curve(np.array([-9, -1, 0, 2, 3, 9, np.nan])) == pytest.approx([-2, -2, -1, 2, 4, 4, np.nan], nan_ok=True)
-
-
-def test_isotonic_may_rise_on_beyond_its_knots():
-    curve = Isotonic(knots=((-1, -2), (1, 0), (3, 4)), beyond=0.1)
-    assert curve(np.array([-11, -1, 0, 2, 3, 13, np.nan])) == pytest.approx([-3, -2, -1, 2, 4, 5, np.nan], nan_ok=True)
+@pytest.mark.parametrize(("beyond", "ends"), [({}, (-2, 4)), ({"beyond": 0.1}, (-3, 5))])
+def test_isotonic_goes_straight_between_its_knots_and_beyond_them_level_or_on(beyond, ends):
+    curve = Isotonic(knots=((-1, -2), (1, 0), (3, 4)), **beyond)
+    assert curve(np.array([-11, -1, 0, 2, 3, 13, np.nan])) == pytest.approx([ends[0], -2, -1, 2, 4, ends[1], np.nan], nan_ok=True)
 
 
 def test_a_card_of_before_stays_as_it_was():

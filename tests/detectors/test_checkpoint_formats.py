@@ -56,12 +56,6 @@ def onnx_model() -> bytes:
     return helper.make_model(graph, producer_name="pytorch").SerializeToString()
 
 
-def array() -> bytes:
-    out = io.BytesIO()
-    np.save(out, np.zeros(3))
-    return out.getvalue()
-
-
 def arrays() -> bytes:
     out = io.BytesIO()
     np.savez(out, a=np.zeros(3))
@@ -83,7 +77,6 @@ def files(tmp_path_factory):
         "empty": (b"", "an empty file"),
         "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a git-LFS pointer"),
         "login": (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page (HTML)"),
-        "refused": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML text"),
         "json error": (b'{"error": "Repository not found"}', "a JSON text, perhaps an error"),
         "not found": (b"Entry not found\n", "a text that begins with 'Entry not found'"),
         "index": (json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(), "the index of a checkpoint"),
@@ -91,7 +84,6 @@ def files(tmp_path_factory):
         "h5": (b"\x89HDF\r\n\x1a\n" + bytes(500), "an HDF5 file"),
         "torchscript": (script, "a TorchScript program"),
         "exported": (zipped(model__archive_format=b"pt2"), "an exported program"),
-        "npy": (array(), "a NumPy array"),
         "npz": (arrays(), "NumPy arrays (.npz)"),
         "onnx": (onnx_model(), "an ONNX model"),
         "gguf": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "a GGUF file"),
@@ -112,10 +104,6 @@ def files(tmp_path_factory):
     }
 
 
-KINDS = ["empty", "lfs", "login", "refused", "json error", "not found", "index", "keras", "h5", "torchscript", "exported", "npy", "npz",
-         "onnx", "gguf", "pickle", "gz", "tar", "a bundle", "half", "half of tensors", "half of a header", "noise"]  # fmt: skip
-
-
 def refusal(path, format):
     with pytest.raises(DetectorError) as caught:
         read_state_dict(path, Weights(uri=path.name, unverified="made here", format=format))
@@ -127,18 +115,17 @@ def refusal(path, format):
     return told
 
 
+# What only a reader of torch's or of safetensors files can tell apart: the tests further down.
+CHECKPOINTS = {"a module", "evil", "torch", "old torch", "half of an old one", "safetensors"}
+
+
 @pytest.mark.parametrize("format", ["torch", "safetensors"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_weights_is_named(files, kind, format, tmp_path):
-    data, what = files[kind]
+def test_what_is_no_weights_is_named(files, format, tmp_path):
     path = tmp_path / f"weights.{'pth' if format == 'torch' else 'safetensors'}"
-    path.write_bytes(data)
-    assert what in refusal(path, format)
-    assert what in kind_of_file(path).what
-
-
-def test_every_kind_is_tried(files):
-    assert set(files) - set(KINDS) == {"a module", "evil", "torch", "old torch", "half of an old one", "safetensors"}
+    for data, what in (said for kind, said in files.items() if kind not in CHECKPOINTS):
+        path.write_bytes(data)
+        assert what in refusal(path, format)
+        assert what in kind_of_file(path).what
 
 
 @pytest.mark.parametrize("kind", ["a module", "evil", "half of an old one"])
@@ -162,17 +149,6 @@ def test_weights_of_the_other_format_are_named_with_the_way_to_say_so(files, tmp
     assert "`format: safetensors`" in told
     (tmp_path / "model.json").write_bytes(files["safetensors"][0])
     assert "it is a safetensors file" in refusal(tmp_path / "model.json", "safetensors-index")
-
-
-def test_a_shard_of_several_is_named_itself(files, tmp_path):
-    (tmp_path / "model.safetensors.index.json").write_bytes(json.dumps({"weight_map": {"a": "one.safetensors"}}).encode())
-    (tmp_path / "one.safetensors").write_bytes(files["lfs"][0])
-    weights = Weights(uri="x", unverified="made here", format="safetensors-index")
-    with pytest.raises(DetectorError, match=r"one\.safetensors: not readable as safetensors weights: it is a git-LFS pointer"):
-        read_state_dict(tmp_path / "model.safetensors.index.json", weights)
-    (tmp_path / "one.safetensors").unlink()
-    with pytest.raises(DetectorError, match=r"one\.safetensors: not readable as safetensors weights: No such file"):
-        read_state_dict(tmp_path / "model.safetensors.index.json", weights)
 
 
 def test_heads_without_torch_are_read_by_the_same_eyes(files, tmp_path):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from ray_app.detectors import load_card, load_detector
@@ -49,13 +48,10 @@ def test_what_moves_scores_is_not(detector, after):
     assert detector.network is eager
 
 
-def test_a_compiler_that_fails_costs_nothing(detector):
+def test_a_compiler_that_fails_or_has_no_static_graph_costs_nothing(detector):
     eager = detector.network
     assert "no kernel" in compile_checked(detector, 3, fails)
     assert detector.network is eager
-
-
-def test_what_has_no_static_graph_is_left_alone(detector):
     detector.keep_embeddings()
     assert "no static graph" in compile_checked(detector, 3, fails)
 
@@ -77,4 +73,3 @@ def test_numbers_are_held_to_their_precision():
     assert beyond_tolerance(expected + np.float32(3e-3), expected, "fp32")
     assert not beyond_tolerance(expected + np.float32(3e-3), expected, "bf16")
     assert beyond_tolerance(np.array([0.5, 20.0, 1.0], np.float32), expected, "bf16")
-    assert torch.isnan(torch.tensor(expected[2]))

@@ -1,19 +1,19 @@
-"""The published three against the authors' own code: filled weights, made images, every value a number in `golden.py`."""
+"""The published three against the authors' own code: filled weights, made images, every value a number in `golden.py`.
+
+`fill` takes a tensor's name for its values, so that a network with other names than the published file's has other scores.
+"""
 
 import functools
-import hashlib
-import zlib
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.seeded import PUBLISHED_PREFIX
 from ray_app.detectors import load_card
-from ray_app.detectors.detector import Normalise, build_network
-from tests.detectors.conftest import PUBLISHED, filled_detector, filled_state
-from tests.detectors.fill import Undrawn, source
-from tests.detectors.golden import FILLED, GOLDEN, IMAGES, SHAPES, check
+from ray_app.detectors.detector import Normalise
+from tests.detectors.conftest import PUBLISHED, filled_detector
+from tests.detectors.fill import source
+from tests.detectors.golden import GOLDEN, check
 
 
 def score_of(golden, card):
@@ -21,31 +21,6 @@ def score_of(golden, card):
         return golden.logits[0] * card.output.sign
     fake = card.output.index_among(card.output.labels)
     return golden.logits[fake] - golden.logits[1 - fake]
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_pattern_image(name):
-    assert hashlib.sha256(source(name).tobytes()).hexdigest() == IMAGES[name]
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_network_has_the_published_tensors(name):
-    with Undrawn():
-        state = build_network(load_card(name)).state_dict()
-    shapes = [f"{PUBLISHED_PREFIX.get(name, '')}{key} {tuple(tensor.shape)}" for key, tensor in state.items()]
-    tensors, elements, *_ = FILLED[name]
-    assert len(state) == tensors
-    assert sum(tensor.numel() for tensor in state.values()) == elements
-    assert zlib.crc32("\n".join(sorted(shapes)).encode()) == SHAPES[name]
-
-
-@pytest.mark.slow  # were one weight in a thousand another, the scores below would be others, too
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_fill_made_the_authors_weights(name):
-    state = filled_state(name)
-    *_, total, absolute = FILLED[name]
-    assert sum(tensor.double().sum().item() for tensor in state.values()) == pytest.approx(total, abs=1e-3)
-    assert sum(tensor.double().abs().sum().item() for tensor in state.values()) == pytest.approx(absolute, abs=1e-2)
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.card import Backbone
@@ -36,7 +35,7 @@ def scores(head, features):
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_a_head_separates_what_can_be_separated(classifier):
+def test_a_head_separates_what_can_be_separated_and_is_the_same_for_the_same_features(classifier):
     features, labels = clouds()
     head = fit_head(features, labels, classifier)
     assert head.weight.shape == (1, 20)
@@ -46,14 +45,9 @@ def test_a_head_separates_what_can_be_separated(classifier):
     assert np.argmax(np.abs(head.weight[0])) == 0
     assert head.weight[0, 0] > 0
 
-
-@pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_a_head_is_the_same_for_the_same_images_and_for_any_shift_or_scale_of_features(classifier):
-    features, labels = clouds()
-    head = fit_head(features, labels, classifier)
     assert np.array_equal(fit_head(features, labels, classifier).weight, head.weight)
     moved = fit_head(50 * features - 7, labels, classifier)
-    assert np.allclose(scores(moved, 50 * features - 7), scores(head, features), atol=0.02)
+    assert np.allclose(scores(moved, 50 * features - 7), scores(head, features), atol=0.02), "any shift and scale of features"
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
@@ -91,31 +85,15 @@ def test_groups_stay_together_in_validation():
     assert np.mean(grouped) < 0.8
 
 
-@pytest.mark.parametrize(("real", "fake", "said"), [(9, 0, "0 fake"), (0, 9, "0 real"), (4, 9, "4 real"), (0, 0, "0 real and 0 fake")])
-def test_too_few_images_of_a_class_are_refused(real, fake, said):
+@pytest.mark.parametrize(("real", "fake", "said"), [(9, 0, "0 fake"), (4, 9, "4 real")])
+def test_too_few_images_or_groups_of_a_class_are_refused(real, fake, said):
     labels = np.array([0] * real + [1] * fake)
     for function in (fit_head, cross_validated_auc):
         with pytest.raises(ConfigError, match=said):
             function(np.zeros((len(labels), 3), np.float32), labels)
-
-
-def test_a_class_of_one_group_cannot_be_validated():
     features, labels = clouds()
     with pytest.raises(ConfigError, match="of one group"):
         cross_validated_auc(features, labels, groups=["a" if label else f"b{index}" for index, label in enumerate(labels)])
-
-
-def test_the_file_is_the_published_format(tmp_path):
-    features, labels = clouds()
-    head = fit_head(features, labels)
-    digest = save_head(tmp_path / "weights.pth", head)
-    state = torch.load(tmp_path / "weights.pth", weights_only=True)
-    assert len(digest) == 64
-    assert list(state) == ["model"]
-    assert {key: tuple(tensor.shape) for key, tensor in state["model"].items()} == {"fc.weight": (1, 20), "fc.bias": (1,)}
-    assert np.array_equal(state["model"]["fc.weight"].numpy(), head.weight)
-    assert state["model"]["fc.bias"].dtype == torch.float32
-    assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
 
 
 def pictures(n, side=28):
@@ -138,6 +116,8 @@ def test_a_fitted_head_scores_through_its_card(tmp_path, feature, normalise, wid
     aucs = cross_validated_auc(features, labels)
     made = tmp_path / "made"
     sha256 = save_head(made / "weights.pth", head)
+    state = torch.load(made / "weights.pth", weights_only=True)["model"]
+    assert {key: tuple(tensor.shape) for key, tensor in state.items()} == {"fc.weight": (1, width), "fc.bias": (1,)}, "as published"
     card = write_card(
         made / "card.yaml", base, name="mine", weights=made / "weights.pth", sha256=sha256, fit=Fit("svm", "mine.csv", 20, 20, aucs)
     )
@@ -172,12 +152,9 @@ def test_a_name_that_no_card_can_have_writes_nothing(tmp_path):
     assert path.read_text() == before
 
 
-def test_only_linear_heads_are_fitted():
+def test_only_linear_heads_on_a_backbone_that_is_here_are_fitted(tmp_path):
     with pytest.raises(ConfigError, match="clip-linear"):
         FeatureReader(load_card("touchstone-tiny"))
-
-
-def test_a_missing_backbone_is_one_clear_error(tmp_path):
     base, _ = small_card(tmp_path)
     (tmp_path / "clip.safetensors").unlink()
     with pytest.raises(DetectorError, match=r"small-tower.*clip\.safetensors"):
@@ -201,27 +178,13 @@ def test_features_are_kept_by_image_backbone_and_preprocessing(tmp_path):
     assert FeatureReader(base, precision="fp32").key != FeatureReader(base, precision="bf16").key
     assert "a" not in FeatureCache(tmp_path / "features.npz", other)
 
-
-def test_a_damaged_cache_is_an_empty_one(tmp_path):
+    cache.add({str(index): np.zeros(3, np.float32) for index in range(600)})
+    assert "599" in FeatureCache(tmp_path / "features.npz", key), "many are saved on the way"
     (tmp_path / "features.npz").write_bytes(b"PK\x03\x04 half a file")
-    cache = FeatureCache(tmp_path / "features.npz", "key")
-    cache.add({"a": np.zeros(2, np.float32)})
-    cache.save()
-    assert "a" in FeatureCache(tmp_path / "features.npz", "key")
-
-
-def test_many_features_are_saved_on_the_way(tmp_path):
-    cache = FeatureCache(tmp_path / "features.npz", "key")
-    cache.add({str(index): np.zeros(2, np.float32) for index in range(600)})
-    assert "599" in FeatureCache(tmp_path / "features.npz", "key")
-
-
-def test_reader_sees_what_the_detector_sees(tmp_path):
-    base, _ = small_card(tmp_path)
-    reader, detector = FeatureReader(base, precision="fp32"), load_detector(base, precision="fp32", slots=4)
-    pixels = detector.prepare(Image.fromarray(pictures(1, side=50)[0]))[None]
-    head = torch.load(tmp_path / "weights.pth", weights_only=True)["model"]
-    assert detector.score(pixels)[0] == pytest.approx((reader.read(pixels)[0] @ head["fc.weight"][0].numpy()).item() + 0.25, abs=1e-5)
+    damaged = FeatureCache(tmp_path / "features.npz", key)
+    damaged.add({"c": np.zeros(3, np.float32)})
+    damaged.save()
+    assert "c" in FeatureCache(tmp_path / "features.npz", key)
 
 
 def test_even_weights_let_a_small_group_count_as_much_as_a_large_one():

@@ -1,5 +1,4 @@
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +7,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from ray_app.detectors import Preprocessing, list_cards
+from ray_app.detectors import Preprocessing
 from ray_app.detectors.preprocessing import Resize
 from ray_app.errors import InputError, Status
 from tests.detectors.fill import pattern_image
 
-PHOTOS = Path(__file__).resolve().parents[2] / ".." / "shared" / "realworld"
 SHORT440 = Preprocessing(resize=Resize(mode="short_side", size=440))
 SQUASHES = [Preprocessing(resize=Resize(mode="squash", size=size), filter=mode) for size in (256, 512) for mode in ("bilinear", "bicubic")]
 
@@ -21,70 +19,37 @@ SQUASHES = [Preprocessing(resize=Resize(mode="squash", size=size), filter=mode) 
 # Sides of 1024 px and more are first reduced by whole blocks; for the last shape Pillow 13 takes columns before rows.
 THUMBNAILS = {
     (275, 375): ((256, 188), "cd537b2af0c45015"),
-    (375, 275): ((188, 256), "50eeeb6bbc8539c3"),
     (1025, 750): ((187, 256), "5cb132a17d75b012"),
-    (3, 700): ((256, 1), "1feeb478a0fc88c1"),
     (1, 2250): ((256, 1), "1890f659ae70f18d"),
-    (1100, 1024): ((238, 256), "28edf44b4281d2db"),
     (650, 250): ((98, 256), "9c7c5556f0742a80"),
 }
 
 # Of one call of Pillow 12.0's and 12.3's Image.resize on tall patterns: the first 16 digits of the pixels' SHA-256, by height, width,
-# size and filter. Pillow 13.0's call differs in nine of the squashed ones.
+# size and filter. Pillow 13.0's call differs in several of the squashed ones.
 SQUASHED_PORTRAITS = {
     (640, 480, 224, "bicubic"): "faf49a14960f295f",
     (640, 480, 256, "bilinear"): "be51b81e24ba58c7",
-    (640, 480, 384, "bicubic"): "755683863af3d348",
-    (640, 480, 512, "bilinear"): "cac107aaabc110b7",
-    (400, 300, 224, "bicubic"): "4debb81531468d9b",
-    (400, 300, 256, "bilinear"): "9d2ec8bf8011035a",
-    (400, 300, 384, "bicubic"): "03355889f89d1142",
-    (400, 300, 512, "bilinear"): "1183082ebb41eb21",
-    (1500, 1000, 224, "bicubic"): "667da55eb7de505d",
-    (1500, 1000, 256, "bilinear"): "a83244ee58a5e0c0",
     (1500, 1000, 384, "bicubic"): "84da9227311ac212",
     (1500, 1000, 512, "bilinear"): "67e2cfc8075d31ab",
-    (2000, 1125, 224, "bicubic"): "965920c6de77db4b",
-    (2000, 1125, 256, "bilinear"): "87f607803f8b5dc0",
-    (2000, 1125, 384, "bicubic"): "a55b165e3df495af",
-    (2000, 1125, 512, "bilinear"): "d4ffe06f53d9378b",
-    (1024, 768, 224, "bicubic"): "6087d2535f94cfd6",
-    (1024, 768, 256, "bilinear"): "c2ec8a7c19c749e2",
-    (1024, 768, 384, "bicubic"): "78caa5c765c13c23",
-    (1024, 768, 512, "bilinear"): "1a6e859e5df96182",
     (97, 61, 224, "bicubic"): "35d4bd8c7c52e3ee",
-    (97, 61, 256, "bilinear"): "2a71d3e2bf3f565c",
-    (97, 61, 384, "bicubic"): "a371417a34a1aaeb",
     (97, 61, 512, "bilinear"): "b584a6c21dba5b70",
 }
 SHORT_SIDE_PORTRAITS = {
     (640, 480, 224, "bicubic"): "8e77942008629b9f",
-    (640, 480, 336, "bilinear"): "01be38807004fe7e",
     (640, 480, 440, "bilinear"): "44c1b4d4e2656dda",
-    (400, 300, 224, "bicubic"): "d15cbf47cc1c7c16",
-    (400, 300, 336, "bilinear"): "c4760140a7f4f728",
-    (400, 300, 440, "bilinear"): "95b8dd3ea09ef1e8",
-    (1500, 1000, 224, "bicubic"): "f55aac8a5cffb052",
     (1500, 1000, 336, "bilinear"): "da20eb2be7823f3c",
-    (1500, 1000, 440, "bilinear"): "853929d8fd2a67f1",
-    (2000, 1125, 224, "bicubic"): "5805bfeabcb3b94a",
-    (2000, 1125, 336, "bilinear"): "ee702c36313ad62b",
-    (2000, 1125, 440, "bilinear"): "5667fb04f90812c1",
     (97, 61, 224, "bicubic"): "757922f025568f5c",
-    (97, 61, 336, "bilinear"): "1802b0c3b6875d9b",
     (97, 61, 440, "bilinear"): "79741db6bcaf1be0",
 }
 
-# Sum and first 16 digits of the SHA-256 of what cv2.resize (4.14 and 5.0, INTER_LINEAR) makes of a pattern at 512 × 512.
+# Sum and first 16 digits of the SHA-256 of what cv2.resize (4.14 and 5.0, INTER_LINEAR) makes of a pattern at 512 × 512;
+# the first is MaskCLIP's case B.
 OPENCV = {
     (360, 480): (100_157_080, "c9b4f4876efa477a"),
-    (700, 900): (100_178_309, "6cd4357e1751285e"),
     (1024, 1024): (100_384_482, "9314dca54b563bff"),
     (1024, 768): (100_329_977, "75d875329ec3865d"),
     (97, 61): (100_259_686, "349f761b9ef6d475"),
-    (3000, 37): (100_281_084, "da997b57dea8f3e1"),
     (13, 1): (45_532_160, "3ad72e1ca00c95b8"),
-    (1, 9): (10_648_844, "2ae13f8ab8bade16"),
 }
 
 
@@ -111,13 +76,6 @@ def test_a_small_image_is_padded_with_black():
     padded = Preprocessing(center_crop=224).prepare(Image.fromarray(pixels))
     np.testing.assert_array_equal(padded[63:160, 81:142], pixels)
     assert padded.sum() == pixels.sum()
-
-
-def test_padding_and_cropping_meet_in_one_image():
-    pixels = pattern_image(50, 9)
-    padded = Preprocessing(center_crop=20).prepare(Image.fromarray(pixels))
-    np.testing.assert_array_equal(padded[:, 5:14], pixels[15:35])
-    assert padded[:, :5].sum() == padded[:, 14:].sum() == 0
 
 
 def test_a_small_image_can_be_mirrored_instead():
@@ -164,15 +122,8 @@ def test_every_size_gives_the_promised_array(height, width, crop, resize, resamp
 
 def test_the_same_size_is_left_alone():
     pixels = pattern_image(256, 256)
-    for preprocessing in SQUASHES[:2]:
+    for preprocessing in (*SQUASHES[:2], Preprocessing(resize=Resize(mode="thumbnail", size=256))):
         np.testing.assert_array_equal(preprocessing.prepare(Image.fromarray(pixels)), pixels)
-
-
-def test_pillow_resizes_rows_before_columns_under_every_version():
-    # Pillow 13 resizes this shape columns first, which changes 3 % of the pixels by one grey level.
-    source = image(640, 480)
-    rows_first = source.resize((512, 640), Image.Resampling.BILINEAR).resize((512, 512), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(SQUASHES[2].prepare(source), np.asarray(rows_first))
 
 
 @pytest.mark.parametrize(
@@ -199,33 +150,13 @@ def test_a_thumbnail_is_pillows_under_every_version(shape):
     assert (pixels.shape[1::-1], sha(pixels)) == (size, digest)
 
 
-def test_a_small_image_is_its_own_thumbnail():
-    pixels = pattern_image(256, 175)
-    np.testing.assert_array_equal(Preprocessing(resize=Resize(mode="thumbnail", size=256)).prepare(Image.fromarray(pixels)), pixels)
-
-
 OPENCV512 = Preprocessing(resize=Resize(mode="squash", size=512), resampler="opencv")
-
-
-def test_opencv_enlarges_as_the_authors_saw():
-    # Source: MaskCLIP's case B, OpenCV 5.0.
-    pixels = OPENCV512.prepare(image(360, 480))
-    assert pixels.sum() == 100_157_080
-    np.testing.assert_allclose(pixels.mean(axis=(0, 1)), (127.42655, 127.35229, 127.29009), atol=1e-5)
-    assert pixels[100, 200].tolist() == [88, 145, 23]
 
 
 @pytest.mark.parametrize("shape", OPENCV, ids=lambda shape: "x".join(map(str, shape)))
 def test_opencv_is_reproduced_bit_for_bit(shape):
     pixels = OPENCV512.prepare(image(*shape))
     assert (int(pixels.sum()), sha(pixels)) == OPENCV[shape]
-
-
-def test_opencv_does_not_smooth_when_it_shrinks():
-    stripes = np.zeros((8, 4096, 3), np.uint8)
-    stripes[:, ::4] = 255
-    narrow = Preprocessing(resize=Resize(mode="squash", size=1024), resampler="opencv").prepare(Image.fromarray(stripes))
-    assert narrow.max() == 0  # the two pixels in the middle of every four are black
 
 
 def test_what_no_library_does_is_refused():
@@ -244,28 +175,14 @@ def test_kept_sizes_are_ragged():
     assert Preprocessing(resize=Resize(mode="squash", size=224, thumbnail_first=1024)).shape == (224, 224)
 
 
-def photographs():
-    return sorted((PHOTOS / "camera").glob("*.jpg"))[::5] + sorted((PHOTOS / "generated").glob("*.png"))[:1]
-
-
-def difference(preprocessing, source):
-    exact = preprocessing.prepare(source).astype(int)
-    return np.abs(exact - preprocessing.prepare(source, "fast"))
-
-
 @pytest.mark.parametrize("preprocessing", [SHORT440, *SQUASHES], ids=lambda p: f"{p.resize.mode}{p.resize.size}-{p.filter}")
 def test_fast_is_at_most_one_grey_level_away(preprocessing):
-    patterns = [image(*size) for size in ((300, 400), (640, 480), (1024, 768), (97, 61), (768, 1024))]
-    apart = [difference(preprocessing, source) for source in patterns]
-    apart += [difference(preprocessing, Image.open(path).convert("RGB")) for path in photographs()]
+    apart = []
+    for source in (image(300, 400), image(640, 480), image(97, 61), Image.effect_noise((1024, 768), 60).convert("RGB")):
+        exact = preprocessing.prepare(source).astype(int)
+        apart.append(np.abs(exact - preprocessing.prepare(source, "fast")))
     assert max(levels.max() for levels in apart) <= 1
     assert np.mean([levels.mean() for levels in apart]) < 0.03
-
-
-def test_equal_preprocessings_are_one_key():
-    first, second = (Preprocessing.model_validate({"resize": {"mode": "squash", "size": 8}, "mean": [0.5, 0.5, 0.5]}) for _ in range(2))
-    assert len({first: 1, second: 2}) == 1
-    assert {card.preprocessing for card in list_cards()}
 
 
 def test_a_run_of_before_keeps_its_identity():

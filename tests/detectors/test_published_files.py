@@ -7,70 +7,33 @@ import pytest
 import torch
 
 from ray_app.detectors import load_card
-from ray_app.detectors.detector import build_network, own_keys
+from ray_app.detectors.detector import build_network
 from ray_app.detectors.weights import load_strictly, located, parts_of, read_state_dict, resolve_part
 from tests.detectors.families.test_clip import filled, filled_tower
-from tests.detectors.families.test_ladeda import formula
 from tests.detectors.fill import source
 from tests.detectors.test_convnets import prepared
 
 # By card and image: the published head on the tower that `fill` makes, fp32, CPU, batch 1.
 HEADS = {
-    "clip-d-10k-plus": {
-        ("clip-d-10k-plus", "300x400"): -0.28854108,
-        ("clip-d-10k-plus", "640x480"): -0.07072905,
-        ("clip-d-10k-plus", "1024x768"): 0.16433993,
-        ("clip-d-10k-plus", "97x61"): -0.36187491,
-        ("clip-d-10k-plus:thumb1024", "1100x1500"): 0.33927903,
-    },
-    "unifd": {
-        ("unifd", "300x400"): 0.34210610,
-        ("unifd", "640x480"): 0.55777276,
-        ("unifd", "1024x768"): -1.35620129,
-        ("unifd", "97x61"): 2.45788527,
-        ("unifd:squash256-crop224", "300x400"): 0.99653327,
-        ("unifd:squash256-crop224", "640x480"): 0.90904224,
-        ("unifd:squash256-crop224", "1024x768"): -1.27760601,
-        ("unifd:squash256-crop224", "97x61"): -6.05645704,
-    },
+    "clip-d-10k-plus": {("clip-d-10k-plus", "97x61"): -0.36187491, ("clip-d-10k-plus:thumb1024", "1100x1500"): 0.33927903},
+    "clip-cues": {("clip-cues", "97x61"): -0.97743201},
+    "clip-cues:synthclic": {("clip-cues:synthclic", "97x61"): -1.59389799},
+    "clip-cues:orthogonal-combined": {("clip-cues:orthogonal-combined", "97x61"): -0.83152956},
+    "unifd": {("unifd", "640x480"): 0.55777276, ("unifd", "97x61"): 2.45788527, ("unifd:squash256-crop224", "97x61"): -6.05645704},
 }
-# Tiny-LaDeDa: the formula tensor's logit with its tolerance; then images with theirs, relative to a logit above 1. Images in float64,
-# because the authors' float32 average is off by up to 0.005 where the features cancel.
-TINY = {
-    "tiny-ladeda": (
-        (16.978, 0.001),
-        {"300x400": 4.346835, "640x480": 32.429401, "1024x768": 33.273102, "97x61": 2.533329},
-        1e-4,
-    ),
-    "tiny-ladeda:right-diag": (
-        (6.7725, 0.001),
-        {"300x400": 45.093251, "640x480": 117.617072, "1024x768": 42.185796, "97x61": -21.646464},
-        1e-4,
-    ),
-    "tiny-ladeda:forensynth": (
-        (37.560, 0.01),
-        {"300x400": 8.279046, "640x480": 18.556538, "1024x768": 21.545715, "97x61": -38.295886},
-        1e-3,
-    ),
-}
-# FerretNet-S, fp32: the authors' own code gives the same to the last digit.
-FERRET = {
-    "ferretnet-s": {"300x400": 25.844326, "640x480": 30.694454, "1024x768": 22.120432, "97x61": 0.01903945},
-    "ferretnet-s:native": {"300x400": 23.749447, "97x61": 11.086955},
+# By image the logit and the tolerance relative to one above 1. Tiny-LaDeDa's in float64, because the authors' float32 average is off by up
+# to 0.005 where the features cancel; FerretNet-S, fp32: the authors' own code gives the same to the last digit.
+NETWORKS = {
+    "tiny-ladeda": ({"300x400": 4.346835, "640x480": 32.429401, "97x61": 2.533329}, 1e-4),
+    "tiny-ladeda:right-diag": ({"300x400": 45.093251, "640x480": 117.617072, "97x61": -21.646464}, 1e-4),
+    "tiny-ladeda:forensynth": ({"300x400": 8.279046, "640x480": 18.556538, "97x61": -38.295886}, 1e-3),
+    "ferretnet-s": ({"640x480": 30.694454, "97x61": 0.01903945}, 1e-4),
+    "ferretnet-s:native": ({"97x61": 11.086955}, 1e-4),
 }
 # RINE of two classes: the only file of its four that we had. The authors' own code gives these on the same tower.
-RINE = {"224x224": -1.4858775, "301x227": -2.5890355, "640x480": -0.6928139, "97x131": 1.7437764}
-# CLIP-Cues: all eight files on one image, 97x61.
-CUES = {
-    "clip-cues": -0.97743201,
-    "clip-cues:synthclic": -1.59389799,
-    "clip-cues:synthbuster": -0.12151459,
-    "clip-cues:cnnspot": -0.47142851,
-    "clip-cues:orthogonal-combined": -0.83152956,
-    "clip-cues:orthogonal-synthclic": -0.93753606,
-    "clip-cues:orthogonal-synthbuster": 0.13043986,
-    "clip-cues:orthogonal-cnnspot": -0.00847673,
-}
+RINE = {"224x224": -1.4858775, "301x227": -2.5890355, "97x131": 1.7437764}
+if not any(located(parts_of(load_card(name))[0]) for name in (*HEADS, *NETWORKS, "rine:2class")):
+    pytest.skip("no published file is on this machine", allow_module_level=True)
 
 
 def published(card):
@@ -81,6 +44,10 @@ def published(card):
     return read_state_dict(resolve_part(part, offline=True), part.weights)
 
 
+def near(expected, relative=1e-4):
+    return pytest.approx(expected, abs=relative * max(1, abs(expected)))
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_the_published_head_on_the_filled_tower_scores_as_the_authors(name):
     head = published(load_card(name))
@@ -88,18 +55,7 @@ def test_the_published_head_on_the_filled_tower_scores_as_the_authors(name):
     for (card, image), expected in HEADS[name].items():
         detector = filled(card, tower, head)
         score = detector.score(detector.prepare(source(image))[None])[0]
-        assert score == pytest.approx(expected, abs=1e-4 * max(1, abs(expected))), (card, image)
-
-
-@torch.inference_mode()
-def test_the_published_probes_of_clip_cues_score_as_the_authors():
-    heads = {name: published(load_card(name)) for name in CUES}
-    detector = filled("clip-cues", filled_tower())
-    features = detector.network.features(detector.normalise(torch.from_numpy(detector.prepare(source("97x61"))[None])))
-    for name, head in heads.items():
-        named = own_keys(load_card(name), head, detector.network)
-        score = torch.nn.functional.linear(features, named["fc.weight"], named["fc.bias"]).item()
-        assert score == pytest.approx(CUES[name], abs=1e-4 * max(1, abs(CUES[name]))), name
+        assert score == near(expected), (card, image)
 
 
 @torch.inference_mode()
@@ -109,26 +65,15 @@ def test_the_published_head_of_rine_scores_as_the_authors():
         network = build_network(load_card("rine:2class"))
     network.load_state_dict({f"backbone.{key}": tensor for key, tensor in tower.items()} | dict(head), assign=True)
     for image, expected in RINE.items():
-        assert network(prepared("rine:2class", image)).item() == pytest.approx(expected, abs=1e-4 * max(1, abs(expected))), image
+        assert network(prepared("rine:2class", image)).item() == near(expected), image
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
-def test_the_published_tiny_ladeda_scores_as_the_authors(name):
+def test_the_published_network_scores_as_the_authors(name):
     card = load_card(name)
     network = build_network(card)
     load_strictly(network, published(card), name)
-    (logit, tolerance), images, relative = TINY[name]
-    assert network(formula()).item() == pytest.approx(logit, abs=tolerance)
+    images, relative = NETWORKS[name]
     for image, expected in images.items():
-        assert network(prepared(name, image)).item() == pytest.approx(expected, abs=relative * max(1, abs(expected))), image
-
-
-@pytest.mark.parametrize("name", FERRET)
-@torch.inference_mode()
-def test_the_published_ferretnet_scores_as_the_authors(name):
-    card = load_card(name)
-    network = build_network(card)
-    load_strictly(network, published(card), name)
-    for image, expected in FERRET[name].items():
-        assert network(prepared(name, image)).item() == pytest.approx(expected, abs=1e-4 * max(1, abs(expected))), image
+        assert network(prepared(name, image)).item() == near(expected, relative), image

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -10,8 +9,7 @@ from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.golden import FormulaScore, formula_image
 from ray_app.detectors.verify import verify_detector
 from ray_app.detectors.weights import located, parts_of
-from ray_app.errors import ConfigError
-from tests.detectors.checkable import golden_of, sha256, write_checkable
+from tests.detectors.checkable import sha256, write_checkable
 from tests.detectors.fill import pattern_image
 from tests.detectors.small_clip import small_card
 
@@ -24,14 +22,18 @@ def folder(tmp_path_factory):
     return folder
 
 
+NAMES = ["present", "sha256", "keys", "parameters", "tensors", "loads", "golden"]
+
+
 def outcomes(checks):
-    return [(check.name, check.outcome) for check in checks]
+    """In the order of NAMES."""
+    assert [check.name for check in checks] == NAMES
+    return [check.outcome for check in checks]
 
 
 def test_a_sound_detector_passes_every_check(folder):
     checks = list(verify_detector(load_card(folder / "card.yaml"), folder / "images"))
-    names = ("present", "sha256", "keys", "parameters", "tensors", "loads", "golden")
-    assert outcomes(checks) == [(name, "ok") for name in names]
+    assert outcomes(checks) == ["ok"] * 7
     assert [check.part for check in checks] == ["checkable"] * 3 + [""] * 4
     assert sha256(folder / "checkable.safetensors") in checks[1].told
 
@@ -53,37 +55,9 @@ def test_another_file_is_not_loaded(tmp_path):
     state["head.bias"] += 1
     save_file(state, tmp_path / "checkable.safetensors")
     checks = list(verify_detector(load_card(path), tmp_path / "images"))
-    assert outcomes(checks) == [
-        ("present", "ok"),
-        ("sha256", "failed"),
-        ("keys", "skipped"),
-        ("parameters", "ok"),
-        ("tensors", "ok"),
-        ("loads", "skipped"),
-        ("golden", "skipped"),
-    ]
+    assert outcomes(checks) == ["ok", "failed", "skipped", "ok", "ok", "skipped", "skipped"]
     assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
     assert load_card(path).weights.sha256 in checks[1].told
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda state: state.pop("head.bias"), "missing (head.bias)"),
-        (lambda state: state.update(extra=torch.ones(1)), "unexpected (extra)"),
-    ],
-)
-def test_a_key_too_few_or_too_many_is_named(tmp_path, change, named):
-    path = write_checkable(tmp_path)
-    weights = tmp_path / "checkable.safetensors"
-    state = load_file(weights)
-    change(state)
-    save_file(state, weights)
-    card = load_card(path)
-    card = card.model_copy(update={"weights": card.weights.model_copy(update={"sha256": sha256(weights)})})
-    checks = list(verify_detector(card))
-    assert outcomes(checks)[1:3] == [("sha256", "ok"), ("keys", "failed")]
-    assert named in checks[2].told
 
 
 def test_counts_that_the_card_has_wrong_are_told(folder):
@@ -98,15 +72,7 @@ def test_counts_that_the_card_has_wrong_are_told(folder):
 def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
     path = write_checkable(tmp_path, size=None, golden=[], weights={"uri": "checkable.safetensors", "unverified": "nobody published one"})
     checks = list(verify_detector(load_card(path), tmp_path / "images"))
-    assert outcomes(checks) == [
-        ("present", "ok"),
-        ("sha256", "skipped"),
-        ("keys", "ok"),
-        ("parameters", "skipped"),
-        ("tensors", "skipped"),
-        ("loads", "ok"),
-        ("golden", "skipped"),
-    ]
+    assert outcomes(checks) == ["ok", "skipped", "ok", "skipped", "skipped", "ok", "skipped"]
     assert "nobody published one" in checks[1].told
     assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
 
@@ -121,22 +87,11 @@ def test_images_that_are_not_here_are_named_with_their_source(folder, tmp_path, 
     )
 
 
-def test_an_image_that_does_not_decode_fails(tmp_path):
-    broken = tmp_path / "images" / "broken.png"
-    path = write_checkable(tmp_path)
-    broken.write_bytes(b"no image")
-    data = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump(data | {"golden": [golden_of(broken, 0.5)]}))
-    check = list(verify_detector(load_card(path), tmp_path / "images"))[-1]
-    assert check.outcome == "failed"
-    assert str(broken) in check.told
-
-
 def test_missing_weights_are_a_failed_check_that_says_what_to_do(tmp_path):
     path = write_checkable(tmp_path)
     (tmp_path / "checkable.safetensors").unlink()
     checks = list(verify_detector(load_card(path), cache_dir=tmp_path / "cache"))
-    assert outcomes(checks)[:2] == [("present", "failed"), ("parameters", "ok")]
+    assert (checks[0].name, checks[0].outcome) == ("present", "failed")
     assert "checkable: no weights: checkable.safetensors" in checks[0].told
     assert "touchstone detectors fetch checkable" in checks[0].told
 
@@ -174,6 +129,7 @@ def test_a_file_that_belongs_beside_is_named(tmp_path):
 
 def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):
     card = load_card(folder / "card.yaml")
+    assert np.array_equal(formula_image(100, 48), pattern_image(48, 100)), "the formula is that of all golden values"
     pixels = Image.fromarray(pattern_image(48, 100))
     detector = load_detector(card, precision="fp32", slots=1)
     logit = float(detector.score(detector.prepare(pixels)[None])[0])
@@ -182,22 +138,6 @@ def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):
         check = list(verify_detector(card.model_copy(update={"golden": (golden,)})))[-1]
         assert (check.name, check.outcome) == ("golden", outcome)
         assert "formula 100 × 48" in check.told
-
-
-@pytest.mark.parametrize("size", [(300, 400), (97, 61)])
-def test_the_formula_is_that_of_the_golden_values(size):
-    assert np.array_equal(formula_image(size[1], size[0]), pattern_image(*size))
-
-
-def test_a_golden_entry_that_is_neither_kind_is_told(tmp_path):
-    path = write_checkable(tmp_path, golden=[{"image": "formula", "logits": 3, "tolerance": 1, "source": "x"}])
-    with pytest.raises(ConfigError, match=r"golden\.0\.logits: unknown key — did you mean 'logit'"):
-        load_card(path)
-
-
-def test_shipped_weights_have_golden_scores_that_need_no_file():
-    checks = list(verify_detector(load_card("touchstone-tiny")))
-    assert [check.outcome for check in checks if check.name == "golden"] == ["ok", "ok"]
 
 
 def test_located_finds_without_hashing_or_fetching(folder, tmp_path, monkeypatch):
@@ -209,27 +149,3 @@ def test_located_finds_without_hashing_or_fetching(folder, tmp_path, monkeypatch
             found = located(part, tmp_path)
             assert found is None or found.parent == part.folder
     assert not list(tmp_path.rglob("*.safetensors"))
-
-
-def test_the_community_forensics_goldens_are_the_five_of_the_authors():
-    golden = load_card("community-forensics-vits384").golden
-    assert [(one.name, one.probability, one.sha256[:8]) for one in golden] == [
-        ("00000274.png", 0.9988, "43a7b37d"),
-        ("00000420.png", 0.9878, "069af2f6"),
-        ("00000845.png", 0.9569, "e3c1d98a"),
-        ("00000916.png", 0.9516, "a4c434f6"),
-        ("00000989.png", 0.7860, "cfe5ba75"),
-    ]
-    assert all("JeongsooP/Community-Forensics" in one.source and one.tolerance <= 0.001 for one in golden)
-
-
-def test_verifying_gives_the_score_that_a_run_gives(folder):
-    """The golden path and the detector's own are one: same decoder, same geometry, same network."""
-    from ray_app.images import ImageLimits, decode_image
-
-    card = load_card(folder / "card.yaml")
-    detector = load_detector(card, precision="fp32")
-    pixels = detector.prepare(decode_image((folder / "images" / "any-name.png").read_bytes(), ImageLimits()).pixels)
-    probability = torch.sigmoid(torch.tensor(detector.score(pixels[None])[0])).item()
-    check = list(verify_detector(card, folder / "images"))[-1]
-    assert f"P(fake) {probability:.4f}" in check.told

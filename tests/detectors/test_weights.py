@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.seeded import card_with_weights, seeded_card, seeded_state, write_weights
+from benchmarks.seeded import card_with_weights, seeded_state, write_weights
 from ray_app.detectors import MIRROR_VARIABLE, load_card, load_detector, publish_weights, resolve_weights, weights_digest
-from ray_app.detectors.card import Architecture
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.weights import cached_name, load_strictly, parts_of, read_state_dict, stated_digest
 from ray_app.errors import DetectorError
-from tests.detectors.conftest import PUBLISHED
 
 HUB = "hf://touchstone/detector@" + "ab" * 20 + "/model.safetensors"
 
@@ -30,31 +28,6 @@ def at(card, uri, **changes):
     return card.model_copy(update={"weights": card.weights.model_copy(update={"uri": uri, **changes})})
 
 
-def small_community():
-    """Community Forensics' card, whose keys have a prefix in its files, with a small network."""
-    return load_card("community-forensics-vits384").model_copy(
-        update={"architecture": Architecture(name="test_vit", arguments={"img_size": 384})}
-    )
-
-
-def test_seeded_weights_in_the_published_formats_load_strictly(tmp_path):
-    """The other cards' files: `test_zoo`."""
-    card = small_community()
-    state, network = seeded_state(card), build_network(card)
-    assert all(key.startswith("vit.") for key in state)
-    for path in (
-        write_weights(tmp_path / "model.safetensors", state),
-        write_weights(tmp_path / "bare.pth", state),
-        write_weights(tmp_path / "checkpoint.pth", state, wrapper="model", prefix="_orig_mod."),
-        write_weights(tmp_path / "final.pth", state, prefix="module._orig_mod."),
-        write_weights(tmp_path / "plain.pth", {key.removeprefix("vit."): tensor for key, tensor in state.items()}, wrapper="state_dict"),
-    ):
-        own = card_with_weights(card, path)
-        load_strictly(network, read_state_dict(path, own.weights), card.name)
-        key, tensor = next(iter(network.state_dict().items()))
-        assert torch.equal(tensor, state[f"vit.{key}"])
-
-
 def test_what_does_not_fit_is_named(small_card):
     network = build_network(small_card)
     good = network.state_dict()
@@ -66,37 +39,9 @@ def test_what_does_not_fit_is_named(small_card):
     for said, state in cases.items():
         with pytest.raises(DetectorError, match=said):
             load_strictly(network, state, "small")
-
-
-def test_many_faults_are_counted_not_listed(small_card):
-    network = build_network(small_card)
-    with pytest.raises(DetectorError) as caught:
+    with pytest.raises(DetectorError, match=f"{len(good)} missing .*…") as caught:
         load_strictly(network, {"other": torch.zeros(1)}, "small")
-    assert f"{len(network.state_dict())} missing" in caught.value.message
-    assert "…" in caught.value.message
-    assert len(caught.value.message) < 400
-
-
-@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 half a zip"])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_file_that_is_no_weights_is_told(small_card, tmp_path, content, suffix):
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(content)
-    card = card_with_weights(small_card, path)
-    with pytest.raises(DetectorError, match="not readable"):
-        read_state_dict(path, card.weights)
-
-
-def test_a_pickle_that_runs_code_is_refused(small_card, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    path = tmp_path / "evil.pth"
-    torch.save({"model": {"weight": torch.zeros(1)}, "extra": Evil()}, path)
-    with pytest.raises(DetectorError, match="not readable"):
-        read_state_dict(path, card_with_weights(small_card, path).weights)
-    assert not (tmp_path / "ran").exists()
+    assert len(caught.value.message) < 400, "many faults are counted, not listed"
 
 
 def test_a_checkpoint_without_a_state_dict_is_told(small_card, tmp_path):
@@ -106,16 +51,14 @@ def test_a_checkpoint_without_a_state_dict_is_told(small_card, tmp_path):
         read_state_dict(path, card_with_weights(small_card, path).weights)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_missing_weights_are_one_error_that_says_what_to_do(name):
-    card = load_card(name)
+def test_missing_weights_are_one_error_that_says_what_to_do():
+    card = load_card("ladeda9")
     with pytest.raises(DetectorError) as caught:
         load_detector(card)
-    assert name in caught.value.message
+    assert card.name in caught.value.message
     assert card.weights.uri in caught.value.message
-    assert f"touchstone detectors fetch {name}" in caught.value.hint
-    if card.weights.obtain:
-        assert "Google Drive" in caught.value.hint
+    assert "touchstone detectors fetch ladeda9" in caught.value.hint
+    assert card.weights.obtain.split(".")[0] in caught.value.hint
 
 
 def test_another_file_under_the_right_name_is_refused(small_card, tmp_path):
@@ -225,12 +168,6 @@ def test_a_checkpoint_that_contradicts_the_card_is_refused(two_logits, config, s
         load_detector(card)
 
 
-def test_seeded_card_is_ready_to_load(tmp_path):
-    card = seeded_card(small_community(), tmp_path)
-    assert card.weights.sha256 is not None
-    assert load_detector(card, slots=1).fingerprint["weights"] == card.weights.sha256
-
-
 def test_a_training_script_s_arguments_beside_the_weights_do_no_harm(small_card, tmp_path):
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": {"weight": torch.ones(2)}, "args": argparse.Namespace(lr=1e-4, device="cuda"), "epoch": 49}, path)
@@ -238,67 +175,42 @@ def test_a_training_script_s_arguments_beside_the_weights_do_no_harm(small_card,
     assert read_state_dict(path, weights)["weight"].tolist() == [1, 1]
 
 
-def test_any_other_object_in_a_checkpoint_is_refused(small_card, tmp_path):
-    path = tmp_path / "checkpoint.pth"
-    torch.save({"model": {"weight": torch.ones(2)}, "args": Path("x")}, path)
-    with pytest.raises(DetectorError, match="not readable as torch weights"):
-        read_state_dict(path, small_card.weights.model_copy(update={"format": "torch", "unwrap": ("model",)}))
-
-
-def sharded(folder):
-    """A checkpoint in two files and its index."""
-    tensors = [{"a.weight": torch.ones(2)}, {"b.weight": torch.zeros(3)}]
+@pytest.fixture
+def sharded(small_card, tmp_path):
+    """The card of a checkpoint in two files and an index, in a folder of their own."""
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    for name, part in zip(names, tensors, strict=True):
-        write_weights(folder / name, part)
-    index = {"metadata": {}, "weight_map": {key: name for name, part in zip(names, tensors, strict=True) for key in part}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder / "model.safetensors.index.json", names
+    write_weights(tmp_path / "there" / names[0], {"a.weight": torch.ones(2)})
+    write_weights(tmp_path / "there" / names[1], {"b.weight": torch.zeros(3)})
+    index = tmp_path / "there" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict(zip(("a.weight", "b.weight"), names, strict=True))}))
+    return at(small_card, str(index), format="safetensors-index", beside=dict.fromkeys(names), sha256=None, unverified="a test")
 
 
-def sharded_card(card, uri, names):
-    update = {"uri": str(uri), "format": "safetensors-index", "beside": dict.fromkeys(names), "sha256": None, "unverified": "a test"}
-    return card.model_copy(update={"weights": card.weights.model_copy(update=update)})
-
-
-def test_a_checkpoint_in_several_files_is_read_whole(small_card, tmp_path):
-    index, names = sharded(tmp_path)
-    card = sharded_card(small_card, index, names)
-    assert {key: len(tensor) for key, tensor in read_state_dict(resolve_weights(card), card.weights).items()} == {
-        "a.weight": 2,
-        "b.weight": 3,
-    }
-
-
-def test_a_missing_shard_means_missing_weights(small_card, tmp_path, own_cache):
-    index, names = sharded(tmp_path)
-    (tmp_path / names[1]).unlink()
+def test_a_checkpoint_in_several_files_is_read_whole_or_not_at_all(sharded):
+    read = read_state_dict(resolve_weights(sharded), sharded.weights)
+    assert {key: len(tensor) for key, tensor in read.items()} == {"a.weight": 2, "b.weight": 3}
+    Path(sharded.weights.uri).with_name("model-00002-of-00002.safetensors").unlink()
     with pytest.raises(DetectorError, match=r"needed together: .*00002-of-00002"):
-        resolve_weights(sharded_card(small_card, index, names))
+        resolve_weights(sharded)
 
 
-def test_the_digest_covers_every_shard(small_card, tmp_path):
-    index, names = sharded(tmp_path)
-    card = sharded_card(small_card, index, names)
-    before = weights_digest(card)
-    assert stated_digest(card) is None
-    stated = {"sha256": file_sha256(index), "unverified": None, "beside": {name: file_sha256(tmp_path / name) for name in names}}
-    assert stated_digest(card.model_copy(update={"weights": card.weights.model_copy(update=stated)})) == before
-    write_weights(tmp_path / names[1], {"b.weight": torch.ones(3)})
-    assert weights_digest(card) != before
+def test_the_digest_covers_every_shard(sharded):
+    index, before = Path(sharded.weights.uri), weights_digest(sharded)
+    assert stated_digest(sharded) is None
+    beside = {name: file_sha256(index.with_name(name)) for name in sharded.weights.beside}
+    assert stated_digest(at(sharded, str(index), sha256=file_sha256(index), unverified=None, beside=beside)) == before
+    write_weights(index.with_name("model-00002-of-00002.safetensors"), {"b.weight": torch.ones(3)})
+    assert weights_digest(sharded) != before
 
 
-def test_shards_travel_through_a_mirror_together(small_card, tmp_path, own_cache, monkeypatch):
-    index, names = sharded(tmp_path / "there")
-    url = publish_weights(sharded_card(small_card, index, names), str(tmp_path / "mirror"))
+def test_shards_travel_through_a_mirror_together(sharded, tmp_path, own_cache, monkeypatch):
+    url = publish_weights(sharded, str(tmp_path / "mirror"))
     monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
-    elsewhere = sharded_card(small_card, index, names)
-    for name in (index.name, *names):
-        (tmp_path / "there" / name).unlink()
-    found = resolve_weights(elsewhere)
+    shutil.rmtree(tmp_path / "there")
+    found = resolve_weights(sharded)
     assert found.is_relative_to(own_cache)
     assert url.endswith(str(found.relative_to(own_cache)))
-    assert sorted(path.name for path in found.parent.iterdir()) == sorted([index.name, *names])
+    assert {path.name for path in found.parent.iterdir()} == {found.name, *sharded.weights.beside}
 
 
 def test_the_checkpoint_s_own_configuration_travels_through_a_mirror(small_card, tmp_path, own_cache, monkeypatch):

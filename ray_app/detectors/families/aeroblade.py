@@ -101,6 +101,8 @@ def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `aeroblade` describes, without weights. Raises DetectorError."""
     if card.backbone is None:
         raise DetectorError(f"{card.name}: aeroblade needs an autoencoder", hint=f"name one as `{BACKBONE}`")
+    if card.architecture.arguments:
+        raise DetectorError(f"{card.name}: architecture.arguments: aeroblade takes none, not {', '.join(card.architecture.arguments)}")
     try:
         return Aeroblade(KlAutoencoder(**card.backbone.architecture.arguments))
     except (RuntimeError, TypeError, ValueError) as error:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
+from ray_app.errors import DetectorError
+
 if TYPE_CHECKING:
     from ray_app.detectors.card import DetectorCard
 
@@ -105,8 +107,11 @@ class ResidualNet(nn.Module):
 
 
 def build(card: "DetectorCard") -> nn.Module:
-    """The network that a card of family `residual` describes, without weights: (N, 3, H, W) → (N, 1) logits."""
-    return ResidualNet(**card.architecture.arguments)
+    """The network that a card of family `residual` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
+    try:
+        return ResidualNet(**card.architecture.arguments)
+    except TypeError as error:
+        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: widths, norms") from error
 
 
 class Tiling(NamedTuple):

@@ -11,7 +11,6 @@ from ray_app.detectors.card import Architecture
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.families import aide
 from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from ray_app.errors import DetectorError
 from tests.detectors import golden_forensics as golden
 from tests.detectors.fill import Undrawn, fill, source
 
@@ -26,13 +25,7 @@ def detector(tmp_path_factory):
     with Undrawn():
         state = fill(build_network(thin()).state_dict())
     path = write_weights(tmp_path_factory.mktemp("aide") / "aide-progan.pth", state, wrapper="model")
-    return load_detector(card_with_weights(thin(), path))
-
-
-def test_the_file_has_the_published_tensors(detector):
-    state = detector.network.state_dict()
-    parameters = sum(parameter.numel() for parameter in detector.network.parameters())
-    assert (len(state), sum(tensor.numel() for tensor in state.values()), parameters) == golden.AIDE_SIZE
+    return load_detector(card_with_weights(thin(), path), precision="fp32")
 
 
 @pytest.mark.parametrize("image", [pytest.param(image, marks=[pytest.mark.slow] * (image != "97x61")) for image in golden.AIDE_LOG_ODDS])
@@ -41,11 +34,10 @@ def test_log_odds_are_the_authors(image, detector):
     assert score == pytest.approx(golden.AIDE_LOG_ODDS[image], abs=1e-4)
 
 
-@pytest.mark.parametrize("image", golden.AIDE_SEEN)
-def test_what_the_networks_see_is_what_the_authors_see(image):
-    pixels = torch.from_numpy(np.asarray(source(image)) / np.float32(255)).permute(2, 0, 1)[None]
+def test_what_the_networks_see_is_what_the_authors_see():
+    pixels = torch.from_numpy(np.asarray(source("97x61")) / np.float32(255)).permute(2, 0, 1)[None]
     seen = [*aide.extreme_patches(pixels)[0][:, None], pixels]
-    for one, (mean, deviation) in zip(seen, golden.AIDE_SEEN[image], strict=True):
+    for one, (mean, deviation) in zip(seen, golden.AIDE_SEEN, strict=True):
         sized = aide._sized(one, IMAGENET_MEAN, IMAGENET_STD).double()
         assert (sized.mean().item(), sized.std(correction=0).item()) == pytest.approx((mean, deviation), abs=1e-5)
 
@@ -63,18 +55,6 @@ def test_grades_are_those_of_scipys_cosine_transform():
     )
 
 
-def test_the_busiest_and_the_plainest_patch_are_found():
-    pixels = torch.full((2, 3, 96, 128), 0.5)
-    noise = torch.rand(3, 32, 32)
-    pixels[0, :, 16:48, 64:96] = noise
-    pixels[1, :, 64:96, 0:32] = noise
-    chosen = aide.extreme_patches(pixels)
-    assert chosen.shape == (2, 4, 3, 32, 32)
-    for image in range(2):
-        assert torch.equal(chosen[image, 1], noise)
-        assert torch.equal(chosen[image, 0], torch.full((3, 32, 32), 0.5))
-
-
 @torch.inference_mode()
 def test_an_image_smaller_than_a_patch_has_no_score(detector):
     assert detector.network(torch.rand(2, 3, 31, 200)).isnan().all()
@@ -87,10 +67,3 @@ def test_a_batch_scores_like_its_images():
     together = network(pixels)
     assert not torch.allclose(together[0], together[1])
     torch.testing.assert_close(together, torch.cat([network(one[None]) for one in pixels]), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("arguments", [{"wings": 2}, {"layers": [1, 1]}])
-def test_what_makes_no_network_is_named(arguments):
-    card = load_card("aide").model_copy(update={"architecture": Architecture(arguments=arguments)})
-    with pytest.raises(DetectorError, match="aide: "):
-        build_network(card)

@@ -5,12 +5,11 @@ import torch
 
 from benchmarks.seeded import local_weights, seeded_backbone, write_weights
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.card import Architecture
 from ray_app.detectors.detector import build_network
 from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import DetectorError
 from tests.detectors import golden_forensics as golden
-from tests.detectors.fill import Undrawn, fill, source
+from tests.detectors.fill import Undrawn, fill, filled, source, with_arguments, with_tower
 from tests.detectors.golden import check
 from tests.detectors.test_convnets import prepared
 
@@ -20,11 +19,7 @@ CLIP, CONVNEXT = "drct-clip-vit-l14", "drct-convnext-b"
 def thin(name):
     """The card with the narrow network of the golden values."""
     card, arguments = load_card(name), golden.THIN[name]
-    if card.backbone is None:
-        return card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})})
-    tower = card.backbone.architecture
-    tower = tower.model_copy(update={"arguments": {**tower.arguments, **arguments}})
-    return card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": tower})})
+    return with_arguments(card, arguments) if card.backbone is None else with_tower(card, **arguments)
 
 
 def published(card):
@@ -38,15 +33,17 @@ def published(card):
     return fill({**heads, **clip, "model.model.logit_scale": torch.tensor(0.0), "model.model.text_projection": torch.empty(64, 768)})
 
 
-def detector(name, folder):
-    """The thin network from files in the published formats."""
+def detector(name, folder, left_out=None):
+    """The thin network from files in the published formats, perhaps without a tensor."""
     card, state = thin(name), published(thin(name))
-    weights = local_weights(card.weights, write_weights(folder / "drct.pth", state))
+    own = {key: tensor for key, tensor in state.items() if key != left_out}
+    weights = local_weights(card.weights, write_weights(folder / "drct.pth", own))
     if card.backbone is None:
-        return load_detector(card.model_copy(update={"weights": weights}))
+        return load_detector(card.model_copy(update={"weights": weights}), precision="fp32")
     visual = {key: state[f"model.model.{key}"] for key in seeded_backbone(card)}
     shared = local_weights(card.backbone.weights, write_weights(folder / "clip.safetensors", visual))
-    return load_detector(card.model_copy(update={"weights": weights, "backbone": card.backbone.model_copy(update={"weights": shared})}))
+    card = card.model_copy(update={"weights": weights, "backbone": card.backbone.model_copy(update={"weights": shared})})
+    return load_detector(card, precision="fp32")
 
 
 @pytest.mark.parametrize("name", [CLIP, CONVNEXT])
@@ -62,7 +59,7 @@ def test_log_odds_of_the_thin_network_are_the_authors(name, tmp_path):
 def test_log_odds_of_the_whole_convnext_are_the_authors():
     with Undrawn():
         network = build_network(load_card(CONVNEXT))
-    network.load_state_dict(fill(network.state_dict()))
+    network = filled(network)
     for image, expected in golden.FULL_LOG_ODDS.items():
         real, fake = network(prepared(CONVNEXT, image))[0].tolist()
         assert fake - real == pytest.approx(expected, abs=1e-4), image
@@ -76,13 +73,8 @@ def test_prepared_tensors_are_the_authors(name):
 
 @pytest.mark.parametrize("left_out", ["model.fc.bias", "fc.weight"])
 def test_a_file_without_one_of_the_two_layers_is_refused(left_out, tmp_path):
-    card = thin(CLIP)
-    state = {key: tensor for key, tensor in published(card).items() if key != left_out}
-    weights = local_weights(card.weights, write_weights(tmp_path / "drct.pth", state))
-    shared = local_weights(card.backbone.weights, write_weights(tmp_path / "clip.safetensors", seeded_backbone(card)))
-    card = card.model_copy(update={"weights": weights, "backbone": card.backbone.model_copy(update={"weights": shared})})
     with pytest.raises(DetectorError, match=r"drct\.pth"):
-        load_detector(card)
+        detector(CLIP, tmp_path, left_out)
 
 
 def test_the_crop_rounds_down_where_the_card_says_so():
@@ -91,15 +83,4 @@ def test_the_crop_rounds_down_where_the_card_says_so():
     pixels = torch.from_numpy(Preprocessing().prepare(image))
     assert torch.equal(torch.from_numpy(even), pixels[3:227, 2:226])
     assert torch.equal(torch.from_numpy(down), pixels[3:227, 1:225])
-
-
-def test_identities_of_older_runs_do_not_name_the_rounding():
-    assert "crop_rounding" not in Preprocessing(center_crop=224).model_dump(mode="json")
-    assert Preprocessing(center_crop=224, crop_rounding="down").model_dump(mode="json")["crop_rounding"] == "down"
-
-
-@pytest.mark.parametrize(("arguments", "named"), [({}, "width"), ({"width": 0}, "width"), ({"width": 8, "wings": 2}, "wings")])
-def test_what_makes_no_network_is_named(arguments, named):
-    architecture = Architecture(name="convnext_base", arguments=arguments)
-    with pytest.raises(DetectorError, match=named):
-        build_network(load_card(CONVNEXT).model_copy(update={"architecture": architecture}))
+    assert "crop_rounding" not in Preprocessing(center_crop=224).model_dump(mode="json"), "or runs of before had another identity"

@@ -9,29 +9,20 @@ from benchmarks.seeded import seeded_card, write_card
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Normalise, build_network
 from ray_app.detectors.families import mae
-from ray_app.detectors.weights import load_strictly
 from ray_app.ensembles import ensemble_of
-from ray_app.errors import DetectorError
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.scorer import EnsembleScorer
-from tests.detectors.fill import fill, pattern_image
+from tests.detectors.fill import filled, pattern_image, with_arguments
 from tests.detectors.golden_masks import IML_VIT, IML_VIT_FULL, IML_VIT_SMALL, assert_mask
 from tests.images.factory import encoded
 
 
-def small_card(**change):
+def small_card():
     card = load_card("iml-vit")
     pixels = card.preprocessing.model_dump() | {"center_crop": 256, "resize": {"mode": "thumbnail", "size": 256}}
     preprocessing = type(card.preprocessing).model_validate(pixels)
-    architecture = card.architecture.model_copy(update={"arguments": IML_VIT_SMALL | change})
-    return card.model_copy(update={"preprocessing": preprocessing, "architecture": architecture})
-
-
-def filled(card):
-    network = build_network(card)
-    load_strictly(network, fill(network.state_dict()), card.name)
-    return network
+    return with_arguments(card.model_copy(update={"preprocessing": preprocessing}), IML_VIT_SMALL)
 
 
 def read(network, card, image):
@@ -44,7 +35,7 @@ def read(network, card, image):
 
 @pytest.fixture(scope="module")
 def small():
-    return filled(small_card())
+    return filled(build_network(small_card()))
 
 
 def check(network, card, golden):
@@ -59,20 +50,7 @@ def test_masks_are_the_authors(small, golden):
 @pytest.mark.slow
 def test_masks_are_the_authors_at_full_size():
     card = load_card("iml-vit")
-    check(filled(card), card, IML_VIT_FULL)
-
-
-def test_arguments_that_it_has_not_are_named():
-    with pytest.raises(DetectorError, match=r"iml-vit cannot be built.*depth"):
-        build_network(small_card(depth=3))
-
-
-def test_an_image_that_is_too_large_is_seen_whole_and_its_mask_covers_it_all():
-    area = small_card().preprocessing.image_area(600, 300)
-    assert area == (slice(128), slice(256))
-    prepared = small_card().preprocessing.prepare(Image.fromarray(np.full((300, 600, 3), 200, np.uint8)))
-    assert prepared[area].min() == 200
-    assert prepared[128:].max() == 0
+    check(filled(build_network(card)), card, IML_VIT_FULL)
 
 
 def test_filling_and_a_black_border_do_not_score(small):
@@ -96,7 +74,7 @@ def test_a_run_keeps_masks_of_the_image_s_own_shape(tmp_path):
     outputs = EnsembleScorer(spec, StageClock()).score([batch])
     masks = outputs.of("masks")["iml-vit"]
     assert [mask.shape for mask in masks] == [(120, 90), (256, 128)]
-    detector = load_detector(card)
+    detector = load_detector(card, precision="fp32")
     prepared = np.stack([detector.prepare(Image.fromarray(image)) for image in images])
     scores = detector.score(prepared)
     assert outputs.scores["iml-vit"].tolist() == pytest.approx(scores.tolist(), abs=1e-5)
@@ -105,8 +83,7 @@ def test_a_run_keeps_masks_of_the_image_s_own_shape(tmp_path):
 
 
 def test_many_tokens_attend_a_head_at_a_time_with_the_same_result(monkeypatch):
-    layer = mae.WindowAttention(24, 3, 6).eval()
-    layer.load_state_dict(fill(layer.state_dict()))
+    layer = filled(mae.WindowAttention(24, 3, 6))
     tokens = torch.linspace(-1, 1, 2 * 36 * 24).sin().view(2, 6, 6, 24)
     together = layer(tokens)
     monkeypatch.setattr(mae, "MANY_TOKENS", 36)

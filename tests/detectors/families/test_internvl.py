@@ -15,7 +15,7 @@ from ray_app.detectors.families.internvl import answer_of, images_of, log_odds, 
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image
+from tests.detectors.fill import pattern_image, with_arguments
 from tests.detectors.tiny_internvl import write_tiny_internvl
 
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
@@ -46,8 +46,7 @@ def reference(folder):
 
 def _network(folder, **changes):
     card = load_card(folder / "card.yaml")
-    arguments = dict(card.architecture.arguments) | changes
-    network = build_network(card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": arguments})}))
+    network = build_network(with_arguments(card, dict(card.architecture.arguments) | changes))
     load_strictly(network, published_keys(read_state_dict(folder / card.weights.uri, card.weights), network), "tiny")
     network.attach(folder)
     return network
@@ -69,15 +68,12 @@ def _prompt_ids(folder, question):
     ("reply", "answer"),
     [
         ("Real", "real"),
-        ("This picture is real.", "real"),
         ("It is not real, it was made by AI", "real"),
         ("unreal", "real"),
         ("AI", "fake"),
-        ("AI-generated", "fake"),
         ("The image was generated.", "fake"),
         ("There is rain in it", "fake"),
         ("I don't know", "unknown"),
-        ("", "unknown"),
     ],
 )
 def test_replies_are_read_in_the_published_order(reply, answer):
@@ -125,17 +121,15 @@ def test_a_batch_is_split_by_tokens_and_the_scores_do_not_depend_on_it(folder, p
     whole = _network(folder, mode=mode)
     tokens = len(whole._tokens.prompt)
     expected = _ask(whole, pixels)
-    for images in (1, 5):
-        network = _network(folder, mode=mode, max_tokens_per_batch=tokens * (images + 1) - 1)
-        seen = []
-        network.chat.model.vision_tower.register_forward_pre_hook(
-            lambda module, args, kwargs, seen=seen: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
-        )
-        prediction = _ask(network, pixels)
-        assert max(seen) == images
-        assert sum(seen) == len(pixels)
-        assert prediction.replies == expected.replies
-        torch.testing.assert_close(prediction.logits, expected.logits, rtol=0, atol=1e-5, equal_nan=True)
+    network, seen = _network(folder, mode=mode, max_tokens_per_batch=6 * tokens - 1), []
+    network.chat.model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    prediction = _ask(network, pixels)
+    assert max(seen) == 5
+    assert sum(seen) == len(pixels)
+    assert prediction.replies == expected.replies
+    torch.testing.assert_close(prediction.logits, expected.logits, rtol=0, atol=1e-5, equal_nan=True)
 
 
 def test_the_weights_load_strictly_and_are_those_that_transformers_loads(folder, reference):
@@ -146,52 +140,25 @@ def test_the_weights_load_strictly_and_are_those_that_transformers_loads(folder,
     assert not torch.equal(loaded["lm_head.weight"], loaded["model.language_model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize(("lost", "added"), [("language_model.lm_head.weight", None), (None, "language_model.model.layers.9.mlp.bias")])
-def test_a_missing_or_extra_key_is_named(folder, lost, added):
-    card = load_card(folder / "card.yaml")
-    state = read_state_dict(folder / card.weights.uri, card.weights)
-    if lost is not None:
-        del state[lost]
-    else:
-        state[added] = torch.zeros(1)
-    network = build_network(card)
-    with pytest.raises(DetectorError, match="lm_head.weight" if lost else "layers.9.mlp.bias"):
-        load_strictly(network, published_keys(state, network), "tiny")
-
-
 def test_bf16_leaves_residual_stream_and_head_in_fp32(folder, pixels):
-    seen = {}
-    networks = {"fp32": _network(folder, mode="first-token"), "bf16": lower_to_bf16(_network(folder, mode="first-token"), "cpu")}
-    for precision, network in networks.items():
-        final = network.chat.model.language_model.norm
-        final.register_forward_hook(lambda module, inputs, output, at=precision: seen.update({at: (inputs[0], output[:, -1])}))
+    seen = []
+    for precision in ("fp32", "bf16"):
+        network = _network(folder, mode="first-token")
+        network.chat.model.language_model.norm.register_forward_hook(lambda module, given, made: seen.append((given[0], made[:, -1])))
+        lowered = lower_to_bf16(network, "cpu") if precision == "bf16" else network
         with autocast("cpu", precision):
-            assert _ask(network, pixels).logits.dtype == torch.float32
-    assert seen["bf16"][0].dtype == torch.float32
-    layers = [layer for layer in networks["bf16"].modules() if isinstance(layer, torch.nn.Linear)]
-    assert {layer.weight.dtype for layer in layers[:-1]} == {torch.bfloat16}
-    assert layers[-1].weight.dtype == torch.float32
-    exact, rounded = seen["fp32"][1], seen["bf16"][1]
+            assert _ask(lowered, pixels).logits.dtype == seen[-1][0].dtype == torch.float32
+    assert network.chat.lm_head.weight.dtype == torch.float32
+    assert network.chat.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    exact, rounded = (made for _, made in seen)
     assert 0 < ((rounded - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.03
-
-
-def test_eight_billion_parameters_on_the_meta_device():
-    card = load_card("internvl-prompt")
-    with torch.device("meta"):
-        network = build_network(card)
-    state = network.state_dict()
-    assert sum(parameter.numel() for parameter in network.parameters()) == card.size.parameters == 7_944_373_760
-    assert len(state) == card.size.tensors == 781
-    parts = ("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head.")
-    counts = {part: sum(tensor.numel() for key, tensor in state.items() if key.startswith(f"chat.{part}")) for part in parts}
-    assert counts == dict(zip(parts, (304_012_288, 27_540_480, 7_069_221_376, 543_599_616), strict=True))
-    assert network.dialogue.mode == "reply"
-    assert load_card("internvl-prompt:probability").architecture.arguments["mode"] == "first-token"
 
 
 def test_the_hubs_names_are_renamed_one_to_one_and_fill_its_index_file():
     with torch.device("meta"):
         network = build_network(load_card("internvl-prompt"))
+    assert network.dialogue.mode == "reply"
+    assert load_card("internvl-prompt:probability").architecture.arguments["mode"] == "first-token"
     own = network.state_dict()
     hub = {}
     for key in own:
@@ -222,9 +189,7 @@ def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
         ({"answers": {"fake": ["synthetic"], "real": ["Real"]}}, "none of synthetic is one token"),
         ({"answers": {"fake": ["AI", "Real"], "real": ["Real"]}}, "both answers"),
         ({"max_tokens_per_batch": 20}, "max_tokens_per_batch is 20"),
-        ({"mode": "vote"}, "arguments: mode: Input should be"),
         ({"template": "Is it real?"}, r"arguments: template: Value error, it needs \{image\}"),
-        ({"image_tokens": 4}, "unknown keys for InternVL: image_tokens"),
         ({"vision_config": {"image_sise": [56, 56]}}, r"unknown keys for InternVL: vision_config\.image_sise"),
     ],
 )

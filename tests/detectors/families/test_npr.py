@@ -1,32 +1,24 @@
 import pytest
 import torch
 
-from ray_app.detectors import load_card
-from ray_app.detectors.families.npr import Npr, build, upsampling_residual
+from ray_app.detectors.families.npr import Npr, upsampling_residual
 from ray_app.detectors.precision import autocast, lower_to_bf16
-from ray_app.errors import DetectorError
-from tests.detectors.fill import fill
+from tests.detectors.fill import filled
 from tests.detectors.golden import check
 from tests.detectors.golden_convnets import RESIDUALS
 from tests.detectors.test_convnets import prepared
 
 
 def network(tile=1536):
-    built = Npr(tile=tile).eval().requires_grad_(False)
-    built.load_state_dict(fill(built.state_dict()))
-    return built
+    return filled(Npr(tile=tile))
 
 
-@pytest.mark.parametrize("card", RESIDUALS)
-def test_residual_is_the_authors(card):
-    for image, residual in RESIDUALS[card].items():
-        check(upsampling_residual(prepared(card, image))[0] * (2 / 3), residual)
+@pytest.mark.parametrize(("card", "image"), RESIDUALS)
+def test_residual_is_the_authors(card, image):
+    check(upsampling_residual(prepared(card, image))[0] * (2 / 3), RESIDUALS[card, image])
 
 
-@pytest.mark.parametrize(
-    ("size", "tile"),
-    [((2, 2), 64), ((61, 97), 64), ((160, 160), 64), ((163, 161), 64), ((250, 300), 64), ((43, 51), 8), ((163, 161), 45)],
-)
+@pytest.mark.parametrize(("size", "tile"), [((2, 2), 64), ((163, 161), 64), ((43, 51), 8), ((163, 161), 45)])
 @torch.inference_mode()
 def test_tiles_do_not_change_the_logit(size, tile):
     pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -52,11 +44,3 @@ def test_bf16_stays_within_its_bound():
         logit = lower_to_bf16(network(), "cpu")(pixels)
     assert logit.dtype == torch.float32
     torch.testing.assert_close(logit, expected, atol=0.01, rtol=0)
-
-
-@pytest.mark.parametrize("tile", [0, 7, -8, 64.0, "64", None])
-def test_a_tile_of_less_than_a_cell_is_refused(tile):
-    card = load_card("npr")
-    card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"arguments": {"tile": tile}})})
-    with pytest.raises(DetectorError, match=f"tile: a whole number of pixels, at least 8, not {tile!r}"):
-        build(card)

@@ -25,21 +25,11 @@ def _grey_levels(shape, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape)).float() - 128
 
 
-def test_the_card_says_demonstration_wherever_a_title_is_shown(card):
-    assert card.demonstration
-    assert "demonstration detector" in card.title
-    assert card.licence == "Apache-2.0"
-
-
 def test_the_normalisation_gives_whole_grey_levels_that_bfloat16_holds_exactly(card):
     pixels = torch.arange(256, dtype=torch.float32)
     for mean, std in zip(card.preprocessing.mean, card.preprocessing.std, strict=True):
         levels = (pixels / 255 - mean) / std
         assert torch.equal(levels.to(torch.bfloat16).float(), pixels - 128)
-
-
-def test_the_network_is_small(net):
-    assert sum(parameter.numel() for parameter in net.parameters()) <= 200_000
 
 
 def test_every_filter_of_the_bank_ignores_flat_colour_and_the_four_places_hold_the_same_filters():
@@ -53,18 +43,12 @@ def test_every_filter_of_the_bank_ignores_flat_colour_and_the_four_places_hold_t
         torch.testing.assert_close(packed[:, place::4], full[:, :, row::2, column::2])
 
 
-@pytest.mark.parametrize("size", [(16, 16), (64, 200), (255, 257), (256, 256), (512, 384)])
+@pytest.mark.parametrize("size", [(16, 16), (255, 257), (512, 384)])
 def test_any_size_gives_one_finite_logit_per_image(net, size):
     with torch.inference_mode():
         logits = net(_grey_levels((2, 3, *size)))
     assert logits.shape == (2, 1)
     assert logits.isfinite().all()
-
-
-def test_a_score_does_not_depend_on_brightness(net):
-    image = _grey_levels((1, 3, 128, 128)) / 4
-    with torch.inference_mode():
-        torch.testing.assert_close(net(image), net(image + 30), rtol=1e-4, atol=1e-3)
 
 
 def test_bfloat16_keeps_scores(net):
@@ -89,7 +73,7 @@ def test_folding_the_norms_away_changes_nothing_but_rounding():
 
 
 SMALL = Tiling(size=64, stride=8, halo=16)
-SIZES = [(1, 1), (7, 300), (64, 64), (65, 64), (96, 96), (97, 96), (97, 61), (161, 250), (233, 129)]
+SIZES = [(1, 1), (7, 300), (96, 96), (97, 96), (233, 129)]
 
 
 def network():
@@ -99,9 +83,9 @@ def network():
     return torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 4, 3, 1, 1)).double().requires_grad_(False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    height=st.integers(1, 400), width=st.integers(1, 400), cells=st.integers(1, 20), halo=st.integers(0, 4), stride=st.sampled_from([2, 8])
+    height=st.integers(1, 120), width=st.integers(1, 120), cells=st.integers(1, 20), halo=st.integers(0, 4), stride=st.sampled_from([2, 8])
 )
 def test_cores_cover_the_map_once_and_windows_are_bounded(height, width, cells, halo, stride):
     tiling = Tiling(cells * stride, stride, halo * stride)
@@ -122,12 +106,6 @@ def test_a_cut_image_has_the_features_of_the_whole(size):
     torch.testing.assert_close(feature_map(features, pixels, SMALL), features(pixels), atol=1e-12, rtol=0)
     expected = features(pixels).mean(dim=(2, 3)).float()
     torch.testing.assert_close(mean_features(features, pixels, SMALL), expected, atol=1e-6, rtol=0)
-
-
-def test_a_halo_too_small_is_noticed_here():
-    features, pixels = network(), torch.randn(1, 3, 233, 129, dtype=torch.float64)
-    cut = feature_map(features, pixels, SMALL._replace(halo=8))
-    assert not torch.allclose(cut, features(pixels), atol=1e-6, rtol=0)
 
 
 def test_no_pass_sees_more_than_a_tile():
