@@ -7,7 +7,6 @@ import torch
 
 from benchmarks.seeded import card_with_weights, seeded_state, write_weights
 from ray_app.detectors import load_detector
-from ray_app.detectors.precision import resolve_precision
 from ray_app.errors import DetectorError
 from tests.detectors.conftest import filled_detector
 
