@@ -56,7 +56,7 @@ def _program(path: Path, install) -> str:
         if not path.exists():
             install()
     except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"`python -m tests.storage.clouds` gets {path.name} of {path.parents[1].name}, which failed here: {error}")
+        pytest.skip(f"`python -m tests.storage.clouds` installs this emulator, and cannot here: {error}")
     return str(path)
 
 
