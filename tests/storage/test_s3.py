@@ -18,7 +18,7 @@ def test_dates_in_answers(text):
     assert requests._timestamp(text) == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def test_the_file_system_is_shared_and_crosses_processes_without_secrets(s3):
+def test_the_file_system_is_that_of_its_endpoint_and_crosses_processes_without_secrets(s3, monkeypatch):
     fs = requests.filesystem()
     assert requests.filesystem() is fs
     s3.bucket("crossing")
@@ -26,10 +26,6 @@ def test_the_file_system_is_shared_and_crosses_processes_without_secrets(s3):
     pickled = pickle.dumps(fs)
     assert b"testing-secret" not in pickled
     assert pickle.loads(pickled).cat_file("crossing/a") == b"x"
-
-
-def test_another_endpoint_is_another_client(s3, monkeypatch):
-    fs = requests.filesystem()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert requests.filesystem() is not fs
 
@@ -80,16 +76,6 @@ def test_a_lost_answer_to_the_last_request_is_no_failure(bucket, large, in_small
     monkeypatch.setattr(requests, "end_upload", loses_its_first_answer)
     Store.open(bucket).write_file("c/large", large)
     assert Store.open(bucket).read("c/large") == large.read_bytes()
-
-
-@pytest.mark.parametrize("place", ["{tmp}/folder", "memory://uploads{tmp}", "{bucket}/small"])
-def test_small_files_anywhere(bucket, tmp_path, place):
-    source = tmp_path / "source"
-    source.write_bytes(b"content")
-    store = Store.open(place.format(tmp=tmp_path, bucket=bucket))
-    store.write_file("data/file", source)
-    assert store.read("data/file") == b"content"
-    assert store.names("data") == ["file"]
 
 
 ODD = ["a&b", "c<d>", 'e"f', "g%20h", "i +j", "ü/日本", "k&amp;l", "m&#34;n", "o/p", "q'r"]

@@ -26,7 +26,7 @@ def store(request, tmp_path):
     return Store.open({"path": str(tmp_path / "a run"), "file": f"file://{tmp_path}/b", "memory": f"memory://{tmp_path}"}[request.param])
 
 
-def test_files_are_written_over_found_and_deleted(store):
+def test_files_are_written_over_found_and_deleted(store, tmp_path):
     assert not store.exists("a/b")
     assert store.names("a") == store.folders("") == []
     store.delete("a/b")
@@ -34,7 +34,8 @@ def test_files_are_written_over_found_and_deleted(store):
         store.read("a/b")
     for path in ("manifest/0/b", "manifest/0/a", "manifest/1/c", "run.json"):
         store.write(path, b"old")
-    store.write("run.json", b"new")
+    (tmp_path / "of this machine").write_bytes(b"new")
+    store.write_file("run.json", tmp_path / "of this machine")
     assert (store.read("run.json"), store.exists("run.json"), store.exists("manifest")) == (b"new", True, False)
     assert (store.names("manifest/0"), store.names("manifest"), store.names("")) == (["a", "b"], [], ["run.json"])
     assert store.folders("manifest") == ["0", "1"]
