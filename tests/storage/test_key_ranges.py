@@ -14,9 +14,7 @@ NUMBERED = [f"p/img-{n:06}.jpg" for n in range(3000)]
 HASHED = ["p/" + hashlib.md5(b"%d" % n).hexdigest() for n in range(2000)]
 CLUSTER = ["p/a", *(f"p/cluster/of/one/kind-{n:04}" for n in range(1000)), "p/z"]
 LONG = [f"p/{'x' * 1015}{n:03}ü{n % 7}" for n in range(300)]  # 1,023 bytes: nearly as long as a key may be
-MARKS = [
-    f"p/{mark}" for mark in ("a", "a ", "a!", "aa", "a/b", "ü", "\ue000", "\ud7ff", "\U0010ffff", "\U0010ffff" * 2, "~", "日本", "日a")
-]
+MARKS = [f"p/{mark}" for mark in ("a", "a ", "a!", "aa", "a/b", "ü", "\ue000", "\ud7ff", "\U0010ffff", "~", "日本", "日a")]
 
 
 @pytest.fixture(scope="module")

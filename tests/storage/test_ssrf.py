@@ -25,9 +25,11 @@ ALLOWED = """
 """
 
 
+NO_ADDRESS = ["", " 8.8.8.8", "8.8.8.8\n", "[::1]"]
+
+
 @pytest.mark.parametrize(
-    ("address", "allowed"),
-    [*((a, False) for a in [*REFUSED.split(), "", " 8.8.8.8", "8.8.8.8\n", "[::1]"]), *((a, True) for a in ALLOWED.split())],
+    ("address", "allowed"), [*((a, False) for a in [*REFUSED.split(), *NO_ADDRESS]), *((a, True) for a in ALLOWED.split())]
 )
 def test_address_rule(address, allowed):
     assert is_public_address(address) is allowed
