@@ -1,17 +1,13 @@
 import os
 import threading
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage import Fetcher, Gate, Retrier, RetryPolicy, list_objects
+from tests.serving.tls_server import authority
 from tests.storage.faulty_server import ETAG, LOOPBACK
 
 LIMIT = 1 << 20
@@ -41,18 +37,6 @@ def refused(fetcher: Fetcher, uri: str, version: str = "") -> SourceError:
     with pytest.raises(SourceError) as caught:
         fetcher.fetch(uri, version, LIMIT)
     return caught.value
-
-
-def self_signed(folder: Path) -> Path:
-    """A file with a key and a certificate that nobody vouches for, and that has expired."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    begin, end = datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 2, 1, tzinfo=UTC)
-    certificate = x509.CertificateBuilder(name, name, key.public_key(), 1, begin, end).sign(key, hashes.SHA256())
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "server.pem").write_bytes(private + certificate.public_bytes(pem))
-    return folder / "server.pem"
 
 
 class TestS3:
@@ -193,8 +177,8 @@ class TestWeb:
         faulty.faults[signed.removeprefix(faulty.url)] = ["denied"]
         assert "s3cr3t" not in refused(Fetcher(signed=[signed]), info.uri).detail
 
-    def test_a_certificate_that_is_not_accepted_says_nothing_of_the_file(self, faulty, tmp_path):
-        faulty.serve_tls(self_signed(tmp_path))
+    def test_a_certificate_that_is_not_accepted_says_nothing_of_the_file(self, faulty):
+        faulty.serve_tls(Path(authority()[0]).with_name("leaf.pem"))
         error = refused(Fetcher(RetryPolicy(attempts=1), guard=LOOPBACK), f"{faulty.url.replace('http:', 'https:')}/a.jpg")
         assert error.status is Status.SOURCE_TIMEOUT
         assert "certificate" in error.detail
