@@ -94,17 +94,6 @@ def test_limits_of_runs_and_endpoints_that_were_made_before_stay_what_they_were(
     assert ImageLimits(**BatchLimits().model_dump(mode="json")).model_dump() == BatchLimits().model_dump()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(8192, 6144), (9504, 6336), (11_648, 8736), (16_320, 12_240)])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_they_are_decoded_whole(size, progressive):
-    small = factory.photo(size[0] // 32, size[1] // 32)
-    data = factory.encoded(small.resize(size, Image.Resampling.NEAREST), "JPEG", quality=90, progressive=progressive)
-    image = decode_image(data, BatchLimits())
-    assert image.pixels.size == size
-    assert image.facts.flags == ()
-
-
 LARGEST = {
     "progressive JPEG": ((17_400, 14_300), "JPEG", {"quality": 90, "progressive": True, "subsampling": 0}),
     "WebP": ((16_380, 15_200), "WEBP", {"lossless": True, "quality": 0, "method": 0}),

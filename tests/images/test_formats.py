@@ -25,9 +25,9 @@ def quality_of(data):
     return decode_image(data, ImageLimits()).facts.quality
 
 
-@pytest.mark.parametrize("quality", range(1, 101))
-def test_libjpeg_s_own_qualities_are_read_back(quality):
-    assert quality_of(encoded("JPEG", quality=quality)) == quality
+def test_libjpeg_s_own_qualities_are_read_back():
+    for quality in range(1, 101):
+        assert quality_of(encoded("JPEG", quality=quality)) == quality
 
 
 def test_a_table_of_somebody_else_gets_the_quality_that_removes_as_much():
@@ -41,20 +41,10 @@ def test_other_formats_have_none():
     assert jpeg_quality({0: [1] * 16}) is None
 
 
-@pytest.mark.parametrize("name", factory.SOUND)
-def test_each_format_is_known_by_its_bytes(name):
-    format_name, make = factory.SOUND[name]
-    assert sniff_format(make()) == format_name
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"%PDF-1.4", "PDF"),
-        (b"PK\x03\x04rest", "ZIP"),
-        (b"\xfd7zXZ\0\0", "xz"),
-        (b"\x28\xb5\x2f\xfd\x04", "zstd"),
-        (b"BZh91AY", "bzip2"),
+        (b"%PDF-1.4", "PDF"), (b"PK\x03\x04rest", "ZIP"), (b"\xfd7zXZ\0\0", "xz"), (b"\x28\xb5\x2f\xfd\x04", "zstd"), (b"BZh91AY", "bzip2"),
         (b"\xef\xbb\xbf  <svg width='1'>", "SVG"),
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"{'a': 1}", "text"),
@@ -65,7 +55,7 @@ def test_each_format_is_known_by_its_bytes(name):
         (bytes(257) + b"ustar", "tar"),
         (b"\0\1\2\3", "00 01 02 03"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_image_is_described(data, words):
     assert sniff_format(data) is None
     assert words in describe_unsupported(data)
@@ -121,10 +111,10 @@ def test_gif_frames_are_counted_without_decoding():
 
 def test_a_gif_of_millions_of_tiny_blocks_is_counted_within_a_bound():
     head = b"GIF89a\1\0\1\0\0\0\0" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02"
-    started = time.perf_counter()
+    started = time.process_time()
     assert formats.count_gif_frames(head + b"\1\0" * 8_000_000) == 1
     assert formats.count_gif_frames(head + b"\1\7" * 8_000_000) == 1
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_tiff_pages_are_counted_within_a_bound():
@@ -137,11 +127,10 @@ def test_tiff_pages_are_counted_within_a_bound():
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("orientation", range(9))
-def test_exif_orientation(order, orientation):
-    block = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IHHHIHxx", 8, 1, 274, 3, 1, orientation)
-    assert exif_orientation(b"Exif\0\0" + block) == max(orientation, 1)
-    assert exif_orientation(block + bytes(4)) == max(orientation, 1)
+def test_exif_orientation(order):
+    for orientation in range(9):
+        block = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IHHHIHxx", 8, 1, 274, 3, 1, orientation)
+        assert exif_orientation(b"Exif\0\0" + block) == exif_orientation(block + bytes(4)) == max(orientation, 1)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from tests.images import factory
 from tests.images.provenance.files import said
 from tests.images.provenance.signing import MIME, Authority, authority, created, signed, tampered
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "realworld" / "provenance"
 AI = "trainedAlgorithmicMedia"
 
 
@@ -113,20 +112,3 @@ for name, (_, make) in factory.SOUND.items():
 assert not {"c2pa", "ssl"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[3])
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not on this machine")
-@pytest.mark.parametrize(
-    ("name", "state", "problems", "types"),
-    [
-        ("C.jpg", "intact", (), ("algorithmicMedia",)),
-        ("CA.jpg", "intact", (), ()),
-        ("E-sig-CA.jpg", "invalid", ("claimSignature.mismatch",), ()),
-        ("XCA.jpg", "invalid", ("assertion.dataHash.mismatch",), ()),
-        ("file_with_wrong_extension.xyz.jpg", "intact", (), ("algorithmicMedia",)),
-    ],
-)
-def test_real_files(name, state, problems, types):
-    one = c2pa_of((REAL / name).read_bytes())
-    assert (one.state, one.problems, one.source_types, one.signer) == (state, problems, types, "C2PA Test Signing Cert")
-    assert not one.ai_generated
