@@ -291,34 +291,26 @@ def arithmetic() -> bytes:
 
 def bmps() -> Iterator[Cell]:
     """Bits × top-down, run lengths, bit fields; libvips reads none, but whoever wrote them knows what they show."""
-    for bits, top_down in itertools.product((1, 4, 8, 16, 24, 32), (False, True)):
-        shown = samples(3 if bits > 8 else 1, min(bits, 8) if bits != 16 else 5)
-        yield Cell(f"bmp-{bits}{'-top-down' * top_down}", partial(_bmp, shown, bits, top_down), truth=partial(_bmp_seen, shown, bits))
+    for mode in ("1", "L", "P"):
+        shown = picture("RGB").quantize(60) if mode == "P" else picture(mode)
+        make = partial(factory.encoded, shown, "BMP")
+        yield Cell(f"bmp-{mode}", make, truth=lambda shown=shown: np.asarray(shown.convert("RGB")), asks_libvips=False)
+    rgb = samples(3, 8)
+    for bits, top_down in itertools.product((24, 32), (False, True)):
+        yield Cell(f"bmp-{bits}{'-top-down' * top_down}", partial(_bmp, rgb, bits, top_down), truth=lambda: rgb)
     grey = samples(1, 8)
-    yield Cell("bmp-rle8", partial(_bmp_runs, grey), truth=lambda: np.repeat(grey, 3, axis=-1))
-    rgb = np.stack([samples(3, 5)[..., 0], samples(3, 6)[..., 1], samples(3, 5)[..., 2]], -1)
-    seen = np.stack([rgb[..., band] * 255 // top for band, top in enumerate((31, 63, 31))], -1)
-    yield Cell("bmp-bitfields-565", partial(_bmp_565, rgb), truth=lambda: seen)
-    yield Cell("bmp-bitfields-1010", lambda: _bmp_565(rgb, masks=(0x7C00, 0x3E0, 0x1E)), is_read=False)
+    yield Cell("bmp-rle8", partial(bmp_runs, grey), truth=lambda: np.repeat(grey, 3, axis=-1))
+    rgb_565 = np.stack([samples(3, 5)[..., 0], samples(3, 6)[..., 1], samples(3, 5)[..., 2]], -1)
+    seen = np.stack([rgb_565[..., band] * 255 // top for band, top in enumerate((31, 63, 31))], -1)
+    yield Cell("bmp-bitfields-565", partial(_bmp_565, rgb_565), truth=lambda: seen)
+    yield Cell("bmp-bitfields-1010", lambda: _bmp_565(rgb_565, masks=(0x7C00, 0x3E0, 0x1E)), is_read=False)
 
 
-def _bmp_seen(shown: np.ndarray, bits: int) -> np.ndarray:
-    if bits == 16:
-        return shown * 255 // 31
-    return np.repeat(shown * (255 // (2**bits - 1)), 3, axis=-1) if bits < 16 else shown
-
-
-def _bmp(shown: np.ndarray, bits: int, top_down: bool) -> bytes:
-    if bits == 16:
-        packed = (shown[..., 0] << 10 | shown[..., 1] << 5 | shown[..., 2]).astype("<u2").view(np.uint8)
-    elif bits > 8:
-        packed = np.concatenate([shown[..., ::-1], np.zeros((*shown.shape[:2], bits // 8 - 3))], -1).astype(np.uint8)
-    else:
-        packed = np.array([np.frombuffer(tiff_writer.packed(row[None], bits, "<", predictor=False), np.uint8) for row in shown])
+def _bmp(rgb: np.ndarray, bits: int, top_down: bool) -> bytes:
+    packed = np.concatenate([rgb[..., ::-1], np.zeros((*rgb.shape[:2], bits // 8 - 3))], -1).astype(np.uint8)
     rows = packed.reshape(HEIGHT, -1)
     lines = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
-    greys = b"".join(bytes((level, level, level, 0)) for level in range(0, 256, 255 // (2**bits - 1))) if bits <= 8 else b""
-    return _bmp_file((lines if top_down else lines[::-1]).tobytes(), bits, greys, height=-HEIGHT if top_down else HEIGHT)
+    return _bmp_file((lines if top_down else lines[::-1]).tobytes(), bits, b"", height=-HEIGHT if top_down else HEIGHT)
 
 
 def _bmp_file(body: bytes, bits: int, before: bytes, *, compression: int = 0, height: int = HEIGHT) -> bytes:
@@ -327,7 +319,7 @@ def _bmp_file(body: bytes, bits: int, before: bytes, *, compression: int = 0, he
     return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + before + body
 
 
-def _bmp_runs(grey: np.ndarray) -> bytes:
+def bmp_runs(grey: np.ndarray) -> bytes:
     lines = b"".join(b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in grey[::-1, :, 0].tolist())
     return _bmp_file(lines + b"\0\1", 8, b"".join(bytes((level, level, level, 0)) for level in range(256)), compression=1)
 

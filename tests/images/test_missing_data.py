@@ -80,7 +80,7 @@ def test_of_512_random_bytes_most_are_noticed():
 
 def taller(data: bytes, times: int = 3) -> bytes:
     at = data.index(b"\xff\xc0") + 5
-    return data[:at] + struct.pack(">H", times * int.from_bytes(data[at : at + 2], "big")) + data[at + 2 :]
+    return factory.patched(data, at, struct.pack(">H", times * int.from_bytes(data[at : at + 2], "big")))
 
 
 def test_a_header_that_is_taller_than_its_scan_is_refused_and_says_how_much_is_there():
@@ -92,41 +92,34 @@ def test_a_header_that_is_taller_than_its_scan_is_refused_and_says_how_much_is_t
     assert "of 1440 rows" in outcome.detail
 
 
-def test_a_marker_inside_a_scan_is_refused():
+def test_a_marker_inside_a_scan_and_a_code_that_no_table_has_are_refused():
     for data in photos()[:6]:
         start, end = scan_of(data)
         at = (start + end) // 2
         assert status_of(data[:at] + b"\xff\xe7\0\4ab" + data[at:]) in MISSING
-
-
-def test_a_code_that_no_table_has_is_refused():
     data = layouts.flat_blocks(((2, 2), (1, 1), (1, 1)))
-    start, _ = scan_of(data)
-    broken = outcome_of(data[:start] + b"\xff\0\xff\0" + data[start + 4 :])
-    assert isinstance(broken, ImageRefused)
+    broken = outcome_of(factory.patched(data, scan_of(data)[0], b"\xff\0\xff\0"))
     assert (broken.status, broken.detail) == (Status.CORRUPT_IMAGE, "bad Huffman code")
-
-
-def segments(data: bytes) -> list[jpeg.JpegSegment]:
-    return list(jpeg._segments(data))
 
 
 def test_a_progressive_jpeg_without_any_one_of_its_scans_is_refused():
     data = factory.encoded(factory.photo(200, 150), "JPEG", progressive=True)
-    whole = segments(data)
+    whole = list(jpeg._segments(data))
     scans = [n for n, segment in enumerate(whole) if segment.marker == jpeg.SOS]
     assert len(scans) == 10
     for left_out in scans:
-        rest = [segment.encoded(data) for n, segment in enumerate(whole) if n not in (left_out, left_out + 1)]
-        assert status_of(b"\xff\xd8" + b"".join(rest) + EOI) in MISSING, left_out
-        assert status_of(b"\xff\xd8" + b"".join(segment.encoded(data) for segment in whole[:left_out]) + EOI) in MISSING, left_out
+        for rest in ([*whole[:left_out], *whole[left_out + 2 :]], whole[:left_out]):
+            assert status_of(b"\xff\xd8" + b"".join(segment.encoded(data) for segment in rest) + EOI) in MISSING, left_out
 
 
-def with_stray_bytes(data: bytes) -> bytes:
-    """A few bytes before each restart marker, as webcams and scanners leave them."""
-    parts = jpeg._RESTART.split(data[slice(*scan_of(data))])
-    coded = parts[0] + b"".join(b"\x12\x34" + b"\xff" + marker + part for marker, part in zip(parts[1::2], parts[2::2], strict=True))
+def joined_restarts(data: bytes, parts: list[bytes], stray: bytes = b"") -> bytes:
+    """The scan put together anew: what is coded, its restart markers, and a few bytes before each, as webcams and scanners leave them."""
+    coded = parts[0] + b"".join(stray + b"\xff" + marker + part for marker, part in zip(parts[1::2], parts[2::2], strict=True))
     return data[: scan_of(data)[0]] + coded + data[scan_of(data)[1] :]
+
+
+def split_at_restarts(data: bytes) -> list[bytes]:
+    return jpeg._RESTART.split(data[slice(*scan_of(data))])
 
 
 def icc_of_one_part_too_few(data: bytes) -> bytes:
@@ -160,16 +153,14 @@ def test_what_is_out_of_place_outside_the_scan_is_a_flag_and_hides_no_damage(nam
 
 def test_stray_bytes_before_restart_markers_are_a_flag_and_hide_no_damage():
     data = factory.encoded(factory.photo(160, 120), "JPEG", restart_marker_rows=1)
-    image = decode_image(with_stray_bytes(data), LIMITS)
+    parts = split_at_restarts(data)
+    image = decode_image(joined_restarts(data, parts, b"\x12\x34"), LIMITS)
     assert image.facts.flags == ("irregular_jpeg",)
     np.testing.assert_array_equal(np.asarray(image.pixels), np.asarray(decode_image(data, LIMITS).pixels))
-    start, end = scan_of(data)
-    parts = jpeg._RESTART.split(data[start:end])
     shortened = [*parts[:4], parts[4][: len(parts[4]) // 2], *parts[5:]]
     without_one = parts[:4] + parts[6:]
     for damaged in (shortened, without_one):
-        coded = damaged[0] + b"".join(b"\xff" + m + p for m, p in zip(damaged[1::2], damaged[2::2], strict=True))
-        assert status_of(with_stray_bytes(data[:start] + coded + data[end:])) in MISSING
+        assert status_of(joined_restarts(data, damaged, b"\x12\x34")) in MISSING
 
 
 def test_rare_sampling_factors_are_read_by_pillow_and_a_scan_that_ends_early_is_still_noticed():
@@ -188,7 +179,8 @@ def test_a_long_run_of_fill_bytes_costs_no_more_than_its_length(end):
 
 
 def test_ten_thousand_restarts_and_segments_cost_no_more_than_a_picture():
-    many_parts = with_stray_bytes(factory.encoded(factory.photo(1200, 800), "JPEG", restart_marker_blocks=1))
+    many_parts = factory.encoded(factory.photo(1200, 800), "JPEG", restart_marker_blocks=1)
+    many_parts = joined_restarts(many_parts, split_at_restarts(many_parts), b"\x12\x34")
     many_scans = factory.encoded(factory.photo(), "JPEG", progressive=True)[:-2] + b"\xff\xda\0\2" * 2_000_000 + EOI
     began = time.thread_time()
     assert status_of(many_parts) == Status.OK
@@ -298,5 +290,5 @@ def test_headers_of_gif_and_bmp_that_are_taller_than_their_data_are_truncated():
     assert status_of(bytes(gif)) == Status.TRUNCATED_IMAGE
     bmp = factory.encoded(factory.photo(), "BMP")
     assert status_of(bmp[:22] + struct.pack("<i", 200) + bmp[26:]) == Status.TRUNCATED_IMAGE
-    runs = next(cell for cell in layouts.bmps() if cell.name == "bmp-rle8").make()
+    runs = layouts.bmp_runs(layouts.samples(1, 8))
     assert status_of(runs[: len(runs) // 2] + b"\0\1") == Status.TRUNCATED_IMAGE
