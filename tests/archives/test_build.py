@@ -29,7 +29,7 @@ from ray_app.archives.members import first_word, identity_digest
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
 from tests.archives.containers import hazards
-from tests.archives.given import SWEEPS, Dying, Given, Items, all_members, backwards, files_below, listed, narrow
+from tests.archives.given import SWEEPS, Dying, Given, all_members, backwards, files_below, listed, narrow
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
 TINY = Portions(raw_rows=16, id_rows=8, run_rows=40, few=0)
@@ -195,18 +195,6 @@ class TestSections:
         limited = fresh_store()
         list_tiny(limited, archive, limit=3)
         assert [(m.uri.rpartition("/")[2], m.member) for m in all_members(limited)] == found[:3]
-
-    def test_a_limit_lists_no_more_than_it_needs(self):
-        def endless():
-            yield from map(listed, range(25))
-            raise AssertionError("asked for more than the limit")
-
-        class Untouched:
-            def found(self, fetcher):
-                raise AssertionError("a section behind the limit was listed")
-
-        info = list_members(fresh_store(), Given(Items(endless()), Untouched()), PLAN, limit=25)
-        assert info.members == 25
 
 
 class TestBlocks:

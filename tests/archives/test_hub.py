@@ -71,12 +71,6 @@ def test_a_revision(server, name):
     )
 
 
-def test_one_file_and_a_pattern(server):
-    one, other = (f"hf://datasets/{REPO}/raw/{name}" for name in ("a b.jpg", "deep/ü#1.jpg"))
-    assert [item.uri for item in listed(one)] == [one]
-    assert [item.uri for item in listed(f"hf://datasets/{REPO}/raw/**/*.jpg")] == [one, other]
-
-
 def test_a_branch_that_moves_is_one_commit_to_a_process_and_a_gated_dataset_is_denied(server):
     item, other = listed(f"hf://datasets/{REPO}/raw")
     server.commit(REPO, {**FILES, "raw/a b.jpg": b"another"})

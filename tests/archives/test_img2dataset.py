@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from webdataset import TarWriter
 
-from ray_app.archives import BlockPlan, ContainerLimits, TableColumns, list_members, open_source
+from ray_app.archives import ContainerLimits, TableColumns, open_source
 from ray_app.archives.containers import CONTAINERS
 from ray_app.archives.object_prefix import ObjectPrefix, PrefixRange
 from ray_app.datasets.layouts.base import LabelColumns
 from ray_app.errors import ConfigError, Status
-from ray_app.storage import Fetcher, KeyRange, Store
-from tests.archives.given import Failing, all_members
+from ray_app.storage import Fetcher, KeyRange
+from tests.archives.given import Failing
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("caption", "url", "key", "status", "error_message")]
@@ -194,13 +194,3 @@ def test_a_stretch_of_a_large_bucket_that_begins_in_a_folder_finds_its_table(s3)
         found = dict(PrefixRange(some, replace(keys, pattern=pattern)).found(Fetcher()))
         assert found.items() <= dict(some.found(Fetcher())).items()
         assert any(item.input for item in found.values()) == is_told
-
-
-def test_tables_of_other_types_stop_no_listing(tmp_path):
-    """What one table calls a number, another may call a text."""
-    files = written("files") | {"00000.parquet": changed(width=lambda key: f"{key} px")}
-    store = Store.open(str(tmp_path / "run"))
-    list_members(store, open_source([put(tmp_path / "out", files)]), BlockPlan(batch_slots=4, max_block_members=64))
-    members = all_members(store)
-    widths = {member.input["key"]: member.input["width"] for member in members if member.input.get("key")}
-    assert widths == {key: f"{key} px" if key.startswith("00000") else "64" for key in IMAGES}

@@ -60,15 +60,6 @@ def rotten(data):
     return data[:60] + bytes([data[60] ^ 1]) + data[61:]
 
 
-def test_one_file_says_what_all_manifests_say_and_costs_two_requests(store):
-    assert store.names("ids") == ["00000.parquet"]
-    assert known(store) == by_manifests(store)
-    assert len(known(store)) == sum(len(all_members(store, number)) for number in manifests(store))
-    counting = Counting(store.url)
-    assert known(counting, manifests(store)) == by_manifests(store)
-    assert len(counting.asked) == 2
-
-
 def test_files_that_are_full_stay_and_large_manifests_are_not_repeated(store, monkeypatch):
     expected = known(store)
     monkeypatch.setattr(known_ids, "FULL_BYTES", min(store.sizes("manifest/0/ids").values()))

@@ -16,7 +16,6 @@ from ray_app.archives import (
     list_members,
     manifests,
     member_rows,
-    open_source,
     read_block,
     read_blocks,
     read_complete,
@@ -164,22 +163,6 @@ class TestChanges:
             ever |= wanted
         assert known_ids(store) == ids_of([listed(*one) for one in ever])
         assert len(np.unique(known_ids(store))) == len(ever)
-
-
-def test_from_files_to_blocks_and_back(tmp_path, s3):
-    bucket = s3.bucket("whole-way")
-    for number in range(30):
-        s3.client().put_object(Bucket="whole-way", Key=f"in/{number:02}.jpg", Body=bytes([number]))
-    store = Store.open(f"{bucket}/in/run")
-    archive = open_source([f"{bucket}/in"], skip=[store.url])
-    s3.clear_log()
-    list_members(store, archive, PLAN)
-    assert len(s3.requests()) <= 12, "a small archive needs few requests"
-    assert list_members(store, archive, PLAN) is None
-    s3.client().put_object(Bucket="whole-way", Key="in/07.jpg", Body=b"rewritten")
-    s3.client().put_object(Bucket="whole-way", Key="in/99.jpg", Body=b"new")
-    list_members(store, archive, PLAN)
-    assert [m.uri for m in all_members(store, 1)] == [f"{bucket}/in/07.jpg", f"{bucket}/in/99.jpg"]
 
 
 @pytest.mark.slow

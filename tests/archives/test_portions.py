@@ -150,18 +150,6 @@ def test_what_changes_behind_the_place_is_found_by_the_next_listing(server):
     assert ([member.uri for member in all_members(store, info.manifest)], info.vanished) == (["s3://bucket/p/a.jpg"], 1)
 
 
-def test_a_rest_without_anything_ends_the_listing(server):
-    server.keys = GivenKeys(KEYS[:60])
-    store = fresh_store()
-    arriving = portions(store)
-    next(arriving)
-    server.keys = GivenKeys(KEYS[:40])
-    assert list(arriving) == []
-    info = read_complete(store, 0)
-    assert (info.goes_on, info.listed) == (False, 40)
-    assert is_as_listed(store, open_source(["s3://bucket/p"]))
-
-
 def test_patterns_that_leave_nothing_out_of_much(server):
     store = fresh_store()
     infos = list(portions(store, open_source(["s3://bucket/p"], ["**/*.png"])))
@@ -169,18 +157,6 @@ def test_patterns_that_leave_nothing_out_of_much(server):
     assert all(info.members for info in infos)
     with pytest.raises(ConfigError, match=r"none of 296 files passes"):
         list(portions(fresh_store(), open_source(["s3://bucket/p"], ["*.gif"])))
-
-
-def test_sources_side_by_side_and_twice(server, tmp_path):
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).write_bytes(name.encode())
-    store = fresh_store()
-    sources = [str(tmp_path), "s3://bucket/p", "s3://bucket/p/ü"]
-    infos = list(portions(store, open_source(sources)))
-    assert sum(info.members for info in infos) == 298
-    assert infos[-1].listed == 298 + 45
-    assert len({member.image_id for member in members_of(store)}) == 298
-    assert is_as_listed(store, open_source(sources))
 
 
 def test_sections_that_are_no_ranges_go_whole(monkeypatch):

@@ -1,5 +1,4 @@
 import random
-import threading
 import tracemalloc
 import zipfile
 from functools import cache
@@ -72,17 +71,6 @@ def test_an_archive_out_of_reach_is_a_row_and_one_that_changes_gives_no_member_o
     assert (item.member, item.refused.status) == (None, Status.SOURCE_DENIED)
 
 
-def test_neighbours_come_with_one_request(faulty):
-    faulty.objects["/bucket/a"] = MAKE["tar"]()
-    fetcher = patient()
-    listed = opened(f"{faulty.url}/bucket/a", "tar", fetcher=fetcher)
-    assert fetcher.requests == 1  # that of the listing of the store itself is not among them
-    contents(listed, fetcher=fetcher)
-    assert fetcher.requests == 2
-    contents([listed[0], listed[-1]], fetcher=fetcher)  # 600 KiB apart
-    assert fetcher.requests == 4
-
-
 def test_some_members_in_any_order_and_places_that_are_not_there(tmp_path, kind):
     listed = written(tmp_path, MAKE[kind](), kind)
     some = [listed[place] for place in (7, 3, 3, 39, 0, 20)]
@@ -132,19 +120,6 @@ def test_a_bomb_takes_little_memory(tmp_path, kind):
     assert "image_too_large" in contents(listed)
     assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
     tracemalloc.stop()
-
-
-def test_members_behind_a_break_are_not_tried_one_by_one(tmp_path):
-    listed = written(tmp_path, MAKE["tar.gz"](), "tar.gz")
-    path = tmp_path / "archive.tar.gz"
-    path.write_bytes(path.read_bytes()[:100_000])
-    [info] = list_objects(str(path))
-    moved = [ListedMember(info.uri, m.member, 0, info.version, m.size_bytes, place=m.place) for m in listed]
-    fetcher = Fetcher(guard=LOOPBACK)
-    found = contents(moved, fetcher=fetcher)
-    assert found[0] == FILES["0.jpg"]
-    assert set(found[20:]) == {"truncated_image"}
-    assert fetcher.bytes_read <= 100_000
 
 
 SMALL = {"a.jpg": b"some bytes" * 20, "a.json": b"{}", "b.jpg": bytes(100), "b.txt": b"\xff"}
@@ -214,27 +189,6 @@ class TestLargeFiles:
             assert free == (3 if 100 < size <= 1000 else 4), member.uri
             assert getattr(data, "status", None) is (Status.IMAGE_TOO_LARGE if size > 1000 else None)
             assert isinstance(data, InputError) or len(data) == size
-
-    def test_another_process_that_has_all_is_waited_for(self, files, budget):
-        reader, found = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget), []
-        with budget.turn() as others:
-            others.take(budget.total_bytes)
-            waiting = threading.Thread(target=lambda: found.extend(data for _, data in reader.read(files)))
-            waiting.start()
-            waiting.join(0.5)
-            assert waiting.is_alive()
-            assert len(found) == 1, "only the first is small enough to come before its turn"
-        waiting.join(60)
-        assert len(found) == len(self.SIZES)
-
-    def test_who_is_done_with_the_last_one_lets_it_go(self, files, budget):
-        reader = MemberReader(Fetcher(), max_bytes=1000, depth_bytes=100, budget=budget)
-        arriving = reader.read(files[:2])
-        assert [len(next(arriving)[1]) for _ in range(2)] == [10, 300]
-        with budget.turn() as turn:
-            reader.let_go()
-            turn.take(budget.total_bytes)
-        assert list(arriving) == []
 
     @pytest.mark.parametrize("kind", ["tar", "zip", "tar.gz"])
     def test_members_of_containers_too(self, tmp_path, budget, kind):

@@ -9,12 +9,10 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import ContainerLimits, TableColumns, image_id, open_source, s3_inventory
+from ray_app.archives import image_id, open_source, s3_inventory
 from ray_app.archives.containers import Container
-from ray_app.archives.s3_inventory import Inventory, InventoryFile
 from ray_app.errors import ConfigError, Status, StorageError
 from ray_app.storage import Fetcher
-from tests.archives.given import Failing
 
 KEYS = ["a.jpg", "b/c d+e ü&.jpg", "b/100%.jpg", "shards/x.parquet", "empty/"]
 CSV = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, ETag, StorageClass"
@@ -146,14 +144,3 @@ def test_a_manifest_is_read_as_far_as_one_may_be_long_and_its_data_files_have_to
     with pytest.raises(StorageError, match="cannot read the inventory's file") as caught:
         list(open_source([source]))
     assert "newest" in caught.value.hint
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_store_that_gives_no_answer_is_no_wrong_inventory(tmp_path, kind):
-    path = tmp_path / "data"
-    rows = [{"bucket": "b", "key": f"{number}.jpg", "size": number, "e_tag": "e"} for number in range(100)]
-    path.write_bytes(FORMATS[kind][1](rows) if kind != "CSV" else gzip.compress(b'"b","a.jpg","1","e"\n'))
-    inventory = Inventory("", TableColumns(), ContainerLimits())
-    file = InventoryFile(str(path), -1, kind, ("bucket", "key", "size", "etag"), inventory, "b")
-    with pytest.raises(StorageError, match="cannot read the inventory's file"):
-        list(file.found(Failing(1)))

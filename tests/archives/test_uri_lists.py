@@ -6,7 +6,6 @@ import random
 from dataclasses import replace
 from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -176,16 +175,6 @@ def test_a_column_may_change_its_type_from_piece_to_piece(tmp_path, monkeypatch)
     assert [item.input["note"] for item in items] == [None if n < 50 else "late" for n in range(100)]
 
 
-def test_a_list_in_a_bucket_gives_the_ids_of_a_listing(s3):
-    s3.bucket("listed")
-    for key in ("in/a.jpg", "in/b c.jpg"):
-        s3.client().put_object(Bucket="listed", Key=key, Body=key.encode())
-    found = s3.client().list_objects_v2(Bucket="listed")["Contents"]
-    rows = [{"path": f"../{item['Key']}", "etag": item["ETag"], "size_bytes": item["Size"]} for item in found]
-    s3.client().put_object(Bucket="listed", Key="lists/l.jsonl", Body="\n".join(map(json.dumps, rows)).encode())
-    assert listed("s3://listed/lists/l.jsonl") == listed("s3://listed/in")
-
-
 PARTS = ["uri,n", "a,1", '"', '{"uri": "x"}', "\0", '{"uri": {"bytes": 1}}', "s3://b/k,2", "[", "\x85,\ufeff", ",,,"]
 lines = st.lists(st.sampled_from(PARTS)).map(lambda parts: "\n".join(parts).encode())
 
@@ -197,16 +186,6 @@ def test_any_bytes_are_members_or_a_config_error(tmp_path_factory, ending, data)
     path.write_bytes(gzip.compress(data) if ending == ".csv.gz" and len(data) % 2 else data)
     with contextlib.suppress(ConfigError):
         assert all(isinstance(item, ListedMember) for item in listed(f"list::{path}"))
-
-
-def test_a_line_without_an_end_takes_time_in_proportion_to_it(monkeypatch):
-    looked_at = []
-    monkeypatch.setattr(
-        "ray_app.archives.tabular.np.frombuffer", lambda data, kind, given=np.frombuffer: looked_at.append(len(data)) or given(data, kind)
-    )
-    text = b'uri\n"' + b"x\n" * 200_000
-    assert b"".join(pieces(io.BytesIO(text), quoted=True, size=4096)) == text
-    assert sum(looked_at) == len(text)
 
 
 def test_structs_that_parquet_cannot_hold_become_texts(tmp_path):

@@ -44,14 +44,6 @@ def test_a_store_that_gives_no_answer_stops_the_listing_wherever_it_happens(tmp_
         assert items[-1].refused.status == Status.SOURCE_DENIED
 
 
-def test_a_list_out_of_reach_is_no_wrong_list(tmp_path):
-    table(tmp_path / "a.parquet")
-    source = f"list::{tmp_path / 'a.parquet'}"
-    for status in (Status.SOURCE_DENIED, Status.SOURCE_TIMEOUT):
-        with pytest.raises(StorageError):
-            list(open_source([source], fetcher=Failing(1, status)))
-
-
 def zipped(path, names):
     path.write_bytes(hazards.zipped({name: name.encode() * 99 for name in names}))
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_app.archives import ListedMember
-from ray_app.archives.containers.base import Occurrences, join_sidecars, printable, sidecar_column, why_unsafe
+from ray_app.archives.containers.base import join_sidecars, printable, sidecar_column, why_unsafe
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,6 @@ def test_what_is_unsafe_and_why(name, reason):
 def test_what_is_only_odd(name):
     assert why_unsafe(name) is None
     assert printable(name) == name
-
-
-@given(st.binary(max_size=20))
-def test_every_name_can_be_kept_in_a_table(raw):
-    shown = printable(raw.decode("utf-8", "surrogateescape"))
-    assert b"\0" not in shown.encode("utf-8")
-
-
-def test_occurrences():
-    counted = Occurrences()
-    assert [counted.count(name) for name in ("a", "b", "a", "ä", "a", "b")] == [0, 0, 1, 0, 2, 1]
 
 
 def joined(*names: str) -> list[tuple[str, dict[str, str]]]:

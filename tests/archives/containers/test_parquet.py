@@ -78,14 +78,6 @@ def test_a_plain_column_of_bytes(tmp_path, kind):
     assert ([item.input for item in items], read(items)) == ([{}] * 20, BYTES)
 
 
-def test_any_part_is_read_in_any_order(tmp_path):
-    items = listed(tmp_path / "a.parquet", as_hub(BYTES), row_group_size=6)
-    order = random.Random(0).sample(range(20), 20)
-    assert read([items[row] for row in order]) == [BYTES[row] for row in order]
-    cells = reader(Fetcher(), 10**6)
-    assert [data for start in range(0, 20, 4) for data in cells.read(items[start : start + 4])] == BYTES
-
-
 def test_the_listing_reads_no_images_and_blocks_in_turn_each_page_once(tmp_path):
     pq.write_table(as_hub([random.Random(row).randbytes(300_000) for row in range(20)]), tmp_path / "large.parquet", use_dictionary=False)
     fetcher = Fetcher()
@@ -315,21 +307,6 @@ def test_what_datasets_itself_writes(tmp_path):
 
 def png(seed: int) -> bytes:
     return encoded(photo(8, 8, seed), "PNG")
-
-
-def test_a_text_that_all_rows_share_does_not_fill_memory(tmp_path):
-    rows, text = 4096, "x" * 100_000
-    said = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), [text])
-    image = pa.StructArray.from_arrays([pa.array([b"b"] * rows), said], ["bytes", "path"])
-    lists = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), said)
-    pq.write_table(pa.table({"image": image, "said": said, "list": lists, "n": range(rows)}), tmp_path / "a.parquet", store_schema=False)
-    before = pa.default_memory_pool().max_memory()
-    items = listed(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes())
-    assert pa.default_memory_pool().max_memory() - before < 50e6  # of 1.2e9 that they claim
-    uri = str(tmp_path / "a.parquet")
-    named = {f"{name}_uri": f"{uri}#row=7&column={name}" for name in ("said", "list", "path")}
-    assert items[7].input == {"n": 7, "said": None, "list": None, "path": None} | named
-    assert read_referenced(items[7].input["said_uri"], Fetcher()) == text.encode()
 
 
 @pytest.mark.parametrize("long", [False, True])

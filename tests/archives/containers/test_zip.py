@@ -1,4 +1,3 @@
-import io
 import stat
 import struct
 import zipfile
@@ -55,18 +54,6 @@ class TestReads:
         listed = opened(tmp_path / "a.zip", "zip")
         assert [(item.member, item.occurrence) for item in listed] == [("a.jpg", 0), ("a.jpg", 1)]
         assert contents(listed) == [b"1", b"2"]
-
-    def test_names_as_zipfile_shows_them(self, tmp_path):
-        for archive in (zipped({"ä😀.jpg": b"", "plain.jpg": b""}), zipped({"XY.jpg": b""}).replace(b"XY.jpg", b"\x84\xff.jpg")):
-            assert [item.member for item in written(tmp_path, archive, "zip")] == zipfile.ZipFile(io.BytesIO(archive)).namelist()
-
-    def test_sidecars_become_columns(self, tmp_path):
-        data = zipped({"a/1.jpg": b"jpeg", "a/1.json": b'{"n": 1}', "a/1.cls": b"7", "b/1.txt": b"orphan", "a/2.jpg": b"jpeg"})
-        listed = written(tmp_path, data, "zip")
-        assert [(item.member, item.input) for item in listed] == [
-            ("a/1.jpg", {"json": '{"n": 1}', "cls": "7"}), ("b/1.txt", {}), ("a/2.jpg", {})
-        ]  # fmt: skip
-        assert contents(listed) == [b"jpeg", b"orphan", b"jpeg"]
 
     def test_the_directory_is_had_with_few_requests(self, faulty):
         faulty.objects["/bucket/a.zip"] = zipped({f"{n}.jpg": bytes([n % 256]) * 900 for n in range(3000)}, zipfile.ZIP_STORED)
