@@ -80,10 +80,3 @@ def test_a_later_process_under_the_same_id_is_not_mistaken(tmp_path):
     (tmp_path / f"{pid}-{int(start_time) - 1}-{serial}.crumb").write_bytes(crumb.path.read_bytes())
     assert Breadcrumb.left_in(tmp_path) == {9}
     crumb.close()
-
-
-def test_closing_twice_is_an_error_of_the_caller(tmp_path):
-    crumb = Breadcrumb(tmp_path)
-    crumb.close()
-    with pytest.raises(ValueError, match="released"):
-        crumb.note(1)

@@ -55,16 +55,6 @@ def test_the_ratio_is_not_asked_of_small_images():
         ImageLimits().check_size(1000, 1001, size_bytes=100)
 
 
-def test_text_over_the_limit_is_metadata_too_large():
-    data = factory.jpeg(comment=b"x" * 5000)
-    assert decode_image(data, ImageLimits()).pixels
-    with pytest.raises(ImageRefused) as caught:
-        decode_image(data, ImageLimits(max_text_bytes=4999))
-    assert caught.value.status == Status.METADATA_TOO_LARGE
-    assert caught.value.limit == 4999
-    assert caught.value.observed >= 5000
-
-
 SIDE = 2000  # 4 megapixels: much beside what an interpreter has in hand
 SLACK = 8 * 2**20
 # Each way of reckoning once.

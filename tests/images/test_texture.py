@@ -34,10 +34,6 @@ def test_any_size_has_numbers(size):
     assert graphics == 0.0
 
 
-def test_a_small_picture_is_not_enlarged_into_flat_areas():
-    assert texture_of(photo(64, 48))[1] == texture_of(photo(64, 48).crop((0, 0, 64, 48)))[1] < 0.3
-
-
 def test_it_stands_among_the_facts_only_where_it_is_asked_for():
     image = decode_image(encoded(photo(), "PNG"), ImageLimits())
     assert (image.facts.texture, image.facts.graphics) == (None, None)

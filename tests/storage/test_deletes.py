@@ -71,18 +71,6 @@ def test_all_of_them_go_and_no_others(place, bucket, tmp_path):
     assert store.names("other") == ["0000.parquet"]
 
 
-def test_as_many_requests_as_there_are_thousands(s3, bucket, monkeypatch):
-    for at_once, requests in ((1000, 1), (5, 3)):
-        store = filled(f"{bucket}/counted")
-        assert store._backend.at_once == 1000
-        monkeypatch.setattr(type(store._backend), "at_once", at_once)
-        s3.clear_log()
-        store.delete_all(NAMES)
-        assert [request.method for request in s3.requests()] == ["POST"] * requests
-        assert store.names("parts") == []
-        monkeypatch.undo()
-
-
 def test_a_file_that_stays_is_asked_for_again_where_that_may_help_or_is_an_error_that_names_it(bucket, refusing):
     store = filled(f"{bucket}/run")
     with refusing(stayed("AccessDenied")), pytest.raises(StorageError, match=r"of the test: run/parts/0003.parquet \(AccessDenied"):

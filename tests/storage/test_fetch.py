@@ -1,5 +1,4 @@
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,12 +110,6 @@ class TestFaults:
         assert Fetcher().fetch(serve(faulty), ETAG, LIMIT) == DATA
         assert refused(Fetcher(), serve(faulty, "other_etag"), ETAG).status is Status.SOURCE_CHANGED
 
-    def test_nobody_there(self, monkeypatch):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-        error = refused(patient(attempts=2), "s3://bucket/a.jpg")
-        assert error.status is Status.SOURCE_TIMEOUT
-        assert "nothing answers there" in error.detail
-
 
 class TestLocal:
     def test_reads_the_listed_version_and_no_other(self, tmp_path):
@@ -227,19 +220,6 @@ class TestPrefetch:
         wanted = [Wanted(str(tmp_path / "a"), size_bytes=len(DATA))] * 3
         assert list(Fetcher().prefetch(wanted, depth_bytes=10, max_bytes=LIMIT)) == [DATA] * 3
         assert list(Fetcher().prefetch([], depth_bytes=1, max_bytes=1)) == []
-
-    def test_leaving_early_stops_the_waiting_threads(self, faulty):
-        faulty.objects = {"/bucket/first": DATA, "/bucket/slow": DATA}
-        faulty.faults["/bucket/slow"] = ["slow_down"] * 99
-        fetcher = Fetcher(retrier=Retrier(RetryPolicy(base_s=60, cap_s=60), chance=lambda: 1.0))
-        wanted = [Wanted(f"s3://bucket/{name}", size_bytes=1) for name in ("first", "slow", "slow")]
-        reading = fetcher.prefetch(wanted, depth_bytes=2, max_bytes=LIMIT)
-        next(reading)
-        reading.close()
-        for thread in threading.enumerate():
-            if thread.name.startswith("fetch"):
-                thread.join(timeout=10)
-                assert not thread.is_alive()
 
     def test_throttling_narrows_the_gate(self, faulty):
         for number in range(8):

@@ -76,17 +76,6 @@ def test_odd_keys(server, keys):
         check_split(server, keys, 5, after=sorted(keys)[len(keys) // 2], until=max(keys))
 
 
-@pytest.mark.parametrize(("keys", "after", "share"), [(NUMBERED, 0, 0.4), (HASHED, 50, 0.1), (CLUSTER, 20, 0.2)])
-def test_ranges_are_of_comparable_size(server, monkeypatch, keys, after, share):
-    """Of numbered keys as even as their leading digits are."""
-    keys = sorted(keys)
-    monkeypatch.setattr(server, "page", 1000)
-    ranges = check_split(server, keys, 16, after=keys[after])
-    sizes = [sum((one.after or "") < key <= (one.until or "q") for key in keys) for one in ranges]
-    assert len(sizes) >= 3
-    assert max(sizes) <= share * sum(sizes)
-
-
 def test_a_reader_stops_where_it_is_told_and_the_rest_goes_on_there(server):
     server.keys = GivenKeys(NUMBERED[:95])
     for here, first in [(False, 40), (True, 33)]:

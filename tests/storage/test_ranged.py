@@ -58,12 +58,6 @@ def test_an_empty_object_has_no_parts(s3):
     assert Fetcher().fetch_range(url, "", 0, 10) == Fetcher().open(url, "").read() == b""
 
 
-def test_size_and_order(place):
-    assert Fetcher(guard=LOOPBACK).size(*place) == len(DATA)
-    spans = [(start, 100) for start in range(0, len(DATA), 999)]
-    assert list(Fetcher(guard=LOOPBACK).prefetch_ranges(*place, spans, depth_bytes=2000)) == [DATA[a : a + n] for a, n in spans]
-
-
 def test_a_file_reads_like_a_file(place):
     with Fetcher(guard=LOOPBACK).open(*place, window=1000) as file, io.BytesIO(DATA) as plain:
         for offset, whence, length in [(-22, 2, 22), (0, 0, 10), (500, 1, 1200), (3000, 0, 5), (-1, 2, 9), (10**6, 0, 3), (0, 0, -1)]:
@@ -136,13 +130,6 @@ class TestWindows:
         file, asked = self.opened(DATA, 4000)
         assert b"".join(iter(lambda: file.read(7), b"")) == DATA
         assert asked == [(0, 4000), (4000, 4000), (8000, len(DATA) - 8000)]
-
-    def test_the_end_comes_with_what_stands_before_it(self):
-        file, asked = self.opened(DATA, 4000)
-        for back in (22, 100, 3999):
-            file.seek(-back, io.SEEK_END)
-            assert file.read(20) == DATA[-back:][:20]
-        assert asked == [(len(DATA) - 4000, 4000)]
 
     def test_a_length_that_lies_takes_no_memory(self):
         file, asked = self.opened(b"short", 10)

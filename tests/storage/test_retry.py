@@ -58,15 +58,6 @@ class TestInOrder:
         mixed = (part if index % 2 else iter(part) for index, part in enumerate(parts))
         assert list(in_order(mixed, at_once=at_once, ahead=ahead)) == [item for part in parts for item in part]
 
-    def test_parts_run_side_by_side(self):
-        both = threading.Barrier(2, timeout=20)
-
-        def part(name):
-            both.wait()
-            yield name
-
-        assert list(in_order(iter([part("a"), part("b")]), at_once=2, ahead=1)) == ["a", "b"]
-
     def test_an_error_comes_out_at_its_place(self):
         def broken():
             yield 2

@@ -93,25 +93,3 @@ def test_a_page_has_the_keys_as_they_are(s3):
     page = requests.page("odd-keys", "", timeout_s=10, delimiter="/")
     assert [item["Prefix"] for item in page["CommonPrefixes"]] == ["o/", "ü/"]
     assert {item["Key"] for item in page["Contents"]} == {key for key in ODD if "/" not in key}
-
-
-CONTENTS = b"<Contents><Key>%s</Key><ETag>&quot;e&quot;</ETag><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
-
-
-@pytest.mark.parametrize(
-    ("inside", "is_taken"),
-    [
-        (CONTENTS % b"a", True),
-        (CONTENTS % b"a&lt;b", False),
-        (CONTENTS % b"a" + b"<CommonPrefixes><Prefix>b</Prefix></CommonPrefixes>" + CONTENTS % b"c", False),
-        (CONTENTS.replace(b"<Size>1</Size>", b"") % b"a", False),
-        (CONTENTS % b"<![CDATA[a]]>", False),
-        (b"", False),
-    ],
-)
-def test_what_is_not_plain_is_left_to_the_parser(inside, is_taken):
-    body = b"<ListBucketResult>" + inside + b"<KeyCount>1</KeyCount></ListBucketResult>"
-    response, taken = {"status_code": 200, "body": body}, {}
-    requests._take_contents(response_dict=response, customized_response_dict=taken)
-    assert bool(taken) == is_taken
-    assert response["body"] == (b"<ListBucketResult><KeyCount>1</KeyCount></ListBucketResult>" if is_taken else body)

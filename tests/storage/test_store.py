@@ -176,11 +176,6 @@ class TestOutOfReach:
         assert "'private'" in caught.value.hint
         assert "AWS_ACCESS_KEY_ID" in caught.value.hint
 
-    def test_throttling_is_waited_out(self, faulty):
-        faulty.objects["/bucket/run/a"] = b"x"
-        faulty.faults["/bucket/run/a"] = ["slow_down", "internal"]
-        assert Store.open("s3://bucket/run").read("a") == b"x"
-
     @pytest.mark.parametrize(
         ("endpoint", "told"), [("http://127.0.0.1:1", "nothing answers there"), ("http://no.invalid", "its host name does not resolve")]
     )

@@ -39,15 +39,6 @@ def test_told_otherwise_it_says_what_is_lost_and_still_notices_a_living_run(unco
     assert unconditional.names("") == []
 
 
-def test_a_store_that_keeps_two_apart_pays_three_small_requests_for_it(s3):
-    store = Store.open(f"{s3.bucket('guarded')}/run")
-    s3.clear_log()
-    with Lease(store) as lease:
-        assert lease.facts() == {}
-        asked = [request.method for request in s3.requests()]
-    assert asked == ["GET", "PUT", "PUT", "GET"]  # the second is what a lease costs in any case
-
-
 @pytest.mark.parametrize("url", ["memory://guarded/run", "{folder}"])
 def test_other_places_keep_two_apart(url, tmp_path):
     with Lease(Store.open(url.format(folder=tmp_path / "run"))) as lease:
