@@ -2,19 +2,17 @@
 
 import io
 import json
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from webdataset import TarWriter
 
-from ray_app.archives import ContainerLimits, TableColumns, open_source
+from ray_app.archives import open_source
 from ray_app.archives.containers import CONTAINERS
-from ray_app.archives.object_prefix import ObjectPrefix, PrefixRange
 from ray_app.datasets.layouts.base import LabelColumns
 from ray_app.errors import ConfigError, Status
-from ray_app.storage import Fetcher, KeyRange
+from ray_app.storage import Fetcher
 from tests.archives.given import Failing
 
 SCHEMA = pa.schema(
@@ -174,23 +172,3 @@ def test_a_store_that_gives_no_answer_stops_the_listing(tmp_path):
     for number in range(1, whole.asked + 1):
         with pytest.raises(Exception, match="cannot list"):
             list(open_source([source], fetcher=Failing(number)))
-
-
-def test_a_stretch_of_a_large_bucket_that_begins_in_a_folder_finds_its_table(s3):
-    s3.bucket("img2dataset")
-    for path, data in written("files").items():
-        s3.client().put_object(Bucket="img2dataset", Key=f"laion/{path}", Body=data)
-    prefix = ObjectPrefix("s3://img2dataset/laion", None, TableColumns(), ContainerLimits())
-    keys = KeyRange("img2dataset", "laion/", after="laion/00000/")
-    whole = dict(prefix.found(Fetcher()))
-    assert dict(PrefixRange(prefix, keys).found(Fetcher())) == {path: item for path, item in whole.items() if path > "00000/"}
-    outside = replace(prefix, url="s3://img2dataset/laion/00000")
-    assert not any(
-        item.input for _, item in PrefixRange(outside, replace(keys, prefix="laion/00000/", until="laion/00000/z")).found(Fetcher())
-    )
-    assert not list(PrefixRange(prefix, replace(keys, after="laion/1")).found(Fetcher()))
-    for pattern, is_told in (("*/*.jpg", False), ("**", True)):
-        some = replace(prefix, url=f"s3://img2dataset/laion/{pattern}")
-        found = dict(PrefixRange(some, replace(keys, pattern=pattern)).found(Fetcher()))
-        assert found.items() <= dict(some.found(Fetcher())).items()
-        assert any(item.input for item in found.values()) == is_told
