@@ -13,7 +13,6 @@ from ray_app.archives.containers import CONTAINERS
 from ray_app.datasets.layouts.base import LabelColumns
 from ray_app.errors import ConfigError, Status
 from ray_app.storage import Fetcher
-from tests.archives.given import Failing
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("caption", "url", "key", "status", "error_message")]
@@ -162,13 +161,3 @@ def test_a_table_too_long_to_be_held_or_beside_anything_else_tells_nothing(tmp_p
     assert [item.input["caption"] for item in open_source([source], ["*.jpg"])] == [f"caption of {key}" for key in IMAGES]
     monkeypatch.setattr("ray_app.archives.object_prefix._MOST_CELLS", EACH * len(SCHEMA) - 1)
     assert not any("caption" in item.input for item in open_source([source]))
-
-
-def test_a_store_that_gives_no_answer_stops_the_listing(tmp_path):
-    source = put(tmp_path / "out", written("files"))
-    whole = Failing(0)
-    list(open_source([source], fetcher=whole))
-    assert whole.asked
-    for number in range(1, whole.asked + 1):
-        with pytest.raises(Exception, match="cannot list"):
-            list(open_source([source], fetcher=Failing(number)))

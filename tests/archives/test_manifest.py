@@ -136,15 +136,6 @@ class TestChanges:
         assert current_ids(store) == ids_of(now)
         assert list_items(store, now) is None
 
-    def test_a_file_put_back_is_current_again(self, store):
-        list_items(store, [listed(1), listed(2, version=1)])
-        assert list_items(store, [listed(1), listed(2, version=2)]).members == 1
-        info = list_items(store, [listed(1), listed(2, version=1)])
-        assert (info.manifest, info.members, info.blocks) == (2, 0, 0)
-        assert read_vanished(store, 2).tolist() == [image_id(listed(2, version=2))]
-        assert current_ids(store) == ids_of([listed(1), listed(2, version=1)])
-        assert list(iter_blocks(store, 2)) == []
-
     @pytest.mark.parametrize("examples", SWEEPS)
     def test_current_is_always_the_latest_listing(self, examples):
         listings = st.lists(st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1), min_size=1, max_size=5)

@@ -62,15 +62,6 @@ def test_what_is_more_names_the_limit(limit):
     assert caught.value.status == Status.IMAGE_TOO_LARGE
 
 
-def test_the_limit_of_other_formats_is_no_limit_of_those_that_decode_by_rows():
-    assert BatchLimits(max_pixels=10**6).check_size(1000, 1000, 10**6, "PNG") is None
-    with pytest.raises(InputError, match="over max_pixels"):
-        BatchLimits(max_pixels=10**6).check_size(1000, 1001, 10**6, "PNG")
-    BatchLimits().check_size(15_000, 15_000, 10**7, "TIFF")
-    with pytest.raises(InputError, match="over max_whole_pixels"):
-        BatchLimits().check_size(15_000, 15_000, 10**7, "AVIF")
-
-
 def test_limits_of_runs_and_endpoints_that_were_made_before_stay_what_they_were():
     assert "max_whole_pixels" not in ImageLimits().model_dump(mode="json")
     older = {"max_bytes": 33_554_432, "max_pixels": 50_000_000, "max_side": 16_384, "max_aspect": 20.0, "max_ratio": 2000.0}

@@ -115,13 +115,6 @@ def test_a_holder_elsewhere_that_beats_keeps_it(store):
     assert time.now == 9.0
 
 
-def test_a_holder_elsewhere_that_ends_makes_room_at_once(store):
-    store.write("lease.json", elsewhere().encode())
-    time = Watched(during=lambda: store.delete("lease.json"))
-    with Lease(store, clock=time.clock, sleep=time.sleep):
-        assert time.now == 1.0
-
-
 @EITHER_STORE
 def test_of_many_that_find_a_dead_holder_one_gets_its_place(store):
     store.write("lease.json", replace(Holder.this_process(), started="long ago").encode())

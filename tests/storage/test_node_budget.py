@@ -81,22 +81,6 @@ def test_who_is_killed_has_nothing(tmp_path):
             turn.take(4 * SEAT_BYTES)
 
 
-def test_a_large_wish_is_not_passed_by_small_ones_for_ever(tmp_path):
-    """Whoever waits stands at the door: those behind it wait as well, though there would be room for them."""
-    budget = NodeBudget("test", 4 * SEAT_BYTES, tmp_path)
-    with budget.turn() as turn:
-        turn.take(SEAT_BYTES)
-        with holder(tmp_path, 4, 4) as large:
-            while free(tmp_path, 4):  # until it has taken the three that are free, and waits for the last
-                os.sched_yield()
-            with holder(tmp_path, 1, 4) as small:
-                turn.give_back()
-                assert has_it(large)
-                large.stdin.close()
-                assert has_it(small)
-                small.stdin.close()
-
-
 def test_the_budget_is_a_quarter_of_what_the_machine_or_its_container_has(tmp_path, monkeypatch):
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = tmp_path / "memory.max"

@@ -62,19 +62,6 @@ def test_create_never_overwrites(store):
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_what_stood_in_the_way_may_be_gone_a_moment_later(store, monkeypatch):
-    store.write("a", b"another's")
-    real_get = requests.get
-
-    def removed_before_it_is_read(*args, **kwargs):
-        store.delete("a")
-        return real_get(*args, **kwargs)
-
-    monkeypatch.setattr(requests, "get", removed_before_it_is_read)
-    assert not store.create("a", b"ours")
-
-
-@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_a_creation_whose_answer_was_lost_is_recognised(store, monkeypatch):
     real_put = requests.put
 

@@ -39,12 +39,6 @@ def test_told_otherwise_it_says_what_is_lost_and_still_notices_a_living_run(unco
     assert unconditional.names("") == []
 
 
-@pytest.mark.parametrize("url", ["memory://guarded/run", "{folder}"])
-def test_other_places_keep_two_apart(url, tmp_path):
-    with Lease(Store.open(url.format(folder=tmp_path / "run"))) as lease:
-        assert lease.is_guarded
-
-
 @pytest.mark.parametrize("unconditional", [None], indirect=True, ids=["ignored"])
 def test_a_command_that_fills_a_directory_says_so_and_its_summary_what_was_lost(unconditional, tmp_path, capsys):
     Image.effect_noise((96, 80), 50).convert("RGB").save(tmp_path / "a.png")
