@@ -29,11 +29,11 @@ _NETWORK_CLASSES = frozenset(
     {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "HTTPClientError"}  # botocore
     | {"ResponseStreamingError", "IncompleteReadError", "ResponseParserError", "IncompleteRead", "ProtocolError"}  # and urllib3
     | {"ClientConnectionError", "ClientPayloadError", "ServerTimeoutError", "FSTimeoutError", "TransportError", "gaierror"}  # aiohttp, …
-    | {"ServiceRequestError", "ServiceResponseError"}  # azure
+    | {"ServiceRequestError", "ServiceResponseError", "ProxyError"}  # azure; gcsfs, of a 502
 )
 _CREDENTIAL_CLASSES = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError", "SSOError"})
 # The instance's credential service refuses when many workers ask at once: a rate limit that looks like missing rights.
-_CREDENTIAL_RUSH_CLASSES = frozenset({"CredentialRetrievalError", "MetadataRetrievalError"})
+_CREDENTIAL_RUSH_CLASSES = frozenset({"CredentialRetrievalError", "MetadataRetrievalError", "RefreshError"})
 _LOCAL_PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.EIO})
 
 
@@ -69,6 +69,8 @@ def is_transient(error: BaseException) -> bool:
     status = _status(error)
     if status is Status.SOURCE_DENIED:
         # Under load S3 and its proxies answer 403 without a code; a real refusal names its reason.
+        if _http_status(error) == HTTPStatus.UNAUTHORIZED:
+            return "Invalid Credentials" in str(error)  # a token of Google's that ended on its way: the next request has a new one
         return _http_status(error) == HTTPStatus.FORBIDDEN and _code(error) in ("403", "Forbidden")
     if status is Status.SOURCE_TIMEOUT:
         return not _is_local(error) or any(getattr(cause, "errno", None) in _LOCAL_PASSING for cause in _causes(error))

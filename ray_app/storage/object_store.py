@@ -5,7 +5,7 @@ may find another, which the files' own ids (git blobs) then show.
 """
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import fsspec
@@ -36,10 +36,14 @@ def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _without_retries(fs: Any) -> None:
-    """Azure's client tries again for a minute by itself; `Store` and `Fetcher` do so at their own pace: a wrong endpoint is told soon."""
+    """The clients of Azure and Google try again for up to a minute by themselves; `Store` and `Fetcher` do so at their own pace: a wrong
+    endpoint is told soon, and one row of a list that nobody answers for costs no more than its policy says."""
     policy = getattr(getattr(getattr(fs, "service_client", None), "_config", None), "retry_policy", None)
     if policy is not None:
         policy.total_retries = 0
+    once = getattr(getattr(type(fs), "_request", None), "__wrapped__", None)  # gcsfs's, below the decorator that repeats it
+    if once is not None and fs.protocol == ("gs", "gcs"):
+        fs._request = partial(once, fs)
 
 
 def reading_place(url: str) -> tuple[Any, str]:

@@ -1,7 +1,6 @@
 """Listing in sections, partitions and runs: the same members, once each, however the work is divided and wherever it was interrupted."""
 
 import itertools
-import tarfile
 from dataclasses import replace
 
 import duckdb
@@ -29,7 +28,8 @@ from ray_app.archives import (
 from ray_app.archives.members import first_word, identity_digest
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
-from tests.archives.given import SWEEPS, Dying, Given, Items, all_members, backwards, files_below, listed, narrow
+from tests.archives.containers import hazards
+from tests.archives.given import SWEEPS, Dying, Given, all_members, backwards, files_below, listed, narrow
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
 TINY = Portions(raw_rows=16, id_rows=8, run_rows=40, few=0)
@@ -104,9 +104,8 @@ def test_tasks_in_any_order_give_what_one_process_gives(nothing_carried):
     assert len(here.names("manifest/0/ids")) > 8
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("later", [False, True])
-def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, step, nothing_carried):
+def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, nothing_carried):
     before = Given([listed(number) for number in range(40)])
     now = Given([listed(number) for number in range(10, 50)], [listed(number) for number in range(45, 70)])
     options = {"digest": narrow(10), "portions": Portions(raw_rows=32, id_rows=40, run_rows=50, few=0), "each": map}
@@ -122,7 +121,7 @@ def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, step, no
 
     whole = prepared()
     list_tiny(whole, now, **options)
-    for lives in itertools.count(0, step):
+    for lives in itertools.count(0, 7):
         store = prepared()
         try:
             list_tiny(Dying(store.url, lives), now, **options)
@@ -136,13 +135,6 @@ def test_killed_anywhere_and_begun_again_gives_the_same_manifest(later, step, no
 
 
 class TestIds:
-    def test_what_two_sources_list_is_there_once(self):
-        store = fresh_store()
-        items = [listed(number) for number in range(300)]
-        info = list_tiny(store, Given(items, items[50:150], [listed(999)], items[:3]))
-        assert [m.uri for m in all_members(store)] == [item.uri for item in [*items, listed(999)]]
-        assert (info.members, info.listed) == (301, 404)
-
     def test_colliding_members_are_hashed_again_and_keep_their_ids_for_ever(self):
         """Also when the member that had the id first is gone: its rows stay its own."""
         store = fresh_store()
@@ -193,13 +185,8 @@ class TestSections:
     def test_files_come_before_what_is_in_containers(self, tmp_path):
         folder = tmp_path / "in"
         folder.mkdir()
-        for name in ("a.tar", "m.tar"):
-            with tarfile.open(folder / name, "w") as tar:
-                for member in ("1.jpg", "2.jpg"):
-                    (tmp_path / member).write_bytes(member.encode())
-                    tar.add(tmp_path / member, arcname=member)
-        for name in ("b.jpg", "z.jpg"):
-            (folder / name).write_bytes(b"x")
+        for name in ("a.tar", "m.tar", "b.jpg", "z.jpg"):
+            (folder / name).write_bytes(hazards.tar({"1.jpg": b"1", "2.jpg": b"2"}) if name.endswith("tar") else b"x")
         archive, store = open_source([str(folder)]), fresh_store()
         list_tiny(store, archive)
         found = [(m.uri.rpartition("/")[2], m.member) for m in all_members(store)]
@@ -209,41 +196,21 @@ class TestSections:
         list_tiny(limited, archive, limit=3)
         assert [(m.uri.rpartition("/")[2], m.member) for m in all_members(limited)] == found[:3]
 
-    def test_a_limit_lists_no_more_than_it_needs(self):
-        def endless():
-            yield from map(listed, range(25))
-            raise AssertionError("asked for more than the limit")
-
-        class Untouched:
-            def found(self, fetcher):
-                raise AssertionError("a section behind the limit was listed")
-
-        info = list_members(fresh_store(), Given(Items(endless()), Untouched()), PLAN, limit=25)
-        assert info.members == 25
-
-    def test_nothing_chosen_says_how_much_was_there(self):
-        with pytest.raises(ConfigError, match=r"none of 30 files passes --include \*\.png"):
-            list_tiny(fresh_store(), Given([listed(n) for n in range(20)], [listed(n) for n in range(10)], include=["*.png"]))
-
 
 class TestBlocks:
-    def test_end_where_a_container_s_group_does(self):
-        def row(number):
-            return ListedMember("s3://b/shard.parquet", str(number), 0, "v", 1, place=MemberLocation("parquet", number, group=number // 20))
-
+    @pytest.mark.parametrize(
+        ("plan", "ends"),
+        [
+            # Of 16 members, then of 32 at most: 24 and 20 end a group and leave no slot of a batch of 4 empty.
+            (PLAN, [16, 32, *range(60, 401, 20)]),
+            (BlockPlan(batch_slots=32, max_block_members=32), [*range(32, 400, 32), 400]),  # not there where many slots would stay empty
+        ],
+    )
+    def test_end_where_a_container_s_group_does(self, plan, ends):
         store = fresh_store()
-        list_members(store, Given([row(number) for number in range(400)]), PLAN)
-        ends = list(itertools.accumulate(ref.members for ref in iter_blocks(store, 0)))
-        # Of 16 members, then of 32 at most: 24 and 20 end a group and leave no slot of a batch of 4 empty.
-        assert ends == [16, 32, *range(60, 401, 20)]
-
-    def test_do_not_end_there_where_many_slots_would_stay_empty(self):
-        def row(number):
-            return ListedMember("s3://b/shard.parquet", str(number), 0, "v", 1, place=MemberLocation("parquet", number, group=number // 20))
-
-        store = fresh_store()
-        list_tiny(store, Given([row(number) for number in range(400)]), BlockPlan(batch_slots=32, max_block_members=32))
-        assert {ref.members for ref in iter_blocks(store, 0)} == {32, 400 % 32}
+        rows = [ListedMember("s3://b/x.parquet", str(n), 0, "v", 1, place=MemberLocation("parquet", n, group=n // 20)) for n in range(400)]
+        list_members(store, Given(rows), plan)
+        assert list(itertools.accumulate(ref.members for ref in iter_blocks(store, 0))) == ends
 
 
 class TestInput:
@@ -266,24 +233,24 @@ class TestInput:
         with pytest.raises(ConfigError, match=r"column 'label' of the source holds both int(64)? and str(ing)?"):
             list_tiny(fresh_store(), Given(items) if together else Given(items[:1], items[1:]))
 
-    @pytest.mark.parametrize("together", [True, False])
-    def test_what_tables_in_an_archive_call_alike_becomes_text_where_no_type_holds_it(self, together):
-        values = [1, "fake", None, 2.5, True, ["a", 1], {"x": 1}, "ü"]
-        items = [replace(listed(n), place=MemberLocation("parquet", n), input={"label": value}) for n, value in enumerate(values)]
-        store = fresh_store()
-        list_tiny(store, Given(items) if together else Given(*([item] for item in items)))
-        texts = ["1", "fake", None, "2.5", "true", '["a", 1]', '{"x": 1}', "ü"]
-        found = {m.uri: m.input["label"] for m in all_members(store)}
-        assert [found[item.uri] for item in items] == texts
-
     @pytest.mark.parametrize("values", [[2**80, 1], [float("inf"), 2**70], [2**63, -1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
     def test_values_that_arrow_has_no_type_for_are_texts_in_an_archive_and_refused_in_a_list(self, values):
         items = [replace(listed(n), input={"n": value}) for n, value in enumerate(values)]
         with pytest.raises(ConfigError, match="column 'n' of the source holds"):
             list_tiny(fresh_store(), Given(items))
+        assert all(isinstance(text, str) for text in self.texts_of(values, together=True))
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_what_tables_in_an_archive_call_alike_becomes_text_where_no_type_holds_it(self, together):
+        texts = ["1", "fake", None, "2.5", "true", '["a", 1]', '{"x": 1}', "ü"]
+        assert self.texts_of([1, "fake", None, 2.5, True, ["a", 1], {"x": 1}, "ü"], together) == texts
+
+    def texts_of(self, values, together):
+        items = [replace(listed(n), place=MemberLocation("parquet", n), input={"label": value}) for n, value in enumerate(values)]
         store = fresh_store()
-        list_tiny(store, Given([replace(item, place=MemberLocation("parquet", 0)) for item in items]))
-        assert all(isinstance(m.input["n"], str) for m in all_members(store))
+        list_tiny(store, Given(items) if together else Given(*([item] for item in items)))
+        found = {m.uri: m.input["label"] for m in all_members(store)}
+        return [found[item.uri] for item in items]
 
 
 def test_the_join_reaches_no_file_and_no_network_and_leaves_nothing(tmp_path, monkeypatch):

@@ -2,22 +2,17 @@
 
 import io
 import json
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from webdataset import TarWriter
 
-from ray_app.archives import BlockPlan, ContainerLimits, TableColumns, iter_blocks, list_members, member_rows, open_source, read_block
+from ray_app.archives import open_source
 from ray_app.archives.containers import CONTAINERS
-from ray_app.archives.object_prefix import ObjectPrefix, PrefixRange
-from ray_app.datajobs.generate import GenerateConfig
-from ray_app.datajobs.generate.requests import read_prompts
 from ray_app.datasets.layouts.base import LabelColumns
 from ray_app.errors import ConfigError, Status
-from ray_app.storage import Fetcher, KeyRange, Store
-from tests.archives.given import Failing
+from ray_app.storage import Fetcher
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("caption", "url", "key", "status", "error_message")]
@@ -44,15 +39,14 @@ def written(form, schema=SCHEMA) -> dict[str, bytes]:
     """Every file below the output folder, by its path."""
     files: dict[str, bytes] = {}
     for shard in range(SHARDS):
-        name, keys, tar = f"{shard:05}", keys_of(shard), io.BytesIO()
-        rows = [meta(key) for key in keys]
+        name, tar = f"{shard:05}", io.BytesIO()
+        rows = [meta(key) for key in keys_of(shard)]
         there = [row for row in rows if row["key"] != FAILED]
         if form == "webdataset":
             with TarWriter(tar) as writer:
                 for row in there:
-                    writer.write(
-                        {"__key__": row["key"], "jpg": image(row["key"]), "txt": row["caption"], "json": json.dumps(row, indent=4)}
-                    )
+                    about = {"txt": row["caption"], "json": json.dumps(row, indent=4)}
+                    writer.write({"__key__": row["key"], "jpg": image(row["key"]), **about})
             files[f"{name}.tar"] = tar.getvalue()
         elif form == "files":
             for row in there:
@@ -61,10 +55,14 @@ def written(form, schema=SCHEMA) -> dict[str, bytes]:
         else:
             schema = SCHEMA.append(pa.field("jpg", pa.binary()))
             rows = [row | {"jpg": None if row["key"] == FAILED else image(row["key"])} for row in rows]
-        table = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema), table)
-        files[f"{name}.parquet"], files[f"{name}_stats.json"] = table.getvalue(), b'{"count": 4}'
+        files |= {f"{name}.parquet": table_of(rows, schema), f"{name}_stats.json": b'{"count": 4}'}
     return files
+
+
+def table_of(rows, schema=None) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema), file)
+    return file.getvalue()
 
 
 def image(key) -> bytes:
@@ -117,36 +115,24 @@ def test_each_image_is_there_once_with_what_its_table_tells(tmp_path, form):
         assert all(not item.input for item in others)
 
 
-def test_patterns_that_leave_the_table_out_leave_its_words(tmp_path):
-    items = list(open_source([put(tmp_path / "out", written("files"))], ["*.jpg"]))
-    assert [item.input["caption"] for item in items] == [f"caption of {key}" for key in IMAGES]
-
-
 def changed(**columns):
     """A shard's table with other columns."""
-    rows = [meta(key) | {name: value(key) for name, value in columns.items()} for key in keys_of(0)]
-    table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), table)
-    return table.getvalue()
+    return table_of([meta(key) | {name: value(key) for name, value in columns.items()} for key in keys_of(0)])
 
 
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        (b"", 0),
         (b"PAR1 torn", 0),
-        (written("files")["00000.parquet"][:-9], 0),
         (changed(key=lambda key: int(key)), 0),
-        (changed(key=lambda key: "000001"), 0),
         (changed(key=lambda key: None), 0),
         (changed(key=lambda key: "../" + key), 0),
         (changed(key=lambda key: "000001" if key == "000002" else key), 2),
         (changed(caption=lambda key: "x" * 100_000), 4),
     ],
 )
-@pytest.mark.parametrize("form", ["webdataset", "files"])
-def test_a_table_that_does_not_tell_changes_nothing_else(tmp_path, form, table, told):
-    items = list(open_source([put(tmp_path / "out", written(form) | {"00000.parquet": table})]))
+def test_a_table_that_does_not_tell_changes_nothing_else(tmp_path, table, told):
+    items = list(open_source([put(tmp_path / "out", written("webdataset") | {"00000.parquet": table})]))
     found = pictures(items)
     assert len(found) == len(IMAGES)
     of_first = [item for item in found if "/00000" in item.uri]
@@ -157,68 +143,21 @@ def test_a_table_that_does_not_tell_changes_nothing_else(tmp_path, form, table, 
 
 def test_a_table_leads_to_no_mask(tmp_path):
     """Who offered the folder for download would choose which of the user's files are read."""
-    table = changed(mask=lambda key: "/home/me/x.png", mask_uri=lambda key: "s3://other/x", seg_uri=lambda key: "/home/me/x.png")
+    paths = {name: lambda key: "/home/me/x.png" for name in ("mask", "mask_uri", "seg")}
+    table = changed(label=lambda key: "fake", **paths)
     found = pictures(open_source([put(tmp_path / "out", written("files") | {"00000.parquet": table})]))
     assert "caption" in found[0].input
     assert not any({"mask", "mask_uri", "seg_uri"} & set(item.input) for item in found)
-    own = pa.table({"key": ["000000"], "label": ["fake"], "prompt": ["a cat"], "seg": ["/home/me/x.png"]})
-    pq.write_table(own, tmp_path / "out" / "00000.parquet")
-    [item] = [item for item in open_source([str(tmp_path / "out")], ["00000/*.jpg"]) if item.input]
     with pytest.raises(ConfigError, match="may not say that its mask lies at /home/me"):
-        LabelColumns(mask="seg").labels(item)
-    config = GenerateConfig.model_validate({"pipeline": "sd-3.5", "prompts": str(tmp_path / "out"), "columns": {"mask": "seg"}})
-    assert [one.mask for one in read_prompts(config, images=True)] == [None]
+        LabelColumns(mask="seg").labels(found[0])
 
 
-def test_a_table_too_long_to_be_held_tells_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.archives.object_prefix._MOST_CELLS", EACH * len(SCHEMA) - 1)
-    assert not any("caption" in item.input for item in open_source([put(tmp_path / "out", written("files"))]))
-
-
-def test_a_table_beside_anything_else_is_no_such_table(tmp_path):
+def test_a_table_too_long_to_be_held_or_beside_anything_else_tells_nothing(tmp_path, monkeypatch):
     table = written("files")["00000.parquet"]
-    put(
-        tmp_path / "out",
-        {"00000.parquet": table, "00000.zip.jpg": b"x", "000002.jpg": b"x", "other/000002.jpg": b"x", "00000x/000002.jpg": b"x"},
-    )
+    others = ("00000.zip.jpg", "000002.jpg", "other/000002.jpg", "00000x/000002.jpg")
+    put(tmp_path / "out", {"00000.parquet": table} | dict.fromkeys(others, b"x"))
     assert not any(item.input for item in open_source([str(tmp_path / "out")]))
-
-
-def test_a_store_that_gives_no_answer_stops_the_listing(tmp_path):
-    source = put(tmp_path / "out", written("files"))
-    whole = Failing(0)
-    list(open_source([source], fetcher=whole))
-    assert whole.asked
-    for number in range(1, whole.asked + 1):
-        with pytest.raises(Exception, match="cannot list"):
-            list(open_source([source], fetcher=Failing(number)))
-
-
-def test_a_stretch_of_a_large_bucket_that_begins_in_a_folder_finds_its_table(s3):
-    s3.bucket("img2dataset")
-    for path, data in written("files").items():
-        s3.client().put_object(Bucket="img2dataset", Key=f"laion/{path}", Body=data)
-    prefix = ObjectPrefix("s3://img2dataset/laion", None, TableColumns(), ContainerLimits())
-    keys = KeyRange("img2dataset", "laion/", after="laion/00000/")
-    whole = dict(prefix.found(Fetcher()))
-    assert dict(PrefixRange(prefix, keys).found(Fetcher())) == {path: item for path, item in whole.items() if path > "00000/"}
-    outside = replace(prefix, url="s3://img2dataset/laion/00000")
-    assert not any(
-        item.input for _, item in PrefixRange(outside, replace(keys, prefix="laion/00000/", until="laion/00000/z")).found(Fetcher())
-    )
-    assert not list(PrefixRange(prefix, replace(keys, after="laion/1")).found(Fetcher()))
-    for pattern, is_told in (("*/*.jpg", False), ("**", True)):
-        some = replace(prefix, url=f"s3://img2dataset/laion/{pattern}")
-        found = dict(PrefixRange(some, replace(keys, pattern=pattern)).found(Fetcher()))
-        assert found.items() <= dict(some.found(Fetcher())).items()
-        assert any(item.input for item in found.values()) == is_told
-
-
-def test_tables_of_other_types_stop_no_listing(tmp_path):
-    """What one table calls a number, another may call a text."""
-    files = written("files") | {"00000.parquet": changed(width=lambda key: f"{key} px")}
-    store = Store.open(str(tmp_path / "run"))
-    list_members(store, open_source([put(tmp_path / "out", files)]), BlockPlan(batch_slots=4, max_block_members=64))
-    members = [member for ref in iter_blocks(store, 0) for member in member_rows(read_block(store, ref))]
-    widths = {member.input["key"]: member.input["width"] for member in members if member.input.get("key")}
-    assert widths == {key: f"{key} px" if key.startswith("00000") else "64" for key in IMAGES}
+    source = put(tmp_path / "long", written("files"))
+    assert [item.input["caption"] for item in open_source([source], ["*.jpg"])] == [f"caption of {key}" for key in IMAGES]
+    monkeypatch.setattr("ray_app.archives.object_prefix._MOST_CELLS", EACH * len(SCHEMA) - 1)
+    assert not any("caption" in item.input for item in open_source([source]))

@@ -8,7 +8,7 @@ import pytest
 from ray_app.archives import BlockPlan, known_ids, list_members, manifests
 from ray_app.archives.members import identity_digest
 from ray_app.storage import Store
-from tests.archives.given import Given, Items, all_members, files_below, listed
+from tests.archives.given import Given, Items, all_members, listed
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=8)
 NIGHTS = 6
@@ -58,37 +58,6 @@ def by_manifests(store, numbers=None):
 def rotten(data):
     """The same with one bit of the ids turned."""
     return data[:60] + bytes([data[60] ^ 1]) + data[61:]
-
-
-def test_one_file_says_what_all_manifests_say(store):
-    assert store.names("ids") == ["00000.parquet"]
-    assert known(store) == by_manifests(store)
-    assert len(known(store)) == sum(len(all_members(store, number)) for number in manifests(store))
-    counting = Counting(store.url)
-    assert known(counting, manifests(store)) == by_manifests(store)
-    assert len(counting.asked) == 2
-
-
-def test_a_listing_reads_as_many_files_after_many_nights(tmp_path):
-    store = Counting(str(tmp_path / "run"))
-    asked = []
-    for number in range(5):
-        store.asked.clear()
-        relist(store, 10 + 3 * number)
-        asked.append([doing for doing, _ in store.asked].count("read") + [doing for doing, _ in store.asked].count("list"))
-    assert max(asked[1:]) - min(asked[1:]) <= 1
-
-
-def test_files_that_are_full_stay_and_large_manifests_are_not_repeated(store, monkeypatch):
-    expected = known(store)
-    monkeypatch.setattr(known_ids, "FULL_BYTES", min(store.sizes("manifest/0/ids").values()))
-    store.clear("ids")
-    assert known(store) == expected
-    first = files_below(store, "ids")
-    assert "ids/00000.parquet" not in first
-    assert len(first) > 1
-    assert known(store) == expected
-    assert files_below(store, "ids") == first
 
 
 def test_what_is_damaged_gone_or_of_no_manifest_costs_requests_alone(store):

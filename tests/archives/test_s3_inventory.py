@@ -9,12 +9,10 @@ import pyarrow.orc as orc
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import ContainerLimits, TableColumns, image_id, open_source, s3_inventory
+from ray_app.archives import image_id, open_source, s3_inventory
 from ray_app.archives.containers import Container
-from ray_app.archives.s3_inventory import Inventory, InventoryFile
 from ray_app.errors import ConfigError, Status, StorageError
 from ray_app.storage import Fetcher
-from tests.archives.given import Failing
 
 KEYS = ["a.jpg", "b/c d+e ü&.jpg", "b/100%.jpg", "shards/x.parquet", "empty/"]
 CSV = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, ETag, StorageClass"
@@ -87,17 +85,12 @@ def test_an_inventory_gives_what_a_listing_gives(s3, photos, kind):
     assert [image_id(item) for item in files] == [image_id(item) for _, item in by_listing if not isinstance(item, Container)]
 
 
-def test_patterns_see_keys(s3, photos):
-    source = publish(s3, "CSV", CSV, [as_csv(rows(s3))], "patterns")
-    assert [item.uri for item in open_source([source], include=["b/*"])] == [f"{photos}/b/100%.jpg", f"{photos}/b/c d+e ü&.jpg"]
-
-
-def test_an_inventory_of_current_versions_alone(s3, photos):
-    lines = "\n".join(f'"photos-listed","{key}","7","abc"' for key in ("x.jpg", "y.jpg"))
+def test_an_inventory_of_current_versions_alone_and_patterns_see_its_keys(s3, photos):
+    lines = "\n".join(f'"photos-listed","{key}","7","abc"' for key in ("x.jpg", "b/y%2B.jpg"))
     source = publish(s3, "CSV", "Bucket, Key, Size, ETag", [gzip.compress(lines.encode())], "current")
-    assert [(item.uri, item.size_bytes, item.version) for item in open_source([source])] == [
-        *[("s3://photos-listed/x.jpg", 7, "abc"), ("s3://photos-listed/y.jpg", 7, "abc")]
-    ]
+    x, y = ("s3://photos-listed/x.jpg", 7, "abc"), ("s3://photos-listed/b/y+.jpg", 7, "abc")
+    assert [(item.uri, item.size_bytes, item.version) for item in open_source([source])] == [x, y]
+    assert [item.uri for item in open_source([source], include=["b/*"])] == [y[0]]
 
 
 def test_an_inventory_names_no_other_bucket(s3, photos):
@@ -117,56 +110,37 @@ def test_an_inventory_names_no_other_bucket(s3, photos):
         list(open_source(["inventory::s3://strangers/manifest.json"]))
 
 
-def test_columns_that_the_inventory_lacks(s3, photos):
-    source = publish(s3, "CSV", "Bucket, Key, LastModifiedDate", [b""], "lacking")
-    with pytest.raises(ConfigError, match="lacks Size and ETag") as caught:
-        list(open_source([source]))
-    assert "optional fields: Size, ETag" in caught.value.hint
-
-
 def test_what_is_no_inventory(s3, photos):
-    s3.client().put_object(Bucket="inventories", Key="no/manifest.json", Body=b'{"a": 1}')
-    with pytest.raises(ConfigError, match=r"not the manifest.json of an S3 Inventory"):
-        list(open_source(["inventory::s3://inventories/no/manifest.json"]))
-    with pytest.raises(ConfigError, match="no such file"):
-        list(open_source(["inventory::s3://inventories/nothing/manifest.json"]))
-    s3.client().put_object(Bucket="inventories", Key="empty/manifest.json", Body=b"")
-    with pytest.raises(ConfigError, match="it is not JSON"):
-        list(open_source(["inventory::s3://inventories/empty/manifest.json"]))
+    lacking = publish(s3, "CSV", "Bucket, Key, LastModifiedDate", [b""], "lacking")
+    with pytest.raises(ConfigError, match="lacks Size and ETag") as caught:
+        list(open_source([lacking]))
+    assert "optional fields: Size, ETag" in caught.value.hint
+    for name, body in (("no", b'{"a": 1}'), ("empty", b"")):
+        s3.client().put_object(Bucket="inventories", Key=f"{name}/manifest.json", Body=body)
     torn = publish(s3, "Parquet", PARQUET, [b"PAR1 torn"], "torn")
-    with pytest.raises(ConfigError, match="not a readable Parquet file of an inventory"):
-        list(open_source([torn]))
+    for source, said in (
+        ("inventory::s3://inventories/no/manifest.json", "not the manifest.json of an S3 Inventory"),
+        ("inventory::s3://inventories/nothing/manifest.json", "no such file"),
+        ("inventory::s3://inventories/empty/manifest.json", "it is not JSON"),
+        (torn, "not a readable Parquet file of an inventory"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            list(open_source([source]))
 
 
-@pytest.mark.parametrize("place", ["s3", "local"])
-def test_a_manifest_is_read_as_far_as_one_may_be_long(s3, photos, tmp_path, monkeypatch, place):
+def test_a_manifest_is_read_as_far_as_one_may_be_long_and_its_data_files_have_to_be_there(s3, photos, tmp_path, monkeypatch):
     """A file of any size may lie where the manifest is looked for."""
     source = publish(s3, "CSV", CSV, [as_csv(rows(s3))], "long")
     data = s3.client().get_object(Bucket="inventories", Key="long/manifest.json")["Body"].read()
-    if place == "local":
-        (tmp_path / "manifest.json").write_bytes(data)
-        source = f"inventory::{tmp_path}/manifest.json"
-    monkeypatch.setattr(s3_inventory, "_MOST_BYTES", len(data))
-    assert list(open_source([source]))
-    monkeypatch.setattr(s3_inventory, "_MOST_BYTES", len(data) - 1)
-    with pytest.raises(ConfigError, match=f"it is longer than {len(data) - 1} bytes"):
-        list(open_source([source]))
-
-
-def test_a_data_file_that_is_gone(s3, photos):
-    source = publish(s3, "CSV", CSV, [as_csv(rows(s3))], "expired")
-    s3.client().delete_object(Bucket="inventories", Key="expired/data/0")
+    (tmp_path / "manifest.json").write_bytes(data)
+    for place in (source, f"inventory::{tmp_path}/manifest.json"):
+        monkeypatch.setattr(s3_inventory, "_MOST_BYTES", len(data))
+        assert list(open_source([place]))
+        monkeypatch.setattr(s3_inventory, "_MOST_BYTES", len(data) - 1)
+        with pytest.raises(ConfigError, match=f"it is longer than {len(data) - 1} bytes"):
+            list(open_source([place]))
+    monkeypatch.undo()
+    s3.client().delete_object(Bucket="inventories", Key="long/data/0")
     with pytest.raises(StorageError, match="cannot read the inventory's file") as caught:
         list(open_source([source]))
     assert "newest" in caught.value.hint
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_store_that_gives_no_answer_is_no_wrong_inventory(tmp_path, kind):
-    path = tmp_path / "data"
-    rows = [{"bucket": "b", "key": f"{number}.jpg", "size": number, "e_tag": "e"} for number in range(100)]
-    path.write_bytes(FORMATS[kind][1](rows) if kind != "CSV" else gzip.compress(b'"b","a.jpg","1","e"\n'))
-    inventory = Inventory("", TableColumns(), ContainerLimits())
-    file = InventoryFile(str(path), -1, kind, ("bucket", "key", "size", "etag"), inventory, "b")
-    with pytest.raises(StorageError, match="cannot read the inventory's file"):
-        list(file.found(Failing(1)))

@@ -18,21 +18,15 @@ def manifest_of(tmp_path, source):
     return store, [row for ref in iter_blocks(store, 0) for row in read_block(store, ref).to_pylist()]
 
 
-@pytest.mark.parametrize("stated", [2**63 - 1, 2**64 - 1, 2**70, MOST_BYTES + 1, 1e300, -5, True, "many", None])
-def test_a_size_that_no_object_has_is_not_known(tmp_path, stated):
-    listing = tmp_path / "images.jsonl"
-    listing.write_text("".join(json.dumps({"uri": f"s3://nowhere/{number}.jpg", "size_bytes": stated}) + "\n" for number in range(3)))
-    store, rows = manifest_of(tmp_path, listing)
-    assert [row["size_bytes"] for row in rows] == [-1] * 3
-    assert read_blocks(store, 0).size_bytes == 0
-
-
-def test_sizes_that_objects_have_are_kept_and_a_block_adds_them_up(tmp_path):
-    listing = tmp_path / "images.jsonl"
-    listing.write_text("".join(json.dumps({"uri": f"s3://nowhere/{number}.jpg", "size_bytes": MOST_BYTES}) + "\n" for number in range(20)))
-    store, rows = manifest_of(tmp_path, listing)
-    assert {row["size_bytes"] for row in rows} == {MOST_BYTES}
-    assert read_blocks(store, 0).size_bytes == 20 * MOST_BYTES
+def test_a_size_that_no_object_has_is_not_known_and_a_block_adds_up_the_others(tmp_path):
+    stated = [2**63 - 1, 2**64 - 1, 2**70, MOST_BYTES + 1, 1e300, -5, True, "many", None]
+    for number, sizes in enumerate([*([size] * 3 for size in stated), [MOST_BYTES] * 20]):
+        listing, folder = tmp_path / f"{number}.jsonl", tmp_path / f"of {number}"
+        listing.write_text("".join(json.dumps({"uri": f"s3://nowhere/{n}.jpg", "size_bytes": size}) + "\n" for n, size in enumerate(sizes)))
+        store, rows = manifest_of(folder, listing)
+        known = sizes if sizes[0] == MOST_BYTES else [-1] * 3
+        assert [row["size_bytes"] for row in rows] == known
+        assert read_blocks(store, 0).size_bytes == max(0, sum(known))
 
 
 @pytest.mark.parametrize("size", [2**63, 2**64, 10**30])

@@ -63,6 +63,12 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
+def patched(data: bytes, at: int | bytes, new: bytes, offset: int = 0) -> bytes:
+    """The file with bytes changed at a place, or so far behind the first `at`."""
+    start = offset + (data.index(at) if isinstance(at, bytes) else at)
+    return data[:start] + new + data[start + len(new) :]
+
+
 def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
     """A PNG of exactly these scanlines (each with its filter byte), with extra chunks before them."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
@@ -78,17 +84,15 @@ def texts_named_as_pillows_own() -> bytes:
 
 def top_bit_png() -> bytes:
     """One bit of a header: a width of 2 147 483 744 pixels."""
-    data = bytearray(png())
-    data[16] |= 0x80
-    return bytes(data[:29]) + struct.pack(">I", zlib.crc32(data[12:29])) + bytes(data[33:])
+    data = patched(png(), 16, b"\x80")
+    return patched(data, 29, struct.pack(">I", zlib.crc32(data[12:29])))
 
 
 def endless_apng() -> bytes:
     """An animation that claims 2 147 483 648 frames."""
     data = frames("PNG")
     at = data.index(b"acTL") + 4
-    body = struct.pack(">I", 2**31) + data[at + 4 : at + 8]
-    return data[: at - 8] + chunk(b"acTL", body) + data[at + 12 :]
+    return data[: at - 8] + chunk(b"acTL", struct.pack(">I", 2**31) + data[at + 4 : at + 8]) + data[at + 12 :]
 
 
 def big_tiff_of(width: int, height: int) -> bytes:
@@ -196,9 +200,7 @@ def cmyk(**options: Any) -> bytes:
 
 def ycck() -> bytes:
     """A CMYK JPEG whose Adobe marker says that its first three channels are YCC."""
-    data = bytearray(cmyk())
-    data[data.index(b"Adobe") + 11] = 2
-    return bytes(data)
+    return patched(cmyk(), b"Adobe", b"\2", 11)
 
 
 def lab() -> Image.Image:
@@ -207,10 +209,7 @@ def lab() -> Image.Image:
 
 def jpeg_of_kind(marker: int, bits: int) -> bytes:
     """A JPEG whose frame header says so, whatever its scan is."""
-    data = bytearray(jpeg())
-    at = data.index(b"\xff\xc0")
-    data[at + 1], data[at + 4] = marker, bits
-    return bytes(data)
+    return patched(patched(jpeg(), b"\xff\xc0", bytes([bits]), 4), b"\xff\xc0", bytes([marker]), 1)
 
 
 def tiff_with(**changed: int) -> bytes:
@@ -260,9 +259,7 @@ def broken_exif(format_name: str) -> bytes:
     """A good image whose EXIF block is none: its byte order mark is overwritten in place (and checksums repaired)."""
     block = Image.Exif()
     block[271] = "a maker"
-    data = encoded(photo(), format_name, exif=block.tobytes())
-    at = data.index(b"MM\0*")
-    data = data[:at] + b"XXXX" + data[at + 4 :]
+    data = patched(encoded(photo(), format_name, exif=block.tobytes()), b"MM\0*", b"XXXX")
     if format_name == "PNG":
         start = data.index(b"eXIf") - 4
         end = start + 12 + struct.unpack_from(">I", data, start)[0]
@@ -288,37 +285,25 @@ def lying_png(width: int, height: int) -> bytes:
 
 
 def lying_jpeg(width: int, height: int) -> bytes:
-    data = bytearray(jpeg())
-    at = data.index(b"\xff\xc0")
-    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
+    return patched(jpeg(), b"\xff\xc0", struct.pack(">HH", height, width), 5)
 
 
 def lying_gif(width: int, height: int) -> bytes:
-    data = bytearray(encoded(photo(), "GIF"))
-    data[6:10] = struct.pack("<HH", width, height)
-    return bytes(data)
+    return patched(encoded(photo(), "GIF"), 6, struct.pack("<HH", width, height))
 
 
 def lying_bmp(width: int, height: int) -> bytes:
-    data = bytearray(encoded(photo(), "BMP"))
-    data[18:26] = struct.pack("<ii", width, height)
-    return bytes(data)
+    return patched(encoded(photo(), "BMP"), 18, struct.pack("<ii", width, height))
 
 
 def lying_webp(width: int, height: int) -> bytes:
     """A canvas of this size around a small picture."""
-    data = bytearray(encoded(photo(), "WEBP", icc_profile=srgb_profile()))
-    at = data.index(b"VP8X") + 12
-    data[at : at + 6] = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
-    return bytes(data)
+    sides = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    return patched(encoded(photo(), "WEBP", icc_profile=srgb_profile()), b"VP8X", sides, 12)
 
 
 def lying_avif(width: int, height: int) -> bytes:
-    data = bytearray(encoded(photo(), "AVIF"))
-    at = data.index(b"ispe") + 8
-    data[at : at + 8] = struct.pack(">II", width, height)
-    return bytes(data)
+    return patched(encoded(photo(), "AVIF"), b"ispe", struct.pack(">II", width, height), 8)
 
 
 def lying_tiff(width: int, height: int) -> bytes:
@@ -346,10 +331,7 @@ def text_bomb(kind: bytes = b"zTXt", start: bytes = b"Comment\0\0") -> bytes:
 
 
 def broken_png() -> bytes:
-    data = bytearray(png())
-    at = data.index(b"IDAT") + 200
-    data[at : at + 40] = bytes(40)
-    return bytes(data)
+    return patched(png(), b"IDAT", bytes(40), 200)
 
 
 def half(make: Maker) -> bytes:

@@ -291,51 +291,34 @@ def arithmetic() -> bytes:
 
 def bmps() -> Iterator[Cell]:
     """Bits × top-down, run lengths, bit fields; libvips reads none, but whoever wrote them knows what they show."""
-    for bits, top_down in itertools.product((1, 4, 8, 16, 24, 32), (False, True)):
-        shown = samples(3 if bits > 8 else 1, min(bits, 8) if bits != 16 else 5)
-        yield Cell(f"bmp-{bits}{'-top-down' * top_down}", partial(_bmp, shown, bits, top_down), truth=partial(_bmp_seen, shown, bits))
-    grey = samples(1, 8)
-    yield Cell("bmp-rle8", partial(_bmp_runs, grey), truth=lambda: np.repeat(grey, 3, axis=-1))
-    rgb = np.stack([samples(3, 5)[..., 0], samples(3, 6)[..., 1], samples(3, 5)[..., 2]], -1)
-    seen = np.stack([rgb[..., band] * 255 // top for band, top in enumerate((31, 63, 31))], -1)
-    yield Cell("bmp-bitfields-565", partial(_bmp_565, rgb), truth=lambda: seen)
-    yield Cell("bmp-bitfields-1010", lambda: _bmp_565(rgb, masks=(0x7C00, 0x3E0, 0x1E)), is_read=False)
+    for mode in ("1", "L", "P"):
+        shown = picture("RGB").quantize(60) if mode == "P" else picture(mode)
+        make = partial(factory.encoded, shown, "BMP")
+        yield Cell(f"bmp-{mode}", make, truth=lambda shown=shown: np.asarray(shown.convert("RGB")), asks_libvips=False)
+    rgb, grey = samples(3, 8), samples(1, 8)
+    for top_down in (False, True):
+        lines = np.pad(rgb[..., ::-1].astype(np.uint8).reshape(HEIGHT, -1), ((0, 0), (0, -3 * WIDTH % 4)))
+        body = (lines if top_down else lines[::-1]).tobytes()
+        yield Cell(f"bmp-24{'-top-down' * top_down}", partial(_bmp, body, 24, height=-HEIGHT if top_down else HEIGHT), truth=lambda: rgb)
+    yield Cell("bmp-rle8", partial(bmp_runs, grey), truth=lambda: np.repeat(grey, 3, axis=-1))
+    rgb_565 = np.stack([samples(3, 5)[..., 0], samples(3, 6)[..., 1], samples(3, 5)[..., 2]], -1)
+    packed = (rgb_565[..., 0] << 11 | rgb_565[..., 1] << 5 | rgb_565[..., 2]).astype("<u2")
+    body = np.pad(packed[::-1], ((0, 0), (0, WIDTH % 2))).tobytes()
+    seen = np.stack([rgb_565[..., band] * 255 // top for band, top in enumerate((31, 63, 31))], -1)
+    for masks in ((0xF800, 0x7E0, 0x1F), (0x7C00, 0x3E0, 0x1E)):
+        make = partial(_bmp, body, 16, struct.pack("<III", *masks), compression=3)
+        yield Cell(f"bmp-bitfields-{masks[2]:x}", make, is_read=masks[2] == 0x1F, truth=lambda: seen)
 
 
-def _bmp_seen(shown: np.ndarray, bits: int) -> np.ndarray:
-    if bits == 16:
-        return shown * 255 // 31
-    return np.repeat(shown * (255 // (2**bits - 1)), 3, axis=-1) if bits < 16 else shown
+def bmp_runs(grey: np.ndarray) -> bytes:
+    lines = b"".join(b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in grey[::-1, :, 0].tolist())
+    return _bmp(lines + b"\0\1", 8, b"".join(bytes((level, level, level, 0)) for level in range(256)), compression=1)
 
 
-def _bmp(shown: np.ndarray, bits: int, top_down: bool) -> bytes:
-    if bits == 16:
-        packed = (shown[..., 0] << 10 | shown[..., 1] << 5 | shown[..., 2]).astype("<u2").view(np.uint8)
-    elif bits > 8:
-        packed = np.concatenate([shown[..., ::-1], np.zeros((*shown.shape[:2], bits // 8 - 3))], -1).astype(np.uint8)
-    else:
-        packed = np.array([np.frombuffer(tiff_writer.packed(row[None], bits, "<", predictor=False), np.uint8) for row in shown])
-    rows = packed.reshape(HEIGHT, -1)
-    lines = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
-    greys = b"".join(bytes((level, level, level, 0)) for level in range(0, 256, 255 // (2**bits - 1))) if bits <= 8 else b""
-    return _bmp_file((lines if top_down else lines[::-1]).tobytes(), bits, greys, height=-HEIGHT if top_down else HEIGHT)
-
-
-def _bmp_file(body: bytes, bits: int, before: bytes, *, compression: int = 0, height: int = HEIGHT) -> bytes:
+def _bmp(body: bytes, bits: int, before: bytes = b"", *, compression: int = 0, height: int = HEIGHT) -> bytes:
     start, colours = 54 + len(before), len(before) // 4 if bits <= 8 else 0
     header = struct.pack("<IiiHHIIiiII", 40, WIDTH, height, 1, bits, compression, len(body), 0, 0, colours, 0)
     return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + before + body
-
-
-def _bmp_runs(grey: np.ndarray) -> bytes:
-    lines = b"".join(b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in grey[::-1, :, 0].tolist())
-    return _bmp_file(lines + b"\0\1", 8, b"".join(bytes((level, level, level, 0)) for level in range(256)), compression=1)
-
-
-def _bmp_565(rgb: np.ndarray, masks: tuple[int, int, int] = (0xF800, 0x7E0, 0x1F)) -> bytes:
-    packed = (rgb[..., 0] << 11 | rgb[..., 1] << 5 | rgb[..., 2]).astype("<u2")
-    lines = np.pad(packed[::-1], ((0, 0), (0, WIDTH % 2)))
-    return _bmp_file(lines.tobytes(), 16, struct.pack("<III", *masks), compression=3)
 
 
 def others() -> Iterator[Cell]:

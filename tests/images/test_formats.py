@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import time
@@ -10,7 +11,6 @@ from PIL import Image
 
 from ray_app.images import ImageLimits, decode_image, formats, inspect_bytes, sniff_format
 from ray_app.images.formats import MOST_PAGES, Tiff, TiffError, describe_unsupported, exif_orientation
-from ray_app.images.jpeg import jpeg_quality
 from tests.images import factory
 
 
@@ -25,36 +25,19 @@ def quality_of(data):
     return decode_image(data, ImageLimits()).facts.quality
 
 
-@pytest.mark.parametrize("quality", range(1, 101))
-def test_libjpeg_s_own_qualities_are_read_back(quality):
-    assert quality_of(encoded("JPEG", quality=quality)) == quality
+def test_libjpeg_s_own_qualities_are_read_back():
+    for quality in range(1, 101):
+        assert quality_of(encoded("JPEG", quality=quality)) == quality
 
 
 def test_a_table_of_somebody_else_gets_the_quality_that_removes_as_much():
     assert quality_of(encoded("JPEG", qtables=[[16] * 64, [16] * 64])) == 86  # libjpeg's steps at 86 sum to 1,033, those to 1,024
 
 
-def test_other_formats_have_none():
-    assert quality_of(encoded("PNG")) is None
-    assert quality_of(encoded("WEBP", quality=80)) is None
-    assert jpeg_quality({}) is None
-    assert jpeg_quality({0: [1] * 16}) is None
-
-
-@pytest.mark.parametrize("name", factory.SOUND)
-def test_each_format_is_known_by_its_bytes(name):
-    format_name, make = factory.SOUND[name]
-    assert sniff_format(make()) == format_name
-
-
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"%PDF-1.4", "PDF"),
-        (b"PK\x03\x04rest", "ZIP"),
-        (b"\xfd7zXZ\0\0", "xz"),
-        (b"\x28\xb5\x2f\xfd\x04", "zstd"),
-        (b"BZh91AY", "bzip2"),
+        (b"%PDF-1.4", "PDF"), (b"PK\x03\x04rest", "ZIP"), (b"\xfd7zXZ\0\0", "xz"), (b"\x28\xb5\x2f\xfd\x04", "zstd"), (b"BZh91AY", "bzip2"),
         (b"\xef\xbb\xbf  <svg width='1'>", "SVG"),
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"{'a': 1}", "text"),
@@ -65,7 +48,7 @@ def test_each_format_is_known_by_its_bytes(name):
         (bytes(257) + b"ustar", "tar"),
         (b"\0\1\2\3", "00 01 02 03"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_image_is_described(data, words):
     assert sniff_format(data) is None
     assert words in describe_unsupported(data)
@@ -90,20 +73,6 @@ def test_a_shared_brand_is_decided_by_the_codec_brand():
     assert sniff_format(b"\0\0\0\x1cftypheic\0\0\0\0mif1avifmiaf") == "HEIC"
 
 
-@given(st.binary(max_size=64))
-def test_any_bytes_are_inspected(data):
-    facts = inspect_bytes(data)
-    assert len(facts.sha256) == 64
-    assert facts.format is not None or describe_unsupported(data)
-
-
-@pytest.mark.parametrize("name", ["png", "gif", "webp", "webp_lossless", "webp_extended"])
-def test_sizes_at_fixed_places_are_read_without_a_decoder(name):
-    format_name, make = factory.SOUND[name]
-    assert formats.header_size(make(), format_name) == (96, 64)
-    assert formats.header_size(make()[:8], format_name) is None
-
-
 @pytest.mark.parametrize("name", [name for name, (kind, _) in factory.SOUND.items() if kind not in ("GIF", "TIFF", "JXL", "PNM")])
 def test_a_sound_file_ends_where_it_says(name):
     format_name, make = factory.SOUND[name]
@@ -121,10 +90,10 @@ def test_gif_frames_are_counted_without_decoding():
 
 def test_a_gif_of_millions_of_tiny_blocks_is_counted_within_a_bound():
     head = b"GIF89a\1\0\1\0\0\0\0" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02"
-    started = time.perf_counter()
+    started = time.process_time()
     assert formats.count_gif_frames(head + b"\1\0" * 8_000_000) == 1
     assert formats.count_gif_frames(head + b"\1\7" * 8_000_000) == 1
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_tiff_pages_are_counted_within_a_bound():
@@ -137,11 +106,10 @@ def test_tiff_pages_are_counted_within_a_bound():
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("orientation", range(9))
-def test_exif_orientation(order, orientation):
-    block = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IHHHIHxx", 8, 1, 274, 3, 1, orientation)
-    assert exif_orientation(b"Exif\0\0" + block) == max(orientation, 1)
-    assert exif_orientation(block + bytes(4)) == max(orientation, 1)
+def test_exif_orientation(order):
+    for orientation in range(9):
+        block = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IHHHIHxx", 8, 1, 274, 3, 1, orientation)
+        assert exif_orientation(b"Exif\0\0" + block) == exif_orientation(block + bytes(4)) == max(orientation, 1)
 
 
 @pytest.mark.parametrize(
@@ -153,18 +121,17 @@ def test_malformed_exif_is_malformed(block):
         exif_orientation(block)
 
 
-@given(st.binary(max_size=200), st.sampled_from([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]))
-def test_any_tags_are_read_or_malformed(data, start):
-    try:
-        tiff = Tiff(start + data)
-        tiff.count_pages()
-        tiff.data_end()
-    except TiffError:
-        pass
-
-
-@given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC"]))
-def test_structure_is_total(data, format_name):
+@given(st.binary(max_size=200), st.sampled_from([b"", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]), st.sampled_from(sorted(factory.SOUND)))
+def test_any_bytes_have_a_structure_or_none(data, start, name):
+    data, (format_name, _) = start + data, factory.SOUND[name]
+    facts = inspect_bytes(data)
+    assert len(facts.sha256) == 64
+    assert facts.format is not None or describe_unsupported(data)
     formats.header_size(data, format_name)
     formats.ends_early(data, format_name)
     assert formats.count_gif_frames(data) >= 1
+    if start:
+        with contextlib.suppress(TiffError):
+            tiff = Tiff(data)
+            tiff.count_pages()
+            tiff.data_end()

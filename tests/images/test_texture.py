@@ -11,16 +11,11 @@ from tests.images.charts import chart
 from tests.images.factory import encoded, photo
 
 
-@pytest.mark.parametrize("quality", [None, 75])
-def test_a_drawing_is_told_from_photographs(quality, tmp_path):
-    def kept(image):
-        if quality is None:
-            return image
-        return decode_image(encoded(image, "JPEG", quality=quality), ImageLimits()).pixels
-
-    write_photographs(tmp_path, 8, size=(640, 480))
+def test_a_drawing_is_told_from_photographs(tmp_path):
+    write_photographs(tmp_path, 2, size=(640, 480))
     photographs = [Image.open(path).convert("RGB") for path in sorted(tmp_path.rglob("*.jpg"))]
-    assert texture_of(kept(chart()))[1] > 0.55 > 0.3 > max(texture_of(kept(one))[1] for one in photographs)
+    for kept in (lambda image: image, lambda image: decode_image(encoded(image, "JPEG", quality=75), ImageLimits()).pixels):
+        assert texture_of(kept(chart()))[1] > 0.55 > 0.3 > max(texture_of(kept(one))[1] for one in photographs)
 
 
 def test_texture_is_the_mean_step_of_a_row():
@@ -37,10 +32,6 @@ def test_any_size_has_numbers(size):
     texture, graphics = texture_of(Image.new("RGB", size, "red"))
     assert texture == 0.0
     assert graphics == 0.0
-
-
-def test_a_small_picture_is_not_enlarged_into_flat_areas():
-    assert texture_of(photo(64, 48))[1] == texture_of(photo(64, 48).crop((0, 0, 64, 48)))[1] < 0.3
 
 
 def test_it_stands_among_the_facts_only_where_it_is_asked_for():

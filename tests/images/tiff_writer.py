@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Literal
 
+import imagecodecs
 import numpy as np
 
 SHORT, LONG, LONG8 = 3, 4, 16
@@ -93,18 +94,5 @@ def packed(piece: np.ndarray, bits: int, order: str, predictor: bool) -> bytes:
 
 
 def pressed(data: bytes, compression: int) -> bytes:
-    if compression == DEFLATE:
-        return zlib.compress(data)
-    if compression == PACKBITS:  # literal runs alone: section 9 allows them
-        return b"".join(bytes([len(run) - 1]) + run for run in (data[at : at + 128] for at in range(0, len(data), 128)))
-    return _lzw(data) if compression == LZW else data
-
-
-def _lzw(data: bytes) -> bytes:
-    """Codes of nine bits: the table is cleared before it would ask for ten (section 13)."""
-    codes: list[int] = []
-    for at in range(0, len(data), 250):
-        codes += [256, *data[at : at + 250]]
-    codes.append(257)
-    each = (np.array(codes)[:, None] >> np.arange(8, -1, -1)) & 1
-    return np.packbits(each.ravel().astype(np.uint8)).tobytes()
+    packers = {DEFLATE: zlib.compress, PACKBITS: imagecodecs.packbits_encode, LZW: imagecodecs.lzw_encode}
+    return bytes(packers[compression](data)) if compression in packers else data

@@ -1,22 +1,31 @@
-"""Emulators of Google's and Azure's stores, each in a process of its own that ends with the tests', and the variables that find them."""
+"""Emulators of Google's and Azure's stores, each in a process of its own that ends with the tests', and the variables that find them.
+
+`python -m tests.storage.clouds` installs the two that know conditional writes into .cache/emulators (a minute; it takes npm and git, and
+downloads from npm, PyPI and GitHub; a further argument is another place of the testbench's source). Tests that need them do so, too.
+"""
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+import venv
 from pathlib import Path
 
 import fsspec
 import pytest
 
+BUCKET = "touchstone"
+_HERE = Path(__file__).resolve()
+_INSTALLED = _HERE.parents[2] / ".cache" / "emulators"
+_AZURITE = _INSTALLED / "node_modules" / ".bin" / "azurite-blob"
+_TESTBENCH = _INSTALLED / "google" / "bin" / "python"  # of its own: it pins other versions of half of what Touchstone uses
+_TESTBENCH_SOURCE = "git+https://github.com/googleapis/storage-testbench@e8c85072463f1f8378d850db457df598fdcb17a7"
 # https://github.com/Azure/Azurite: the account and key that every installation has
 _ACCOUNT, _KEY = "devstoreaccount1", "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-BUCKET = "touchstone"
 _IGNORING = """
 import os, sys
 from gcp_storage_emulator.server import create_server
@@ -28,20 +37,50 @@ os._exit(0)
 """
 
 
+def install_azurite() -> None:
+    npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--fetch-retries=0", "--prefix", str(_INSTALLED), "azurite@3"]
+    subprocess.run(npm, check=True, timeout=200)
+
+
+def install_testbench(source: str = _TESTBENCH_SOURCE) -> None:
+    venv.create(_TESTBENCH.parents[1], with_pip=True, clear=True)
+    try:
+        subprocess.run([_TESTBENCH, "-m", "pip", "install", "--quiet", source], check=True, timeout=200)
+    except subprocess.SubprocessError:
+        shutil.rmtree(_TESTBENCH.parents[1])
+        raise
+
+
+def _program(path: Path, install) -> str:
+    try:
+        if not path.exists():
+            install()
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"`python -m tests.storage.clouds` installs this emulator, and cannot here: {error}")
+    return str(path)
+
+
 @contextlib.contextmanager
 def google(command):
-    """A bucket on an emulator that prints its port; gcsfs finds it and asks for nobody's credentials."""
-    with _process(command) as process, pytest.MonkeyPatch.context() as patch:
+    """A bucket on an emulator that prints its port."""
+    with _process(command) as process:
         url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
-        patch.setenv("NO_GCE_CHECK", "true")
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it asks for each bucket's kind, with credentials
         asked = urllib.request.Request(
             f"{url}/storage/v1/b?project=p", json.dumps({"name": BUCKET}).encode(), {"Content-Type": "application/json"}
         )
         urllib.request.urlopen(asked).close()
-        with _anew("gcsfs"):
+        with google_at(url):
             yield f"gs://{BUCKET}"
+
+
+@contextlib.contextmanager
+def google_at(url):
+    """gcsfs takes this server for Google's, and asks for nobody's credentials."""
+    with pytest.MonkeyPatch.context() as patch, _anew("gs"):
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        patch.setenv("NO_GCE_CHECK", "true")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it asks for each bucket's kind, with credentials
+        yield
 
 
 def google_that_ignores_conditions():
@@ -50,33 +89,34 @@ def google_that_ignores_conditions():
 
 
 def google_with_conditions():
-    """Google's own emulator, where it is installed: TOUCHSTONE_GCS_TESTBENCH names the Python that has it."""
-    python = os.environ.get("TOUCHSTONE_GCS_TESTBENCH")
-    if not python:
-        pytest.skip("TOUCHSTONE_GCS_TESTBENCH names no Python with googleapis-storage-testbench")
-    return google([python, str(Path(__file__).with_name("gcs_testbench.py"))])
+    """Google's own emulator, which is on GitHub alone."""
+    return google([_program(_TESTBENCH, install_testbench), str(_HERE.with_name("gcs_testbench.py"))])
 
 
 @contextlib.contextmanager
 def azure():
-    """A container on Azurite, which TOUCHSTONE_AZURITE or PATH names (npm install azurite)."""
-    program = os.environ.get("TOUCHSTONE_AZURITE") or shutil.which("azurite-blob")
-    if not program:
-        pytest.skip("no azurite-blob on PATH or in TOUCHSTONE_AZURITE")
+    """A container on Azurite."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--silent", "--skipApiVersionCheck", "--inMemoryPersistence", "--disableTelemetry", "--blobHost", "127.0.0.1"]
-    with _process([program, *options, "--blobPort", str(port)]), pytest.MonkeyPatch.context() as patch:
-        place = f"DefaultEndpointsProtocol=http;AccountName={_ACCOUNT};AccountKey={_KEY};BlobEndpoint=http://127.0.0.1:{port}/{_ACCOUNT};"
-        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", place)
+    command = [_program(_AZURITE, install_azurite), *options, "--blobPort", str(port)]
+    with _process(command), azure_at(f"http://127.0.0.1:{port}") as place:
         _await(port)
         from azure.storage.blob import BlobServiceClient
 
         with BlobServiceClient.from_connection_string(place) as client:
             client.create_container(BUCKET)
-        with _anew("adlfs"):
-            yield f"az://{BUCKET}"
+        yield f"az://{BUCKET}"
+
+
+@contextlib.contextmanager
+def azure_at(url):
+    """adlfs finds this server by what Azure calls a connection string, which is given."""
+    place = f"DefaultEndpointsProtocol=http;AccountName={_ACCOUNT};AccountKey={_KEY};BlobEndpoint={url}/{_ACCOUNT};"
+    with pytest.MonkeyPatch.context() as patch, _anew("az"):
+        patch.setenv("AZURE_STORAGE_CONNECTION_STRING", place)
+        yield place
 
 
 @contextlib.contextmanager
@@ -92,22 +132,23 @@ def _process(command):
 
 
 @contextlib.contextmanager
-def _anew(package):
+def _anew(scheme):
     """fsspec keeps file systems by their arguments, not by the variables that they were made with."""
-
-    def forget():
-        for kind in {type(one) for name in ("gs", "az", "abfs") for one in fsspec.get_filesystem_class(name)._cache.values()}:
-            kind.clear_instance_cache()
-
-    forget()
+    kind = fsspec.get_filesystem_class(scheme)
+    kind.clear_instance_cache()
     yield
-    forget()
+    kind.clear_instance_cache()
 
 
 def _await(port):
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return
         time.sleep(0.05)
     pytest.fail(f"nothing answers at port {port}")
+
+
+if __name__ == "__main__":
+    install_azurite()
+    install_testbench(*sys.argv[1:])

@@ -45,9 +45,7 @@ class FaultyServer(HttpServer):
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.requests: list[str] = []
         self.ranges = True  # False: every answer is the whole object
-        self.most_at_once = 0
         self.released = threading.Event()
-        self._inside = 0
         self._lock = threading.Lock()
         super().__init__(Handler)
 
@@ -69,19 +67,6 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.owner
 
     def do_GET(self) -> None:
-        with self._outer._lock:
-            self._outer._inside += 1
-            self._outer.most_at_once = max(self._outer.most_at_once, self._outer._inside)
-        try:
-            self._answer_get()
-        finally:
-            with self._outer._lock:
-                self._outer._inside -= 1
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def _answer_get(self) -> None:
         fault = self._outer._next_fault(self.path)
         if fault in FAULTS:
             self._send(*FAULTS[fault])
@@ -89,6 +74,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(404, error_body("NoSuchKey", "The specified key does not exist."))
         else:
             self._send_object(self._outer.objects[self.path], fault)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _send_object(self, data: bytes, fault: str | None) -> None:
         code, part, content_range = part_of(data, self.headers.get("Range", "") * self._outer.ranges)

@@ -1,23 +1,24 @@
 """Google Cloud Storage and Azure Blob Storage as a run's place, on their emulators: one of two writers is told, and a run is read back."""
 
-import contextlib
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
 
 import fsspec
 import pytest
 
-from ray_app.errors import IdentityError, StorageError
+from ray_app.errors import IdentityError, SourceError, Status, StorageError
 from ray_app.runs import RunDirectory, check_conservation, current_rows
-from ray_app.storage import Lease, Store, strip_secrets
+from ray_app.storage import Fetcher, Lease, RetryPolicy, Store, strip_secrets
 from tests.images.factory import photo
 from tests.runs.small_run import NAME, relist, score_blocks, write_files
 from tests.scoring.conftest import score_here
 from tests.storage import clouds
+from tests.storage.faulty_server import FaultyServer
+from tests.storage.test_lease import of_six_that_acquire_one_does
+from tests.storage.test_store import of_eight_creators_one_succeeds
 
 GUARDED = {"azure": clouds.azure, "google": clouds.google_with_conditions}
-PLACES = [pytest.param(name, marks=pytest.mark.slow) for name in GUARDED]
+every_guarded_place = pytest.mark.parametrize("guarded", [pytest.param(name, marks=pytest.mark.slow) for name in GUARDED], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +33,20 @@ def guarded(request):
         yield url
 
 
-every_guarded_place = pytest.mark.parametrize("guarded", PLACES, indirect=True)
-
-
 def check_store(store):
     store.write("a.json", b"1")
     assert (store.read("a.json"), store.read_range("a.json", 0, 1), store.exists("a.json"), store.exists("b")) == (b"1", b"1", True, False)
     store.write("a.json", b"22")
     store.write("folder/below/c", b"333")
-    assert (store.sizes(""), store.folders(""), store.names("folder"), store.sizes("folder/below")) == (
-        {"a.json": 2},
-        ["folder"],
-        [],
-        {"c": 3},
-    )
+    assert (store.sizes(""), store.folders(""), store.sizes("folder/below")) == ({"a.json": 2}, ["folder"], {"c": 3})
     Store.open(store.url).write("folder/d", b"")  # what another process writes is seen at once
     assert store.names("folder") == ["d"]
     store.clear("folder")
-    assert store.folders("") == []
     store.delete("a.json")
     store.delete("a.json")
     with pytest.raises(FileNotFoundError):
         store.read("a.json")
-    assert store.names("") == store.names("nowhere") == []
+    assert store.folders("") == store.names("") == store.names("nowhere") == []
 
 
 def check_run(url, folder):
@@ -74,16 +66,13 @@ def check_run(url, folder):
     assert (again.parts(0), again.parts(1)) == ([], [])
 
 
-def test_a_google_store_that_ignores_conditions_is_refused(ignoring):
+def test_a_google_store_that_ignores_conditions_is_refused_and_keeps_a_run_all_the_same(ignoring, tmp_path):
     store = Store.open(f"{ignoring}/refused")
     with pytest.raises(StorageError, match="has no conditional writes"):
         Lease(store).acquire()
     assert store.names("") == []
     with Lease(store, unguarded=True) as lease:
         assert lease.facts() == {"unguarded": True}
-
-
-def test_a_run_is_kept_and_read_on_it_all_the_same(ignoring, tmp_path):
     check_store(Store.open(f"{ignoring}/store"))
     check_run(f"{ignoring}/run", tmp_path / "archive")
 
@@ -95,25 +84,8 @@ def test_a_run_is_kept_and_read_in_a_cloud(guarded, tmp_path):
 
 
 @every_guarded_place
-def test_of_many_that_create_a_file_one_does(guarded):
-    store = Store.open(f"{guarded}/create")
-    start = threading.Barrier(8)
-
-    def create(number):
-        start.wait()
-        return Store.open(f"{guarded}/create").create("claim", f"writer {number}".encode())
-
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(5):
-            won = list(pool.map(create, range(8)))
-            assert won.count(True) == 1
-            assert store.read("claim") == f"writer {won.index(True)}".encode()
-            assert store.create("claim", f"writer {won.index(True)}".encode()), "whose answer got lost recognises its own"
-            store.delete("claim")
-
-
-@every_guarded_place
-def test_of_many_that_find_a_dead_holder_one_gets_its_place(guarded):
+def test_of_many_that_create_a_file_or_find_a_dead_holder_one_does(guarded):
+    of_eight_creators_one_succeeds(Store.open(f"{guarded}/create"))
     store = Store.open(f"{guarded}/lease")
     with Lease(store) as lease:
         assert lease.is_guarded
@@ -121,21 +93,7 @@ def test_of_many_that_find_a_dead_holder_one_gets_its_place(guarded):
             Lease(store).acquire()
         left = json.loads(store.read("lease.json"))
     store.write("lease.json", json.dumps(left | {"started": "long ago"}).encode())
-    leases = [Lease(store, poll_s=0.01) for _ in range(6)]
-    start = threading.Barrier(len(leases))
-
-    def acquire(one):
-        start.wait()
-        with contextlib.suppress(IdentityError):
-            one.acquire()
-            return True
-        return False
-
-    with ThreadPoolExecutor(len(leases)) as pool:
-        won = list(pool.map(acquire, leases))
-    assert won.count(True) == 1
-    leases[won.index(True)].release()
-    assert store.names("") == []
+    of_six_that_acquire_one_does(store)
 
 
 @every_guarded_place
@@ -152,6 +110,17 @@ def test_an_archive_in_a_cloud_is_scored_into_it_and_resumed(guarded, tmp_path):
     assert found == {f"{store.url}/folder/{number}.jpg" for number in range(3)}
 
 
+@pytest.mark.parametrize(("url", "pretended"), [("gs://b/k", clouds.google_at), ("az://c/k", clouds.azure_at)])
+def test_a_cloud_s_client_asks_no_more_often_than_the_policy_says(url, pretended):
+    """A row of a list that nobody answers for took 50 s and more of gcsfs's own patience."""
+    with FaultyServer() as server, pretended(server.url):
+        server.faults = defaultdict(lambda: ["internal"] * 99)
+        with pytest.raises(SourceError) as caught:
+            Fetcher(RetryPolicy(attempts=1)).fetch(url, "", 100)
+        assert caught.value.status is Status.SOURCE_TIMEOUT
+        assert len(server.requests) == len(set(server.requests)) <= 2
+
+
 def test_a_kind_of_place_that_was_never_tried_is_refused():
     class Elsewhere(fsspec.get_filesystem_class("memory")):
         protocol = "elsewhere"
@@ -162,13 +131,6 @@ def test_a_kind_of_place_that_was_never_tried_is_refused():
         Lease(store).acquire()
     with Lease(store, unguarded=True) as lease:
         assert not lease.is_guarded
-
-
-def test_whose_answer_got_lost_recognises_its_own():
-    store = Store.open("memory://lost-answer")
-    store.write("claim", b"mine")
-    assert store.create("claim", b"mine")
-    assert not store.create("claim", b"another's")
 
 
 def test_a_container_is_part_of_an_address():

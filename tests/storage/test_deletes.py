@@ -1,11 +1,9 @@
 """Many files go with one request where a store can, and none that stays is passed over in silence."""
 
-import contextlib
-
 import pytest
 
 from ray_app.errors import StorageError
-from ray_app.storage import Store, s3
+from ray_app.storage import Store
 from tests.scoring import faulty_proxy
 from tests.storage.faulty_server import error_body
 
@@ -44,11 +42,16 @@ class _Handler(faulty_proxy.Handler):
         return super()._asked(body)
 
 
-@contextlib.contextmanager
-def refusing(s3, monkeypatch, *answers):
-    with Refusing(s3.url, *answers) as proxy:
+@pytest.fixture
+def refusing(s3, monkeypatch):
+    """Puts such a proxy before the server."""
+
+    def before(*answers):
+        proxy = Refusing(s3.url, *answers)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
+        return proxy
+
+    return before
 
 
 def stayed(code, key="run/parts/0003.parquet"):
@@ -68,49 +71,28 @@ def test_all_of_them_go_and_no_others(place, bucket, tmp_path):
     assert store.names("other") == ["0000.parquet"]
 
 
-def test_as_many_requests_as_there_are_thousands(s3, bucket, monkeypatch):
-    store = filled(f"{bucket}/counted")
-    s3.clear_log()
-    store.delete_all(NAMES)
-    assert [request.method for request in s3.requests()] == ["POST"]
-    filled(f"{bucket}/counted")
-    monkeypatch.setattr(type(store._backend), "at_once", 5)
-    s3.clear_log()
-    store.delete_all(NAMES)
-    assert [request.method for request in s3.requests()] == ["POST"] * 3
-    assert store.names("parts") == []
-
-
-def test_a_file_that_stays_is_an_error_that_names_it(s3, bucket, monkeypatch):
+def test_a_file_that_stays_is_asked_for_again_where_that_may_help_or_is_an_error_that_names_it(bucket, refusing):
     store = filled(f"{bucket}/run")
-    with (
-        refusing(s3, monkeypatch, stayed("AccessDenied")),
-        pytest.raises(StorageError, match=r"of the test: run/parts/0003.parquet \(AccessDenied"),
-    ):
+    with refusing(stayed("AccessDenied")), pytest.raises(StorageError, match=r"of the test: run/parts/0003.parquet \(AccessDenied"):
         store.delete_all(NAMES)
-    with refusing(s3, monkeypatch, stayed("NoSuchKey")):
+    with refusing(stayed("NoSuchKey")):
         store.delete_all(NAMES)
-
-
-def test_one_that_stays_for_a_moment_is_asked_for_again(s3, bucket, monkeypatch):
-    store = filled(f"{bucket}/again")
-    with refusing(s3, monkeypatch, stayed("InternalError"), stayed("SlowDown")) as proxy:
+    filled(store.url)
+    with refusing(stayed("InternalError"), stayed("SlowDown")) as proxy:
         store.delete_all(NAMES)
         assert proxy.batches == 3
         assert store.names("parts") == []
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "MissingContentMD5")])
-def test_a_store_that_knows_no_such_request_gets_one_by_one(status, code, s3, bucket, monkeypatch):
+def test_a_store_that_knows_no_such_request_gets_one_by_one(status, code, bucket, refusing):
     store = filled(f"{bucket}/singly")
-    answer = (status, error_body(code, "of the test"))
-    with refusing(s3, monkeypatch, answer) as proxy:
-        store.delete_all(NAMES)
-        assert store.names("parts") == []
-        filled(f"{bucket}/singly")
-        store.delete_all(NAMES)
+    with refusing((status, error_body(code, "of the test"))) as proxy:
+        for _ in range(2):
+            store.delete_all(NAMES)
+            assert store.names("parts") == []
+            filled(f"{bucket}/singly")
         assert proxy.batches == 1, "it is not asked a second time"
-        assert store.names("parts") == []
 
 
 def test_versions_are_of_the_content(bucket, tmp_path):
@@ -125,7 +107,3 @@ def test_versions_are_of_the_content(bucket, tmp_path):
         after = store.versions("x")
         assert after["b"] == before["b"]
         assert after["a"] != before["a"], "as large as before"
-
-
-def test_s3_says_how_many_at_once():
-    assert s3.MOST_DELETED == 1000

@@ -10,6 +10,9 @@ from botocore.exceptions import (
     NoCredentialsError,
     ReadTimeoutError,
 )
+from gcsfs.retry import HttpError
+from google.auth.exceptions import RefreshError
+from requests.exceptions import ProxyError
 
 from ray_app.errors import SourceError, Status
 from ray_app.storage.errors import is_transient, too_large, translate, unreachable
@@ -37,6 +40,12 @@ CASES = [
     (NoCredentialsError(), Status.SOURCE_DENIED, False),
     (EndpointConnectionError(endpoint_url="http://x"), Status.SOURCE_TIMEOUT, True),
     (ReadTimeoutError(endpoint_url="http://x"), Status.SOURCE_TIMEOUT, True),
+    # What gcsfs raises of 502, of a token that ended on its way, and of a metadata server that is busy.
+    (ProxyError(), Status.SOURCE_TIMEOUT, True),
+    (HttpError({"code": 401, "message": "Invalid Credentials"}), Status.SOURCE_DENIED, True),
+    (HttpError({"code": 401, "message": "Anonymous caller"}), Status.SOURCE_DENIED, False),
+    (HttpError({"code": 429, "message": "rateLimitExceeded"}), Status.SOURCE_THROTTLED, True),
+    (RefreshError("metadata server: 503"), Status.SOURCE_THROTTLED, True),
     (ClientPayloadError("cut"), Status.SOURCE_TIMEOUT, True),
     (TimeoutError(), Status.SOURCE_TIMEOUT, True),
     (ConnectionResetError(), Status.SOURCE_TIMEOUT, True),
@@ -74,12 +83,9 @@ def test_secrets_of_urls_in_messages_do_not_show():
     assert "s3cr3t" not in translate(ConnectionError(text), "https://host/a.jpg?X-Amz-Signature=s3cr3t").detail
 
 
-def test_a_file_over_the_limit_carries_both_numbers_across_processes():
+def test_they_cross_processes():
     error = pickle.loads(pickle.dumps(too_large(1001, 1000)))
     assert (error.status, error.limit, error.observed) == (Status.IMAGE_TOO_LARGE, 1000, 1001)
-
-
-def test_crosses_processes():
     error = pickle.loads(pickle.dumps(translate(s3_error("SlowDown", 503), "s3://b/a")))
     assert isinstance(error, SourceError)
     assert error.status is Status.SOURCE_THROTTLED

@@ -1,17 +1,12 @@
 import os
-import threading
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from ray_app.errors import InputError, SourceError, Status
 from ray_app.storage import Fetcher, Gate, Retrier, RetryPolicy, list_objects
+from tests.serving.tls_server import authority
 from tests.storage.faulty_server import ETAG, LOOPBACK
 
 LIMIT = 1 << 20
@@ -25,21 +20,10 @@ class Wanted:
     size_bytes: int = -1
 
 
-class Waits:
-    """A clock that moves only when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.pauses: list[float] = []
-
-    def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-
-    def clock(self) -> float:
-        return sum(self.pauses)
-
-
-def patient(waits: Waits, **policy) -> Fetcher:
-    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(**policy), sleep=waits.sleep, clock=waits.clock, chance=lambda: 1.0))
+def patient(pauses: list[float] | None = None, **policy) -> Fetcher:
+    """Its clock moves only when it sleeps, and `pauses` has how long."""
+    slept = [] if pauses is None else pauses
+    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(**policy), sleep=slept.append, clock=lambda: sum(slept), chance=lambda: 1.0))
 
 
 def serve(faulty, *faults: str) -> str:
@@ -54,26 +38,23 @@ def refused(fetcher: Fetcher, uri: str, version: str = "") -> SourceError:
     return caught.value
 
 
-def self_signed(folder: Path) -> Path:
-    """A file with a key and a certificate that nobody vouches for, and that has expired."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    begin, end = datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 2, 1, tzinfo=UTC)
-    certificate = x509.CertificateBuilder(name, name, key.public_key(), 1, begin, end).sign(key, hashes.SHA256())
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "server.pem").write_bytes(private + certificate.public_bytes(pem))
-    return folder / "server.pem"
-
-
 class TestS3:
-    def test_reads_the_listed_version(self, s3):
+    def test_reads_the_listed_version_and_no_other(self, s3):
         bucket = s3.bucket("fetch-plain")
         s3.client().put_object(Bucket="fetch-plain", Key="sub folder/ä#b?.jpg", Body=DATA)
         [info] = list_objects(bucket)
         fetcher = Fetcher()
         assert fetcher.fetch(info.uri, info.version, LIMIT) == DATA
         assert (fetcher.bytes_read, fetcher.retried, fetcher.throttled) == (len(DATA), 0, 0)
+        with pytest.raises(InputError) as caught:
+            fetcher.fetch(info.uri, "", len(DATA) - 1)
+        assert caught.value.status is Status.IMAGE_TOO_LARGE
+        s3.client().put_object(Bucket="fetch-plain", Key="sub folder/ä#b?.jpg", Body=DATA[::-1])
+        assert refused(fetcher, info.uri, info.version).status is Status.SOURCE_CHANGED
+        s3.client().delete_object(Bucket="fetch-plain", Key="sub folder/ä#b?.jpg")
+        error = refused(fetcher, info.uri, info.version)
+        assert error.status is Status.SOURCE_MISSING
+        assert info.uri in error.detail
 
     @pytest.mark.parametrize(
         "key", ["a//b.jpg", "/a.jpg", "sp ace+plus&.jpg", "pct%41%.jpg", "😀.jpg", "q?versionId=1#f.jpg", "~/'(a)!*.jpg", "a/./b/../c.jpg"]
@@ -84,90 +65,68 @@ class TestS3:
         assert Fetcher().fetch(f"{bucket}/{key}", "", LIMIT) == key.encode()
         assert f"{bucket}/{key}" in [info.uri for info in list_objects(bucket)]
 
-    def test_a_rewritten_object_has_changed(self, s3):
-        bucket = s3.bucket("fetch-changed")
-        s3.client().put_object(Bucket="fetch-changed", Key="a.jpg", Body=DATA)
-        [info] = list_objects(bucket)
-        s3.client().put_object(Bucket="fetch-changed", Key="a.jpg", Body=DATA[::-1])
-        assert refused(Fetcher(), info.uri, info.version).status is Status.SOURCE_CHANGED
-
-    def test_a_deleted_object_is_missing(self, s3):
-        s3.bucket("fetch-missing")
-        error = refused(Fetcher(), "s3://fetch-missing/a.jpg", "x")
-        assert error.status is Status.SOURCE_MISSING
-        assert "s3://fetch-missing/a.jpg" in error.detail
-
-    def test_a_large_object_is_refused_without_its_body(self, s3):
-        s3.bucket("fetch-large")
-        s3.client().put_object(Bucket="fetch-large", Key="a", Body=DATA)
-        with pytest.raises(InputError) as caught:
-            Fetcher().fetch("s3://fetch-large/a", "", len(DATA) - 1)
-        assert caught.value.status is Status.IMAGE_TOO_LARGE
-
 
 class TestFaults:
     def test_throttling_is_waited_out_and_counted(self, faulty):
-        waits = Waits()
-        fetcher = patient(waits, base_s=0.5, cap_s=1.5)
+        pauses: list[float] = []
+        fetcher = patient(pauses, base_s=0.5, cap_s=1.5)
         assert fetcher.fetch(serve(faulty, "slow_down", "slow_down", "slow_down"), "", LIMIT) == DATA
         assert (fetcher.throttled, fetcher.retried) == (3, 3)
-        assert waits.pauses == [0.5, 1.0, 1.5]
-
-    def test_throttling_without_end_is_a_row(self, faulty):
-        fetcher = patient(Waits(), attempts=4)
+        assert pauses == [0.5, 1.0, 1.5]
+        fetcher, faulty.requests = patient(attempts=4), []
         assert refused(fetcher, serve(faulty, *["slow_down"] * 9)).status is Status.SOURCE_THROTTLED
         assert (fetcher.throttled, len(faulty.requests)) == (4, 4)
 
-    def test_a_denial_that_is_a_rate_limit_counts_as_one(self, faulty):
-        fetcher = patient(Waits())
+    def test_a_denial_is_final_where_it_has_a_reason_of_its_own(self, faulty):
+        fetcher = patient(attempts=3)
         assert fetcher.fetch(serve(faulty, "denied_but_busy", "denied_but_busy"), "", LIMIT) == DATA
         assert fetcher.throttled == 2
-
-    def test_a_denial_without_a_reason_is_asked_again(self, faulty):
-        fetcher = patient(Waits(), attempts=3)
         assert fetcher.fetch(serve(faulty, "bare_403"), "", LIMIT) == DATA
         assert refused(fetcher, serve(faulty, *["bare_403"] * 3)).status is Status.SOURCE_DENIED
-
-    def test_a_denial_with_a_reason_is_final(self, faulty):
-        assert refused(patient(Waits()), serve(faulty, "denied")).status is Status.SOURCE_DENIED
+        faulty.requests.clear()
+        assert refused(fetcher, serve(faulty, "denied")).status is Status.SOURCE_DENIED
         assert len(faulty.requests) == 1
 
     @pytest.mark.parametrize("fault", ["internal", "short"])
     def test_a_passing_fault_is_asked_again(self, faulty, fault):
-        fetcher = patient(Waits(), attempts=3)
+        fetcher = patient(attempts=3)
         assert fetcher.fetch(serve(faulty, fault, fault), "", LIMIT) == DATA
         assert (fetcher.retried, fetcher.throttled) == (2, 0)
         assert refused(fetcher, serve(faulty, *[fault] * 3)).status is Status.SOURCE_TIMEOUT
 
     def test_an_answer_that_never_ends_meets_the_deadline(self, faulty):
-        fetcher = Fetcher(RetryPolicy(deadline_s=0.3))
+        fetcher = Fetcher(RetryPolicy(deadline_s=0.1))
         error = refused(fetcher, serve(faulty, "drip"))
         assert error.status is Status.SOURCE_TIMEOUT
         assert "no answer in time" in error.detail
 
     def test_the_deadline_ends_the_waiting(self, faulty):
-        waits = Waits()
-        fetcher = patient(waits, attempts=99, base_s=1.0, cap_s=4.0, deadline_s=20.0)
+        pauses: list[float] = []
+        fetcher = patient(pauses, attempts=99, base_s=1.0, cap_s=4.0, deadline_s=20.0)
         assert refused(fetcher, serve(faulty, *["slow_down"] * 99)).status is Status.SOURCE_THROTTLED
-        assert sum(waits.pauses) < 20.0
+        assert sum(pauses) < 20.0
 
     def test_a_store_that_ignores_the_condition_is_found_out(self, faulty):
         assert Fetcher().fetch(serve(faulty), ETAG, LIMIT) == DATA
         assert refused(Fetcher(), serve(faulty, "other_etag"), ETAG).status is Status.SOURCE_CHANGED
 
-    def test_nobody_there(self, monkeypatch):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-        error = refused(patient(Waits(), attempts=2), "s3://bucket/a.jpg")
-        assert error.status is Status.SOURCE_TIMEOUT
-        assert "nothing answers there" in error.detail
-
 
 class TestLocal:
-    def test_reads_the_listed_version(self, tmp_path):
-        (tmp_path / "a.jpg").write_bytes(DATA)
+    def test_reads_the_listed_version_and_no_other(self, tmp_path):
+        path = tmp_path / "a.jpg"
+        path.write_bytes(DATA)
         [info] = list_objects(str(tmp_path))
-        assert Fetcher().fetch(info.uri, info.version, LIMIT) == DATA
-        assert Fetcher().fetch(f"file://{info.uri}", info.version, LIMIT) == DATA
+        assert Fetcher().fetch(info.uri, info.version, LIMIT) == Fetcher().fetch(f"file://{info.uri}", info.version, LIMIT) == DATA
+        with pytest.raises(InputError) as caught:
+            Fetcher().fetch(info.uri, "", 999)
+        assert caught.value.status is Status.IMAGE_TOO_LARGE
+        path.write_bytes(DATA[::-1])
+        os.utime(path, ns=(0, 0))
+        assert refused(Fetcher(), info.uri, info.version).status is Status.SOURCE_CHANGED
+        path.unlink()
+        assert refused(Fetcher(), info.uri).status is Status.SOURCE_MISSING
+        path.mkdir()
+        assert refused(Fetcher(), info.uri).status is Status.SOURCE_CHANGED
 
     def test_a_name_that_is_not_unicode(self, tmp_path):
         with open(os.fsencode(tmp_path) + b"/\xff 100%.jpg", "wb") as file:
@@ -175,14 +134,6 @@ class TestLocal:
         [info] = list_objects(str(tmp_path))
         assert info.uri.endswith("/%FF%20100%25.jpg")
         assert Fetcher().fetch(info.uri, info.version, LIMIT) == DATA
-
-    def test_a_rewritten_file_has_changed(self, tmp_path):
-        path = tmp_path / "a.jpg"
-        path.write_bytes(DATA)
-        [info] = list_objects(str(path))
-        path.write_bytes(DATA[::-1])
-        os.utime(path, ns=(0, 0))
-        assert refused(Fetcher(), info.uri, info.version).status is Status.SOURCE_CHANGED
 
     def test_a_file_that_grows_while_it_is_read_has_changed(self, tmp_path, monkeypatch):
         path = tmp_path / "a.jpg"
@@ -197,17 +148,6 @@ class TestLocal:
 
         monkeypatch.setattr(os, "pread", read_then_append)
         assert refused(Fetcher(), str(path)).status is Status.SOURCE_CHANGED
-
-    @pytest.mark.parametrize(("make", "status"), [(lambda p: None, Status.SOURCE_MISSING), (lambda p: p.mkdir(), Status.SOURCE_CHANGED)])
-    def test_what_is_not_a_file(self, tmp_path, make, status):
-        make(tmp_path / "a.jpg")
-        assert refused(Fetcher(), str(tmp_path / "a.jpg")).status is status
-
-    def test_too_large(self, tmp_path):
-        (tmp_path / "a.jpg").write_bytes(DATA)
-        with pytest.raises(InputError) as caught:
-            Fetcher().fetch(str(tmp_path / "a.jpg"), "", 999)
-        assert caught.value.status is Status.IMAGE_TOO_LARGE
 
 
 class TestWeb:
@@ -230,8 +170,8 @@ class TestWeb:
         faulty.faults[signed.removeprefix(faulty.url)] = ["denied"]
         assert "s3cr3t" not in refused(Fetcher(signed=[signed]), info.uri).detail
 
-    def test_a_certificate_that_is_not_accepted_says_nothing_of_the_file(self, faulty, tmp_path):
-        faulty.serve_tls(self_signed(tmp_path))
+    def test_a_certificate_that_is_not_accepted_says_nothing_of_the_file(self, faulty):
+        faulty.serve_tls(Path(authority()[0]).with_name("leaf.pem"))
         error = refused(Fetcher(RetryPolicy(attempts=1), guard=LOOPBACK), f"{faulty.url.replace('http:', 'https:')}/a.jpg")
         assert error.status is Status.SOURCE_TIMEOUT
         assert "certificate" in error.detail
@@ -257,14 +197,6 @@ class TestPrefetch:
         assert [int(result) for result in got if isinstance(result, bytes)] == list(range(40))
         assert "/bucket/huge" not in faulty.requests
 
-    def test_threads_that_start_together_share_one_client(self, faulty):
-        from ray_app.storage import s3 as requests
-
-        faulty.objects["/bucket/a"] = DATA
-        before = requests._filesystem.cache_info().misses
-        list(Fetcher().prefetch([Wanted("s3://bucket/a", size_bytes=1)] * 32, depth_bytes=100, max_bytes=LIMIT))
-        assert requests._filesystem.cache_info().misses == before + 1
-
     def test_reads_ahead_no_more_than_the_budget(self, tmp_path):
         started = []
 
@@ -287,26 +219,6 @@ class TestPrefetch:
         (tmp_path / "a").write_bytes(DATA)
         wanted = [Wanted(str(tmp_path / "a"), size_bytes=len(DATA))] * 3
         assert list(Fetcher().prefetch(wanted, depth_bytes=10, max_bytes=LIMIT)) == [DATA] * 3
-
-    def test_leaving_early_stops_the_waiting_threads(self, faulty):
-        faulty.objects["/bucket/first"] = DATA
-        faulty.objects["/bucket/slow"] = DATA
-        faulty.faults["/bucket/slow"] = ["slow_down"] * 99
-        fetcher = Fetcher(retrier=Retrier(RetryPolicy(base_s=60, cap_s=60), chance=lambda: 1.0))
-        wanted = [
-            Wanted("s3://bucket/first", size_bytes=1),
-            Wanted("s3://bucket/slow", size_bytes=1),
-            Wanted("s3://bucket/slow", size_bytes=1),
-        ]
-        reading = fetcher.prefetch(wanted, depth_bytes=2, max_bytes=LIMIT)
-        next(reading)
-        reading.close()
-        for thread in threading.enumerate():
-            if thread.name.startswith("fetch"):
-                thread.join(timeout=10)
-                assert not thread.is_alive()
-
-    def test_nothing_to_read(self):
         assert list(Fetcher().prefetch([], depth_bytes=1, max_bytes=1)) == []
 
     def test_throttling_narrows_the_gate(self, faulty):

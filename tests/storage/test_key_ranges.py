@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.listing_server import FormulaKeys, GivenKeys, ListingServer
+from benchmarks.listing_server import GivenKeys, ListingServer
 from ray_app.errors import StorageError
 from ray_app.storage import KeyRange, RangeReader, key_ranges, list_divisions, list_objects, list_range, listing, split_range
 
@@ -14,21 +14,7 @@ NUMBERED = [f"p/img-{n:06}.jpg" for n in range(3000)]
 HASHED = ["p/" + hashlib.md5(b"%d" % n).hexdigest() for n in range(2000)]
 CLUSTER = ["p/a", *(f"p/cluster/of/one/kind-{n:04}" for n in range(1000)), "p/z"]
 LONG = [f"p/{'x' * 1015}{n:03}ü{n % 7}" for n in range(300)]  # 1,023 bytes: nearly as long as a key may be
-MARKS = [
-    "p/a",
-    "p/a ",
-    "p/a!",
-    "p/aa",
-    "p/a/b",
-    "p/ü",
-    "p/\ue000",
-    "p/\ud7ff",
-    "p/\U0010ffff",
-    "p/\U0010ffff\U0010ffff",
-    "p/~",
-    "p/日本",
-    "p/日a",
-]
+MARKS = [f"p/{mark}" for mark in ("a", "a ", "a!", "aa", "a/b", "ü", "\ue000", "\ud7ff", "\U0010ffff", "~", "日本", "日a")]
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +65,15 @@ def test_any_split_tells_what_one_listing_tells(server):
         if after is None or until is None or after < until:
             check_split(server, keys, pieces, after, until)
 
-    settings(max_examples=30, deadline=None)(given(names, st.integers(1, 20), st.data())(check))()
+    settings(max_examples=10, deadline=None)(given(names, st.integers(1, 20), st.data())(check))()
 
 
-@pytest.mark.parametrize("keys", [NUMBERED[:500], HASHED[:500], CLUSTER[:300], LONG[:60], MARKS, ["p/only"], [*MARKS, *LONG[:9]], []])
+@pytest.mark.parametrize("keys", [NUMBERED[:200], HASHED[:200], CLUSTER[:150], LONG[:60], MARKS, ["p/only"], []])
 def test_odd_keys(server, keys):
     check_split(server, keys, 12)
     if keys:
         check_split(server, keys, 12, after=min(keys))
         check_split(server, keys, 5, after=sorted(keys)[len(keys) // 2], until=max(keys))
-
-
-@pytest.mark.parametrize(("keys", "after", "share"), [(NUMBERED, 0, 0.4), (NUMBERED, 999, 0.6), (HASHED, 50, 0.1), (CLUSTER, 20, 0.2)])
-def test_ranges_are_of_comparable_size(server, monkeypatch, keys, after, share):
-    """Of numbered keys as even as their leading digits are."""
-    keys = sorted(keys)
-    monkeypatch.setattr(server, "page", 1000)
-    ranges = check_split(server, keys, 16, after=keys[after])
-    sizes = [sum((one.after or "") < key <= (one.until or "q") for key in keys) for one in ranges]
-    assert len(sizes) >= 3
-    assert max(sizes) <= share * sum(sizes)
 
 
 def test_a_reader_stops_where_it_is_told_and_the_rest_goes_on_there(server):
@@ -145,11 +120,3 @@ def test_a_store_that_is_asked_too_much_is_asked_less_and_all_is_found(server, m
     server.throttles = lambda number, under_way: True
     with pytest.raises(StorageError, match="cannot list s3://bucket/p/"):
         split_range(KeyRange("bucket", "p/"), 4)
-
-
-def test_the_formula_is_what_its_server_tells():
-    keys = FormulaKeys(2345)
-    assert keys.rendered(998, 1003).count(b"<Key>") == 5
-    assert all(keys[n].encode() in keys.rendered(998, 1003) for n in range(998, 1003))
-    with pytest.raises(IndexError):
-        keys[2345]

@@ -10,15 +10,12 @@ from ray_app.storage import Store
 from ray_app.storage import s3 as requests
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["2026-01-02T03:04:05.000Z", "2026-01-02T03:04:05Z", "Fri, 02 Jan 2026 03:04:05 GMT", "1767323045", 1767323045, "20260102T030405Z"],
-)
-def test_dates_in_answers(text):
-    assert requests._timestamp(text) == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+def test_dates_in_answers():
+    for text in ("2026-01-02T03:04:05.000Z", "Fri, 02 Jan 2026 03:04:05 GMT", "1767323045", 1767323045, "20260102T030405Z"):
+        assert requests._timestamp(text) == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def test_the_file_system_is_shared_and_crosses_processes_without_secrets(s3):
+def test_the_file_system_is_that_of_its_endpoint_and_crosses_processes_without_secrets(s3, monkeypatch):
     fs = requests.filesystem()
     assert requests.filesystem() is fs
     s3.bucket("crossing")
@@ -26,10 +23,6 @@ def test_the_file_system_is_shared_and_crosses_processes_without_secrets(s3):
     pickled = pickle.dumps(fs)
     assert b"testing-secret" not in pickled
     assert pickle.loads(pickled).cat_file("crossing/a") == b"x"
-
-
-def test_another_endpoint_is_another_client(s3, monkeypatch):
-    fs = requests.filesystem()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert requests.filesystem() is not fs
 
@@ -82,16 +75,6 @@ def test_a_lost_answer_to_the_last_request_is_no_failure(bucket, large, in_small
     assert Store.open(bucket).read("c/large") == large.read_bytes()
 
 
-@pytest.mark.parametrize("place", ["{tmp}/folder", "memory://uploads{tmp}", "{bucket}/small"])
-def test_small_files_anywhere(bucket, tmp_path, place):
-    source = tmp_path / "source"
-    source.write_bytes(b"content")
-    store = Store.open(place.format(tmp=tmp_path, bucket=bucket))
-    store.write_file("data/file", source)
-    assert store.read("data/file") == b"content"
-    assert store.names("data") == ["file"]
-
-
 ODD = ["a&b", "c<d>", 'e"f', "g%20h", "i +j", "ü/日本", "k&amp;l", "m&#34;n", "o/p", "q'r"]
 
 
@@ -103,29 +86,7 @@ def test_a_page_has_the_keys_as_they_are(s3):
     assert {item["Key"]: item["Size"] for item in page["Contents"]} == {key: len(key.encode()) for key in ODD}
     etags = {item["Key"]: item["ETag"] for item in s3.client().list_objects_v2(Bucket="odd-keys")["Contents"]}
     assert {item["Key"]: item["ETag"].strip('"') for item in page["Contents"]} == {key: etag.strip('"') for key, etag in etags.items()}
-    assert page["Contents"][0]["LastModified"].year >= 2026
+    assert page["Contents"][0]["LastModified"].tzinfo is not None
     page = requests.page("odd-keys", "", timeout_s=10, delimiter="/")
     assert [item["Prefix"] for item in page["CommonPrefixes"]] == ["o/", "ü/"]
     assert {item["Key"] for item in page["Contents"]} == {key for key in ODD if "/" not in key}
-
-
-CONTENTS = b"<Contents><Key>%s</Key><ETag>&quot;e&quot;</ETag><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
-
-
-@pytest.mark.parametrize(
-    ("inside", "is_taken"),
-    [
-        (CONTENTS % b"a", True),
-        (CONTENTS % b"a&lt;b", False),
-        (CONTENTS % b"a" + b"<CommonPrefixes><Prefix>b</Prefix></CommonPrefixes>" + CONTENTS % b"c", False),
-        (CONTENTS.replace(b"<Size>1</Size>", b"") % b"a", False),
-        (CONTENTS % b"<![CDATA[a]]>", False),
-        (b"", False),
-    ],
-)
-def test_what_is_not_plain_is_left_to_the_parser(inside, is_taken):
-    body = b"<ListBucketResult>" + inside + b"<KeyCount>1</KeyCount></ListBucketResult>"
-    response, taken = {"status_code": 200, "body": body}, {}
-    requests._take_contents(response_dict=response, customized_response_dict=taken)
-    assert bool(taken) == is_taken
-    assert response["body"] == (b"<ListBucketResult><KeyCount>1</KeyCount></ListBucketResult>" if is_taken else body)

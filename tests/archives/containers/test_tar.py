@@ -1,4 +1,3 @@
-import io
 import lzma
 import random
 import sys
@@ -45,25 +44,20 @@ class TestReads:
         ]
         assert contents(listed)[1::2] == [b"jpeg0", b"jpeg1", b"jpeg2"]
 
-    def test_equal_names_are_counted(self, tmp_path, kind):
-        data = tar({"a.jpg": b"1"}) + b""
-        both = data[: -(-len(data) // 10240) * 10240 - 10240 + 1024] + tar({"b.jpg": b"2", "a.jpg": b"3"})
+    def test_equal_names_are_counted_in_archives_behind_each_other(self, tmp_path, kind):
+        both = tar({"a.jpg": b"1"})[:1024] + tar({"b.jpg": b"2", "a.jpg": b"3"})
         listed = written(tmp_path, packed(both, kind), kind)
         assert [(item.member, item.occurrence) for item in listed] == [("a.jpg", 0), ("b.jpg", 0), ("a.jpg", 1)]
         assert contents(listed) == [b"1", b"2", b"3"]
+        assert listed == opened(tmp_path / f"archive.{kind}", kind)
 
     def test_names_that_are_no_utf8(self, tmp_path, kind):
         data = header(b"\xff.jpg") + header(b"\xfe.jpg") + bytes(1024)
         assert [item.member for item in written(tmp_path, packed(data, kind), kind)] == [r"\xff.jpg", r"\xfe.jpg"]
 
-    def test_the_same_members_are_the_same_items(self, tmp_path, kind):
-        assert written(tmp_path, packed(tar(), kind), kind) == opened(tmp_path / f"archive.{kind}", kind)
-
-    def test_an_archive_in_an_archive_is_one_member(self, tmp_path, kind):
-        listed = written(tmp_path, packed(tar({"inner.tar": tar(), "a.jpg": b"x"}), kind), kind)
-        assert [item.member for item in listed] == ["inner.tar", "a.jpg"]
-
-    def test_an_empty_archive_has_no_members(self, tmp_path, kind):
+    def test_an_archive_in_an_archive_is_one_member_and_folders_are_none(self, tmp_path, kind):
+        data = tar({"inner.tar": tar(), "a.jpg": b"x"}, extra=(member("a", tarfile.DIRTYPE),))
+        assert statuses(written(tmp_path, packed(data, kind), kind)) == [("inner.tar", None), ("a.jpg", None)]
         assert written(tmp_path, packed(tar({}), kind), kind) == []
 
 
@@ -95,11 +89,6 @@ class TestRefuses:
         [item] = written(tmp_path, packed(data, kind), kind)
         assert (item.member, str(item.refused.status)) == (r"a\x00b.jpg", "unsafe_member")
 
-    def test_folders_are_no_members(self, tmp_path, kind):
-        assert statuses(written(tmp_path, packed(tar({"a.jpg": b""}, extra=(member("a", tarfile.DIRTYPE),)), kind), kind)) == [
-            ("a.jpg", None)
-        ]
-
     @pytest.mark.parametrize("new", [False, True])
     def test_sparse_files(self, tmp_path, kind, new):
         record = b"22 GNU.sparse.major=1\n" + b"22 GNU.sparse.minor=0\n"
@@ -108,11 +97,9 @@ class TestRefuses:
         )
         assert statuses(written(tmp_path, packed(data, kind), kind)) == [("sparse.jpg", "unsafe_member"), ("after.jpg", None)]
 
-    def test_more_members_than_allowed(self, tmp_path, kind):
+    def test_more_members_than_allowed_and_members_over_the_limit_of_bytes(self, tmp_path, kind):
         listed = written(tmp_path, packed(tar(), kind), kind, max_members=2)
         assert statuses(listed) == [("a/1.jpg", None), ("a/2.jpg", None), (None, "unsafe_member")]
-
-    def test_members_over_the_limit_of_bytes_are_not_read(self, tmp_path, kind):
         listed = written(tmp_path, packed(tar(), kind), kind)
         assert contents(listed, max_bytes=500) == [FILES["a/1.jpg"], "image_too_large", b"", "image_too_large"]
 
@@ -120,35 +107,28 @@ class TestRefuses:
 class TestBroken:
     def test_whole_members_before_a_cut_are_kept(self, tmp_path, kind):
         data = tar()
-        ends = {512 + 495: 1, 1024 + 512 + 700: 2}
-        for cut, whole in ends.items():
-            listed = written(tmp_path, packed(data[: cut - 10], kind), kind)
+        for cut, whole in ((512 + 485, 1), (1024 + 512 + 690, 2)):
+            listed = written(tmp_path, packed(data[:cut], kind), kind)
             assert [item.refused for item in listed[:-1]] == [None] * (whole - 1)
             assert statuses(listed)[-1] == (list(FILES)[whole - 1], "truncated_image")
             assert contents(listed)[:-1] == list(FILES.values())[: whole - 1]
+        for cut in (1024 + 100, 1024):  # inside of a header, or before one
+            assert statuses(written(tmp_path, packed(data[:cut], kind), kind)) == [("a/1.jpg", None), (None, "truncated_image")]
 
-    @pytest.mark.parametrize("cut", [1024 + 100, 1024])
-    def test_a_cut_inside_or_before_a_header_is_the_archives_own(self, tmp_path, kind, cut):
-        assert statuses(written(tmp_path, packed(tar()[:cut], kind), kind)) == [("a/1.jpg", None), (None, "truncated_image")]
-
-    @pytest.mark.parametrize("data", [b"\xff" * 5000, b"GIF89a" * 500, bytes(range(256)) * 40])
+    @pytest.mark.parametrize("data", [b"\xff" * 5000, bytes(range(256)) * 40, header(b"a", b"\x80" + b"\xff" * 11) + bytes(1024)])
     def test_garbage(self, tmp_path, kind, data):
         [item] = written(tmp_path, packed(data, kind), kind)
         assert (item.member, str(item.refused.status)) == (None, "corrupt_image")
-        assert item.refused.detail.startswith("not a readable tar archive: ")
 
     def test_garbage_in_the_middle_is_not_taken_for_the_end(self, tmp_path, kind):
         data = tar()
         listed = written(tmp_path, packed(data[:1024] + b"\xff" * 512 + data[1536:], kind), kind)
         assert statuses(listed) == [("a/1.jpg", None), (None, "corrupt_image")]
 
-    @pytest.mark.parametrize("size", [b"\xff" * 12, b"\x80" + b"\xff" * 11])
-    def test_sizes_that_lie(self, tmp_path, kind, size):
-        assert statuses(written(tmp_path, packed(header(b"a.jpg", size) + bytes(1024), kind), kind)) == [(None, "corrupt_image")]
-
-    def test_a_size_beyond_the_end(self, tmp_path, kind):
+    def test_a_size_beyond_the_end_and_no_byte_at_all(self, tmp_path, kind):
         data = header(b"a.jpg", b"77777777777\0") + b"little"
         assert statuses(written(tmp_path, packed(data, kind), kind)) == [("a.jpg", "truncated_image")]
+        assert statuses(written(tmp_path, b"", kind)) == [(None, "empty_file")]
 
     @pytest.mark.parametrize(
         "data",
@@ -168,36 +148,25 @@ class TestBroken:
         assert item.member is None
         assert str(item.refused.status) in ("corrupt_image", "truncated_image", *["image_too_large"] * (kind in PACK))
 
-    def test_no_byte_at_all(self, tmp_path, kind):
-        assert statuses(written(tmp_path, b"", kind)) == [(None, "empty_file")]
-
 
 @pytest.mark.parametrize("packing", list(PACK))
 class TestCompressed:
-    def test_a_cut_stream(self, tmp_path, packing):
+    def test_a_cut_or_damaged_stream(self, tmp_path, packing):
         noise = random.Random(0).randbytes
-        data = PACK[packing](tar({f"{n}.jpg": noise(300_000) for n in range(9)}))
+        data = PACK[packing](tar({f"{n}.jpg": noise(100_000) for n in range(9)}))
         listed = written(tmp_path, data[: len(data) * 5 // 9], packing)
         assert 2 <= len(listed) <= 6
         assert [item.refused for item in listed[:-1]] == [None] * (len(listed) - 1)
         assert statuses(listed)[-1][1] == "truncated_image"
-
-    def test_a_damaged_stream(self, tmp_path, packing):
-        noise = random.Random(0).randbytes
-        data = bytearray(PACK[packing](tar({f"{n}.jpg": noise(3000) for n in range(9)})))
-        data[15_000] ^= 1
-        listed = written(tmp_path, bytes(data), packing)
+        place = len(data) * 5 // 9
+        listed = written(tmp_path, data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], packing)
         assert statuses(listed)[-1] == (None, "corrupt_image")
+        for missing in (1, 3):
+            assert statuses(written(tmp_path, PACK[packing](tar())[:-missing], packing))[-1][1] == "truncated_image"
 
     @pytest.mark.parametrize("data", [b"GIF89a" * 500, b"\xff" * 5000])
     def test_what_is_no_stream(self, tmp_path, packing, data):
         assert statuses(written(tmp_path, data, packing)) == [(None, "corrupt_image")]
-
-    @pytest.mark.parametrize("missing", [1, 3])
-    def test_a_stream_without_its_end(self, tmp_path, packing, missing):
-        data = PACK[packing](tar())
-        listed = written(tmp_path, data[:-missing], packing)
-        assert statuses(listed)[-1][1] == "truncated_image"
 
     def test_several_streams_behind_each_other_are_one(self, tmp_path, packing):
         data = tar()
@@ -216,12 +185,9 @@ def test_a_gzip_that_is_only_a_header(tmp_path):
     assert str(item.refused.status) in ("corrupt_image", "truncated_image")
 
 
-NAMES = {"a.TXZ": "tar.xz", "b.tar.bz2": "tar.bz2", "c.tbz2": "tar.bz2", "d.tzst": "tar.zst", "e.xz": None}
-
-
-@pytest.mark.parametrize("name", list(NAMES))
-def test_names_announce_formats(name):
-    assert kind_of(name) == NAMES[name]
+def test_names_announce_formats():
+    names = {"a.TXZ": "tar.xz", "b.tar.bz2": "tar.bz2", "c.tbz2": "tar.bz2", "d.tzst": "tar.zst", "e.xz": None}
+    assert {name: kind_of(name) for name in names} == names
 
 
 def test_a_window_of_gigabytes_is_not_allocated(tmp_path):
@@ -243,13 +209,3 @@ def test_without_its_extra_a_zstd_archive_says_what_to_install(tmp_path, monkeyp
     [item] = written(tmp_path, data, "tar.zst")
     assert (item.member, str(item.refused.status)) == (None, "unsupported_format")
     assert "pip install 'touchstone-forensics[zst]'" in item.refused.detail
-
-
-def test_what_tarfile_reads_is_what_we_list(tmp_path):
-    """The format's own library agrees on names, offsets and sizes."""
-    data = tar(FILES | {"x" * 300 + ".jpg": b"y" * 1000}, tar_format=tarfile.GNU_FORMAT)
-    listed = written(tmp_path, data, "tar")
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        assert [(item.member, item.place.offset, item.place.length) for item in listed] == [
-            (info.name, info.offset_data, info.size) for info in archive
-        ]

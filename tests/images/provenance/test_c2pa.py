@@ -16,7 +16,6 @@ from tests.images import factory
 from tests.images.provenance.files import said
 from tests.images.provenance.signing import MIME, Authority, authority, created, signed, tampered
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "realworld" / "provenance"
 AI = "trainedAlgorithmicMedia"
 
 
@@ -48,19 +47,14 @@ def test_a_manifest_moved_to_another_picture_is_invalid():
     assert c2pa_of(other[:33] + chunk + other[33:], authority().root).state == "invalid"
 
 
-def test_what_a_camera_or_a_program_declares_is_no_model():
-    said_so = c2pa_of(authority().sign(factory.jpeg(), manifest=created("digitalCapture")))
-    assert (said_so.ai_generated, said_so.source_types) == (False, ("digitalCapture",))
-
-
-@pytest.mark.parametrize(("relationship", "declared"), [("parentOf", True), ("componentOf", True), ("inputTo", False)])
-def test_an_edited_picture_keeps_what_its_parent_declared(relationship, declared):
-    if relationship == "parentOf":  # what is signed anew is the parent
-        file = authority().sign(signed(), manifest={"claim_generator_info": [{"name": "Editor"}]}, intent="edit")
-    else:
-        file = authority().sign(factory.jpeg(), manifest=created("digitalCreation"), ingredient=(relationship, signed()))
-    one = c2pa_of(file)
-    assert (one.state, one.ai_generated) == ("intact", declared)
+def test_an_edited_picture_keeps_what_its_parent_declared_and_a_camera_declares_no_model():
+    camera = c2pa_of(authority().sign(factory.jpeg(), manifest=created("digitalCapture")))
+    assert (camera.ai_generated, camera.source_types) == (False, ("digitalCapture",))
+    edited = authority().sign(signed(), manifest={"claim_generator_info": [{"name": "Editor"}]}, intent="edit")
+    assert (c2pa_of(edited).state, c2pa_of(edited).ai_generated) == ("intact", True)
+    for relationship, declared in (("componentOf", True), ("inputTo", False)):
+        one = c2pa_of(authority().sign(factory.jpeg(), manifest=created("digitalCreation"), ingredient=(relationship, signed())))
+        assert (one.state, one.ai_generated) == ("intact", declared)
 
 
 def test_what_cannot_be_read_is_said(monkeypatch):
@@ -92,9 +86,8 @@ def test_nothing_is_ever_fetched():
 
 
 def test_the_library_knows_the_limit_on_what_a_manifest_inflates_to():
-    too_large = {"core": {"max_decompressed_manifest_size_in_mb": 10**9}}
     with pytest.raises(c2pa.C2paError, match="max_decompressed_manifest_size_in_mb"):
-        c2pa.Context.from_dict(too_large)
+        c2pa.Context.from_dict({"core": {"max_decompressed_manifest_size_in_mb": 10**9}})
 
 
 def test_a_file_that_killed_a_process_is_not_given_to_native_code_again():
@@ -108,25 +101,8 @@ import sys
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
 from tests.images import factory
 reader = ProvenanceReader(ProvenancePolicy())
-for name, (_, make) in factory.SOUND.items():
-    reader.read(make(), "JPEG"), reader.read(make(), "PNG")
+for name in ("jpeg", "png", "webp"):
+    reader.read(factory.SOUND[name][1](), name.upper())
 assert not {"c2pa", "ssl"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[3])
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not on this machine")
-@pytest.mark.parametrize(
-    ("name", "state", "problems", "types"),
-    [
-        ("C.jpg", "intact", (), ("algorithmicMedia",)),
-        ("CA.jpg", "intact", (), ()),
-        ("E-sig-CA.jpg", "invalid", ("claimSignature.mismatch",), ()),
-        ("XCA.jpg", "invalid", ("assertion.dataHash.mismatch",), ()),
-        ("file_with_wrong_extension.xyz.jpg", "intact", (), ("algorithmicMedia",)),
-    ],
-)
-def test_real_files(name, state, problems, types):
-    one = c2pa_of((REAL / name).read_bytes())
-    assert (one.state, one.problems, one.source_types, one.signer) == (state, problems, types, "C2PA Test Signing Cert")
-    assert not one.ai_generated

@@ -1,12 +1,8 @@
-"""A trust list is read once, and refused where it holds no certificates.
-
-What files say of their origin: statements by format, nothing private, nothing from what is malformed, nothing slow.
-"""
+"""What files say of their origin: statements by format, nothing private, nothing from what is malformed, nothing slow."""
 
 import json
 import time
 import zlib
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -22,29 +18,21 @@ from tests.images.provenance.files import READER, box, camera_exif, jpeg_with, p
 from tests.images.provenance.signing import authority, signed
 
 
-def test_a_file_or_its_text(tmp_path):
-    (tmp_path / "list.pem").write_text(authority().root)
+def test_a_trust_list_is_a_file_or_its_text_and_holds_certificates(tmp_path):
+    path = tmp_path / "list.pem"
+    path.write_text(authority().root)
     wanted = ProvenancePolicy(trust_list=authority().root)
-    assert (
-        ProvenanceConfig(trust_list=str(tmp_path / "list.pem")).policy() == ProvenanceConfig(trust_list=authority().root).policy() == wanted
-    )
+    assert ProvenanceConfig(trust_list=str(path)).policy() == ProvenanceConfig(trust_list=authority().root).policy() == wanted
     assert ProvenanceConfig().policy() == ProvenancePolicy()
     assert ProvenanceConfig(read=False, trust_list="nowhere").policy() is None
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"no certificates", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
-)
-def test_what_holds_no_certificate_is_refused(content, tmp_path):
-    path = tmp_path / "list.pem"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"provenance\.trust_list"):
-        ProvenanceConfig(trust_list=str(path)).policy()
+    for content in (b"", b"no certificates", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"provenance\.trust_list"):
+            ProvenanceConfig(trust_list=str(path)).policy()
     with pytest.raises(ConfigError, match="No such file"):
         ProvenanceConfig(trust_list=str(tmp_path / "other.pem")).policy()
 
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "realworld"
 STARTS = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG\r\n\x1a\n", "WEBP": b"RIFF\xff\xff\0\0WEBP", "GIF": b"GIF89a" + bytes(7),
           "TIFF": b"II*\0\x08\0\0\0", "AVIF": b"\0\0\0\x14ftypavif\0\0\0\0mif1", "HEIC": b"\0\0\0\x14ftypheic\0\0\0\0mif1"}  # fmt: skip
 
@@ -75,10 +63,8 @@ def test_a_person_s_remark_is_nobody_s_business():
 def test_old_press_software_is_told_by_iptc():
     records = b"\x1c\x02\x50\x00\x04Jane" + b"\x1c\x02\x41\x00\x0bPhoto Mecha" + b"\x1c\x02\x46\x00\x016"
     resources = b"8BIM\x04\x0c\x03abc\0\0\0\x02xx" + b"8BIM\x04\x04\0\0" + len(records).to_bytes(4, "big") + records
-    assert json.loads(said(jpeg_with(segment(0xED, b"Photoshop 3.0\0" + resources))).row()) == {
-        "software": "Photo Mecha 6",
-        "ai_declared": False,
-    }
+    told = said(jpeg_with(segment(0xED, b"Photoshop 3.0\0" + resources))).row()
+    assert json.loads(told) == {"software": "Photo Mecha 6", "ai_declared": False}
 
 
 def test_values_are_one_short_printable_line():
@@ -95,29 +81,20 @@ def test_odd_files_say_nothing_or_little_and_raise_nothing():
 
 
 @pytest.mark.parametrize("examples", SWEEPS)
-def test_any_bytes_under_any_name_give_statements_or_none(examples):
-    @settings(max_examples=examples, deadline=None)
-    @given(st.sampled_from(sorted(STARTS)), st.binary(max_size=400))
-    def check(form, tail):
-        for data in (STARTS[form] + tail, tail):
-            told = READER.read(data, form, native=False)
-            assert told is None or told == Provenance.model_validate_json(told.row())
-
-    check()
-
-
-@pytest.mark.parametrize("examples", SWEEPS)
-def test_damaged_metadata_never_raises_and_stays_within_its_caps(examples):
+def test_any_bytes_and_damaged_metadata_give_statements_within_their_caps_or_none(examples):
     files = {"JPEG": factory.jpeg(exif=camera_exif()), **{form: signed(form) for form in ("PNG", "WEBP", "GIF", "TIFF", "AVIF")}}
 
     @settings(max_examples=examples, deadline=None)
-    @given(st.sampled_from(sorted(files)), st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), min_size=1, max_size=8))
-    def check(form, damage):
-        data = bytearray(files[form])
+    @given(
+        st.sampled_from(sorted(STARTS)), st.binary(max_size=400), st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), max_size=8)
+    )
+    def check(form, tail, damage):
+        data = bytearray(files.get(form, b"\0"))
         for at, value in damage:
             data[at % len(data)] = value
-        told = READER.read(bytes(data), form, native=False)
-        assert told is None or len(told.row()) < 40_000
+        for anything in (STARTS[form] + tail, tail, bytes(data)):
+            told = READER.read(anything, form, native=False)
+            assert told is None or (told == Provenance.model_validate_json(told.row()) and len(told.row()) < 40_000)
 
     check()
 
@@ -159,22 +136,12 @@ def test_no_container_of_32_mib_takes_long(name):
     assert min(spent) < 0.05
 
 
-@pytest.mark.parametrize("ends", range(8, 120, 3))
-def test_a_container_may_end_anywhere(ends):
+def test_a_container_may_end_anywhere():
     whole = box(b"ftyp", b"avif") + box(b"meta", bytes(4), box(b"iloc", ILOC[:24]), box(b"iinf"))
-    for lengths in (
-        whole[: len(whole) - 120 + ends],
-        box(b"ftyp", b"avif") + box(b"meta", (box(b"iloc") + box(b"iinf")).rjust(ends, b"\0")),
-    ):
-        assert READER.read(lengths, "AVIF") is None
-
-
-def test_a_plain_photograph_costs_microseconds():
-    data = factory.encoded(factory.photo(1024, 768), "JPEG", exif=camera_exif())
-    started = time.process_time()
-    for _ in range(200):
-        READER.read(data, "JPEG")
-    assert (time.process_time() - started) / 200 < 1e-3  # 50 µs on a quiet core
+    for ends in range(8, 120, 3):
+        meta = box(b"meta", (box(b"iloc") + box(b"iinf")).rjust(ends, b"\0"))
+        for data in (whole[: len(whole) - 120 + ends], box(b"ftyp", b"avif") + meta):
+            assert READER.read(data, "AVIF") is None
 
 
 def test_a_store_is_one_by_its_type_and_not_by_its_letters():
@@ -184,20 +151,3 @@ def test_a_store_is_one_by_its_type_and_not_by_its_letters():
     assert said(factory.jpeg() + store) is None  # behind the end
     assert said(jpeg_with(segment(0xFE, store))) is None  # in a comment
     assert said(jpeg_with(segment(0xEB, b"JP\0\1\0\0\0\1" + store.replace(b"c2pa\0\x11", b"c3pa\0\x11")))) is None
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not on this machine")
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("camera/nikon-d5000.jpg", {"camera": {"make": "NIKON CORPORATION", "model": "NIKON D5000", "taken": "2011:03:12 15:36:11"},
-                                    "software": "Adobe Bridge CS5", "ai_declared": False}),
-        ("generated/00000274.png", None),
-        ("provenance/mars.webp", None),
-        ("provenance/sample1.png", {"camera": {"make": "Canon", "model": "Canon EOS REBEL T3", "taken": "2011:07:30 15:41:25"},
-                                    "software": "Adobe Lightroom 5.3 (Macintosh)", "ai_declared": False}),
-    ],
-)  # fmt: skip
-def test_real_files(name, told):
-    found = said((REAL / name).read_bytes())
-    assert (found and json.loads(found.row())) == told
