@@ -33,19 +33,15 @@ class Group:
 
 
 GROUPS = {
-    "cluster": Group("a submitted job and its stop, GPU nodes, an autoscaler, cluster.yaml on AWS's API, other versions, a new processor", (
-        "cluster", "scoring/test_job.py", "scoring/test_split.py", "scoring/test_autoscaled.py", "scoring/test_mixed_processors.py",
+    "cluster": Group("a submitted job and its stop, an autoscaler, cluster.yaml on AWS's API, nodes of other versions and processors", (
+        "cluster", "scoring/test_job.py", "scoring/test_autoscaled.py", "scoring/test_mixed_processors.py",
     )),
-    "kills": Group("drivers, workers and nodes killed at seeded moments: nothing lost, nothing twice", (
-        "scoring/test_kills.py", "scoring/test_killed.py", "scoring/test_leaving.py", "scoring/test_decoder_deaths.py",
+    "kills": Group("drivers, workers and nodes killed at seeded moments: nothing lost, nothing twice; late nodes", (
+        "scoring/test_kills.py", "scoring/test_killed.py", "scoring/test_decoder_deaths.py",
     )),
-    "faults": Group("faults of storage, output and rows; runs that stop and go on; a year of nights; other clouds", (
-        "scoring/test_faults.py", "scoring/test_faulty_storage.py", "scoring/test_failing_rows.py", "scoring/test_run_more.py",
-        "scoring/test_nights.py", "scoring/test_run_metrics.py", "scoring/test_pod_end.py", "storage",
-    )),
-    "ensembles": Group("eight detectors in one run, passes, cascades, guarantees, names and words; every form of file; views", (
-        "scoring/test_zoo_run.py", "scoring/test_passes.py", "scoring/test_cascade.py", "scoring/test_calibrated_card.py",
-        "scoring/test_guarantee_run.py", "scoring/test_profile_run.py", "scoring/test_forms.py", "scoring/test_views.py",
+    "faults": Group("faults of storage and output; runs that stop and go on; twenty nights; other clouds", (
+        "scoring/test_faults.py", "scoring/test_faulty_storage.py", "scoring/test_run_more.py", "scoring/test_nights.py",
+        "scoring/test_run_metrics.py", "scoring/test_pod_end.py", "storage",
     )),
     "memory": Group("what hostile and huge files leave in memory; every layout of every format against libvips", (
         "scoring", "images", "inference", "runs", "archives",
