@@ -132,10 +132,9 @@ def test_a_sample_is_not_drawn_over_nor_where_there_is_none_and_an_audit_is_foun
     with pytest.raises(ConfigError, match="no image of the run has a verdict"):
         draw_sample(run_of(tmp_path / "failed", columns).store.url, 50, tmp_path, pictures=False)
     columns, _ = archive(count=60, failing=0, without=0)
+    reals = run_of(tmp_path / "reals", columns | {"verdict": ["real"] * 60}).store.url
     with pytest.raises(ConfigError, match="no image is flagged as fake"):
-        draw_sample(
-            run_of(tmp_path / "reals", columns | {"verdict": ["real"] * 60}).store.url, 50, tmp_path, only_flagged=True, pictures=False
-        )
+        draw_sample(reals, 50, tmp_path, only_flagged=True, pictures=False)
     with pytest.raises(ConfigError, match=r"no audit\.json in"):
         read_audit(tmp_path)
     assert read_audit(tmp_path, out).images == audit.images
