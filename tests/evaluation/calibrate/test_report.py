@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -56,22 +54,6 @@ def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
     fine = calibrated(choosing, made.fitted.calibrations)[:, 1] + logit(shares[0]) - logit(shares[1])
     after = rows[2]["after"]
     assert (after["log_loss"]["value"], after["ece"]["value"]) == pytest.approx(chances_of(fine, choosing.fake))
-
-
-def test_one_detector_is_one_system(images, parts):
-    alone = replace(images, scores={"fine": images.scores["fine"]})
-    fitted = fit_card(divided(alone, parts), MEMBERS[1:], asked())
-    [row] = written(systems_before_and_after(fitted, alone.take(parts == CHOOSE), ensemble_of(["fine"]), {"fine": None}))
-    assert row["name"] == "fine"
-    assert row["after"]["log_loss"]["value"] < row["before"]["log_loss"]["value"]
-
-
-def test_a_card_for_another_prevalence_is_measured_at_that_of_the_images(images, parts, made):
-    rare = fit_card(divided(images, parts), MEMBERS, asked(prevalence=0.001))
-    choosing = images.take(parts == CHOOSE)
-    usual, moved = (systems_before_and_after(one, choosing, BEFORE, NONE)[0].written()["after"] for one in (made.fitted, rare))
-    assert moved["log_loss"]["value"] == pytest.approx(usual["log_loss"]["value"])
-    assert moved["ece"]["value"] == pytest.approx(usual["ece"]["value"])
 
 
 def test_every_generator_is_judged_by_a_card_that_never_saw_it(images, parts, made):
