@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from ray_app.evaluation.dflip import REAL, class_of, detects, name_in, named_in, sentence_of
+from ray_app.evaluation.dflip import REAL, class_of, detects, named_in, sentence_of
 from ray_app.evaluation.dflip import dflip_v1 as marked
 from ray_app.evaluation.groups import Names
 
@@ -26,16 +26,11 @@ def by(name):
     ("answer", "named"),
     [
         (REAL, "real"),
-        (by("StableDiffusion"), "sd"),
         (by("Midjourney"), "mj"),
-        (by("DALLE"), "dalle"),
         (by("DreamShaper"), "DreamShaper"),
         (by("dreamshaper"), "sd"),  # the exact name, or else an unknown one
-        (by("Somebody"), "sd"),
         (f" {REAL}\n", "real"),
-        ("This is a real image", None),
         ("StableDiffusion", None),
-        ("", None),
         (None, None),
     ],
 )
@@ -45,9 +40,8 @@ def test_a_whole_sentence_names_a_class_and_an_unknown_name_is_sd(answer, named)
 
 @pytest.mark.parametrize(
     ("generator", "family"),
-    [("dalle-2", "dalle"), ("DALL-E", "dalle"), ("midjourney-v5", "mj"), ("mj", "mj"), ("stable-diffusion", "sd"),
-     ("StableDiffusion", "sd"), ("imagen", "imagen"), ("parti-20b", "parti"), ("sdftood", "sdftood"), ("sdxl", "sdxl"),
-     ("DreamShaper", "DreamShaper")],
+    [("DALL-E", "dalle"), ("midjourney-v5", "mj"), ("stable-diffusion", "sd"), ("parti-20b", "parti"), ("sdftood", "sdftood"),
+     ("sdxl", "sdxl"), ("DreamShaper", "DreamShaper")],
 )  # fmt: skip
 def test_labels_become_classes(generator, family):
     assert class_of("fake", generator) == family
@@ -61,9 +55,8 @@ def test_detection_looks_for_words():
     assert not detects("real", None)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_figures_are_those_of_every_image_marked_by_itself(seed):
-    rng = np.random.default_rng(seed)
+def test_figures_are_those_of_every_image_marked_by_itself():
+    rng = np.random.default_rng(0)
     labels = [("real", "real:laion"), ("fake", "dalle"), ("fake", "mj"), ("fake", "sd"), ("fake", "DreamShaper"), ("fake", "imagen")]
     said = [REAL, by("DALLE"), by("Midjourney"), by("StableDiffusion"), by("DreamShaper"), by("Unheard"), "no idea", None]
     images = [(*labels[one], said[other]) for one, other in zip(rng.integers(0, 6, 300), rng.integers(0, 8, 300), strict=True)]
@@ -93,13 +86,10 @@ def test_figures_are_those_of_every_image_marked_by_itself(seed):
     assert worst[2] == max(n for (one, other), n in Counter(identified).items() if one != other)
 
 
-def test_names_alone_say_nothing_of_detection():
+def test_names_alone_say_nothing_of_detection_and_groups_out_of_distribution_identify_nothing():
     found = dflip_v1(Counter({("fake", "sd", "sd"): 3}))
     assert found["detection"]["accuracy"]["why"] == "no answer is a sentence, and there is no verdict"
     assert (found["accuracy"]["value"], found["macro_f1"]["value"]) == (0, 0)
-
-
-def test_groups_out_of_distribution_alone_identify_nothing():
     found = dflip_v1(Counter({("fake", "imagen", by("DALLE")): 3}))
     assert (found["accuracy"]["why"], found["macro_f1"]["why"]) == ("no image", "no image")
     assert found["detection"]["accuracy"]["value"] == 1
@@ -110,8 +100,6 @@ def test_groups_out_of_distribution_alone_identify_nothing():
     [
         ("real", "sdxl", REAL),
         ("fake", "dalle-2", by("DALLE")),
-        ("fake", "midjourney-6", by("Midjourney")),
-        ("fake", "StableDiffusion", by("StableDiffusion")),
         ("fake", "Realistic Vision v5", by("Realistic Vision v5")),
         ("fake", None, by("an unknown generator")),
         ("abstain", "sdxl", None),
@@ -122,10 +110,6 @@ def test_groups_out_of_distribution_alone_identify_nothing():
 )
 def test_a_verdict_and_a_name_become_a_sentence_of_theirs(verdict, name, sentence):
     assert sentence_of(verdict, name) == sentence
-
-
-def test_names_are_taken_out_of_sentences():
-    assert [name_in(one) for one in (by("DreamShaper"), REAL, "sdxl", None)] == ["DreamShaper", "real", "sdxl", None]
 
 
 def test_by_hand_with_what_is_wrong_about_the_rules():
