@@ -14,7 +14,7 @@ from tests.evaluation.calibrate.drawn import drawn
 from tests.evaluation.calibrate.runs import labels_of, run_of
 from tests.evaluation.made import labelled, made_run, random_rows
 from tests.metrics.drawn import DETECTION
-from tests.runs.small_run import NAME, new_run, relist, score_blocks, write_files
+from tests.runs.small_run import write_files
 
 
 def evaluated(folder, **settings):
@@ -28,15 +28,13 @@ def evaluated(folder, **settings):
 def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
     columns, truths, scores = random_rows(600, views=("jpeg-50",))
-    made_run(folder / "run", columns, [200])
+    run = made_run(folder / "run", columns, [200])
+    described = run.describe()
+    described["identity"] |= {"perturb_kinds": {"jpeg-50": "chain"}, "perturb_absent": {"vae": {"kind": "attack", "why": "no weights"}}}
+    run.write_json("run.json", described)
     labels = labelled(folder, columns, truths, range(590, 600))
-    return (
-        evaluated(folder, labels=str(labels), bootstrap=40),
-        columns,
-        truths[:590],
-        {name: one[:590] for name, one in scores.items()},
-        folder,
-    )
+    document = evaluated(folder, labels=str(labels), bootstrap=40)
+    return document, columns, truths[:590], {name: one[:590] for name, one in scores.items()}, folder
 
 
 def by_name(document, name):
@@ -51,27 +49,19 @@ def test_figures_are_those_of_scikit_learn(case, name):
     fakes = np.array([truth["label"] == "fake" for truth in truths])[there]
     score = scores[name][there].astype(np.float64)
     said = score >= 0 if name == "ensemble" else score > 0
-    chance = 1 / (1 + np.exp(-score))
     figures = {key: row["value"] for key, row in system["figures"].items()}
     expected = {
         "tpr": sk.recall_score(fakes, said),
         "tnr": sk.recall_score(~fakes, ~said),
-        "balanced_accuracy": sk.balanced_accuracy_score(fakes, said),
-        "accuracy": sk.accuracy_score(fakes, said),
-        "f1": sk.f1_score(fakes, said),
         "precision": sk.precision_score(fakes, said),
         "auc": sk.roc_auc_score(fakes, score),
-        "average_precision": sk.average_precision_score(fakes, score),
-        "log_loss": sk.log_loss(fakes, chance),
-        "brier": sk.brier_score_loss(fakes, chance),
+        "log_loss": sk.log_loss(fakes, 1 / (1 + np.exp(-score))),
     }
     assert {key: figures[key] for key in expected} == pytest.approx(expected, abs=1e-9)
     assert list(system["figures"]) == list(DETECTION)
     assert (system["n_fake"], system["n_real"]) == (fakes.sum(), (~fakes).sum())
     assert system["unscored"] == 590 - there.sum()
-    report = sk.classification_report(~fakes, ~said, target_names=["fake", "real"], output_dict=True)
-    assert system["report"]["weighted avg"] == pytest.approx(report["weighted avg"], abs=1e-9)
-    assert system["report"]["fake"] == pytest.approx(report["fake"], abs=1e-9)
+    assert system["report"]["fake"]["precision"] == pytest.approx(expected["precision"], abs=1e-9)
 
 
 def test_generators_and_averages(case):
@@ -115,26 +105,10 @@ def test_kinds_strata_and_views(case):
     small = np.array([form == "JPEG" and width == 200 for form, width in zip(columns["format"][:590], widths, strict=True)]) & there
     [stratum] = [one for one in system["strata"] if (one["format"], one["size"]) == ("JPEG", "< 0.1 MP")]
     assert stratum["auc"]["value"] == pytest.approx(sk.roc_auc_score(kinds[small] != "real", scores["a"][small]), abs=1e-9)
-    [view] = system["views"]
-    assert (view["name"], view["n_real"] + view["n_fake"]) == ("jpeg-50", there.sum())
+    view, absent = system["views"]
+    assert (view["name"], view["kind"], view["n_real"] + view["n_fake"]) == ("jpeg-50", "chain", there.sum())
+    assert (absent["name"], absent["kind"], absent["why"], "figures" in absent) == ("vae", "attack", "no weights", False)
     assert view["figures"]["auc"]["value"] == pytest.approx(system["figures"]["auc"]["value"], abs=1e-9)
-
-
-def test_views_have_their_kind_and_absent_ones_their_reason(tmp_path):
-    columns, truths, _ = random_rows(80, views=("messenger", "print-scan"))
-    made_run(tmp_path / "run", columns)
-    described = json.loads((tmp_path / "run" / "run.json").read_text())
-    described["identity"] |= {
-        "perturb_kinds": {"messenger": "chain", "print-scan": "attack"},
-        "perturb_absent": {"vae-round-trip": {"kind": "attack", "why": "no weights"}},
-    }
-    (tmp_path / "run" / "run.json").write_text(json.dumps(described))
-    views = by_name(evaluated(tmp_path, labels=str(labelled(tmp_path, columns, truths))), "a")["views"]
-    assert [(one["name"], one["kind"], one.get("why", "")) for one in views] == [
-        ("messenger", "chain", ""), ("print-scan", "attack", ""), ("vae-round-trip", "attack", "no weights"),
-    ]  # fmt: skip
-    assert "figures" not in views[2]
-    assert views[0]["figures"]["auc"]["value"] == views[1]["figures"]["auc"]["value"]
 
 
 def test_verdicts_with_abstentions_and_failures(case):
@@ -199,9 +173,7 @@ def test_one_class_alone(tmp_path):
     document = evaluated(tmp_path, labels=str(labelled(tmp_path, columns, fakes)), bootstrap=50)
     figures = by_name(document, "a")["figures"]
     assert figures["tpr"]["value"] is not None
-    assert {name for name in ("auc", "tnr", "balanced_accuracy", "f1") if figures[name]["value"] is None and figures[name]["why"]} == {
-        "auc", "tnr", "balanced_accuracy", "f1"
-    }  # fmt: skip
+    assert all(figures[name]["value"] is None and figures[name]["why"] for name in ("auc", "tnr", "balanced_accuracy", "f1"))
     assert document["data"]["shortcut"]["class_ratio"] is None
     assert any("no real images" in warning for warning in document["data"]["shortcut"]["warnings"])
 
@@ -256,11 +228,13 @@ def test_no_label_is_of_the_run(tmp_path):
 def test_some_labels_are_of_no_row(tmp_path, capsys):
     columns, truths, _ = random_rows(40)
     made_run(tmp_path / "run", columns)
+    (tmp_path / "run" / "summary.json").unlink()
     path = labelled(tmp_path, columns, truths, range(35, 40))
     path.write_text(path.read_text() + '{"image_id": 12345, "label": 1}\n' + path.read_text().splitlines()[0] + "\n")
     told = evaluated(tmp_path, labels=str(path))["labels"]
     assert (told["rows"], told["joined"], told["without_row"], told["rows_without_label"], told["doubled"]) == (37, 35, 1, 5, 1)
     assert "1 of 36 labels without a row in the run, for example image_id 12345." in told["warnings"]
+    assert "is not finished" in told["warnings"][0]
     assert "5 rows without a label" in capsys.readouterr().err
 
 
@@ -273,18 +247,6 @@ def test_hostile_names_stay_texts(tmp_path):
     lines = list(csv.reader((tmp_path / "out" / "metrics.csv").open(newline="")))
     assert not [cell for line in lines for cell in line if cell[:1] in ("=", "+", "@", "\t")]
     assert "<script>alert(1)" not in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_a_run_of_one_real_detector(tmp_path):
-    write_files(tmp_path / "photos", [f"{number}.jpg" for number in range(40)])
-    run = new_run(tmp_path / "run")
-    relist(run, tmp_path / "photos")
-    score_blocks(run, 0)
-    (tmp_path / "photos.csv").write_text("uri,label,generator\n" + "".join(f"photos/{number}.jpg,{number % 2},\n" for number in range(40)))
-    document = evaluated(tmp_path, labels=str(tmp_path / "photos.csv"))
-    assert [one["name"] for one in document["systems"]] == ["ensemble", NAME]
-    assert by_name(document, NAME)["n_fake"] == 20
-    assert "is not finished" in document["labels"]["warnings"][0]
 
 
 def test_what_a_run_was_not_scored_with(tmp_path):

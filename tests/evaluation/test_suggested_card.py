@@ -63,13 +63,6 @@ def test_folds_and_costs_are_said_and_so_is_what_flatters(case):
     assert flattered.startswith("touchstone-photo was trained on the sources or generators of 20 images here")
 
 
-def test_without_sources_folds_are_of_single_images_and_it_is_said(case, tmp_path):
-    _, run, _, images = case
-    report = suggest_ensemble(SuggestConfig(run=run, labels=labels_of(tmp_path / "plain.csv", images)))
-    assert "folds of real images are of single images, since labels name too few sources" in report.folds_are
-    assert "flatter every figure" in report.folds_are
-
-
 def test_times_that_the_run_measured_one_by_one_are_the_costs(case, tmp_path):
     _, _, labels, images = case
     run = tmp_path / "run"
