@@ -2,11 +2,10 @@ import pickle
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from ray_app.archives import in_turn
-from ray_app.evaluation.accumulate import BANDS, FileCell, RowSample, gather, hashed
+from ray_app.evaluation.accumulate import BANDS, FileCell, gather, hashed
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
 from ray_app.evaluation.join import index_labels
 from ray_app.evaluation.labels import open_labels
@@ -113,17 +112,3 @@ def test_tallies_count_exactly():
     np.testing.assert_array_equal(one.histogram().values, wanted.values)
     np.testing.assert_array_equal(one.histogram().counts, wanted.counts)
     assert ScoreTally().histogram().n == 0
-
-
-def test_a_sample_does_not_depend_on_order():
-    ids = np.arange(-5000, 5000, dtype=np.int64)
-    assert len(np.unique(hashed(ids))) == len(ids)
-    kept = []
-    for order in (ids, ids[::-1], np.random.default_rng(0).permutation(ids)):
-        sample = RowSample(300)
-        for piece in np.array_split(order, 17):
-            some = piece[sample.wanted(piece)]
-            sample.add(pa.table({"image_id": some, "odd": some % 2}))
-        kept.append(sample.rows().to_pylist())
-    assert kept[0] == kept[1] == kept[2]
-    assert len(kept[0]) == 300

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from ray_app.attribution.prompts import normalised_prompt
 from ray_app.evaluation import prompts as prompting
-from ray_app.evaluation.attribution import answers_of, group_identification
+from ray_app.evaluation.attribution import answers_of
 from ray_app.evaluation.attribution import identification_of as identification
 from ray_app.evaluation.groups import Names
 from ray_app.evaluation.prompts import prompts_of as prompts
@@ -89,20 +89,6 @@ def test_generators_and_families_by_hand():
     assert (found["without_prediction"], found["not_asked"], found["known"]) == (3, 1, ["SD 1.5", "mj-6", "sdxl"])
     assert [row["name"] for row in found["classes"]][:2] == ["mj-6", "SD 1.5"]  # spelt as the labels spell it
     json.dumps(found, allow_nan=False)
-
-
-def test_groups_of_generators_have_figures_of_their_own():
-    answers = answers_of(tables_of(by_hand()), Names(CLASSES))
-    known = group_identification(answers, ["SD 1.5", "stable-diffusion", "sdxl"], (1, 3))
-    assert {name: one.value for name, one in known.items()} == {
-        "accuracy": pytest.approx(1 / 3), "top_1": pytest.approx(2 / 3), "top_3": 1, "macro_f1": pytest.approx((2 / 3 + 0) / 2),
-        "family_accuracy": pytest.approx(1 / 3), "abstained": pytest.approx(1 / 3),
-    }  # fmt: skip
-    assert known["macro_f1"].value == pytest.approx(
-        f1_score(["s", "s", "x"], ["s", "x", "-"], labels=["s", "x"], average="macro", zero_division=0)
-    )
-    others = group_identification(answers, ["midjourney-7"], (1,))
-    assert (others["accuracy"].why, others["family_accuracy"].value, others["abstained"].value) == ("no image of a known generator", 1, 0)
 
 
 def test_rows_of_tables_without_rankings_count_too():

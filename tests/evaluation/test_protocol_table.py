@@ -94,22 +94,6 @@ def test_both_averages_stand_under_their_names():
     assert [(row["name"], row["n"]) for row in table["rows"]] == [("real", 100), ("a", 40), ("b", 60)]
 
 
-def test_version_two_weights_by_images_and_shows_its_meaningless_f1():
-    table = table_of(load_protocol("openfake-v2"), [system_from("d", groups())]).written()
-    assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
-    [meaningless] = [one["cells"]["d"]["value"] for one in table["footers"] if "meaningless" in one["name"]]
-    assert meaningless == pytest.approx((40 * 2 * 0.75 / 1.75 + 60 * 1.0) / 200)
-
-
-def test_rows_by_year_of_release():
-    released = {"a": "2024-05-01", "b": "2025", "c": "2024-11-02"}
-    system = system_from("d", groups(c=("fake", 0, 10), e=("fake", 1, 1)), released=released)
-    table = table_of(load_protocol("openfake-v2"), [system]).written()
-    assert [row["name"] for row in table["rows"]] == ["real", "released 2024", "released 2025", "a", "c", "b", "e"]
-    assert table["cells"]["d"]["released 2024"]["value"] == pytest.approx(0.6)
-    assert table["cells"]["d"]["released 2024"]["n"] == 50
-
-
 def test_each_generator_against_all_reals_and_their_mean():
     """GRIP's and sidbench's way, against scikit-learn on the images themselves."""
     images = {"real": np.repeat([-2.0, 2.0], [90, 10]), "a": np.repeat([2.0, -2.0], [30, 10]), "b": np.repeat([2.0], 60)}

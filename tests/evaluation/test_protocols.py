@@ -156,33 +156,6 @@ def test_the_cards_and_the_protocols_say_the_same():
         assert card["OpenFake v1 test", "F1"] == ours["F1"]
 
 
-def test_known_wrong_cells_are_marked_and_no_others_are_impossible():
-    """OpenSDI's cells by arithmetic: an F1 is never less than the IoU of the same images, and F1 and accuracy of even classes bound each
-    other; what cannot be, within rounding, is marked, and nothing else is for that reason.
-    """
-    impossible = set()
-    for one in load_protocol("opensdi").reference:
-        for generator in ("SD1.5", "SD2.1", "SDXL", "SD3", "Flux.1"):
-            cell = {name: one.rows.get(f"{generator}, {name}") for name in ("F1", "accuracy", "pixel IoU", "pixel F1")}
-            if cell["pixel IoU"] is not None and cell["pixel F1"] < cell["pixel IoU"]:
-                impossible |= {(one.column, f"{generator}, pixel IoU"), (one.column, f"{generator}, pixel F1")}
-            if cell["F1"] is not None and not consistent(cell["F1"], cell["accuracy"]):
-                impossible |= {(one.column, f"{generator}, F1"), (one.column, f"{generator}, accuracy")}
-    marked = {(one.column, name) for one in load_protocol("opensdi").reference for name, why in one.marks.items() if "Impossible" in why}
-    assert impossible == marked
-    assert {name for name, _ in marked} == {"ObjectFormer", "TruFor", "IML-ViT"}
-
-
-def consistent(f1, accuracy, rounding=5e-5):
-    for f in (f1 - rounding, f1, f1 + rounding):
-        for a in (accuracy - rounding, accuracy, accuracy + rounding):
-            found = (1 - a) * f / (1 - f) / 2  # fakes found, as a share of all images
-            missed = 0.5 - found
-            if -1e-9 <= missed <= 0.5 and -1e-9 <= 1 - a - missed <= 0.5:
-                return True
-    return False
-
-
 def test_means_that_are_published_are_means_of_their_cells():
     for one in load_protocol("opensdi").reference:
         for figure in ("F1", "accuracy", "pixel IoU", "pixel F1"):

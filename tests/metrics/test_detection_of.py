@@ -133,6 +133,8 @@ def test_one_class_has_only_its_own_rate_and_what_is_of_single_images():
     assert fakes["auc"].why == "it needs real and fake images"
     assert values(detection_of(EMPTY, ScoreHistogram.of([2.0, -1.0])))["tnr"] == 0.5
     assert set(values(detection_of(EMPTY, EMPTY)).values()) == {None}
+    with pytest.raises(ValueError, match="a threshold is a finite number, not nan"):
+        detection_of(EMPTY, EMPTY, threshold=float("nan"))
 
 
 def test_a_huge_score_costs_what_it_says_and_overflows_nothing():
@@ -155,11 +157,6 @@ def test_yes_and_no_rank_nothing_and_are_chances_only_where_calibrated():
     assert list(found) == list(DETECTION)
     calibrated = detection_of(*histograms(*BOTH["few values"]), continuous=False, calibration=CALIBRATION)
     assert {name for name, figure in calibrated.items() if figure.value is None} == set(RANKING)
-
-
-def test_a_threshold_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match="a threshold is a finite number, not nan"):
-        detection_of(EMPTY, EMPTY, threshold=float("nan"))
 
 
 @pytest.mark.parametrize("case", ["ties", "few values"])

@@ -41,13 +41,7 @@ def test_the_stability_index_is_its_definition():
     found = stability_index(ScoreHistogram.of(first), ScoreHistogram.of(second))
     assert found[0] == pytest.approx(((a - b) * np.log(a / b)).sum(), abs=1e-12)
     assert found == pytest.approx(stability_index(ScoreHistogram.of(second), ScoreHistogram.of(first)))
-    assert found[1] < 1e-6
-
-
-def test_both_err_as_often_as_they_say():
-    found = [drift_of(ScoreHistogram.of(normal(seed, 400)), ScoreHistogram.of(normal(seed + 5_000, 300))) for seed in range(200)]
-    assert 0.02 <= np.mean([one.psi_p < 0.05 for one in found]) <= 0.08
-    assert 0.015 <= np.mean([one.ks_p < 0.05 for one in found]) <= 0.07
+    assert found[1] == pytest.approx(chi2.sf(found[0] * 750, 9), rel=1e-6)  # 1,000 × 3,000 / 4,000 images
 
 
 def test_few_values_make_few_bins():

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.evaluation.audit.sample import AuditStratum, allotted, count, plan_strata, strata_of, stratum_codes
+from ray_app.evaluation.audit.sample import allotted, count, plan_strata, strata_of, stratum_codes
 from ray_app.metrics.arrays import ScoreHistogram
 from tests.evaluation.audit.made import archive, run_of
 
@@ -65,13 +65,3 @@ def test_doubtful_strata_are_asked_about_more(made):
     highest_reals = next(one for one in strata if one.verdict == "real" and one.high is None)
     assert share[highest_reals.words] > 4 * share[lowest_reals.words]
     assert all(one.drawn >= 15 for one in strata)
-
-
-def test_a_stratum_is_told_and_read_back():
-    for stratum, words in (
-        (AuditStratum("real", 5, -3.0, -1.25), "real, score from -3.00 below -1.25"),
-        (AuditStratum("real", 5, drawn=2), "real"),
-        (AuditStratum("abstain", 1, scored=False), "abstain, no score"),
-    ):
-        assert AuditStratum.of_row(stratum.row()) == stratum
-        assert stratum.words == words

@@ -163,16 +163,6 @@ def test_parts_that_divide_a_group_are_refused_and_both_images_named(columns, pl
     assert "--regroup" in refused.value.hint
 
 
-@pytest.mark.parametrize(("columns", "places", "words"), CROSSINGS)
-def test_groups_that_are_divided_are_moved_whole_where_that_is_asked(columns, places, words):
-    images = divided_by_user(**columns)
-    groups = groups_of(images)
-    parts, moved = given_parts(images, groups, regroup=True)
-    assert moved == 1
-    assert all(len(set(parts[groups == group])) == 1 for group in np.unique(groups))
-    assert set(parts[list(places)]) == {min(PARTS.index(images.part[place]) for place in places)}  # one each: the earlier part
-
-
 def test_a_group_goes_where_most_of_it_is():
     source = [None, "a", "a", None, "a", *[None] * 13]
     images = divided_by_user(source=source)

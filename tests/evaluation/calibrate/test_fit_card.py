@@ -63,12 +63,6 @@ def test_what_is_fitted_on_which_part(images, parts):
     assert card.calibration(np.ones(1)) == pytest.approx(fit(stacked, calibrating.fake)(np.ones(1)) + there)
 
 
-def test_weighted_is_stacked_in_numbers_that_people_read(images, parts):
-    stacked, weighted = (fit_card(divided(images, parts), MEMBERS, asked(rule=rule)) for rule in ("stacked", "weighted"))
-    assert weighted.scores(images) == pytest.approx(stacked.scores(images), abs=1e-9)
-    assert all(member.weight > 0.5 for member in weighted.card.members)
-
-
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
 def test_a_prevalence_moves_the_chances_and_finds_the_same_fakes(images, parts, method):
     usual, rare = (fit_card(divided(images, parts), MEMBERS, asked(method=method, prevalence=one)) for one in (None, 0.001))

@@ -117,8 +117,3 @@ def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
     assert row["found_by_all_on_all"] == pytest.approx(made.card.thresholds.true_positive_rate, abs=0.05)
     assert row["found"] <= row["found_by_all_on_all"] + 0.05
     assert of_cascade(made, divided(images, parts), asked()) is None
-    scores = choosing.scores["coarse"]
-    copied = np.flatnonzero((parts == CHOOSE) & ~images.fake & (images.scores["coarse"] > np.quantile(scores[~choosing.fake], 0.995)))
-    again = np.concatenate([np.arange(len(images)), np.repeat(copied, 5)])
-    twice = divided(images.take(again), parts[again])
-    assert of_cascade(with_thresholds(one.fitted, twice, config), twice, config).found_by_all_on_all == row["found_by_all_on_all"]

@@ -144,16 +144,6 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(place, options, words,
     assert not (place / "refused.yaml").exists()
 
 
-def test_two_generators_are_too_few_unless_they_are_shared(images, tmp_path, capsys):
-    few = type(images)(**{**vars(images), "generator": [f"g{place % 2}" if fake else None for place, fake in enumerate(images.fake)]})
-    run_of(tmp_path / "run", few)
-    labels_of(tmp_path / "labels.csv", few)
-    assert calibrate(tmp_path, tmp_path / "card.yaml") == 2
-    assert "--share-generators" in capsys.readouterr().err
-    assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators") == 0
-    assert "nothing is known of generators that were not seen" in load_ensemble_card(tmp_path / "card.yaml").notes
-
-
 def test_a_near_duplicate_on_both_sides_is_refused_or_regrouped(images, tmp_path, capsys):
     parts = np.random.default_rng(0).choice(["fit", "calibrate", "choose"], len(images), p=[0.3, 0.2, 0.5]).tolist()
     phash = [f"{number:016x}" for number in np.random.default_rng(0).integers(0, 2**63, len(images)).tolist()]
