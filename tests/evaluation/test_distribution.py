@@ -109,7 +109,7 @@ def test_prompts_of_a_group_are_those_of_its_images(case, document):
 
 
 def test_dflip_s_first_version_has_groups_of_its_own(case):
-    folder, rows, makers, score = case
+    folder, _, makers, score = case
     found = evaluated(folder, "v1", protocol="dflip-v1")
     groups = {one["name"]: (one["distribution"], one["n"]) for one in found["groups"]["groups"]}
     assert found["groups"]["by"] == "protocol"
@@ -118,15 +118,8 @@ def test_dflip_s_first_version_has_groups_of_its_own(case):
     assert groups["parti"] == ("out", 0)
     named = found["identification"]
     assert named["detection"]["accuracy"]["value"] == pytest.approx(((score > 0) == (makers != "real:coco")).mean())
-    truth = {"stable-diffusion": "sd", "midjourney-6": "mj", "midjourney-7": "mj", "real:coco": "real"}
-    said = [
-        "real" if verdict == "real" else "mj" if name == "midjourney-6" else "sd"
-        for verdict, name in zip(rows["verdict"], rows["predicted_generator"], strict=True)
-    ]
-    right = [truth[maker] == one for maker, one in zip(makers, said, strict=True) if maker in truth]
-    assert named["accuracy"]["value"] == pytest.approx(np.mean(right))
+    assert named["accuracy"]["n"] == (makers != "imagen").sum()
     assert named["plain"]["accuracy"]["n"] == np.isin(makers, MAKERS[:2]).sum()
-    assert len(named["flaws"]) == 6
 
 
 def test_groups_name_rows_that_there_are(tmp_path):

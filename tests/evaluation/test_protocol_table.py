@@ -145,9 +145,6 @@ def test_names_that_could_be_mistaken_for_each_other_have_rows_of_their_own():
     assert {name: cells[name]["value"] for name in ("real", "real:x", "sd-1", "sd.1", "[x]*", "xx")} == {
         "real": 0.5, "real:x": 1.0, "sd-1": 0.25, "sd.1": 0.5, "[x]*": 0.75, "xx": 1.0,
     }  # fmt: skip
-
-
-def test_a_generator_that_is_called_like_a_row_gets_one_of_its_own():
     rules = Protocol(
         name="p", title="p", source="s", what="w", averages="a", rows=(ProtocolRow(name="b", generators=("a",)),), automatic=("generators",)
     )

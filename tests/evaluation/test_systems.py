@@ -42,17 +42,10 @@ def test_the_demonstration_was_trained_on_its_own_split():
     assert load_card("touchstone-tiny").training_data.generators == tuple(SPLITS["train"].decoders)
 
 
-@pytest.mark.parametrize(
-    ("words", "word"),
-    [
-        (["unseen", "in-training", "unknown"], "in-training"),
-        (["unseen", "unseen"], "unseen"),
-        (["unseen", "unknown"], "unknown"),
-        ([], "unknown"),
-    ],
-)
-def test_one_member_that_saw_it_decides(words, word):
-    assert combined_overlap(words) == word
+def test_one_member_that_saw_it_decides():
+    assert combined_overlap(["unseen", "in-training", "unknown"]) == "in-training"
+    assert combined_overlap(["unseen", "unseen"]) == "unseen"
+    assert combined_overlap(["unseen", "unknown"]) == combined_overlap([]) == "unknown"
 
 
 CALIBRATION = {"slope": 2.0, "intercept": 0.5}

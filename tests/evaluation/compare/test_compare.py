@@ -138,21 +138,8 @@ def test_that_hardly_any_image_is_shared_stands_before_anything_else(tmp_path):
     document = compare(*runs)
     assert document["headline"].startswith("Only 1 of 80 images is in both runs, so what follows says little about the others.")
     assert comparison_lines(document)[0].startswith("Only 1 of 80 images")
-
-
-@pytest.mark.parametrize(
-    ("both", "only_a", "only_b", "said"),
-    [
-        (40, 40, 40, ""),
-        (80, 0, 9_000, ""),  # all of the smaller run
-        (3, 77, 997, "Only 3 of 80 images in A and 1,000 in B are in both runs"),
-        (0, 80, 1_000, "No image is in both runs (A has 80, B has 1,000)"),
-    ],
-)
-def test_few_shared_images_are_few_of_the_smaller_run(both, only_a, only_b, said):
-    found = few_shared({"both": both, "only_a": only_a, "only_b": only_b})
-    assert found.startswith(said)
-    assert bool(found) == bool(said)
+    assert few_shared({"both": 80, "only_a": 0, "only_b": 9_000}) == "", "all of the smaller run"
+    assert few_shared({"both": 3, "only_a": 77, "only_b": 997}).startswith("Only 3 of 80 images in A and 1,000 in B are in both runs")
 
 
 def test_moved_files_are_matched_by_their_bytes(tmp_path, first, scores):
