@@ -96,6 +96,7 @@ def test_rows_of_tables_without_rankings_count_too():
     bare = {"label": "fake", "generator": "flux", "predicted_generator": "sd"}
     found = identification_of(lambda names: [one for rows in ([ranked], [bare, bare]) for one in tables_of(rows)(names)])
     assert (found["accuracy"]["n"], found["accuracy"]["value"], found["top_3"]["n"]) == (3, pytest.approx(1 / 3), 3)
+    assert identification_of(tables_of([bare]), known=["sd"])["open_set_auroc"]["why"] == "no confidence beside the predicted generators"
 
 
 def test_runs_that_name_nothing_have_no_section(tmp_path):

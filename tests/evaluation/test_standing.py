@@ -9,7 +9,7 @@ from ray_app.cli.main import touchstone
 from ray_app.detectors import load_card
 from ray_app.detectors.weights import stated_digest, weights_digest
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.standing import cost_of, evaluate_command, measured_ms, standing_of
+from ray_app.evaluation.standing import cost_of, evaluate_command, measured_ms, options_of, standing_of
 from ray_app.evaluation.systems import System
 from ray_app.scoring.config import ScoreConfig
 
@@ -91,3 +91,5 @@ def test_the_command_of_an_evaluation_makes_the_same_settings_again():
     parsed = touchstone.commands["evaluate"].make_context("evaluate", words[2:]).params
     assert (parsed["detectors"], parsed["perturb"], parsed["limit"], parsed["protocol"]) == (("unifd", "npr"), ("standard",), 9, "grip")
     assert set(parsed["assignments"]) == {"score.batch_slots=7", "seed=3"}
+    usual = ScoreConfig().model_dump(mode="json")
+    assert options_of(usual | {"detectors": ["npr"], "ensemble": "other"}, usual) == ["--detector", "npr"]

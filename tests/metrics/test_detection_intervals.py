@@ -81,6 +81,7 @@ def test_a_lead_at_seven_generators_of_ten_is_no_lead_at_further_ones():
     assert these == significance.delong_paired(a, b, fake)
     assert further.difference.value == pytest.approx(these.difference.value)
     assert further.test == "clustered delong"
+    assert clustered_tests.delong_of(a, a, fake, names).p == 1.0
     assert these.p < 0.01 < 0.05 < further.p
     assert np.ptp(further.difference.interval) > 2 * np.ptp(these.difference.interval)
     shares, of_images = clustered_tests.mcnemar_of_shares(*right, fake, names), clustered_tests.mcnemar_of_shares(*right, fake, None)

@@ -67,14 +67,6 @@ def test_ids_that_a_spreadsheet_has_rounded_are_passed_over_for_the_names_of_fil
     assert read_answers(write(tmp_path / "mangled.csv", mangled), world[2]) == expected
 
 
-def test_blanks_unsure_ones_and_others_are_counted_apart(world, tmp_path):
-    rows = rows_of(world)
-    rows[0]["label"], rows[1]["label"], rows[2]["label"] = "", " Unsure ", "unsure"
-    other = rows[3] | {"image_id": "12345", "uri": "/elsewhere.jpg"}
-    found = read_answers(write(tmp_path / "labels.csv", [*rows, other, rows[4]]), world[2])
-    assert (found.blank, found.unsure, found.others, found.labelled) == (1, 2, 1, 297)
-
-
 def test_what_are_no_labels_of_the_sample_is_refused(world, tmp_path):
     audit, rows = world[2], rows_of(world)
     with pytest.raises(ConfigError, match=r"row 2: 'maybe' is no label"):
@@ -91,10 +83,12 @@ def test_what_are_no_labels_of_the_sample_is_refused(world, tmp_path):
 def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
     run, out, audit, truth = world
     rows = rows_of(world)
-    rows[0]["label"], rows[1]["label"] = "", "unsure"
-    document = estimate(run.store.url, write(out / "labels.csv", rows), tmp_path)
+    rows[0]["label"], rows[1]["label"] = "", " Unsure "
+    other = rows[2] | {"image_id": "12345", "uri": "/elsewhere.jpg"}
+    document = estimate(run.store.url, write(out / "labels.csv", [*rows, other, rows[3]]), tmp_path)
     assert json.loads((tmp_path / "result.json").read_text()) == document
     answers = read_answers(str(out / "labels.csv"), audit)
+    assert (answers.blank, answers.unsure, answers.others, answers.labelled) == (1, 1, 1, 298)
     assert document["figures"] == {name: one.row() for name, one in archive_figures(answers.strata).items()}
     low, high = document["figures"]["prevalence"]["interval"]
     assert low < sum(truth.values()) / len(truth) < high
@@ -105,6 +99,7 @@ def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
         f"{unscored:,} files of the archive without a verdict: nothing is known of them",
         "1 image left out as unsure: beside each figure stands how far they could move it",
         "1 image of the sample without a label: as if not drawn",
+        "1 label left out: of images that were not drawn",
     ]
 
 

@@ -108,6 +108,13 @@ def test_noise_of_rounding_is_not_worth_saying(first, other_run, scores):
     assert document["headline"].startswith("No difference that matters")
 
 
+def test_a_few_images_are_not_enough_to_say_anything(tmp_path, photos, scores):
+    few = {name: column[:8] for name, column in scores.items()}
+    noise = np.random.default_rng(5).normal(0.1, 1, 8)
+    runs = [make_run(tmp_path / side, NAMES[:8], few | {TINY: few[TINY] + by}, list_in=photos) for side, by in (("a", 0), ("b", noise))]
+    assert "mean_shift" not in {one["what"] for one in compare(*runs)["findings"]}
+
+
 def test_two_halves_of_one_archive_have_not_drifted(tmp_path):
     runs = [make_run(tmp_path / str(half), names_of(N // 2, f"half{half}"), {TINY: log_odds(half + 20, N // 2)}) for half in (0, 1)]
     document = compare(*runs)
