@@ -13,7 +13,7 @@ REPLIES = {"fake": (1.0, -1.0), "real": (-1.0, 1.0)}
 RANKING = {"fake": (5.0, -1.0), "real": (-3.0, 1.0)}
 
 
-def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=None, strict=True, released=None, extras=()):
+def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=None, extras=()):
     """`groups`: by generator (label, images judged correctly, images)."""
     cells = Cells()
     for generator, (label, right, n) in groups.items():
@@ -26,6 +26,5 @@ def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=No
         if missing := (unscored or {}).get(generator):
             cells.rows[cell, "corrupt_image", None] += missing
         cells.joined = cells.rows.total()
-    system = System(name, "detector", name, 0.0, strict, card=card)
-    asked = SystemOptions(Intervals("images", None), extras=frozenset(extras), released=lambda generator: (released or {}).get(generator))
-    return system_of(system, cells, asked)
+    system = System(name, "detector", name, 0.0, strict=True, card=card)
+    return system_of(system, cells, SystemOptions(Intervals("images", None), extras=frozenset(extras)))

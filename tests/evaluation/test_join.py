@@ -63,11 +63,6 @@ def test_colliding_words_are_told_apart(tmp_path):
         labels_of(tmp_path, [{"uri": str(number), "label": 1} for number in range(9)], bits=2)
 
 
-def test_doubled_labels_count_once(tmp_path):
-    index = labels_of(tmp_path, [{"sha256": "AA", "label": 1}, {"sha256": "bb", "label": 0}, {"sha256": "aa", "label": "fake"}])
-    assert (index.rows, index.doubled, len(index.words)) == (3, 1, 2)
-
-
 def test_contradictions_are_named(tmp_path):
     rows = [{"uri": "/a.jpg", "label": 1}, {"uri": "/b.jpg", "label": 0}, {"uri": "/a.jpg", "label": 0}]
     with pytest.raises(ConfigError, match=r"/a\.jpg is labelled twice: row 1 says fake of unknown, row 3 says real of real"):
@@ -100,9 +95,8 @@ def test_too_many_generators_are_refused(tmp_path):
 
 
 def test_only_labels_of_a_split(tmp_path):
-    index = labels_of(
-        tmp_path, [{"uri": f"/{number}", "label": 1, "split": ("test", "train")[number % 2]} for number in range(5)], split="test"
-    )
+    rows = [{"uri": f"/{number}", "label": 1, "split": ("test", "train")[number % 2]} for number in range(5)]
+    index = labels_of(tmp_path, rows, split="test")
     assert (index.rows, index.other_split, len(index.words)) == (5, 2, 3)
 
 
@@ -116,13 +110,9 @@ def test_kinds_and_generators(tmp_path):
     ]
     index = labels_of(tmp_path, rows)
     found = index.truth(table_of({"uri": [row["uri"] for row in rows], "member": pa.nulls(5, pa.string())}))
-    assert [found.groups[code] for code in found.codes] == [
-        EvaluationGroup("local", "unknown"),
-        EvaluationGroup("whole", "flux"),
-        EvaluationGroup("local", "unknown"),
-        EvaluationGroup("real", "real:camera"),
-        EvaluationGroup("whole", "unknown"),
-    ]
+    assert [(found.groups[code].kind, found.groups[code].generator) for code in found.codes] == [
+        ("local", "unknown"), ("whole", "flux"), ("local", "unknown"), ("real", "real:camera"), ("whole", "unknown"),
+    ]  # fmt: skip
 
 
 def test_joined_rows_carry_texts(tmp_path):
@@ -138,12 +128,8 @@ def test_joined_rows_carry_texts(tmp_path):
 
 
 def test_a_runs_own_labels():
-    fields = {
-        "label": pa.array([0, 1, None, 1]),
-        "label_name": pa.array(["fake", "real", None, "fake"]),
-        "prompt": pa.array(["p", None, "q", "r"]),
-    }
-    table = pa.table({"uri": list("abcd"), "input": pa.StructArray.from_arrays(list(fields.values()), list(fields))})
+    told = zip([0, 1, None, 1], ["fake", "real", None, "fake"], ["p", None, "q", "r"], strict=True)
+    table = pa.table({"uri": list("abcd"), "input": [dict(zip(("label", "label_name", "prompt"), one, strict=True)) for one in told]})
     own = OwnLabels("run")
     truth = own.truth(table)
     assert [None if code < 0 else truth.groups[code] for code in truth.codes] == [

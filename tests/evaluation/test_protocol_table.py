@@ -1,13 +1,12 @@
-import json
 from functools import cache
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ray_app.detectors import load_card
 from ray_app.evaluation import protocols
-from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, reference_of, table_of
+from ray_app.evaluation.protocols import Protocol, ProtocolFooter, ProtocolRow, table_of
 from ray_app.reports.evaluation.model import LocalizationFacts
 from tests.evaluation.counted import HARD, RANKING, REPLIES, system_from
 
@@ -33,8 +32,7 @@ def openfake_table(name):
     for model, row in MODELS.items():
         n = N_REAL if row == "real" else N_FAKE
         groups[model] = ("real" if row == "real" else "fake", round(cells[row] * n), n)
-    system = system_from(name, groups, scores=SCORES.get(name, HARD))
-    return system, table_of(load_protocol("openfake-v1"), [system]).written()
+    return table_of(load_protocol("openfake-v1"), [system_from(name, groups, scores=SCORES.get(name, HARD))]).written()
 
 
 def footer(table, name, system):
@@ -42,46 +40,23 @@ def footer(table, name, system):
     return found["cells"][system]
 
 
-@pytest.mark.parametrize("name", ["SwinV2-small", "CLIP-D-10k+", "Corvi2023", "Fusion", "InternVL"])
-def test_openfakes_cells_come_out_of_their_counts(name):
-    _, table = openfake_table(name)
-    for row in MODELS.values():
-        assert table["cells"][name][row]["value"] == pytest.approx(published(name).rows[row], abs=1e-12)
-        assert table["cells"][name][row]["method"] == "clopper-pearson"
-
-
 @pytest.mark.parametrize("name", ["CLIP-D-10k+", "Corvi2023", "Fusion", "InternVL"])
 def test_openfakes_averages_come_out_of_its_counts(name):
     """Three decimals as printed, and what is printed as ROC AUC is balanced accuracy."""
-    _, table = openfake_table(name)
+    table = openfake_table(name)
+    for row in MODELS.values():
+        assert table["cells"][name][row]["value"] == pytest.approx(published(name).rows[row], abs=1e-12)
+        assert table["cells"][name][row]["method"] == "clopper-pearson"
     for figure in (UNWEIGHTED, "F1", BALANCED):
         assert f"{footer(table, figure, name)['value']:.3f}" == f"{published(name).rows[figure]:.3f}"
     # Of evenly many images of each generator the two averages are one.
     assert footer(table, WEIGHTED, name)["value"] == pytest.approx(footer(table, UNWEIGHTED, name)["value"], abs=1e-12)
-
-
-def test_the_auc_of_hard_decisions_is_what_openfake_printed():
-    """The ranking AUC of scores that are but a verdict is balanced accuracy: that is how four columns came by theirs."""
-    for name in ("CLIP-D-10k+", "Corvi2023", "Fusion"):
-        _, table = openfake_table(name)
-        assert footer(table, "ROC AUC", name)["value"] == pytest.approx(footer(table, BALANCED, name)["value"], abs=1e-12)
-        cells = published(name).rows
-        hits = [round(cells[row] * N_FAKE) for row in list(MODELS.values())[1:]]
-        right = round(cells["real"] * N_REAL)
-        truth = np.repeat([1, 0], [5 * N_FAKE, N_REAL])
-        said = np.repeat([1, 0, 0, 1], [sum(hits), 5 * N_FAKE - sum(hits), right, N_REAL - right])
-        assert f"{roc_auc_score(truth, said):.3f}" == f"{cells[BALANCED]:.3f}"
-
-
-def test_replies_have_no_auc():
-    system, table = openfake_table("InternVL")
-    assert system.output == "binary"
-    assert footer(table, "ROC AUC", "InternVL")["value"] is None
-    assert "no ranking" in footer(table, "ROC AUC", "InternVL")["why"]
+    auc = footer(table, "ROC AUC", name)
+    assert "no ranking" in auc["why"] if name == "InternVL" else auc["value"] == pytest.approx(footer(table, BALANCED, name)["value"])
 
 
 def test_swins_column_is_true_where_it_can_be_and_marked_where_not():
-    _, table = openfake_table("SwinV2-small")
+    table = openfake_table("SwinV2-small")
     marks = published("SwinV2-small").marks
     average, f1 = footer(table, UNWEIGHTED, "SwinV2-small")["value"], footer(table, "F1", "SwinV2-small")["value"]
     assert average == pytest.approx(0.9978, abs=1e-12)
@@ -116,28 +91,7 @@ def test_both_averages_stand_under_their_names():
     table = table_of(None, [system_from("d", groups())]).written()
     assert footer(table, UNWEIGHTED, "d")["value"] == pytest.approx((0.75 + 1) / 2)
     assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
-    assert [row["name"] for row in table["rows"]] == ["real", "a", "b"]
-    assert [row["n"] for row in table["rows"]] == [100, 40, 60]
-
-
-def test_version_two_weights_by_images_and_shows_its_meaningless_f1():
-    table = table_of(load_protocol("openfake-v2"), [system_from("d", groups())]).written()
-    assert footer(table, WEIGHTED, "d")["value"] == pytest.approx(0.9)
-    [meaningless] = [one["cells"]["d"]["value"] for one in table["footers"] if "meaningless" in one["name"]]
-    assert meaningless == pytest.approx((40 * 2 * 0.75 / 1.75 + 60 * 1.0) / 200)
-
-
-def test_rows_by_year_of_release():
-    released = {"a": "2024-05-01", "b": "2025", "c": "2024-11-02"}
-    table = table_of(
-        load_protocol("openfake-v2"), [system_from("d", groups(c=("fake", 0, 10), e=("fake", 1, 1)), released=released)]
-    ).written()
-    assert [row["name"] for row in table["rows"]] == ["real", "released 2024", "released 2025", "a", "c", "b", "e"]
-    assert table["cells"]["d"]["released 2024"]["value"] == pytest.approx(0.6)
-    assert table["cells"]["d"]["released 2024"]["n"] == 50
-    assert "released 2024" not in {
-        row["name"] for row in table_of(load_protocol("openfake-v2"), [system_from("d", groups())]).written()["rows"]
-    }
+    assert [(row["name"], row["n"]) for row in table["rows"]] == [("real", 100), ("a", 40), ("b", 60)]
 
 
 def test_each_generator_against_all_reals_and_their_mean():
@@ -153,8 +107,6 @@ def test_each_generator_against_all_reals_and_their_mean():
 def test_sidbench_needs_figures_of_each_generator():
     extras = ("average_precision", "oracle_accuracy")
     table = table_of(load_protocol("sidbench"), [system_from("d", groups(), extras=extras), system_from("e", groups())]).written()
-    from sklearn.metrics import average_precision_score
-
     truth, scores = np.repeat([1, 0], [40, 100]), np.repeat([2.0, -2.0, -2.0, 2.0], [30, 10, 90, 10])
     assert table["cells"]["d"]["a, AP"]["value"] == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
     assert table["cells"]["d"]["a, accuracy at oracle threshold"]["value"] == pytest.approx(120 / 140)
@@ -193,9 +145,6 @@ def test_names_that_could_be_mistaken_for_each_other_have_rows_of_their_own():
     assert {name: cells[name]["value"] for name in ("real", "real:x", "sd-1", "sd.1", "[x]*", "xx")} == {
         "real": 0.5, "real:x": 1.0, "sd-1": 0.25, "sd.1": 0.5, "[x]*": 0.75, "xx": 1.0,
     }  # fmt: skip
-
-
-def test_a_generator_that_is_called_like_a_row_gets_one_of_its_own():
     rules = Protocol(
         name="p", title="p", source="s", what="w", averages="a", rows=(ProtocolRow(name="b", generators=("a",)),), automatic=("generators",)
     )
@@ -229,11 +178,9 @@ def test_rows_of_masks_are_read_at_the_protocols_size():
     system = system_from("d", {"real": ("real", 90, 100), "sd15": ("fake", 50, 100)}, kinds={"sd15": "local"})
     protocol = load_protocol("opensdi")
     assert table_of(protocol, [system], LocalizationFacts.model_validate(masks)).written()["cells"]["d"]["SD1.5, pixel F1"] == figure
-    assert (
-        table_of(protocol, [system]).written()["cells"]["d"]["SD1.5, pixel F1"]["why"]
-        == "this detector draws no masks, or they were not measured"
-    )
-    assert table_of(protocol, [system]).written()["cells"]["d"]["SD1.5, F1"]["value"] == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))
+    cells = table_of(protocol, [system]).written()["cells"]["d"]
+    assert cells["SD1.5, pixel F1"]["why"] == "this detector draws no masks, or they were not measured"
+    assert cells["SD1.5, F1"]["value"] == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))
 
 
 def test_families_that_cannot_be_named_say_why():
@@ -251,26 +198,3 @@ def test_missing_figures_of_version_one_of_dflip():
     assert table["cells"]["d"]["sdft"]["n"] == 100
     assert footer(table, "accuracy (a missing prediction is wrong)", "d")["value"] == pytest.approx((90 + 30 + 60 + 8) / 228)
     assert footer(table, "accuracy (of scored images)", "d")["value"] == pytest.approx((90 + 30 + 60 + 8) / 208)
-
-
-def test_references_say_whose_they_are_and_what_is_wrong():
-    columns = [one.written() for one in reference_of(load_protocol("openfake-v1"))]
-    assert [one["system"] for one in columns] == [
-        "openfake-swinv2-small", "clip-d-10k-plus:thumb1024", "corvi2023:thumb1024", None, "internvl-prompt",
-    ]  # fmt: skip
-    assert set(columns[0]) == {"column", "system", "source", "mark", "marks", "rows"}
-    assert columns[3]["mark"]
-    assert not columns[0]["mark"]
-    assert reference_of(None) == []
-
-
-def test_one_class_alone_has_a_table_too():
-    table = table_of(load_protocol("openfake-imagen3"), [system_from("d", {"imagen-3": ("fake", 700, 1500)})]).written()
-    assert table["cells"]["d"]["Imagen 3"]["value"] == footer(table, "TPR", "d")["value"] == pytest.approx(700 / 1500)
-
-
-def test_a_table_is_plain_json():
-    for name in ("openfake-v1", "opensdi", "sidbench", "open-deepfake", "dflip-v1", "community-forensics"):
-        table = table_of(load_protocol(name), [system_from("d", groups())]).written()
-        assert json.loads(json.dumps(table, allow_nan=False)) == table
-    assert table_of(load_protocol("openfake-v1"), []).written()["cells"] == {}

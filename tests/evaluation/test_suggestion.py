@@ -21,26 +21,24 @@ def drawn(groups=40, per_group=30, seed=0, skill=(0.0, 1.2, 0.0, 0.0, 1.6, 1.6, 
 
 
 def test_it_picks_what_knows_something_and_never_both_copies():
-    for seed in range(1):
-        scores, fake, groups = drawn(seed=seed)
-        found = suggest(scores, fake, folds_of(groups, fake), FREE)
-        assert {4 if one == 5 else one for one in found.chosen} == set(INFORMATIVE)
-        assert len(found.chosen) == 3
-        assert set(found.copies.items()) in ({(5, 4)}, {(4, 5)})
-        assert found.steps[0].detector in COPIES
-        assert all(step.gain > 0 and step.lowest <= step.figure <= step.highest for step in found.steps)
+    scores, fake, groups = drawn()
+    found = suggest(scores, fake, folds_of(groups, fake), FREE)
+    assert sorted(4 if one == 5 else one for one in found.chosen) == list(INFORMATIVE)
+    assert set(found.copies.items()) in ({(5, 4)}, {(4, 5)})
+    assert found.steps[0].detector in COPIES
+    assert all(step.gain > 0 and step.lowest <= step.figure <= step.highest for step in found.steps)
 
 
 def test_its_figure_is_not_optimistic():
     """Of detectors that know nothing the best by chance is chosen, and said to know nothing; of others it says what fresh images do."""
-    noise = [drawn(groups=20, per_group=20, seed=seed, skill=(0.0,) * 8) for seed in range(8)]
+    noise = [drawn(groups=20, per_group=20, seed=seed, skill=(0.0,) * 8) for seed in range(6)]
     told = [suggest(scores, fake, folds_of(groups, fake), FREE, size=1).steps[0].figure for scores, fake, groups in noise]
     best = [max(area(scores[:, at], fake) for at in range(8)) for scores, fake, _ in noise]
     assert np.mean(best) > 0.53
     assert abs(np.mean(told) - 0.5) < 0.03
 
     scores, fake, groups = drawn(groups=60)
-    found = suggest(scores, fake, folds_of(groups, fake), FREE)
+    found = suggest(scores, fake, folds_of(groups, fake), FREE, size=2)
     new, truth, _ = drawn(groups=200, per_group=10, seed=1)
     fresh = area(calibrated(scores[:, found.chosen], fake, new[:, found.chosen]).mean(axis=1), truth)
     assert found.steps[-1].figure == pytest.approx(fresh, abs=0.02)
@@ -80,9 +78,5 @@ def test_other_aims(by):
     assert 0 < found.steps[0].figure < 1
     with pytest.raises(ValueError, match="too few"):
         suggest(scores[::20], fake[::20], folds_of(groups[::20], fake[::20]), FREE, by=by)
-
-
-def test_two_folds_are_too_few():
-    scores, fake, groups = drawn(groups=4)
     with pytest.raises(ValueError, match="three folds"):
-        suggest(scores, fake, folds_of(groups, fake), FREE)
+        suggest(scores, fake, groups % 2, FREE, by=by)

@@ -7,47 +7,38 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from benchmarks.evaluation import write_run as write
-from ray_app.cli.main import main
+from benchmarks.evaluation import write_run
 from ray_app.config import named_configs
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.protocols import load_protocol
 from ray_app.evaluation.run import _completed, evaluate
-from ray_app.reports.leaderboard_model import WEIGHTS, boards_of
 from tests.evaluation.made import cut, random_rows
 
 RELEASED = {"flux": "2024-08-01", "sd-3": "2024-02-22", "inpainter": "2025"}
 
 
-def with_own_labels(folder, places=(), shift=0.0):
+def with_own_labels(folder):
     """A run whose source had columns of labels, as OpenFake version 2 has."""
     columns, truths, scores = random_rows(300, seed=5)
     inputs = [{"label": one["label"], "generator": one["generator"], "release_date": RELEASED.get(one["generator"])} for one in truths]
     columns["input"] = pa.array(inputs)
-    if shift:
-        drawn = {name: (scores[name] + np.float32(shift)) for name in ("a", "b")}
-        columns["scores"] = pa.StructArray.from_arrays([pa.array(one, mask=~np.isfinite(one)) for one in drawn.values()], list(drawn))
-    write(folder, cut(columns, places), ("a", "b"), input=columns["input"].type)
+    write_run(folder, cut(columns, ()), ("a", "b"), input=columns["input"].type)
     return truths, scores
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
-    told = with_own_labels(folder / "run"), with_own_labels(folder / "shifted", [100], shift=0.7)
+    truths, scores = with_own_labels(folder / "run")
     rules = yaml.safe_load(named_configs("evaluate")["openfake-v2"].read_text(encoding="utf-8"))
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules | {"layout": None, "arguments": {}, "split": None}))
-    documents = {}
-    for name in ("run", "shifted"):
-        config = EvaluateConfig(at=(str(folder / name),), out=str(folder / f"{name}-figures"), protocol=str(folder / "rules.yaml"),
-                                thumbnails=False, bootstrap=0)  # fmt: skip
-        documents[name] = evaluate(config).document.written()
-    return folder, told[0], documents
+    config = EvaluateConfig(at=(str(folder / "run"),), out=str(folder / "figures"), protocol=str(folder / "rules.yaml"),
+                            thumbnails=False, bootstrap=0)  # fmt: skip
+    return folder, truths, scores, evaluate(config).document.written()["table"]
 
 
 def test_rows_by_release_are_the_shares_of_their_images(case):
-    _, (truths, scores), documents = case
-    table = documents["run"]["table"]
+    _, truths, scores, table = case
     names = [row["name"] for row in table["rows"]]
     assert names == ["real", "real:camera", "released 2024", "released 2025", "sd-3", "flux", "inpainter"]
     score = scores["b"]
@@ -59,7 +50,7 @@ def test_rows_by_release_are_the_shares_of_their_images(case):
 
 def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
     """The dates of the file hold, also over the run's own."""
-    folder, (truths, _), documents = case
+    folder, truths, _, before = case
     later = {"flux": "2024", "sd-3": "2026-01-01", "inpainter": "2024-12-31"}
     labels = [{"uri": f"/data/{number:06d}.jpg", "member": None if number % 7 else f"{number}.png", "label": truth["label"],
                "generator": truth["generator"], "release_date": later.get(truth["generator"])}
@@ -69,40 +60,21 @@ def test_a_file_of_labels_may_tell_the_releases(case, tmp_path):
                             protocol=str(folder / "rules.yaml"), thumbnails=False, bootstrap=0)  # fmt: skip
     table = evaluate(config).document.written()["table"]
     assert [row["name"] for row in table["rows"]] == ["real", "real:camera", "released 2024", "released 2026", "flux", "inpainter", "sd-3"]
-    before = documents["run"]["table"]["cells"]["b"]
-    assert table["cells"]["b"]["released 2026"] == before["sd-3"]
+    assert table["cells"]["b"]["released 2026"] == before["cells"]["b"]["sd-3"]
 
 
 def test_a_score_at_the_threshold_is_fake_under_version_two(case):
     """Version 2 takes P(fake) of one half for fake, and others do not."""
-    _, (truths, scores), documents = case
+    _, truths, scores, table = case
     fakes = np.array([one["label"] == "fake" for one in truths]) & np.isfinite(scores["a"])
     at = scores["a"][fakes] == 0
     assert at.any()
-    [weighted] = [one for one in documents["run"]["table"]["footers"] if one["name"] == "average TPR (n-weighted)"]
+    [weighted] = [one for one in table["footers"] if one["name"] == "average TPR (n-weighted)"]
     assert weighted["cells"]["a"]["value"] == pytest.approx((scores["a"][fakes] >= 0).mean(), abs=1e-12)
 
 
-def test_two_evaluations_of_the_same_images_stand_in_one_list(case):
-    _, _, documents = case
-    assert documents["run"]["data"]["digest"] == documents["shifted"]["data"]["digest"] != "0" * 16
-    [board] = boards_of(list(documents.items()))
-    assert len(board.entries) == 6
-    assert [reason for reason, _ in board.others] == [WEIGHTS]  # no card is called a or b: nobody knows whose weights these are
-
-
-def test_the_command_makes_the_page_of_what_evaluate_wrote(case, tmp_path, capsys):
-    folder, _, documents = case
-    out = tmp_path / "board.html"
-    assert main(["runs", "leaderboard", str(folder / "run-figures"), str(folder / "shifted-figures"), "--out", str(out)]) == 0
-    assert "6 systems on 1 set of data." in out.read_text(encoding="utf-8")
-    assert json.loads((folder / "run-figures" / "metrics.json").read_text())["table"] == documents["run"]["table"]
-    assert "OpenFake, version 2" in capsys.readouterr().out
-
-
 def test_what_a_protocol_leaves_open_is_not_written_down(case):
-    folder, _, _ = case
-    protocol = load_protocol(str(folder / "rules.yaml")).model_copy(update={"detectors": (), "ensemble": None, "perturb": ()})
+    protocol = load_protocol(str(case[0] / "rules.yaml")).model_copy(update={"detectors": (), "ensemble": None, "perturb": ()})
     score = _completed(EvaluateConfig(at=("photos",), out="figures", score={"limit": 9}), protocol).score
     assert score.model_fields_set == {"limit"}
     named = protocol.model_copy(update={"ensemble": "published", "perturb": ("jpeg:75",)})

@@ -124,10 +124,3 @@ def test_two_systems_are_compared_on_what_neither_saw():
     clean, _ = unseen_sample(table, [one, other], [])
     [test] = paired_tests(clean, [one, other], {one.name: False, other.name: False}, "generators")
     assert test.n == 120
-
-
-def test_labels_without_sources_leave_real_images_unknown():
-    one = system(PHOTO)
-    table = sample({one.name: drawn()}, sources=(None, None, None))
-    _, overlaps = unseen_sample(table, [one], [])
-    assert overlaps[one.name].unknown == {("real", "real")}

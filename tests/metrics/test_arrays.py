@@ -1,5 +1,3 @@
-import pickle
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,22 +34,13 @@ def test_its_counts_are_those_of_the_scores(scores, thresholds):
     assert whole.ranked(np.arange(len(scores))).tolist() == sorted(scores)
 
 
-def test_a_score_that_no_image_has_any_more_stands_at_no_place():
+def test_scores_of_no_image_stand_at_no_place_and_that_of_nothing_counts_nothing():
     resampled = ScoreHistogram(np.array([0.0, 1.0, 2.0, 3.0]), np.array([0, 2, 0, 1]))
     assert resampled.n == 3
     assert resampled.ranked([0, 1, 2]).tolist() == [1.0, 1.0, 3.0]
-
-
-def test_that_of_nothing_counts_nothing():
     assert (EMPTY.n, EMPTY.above(0), EMPTY.at_or_above(0)) == (0, 0, 0)
     assert same(ScoreHistogram.merged([]), EMPTY)
     assert same(ScoreHistogram.merged([EMPTY, EMPTY]), EMPTY)
-
-
-def test_it_travels():
-    whole = ScoreHistogram.of([3.0, 1.0, 3.0])
-    assert whole.n == 3
-    assert same(pickle.loads(pickle.dumps(whole)), whole)
 
 
 @pytest.mark.parametrize(("bad", "words"), [(np.nan, "1 of 3 scores are not finite, the first at position 1: nan"), (-np.inf, "-inf")])

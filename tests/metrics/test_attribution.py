@@ -17,7 +17,7 @@ def drawn(seed, n=200, missing=0.1):
     return predicted, truth
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_figures_are_scikit_learn_s(seed):
     predicted, truth = drawn(seed)
     found = attribution_of(predicted, truth)
@@ -56,12 +56,6 @@ def test_top_k_is_scikit_learn_s():
         assert found.figures[f"top_{k}"].value == pytest.approx(top_k_accuracy_score(codes, scores, k=k, labels=range(5)), abs=1e-9)
 
 
-def test_without_a_ranking_only_the_first_is_known():
-    figures = attribution_of(["sd", None], ["sd", "sd"]).figures
-    assert figures["top_1"] == figures["accuracy"]
-    assert figures["top_3"].why == "no ranking of generators beside the predicted ones"
-
-
 def test_confusions_come_most_frequent_first():
     found = attribution_of(["sd", "sd", "mj", None, "mj"], ["mj", "mj", "sd", "sd", "mj"])
     assert found.pairs == [("mj", "sd", 2), ("sd", None, 1), ("sd", "mj", 1)]
@@ -90,18 +84,16 @@ def test_what_is_not_defined_says_why():
         ("accuracy", "macro_f1", "weighted_f1"), "no image of a known generator"
     )
     assert (empty.classes, empty.pairs) == ([], [])
+    found = attribution_of([None, "mj"], ["sd", "sd"])
+    assert (found.figures["macro_f1"].value, found.figures["top_1"]) == (0, found.figures["accuracy"])
+    assert found.figures["top_3"].why == "no ranking of generators beside the predicted ones"
+    assert found.classes[0]["precision"].why == "never predicted"
     assert open_set_auroc(["sd"], {"sd"}, [1.0]).why == "needs images of known and of unknown generators"
     assert open_set_auroc(["sd"], {"sd"}, None).why == "no confidence beside the predicted generators"
     with pytest.raises(ValueError, match="1 predicted names for 2"):
         attribution_of(["sd"], ["sd", "mj"])
     with pytest.raises(ValueError, match="not finite"):
         open_set_auroc(["sd", "new"], {"sd"}, [np.nan, 1])
-
-
-def test_one_class_that_is_never_right():
-    found = attribution_of([None, "mj"], ["sd", "sd"])
-    assert found.figures["macro_f1"].value == 0
-    assert found.classes[0]["precision"].why == "never predicted"
 
 
 def test_intervals_do_not_hang_on_the_order_of_rows():

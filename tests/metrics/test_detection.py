@@ -1,5 +1,4 @@
 import json
-import time
 
 import numpy as np
 import pytest
@@ -64,15 +63,6 @@ def test_each_generator_stands_against_all_of_the_other_class():
         assert figures["interval"] == list(proportion_interval(right, int(mine.sum())))
 
 
-@pytest.mark.parametrize("n_real", [1, 99, 100, 101, 250])
-def test_no_more_than_one_real_in_a_hundred_is_flagged_whatever_the_ties(n_real):
-    scores = np.concatenate([np.zeros(n_real), [0.0, 1.0]])
-    scores[0] = 5.0
-    labels = np.repeat([0, 1], [n_real, 2])
-    found = detection_figures(scores, labels, ["x"] * len(scores))
-    assert found["tpr_at_fpr_1"] == (0.5 if n_real >= 100 else 0)
-
-
 def test_one_class_alone_has_no_auc_but_a_loss():
     found = detection_figures([-1.0, 2.0], [0, 0], ["real", "real"])
     assert all(found[key] is None for key in _NEED_BOTH)
@@ -102,18 +92,5 @@ def test_a_generator_of_both_classes_is_two():
 def test_what_has_no_figure_is_refused(scores, labels, words):
     with pytest.raises(ValueError, match=words):
         detection_figures(scores, labels, ["x"] * len(scores))
-
-
-def test_generators_must_be_as_many_as_scores():
     with pytest.raises(ValueError, match="2 scores but 1 generators"):
         detection_figures([1.0, 2.0], [0, 1], ["x"])
-
-
-def test_thousands_of_generators_take_seconds():
-    rng = np.random.default_rng(2)
-    labels = np.repeat([0, 1], 20_000)
-    generators = ["real"] * 20_000 + [f"generator-{number % 2000}" for number in range(20_000)]
-    start = time.perf_counter()
-    found = detection_figures(rng.normal(labels, 1), labels, generators)
-    assert len(found["generators"]) == 2001
-    assert time.perf_counter() - start < 5

@@ -77,11 +77,6 @@ def test_no_more_reals_are_flagged_than_the_rate_allows(case, name, one_in):
     assert found.value == pytest.approx(max(allowed), abs=1e-12)
 
 
-def test_tpr_at_an_fpr_counts_ties_against_the_detector():
-    fakes, reals = histograms(np.repeat([0.0, 1.0, 2.0], [10, 30, 60]), np.repeat([0.0, 1.0, 2.0], [97, 2, 1]))
-    assert detection_of(fakes, reals)["tpr_at_fpr_1"].value == 0.6  # one at 2 is allowed; the two at 1 come together and are too many
-
-
 @CASES
 @pytest.mark.parametrize(
     ("name", "prior"), [("precision_at_prior_01", 0.001), ("precision_at_prior_1", 0.01), ("precision_at_prior_10", 0.1)]
@@ -103,18 +98,6 @@ def test_no_false_alarm_among_few_reals_does_not_pass_for_certainty():
     assert figure.value == 1
     assert figure.interval[0] < 0.02
     assert figure.interval[1] == 1
-
-
-def test_the_interval_of_a_precision_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(3)
-    truth = 0.1 * 0.8 / (0.1 * 0.8 + 0.9 * 0.05)
-    held = 0
-    for _ in range(400):
-        fakes = ScoreHistogram.of(np.where(rng.random(200) < 0.8, 1.0, -1.0))
-        reals = ScoreHistogram.of(np.where(rng.random(200) < 0.05, 1.0, -1.0))
-        low, high = detection_of(fakes, reals)["precision_at_prior_10"].interval
-        held += low <= truth <= high
-    assert held >= 0.95 * 400
 
 
 def test_intervals_are_of_the_rates_and_the_auc_alone():
@@ -150,6 +133,8 @@ def test_one_class_has_only_its_own_rate_and_what_is_of_single_images():
     assert fakes["auc"].why == "it needs real and fake images"
     assert values(detection_of(EMPTY, ScoreHistogram.of([2.0, -1.0])))["tnr"] == 0.5
     assert set(values(detection_of(EMPTY, EMPTY)).values()) == {None}
+    with pytest.raises(ValueError, match="a threshold is a finite number, not nan"):
+        detection_of(EMPTY, EMPTY, threshold=float("nan"))
 
 
 def test_a_huge_score_costs_what_it_says_and_overflows_nothing():
@@ -172,11 +157,6 @@ def test_yes_and_no_rank_nothing_and_are_chances_only_where_calibrated():
     assert list(found) == list(DETECTION)
     calibrated = detection_of(*histograms(*BOTH["few values"]), continuous=False, calibration=CALIBRATION)
     assert {name for name, figure in calibrated.items() if figure.value is None} == set(RANKING)
-
-
-def test_a_threshold_that_is_no_number_is_refused():
-    with pytest.raises(ValueError, match="a threshold is a finite number, not nan"):
-        detection_of(EMPTY, EMPTY, threshold=float("nan"))
 
 
 @pytest.mark.parametrize("case", ["ties", "few values"])

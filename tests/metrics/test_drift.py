@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom, chi2, ks_2samp
+from scipy.stats import binom, chi2, chi2_contingency, ks_2samp
 
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.significance import (
     LIMIT_PSI,
     NOTICED_P,
     drift_of,
-    holm,
     kolmogorov_smirnov,
     most_fakes,
     quantiles_of,
@@ -42,18 +41,7 @@ def test_the_stability_index_is_its_definition():
     found = stability_index(ScoreHistogram.of(first), ScoreHistogram.of(second))
     assert found[0] == pytest.approx(((a - b) * np.log(a / b)).sum(), abs=1e-12)
     assert found == pytest.approx(stability_index(ScoreHistogram.of(second), ScoreHistogram.of(first)))
-    assert found[1] < 1e-6
-
-
-def test_both_err_as_often_as_they_say():
-    found = [drift_of(ScoreHistogram.of(normal(seed, 400)), ScoreHistogram.of(normal(seed + 5_000, 300))) for seed in range(200)]
-    assert 0.02 <= np.mean([one.psi_p < 0.05 for one in found]) <= 0.08
-    assert 0.015 <= np.mean([one.ks_p < 0.05 for one in found]) <= 0.07
-
-
-def test_the_same_scores_have_not_drifted():
-    one = ScoreHistogram.of(normal(0, 500))
-    assert drift_of(one, one).row() == {"ks": 0.0, "ks_p": 1.0, "at": one.values[0], "psi": 0.0, "psi_p": 1.0}
+    assert found[1] == pytest.approx(chi2.sf(found[0] * 750, 9), rel=1e-6)  # 1,000 × 3,000 / 4,000 images
 
 
 def test_few_values_make_few_bins():
@@ -65,7 +53,9 @@ def test_few_values_make_few_bins():
     assert stability_index(ScoreHistogram.of([2, 2]), ScoreHistogram.of([2])) == (0.0, 1.0)
 
 
-def test_no_scores_are_no_drift():
+def test_the_same_scores_have_not_drifted_and_no_scores_are_no_drift():
+    same = ScoreHistogram.of(normal(0, 500))
+    assert drift_of(same, same).row() == {"ks": 0.0, "ks_p": 1.0, "at": same.values[0], "psi": 0.0, "psi_p": 1.0}
     nothing, one = ScoreHistogram.of([]), ScoreHistogram.of([1.0])
     assert drift_of(nothing, one) is None
     with pytest.raises(ValueError, match="there are 0 and 1"):
@@ -89,9 +79,7 @@ def drawn(rng, n_real, n_fake, n, share, of=REAL):
     return rng.multinomial(n, (1 - share) * of + share * FAKE), rng.multinomial(n_real, REAL), rng.multinomial(n_fake, FAKE)
 
 
-@pytest.mark.parametrize(
-    ("n_real", "n_fake", "n", "share"), [(300, 300, 1000, 0.0), (300, 100, 10**7, 0.4), (3000, 1000, 60, 0.02), (500, 500, 500, 1.0)]
-)
+@pytest.mark.parametrize(("n_real", "n_fake", "n", "share"), [(300, 100, 10**7, 0.4), (3000, 1000, 60, 0.02), (500, 500, 500, 1.0)])
 def test_chance_is_not_noticed_at_any_prevalence(n_real, n_fake, n, share):
     rng = np.random.default_rng([1, n_real, n])
     shifts = [shift_of(*drawn(rng, n_real, n_fake, n, share)) for _ in range(150)]
@@ -109,7 +97,7 @@ def test_of_a_large_sample_the_best_share_is_that_of_the_fakes():
     assert shift.p > 0.99
 
 
-def test_psi_and_ks_against_their_formulas_where_there_are_no_fakes():
+def test_psi_and_ks_are_their_formulas_and_p_is_pearsons_where_there_are_no_fakes():
     archive, real = np.array([100, 300, 600]), np.array([500, 300, 200])
     shift = shift_of(archive, real, np.zeros(3))
     found, expected = ((one + 0.5) / (one.sum() + 1.5) for one in (archive, real))
@@ -117,11 +105,6 @@ def test_psi_and_ks_against_their_formulas_where_there_are_no_fakes():
     assert shift.ks == pytest.approx(0.4)
     assert shift_of(archive[[1, 2, 0]], real[[1, 2, 0]], np.zeros(3), ordered=False).ks == pytest.approx(0.4)
     assert shift.share == 0
-
-
-def test_the_test_is_pearsons_where_there_are_no_fakes():
-    from scipy.stats import chi2_contingency
-
     archive, real = np.array([210, 290, 505]), np.array([520, 680, 800])
     assert shift_of(archive, real, np.zeros(3)).p == pytest.approx(chi2_contingency([archive, real]).pvalue, rel=0.02)
 
@@ -172,10 +155,3 @@ def test_one_bin_has_no_shift_and_no_images_are_refused():
     for empty in ([0, 0], [1, 2], [3, 4]), ([1, 2], [0, 0], [3, 4]):
         with pytest.raises(ValueError, match="images on both sides"):
             shift_of(*empty)
-
-
-def test_corrected_for_all_properties_an_archive_without_a_shift_is_noticed_in_none():
-    rng = np.random.default_rng(11)
-    for _ in range(50):
-        shifts = [shift_of(*drawn(rng, 500, 500, 800, 0.1)) for _ in range(6)]
-        assert not any(shift.noticed(p) for shift, p in zip(shifts, holm([shift.p for shift in shifts]), strict=True))

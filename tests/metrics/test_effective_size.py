@@ -11,9 +11,11 @@ def drawn(sources, each, correlation, seed=0):
     return correlation**0.5 * rng.standard_normal(sources)[codes] + (1 - correlation) ** 0.5 * rng.standard_normal(len(codes)), codes
 
 
-def test_images_that_are_all_alone_are_worth_as_many_as_they_are():
+def test_images_of_a_source_each_are_worth_as_many_as_they_are_and_those_of_one_source_nothing():
     found = effective_size(np.random.default_rng(0).normal(size=500), np.arange(500)[::-1] * 7, 0.01)
     assert (found.n, found.groups, found.effective) == (500, 500, 500)
+    alone = effective_size([1.0, 2.0, 3.0], [5, 5, 5], 0.01)
+    assert (alone.effective, alone.largest, alone.largest_share) == (0, 5, 1), "one source alone says nothing of others"
 
 
 def test_images_of_sources_that_score_alike_are_worth_less():
@@ -21,15 +23,6 @@ def test_images_of_sources_that_score_alike_are_worth_less():
     assert 2_800 < worth[0.0] <= 4_000
     assert 1_000 < worth[0.3] < 2_400
     assert worth[0.7] < 900
-
-
-def test_the_largest_group_is_named_and_its_share_told():
-    found = effective_size(np.random.default_rng(1).normal(size=100), [7] * 40 + list(range(10, 70)), 0.05)
-    assert (found.largest, found.largest_share, found.groups) == (7, 0.4, 61)
-
-
-def test_one_group_is_worth_nothing():
-    assert effective_size([1.0, 2.0, 3.0], [5, 5, 5], 0.01).effective == 0
 
 
 @pytest.mark.parametrize(("correlation", "share"), [(0.1, 0.01), (0.3, 0.01), (0.6, 0.05)])

@@ -28,22 +28,6 @@ def test_the_interval_is_delongs_over_all_pairs(m, n, digits):
     assert (found.low, found.high) == pytest.approx(tuple(1 / (1 + np.exp(-np.array([logit - half, logit + half])))), abs=1e-6)
 
 
-def test_the_interval_is_about_a_bootstraps():
-    rng = np.random.default_rng(5)
-    fakes, reals = rng.normal(1.2, 1, 300), rng.normal(0, 1, 400)
-    labels = np.repeat([1, 0], [300, 400])
-    ranked = [np.searchsorted(np.sort(rng.choice(reals, len(reals))), rng.choice(fakes, len(fakes))) for _ in range(600)]
-    drawn = [one.mean() / len(reals) for one in ranked]
-    assert auc_interval(np.concatenate([fakes, reals]), labels) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.006)
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(6)
-    truth = 0.921350  # Φ(2 / √2), for normals two apart
-    found = [auc_of(ScoreHistogram.of(rng.normal(2, 1, 40)), ScoreHistogram.of(rng.normal(0, 1, 40))) for _ in range(500)]
-    assert 0.935 <= np.mean([auc.low <= truth <= auc.high for auc in found]) <= 0.985
-
-
 def test_a_perfect_auc_is_not_certain():
     low, high = auc_interval(np.arange(40), np.repeat([0, 1], [10, 30]))
     assert high == 1
@@ -75,27 +59,21 @@ def test_what_is_no_proportion_is_refused(successes, n):
         proportion_interval(successes, n)
 
 
-def test_the_interval_is_student_s():
+def test_the_interval_of_a_mean_is_student_s_and_ends_where_values_do():
     values = np.random.default_rng(0).random(12) * 0.2 + 0.4
     found = mean_figure(values, "none")
     low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
     assert (found.value, *found.interval) == pytest.approx((values.mean(), low, high), abs=1e-12)
     assert (found.n, found.method) == (12, "student")
-
-
-def test_the_interval_ends_where_values_do():
     assert mean_figure([0.0, 0.0, 1.0], "none").interval == (0.0, 1.0)
     assert mean_figure([-1.0, 1.0], "none", bounds=(-1, 1)).interval == (-1, 1)
+    assert mean_figure([0.7] * 3, "none").interval is None, "values all alike say nothing of the spread"
 
 
 def test_images_without_a_value_do_not_count():
     assert mean_figure([np.nan, 0.5, np.nan], "none") == MetricEstimate(0.5, n=1)
     assert mean_figure([np.nan], "no image has one") == undefined("no image has one")
     assert mean_figure([], "no image has one") == undefined("no image has one")
-
-
-def test_values_all_alike_have_no_interval():
-    assert mean_figure([0.7] * 3, "none").interval is None
 
 
 def test_a_ratio_is_that_of_the_means():

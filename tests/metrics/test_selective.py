@@ -36,19 +36,8 @@ def test_thinned_points_cover_the_whole_curve():
     assert len(points) <= 128
 
 
-def test_the_area_does_not_depend_on_how_many_points_are_kept():
-    scores = histograms(*BOTH["ties"])
-    areas = [risk_coverage(*scores, most=most)["aurc"].value for most in (16, 17, 128, 5000)]
-    assert areas == pytest.approx([areas[0]] * 4, abs=1e-12)
-
-
-def test_without_images_there_is_no_risk():
-    found = risk_coverage(EMPTY, EMPTY)
-    assert found["points"] == []
-    assert found["aurc"].why == "there are no images"
-
-
-def test_one_class_and_scores_of_no_image():
+def test_one_class_no_class_and_scores_of_no_image():
+    assert (risk_coverage(EMPTY, EMPTY)["points"], risk_coverage(EMPTY, EMPTY)["aurc"].why) == ([], "there are no images")
     resampled = ScoreHistogram(np.array([-1.0, 2.0, 9.0]), np.array([1, 3, 0]))
     found = risk_coverage(resampled, EMPTY)
     assert found["points"] == [[0.75, 0.0], [1.0, 0.25]]
@@ -114,15 +103,9 @@ def test_abstentions_are_left_out_and_then_counted_wrong():
 
 
 def test_reasons_name_what_is_missing():
-    whys = {name: figure.why for name, figure in abstaining(VerdictCounts(fake_abstain=3)).items()}
+    whys = {name: figure.why for name, figure in abstaining(VerdictCounts(fake_abstain=3)).items() if figure.why}
     assert whys == {
-        "coverage": None,
-        "accuracy_of_decided": "no image is decided",
-        "tpr_of_decided": "no fake is decided",
-        "tnr_of_decided": "there are no reals",
-        "accuracy_strict": None,
-        "balanced_accuracy_strict": "it needs real and fake images",
-        "tpr_strict": None,
-        "tnr_strict": "there are no reals",
-    }
+        "accuracy_of_decided": "no image is decided", "tpr_of_decided": "no fake is decided", "tnr_of_decided": "there are no reals",
+        "balanced_accuracy_strict": "it needs real and fake images", "tnr_strict": "there are no reals",
+    }  # fmt: skip
     assert all(figure.value is None for figure in abstaining(VerdictCounts()).values())

@@ -39,16 +39,10 @@ def write(path, rows):
     return str(path)
 
 
-def test_what_is_drawn_is_what_is_read(world):
-    run, out, audit, _ = world
-    assert read_audit(out).images == audit.images
-    assert read_audit(out).strata == audit.strata
+def test_labels_of_what_was_drawn_give_the_same_answer_in_every_form(world, tmp_path):
+    run, out, audit, truth = world
+    assert (read_audit(out).images, read_audit(out).strata) == (audit.images, audit.strata)
     assert json.loads((out / FACTS).read_text())["run"] == run.store.url
-    assert [int(row["image_id"]) for row in rows_of(world)] == [one["image_id"] for one in audit.images]
-
-
-def test_labels_of_every_form_give_the_same_answer(world, tmp_path):
-    _, _, audit, truth = world
     rows = rows_of(world)
     expected = read_answers(write(tmp_path / "labels.csv", rows), audit)
     assert expected.labelled == 300
@@ -73,14 +67,6 @@ def test_ids_that_a_spreadsheet_has_rounded_are_passed_over_for_the_names_of_fil
     assert read_answers(write(tmp_path / "mangled.csv", mangled), world[2]) == expected
 
 
-def test_blanks_unsure_ones_and_others_are_counted_apart(world, tmp_path):
-    rows = rows_of(world)
-    rows[0]["label"], rows[1]["label"], rows[2]["label"] = "", " Unsure ", "unsure"
-    other = rows[3] | {"image_id": "12345", "uri": "/elsewhere.jpg"}
-    found = read_answers(write(tmp_path / "labels.csv", [*rows, other, rows[4]]), world[2])
-    assert (found.blank, found.unsure, found.others, found.labelled) == (1, 2, 1, 297)
-
-
 def test_what_are_no_labels_of_the_sample_is_refused(world, tmp_path):
     audit, rows = world[2], rows_of(world)
     with pytest.raises(ConfigError, match=r"row 2: 'maybe' is no label"):
@@ -97,15 +83,15 @@ def test_what_are_no_labels_of_the_sample_is_refused(world, tmp_path):
 def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
     run, out, audit, truth = world
     rows = rows_of(world)
-    rows[0]["label"], rows[1]["label"] = "", "unsure"
-    document = estimate(run.store.url, write(out / "labels.csv", rows), tmp_path)
+    rows[0]["label"], rows[1]["label"] = "", " Unsure "
+    other = rows[2] | {"image_id": "12345", "uri": "/elsewhere.jpg"}
+    document = estimate(run.store.url, write(out / "labels.csv", [*rows, other, rows[3]]), tmp_path)
     assert json.loads((tmp_path / "result.json").read_text()) == document
     answers = read_answers(str(out / "labels.csv"), audit)
+    assert (answers.blank, answers.unsure, answers.others, answers.labelled) == (1, 1, 1, 298)
     assert document["figures"] == {name: one.row() for name, one in archive_figures(answers.strata).items()}
     low, high = document["figures"]["prevalence"]["interval"]
-    known = [fake for fake in truth.values()]
-    assert low < sum(known) / len(known) < high
-    assert set(document["if_unsure_were_either"]) == {"prevalence", "precision", "recall", "false_positive_rate"}
+    assert low < sum(truth.values()) / len(truth) < high
     assert (document["promise"], document["findings"]) == (None, []), "the card promises nothing"
     assert [one["fakes"] for one in document["strata"]] == [one.fakes for one in answers.strata]
     unscored = sum(audit.facts["unscored"].values())
@@ -113,6 +99,7 @@ def test_an_answer_has_its_figures_and_says_what_to_know(world, tmp_path):
         f"{unscored:,} files of the archive without a verdict: nothing is known of them",
         "1 image left out as unsure: beside each figure stands how far they could move it",
         "1 image of the sample without a label: as if not drawn",
+        "1 label left out: of images that were not drawn",
     ]
 
 
@@ -130,26 +117,25 @@ def test_labels_of_another_run_are_refused_and_later_verdicts_are_said(world, tm
         assert estimate(run.store.url, labels, out)["notes"][0].startswith("the run was decided anew since the sample was drawn")
     finally:
         run.write_json("run.json", described)
-    assert estimate(run.store.url, labels, out)["figures"] == estimate(run.store.url, labels, out)["figures"]
 
 
-def test_a_sample_is_not_drawn_over_and_an_audit_is_found_or_asked_for(world, tmp_path):
+def test_a_sample_is_not_drawn_over_nor_where_there_is_none_and_an_audit_is_found_or_asked_for(world, tmp_path):
     run, out, audit, _ = world
     with pytest.raises(ConfigError, match="holds a sample already"):
         draw_sample(run.store.url, 300, out, pictures=False)
+    columns, _ = archive(count=60, failing=1.1)
+    with pytest.raises(ConfigError, match="no image of the run has a verdict"):
+        draw_sample(run_of(tmp_path / "failed", columns).store.url, 50, tmp_path, pictures=False)
+    columns, _ = archive(count=60, failing=0, without=0)
+    reals = run_of(tmp_path / "reals", columns | {"verdict": ["real"] * 60}).store.url
+    with pytest.raises(ConfigError, match="no image is flagged as fake"):
+        draw_sample(reals, 50, tmp_path, only_flagged=True, pictures=False)
     with pytest.raises(ConfigError, match=r"no audit\.json in"):
         read_audit(tmp_path)
     assert read_audit(tmp_path, out).images == audit.images
     (tmp_path / FACTS).write_text('{"strata": [1]}')
     with pytest.raises(ConfigError, match="not what"):
         read_audit(tmp_path)
-
-
-def test_a_run_without_a_verdict_has_nothing_to_ask_about(tmp_path):
-    columns, _ = archive(count=60, failing=1.1)
-    run = run_of(tmp_path / "run", columns)
-    with pytest.raises(ConfigError, match="no image of the run has a verdict"):
-        draw_sample(run.store.url, 50, tmp_path, pictures=False)
 
 
 def card(target):
@@ -195,10 +181,3 @@ def test_labels_of_flagged_images_alone_bound_the_reals_among_them(tmp_path):
     )
     assert document["findings"][1].startswith("if at least half of the archive is real, no more than ")
     assert "this is kept, if at least half of the archive is real" in document["findings"][2]
-
-
-def test_where_nothing_is_flagged_there_is_no_such_sample(tmp_path):
-    columns, _ = archive(count=100, failing=0, without=0)
-    run = run_of(tmp_path / "run", columns | {"verdict": ["real"] * 100})
-    with pytest.raises(ConfigError, match="no image is flagged as fake"):
-        draw_sample(run.store.url, 30, tmp_path, only_flagged=True, pictures=False)

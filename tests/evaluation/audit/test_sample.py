@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from ray_app.evaluation.audit.sample import count, draw, lowest_per_stratum, seeded
-from tests.evaluation.audit.made import archive, run_of, truth_of
+from tests.evaluation.audit.made import archive, run_of
 
 
 def columns_in(columns, order):
@@ -15,13 +15,13 @@ def columns_in(columns, order):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    columns, fake = archive()
+    columns, _ = archive()
     run = run_of(tmp_path_factory.mktemp("run"), columns, places=(100, 2500))
-    return columns, fake, run, count(run)
+    return columns, run, count(run)
 
 
 def test_the_sample_is_the_same_whatever_order_rows_lie_in(made, tmp_path):
-    columns, _, run, counted = made
+    columns, run, counted = made
     order = np.random.default_rng(1).permutation(len(columns["image_id"]))
     other = run_of(tmp_path / "other", columns_in(columns, order), places=(4000,))
     assert count(other).scored == counted.scored
@@ -31,7 +31,7 @@ def test_the_sample_is_the_same_whatever_order_rows_lie_in(made, tmp_path):
 
 
 def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(made):
-    columns, _, run, counted = made
+    columns, run, counted = made
     sample = draw(run, counted, 250, seed=0)
     drawn = np.bincount(sample.rows["stratum"].to_numpy(), minlength=len(sample.strata))
     assert drawn.tolist() == [one.drawn for one in sample.strata]
@@ -42,7 +42,7 @@ def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(mad
 
 
 def test_a_sample_of_flagged_images_has_no_other_and_counts_all(made):
-    columns, _, run, counted = made
+    columns, run, counted = made
     sample = draw(run, counted, 30, seed=0, only_flagged=True)
     verdicts = dict(zip(columns["image_id"].tolist(), columns["verdict"], strict=True))
     assert [verdicts[one] for one in sample.rows["image_id"].to_pylist()] == ["fake"] * 30
@@ -51,7 +51,7 @@ def test_a_sample_of_flagged_images_has_no_other_and_counts_all(made):
 
 
 def test_the_order_tells_nothing_of_the_stratum(made):
-    sample = draw(made[2], made[3], 300, seed=0)
+    sample = draw(made[1], made[2], 300, seed=0)
     strata, places = sample.rows["stratum"].to_numpy(), np.arange(300)
     ranks = [places[strata == one].mean() for one in range(len(sample.strata)) if (strata == one).sum() >= 15]
     assert all(abs(rank - 149.5) < 4 * 87 / np.sqrt(15) for rank in ranks)
@@ -67,8 +67,3 @@ def test_within_a_stratum_every_image_is_as_likely_as_any():
         seen, p = times[codes == code], expected / 1000
         chi_square = ((seen - expected) ** 2 / (expected * (1 - p))).sum() * (99 / 100)
         assert 99 - 4 * np.sqrt(2 * 99) < chi_square < 99 + 4 * np.sqrt(2 * 99)
-
-
-def test_truth_is_known_of_every_image(made):
-    columns, fake, _, _ = made
-    assert sum(truth_of(columns, fake).values()) == fake.sum()

@@ -2,20 +2,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.evaluation.audit.sample import AuditStratum, allotted, count, plan_strata, strata_of, stratum_codes
+from ray_app.evaluation.audit.sample import allotted, count, plan_strata, strata_of, stratum_codes
 from ray_app.metrics.arrays import ScoreHistogram
 from tests.evaluation.audit.made import archive, run_of
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    columns, fake = archive()
-    return columns, fake, run_of(tmp_path_factory.mktemp("run"), columns)
+    columns, _ = archive()
+    return columns, count(run_of(tmp_path_factory.mktemp("run"), columns))
 
 
 def test_every_image_with_a_verdict_is_in_one_stratum(made):
-    columns, _, run = made
-    counted = count(run)
+    columns, counted = made
     strata = strata_of(counted.scores, counted.without_score, 300)
     codes = stratum_codes(pa.table({"verdict": columns["verdict"], "score": columns["score"]}), strata)
     assert np.bincount(codes[codes >= 0], minlength=len(strata)).tolist() == [one.size for one in strata]
@@ -40,8 +39,6 @@ def test_few_images_or_equal_scores_make_fewer_strata():
 
     assert sizes(np.arange(12.0)) == [12]
     assert sizes(np.zeros(5000)) == [5000]
-    assert sizes(np.arange(100.0)) == [50, 50]
-    assert sizes(np.arange(1000.0)) == [500, 400, 100]
     assert sizes(np.arange(10_000.0)) == [5000, 4000, 900, 100]
     assert sizes([]) == []
     assert sizes(np.arange(1000.0), number=100) == [900, 100]
@@ -61,22 +58,10 @@ def test_all_that_is_asked_for_is_allotted_and_never_more_than_there_is():
 
 
 def test_doubtful_strata_are_asked_about_more(made):
-    strata = plan_strata(count(made[2]), 300)
+    strata = plan_strata(made[1], 300)
     assert sum(one.drawn for one in strata) == 300
     share = {one.words: one.drawn / one.size for one in strata}
     lowest_reals = next(one for one in strata if one.verdict == "real" and one.low is None)
     highest_reals = next(one for one in strata if one.verdict == "real" and one.high is None)
     assert share[highest_reals.words] > 4 * share[lowest_reals.words]
     assert all(one.drawn >= 15 for one in strata)
-
-
-def test_a_stratum_is_told_and_read_back():
-    for stratum in (
-        AuditStratum("real", 5, None, -1.25),
-        AuditStratum("fake", 5, 3.0, None, drawn=2),
-        AuditStratum("abstain", 1, scored=False),
-    ):
-        assert AuditStratum.of_row(stratum.row()) == stratum
-    assert AuditStratum("real", 5, -3.0, -1.25).words == "real, score from -3.00 below -1.25"
-    assert AuditStratum("real", 5).words == "real"
-    assert AuditStratum("abstain", 1, scored=False).words == "abstain, no score"

@@ -1,7 +1,6 @@
 """Labelled images for tests: scores drawn from normal distributions, files named by hashes, whatever columns a test gives."""
 
 import hashlib
-from statistics import NormalDist
 
 import numpy as np
 
@@ -54,10 +53,3 @@ def asked(**more):
 def divided(images, parts):
     """Images in these parts."""
     return Division.of(images, groups_of(images), parts)
-
-
-def share_above(threshold, weights, offset):
-    """The share of all reals whose weighted scores, plus an offset, exceed a threshold: of a normal distribution, so exact."""
-    mean = offset + sum(weight * DETECTORS[name][0] for name, weight in weights.items())
-    deviation = sum((weight * DETECTORS[name][2]) ** 2 for name, weight in weights.items()) ** 0.5
-    return 1 - NormalDist(mean, deviation).cdf(threshold)

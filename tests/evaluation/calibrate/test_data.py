@@ -9,30 +9,8 @@ from ray_app.detectors.fragility import Fragility
 from ray_app.ensembles.card import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import read_labelled
-from tests.evaluation.calibrate.drawn import drawn, labelled_of
+from tests.evaluation.calibrate.drawn import drawn
 from tests.evaluation.calibrate.runs import labels_of, run_of
-
-
-@pytest.mark.parametrize("mask", [False, True])
-def test_images_are_taken_with_all_that_is_known_of_them(mask):
-    images = drawn(6, 4)
-    places = np.array([1, 4, 8])
-    taken = images.take(np.isin(np.arange(10), places) if mask else places)
-    assert len(taken) == 3
-    assert taken.image_id.tolist() == [1, 4, 8]
-    assert taken.sha256 == [images.sha256[place] for place in places]
-    assert taken.fake.tolist() == [False, False, True]
-    assert taken.generator == [None, None, images.generator[8]]
-    assert taken.raw.tolist() == images.raw[places].tolist()
-    assert taken.detectors == ("coarse", "fine")
-    assert taken.raw.shape == (3, 2)
-
-
-def test_columns_of_other_lengths_are_refused():
-    with pytest.raises(ValueError, match="source has 1 rows, and there are 2 images"):
-        labelled_of([True, False], source=["one"])
-    with pytest.raises(ValueError, match="scores of a has 3 rows"):
-        labelled_of([True, False], {"a": np.zeros(3, np.float32)})
 
 
 def test_all_that_is_known_of_labelled_images_is_read(tmp_path):
@@ -80,37 +58,26 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
     assert [member.detector for member in only.before.members] == ["coarse"]
 
 
-def test_images_outside_a_detectors_range_are_left_out(tmp_path):
-    images = drawn(20, 20)
-    images = type(images)(**{**vars(images), "scores": {"corvi2023": images.scores["fine"]}})
-    width = images.width.astype(np.int32)
-    width[[2, 5, 30]] = 20
-    url = run_of(tmp_path / "run", images, width=width)
-    found = read_labelled(url, labels_of(tmp_path / "labels.csv", images))
-    assert found.tally.left_out == {"outside a valid range": 3}
-    assert len(found.labelled) == 37
-
-
-def test_images_on_which_a_card_abstains_are_left_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"width": pa.array([20 if number in (2, 35) else 640 for number in range(40)], pa.int32())}, "outside a valid range"),
+        ({"quality": [40 if number in (2, 35) else None if number == 7 else 90 for number in range(40)]}, "outside a valid range"),
+        ({"flags": pa.array([["no_content"] if number in (2, 35) else ["grayscale"] for number in range(40)], pa.list_(pa.string()))},
+         "one colour, or nearly"),
+    ],
+)  # fmt: skip
+def test_images_that_the_card_does_not_speak_for_are_left_out(tmp_path, monkeypatch, columns, reason):
+    """Smaller than a detector takes, compressed more than its card bears, or showing nothing."""
     bounds = Fragility.model_validate({"abstains": {"jpeg_quality": {"below": 60}}})
     monkeypatch.setattr(
         "ray_app.evaluation.calibrate.data.load_card", lambda name: load_card(name).model_copy(update={"fragility": bounds})
     )
     images = drawn(20, 20)
     images = type(images)(**{**vars(images), "scores": {"corvi2023": images.scores["fine"]}})
-    quality = [40 if number in (2, 5) else None if number == 7 else 90 for number in range(40)]
-    found = read_labelled(run_of(tmp_path / "run", images, quality=quality), labels_of(tmp_path / "labels.csv", images))
-    assert found.tally.left_out == {"outside a valid range": 2}
-
-
-def test_images_that_show_nothing_are_left_out(tmp_path):
-    images = drawn(20, 20)
-    flags = [["no_content"] if number in (2, 5) else ["grayscale"] if number % 2 else [] for number in range(40)]
-    found = read_labelled(
-        run_of(tmp_path / "run", images, flags=pa.array(flags, pa.list_(pa.string()))), labels_of(tmp_path / "labels.csv", images)
-    )
-    assert found.tally.left_out == {"one colour, or nearly": 2}
-    assert found.labelled.image_id.tolist() == [number for number in range(40) if number not in (2, 5)]
+    found = read_labelled(run_of(tmp_path / "run", images, **columns), labels_of(tmp_path / "labels.csv", images))
+    assert found.tally.left_out == {reason: 2}
+    assert found.labelled.image_id.tolist() == [number for number in range(40) if number not in (2, 35)]
 
 
 def test_without_a_file_the_runs_own_columns_tell(tmp_path):

@@ -46,12 +46,6 @@ def test_images_hang_together_by_source_bytes_looks_and_generator(columns, group
     assert sorted(set(found.tolist())) == list(range(len(set(found.tolist()))))
 
 
-def test_generators_may_be_shared():
-    images = labelled_of([False] + [True] * 3, generator=[None, "G", "G", "G"], source=["a", "b", "b", None])
-    assert together(groups_of(images)) == [[1, 2, 3]]
-    assert together(groups_of(images, share_generators=True)) == [[1, 2]]
-
-
 def test_one_picture_stands_for_its_copies():
     hashes = [sha256_of(place) for place in (5, 2, 5, 9)]
     images = labelled_of([False] * 4, sha256=hashes, phash=[LOOKS[0], LOOKS[1], LOOKS[0], "123456789abcdef0"], source=["a"] * 4)
@@ -68,11 +62,6 @@ def test_a_real_is_no_copy_of_the_fake_that_was_made_of_it():
         assert not repeated(images).any()
 
 
-def test_a_text_that_is_no_hash_is_refused():
-    with pytest.raises(ConfigError, match="the phash 'sunset' is no hash of 64 bits"):
-        groups_of(labelled_of([False], phash=["sunset"]))
-
-
 NOBODY_NEAR = [f"{number:016x}" for number in np.random.default_rng(1).integers(0, 2**63, 20).tolist()]
 
 
@@ -87,7 +76,7 @@ def with_sources(seed=0, reals=3000, fakes=1200):
     return replace(images, source=source)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_parts_hold_whole_groups_and_come_near_their_shares(seed):
     images = with_sources()
     groups = groups_of(images)
@@ -119,23 +108,12 @@ def test_each_part_has_both_classes_however_few_the_groups_are(fakes, copies):
     }
 
 
-def test_other_shares_are_kept():
-    images = drawn(1000, 400, generators=200)
-    parts = split(images, groups_of(images), shares=(0.1, 0.1, 0.8))
-    assert np.bincount(parts[~images.fake]) == pytest.approx([100, 100, 800], abs=2)
-
-
 @pytest.mark.parametrize(
     ("columns", "share", "words", "hint"),
     [
         ({"generator": ["G", "G", "H", "H"]}, False, r"are of 2 generators \(G, H\); three parts .* need 3", "--share-generators"),
         ({}, False, r"the fakes are of 1 generator \(a generator that is not told\)", "--share-generators"),
-        (
-            {"generator": ["G", "H", "I", "J"], "source": [None] * 4 + ["a", "a", "b", "b"]},
-            False,
-            "the fakes of 4 generators hang together in 2 groups",
-            "--share-generators",
-        ),
+        ({"generator": [*"GHIJ"], "source": [None] * 4 + [*"aabb"]}, False, "fakes of 4 generators hang together in 2 groups", "--share"),
         ({"source": [*"aabb", *[None] * 4]}, True, "the reals form 2 groups, by their sources or looks", "more sources"),
     ],
 )  # fmt: skip
@@ -146,11 +124,6 @@ def test_too_few_groups_are_refused(columns, share, words, hint):
     with pytest.raises(ConfigError, match=words) as refused:
         split(images, groups_of(images, share_generators=share))
     assert hint in refused.value.hint
-
-
-def test_one_class_alone_is_refused():
-    with pytest.raises(ConfigError, match="needs real and fake images"):
-        split(labelled_of([False] * 9), np.arange(9))
 
 
 def divided_by_user(**columns):
@@ -190,16 +163,6 @@ def test_parts_that_divide_a_group_are_refused_and_both_images_named(columns, pl
     assert "--regroup" in refused.value.hint
 
 
-@pytest.mark.parametrize(("columns", "places", "words"), CROSSINGS)
-def test_groups_that_are_divided_are_moved_whole_where_that_is_asked(columns, places, words):
-    images = divided_by_user(**columns)
-    groups = groups_of(images)
-    parts, moved = given_parts(images, groups, regroup=True)
-    assert moved == 1
-    assert all(len(set(parts[groups == group])) == 1 for group in np.unique(groups))
-    assert set(parts[list(places)]) == {min(PARTS.index(images.part[place]) for place in places)}  # one each: the earlier part
-
-
 def test_a_group_goes_where_most_of_it_is():
     source = [None, "a", "a", None, "a", *[None] * 13]
     images = divided_by_user(source=source)
@@ -208,22 +171,19 @@ def test_a_group_goes_where_most_of_it_is():
     assert moved == 1
 
 
-def test_how_many_groups_are_divided_is_said():
-    images = divided_by_user(source=["a", "a", "b", "b", *[None] * 14])
-    with pytest.raises(ConfigError, match="2 groups of images are divided so"):
-        given_parts(images, groups_of(images))
-
-
-@pytest.mark.parametrize("part", [None, "test"])
-def test_a_part_of_another_name_is_refused(part):
-    images = divided_by_user(part=[part, *list(PARTS) * 5, "fit", "choose"])
-    with pytest.raises(ConfigError, match=f"1 of 18 images have the part '{part}'"):
-        divided(images, groups_of(images))
-
-
-def test_a_part_without_one_class_is_refused():
-    images = divided_by_user(part=["fit", "calibrate", "choose"] * 3 + ["fit"] * 8 + ["choose"])
-    with pytest.raises(ConfigError, match="the part calibrate has no fake image"):
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"part": [None, *list(PARTS) * 5, "fit", "choose"]}, "1 of 18 images have the part 'None'"),
+        ({"part": ["test", *list(PARTS) * 5, "fit", "choose"]}, "1 of 18 images have the part 'test'"),
+        ({"part": ["fit", "calibrate", "choose"] * 3 + ["fit"] * 8 + ["choose"]}, "the part calibrate has no fake image"),
+        ({"source": ["a", "a", "b", "b", *[None] * 14]}, "2 groups of images are divided so"),
+        ({"phash": ["sunset", *[None] * 17]}, "the phash 'sunset' is no hash of 64 bits"),
+    ],
+)
+def test_parts_and_hashes_that_are_none_are_refused(columns, words):
+    images = divided_by_user(**columns)
+    with pytest.raises(ConfigError, match=words):
         divided(images, groups_of(images))
 
 

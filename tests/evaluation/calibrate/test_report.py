@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -56,22 +54,6 @@ def test_log_loss_and_ece_fall_on_held_out_images(images, parts, made):
     fine = calibrated(choosing, made.fitted.calibrations)[:, 1] + logit(shares[0]) - logit(shares[1])
     after = rows[2]["after"]
     assert (after["log_loss"]["value"], after["ece"]["value"]) == pytest.approx(chances_of(fine, choosing.fake))
-
-
-def test_one_detector_is_one_system(images, parts):
-    alone = replace(images, scores={"fine": images.scores["fine"]})
-    fitted = fit_card(divided(alone, parts), MEMBERS[1:], asked())
-    [row] = written(systems_before_and_after(fitted, alone.take(parts == CHOOSE), ensemble_of(["fine"]), {"fine": None}))
-    assert row["name"] == "fine"
-    assert row["after"]["log_loss"]["value"] < row["before"]["log_loss"]["value"]
-
-
-def test_a_card_for_another_prevalence_is_measured_at_that_of_the_images(images, parts, made):
-    rare = fit_card(divided(images, parts), MEMBERS, asked(prevalence=0.001))
-    choosing = images.take(parts == CHOOSE)
-    usual, moved = (systems_before_and_after(one, choosing, BEFORE, NONE)[0].written()["after"] for one in (made.fitted, rare))
-    assert moved["log_loss"]["value"] == pytest.approx(usual["log_loss"]["value"])
-    assert moved["ece"]["value"] == pytest.approx(usual["ece"]["value"])
 
 
 def test_every_generator_is_judged_by_a_card_that_never_saw_it(images, parts, made):
@@ -135,8 +117,3 @@ def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
     assert row["found_by_all_on_all"] == pytest.approx(made.card.thresholds.true_positive_rate, abs=0.05)
     assert row["found"] <= row["found_by_all_on_all"] + 0.05
     assert of_cascade(made, divided(images, parts), asked()) is None
-    scores = choosing.scores["coarse"]
-    copied = np.flatnonzero((parts == CHOOSE) & ~images.fake & (images.scores["coarse"] > np.quantile(scores[~choosing.fake], 0.995)))
-    again = np.concatenate([np.arange(len(images)), np.repeat(copied, 5)])
-    twice = divided(images.take(again), parts[again])
-    assert of_cascade(with_thresholds(one.fitted, twice, config), twice, config).found_by_all_on_all == row["found_by_all_on_all"]

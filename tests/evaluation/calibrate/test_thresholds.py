@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -9,8 +7,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
 from ray_app.errors import ConfigError
+from ray_app.evaluation.calibrate import thresholds
 from ray_app.evaluation.calibrate.thresholds import (
-    MOST_KNOTS,
     choose_band,
     choose_threshold,
     false_positives_allowed,
@@ -20,9 +18,8 @@ from ray_app.evaluation.calibrate.thresholds import (
     reals_needed,
     share_at,
 )
-from ray_app.metrics import ScoreHistogram, debiased_ece, fit_platt, fit_temperature, log_loss
+from ray_app.metrics import ScoreHistogram, debiased_ece, fit_temperature
 from ray_app.metrics.intervals import proportion_interval
-from tests.evaluation.calibrate.drawn import drawn
 
 
 def two_stages(n, seed=0):
@@ -30,10 +27,6 @@ def two_stages(n, seed=0):
     rng = np.random.default_rng(seed)
     fake = np.arange(n) % 2 == 1
     return rng.normal(np.where(fake, 1.5, -1.5), 1), rng.normal(np.where(fake, 4, -4), 1), fake
-
-
-def threshold_at(reals, share):
-    return np.sort(reals)[len(reals) - 1 - int(share * len(reals))]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
@@ -49,30 +42,6 @@ def test_the_share_is_kept_by_its_exact_bound_and_used_up(share, prevalence):
     assert band.upper_bound == pytest.approx((1 - prevalence) * bounds[0] + prevalence * bounds[1])
     assert band.upper_bound <= share
     assert band.share > share - 0.03
-
-
-def test_other_images_of_the_same_kind_keep_the_share_nearly_always():
-    over = 0
-    for seed in range(20):
-        early, late, fake = two_stages(2_000, seed)
-        band = choose_band(early, late, fake, share=0.2, prevalence=0.5, target=0.01)
-        fresh, _, is_fake = two_stages(50_000, 1_000 + seed)
-        over += share_at((fresh >= band.low) & (fresh <= band.high), is_fake, 0.5) > 0.2
-    assert over <= 2
-
-
-def test_no_band_of_that_width_finds_more_fakes_on_these_images():
-    early, late, fake = two_stages(1_500)
-    band = choose_band(early, late, fake, share=0.25, prevalence=0.5, target=0.01)
-
-    def found(low, high):
-        scores = np.where((early >= low) & (early <= high), late, early)
-        return (scores[fake] > threshold_at(scores[~fake], 0.01)).mean()
-
-    ordered = np.sort(early)
-    others = [found(ordered[start], ordered[start + int(0.2 * len(early))]) for start in range(0, int(0.79 * len(early)), 20)]
-    assert found(band.low, band.high) > max(others) - 0.01
-    assert found(band.low, band.high) > found(np.inf, np.inf) + 0.1, "more than the coarse one finds alone"
 
 
 def test_so_few_images_bound_no_small_share():
@@ -91,29 +60,8 @@ def overconfident(n, seed):
     return 5 * truth, rng.random(n) < 1 / (1 + np.exp(-truth))
 
 
-def figures(scores, fake, calibration=None):
-    """Log-loss and calibration error of both classes."""
-    fakes, reals = ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])
-    return [figure(fakes, reals, calibration).value for figure in (log_loss, debiased_ece)]
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seed", range(5))
-def test_calibration_error_and_log_loss_fall_on_images_that_nothing_was_fitted_on(method, seed):
-    found = fit(*overconfident(2_000, seed), method)
-    before, after = (figures(*overconfident(20_000, 100 + seed), calibration) for calibration in (None, found))
-    assert before[1] > 0.1
-    assert after[1] < 0.25 * before[1]
-    assert after[0] < 0.6 * before[0]
-
-
-def test_platt_is_that_of_the_metrics():
-    scores, fake = overconfident(500, 0)
-    assert fit(scores, fake) == fit_platt(scores, fake)
-
-
 def test_temperature_is_that_of_scikit_learn():
-    scores, fake = overconfident(20_000, 3)
+    scores, fake = overconfident(5_000, 3)
     found = fit(scores, fake, "temperature")
     assert found.intercept == 0
     # Scores as they are, from a classifier with slope 1, calibrated by scikit-learn's own method.
@@ -124,24 +72,23 @@ def test_temperature_is_that_of_scikit_learn():
     assert chances == pytest.approx(theirs.predict_proba(scores[:, None])[:, 1], abs=2e-3)
 
 
-@pytest.mark.parametrize("shift", [0, 12])
 @pytest.mark.parametrize("fakes", [60, 1_500, 3_000 - 60])
 @pytest.mark.parametrize("method", METHODS)
-def test_chances_are_right_off_balance_and_of_scores_that_are_all_positive(method, fakes, shift):
+def test_chances_are_right_off_balance_and_of_scores_that_are_all_positive(method, fakes):
     def images(seed, n):
         fake = np.arange(n) < fakes * n // 3_000
-        return np.random.default_rng(seed).normal(np.where(fake, 1.5, -1.5), 1.5) + shift, fake
+        return np.random.default_rng(seed).normal(np.where(fake, 1.5, -1.5), 1.5) + 12, fake
 
-    scores, fake = images(0, 30_000)
-    assert figures(scores, fake, fit(*images(1, 3_000), method))[1] < 0.02
+    (scores, fake), found = images(0, 30_000), fit(*images(1, 3_000), method)
+    assert debiased_ece(ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake]), found).value < 0.02
 
 
 def test_temperature_has_an_intercept_only_where_the_labels_refute_that_there_is_none():
     rng = np.random.default_rng(0)
-    truth = rng.normal(0, 2, (200, 500))
+    truth = rng.normal(0, 2, (80, 500))
     fitted = [fit_temperature(scores, rng.random(500) < expit(scores)) for scores in truth]
     assert np.mean([one.intercept != 0 for one in fitted]) < 0.1
-    assert all(fit_temperature(scores + 3, rng.random(500) < expit(scores)).intercept < -1 for scores in truth[:20])
+    assert all(fit_temperature(scores + 3, rng.random(500) < expit(scores)).intercept < -1 for scores in truth[:8])
 
 
 def test_isotonic_keeps_the_order_of_scores_beyond_its_knots_and_hardly_moves_their_chances():
@@ -153,11 +100,6 @@ def test_isotonic_keeps_the_order_of_scores_beyond_its_knots_and_hardly_moves_th
     assert (np.diff(found(ordered)) > 0).all()
     top, [end] = found.knots[-1][1], found(np.array([scores.max()]))
     assert 0 < end - top < 0.2
-    reals = rng.normal(-4, 2, 20_000)
-    reals[:30] = rng.normal(found.knots[-1][0] + 1, 0.2, 30)  # more than 0.1 % of them beyond the last knot
-    fakes = rng.normal(8, 2, 5_000)
-    reached = [float((one(fakes) > np.sort(one(reals))[-21]).mean()) for one in (found, lambda column: column)]
-    assert reached[0] == reached[1] > 0.5
 
 
 def test_isotonic_of_few_scores_by_hand():
@@ -175,35 +117,17 @@ def test_pieces_still_rise_after_small_ones_were_drawn_in():
     assert len(log_odds) == 2
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_isotonic_keeps_order_and_ends_and_few_knots(seed):
-    rng = np.random.default_rng(seed)
-    fake = rng.random(50_000) < 0.5
-    scores = rng.normal(np.where(fake, 1, 0), 20).round(3)  # hardly a signal, so that there are many small pieces
-    found = fit_isotonic(scores + fake, fake)
-    assert 2 <= len(found.knots) <= MOST_KNOTS
-    at = np.linspace(found.knots[0][0], found.knots[-1][0], 500)
-    assert (np.diff(found(at)) >= 0).all()
-    assert np.isfinite(found(np.array([-1e9, 1e9]))).all()
-
-
-def test_many_pieces_are_thinned_to_nearly_the_same_curve():
-    scores, fake = overconfident(300_000, 0)
+def test_many_pieces_are_thinned_to_nearly_the_same_curve(monkeypatch):
+    monkeypatch.setattr(thresholds, "MOST_KNOTS", 50)
+    scores, fake = overconfident(100_000, 0)
     found = fit_isotonic(scores, fake)
-    assert len(found.knots) <= MOST_KNOTS
+    assert len(found.knots) == 50
     truth = scores / 5
     middle = np.abs(truth) < 3
     assert np.abs(1 / (1 + np.exp(-found(scores))) - 1 / (1 + np.exp(-truth)))[middle].max() < 0.03
 
 
-def test_float32_scores_are_taken_as_they_are():
-    images = drawn(300, 200)
-    for method in METHODS:
-        found = fit(images.scores["fine"], images.fake, method)
-        assert np.isfinite(found(images.raw[:, 1])).all()
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
 @pytest.mark.parametrize(
     ("scores", "fake", "words"),
     [
@@ -217,69 +141,46 @@ def test_what_cannot_be_fitted_is_named(method, scores, fake, words):
         fit(scores, fake, method, what="the scores of npr")
 
 
-@pytest.mark.parametrize(("target", "confidence", "reals"), [(0.01, 0.95, 299), (0.001, 0.95, 2_995), (0.05, 0.95, 59), (0.01, 0.99, 459)])
+@pytest.mark.parametrize(("target", "confidence", "reals"), [(0.01, 0.95, 299), (0.001, 0.95, 2_995), (0.01, 0.99, 459)])
 def test_how_many_reals_are_needed(target, confidence, reals):
     assert reals_needed(target, confidence) == reals
     assert false_positives_allowed(reals, target, confidence) == 0
     assert false_positives_allowed(reals - 1, target, confidence) == -1
 
 
-@pytest.mark.parametrize("n", [299, 300, 473, 1_000, 10_000, 1_234_567])
+@pytest.mark.parametrize("n", [299, 473, 1_234_567])
 @pytest.mark.parametrize(("target", "confidence"), [(0.01, 0.95), (0.05, 0.9), (0.2, 0.99)])
 def test_no_more_false_positives_are_allowed_than_the_binomial_says(n, target, confidence):
     most = false_positives_allowed(n, target, confidence)
     assert binom.cdf(most, n, target) <= 1 - confidence < binom.cdf(most + 1, n, target)
 
 
-@pytest.mark.parametrize("ties", [None, 2, 1, 0])
+@pytest.mark.parametrize("ties", [12, 1])
 @pytest.mark.parametrize("target", [0.01, 0.1])
 def test_the_threshold_is_the_smallest_double_that_few_enough_reals_reach(ties, target):
-    scores = np.random.default_rng(0).normal(size=2_000)
-    scores = scores if ties is None else scores.round(ties)
+    scores = np.random.default_rng(0).normal(size=2_000).round(ties)
     found = choose_threshold(scores, target)
     most = false_positives_allowed(2_000, target)
     assert (scores >= found.fake_above).sum() == found.false_positives <= most
     assert (scores >= np.nextafter(found.fake_above, -np.inf)).sum() > most
     assert found.upper_bound == proportion_interval(found.false_positives, 2_000, 0.05)[1] <= target
-    assert ties is not None or found.false_positives == most
+    assert ties == 1 or found.false_positives == most
     assert choose_threshold(ScoreHistogram.of(scores), target) == found
+    assert choose_threshold(np.zeros(500), target).fake_above == np.nextafter(0, 1), (
+        "where all reals score alike, what scores so is not fake"
+    )
 
 
-def test_where_all_reals_score_alike_nothing_that_scores_so_is_fake():
-    found = choose_threshold(np.zeros(500), 0.01)
-    assert found.fake_above == np.nextafter(0, 1)
-    assert found.false_positives == 0
-
-
-@pytest.mark.parametrize(
-    ("n", "target", "words"),
-    [
-        (120, 0.01, "120 reals; a 1 % target at 95 % needs 299"),
-        (2_994, 0.001, "2,994 reals; a 0.1 % target at 95 % needs 2,995"),
-        (0, 0.01, "0 reals"),
-    ],
-)
-def test_too_few_reals_are_refused_with_the_number_needed(n, target, words):
+@pytest.mark.parametrize(("n", "words"), [(298, "298 reals; a 1 % target at 95 % needs 299"), (0, "0 reals")])
+def test_too_few_reals_are_refused_with_the_number_needed(n, words):
     with pytest.raises(ConfigError, match=words):
-        choose_threshold(np.arange(float(n)), target)
-
-
-@pytest.mark.parametrize(("n", "target"), [(299, 0.01), (1_000, 0.01), (1_000, 0.05), (5_000, 0.01)])
-def test_the_true_rate_exceeds_the_target_as_seldom_as_promised(n, target):
-    # Of scores drawn evenly from 0 … 1, the share of all reals that reach a threshold is 1 less the threshold.
-    scores = np.random.default_rng(n).random((400, n))
-    exceeded = sum(1 - choose_threshold(row, target).fake_above > target for row in scores)
-    expected = binom.cdf(false_positives_allowed(n, target), n, target)
-    assert expected <= 0.05
-    low, high = proportion_interval(exceeded, 400, 0.0005)
-    assert low <= expected <= high
+        choose_threshold(np.arange(float(n)), 0.01)
 
 
 @pytest.mark.parametrize("miss", [0.0, 0.05, 0.5])
-@pytest.mark.parametrize("ties", [None, 1, 0])
+@pytest.mark.parametrize("ties", [9, 0])
 def test_no_more_fakes_than_that_are_called_real(miss, ties):
-    fakes = np.random.default_rng(1).normal(2, 1, 1_000)
-    fakes = fakes if ties is None else fakes.round(ties)
+    fakes = np.random.default_rng(1).normal(2, 1, 1_000).round(ties)
     found = real_below(fakes, miss, fake_above=10.0)
     assert (fakes <= found).sum() <= miss * 1_000
     assert (fakes <= np.nextafter(found, np.inf)).sum() > miss * 1_000
@@ -292,9 +193,3 @@ def test_real_never_begins_above_fake():
     assert real_below(fakes, 1.0, fake_above=30.0) == 30.0
     with pytest.raises(ConfigError, match="0 fakes"):
         real_below([], fake_above=3.0)
-
-
-def test_more_reals_give_a_lower_threshold_on_average():
-    rng = np.random.default_rng(2)
-    means = [np.mean([choose_threshold(rng.normal(size=n), 0.01).fake_above for _ in range(50)]) for n in (299, 1_000, 5_000, 20_000)]
-    assert all(later < earlier for earlier, later in pairwise(means))

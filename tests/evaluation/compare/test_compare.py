@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.compare.changes import RunColumns
 from ray_app.evaluation.compare.compare import ALPHA, LEAST, compare, few_shared
-from ray_app.reports.compare import comparison_lines, render_comparison
+from ray_app.reports.compare import comparison_lines
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 
@@ -54,24 +54,17 @@ def system(document, name):
     return next(one for one in document["systems"] if one["name"] == name)
 
 
-def test_a_detector_and_the_ensemble_of_it_alone_are_one_system(first, other_run, scores):
-    one, other = (other_run({TINY: scores[TINY] + by}) for by in (0, 0.3))
-    document = compare(one, other)
-    assert [system["name"] for system in document["systems"]] == ["ensemble"]
-    assert ("mean_shift", "ensemble") in whats(document)
-    assert [system["name"] for system in compare(first, other)["systems"]] == ["ensemble", TINY], "of two detectors one is no ensemble"
-
-
 def test_equal_runs_differ_in_nothing(first, other_run, scores):
-    for other in (first, other_run(scores)):
-        document = compare(first, other)
-        assert document["findings"] == []
-        assert document["equal"]
-        assert document["headline"] == "No difference: statuses, scores and verdicts are the same for the 600 images in both runs."
-        assert document["examples"] == []
-        assert document["identity"] == []
-        assert [one["p"] for one in document["labelled"]["generators"]] == [1.0] * len(document["labelled"]["generators"])
-        json.dumps(document, allow_nan=False)
+    document = compare(first, other_run(scores))
+    assert document["findings"] == document["examples"] == document["identity"] == []
+    assert document["equal"]
+    assert document["headline"] == "No difference: statuses, scores and verdicts are the same for the 600 images in both runs."
+    assert {one["p"] for one in document["labelled"]["generators"]} == {1.0}
+    # A verdict is right only if it is no abstention.
+    rows = list(current_rows(RunDirectory.open(first)))
+    assert {row["verdict"] for row in rows} == {"real", "fake", "abstain"}
+    right = np.mean([row["verdict"] == row["input"]["label"] for row in rows])
+    assert document["labelled"]["systems"][0]["right"]["a"]["value"] == pytest.approx(right)
 
 
 def test_a_shift_of_one_detector_is_found_with_its_size(shifted):
@@ -85,14 +78,6 @@ def test_a_shift_of_one_detector_is_found_with_its_size(shifted):
     assert any(one["text"] == f"scores of {TINY} rose by 0.30 log-odds on average" for one in shifted["findings"])
     assert all(one["p_holm"] is None or one["p_holm"] < ALPHA for one in shifted["findings"])
     json.dumps(shifted, allow_nan=False)
-
-
-def test_a_noisy_shift_has_its_interval(first, other_run, scores):
-    noise = np.random.default_rng(8).normal(0.3, 1, N).astype(np.float32)
-    mean = system(compare(first, other_run({**scores, TINY: scores[TINY] + noise})), TINY)["shift"]["mean"]
-    low, high = mean["interval"]
-    assert low < 0.3 < high
-    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(N), rel=0.05)
 
 
 def test_a_twentieth_of_verdicts_flipped_is_found(first, other_run, scores):
@@ -124,13 +109,10 @@ def test_noise_of_rounding_is_not_worth_saying(first, other_run, scores):
 
 
 def test_a_few_images_are_not_enough_to_say_anything(tmp_path, photos, scores):
-    few, small = NAMES[:8], {name: column[:8] for name, column in scores.items()}
-    a = make_run(tmp_path / "a", few, small, list_in=photos)
+    few = {name: column[:8] for name, column in scores.items()}
     noise = np.random.default_rng(5).normal(0.1, 1, 8)
-    b = make_run(tmp_path / "b", few, {**small, TINY: small[TINY] + noise}, list_in=photos)
-    document = compare(a, b)
-    assert "mean_shift" not in {one["what"] for one in document["findings"]}
-    assert document["labelled"] is None
+    runs = [make_run(tmp_path / side, NAMES[:8], few | {TINY: few[TINY] + by}, list_in=photos) for side, by in (("a", 0), ("b", noise))]
+    assert "mean_shift" not in {one["what"] for one in compare(*runs)["findings"]}
 
 
 def test_two_halves_of_one_archive_have_not_drifted(tmp_path):
@@ -147,7 +129,7 @@ def test_two_halves_of_one_archive_have_not_drifted(tmp_path):
 
 
 def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
-    n = 1_500
+    n = 800
     runs = [make_run(tmp_path / str(night), names_of(n, f"night{night}"), {TINY: log_odds(night, n) + 0.4 * night}) for night in (0, 1)]
     document = compare(*runs)
     assert {("drift", "ensemble"), ("flagged", None)} <= whats(document)
@@ -159,48 +141,19 @@ def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
 
 def test_that_hardly_any_image_is_shared_stands_before_anything_else(tmp_path):
     names = [names_of(80), [*names_of(1), *names_of(79, "other")]]
-    runs = [
-        make_run(tmp_path / str(side), each, {TINY: log_odds(side, 80)}, list_in=tmp_path / "photos") for side, each in enumerate(names)
-    ]
+    runs = [make_run(tmp_path / str(side), one, {TINY: log_odds(side, 80)}, list_in=tmp_path / "all") for side, one in enumerate(names)]
     document = compare(*runs)
-    said = "Only 1 of 80 images is in both runs, so what follows says little about the others."
-    assert document["headline"].startswith(said)
-    assert comparison_lines(document)[0].startswith(said)
-    page = render_comparison(document)
-    assert said in page[page.index("<h1>") : page.index("</h1>")]
-
-
-@pytest.mark.parametrize(
-    ("both", "only_a", "only_b", "said"),
-    [
-        (40, 40, 40, ""),
-        (39, 41, 41, "Only 39 of 80 images are in both runs"),
-        (80, 0, 9_000, ""),  # all of the smaller run
-        (3, 77, 997, "Only 3 of 80 images in A and 1,000 in B are in both runs"),
-        (0, 80, 1_000, "No image is in both runs (A has 80, B has 1,000)"),
-    ],
-)
-def test_few_shared_images_are_few_of_the_smaller_run(both, only_a, only_b, said):
-    found = few_shared({"both": both, "only_a": only_a, "only_b": only_b})
-    assert found.startswith(said)
-    assert bool(found) == bool(said)
-
-
-def test_rows_that_are_in_one_run_only_are_counted(first, other_run, scores):
-    some = {name: column[200:] for name, column in scores.items()}
-    document = compare(first, other_run(some, names=NAMES[200:], labels=LABELS[200:]))
-    rows = document["rows"]
-    assert (rows["both"], rows["only_a"], rows["only_b"], rows["by"]) == (N - 200, 200, 0, "image_id")
-    assert document["equal"]
+    assert document["headline"].startswith("Only 1 of 80 images is in both runs, so what follows says little about the others.")
+    assert comparison_lines(document)[0].startswith("Only 1 of 80 images")
+    assert few_shared({"both": 80, "only_a": 0, "only_b": 9_000}) == "", "all of the smaller run"
+    assert few_shared({"both": 3, "only_a": 77, "only_b": 997}).startswith("Only 3 of 80 images in A and 1,000 in B are in both runs")
 
 
 def test_moved_files_are_matched_by_their_bytes(tmp_path, first, scores):
     moved = make_run(tmp_path / "moved", NAMES, scores, list_in=tmp_path / "elsewhere")
     document = compare(first, moved)
-    assert document["rows"]["by"] == "sha256"
+    assert (document["rows"]["by"], document["rows"]["both"], document["equal"]) == ("sha256", N, True)
     assert document["rows"]["why"] == "the runs share no image_id, so images are matched by their bytes"
-    assert document["rows"]["both"] == N
-    assert document["equal"]
     assert compare(first, moved, by="image_id")["rows"]["both"] == 0
 
 
@@ -260,14 +213,6 @@ def test_labels_tell_which_is_better(first, other_run, scores):
     assert tiny["real:camera"]["p"] == 1
 
 
-def test_a_verdict_is_right_only_if_it_is_no_abstention(first):
-    labelled = compare(first, first)["labelled"]
-    rows = list(current_rows(RunDirectory.open(first)))
-    assert {row["verdict"] for row in rows} == {"real", "fake", "abstain"}
-    right = np.mean([row["verdict"] == row["input"]["label"] for row in rows])
-    assert labelled["systems"][0]["right"]["a"]["value"] == pytest.approx(right)
-
-
 def test_binary_replies_have_no_auc(tmp_path, photos, scores):
     said = {TINY: np.where(scores[TINY] > 0, 4.0, -4.0)}
     run = make_run(tmp_path, NAMES, said, labels=LABELS, list_in=photos)
@@ -288,7 +233,9 @@ def test_labels_of_a_file(tmp_path, photos, scores, first):
     assert compare(bare, first)["labelled"]["n"] == N, "B's own columns serve where A has none"
 
 
-def test_a_run_that_grows_meanwhile_is_refused(tmp_path, photos, scores):
+def test_no_run_and_a_run_that_grows_meanwhile_are_refused(tmp_path, photos, scores, first):
+    with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
+        compare(first, str(tmp_path))
     run = RunColumns.open(make_run(tmp_path, NAMES[:20], {TINY: scores[TINY][:20]}, list_in=photos))
     keys, _ = run.keys("image_id")
     table = next(run.run.tables(0))
@@ -296,8 +243,3 @@ def test_a_run_that_grows_meanwhile_is_refused(tmp_path, photos, scores):
     assert len(keys) == 20
     with pytest.raises(ConfigError, match="changed while it was read"):
         run.scores("ensemble")
-
-
-def test_no_run_is_an_error(tmp_path, first):
-    with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
-        compare(first, str(tmp_path))

@@ -7,9 +7,7 @@ import pytest
 
 from ray_app.evaluation.evidence.record import make_evidence
 from ray_app.evaluation.evidence.verify import verify_evidence
-from ray_app.reports.evidence import evidence_lines, render_evidence
 from ray_app.runs import RunDirectory, current_rows
-from tests.reports.page_reader import read
 from tests.reports.profiled_run import profiled_card, score_profiled, write_archive
 
 
@@ -46,15 +44,6 @@ def test_the_record_says_what_was_predicted_and_by_what(told, flagged):
     json.dumps(told, allow_nan=False)
 
 
-def test_page_and_lines_show_it(told, flagged):
-    words = read(render_evidence(told)).text
-    assert "Where it may come from" in words
-    assert flagged["predicted_prompt"][:40] in words
-    lines = evidence_lines(told)
-    assert f"words: {flagged['predicted_prompt']}" in lines
-    assert sum(line.startswith("nearest generator: ") for line in lines) == 1
-
-
 def test_the_image_gives_the_same_generator_and_words_again(told, flagged):
     found = outcomes(told, Path(flagged["uri"]))
     assert set(found.values()) == {"agrees"}
@@ -66,11 +55,3 @@ def test_another_name_in_the_record_is_noticed(told, flagged):
     other["record"]["profile"]["generator"]["name"] = "midjourney-6" if flagged["predicted_generator"] != "midjourney-6" else "sdxl"
     found = outcomes(other, Path(flagged["uri"]))
     assert (found["record"], found["sections"], found["generator"]) == ("differs", "differs", "differs")
-
-
-def test_an_image_without_a_verdict_of_fake_has_no_words(run):
-    row = next(row for row in current_rows(RunDirectory.open(run)) if row["verdict"] == "real")
-    told = make_evidence(run, str(row["image_id"]))
-    assert told["record"]["profile"]["prompt"] is None
-    assert not [line for line in evidence_lines(told) if line.startswith(("words", "nearest known"))]
-    assert set(outcomes(told, Path(row["uri"])).values()) == {"agrees"}

@@ -22,37 +22,26 @@ def text(told):
     return record_text(told)
 
 
-def test_a_record_is_read_back_as_it_was_written(told, text, tmp_path):
-    (tmp_path / "evidence.json").write_text(text, encoding="utf-8")
-    assert read_evidence(tmp_path / "evidence.json") == told
-
-
-def doubled(text):
-    """The verdict twice under the unchanged digest: the false one first, where people and many programs look."""
-    return text.replace('"verdict": "real"', '"verdict": "fake",\n      "verdict": "real"')
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (doubled, "the key 'verdict' stands twice"),
-        (lambda text: text.replace('"touchstone_evidence": 1,', '"touchstone_evidence": 1,\n  "touchstone_evidence": 1,'), "stands twice"),
+        # The verdict twice under the unchanged digest: the false one first, where people and many programs look.
+        (lambda text: text.replace('"verdict": "real"', '"verdict": "fake",\n      "verdict": "real"'), "the key 'verdict' stands twice"),
         (lambda text: "\ufeff" + text, "BOM"),
         (lambda text: text + "\n", "not as `touchstone runs evidence` writes it"),
         (lambda text: text + text, "Extra data"),
-        (lambda text: text + "\0", "Extra data"),
         (lambda text: text.replace('"occurrence": 0', '"occurrence": NaN'), "NaN is no finite number"),
         (lambda text: text.replace('"occurrence": 0', '"occurrence": 1e999'), "1e999 is no finite number"),
         (lambda text: text.replace('"occurrence": 0', '"occurrence": -0'), "not as `touchstone runs evidence` writes it, from character"),
-        (lambda text: text.replace('"occurrence": 0', '"occurrence": 0.00'), "not as `touchstone runs evidence` writes it"),
         (lambda text: text.replace('"uri"', '"\\u0075ri"'), "not as `touchstone runs evidence` writes it"),
         (lambda text: json.dumps(json.loads(text)), "not as `touchstone runs evidence` writes it"),
         (lambda text: text[:-1], "Expecting|delimiter"),
         (lambda text: "[" * 100_000, "recursion"),
-        (lambda text: "", "Expecting value"),
     ],
 )
-def test_any_other_file_of_the_same_is_refused(text, change, said, tmp_path):
+def test_a_record_is_read_back_and_any_other_file_of_the_same_is_refused(told, text, change, said, tmp_path):
+    (tmp_path / "evidence.json").write_text(text, encoding="utf-8")
+    assert read_evidence(tmp_path / "evidence.json") == told
     assert change(text) != text
     (tmp_path / "evidence.json").write_text(change(text), encoding="utf-8")
     with pytest.raises(ConfigError, match=f"not a record's JSON: .*({said})"):
@@ -64,11 +53,6 @@ def test_bytes_that_are_no_text_are_refused(text, tmp_path):
         (tmp_path / "evidence.json").write_bytes(data)
         with pytest.raises(ConfigError, match="not a record's JSON"):
             read_evidence(tmp_path / "evidence.json")
-
-
-def test_a_name_that_stands_in_two_objects_is_no_key_that_stands_twice():
-    value = {"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}]}
-    assert parse_record(record_text(value).encode()) == value
 
 
 def mappings(value, path=()):
@@ -105,26 +89,6 @@ def test_an_unknown_key_is_refused_wherever_it_stands(told):
         except ConfigError:
             continue
         assert "differs" in found, path
-
-
-@pytest.mark.parametrize(("part", "name"), [("guarantee", "shifts"), ("row", "stability")])
-def test_a_number_where_a_list_belongs_is_told_in_plain_words(told, part, name):
-    other = copy.deepcopy(told)
-    (other["record"]["row"] if part == "row" else other["record"]["guarantee"]["run"])[name] = 7
-    other["sha256"] = digest(other["record"])
-    with pytest.raises(ConfigError, match="the record is not whole"):
-        list(verify_evidence(other))
-
-
-def test_a_key_with_a_dot_does_not_stand_for_one_in_another(told):
-    """Once dotted names were compared, and of two equal ones the last."""
-    other = copy.deepcopy(told)
-    decision = other["record"]["decision"]
-    right = decision["thresholds"]["fake_above"]
-    decision["thresholds"]["fake_above"], decision["thresholds.fake_above"] = right - 9, right
-    other["sha256"] = digest(other["record"])
-    with pytest.raises(ConfigError, match=r"no record has the key decision\.thresholds\.fake_above"):
-        list(verify_evidence(other))
 
 
 def test_what_another_version_is_said_to_have_written_is_compared_all_the_same(told):

@@ -68,16 +68,13 @@ def test_any_change_shows_in_the_digest(told):
     [
         (lambda record: record["row"].update(verdict="fake"), {"sections", "sentences", "decision"}),
         (lambda record: record["decision"].update(verdict="fake"), {"sections"}),
-        (lambda record: record["decision"].update(probability=0.001), {"sections"}),
         (lambda record: record["row"]["scores"].update({"touchstone-tiny": -9.0}), {"sections", "decision"}),
         (lambda record: record["image"].update(sha256="0" * 64), {"sections"}),
         (lambda record: record["hashes"].update(run="0" * 64), {"run", "sections"}),
         (lambda record: record["ensemble"]["thresholds"].update(real_below=-9.0), {"ensemble", "rule", "sections", "decision"}),
         (lambda record: record["ensemble"]["guarantee"].update(target_fpr=0.001), {"ensemble", "sections", "sentences"}),
-        (lambda record: record["run"]["identity"].update(resize="fast"), {"run", "sections"}),
         (lambda record: record["detectors"]["touchstone-tiny"]["card"].update(masks=True), {"touchstone-tiny", "sections"}),
         (lambda record: record["limits"].clear(), {"sentences"}),
-        (lambda record: record.update(provenance={"ai_declared": True}), {"sections"}),
     ],
 )  # fmt: skip
 def test_a_part_that_was_changed_is_named_though_the_digest_was_made_anew(told, change, found):
@@ -107,7 +104,7 @@ def test_last_bits_of_a_number_are_another_processors(told):
     assert next(check.told for check in verify_evidence(other) if check.name == "decision").endswith("but for the last bits of a number")
 
 
-@pytest.mark.parametrize("gone", ["row", "run", "hashes", "ensemble", "detectors", "guarantee", "decision"])
+@pytest.mark.parametrize("gone", ["row", "run", "detectors", "decision"])
 def test_a_record_that_lacks_a_part_is_refused(told, gone):
     with pytest.raises(ConfigError, match="not whole"):
         list(verify_evidence(changed(told, lambda record: record.pop(gone))))
@@ -134,9 +131,8 @@ def test_a_verdict_that_the_run_withdrew_is_withdrawn_again(promised_run, photos
     withdrawn = {"holds": False, "why": "images differ in jpeg_quality (PSI 1.2)", "unlike": why, "waived": False, "shifts": []}
     run.write_json("summary.json", run.read_json("summary.json") | {"guarantee": withdrawn})
     told = make_evidence(run.store.url, str(photos / "photo-3.jpg"))
-    assert told["record"]["decision"]["verdict"] == "abstain"
-    assert told["record"]["decision"]["reason"] == "unlike_archive"
-    assert told["record"]["decision"]["detail"] == "jpeg_quality (PSI 1.2)"
+    decision = told["record"]["decision"]
+    assert (decision["verdict"], decision["reason"], decision["detail"]) == ("abstain", "unlike_archive", "jpeg_quality (PSI 1.2)")
     assert told["record"]["guarantee"]["words"][-1].startswith("That is beyond the limit")
     assert differing(told, photos / "photo-3.jpg") == []
     assert "decision" in differing(changed(told, lambda record: record["guarantee"].update(run=None)))
@@ -158,8 +154,7 @@ def test_a_verdict_that_views_took_back_is_taken_back_again(plain_run, promised,
     url = score_here(near, photos, tmp_path / "run", stability=Stability(4, 1.0))
     told = make_evidence(url, str(photos / "photo-3.jpg"))
     decision = told["record"]["decision"]
-    assert decision["verdict"] == "abstain"
-    assert decision["reason"] == "unstable"
+    assert (decision["verdict"], decision["reason"]) == ("abstain", "unstable")
     assert "recompressed views" in decision["detail"]
     assert [view["verdict"] for view in decision["views"]] == ["fake", "real"] * 2
     assert decision["rederived"]
@@ -174,9 +169,8 @@ def test_a_record_is_checked_where_cards_and_weights_are_not(two_stages, photos,
     shutil.copytree(kept.parent / "weights", tmp_path / "weights")
     second.write_text(second.read_text().replace(str(kept.parent), str(tmp_path)))
     members = (two_stages.members[0], two_stages.members[1].model_copy(update={"detector": str(second)}))
-    told = make_evidence(
-        score_here(two_stages.model_copy(update={"members": members}), photos, tmp_path / "run"), str(photos / "photo-3.jpg")
-    )
+    url = score_here(two_stages.model_copy(update={"members": members}), photos, tmp_path / "run")
+    told = make_evidence(url, str(photos / "photo-3.jpg"))
     second.unlink()
     shutil.rmtree(tmp_path / "weights")
     assert differing(told) == []
@@ -187,7 +181,7 @@ def test_a_record_is_checked_where_cards_and_weights_are_not(two_stages, photos,
 def test_a_record_does_not_choose_where_weights_come_from(told, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(0.2)
+        listening.setblocking(False)
         uri = f"https://127.0.0.1:{listening.getsockname()[1]}/weights.safetensors"
 
         def from_there(record):
@@ -198,5 +192,5 @@ def test_a_record_does_not_choose_where_weights_come_from(told, photos, tmp_path
         assert differing(other) == []
         with pytest.raises(DetectorError, match=f"no weights: {uri} is named by the record alone"):
             list(verify_evidence(other, photos / "photo-3.jpg"))
-        with pytest.raises(TimeoutError):
+        with pytest.raises(BlockingIOError):
             listening.accept()
