@@ -62,8 +62,10 @@ def test_an_empty_page_fits_its_window(check, report):
 
 @pytest.mark.parametrize(
     ("report", "kind"),
-    [("comparison", "example"), ("labels", "example"), ("identifier", "example"), ("evidence", "many"), ("evidence", "said")]
-    + [("run", "profile"), ("evaluation", "large")],
+    [
+        *((report, "example") for report in ("comparison", "labels", "identifier")),
+        *(("evidence", "many"), ("evidence", "said"), ("run", "profile"), ("evaluation", "large")),
+    ],
 )
 def test_an_example_fits_its_window(check, report, kind):
     check(pages.page_of(report, kind))
