@@ -28,7 +28,7 @@ def new_run(folder):
 
 
 def write_files(folder, names, content="first"):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).write_text(f"{name} {content}")
 
