@@ -290,7 +290,7 @@ def test_no_room_for_the_rows(plain_run, tmp_path):  # noqa: F811
     assert "make room there, then run the same command again" in done.stderr
 
 
-@pytest.mark.parametrize("words", ["results RUN --json", "detectors list", "check pictures --json"])
+@pytest.mark.parametrize("words", ["results RUN --json", "detectors list", "check pictures --ensemble tiny --json"])
 def test_a_closed_pipe_is_a_quiet_end(words, plain_run):  # noqa: F811
     """Nobody reads from the beginning, which is what `head` comes to."""
     command = [*COMMAND, *(word.replace("RUN", str(plain_run)) for word in words.split())]
