@@ -1,4 +1,4 @@
-"""Sections of an evaluation beside detection: a protocol with what was published of it, masks, names, prompts and pictures."""
+"""Sections of an evaluation beside detection: masks, names, prompts and pictures."""
 
 import base64
 import io
@@ -10,42 +10,6 @@ from PIL import Image
 from ray_app.metrics.arrays import MetricEstimate, undefined
 from ray_app.metrics.intervals import proportion
 from tests.reports.training_example import picture
-
-OPENFAKE = {"ideogram-3.0": 0.999, "gpt-image-1": 0.997, "flux-1.1-pro": 0.993, "flux-1-dev": 1.0, "sd-3.5": 1.0}
-FUSION = {"ideogram-3.0": 0.4, "gpt-image-1": 0.32, "flux-1.1-pro": 0.35, "flux-1-dev": 0.759, "sd-3.5": 0.961}
-
-
-def published() -> dict[str, Any]:
-    """The sections `protocol` and `reference`."""
-    mean = {"Average TPR": 0.997, "F1": 0.997, "ROC AUC": 1.0}
-    why = "The figure is the mean of TPR and TNR of hard decisions, balanced accuracy and no ranking AUC."
-    broken = "Cannot come from soft-OR at threshold 0, which finds no less than its parts: not reproducible."
-    readme = "OpenFake, seed README"
-    corvi = {"ideogram-3.0": 0.176, "gpt-image-1": 0.035, "flux-1.1-pro": 0.001, "flux-1-dev": 0.538, "sd-3.5": 0.915, "ROC AUC": 0.665}
-    return {
-        "protocol": {
-            "name": "openfake-v1",
-            "title": "OpenFake v1",
-            "source": "arXiv:2509.09495",
-            "what": "The test split of May 2025, and what the picture desk added.",
-            "notes": ["Average TPR is the plain mean over the generators, F1 is of the pooled images."],
-            "threshold": 0.0,
-            "strict": True,
-            "averages": "unweighted",
-            "commands": ["touchstone evaluate s3://lab/runs/2026-11-20-desk --labels desk.parquet --protocol openfake-v1 --out desk"],
-        },
-        "reference": [
-            {"column": "SwinV2-s", "system": "openfake-swinv2-small", "source": readme, "mark": None, "rows": {**OPENFAKE, **mean}},
-            {"column": "Corvi2023", "system": "corvi2023", "source": readme, "mark": None, "rows": corvi, "marks": {"ROC AUC": why}},
-            {
-                "column": "Fusion",
-                "system": None,
-                "source": readme,
-                "mark": broken,
-                "rows": {**FUSION, "Average TPR": 0.558, "ROC AUC": 0.703},
-            },
-        ],
-    }
 
 
 def further() -> dict[str, Any]:

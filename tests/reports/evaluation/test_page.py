@@ -27,8 +27,8 @@ def figure(key):
 def test_the_headline_says_how_good_on_what_and_that_it_is_confounded(words):
     found, cleared = (round(100 * figure(key)["value"]) for key in ("tpr", "tnr"))
     said = f"Stacked ensemble of four finds {found} % of the fakes and wrongly flags {100 - cleared} % of the real images"
-    assert f"{said}, but the form of the files alone (format, size) gives many fakes away." in words
-    assert words.index("Confounded. Without looking at a pixel, file facts (format, size)") < words.index("How good")
+    assert f"{said}, but the form of the files alone (format, height) gives many fakes away." in words
+    assert words.index("Confounded. Without looking at a pixel, file facts (format, height, width)") < words.index("How good")
 
 
 def test_a_detector_that_saw_only_what_went_on_in_a_cascade_is_told_apart():
@@ -49,7 +49,7 @@ def test_the_four_answers_have_their_numbers(words):
         "Of the generators, 4 were in its training data and 6 were not.",
         "Within one format and size, JPEG of 1–4 MP",
         "The hardest generator is nano-banana-pro: it finds ",
-        "Of the real images, those from press photographs, scanned are flagged most often",
+        "Of the real images, those from real:press photographs, scanned are flagged most often",
         "Under jpeg-30 its ROC AUC falls from",
     ):
         assert said in words
@@ -63,17 +63,18 @@ def test_a_difference_is_told_from_the_leading_systems_side(a, b, found):
 
 
 def test_without_an_ensemble_the_best_leads_and_that_is_said():
-    text = PageReader(page_of("evaluation", "large")).text
+    document = large_document()
+    text = text_of(document | {"systems": [one for one in document["systems"] if one["name"] != "ensemble"]})
     assert text.startswith("Touchstone evaluation of Picture desk, November Detector 7 finds 98 % of the fakes")
     assert "the best of 8 on these very images" in text
 
 
 def test_what_was_published_stands_beside_ours_with_its_marks(words):
     page = page_of("evaluation")
-    assert '<td class="number published">0.665<span class="note">†</span></td>' in page
-    assert '>Fusion<span class="note">‡</span>' in page
-    assert "† The figure is the mean of TPR and TNR of hard decisions" in words
-    assert "‡ Cannot come from soft-OR at threshold 0" in words
+    assert '<td class="number published">0.665<span class="note">¶</span></td>' in page
+    assert '>Fusion<span class="note">‖</span>' in page
+    assert "¶ Printed as ROC AUC, but it is (TPR + TNR) / 2 of hard decisions." in words
+    assert "‖ It cannot come from soft-OR at threshold 0" in words
 
 
 def test_a_figure_that_is_not_defined_is_a_dash_with_its_reason(words):
@@ -86,10 +87,11 @@ def test_a_figure_that_is_not_defined_is_a_dash_with_its_reason(words):
 
 
 def test_every_cell_says_whether_its_images_were_in_training():
-    page = render_evaluation(small_document() | {"reference": []})
-    grid = page[page.index('class="matrix packed"') :].partition("</table>")[0]
-    assert grid.count('<span class="unseen"> in training</span>') == 7
-    assert grid.count('<span class="unseen"> not in training</span>') == 5
+    page = page_of("evaluation", "large")
+    rows = page[page.index('class="matrix packed"') :].partition("</table>")[0].split("<tr>")
+    [row] = [row for row in rows if ">generator-09<" in row]
+    assert row.count('<span class="unseen"> in training</span>') == 5  # detectors 3 to 7
+    assert row.count('<span class="unseen"> not in training</span>') == 4
     assert "● in training ○ not in training ? not known whether in training" in PageReader(page).text.replace("\xa0", " ")
 
 
@@ -135,7 +137,7 @@ def test_all_sections_stand_with_their_figures_and_counts(words):
         f"flags that are right if 0.1 % are fake {100 * figure('precision_at_prior_01')['value']:.1f} %",
         f"social {social:.4f}",
         f"JPEG {jpeg['real']['JPEG']:,} {100 * jpeg['real']['JPEG'] / 1600:.1f} % {jpeg['fake']['JPEG']:,}",
-        "Labels and run differ. 12 labels without a row in the run; 3 labels given twice (and equal).",
+        "Labels and run differ. 12 of 3,332 labels without a row in the run, for example image_id -1.",
         "s3://lab/runs/2026-11-20-desk",
         "limits.max_pixels 50000000",
         "Brier score Mean squared distance of the stated probability",
@@ -179,10 +181,10 @@ def test_lines_for_the_terminal():
     assert lines[3].split()[:4] == ["Stacked", "ensemble", "of", "four"]
     assert lines[10].startswith("warning: Confounded.")
     assert max(len(line) for line in lines if "[" in line) <= 120, "the table of many columns goes on below"
-    assert any(line.startswith("ideogram-3.0 ") and "0.999" in line for line in lines)
-    assert any(line.startswith("‡ Cannot come from soft-OR") for line in lines)
+    assert any(line.startswith("Ideogram 3.0 ") and "0.999" in line for line in lines)
+    assert any(line.startswith("‖ It cannot come from soft-OR") for line in lines)
     bare = evaluation_lines(small_document() | {"table": None, "data": None, "labels": None, "reference": None})
-    assert [line.split()[0] for line in bare[3:5]] == ["Stacked", "Corvi"]
+    assert [line.split()[0] for line in bare[3:6]] == ["Stacked", "OpenFake", "Corvi"]
     assert evaluation_lines({}) == ["Nothing was evaluated: the document names no system."]
     assert any("no real image" in line for line in evaluation_lines(one_class("fake")))
 
