@@ -8,14 +8,15 @@ from tests.reports.evaluation_example import small_document
 
 # What decides where something stands is a word of the document; all the rest comes from files and people.
 _WORDS = {"label", "kind", "seen", "output", "test", "method", "picture", "thumbnail"}
-_SYSTEMS, _GENERATORS = ("ensemble", "corvi2023"), ("sd-3.5", "nano-banana-pro", "flux-1-fill, edits", "docci", "laion-400m")
 
 
 @cache
 def hostile_document(text: str) -> dict[str, Any]:
     """Systems, generators, views, formats and sizes bear the text with a number behind it; every other text is the text itself."""
     document = small_document()
-    names = [*_SYSTEMS, *_GENERATORS, *(view["name"] for view in document["systems"][0]["views"]), "JPEG", "PNG", "WEBP", "1–4 MP"]
+    first = document["systems"][0]
+    names = [one["name"] for part in (document["systems"], first["generators"], first["views"], document["table"]["rows"]) for one in part]
+    names += ["JPEG", "PNG", "WEBP", "1–4 MP"]
     renamed = {name: f"{text}{index}" for index, name in enumerate(names)}
     found: dict[str, Any] = _poisoned(document, renamed, text)
     found["mistakes"] = [
