@@ -130,33 +130,6 @@ identity:
 }
 
 
-def hostile_summary(text: str) -> dict[str, Any]:
-    """The same with `text` in place of every name, path and sentence."""
-    example = {"uri": text, "member": text, "detail": text}
-    plain = _SUMMARY
-    detector = {"name": text, "title": text, "licence": text, "calibrated": False, "demonstration": True}
-    return example_summary(
-        run=text,
-        version=text,
-        started_at=text,
-        top=[{**plain["top"][0], "uri": text, "member": member, "verdict": text} for member in (None, text)],
-        examples={"corrupt_image": [example] * 3, text: [example]},
-        statuses={**plain["statuses"], text or "other": 4},
-        verdict_reasons={text: 40},
-        flags={text: 1},
-        formats={text: 1},
-        histogram={
-            "edges": plain["histogram"]["edges"],
-            "counts": {"ensemble": scores((0, 1, 99)), text: scores((1, 1, 99)), "x": scores((2, 1, 9))},
-        },
-        ensemble={**plain["ensemble"], "name": text, "title": text, "rule": text, "members": [detector]}
-        | {"thresholds": {**plain["ensemble"]["thresholds"], "measured_on": text}},
-        session={**plain["session"], "layout": text, "seconds": {text: 1.0, "score": 2.0}},
-        bottleneck={"stage": text, "share": 0.5, "advice": text},
-        identity={text or "key": {text or "key": [text, {"a": text}]}},
-    )
-
-
 def thumbnail() -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (8, 8), "teal").save(data, "JPEG")

@@ -6,9 +6,8 @@ import pytest
 
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
-from tests.reports.hostile_evaluation import hostile_document
 from tests.reports.page_reader import PageReader, contrast
-from tests.reports.pages import NO_SECTIONS, page_of
+from tests.reports.pages import HOSTILE_PAGES, NO_SECTIONS, page_of
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +164,7 @@ def test_pictures_are_jpegs_and_nothing_else():
     shown = PageReader(page_of("evaluation")).attributes("img")
     assert len(shown) == 16 + 6
     assert all(one["src"].startswith("data:image/jpeg;base64,/9j/") for one in shown)
-    assert not PageReader(render_evaluation(hostile_document("x"))).attributes("img")
+    assert not PageReader(HOSTILE_PAGES["evaluation"]("x")).attributes("img")
 
 
 def test_nulls_and_absent_keys_read_the_same_and_so_does_json():
