@@ -24,7 +24,6 @@ from tests.reports.profile_example import example_profile
 from tests.reports.training_example import example_facts
 
 NO_SECTIONS = {key: None for key in small_document()}
-NOT_DOUBTED = "the classifier tells the classes apart with an AUC of 0.55 only"
 
 
 def _without(*keys):
@@ -76,7 +75,6 @@ DOCUMENTS = {
     "labels": {
         "example": example_labels,
         "clean": lambda: example_labels(found=False),
-        "not doubted": lambda: example_labels(why=NOT_DOUBTED),
         "index": lambda: example_labels() | {"suspicious": None},
     },
     "identifier": {

@@ -5,7 +5,7 @@ import yaml
 
 from ray_app.config import named_configs
 from ray_app.detectors import DetectorCard, load_card
-from ray_app.reports.card import Here, ZooEntry, card_page, input_words, speed_class, zoo_table
+from ray_app.reports.card import Here, card_page, input_words
 
 NAMES = list(named_configs("detectors"))
 WIDE = 100_000
@@ -107,28 +107,6 @@ def test_acceptance_and_places_are_told(tmp_path):
     assert str(tmp_path / "w.pth") in page
     assert re.search(r"here\s+missing", card_page(card, Here(True, {card.weights.uri: None}), WIDE))
     assert "--accept-licence touchstone-tiny" in page_of(card)
-
-
-def test_the_table_has_every_detector_with_its_marks_and_variants_below():
-    cards = [load_card(name) for name in NAMES]
-    below = ZooEntry(rare_card(name="rare:variant-a"), accepted=False, here=False)
-    above = ZooEntry(rare_card(name="rare"), accepted=False, here=True, variants=(below,))
-    lines = zoo_table([above, *(ZooEntry(card, accepted=False, here=False) for card in cards)], 120).splitlines()
-    assert all(len(line) <= 120 for line in lines)
-    assert [line.split()[0] for line in lines[1:3]] == ["rare", ":variant-a"]
-    for card in cards:
-        line = next(line for line in lines if line.startswith(f"{card.name} "))
-        assert (" !" in line) == (card.terms != "permissive")
-        assert line.endswith("missing")
-    accepted = zoo_table([ZooEntry(card, accepted=True, here=True) for card in cards], 120)
-    assert " ! " not in accepted.split("\n\n")[0]
-
-
-@pytest.mark.parametrize(("gmac", "speed"), [(4.99, "fast"), (5, "medium"), (50, "slow"), (499, "slow"), (500, "very slow")])
-def test_speed_classes(gmac, speed):
-    size = {"parameters": 1, "tensors": 1, "gmac": gmac}
-    assert speed_class(rare_card(size=size)) == speed
-    assert speed_class(rare_card(size=None)) is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.reports.bars import axis_start
 from ray_app.reports.evaluation.charts import series_of
 from ray_app.reports.svg import (
     BarSegment,
@@ -18,7 +17,6 @@ from ray_app.reports.svg import (
     line_chart,
     plane,
     probit_axis,
-    score_classes,
     share_axis,
     stacked_bar,
 )
@@ -74,18 +72,6 @@ def test_a_bar_across_a_threshold_changes_colour_there_and_one_image_among_milli
     assert bars(svg, "fill-fake")[0]["height"] > 0.5
     shares = stacked_bar([BarSegment("fake", "fake", 1), BarSegment("real", "real", 9_999_999)], **NAMED)
     assert bars(shares, "fill-fake")[0]["width"] > 0.3
-
-
-def test_fakes_stand_above_the_axis_and_reals_hang_below():
-    svg = score_classes([-1.0, 0.0, 1.0], [0, 8], [4, 0], 0.0, ident="s", title="Scores")
-    [fake], [real] = bars(svg, "fill-fake"), bars(svg, "fill-real")
-    assert (fake["y"], fake["height"]) == (0, 50)
-    assert (real["y"], real["height"]) == (50, 50)
-
-
-@pytest.mark.parametrize(("lows", "start"), [([0.97, 0.99], 0.95), ([0.55, 0.99], 0.5), ([], 0.0)])
-def test_an_axis_of_aucs_begins_at_the_least_rounded_down(lows, start):
-    assert axis_start(lows) == start
 
 
 @pytest.mark.parametrize(

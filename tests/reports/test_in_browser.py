@@ -55,15 +55,11 @@ def test_hostile_texts_stay_inside_their_page(check, report, text):
     check(pages.HOSTILE_PAGES[report](HOSTILE[text]), scripts=int(report in ("gallery", "leaderboard")))
 
 
-@pytest.mark.parametrize("report", [report for report, kinds in pages.DOCUMENTS.items() if "empty" in kinds])
-def test_an_empty_page_fits_its_window(check, report):
-    check(pages.page_of(report, "empty"))
-
-
 @pytest.mark.parametrize(
     ("report", "kind"),
     [
         *((report, "example") for report in ("comparison", "labels", "identifier")),
+        *((report, "empty") for report, kinds in pages.DOCUMENTS.items() if "empty" in kinds),
         *(("evidence", "many"), ("evidence", "said"), ("run", "profile"), ("evaluation", "large")),
     ],
 )
@@ -196,6 +192,9 @@ def test_labels_by_keys_and_buttons_stay_and_are_saved_as_a_file(browser, audit)
         (str(one.image_id), one.uri, one.member or "", str(one.stratum)) for one in images(members={1: "in.zip"})
     ]
     assert browser.called("Runtime.exceptionThrown") == []
+    browser.show(audit / "many.html", width=1000)
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key="r", modifiers=2)
+    assert said(browser) == "0 of 40 labelled", "shortcuts of the browser are left alone"
 
 
 def saved(browser):
@@ -204,12 +203,6 @@ def saved(browser):
         browser.ask("document.getElementById('save').click()")
     assert saving.value.suggested_filename == "labels.csv"
     return saving.value.path().read_text(encoding="utf-8")
-
-
-def test_shortcuts_of_the_browser_are_left_alone(browser, audit):
-    browser.show(audit / "many.html", width=1000)
-    browser.call("Input.dispatchKeyEvent", type="keyDown", key="r", modifiers=2)
-    assert said(browser) == "0 of 40 labelled"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -4,8 +4,6 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ray_app.errors import MEANING, Status
 from ray_app.reports import summary_lines, verdict_table
@@ -77,14 +75,6 @@ def test_no_line_is_wider_than_the_terminal(width):
     assert all(line.endswith("fake          0.7773  +1.25  ok") for line in lines[1:])
     narrow = verdict_table([row("s3://desk/" + "x" * 90 + "/end.jpg", 1.0, "fake")], 20).splitlines()
     assert "end.jpg" in narrow[1]
-
-
-@settings(deadline=None)
-@given(st.lists(st.text(alphabet=st.characters(), max_size=60), min_size=1, max_size=5), st.integers(70, 140))
-def test_any_name_keeps_one_line_within_the_width(names, width):
-    lines = verdict_table([row(name, 2.0, "fake") for name in names], width).split("\n")
-    assert len(lines) in (len(names) + 1, len(names) + 2)
-    assert all(columns(line) <= width for line in lines)
 
 
 def test_the_end_of_a_run_in_words():
