@@ -45,14 +45,6 @@ def test_the_help_lists_the_core_and_every_group_once(capsys):
     assert words == [word for group, names in listed.items() for word in (group, *names)]
 
 
-@pytest.mark.parametrize("path", [(), *(path for path, command in commands() if isinstance(command, click.Group))])
-def test_summaries_are_whole_sentences_that_fit(path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    assert main([*path, "--help"]) == 0
-    lines = capsys.readouterr().out.partition("Commands:")[2].partition("Groups")[0].strip().splitlines()
-    assert all(re.fullmatch(r" *[a-z]+ +[A-Z].*\.", line) and not line.endswith("..") for line in lines), lines
-
-
 OLD_NAMES = {"runs": ("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "data": ("split", "labels")}
 
 
@@ -138,14 +130,6 @@ def test_config_show_is_a_config_that_can_be_used(tmp_path, capsys):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("touchstone, version ")
-
-
-@pytest.mark.parametrize("words", ["ok", "source_timeout,late", ""])
-def test_retry_takes_the_statuses_of_failed_members_and_lists_them(words, capsys, tmp_path):
-    assert main(["score", str(tmp_path), "--out", str(tmp_path / "run"), "--retry", words]) == 2
-    said = capsys.readouterr().err
-    assert f"--retry {words.rpartition(',')[2]}: not a status of files without a score" in said
-    assert "source_throttled, source_timeout" in said
 
 
 def test_what_reads_a_run_takes_no_torch_and_no_ray(plain_run, photos, tmp_path):  # noqa: F811
