@@ -153,7 +153,8 @@ def _write_run(folder: Path, images: "Images", systems: Mapping[str, System], vi
         "probability": pa.array(sigmoid(whole)),
         "verdict": np.select([whole > 0.8, whole < -0.8], ["fake", "real"], "abstain").tolist(),
     }
-    kinds = {}
+    kinds = {"generator_ranking": pa.list_(pa.string())}
+    columns |= _profile(images, np.random.default_rng(seed))
     if views:
         drawn = [struct_of({name: scores[view][name] for name in detectors}) for view in views]
         columns["views"] = pa.StructArray.from_arrays(drawn, list(views))
@@ -167,10 +168,26 @@ def _write_run(folder: Path, images: "Images", systems: Mapping[str, System], vi
             "generator": str(name),
             "kind": None if kind == "real" else str(kind),
         }
+        | {"prompt": f"a cat on a mat, number {number % 17}, oil painting" if fake else None}
         for number, fake, name, kind in zip(columns["image_id"], images.fake, images.generator, images.kind, strict=True)
     ]
     labels += [*labels[:3], *({**labels[0], "image_id": -number} for number in range(1, 13))]
     (folder / "labels.jsonl").write_text("".join(json.dumps(one) + "\n" for one in labels))
+
+
+def _profile(images: "Images", rng: Any) -> dict[str, Any]:
+    """Generators and words that were predicted: most of them right, some of a neighbour, some none."""
+    makers = list(dict.fromkeys(images.generator[images.fake])) or ["none"]
+    others = rng.choice(makers, len(images))
+    nearest = [
+        str(one if right else other) for one, other, right in zip(images.generator, others, rng.random(len(images)) < 0.7, strict=True)
+    ]
+    said = rng.random(len(images)) < 0.9
+    return {
+        "predicted_generator": [name if one else None for name, one in zip(nearest, said, strict=True)],
+        "generator_ranking": [[name, *(other for other in makers[:2] if other != name)] for name in nearest],
+        "predicted_prompt": [f"a dog on a mat, number {place % 17}, painting" for place in range(len(images))],
+    }
 
 
 class Images(NamedTuple):

@@ -1,4 +1,4 @@
-"""Sections of an evaluation beside detection: masks, names, prompts and pictures."""
+"""Sections of an evaluation that need masks, an identifier or pictures, with made-up figures."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from tests.reports.training_example import picture
 
 
 def further() -> dict[str, Any]:
-    """Masks, names and prompts."""
+    """Masks, groups of generators, and overlays."""
     rng = np.random.default_rng(11)
     f1 = rng.beta(3, 2, 120)
     masks = {
@@ -22,7 +22,6 @@ def further() -> dict[str, Any]:
         "pixel_auc": undefined("a mask without an unaltered pixel has no AUC", 120).row(),
         "pixel_accuracy": _mean(0.9 + f1 / 12),
     }
-    pairs = [["flux-1.1-pro", "flux-1-dev", 61], ["midjourney-7", "ideogram-3.0", 34], ["gpt-image-1", "nano-banana-pro", 19]]
     return {
         "localization": {
             "policy": {"empty": "skip", "threshold": 0.5, "name": "opensdi"},
@@ -32,13 +31,6 @@ def further() -> dict[str, Any]:
                 | {"imdlbenco": {"counts": {}, "modes": {"origin": masks, "reverse": masks}}}
                 | {"opensdi": {"counts": {}, "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")}}}
             ],
-        },
-        "identification": named(rng, pairs),
-        "prompts": {
-            **{key: _mean(rng.beta(2, 6, 200)) for key in ("token_f1", "tag_jaccard", "bleu4", "rouge_l")},
-            "clip_text": undefined("needs a folder of CLIP weights").row(),
-            "with_both": 200,
-            "notes": ["Both texts without front ends' syntax."],
         },
         "groups": {"by": "identifier", "groups": [group(rng, *one) for one in GROUPS]},
         "overlays": [
@@ -59,38 +51,6 @@ GROUPS = (
     ("other generators of their families", "out", ["flux-1.1-pro"], 310),
     ("other families", "out", ["nano-banana-pro", "midjourney-7"], 170),
 )
-
-
-def named(rng: Any, pairs: list[Any]) -> dict[str, Any]:
-    """The section `identification`: generators, and their families."""
-    unknown = {"unknown_named": _share(148, 480), "abstained_known": _share(61, 1240), "abstained_unknown": _share(332, 480)}
-    figures = {
-        "accuracy": _share(883, 1240),
-        "top_1": _share(919, 1240),
-        "top_3": _share(1170, 1240),
-        "macro_f1": _mean(rng.beta(6, 3, 10)),
-    }
-    classes = [
-        {
-            "name": name,
-            "n": n,
-            "predicted": n - 12,
-            "precision": _share(n - 50, n - 12),
-            "recall": _share(n - 50, n),
-            "f1": _mean(rng.beta(6, 3, 9)),
-        }
-        for name, n in (("flux-1-dev", 520), ("sd-3.5", 400), ("ideogram-3.0", 320))
-    ]
-    return {
-        "protocol": "plain",
-        **figures,
-        "open_set_auroc": MetricEstimate(0.871, (0.853, 0.887), "delong", 1720).row(),
-        **unknown,
-        "pairs": pairs,
-        "classes": classes,
-        "families": {**figures, **unknown, "pairs": [], "classes": classes},
-        "notes": ["Names are compared through the index of generators."],
-    }
 
 
 def group(rng: Any, name: str, distribution: str, generators: list[str], n: int) -> dict[str, Any]:

@@ -140,12 +140,12 @@ def test_all_sections_stand_with_their_figures_and_counts(words):
         "s3://lab/runs/2026-11-20-desk",
         "limits.max_pixels 50000000",
         "Brier score Mean squared distance of the stated probability",
-        "flux-1.1-pro flux-1-dev 61",
+        "ideogram-3.0 sd-3.5 6",  # most often confused
         "Masks of maskclip, at the network’s size",
         "accuracy, abstaining is wrong",
         "In and out of distribution; detection by Stacked ensemble of four",
-        "other generators of their families out 310 87.7 % 0.9104 – – 50.0 % 11.0 % 0.2316",
-        "known ones left unnamed 4.9 %",
+        "other generators of their families out 310 87.7 %",
+        "known ones left unnamed 11.2 %",
         "Jaccard of tags",
     ):
         assert said in words
