@@ -279,9 +279,9 @@ def test_a_connection_that_breaks_is_not_taken_for_the_pipe(monkeypatch, capsys)
     def breaks(*_):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("ray_app.cli.check._listed", breaks)
-    with open(os.devnull, "w") as read:
-        monkeypatch.setattr(sys, "stdout", read)
+    with open(os.devnull, "w") as read, monkeypatch.context() as patch:  # undone before capsys is
+        patch.setattr("ray_app.cli.check._listed", breaks)
+        patch.setattr(sys, "stdout", read)
         assert main(["check", "pictures"]) == 5
     assert "the other side closed a connection" in capsys.readouterr().err
 

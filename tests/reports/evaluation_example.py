@@ -168,7 +168,6 @@ def _write_run(folder: Path, images: "Images", systems: Mapping[str, System], vi
             "generator": str(name),
             "kind": None if kind == "real" else str(kind),
         }
-        | {"prompt": f"a cat on a mat, number {number % 17}, oil painting" if fake else None}
         for number, fake, name, kind in zip(columns["image_id"], images.fake, images.generator, images.kind, strict=True)
     ]
     labels += [*labels[:3], *({**labels[0], "image_id": -number} for number in range(1, 13))]
@@ -176,7 +175,7 @@ def _write_run(folder: Path, images: "Images", systems: Mapping[str, System], vi
 
 
 def _profile(images: "Images", rng: Any) -> dict[str, Any]:
-    """Generators and words that were predicted: most of them right, some of a neighbour, some none."""
+    """Generators that were predicted: most of them right, some of a neighbour, some none."""
     makers = list(dict.fromkeys(images.generator[images.fake])) or ["none"]
     others = rng.choice(makers, len(images))
     nearest = [
@@ -186,7 +185,6 @@ def _profile(images: "Images", rng: Any) -> dict[str, Any]:
     return {
         "predicted_generator": [name if one else None for name, one in zip(nearest, said, strict=True)],
         "generator_ranking": [[name, *(other for other in makers[:2] if other != name)] for name in nearest],
-        "predicted_prompt": [f"a dog on a mat, number {place % 17}, painting" for place in range(len(images))],
     }
 
 

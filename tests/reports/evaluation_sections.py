@@ -13,7 +13,7 @@ from tests.reports.training_example import picture
 
 
 def further() -> dict[str, Any]:
-    """Masks, groups of generators, and overlays."""
+    """Masks, prompts, groups of generators, and overlays."""
     rng = np.random.default_rng(11)
     f1 = rng.beta(3, 2, 120)
     masks = {
@@ -31,6 +31,12 @@ def further() -> dict[str, Any]:
                 | {"imdlbenco": {"counts": {}, "modes": {"origin": masks, "reverse": masks}}}
                 | {"opensdi": {"counts": {}, "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")}}}
             ],
+        },
+        "prompts": {  # by the engine they would take packages that change how the process logs
+            **{key: _mean(rng.beta(2, 6, 200)) for key in ("token_f1", "tag_jaccard", "bleu4", "rouge_l")},
+            "clip_text": undefined("needs a folder of CLIP weights").row(),
+            "with_both": 200,
+            "notes": ["Both texts without front ends' syntax."],
         },
         "groups": {"by": "identifier", "groups": [group(rng, *one) for one in GROUPS]},
         "overlays": [
