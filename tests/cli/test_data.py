@@ -10,27 +10,14 @@ from ray_app.datasets import read_index
 from tests.datajobs.download.conftest import RESOLVE, Web, wild  # noqa: F401 - the fixture
 from tests.datajobs.download.wild_server import picture
 
-SETTINGS = [
-    "--set",
-    "allow_private=true",
-    "--set",
-    f"resolve={json.dumps(RESOLVE)}",
-    "--set",
-    "retry.base_s=0.01",
-    "--contact",
-    "me@example.org",
-]
+SETTINGS = ["--contact", "me@example.org"]
+for setting in ("allow_private=true", f"resolve={json.dumps(RESOLVE)}", "retry.base_s=0.01"):
+    SETTINGS += ["--set", setting]
 
 
 @pytest.fixture
 def meta(wild: Web, tmp_path):  # noqa: F811
-    record = {
-        "Prompt": "oil painting of a lighthouse in fog, <lora:foo:0.6>",
-        "Seed": "42",
-        "Steps": "28",
-        "Model": "someMix_v2",
-        "ENSD": "",
-    }
+    record = {"Prompt": "oil painting of a lighthouse in fog, <lora:foo:0.6>", "Seed": "42", "Model": "someMix_v2", "ENSD": ""}
     urls = {"0012345": "good/0.x", "v1.5.7": "good/1.x", "gone": "gone/2.x", "page": "html/3.x", "7": "moved/5.x"}
     path = tmp_path / "pd.json"
     path.write_text(json.dumps({name: {"url": wild.url("h1", url), **record} for name, url in urls.items()}))

@@ -2,11 +2,11 @@ import json
 import os
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
-from benchmarks.seeded import seeded_card
 from ray_app.cli.main import main
 from ray_app.config import named_configs
 from ray_app.detectors import load_card
@@ -15,7 +15,8 @@ from ray_app.reports.card import SPEED_WORDS
 from tests.detectors.checkable import golden_of, sha256, write_checkable
 
 CARDS = {name: load_card(name) for name in named_configs("detectors")}
-WITHOUT_WEIGHTS = [name for name, card in CARDS.items() if not all(located(part) for part in parts_of(card))]
+NO_CACHE = Path("/nonexistent")  # whatever this machine's user has fetched
+WITHOUT_WEIGHTS = [name for name, card in CARDS.items() if not all(located(part, NO_CACHE) for part in parts_of(card))]
 TO_ACCEPT = [name for name, card in CARDS.items() if card.terms != "permissive"]
 NON_COMMERCIAL = "openfake-swinv2-small"
 
@@ -32,11 +33,7 @@ def home(tmp_path, monkeypatch):
     return home
 
 
-def accepted_in(home):
-    return set(yaml.safe_load((home / "config.yaml").read_text())["accepted_licences"])
-
-
-def test_list_is_a_table_that_explains_itself(capsys):
+def test_list_is_a_table_that_explains_itself_and_json_has_everything(capsys):
     assert main(["detectors", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 120 for line in lines)
@@ -48,53 +45,30 @@ def test_list_is_a_table_that_explains_itself(capsys):
         assert lines[place].endswith("missing" if name in WITHOUT_WEIGHTS else "here")
     marks = " ".join(lines[lines.index("") :])
     assert all(text in marks for text in ("! the licence has to be accepted", "✓", ":NAME", SPEED_WORDS))
-
-
-def test_list_marks_what_was_accepted(capsys):
-    main(["detectors", "fetch", NON_COMMERCIAL, "--accept-licence", NON_COMMERCIAL])
-    capsys.readouterr()
-    main(["detectors", "list"])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(NON_COMMERCIAL))
-    assert " ✓ " in line
-    assert " ! " not in line
-
-
-def test_list_json_has_everything(capsys):
     assert main(["detectors", "list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in entries] == list(CARDS)
     for entry in entries:
         card = CARDS[entry["name"]]
-        assert entry["card"] == json.loads(json.dumps(card.model_dump(mode="json")))
+        assert entry["card"] == json.loads(card.model_dump_json())
         assert entry["accepted"] == (entry["name"] not in TO_ACCEPT)
         assert entry["weights"] == ("missing" if entry["name"] in WITHOUT_WEIGHTS else "here")
         assert [variant["name"] for variant in entry["variants"]] == [f"{card.name}:{variant}" for variant in card.variants]
-        assert {"family", "licence", "terms", "parameters", "gmac", "speed", "input", "masks"} <= set(entry)
-
-
-def test_the_help_has_the_numbers_of_the_speed_classes(capsys):
-    main(["detectors", "list", "--help"])
-    assert SPEED_WORDS.split("; ")[0] in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", list(CARDS))
 def test_show_is_a_page_json_or_yaml(name, tmp_path, capsys):
-    assert main(["detectors", "show", name]) == 0
-    page = capsys.readouterr().out
-    assert page.startswith(f"{name}\n\n{CARDS[name].title}\n")
-    assert all(heading in page for heading in ("\nLicence\n", "\nPreprocessing\n", "\nWeights\n", "\nTraining data\n"))
+    for shown in (name, *(f"{name}:{variant}" for variant in CARDS[name].variants)):
+        assert main(["detectors", "show", shown]) == 0
+        page = capsys.readouterr().out
+        assert page.startswith(f"{shown}\n")
+        assert all(heading in page for heading in ("\nLicence\n", "\nPreprocessing\n", "\nWeights\n", "\nTraining data\n"))
     assert main(["detectors", "show", name, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(CARDS[name].model_dump_json())
     assert main(["detectors", "show", name, "--yaml"]) == 0
     again = tmp_path / "again.yaml"
     again.write_text(capsys.readouterr().out)
     assert load_card(again).model_dump() == CARDS[name].model_dump()
-
-
-@pytest.mark.parametrize("name", [f"{name}:{variant}" for name, card in CARDS.items() for variant in card.variants])
-def test_show_takes_variants(name, capsys):
-    assert main(["detectors", "show", name]) == 0
-    assert capsys.readouterr().out.startswith(f"{name}\n")
 
 
 @pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
@@ -118,12 +92,16 @@ def test_terms_come_before_weights(name, verb, home, capsys):
     assert not home.exists()
 
 
-def test_acceptance_is_remembered(home, capsys):
+def test_acceptance_is_remembered_and_marked(home, capsys):
     assert main(["detectors", "fetch", NON_COMMERCIAL, "--accept-licence", NON_COMMERCIAL]) == 4
     assert f"accepted: {NON_COMMERCIAL}, licence CC-BY-NC-4.0; remembered in {home / 'config.yaml'}" in capsys.readouterr().err
-    assert accepted_in(home) == {NON_COMMERCIAL}
+    assert yaml.safe_load((home / "config.yaml").read_text())["accepted_licences"].keys() == {NON_COMMERCIAL}
     assert main(["detectors", "fetch", NON_COMMERCIAL]) == 4
     assert "no weights" in capsys.readouterr().err
+    main(["detectors", "list"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(NON_COMMERCIAL))
+    assert " ✓ " in line
+    assert " ! " not in line
 
 
 def test_acceptance_without_a_home_holds_for_the_command(tmp_path, monkeypatch, capsys):
@@ -168,8 +146,7 @@ def test_fetch_all_says_what_it_leaves_out_and_why(capsys):
     assert main(["detectors", "fetch", "--all"]) == 4
     captured = capsys.readouterr()
     assert captured.out.strip().endswith("touchstone-tiny.safetensors")
-    for name in TO_ACCEPT:
-        assert f"left out: {name}: {CARDS[name].licence}" in captured.err
+    assert all(f"left out: {name}: {CARDS[name].licence}" in captured.err for name in TO_ACCEPT)
     told = re.findall(r"^(?:left out|touchstone): ([\w.-]+): ", captured.err, re.MULTILINE)
     assert sorted(told) == sorted(WITHOUT_WEIGHTS)
 
@@ -201,18 +178,15 @@ def test_fetch_to_a_bucket(tmp_path, s3, monkeypatch, capsys):
     assert main(["detectors", "fetch", str(card)]) == 0
 
 
-def test_fetch_goes_on_after_a_failure_and_exits_4(capsys):
-    assert main(["detectors", "fetch", "siglip2-open-deepfake", "touchstone-tiny"]) == 4
-    captured = capsys.readouterr()
-    assert captured.out.strip().endswith("touchstone-tiny.safetensors")
-    assert "siglip2-open-deepfake: no weights" in captured.err
-
-
-def test_verify_says_one_line_per_check(tmp_path, capsys):
+def test_verify_says_one_line_per_check_and_names_the_images_that_it_needs(tmp_path, capsys):
     card = write_checkable(tmp_path)
     assert main(["detectors", "verify", str(card), "--images", str(tmp_path / "images")]) == 0
     lines = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
     assert lines == [["checkable", name, "ok"] for name in ("present", "sha256", "keys", "parameters", "tensors", "loads", "golden")]
+    assert main(["detectors", "verify", str(card)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "golden      skipped  published.png is needed (--images FOLDER)" in last
+    assert sha256(tmp_path / "images" / "any-name.png") in last
 
 
 def test_verify_fails_with_exit_4_and_says_by_how_much(tmp_path, capsys):
@@ -228,35 +202,6 @@ def test_verify_fails_with_exit_4_and_says_by_how_much(tmp_path, capsys):
     assert main(["detectors", "verify", str(card), "--images", str(tmp_path / "images"), "--json"]) == 4
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["name"], told["ok"], told["checks"][-1]["outcome"]) == ("checkable", False, "failed")
-
-
-def test_verify_names_the_images_that_it_needs(tmp_path, capsys):
-    card = write_checkable(tmp_path)
-    assert main(["detectors", "verify", str(card)]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert "golden      skipped  published.png is needed (--images FOLDER)" in last
-    assert sha256(tmp_path / "images" / "any-name.png") in last
-
-
-def test_verify_touchstone_tiny(capsys):
-    assert main(["detectors", "verify", "touchstone-tiny"]) == 0
-    assert "failed" not in capsys.readouterr().out
-
-
-def test_verify_seeded_weights_in_the_published_format(tmp_path, capsys):
-    """The full-size published network: file, keys and counts pass; the authors' scores are theirs alone."""
-    card = seeded_card("community-forensics-vits384", tmp_path)
-    path = tmp_path / "card.yaml"
-    path.write_text(yaml.safe_dump(card.model_dump(mode="json")))
-    assert main(["detectors", "verify", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "keys        ok" in out
-    assert (
-        len(re.findall(r"golden +skipped +\d{8}\.png is needed .* sha256 [0-9a-f]{64}; published: JeongsooP/Community-Forensics", out)) == 5
-    )
-    if card.size:
-        assert "parameters  ok       21,811,969" in out
-        assert "tensors     ok       152" in out
 
 
 def test_examples_in_the_help_name_detectors_that_are_shipped(capsys):
@@ -298,7 +243,6 @@ def test_add_that_recognises_nothing_exits_4(tmp_path, capsys):
     assert captured.out == "no file here looks like weights\n"
     assert "--as NAME" in captured.err
     assert main(["detectors", "add", str(tmp_path), "--as", "unifd"]) == 2
-    assert main(["detectors", "add", str(tmp_path / "photo.jpg"), "--as", "commonpool-clip-vit-l14"]) == 4
 
 
 def test_a_mirror_of_this_command_alone(tmp_path, home, capsys):

@@ -54,15 +54,12 @@ def test_the_token_is_of_the_file_or_the_environment(endpoint, photos, capsys, t
     assert main(["score", "--endpoint", endpoint.url, str(photos)]) == 0
 
 
-def test_the_ensemble_is_handed_on(endpoint, photos):
+def test_the_ensemble_and_optional_detectors_are_handed_on(endpoint, photos):
     assert main(["score", "--endpoint", endpoint.url, "--ensemble", "published", str(photos)]) == 0
     assert endpoint.told[0]["query"] == {"ensemble": "published"}
-
-
-def test_optional_detectors_are_handed_on(endpoint, photos):
     chosen = ["--detector", "slower", "--detector", "slow", "--json"]
     assert main(["score", "--endpoint", endpoint.url, *chosen, str(photos)]) == 0
-    assert endpoint.told[0]["query"] == {"detector": ["slower", "slow"]}
+    assert endpoint.told[-1]["query"] == {"detector": ["slower", "slow"]}
 
 
 def test_what_came_before_the_end_is_shown(endpoint, tmp_path, capsys):
@@ -82,10 +79,6 @@ def test_what_came_before_the_end_is_shown(endpoint, tmp_path, capsys):
         (["--limit", "3", "--set", "a=b"], "--limit, --set do not apply with --endpoint"),
         (["--detector", "slow"], "needs --json"),
         (["--detector", "quick", "--json"], "no optional detector 'quick'"),
-        (["--include", "*", "--exclude", "*"], "--include, --exclude do not apply"),
-        (["--max-hours", "1"], "--max-hours does not apply"),
-        (["--config", "laptop"], "--config does not apply"),
-        (["--prior", "0.5"], "--prior does not apply"),
         (["--ensemble", "publishd"], "no ensemble 'publishd'"),
         (["--token-file", "/no/such"], "cannot be read"),
         (["s3://bucket"], "takes local files"),
@@ -100,12 +93,9 @@ def test_what_does_not_apply_exits_2_and_says_so(endpoint, photos, arguments, sa
     assert not endpoint.told
 
 
-def test_nothing_to_score_exits_2(endpoint, tmp_path, capsys):
+def test_nothing_to_score_and_a_token_file_without_an_endpoint_exit_2(endpoint, tmp_path, capsys):
     assert main(["score", "--endpoint", endpoint.url]) == 2
     assert main(["score", "--endpoint", endpoint.url, str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("nothing to score") == 2
-
-
-def test_a_token_file_goes_with_an_endpoint(tmp_path, capsys):
     assert main(["score", str(tmp_path), "--out", "x", "--token-file", "y"]) == 2
     assert "--endpoint" in capsys.readouterr().err

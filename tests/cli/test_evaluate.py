@@ -67,28 +67,18 @@ def case(tmp_path):
     return [str(tmp_path / "run"), "--labels", str(labels), "--out", str(tmp_path / "out"), "--set", "bootstrap=20"], tmp_path
 
 
-def test_a_run_is_evaluated(case, capsys):
+def test_a_run_is_evaluated_and_json_is_the_document(case, capsys):
     words, folder = case
     assert main(["evaluate", *words]) == 0
     told = capsys.readouterr()
     assert "ROC AUC" in told.out
     assert "counting scores" in told.err
     assert {one.name for one in (folder / "out").iterdir()} == {"metrics.json", "metrics.csv", "report.html"}
-
-
-def test_json_is_the_document(case, capsys):
-    words, folder = case
-    assert main(["evaluate", *words, "--json", "--no-thumbnails"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((folder / "out" / "metrics.json").read_text())
-
-
-def test_a_protocol_makes_its_table(case, capsys):
-    words, _ = case
-    assert main(["evaluate", *words, "--protocol", "openfake-sd21", "--json"]) == 0
+    assert main(["evaluate", *words, "--json", "--no-thumbnails", "--protocol", "openfake-sd21"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((folder / "out" / "metrics.json").read_text())
     assert document["protocol"]["name"] == "openfake-sd21"
     assert document["table"]["rows"]
-    assert {one["threshold"] for one in document["systems"]} == {document["protocol"]["threshold"]}
 
 
 @pytest.mark.parametrize(
@@ -109,11 +99,6 @@ def test_what_is_wrong_is_said(case, change, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_help_names_what_labels_have(capsys):
-    assert main(["evaluate", "--help"]) == 0
-    assert "image_id" in capsys.readouterr().out
-
-
 @pytest.fixture
 def evaluations(tmp_path):
     for name, document in (("a", example_document()), ("b", large_document())):
@@ -125,20 +110,8 @@ def evaluations(tmp_path):
 def test_folders_and_files_become_one_page(evaluations, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")  # narrower terminals break names
     out = evaluations / "pages" / "board.html"
-    assert (
-        main(
-            [
-                "runs",
-                "leaderboard",
-                str(evaluations / "a"),
-                str(evaluations / "b" / "metrics.json"),
-                str(evaluations / "a"),
-                "--out",
-                str(out),
-            ]
-        )
-        == 0
-    )
+    given = [evaluations / "a", evaluations / "b" / "metrics.json", evaluations / "a"]
+    assert main(["runs", "leaderboard", *map(str, given), "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
     assert "Stacked ensemble of four" in page
     assert "Detector 7" in page
@@ -154,7 +127,6 @@ def test_folders_and_files_become_one_page(evaluations, capsys, monkeypatch):
         (None, "no metrics.json there"),
         ("{", "not JSON"),
         ("[]", "not an evaluation's metrics.json"),
-        ('{"rows": 3}', "not an evaluation's metrics.json"),
         ('{"systems": 3}', "not an evaluation's metrics.json"),
     ],
 )

@@ -8,13 +8,14 @@ import pytest
 from ray_app.cli.main import main
 from ray_app.reports.check import CheckFacts, check_lines
 from ray_app.reports.run import flag_lines
-from ray_app.training import plan
 from tests.reports import example
 
 
 def test_the_sample_archive_alone(tmp_path, capsys):
     assert main(["demo", "--archive-only", "--images", "10", "--out", str(tmp_path / "sample")]) == 0
     said = capsys.readouterr().out
+    assert main(["demo", "--archive-only", "--photos", str(tmp_path)]) == 2
+    assert "--archive-only writes the sample archive" in capsys.readouterr().err
     files = [path for path in (tmp_path / "sample" / "archive").rglob("*") if path.is_file()]
     assert f"{len(files)} files, 3 of them broken or no picture" in said
     assert not (tmp_path / "sample" / "run").exists()
@@ -24,11 +25,6 @@ def test_the_sample_archive_alone(tmp_path, capsys):
     assert len(rows) == len(files) - 3
     assert {row["label"] for row in rows} == {"real", "fake"}
     assert all(hashlib.sha256((labels.parent / row["uri"]).read_bytes()).hexdigest() == row["sha256"] for row in rows)
-
-
-def test_the_sample_archive_has_no_pictures_of_yours(tmp_path, capsys):
-    assert main(["demo", "--archive-only", "--photos", str(tmp_path)]) == 2
-    assert "--archive-only writes the sample archive" in capsys.readouterr().err
 
 
 def rows(number):
@@ -52,23 +48,3 @@ def test_what_flags_are_worth_is_said_beside_the_report():
     assert shares[0].startswith("if 1 % of the archive is fake, ")
     assert len(flag_lines(summary)) == 4
     assert flag_lines(summary | {"ensemble": summary["ensemble"] | {"thresholds": None}}) == []
-
-
-def test_a_dry_run_parts_the_name_of_a_split_from_its_count():
-    split = {"images": 14, "real": 8, "fake": 6, "generators": {}}
-    planned = {
-        "name": "mine",
-        "steps": 4,
-        "batch": 8,
-        "epochs": 1,
-        "rows_per_epoch": 31,
-        "images_per_worker_and_step": 8,
-        "micro_batch": 8,
-        "layout": {"least": 1, "workers": 1, "worker_cpus": 1, "worker_gpus": 0, "loaders": 1, "loader_cpus": 1}
-        | {"validation_cpus": 1, "validation_gpus": 0},
-        "memory": {"counts": {"parameters": 1, "learning": 1}, "bytes": {}},
-        "data": {"splits": {"train": split, "validation": split}, "set_aside": {"images": 0}, "leakage": {"checked": {}, "pairs": {}}},
-    }
-    lines = plan.plan_lines(planned)
-    assert "train     14 images: 8 real, 6 fake" in lines
-    assert "validation 14 images: 8 real, 6 fake" in lines

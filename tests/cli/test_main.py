@@ -1,12 +1,12 @@
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from ray_app.cli.main import main, touchstone
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
@@ -19,18 +19,13 @@ def commands(group=touchstone, path=()):
             yield from commands(command, (*path, name))
 
 
-def test_help_is_quick_and_light():
-    code = "import sys; from ray_app.cli.main import main; main(['--help']); print([m for m in ('torch', 'ray') if m in sys.modules])"
-    seconds = []
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # CPU seconds: what a loaded machine does not change.
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.stdout.endswith("[]\n")
-    assert "Usage: touchstone" in done.stdout
-    assert min(seconds) < 0.4
+def test_help_is_light():
+    """Nothing is loaded that takes longer than the help itself."""
+    heavy = ("torch", "ray", "numpy", "pyarrow", "pydantic", "yaml", "PIL", "httpx")
+    code = f"import sys; from ray_app.cli.main import main; main(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: touchstone")
+    assert done.stdout.endswith("[]\n")
 
 
 @pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
@@ -50,22 +45,14 @@ def test_the_help_lists_the_core_and_every_group_once(capsys):
     assert words == [word for group, names in listed.items() for word in (group, *names)]
 
 
-@pytest.mark.parametrize("path", [(), *(path for path, command in commands() if isinstance(command, click.Group))])
-def test_summaries_are_whole_sentences_that_fit(path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    assert main([*path, "--help"]) == 0
-    lines = capsys.readouterr().out.partition("Commands:")[2].partition("Groups")[0].strip().splitlines()
-    assert all(re.fullmatch(r" *[a-z]+ +[A-Z].*\.", line) and not line.endswith("..") for line in lines), lines
+OLD_NAMES = {"runs": ("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "data": ("split", "labels")}
 
 
-@pytest.mark.parametrize(
-    "name", ["report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard", "split", "labels"]
-)
-def test_a_former_name_works_and_says_the_new_one(name, capsys):
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in OLD_NAMES.items() for name in names])
+def test_a_former_name_works_and_says_the_new_one(group, name, capsys):
     assert main([name, "--help"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"Usage: touchstone {name}")
-    group = "data" if name in ("split", "labels") else "runs"
     assert said.err == f"'touchstone {name}' is now 'touchstone {group} {name}'; the old name works until 1.0\n"
 
 
@@ -102,62 +89,32 @@ def test_what_is_shipped_is_listed_and_shown(group, capsys):
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [("touchstone ev", "evaluate"), ("touchstone runs ga", "gallery"), ("touchstone score --ensemble perm", "permissive"),
-     ("touchstone check --detector touchstone-t", "touchstone-tiny"), ("touchstone train touchstone-t", "touchstone-tiny"),
-     ("touchstone results run --status trunc", "truncated_image"), ("touchstone evaluate --protocol sid", "sidbench")],
-)  # fmt: skip
-def test_a_shell_completes(words, found):
-    environment = os.environ | {"_TOUCHSTONE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-    code = "from ray_app.cli.main import script; script()"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert found in [line.partition(",")[2] for line in done.stdout.splitlines()]
+    [
+        ("ev", "evaluate"),
+        ("runs ga", "gallery"),
+        ("score --ensemble perm", "permissive"),
+        ("check --detector touchstone-t", "touchstone-tiny"),
+        ("train touchstone-t", "touchstone-tiny"),
+        ("results run --status trunc", "truncated_image"),
+        ("evaluate --protocol sid", "sidbench"),
+    ],
+)
+def test_words_are_completed(words, found):
+    *typed, begun = words.split()
+    assert found in [one.value for one in ShellComplete(touchstone, {}, "touchstone", "").get_completions(typed, begun)]
+
+
+def test_a_shell_is_answered():
+    environment = os.environ | {"_TOUCHSTONE_COMPLETE": "bash_complete", "COMP_WORDS": "touchstone ev", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "from ray_app.cli.main import script; script()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "plain,evaluate\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_completion_script_is_printed(shell, capsys):
     assert main(["config", "completion", shell]) == 0
     assert "_TOUCHSTONE_COMPLETE" in capsys.readouterr().out
-
-
-def test_a_typo_in_a_config_is_answered_with_file_key_and_nearest_key(tmp_path, capsys):
-    config = tmp_path / "mine.yaml"
-    config.write_text("blok_members: 4\n")
-    assert main(["score", "x", "--out", "y", "--config", str(config)]) == 2
-    assert f"{config}: blok_members: unknown key — did you mean 'block_members'?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["score", "--out", "x"], "nothing to score"),
-        (["score", "x"], "--out DIR is missing"),
-        (["score", "x", "--out", "y", "--set", "retry.atempts=3"], "did you mean 'attempts'?"),
-        (["score", "/no/such/folder", "--out", "OUT"], "/no/such/folder"),
-        (["score", "x", "--out", "y", "--ensemble", "defualt"], "did you mean 'default'?"),
-        (["results", "/no/such/run"], "there is no folder /no/such/run"),
-        (["decide", "/no/such/run", "--ensemble", "default"], "there is no folder /no/such/run"),
-        (["report", "/no/such/run"], "there is no folder /no/such/run"),
-        (["detectors", "show", "touchstone-tini"], "did you mean 'touchstone-tiny'?"),
-        (["scroe"], "No such command"),
-    ],
-)
-def test_usage_errors_exit_2_and_say_what_to_do(arguments, expected, tmp_path, capsys):
-    arguments = [str(tmp_path / "out") if argument == "OUT" else argument for argument in arguments]
-    assert main(arguments) == 2
-    captured = capsys.readouterr()
-    assert expected in captured.err
-    assert captured.out == ""
-    assert "Traceback" not in captured.err
-
-
-def test_missing_weights_exit_4_and_name_card_uri_and_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert main(["detectors", "fetch", "community-forensics-vits384"]) == 4
-    errors = capsys.readouterr().err
-    assert "community-forensics-vits384" in errors
-    assert "hf://OwensLab/commfor-model-384@" in errors
-    assert "touchstone detectors fetch community-forensics-vits384" in errors
 
 
 def test_config_show_is_a_config_that_can_be_used(tmp_path, capsys):
@@ -170,23 +127,9 @@ def test_config_show_is_a_config_that_can_be_used(tmp_path, capsys):
     assert capsys.readouterr().out == shown
 
 
-def test_detectors_list_json_has_names(capsys):
-    assert main(["detectors", "list", "--json"]) == 0
-    names = [card["name"] for card in json.loads(capsys.readouterr().out)]
-    assert {"touchstone-tiny", "community-forensics-vits384", "openfake-swinv2-small", "siglip2-open-deepfake"} <= set(names)
-
-
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("touchstone, version ")
-
-
-@pytest.mark.parametrize("words", ["ok", "source_timeout,late", ""])
-def test_retry_takes_the_statuses_of_failed_members_and_lists_them(words, capsys, tmp_path):
-    assert main(["score", str(tmp_path), "--out", str(tmp_path / "run"), "--retry", words]) == 2
-    said = capsys.readouterr().err
-    assert f"--retry {words.rpartition(',')[2]}: not a status of files without a score" in said
-    assert "source_throttled, source_timeout" in said
 
 
 def test_what_reads_a_run_takes_no_torch_and_no_ray(plain_run, photos, tmp_path):  # noqa: F811

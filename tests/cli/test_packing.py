@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from ray_app.cli.main import main
-from ray_app.errors import ConfigError
-from ray_app.runs import RunDirectory
 from tests.datajobs.shards import archives, scored
 from tests.scoring.conftest import wait_until
 
@@ -37,13 +35,6 @@ def test_pack_refuses_what_is_not_its_own(photos, tmp_path, capsys):
     assert 'form: this command "webdataset", the directory "parquet"' in capsys.readouterr().err
     assert main(["data", "pack", str(photos)]) == 2
     assert "out: missing" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_no_run_begins_among_shards(photos, tmp_path):
-    assert main(["data", "pack", str(photos), "--out", str(tmp_path / "shards")]) == 0
-    with pytest.raises(ConfigError, match="touchstone data pack"):
-        RunDirectory.open(str(tmp_path / "shards")).claim({}, [], {})
 
 
 def test_the_job_is_the_command(photos, tmp_path, capsys, monkeypatch):

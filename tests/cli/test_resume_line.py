@@ -29,11 +29,8 @@ def test_it_is_the_command_as_it_was_typed(error, code, monkeypatch, capsys):
     ended, lines = ended_by(kept(error), monkeypatch, capsys, ["python", "jobs/score.py", "my photos", "--out", "run"])
     assert ended == code
     assert lines[-1] == "resume: python jobs/score.py 'my photos' --out run"
-
-
-def test_without_another_word_it_is_touchstone_s_own(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["/usr/bin/touchstone", "score", "photos", "--out", "run"])
-    _, lines = ended_by(kept(KeyboardInterrupt()), monkeypatch, capsys, None)
+    _, lines = ended_by(kept(error), monkeypatch, capsys, None)
     assert lines[-1] == "resume: touchstone score photos --out run"
 
 

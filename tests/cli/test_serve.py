@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -27,29 +26,16 @@ def told(capsys, *arguments):
     return code, capsys.readouterr().err
 
 
-def test_a_host_that_lets_everybody_in_needs_tokens(capsys):
+def test_a_host_that_lets_everybody_in_needs_tokens_and_long_ones(capsys, monkeypatch):
     code, said = told(capsys, "--host", "0.0.0.0", "--port", "18431")
     assert code == 2
     assert "no tokens are set" in said
     assert "TOUCHSTONE_TOKENS" in said
-
-
-def test_a_short_token_is_refused(capsys, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_TOKENS", "short")
     code, said = told(capsys)
     assert code == 2
     assert "16 characters" in said
     assert "short" not in said.replace("shortened", "")
-
-
-def test_a_taken_port_is_named(capsys):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        code, said = told(capsys, "--port", port)
-    assert code == 2
-    assert port in said
 
 
 def test_a_cluster_is_left_to_serve_deploy(capsys, monkeypatch):
@@ -98,7 +84,7 @@ def test_a_proxy_that_is_long_at_its_imports_is_waited_for(tmp_path):
     )
     (port,) = free_ports(1)
     environment = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{tmp_path}", CALLBACK: "slow_imports.install"}
-    command = [sys.executable, "-m", "ray_app.cli.main", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "ray_app.cli.main", "serve", "--ray", "--port", str(port)]
     with (tmp_path / "log").open("w") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:

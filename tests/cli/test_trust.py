@@ -50,15 +50,19 @@ def test_a_handful_of_flagged_images_is_drawn(run, tmp_path, capsys):
     assert "images flagged as fake, from 1 stratum" in capsys.readouterr().out
 
 
-def test_what_cannot_be_is_refused(run, tmp_path, capsys):
-    assert main(["runs", "audit", run, "--out", str(tmp_path)]) == 2
-    assert main(["runs", "audit", run, "--draw", "60", "--labels", "x.csv", "--out", str(tmp_path)]) == 2
-    assert main(["runs", "audit", run, "--draw", "10", "--out", str(tmp_path)]) == 2
-    assert main(["runs", "audit", run, "--draw", "60", "--out", "s3://bucket/x"]) == 2
-    assert main(["runs", "audit", run, "--draw", "9", "--flagged", "--out", str(tmp_path)]) == 2
-    assert main(["runs", "audit", run, "--labels", "x.csv", "--flagged", "--out", str(tmp_path)]) == 2
-    capsys.readouterr()
-    assert main(["runs", "audit", str(tmp_path), "--draw", "60", "--out", str(tmp_path / "out")]) == 2
-    assert "it has no run.json" in capsys.readouterr().err
-    assert main(["runs", "audit", run, "--labels", "x.csv", "--out", str(tmp_path)]) == 2
-    assert "no audit.json" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["RUN", "--out", "OUT"], ""),
+        (["RUN", "--draw", "60", "--labels", "x.csv", "--out", "OUT"], ""),
+        (["RUN", "--draw", "10", "--out", "OUT"], ""),
+        (["RUN", "--draw", "60", "--out", "s3://bucket/x"], ""),
+        (["RUN", "--draw", "9", "--flagged", "--out", "OUT"], ""),
+        (["RUN", "--labels", "x.csv", "--flagged", "--out", "OUT"], ""),
+        (["OUT", "--draw", "60", "--out", "OUT/out"], "it has no run.json"),
+        (["RUN", "--labels", "x.csv", "--out", "OUT"], "no audit.json"),
+    ],
+)
+def test_what_cannot_be_is_refused(run, words, said, tmp_path, capsys):
+    assert main(["runs", "audit", *(word.replace("RUN", run).replace("OUT", str(tmp_path)) for word in words)]) == 2
+    assert said in capsys.readouterr().err

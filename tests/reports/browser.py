@@ -15,6 +15,12 @@ _WATCHED = (
 )
 
 
+def only_with_chromium() -> None:
+    """Called at the head of a module of tests: without a browser it is skipped, once and as a whole."""
+    if not CHROMIUM.exists():
+        pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
+
+
 @contextmanager
 def chromium() -> Iterator[Any]:
     """Playwright's browser; one at a time in a process."""

@@ -1,4 +1,4 @@
-"""Sections of an evaluation beside detection: a protocol with what was published of it, masks, names, prompts and pictures."""
+"""Sections of an evaluation that need masks, an identifier or pictures, with made-up figures."""
 
 import base64
 import io
@@ -11,45 +11,9 @@ from ray_app.metrics.arrays import MetricEstimate, undefined
 from ray_app.metrics.intervals import proportion
 from tests.reports.training_example import picture
 
-OPENFAKE = {"ideogram-3.0": 0.999, "gpt-image-1": 0.997, "flux-1.1-pro": 0.993, "flux-1-dev": 1.0, "sd-3.5": 1.0}
-FUSION = {"ideogram-3.0": 0.4, "gpt-image-1": 0.32, "flux-1.1-pro": 0.35, "flux-1-dev": 0.759, "sd-3.5": 0.961}
-
-
-def published() -> dict[str, Any]:
-    """The sections `protocol` and `reference`."""
-    mean = {"Average TPR": 0.997, "F1": 0.997, "ROC AUC": 1.0}
-    why = "The figure is the mean of TPR and TNR of hard decisions, balanced accuracy and no ranking AUC."
-    broken = "Cannot come from soft-OR at threshold 0, which finds no less than its parts: not reproducible."
-    readme = "OpenFake, seed README"
-    corvi = {"ideogram-3.0": 0.176, "gpt-image-1": 0.035, "flux-1.1-pro": 0.001, "flux-1-dev": 0.538, "sd-3.5": 0.915, "ROC AUC": 0.665}
-    return {
-        "protocol": {
-            "name": "openfake-v1",
-            "title": "OpenFake v1",
-            "source": "arXiv:2509.09495",
-            "what": "The test split of May 2025, and what the picture desk added.",
-            "notes": ["Average TPR is the plain mean over the generators, F1 is of the pooled images."],
-            "threshold": 0.0,
-            "strict": True,
-            "averages": "unweighted",
-            "commands": ["touchstone evaluate s3://lab/runs/2026-11-20-desk --labels desk.parquet --protocol openfake-v1 --out desk"],
-        },
-        "reference": [
-            {"column": "SwinV2-s", "system": "openfake-swinv2-small", "source": readme, "mark": None, "rows": {**OPENFAKE, **mean}},
-            {"column": "Corvi2023", "system": "corvi2023", "source": readme, "mark": None, "rows": corvi, "marks": {"ROC AUC": why}},
-            {
-                "column": "Fusion",
-                "system": None,
-                "source": readme,
-                "mark": broken,
-                "rows": {**FUSION, "Average TPR": 0.558, "ROC AUC": 0.703},
-            },
-        ],
-    }
-
 
 def further() -> dict[str, Any]:
-    """Masks, names and prompts."""
+    """Masks, prompts, groups of generators, and overlays."""
     rng = np.random.default_rng(11)
     f1 = rng.beta(3, 2, 120)
     masks = {
@@ -58,7 +22,6 @@ def further() -> dict[str, Any]:
         "pixel_auc": undefined("a mask without an unaltered pixel has no AUC", 120).row(),
         "pixel_accuracy": _mean(0.9 + f1 / 12),
     }
-    pairs = [["flux-1.1-pro", "flux-1-dev", 61], ["midjourney-7", "ideogram-3.0", 34], ["gpt-image-1", "nano-banana-pro", 19]]
     return {
         "localization": {
             "policy": {"empty": "skip", "threshold": 0.5, "name": "opensdi"},
@@ -69,8 +32,7 @@ def further() -> dict[str, Any]:
                 | {"opensdi": {"counts": {}, "figures": {key: masks[key] for key in ("pixel_f1", "pixel_iou")}}}
             ],
         },
-        "identification": named(rng, pairs),
-        "prompts": {
+        "prompts": {  # by the engine they would take packages that change how the process logs
             **{key: _mean(rng.beta(2, 6, 200)) for key in ("token_f1", "tag_jaccard", "bleu4", "rouge_l")},
             "clip_text": undefined("needs a folder of CLIP weights").row(),
             "with_both": 200,
@@ -95,38 +57,6 @@ GROUPS = (
     ("other generators of their families", "out", ["flux-1.1-pro"], 310),
     ("other families", "out", ["nano-banana-pro", "midjourney-7"], 170),
 )
-
-
-def named(rng: Any, pairs: list[Any]) -> dict[str, Any]:
-    """The section `identification`: generators, and their families."""
-    unknown = {"unknown_named": _share(148, 480), "abstained_known": _share(61, 1240), "abstained_unknown": _share(332, 480)}
-    figures = {
-        "accuracy": _share(883, 1240),
-        "top_1": _share(919, 1240),
-        "top_3": _share(1170, 1240),
-        "macro_f1": _mean(rng.beta(6, 3, 10)),
-    }
-    classes = [
-        {
-            "name": name,
-            "n": n,
-            "predicted": n - 12,
-            "precision": _share(n - 50, n - 12),
-            "recall": _share(n - 50, n),
-            "f1": _mean(rng.beta(6, 3, 9)),
-        }
-        for name, n in (("flux-1-dev", 520), ("sd-3.5", 400), ("ideogram-3.0", 320))
-    ]
-    return {
-        "protocol": "plain",
-        **figures,
-        "open_set_auroc": MetricEstimate(0.871, (0.853, 0.887), "delong", 1720).row(),
-        **unknown,
-        "pairs": pairs,
-        "classes": classes,
-        "families": {**figures, **unknown, "pairs": [], "classes": classes},
-        "notes": ["Names are compared through the index of generators."],
-    }
 
 
 def group(rng: Any, name: str, distribution: str, generators: list[str], n: int) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Records as `touchstone runs evidence` writes them, made of the shipped cards and rows that the test says."""
 
-import copy
-
 from ray_app.detectors.card import Platt
 from ray_app.ensembles import EnsembleCard, Guarantee, Population, load_ensemble_card
 from ray_app.evaluation.evidence.checks import decide_again, digest, spec_of
@@ -32,29 +30,26 @@ KINDS = {
 }
 
 
-def example_evidence(text=None, *, score=2.0, promised=False, run=None, ensemble="tiny", views=0):
-    """A record with its digest. `text` stands wherever a foreign text may; `score` of every detector, None = the image was not scored."""
-    text = None if text is None else text.encode("utf-8", "backslashreplace").decode()  # Arrow holds no lone surrogate, so no row does
+def example_evidence(*, score=2.0, promised=False, run=None, ensemble="tiny", views=0):
+    """A record with its digest; `score` of every detector, None = the image was not scored."""
     card = _card(ensemble, promised=promised)
     spec = make_spec(card, limits=ImageLimits(), precision="fp32")
     identity = {
-        "source": [text or "s3://bucket/photos"],
+        "source": ["s3://bucket/photos"],
         "limits": spec.limits.model_dump(mode="json"),
         "detectors": {name: {"weights": "d" * 64, **one.scoring_facts} for name, one in spec.cards.items()},
         "precision": dict(spec.precision),
         "resize": "exact",
         "batch_slots": 4,
     }
-    facts = {"url": text or "s3://bucket/run", "created_at": "2026-11-21T12:00:00+00:00", "finished_at": None, "schema": 4}
+    facts = {"url": "s3://bucket/run", "created_at": "2026-11-21T12:00:00+00:00", "finished_at": None, "schema": 4}
     facts |= {"touchstone": "0.7.0", "members": 5000, "verdicts": {"fake": 12}, "identity": identity}
     grounds = Grounds(
         spec_of(card, spec.cards, identity), card.model_dump(mode="json"),
-        {name: one.model_dump(mode="json") for name, one in spec.cards.items()}, _row(spec, text, score, views), facts, run,
+        {name: one.model_dump(mode="json") for name, one in spec.cards.items()}, _row(spec, score, views), facts, run,
     )  # fmt: skip
-    made_by = {"touchstone": text or "0.7.0", "python": "3.11.7"}
+    made_by = {"touchstone": "0.7.0", "python": "3.11.7"}
     record = {"made_at": "2026-11-21T13:00:00+00:00", "made_by": made_by, "found_by": "uri", "cards_here_depart": {}, **sections(grounds)}
-    if text is not None:
-        record = _hostile(copy.deepcopy(record), text)
     return {"touchstone_evidence": 1, "sha256": digest(record), "record": record}
 
 
@@ -75,12 +70,12 @@ def _card(name, *, promised):
     )
 
 
-def _row(spec, text, score, views):
+def _row(spec, score, views):
     scored = score is not None
     scores = {name: score + 0.3 * place for place, name in enumerate(spec.cards)} if scored else None
     row = {
-        "image_id": -123, "uri": text or "s3://bucket/photos/2024/press/cat-on-a-chair.jpg", "member": text, "occurrence": 0,
-        "status": "ok" if scored else "truncated_image", "detail": None if scored else text or "about 12 of 240 rows decoded",
+        "image_id": -123, "uri": "s3://bucket/photos/2024/press/cat-on-a-chair.jpg", "member": None, "occurrence": 0,
+        "status": "ok" if scored else "truncated_image", "detail": None if scored else "about 12 of 240 rows decoded",
         "sha256": "ab" * 32, "format": "JPEG", "width": 1024, "height": 768, "mode": "RGB", "frames": 1, "orientation": 1, "icc": True,
         "flags": ["trailing_bytes"], "decoder": "pillow 13.0.0/libjpeg-turbo 3.2.0", "quality": 87, "scores": scores,
         "provenance": None, "reused": False, "attempt": 1, "scored_at": "2026-11-21T12:30:00+00:00",
@@ -89,17 +84,3 @@ def _row(spec, text, score, views):
     if spec.ensemble.cascade is not None:
         row["second_look"] = None
     return row | decide_again(spec, row).row | ({"stability": [scores] * views} if views else {})
-
-
-def _hostile(record, text):
-    """The record with a text wherever one of a file, a card or a run may stand."""
-    record["provenance"] = {"software": text[:300], "ai_declared": False}
-    record["decision"] |= {"reason": text, "detail": text, "rule": text}
-    record["limits"] = [*record["limits"], text]
-    record["guarantee"] |= {"run": {"holds": False, "why": text}, "words": [text, text]}
-    record["cards_here_depart"] = {text: [text]}
-    record["ensemble"] |= {"name": text, "notes": text}
-    for one in record["detectors"].values():
-        one |= {"calibration": text, "doubt": text, "replies": text, "precision": text}
-        one["card"] |= {"title": text}
-    return record

@@ -1,8 +1,8 @@
 """Every report: pages of examples, and pages and lines whose every name, path and sentence is a given text."""
 
-import copy
 from functools import cache, partial
 
+from ray_app.evaluation.compare.compare import concluded
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
 from ray_app.reports.audit import labels_lines, render_labels
@@ -12,19 +12,18 @@ from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
 from ray_app.reports.gallery import GalleryTile, PageNumber, render_gallery_page
 from ray_app.reports.leaderboard import leaderboard_lines, render_leaderboard
 from ray_app.reports.training import render_training_report, training_lines
-from tests.reports.comparison_example import example_comparison
+from tests.reports.comparison_example import GENERATORS, example_comparison
 from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
 from tests.reports.evidence_example import KINDS as EVIDENCE
 from tests.reports.evidence_example import PROVENANCE, example_evidence
-from tests.reports.example import example_summary, hostile_summary, thumbnail
-from tests.reports.hostile_evaluation import hostile_document
-from tests.reports.identifier_example import example_identifier, hostile_identifier
+from tests.reports.example import example_summary, thumbnail
+from tests.reports.hostile import poisoned
+from tests.reports.identifier_example import CLASSES, FAMILIES, example_identifier
 from tests.reports.labels_example import example_labels, example_pictures
-from tests.reports.profile_example import example_profile, told
-from tests.reports.training_example import example_facts, hostile_facts
+from tests.reports.profile_example import example_profile
+from tests.reports.training_example import example_facts
 
 NO_SECTIONS = {key: None for key in small_document()}
-NOT_DOUBTED = "the classifier tells the classes apart with an AUC of 0.55 only"
 
 
 def _without(*keys):
@@ -76,7 +75,6 @@ DOCUMENTS = {
     "labels": {
         "example": example_labels,
         "clean": lambda: example_labels(found=False),
-        "not doubted": lambda: example_labels(why=NOT_DOUBTED),
         "index": lambda: example_labels() | {"suspicious": None},
     },
     "identifier": {
@@ -104,23 +102,64 @@ def page_of(report, kind="example"):
     return RENDERERS[report](DOCUMENTS[report][kind]())
 
 
-def hostile_profile(text):
-    counts = [{"family": text, "generator": text + "2", "flagged": 3}, {"family": text, "generator": text, "flagged": 1}]
-    profile = example_profile(generators=counts, told=[told(1, text, text, [text], text, uri=text), told(2, None, None, [text], text)])
-    return hostile_summary(text) | {"profile": profile}
+def hostile_run(text):
+    summary = example_summary(profile=example_profile())
+    free = {name for part in ("flags", "formats", "verdict_reasons", "identity") for name in summary[part]}
+    free |= {*summary["histogram"]["counts"], *summary["session"]["seconds"]} - {"ensemble"}
+    found = poisoned(summary, text, names=sorted(free))
+    return found | {"statuses": summary["statuses"] | {text or "other": 4}, "examples": found["examples"] | {text: [{"uri": text}]}}
+
+
+def hostile_training(text):
+    facts = example_facts()
+    data, leaks = facts["data"], facts["data"]["leakage"]
+    maps = (facts["test"]["generators"], leaks["checked"], leaks["pairs"], data["set_aside"]["why"], facts["environment"], facts["card"])
+    maps += tuple(split["generators"] for split in data["splits"].values())
+    found = poisoned(facts, text, names=sorted({name for names in maps for name in names}), words={"label"})
+    pictures = [one | {"jpeg": b"<svg onload=alert(1)>"} for one in found["mistakes"]]
+    return found | {"calibration": None, "calibration_note": text, "mistakes": pictures}
+
+
+@cache
+def hostile_evaluation(text):
+    document = small_document()
+    first = document["systems"][0]
+    listed = (document["systems"], first["generators"], first["views"], document["table"]["rows"])
+    names = [*(one["name"] for part in listed for one in part), "JPEG", "PNG", "WEBP", "1–4 MP"]
+    found = poisoned(document, text, names=names, words={"label", "kind", "seen", "output", "test", "method"})
+    for one, own in zip(found["systems"], document["systems"], strict=True):
+        one |= {"standing": own["standing"], "cost": own["cost"]}  # these are Touchstone's words
+    found["mistakes"] = [one | {"thumbnail": "<svg onload=alert(1)>"} for one in found["mistakes"]]
+    found["overlays"] = [one | {"picture": "PHN2ZyBvbmxvYWQ9YWxlcnQoMSk+"} for one in found["overlays"]]
+    found["data"]["statuses"] |= {text or "other": 3}
+    found["run"]["identity"] = {text or "key": {text or "key": [text]}}
+    return found
 
 
 def hostile_board(text):
-    document = copy.deepcopy(small_document())
-    document["title"] = document["labels"]["name"] = text
-    document["protocol"] = {"name": text, "title": text}
-    for one in document["systems"]:
-        one["name"] = one["title"] = text
-        one["worst"] = {"generator": text, "rate": {"value": 0.1, "interval": None, "method": None, "n": 200, "why": None}}
-        one["figures"]["auc"]["why"] = text
-        for part in (*one["generators"], *one["views"]):
-            part["name"] = text
-    return [(text, document)]
+    return [(text, hostile_evaluation(text))]
+
+
+def hostile_evidence(text):
+    text = text.encode("utf-8", "backslashreplace").decode()  # Arrow holds no lone surrogate, so no row does
+    told = _said()
+    record = poisoned(told["record"], text, words={"verdict", "status", "outcome", "state", "terms", "sha256"})
+    return told | {"record": record | {"hashes": told["record"]["hashes"]}}
+
+
+def hostile_comparison(text):
+    words = {"verdict_a", "verdict_b", "by", "method", "kind", "label"}
+    return concluded(poisoned(example_comparison(n=60), text, names=["touchstone-tiny", *GENERATORS], words=words))
+
+
+def hostile_labels(text):
+    return poisoned(example_labels(), text, words={"label", "likely_label", "strength", "method", "kind"})
+
+
+def hostile_identifier(text):
+    free = [*CLASSES, *dict.fromkeys(FAMILIES.values()), "aside"]
+    found = poisoned(example_identifier(left_out={"aside": 3}), text, names=free, words={"method", "level", "head"})
+    return found | {"recipe": {text: [text, {text: text}]}, "card": {text: text}}
 
 
 def hostile_gallery(text):
@@ -139,13 +178,13 @@ def hostile_gallery(text):
 
 
 HOSTILE_PAGES = {
-    "run": lambda text: render_run_report(hostile_profile(text), thumbnails={1001: b"<svg>"}),
-    "training": lambda text: render_training_report(hostile_facts(text)),
-    "evaluation": lambda text: render_evaluation(hostile_document(text)),
+    "run": lambda text: render_run_report(hostile_run(text), thumbnails={1001: b"<svg>"}),
+    "training": lambda text: render_training_report(hostile_training(text)),
+    "evaluation": lambda text: render_evaluation(hostile_evaluation(text)),
     "leaderboard": lambda text: render_leaderboard(hostile_board(text)),
-    "comparison": lambda text: render_comparison(example_comparison(text, n=60)),
-    "evidence": lambda text: render_evidence(example_evidence(text)),
-    "labels": lambda text: render_labels(example_labels(text), {}),
+    "comparison": lambda text: render_comparison(hostile_comparison(text)),
+    "evidence": lambda text: render_evidence(hostile_evidence(text)),
+    "labels": lambda text: render_labels(hostile_labels(text), {}),
     "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
     "gallery": hostile_gallery,
 }
@@ -160,12 +199,12 @@ def _identifier_plan(text):
 
 
 HOSTILE_LINES = {
-    "run": lambda text: summary_lines(hostile_profile(text)),
-    "training": lambda text: training_lines(hostile_facts(text) | {"metric": "auc"}),
-    "evaluation": lambda text: evaluation_lines(hostile_document(text)),
+    "run": lambda text: summary_lines(hostile_run(text)),
+    "training": lambda text: training_lines(hostile_training(text) | {"metric": "auc"}),
+    "evaluation": lambda text: evaluation_lines(hostile_evaluation(text)),
     "leaderboard": lambda text: leaderboard_lines(hostile_board(text), 100),
-    "comparison": lambda text: comparison_lines(example_comparison(text, n=60)),
-    "evidence": lambda text: [*evidence_lines(example_evidence(text)), check_line(text, "differs", text)],
-    "labels": lambda text: labels_lines(example_labels(text)),
+    "comparison": lambda text: comparison_lines(hostile_comparison(text)),
+    "evidence": lambda text: [*evidence_lines(hostile_evidence(text)), check_line(text, "differs", text)],
+    "labels": lambda text: labels_lines(hostile_labels(text)),
     "identifier": lambda text: [*identifier_lines(hostile_identifier(text)), *identifier_plan_lines(_identifier_plan(text))],
 }

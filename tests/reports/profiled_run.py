@@ -5,26 +5,22 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import yaml
 from PIL import Image
 
-from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, open_source, read_block
-from ray_app.attribution.captioners.registry import load_describing
 from ray_app.attribution.identifier import energy
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.images import ImageLimits
-from ray_app.images.provenance import ProvenancePolicy
-from ray_app.inference import BatchDecoder, BlockReader, DetectorOutputs, StageClock, judge, make_spec
+from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.scorer import EnsembleScorer
-from ray_app.runs import RunDirectory, result_rows
-from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.identity import identity_of
-from ray_app.scoring.report import count_rows
-from ray_app.storage import Fetcher
+from ray_app.runs import RunDirectory
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.run import score_archive
 from tests.attribution.made import make_identifier, make_retrieval
-from tests.evaluation.evidence.real_run import NOW
 from tests.images.factory import photo
+from tests.scoring.stages import without_ray
 
 TINY = "touchstone-tiny"
 CLASSES = ["sd-1.5", "sdxl", "midjourney-6"]
@@ -87,29 +83,10 @@ def write_archive(folder, count=9):
 
 def score_profiled(card, source, out):
     """Score a list with an ensemble's card; words are predicted of what was flagged. Returns the run's URL."""
-    spec = make_spec(card, limits=ImageLimits(), precision="fp32", slots=4, provenance=ProvenancePolicy())
-    run = RunDirectory.open(str(out))
-    run.claim(identity_of(ScoreConfig(source=(str(source),)), spec), list(spec.cards), card.model_dump(mode="json"))
-    list_members(run.store, open_source([str(source)]), BlockPlan(batch_slots=4, max_block_members=8))
-    clock = StageClock()
-    reader, scorer, describer = BlockReader(spec, clock, fetcher=Fetcher()), EnsembleScorer(spec, clock), load_describing(spec.describer)
-    for ref in iter_blocks(run.store, 0):
-        members, outcomes = read_block(run.store, ref), []
-        outputs = scorer.score(_noted(reader.read(member_rows(members)), outcomes))
-        decided = judge(spec, outcomes, outputs).decisions.verdict
-        words = describer.describe(outputs.of("embeddings")[TINY])
-        said = [one if verdict == "fake" else None for one, verdict in zip(words, decided, strict=True)]
-        found = outputs.joined(DetectorOutputs.clean(captions={spec.describer.name: said}))
-        run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, found), attempt=1, scored_at=NOW))
-    reader.close()
-    run.publish(0)
-    run.write_json(
-        "summary.json", {"listing": 0, "version": "0.9.0", "finished_at": NOW.isoformat(), **count_rows(run, list(spec.cards)).written()}
-    )
-    return run.store.url
-
-
-def _noted(batches, outcomes):
-    for batch in batches:
-        outcomes += batch.outcomes
-        yield batch
+    path = out.parent / f"{out.name}-card.yaml"
+    path.write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
+    with without_ray():
+        score_archive(
+            ScoreConfig(source=(str(source),), ensemble=str(path), out=str(out), precision="fp32", batch_slots=4, block_members=8)
+        )
+    return RunDirectory.open(str(out)).store.url

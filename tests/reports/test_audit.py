@@ -50,8 +50,10 @@ def test_it_runs_its_own_script_alone_and_loads_nothing(page):
 
 
 def test_it_tells_nobody_what_detectors_said(page):
-    words = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
-    assert "score" not in re.sub(r"<style>.*?</style>", "", words, flags=re.DOTALL).lower().replace("touchstone", "")
+    said = re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL).lower().replace("touchstone", "")
+    assert "score" not in said
+    flagged = render_audit(FACTS | {"only_flagged": True}, images())
+    assert "flag" not in re.sub(r"<style>.*?</style>", "", flagged, flags=re.DOTALL)
 
 
 def test_every_choice_has_a_name_and_a_state(page):
@@ -84,7 +86,3 @@ def test_an_answer_in_lines():
     assert re.search(r"false-positive rate: flagged among the reals +0\.30 % +0\.10 % to 1\.2 %", text)
     assert text.endswith("the card promises that at most 1 % of the reals are flagged\n! 3 images are unsure")
     assert all(len(line) <= 60 for line in audit_lines(document, 60))
-
-
-def test_a_page_of_flagged_images_does_not_say_so():
-    assert "flag" not in re.sub(r"<style>.*?</style>", "", render_audit(FACTS | {"only_flagged": True}, images()), flags=re.DOTALL)

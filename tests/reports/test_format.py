@@ -1,5 +1,7 @@
+"""Numbers, names and reasons in words, as every page and every terminal shows them."""
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.errors import Status
@@ -9,18 +11,14 @@ from ray_app.runs.document import RunSummary
 any_text = st.text(alphabet=st.characters(), max_size=300)
 
 
-@given(any_text)
-def test_visible_text_is_printable_and_stays_as_it_is(text):
+@settings(deadline=None)
+@given(any_text, st.integers(0, 80))
+def test_visible_text_is_printable_stays_as_it_is_and_fits_when_shortened(text, limit):
     shown = wording.visible(text)
     assert wording.visible(shown) == shown
     assert all(character.isprintable() or character.isspace() for character in shown)
     shown.encode("utf-8")
-    assert "\n" not in shown
-    assert "\u202e" not in shown
-
-
-@given(any_text, st.integers(0, 80))
-def test_shortened_text_fits(text, limit):
+    assert not {"\n", "\u202e"} & set(shown)
     assert wording.columns(wording.shortened(text, limit)) <= limit
 
 
@@ -39,65 +37,42 @@ def test_a_pile_of_marks_is_shown_as_what_it_is():
 
 
 @pytest.mark.parametrize(
-    ("share", "words"),
+    ("said", "value", "words"),
     [
-        (0, "0 %"),
-        (1, "100 %"),
-        (0.05, "5.0 %"),
-        (0.9333, "93.3 %"),
-        (0.00333, "0.33 %"),
-        (1e-7, "< 0.01 %"),
-        (1 - 1e-7, "> 99.99 %"),
-        (None, "–"),
+        (wording.percent, 0, "0 %"),
+        (wording.percent, 0.05, "5.0 %"),
+        (wording.percent, 0.00333, "0.33 %"),
+        (wording.percent, 1e-7, "< 0.01 %"),
+        (wording.percent, 1 - 1e-7, "> 99.99 %"),  # never rounded to certainty
+        (wording.percent, None, "–"),
+        (wording.probability, 1.0, "> 0.9999"),
+        (wording.probability, 0.0, "< 0.0001"),
+        (wording.probability, 0.5, "0.5000"),
+        (wording.probability, float("nan"), "–"),
+        (wording.duration, 17.24, "17.2 s"),
+        (wording.duration, 61, "1 min 01 s"),
+        (wording.duration, 3599.7, "1 h 00 min"),
+        (wording.duration, None, "–"),
+        (wording.size, 999, "999 bytes"),
+        (wording.size, 999_999, "1.0 MB"),
+        (wording.size, 5 * 10**15, "5.0 PB"),
+        (wording.moment, "2030-01-01T00:00:05Z", "2030-01-01 00:00:05 UTC"),
+        (wording.moment, "soon", "soon"),
+        (wording.moment, "", "–"),
     ],
 )
-def test_a_share_in_words(share, words):
-    assert wording.percent(share) == words
+def test_a_number_or_a_time_in_words(said, value, words):
+    assert said(value) == words
 
 
-@pytest.mark.parametrize(("value", "words"), [(1.0, "> 0.9999"), (0.0, "< 0.0001"), (0.5, "0.5000"), (None, "–"), (float("nan"), "–")])
-def test_a_probability_is_never_rounded_to_certainty(value, words):
-    assert wording.probability(value) == words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(17.24, "17.2 s"), (61, "1 min 01 s"), (3599.7, "1 h 00 min"), (93_784, "26 h 03 min"), (None, "–")]
-)
-def test_a_time_span_in_words(seconds, words):
-    assert wording.duration(seconds) == words
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "words"), [(0, "0 bytes"), (999, "999 bytes"), (999_999, "1.0 MB"), (123_456_789, "123.5 MB"), (5 * 10**15, "5.0 PB")]
-)
-def test_a_size_in_words(size_bytes, words):
-    assert wording.size(size_bytes) == words
-
-
-def test_a_time_is_read_and_anything_else_is_left_alone():
-    assert wording.moment("2030-01-01T00:00:05Z") == "2030-01-01 00:00:05 UTC"
-    assert wording.moment("soon") == "soon"
-    assert wording.moment("") == "–"
-
-
-@pytest.mark.parametrize("status", list(Status))
-def test_every_status_has_a_meaning(status):
-    assert wording.meaning(status)
-
-
-def test_a_status_of_a_later_version_has_none():
+def test_every_status_has_a_meaning_and_one_of_a_later_version_has_none():
+    assert all(wording.meaning(status) for status in Status)
     assert wording.meaning("eaten_by_a_dog") == ""
 
 
-def test_statuses_are_ordered_ok_first_then_by_count():
-    assert wording.ordered_statuses({"empty_file": 1, "corrupt_image": 9, "ok": 2, "unsafe_member": 0}) == [
-        ("ok", 2),
-        ("corrupt_image", 9),
-        ("empty_file", 1),
-    ]
-
-
-def test_the_rest_of_a_long_list_is_counted_in_one_line():
+def test_what_is_counted_is_ordered_and_the_rest_of_a_long_list_is_one_line():
+    statuses = {"empty_file": 1, "corrupt_image": 9, "ok": 2, "unsafe_member": 0}
+    assert wording.ordered_statuses(statuses) == [("ok", 2), ("corrupt_image", 9), ("empty_file", 1)]
     assert wording.largest({"a": 1, "b": 5, "c": 2, "d": 3}, 2) == [("b", 5), ("d", 3), ("2 others", 3)]
 
 
@@ -127,7 +102,3 @@ def test_the_run_in_one_sentence(figures, sentence):
 )
 def test_why_there_is_no_verdict(reason, detail, said):
     assert wording.why(reason, detail) == said
-    assert wording.reasons({reason: 3, "unstable": 5}, 9) == [
-        ("saved once more, the image gets another verdict", 5),
-        (wording.why(reason, None), 3),
-    ]

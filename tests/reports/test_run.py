@@ -1,10 +1,10 @@
-"""What limits refused is said loudly once it is more than one member in a hundred."""
+"""A run's report and the lines at its end: what was found, what it is worth, what was left out and why."""
 
 import re
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.ensembles.card import Thresholds
@@ -17,13 +17,24 @@ from ray_app.runs import row_schema, summarise
 from ray_app.storage.errors import too_large
 from tests.reports.example import example_summary, thumbnail
 from tests.reports.page_reader import PageReader, contrast
-
-rates = st.floats(0, 1)
+from tests.reports.pages import page_of
 
 
 def thresholds(**changes):
     stated = {"false_positive_rate": 0.01, "true_positive_rate": 0.8, "n_real": 1500, "n_fake": 1500}
     return Thresholds(real_below=-1, fake_above=2, **(stated | changes))
+
+
+def words_of(**changes):
+    return PageReader(render_run_report(example_summary(**changes))).text
+
+
+@pytest.fixture(scope="module")
+def words():
+    return words_of()
+
+
+# ---- what flags are worth
 
 
 def test_expected_false_flags_are_the_rate_times_what_was_scored():
@@ -42,232 +53,172 @@ def test_three_priors_by_default_and_the_given_one_otherwise():
     assert only.right == pytest.approx(0.02 * 0.8 / (0.02 * 0.8 + 0.98 * 0.01))
     assert only.flags == pytest.approx(1000 * (0.02 * 0.8 + 0.98 * 0.01))
     assert only.missed == pytest.approx(1000 * 0.02 * 0.2)
+    for prior in (0, 1, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match="prior"):
+            false_flags(thresholds(), scored=1, raised=1, prior=prior)
 
 
-def test_nothing_is_said_without_a_rate():
+def test_no_rate_and_no_interval_is_invented():
     assert false_flags(thresholds(false_positive_rate=None), scored=10, raised=1) is None
     assert false_flags(thresholds(true_positive_rate=None), scored=10, raised=1).shares == ()
-
-
-def test_no_interval_is_invented_where_n_is_not_known():
     flags = false_flags(thresholds(n_real=None, n_fake=None), scored=100, raised=1)
     assert not flags.has_interval
     assert flags.expected.low == flags.expected.value == flags.expected.high
-
-
-def test_no_false_flag_among_few_images_is_not_a_rate_of_zero():
     assert measured_rate(0.0, 100).high == pytest.approx(0.0370, abs=1e-4)  # Wilson: z² / (n + z²)
-
-
-def test_a_share_of_no_flags_is_undefined():
     assert share_right(0.5, 0.0, 0.0) is None
 
 
-@pytest.mark.parametrize("prior", [0, 1, -0.1, 1.5, float("nan")])
-def test_a_prior_that_is_no_share_is_refused(prior):
-    with pytest.raises(ConfigError, match="prior"):
-        false_flags(thresholds(), scored=1, raised=1, prior=prior)
-
-
-@given(rates, st.integers(1, 10**7))
-def test_an_interval_holds_its_rate(rate, n):
-    measured = measured_rate(rate, n)
-    assert 0 <= measured.low <= rate <= measured.high <= 1
-
-
-@given(st.floats(0.001, 0.999), st.floats(0.01, 1), st.floats(0.0001, 1))
-def test_the_share_range_holds_the_share(prior, found, wrong):
-    (share,) = false_flags(
-        thresholds(true_positive_rate=found, false_positive_rate=wrong, n_real=50, n_fake=50), scored=1, raised=0, prior=prior
-    ).shares
+@settings(deadline=None)
+@given(st.floats(0.001, 0.999), st.floats(0.01, 1), st.floats(0.0001, 1), st.integers(1, 10**7))
+def test_intervals_hold_what_they_are_of(prior, found, wrong, n):
+    rate = measured_rate(wrong, n)
+    assert 0 <= rate.low <= wrong <= rate.high <= 1
+    stated = thresholds(true_positive_rate=found, false_positive_rate=wrong, n_real=50, n_fake=50)
+    (share,) = false_flags(stated, scored=1, raised=0, prior=prior).shares
     assert share.right_low <= share.right <= share.right_high
 
+
+def test_false_flags_at_this_archives_size(words):
+    said = "If every one of the 2,990 scored images were real, about 30 would be flagged all the same (18 to 49). 150 were flagged."
+    assert said in words
+    for row in ("0.1 % 32 0.6 7.4 %", "1 % 54 6.0 44.7 %", "10 % 266 60 89.9 %"):
+        assert row in words
+    assert "held-out scenes, decoders and cameras of the demonstration set" in words
+    told = PageReader(render_run_report(example_summary(), prior=0.02)).text
+    assert "If 2 % of the archive is fake, 62.0 % of the flags are right" in told
+    assert "44.7 %" not in told
+
+
+def with_thresholds(stated):
+    return words_of(ensemble=example_summary()["ensemble"] | {"thresholds": stated})
+
+
+def test_thresholds_without_rates_say_so():
+    bare = with_thresholds({"real_below": -1.0, "fake_above": 2.0, "false_positive_rate": None, "n_real": None})
+    assert "Not known. The thresholds carry no measured false-positive rate" in bare
+    assert "would be flagged all the same" not in bare
+    assert "There are no thresholds" in with_thresholds(None)
+    half = with_thresholds({"real_below": 0.0, "fake_above": 0.0, "false_positive_rate": 0.051})
+    assert "about 152 would be flagged all the same. 150 were flagged. That is no more than the rate alone explains" in half
+    assert "No true-positive rate is stated" in half
+
+
+# ---- what limits refused is said loudly once it is more than one member in a hundred
 
 GB = 10**9
 
 
-def told(refused, **changes):
+def told(refused):
     identity = {"limits": BatchLimits().model_dump(mode="json")}
     memory = {"processes": 2, "process_bytes": GB, "decode_bytes": 4 * GB, "file_bytes": GB, "total_bytes": 7 * GB}
-    summary = example_summary(refused_by_limits=refused, identity=identity, **changes)
-    summary["session"] = {**summary["session"], "memory": memory, "peak_worker_bytes": GB}
-    return summary
+    session = example_summary()["session"] | {"memory": memory, "peak_worker_bytes": GB}
+    return example_summary(refused_by_limits=refused, identity=identity, session=session)
 
 
-def test_one_in_a_hundred_is_not_loud():
-    assert not [line for line in summary_lines(told({"max_pixels": 30})) if "LIMITS" in line]
-    assert "imits refused" not in render_run_report(told({"max_pixels": 30}))
-
-
-def test_more_name_each_limit_its_number_how_to_raise_it_and_the_memory():
+def test_more_than_one_in_a_hundred_name_each_limit_its_number_how_to_raise_it_and_the_memory():
     summary = told({"max_pixels": 25, "max_bytes": 4, "decode_bytes": 3, "container_limits.max_ratio": 2})
     text = "\n".join(summary_lines(summary))
-    assert "\nLIMITS REFUSED 1.1 % OF THE ARCHIVE, 34 FILES" in text
-    assert "max_pixels (250,000,000): 25 files with more pixels; --set limits.max_pixels=500000000 admits more" in text
-    assert "decoding takes 4 to 24 bytes of memory for each pixel" in text
-    assert "max_bytes (536,870,912): 4 files with more bytes; --set limits.max_bytes=1073741824" in text
-    assert "decode_bytes (4.0 GB of a node): 3 files would have taken more memory" in text
-    assert "--retry image_too_large --set cluster.decode_bytes=8000000000" in text
-    assert "container_limits.max_ratio: 2 files; --set container_limits.max_ratio=… raises it" in text
-    assert "memory: at most 1.0 GB in one worker of at most 7.0 GB on a node" in text
+    for said in (
+        "\nLIMITS REFUSED 1.1 % OF THE ARCHIVE, 34 FILES",
+        "max_pixels (250,000,000): 25 files with more pixels; --set limits.max_pixels=500000000 admits more",
+        "max_bytes (536,870,912): 4 files with more bytes; --set limits.max_bytes=1073741824",
+        "decode_bytes (4.0 GB of a node): 3 files would have taken more memory",
+        "--retry image_too_large --set cluster.decode_bytes=8000000000",
+        "container_limits.max_ratio: 2 files; --set container_limits.max_ratio=… raises it",
+        "memory: at most 1.0 GB in one worker of at most 7.0 GB on a node",
+    ):
+        assert said in text
     page = render_run_report(summary)
     assert "Limits refused 1.1 % of the archive, 34 files" in page
     assert "--set limits.max_pixels=500000000" in page
+    one_in_a_hundred = told({"max_pixels": 30})
+    assert not [line for line in summary_lines(one_in_a_hundred) if "LIMITS" in line]
+    assert "imits refused" not in render_run_report(one_in_a_hundred)
+
+
+def refusals():
+    """What intake itself says of each limit."""
+    limits = BatchLimits()
+    sizes = ((20_000, 20_000, GB, "JPEG"), (12_000, 12_000, GB, "PNG"), (70_000, 1000, GB), (65_000, 600, GB), (8000, 8000, 9))
+    for refuse in (*((limits.check_size, size) for size in sizes), (limits.check_bytes, (2**30,))):
+        with pytest.raises(InputError) as caught:
+            refuse[0](*refuse[1])
+        yield caught.value
+    yield too_large(2**30, 2**29)
+
+
+def test_a_summary_counts_each_limit_by_what_rows_say():
+    rows = [{"status": refusal.status.value, "detail": refusal.detail} for refusal in refusals()]
+    rows += [{"status": Status.CORRUPT_IMAGE.value, "detail": "over max_pixels, says a hostile file"}, {"status": "ok", "detail": None}]
+    schema = pa.schema([field.with_nullable(True) for field in row_schema([])])
+    table = pa.Table.from_pylist([{**dict.fromkeys(schema.names), **row, "reused": False} for row in rows], schema=schema)
+    counted = summarise([table], []).refused_by_limits
+    assert counted == {"max_bytes": 2, "max_pixels": 1, "max_whole_pixels": 1, "max_side": 1, "max_aspect": 1, "max_ratio": 1}
 
 
 def test_linked_folders_are_said():
-    for summary in (example_summary(), example_summary(linked_folders={"count": 0, "example": ""})):
-        assert "linked" not in "\n".join(summary_lines(summary)) + render_run_report(summary)
+    assert "linked" not in "\n".join(summary_lines(example_summary())) + page_of("run")
     summary = example_summary(linked_folders={"count": 3, "example": "/photos/x\u202e"})
     line = "3 linked folders are not followed, e.g. /photos/x\\u202e: name them as sources of their own to score the files in there"
     assert f"not listed: {line}" in summary_lines(summary)
     assert line in render_run_report(summary)
 
 
-def refusals():
-    """What intake itself says of each limit."""
-    limits = BatchLimits()
-    for size in (
-        (20_000, 20_000, 10**9, "JPEG"),
-        (12_000, 12_000, 10**9, "PNG"),
-        (70_000, 1000, 10**9),
-        (65_000, 600, 10**9),
-        (8000, 8000, 9),
+# ---- the page
+
+
+def test_counts_reasons_and_statuses_with_their_first_examples(words):
+    for said in (
+        "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored.",
+        "150 5.0 %",
+        "the score lies between the two thresholds 38 95.0 %",
+        "JPEG 2,741 91.4 %",
+        "touchstone-tiny",
+        "scan-0014.jpg",
+        "20000 × 20000 pixels = 400 megapixels",
+        "Every file has exactly one row: 3,000 of 3,000.",
+        *(MEANING[Status(one)] for one in example_summary()["statuses"]),
     ):
-        with pytest.raises(InputError) as caught:
-            limits.check_size(*size)
-        yield caught.value
-    with pytest.raises(InputError) as caught:
-        limits.check_bytes(2**30)
-    yield caught.value
-    yield too_large(2**30, 2**29)
-
-
-def test_a_summary_counts_each_limit_by_what_rows_say():
-    schema = row_schema([])
-    rows = [{"status": refusal.status.value, "detail": refusal.detail} for refusal in refusals()]
-    rows += [{"status": Status.CORRUPT_IMAGE.value, "detail": "over max_pixels, says a hostile file"}, {"status": "ok", "detail": None}]
-    empty = {name: None for name in schema.names}
-    table = pa.Table.from_pylist(
-        [{**empty, **row, "reused": False} for row in rows], schema=pa.schema([f.with_nullable(True) for f in schema])
-    )
-    counted = summarise([table], []).refused_by_limits
-    assert counted == {"max_bytes": 2, "max_pixels": 1, "max_whole_pixels": 1, "max_side": 1, "max_aspect": 1, "max_ratio": 1}
-
-
-@pytest.fixture(scope="module")
-def words():
-    return PageReader(render_run_report(example_summary())).text
-
-
-def test_the_headline_and_the_counts(words):
-    assert "3,000 files: 150 flagged as fake, 40 abstained, 2,800 with no evidence found, 10 could not be scored." in words
-    assert "150 5.0 %" in words
-    assert "the score lies between the two thresholds 38 95.0 %" in words
-    assert "JPEG 2,741 91.4 %" in words
-    assert "touchstone-tiny" in words
+        assert said in words
 
 
 def test_the_banners(words):
     assert "Demonstration detector : it shows that the machinery works and is not for decisions" in words
     assert "Probability not calibrated : it is the plain sigmoid of the score." in words
-    calm = {**example_summary()["ensemble"], "demonstration": False, "calibrated": True, "members": []}
-    text = PageReader(render_run_report(example_summary(ensemble=calm))).text
-    assert "Demonstration detector" not in text
-    assert "not calibrated" not in text
-    assert "uncalibrated" not in text
+    calm = words_of(ensemble=example_summary()["ensemble"] | {"demonstration": False, "calibrated": True, "members": []})
+    assert "Demonstration detector" not in calm
+    assert "calibrated" not in calm
 
 
-def test_statuses_are_explained_with_their_first_examples(words):
-    for status in ("ok", "corrupt_image", "truncated_image", "image_too_large", "empty_file"):
-        assert MEANING[Status(status)] in words
-    assert "scan-0014.jpg" in words
-    assert "20000 × 20000 pixels = 400 megapixels" in words
-    assert "Every file has exactly one row: 3,000 of 3,000." in words
-
-
-def test_false_flags_at_this_archives_size(words):
-    assert (
-        "If every one of the 2,990 scored images were real, about 30 would be flagged all the same (18 to 49). 150 were flagged." in words
-    )
-    assert "0.1 % 32 0.6 7.4 %" in words
-    assert "1 % 54 6.0 44.7 %" in words
-    assert "10 % 266 60 89.9 %" in words
-    assert "held-out scenes, decoders and cameras of the demonstration set" in words
-
-
-def test_the_share_that_is_right_for_a_prior():
-    text = PageReader(render_run_report(example_summary(), prior=0.02)).text
-    assert "If 2 % of the archive is fake, 62.0 % of the flags are right" in text
-    assert "44.7 %" not in text
-    with pytest.raises(ConfigError):
-        render_run_report(example_summary(), prior=2)
-
-
-def with_thresholds(thresholds, **changes):
-    summary = example_summary(**changes)
-    summary["ensemble"] = {**summary["ensemble"], "thresholds": thresholds}
-    return PageReader(render_run_report(summary)).text
-
-
-def test_thresholds_without_a_rate_say_so():
-    bare = {"real_below": -1.0, "fake_above": 2.0, "false_positive_rate": None, "n_real": None}
-    text = with_thresholds(bare)
-    assert "Not known. The thresholds carry no measured false-positive rate" in text
-    assert "would be flagged all the same" not in text
-    assert "There are no thresholds" in with_thresholds(None)
-
-
-def test_a_rate_without_its_counterpart_gives_no_share():
-    text = with_thresholds({"real_below": 0.0, "fake_above": 0.0, "false_positive_rate": 0.051})
-    assert "about 152 would be flagged all the same. 150 were flagged. That is no more than the rate alone explains" in text
-    assert "No true-positive rate is stated" in text
-
-
-def test_time_and_bottleneck(words):
-    for figure in ("120.5", "4.5 s", "29.4 s", "823.5 MB", "decode 18.2 36.5 %"):
-        assert figure in words
-    assert "Bottleneck: score (51.8 % of the workers’ time). The cores are busy with the model itself" in words
-    assert "1 read was repeated" in words
-
-
-def test_a_session_without_rows_claims_no_speed():
-    text = PageReader(render_run_report(example_summary(session={"rows": 0, "images_per_s": None, "seconds": {}}))).text
-    assert "The last session scored nothing" in text
-    assert "images per second" not in text
+def test_time_bottleneck_and_identity(words):
+    for said in (
+        *("120.5", "4.5 s", "29.4 s", "823.5 MB", "decode 18.2 36.5 %", "1 read was repeated"),
+        "Bottleneck: score (51.8 % of the workers’ time). The cores are busy with the model itself",
+        *("limits.max_pixels 50000000", "detectors[1].preprocessing.resize 440", "18 settings"),
+    ):
+        assert said in words
+    idle = words_of(session={"rows": 0, "images_per_s": None, "seconds": {}})
+    assert "The last session scored nothing" in idle
+    assert "images per second" not in idle
 
 
 def test_an_unfinished_run_and_a_broken_count_are_announced():
-    unfinished = PageReader(render_run_report(example_summary(complete=False, members=9000))).text
+    unfinished = words_of(complete=False, members=9000)
     assert "Not finished. 3,000 of 9,000 files have a row." in unfinished
     assert "not reached yet 6,000 66.7 %" in unfinished
-    broken = PageReader(render_run_report(example_summary(members=2999))).text
-    assert "Rows and files differ." in broken
+    assert "Rows and files differ." in words_of(members=2999)
 
 
 def test_nulls_and_absent_keys_read_the_same():
-    nulls = {key: None for key in example_summary()}
-    assert render_run_report(nulls) == render_run_report({})
+    assert render_run_report(dict.fromkeys(example_summary())) == render_run_report({})
 
 
 def test_the_highest_scores_are_listed_with_their_container(words):
     assert "s3://picture-desk/harbour/boxes/box-11.tar › box-11/plates/" in words.replace("/ ", "/")
     assert "+7.69 0.9995 flagged as fake" in words
     assert "+5.61 0.9964 abstained" in words
-
-
-def test_one_detector_is_not_drawn_twice():
-    alone = example_summary()["histogram"]
-    counts = {"ensemble": alone["counts"]["ensemble"], "touchstone-tiny": alone["counts"]["ensemble"]}
-    page = render_run_report(example_summary(histogram={**alone, "counts": counts}))
-    assert page.count('class="histogram') == 1
-    assert render_run_report(example_summary()).count('class="histogram') == 3
-
-
-def test_identity_is_shown_key_by_key(words):
-    assert "limits.max_pixels 50000000" in words
-    assert "detectors[1].preprocessing.resize 440" in words
-    assert "18 settings" in words
+    local = example_summary(top=[{**example_summary()["top"][0], "uri": "/archive/a b.jpg"}])
+    assert '<a href="file:///archive/a%20b.jpg" rel="noreferrer">' in render_run_report(local)
 
 
 def test_pictures_are_shown_only_when_given_and_only_jpeg_and_who_has_none_says_why():
@@ -275,13 +226,11 @@ def test_pictures_are_shown_only_when_given_and_only_jpeg_and_who_has_none_says_
     assert "<img" not in plain
     assert "No picture" not in plain
     given = {1001: thumbnail(), 1002: b"<svg onload=alert(1)>", 1003: "the file is <b>gone</b>"}
-    page = render_run_report(example_summary(), thumbnails=given)
-    (image,) = PageReader(page).attributes("img")
+    page = PageReader(render_run_report(example_summary(), thumbnails=given))
+    (image,) = page.attributes("img")
     assert image["src"].startswith("data:image/jpeg;base64,/9j/")
-    assert image["loading"] == "lazy"
-    assert PageReader(page).text.count("No picture") == 2
-    assert "the file is <b>gone</b>" in PageReader(page).text
-    assert "The next 8" in page
+    assert page.text.count("No picture") == 2
+    assert "the file is <b>gone</b>" in page.text
 
 
 @pytest.mark.parametrize(
@@ -305,36 +254,25 @@ def test_links_lead_to_local_files_and_plain_addresses_alone(uri, member, target
     assert file_link(uri, member) == target
 
 
-def test_a_local_file_is_linked_from_the_report():
-    top = [{**example_summary()["top"][0], "uri": "/archive/a b.jpg"}]
-    assert '<a href="file:///archive/a%20b.jpg" rel="noreferrer">' in render_run_report(example_summary(top=top))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_bars_stand_out_from_what_is_behind_them(scheme):
-    blocks = re.findall(r":root \{(.*?)\}", render_run_report({}), flags=re.DOTALL)
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0 if scheme == "light" else 1]))
+@pytest.mark.parametrize("block", [0, 1], ids=["light", "dark"])
+def test_text_and_bars_stand_out_from_what_is_behind_them(block):
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", page_of("run", "empty"), re.DOTALL)[block]))
     for text, behind in [("ink", "paper"), ("muted", "paper"), ("ink", "raised"), ("notice-ink", "notice"), ("ink", "band")]:
         assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
     for mark in ("fake", "real", "none", "plain", "strong"):
         assert contrast(colours[mark], colours["paper"]) >= 2.8, mark
 
 
-def test_what_the_session_cost_stands_under_its_time():
+def test_cost_and_passes_are_on_the_page_where_there_are_any(words):
     session = example_summary()["session"] | {"cost": {"compute": 3.0, "requests": 0.2, "egress": 0.0, "total": 3.2}}
-    assert "<dt>cost, by the prices set</dt><dd>3.20</dd>" in render_run_report(example_summary(session=session))
-    assert "cost, by the prices set" not in render_run_report(example_summary())
-
-
-def test_passes_and_what_detectors_took_are_on_the_page_and_in_the_terminal():
-    summary = example_summary()
     passes = [{"detectors": [name], "images": 120, "wall_s": 61.0, "peak_worker_bytes": 3_210_000_000} for name in ("large-one", "other")]
     times = {"large-one": {"seconds": 96.5, "images": 120, "ms_per_image": 804.2}, "other": {"seconds": 1.2, "images": 120}}
-    found = summary | {"session": summary["session"] | {"passes": passes, "detectors": times}, "detectors": times}
-    said = "\n".join(summary_lines(found))
-    assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in said
-    assert "detectors: per image on one worker large-one 804 ms" in said
-    page = PageReader(render_run_report(found)).text
-    assert "since the detectors do not fit together" in page
-    assert "804.2" in page
-    assert "Passes over the files" not in PageReader(render_run_report(summary)).text
+    summary = example_summary(session=session | {"passes": passes, "detectors": times}, detectors=times)
+    text, lines = PageReader(render_run_report(summary)).text, summary_lines(summary)
+    assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in lines
+    assert "detectors: per image on one worker large-one 804 ms" in "\n".join(lines)
+    assert "cost: 3.20 by the prices set: machines 3.00, requests 0.2000, egress 0.00" in lines
+    for said in ("cost, by the prices set 3.20", "since the detectors do not fit together", "804.2"):
+        assert said in text
+    assert "cost, by the prices set" not in words
+    assert "Passes over the files" not in words

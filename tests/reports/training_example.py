@@ -108,30 +108,3 @@ _FACTS: dict[str, Any] = {
     "environment": {"touchstone": "0.5.0", "torch": "2.14.0", "workers": 2, "device": "NVIDIA H200"},
     "card": {"name": "openfake-swinv2-ours", "licence": "CC-BY-NC-4.0", "calibration": {"slope": 0.91, "intercept": -0.12}},
 }
-
-
-def hostile_facts(text: str) -> dict[str, Any]:
-    """The same with `text` in place of every name, path and sentence."""
-    facts = example_facts()
-    plain = facts["data"]
-    renamed = {name or "x": found for name, found in zip([text, "other"], facts["test"]["generators"].values(), strict=False)}
-    return facts | {
-        "name": text,
-        "title": text,
-        "out": text,
-        "metric": text or "auc",
-        "calibration": None,
-        "calibration_note": text,
-        "test": {**facts["test"], "generators": renamed},
-        "mistakes": [
-            {"jpeg": b"<svg onload=alert(1)>", "label": label, "generator": text, "score": 1.0, "name": text} for label in ("real", "fake")
-        ],
-        "data": {
-            "splits": {text: {**plain["splits"]["train"], "generators": {text: 5}}},
-            "set_aside": {"images": 1, "why": {text: 1}},
-            "leakage": {"checked": {text: True}, "pairs": {text: {"sha256": 1, "examples": [text]}}},
-        },
-        "recipe": {"detector": text, "source": text, "departures": [text, text], text or "key": {text or "key": text}},
-        "environment": {text or "key": text},
-        "card": {"licence": text, "notes": [text]},
-    }

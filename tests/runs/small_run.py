@@ -13,7 +13,7 @@ from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.inference.outputs import MASKS, SCORES, OutputKey
-from ray_app.runs import RunDirectory, mask_rows, result_rows
+from ray_app.runs import RunDirectory, begin_retry, compaction, current_rows, mask_rows, merge_retry, result_rows
 
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 NAME = next(iter(SPEC.cards))
@@ -28,9 +28,37 @@ def new_run(folder):
 
 
 def write_files(folder, names, content="first"):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).write_text(f"{name} {content}")
+
+
+def begun(folder, names, **options):
+    """A run of these files, all of them listed and scored and none published; `options` as those of `score_blocks`."""
+    run = new_run(folder / "run")
+    write_files(folder / "archive", names)
+    relist(run, folder / "archive")
+    score_blocks(run, 0, **options)
+    return run
+
+
+def retried(run, attempt, *statuses, **options):
+    """The members with these statuses are scored once more, and their rows merged. Returns how many there were."""
+    retry = begin_retry(run, attempt, [str(status) for status in statuses], PLAN)
+    score_blocks(retry.directory, 0, attempt=attempt, **options)
+    merge_retry(run, retry)
+    return retry.members
+
+
+def rows_of(run):
+    """The current rows by the names of their files."""
+    return {row["uri"].rpartition("/")[2]: row for row in current_rows(run)}
+
+
+def in_small_files(monkeypatch):
+    """Every published file holds a block or so."""
+    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
+    monkeypatch.setattr(compaction, "ROW_GROUP", 4)
 
 
 def digest(name, content="first"):

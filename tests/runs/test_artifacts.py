@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.archives import iter_blocks, read_block, read_blocks
+from ray_app.archives import iter_blocks, read_block
 from ray_app.errors import ConfigError, Status
 from ray_app.runs import begin_retry, block_features, feature_rows, kept_features, merge_retry, vectors_of, write_features
-from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
+from tests.runs.small_run import PLAN, begun, new_run, score_blocks
 
 NAME, FACTS = "head:variant", {"backbone": "tower", "sha256": "0" * 64, "width": 3}
 NAMES = [f"{number:02}.jpg" for number in range(20)]
@@ -30,37 +30,29 @@ def keep(run, ids_of_late, attempt):
 @pytest.fixture
 def run(tmp_path):
     """A published run that kept what it could read: two members timed out."""
-    run = new_run(tmp_path / "run")
-    write_files(tmp_path / "archive", NAMES)
-    relist(run, tmp_path / "archive")
-    score_blocks(run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if name in LATE else None)
-    late = [row for ref in iter_blocks(run.store, 0) for row in read_block(run.store, ref).to_pylist() if row["uri"].endswith(LATE)]
-    keep(run, [row["image_id"] for row in late], attempt=1)
+    run = begun(tmp_path, NAMES, fails=lambda name: Status.SOURCE_TIMEOUT if name in LATE else None)
+    late = [
+        row["image_id"] for ref in iter_blocks(run.store, 0) for row in read_block(run.store, ref).to_pylist() if row["uri"].endswith(LATE)
+    ]
+    keep(run, late, attempt=1)
     run.publish(0)
-    return run, np.array([row["image_id"] for row in late])
+    return run, np.array(late)
 
 
 def read_back(run):
-    for ref in read_blocks(run.store, 0):
+    for ref in iter_blocks(run.store, 0):
         ids = read_block(run.store, ref)["image_id"].to_numpy()
         yield ids, vectors_of(block_features(run, 0, ref.block, NAME), ids, 3)
 
 
-def test_vectors_come_back_by_id_and_what_has_none_is_nan(run):
+def test_vectors_come_back_by_id_with_what_made_them_and_what_has_none_is_nan(run):
     run, late = run
+    assert kept_features(run) == {NAME: FACTS}
+    assert block_features(run, 0, 0, NAME).schema.field("vector").type == pa.list_(pa.float32(), 3)
     for ids, vectors in read_back(run):
         is_late = np.isin(ids, late)
         assert np.isnan(vectors[is_late]).all()
         np.testing.assert_array_equal(vectors[~is_late], vectors_for(ids, 1)[~is_late])
-
-
-def test_files_say_what_made_the_embeddings(run):
-    run, _ = run
-    assert kept_features(run) == {NAME: FACTS}
-    rows = block_features(run, 0, 0, NAME)
-    assert rows.column_names == ["image_id", "detector", "vector"]
-    assert rows.schema.field("vector").type == pa.list_(pa.float32(), 3)
-    assert set(rows["detector"].to_pylist()) == {NAME}
 
 
 def test_a_retry_brings_the_embeddings_of_its_members(run):

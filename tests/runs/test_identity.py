@@ -8,11 +8,8 @@ def changed(**leaves):
     return {**ONE, **leaves}
 
 
-def test_equal_identities_have_no_differences():
-    assert differences(ONE, {**ONE}) == []
-
-
 def test_a_difference_names_the_leaf_and_both_sides():
+    assert differences(ONE, {**ONE}) == []
     assert differences(changed(thresholds={"fake_above": 2.0}), ONE) == ["thresholds.fake_above: this command 2.0, the run 1.0"]
 
 

@@ -7,11 +7,11 @@ from ray_app.ensembles import EnsembleCard
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
-from ray_app.runs import begin_retry, check_conservation, current_rows, current_tables, merge_retry
+from ray_app.runs import check_conservation, current_tables
 from ray_app.runs.score_index import ScoreIndex, build_index
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.rescore import decide_run
-from tests.runs.small_run import NAME, PLAN, SPEC, digest, new_run, relist, score_blocks, write_files
+from tests.runs.small_run import NAME, SPEC, begun, digest, retried, rows_of, score_blocks
 from tests.scoring.made_run import made_run, more_rows, properties_made
 from tests.scoring.shifted import calibrated_card
 
@@ -26,17 +26,10 @@ def made_older(run, number):
     run.write_json("run.json", run.describe() | {"schema": 3})
 
 
-def older(tmp_path, *, fails=lambda name: None, blocks=None):
-    run = new_run(tmp_path / "run")
-    write_files(tmp_path / "archive", NAMES)
-    relist(run, tmp_path / "archive")
-    score_blocks(run, 0, fails=fails, blocks=blocks)
+def older(tmp_path, **options):
+    run = begun(tmp_path, NAMES, **options)
     made_older(run, 0)
     return run
-
-
-def rows_of(run):
-    return {row["uri"].rpartition("/")[2]: row for row in current_rows(run)}
 
 
 def test_an_interrupted_one_goes_on_and_is_published(tmp_path):
@@ -54,9 +47,7 @@ def test_an_interrupted_one_goes_on_and_is_published(tmp_path):
 def test_a_retry_merges_rows_of_today_into_it(tmp_path):
     run = older(tmp_path, fails=lambda name: Status.SOURCE_TIMEOUT if name.endswith("3.jpg") else None)
     run.publish(0)
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
-    score_blocks(retry.directory, 0, attempt=2)
-    merge_retry(run, retry)
+    retried(run, 2, Status.SOURCE_TIMEOUT)
     rows = rows_of(run)
     assert {row["status"] for row in rows.values()} == {"ok"}
     assert {row["attempt"] for name, row in rows.items() if name.endswith("3.jpg")} == {2}

@@ -1,17 +1,13 @@
 """What a profile says of a run's rows: counted on columns, and rows found by a generator's name in any spelling."""
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ray_app.attribution.captioners import Caption
-from ray_app.cli.main import main
 from ray_app.runs import row_schema, summarise
 from ray_app.runs.rows import described_columns
 from ray_app.runs.selection import of_generator
-from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 
 ROWS = [
     ("fake", "sdxl", "sdxl_1.0", 5.0, 3.0, "a harbour"),
@@ -24,8 +20,8 @@ ROWS = [
 ]
 
 
-def table(rows=ROWS, **columns):
-    schema = row_schema(["one"], identified=True, described=True, **columns)
+def table(rows=ROWS):
+    schema = row_schema(["one"], identified=True, described=True)
     told = [
         {
             "image_id": number, "uri": f"{number}.jpg", "status": "ok" if verdict else "corrupt_image", "verdict": verdict,
@@ -39,18 +35,10 @@ def table(rows=ROWS, **columns):
 
 def test_flagged_images_are_counted_by_generator_and_no_real_one():
     told = summarise([table(ROWS[:3]), table(ROWS[3:])], ["one"]).written()["profile"]
-    assert told["generators"] == [
-        {"family": "sdxl_1.0", "generator": "sdxl", "flagged": 1},
-        {"family": "sdxl_1.0", "generator": "sdxl_1.0/mine", "flagged": 1},
-    ]
-    assert {key: told[key] for key in ("flagged", "unlike", "silent", "described")} == {
-        "flagged": 4,
-        "unlike": 1,
-        "silent": 1,
-        "described": 3,
-    }
+    named = [(one["family"], one["generator"], one["flagged"]) for one in told["generators"]]
+    assert named == [("sdxl_1.0", "sdxl", 1), ("sdxl_1.0", "sdxl_1.0/mine", 1)]
+    assert [told[key] for key in ("flagged", "unlike", "silent", "described")] == [4, 1, 1, 3]
     assert [one["score"] for one in told["told"]] == [9.0, 5.0, 4.0, 3.0]
-    json.dumps(told, allow_nan=False)
 
 
 def test_a_run_without_a_profile_has_no_such_section():
@@ -64,25 +52,16 @@ def test_a_run_without_a_profile_has_no_such_section():
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
-        ("sdxl", [0, 5]),
-        ("SDXL", [0, 5]),
-        ("stable diffusion XL", [0, 5]),
+        *((name, [0, 5]) for name in ("sdxl", "SDXL", "stable diffusion XL")),
         ("sdxl_1.0", [0, 1, 5]),
         ("sdxl_1.0/mine", [1]),
-        ("midjourney", [4]),
         ("Midjourney v6", [4]),
         ("unknown", [2]),
-        ("flux", []),
         ("nobody", []),
     ],
 )
 def test_rows_are_found_by_any_spelling_of_a_generator_or_its_family(wanted, found):
     assert of_generator(table(), wanted)["image_id"].to_pylist() == found
-
-
-def test_results_of_a_run_without_a_profile_refuse_a_generator(plain_run, capsys):  # noqa: F811
-    assert main(["results", plain_run, "--generator", "sdxl"]) == 2
-    assert "this run named no generators" in capsys.readouterr().err
 
 
 def test_a_likelihood_that_is_no_number_is_null():

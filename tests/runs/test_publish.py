@@ -11,9 +11,8 @@ from ray_app.archives import iter_blocks
 from ray_app.errors import ClusterError
 from ray_app.runs import RunDirectory, check_conservation, compaction, current_tables
 from ray_app.runs import directory as directory_module
-from ray_app.storage import Store
 from tests.archives.given import Dying, backwards
-from tests.runs.small_run import new_run, relist, score_blocks, write_files
+from tests.runs.small_run import begun
 
 NAMES = [f"{number:03}.jpg" for number in range(100)]
 
@@ -21,12 +20,7 @@ NAMES = [f"{number:03}.jpg" for number in range(100)]
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
     """A run of 13 blocks, all with parts of their own."""
-    folder = tmp_path_factory.mktemp("scored")
-    run = new_run(folder / "run")
-    write_files(folder / "archive", NAMES)
-    relist(run, folder / "archive")
-    score_blocks(run, 0)
-    return run
+    return begun(tmp_path_factory.mktemp("scored"), NAMES)
 
 
 @pytest.fixture
@@ -91,34 +85,28 @@ def test_interrupted_anywhere_and_repeated_every_row_is_there_once(step, scored,
     assert lives > 13
 
 
-class TestConservation:
-    def change(self, run, path, change):
-        _, full = run.store.filesystem_and_path(path)
-        pq.write_table(change(pq.read_table(full)), full)
+def test_a_part_that_is_missing_is_named(run):
+    blocks = run.parts(0)
+    run.store.delete(run.part_path(0, blocks[-1]))
+    with pytest.raises(ClusterError, match=r"manifest 0: \d+ of 100 files have no row"):
+        check_conservation(run)
+    run.store.delete(run.part_path(0, 4))
+    with pytest.raises(ClusterError, match="manifest 0: blocks 4 to 4 have no row"):
+        check_conservation(run)
 
-    def test_a_part_that_is_missing(self, run):
-        run.store.delete(run.part_path(0, 4))
-        with pytest.raises(ClusterError, match="manifest 0: blocks 4 to 4 have no row"):
-            check_conservation(run)
 
-    def test_the_last_part_is_missing(self, run):
-        run.store.delete(run.part_path(0, run.parts(0)[-1]))
-        with pytest.raises(ClusterError, match=r"manifest 0: \d+ of 100 files have no row"):
-            check_conservation(run)
+@pytest.mark.parametrize("kept", [range(99), [0, *range(99)], [1, 0, *range(2, 100)]], ids=["missing", "twice", "another's"])
+def test_published_rows_that_are_not_those_of_the_files_are_found(run, kept):
+    [path] = run.publish(0)
+    full = run.store.filesystem_and_path(path)[1]
+    pq.write_table(pq.read_table(full).take(list(kept)), full)
+    with pytest.raises(ClusterError, match=r"files of blocks 0 to .* have no row|the rows are not those of the files"):
+        check_conservation(run)
 
-    def test_rows_that_are_missing_twice_or_another_s(self, run):
-        [path] = run.publish(0)
-        whole = run.store.read(path)
-        for change in (lambda t: t.slice(0, 99), lambda t: t.take([0, *range(99)]), lambda t: t.take([1, 0, *range(2, 100)])):
-            run.store.write(path, whole)
-            self.change(run, path, change)
-            with pytest.raises(ClusterError, match=r"files of blocks 0 to .* have no row|the rows are not those of the files"):
-                check_conservation(run)
 
-    def test_files_that_overlap(self, run):
-        first, last = run.parts(0)[0], run.parts(0)[-1]
-        run.publish(0)
-        path = f"scores/00000-{first:08d}-{last:08d}.parquet"
-        Store.open(run.store.url).write(f"scores/00000-{first + 1:08d}-{last:08d}.parquet", run.store.read(path))
-        with pytest.raises(ClusterError, match="block 1 has rows twice"):
-            check_conservation(run)
+def test_files_that_overlap_are_found(run):
+    first, last = run.parts(0)[0], run.parts(0)[-1]
+    run.publish(0)
+    run.store.write(f"scores/00000-{first + 1:08d}-{last:08d}.parquet", run.store.read(f"scores/00000-{first:08d}-{last:08d}.parquet"))
+    with pytest.raises(ClusterError, match="block 1 has rows twice"):
+        check_conservation(run)

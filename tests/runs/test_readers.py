@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.errors import Status
-from ray_app.runs import begin_retry, check_conservation, compaction, current_rows, merge_retry
+from ray_app.runs import begin_retry, check_conservation, current_rows, merge_retry
 from ray_app.runs.reader import publish_vanished
-from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
+from tests.runs.small_run import PLAN, begun, in_small_files, relist, score_blocks, write_files
 
 DUCKDB = "SELECT * FROM read_parquet('RUN/scores/*.parquet', union_by_name = true) ANTI JOIN 'RUN/vanished.parquet' USING (image_id)"
 DUCKDB_ANYTIME = """
@@ -63,25 +63,18 @@ def fails(name):
 
 
 @pytest.fixture
-def archive(tmp_path):
-    write_files(tmp_path / "archive", NAMES)
-    return tmp_path / "archive"
-
-
-@pytest.fixture
-def run(tmp_path, archive, monkeypatch):
-    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
-    monkeypatch.setattr(compaction, "ROW_GROUP", 4)
-    run = new_run(tmp_path / "run")
-    relist(run, archive)
+def run(tmp_path, monkeypatch):
+    in_small_files(monkeypatch)
+    run = begun(tmp_path, NAMES, fails=fails)
     publish_vanished(run)
-    score_blocks(run, 0, fails=fails)
     run.publish(0)
+    assert len(assert_all_agree(run)) == len(NAMES)
     return run
 
 
-def test_after_the_first_listing(run):
-    assert len(assert_all_agree(run)) == len(NAMES)
+@pytest.fixture
+def archive(run, tmp_path):
+    return tmp_path / "archive"
 
 
 def test_through_a_relisting_with_changed_new_and_removed_files(run, archive, tmp_path):

@@ -9,43 +9,33 @@ import pytest
 
 from ray_app.archives import iter_blocks
 from ray_app.errors import Status
-from ray_app.runs import RunDirectory, begin_retry, begun_retry, check_conservation, compaction, current_masks, current_rows, merge_retry
+from ray_app.runs import RunDirectory, begin_retry, begun_retry, check_conservation, current_masks, current_rows, merge_retry
 from ray_app.storage import Store
-from tests.runs.small_run import PLAN, new_run, relist, score_blocks, write_files
+from tests.runs.small_run import PLAN, begun, in_small_files, new_run, relist, retried, rows_of, score_blocks, write_files
 
-NAMES = [f"{number:03}.jpg" for number in range(60)]
+NAMES = [f"{number:03}.jpg" for number in range(40)]
 LATE, GONE = NAMES[3::7], NAMES[5::11]
+TIMEOUT, MISSING = Status.SOURCE_TIMEOUT, Status.SOURCE_MISSING
 
 
 def fails(name):
-    if name in LATE:
-        return Status.SOURCE_TIMEOUT
-    return Status.SOURCE_MISSING if name in GONE else None
-
-
-def rows_of(run):
-    return {row["uri"].rpartition("/")[2]: row for row in current_rows(run)}
+    return TIMEOUT if name in LATE else MISSING if name in GONE else None
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run of two listings in several published files, with members that timed out and others that were missing."""
     folder = tmp_path_factory.mktemp("finished")
-    run = new_run(folder / "run")
     with pytest.MonkeyPatch.context() as patch:
         in_small_files(patch)
-        for number, names in enumerate((NAMES[:40], NAMES[40:])):
-            write_files(folder / "archive", names)
-            relist(run, folder / "archive")
-            score_blocks(run, number, fails=fails, masks=True)
-            run.publish(number)
+        run = begun(folder, NAMES[:28], fails=fails, masks=True)
+        run.publish(0)
+        write_files(folder / "archive", NAMES[28:])
+        relist(run, folder / "archive")
+        score_blocks(run, 1, fails=fails, masks=True)
+        run.publish(1)
     assert len(run.published()) > 4
     return folder
-
-
-def in_small_files(monkeypatch):
-    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
-    monkeypatch.setattr(compaction, "ROW_GROUP", 4)
 
 
 @pytest.fixture
@@ -57,7 +47,7 @@ def run(finished, tmp_path, monkeypatch):
 
 def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_are(run):
     before = rows_of(run)
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
+    retry = begin_retry(run, 2, [TIMEOUT.value], PLAN)
     assert retry.members == len(LATE) == sum(ref.members for ref in retry.pending())
     assert rows_of(run) == before
     score_blocks(retry.directory, 0, attempt=2, masks=True, fails=lambda name: Status.SOURCE_DENIED if name == "003.jpg" else None)
@@ -69,8 +59,7 @@ def test_only_members_with_the_status_are_retried_and_the_others_stay_as_they_ar
         if name not in LATE:
             assert row == before[name]
             continue
-        assert row["image_id"] == before[name]["image_id"]
-        assert row["attempt"] == 2
+        assert (row["image_id"], row["attempt"]) == (before[name]["image_id"], 2)
         assert row["status"] == ("source_denied" if name == "003.jpg" else "ok")
         assert (row["score"] is None) == (name == "003.jpg")
     assert check_conservation(run) == len(NAMES)
@@ -108,7 +97,7 @@ def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
     dying = RunDirectory(Interrupting(run.store.url))
 
     def command(attempt):
-        retry = begun_retry(dying) or begin_retry(dying, attempt, ["source_timeout", "source_missing"], PLAN)
+        retry = begun_retry(dying) or begin_retry(dying, attempt, [TIMEOUT.value, MISSING.value], PLAN)
         if retry is not None:
             score_blocks(retry.directory, 0, attempt=attempt, masks=True, blocks={ref.block for ref in retry.pending()})
             merge_retry(dying, retry)
@@ -129,14 +118,13 @@ def test_interrupted_at_any_write_it_is_finished_by_the_next_command(run):
     after = rows_of(run)
     assert {row["status"] for row in after.values()} == {"ok"}
     assert {name for name, row in after.items() if row["attempt"] > 1} == {*LATE, *GONE}
-    assert check_conservation(run) == len(NAMES)
-    assert len(list(current_masks(run))) == len(NAMES)
+    assert check_conservation(run) == len(list(current_masks(run))) == len(NAMES)
     assert begun_retry(run) is None
 
 
 def test_vanished_members_are_not_retried(run, finished):
     relist(run, finished / "archive", exclude=[LATE[0]])
-    assert begin_retry(run, 2, ["source_timeout"], PLAN).members == len(LATE) - 1
+    assert begin_retry(run, 2, [TIMEOUT.value], PLAN).members == len(LATE) - 1
 
 
 def test_nothing_to_retry_leaves_nothing(run):
@@ -152,14 +140,12 @@ def test_listings_with_other_columns_of_their_own_are_retried_together(tmp_path)
         lines = [f"{place},{'fake,phone' if number else 'fake'}" for place in some]
         (tmp_path / "list.csv").write_text("\n".join([f"uri,{columns}", *lines]))
         relist(run, tmp_path / "list.csv")
-        score_blocks(run, number, fails=lambda name: Status.SOURCE_TIMEOUT)
+        score_blocks(run, number, fails=lambda name: TIMEOUT)
         run.publish(number)
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
-    score_blocks(retry.directory, 0, attempt=2)
-    merge_retry(run, retry)
-    inputs = [row["input"] for row in rows_of(run).values()]
-    assert inputs == [{"label": "fake", "camera": None}] * 6 + [{"label": "fake", "camera": "phone"}] * 6
-    assert {row["status"] for row in rows_of(run).values()} == {"ok"}
+    retried(run, 2, TIMEOUT)
+    rows = rows_of(run).values()
+    assert [row["input"] for row in rows] == [{"label": "fake", "camera": None}] * 6 + [{"label": "fake", "camera": "phone"}] * 6
+    assert {row["status"] for row in rows} == {"ok"}
     assert check_conservation(run) == 12
 
 
@@ -170,21 +156,16 @@ def test_tables_whose_columns_are_of_other_types_are_retried_together(tmp_path):
         table = pa.table({"image": [f"{name}{label}".encode() for label in labels], "label": labels})
         pq.write_table(table, tmp_path / "archive" / f"{name}.parquet")
         relist(run, tmp_path / "archive")
-        score_blocks(run, number, fails=lambda name: Status.SOURCE_TIMEOUT)
+        score_blocks(run, number, fails=lambda name: TIMEOUT)
         run.publish(number)
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
-    score_blocks(retry.directory, 0, attempt=2)
-    merge_retry(run, retry)
-    rows = list(current_rows(run))
-    assert [(row["input"]["label"], row["status"]) for row in rows] == [(label, "ok") for label in ("0", "1", "real", "fake")]
+    retried(run, 2, TIMEOUT)
+    found = [(row["input"]["label"], row["status"]) for row in current_rows(run)]
+    assert found == [(label, "ok") for label in ("0", "1", "real", "fake")]
     assert check_conservation(run) == 4
 
 
 def test_what_was_refused_when_it_was_listed_is_passed_over(tmp_path):
-    write_files(tmp_path / "archive", ["a.jpg", "b.zip"])
-    run = new_run(tmp_path / "run")
-    relist(run, tmp_path / "archive")
-    score_blocks(run, 0, fails=lambda name: Status.CORRUPT_IMAGE)
+    run = begun(tmp_path, ["a.jpg", "b.zip"], fails=lambda name: Status.CORRUPT_IMAGE)
     run.publish(0)
     told = []
     assert begin_retry(run, 2, ["corrupt_image"], PLAN, passed_over=told.append).members == 1
@@ -192,12 +173,10 @@ def test_what_was_refused_when_it_was_listed_is_passed_over(tmp_path):
 
 
 def test_members_of_a_manifest_of_0_3_0_are_retried(run):
-    for ref in iter_blocks(run.store, 0):
-        path = Path(run.store.url) / "manifest/0" / ref.file
+    for path in {Path(run.store.url) / "manifest/0" / ref.file for ref in iter_blocks(run.store, 0)}:
         rows = pq.ParquetFile(path)
-        if "place" in rows.schema_arrow.names:
-            tables = [rows.read_row_group(group).drop_columns(["place", "refused"]) for group in range(rows.num_row_groups)]
-            with pq.ParquetWriter(path, tables[0].schema) as writer:
-                for table in tables:
-                    writer.write_table(table, row_group_size=len(table))
-    assert begin_retry(run, 2, ["source_timeout"], PLAN).members == len(LATE)
+        tables = [rows.read_row_group(group).drop_columns(["place", "refused"]) for group in range(rows.num_row_groups)]
+        with pq.ParquetWriter(path, tables[0].schema) as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=len(table))
+    assert begin_retry(run, 2, [TIMEOUT.value], PLAN).members == len(LATE)

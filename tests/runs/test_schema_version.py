@@ -14,7 +14,7 @@ import pytest
 from ray_app.errors import ConfigError
 from ray_app.runs import current_rows, schema
 from ray_app.scoring.rescore import decide_run
-from tests.runs.small_run import new_run, relist, score_blocks, write_files
+from tests.runs.small_run import begun
 from tests.scoring.older import kept_objects
 
 KEPT = Path(__file__).with_name("columns.json")
@@ -27,18 +27,11 @@ def columns():
     return {field.name: str(field.type) for field in rows}
 
 
-def test_no_column_went_or_became_another():
+def test_no_column_went_or_became_another_and_a_new_one_has_a_new_number():
     kept, today = json.loads(KEPT.read_text()), columns()
     assert {name: today.get(name) for name in kept["columns"]} == kept["columns"]
-
-
-def test_a_new_column_has_a_new_number():
-    kept = json.loads(KEPT.read_text())
-    assert set(columns()) == set(kept["columns"]), "count SCHEMA_VERSION up, then: python -m tests.runs.test_schema_version"
+    assert set(today) == set(kept["columns"]), "count SCHEMA_VERSION up, then: python -m tests.runs.test_schema_version"
     assert kept["schema"] == schema.SCHEMA_VERSION
-
-
-def test_each_file_of_rows_says_its_number():
     assert schema.row_schema(["a"]).metadata[b"touchstone.schema"] == str(schema.SCHEMA_VERSION).encode()
 
 
@@ -49,43 +42,29 @@ def test_rows_of_0_8_0_have_columns_of_today_with_the_types_of_today():
     assert {field.name: field.type for field in rows} == {field.name: today.field(field.name).type for field in rows}
 
 
-def of_tomorrow(run):
-    """A run that a later Touchstone continued: begun under today's schema, its newest rows with a column more."""
-    for path in run.row_files([0]):
-        [rows] = run.rows_in(path)
-        run.store.write(path, _bytes(rows.append_column("of_tomorrow", pa.nulls(len(rows), pa.string()))))
-    run.write_json("summary.json", run.read_json("summary.json") | {"row_schema": schema.SCHEMA_VERSION + 1})
-    return run
-
-
-def _bytes(rows):
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer)
-    return buffer.getvalue()
-
-
-def small(tmp_path, name="run"):
-    run = new_run(tmp_path / name)
-    write_files(tmp_path / "archive", ["0.jpg", "1.jpg"])
-    relist(run, tmp_path / "archive")
-    score_blocks(run, 0)
+@pytest.fixture
+def run(tmp_path):
+    run = begun(tmp_path, ["0.jpg", "1.jpg"])
     run.publish(0)
     run.write_json("summary.json", {"schema": 1, "listing": 0, "row_schema": schema.SCHEMA_VERSION})
     return run
 
 
-def test_a_run_of_a_later_schema_is_read(tmp_path):
-    before = [row["score"] for row in current_rows(small(tmp_path))]
-    after = list(current_rows(of_tomorrow(small(tmp_path, "again"))))
+def test_a_run_that_a_later_touchstone_continued_is_read_and_not_written_to(run):
+    """It was begun under today's schema, and its newest rows have a column more."""
+    run.check_known()
+    before = [row["score"] for row in current_rows(run)]
+    [path] = run.row_files([0])
+    [rows] = run.rows_in(path)
+    buffer = io.BytesIO()
+    pq.write_table(rows.append_column("of_tomorrow", pa.nulls(len(rows), pa.string())), buffer)
+    run.store.write(path, buffer.getvalue())
+    run.write_json("summary.json", run.read_json("summary.json") | {"row_schema": schema.SCHEMA_VERSION + 1})
+    after = list(current_rows(run))
     assert [row["score"] for row in after] == before
     assert "of_tomorrow" in after[0]
-
-
-def test_and_not_written_to(tmp_path):
-    run = small(tmp_path)
-    run.check_known()
     with pytest.raises(ConfigError, match=f"schema {schema.SCHEMA_VERSION + 1}, and this Touchstone writes schema") as caught:
-        of_tomorrow(run).check_known()
+        run.check_known()
     assert "this one can read it" in caught.value.hint
     with pytest.raises(ConfigError, match="this Touchstone writes schema"):
         decide_run(run.store.url, "tiny")

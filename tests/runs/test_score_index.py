@@ -3,9 +3,8 @@
 import pytest
 
 from ray_app.errors import Status
-from ray_app.runs import begin_retry, compaction, merge_retry
 from ray_app.runs.score_index import ScoreIndex, build_index
-from tests.runs.small_run import NAME, PLAN, SPEC, digest, new_run, relist, score_blocks, write_files
+from tests.runs.small_run import NAME, SPEC, begun, digest, in_small_files, new_run, relist, retried, score_blocks, write_files
 
 NAMES = [f"{number:03}.jpg" for number in range(60)]
 
@@ -16,13 +15,8 @@ def fails(name):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
-    monkeypatch.setattr(compaction, "ROW_GROUP", 4)
-    run = new_run(tmp_path / "run")
-    write_files(tmp_path / "archive", NAMES[:40])
-    relist(run, tmp_path / "archive")
-    score_blocks(run, 0, fails=fails)
-    return run
+    in_small_files(monkeypatch)
+    return begun(tmp_path, NAMES[:40], fails=fails)
 
 
 def test_every_scored_member_is_found_and_no_other(run, tmp_path):
@@ -39,7 +33,7 @@ def test_every_scored_member_is_found_and_no_other(run, tmp_path):
         assert (found.facts.sha256, found.facts.format, found.facts.width) == (row["sha256"], "JPEG", 300)
         assert found.facts.flags == ()
     assert index.find(digest("007.jpg")) is None
-    assert index.find("0" * 64) is None
+    assert index.find(digest("000.jpg")[:16] + "0" * 48) is None, "equal first bytes are told apart by the full digest"
     assert len(index) == sum(row["status"] == "ok" for row in rows)
 
 
@@ -55,14 +49,6 @@ def test_a_later_session_indexes_only_what_is_new(run, tmp_path):
     assert build_index(run, SPEC) == 2
     index = ScoreIndex(run, tmp_path / "cache")
     assert index.find(digest("041.jpg")) is not None
-
-
-def test_equal_first_bytes_are_told_apart_by_the_full_digest(run, tmp_path):
-    build_index(run, SPEC)
-    index = ScoreIndex(run, tmp_path / "cache")
-    known = digest("000.jpg")
-    assert index.find(known) is not None
-    assert index.find(known[:16] + "0" * 48) is None
 
 
 def test_a_run_in_a_bucket_is_searched_in_a_copy_on_the_node_s_disk(s3, tmp_path):
@@ -84,8 +70,6 @@ def test_a_run_in_a_bucket_is_searched_in_a_copy_on_the_node_s_disk(s3, tmp_path
 def test_a_retry_makes_its_files_be_indexed_anew(run, tmp_path):
     run.publish(0)
     files = build_index(run, SPEC)
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
-    score_blocks(retry.directory, 0, attempt=2)
-    merge_retry(run, retry)
+    retried(run, 2, Status.SOURCE_TIMEOUT)
     assert 0 < build_index(run, SPEC) < files
     assert ScoreIndex(run, tmp_path / "cache").find(digest("007.jpg")) is not None

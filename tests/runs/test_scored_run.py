@@ -3,7 +3,6 @@
 import io
 import tarfile
 
-import pyarrow as pa
 import pytest
 
 import ray_app
@@ -37,22 +36,16 @@ def run(archive, tmp_path_factory):
     return ray_app.load_run(out)
 
 
-def test_the_table_has_a_row_of_each_file(run):
+def test_the_table_and_the_frame_have_a_row_of_each_file(run):
     table = run.table()
-    assert isinstance(table, pa.Table)
-    assert len(table) == run.summary["members"] == 5
+    assert len(table) == run.summary["members"] == sum(len(part) for part in run.tables()) == 5
     assert {"uri", "member", "status", "scores", "verdict"} <= set(table.column_names)
     assert run.table(["verdict", "score"]).column_names == ["verdict", "score"]
-    assert sum(len(part) for part in run.tables()) == 5
     assert repr(run).startswith(f"ScoredRun('{run.url}', 5 images: ")
     with pytest.raises(ConfigError, match=r"no column vedict here; the columns are: image_id, uri, .*verdict"):
         run.table(["vedict"])
-
-
-def test_the_frame_has_a_column_per_detector(run):
-    frame = run.to_frame()
-    assert "scores" not in frame
-    ok = frame[frame["status"] == "ok"]
+    ok = run.to_frame()
+    ok = ok[ok["status"] == "ok"]
     assert ok["score_touchstone-tiny"].tolist() == pytest.approx(ok["score"].tolist())
     assert list(run.to_frame(["uri", "scores"])) == ["uri", "score_touchstone-tiny"]
 
@@ -60,15 +53,13 @@ def test_the_frame_has_a_column_per_detector(run):
 def test_images_open_where_they_lie(run, archive):
     folder, files = archive
     images = list(run.images(status="ok"))
+    tar = str(folder / "more.tar")
     assert [(one.uri, one.member) for one in images] == [
-        (str(folder / "a.png"), None),
-        (str(folder / "b.png"), None),
-        (str(folder / "more.tar"), "c.png"),
-        (str(folder / "more.tar"), "d.png"),
+        *((str(folder / name), None) for name in ("a.png", "b.png")),
+        *((tar, name) for name in ("c.png", "d.png")),
     ]
     assert [one.read() for one in images] == list(files.values())
     assert [one.open().size for one in images] == [(160, 120)] * 4
-    assert [one.status for one in ray_app.load_ensemble("tiny").score([one.read() for one in images])] == ["ok"] * 4
     assert "data:image/jpeg" in images[3]._repr_html_()
     assert "more.tar · d.png" in images[3]._repr_html_()
     assert len(list(run.images())) == 5
@@ -78,7 +69,6 @@ def test_images_of_one_verdict(run):
     verdicts = run.summary["verdicts"]
     assert {word: len(list(run.images(word))) for word in verdicts} == verdicts
     assert [one.uri.rpartition("/")[2] for one in run.images(match="*.tar", max_score=100.0)] == ["more.tar"] * 2
-    assert all(one.row["verdict"] == "real" for one in run.images("real"))
     with pytest.raises(ConfigError, match="'fakes' is no verdict; known are: fake, abstain, real"):
         run.images("fakes")
     with pytest.raises(ConfigError, match="'okay' is no status; known are: ok, empty_file"):
@@ -90,14 +80,13 @@ def test_images_of_one_verdict(run):
 def test_a_file_that_is_gone_says_so(run, archive):
     gone = next(run.images(status="ok"))
     path = archive[0] / "a.png"
-    data = path.read_bytes()
-    path.unlink()
+    away = path.rename(path.with_suffix(".away"))
     try:
         with pytest.raises(SourceError):
             gone.read()
         assert "<img" not in gone._repr_html_()
     finally:
-        path.write_bytes(data)
+        away.rename(path)
 
 
 def test_a_run_that_is_not_there(tmp_path):

@@ -1,6 +1,5 @@
 """What is settled is not looked at again, and a memory that is not of these very files counts for nothing."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -73,55 +72,48 @@ def test_it_says_what_is_there(run):
     assert sorted(found.files) == run.store.names("scores")
 
 
-class TestWhatIsNotBelieved:
-    """Each of these is looked at as if nothing were settled."""
+def altered(run):
+    with open(run.store.filesystem_and_path(run.published()[0].path)[1], "r+b") as file:
+        file.seek(100)
+        file.write(b"x")
 
-    def path(self, run):
-        return run.store.filesystem_and_path(run.published()[0].path)[1]
 
-    def test_a_published_file_that_was_altered(self, run):
-        path = self.path(run)
-        with open(path, "r+b") as file:
-            file.seek(100)
-            file.write(b"x")
-        assert settled(run) is None
+def without(key, value):
+    """Writes the memory with another value, of which its own digest says that it is another, or, for `format`, that it is not."""
 
-    def test_a_published_file_that_was_written_again_or_is_gone(self, run):
-        data = run.store.read(run.published()[0].path)
-        run.store.write(run.published()[0].path, data)
-        assert settled(run) is None
-        settle(run, {})
-        os.unlink(self.path(run))
-        assert settled(run) is None
-        with pytest.raises(ClusterError, match="have no row"):
+    def change(run):
+        content = run.read_json(directory.SETTLED) | {key: value}
+        unsigned = {name: one for name, one in content.items() if name != "sha256"}
+        run.write_json(directory.SETTLED, unsigned | {"sha256": directory.fingerprint(unsigned)} if key == "format" else content)
+
+    return change
+
+
+NOT_BELIEVED = {
+    "a published file that was altered": altered,
+    "one that was written again": lambda run: run.store.write(run.published()[0].path, run.store.read(run.published()[0].path)),
+    "one that is gone": lambda run: run.store.delete(run.published()[0].path),
+    "rows that are there twice": lambda run: run.store.write(
+        "scores/00000-00000001-00000001.parquet", run.store.read(run.published()[0].path)
+    ),
+    "manifests that are gone": lambda run: run.store.delete("manifest/1/_complete"),
+    "a memory cut short": lambda run: run.store.write(directory.SETTLED, run.store.read(directory.SETTLED)[:50]),
+    "a memory that is none": lambda run: run.store.write(directory.SETTLED, b"[]"),
+    "a memory of another form": without("format", 2),
+    "a memory with another content": without("members", 23),
+    "a memory with more in it": without("more", 1),
+}
+REFUSED = {"one that is gone": "have no row", "rows that are there twice": "has rows twice"}
+
+
+@pytest.mark.parametrize("what", NOT_BELIEVED)
+def test_what_is_not_believed_is_looked_at_as_if_nothing_were_settled(run, what):
+    assert settled(run) is not None
+    NOT_BELIEVED[what](run)
+    assert settled(run) is None
+    if what in REFUSED:
+        with pytest.raises(ClusterError, match=REFUSED[what]):
             check_conservation(run)
-
-    def test_rows_that_are_there_twice(self, run):
-        run.store.write("scores/00000-00000001-00000001.parquet", run.store.read(run.published()[0].path))
-        assert settled(run) is None
-        with pytest.raises(ClusterError, match="has rows twice"):
-            check_conservation(run)
-
-    def test_manifests_that_are_gone(self, run):
-        run.store.delete("manifest/1/_complete")
-        assert settled(run) is None
-
-    @pytest.mark.parametrize("change", [lambda text: text[:50], lambda text: "[]", lambda text: "{}", lambda text: "null"])
-    def test_a_damaged_memory(self, run, change):
-        run.store.write(directory.SETTLED, change(run.store.read(directory.SETTLED).decode()).encode())
-        assert settled(run) is None
-
-    def test_a_memory_of_another_form_or_with_another_content(self, run):
-        content = run.read_json(directory.SETTLED)
-        for change in ({"format": 2}, {"members": 23}, {"tallies": {}}, {"more": 1}):
-            changed = content | change
-            run.write_json(directory.SETTLED, changed)
-            assert settled(run) is None
-        changed = {key: value for key, value in content.items() if key != "sha256"} | {"format": 2}
-        run.write_json(directory.SETTLED, changed | {"sha256": directory.fingerprint(changed)})
-        assert settled(run) is None
-        run.write_json(directory.SETTLED, content)
-        assert settled(run) is not None
 
 
 def test_an_unscored_block_of_a_later_night_is_not_hidden(run, images):
@@ -132,43 +124,33 @@ def test_an_unscored_block_of_a_later_night_is_not_hidden(run, images):
         check_conservation(run, after=settled(run).manifest)
 
 
-class TestNewRows:
-    def test_those_of_later_nights_alone(self, run, images):
-        night(run, images, ["more-1.jpg", "more-2.jpg"], attempt=2)
-        rows = NewRows.since(run, settled(run))
-        assert [row["uri"][-10:] for table in rows.tables(rows.earlier["counts"], None) for row in table.to_pylist()] == [
-            "more-1.jpg",
-            "more-2.jpg",
-        ]
-        assert sum(table.num_rows for table in rows.tables(None, None)) == 24, "what nobody counted before is counted on all"
-
-    def test_all_where_members_vanished_or_the_identity_is_another(self, run, images):
-        (images / "03.jpg").unlink()
-        relist(run, images)
-        rows = NewRows.since(run, settled(run))
-        assert not rows.earlier
-        assert sum(table.num_rows for table in rows.tables(None, None)) == 21
-        settle(run, {"counts": {}})
-        assert NewRows.since(run, settled(run)).earlier
-        run.write_json("run.json", json.loads(json.dumps(run.describe()).replace("fingerprint", "")) | {"identity": {"other": 1}})
-        assert not NewRows.since(run, settled(run)).earlier
+def test_new_rows_are_those_of_later_nights_alone(run, images):
+    night(run, images, ["more-1.jpg", "more-2.jpg"], attempt=2)
+    rows = NewRows.since(run, settled(run))
+    found = [row["uri"][-10:] for table in rows.tables(rows.earlier["counts"], None) for row in table.to_pylist()]
+    assert found == ["more-1.jpg", "more-2.jpg"]
+    assert sum(table.num_rows for table in rows.tables(None, None)) == 24, "what nobody counted before is counted on all"
 
 
-def test_counts_of_two_parts_are_those_of_the_whole(run, images):
-    night(run, images, [f"more-{number}.jpg" for number in range(9)], attempt=2)
-    tables = list(NewRows.all_of(run).tables(None, None))
-    rows = pa.concat_tables(tables, promote_options="permissive")
-    for cut in (0, 1, 13, len(rows)):
-        parts = [summarise([part], [NAME]) for part in (rows.slice(0, cut), rows.slice(cut))]
-        assert joined(*parts).written() == summarise([rows], [NAME]).written()
+def test_new_rows_are_all_where_members_vanished_or_the_identity_is_another(run, images):
+    (images / "03.jpg").unlink()
+    relist(run, images)
+    rows = NewRows.since(run, settled(run))
+    assert not rows.earlier
+    assert sum(table.num_rows for table in rows.tables(None, None)) == 21
+    settle(run, {"counts": {}})
+    assert NewRows.since(run, settled(run)).earlier
+    run.write_json("run.json", run.describe() | {"identity": {"other": 1}, "fingerprint": None})
+    assert not NewRows.since(run, settled(run)).earlier
 
 
-def test_so_do_those_of_a_profile():
-    rows = test_profiles.ROWS
-    for cut in range(len(rows)):
-        parts = [summarise([test_profiles.table(some)], ["one"]) for some in (rows[:cut], rows[cut:])]
-        whole = summarise([test_profiles.table(rows[:cut]), test_profiles.table(rows[cut:])], ["one"])
-        assert joined(*parts).written() == whole.written()
+def test_counts_of_two_parts_are_those_of_the_whole(run):
+    rows = pa.concat_tables(NewRows.all_of(run).tables(None, None), promote_options="permissive")
+    profiled = test_profiles.table()
+    for whole, detector, cuts in ((rows, NAME, (0, 1, 13, len(rows))), (profiled, "one", range(len(profiled)))):
+        for cut in cuts:
+            parts = [summarise([part], [detector]) for part in (whole.slice(0, cut), whole.slice(cut))]
+            assert joined(*parts).written() == summarise([whole], [detector]).written()
 
 
 def test_what_a_merge_left_when_it_died_goes(run, monkeypatch):

@@ -4,15 +4,15 @@ import json
 import shutil
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.archives import manifests
 from ray_app.errors import Status
-from ray_app.runs import RunDirectory, begin_retry, check_conservation, compaction, current_rows, merge_retry, score_index, small_files
+from ray_app.runs import RunDirectory, check_conservation, compaction, current_rows, score_index, small_files
 from ray_app.runs.reader import members_in, publish_vanished
 from ray_app.runs.score_files import Published, named, split_off
-from tests.runs.small_run import PLAN, SPEC, new_run, relist, score_blocks, write_files
+from tests.runs.small_run import SPEC, new_run, relist, retried, score_blocks, write_files
 from tests.runs.test_readers import assert_all_agree
 
 
@@ -44,27 +44,24 @@ def run(whole, tmp_path, monkeypatch):
     return RunDirectory.open(str(shutil.copytree(whole.store.url, tmp_path / "run")))
 
 
-class TestNames:
-    FILES = (Published(0, 0, 7), Published(0, 8, 9), Published(1, 0, 0), Published(0, 8, 0, 1), Published(2, 0, 3), Published(0, 0, 3, 2))
-
-    def test_a_name_is_what_it_says(self):
-        for file in self.FILES:
-            assert named([file.name, "x.parquet", "00000-00000000.parquet"]) == [file]
-        assert Published(3, 0, 1, 27).name == "00003-00000000--00027-00000001.parquet"
-
-    def test_a_merged_file_stands_in_for_what_is_in_it(self):
-        for some, read in ((self.FILES[:3], 3), (self.FILES[:4], 2), (self.FILES, 1)):
-            kept, replaced = split_off(named(file.name for file in some))
-            assert len(kept) == read
-            assert sorted([*kept, *replaced]) == sorted(some)
-        assert split_off([Published(0, 0, 7), Published(0, 1, 3)])[1] == [], "no merge makes such files: rows are there twice"
-
-    def test_which_blocks(self):
-        file = Published(1, 4, 2, 3)
-        assert [list(file.blocks_of(number, 6)) for number in range(5)] == [[], [4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2], []]
-        assert [file.holds(1, 3), file.holds(1, 4), file.holds(3, 2), file.holds(3, 3)] == [False, True, True, False]
+FILES = (Published(0, 0, 7), Published(0, 8, 9), Published(1, 0, 0), Published(0, 8, 0, 1), Published(2, 0, 3), Published(0, 0, 3, 2))
 
 
+def test_a_name_says_what_is_in_its_file_and_which_files_a_merged_one_stands_in_for():
+    assert Published(3, 0, 1, 27).name == "00003-00000000--00027-00000001.parquet"
+    for file in FILES:
+        assert named([file.name, "x.parquet", "00000-00000000.parquet"]) == [file]
+    for some, read in ((FILES[:3], 3), (FILES[:4], 2), (FILES, 1)):
+        kept, replaced = split_off(named(file.name for file in some))
+        assert len(kept) == read
+        assert sorted([*kept, *replaced]) == sorted(some)
+    assert split_off([Published(0, 0, 7), Published(0, 1, 3)])[1] == [], "no merge makes such files: rows are there twice"
+    merged = Published(1, 4, 2, 3)
+    assert [list(merged.blocks_of(number, 6)) for number in range(5)] == [[], [4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2], []]
+    assert [merged.holds(1, 3), merged.holds(1, 4), merged.holds(3, 2), merged.holds(3, 3)] == [False, True, True, False]
+
+
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([1, 5, 9, 30, 63, 70, 130]), max_size=60))
 def test_what_is_merged_follows_and_in_the_end_there_are_few(sizes):
     """Night after night, sizes in MiB: no file of neighbours is left out, and what is whole is left alone."""
@@ -86,16 +83,13 @@ def test_what_is_merged_follows_and_in_the_end_there_are_few(sizes):
     assert written <= 3 * sum(sizes) * 2**20
 
 
-def test_few_files_are_left_as_they_are(run, monkeypatch):
-    monkeypatch.setattr(small_files, "MOST_SMALL", 4)
-    assert small_files.merge_small(run) == []
-    assert len(run.published()) == 4
-
-
 def test_every_reader_finds_each_row_once(run):
     before = list(current_rows(run))
     tables = {number: [row for table in run.tables(number) for row in table.to_pylist()] for number in manifests(run.store)}
     members = [member for file in run.published() for member in members_in(run, file)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_files, "MOST_SMALL", 4)
+        assert small_files.merge_small(run) == [], "few files are left as they are"
     assert small_files.merge_small(run, lambda: assert_all_agree(run, at_rest=False)) == ["scores/00000-00000000--00003-00000000.parquet"]
     [file] = run.published()
     assert run.all_published() == [file]
@@ -103,9 +97,8 @@ def test_every_reader_finds_each_row_once(run):
     assert [row["phash"] for row in current_rows(run)] == [row.get("phash") for row in before]
     assert list(members_in(run, file)) == members
     for number, rows in tables.items():
-        assert [row["image_id"] for table in run.tables(number, ["image_id"]) for row in table.to_pylist()] == [
-            row["image_id"] for row in rows
-        ]
+        ids = [row["image_id"] for table in run.tables(number, ["image_id"]) for row in table.to_pylist()]
+        assert ids == [row["image_id"] for row in rows]
         assert run.done_blocks(number) == set(range(len(run.done_blocks(number))))
     assert check_conservation(run) == len(assert_all_agree(run)) == 30
 
@@ -115,13 +108,11 @@ def test_an_own_column_that_changed_its_type_becomes_text(tmp_path, monkeypatch)
     run = new_run(tmp_path / "run")
     write_files(tmp_path / "archive", ["a.jpg", "b.jpg"])
     for number, (name, value) in enumerate((("a", 7), ("b", "seven"))):
-        (tmp_path / f"list-{number}.jsonl").write_text(json.dumps({"uri": f"{tmp_path}/archive/{name}.jpg", "seen": value}) + "\n")
-    relist(run, tmp_path / "list-0.jsonl")
-    score_blocks(run, 0)
-    run.publish(0)
-    relist(run, tmp_path / "list-1.jsonl")
-    score_blocks(run, 1)
-    run.publish(1)
+        listed = tmp_path / f"list-{number}.jsonl"
+        listed.write_text(json.dumps({"uri": f"{tmp_path}/archive/{name}.jpg", "seen": value}) + "\n")
+        relist(run, listed)
+        score_blocks(run, number)
+        run.publish(number)
     small_files.merge_small(run)
     [path] = run.row_files([0, 1])
     assert [row["input"]["seen"] for table in run.rows_in(path) for row in table.to_pylist()] == ["7", "seven"]
@@ -130,10 +121,7 @@ def test_an_own_column_that_changed_its_type_becomes_text(tmp_path, monkeypatch)
 def test_a_retry_of_merged_nights(run):
     small_files.merge_small(run)
     masks = sum(table.num_rows for number in manifests(run.store) for table in run.masks(number))
-    retry = begin_retry(run, 9, ["source_throttled"], PLAN)
-    assert retry.members == 5
-    score_blocks(retry.directory, 0, attempt=9, masks=True)
-    merge_retry(run, retry)
+    assert retried(run, 9, Status.SOURCE_THROTTLED, masks=True) == 5
     rows = assert_all_agree(run)
     assert sum(attempt == 9 for *_, attempt, _ in rows) == 5
     assert {status for _, _, status, *_ in rows} == {"ok"}

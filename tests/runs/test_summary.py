@@ -36,12 +36,9 @@ def test_declarations_are_counted_per_verdict():
 
 def test_the_end_of_a_run_and_its_report_tell_them():
     summary = {"members": 7, "statuses": {"ok": 5, "corrupt_image": 2}, "verdicts": {"fake": 2, "real": 2, "abstain": 1}}
-    lines = summary_lines(summary | {"provenance": counted(ROWS)})
     wanted = "beside the verdicts: 3 files declare themselves AI-generated: 1 flagged as fake, 1 no evidence found, 1 without a verdict"
-    assert wanted in lines
+    assert wanted in summary_lines(summary | {"provenance": counted(ROWS)})
     assert not [line for line in summary_lines(summary) if "declare" in line]
     page = render_run_report(summary | {"provenance": counted(ROWS)})
     assert "5 of 7 files say something of their origin; 3 declare that a model made them" in page
-    assert "Declarations against verdicts" in page
-    assert "by a signer on the trust list" in page
     assert "h-origin" not in render_run_report(summary)

