@@ -9,12 +9,10 @@ import pytest
 from PIL import Image
 
 from ray_app.serving.http import schemas
-from tests.images import factory
 from tests.serving.page_app import TINY, shipped_ensemble
-from tests.serving.page_browser import PHOTO, Visitor, encoded, needs_browser, score_many, score_one
+from tests.serving.page_browser import PHOTO, Visitor, encoded, require_browser, score_many, score_one
 
-pytestmark = needs_browser
-
+require_browser()
 
 WORDS = {"fake": "Flagged as fake", "real": "No evidence found", "abstain": "No verdict: it abstains"}
 NAMES = ['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"]
@@ -163,37 +161,24 @@ def test_the_keyboard_alone_is_enough(visitor):
     assert page.text_content(".gallery .link:focus") == name
 
 
-def test_abstaining_and_calibration_are_said(visitor, mood):
+def test_what_limits_a_verdict_is_said_beside_it(visitor, mood):
     mood.abstained, mood.calibrated, mood.several = "the image is 64 px wide, below 128", True, True
+    mood.blind_to = ("It judges whole pictures; edits of <b>a part</b> may pass.",)
     page = visitor.visit()
     page.select_option("#ensemble", "second")
     score_one(page, "photo.jpg", PHOTO)
     assert mood.requests == [("ensemble=second", 1)]
-    assert page.text_content("#finding") == "No verdict: it abstains"
+    assert page.text_content("#finding") == WORDS["abstain"]
     said = "The picture is outside what a detector was made for"
     assert page.text_content(".statement") == f"{said}: {TINY}: the image is 64 px wide, below 128."
     assert "Abstained: The image is 64 px wide, below 128." in page.text_content(".detector")
+    assert mood.blind_to[0] in page.text_content(".caveats")
     assert "Demonstration" not in page.text_content(".one")
     assert "not calibrated" not in page.text_content(".one").lower()
-
-
-def test_a_picture_that_shows_nothing_is_said_to(visitor, mood):
-    page = visitor.visit()
-    score_one(page, "blank.png", factory.encoded(factory.flat(250, 300, 200), "PNG"))
-    assert page.text_content("#finding") == WORDS["abstain"]
-    assert page.text_content(".statement").startswith("The picture is one colour, or nearly: there is nothing to judge")
-    assert "One colour, or nearly: nothing to judge" in page.text_content("section[aria-labelledby=file]")
-    assert visitor.complaints == []
+    assert page.locator(".notice").count() == 0
 
 
 PROMISED = "Of real images like those of “our <b>own</b> photos” at most 1 % are called fake (95 % confidence, measured on 2,995 images)."
-
-
-def test_what_the_detectors_cannot_see_stands_beside_the_verdict(visitor, mood):
-    mood.blind_to = ("It judges whole pictures; edits of <b>a part</b> may pass.",)
-    page = visitor.visit()
-    score_one(page, "photo.jpg", PHOTO)
-    assert mood.blind_to[0] in page.text_content(".caveats")
 
 
 def test_what_is_promised_of_a_flag_stands_beside_it(visitor, mood):
@@ -226,14 +211,6 @@ def test_another_choice_is_offered_for_what_is_in_view(visitor, mood):
     page.wait_for_selector("text=/Ensemble second/")
     assert [query for query, _ in mood.requests] == ["ensemble=default", "ensemble=second"]
     assert page.locator(".notice.quiet").count() == 0
-
-
-def test_a_format_that_the_browser_cannot_show_still_gets_its_verdict(visitor):
-    page = visitor.visit()
-    score_one(page, "scan.tif", encoded(4, "TIFF"))
-    page.wait_for_selector(".placeholder")
-    assert "TIFF" in page.text_content(".placeholder")
-    assert page.text_content("#finding") in WORDS.values()
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])

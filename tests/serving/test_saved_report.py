@@ -8,9 +8,9 @@ import pytest
 
 from tests.reports.real_pages import BROKEN_FIGURES, FITS, paper_pages
 from tests.serving.page_app import shipped_ensemble
-from tests.serving.page_browser import PHOTO, encoded, needs_browser, score_many, score_one
+from tests.serving.page_browser import PHOTO, encoded, require_browser, score_many, score_one
 
-pytestmark = needs_browser
+require_browser()
 
 
 @pytest.fixture
@@ -108,11 +108,3 @@ def test_notices_stand_above_many_and_in_each_line_of_the_csv(visitor, mood):
     assert rows[2]["notice"] == ""
     assert page.evaluate(BROKEN_FIGURES) == []
     assert page.evaluate(FITS)
-
-
-def test_no_notice_stands_where_there_is_nothing_to_notice(visitor, mood):
-    mood.several = mood.calibrated = True
-    page = visitor.visit()
-    page.select_option("#ensemble", "second")
-    score_many(page, [("a.jpg", PHOTO), ("b.jpg", encoded(2))])
-    assert page.locator(".many .notice").count() == 0

@@ -3,7 +3,6 @@
 import asyncio
 import heapq
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest

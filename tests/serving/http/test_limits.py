@@ -102,7 +102,7 @@ def test_a_false_length_is_the_end_of_the_body_and_the_rest_no_request(small):
         assert Reply(connection).json["sizes"] == [10]
         connection.sendall(bytes(500))
         assert Reply(connection).status == 400
-    for both in (("Content-Length: 3", "Transfer-Encoding: chunked"), ("Content-Length: 3", "Content-Length: 300"), ("Content-Length: -1",)):
+    for both in (("Content-Length: 3", "Transfer-Encoding: chunked"), ("Content-Length: -1",)):
         assert ask(small, request("POST", "/v1/score", *both, body=b"0\r\n\r\n")).status == 400
 
 

@@ -38,9 +38,7 @@ def test_what_httpx_and_browsers_send_is_read(client):
     assert (answer["names"], answer["sizes"], answer["fields"]) == (["ä ö.jpg", "two"], [3, 6], {"ensemble": "x"})
 
 
-@pytest.mark.parametrize(
-    "kind", ["image/jpeg", "application/x-www-form-urlencoded", "", "multipart/mixed"]
-)
+@pytest.mark.parametrize("kind", ["image/jpeg", "application/x-www-form-urlencoded", "", "multipart/mixed"])
 def test_a_raw_body_is_one_image_whatever_its_type(client, kind):
     answer = client.post("/v1/score", content=bytes(1000), headers={"Content-Type": kind}).json()
     assert (answer["sizes"], answer["names"], answer["fields"]) == ([1000], [None], {})
