@@ -70,31 +70,23 @@ def samples(text: str) -> dict[tuple[str, frozenset], float]:
     return {(s.name, frozenset(s.labels.items())): s.value for family in text_string_to_metric_families(text) for s in family.samples}
 
 
-def test_replicas_of_all_nodes_are_added_up():
-    found = samples(merged([page("192.0.2.7"), page("192.0.2.8")]))
+def test_replicas_of_all_nodes_are_added_up_in_one_family_each():
+    text = merged([page("192.0.2.7"), page("192.0.2.8")])
+    found = samples(text)
     served = {"route": "/v1/score"}
     assert found["ray_touchstone_requests_total", frozenset({**served, "status": "200"}.items())] == 14
     assert found["ray_touchstone_requests_total", frozenset({**served, "status": "503"}.items())] == 2
     assert found["ray_touchstone_stage_seconds_bucket", frozenset({"le": "0.1", "stage": "wait"}.items())] == 4
     assert found["ray_touchstone_stage_seconds_count", frozenset({"stage": "wait"}.items())] == 6
     assert found["ray_touchstone_images_in_flight", frozenset()] == 10
+    assert text.count("# TYPE ray_touchstone_requests_total counter") == text.count("# TYPE ray_touchstone_stage_seconds histogram") == 1
 
 
-def test_percentages_of_serve_are_not_added_up():
+def test_percentages_of_serve_are_not_added_up_and_nothing_tells_of_the_cluster_or_of_ray():
     text = merged([page("192.0.2.7")])
     found = {value for (name, _), value in samples(text).items() if name == "ray_serve_replica_utilization_percent"}
     assert found == {60, 80}
-
-
-def test_nothing_tells_of_the_cluster_or_of_ray():
-    text = merged([page("192.0.2.7")])
     assert not re.search(r"192\.0\.2|session_|WorkerId|Version|Component|ray_node|python_gc|touchstone_run|night", text)
-
-
-def test_a_family_is_named_and_typed_once():
-    text = merged([page("192.0.2.7"), page("192.0.2.8")])
-    assert text.count("# TYPE ray_touchstone_requests_total counter") == 1
-    assert text.count("# TYPE ray_touchstone_stage_seconds histogram") == 1
 
 
 def test_a_cluster_that_has_counted_nothing_has_a_page():
