@@ -200,7 +200,13 @@ def test_names_are_looked_up_absolute(monkeypatch):
 @pytest.mark.parametrize(
     "place",
     [
-        *("http://images.test/", "https://169.254.169.254/latest/meta-data/", "//10.0.0.1/", "https://internal.test/", "file:///etc/passwd"),
+        *(
+            "http://images.test/",
+            "https://169.254.169.254/latest/meta-data/",
+            "//10.0.0.1/",
+            "https://internal.test/",
+            "file:///etc/passwd",
+        ),
         *("https://[", "\\\\internal.test\\a", "https://images.test/" + "a" * 2048, "ht\x00tps://images.test/"),
     ],
 )
