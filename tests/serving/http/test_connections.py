@@ -80,6 +80,7 @@ def test_headers_may_be_as_large_as_the_limit(port):
     assert ask(port, header_of(8 * KB)).status == 200
     assert refusal(port, header_of(8 * KB + 1)) == (431, "headers_too_large", 8 * KB)
     assert refusal(port, request("GET", "/" + "x" * 9000)) == (431, "headers_too_large", 8 * KB)
+    assert refusal(port, chunked("/v1/score") + chunk(b"x") + b"0\r\nX: " + b"x" * 20_000) == (431, "headers_too_large", 8 * KB)
 
 
 def test_the_limit_is_of_a_head_and_not_of_what_follows(port):
@@ -120,18 +121,6 @@ def test_chunks_of_any_size_and_a_trailer_are_taken(port):
             connection.sendall(chunked("/v1/score") + body + trailer + WELL)
             assert Reply(connection).json["sizes"] == [size]
             assert Reply(connection).status == 200
-
-
-def test_100_mb_of_a_trailer_are_refused_and_stall_nobody(port):
-    sent = 0
-    with others_are_answered(port), connected(port) as connection:
-        with suppress(ConnectionError):
-            connection.sendall(chunked("/v1/score") + chunk(b"x") + b"0\r\nX-Big: ")
-            while sent < 100 * MB and not select.select([connection], [], [], 0)[0]:
-                sent += connection.send(b"x" * MB)
-        reply = Reply(connection)
-    assert (reply.status, reply.json["code"], reply.json["limit"]) == (431, "headers_too_large", 8 * KB)
-    assert sent < 20 * MB
 
 
 def test_a_trailer_that_drips_after_the_answer_is_ended_and_not_answered_again():
@@ -175,17 +164,13 @@ def test_a_head_that_drips_is_ended(port, first):
         assert 0.35 < time.monotonic() - began < 10, "all of it would drip for three minutes"
 
 
-def test_a_connection_without_a_byte_is_closed_without_an_answer(port):
-    with connected(port) as connection:
-        assert connection.recv(1) == b""
-
-
-def test_a_connection_that_rests_is_kept():
-    with limited(header_timeout_s=0.2) as port, connected(port) as connection:
+def test_a_connection_that_rests_is_kept_and_one_that_never_said_a_byte_closed():
+    with limited(header_timeout_s=0.2) as port, connected(port) as connection, connected(port) as silent:
         for _ in range(2):
             connection.sendall(WELL)
             assert Reply(connection).status == 200
             time.sleep(0.25)  # longer than a head may take
+        assert silent.recv(1) == b""
 
 
 def test_a_slow_request_is_not_taken_for_slow_headers(port):
@@ -195,23 +180,10 @@ def test_a_slow_request_is_not_taken_for_slow_headers(port):
         assert Reply(connection).status == 504
 
 
-def test_half_open_connections_keep_nobody_out_and_are_closed():
-    with limited(max_connections=50, header_timeout_s=1.0) as port, ExitStack() as opened:
-        flood = []
-        with others_are_answered(port):
-            for number in range(200):
-                connection = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
-                connection.sendall(WELL[:20] if number % 2 else b"")
-                flood.append(connection)
-        wait_for(lambda: sum(not _is_closed(one) for one in flood) <= 51)
-        with others_are_answered(port):
-            wait_for(lambda: all(_is_closed(one) for one in flood))
-
-
 def _is_closed(connection):
     connection.setblocking(False)
     try:
-        return not connection.recv(1000, socket.MSG_PEEK) or b"408" in connection.recv(1000, socket.MSG_PEEK)
+        return not connection.recv(1000, socket.MSG_PEEK)
     except BlockingIOError:
         return False
     except ConnectionError:
@@ -246,27 +218,24 @@ def test_an_answer_that_nobody_reads_is_dropped():
     left = threading.Event()
 
     async def large(scope, receive, send):
-        await Response(b"x" * 1000)(scope, receive, send) if scope["path"] == "/healthz" else await _much(send)
-        left.set()
-
-    async def _much(send):
+        if scope["path"] == "/healthz":
+            await Response()(scope, receive, send)
+            return
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(300):
             await send({"type": "http.response.body", "body": bytes(MB), "more_body": True})
+        left.set()
 
     with limited(large, send_timeout_s=0.5, header_timeout_s=0.4) as port, others_are_answered(port), connected(port) as connection:
         connection.sendall(request("GET", "/much"))
-        assert left.wait(5)
+        assert left.wait(10)
         with suppress(ConnectionError):
             while connection.recv(MB):
                 pass
 
 
 def test_one_that_reads_slowly_gets_all_of_it():
-    async def large(scope, receive, send):
-        await Response(bytes(8 * MB))(scope, receive, send)
-
-    with limited(large, send_timeout_s=0.5, header_timeout_s=0.2) as port, connected(port) as connection:
+    with limited(Response(bytes(8 * MB)), send_timeout_s=0.5, header_timeout_s=0.2) as port, connected(port) as connection:
         connection.sendall(request("GET", "/"))
         read = 0
         while read < 8 * MB:
@@ -367,27 +336,16 @@ def test_an_answer_on_its_way_is_not_disturbed_by_what_comes_after_it():
         go_on.set()
 
 
-@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
-def test_another_protocol_is_not_spoken(port, protocol):
-    upgrade = ["Connection: Upgrade", f"Upgrade: {protocol}", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+WEBSOCKET = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+
+
+@pytest.mark.parametrize("data", [request("GET", "/healthz", *WEBSOCKET), b"GET /healthz HTTP/1.0\r\n\r\n"], ids=["websocket", "old"])
+def test_who_speaks_another_protocol_is_answered_once_in_ours(port, data):
     with connected(port) as connection:
-        connection.sendall(request("GET", "/healthz", *upgrade))
+        connection.sendall(data)
         reply = Reply(connection)
         assert (reply.status, reply.headers["connection"]) == (200, "close")
         assert reply.closed
-
-
-def test_old_clients_are_answered(port):
-    with connected(port) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
-        reply = Reply(connection)
-        assert reply.status == 200
-        assert reply.closed
-    with connected(port) as connection:
-        connection.sendall(request("POST", "/v1/score", "Content-Length: 3", "Expect: 100-continue"))
-        assert connection.recv(100).startswith(b"HTTP/1.1 100")
-        connection.sendall(b"abc")
-        assert Reply(connection).json["sizes"] == [3]
 
 
 def test_the_limits_come_from_the_environment(monkeypatch):
@@ -408,5 +366,4 @@ def test_what_serve_calls_makes_every_server_of_its_process_take_them(monkeypatc
     assert getattr(importlib.import_module(module), function)() == []
     config = uvicorn.Config(lambda: None, factory=True, log_config=None)
     config.load()
-    assert config.http_protocol_class is LimitedProtocol
-    assert config.http_protocol_class.limits.max_headers == 33
+    assert (config.http_protocol_class, LimitedProtocol.limits.max_headers) == (LimitedProtocol, 33)
