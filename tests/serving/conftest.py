@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,8 +16,6 @@ from tests.serving.http.live import serving
 from tests.serving.in_process import local_endpoint
 from tests.serving.page_app import Mood, make_app
 from tests.serving.page_browser import Visitor
-
-REALWORLD = Path(__file__).resolve().parents[3] / "shared" / "realworld"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -70,14 +67,6 @@ def several(tmp_path_factory):
 def ensemble():
     """The shipped ensemble, loaded."""
     return ray_app.load_ensemble("tiny")
-
-
-@pytest.fixture(scope="session")
-def realworld():
-    """Real photographs and generated images, by path; skipped where ../shared is not."""
-    if not REALWORLD.is_dir():
-        pytest.skip("../shared/realworld is not here")
-    return sorted(path for path in REALWORLD.rglob("*") if path.is_file() and path.suffix != ".md")
 
 
 @pytest.fixture(scope="module")

@@ -105,27 +105,6 @@ def photographs(tmp_path_factory, ray_cluster):
     return [Photograph(Path(uri).name, Path(uri).read_bytes(), row["score"]) for uri, row in rows_of(folder / "run").items()]
 
 
-@pytest.fixture(scope="module")
-def expected(realworld, ray_cluster, tmp_path_factory):
-    """The rows of a batch run over ../shared/realworld, by path."""
-    run = tmp_path_factory.mktemp("realworld") / "run"
-    assert main(["score", str(realworld[0].parents[1]), "--ensemble", "tiny", "--out", str(run), "--include", "**/*.[jpw]*"]) == 0
-    rows = {Path(uri): row for uri, row in rows_of(run).items() if row["status"] == "ok"}
-    assert set(rows) == set(realworld)
-    return rows
-
-
-def test_realworld_gets_the_same_score_by_run_multipart_and_raw_body(deployed, realworld, expected):
-    with client(deployed.url) as asking:
-        for path in realworld:
-            data, row = path.read_bytes(), expected[path]
-            within = 1e-5 * max(1, abs(row["score"]))
-            for sent in ({"content": data}, {"files": {"file": (path.name, data)}}):
-                answer = asking.post("/v1/score", **sent).json()
-                assert (answer["sha256"], answer["verdict"]) == (row["sha256"], row["verdict"])
-                assert answer["scores"] | {"all": answer["score"]} == pytest.approx(row["scores"] | {"all": row["score"]}, abs=within)
-
-
 def test_load_while_replicas_are_killed(deployed, photographs):
     killed = []
 

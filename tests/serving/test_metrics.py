@@ -196,27 +196,6 @@ def test_boards_have_addresses_and_names_of_their_own():
         assert shown - {"__rate_interval"} <= {variable["name"] for variable in board["templating"]["list"]}
 
 
-def test_every_alert_says_what_happened_and_what_to_do():
-    assert len({rule["alert"] for rule in RULES}) == len(RULES)
-    for rule in RULES:
-        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
-        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-        assert rule["labels"]["severity"] in ("page", "ticket")
-
-
-@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_panels_do_not_overlap_and_say_what_they_show(board):
-    taken = set()
-    for panel in board["panels"]:
-        place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
-        assert not cells & taken
-        assert max(x for x, _ in cells) < 24
-        assert panel["description"]
-        taken |= cells
-    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
-
-
 def test_prometheus_scrapes_one_address_with_a_token_from_a_file():
     job, runs = yaml.safe_load((ROOT / "configs/prometheus/scrape.yaml").read_text())["scrape_configs"]
     assert job["authorization"] == {"type": "Bearer", "credentials_file": "/etc/prometheus/touchstone-token"}
@@ -259,23 +238,15 @@ TROUBLE = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool: apt-get install prometheus")
 def test_alerts_fire_for_their_trouble_and_on_no_quiet_day(tmp_path):
     assert set(TROUBLE) == {rule["alert"] for rule in RULES}
-    tests = [
-        {
-            "interval": "1m",
-            "input_series": [{"series": series, "values": values} for series, values in {**QUIET, **TROUBLE.get(trouble, {})}.items()],
-            "promql_expr_test": [
-                {
-                    "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
-                    "eval_time": "1495m",
-                    "exp_samples": [{"labels": f'{{alertname="{trouble}"}}', "value": 1}] if trouble else [],
-                }
-            ],
-        }
-        for trouble in ("", *TROUBLE)
-    ]
+    tests = []
+    for trouble in ("", *TROUBLE):
+        series = [{"series": name, "values": values} for name, values in {**QUIET, **TROUBLE.get(trouble, {})}.items()]
+        firing = [{"labels": f'{{alertname="{trouble}"}}', "value": 1}] if trouble else []
+        asked = {"expr": 'count by (alertname) (ALERTS{alertstate="firing"})', "eval_time": "1495m", "exp_samples": firing}
+        tests.append({"interval": "1m", "input_series": series, "promql_expr_test": [asked]})
     (tmp_path / "tests.yaml").write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests}))
     done = subprocess.run([PROMTOOL, "test", "rules", str(tmp_path / "tests.yaml")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,6 @@
 """The guard against real servers: TLS on loopback with a throw-away authority, asked through names that only an injected resolver knows."""
 
 import asyncio
-import functools
 import gzip
 import socket
 from contextlib import AsyncExitStack
@@ -96,29 +95,13 @@ def test_name_is_asked_for_in_its_plain_form(url, host):
 
 
 NEVER_ASKED = r"""
-    http://images.test/a
-    http://images.test:443/a wss://images.test/a ftp://images.test/a file:///etc/passwd data:image/png;base64,AAAA images.test/a
-    //images.test/a
-    https: https:///a
-    https:images.test https://images.test:80/ https://images.test:8443/ https://images.test:0/ https://images.test:99999/ https://images.test:x/
-    https://me@images.test/ https://me:secret@images.test/ https://@images.test/ https://:@images.test/ https://images.test@10.0.0.1/
-    https://2130706433/ http://2130706433/ https://0x7f.1/ https://0x7f000001/ https://0177.0.0.1/ https://017700000001/ https://127.1/
-    https://127.0.0.1/ https://127.0.0.1./ https://127%2e0.0.1/ https://１２７.0.0.1/ https://127。0。0。1/ https://①②⑦.0.0.1/ https://8.8.8.8/
-    https://images.0x1/ https://[::1]/ https://[::ffff:127.0.0.1]/ https://[64:ff9b::7f00:1]/ https://[fe80::1%25eth0]/ https://[2606:4700::1111]/
-    https://[::1/ https://localhost/ https://localhost./ https://images..test/ https://images.test../ https://.test/ https://-a.test/
-    https://images.test\@10.0.0.1/ https://images%00.test/ https://ex%61mple.test/ https://a_b!.test/
+    http://images.test/a http://images.test:443/a ftp://images.test/a file:///etc/passwd images.test/a //images.test/a https:///a
+    https:images.test https://images.test:80/ https://images.test:8443/ https://images.test:99999/ https://me@images.test/ https://:@images.test/
+    https://2130706433/ https://0x7f.1/ https://0177.0.0.1/ https://127.1/ https://127.0.0.1./ https://127%2e0.0.1/ https://①②⑦.0.0.1/
+    https://8.8.8.8/ https://images.0x1/ https://[::ffff:127.0.0.1]/ https://[64:ff9b::7f00:1]/ https://[fe80::1%25eth0]/ https://[::1/
+    https://localhost./ https://images..test/ https://-a.test/ https://images.test\@10.0.0.1/ https://images%00.test/ https://a_b!.test/
 """
-ODD = [
-    "",
-    "https://images.test/ a",
-    "https://ima\tges.test/",
-    "https://images.test/\r\nHost:x",
-    " https://images.test/",
-    "https://im\x00.test",
-    f"https://{'a' * 64}.test/",
-    f"https://{'a.' * 130}test/",
-    URL + "a" * 2048,
-]
+ODD = ["", "https://ima\tges.test/", "https://images.test/\r\nHost:x", " https://images.test/", URL + "a" * 2048]
 
 
 @pytest.mark.parametrize("url", [*NEVER_ASKED.split(), *ODD])
@@ -128,13 +111,6 @@ def test_url_that_is_never_asked(url):
     assert error.message
     with pytest.raises(Refusal):
         GuardedFetcher(UrlFetching(), 1).check(url)
-
-
-def test_longest_url_is_asked():
-    path = "/" + "a" * (2048 - len("https://images.test/"))
-    assert fetch({path: answer()}, "https://images.test" + path)[0] == IMAGE
-    error = refusal({}, "https://images.test" + path + "a")
-    assert (error.limit, error.observed) == (2048, 2049)
 
 
 def test_name_is_looked_up_once_so_that_a_second_answer_changes_nothing():
@@ -239,30 +215,26 @@ async def never(_server, _writer):
     await asyncio.Event().wait()
 
 
-async def drip(server, writer):
-    writer.write(answer(b"", Content_Length="100000"))
-    while not writer.transport.is_closing():
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.01)
+def dripping(beginning, piece):
+    async def drip(_server, writer):
+        writer.write(beginning)
+        while not writer.transport.is_closing():
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    return drip
 
 
-async def drip_headers(server, writer):
-    writer.write(b"HTTP/1.1 200 OK\r\nX: ")
-    while not writer.transport.is_closing():
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.01)
+SLOW = {
+    "never": never,
+    "a body": dripping(answer(b"", Content_Length="100000"), b"x"),
+    "headers": dripping(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "interim for ever": dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+}
 
 
-async def interim_for_ever(server, writer):
-    while not writer.transport.is_closing():
-        writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize("server", [never, drip, drip_headers, interim_for_ever])
+@pytest.mark.parametrize("server", SLOW.values(), ids=SLOW)
 def test_slow_server_is_cut_at_the_total(server):
     error = failure(server, total_timeout_s=0.3)
     assert error.status is Status.SOURCE_TIMEOUT
@@ -305,25 +277,25 @@ def test_closed_silent_and_slowly_named_servers_read_the_same():
     assert {(error.status, error.detail) for error in errors} == {(Status.SOURCE_TIMEOUT, "its server did not answer in time")}
 
 
-async def pour(server, writer, piece):
-    while server.written < 2**28 and not writer.transport.is_closing():
-        writer.write(piece)
-        await writer.drain()
-        await asyncio.sleep(0)  # drain alone lets nobody else run
-        server.written += len(piece)
+def endless(beginning, piece):
+    async def pour(server, writer):
+        writer.write(beginning)
+        while server.written < 2**28 and not writer.transport.is_closing():
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)  # drain alone lets nobody else run
+            server.written += len(piece)
+
+    return pour
 
 
-async def endless(server, writer):
-    writer.write(answer(b"", Content_Length="", Connection="close"))
-    await pour(server, writer, bytes(2**16))
+ENDLESS = {
+    "until it closes": endless(answer(b"", Content_Length="", Connection="close"), bytes(2**16)),
+    "chunks": endless(answer(b"", Content_Length="", Transfer_Encoding="chunked"), b"10000\r\n" + bytes(2**16) + b"\r\n"),
+}
 
 
-async def endless_chunks(server, writer):
-    writer.write(answer(b"", Content_Length="", Transfer_Encoding="chunked"))
-    await pour(server, writer, b"10000\r\n" + bytes(2**16) + b"\r\n")
-
-
-@pytest.mark.parametrize("server", [endless, endless_chunks])
+@pytest.mark.parametrize("server", ENDLESS.values(), ids=ENDLESS)
 def test_endless_body_is_cut_at_the_limit(server):
     error = failure(server, max_bytes=2**20)
     assert error.status is Status.IMAGE_TOO_LARGE
@@ -396,21 +368,13 @@ def test_certificate_must_be_for_the_name_and_trusted(monkeypatch):
     assert error.server.requests == []
 
 
-@pytest.mark.parametrize(
-    ("host", "let_in"),
-    [
-        *(("images.test", True), ("a.images.test", False), ("a.b.other.test", True), ("other.test", False)),
-        *(("another.test", False), ("images.test.evil.test", False)),
-    ],
-)
-def test_only_allowed_hosts(host, let_in):
+def test_only_allowed_hosts():
     rules = UrlFetching(allowed_hosts=("Images.test.", "*.OTHER.test"))
-    check = functools.partial(GuardedFetcher(rules, 1).check, f"https://{host}/")
-    if let_in:
-        check()
-    else:
+    for host in ("images.test", "a.b.other.test"):
+        GuardedFetcher(rules, 1).check(f"https://{host}/")
+    for host in ("a.images.test", "other.test", "another.test", "images.test.evil.test"):
         with pytest.raises(Refusal, match="not among those"):
-            check()
+            GuardedFetcher(rules, 1).check(f"https://{host}/")
 
 
 def test_allowed_host_is_still_checked_by_address_and_by_redirect():
