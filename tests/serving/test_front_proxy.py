@@ -25,35 +25,20 @@ CONF = (ROOT / "configs/proxy/nginx.conf").read_text()
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 HOST = "touchstone.example.org"
 SHAPE = {"code", "message", "limit", "observed", "request_id"}
-GIGABYTES_10 = 10 * 10**9
 
-# Reads the whole body and says how long it was; /slow is the endpoint's deadline; /headers says what it heard.
+# Reads a whole body and says how long it was; without one, which headers it heard.
 UPSTREAM = """
-import asyncio, json, sys, uvicorn
-
-async def answer(send, status, body):
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
-    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
-
-async def length(receive):
-    total, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return total
-        total, more = total + len(message["body"]), message.get("more_body", False)
-    return total
+import json, sys, uvicorn
 
 async def app(scope, receive, send):
-    if scope["path"] == "/headers":
-        return await answer(send, 200, {key.decode(): value.decode() for key, value in scope["headers"]})
-    if scope["path"] == "/refused":
-        return await answer(send, 503, {"code": "overloaded"})
-    try:
-        async with asyncio.timeout(2 if scope["path"] == "/slow" else 60):
-            await answer(send, 200, {"bytes": await length(receive)})
-    except TimeoutError:
-        await answer(send, 504, {"code": "deadline_exceeded"})
+    said, more = {key.decode(): value.decode() for key, value in scope["headers"]}, scope["method"] == "POST"
+    if more:
+        said = 0
+    while more:
+        message = await receive()
+        said, more = said + len(message.get("body", b"")), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": json.dumps(said).encode()})
 
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", lifespan="off")
 """
@@ -160,7 +145,7 @@ def test_every_answer_of_its_own_has_the_shape_of_ours():
 
 @pytest.mark.slow
 def test_a_body_over_the_limit_is_refused_before_it_comes(proxied):
-    announced = proxied.begun("Content-Length", GIGABYTES_10)
+    announced = proxied.begun("Content-Length", 10 * 10**9)
     chunked = proxied.begun("Transfer-Encoding", "chunked")
     chunked.send(b"%x\r\nx" % (65 * 2**20))  # a chunk tells its size before it comes
     for connection in (announced, chunked):
@@ -170,62 +155,40 @@ def test_a_body_over_the_limit_is_refused_before_it_comes(proxied):
 
 
 @pytest.mark.slow
-def test_an_unannounced_10_gb_body_is_cut_and_costs_no_memory(proxied):
+def test_a_body_without_end_is_cut_and_costs_no_memory(proxied):
     before = proxied.peaks_mib()
     connection = proxied.begun("Transfer-Encoding", "chunked")
     chunk, sent = b"100000\r\n" + bytes(2**20) + b"\r\n", 0
-    with contextlib.suppress(ConnectionError, TimeoutError):
-        while sent < GIGABYTES_10:
+    deadline = time.monotonic() + 60
+    with pytest.raises((ConnectionError, TimeoutError)):
+        while time.monotonic() < deadline:
             connection.send(chunk)
             sent += 2**20
-    assert 64 * 2**20 <= sent < GIGABYTES_10
+    assert sent >= 64 * 2**20
     after = proxied.peaks_mib()
-    print({"sent_mib": sent // 2**20, "peaks_mib": after})
     assert after["nginx"] - before["nginx"] < 16
     assert after["uvicorn"] - before["uvicorn"] < 32
     assert not list((proxied.folder / "client_body").iterdir()), "an image would lie on the disk"
-    assert proxied.ask("POST", "/v1/score", body=b"x" * 1000)[:2] == (200, {"bytes": 1000})
+    assert proxied.ask("POST", "/v1/score", body=b"x" * 1000)[:2] == (200, 1000)
 
 
 @pytest.mark.slow
-def test_a_body_at_the_limit_passes(proxied):
-    assert proxied.ask("POST", "/v1/score", body=bytes(64 * 2**20))[:2] == (200, {"bytes": 64 * 2**20})
+def test_a_body_at_the_limit_passes_and_one_that_stops_is_closed(proxied):
+    assert proxied.ask("POST", "/v1/score", body=bytes(64 * 2**20))[:2] == (200, 64 * 2**20)
     assert not list((proxied.folder / "client_body").iterdir())
-
-
-@pytest.mark.slow
-def test_a_body_that_drips_is_answered_by_the_endpoints_deadline(proxied):
-    connection = proxied.connect()
-    connection.request("POST", "/slow", body=None, headers={"Host": HOST, "Content-Length": "1000"})
-    begun = time.monotonic()
-    with contextlib.suppress(ConnectionError):
-        while time.monotonic() - begun < 3:
-            connection.send(b"x")
-            time.sleep(0.2)  # the drip itself
-    assert answer_of(connection)[:2] == (504, {"code": "deadline_exceeded"})
-
-
-@pytest.mark.slow
-def test_a_body_that_stops_before_an_endpoint_without_deadline_is_closed(proxied):
-    connection = proxied.connect()
-    connection.request("POST", "/v1/score", body=None, headers={"Host": HOST, "Content-Length": "1000"})
-    begun = time.monotonic()
-    with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
-        answer_of(connection)
-    assert 3 < time.monotonic() - begun < 30
+    with pytest.raises(ConnectionError):
+        answer_of(proxied.begun("Content-Length", 1000))
 
 
 @pytest.mark.slow
 def test_large_and_slow_headers_are_ended_before_the_endpoint_hears_of_them(proxied):
     for headers in ({"X-Big": "x" * 9000}, {f"X-{number}": "x" * 1000 for number in range(40)}):
-        status, said, _ = proxied.ask("GET", "/headers", headers=headers)
+        status, said, _ = proxied.ask("GET", "/", headers=headers)
         assert (status, said["code"]) == (431, "headers_too_large")
     with socket.create_connection(("127.0.0.1", proxied.port), timeout=30) as connection:
-        connection.sendall(b"GET /headers HTTP/1.1\r\nX-Slow: ")
-        begun = time.monotonic()
+        connection.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
         with contextlib.suppress(ConnectionError):
             assert connection.recv(1) == b""
-        assert 8 < time.monotonic() - begun < 30
 
 
 @pytest.mark.slow
@@ -233,38 +196,33 @@ def test_claims_of_a_client_do_not_pass(proxied):
     steering = ["X-Request-Timeout-Seconds", "X-Request-Disconnect-Disabled", "X-Session-Id", "Serve-Multiplexed-Model-Id"]
     claims = {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1", "X-Real-IP": "127.0.0.1", "X-Request-Id": "bad id\x7f"}
     claims |= dict.fromkeys(steering, "1")
-    status, heard, headers = proxied.ask("GET", "/headers", headers=claims)
+    status, heard, headers = proxied.ask("GET", "/", headers=claims)
     assert status == 200
     assert heard["host"] == f"{HOST}:{proxied.port}", "as a browser's Origin has it"
     assert heard["x-forwarded-for"] == "127.0.0.1"  # nginx's own view: the test runs on this machine
     assert not {"forwarded", "x-real-ip", *map(str.lower, steering)} & set(heard)
     assert re.fullmatch(r"[0-9a-f]{32}", heard["x-request-id"])
     assert "uvicorn" not in headers["Server"]
-    assert proxied.ask("GET", "/headers", headers={"X-Request-Id": "client-made-1"})[1]["x-request-id"] == "client-made-1"
+    assert proxied.ask("GET", "/", headers={"X-Request-Id": "client-made-1"})[1]["x-request-id"] == "client-made-1"
 
 
 @pytest.mark.slow
-def test_no_other_host_name_and_no_page_of_serve_reaches_the_endpoint_and_its_answers_pass_as_they_are(proxied):
+def test_no_other_host_name_and_no_page_of_serve_reaches_the_endpoint(proxied):
     for host in ("localhost", "other.example.org"):
-        status, said, _ = proxied.ask("GET", "/headers", host=host)
+        status, said, _ = proxied.ask("GET", "/", host=host)
         assert (status, set(said)) == (421, SHAPE)
     status, said, _ = proxied.ask("GET", "/-/routes")
     assert (status, said["code"]) == (404, "not_found")
-    assert proxied.ask("GET", "/refused")[:2] == (503, {"code": "overloaded"})
 
 
 @pytest.mark.slow
-def test_too_many_requests_are_told_when_to_come_back(proxied):
-    answers = [proxied.ask("GET", "/headers") for _ in range(120)]
+def test_too_many_requests_are_told_when_to_come_back_and_an_endpoint_that_is_gone_is_answered_for(proxied):
+    answers = [proxied.ask("GET", "/") for _ in range(120)]
     refused = [(said, headers) for status, said, headers in answers if status == 429]
     assert refused
     assert all(set(said) == SHAPE and headers["Retry-After"] == "1" for said, headers in refused)
-
-
-@pytest.mark.slow
-def test_an_endpoint_that_is_gone_is_answered_for(proxied):
-    wait_until(lambda: proxied.ask("GET", "/headers")[0] == 200)  # the rate limit of the test above has passed
+    wait_until(lambda: proxied.ask("GET", "/")[0] == 200)
     proxied.upstream.terminate()
     proxied.upstream.wait(10)
-    status, said, headers = proxied.ask("GET", "/headers")
+    status, said, headers = proxied.ask("GET", "/")
     assert (status, said["code"], headers["Retry-After"]) == (503, "not_ready", "5")
