@@ -160,10 +160,11 @@ def test_a_body_without_end_is_cut_and_costs_no_memory(proxied):
     connection = proxied.begun("Transfer-Encoding", "chunked")
     chunk, sent = b"100000\r\n" + bytes(2**20) + b"\r\n", 0
     deadline = time.monotonic() + 60
-    with pytest.raises((ConnectionError, TimeoutError)):
+    with contextlib.suppress(ConnectionError, TimeoutError):
         while time.monotonic() < deadline:
             connection.send(chunk)
             sent += 2**20
+    assert time.monotonic() < deadline, "it was never cut"
     assert sent >= 64 * 2**20
     after = proxied.peaks_mib()
     assert after["nginx"] - before["nginx"] < 16
