@@ -1,4 +1,4 @@
-"""`touchstone serve` under five minutes of hostile traffic: everybody else is answered, its memory stays, and nothing is left over."""
+"""`touchstone serve` under minutes of hostile traffic: everybody else is answered, its memory stays, and nothing is left over."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from tests.serving.test_server import bomb
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SECONDS = float(os.environ.get("TOUCHSTONE_SOAK_S", "300"))
+SECONDS = float(os.environ.get("TOUCHSTONE_SOAK_S", "180"))  # docs/performance.md has the figures of 300
 MB = 2**20
 SCORE = "/v1/score"
 
@@ -76,7 +76,7 @@ class Hostility:
                     decoder.send_signal(self.random.choice([signal.SIGKILL, signal.SIGSTOP]))
 
 
-def test_five_minutes_of_hostility(record_property):
+def test_minutes_of_hostility():
     with served("--set", "limits.decode_limit_s=2", "--set", "limits.max_body_bytes=33554432") as endpoint:
         server, stopped = psutil.Process(endpoint.process.pid), threading.Event()
         attackers = [Hostility(endpoint, seed) for seed in range(6)]
@@ -106,7 +106,6 @@ def test_five_minutes_of_hostility(record_property):
             f"RSS {early / MB:.0f} → {late / MB:.0f} MB; {server.num_threads()} threads, {server.num_fds()} files"
         )
         print(f"\n{told}")
-        record_property("soak", told)
         assert late < 1.03 * early
         assert set(statuses) <= {200, 422, 503}, "422: its decoder was killed under it; 503: told to come back"
         assert statuses[200] > 0.8 * sum(statuses.values())
