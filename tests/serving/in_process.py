@@ -9,36 +9,9 @@ from ray_app.serving.engine import EndpointScorer, started_decoders
 from ray_app.serving.http.app import create_app
 from ray_app.serving.jobs import RayJobs
 from ray_app.serving.local_group import LocalGroup
+from ray_app.serving.metrics import ProcessMeter
 from ray_app.serving.release import groups_of, plan_release
 from tests.serving.http.live import serving
-
-
-class CountingMeter:
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.requests, self.refusals, self.verdicts, self.stages = [], [], [], []
-
-    def request(self, route, status, seconds):
-        self.requests.append((route, status))
-
-    def stage(self, name, seconds):
-        self.stages.append((name, seconds))
-
-    def refused(self, code):
-        self.refusals.append(code)
-
-    def verdict(self, ensemble, verdict):
-        self.verdicts.append((ensemble, verdict))
-
-    def batch(self, group, size, waited_s):
-        pass
-
-    def in_flight(self, n):
-        pass
-
-    async def exposition(self):
-        return f"touchstone_requests_total {len(self.requests)}\n"
 
 
 class Troubled:
@@ -72,14 +45,14 @@ class Troubled:
 
 def loaded_group(name, config, meter=None):
     """A group in this process, as the server without Ray has it."""
-    group = LocalGroup(name, meter or CountingMeter())
+    group = LocalGroup(name, meter or ProcessMeter())
     group.load(config)
     return group
 
 
 def local_scorer(config, meter=None):
     """An EndpointScorer over groups in this process."""
-    meter = meter or CountingMeter()
+    meter = meter or ProcessMeter()
     groups = {name: loaded_group(name, config, meter) for name in groups_of(plan_release(config)[0])}
     return EndpointScorer(config, groups, started_decoders(config), meter)
 
@@ -88,10 +61,8 @@ def local_scorer(config, meter=None):
 def local_endpoint(config=None):
     """The whole application on a free port; (url, app) while it runs."""
     config = config or ServeConfig(ensembles=("tiny",))
-    meter = CountingMeter()
-    scorer = local_scorer(config, meter)
-    app = create_app(config, scorer, RayJobs(config, None), meter)
-    app.state.meter = meter
+    meter = ProcessMeter()
+    app = create_app(config, local_scorer(config, meter), RayJobs(config, None), meter)
     with served(app) as url:
         yield url, app
 

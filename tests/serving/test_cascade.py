@@ -11,8 +11,9 @@ from ray_app.config import config_root
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer
 from ray_app.serving.http.responses import NOT_REQUESTED
+from ray_app.serving.metrics import ProcessMeter
 from tests.images.factory import encoded, photo
-from tests.serving.in_process import CountingMeter, Troubled, loaded_group
+from tests.serving.in_process import Troubled, loaded_group
 
 WIDE, NARROW = (-50.0, 50.0), (49.0, 50.0)
 
@@ -62,7 +63,7 @@ def endpoint(path, decoders, *names):
     config = ServeConfig(ensembles=(path,))
     groups = {name: Troubled(loaded_group(name, config)) for name in names}
     counted = CountedDecoders(decoders)
-    return EndpointScorer(config, groups, counted, CountingMeter()), groups, counted
+    return EndpointScorer(config, groups, counted, ProcessMeter()), groups, counted
 
 
 def asked(groups):

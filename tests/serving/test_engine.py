@@ -12,12 +12,13 @@ import ray_app
 from ray_app.config import config_root
 from ray_app.errors import InputError, Status
 from ray_app.serving import ServeConfig
-from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost, gather_or_cancel
+from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost
 from ray_app.serving.http.errors import Refusal
+from ray_app.serving.metrics import ProcessMeter
 from ray_app.serving.release import groups_of, load_release, plan_release
 from ray_app.serving.replica import ReleaseOffer
 from tests.images.factory import encoded, flat, photo
-from tests.serving.in_process import CountingMeter, Troubled, loaded_group, local_scorer
+from tests.serving.in_process import Troubled, loaded_group, local_scorer
 from tests.serving.test_release import stricter
 
 
@@ -32,7 +33,7 @@ def file():
 
 
 def scorer_of(group, decoders, **config):
-    return EndpointScorer(ServeConfig(ensembles=("tiny",), **config), {"detectors": group}, decoders, CountingMeter())
+    return EndpointScorer(ServeConfig(ensembles=("tiny",), **config), {"detectors": group}, decoders, ProcessMeter())
 
 
 def test_the_answer_is_that_of_the_library(group, decoders, file):
@@ -86,7 +87,7 @@ def test_groups_that_update_one_after_the_other_answer_all_the_time(two_groups, 
     """Thresholds change: what was served goes on until both have moved. A detector changes: the group that has not is still right."""
     before, after = two_groups(1.0, "together"), two_groups(2.0, shared)
     groups = {name: loaded_group(name, before) for name in ("detectors", "alone")}
-    scorer = EndpointScorer(before, groups, decoders, CountingMeter())
+    scorer = EndpointScorer(before, groups, decoders, ProcessMeter())
     names = {key: load_release(config).fingerprints["two"] for key, config in (("before", before), ("after", after))}
 
     async def update():
@@ -108,12 +109,6 @@ def test_two_generations_side_by_side_still_answer(group, decoders, file, tmp_pa
     mine = asyncio.run(group.describe())
     troubled = Troubled(group, ReleaseOffer(mine), ReleaseOffer(mine))
     assert asyncio.run(scorer_of(troubled, decoders).score(file)).ensemble.fingerprint == mine.fingerprints["tiny"]
-
-
-def test_a_full_queue_is_a_refusal(group, decoders, file):
-    troubled = Troubled(group, Refusal("overloaded"))
-    with pytest.raises(Refusal, match="overloaded"):
-        asyncio.run(scorer_of(troubled, decoders).score(file))
 
 
 def test_a_bad_image_is_refused_with_its_status(group, decoders):
@@ -181,25 +176,6 @@ async def test_an_ensemble_that_an_update_brought_is_known_at_its_first_request(
     await scorer.score(file)
     moving.group = other
     assert (await scorer.score(file, ensemble="stricter")).ensemble.name == "stricter"
-
-
-async def test_the_first_failure_ends_the_others():
-    ended = []
-
-    async def slow():
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            ended.append(True)
-            raise
-
-    async def failing():
-        raise Refusal("overloaded")
-
-    with pytest.raises(Refusal):
-        await gather_or_cancel([slow(), failing(), slow()])
-    await asyncio.sleep(0)
-    assert ended == [True, True]
 
 
 def test_a_picture_that_shows_nothing_abstains_as_in_the_library(group, decoders):

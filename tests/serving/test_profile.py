@@ -10,11 +10,12 @@ import ray_app
 from ray_app.serving import ServeConfig
 from ray_app.serving.attribution import ProfileRequest
 from ray_app.serving.engine import EndpointScorer, GroupLost
+from ray_app.serving.metrics import ProcessMeter
 from ray_app.serving.release import load_release
 from ray_app.serving.replica import ReleaseOffer
 from tests.images.factory import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, TINY, profiled_card
-from tests.serving.in_process import CountingMeter, Troubled, loaded_group
+from tests.serving.in_process import Troubled, loaded_group
 
 FILES = [encoded(photo(240, 200, seed), "JPEG", quality=70 + seed) for seed in range(8)]
 
@@ -42,7 +43,7 @@ def group(config):
 
 
 def scored(config, group, decoders, files=FILES, **options):
-    scorer = EndpointScorer(config, {"detectors": group}, decoders, CountingMeter())
+    scorer = EndpointScorer(config, {"detectors": group}, decoders, ProcessMeter())
 
     async def every():
         return [await scorer.score(data, **options) for data in files]

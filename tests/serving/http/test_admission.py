@@ -223,20 +223,3 @@ def test_a_place_is_given_back_whatever_happens():
             assert admission.at_work == admission.sending == admission.pace.at_work == 0
 
     asyncio.run(walk())
-
-
-def test_retry_after_follows_the_pace():
-    clock = Clock()
-    admission = Admission(None, 3, longest_wait_s=15, queued=Paths(QUEUED), uncounted=Paths([]), clock=clock)
-    assert admission.retry_after() == 1
-    for each_s, expected in ((0.01, 1), (2.0, 8), (10.0, 30), (0.01, 1)):
-        for _ in range(1000):
-            admission.pace.begin()
-            clock.now += each_s
-            admission.pace.end(1)
-            clock.now += 1000
-        for _ in range(4):
-            admission.pace.begin()
-        assert admission.retry_after() == expected
-        for _ in range(4):
-            admission.pace.end(None)
