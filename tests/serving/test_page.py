@@ -59,16 +59,6 @@ def test_the_whole_application_has_the_page_and_answers_it(page_and_mood, local)
         visitor.leave()
 
 
-def test_copied_json_is_the_whole_answer(visitor, mood):
-    mood.masks = True
-    page = visitor.visit(permissions=["clipboard-read", "clipboard-write"])
-    score_one(page, "photo.jpg", PHOTO)
-    page.click("text=Copy JSON")
-    page.wait_for_selector("text=Copied")
-    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
-    assert len(copied["detectors"][TINY]["mask"]["png"]) > 200  # shown cut, copied whole
-
-
 def test_the_mask_lies_where_the_browser_turns_the_picture_and_the_slider_fades_it(visitor, mood):
     mood.masks = True
     page = visitor.visit()
@@ -200,17 +190,6 @@ def test_what_is_promised_of_a_flag_stands_beside_it(visitor, mood):
         assert expected in text
     mood.abstained = "the image is 64 px wide, below 128"
     assert "at most" not in shown(None)[1]
-
-
-def test_another_choice_is_offered_for_what_is_in_view(visitor, mood):
-    mood.several = True
-    page = visitor.visit()
-    score_one(page, "photo.jpg", PHOTO)
-    page.select_option("#ensemble", "second")
-    page.click("text=Score this image again")
-    page.wait_for_selector("text=/Ensemble second/")
-    assert [query for query, _ in mood.requests] == ["ensemble=default", "ensemble=second"]
-    assert page.locator(".notice.quiet").count() == 0
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])

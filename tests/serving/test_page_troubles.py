@@ -136,14 +136,6 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_only(visitor, mood):
     assert '"Authorization: Bearer $TOUCHSTONE_TOKEN"' in page.text_content("#curl")
 
 
-def test_a_refused_image_says_what_to_do(visitor):
-    page = visitor.visit()
-    score_one(page, "notes.txt", b"just words")
-    assert page.text_content("#finding") == "Not an image format that this endpoint reads"
-    assert "Send the original" in page.text_content(".statement")
-    assert "unsupported_format" in page.text_content(".finding")
-
-
 def test_without_javascript_it_says_how_to_ask(visitor):
     page = visitor.visit(java_script_enabled=False, wait=False)
     assert "curl --data-binary @photo.jpg" in page.text_content("noscript pre")
@@ -169,17 +161,6 @@ def test_a_profile_stands_beside_the_verdict_and_never_of_an_image_called_real(v
     assert '"verdict": "real"' in page.text_content("#json")
     assert page.query_selector("#profile") is None
     assert visitor.complaints == []
-
-
-def test_a_table_of_many_has_generator_and_words_in_its_csv(visitor, mood):
-    mood.abstained, mood.profile = "outside its valid range", profile()
-    page = visitor.visit()
-    score_many(page, [("a.jpg", PHOTO), ("b.jpg", PHOTO)])
-    with page.expect_download() as downloaded:
-        page.click("text=Download CSV")
-    text = downloaded.value.path().read_text()
-    assert "predicted_generator,predicted_prompt" in text.splitlines()[0]
-    assert text.count("sdxl_1.0/juggernaut-xl") == 2
 
 
 ORIGINS = {

@@ -2,19 +2,17 @@
 
 import asyncio
 
-import numpy as np
 import pytest
 import yaml
 
 import ray_app
 from ray_app.serving import ServeConfig
-from ray_app.serving.attribution import ProfileRequest
 from ray_app.serving.engine import EndpointScorer, GroupLost
 from ray_app.serving.metrics import ProcessMeter
 from ray_app.serving.release import load_release
 from ray_app.serving.replica import ReleaseOffer
 from tests.images.factory import encoded, photo
-from tests.reports.profiled_run import CLASSES, PROMPTS, TINY, profiled_card
+from tests.reports.profiled_run import CLASSES, PROMPTS, profiled_card
 from tests.serving.in_process import Troubled, loaded_group
 
 FILES = [encoded(photo(240, 200, seed), "JPEG", quality=70 + seed) for seed in range(8)]
@@ -96,19 +94,3 @@ def test_a_group_that_is_lost_or_moves_before_it_told_is_asked_for_all_of_it_aga
     [again] = scored(config, troubled, decoders, FILES[:1])
     assert again.profile == answers[0].profile
     assert len(troubled.asked) == 3
-
-
-def test_what_a_group_was_not_told_by_it_says_nothing_of(group, config):
-    generation = group._group.generation
-    mine = generation.groups["detectors"]
-    width = generation.spec.features[TINY]["width"]
-    asks = [
-        ProfileRequest(mine, "profiled", np.full(width, np.nan, np.float32), None),
-        ProfileRequest("another", "profiled", np.zeros(width, np.float32), None),
-        ProfileRequest(mine, "profiled", np.zeros(width, np.float32), np.zeros(3, np.float32)),
-    ]
-    silent, offer, half = group._group.profile(asks)
-    assert (silent.identified, silent.described) == (None, None)
-    assert isinstance(offer, ReleaseOffer)
-    assert half.identified is not None
-    assert half.described is None
