@@ -34,7 +34,7 @@ class Hostility:
 
     def run(self, stopped):
         while not stopped.is_set():
-            attack = self.random.choice([self.malformed, self.image, self.leaves, self.kills])
+            attack = self.random.choice([self.malformed, self.image, self.leaves, self.half_open, self.large, self.kills])
             with suppress(OSError, ValueError, IndexError):  # it is closed on us: that is right
                 attack()
             self.attacks += 1
@@ -52,6 +52,21 @@ class Hostility:
             connection.sendall(whole[: self.random.randrange(len(whole))])
             if self.random.random() < 0.5:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    def half_open(self):
+        held = [socket.create_connection(("127.0.0.1", self.endpoint.port), timeout=5) for _ in range(20)]
+        for connection in held:
+            connection.sendall(request("GET", "/healthz", "X: ")[:-4])
+        held[0].recv(1000)  # until it is told 408, or closed
+        for connection in held:
+            connection.close()
+
+    def large(self):
+        with connected(self.endpoint.port) as connection:
+            connection.sendall(request("POST", SCORE, "Transfer-Encoding: chunked"))
+            for _ in range(40):
+                connection.sendall(b"100000\r\n" + bytes(MB) + b"\r\n")
+            connection.recv(1000)
 
     def kills(self):
         """Now and then, as if an image did."""
@@ -85,9 +100,8 @@ def test_minutes_of_hostility():
         wait_for(lambda: len(endpoint.decoders()) == 1, 60)
         third = len(memory) // 3
         early, late = (statistics.median(part) for part in (memory[third : 2 * third], memory[2 * third :]))
-        print(
-            f"\n{sum(one.attacks for one in attackers)} attacks; {statuses}; at most {max(waits):.1f} s; RSS {early / MB:.0f} → {late / MB:.0f} MB"
-        )
+        attacks, sizes = sum(one.attacks for one in attackers), f"RSS {early / MB:.0f} → {late / MB:.0f} MB"
+        print(f"\n{attacks} attacks; others: {statuses}, at most {max(waits):.1f} s; {sizes}")
         assert late < 1.03 * early
         assert set(statuses) <= {200, 422, 503}, "422: its decoder was killed under it; 503: told to come back"
         assert statuses[200] > 0.8 * sum(statuses.values())
