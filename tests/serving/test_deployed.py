@@ -1,6 +1,7 @@
 """`serve deploy` on a real head: the same scores by every way, replicas killed and updates made under load, bodies of any size."""
 
 import os
+import re
 import select
 import signal
 import socket
@@ -16,6 +17,7 @@ from benchmarks.load import Load, Photograph, load
 from benchmarks.work import QUALITY, SIZE
 from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import write_photographs
+from ray_app.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from ray_app.serving.ray_server import SERVE_VARIABLES
 from tests.ray_head import BIN, free_ports, ray_head, rss_of
 from tests.scoring.conftest import rows_of, wait_until
@@ -94,6 +96,26 @@ def photographs(tmp_path_factory, ray_cluster):
     write_photographs(folder / "archive", 24, size=SIZE, quality=QUALITY)
     assert main(["score", str(folder / "archive"), "--ensemble", "tiny", "--out", str(folder / "run")]) == 0
     return [Photograph(Path(uri).name, Path(uri).read_bytes(), row["score"]) for uri, row in rows_of(folder / "run").items()]
+
+
+def test_one_replica_counts_for_all_and_tells_nothing_of_the_cluster(deployed, photographs):
+    with client(deployed.url) as asking:
+
+        def page():
+            return asking.get("/metrics").text
+
+        def answered():
+            return sum(map(float, re.findall(r'requests_total\{route="/v1/score",status="200"\} (\S+)', page())))
+
+        before = answered()
+        for _ in range(20):
+            asking.post("/v1/score", content=photographs[0].data).raise_for_status()
+        asking.post("/v1/score", content=b"no image")
+        wait_until(lambda: answered() == before + 20, 60)
+        told = page()
+    assert set(re.findall(r"^# TYPE ray_touchstone_(\w+?)(?:_total)? ", told, re.MULTILINE)) == {*COUNTERS, *HISTOGRAMS, *GAUGES}
+    assert "touchstone_metrics_nodes_unreachable 0.0" in told
+    assert not re.search(r"\d+\.\d+\.\d+\.\d+|session_|WorkerId", told)
 
 
 def test_load_while_replicas_are_killed(deployed, photographs):

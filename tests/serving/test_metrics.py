@@ -3,12 +3,10 @@
 import asyncio
 import importlib.util
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import aiohttp
@@ -107,55 +105,6 @@ def test_a_node_that_does_not_answer_is_no_error():
 
 def test_an_agent_may_have_an_ipv6_address():
     assert _agent_address("fd00::7", 8080) == "http://[fd00::7]:8080/metrics"
-
-
-COUNTING = """
-import asyncio, time, ray
-from ray_app.serving.ray_metrics import RayMeter
-ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR")
-
-@ray.remote(num_cpus=0.1)
-class Replica:
-    def __init__(self):
-        self.meter = RayMeter()
-    def count(self, times):
-        for _ in range(times):
-            self.meter.request("/v1/score", 200, 0.04)
-            self.meter.verdict("default", "fake")
-        self.meter.stage("decode", 0.02); self.meter.refused("overloaded")
-        self.meter.batch("detectors", 3, 0.004); self.meter.in_flight(times)
-    async def page(self):
-        return await self.meter.exposition()
-
-replicas = [Replica.remote(), Replica.remote()]
-ray.get([replica.count.remote(times) for replica, times in zip(replicas, (3, 4))], timeout=60)
-deadline = time.monotonic() + 60
-while True:
-    page = ray.get(replicas[0].page.remote(), timeout=30)
-    if 'status="200"} 7.0' in page and "in_flight 7.0" in page or time.monotonic() > deadline:
-        break
-    time.sleep(0.5)
-print(page)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_one_replica_answers_for_two_on_a_real_cluster():
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-c", COUNTING], capture_output=True, text=True, timeout=180, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert 'ray_touchstone_requests_total{route="/v1/score",status="200"} 7.0' in done.stdout
-    assert 'ray_touchstone_verdicts_total{ensemble="default",verdict="fake"} 7.0' in done.stdout
-    assert 'ray_touchstone_refusals_total{code="overloaded"} 2.0' in done.stdout
-    assert 'ray_touchstone_batched_images_total{group="detectors"} 6.0' in done.stdout
-    assert 'ray_touchstone_batch_images_bucket{group="detectors",le="4.0"} 2.0' in done.stdout
-    assert 'ray_touchstone_stage_seconds_count{stage="decode"} 2.0' in done.stdout
-    assert "ray_touchstone_images_in_flight 7.0" in done.stdout
-    assert "touchstone_metrics_nodes_unreachable 0.0" in done.stdout
-    assert not re.search(r"\d+\.\d+\.\d+\.\d+|session_|WorkerId", done.stdout)
-    told = set(re.findall(r"^# TYPE ray_touchstone_(\w+?)(?:_total)? ", done.stdout, re.MULTILINE))
-    assert told == {*COUNTERS, *HISTOGRAMS, *GAUGES}
 
 
 def exported() -> set[str]:

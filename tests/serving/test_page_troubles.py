@@ -3,11 +3,8 @@
 import re
 import threading
 
-from ray_app.errors import Status
-from ray_app.images.facts import FLAG_MEANING
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance
 from ray_app.serving.http import schemas
-from ray_app.serving.http.errors import MESSAGES
 from tests.images import factory
 from tests.images.provenance.files import png_with
 from tests.images.provenance.signing import signed, tampered
@@ -76,18 +73,6 @@ def test_a_hostile_name_in_the_curl_line_is_one_word_of_the_shell(visitor):
     score_one(page, "$(touch owned)'; rm \u202e*.jpg", PHOTO)
     line = page.text_content("#curl").splitlines()[0]
     assert line == r"""curl --data-binary $'@$(touch owned)\x27; rm \xe2\x80\xae*.jpg' \ """.rstrip()
-
-
-def test_every_code_and_flag_of_the_endpoint_has_words(visitor):
-    page = visitor.visit()
-    codes, flags = page.evaluate(
-        """async ([codes, flags]) => {
-          const words = await import("./page/words.js");
-          return [codes.filter(code => !(code in words.TROUBLES)), flags.filter(flag => words.flag(flag) === flag)];
-        }""",
-        [[*MESSAGES, *(str(status) for status in Status if status is not Status.OK)], list(FLAG_MEANING)],
-    )
-    assert (codes, flags) == ([], [])
 
 
 def test_an_endpoint_that_is_busy_or_out_of_reach_is_told_in_words_and_asked_again(visitor, mood):
