@@ -174,10 +174,8 @@ def test_what_limits_a_verdict_is_said_beside_it(visitor, mood):
 def test_what_is_promised_of_a_flag_stands_beside_it(visitor, mood):
     promise = {"target_fpr": 0.01, "confidence": 0.95, "upper_bound": 0.009, "n_real": 2995, "population": "our <b>own</b> photos"}
     mood.flagged = True
-    for why, said in (
-        (None, "Nobody has looked whether this image is like them"),
-        ("scored otherwise", "does not keep what its card promises"),
-    ):
+    says = {None: "Nobody has looked whether this image is like them", "scored otherwise": "does not keep what its card promises"}
+    for why, said in says.items():
         mood.guarantee = schemas.GuaranteeInfo(**promise, holds=why is None, why=why)
         page = visitor.visit()
         score_one(page, "photo.jpg", PHOTO)
