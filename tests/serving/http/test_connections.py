@@ -42,22 +42,20 @@ def port():
 @contextmanager
 def others_are_answered(port, within_s=5.0):
     """Another client asks all the while, a new connection each time."""
-    done, slowest, asked = threading.Event(), [0.0], [0]
+    done, waits = threading.Event(), []
 
     def go_on():
         while not done.is_set():
             began = time.monotonic()
             assert ask(port, WELL).status == 200
-            slowest[0] = max(slowest[0], time.monotonic() - began)
-            asked[0] += 1
+            waits.append(time.monotonic() - began)
 
     thread = threading.Thread(target=go_on)
     thread.start()
     yield
     done.set()
     thread.join()
-    assert asked[0] > 0
-    assert slowest[0] < within_s
+    assert 0 < max(waits) < within_s
 
 
 def header_of(size):
@@ -150,14 +148,10 @@ def test_a_head_that_drips_is_ended(port, first):
             connection.sendall(first)
             assert Reply(connection).status == 200
         began = time.monotonic()
-        for byte in request("GET", "/healthz", "X: " + "x" * 10_000):
-            try:
-                connection.sendall(bytes([byte]))
-            except ConnectionError:
-                break
-            if select.select([connection], [], [], 0)[0]:
-                break
-            time.sleep(0.02)  # the drip itself
+        drip = iter(request("GET", "/healthz", "X: " + "x" * 10_000))
+        with suppress(ConnectionError):
+            while not select.select([connection], [], [], 0.02)[0]:
+                connection.sendall(bytes([next(drip)]))
         reply = Reply(connection)
         assert (reply.status, reply.json["code"], reply.json["limit"]) == (408, "header_timeout", 0.4)
         assert reply.closed
@@ -277,6 +271,8 @@ def test_what_follows_a_request_cannot_pass_for_its_answer(port):
 
 def test_what_would_steer_the_proxy_is_not_passed_on():
     async def heard(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
         await JSONResponse([name.decode() for name, _ in scope["headers"]])(scope, receive, send)
 
     steering = [
@@ -284,15 +280,9 @@ def test_what_would_steer_the_proxy_is_not_passed_on():
         "serve_multiplexed_model_id: a", "Serve-Multiplexed-Model-Id: a", "X-Request-Id: \udcff", "X-Request-Id: short",
     ]  # fmt: skip
 
-    async def heard_last(scope, receive, send):
-        while (await receive()).get("more_body"):
-            pass
-        await heard(scope, receive, send)
-
     trailers = "\r\n".join(["0", *steering, *["X: 1"] * 5000, "", ""]).encode(errors="surrogateescape")
-    with limited(heard_last) as port:
-        assert ask(port, chunked("/", "Host: a") + trailers).json == ["transfer-encoding", "host"]
     with limited(heard) as port:
+        assert ask(port, chunked("/", "Host: a") + trailers).json == ["transfer-encoding", "host"]
         assert ask(port, request("GET", "/", *steering, "X-Other: \udcff")).json == ["x-other", "host"]
         assert ask(port, request("GET", "/", "X-Request-Id: my-request-1")).json == ["x-request-id", "host"]
 
@@ -348,22 +338,16 @@ def test_who_speaks_another_protocol_is_answered_once_in_ours(port, data):
         assert reply.closed
 
 
-def test_the_limits_come_from_the_environment(monkeypatch):
-    assert connection_limits() == ConnectionLimits()
-    monkeypatch.setenv(VARIABLE, '{"max_connections": 7}')
-    assert connection_limits() == ConnectionLimits(max_connections=7)
+def test_what_serve_calls_makes_every_server_of_its_process_take_the_limits_of_the_environment(monkeypatch):
+    monkeypatch.setattr(LimitedProtocol, "limits", LimitedProtocol.limits)
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     for wrong in ("max_connections=7", '{"max_connection": 7}', "[]"):
         monkeypatch.setenv(VARIABLE, wrong)
         with pytest.raises(ConfigError, match=VARIABLE):
             connection_limits()
-
-
-def test_what_serve_calls_makes_every_server_of_its_process_take_them(monkeypatch):
-    monkeypatch.setattr(LimitedProtocol, "limits", LimitedProtocol.limits)
-    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     monkeypatch.setenv(VARIABLE, '{"max_headers": 33}')
     module, _, function = INSTALL.rpartition(".")
     assert getattr(importlib.import_module(module), function)() == []
     config = uvicorn.Config(lambda: None, factory=True, log_config=None)
     config.load()
-    assert (config.http_protocol_class, LimitedProtocol.limits.max_headers) == (LimitedProtocol, 33)
+    assert (config.http_protocol_class, LimitedProtocol.limits) == (LimitedProtocol, ConnectionLimits(max_headers=33))

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import tracemalloc
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -16,8 +17,7 @@ from fastapi import FastAPI, Request
 
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import URL_BODY_BYTES
-from ray_app.serving.http.auth import Paths
-from ray_app.serving.http.limits import Allowance, BodyLimit, Deadline, RateLimit
+from ray_app.serving.http.limits import Allowance, BodyLimit, Deadline
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
 
@@ -46,12 +46,10 @@ def chunk(data: bytes) -> bytes:
 def pour(connection: socket.socket, piece: bytes, total: int) -> int:
     """Sends chunks until the server stops reading; the bytes that it took."""
     sent = 0
-    try:
+    with suppress(OSError):
         while sent < total:
             connection.sendall(chunk(piece))
             sent += len(piece)
-    except OSError:
-        pass
     return sent
 
 
@@ -95,11 +93,9 @@ def test_a_false_length_is_the_end_of_the_body_and_the_rest_no_request(small):
         assert ask(small, request("POST", "/v1/score", *both, body=b"0\r\n\r\n")).status == 400
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate, gzip"])
-def test_a_compressed_body_is_refused(small, encoding):
-    reply = ask(small, request("POST", "/v1/score", "Content-Length: 5", f"Content-Encoding: {encoding}", body=b"abcde"))
-    assert (reply.status, reply.json["code"]) == (415, "unsupported_encoding")
-    assert ask(small, request("POST", "/v1/score", "Content-Length: 1", "Content-Encoding: identity", body=b"a")).status == 200
+def test_a_compressed_body_is_refused(small):
+    for encoding, status in (("gzip", 415), ("deflate, gzip", 415), ("identity", 200)):
+        assert ask(small, request("POST", "/v1/score", "Content-Length: 1", f"Content-Encoding: {encoding}", body=b"a")).status == status
 
 
 def test_a_refused_route_does_not_read_its_body_either(small):
@@ -266,21 +262,3 @@ def test_owners_do_not_share_and_the_longest_silent_are_forgotten():
     for number in range(10_000):
         allowance.take(f"owner {number}")
     assert allowance.take("a") == 0
-
-
-def test_the_answer_says_when():
-    app = FastAPI()
-    app.get("/v1/x")(lambda: "x")
-    app.get("/healthz")(lambda: "well")
-    clock = Clock()
-    guarded = RateLimit(app, 2, uncounted=Paths(["/healthz"]), clock=clock)
-    with serving(guarded) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        assert client.get("/v1/x").status_code == 200
-        refused = client.get("/v1/x")
-        assert refused.status_code == 429
-        assert refused.headers["retry-after"] == "30"
-        assert refused.json()["code"] == "too_many_requests"
-        assert refused.json()["limit"] == 2
-        assert {client.get("/healthz").status_code for _ in range(5)} == {200}
-        clock.now += 30
-        assert client.get("/v1/x").status_code == 200
