@@ -36,16 +36,6 @@ def scorer_of(group, decoders, **config):
     return EndpointScorer(ServeConfig(ensembles=("tiny",), **config), {"detectors": group}, decoders, ProcessMeter())
 
 
-def test_the_answer_is_that_of_the_library(group, decoders, file):
-    expected = ray_app.load_ensemble("tiny").score([file])[0]
-    answer = asyncio.run(scorer_of(group, decoders).score(file, name="a.jpg"))
-    assert (answer.verdict, answer.status, answer.name) == (expected.verdict, "ok", "a.jpg")
-    assert answer.score == pytest.approx(expected.score, abs=1e-5)
-    assert answer.probability == pytest.approx(expected.probability, abs=1e-6)
-    assert answer.scores == pytest.approx(expected.scores, abs=1e-5)
-    assert answer.sha256 == expected.facts.sha256
-
-
 def test_a_group_that_is_lost_is_asked_again(group, decoders, file):
     troubled = Troubled(group, GroupLost(), GroupLost(), GroupLost())
     assert asyncio.run(scorer_of(troubled, decoders).score(file)).status == "ok"
