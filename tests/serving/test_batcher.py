@@ -47,20 +47,6 @@ async def test_what_comes_while_a_batch_is_at_work_goes_together():
     assert work.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
-async def test_clients_that_come_back_one_by_one_still_fill_batches():
-    """A closed loop: each asks again as soon as it is answered."""
-    work = Work()
-    batcher = Batcher(work, slots=4, wait_s=0.002)
-
-    async def client(number):
-        for _ in range(20):
-            assert await batcher(number) == 2 * number
-
-    await asyncio.gather(*[client(number) for number in range(8)])
-    assert sum(map(len, work.batches)) == 160
-    assert len(work.batches) <= 48
-
-
 async def test_a_full_batch_does_not_wait_and_a_lone_item_as_long_as_asked():
     async with asyncio.timeout(30):
         batcher = Batcher(Work(), slots=2, wait_s=60)
