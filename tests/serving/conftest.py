@@ -7,7 +7,6 @@ import shutil
 import pytest
 import yaml
 
-import ray_app
 from ray_app.config import config_root
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
@@ -61,12 +60,6 @@ def several(tmp_path_factory):
     path, members = folder / "ensemble.yaml", [{"detector": f"{name}.yaml"} for name in names]
     path.write_text(yaml.safe_dump({"name": "several", "title": "Small detectors", "members": members, "rule": "mean-logit"}))
     return path, tuple(names)
-
-
-@pytest.fixture(scope="session")
-def ensemble():
-    """The shipped ensemble, loaded."""
-    return ray_app.load_ensemble("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost
 from ray_app.serving.http.errors import Refusal
 from ray_app.serving.metrics import ProcessMeter
 from ray_app.serving.release import groups_of, load_release, plan_release
-from tests.images.factory import encoded, flat, photo
+from tests.images.factory import encoded, photo
 from tests.serving.in_process import Troubled, loaded_group, local_scorer
 from tests.serving.test_release import stricter
 
@@ -148,13 +148,3 @@ async def test_an_ensemble_that_an_update_brought_is_known_at_its_first_request(
     await scorer.score(file)
     moving.group = other
     assert (await scorer.score(file, ensemble="stricter")).ensemble.name == "stricter"
-
-
-def test_a_picture_that_shows_nothing_abstains_as_in_the_library(group, decoders):
-    data = encoded(flat(128, 300, 200), "JPEG")
-    expected = ray_app.load_ensemble("tiny").score([data])[0]
-    answer = asyncio.run(scorer_of(group, decoders).score(data))
-    assert (answer.verdict, answer.verdict_reason, answer.verdict_detail) == ("abstain", "no_content", None)
-    assert (expected.verdict, expected.verdict_reason, expected.facts.flags) == ("abstain", "no_content", ("no_content",))
-    assert answer.image.flags == ["no_content"]
-    assert answer.score == pytest.approx(expected.score, abs=1e-5)

@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
-from ray_app.images import ImageLimits, decoder_name
+from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.runs import fingerprint
 from ray_app.scoring.identity import scoring_identity
@@ -85,24 +85,12 @@ def test_ensembles_calibrated_otherwise_are_not_served_together(tmp_path):
         plan_release(ServeConfig(ensembles=(one, half)))
 
 
-PROMISE = "{target_fpr: 0.01, n_real: 299, false_positives: 0, upper_bound: 0.00997}"
-
-
 def test_what_an_endpoint_says_of_a_guarantee(tmp_path):
-    card = stricter(tmp_path, "calibrated", settings=SETTINGS, guarantee=PROMISE)
+    promise = "{target_fpr: 0.01, n_real: 299, false_positives: 0, upper_bound: 0.00997}"
+    card = stricter(tmp_path, "calibrated", settings=SETTINGS, guarantee=promise)
     [info] = ensemble_infos(load_release(ServeConfig(ensembles=(card,))))
     assert (info.guarantee.target_fpr, info.guarantee.n_real, info.guarantee.holds, info.guarantee.why) == (0.01, 299, True, None)
     with pytest.raises(ConfigError, match="its calibration does not hold with resize exact"):
         load_release(ServeConfig(ensembles=(card,), resize="exact"))
     [waived] = ensemble_infos(load_release(ServeConfig(ensembles=(card,), resize="exact", waive_guarantee=True)))
     assert (waived.guarantee.holds, waived.guarantee.why) == (False, "scored otherwise: resize exact (calibrated with fast)")
-
-
-def test_another_decoder_ends_an_endpoints_guarantee_as_it_does_a_runs(tmp_path):
-    population = "{what: photographs, prevalence: 0.5, parts: [], seen: {formats: [JPEG]}}"
-    for name, decoder in (("same", decoder_name("JPEG")), ("older", "pillow of yesterday")):
-        settings = f"{{precision: {{touchstone-tiny: fp32}}, decoders: ['{decoder}']}}"
-        card = stricter(tmp_path, name, settings=settings, guarantee=PROMISE, population=population)
-        [info] = ensemble_infos(load_release(ServeConfig(ensembles=(card,))))
-        expected = (True, None) if name == "same" else (False, f"decoded otherwise: {decoder_name('JPEG')}")
-        assert (info.guarantee.holds, info.guarantee.why) == expected

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import yaml
 
+import ray_app
 from ray_app.config import config_root
 from ray_app.serving.replica import golden_image
 from tests.ray_head import free_ports
@@ -57,8 +58,8 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**7))) + chunk(b"IEND", b"")
 
 
-def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint, ensemble):
-    (expected,) = ensemble.score([golden_image()])
+def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint):
+    (expected,) = ray_app.load_ensemble("tiny").score([golden_image()])
     told = answer(endpoint, golden_image()).json()
     assert told["score"] == pytest.approx(expected.score, abs=1e-5)
     assert told["verdict"] == expected.verdict
