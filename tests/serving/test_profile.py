@@ -70,12 +70,6 @@ def test_generator_and_words_are_those_of_the_library(card, answers):
     assert all(answer.profile.prompt.text in PROMPTS for answer in answers if answer.profile.prompt)
 
 
-def test_all_get_words_where_the_card_says_so(tmp_path, decoders):
-    config = ServeConfig(ensembles=(str(write_card(tmp_path, describe="all")),))
-    answers = scored(config, loaded_group("detectors", config), decoders)
-    assert all(answer.profile.prompt is not None for answer in answers)
-
-
 def test_an_ensemble_without_a_profile_has_none_in_its_answer(config, group, decoders):
     [answer] = scored(config, group, decoders, FILES[:1], ensemble="tiny")
     assert answer.model_dump()["profile"] is None

@@ -1,15 +1,10 @@
 """`touchstone serve` without Ray: detectors in the process, hostile images in others, several workers on one port."""
 
-import array
-import fcntl
 import hashlib
 import json
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -40,24 +35,6 @@ def answer(endpoint, data):
         return asking.post("/v1/score", content=data)
 
 
-def unread(process):
-    """How many bytes wait in its stdin."""
-    count = array.array("i", [0])
-    with open(f"/proc/{process.pid}/fd/0", "rb", buffering=0) as pipe:
-        fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return count[0]
-
-
-def bomb():
-    """A PNG of 900 megapixels in some kilobytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**7))) + chunk(b"IEND", b"")
-
-
 def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint):
     (expected,) = ray_app.load_ensemble("tiny").score([golden_image()])
     told = answer(endpoint, golden_image()).json()
@@ -74,31 +51,13 @@ def test_jobs_need_a_cluster_and_the_answer_says_how(endpoint):
     assert "serve deploy" in told.json()["message"]
 
 
-def test_a_decoder_that_crashes_costs_one_image(endpoint):
-    with ThreadPoolExecutor(1) as threads:
-        (decoder,) = endpoint.decoders()
-        decoder.suspend()
-        asked = threads.submit(answer, endpoint, golden_image())
-        wait_for(lambda: unread(decoder))
-        decoder.kill()
-        told = asked.result()
-    assert (told.status_code, told.json()["code"]) == (422, "decoder_crashed")
-    assert answer(endpoint, golden_image()).status_code == 200
-    assert endpoint.decoders() != [decoder]
-
-
 def test_a_decoder_that_hangs_costs_one_image(endpoint):
     (decoder,) = endpoint.decoders()
     decoder.suspend()
     told = answer(endpoint, golden_image())
     assert (told.status_code, told.json()["code"]) == (422, "decode_timeout")
     assert answer(endpoint, golden_image()).status_code == 200
-
-
-def test_a_bomb_is_refused_by_its_header(endpoint):
-    told = answer(endpoint, bomb())
-    assert (told.status_code, told.json()["code"]) == (422, "image_too_large")
-    assert sum(one.memory_info().rss for one in endpoint.decoders()) < 300e6
+    assert endpoint.decoders() != [decoder]
 
 
 def test_it_finishes_what_is_at_work(tmp_path):

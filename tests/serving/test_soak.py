@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from ray_app.serving.replica import golden_image
+from tests.images.factory import bomb_png
 from tests.serving.http.live import ask, connected, request, wait_for
 from tests.serving.served import served
 from tests.serving.test_pressure import HOSTILE
-from tests.serving.test_server import bomb
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -30,7 +30,12 @@ class Hostility:
 
     def __init__(self, endpoint, seed):
         self.endpoint, self.random, self.attacks = endpoint, random.Random(seed), 0
-        self.images = [golden_image()[:5000], bomb(), b"\xff\xd8\xff\xe0" + bytes(20_000), b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(500)]
+        self.images = [
+            golden_image()[:5000],
+            bomb_png(30_000),
+            b"\xff\xd8\xff\xe0" + bytes(20_000),
+            b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(500),
+        ]
 
     def run(self, stopped):
         while not stopped.is_set():

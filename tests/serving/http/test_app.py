@@ -18,6 +18,8 @@ from ray_app.serving import ServeConfig
 from ray_app.serving.config import RequestLimits
 from ray_app.serving.http import schemas
 from tests.images import factory
+from tests.images.provenance.files import png_with
+from tests.images.provenance.signing import signed, tampered
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import ask, request, serving
 from tests.serving.in_process import client, local_endpoint
@@ -107,6 +109,22 @@ def test_what_is_served_and_which_interface_and_touchstone_answer_is_told(asking
     assert (ensemble["name"], ensemble["demonstration"]) == ("tiny", True)
     assert [one["name"] for one in asking.get("/v1/detectors").json()["detectors"]] == ["touchstone-tiny"]
     assert asking.get("/readyz").json()["ensembles"][0]["fingerprint"] == ensemble["fingerprint"]
+
+
+def test_what_files_say_of_their_origin_stands_beside_the_same_score(asking):
+    def answered(data):
+        return asking.post("/v1/score", content=data).raise_for_status().json()
+
+    plain = answered(factory.jpeg())
+    assert (plain["image"]["provenance"], plain["image"]["metadata"]) == (None, {})
+    for data, state, declared in ((signed(), "intact", True), (tampered(signed()), "invalid", False)):
+        said = answered(data)["image"]["provenance"]
+        assert (said["c2pa"]["state"], said["ai_declared"]) == (state, declared)
+    answer = answered(signed())
+    assert [answer[key] for key in ("score", "verdict", "probability")] == [plain[key] for key in ("score", "verdict", "probability")]
+    assert answer["image"]["metadata"] == {"c2pa": "intact; Throwaway 1; trainedAlgorithmicMedia"}
+    said = answered(png_with(parameters="a cat\nSteps: 20, Sampler: Euler", Software="web ui"))["image"]
+    assert (said["provenance"]["generator"]["sampler"], said["metadata"]["prompt"]) == ("Euler", "a cat")
 
 
 def test_requests_are_counted_by_route_status_and_reason(asking, file):
