@@ -1,4 +1,4 @@
-"""What a person takes away from the endpoint's page: a report of one image as a file, and notices beside many verdicts."""
+"""What a person takes away from the endpoint's page: a report of one image as a file."""
 
 import re
 
