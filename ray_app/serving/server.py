@@ -122,6 +122,8 @@ class _Workers(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         before = {process.pid for process in self.processes}
+        for process in self.processes:
+            process.child_conn.close()  # the worker has its own: with ours open, one that ends while it is pinged is waited for, HUNG_S
         super().keep_subprocess_alive()
         for gone in before - {process.pid for process in self.processes}:
             from prometheus_client.multiprocess import mark_process_dead

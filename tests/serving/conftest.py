@@ -3,12 +3,10 @@
 import asyncio
 import inspect
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
 
-import ray_app
 from ray_app.config import config_root
 from ray_app.inference.decoder_pool import IsolatedDecoders
 from ray_app.serving import ServeConfig
@@ -17,8 +15,6 @@ from tests.serving.http.live import serving
 from tests.serving.in_process import local_endpoint
 from tests.serving.page_app import Mood, make_app
 from tests.serving.page_browser import Visitor
-
-REALWORLD = Path(__file__).resolve().parents[3] / "shared" / "realworld"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,20 +60,6 @@ def several(tmp_path_factory):
     path, members = folder / "ensemble.yaml", [{"detector": f"{name}.yaml"} for name in names]
     path.write_text(yaml.safe_dump({"name": "several", "title": "Small detectors", "members": members, "rule": "mean-logit"}))
     return path, tuple(names)
-
-
-@pytest.fixture(scope="session")
-def ensemble():
-    """The shipped ensemble, loaded."""
-    return ray_app.load_ensemble("tiny")
-
-
-@pytest.fixture(scope="session")
-def realworld():
-    """Real photographs and generated images, by path; skipped where ../shared is not."""
-    if not REALWORLD.is_dir():
-        pytest.skip("../shared/realworld is not here")
-    return sorted(path for path in REALWORLD.rglob("*") if path.is_file() and path.suffix != ".md")
 
 
 @pytest.fixture(scope="module")

@@ -9,48 +9,50 @@ from ray_app.serving.engine import EndpointScorer, started_decoders
 from ray_app.serving.http.app import create_app
 from ray_app.serving.jobs import RayJobs
 from ray_app.serving.local_group import LocalGroup
+from ray_app.serving.metrics import ProcessMeter
 from ray_app.serving.release import groups_of, plan_release
 from tests.serving.http.live import serving
 
 
-class CountingMeter:
-    """Keeps what it is told."""
+class Troubled:
+    """A real group behind troubles that happen first, in the order given: exceptions, or what another generation offers.
 
-    def __init__(self):
-        self.requests, self.refusals, self.verdicts, self.stages = [], [], [], []
+    `asked`: the detectors that each request for scores wanted.
+    """
 
-    def request(self, route, status, seconds):
-        self.requests.append((route, status))
+    def __init__(self, group, *troubles, profile=()):
+        self.group, self.asked = group, []
+        self._troubles = {"score": list(troubles), "profile": list(profile)}
 
-    def stage(self, name, seconds):
-        self.stages.append((name, seconds))
+    async def _ask(self, kind, ask):
+        if not self._troubles[kind]:
+            return await getattr(self.group, kind)(ask)
+        trouble = self._troubles[kind].pop(0)
+        if isinstance(trouble, Exception):
+            raise trouble
+        return trouble
 
-    def refused(self, code):
-        self.refusals.append(code)
+    async def score(self, ask):
+        self.asked.append(ask.detectors)
+        return await self._ask("score", ask)
 
-    def verdict(self, ensemble, verdict):
-        self.verdicts.append((ensemble, verdict))
+    async def profile(self, ask):
+        return await self._ask("profile", ask)
 
-    def batch(self, group, size, waited_s):
-        pass
-
-    def in_flight(self, n):
-        pass
-
-    async def exposition(self):
-        return f"touchstone_requests_total {len(self.requests)}\n"
+    async def describe(self):
+        return await self.group.describe()
 
 
 def loaded_group(name, config, meter=None):
     """A group in this process, as the server without Ray has it."""
-    group = LocalGroup(name, meter or CountingMeter())
+    group = LocalGroup(name, meter or ProcessMeter())
     group.load(config)
     return group
 
 
 def local_scorer(config, meter=None):
     """An EndpointScorer over groups in this process."""
-    meter = meter or CountingMeter()
+    meter = meter or ProcessMeter()
     groups = {name: loaded_group(name, config, meter) for name in groups_of(plan_release(config)[0])}
     return EndpointScorer(config, groups, started_decoders(config), meter)
 
@@ -59,10 +61,8 @@ def local_scorer(config, meter=None):
 def local_endpoint(config=None):
     """The whole application on a free port; (url, app) while it runs."""
     config = config or ServeConfig(ensembles=("tiny",))
-    meter = CountingMeter()
-    scorer = local_scorer(config, meter)
-    app = create_app(config, scorer, RayJobs(config, None), meter)
-    app.state.meter = meter
+    meter = ProcessMeter()
+    app = create_app(config, local_scorer(config, meter), RayJobs(config, None), meter)
     with served(app) as url:
         yield url, app
 

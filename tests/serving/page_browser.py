@@ -8,9 +8,13 @@ from PIL import Image
 
 from tests.reports.browser import CHROMIUM
 
-needs_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-
 _WATCH = "addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
+
+
+def require_browser():
+    """Skips a test, or the module that calls it, where there is no Chromium."""
+    if not CHROMIUM.exists():
+        pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
 
 
 class Visitor:

@@ -2,17 +2,17 @@
 
 import asyncio
 import hashlib
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from tests.serving.http.live import serving
 
 Scripted = Callable[[], Response] | None
 
@@ -69,18 +69,12 @@ class ScriptedEndpoint:
 
     def __enter__(self) -> "ScriptedEndpoint":
         routes = [Route("/v1/score", self._score, methods=["POST"]), Route("/v1/ensembles", self._ensembles)]
-        config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=0, log_level="critical", lifespan="off")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        tick, deadline = threading.Event(), 500
-        while not self._server.started and (deadline := deadline - 1):
-            tick.wait(0.01)
-        self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
+        self._serving = serving(Starlette(routes=routes))
+        self.port = self._serving.__enter__()
         return self
 
-    def __exit__(self, *ending: object) -> None:
-        self._server.should_exit = True  # it ends by itself, in two tenths of a second that nobody waits for
+    def __exit__(self, *ending: Any) -> None:
+        self._serving.__exit__(*ending)
 
     @property
     def url(self) -> str:

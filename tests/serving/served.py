@@ -26,7 +26,7 @@ class Served:
 
     def score(self, data=None):
         data = data or golden_image()
-        return ask(self.port, request("POST", "/v1/score", f"Content-Length: {len(data)}", body=data)).status
+        return ask(self.port, request("POST", "/v1/score", f"Content-Length: {len(data)}", body=data), timeout_s=60).status
 
     def logs(self):
         """Text by file: what the command wrote and, on Ray, Serve's own files and the workers'."""

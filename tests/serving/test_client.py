@@ -61,9 +61,8 @@ def test_paths_are_read_and_only_their_last_part_is_told(endpoint, tmp_path):
 
 @pytest.mark.parametrize(
     "trouble",
-    [refuse(503, Retry_After="0"), refuse(429, "too_many_requests", Retry_After="0"), refuse(503), TORN,
-     refuse(500, "internal_error"), refuse(502), refuse(504, "deadline_exceeded")],
-)  # fmt: skip
+    [refuse(429, "too_many_requests", Retry_After="0"), refuse(503), TORN, refuse(500, "internal_error"), refuse(504, "deadline_exceeded")],
+)
 def test_what_passes_is_asked_again(endpoint, trouble):
     endpoint.script = deque([trouble, trouble, None])
     assert is_right(scored(endpoint, FILES[:1]), FILES[:1])
@@ -72,25 +71,23 @@ def test_what_passes_is_asked_again(endpoint, trouble):
 
 def test_a_busy_endpoint_is_asked_again_when_it_says(endpoint):
     endpoint.script = deque([refuse(503, Retry_After="0.3")])
+    endpoint.describing = deque([refuse(503, "not_ready", Retry_After="0")] * 5)
     begin = time.monotonic()
     assert is_right(scored(endpoint))
-    assert 0.3 <= time.monotonic() - begin < 4.0
+    assert time.monotonic() - begin >= 0.3
 
 
-def test_an_endpoint_that_is_still_loading_is_waited_for(endpoint):
-    endpoint.describing = deque([refuse(503, "not_ready", Retry_After="0")] * 5)
-    assert is_right(scored(endpoint))
-
-
-@pytest.mark.parametrize(("last", "says"), [(refuse(503, Retry_After="0"), "said overloaded"), (refuse(502), "answered 502")])
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        (refuse(503, Retry_After="0"), "said overloaded"),
+        (refuse(502), "answered 502"),
+        (refuse(429, "too_many_requests", Retry_After="3600"), "come back in 36"),
+    ],
+)
 def test_patience_ends(endpoint, last, says):
     endpoint.script = deque([last] * 100_000)
-    refused(endpoint.url, ClusterError, says, patience=QUICK.model_copy(update={"deadline_s": 0.5}))
-
-
-def test_an_hour_is_not_waited_for(endpoint):
-    endpoint.script = deque([refuse(429, "too_many_requests", Retry_After="3600")])
-    refused(endpoint.url, ClusterError, "come back in 36")
+    refused(endpoint.url, ClusterError, says, patience=QUICK.model_copy(update={"deadline_s": 0.3}))
 
 
 def test_a_refused_file_is_a_result_and_spoils_no_other(endpoint, tmp_path):
@@ -142,44 +139,30 @@ def test_what_is_no_endpoint_is_said_at_once(endpoint, described, says):
     refused(endpoint.url, ConfigError, says, at_once=True)
 
 
-@pytest.mark.parametrize(
-    ("options", "says", "hint"),
-    [({"ensemble": "publishd"}, "publishd", "default, published"),
-     ({"detectors": ["slow", "quick"]}, "no optional detector 'quick'", "it serves: slow, slower")],
-)  # fmt: skip
-def test_what_is_not_served_is_said_before_a_file_is_sent(endpoint, options, says, hint):
-    assert hint in refused(endpoint.url, ConfigError, says, at_once=True, **options).hint
+def test_what_is_not_served_is_said_before_a_file_is_sent(endpoint):
+    error = refused(endpoint.url, ConfigError, "no optional detector 'quick'", at_once=True, detectors=["slow", "quick"])
+    assert "it serves: slow, slower" in error.hint
+    assert "default, published" in refused(endpoint.url, ConfigError, "publishd", at_once=True, ensemble="publishd").hint
     assert not endpoint.told
-
-
-def test_optional_detectors_are_asked_besides(endpoint):
     assert is_right(scored(endpoint, detectors=["slow", "slower"]))
     assert [request["query"] for request in endpoint.told] == [{"detector": ["slow", "slower"]}] * 3
 
 
-def test_an_endpoint_that_is_not_there_is_an_error_without_secrets():
+def test_what_is_no_endpoint_and_no_token_is_refused_without_telling_secrets():
     assert "secret" not in str(refused("http://user:secret@127.0.0.1:1", ClusterError, "cannot be reached", at_once=True))
-
-
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/", "", "http://", "file:///etc"])
-def test_what_is_no_url_is_refused(url):
-    with pytest.raises(ConfigError, match="not the URL of an endpoint"):
-        EndpointClient(url)
-
-
-def test_a_token_of_odd_characters_is_refused():
+    for url in ("localhost:8000", "ftp://host/", "", "http://"):
+        with pytest.raises(ConfigError, match="not the URL of an endpoint"):
+            EndpointClient(url)
     with pytest.raises(ConfigError, match="characters that a token cannot have"):
         EndpointClient("http://localhost", "two\nlines")
 
 
 def test_an_endpoint_below_a_path_keeps_it():
-    with httpx.Client(
-        base_url="http://host/below", transport=httpx.MockTransport(lambda request: httpx.Response(200, text=str(request.url)))
-    ) as http:
+    echo = httpx.MockTransport(lambda request: httpx.Response(200, text=str(request.url)))
+    with httpx.Client(base_url="http://host/below", transport=echo) as http:
         assert RetryingClient(http).ask("GET", "v1/ensembles").text == "http://host/below/v1/ensembles"
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("3", 3.0), ("0", 0.0), ("-1", 0.0), ("nan", None), ("soon", None), (None, None),
-                                                 ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)])  # fmt: skip
-def test_retry_after_is_seconds_or_a_date(header, seconds):
-    assert retry_after(header) == seconds
+def test_retry_after_is_seconds_or_a_date():
+    headers = {"3": 3.0, "-1": 0.0, "Wed, 21 Oct 2015 07:28:00 GMT": 0.0, "nan": None, "soon": None, None: None}
+    assert {header: retry_after(header) for header in headers} == headers

@@ -26,11 +26,6 @@ def test_a_configuration_of_another_form_is_not_taken():
         with_closed_statistics(WRITTEN.replace("listen stats", "listen statistics"))
 
 
-def test_without_haproxy_there_is_nothing_to_say(monkeypatch, tmp_path):
-    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
-    assert haproxy_variables(tmp_path, on_loopback=True) == {}
-
-
 def test_it_ends_with_the_process_that_started_it(monkeypatch, tmp_path):
     binary, configuration = tmp_path / "binary", tmp_path / "haproxy.cfg"
     binary.write_text("#!/bin/sh\nexec sleep 120\n")

@@ -3,12 +3,10 @@
 import asyncio
 import importlib.util
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import aiohttp
@@ -70,31 +68,23 @@ def samples(text: str) -> dict[tuple[str, frozenset], float]:
     return {(s.name, frozenset(s.labels.items())): s.value for family in text_string_to_metric_families(text) for s in family.samples}
 
 
-def test_replicas_of_all_nodes_are_added_up():
-    found = samples(merged([page("192.0.2.7"), page("192.0.2.8")]))
+def test_replicas_of_all_nodes_are_added_up_in_one_family_each():
+    text = merged([page("192.0.2.7"), page("192.0.2.8")])
+    found = samples(text)
     served = {"route": "/v1/score"}
     assert found["ray_touchstone_requests_total", frozenset({**served, "status": "200"}.items())] == 14
     assert found["ray_touchstone_requests_total", frozenset({**served, "status": "503"}.items())] == 2
     assert found["ray_touchstone_stage_seconds_bucket", frozenset({"le": "0.1", "stage": "wait"}.items())] == 4
     assert found["ray_touchstone_stage_seconds_count", frozenset({"stage": "wait"}.items())] == 6
     assert found["ray_touchstone_images_in_flight", frozenset()] == 10
+    assert text.count("# TYPE ray_touchstone_requests_total counter") == text.count("# TYPE ray_touchstone_stage_seconds histogram") == 1
 
 
-def test_percentages_of_serve_are_not_added_up():
+def test_percentages_of_serve_are_not_added_up_and_nothing_tells_of_the_cluster_or_of_ray():
     text = merged([page("192.0.2.7")])
     found = {value for (name, _), value in samples(text).items() if name == "ray_serve_replica_utilization_percent"}
     assert found == {60, 80}
-
-
-def test_nothing_tells_of_the_cluster_or_of_ray():
-    text = merged([page("192.0.2.7")])
     assert not re.search(r"192\.0\.2|session_|WorkerId|Version|Component|ray_node|python_gc|touchstone_run|night", text)
-
-
-def test_a_family_is_named_and_typed_once():
-    text = merged([page("192.0.2.7"), page("192.0.2.8")])
-    assert text.count("# TYPE ray_touchstone_requests_total counter") == 1
-    assert text.count("# TYPE ray_touchstone_stage_seconds histogram") == 1
 
 
 def test_a_cluster_that_has_counted_nothing_has_a_page():
@@ -115,55 +105,6 @@ def test_a_node_that_does_not_answer_is_no_error():
 
 def test_an_agent_may_have_an_ipv6_address():
     assert _agent_address("fd00::7", 8080) == "http://[fd00::7]:8080/metrics"
-
-
-COUNTING = """
-import asyncio, time, ray
-from ray_app.serving.ray_metrics import RayMeter
-ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR")
-
-@ray.remote(num_cpus=0.1)
-class Replica:
-    def __init__(self):
-        self.meter = RayMeter()
-    def count(self, times):
-        for _ in range(times):
-            self.meter.request("/v1/score", 200, 0.04)
-            self.meter.verdict("default", "fake")
-        self.meter.stage("decode", 0.02); self.meter.refused("overloaded")
-        self.meter.batch("detectors", 3, 0.004); self.meter.in_flight(times)
-    async def page(self):
-        return await self.meter.exposition()
-
-replicas = [Replica.remote(), Replica.remote()]
-ray.get([replica.count.remote(times) for replica, times in zip(replicas, (3, 4))], timeout=60)
-deadline = time.monotonic() + 60
-while True:
-    page = ray.get(replicas[0].page.remote(), timeout=30)
-    if 'status="200"} 7.0' in page and "in_flight 7.0" in page or time.monotonic() > deadline:
-        break
-    time.sleep(0.5)
-print(page)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_one_replica_answers_for_two_on_a_real_cluster():
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-c", COUNTING], capture_output=True, text=True, timeout=180, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert 'ray_touchstone_requests_total{route="/v1/score",status="200"} 7.0' in done.stdout
-    assert 'ray_touchstone_verdicts_total{ensemble="default",verdict="fake"} 7.0' in done.stdout
-    assert 'ray_touchstone_refusals_total{code="overloaded"} 2.0' in done.stdout
-    assert 'ray_touchstone_batched_images_total{group="detectors"} 6.0' in done.stdout
-    assert 'ray_touchstone_batch_images_bucket{group="detectors",le="4.0"} 2.0' in done.stdout
-    assert 'ray_touchstone_stage_seconds_count{stage="decode"} 2.0' in done.stdout
-    assert "ray_touchstone_images_in_flight 7.0" in done.stdout
-    assert "touchstone_metrics_nodes_unreachable 0.0" in done.stdout
-    assert not re.search(r"\d+\.\d+\.\d+\.\d+|session_|WorkerId", done.stdout)
-    told = set(re.findall(r"^# TYPE ray_touchstone_(\w+?)(?:_total)? ", done.stdout, re.MULTILINE))
-    assert told == {*COUNTERS, *HISTOGRAMS, *GAUGES}
 
 
 def exported() -> set[str]:
@@ -195,34 +136,6 @@ def test_labels_in_queries_are_labels_of_the_series():
     assert (named | grouped) - {"job"} <= LABELS | of_runs
     assert of_runs - LABELS == {"run"}
     assert all("run_" in query for query in QUERIES if re.search(r"\brun\b", query)), "the endpoint's page has no run"
-
-
-def test_boards_have_addresses_and_names_of_their_own():
-    assert len({board["uid"] for board in BOARDS.values()}) == len({board["title"] for board in BOARDS.values()}) == len(BOARDS) == 2
-    for board in BOARDS.values():
-        shown = {name for panel in board["panels"] for target in panel["targets"] for name in re.findall(r"\$(\w+)", target["expr"])}
-        assert shown - {"__rate_interval"} <= {variable["name"] for variable in board["templating"]["list"]}
-
-
-def test_every_alert_says_what_happened_and_what_to_do():
-    assert len({rule["alert"] for rule in RULES}) == len(RULES)
-    for rule in RULES:
-        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
-        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-        assert rule["labels"]["severity"] in ("page", "ticket")
-
-
-@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_panels_do_not_overlap_and_say_what_they_show(board):
-    taken = set()
-    for panel in board["panels"]:
-        place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
-        assert not cells & taken
-        assert max(x for x, _ in cells) < 24
-        assert panel["description"]
-        taken |= cells
-    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
 def test_prometheus_scrapes_one_address_with_a_token_from_a_file():
@@ -267,23 +180,15 @@ TROUBLE = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool: apt-get install prometheus")
 def test_alerts_fire_for_their_trouble_and_on_no_quiet_day(tmp_path):
     assert set(TROUBLE) == {rule["alert"] for rule in RULES}
-    tests = [
-        {
-            "interval": "1m",
-            "input_series": [{"series": series, "values": values} for series, values in {**QUIET, **TROUBLE.get(trouble, {})}.items()],
-            "promql_expr_test": [
-                {
-                    "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
-                    "eval_time": "1495m",
-                    "exp_samples": [{"labels": f'{{alertname="{trouble}"}}', "value": 1}] if trouble else [],
-                }
-            ],
-        }
-        for trouble in ("", *TROUBLE)
-    ]
+    tests = []
+    for trouble in ("", *TROUBLE):
+        series = [{"series": name, "values": values} for name, values in {**QUIET, **TROUBLE.get(trouble, {})}.items()]
+        firing = [{"labels": f'{{alertname="{trouble}"}}', "value": 1}] if trouble else []
+        asked = {"expr": 'count by (alertname) (ALERTS{alertstate="firing"})', "eval_time": "1495m", "exp_samples": firing}
+        tests.append({"interval": "1m", "input_series": series, "promql_expr_test": [asked]})
     (tmp_path / "tests.yaml").write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests}))
     done = subprocess.run([PROMTOOL, "test", "rules", str(tmp_path / "tests.yaml")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,12 +9,10 @@ import pytest
 from PIL import Image
 
 from ray_app.serving.http import schemas
-from tests.images import factory
 from tests.serving.page_app import TINY, shipped_ensemble
-from tests.serving.page_browser import PHOTO, Visitor, encoded, needs_browser, score_many, score_one
+from tests.serving.page_browser import PHOTO, Visitor, encoded, require_browser, score_many, score_one
 
-pytestmark = needs_browser
-
+require_browser()
 
 WORDS = {"fake": "Flagged as fake", "real": "No evidence found", "abstain": "No verdict: it abstains"}
 NAMES = ['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"]
@@ -59,16 +57,6 @@ def test_the_whole_application_has_the_page_and_answers_it(page_and_mood, local)
         assert visitor.complaints == []
     finally:
         visitor.leave()
-
-
-def test_copied_json_is_the_whole_answer(visitor, mood):
-    mood.masks = True
-    page = visitor.visit(permissions=["clipboard-read", "clipboard-write"])
-    score_one(page, "photo.jpg", PHOTO)
-    page.click("text=Copy JSON")
-    page.wait_for_selector("text=Copied")
-    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
-    assert len(copied["detectors"][TINY]["mask"]["png"]) > 200  # shown cut, copied whole
 
 
 def test_the_mask_lies_where_the_browser_turns_the_picture_and_the_slider_fades_it(visitor, mood):
@@ -119,6 +107,9 @@ def test_many_images_go_in_requests_within_the_limits_and_come_as_a_table_and_cs
     guarded = [f"'{name}" if name[0] in "=+-@" else name for name in NAMES]
     assert [row["name"] for row in table] == [*guarded, "notes.txt", "large.jpg"]
     assert [row["status"] for row in table[-2:]] == ["unsupported_format", "file_too_large"]
+    notices = page.locator(".many .notice").all_text_contents()
+    assert [text.partition(":")[0] for text in notices] == ["Demonstration ensemble", "Not calibrated"]
+    assert [row["notice"] for row in table] == [" ".join(notices)] * len(named) + [""] * 2
     for row, (_, content) in zip(table, named, strict=False):
         assert math.isclose(float(row[f"score {TINY}"]), shipped_ensemble().score([content])[0].score, rel_tol=1e-6)
 
@@ -163,77 +154,35 @@ def test_the_keyboard_alone_is_enough(visitor):
     assert page.text_content(".gallery .link:focus") == name
 
 
-def test_abstaining_and_calibration_are_said(visitor, mood):
+def test_what_limits_a_verdict_is_said_beside_it(visitor, mood):
     mood.abstained, mood.calibrated, mood.several = "the image is 64 px wide, below 128", True, True
+    mood.blind_to = ("It judges whole pictures; edits of <b>a part</b> may pass.",)
     page = visitor.visit()
     page.select_option("#ensemble", "second")
     score_one(page, "photo.jpg", PHOTO)
     assert mood.requests == [("ensemble=second", 1)]
-    assert page.text_content("#finding") == "No verdict: it abstains"
+    assert page.text_content("#finding") == WORDS["abstain"]
     said = "The picture is outside what a detector was made for"
     assert page.text_content(".statement") == f"{said}: {TINY}: the image is 64 px wide, below 128."
     assert "Abstained: The image is 64 px wide, below 128." in page.text_content(".detector")
+    assert mood.blind_to[0] in page.text_content(".caveats")
     assert "Demonstration" not in page.text_content(".one")
     assert "not calibrated" not in page.text_content(".one").lower()
-
-
-def test_a_picture_that_shows_nothing_is_said_to(visitor, mood):
-    page = visitor.visit()
-    score_one(page, "blank.png", factory.encoded(factory.flat(250, 300, 200), "PNG"))
-    assert page.text_content("#finding") == WORDS["abstain"]
-    assert page.text_content(".statement").startswith("The picture is one colour, or nearly: there is nothing to judge")
-    assert "One colour, or nearly: nothing to judge" in page.text_content("section[aria-labelledby=file]")
-    assert visitor.complaints == []
-
-
-PROMISED = "Of real images like those of “our <b>own</b> photos” at most 1 % are called fake (95 % confidence, measured on 2,995 images)."
-
-
-def test_what_the_detectors_cannot_see_stands_beside_the_verdict(visitor, mood):
-    mood.blind_to = ("It judges whole pictures; edits of <b>a part</b> may pass.",)
-    page = visitor.visit()
-    score_one(page, "photo.jpg", PHOTO)
-    assert mood.blind_to[0] in page.text_content(".caveats")
+    assert page.locator(".notice").count() == 0
 
 
 def test_what_is_promised_of_a_flag_stands_beside_it(visitor, mood):
     promise = {"target_fpr": 0.01, "confidence": 0.95, "upper_bound": 0.009, "n_real": 2995, "population": "our <b>own</b> photos"}
-
-    def shown(why):
+    mood.flagged = True
+    says = {None: "Nobody has looked whether this image is like them", "scored otherwise": "does not keep what its card promises"}
+    for why, said in says.items():
         mood.guarantee = schemas.GuaranteeInfo(**promise, holds=why is None, why=why)
         page = visitor.visit()
         score_one(page, "photo.jpg", PHOTO)
-        return page.text_content("#finding"), page.text_content(".finding")
-
-    mood.flagged = True
-    for why, expected in (
-        (None, f"{PROMISED} Nobody has looked whether this image is like them."),
-        ("scored otherwise", f"This endpoint does not keep what its card promises (scored otherwise): {PROMISED}"),
-    ):
-        verdict, text = shown(why)
-        assert verdict == WORDS["fake"]
-        assert expected in text
-    mood.abstained = "the image is 64 px wide, below 128"
-    assert "at most" not in shown(None)[1]
-
-
-def test_another_choice_is_offered_for_what_is_in_view(visitor, mood):
-    mood.several = True
-    page = visitor.visit()
-    score_one(page, "photo.jpg", PHOTO)
-    page.select_option("#ensemble", "second")
-    page.click("text=Score this image again")
-    page.wait_for_selector("text=/Ensemble second/")
-    assert [query for query, _ in mood.requests] == ["ensemble=default", "ensemble=second"]
-    assert page.locator(".notice.quiet").count() == 0
-
-
-def test_a_format_that_the_browser_cannot_show_still_gets_its_verdict(visitor):
-    page = visitor.visit()
-    score_one(page, "scan.tif", encoded(4, "TIFF"))
-    page.wait_for_selector(".placeholder")
-    assert "TIFF" in page.text_content(".placeholder")
-    assert page.text_content("#finding") in WORDS.values()
+        assert page.text_content("#finding") == WORDS["fake"]
+        text = page.text_content(".finding")
+        assert "Of real images like those of “our <b>own</b> photos” at most 1 % are called fake" in text
+        assert said in text
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])

@@ -3,20 +3,14 @@
 import re
 import threading
 
-import pytest
-
-from ray_app.errors import Status
-from ray_app.images.facts import FLAG_MEANING
 from ray_app.images.provenance import Camera, ContentCredentials, Generator, Provenance
 from ray_app.serving.http import schemas
-from ray_app.serving.http.errors import MESSAGES
 from tests.images import factory
 from tests.images.provenance.files import png_with
 from tests.images.provenance.signing import signed, tampered
-from tests.reports import hostile
-from tests.serving.page_browser import PHOTO, encoded, needs_browser, score_many, score_one
+from tests.serving.page_browser import PHOTO, encoded, require_browser, score_many, score_one
 
-pytestmark = needs_browser
+require_browser()
 
 HOSTILE = {
     "markup": '"><script>document.title="owned"</script><img src=x onerror=alert(1)>',
@@ -25,6 +19,17 @@ HOSTILE = {
     "long": "a" * 5000 + ".jpg",
     "formula": '=cmd|" /C calc"!A0',
 }
+
+REAL = factory.encoded(factory.photo(320, 240, 3), "JPEG", quality=70)
+
+
+def profile(name="sdxl_1.0/juggernaut-xl", words="a harbour at sunrise, <b>golden</b> light", **changes):
+    generator = {
+        "name": name, "title": name, "family": "sdxl_1.0" if name else None, "family_title": "Stable Diffusion XL" if name else None,
+        "probability": 0.83, "confidence": 5.0, "known": name is not None, "ranking": ["sdxl", "flux.1-dev", "midjourney-6"],
+        "nearest": "Stable Diffusion XL 1.0",
+    }  # fmt: skip
+    return schemas.Profile(generator=generator | changes, prompt={"text": words, "likelihood": -1.25} if words else None)
 
 
 def test_hostile_names_and_metadata_stay_text(visitor, mood):
@@ -36,6 +41,8 @@ def test_hostile_names_and_metadata_stay_text(visitor, mood):
         c2pa=ContentCredentials.model_construct(state="intact", signer=HOSTILE["markup"], ai_generated=True, problems=(HOSTILE["bidi"],)),
         ai_declared=True,
     )  # as if nothing had been cleaned
+    text = "\n".join(HOSTILE.values())
+    mood.abstained, mood.profile = "outside its valid range", profile(text, text, ranking=[text, text], nearest=text)
     page = visitor.visit(width=390)
     before = page.locator("script").count()
     score_many(page, [(name, encoded(seed)) for seed, name in enumerate(HOSTILE.values())])
@@ -50,6 +57,7 @@ def test_hostile_names_and_metadata_stay_text(visitor, mood):
         assert_fits(page)
         assert page.locator("script").count() == before
         assert page.locator(".one img").count() == 1
+        assert page.locator("#words *").count() == 0
         assert not re.search("[\u202e\u2066\u200b]", page.text_content("main"))
         page.click(".among >> text=All 5 images")
     assert page.title() == "Touchstone"
@@ -67,25 +75,20 @@ def test_a_hostile_name_in_the_curl_line_is_one_word_of_the_shell(visitor):
     assert line == r"""curl --data-binary $'@$(touch owned)\x27; rm \xe2\x80\xae*.jpg' \ """.rstrip()
 
 
-def test_every_code_and_flag_of_the_endpoint_has_words(visitor):
-    page = visitor.visit()
-    codes, flags = page.evaluate(
-        """async ([codes, flags]) => {
-          const words = await import("./page/words.js");
-          return [codes.filter(code => !(code in words.TROUBLES)), flags.filter(flag => words.flag(flag) === flag)];
-        }""",
-        [[*MESSAGES, *(str(status) for status in Status if status is not Status.OK)], list(FLAG_MEANING)],
-    )
-    assert (codes, flags) == ([], [])
-
-
-def test_a_busy_endpoint_is_asked_again_and_said_so(visitor, mood):
+def test_an_endpoint_that_is_busy_or_out_of_reach_is_told_in_words_and_asked_again(visitor, mood):
     mood.busy = 1
     page = visitor.visit()
     page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
     page.wait_for_selector("#state >> text=The endpoint is busy; trying again in 1 s.")
     page.wait_for_selector("#finding")
     assert len(mood.requests) == 2
+    page = visitor.visit()
+    page.route("**/v1/score*", lambda route: route.abort())
+    page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
+    page.wait_for_selector("[role=alert] >> text=The endpoint cannot be reached.")
+    page.unroute("**/v1/score*")
+    page.click("text=Go on")
+    page.wait_for_selector("#finding")
 
 
 def test_cancel_keeps_what_is_done_and_goes_on_when_asked(visitor, mood):
@@ -100,16 +103,6 @@ def test_cancel_keeps_what_is_done_and_goes_on_when_asked(visitor, mood):
     page.click("text=Go on")
     page.wait_for_selector("tr:nth-child(6) .link:enabled")
     assert page.locator("text=not scored").count() == 0
-
-
-def test_an_endpoint_out_of_reach_is_told_in_words_and_asked_again(visitor):
-    page = visitor.visit()
-    page.route("**/v1/score*", lambda route: route.abort())
-    page.set_input_files("#files", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": PHOTO})
-    page.wait_for_selector("[role=alert] >> text=The endpoint cannot be reached.")
-    page.unroute("**/v1/score*")
-    page.click("text=Go on")
-    page.wait_for_selector("#finding")
 
 
 def test_a_token_is_asked_for_and_kept_in_this_tab_only(visitor, mood):
@@ -128,93 +121,31 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_only(visitor, mood):
     assert '"Authorization: Bearer $TOUCHSTONE_TOKEN"' in page.text_content("#curl")
 
 
-def test_a_refused_image_says_what_to_do(visitor):
-    page = visitor.visit()
-    score_one(page, "notes.txt", b"just words")
-    assert page.text_content("#finding") == "Not an image format that this endpoint reads"
-    assert "Send the original" in page.text_content(".statement")
-    assert "unsupported_format" in page.text_content(".finding")
-
-
 def test_without_javascript_it_says_how_to_ask(visitor):
     page = visitor.visit(java_script_enabled=False, wait=False)
     assert "curl --data-binary @photo.jpg" in page.text_content("noscript pre")
     assert page.is_hidden("#drop")
 
 
-REAL = factory.encoded(factory.photo(320, 240, 3), "JPEG", quality=70)
-
-
-def profile(name="sdxl_1.0/juggernaut-xl", words="a harbour at sunrise, <b>golden</b> light", **changes):
-    generator = {
-        "name": name, "title": name, "family": "sdxl_1.0" if name else None, "family_title": "Stable Diffusion XL" if name else None,
-        "probability": 0.83, "confidence": 5.0, "known": name is not None, "ranking": ["sdxl", "flux.1-dev", "midjourney-6"],
-        "nearest": "Stable Diffusion XL 1.0",
-    }  # fmt: skip
-    return schemas.Profile(generator=generator | changes, prompt={"text": words, "likelihood": -1.25} if words else None)
-
-
-@pytest.fixture
-def doubted(mood):
-    """An image that is not called real."""
-    mood.abstained = "outside its valid range"
-    return mood
-
-
-def shown(visitor, **view):
-    page = visitor.visit(**view)
+def test_a_profile_stands_beside_the_verdict_and_never_of_an_image_called_real(visitor, mood):
+    page = visitor.visit()
+    mood.abstained, mood.profile = "outside its valid range", profile()
     score_one(page, "photo.jpg", PHOTO)
-    return page
-
-
-def test_a_known_generator_and_words_stand_beside_the_verdict(visitor, doubted):
-    doubted.profile = profile()
-    page = shown(visitor)
     section = page.text_content("section[aria-labelledby=profile]")
     assert page.text_content("#generator") == "sdxl_1.0/juggernaut-xl (Stable Diffusion XL)"
     assert "Among the generators that were learnt it has 83 % of the probability. Next: flux.1-dev, midjourney-6." in section
     assert page.text_content("#words") == "a harbour at sunrise, <b>golden</b> light"
     assert "Neither proves where the image came from" in section
-    assert visitor.complaints == []
-
-
-def test_an_image_like_no_known_one_gets_no_name(visitor, doubted):
-    doubted.profile = profile(name=None, words=None)
-    page = shown(visitor)
+    mood.profile, page = profile(name=None, words=None), visitor.visit()
+    score_one(page, "photo.jpg", PHOTO)
     assert page.text_content("#generator") == "Like no generator that was learnt"
     assert "Nearest of them: Stable Diffusion XL 1.0." in page.text_content("section[aria-labelledby=profile]")
     assert page.query_selector("#words") is None
-
-
-def test_nothing_is_said_without_a_profile_and_of_no_image_called_real(visitor, mood):
-    page = shown(visitor)
-    assert page.query_selector("#profile") is None
-    mood.profile = profile(words=None)
-    page = visitor.visit()
+    mood.abstained, mood.profile, page = None, profile(words=None), visitor.visit()
     score_one(page, "real.jpg", REAL)
     assert '"verdict": "real"' in page.text_content("#json")
     assert page.query_selector("#profile") is None
-    assert '"juggernaut' not in page.text_content(".finding")
-
-
-def test_hostile_names_and_words_stay_text_and_fit_a_narrow_window(visitor, doubted):
-    text = "\n".join(hostile.NAMES[name] for name in ("markup", "long", "reordered", "wide"))
-    doubted.profile = profile(text, text, ranking=[text, text], nearest=text)
-    page = shown(visitor, width=390)
-    assert_fits(page)
-    assert page.evaluate("document.querySelectorAll('#words *').length") == 0
     assert visitor.complaints == []
-
-
-def test_a_table_of_many_has_generator_and_words_in_its_csv(visitor, doubted):
-    doubted.profile = profile()
-    page = visitor.visit()
-    score_many(page, [("a.jpg", PHOTO), ("b.jpg", PHOTO)])
-    with page.expect_download() as downloaded:
-        page.click("text=Download CSV")
-    text = downloaded.value.path().read_text()
-    assert "predicted_generator,predicted_prompt" in text.splitlines()[0]
-    assert text.count("sdxl_1.0/juggernaut-xl") == 2
 
 
 ORIGINS = {

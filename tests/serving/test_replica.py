@@ -1,18 +1,16 @@
-"""Groups of detectors: static batches, generations, golden images."""
+"""Groups of detectors: static batches, generations, images on which a detector raises."""
 
-import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import ray_app
 from ray_app.detectors import load_card
 from ray_app.errors import DetectorError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.serving import ServeConfig
-from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest, golden_image
+from ray_app.serving.replica import DetectorGroup, ReleaseOffer, ScoreRequest
 from tests.images.factory import encoded, photo
 from tests.serving.test_release import stricter
 
@@ -67,12 +65,6 @@ def test_a_load_that_fails_changes_nothing(tmp_path):
 def test_a_group_that_the_ensembles_do_not_have_says_what_they_need():
     with pytest.raises(DetectorError, match="internvl-prompt"):
         DetectorGroup("internvl-prompt").load(ServeConfig(ensembles=("tiny",)))
-
-
-def test_the_golden_image_is_an_ordinary_one():
-    pixels = np.asarray(Image.open(io.BytesIO(golden_image())))
-    assert pixels.shape == (480, 640, 3)
-    assert pixels.std() > 30
 
 
 def test_an_image_on_which_a_detector_raises_takes_no_other_along(group):

@@ -1,23 +1,17 @@
 """`touchstone serve` without Ray: detectors in the process, hostile images in others, several workers on one port."""
 
-import array
-import fcntl
 import hashlib
 import json
-import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 import yaml
 
+import ray_app
 from ray_app.config import config_root
 from ray_app.serving.replica import golden_image
 from tests.ray_head import free_ports
@@ -30,8 +24,10 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def endpoint():
+    """The server of this file's tests; nothing that they do is an error in its log."""
     with served("--set", "limits.decode_limit_s=2") as running:
         yield running
+        assert not any(word in running.logs()["stderr"] for word in ("Traceback", "ERROR", "INFO"))
 
 
 def answer(endpoint, data):
@@ -39,26 +35,8 @@ def answer(endpoint, data):
         return asking.post("/v1/score", content=data)
 
 
-def unread(process):
-    """How many bytes wait in its stdin."""
-    count = array.array("i", [0])
-    with open(f"/proc/{process.pid}/fd/0", "rb", buffering=0) as pipe:
-        fcntl.ioctl(pipe, termios.FIONREAD, count)
-    return count[0]
-
-
-def bomb():
-    """A PNG of 900 megapixels in some kilobytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**7))) + chunk(b"IEND", b"")
-
-
-def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint, ensemble):
-    (expected,) = ensemble.score([golden_image()])
+def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint):
+    (expected,) = ray_app.load_ensemble("tiny").score([golden_image()])
     told = answer(endpoint, golden_image()).json()
     assert told["score"] == pytest.approx(expected.score, abs=1e-5)
     assert told["verdict"] == expected.verdict
@@ -73,58 +51,17 @@ def test_jobs_need_a_cluster_and_the_answer_says_how(endpoint):
     assert "serve deploy" in told.json()["message"]
 
 
-def test_a_decoder_that_crashes_costs_one_image(endpoint):
-    with ThreadPoolExecutor(1) as threads:
-        (decoder,) = endpoint.decoders()
-        decoder.suspend()
-        asked = threads.submit(answer, endpoint, golden_image())
-        wait_for(lambda: unread(decoder))
-        decoder.kill()
-        told = asked.result()
-    assert (told.status_code, told.json()["code"]) == (422, "decoder_crashed")
+def test_a_decoder_that_hangs_costs_one_image(endpoint):
+    (decoder,) = endpoint.decoders()
+    decoder.suspend()
+    told = answer(endpoint, golden_image())
+    assert (told.status_code, told.json()["code"]) == (422, "decode_timeout")
     assert answer(endpoint, golden_image()).status_code == 200
     assert endpoint.decoders() != [decoder]
 
 
-def test_a_decoder_that_hangs_costs_one_image(endpoint):
-    (decoder,) = endpoint.decoders()
-    decoder.suspend()
-    began = time.monotonic()
-    told = answer(endpoint, golden_image())
-    assert (told.status_code, told.json()["code"]) == (422, "decode_timeout")
-    assert time.monotonic() - began < 10
-    assert answer(endpoint, golden_image()).status_code == 200
-
-
-def test_a_bomb_is_refused_by_its_header(endpoint):
-    told = answer(endpoint, bomb())
-    assert (told.status_code, told.json()["code"]) == (422, "image_too_large")
-    assert sum(one.memory_info().rss for one in endpoint.decoders()) < 300e6
-
-
-def test_its_counters_are_those_of_the_dashboards(endpoint):
-    with client(endpoint.url) as asking:
-        asking.post("/v1/score", content=b"no image")
-        page = asking.get("/metrics").text
-    assert re.search(r'ray_touchstone_requests_total\{route="/v1/score",status="200"\} [1-9]', page)
-    assert 'ray_touchstone_refusals_total{code="unsupported_format"}' in page
-    assert re.search(r'ray_touchstone_batch_images_bucket\{group="detectors",le="1.0"\} [1-9]', page)
-    assert "ray_touchstone_images_in_flight 0.0" in page
-
-
-def test_headers_that_a_proxy_would_set_are_not_believed(endpoint):
-    """Without tokens only this machine is answered: who comes through a proxy may come from anywhere."""
-    with client(endpoint.url) as asking:
-        assert asking.get("/v1/ensembles", headers={"X-Forwarded-For": "127.0.0.1"}).status_code == 401
-        assert asking.get("/v1/ensembles").status_code == 200
-
-
-def test_nothing_of_it_is_an_error_in_the_log(endpoint):
-    assert not any(word in endpoint.logs()["stderr"] for word in ("Traceback", "ERROR", "INFO"))
-
-
 def test_it_finishes_what_is_at_work(tmp_path):
-    with served("--set", "batching.wait_ms=1500") as running, ThreadPoolExecutor() as threads:
+    with served("--set", "batching.wait_ms=1000") as running, ThreadPoolExecutor() as threads:
         asked = threads.submit(answer, running, golden_image())
         wait_for(lambda: "in_flight 1.0" in httpx.get(f"{running.url}/metrics", trust_env=False).text)
         running.process.send_signal(signal.SIGTERM)
@@ -140,23 +77,18 @@ def test_two_workers_share_a_port_count_together_and_replace_each_other():
         assert len(workers) == 2
         assert running.process.pid not in [one.pid for one in workers]
 
-        def score():
-            with client(running.url) as asking:  # a connection of its own: whoever is free takes it
-                return asking.post("/v1/score", content=golden_image()).status_code
-
-        with ThreadPoolExecutor(8) as threads:
-            assert set(threads.map(lambda _: score(), range(40))) == {200}
+        with ThreadPoolExecutor(8) as threads:  # a connection of its own for each: whoever is free takes it
+            assert set(threads.map(lambda _: running.score(), range(40))) == {200}
         page = httpx.get(f"{running.url}/metrics", trust_env=False).text
         assert 'ray_touchstone_requests_total{route="/v1/score",status="200"} 40.0' in page
         workers[0].kill()
         wait_for(lambda: len(running.workers()) == 2 and workers[0] not in running.workers(), 120)
         with ThreadPoolExecutor(8) as threads:
-            assert set(threads.map(lambda _: score(), range(40))) == {200}
+            assert set(threads.map(lambda _: running.score(), range(40))) == {200}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_detectors_that_cannot_score_end_the_command_with_their_reason(tmp_path, workers):
+def test_detectors_that_cannot_score_end_the_command_with_their_reason(tmp_path):
     from safetensors.numpy import load_file, save_file
 
     shipped = config_root() / "detectors"
@@ -168,7 +100,7 @@ def test_detectors_that_cannot_score_end_the_command_with_their_reason(tmp_path,
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump(card))
     ensemble = {"name": "broken", "title": "Broken", "members": [{"detector": "broken.yaml"}], "rule": "mean-logit"}
     (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(ensemble))
-    command = ["serve", "--port", str(free_ports(1)[0]), "--workers", workers, "--ensemble", str(tmp_path / "ensemble.yaml")]
+    command = ["serve", "--port", str(free_ports(1)[0]), "--workers", "2", "--ensemble", str(tmp_path / "ensemble.yaml")]
     done = subprocess.run([sys.executable, "-m", "ray_app.cli.main", *command], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 4, done.stderr
     assert "no finite score for a golden image" in done.stderr

@@ -1,4 +1,4 @@
-"""`touchstone serve` under five minutes of hostile traffic: everybody else is answered, its memory stays, and nothing is left over."""
+"""`touchstone serve` under minutes of hostile traffic: everybody else is answered, its memory stays, and nothing is left over."""
 
 import os
 import random
@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from ray_app.serving.replica import golden_image
+from tests.images.factory import bomb_png
 from tests.serving.http.live import ask, connected, request, wait_for
 from tests.serving.served import served
 from tests.serving.test_pressure import HOSTILE
-from tests.serving.test_server import bomb
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SECONDS = float(os.environ.get("TOUCHSTONE_SOAK_S", "300"))
+SECONDS = float(os.environ.get("TOUCHSTONE_SOAK_S", "270"))  # memory settles in the first ninety
 MB = 2**20
 SCORE = "/v1/score"
 
@@ -30,7 +30,12 @@ class Hostility:
 
     def __init__(self, endpoint, seed):
         self.endpoint, self.random, self.attacks = endpoint, random.Random(seed), 0
-        self.images = [golden_image()[:5000], bomb(), b"\xff\xd8\xff\xe0" + bytes(20_000), b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(500)]
+        self.images = [
+            golden_image()[:5000],
+            bomb_png(30_000),
+            b"\xff\xd8\xff\xe0" + bytes(20_000),
+            b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(500),
+        ]
 
     def run(self, stopped):
         while not stopped.is_set():
@@ -76,7 +81,7 @@ class Hostility:
                     decoder.send_signal(self.random.choice([signal.SIGKILL, signal.SIGSTOP]))
 
 
-def test_five_minutes_of_hostility(record_property):
+def test_minutes_of_hostility():
     with served("--set", "limits.decode_limit_s=2", "--set", "limits.max_body_bytes=33554432") as endpoint:
         server, stopped = psutil.Process(endpoint.process.pid), threading.Event()
         attackers = [Hostility(endpoint, seed) for seed in range(6)]
@@ -90,7 +95,7 @@ def test_five_minutes_of_hostility(record_property):
             status = endpoint.score()
             waits.append(time.monotonic() - began)
             statuses[status] = statuses.get(status, 0) + 1
-            memory.append((time.monotonic(), server.memory_info().rss))
+            memory.append(server.memory_info().rss)
         stopped.set()
         for thread in threads:
             thread.join(60)
@@ -99,14 +104,9 @@ def test_five_minutes_of_hostility(record_property):
         wait_for(lambda: not [one for one in server.net_connections() if one.status == psutil.CONN_ESTABLISHED], 120)
         wait_for(lambda: len(endpoint.decoders()) == 1, 60)
         third = len(memory) // 3
-        early, late = (statistics.median(size for _, size in part) for part in (memory[third : 2 * third], memory[2 * third :]))
-        told = (
-            f"{sum(one.attacks for one in attackers)} attacks; others: {statuses}, p50 {statistics.median(waits):.2f} s, "
-            f"max {max(waits):.1f} s; "
-            f"RSS {early / MB:.0f} → {late / MB:.0f} MB; {server.num_threads()} threads, {server.num_fds()} files"
-        )
-        print(f"\n{told}")
-        record_property("soak", told)
+        early, late = (statistics.median(part) for part in (memory[third : 2 * third], memory[2 * third :]))
+        attacks, sizes = sum(one.attacks for one in attackers), f"RSS {early / MB:.0f} → {late / MB:.0f} MB"
+        print(f"\n{attacks} attacks; others: {statuses}, at most {max(waits):.1f} s; {sizes}")
         assert late < 1.03 * early
         assert set(statuses) <= {200, 422, 503}, "422: its decoder was killed under it; 503: told to come back"
         assert statuses[200] > 0.8 * sum(statuses.values())

@@ -1,10 +1,8 @@
 """The guard against real servers: TLS on loopback with a throw-away authority, asked through names that only an injected resolver knows."""
 
 import asyncio
-import functools
 import gzip
 import socket
-from contextlib import AsyncExitStack
 
 import pytest
 
@@ -74,58 +72,34 @@ def test_image_arrives_whole_and_the_request_tells_nothing_but_who_asks(monkeypa
     body, server = fetch(routes, URL + "#part")
     assert body == IMAGE
     assert [head for head, _, _ in server.requests] == ["GET /a.png HTTP/1.1", "GET /b?x=1 HTTP/1.1"]
+    plain = {"Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
     for _, headers, _ in server.requests:
-        agent = f"touchstone/{__version__}"
-        assert headers == {
-            "Host": "images.test",
-            "User-Agent": agent,
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-        }
+        assert headers == {"Host": "images.test", "User-Agent": f"touchstone/{__version__}", **plain}
     assert server.names == ["images.test"] * 2
 
 
-@pytest.mark.parametrize(
-    ("url", "host"),
-    [
-        ("https://IMAGES.test:443/a.png", "images.test"),
-        ("https://images.test./a.png", "images.test"),
-        ("https://exämple.test/a.png", "xn--exmple-cua.test"),
-        ("https://ｉmages。test/a.png", "images.test"),
-        ("HTTPS://a.images.test/a.png", "a.images.test"),
-    ],
-)
-def test_name_is_asked_for_in_its_plain_form(url, host):
-    body, server = fetch({"/a.png": answer()}, url)
-    assert body == IMAGE
-    assert (server.requests[0][1]["Host"], server.names) == (host, [host])
+PLAIN_FORMS = {
+    "https://IMAGES.test.:443/a.png": "images.test",
+    "https://exämple.test/a.png": "xn--exmple-cua.test",
+    "https://ｉmages。test/a.png": "images.test",
+    "HTTPS://a.images.test/a.png": "a.images.test",
+}
+
+
+def test_name_is_asked_for_in_its_plain_form():
+    for url, host in PLAIN_FORMS.items():
+        body, server = fetch({"/a.png": answer()}, url)
+        assert (body, server.requests[0][1]["Host"], server.names) == (IMAGE, host, [host])
 
 
 NEVER_ASKED = r"""
-    http://images.test/a
-    http://images.test:443/a wss://images.test/a ftp://images.test/a file:///etc/passwd data:image/png;base64,AAAA images.test/a
-    //images.test/a
-    https: https:///a
-    https:images.test https://images.test:80/ https://images.test:8443/ https://images.test:0/ https://images.test:99999/ https://images.test:x/
-    https://me@images.test/ https://me:secret@images.test/ https://@images.test/ https://:@images.test/ https://images.test@10.0.0.1/
-    https://2130706433/ http://2130706433/ https://0x7f.1/ https://0x7f000001/ https://0177.0.0.1/ https://017700000001/ https://127.1/
-    https://127.0.0.1/ https://127.0.0.1./ https://127%2e0.0.1/ https://１２７.0.0.1/ https://127。0。0。1/ https://①②⑦.0.0.1/ https://8.8.8.8/
-    https://images.0x1/ https://[::1]/ https://[::ffff:127.0.0.1]/ https://[64:ff9b::7f00:1]/ https://[fe80::1%25eth0]/ https://[2606:4700::1111]/
-    https://[::1/ https://localhost/ https://localhost./ https://images..test/ https://images.test../ https://.test/ https://-a.test/
-    https://images.test\@10.0.0.1/ https://images%00.test/ https://ex%61mple.test/ https://a_b!.test/
+    http://images.test/a http://images.test:443/a ftp://images.test/a file:///etc/passwd images.test/a //images.test/a https:///a
+    https:images.test https://images.test:80/ https://images.test:8443/ https://images.test:99999/ https://me@images.test/ https://:@images.test/
+    https://2130706433/ https://0x7f.1/ https://0177.0.0.1/ https://127.1/ https://127.0.0.1./ https://127%2e0.0.1/ https://①②⑦.0.0.1/
+    https://8.8.8.8/ https://images.0x1/ https://[::ffff:127.0.0.1]/ https://[64:ff9b::7f00:1]/ https://[fe80::1%25eth0]/ https://[::1/
+    https://localhost./ https://images..test/ https://-a.test/ https://images.test\@10.0.0.1/ https://images%00.test/ https://a_b!.test/
 """
-ODD = [
-    "",
-    "https://images.test/ a",
-    "https://ima\tges.test/",
-    "https://images.test/\r\nHost:x",
-    " https://images.test/",
-    "https://im\x00.test",
-    f"https://{'a' * 64}.test/",
-    f"https://{'a.' * 130}test/",
-    URL + "a" * 2048,
-]
+ODD = ["", "https://ima\tges.test/", "https://images.test/\r\nHost:x", " https://images.test/", URL + "a" * 2048]
 
 
 @pytest.mark.parametrize("url", [*NEVER_ASKED.split(), *ODD])
@@ -135,13 +109,6 @@ def test_url_that_is_never_asked(url):
     assert error.message
     with pytest.raises(Refusal):
         GuardedFetcher(UrlFetching(), 1).check(url)
-
-
-def test_longest_url_is_asked():
-    path = "/" + "a" * (2048 - len("https://images.test/"))
-    assert fetch({path: answer()}, "https://images.test" + path)[0] == IMAGE
-    error = refusal({}, "https://images.test" + path + "a")
-    assert (error.limit, error.observed) == (2048, 2049)
 
 
 def test_name_is_looked_up_once_so_that_a_second_answer_changes_nothing():
@@ -162,7 +129,7 @@ def test_redirect_to_the_same_name_is_looked_up_and_checked_again():
     assert error.server.connections == 1
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", [0, 2])
 def test_one_bad_address_refuses_the_name(place):
     def resolver(here):
         found = [here, ("1.1.1.1", 443)]
@@ -174,11 +141,8 @@ def test_one_bad_address_refuses_the_name(place):
     assert error.server.connections == 0
 
 
-@pytest.mark.parametrize(
-    "address", ["::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::1", "::7f00:1", "2001:db8::5efe:7f00:1", "127.0.0.1"]
-)
-def test_real_rule_sees_ipv4_inside_ipv6(address):
-    error = refusal(answer(), resolver=lambda here: Names(images_test=[[(address, here[1])]]), is_allowed=is_public_address)
+def test_real_rule_sees_ipv4_inside_ipv6():
+    error = refusal(answer(), resolver=lambda here: Names(images_test=[[("::ffff:127.0.0.1", here[1])]]), is_allowed=is_public_address)
     assert error.server.connections == 0
 
 
@@ -207,14 +171,13 @@ def test_names_are_looked_up_absolute(monkeypatch):
     assert asked == [("db.prod.", 443)]
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        *("http://images.test/", "https://127.0.0.1/", "https://169.254.169.254/latest/meta-data/", "https://[::1]/", "//10.0.0.1/"),
-        *("https://internal.test/", "https://images.test:8443/", "https://me@images.test/", "https://2130706433/", "file:///etc/passwd"),
-        *("gopher://images.test/", "https://[", "\\\\internal.test\\a", "https://images.test/" + "a" * 2048, "ht\x00tps://images.test/"),
-    ],
-)
+ELSEWHERE = r"""
+    http://images.test/ https://169.254.169.254/latest/meta-data/ //10.0.0.1/ https://internal.test/ file:///etc/passwd https://[
+    \\internal.test\a
+"""
+
+
+@pytest.mark.parametrize("place", [*ELSEWHERE.split(), "https://images.test/" + "a" * 2048, "ht\x00tps://images.test/"])
 def test_redirect_is_checked_like_the_first_url(place):
     def resolver(here):
         return Names(images_test=[[here]], internal_test=[[("127.0.0.2", here[1])]])
@@ -236,39 +199,34 @@ def test_redirects_end():
     assert len(refusal({"/a.png": redirect("/b")}, max_redirects=0).server.requests) == 1
 
 
-@pytest.mark.parametrize("status", ["301 x", "302 x", "303 x", "307 x", "308 x"])
-def test_redirect_without_a_place(status):
-    assert failure(answer(b"", status)).status is Status.SOURCE_DENIED
+def test_redirect_without_a_place():
+    assert failure(answer(b"", "303 x")).status is Status.SOURCE_DENIED
 
 
 async def never(_server, _writer):
     await asyncio.Event().wait()
 
 
-async def drip(server, writer):
-    writer.write(answer(b"", Content_Length="100000"))
-    while not writer.transport.is_closing():
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.01)
+def dripping(beginning, piece):
+    async def drip(_server, writer):
+        writer.write(beginning)
+        while not writer.transport.is_closing():
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    return drip
 
 
-async def drip_headers(server, writer):
-    writer.write(b"HTTP/1.1 200 OK\r\nX: ")
-    while not writer.transport.is_closing():
-        writer.write(b"x")
-        await writer.drain()
-        await asyncio.sleep(0.01)
+SLOW = {
+    "never": never,
+    "a body": dripping(answer(b"", Content_Length="100000"), b"x"),
+    "headers": dripping(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "interim for ever": dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+}
 
 
-async def interim_for_ever(server, writer):
-    while not writer.transport.is_closing():
-        writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
-        await writer.drain()
-        await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize("server", [never, drip, drip_headers, interim_for_ever])
+@pytest.mark.parametrize("server", SLOW.values(), ids=SLOW)
 def test_slow_server_is_cut_at_the_total(server):
     error = failure(server, total_timeout_s=0.3)
     assert error.status is Status.SOURCE_TIMEOUT
@@ -285,53 +243,28 @@ def test_total_holds_over_all_redirects_together():
     assert len(error.server.requests) <= 3
 
 
-def unreachable(kind: str) -> SourceError:
-    async def scenario():
-        async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(Loopback(never, tls=False))  # takes the connection, never shakes hands
-            port = server.port
-            if kind == "closed":
-                await server.__aexit__()
-
-            async def here(_host, _port):
-                if kind == "lookup":
-                    await asyncio.Event().wait()
-                return [("127.0.0.1", port)]
-
-            rules = UrlFetching(connect_timeout_s=0.2, total_timeout_s=7)
-            await GuardedFetcher(rules, 9, resolver=here, is_allowed_address=only_the_test_server).fetch(URL)
-
-    with pytest.raises(SourceError) as caught:
-        asyncio.run(asyncio.wait_for(scenario(), 5))
-    return caught.value
-
-
 def test_closed_silent_and_slowly_named_servers_read_the_same():
-    errors = [unreachable(kind) for kind in ("closed", "silent", "lookup")]
+    async def unnamed(_host, _port):
+        await asyncio.Event().wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:  # one never shakes hands, one takes no connection
+        closed.bind(("127.0.0.1", 0))
+        resolvers = [unnamed, *(Names(images_test=[[one.getsockname()]]) for one in (silent, closed))]
+        errors = [failure({}, resolver=lambda _, asked=asked: asked, connect_timeout_s=0.2, total_timeout_s=7) for asked in resolvers]
     assert {(error.status, error.detail) for error in errors} == {(Status.SOURCE_TIMEOUT, "its server did not answer in time")}
 
 
-async def pour(server, writer, piece):
+async def endless(server, writer):
+    writer.write(answer(b"", Content_Length="", Transfer_Encoding="chunked"))
     while server.written < 2**28 and not writer.transport.is_closing():
-        writer.write(piece)
+        writer.write(b"10000\r\n" + bytes(2**16) + b"\r\n")
         await writer.drain()
         await asyncio.sleep(0)  # drain alone lets nobody else run
-        server.written += len(piece)
+        server.written += 2**16
 
 
-async def endless(server, writer):
-    writer.write(answer(b"", Content_Length="", Connection="close"))
-    await pour(server, writer, bytes(2**16))
-
-
-async def endless_chunks(server, writer):
-    writer.write(answer(b"", Content_Length="", Transfer_Encoding="chunked"))
-    await pour(server, writer, b"10000\r\n" + bytes(2**16) + b"\r\n")
-
-
-@pytest.mark.parametrize("server", [endless, endless_chunks])
-def test_endless_body_is_cut_at_the_limit(server):
-    error = failure(server, max_bytes=2**20)
+def test_endless_body_is_cut_at_the_limit():
+    error = failure(endless, max_bytes=2**20)
     assert error.status is Status.IMAGE_TOO_LARGE
     assert error.limit == 2**20 < error.observed <= 2**20 + 2**17
     assert error.server.written < 2**20 + 2**24  # what the sockets' own buffers hold
@@ -354,51 +287,30 @@ def test_announced_size_over_the_limit_is_believed_at_once():
 
 def test_lying_lengths():
     assert failure(answer(Content_Length=str(len(IMAGE) + 1))).status is Status.SOURCE_TIMEOUT  # it broke off
+    assert failure(b"").status is Status.SOURCE_TIMEOUT
     assert failure(answer(Content_Length="4")).status is Status.SOURCE_DENIED  # what follows is no HTTP
     for odd in ("-1", "many", "1, 2"):
         assert failure(answer(Content_Length=odd)).status is Status.SOURCE_DENIED
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip"])
-def test_compressed_answer_is_refused_unpacked_or_not(coding):
-    bomb = gzip.compress(bytes(2**24))
-    assert len(bomb) < 2**20
-    error = refusal(answer(bomb, Content_Encoding=coding))
-    assert error.message == "its server sends compressed data, although it was told not to"
+def test_compressed_answer_is_refused_unpacked_or_not():
+    for coding in ("GZIP", "identity, zstd"):
+        assert "compressed data" in refusal(answer(gzip.compress(bytes(2**24)), Content_Encoding=coding)).message
     assert fetch(answer(Content_Encoding="Identity"))[0] == IMAGE
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        answer(X=20_000 * "x"),
-        answer(**{f"X{n}": "x" for n in range(500)}),
-        b"HTTP/1.1 200 " + b"x" * 20_000 + b"\r\n\r\n",
-        b"SSH-2.0-OpenSSH_9.6\r\n",
-        b"HTTP/1.1 200 OK\r\nbroken\r\n\r\n",
-    ],
-    ids=["long header", "many headers", "long reason", "ssh", "no colon"],
-)
-def test_what_is_not_http_or_too_much_of_it(raw):
-    error = failure(raw)
-    assert (error.status, error.detail) == (Status.SOURCE_DENIED, "its server does not answer in HTTP")
+def test_what_is_not_http_or_too_much_of_it():
+    for raw in (answer(X=20_000 * "x"), answer(**{f"X{n}": "x" for n in range(500)}), b"SSH-2.0-OpenSSH_9.6\r\n"):
+        error = failure(raw)
+        assert (error.status, error.detail) == (Status.SOURCE_DENIED, "its server does not answer in HTTP"), raw[:20]
 
 
-def test_server_that_hangs_up():
-    assert failure(b"").status is Status.SOURCE_TIMEOUT
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        *((404, "missing"), (410, "missing"), (401, "denied"), (403, "denied"), (400, "denied"), (418, "denied"), (451, "denied")),
-        *((429, "throttled"), (503, "throttled"), (500, "timeout"), (502, "timeout"), (204, "denied"), (206, "denied"), (304, "denied")),
-    ],
-)
-def test_status_of_the_server_becomes_ours(status, expected):
-    error = failure(answer(b"" if status in (204, 304) else b"<secret words of theirs>", f"{status} theirs"))
-    assert error.status is Status(f"source_{expected}")
-    assert error.detail == f"the server answered {status}"
+def test_status_of_the_server_becomes_ours():
+    ours = {Status.SOURCE_MISSING: (404, 410), Status.SOURCE_DENIED: (403, 418, 206, 304), Status.SOURCE_THROTTLED: (429, 503)}
+    for expected, given in (ours | {Status.SOURCE_TIMEOUT: (500,)}).items():
+        for status in given:
+            error = failure(answer(b"" if status == 304 else b"<secret words of theirs>", f"{status} theirs"))
+            assert (error.status, error.detail) == (expected, f"the server answered {status}")
 
 
 def test_certificate_must_be_for_the_name_and_trusted(monkeypatch):
@@ -409,21 +321,13 @@ def test_certificate_must_be_for_the_name_and_trusted(monkeypatch):
     assert error.server.requests == []
 
 
-@pytest.mark.parametrize(
-    ("host", "let_in"),
-    [
-        *(("images.test", True), ("a.images.test", False), ("a.other.test", True), ("a.b.other.test", True), ("other.test", False)),
-        *(("another.test", False), ("images.test.evil.test", False), ("xn--exmple-cua.test", False)),
-    ],
-)
-def test_only_allowed_hosts(host, let_in):
+def test_only_allowed_hosts():
     rules = UrlFetching(allowed_hosts=("Images.test.", "*.OTHER.test"))
-    check = functools.partial(GuardedFetcher(rules, 1).check, f"https://{host}/")
-    if let_in:
-        check()
-    else:
+    for host in ("images.test", "a.b.other.test"):
+        GuardedFetcher(rules, 1).check(f"https://{host}/")
+    for host in ("a.images.test", "other.test", "another.test", "images.test.evil.test"):
         with pytest.raises(Refusal, match="not among those"):
-            check()
+            GuardedFetcher(rules, 1).check(f"https://{host}/")
 
 
 def test_allowed_host_is_still_checked_by_address_and_by_redirect():
@@ -431,16 +335,3 @@ def test_allowed_host_is_still_checked_by_address_and_by_redirect():
     assert fetch(answer(), **allowed)[0] == IMAGE
     assert refusal(answer(), resolver=lambda _: Names(images_test=[[("10.0.0.1", 443)]]), **allowed).message == REFUSED_ADDRESS
     assert "not among" in refusal({"/a.png": redirect("https://other.test/")}, **allowed).message
-
-
-def test_many_fetches_at_once_do_not_mix():
-    async def scenario():
-        async with Loopback({f"/{n}": answer(b"%d" % n) for n in range(20)}) as server:
-
-            async def here(_host, _port):
-                return [("127.0.0.1", server.port)]
-
-            fetcher = GuardedFetcher(UrlFetching(), 99, resolver=here, is_allowed_address=only_the_test_server)
-            return await asyncio.gather(*(fetcher.fetch(f"https://images.test/{n}") for n in range(20)))
-
-    assert asyncio.run(scenario()) == [b"%d" % n for n in range(20)]

@@ -29,10 +29,6 @@ def make_app(config: ServeConfig, **how) -> FastAPI:
         upload = await read_images(request, max_files=limits.max_files, max_file_bytes=config.images.max_bytes)
         return {"sizes": [len(data) for _, data in upload.images], "names": [name for name, _ in upload.images], "fields": upload.fields}
 
-    @app.post("/v1/jobs")
-    async def jobs(request: Request) -> int:
-        return len(await request.body())
-
     @app.post("/v1/score-url")
     async def score_url(question: Question) -> str:
         return question.url

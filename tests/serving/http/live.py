@@ -73,14 +73,14 @@ class Reply:
 
 
 @contextmanager
-def connected(port: int) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+def connected(port: int, timeout_s: float = 10.0) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         yield connection
 
 
-def ask(port: int, data: bytes) -> Reply:
+def ask(port: int, data: bytes, timeout_s: float = 10.0) -> Reply:
     """Sends one request, reads one answer."""
-    with connected(port) as connection:
+    with connected(port, timeout_s) as connection:
         connection.sendall(data)
         return Reply(connection)
 

@@ -3,7 +3,6 @@
 import asyncio
 import heapq
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -65,13 +64,12 @@ def test_none_that_is_let_in_misses_its_deadline_and_none_is_refused_that_would_
         assert wait_s + service_s <= DEADLINE_S + 1e-6 if let_in else wait_s > DEADLINE_S / 2 - 1e-6
 
 
-@pytest.mark.parametrize("service_s", [0.01, 0.1, 1.0, 2.4])
-def test_a_quiet_endpoint_takes_a_burst(service_s):
-    server = Simulated(service_s)
-    assert all(let_in for let_in, _ in server.visit([*SINGLES, *[0.0] * 6]))
+def test_a_quiet_endpoint_takes_a_burst_and_nothing_is_assumed_before_it_was_seen():
+    assert all(let_in for let_in, _ in Simulated(2.4).visit([*SINGLES, *[0.0] * 6]))
+    assert all(let_in for let_in, _ in Simulated(20.0).visit([0.0] * 50))
 
 
-@pytest.mark.parametrize(("lanes", "service_s"), [(1, 0.05), (4, 0.2), (8, 1.0), (64, 1.0)])
+@pytest.mark.parametrize(("lanes", "service_s"), [(1, 0.05), (64, 1.0)])
 def test_under_load_the_line_grows_to_what_the_lanes_can_do_and_no_further(lanes, service_s):
     """Singles show the pace of one lane. Under load that of all is learnt: nobody is late, and hardly a lane is idle."""
     server = Simulated(service_s, lanes)
@@ -82,11 +80,6 @@ def test_under_load_the_line_grows_to_what_the_lanes_can_do_and_no_further(lanes
     late = seen[len(seen) // 2 :]
     assert sum(let_in for let_in, _ in late) > 0.9 * len(late) / 3
     assert min(wait_s for let_in, wait_s in late if not let_in) > 0.7 * DEADLINE_S / 2
-
-
-def test_nothing_is_assumed_before_it_was_seen():
-    server = Simulated(20.0)
-    assert all(let_in for let_in, _ in server.visit([0.0] * 50))
 
 
 def worked(pace, clock, times, each_s=0.1):
@@ -119,10 +112,7 @@ def test_a_server_that_stands_still_is_noticed_and_forgiven(given_up):
 def test_what_is_not_waited_for_moves_no_pace():
     clock = Clock()
     pace = ServicePace(15.0, clock)
-    for _ in range(10):
-        pace.begin()
-        clock.now += 1.0
-        pace.end(1)
+    worked(pace, clock, 10, each_s=1.0)
     for _ in range(1000):  # refused at once, or left
         pace.begin()
         clock.now += 0.001
@@ -133,49 +123,28 @@ def test_what_is_not_waited_for_moves_no_pace():
     assert pace.wait_s() == pytest.approx(5.0)
 
 
-class Slow:
-    """An application that answers one after another, `service_s` each."""
-
-    def __init__(self, service_s):
-        self.app, self.began = FastAPI(), 0
-        turn = asyncio.Lock()
-        install_handlers(self.app)
-
-        @self.app.post("/v1/score")
-        async def score(request: Request) -> int:
-            await request.body()
-            self.began += 1
-            async with turn:
-                await asyncio.sleep(service_s)
-            return 1
-
-
 POST = request("POST", "/v1/score", "Content-Length: 3", body=b"abc")
 
 
-def test_a_burst_after_single_requests_is_answered():
-    rested_s = 0.0
-    admission = Admission(
-        Slow(0.02).app, 64, longest_wait_s=15, queued=Paths(QUEUED), uncounted=Paths(()), clock=lambda: time.monotonic() + rested_s
-    )
-    with serving(admission) as port:
-        for _ in range(5):
-            assert ask(port, POST).status == 200
-            rested_s += 20
-        with ThreadPoolExecutor(6) as threads:
-            assert [reply.status for reply in threads.map(lambda _: ask(port, POST), range(6))] == [200] * 6
-
-
 def test_a_line_that_is_too_long_is_told_when_it_will_be_shorter():
-    admission = Admission(Slow(0.2).app, 64, longest_wait_s=0.7, queued=Paths(QUEUED), uncounted=Paths(()))
-    with serving(admission) as port:
+    app, turn = FastAPI(), asyncio.Lock()
+    install_handlers(app)
+
+    @app.post("/v1/score")
+    async def score(request: Request) -> None:
+        await request.body()
+        async with turn:
+            await asyncio.sleep(0.2)
+
+    with serving(Admission(app, 64, longest_wait_s=0.7, queued=Paths(QUEUED), uncounted=Paths(()))) as port:
         for _ in range(4):
             assert ask(port, POST).status == 200
         with ThreadPoolExecutor(16) as threads:
             replies = list(threads.map(lambda _: ask(port, POST), range(16)))
-        assert 3 <= sum(reply.status == 200 for reply in replies) <= 6
         refused = [reply for reply in replies if reply.status != 200]
-        assert {(reply.status, reply.json["code"], reply.headers["retry-after"]) for reply in refused} == {(503, "overloaded", "1")}
+        assert 0 < len(refused) < 16
+        assert {(reply.status, reply.json["code"]) for reply in refused} == {(503, "overloaded")}
+        assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
         # What waits for nobody is not asked to wait for them.
         assert ask(port, request("GET", "/v1/nothing")).status == 404
 
@@ -254,20 +223,3 @@ def test_a_place_is_given_back_whatever_happens():
             assert admission.at_work == admission.sending == admission.pace.at_work == 0
 
     asyncio.run(walk())
-
-
-def test_retry_after_follows_the_pace():
-    clock = Clock()
-    admission = Admission(None, 3, longest_wait_s=15, queued=Paths(QUEUED), uncounted=Paths([]), clock=clock)
-    assert admission.retry_after() == 1
-    for each_s, expected in ((0.01, 1), (2.0, 8), (10.0, 30), (0.01, 1)):
-        for _ in range(1000):
-            admission.pace.begin()
-            clock.now += each_s
-            admission.pace.end(1)
-            clock.now += 1000
-        for _ in range(4):
-            admission.pace.begin()
-        assert admission.retry_after() == expected
-        for _ in range(4):
-            admission.pace.end(None)

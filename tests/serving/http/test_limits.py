@@ -4,19 +4,20 @@ A client that waits as long as it is told is let in; one that does not, is not; 
 """
 
 import asyncio
+import select
 import socket
 import threading
 import time
-from pathlib import Path
+import tracemalloc
+from contextlib import suppress
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from starlette.responses import StreamingResponse
 
 from ray_app.serving.config import ServeConfig
-from ray_app.serving.http.auth import Paths
-from ray_app.serving.http.limits import Allowance, BodyLimit, Deadline, RateLimit
+from ray_app.serving.http.app import URL_BODY_BYTES
+from ray_app.serving.http.limits import Allowance, BodyLimit, Deadline
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
 
@@ -24,12 +25,12 @@ KB, MB = 2**10, 2**20
 
 
 def config(**limits) -> ServeConfig:
-    return ServeConfig.model_validate({"limits": limits, "jobs": {"max_body_bytes": 2 * MB}})
+    return ServeConfig.model_validate({"limits": limits})
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A server that takes bodies of 1 MB, 2 MB for jobs, 4 MB together."""
+    """A server that takes bodies of 1 MB, 4 MB together."""
     with serving(make_app(config(max_body_bytes=MB, max_bytes_in_flight=4 * MB, deadline_s=20))) as port:
         yield port
 
@@ -45,37 +46,29 @@ def chunk(data: bytes) -> bytes:
 def pour(connection: socket.socket, piece: bytes, total: int) -> int:
     """Sends chunks until the server stops reading; the bytes that it took."""
     sent = 0
-    try:
+    with suppress(OSError):
         while sent < total:
             connection.sendall(chunk(piece))
             sent += len(piece)
-    except OSError:
-        pass
     return sent
 
 
-def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_sent(small):
+@pytest.mark.parametrize("more", [(), ("Expect: 100-continue",)], ids=["", "asks first"])
+def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_sent(small, more):
     with connected(small) as connection:
-        connection.sendall(request("POST", "/v1/score", f"Content-Length: {10**10}"))
+        connection.sendall(request("POST", "/v1/score", f"Content-Length: {10**10}", *more))
         reply = Reply(connection)
         assert (reply.status, reply.json["code"], reply.headers["connection"]) == (413, "body_too_large", "close")
         assert (reply.json["limit"], reply.json["observed"]) == (MB, 10**10)
         assert reply.closed
 
 
-def test_a_client_that_asks_first_is_not_told_to_continue(small):
-    with connected(small) as connection:
-        connection.sendall(request("POST", "/v1/score", f"Content-Length: {MB + 1}", "Expect: 100-continue"))
-        assert Reply(connection).status == 413
-
-
 def test_the_limit_is_inclusive_and_of_its_address(small):
-    for path, limit in (("/v1/score", MB), ("/v1/jobs", 2 * MB)):
-        assert ask(small, request("POST", path, f"Content-Length: {limit}", body=bytes(limit))).status == 200
-        assert ask(small, request("POST", path, f"Content-Length: {limit + 1}")).status == 413
-    # Nobody reads the body of a route that is not there: it is announced only, or the server may close while it is being sent.
-    for length, status in ((2 * MB, 404), (2 * MB + 1, 413)):
-        assert ask(small, request("POST", "/v1/jobs/x", f"Content-Length: {length}")).status == status
+    assert ask(small, request("POST", "/v1/score", f"Content-Length: {MB}", body=bytes(MB))).status == 200
+    # Nobody reads these bodies: they are announced only, or the server may close while they are being sent.
+    for path, limit in (("/v1/nothing", MB), ("/v1/score-url/nothing", URL_BODY_BYTES)):
+        for length, status in ((limit, 404), (limit + 1, 413)):
+            assert ask(small, request("POST", path, f"Content-Length: {length}")).status == status
 
 
 def test_a_chunked_body_is_counted_while_it_streams(small):
@@ -90,33 +83,19 @@ def test_a_chunked_body_is_counted_while_it_streams(small):
         assert reply.headers["connection"] == "close"
 
 
-def test_a_chunked_body_within_the_limit_is_whole(small):
-    with connected(small) as connection:
-        connection.sendall(chunked("/v1/score") + chunk(bytes(1000)) * 100 + b"0\r\n\r\n")
-        assert Reply(connection).json["sizes"] == [100_000]
-
-
 def test_a_false_length_is_the_end_of_the_body_and_the_rest_no_request(small):
     with connected(small) as connection:
         connection.sendall(request("POST", "/v1/score", "Content-Length: 10", body=b"0123456789"))
         assert Reply(connection).json["sizes"] == [10]
         connection.sendall(bytes(500))
         assert Reply(connection).status == 400
-    assert ask(small, request("POST", "/v1/score", "Content-Length: 10", body=bytes(500))).status in (200, 400)
-    for both in (
-        ("Content-Length: 3", "Transfer-Encoding: chunked"),
-        ("Content-Length: 3", "Content-Length: 300"),
-        ("Content-Length: -1",),
-    ):
+    for both in (("Content-Length: 3", "Transfer-Encoding: chunked"), ("Content-Length: -1",)):
         assert ask(small, request("POST", "/v1/score", *both, body=b"0\r\n\r\n")).status == 400
-    assert ask(small, request("GET", "/healthz")).status == 200
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate, gzip", "x"])
-def test_a_compressed_body_is_refused(small, encoding):
-    reply = ask(small, request("POST", "/v1/score", "Content-Length: 5", f"Content-Encoding: {encoding}", body=b"abcde"))
-    assert (reply.status, reply.json["code"]) == (415, "unsupported_encoding")
-    assert ask(small, request("POST", "/v1/score", "Content-Length: 1", "Content-Encoding: identity", body=b"a")).status == 200
+def test_a_compressed_body_is_refused(small):
+    for encoding, status in (("gzip", 415), ("deflate, gzip", 415), ("identity", 200)):
+        assert ask(small, request("POST", "/v1/score", "Content-Length: 1", f"Content-Encoding: {encoding}", body=b"a")).status == status
 
 
 def test_a_refused_route_does_not_read_its_body_either(small):
@@ -127,21 +106,11 @@ def test_a_refused_route_does_not_read_its_body_either(small):
         assert reply.closed
 
 
-def test_a_connection_is_kept_where_the_body_was_read(small):
-    with connected(small) as connection:
-        for _ in range(3):
-            connection.sendall(request("POST", "/v1/score", "Content-Length: 3", body=b"abc"))
-            reply = Reply(connection)
-            assert reply.status == 200
-            assert "connection" not in reply.headers
-
-
 def test_bodies_at_work_share_a_budget_and_give_it_back(small):
-    """Three uploads hang with 0.95 MB each, a job with 1.1 MB: the four megabytes are gone until they leave."""
+    """Four uploads hang with 0.95 MB each: there is no room for half a megabyte until they leave."""
     hanging = [socket.create_connection(("127.0.0.1", small)) for _ in range(4)]
-    sizes = [950 * KB, 950 * KB, 950 * KB, 1150 * KB]
-    for connection, size in zip(hanging, sizes, strict=True):
-        connection.sendall(request("POST", "/v1/jobs", f"Content-Length: {size + 1}", body=bytes(size)))
+    for connection in hanging:
+        connection.sendall(request("POST", "/v1/score", f"Content-Length: {950 * KB + 1}", body=bytes(950 * KB)))
     wait_for(lambda: _status_before_body(small) == 503)
     with connected(small) as connection:
         connection.sendall(request("POST", "/v1/score", f"Content-Length: {500 * KB}"))
@@ -164,42 +133,27 @@ def test_memory_stays_bounded_while_80_mb_are_poured_in():
     piece = bytes(256 * KB)
     with serving(make_app(config(max_body_bytes=MB))) as port:
         assert ask(port, request("GET", "/healthz")).status == 200
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
-        before = _peak_kb()
-        with connected(port) as connection:
-            connection.sendall(chunked("/v1/score"))
-            assert pour(connection, piece, 80 * MB) < 40 * MB, "it read on after its refusal"
-        assert _peak_kb() - before < 16 * KB
+        tracemalloc.start()
+        try:
+            with connected(port) as connection:
+                connection.sendall(chunked("/v1/score"))
+                assert pour(connection, piece, 80 * MB) < 40 * MB, "it read on after its refusal"
+            assert tracemalloc.get_traced_memory()[1] < 16 * MB
+        finally:
+            tracemalloc.stop()
         assert ask(port, request("GET", "/healthz")).status == 200
-
-
-def _peak_kb() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def test_a_dripping_body_is_cut_at_the_deadline():
     with serving(make_app(config(deadline_s=0.5))) as port, connected(port) as connection:
         began = time.monotonic()
         connection.sendall(request("POST", "/v1/score", "Content-Length: 1000"))
-        dripping = threading.Event()
-
-        def drip():
-            while not dripping.wait(0.05):
-                try:
-                    connection.sendall(b"x")
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=drip)
-        thread.start()
-        reply = Reply(connection)
-        took = time.monotonic() - began
-        dripping.set()
-        thread.join()
+        while not select.select([connection], [], [], 0.05)[0]:
+            connection.sendall(b"x")
+        reply, took = Reply(connection), time.monotonic() - began
     assert (reply.status, reply.json["code"], reply.headers["connection"]) == (504, "deadline_exceeded", "close")
     assert reply.json["limit"] == 0.5
-    assert 0.5 <= took < 1.5
+    assert 0.5 <= took < 10, "all of it would drip for fifty seconds"
 
 
 def test_a_slow_handler_is_cancelled_at_the_deadline_and_its_place_given_back():
@@ -225,22 +179,6 @@ def test_work_for_a_client_that_left_is_cancelled_and_its_place_given_back():
         wait_for(lambda: ask(port, request("POST", "/v1/score", "Content-Length: 2", body=b"ab")).status == 200)
 
 
-def test_an_answer_that_has_begun_may_take_its_time():
-    app = FastAPI()
-
-    @app.get("/")
-    async def stream():
-        async def pieces():
-            for _ in range(4):
-                yield b"piece"
-                await asyncio.sleep(0.1)
-
-        return StreamingResponse(pieces())
-
-    with serving(Deadline(app, 0.15)) as port:
-        assert httpx.get(f"http://127.0.0.1:{port}/").text == "piece" * 4
-
-
 @pytest.mark.parametrize("answer", ["nothing", "words", "another error", "a time-out of its own"])
 def test_the_deadline_holds_whatever_a_handler_makes_of_it(answer):
     async def stubborn(scope, receive, send):
@@ -258,35 +196,21 @@ def test_the_deadline_holds_whatever_a_handler_makes_of_it(answer):
         assert ask(port, request("GET", "/")).status == (500 if answer == "a time-out of its own" else 504)
 
 
-def test_what_a_route_does_after_its_answer_is_not_cut():
+def test_an_answer_that_has_begun_may_take_its_time_and_what_a_route_does_after_it_too():
     done = threading.Event()
 
     async def lingering(scope, receive, send):
         await receive()
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-        await asyncio.sleep(0.2)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for is_last in (False, True):
+            await asyncio.sleep(0.15)
+            await send({"type": "http.response.body", "body": b"piece", "more_body": not is_last})
+        await asyncio.sleep(0.15)
         done.set()
 
     with serving(Deadline(lingering, 0.1)) as port:
-        assert ask(port, request("GET", "/")).status == 204
-        assert done.wait(3)
-
-
-def test_alone_a_limit_needs_no_framework():
-    async def plain(scope, receive, send):
-        size, more = 0, True
-        while more:
-            message = await receive()
-            size, more = size + len(message["body"]), message["more_body"]
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    limit = BodyLimit(plain, {"": 100}, 1000)
-    with serving(limit) as port:
-        for size, status in ((100, 200), (101, 413)):
-            assert ask(port, chunked("/") + chunk(bytes(size)) + b"0\r\n\r\n").status == status
-        wait_for(lambda: limit.in_flight == 0)
+        assert httpx.get(f"http://127.0.0.1:{port}/").text == "piece" * 2
+        assert done.wait(10)
 
 
 def test_a_handler_that_swallows_the_refusal_does_not_hide_it():
@@ -312,7 +236,7 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize("per_minute", [1, 7, 60, 90, 6000])
+@pytest.mark.parametrize("per_minute", [7, 60, 6000])
 def test_who_waits_as_told_is_let_in_and_one_second_less_is_not_enough(per_minute):
     clock = Clock()
     allowance = Allowance(per_minute, clock)
@@ -329,20 +253,7 @@ def test_who_waits_as_told_is_let_in_and_one_second_less_is_not_enough(per_minut
             pass
 
 
-@pytest.mark.parametrize("per_minute", [1, 60, 600])
-def test_over_an_hour_no_more_than_allowed(per_minute):
-    clock = Clock()
-    allowance = Allowance(per_minute, clock)
-    let_in = 0
-    for _ in range(3600 * 4):
-        let_in += allowance.take("a") == 0
-        clock.now += 0.25
-    burst = max(1, per_minute / 6)
-    rate = min(per_minute / 60, 4)
-    assert rate * 3600 - 1 <= let_in <= rate * 3600 + burst
-
-
-def test_owners_do_not_share_and_are_forgotten():
+def test_owners_do_not_share_and_the_longest_silent_are_forgotten():
     clock = Clock()
     allowance = Allowance(1, clock)
     assert allowance.take("a") == 0
@@ -350,22 +261,4 @@ def test_owners_do_not_share_and_are_forgotten():
     assert allowance.take("a") == 60
     for number in range(10_000):
         allowance.take(f"owner {number}")
-    assert len(allowance._left) == 4096
-
-
-def test_the_answer_says_when(tmp_path):
-    app = FastAPI()
-    app.get("/v1/x")(lambda: "x")
-    app.get("/healthz")(lambda: "well")
-    clock = Clock()
-    guarded = RateLimit(app, 2, uncounted=Paths(["/healthz"]), clock=clock)
-    with serving(guarded) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        assert client.get("/v1/x").status_code == 200
-        refused = client.get("/v1/x")
-        assert refused.status_code == 429
-        assert refused.headers["retry-after"] == "30"
-        assert refused.json()["code"] == "too_many_requests"
-        assert refused.json()["limit"] == 2
-        assert {client.get("/healthz").status_code for _ in range(5)} == {200}
-        clock.now += 30
-        assert client.get("/v1/x").status_code == 200
+    assert allowance.take("a") == 0

@@ -3,6 +3,9 @@ import re
 import httpx
 import pytest
 
+from ray_app.errors import Reason, Status
+from ray_app.images.facts import FLAG_MEANING
+from ray_app.serving.http.errors import MESSAGES
 from tests.serving.http.live import serving
 from tests.serving.page_app import Mood, make_app
 
@@ -33,6 +36,12 @@ def test_markup_has_no_inline_script_or_style_and_names_no_other_origin(client):
     assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|javascript:", index)
     assert set(re.findall(r"https?://[^/\"\s]+", index)) == {"http://localhost:8000"}  # in the line for those without JavaScript
     assert "script-src 'self'; style-src 'self'" in client.get("/").headers["content-security-policy"]
+
+
+def test_every_code_flag_and_reason_of_the_endpoint_has_words(client):
+    known = set(re.findall(r"^  (\w+): ", client.get("/page/words.js").text, re.MULTILINE))
+    statuses = {str(status) for status in Status if status is not Status.OK}
+    assert {*MESSAGES, *statuses, *FLAG_MEANING, *map(str, Reason)} <= known
 
 
 def test_unchanged_files_are_not_sent_again(client):
