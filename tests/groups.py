@@ -55,10 +55,10 @@ GROUPS = {
     "recipes": Group("recipes from pictures to a card that scores, every family in every precision and as ONNX", ("training",)),
     "data": Group("what makes, fetches and packs images; commands; from prompts to names", ("datajobs", "cli", "test_profile_walk.py")),
     "endpoint": Group("the endpoint under hostile clients on both servers; its pages, and all reports, by axe", (
-        "reports", "serving/test_front_proxy.py", "serving/test_jobs_on_ray.py", "serving/test_metrics.py", "serving/test_pressure.py",
-        "serving/test_server.py",
+        "reports", "serving/test_front_proxy.py", "serving/test_metrics.py", "serving/test_pressure.py", "serving/test_server.py",
     )),
-    "deployed": Group("deployed on a cluster; minutes of hostile traffic", ("serving",)),
+    "deployed": Group("the endpoint deployed on a cluster", ("serving/test_deployed.py",)),
+    "soak": Group("minutes of hostile traffic on the endpoint", ("serving/test_soak.py",)),
     "strangers": Group("what a stranger gets from every command that starts a Ray: nothing", ("test_strangers.py",)),
     "docs": Group("the wheel where nothing else is, the lines of the documents as a reader types them, the site", (
         "docs", "test_distribution.py", "test_readme.py",
