@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.evaluation.dflip import REAL, class_of, detects, dflip_v1, named_in, sentence_of
+from ray_app.evaluation.dflip import REAL, dflip_v1, named_in, sentence_of
 from ray_app.evaluation.groups import Names
 
 KNOWN = {"real", "dalle", "mj", "sd", "DreamShaper"}
@@ -26,32 +26,6 @@ def by(name):
 )
 def test_a_whole_sentence_names_a_class_and_an_unknown_name_is_sd(answer, named):
     assert named_in(answer, KNOWN) == named
-
-
-@pytest.mark.parametrize(
-    ("generator", "family"),
-    [("DALL-E", "dalle"), ("midjourney-v5", "mj"), ("stable-diffusion", "sd"), ("parti-20b", "parti"), ("sdftood", "sdftood"),
-     ("sdxl", "sdxl"), ("DreamShaper", "DreamShaper")],
-)  # fmt: skip
-def test_labels_become_classes(generator, family):
-    assert class_of("fake", generator) == family
-    assert class_of("real", "real:laion") == "real"
-
-
-def test_detection_looks_for_words():
-    assert detects("fake", "I think it is ai generated")
-    assert detects("real", "as real as can be")
-    assert not detects("fake", "real")
-    assert not detects("real", None)
-
-
-def test_names_alone_say_nothing_of_detection_and_groups_out_of_distribution_identify_nothing():
-    found = dflip_v1({("fake", "sd", None, "sd"): 3}, Names())
-    assert found["detection"]["accuracy"]["why"] == "no answer is a sentence, and there is no verdict"
-    assert (found["accuracy"]["value"], found["macro_f1"]["value"]) == (0, 0)
-    found = dflip_v1({("fake", "imagen", None, by("DALLE")): 3}, Names())
-    assert (found["accuracy"]["why"], found["macro_f1"]["why"]) == ("no image", "no image")
-    assert found["detection"]["accuracy"]["value"] == 1
 
 
 @pytest.mark.parametrize(

@@ -89,11 +89,6 @@ def test_what_labels_lack_is_said(tmp_path, rows, said):
         labels_of(tmp_path, rows, split="test")
 
 
-def test_too_many_generators_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="more than 5,000 generators"):
-        labels_of(tmp_path, [{"uri": f"/{number}", "label": 1, "generator": str(number)} for number in range(5001)])
-
-
 def test_only_labels_of_a_split(tmp_path):
     rows = [{"uri": f"/{number}", "label": 1, "split": ("test", "train")[number % 2]} for number in range(5)]
     index = labels_of(tmp_path, rows, split="test")

@@ -3,7 +3,6 @@ import shlex
 from functools import cache
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import yaml
 from sklearn.metrics import accuracy_score, f1_score
@@ -15,7 +14,7 @@ from ray_app.detectors import card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
 from ray_app.evaluation import protocols
-from ray_app.evaluation.protocols import CONVENTIONS, ProtocolRow, releases_of
+from ray_app.evaluation.protocols import CONVENTIONS
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.evaluation.system_model import FigureFacts, GeneratorFacts
 from tests.metrics.drawn import DETECTION
@@ -156,17 +155,6 @@ def test_the_cards_and_the_protocols_say_the_same():
         assert card["OpenFake v1 test", "F1"] == ours["F1"]
 
 
-def test_means_that_are_published_are_means_of_their_cells():
-    for one in load_protocol("opensdi").reference:
-        for figure in ("F1", "accuracy", "pixel IoU", "pixel F1"):
-            cells = [value for name, value in one.rows.items() if name.endswith(f", {figure}")]
-            if cells:
-                assert one.rows[f"mean {figure}"] == pytest.approx(sum(cells) / 5, abs=1.01e-4)
-    for one in load_protocol("community-forensics").reference:
-        *cells, mean = one.rows.values()
-        assert mean == pytest.approx(sum(cells) / 5, abs=5.01e-4)
-
-
 ROW = {"name": "a", "generators": ["x"]}
 
 
@@ -190,34 +178,3 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path, change, said):
         load_protocol(file)
     with pytest.raises(ConfigError, match="did you mean 'opensdi'"):
         load_protocol("open-sdi")
-
-
-def test_rows_hold_what_their_globs_name():
-    row = ProtocolRow(name="r", generators=("sd-3.5*",), excluding=("*turbo",), kind="whole")
-    held = {"name": "SD_3.5_large", "label": "fake", "kind": "whole"}
-    assert row.holds(GeneratorFacts(**held))
-    for other in ({"kind": "local"}, {"label": "real"}, {"name": "sd-3.5-turbo"}, {"name": "sd-3"}):
-        assert not row.holds(GeneratorFacts(**held | other))
-
-
-def rows(*entries, struct=True, told=None):
-    """Entries of generator, label and the date of the run's own column; `told`: the dates of the labels."""
-    made = [{"release_date": date} for *_, date in entries] if struct else [{"other": 1} for _ in entries]
-    generators, labels = [one[0] for one in entries], [one[1] for one in entries]
-    dates = pa.array(told or [None] * len(entries), pa.string())
-    return pa.table(
-        {"input": pa.array(made), "release_date": dates, "generator": pa.array(generators).dictionary_encode(), "label": labels}
-    )
-
-
-def test_the_earliest_date_of_each_generator_and_the_labels_over_the_runs():
-    tables = [
-        rows(("a", "fake", "2025-03-01"), ("b", "fake", None), ("real", "real", "2001"), ("a", "fake", "2024-12-31")),
-        rows(("a", "fake", "2025-01-01"), ("c", "fake", "unknown"), ("d", "fake", "2023")),
-    ]
-    assert releases_of(tables) == {"a": "2024-12-31", "d": "2023"}
-    nothing = pa.table({name: pa.nulls(1, pa.string()) for name in ("input", "release_date")} | {"generator": ["a"], "label": ["fake"]})
-    assert releases_of([rows(("a", "fake", ""), struct=False), nothing, rows(("b", "fake", "2025"))]) == {"b": "2025"}
-    assert releases_of([]) == {}
-    both = rows(("a", "fake", "2020"), ("b", "fake", "2021"), told=["2025-01-01", None])
-    assert releases_of([both, rows(("c", "fake", ""), struct=False, told=["2024"])]) == {"a": "2025-01-01", "b": "2021", "c": "2024"}

@@ -226,18 +226,6 @@ def test_hostile_names_stay_texts(tmp_path):
     assert "<script>alert(1)" not in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_what_a_run_was_not_scored_with(tmp_path):
-    columns, truths, _ = random_rows(20)
-    made_run(tmp_path / "run", columns)
-    path = str(labelled(tmp_path, columns, truths))
-    with pytest.raises(ConfigError, match="--detector would need its source"):
-        evaluated(tmp_path, labels=path, score={"detectors": ["unifd"]})
-    with pytest.raises(ConfigError, match="--out DIR"):
-        evaluate(EvaluateConfig(at=(str(tmp_path / "run"),)))
-    with pytest.raises(ConfigError, match="nothing to evaluate"):
-        evaluate(EvaluateConfig(out=str(tmp_path)))
-
-
 def test_a_source_without_labels_is_not_scored(tmp_path):
     write_files(tmp_path / "photos", ["a.jpg", "b.jpg"])
     with pytest.raises(ConfigError, match="neither a run nor a source with a column `label`") as caught:

@@ -1,6 +1,5 @@
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evaluation import struct_of
@@ -95,13 +94,6 @@ def test_without_a_file_the_runs_own_columns_tell(tmp_path):
     assert (both.labelled.source[:2], both.labelled.part[:2]) == (["g0", "g1"], ["choose", "choose"])
 
 
-@pytest.mark.parametrize("said", ["", "unknown", "real"])
-def test_generators_that_are_not_told_are_none(tmp_path, said):
-    images = drawn(5, 5)
-    images = type(images)(**{**vars(images), "generator": [said if fake and said != "real" else "" for fake in images.fake]})
-    assert read_labelled(run_of(tmp_path / "run", images), labels_of(tmp_path / "labels.csv", images)).labelled.generator == [None] * 10
-
-
 def test_the_same_bytes_are_not_both(tmp_path):
     images = drawn(5, 5)
     sha256 = [*images.sha256[:9], images.sha256[0]]
@@ -150,14 +142,3 @@ def test_another_card_of_the_same_name_is_not_what_was_scored(tmp_path):
     path.write_text(path.read_text().replace('"touchstone-tiny": {}', f'"touchstone-tiny": {{"weights": "{"0" * 64}"}}'))
     with pytest.raises(ConfigError, match="touchstone-tiny: its card has other weights than the run was scored with"):
         read_labelled(url, labels)
-
-
-def test_rows_of_older_runs_have_no_quality(tmp_path):
-    images = drawn(5, 5)
-    images.quality[:] = 90
-    url = run_of(tmp_path / "run", images)
-    [file] = (tmp_path / "run" / "scores").iterdir()
-    table = pq.read_table(file)
-    assert table["quality"].to_pylist() == [90] * 10
-    pq.write_table(table.drop_columns(["quality"]), file)
-    assert np.isnan(read_labelled(url, labels_of(tmp_path / "labels.csv", images)).labelled.quality).all()

@@ -13,7 +13,6 @@ from ray_app.evaluation.calibrate.division import (
     SHARES,
     described,
     divided,
-    given_parts,
     groups_of,
     repeated,
     split,
@@ -161,14 +160,6 @@ def test_parts_that_divide_a_group_are_refused_and_both_images_named(columns, pl
         divided(images, groups_of(images))
     assert refused.value.message == f"labels: {first} and {second} {words}"
     assert "--regroup" in refused.value.hint
-
-
-def test_a_group_goes_where_most_of_it_is():
-    source = [None, "a", "a", None, "a", *[None] * 13]
-    images = divided_by_user(source=source)
-    parts, moved = given_parts(images, groups_of(images), regroup=True)
-    assert parts[[1, 2, 4]].tolist() == [CALIBRATE] * 3
-    assert moved == 1
 
 
 @pytest.mark.parametrize(

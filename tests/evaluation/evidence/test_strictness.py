@@ -48,13 +48,6 @@ def test_a_record_is_read_back_and_any_other_file_of_the_same_is_refused(told, t
         read_evidence(tmp_path / "evidence.json")
 
 
-def test_bytes_that_are_no_text_are_refused(text, tmp_path):
-    for data in (text.encode("utf-16"), text.encode() + b"\xff", text.encode("ascii", "replace") + b"\xe9"):
-        (tmp_path / "evidence.json").write_bytes(data)
-        with pytest.raises(ConfigError, match="not a record's JSON"):
-            read_evidence(tmp_path / "evidence.json")
-
-
 def mappings(value, path=()):
     """The path of every object in a record."""
     if isinstance(value, dict):
