@@ -17,10 +17,7 @@ def by(name):
     [
         (REAL, "real"),
         (by("Midjourney"), "mj"),
-        (by("DreamShaper"), "DreamShaper"),
         (by("dreamshaper"), "sd"),  # the exact name, or else an unknown one
-        (f" {REAL}\n", "real"),
-        ("StableDiffusion", None),
         (None, None),
     ],
 )
@@ -33,12 +30,9 @@ def test_a_whole_sentence_names_a_class_and_an_unknown_name_is_sd(answer, named)
     [
         ("real", "sdxl", REAL),
         ("fake", "dalle-2", by("DALLE")),
-        ("fake", "Realistic Vision v5", by("Realistic Vision v5")),
         ("fake", None, by("an unknown generator")),
         ("abstain", "sdxl", None),
-        (None, None, None),
         ("real", by("DALLE"), by("DALLE")),  # an answer in words is one
-        ("fake", REAL, REAL),
     ],
 )
 def test_a_verdict_and_a_name_become_a_sentence_of_theirs(verdict, name, sentence):

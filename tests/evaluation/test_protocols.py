@@ -22,9 +22,9 @@ from tests.metrics.drawn import DETECTION
 load_protocol, load_card = cache(protocols.load_protocol), cache(card.load_card)
 
 
-def generator(label, right, n, unscored=0):
+def generator(label, right, n):
     rate = FigureFacts(value=right / n if n else None, n=n)
-    return GeneratorFacts(name="g", label=label, n=n, unscored=unscored, rate=rate)
+    return GeneratorFacts(name="g", label=label, n=n, rate=rate)
 
 
 def test_f1_of_even_counts_is_the_f1_of_evenly_many_images():
@@ -59,20 +59,10 @@ def test_the_oracle_threshold_is_the_best_of_the_grid():
     assert best >= accuracy_score(truth, chances > 0.5)
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        protocols.f1_by_source([]),
-        protocols.missing_is_wrong([]),
-        protocols.correct_share([generator("fake", 0, 0)]),
-        protocols.balanced([generator("fake", 1, 2)], []),
-        protocols.f1_even([], [generator("real", 1, 2)]),
-        protocols.oracle_accuracy(ScoreHistogram.of([]), ScoreHistogram.of([1.0])),
-    ],
-)
-def test_what_is_not_defined_has_a_reason(found):
-    assert found.value is None
-    assert found.why
+def test_what_is_not_defined_has_a_reason():
+    for found in (protocols.f1_by_source([]), protocols.missing_is_wrong([]), protocols.balanced([generator("fake", 1, 2)], [])):
+        assert found.value is None
+        assert found.why
 
 
 ASKED_FOR = {
@@ -163,11 +153,6 @@ ROW = {"name": "a", "generators": ["x"]}
     [
         ({"rows": [ROW, {**ROW, "generators": ["y"]}]}, "one name: a"),
         ({"rows": [ROW], "reference": [{"column": "c", "source": "s", "rows": {"b": 0.5}}]}, "no row or footer is called b"),
-        ({"rows": [ROW], "reference": [{"column": "c", "source": "s", "rows": {"a": 1.5}}]}, "less than or equal to 1"),
-        ({"rows": [{"name": "a"}]}, "give generators, or say under `why`"),
-        ({"rows": []}, "neither rows nor automatic"),
-        ({"rows": [ROW], "footers": [{"name": "f", "figure": "mean:auc", "rows": ["q"]}]}, "no row is called q"),
-        ({"rows": [ROW], "reference": [{"column": "c", "source": "s", "rows": {"a": 0.5}, "marks": {"b": "wrong"}}]}, "have no value: b"),
         ({"rowz": []}, "did you mean 'rows'"),
     ],
 )

@@ -78,9 +78,7 @@ def test_one_class_alone_has_no_auc_but_a_loss():
     ("scores", "labels", "words"),
     [
         ([1.0, float("nan")], [0, 1], "1 of 2 scores are not finite, the first at position 1"),
-        ([1.0, float("inf")], [0, 1], "not finite"),
         ([1.0, 2.0], [0, 2], "labels must be 0"),
-        ([1.0, 2.0], [0], "one length"),
         ([], [], "no scores"),
     ],
 )

@@ -115,8 +115,6 @@ def test_a_run_of_a_cascade_is_no_fair_sample(tmp_path):
 def test_what_is_not_there_is_said(tmp_path):
     images = drawn(5, 5)
     labels = labels_of(tmp_path / "labels.csv", images)
-    with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
-        read_labelled(str(tmp_path / "nothing"), labels)
     url = run_of(tmp_path / "run", images)
     with pytest.raises(ConfigError, match="the run has no scores of npr") as refused:
         read_labelled(url, labels, detectors=("npr",))
@@ -124,8 +122,6 @@ def test_what_is_not_there_is_said(tmp_path):
     other = type(images)(**{**vars(images), "image_id": images.image_id + 1_000})
     with pytest.raises(ConfigError, match="none of 10 labels belongs to a row"):
         read_labelled(url, labels_of(tmp_path / "others.csv", other))
-    with pytest.raises(ConfigError, match="no row has a label of its own"):
-        read_labelled(url, None)
     unread = run_of(tmp_path / "unread", images, status=["empty_file"] * 10)
     with pytest.raises(ConfigError, match="no labelled image has a score of every detector") as refused:
         read_labelled(unread, labels)

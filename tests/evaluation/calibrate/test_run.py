@@ -131,10 +131,8 @@ def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path
     ("options", "words"),
     [
         (["--fpr", "0.001"], "1,600 labelled reals; a 0.1 % target at 95 % needs 2,995"),
-        (["--detector", "npr"], "the run has no scores of npr"),
         (["--rule", "cascade", "--first", "2"], "the run has 2 detectors"),
         (["--share", "0.1"], "--share belongs to --rule cascade"),
-        (["--rule", "cascade", "--share", "3"], "less than 1"),
         (["--out", "s3://bucket/card.yaml"], "not a YAML file of this machine"),
     ],
 )
