@@ -13,7 +13,7 @@ REPLIES = {"fake": (1.0, -1.0), "real": (-1.0, 1.0)}
 RANKING = {"fake": (5.0, -1.0), "real": (-3.0, 1.0)}
 
 
-def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=None, extras=()):
+def system_from(name, groups, *, scores=HARD, card=None, kinds=None, extras=()):
     """`groups`: by generator (label, images judged correctly, images)."""
     cells = Cells()
     for generator, (label, right, n) in groups.items():
@@ -23,8 +23,6 @@ def system_from(name, groups, *, scores=HARD, card=None, kinds=None, unscored=No
         tally.add(np.repeat(np.array(scores[label], np.float32), [right, n - right]))
         cells.scores[name, cell] = tally
         cells.rows[cell, "ok", "real"] += n
-        if missing := (unscored or {}).get(generator):
-            cells.rows[cell, "corrupt_image", None] += missing
         cells.joined = cells.rows.total()
     system = System(name, "detector", name, 0.0, strict=True, card=card)
     return system_of(system, cells, SystemOptions(Intervals("images", None), extras=frozenset(extras)))

@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.archives import in_turn
 from ray_app.evaluation.accumulate import BANDS, FileCell, gather, hashed
-from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
+from ray_app.evaluation.groups import EvaluationGroup
 from ray_app.evaluation.join import index_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import systems_of
@@ -98,17 +98,3 @@ def test_mistakes_are_the_worst(tmp_path):
     assert [row["image_id"] for row in found] == [int(columns["image_id"][row]) for row in wrong[:24]]
     assert found[0]["probability"] == pytest.approx(1 / (1 + np.exp(-score[wrong[0]])))
     assert {row["verdict"] for row in found} <= {"real", "fake"}
-
-
-def test_tallies_count_exactly():
-    rng = np.random.default_rng(0)
-    scores = np.round(rng.normal(0, 3, 60_000), 2).astype(np.float32)
-    one, other = ScoreTally(), ScoreTally()
-    for piece in np.array_split(scores[:40_000], 31):
-        one.add(piece)
-    other.add(scores[40_000:])
-    one.merge(other)
-    wanted = ScoreHistogram.of(scores)
-    np.testing.assert_array_equal(one.histogram().values, wanted.values)
-    np.testing.assert_array_equal(one.histogram().counts, wanted.counts)
-    assert ScoreTally().histogram().n == 0

@@ -8,7 +8,6 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ray_app.attribution.prompts import normalised_prompt
-from ray_app.evaluation import prompts as prompting
 from ray_app.evaluation.attribution import answers_of
 from ray_app.evaluation.attribution import identification_of as identification
 from ray_app.evaluation.groups import Names
@@ -91,14 +90,6 @@ def test_generators_and_families_by_hand():
     json.dumps(found, allow_nan=False)
 
 
-def test_rows_of_tables_without_rankings_count_too():
-    ranked = {"label": "fake", "generator": "sd", "predicted_generator": "sd", "generator_ranking": ["sd"], "generator_confidence": 0.5}
-    bare = {"label": "fake", "generator": "flux", "predicted_generator": "sd"}
-    found = identification_of(lambda names: [one for rows in ([ranked], [bare, bare]) for one in tables_of(rows)(names)])
-    assert (found["accuracy"]["n"], found["accuracy"]["value"], found["top_3"]["n"]) == (3, pytest.approx(1 / 3), 3)
-    assert identification_of(tables_of([bare]), known=["sd"])["open_set_auroc"]["why"] == "no confidence beside the predicted generators"
-
-
 def test_runs_that_name_nothing_have_no_section(tmp_path):
     rows = [{"label": "fake", "generator": "sd", "prompt": "a cat", "image_id": 1}]
     assert identification_of(tables_of(rows)) is None
@@ -132,12 +123,3 @@ def test_prompts_are_compared_without_syntax(tmp_path):
     }  # fmt: skip
     assert found["clip_text"]["why"] == "needs a folder of CLIP weights"
     json.dumps(found, allow_nan=False)
-
-
-def test_of_very_many_prompts_those_of_lowest_id_stand_for_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(prompting, "MOST_PROMPTS", 4)
-    rows = prompted(30)
-    found = prompts_of(tables_of(rows, size=3), new_run(tmp_path / "run"))
-    lowest = sorted((row for row in rows if row["prompt"] and row["predicted_prompt"]), key=lambda row: row["image_id"])[:4]
-    said, truth = ([normalised_prompt(row[name]) for row in lowest] for name in ("predicted_prompt", "prompt"))
-    assert (found["token_f1"], found["with_both"], found["compared"]) == (token_f1(said, truth).row(), 28, 4)

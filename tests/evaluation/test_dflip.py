@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.evaluation.dflip import REAL, class_of, detects, dflip_v1, named_in, sentence_of
+from ray_app.evaluation.dflip import REAL, dflip_v1, named_in, sentence_of
 from ray_app.evaluation.groups import Names
 
 KNOWN = {"real", "dalle", "mj", "sd", "DreamShaper"}
@@ -17,10 +17,7 @@ def by(name):
     [
         (REAL, "real"),
         (by("Midjourney"), "mj"),
-        (by("DreamShaper"), "DreamShaper"),
         (by("dreamshaper"), "sd"),  # the exact name, or else an unknown one
-        (f" {REAL}\n", "real"),
-        ("StableDiffusion", None),
         (None, None),
     ],
 )
@@ -29,42 +26,13 @@ def test_a_whole_sentence_names_a_class_and_an_unknown_name_is_sd(answer, named)
 
 
 @pytest.mark.parametrize(
-    ("generator", "family"),
-    [("DALL-E", "dalle"), ("midjourney-v5", "mj"), ("stable-diffusion", "sd"), ("parti-20b", "parti"), ("sdftood", "sdftood"),
-     ("sdxl", "sdxl"), ("DreamShaper", "DreamShaper")],
-)  # fmt: skip
-def test_labels_become_classes(generator, family):
-    assert class_of("fake", generator) == family
-    assert class_of("real", "real:laion") == "real"
-
-
-def test_detection_looks_for_words():
-    assert detects("fake", "I think it is ai generated")
-    assert detects("real", "as real as can be")
-    assert not detects("fake", "real")
-    assert not detects("real", None)
-
-
-def test_names_alone_say_nothing_of_detection_and_groups_out_of_distribution_identify_nothing():
-    found = dflip_v1({("fake", "sd", None, "sd"): 3}, Names())
-    assert found["detection"]["accuracy"]["why"] == "no answer is a sentence, and there is no verdict"
-    assert (found["accuracy"]["value"], found["macro_f1"]["value"]) == (0, 0)
-    found = dflip_v1({("fake", "imagen", None, by("DALLE")): 3}, Names())
-    assert (found["accuracy"]["why"], found["macro_f1"]["why"]) == ("no image", "no image")
-    assert found["detection"]["accuracy"]["value"] == 1
-
-
-@pytest.mark.parametrize(
     ("verdict", "name", "sentence"),
     [
         ("real", "sdxl", REAL),
         ("fake", "dalle-2", by("DALLE")),
-        ("fake", "Realistic Vision v5", by("Realistic Vision v5")),
         ("fake", None, by("an unknown generator")),
         ("abstain", "sdxl", None),
-        (None, None, None),
         ("real", by("DALLE"), by("DALLE")),  # an answer in words is one
-        ("fake", REAL, REAL),
     ],
 )
 def test_a_verdict_and_a_name_become_a_sentence_of_theirs(verdict, name, sentence):

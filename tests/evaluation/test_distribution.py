@@ -6,10 +6,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.evaluation import write_run
-from ray_app.errors import ConfigError
 from ray_app.evaluation.attribution import KNOWN, NEW_FAMILY, NEW_VERSION
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.protocols import load_protocol
 from ray_app.evaluation.run import evaluate
 from ray_app.metrics.text import token_f1
 from tests.evaluation.made import cut
@@ -120,10 +118,3 @@ def test_dflip_s_first_version_has_groups_of_its_own(case):
     assert named["detection"]["accuracy"]["value"] == pytest.approx(((score > 0) == (makers != "real:coco")).mean())
     assert named["accuracy"]["n"] == (makers != "imagen").sum()
     assert named["plain"]["accuracy"]["n"] == np.isin(makers, MAKERS[:2]).sum()
-
-
-def test_groups_name_rows_that_there_are(tmp_path):
-    assert load_protocol("dflip-v1").groups.out == ("imagen", "parti", "sdftood")
-    (tmp_path / "p.yaml").write_text("{name: p, title: t, source: s, what: w, averages: a, automatic: [generators], groups: {in: [x]}}")
-    with pytest.raises(ConfigError, match="groups: no row is called x"):
-        load_protocol(tmp_path / "p.yaml")

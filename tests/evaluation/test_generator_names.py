@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.evaluation.groups import Names, names_of
+from ray_app.evaluation.groups import Names
 
 
 @pytest.mark.parametrize(
@@ -28,22 +28,6 @@ def test_families_are_the_identifier_s_then_the_index_s_then_their_own():
     assert found == ["sd_1.5", "sdxl_1.0", "pony", "stranger"]
     assert (names.classes, names.class_families) == ({"mine", "sdxl"}, {"sd_1.5", "sdxl_1.0"})
     assert Names().classes is None
-
-
-def test_people_are_shown_the_spelling_of_the_labels():
-    names = Names(["sd-1.5", "sdxl"])
-    assert names.shown(names.said("SDXL")) == "sdxl"
-    assert names.shown(names.label(" Stable Diffusion XL ")) == "Stable Diffusion XL"
-    assert names.shown(names.said("sdxl")) == "Stable Diffusion XL"
-    assert names.said("  ") is None
-    assert names.shown(None) is None
-
-
-def test_a_run_tells_what_could_be_named():
-    assert names_of({"identity": {"detectors": {}}}).classes is None
-    card = {"classes": ["a", "b"], "families": {"a": "gan"}}
-    names = names_of({"identity": {"profile": {"identifier": card, "describe": None}}})
-    assert (names.classes, names.family("a")) == ({"a", "b"}, "gan")
 
 
 def test_an_identifier_of_families_names_families():

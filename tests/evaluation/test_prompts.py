@@ -7,7 +7,6 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from ray_app.archives import manifests, member_rows, read_block, read_blocks
-from ray_app.errors import ConfigError
 from ray_app.evaluation.prompts import FIGURES, PromptClip, similar_of
 from tests.evaluation.small_clip import CONTEXT, write_clip
 from tests.images.factory import photo
@@ -121,11 +120,3 @@ def test_images_that_are_gone_leave_the_texts_and_without_weights_nothing_is_def
     assert {found[name].why for name in FIGURES[1:]} == {"no image can be read any more"}
     found, unread = similarities(run, [1], ["a"], ["a"], clip=None)
     assert ({figure.why for figure in found.values()}, unread) == ({"needs a folder of CLIP weights"}, 0)
-
-
-def test_a_folder_that_is_no_clip_is_the_user_s_to_change(tmp_path, folder):
-    with pytest.raises(ConfigError, match="no CLIP here"):
-        PromptClip(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(ConfigError, match="not a CLIP that transformers reads"):
-        PromptClip(str(tmp_path))

@@ -55,22 +55,6 @@ def test_openfakes_averages_come_out_of_its_counts(name):
     assert "no ranking" in auc["why"] if name == "InternVL" else auc["value"] == pytest.approx(footer(table, BALANCED, name)["value"])
 
 
-def test_swins_column_is_true_where_it_can_be_and_marked_where_not():
-    table = openfake_table("SwinV2-small")
-    marks = published("SwinV2-small").marks
-    average, f1 = footer(table, UNWEIGHTED, "SwinV2-small")["value"], footer(table, "F1", "SwinV2-small")["value"]
-    assert average == pytest.approx(0.9978, abs=1e-12)
-    assert published("SwinV2-small").rows[UNWEIGHTED] == 0.997
-    assert ".9978" in marks[UNWEIGHTED]
-    assert f"{f1:.4f}" == "0.9964"
-    assert published("SwinV2-small").rows["F1"] == 0.997
-    assert ".9964" in marks["F1"]
-    assert f"{footer(table, 'ROC AUC', 'SwinV2-small')['value']:.3f}" == "1.000"
-    assert footer(table, "ROC AUC", "SwinV2-small")["method"] == "delong"
-    assert f"{footer(table, BALANCED, 'SwinV2-small')['value']:.3f}" == "0.996"  # which nobody printed
-    assert BALANCED not in published("SwinV2-small").rows
-
-
 def test_the_siglip2_report_comes_out_of_its_counts():
     """Of 10,000 fakes 9,155 are found, of 9,999 real images 9,733 are cleared."""
     protocol = load_protocol("open-deepfake")
@@ -138,26 +122,6 @@ def test_what_the_data_does_not_have_stands_there_without_a_figure():
     assert [row["name"] for row in table["rows"]][-1] == "other"
 
 
-def test_names_that_could_be_mistaken_for_each_other_have_rows_of_their_own():
-    system = system_from("d", {"real": ("real", 1, 2), "real:x": ("real", 1, 1), "sd-1": ("fake", 1, 4), "sd.1": ("fake", 2, 4),
-                               "[x]*": ("fake", 3, 4), "xx": ("fake", 4, 4)})  # fmt: skip
-    cells = table_of(None, [system]).written()["cells"]["d"]
-    assert {name: cells[name]["value"] for name in ("real", "real:x", "sd-1", "sd.1", "[x]*", "xx")} == {
-        "real": 0.5, "real:x": 1.0, "sd-1": 0.25, "sd.1": 0.5, "[x]*": 0.75, "xx": 1.0,
-    }  # fmt: skip
-    rules = Protocol(
-        name="p", title="p", source="s", what="w", averages="a", rows=(ProtocolRow(name="b", generators=("a",)),), automatic=("generators",)
-    )
-    table = table_of(rules, [system_from("d", groups())]).written()
-    assert {name: cell["value"] for name, cell in table["cells"]["d"].items()} == {"b": 0.75, "b (in the data)": 1.0}
-
-
-def test_unscored_images_count_in_n_and_not_in_the_rate():
-    table = table_of(None, [system_from("d", groups(), unscored={"a": 5})]).written()
-    assert table["rows"][1]["n"] == 45
-    assert (table["cells"]["d"]["a"]["value"], table["cells"]["d"]["a"]["n"]) == (0.75, 40)
-
-
 def test_rows_say_whether_a_system_saw_them():
     mine = groups(progan=("fake", 5, 5))
     systems = [system_from("cnndetection", mine, card=load_card("cnndetection")), system_from("other", mine)]
@@ -181,20 +145,3 @@ def test_rows_of_masks_are_read_at_the_protocols_size():
     cells = table_of(protocol, [system]).written()["cells"]["d"]
     assert cells["SD1.5, pixel F1"]["why"] == "this detector draws no masks, or they were not measured"
     assert cells["SD1.5, F1"]["value"] == pytest.approx(2 * 0.5 / (0.5 + 0.1 + 1))
-
-
-def test_families_that_cannot_be_named_say_why():
-    protocol = load_protocol("community-forensics")
-    table = table_of(protocol, [system_from("d", groups(), extras=("average_precision",))]).written()
-    assert "`architecture`" in table["cells"]["d"]["GAN, AP"]["why"]
-    assert footer(table, "mean AP of the five families", "d")["value"] is None
-    cells = [table["cells"]["d"][f"{name}, AP"]["value"] for name in "ab"]
-    assert footer(table, "mean AP of generators", "d")["value"] == pytest.approx(np.mean(cells))
-
-
-def test_missing_figures_of_version_one_of_dflip():
-    table = table_of(load_protocol("dflip-v1"), [system_from("d", groups(**{"dalle-2": ("fake", 8, 8)}), unscored={"b": 20})]).written()
-    assert table["cells"]["d"]["dalle"]["value"] == 1.0
-    assert table["cells"]["d"]["sdft"]["n"] == 100
-    assert footer(table, "accuracy (a missing prediction is wrong)", "d")["value"] == pytest.approx((90 + 30 + 60 + 8) / 228)
-    assert footer(table, "accuracy (of scored images)", "d")["value"] == pytest.approx((90 + 30 + 60 + 8) / 208)

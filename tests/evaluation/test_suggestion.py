@@ -57,11 +57,6 @@ def test_the_most_per_cost_begins_with_what_is_cheap():
     assert [step.cost for step in found.steps] == [1, 2, 52]
 
 
-def test_detectors_of_one_backbone_cost_what_it_does():
-    costs = DetectorCosts((10, 10.5, 3), ("clip", "clip", None))
-    assert (costs.of([0]), costs.of([0, 1]), costs.of([0, 1, 2])) == (10, 10.5, 13.5)
-
-
 def test_folds_keep_groups_whole_and_have_both_classes():
     _, fake, groups = drawn(groups=14, per_group=7)
     folds = folds_of(groups, fake)

@@ -9,7 +9,6 @@ import pytest
 from ray_app.evaluation import interval_sample
 from ray_app.evaluation.interval_sample import Intervals
 from ray_app.evaluation.systems import System
-from ray_app.metrics import detection
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.detection import detection_of
 
@@ -101,35 +100,3 @@ def test_none_where_none_are_wanted_or_can_be_had(monkeypatch):
     assert wanted.of_view(figures, SYSTEM, by_class(scores))["f1"].interval is not None
     monkeypatch.setattr(interval_sample, "MOST_OF_VIEW", 100)
     assert wanted.of_view(figures, SYSTEM, by_class(scores)) == figures
-
-
-def test_one_class_alone_is_of_its_generators():
-    scores = {key: some for key, some in drawn(300, makers=10, apart=1.0).items() if key[0] != "real"}
-    found = given(Intervals("generators", sample_of(scores)), scores)
-    assert found["tpr"].method == found["accuracy"].method == "cluster jackknife"
-    assert found["auc"].value is None
-
-
-def test_whole_fakes_and_local_edits_have_intervals_of_one_meaning():
-    scores = drawn(300, makers=6, apart=1.0) | {("local", f"editor-{one}"): drawn(20, seed=one)["whole", "maker-0"] for one in range(2)}
-    intervals = Intervals("generators", sample_of(scores))
-    assert intervals.alike(["whole"]).fakes == "generators"
-    assert intervals.alike(["whole", "local"]).of_images
-    assert given(intervals, scores, ("whole",), images=True)["auc"].method == "delong"
-
-
-def test_shares_of_verdicts_are_of_further_generators():
-    scores = drawn(600, makers=12, apart=1.5)
-    sample = sample_of(scores)
-    verdicts = ["fake" if one > 0.5 else "real" if one < -0.5 else "abstain" for one in sample["score:one"].to_pylist()]
-    truth = ["real" if kind == "real" else "fake" for kind in sample["kind"].to_pylist()]
-    counts = {f"{label}_{said}": sum(pair == (label, said) for pair in zip(truth, verdicts, strict=True))
-              for label in ("fake", "real") for said in ("fake", "real", "abstain")}  # fmt: skip
-    tally = detection.VerdictCounts(**counts)
-    figures = detection.abstaining(tally)
-    found = Intervals("generators", sample.append_column("verdict", pa.array(verdicts))).of_verdicts(figures, tally)
-    for name in ("coverage", "accuracy_of_decided", "tpr_of_decided", "accuracy_strict", "tpr_strict", "balanced_accuracy_strict"):
-        low, high = found[name].interval
-        assert low < figures[name].value < high
-        assert found[name].method == "cluster jackknife", name
-    assert found["tnr_strict"] == figures["tnr_strict"]

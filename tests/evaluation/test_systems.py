@@ -5,7 +5,6 @@ import pyarrow as pa
 import pytest
 
 from ray_app.config import config_root
-from ray_app.datasets.simulation.pairs import SPLITS
 from ray_app.detectors import load_card
 from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, ensemble_of
 from ray_app.evaluation.accumulate import gather
@@ -21,25 +20,14 @@ from tests.evaluation.made import cut, labelled, made_run, random_rows
     ("detector", "generator", "word"),
     [
         ("cnndetection", "progan", "in-training"),
-        ("cnndetection", "ProGAN/airplane", "in-training"),
         ("cnndetection", "stylegan2", "unseen"),
-        ("cnndetection:native", "stylegan2", "unseen"),
-        ("maskclip", "sd15", "in-training"),
         ("maskclip", "Stable Diffusion v1.5", "in-training"),
-        ("maskclip", "flux", "unseen"),
-        ("clip-d-10k-plus", "ldm_200", "in-training"),
         ("clip-d-10k-plus", "flux", "unknown"),
-        ("touchstone-tiny", "ae-nearest4", "in-training"),
-        ("cnndetection", "real", "unknown"),
         ("cnndetection", "real:lsun", "unknown"),
     ],
 )
 def test_what_the_cards_tell(detector, generator, word):
     assert training_overlap(load_card(detector), generator) == word
-
-
-def test_the_demonstration_was_trained_on_its_own_split():
-    assert load_card("touchstone-tiny").training_data.generators == tuple(SPLITS["train"].decoders)
 
 
 def test_one_member_that_saw_it_decides():

@@ -10,8 +10,7 @@ import yaml
 from benchmarks.evaluation import write_run
 from ray_app.config import named_configs
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.protocols import load_protocol
-from ray_app.evaluation.run import _completed, evaluate
+from ray_app.evaluation.run import evaluate
 from tests.evaluation.made import cut, random_rows
 
 RELEASED = {"flux": "2024-08-01", "sd-3": "2024-02-22", "inpainter": "2025"}
@@ -71,12 +70,3 @@ def test_a_score_at_the_threshold_is_fake_under_version_two(case):
     assert at.any()
     [weighted] = [one for one in table["footers"] if one["name"] == "average TPR (n-weighted)"]
     assert weighted["cells"]["a"]["value"] == pytest.approx((scores["a"][fakes] >= 0).mean(), abs=1e-12)
-
-
-def test_what_a_protocol_leaves_open_is_not_written_down(case):
-    protocol = load_protocol(str(case[0] / "rules.yaml")).model_copy(update={"detectors": (), "ensemble": None, "perturb": ()})
-    score = _completed(EvaluateConfig(at=("photos",), out="figures", score={"limit": 9}), protocol).score
-    assert score.model_fields_set == {"limit"}
-    named = protocol.model_copy(update={"ensemble": "published", "perturb": ("jpeg:75",)})
-    score = _completed(EvaluateConfig(at=("photos",), out="figures"), named).score
-    assert (score.ensemble, score.perturb, score.model_fields_set) == ("published", ("jpeg:75",), {"ensemble", "perturb"})

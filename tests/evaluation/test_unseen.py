@@ -10,7 +10,7 @@ from ray_app.config import config_root
 from ray_app.detectors import load_card
 from ray_app.evaluation.system_section import paired_tests
 from ray_app.evaluation.systems import System
-from ray_app.evaluation.unseen import overlap_of, source_overlap, unseen_of, unseen_sample
+from ray_app.evaluation.unseen import overlap_of, unseen_of, unseen_sample
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.detection import detection_of
 from ray_app.metrics.intervals import auc_of
@@ -65,11 +65,6 @@ def test_the_cards_name_every_source_that_weights_were_fitted_or_chosen_on(card,
     assert len(wanted) == names
 
 
-def test_what_cards_tell_of_sources():
-    assert [source_overlap(PHOTO, name) for name in ("bsds500", "BSDS-500", "popos_wall")] == ["in-training", "in-training", "unseen"]
-    assert source_overlap(OTHER, "bsds500") == "unknown"
-
-
 def test_images_of_its_sources_and_generators_are_left_out_with_counts():
     one = system(PHOTO)
     table = sample({one.name: drawn()})
@@ -85,16 +80,6 @@ def test_images_of_its_sources_and_generators_are_left_out_with_counts():
 def test_a_fake_of_a_source_that_it_learnt_from_is_left_out_whatever_its_generator_is_called():
     table = pa.table({"kind": ["whole", "whole"], "generator": ["renamed", "renamed"], "source": ["xflux", "gigagan"]})
     assert overlap_of([PHOTO], table).seen.tolist() == [True, False]
-
-
-def test_where_nothing_was_seen_the_figures_are_those_of_all():
-    one = system(OTHER)
-    table = sample({one.name: drawn()})
-    clean, overlaps = unseen_sample(table, [one], [])
-    assert clean is table
-    found = unseen_of(one, whole(one, table), clean, overlaps[one.name], HOW, sampled=False)
-    assert found.figures["auc"] == whole(one, table).figures["auc"]
-    assert found.unknown == 3  # sources, of which its card does not tell
 
 
 @pytest.mark.parametrize(("maker", "named"), [("real:bsds500", True), ("real", False)])

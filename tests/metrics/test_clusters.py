@@ -31,27 +31,6 @@ def test_unequal_clusters_have_a_variance_without_bias_and_fewer_degrees_of_free
     assert max(one.freedom for one in found) < 4
 
 
-def test_clusters_of_alike_images_vary_no_less_than_images():
-    values = np.tile([0.0, 1.0], 100)
-    alike = ClassSample.of(values, names([20] * 10)).spread_of(values)
-    assert alike.below >= values.var(ddof=1) / 200 * 0.999
-
-
-def test_a_skewed_class_is_wider_on_its_long_side():
-    values = np.repeat([0.9] * 9 + [0.1], 20)
-    spread = ClassSample.of(values, names([20] * 10)).spread_of(values)
-    assert spread.below > 1.5 * spread.above
-    assert spread.freedom < clusters.spread_of(np.linspace(-1, 1, 10) / 10, np.full(10, 0.1)).freedom
-
-
-def test_few_names_are_no_clusters_and_many_are_put_together():
-    assert clusters.codes_of(names([5, 5]))[1] == 0
-    assert clusters.codes_of(names([5, 5, 5]))[1] == 3
-    codes, count = clusters.codes_of(names([2] * 450))
-    assert (count, len(np.unique(codes))) == (clusters.MOST_CLUSTERS, clusters.MOST_CLUSTERS)
-    assert (codes[::2] == codes[1::2]).all(), "images of one generator stay together"
-
-
 def test_an_interval_is_students_and_stays_on_its_scale():
     spread = Spread(0.01, 0.01, 6)
     half = stats.t.ppf(0.975, 6) * 0.1

@@ -74,18 +74,11 @@ def test_one_class_alone_has_no_auc_but_a_loss():
     assert [key for key in both if both[key] is None] == []
 
 
-def test_a_generator_of_both_classes_is_two():
-    found = detection_figures([-1.0, 2.0, 1.0], [0, 1, 1], ["sd15", "sd15", "flux"])["generators"]
-    assert {name: figures["label"] for name, figures in found.items()} == {"flux": "fake", "sd15 (real)": "real", "sd15 (fake)": "fake"}
-
-
 @pytest.mark.parametrize(
     ("scores", "labels", "words"),
     [
         ([1.0, float("nan")], [0, 1], "1 of 2 scores are not finite, the first at position 1"),
-        ([1.0, float("inf")], [0, 1], "not finite"),
         ([1.0, 2.0], [0, 2], "labels must be 0"),
-        ([1.0, 2.0], [0], "one length"),
         ([], [], "no scores"),
     ],
 )

@@ -7,7 +7,7 @@ from ray_app.metrics import clustered_tests, significance
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.clusters import ClassSample
 from ray_app.metrics.detection import detection_of
-from ray_app.metrics.detection_intervals import ScoredClass, auc_by_cluster, mean_rate_ends, mixed_rate_ends, mover, with_intervals
+from ray_app.metrics.detection_intervals import ScoredClass, with_intervals
 
 
 def scored(scores, names=None):
@@ -55,20 +55,6 @@ def test_a_threshold_of_few_reals_has_no_lower_end():
     assert given(scored(fakes), scored(reals))["tpr_at_fpr_1"].interval[0] > 0.0
 
 
-def test_what_two_rates_give_is_from_their_intervals():
-    low, high = mover(lambda tpr, tnr: (tpr + tnr) / 2, (0.8, 0.9), ((0.7, 0.85), (0.86, 0.94)))
-    assert (low, high) == pytest.approx((0.85 - np.hypot(0.05, 0.02), 0.85 + np.hypot(0.025, 0.02)))
-    assert mixed_rate_ends([(0.5, 0.8, (0.7, 0.85)), (0.5, 0.9, (0.86, 0.94))]) == pytest.approx((low, high))
-
-
-def test_a_mean_of_rates_is_of_further_generators_or_of_these():
-    rates = [(10 * one, 100) for one in range(1, 10)]
-    further, these = (mean_rate_ends(rates, drawn=one) for one in (True, False))
-    assert np.ptp(further) > 3 * np.ptp(these)
-    assert mean_rate_ends(rates[:2], drawn=True) is None
-    assert mean_rate_ends([(5, 5)] * 8, drawn=True)[0] < 0.8
-
-
 def test_a_lead_at_seven_generators_of_ten_is_no_lead_at_further_ones():
     """b is better at seven and worse at three: DeLong and McNemar are sure of a difference, which is one of these ten alone."""
     rng = np.random.default_rng(0)
@@ -88,12 +74,3 @@ def test_a_lead_at_seven_generators_of_ten_is_no_lead_at_further_ones():
     assert of_images == significance.mcnemar(*right)
     assert of_images.p < 0.01 < 0.05 < shares.p
     assert shares.difference.value == pytest.approx(of_images.difference.value)
-
-
-def test_an_auc_by_itself():
-    fakes, reals = drawn()
-    scores, fake = np.concatenate([fakes, reals]), np.arange(1_000) < 500
-    names = np.concatenate([makers(10, 50), np.full(500, "real", object)])
-    further = auc_by_cluster(scores, fake, names)
-    assert further == given(scored(fakes, makers(10, 50)), scored(reals))["auc"]
-    assert auc_by_cluster(scores, fake, None).method == "delong"

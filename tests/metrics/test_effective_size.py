@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from ray_app.metrics.effective_size import effective_size, rank_correlation, tail_correlation
+from ray_app.metrics.effective_size import effective_size, tail_correlation
 
 
 def drawn(sources, each, correlation, seed=0):
@@ -30,13 +30,6 @@ def test_the_tail_of_a_normal_pair(correlation, share):
     both = multivariate_normal.cdf([norm.ppf(share)] * 2, cov=[[1, correlation], [correlation, 1]])
     assert tail_correlation(correlation, share) == pytest.approx((both - share**2) / (share * (1 - share)), rel=1e-3)
     assert tail_correlation(-0.2, share) == pytest.approx(0, abs=1e-12)
-
-
-def test_the_correlation_is_that_of_ranks():
-    scores, codes = drawn(300, 20, 0.4)
-    sizes = np.bincount(codes)
-    assert rank_correlation(scores, codes, sizes) == pytest.approx(0.4, abs=0.05)
-    assert rank_correlation(np.exp(3 * scores), codes, sizes) == rank_correlation(scores, codes, sizes)
 
 
 def test_a_few_sources_that_score_apart_in_the_tail_count():

@@ -8,13 +8,10 @@ from ray_app.metrics import pixel_figures
 from ray_app.metrics.localization import (
     LOCALIZATION,
     MaskFigures,
-    MaskRows,
     PixelLevels,
-    counts_of,
     imdlbenco_of,
     localization_of,
     mask_figures,
-    opensdi_of,
 )
 
 Y, X = np.mgrid[:12, :16]
@@ -91,12 +88,6 @@ def test_every_policy_is_scikit_learn_s_with_its_division_by_zero(seed, empty):
     assert found["pixel_accuracy"].value == pytest.approx(np.mean([np.mean(truth == mask) for truth, mask in pairs]), abs=1e-9)
 
 
-def test_images_that_a_figure_leaves_out_are_counted():
-    rows = [mask_figures(*pair) for pair in ((P, NONE), (P, ALL), (GOOD, RECT))]
-    assert counts_of(rows) == {"images": 3, "empty": 1, "all_altered": 1}
-    assert [figure.n for figure in localization_of(rows, empty="skip").values()] == [2, 2, 1, 2]
-
-
 def test_nothing_to_judge_is_no_figure():
     assert {figure.why for figure in localization_of([], empty="skip").values()} == {"no image with a mask and a truth"}
     skipped = localization_of([mask_figures(P, NONE)], empty="skip")
@@ -104,18 +95,6 @@ def test_nothing_to_judge_is_no_figure():
     only_full = localization_of([mask_figures(P, ALL)], empty="skip")
     assert only_full["pixel_auc"].why == "no image with both altered and intact pixels"
     assert only_full["pixel_f1"].value is not None
-
-
-def test_gathered_rows_are_the_rows():
-    masks, truths = drawn(0)
-    rows = [mask_figures(*pair) for pair in zip(masks, truths, strict=True)]
-    gathered = MaskRows()
-    for row in rows:
-        gathered.add(row)
-    assert len(gathered) == len(rows)
-    for figures in (imdlbenco_of, opensdi_of):
-        assert figures(gathered.table()) == figures(rows)
-    assert localization_of(gathered.table(), empty="one") == localization_of(rows, empty="one")
 
 
 EMPTY = np.zeros((4, 6), np.uint8)
@@ -153,14 +132,6 @@ def test_nothing_found_where_nothing_is_has_no_f1_and_a_half_is_not_above_a_half
     assert (wrong.f1, wrong.iou, wrong.accuracy, wrong.auc) == (0.0, 0.0, 0.0, None)
     assert mask_figures(np.array([[127, 128]], np.uint8), np.array([[1, 1]])) == MaskFigures(1, 2, 1, 2, None)
     assert mask_figures(np.full((2, 2), 0.5), np.ones((2, 2))) == MaskFigures(0, 4, 0, 4, None, even=4, even_altered=4)
-
-
-def test_images_without_altered_pixels_are_left_out():
-    altered = EMPTY.copy()
-    altered[0, :2] = 1
-    found = pixel_figures([altered * 0.9, EMPTY + 0.0, EMPTY + 0.9], [altered, EMPTY, EMPTY])
-    assert found == {"pixel_f1": 1.0, "pixel_iou": 1.0, "n": 1}
-    assert pixel_figures([EMPTY + 0.9], [EMPTY]) == {"pixel_f1": None, "pixel_iou": None, "n": 0}
 
 
 def test_what_does_not_fit_is_refused():

@@ -4,8 +4,6 @@ from scipy.stats import false_discovery_control
 
 from ray_app.metrics.survey_sampling import References, discoveries, fewest_listed
 
-ARCHIVES, RATE = 250, 0.05
-
 
 def test_the_list_is_scipys():
     for seed in range(20):

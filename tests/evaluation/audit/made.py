@@ -1,12 +1,11 @@
 """Runs whose every image is known to be real or fake: what audits are tried on."""
 
-from itertools import pairwise
-
 import numpy as np
 import pyarrow as pa
 
 from benchmarks.evaluation import write_run
 from ray_app.ensembles import sigmoid
+from tests.evaluation.made import cut
 
 FAKE_ABOVE, REAL_BELOW = 1.5, -0.5
 
@@ -36,10 +35,7 @@ def archive(count=6000, share=0.15, seed=0, failing=0.02, without=0.01):
 
 def run_of(folder, columns, places=(), ensemble=None):
     """A finished run of such rows, in a published file for each piece."""
-    edges = [0, *places, len(columns["image_id"])]
-    table = pa.table({name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in columns.items()})
-    pieces = (table.slice(start, end - start) for start, end in pairwise(edges))
-    return write_run(folder, ({name: piece[name].combine_chunks() for name in piece.column_names} for piece in pieces), ("a",), ensemble)
+    return write_run(folder, cut(columns, places), ("a",), ensemble)
 
 
 def truth_of(columns, fake):

@@ -88,16 +88,6 @@ def test_a_guarantee_that_does_not_hold_is_said(world):
     assert any("the run is not finished" in remark for remark in discover(run.store.url, 0.05).remarks)
 
 
-def test_too_few_reals_to_compare_with_make_an_empty_list_and_say_what_it_needs(world):
-    run, _, _ = world
-    data = parquet(REALS[:20])
-    run.write_json("run.json", run.describe() | {"ensemble": card(data)})
-    keep_references(run, data)
-    found = discover(run.store.url, 0.0001)
-    assert list(found.rows()) == []
-    assert found.remarks[-1].startswith("a list of any length needs")
-
-
 def test_references_are_those_of_the_runs_own_card(world):
     run, _, _ = world
     assert references_of(run).scores.tolist() == np.sort(REALS).tolist()

@@ -41,15 +41,6 @@ def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(mad
     assert draw(run, counted, 10**6, seed=0).rows.num_rows == counted.scored
 
 
-def test_a_sample_of_flagged_images_has_no_other_and_counts_all(made):
-    columns, run, counted = made
-    sample = draw(run, counted, 30, seed=0, only_flagged=True)
-    verdicts = dict(zip(columns["image_id"].tolist(), columns["verdict"], strict=True))
-    assert [verdicts[one] for one in sample.rows["image_id"].to_pylist()] == ["fake"] * 30
-    assert sum(one.size for one in sample.strata) == counted.scored
-    assert sum(one.drawn for one in sample.strata) == 30
-
-
 def test_the_order_tells_nothing_of_the_stratum(made):
     sample = draw(made[1], made[2], 300, seed=0)
     strata, places = sample.rows["stratum"].to_numpy(), np.arange(300)

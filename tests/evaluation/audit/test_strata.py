@@ -3,7 +3,6 @@ import pyarrow as pa
 import pytest
 
 from ray_app.evaluation.audit.sample import allotted, count, plan_strata, strata_of, stratum_codes
-from ray_app.metrics.arrays import ScoreHistogram
 from tests.evaluation.audit.made import archive, run_of
 
 
@@ -30,19 +29,6 @@ def test_every_image_with_a_verdict_is_in_one_stratum(made):
             assert verdict == stratum.verdict
             assert (score is not None) == stratum.scored
             assert score is None or ((stratum.low is None or stratum.low <= score) and (stratum.high is None or score < stratum.high))
-
-
-def test_few_images_or_equal_scores_make_fewer_strata():
-    def sizes(scores, number=300):
-        nothing = ScoreHistogram.of([])
-        return [one.size for one in strata_of({"fake": nothing, "abstain": nothing, "real": ScoreHistogram.of(scores)}, 0, number)]
-
-    assert sizes(np.arange(12.0)) == [12]
-    assert sizes(np.zeros(5000)) == [5000]
-    assert sizes(np.arange(10_000.0)) == [5000, 4000, 900, 100]
-    assert sizes([]) == []
-    assert sizes(np.arange(1000.0), number=100) == [900, 100]
-    assert sizes(np.arange(1000.0), number=99) == [1000]
 
 
 def test_all_that_is_asked_for_is_allotted_and_never_more_than_there_is():

@@ -1,6 +1,5 @@
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evaluation import struct_of
@@ -95,13 +94,6 @@ def test_without_a_file_the_runs_own_columns_tell(tmp_path):
     assert (both.labelled.source[:2], both.labelled.part[:2]) == (["g0", "g1"], ["choose", "choose"])
 
 
-@pytest.mark.parametrize("said", ["", "unknown", "real"])
-def test_generators_that_are_not_told_are_none(tmp_path, said):
-    images = drawn(5, 5)
-    images = type(images)(**{**vars(images), "generator": [said if fake and said != "real" else "" for fake in images.fake]})
-    assert read_labelled(run_of(tmp_path / "run", images), labels_of(tmp_path / "labels.csv", images)).labelled.generator == [None] * 10
-
-
 def test_the_same_bytes_are_not_both(tmp_path):
     images = drawn(5, 5)
     sha256 = [*images.sha256[:9], images.sha256[0]]
@@ -123,8 +115,6 @@ def test_a_run_of_a_cascade_is_no_fair_sample(tmp_path):
 def test_what_is_not_there_is_said(tmp_path):
     images = drawn(5, 5)
     labels = labels_of(tmp_path / "labels.csv", images)
-    with pytest.raises(ConfigError, match=r"there is no folder|no run in"):
-        read_labelled(str(tmp_path / "nothing"), labels)
     url = run_of(tmp_path / "run", images)
     with pytest.raises(ConfigError, match="the run has no scores of npr") as refused:
         read_labelled(url, labels, detectors=("npr",))
@@ -132,8 +122,6 @@ def test_what_is_not_there_is_said(tmp_path):
     other = type(images)(**{**vars(images), "image_id": images.image_id + 1_000})
     with pytest.raises(ConfigError, match="none of 10 labels belongs to a row"):
         read_labelled(url, labels_of(tmp_path / "others.csv", other))
-    with pytest.raises(ConfigError, match="no row has a label of its own"):
-        read_labelled(url, None)
     unread = run_of(tmp_path / "unread", images, status=["empty_file"] * 10)
     with pytest.raises(ConfigError, match="no labelled image has a score of every detector") as refused:
         read_labelled(unread, labels)
@@ -150,14 +138,3 @@ def test_another_card_of_the_same_name_is_not_what_was_scored(tmp_path):
     path.write_text(path.read_text().replace('"touchstone-tiny": {}', f'"touchstone-tiny": {{"weights": "{"0" * 64}"}}'))
     with pytest.raises(ConfigError, match="touchstone-tiny: its card has other weights than the run was scored with"):
         read_labelled(url, labels)
-
-
-def test_rows_of_older_runs_have_no_quality(tmp_path):
-    images = drawn(5, 5)
-    images.quality[:] = 90
-    url = run_of(tmp_path / "run", images)
-    [file] = (tmp_path / "run" / "scores").iterdir()
-    table = pq.read_table(file)
-    assert table["quality"].to_pylist() == [90] * 10
-    pq.write_table(table.drop_columns(["quality"]), file)
-    assert np.isnan(read_labelled(url, labels_of(tmp_path / "labels.csv", images)).labelled.quality).all()

@@ -13,7 +13,6 @@ from ray_app.evaluation.calibrate.division import (
     SHARES,
     described,
     divided,
-    given_parts,
     groups_of,
     repeated,
     split,
@@ -163,21 +162,11 @@ def test_parts_that_divide_a_group_are_refused_and_both_images_named(columns, pl
     assert "--regroup" in refused.value.hint
 
 
-def test_a_group_goes_where_most_of_it_is():
-    source = [None, "a", "a", None, "a", *[None] * 13]
-    images = divided_by_user(source=source)
-    parts, moved = given_parts(images, groups_of(images), regroup=True)
-    assert parts[[1, 2, 4]].tolist() == [CALIBRATE] * 3
-    assert moved == 1
-
-
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
         ({"part": [None, *list(PARTS) * 5, "fit", "choose"]}, "1 of 18 images have the part 'None'"),
-        ({"part": ["test", *list(PARTS) * 5, "fit", "choose"]}, "1 of 18 images have the part 'test'"),
         ({"part": ["fit", "calibrate", "choose"] * 3 + ["fit"] * 8 + ["choose"]}, "the part calibrate has no fake image"),
-        ({"source": ["a", "a", "b", "b", *[None] * 14]}, "2 groups of images are divided so"),
         ({"phash": ["sunset", *[None] * 17]}, "the phash 'sunset' is no hash of 64 bits"),
     ],
 )

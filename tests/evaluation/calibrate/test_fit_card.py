@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from ray_app.ensembles import EnsembleMember, decide, fit_stacking, is_audited, logit, sigmoid
+from ray_app.ensembles import EnsembleMember, decide, is_audited, logit, sigmoid
 from ray_app.errors import ConfigError
-from ray_app.evaluation.calibrate.division import CALIBRATE, CHOOSE, FIT, groups_of, split
-from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, with_thresholds
+from ray_app.evaluation.calibrate.division import CHOOSE, groups_of, split
+from ray_app.evaluation.calibrate.fit_card import fit_card, with_thresholds
 from ray_app.evaluation.calibrate.thresholds import choose_threshold, fit
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
@@ -49,18 +49,6 @@ def test_nothing_is_fitted_on_the_images_that_thresholds_are_chosen_on(images, p
         turned = type(images)(**{**vars(images), "scores": scores})
         one, other = (fit_card(divided(some, parts), MEMBERS, asked(rule=rule)) for some in (images, turned))
         assert one == other
-
-
-def test_what_is_fitted_on_which_part(images, parts):
-    card = fit_card(divided(images, parts), MEMBERS, asked()).card
-    fitting, calibrating = images.take(parts == FIT), images.take(parts == CALIBRATE)
-    members = {name: fit(fitting.scores[name], fitting.fake) for name in images.detectors}
-    assert [member.calibration for member in card.members] == list(members.values())
-    assert card.stacking == fit_stacking(calibrated(fitting, members), fitting.fake)
-    raw = calibrated(calibrating, members)
-    stacked = (raw - card.stacking.mean) / card.stacking.scale @ card.stacking.coefficients + card.stacking.intercept
-    there = logit(images.fake.mean()) - logit(calibrating.fake.mean())
-    assert card.calibration(np.ones(1)) == pytest.approx(fit(stacked, calibrating.fake)(np.ones(1)) + there)
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
@@ -128,11 +116,3 @@ def test_a_detector_that_knows_nothing_is_named(images, parts):
     turned = type(images)(**{**vars(images), "scores": images.scores | {"coarse": -images.scores["coarse"]}})
     with pytest.raises(ConfigError, match="coarse"):
         fit_card(divided(turned, parts), MEMBERS, asked())
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"first": 1}, {"share": 0.1}, {"audit": 0.1}, {"rule": "cascade", "audit": 0.3}, {"fpr": 0}, {"prevalence": 1}]
-)
-def test_options_that_contradict_each_other_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"first|share|audit|fpr|prevalence"):
-        asked(**wrong)

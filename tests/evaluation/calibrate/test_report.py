@@ -4,7 +4,7 @@ import pytest
 from ray_app.ensembles import EnsembleMember, ensemble_of, logit
 from ray_app.evaluation.calibrate.division import CHOOSE, FIT, groups_of, split
 from ray_app.evaluation.calibrate.fit_card import calibrated, fit_card, with_thresholds
-from ray_app.evaluation.calibrate.run import by_quality, generators_left_out, of_cascade, systems_before_and_after
+from ray_app.evaluation.calibrate.run import by_quality, generators_left_out, systems_before_and_after
 from ray_app.metrics import ScoreHistogram, debiased_ece, log_loss
 from tests.evaluation.calibrate.drawn import asked, divided, drawn
 
@@ -77,15 +77,6 @@ def test_every_generator_is_judged_by_a_card_that_never_saw_it(images, parts, ma
         assert row["log_loss"]["value"] < 0.5
 
 
-def test_with_three_generators_none_can_be_left_out_of_what_is_fitted(images, parts, made):
-    named = type(images)(
-        **{**vars(images), "generator": [f"of {part}" if fake else None for part, fake in zip(parts, images.fake, strict=True)]}
-    )
-    rows = {row["generator"]: row for row in written(generators_left_out(divided(named, parts), MEMBERS, asked(), made))}
-    assert [rows[f"of {part}"]["found"]["value"] is None for part in range(3)] == [True, True, False]
-    assert "without it: the fakes are of 2 generators" in rows["of 0"]["found"]["why"]
-
-
 def test_qualities_are_bands_of_the_held_out_images(images, parts, made):
     choosing = images.take(parts == CHOOSE)
     rows = written(by_quality(made, choosing))
@@ -97,23 +88,3 @@ def test_qualities_are_bands_of_the_held_out_images(images, parts, made):
     assert rows[2]["false_positives"]["value"] == (scores[among & ~choosing.fake] >= made.card.thresholds.fake_above).mean()
     weighed = sum(row["false_positives"]["value"] * row["n_real"] for row in rows)
     assert weighed == pytest.approx(made.chosen.false_positives)
-
-
-def test_a_cascade_says_what_goes_on_and_what_it_costs(images, parts, made):
-    config = asked(rule="cascade", share=0.5, audit=0.05)
-    choosing = images.take(parts == CHOOSE)
-    one = with_thresholds(fit_card(divided(images, parts), MEMBERS, config), divided(images, parts), config)
-    row = of_cascade(one, divided(images, parts), config).written()
-    looks = one.fitted.looks(choosing)
-    prevalence = row["prevalence"]
-    assert prevalence == images.fake.mean(), "as the card says"
-    by_hand = sum(
-        weight * np.mean([look is not None for look, fake in zip(looks, choosing.fake, strict=True) if fake == kind])
-        for kind, weight in ((True, prevalence), (False, 1 - prevalence))
-    )
-    assert row["measured"]["share"] == pytest.approx(by_hand)
-    assert row["measured"]["share"] <= row["share_bound"] + 0.02 <= 0.52
-    assert 0 < row["measured"]["audit"] < 0.05
-    assert row["found_by_all_on_all"] == pytest.approx(made.card.thresholds.true_positive_rate, abs=0.05)
-    assert row["found"] <= row["found_by_all_on_all"] + 0.05
-    assert of_cascade(made, divided(images, parts), asked()) is None

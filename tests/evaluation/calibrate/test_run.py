@@ -131,10 +131,8 @@ def test_a_detectors_own_card_is_named_from_the_new_cards_place(images, tmp_path
     ("options", "words"),
     [
         (["--fpr", "0.001"], "1,600 labelled reals; a 0.1 % target at 95 % needs 2,995"),
-        (["--detector", "npr"], "the run has no scores of npr"),
         (["--rule", "cascade", "--first", "2"], "the run has 2 detectors"),
         (["--share", "0.1"], "--share belongs to --rule cascade"),
-        (["--rule", "cascade", "--share", "3"], "less than 1"),
         (["--out", "s3://bucket/card.yaml"], "not a YAML file of this machine"),
     ],
 )
@@ -156,18 +154,3 @@ def test_a_near_duplicate_on_both_sides_is_refused_or_regrouped(images, tmp_path
     assert "--regroup" in said
     assert calibrate(tmp_path, tmp_path / "card.yaml", "--share-generators", "--regroup") == 0
     assert "were there: 1 image." in load_ensemble_card(tmp_path / "card.yaml").notes
-
-
-def test_copies_that_count_once_are_not_said_to_be_dependent(images, tmp_path):
-    phash = [f"{number:016x}" for number in np.random.default_rng(0).integers(0, 2**63, len(images)).tolist()]
-    phash[1:1_600:2] = phash[0:1_600:2]  # each real twice
-    source = [f"photographer {place % 400}" if place < 1_600 else None for place in range(len(images))]
-    run_of(tmp_path / "run", images)
-    for columns, words in (({}, False), ({"source": source}, True)):
-        labels_of(tmp_path / "labels.csv", images, phash=phash, **columns)
-        assert calibrate(tmp_path, tmp_path / "card.yaml") == 0
-        card = load_ensemble_card(tmp_path / "card.yaml")
-        assert 350 < card.guarantee.n_real < 450
-        assert (card.guarantee.groups, card.guarantee.effective < 800) == ((200, True) if words else (800, False))
-        assert ("The 800 labelled reals are of 200 sources or looks" in card.notes) == words
-        assert ("treated as independent" in card.notes) != words

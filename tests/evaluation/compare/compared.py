@@ -27,7 +27,7 @@ def spec_of(detectors=(TINY, OTHER), thresholds=(-1.0, 1.0)):
     return make_spec(card, limits=ImageLimits(), precision="fp32")
 
 
-def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, digests=None, settings=None, list_in=None):
+def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, settings=None, list_in=None):
     """A run of files with these names. `scores`: detector → log-odds (n,); `labels`: (label, generator) of each; `fails`: name → status."""
     spec = spec or spec_of(tuple(scores))
     folder, where = Path(folder), Path(list_in or folder).absolute()
@@ -45,7 +45,7 @@ def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, diges
     for ref in iter_blocks(run.store, 0):
         members = read_block(run.store, ref)
         places = [place_of[uri] for uri in members["uri"].to_pylist()]
-        outcomes = [_outcome(names[place], fails or {}, digests) for place in places]
+        outcomes = [_outcome(names[place], fails or {}) for place in places]
         there = np.array([outcome.status is Status.OK for outcome in outcomes])
         values = {name: np.where(there, np.asarray(column)[places], np.nan).astype(np.float32) for name, column in scores.items()}
         rows = result_rows(members, judge(spec, outcomes, DetectorOutputs.clean(scores=values)), attempt=1, scored_at=NOW)
@@ -55,11 +55,10 @@ def make_run(folder, names, scores, *, spec=None, labels=None, fails=None, diges
     return run.store.url
 
 
-def _outcome(name, fails, digests):
+def _outcome(name, fails):
     if name in fails:
         return DecodeResult(fails[name], "no", None)
-    digest = digests(name) if digests else hashlib.sha256(name.encode()).hexdigest()
-    return DecodeResult(Status.OK, None, ImageFileFacts(digest, "JPEG", 300, 200))
+    return DecodeResult(Status.OK, None, ImageFileFacts(hashlib.sha256(name.encode()).hexdigest(), "JPEG", 300, 200))
 
 
 def names_of(n, prefix="photo"):

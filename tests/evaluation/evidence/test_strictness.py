@@ -1,7 +1,6 @@
 """A record is one file with one reading: nothing in it that no check looks at, and what was not looked at is said."""
 
 import copy
-import json
 from itertools import cycle
 
 import pytest
@@ -28,14 +27,9 @@ def text(told):
         # The verdict twice under the unchanged digest: the false one first, where people and many programs look.
         (lambda text: text.replace('"verdict": "real"', '"verdict": "fake",\n      "verdict": "real"'), "the key 'verdict' stands twice"),
         (lambda text: "\ufeff" + text, "BOM"),
-        (lambda text: text + "\n", "not as `touchstone runs evidence` writes it"),
         (lambda text: text + text, "Extra data"),
         (lambda text: text.replace('"occurrence": 0', '"occurrence": NaN'), "NaN is no finite number"),
-        (lambda text: text.replace('"occurrence": 0', '"occurrence": 1e999'), "1e999 is no finite number"),
-        (lambda text: text.replace('"occurrence": 0', '"occurrence": -0'), "not as `touchstone runs evidence` writes it, from character"),
         (lambda text: text.replace('"uri"', '"\\u0075ri"'), "not as `touchstone runs evidence` writes it"),
-        (lambda text: json.dumps(json.loads(text)), "not as `touchstone runs evidence` writes it"),
-        (lambda text: text[:-1], "Expecting|delimiter"),
         (lambda text: "[" * 100_000, "recursion"),
     ],
 )
@@ -46,13 +40,6 @@ def test_a_record_is_read_back_and_any_other_file_of_the_same_is_refused(told, t
     (tmp_path / "evidence.json").write_text(change(text), encoding="utf-8")
     with pytest.raises(ConfigError, match=f"not a record's JSON: .*({said})"):
         read_evidence(tmp_path / "evidence.json")
-
-
-def test_bytes_that_are_no_text_are_refused(text, tmp_path):
-    for data in (text.encode("utf-16"), text.encode() + b"\xff", text.encode("ascii", "replace") + b"\xe9"):
-        (tmp_path / "evidence.json").write_bytes(data)
-        with pytest.raises(ConfigError, match="not a record's JSON"):
-            read_evidence(tmp_path / "evidence.json")
 
 
 def mappings(value, path=()):

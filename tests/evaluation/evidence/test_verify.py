@@ -83,15 +83,6 @@ def test_a_part_that_was_changed_is_named_though_the_digest_was_made_anew(told, 
     assert names == found
 
 
-def test_sentences_of_another_version_are_not_judged(told):
-    def older(record):
-        record["made_by"]["touchstone"] = "0.6.9"
-        record["limits"] = ["other words"]
-
-    assert ("sentences", "not checked") in outcomes(changed(told, older))
-    assert differing(changed(told, older)) == []
-
-
 def test_last_bits_of_a_number_are_another_processors(told):
     def rounded(record):
         for part in (record["row"], record["decision"]):

@@ -73,17 +73,6 @@ def test_the_same_command_changes_nothing(done, capsys):
     assert {key: again[key] for key in before if key != "made_at"} == {key: before[key] for key in before if key != "made_at"}
 
 
-@pytest.mark.slow
-def test_the_offline_set_is_made_labelled_and_evaluated(off_ray, tmp_path):
-    arguments = {"pairs": {"test": 4}, "picture_px": {"test": 128}, "file_px": {"test": 96}, "autoencoder_steps": 2}
-    config = EvaluateConfig(
-        at=("simulated::",), arguments=arguments, out=str(tmp_path / "out"), score={"ensemble": "tiny", "perturb": ["jpeg:75"]}
-    )
-    document = evaluate(config).document.written()
-    assert (document["data"]["n_real"], document["data"]["n_fake"], document["labels"]["rows_without_label"]) == (4, 4, 0)
-    assert [view["n_fake"] for view in document["systems"][0]["views"]] == [4]
-
-
 def test_a_layout_labels_the_source(done, off_ray, tmp_path):
     archive, out, _ = done
     listed = tmp_path / "listed.csv"
