@@ -8,11 +8,11 @@ import subprocess
 import pytest
 from PIL import Image
 
-from ray_app.serving.http import schemas
+from tests.reports.browser import only_with_chromium
 from tests.serving.page_app import TINY, shipped_ensemble
-from tests.serving.page_browser import PHOTO, Visitor, encoded, require_browser, score_many, score_one
+from tests.serving.page_browser import PHOTO, Visitor, encoded, score_many, score_one
 
-require_browser()
+only_with_chromium()
 
 WORDS = {"fake": "Flagged as fake", "real": "No evidence found", "abstain": "No verdict: it abstains"}
 NAMES = ['=HYPERLINK("x").jpg', "+1.jpg", "-1.jpg", "@a.jpg", 'say "hi", you.jpg', "plain.jpg"]
@@ -169,20 +169,6 @@ def test_what_limits_a_verdict_is_said_beside_it(visitor, mood):
     assert "Demonstration" not in page.text_content(".one")
     assert "not calibrated" not in page.text_content(".one").lower()
     assert page.locator(".notice").count() == 0
-
-
-def test_what_is_promised_of_a_flag_stands_beside_it(visitor, mood):
-    promise = {"target_fpr": 0.01, "confidence": 0.95, "upper_bound": 0.009, "n_real": 2995, "population": "our <b>own</b> photos"}
-    mood.flagged = True
-    says = {None: "Nobody has looked whether this image is like them", "scored otherwise": "does not keep what its card promises"}
-    for why, said in says.items():
-        mood.guarantee = schemas.GuaranteeInfo(**promise, holds=why is None, why=why)
-        page = visitor.visit()
-        score_one(page, "photo.jpg", PHOTO)
-        assert page.text_content("#finding") == WORDS["fake"]
-        text = page.text_content(".finding")
-        assert "Of real images like those of “our <b>own</b> photos” at most 1 % are called fake" in text
-        assert said in text
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])

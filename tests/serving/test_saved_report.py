@@ -4,11 +4,12 @@ import re
 
 import pytest
 
+from tests.reports.browser import only_with_chromium
 from tests.reports.real_pages import FITS, paper_pages
 from tests.serving.page_app import shipped_ensemble
-from tests.serving.page_browser import PHOTO, encoded, require_browser, score_one
+from tests.serving.page_browser import PHOTO, encoded, score_one
 
-require_browser()
+only_with_chromium()
 
 
 @pytest.fixture
