@@ -111,9 +111,3 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_only(visitor, mood):
     assert page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie]") == [{"touchstone-token": mood.token}, {}, ""]
     assert mood.token not in page.content()
     assert '"Authorization: Bearer $TOUCHSTONE_TOKEN"' in page.text_content("#curl")
-
-
-def test_without_javascript_it_says_how_to_ask(visitor):
-    page = visitor.visit(java_script_enabled=False, wait=False)
-    assert "curl --data-binary @photo.jpg" in page.text_content("noscript pre")
-    assert page.is_hidden("#drop")
