@@ -55,7 +55,7 @@ GROUPS = {
     "recipes": Group("recipes from pictures to a card that scores, every family in every precision and as ONNX", ("training",)),
     "data": Group("what makes, fetches and packs images; commands; from prompts to names", ("datajobs", "cli", "test_profile_walk.py")),
     "endpoint": Group("the endpoint under hostile clients on both servers; its pages, and all reports, by axe", (
-        "reports", "serving/test_front_proxy.py", "serving/test_metrics.py", "serving/test_pressure.py", "serving/test_server.py",
+        "reports", "serving/test_pressure.py", "serving/test_server.py",
     )),
     "deployed": Group("the endpoint deployed on a cluster", ("serving/test_deployed.py",)),
     "soak": Group("minutes of hostile traffic on the endpoint", ("serving/test_soak.py",)),

@@ -36,12 +36,10 @@ class Mood:
     masks: bool = False
     several: bool = False
     calibrated: bool = False
-    guarantee: schemas.GuaranteeInfo | None = None
     provenance: Provenance | None = None  # instead of what the file says
     profile: schemas.Profile | None = None
     abstained: str | None = None
     blind_to: tuple[str, ...] = ()
-    flagged: bool = False  # as fake, whatever the ensemble says
     held: threading.Event | None = None  # while set and not yet fired, scoring waits for it
     requests: list[tuple[str, int]] = field(default_factory=list)  # query and number of files
 
@@ -108,7 +106,7 @@ def _served(name, mood):
     return schemas.EnsembleInfo(
         name=name, title=f"Touchstone's {name} ensemble", fingerprint="f" * 64, default=name == "default", rule="mean-logit",
         detectors=[TINY], calibrated=mood.calibrated, fake_above=0.53, real_below=-1.43, demonstration=name == "default",
-        guarantee=mood.guarantee, blind_to=list(mood.blind_to),
+        blind_to=list(mood.blind_to),
     )  # fmt: skip
 
 
@@ -121,8 +119,6 @@ def _answer(ensemble, mood, name, data, ensemble_name, masks):
     verdict, reason, detail = result.verdict, result.verdict_reason, result.verdict_detail
     if mood.abstained:
         verdict, reason, detail = "abstain", Reason.OUT_OF_RANGE, f"{TINY}: {mood.abstained}"
-    elif mood.flagged:
-        verdict, reason, detail = "fake", None, None
     profile = mood.profile if error is None else None
     detectors = {
         name: schemas.DetectorAnswer(score=score, probability=result.probability, calibrated=mood.calibrated, abstained=mood.abstained,

@@ -3,18 +3,9 @@
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from tests.reports.browser import CHROMIUM
-
 _WATCH = "addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
-
-
-def require_browser():
-    """Skips a test, or the module that calls it, where there is no Chromium."""
-    if not CHROMIUM.exists():
-        pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
 
 
 class Visitor:

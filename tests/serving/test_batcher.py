@@ -63,13 +63,6 @@ async def test_an_error_reaches_those_of_its_batch_alone():
     assert await batcher("b") == "bb"
 
 
-async def test_a_wrong_number_of_answers_is_an_error_and_not_a_wait():
-    batcher = Batcher(lambda items: [], slots=2, wait_s=0.01)
-    async with asyncio.timeout(10):
-        with pytest.raises(ValueError, match="argument 2 is shorter"):
-            await batcher(1)
-
-
 async def test_who_left_is_left_out():
     work, batcher, first = await busy_batcher()
     leaving, staying = asyncio.create_task(batcher(1)), asyncio.create_task(batcher(2))

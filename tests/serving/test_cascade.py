@@ -37,19 +37,18 @@ def cards(tmp_path_factory):
     shutil.copy(shipped / "touchstone-tiny.safetensors", folder)
     card = yaml.safe_load((shipped / "touchstone-tiny.yaml").read_text())
     closer = {**card["preprocessing"], "center_crop": 128}
-    for name, own in (("slow", True), ("beside", False)):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**card, "name": name, "own_pool": own, "preprocessing": closer}))
+    (folder / "slow.yaml").write_text(yaml.safe_dump({**card, "name": "slow", "own_pool": True, "preprocessing": closer}))
     (folder / "cheap.yaml").write_text(yaml.safe_dump({**card, "name": "cheap"}))
     return folder
 
 
-def ensemble(cards, band, *, second="slow"):
+def ensemble(cards, band):
     """The path of a cascade's card."""
     calibration = {"slope": 2.0, "intercept": 0.5}
     cascade = {"first": 1, "band": list(band), "audit_share": 0.0, "late": {"rule": "max"}}
-    members = [{"detector": "cheap.yaml", "calibration": calibration}, {"detector": f"{second}.yaml"}]
+    members = [{"detector": "cheap.yaml", "calibration": calibration}, {"detector": "slow.yaml"}]
     card = {"name": "two", "title": "Two stages", "rule": "cascade", "cascade": cascade, "members": members}
-    path = cards / f"two-{band[0]}-{second}.yaml"
+    path = cards / f"two-{band[0]}.yaml"
     path.write_text(yaml.safe_dump(card))
     return str(path)
 
@@ -59,9 +58,9 @@ def file():
     return encoded(photo(300, 280, seed=3), "JPEG")
 
 
-def endpoint(path, decoders, *names):
+def endpoint(path, decoders):
     config = ServeConfig(ensembles=(path,))
-    groups = {name: Troubled(loaded_group(name, config)) for name in names}
+    groups = {name: Troubled(loaded_group(name, config)) for name in ("detectors", "slow")}
     counted = CountedDecoders(decoders)
     return EndpointScorer(config, groups, counted, ProcessMeter()), groups, counted
 
@@ -81,7 +80,7 @@ def is_that_of_the_library(answer, path, file):
 
 def test_an_image_that_the_first_are_sure_of_is_shown_to_nobody_else(cards, decoders, file):
     path = ensemble(cards, NARROW)
-    scorer, groups, counted = endpoint(path, decoders, "detectors", "slow")
+    scorer, groups, counted = endpoint(path, decoders)
     answer = asyncio.run(scorer.score(file))
     assert asked(groups) == [("cheap",)]
     assert counted.asked == [1], "what the second stage would look at is not prepared"
@@ -94,7 +93,7 @@ def test_an_image_that_the_first_are_sure_of_is_shown_to_nobody_else(cards, deco
 
 def test_an_image_that_they_are_not_sure_of_goes_on(cards, decoders, file):
     path = ensemble(cards, WIDE)
-    scorer, groups, counted = endpoint(path, decoders, "detectors", "slow")
+    scorer, groups, counted = endpoint(path, decoders)
     answer = asyncio.run(scorer.score(file))
     assert asked(groups) == [("cheap",), ("slow",)]
     assert counted.asked == [1, 1]
@@ -102,16 +101,3 @@ def test_an_image_that_they_are_not_sure_of_goes_on(cards, decoders, file):
     assert answer.second_look == "band"
     assert answer.score == pytest.approx(max(2 * answer.scores["cheap"] + 0.5, answer.scores["slow"]), abs=1e-5)
     assert answer.scores["slow"] != pytest.approx(answer.scores["cheap"], abs=1e-3)
-
-
-def test_stages_that_share_a_process_are_asked_one_after_the_other(cards, decoders, file):
-    path = ensemble(cards, WIDE, second="beside")
-    scorer, groups, _ = endpoint(path, decoders, "detectors")
-    assert is_that_of_the_library(asyncio.run(scorer.score(file)), path, file)
-    assert asked(groups) == [("cheap",), ("beside",)]
-
-
-def test_readiness_asks_everyone(cards, decoders):
-    scorer, groups, _ = endpoint(ensemble(cards, NARROW), decoders, "detectors", "slow")
-    assert [name.name for name in asyncio.run(scorer.ready())] == ["two"]
-    assert asked(groups) == [("cheap",), ("slow",)]

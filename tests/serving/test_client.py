@@ -2,11 +2,10 @@ import os
 import time
 from collections import deque
 
-import httpx
 import pytest
 
 from ray_app.errors import ClusterError, ConfigError
-from ray_app.serving.client import EndpointClient, RetryingClient, retry_after
+from ray_app.serving.client import EndpointClient, retry_after
 from ray_app.storage import RetryPolicy
 from tests.serving.scripted import TORN, ScriptedEndpoint, refuse, score_of
 
@@ -155,12 +154,6 @@ def test_what_is_no_endpoint_and_no_token_is_refused_without_telling_secrets():
             EndpointClient(url)
     with pytest.raises(ConfigError, match="characters that a token cannot have"):
         EndpointClient("http://localhost", "two\nlines")
-
-
-def test_an_endpoint_below_a_path_keeps_it():
-    echo = httpx.MockTransport(lambda request: httpx.Response(200, text=str(request.url)))
-    with httpx.Client(base_url="http://host/below", transport=echo) as http:
-        assert RetryingClient(http).ask("GET", "v1/ensembles").text == "http://host/below/v1/ensembles"
 
 
 def test_retry_after_is_seconds_or_a_date():

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging.handlers
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -14,7 +13,7 @@ from ray.serve._private.config import DeploymentConfig
 from ray.serve.schema import ServeDeploySchema
 
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.serving.app import RELOADABLE, _log_beside_serve, build
+from ray_app.serving.app import RELOADABLE, build
 from ray_app.serving.config import QUIET, ServeConfig, read_file
 from ray_app.serving.ray_server import SERVE_VARIABLES
 from ray_app.serving.release import plan_release
@@ -86,12 +85,6 @@ def test_the_cuts_come_in_the_right_order(config):
     for deployment in built(config).values():
         assert deployment.graceful_shutdown_timeout_s > limits.deadline_s, "a replica would go before its last answer"
         assert deployment.max_surge_percent == 100, "an update would fail requests"
-
-
-def test_the_default_endpoint_and_its_successor_fit_into_two_cpus():
-    deployments = build_app(build(check(EVERY_CONFIG["ensemble.yaml"])), name="touchstone").deployments
-    assert [one.name for one in deployments] == ["ingress"], "the default's detectors are fused into it"
-    assert 2 * sum(2 * one._replica_config.ray_actor_options["num_cpus"] for one in deployments) <= 2
 
 
 def test_kubernetes_serves_what_the_file_serves_but_for_what_a_pod_needs():
@@ -201,20 +194,3 @@ def test_touchstone_serve_takes_args_and_log_settings_of_a_file(path):
     assert read_file(str(path)) == (config["applications"][0]["args"], f"{path}: applications.0.args", config["logging_config"])
     assert read_file(path.stem)[2] == config["logging_config"]
     assert read_file(None)[2] == QUIET
-
-
-def test_what_this_package_logs_goes_with_serves_own_log():
-    serve, ours = logging.getLogger("ray.serve"), logging.getLogger("ray_app")
-    parent, level = ours.parent, serve.level
-    handler = logging.handlers.BufferingHandler(100)
-    serve.addHandler(handler)
-    try:
-        _log_beside_serve()
-        for name in ("INFO", "WARNING", "INFO"):
-            serve.setLevel(name)
-            logging.getLogger("ray_app.serving.jobs").info("from %s on", name)
-    finally:
-        serve.removeHandler(handler)
-        ours.parent = parent
-        serve.setLevel(level)
-    assert [record.getMessage() for record in handler.buffer] == ["from INFO on", "from INFO on"]

@@ -9,7 +9,6 @@ import ray_app
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer, GroupLost
 from ray_app.serving.metrics import ProcessMeter
-from ray_app.serving.release import load_release
 from ray_app.serving.replica import ReleaseOffer
 from tests.images.factory import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, profiled_card
@@ -73,14 +72,6 @@ def test_generator_and_words_are_those_of_the_library(card, answers):
 def test_an_ensemble_without_a_profile_has_none_in_its_answer(config, group, decoders):
     [answer] = scored(config, group, decoders, FILES[:1], ensemble="tiny")
     assert answer.model_dump()["profile"] is None
-
-
-def test_another_head_is_another_group_though_the_detector_stays(config, tmp_path):
-    other = load_release(ServeConfig(ensembles=(str(write_card(tmp_path, abstains=False)), "tiny")))
-    mine = load_release(config)
-    assert mine.groups["detectors"] != other.groups["detectors"]
-    assert mine.fingerprints["profiled"] != other.fingerprints["profiled"]
-    assert mine.fingerprints["tiny"] == other.fingerprints["tiny"]
 
 
 def test_a_group_that_is_lost_or_moves_before_it_told_is_asked_for_all_of_it_again(config, group, decoders, answers):

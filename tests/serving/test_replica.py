@@ -62,11 +62,6 @@ def test_a_load_that_fails_changes_nothing(tmp_path):
     assert made.generation.id != before
 
 
-def test_a_group_that_the_ensembles_do_not_have_says_what_they_need():
-    with pytest.raises(DetectorError, match="internvl-prompt"):
-        DetectorGroup("internvl-prompt").load(ServeConfig(ensembles=("tiny",)))
-
-
 def test_an_image_on_which_a_detector_raises_takes_no_other_along(group):
     files = photos(3)
     mine = group.generation.groups["detectors"]

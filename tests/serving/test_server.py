@@ -1,7 +1,6 @@
 """`touchstone serve` without Ray: detectors in the process, hostile images in others, several workers on one port."""
 
 import hashlib
-import json
 import signal
 import subprocess
 import sys
@@ -106,15 +105,3 @@ def test_detectors_that_cannot_score_end_the_command_with_their_reason(tmp_path)
     assert "no finite score for a golden image" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-
-
-@pytest.mark.slow
-def test_log_settings_of_a_file_hold(tmp_path):
-    logs = {"encoding": "JSON", "log_level": "INFO", "enable_access_log": True}
-    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"applications": [{}], "logging_config": logs}))
-    with served("--config", str(tmp_path / "serve.yaml")) as running:
-        assert running.score() == 200
-        lines = [json.loads(line) for line in running.logs()["stderr"].splitlines() if line.startswith("{")]
-    (told,) = [line for line in lines if "/v1/score" in line["message"]]
-    assert told["levelname"] == "INFO"
-    assert told["message"].endswith("200")

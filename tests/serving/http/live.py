@@ -23,7 +23,9 @@ def serving(app, **options) -> Iterator[int]:
     one whose `lifespan` is "on".
     """
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, **{"lifespan": "off", "log_config": None, "log_level": "critical", "timeout_graceful_shutdown": 1} | options)
+    config = uvicorn.Config(
+        app, **{"lifespan": "off", "log_config": None, "log_level": "critical", "timeout_graceful_shutdown": 1} | options
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

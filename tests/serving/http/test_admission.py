@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -109,42 +110,32 @@ def test_a_server_that_stands_still_is_noticed_and_forgiven(given_up):
     assert pace.wait_s() < 4
 
 
-def test_what_is_not_waited_for_moves_no_pace():
-    clock = Clock()
-    pace = ServicePace(15.0, clock)
-    worked(pace, clock, 10, each_s=1.0)
-    for _ in range(1000):  # refused at once, or left
-        pace.begin()
-        clock.now += 0.001
-        pace.end(None)
-        clock.now += 100
-    for _ in range(5):
-        pace.begin()
-    assert pace.wait_s() == pytest.approx(5.0)
-
-
 POST = request("POST", "/v1/score", "Content-Length: 3", body=b"abc")
 
 
 def test_a_line_that_is_too_long_is_told_when_it_will_be_shorter():
-    app, turn = FastAPI(), asyncio.Lock()
+    app, clock, may_answer = FastAPI(), Clock(), threading.Event()
     install_handlers(app)
 
     @app.post("/v1/score")
     async def score(request: Request) -> None:
         await request.body()
-        async with turn:
-            await asyncio.sleep(0.2)
+        await asyncio.to_thread(may_answer.wait, 10)
+        clock.now += 0.2
 
-    with serving(Admission(app, 64, longest_wait_s=0.7, queued=Paths(QUEUED), uncounted=Paths(()))) as port:
+    with serving(Admission(app, 64, longest_wait_s=0.7, queued=Paths(QUEUED), uncounted=Paths(()), clock=clock)) as port:
+        may_answer.set()
         for _ in range(4):
             assert ask(port, POST).status == 200
+        may_answer.clear()
         with ThreadPoolExecutor(16) as threads:
-            replies = list(threads.map(lambda _: ask(port, POST), range(16)))
+            asked = [threads.submit(ask, port, POST) for _ in range(16)]
+            wait_for(lambda: sum(one.done() for one in asked) >= 10)
+            may_answer.set()
+        replies = [one.result() for one in asked]
+        assert 3 <= sum(reply.status == 200 for reply in replies) <= 6
         refused = [reply for reply in replies if reply.status != 200]
-        assert 0 < len(refused) < 16
-        assert {(reply.status, reply.json["code"]) for reply in refused} == {(503, "overloaded")}
-        assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
+        assert {(reply.status, reply.json["code"], reply.headers["retry-after"]) for reply in refused} == {(503, "overloaded", "1")}
         # What waits for nobody is not asked to wait for them.
         assert ask(port, request("GET", "/v1/nothing")).status == 404
 
@@ -202,24 +193,3 @@ def _sending(app):
     while layer is not None and not isinstance(layer, Admission):
         layer = getattr(layer, "app", None)
     return layer.sending if layer else 0
-
-
-def test_a_place_is_given_back_whatever_happens():
-    async def app(scope, receive, send):
-        if scope["path"] == "/raises":
-            raise ValueError
-        await asyncio.sleep(10)
-
-    admission = Admission(app, 3, queued=Paths(("/sleeps",)), uncounted=Paths([]))
-
-    async def walk():
-        for path in ["/raises", "/sleeps"] * 20:
-            task = asyncio.create_task(admission({"type": "http", "path": path, "headers": []}, None, None))
-            await asyncio.sleep(0)
-            assert admission.at_work == admission.pace.at_work == (path == "/sleeps")
-            task.cancel()
-            with pytest.raises((ValueError, asyncio.CancelledError)):
-                await task
-            assert admission.at_work == admission.sending == admission.pace.at_work == 0
-
-    asyncio.run(walk())

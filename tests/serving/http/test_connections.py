@@ -1,6 +1,5 @@
 """What a connection may cost before there is a request, asked of a real uvicorn over raw sockets, while another client goes on."""
 
-import asyncio
 import importlib
 import select
 import socket
@@ -167,13 +166,6 @@ def test_a_connection_that_rests_is_kept_and_one_that_never_said_a_byte_closed()
         assert silent.recv(1) == b""
 
 
-def test_a_slow_request_is_not_taken_for_slow_headers(port):
-    app = make_app(config(deadline_s=0.8))
-    with limited(app, header_timeout_s=0.2) as port, connected(port) as connection:
-        connection.sendall(request("GET", "/v1/slow") + WELL[:10])
-        assert Reply(connection).status == 504
-
-
 def _is_closed(connection):
     connection.setblocking(False)
     try:
@@ -226,17 +218,6 @@ def test_an_answer_that_nobody_reads_is_dropped():
         with suppress(ConnectionError):
             while connection.recv(MB):
                 pass
-
-
-def test_one_that_reads_slowly_gets_all_of_it():
-    with limited(Response(bytes(8 * MB)), send_timeout_s=0.5, header_timeout_s=0.2) as port, connected(port) as connection:
-        connection.sendall(request("GET", "/"))
-        read = 0
-        while read < 8 * MB:
-            piece = connection.recv(400 * KB)
-            assert piece
-            read += len(piece)
-            time.sleep(0.05)  # slow, in all over twice the limit
 
 
 @pytest.mark.parametrize(
@@ -305,37 +286,6 @@ def test_a_client_that_leaves_is_noticed_also_by_the_first_of_its_requests(loop)
             connection.sendall(request("GET", "/") * 3)
             assert began.wait(5)
         wait_for(lambda: left == ["http.disconnect"])
-
-
-def test_an_answer_on_its_way_is_not_disturbed_by_what_comes_after_it():
-    go_on = threading.Event()
-
-    async def slow(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
-        await send({"type": "http.response.body", "body": b"half", "more_body": True})
-        await asyncio.to_thread(go_on.wait)
-        await send({"type": "http.response.body", "body": b" done"})
-
-    with limited(slow) as port, connected(port) as connection:
-        connection.sendall(request("GET", "/"))
-        read = connection.recv(1000)
-        while not read.endswith(b"half"):
-            read += connection.recv(1000)
-        connection.sendall(request("POST", "/", "Transfer-Encoding: chunked", body=b"zz\r\n"))
-        assert connection.recv(1000) == b""
-        go_on.set()
-
-
-WEBSOCKET = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
-
-
-@pytest.mark.parametrize("data", [request("GET", "/healthz", *WEBSOCKET), b"GET /healthz HTTP/1.0\r\n\r\n"], ids=["websocket", "old"])
-def test_who_speaks_another_protocol_is_answered_once_in_ours(port, data):
-    with connected(port) as connection:
-        connection.sendall(data)
-        reply = Reply(connection)
-        assert (reply.status, reply.headers["connection"]) == (200, "close")
-        assert reply.closed
 
 
 def test_what_serve_calls_makes_every_server_of_its_process_take_the_limits_of_the_environment(monkeypatch):

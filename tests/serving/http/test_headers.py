@@ -8,13 +8,11 @@ from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import serving
 
 
-@pytest.mark.parametrize("given", ["abcdefgh", "A-Z_0-9-" * 8])
-def test_an_id_that_is_one_is_kept(client, given):
+def test_an_id_that_is_one_is_kept(client):
     for path in ("/healthz", "/v1/nothing", "/v1/fault/bug"):
-        answer = client.get(path, headers={"X-Request-Id": given})
-        assert answer.headers.get_list("x-request-id") == [given]
-        if answer.status_code >= 400:
-            assert answer.json()["request_id"] == given
+        answer = client.get(path, headers={"X-Request-Id": "A-z_0-9-" * 8})
+        assert answer.headers.get_list("x-request-id") == ["A-z_0-9-" * 8]
+        assert path == "/healthz" or answer.json()["request_id"] == "A-z_0-9-" * 8
 
 
 @pytest.mark.parametrize("given", ["", "short", "x" * 65, "<script>alert(1)</script>", "ünïcödé-long", "line\tbreak"])

@@ -32,12 +32,6 @@ def test_files_keep_order_names_and_bytes(client):
     assert answer["fields"] == {"ensemble": "default", "masks": "größer"}
 
 
-def test_what_httpx_and_browsers_send_is_read(client):
-    files = [("file", ("ä ö.jpg", b"one", "image/jpeg")), ("file", ("two", b"second", None))]
-    answer = client.post("/v1/score", files=files, data={"ensemble": "x"}).json()
-    assert (answer["names"], answer["sizes"], answer["fields"]) == (["ä ö.jpg", "two"], [3, 6], {"ensemble": "x"})
-
-
 @pytest.mark.parametrize("kind", ["image/jpeg", "application/x-www-form-urlencoded", "", "multipart/mixed"])
 def test_a_raw_body_is_one_image_whatever_its_type(client, kind):
     answer = client.post("/v1/score", content=bytes(1000), headers={"Content-Type": kind}).json()
