@@ -3,7 +3,7 @@
 A picture is one shape of a given colour on a plain ground; its words say what stands where. Seeded; knows no files but its own.
 """
 
-from collections.abc import Iterator
+import csv
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -71,26 +71,18 @@ def divided_shapes(count: int, held_out: float, seed: int) -> tuple[list[ShapePi
     return drawn, held
 
 
-def write_shapes(folder: Path, train: int = 500, held_out: float = 0.2, seed: int = 0, side: int = 64) -> Path:
-    """PNG files and `labels.csv` (path, label, generator, split, group, prompt) of such pictures, splits train and validation; returns
-    the list, which `touchstone data index --layout columns` and `touchstone train` read.
-    """
-    import csv
-
+def write_shapes(folder: Path, train: int) -> Path:
+    """PNG files of such pictures, a fifth of all combinations held out for validation; returns their list `labels.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("path", "label", "generator", "split", "group", "prompt"))
-        for number, (split, told) in enumerate(_divided(train, held_out, seed)):
+        parts = zip(("train", "validation"), divided_shapes(train, 0.2, seed=0), strict=True)
+        for number, (split, told) in enumerate((split, told) for split, several in parts for told in several):
             name = f"{split}-{number:04d}.png"
-            draw_shapes(told, seed * 1_000_000 + number, side).save(folder / name)
+            draw_shapes(told, number).save(folder / name)
             rows.writerow((name, "fake", "shapes", split, " ".join(told.combination), told.prompt))
     return folder / "labels.csv"
-
-
-def _divided(train: int, held_out: float, seed: int) -> Iterator[tuple[str, ShapePicture]]:
-    for split, several in zip(("train", "validation"), divided_shapes(train, held_out, seed), strict=True):
-        yield from ((split, one) for one in several)
 
 
 def _shaded(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:

@@ -1,22 +1,17 @@
 import numpy as np
 import pytest
 
-from ray_app.datasets.simulation.camera import (
-    CAMERAS,
-    bilinear,
-    chroma_median,
-    constant_hue,
-    edge_directed,
-    gradient_weighted,
-    malvar,
-    masks,
-)
+from ray_app.datasets.simulation import camera
+from ray_app.datasets.simulation.camera import CAMERAS, masks
 from ray_app.datasets.simulation.scenes import render
 
-DEMOSAICS = (bilinear, malvar, edge_directed, gradient_weighted, constant_hue, chroma_median)
+DEMOSAICS = (
+    camera.bilinear, camera.malvar, camera.edge_directed, camera.gradient_weighted, camera.constant_hue, camera.chroma_median,
+)  # fmt: skip
+CORNERS = pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@CORNERS
 def test_every_cell_of_the_mosaic_has_one_red_two_green_one_blue(corner):
     cfa = masks(8, 10, corner)
     assert (cfa.sum(axis=-1) == 1).all()
@@ -24,7 +19,7 @@ def test_every_cell_of_the_mosaic_has_one_red_two_green_one_blue(corner):
     assert (cells == [1, 2, 1]).all()
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@CORNERS
 @pytest.mark.parametrize("demosaic", DEMOSAICS)
 def test_demosaicing_keeps_flat_colour_and_every_measured_sample_of_a_ramp(demosaic, corner):
     cfa = masks(24, 32, corner)
