@@ -74,34 +74,17 @@ def test_steps_of_epochs_whatever_their_rounding(batch, epochs, steps):
     assert SampleOrder(pairs(50), Sampling(), 0, batch).steps(epochs) == steps
 
 
-@pytest.mark.parametrize("sampling", [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.5)], ids=str)
-def test_workers_divide_the_same_batches_whatever_their_number(sampling):
-    order = SampleOrder(pairs(37), sampling, 3, 24)
-    for step in (0, 2, 5, 40):
-        whole = order.step(step)
-        for world in (1, 2, 3, 4, 6):
-            shares = [order.share(step, rank, world) for rank in range(world)]
-            assert {len(rows) for rows, _ in shares} == {24 // world}
-            for together, all_of_it in zip(zip(*shares, strict=True), whole, strict=True):
-                assert np.array_equal(np.concatenate(together), all_of_it)
-
-
 @pytest.mark.parametrize("sampling", [*SAMPLINGS.values(), Sampling(classes="balanced", generators=0.3, epoch_rows=50)], ids=str)
-def test_a_step_has_the_same_rows_whoever_asks_and_in_whatever_order(sampling):
-    rows = pairs(37, alone=3)
-    whole = SampleOrder(rows, sampling, 3, 8)
-    expected = [whole.step(step) for step in range(60)]
-    resumed = SampleOrder(rows, sampling, 3, 8)
-    asked = list(range(60))
-    random.Random(0).shuffle(asked)
-    copied = pickle.loads(pickle.dumps(whole))
-    for step in asked:
-        for order in (resumed, copied):
-            for mine, one in zip(order.step(step), expected[step], strict=True):
-                assert np.array_equal(mine, one)
-
-
-MAYBE = bare(["real", "maybe"], ["a", "b"], [None, None])
+def test_a_step_has_the_same_rows_whoever_asks_in_whatever_order_and_however_many_share_it(sampling):
+    whole = SampleOrder(pairs(37, alone=3), sampling, 3, 24)
+    expected = [whole.step(step) for step in range(40)]
+    for asked in (SampleOrder(pairs(37, alone=3), sampling, 3, 24), pickle.loads(pickle.dumps(whole))):
+        for step in random.Random(0).sample(range(40), 40):
+            world = (1, 2, 3, 4, 6)[step % 5]
+            shares = [asked.share(step, rank, world) for rank in range(world)]
+            assert {len(rows) for rows, _ in shares} == {24 // world}
+            for together, all_of_it in zip(zip(*shares, strict=True), expected[step], strict=True):
+                assert np.array_equal(np.concatenate(together), all_of_it)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +97,7 @@ MAYBE = bare(["real", "maybe"], ["a", "b"], [None, None])
         (pairs(10), Sampling(twins=True, classes="balanced"), 6, "twins are as many real as fake already"),
         (pairs(10), Sampling(twins=True, generators=0), 6, "twins"),
         (pairs(1).slice(0, 0), Sampling(), 3, "no images"),
-        (MAYBE, Sampling(classes="balanced"), 3, "not 'maybe'"),
+        (bare(["real", "maybe"], ["a", "b"], [None, None]), Sampling(classes="balanced"), 3, "not 'maybe'"),
         (pa.table({"image_id": [1, 2]}), Sampling(classes="balanced"), 3, "have no labels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -134,20 +117,14 @@ def shares_of(rows: pa.Table, order: SampleOrder, epochs: int) -> dict[str, floa
     return dict(zip(generators.dictionary.to_pylist(), (counts / counts.sum()).tolist(), strict=True))
 
 
-COUNTS = {"few": 20, "some": 200, "many": 20_000}
-
-
-@pytest.fixture(scope="module")
-def mixed():
-    return labelled(mixture(real=500, **COUNTS))
-
-
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("classes", ["natural", "balanced"])
-def test_shares_of_a_mixture_of_1_to_10_to_1000_are_as_requested(classes, power, mixed):
+def test_shares_of_a_mixture_of_1_to_10_to_1000_are_as_requested(classes, power):
+    counts = {"few": 10, "some": 100, "many": 10_000}
+    mixed = labelled(mixture(real=250, **counts))
     order = SampleOrder(mixed, Sampling(classes=classes, generators=power), 7, 128)
-    fake = 0.5 if classes == "balanced" else 20_220 / 20_720
-    weights = {name: count**power for name, count in COUNTS.items()}
+    fake = 0.5 if classes == "balanced" else 10_110 / 10_360
+    weights = {name: count**power for name, count in counts.items()}
     expected = {name: fake * weight / sum(weights.values()) for name, weight in weights.items()} | {"real": 1 - fake}
     for epochs in (1, 5):  # within 2 %, or one row where 2 % is less than a row
         assert shares_of(mixed, order, epochs) == pytest.approx(expected, rel=0.02, abs=1 / len(mixed) / epochs)
@@ -170,20 +147,15 @@ def test_a_stratum_of_less_than_a_row_an_epoch_still_comes():
     assert 3 <= rare <= 5, "a two-thousandth of 8000 rows"
 
 
-def test_rows_of_a_stratum_come_equally_often():
-    rows = labelled(mixture(real=30, a=7, b=700))
+def test_rows_of_a_stratum_come_equally_often_and_strata_are_spread_evenly():
+    rows = labelled(mixture(real=30, a=10, b=690))
     order = SampleOrder(rows, Sampling(classes="balanced", generators=0), 0, 33)
-    times = np.bincount(seen(order, 4 * order.rows_per_epoch), minlength=len(rows))
-    for first, count in ((0, 30), (30, 7), (37, 700)):
+    came = seen(order, 4 * order.rows_per_epoch)
+    times = np.bincount(came, minlength=len(rows))
+    for first, count in ((0, 30), (30, 10), (40, 690)):
         assert np.ptp(times[first : first + count]) <= 1
-
-
-def test_strata_are_spread_evenly_over_an_epoch():
-    rows = labelled(mixture(real=100, a=10, b=990))
-    order = SampleOrder(rows, Sampling(classes="balanced", generators=0), 0, 10)
-    is_real = seen(order, 1100) < 100
-    tenths = is_real.reshape(10, -1).sum(axis=1)
-    assert np.abs(tenths - 55).max() <= 2
+    reals_per_tenth = (came[: order.rows_per_epoch] < 30).reshape(10, -1).sum(axis=1)
+    assert np.abs(reals_per_tenth - order.rows_per_epoch / 20).max() <= 2
 
 
 # Twins
@@ -220,12 +192,7 @@ def test_a_window_keeps_neighbours_near():
 def test_an_order_of_millions_costs_a_few_sorts_and_is_small():
     """In sorts of as many numbers on the same machine, 1.5 to 1.8 of them: a second is twice as long on another."""
     count = 300_000
-    codes = np.arange(count, dtype=np.int32)
-    fields = [
-        pa.DictionaryArray.from_arrays(codes % 2, ["real", "fake"]).cast(pa.string()),
-        pa.DictionaryArray.from_arrays(codes % 4000, [f"g{number}" for number in range(4000)]).cast(pa.string()),
-    ]
-    rows = pa.table({"input": pa.StructArray.from_arrays(fields, ["label", "generator"])})
+    rows = bare(["real", "fake"] * (count // 2), [f"g{number % 4000}" for number in range(count)], [None] * count)
     assert len(pickle.dumps(SampleOrder(rows, Sampling(), 0, 256))) < 10_000
     order = SampleOrder(rows, Sampling(classes="balanced", generators=0.5, window=8192), 0, 256)
     made, sorting = [], []
