@@ -86,8 +86,6 @@ def test_a_batch_holds_what_the_rows_say_in_their_order(tmp_path):
     seven, zero, one, six, again = batch["group"].tolist()
     assert zero == one == again
     assert len({seven, zero, six}) == 3
-    kinds = {"image": "|u1", "label": "<i8", "usable": "|b1", "row": "<i8", "image_id": "<i8", "group": "<i8", "detail": "<U1"}
-    assert {name: values.dtype.str for name, values in batch.items()} == kinds
 
 
 def test_an_image_that_cannot_be_read_is_black_and_says_why(tmp_path):
@@ -97,8 +95,7 @@ def test_an_image_that_cannot_be_read_is_black_and_says_why(tmp_path):
     rows[3]["uri"].write_bytes(png(picture(3))[:200])
     batch = loader(rows, masks=True).load([0, 1, 2, 3, 4], range(5))
     assert batch["usable"].tolist() == [True, False, False, False, True]
-    assert not batch["image"][1:4].any()
-    assert not batch["mask"][1:4].any()
+    assert not batch["image"][1:4].any() | batch["mask"][1:4].any()
     assert batch["label"].tolist() == [0, 1, 0, 1, 0]
     assert [detail.partition(":")[0] for detail in batch["detail"]] == ["", "empty_file", "source_missing", "truncated_image", ""]
 
@@ -113,9 +110,6 @@ def test_chance_is_of_the_position_alone(tmp_path):
     assert_same(alone, {name: values[2:3] for name, values in whole.items()})
     other = BatchLoader(labelled(rows), SMALL, policy=Noise(), seed=4).load([9], [12])
     assert not np.array_equal(other["image"], alone["image"])
-
-
-# Sources
 
 
 def in_containers(folder) -> tuple[list[dict], list[Image.Image]]:
@@ -176,9 +170,6 @@ def test_a_batch_takes_slices_of_the_table_and_copies_none_of_it(tmp_path):
     assert pool.max_memory() < 1e6
 
 
-# Sizes
-
-
 def test_images_of_several_sizes_make_no_batch(tmp_path):
     rows = rows_in(tmp_path)
     picture(1, (30, 9)).save(rows[1]["uri"])
@@ -186,6 +177,8 @@ def test_images_of_several_sizes_make_no_batch(tmp_path):
     assert native.load([1], [0])["image"].shape == (1, 9, 30, 3)
     with pytest.raises(ConfigError, match="30 × 9 and 24 × 20 pixels"):
         native.load([0, 1], [0, 1])
+    with pytest.raises(ConfigError, match="resize mode short_side"):  # which masks cannot follow
+        loader(rows, Preprocessing(resize={"mode": "short_side", "size": 8}), masks=True)
     assert loader(rows, WHOLE, policy=Noise()).load([0, 1], [0, 1])["image"].shape == (2, 16, 16, 3)
 
 
@@ -197,9 +190,6 @@ def test_where_nothing_can_be_read_and_nobody_knows_the_size(tmp_path):
     assert loader(rows, SMALL).load([0, 1], [0, 1])["image"].shape == (2, 16, 16, 3)
     with pytest.raises(StorageError, match="not one of 2 images can be read; the first: source_missing"):
         loader(rows, WHOLE).load([0, 1], [0, 1])
-
-
-# Masks
 
 
 def ellipse(width: int, height: int) -> np.ndarray:
@@ -246,27 +236,16 @@ def test_masks_are_cropped_and_padded_as_images_are(tmp_path, side):
     assert np.array_equal(batch["mask"], batch["image"][..., 1] // 255)
 
 
-def test_masks_need_a_geometry_that_they_can_follow():
-    with pytest.raises(ConfigError, match="resize mode short_side"):
-        loader([], Preprocessing(resize={"mode": "short_side", "size": 8}), masks=True)
-
-
-def test_a_fake_whose_altered_part_was_cropped_away_is_real(tmp_path):
+def test_a_fake_whose_altered_part_was_cropped_away_is_real_and_one_with_an_empty_mask_stays_fake(tmp_path):
     left, right = np.zeros((2, 20, 24), bool)
     left[:, 3], right[:, 20] = True, True
     rows = rows_in(tmp_path)
-    for row, mask, name in ((1, left, "left.png"), (3, right, "right.png")):
+    for row, mask, name in ((1, left, "left.png"), (3, right, "right.png"), (7, left & right, "empty.png")):
         rows[row]["mask_uri"] = with_mask(tmp_path, mask, name)
     asked = ([1, 3, 5, 0], range(4))
     assert loader(rows, SMALL, Left(), masks=True).load(*asked)["label"].tolist() == [1, 0, 1, 0]
     assert loader(rows, SMALL, Left()).load(*asked)["label"].tolist() == [1, 1, 1, 0], "without masks, nobody can tell"
-
-
-def test_where_nothing_is_cropped_a_fake_with_an_empty_mask_stays_fake(tmp_path):
-    rows = rows_in(tmp_path)
-    rows[1]["mask_uri"] = with_mask(tmp_path, np.zeros((20, 24), bool))
-    batch = loader(rows, SMALL, masks=True).load([1], [0])
-    assert (batch["label"].tolist(), batch["mask"].any()) == ([1], False)
+    assert loader(rows, SMALL, masks=True).load([3, 7], [0, 1])["label"].tolist() == [1, 1], "nothing was cropped"
 
 
 def test_a_mask_of_another_size_or_none_at_all_makes_an_image_unusable(tmp_path):
@@ -295,9 +274,6 @@ def test_masks_in_tables(tmp_path, is_beside):
     assert np.array_equal(batch["mask"], masks[[4, 0, 5, 2]])
 
 
-# Steps
-
-
 def test_steps_are_the_same_for_any_number_of_workers_and_one_by_one(tmp_path):
     table = labelled(rows_in(tmp_path))
     make = lambda: StepLoader(BatchLoader(table, SMALL, policy=Noise(), seed=1), SampleOrder(table, Sampling(), 1, 8))  # noqa: E731
@@ -307,9 +283,6 @@ def test_steps_are_the_same_for_any_number_of_workers_and_one_by_one(tmp_path):
         assert_same(batch, {name: np.concatenate([share[name] for share in shares]) for name in batch})
     several = make().load_several([3, 1, 2], 0, 1)
     assert_same(several, {name: np.concatenate([whole[step][name] for step in (3, 1, 2)]) for name in several})
-
-
-# Statistics
 
 
 def test_real_images_are_measured_and_fakes_are_not(tmp_path):

@@ -35,6 +35,8 @@ def test_every_readable_image_has_the_score_of_the_network_in_the_order_given():
 
 def test_two_logits_are_read_as_the_card_says():
     found, network, card = judged("siglip", [batch(0, 4)])
+    nothing, *_ = judged("siglip", [])
+    assert [len(values) for values in nothing[:4]] == [0, 0, 0, 0]
 
     assert card.output.labels == ("Fake", "Real")
     pixels = torch.from_numpy(batch(0, 4)["image"]).permute(0, 3, 1, 2) / 127.5 - 1
@@ -61,18 +63,8 @@ def test_masks_of_all_batches_are_compared_as_one():
                             "pixel_iou": pytest.approx(expected["pixel_iou"], abs=0.01)}  # fmt: skip
     assert found.pixels["n"] == 3
     assert len(found.scores) == 8
-
-
-def test_batches_without_altered_images_have_no_pixel_figures():
-    found, *_ = judged("maskclip", [batch(0, 2, 64, masks=True, unusable=(1,))])
-
-    assert found.pixels == {"pixel_f1": None, "pixel_iou": None, "n": 0}
-
-
-def test_nothing_to_judge_is_an_empty_answer():
-    found, *_ = judged("vit", [])
-
-    assert [len(values) for values in found[:4]] == [0, 0, 0, 0]
+    unaltered, *_ = judged("maskclip", [batch(0, 2, 64, masks=True, unusable=(1,))])
+    assert unaltered.pixels == {"pixel_f1": None, "pixel_iou": None, "n": 0}
 
 
 def test_a_network_that_gives_no_number_is_said():
