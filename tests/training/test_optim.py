@@ -29,9 +29,7 @@ def numbers(*values):
 def test_two_logits_give_the_softmax_cross_entropy_whichever_is_fake(output, fake):
     logits = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
-
     found = batch_loss(Loss(), output, NetworkOutput(logits), labelled(labels.tolist()), 6)
-
     assert found.total.item() == pytest.approx(functional.cross_entropy(logits, labels if fake else 1 - labels).item(), rel=1e-6)
 
 
@@ -39,7 +37,6 @@ def test_two_logits_give_the_softmax_cross_entropy_whichever_is_fake(output, fak
 def test_parts_of_a_batch_add_up_to_the_whole(loss):
     logits = torch.randn(8, 1, generator=torch.Generator().manual_seed(1))
     batch = labelled([0, 1] * 4, usable=[1, 1, 1, 0, 1, 1, 0, 0], group=[0, 0, 1, 1, 2, 2, 3, 3])
-
     whole = batch_loss(loss, ONE, NetworkOutput(logits), batch, 8)
     parts = [
         batch_loss(
@@ -47,16 +44,13 @@ def test_parts_of_a_batch_add_up_to_the_whole(loss):
         )
         for start in range(0, 8, 2)
     ]
-
     assert sum(part.total.item() for part in parts) == pytest.approx(whole.total.item(), rel=1e-6)
 
 
 def test_unusable_images_weigh_nothing_and_are_counted_all_the_same():
     logits = numbers(1.0, float("nan"), -2.0, 3.0).requires_grad_()
-
     found = batch_loss(Loss(), ONE, NetworkOutput(logits), labelled([1, 1, 0, 0], usable=[1, 0, 1, 0]), 4)
     found.total.backward()
-
     # The cross-entropy of the log-odds.
     assert found.total.item() == pytest.approx((np.log1p(np.exp(-1)) + np.log1p(np.exp(-2))) / 4, rel=1e-6)
     assert found.parts["binary"].item() == found.total.item()
@@ -67,10 +61,8 @@ def test_unusable_images_weigh_nothing_and_are_counted_all_the_same():
 
 def test_twins_ask_which_of_the_two_is_the_fake():
     logits = numbers(0.0, 1.0, 3.0, 2.0)  # the first pair is told apart, the second the wrong way round
-
     found = batch_loss(Loss(twins=0.25), ONE, NetworkOutput(logits), labelled([0, 1, 1, 0], group=[5, 5, 9, 9]), 4)
     wrong = batch_loss(Loss(twins=0.25), ONE, NetworkOutput(logits), labelled([0, 1, 0, 1], group=[5, 5, 9, 9]), 4)
-
     assert found.parts["twins"].item() == pytest.approx(np.log1p(np.exp(-1)), rel=1e-6)  # the mean over the two pairs
     assert wrong.parts["twins"].item() == pytest.approx((np.log1p(np.exp(-1)) + np.log1p(np.exp(1))) / 2, rel=1e-6)
     assert found.total.item() == pytest.approx(0.75 * found.parts["binary"].item() + 0.25 * found.parts["twins"].item(), rel=1e-6)
@@ -91,9 +83,7 @@ def test_maskclip_s_loss_is_the_reference_s_over_all_that_is_usable():
     batch = labelled([0, 1, 1, 0], usable=[1, 0, 1, 1], **arrays)
     kept = [0, 2, 3]
     output = Output(labels=("real", "fake"), fake_index=1)
-
     found = batch_loss(Loss(name="maskclip"), output, answer, batch, 4)
-
     mask, edge = (torch.from_numpy(arrays[name][kept]).float() for name in ("mask", "edge"))
     expected = losses(answer.logits[kept], answer.mask_logits[kept], torch.tensor([0, 1, 0]), mask, edge)
     assert found.total.item() == pytest.approx(expected.total.item() * 3 / 4, rel=1e-6)
@@ -106,12 +96,10 @@ def test_maskclip_s_loss_is_the_reference_s_over_all_that_is_usable():
 def test_a_batch_of_which_nothing_is_usable_gives_zero_and_a_way_back(name):
     answer, arrays = masked(2)
     logits, mask_logits = answer.logits.requires_grad_(), answer.mask_logits.requires_grad_()
-
     found = batch_loss(
         Loss(name=name), Output(fake_index=1), NetworkOutput(logits, mask_logits), labelled([0, 1], usable=[0, 0], **arrays), 2
     )
     found.total.backward()
-
     assert found.total.item() == 0
     assert not logits.grad.any()
     assert (name == "binary") or not mask_logits.grad.any()
@@ -131,7 +119,6 @@ def decays(optimiser):
 def test_only_what_learns_is_optimised_and_decay_can_spare_biases_and_norms(network):
     everything = make_optimiser(Optimiser(rate=1e-3, weight_decay=0.05), network)
     matrices = make_optimiser(Optimiser(rate=1e-3, weight_decay=0.05, decays="matrices"), network)
-
     assert decays(everything) == {0.05: [(3,), (3,), (1, 3), (1,)]}
     assert decays(matrices) == {0.05: [(1, 3)], 0.0: [(3,), (3,), (1,)]}
 
@@ -146,7 +133,6 @@ def test_only_what_learns_is_optimised_and_decay_can_spare_biases_and_norms(netw
 )
 def test_each_by_its_own_numbers(network, config, kind, values):
     optimiser = make_optimiser(Optimiser(rate=0.25, **config), network)
-
     assert type(optimiser) is kind
     assert {name: optimiser.param_groups[0][name] for name in values} == values
     assert optimiser.param_groups[0]["lr"] == 0.25
