@@ -25,7 +25,7 @@ def test_embeddings_are_those_of_scoring(tmp_path, name):
     card = seeded_card(CARDS[name], tmp_path)
     told = rows_in(tmp_path, 9)
     (tmp_path / "03.png").write_bytes(b"no picture")
-    detector = load_detector(card)
+    detector = load_detector(card, precision="fp32")
     loader = BatchLoader(labelled(told), card.preprocessing, policy=None, seed=0)
     pictures = {row: detector.prepare(image) for row, image in loader.images(range(9)) if not isinstance(image, Exception)}
     scores = [detector.score(pictures[row][None])[0] for row in sorted(pictures)]

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,7 @@ def training(labelled, tmp_path):
             kill_family(process)
 
 
-def wait_until(condition):
-    return waited(condition, timeout_s=400)
+wait_until = partial(waited, timeout_s=400)
 
 
 def committed(out):

@@ -49,6 +49,12 @@ def learner_of(kind, **loop):
     )
 
 
+def without_dropout(learner):
+    for module in learner.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
 def batch_of(kind, usable=(True,) * 4):
     rng = np.random.default_rng(4)
     given = {"embedding": rng.normal(size=(4, WIDTH)).astype(np.float32), "image": rng.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)}
@@ -59,9 +65,7 @@ def batch_of(kind, usable=(True,) * 4):
 def test_the_first_loss_is_the_cross_entropy_of_the_tokens_and_the_loss_falls(kind):
     plan, learner = learner_of(kind)
     batch = batch_of(kind)
-    for module in learner.network.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(learner)
     given = torch.from_numpy(batch["embedding"]) if kind == "prefix" else learner._normalise(torch.from_numpy(batch["image"]))
     targets = torch.from_numpy(plan.words.targets(PROMPTS, 20).astype(np.int64))
     with torch.no_grad():
@@ -93,6 +97,15 @@ def test_a_saved_training_goes_on_as_if_it_had_never_stopped(tmp_path, kind):
         assert torch.equal(one, other)
 
 
+def test_micro_batches_give_the_gradients_of_the_whole():
+    norms = []
+    for micro in (None, 3):
+        _, learner = learner_of("prefix", micro_batch=micro)
+        without_dropout(learner)
+        norms.append(learner.step(batch_of("prefix")).gradient_norm)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
 def test_images_that_could_not_be_read_teach_nothing():
     part = batch_of("prefix", (True, True, False, False))
     changed = {**part, "embedding": part["embedding"].copy()}
@@ -106,17 +119,6 @@ def test_images_that_could_not_be_read_teach_nothing():
     assert told[0][1] == 2
     _, learner = learner_of("prefix")
     assert learner.step(batch_of("prefix", (False,) * 4)).loss == 0
-
-
-def test_micro_batches_give_the_gradients_of_the_whole():
-    norms = []
-    for micro in (None, 1, 3):
-        _, learner = learner_of("prefix", micro_batch=micro)
-        for module in learner.network.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        norms.append(learner.step(batch_of("prefix")).gradient_norm)
-    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,12 +144,10 @@ def test_what_was_trained_is_a_card_with_one_file(tmp_path, kind):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    ("start", "data", "licence"), [("blip-base", "CC BY-NC 4.0", "CC BY-NC 4.0"), ("blip-base", "CC0-1.0", "BSD-3-Clause")]
-)
-def test_what_began_from_other_weights_has_the_stricter_licence(tmp_path, start, data, licence):
+@pytest.mark.parametrize(("data", "licence"), [("CC BY-NC 4.0", "CC BY-NC 4.0"), ("CC0-1.0", "BSD-3-Clause")])
+def test_what_began_from_other_weights_has_the_stricter_licence(tmp_path, data, licence):
     (tmp_path / WEIGHTS).write_bytes(b"weights")
-    told = recipe("git").model_dump() | {"describe": {"tier": "captioner", "start": start}, "data": {"licence": data}}
+    told = recipe("git").model_dump() | {"describe": {"tier": "captioner", "start": "blip-base"}, "data": {"licence": data}}
     card = write_card(tmp_path, Recipe.model_validate(told), {"tier": "captioner", "preprocessing": PIXELS})
     assert card.licence == licence
 
