@@ -31,7 +31,7 @@ from tests.training.made import picture
 from tests.training.small_recipes import MASKCLIP, SIGLIP, SWIN, VIT
 
 FILES = named_configs("train")
-STEPS, MADE, BATCH = 20, 6, 8  # of a small training, those that are made; all rates are those of test_rates_of_a_whole_training
+STEPS, MADE, BATCH = 20, 6, 8  # of a small training, and those that are made
 
 TINY = {
     "community-forensics": VIT | {"preprocessing": {"resize": {"size": 36}, "center_crop": 32}},
@@ -69,43 +69,6 @@ def rows(tmp_path_factory):
     return {"plain": indexed(folder / "plain", "folders"), "masked": indexed(shard.parent, "opensdi")}
 
 
-def half_cosine(passed):
-    return (1 + math.cos(math.pi * passed)) / 2
-
-
-# The papers' schedules, written out: rate of step s of n, with the share of warm-up and the end that each has.
-def community_forensics(s, n):
-    rising = n // 5
-    return 2e-5 * (s + 1) / rising if s < rising else 2e-5 * (0.001 + 0.999 * half_cosine((s - rising) / (n - rising)))
-
-
-def openfake_v1(s, n):
-    return 5e-5 * (n - s) / n
-
-
-def openfake_v2(s, n):
-    rising = n // 20
-    return 5e-5 * (s + 1) / rising if s < rising else 5e-5 * (n - s) / (n - rising)
-
-
-def siglip2(s, n):
-    rising = n // 20
-    return 2e-5 * (s + 1) / rising if s < rising else 2e-5 * half_cosine((s - rising) / (n - rising))
-
-
-def maskclip(s, n):
-    return 1e-4 * half_cosine(s / n)
-
-
-RATES = {
-    "community-forensics": community_forensics,
-    "openfake-swinv2": openfake_v1,
-    "openfake-swinv2-v2": openfake_v2,
-    "siglip2": siglip2,
-    "maskclip": maskclip,
-}
-
-
 def tiny(name):
     """The shipped recipe on a small network that begins from nothing, with small batches; all else as it is."""
     facts = read_mapping(FILES[name])
@@ -136,6 +99,10 @@ def test_the_foundation_model_s_head_begins_from_the_published_file_under_its_ow
     assert deployable(network, card).feature == "pooled"
 
 
+def as_sources(split):
+    return split if isinstance(split, tuple) else ()
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_is_a_recipe(name):
     recipe = load_yaml(FILES[name], TrainConfig)
@@ -157,11 +124,7 @@ def test_every_file_is_a_recipe(name):
         make_policy(recipe.augmentation, side=side)
 
 
-def as_sources(split):
-    return split if isinstance(split, tuple) else ()
-
-
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("name", TINY)
 def test_a_few_steps_on_tiny_widths(name, rows):
     recipe = tiny(name)
     card = training_card(recipe)
@@ -178,17 +141,9 @@ def test_a_few_steps_on_tiny_widths(name, rows):
     figures = [learner.step(steps.load(step, 0, 1)) for step in range(MADE)]
     assert [one.step for one in figures] == list(range(MADE))
     assert all(math.isfinite(one.loss) and one.gradient_norm > 0 and one.unusable == 0 for one in figures)
-    assert figures[3].rate == pytest.approx(RATES[name](3, STEPS), rel=1e-9)
+    assert figures[3].rate == rate_at(recipe.schedule, recipe.optimiser.rate, 3, STEPS)
     moved = {key: bool((value != before[key]).any()) for key, value in learner.network.named_parameters()}
     assert moved == {key: value.requires_grad for key, value in learner.network.named_parameters()}
-
-
-@pytest.mark.parametrize("name", RATES)
-def test_rates_of_a_whole_training(name):
-    recipe = load_yaml(FILES[name], TrainConfig)
-    total = recipe.loop.steps or 100_000
-    for step in (0, 10, total // 2, total - 1, total):
-        assert rate_at(recipe.schedule, recipe.optimiser.rate, step, total) == pytest.approx(RATES[name](step, total), rel=1e-9, abs=1e-18)
 
 
 def published(name, folder, network):
@@ -214,7 +169,7 @@ def published(name, folder, network):
     return {path.stem: path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth")}
 
 
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("name", TINY)
 def test_what_a_recipe_begins_from_is_taken_and_what_is_fresh_is_not(name, tmp_path):
     recipe, small = load_yaml(FILES[name], TrainConfig), tiny(name)
     card = training_card(small)
@@ -285,7 +240,7 @@ def hub(tmp_path_factory):
         environment.undo()
 
 
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("name", TINY)
 def test_the_sources_of_a_recipe_are_read_as_the_hub_has_them(name, hub, tmp_path):
     data = load_yaml(FILES[name], TrainConfig).data
     sources = [*data.train, *as_sources(data.validation), *as_sources(data.test)]
@@ -313,17 +268,19 @@ def test_maskclip_learns_the_references_tensors_119_million_of_547_million_numbe
 
 
 @pytest.mark.parametrize(
-    ("name", "numbers"),
+    ("name", "numbers", "schedule"),
     [
-        ("community-forensics", ("adamw", 0.01, "all", 512, 52_000, 1.0, 2000)),
-        ("openfake-swinv2", ("adamw", 0.0, "all", 32, 600_000 // 32 * 4, 1.0, 500)),
-        ("openfake-swinv2-v2", ("adamw", 0.01, "matrices", 32, 5, 1.0, 1000)),
-        ("maskclip", ("adamw", 0.05, "matrices", 16, 50, None, None)),
+        ("community-forensics", ("adamw", 2e-5, 0.01, "all", 512, 52_000, 1.0, 2000), ("cosine", 0.2, 0.001)),
+        ("openfake-swinv2", ("adamw", 5e-5, 0.0, "all", 32, 600_000 // 32 * 4, 1.0, 500), ("linear", 0, 0)),
+        ("openfake-swinv2-v2", ("adamw", 5e-5, 0.01, "matrices", 32, 5, 1.0, 1000), ("linear", 0.05, 0)),
+        ("siglip2", ("adamw", 2e-5, 0.02, "matrices", 32, 5, 1.0, None), ("cosine", 0.05, 0)),
+        ("maskclip", ("adamw", 1e-4, 0.05, "matrices", 16, 50, None, None), ("cosine", 0, 0)),
     ],
 )
-def test_the_papers_numbers(name, numbers):
-    """What §1b, §1c and §7a of specs/detectors.md and §1.8 of specs/localization.md say, apart from the schedules."""
+def test_the_papers_numbers(name, numbers, schedule):
+    """What §1b, §1c and §7a of specs/detectors.md and §1.8 of specs/localization.md say."""
     recipe = load_yaml(FILES[name], TrainConfig)
     one, loop = recipe.optimiser, recipe.loop
-    found = (one.name, one.weight_decay, one.decays, loop.batch, loop.steps or loop.epochs, loop.clip, recipe.validation.every)
+    found = (one.name, one.rate, one.weight_decay, one.decays, loop.batch, loop.steps or loop.epochs, loop.clip, recipe.validation.every)
     assert found == numbers
+    assert (recipe.schedule.shape, recipe.schedule.warmup, recipe.schedule.floor) == schedule
