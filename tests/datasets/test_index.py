@@ -32,13 +32,6 @@ def folder_set(folder, each=2):
     return write_files(folder, *names)
 
 
-def list_of(path, rows, **columns):
-    """A Parquet list of images elsewhere; nobody reads them."""
-    table = pa.table({"uri": [f"s3://bucket/{number:06}.jpg" for number in range(rows)]} | columns)
-    pq.write_table(table, path)
-    return path
-
-
 def test_an_index_of_a_published_set_gives_images_masks_and_labels(tmp_path):
     images, mask = [picture(number) for number in range(3)], picture(9, "L")
     keys = ["partial/sd3/fake/1.jpg", "entire/sd3/fake/2.jpg", "partial/sd3/real/1.jpg"]
@@ -75,19 +68,14 @@ def test_files_that_a_list_names_and_are_not_there_are_missed(tmp_path):
 
 
 def test_an_unknown_label_is_an_error_and_leaves_no_index(tmp_path):
-    rows = 5_000  # more than one block of the listing
-    shard = list_of(tmp_path / "x.parquet", rows, label=["real"] * (rows - 1) + ["perhaps"])
+    """It comes in the second block of the listing."""
+    labels = {"uri": [f"s3://bucket/{number:06}.jpg" for number in range(5_000)], "label": ["real"] * 4_999 + ["perhaps"]}
+    pq.write_table(pa.table(labels), tmp_path / "x.parquet")
     with pytest.raises(ConfigError, match=r"004999\.jpg, column 'label': 'perhaps' is no label"):
-        indexed(tmp_path, shard, layout="columns")
+        indexed(tmp_path, tmp_path / "x.parquet", layout="columns")
     assert read_info(Store.open(str(tmp_path / "index"))) is None
     with pytest.raises(ConfigError, match="no index"):
         read_index(str(tmp_path / "index"))
-
-
-def test_what_has_no_published_count_is_unknown(tmp_path):
-    shard = list_of(tmp_path / "train-00000-of-00001.parquet", 3, label=[0] * 3, model_name=["RAISE"] * 3)
-    _, info = indexed(tmp_path, shard, layout="community-forensics")
-    assert ([one["agrees"] for one in info.published], info.agrees) == ([None], None)
 
 
 def test_nothing_labelled_says_what_was_expected(tmp_path):
@@ -125,10 +113,11 @@ def test_containers_that_do_not_open_are_told(tmp_path):
     assert told["why"].startswith(("corrupt_image", "truncated_image"))
 
 
-def test_rows_without_an_image_stay_rows(tmp_path):
-    shard = write_parquet(tmp_path / "train-00000-of-00001.parquet", {"image": [picture(), None], "label": [0, 1]}, labels=["Fake", "Real"])
-    store, info = indexed(tmp_path, shard, layout="opendeepfake-preview")
-    assert (info.rows, [one["why"] for one in info.unreadable]) == (2, ["source_missing"])
+def test_rows_without_an_image_stay_rows_and_what_has_no_published_count_is_unknown(tmp_path):
+    columns = {"image": [picture(), None], "label": [0, 1], "generator": ["real", "g"]}
+    shard = write_parquet(tmp_path / "train-00000-of-00001.parquet", columns)
+    store, info = indexed(tmp_path, shard, layout="columns")
+    assert (info.rows, [one["why"] for one in info.unreadable], info.agrees) == (2, ["source_missing"], None)
     assert [one["status"] if one else None for one in read_index(store.url)["refused"].to_pylist()] == [None, "source_missing"]
 
 

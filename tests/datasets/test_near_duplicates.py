@@ -17,32 +17,6 @@ def real(**fields):
     return {"label": "real", "generator": "real", **fields}
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(-1, 5), min_size=8, max_size=8), max_size=3), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)))
-)
-def test_groups_are_those_of_a_plain_union_find(codes, pairs):
-    bonds = [Bond("group", np.array(one), np.array(pairs, np.int64).reshape(-1, 2) if max(one) == 5 else np.empty((0, 2), np.int64))
-             for one in codes]  # fmt: skip
-    parent = {}
-
-    def root(node):
-        while parent.setdefault(node, node) != node:
-            node = parent[node]
-        return node
-
-    for kind, bond in enumerate(bonds):
-        for row, code in enumerate(bond.codes.tolist()):
-            if code >= 0:
-                parent[root(row)] = root((kind, code))
-        for one, other in bond.pairs.tolist():
-            parent[root((kind, one))] = root((kind, other))
-    found, count = connected_groups(bonds, 8)
-    roots = [root(row) for row in range(8)]
-    assert count == len(set(roots))
-    assert all((found[one] == found[other]) == (roots[one] == roots[other]) for one in range(8) for other in range(8))
-
-
 def test_prompts_bind_whatever_their_case_and_looks_only_where_there_is_detail():
     rows = labelled([
         real(prompt="A red  Cube"), real(prompt="a red cube"), real(prompt="a blue cube"), real(),
@@ -116,6 +90,22 @@ def shingled(text):
 
 def jaccard(one, other):
     return len(shingled(one) & shingled(other)) / len(shingled(one) | shingled(other))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(-1, 5), min_size=8, max_size=8), max_size=3), st.lists(st.tuples(*[st.integers(0, 5)] * 2)))
+def test_groups_are_the_components_of_rows_and_what_they_share(codes, pairs):
+    """Nodes: eight rows, and six things of each kind that rows may share (-1: none); pairs bind two things of one kind."""
+    bonds, edges = [], [(row, row) for row in range(8)]
+    for kind, shared in enumerate(codes):
+        known = pairs if max(shared) == 5 else []
+        bonds.append(Bond("group", np.array(shared), np.array(known, np.int64).reshape(-1, 2)))
+        edges += [(row, 8 + 6 * kind + code) for row, code in enumerate(shared) if code >= 0]
+        edges += [(8 + 6 * kind + one, 8 + 6 * kind + other) for one, other in known]
+    expected = components(np.array(edges), 8 + 6 * len(codes))[:8]
+    found, count = connected_groups(bonds, 8)
+    assert count == len(set(expected.tolist()))
+    assert np.array_equal(found[:, None] == found, expected[:, None] == expected)
 
 
 @pytest.fixture(scope="module")

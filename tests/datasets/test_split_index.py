@@ -17,14 +17,9 @@ from tests.datasets.made_index import made_index
 def rows_of(prompts, *generators, first=0):
     """So many prompts, each with a real and a fake of each generator."""
     return [
-        {
-            "label": "real" if name == "real" else "fake",
-            "generator": name,
-            "prompt": f"prompt number {number}",
-            "uri": f"/{number}/{name}.png",
-        }
+        {"label": label, "generator": name, "prompt": f"prompt number {number}", "uri": f"/{number}/{name}.png"}
         for number in range(first, first + prompts)
-        for name in ("real", *generators)
+        for name, label in [("real", "real"), *((name, "fake") for name in generators)]
     ]
 
 

@@ -165,18 +165,10 @@ def test_leakage_is_found_by_bytes_by_looks_and_by_group():
     held = [known[0], known[1] ^ four, known[2] ^ five, 2**64 - 1 - known[3]]
     rows = {"train": hashed(prompts(3, "a"), known), "validation": hashed(prompts(2, "b", first=50), held)}
     rows["validation"][3]["group"] = None
+    rows["train"][5] |= {"sha256": None, "phash": None}  # unreadable, and like none
     findings = split(Data(train=TRAIN, validation=VALIDATION), **rows).findings["leakage"]
     assert findings["checked"] == {"sha256": True, "phash": True}
+    assert findings["unhashed"] == {"sha256": 1, "phash": 1}
     assert findings["pairs"]["validation in train"] == {
         "image_id": 0, "sha256": 1, "phash": 2, "group": 3, "examples": ["/50/real", "/50/b"]
     }  # fmt: skip
-
-
-def test_unreadable_images_have_no_hash_and_are_like_none():
-    rows = {"train": hashed(prompts(2, "a"), [1, 2, 3, 4]), "validation": hashed(prompts(1, "b", first=9), [1 << 40, 9 << 40])}
-    rows["validation"][0] |= {"sha256": None, "phash": None}
-    rows["train"][3] |= {"sha256": None, "phash": None}
-    findings = split(Data(train=TRAIN, validation=VALIDATION), **rows).findings["leakage"]
-    assert findings["checked"] == {"sha256": True, "phash": True}
-    assert findings["unhashed"] == {"sha256": 2, "phash": 2}
-    assert findings["pairs"]["validation in train"]["phash"] == 1  # (9 << 40) is three bits away from 1

@@ -1,11 +1,10 @@
 """Where a detector is put for others: a folder, a bucket of a real server, a repository of models on a server that speaks as the hub does.
 
-The hub is imitated for repositories, regular files and LFS; its Xet uploads, which it prefers for large files, are not.
+The hub is imitated for repositories and regular files; how its client sends large ones, by Xet or LFS, is not.
 """
 
 import io
 
-import huggingface_hub
 import pytest
 
 from ray_app.errors import ConfigError, StorageError
@@ -73,14 +72,6 @@ def test_a_repository_is_made_private_and_filled_in_one_commit_and_stays_as_open
     push(folder, "hf://someone/detector")
     assert hub.repositories["someone/detector"] == {"README.md": b"of its owner", **FILES}
     assert hub.private == {"someone/detector": False}
-
-
-def test_large_files_go_by_lfs_where_xet_is_not(folder, hub, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    hub.lfs = (".safetensors",)
-    push(folder, "hf://someone/detector")
-    assert hub.repositories["someone/detector"] == FILES
-    assert list(hub.objects.values()) == [FILES["model.safetensors"]]
 
 
 def test_a_token_that_may_not_write_is_said(folder, hub, monkeypatch):

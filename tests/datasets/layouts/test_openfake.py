@@ -62,7 +62,6 @@ def test_openfake_split_file_of_version_2_as_the_source(tmp_path):
     [
         ("filename,typ\na.jpg,\n", "line 2: no typ"),
         ("filename,kind\na.jpg,real\n", "neither a column 'typ' nor 'label'"),
-        ("name,typ\na.jpg,real\n", "no filename or file_name"),
         ("filename,typ\na.jpg\n", "line 2 has not as many values"),
         ("file_name,label,model\na.jpg,fake,m\na.jpg,real,real\n", "is there twice"),
         ("file_name,label,model\na.jpg,none,m\n", "'none' is no label"),

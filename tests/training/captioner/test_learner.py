@@ -45,7 +45,7 @@ def learner_of(kind, **loop):
     pixels = None if kind == "prefix" else told.describe.preprocessing
     network = caption_network(told.name, told.describe, plan, told.loop.seed)
     return plan, CaptionLearner(
-        told, network, plan.words, plan.words.targets(PROMPTS, 20), preprocessing=pixels, device="cpu", total_steps=20
+        told, network, plan.words, plan.words.targets(PROMPTS, 20), preprocessing=pixels, device="cpu", total_steps=told.loop.steps
     )
 
 
@@ -77,6 +77,19 @@ def test_the_first_loss_is_the_cross_entropy_of_the_tokens_and_the_loss_falls(ki
     if kind in ("git", "prefix"):  # the others have a dropout that is no module
         assert losses[0] == pytest.approx(expected, rel=0.1)
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_learned_by_heart_is_said_word_for_word(tmp_path, kind):
+    plan, learner = learner_of(kind, steps=120)
+    without_dropout(learner)
+    for _ in range(120):
+        learner.step(batch_of(kind))
+    sees = {"detector": "touchstone-tiny", "embedding": {"width": WIDTH}} if kind == "prefix" else {"preprocessing": PIXELS}
+    facts = describer_facts(recipe(kind).describe, plan, sees)
+    card = write_network(tmp_path, recipe(kind), facts, body_state(learner.network), tokenizer_json(plan))
+    said = load_describing(card).describe(batch_of(kind)["embedding" if kind == "prefix" else "image"])
+    assert [one.text for one in said] == PROMPTS
 
 
 @pytest.mark.parametrize("kind", ["prefix", "vision-encoder-decoder"])

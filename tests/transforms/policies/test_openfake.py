@@ -147,8 +147,8 @@ def test_v2_crops_half_to_all_of_the_picture():
 
 @pytest.fixture(scope="module")
 def greys():
-    """What v2 makes of a flat grey, all of it altered: pixels and mask, 900 times."""
-    drawn = (V2(masked(1), rng(seed)) for seed in range(900))
+    """What v2 makes of a flat grey, all of it altered: pixels and mask, 600 times."""
+    drawn = (V2(masked(1), rng(seed)) for seed in range(600))
     return [(np.asarray(result.image).astype(int), np.asarray(result.mask) > 0) for result in drawn]
 
 
@@ -156,7 +156,7 @@ def test_v2_rotates_half_of_them_by_up_to_15_degrees(greys):
     def outside(degrees):
         return (np.asarray(Image.new("L", (64, 64), 255).rotate(degrees)) == 0).mean()
 
-    left_out = np.array([(~mask).mean() for _, mask in greys[:600]])
+    left_out = np.array([(~mask).mean() for _, mask in greys])
     # A turn of under a degree or so moves no pixel out of the frame.
     assert share_near(int((left_out > outside(1.5)).sum()), 600, 0.5 * 13.5 / 15)
     assert outside(14) < left_out.max() <= outside(15)
@@ -172,26 +172,10 @@ def test_v2_mirrors_a_tenth():
 
 def test_v2_changes_brightness_in_four_of_five_by_up_to_three_tenths(greys):
     """Contrast and saturation leave a flat grey as it is."""
-    levels = np.array([pixels[32, 32, 1] for pixels, _ in greys[:600]])
+    levels = np.array([pixels[32, 32, 1] for pixels, _ in greys])
     assert 120 * 0.7 - 3 <= levels.min() <= 120 * 0.73
     assert 120 * 1.27 <= levels.max() <= 120 * 1.3 + 3
     assert share_near(int((np.abs(levels - 120) > 4).sum()), 600, 0.8 * (1 - 4.5 / 36))
-
-
-def test_v2_blurs_after_the_rotation(greys):
-    """The rotation leaves a sharp border to the black corners: only a blur makes greys between, where no lossy codec does."""
-    blurred = []
-    for image, mask in greys:
-        pixels = image[..., 1]
-        if mask.all() or np.unique(pixels[4:8, 28:36]).size > 1:
-            continue
-        flat = pixels[32, 32]
-        between = (pixels > 0) & (pixels < flat)
-        if not (pixels > flat).any():
-            blurred.append(between.any())
-    # Half of them, of which the half with a σ under 0.3 changes no grey level.
-    assert len(blurred) > 40
-    assert 0.1 < np.mean(blurred) < 0.5
 
 
 def test_v2_shrinks_what_is_larger_than_2048_first():
