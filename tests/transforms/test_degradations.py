@@ -143,26 +143,6 @@ def test_what_is_drawn_stands_in_the_identity_and_a_strength_has_its_range():
         perturbations.Perturbation(name="x", steps=[{"op": "lens-blur", "strength": 99}])
 
 
-def test_draws_are_of_different_groups_and_mostly_weak(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(perturbations.DegradationFamily, "at", lambda self, level: drawn.append((self.group, level)) or Nothing())
-    step = perturbations.Draw(op="draw", list="ntire-2026", most=5)
-    counts = []
-    for seed in range(300):
-        drawn.clear()
-        step.apply(PICTURE, np.random.default_rng(seed))
-        assert len({group for group, _ in drawn}) == len(drawn)
-        counts.append([level for _, level in drawn])
-    assert {len(one) for one in counts} == {1, 2, 3, 4, 5}
-    levels = np.bincount([level for one in counts for level in one], minlength=5)
-    assert (np.diff(levels) < 0).all()
-
-
-class Nothing:
-    def apply(self, image, rng):
-        return image
-
-
 def test_chains_and_attacks_say_what_they_are():
     assert {view.kind for view in perturbations.load_perturbations(["chains"])} == {"chain"}
     assert {view.kind for view in perturbations.load_perturbations(["attacks"])} == {"attack"}

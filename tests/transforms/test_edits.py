@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import label, laplace
 
-from ray_app.transforms.edits import altered, drawn_region, membrane
+from ray_app.transforms.edits import altered, drawn_region
 from tests.images.factory import photo
 from tests.transforms.given import rng
 
@@ -67,15 +67,6 @@ def test_the_region_is_of_one_piece_or_nearly_and_of_exactly_that_share(share):
         assert region.sum() == round(share * 96 * 128)
         pieces, count = label(region)
         assert np.bincount(pieces.ravel())[1:].max() > 0.9 * region.sum(), count
-
-
-def test_a_membrane_is_harmonic_inside_and_known_outside():
-    known = np.random.default_rng(0).normal(0, 30, (60, 90, 3)).astype(np.float32)
-    region = drawn_region((60, 90), 0.5, rng(2))
-    found = membrane(known, region)
-    assert np.array_equal(found[~region], known[~region])
-    bent = np.stack([laplace(found[..., channel].astype(float), mode="nearest") for channel in range(3)], axis=2)
-    assert np.abs(bent[region]).max() < 0.02
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 3), (1, 400), (66_000, 2)])

@@ -37,16 +37,6 @@ def test_both_files_of_a_pair_have_one_history_so_that_metadata_tells_nothing():
         assert real != fake
 
 
-def test_histories_cover_formats_qualities_double_compression_and_resizing():
-    rng = np.random.default_rng(1)
-    drawn = [draw_history(rng, 320, 320, target=(168, 168)) for _ in range(400)]
-    assert {history.last.format for history in drawn} == {"JPEG", "PNG", "WEBP"}
-    qualities = [history.last.quality for history in drawn if history.last.format == "JPEG"]
-    assert min(qualities) < 65 < 94 < max(qualities)
-    assert any(history.earlier for history in drawn)
-    assert min(history.scale for history in drawn) < 0.8 < 1.1 < max(history.scale for history in drawn)
-
-
 @pytest.mark.parametrize("target", [(80, 80), (50, 77)])
 def test_a_history_ends_in_the_asked_size(target):
     rng = np.random.default_rng(2)

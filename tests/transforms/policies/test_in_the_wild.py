@@ -41,30 +41,13 @@ def test_a_picture_of_any_size_becomes_the_crop_or_stays_whole(size):
         assert found.finished
 
 
-def test_a_huge_picture_is_shrunk_where_it_is_resized(no_changes, monkeypatch):
-    """Over `longest_short_side` a third of that to all of it; else `scale` of the short side, never less than the crop."""
-    short = []
-    plain = in_the_wild.ops.with_short_side
-
-    def told(sample, side, *rest):
-        short.append(side)
-        return plain(sample, side, *rest)
-
-    monkeypatch.setattr(in_the_wild.ops, "with_short_side", told)
+def test_a_resized_picture_keeps_a_part_of_its_scale(no_changes):
+    """Of a ramp from left to right the crop shows more, the more it was shrunk: from 0.45 to 1.15 of its size."""
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
     policy = InTheWild(crop=64, **{**NEVER, "resized": 1})
-    huge = ImageSample(Image.new("RGB", (1600, 1510)), None, 0)
-    for seed in range(6):
-        assert policy(huge, rng(seed)).image.size == (64, 64)
-    assert 500 <= min(short) < max(short) < 1500
-    short.clear()
-    sample = textured(400, 300)
-    for seed in range(60):
-        policy(sample, rng(seed))
-    assert round(300 * 0.45) <= min(short) < 150
-    assert 330 < max(short) <= round(300 * 1.15)
-    short.clear()
-    policy(textured(40, 30), rng(0))
-    assert short == [64]
+    shown = [np.ptp(np.asarray(policy(ImageSample(ramp, None, 0), rng(seed)).image)[..., 0].astype(int)) for seed in range(100)]
+    assert 64 / 1.15 - 6 < min(shown) < 64 / 0.9
+    assert 64 / 0.55 < max(shown) < 64 / 0.45 + 6
 
 
 @pytest.mark.parametrize("shares", [{**NEVER, "resized": 1}, {**NEVER, "screens": 1}, {}])
@@ -117,29 +100,6 @@ def test_shares_of_one_happen_every_time(no_changes):
     assert share_near(codecs["webp"], 300, 0.25)
     twice = InTheWild(crop=64, quality=(80, 80), **{**NEVER, "saved": 1, "saved_twice": 1})
     assert not any(twice(once, rng(seed)).image.tobytes() in known for seed in range(20))
-
-
-def test_every_change_happens_as_often_as_it_says(monkeypatch):
-    counts, different = (dict.fromkeys(in_the_wild._CHANGES, 0) for _ in range(2))
-
-    def counting(change):
-        def counted(image, stream):
-            counts[change] += 1
-            changed = change(image, stream)
-            assert (changed.size, changed.mode) == (image.size, "RGB")
-            different[change] += changed.tobytes() != image.tobytes()
-            return changed
-
-        return counted
-
-    shares = dict(in_the_wild._CHANGES)
-    monkeypatch.setattr(in_the_wild, "_CHANGES", {counting(change): share for change, share in shares.items()})
-    policy = InTheWild(crop=32, **NEVER)
-    for seed in range(1000):
-        policy(textured(), rng(seed))
-    assert all(share_near(counts[change], 1000, share) for change, share in shares.items()), counts
-    # The weakest blur and the weakest tone move no value by half a grey level.
-    assert all(different[change] > 0.7 * counts[change] for change in shares), different
 
 
 @pytest.mark.parametrize(
