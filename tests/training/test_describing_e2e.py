@@ -29,8 +29,8 @@ SETTINGS = {
     "card": None,
     "initial": None,
     "augmentation": None,
-    "loop": {"epochs": None, "steps": 600, "batch": 16},
-    "validation": {"every": 300},
+    "loop": {"epochs": None, "steps": 1_000, "batch": 16},
+    "validation": {"every": 500},
     "faults": {"checkpoint_every": EVERY},
 }
 
