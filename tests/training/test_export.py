@@ -5,8 +5,6 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -254,20 +252,6 @@ def test_what_is_exported_to_a_bucket_scores_from_there(s3, tmp_path, monkeypatc
         logits = given.network(detector.normalise(torch.from_numpy(pixels)))[0]
     assert detector.score(pixels)[0] == pytest.approx((logits[0] - logits[1]).item(), abs=1e-5)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"model.safetensors", "config.json"}
-
-
-@pytest.mark.slow
-@pytest.mark.ci
-def test_touchstone_score_takes_the_card_with_nothing_else(tmp_path):
-    exported(tmp_path / "out", made("residual"))
-    archive = tmp_path / "pictures"
-    archive.mkdir()
-    for seed in range(3):
-        picture(seed).save(archive / f"{seed}.png")
-    command = [sys.executable, "-m", "ray_app.cli.main", "score", str(archive), "--detector", str(tmp_path / "out" / "card.yaml")]
-    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "run" / "scores").glob("*.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,12 @@ from ray_app.training.config import Workers
 from ray_app.training.job import plan_workers
 
 
-def asked_cpus(layout):
-    return layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus) + layout.validation_cpus
-
-
 @pytest.mark.parametrize("cpus", [1, 2, 3, 16, 96])
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("gpus_each", [0, 1])
 def test_what_is_asked_for_is_there(cpus, count, gpus_each):
     layout = plan_workers(Workers(count=count), cpus=cpus, gpus=gpus_each * count)
-    assert asked_cpus(layout) <= cpus
+    assert layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus) + layout.validation_cpus <= cpus
     assert layout.workers * layout.worker_gpus + layout.validation_gpus <= gpus_each * count + 1e-9
     assert min(layout.worker_cpus, layout.loader_cpus, layout.validation_cpus) > 0
     assert min(layout.threads, layout.loaders) >= 1

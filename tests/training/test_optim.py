@@ -123,21 +123,6 @@ def test_only_what_learns_is_optimised_and_decay_can_spare_biases_and_norms(netw
     assert decays(matrices) == {0.05: [(1, 3)], 0.0: [(3,), (3,), (1,)]}
 
 
-@pytest.mark.parametrize(
-    ("config", "kind", "values"),
-    [
-        ({"name": "adamw", "betas": (0.8, 0.9), "eps": 1e-6}, torch.optim.AdamW, {"betas": (0.8, 0.9), "eps": 1e-6}),
-        ({"name": "adam", "weight_decay": 0.1}, torch.optim.Adam, {"betas": (0.9, 0.999), "weight_decay": 0.1}),
-        ({"name": "sgd", "momentum": 0.9}, torch.optim.SGD, {"momentum": 0.9}),
-    ],
-)
-def test_each_by_its_own_numbers(network, config, kind, values):
-    optimiser = make_optimiser(Optimiser(rate=0.25, **config), network)
-    assert type(optimiser) is kind
-    assert {name: optimiser.param_groups[0][name] for name in values} == values
-    assert optimiser.param_groups[0]["lr"] == 0.25
-
-
 def rates(total, *steps, rate=2.0, **schedule):
     return [rate_at(Schedule(**schedule), rate, step, total) for step in steps]
 

@@ -114,18 +114,6 @@ def test_two_generators_are_enough_and_of_one_group_nothing_is_calibrated():
     assert "one group" in uncalibrated.why_not
 
 
-def test_balanced_a_rare_generator_is_found_as_often():
-    given = drawn(1, {"sd-1.5": 600, "sdxl": 25}, spread=2.5)
-    codes = np.array([name == "sdxl" for name in given.names], np.int64)
-    fresh = drawn(9, {"sd-1.5": 500, "sdxl": 500}, spread=2.5)
-    recalls = []
-    for balanced in (True, False):
-        found = fit(given.vectors, codes, given.groups, Identify(balanced=balanced))
-        said = (fresh.vectors @ found.tensors["weight"].T + found.tensors["bias"]).argmax(1)
-        recalls.append((said[np.array(fresh.names) == "sdxl"] == 1).mean())
-    assert recalls[0] > recalls[1]
-
-
 def test_the_threshold_keeps_its_promise_of_finite_samples():
     """Over many draws, the mean share of new images below it is k / (n + 1) for the largest k that does not exceed what was asked."""
     rng = np.random.default_rng(0)
