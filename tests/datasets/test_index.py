@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from PIL import Image
 
 from ray_app.archives import Archive, MemberReader, member_rows, read_referenced
 from ray_app.datasets import INPUT, DatasetSource, build_index, index_source, make_layout, read_index, read_info, write_index
+from ray_app.datasets.simulation import archive, decoders
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Fetcher, Store
 from tests.archives.given import backwards
@@ -224,8 +226,9 @@ class TestSources:
         rows = index_source(DatasetSource(at="s3://labelled/index"), Store.open(str(tmp_path)))
         assert [one["sha256"] for one in labels_of(rows)] == [hashlib.sha256(encoded(number)).hexdigest() for number in (1, 0)]
 
-    @pytest.mark.slow
-    def test_the_simulated_set(self, tmp_path):
+    def test_the_simulated_set(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(decoders, "_PICTURES", 2)  # from which the autoencoders learn
+        monkeypatch.setattr(archive, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
         arguments = {"pairs": {"train": 2, "test": 1}, "picture_px": {"train": 96, "test": 96}, "file_px": {"train": 64, "test": 64}}
         source = DatasetSource(at="simulated::", arguments={**arguments, "autoencoder_steps": 1, "processes": 1}, split="train")
         rows = index_source(source, Store.open(str(tmp_path / "data")))

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import multiprocessing
 
 from ray_app.detectors.detector import Normalise
-from ray_app.training.learner import Learner, blocks, distribute, load_trained, world_size
-from ray_app.training.networks import network_for, training_card
+from ray_app.training.learner import Learner, load_trained, world_size
+from ray_app.training.networks import training_card
 from tests.training.small_recipes import batch, recipe, share
 
 pytestmark = pytest.mark.slow
@@ -147,20 +147,3 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(two, alone):
     one.load(two / "ddp-begun")
     assert one.step_number == SAVED
     assert run(one, STEPS) == pytest.approx(alone[0][SAVED:], rel=0.01)
-
-
-def test_blocks_are_the_layers_of_every_stack_and_inner_ones_come_first():
-    def kinds(kind):
-        return [type(block).__name__ for block in blocks(network_for(constant(kind), training_card(constant(kind))))]
-
-    assert kinds("vit") == ["Block"] * 2
-    assert kinds("siglip") == ["SiglipEncoderLayer"] * 2
-    assert kinds("residual") == []
-    assert kinds("swin") == [*["Swinv2Layer"] * 2, "Swinv2Stage"] * 2
-    assert kinds("maskclip") == ["Block"] * (24 + 12)
-
-
-def test_one_process_alone_calls_the_network_itself():
-    network = torch.nn.Linear(2, 1)
-    assert distribute(network, "fsdp2", "cpu") is network
-    assert world_size() == 1

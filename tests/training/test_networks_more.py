@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -5,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from ray_app.detectors.detector import build_network, load_network
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.config import LoraSettings, Recipe
+from ray_app.training.learner import blocks, distribute, world_size
 from ray_app.training.networks import Learning, deployable, merged_state, network_for, training_card, training_form
 from tests.training.small_recipes import DETECTORS, recipe
 
@@ -153,3 +156,17 @@ def test_of_clip_with_a_linear_head_the_head_alone_learns(tmp_path):
     assert learning(built(made)) == {"fc.weight", "fc.bias"}
     with pytest.raises(ConfigError, match="lora: small is a file of its own"):
         built(made.model_copy(update={"lora": LoraSettings(targets=("c_fc",))}))
+
+
+def test_blocks_to_shard_are_the_layers_of_every_stack_inner_ones_first_and_one_process_shards_none():
+    def kinds(kind):
+        return [type(block).__name__ for block in blocks(built(recipe(kind)))]
+
+    assert kinds("vit") == ["Block"] * 2
+    assert kinds("siglip") == ["SiglipEncoderLayer"] * 2
+    assert kinds("residual") == []
+    assert kinds("swin") == [*["Swinv2Layer"] * 2, "Swinv2Stage"] * 2
+    assert Counter(kinds("maskclip")) == {"ClipBlock": 24, "MaeBlock": 12}
+    network = torch.nn.Linear(2, 1)
+    assert distribute(network, "fsdp2", "cpu") is network
+    assert world_size() == 1

@@ -114,8 +114,8 @@ def test_ctrl_c_ends_it_without_a_word_of_its_processes(tmp_path):
         "import sys\nfrom pathlib import Path\nfrom ray_app.datasets.simulation.archive import build_labelled_set\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
-        "        build_labelled_set(Path(sys.argv[1]), pairs={'train': 400, 'validation': 8, 'test': 8}, autoencoder_steps=20,\n"
-        "                           processes=2, progress=lambda files: print('some', flush=True))\n"
+        "        build_labelled_set(Path(sys.argv[1]), pairs={'train': 900}, picture_px={'train': 96}, file_px={'train': 64},\n"
+        "                           autoencoder_steps=1, processes=2, progress=lambda files: print('some', flush=True))\n"
         "    except KeyboardInterrupt:\n"
         "        sys.exit(130)\n"
     )
