@@ -94,6 +94,7 @@ def test_unusable_images_leave_no_trace_but_a_count():
 
 
 def test_auto_is_bf16_only_where_the_card_allows_it(monkeypatch):
+    monkeypatch.delenv("TOUCHSTONE_CPU_PRECISION", raising=False)
     monkeypatch.setattr("ray_app.detectors.precision.has_bf16", lambda device: True)
     made = recipe(precision="auto")
     card = training_card(made)

@@ -33,20 +33,6 @@ def test_two_logits_give_the_softmax_cross_entropy_whichever_is_fake(output, fak
     assert found.total.item() == pytest.approx(functional.cross_entropy(logits, labels if fake else 1 - labels).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", [Loss(), Loss(twins=0.4)])
-def test_parts_of_a_batch_add_up_to_the_whole(loss):
-    logits = torch.randn(8, 1, generator=torch.Generator().manual_seed(1))
-    batch = labelled([0, 1] * 4, usable=[1, 1, 1, 0, 1, 1, 0, 0], group=[0, 0, 1, 1, 2, 2, 3, 3])
-    whole = batch_loss(loss, ONE, NetworkOutput(logits), batch, 8)
-    parts = [
-        batch_loss(
-            loss, ONE, NetworkOutput(logits[start : start + 2]), {name: values[start : start + 2] for name, values in batch.items()}, 8
-        )
-        for start in range(0, 8, 2)
-    ]
-    assert sum(part.total.item() for part in parts) == pytest.approx(whole.total.item(), rel=1e-6)
-
-
 def test_unusable_images_weigh_nothing_and_are_counted_all_the_same():
     logits = numbers(1.0, float("nan"), -2.0, 3.0).requires_grad_()
     found = batch_loss(Loss(), ONE, NetworkOutput(logits), labelled([1, 1, 0, 0], usable=[1, 0, 1, 0]), 4)
