@@ -99,7 +99,7 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
     card = _exported(job, best, facts, verdicts, findings, calibration)
     named = {"name": card.name, "licence": card.licence, "terms": card.terms, "weights": card.weights.sha256}
     facts = facts.model_copy(update={"card": named})
-    _write_curves(job.out, history, facts.validations)
+    write_curves(job.out, history, facts.validations)
     mistakes = [mistake for verdict in verdicts.values() for mistake in verdict.mistakes]
     content = facts.written()
     page = render_training_report({**content, "history": thinned(history), "mistakes": mistakes})
@@ -163,7 +163,7 @@ def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_curves(out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> None:
+def write_curves(out: Store, history: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> None:
     """`metrics.jsonl`, the whole history in one file, `unreadable.jsonl` likewise, and the validations for TensorBoard."""
     _write_lines(out, "metrics.jsonl", iter(history))
     _write_lines(out, "unreadable.jsonl", run_directory.read_history(out, run_directory.UNREADABLE))

@@ -34,18 +34,6 @@ def test_rows_without_a_prompt_are_left_out_and_the_others_are_cleaned():
     assert rows.schema == table(["a"]).schema
 
 
-def test_images_of_one_prompt_stay_together_and_known_prompts_are_in_no_other_split():
-    prompts = [f"a picture of thing number {'abcdefghij'[n % 10] * 3}" for n in range(200)]
-    data = Data(train=(DatasetSource(at=("x",)),), validation=HeldOut(groups=0.3))
-    splits = without_training_prompts(make_splits(data, with_prompts(lambda source: table(prompts)), one_class=True))
-    kept, held = (set(told(rows, "prompt")) for rows in (splits.train, splits.validation))
-    assert kept
-    assert held
-    assert not kept & held
-    assert len(kept | held) == 10
-    assert splits.findings["prompts_in_training"] == {"validation": 0}
-
-
 def test_a_split_of_its_own_loses_what_training_has():
     tables = {
         "a": table(["a red fox in snow", "a blue bird in rain"]),
@@ -56,6 +44,13 @@ def test_a_split_of_its_own_loses_what_training_has():
     assert told(splits.validation, "prompt") == ["a green frog in grass"]
     assert splits.findings["prompts_in_training"] == {"validation": 1}
     assert splits.findings["splits"]["validation"]["images"] == 1
+    held = Data(train=data.train, validation=HeldOut(groups=0.3))  # images of one prompt stay together
+    tables["a"] = table([f"a picture of thing number {'abcdefghij'[n % 10] * 3}" for n in range(200)])
+    apart = without_training_prompts(make_splits(held, with_prompts(lambda source: tables[source.at[0]]), one_class=True))
+    prompts = [set(told(rows, "prompt")) for rows in (apart.train, apart.validation)]
+    assert all(prompts)
+    assert len(prompts[0] | prompts[1]) == len(prompts[0]) + len(prompts[1]) == 10
+    tables["a"] = table(["a red fox in snow"])
     tables["b"] = table(["a red fox in snow"], first=9)
     with pytest.raises(ConfigError, match="is in training too"):
         without_training_prompts(make_splits(data, with_prompts(lambda source: tables[source.at[0]]), one_class=True))

@@ -38,8 +38,8 @@ def column(table: pa.Table, name: str) -> list:
     return pc.struct_field(table["input"], name).to_pylist()
 
 
-def ids(table: pa.Table | None) -> set[int]:
-    return set() if table is None else set(table["image_id"].to_pylist())
+def ids(table: pa.Table) -> set[int]:
+    return set(table["image_id"].to_pylist())
 
 
 def generators(table: pa.Table) -> set[str]:
@@ -47,18 +47,13 @@ def generators(table: pa.Table) -> set[str]:
 
 
 def test_a_share_of_groups_is_held_out_whole():
-    rows = prompts(1000, "a", "b")
+    rows = prompts(500, "a", "b")
     splits = split(Data(train=TRAIN, validation=HeldOut(groups=0.1), test=HeldOut(groups=0.2)), train=rows)
     tables = (splits.train, splits.validation, splits.test)
-    assert [len(table) / 3000 for table in tables] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+    assert [len(table) / 1500 for table in tables] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
     for one, other in combinations(tables, 2):
         assert not set(column(one, "group")) & set(column(other, "group"))
     assert len(splits.set_aside) == 0
-
-
-def test_rows_without_a_group_are_their_own():
-    splits = split(Data(train=TRAIN, validation=HeldOut(groups=0.25)), train=alone(500, "a"))
-    assert len(splits.validation) / 1000 == pytest.approx(0.25, abs=0.05)
 
 
 def test_a_group_stays_where_it_is_when_others_come():
@@ -83,23 +78,14 @@ def test_of_a_prompt_that_stays_fakes_of_held_out_generators_are_set_aside():
     assert sum(map(len, (splits.train, splits.validation, splits.set_aside))) == 600
 
 
-def test_generators_of_the_test_split_are_in_no_other():
-    data = Data(train=TRAIN, validation=HeldOut(groups=0.3), test=HeldOut(generators=("b",), groups=0.3))
-    splits = split(data, train=prompts(200, "a", "b"))
-    assert splits.test is not None
-    assert [generators(table) for table in (splits.train, splits.validation, splits.test)] == [{"real", "a"}, {"real", "a"}, {"real", "b"}]
-
-
-DRAWN = st.lists(st.tuples(st.sampled_from(["real", "a", "b", "c"]), st.integers(0, 12)), min_size=60, max_size=90)
-
-
-@pytest.mark.parametrize("examples", [20, pytest.param(80, marks=pytest.mark.slow)])
-def test_splits_are_disjoint_in_rows_groups_and_generators(examples):
-    held_out = st.sampled_from([(), ("a",), ("a", "b")]), st.sampled_from([(), ("b",), ("c",)]), st.sampled_from([0.2, 0.4])
-    settings(max_examples=examples, deadline=None)(given(DRAWN, *held_out)(assert_disjoint))()
-
-
-def assert_disjoint(drawn, for_validation, for_test, share):
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["real", "a", "b", "c"]), st.integers(0, 12)), min_size=60, max_size=90),
+    st.sampled_from([(), ("a",), ("a", "b")]),
+    st.sampled_from([(), ("b",), ("c",)]),
+    st.sampled_from([0.2, 0.4]),
+)
+def test_splits_are_disjoint_in_rows_groups_and_generators(drawn, for_validation, for_test, share):
     rows = [
         {"label": "real" if name == "real" else "fake", "generator": name, "group": f"p{group}" if group else None, "uri": f"/{number}"}
         for number, (name, group) in enumerate(drawn)
@@ -109,7 +95,6 @@ def assert_disjoint(drawn, for_validation, for_test, share):
         splits = split(data, train=rows)
     except ConfigError:
         return  # a split of one class
-    assert splits.test is not None
     tables = (splits.train, splits.validation, splits.test)
     assert sum(map(len, tables)) + len(splits.set_aside) == len(rows)
     assert len(set.union(*map(ids, tables), ids(splits.set_aside))) == len(rows)
@@ -141,7 +126,7 @@ def test_findings_count_and_are_json():
     assert again.findings["splits"]["train"]["digest"] != train["digest"]
 
 
-@pytest.mark.parametrize("name", ["test", "Test", "test_reddit"])
+@pytest.mark.parametrize("name", ["Test", "test_reddit"])
 def test_validation_on_a_test_split_is_refused(name):
     rows = [row | {"split": name} for row in prompts(2, "a")]
     with pytest.raises(ConfigError, match=f"split '{name}': a checkpoint is never selected on a test split"):
@@ -170,34 +155,20 @@ def test_what_cannot_be_split_is_refused(data, rows, said):
         split(data, train=rows)
 
 
-# Leakage
-
-
 def hashed(rows: list[dict], hashes: list[int]) -> list[dict]:
     return [row | {"sha256": f"{value:064x}", "phash": f"{value:016x}"} for row, value in zip(rows, hashes, strict=True)]
 
 
-def flipped(value: int, *bits: int) -> int:
-    return value ^ sum(1 << bit for bit in bits)
-
-
 def test_leakage_is_found_by_bytes_by_looks_and_by_group():
     known = [int(value) for value in np.random.default_rng(0).integers(0, 2**63, 6)]
-    held = [known[0], flipped(known[1], 0, 20, 40, 63), flipped(known[2], 1, 14, 30, 41, 60), 2**64 - 1 - known[3]]
+    four, five = (sum(1 << bit for bit in bits) for bits in ((0, 20, 40, 63), (1, 14, 30, 41, 60)))
+    held = [known[0], known[1] ^ four, known[2] ^ five, 2**64 - 1 - known[3]]
     rows = {"train": hashed(prompts(3, "a"), known), "validation": hashed(prompts(2, "b", first=50), held)}
     rows["validation"][3]["group"] = None
+    rows["train"][5] |= {"sha256": None, "phash": None}  # unreadable, and like none
     findings = split(Data(train=TRAIN, validation=VALIDATION), **rows).findings["leakage"]
     assert findings["checked"] == {"sha256": True, "phash": True}
+    assert findings["unhashed"] == {"sha256": 1, "phash": 1}
     assert findings["pairs"]["validation in train"] == {
         "image_id": 0, "sha256": 1, "phash": 2, "group": 3, "examples": ["/50/real", "/50/b"]
     }  # fmt: skip
-
-
-def test_unreadable_images_have_no_hash_and_are_like_none():
-    rows = {"train": hashed(prompts(2, "a"), [1, 2, 3, 4]), "validation": hashed(prompts(1, "b", first=9), [1 << 40, 9 << 40])}
-    rows["validation"][0] |= {"sha256": None, "phash": None}
-    rows["train"][3] |= {"sha256": None, "phash": None}
-    findings = split(Data(train=TRAIN, validation=VALIDATION), **rows).findings["leakage"]
-    assert findings["checked"] == {"sha256": True, "phash": True}
-    assert findings["unhashed"] == {"sha256": 2, "phash": 2}
-    assert findings["pairs"]["validation in train"]["phash"] == 1  # (9 << 40) is three bits away from 1

@@ -1,7 +1,5 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ray_app.detectors.card import Platt
 from ray_app.ensembles import EnsembleCard, EnsembleMember, Stacking, Thresholds, combine, decide, sigmoid
@@ -28,11 +26,6 @@ def uncalibrated(scores):
     return dict.fromkeys(scores)
 
 
-def test_mean_logit_is_the_mean():
-    scores = columns(a=[1.0, -2.0], b=[3.0, -4.0])
-    assert combine(card("a", "b"), scores, uncalibrated(scores)).tolist() == [2.0, -3.0]
-
-
 def test_weighted_is_a_weighted_sum_with_bias():
     scores = columns(a=[1.0], b=[3.0])
     weighted = card("a", "b", rule="weighted", weights=[2.0, -0.5], bias=0.25)
@@ -52,17 +45,13 @@ def test_stacked_is_a_logistic_regression_on_standardised_scores():
     assert combine(card("a", "b", rule="stacked", stacking=stacking), scores, uncalibrated(scores)).tolist() == [3 * 2.0 - 1 * 1.0 + 0.5]
 
 
-def test_the_ensemble_s_calibration_comes_after_rule_and_bias_and_before_the_thresholds():
+def test_a_member_s_calibration_comes_before_the_rule_and_the_ensemble_s_after_bias_and_before_the_thresholds():
+    assert combine(card("a", "b"), columns(a=[1.0], b=[3.0]), {"a": Platt(slope=2.0, intercept=1.0), "b": None}).tolist() == [3.0]
     scores = columns(a=[0.0, 1.0], b=[1.0, 2.0])
     decided = decide(card("a", "b", bias=0.25, calibration=PLATT, real_below=1, fake_above=2), scores, calibrations=uncalibrated(scores))
     assert decided.score.tolist() == [2 * 0.75 - 1, 2 * 1.75 - 1]
     assert decided.probability == pytest.approx(sigmoid(np.array([0.5, 2.5])))
     assert decided.verdict == ["real", "fake"]
-
-
-def test_calibration_comes_before_the_rule():
-    scores = columns(a=[1.0], b=[3.0])
-    assert combine(card("a", "b"), scores, {"a": Platt(slope=2.0, intercept=1.0), "b": None}).tolist() == [3.0]
 
 
 def test_verdicts_and_the_abstain_band():
@@ -82,10 +71,8 @@ def test_calibrated_is_said_of_the_ensemble_s_own_score_only():
         return decide(described, scores, calibrations=uncalibrated(scores) | calibrations).calibrated
 
     assert calibrated(card("a", "b", calibration=PLATT), two)
-    assert calibrated(card("a", "b", calibration=PLATT), two, a=PLATT)
     assert not calibrated(card("a", "b"), two, a=PLATT, b=PLATT)
     assert not calibrated(card("a"), one)
-    assert not decide(card("a"), one, calibrations={}).calibrated
     assert not calibrated(card("a", rule="weighted", weights=[2.0]), one, a=PLATT)
     assert not calibrated(card("a", bias=0.5), one, a=PLATT)
     assert not calibrated(card("a", rule="stacked", stacking=stacking), one, a=PLATT)
@@ -94,11 +81,12 @@ def test_calibrated_is_said_of_the_ensemble_s_own_score_only():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("rule", [*SYMMETRIC, "weighted"])
+@pytest.mark.parametrize("rule", [*SYMMETRIC, "weighted", "stacked", "gated-mean"])
 @pytest.mark.parametrize("missing", [NAN, float("inf"), float("-inf")])
 def test_a_missing_member_abstains_and_nothing_is_renormalised(rule, missing):
-    scores = columns(a=[5.0, 5.0], b=[missing, 5.0])
-    decided = decide(card("a", "b", rule=rule), scores, calibrations=uncalibrated(scores))
+    scores = columns(a=[5.0, 5.0], b=[missing, 5.0], c=[4.0, 5.0])
+    stacking = Stacking(mean=(0, 0, 0), scale=(1, 1, 1), coefficients=(1, 0, 1), intercept=0) if rule == "stacked" else None
+    decided = decide(card("a", "b", "c", rule=rule, stacking=stacking), scores, calibrations=uncalibrated(scores))
     assert decided.verdict == ["abstain", "fake"]
     assert (decided.reason, decided.detail) == ([Reason.NO_SCORE, None], ["b: no score", None])
     assert np.isnan(decided.score).tolist() == [True, False]
@@ -106,45 +94,24 @@ def test_a_missing_member_abstains_and_nothing_is_renormalised(rule, missing):
 
 
 def test_every_member_in_doubt_is_named_and_why():
-    scores = columns(a=[NAN, 1.0, 1.0, NAN], b=[NAN, 2.0, NAN, 2.0], c=[3.0, 3.0, 3.0, 3.0])
+    scores = columns(a=[NAN, 1.0, 1.0, NAN, 1.0], b=[NAN, 2.0, NAN, 2.0, 2.0], c=[3.0, 3.0, 3.0, 3.0, 3.0])
     decided = decide(
         card("a", "b", "c"),
         scores,
         calibrations=uncalibrated(scores),
-        remarks={"a": ["replied 'maybe'", "replied 'real'", None, None]},
-        out_of_range={"b": [None, None, "too large", None], "c": ["too small", None, "too small", None]},
+        remarks={"a": ["replied 'maybe'", "replied 'real'", None, None, None]},
+        out_of_range={"b": [None, None, "too large", None, None], "c": ["too small", None, "too small", None, "too small"]},
     )
-    assert decided.reason == [Reason.NO_SCORE, None, Reason.OUT_OF_RANGE, Reason.NO_SCORE]
+    assert decided.reason == [Reason.NO_SCORE, None, Reason.OUT_OF_RANGE, Reason.NO_SCORE, Reason.OUT_OF_RANGE]
     assert decided.detail == [
         "a: no score (replied 'maybe'); b: no score; c: too small",
         None,
         "b: no score (too large); c: too small",
         "a: no score",
+        "c: too small",
     ]
-    assert decided.verdict == ["abstain", "fake", "abstain", "abstain"]
-    assert np.isnan(decided.score).tolist() == [True, False, True, True]
-
-
-def test_no_rows():
-    decided = decide(card("a", "b"), columns(a=[], b=[]), calibrations={})
-    assert (decided.score.shape, decided.verdict, decided.reason) == ((0,), [], [])
-
-
-def test_an_image_outside_a_member_s_range_abstains_but_keeps_its_score():
-    scores = columns(a=[5.0])
-    decided = decide(card("a"), scores, calibrations=uncalibrated(scores), out_of_range={"a": ["outside its valid range"]})
-    assert (decided.verdict, decided.reason, decided.detail) == (["abstain"], [Reason.OUT_OF_RANGE], ["a: outside its valid range"])
-    assert decided.score.tolist() == [5.0]
-    assert decided.probability[0] == pytest.approx(0.9933071490757153)
-
-
-@given(st.lists(st.floats(-50, 50), min_size=2, max_size=6), st.randoms())
-def test_mean_logit_does_not_depend_on_the_order_of_detectors(values, random):
-    names = [f"d{index}" for index in range(len(values))]
-    shuffled = list(zip(names, values, strict=True))
-    random.shuffle(shuffled)
-    left, right = columns(**{n: [v] for n, v in zip(names, values, strict=True)}), columns(**{n: [v] for n, v in shuffled})
-    assert combine(card(*left), left, uncalibrated(left)) == pytest.approx(combine(card(*right), right, uncalibrated(right)), abs=1e-6)
+    assert decided.verdict == ["abstain", "fake", "abstain", "abstain", "abstain"]
+    assert np.isnan(decided.score).tolist() == [True, False, True, True, False], "outside a range the score stays"
 
 
 @pytest.mark.parametrize(("score", "probability"), [(0, 0.5), (800, 1.0), (-800, 0.0), (1, 0.7310585786300049)])

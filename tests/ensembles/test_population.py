@@ -39,16 +39,13 @@ def test_a_population_counts_its_own_images_as_it_was_made(labelled, population)
     assert max(population.features[0].real) - min(population.features[0].real) <= 1, "tenths of the reals"
 
 
-def test_a_value_that_many_share_has_a_bin_of_its_own(population):
+def test_a_value_that_many_share_has_a_bin_of_its_own_and_all_were_seen(population):
     by_name = {feature.name: feature for feature in population.features}
     assert by_name["jpeg_quality"].edges == (74.5, 75, 89.5, 90, 94.5, 95)
     assert by_name["jpeg_quality"].real[::2] == (0, 0, 0, 0)
     assert by_name["short_side_px"].counted(np.array([511, 512, 513, 640, 2000])).tolist() == [1, 1, 1, 1, 0, 0, 1]
     assert by_name["format"].words == ("JPEG", "PNG")
     assert by_name["format"].counted(["PNG", "WEBP", None, "JPEG", "JPEG"]).tolist() == [2, 1, 1]
-
-
-def test_all_were_seen(population):
     assert population.seen == Seen(formats=("JPEG", "PNG"), short_side_px=(512, 1024), megapixels=(512 * 612 / 1e6, 1024 * 1124 / 1e6))
 
 

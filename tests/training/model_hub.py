@@ -1,7 +1,6 @@
-"""A server that takes models as the Hugging Face hub does: repositories, what goes how (preupload), LFS uploads, commits of many files."""
+"""A server that takes models as the Hugging Face hub does: repositories, what goes how (preupload), commits of many regular files."""
 
 import base64
-import hashlib
 import json
 from http.server import BaseHTTPRequestHandler
 
@@ -9,29 +8,25 @@ from tests.http_server import HttpServer
 
 
 class ModelHub(HttpServer):
-    """`server.repositories["owner/name"]` is {path: bytes}; tokens other than `token` may not write. `lfs`: endings that go by LFS."""
+    """`server.repositories["owner/name"]` is {path: bytes}; tokens other than `token` may not write."""
 
-    def __init__(self, token: str = "hf_right", lfs: tuple[str, ...] = ()) -> None:
-        self.token, self.lfs = token, lfs
+    def __init__(self) -> None:
+        self.token = "hf_right"
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.commits: list[dict] = []
-        self.objects: dict[str, bytes] = {}
         super().__init__(Handler)
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
+    def answer(self, path: str, body: bytes) -> tuple[int, dict]:
         parts = path.partition("?")[0].strip("/").split("/")
         if path == "/api/repos/create":
             return self._create(json.loads(body))
-        if path.endswith(".git/info/lfs/objects/batch"):
-            return 200, {"transfer": "basic", "objects": [self._place(one) for one in json.loads(body)["objects"]]}
-        if method == "PUT" and parts[0] == "lfs":
-            return (200, {}) if self._kept(parts[1], body) else (400, {"error": "another sha256"})
         repo = "/".join(parts[2:4])
         if parts[:2] != ["api", "models"] or repo not in self.repositories:
             return 404, {"error": f"nothing at {path}"}
         if parts[4] == "preupload":
-            return 200, {"files": [self._way(one["path"]) for one in json.loads(body)["files"]]}
+            files = [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in json.loads(body)["files"]]
+            return 200, {"files": files}
         return self._commit(repo, [json.loads(line) for line in body.splitlines()])
 
     def _create(self, asked: dict) -> tuple[int, dict]:
@@ -43,24 +38,11 @@ class ModelHub(HttpServer):
         self.private[repo] = asked.get("visibility") == "private" or bool(asked.get("private"))
         return 200, told
 
-    def _way(self, path: str) -> dict:
-        return {"path": path, "uploadMode": "lfs" if path.endswith(self.lfs or ("\0",)) else "regular", "shouldIgnore": False}
-
-    def _place(self, asked: dict) -> dict:
-        upload = {"href": f"{self.url}/lfs/{asked['oid']}", "header": {}}
-        return {"oid": asked["oid"], "size": asked["size"], "actions": {"upload": upload}}
-
-    def _kept(self, oid: str, body: bytes) -> bool:
-        self.objects[oid] = body
-        return hashlib.sha256(body).hexdigest() == oid
-
     def _commit(self, repo: str, lines: list[dict]) -> tuple[int, dict]:
         for line in lines:
             if line["key"] == "file":
                 assert line["value"]["encoding"] == "base64"
                 self.repositories[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            elif line["key"] == "lfsFile":
-                self.repositories[repo][line["value"]["path"]] = self.objects[line["value"]["oid"]]
         self.commits.append({"repo": repo, "files": [line["value"]["path"] for line in lines if line["key"] != "header"]})
         oid = f"{len(self.commits):040x}"
         return 200, {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{repo}/commit/{oid}"}
@@ -70,15 +52,9 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        self._respond()
-
-    def do_PUT(self) -> None:
-        self._respond()
-
-    def _respond(self) -> None:
         hub, body = self.server.owner, self._body()
-        if self.command == "PUT" or self.headers.get("Authorization") == f"Bearer {hub.token}":
-            status, told = hub.answer(self.command, self.path, body)
+        if self.headers.get("Authorization") == f"Bearer {hub.token}":
+            status, told = hub.answer(self.path, body)
         else:
             status, told = 401, {"error": "Invalid username or password."}
         data = json.dumps(told).encode()

@@ -73,11 +73,6 @@ def test_a_training_is_over_when_its_last_checkpoint_says_so(out):
     assert checkpoints.is_trained(out)
 
 
-def test_facts_travel_with_a_checkpoint(tmp_path):
-    checkpoints.write_facts(tmp_path, step=7, finished=True)
-    assert checkpoints.read_facts(tmp_path) == (7, True)
-
-
 def test_no_name_comes_twice():
     assert len({checkpoints.new_name(5) for _ in range(100)}) == 100
     assert checkpoints.new_name(5).startswith("step-00000005-")

@@ -1,10 +1,13 @@
 """`touchstone train` with method describe, killed while it learns, against the same one left in peace."""
 
+import csv
 import json
+from itertools import product
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ray_app.attribution.captioners.registry import load_describing
 from ray_app.attribution.cards import load_describer
@@ -12,7 +15,6 @@ from ray_app.storage import Store
 from ray_app.training import checkpoints
 from ray_app.training.embeddings import kept_embeddings
 from ray_app.training.run import train
-from tests.datasets.simulation.shapes import write_shapes
 from tests.scoring.conftest import kill_family, wait_until
 from tests.training.conftest import config, facts_of, finish, lines, start
 
@@ -20,16 +22,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1_800)]
 
 EVERY = 40
 SETTINGS = {
-    "name": "shapes",
+    "name": "stripes",
     "method": "describe",
-    "describe": {
-        "tier": "prefix",
-        "prefix": 4,
-        "vocabulary": 300,
-        "most_tokens": 32,
-        "beams": 2,
-        "architecture": {"config": {"n_embd": 32, "n_layer": 1, "n_head": 2}},
-    },
+    "describe": {"tier": "prefix", "prefix": 4, "vocabulary": 300, "most_tokens": 32, "beams": 2}
+    | {"architecture": {"config": {"n_embd": 32, "n_layer": 1, "n_head": 2}}},
     "card": None,
     "initial": None,
     "augmentation": None,
@@ -39,17 +35,33 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def shapes(tmp_path):
-    return write_shapes(tmp_path / "shapes", train=96)
+COLOURS = {"red": (205, 40, 40), "green": (40, 165, 60), "blue": (45, 80, 210), "yellow": (235, 205, 45), "white": (245, 245, 245)}
 
 
-def test_killed_while_it_learns_it_ends_as_if_left_in_peace(shapes, tmp_path, ray_cluster):
+def write_stripes(folder):
+    """Pictures of one colour with stripes of another, and their list; a group is all pictures of one prompt."""
+    folder.mkdir()
+    rows = [("path", "label", "generator", "group", "prompt")]
+    for number, (ground, stripe, way) in enumerate(product(COLOURS, COLOURS, ("upright", "lying"))):
+        pixels = np.full((64, 64, 3), COLOURS[ground], np.float32)
+        (pixels[:, ::8] if way == "upright" else pixels[::8])[:] = COLOURS[stripe]
+        for take in range(2):
+            noise = np.random.default_rng([number, take]).normal(0, 4, pixels.shape)
+            name = f"{number}-{take}.png"
+            Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(folder / name)
+            rows.append((name, "fake", "stripes", f"g{number}", f"a {ground} ground with {way} {stripe} stripes"))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "labels.csv"
+
+
+def test_killed_while_it_learns_it_ends_as_if_left_in_peace(tmp_path, ray_cluster):
+    pictures = write_stripes(tmp_path / "pictures")
     peace, out = tmp_path / "peace", tmp_path / "out"
-    facts = train(config(shapes, out=str(peace), **SETTINGS)).facts
+    facts = train(config(pictures, out=str(peace), **SETTINGS)).facts
     assert facts == facts_of(peace)
 
-    process = start(shapes, tmp_path, out, **SETTINGS)
+    process = start(pictures, tmp_path, out, **SETTINGS)
     try:
         wait_until(lambda: checkpoints.kept(Store.open(str(out))), timeout_s=400)
     finally:
@@ -58,13 +70,13 @@ def test_killed_while_it_learns_it_ends_as_if_left_in_peace(shapes, tmp_path, ra
     made_before = made_once(out)
     assert {"tokenizer.json", "00000000.npz"} <= {path.name for path in made_before}
 
-    code, told = finish(start(shapes, tmp_path, out, **SETTINGS))
+    code, told = finish(start(pictures, tmp_path, out, **SETTINGS))
     assert code == 0, told
     assert made_once(out) == made_before, "embeddings or the tokenizer were made again"
     assert_same_training(out, peace)
     assert_card_says_what_was_measured(out)
 
-    assert train(config(shapes, out=str(out), **SETTINGS)).was_there
+    assert train(config(pictures, out=str(out), **SETTINGS)).was_there
 
 
 def made_once(out):

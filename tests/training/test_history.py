@@ -1,6 +1,8 @@
 """Notes of a training: files named by the step they begin at, so that what is done again stands once."""
 
-import json
+import struct
+
+from tensorboardX.proto.event_pb2 import Event
 
 from ray_app.storage import Store
 from ray_app.training.run_directory import (
@@ -36,13 +38,9 @@ def test_ranks_write_files_of_their_own(tmp_path):
     out = Store.open(str(tmp_path))
     write(out, 0, 2, rank=1, folder=SAMPLES)
     write(out, 0, 2, rank=0, folder=SAMPLES)
+    write(out, 2, 2, folder=SAMPLES)  # nothing noted is no file
+    assert out.names(SAMPLES) == ["00000000-0000.jsonl", "00000000-0001.jsonl"]
     assert [(line["rank"], line["step"]) for line in read_history(out, SAMPLES)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-
-
-def test_nothing_noted_is_no_file(tmp_path):
-    out = Store.open(str(tmp_path))
-    assert HistoryWriter(out, HISTORY, 0).write(0) == []
-    assert out.names(HISTORY) == []
 
 
 def test_curves_are_forgotten_with_the_notes_and_foreign_files_stay(tmp_path):
@@ -56,26 +54,12 @@ def test_curves_are_forgotten_with_the_notes_and_foreign_files_stay(tmp_path):
 
 
 def test_tensorboard_reads_the_numbers():
+    """By tensorboardX's own message types."""
     lines = [{"step": 3, "loss": 0.25, "note": "text", "rate": float("nan")}, {"step": 4, "loss": 0.125}]
-    assert scalars(event_bytes(lines, "train")) == [(3, "train/loss", 0.25), (4, "train/loss", 0.125)]
-
-
-def scalars(data):
-    """(step, tag, value) of an event file, read by tensorboardX's own message types."""
-    import struct
-
-    from tensorboardX.proto.event_pb2 import Event
-
-    found, at = [], 0
+    data, found, at = event_bytes(lines, "train"), [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<Q", data, at)
         event = Event.FromString(data[at + 12 : at + 12 + length])
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         at += 12 + length + 4
-    return found
-
-
-def test_lines_are_plain_json(tmp_path):
-    out = Store.open(str(tmp_path))
-    write(out, 0, 1)
-    assert json.loads((tmp_path / "history" / "00000000-0000.jsonl").read_text()) == {"step": 0, "rank": 0, "take": 0}
+    assert found == [(3, "train/loss", 0.25), (4, "train/loss", 0.125)]

@@ -7,35 +7,26 @@ from ray_app.training.config import Workers
 from ray_app.training.job import plan_workers
 
 
-def asked_cpus(layout):
-    return layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus) + layout.validation_cpus
-
-
-@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 16, 64, 96])
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("cpus", [1, 2, 3, 16, 96])
+@pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("gpus_each", [0, 1])
 def test_what_is_asked_for_is_there(cpus, count, gpus_each):
     layout = plan_workers(Workers(count=count), cpus=cpus, gpus=gpus_each * count)
-    assert asked_cpus(layout) <= cpus
+    assert layout.workers * (layout.worker_cpus + layout.loaders * layout.loader_cpus) + layout.validation_cpus <= cpus
     assert layout.workers * layout.worker_gpus + layout.validation_gpus <= gpus_each * count + 1e-9
-    assert layout.worker_cpus > 0
-    assert layout.loader_cpus > 0
-    assert layout.validation_cpus > 0
-    assert layout.threads >= 1
-    assert layout.loaders >= 1
+    assert min(layout.worker_cpus, layout.loader_cpus, layout.validation_cpus) > 0
+    assert min(layout.threads, layout.loaders) >= 1
 
 
-def test_two_cores_train_with_most_of_them():
-    layout = plan_workers(Workers(), cpus=2, gpus=0)
-    assert (layout.worker_cpus, layout.loaders, layout.loader_cpus) == (1.5, 1, 0.25)
-    assert (layout.device, layout.judging_device) == ("cpu", "cpu")
-
-
-def test_the_cores_beside_a_gpu_load():
-    layout = plan_workers(Workers(), cpus=16, gpus=1)
-    assert layout.loaders == 15
-    assert (layout.device, layout.judging_device) == ("cuda", "cuda")
-    assert layout.worker_gpus + layout.validation_gpus == 1, "one GPU is shared with validation"
+def test_two_cores_train_with_most_of_them_and_the_cores_beside_a_gpu_load():
+    two, gpu = plan_workers(Workers(), cpus=2, gpus=0), plan_workers(Workers(), cpus=16, gpus=1)
+    assert (two.worker_cpus, two.loaders, two.loader_cpus, two.device, two.judging_device) == (1.5, 1, 0.25, "cpu", "cpu")
+    assert (gpu.loaders, gpu.device, gpu.judging_device) == (15, "cuda", "cuda")
+    assert gpu.worker_gpus + gpu.validation_gpus == 1, "one GPU is shared with validation"
+    spare = plan_workers(Workers(count=2), cpus=16, gpus=3)
+    assert (spare.worker_gpus, spare.validation_gpus) == (1, 1), "a GPU that no worker needs judges"
+    stated = plan_workers(Workers(count=2, cpus=1.0, loaders=3), cpus=8, gpus=0)
+    assert (stated.workers, stated.worker_cpus, stated.loaders) == (2, 1.0, 3)
 
 
 def test_a_worker_fits_on_a_node():
@@ -43,16 +34,6 @@ def test_a_worker_fits_on_a_node():
     assert layout.worker_cpus + layout.loaders * layout.loader_cpus <= 1
     with pytest.raises(ClusterError, match="do not fit"):
         plan_workers(Workers(cpus=2.0), cpus=3, gpus=0, node_cpus=1)
-
-
-def test_a_gpu_that_no_worker_needs_judges():
-    layout = plan_workers(Workers(count=2), cpus=16, gpus=3)
-    assert (layout.worker_gpus, layout.validation_gpus) == (1, 1)
-
-
-def test_what_is_stated_is_kept():
-    layout = plan_workers(Workers(count=2, cpus=1.0, loaders=3), cpus=8, gpus=0)
-    assert (layout.workers, layout.worker_cpus, layout.loaders) == (2, 1.0, 3)
 
 
 def test_too_much_is_refused_before_it_waits_for_ever():

@@ -11,43 +11,31 @@ from ray_app.training.run import train
 from tests.training.conftest import config, recipe
 
 
-@pytest.fixture
-def planned(labelled):
-    return train(config(labelled), dry_run=True).facts
-
-
-def test_steps_follow_from_epochs_and_rows(planned):
+def test_steps_images_and_memory_are_counted(labelled):
+    planned = train(config(labelled), dry_run=True).facts
     rows = planned["data"]["splits"]["train"]["images"]
-    assert planned["steps"] == -(-3 * rows // 8)
-    assert planned["rows_per_epoch"] == rows
+    assert (planned["steps"], planned["rows_per_epoch"]) == (-(-3 * rows // 8), rows)
     assert (planned["images_per_worker_and_step"], planned["micro_batch"]) == (8, 8)
-
-
-def test_every_image_is_counted_once_by_class_and_generator(planned):
     splits = planned["data"]["splits"].values()
     assert sum(split["images"] for split in splits) + planned["data"]["set_aside"]["images"] == 160
     assert all(sum(split["generators"].values()) == split["real"] + split["fake"] for split in splits)
     assert set(planned["data"]["splits"]["train"]["generators"]) == {"real:noise", "double-a", "double-b"}
-
-
-def test_memory_is_counted_from_the_network(planned):
     memory = planned["memory"]
     assert memory["counts"]["parameters"] == memory["counts"]["learning"] > 0
     assert memory["bytes"]["gradients"] == 4 * memory["counts"]["learning"]
     assert memory["bytes"]["optimiser"] == 2 * memory["bytes"]["gradients"], "two moments of AdamW"
     assert memory["bytes"]["together"] == sum(size for name, size in memory["bytes"].items() if name != "together")
-
-
-def test_activations_grow_with_what_is_taken_at_once(labelled, planned):
     halved = train(config(labelled, loop={"micro_batch": 4}), dry_run=True).facts
-    assert halved["memory"]["bytes"]["activations"] * 2 == planned["memory"]["bytes"]["activations"]
+    assert halved["memory"]["bytes"]["activations"] * 2 == memory["bytes"]["activations"]
     # (N, 4, 62, 62) after the first convolution is kept at the least, in fp32.
-    assert planned["memory"]["bytes"]["activations"] >= 8 * 4 * 62 * 62 * 4
+    assert memory["bytes"]["activations"] >= 8 * 4 * 62 * 62 * 4
 
 
-def test_nothing_is_claimed_or_trained(labelled, tmp_path):
+def test_nothing_is_claimed_or_trained_and_a_training_needs_a_place(labelled, tmp_path):
     train(config(labelled, out=str(tmp_path / "out")), dry_run=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", "splits.json"]
+    with pytest.raises(ConfigError, match="--out DIR is missing"):
+        train(config(labelled))
 
 
 def test_the_command_prints_it(labelled, tmp_path):
@@ -60,8 +48,3 @@ def test_the_command_prints_it(labelled, tmp_path):
         assert word in told
     facts = json.loads(CliRunner().invoke(command, [str(written), "--dry-run", "--json"], catch_exceptions=False).stdout)
     assert facts["batch"] == 8
-
-
-def test_a_training_needs_a_place(labelled):
-    with pytest.raises(ConfigError, match="--out DIR is missing"):
-        train(config(labelled))

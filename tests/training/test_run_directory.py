@@ -36,19 +36,14 @@ def test_urls_lose_their_keys_and_may_come_again_with_others(tmp_path, labelled)
     assert "https://host/a.tar?part=1" in told
 
 
-def test_another_recipe_is_refused_with_what_differs(tmp_path, labelled):
+def test_another_recipe_and_other_images_are_refused_with_what_differs(tmp_path, labelled):
     out = Store.open(str(tmp_path))
-    claim_recipe(out, config(labelled))
+    told = claim_recipe(out, config(labelled))
     with pytest.raises(IdentityError, match=r"recipe\.loop\.batch: this command 16, the run 8"):
         claim_recipe(out, config(labelled, loop={"batch": 16}))
-
-
-def test_other_images_are_refused(tmp_path, labelled):
-    out = Store.open(str(tmp_path))
-    claim_data(out, claim_recipe(out, config(labelled)), FINDINGS)
-    changed = {"splits": {**FINDINGS["splits"], "train": {"digest": "cc"}}}
+    claim_data(out, told, FINDINGS)
     with pytest.raises(IdentityError, match=r"data\.train"):
-        claim_data(out, claim_recipe(out, config(labelled)), changed)
+        claim_data(out, told, {"splits": {**FINDINGS["splits"], "train": {"digest": "cc"}}})
 
 
 def test_a_scoring_run_is_not_trained_into(tmp_path, labelled):
@@ -57,16 +52,11 @@ def test_a_scoring_run_is_not_trained_into(tmp_path, labelled):
         claim_recipe(Store.open(str(tmp_path)), config(labelled))
 
 
-def begun_with(out, labelled, **limits):
-    """The claim of a training that another version began, whose default limits were others."""
-    told = claim_recipe(out, config(labelled))
-    told["identity"]["recipe"]["limits"] |= limits
-    write_claim(out, told)
-
-
 def test_a_default_that_has_changed_since_is_the_trainings(tmp_path, labelled, capsys):
     out = Store.open(str(tmp_path))
-    begun_with(out, labelled, max_pixels=7_000_000)
+    told = claim_recipe(out, config(labelled))
+    told["identity"]["recipe"]["limits"]["max_pixels"] = 7_000_000  # of another version
+    write_claim(out, told)
     going_on = config_as_begun(config(labelled), out)
     assert going_on.limits.max_pixels == 7_000_000
     check_claim(out, going_on)

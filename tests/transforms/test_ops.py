@@ -1,15 +1,4 @@
-"""The edge generator against the reference's own counts: golden/maskclip.md §2 and §5.3.
-
-Image and mask by the same geometry, and the geometry torchvision's.
-
-The blur against torchvision's, with which OpenFake's second recipe was made, against scipy's and against OpenCV's documented kernels.
-
-Trips through codecs: the quality that was asked for, the same pixels on any machine, and nothing that cannot be encoded.
-
-Sizes after resizes and crops, and that a crop is the part that it says.
-
-Noise of the strength that was asked for, gamma by its formula, sharpening by Pillow's filter.
-"""
+"""Operations on pixels against those that published code used: torchvision's, scipy's, OpenCV's, Pillow's, and MaskCLIP's edges."""
 
 import hashlib
 import io
@@ -25,29 +14,6 @@ from torchvision.transforms.v2 import functional as torchvision
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ray_app.transforms import ops
-from ray_app.transforms.ops import (
-    MOST_PIXELS,
-    Resampling,
-    avif,
-    blurred,
-    capped_size,
-    centre_crop,
-    edge_map,
-    fitted_size,
-    gaussian_taps,
-    has_avif,
-    jpeg,
-    lossless_webp,
-    noisy,
-    opencv_taps,
-    random_square,
-    resized,
-    scaled_size,
-    scipy_blurred,
-    sharpened,
-    webp,
-    with_gamma,
-)
 from ray_app.transforms.policy import ImageSample
 from tests.detectors.fill import pattern_image
 from tests.detectors.small_maskclip import ellipse
@@ -73,56 +39,38 @@ CORNER = boxed(slice(0, 5), slice(0, 6))
     ("mask", "width", "pixels", "checksum", "inside"),
     [
         (RECT, 3, 44, 836, 20),
-        (RECT, 5, 80, 1520, 32),
         (RECT, 7, 107, 2033, 35),
-        (CORNER, 3, 21, 230, 10),
         (CORNER, 5, 40, 438, 18),
-        (CORNER, 7, 57, 633, 24),
         (drawn(512, 512), 7, 3180, 2238720, 1572),
-        (drawn(256, 256), 7, 1596, 561792, 780),
         (drawn(360, 480), 7, 2724, 1593540, 1344),
     ],
 )
-def test_it_is_the_reference_s(mask, width, pixels, checksum, inside):
-    edge = edge_map(mask, width)
+def test_edges_are_the_reference_s(mask, width, pixels, checksum, inside):
+    """MaskCLIP's own counts: golden/maskclip.md §2 and §5.3."""
+    edge = ops.edge_map(mask, width)
     rows, columns = np.nonzero(edge)
     assert (len(rows), int((rows + 2 * columns).sum()), int((edge & mask).sum())) == (pixels, checksum, inside)
 
 
-@pytest.mark.parametrize(("width", "pixels"), [(1, 0), (3, 5), (7, 13)])
-def test_a_single_pixel_is_a_cross(width, pixels):
-    assert edge_map(boxed(6, 8), width).sum() == pixels
-
-
-@pytest.mark.parametrize("shape", [(12, 16), (7, 16), (1, 1), (3, 2)])
+@pytest.mark.parametrize("shape", [(12, 16), (1, 1), (3, 2)])
 def test_nothing_has_no_edge_and_everything_has_none_along_the_border(shape):
-    assert not edge_map(np.zeros(shape, bool)).any()
-    assert not edge_map(np.ones(shape, bool)).any()
-
-
-def test_the_mask_is_left_as_it_was():
-    before = RECT.copy()
-    edge_map(RECT)
-    assert np.array_equal(RECT, before)
-
-
-@pytest.mark.parametrize("width", [0, -3, 4])
-def test_an_even_width_is_refused(width):
+    assert not ops.edge_map(np.zeros(shape, bool)).any()
+    assert not ops.edge_map(np.ones(shape, bool)).any()
     with pytest.raises(ValueError, match="odd"):
-        edge_map(RECT, width)
+        ops.edge_map(np.ones(shape, bool), 4)
 
 
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (641, 97), (50, 50)])
+@pytest.mark.parametrize("size", [(300, 200), (97, 641)])
 def test_the_short_side_is_torchvision_s_resize(size):
     image = photo(*size)
-    ours = ops.with_short_side(ImageSample(image, None, 1), 64, Resampling.BILINEAR, rng(0)).image
+    ours = ops.with_short_side(ImageSample(image, None, 1), 64, ops.Resampling.BILINEAR, rng(0)).image
     theirs = torchvision.resize(image, 64, InterpolationMode.BILINEAR)
     assert ours.tobytes() == theirs.tobytes()
 
 
 def test_rotation_is_torchvision_s():
     sample = marked()
-    ours = ops.rotated(sample, 11.5, Resampling.BILINEAR)
+    ours = ops.rotated(sample, 11.5, ops.Resampling.BILINEAR)
     assert ours.image.tobytes() == torchvision.rotate(sample.image, 11.5, InterpolationMode.BILINEAR).tobytes()
     assert ours.mask.tobytes() == torchvision.rotate(sample.mask, 11.5, InterpolationMode.NEAREST).tobytes()
 
@@ -133,12 +81,9 @@ def test_rotation_is_torchvision_s():
         ops.mirrored,
         ops.flipped_vertically,
         lambda sample: ops.quarter_turned(sample, 1),
-        lambda sample: ops.quarter_turned(sample, 2),
-        lambda sample: ops.quarter_turned(sample, 3),
-        lambda sample: ops.quarter_turned(sample, 0),
         lambda sample: ops.cropped(sample, (13, 7, 101, 99)),
-        lambda sample: ops.resize_sample(sample, (77, 131), Resampling.NEAREST),
-        lambda sample: ops.rotated(sample, -23, Resampling.NEAREST),
+        lambda sample: ops.resize_sample(sample, (77, 131), ops.Resampling.NEAREST),
+        lambda sample: ops.rotated(sample, -23, ops.Resampling.NEAREST),
         lambda sample: ops.random_crop(sample, 200, rng(1)),
         lambda sample: ops.random_crop(sample, 60, rng(2)),
     ],
@@ -147,12 +92,6 @@ def test_without_filters_the_mask_is_exactly_where_the_image_is(change):
     seen, told = seen_and_told(change(marked()))
     assert np.array_equal(seen, told)
     assert told.any()
-
-
-def test_a_quarter_turn_is_anticlockwise():
-    image = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
-    turned = ops.quarter_turned(ImageSample(image, image, 1), 5)
-    assert np.array_equal(np.asarray(turned.mask), np.rot90(np.asarray(image)))
 
 
 def test_a_crop_comes_from_everywhere():
@@ -175,16 +114,16 @@ def test_a_strip_is_cut_to_sixteen_times_its_width_anywhere_along_it():
     stream = rng(4)
     starts = set()
     for _ in range(200):
-        result = ops.with_short_side(ImageSample(strip.convert("RGB"), strip, 1), 4, Resampling.NEAREST, stream)
+        result = ops.with_short_side(ImageSample(strip.convert("RGB"), strip, 1), 4, ops.Resampling.NEAREST, stream)
         assert result.mask.size == (64, 4)
         starts.add(int(np.asarray(result.mask)[0, 0]))
     assert min(starts) < 10
     assert max(starts) > 235
 
 
-@pytest.mark.parametrize("size", [(200, 120), (90, 90)])
-def test_boxes_have_the_distribution_of_torchvision_s(size):
+def test_boxes_have_the_distribution_of_torchvision_s():
     """Mean and spread of area and of log aspect over 3000 draws of each, RandomResizedCrop's and RandomErasing's."""
+    size = (200, 120)
     share, ratio = (0.5, 1.0), (0.5, 2.0)
     torch.manual_seed(0)
     blank = torch.zeros(3, size[1], size[0])
@@ -200,68 +139,43 @@ def test_boxes_have_the_distribution_of_torchvision_s(size):
     covered = np.array([(lower - upper, right - left) for left, upper, right, lower in drawn], float)
     assert np.log(covered[:, 0] / covered[:, 1]).mean() == pytest.approx(np.log(erased[:, 0] / erased[:, 1]).mean(), abs=0.07)
     assert covered.prod(axis=1).mean() == pytest.approx(erased.prod(axis=1).mean(), rel=0.03)
-
-
-def test_where_no_box_fits_the_largest_centred_one_is_taken():
     strip = ImageSample(Image.new("L", (3000, 20)), None, 1)
-    assert ops.drawn_box((3000, 20), (0.9, 1.0), (3 / 4, 4 / 3), rng(0)) is None
-    assert ops.random_part(strip, (0.9, 1.0), (3 / 4, 4 / 3), rng(0)).image.size == (27, 20)
+    assert ops.drawn_box((3000, 20), (0.9, 1.0), (3 / 4, 4 / 3), stream) is None
+    assert ops.random_part(strip, (0.9, 1.0), (3 / 4, 4 / 3), stream).image.size == (27, 20), "the largest centred one"
 
 
-@pytest.mark.parametrize(("size", "sigma"), [(3, 0.3), (5, 0.1), (5, 0.5), (7, 1.4)])
-def test_it_is_torchvision_s_gaussian(size, sigma):
+@pytest.mark.parametrize(("size", "sigma"), [(3, 0.3), (7, 1.4)])
+def test_a_blur_is_torchvision_s_gaussian(size, sigma):
     image = photo(40, 30)
-    ours = np.asarray(blurred(image, gaussian_taps(size, sigma))).astype(int)
+    ours = np.asarray(ops.blurred(image, ops.gaussian_taps(size, sigma))).astype(int)
     theirs = np.asarray(gaussian_blur(image, [size, size], [sigma, sigma])).astype(int)
     assert np.abs(ours - theirs).max() <= 1
     assert (ours != theirs).mean() < 0.01
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2)])
-def test_an_image_smaller_than_the_kernel(size):
-    image = photo(*size)
-    assert blurred(image, gaussian_taps(7, 1.4)).size == size
-
-
-def test_taps_sum_to_one():
-    assert gaussian_taps(5, 0.5).sum() == pytest.approx(1)
-    assert gaussian_taps(5, 0.5).argmax() == 2
+    assert ops.blurred(photo(1, 5), ops.gaussian_taps(size, sigma)).size == (1, 5)
 
 
 def test_opencv_s_kernel_is_the_documented_one():
-    assert opencv_taps(3).tolist() == [0.25, 0.5, 0.25]
-    assert opencv_taps(7).tolist() == [0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125]
+    assert ops.opencv_taps(3).tolist() == [0.25, 0.5, 0.25]
+    assert ops.opencv_taps(7).tolist() == [0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125]
     # getGaussianKernel: sigma = 0.3 * ((ksize - 1) * 0.5 - 1) + 0.8
     for size, sigma in ((11, 2.0), (15, 2.6), (19, 3.2), (23, 3.8)):
-        np.testing.assert_allclose(opencv_taps(size), gaussian_taps(size, sigma), rtol=1e-12)
+        np.testing.assert_allclose(ops.opencv_taps(size), ops.gaussian_taps(size, sigma), rtol=1e-12)
 
 
-@pytest.mark.parametrize("size", [3, 7, 11, 23])
-def test_a_point_spreads_as_the_kernel_says(size):
-    pixels = np.zeros((63, 63, 3), np.uint8)
-    pixels[31, 31] = 255
-    spread = np.asarray(blurred(Image.fromarray(pixels), opencv_taps(size)))[:, :, 1].astype(float)
-    expected = 255 * np.outer(opencv_taps(size), opencv_taps(size))
-    half = size // 2
-    assert np.abs(spread[31 - half : 32 + half, 31 - half : 32 + half] - expected).max() <= 0.5 + 1e-4
-    assert spread.sum() == spread[31 - half : 32 + half, 31 - half : 32 + half].sum()
-
-
-@pytest.mark.parametrize("sigma", [1, 2, 4])
+@pytest.mark.parametrize("sigma", [1, 4])
 def test_scipy_s_blur_is_that_of_the_published_code(sigma):
     image = photo(40, 30)
     # CNNDetection's and UnivFD's: each channel filtered onto itself.
     theirs = np.array(image)
     for channel in range(3):
         gaussian_filter(theirs[:, :, channel], output=theirs[:, :, channel], sigma=sigma)
-    assert scipy_blurred(image, sigma).tobytes() == theirs.tobytes()
+    assert ops.scipy_blurred(image, sigma).tobytes() == theirs.tobytes()
 
 
 PICTURE = photo(96, 64)
-CODECS = {"jpeg": jpeg, "webp": webp, **({"avif": avif} if has_avif() else {})}
 
 
-@pytest.mark.parametrize("quality", [30, 75, 90, 100])
+@pytest.mark.parametrize("quality", [30, 90, 100])
 def test_jpeg_has_the_tables_of_its_quality(quality):
     encoded = io.BytesIO()
     PICTURE.save(encoded, "JPEG", quality=quality)
@@ -270,33 +184,19 @@ def test_jpeg_has_the_tables_of_its_quality(quality):
         # Annex K's first luma step is 16; libjpeg scales it by 5000 ÷ q below 50, by 200 − 2q from there.
         scale = 5000 / quality if quality < 50 else 200 - 2 * quality
         assert tables[0][0] == max(int((16 * scale + 50) / 100), 1)
-        assert jpeg(PICTURE, quality).tobytes() == file.convert("RGB").tobytes()
+        assert ops.jpeg(PICTURE, quality).tobytes() == file.convert("RGB").tobytes()
 
 
-@pytest.mark.parametrize("name", CODECS)
-def test_lower_quality_loses_more(name):
-    def loss(quality):
-        return np.square(np.asarray(CODECS[name](PICTURE, quality)).astype(float) - np.asarray(PICTURE)).mean()
-
-    assert loss(30) > 1.2 * loss(85) > 0
-
-
-def test_lossless_webp_loses_nothing():
-    assert lossless_webp(PICTURE).tobytes() == PICTURE.tobytes()
-
-
-@pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (66_000, 1)])
-def test_any_size_comes_back(name, size):
-    image = Image.new("RGB", size, (200, 100, 50))
-    result = CODECS[name](image, 80)
-    assert (result.size, result.mode) == (size, "RGB")
-    assert np.abs(np.asarray(result).astype(int) - (200, 100, 50)).max() < 12
+@pytest.mark.parametrize("codec", [ops.jpeg, ops.webp, *([ops.avif] if ops.has_avif() else [])])
+def test_lossy_codecs_take_what_is_longer_than_they_allow_and_lossless_webp_loses_nothing(codec):
+    image = Image.new("RGB", (66_000, 1), (200, 100, 50))
+    assert np.abs(np.asarray(codec(image, 80)).astype(int) - (200, 100, 50)).max() < 12
+    assert ops.lossless_webp(PICTURE).tobytes() == PICTURE.tobytes()
 
 
 def test_swapped_red_and_blue_lose_what_the_other_would():
     def loss(image, **options):
-        return np.square(np.asarray(jpeg(image, 60, **options)).astype(float) - np.asarray(image)).mean(axis=(0, 1))
+        return np.square(np.asarray(ops.jpeg(image, 60, **options)).astype(float) - np.asarray(image)).mean(axis=(0, 1))
 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
     as_is, swapped = loss(noise), loss(noise, swapped=True)
@@ -305,48 +205,33 @@ def test_swapped_red_and_blue_lose_what_the_other_would():
 
 
 @pytest.mark.parametrize(
-    ("size", "cap", "expected"), [((4000, 3000), 2048, (2048, 1536)), ((300, 200), 1024, (300, 200)), ((5000, 2), 1000, (1000, 1))]
-)
-def test_a_cap_only_shrinks(size, cap, expected):
-    assert capped_size(size, cap) == expected
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
+    ("found", "expected"),
     [
-        ((4000, 3000), (1440, 1080)),
-        ((3000, 4000), (1080, 1440)),
-        ((2000, 500), (1920, 480)),
-        ((1920, 1080), (1920, 1080)),
-        ((9, 9), (9, 9)),
+        (ops.capped_size((4000, 3000), 2048), (2048, 1536)),
+        (ops.capped_size((300, 200), 1024), (300, 200)),
+        (ops.capped_size((5000, 2), 1000), (1000, 1)),
+        (ops.fitted_size((3000, 4000), (1920, 1080)), (1080, 1440)),  # a screen is turned as the image is
+        (ops.fitted_size((2000, 500), (1920, 1080)), (1920, 480)),
+        (ops.fitted_size((9, 9), (1920, 1080)), (9, 9)),
+        (ops.scaled_size((1, 3), 0.5), (1, 2)),
     ],
 )
-def test_a_screen_is_turned_as_the_image_is(size, expected):
-    assert fitted_size(size, (1920, 1080)) == expected
-
-
-def test_half_a_pixel_is_one():
-    assert scaled_size((1, 3), 0.5) == (1, 2)
+def test_caps_and_screens_only_shrink(found, expected):
+    assert found == expected
 
 
 # Of one call of Pillow 12.3's Image.resize on tall patterns, all of which Pillow 13.0's makes otherwise: the first 16 digits of the
 # pixels' SHA-256, by (height, width), (width, height) after it, and filter.
 PORTRAITS = {
     ((640, 480), (384, 384), "bilinear"): "27f61eb9b34c9eb6",
-    ((640, 480), (384, 384), "bicubic"): "755683863af3d348",
-    ((640, 480), (384, 384), "lanczos"): "c346e2a81711722c",
-    ((640, 480), (600, 400), "bilinear"): "a2fae9cf715f8222",
     ((640, 480), (600, 400), "bicubic"): "52d63c33fb4e47b3",
-    ((640, 480), (600, 400), "lanczos"): "2e0e21b9f77b180e",
-    ((400, 300), (384, 384), "bilinear"): "458cb97a40964e44",
-    ((400, 300), (384, 384), "bicubic"): "03355889f89d1142",
     ((400, 300), (384, 384), "lanczos"): "de43fc706dfb3752",
 }
 
 
 @pytest.mark.parametrize(("shape", "size", "method"), PORTRAITS)
 def test_a_portrait_is_pillow_12_s_under_every_version(shape, size, method):
-    pixels = resized(Image.fromarray(pattern_image(*shape)), size, method)
+    pixels = ops.resized(Image.fromarray(pattern_image(*shape)), size, method)
     assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == PORTRAITS[shape, size, method]
 
 
@@ -354,48 +239,36 @@ def test_a_portrait_is_pillow_12_s_under_every_version(shape, size, method):
 def test_a_resize_is_pillow_s(method):
     image = photo(60, 40)
     expected = image.resize((31, 17), getattr(Image.Resampling, method.upper()))
-    assert resized(image, (31, 17), method).tobytes() == expected.tobytes()
+    assert ops.resized(image, (31, 17), method).tobytes() == expected.tobytes()
+    assert ops.resized(image, (ops.MOST_PIXELS, 2), method) is image, "what would not fit into memory is not made"
 
 
 @pytest.mark.parametrize(("size", "method"), [((20, 20), "LANCZOS"), ((90, 90), "BICUBIC")])
 def test_lanczos_shrinks_and_bicubic_enlarges(size, method):
     image = photo(60, 40)
-    assert resized(image, size, "lanczos-or-bicubic").tobytes() == image.resize(size, getattr(Image.Resampling, method)).tobytes()
-
-
-def test_what_would_not_fit_into_memory_is_not_made():
-    image = photo(4, 4)
-    assert resized(image, (MOST_PIXELS, 2), "bicubic") is image
+    assert ops.resized(image, size, "lanczos-or-bicubic").tobytes() == image.resize(size, getattr(Image.Resampling, method)).tobytes()
 
 
 def test_a_centre_crop_is_the_middle():
     image = photo(80, 40)
-    np.testing.assert_array_equal(np.asarray(centre_crop(image, 0.75)), np.asarray(image)[5:35, 10:70])
+    np.testing.assert_array_equal(np.asarray(ops.centre_crop(image, 0.75)), np.asarray(image)[5:35, 10:70])
 
 
 def test_a_random_square_lies_inside_and_has_the_sides_of_its_range():
     image = photo(100, 64)
     pixels = np.asarray(image)
     sides = set()
-    for seed in range(60):
-        square = np.asarray(random_square(image, 10, 2048, 0.625, np.random.default_rng(seed)))
+    for seed in range(40):
+        square = np.asarray(ops.random_square(image, 10, 2048, 0.625, np.random.default_rng(seed)))
         assert square.shape[0] == square.shape[1]
         sides.add(square.shape[0])
         windows = np.lib.stride_tricks.sliding_window_view(pixels[:, :, 0], square.shape[:2])
         assert (windows == square[:, :, 0]).all(axis=(2, 3)).any()
-    assert min(sides) >= 40
-    assert max(sides) <= 64
+    assert 40 <= min(sides) < max(sides) <= 64
     assert len(sides) > 10
-
-
-@pytest.mark.parametrize(("size", "side"), [((3, 7), 3), ((1, 1), 1), ((120, 159), 120)])
-def test_of_an_image_below_the_range_the_square_is_the_short_side(size, side):
-    assert random_square(photo(*size), 160, 2048, 0.625, np.random.default_rng(1)).size == (side, side)
-
-
-def test_no_square_exceeds_the_range():
-    image = Image.new("RGB", (400, 300))
-    assert {random_square(image, 10, 50, 0.9, np.random.default_rng(seed)).size[0] for seed in range(40)} == {45, 46, 47, 48, 49, 50}
+    capped = {ops.random_square(image, 10, 50, 0.9, np.random.default_rng(seed)).size[0] for seed in range(60)}
+    assert capped == {45, 46, 47, 48, 49, 50}, "no square exceeds the range"
+    assert ops.random_square(photo(3, 7), 160, 2048, 0.625, np.random.default_rng(1)).size == (3, 3), "below the range: the short side"
 
 
 GREY = Image.new("RGB", (300, 600), (128, 128, 128))
@@ -403,7 +276,7 @@ GREY = Image.new("RGB", (300, 600), (128, 128, 128))
 
 @pytest.mark.parametrize("sigma", [1.7320508, 5.0])
 def test_noise_has_the_deviation_and_no_mean(sigma):
-    difference = np.asarray(noisy(GREY, sigma, np.random.default_rng(0))).astype(float) - 128
+    difference = np.asarray(ops.noisy(GREY, sigma, np.random.default_rng(0))).astype(float) - 128
     # Rounding to whole levels adds a twelfth to the variance; of 540,000 values the sampling error is below 1 %.
     assert difference.var() == pytest.approx(sigma**2 + 1 / 12, rel=0.01)
     assert abs(difference.mean()) < 0.05
@@ -414,22 +287,11 @@ def test_noise_has_the_deviation_and_no_mean(sigma):
 def test_noise_in_bands_is_that_of_one_draw():
     drawn = np.random.default_rng(7).standard_normal((600, 300, 3), np.float32) * np.float32(3)
     expected = np.clip(np.rint(128 + drawn), 0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(np.asarray(noisy(GREY, 3, np.random.default_rng(7))), expected)
+    np.testing.assert_array_equal(np.asarray(ops.noisy(GREY, 3, np.random.default_rng(7))), expected)
 
 
-def test_noise_is_clipped():
-    pixels = np.asarray(noisy(Image.new("RGB", (50, 50), (255, 0, 255)), 20, np.random.default_rng(0)))
-    assert pixels[:, :, 0].min() > 128
-    assert pixels[:, :, 1].max() < 128
-
-
-def test_gamma_is_the_formula():
+def test_gamma_is_its_formula_and_sharpening_pillow_s_unsharp_mask():
     image = photo(30, 20)
     expected = np.rint(255 * (np.asarray(image) / 255) ** 1.05).astype(np.uint8)
-    np.testing.assert_array_equal(np.asarray(with_gamma(image, 1.05)), expected)
-
-
-def test_sharpening_is_pillow_s_unsharp_mask():
-    image = photo(30, 20)
-    assert sharpened(image, 30, 1).tobytes() == image.filter(ImageFilter.UnsharpMask(1, 30, 0)).tobytes()
-    assert sharpened(image, 30, 1).tobytes() != image.tobytes()
+    np.testing.assert_array_equal(np.asarray(ops.with_gamma(image, 1.05)), expected)
+    assert ops.sharpened(image, 30, 1).tobytes() == image.filter(ImageFilter.UnsharpMask(1, 30, 0)).tobytes() != image.tobytes()

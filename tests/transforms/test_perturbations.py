@@ -1,14 +1,7 @@
-"""Shipped lists are those of their sources; names, files and written steps are understood, and all else is refused in words.
-
-Every shipped perturbation: the same picture for the same seed, whoever applies it and beside what; any size comes back.
-
-Steps as YAML says them: what each does is what Pillow, scipy and numpy do, and what makes no sense is refused.
-"""
+"""Shipped lists are those of their sources, and give the same picture for the same seed; steps are what Pillow, scipy and numpy do."""
 
 import hashlib
 import io
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -65,24 +58,6 @@ def test_every_shipped_list_names_its_source():
         assert len(listed.source) > 20
 
 
-def test_the_standard_list_has_twelve():
-    names = [perturbation.name for perturbation in load_perturbations(["standard"])]
-    assert len(names) == 12
-    assert {"jpeg-95", "webp-80", "half-size", "noise-5", "centre-75", "screenshot", "social-media", "double-jpeg"} <= set(names)
-
-
-def test_the_photographs_list_has_what_people_ask_about():
-    views = {view.name: view.facts() for view in load_perturbations(["photographs"])}
-    edits = {name: facts for name, facts in views.items() if name.startswith("altered-area-")}
-    assert edits == {f"altered-area-{percent}": [{"op": "alter", "share": percent / 100}] for percent in (5, 20, 50)}
-    retouched = {"denoised", "upscaled", "upscaled-from-half", "sharpened", "hdr-merged"}
-    assert views.keys() - edits.keys() == {*retouched, "screenshot-1080", "rephotographed"}
-    assert not {view.name for view in load_perturbations(["standard", "photographs"])} ^ (STANDARD | views.keys())
-
-
-STANDARD = {view.name for view in load_perturbations(["standard"])}
-
-
 def test_written_steps_are_those_of_a_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
@@ -118,17 +93,12 @@ def test_what_is_none_is_refused(names, told):
 
 
 def test_one_name_for_two_things_is_refused(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\nsource: me\nperturbations: [{name: jpeg-95, steps: [{op: jpeg, quality: 94}]}]\n")
+    path, one = tmp_path / "mine.yaml", "{name: jpeg-95, steps: [{op: jpeg, quality: 94}]}"
+    path.write_text(f"name: mine\nsource: me\nperturbations: [{one}]\n")
     with pytest.raises(ConfigError, match="jpeg-95 is also another"):
         load_perturbations(["standard", str(path)])
-
-
-def test_a_file_with_a_name_twice_is_refused(tmp_path):
-    path = tmp_path / "mine.yaml"
-    one = "{name: a, steps: [{op: jpeg, quality: 94}]}"
     path.write_text(f"name: mine\nsource: me\nperturbations: [{one}, {one}]\n")
-    with pytest.raises(ConfigError, match="two perturbations are called a"):
+    with pytest.raises(ConfigError, match="two perturbations are called jpeg-95"):
         load_perturbations([str(path)])
 
 
@@ -139,13 +109,6 @@ SHIPPED = {
     if name not in OF_STRENGTH
     for perturbation in load_perturbations([name])
 }
-DRAWING = [
-    *(f"photographs/{name}" for name in ("altered-area-5", "screenshot-1080", "rephotographed")),
-    "standard/noise-5",
-    "grip-social/grip-social",
-    "imdlbenco/jpeg-49-50",
-    "imdlbenco/noise-variance-23",
-]
 TONED = {"photographs/hdr-merged", "photographs/rephotographed"}
 SHA = hashlib.sha256(b"a file").hexdigest()
 
@@ -154,12 +117,17 @@ def digest(name, image):
     return hashlib.sha256(SHIPPED[name].apply(image, seed_of(SHA, SHIPPED[name].name)).tobytes()).hexdigest()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 3), (2, 90), (201, 170)])
-def test_any_size_comes_back_as_rgb(size):
+@pytest.mark.parametrize("size", [(1, 1), (2, 90), (201, 170)])
+def test_any_size_comes_back_changed_as_rgb_and_the_given_picture_stays(size):
+    image, unchanged = photo(*size), set()
     for name, perturbation in SHIPPED.items():
-        result = perturbation.apply(photo(*size), 5)
+        result = perturbation.apply(image, 5)
         assert result.mode == "RGB", name
         assert min(result.size) >= 1, name
+        if result.tobytes() == image.tobytes():
+            unchanged.add(name)
+    assert image.tobytes() == photo(*size).tobytes()
+    assert unchanged == {"openfake/cap-2048"} or min(size) < 170
 
 
 def test_what_is_longer_than_a_codec_allows_comes_back():
@@ -175,12 +143,6 @@ def test_only_crops_move_what_is_in_a_picture():
     assert {name for name in SHIPPED if not SHIPPED[name].keeps_place} == {"standard/centre-75", "grip-social/grip-social", *pictured}
 
 
-def test_every_perturbation_changes_a_picture():
-    image = photo(201, 170)
-    unchanged = {name for name in SHIPPED if SHIPPED[name].apply(image, 5).tobytes() == image.tobytes()}
-    assert unchanged == {"openfake/cap-2048"}
-
-
 def test_neither_order_nor_threads_show():
     image = photo(180, 200)
     expected = {name: digest(name, image) for name in SHIPPED}
@@ -189,32 +151,9 @@ def test_neither_order_nor_threads_show():
     assert backwards == expected
 
 
-def test_another_process_gives_the_same_bytes():
-    code = (
-        "from tests.transforms.test_perturbations import SHIPPED, digest\n"
-        "from tests.images.factory import photo\n"
-        "print('\\n'.join(digest(name, photo(180, 200)) for name in SHIPPED))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"OMP_NUM_THREADS": "3"})
-    assert done.stdout.split() == [digest(name, photo(180, 200)) for name in SHIPPED]
-
-
-@pytest.mark.parametrize("name", DRAWING)
-def test_another_file_is_perturbed_in_another_way(name):
-    image = photo(400, 300)
-    others = {SHIPPED[name].apply(image, seed_of(hashlib.sha256(bytes([n])).hexdigest(), "x")).tobytes() for n in range(8)}
-    assert len(others) > 1
-
-
 def test_the_seed_is_the_documented_one():
     assert seed_of("ab", "jpeg-75") == int.from_bytes(hashlib.sha256(b"abjpeg-75").digest()[:8], "big")
     assert seed_of(SHA, "one") != seed_of(SHA, "other")
-
-
-@pytest.mark.parametrize("name", ["clean", "", "Über", "a b", "x" * 65])
-def test_names_that_no_column_should_have(name):
-    with pytest.raises(ValidationError):
-        Perturbation(name=name, steps=({"op": "jpeg", "quality": 9},))
 
 
 PICTURE = photo(96, 64)
@@ -230,13 +169,9 @@ def through(image, codec, **options):
     return Image.open(encoded).convert("RGB")
 
 
-@pytest.mark.parametrize("quality", [30, 75, 95])
-def test_jpeg_is_pillow_s_with_halved_chroma(quality):
-    expected = through(PICTURE, "JPEG", quality=quality, subsampling="4:2:0")
-    assert perturbed({"op": "jpeg", "quality": quality}).tobytes() == expected.tobytes()
-
-
-def test_webp_is_pillow_s():
+def test_codecs_are_pillow_s_jpeg_with_halved_chroma_and_its_webp():
+    expected = through(PICTURE, "JPEG", quality=75, subsampling="4:2:0")
+    assert perturbed({"op": "jpeg", "quality": 75}).tobytes() == expected.tobytes()
     assert perturbed({"op": "webp", "quality": 80}).tobytes() == through(PICTURE, "WEBP", quality=80).tobytes()
 
 
@@ -276,22 +211,19 @@ def test_a_scale_that_is_drawn_stays_within_its_range():
     assert view.apply(PICTURE, 5).tobytes() == view.apply(PICTURE, 5).tobytes()
 
 
-def test_a_blur_with_kernel_and_sigma_is_not_darker():
+def test_a_blur_with_kernel_and_sigma_is_not_darker_and_a_variance_is_the_square_of_a_deviation():
     def mean(image):
         return np.asarray(image).mean()
 
     assert mean(perturbed({"op": "blur", "sigma": 1, "kernel": 9})) == pytest.approx(mean(PICTURE), abs=0.15)
     assert mean(perturbed({"op": "blur", "sigma": 1})) < mean(PICTURE) - 0.5
-
-
-def test_noise_by_its_variance_is_noise_by_its_deviation():
     assert perturbed({"op": "noise", "variance": 9}).tobytes() == perturbed({"op": "noise", "sigma": 3}).tobytes()
 
 
-def test_the_given_image_is_left_as_it_is():
-    before = PICTURE.tobytes()
-    perturbed({"op": "noise", "sigma": 9}, {"op": "blur", "sigma": 2}, {"op": "gamma", "gamma": 2}, {"op": "sharpen", "percent": 90})
-    assert PICTURE.tobytes() == before
+@pytest.mark.parametrize("name", ["clean", "", "Über", "a b", "x" * 65])
+def test_names_that_no_column_should_have(name):
+    with pytest.raises(ValidationError):
+        Perturbation(name=name, steps=({"op": "jpeg", "quality": 9},))
 
 
 @pytest.mark.parametrize(
@@ -299,23 +231,16 @@ def test_the_given_image_is_left_as_it_is():
     [
         {"op": "jpeg", "quality": 0},
         {"op": "jpeg", "quality": [90, 80]},
-        {"op": "jpeg"},
         {"op": "resize"},
         {"op": "resize", "scale": 2, "square": 3},
         {"op": "resize", "scale": [0.9, 0.8]},
-        {"op": "resize", "scale": [0, 0.8]},
         {"op": "blur"},
-        {"op": "blur", "kernel": 4},
         {"op": "noise", "sigma": 1, "variance": 1},
         {"op": "crop", "share": 1.5},
         {"op": "rotate"},
-        {"op": "alter", "share": 0},
         {"op": "alter", "share": 1},
-        {"op": "denoise", "sigma": 0},
-        {"op": "denoise", "sigma": 3, "window": 1},
         {"op": "merge-exposures", "stops": 5},
         {"op": "show", "screen": [1080]},
-        {"op": "show", "screen": [1080, 4]},
         {"op": "tilt", "most": 0.5},
         {"op": "levels", "black": 200, "white": 100},
         {"op": "jpeg", "quality": 80, "subsampling": 0},

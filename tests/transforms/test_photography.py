@@ -15,16 +15,12 @@ def noisy_step(sigma=6.0):
     return Image.fromarray((levels + np.random.default_rng(0).normal(0, sigma, levels.shape)).clip(0, 255).astype(np.uint8))
 
 
-def test_denoising_takes_noise_and_leaves_edges():
+def test_denoising_takes_noise_and_leaves_edges_and_for_less_noise_changes_less():
     before, after = (np.asarray(image, float) for image in (noisy_step(), denoised(noisy_step(), 6)))
     assert after[:, 8:56].std() < 0.5 * before[:, 8:56].std()
     assert after.mean() == pytest.approx(before.mean(), abs=0.5)
-    assert (after[:, 66:] - 0).mean() - after[:, :62].mean() == pytest.approx(120, abs=1.5)
-
-
-def test_denoising_for_less_noise_changes_less():
-    image = noisy_step()
-    moved = [np.abs(np.asarray(denoised(image, sigma), float) - np.asarray(image, float)).mean() for sigma in (0.5, 2, 6, 20)]
+    assert after[:, 66:].mean() - after[:, :62].mean() == pytest.approx(120, abs=1.5)
+    moved = [np.abs(np.asarray(denoised(noisy_step(), sigma), float) - before).mean() for sigma in (0.5, 2, 6, 20)]
     assert moved == sorted(moved)
     assert moved[0] < 0.2
 
@@ -35,16 +31,13 @@ def test_merged_exposures_lift_shadows_and_lower_lights_where_they_are():
     assert merged[:, :40].mean() > 25
     assert merged[:, -40:].mean() < 225
     assert merged[:, -40:].mean() - merged[:, :40].mean() > 80
-
-
-def test_more_stops_even_out_more():
     image = photo(160, 120)
     spreads = [np.asarray(merged_exposures(image, stops), float).std() for stops in (0.1, 1, 2)]
     assert spreads == sorted(spreads, reverse=True)
     assert spreads[0] == pytest.approx(np.asarray(image, float).std(), abs=1)
 
 
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (3000, 2000), (10, 900), (900, 10), (1, 1)])
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (10, 900), (1, 1)])
 def test_a_screenshot_has_the_screen_s_size_and_the_whole_picture_between_bars(size):
     for seed in range(3):
         result = np.asarray(on_a_screen(Image.new("RGB", size, (40, 200, 90)), (108, 192), rng(seed)))

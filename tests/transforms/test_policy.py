@@ -1,8 +1,6 @@
-"""What every policy keeps: the same draws give the same image, the mask goes where the image goes, and no image is too odd.
+"""What every policy keeps: the same draws give the same image, the mask goes where the image goes, and no image is too odd."""
 
-Areas and sharpness of real images: measured, kept, and read from the authors' form.
-"""
-
+import io
 import pickle
 import random
 
@@ -44,13 +42,9 @@ def same(one: ImageSample, other: ImageSample) -> bool:
 def test_the_same_draws_give_the_same_image_whatever_the_global_seeds(name):
     policy = policy_of(name)
     for seed in range(6):
-        torch.manual_seed(1)
-        np.random.seed(1)
-        random.seed(1)
         first = policy(marked(), rng(seed))
-        torch.manual_seed(2)
-        np.random.seed(2)
-        random.seed(2)
+        for reseed in (torch.manual_seed, np.random.seed, random.seed):
+            reseed(seed)
         before = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
         again = pickle.loads(pickle.dumps(policy))(marked(), rng(seed))
         assert same(first, again)
@@ -59,17 +53,18 @@ def test_the_same_draws_give_the_same_image_whatever_the_global_seeds(name):
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "none"])
-def test_other_draws_give_other_images(name):
+def test_other_draws_give_other_images_of_the_same_label_and_invent_no_mask(name):
     policy = policy_of(name)
-    sample = ImageSample(photo(96, 80), None, 1)
-    assert len({policy(sample, rng(seed)).image.tobytes() for seed in range(30)}) > 5
+    results = [policy(ImageSample(photo(96, 80), None, 1), rng(seed)) for seed in range(30)]
+    assert len({result.image.tobytes() for result in results}) > 5
+    assert {(result.label, result.mask) for result in results} == {(1, None)}
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_mask_goes_where_the_image_goes(name):
     policy = policy_of(name, side=160)
     apart = []
-    for seed in range(60):
+    for seed in range(40):
         sample = marked(320, 240)
         before = sample.image.tobytes(), sample.mask.tobytes()
         result = policy(sample, rng(seed))
@@ -84,30 +79,17 @@ def test_the_mask_goes_where_the_image_goes(name):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 300), (3000, 20), (61, 97), (64, 64)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (30_000, 2), (61, 97)])
 def test_no_image_is_too_odd(name, size):
     policy = policy_of(name)
     image = photo(*size)
-    for seed in range(3):
+    for seed in range(2):
         result = policy(ImageSample(image, Image.new("L", size, 255), 1), rng(seed))
         assert result.image.mode == "RGB"
         assert result.image.size == result.mask.size
         assert result.finished == (name in FINAL)
         if name in FINAL:
             assert result.image.size == (SIDE, SIDE)
-
-
-@pytest.mark.parametrize("name", ["community-forensics", "cnndetection"])
-def test_a_very_long_strip_is_cut_before_it_is_enlarged(name):
-    assert policy_of(name, side=224)(ImageSample(Image.new("RGB", (100_000, 1)), None, 0), rng(0)).image.size == (224, 224)
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_the_label_is_kept_and_no_mask_is_invented(name):
-    policy = policy_of(name)
-    for label in (0, 1):
-        result = policy(ImageSample(photo(70, 90), None, label), rng(label))
-        assert (result.label, result.mask) == (label, None)
 
 
 @pytest.mark.parametrize("name", ["community-forensics", "openfake-v2", "cnndetection"])
@@ -123,10 +105,8 @@ def test_the_network_s_side_is_the_crop_unless_the_recipe_says_otherwise(name):
     ("name", "arguments", "message"),
     [
         ("flips", {"mirrors": True}, "mirrors: unknown key — did you mean 'mirror'"),
-        ("none", {"crop": 3}, "crop: unknown key"),
         ("cnndetection", {"probability": 1.5}, "probability: .*less than or equal to 1"),
         ("cnndetection", {"short_side": 50}, "no room for a crop of 64"),
-        ("community-forensics", {"short_side": 50}, "no room for a crop of 64"),
         ("community-forensics", {"repeats": [2, 1]}, "are no range"),
         ("maskclip", {"crop": 3}, "crop: unknown key"),
     ],
@@ -153,67 +133,47 @@ def test_openfake_v1_needs_statistics_and_reads_the_file_that_the_recipe_names(t
 def test_sharpness_is_the_variance_of_the_laplacian():
     image = photo(96, 64)
     assert sharpness(image) == pytest.approx(laplace(np.asarray(image.convert("L")).astype(float), mode="mirror").var())
-
-
-def test_a_blurred_picture_is_less_sharp_and_a_flat_one_not_at_all():
-    image = photo(96, 64)
     assert sharpness(image.filter(ImageFilter.GaussianBlur(1))) < sharpness(image) / 3
-    assert sharpness(Image.new("RGB", (20, 30), (200, 10, 0))) == 0
+    assert np.isfinite([sharpness(photo(*size)) for size in ((1, 1), (1, 9), (9, 1))]).all()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
-def test_the_smallest_images_have_one(size):
-    assert np.isfinite(sharpness(photo(*size)))
-
-
-def test_the_authors_form_is_read(tmp_path):
+def test_statistics_are_read_in_the_authors_form_and_as_they_were_kept(tmp_path):
     place = tmp_path / "real_train_stats.npz"
     np.savez(place, blur_vals=np.array([78.0, 645.0]), res_vals=np.array([[671, 740], [480, 640], [1, 1]]))
     read = load_statistics(place)
     assert read.areas_px.tolist() == [671 * 740, 480 * 640, 1]
     assert read.sharpness.tolist() == [78.0, 645.0]
+    save_statistics(tmp_path / "mine.npz", RealStatistics(np.array([5, 7]), np.array([1.5, 0.0, 3.0])))
+    kept = load_statistics(tmp_path / "mine.npz")
+    assert (kept.areas_px.tolist(), kept.sharpness.tolist()) == ([5, 7], [1.5, 0.0, 3.0])
 
 
-def test_what_is_kept_is_read_back(tmp_path):
-    measured = RealStatistics(np.array([5, 7]), np.array([1.5, 0.0, 3.0]))
-    save_statistics(tmp_path / "mine.npz", measured)
-    read = load_statistics(tmp_path / "mine.npz")
-    assert (read.areas_px.tolist(), read.sharpness.tolist()) == ([5, 7], [1.5, 0.0, 3.0])
+def written(saved=np.savez, **arrays):
+    stream = io.BytesIO()
+    saved(stream, **arrays)
+    return stream.getvalue()
 
 
 @pytest.mark.parametrize(
-    "arrays",
+    "content",
     [
-        {},
-        {"blur_vals": np.ones(2)},
-        {"blur_vals": np.ones(2), "res_vals": np.ones(4, int)},
-        {"blur_vals": np.array([{}]), "res_vals": np.ones(4)},
+        b"",
+        b"PK\x03\x04 cut short",
+        written(np.save, arr=np.ones(3)),
+        written(blur_vals=np.ones(2)),
+        written(blur_vals=np.ones(2), res_vals=np.ones(4, int)),
+        written(blur_vals=np.array([{}]), res_vals=np.ones(4)),
+        None,
     ],
 )
-def test_another_file_is_refused_by_name(tmp_path, arrays):
-    place = tmp_path / "other.npz"
-    np.savez(place, **arrays)
+def test_another_file_is_refused_by_name(tmp_path, content):
+    if content is not None:
+        (tmp_path / "other.npz").write_bytes(content)
     with pytest.raises(ConfigError, match=r"other\.npz"):
-        load_statistics(place)
-    with pytest.raises(ConfigError, match=r"none\.npz"):
-        load_statistics(tmp_path / "none.npz")
+        load_statistics(tmp_path / "other.npz")
 
 
-@pytest.mark.parametrize(("areas", "blur"), [([], [1.0]), ([0], [1.0]), ([4], []), ([4], [-1.0]), ([4], [float("nan")]), ([[4]], [1.0])])
+@pytest.mark.parametrize(("areas", "blur"), [([], [1.0]), ([0], [1.0]), ([4], [-1.0]), ([4], [float("nan")]), ([[4]], [1.0])])
 def test_impossible_statistics_are_refused(areas, blur):
     with pytest.raises(ConfigError, match="statistics of real images"):
         RealStatistics(np.array(areas, np.int64), np.array(blur))
-
-
-@pytest.mark.parametrize("data", [b"", b"no archive", b"PK\x03\x04 cut short"])
-def test_a_damaged_file_is_refused_by_name(tmp_path, data):
-    place = tmp_path / "damaged.npz"
-    place.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"damaged\.npz"):
-        load_statistics(place)
-
-
-def test_a_single_array_is_refused_by_name(tmp_path):
-    np.save(tmp_path / "one.npy", np.ones(3))
-    with pytest.raises(ConfigError, match=r"one\.npy"):
-        load_statistics(tmp_path / "one.npy")

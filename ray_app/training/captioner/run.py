@@ -161,6 +161,7 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
         learning = _taught(job)
         fit(learning)
         said = validate.on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
+        finish.write_curves(job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), [])
     facts = _metrics(job, findings, claim, said, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)
     published = facts["figures"]["test" if "test" in said else "validation"]["describer"]

@@ -20,11 +20,17 @@ def told(layout, *sources, **settings):
     return found
 
 
+def fields(found, *names):
+    """Of what `told` gave, these labels of each member."""
+    return {member: tuple(getattr(labels, name) for name in names) for member, (labels, _) in found.items()}
+
+
 def row(place="/data/train-00000-of-00001.parquet", **columns):
     return ListedMember(place, "7", 0, "", -1, columns, MemberLocation("parquet", 7))
 
 
 def refused(layout, item):
+    """With which words a layout refuses a member."""
     with pytest.raises(ConfigError) as raised:
         layout.labels(item)
     return raised.value.message

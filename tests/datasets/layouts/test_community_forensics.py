@@ -1,6 +1,6 @@
 from ray_app.datasets.labels import prompt_group
 from ray_app.datasets.layouts import make_layout
-from tests.datasets.layouts.telling import refused, row, told
+from tests.datasets.layouts.telling import fields, refused, row, told
 from tests.datasets.published import write_files, write_parquet
 
 
@@ -8,14 +8,10 @@ def test_community_forensics(tmp_path):
     shard = write_parquet(
         tmp_path / "data/CompEval-00003-of-00400.parquet",
         {
-            "image_name": ["1.png", "2.png"],
-            "image_data": [b"a", b"b"],
-            "model_name": ["dalle2", "RAISE"],
-            "prompt": ["a cat", None],
-            "real_source": [None, "RAISE"],
-            "label": [1, 0],
+            "image_name": ["1.png", "2.png"], "image_data": [b"a", b"b"], "model_name": ["dalle2", "RAISE"],
+            "prompt": ["a cat", None], "real_source": [None, "RAISE"], "label": [1, 0],
         },
-    )
+    )  # fmt: skip
     found = list(told(make_layout("community-forensics", {}), shard).values())
     assert [(one.label, one.generator, one.split, one.group, subset) for one, subset in found] == [
         ("fake", "dalle2", "CompEval", prompt_group("A cat"), "CompEval"),
@@ -27,7 +23,4 @@ def test_community_forensics(tmp_path):
 def test_folders_of_community_forensics(tmp_path):
     write_files(tmp_path, "SDXL-lora-7/fake/a.png", "LAION/real/b.png", "index.csv")
     found = told(make_layout("community-forensics-folders", {}), tmp_path, include=["**/*"])
-    assert {name: (one.label, one.generator) for name, (one, _) in found.items()} == {
-        "a.png": ("fake", "SDXL-lora-7"),
-        "b.png": ("real", "real:LAION"),
-    }
+    assert fields(found, "label", "generator") == {"a.png": ("fake", "SDXL-lora-7"), "b.png": ("real", "real:LAION")}

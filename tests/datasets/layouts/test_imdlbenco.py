@@ -2,7 +2,7 @@ import pytest
 
 from ray_app.datasets.layouts import make_layout
 from ray_app.errors import ConfigError
-from tests.datasets.layouts.telling import told
+from tests.datasets.layouts.telling import fields, told
 from tests.datasets.published import write_files, write_json
 
 
@@ -13,7 +13,7 @@ def test_imdlbenco_json(tmp_path):
     )
     layout = make_layout("imdlbenco-json", {"file": str(file)})
     found = told(layout, tmp_path)
-    assert {name: (one.label, one.generator, one.mask_uri) for name, (one, _) in found.items()} == {
+    assert fields(found, "label", "generator", "mask_uri") == {
         "1.jpg": ("fake", "CASIA2", f"{tmp_path}/Gt/1.png"),
         "2.jpg": ("real", "real:CASIA2", None),
     }
@@ -29,7 +29,7 @@ def test_imdlbenco_json_refuses(tmp_path, content):
 def test_imdlbenco_folders_pair_by_name(tmp_path):
     write_files(tmp_path, "Tp/a.jpg", "Tp/b.jpg", "Gt/b_gt.png", "Gt/a_gt.png", "readme.md")
     found = told(make_layout("imdlbenco-folder", {"mask_suffix": "_gt", "generator": "splice"}), tmp_path)
-    assert {name: (one.label, one.generator, one.mask_uri) for name, (one, _) in found.items()} == {
+    assert fields(found, "label", "generator", "mask_uri") == {
         "a.jpg": ("fake", "splice", f"{tmp_path}/Gt/a_gt.png"),
         "b.jpg": ("fake", "splice", f"{tmp_path}/Gt/b_gt.png"),
     }

@@ -25,7 +25,6 @@ def test_a_layout_that_there_is_not():
 @pytest.mark.parametrize(
     ("uri", "split", "config"),
     [
-        ("hf://datasets/x/y@abc/data/train-00000-of-00070.parquet", "train", "default"),
         ("/m/core/test-00012-of-00100-0a1b2c.parquet", "test", "core"),
         ("hf://datasets/x/y@refs%2Fconvert%2Fparquet/reddit/partial-test/0003.parquet", "test", "reddit"),
         ("/m/data/Systematic+Manual-00000-of-00010.parquet", "Systematic+Manual", "default"),

@@ -5,11 +5,9 @@ from ray_app.datasets.layouts import make_layout
 from tests.datasets.layouts.telling import refused, told
 from tests.datasets.published import picture, write_parquet
 
-PICTURES = [picture(number) for number in range(4)]
-
 
 def opensdi(path, keys, labels, masks):
-    columns = {"key": keys, "image": PICTURES[: len(keys)], "mask": masks, "label": labels}
+    columns = {"key": keys, "image": [picture(number) for number in range(len(keys))], "mask": masks, "label": labels}
     return write_parquet(path, columns, images=("image", "mask"), labels=["real", "fake"])
 
 

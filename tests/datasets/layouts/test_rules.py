@@ -6,7 +6,7 @@ from ray_app.config import load_yaml, named_configs
 from ray_app.datasets.layouts import make_layout
 from ray_app.datasets.layouts.rules import PathRule, PublishedLayout
 from ray_app.errors import ConfigError
-from tests.datasets.layouts.telling import refused, row, told
+from tests.datasets.layouts.telling import fields, refused, row, told
 from tests.datasets.published import write_files
 
 # By layout: files, and of each its label, generator and split.
@@ -52,15 +52,12 @@ TABLES = {
 }
 
 
-def said(found):
-    return {name: (one.label, one.generator, one.split) for name, (one, _) in found.items()}
-
-
 @pytest.mark.parametrize("name", TREES)
 def test_a_tree_is_labelled_by_its_folders(tmp_path, name):
     tree = TREES[name]
     write_files(tmp_path, *tree, "readme.md")
-    assert said(told(make_layout(name, {}), tmp_path)) == {path.rpartition("/")[2]: labels for path, labels in tree.items()}
+    found = fields(told(make_layout(name, {}), tmp_path), "label", "generator", "split")
+    assert found == {path.rpartition("/")[2]: labels for path, labels in tree.items()}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -68,15 +65,19 @@ def test_a_table_beside_images_labels_them(tmp_path, name):
     content, files, labels = TABLES[name]
     write_files(tmp_path, *files)
     (tmp_path / "labels.csv").write_text(content)
-    assert said(told(make_layout(name, {"file": str(tmp_path / "labels.csv")}), tmp_path / files[0].split("/")[0])) == labels
+    found = told(make_layout(name, {"file": str(tmp_path / "labels.csv")}), tmp_path / files[0].split("/")[0])
+    assert fields(found, "label", "generator", "split") == labels
 
 
 def test_words_of_a_column_are_labels():
     layout = make_layout("so-fake", {})
-    found = [
-        layout.labels(row(label=word, generator=maker)) for word, maker in [("full_synthetic", "gpt-4o"), ("tampered", None), ("real", "")]
-    ]
-    assert [(one.label, one.generator) for one in found] == [("fake", "gpt-4o"), ("fake", "unknown"), ("real", "real")]
+    for word, maker, labels in [
+        ("full_synthetic", "gpt-4o", ("fake", "gpt-4o")),
+        ("tampered", None, ("fake", "unknown")),
+        ("real", "", ("real", "real")),
+    ]:
+        found = layout.labels(row(label=word, generator=maker))
+        assert (found.label, found.generator) == labels
     assert "no label" in refused(layout, row(label="video"))
 
 
@@ -98,9 +99,8 @@ def test_rules_hold_whole_names():
     rule = PathRule(path="a.b/{generator}/**/1_fake/*", label="fake")
     assert rule.match("x/a.b/sd (1)/p/q/1_fake/i.png")["generator"] == "sd (1)"
     assert rule.match("a.b/sd/1_fake/i.png")
-    assert rule.match("axb/sd/1_fake/i.png") is None
-    assert rule.match("xa.b/sd/1_fake/i.png") is None
-    assert rule.match("a.b/sd/01_fake/i.png") is None
+    for other in ("axb/sd/1_fake/i.png", "xa.b/sd/1_fake/i.png", "a.b/sd/01_fake/i.png"):
+        assert rule.match(other) is None
 
 
 def test_a_table_without_its_columns_is_refused(tmp_path):

@@ -5,7 +5,7 @@ files have histories of their own, drawn alike for all. Knows pixels and a folde
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,7 @@ from ray_app.datasets.simulation.camera import CAMERAS, Pixels, SimulatedEncodin
 from ray_app.datasets.simulation.decoders import DECODERS
 from ray_app.datasets.simulation.scenes import Rng, render
 
-LABELS = "labels.csv"
-COLUMNS = ("path", "label", "generator", "group", "prompt")
 _SCENES = ("leaves", "clouds", "facades", "fabric", "spheres", "strokes", "pebbles", "hills")
-_LEAST_QUALITY = 85
 
 
 @dataclass(frozen=True)
@@ -47,33 +44,32 @@ MAKERS: dict[str, SimulatedGenerator] = {
 }
 
 
-def build_made_set(folder: Path, *, prompts: int, side: int = 128, seed: int = 20, reals: bool = True) -> Path:
-    """Write what all makers paint of `prompts` contents, and with `reals` the camera pictures, as JPEG and PNG files of `side` pixels (a
+def build_made_set(folder: Path, *, prompts: int, side: int = 128) -> Path:
+    """Write the camera picture of each of `prompts` contents and what all makers paint of it, as JPEG and PNG files of `side` pixels (a
     multiple of 8) below `folder`; returns the list `labels.csv`: path, label, generator, group, prompt.
 
     A group is all pictures of one content. The same arguments give the same files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as threads:
-        parts = list(threads.map(lambda number: list(_pictures(folder, number, side, seed, reals)), range(prompts)))
-    labels = folder / LABELS
+        parts = list(threads.map(lambda number: list(_pictures(folder, number, side)), range(prompts)))
+    labels = folder / "labels.csv"
     with labels.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(("path", "label", "generator", "group", "prompt"))
         writer.writerows(row for part in parts for row in part)
     return labels
 
 
-def _pictures(folder: Path, number: int, side: int, seed: int, reals: bool) -> Iterator[Sequence[str]]:
-    rng = np.random.default_rng([seed, 4, number])
+def _pictures(folder: Path, number: int, side: int) -> Iterator[tuple[str, ...]]:
+    rng = np.random.default_rng([20, 4, number])
     scene, camera = str(rng.choice(_SCENES)), str(rng.choice(list(CAMERAS)))
     real = CAMERAS[camera].shoot(render(scene, rng, 2 * side, 2 * side), rng)
     made = [("fake", name, maker.paint(real, rng)) for name, maker in MAKERS.items()]
-    for label, generator, pixels in [*([("real", f"real:{camera}", real)] if reals else []), *made]:
-        encoding = (
-            SimulatedEncoding("JPEG", int(rng.integers(_LEAST_QUALITY, 99)), "4:4:4") if rng.random() < 0.7 else SimulatedEncoding("PNG")
-        )
-        path = f"{generator.replace('/', '-').replace(':', '-')}/{number:05}.{'jpg' if encoding.format == 'JPEG' else 'png'}"
+    for label, generator, pixels in [("real", f"real:{camera}", real), *made]:
+        jpeg = rng.random() < 0.7
+        encoding = SimulatedEncoding("JPEG", int(rng.integers(85, 99)), "4:4:4") if jpeg else SimulatedEncoding("PNG")
+        path = f"{generator.replace('/', '-').replace(':', '-')}/{number:05}.{'jpg' if jpeg else 'png'}"
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_bytes(encoding.encode(pixels))
         yield path, label, generator, f"prompt-{number:05}", f"{scene} {number}"

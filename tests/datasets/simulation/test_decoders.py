@@ -34,7 +34,7 @@ def test_an_autoencoder_keeps_shape(name, picture):
 
 def test_training_an_autoencoder_lowers_its_error_and_repeats(picture):
     plan = AUTOENCODERS["ae-bilinear2"]
-    few, many, again = (train_autoencoder(plan, [picture], seed=1, steps=steps) for steps in (1, 20, 20))
+    few, many, again = (train_autoencoder(plan, [picture], seed=1, steps=steps) for steps in (1, 8, 8))
     errors = [float(np.abs(net(picture, np.random.default_rng(1)).astype(int) - picture).mean()) for net in (few, many)]
     assert errors[1] < errors[0]
     for name, value in many.net.state_dict().items():

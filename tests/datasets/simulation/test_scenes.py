@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ray_app.datasets.simulation.scenes import FAMILIES, PHOTOGRAPHS, render
+from ray_app.datasets.simulation.scenes import FAMILIES, render
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -14,10 +14,3 @@ def test_a_scene_is_light_of_the_asked_size_and_depends_on_its_seed_alone(family
     assert scene.std() > 0
     assert np.array_equal(scene, render(family, np.random.default_rng(3), 64, 96))
     assert not np.array_equal(scene, render(family, np.random.default_rng(4), 64, 96))
-
-
-def test_every_photograph_names_author_licence_and_source():
-    for photograph in PHOTOGRAPHS.values():
-        assert photograph.licence == "CC BY 2.0"
-        assert photograph.author
-        assert photograph.source.startswith("https://")

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 from ray_app.attribution.cards import load_identifier
@@ -13,6 +15,7 @@ from ray_app.cli.main import main
 from ray_app.detectors import load_detector
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.errors import ConfigError
+from ray_app.reports.attribution import identifier_lines
 from ray_app.training.run import train
 from ray_app.training.run_directory import recipe_of
 from tests.datasets.simulation.makers import MAKERS, build_made_set
@@ -24,19 +27,13 @@ FIT = {"c": 100.0, "abstains": 0.2, "fewest": 5}
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
-    return build_made_set(tmp_path_factory.mktemp("makers") / "set", prompts=24, side=64)
+    return build_made_set(tmp_path_factory.mktemp("makers") / "set", prompts=20, side=64)
 
 
 @pytest.fixture(scope="module")
 def trained(labels, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
     return out, trained_here(config(labels, out, identify=FIT))
-
-
-def test_every_maker_paints_every_prompt(labels):
-    folder = labels.parent
-    assert {path.name for path in folder.iterdir() if path.is_dir() and "real" not in path.name} == {n.replace("/", "-") for n in MAKERS}
-    assert all(len(list((folder / name.replace("/", "-")).iterdir())) == 24 for name in MAKERS)
 
 
 def test_the_files_name_images_as_scoring_would(labels, trained):
@@ -49,8 +46,6 @@ def test_the_files_name_images_as_scoring_would(labels, trained):
     detector.keep_embeddings()
     rows = pq.read_table(out / "scores/test.parquet").slice(0, 8).to_pylist()
     pixels = np.stack([detector.prepare(Image.open(row["uri"].removeprefix("file://")).convert("RGB")) for row in rows])
-    import torch
-
     vectors = np.concatenate([detector.read(detector.normalise(torch.from_numpy(part))).embeddings.numpy() for part in np.split(pixels, 2)])
     said = Identifier(card).identify(vectors)
     assert [card.classes[code] if code >= 0 else None for code in said.codes] == [row["predicted_generator"] for row in rows]
@@ -70,6 +65,10 @@ def test_nothing_is_fitted_on_what_is_held_out(trained):
     assert known["interval"][0] < known["value"] < known["interval"][1]
     assert facts["open_set"]["n"] == facts["validation"]["n_known"]
     assert facts["unreadable"] == 0
+    page = (out / "report.html").read_text()
+    assert "<script" not in page
+    assert all(words in page for words in (*KNOWN, *HELD_OUT, "macro F1"))
+    assert identifier_lines(facts)[-1].endswith(f"--identifier {out}/identifier.yaml --out NEW")
 
 
 def test_what_is_kept_is_not_made_again_and_gives_the_same(labels, trained):
@@ -85,23 +84,7 @@ def test_what_is_kept_is_not_made_again_and_gives_the_same(labels, trained):
     assert json.loads((out / "metrics.json").read_text()) == again
 
 
-def test_the_report_and_the_lines_tell_it(trained):
-    from ray_app.reports.attribution import identifier_lines
-
-    out, facts = trained
-    page = (out / "report.html").read_text()
-    assert "<script" not in page
-    for words in (*KNOWN, *HELD_OUT, "macro F1", "AUROC, known against unknown"):
-        assert words in page
-    lines = identifier_lines(facts)
-    assert "rightly named" in lines[0]
-    assert any(line.startswith("Asked to give no name to 20.0") for line in lines)
-    assert lines[-1].endswith(f"--identifier {out}/identifier.yaml --out NEW")
-
-
 def test_a_dry_run_says_what_it_would_do(labels, tmp_path, capsys):
-    import yaml
-
     told = config(labels, identify=FIT).model_dump(mode="json", exclude_defaults=True)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(told))
     assert main(["train", str(tmp_path / "recipe.yaml"), "--dry-run"]) == 0
@@ -117,7 +100,6 @@ def test_a_dry_run_says_what_it_would_do(labels, tmp_path, capsys):
     ("section", "told"),
     [
         ({"fewest": 500, "rare": "leave-out"}, "two generators or more"),
-        ({"held_out": ["midjourney"]}, "no training image is of midjourney"),
         ({"held_out": [*HELD_OUT, "shufle/a"]}, "no training image is of shufle/a"),
     ],
 )

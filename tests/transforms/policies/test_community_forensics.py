@@ -35,11 +35,6 @@ def test_the_order_is_random():
     assert 0 < neighbours < len(twins) / 3
 
 
-def test_fixed_repeats():
-    assert CommunityForensicsPolicy(crop=64, repeats=(0, 0)).draw(rng(0)) == []
-    assert Counter(CommunityForensicsPolicy(crop=64, repeats=(1, 1)).draw(rng(0))) == dict.fromkeys(OPERATIONS, 1)
-
-
 @pytest.mark.parametrize(("crop", "short"), [(384, 440), (224, 256)])
 def test_without_operations_it_is_the_authors_resize_and_a_crop_of_it(crop, short):
     image = textured(600, 500).image

@@ -27,12 +27,9 @@ def test_both_sides_scale_by_the_same_four_fifths_to_six_fifths(results):
     assert np.mean(long) == pytest.approx(99.5, abs=1.5)
 
 
-def test_a_quarter_lie_on_their_side(results):
+def test_a_quarter_lie_on_their_side_and_none_is_final(results):
     assert share_near(sum(r.image.height > r.image.width for r in results), 600, 0.5 * 0.5)
-
-
-def test_the_result_is_not_final_and_the_label_is_the_loader_s_to_recompute(results):
-    assert {(r.finished, r.label) for r in results} == {(False, 1)}
+    assert {(r.finished, r.label) for r in results} == {(False, 1)}, "the label is the loader's to recompute"
 
 
 def test_light_and_contrast_within_a_tenth(results):
@@ -90,7 +87,3 @@ def test_the_edge_of_the_mask_lies_on_the_outline_of_the_image(results):
         assert steep.any()
         # Not all of it: the band is a cross wide, so it has no diagonal at the corners, where a blur is steep too.
         assert edge[2:-2, 2:-3][steep].mean() > 0.9
-
-
-def test_no_arguments():
-    assert not MaskClipPolicy.model_fields

@@ -8,10 +8,9 @@ from ray_app.errors import ConfigError
 from ray_app.transforms.ops import avif, has_avif, jpeg, webp
 from ray_app.transforms.policies.openfake import RealMatching, SocialMedia, compressed
 from ray_app.transforms.policy import Augmentation, ImageSample, RealStatistics, make_policy
-from tests.transforms.given import STATISTICS, by_pixels, marked, rng, share_near, textured
+from tests.transforms.given import by_pixels, marked, rng, share_near, textured
 
-# How often a policy draws in a default run, and how often in `make test-training`.
-DRAWS = pytest.mark.parametrize("draws", [800, pytest.param(2000, marks=pytest.mark.slow)])
+DRAWS = 800
 
 
 def matching(areas, sharpness, **arguments):
@@ -24,35 +23,33 @@ def test_v1_leaves_real_images_as_they_are():
     assert all(policy(sample, rng(seed)) is sample for seed in range(20))
 
 
-@DRAWS
-def test_v1_gives_a_fifth_of_the_fakes_the_area_of_a_real_image_and_keeps_their_shape(draws):
+def test_v1_gives_a_fifth_of_the_fakes_the_area_of_a_real_image_and_keeps_their_shape():
     areas = [40 * 30, 100 * 80, 300 * 200]
     policy, sample = matching(areas, [1e12]), ImageSample(Image.new("RGB", (90, 60)), None, 1)
-    sizes = [policy(sample, rng(seed)).image.size for seed in range(draws)]
+    sizes = [policy(sample, rng(seed)).image.size for seed in range(DRAWS)]
     resized = [size for size in sizes if size != (90, 60)]
-    assert share_near(len(resized), draws, 0.2)
+    assert share_near(len(resized), DRAWS, 0.2)
     for area in areas:
         near = [size for size in resized if abs(size[0] * size[1] / area - 1) < 0.06]
         assert share_near(len(near), len(resized), 1 / 3)
         assert all(abs(width / height - 1.5) < 0.06 for width, height in near)
 
 
-@DRAWS
-def test_v1_noise_and_jpeg_have_their_shares_strength_and_qualities(draws):
+def test_v1_noise_and_jpeg_have_their_shares_strength_and_qualities():
     """Areas equal the image's own and every real image is far sharper, so only noise and JPEG remain."""
     sample = textured()
     policy = matching([sample.image.width * sample.image.height], [1e12])
     known = by_pixels(lambda image, quality: jpeg(image, quality, swapped=True), sample.image, range(50, 101))
     original, qualities, noise = np.asarray(sample.image).astype(int), [], []
-    for seed in range(draws):
+    for seed in range(DRAWS):
         pixels = np.asarray(policy(sample, rng(seed)).image).astype(int)
         difference = pixels - original
         if pixels.astype(np.uint8).tobytes() in known:
             qualities.append(known[pixels.astype(np.uint8).tobytes()])
         elif difference.any() and not difference[..., 1:].any():
             noise.append(difference[..., 0])
-    assert share_near(len(qualities), draws, 0.2 * 0.8)
-    assert share_near(len(noise), draws, 0.2 * 0.8)
+    assert share_near(len(qualities), DRAWS, 0.2 * 0.8)
+    assert share_near(len(noise), DRAWS, 0.2 * 0.8)
     assert (min(qualities), max(qualities), set(qualities)) == (70, 94, set(range(70, 95)))
     assert np.std(noise) == pytest.approx(5, abs=0.1)
     assert np.mean(noise) == pytest.approx(0, abs=0.05)
@@ -65,19 +62,12 @@ def test_v1_blurs_a_fifth_of_those_that_are_sharper_than_a_real_image():
     def blurred(sharpness):
         policy = matching([area], [sharpness])
         original = np.asarray(sample.image).astype(int)
-        differences = [np.asarray(policy(sample, rng(seed)).image).astype(int) - original for seed in range(1000)]
+        differences = [np.asarray(policy(sample, rng(seed)).image).astype(int) - original for seed in range(DRAWS)]
         # A blur of σ 0.3 moves values by a grey level or two; noise moves red alone, and JPEG all of them by more.
         return [d for d in differences if d[..., 1].any() and np.abs(d).max() <= 4]
 
-    assert share_near(len(blurred(0.0)), 1000, 0.2 * 0.8 * 0.8)
+    assert share_near(len(blurred(0.0)), DRAWS, 0.2 * 0.8 * 0.8)
     assert not blurred(1e12)
-
-
-def test_v1_is_pillow_s_jpeg_with_red_and_blue_swapped():
-    image = textured().image
-    blue_first = Image.fromarray(np.ascontiguousarray(np.asarray(image)[..., ::-1]))
-    assert np.array_equal(np.asarray(jpeg(image, 80, swapped=True))[..., ::-1], np.asarray(jpeg(blue_first, 80)))
-    assert jpeg(image, 80, swapped=True).tobytes() != jpeg(image, 80).tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +82,10 @@ def ways():
         "avif": by_pixels(avif, image, range(30, 96)) if has_avif() else {},
     }
 
-    def explained(with_avif, draws):
+    def explained(with_avif):
         stream = rng(11)
         found: dict[str, list[int]] = {name: [] for name in [*known, "twice"]}
-        for _ in range(draws):
+        for _ in range(DRAWS):
             pixels = compressed(image, stream, with_avif=with_avif).tobytes()
             name = next((name for name, made in known.items() if pixels in made), "twice")
             found[name].append(known[name][pixels] if name != "twice" else 0)
@@ -105,12 +95,11 @@ def ways():
 
 
 @pytest.mark.skipif(not has_avif(), reason="this Pillow has no AVIF")
-@DRAWS
-def test_v2_compresses_by_the_published_shares_and_qualities(ways, draws):
-    found = ways(True, draws)
+def test_v2_compresses_by_the_published_shares_and_qualities(ways):
+    found = ways(True)
     shares = {"none": 0.15 + 0.2 * 0.05, "jpeg": 0.45 * 0.7 + 0.10, "webp": 0.2 * 0.95, "avif": 0.10, "twice": 0.45 * 0.3}
     for name, share in shares.items():
-        assert share_near(len(found[name]), draws, share), (name, len(found[name]))
+        assert share_near(len(found[name]), DRAWS, share), (name, len(found[name]))
     assert (min(found["jpeg"]), max(found["jpeg"])) == (55, 95)
     # Two qualities may give a picture so small the same pixels.
     assert 65 <= min(found["webp"]) <= 67
@@ -119,24 +108,17 @@ def test_v2_compresses_by_the_published_shares_and_qualities(ways, draws):
     assert 77 <= max(found["avif"]) <= 81
 
 
-@DRAWS
-def test_v2_without_avif_takes_webp_in_its_place(ways, draws):
-    found = ways(False, draws)
+def test_v2_without_avif_takes_webp_in_its_place(ways):
+    found = ways(False)
     assert not found["avif"]
-    assert share_near(len(found["webp"]) + len(found["webp instead"]), draws, 0.2 * 0.95 + 0.10)
+    assert share_near(len(found["webp"]) + len(found["webp instead"]), DRAWS, 0.2 * 0.95 + 0.10)
 
 
 def test_v2_refuses_avif_only_where_there_is_none(monkeypatch):
-    assert make_policy(Augmentation(policy="openfake-v2", arguments={"avif": False}), side=64)
     monkeypatch.setattr("ray_app.transforms.ops.has_avif", lambda: False)
     with pytest.raises(ConfigError, match="this Pillow has no AVIF"):
         make_policy(Augmentation(policy="openfake-v2", arguments={"avif": True}), side=64)
     assert SocialMedia(crop=64)(textured(), rng(0)).image.size == (64, 64)
-
-
-def test_v2_enlarges_back_what_it_shrank():
-    image = textured(1100, 900).image
-    assert {compressed(image, rng(seed), with_avif=False).size for seed in range(25)} == {(1100, 900)}
 
 
 # The draws do not depend on the pixels: samples of one size get the same changes from the same seed.
@@ -165,8 +147,8 @@ def test_v2_crops_half_to_all_of_the_picture():
 
 @pytest.fixture(scope="module")
 def greys():
-    """What v2 makes of a flat grey, all of it altered: pixels and mask, 900 times."""
-    drawn = (V2(masked(1), rng(seed)) for seed in range(900))
+    """What v2 makes of a flat grey, all of it altered: pixels and mask, 600 times."""
+    drawn = (V2(masked(1), rng(seed)) for seed in range(600))
     return [(np.asarray(result.image).astype(int), np.asarray(result.mask) > 0) for result in drawn]
 
 
@@ -174,7 +156,7 @@ def test_v2_rotates_half_of_them_by_up_to_15_degrees(greys):
     def outside(degrees):
         return (np.asarray(Image.new("L", (64, 64), 255).rotate(degrees)) == 0).mean()
 
-    left_out = np.array([(~mask).mean() for _, mask in greys[:600]])
+    left_out = np.array([(~mask).mean() for _, mask in greys])
     # A turn of under a degree or so moves no pixel out of the frame.
     assert share_near(int((left_out > outside(1.5)).sum()), 600, 0.5 * 13.5 / 15)
     assert outside(14) < left_out.max() <= outside(15)
@@ -190,26 +172,10 @@ def test_v2_mirrors_a_tenth():
 
 def test_v2_changes_brightness_in_four_of_five_by_up_to_three_tenths(greys):
     """Contrast and saturation leave a flat grey as it is."""
-    levels = np.array([pixels[32, 32, 1] for pixels, _ in greys[:600]])
+    levels = np.array([pixels[32, 32, 1] for pixels, _ in greys])
     assert 120 * 0.7 - 3 <= levels.min() <= 120 * 0.73
     assert 120 * 1.27 <= levels.max() <= 120 * 1.3 + 3
     assert share_near(int((np.abs(levels - 120) > 4).sum()), 600, 0.8 * (1 - 4.5 / 36))
-
-
-def test_v2_blurs_after_the_rotation(greys):
-    """The rotation leaves a sharp border to the black corners: only a blur makes greys between, where no lossy codec does."""
-    blurred = []
-    for image, mask in greys:
-        pixels = image[..., 1]
-        if mask.all() or np.unique(pixels[4:8, 28:36]).size > 1:
-            continue
-        flat = pixels[32, 32]
-        between = (pixels > 0) & (pixels < flat)
-        if not (pixels > flat).any():
-            blurred.append(between.any())
-    # Half of them, of which the half with a σ under 0.3 changes no grey level.
-    assert len(blurred) > 40
-    assert 0.1 < np.mean(blurred) < 0.5
 
 
 def test_v2_shrinks_what_is_larger_than_2048_first():
@@ -218,8 +184,5 @@ def test_v2_shrinks_what_is_larger_than_2048_first():
     small = SocialMedia(crop=64, largest=32, avif=False)(marked(320, 240), rng(3))
     # Of a marker 32 pixels across nothing finer than two pixels is left.
     assert len(np.unique(np.asarray(small.image).reshape(-1, 3), axis=0)) > 10
-
-
-def test_both_take_statistics_or_do_without():
-    assert make_policy(Augmentation(policy="openfake-v1"), side=256, statistics=STATISTICS)
-    assert make_policy(Augmentation(policy="openfake-v2"), side=256)
+    image = textured(1100, 300).image
+    assert {compressed(image, rng(seed), with_avif=False).size for seed in range(25)} == {(1100, 300)}, "what a codec shrank grows back"
