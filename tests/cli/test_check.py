@@ -17,7 +17,6 @@ from PIL import Image
 
 from ray_app import load_ensemble
 from ray_app.cli.main import main
-from ray_app.config import config_root
 from ray_app.serving import url_fetch
 from ray_app.storage.ssrf import is_public_address
 from tests.reports.page_reader import read
@@ -135,18 +134,6 @@ def test_a_picture_that_kills_the_decoder_is_a_row_among_others(photos, tmp_path
     assert (found["killer.jpg"]["status"], found["killer.jpg"]["detail"]) == ("decoder_crashed", "the decoder process died of SIGSEGV")
     assert found["killer.jpg"]["score"] is None
     assert [found[name]["status"] for name in ("a.jpg", "b.png")] == ["ok", "ok"]
-
-
-@pytest.mark.slow
-def test_a_detector_that_keeps_sizes_gets_its_pictures_late(photos, tmp_path, check):
-    """What no child can prepare is decoded in one when it is read."""
-    shipped = config_root() / "detectors" / "touchstone-tiny.yaml"
-    card = tmp_path / "native.yaml"
-    card.write_text(shipped.read_text().replace("  center_crop: 256\n", ""))
-    (tmp_path / "touchstone-tiny.safetensors").write_bytes(shipped.with_suffix(".safetensors").read_bytes())
-    code, text = check(photos / "a.jpg", photos / "z.jpg", "--detector", card, "--json")
-    assert code == 0
-    assert [row["status"] for row in rows_of(text)] == ["ok", "truncated_image"]
 
 
 def test_stdin_is_one_picture(photos):

@@ -104,15 +104,6 @@ def test_acceptance_is_remembered_and_marked(home, capsys):
     assert " ! " not in line
 
 
-def test_acceptance_without_a_home_holds_for_the_command(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "file" / "config.yaml"))
-    assert main(["detectors", "fetch", NON_COMMERCIAL, "--accept-licence", "CC-BY-NC-4.0"]) == 4
-    errors = capsys.readouterr().err
-    assert "for this command only" in errors
-    assert "no weights" in errors
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -202,20 +193,6 @@ def test_verify_fails_with_exit_4_and_says_by_how_much(tmp_path, capsys):
     assert main(["detectors", "verify", str(card), "--images", str(tmp_path / "images"), "--json"]) == 4
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["name"], told["ok"], told["checks"][-1]["outcome"]) == ("checkable", False, "failed")
-
-
-def test_examples_in_the_help_name_detectors_that_are_shipped(capsys):
-    for verb in (["list"], ["show"], ["fetch"], ["verify"]):
-        main(["detectors", *verb, "--help"])
-        examples = [line.split("|")[0].split(">")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  touchstone ")]
-        assert examples
-        for example in examples:
-            words = iter(shlex.split(example)[2:])
-            for word in words if next(words) != "add" else ():  # those are files
-                if word in ("--to", "--images"):
-                    next(words)
-                elif not word.startswith("--"):
-                    assert word in CARDS, example
 
 
 def test_add_recognises_files_and_says_what_it_did(tmp_path, home, capsys):

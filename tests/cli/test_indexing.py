@@ -5,7 +5,6 @@ from click.testing import CliRunner
 
 from ray_app.cli.data import index
 from ray_app.datasets import read_index
-from ray_app.datasets.layouts import layout_names
 from ray_app.errors import ConfigError
 from tests.datasets.published import write_files, write_json
 
@@ -72,8 +71,3 @@ def test_what_is_wrong_is_said(folders, tmp_path, words, message):
     assert isinstance(said.exception, ConfigError)
     assert message in said.exception.message
     assert not (tmp_path / "index").exists()
-
-
-def test_help_names_every_layout():
-    said = run("--help", standalone=True).stdout
-    assert all(name in said.split() for name in layout_names())

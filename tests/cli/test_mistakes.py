@@ -127,13 +127,6 @@ def test_an_endpoint_that_is_not_there(monkeypatch, capsys):
     assert "touchstone serve" in said
 
 
-def test_the_command_alone_shows_the_core(capsys):
-    assert main([]) == 2
-    said = capsys.readouterr().err
-    assert re.search(r"^  demo +Score a small sample archive", said, re.M)
-    assert "touchstone check photo.jpg folder/" in said
-
-
 def test_a_wrong_token_is_said_without_the_token(folder, capsys):
     with ScriptedEndpoint() as endpoint:
         endpoint.token = "another"
@@ -273,17 +266,6 @@ def test_a_closed_pipe_is_a_quiet_end(words, plain_run):  # noqa: F811
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(120) == 0
-
-
-def test_a_connection_that_breaks_is_not_taken_for_the_pipe(monkeypatch, capsys):
-    def breaks(*_):
-        raise BrokenPipeError(32, "Broken pipe")
-
-    with open(os.devnull, "w") as read, monkeypatch.context() as patch:  # undone before capsys is
-        patch.setattr("ray_app.cli.check._listed", breaks)
-        patch.setattr(sys, "stdout", read)
-        assert main(["check", "pictures"]) == 5
-    assert "the other side closed a connection" in capsys.readouterr().err
 
 
 def test_the_process_ends_after_the_handlers_of_atexit_and_before_python_is_taken_apart():

@@ -1,5 +1,3 @@
-import json
-
 from ray_app.reports.attribution import identifier_lines, render_identifier_report
 from tests.reports.identifier_example import CLASSES, example_identifier
 from tests.reports.page_reader import PageReader
@@ -35,11 +33,6 @@ def test_of_very_many_generators_the_most_frequent_are_shown():
     assert "140 rarer ones not shown." in PageReader(page).text
     assert "g0059" in page
     assert "g0060" not in page
-
-
-def test_facts_may_come_from_json():
-    facts = example_identifier()
-    assert render_identifier_report(json.loads(json.dumps(facts))) == render_identifier_report(facts)
 
 
 def test_lines_for_the_terminal():

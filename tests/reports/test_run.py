@@ -156,14 +156,6 @@ def test_a_summary_counts_each_limit_by_what_rows_say():
     assert counted == {"max_bytes": 2, "max_pixels": 1, "max_whole_pixels": 1, "max_side": 1, "max_aspect": 1, "max_ratio": 1}
 
 
-def test_linked_folders_are_said():
-    assert "linked" not in "\n".join(summary_lines(example_summary())) + page_of("run")
-    summary = example_summary(linked_folders={"count": 3, "example": "/photos/x\u202e"})
-    line = "3 linked folders are not followed, e.g. /photos/x\\u202e: name them as sources of their own to score the files in there"
-    assert f"not listed: {line}" in summary_lines(summary)
-    assert line in render_run_report(summary)
-
-
 # ---- the page
 
 
@@ -188,18 +180,6 @@ def test_the_banners(words):
     calm = words_of(ensemble=example_summary()["ensemble"] | {"demonstration": False, "calibrated": True, "members": []})
     assert "Demonstration detector" not in calm
     assert "calibrated" not in calm
-
-
-def test_time_bottleneck_and_identity(words):
-    for said in (
-        *("120.5", "4.5 s", "29.4 s", "823.5 MB", "decode 18.2 36.5 %", "1 read was repeated"),
-        "Bottleneck: score (51.8 % of the workers’ time). The cores are busy with the model itself",
-        *("limits.max_pixels 50000000", "detectors[1].preprocessing.resize 440", "18 settings"),
-    ):
-        assert said in words
-    idle = words_of(session={"rows": 0, "images_per_s": None, "seconds": {}})
-    assert "The last session scored nothing" in idle
-    assert "images per second" not in idle
 
 
 def test_an_unfinished_run_and_a_broken_count_are_announced():
@@ -261,18 +241,3 @@ def test_text_and_bars_stand_out_from_what_is_behind_them(block):
         assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
     for mark in ("fake", "real", "none", "plain", "strong"):
         assert contrast(colours[mark], colours["paper"]) >= 2.8, mark
-
-
-def test_cost_and_passes_are_on_the_page_where_there_are_any(words):
-    session = example_summary()["session"] | {"cost": {"compute": 3.0, "requests": 0.2, "egress": 0.0, "total": 3.2}}
-    passes = [{"detectors": [name], "images": 120, "wall_s": 61.0, "peak_worker_bytes": 3_210_000_000} for name in ("large-one", "other")]
-    times = {"large-one": {"seconds": 96.5, "images": 120, "ms_per_image": 804.2}, "other": {"seconds": 1.2, "images": 120}}
-    summary = example_summary(session=session | {"passes": passes, "detectors": times}, detectors=times)
-    text, lines = PageReader(render_run_report(summary)).text, summary_lines(summary)
-    assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in lines
-    assert "detectors: per image on one worker large-one 804 ms" in "\n".join(lines)
-    assert "cost: 3.20 by the prices set: machines 3.00, requests 0.2000, egress 0.00" in lines
-    for said in ("cost, by the prices set 3.20", "since the detectors do not fit together", "804.2"):
-        assert said in text
-    assert "cost, by the prices set" not in words
-    assert "Passes over the files" not in words

@@ -19,12 +19,6 @@ def words():
     return PageReader(page_of("training")).text
 
 
-def test_the_headline_says_what_chose_and_what_it_reached(words):
-    assert "AUC of the worst generator 0.9697 on validation, at step 1,600 of 2,000." in words
-    assert "AUC 0.9918 (0.9884 to 0.9941) on validation" in words_of(metric="auc")
-    assert "no step chosen yet" in words_of(best_step=None)
-
-
 def test_figures_of_both_splits_stand_side_by_side_and_none_is_invented(words):
     assert "AUC of the worst generator chose the step 0.9697 0.9343" in words
     assert "fakes found at 1 % false flags 88.1 % 85.4 % to 90.4 % 82.9 % 79.8 % to 85.7 %" in words

@@ -67,16 +67,6 @@ def test_a_retry_brings_the_embeddings_of_its_members(run):
         np.testing.assert_array_equal(vectors, expected)
 
 
-def test_rows_in_any_order_are_found_by_id():
-    ids = np.array([5, -3, 9, 2], np.int64)
-    rows = feature_rows(ids, vectors_for(ids, 1), NAME, FACTS).take([2, 0, 3, 1])
-    asked = np.array([2, 100, 5, -50, 9], np.int64)
-    found = vectors_of(rows, asked, 3)
-    assert np.isnan(found[[1, 3]]).all()
-    np.testing.assert_array_equal(found[[0, 2, 4]], vectors_for(asked, 1)[[0, 2, 4]])
-    assert np.isnan(vectors_of(rows.slice(0, 0), asked, 3)).all()
-
-
 def test_a_run_without_embeddings_says_so(tmp_path):
     run = new_run(tmp_path / "run")
     assert kept_features(run) == {}

@@ -5,14 +5,12 @@ import pytest
 import yaml
 
 from ray_app.ensembles import EnsembleCard, Thresholds
-from ray_app.errors import Reason, Status
-from ray_app.runs import RunDirectory, begin_retry, check_conservation, current_rows, current_tables, merge_retry, summarise
+from ray_app.errors import Reason
+from ray_app.runs import current_rows, current_tables, summarise
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.schema import UNLIKE, reason_of
-from ray_app.scoring.guarantee import unlike_rows
 from ray_app.scoring.rescore import decide_run
-from tests.runs.small_run import NAME, PLAN, rows_of, score_blocks
-from tests.runs.test_older_runs import older
+from tests.runs.small_run import NAME
 from tests.scoring.made_run import made_run
 
 SENTENCES = {
@@ -32,11 +30,6 @@ SENTENCES = {
 def test_a_sentence_is_a_word_of_the_list_and_what_varied(sentence):
     reason, detail = SENTENCES[sentence]
     assert reason_of(sentence) == (reason, sentence if detail is ... else detail)
-
-
-def test_a_word_of_the_list_stands_for_itself():
-    assert all(reason_of(reason.value) == (reason, None) for reason in Reason)
-    assert reason_of(None) is None
 
 
 def test_rows_get_the_column_that_they_lack():
@@ -76,31 +69,3 @@ def test_it_is_counted_in_words_of_the_list_and_decide_writes_its_reasons_anew(b
     told = {(row["verdict"] == "abstain", row["verdict_reason"], row["verdict_detail"]) for row in current_rows(before)}
     assert told == {(True, "inside_band", None), (False, None, None)}
     assert summary["verdict_reasons"] == {"inside_band": summary["verdicts"]["abstain"]}
-
-
-def test_an_archive_unlike_the_calibration_turns_its_rows(before):
-    before.rewrite(0, lambda rows: unlike_rows(rows, f"{UNLIKE}: format (PSI 3)"))
-    reasons = {(row["verdict_reason"], row["verdict_detail"]) for row in current_rows(before)}
-    assert reasons == {("inside_band", None), ("unlike_archive", "format (PSI 3)")}
-    before.rewrite(0, lambda rows: unlike_rows(as_before(rows, f"{UNLIKE}: format (PSI 3)"), f"{UNLIKE}: score (PSI 9)"))
-    assert {row["verdict_detail"] for row in current_rows(before)} == {"score (PSI 9)"}, "those that were turned before are told anew"
-
-
-@pytest.mark.parametrize("begun_before", [False, True])
-def test_a_retry_leaves_no_sentence_beside_its_words(tmp_path, begun_before):
-    run = older(tmp_path, fails=lambda name: Status.SOURCE_TIMEOUT if name.endswith("3.jpg") else None)
-    run.publish(0)
-    run.rewrite(0, lambda rows: as_before(rows) if "verdict_detail" in rows.column_names else rows)
-    retry = begin_retry(run, 2, ["source_timeout"], PLAN)
-    score_blocks(retry.directory, 0, attempt=2)
-    if begun_before:
-        first = retry.blocks()[0].block
-        [rows] = retry.directory.part_tables(0, first)
-        retry.directory.write_part(0, first, as_before(rows))
-    merge_retry(run, retry)
-    check_conservation(run)
-    rows = rows_of(run)
-    assert {row["status"] for row in rows.values()} == {"ok"}
-    assert {row["verdict_reason"] for row in rows.values()} <= {None, *Reason}
-    assert all("verdict_detail" in row for row in rows.values())
-    assert RunDirectory.open(run.store.url).describe()["schema"] == 3
