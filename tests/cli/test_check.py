@@ -234,10 +234,7 @@ def _checked(arguments):
         (["EMPTY"], "nothing to check: there is no file in"),
         (["no-such-file"], "no such file or folder"),
         (["-", "-"], "stands for one picture on stdin"),
-        (["-a.jpg"], "No such option"),
         (["a.jpg", "--html", "a.jpg"], "not the name of a local .html file"),
-        (["a.jpg", "--html", "no/such/page.html"], "there is no folder no/such"),
-        (["a.jpg", "--ensemble", "no-such"], "no-such"),
         (["a.jpg", "--ensemble", "tiny", "--detector", "npr"], "cannot be given together"),
     ],
 )

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import shlex
 from pathlib import Path
@@ -110,8 +109,6 @@ def test_acceptance_is_remembered_and_marked(home, capsys):
         (["fetch"], "--all"),
         (["fetch", "touchstone-tiny", "--all"], "not both"),
         (["fetch", "touchstone-tiny", "--accept-licence", "openfake-swinv2-smol"], "did you mean 'openfake-swinv2-small'?"),
-        (["verify", "touchstone-tini"], "did you mean 'touchstone-tiny'"),
-        (["verify", "touchstone-tiny", "--images", "/no/such/folder"], "/no/such/folder"),
         (["show", "touchstone-tiny:none"], "no variant 'none'"),
     ],
 )
@@ -220,12 +217,3 @@ def test_add_that_recognises_nothing_exits_4(tmp_path, capsys):
     assert captured.out == "no file here looks like weights\n"
     assert "--as NAME" in captured.err
     assert main(["detectors", "add", str(tmp_path), "--as", "unifd"]) == 2
-
-
-def test_a_mirror_of_this_command_alone(tmp_path, home, capsys):
-    card = write_checkable(tmp_path / "here")
-    (tmp_path / "mirror").mkdir()
-    (tmp_path / "here" / "checkable.safetensors").rename(tmp_path / "mirror" / "theirs.bin")
-    assert main(["detectors", "fetch", str(card), "--mirror", str(tmp_path / "mirror")]) == 0
-    assert capsys.readouterr().out.startswith(str(home / "cache"))
-    assert "TOUCHSTONE_WEIGHTS_MIRROR" not in os.environ

@@ -78,10 +78,8 @@ def test_a_run_is_evaluated_and_json_is_the_document(case, capsys):
     ("change", "said"),
     [
         (["--protocol", "openfake-v9"], "openfake-v1"),
-        (["--key", "sha256"], "labels need the column `label` and one of"),
         (["--set", "bootstrp=1"], "did you mean 'bootstrap'"),
         (["--detector", "unifd"], "would need its source"),
-        (["--split", "test", "--labels", "none.csv"], "none.csv"),
         (["--layout", "no-such", "--labels", ""], "no-such"),
         (["--fragility", "{}/card.yaml"], "no perturbed images"),
     ],
@@ -119,7 +117,6 @@ def test_folders_and_files_become_one_page(evaluations, capsys, monkeypatch):
     [
         (None, "no metrics.json there"),
         ("{", "not JSON"),
-        ("[]", "not an evaluation's metrics.json"),
         ('{"systems": 3}', "not an evaluation's metrics.json"),
     ],
 )

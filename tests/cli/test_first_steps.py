@@ -1,8 +1,7 @@
-"""What a newcomer meets first: an archive to try on, counts under a table, what flags are worth."""
+"""What a newcomer meets first: an archive to try on."""
 
 import csv
 import hashlib
-
 
 from ray_app.cli.main import main
 

@@ -61,7 +61,6 @@ def test_complete(folders, tmp_path):
     ("words", "message"),
     [
         (("--layout", "gen-image"), "no layout 'gen-image'"),
-        (("--layout", "folders", "--hash", "md5"), "hashes"),
         (("--layout", "folders", "--set", "split=train"), "chosen by those who read an index"),
         (("--layout", "folders", "--set", "arguments.generatr=x"), "did you mean 'generator'"),
     ],

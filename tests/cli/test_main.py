@@ -82,12 +82,9 @@ def test_what_is_shipped_is_listed_and_shown(group, capsys):
     ("words", "found"),
     [
         ("ev", "evaluate"),
-        ("runs ga", "gallery"),
         ("score --ensemble perm", "permissive"),
-        ("check --detector touchstone-t", "touchstone-tiny"),
         ("train touchstone-t", "touchstone-tiny"),
         ("results run --status trunc", "truncated_image"),
-        ("evaluate --protocol sid", "sidbench"),
     ],
 )
 def test_words_are_completed(words, found):

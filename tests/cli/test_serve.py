@@ -52,7 +52,7 @@ def test_missing_weights_are_told_before_ray_starts(capsys, monkeypatch, tmp_pat
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(("--set", "limits.deadlines=3"), "deadline_s"), (("--config", "nowhere.yaml"), "nowhere.yaml"), (("--ensemble", "nobody"), "nobody")],
+    [(("--set", "limits.deadlines=3"), "deadline_s"), (("--config", "nowhere.yaml"), "nowhere.yaml")],
 )
 def test_what_is_misspelt_is_told(capsys, arguments, word):
     code, said = told(capsys, "--port", "18431", *arguments)

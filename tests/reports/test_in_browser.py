@@ -92,11 +92,6 @@ def test_a_leaderboard_is_sorted_by_a_click_on_a_heading(browser, check):
     assert browser.ask("document.querySelector('.ranks [aria-sort]').textContent") == "System"
     browser.ask("[...document.querySelectorAll('.ranks thead button')][1].click()")
     assert browser.ask(order).split("|") == sorted(before, key=str.lower, reverse=True)
-    browser.resize(1440)
-    label = "getComputedStyle(document.querySelector('.ranks td[data-label]'), '::before').content"
-    assert browser.ask(label) == "none"
-    browser.resize(390)
-    assert browser.ask(label) == '"ROC AUC"' or "attr" in browser.ask(label)
 
 
 def test_in_print_nothing_of_an_evaluation_is_cut_off_and_what_is_left_to_the_screen_is_named(browser, tmp_path):

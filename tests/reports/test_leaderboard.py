@@ -153,7 +153,6 @@ def test_figures_of_other_data_or_rules_stand_in_another_list(other, lists):
         (("in-training", "unseen", "unknown"), "trained on 1 of 3 generators"),
         (("unseen", "unseen"), "trained on none of them"),
         (("unseen", "unknown"), "not known whether trained on 1 of 2"),
-        (("unknown",), "not known whether trained on any of them"),
     ],
 )
 def test_what_was_seen_in_training_is_marked(words, said):

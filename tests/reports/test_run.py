@@ -98,9 +98,6 @@ def test_thresholds_without_rates_say_so():
     assert "Not known. The thresholds carry no measured false-positive rate" in bare
     assert "would be flagged all the same" not in bare
     assert "There are no thresholds" in with_thresholds(None)
-    half = with_thresholds({"real_below": 0.0, "fake_above": 0.0, "false_positive_rate": 0.051})
-    assert "about 152 would be flagged all the same. 150 were flagged. That is no more than the rate alone explains" in half
-    assert "No true-positive rate is stated" in half
 
 
 # ---- what limits refused is said loudly once it is more than one member in a hundred
@@ -165,8 +162,6 @@ def test_counts_reasons_and_statuses_with_their_first_examples(words):
         "150 5.0 %",
         "the score lies between the two thresholds 38 95.0 %",
         "JPEG 2,741 91.4 %",
-        "touchstone-tiny",
-        "scan-0014.jpg",
         "20000 × 20000 pixels = 400 megapixels",
         "Every file has exactly one row: 3,000 of 3,000.",
         *(MEANING[Status(one)] for one in example_summary()["statuses"]),
