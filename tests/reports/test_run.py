@@ -12,7 +12,7 @@ from ray_app.errors import MEANING, ConfigError, InputError, Status
 from ray_app.images import BatchLimits
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.html import file_link
-from ray_app.reports.run import false_flags, measured_rate, share_right
+from ray_app.reports.run import false_flags, flag_lines, measured_rate, share_right
 from ray_app.runs import row_schema, summarise
 from ray_app.storage.errors import too_large
 from tests.reports.example import example_summary, thumbnail
@@ -236,3 +236,19 @@ def test_text_and_bars_stand_out_from_what_is_behind_them(block):
         assert contrast(colours[text], colours[behind]) >= 4.5, (text, behind)
     for mark in ("fake", "real", "none", "plain", "strong"):
         assert contrast(colours[mark], colours["paper"]) >= 2.8, mark
+
+
+def test_cost_and_passes_are_told_where_there_are_any(words):
+    session = example_summary()["session"] | {"cost": {"compute": 3.0, "requests": 0.2, "egress": 0.0, "total": 3.2}}
+    session["passes"] = [{"detectors": ["large-one"], "images": 120, "wall_s": 61.0, "peak_worker_bytes": 3_210_000_000}] * 2
+    lines = summary_lines(example_summary(session=session))
+    assert "pass 1: 120 files in 1 min 01 s, at most 3.2 GB in one worker: large-one" in lines
+    assert "cost: 3.20 by the prices set: machines 3.00, requests 0.2000, egress 0.00" in lines
+    assert "cost, by the prices set 3.20" in words_of(session=session)
+    assert "cost, by the prices set" not in words
+
+
+def test_what_flags_are_worth_is_told_with_the_given_prior():
+    first, *shares = flag_lines(example_summary(), prior=0.01)
+    assert first.startswith("flagged: ")
+    assert [share.startswith("if 1 % of the archive is fake, ") for share in shares] == [True]
