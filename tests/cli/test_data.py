@@ -56,14 +56,6 @@ def test_what_is_collected_is_indexed_by_the_command_that_it_names(meta, tmp_pat
     assert all(str(out / "images") in uri for uri in rows["uri"].to_pylist())
 
 
-def test_shards_are_indexed_too(meta, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert main(["data", "collect", str(meta), "--out", str(out), "--form", "parquet", *SETTINGS, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["statuses"] == {"ok": 3, "source_missing": 1, "unsupported_format": 1}
-    assert main(["data", "index", str(out / "data"), "--layout", "columns", "--out", str(out / "index")]) == 0
-    assert [row["generator"] for row in read_index(str(out / "index"))["input"].to_pylist()] == ["someMix_v2"] * 3
-
-
 def test_a_wrong_status_and_a_missing_list_are_told(meta, tmp_path, capsys):
     assert main(["data", "collect", str(meta), "--out", str(tmp_path / "out"), "--retry", "never"]) == 2
     assert "source_timeout" in capsys.readouterr().err

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import shlex
 from pathlib import Path
@@ -104,23 +103,12 @@ def test_acceptance_is_remembered_and_marked(home, capsys):
     assert " ! " not in line
 
 
-def test_acceptance_without_a_home_holds_for_the_command(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TOUCHSTONE_CONFIG", str(tmp_path / "file" / "config.yaml"))
-    assert main(["detectors", "fetch", NON_COMMERCIAL, "--accept-licence", "CC-BY-NC-4.0"]) == 4
-    errors = capsys.readouterr().err
-    assert "for this command only" in errors
-    assert "no weights" in errors
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["fetch"], "--all"),
         (["fetch", "touchstone-tiny", "--all"], "not both"),
         (["fetch", "touchstone-tiny", "--accept-licence", "openfake-swinv2-smol"], "did you mean 'openfake-swinv2-small'?"),
-        (["verify", "touchstone-tini"], "did you mean 'touchstone-tiny'"),
-        (["verify", "touchstone-tiny", "--images", "/no/such/folder"], "/no/such/folder"),
         (["show", "touchstone-tiny:none"], "no variant 'none'"),
     ],
 )
@@ -204,20 +192,6 @@ def test_verify_fails_with_exit_4_and_says_by_how_much(tmp_path, capsys):
     assert (told["name"], told["ok"], told["checks"][-1]["outcome"]) == ("checkable", False, "failed")
 
 
-def test_examples_in_the_help_name_detectors_that_are_shipped(capsys):
-    for verb in (["list"], ["show"], ["fetch"], ["verify"]):
-        main(["detectors", *verb, "--help"])
-        examples = [line.split("|")[0].split(">")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  touchstone ")]
-        assert examples
-        for example in examples:
-            words = iter(shlex.split(example)[2:])
-            for word in words if next(words) != "add" else ():  # those are files
-                if word in ("--to", "--images"):
-                    next(words)
-                elif not word.startswith("--"):
-                    assert word in CARDS, example
-
-
 def test_add_recognises_files_and_says_what_it_did(tmp_path, home, capsys):
     card = write_checkable(tmp_path / "here")
     (tmp_path / "downloads").mkdir()
@@ -243,12 +217,3 @@ def test_add_that_recognises_nothing_exits_4(tmp_path, capsys):
     assert captured.out == "no file here looks like weights\n"
     assert "--as NAME" in captured.err
     assert main(["detectors", "add", str(tmp_path), "--as", "unifd"]) == 2
-
-
-def test_a_mirror_of_this_command_alone(tmp_path, home, capsys):
-    card = write_checkable(tmp_path / "here")
-    (tmp_path / "mirror").mkdir()
-    (tmp_path / "here" / "checkable.safetensors").rename(tmp_path / "mirror" / "theirs.bin")
-    assert main(["detectors", "fetch", str(card), "--mirror", str(tmp_path / "mirror")]) == 0
-    assert capsys.readouterr().out.startswith(str(home / "cache"))
-    assert "TOUCHSTONE_WEIGHTS_MIRROR" not in os.environ

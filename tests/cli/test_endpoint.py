@@ -77,12 +77,9 @@ def test_what_came_before_the_end_is_shown(endpoint, tmp_path, capsys):
     [
         (["--out", "x"], "--out does not apply with --endpoint"),
         (["--limit", "3", "--set", "a=b"], "--limit, --set do not apply with --endpoint"),
-        (["--detector", "slow"], "needs --json"),
         (["--detector", "quick", "--json"], "no optional detector 'quick'"),
-        (["--ensemble", "publishd"], "no ensemble 'publishd'"),
         (["--token-file", "/no/such"], "cannot be read"),
         (["s3://bucket"], "takes local files"),
-        (["/no/such/file"], "no such file or folder"),
     ],
 )
 def test_what_does_not_apply_exits_2_and_says_so(endpoint, photos, arguments, says, capsys):
@@ -91,11 +88,3 @@ def test_what_does_not_apply_exits_2_and_says_so(endpoint, photos, arguments, sa
     assert says in captured.err.replace("\n", " ")
     assert captured.out == ""
     assert not endpoint.told
-
-
-def test_nothing_to_score_and_a_token_file_without_an_endpoint_exit_2(endpoint, tmp_path, capsys):
-    assert main(["score", "--endpoint", endpoint.url]) == 2
-    assert main(["score", "--endpoint", endpoint.url, str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("nothing to score") == 2
-    assert main(["score", str(tmp_path), "--out", "x", "--token-file", "y"]) == 2
-    assert "--endpoint" in capsys.readouterr().err

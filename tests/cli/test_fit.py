@@ -78,7 +78,6 @@ def test_from_labels_to_a_detector(archive, capsys, classifier):
     [
         ({}, {}, ((), (), False)),
         ({"generator": "real:phone"}, {"generator": "sdxl"}, (("sdxl",), ("phone",), True)),
-        ({"generator": "real", "source": "camera"}, {"generator": "unknown", "source": ""}, ((), ("camera",), False)),
     ],
 )
 def test_a_head_says_which_generators_and_sources_it_saw(archive, real, fake, seen):
@@ -128,8 +127,6 @@ def test_labels_in_every_format(tmp_path, suffix):
     ("rows", "said"),
     [
         ([{"uri": "a.png", "label": "genuine"}], "row 1: label 'genuine'"),
-        ([{"uri": "a.png", "label": "real"}, {"uri": "", "label": "fake"}], "row 2: `uri` and `label` are needed"),
-        ([{"image": "a.png", "label": "real"}], "row 1: `uri` and `label` are needed"),
         ([{"uri": "a.png", "label": "real", "group": "x"}, {"uri": "b.png", "label": "real", "group": ""}], "some rows have a group"),
     ],
 )
@@ -145,10 +142,7 @@ def test_labels_that_are_not_understood_are_told_by_row(tmp_path, rows, said):
     ("name", "content", "said"),
     [
         ("mine.txt", b"a real", "a .csv, .jsonl or .parquet file"),
-        ("mine.jsonl", b"{", "cannot be read as labels"),
-        ("mine.jsonl", b"3", "line 1 is not a JSON object"),
         ("mine.parquet", b"PAR1", "cannot be read as labels"),
-        ("mine.csv", b"\xff\xfe\x00", "cannot be read as labels"),
         ("absent.csv", None, r"absent\.csv"),
     ],
 )
@@ -157,10 +151,6 @@ def test_files_that_are_no_labels_are_refused(tmp_path, name, content, said):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=said):
         read_labels(str(tmp_path / name))
-
-
-def only_real(folder, rows):
-    return [row | {"uri": "nowhere.png", "label": "real"} for row in rows]
 
 
 def no_fake_readable(folder, rows):
@@ -172,13 +162,11 @@ def no_fake_readable(folder, rows):
 @pytest.mark.parametrize(
     ("spoil", "more", "said"),
     [
-        (only_real, [], "0 fake"),  # before any image is read
         (no_fake_readable, [], "0 fake"),
         (lambda folder, rows: [*rows, rows[0] | {"label": "fake"}], [], "labelled both real and fake"),
         (lambda folder, rows: rows, ["--name", "My Head!"], "--name"),
-        (lambda folder, rows: rows, ["--out", "s3://bucket/head"], "--out"),
     ],
-    ids=["one class", "one class that can be read", "two labels", "no name of a card", "no folder of this machine"],
+    ids=["one class that can be read", "two labels", "no name of a card"],
 )
 def test_a_fit_that_cannot_be_is_refused_and_leaves_no_head(archive, spoil, more, said):
     folder, base, rows = archive
@@ -237,18 +225,6 @@ def test_verify_of_a_card_whose_head_nobody_fitted_says_so_and_checks_the_backbo
     assert "keys        ok       perception-encoder-l14: all " in out
 
 
-def test_heads_share_the_features_of_one_file(photos, monkeypatch):
-    monkeypatch.chdir(photos)
-    card = unfitted(photos, "vfm-siglip2-so400m:224")
-    shared, times = photos / "features.npz", []
-    for place, more in (("one", []), ("two", ["--classifier", "svm", "--folds", "source", "--even"])):
-        assert run(card, "photos/index.parquet", place, "--features", str(shared), *more, labels=False) == 0
-        assert not (photos / place / "features.npz").exists()
-        times.append(shared.stat().st_mtime_ns)
-    assert len(set(times)) == 1
-    assert load_card(photos / "two/card.yaml").name.endswith("-svm")
-
-
 def test_terms_are_accepted_once_for_backbone_and_head(photos, monkeypatch):
     monkeypatch.chdir(photos)
     card = unfitted(photos, "vfm-metaclip2-h14", terms="non-commercial")
@@ -262,7 +238,6 @@ def test_terms_are_accepted_once_for_backbone_and_head(photos, monkeypatch):
     ("arguments", "said"),
     [
         ([], "name one file of labelled images"),
-        (["photos", "--labels", "photos"], "name one file of labelled images"),
         (["photos", "--folds", "scene"], "no such column"),
         (["photos", "--install"], "a head of its own"),
     ],

@@ -5,7 +5,6 @@ from click.testing import CliRunner
 
 from ray_app.cli.data import index
 from ray_app.datasets import read_index
-from ray_app.datasets.layouts import layout_names
 from ray_app.errors import ConfigError
 from tests.datasets.published import write_files, write_json
 
@@ -62,7 +61,6 @@ def test_complete(folders, tmp_path):
     ("words", "message"),
     [
         (("--layout", "gen-image"), "no layout 'gen-image'"),
-        (("--layout", "folders", "--hash", "md5"), "hashes"),
         (("--layout", "folders", "--set", "split=train"), "chosen by those who read an index"),
         (("--layout", "folders", "--set", "arguments.generatr=x"), "did you mean 'generator'"),
     ],
@@ -72,8 +70,3 @@ def test_what_is_wrong_is_said(folders, tmp_path, words, message):
     assert isinstance(said.exception, ConfigError)
     assert message in said.exception.message
     assert not (tmp_path / "index").exists()
-
-
-def test_help_names_every_layout():
-    said = run("--help", standalone=True).stdout
-    assert all(name in said.split() for name in layout_names())

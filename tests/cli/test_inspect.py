@@ -25,16 +25,3 @@ def test_the_map_is_there_as_a_picture_and_as_numbers_and_the_command_says_what_
     assert data["seen"] == {"left": 82 / 420, "top": 22 / 300, "right": 338 / 420, "bottom": 278 / 300}
     assert data["deletion"]["curve"][0] == pytest.approx(data["score"])
     assert Image.open(out / "touchstone-tiny.png").width == 1250
-
-
-@pytest.mark.parametrize(
-    ("content", "status"), [(None, "source_missing"), (b"", "empty_file"), (b"a text, and no image", "unsupported_format")]
-)
-def test_an_image_that_cannot_be_read_is_one_line_with_its_status(content, status, tmp_path, capsys):
-    path = tmp_path / "image.png"
-    if content is not None:
-        path.write_bytes(content)
-    assert main(["runs", "explain", str(path), "--detector", "touchstone-tiny", "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith(f"touchstone: {path}: {status}: ")
-    assert not (tmp_path / "out").exists()

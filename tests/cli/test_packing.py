@@ -29,14 +29,6 @@ def test_pack_says_what_it_did(photos, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["packed"] == 9
 
 
-def test_pack_refuses_what_is_not_its_own(photos, tmp_path, capsys):
-    assert main(["data", "pack", str(photos), "--out", str(tmp_path / "out")]) == 0
-    assert main(["data", "pack", str(photos), "--out", str(tmp_path / "out"), "--as", "webdataset"]) == 2
-    assert 'form: this command "webdataset", the directory "parquet"' in capsys.readouterr().err
-    assert main(["data", "pack", str(photos)]) == 2
-    assert "out: missing" in capsys.readouterr().err
-
-
 def test_the_job_is_the_command(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jobs/pack.py", str(photos), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:

@@ -5,10 +5,9 @@ import json
 import pytest
 import yaml
 
-from ray_app.attribution.cards import profile_card
 from ray_app.cli.main import main
 from ray_app.config import named_configs
-from tests.attribution.made import make_identifier, make_retrieval
+from tests.attribution.made import make_identifier
 
 FACTS = {"width": 3}
 
@@ -29,19 +28,7 @@ def test_an_identifier_says_which_generators_it_knows_and_when_it_abstains(tmp_p
     assert yaml.safe_load(shown(capsys, card, "--yaml"))["detector"] == "touchstone-tiny"
 
 
-def test_a_describer_says_what_it_reads(tmp_path, capsys):
-    card = make_retrieval(tmp_path, [[1, 0, 0]], ["a wall"], "touchstone-tiny", FACTS)
-    words = shown(capsys, card)
-    assert "embeddings of touchstone-tiny" in words
-    assert str(tmp_path / "describer.safetensors") in words.replace("\n", "")
-
-
 @pytest.mark.parametrize("name", [*named_configs("identifiers"), *named_configs("describers")])
 def test_every_shipped_card_can_be_shown(name, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
     assert shown(capsys, name).startswith(name)
-
-
-def test_a_detector_is_no_card_of_a_profile(tmp_path):
-    assert profile_card("touchstone-tiny") is None
-    assert profile_card(named_configs("detectors")["touchstone-tiny"]) is None

@@ -36,7 +36,6 @@ def place(tmp_path_factory):
     paths = [f"{folder}/photos/real/{number % 3}.png" for number in range(3)]
     (folder / "labels.csv").write_text("uri,label\n" + "".join(f"{path},real\n" for path in paths))
     (folder / "broken.csv").write_text("uri\n" + f"{folder}/{'x' * 1000}.png\n" * 2000 + "one,two,three\n")
-    (folder / "sources.csv").write_text(f"repo,commit,path_rule,label,source\nowner/name,{'0' * 40},a,real,a\n")
     quick = yaml.safe_load((config_root() / "train" / "quick.yaml").read_text())
     for name, at in (("good", ["photos"]), ("typo", ["photos", "fotos"])):
         data = quick["data"] | {"train": [{"at": f"{folder}/{one}", "layout": "folders"} for one in at]}
@@ -47,21 +46,14 @@ def place(tmp_path_factory):
 REFUSED = {
     "score a second source that is not there": ("score", "{}/photos", "{}/fotos"),
     "score a list that is not there": ("score", "{}/photos", "list::{}/list.csv"),
-    "score what no pattern passes": ("score", "{}/photos/real", "{}/photos/fake", "--include", "*.jpg"),
     "score with an unknown ensemble": ("score", "{}/photos", "--ensemble", "nobody"),
-    "score with features of nobody": ("score", "{}/photos", "--features", "nobody"),
-    "score with a trust list that is not there": ("score", "{}/photos", "--set", "provenance.trust_list={}/none.pem"),
     "retry where there is nothing": ("score", "{}/photos", "--retry", "corrupt_image"),
     "evaluate by labels that are not there": ("evaluate", "{}/photos", "--labels", "{}/none.csv"),
-    "evaluate with an unknown ensemble": ("evaluate", "{}/photos", "--layout", "folders", "--ensemble", "nobody"),
     "train on a second source that is not there": ("train", "{}/typo.yaml"),
-    "train with statistics that are not there": ("train", "{}/good.yaml", "--set", "augmentation.statistics={}/none.npz"),
     "rescore no run": ("rescore", "{}/norun", "--detector", "unifd"),
-    "filter no run": ("filter", "{}/norun"),
     "pack a second source that is not there": ("pack", "{}/photos", "{}/fotos"),
     "pack a list that breaks late": ("pack", "{}/broken.csv"),
     "collect a column that is not there": ("collect", "{}/labels.csv", "--set", "url=nothing"),
-    "collect from repositories that are nowhere": ("collect", "--git", "{}/sources.csv", "--mirror", "{}", "--git-host", "file:///nowhere"),
     "index a second source that is not there": ("index", "{}/photos", "{}/fotos", "--layout", "folders"),
 }  # fmt: skip
 

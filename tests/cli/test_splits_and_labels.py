@@ -5,7 +5,6 @@ from click.testing import CliRunner
 
 from ray_app.cli.data import labels, split
 from ray_app.datasets import read_index
-from ray_app.errors import ConfigError
 from tests.datasets.made_index import made_index
 from tests.evaluation.labelled_run import planted_run
 
@@ -46,14 +45,6 @@ def test_a_check_exits_with_2_where_splits_share_images(at, tmp_path):
     said = run(split, tmp_path / "whole", "--check")
     assert said.return_value == 0
     assert said.stdout.splitlines()[-1] == "the splits share nothing, as far as can be told"
-
-
-@pytest.mark.parametrize(("words", "error"), [((), "--out DIR is missing"), (("--out", "x", "--by", "colour"), "by"),
-                                              (("--out", "x", "--test", "0.9"), "together 1, not 1.8")])  # fmt: skip
-def test_what_is_typed_wrongly_is_refused(at, words, error):
-    said = run(split, at, *words)
-    assert isinstance(said.exception, ConfigError)
-    assert error in said.exception.message
 
 
 def test_an_audit_of_labels_is_told(tmp_path):

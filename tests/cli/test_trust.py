@@ -55,10 +55,7 @@ def test_a_handful_of_flagged_images_is_drawn(run, tmp_path, capsys):
     [
         (["RUN", "--out", "OUT"], ""),
         (["RUN", "--draw", "60", "--labels", "x.csv", "--out", "OUT"], ""),
-        (["RUN", "--draw", "10", "--out", "OUT"], ""),
         (["RUN", "--draw", "60", "--out", "s3://bucket/x"], ""),
-        (["RUN", "--draw", "9", "--flagged", "--out", "OUT"], ""),
-        (["RUN", "--labels", "x.csv", "--flagged", "--out", "OUT"], ""),
         (["OUT", "--draw", "60", "--out", "OUT/out"], "it has no run.json"),
         (["RUN", "--labels", "x.csv", "--out", "OUT"], "no audit.json"),
     ],

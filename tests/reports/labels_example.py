@@ -8,7 +8,6 @@ from PIL import Image
 
 DIFFERENCES = [
     ("format", 1.0, 0.0, "strong", "All fakes are PNG, and none of the real images."),
-    ("megapixels", 0.62, 3e-9, "strong", "88 % of the fakes have a size of at most 1.05 MP, and 26 % of the real images."),
     ("camera", 0.14, 2e-5, "notable", "All fakes name no camera in EXIF, and 86 % of the real images."),
     ("mode", 0.01, 1.0, "none", "All fakes have the colour mode RGB, and over 99 % of the real images."),
 ]
@@ -49,7 +48,6 @@ def example_labels(*, found=True):
         "conflicts": [
             {"kind": "bytes", "what": "the same bytes", "known": 4000, "values": 2 * found, "images": 4 * found, "examples": pairs},
             {"kind": "looks", "what": "pictures that look alike", "known": 0, "values": 0, "images": 0, "examples": []},
-            {"kind": "group", "what": "the same group", "known": 4000, "values": 40 * found, "images": 80 * found, "examples": pairs},
         ],
         "suspicious": {"source": "the embeddings of unifd", "n": 4000, "left_out": 0, "auc": figure(0.953),
                        "thresholds": [0.8, 0.8], "expected": {"real": 71.4, "fake": 83.2}, "count": {"real": 70, "fake": 77},

@@ -1,6 +1,4 @@
-import json
-
-from ray_app.reports.attribution import identifier_lines, render_identifier_report
+from ray_app.reports.attribution import identifier_lines
 from tests.reports.identifier_example import CLASSES, example_identifier
 from tests.reports.page_reader import PageReader
 from tests.reports.pages import page_of
@@ -24,22 +22,6 @@ def test_figures_stand_side_by_side_with_what_was_not_measured():
     assert all(f"{name} " in words and f"{n:,}" in words for name, n in CLASSES.items())
     assert "no test image says what share it is" in text_of("no test")
     assert "Every image is given a name" in text_of("no open set")
-
-
-def test_of_very_many_generators_the_most_frequent_are_shown():
-    facts = example_identifier()
-    row = facts["test"]["classes"][0]
-    many = [row | {"name": f"g{place:04}"} for place in range(200)]
-    facts |= {"classes": dict.fromkeys((one["name"] for one in many), 9), "families": {one["name"]: "f" for one in many}}
-    page = render_identifier_report(facts | {"test": facts["test"] | {"classes": many}})
-    assert "140 rarer ones not shown." in PageReader(page).text
-    assert "g0059" in page
-    assert "g0060" not in page
-
-
-def test_facts_may_come_from_json():
-    facts = example_identifier()
-    assert render_identifier_report(json.loads(json.dumps(facts))) == render_identifier_report(facts)
 
 
 def test_lines_for_the_terminal():

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.reports.evaluation.charts import series_of
 from ray_app.reports.svg import (
     BarSegment,
     Trace,
@@ -72,15 +71,3 @@ def test_a_bar_across_a_threshold_changes_colour_there_and_one_image_among_milli
     assert bars(svg, "fill-fake")[0]["height"] > 0.5
     shares = stacked_bar([BarSegment("fake", "fake", 1), BarSegment("real", "real", 9_999_999)], **NAMED)
     assert bars(shares, "fill-fake")[0]["width"] > 0.3
-
-
-@pytest.mark.parametrize(
-    ("views", "family", "order"),
-    [
-        (["openfake-v2-jpeg-25", "openfake-v2-jpeg-90", "openfake-v2-jpeg-50"], "openfake-v2-jpeg", ["90", "50", "25"]),
-        (["blur-σ4", "blur-σ0.5", "blur-σ2"], "blur", ["0.5", "2", "4"]),
-    ],
-)
-def test_views_that_differ_by_a_number_are_a_series_the_mildest_first(views, family, order):
-    (series,) = series_of([*views, "screenshot", "crop:1", "crop:2"])  # two of a kind are no series
-    assert (series.family, series.amounts) == (family, order)

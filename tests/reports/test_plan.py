@@ -72,27 +72,16 @@ def test_it_says_what_will_be_done_and_paid():
     for words in (
         "120,000 files, 240.0 GB",
         "100,000 tar in 50 files, 200.0 GB",
-        "3 refused by the listing: encrypted_member, an encrypted file in an archive",
         "gpu-spot-pool: 16 cores, 4 GPUs; 2.60 per hour",
-        "4 × g6.xlarge: 4 cores, 1 × NVIDIA L4; 0.6500 per hour each",
         "2 of 64 refused: 1 truncated_image, 1 unsupported_format; of the archive 0.86 % to 10.7 % (95 % interval)",
-        "truncated_image: e.g. s3://b/a.tar › x\\u202e.jpg: ends early",
         "bottleneck  decode: raise cores from 16 to 97 to keep the 4 GPUs busy",
         "1,000.0 images/s (2.0 GB/s from the source): 30 min 00 s in all, 15.0 s of it starting and 12.0 s listing",
-        "the detectors' time is no measurement, since no GPU is here: multiply-adds on their cards at 30,000 billion a second on each GPU",
-        "--max-hours 0.25 would stop it at about 50.0 % of that; the same command goes on from there",
-        "21 LIST, 44,000 GET, 145 PUT, at the least; 240.0 GB read",
-        "0.5 hours at 2.6",
         "1.32  in the currency of the prices, 0.0110 per 1,000 files; 98.6 % of it is compute",
-        "at most 13.0 GB on a node: 4 processes, 4.0 GB for large images, which take turns, 1.0 GB for large files",
-        "the limits let in up to 4.5 GB: --set cluster.decode_bytes=4500000000",
     ):
         assert words in text
     assert re.search(r"score +0\.00052 +7,742 images/s +4 GPU processes +estimated", text)
 
 
-NOBODY = PLAN["memory"] | {"decode_bytes": None, "file_bytes": None, "total_bytes": None}
-FREE = PLAN["cost"] | {"compute": 0.0, "total": 0.0, "compute_share": None, "per_1000_members": 0.0}
 NO_PRICE = PLAN["prices"] | {"per_hour": 0.0}
 UNKNOWN_SIZES = {"unknown_sizes": 80, "size_bytes": 0, "kinds": {"parquet": {"members": 80, "size_bytes": 0, "containers": 1}}}
 NO_PROBE = {"probe": None, "stages": [], "bottleneck": None, "forecast": None}
@@ -102,39 +91,23 @@ DONE = {"url": "s3://b/run", "blocks_done": 80, "members_done": 80_000, "blocks_
 @pytest.mark.parametrize(
     ("changes", "said", "not_said"),
     [
-        ({"memory": NOBODY}, ["a quarter of each node's memory, which nobody has stated"], []),
-        ({"memory": PLAN["memory"] | {"worst_bytes": 4_000_000_000}}, [], ["the limits let in up to"]),
         (
             {"prices": NO_PRICE, "cluster": PLAN["cluster"] | {"nodes": [], "price_per_hour": 0.0}},
             ["no price per hour is given", "without the machines"],
             [],
         ),
-        ({"prices": NO_PRICE, "cost": FREE}, ["0.5 hours at 0 per hour"], ["not known"]),
         ({"members": 80} | UNKNOWN_SIZES, ["80 files, of unknown size", "80 Parquet in 1 file"], ["0 bytes"]),
-        ({"members": 80, "unknown_sizes": 3, "size_bytes": 10**6}, ["80 files, 1.0 MB and 3 of unknown size"], []),
         (
             NO_PROBE | {"cost": PLAN["cost"] | {"compute": None, "compute_share": None}},
             ["none: no probe was made (--probe 0)", "without the machines"],
             [],
         ),
-        ({"requests": {"list": 0, "get": 0, "put": 0}}, ["none that a store would bill"], ["egress"]),
         (
             {"run": DONE | {"state": "unfinished", "members_left": 40_000}},
             ["80,000 files in 80 blocks done before, skipped", "the listing is there"],
             [],
         ),
-        ({"run": DONE | {"state": "finished", "members_left": 40_000}}, ["new or changed since"], []),
         ({"run": DONE | {"state": "finished", "members_left": 0}}, ["left: nothing"], []),
-        (
-            {"stability": {"views": 5, "margin": 2.0, "share": None}},
-            ["5 recompressed views of every image within 2 log-odds of a threshold; they are not in the forecast"],
-            [],
-        ),
-        (
-            {"features": {"unifd": 768}},
-            ["768 numbers per image, of unifd: about 368.6 MB in the run directory, for touchstone runs rescore"],
-            [],
-        ),
     ],
 )
 def test_what_is_unknown_free_or_done_is_said_as_that(changes, said, not_said):
@@ -157,9 +130,7 @@ def test_the_passes_of_a_zoo_and_what_each_detector_costs():
         "2, one after another, since the detectors do not fit together; each fetches and decodes every image once",
         "2 workers, about 3.5 GB for a process; 2 images/s",
         "clip runs once for unifd and own-head",
-        "of pass 1, the slowest:",
         "a million images take 146 h 00 min, 300.00 for the machines; 3.0 % of the time is reading and decoding",
-        "which each of 2 passes repeats",
     ):
         assert said in text
     assert re.search(r"own-head +812 +2 +0\.20 % ", text)

@@ -1,7 +1,7 @@
 """What the run report and the terminal say of a profile: where a run has one, and in words that promise no more than there is."""
 
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.reports.run import generator_in_words, profile_lines
+from ray_app.reports.run import profile_lines
 from ray_app.runs.document import ProfileSummary
 from tests.reports.example import example_summary
 from tests.reports.page_reader import read
@@ -24,13 +24,6 @@ def test_a_run_without_a_profile_says_nothing_of_generators():
     assert not [line for line in summary_lines(example_summary()) if "nearest" in line]
     empty = render_run_report(example_summary(profile=example_profile(flagged=0, told=[])))
     assert "No image was flagged." in read(empty).text
-
-
-def test_one_images_generator_in_words():
-    assert generator_in_words("sdxl", "sdxl_1.0", ["sdxl"]) == "Stable Diffusion XL 1.0"
-    assert generator_in_words("sdxl_1.0/mine", "sdxl_1.0", None) == "sdxl_1.0/mine (Stable Diffusion XL)"
-    assert generator_in_words(None, None, ["sdxl"]) == "like no known generator; nearest: Stable Diffusion XL 1.0"
-    assert generator_in_words(None, None, None) == generator_in_words(None, None, []) == ""
 
 
 def test_the_page_says_what_a_name_and_words_are_worth():

@@ -116,8 +116,7 @@ def names_of(page):
 
 def test_a_gallery_is_sorted_and_filtered_by_keys(shown):
     page = shown("gallery")
-    names = names_of(page)
-    assert len(names) == 28
+    assert len(names_of(page)) == 28
     page.focus("#order")
     page.keyboard.type("score")
     scores = page.eval_on_selector_all(".tile", "tiles => tiles.map(tile => tile.dataset.score)")
@@ -134,12 +133,6 @@ def test_a_gallery_is_sorted_and_filtered_by_keys(shown):
         wanted = page.evaluate("document.querySelector('[name=shown]:checked').value")
         verdicts = page.eval_on_selector_all(".tile:not([hidden])", "tiles => [...new Set(tiles.map(tile => tile.dataset.verdict))]")
         assert wanted == "all" or verdicts == [wanted]
-    page.select_option("#order", "name")
-    page.click("#turned")
-    page.check("[name=shown][value=all]")
-    assert names_of(page) == sorted(
-        names, key=lambda name: [int(part) if part.isdigit() else part for part in name.replace(".", "-").split("-")]
-    )
 
 
 def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
@@ -162,11 +155,6 @@ def test_a_picture_is_enlarged_leafed_and_left_by_keys(shown):
     assert page.is_disabled("#before")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    page.click("#before")
-    page.click("#before")  # which is off then: keys still have somebody to reach
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
-    assert page.text_content("#which") == "Image 3 of 28"
     page.keyboard.press("Escape")
     assert not page.evaluate("document.getElementById('enlarged').open")
     assert page.evaluate("document.activeElement.closest('.tile').dataset.name") == names_of(page)[2]

@@ -86,9 +86,7 @@ def test_the_end_of_a_run_in_words():
         "e.g. s3://picture-desk/harbour/1987/scan-0012.jpg: broken data stream when reading image file",
         "e.g. s3://picture-desk/harbour/boxes/box-07.tar › box-07/0419.png",
         "the score lies between the two thresholds (38)",
-        "120.5 images/s",
         "bottleneck: score (51.8 % of the workers' time): The cores are busy",
-        "Demonstration detector",
         "not calibrated",
         "reused: the scores of 1,204 files are those of other files with the same bytes",
         "report: /data/my run/report.html",
@@ -112,15 +110,3 @@ def test_hostile_names_cannot_add_lines():
     for text in hostile.NAMES.values():
         examples = plain["examples"] | {"corrupt_image": [{"uri": text, "member": text, "detail": text}]}
         assert len(summary_lines(plain | {"examples": examples, "run": text or "x"})) == len(summary_lines(plain))
-
-
-def test_what_stays_as_the_run_was_begun_is_said_with_a_way_to_move():
-    kept = [{"key": "limits.max_pixels", "run": "50000000", "today": "250000000"}]
-    kept += [{"key": f"k{n}", "run": "1", "today": "2"} for n in range(9)]
-    lines = summary_lines(example_summary(session={"kept": kept, "unguarded": True}))
-    begun = [line for line in lines if line.startswith("as begun: ")]
-    assert "limits.max_pixels 50000000 (today 250000000); k0 1 (today 2)" in begun[0]
-    assert "and 4 more in summary.json" in begun[0]
-    assert "--set KEY=VALUE" in begun[1]
-    assert any(line.startswith("unguarded: nothing stops two commands") for line in lines)
-    assert not [line for line in summary_lines(example_summary()) if line.startswith(("as begun", "unguarded", "reused"))]

@@ -19,12 +19,6 @@ def words():
     return PageReader(page_of("training")).text
 
 
-def test_the_headline_says_what_chose_and_what_it_reached(words):
-    assert "AUC of the worst generator 0.9697 on validation, at step 1,600 of 2,000." in words
-    assert "AUC 0.9918 (0.9884 to 0.9941) on validation" in words_of(metric="auc")
-    assert "no step chosen yet" in words_of(best_step=None)
-
-
 def test_figures_of_both_splits_stand_side_by_side_and_none_is_invented(words):
     assert "AUC of the worst generator chose the step 0.9697 0.9343" in words
     assert "fakes found at 1 % false flags 88.1 % 85.4 % to 90.4 % 82.9 % 79.8 % to 85.7 %" in words
@@ -32,19 +26,12 @@ def test_figures_of_both_splits_stand_side_by_side_and_none_is_invented(words):
     alone = words_of(test=None)
     assert "There was no test split" in alone
     assert "0.9343" not in alone
-    assert "of pixels" not in words
-    assert "F1 of pixels 0.4100" in words_of(validation={**example_facts()["validation"], "pixel_f1": 0.41, "pixel_iou": 0.33})
 
 
-def test_generators_are_listed_hardest_first_and_of_thousands_the_hardest_are_shown(words):
+def test_generators_are_listed_hardest_first(words):
     order = [words.index(f"{name} {number}") for name, number in (("gpt-image-1", 135), ("midjourney-6", 160), ("flux-1-dev", 131))]
     assert order == sorted(order)
     assert "gpt-image-1 117 0.9343 0.9027 to 0.9561 58.1 % 48.6 % to 67.2 %" in words
-    one = {"n": 4, "label": "fake", "tpr": 0.5, "interval": [0.1, 0.9], "auc_interval": [0.2, 0.9]}
-    many = words_of(test={**example_facts()["test"], "generators": {f"g{at:04d}": {**one, "auc": 1 - at / 5000} for at in range(4000)}})
-    assert "3,940 easier ones not shown." in many
-    assert "g3999" in many
-    assert "g0000" not in many
 
 
 def test_a_diverged_training_still_has_a_page_and_a_long_one_no_long_page():

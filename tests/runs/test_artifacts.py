@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from ray_app.archives import iter_blocks, read_block
-from ray_app.errors import ConfigError, Status
+from ray_app.errors import Status
 from ray_app.runs import begin_retry, block_features, feature_rows, kept_features, merge_retry, vectors_of, write_features
-from tests.runs.small_run import PLAN, begun, new_run, score_blocks
+from tests.runs.small_run import PLAN, begun, score_blocks
 
 NAME, FACTS = "head:variant", {"backbone": "tower", "sha256": "0" * 64, "width": 3}
 NAMES = [f"{number:02}.jpg" for number in range(20)]
@@ -65,20 +65,3 @@ def test_a_retry_brings_the_embeddings_of_its_members(run):
     for ids, vectors in read_back(run):
         expected = np.where(np.isin(ids, late)[:, None], vectors_for(ids, 2), vectors_for(ids, 1))
         np.testing.assert_array_equal(vectors, expected)
-
-
-def test_rows_in_any_order_are_found_by_id():
-    ids = np.array([5, -3, 9, 2], np.int64)
-    rows = feature_rows(ids, vectors_for(ids, 1), NAME, FACTS).take([2, 0, 3, 1])
-    asked = np.array([2, 100, 5, -50, 9], np.int64)
-    found = vectors_of(rows, asked, 3)
-    assert np.isnan(found[[1, 3]]).all()
-    np.testing.assert_array_equal(found[[0, 2, 4]], vectors_for(asked, 1)[[0, 2, 4]])
-    assert np.isnan(vectors_of(rows.slice(0, 0), asked, 3)).all()
-
-
-def test_a_run_without_embeddings_says_so(tmp_path):
-    run = new_run(tmp_path / "run")
-    assert kept_features(run) == {}
-    with pytest.raises(ConfigError, match="missing for block 4"):
-        block_features(run, 0, 4, NAME)

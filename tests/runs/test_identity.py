@@ -1,5 +1,4 @@
 from ray_app.runs import differences, fingerprint
-from ray_app.runs.directory import as_known_to
 
 ONE = {"source": ["/a"], "detectors": {"tiny": {"weights": "abc", "preprocessing": {"size": 256}}}, "thresholds": {"fake_above": 1.0}}
 
@@ -25,12 +24,3 @@ def test_another_detector_is_seen_from_both_sides():
 def test_fingerprint_ignores_the_order_of_keys():
     assert fingerprint(ONE) == fingerprint(dict(reversed(ONE.items())))
     assert fingerprint(ONE) != fingerprint(changed(source=["/b"]))
-
-
-def test_a_run_of_an_older_schema_is_not_asked_for_what_it_could_not_note():
-    now = {"source": ["a"], "detectors": {"x": {"weights": "1", "output": {"sign": 1}, "valid_range": {"min_side_px": 64}, "masks": False}}}
-    before = {"source": ["a"], "detectors": {"x": {"weights": "1"}}}
-    assert differences(as_known_to(1, now), before) == []
-    assert differences(as_known_to(2, now), now) == []
-    flipped = {**now, "detectors": {"x": {**now["detectors"]["x"], "output": {"sign": -1}}}}
-    assert differences(as_known_to(2, flipped), now) == ["detectors.x.output.sign: this command -1, the run 1"]

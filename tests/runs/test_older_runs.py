@@ -1,39 +1,31 @@
-"""Runs of schema 3, whose rows lack `quality` and more: read, resumed, compacted, retried, reused and decided beside rows of today."""
+"""Older runs beside rows of today: of schema 3, whose rows lack `quality` and more, and of schema 5, whose reasons were sentences."""
 
+import pyarrow as pa
+import pytest
 import yaml
 
-from ray_app.archives import manifests
-from ray_app.ensembles import EnsembleCard
-from ray_app.errors import Status
-from ray_app.images import ImageLimits
-from ray_app.inference import make_spec
-from ray_app.runs import check_conservation, current_tables
-from ray_app.runs.score_index import ScoreIndex, build_index
-from ray_app.scoring.guarantee import settle_guarantee
+from ray_app.ensembles import EnsembleCard, Thresholds
+from ray_app.errors import Reason, Status
+from ray_app.runs import check_conservation, current_rows, current_tables, summarise
+from ray_app.runs.schema import UNLIKE, reason_of
 from ray_app.scoring.rescore import decide_run
-from tests.runs.small_run import NAME, SPEC, begun, digest, retried, rows_of, score_blocks
-from tests.scoring.made_run import made_run, more_rows, properties_made
-from tests.scoring.shifted import calibrated_card
+from tests.runs.small_run import NAME, begun, retried, rows_of, score_blocks
+from tests.scoring.made_run import made_run
 
 NAMES = [f"{number:03}.jpg" for number in range(40)]
 
 
-def made_older(run, number):
-    """The parts of a manifest as schema 3 had them."""
-    for block in run.parts(number):
-        [rows] = run.part_tables(number, block)
-        run.write_part(number, block, rows.drop_columns(["quality", "verdict_detail"]))
-    run.write_json("run.json", run.describe() | {"schema": 3})
-
-
-def older(tmp_path, **options):
+def of_schema_3(tmp_path, **options):
     run = begun(tmp_path, NAMES, **options)
-    made_older(run, 0)
+    for block in run.parts(0):
+        [rows] = run.part_tables(0, block)
+        run.write_part(0, block, rows.drop_columns(["quality", "verdict_detail"]))
+    run.write_json("run.json", run.describe() | {"schema": 3})
     return run
 
 
 def test_an_interrupted_one_goes_on_and_is_published(tmp_path):
-    run = older(tmp_path, blocks={0, 1})
+    run = of_schema_3(tmp_path, blocks={0, 1})
     described = run.describe()
     run.claim(described["identity"], described["detectors"], described["ensemble"])
     score_blocks(run, 0, blocks=set(range(20)) - {0, 1})
@@ -45,7 +37,7 @@ def test_an_interrupted_one_goes_on_and_is_published(tmp_path):
 
 
 def test_a_retry_merges_rows_of_today_into_it(tmp_path):
-    run = older(tmp_path, fails=lambda name: Status.SOURCE_TIMEOUT if name.endswith("3.jpg") else None)
+    run = of_schema_3(tmp_path, fails=lambda name: Status.SOURCE_TIMEOUT if name.endswith("3.jpg") else None)
     run.publish(0)
     retried(run, 2, Status.SOURCE_TIMEOUT)
     rows = rows_of(run)
@@ -53,28 +45,40 @@ def test_a_retry_merges_rows_of_today_into_it(tmp_path):
     assert {row["attempt"] for name, row in rows.items() if name.endswith("3.jpg")} == {2}
 
 
-def test_its_scores_are_found_for_reuse(tmp_path):
-    run = older(tmp_path)
-    run.publish(0)
-    build_index(run, SPEC)
-    found = ScoreIndex(run, tmp_path / "cache").find(digest("007.jpg"))
-    assert found.said.scores == {NAME: rows_of(run)["007.jpg"]["score"]}
-    assert found.facts.quality is None
+@pytest.mark.parametrize(
+    ("sentence", "reason", "detail"),
+    [
+        ("inside the abstain band", Reason.INSIDE_BAND, None),
+        ("unstable: 2 of 5 recompressed views say real", Reason.UNSTABLE, "2 of 5 recompressed views say real"),
+        (f"{UNLIKE}: jpeg_quality (PSI 1.2)", Reason.UNLIKE_ARCHIVE, "jpeg_quality (PSI 1.2)"),
+        ("outside what the calibration saw: format GIF, the short side 9 px", Reason.UNLIKE_CALIBRATION, ...),
+        ("outside what the calibration saw: format GIF; npr: 9 × 9, below the valid range (64 px)", Reason.OUT_OF_RANGE, ...),
+        ("words: no score (it replied 'maybe; or not')", Reason.NO_SCORE, ...),
+    ],
+)
+def test_a_sentence_is_a_word_of_the_list_and_what_varied(sentence, reason, detail):
+    assert reason_of(sentence) == (reason, sentence if detail is ... else detail)
 
 
-def test_decide_and_the_guarantee_do_without_the_column(tmp_path):
-    plain = EnsembleCard(name="plain", title="Plain", members=[{"detector": NAME}])
-    card = calibrated_card(properties_made(1, 400), [number % 2 == 1 for number in range(400)], detector=NAME)
-    run = made_run(tmp_path / "run", plain, 2, 200, drops=("quality", "verdict_detail"), finished=True)
-    run.write_json("run.json", run.describe() | {"schema": 3})
-    path = tmp_path / "card.yaml"
-    path.write_text(yaml.safe_dump(card.model_dump(mode="json", exclude_none=True)))
+def with_sentences(rows):
+    """Rows as schema 5 had them."""
+    place = rows.schema.get_field_index("verdict_reason")
+    told = [None if word is None else "inside the abstain band" for word in rows["verdict_reason"].to_pylist()]
+    return rows.set_column(place, "verdict_reason", pa.array(told, pa.string())).drop_columns(["verdict_detail"])
+
+
+def test_sentences_are_counted_as_words_of_the_list_and_decide_writes_reasons_anew(tmp_path):
+    card = EnsembleCard(name="band", title="Band", members=[{"detector": NAME}], thresholds=Thresholds(fake_above=2.0, real_below=-2.0))
+    run = made_run(tmp_path / "run", card, 1, 200, finished=True)
+    run.rewrite(0, with_sentences)
+    run.write_json("run.json", run.describe() | {"schema": 5})
+    counted = summarise(current_tables(run), [NAME]).written()
+    assert counted["verdict_reasons"] == {"inside_band": counted["verdicts"]["abstain"]}
+    assert counted["own_failures"] == 0
+    wide = card.model_copy(update={"name": "wide", "thresholds": Thresholds(fake_above=4.0, real_below=-4.0)})
+    path = tmp_path / "wide.yaml"
+    path.write_text(yaml.safe_dump(wide.model_dump(mode="json", exclude_none=True)))
     summary = decide_run(run.store.url, str(path))
-    compared = {shift["feature"] for shift in summary["guarantee"]["shifts"]}
-    assert compared == {feature.name for feature in card.population.features} - {"jpeg_quality"}
-    assert summary["guarantee"]["holds"] is True
-    more_rows(run, card, 3, 100)
-    assert len(manifests(run.store)) == 2
-    found = settle_guarantee(run, make_spec(card, limits=ImageLimits(), precision="fp32"))
-    assert {shift.feature: shift.images for shift in found.shifts}["jpeg_quality"] < 100
-    assert found.images == 300
+    told = {(row["verdict"] == "abstain", row["verdict_reason"], row["verdict_detail"]) for row in current_rows(run)}
+    assert told == {(True, "inside_band", None), (False, None, None)}
+    assert summary["verdict_reasons"] == {"inside_band": summary["verdicts"]["abstain"]}

@@ -102,11 +102,3 @@ def test_published_rows_that_are_not_those_of_the_files_are_found(run, kept):
     pq.write_table(pq.read_table(full).take(list(kept)), full)
     with pytest.raises(ClusterError, match=r"files of blocks 0 to .* have no row|the rows are not those of the files"):
         check_conservation(run)
-
-
-def test_files_that_overlap_are_found(run):
-    first, last = run.parts(0)[0], run.parts(0)[-1]
-    run.publish(0)
-    run.store.write(f"scores/00000-{first + 1:08d}-{last:08d}.parquet", run.store.read(f"scores/00000-{first:08d}-{last:08d}.parquet"))
-    with pytest.raises(ClusterError, match="block 1 has rows twice"):
-        check_conservation(run)

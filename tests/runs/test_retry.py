@@ -1,15 +1,11 @@
 """Retries as files: begun, interrupted anywhere, merged; every member keeps exactly one row."""
 
 import shutil
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from ray_app.archives import iter_blocks
 from ray_app.errors import Status
-from ray_app.runs import RunDirectory, begin_retry, begun_retry, check_conservation, current_masks, current_rows, merge_retry
+from ray_app.runs import RunDirectory, begin_retry, begun_retry, check_conservation, current_masks, merge_retry
 from ray_app.storage import Store
 from tests.runs.small_run import PLAN, begun, in_small_files, new_run, relist, retried, rows_of, score_blocks, write_files
 
@@ -147,36 +143,3 @@ def test_listings_with_other_columns_of_their_own_are_retried_together(tmp_path)
     assert [row["input"] for row in rows] == [{"label": "fake", "camera": None}] * 6 + [{"label": "fake", "camera": "phone"}] * 6
     assert {row["status"] for row in rows} == {"ok"}
     assert check_conservation(run) == 12
-
-
-def test_tables_whose_columns_are_of_other_types_are_retried_together(tmp_path):
-    run = new_run(tmp_path / "run")
-    (tmp_path / "archive").mkdir()
-    for number, (name, labels) in enumerate({"a": [0, 1], "b": ["real", "fake"]}.items()):
-        table = pa.table({"image": [f"{name}{label}".encode() for label in labels], "label": labels})
-        pq.write_table(table, tmp_path / "archive" / f"{name}.parquet")
-        relist(run, tmp_path / "archive")
-        score_blocks(run, number, fails=lambda name: TIMEOUT)
-        run.publish(number)
-    retried(run, 2, TIMEOUT)
-    found = [(row["input"]["label"], row["status"]) for row in current_rows(run)]
-    assert found == [(label, "ok") for label in ("0", "1", "real", "fake")]
-    assert check_conservation(run) == 4
-
-
-def test_what_was_refused_when_it_was_listed_is_passed_over(tmp_path):
-    run = begun(tmp_path, ["a.jpg", "b.zip"], fails=lambda name: Status.CORRUPT_IMAGE)
-    run.publish(0)
-    told = []
-    assert begin_retry(run, 2, ["corrupt_image"], PLAN, passed_over=told.append).members == 1
-    assert told == [1]
-
-
-def test_members_of_a_manifest_of_0_3_0_are_retried(run):
-    for path in {Path(run.store.url) / "manifest/0" / ref.file for ref in iter_blocks(run.store, 0)}:
-        rows = pq.ParquetFile(path)
-        tables = [rows.read_row_group(group).drop_columns(["place", "refused"]) for group in range(rows.num_row_groups)]
-        with pq.ParquetWriter(path, tables[0].schema) as writer:
-            for table in tables:
-                writer.write_table(table, row_group_size=len(table))
-    assert begin_retry(run, 2, [TIMEOUT.value], PLAN).members == len(LATE)

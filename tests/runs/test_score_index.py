@@ -37,20 +37,6 @@ def test_every_scored_member_is_found_and_no_other(run, tmp_path):
     assert len(index) == sum(row["status"] == "ok" for row in rows)
 
 
-def test_a_later_session_indexes_only_what_is_new(run, tmp_path):
-    assert build_index(run, SPEC) == 1, "consecutive parts are one file"
-    assert build_index(run, SPEC) == 0
-    run.publish(0)
-    assert build_index(run, SPEC) == 0, "published blocks were indexed as parts"
-    write_files(tmp_path / "archive", NAMES[40:])
-    relist(run, tmp_path / "archive")
-    assert build_index(run, SPEC) == 0
-    score_blocks(run, 1, blocks={0, 2})
-    assert build_index(run, SPEC) == 2
-    index = ScoreIndex(run, tmp_path / "cache")
-    assert index.find(digest("041.jpg")) is not None
-
-
 def test_a_run_in_a_bucket_is_searched_in_a_copy_on_the_node_s_disk(s3, tmp_path):
     run = new_run(s3.bucket("reuse-index") + "/run")
     write_files(tmp_path / "archive", NAMES)

@@ -1,6 +1,5 @@
 """Small published files become large ones: names say what is in them, every row stays once, and every reader finds it."""
 
-import json
 import shutil
 
 import pytest
@@ -101,21 +100,6 @@ def test_every_reader_finds_each_row_once(run):
         assert ids == [row["image_id"] for row in rows]
         assert run.done_blocks(number) == set(range(len(run.done_blocks(number))))
     assert check_conservation(run) == len(assert_all_agree(run)) == 30
-
-
-def test_an_own_column_that_changed_its_type_becomes_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(small_files, "MOST_SMALL", 1)
-    run = new_run(tmp_path / "run")
-    write_files(tmp_path / "archive", ["a.jpg", "b.jpg"])
-    for number, (name, value) in enumerate((("a", 7), ("b", "seven"))):
-        listed = tmp_path / f"list-{number}.jsonl"
-        listed.write_text(json.dumps({"uri": f"{tmp_path}/archive/{name}.jpg", "seen": value}) + "\n")
-        relist(run, listed)
-        score_blocks(run, number)
-        run.publish(number)
-    small_files.merge_small(run)
-    [path] = run.row_files([0, 1])
-    assert [row["input"]["seen"] for table in run.rows_in(path) for row in table.to_pylist()] == ["7", "seven"]
 
 
 def test_a_retry_of_merged_nights(run):

@@ -5,7 +5,6 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -194,12 +193,6 @@ def test_a_table_that_was_compacted_or_copied_or_whose_note_is_lost_gets_no_row_
     assert_is_as_run(table, run)
 
 
-def test_rows_that_cannot_be_read_are_told_as_what_they_are(run, table):
-    run.store.write(run.published()[0].path, b"no Parquet")
-    with pytest.raises(pa.ArrowInvalid, match="Parquet magic bytes"):
-        verdict_table.update_table(run, table, 1)
-
-
 def test_runs_with_other_detectors_share_a_table(run, table, tmp_path):
     verdict_table.update_table(run, table, 1)
     other = begun(tmp_path / "other", NAMES)
@@ -238,27 +231,6 @@ def test_runs_that_append_at_once_lose_no_row(run, table, tmp_path, place, reque
     found = DeltaTable(place, storage_options=options).to_pandas()
     assert found.groupby("run").size().to_dict() == {one.store.url: 100 for one in runs}
     assert not found.duplicated(["run_id", "image_id"]).any()
-
-
-def test_a_place_where_another_is_about_to_make_a_table_is_not_refused(table, s3, monkeypatch):
-    """Its probe lies there before the log, its rows after the first commit."""
-    place = Store.open(f"{s3.bucket('about-to')}/verdicts")
-    place.write("_touchstone/probe-of-another", b"first")
-    verdict_table.check_table(place.url)
-    names, listed = Store.names, []
-
-    def names_while_another_writes(store, folder):
-        if not listed:
-            listed.append(folder)
-            found = names(store, folder)
-            DeltaTable.create(table, schema=table_rows.TABLE_SCHEMA, partition_by=[table_rows.PARTITIONED_BY])
-            (Path(table) / f"{table_rows.PARTITIONED_BY}=2026-01-01").mkdir()
-            return found
-        return names(store, folder)
-
-    monkeypatch.setattr(Store, "names", names_while_another_writes)
-    verdict_table.check_table(table)
-    assert listed
 
 
 def test_a_table_in_a_bucket_is_found_as_the_bucket_of_a_run_is(run, s3, monkeypatch):
@@ -304,11 +276,3 @@ def test_places_that_are_no_such_table_are_refused_before_anything_is_done(run, 
     with pytest.raises(ConfigError) as caught:
         verdict_table.check_table(table)
     assert caught.value.hint == "pip install 'touchstone-forensics[delta]'"
-
-
-def test_a_table_of_an_earlier_version_gets_the_columns_that_it_lacks(run, table):
-    older = pa.schema([field for field in table_rows.TABLE_SCHEMA if field.name != "fingerprint"]).append(pa.field("note", pa.string()))
-    DeltaTable.create(table, schema=older, partition_by=["night"])
-    verdict_table.update_table(run, table, 1)
-    assert_is_as_run(table, run)
-    assert {"note", "fingerprint"} <= set(DeltaTable(table).to_pandas().columns)

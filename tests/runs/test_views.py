@@ -42,20 +42,6 @@ def test_views_are_kept_when_parts_are_merged(run):
     assert table.schema.field("views").type == pa.struct([(view, pa.struct([(NAME, pa.float32())])) for view in VIEWS])
 
 
-def test_parts_of_the_schema_before_merge_with_new_ones(tmp_path):
-    run = begun(tmp_path, NAMES, fails=fails, masks=True)
-    for path in sorted((tmp_path / "run").glob("[pm]a*s/00000/*.parquet"))[::2]:
-        table = pq.read_table(path)
-        pq.write_table(table.replace_schema_metadata({"touchstone.schema": "2"}), path)
-    before = list(current_rows(run)), list(current_masks(run))
-    run.publish(0)
-    retried(run, 2, Status.SOURCE_TIMEOUT, masks=True)
-    rows, masks = list(current_rows(run)), list(current_masks(run))
-    assert [row for row in rows if row["attempt"] == 1] == [row for row in before[0] if row["status"] == "ok"]
-    assert len(masks) == len(rows) == len(NAMES)
-    assert all(mask in masks for mask in before[1])
-
-
 def test_a_retry_brings_views_and_masks_of_its_own(run):
     run.publish(0)
     retried(run, 2, Status.SOURCE_TIMEOUT, masks=True, views=VIEWS)

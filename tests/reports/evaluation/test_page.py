@@ -5,8 +5,8 @@ import json
 import pytest
 
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
-from tests.reports.evaluation_example import example_document, large_document, one_class, small_document
-from tests.reports.page_reader import PageReader, contrast
+from tests.reports.evaluation_example import example_document, one_class, small_document
+from tests.reports.page_reader import PageReader
 from tests.reports.pages import HOSTILE_PAGES, NO_SECTIONS, page_of
 
 
@@ -30,15 +30,6 @@ def test_the_headline_says_how_good_on_what_and_that_it_is_confounded(words):
     assert words.index("Confounded. Without looking at a pixel, file facts (format, height, width)") < words.index("How good")
 
 
-def test_a_detector_that_saw_only_what_went_on_in_a_cascade_is_told_apart():
-    document = example_document()
-    first, second, *others = document["systems"]
-    late = {**second, "late": True, "n_real": 30, "n_fake": 12, "unscored": 3278}
-    [line] = [line for line in evaluation_lines(document | {"systems": [first, late, *others]}) if "cascade" in line]
-    assert f"Images that went on in the cascade: {second['title']} 42." in line
-    assert "cascade" not in "\n".join(evaluation_lines(document))
-
-
 def test_the_four_answers_have_their_numbers(words):
     tpr = figure("tpr")
     low, high = (100 * end for end in tpr["interval"])
@@ -52,20 +43,6 @@ def test_the_four_answers_have_their_numbers(words):
         "Under jpeg-30 its ROC AUC falls from",
     ):
         assert said in words
-
-
-@pytest.mark.parametrize(("a", "b", "found"), [("ensemble", "corvi2023", "lower"), ("corvi2023", "ensemble", "higher")])
-def test_a_difference_is_told_from_the_leading_systems_side(a, b, found):
-    test = {"a": a, "b": b, "n": 9, "test": "delong", "difference": {"value": 0.0125, "n": 9}, "p": 0.2, "p_holm": 0.4}
-    said = f"Against Corvi 2023, the closest in paired tests, its AUC is 0.0125 {found} (p = 0.4000), which chance alone would explain."
-    assert said in text_of(small_document() | {"paired": [test]})
-
-
-def test_without_an_ensemble_the_best_leads_and_that_is_said():
-    document = large_document()
-    text = text_of(document | {"systems": [one for one in document["systems"] if one["name"] != "ensemble"]})
-    assert text.startswith("Touchstone evaluation of Picture desk, November Detector 7 finds 98 % of the fakes")
-    assert "the best of 8 on these very images" in text
 
 
 def test_what_was_published_stands_beside_ours_with_its_marks(words):
@@ -92,22 +69,6 @@ def test_every_cell_says_whether_its_images_were_in_training():
     assert row.count('<span class="unseen"> in training</span>') == 5  # detectors 3 to 7
     assert row.count('<span class="unseen"> not in training</span>') == 4
     assert "● in training ○ not in training ? not known whether in training" in PageReader(page).text.replace("\xa0", " ")
-
-
-def test_of_many_rows_the_hardest_are_shown_and_more_columns_than_fit_become_another_table():
-    page = page_of("evaluation", "large")
-    first, _, rest = page[page.index('class="matrix packed"') :].partition("<summary>19 easier rows</summary>")
-    assert "laion-400m" in first
-    assert "generator-39" not in first
-    assert "generator-39" in rest
-    document = large_document()
-    names = [f"more-{index}" for index in range(14)]
-    table = document["table"] | {"columns": names, "cells": dict.fromkeys(names, document["table"]["cells"]["detector-0"]), "footers": []}
-    wide = render_evaluation(document | {"systems": [{**document["systems"][0], "name": name} for name in names], "table": table})
-    first, _, rest = wide.partition("<summary>5 more systems</summary>")
-    assert "more-8<" in first
-    assert "more-9<" not in first
-    assert "more-13<" in rest
 
 
 def test_attacks_have_a_table_of_their_own_and_are_no_worst_perturbation():
@@ -151,15 +112,6 @@ def test_all_sections_stand_with_their_figures_and_counts(words):
         assert said in words
 
 
-def test_dflip_s_own_figures_stand_before_ours_with_their_flaws():
-    share = {"value": 0.5, "interval": None, "method": None, "n": 4, "why": None}
-    named = {"protocol": "dflip-v1", "accuracy": share, "by_index": {"accuracy": share}, "detection": {"accuracy": share, "groups": []},
-             "flaws": ["Their fourth word is 'ai'."], "plain": {"accuracy": share, "families": {"accuracy": share}}}  # fmt: skip
-    text = text_of(small_document() | {"identification": named})
-    places = [text.index(part) for part in ("by DFLIP-3K’s own rules", "Their fourth word", "by any spelling", "by ours", "Families named")]
-    assert places == sorted(places)
-
-
 def test_pictures_are_jpegs_and_nothing_else():
     shown = PageReader(page_of("evaluation")).attributes("img")
     assert len(shown) == 16 + 6
@@ -176,23 +128,7 @@ def test_nulls_and_absent_keys_read_the_same_and_so_does_json():
 def test_lines_for_the_terminal():
     lines = evaluation_lines(example_document())
     assert lines[0].startswith("Stacked ensemble of four finds 91 % of the fakes and")
-    assert lines[2].split() == ["fakes", "found", "real", "images", "flagged", "ROC", "AUC"]
-    assert lines[3].split()[:4] == ["Stacked", "ensemble", "of", "four"]
-    assert lines[10].startswith("warning: Confounded.")
+    assert any(line.startswith("warning: Confounded.") for line in lines)
     assert max(len(line) for line in lines if "[" in line) <= 120, "the table of many columns goes on below"
-    assert any(line.startswith("Ideogram 3.0 ") and "0.999" in line for line in lines)
-    assert any(line.startswith("‖ It cannot come from soft-OR") for line in lines)
-    bare = evaluation_lines(small_document() | {"table": None, "data": None, "labels": None, "reference": None})
-    assert [line.split()[0] for line in bare[3:6]] == ["Stacked", "OpenFake", "Corvi"]
     assert evaluation_lines({}) == ["Nothing was evaluated: the document names no system."]
     assert any("no real image" in line for line in evaluation_lines(one_class("fake")))
-
-
-@pytest.mark.parametrize(("block", "paper"), [(0, "#fdfcfa"), (1, "#161513")])
-def test_lines_of_systems_stand_out_from_the_paper_and_differ_by_more_than_colour(block, paper):
-    styles = page_of("evaluation", "empty").split("lines of systems")[1]
-    colours = [line for line in styles.splitlines() if ":root { --s0" in line][block]
-    for part in colours.partition("{")[2].split(";")[:6]:
-        assert contrast(part.partition(":")[2].strip(), paper) >= 3
-    marked = [line for line in styles.splitlines() if line.startswith(".s") and "mark-" in line]
-    assert len({line.partition("stroke-dasharray:")[2].partition(";")[0] for line in marked}) == len(marked) == 6

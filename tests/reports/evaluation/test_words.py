@@ -25,12 +25,8 @@ def sentences(document):
 @pytest.mark.parametrize(
     ("sources", "is_said"),
     [
-        ([(16, 16), (40, 40)], False),  # nothing was flagged
         ([(15, 16), (400, 400)], False),  # one of 16, and the interval reaches the others'
         ([(8, 16), (396, 400)], True),
-        ([(200, 400), (210, 400)], False),
-        ([(200, 400), (300, 400)], True),
-        ([(8, 16)], False),
     ],
 )
 def test_a_source_is_flagged_most_only_where_its_interval_lies_apart(sources, is_said):
@@ -44,30 +40,13 @@ def test_a_headline_of_too_wide_an_interval_says_so_in_words():
     assert few == "300 images are too few to say how good npr is: its share of fakes found could be anything from 10 % to 90 %."
 
 
-def test_few_generators_are_said_to_be_too_few_for_others():
-    document = document_of(tpr=figure(0.85, 0.15, 1.0), tnr=figure(1.0, 0.95, 1.0)).model_dump()
-    document["intervals"] = {"fakes": "generators", "reals": "images", "generators": 4, "sources": 2}
-    said = headline(EvaluationDocument.model_validate(document))
-    found = "npr finds 85 % of these fakes and wrongly flags none of these real images"
-    assert said == f"{found}, but 4 generators are too few to say how it does on others."
-    document["intervals"] |= {"generators": 1}
-    said = headline(EvaluationDocument.model_validate(document))
-    assert said == f"{found}, but 1 generator is too few to say how it does on others."
-    document["intervals"] |= {"fakes": "images"}
-    document["data"]["shortcut"]["confounded"] = True
-    assert headline(EvaluationDocument.model_validate(document)).startswith("300 images are too few to say how good npr is")
-
-
 @pytest.mark.parametrize(
     ("tpr", "tnr", "said"),
     [
         (figure(0.914, 0.9, 0.93), figure(0.982, 0.975, 0.988), "npr finds 91 % of the fakes and wrongly flags 2 % of the real images."),
-        (figure(1.0, 0.96, 1.0), figure(1.0, 0.98, 1.0), "npr finds every fake and wrongly flags none of the real images."),
         (figure(0.9996, 0.99, 1.0), figure(0.9996, 0.99, 1.0), "npr finds over 99 % of the fakes and wrongly flags under 1 %"),
         (figure(0.8, 0.5, 0.95), figure(0.9, 0.86, 0.92), "npr finds 80 % (50 to 95 %) of the fakes and wrongly flags 10 %"),
         (figure(0.8), figure(None), "npr finds 80 % of the fakes; there was no real image to try it on."),
-        (figure(None), figure(0.9), "npr wrongly flags 10 % of the real images; there was no fake to try it on."),
-        (figure(None), figure(None), "npr scores a fake above a real image with a chance of 90 %."),
     ],
 )  # fmt: skip
 def test_the_headline_is_one_plain_sentence_with_rounded_figures(tpr, tnr, said):
