@@ -180,20 +180,6 @@ def frames(format_name: str, count: int = 3) -> bytes:
     return encoded(first, format_name, save_all=True, append_images=rest)
 
 
-def scans_apart(width: int, height: int) -> bytes:
-    """A baseline JPEG of one grey level whose three components come in a scan each, as jpegtran can write them."""
-    data = encoded(Image.new("RGB", (width, height), (128, 128, 128)), "JPEG", subsampling=0)
-    blocks = -(-width // 8) * -(-height // 8)
-    scans = b""
-    # In the usual Huffman tables a block without any difference is 00 1010 in Y and 00 00 in Cb and Cr.
-    for component, tables, bits in ((1, 0x00, "001010"), (2, 0x11, "0000"), (3, 0x11, "0000")):
-        coded = bits * blocks
-        coded += "1" * (-len(coded) % 8)
-        header = b"\xff\xda" + struct.pack(">HBBB", 8, 1, component, tables) + b"\0\x3f\0"
-        scans += header + int(coded, 2).to_bytes(len(coded) // 8, "big")
-    return data[: data.index(b"\xff\xda")] + scans + b"\xff\xd9"
-
-
 def cmyk(**options: Any) -> bytes:
     return encoded(photo().convert("CMYK"), "JPEG", **options)
 

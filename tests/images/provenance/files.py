@@ -72,13 +72,3 @@ def jpeg_with(*segments: bytes) -> bytes:
 def box(kind: bytes, *content: bytes) -> bytes:
     body = b"".join(content)
     return struct.pack(">I", len(body) + 8) + kind + body
-
-
-def avif_with(item: bytes, content: bytes, content_type: bytes = b"") -> bytes:
-    """Boxes alone, with one metadata item; no picture."""
-    infe = box(b"infe", b"\2\0\0\0\0\1\0\0", item, b"\0", content_type)
-    start = len(box(b"ftyp", b"avif\0\0\0\0avif"))
-    meta = b"\0\0\0\0" + box(b"iinf", b"\0\0\0\0\0\1", infe)
-    place = start + 8 + len(meta) + 34 - 4 + 8
-    iloc = box(b"iloc", b"\0\0\0\0\x44\0\0\1\0\1\0\0\0\1", struct.pack(">II", place, len(content)))
-    return box(b"ftyp", b"avif\0\0\0\0avif") + box(b"meta", meta, iloc) + box(b"mdat", content)
