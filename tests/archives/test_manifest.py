@@ -94,10 +94,6 @@ class TestBuilding:
         assert [400] not in held or runs > 1
         assert max(map(len, held)) == 16
         assert read_blocks(store, 0).heaviest_mean == 2000
-        light = [replace(item, size_bytes=10) for item in items]
-        other = Store.open(f"{store.url}-light")
-        list_items(other, light, plan)
-        assert [len(read_block(other, ref)) for ref in iter_blocks(other, 0)][:-1] == [16] * (len(items) // 16), "as without a limit"
 
 
 class TestInterruption:

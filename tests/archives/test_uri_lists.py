@@ -65,14 +65,6 @@ def test_a_parquet_list_and_a_plain_text_one(two_images):
     assert items[0].input["n"] == 1
 
 
-def test_a_folder_called_like_a_list_stays_a_folder(tmp_path):
-    (tmp_path / "x.csv").mkdir()
-    (tmp_path / "x.csv" / "a.csv").write_text("no list\n")
-    assert [item.uri for item in listed(tmp_path / "x.csv")] == [str(tmp_path / "x.csv" / "a.csv")]
-    assert [item.uri for item in listed(tmp_path)] == [str(tmp_path / "x.csv" / "a.csv")]
-    assert [item.uri for item in listed(f"files::{tmp_path}/x.csv/a.csv")] == [str(tmp_path / "x.csv" / "a.csv")]
-
-
 def test_columns_that_describe_the_object(tmp_path):
     (tmp_path / "l.csv").write_text('uri,etag,size_bytes,member\ns3://b/k,"""00123""",7,x\ns3://b/l,2024-01-01,,y\n')
     items = listed(tmp_path / "l.csv")
@@ -188,9 +180,3 @@ def test_what_is_nested_without_an_end_is_refused_before_it_is_parsed(tmp_path):
         (tmp_path / "l.jsonl").write_bytes(first + b'{"uri":"a.jpg","x":[' + deep * 100_000 + b"1" + shut * 100_000 + b"]}\n")
         with pytest.raises(ConfigError, match="64 nested brackets"):  # in this process, which would end
             listed(tmp_path / "l.jsonl")
-
-
-def test_brackets_in_texts_do_not_nest(tmp_path):
-    rows = [{"uri": f"{n}.jpg", "said": '\\"[{' * 50, "tags": [["a"]]} for n in range(5)]
-    (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [item.input for item in listed(tmp_path / "l.jsonl")] == [{"said": '\\"[{' * 50, "tags": [["a"]]}] * 5

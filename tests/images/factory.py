@@ -210,15 +210,6 @@ def heif_of_kind(kind: bytes) -> bytes:
     return encoded(photo(), "HEIF").replace(b"hvc1", kind)
 
 
-def odd_bitfields_bmp() -> bytes:
-    """A bitmap of 32 bits whose colours have ten each."""
-    data = encoded(photo().convert("RGBA"), "BMP")
-    header = struct.unpack_from("<IiiHHIIiiII", data, 14)
-    masks = struct.pack("<III", 0x3FF00000, 0x000FFC00, 0x000003FF)
-    fields = struct.pack("<IiiHHIIiiII", 40, *header[1:5], 3, *header[6:])
-    return b"BM" + struct.pack("<IHHI", 66 + header[6], 0, 0, 66) + fields + masks + data[-header[6] :]
-
-
 def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -431,7 +422,6 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "jpeg_ls": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xF7, 8)),
     "jpeg_of_12_bits": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xC1, 12)),
     "hierarchical_jpeg": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xC5, 8)),
-    "bitfields_of_ten_bmp": (Status.UNSUPPORTED_FORMAT, odd_bitfields_bmp),
     "uncompressed_heif": (Status.UNSUPPORTED_FORMAT, lambda: heif_of_kind(b"unci")),
     "bomb": (Status.IMAGE_TOO_LARGE, bomb_png),
     "bomb_below_pillows_limit": (Status.IMAGE_TOO_LARGE, lambda: bomb_png(12_000)),

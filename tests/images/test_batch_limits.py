@@ -60,12 +60,6 @@ def test_what_is_more_names_the_limit(limit):
     assert caught.value.status == Status.IMAGE_TOO_LARGE
 
 
-def test_limits_of_runs_and_endpoints_that_were_made_before_stay_what_they_were():
-    assert "max_whole_pixels" not in ImageLimits().model_dump(mode="json")
-    older = {"max_bytes": 33_554_432, "max_pixels": 50_000_000, "max_side": 16_384, "max_aspect": 20.0, "max_ratio": 2000.0}
-    assert ImageLimits(**older, max_text_bytes=16_777_216) == ImageLimits()
-
-
 LARGEST = {
     "progressive JPEG": ((17_400, 14_300), "JPEG", {"quality": 90, "progressive": True, "subsampling": 0}),
     "WebP": ((16_380, 15_200), "WEBP", {"lossless": True, "quality": 0, "method": 0}),

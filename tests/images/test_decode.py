@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from ray_app.errors import Status
-from ray_app.images import FLAG_MEANING, DecodedImage, ImageFileFacts, ImageLimits, ImageRefused, decode_image, decoder_name, inspect_bytes
+from ray_app.images import DecodedImage, ImageFileFacts, ImageLimits, ImageRefused, decode_image, decoder_name, inspect_bytes
 from ray_app.images.facts import MOST
 from tests.images import factory
 
@@ -84,10 +84,6 @@ def test_each_oddity_is_decoded_and_flagged(name, nothing_else):
     assert image.pixels.mode == "RGB"
     assert image.pixels.size == (image.facts.width, image.facts.height)
     assert_a_row_holds(image.facts)
-
-
-def test_every_flag_has_a_meaning_and_a_fixture():
-    assert {flag for flags, _ in factory.ODD.values() for flag in flags} | {"oriented"} == set(FLAG_MEANING)
 
 
 @pytest.mark.parametrize("name", factory.REFUSED)

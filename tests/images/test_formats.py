@@ -52,13 +52,6 @@ def test_raw_files_of_cameras_are_known_as_such(start):
     assert sniff_format(factory.camera_raw()) == "RAW"
 
 
-@pytest.mark.parametrize("start", [b"P5 12", b"P1\n# made by hand\n3 4", b"P6\t3"])
-def test_pnm_is_more_than_two_letters(start):
-    assert sniff_format(start) == "PNM"
-    assert sniff_format(start[:2] + b"x" + start[3:]) is None
-    assert sniff_format(b"P7" + start[2:]) is None
-
-
 def test_a_shared_brand_is_decided_by_the_codec_brand():
     assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf") == "AVIF"
     assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf") == "HEIC"

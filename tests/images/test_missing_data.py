@@ -216,14 +216,6 @@ def test_a_tiff_that_lacks_strips_is_truncated(compression):
     assert status_of(tiff_writer.container(tags, [strip] * 4 + [strip[: len(strip) // 2]])) in MISSING
 
 
-def test_a_jpeg_strip_of_a_tiff_that_ends_early_is_truncated_unless_the_picture_does_not_have_it():
-    strip = factory.encoded(factory.photo(320, 240), "JPEG")
-    tags = {256: [320], 257: [240], 258: [8] * 3, 259: [7], 262: [tiff_writer.YCBCR], 277: [3], 278: [240], 530: [2, 2]}
-    assert status_of(tiff_writer.container(tags, [strip])) == Status.OK
-    assert status_of(tiff_writer.container(tags, [halved(strip)])) == Status.TRUNCATED_IMAGE
-    assert status_of(tiff_writer.container(tags, [strip, halved(strip)])) == Status.OK
-
-
 def test_tags_that_nobody_asks_for_are_not_unpacked():
     """Thirty that say that a million numbers stand in the same place."""
     values = [0] * 1_000_000

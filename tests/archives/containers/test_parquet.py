@@ -11,20 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.archives import (
-    BlockPlan,
     Container,
     ContainerLimits,
     ListedMember,
     MemberLocation,
     TableColumns,
-    list_members,
     open_source,
 )
 from ray_app.archives.containers.parquet import index, read_referenced, reader
 from ray_app.errors import ConfigError, InputError, Status
-from ray_app.storage import Fetcher, Store
+from ray_app.storage import Fetcher
 from tests.archives.containers.lying_parquet import BYTE_ARRAY, INT64, lying
-from tests.archives.given import all_members
 from tests.images.factory import encoded, photo
 from tests.storage.faulty_server import LOOPBACK
 
@@ -308,16 +305,11 @@ FAR = {
 
 @pytest.mark.parametrize("what", FAR)
 def test_a_cell_that_python_has_no_value_for_costs_neither_table_nor_row(tmp_path, what):
-    (tmp_path / "in").mkdir()
-    items = listed(tmp_path / "in/a.parquet", pa.table({"image": BYTES[:2], "other": FAR[what]}))
+    items = listed(tmp_path / "a.parquet", pa.table({"image": BYTES[:2], "other": FAR[what]}))
     assert [item.refused for item in items] == [None, None]
     assert items[0].input == {"other": None}
     assert (items[1].input["other"] is None) == what.startswith("a zone")
-    store = Store.open(str(tmp_path / "run"))
-    list_members(store, open_source([str(tmp_path / "in")]), BlockPlan(batch_slots=4, max_block_members=8))
-    members = all_members(store)
-    assert read(members) == read(items) == BYTES[:2]
-    assert members[0].input == {"other": None}
+    assert read(items) == BYTES[:2]
 
 
 @pytest.mark.parametrize(
