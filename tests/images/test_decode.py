@@ -246,7 +246,3 @@ def test_a_size_that_no_image_has_is_no_fact(name):
     assert error.detail.startswith("the header declares ")
     assert (error.facts.width, error.facts.height) == (None, None)
     assert decode_image(factory.endless_apng(), LIMITS).facts.frames is None
-
-
-def test_texts_of_a_png_are_none_of_pillows_facts():
-    np.testing.assert_array_equal(pixels(factory.texts_named_as_pillows_own()), pixels(factory.png()))

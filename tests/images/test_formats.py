@@ -46,12 +46,6 @@ def test_what_is_no_image_is_described(data, words):
     assert words in describe_unsupported(data)
 
 
-@pytest.mark.parametrize("start", [b"II*\0\x10\0\0\0CR\x02\0", b"\0\0\0\x18ftypcrx ", b"IIRO\x08", b"IIU\0", b"FUJIFILMCCD-RAW 0201"])
-def test_raw_files_of_cameras_are_known_as_such(start):
-    assert sniff_format(start) == "RAW"
-    assert sniff_format(factory.camera_raw()) == "RAW"
-
-
 def test_a_shared_brand_is_decided_by_the_codec_brand():
     assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf") == "AVIF"
     assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf") == "HEIC"

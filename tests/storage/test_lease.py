@@ -147,12 +147,6 @@ def test_a_lost_lease_says_so_and_is_not_released(store):
     assert written(store)["token"] == thief.token
 
 
-def test_a_file_that_is_no_lease(store):
-    store.write("lease.json", b"{}")
-    with pytest.raises(IdentityError, match="not a lease"):
-        Lease(store).acquire()
-
-
 def wait_until(condition) -> None:
     tick = threading.Event()
     for _ in range(1000):

@@ -4,9 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app.errors import ConfigError
 from ray_app.storage.urls import (
-    bucket_and_key,
     canonical,
     full_matcher,
     has_magic,
@@ -14,7 +12,6 @@ from ray_app.storage.urls import (
     local_uri,
     matcher,
     matcher_below,
-    scheme_of,
     split_at_magic,
     strip_secrets,
 )
@@ -93,14 +90,6 @@ def test_canonical(tmp_path, monkeypatch):
     assert canonical("a/../b/") == canonical(f"file://{tmp_path}/b") == f"{tmp_path}/b"
     assert canonical("s3://bucket/a//") == "s3://bucket/a"
     assert canonical("https://host/a/?b") == "https://host/a/?b"
-
-
-def test_schemes_and_buckets():
-    assert scheme_of("a:b/c") == "file"
-    assert scheme_of("S3://bucket") == "s3"
-    assert bucket_and_key("s3://bucket//a/../b?c#d") == ("bucket", "/a/../b?c#d")
-    with pytest.raises(ConfigError, match="is not the name of a bucket"):
-        bucket_and_key("s3://buck et/a")
 
 
 @given(st.binary(min_size=1, max_size=30).filter(lambda name: b"\0" not in name and b"/" not in name))

@@ -122,7 +122,6 @@ class TestBroken:
         ("offset", "new", "after", "status"),
         [
             (35, b"\xff\xff", b"PK\3\4", "corrupt_image"),  # the stream
-            (0, b"XX", b"PK\3\4", "corrupt_image"),  # the signature
             (6, b"\1", b"PK\3\4", "encrypted_member"),
             (18, b"\xff\xff\0", b"PK\3\4", "corrupt_image"),  # the size beside the data
             (24, b"\x09", b"PK\1\2", "corrupt_image"),  # the size in the directory, and less than there is

@@ -39,11 +39,11 @@ def png_with(**texts: str) -> bytes:
     return factory.png(pnginfo=notes)
 
 
-def xmp(inner: str = "", element: str = "", around: str = "{}") -> bytes:
+def xmp(inner: str, element: str = "") -> bytes:
     description = f"<rdf:Description {inner}>{element}</rdf:Description>"
     return f"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
 <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:e="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
- xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:dcterms="http://purl.org/dc/terms/">{around.format(description)}</rdf:RDF></x:xmpmeta>""".encode()
+ xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:dcterms="http://purl.org/dc/terms/">{description}</rdf:RDF></x:xmpmeta>""".encode()
 
 
 def with_xmp(packet: bytes, form: str) -> bytes:
