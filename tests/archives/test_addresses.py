@@ -216,13 +216,6 @@ def test_who_reads_a_listing_later_may_ask_what_its_own_command_could(tmp_path):
         list_members(store, open_source([f"tar::{server.url}/x.tar"]), BlockPlan(batch_slots=4, max_block_members=64))
         assert guard_of(store).trusts(f"{server.url}/other")
         assert not guard_of(store).trusts(f"{other.url}/other")
-        # As 0.8.0 wrote it.
-        noted = json.loads(store.read("manifest/0/_complete"))
-        store.write("manifest/0/_complete", json.dumps({**noted, "servers": []}).encode())
-        assert not guard_of(store).trusts(f"{server.url}/other")
-        store.write("run.json", json.dumps({"identity": {"source": [f"tar::{server.url}/x.tar"]}}).encode())
-        assert guard_of(store).trusts(f"{server.url}/other")
-        assert not guard_of(store).trusts(f"{other.url}/other")
 
 
 def test_a_fetcher_keeps_its_guard_on_its_way_to_a_worker():

@@ -11,22 +11,18 @@ from hypothesis import strategies as st
 
 from ray_app.archives import (
     BlockPlan,
-    ListedMember,
     MemberLocation,
     Portions,
     dedup,
-    image_id,
-    is_as_listed,
     iter_blocks,
     list_members,
     open_source,
     raw_listing,
     read_block,
-    read_complete,
     read_vanished,
 )
 from ray_app.archives.members import first_word, identity_digest
-from ray_app.errors import ConfigError, StorageError
+from ray_app.errors import ConfigError
 from ray_app.storage import Store
 from tests.archives.containers import hazards
 from tests.archives.given import SWEEPS, Dying, Given, all_members, backwards, files_below, listed, narrow
@@ -150,17 +146,6 @@ class TestIds:
         gone = {ids[item.uri] for item in items if item not in hashed_again}
         assert set(read_vanished(store, 1).tolist()) == gone
 
-    def test_a_manifest_without_id_files_is_joined_by_its_rows(self):
-        """As an earlier version wrote it."""
-        store = fresh_store()
-        items = [listed(number) for number in range(100)]
-        list_tiny(store, Given(items))
-        for name in store.names("manifest/0/ids"):
-            store.delete(f"manifest/0/ids/{name}")
-        info = list_tiny(store, Given(items[10:], [listed(500)]))
-        assert (info.members, info.vanished) == (1, 10)
-        assert sorted(read_vanished(store, 1).tolist()) == sorted(image_id(item) for item in items[:10])
-
 
 class TestLinkedFolders:
     def test_what_is_not_followed_is_counted_with_an_example(self, tmp_path):
@@ -168,17 +153,10 @@ class TestLinkedFolders:
         for place in (folder / "deep", elsewhere):
             place.mkdir(parents=True)
             (place / "a.jpg").write_bytes(b"x")
-        store = fresh_store()
-        info = list_tiny(store, open_source([str(folder)]))
-        assert (info.linked_folders, info.linked_example) == (0, "")
         (folder / "link").symlink_to(elsewhere)
         (folder / "deep" / "up").symlink_to(folder)
-        assert list_tiny(store, open_source([str(folder)])) is None, "no member is new"
-        info = read_complete(store, 0)
-        assert (info.linked_folders, info.linked_example) == (2, str(folder / "deep" / "up"))
-        assert is_as_listed(store, open_source([str(folder)]))
-        info = list_tiny(fresh_store(), open_source([str(folder), str(folder / "link")]))
-        assert (info.members, info.linked_folders) == (2, 2)
+        info = list_tiny(fresh_store(), open_source([str(folder)]))
+        assert (info.members, info.linked_folders, info.linked_example) == (1, 2, str(folder / "deep" / "up"))
 
 
 class TestSections:
@@ -191,26 +169,9 @@ class TestSections:
         list_tiny(store, archive)
         found = [(m.uri.rpartition("/")[2], m.member) for m in all_members(store)]
         assert found == [("b.jpg", None), ("z.jpg", None), ("a.tar", "1.jpg"), ("a.tar", "2.jpg"), ("m.tar", "1.jpg"), ("m.tar", "2.jpg")]
-        assert [(i.uri, i.member) for i in archive] == [(m.uri, m.member) for m in all_members(store)]
         limited = fresh_store()
         list_tiny(limited, archive, limit=3)
         assert [(m.uri.rpartition("/")[2], m.member) for m in all_members(limited)] == found[:3]
-
-
-class TestBlocks:
-    @pytest.mark.parametrize(
-        ("plan", "ends"),
-        [
-            # Of 16 members, then of 32 at most: 24 and 20 end a group and leave no slot of a batch of 4 empty.
-            (PLAN, [16, 32, *range(60, 401, 20)]),
-            (BlockPlan(batch_slots=32, max_block_members=32), [*range(32, 400, 32), 400]),  # not there where many slots would stay empty
-        ],
-    )
-    def test_end_where_a_container_s_group_does(self, plan, ends):
-        store = fresh_store()
-        rows = [ListedMember("s3://b/x.parquet", str(n), 0, "v", 1, place=MemberLocation("parquet", n, group=n // 20)) for n in range(400)]
-        list_members(store, Given(rows), plan)
-        assert list(itertools.accumulate(ref.members for ref in iter_blocks(store, 0))) == ends
 
 
 class TestInput:
@@ -233,7 +194,7 @@ class TestInput:
         with pytest.raises(ConfigError, match=r"column 'label' of the source holds both int(64)? and str(ing)?"):
             list_tiny(fresh_store(), Given(items) if together else Given(items[:1], items[1:]))
 
-    @pytest.mark.parametrize("values", [[2**80, 1], [float("inf"), 2**70], [2**63, -1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
+    @pytest.mark.parametrize("values", [[2**80, 1], [[2**64], ["a"]], [{"a": 1}, {"a": "x"}]])
     def test_values_that_arrow_has_no_type_for_are_texts_in_an_archive_and_refused_in_a_list(self, values):
         items = [replace(listed(n), input={"n": value}) for n, value in enumerate(values)]
         with pytest.raises(ConfigError, match="column 'n' of the source holds"):
@@ -261,5 +222,3 @@ def test_the_join_reaches_no_file_and_no_network_and_leaves_nothing(tmp_path, mo
             with pytest.raises(duckdb.Error):
                 db.execute(statement)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(StorageError, match=f"cannot join ids in {tmp_path}"), dedup._database(0) as db:
-        db.execute("FROM nothing")

@@ -7,9 +7,8 @@ import pytest
 
 from ray_app.archives import open_source
 from ray_app.archives.containers import CONTAINERS
-from ray_app.errors import ConfigError, SourceError, Status, StorageError
-from ray_app.storage import Fetcher, RetryPolicy, listing, object_store
-from ray_app.storage import key_ranges as dividing
+from ray_app.errors import ConfigError, SourceError, Status
+from ray_app.storage import Fetcher, RetryPolicy, object_store
 from tests.hub_server import HubServer, blob_id
 
 REPO = "someone/pictures"
@@ -91,12 +90,3 @@ def test_what_is_not_there(server):
         with pytest.raises(ConfigError, match="no such file or folder") as caught:
             listed(source)
         assert "HF_TOKEN" in caught.value.hint
-
-
-def test_nobody_answers(monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(listing, "PATIENCE", RetryPolicy(attempts=1))
-    with pytest.raises(StorageError, match="cannot list hf://datasets/a/b: nothing answers there") as caught:
-        listed("hf://datasets/a/b")
-    assert "HF_ENDPOINT" in caught.value.hint
-    assert dividing.list_divisions("hf://datasets/a/b") == []

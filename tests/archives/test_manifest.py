@@ -79,14 +79,8 @@ class TestBuilding:
         refs = read_blocks(store, 0)
         assert (len(refs), refs.members, refs.size_bytes) == (info.blocks, 3000, info.size_bytes)
         assert [ref.members for ref in refs][:-1] == list(itertools.islice(block_sizes(PLAN), len(refs) - 1))
-        assert refs[-1].size_bytes == sum(m.size_bytes for m in member_rows(read_block(store, refs[-1])))
         contract = ["image_id", "uri", "member", "occurrence", "version", "size_bytes", "block", "slot", "place", "refused"]
         assert read_block(store, refs[0]).schema.names == contract
-        assert list(refs[3:7]) == [refs[index] for index in range(3, 7)]
-        left = refs.without({0, 2, 5})
-        assert [ref.block for ref in left][:4] == [1, 3, 4, 6]
-        assert not refs.without(set(range(len(refs))))
-        assert list(type(refs).joined([left, refs])) == [*left, *refs]
 
     @pytest.mark.parametrize("runs", [1, 3])
     def test_no_block_holds_too_many_bytes_but_one_file_may(self, store, runs):
@@ -100,10 +94,6 @@ class TestBuilding:
         assert [400] not in held or runs > 1
         assert max(map(len, held)) == 16
         assert read_blocks(store, 0).heaviest_mean == 2000
-        light = [replace(item, size_bytes=10) for item in items]
-        other = Store.open(f"{store.url}-light")
-        list_items(other, light, plan)
-        assert [len(read_block(other, ref)) for ref in iter_blocks(other, 0)][:-1] == [16] * (len(items) // 16), "as without a limit"
 
 
 class TestInterruption:
@@ -136,6 +126,16 @@ class TestChanges:
         assert current_ids(store) == ids_of(now)
         assert list_items(store, now) is None
 
+    def test_a_damaged_memory_of_ids_hides_no_member_and_gives_none_twice(self, store):
+        for number in range(10, 22, 3):
+            list_items(store, [listed(n) for n in range(number)])
+        kept = store.read("ids/00000.parquet")
+        turned = kept[:60] + bytes([kept[60] ^ 1]) + kept[61:]  # one bit of the ids
+        for number, damaged in enumerate((kept[:40], b"", kept[:-60] + b"x" * 60, turned), start=20):
+            store.write("ids/00000.parquet", damaged)
+            assert list_items(store, [listed(n) for n in range(number)]).members == 1
+        assert known_ids(store) == ids_of([listed(n) for n in range(23)])
+
     @pytest.mark.parametrize("examples", SWEEPS)
     def test_current_is_always_the_latest_listing(self, examples):
         listings = st.lists(st.sets(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1), min_size=1, max_size=5)
@@ -157,20 +157,32 @@ class TestChanges:
 
 
 @pytest.mark.slow
-def test_a_long_list_needs_hardly_more_memory_than_a_short_one(tmp_path):
+def test_memory_grows_neither_with_a_list_nor_with_its_manifest(tmp_path):
     script = """
 import sys
-from ray_app.archives import BlockPlan, Portions, list_members, open_source
+from ray_app.archives import BlockPlan, ListedMember, Portions, list_members, open_source
 from ray_app.storage import Store
+from tests.archives.given import Given, Items
+def listed(count):
+    for number in range(count):
+        yield ListedMember(f"s3://a-bucket-with-a-name/photos/2024/{number:09}/original.jpg", None, 0, f"{number:032x}", 300_000)
+def told():
+    print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+for path in sys.argv[1:]:
+    sum(1 for _ in open_source([path]))
+    told()
 portions = Portions(raw_rows=8192, id_rows=8192, run_rows=8192, few=0)
-list_members(Store.open(sys.argv[1] + "-run"), open_source([sys.argv[1]]), BlockPlan(), portions=portions)
-print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+for count in (5_000, 30_000):
+    list_members(Store.open(f"{path}-{count}"), Given(Items(listed(count))), BlockPlan(), portions=portions)
+    told()
 """
-    peaks = []
-    for count in (60_000, 200_000):
-        path = tmp_path / f"{count}.csv"
-        with open(path, "w") as file:
-            file.write("uri,etag,size_bytes\n")
-            file.writelines(f"s3://a-bucket-with-a-name/photos/2024/{n:09}/original.jpg,{n:032x},300000\n" for n in range(count))
-        peaks.append(int(subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True).stdout))
-    assert peaks[1] < 1.2 * peaks[0]  # 1.12, that is 27 MiB; 140,000 members held would take 124
+    paths = []
+    for count in (100_000, 600_000):
+        paths.append(tmp_path / f"{count}.csv")
+        with open(paths[-1], "w") as file:
+            file.write("uri,label\n")
+            file.writelines(f"s3://bucket/folder/image-{n:09}.jpg,{n % 2}\n" for n in range(count))
+    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True)
+    short, long, few, many = map(int, done.stdout.split())
+    assert long < 1.2 * short
+    assert many - few < 30, "25,000 members held would take 22 more than what a listing may carry"

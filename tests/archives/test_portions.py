@@ -20,7 +20,7 @@ from ray_app.archives import (
 )
 from ray_app.errors import StorageError
 from ray_app.storage import Store, listing
-from tests.archives.given import Dying, Given, all_members, backwards, files_below, listed
+from tests.archives.given import Dying, all_members, backwards, files_below
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
 TINY = Portions(raw_rows=256, id_rows=64, run_rows=100, few=0)
@@ -148,15 +148,6 @@ def test_what_changes_behind_the_place_is_found_by_the_next_listing(server):
     assert not is_as_listed(store, open_source(["s3://bucket/p"]))
     [info] = portions(store)
     assert ([member.uri for member in all_members(store, info.manifest)], info.vanished) == (["s3://bucket/p/a.jpg"], 1)
-
-
-def test_sections_that_are_no_ranges_go_whole(monkeypatch):
-    monkeypatch.setattr(walk, "FIRST_STEP", 40)
-    archive = Given(*[[listed(number) for number in range(start, start + 30)] for start in range(0, 300, 30)])
-    store = fresh_store()
-    infos = list(portions(store, archive))
-    assert [info.members for info in infos][:2] == [60, 180]
-    assert [member.uri for member in members_of(store)] == [listed(number).uri for number in range(300)]
 
 
 def test_a_limit_and_an_error(server, monkeypatch):

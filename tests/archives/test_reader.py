@@ -190,12 +190,6 @@ class TestLargeFiles:
             assert getattr(data, "status", None) is (Status.IMAGE_TOO_LARGE if size > 1000 else None)
             assert isinstance(data, InputError) or len(data) == size
 
-    @pytest.mark.parametrize("kind", ["tar", "zip", "tar.gz"])
-    def test_members_of_containers_too(self, tmp_path, budget, kind):
-        listed = members(written(tmp_path, MAKE[kind](), kind))
-        reader = MemberReader(Fetcher(), max_bytes=100_000, depth_bytes=100, budget=budget)
-        assert [data for _, data in reader.read(listed)] == list(FILES.values())
-
     def test_no_more_than_one_large_file_is_held(self, tmp_path, budget):
         size = 4 * 2**20
         for place in range(5):

@@ -112,35 +112,24 @@ def test_an_inventory_names_no_other_bucket(s3, photos):
 
 def test_what_is_no_inventory(s3, photos):
     lacking = publish(s3, "CSV", "Bucket, Key, LastModifiedDate", [b""], "lacking")
-    with pytest.raises(ConfigError, match="lacks Size and ETag") as caught:
-        list(open_source([lacking]))
-    assert "optional fields: Size, ETag" in caught.value.hint
-    for name, body in (("no", b'{"a": 1}'), ("empty", b"")):
-        s3.client().put_object(Bucket="inventories", Key=f"{name}/manifest.json", Body=body)
     torn = publish(s3, "Parquet", PARQUET, [b"PAR1 torn"], "torn")
+    s3.client().put_object(Bucket="inventories", Key="no/manifest.json", Body=b'{"a": 1}')
     for source, said in (
+        (lacking, "lacks Size and ETag"),
         ("inventory::s3://inventories/no/manifest.json", "not the manifest.json of an S3 Inventory"),
         ("inventory::s3://inventories/nothing/manifest.json", "no such file"),
-        ("inventory::s3://inventories/empty/manifest.json", "it is not JSON"),
         (torn, "not a readable Parquet file of an inventory"),
     ):
         with pytest.raises(ConfigError, match=said):
             list(open_source([source]))
 
 
-def test_a_manifest_is_read_as_far_as_one_may_be_long_and_its_data_files_have_to_be_there(s3, photos, tmp_path, monkeypatch):
+def test_a_manifest_is_read_as_far_as_one_may_be_long_and_its_data_files_have_to_be_there(s3, photos, monkeypatch):
     """A file of any size may lie where the manifest is looked for."""
     source = publish(s3, "CSV", CSV, [as_csv(rows(s3))], "long")
-    data = s3.client().get_object(Bucket="inventories", Key="long/manifest.json")["Body"].read()
-    (tmp_path / "manifest.json").write_bytes(data)
-    for place in (source, f"inventory::{tmp_path}/manifest.json"):
-        monkeypatch.setattr(s3_inventory, "_MOST_BYTES", len(data))
-        assert list(open_source([place]))
-        monkeypatch.setattr(s3_inventory, "_MOST_BYTES", len(data) - 1)
-        with pytest.raises(ConfigError, match=f"it is longer than {len(data) - 1} bytes"):
-            list(open_source([place]))
-    monkeypatch.undo()
     s3.client().delete_object(Bucket="inventories", Key="long/data/0")
-    with pytest.raises(StorageError, match="cannot read the inventory's file") as caught:
+    with pytest.raises(StorageError, match="cannot read the inventory's file"):
         list(open_source([source]))
-    assert "newest" in caught.value.hint
+    monkeypatch.setattr(s3_inventory, "_MOST_BYTES", 100)
+    with pytest.raises(ConfigError, match="it is longer than 100 bytes"):
+        list(open_source([source]))

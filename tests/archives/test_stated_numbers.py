@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 
 from ray_app.archives import BlockPlan, ListedMember, iter_blocks, list_members, open_source, read_block, read_blocks
 from ray_app.archives.manifest import MOST_BYTES, listed_rows
@@ -27,12 +26,6 @@ def test_a_size_that_no_object_has_is_not_known_and_a_block_adds_up_the_others(t
         known = sizes if sizes[0] == MOST_BYTES else [-1] * 3
         assert [row["size_bytes"] for row in rows] == known
         assert read_blocks(store, 0).size_bytes == max(0, sum(known))
-
-
-@pytest.mark.parametrize("size", [2**63, 2**64, 10**30])
-def test_a_number_beyond_the_column_stops_no_listing(size):
-    rows = listed_rows(np.array([1, 2], np.int64), [ListedMember("a", None, 0, "", size), ListedMember("b", None, 0, "", 7)])
-    assert rows["size_bytes"].to_pylist() == [-1, 7]
 
 
 def test_a_refusal_is_one_line():

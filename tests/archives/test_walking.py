@@ -59,13 +59,6 @@ def test_a_container_that_cannot_be_opened_has_its_row_whatever_its_members_shou
         list(open_source([str(tmp_path)], ["out/*"]))
 
 
-def test_archives_without_a_member_are_said_to_be_that(tmp_path):
-    zipped(tmp_path / "a.zip", [])
-    for ask in (list, lambda archive: list_members(Store.open(str(tmp_path / "run")), archive, PLAN)):
-        with pytest.raises(ConfigError, match="no file in 1 archive"):
-            ask(open_source([str(tmp_path / "a.zip")]))
-
-
 @pytest.fixture
 def archive(tmp_path):
     folder = tmp_path / "archive"
@@ -121,14 +114,4 @@ def test_a_container_out_of_reach_is_tried_again(tmp_path, archive):
     assert not unchanged(tmp_path, archive)
     info, _ = relist(tmp_path, archive)
     assert (info.members, info.vanished) == (2, 1)
-    assert unchanged(tmp_path, archive)
-
-
-def test_a_manifest_of_0_3_0_learns_what_was_listed_once_nothing_is_new(tmp_path, archive):
-    relist(tmp_path, archive)
-    path = tmp_path / "run/manifest/0/_complete"
-    text = path.read_text()
-    path.write_text(text.replace(',\n "digest"', ',\n "dropped"').split(',\n "named"')[0] + ',\n "format": 1\n}')
-    assert not unchanged(tmp_path, archive)
-    assert relist(tmp_path, archive)[0] is None
     assert unchanged(tmp_path, archive)

@@ -180,20 +180,6 @@ def frames(format_name: str, count: int = 3) -> bytes:
     return encoded(first, format_name, save_all=True, append_images=rest)
 
 
-def scans_apart(width: int, height: int) -> bytes:
-    """A baseline JPEG of one grey level whose three components come in a scan each, as jpegtran can write them."""
-    data = encoded(Image.new("RGB", (width, height), (128, 128, 128)), "JPEG", subsampling=0)
-    blocks = -(-width // 8) * -(-height // 8)
-    scans = b""
-    # In the usual Huffman tables a block without any difference is 00 1010 in Y and 00 00 in Cb and Cr.
-    for component, tables, bits in ((1, 0x00, "001010"), (2, 0x11, "0000"), (3, 0x11, "0000")):
-        coded = bits * blocks
-        coded += "1" * (-len(coded) % 8)
-        header = b"\xff\xda" + struct.pack(">HBBB", 8, 1, component, tables) + b"\0\x3f\0"
-        scans += header + int(coded, 2).to_bytes(len(coded) // 8, "big")
-    return data[: data.index(b"\xff\xda")] + scans + b"\xff\xd9"
-
-
 def cmyk(**options: Any) -> bytes:
     return encoded(photo().convert("CMYK"), "JPEG", **options)
 
@@ -222,15 +208,6 @@ def tiff_with(**changed: int) -> bytes:
 def heif_of_kind(kind: bytes) -> bytes:
     """A HEIC whose pictures are said to be of another kind."""
     return encoded(photo(), "HEIF").replace(b"hvc1", kind)
-
-
-def odd_bitfields_bmp() -> bytes:
-    """A bitmap of 32 bits whose colours have ten each."""
-    data = encoded(photo().convert("RGBA"), "BMP")
-    header = struct.unpack_from("<IiiHHIIiiII", data, 14)
-    masks = struct.pack("<III", 0x3FF00000, 0x000FFC00, 0x000003FF)
-    fields = struct.pack("<IiiHHIIiiII", 40, *header[1:5], 3, *header[6:])
-    return b"BM" + struct.pack("<IHHI", 66 + header[6], 0, 0, 66) + fields + masks + data[-header[6] :]
 
 
 def srgb_profile() -> bytes:
@@ -445,7 +422,6 @@ REFUSED: dict[str, tuple[Status, Maker]] = {
     "jpeg_ls": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xF7, 8)),
     "jpeg_of_12_bits": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xC1, 12)),
     "hierarchical_jpeg": (Status.UNSUPPORTED_FORMAT, lambda: jpeg_of_kind(0xC5, 8)),
-    "bitfields_of_ten_bmp": (Status.UNSUPPORTED_FORMAT, odd_bitfields_bmp),
     "uncompressed_heif": (Status.UNSUPPORTED_FORMAT, lambda: heif_of_kind(b"unci")),
     "bomb": (Status.IMAGE_TOO_LARGE, bomb_png),
     "bomb_below_pillows_limit": (Status.IMAGE_TOO_LARGE, lambda: bomb_png(12_000)),

@@ -160,7 +160,7 @@ def _shown(shown: np.ndarray, bits: int, photometric: int, extra: tuple[int, ...
 
 
 def other_tiffs() -> Iterator[Cell]:
-    """Fax and JPEG codes, orientations, shared chroma, maps of 8 bits, tiles under the tags of strips, samples without a scale."""
+    """Fax and JPEG codes, orientations, maps of 8 bits, tiles under the tags of strips, samples without a scale."""
     one_bit = picture("1")
     for compression in ("group3", "group4", "tiff_ccitt"):
         yield Cell(f"tiff-{compression}", partial(factory.encoded, one_bit, "TIFF", compression=compression))
@@ -174,8 +174,6 @@ def other_tiffs() -> Iterator[Cell]:
         seen = np.asarray(picture("RGB") if way is None else picture("RGB").transpose(way))
         make = partial(tiff, rgb, 8, RGB, compression=compression, tags={274: [orientation]})
         yield Cell(f"tiff-orientation-{orientation}-{compression}", make, truth=lambda seen=seen: seen, asks_libvips=False)
-    for across, down in ((2, 1), (2, 2), (4, 1)):
-        yield _shared_chroma(across, down)
     colour_map = np.random.default_rng(8).integers(0, 256, 768)
     make = partial(tiff, grey, 8, PALETTE, tags={320: colour_map.tolist()})
     yield Cell("tiff-palette-8-bit-map", make, truth=lambda: colour_map.reshape(3, -1)[:, grey[..., 0]].transpose(1, 2, 0))
@@ -183,17 +181,6 @@ def other_tiffs() -> Iterator[Cell]:
     yield Cell("tiff-tiles-as-strips", make, truth=lambda: np.repeat(255 - grey, 3, axis=-1))
     for kind, values, bits in ((SIGNED, grey, 8), (SIGNED, grey, 16), (FLOAT, grey / 255, 32), (COMPLEX, grey, 32)):
         yield Cell(f"tiff-format{kind}-{bits}", partial(tiff, values, bits, BLACK_IS_ZERO, sample_format=kind), is_read=False)
-
-
-def _shared_chroma(across: int, down: int) -> Cell:
-    """YCbCr without compression where a block of pixels shares its chroma (TIFF 6.0, section 21)."""
-    luma = np.pad(samples(1, 8)[:36, :, 0], ((0, 0), (0, 3)), mode="edge")
-    blocks = luma.reshape(36 // down, down, 48 // across, across).transpose(0, 2, 1, 3).reshape(36 // down, 48 // across, -1)
-    body = np.concatenate([blocks, np.full((*blocks.shape[:2], 2), (90, 170))], -1).astype(np.uint8).tobytes()
-    tags = {256: [48], 257: [36], 258: [8] * 3, 259: [NONE], 262: [YCBCR], 277: [3], 278: [36], 284: [1], 530: [across, down]}
-    full = np.concatenate([luma[..., None], np.full((*luma.shape, 2), (90, 170))], -1).astype(np.uint8)
-    seen = np.asarray(Image.fromarray(full, "YCbCr").convert("RGB"))
-    return Cell(f"tiff-ycbcr-{across}x{down}", partial(tiff_writer.container, tags, [body]), 2, truth=lambda: seen, asks_libvips=False)
 
 
 def pngs() -> Iterator[Cell]:
@@ -235,7 +222,7 @@ def _png_key(colour: int, depth: int) -> tuple[bytes, ...]:
 
 
 def jpegs() -> Iterator[Cell]:
-    """Subsampling × progressive × grey × CMYK, YCCK, RGB × restart markers; rare sampling; arithmetic coding; twelve bits, JPEG-LS."""
+    """Subsampling × progressive × grey × CMYK, YCCK, RGB × restart markers; rare sampling."""
     for mode, progressive, restarts in itertools.product(("RGB", "L", "CMYK"), (False, True), (0, 1, 3)):
         for subsampling in (0, 1, 2) if mode == "RGB" else (-1,):
             options = {"progressive": progressive, "restart_marker_blocks": restarts, "subsampling": subsampling, "quality": 85}
@@ -247,12 +234,6 @@ def jpegs() -> Iterator[Cell]:
         yield Cell(f"jpeg-{sampling}", partial(simplejpeg.encode_jpeg, np.asarray(picture("RGB")), colorsubsampling=sampling))
     for factors in (((4, 2), (1, 1), (1, 1)), ((3, 1), (1, 1), (1, 1)), ((2, 2), (2, 1), (1, 2)), ((1, 1), (2, 2), (1, 1))):
         yield Cell(f"jpeg-sampling-{factors}", partial(flat_blocks, factors))
-    yield Cell("jpeg-arithmetic", arithmetic)
-    baseline = factory.jpeg()
-    at = baseline.index(b"\xff\xc0")
-    for name, marker, bits in (("12-bit", 0xC1, 12), ("lossless-16-bit", 0xC3, 16), ("hierarchical", 0xC5, 8), ("ls", 0xF7, 8)):
-        changed = baseline[: at + 1] + bytes((marker,)) + baseline[at + 2 : at + 4] + bytes((bits,)) + baseline[at + 5 :]
-        yield Cell(f"jpeg-{name}", lambda changed=changed: changed, is_read=False)
 
 
 def flat_blocks(factors: tuple[tuple[int, int], ...], size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
@@ -278,15 +259,6 @@ def flat_blocks(factors: tuple[tuple[int, int], ...], size: tuple[int, int] = (W
         (b"\xda", bytes((len(factors),)) + scan + bytes((0, 63, 0))),
     )
     return b"\xff\xd8" + b"".join(b"\xff" + kind + struct.pack(">H", 2 + len(body)) + body for kind, body in segments) + coded + b"\xff\xd9"
-
-
-def arithmetic() -> bytes:
-    """A frame of arithmetic coding over bytes drawn at random: any bytes are a picture to such a decoder."""
-    baseline = factory.encoded(picture("L"), "JPEG")
-    at, scan = baseline.index(b"\xff\xc0"), baseline.index(b"\xff\xda")
-    tables = baseline[: at + 1] + b"\xc9" + baseline[at + 2 : at + 13]
-    drawn = np.random.default_rng(2).integers(0, 128, 400, dtype=np.uint8).tobytes()
-    return tables + baseline[scan : scan + 10] + drawn + b"\xff\xd9"
 
 
 def bmps() -> Iterator[Cell]:

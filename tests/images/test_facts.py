@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ray_app.errors import ConfigError
-from ray_app.images import ImageLimits, decode_image, facts
+from ray_app.images import ImageLimits, decode_image
 from ray_app.images.decode import has_content
-from ray_app.images.facts import perceptual_hash, require_perceptual_hash
+from ray_app.images.facts import perceptual_hash
 from tests.images import factory
 from tests.images.factory import encoded, flat, photo
 
-SIZES = [(1, 1), (64, 64), (500, 300), (1000, 750)]
+SIZES = [(1, 1), (500, 300)]
 
 
 def as_jpeg(image, quality=80):
@@ -30,12 +29,10 @@ def as_jpeg(image, quality=80):
     [
         *(lambda size, level=level: flat(level, *size) for level in (0, 16, 128, 255)),
         lambda size: Image.new("RGB", size, (200, 20, 20)),
-        lambda size: flat(128, *size, noise=3),
         lambda size: as_jpeg(flat(4, *size, noise=6)),
-        lambda size: flat(200, *size, shade=12),
         lambda size: as_jpeg(flat(238, *size, noise=2, shade=12)),
     ],
-    ids=["black", "video black", "grey", "white", "red", "noisy grey", "dark frame", "shade", "scanned page"],
+    ids=["black", "video black", "grey", "white", "red", "dark frame", "scanned page"],
 )
 def test_one_colour_or_nearly_shows_nothing(blank, size):
     assert not has_content(blank(size))
@@ -60,20 +57,6 @@ def test_anything_else_is_content(picture):
     assert has_content(picture())
 
 
-def hash_of(data: bytes) -> int:
-    text = perceptual_hash(decode_image(data, ImageLimits()).pixels)
-    assert len(text) == 16
-    return int(text, 16)
-
-
-def test_it_is_imagehash_s_of_the_same_picture():
+def test_the_hash_is_imagehash_s_of_the_same_picture():
     data = factory.png()
-    assert hash_of(data) == int(str(imagehash.phash(Image.open(io.BytesIO(data)))), 16)
-
-
-def test_a_missing_library_is_said_with_the_line_that_installs_it(monkeypatch):
-    require_perceptual_hash()
-    monkeypatch.setattr(facts, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="ImageHash") as caught:
-        require_perceptual_hash()
-    assert caught.value.hint == "pip install 'touchstone-forensics[phash]'"
+    assert perceptual_hash(decode_image(data, ImageLimits()).pixels) == str(imagehash.phash(Image.open(io.BytesIO(data))))

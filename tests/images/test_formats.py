@@ -1,16 +1,13 @@
-import contextlib
 import io
 import struct
 import time
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from ray_app.images import ImageLimits, decode_image, formats, inspect_bytes, sniff_format
-from ray_app.images.formats import MOST_PAGES, Tiff, TiffError, describe_unsupported, exif_orientation
+from ray_app.images import ImageLimits, decode_image, formats, sniff_format
+from ray_app.images.formats import MOST_PAGES, describe_unsupported
 from tests.images import factory
 
 
@@ -37,15 +34,10 @@ def test_a_table_of_somebody_else_gets_the_quality_that_removes_as_much():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"%PDF-1.4", "PDF"), (b"PK\x03\x04rest", "ZIP"), (b"\xfd7zXZ\0\0", "xz"), (b"\x28\xb5\x2f\xfd\x04", "zstd"), (b"BZh91AY", "bzip2"),
+        (b"PK\x03\x04rest", "ZIP"),
         (b"\xef\xbb\xbf  <svg width='1'>", "SVG"),
-        (b"<!DOCTYPE html><html>", "HTML"),
-        (b"{'a': 1}", "text"),
         ("é".encode() * 1000, "text"),
         (b"\0\0\0\x18ftypisom", "video"),
-        (b"RIFF\0\0\0\0WAVEfmt ", "RIFF"),
-        (b"BM is how this text begins", "text"),
-        (bytes(257) + b"ustar", "tar"),
         (b"\0\1\2\3", "00 01 02 03"),
     ],
 )  # fmt: skip
@@ -54,38 +46,10 @@ def test_what_is_no_image_is_described(data, words):
     assert words in describe_unsupported(data)
 
 
-@pytest.mark.parametrize("start", [b"II*\0\x10\0\0\0CR\x02\0", b"\0\0\0\x18ftypcrx ", b"IIRO\x08", b"IIU\0", b"FUJIFILMCCD-RAW 0201"])
-def test_raw_files_of_cameras_are_known_as_such(start):
-    assert sniff_format(start) == "RAW"
-    assert sniff_format(factory.camera_raw()) == "RAW"
-
-
-@pytest.mark.parametrize("start", [b"P5 12", b"P1\n# made by hand\n3 4", b"P6\t3"])
-def test_pnm_is_more_than_two_letters(start):
-    assert sniff_format(start) == "PNM"
-    assert sniff_format(start[:2] + b"x" + start[3:]) is None
-    assert sniff_format(b"P7" + start[2:]) is None
-
-
 def test_a_shared_brand_is_decided_by_the_codec_brand():
     assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf") == "AVIF"
     assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf") == "HEIC"
     assert sniff_format(b"\0\0\0\x1cftypheic\0\0\0\0mif1avifmiaf") == "HEIC"
-
-
-@pytest.mark.parametrize("name", [name for name, (kind, _) in factory.SOUND.items() if kind not in ("GIF", "TIFF", "JXL", "PNM")])
-def test_a_sound_file_ends_where_it_says(name):
-    format_name, make = factory.SOUND[name]
-    data = make()
-    assert formats.declared_end(data, format_name) == len(data)
-    assert not formats.ends_early(data, format_name)
-    assert formats.ends_early(data[: len(data) // 2], format_name)
-
-
-def test_gif_frames_are_counted_without_decoding():
-    assert formats.count_gif_frames(factory.frames("GIF", 7)) == 7
-    assert formats.count_gif_frames(factory.frames("GIF", 7)[:-2000]) in (6, 7)
-    assert formats.count_gif_frames(b"GIF89a") == 1
 
 
 def test_a_gif_of_millions_of_tiny_blocks_is_counted_within_a_bound():
@@ -103,35 +67,3 @@ def test_tiff_pages_are_counted_within_a_bound():
     assert formats.count_tiff_pages(b"II*\0\x08\0\0\0" + chain) == MOST_PAGES
     in_a_circle = b"II*\0\x08\0\0\0" + struct.pack("<HI", 0, 8)
     assert formats.count_tiff_pages(in_a_circle) == 1
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_exif_orientation(order):
-    for orientation in range(9):
-        block = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IHHHIHxx", 8, 1, 274, 3, 1, orientation)
-        assert exif_orientation(b"Exif\0\0" + block) == exif_orientation(block + bytes(4)) == max(orientation, 1)
-
-
-@pytest.mark.parametrize(
-    "block",
-    [b"", b"garbage!", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 274, 3, 1, 9)],
-)
-def test_malformed_exif_is_malformed(block):
-    with pytest.raises(TiffError):
-        exif_orientation(block)
-
-
-@given(st.binary(max_size=200), st.sampled_from([b"", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]), st.sampled_from(sorted(factory.SOUND)))
-def test_any_bytes_have_a_structure_or_none(data, start, name):
-    data, (format_name, _) = start + data, factory.SOUND[name]
-    facts = inspect_bytes(data)
-    assert len(facts.sha256) == 64
-    assert facts.format is not None or describe_unsupported(data)
-    formats.header_size(data, format_name)
-    formats.ends_early(data, format_name)
-    assert formats.count_gif_frames(data) >= 1
-    if start:
-        with contextlib.suppress(TiffError):
-            tiff = Tiff(data)
-            tiff.count_pages()
-            tiff.data_end()

@@ -106,18 +106,10 @@ def split_at_restarts(data: bytes) -> list[bytes]:
     return jpeg._RESTART.split(data[slice(*scan_of(data))])
 
 
-def icc_of_one_part_too_few(data: bytes) -> bytes:
-    body = b"ICC_PROFILE\0\1\2" + bytes(40)
-    return data[:2] + b"\xff\xe2" + struct.pack(">H", 2 + len(body)) + body + data[2:]
-
-
 IRREGULAR = {
     "bytes between segments": lambda data: data[:20] + b"garbage" + data[20:],
-    "a JFIF of the future": lambda data: data.replace(b"JFIF\0\1\1", b"JFIF\0\7\1"),
-    "a JFIF segment cut short": lambda data: data[:2] + b"\xff\xe0\0\7JFIF\0" + data[20:],
     "an Adobe segment of no known transform": lambda data: data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x4c" + data[20:],
     "spectral selection in a baseline scan": lambda data: data.replace(b"\0\x3f\0", b"\0\0\0"),
-    "half a profile": icc_of_one_part_too_few,
     "bytes before the end": lambda data: data[:-2] + b"\x55\x55\x55" + EOI,
 }
 
@@ -145,13 +137,6 @@ def test_stray_bytes_before_restart_markers_are_a_flag_and_hide_no_damage():
     without_one = parts[:4] + parts[6:]
     for damaged in (shortened, without_one):
         assert status_of(joined_restarts(data, damaged, b"\x12\x34")) in MISSING
-
-
-def test_rare_sampling_factors_are_read_by_pillow_and_a_scan_that_ends_early_is_still_noticed():
-    data = layouts.flat_blocks(((4, 2), (1, 1), (1, 1)), (320, 240))
-    assert decode_image(data, LIMITS).facts.decoder.startswith("pillow")
-    assert status_of(halved(data)) == Status.TRUNCATED_IMAGE
-    assert status_of(taller(data)) == Status.TRUNCATED_IMAGE
 
 
 @pytest.mark.parametrize("end", [b"", EOI])
@@ -202,23 +187,12 @@ def png_of_height(data: bytes, height: int) -> bytes:
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "RGB", "I;16"])
 def test_a_png_whose_header_is_taller_than_its_data_is_refused(mode):
     picture = Image.new("I;16", (64, 48), 9) if mode == "I;16" else factory.photo(64, 48).convert(mode)
     data = factory.encoded(picture, "PNG")
     assert status_of(data) == Status.OK
     assert status_of(png_of_height(data, 49)) == Status.TRUNCATED_IMAGE
-    assert status_of(png_of_height(data, 100)) == Status.TRUNCATED_IMAGE
-
-
-@pytest.mark.parametrize("height", [36, 37])
-def test_an_interlaced_png_without_its_last_pass_is_refused(height):
-    data = layouts.png(layouts.samples(3, 8)[:height], 8, 2, interlaced=True)
-    assert status_of(data) == Status.OK
-    at = data.index(b"IDAT")
-    lines = zlib.decompress(data[at + 4 : -16])
-    body = factory.chunk(b"IDAT", zlib.compress(lines[: -(height // 2) * (1 + 3 * layouts.WIDTH)]))
-    assert status_of(data[: at - 4] + body + factory.chunk(b"IEND", b"")) == Status.TRUNCATED_IMAGE
 
 
 def test_a_png_whose_pixel_data_does_not_match_its_checksum_is_corrupt():
@@ -240,14 +214,6 @@ def test_a_tiff_that_lacks_strips_is_truncated(compression):
     assert status_of(tiff_writer.container(tags, [strip] * 3)) == Status.TRUNCATED_IMAGE
     assert status_of(tiff_writer.container(tags, [strip] * 3 + [b""] * 2)) == Status.TRUNCATED_IMAGE
     assert status_of(tiff_writer.container(tags, [strip] * 4 + [strip[: len(strip) // 2]])) in MISSING
-
-
-def test_a_jpeg_strip_of_a_tiff_that_ends_early_is_truncated_unless_the_picture_does_not_have_it():
-    strip = factory.encoded(factory.photo(320, 240), "JPEG")
-    tags = {256: [320], 257: [240], 258: [8] * 3, 259: [7], 262: [tiff_writer.YCBCR], 277: [3], 278: [240], 530: [2, 2]}
-    assert status_of(tiff_writer.container(tags, [strip])) == Status.OK
-    assert status_of(tiff_writer.container(tags, [halved(strip)])) == Status.TRUNCATED_IMAGE
-    assert status_of(tiff_writer.container(tags, [strip, halved(strip)])) == Status.OK
 
 
 def test_tags_that_nobody_asks_for_are_not_unpacked():

@@ -1,18 +1,11 @@
 """Any bytes become a DecodedImage or an InputError, and nothing else."""
 
-import contextlib
-import re
-import time
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_app.errors import InputError
 from ray_app.images import DecodedImage, ImageLimits, ImageRefused, decode_image
-from ray_app.inference.decoder_pool import DecoderProcess
-from tests.images import factory
 from tests.images.flips import SWEEPS, flipped
 
 SMALL = ImageLimits(max_pixels=1_000_000, max_bytes=100_000)
@@ -56,26 +49,3 @@ def test_damaged_files(cases):
     for case in range(cases):
         _, data = flipped(10_000_000 + case)
         assert_total(data[: len(data) // 2] if case % 4 == 0 else data)
-
-
-def peak_mib(pid: int) -> float:
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
-
-
-@pytest.mark.slow
-def test_a_decoding_child_stays_below_700_mib_and_its_wall_limit_on_every_fixture():
-    """One child for all of them, so that what one leaves behind counts for the next."""
-    wall_limit_s = 5.0
-    with DecoderProcess(ImageLimits(), wall_limit_s=wall_limit_s) as decoder:
-        decoder.decode(factory.jpeg())
-        pid, idle, slowest = decoder.pid, peak_mib(decoder.pid), 0.0
-        for _, make in [*factory.SOUND.values(), *factory.ODD.values(), *factory.REFUSED.values()]:
-            data = make()
-            began = time.monotonic()
-            with contextlib.suppress(ImageRefused):
-                decoder.decode(data)
-            slowest = max(slowest, time.monotonic() - began)
-        assert decoder.pid == pid, "the child died on a fixture"
-        print(f"decoding child: {idle:.0f} MiB idle, {peak_mib(pid):.0f} MiB at its peak, slowest {slowest:.2f} s")
-        assert peak_mib(pid) < 700
-        assert slowest < wall_limit_s

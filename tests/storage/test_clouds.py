@@ -8,7 +8,7 @@ import pytest
 
 from ray_app.errors import IdentityError, SourceError, Status, StorageError
 from ray_app.runs import RunDirectory, check_conservation, current_rows
-from ray_app.storage import Fetcher, Lease, RetryPolicy, Store, strip_secrets
+from ray_app.storage import Fetcher, Lease, RetryPolicy, Store
 from tests.images.factory import photo
 from tests.runs.small_run import NAME, relist, score_blocks, write_files
 from tests.scoring.conftest import score_here
@@ -131,8 +131,3 @@ def test_a_kind_of_place_that_was_never_tried_is_refused():
         Lease(store).acquire()
     with Lease(store, unguarded=True) as lease:
         assert not lease.is_guarded
-
-
-def test_a_container_is_part_of_an_address():
-    assert strip_secrets("abfss://container@account.dfs.core.windows.net/run") == "abfss://container@account.dfs.core.windows.net/run"
-    assert strip_secrets("abfss://user:secret@host/run") == "abfss://host/run"

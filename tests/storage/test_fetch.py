@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ray_app.errors import InputError, SourceError, Status
-from ray_app.storage import Fetcher, Gate, Retrier, RetryPolicy, list_objects
+from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects
 from tests.serving.tls_server import authority
 from tests.storage.faulty_server import ETAG, LOOPBACK
 
@@ -57,7 +57,7 @@ class TestS3:
         assert info.uri in error.detail
 
     @pytest.mark.parametrize(
-        "key", ["a//b.jpg", "/a.jpg", "sp ace+plus&.jpg", "pct%41%.jpg", "😀.jpg", "q?versionId=1#f.jpg", "~/'(a)!*.jpg", "a/./b/../c.jpg"]
+        "key", ["a//b.jpg", "/a.jpg", 'sp ace+plus&amp;<".jpg', "pct%41%.jpg", "😀.jpg", "q?versionId=1#f.jpg", "a/./b/../~'(a)!*.jpg"]
     )
     def test_a_key_is_taken_as_it_is(self, s3, key):
         bucket = s3.bucket("fetch-odd-keys")
@@ -100,12 +100,6 @@ class TestFaults:
         assert error.status is Status.SOURCE_TIMEOUT
         assert "no answer in time" in error.detail
 
-    def test_the_deadline_ends_the_waiting(self, faulty):
-        pauses: list[float] = []
-        fetcher = patient(pauses, attempts=99, base_s=1.0, cap_s=4.0, deadline_s=20.0)
-        assert refused(fetcher, serve(faulty, *["slow_down"] * 99)).status is Status.SOURCE_THROTTLED
-        assert sum(pauses) < 20.0
-
     def test_a_store_that_ignores_the_condition_is_found_out(self, faulty):
         assert Fetcher().fetch(serve(faulty), ETAG, LIMIT) == DATA
         assert refused(Fetcher(), serve(faulty, "other_etag"), ETAG).status is Status.SOURCE_CHANGED
@@ -127,13 +121,6 @@ class TestLocal:
         assert refused(Fetcher(), info.uri).status is Status.SOURCE_MISSING
         path.mkdir()
         assert refused(Fetcher(), info.uri).status is Status.SOURCE_CHANGED
-
-    def test_a_name_that_is_not_unicode(self, tmp_path):
-        with open(os.fsencode(tmp_path) + b"/\xff 100%.jpg", "wb") as file:
-            file.write(DATA)
-        [info] = list_objects(str(tmp_path))
-        assert info.uri.endswith("/%FF%20100%25.jpg")
-        assert Fetcher().fetch(info.uri, info.version, LIMIT) == DATA
 
     def test_a_file_that_grows_while_it_is_read_has_changed(self, tmp_path, monkeypatch):
         path = tmp_path / "a.jpg"
@@ -220,14 +207,3 @@ class TestPrefetch:
         wanted = [Wanted(str(tmp_path / "a"), size_bytes=len(DATA))] * 3
         assert list(Fetcher().prefetch(wanted, depth_bytes=10, max_bytes=LIMIT)) == [DATA] * 3
         assert list(Fetcher().prefetch([], depth_bytes=1, max_bytes=1)) == []
-
-    def test_throttling_narrows_the_gate(self, faulty):
-        for number in range(8):
-            faulty.objects[f"/bucket/{number}"] = DATA
-            faulty.faults[f"/bucket/{number}"] = ["slow_down"]
-        gate = Gate(8)
-        fetcher = Fetcher(retrier=Retrier(RetryPolicy(base_s=0.01)), gate=gate)
-        wanted = [Wanted(f"s3://bucket/{number}", size_bytes=1) for number in range(8)]
-        assert list(fetcher.prefetch(wanted, depth_bytes=100, max_bytes=LIMIT)) == [DATA] * 8
-        assert fetcher.throttled == 8
-        assert gate.open < 8

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.listing_server import GivenKeys, ListingServer
 from ray_app.errors import StorageError
-from ray_app.storage import KeyRange, RangeReader, key_ranges, list_divisions, list_objects, list_range, listing, split_range
+from ray_app.storage import KeyRange, key_ranges, list_divisions, list_objects, list_range, listing, split_range
 
 NUMBERED = [f"p/img-{n:06}.jpg" for n in range(3000)]
 HASHED = ["p/" + hashlib.md5(b"%d" % n).hexdigest() for n in range(2000)]
@@ -74,25 +74,6 @@ def test_odd_keys(server, keys):
     if keys:
         check_split(server, keys, 12, after=min(keys))
         check_split(server, keys, 5, after=sorted(keys)[len(keys) // 2], until=max(keys))
-
-
-def test_a_reader_stops_where_it_is_told_and_the_rest_goes_on_there(server):
-    server.keys = GivenKeys(NUMBERED[:95])
-    for here, first in [(False, 40), (True, 33)]:
-        server.asked.clear()
-        reader = RangeReader(KeyRange("bucket", "p/"))
-        found = []
-        for info in reader:
-            found.append(info.uri)
-            if len(found) == 33:
-                reader.stop(here=here)
-        assert len(found) == first
-        assert len(server.asked) == 4
-        assert found + uris([reader.rest]) == [f"s3://bucket/{key}" for key in NUMBERED[:95]]
-    last = RangeReader(KeyRange("bucket", "p/", after=NUMBERED[89]))
-    for _ in last:
-        last.stop()
-    assert last.rest is None
 
 
 def test_a_flat_prefix_of_few_pages_costs_no_request_more_than_its_pages_and_three(server):

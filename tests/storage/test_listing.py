@@ -2,7 +2,6 @@ import pickle
 
 import pytest
 
-from ray_app.errors import StorageError
 from ray_app.storage import key_ranges, list_divisions, list_objects, list_range
 from ray_app.storage import s3 as requests
 
@@ -44,23 +43,6 @@ def test_the_ranges_tell_what_one_listing_tells(bucket, small_pages, monkeypatch
     assert found == list(list_objects(bucket + source))
 
 
-def test_a_large_prefix_is_cut_at_its_folders(bucket, small_pages):
-    assert [keys.until for keys in list_divisions(f"{bucket}/in")] == [
-        *["in/[a]/", "in/a/", "in/a/x/", "in/a/y/", "in/b b/", "in/b b/x/", "in/b b/y/", "in/zz/", "in/ü/", "in/ü/x/", "in/ü/y/", None]
-    ]
-
-
-def test_looking_for_folders_has_an_end(bucket, small_pages, monkeypatch):
-    monkeypatch.setattr(key_ranges, "_MAX_REQUESTS", 2)
-    ranges = list_divisions(f"{bucket}/in")
-    assert [info for keys in ranges for info in list_range(keys)] == list(list_objects(f"{bucket}/in"))
-
-
 def test_what_is_small_or_elsewhere_or_a_literal_name_is_not_divided(bucket, small_pages, tmp_path):
     for place in (f"{bucket}/in/000.jpg", str(tmp_path), f"{bucket}/in/[a]"):
         assert list_divisions(place) == []
-
-
-def test_a_missing_bucket(s3):
-    with pytest.raises(StorageError, match="cannot list s3://nowhere-at-all"):
-        list_divisions("s3://nowhere-at-all")

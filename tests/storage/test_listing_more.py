@@ -124,13 +124,6 @@ class TestS3:
         with pytest.raises(ConfigError, match="is not the name of a bucket"):
             names("s3://buck*/a")
 
-    @pytest.mark.parametrize("source", ["s3://bucket", "http://127.0.0.1:1/a.jpg"])
-    def test_nobody_answers(self, s3, source, monkeypatch):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-        monkeypatch.setattr(listing, "PATIENCE", listing.fetch.RetryPolicy(attempts=1))
-        with pytest.raises(StorageError, match="nothing answers there"):
-            names(source)
-
 
 class TestOtherPlaces:
     def test_memory(self, tmp_path):

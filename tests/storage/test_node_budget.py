@@ -43,20 +43,6 @@ def free(folder: Path, of: int) -> int:
     return len(taken)
 
 
-def test_seats_are_rounded_up_given_back_and_of_one_purpose(tmp_path):
-    budget = NodeBudget("test", 4 * SEAT_BYTES, tmp_path)
-    with budget.turn() as turn:
-        turn.take(SEAT_BYTES + 1)
-        assert free(tmp_path, 4) == 2
-        with budget.turn() as another:
-            another.take(2 * SEAT_BYTES)
-            assert free(tmp_path, 4) == 0
-            with NodeBudget("files", 4 * SEAT_BYTES, tmp_path).turn() as other:
-                other.take(4 * SEAT_BYTES)
-        assert free(tmp_path, 4) == 2
-    assert free(tmp_path, 4) == 4
-
-
 def test_another_process_waits_until_there_is_enough(tmp_path):
     with holder(tmp_path, 3, 4) as first:
         assert has_it(first)

@@ -1,12 +1,10 @@
 import os
 import pickle
 import signal
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fsspec.registry import _registry
 
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import RetryPolicy, Store
@@ -92,14 +90,6 @@ def of_eight_creators_one_succeeds(store):
     assert store.read("contested") == b"writer %d" % won.index(True)
 
 
-def test_pyarrow_can_seek_in_it(store):
-    store.write("a/b c.bin", b"0123456789")
-    fs, path = store.filesystem_and_path("a/b c.bin")
-    with fs.open(path, "rb") as file:
-        file.seek(4)
-        assert file.read(3) == b"456"
-
-
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\0b"])
 def test_a_path_that_leaves_the_store_is_refused(tmp_path, path):
     with pytest.raises(ValueError, match="inside the store"):
@@ -181,11 +171,6 @@ class TestOutOfReach:
         assert "no usable credentials" in message
         assert "AWS_PROFILE" in hint
 
-    def test_local_folder_that_cannot_be_made(self, tmp_path):
-        (tmp_path / "file").write_bytes(b"")
-        message, _ = self.explain(str(tmp_path / "file" / "run"))
-        assert message.endswith("is a file, not a folder")
-
 
 def test_secrets_do_not_show(tmp_path):
     store = Store.open("memory://user:pass@place/run")
@@ -199,11 +184,3 @@ def test_secrets_do_not_show(tmp_path):
 def test_a_place_that_cannot_be_opened(url, message):
     with pytest.raises(ConfigError, match=message):
         Store.open(url).exists("a")
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
-    monkeypatch.delitem(_registry, "gs", raising=False)  # which keeps what another test has loaded
-    with pytest.raises(ConfigError) as caught:
-        Store.open("gs://bucket/run")
-    assert caught.value.hint == "pip install 'touchstone-forensics[gcs]'"

@@ -38,40 +38,32 @@ def fields(**values: tuple[int, int, bytes]) -> bytes:
     return out + b"\0"
 
 
-def column(name: str, kind: int, rows: int, size: int, codec: int) -> bytes:
+def column(name: str, kind: int, rows: int) -> bytes:
     meta = fields(
         type=(1, I32, integer(kind)),
         encodings=(2, LIST, items(I32, [integer(0)])),
         path=(3, LIST, items(TEXT, [text(name)])),
-        codec=(4, I32, integer(codec)),
+        codec=(4, I32, integer(0)),
         values=(5, I64, integer(rows)),
-        unpacked=(6, I64, integer(size)),
-        packed=(7, I64, integer(size)),
+        unpacked=(6, I64, integer(0)),
+        packed=(7, I64, integer(0)),
         page=(9, I64, integer(4)),
     )
     return fields(offset=(2, I64, integer(4)), meta=(3, STRUCT, meta))
 
 
-def lying(
-    rows: int = 10**12,
-    *,
-    groups: int = 1,
-    columns: dict[str, int] | None = None,
-    size: int = 0,
-    codec: int = 0,
-    claimed_groups: int | None = None,
-) -> bytes:
-    """A file of hardly more than a footer, which claims so many `rows` in each of its row groups. `columns`: name → physical type."""
+def lying(rows: int, *, columns: dict[str, int] | None = None, claimed_groups: int = 1) -> bytes:
+    """A file of hardly more than a footer, which claims so many `rows` in its row group. `columns`: name → physical type."""
     columns = {"image": BYTE_ARRAY} if columns is None else columns
     types = [(name, (1, I32, integer(kind)), (3, I32, integer(OPTIONAL))) for name, kind in columns.items()]
     leaves = [fields(type=kind, repetition=repetition, name=(4, TEXT, text(name))) for name, kind, repetition in types]
     root = fields(name=(4, TEXT, text("schema")), children=(5, I32, integer(len(columns))))
-    chunks = [column(name, kind, rows, size, codec) for name, kind in columns.items()]
-    group = fields(columns=(1, LIST, items(STRUCT, chunks)), size=(2, I64, integer(size)), rows=(3, I64, integer(rows)))
+    chunks = [column(name, kind, rows) for name, kind in columns.items()]
+    group = fields(columns=(1, LIST, items(STRUCT, chunks)), size=(2, I64, integer(0)), rows=(3, I64, integer(rows)))
     footer = fields(
         version=(1, I32, integer(1)),
         schema=(2, LIST, items(STRUCT, [root, *leaves])),
-        rows=(3, I64, integer(rows * groups)),
-        groups=(4, LIST, items(STRUCT, [group] * groups, claimed_groups)),
+        rows=(3, I64, integer(rows)),
+        groups=(4, LIST, items(STRUCT, [group], claimed_groups)),
     )
-    return b"PAR1" + bytes(size) + footer + struct.pack("<I", len(footer)) + b"PAR1"
+    return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"

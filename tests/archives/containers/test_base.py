@@ -1,6 +1,4 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ray_app.archives import ListedMember
 from ray_app.archives.containers.base import join_sidecars, printable, sidecar_column, why_unsafe
@@ -53,12 +51,3 @@ def test_texts_beside_images_become_their_columns(names, expected):
     assert joined(*names) == expected
     named = [("1.json", 65536), ("1.json", 65537), ("1.b.json", 9), (".json", 9), ("json", 9)]
     assert [sidecar_column(*item) for item in named] == ["json", None, None, None, None]
-
-
-@given(st.lists(st.sampled_from(["a.jpg", "a.json", "a.cls", "b.txt", "b.png", "c/a.txt", "_.jpg"]), max_size=200))
-def test_nothing_is_lost_or_moved(names):
-    kept = joined(*names)
-    rest = iter(names)
-    assert all(name in rest for name, _ in kept)
-    images = [name for name in names if name.endswith(("jpg", "png"))]
-    assert [name for name, _ in kept if name.endswith(("jpg", "png"))] == images

@@ -11,20 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.archives import (
-    BlockPlan,
     Container,
     ContainerLimits,
     ListedMember,
     MemberLocation,
     TableColumns,
-    list_members,
     open_source,
 )
 from ray_app.archives.containers.parquet import index, read_referenced, reader
 from ray_app.errors import ConfigError, InputError, Status
-from ray_app.storage import Fetcher, Store
+from ray_app.storage import Fetcher
 from tests.archives.containers.lying_parquet import BYTE_ARRAY, INT64, lying
-from tests.archives.given import all_members
 from tests.images.factory import encoded, photo
 from tests.storage.faulty_server import LOOPBACK
 
@@ -76,11 +73,12 @@ def test_a_plain_column_of_bytes(tmp_path, kind):
 
 
 def test_the_listing_reads_no_images_and_blocks_in_turn_each_page_once(tmp_path):
-    pq.write_table(as_hub([random.Random(row).randbytes(300_000) for row in range(20)]), tmp_path / "large.parquet", use_dictionary=False)
+    large = as_hub([random.Random(row).randbytes(300_000) for row in range(30)])
+    pq.write_table(large, tmp_path / "large.parquet", row_group_size=15, use_dictionary=False)
     fetcher = Fetcher()
     container = Container(str(tmp_path / "large.parquet"), "", -1, "parquet", "large.parquet", TableColumns(), ContainerLimits())
-    assert len(list(index(container, fetcher))) == 20
-    assert fetcher.bytes_read < 0.15 * 20 * 300_000
+    assert len(list(index(container, fetcher))) == 30
+    assert fetcher.bytes_read < 0.1 * 30 * 300_000
     cells = [random.Random(row).randbytes(100_000) for row in range(40)]
     how = {"row_group_size": 20, "data_page_size": 100_000, "write_batch_size": 1, "use_dictionary": False}
     items, fetcher = listed(tmp_path / "a.parquet", as_hub(cells), **how), Fetcher()
@@ -136,11 +134,7 @@ def test_what_only_the_user_can_say_and_what_is_no_table_of_images(tmp_path):
     either = pa.table({"vector": [b"1"], "url": ["https://example.org/a.jpg"]})
     with pytest.raises(ConfigError, match="the bytes in 'vector' or the files that 'url' names"):
         listed(tmp_path / "a.parquet", either, named=True)
-    for table, columns in ((two, None), (two, TableColumns(image="c")), (either, None)):  # one of many in a folder
-        [item] = listed(tmp_path / "a.parquet", table, columns)
-        assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
-    assert "--set columns.image=vector" in item.refused.detail
-    for table in (pa.table({"n": [1]}), pa.Table.from_arrays([pa.array([b"1"]), pa.array([b"2"])], ["image", "image"])):
+    for table in (two, either, pa.table({"n": [1]})):  # one of many in a folder
         [item] = listed(tmp_path / "a.parquet", table)
         assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
 
@@ -202,14 +196,6 @@ def test_what_is_no_parquet(tmp_path, data, status):
     assert (item.uri, item.member, item.refused.status) == (str(tmp_path / "a.parquet"), None, status)
 
 
-@pytest.mark.parametrize("first", [False, True])
-def test_a_column_whose_name_is_a_path_is_another_column(tmp_path, first):
-    columns = {"image": as_hub(BYTES)["image"], "image.bytes": pa.array(range(20)), "image.path": pa.array([b"x"] * 20)}
-    items = listed(tmp_path / "a.parquet", pa.table(dict(reversed(columns.items())) if first else columns), TableColumns(image="image"))
-    assert read(items) == BYTES
-    assert items[3].input["image.bytes"] == 3
-
-
 def test_a_torn_row_group_costs_its_own_rows_alone(tmp_path):
     cells = [random.Random(n).randbytes(5000) for n in range(8)]
     items = listed(tmp_path / "a.parquet", as_hub(cells), row_group_size=4, compression="gzip")
@@ -246,17 +232,6 @@ def test_any_damage_is_members_or_a_reason(tmp_path_factory, data, damage):
         assert isinstance(outcome, ListedMember | bytes | InputError)
 
 
-def test_a_store_that_fails_costs_members_their_status_not_the_run(faulty):
-    data = written(as_hub([random.Random(n).randbytes(5000) for n in range(8)]), row_group_size=4)
-    faulty.objects["/a.parquet"] = data
-    container = Container(f"{faulty.url}/a.parquet", "", len(data), "parquet", "a", TableColumns(), ContainerLimits())
-    items = list(index(container, Fetcher(guard=LOOPBACK)))
-    del faulty.objects["/a.parquet"]
-    assert [outcome.status for outcome in read(items)] == [Status.SOURCE_MISSING] * 8
-    [gone] = index(container, Fetcher(guard=LOOPBACK))
-    assert (gone.member, gone.refused.status) == (None, Status.SOURCE_MISSING)
-
-
 def test_several_files_in_one_run_and_patterns_that_see_the_rows_own_paths(tmp_path):
     for number in range(2):
         pq.write_table(as_hub(BYTES[number : number + 3], label=["real", 1.5][number : number + 1] * 3), tmp_path / f"{number}.parquet")
@@ -290,9 +265,8 @@ def png(seed: int) -> bytes:
     return encoded(photo(8, 8, seed), "PNG")
 
 
-@pytest.mark.parametrize("long", [False, True])
-def test_other_columns_of_any_type_are_kept_whatever_is_left_out(tmp_path, long):
-    said = [None, "a", "b" * 100_000 if long else "b"]
+def test_other_columns_of_any_type_are_kept_but_what_is_long_is_left_out(tmp_path):
+    said = [None, "a", "b" * 100_000]
     others = {
         "view": pa.array(said, pa.string_view()),
         "large": pa.array(said, pa.large_string()),
@@ -312,7 +286,7 @@ def test_other_columns_of_any_type_are_kept_whatever_is_left_out(tmp_path, long)
     items = listed(tmp_path / "a.parquet", pa.table({"image": [b"1", b"2", b"3"], **others}))
     assert read(items) == [b"1", b"2", b"3"]
     for name, column in others.items():
-        is_long = long and name in ("view", "large", "words")
+        is_long = name in ("view", "large", "words")
         if name not in ("map", "when"):
             assert [item.input[name] for item in items] == [*column.to_pylist()[:2], None if is_long else column[2].as_py()], name
         assert [f"{name}_uri" in item.input for item in items] == [False, False, is_long]
@@ -322,9 +296,6 @@ def test_other_columns_of_any_type_are_kept_whatever_is_left_out(tmp_path, long)
 
 FAR = {
     "seconds": pa.array([2**40, 0], pa.timestamp("s")),
-    "microseconds of a zone": pa.array([253402300799999999, 0], pa.timestamp("us", "Europe/Berlin")),
-    "dates": pa.array([2**30, 0], pa.date32()),
-    "time": pa.array([2**62, 0], pa.time64("us")),
     "durations": pa.array([2**62, 0], pa.duration("s")),
     "in a list": pa.array([[2**40], [0]], pa.list_(pa.timestamp("s"))),
     "a zone that nobody has": pa.array([0, None], pa.timestamp("us", "Nowhere/Land")),
@@ -334,28 +305,20 @@ FAR = {
 
 @pytest.mark.parametrize("what", FAR)
 def test_a_cell_that_python_has_no_value_for_costs_neither_table_nor_row(tmp_path, what):
-    (tmp_path / "in").mkdir()
-    items = listed(tmp_path / "in/a.parquet", pa.table({"image": BYTES[:2], "other": FAR[what]}))
+    items = listed(tmp_path / "a.parquet", pa.table({"image": BYTES[:2], "other": FAR[what]}))
     assert [item.refused for item in items] == [None, None]
     assert items[0].input == {"other": None}
     assert (items[1].input["other"] is None) == what.startswith("a zone")
-    store = Store.open(str(tmp_path / "run"))
-    list_members(store, open_source([str(tmp_path / "in")]), BlockPlan(batch_slots=4, max_block_members=8))
-    members = all_members(store)
-    assert read(members) == read(items) == BYTES[:2]
-    assert members[0].input == {"other": None}
+    assert read(items) == BYTES[:2]
 
 
 @pytest.mark.parametrize(
     "data",
     [
         lying(10**12),
-        lying(2**62, groups=3),
         lying(10**12, columns={"image": BYTE_ARRAY, "n": INT64}),
-        lying(10**12, columns={}),
         lying(-5),
         lying(5, claimed_groups=2**31 - 1),
-        lying(5, claimed_groups=10**6),
         lying(10**12, columns={"url": BYTE_ARRAY}),
     ],
 )
@@ -373,16 +336,6 @@ def test_rows_of_nothing_are_rows_as_far_as_they_can_be_images(tmp_path):
         items = listed(tmp_path / "a.parquet", pa.table({"image": pa.nulls(rows, as_hub([b"x"])["image"].type)}))
         assert {item.refused.status for item in items} == {refused}
         assert len(items) == (rows if refused is Status.SOURCE_MISSING else 1)
-
-
-def test_what_nobody_reads(tmp_path):
-    [item] = listed(tmp_path / "a.parquet", lying(1, columns={"image": BYTE_ARRAY} | {f"c{n}": INT64 for n in range(2000)}))
-    assert (item.refused.status, "2001 columns" in item.refused.detail) == (Status.UNSUPPORTED_FORMAT, True)
-    lzo = 3
-    [item] = listed(tmp_path / "a.parquet", lying(1, columns={"image": BYTE_ARRAY, "n": INT64}, codec=lzo, size=99))
-    assert (item.member, item.refused.status) == (None, Status.UNSUPPORTED_FORMAT)
-    items = listed(tmp_path / "a.parquet", lying(1, codec=lzo, size=99))
-    assert [(item.member, outcome.status) for item, outcome in zip(items, read(items), strict=True)] == [("0", Status.UNSUPPORTED_FORMAT)]
 
 
 def test_a_text_that_all_rows_share_is_listed_as_far_as_its_file_may_unpack(tmp_path):

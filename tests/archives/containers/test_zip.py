@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.storage import Fetcher
 from tests.archives.containers import hazards
-from tests.archives.containers.hazards import FILES, contents, directory_entry, ended, opened, statuses, written, zip_with, zipped
+from tests.archives.containers.hazards import FILES, contents, opened, statuses, written, zip_with, zipped
 from tests.storage.faulty_server import LOOPBACK
 
 LINK, PIPE = (stat.S_IFLNK | 0o777) << 16, (stat.S_IFIFO | 0o600) << 16
@@ -16,10 +16,6 @@ def patched(data: bytes, offset: int, new: bytes, after: bytes) -> bytes:
     """The archive with bytes changed at `offset` behind the first `after`."""
     place = data.index(after) + offset
     return data[:place] + new + data[place + len(new) :]
-
-
-def local(name: bytes, body: bytes, size: int, crc: int = 0, method: int = 0) -> bytes:
-    return struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, method, 0, 0, crc, len(body), size, len(name), 0) + name + body
 
 
 class TestReads:
@@ -71,8 +67,6 @@ class TestRefuses:
             (zip_with("l.jpg", b"/etc/passwd", external_attr=LINK, create_system=3), "unsafe_member", "symbolic link"),
             (zip_with("l.jpg", external_attr=PIPE, create_system=3), "unsafe_member", "pipe"),
             (zip_with("../l.jpg"), "unsafe_member", "'..'"),
-            (zip_with("/l.jpg"), "unsafe_member", "absolute"),
-            (zip_with("C:\\l.jpg"), "unsafe_member", "drive"),
             (zip_with("folder/", b"data"), "unsafe_member", "folder that has data"),
             (zip_with("aXb.jpg").replace(b"aXb.jpg", b"a\0b.jpg"), "unsafe_member", "NUL"),
             (patched(zip_with("a.jpg"), 8, b"\1", b"PK\1\2"), "encrypted_member", "encrypted"),
@@ -84,7 +78,7 @@ class TestRefuses:
                 "max_ratio (900)",
             ),
         ],
-        ids=["link", "pipe", "dots", "absolute", "drive", "folder", "nul", "encrypted", "method", "outside", "ratio"],
+        ids=["link", "pipe", "dots", "folder", "nul", "encrypted", "method", "outside", "ratio"],
     )
     def test_members_one_by_one(self, tmp_path, data, status, reason):
         item = written(tmp_path, data, "zip", max_ratio=900)[0]
@@ -102,13 +96,6 @@ class TestRefuses:
         listed = written(tmp_path, hazards.overlapping_zip(), "zip", max_ratio=5000)
         assert statuses(listed) == [("0.jpg", None)] + [(f"{n}.jpg", "unsafe_member") for n in range(1, 9)]
         assert contents(listed)[0] == bytes(50_000)
-
-    def test_an_entry_inside_the_data_of_another(self, tmp_path):
-        inner = local(b"in.jpg", b"x", 1)
-        entries = [directory_entry(b"in.jpg", 1, 1, 35, method=0), directory_entry(b"o.jpg", len(inner), len(inner), 0, method=0)]
-        assert statuses(written(tmp_path, ended(local(b"o.jpg", inner, len(inner)), entries), "zip")) == [
-            ("in.jpg", "unsafe_member"), ("o.jpg", None)
-        ]  # fmt: skip
 
 
 class TestBroken:
@@ -131,16 +118,10 @@ class TestBroken:
         assert statuses(listed) == [("a/1.jpg", None), (None, "corrupt_image")]
         assert contents(listed[:1]) == [FILES["a/1.jpg"]]
 
-    def test_a_count_that_does_not_add_up(self, tmp_path):
-        listed = written(tmp_path, patched(zipped(), 10, b"\x09", b"PK\5\6"), "zip")
-        assert statuses(listed)[-1] == (None, "corrupt_image")
-        assert len(listed) == len(FILES) + 1
-
     @pytest.mark.parametrize(
         ("offset", "new", "after", "status"),
         [
             (35, b"\xff\xff", b"PK\3\4", "corrupt_image"),  # the stream
-            (0, b"XX", b"PK\3\4", "corrupt_image"),  # the signature
             (6, b"\1", b"PK\3\4", "encrypted_member"),
             (18, b"\xff\xff\0", b"PK\3\4", "corrupt_image"),  # the size beside the data
             (24, b"\x09", b"PK\1\2", "corrupt_image"),  # the size in the directory, and less than there is

@@ -39,11 +39,11 @@ def png_with(**texts: str) -> bytes:
     return factory.png(pnginfo=notes)
 
 
-def xmp(inner: str = "", element: str = "", around: str = "{}") -> bytes:
+def xmp(inner: str, element: str = "") -> bytes:
     description = f"<rdf:Description {inner}>{element}</rdf:Description>"
     return f"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
 <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:e="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
- xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:dcterms="http://purl.org/dc/terms/">{around.format(description)}</rdf:RDF></x:xmpmeta>""".encode()
+ xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:dcterms="http://purl.org/dc/terms/">{description}</rdf:RDF></x:xmpmeta>""".encode()
 
 
 def with_xmp(packet: bytes, form: str) -> bytes:
@@ -72,13 +72,3 @@ def jpeg_with(*segments: bytes) -> bytes:
 def box(kind: bytes, *content: bytes) -> bytes:
     body = b"".join(content)
     return struct.pack(">I", len(body) + 8) + kind + body
-
-
-def avif_with(item: bytes, content: bytes, content_type: bytes = b"") -> bytes:
-    """Boxes alone, with one metadata item; no picture."""
-    infe = box(b"infe", b"\2\0\0\0\0\1\0\0", item, b"\0", content_type)
-    start = len(box(b"ftyp", b"avif\0\0\0\0avif"))
-    meta = b"\0\0\0\0" + box(b"iinf", b"\0\0\0\0\0\1", infe)
-    place = start + 8 + len(meta) + 34 - 4 + 8
-    iloc = box(b"iloc", b"\0\0\0\0\x44\0\0\1\0\1\0\0\0\1", struct.pack(">II", place, len(content)))
-    return box(b"ftyp", b"avif\0\0\0\0avif") + box(b"meta", meta, iloc) + box(b"mdat", content)

@@ -96,14 +96,10 @@ def test_others(texts, told):
     "texts",
     [
         {"parameters": "I took many Steps: 20, Sampler: a shop"},
-        {"parameters": "Steps to the beach\nSteps: many"},
         {"prompt": '{"3": {}}', "workflow": "{}"},
         {"prompt": "{" * 100_000},
-        {"prompt": '{"a":' * 50_000},
         {"workflow": '{"nodes": [1, {"type": 5}], "links": []}'},
-        {"Description": "Job ID: soon"},
         {"Comment": '{"steps": 1, "sampler": "x"}'},
-        {"invokeai_metadata": "[1]"},
         {"sd-metadata": '{"image": []}'},
     ],
 )
@@ -129,9 +125,3 @@ def test_any_texts_give_a_generator_or_none(texts, software):
     told = read_generator(texts, software)
     if told is not None:
         json.loads(told.model_dump_json(), parse_constant=lambda name: pytest.fail(name))
-
-
-def test_a_number_of_any_length_is_told_by_its_digits():
-    for digits in (12, 400):
-        number = "9" * digits
-        assert generator(png_with(parameters=f'{{"base_model": {number}, "seed": {number}}}'))["model"] == number[:300]

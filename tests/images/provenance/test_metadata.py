@@ -2,8 +2,8 @@
 
 import pytest
 
-from ray_app.images.provenance.metadata import MOST_ELEMENTS, read_xmp, source_type
-from tests.images.provenance.files import IPTC, avif_with, jpeg_with, said, segment, with_xmp, xmp
+from ray_app.images.provenance.metadata import MOST_ELEMENTS, read_xmp
+from tests.images.provenance.files import IPTC, jpeg_with, said, segment, with_xmp, xmp
 
 AI = "trainedAlgorithmicMedia"
 AS_ATTRIBUTES = xmp(f'xmp:CreatorTool="Firefly &amp; Co" e:DigitalSourceType="{IPTC}{AI}"')
@@ -17,11 +17,6 @@ OTHER_PREFIX = AS_ELEMENTS.replace(b"e:Digital", b"Iptc4xmpExt:Digital").replace
 def test_source_type_and_tool_in_every_format_and_spelling(packet, form):
     told = said(with_xmp(packet, form))
     assert (told.software, told.digital_source_type, told.ai_declared) == ("Firefly & Co", (AI,), True)
-
-
-def test_an_item_of_boxes_without_a_picture():
-    assert said(avif_with(b"mime", AS_ELEMENTS, b"application/rdf+xml\0")).ai_declared
-    assert said(avif_with(b"mime", AS_ELEMENTS, b"text/plain\0")) is None
 
 
 def test_extended_xmp_is_put_together():
@@ -49,7 +44,6 @@ def test_which_codes_declare_a_model(code, declared):
         xmp(f'xmp:DigitalSourceType="{IPTC}{AI}"'),  # another vocabulary's property
         xmp("", f'<xmp:Pantry><rdf:Description e:DigitalSourceType="{IPTC}{AI}"/></xmp:Pantry>'),  # of another file
         xmp(f'e:DigitalSourceType="https://example.org/{AI}"'),
-        xmp(f'e:DigitalSourceType="{IPTC}{"a" * 99}"'),
         b'<!DOCTYPE a [<!ENTITY t "x">]>' + AS_ATTRIBUTES,
         xmp("", "<e:a/>" * MOST_ELEMENTS + f"<e:DigitalSourceType>{IPTC}{AI}</e:DigitalSourceType>"),
         b"\0",
@@ -64,9 +58,3 @@ def test_a_manifest_elsewhere_is_told_and_not_fetched():
     assert told.c2pa.model_dump(exclude_defaults=True) == {"state": "unreadable", "ai_generated": False, "remote": True,
                                                             "problems": ("manifest.inaccessible",)}  # fmt: skip
     assert said(with_xmp(xmp('dcterms:provenance="self#jumbf=c2pa"'), "JPEG")) is None
-
-
-def test_codes():
-    assert source_type(IPTC + AI) == source_type(AI) == source_type(f" {IPTC}{AI}\n") == AI
-    assert source_type("http://c2pa.org/digitalsourcetype/trainedAlgorithmicData") == "trainedAlgorithmicData"
-    assert source_type("http://[") == source_type("a b") == source_type("") == ""
