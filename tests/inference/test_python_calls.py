@@ -269,19 +269,6 @@ def test_results_come_as_they_are_read(ensemble, folder):
     assert len(taken) <= 2 + 4 + 8 + 16
 
 
-def test_results_by_number_and_by_turn(ensemble, folder):
-    results = ensemble.score([folder / "a.png", folder / "b.png", folder / "none.png"])
-    assert (results[1].source, results[0].source, results.count) == (str(folder / "b.png"), str(folder / "a.png"), 3)
-    assert next(results).source == str(folder / "a.png")
-    with pytest.raises(IndexError, match="result 0 was taken before"):
-        results[0]
-    with pytest.raises(TypeError, match=r"list\(results\) can be cut and read backwards"):
-        results[-1]
-    with pytest.raises(IndexError, match="there is no result 3"):
-        results[3]
-    assert [one.status.value for one in results] == ["ok", "source_missing"]
-
-
 def test_frames(ensemble, folder):
     frame = ensemble.score([folder / "a.png", b"text"]).to_frame()
     assert frame["source"].tolist() == [str(folder / "a.png"), 1]
@@ -342,10 +329,3 @@ def test_a_bug_of_ours_is_a_result_and_a_log_line(ensemble, folder, monkeypatch,
     assert (result.status, result.verdict) == (Status.DECODER_CRASHED, None)
     assert "image 0: this is a bug in Touchstone" in caplog.text
     assert "ZeroDivisionError" in caplog.text
-
-
-def test_the_package_shows_what_it_has():
-    assert {"load_ensemble", "load_detector", "load_run", "list_ensembles", "list_detectors", "Ensemble", "Result"} <= set(dir(ray_app))
-    assert {"default", "tiny"} <= set(ray_app.list_ensembles())
-    assert DETECTOR in ray_app.list_detectors()
-    assert all(getattr(ray_app, name) is not None for name in dir(ray_app))

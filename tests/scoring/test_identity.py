@@ -39,14 +39,6 @@ def spec_of(*paths):
     return make_spec(ensemble_of(list(paths)), limits=ImageLimits(), precision="fp32")
 
 
-def test_embeddings_are_kept_by_detector_or_once_by_backbone(cards):
-    spec = spec_of(cards["own-head"], cards["unifd"], cards["clip-d-10k-plus"], "touchstone-tiny")
-    assert list(kept_embeddings_of(spec, ["touchstone-tiny"])) == ["touchstone-tiny"]
-    assert list(kept_embeddings_of(spec, ["unifd", "own-head"])) == ["own-head", "unifd"]
-    assert list(kept_embeddings_of(spec, ["openai-clip-vit-l14"])) == ["own-head"]
-    assert kept_embeddings_of(spec, []) == {}
-
-
 def test_what_has_no_embedding_of_every_image_is_refused(cards, tmp_path):
     for name, error, told in (("nobody", ConfigError, "not a detector of this run"), ("maskclip", DetectorError, "no embedding")):
         with pytest.raises(error, match=told):

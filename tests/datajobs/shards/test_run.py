@@ -184,11 +184,3 @@ def test_row_groups_are_small_and_indexed(many, tmp_path):
     image = metadata.row_group(0).column(0)
     assert (image.path_in_schema, image.compression, image.has_offset_index) == ("image.bytes", "UNCOMPRESSED", True)
     assert json.loads(pq.read_schema(tmp_path / "out/data/train-00000-of-00001.parquet").metadata[b"huggingface"])
-
-
-def test_any_column_of_a_list_may_have_any_name(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"not even an image")
-    (tmp_path / "list.csv").write_text(f"uri,touchstone.sha256,image\n{tmp_path}/a.jpg,of another file,5\n")
-    assert pack(tmp_path / "list.csv", tmp_path / "out")["packed"] == 1
-    (sample,) = samples(tmp_path / "out")
-    assert sample["beside"] == {"touchstone.sha256": "of another file", "input.image": 5}
