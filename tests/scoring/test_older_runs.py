@@ -85,11 +85,10 @@ def test_a_default_that_has_changed_since_is_the_runs_and_what_was_written_has_t
     ("file", "changes", "key", "values"),
     [
         ("ensembles/default.yaml", {"thresholds": {"fake_above": 9.5}}, "decision.thresholds.fake_above", ("0.53", "9.5")),
-        ("ensembles/default.yaml", {"name": "other", "members": [{"detector": "tiny-ladeda"}]}, "ensemble", ("default", "other")),
         ("detectors/touchstone-tiny.yaml", {"valid_range": {"min_side_px": 200}, "calibration": {"slope": 2.0, "intercept": 0.5}},
          "detectors.touchstone-tiny.valid_range.min_side_px", ("64", "200")),
     ],
-    ids=["thresholds", "detectors", "card"],
+    ids=["thresholds", "card"],
 )  # fmt: skip
 def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(half, other_configs, file, changes, key, values):
     change(other_configs / file, **changes)

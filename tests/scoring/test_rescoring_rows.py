@@ -101,9 +101,6 @@ def test_no_run_one_that_is_not_finished_and_the_run_s_own_directory_are_refused
     with pytest.raises(ConfigError, match="a retry is not finished"):
         rescored(run, tmp_path)
     run.store.clear("retries")
-    run.write_json("summary.json", {"listing": 0})
-    with pytest.raises(ConfigError, match="a listing or a retry"):
-        rescored(run, tmp_path, "other")
     run.store.delete("summary.json")
     with pytest.raises(ConfigError, match="is not finished yet"):
         rescored(run, tmp_path, "third")

@@ -49,9 +49,6 @@ def bound_after(layout: ScoringLayout, *, driver: float = 0.0, over_s: float = 6
     ("layout", "seconds", "said"),
     [
         (SPLIT, {"decode": 864, "fetch": 96, "score": 120}, "bound by decoding: 16 decoders 100% busy, 90% of that decoding"),
-        (SPLIT, {"fetch": 700, "decode": 200, "score": 60}, "bound by storage: 16 decoders 94% busy, 78% of that waiting for it"),
-        (SPLIT, {"decode": 500, "score": 228}, "bound by scoring: 4 GPU scorers 95% busy"),
-        (SPLIT, {"decode": 100, "score": 24, "write": 1900}, "bound by writing: 32 writers 99% busy"),
         (FUSED, {"fetch": 10, "decode": 24, "score": 72, "write": 6}, "bound by scoring: 2 workers 93% busy, 64% of that scoring"),
         (SPLIT, {"decode": 96, "score": 12}, f"{NOTHING} (start-up, Ray or the driver): 16 decoders 10% busy"),
     ],
