@@ -1,7 +1,6 @@
 """Words for what the ensemble calls fake, after it has spoken: from embeddings or pixels of the same decode, in one process or several."""
 
 import math
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -16,16 +15,15 @@ from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
-from ray_app.inference.decision import require_embeddings, rows_to_describe
+from ray_app.inference.decision import require_embeddings
 from ray_app.inference.ensemble import load_ensemble
 from ray_app.inference.outputs import DetectorOutputs
-from ray_app.inference.scorer import Describing, EnsembleScorer, describer_inputs
 from ray_app.inference.stability import Stability
 from ray_app.transforms.perturbations import load_perturbations
 from tests.attribution.made import make_identifier, make_retrieval
 from tests.attribution.tiny_speakers import card_of
 from tests.images import factory
-from tests.inference.batches import batches, read, rows_of
+from tests.inference.batches import read, rows_of
 from tests.inference.two_detectors import write_two
 
 BAD = 5  # a member that is no image
@@ -110,21 +108,6 @@ def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(wri
         (wanted,) = alone.describe(given[None])
         assert scored.outputs.captions[row].text == wanted.text
         assert scored.outputs.captions[row].likelihood == pytest.approx(wanted.likelihood, abs=1e-4)
-
-
-@pytest.mark.parametrize("describer", ["retrieval", "captioner"])
-def test_another_process_is_given_all_it_needs(written, files, middle, describer):
-    """What the split layout does: tensors travel, words come in the last pool, or from what of it travels on."""
-    spec = spec_of(written, describer, fake_above=middle[0])
-    handed = pickle.loads(pickle.dumps(batches(spec, files, BatchDecoder(spec.early, StageClock(), hand_over=True))))
-    outcomes = [outcome for batch in handed for outcome in batch.outcomes]
-    seen = [image for batch in handed for image in describer_inputs(spec, batch)]
-    cheap, slow = (EnsembleScorer(spec, StageClock(), (name,)).score(handed) for name in spec.cards)
-    outputs = cheap.joined(slow)
-    asked = rows_to_describe(spec, outcomes, outputs)
-    wanted = [image if row in asked else None for row, image in enumerate(seen)]
-    described = Describing(spec, StageClock()).after(outcomes, outputs, wanted)
-    assert [one and one.text for one in described.captions] == texts(judged(spec, files))
 
 
 def test_perturbed_views_have_no_words_and_cost_the_describer_no_tensor(written, files, middle):

@@ -38,15 +38,6 @@ def test_a_result_has_its_picture_small_and_a_bar_per_detector(ensemble, tmp_pat
     assert large.size == (900, 300)  # and is as it was
 
 
-def test_a_bar_is_as_long_as_its_detector_is_sure():
-    row = {"source": "x", "status": "ok", "verdict": "fake", "probability": 0.9999, "calibrated": True,
-           "scores": {"one": 2.0, "two": -2.0, "mute": None}}  # fmt: skip
-    html = result_html.card(row, None)
-    assert re.findall(r"width:([\d.]+)%", html) == ["88.1", "11.9", "0.0"]
-    assert [number in html for number in ("+2.00", "−2.00", "no score", "over 99.9 %", "flagged as fake")] == [True] * 5
-    assert "not calibrated" not in html
-
-
 def test_a_hostile_name_is_text(ensemble, tmp_path):
     path = tmp_path / HOSTILE.replace("/", "")
     path.write_bytes(encoded(photo(160, 120), "PNG"))

@@ -100,13 +100,6 @@ def test_two_pools_say_together_what_one_process_says(spec):
     assert slow.counts["decoded"] == len(going)
 
 
-def test_pools_of_a_cascade_come_in_the_order_of_its_stages(spec):
-    assert spec.pools == (("cheap", "slow"),)
-    for name in spec.cards:
-        apart = {**spec.cards, name: spec.cards[name].model_copy(update={"own_pool": True})}
-        assert replace(spec, cards=apart).pools == (("cheap",), ("slow",))
-
-
 def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went_and_for_that_decision_alone(spec):
     """Another decision, as after `touchstone runs decide` with another card: the index was made under the old one."""
     outcomes, outputs, _ = read(spec, MEMBERS)

@@ -58,13 +58,13 @@ def resolved(out="half", **given):
     return resolve(config, RunDirectory.open(config.out))
 
 
-def kept(found, gpus=0):
-    return of_any_cpu(found.kept(found.spec(gpus)), gpus)
+def kept(found):
+    return of_any_cpu(found.kept(found.spec(0)))
 
 
-def of_any_cpu(kept, gpus=0):
-    """What was kept, by key; on CPUs without the precision, whose default of today is bf16 where a CPU has units for it."""
-    return {one["key"]: (one["run"], one["today"]) for one in kept if gpus or not one["key"].startswith("precision.")}
+def of_any_cpu(kept):
+    """What was kept, by key; without the precision, whose default of today is bf16 where a CPU has units for it."""
+    return {one["key"]: (one["run"], one["today"]) for one in kept if not one["key"].startswith("precision.")}
 
 
 def test_a_default_that_has_changed_since_is_the_runs_and_what_was_written_has_to_match(half):
@@ -116,17 +116,6 @@ def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused
     found = resolved()
     found.require_own()
     assert set(kept(found)) == {"detectors.touchstone-tiny.weights", *RAISED}
-
-
-def test_what_depends_on_the_device_is_the_runs_on_any_device(half):
-    for given in ({}, {"precision": "auto", "resize": "auto", "batch_slots": None}):
-        found = resolved(**given)
-        found.require_own()
-        spec = found.spec(gpus=1)
-        assert (spec.slots, dict(spec.precision), spec.resize) == (4, {"touchstone-tiny": "fp32"}, "exact")
-        assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64"), **RAISED}
-        with pytest.raises(IdentityError, match="batch_slots"):
-            resolved(batch_slots=64).require_own()
 
 
 def scored(out, **given):

@@ -31,7 +31,7 @@ def report_on(members: int = 64, bad: int = 0, **seconds: float) -> BlockReport:
     return BlockReport(BlockRef(0, 0, members, 1000 * members, "", 0), bad, BlockWork(seconds, {"bytes_read": 1000 * members}))
 
 
-def bound_after(layout: ScoringLayout, *, driver: float = 0.0, over_s: float = 60.0, listing: bool = False, **seconds: float) -> str:
+def bound_after(layout: ScoringLayout, *, driver: float = 0.0, listing: bool = False, **seconds: float) -> str:
     """What is said when blocks that took so many seconds, by stage, were committed in a minute after the first."""
     clock, cpu = Clock(), Clock()
     meter = RunMeter("run", 100, layout, exported=False, clock=clock, cpu=cpu)
@@ -39,8 +39,8 @@ def bound_after(layout: ScoringLayout, *, driver: float = 0.0, over_s: float = 6
     clock.now = 100.0  # start-up
     meter.committed(report_on(decode=50.0, score=50.0))
     for _ in range(10):
-        clock.now += over_s / 10
-        cpu.now += driver * over_s / 10
+        clock.now += 6.0
+        cpu.now += driver * 6.0
         meter.committed(report_on(**{stage: spent / 10 for stage, spent in seconds.items()}))
     return meter.bound()
 

@@ -1,6 +1,5 @@
 """Shards whose store fails, and how much waits while one is published."""
 
-
 import pyarrow.parquet as pq
 import pytest
 

@@ -11,7 +11,6 @@ from PIL import Image
 from ray_app.datajobs.generate.config import Drawn, Like
 from ray_app.datajobs.generate.requests import FileStyle, look_of, measure
 from ray_app.datajobs.generate.worker import drawn_mask, encode, share_of
-from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
 from ray_app.storage import RetryPolicy
@@ -64,17 +63,6 @@ def test_the_looks_of_a_folder_are_measured(tmp_path, picture):
     assert {look.size for look in found.looks} == {(56, 40)}
     assert found.left_out == {"GIF is not written": 1, "no image is not written": 1}
     assert found.facts()["jpeg_quality_median"] == 64
-
-
-def test_of_a_large_set_a_sample_is_spread_over_it_and_one_without_images_is_refused(tmp_path, picture):
-    (tmp_path / "a.txt").write_text("words")
-    with pytest.raises(ConfigError, match="no JPEG, PNG or WebP"):
-        measure(Like(source=str(tmp_path)), ImageLimits(), RetryPolicy())
-    (tmp_path / "a.txt").unlink()
-    for number in range(20):
-        picture.save(tmp_path / f"{number:02}.jpg", quality=50 + number)
-    found = measure(Like(source=str(tmp_path), sample=5), ImageLimits(), RetryPolicy())
-    assert [look.quality for look in found.looks] == [50, 55, 60, 64, 69]
 
 
 def test_drawn_masks_cover_what_they_should_and_differ():

@@ -142,15 +142,6 @@ def test_a_directory_belongs_to_one_command_which_later_ones_need_not_repeat(tmp
         pack(photos / "album", photos / "out")
 
 
-def test_denied_output_stops_with_a_hint(tmp_path, s3):
-    photos = archives.as_prefix(tmp_path, archives.files(3))
-    with pytest.raises(StorageError, match="no-such-bucket"):
-        pack(photos, "s3://no-such-bucket/out")
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError):
-        pack(photos, tmp_path / "file/out")
-
-
 def test_a_full_disk_stops_with_a_hint_and_the_same_command_goes_on(tmp_path):
     photos = archives.as_prefix(tmp_path, {f"{index:03}": bytes([index]) * 8000 for index in range(100)})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
