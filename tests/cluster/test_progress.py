@@ -15,19 +15,6 @@ class Clock:
         return self.now
 
 
-def test_a_pipe_gets_a_line_per_interval_and_no_control_characters():
-    stream, clock = io.StringIO(), Clock()
-    progress = Progress(1000, stream=stream, clock=clock)
-    for _ in range(100):
-        clock.now += 1.0
-        progress.advance(10, 0)
-    progress.close()
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 2  # after 60 s, and at the end
-    assert "\r" not in stream.getvalue()
-    assert lines[-1] == "score  1,000/1,000 (100%)  10.0 img/s  ETA 0 s  bad 0"
-
-
 def test_the_rate_counts_from_the_first_result_and_without_what_was_done_before():
     clock = Clock()
     progress = Progress(300, stream=io.StringIO(), clock=clock)

@@ -75,11 +75,6 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
     assert len(written[0]) > 10
 
 
-def requested():
-    """What Ray's autoscaler was asked for last."""
-    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
-
-
 def test_what_a_run_asks_an_autoscaler_for_is_taken_back_by_its_end_also_after_an_error(ray_cluster):
     def asked():
         """What Ray's autoscaler was asked for last."""

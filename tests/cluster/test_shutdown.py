@@ -38,14 +38,6 @@ def stopper(clock):
     return made
 
 
-def test_a_stop_is_announced_once_with_the_time_that_is_left(clock, stopper):
-    stopper.ask("--max-hours 2 is over", 60)
-    clock.now += 10
-    stopper.tell()
-    stopper.tell()
-    assert stopper.said == ["stopping: --max-hours 2 is over; running work has 50 s to be committed; a second signal stops at once"]
-
-
 def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stopper):
     stopper.avoid({"there"})
     stopper.avoid(())

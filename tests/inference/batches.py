@@ -13,10 +13,10 @@ from ray_app.runs import result_rows
 from tests.images.factory import encoded
 
 
-def noise(*sizes, form="JPEG"):
+def noise(*sizes):
     """A file of each size (width, height); no two are equal."""
     pictures = (np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed, (width, height) in enumerate(sizes))
-    return [encoded(Image.fromarray(pixels), form) for pixels in pictures]
+    return [encoded(Image.fromarray(pixels), "JPEG") for pixels in pictures]
 
 
 def batches(spec, files, decoder=None):

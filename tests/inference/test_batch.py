@@ -12,7 +12,7 @@ from ray_app.detectors import load_card
 from ray_app.ensembles import ensemble_of
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, decode_image
-from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
+from ray_app.inference import BatchDecoder, StageClock, judge, make_spec
 from ray_app.inference.batch import perturbed
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.transforms.perturbations import Perturbation, load_perturbations, seed_of
@@ -115,22 +115,6 @@ def test_images_of_one_size_go_together_on_a_gpu_and_are_decoded_once(spec, outp
     assert late.counts["decoded"] == len(SIZES)
     for view, scores in found.by_view("scores").items():
         np.testing.assert_allclose(scores["corvi2023"], outputs.by_view("scores")[view]["corvi2023"], atol=1e-5)
-
-
-def test_pools_of_detectors_join_their_views(spec, outputs):
-    given = batches(spec, FILES)
-    first, second = (EnsembleScorer(spec, StageClock(), pool).score(given) for pool in (NAMES[:1], NAMES[1:]))
-    joined = first.joined(second)
-    assert_equal(joined.by_view("scores"), outputs.by_view("scores"))
-    assert list(joined.among(["corvi2023"]).by_view("scores")[JPEG]) == ["corvi2023"]
-    scored = judge(spec, [outcome for batch in given for outcome in batch.outcomes], joined)
-    assert [list(scores) for scores in scored.outputs.by_view("scores").values()] == [list(spec.cards)] * len(VIEWS)
-
-
-def test_work_counts_every_pass(plain, spec):
-    once, often = ResourceEstimate.of(plain), ResourceEstimate.of(spec)
-    assert often.worst_gmac == (1 + len(VIEWS)) * once.worst_gmac
-    assert often.process_bytes > once.process_bytes
 
 
 class Broken(Perturbation):

@@ -1,13 +1,10 @@
 """Words for what the ensemble calls fake, after it has spoken: from embeddings or pixels of the same decode, in one process or several."""
 
 import math
-import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from ray_app.attribution.captioners.registry import load_describing
@@ -15,20 +12,18 @@ from ray_app.attribution.identifier import Identifier
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts
 from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
-from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
-from ray_app.inference.decision import require_embeddings, rows_to_describe
+from ray_app.inference.decision import require_embeddings
 from ray_app.inference.ensemble import load_ensemble
 from ray_app.inference.outputs import DetectorOutputs
-from ray_app.inference.scorer import Describing, EnsembleScorer, describer_inputs
 from ray_app.inference.stability import Stability
 from ray_app.transforms.perturbations import load_perturbations
 from tests.attribution.made import make_identifier, make_retrieval
 from tests.attribution.tiny_speakers import card_of
 from tests.images import factory
-from tests.inference.batches import batches, read, rows_of
+from tests.inference.batches import read, rows_of
 from tests.inference.two_detectors import write_two
 
 BAD = 5  # a member that is no image
@@ -115,30 +110,6 @@ def test_asked_for_all_everything_with_pixels_has_the_words_it_has_by_itself(wri
         assert scored.outputs.captions[row].likelihood == pytest.approx(wanted.likelihood, abs=1e-4)
 
 
-def test_what_a_detector_looks_at_too_is_prepared_once_and_no_more_is_held_than_was_said(written, files, middle):
-    spec = spec_of(written, "captioner", fake_above=middle[0])
-    assert texts(judged(spec, files, kept_bytes=1)) == texts(judged(spec, files))
-    shared = replace(spec, describer=spec.describer.model_copy(update={"preprocessing": spec.cards["slow"].preprocessing}))
-    assert shared.preprocessings == shared.scored_preprocessings == spec.scored_preprocessings
-    batch = BatchDecoder(shared, StageClock()).decode([(0, files[0])])
-    np.testing.assert_array_equal(describer_inputs(shared, batch)[0], batch.pixels[1][0])
-
-
-@pytest.mark.parametrize("describer", ["retrieval", "captioner"])
-def test_another_process_is_given_all_it_needs(written, files, middle, describer):
-    """What the split layout does: tensors travel, words come in the last pool, or from what of it travels on."""
-    spec = spec_of(written, describer, fake_above=middle[0])
-    handed = pickle.loads(pickle.dumps(batches(spec, files, BatchDecoder(spec.early, StageClock(), hand_over=True))))
-    outcomes = [outcome for batch in handed for outcome in batch.outcomes]
-    seen = [image for batch in handed for image in describer_inputs(spec, batch)]
-    cheap, slow = (EnsembleScorer(spec, StageClock(), (name,)).score(handed) for name in spec.cards)
-    outputs = cheap.joined(slow)
-    asked = rows_to_describe(spec, outcomes, outputs)
-    wanted = [image if row in asked else None for row, image in enumerate(seen)]
-    described = Describing(spec, StageClock()).after(outcomes, outputs, wanted)
-    assert [one and one.text for one in described.captions] == texts(judged(spec, files))
-
-
 def test_perturbed_views_have_no_words_and_cost_the_describer_no_tensor(written, files, middle):
     views = load_perturbations(["jpeg:50"])
     spec, plain = (spec_of(written, "captioner", fake_above=middle[0], views=some) for some in (views, ()))
@@ -155,19 +126,6 @@ def test_a_verdict_that_does_not_outlive_recompression_has_no_words(written, fil
     scored = judged(spec_of(written, fake_above=middle[0], stability=Stability(3, 100.0)), files)
     assert "abstain" in scored.decisions.verdict
     assert [text is not None for text in texts(scored)] == [verdict == "fake" for verdict in scored.decisions.verdict]
-
-
-def test_of_a_cascade_the_whole_ensemble_speaks_before_words_are_looked_for(written, files):
-    early = judged(spec_of(written, None, detectors=1), files).decisions.score
-    band = (float(np.nanquantile(early, 0.3)), float(np.nanquantile(early, 0.8)))
-    cascade = {"rule": "cascade", "cascade": Cascade(first=1, band=band, audit_share=0)}
-    whole = judged(spec_of(written, None, **cascade), files).decisions.score
-    spec = spec_of(written, "captioner", fake_above=float(np.nanmedian(whole)), **cascade)
-    scored = judged(spec, files)
-    assert {why for why in scored.decisions.second_look} == {"band", None}
-    assert [text is not None for text in texts(scored)] == [verdict == "fake" for verdict in scored.decisions.verdict]
-    assert spec.early.words_seen == spec.describer.preprocessing
-    assert spec.asking(spec.late).words_seen is None
 
 
 def test_rows_name_a_generator_and_words_and_change_no_score(written, files, middle):
@@ -212,18 +170,6 @@ def test_the_library_tells_names_and_words(written, files, middle, tmp_path):
     assert np.isnan(columns["prompt_likelihood"]).tolist() == [text is None for text in texts(wanted)]
 
 
-def test_a_large_describer_has_processes_of_its_own(written):
-    spec = spec_of(written, "captioner")
-    assert spec.all_pools == spec.pools == (("cheap", "slow"),)
-    for changes in ({"own_pool": True}, {"parameters": 7_000_000_000}, {"gmac": 1e4}):
-        apart = replace(spec, describer=spec.describer.model_copy(update=changes))
-        assert apart.all_pools == (("cheap", "slow"), ("tiny",))
-        assert len(ResourceEstimate.of(apart).pool_gmac) == 2
-    dear = replace(spec, describer=spec.describer.model_copy(update={"gmac": 100.0}))
-    assert ResourceEstimate.of(dear).pool_gmac[0] == pytest.approx(ResourceEstimate.of(spec).pool_gmac[0] + 20)
-    assert ResourceEstimate.of(dear).worst_gmac == pytest.approx(ResourceEstimate.of(spec).worst_gmac + 100)
-
-
 def test_what_was_fitted_on_other_embeddings_or_on_those_of_a_detector_that_is_not_asked_is_refused(written):
     spec = spec_of(written)
     require_embeddings(spec)
@@ -232,14 +178,3 @@ def test_what_was_fitted_on_other_embeddings_or_on_those_of_a_detector_that_is_n
         require_embeddings(replace(spec, resize="fast"))
     with pytest.raises(ConfigError, match="named reads embeddings of cheap, which does not look at every image here"):
         spec_of(written | {"detectors": written["detectors"][1:]}, None)
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [({"name": "cheap"}, "are both called cheap"), ({"preprocessing": {"mean": [0] * 3, "std": [1] * 3}}, "of one size")],
-)
-def test_a_describer_must_see_images_of_one_size_and_have_a_name_of_its_own(written, tmp_path, changes, told):
-    card = yaml.safe_load(Path(written["captioner"]).read_text())
-    (tmp_path / "describer.yaml").write_text(yaml.safe_dump(card | changes))
-    with pytest.raises(ConfigError, match=told):
-        spec_of(written | {"captioner": str(tmp_path / "describer.yaml")}, "captioner")

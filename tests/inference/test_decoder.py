@@ -16,7 +16,6 @@ from ray_app.images.provenance import ProvenancePolicy
 from ray_app.images.provenance.containers import NOTHING
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.batch import LazyImages
-from ray_app.inference.reuse import ScoreCache
 from tests.images.factory import jpeg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,18 +88,6 @@ def test_a_bug_of_ours_costs_the_member_that_met_it_and_is_told(monkeypatch, err
     assert outcome.failure.startswith("Traceback")
     assert not batch.pixels[0][1].any()
     assert all(batch.pixels[0][slot].any() for slot in (0, 2))
-
-
-@pytest.mark.parametrize("step", ["perceptual_hash", "decode_image", "containers.locate"])
-def test_so_does_one_in_any_other_step_and_with_a_file_whose_scores_are_known(monkeypatch, step):
-    spec = replace(SPEC, perceptual_hash=True, provenance=ProvenancePolicy())
-    reading = BatchDecoder(spec, StageClock(), recall=ScoreCache(spec))
-    if step == "containers.locate":
-        assert reading.decode([(0, jpeg())]).outcomes[0].status is Status.OK
-    monkeypatch.setattr(f"ray_app.inference.decoder.{step}", lambda *_: 1 / 0)
-    [outcome] = reading.decode([(1, jpeg())]).outcomes
-    assert outcome.status is Status.DECODER_CRASHED
-    assert "ZeroDivisionError" in outcome.detail
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from PIL.PngImagePlugin import PngInfo
 
 from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
@@ -82,26 +81,6 @@ def test_the_pixels_are_those_of_the_batch_job_bit_for_bit():
                     np.testing.assert_array_equal(mine, batch[0], err_msg=f"{picture} {resize}")
                     assert mine.dtype == np.uint8
                     assert mine.flags.writeable
-
-
-def test_a_preprocessing_that_is_refused_says_why():
-    limits = ImageLimits(max_side=70_000, max_aspect=70_000)
-    strip = factory.encoded(factory.photo(60_000, 1), "PNG")
-    with IsolatedDecoders(limits, processes=1) as pool, pytest.raises(ImageRefused) as caught:
-        asyncio.run(pool.prepare(strip, ALL[1:2], "exact"))
-    assert caught.value.status == Status.IMAGE_TOO_LARGE
-    assert "would make it" in caught.value.detail
-    assert caught.value.facts.width == 60_000
-
-
-def test_what_a_file_says_of_itself_comes_along(shared, choosy):
-    notes = PngInfo()
-    notes.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler")
-    answer = prepared(choosy, factory.png(pnginfo=notes))
-    assert (answer.provenance.generator.prompt, answer.provenance.ai_declared) == ("a cat", True)
-    assert answer.seconds > 0
-    assert prepared(choosy, factory.png()).provenance is None
-    assert prepared(shared, factory.png(pnginfo=notes)).provenance is None  # nobody asked
 
 
 def test_too_many_bytes_or_a_format_that_is_not_let_in_are_refused_before_a_child_sees_them(choosy, monkeypatch):

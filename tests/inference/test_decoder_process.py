@@ -174,23 +174,6 @@ def test_memory_is_bounded_with_torch_and_without(card):
     assert caught.value.status in (Status.IMAGE_TOO_LARGE, Status.DECODER_CRASHED)
 
 
-@pytest.mark.slow  # two imports of torch
-def test_torch_comes_with_the_first_image_that_needs_it_and_stays():
-    torch_resize = load_card("siglip2-open-deepfake").preprocessing
-    with DecoderProcess(LIMITS, 20.0, 2**31) as child:
-        child.prepare(factory.jpeg(), wanted())
-        light = child.pid
-        assert child.prepare(factory.jpeg(), wanted(torch_resize)).pixels[0].shape == (*torch_resize.shape, 3)
-        heavy = child.pid
-        assert heavy != light
-        child.prepare(factory.jpeg(), wanted())
-        assert child.pid == heavy
-        os.kill(heavy, signal.SIGKILL)
-        wait_until(lambda: child.pid is None)
-        child.start()
-        assert "torch" in Path(f"/proc/{child.pid}/maps").read_text()
-
-
 FACTS = [
     {"frames": 2**40}, {"frames": -1}, {"orientation": 99}, {"quality": 2**7}, {"width": 2**31, "height": 1}, {"mode": "\x1b[31m"},
     {"mode": "M" * 101}, {"decoder": "two\nlines"}, {"flags": ["alpha", "alpha"]}, {"flags": ["broken_exif", "alpha"]}, {"flags": ["odd"]},

@@ -1,7 +1,5 @@
 """Pinned buffers that are used again, and batches as large as pays: with stand-ins for what a GPU does."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +8,9 @@ from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
 from ray_app.inference.detector_times import DetectorTimes
-from ray_app.inference.device_batches import DeviceUpload, MeasuredBatch, PinnedRing, batch_sizes, measured_batches, paying_batch
+from ray_app.inference.device_batches import DeviceUpload, PinnedRing, batch_sizes, measured_batches, paying_batch
 from ray_app.inference.scorer import EnsembleScorer, _BlockReadings
 from ray_app.scoring.identity import scoring_identity
-from ray_app.transforms.perturbations import load_perturbations
 from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
 from tests.detectors.small_zoo import small
 from tests.inference.batches import batches, noise
@@ -59,14 +56,6 @@ def test_buffers_are_used_again_once_their_copy_has_ended_and_not_while_they_are
     for value in (1, 2):
         ring.copied(images(2, value=value), lambda pinned: lent.append(pinned) or pinned)
     assert [int(one.min()) for one in lent] == [1, 2]
-
-
-def test_batches_of_many_shapes_share_a_few_buffers():
-    ring, _, made = ring_of()
-    for side in range(33, 60):
-        given = images(1, side, side)
-        assert torch.equal(ring.copied(given, torch.clone), given)
-    assert len(made) == 2 * len({1 << (3 * side * side - 1).bit_length() for side in range(33, 60)})
 
 
 class Meter:
@@ -115,20 +104,6 @@ def test_a_batch_that_takes_long_or_much_is_not_doubled(meter, sizes):
     assert [one.size for one in measured_with(meter)] == sizes
 
 
-def test_a_size_that_does_not_fit_ends_the_search():
-    meter = Meter(1.0, 0.001, share=0.012)
-    meter.peak_share = lambda: 0.0  # what freed memory hides
-    assert [one.size for one in measured_with(meter)] == [8, 16, 32, 64]
-    with pytest.raises(torch.OutOfMemoryError):
-        measured_with(Meter(1.0, 0.001, share=0.2))
-
-
-def test_what_would_be_filled_up_with_nothing_counts():
-    faster = [MeasuredBatch(64, 1000.0, 0.0), MeasuredBatch(128, 1200.0, 0.0)]
-    assert paying_batch(faster, (256,)) == 128
-    assert paying_batch(faster, (192, 64)) == 64  # of 384 places in batches of 128 images have 256
-
-
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
     _, slow = write_two(tmp_path_factory.mktemp("two"))
@@ -156,19 +131,6 @@ def test_networks_see_batches_of_the_size_that_pays(spec, pieces, step):
     np.testing.assert_allclose(after, before, atol=1e-4, rtol=0)
     np.testing.assert_array_equal(scorer.score(given[3:]).scores["slow"], after[12:])
     assert (scoring_identity(spec), detector.fingerprint) == (known, fingerprint)  # runs are known by the same as ever
-
-
-def test_views_are_joined_with_their_batches(spec):
-    viewed = replace(spec, views=load_perturbations(["jpeg:75", "jpeg:30"]))
-    given = read(viewed)
-    before = EnsembleScorer(viewed, StageClock()).score(given).columns
-    scorer = EnsembleScorer(viewed, StageClock())
-    scorer.fit_batches((16,), LARGER_IS_FASTER)
-    after = scorer.score(given).columns
-    assert len(after) == len(before) == 3
-    for key, column in before.items():
-        assert len(set(column[4:])) == 11
-        np.testing.assert_allclose(after[key], column, atol=1e-4, rtol=0)
 
 
 def test_the_split_stages_stay_on_the_gpu(monkeypatch):

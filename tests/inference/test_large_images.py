@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,13 +153,3 @@ def test_views_of_large_images_are_decoded_anew_and_the_same(everything_is_large
             np.testing.assert_array_equal(image, same)
     assert (large.counts["decoded"], kept.counts["decoded"]) == (6, 2)
     assert is_free(budget)
-
-
-def test_files_that_no_detector_elsewhere_would_look_at_do_not_travel():
-    spec = make_spec(ensemble_of(["corvi2023"]), limits=BatchLimits(), precision="fp32", slots=2)
-    card = spec.cards["corvi2023"]
-    capped = card.model_copy(update={"valid_range": card.valid_range.model_copy(update={"min_side_px": 1, "max_megapixels": 0.05})})
-    files = [factory.jpeg(), factory.encoded(factory.photo(300, 200), "PNG")]
-    batch = BatchDecoder(replace(spec, cards={"corvi2023": capped}), StageClock(), hand_over=True).decode(list(enumerate(files)))
-    assert [outcome.status for outcome in batch.outcomes] == [Status.OK, Status.OK]
-    assert batch.encoded == (files[0], None)

@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-from collections import UserList
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,17 +55,14 @@ ONE = {
     "Path": lambda folder: folder / "a.png",
     "file URL": lambda folder: f"file://{folder}/a.png",
     "bytes": lambda folder: (folder / "a.png").read_bytes(),
-    "bytearray": lambda folder: bytearray((folder / "a.png").read_bytes()),
     "memoryview": lambda folder: memoryview((folder / "a.png").read_bytes()),
     "open file": lambda folder: (folder / "a.png").open("rb"),
     "buffer that was written to its end": lambda folder: _saved(folder),
     "PIL, not loaded yet": lambda folder: Image.open(folder / "a.png"),
     "array H×W×3": pixels,
     "array H×W×4": lambda folder: np.dstack([pixels(folder), np.full((120, 160), 255, np.uint8)]),
-    "array turned twice": lambda folder: np.flip(np.flip(pixels(folder), 0).copy(), 0),
     "array of the file's bytes": lambda folder: np.fromfile(folder / "a.png", np.uint8),
     "tensor 3×H×W": lambda folder: torch.from_numpy(pixels(folder).copy()).permute(2, 0, 1),
-    "tensor H×W×3": lambda folder: torch.from_numpy(pixels(folder).copy()),
     "dict with bytes": lambda folder: {"bytes": (folder / "a.png").read_bytes(), "path": None},
     "dict with a path": lambda folder: {"bytes": None, "path": str(folder / "a.png")},
 }
@@ -95,10 +91,8 @@ def test_grey_pixels_are_the_picture_in_grey(ensemble):
 
 MANY = {
     "list of paths": lambda folder: [str(folder / "a.png"), folder / "b.png"],
-    "tuple of bytes": lambda folder: tuple((folder / name).read_bytes() for name in ("a.png", "b.png")),
     "list of anything": lambda folder: [Image.open(folder / "a.png"), {"bytes": (folder / "b.png").read_bytes()}],
     "generator": lambda folder: (folder / name for name in ("a.png", "b.png")),
-    "other sequence": lambda folder: UserList([folder / "a.png", folder / "b.png"]),
     "glob": lambda folder: f"{folder}/*.png",
     "array N×H×W×3": lambda folder: np.stack([np.asarray(Image.open(folder / name)) for name in ("a.png", "b.png")]),
     "tensor N×3×H×W": lambda folder: torch.stack(
@@ -227,18 +221,12 @@ WRONG = {
     "None": (None, "cannot score None: there is no image"),
     "a row of a dataset": ({"image": 1, "label": 0}, "a dict with the keys image, label; if one of them has the image, give that one"),
     "a table": (pd.DataFrame({"path": ["a.png"]}), "a DataFrame, a table with the columns path; give one of them"),
-    "an arrow table": (pa.table({"bytes": [b"x"]}), "a Table, a table with the columns bytes; give one of them"),
     "a dataset": (hub, r"a Dataset, a table with the columns image, label; give one of them, as score\(table\[COLUMN\]\)"),
     "lists in a list": ([["a.png"]], "a list, image 0 of those given"),
-    "a wrong one among right ones": (["a.png", 5], "an int, image 1 of those given"),
     "a text file": (io.StringIO("x"), r"a file opened as text; open it with open\(path, 'rb'\)"),
     "floats": (np.zeros((8, 8, 3)), r"a ndarray of 8×8×3, float64; pixels are uint8: \(x \* 255\).round\(\).astype\('uint8'\)"),
-    "a float tensor": (torch.zeros(3, 8, 8), r"a Tensor of 3×8×8, float32; pixels are uint8: \(x \* 255\).round\(\).to\(torch.uint8\)"),
     "channels first": (np.zeros((3, 8, 9), np.uint8), r"a ndarray of 3×8×9, uint8: the last dimension .* try x.transpose\(1, 2, 0\)"),
-    "channels anywhere": (torch.zeros(3, 8, 3, dtype=torch.uint8), "its channels may be the first or the last"),
     "no channels": (torch.zeros(7, 8, 9, dtype=torch.uint8), "neither the first nor the last dimension is 1, 3 or 4 channels"),
-    "numbers": (np.zeros(4), "a ndarray of 4, float64"),
-    "a module": (io, "cannot score a module"),
 }
 
 
@@ -269,19 +257,6 @@ def test_results_come_as_they_are_read(ensemble, folder):
     assert len(taken) <= 2 + 4 + 8 + 16
 
 
-def test_results_by_number_and_by_turn(ensemble, folder):
-    results = ensemble.score([folder / "a.png", folder / "b.png", folder / "none.png"])
-    assert (results[1].source, results[0].source, results.count) == (str(folder / "b.png"), str(folder / "a.png"), 3)
-    assert next(results).source == str(folder / "a.png")
-    with pytest.raises(IndexError, match="result 0 was taken before"):
-        results[0]
-    with pytest.raises(TypeError, match=r"list\(results\) can be cut and read backwards"):
-        results[-1]
-    with pytest.raises(IndexError, match="there is no result 3"):
-        results[3]
-    assert [one.status.value for one in results] == ["ok", "source_missing"]
-
-
 def test_frames(ensemble, folder):
     frame = ensemble.score([folder / "a.png", b"text"]).to_frame()
     assert frame["source"].tolist() == [str(folder / "a.png"), 1]
@@ -294,7 +269,7 @@ def test_frames(ensemble, folder):
 def test_batch_sizes_devices_and_progress(ensemble, folder, expected, capsys):
     names = list(expected)
     found = list(ensemble.score([folder / name for name in names], batch_size=1, progress=True))
-    assert [one.score for one in found] == pytest.approx(list(expected.values()), abs=1e-4)
+    assert [one.score for one in found] == pytest.approx(list(expected.values()), abs=1e-5)
     printed = capsys.readouterr()
     assert "tiny: 100%" in printed.err
     assert "3/3" in printed.err
@@ -342,10 +317,3 @@ def test_a_bug_of_ours_is_a_result_and_a_log_line(ensemble, folder, monkeypatch,
     assert (result.status, result.verdict) == (Status.DECODER_CRASHED, None)
     assert "image 0: this is a bug in Touchstone" in caplog.text
     assert "ZeroDivisionError" in caplog.text
-
-
-def test_the_package_shows_what_it_has():
-    assert {"load_ensemble", "load_detector", "load_run", "list_ensembles", "list_detectors", "Ensemble", "Result"} <= set(dir(ray_app))
-    assert {"default", "tiny"} <= set(ray_app.list_ensembles())
-    assert DETECTOR in ray_app.list_detectors()
-    assert all(getattr(ray_app, name) is not None for name in dir(ray_app))

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,15 +38,6 @@ def test_a_result_has_its_picture_small_and_a_bar_per_detector(ensemble, tmp_pat
     assert large.size == (900, 300)  # and is as it was
 
 
-def test_a_bar_is_as_long_as_its_detector_is_sure():
-    row = {"source": "x", "status": "ok", "verdict": "fake", "probability": 0.9999, "calibrated": True,
-           "scores": {"one": 2.0, "two": -2.0, "mute": None}}  # fmt: skip
-    html = result_html.card(row, None)
-    assert re.findall(r"width:([\d.]+)%", html) == ["88.1", "11.9", "0.0"]
-    assert [number in html for number in ("+2.00", "−2.00", "no score", "over 99.9 %", "flagged as fake")] == [True] * 5
-    assert "not calibrated" not in html
-
-
 def test_a_hostile_name_is_text(ensemble, tmp_path):
     path = tmp_path / HOSTILE.replace("/", "")
     path.write_bytes(encoded(photo(160, 120), "PNG"))
@@ -71,15 +61,3 @@ def test_no_picture_where_there_is_none_any_more_or_of_a_stream(ensemble, tmp_pa
     files = [encoded(photo(160, 120, seed=seed), "PNG") for seed in range(3)]
     assert [len(pictures(one._repr_html_())) for one in ensemble.score(files)] == [1, 1, 1]
     assert [one.picture for one in ensemble.score(data for data in files)] == [None] * 3
-
-
-def test_of_many_the_first_are_shown_and_none_is_lost(ensemble, tmp_path):
-    for number in range(12):
-        (tmp_path / f"{number:02}.png").write_bytes(encoded(photo(160, 120, seed=number), "PNG"))
-    results = ensemble.score(tmp_path)
-    html = results._repr_html_()
-    assert "Results 1 to 8." in html
-    assert [one.size for one in pictures(html)] == [(96, 72)] * 8
-    assert [Path(one.source).name for one in results] == [f"{number:02}.png" for number in range(12)]
-    assert "No more results: 12 were taken" in results._repr_html_()
-    assert "Results 1 to 2 of 2." in ensemble.score(sorted(tmp_path.iterdir())[:2])._repr_html_()

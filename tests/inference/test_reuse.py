@@ -6,12 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ray_app.detectors import load_card
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageLimits, decoder_name, inspect_bytes
-from ray_app.inference import BatchDecoder, DecodeResult, DetectorOutputs, ScoringSpec, StageClock, judge, make_spec, reuse
-from ray_app.inference.reuse import ScoreCache, is_complete
+from ray_app.inference import BatchDecoder, DecodeResult, DetectorOutputs, StageClock, judge, make_spec, reuse
+from ray_app.inference.reuse import ScoreCache
 from tests.images import factory
 
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
@@ -82,13 +81,3 @@ def test_what_has_no_perceptual_hash_or_was_read_by_another_decoder_is_read_agai
     assert ScoreCache(SPEC, index).known("other") is None
     wanting = make_spec(SPEC.ensemble, limits=SPEC.limits, perceptual_hash=True)
     assert ScoreCache(wanting, index).known("same") is None
-
-
-def test_scores_are_complete_when_every_detector_that_should_score_has():
-    for scores, complete in [({NAME: 1.0}, True), ({NAME: None}, False), ({}, False)]:
-        assert is_complete(SPEC, 300, 200, scores) is complete
-    card = load_card("corvi2023")
-    spec = ScoringSpec(SPEC.ensemble, {card.name: card}, SPEC.limits, {}, "exact", 1, "cpu")
-    beyond = int((card.valid_range.max_megapixels * 1e6) ** 0.5) + 10
-    assert is_complete(spec, beyond, beyond, {card.name: None}), "where the detector stops, nothing is missing"
-    assert not is_complete(spec, 300, 300, {card.name: None})

@@ -75,18 +75,6 @@ def test_equal_weights_of_different_files_lie_in_memory_once(spec):
     np.testing.assert_array_equal(one(pixels).numpy(), before)
 
 
-def test_a_detector_with_batches_of_its_own_runs_for_no_empty_ones(spec):
-    card = spec.cards["tiny-ladeda"].model_copy(update={"batch": 1})
-    own = replace(spec, cards={"tiny-ladeda": card})
-    scorer = EnsembleScorer(own, StageClock())
-    detector, counted = scorer._detectors["tiny-ladeda"], []
-    read, detector.read = detector.read, lambda pixels: counted.append(len(pixels)) or read(pixels)
-    given = batches(own, [FILES[0], b"no image", FILES[1]])
-    scores = scorer.score(given).scores["tiny-ladeda"]
-    assert counted == [1, 1]
-    assert np.isfinite(scores).tolist() == [True, False, True]
-
-
 def test_large_images_are_decoded_one_by_one_where_they_are_scored(spec):
     given = batches(spec, FILES, BatchDecoder(spec, StageClock(), hand_over=True))
     decoder = BatchDecoder(spec, StageClock())
@@ -175,15 +163,3 @@ def test_members_with_pixels_have_an_embedding_and_scores_stay_what_they_were(ke
     joined = DetectorOutputs.chained(parts).joined(DetectorOutputs.clean(scores={"other": np.zeros(7, np.float32)}))
     np.testing.assert_array_equal(joined.of("embeddings")["touchstone-tiny"], vectors)
     assert not joined.among(["other"]).of("embeddings")
-
-
-def test_neither_neighbours_nor_views_change_an_embedding(keeping):
-    given = [*noise((300, 300), (300, 300)), b"no image"]
-    scorer = EnsembleScorer(keeping, StageClock())
-    together = scorer.score(batches(keeping, given)).of("embeddings")["touchstone-tiny"]
-    alone = np.concatenate([scorer.score(batches(keeping, [file])).of("embeddings")["touchstone-tiny"] for file in given])
-    np.testing.assert_array_equal(together, alone)  # the one without pixels has a row of nothing by itself, too
-    viewed = replace(keeping, views=load_perturbations(["jpeg:50"]))
-    seen = EnsembleScorer(viewed, StageClock()).score(batches(viewed, given))
-    assert seen.by_view("scores").keys() == {"jpeg:50"}
-    np.testing.assert_array_equal(seen.of("embeddings")["touchstone-tiny"], together)

@@ -100,13 +100,6 @@ def test_two_pools_say_together_what_one_process_says(spec):
     assert slow.counts["decoded"] == len(going)
 
 
-def test_pools_of_a_cascade_come_in_the_order_of_its_stages(spec):
-    assert spec.pools == (("cheap", "slow"),)
-    for name in spec.cards:
-        apart = {**spec.cards, name: spec.cards[name].model_copy(update={"own_pool": True})}
-        assert replace(spec, cards=apart).pools == (("cheap",), ("slow",))
-
-
 def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went_and_for_that_decision_alone(spec):
     """Another decision, as after `touchstone runs decide` with another card: the index was made under the old one."""
     outcomes, outputs, _ = read(spec, MEMBERS)
@@ -130,20 +123,3 @@ def test_what_is_known_of_the_same_bytes_is_complete_as_far_as_it_went_and_for_t
         other = ScoreCache(changed, SimpleNamespace(find=index.known))
         assert all((known(other, row) is None) == bool(decision) for row in stays)
         assert all(known(other, row) is not None for row in going)
-
-
-def test_readings_of_some_members_stand_in_their_places():
-    some = DetectorOutputs.clean(
-        scores={"a": np.array([1.0, 2.0], np.float32)},
-        masks={"a": [np.zeros((1, 1), np.uint8), None]},
-        replies={"a": ["x", "y"]},
-        embeddings={"a": np.ones((2, 3), np.float32)},
-    )
-    spread = some.spread([2, 0], 3)
-    assert spread.scores["a"].tolist()[::2] == [2.0, 1.0]
-    assert np.isnan(spread.scores["a"][1])
-    assert spread.of("replies")["a"] == ["y", None, "x"]
-    assert spread.of("masks")["a"][2] is some.of("masks")["a"][0]
-    assert np.isnan(spread.of("embeddings")["a"]).all(axis=1).tolist() == [False, True, False]
-    both = DetectorOutputs.chained([some, spread])
-    assert len(both.scores["a"]) == len(both.of("masks")["a"]) == len(both.of("replies")["a"]) == 5

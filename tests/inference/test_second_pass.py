@@ -9,7 +9,6 @@ from PIL import Image
 
 import ray_app
 from ray_app.ensembles import EnsembleCard, EnsembleMember, Thresholds
-from ray_app.ensembles.card import Cascade
 from ray_app.errors import ConfigError, Reason
 from ray_app.images import ImageLimits
 from ray_app.inference import judge, make_spec
@@ -89,30 +88,6 @@ def test_a_verdict_that_a_view_does_not_share_is_abstain(card):
     assert [verdict == "abstain" for verdict in judged.decisions.verdict] == flips.tolist()
     assert set(judged.decisions.reason) == {None, Reason.UNSTABLE}
     assert judged.decisions.score.tolist() == before.score.tolist()
-
-
-def test_views_of_a_cascade_go_on_like_images(tmp_path):
-    cheap, slow = write_two(tmp_path)
-
-    def read_with(band):
-        cascade = Cascade(first=1, band=band, audit_share=0.0)
-        card = EnsembleCard(
-            members=(EnsembleMember(detector=cheap), EnsembleMember(detector=slow)), rule="cascade", cascade=cascade, **WORDS
-        )
-        spec = spec_of(card, Stability(4, 50.0))
-        return spec, *read(spec, FILES)
-
-    _, _, all_of_them, _ = read_with((-99.0, 99.0))
-    highest = np.max([columns["cheap"] for columns in all_of_them.by_view("stability").values()], axis=0)
-    low = float(np.median(highest))
-    spec, outcomes, outputs, counts = read_with((low, 99.0))
-    assert counts[VIEWED] == len(FILES)
-    for view, columns in outputs.by_view("stability").items():
-        np.testing.assert_array_equal(columns["cheap"], all_of_them.by_view("stability")[view]["cheap"])
-        assert np.isfinite(columns["slow"]).tolist() == (highest >= low).tolist()
-        on = highest >= low
-        np.testing.assert_allclose(columns["slow"][on], all_of_them.by_view("stability")[view]["slow"][on], atol=1e-4)
-    assert judge(spec, outcomes, outputs).decisions.second_look is not None
 
 
 def test_detectors_with_processes_of_their_own_are_refused(tmp_path):

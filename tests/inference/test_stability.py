@@ -48,12 +48,6 @@ def test_a_verdict_that_all_views_share_stays_and_any_other_becomes_abstain():
     assert decisions.verdict[1] == "fake", "the decisions that were handed in are left alone"
 
 
-def test_without_views_or_without_doubt_nothing_changes():
-    near, far = decided(column(2.5)), decided(column(9.0))
-    assert settled(CARD, near, (), calibrations=NO_CALIBRATION, margin=1.0) is near
-    assert settled(CARD, far, [column(-9)], calibrations=NO_CALIBRATION, margin=1.0) is far
-
-
 def test_a_view_of_a_cascade_is_asked_as_its_own_picture():
     """Outside of the band the first member speaks for the view; inside, or where the image was drawn for the audit, all do."""
     members = (EnsembleMember(detector="a"), EnsembleMember(detector="b"))

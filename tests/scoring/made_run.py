@@ -20,15 +20,15 @@ PLAN = BlockPlan(batch_slots=4, max_block_members=64)
 DECODER = "pillow of the test"
 
 
-def drawn(seed, count, *, fakes=0.5, quality=(75, 90, 95), scale=1.0, shift=0.0, format=None):
+def drawn(seed, count, *, fakes=0.5, quality=(75, 90, 95)):
     """Facts and scores of so many images: fakes score 3, reals −3 on average; the odd ones are the fakes where half of all are."""
     rng = np.random.default_rng([4, seed])
     fake = np.arange(count) % 2 == 1 if fakes == 0.5 else rng.random(count) < fakes
-    side = (rng.choice([512, 640, 1024], count) * scale).astype(int)
+    side = rng.choice([512, 640, 1024], count)
     jpeg = rng.random(count) < 0.8
-    formats = [format or ("JPEG" if one else "PNG") for one in jpeg]
+    formats = ["JPEG" if one else "PNG" for one in jpeg]
     qualities = np.where(jpeg, rng.choice(quality, count), 0)
-    scores = (rng.normal(np.where(fake, 3.0, -3.0), 1.5) + shift).astype(np.float32)
+    scores = rng.normal(np.where(fake, 3.0, -3.0), 1.5).astype(np.float32)
     return formats, side, qualities, scores
 
 

@@ -1,4 +1,4 @@
-"""Labelled pictures and archives of them, through real decoding and a real detector: what a calibration saw, and what differs from it."""
+"""Labelled pictures, and cards as calibrations on such pictures leave them."""
 
 import io
 from functools import cache
@@ -8,13 +8,11 @@ from PIL import Image
 
 from ray_app.datasets.simulation.camera import CAMERAS
 from ray_app.datasets.simulation.scenes import render
-from ray_app.ensembles import EnsembleCard, Guarantee, LabelledPart, Settings, Thresholds, ensemble_of, population_of, properties_of
-from ray_app.inference.ensemble import Ensemble
+from ray_app.ensembles import EnsembleCard, Guarantee, LabelledPart, Settings, Thresholds, ensemble_of, population_of
 
 QUALITIES = (75, 85, 92)
 SIDES = ((128, 176), (144, 144), (144, 192))
-USUAL = ("leaves", "fabric")
-OTHER = ("clouds",)
+SCENES = ("leaves", "fabric")
 BASE_PX = 256
 
 
@@ -25,14 +23,14 @@ def _base(scene):
     return CAMERAS["reflex"].shoot(render(scene, rng, 2 * BASE_PX, 2 * BASE_PX), rng)
 
 
-def pictures(seed, count, *, scenes=USUAL, fakes=0.5):
+def pictures(seed, count):
     """Pixels of simulated photographs, and whether each was repainted, in no order."""
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        fake = bool(rng.random() < fakes)
+        fake = bool(rng.random() < 0.5)
         height, width = SIDES[rng.integers(len(SIDES))]
         top, left = (int(rng.integers(BASE_PX - side)) for side in (height, width))
-        real = _base(str(rng.choice(scenes)))[top : top + height, left : left + width][:, :: int(rng.choice([-1, 1]))].copy()
+        real = _base(str(rng.choice(SCENES)))[top : top + height, left : left + width][:, :: int(rng.choice([-1, 1]))].copy()
         yield (_repainted(real) if fake else real), fake
 
 
@@ -43,27 +41,11 @@ def _repainted(pixels):
     return np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
 
 
-def encoded(pixels, number, *, qualities=QUALITIES, scale=1.0):
+def encoded(pixels, number, *, qualities=QUALITIES):
     """JPEG bytes, its quality drawn by its number."""
-    image = Image.fromarray(pixels)
-    image = image if scale == 1 else image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=int(np.random.default_rng([7, number]).choice(qualities)))
+    Image.fromarray(pixels).save(stream, "JPEG", quality=int(np.random.default_rng([7, number]).choice(qualities)))
     return stream.getvalue()
-
-
-def properties_in(ensemble: Ensemble, files):
-    """The properties of files as `properties_of` has them, all of which have a score."""
-    results = list(ensemble.score(files))
-    facts = [result.facts for result in results]
-    return properties_of(
-        score=[result.score for result in results],
-        scores={name: [result.scores[name] for result in results] for name in ensemble.cards},
-        formats=[one.format for one in facts],
-        width=[one.width for one in facts],
-        height=[one.height for one in facts],
-        quality=[np.nan if one.quality is None else one.quality for one in facts],
-    )
 
 
 def calibrated_card(properties, fake, *, name="calibrated", detector="touchstone-tiny", precision="fp32", resize="exact", fake_above=0.0):

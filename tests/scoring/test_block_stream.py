@@ -9,18 +9,9 @@ from PIL import Image
 from ray_app.archives import manifests, walk
 from ray_app.errors import RESUMABLE, ConfigError, StorageError
 from ray_app.runs import RunDirectory
-from ray_app.scoring.backlog import is_complete, listing_log, work_of
-from ray_app.scoring.config import ScoreConfig
+from ray_app.scoring.backlog import is_complete, work_of
 from ray_app.storage import s3 as requests
 from tests.scoring.conftest import score_here
-
-
-def test_very_many_keys_are_said_once_to_be_better_read_from_an_inventory(capsys):
-    for source, times in [("s3://bucket/flat", 1), ("/data/photos", 0), ("inventory::s3://bucket/manifest.json", 0)]:
-        log = listing_log(ScoreConfig(source=(source,), out="run"))
-        for members in (1000, 9_999_999, 10_000_000, 30_000_000):
-            log(members)
-        assert capsys.readouterr().err.count("an S3 Inventory lists them without a request for every thousand") == times
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""A card that `touchstone detectors calibrate` wrote gives the same chances in a run, by `decide`, in the endpoint and in Python."""
+"""A card that `touchstone detectors calibrate` wrote gives the same chances in a run, by `decide`, in the endpoint and in Python.
+
+Where an archive is unlike what it was calibrated on, its verdicts are taken back.
+"""
 
 import asyncio
 import csv
@@ -13,7 +16,10 @@ import ray_app
 from ray_app.cli.main import main
 from ray_app.config import config_root
 from ray_app.ensembles import load_ensemble_card
+from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory, current_rows
+from ray_app.scoring import ScoreConfig
+from ray_app.scoring.forecast.forecast import forecast
 from ray_app.serving import ServeConfig
 from tests.scoring.conftest import score_here
 from tests.scoring.shifted import encoded, pictures
@@ -55,13 +61,19 @@ def answers(path, rows):
     return asyncio.run(ask()), list(ray_app.load_ensemble(path).score(files))
 
 
-def test_the_card_gives_its_chances_wherever_it_is_used(tmp_path, capsys):
-    labelled, run, path = write_labelled(tmp_path / "labelled"), tmp_path / "run", tmp_path / "mine.yaml"
-    _, rows = score_here(run, labelled / "test", detectors=write_detectors(tmp_path))
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """Labelled pictures, a run over them and its rows, and the card that was calibrated on it."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    labelled, run, path = write_labelled(folder / "labelled"), folder / "run", folder / "mine.yaml"
+    _, rows = score_here(run, labelled / "test", detectors=write_detectors(folder))
     assert main(["calibrate", str(run), "--labels", str(labelled / "truth.csv"), "--out", str(path), *ASKED]) == 0
+    return labelled, run, list(rows.values()), path
+
+
+def test_the_card_gives_its_chances_wherever_it_is_used(calibrated, tmp_path):
+    labelled, run, rows, path = calibrated
     card = load_ensemble_card(path)
-    assert f"card: {path}" in capsys.readouterr().out
-    rows = list(rows.values())
     raw = [np.array([row["scores"][name] for row in rows], np.float32) for name in ("touchstone-tiny", "tiny-middle")]
     by_hand = np.stack([member.calibration.slope * column.astype(float) + member.calibration.intercept
                         for member, column in zip(card.members, raw, strict=True)], axis=1)  # fmt: skip
@@ -84,3 +96,27 @@ def test_the_card_gives_its_chances_wherever_it_is_used(tmp_path, capsys):
         assert [one.probability for one in given] == pytest.approx(expected[:8], abs=1e-5)
         assert [one.verdict for one in given] == [scored[row["uri"]]["verdict"] for row in rows[:8]]
         assert all(one.calibrated for one in given)
+
+
+def test_an_unlike_archive_abstains_says_so_and_waiving_gives_the_verdicts_back(calibrated, tmp_path, capsys):
+    path, archive = str(calibrated[-1]), tmp_path / "photos"
+    archive.mkdir()
+    for number, (pixels, _) in enumerate(pictures(1, IMAGES)):
+        (archive / f"{number:03}.jpg").write_bytes(encoded(pixels, number, qualities=(30, 40)))
+    finished, rows = score_here(tmp_path / "run", archive, ensemble=path)
+    guarantee = finished.summary["guarantee"]
+    assert (guarantee["holds"], guarantee["images"]) == (False, IMAGES)
+    assert "jpeg_quality" in guarantee["unlike"]
+    assert finished.summary["verdicts"] == {"real": 0, "fake": 0, "abstain": IMAGES}
+    assert "unlike_archive" in {row["verdict_reason"] for row in rows.values()}
+    assert main(["results", str(tmp_path / "run"), "--limit", "3"]) == 0
+    assert "guarantee: does not hold for this archive" in capsys.readouterr().err
+
+    waived, verdicts = score_here(tmp_path / "waived", archive, ensemble=path, waive_guarantee=True, resize="fast")
+    assert {"real", "fake"} & {row["verdict"] for row in verdicts.values()}
+    assert "resize fast (calibrated with exact)" in waived.summary["guarantee"]["settings"]
+
+    config = ScoreConfig(source=(str(archive),), ensemble=path)
+    loose = config.model_copy(update={"resize": "fast", "waive_guarantee": True})
+    for one, said in ((config, "at most 10 % are called fake"), (loose, "resize fast")):
+        assert said in "\n".join(plan_lines(forecast(one, probe=0)))

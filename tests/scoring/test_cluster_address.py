@@ -47,7 +47,7 @@ from ray_app.cluster import ray_cluster as joining
 def join(address, environment):
     os.environ.update(environment)
     if address:
-        joining.HEAD_WAIT_S = 1.0
+        joining.HEAD_WAIT_S = 0.2
         ray.init, ray.nodes = lambda **given: print("taken"), list
     else:
         services.find_gcs_addresses = set  # others may have one on this machine
@@ -128,11 +128,12 @@ def in_child():
         process.stdin.close()
 
 
-def refused(address, wait_s=1.0):
+def refused(address, wait_s=0.2):
     """What a command is told that is to join at this address, and the seconds it took."""
     began = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_cluster, "HEAD_WAIT_S", wait_s)
+        patch.setattr(ray_cluster, "_POLL_S", 0.05)
         with pytest.raises(ClusterError) as caught:
             ray_cluster._require_head(address)
     assert caught.value.exit_code is ExitCode.CLUSTER
@@ -149,13 +150,14 @@ def test_a_head_that_is_gone():
     told, took = refused(f"127.0.0.1:{free_port()}")
     assert "no head there" in told
     assert "that the cluster is up" in told
-    assert took > 1.0
+    assert took > 0.2
     assert "no head there" in refused(f"ray://127.0.0.1:{free_port()}")[0]
 
 
-def test_one_that_comes_back_within_the_wait(head_at):
+def test_one_that_comes_back_within_the_wait(head_at, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "_POLL_S", 0.05)
     port = free_port()
-    coming = threading.Timer(0.7, head_at, (Head(), port))
+    coming = threading.Timer(0.2, head_at, (Head(), port))
     coming.start()
     ray_cluster._require_head(f"127.0.0.1:{port}")
     coming.join()
@@ -163,7 +165,7 @@ def test_one_that_comes_back_within_the_wait(head_at):
 
 def test_what_answers_otherwise_is_no_head_and_told_at_once(head_at):
     with socket.create_server(("0.0.0.0", 0)) as silent:
-        assert "no answer in 1 s" in refused(f"127.0.0.1:{silent.getsockname()[1]}")[0]
+        assert "no answer in 0.2 s" in refused(f"127.0.0.1:{silent.getsockname()[1]}")[0]
     with HttpServer(http.server.SimpleHTTPRequestHandler, host=get_node_ip_address()) as server:
         told, took = refused(server.url.removeprefix("http://"), wait_s=200.0)
     assert "not a Ray head" in told

@@ -32,11 +32,6 @@ def test_right_wrong_abstained_and_not_scored_are_told_apart():
         "  drawn as a camera takes them, by us: 1 no evidence found, 1 flagged as fake",
         demo.SENTENCE,
     ]
-    own = lines(["real", "real", "fake"], [(demo.REAL, "alps"), (demo.REAL, "sea"), (demo.MADE, "flux")])
-    assert own[1:3] == [
-        "  real of 2 sources: 2 of 2 right (no evidence found)",
-        "  made of 1 source: 1 of 1 right (flagged as fake)",
-    ]
 
 
 def test_the_sample_has_the_photographs_beside_the_simulated_pictures(tmp_path):
@@ -91,9 +86,3 @@ def test_of_a_collection_only_what_was_not_trained_on(photos, tmp_path):
     for splits in ({}, {"split": pa.nulls(4, pa.string())}, {"split": ["train"] * 4}):
         with pytest.raises(ConfigError, match="split"):
             demo.chosen(index(photos, splits), tmp_path / "out", None)
-    (photos / "index.parquet").write_text("no table")
-    with pytest.raises(ConfigError, match=r"index\.parquet"):
-        demo.chosen(photos, tmp_path / "out", None)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError):
-        demo.chosen(tmp_path / "empty", tmp_path / "out", None)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from ray_app.cli.main import main
 from ray_app.ensembles import Thresholds
 from ray_app.images.provenance import Provenance, ProvenanceReader
 from ray_app.images.provenance.containers import NOTHING, locate
@@ -18,7 +17,7 @@ from ray_app.scoring.guarantee import decided
 from ray_app.scoring.identity import resolve
 from ray_app.scoring.report import bad_fraction
 from tests.images import factory
-from tests.scoring.conftest import rows_of, score_here
+from tests.scoring.conftest import score_here
 from tests.scoring.stages import LAYOUTS
 
 MARK = b"trips a bug"
@@ -75,25 +74,6 @@ def test_a_bug_of_ours_costs_one_row_and_is_told_once(photos, tmp_path, monkeypa
     assert any(said in line for line in summary_lines(summary))
     assert said in html.unescape(render_run_report(summary))
     assert said not in html.unescape(render_run_report(summary | {"own_failures": 0}))
-
-
-def test_the_command_logs_each_traceback_once_and_every_name_and_goes_on(photos, tmp_path, monkeypatch, caplog, capsys, off_ray):
-    fails_while_reading(monkeypatch)
-    names = ["bug.jpg", "bug-0.jpg", "bug-1.jpg"]
-    for number, name in enumerate(names[1:]):
-        (photos / name).write_bytes(factory.jpeg(quality=50 + number) + MARK)
-    command = ["score", str(photos), "--out", str(tmp_path / "run"), "--ensemble", "tiny"]
-    assert main(command) == 0
-    told = [record.getMessage() for record in caplog.records if record.name == "ray_app.scoring.session"]
-    assert ["Traceback" in text for text in told] == [True, False, False]
-    assert all("ZeroDivisionError" in text for text in told)
-    assert all(sum(f"{name}\n" in text for text in told) == 1 for name in names)
-    assert "bug: 3 rows failed in Touchstone's own code; please report it" in capsys.readouterr().out
-    assert len(rows_of(tmp_path / "run")) == len(list(photos.iterdir()))
-    caplog.clear()
-    assert main(command) == 0
-    assert not caplog.records
-    assert "bug: 3 rows failed" in capsys.readouterr().out
 
 
 def test_decide_gives_a_blank_picture_what_it_had(photos, tmp_path):

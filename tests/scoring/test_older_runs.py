@@ -12,8 +12,8 @@ from ray_app.images import ImageLimits
 from ray_app.reports import summary_lines
 from ray_app.runs import RunDirectory, check_conservation
 from ray_app.scoring import ScoreConfig
-from ray_app.scoring.identity import UNNOTED, resolve
-from ray_app.scoring.rescore import decide_run, rescore_run
+from ray_app.scoring.identity import resolve
+from ray_app.scoring.rescore import decide_run
 from ray_app.scoring.run import score_archive
 from tests.scoring.conftest import rows_of
 from tests.scoring.older import BUCKET, PICTURES, SOURCE, change, copied_configs, picture, put_pictures, put_run
@@ -58,13 +58,13 @@ def resolved(out="half", **given):
     return resolve(config, RunDirectory.open(config.out))
 
 
-def kept(found, gpus=0):
-    return of_any_cpu(found.kept(found.spec(gpus)), gpus)
+def kept(found):
+    return of_any_cpu(found.kept(found.spec(0)))
 
 
-def of_any_cpu(kept, gpus=0):
-    """What was kept, by key; on CPUs without the precision, whose default of today is bf16 where a CPU has units for it."""
-    return {one["key"]: (one["run"], one["today"]) for one in kept if gpus or not one["key"].startswith("precision.")}
+def of_any_cpu(kept):
+    """What was kept, by key; without the precision, whose default of today is bf16 where a CPU has units for it."""
+    return {one["key"]: (one["run"], one["today"]) for one in kept if not one["key"].startswith("precision.")}
 
 
 def test_a_default_that_has_changed_since_is_the_runs_and_what_was_written_has_to_match(half):
@@ -85,11 +85,10 @@ def test_a_default_that_has_changed_since_is_the_runs_and_what_was_written_has_t
     ("file", "changes", "key", "values"),
     [
         ("ensembles/default.yaml", {"thresholds": {"fake_above": 9.5}}, "decision.thresholds.fake_above", ("0.53", "9.5")),
-        ("ensembles/default.yaml", {"name": "other", "members": [{"detector": "tiny-ladeda"}]}, "ensemble", ("default", "other")),
         ("detectors/touchstone-tiny.yaml", {"valid_range": {"min_side_px": 200}, "calibration": {"slope": 2.0, "intercept": 0.5}},
          "detectors.touchstone-tiny.valid_range.min_side_px", ("64", "200")),
     ],
-    ids=["thresholds", "detectors", "card"],
+    ids=["thresholds", "card"],
 )  # fmt: skip
 def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(half, other_configs, file, changes, key, values):
     change(other_configs / file, **changes)
@@ -100,12 +99,6 @@ def test_what_is_shipped_today_leaves_a_run_what_it_was_begun_with(half, other_c
     assert [card.valid_range.min_side_px for card in spec.cards.values()] == [64]
     assert spec.calibrations == {"touchstone-tiny": None}
     assert kept(found)[key] == values
-
-
-def test_the_default_ensemble_that_was_named_has_to_match(half, other_configs):
-    change(other_configs / "ensembles/default.yaml", thresholds={"fake_above": 9.5})
-    with pytest.raises(IdentityError, match=r"decision\.thresholds\.fake_above: this command 9\.5"):
-        resolved(ensemble="default").require_own()
 
 
 def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused(half, other_configs, tmp_path, monkeypatch, s3):
@@ -123,37 +116,6 @@ def test_weights_that_are_not_shipped_any_more_are_taken_from_the_run_or_refused
     found = resolved()
     found.require_own()
     assert set(kept(found)) == {"detectors.touchstone-tiny.weights", *RAISED}
-
-
-def test_a_detector_that_is_gone(half, other_configs):
-    (other_configs / "detectors" / "touchstone-tiny.yaml").unlink()
-    with pytest.raises(IdentityError, match="touchstone-tiny, which can no longer be read") as caught:
-        resolved()
-    assert "another --out" in caught.value.hint
-
-
-def test_what_depends_on_the_device_is_the_runs_on_any_device(half):
-    for given in ({}, {"precision": "auto", "resize": "auto", "batch_slots": None}):
-        found = resolved(**given)
-        found.require_own()
-        spec = found.spec(gpus=1)
-        assert (spec.slots, dict(spec.precision), spec.resize) == (4, {"touchstone-tiny": "fp32"}, "exact")
-        assert kept(found, gpus=1) == {"precision.touchstone-tiny": ('"fp32"', '"bf16"'), "batch_slots": ("4", "64"), **RAISED}
-        with pytest.raises(IdentityError, match="batch_slots"):
-            resolved(batch_slots=64).require_own()
-
-
-def test_a_limit_that_there_was_not_yet_does_not_apply_unless_it_is_asked_for(half, s3):
-    """A run that took PNGs of 150 MP goes on taking them."""
-    told = json.loads(half["half/run.json"])
-    told["identity"]["limits"]["max_pixels"] = 200_000_000
-    del told["identity"]["limits"]["max_text_bytes"]
-    s3.client().put_object(Bucket=BUCKET, Key="half/run.json", Body=json.dumps(told))
-    found = resolved()
-    found.require_own()
-    assert (found.spec(0).limits.max_pixels, found.spec(0).limits.max_whole_pixels) == (200_000_000, None)
-    with pytest.raises(IdentityError, match="max_text_bytes: this command 5, the run has none"):
-        resolved(limits={"max_text_bytes": 5}).require_own()
 
 
 def scored(out, **given):
@@ -194,16 +156,6 @@ def test_a_finished_run_has_nothing_to_do_and_then_one_new_image(photographs, s3
     summary = scored(f"s3://{BUCKET}/finished").summary
     client.delete_object(Bucket=BUCKET, Key="photos/new.bmp")
     assert (summary["session"]["rows"], summary["listing"], summary["members"]) == (1, 1, PICTURES + 1)
-
-
-def test_settings_that_are_noted_only_where_they_are_unusual(half, monkeypatch):
-    resolved(container_limits={"max_ratio": 200.0}, columns={"uri": None}).require_own()
-    with pytest.raises(IdentityError, match=r"container_limits\.max_ratio: this command 50\.0, the run has none"):
-        resolved(container_limits={"max_ratio": 50.0}).require_own()
-    monkeypatch.setitem(UNNOTED, "container_limits", {"max_members": 10_000_000, "max_ratio": 150.0})  # as if it had been another
-    found = resolved()
-    found.require_own()
-    assert found.config.container_limits.max_ratio == 150.0
 
 
 EVERY = {
@@ -297,19 +249,3 @@ def test_a_finished_run_of_a_former_default_is_decided_as_it_was_and_a_card_over
     decide_run(finished, str(tmp_path / "mine.yaml"))
     assert {"key": "ensemble", "run": "mine", "today": "default"} in scored(finished).summary["session"]["kept"]
     assert said(capsys) == []
-
-
-def test_a_new_run_is_made_with_the_default_of_now_and_kept_embeddings_are_asked_by_that_of_then(another_default, tmp_path, capsys):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.bmp").write_bytes(picture(0))
-    given = {"source": (str(tmp_path / "photos"),), "features": ("touchstone-tiny",)}
-    change(another_default, members=[{"detector": "touchstone-tiny"}])
-    with without_ray():
-        score_archive(ScoreConfig(**given, out=str(tmp_path / "run")))
-        change(another_default, members=[{"detector": "touchstone-new"}])
-        score_archive(ScoreConfig(source=given["source"], out=str(tmp_path / "new")))
-    assert RunDirectory.open(str(tmp_path / "new")).describe()["detectors"] == ["touchstone-new"]
-    assert said(capsys) == []
-    rescore_run(str(tmp_path / "run"), str(tmp_path / "again"), (), "default")
-    assert RunDirectory.open(str(tmp_path / "again")).describe()["detectors"] == ["touchstone-tiny"]
-    assert said(capsys) == [SAID]

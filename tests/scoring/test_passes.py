@@ -1,6 +1,5 @@
 """Detectors in several passes over the blocks: who goes with whom, and that the rows are those of one pass."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -41,18 +40,6 @@ def test_detectors_with_one_backbone_stay_together_and_what_is_left_is_grouped_a
     for done in range(len(groups)):
         left = {name for group in groups[done:] for name in group}
         assert plan.groups(left) == groups[done:]
-
-
-def test_two_passes_with_two_processes_beat_one_with_one():
-    """4 GB detectors of equal work: together they leave room for one process on a node of 12 GB, apart for two."""
-    spec = spec_of("unifd", "clip-cues")
-    together, one = passes.pass_bytes(spec, spec.cards), passes.pass_bytes(spec, ["unifd"])
-    node = 2.02 * one / 0.7
-    assert together < 0.7 * node < 2 * together
-    assert planned(spec, node_bytes=node).groups() == [("clip-cues",), ("unifd",)]
-    assert len(planned(spec, cpus=1, node_bytes=node).groups()) == 1
-    assert len(planned(spec, node_bytes=None).groups()) == 1
-    assert planned(spec, node_bytes=node, gpus=1).limit_bytes == math.inf
 
 
 def test_a_limit_is_obeyed_or_refused_by_name():

@@ -12,37 +12,10 @@ from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
-from ray_app.scoring.forecast.rates import UNKNOWN, ImagePace, forecast_rates
 from ray_app.scoring.identity import resolve, scoring_identity
-from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.rescore import decide_run, rescore_run
 from tests.scoring.kept_run import kept_run, vectors_of
 from tests.scoring.profiled import CLASSES, PROMPTS, write_profile
-
-PAGE = {"fetch": 0.001, "fetch_cpu": 0.0, "decode": 0.06, "prepare": 0.02, "score": (0.1,), "write": 0.02}
-
-
-def rates(layout, pools=(("one",),), cpus=4, **changes):
-    found = forecast_rates(layout, ImagePace(**PAGE | changes), pools, cpus=cpus, gpus=0, gmac=0.0)
-    return found, {stage.stage: stage for stage in found.stages}
-
-
-def test_who_describes_takes_time_where_it_stands():
-    found, stages = rates(ScoringLayout("fused", (4,), 0, 256), identify=0.001, describe=0.3)
-    assert found.images_per_s == pytest.approx(4 / 0.501)
-    assert found.bottleneck.stage == "describe"
-    assert "describe only what is flagged" in found.advice
-    assert stages["identify"].images_per_s == pytest.approx(4000)
-    layout = ScoringLayout("split", (1, 2), 4, 256, scorer_cpus=0.1, scorer_gpus=1.0)
-    known = {"score": (0.001, 0.02), "write": 1e-4, "decode": 0.001, "prepare": 0.001}
-    found, stages = rates(layout, (("one",), ("two",)), describe=0.06, identify=0.0, **known)
-    assert found.images_per_s == pytest.approx(2 / 0.08), "the last pool's scorers describe"
-    assert (found.bottleneck.stage, stages["describe"].processes) == ("describe", 2)
-    apart, stages = rates(layout, (("one",), ("words",)), describes_apart=True, **known | {"score": (0.001, 0.06)})
-    assert apart.images_per_s == pytest.approx(2 / 0.06)
-    assert stages["describe"].detectors == ("words",)
-    unknown, stages = rates(layout, (("one",), ("words",)), describes_apart=True, **known | {"score": (0.001, None)})
-    assert (unknown.bottleneck.stage, stages["describe"].basis) == ("score", UNKNOWN)
 
 
 @pytest.fixture(scope="module")

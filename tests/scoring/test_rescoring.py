@@ -95,18 +95,6 @@ def test_rescoring_gives_the_rows_of_a_full_run_which_the_score_command_takes_fo
     assert not [path for method, path in s3.requests() if method == "GET" and path.endswith((".jpg", ".png"))]
 
 
-def test_rescoring_beside_the_images_reads_none_of_them(s3, kept, heads):
-    run = RunDirectory.open("s3://rescored/run")
-    for path in kept.rglob("*"):
-        if path.is_file() and path.name != "lease.json":
-            run.store.write(str(path.relative_to(kept)), path.read_bytes())
-    s3.clear_log()
-    rescore_run("s3://rescored/run", "s3://rescored/again", [heads["new-head"]])
-    paths = [request.path for request in s3.requests()]
-    assert any(path.startswith("/rescored/run/features/") for path in paths)
-    assert not [path for path in paths if "/photos" in path]
-
-
 def test_embeddings_are_of_every_image_that_has_pixels_and_say_what_they_are(kept):
     rows = rows_of(kept)
     good = {row["image_id"] for row in rows.values() if row["status"] == "ok"}

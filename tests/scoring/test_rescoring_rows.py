@@ -3,16 +3,14 @@
 import json
 import shutil
 
-import pyarrow as pa
 import pytest
 import yaml
 
-from ray_app.archives import iter_blocks, read_blocks
+from ray_app.archives import read_blocks
 from ray_app.cli.main import main
-from ray_app.detectors import resolve_weights
 from ray_app.detectors.linear_head import LinearHead
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.runs import RunDirectory, begin_retry, current_rows, feature_rows, write_features
+from ray_app.runs import RunDirectory, begin_retry, current_rows
 from ray_app.scoring.rescore import rescore_run
 from tests.runs.small_run import NAME, PLAN, SPEC
 from tests.scoring.conftest import comparable
@@ -65,21 +63,6 @@ def test_scores_are_the_head_s_and_all_else_is_copied(run, tmp_path):
     assert json.loads((tmp_path / "new" / "sessions" / "00001.json").read_text())["state"] == "finished"
 
 
-def test_a_picture_that_shows_nothing_abstains_by_any_head(run, tmp_path):
-    def flagged(rows):
-        flags = [
-            ["no_content"] if uri.endswith("07.jpg") else flags
-            for uri, flags in zip(*(rows[name].to_pylist() for name in ("uri", "flags")), strict=True)
-        ]
-        place = rows.schema.get_field_index("flags")
-        return rows.set_column(place, rows.schema.field(place), pa.array(flags, pa.list_(pa.string())))
-
-    run.rewrite(0, flagged)
-    new, summary = rescored(run, tmp_path)
-    assert [row["uri"][-6:] for row in current_rows(new) if row["verdict_reason"] == "no_content"] == ["07.jpg"]
-    assert summary["verdict_reasons"] == {"no_content": 1}
-
-
 def test_interrupted_it_goes_on_with_the_blocks_that_are_left(run, tmp_path):
     new, _ = rescored(run, tmp_path)
     whole = {row["image_id"]: comparable(row) for row in current_rows(new)}
@@ -118,21 +101,9 @@ def test_no_run_one_that_is_not_finished_and_the_run_s_own_directory_are_refused
     with pytest.raises(ConfigError, match="a retry is not finished"):
         rescored(run, tmp_path)
     run.store.clear("retries")
-    run.write_json("summary.json", {"listing": 0})
-    with pytest.raises(ConfigError, match="a listing or a retry"):
-        rescored(run, tmp_path, "other")
     run.store.delete("summary.json")
     with pytest.raises(ConfigError, match="is not finished yet"):
         rescored(run, tmp_path, "third")
-
-
-def written(tmp_path, **changes):
-    """The detector's card beside its weights, with other words in it."""
-    data = CARD.model_dump(mode="json", exclude_none=True)
-    weights = data["weights"] | {"uri": str(resolve_weights(CARD))}
-    path = tmp_path / "card.yaml"
-    path.write_text(yaml.safe_dump(data | {"weights": weights, **changes}))
-    return str(path)
 
 
 def test_an_ensemble_card_decides_by_its_own_thresholds(run, tmp_path, capsys):
@@ -153,23 +124,3 @@ def test_a_card_that_was_calibrated_otherwise_is_refused_in_words_that_help_here
         rescore_run(run.store.url, str(tmp_path / "new"), [], str(tmp_path / "mine.yaml"))
     assert "waive" not in refused.value.hint
     assert not (tmp_path / "new").exists()
-
-
-def test_a_head_of_other_pixels_is_refused_by_name(run, tmp_path):
-    changed = written(tmp_path, preprocessing=CARD.preprocessing.model_dump(mode="json") | {"mean": [0.25, 0.5, 0.5]})
-    with pytest.raises(ConfigError, match=rf"does not fit the embeddings of {NAME}:\n  preprocessing\.mean: the head needs \[0\.25"):
-        rescore_run(run.store.url, str(tmp_path / "new"), [changed])
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_head_of_full_precision_takes_no_rounded_embeddings(run, tmp_path):
-    for number in (0, 1):
-        for ref in iter_blocks(run.store, number):
-            rows = run.beside(f"features/{NAME}", number, ref.block)
-            ids, width = rows["image_id"].to_numpy(), FACTS["width"]
-            vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
-            write_features(run, number, ref.block, NAME, feature_rows(ids, vectors, NAME, FACTS | {"precision": "bf16"}))
-    with pytest.raises(ConfigError, match='precision: the head needs "fp32", the run kept "bf16"'):
-        rescore_run(run.store.url, str(tmp_path / "new"), [written(tmp_path, precision="fp32")])
-    _, summary = rescored(run, tmp_path)
-    assert summary["identity"]["precision"] == {NAME: "bf16"}

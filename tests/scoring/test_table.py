@@ -1,13 +1,11 @@
 """`touchstone score --table`: nights, retries, verdicts decided anew, runs that were scored before anybody asked for a table."""
 
 import os
-import re
 
 import duckdb
 import pytest
 from deltalake import DeltaTable
 
-from ray_app.cli.main import main
 from ray_app.errors import ConfigError
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.scoring.rescore import decide_run
@@ -72,18 +70,3 @@ def test_a_table_below_the_archive_is_no_part_of_it_and_what_is_none_is_told_bef
     for _ in range(2):
         finished, _ = score_here(tmp_path / "run", photos, table=str(photos / "table"))
         assert finished.summary["members"] == 5
-
-
-def test_the_commands_say_what_becomes_of_the_table(photos, tmp_path, capsys, off_ray):
-    words = [str(photos), "--ensemble", "tiny", "--out", str(tmp_path / "run"), "--table", str(tmp_path / "table")]
-    assert main(["plan", *words, "--probe", "0"]) == 0
-    assert f"table       {tmp_path}/table: 5 rows at most are appended once all are final" in capsys.readouterr().out
-    assert not (tmp_path / "table").exists()
-    assert main(["score", *words]) == 0
-    assert f"table: {tmp_path}/table has 5 rows of this run, 5 of them committed by this command" in capsys.readouterr().out
-    (tmp_path / "strict.yaml").write_text(STRICT)
-    assert main(["runs", "decide", str(tmp_path / "run"), "--ensemble", str(tmp_path / "strict.yaml")]) == 0
-    said = capsys.readouterr().out
-    assert re.search(
-        r"table: \S+/table has 5 rows of this run, which are no longer those of the run; `touchstone score` with --table", said
-    )

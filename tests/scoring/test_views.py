@@ -4,18 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
 from benchmarks.seeded import seeded_card, write_card
-from ray_app.cli.main import main
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.detectors import load_card
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.reports import plan_lines
-from ray_app.runs import MASK_SCHEMA, RunDirectory, current_masks
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.forecast.forecast import forecast
 from ray_app.scoring.identity import check_reuse, identity_of, resolve
@@ -97,28 +94,6 @@ def test_without_views_all_else_is_the_same(score, seen, photos, tiny, tmp_path)
     assert {uri: comparable(row) for uri, row in plain.items()} == clean
     with pytest.raises(IdentityError, match=r"perturb\.jpeg-95"):
         score(photos, tmp_path / "plain", detectors=tiny, perturb=("standard",))
-
-
-def test_masks_of_views_lie_beside_the_clean_ones_and_only_where_they_fit(score, eight, tmp_path):
-    folder, out = tmp_path / "small", tmp_path / "run"
-    folder.mkdir()
-    for number in range(2):
-        Image.new("RGB", (3, 3), (9, 200, 30 + number)).save(folder / f"{number}.png")
-    settings = {"detectors": (str(eight.parent / "maskclip.yaml"),), "perturb": ("jpeg:50", "crop:0.75")}
-    _, rows = score(folder, out, **settings)
-    run = RunDirectory.open(str(out))
-    clean, seen = list(current_masks(run)), list(current_masks(run, view="jpeg:50"))
-    assert {mask["image_id"] for mask in clean} == {mask["image_id"] for mask in seen} == {row["image_id"] for row in rows.values()}
-    assert list(clean[0]) == MASK_SCHEMA.names
-    assert clean[0]["png"] != seen[0]["png"]
-    assert not list(current_masks(run, view="crop:0.75"))
-    (stored,) = (pq.read_table(file) for file in (out / "masks" / "00000").iterdir())
-    assert set(stored["view"].to_pylist()) == {None, "jpeg:50"}
-    (folder / "1.png").unlink()
-    score(folder, out, **settings)
-    for flags, count in (([], 1), (["--vanished"], 2)):
-        assert main(["runs", "masks", str(out), "--out", str(tmp_path / f"masks{count}"), *flags]) == 0
-        assert len(list((tmp_path / f"masks{count}").rglob("*.png"))) == count
 
 
 def test_the_identity_names_perturbations_their_kinds_and_what_is_not_there_only_where_there_are_some(photos):

@@ -16,7 +16,7 @@ from ray_app.scoring.rescore import decide_run
 from tests.detectors.tiny_internvl import write_tiny_internvl
 from tests.scoring.conftest import rows_of
 
-GOOD = 8
+GOOD = 5
 
 
 @pytest.fixture

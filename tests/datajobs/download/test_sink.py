@@ -1,18 +1,14 @@
 """Shards whose store fails, and how much waits while one is published."""
 
-import threading
-
 import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.download.session import Records
 from ray_app.datajobs.download.sink import DownloadResult, ShardSink, Task
-from ray_app.datajobs.download.worker import DownloadWorker
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
-from tests.datajobs.download.conftest import HOSTS, config
+from tests.datajobs.download.conftest import config
 from tests.datajobs.download.wild_server import picture
-from tests.scoring.conftest import wait_until
 
 
 def test_a_shard_that_could_not_be_published_lends_its_rows_to_no_other(tmp_path):
@@ -35,22 +31,6 @@ def test_a_shard_that_could_not_be_published_lends_its_rows_to_no_other(tmp_path
     assert Records(settings).read().rows["id"].to_pylist() == ["kept"]
     [shard] = (tmp_path / "data").iterdir()
     assert pq.read_table(shard)["id"].to_pylist() == ["kept"]
-
-
-def test_while_a_shard_is_published_no_more_is_fetched_than_may_be_in_memory(web, tmp_path):
-    settings = config("list.csv", tmp_path, form="parquet", limits={"connections": 4})
-    collector = DownloadWorker(settings, str(tmp_path), ["id"])
-    published, add = threading.Event(), collector._keeper.add
-    collector._keeper.add = lambda *arguments: published.wait(60) and add(*arguments)
-    try:
-        urls = [web.url(HOSTS[number % 7], f"good/{number}") for number in range(60)]
-        collector.give([Task(str(number), url, url, str(number), (), {"id": str(number)}) for number, url in enumerate(urls)])
-        wait_until(lambda: len(web.told()["asked"]) >= 4)
-        assert not collector.take(0.3)
-        assert len(web.told()["asked"]) == 4
-    finally:
-        published.set()
-        collector.close()
 
 
 @pytest.mark.parametrize("folder", ["parts", "Parts/x", "index", "../x"])

@@ -87,13 +87,8 @@ def test_one_id_twice_and_the_generator_of_the_list_before_that_of_the_option(tm
     ("name", "content", "words"),
     [
         ("list.txt", "https://a.test", "no list of urls"),
-        ("list.csv", "a,b\n1,2\n", "none of its columns"),
         ("list.csv", "id,url\n1,\n", "no row has a url"),
-        ("list.csv", "id,url\n1,2,3\n", "Expected 2 columns"),
-        ("list.json", "{", "Expecting"),
         ("list.json", '{"1": 2}', "neither"),
-        ("list.jsonl", "[1]", "line 1 is not a JSON object"),
-        ("list.parquet", "no parquet", "[Pp]arquet"),
         ("list.csv", "id,url,label\n1,https://a.test/x,maybe\n", "'maybe' is no label"),
         ("mj.json", '{"7": {"url": "https://a.test/x"}, "7": {"url": "https://b.test/x"}}', "'7' is there twice"),
         ("sd.json", {"abc.png": {"p": "a cat", "se": 1, "c": 7, "st": 50, "sa": "k_lms"}}, "no urls(?s:.*)DiffusionDB"),

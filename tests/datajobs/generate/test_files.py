@@ -10,12 +10,10 @@ from PIL import Image
 
 from ray_app.datajobs.generate.config import Drawn, Like
 from ray_app.datajobs.generate.requests import FileStyle, look_of, measure
-from ray_app.datajobs.generate.worker import covered, drawn_mask, encode, resized_like, share_of
-from ray_app.errors import ConfigError
+from ray_app.datajobs.generate.worker import drawn_mask, encode, share_of
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
 from ray_app.storage import RetryPolicy
-from tests.storage.faulty_server import FaultyServer
 
 LOOKS = [
     FileStyle("JPEG", 71, "4:2:0"), FileStyle("JPEG", 95, "4:4:4"), FileStyle("JPEG", 88, "4:2:2"),
@@ -67,39 +65,9 @@ def test_the_looks_of_a_folder_are_measured(tmp_path, picture):
     assert found.facts()["jpeg_quality_median"] == 64
 
 
-def test_of_a_large_set_a_sample_is_spread_over_it_and_one_without_images_is_refused(tmp_path, picture):
-    (tmp_path / "a.txt").write_text("words")
-    with pytest.raises(ConfigError, match="no JPEG, PNG or WebP"):
-        measure(Like(source=str(tmp_path)), ImageLimits(), RetryPolicy())
-    (tmp_path / "a.txt").unlink()
-    for number in range(20):
-        picture.save(tmp_path / f"{number:02}.jpg", quality=50 + number)
-    found = measure(Like(source=str(tmp_path), sample=5), ImageLimits(), RetryPolicy())
-    assert [look.quality for look in found.looks] == [50, 55, 60, 64, 69]
-
-
-def test_a_list_that_is_trusted_leads_to_private_servers(tmp_path, picture):
-    with FaultyServer() as server:
-        server.objects["/a.jpg"] = encode(picture, LOOKS[0], None)
-        (tmp_path / "list.csv").write_text(f"uri\n{server.url}/a.jpg\n")
-        like = Like(source=str(tmp_path / "list.csv"))
-        with pytest.raises(ConfigError, match="no JPEG, PNG or WebP"):
-            measure(like, ImageLimits(), RetryPolicy())
-        [found] = measure(like, ImageLimits(), RetryPolicy(), allow_private=True).looks
-        assert found.format == "JPEG"
-
-
 def test_drawn_masks_cover_what_they_should_and_differ():
     masks = [drawn_mask((64, 48), seed, Drawn(least=0.1, most=0.3)) for seed in range(60)]
     assert all(0.1 <= share_of(mask) <= 0.3 for mask in masks)
     assert len({mask.tobytes() for mask in masks}) == 60
     assert drawn_mask((64, 48), 7, Drawn()).tobytes() == drawn_mask((64, 48), 7, Drawn()).tobytes()
     assert set(np.unique(np.asarray(masks[0]))) == {0, 255}
-
-
-def test_sizes_are_matched_without_enlarging(picture):
-    assert resized_like(picture, None) is picture
-    assert resized_like(picture, (28, 20)).size == (28, 20)
-    assert resized_like(picture, (20, 20)).size == (20, 20)
-    assert resized_like(picture, (4000, 4000)).size == (40, 40)
-    assert covered(picture, (32, 32)).size == (32, 32)

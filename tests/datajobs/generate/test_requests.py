@@ -13,7 +13,6 @@ from ray_app.datajobs.generate.requests import (
     cut_blocks,
     digest_of_orders,
     make_requests,
-    nearest_shape,
     read_prompts,
     seed_of,
 )
@@ -133,8 +132,3 @@ def test_orders_follow_from_their_numbers_alone(tmp_path):
     blocks = cut_blocks(whole, 8)
     assert sorted(order.index for block in blocks for order in block.orders) == list(range(80))
     assert all(len({order.size for order in block.orders}) == 1 and len(block.orders) <= 8 for block in blocks)
-
-
-def test_a_real_file_of_another_shape_gets_the_nearest():
-    sizes = [(1024, 1024), (1024, 512), (768, 1024)]
-    assert [nearest_shape(size, sizes) for size in [(500, 480), (4000, 2100), (600, 800)]] == sizes

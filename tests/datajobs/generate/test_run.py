@@ -14,7 +14,7 @@ from ray_app.cli.main import main
 from ray_app.datajobs.generate import load_pipeline_card
 from ray_app.datajobs.generate.pipelines import LoadedPipeline, find_model
 from ray_app.datajobs.generate.requests import FileStyle, cut_blocks, make_requests, read_prompts
-from ray_app.datajobs.generate.run import card_of, generate_images
+from ray_app.datajobs.generate.run import generate_images
 from ray_app.datajobs.generate.worker import GenerationJob, GenerationWorker, covered
 from ray_app.datasets import DatasetSource, build_index
 from ray_app.datasets.index import read_index
@@ -184,11 +184,9 @@ def test_a_job_of_its_own_in_yaml(sd3, tmp_path):
 
 
 def test_what_is_missing_is_said(sd3, tmp_path):
-    prompts, model = write_prompts(tmp_path / "prompts.txt", 1), sd3.parent / "model"
+    prompts = write_prompts(tmp_path / "prompts.txt", 1)
     with pytest.raises(DetectorError, match=r"no model_index\.json"):
         generate_images(job(write_card(tmp_path, "gone", "FluxPipeline", tmp_path / "nowhere"), prompts, tmp_path / "out"))
-    with pytest.raises(ConfigError, match="has no NonePipeline"):
-        generate_images(job(write_card(tmp_path, "none", "NonePipeline", model), prompts, tmp_path / "out"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/run.json").write_text("{}")
     with pytest.raises(ConfigError, match="scored run"):
@@ -196,15 +194,3 @@ def test_what_is_missing_is_said(sd3, tmp_path):
     with pytest.raises(ConfigError, match="no such file or folder"):
         generate_images(job(sd3, prompts, tmp_path / "third", like={"source": str(tmp_path / "nowhere")}))
     assert not (tmp_path / "third").exists()
-
-
-def test_another_model_in_the_place_of_the_cards(flux, sd3, tmp_path):
-    config = job(flux, tmp_path / "none.txt", tmp_path / "out", model=str(sd3.parent / "model"))
-    assert card_of(config).local_folder == sd3.parent / "model"
-    assert card_of(config).diffusers_class == "FluxPipeline"
-
-
-def test_words_that_the_pipeline_does_not_hear_are_in_no_row(flux, tmp_path):
-    config = job(flux, write_prompts(tmp_path / "prompts.txt", 2), tmp_path / "out", steps=1, negative_prompt="ugly")
-    assert generate_images(config).summary["made"] == 2
-    assert [row["negative_prompt"] for row in rows(tmp_path / "out")] == [None, None]

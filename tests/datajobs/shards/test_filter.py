@@ -7,7 +7,6 @@ import pytest
 from ray_app.archives import BlockPlan, list_members, open_source
 from ray_app.datajobs.shards import FilterConfig
 from ray_app.datajobs.shards.filter import Reasons, filter_run
-from ray_app.datajobs.shards.run import filter_lines
 from ray_app.errors import ConfigError, IdentityError, Status
 from tests.datajobs.shards import archives, scored
 from tests.datajobs.shards.archives import samples, sha256, unpacked
@@ -121,13 +120,6 @@ def test_bytes_that_are_not_those_that_were_scored_are_not_written(simple, tmp_p
     assert [(row["uri"], row["status"]) for row in unpacked(tmp_path / "out")] == [(changed, "source_changed")]
     assert changed not in [sample["source"]["uri"] for sample in samples(tmp_path / "out")]
     assert summary["packed"] + summary["unpacked"] == summary["kept"]
-
-
-def test_everything_removed(content, tmp_path):
-    run = scored.scored_run(tmp_path / "run", archives.as_prefix(tmp_path, content), lambda member: FAKE)
-    summary = sift(run, tmp_path / "out", form="webdataset")
-    assert (summary["removed"], summary["kept"], summary["shards"]) == (len(content), 0, 0)
-    assert "9 of 9 files" in filter_lines(summary)[0]
 
 
 def test_only_finished_runs_and_never_into_one(simple, tmp_path):

@@ -142,15 +142,6 @@ def test_a_directory_belongs_to_one_command_which_later_ones_need_not_repeat(tmp
         pack(photos / "album", photos / "out")
 
 
-def test_denied_output_stops_with_a_hint(tmp_path, s3):
-    photos = archives.as_prefix(tmp_path, archives.files(3))
-    with pytest.raises(StorageError, match="no-such-bucket"):
-        pack(photos, "s3://no-such-bucket/out")
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError):
-        pack(photos, tmp_path / "file/out")
-
-
 def test_a_full_disk_stops_with_a_hint_and_the_same_command_goes_on(tmp_path):
     photos = archives.as_prefix(tmp_path, {f"{index:03}": bytes([index]) * 8000 for index in range(100)})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -184,11 +175,3 @@ def test_row_groups_are_small_and_indexed(many, tmp_path):
     image = metadata.row_group(0).column(0)
     assert (image.path_in_schema, image.compression, image.has_offset_index) == ("image.bytes", "UNCOMPRESSED", True)
     assert json.loads(pq.read_schema(tmp_path / "out/data/train-00000-of-00001.parquet").metadata[b"huggingface"])
-
-
-def test_any_column_of_a_list_may_have_any_name(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"not even an image")
-    (tmp_path / "list.csv").write_text(f"uri,touchstone.sha256,image\n{tmp_path}/a.jpg,of another file,5\n")
-    assert pack(tmp_path / "list.csv", tmp_path / "out")["packed"] == 1
-    (sample,) = samples(tmp_path / "out")
-    assert sample["beside"] == {"touchstone.sha256": "of another file", "input.image": 5}

@@ -10,8 +10,7 @@ import pytest
 
 from ray_app.archives import list_members, open_source
 from ray_app.cli.main import main
-from ray_app.errors import ConfigError, IdentityError
-from ray_app.reports import format as wording
+from ray_app.errors import IdentityError
 from ray_app.reports import plan_lines
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
@@ -66,17 +65,6 @@ def test_hours_are_starting_listing_and_members_at_the_rate_and_the_cost_those_a
     assert all(spent > 0 for spent in stages.values())
     assert measured["bottleneck"]["stage"] == max(stages, key=stages.get)
     assert measured["probe"]["members"] == measured["probe"]["scored"] == 8
-
-
-def test_recompressed_views_are_looked_at_as_a_run_would(sample_archive):
-    config = ScoreConfig(source=(str(sample_archive),), ensemble="tiny", stability=8, stability_margin=50)
-    viewed = forecast(config, probe=8).written()
-    share = viewed["stability"]["share"]
-    assert 0.5 <= share <= viewed["probe"]["statuses"]["ok"] / 8, "those that can be read and whose verdict is not abstain for their size"
-    assert any(
-        line.endswith(f"within 50 log-odds of a threshold; {wording.percent(share)} of the probed images") for line in plan_lines(viewed)
-    )
-    assert forecast(config, probe=0).written()["stability"]["share"] is None
 
 
 def test_gpus_that_are_not_here_are_reckoned_from_the_cards(on_gpus):
@@ -162,8 +150,3 @@ def test_a_finished_run_is_asked_for_what_is_new_or_changed(archive, tmp_path, c
     told = json.loads(capsys.readouterr().out)
     assert told["run"]["state"] == "finished"
     assert told["members"] == told["run"]["members_left"] == told["probe"]["members"] == 1
-
-
-def test_nothing_to_plan_for_is_said():
-    with pytest.raises(ConfigError, match="nothing to plan"):
-        forecast(ScoreConfig())

@@ -42,25 +42,8 @@ def test_a_gpu_that_waits_for_decoding_is_told_how_many_cores_it_wants():
     assert "raise cores from 5 to 17 to keep the GPU busy" in found.advice
 
 
-def test_what_idles_is_advised_of():
-    layout = ScoringLayout("split", (4,), 4, 256, scorer_cpus=0.1, scorer_gpus=1.0)
-    assert "plan 1 of the 4 GPUs" in rates(layout, pace(write=0.002, score=(0.005,)), cpus=8, gpus=4).advice
-    found = rates(SPLIT, pace(write=0.002, score=(0.1,)), cpus=5, gpus=1)
-    assert found.images_per_s == pytest.approx(10)
-    assert found.bottleneck.stage == "score"
-    assert "could feed 5 instead of 1" in found.advice
-    assert "one GPU beside 4 cores: about 38 images/s (estimated)" in rates(FUSED, pace(), gmac=10.0).advice
-
-
 def test_the_slowest_pool_sets_the_pace():
     layout = ScoringLayout("split", (1, 1), 4, 256, scorer_cpus=0.1, scorer_gpus=0.5)
     found = rates(layout, pace(write=0.002, score=(0.01, 0.1)), cpus=6, gpus=1, pools=(("small",), ("large", "other")))
     assert found.images_per_s == pytest.approx(0.5 / 0.1)
     assert found.bottleneck.detectors == ("large", "other")
-
-
-def test_detectors_whose_pace_nobody_knows_are_said_to_be_unknown():
-    found = rates(SPLIT, pace(write=0.002, score=(None,)), cpus=5, gpus=1)
-    assert by_name(found)["score"].basis == "unknown"
-    assert found.images_per_s == pytest.approx(4 / 0.08)
-    assert found.busy is None

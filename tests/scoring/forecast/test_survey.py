@@ -34,17 +34,6 @@ def test_a_file_is_one_request():
     assert (found.members, found.size_bytes, found.gets, found.lists) == (2500, 2_500_000, 2500, 3)
 
 
-def test_neighbours_in_a_tar_share_a_window_of_8_mib():
-    small = [inside("a.tar", "tar", 512 + number * MIB, MIB - 512) for number in range(20)]
-    assert counted(small).gets == 3
-    apart = [inside("a.tar", "tar", 512), inside("a.tar", "tar", 2 * MIB)]
-    assert counted(apart).gets == 2
-    large = [inside("a.tar", "tar", 512, 40 * MIB), inside("a.tar", "tar", 40 * MIB + 1024, MIB)]
-    assert counted(large).gets == 2
-    packed = [inside("a.tgz", "tar.gz", 9 * MIB, MIB), inside("a.tgz", "tar.gz", 10 * MIB, MIB)]
-    assert counted(packed).gets == 3, "a compressed one is read from its beginning"
-
-
 def test_each_container_is_read_for_itself():
     found = counted([inside("a.zip", "zip", 0), inside("b.zip", "zip", 0), inside("b.zip", "zip", 2000)])
     assert (found.gets, found.billed) == (2, 2)
