@@ -4,9 +4,10 @@ It keeps what it is sent in `objects`, by address, and in `verbs` what was asked
 """
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.http_server import HttpServer
 
 VERBS = {"GET": "get", "DELETE": "delete", "POST": "create", "PUT": "update", "PATCH": "patch"}
 _KIND = {"group": "ray.io", "version": "v1", "kind": "RayJob"}
@@ -29,22 +30,13 @@ DISCOVERY: dict[str, Any] = {
 }
 
 
-class KubeApi:
-    """A server on a free port of loopback, as long as the block."""
+class KubeApi(HttpServer):
+    """A server on a free port of loopback, until the end of the block."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
         self.verbs: set[str] = set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": self}))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "KubeApi":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(_Handler)
 
     def answer(self, method: str, path: str, sent: Any) -> tuple[int, Any]:
         if path in DISCOVERY:
@@ -64,11 +56,10 @@ class KubeApi:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    api: KubeApi
 
     def _answer(self) -> None:
         sent = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
-        code, document = self.api.answer(self.command, self.path.partition("?")[0], sent)
+        code, document = self.server.owner.answer(self.command, self.path.partition("?")[0], sent)
         content = json.dumps(document).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")

@@ -57,12 +57,6 @@ def test_no_line_installs_a_stranger_s_package():
     assert [one for one in found if one[1] != NAME] == []
 
 
-def test_the_command_and_the_import_have_other_names():
-    """`touchstone` on the index is a stranger's: what we are called there, what one types, and what one imports are three words."""
-    assert PROJECT["scripts"] == {"touchstone": "ray_app.cli.main:script"}
-    assert NAME != "touchstone"
-
-
 @pytest.fixture(scope="module")
 def wheel(wheel_environment):
     with zipfile.ZipFile(wheel_environment.wheel) as opened:

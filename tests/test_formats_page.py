@@ -1,29 +1,14 @@
 """The tables of docs/formats.md, held to the code."""
 
-import re
-import tomllib
 from pathlib import Path
 
-import pytest
-
-from ray_app.archives import ContainerLimits
-from ray_app.archives.containers import kind_of
-from ray_app.datajobs.download.config import CollectConfig
-from ray_app.datajobs.generate.config import GenerateConfig
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.decode import FORMATS
-from ray_app.images.limits import LARGEST, LIMIT_PIXELS, SMALL_BYTES
-from ray_app.inference.block_reader import AHEAD_BYTES
-from ray_app.inference.decoder import WALL_LIMIT_S
-from ray_app.scoring.config import ScoreConfig
-from ray_app.scoring.layout import BLOCK_BYTES
-from ray_app.serving.config import RequestLimits, ServeConfig
-from ray_app.storage.node_budget import NODE_SHARE
-from ray_app.training.config import TrainConfig
+from ray_app.images.limits import LARGEST
+from ray_app.serving.config import RequestLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "formats.md").read_text()
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def table(head: str) -> list[list[str]]:
@@ -49,11 +34,6 @@ def test_every_format_stands_there_with_its_limit_and_whether_the_endpoint_takes
         assert served == ("yes" if name in endpoint else "no"), name
 
 
-def test_extras_that_it_names_are_there():
-    named = set(re.findall(r"touchstone-forensics\[(\w+)\]", PAGE + (ROOT / "docs" / "licences.md").read_text()))
-    assert {"jxl", "raw", "zst"} <= named <= set(EXTRAS)
-
-
 def test_limits_are_those_of_batch_and_endpoint():
     rows = table("limit")
     assert [row[0].strip("`") for row in rows] == list(ImageLimits.model_fields)
@@ -61,31 +41,3 @@ def test_limits_are_those_of_batch_and_endpoint():
         name = name.strip("`")
         other = getattr(ImageLimits(), name) or ImageLimits().max_pixels
         assert (batch, endpoint) == (stated(name, getattr(BatchLimits(), name)), stated(name, other)), name
-
-
-@pytest.mark.parametrize(
-    ("config", "key"), [(ServeConfig, "images"), (CollectConfig, "images"), (GenerateConfig, "limits"), (TrainConfig, "limits")]
-)
-def test_who_reads_many_images_beside_each_other_keeps_the_lower_ones(config, key):
-    field = config.model_fields[key]
-    assert (field.annotation, field.default) == (ImageLimits, ImageLimits())
-    assert ScoreConfig().limits == BatchLimits()
-
-
-def test_numbers_in_its_sentences_are_those_of_the_code():
-    for words in (
-        f"up to {SMALL_BYTES // 2**20} MiB and have up to {LIMIT_PIXELS // 10**6} MP never wait",
-        f"`cluster.decode_limit_s` ({WALL_LIMIT_S:.0f} s) is meant for up to {LIMIT_PIXELS // 10**6} MP",
-        f"Files over {AHEAD_BYTES // 2**20} MiB are not read ahead",
-        f"A block holds at most {BLOCK_BYTES // 2**30} GiB of files",
-        f"`container_limits.max_members` ({ContainerLimits().max_members:,})",
-        f"`container_limits.max_ratio` ({ContainerLimits().max_ratio:g},",
-    ):
-        assert words in PAGE, words
-    assert NODE_SHARE == 0.25, "a quarter of the node's memory"
-
-
-def test_endings_of_archives_are_those_that_are_opened():
-    [sentence] = re.findall(r"Archives: (.*?)\. See", PAGE, re.DOTALL)
-    for ending in re.findall(r"\.[\w.]+", " ".join(re.findall(r"\(`(.*?)`\)", sentence, re.DOTALL))):
-        assert kind_of(f"x{ending}"), ending

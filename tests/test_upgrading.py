@@ -7,7 +7,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import httpx
 import pytest
 
 from ray_app.cli import main as command_line
@@ -19,7 +18,6 @@ from ray_app.runs import RunDirectory, current_rows
 from ray_app.serving import config
 from tests.scoring.older import kept_objects
 from tests.scoring.stages import without_ray
-from tests.serving.in_process import local_endpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "UPGRADING.md").read_text()
@@ -161,13 +159,3 @@ def test_the_jobs_of_the_shipped_serve_files_of_then():
         with pytest.raises(ConfigError, match="concurrency: removed in"):
             config.ServeConfig(jobs=jobs)
     assert config.ServeConfig(jobs={"directory": None, "sources": [], "at_once": 2}).jobs.directory is None
-
-
-def test_jobs_as_they_were_sent_then(workplace):
-    with local_endpoint() as (url, _), httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-        form = client.post("/v1/jobs", files=[("file", ("photo.jpg", (workplace / "photo.jpg").read_bytes()))])
-        urls = client.post("/v1/jobs", json={"urls": ["https://example.org/x.jpg"]})
-        hook = client.post("/v1/jobs", json={"uris": ["https://example.org/x.jpg"], "webhook": "https://example.org"})
-    told = [(answer.status_code, answer.json()["code"]) for answer in (form, urls, hook)]
-    assert told == [(400, "malformed_request"), (422, "unknown_field"), (410, "gone")]
-    assert "known are uris, prefix, ensemble" in urls.json()["message"]

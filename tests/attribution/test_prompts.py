@@ -10,10 +10,8 @@ from ray_app.attribution.prompts import cleaned
     [
         ("  oil painting\n of a   lighthouse ", "oil painting of a lighthouse"),
         ("(masterpiece:1.3), a red fox, <lora:detail:0.6>, NSFW", "masterpiece, a red fox"),
-        ("sfw, a red fox in snow, rating:safe, R-18", "a red fox in snow"),
         ("https://host/a.png https://host/b.png a red fox in snow --ar 16:9 --v 5.2", "a red fox in snow"),
         ("a red fox::2 in snow::1", "a red fox in snow"),
-        ("a" * 10 + " nsfw", "a" * 10),
         ("a transfer window, unsafe for workers", "a transfer window, unsafe for workers"),
         ("狐と雪のある静かな冬の朝の風景", "狐と雪のある静かな冬の朝の風景"),
     ],

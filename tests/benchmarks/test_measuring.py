@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from benchmarks.measuring import ContenderError, ProcessTree, cumulative, run_measured, steady_rate
+from benchmarks.measuring import ContenderError, ProcessTree, run_measured, steady_rate
 
 CHILD = "import time; block = bytearray(64 * 2**20); block[::4096] = b'x' * len(block[::4096]); time.sleep(60)"
 
@@ -21,15 +21,6 @@ def test_start_and_end_do_not_count():
     slow_end = [(2000.0, 319), (3000.0, 320)]
     steady = [(t, count) for t, count in at_rate(8.0, 320, 16, start=100.0) if 16 < count < 300]
     assert steady_rate([*slow_start, *steady, *slow_end], 320) == pytest.approx(8.0)
-
-
-def test_too_few_points_are_refused():
-    with pytest.raises(ContenderError, match="1 of 2 points"):
-        steady_rate([(1.0, 50), (2.0, 100)], 100)
-
-
-def test_batches_become_cumulative_in_time_order():
-    assert cumulative([(3.0, 5), (1.0, 2), (2.0, 4)]) == [(1.0, 2), (2.0, 6), (3.0, 11)]
 
 
 def test_a_process_is_measured_with_its_children(tmp_path, monkeypatch):

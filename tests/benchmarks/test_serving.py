@@ -1,18 +1,15 @@
 import json
 import sys
-from dataclasses import replace
 
 import pytest
 
-from benchmarks import serving
 from benchmarks.load import Load
 from benchmarks.measuring import ContenderError
-from benchmarks.servers import SERVERS
 from benchmarks.servers.litserve import WAIT_S
 from benchmarks.servers.server import Server, running
-from benchmarks.serving import FULL, MODELS, QUICK
-from benchmarks.serving_figures import OURS, PEERS, TARGETS, Measurement, complaints, figures, table
-from benchmarks.work import DETECTORS, Work
+from benchmarks.serving import FULL, QUICK
+from benchmarks.serving_figures import OURS, PEERS, TARGETS, Measurement, complaints, figures
+from benchmarks.work import Work
 from ray_app.serving.config import ServeConfig
 
 # (accepted requests per second, p99 in seconds) that the middle round of each server has
@@ -55,35 +52,12 @@ def test_targets_are_judged_by_throughput(result):
     assert [(target["way"], target["met"]) for target in slow["targets"]] == [("server", False), ("ray", True)]
 
 
-def test_the_table_names_every_server_model_and_target(result):
-    text = table({**result, "models": {"tiny": "touchstone-tiny", "heavy": "vits"}})
-    assert all(name in text for name in [*SERVERS, *RECORDED, "touchstone-tiny", "0.75 (p99 2.00)", " 12.3 "])
-    assert text.count(" met") == len(TARGETS)
-    assert json.loads(json.dumps(result)) == result
-
-
-def test_a_contender_that_is_not_there_is_told_before_anything_is_measured(monkeypatch, capsys):
-    monkeypatch.setitem(SERVERS, "litserve", replace(SERVERS["litserve"], missing=lambda: "LitServe is not installed: how to"))
-    monkeypatch.setattr("benchmarks.serving.prepare_models", lambda folder, names: {})
-    assert serving.main(["--quick", "--servers", "litserve", "before"]) == 0
-    said = capsys.readouterr().err
-    assert "without litserve: LitServe is not installed: how to" in said
-    assert "without before: $TOUCHSTONE_BEFORE" in said
-
-
 def test_wrong_and_missing_answers_are_complained_about():
     fine = measurement("heavy", "litserve", back_pressure=40)
     assert complaints([fine]) == []
     (wrong,) = complaints([fine, measurement("heavy", "fastapi", other=3, wrong=2)])
     assert "heavy/fastapi: 3 requests failed, 2 of them with a wrong score" in wrong
     assert complaints([measurement("heavy", "fastapi", ok=0)])
-
-
-def test_every_name_in_the_figures_is_a_server():
-    assert set(SERVERS) == {*PEERS, *(name for ours in OURS.values() for name in ours.values())}
-    assert {peer: SERVERS[peer].cores for peer in PEERS} == PEERS
-    assert all(SERVERS[name].cores == cores for ours in OURS.values() for cores, name in ours.items())
-    assert set(MODELS) == set(DETECTORS)
 
 
 def test_what_is_said_to_be_fair_is():
@@ -95,21 +69,12 @@ def test_what_is_said_to_be_fair_is():
 
 
 WORK = Work("tiny", "card.yaml", "tiny", "/tmp")
-PYTHON_SERVER = (
-    "import http.server, os, sys; print(os.environ['OMP_NUM_THREADS'], flush=True);"
-    "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()"
-)
-
-
-def process_server(code, **more):
-    return Server("small", "", lambda work, port: [sys.executable, "-c", code, str(port)], 1, ready="/small.log", **more)
 
 
 def test_a_server_that_does_not_come_up_says_why(tmp_path):
-    with (
-        pytest.raises(ContenderError, match="exit code 3\nno card"),
-        running(process_server("import sys; print('no card'); sys.exit(3)"), WORK, tmp_path),
-    ):
+    command = [sys.executable, "-c", "import sys; print('no card'); sys.exit(3)"]
+    server = Server("small", "", lambda work, port: [*command, str(port)], 1, ready="/small.log")
+    with pytest.raises(ContenderError, match="exit code 3\nno card"), running(server, WORK, tmp_path):
         pass  # pragma: no cover
 
 

@@ -6,9 +6,6 @@ import pytest
 from benchmarks.measuring import ContenderError
 from benchmarks.training import main
 from benchmarks.training_figures import OURS, PEERS, SAME_STEPS, Measurement, complaints, figures, steady_figures, table
-from benchmarks.training_work import BATCH, WORKS, write_labelled_photographs, write_work
-from ray_app.config import load_yaml
-from ray_app.storage import Store
 
 
 def _lines(steps, *, wait, compute):
@@ -52,21 +49,6 @@ def test_ratios_are_of_medians():
 def test_other_losses_are_other_work(other):
     result = figures([_measured(OURS, 0, 1.0), _measured("torchrun", 0, 1.0, losses=(0.7, other))])
     assert [text for text in complaints(result) if "NOT THE SAME WORK" in text]
-
-
-def test_both_trainers_read_one_recipe_with_the_labels_that_were_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.training_work.SIZE", (96, 64))
-    from ray_app.training.config import TrainConfig
-    from ray_app.training.run import prepare_data
-
-    index = write_labelled_photographs(tmp_path, train=4, judged=4)
-    for name in WORKS:
-        work = write_work(tmp_path, name, index, steps=7, workers=2)
-        config = load_yaml(work.config, TrainConfig)
-        prepared = prepare_data(config, Store.open(str(tmp_path / name)))
-        assert (prepared.total_steps, config.loop.batch, config.workers.count) == (7, BATCH, 2)
-        assert sorted(prepared.milestones) == [7]
-        assert {row["label"] for row in prepared.splits.train["input"].to_pylist()} == {"real", "fake"}
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 
 from ray_app.detectors import load_card, load_detector, resolve_weights
 from ray_app.detectors.adoption import adopt, adopt_as, known_cards
-from ray_app.detectors.files_by_hash import find_by_sha256, may_be_weights
 from ray_app.detectors.weights import cached_name, parts_of
 from ray_app.errors import DetectorError
 from tests.detectors.checkable import sha256, write_checkable
@@ -66,26 +65,6 @@ def test_another_file_system_gets_a_copy(tmp_path, monkeypatch):
     assert one.how == "copied"
     assert sha256(one.kept) == card.weights.sha256
     assert one.kept.stat().st_ino != one.file.stat().st_ino
-
-
-def test_one_file_is_looked_at_once_under_all_its_names(tmp_path):
-    card = elsewhere(load_card(write_checkable(tmp_path)), tmp_path / "blobs")
-    (tmp_path / "snapshots").mkdir()
-    (tmp_path / "snapshots" / "model.safetensors").symlink_to(tmp_path / "blobs" / "0")
-    assert len(adopt([tmp_path / "blobs", tmp_path / "snapshots"], [card]).adopted) == 1
-
-
-def test_only_what_may_be_weights_is_hashed(tmp_path):
-    kinds = {"photo.jpg": b"\xff\xd8\xff" + b"x" * 5000, "list.csv": b"a,b\n" * 200, "tiny.pth": b"x" * 20, "big.pth": b"x" * 2000}
-    for name, data in kinds.items():
-        (tmp_path / name).write_bytes(data)
-    save_file({"a": torch.zeros(200)}, tmp_path / "blob")
-    torch.save({"a": torch.zeros(200)}, tmp_path / "blob2.dat")
-    worth = {path.name for path in tmp_path.iterdir() if may_be_weights(path, {"tokenizer.json"})}
-    assert worth == {"big.pth", "blob", "blob2.dat"}
-    looked = []
-    find_by_sha256(tmp_path, {"0" * 64}, lambda path: bool(looked.append(path.name)))
-    assert set(looked) == {*kinds, "blob", "blob2.dat"}
 
 
 def test_a_card_without_a_hash_takes_a_file_by_name_if_it_fits(tmp_path, own_cache):

@@ -4,10 +4,9 @@ import pytest
 import yaml
 
 from ray_app.config import named_configs
-from ray_app.detectors import list_cards, load_card
-from ray_app.detectors.card import Output, ValidRange, Weights, split_variant
+from ray_app.detectors import load_card
+from ray_app.detectors.card import Output, ValidRange, Weights
 from ray_app.errors import ConfigError
-from tests.detectors.conftest import PUBLISHED
 
 
 @pytest.mark.parametrize("name", named_configs("detectors"))
@@ -22,29 +21,16 @@ def test_every_shipped_card_is_complete(name):
     assert card.folder == named_configs("detectors")[name].parent
     assert hash(card.preprocessing) == hash(load_card(name).preprocessing)
     assert all(figure.source for figure in card.published)
-
-
-def test_published_directions_and_licences():
-    cards = {card.name: card for card in list_cards()}
-    assert cards.keys() == named_configs("detectors").keys()
-    community, openfake, siglip = (cards[name] for name in PUBLISHED)
-    assert community.output.sign == 1
-    assert openfake.output.index_among(openfake.output.labels) == 1
-    assert siglip.output.index_among(siglip.output.labels) == 0
-    assert (community.licence, openfake.licence, siglip.licence) == ("MIT", "CC-BY-NC-4.0", "Apache-2.0")
+    assert all(golden.tolerance <= 0.001 for golden in card.golden if "JeongsooP/Community-Forensics" in golden.source)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"weights": {"uri": "hf://a/b@main/model.safetensors", "sha256": "0" * 64}}, "a branch or tag can move"),
-        ({"weights": {"uri": "ftp://a/b", "sha256": "0" * 64}}, "unknown scheme"),
         ({"weights": {"uri": "a.safetensors"}}, "unverified"),
         ({"weights": {"uri": "a.safetensors", "sha256": "0" * 64, "unwrapp": []}}, "did you mean 'unwrap'"),
         ({"output": {"sign": 1, "fake_index": 0}}, "exactly one"),
-        ({"output": {"fake_label": "synthetic", "labels": ["real", "fake"]}}, "synthetic"),
-        ({"preprocessing": {"resize": {"mode": "squash"}}}, "needs size"),
-        ({"family": "timm"}, "family"),
         ({"licence": None}, "licence"),
     ],
 )
@@ -97,12 +83,6 @@ def test_a_card_names_no_file_outside_its_folder(tmp_path, name, place):
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(ConfigError, match=place):
         load_card(path)
-
-
-@pytest.mark.parametrize("name", ["s3://bucket/card.yaml", "https://host:8000/x"])
-def test_a_url_is_not_taken_for_a_variant(name):
-    assert split_variant(name) == (name, None)
-    assert split_variant(f"{name}:small") == (name, "small")
 
 
 def test_a_card_in_a_bucket_names_its_files_there(s3):

@@ -10,8 +10,6 @@ from ray_app.inference.spec import precision_on
 KINDS = {
     "a Xeon of 2021": ("avx512f avx512_vnni", "fp32"),
     "a Xeon of 2023": ("avx512f avx512_bf16 amx_bf16 amx_tile", "bf16"),
-    "an Epyc of 2023": ("avx512f avx512_bf16", "bf16"),
-    "a Graviton 2": ("fp asimd asimddp", "fp32"),
     "a Graviton 3": ("fp asimd bf16 sve svebf16", "bf16"),
 }
 

@@ -8,7 +8,6 @@ import torch
 from benchmarks.seeded import card_with_weights, seeded_state, write_weights
 from ray_app.detectors import load_detector
 from ray_app.errors import DetectorError
-from tests.detectors.conftest import filled_detector
 
 
 def images(count, side=64, seed=0):
@@ -36,16 +35,6 @@ def test_a_score_does_not_depend_on_its_neighbours(detector):
     np.testing.assert_array_equal(alone, scores)
     order = [6, 1, 7, 0, 3, 2, 5, 4]
     np.testing.assert_array_equal(detector.score(batch[order]), scores[order])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["community-forensics-vits384", "openfake-swinv2-small"])
-def test_a_published_score_does_not_depend_on_its_neighbours(name):
-    detector = filled_detector(name, precision="bf16", slots=4)
-    batch = images(4, side=detector.card.preprocessing.shape[0])
-    scores = detector.score(batch)
-    np.testing.assert_array_equal(detector.score(batch[2:3]), scores[2:3])
-    np.testing.assert_array_equal(detector.score(batch[[3, 2, 0]]), scores[[3, 2, 0]])
 
 
 def test_two_logits_give_their_difference(small_card, tmp_path):

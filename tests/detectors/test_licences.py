@@ -104,21 +104,6 @@ def test_any_layout_keeps_its_values(config, text):
     assert data == {key: value for key, value in before.items() if key != "accepted_licences"}
 
 
-def test_a_link_to_a_file_elsewhere_stays_a_link(config, tmp_path):
-    config.parent.mkdir()
-    (tmp_path / "dotfiles.yaml").write_text("a: 1\n")
-    config.symlink_to(tmp_path / "dotfiles.yaml")
-    accept_licence(NON_COMMERCIAL)
-    assert config.is_symlink()
-    assert "a: 1" in (tmp_path / "dotfiles.yaml").read_text()
-    assert accepted_licences() == {NON_COMMERCIAL}
-
-
-def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"openfake-swin-small: .*did you mean 'openfake-swinv2-small'"):
-        accept_licence("openfake-swin-small")
-
-
 @pytest.mark.parametrize("text", ["}{", "accepted_licences: [a]\n", "accepted_licences: {a: {accepted_at: now}}\n"])
 def test_a_damaged_file_is_an_error_that_names_it(config, text):
     config.parent.mkdir()

@@ -144,14 +144,6 @@ def test_a_shipped_backbone_is_named_and_another_is_described(tmp_path):
     assert written.backbone.weights.uri == str(tmp_path / "clip.safetensors")
 
 
-def test_a_name_that_no_card_can_have_writes_nothing(tmp_path):
-    base, path = small_card(tmp_path)
-    before = path.read_text()
-    with pytest.raises(ConfigError, match="name"):
-        write_card(path, base, name="My Head!", weights=tmp_path / "w.pth", sha256="0" * 64, fit=Fit("svm", "a.csv", 5, 5, []))
-    assert path.read_text() == before
-
-
 def test_only_linear_heads_on_a_backbone_that_is_here_are_fitted(tmp_path):
     with pytest.raises(ConfigError, match="clip-linear"):
         FeatureReader(load_card("touchstone-tiny"))

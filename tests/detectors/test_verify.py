@@ -4,11 +4,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ray_app.config import named_configs
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.golden import FormulaScore, formula_image
 from ray_app.detectors.verify import verify_detector
-from ray_app.detectors.weights import located, parts_of
 from tests.detectors.checkable import sha256, write_checkable
 from tests.detectors.fill import pattern_image
 from tests.detectors.small_clip import small_card
@@ -77,16 +75,6 @@ def test_what_the_card_does_not_know_is_skipped_and_said(tmp_path):
     assert sha256(tmp_path / "checkable.safetensors") in checks[1].told
 
 
-@pytest.mark.parametrize("where", [None, "empty"])
-def test_images_that_are_not_here_are_named_with_their_source(folder, tmp_path, where):
-    check = list(verify_detector(load_card(folder / "card.yaml"), where and tmp_path))[-1]
-    golden = load_card(folder / "card.yaml").golden[0]
-    assert check.outcome == "skipped"
-    assert all(
-        text in check.told for text in ("published.png", golden.sha256, "the authors' page", str(tmp_path) if where else "--images FOLDER")
-    )
-
-
 def test_missing_weights_are_a_failed_check_that_says_what_to_do(tmp_path):
     path = write_checkable(tmp_path)
     (tmp_path / "checkable.safetensors").unlink()
@@ -138,14 +126,3 @@ def test_a_golden_score_of_an_image_by_formula_needs_no_file(folder):
         check = list(verify_detector(card.model_copy(update={"golden": (golden,)})))[-1]
         assert (check.name, check.outcome) == ("golden", outcome)
         assert "formula 100 × 48" in check.told
-
-
-def test_located_finds_without_hashing_or_fetching(folder, tmp_path, monkeypatch):
-    card = load_card(folder / "card.yaml")
-    assert located(parts_of(card)[0], tmp_path) == folder / "checkable.safetensors"
-    monkeypatch.setenv("TOUCHSTONE_WEIGHTS_MIRROR", str(folder))
-    for name in named_configs("detectors"):
-        for part in parts_of(load_card(name)):
-            found = located(part, tmp_path)
-            assert found is None or found.parent == part.folder
-    assert not list(tmp_path.rglob("*.safetensors"))

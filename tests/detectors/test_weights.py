@@ -44,13 +44,6 @@ def test_what_does_not_fit_is_named(small_card):
     assert len(caught.value.message) < 400, "many faults are counted, not listed"
 
 
-def test_a_checkpoint_without_a_state_dict_is_told(small_card, tmp_path):
-    path = tmp_path / "empty.pth"
-    torch.save({"epoch": 3}, path)
-    with pytest.raises(DetectorError, match="no state dict"):
-        read_state_dict(path, card_with_weights(small_card, path).weights)
-
-
 def test_missing_weights_are_one_error_that_says_what_to_do():
     card = load_card("ladeda9")
     with pytest.raises(DetectorError) as caught:

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from benchmarks.seeded import PUBLISHED_PREFIX, local_weights, seeded_backbone, seeded_card, seeded_state, write_weights
+from benchmarks.seeded import local_weights, seeded_backbone, seeded_card, seeded_state, write_weights
 from ray_app.config import named_configs
 from ray_app.detectors import load_detector
 from ray_app.detectors.detector import BACKBONE, build_network
@@ -95,9 +95,3 @@ def test_a_wrong_key_of_a_backbone_is_named_with_its_file(tmp_path):
         load_detector(with_text_too(tmp_path, without="visual.ln_post.weight")[0])
     with pytest.raises(DetectorError, match=r"whole\.safetensors.*surprise"):
         load_detector(with_text_too(tmp_path, **{"visual.surprise": torch.zeros(1)})[0])
-
-
-def test_shipped_cards_state_their_terms():
-    for name, path in named_configs("detectors").items():
-        assert "\nterms: " in path.read_text(), name
-    assert set(PUBLISHED_PREFIX) <= set(CARDS)

@@ -20,7 +20,7 @@ def every_column():
 
 
 class Document(HTMLParser):
-    """One page: its anchors, what it links to, what it loads, the words of its code, paragraphs."""
+    """One page: its anchors, what it links to, what it loads, the words of its code."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -29,7 +29,6 @@ class Document(HTMLParser):
         self.links: list[str] = []
         self.loaded: list[str] = []
         self.code: list[str] = []
-        self.paragraphs: list[str] = []
         self._open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -41,8 +40,6 @@ class Document(HTMLParser):
             (self.links if tag == "a" else self.loaded).append(address)
         if tag == "code":
             self.code.append("")
-        if tag == "p":
-            self.paragraphs.append("")
 
     def handle_endtag(self, tag):
         while tag in self._open and self._open.pop() != tag:
@@ -51,8 +48,6 @@ class Document(HTMLParser):
     def handle_data(self, data):
         if "code" in self._open:
             self.code[-1] += data
-        if self._open and self._open[-1] == "p":
-            self.paragraphs[-1] += data
 
 
 class Site:

@@ -16,13 +16,6 @@ def outputs(cell):
     return "\n".join(str(one.get("text") or "\n".join(one["data"].values())) for one in cell.get("outputs", ()))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_kept_without_what_it_showed(path):
-    cells = nbformat.read(path, as_version=4).cells
-    assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
-    assert path.stat().st_size < 20_000
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):

@@ -3,8 +3,6 @@
 Strata are the product's (`plan_strata`), of scores as calibrated detectors give them; which images are drawn follows from them at random.
 """
 
-import csv
-import json
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +13,10 @@ import pyarrow as pa
 import pytest
 from scipy.stats import norm
 
-from ray_app.cli.main import main
 from ray_app.evaluation.audit.estimate import AuditLabels, document_of
 from ray_app.evaluation.audit.sample import VERDICTS, Audit, Counted, plan_strata, stratum_codes
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.survey_sampling import LabelledStratum, archive_figures, shares
-from tests.evaluation.audit.made import archive as rows_of_archive
-from tests.evaluation.audit.made import run_of, truth_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -188,31 +183,3 @@ def test_a_promise_is_seldom_said_to_be_kept_or_broken_where_it_is_not(simulated
         for document, _, _ in islice(documents_of(setting, target), SEEDS // 2)
     ]
     simulated("3. audit: a broken promise is said to be kept, or a kept one broken", setting.words, BOUND, wrong)
-
-
-def test_the_commands_say_the_same(simulated, tmp_path, capsys):
-    wrong = []
-    for seed in range(20):
-        columns, fake = rows_of_archive(count=5000, share=0.005, seed=seed, failing=0)
-        run = run_of(tmp_path / f"run-{seed}", columns)
-        truth, flagged = truth_of(columns, fake), np.array(columns["verdict"]) == "fake"
-        document = answer(run.store.url, tmp_path / f"audit-{seed}", truth, ["--draw", "300"])
-        low, high = document["figures"]["prevalence"]["interval"]
-        tail = answer(run.store.url, tmp_path / f"tail-{seed}", truth, ["--draw", "30", "--flagged"])
-        wrong.append(not low <= fake.mean() <= high or (flagged & ~fake).sum() > tail["flagged_reals"]["most"])
-    capsys.readouterr()
-    words = "0.5 % of 5,000 fake, 300 labels, and 30 of flagged images"
-    simulated("4. audit, through the commands: interval of prevalence, or bound of flagged reals, misses the truth", words, PROMISED, wrong)
-
-
-def answer(run, folder, truth, drawing):
-    """What `audit` says of a run once its sample is labelled by the truth."""
-    assert main(["runs", "audit", run, *drawing, "--no-thumbnails", "--out", str(folder)]) == 0
-    with open(folder / "sample.csv", newline="", encoding="utf-8") as file:
-        rows = [row | {"label": "fake" if truth[int(row["image_id"])] else "real"} for row in csv.DictReader(file)]
-    with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
-        written = csv.DictWriter(file, list(rows[0]))
-        written.writeheader()
-        written.writerows(rows)
-    assert main(["runs", "audit", run, "--labels", str(folder / "labels.csv"), "--out", str(folder)]) == 0
-    return json.loads((folder / "result.json").read_text())

@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 
-from ray_app.cli.main import main
-from ray_app.ensembles import decide, load_ensemble_card
 from ray_app.evaluation.calibrate.thresholds import fit
 from ray_app.metrics import ScoreHistogram, debiased_ece
-from tests.evaluation.calibrate.drawn import labelled_of
-from tests.evaluation.calibrate.runs import labels_of, run_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -69,23 +65,3 @@ def test_fakes_found_where_few_reals_may_be_flagged(simulated, words, share, how
             found[method] = (calibrated(fakes.astype(np.float64)) > beaten).mean()
         wrong.append(found["isotonic"] < found["platt"] - MOST_LOST)
     simulated(ORDER, words, 0.05, wrong)
-
-
-def test_chances_of_cards_that_the_command_writes(simulated, tmp_path):
-    wrong = []
-    for seed in range(20):
-        rng, place = np.random.default_rng(seed), tmp_path / str(seed)
-        place.mkdir()
-        scores, fake = images(rng, N, 1 / 51, shift=12)
-        generators = [f"generator {rng.integers(12)}" if is_fake else None for is_fake in fake]
-        sha256 = [f"{number:016x}" * 4 for number in rng.integers(0, 2**63, N).tolist()]
-        labelled = labelled_of(fake, {"only": scores}, generator=generators, sha256=sha256)
-        run, labels = run_of(place / "run", labelled), labels_of(place / "labels.csv", labelled)
-        held_out, is_fake = images(rng, HELD_OUT, 1 / 51, shift=12)
-        for method in METHODS:
-            card = str(place / f"{method}.yaml")
-            assert main(["detectors", "calibrate", run, "--labels", labels, "--method", method, "--out", card]) == 0
-            made = load_ensemble_card(card)
-            found = decide(made, {"only": held_out}, calibrations={"only": made.members[0].calibration})
-            wrong.append(ece(found.score, is_fake) > MOST_ECE)
-    simulated(CHANCES, "touchstone detectors calibrate --method …, 4,000 labelled, 1 to 50, positive; 20 seeds of 3 methods", 0.05, wrong)

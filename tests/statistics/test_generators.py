@@ -3,14 +3,9 @@
 Of each setting the row is of that figure of which the interval missed most often.
 """
 
-import json
-
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from benchmarks.evaluation import struct_of, write_run
-from ray_app.cli.main import main
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.clustered_tests import delong_of, mcnemar_of_shares
 from ray_app.metrics.clusters import ClassSample
@@ -21,7 +16,6 @@ from tests.statistics.drawn_generators import Setting
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SEEDS = 1_000
-EVALUATED, COMPARED = 60, 20
 ALPHA = 0.01
 FURTHER = "5. a 95 % interval misses further generators and sources (of all figures, the one that missed most)"
 SETTINGS = {
@@ -140,51 +134,3 @@ def test_equal_systems_are_not_told_apart(simulated):
 
 def test_a_clear_lead_is_found():
     assert rejected(Setting(apart=0.3), 200, lead=1.0).mean(axis=1).min() > 0.9
-
-
-def written_run(folder, systems, fake, names):
-    """A run whose rows have labels of their own; real images have the group that their label names."""
-    n = len(fake)
-    kind = pa.struct([("label", pa.string()), ("generator", pa.string())])
-    inputs = [{"label": "fake" if one else "real", "generator": name if one or name == "real" else f"real:{name}"}
-              for one, name in zip(fake.tolist(), names.tolist(), strict=True)]  # fmt: skip
-    mean = np.mean(list(systems.values()), axis=0)
-    columns = {
-        "image_id": np.arange(1, n + 1), "uri": [f"/data/{one}.jpg" for one in range(n)], "status": ["ok"] * n,
-        "sha256": [f"{one:064x}" for one in range(n)], "format": ["JPEG"] * n, "width": np.full(n, 512, np.int32),
-        "height": np.full(n, 512, np.int32), "scores": struct_of({name: one.astype(np.float32) for name, one in systems.items()}),
-        "score": mean, "verdict": np.where(mean > 0, "fake", "real").tolist(), "input": pa.array(inputs, kind),
-    }  # fmt: skip
-    write_run(folder, [columns], tuple(systems), input=kind)
-    return str(folder)
-
-
-def test_evaluate_keeps_it(tmp_path, capsys, simulated):
-    setting, names = Setting(sources=(50,) * 10), ("auc", "tpr", "tnr", "average_precision", "log_loss")
-    truth, wrong = setting.truth(), {name: np.zeros(EVALUATED, bool) for name in names}
-    for seed in range(EVALUATED):
-        (fakes, makers), (reals, sources) = setting.drawn(np.random.default_rng([seed, 77]))
-        fake = np.arange(len(fakes) + len(reals)) < len(fakes)
-        run = written_run(tmp_path / f"{seed}", {"a": np.concatenate([fakes, reals])}, fake, np.concatenate([makers, sources]))
-        assert main(["evaluate", run, "--out", f"{run}-figures", "--no-thumbnails", "--json"]) == 0
-        document = json.loads(capsys.readouterr().out)
-        assert document["intervals"] == {"fakes": "generators", "reals": "sources", "generators": 10, "sources": 10}
-        figures = next(one for one in document["systems"] if one["name"] == "a")["figures"]
-        for name in names:
-            low, high = figures[name]["interval"]
-            wrong[name][seed] = not low <= truth[name] <= high
-    name, found = worst(wrong)
-    simulated(
-        "5. a 95 % interval of `touchstone evaluate` misses (the worst of five figures)", f"10 × 50, 10 sources × 50: {name}", 0.05, found
-    )
-
-
-def test_compare_keeps_it(tmp_path, capsys, simulated):
-    told_apart = np.zeros(COMPARED, bool)
-    for seed in range(COMPARED):
-        a, b, fake, names = pair_of(Setting(), np.random.default_rng([seed, 78]))
-        runs = [written_run(tmp_path / f"{seed}-{name}", {"d": one}, fake, names) for name, one in (("a", a), ("b", b))]
-        assert main(["compare", *runs, "--json"]) == 0
-        found = next(one for one in json.loads(capsys.readouterr().out)["labelled"]["systems"] if one["name"] == "ensemble")
-        told_apart[seed] = min(found["auc"]["p"], found["right"]["p"]) < ALPHA
-    simulated("5. `touchstone compare` tells equal systems apart at p < 0.01", "10 generators × 50, 500 reals", ALPHA, told_apart)

@@ -1,13 +1,8 @@
-"""Metadata that tell nothing make no shortcut, in `labels` and `evaluate` alike, and metadata that do are found."""
-
-import csv
-import json
+"""Metadata that tell nothing make no shortcut, and metadata that do are found."""
 
 import numpy as np
 import pytest
 
-from benchmarks.evaluation import struct_of, write_run
-from ray_app.cli.main import main
 from ray_app.metrics.shortcut import confounded, harmless, shortcut_auc
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -70,33 +65,3 @@ def test_a_real_shortcut_is_found(simulated):
         auc = shortcut_auc(columns, fake)
         missed.append(not confounded(auc) or harmless(auc))
     simulated(FOUND, "100 files, 80 % of fakes and 10 % of reals PNG", 0.05, missed)
-
-
-def test_both_commands_keep_quiet_on_clean_sets(simulated, tmp_path):
-    fired = []
-    for seed in range(60):
-        rng, n, place = np.random.default_rng(seed), SIZES[seed % 3], tmp_path / str(seed)
-        fake, columns = rng.permutation(np.arange(n) < n // 2), files(rng, *by_image(rng, n))
-        scores = {"a": rng.normal(np.where(fake, 1, -1), 1).astype(np.float32)}
-        ids = np.arange(n, dtype=np.int64) + 1
-        rows = {
-            "image_id": ids, "uri": [f"/data/{number}.img" for number in ids], "status": ["ok"] * n,
-            "sha256": [f"{number:064x}" for number in ids], "format": columns["format"].tolist(),
-            "width": columns["width"].astype(np.int32), "height": columns["height"].astype(np.int32), "scores": struct_of(scores),
-            "score": scores["a"].astype(np.float64), "verdict": np.where(scores["a"] >= 0, "fake", "real").tolist(),
-        }  # fmt: skip
-        run = write_run(place / "run", [rows], ["a"]).store.url
-        with open(place / "labels.csv", "w", newline="") as file:
-            csv.writer(file).writerows(
-                [["image_id", "label", "generator"]]
-                + [
-                    [one, "fake" if is_fake else "real", f"generator {one % 6}" if is_fake else "real"]
-                    for one, is_fake in zip(ids, fake, strict=True)
-                ]
-            )
-        labels = ["--labels", str(place / "labels.csv"), "--out"]
-        assert main(["data", "labels", run, *labels, str(place / "audit"), "--no-thumbnails"]) == 0
-        assert main(["evaluate", run, *labels, str(place / "evaluated")]) == 0
-        documents = [json.loads((place / name).read_text()) for name in ("audit/labels.json", "evaluated/metrics.json")]
-        fired.append(documents[0]["shortcut"]["confounded"] or documents[1]["data"]["shortcut"]["confounded"])
-    simulated(CLEAN, "either of touchstone data labels and evaluate, 100, 300 and 1,000 files, 6 generators", 0.05, fired)

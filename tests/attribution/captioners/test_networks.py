@@ -58,9 +58,6 @@ def test_no_words_are_said_of_no_embedding_and_other_shapes_are_refused(tmp_path
     assert describer.describe(given)[2].likelihood is None
     with pytest.raises(DetectorError, match="12 numbers"):
         describer.describe(given[:, :5])
-    with torch.no_grad():
-        describer._network.mapper[0].weight.fill_(float("nan"))
-    assert [one.likelihood for one in describer.describe(given)] == [None] * 7, "numbers that overflow give no likelihood"
     captioner = load_describing(card_of(tmp_path, "git"))
     with pytest.raises(DetectorError, match="not \\(n, H, W, 3\\)"):
         captioner.describe(given)
@@ -81,15 +78,13 @@ def test_weights_that_do_not_fit_are_told(tmp_path):
             load_body(network, broken, "file")
 
 
-def test_a_file_without_its_tokenizer_and_an_unknown_architecture_are_refused(tmp_path):
+def test_a_file_without_its_tokenizer_and_an_unknown_key_are_refused(tmp_path):
     card = card_of(tmp_path, "git")
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(tmp_path / "describer.safetensors"), bare)
     weights = card.weights.model_copy(update={"uri": str(bare), "sha256": None, "unverified": "a test"})
     with pytest.raises(DetectorError, match="not readable as a tokenizer"):
         load_describing(card.model_copy(update={"weights": weights}))
-    with pytest.raises(DetectorError, match="there are git, blip"):
-        load_describing(card.model_copy(update={"architecture": {"model": "blop"}}))
     with pytest.raises(DetectorError, match="unknown keys hidden"):
         load_describing(card.model_copy(update={"architecture": {"model": "git", "config": {"hidden": 3}}}))
 

@@ -47,18 +47,11 @@ def test_company_changes_nothing_and_no_embedding_has_no_words(card):
         describer.describe(np.zeros((2, 7), np.float32))
 
 
-def test_of_equals_the_first_is_taken(tmp_path):
-    same = np.ones((4, WIDTH), np.float32)
-    card = load_describer(make_retrieval(tmp_path, same, ["first", "second", "third", "fourth"], "unifd", {"width": WIDTH}))
-    assert load_describing(card).describe(same)[3].text == "first"
-
-
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"ends": np.array([4, 2, 9], np.int64)}, "do not fit"),
         ({"embeddings": np.ones((3, WIDTH), np.float32)}, "not of length 1"),
-        ({"ends": np.array([3], np.int64)}, "embeddings"),
         ({"prompts": None}, "lacks prompts"),
     ],
 )

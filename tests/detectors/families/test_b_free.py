@@ -6,8 +6,6 @@ import torch
 from benchmarks.seeded import card_with_weights, write_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
-from ray_app.detectors.families import b_free
-from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, source, with_arguments
 
 NARROW = {"img_size": 504, "embed_dim": 48, "depth": 2, "num_heads": 4}
@@ -40,9 +38,3 @@ def test_images_of_one_size_score_as_each_alone(detector):
     alone = torch.cat([detector.read(one[None]).scores for one in normalised])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     assert abs(together[0] - together[1]) > 1e-3
-
-
-def test_a_network_without_patches_is_refused():
-    card = load_card("b-free")
-    with pytest.raises(DetectorError, match="b-free: timm cannot build resnet18"):
-        b_free.build(card.model_copy(update={"architecture": card.architecture.model_copy(update={"name": "resnet18", "arguments": {}})}))

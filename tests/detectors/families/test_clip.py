@@ -10,7 +10,7 @@ from torch.nn import functional
 from benchmarks.seeded import local_weights
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import Detector, Normalise, own_keys
-from ray_app.detectors.families.clip import FrozenLinear, VisionTower, build, published_keys
+from ray_app.detectors.families.clip import FrozenLinear, VisionTower, build
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.errors import DetectorError
 from tests.detectors.fill import fill, source, with_arguments
@@ -166,10 +166,3 @@ def test_two_layers_with_nothing_between_them_are_one_head(tmp_path):
     pixels = detector.prepare(source("97x61"))[None]
     feature = small_clip().visual(detector.normalise(torch.from_numpy(pixels))).class_token
     assert detector.score(pixels)[0] == pytest.approx(outer(inner(feature)).item(), abs=1e-5)
-
-
-@pytest.mark.parametrize("odd", [{"to_logits.weight": torch.zeros(1, 7)}, {"layers.2.weight": torch.zeros(8, 8)}])
-def test_other_layers_are_left_for_the_loader_to_name(odd):
-    state = {"layers.0.weight": torch.zeros(8, 64), "layers.0.bias": torch.zeros(8)}
-    state |= {"to_logits.weight": torch.zeros(1, 8), "to_logits.bias": torch.zeros(1)} | odd
-    assert published_keys(state, nn.Identity()) is state

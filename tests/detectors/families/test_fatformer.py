@@ -86,9 +86,3 @@ def test_the_bands_are_a_haar_transform_and_make_the_image_again():
         kernel = (down[:, None] * across).expand(3, 1, 2, 2)
         torch.testing.assert_close(bands[:, :, band], torch.nn.functional.conv2d(image, kernel, stride=2, groups=3))
     torch.testing.assert_close(fatformer.haar_image(bands), image)
-
-
-@pytest.mark.parametrize("change", [{"adapters": 0}, {"adapters": 3}, {"tower": {}}])
-def test_arguments_that_are_not_understood_are_refused(change):
-    with pytest.raises(DetectorError, match="fatformer cannot be built"):
-        fatformer.build(with_arguments(narrow(), {**NARROW, **change}))

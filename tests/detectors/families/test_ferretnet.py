@@ -1,14 +1,11 @@
 """FerretNet's residual against the authors' and against NumPy's median, its smallest image, its precision; logits: `test_convnets`."""
 
-import pytest
 import torch
 
 from ray_app.detectors import load_card
-from ray_app.detectors.detector import build_network
 from ray_app.detectors.families.ferretnet import FerretNet, median_residual
 from ray_app.detectors.precision import autocast, lower_to_bf16
-from ray_app.errors import DetectorError
-from tests.detectors.fill import filled, with_arguments
+from tests.detectors.fill import filled
 from tests.detectors.golden import check
 from tests.detectors.golden_convnets import MEDIAN
 from tests.detectors.test_convnets import prepared
@@ -32,9 +29,3 @@ def test_the_residual_stays_whole_under_bf16():
         assert median_residual(pixels).dtype == torch.float32
         logit = lower_to_bf16(filled(FerretNet()), "cpu")(pixels)
     torch.testing.assert_close(logit.float(), filled(FerretNet())(pixels), atol=0.005, rtol=0)
-
-
-@pytest.mark.parametrize("window", [4, 1, 3.0])
-def test_a_window_without_a_middle_is_refused(window):
-    with pytest.raises(DetectorError, match="window"):
-        build_network(with_arguments(load_card("ferretnet-s"), {"window": window}))

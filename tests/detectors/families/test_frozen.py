@@ -11,7 +11,7 @@ from torch.nn import functional
 from ray_app.detectors import load_card, load_detector
 from ray_app.detectors.detector import build_network
 from ray_app.errors import DetectorError
-from tests.detectors.fill import pattern_image, source, with_arguments
+from tests.detectors.fill import pattern_image, source
 from tests.detectors.small_frozen import BACKBONES, seeded_frozen, small_frozen
 
 NAMES = list(BACKBONES)
@@ -109,8 +109,3 @@ def test_a_backbone_that_cannot_be_built_is_told(architecture, said):
     card = card.model_copy(update={"backbone": card.backbone.model_copy(update={"architecture": built})})
     with pytest.raises(DetectorError, match=said):
         build_network(card)
-
-
-def test_a_feature_that_the_backbone_has_not_is_told():
-    with pytest.raises(DetectorError, match="pooled or projected"):
-        build_network(with_arguments(small_frozen(load_card("vfm-pe-l14")), {"feature": "class-token", "normalise": True}))

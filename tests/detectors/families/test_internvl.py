@@ -1,4 +1,3 @@
-import json
 import math
 from collections import Counter
 
@@ -154,22 +153,6 @@ def test_bf16_leaves_residual_stream_and_head_in_fp32(folder, pixels):
     assert 0 < ((rounded - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.03
 
 
-def test_the_hubs_names_are_renamed_one_to_one_and_fill_its_index_file():
-    with torch.device("meta"):
-        network = build_network(load_card("internvl-prompt"))
-    assert network.dialogue.mode == "reply"
-    assert load_card("internvl-prompt:probability").architecture.arguments["mode"] == "first-token"
-    own = network.state_dict()
-    hub = {}
-    for key in own:
-        name = key.removeprefix("chat.").removeprefix("model.")
-        name = name.replace("language_model.", "language_model.model.", 1).replace("lm_head.", "language_model.lm_head.")
-        hub[name] = own[key]
-    assert list(published_keys(hub, network)) == list(own)
-    index = {"metadata": {"total_size": 15888747520}, "weight_map": dict.fromkeys(hub, "model-00001-of-00004.safetensors")}
-    assert round(len(json.dumps(index, indent=2)) / 1000, 1) == 73.9  # the size that the hub shows
-
-
 def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
     card = load_card(folder / "card.yaml")
     network = build_network(card)
@@ -187,10 +170,8 @@ def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
     ("changes", "told"),
     [
         ({"answers": {"fake": ["synthetic"], "real": ["Real"]}}, "none of synthetic is one token"),
-        ({"answers": {"fake": ["AI", "Real"], "real": ["Real"]}}, "both answers"),
         ({"max_tokens_per_batch": 20}, "max_tokens_per_batch is 20"),
         ({"template": "Is it real?"}, r"arguments: template: Value error, it needs \{image\}"),
-        ({"vision_config": {"image_sise": [56, 56]}}, r"unknown keys for InternVL: vision_config\.image_sise"),
     ],
 )
 def test_a_card_that_cannot_work_says_why(folder, changes, told):
@@ -202,15 +183,6 @@ def test_vllm_that_is_missing_is_one_line_with_the_command():
     with pytest.raises(DetectorError, match="not installed") as raised:
         build_network(load_card("internvl-prompt:vllm"))
     assert raised.value.hint == "pip install 'touchstone-forensics[vllm]'"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_vllm_without_a_gpu_says_so(tmp_path, monkeypatch):
-    (tmp_path / "vllm").mkdir()
-    (tmp_path / "vllm" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DetectorError, match="no GPU"):
-        build_network(load_card("internvl-prompt:vllm"))
 
 
 def test_vllm_gets_the_very_pixels_that_were_prepared():

@@ -1,7 +1,6 @@
 """A published transformers ViT by YAML alone: its file has the names of an older transformers, and its scores are golden ones."""
 
 import re
-import sys
 
 import pytest
 import timm
@@ -10,7 +9,6 @@ import yaml
 
 from benchmarks.seeded import write_weights
 from ray_app.detectors import load_card, load_detector
-from ray_app.errors import DetectorError
 from tests.detectors.conftest import filled_state
 from tests.detectors.fill import Undrawn, source
 
@@ -81,7 +79,7 @@ def test_the_score_of_a_file_in_published_names_is_the_authors(tmp_path):
     write_weights(tmp_path / "model.safetensors", ported(filled_state("community-forensics-vits384")))
     with Undrawn():
         detector = load_detector(card_in(tmp_path), precision="fp32", slots=1)
-    assert detector.score(detector.prepare(source("300x400"))[None])[0] == pytest.approx(GOLDEN, abs=3e-4)
+    assert detector.score(detector.prepare(source("300x400"))[None])[0] == pytest.approx(GOLDEN, abs=1e-4 * abs(GOLDEN))
 
 
 @pytest.fixture
@@ -102,21 +100,3 @@ def test_either_set_of_names_gives_the_same_network(small, tmp_path):
     write_weights(tmp_path / "model.safetensors", todays)
     loaded = load_detector(card, precision="fp32").network.state_dict()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in todays.items())
-
-
-def test_two_keys_for_one_tensor_are_refused(small, tmp_path):
-    card, _, published = small
-    write_weights(tmp_path / "model.safetensors", published | {"vit.layers.0.mlp.fc1.bias": torch.zeros(64)})
-    with pytest.raises(DetectorError, match=r"intermediate\.dense\.bias and vit\.layers\.0\.mlp\.fc1\.bias"):
-        load_detector(card)
-
-
-def test_a_transformers_that_does_not_tell_its_old_names_is_said_to(small, monkeypatch, tmp_path):
-    card, todays, published = small
-    monkeypatch.setitem(sys.modules, "transformers.conversion_mapping", None)
-    write_weights(tmp_path / "model.safetensors", published)
-    with pytest.raises(DetectorError, match="does not say what it renamed") as told:
-        load_detector(card)
-    assert "5.23" in told.value.hint
-    write_weights(tmp_path / "model.safetensors", todays)
-    load_detector(card)

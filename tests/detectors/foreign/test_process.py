@@ -18,11 +18,7 @@ from ray_app import load_detector
 from ray_app.cli.main import main
 from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
 from ray_app.detectors.foreign.process import ForeignProcess, read_identity, require_startable
-from ray_app.ensembles import ensemble_of
 from ray_app.errors import DetectorError
-from ray_app.images import BatchLimits
-from ray_app.inference import make_spec
-from ray_app.inference.spec import ResourceEstimate
 
 # What a stranger might write; the width of an image says what becomes of it.
 MODULE = """
@@ -216,15 +212,3 @@ def test_commands_find_the_card_by_its_name_and_say_what_failed(own_place, monke
     assert rows["bad.png"]["status"] == "detector_failed"
     assert "strange: ValueError: no such width" in rows["bad.png"]["detail"]
     assert rows["good.png"]["scores"]["strange"] == pytest.approx(0.9)
-
-
-def test_the_plan_counts_its_process(own_place):
-    card = added(own_place, "two", name="strange")
-    unmeasured = card.model_copy(update={"process": card.process.model_copy(update={"peak_bytes": None})})
-    without = card.model_copy(update={"process": None})
-    cost, bare, more = (
-        ResourceEstimate.of(make_spec(ensemble_of(["strange"]), cards=[one], limits=BatchLimits())) for one in (card, without, unmeasured)
-    )
-    assert cost.process_bytes == bare.process_bytes + card.process.peak_bytes
-    assert more.process_bytes == bare.process_bytes + 3 * 2**30
-    assert sum(cost.pool_gmac) > sum(bare.pool_gmac) == 0
