@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import time
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -68,7 +69,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._in_head, self._in_trailer, self._heads, self._head_bytes = True, False, 0, 0
         self._head_since: float | None = self.loop.time()
-        self._rests_since = self.loop.time()
+        self._rests_since = time.monotonic()  # the loop's own time counts whole milliseconds: several connections come to rest in one
         self._unread: tuple[float, int] | None = None  # since when, and how many bytes were left then
         self._refusal: Refusal | None = None
         self._working: RequestResponseCycle | None = None
@@ -139,7 +140,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """It rests."""
-        self._rests_since = self.loop.time()
+        self._rests_since = time.monotonic()
         super().on_response_complete()
 
     def resume_writing(self) -> None:
