@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from ray_app.detectors import load_card, load_detector, resolve_weights
 from ray_app.detectors.adoption import adopt, adopt_as, known_cards
+from ray_app.detectors.files_by_hash import find_by_sha256, may_be_weights
 from ray_app.detectors.weights import cached_name, parts_of
 from ray_app.errors import DetectorError
 from tests.detectors.checkable import sha256, write_checkable
@@ -101,3 +102,23 @@ def test_a_mirror_folder_is_used_whatever_its_files_are_called(tmp_path, own_cac
     monkeypatch.setenv("TOUCHSTONE_WEIGHTS_MIRROR", str(tmp_path / "mirror"))
     assert resolve_weights(card) == own_cache / cached_name(parts_of(card)[0])
     load_detector(card)
+
+
+def test_one_file_is_looked_at_once_under_all_its_names(tmp_path):
+    card = elsewhere(load_card(write_checkable(tmp_path)), tmp_path / "blobs")
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "model.safetensors").symlink_to(tmp_path / "blobs" / "0")
+    assert len(adopt([tmp_path / "blobs", tmp_path / "snapshots"], [card]).adopted) == 1
+
+
+def test_only_what_may_be_weights_is_hashed(tmp_path):
+    kinds = {"photo.jpg": b"\xff\xd8\xff" + b"x" * 5000, "list.csv": b"a,b\n" * 200, "tiny.pth": b"x" * 20, "big.pth": b"x" * 2000}
+    for name, data in kinds.items():
+        (tmp_path / name).write_bytes(data)
+    save_file({"a": torch.zeros(200)}, tmp_path / "blob")
+    torch.save({"a": torch.zeros(200)}, tmp_path / "blob2.dat")
+    worth = {path.name for path in tmp_path.iterdir() if may_be_weights(path, {"tokenizer.json"})}
+    assert worth == {"big.pth", "blob", "blob2.dat"}
+    looked = []
+    find_by_sha256(tmp_path, {"0" * 64}, lambda path: bool(looked.append(path.name)))
+    assert set(looked) == {*kinds, "blob", "blob2.dat"}

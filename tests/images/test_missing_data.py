@@ -242,3 +242,13 @@ def test_headers_of_gif_and_bmp_that_are_taller_than_their_data_are_truncated():
     assert status_of(bmp[:22] + struct.pack("<i", 200) + bmp[26:]) == Status.TRUNCATED_IMAGE
     runs = layouts.bmp_runs(layouts.samples(1, 8))
     assert status_of(runs[: len(runs) // 2] + b"\0\1") == Status.TRUNCATED_IMAGE
+
+
+@pytest.mark.parametrize("height", [36, 37])
+def test_an_interlaced_png_without_its_last_pass_is_refused(height):
+    data = layouts.png(layouts.samples(3, 8)[:height], 8, 2, interlaced=True)
+    assert status_of(data) == Status.OK
+    at = data.index(b"IDAT")
+    lines = zlib.decompress(data[at + 4 : -16])
+    body = factory.chunk(b"IDAT", zlib.compress(lines[: -(height // 2) * (1 + 3 * layouts.WIDTH)]))
+    assert status_of(data[: at - 4] + body + factory.chunk(b"IEND", b"")) == Status.TRUNCATED_IMAGE

@@ -249,3 +249,16 @@ def test_a_finished_run_of_a_former_default_is_decided_as_it_was_and_a_card_over
     decide_run(finished, str(tmp_path / "mine.yaml"))
     assert {"key": "ensemble", "run": "mine", "today": "default"} in scored(finished).summary["session"]["kept"]
     assert said(capsys) == []
+
+
+def test_a_limit_that_there_was_not_yet_does_not_apply_unless_it_is_asked_for(half, s3):
+    """A run that took PNGs of 150 MP goes on taking them."""
+    told = json.loads(half["half/run.json"])
+    told["identity"]["limits"]["max_pixels"] = 200_000_000
+    del told["identity"]["limits"]["max_text_bytes"]
+    s3.client().put_object(Bucket=BUCKET, Key="half/run.json", Body=json.dumps(told))
+    found = resolved()
+    found.require_own()
+    assert (found.spec(0).limits.max_pixels, found.spec(0).limits.max_whole_pixels) == (200_000_000, None)
+    with pytest.raises(IdentityError, match="max_text_bytes: this command 5, the run has none"):
+        resolved(limits={"max_text_bytes": 5}).require_own()

@@ -6,11 +6,12 @@ import shutil
 import pytest
 import yaml
 
-from ray_app.archives import read_blocks
+from ray_app.archives import iter_blocks, read_blocks
 from ray_app.cli.main import main
+from ray_app.detectors import resolve_weights
 from ray_app.detectors.linear_head import LinearHead
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.runs import RunDirectory, begin_retry, current_rows
+from ray_app.runs import RunDirectory, begin_retry, current_rows, feature_rows, write_features
 from ray_app.scoring.rescore import rescore_run
 from tests.runs.small_run import NAME, PLAN, SPEC
 from tests.scoring.conftest import comparable
@@ -124,3 +125,25 @@ def test_a_card_that_was_calibrated_otherwise_is_refused_in_words_that_help_here
         rescore_run(run.store.url, str(tmp_path / "new"), [], str(tmp_path / "mine.yaml"))
     assert "waive" not in refused.value.hint
     assert not (tmp_path / "new").exists()
+
+
+def written(tmp_path, **changes):
+    """The detector's card beside its weights, with other words in it."""
+    data = CARD.model_dump(mode="json", exclude_none=True)
+    weights = data["weights"] | {"uri": str(resolve_weights(CARD))}
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump(data | {"weights": weights, **changes}))
+    return str(path)
+
+
+def test_a_head_of_full_precision_takes_no_rounded_embeddings(run, tmp_path):
+    for number in (0, 1):
+        for ref in iter_blocks(run.store, number):
+            rows = run.beside(f"features/{NAME}", number, ref.block)
+            ids, width = rows["image_id"].to_numpy(), FACTS["width"]
+            vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
+            write_features(run, number, ref.block, NAME, feature_rows(ids, vectors, NAME, FACTS | {"precision": "bf16"}))
+    with pytest.raises(ConfigError, match='precision: the head needs "fp32", the run kept "bf16"'):
+        rescore_run(run.store.url, str(tmp_path / "new"), [written(tmp_path, precision="fp32")])
+    _, summary = rescored(run, tmp_path)
+    assert summary["identity"]["precision"] == {NAME: "bf16"}

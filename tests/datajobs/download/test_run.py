@@ -289,3 +289,19 @@ def test_a_worker_that_is_lost_costs_nothing_but_time(web, tmp_path, form):
     if form == "parquet":
         found = [row["id"] for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
         assert len(found) == len(set(found)) == 18
+
+
+def test_what_a_lost_worker_was_to_ask_again_is_asked_although_it_has_a_row(web, tmp_path):
+    rows = rows_for(web, ["flaky"] * 12)
+    meta = write_list(tmp_path, rows)
+    settings = config(meta, tmp_path / "out")
+    assert collect(config(meta, tmp_path / "out", retry={"attempts": 1}))["statuses"] == {"source_timeout": 12}
+    records, listed = Records(settings), read_list(settings)
+    state = records.read().rows.to_pylist()
+    with Lease(records.store) as lease:
+        crew = Mortal(settings, records.url, listed.columns)
+        DownloadSession(settings, records, lease, Progress(12, name="collect")).run(
+            crew, tasks_of(listed, {row["id"]: row["ended_at"] for row in state})
+        )
+    assert crew.deaths == 1
+    assert records.read().rows["status"].to_pylist() == ["ok"] * 12

@@ -6,6 +6,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
+from ray_app.evaluation.calibrate import thresholds
 from ray_app.evaluation.calibrate.thresholds import (
     choose_band,
     choose_threshold,
@@ -139,3 +140,21 @@ def test_no_more_fakes_than_that_are_called_real(miss, ties):
     assert (fakes <= found).sum() <= miss * 1_000
     assert (fakes <= np.nextafter(found, np.inf)).sum() > miss * 1_000
     assert real_below(ScoreHistogram.of(fakes), miss, fake_above=10.0) == found
+
+
+def test_pieces_still_rise_after_small_ones_were_drawn_in():
+    # 0 of 1, then 1 of 100: drawn in, the first would be 1/4 and the second 1.5/101.
+    found = fit([0.0, *[1.0] * 100, 2.0, 2.5], [0, 1, *[0] * 99, 1, 1], "isotonic")
+    log_odds = [knot[1] for knot in found.knots]
+    assert log_odds == sorted(log_odds)
+    assert len(log_odds) == 2
+
+
+def test_many_pieces_are_thinned_to_nearly_the_same_curve(monkeypatch):
+    monkeypatch.setattr(thresholds, "MOST_KNOTS", 50)
+    scores, fake = overconfident(100_000, 0)
+    found = fit_isotonic(scores, fake)
+    assert len(found.knots) == 50
+    truth = scores / 5
+    middle = np.abs(truth) < 3
+    assert np.abs(1 / (1 + np.exp(-found(scores))) - 1 / (1 + np.exp(-truth)))[middle].max() < 0.03

@@ -301,3 +301,17 @@ def test_what_serve_calls_makes_every_server_of_its_process_take_the_limits_of_t
     config = uvicorn.Config(lambda: None, factory=True, log_config=None)
     config.load()
     assert (config.http_protocol_class, LimitedProtocol.limits) == (LimitedProtocol, ConnectionLimits(max_headers=33))
+
+
+def test_one_that_reads_slowly_gets_all_of_it():
+    async def large(scope, receive, send):
+        await Response(bytes(8 * MB))(scope, receive, send)
+
+    with limited(large, send_timeout_s=0.5, header_timeout_s=0.2) as port, connected(port) as connection:
+        connection.sendall(request("GET", "/"))
+        read = 0
+        while read < 8 * MB:
+            piece = connection.recv(400 * KB)
+            assert piece
+            read += len(piece)
+            time.sleep(0.05)  # slow, in all over twice the limit
