@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import atexit
 import gc
 import os
 import resource
@@ -74,15 +75,15 @@ class ByFile(LoadGroupScheduling):
         return nodeid.partition("::")[0] if scope == nodeid else scope
 
 
+# What is loaded before the first test stays: a collection of garbage that looks through all of torch each time takes seconds.
+# Given back before the process ends, or extension modules would complain of what is left of them.
+gc.disable()
+atexit.register(gc.unfreeze)
+
+
 def pytest_collection_finish():
-    """What is loaded by now stays: a collection of garbage that looks through all of torch each time takes seconds."""
-    gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure():
-    """Given back before the process ends, or extension modules would complain of what is left of them."""
-    gc.unfreeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter):
