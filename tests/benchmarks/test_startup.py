@@ -24,7 +24,7 @@ def test_what_a_command_does_is_timed(tmp_path):
     found = measure(Command("slowly", (sys.executable, "-c", SLOWLY), verdict=_has_part), os.environ, tmp_path)
     assert 0 < found.first_output_s <= found.first_verdict_s < found.end_s
     assert found.first_verdict_s >= 0.5
-    assert found.end_s - found.first_verdict_s >= 0.1  # half a second, less what a loaded machine takes to look
+    assert found.end_s >= 1.0
     assert 200e6 < found.peak_memory_bytes < 400e6
     assert list(tmp_path.iterdir()) == []
 
