@@ -2,6 +2,8 @@
 PYTHON ?= python3
 STAMP := .venv/.ready
 BIN := .venv/bin
+# uv keeps what it fetched below HOME, where it may write there.
+CACHE := $(shell test -w "$$HOME" || echo --no-cache)
 export RAY_USAGE_STATS_ENABLED ?= 0
 # Tests start many processes; where Python may write no bytecode, each of them would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,7 +16,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install $(CACHE) --quiet --compile-bytecode --python .venv --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(STAMP)
