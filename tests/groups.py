@@ -61,7 +61,7 @@ GROUPS = {
     "soak": Group("minutes of hostile traffic on the endpoint", ("serving/test_soak.py",)),
     "strangers": Group("what a stranger gets from every command that starts a Ray: nothing", ("test_strangers.py",)),
     "docs": Group("the wheel where nothing else is, the lines of the documents as a reader types them, the site", (
-        "docs", "test_distribution.py", "test_readme.py",
+        "docs", "test_distribution.py", "test_readme.py", "test_upgrading.py",
     )),
     "statistics": Group("what is promised of errors, on 1,000 seeds each", ("statistics",), processes=2),
 }  # fmt: skip

@@ -102,6 +102,7 @@ def of_0_8_0(tmp_path):
     return tmp_path / "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [*LINES, *REFUSED])
 def test_a_line_of_the_readme_of_0_8_0(workplace, off_ray, line, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -136,6 +137,7 @@ def test_a_run_of_0_8_0_is_read_by_the_old_names(of_0_8_0, tmp_path, capsys):
     assert len((tmp_path / "clean" / "kept.csv").read_text().splitlines()) > 1
 
 
+@pytest.mark.slow
 def test_a_run_that_a_later_touchstone_continued_is_refused(workplace, tmp_path, capsys):
     """As 0.8.0 would have to refuse one of today's, and cannot."""
     shutil.copytree(workplace / "run", tmp_path / "run")

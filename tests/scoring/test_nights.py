@@ -86,6 +86,7 @@ def mortal(monkeypatch):
     return state
 
 
+@pytest.mark.slow
 def test_a_merging_night_that_dies_anywhere_is_finished_by_the_next(tmp_path, mortal, monkeypatch):
     monkeypatch.setattr(small_files, "MOST_SMALL", 2)
     folder = tmp_path / "images"
