@@ -16,7 +16,7 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError, ExitCode, Status
 from ray_app.runs import RunDirectory, current_rows
 from ray_app.serving import config
-from tests.scoring.older import kept_objects
+from tests.scoring.older import unpack
 from tests.scoring.stages import without_ray
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,12 +94,7 @@ def workplace(tmp_path_factory, s3):
 @pytest.fixture
 def of_0_8_0(tmp_path):
     """A finished run as 0.8.0 left it on a bucket, here in a folder."""
-    for key, body in kept_objects().items():
-        if key.startswith("finished/"):
-            path = tmp_path / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(body)
-    return tmp_path / "finished"
+    return unpack("finished", tmp_path)
 
 
 @pytest.mark.slow

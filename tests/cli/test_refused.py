@@ -1,7 +1,5 @@
 """What a command leaves behind that ends with exit 2: nothing, and no Ray was started for it."""
 
-import tarfile
-
 import pytest
 import ray
 import yaml
@@ -16,7 +14,7 @@ from ray_app.scoring import ScoreConfig
 from ray_app.scoring import run as scoring
 from ray_app.scoring.identity import resolve
 from ray_app.storage import Lease
-from tests.scoring.older import RUNS
+from tests.scoring.older import unpack
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +70,7 @@ def test_a_refused_command_leaves_no_directory(words, place, tmp_path, capsys):
 @pytest.fixture
 def older(tmp_path):
     """A run of 0.8.0, half done, on this disk; its files and what is in them."""
-    with tarfile.open(RUNS) as archive:
-        archive.extractall(tmp_path, [member for member in archive if member.name.startswith("half/")], filter="data")
-    return tmp_path / "half"
+    return unpack("half", tmp_path)
 
 
 def contents(folder):

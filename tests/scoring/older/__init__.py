@@ -59,6 +59,15 @@ def kept_objects() -> dict[str, bytes]:
         return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
 
 
+def unpack(name: str, folder: Path) -> Path:
+    """One of the runs in a folder; where it is now."""
+    for key, body in kept_objects().items():
+        if key.startswith(f"{name}/"):
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (folder / key).write_bytes(body)
+    return folder / name
+
+
 def copied_configs(folder: Path, monkeypatch) -> Path:
     """A copy of all that is shipped but large weights, in its place."""
     shutil.copytree(
