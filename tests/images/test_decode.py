@@ -190,8 +190,8 @@ def test_pixels_of_a_jpeg_stay_when_what_they_came_from_is_gone():
     """They share the memory that simplejpeg wrote into."""
     image = decode_image(factory.jpeg(), LIMITS).pixels
     before = np.array(image)
+    gc.collect()
     for _ in range(20):
-        gc.collect()
         np.full((64, 96, 4), 7, np.uint8)
     np.testing.assert_array_equal(np.asarray(image), before)
     np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(image))), before)
