@@ -150,6 +150,7 @@ def _run(contender: Contender, command: Sequence[str], folder: Path) -> tuple[Ra
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(ray_folder),
         "RAY_event_stats_print_interval_ms": "1000",  # how often the store writes its totals into the raylet's log, which we read
+        "RAY_BACKEND_LOG_LEVEL": "info",  # the level of these lines
         "HF_HUB_OFFLINE": "1",
         **contender.environment,
     }
