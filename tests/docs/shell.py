@@ -90,7 +90,8 @@ def environment(folder: Path, programs: Path) -> dict[str, str]:
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     home = folder / ".home"
     home.mkdir(exist_ok=True)
-    return kept | {"PATH": path, "HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), "HF_HUB_OFFLINE": "1", "COLUMNS": "110"}
+    ours = {"HF_HUB_OFFLINE": "1", "COLUMNS": "110", "TOUCHSTONE_CPU_PRECISION": "fp32"}  # the pages' counts are those of fp32
+    return kept | {"PATH": path, "HOME": str(home), "XDG_CONFIG_HOME": str(home / "config")} | ours
 
 
 def _line(number: int, step: Step, port: int) -> str:

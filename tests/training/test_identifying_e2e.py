@@ -40,9 +40,10 @@ def test_eight_generators_two_held_out(tmp_path):
 @pytest.mark.ray
 def test_on_ray_it_is_the_same_and_goes_on_where_it_stopped(tmp_path, ray_cluster):
     labels = build_made_set(tmp_path / "set", prompts=24, side=64)
-    here = trained_here(config(labels, tmp_path / "here", identify=FIT))
+    loop = {"batch": 32, "epochs": 1, "precision": "fp32"}  # what `auto` means is decided before, by `touchstone train`
+    here = trained_here(config(labels, tmp_path / "here", identify=FIT, loop=loop))
     out = tmp_path / "out"
-    facts = train(config(labels, out, identify=FIT)).facts
+    facts = train(config(labels, out, identify=FIT, loop=loop)).facts
     apart = ("seconds", "out", "environment")
     assert {key: value for key, value in facts.items() if key not in apart} == {
         key: value for key, value in here.items() if key not in apart
@@ -54,9 +55,9 @@ def test_on_ray_it_is_the_same_and_goes_on_where_it_stopped(tmp_path, ray_cluste
     times = {path: path.stat().st_mtime_ns for path in there}
     lost.unlink()
     Store.open(str(out)).delete("metrics.json")
-    again = train(config(labels, out, identify=FIT))
+    again = train(config(labels, out, identify=FIT, loop=loop))
     assert not again.was_there
     assert {path: path.stat().st_mtime_ns for path in there} == times
     assert again.facts["test"] == facts["test"]
-    assert train(config(labels, out, identify=FIT)).was_there
+    assert train(config(labels, out, identify=FIT, loop=loop)).was_there
     assert json.loads((out / "train.json").read_text())["identity"]["recipe"]["method"] == "identify"
