@@ -109,7 +109,7 @@ def test_the_counters_on_the_cluster_s_page_are_those_of_the_summary(tmp_path):
     for run, session in sessions.items():
         assert found[run, "images_total", None] == session["rows"] >= 5
         assert found[run, "bytes_total", None] == session["bytes_read"]
-        assert found[run, "blocks_behind", None] == 0
+        assert found.get((run, "blocks_behind", None), 0) == 0  # of a gauge that nobody sets any more Ray tells once
         counted = {stage: seconds for (of, name, stage), seconds in found.items() if (of, name) == (run, "stage_seconds_total")}
         assert counted == pytest.approx({stage: s for stage, s in session["seconds"].items() if stage in counted}, abs=1e-3)
         assert {"decode", "score", "write"} <= set(counted)
