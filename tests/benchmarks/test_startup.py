@@ -20,12 +20,13 @@ while time.monotonic() < begun + 1.0:
 """
 
 
-def test_what_a_command_does_is_timed(tmp_path):
+def test_what_a_command_does_is_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.measuring.SAMPLE_SHARE", 1.0)  # on a loaded machine a sample is dear, and the next one far away
     found = measure(Command("slowly", (sys.executable, "-c", SLOWLY), verdict=_has_part), os.environ, tmp_path)
     assert 0 < found.first_output_s <= found.first_verdict_s < found.end_s
     assert found.first_verdict_s >= 0.5
     assert found.end_s >= 1.0
-    assert 20e6 < found.peak_memory_bytes < 400e6  # on a loaded machine it may be looked at before it holds all
+    assert 200e6 < found.peak_memory_bytes < 400e6
     assert list(tmp_path.iterdir()) == []
 
 

@@ -43,7 +43,7 @@ def put_pictures(client) -> None:
 
 def put_run(client, name: str) -> dict[str, bytes]:
     """Put one of the runs back as it was; its objects by key."""
-    objects = {key: body for key, body in kept_objects().items() if key.startswith(f"{name}/")}
+    objects = objects_of(name)
     there = {found["Key"]: found["ETag"] for found in client.list_objects_v2(Bucket=BUCKET, Prefix=f"{name}/").get("Contents", [])}
     for key in there.keys() - objects.keys():
         client.delete_object(Bucket=BUCKET, Key=key)
@@ -59,12 +59,15 @@ def kept_objects() -> dict[str, bytes]:
         return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
 
 
+def objects_of(name: str) -> dict[str, bytes]:
+    return {key: body for key, body in kept_objects().items() if key.startswith(f"{name}/")}
+
+
 def unpack(name: str, folder: Path) -> Path:
     """One of the runs in a folder; where it is now."""
-    for key, body in kept_objects().items():
-        if key.startswith(f"{name}/"):
-            (folder / key).parent.mkdir(parents=True, exist_ok=True)
-            (folder / key).write_bytes(body)
+    for key, body in objects_of(name).items():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(body)
     return folder / name
 
 
