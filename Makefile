@@ -36,7 +36,7 @@ NEURAL := tests/detectors tests/attribution tests/inference tests/training
 test-neural: $(STAMP)
 	TOUCHSTONE_CPU_PRECISION=$$($(BIN)/python -c "$(OTHER)") $(BIN)/python -m pytest $(TOGETHER) $(NEURAL)
 
-# The slow tests, by groups that tests/groups.py lists: `make test-kills`, `make test-all`, `make test-today`, which CI runs.
+# The slow tests, by groups that tests/groups.py lists: `make test-faults`, `make test-all`, `make test-today`, which CI runs.
 test-%: $(STAMP)
 	$(BIN)/python -m tests.groups $*
 

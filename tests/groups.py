@@ -1,6 +1,6 @@
 """The slow tests, in groups of minutes, each with what it shows.
 
-    python -m tests.groups kills faults      these, one after another, and a table
+    python -m tests.groups faults memory     these, one after another, and a table
     python -m tests.groups all               every one
     python -m tests.groups today             the one of this day of the year, as CI takes it: each comes within two weeks
 
@@ -33,37 +33,44 @@ class Group:
 
 
 GROUPS = {
-    "cluster": Group("a submitted job and its stop, an autoscaler, cluster.yaml on AWS's API, nodes of other versions and processors", (
-        "cluster", "scoring/test_job.py", "scoring/test_autoscaled.py", "scoring/test_mixed_processors.py",
+    "cluster": Group("a submitted job, an autoscaler, cluster.yaml on AWS's API, nodes that differ; the endpoint deployed", (
+        "cluster", "scoring/test_job.py", "scoring/test_autoscaled.py", "scoring/test_mixed_processors.py", "serving/test_deployed.py",
     )),
-    "kills": Group("drivers, workers and nodes killed at seeded moments: nothing lost, nothing twice; late nodes", (
-        "scoring/test_kills.py", "scoring/test_killed.py", "scoring/test_decoder_deaths.py",
-    )),
-    "faults": Group("faults of storage and output; runs that stop and go on; twenty nights; other clouds", (
-        "scoring/test_faults.py", "scoring/test_faulty_storage.py", "scoring/test_run_more.py", "scoring/test_nights.py",
-        "scoring/test_run_metrics.py", "scoring/test_pod_end.py", "storage",
+    "faults": Group("what kills drivers, workers, nodes, storage and output: nothing lost, nothing twice; twenty nights; other clouds", (
+        "scoring/test_kills.py", "scoring/test_killed.py", "scoring/test_decoder_deaths.py", "scoring/test_faults.py",
+        "scoring/test_faulty_storage.py", "scoring/test_run_more.py", "scoring/test_nights.py", "scoring/test_run_metrics.py",
+        "scoring/test_pod_end.py", "storage",
     )),
     "memory": Group("what hostile and huge files leave in memory; every layout of every format against libvips", (
         "scoring", "images", "inference", "runs", "archives",
     )),
-    "detectors": Group("detectors in bf16 and against all golden values; evaluations, calibrations, benchmarks", (
-        "detectors", "evaluation", "benchmarks",
+    "detectors": Group("detectors in bf16 and against all golden values; those of other packages", ("detectors", "evaluation")),
+    "benchmarks": Group("the benchmarks, each run small from end to end", ("benchmarks",)),
+    "training": Group("two processes against one, killed trainings, the linear probe; splits, augmentations", (
+        "training/test_killed.py", "training/test_linear_probe.py", "datasets", "transforms",
     )),
-    "training": Group("two processes against one, killed trainings, bad images, the linear probe; splits, augmentations", (
-        "training/test_killed.py", "training/test_linear_probe.py", "training/test_notice.py", "datasets", "transforms",
+    "recipes": Group("recipes from pictures to a card that scores, every family in every precision and as ONNX; notices, bad images", (
+        "training/test_describing_e2e.py", "training/test_identifying_e2e.py", "training/test_learner.py", "training/test_notice.py",
+        "training/test_onnx.py",
     )),
-    "recipes": Group("recipes from pictures to a card that scores, every family in every precision and as ONNX", ("training",)),
-    "data": Group("what makes, fetches and packs images; commands; from prompts to names", ("datajobs", "cli", "test_profile_walk.py")),
-    "endpoint": Group("the endpoint under hostile clients on both servers; its pages, and all reports, by axe", (
-        "reports", "serving/test_pressure.py", "serving/test_server.py",
+    "data": Group("what makes, fetches and packs images; commands; from simulated pictures to a card, from prompts to names", (
+        "datajobs", "cli", "training", "test_profile_walk.py",
     )),
-    "deployed": Group("the endpoint deployed on a cluster", ("serving/test_deployed.py",)),
-    "soak": Group("minutes of hostile traffic on the endpoint", ("serving/test_soak.py",)),
+    "endpoint": Group("the endpoint under minutes of hostile clients, on both servers; its pages, and all reports, by axe", (
+        "reports", "serving/test_pressure.py", "serving/test_server.py", "serving/test_soak.py",
+    )),
     "strangers": Group("what a stranger gets from every command that starts a Ray: nothing", ("test_strangers.py",)),
-    "docs": Group("the wheel where nothing else is, the lines of the documents as a reader types them, the site", (
-        "docs", "test_distribution.py", "test_readme.py", "test_upgrading.py",
+    "pages": Group("the lines of README and of the documents as a reader types them, on a fresh machine", (
+        "docs/test_blocks.py", "test_readme.py",
     )),
-    "statistics": Group("what is promised of errors, on 1,000 seeds each", ("statistics",), processes=2),
+    "docs": Group("the tutorials, the guide, the notebook, the site; the wheel where nothing else is; from older versions", (
+        "docs", "test_distribution.py", "test_upgrading.py",
+    )),
+    "statistics": Group("what is promised of errors, on 1,000 seeds each", (
+        "statistics/test_audit.py", "statistics/test_calibrated_chances.py", "statistics/test_generators.py",
+        "statistics/test_guarantee.py", "statistics/test_guarantee_commands.py",
+    ), processes=2),
+    "shifts": Group("archives unlike the labelled images, and shortcuts of their metadata, on 1,000 seeds", ("statistics",), processes=2),
 }  # fmt: skip
 
 

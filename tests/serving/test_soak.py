@@ -20,7 +20,7 @@ from tests.serving.test_pressure import HOSTILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SECONDS = float(os.environ.get("TOUCHSTONE_SOAK_S", "270"))  # memory settles in the first ninety
+SECONDS = float(os.environ.get("TOUCHSTONE_SOAK_S", "210"))  # memory settles in the first ninety
 MB = 2**20
 SCORE = "/v1/score"
 

@@ -29,8 +29,8 @@ SETTINGS = {
     "card": None,
     "initial": None,
     "augmentation": None,
-    "loop": {"epochs": None, "steps": 1_000, "batch": 16},
-    "validation": {"every": 500},
+    "loop": {"epochs": None, "steps": 500, "batch": 16},
+    "validation": {"every": 250},
     "faults": {"checkpoint_every": EVERY},
 }
 
