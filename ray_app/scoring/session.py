@@ -210,7 +210,7 @@ class ScoringSession:
             cost=self.cost().facts() if is_priced(self._prices) else None,
             looks=self._cascade_stages() if LOOKED in self._counts else None,
             described=self._counts.get(DESCRIBED),
-            seconds={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+            seconds={stage: round(seconds, 6) for stage, seconds in self._seconds.items()},
             **self._noted,
         )
 
@@ -225,7 +225,7 @@ class ScoringSession:
         return {
             look: document.CascadeStageCost(
                 images=images[look],
-                seconds=round(seconds, 3),
+                seconds=round(seconds, 6),
                 hours_per_million=round(seconds / max(self.rows, 1) * 1e6 / 3600, 3),
                 cost_per_million=None if compute is None else round(compute * seconds / total / max(self.rows, 1) * 1e6, 4),
             )
