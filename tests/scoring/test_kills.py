@@ -94,15 +94,21 @@ class Disturbed:
         self.go_on(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
 
     def drain(self):
-        """A node is announced to go, as a spot machine is; the others finish. No work is done until the driver, which looks every second,
-        has said so: a quick machine would be at the end before."""
+        """A node at work is announced to go, as a spot machine is (an idle one is gone at once); the others finish. No work is done until
+        the driver, which looks every few seconds, has said so: a quick machine would be at the end before."""
+        leaving = min(wait_until(self.nodes_at_work))
         paused = workers_of(self.nodes, "FusedPipeline")
         for pid in paused:
             os.kill(pid, signal.SIGSTOP)
-        self.nodes.tell("drain", min(self.nodes.raylets), 30)
+        self.nodes.tell("drain", leaving, 30)
         self.told = next(line for line in self.process.stderr if LEAVES in line)
         for pid in paused:
             os.kill(pid, signal.SIGCONT)
+
+    def nodes_at_work(self):
+        """Those but the head on which a worker of the run lives."""
+        working = set(workers_of(self.nodes, "FusedPipeline"))
+        return [node for node, raylet in self.nodes.raylets.items() if working & set(family_of(raylet))]
 
     def go_on(self, process):
         """The next session, which keeps what was committed before it."""
