@@ -325,6 +325,11 @@ def own_node() -> str:
     return node
 
 
+def on_own_node() -> dict[str, str]:
+    """The label of this process's node: for what has to stand there, and goes with it."""
+    return {"ray.io/node-id": own_node()}
+
+
 def _require_head(address: str) -> None:
     """Whether a head of this very Ray answers at an address, and takes our token. Raises ClusterError, after `HEAD_WAIT_S` at most.
 

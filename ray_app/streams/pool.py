@@ -1,0 +1,126 @@
+"""`stream`: items of a source through one actor pool after another, on Ray Data.
+
+    items ──(one generator task, on the driver's node)──> Pool ──> Pool ──> … ──> the driver
+
+One item is one row and one Ray block, one block is one call of an actor, at every arrow. Pools grow onto nodes that come late, by
+themselves; what is lost with a process or a node, Ray makes again. Measured in docs/engine.md.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayError
+
+from ray_app.cluster.ray_cluster import on_own_node
+from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT
+from ray_app.errors import ClusterError, describe_error, is_want_of_memory
+from ray_app.streams.stage import Failed, Stage, packed, unpacked
+
+IN_FLIGHT = 2  # blocks that an actor has: one that it works on, and one that travels meanwhile
+# Ray Data polls finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
+LOOK_EVERY_S = 0.05
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Processes of one stage. `size`: how many at the start; `most`: how many at all, None = as nodes have room for, also those that come
+    late. `labels`: of the nodes that they may stand on.
+    """
+
+    stage: type[Stage]
+    given: tuple[Any, ...]
+    size: int
+    most: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """How `map_batches` starts them."""
+        strategy = ActorPoolStrategy(
+            min_size=1, initial_size=self.size, max_size=self.most, max_tasks_in_flight_per_actor=IN_FLIGHT
+        )
+        found = {"fn_constructor_args": self.given, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1, "batch_format": "pyarrow",
+                 "zero_copy_batch": True}  # fmt: skip
+        return found | ({"num_gpus": self.gpus} if self.gpus else {}) | ({"label_selector": dict(self.labels)} if self.labels else {})
+
+
+class ItemSource(Datasource):
+    """Whatever `items()` gives, one row each, in one generator task."""
+
+    def __init__(self, items: Callable[[], Iterator[Any]]) -> None:
+        self._items = items
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Nobody knows: it may be growing."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """The one task."""
+        items = self._items
+        return [ReadTask(lambda: map(packed, items()), BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
+
+
+class Unhurried(ExecutionCallback):
+    """Keeps Ray Data's scheduler, a thread of the driver, from taking a whole core while the pools are ahead of it."""
+
+    def __init__(self) -> None:
+        self._looked_at = 0.0
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after every look around."""
+        time.sleep(max(0.0, self._looked_at + LOOK_EVERY_S - time.monotonic()))
+        self._looked_at = time.monotonic()
+
+
+def dataset(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, ordered: bool = False) -> ray.data.Dataset:
+    """The pipeline, not yet begun. `ordered`: results come in the order of the items, else as they are there."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = 1  # byte: every row is a block of its own
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
+    context.custom_execution_callback_classes = [Unhurried]
+    context.execution_options.preserve_order = ordered
+    made = ray.data.read_datasource(ItemSource(items), num_cpus=0, concurrency=1, label_selector=on_own_node())
+    for pool in pools:
+        made = made.map_batches(pool.stage, **pool.options())
+    return made
+
+
+def stream(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, name: str | None = None, ordered: bool = False) -> Iterator[Any]:
+    """What the last pool gives for every item, or for whatever a stage ended early. `name`: on Ray's dashboard.
+
+    Raises the TouchstoneError that a stage met, ClusterError where Ray gives up. To be closed: leaving early ends all processes.
+    """
+    made = dataset(items, pools, ordered=ordered)
+    if name is not None:
+        made.set_name(name)
+    arriving = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with closing(arriving):  # type: ignore[type-var]  # a generator, whose end is that of the execution
+        while (table := _next_of(arriving)) is not None:
+            message = unpacked(table)
+            if isinstance(message, Failed):
+                raise message.error
+            yield message
+
+
+def _next_of(arriving: Iterator[pa.Table]) -> pa.Table | None:
+    try:
+        return next(arriving, None)
+    except RayError as error:
+        memory = is_want_of_memory(error) or any(word in str(error) for word in ("OutOfMemory", "OOM"))
+        hint = OUT_OF_MEMORY_HINT if memory else WORKER_LOGS_HINT
+        raise ClusterError(f"the pipeline failed: {describe_error(error)}", hint=hint) from error
