@@ -1,7 +1,7 @@
 """What one driver costs per block, and how many images a second it could feed: the engine on simulated clusters, with costless workers.
 
     python -m benchmarks.cluster --nodes 2 8 16 --json cluster.json
-    python -m benchmarks.cluster --nodes 2 --layout split --score-s 0.064     scorers that sleep in a device's place: how long do they wait?
+    python -m benchmarks.cluster --nodes 2 --layout split --score-s 2     scorers that sleep in a device's place: how long do they wait?
 
 Every node is a Ray node of its own on this machine (`ray.cluster_utils`), the head has no cores. Each size runs in a process of its own. Of
 the driver the processor time is counted (`getrusage`) from the first report to the last; Ray's own processes and the workers are apart. The
@@ -28,7 +28,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 STORE_BYTES = 100 * 2**20
 CPUS_PER_NODE = 2
-PIECES = 64
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -39,12 +38,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import costless
     from ray_app.cluster.progress import Progress
     from ray_app.runs import RunDirectory
-    from ray_app.scoring import engine, pipelines, workers
+    from ray_app.scoring import engine, stages
     from ray_app.scoring.layout import ScoringLayout
     from ray_app.scoring.session import ScoringSession
 
     [nodes], split = options.nodes, options.layout == ["split"]
-    pipelines.FusedPipeline, pipelines.SplitPipeline = costless.CostlessFused, costless.CostlessSplit  # type: ignore[misc]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES})
     for _ in range(nodes):
         cluster.add_node(wait=False, num_cpus=CPUS_PER_NODE, num_gpus=int(split), object_store_memory=STORE_BYTES)
@@ -52,13 +50,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     kind = "split" if split else "fused"
     scorers, decoders = (nodes, nodes) if split else (nodes * CPUS_PER_NODE, 0)
-    layout = ScoringLayout(kind, (scorers,), decoders, options.members, scorer_cpus=0.1, scorer_gpus=float(split),
-                           piece_members=PIECES, piece_bytes=PIECES * options.image_bytes)  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    layout = ScoringLayout(
+        kind, (scorers,), decoders, options.members, worker_cpus=0.9, scorer_cpus=0.05, scorer_gpus=float(split), grows=False
+    )
+    with tempfile.TemporaryDirectory() as folder, costless.costless():
         run = RunDirectory.open(folder)
         session = ScoringSession(run, {}, time.monotonic())
         progress = Progress(options.blocks * options.members, stream=io.StringIO())
-        job = workers.ScoringJob(run, costless.ONE_POOL, None, 1, Path(folder), None,  # type: ignore[arg-type]
+        job = stages.ScoringJob(run, costless.ONE_POOL, None, 1, Path(folder), None,  # type: ignore[arg-type]
                                  decode_limit_s=options.score_s, decode_bytes=options.image_bytes)  # fmt: skip
         quiet: Any = SimpleNamespace(reason=None, avoided=frozenset(), progressed=lambda: None)
         given = costless.blocks(options.blocks, options.members)
@@ -113,9 +112,9 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 8, 16])
     parser.add_argument("--layout", nargs="+", default=["fused", "split"], choices=["fused", "split"])
     parser.add_argument("--blocks", type=int, default=4000)
-    parser.add_argument("--members", type=int, default=512, help="of a block")
+    parser.add_argument("--members", type=int, default=2048, help="of a block")
     parser.add_argument("--image-bytes", type=int, default=1000, help="of prepared pixels per image, between processes")
-    parser.add_argument("--score-s", type=float, default=0.0, help="a scorer sleeps so long per piece (fused: per block)")
+    parser.add_argument("--score-s", type=float, default=0.0, help="a scorer sleeps so long per block")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,98 +1,88 @@
-"""Pipelines whose work costs nothing, so that what is left is the engine: used by benchmarks.cluster and by tests of the engine.
+"""Stages whose work costs nothing, so that what is left is the engine: used by benchmarks.cluster and by tests of the engine.
 
 A scorer may sleep in a device's place; how long it then waited for its input stands in the reports, as counts in microseconds.
 """
 
-import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import BlockRef
 from ray_app.inference.batch import Batch
-from ray_app.scoring import messages
-from ray_app.scoring.pipelines import FusedPipeline, OpenBlock, SplitPipeline
-from ray_app.scoring.workers import PieceDecoder, ScoringJob, TensorScorer
+from ray_app.scoring import engine
+from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlock
+from ray_app.scoring.stages import BlockStage
 
 ONE_POOL = SimpleNamespace(all_pools=(("null",),), pools=(("null",),))  # what the engine reads of a spec
 BUSY_US, WAITED_US = "busy_us", "waited_us"
 SECONDS = dict.fromkeys(("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write"), 0.001)
 
 
-def work(**counts: int) -> messages.BlockWork:
+def work(**counts: int) -> BlockWork:
     """A report's usual content."""
-    return messages.BlockWork(SECONDS, {"requests": 64, "bytes_read": 10**7, "decoded": 64, **counts}, 10**9)
+    return BlockWork(SECONDS, {"requests": 64, "bytes_read": 10**7, "decoded": 64, **counts}, 10**9)
 
 
-class CostlessScorer:
+class CostlessScorer(BlockStage):
     """In place of `BlockScorer`; sleeps `job.decode_limit_s` per block."""
 
-    def __init__(self, job: ScoringJob) -> None:
-        self._sleep_s = job.decode_limit_s
-
-    def take(self, message: BlockRef) -> messages.BlockReport:
+    def work(self, ref: BlockRef) -> BlockReport | HandedBack:
         """A report of a block that nobody read."""
-        time.sleep(self._sleep_s)
-        return messages.BlockReport(message, 0, work())
-
-    def commit(self, report: messages.BlockReport) -> messages.BlockReport:
-        """Nothing is written."""
-        return report
+        if not self._may_begin():
+            return HandedBack(ref)
+        time.sleep(self._job.decode_limit_s)
+        return BlockReport(ref, 0, work())
 
 
-class CostlessDecoder(PieceDecoder):
+class CostlessDecoder(BlockStage):
     """Gives as many bytes per image as `job.decode_bytes` says, all of them zero."""
 
-    def start(self) -> None:
-        """Make the pixels."""
-        self._pixels = np.zeros((1, self._job.decode_bytes or 1), np.uint8)
-
-    def work(self, message: messages.Piece) -> messages.OpenPiece:
-        """Pixels of a piece that nobody read."""
-        pixels = np.broadcast_to(self._pixels, (len(message.members), *self._pixels.shape[1:])).copy()
-        return messages.OpenPiece(message.ref, message.start, str(os.getpid()), work(), (Batch((), (pixels,), ()),))
+    def work(self, ref: BlockRef) -> OpenBlock | HandedBack:
+        """Pixels of a block that nobody read."""
+        if not self._may_begin():
+            return HandedBack(ref)
+        pixels = np.zeros((ref.members, self._job.decode_bytes or 1), np.uint8)
+        return OpenBlock(ref, pa.table({"uri": ["s3://bucket/a.jpg"] * ref.members}), work(), (Batch((), (pixels,), ()),))
 
 
-class SleepingScorer(TensorScorer):
-    """Sleeps `job.decode_limit_s` per piece, and counts how long it had nothing to do before."""
+class SleepingScorer(BlockStage):
+    """Sleeps `job.decode_limit_s` per block, and counts how long it had nothing to do before."""
 
-    def start(self) -> None:
-        """Nothing is loaded."""
+    def load(self) -> None:
+        """Nothing was done yet."""
         self._ended: float | None = None
 
-    def work(self, message: messages.OpenPiece) -> messages.OpenPiece:
-        """A piece without its pixels."""
+    def work(self, block: OpenBlock) -> OpenBlock:
+        """A block without its pixels."""
         began = time.monotonic()
         waited = 0.0 if self._ended is None else began - self._ended
         time.sleep(self._job.decode_limit_s)
         self._ended = time.monotonic()
         spent = work(**{BUSY_US: round(1e6 * (self._ended - began)), WAITED_US: round(1e6 * waited)})
-        return messages.OpenPiece(message.ref, message.start, message.first, message.work.joined(spent))
+        return OpenBlock(block.ref, block.members, block.work.joined(spent))
 
 
-class CostlessFused(FusedPipeline):
-    """A core that does nothing."""
+class CostlessCommitter(BlockStage):
+    """Writes nothing."""
 
-    scorer = CostlessScorer
+    def work(self, block: OpenBlock) -> BlockReport:
+        """A report of a block without a part."""
+        return BlockReport(block.ref, 0, block.work)
 
 
-class CostlessSplit(SplitPipeline):
-    """Decoders and scorers that do nothing; blocks are neither read nor written."""
-
-    decoder = CostlessDecoder
-    scorer = SleepingScorer
-
-    def _read(self, ref: BlockRef) -> pa.Table:
-        return pa.table({"uri": [f"s3://bucket/{ref.block}/{number}.jpg" for number in range(ref.members)]})
-
-    def _commit(self, block: OpenBlock) -> messages.BlockReport:
-        total = messages.BlockWork()
-        for start in sorted(block.scored):
-            total = total.joined(block.scored[start].work)
-        return messages.BlockReport(block.ref, 0, total)
+@contextmanager
+def costless(**others: type[BlockStage]) -> Iterator[None]:
+    """Inside, the engine's stages are these; `others` by the name of the stage that they stand for."""
+    stages = {"BlockScorer": CostlessScorer, "BlockDecoder": CostlessDecoder, "TensorScorer": SleepingScorer,
+              "BlockCommitter": CostlessCommitter}  # fmt: skip
+    with mock.patch.multiple(engine, **stages | others):
+        yield
 
 
 def blocks(count: int, members: int) -> Any:

@@ -28,7 +28,7 @@ from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.runs import RunDirectory
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.identity import identity_of, resolve
-from ray_app.scoring.workers import BlockScorer, ScoringJob
+from ray_app.scoring.stages import BlockScorer, ScoringJob
 
 ROOT = f"{Path(ray_app.__file__).parent}/"
 Call = tuple[str, str]  # file below ray_app, function
@@ -115,8 +115,8 @@ def block_way(recorder: Recorder, picture: Path, folder: Path) -> Way:
     worker = BlockScorer(ScoringJob(run, spec, fetcher_of(config.source, config.retry), 1, folder / "crumbs", None))
     first, second = read_blocks(run.store, 0)
     with closing(worker._reading):
-        worker.commit(worker.take(first))
-        way = recorder.way("block to committed part", lambda: worker.commit(worker.take(second)))
+        worker.take(first)
+        way = recorder.way("block to committed part", lambda: worker.take(second))
     run.publish(0)
     return way
 

@@ -113,7 +113,7 @@ LIGHT = [
     ("from ray_app.detectors import DetectorCard, Preprocessing, list_cards, load_card, resolve_weights; list_cards()", ()),
     ("from ray_app.detectors.licences import accepted_licences; accepted_licences()", ()),
     ("import ray_app.inference.decoder_child, ray_app.cli.main", ()),
-    ("import ray_app.scoring.run, ray_app.scoring.workers", ("scipy",)),
+    ("import ray_app.scoring.run, ray_app.scoring.stages", ("scipy",)),
     *((f"import {name_of(source)}", ()) for source in SOURCES if source.name == "__init__.py"),
 ]
 # What commands load that need no cluster, each in a process of its own: what it must not have loaded besides HEAVY.

@@ -187,12 +187,12 @@ class Attempts:
         self._own_note = f"{pid}-{started}"
 
     @contextmanager
-    def of(self, ref: BlockRef, first_uri: str, start: int = 0) -> Iterator[None]:
-        """Inside, a block, or its piece from member `start` on (which lies at `first_uri`), is being tried. Raises ClusterError, before
-        anything is tried, when it has killed `MOST_DEATHS` processes, and when memory is not enough.
+    def of(self, ref: BlockRef, first_uri: str) -> Iterator[None]:
+        """Inside, a block is being tried, whose first member lies at `first_uri`. Raises ClusterError, before anything is tried, when it
+        has killed `MOST_DEATHS` processes, and when memory is not enough.
         """
         what = f"block {ref.block} of manifest {ref.manifest} ({ref.members} files from {first_uri} on)"
-        place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}-{start}"
+        place = self._folder / f"{self._stage}-{ref.manifest}-{ref.block}"
         place.mkdir(parents=True, exist_ok=True)
         if (deaths := sum(map(_is_of_dead_process, place.iterdir()))) >= MOST_DEATHS:
             raise ClusterError(

@@ -12,14 +12,15 @@ from typing import Literal
 from ray_app.archives import BlockPlan
 from ray_app.errors import ClusterError
 from ray_app.runs.document import Memory
+from ray_app.streams.stage import IN_FLIGHT
 
-WORKER_CPUS = 0.8  # a decoding or scoring process fills a core; the rest is left for GPU feeders and commits
-GPU_SCORER_CPUS = 0.1
-COMMIT_CPUS = 0.05
+# A decoding or scoring process fills a core. As many of them as a node has cores leave 3 % of each, for GPU scorers and committers.
+WORKER_CPUS = 0.97
+GPU_SCORER_CPUS = 0.005
+COMMIT_CPUS = 0.001
 BLOCKS_PER_DOUBLING = 4  # per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
-HAND_OVER_BYTES = 96 * 2**20  # prepared tensors of one piece of a block; several pieces are under way per GPU
-WRITES_AT_ONCE = 8  # blocks that a split pipeline reads, and as many that it commits, beside all else: storage is late, not slow
-IN_FLIGHT = 2  # pieces that a worker has: one that it works on, and one whose pixels travel meanwhile
+TENSOR_BYTES = 2**29  # prepared tensors of one block
+HAND_OVER_SHARE = 0.4  # of the object stores, for what is under way: well below the 80 % at which Ray spills
 BLOCK_BYTES = 2**30  # of encoded files in one block: large ones take seconds each, and a kill loses the whole block
 BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is what a kill loses
 GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}  # multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
@@ -33,9 +34,8 @@ class ScoringLayout:
     """`fused`: each core fetches, decodes, scores and commits whole blocks; nothing large crosses a process.
     `split`: cores fetch and decode for scorers, one pool of them after another; prepared uint8 tensors cross the object store.
 
-    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them requests. `piece_members`:
-    how much of a block travels to a scorer at once, in prepared tensors of `piece_bytes`. `labels`: of the nodes that any process may
-    stand on.
+    `scorers` has the number of processes in each pool; `scorer_cpus` and `scorer_gpus` are what one of them requests. `grows`: whether
+    pools take what room nodes have that come late. `labels`: of the nodes that any process may stand on.
     """
 
     kind: Literal["fused", "split"]
@@ -45,8 +45,7 @@ class ScoringLayout:
     worker_cpus: float = WORKER_CPUS
     scorer_cpus: float = WORKER_CPUS
     scorer_gpus: float = 0.0
-    piece_members: int = 0
-    piece_bytes: int = 0
+    grows: bool = True
     short_of_memory: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,25 +55,14 @@ class ScoringLayout:
         return replace(self, scorers=scorers, decoders=min(self.decoders, blocks))
 
     @property
-    def pipelines(self) -> int:
-        """How many pipelines there are: fused, one per core; split, each has at least one process of every stage, and commits."""
-        return self.scorers[0] if self.kind == "fused" else min(self.decoders, *self.scorers)
+    def committers(self) -> int:
+        """Blocks that are being written at most."""
+        return self.scorers[-1]
 
     @property
-    def writes_at_once(self) -> int:
-        """Blocks that are being written at most, over all pipelines."""
-        return self.pipelines * (1 if self.kind == "fused" else WRITES_AT_ONCE)
-
-    def shares(self, number: int) -> tuple[int, ...]:
-        """The processes of one split pipeline, decoders first: each stage is divided as equally as can be."""
-        stages = (self.decoders, *self.scorers)
-        return tuple(count * (number + 1) // self.pipelines - count * number // self.pipelines for count in stages)
-
-    @property
-    def pieces(self) -> tuple[int, ...]:
-        """Of how many members each piece of a whole block is."""
-        starts = range(0, self.block_members, self.piece_members) if self.piece_members else ()
-        return tuple(min(self.piece_members, self.block_members - start) for start in starts)
+    def most_open(self) -> int:
+        """Blocks that are under way at most: what each process works on, and what travels to it meanwhile."""
+        return 1 + IN_FLIGHT * self.workers
 
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""
@@ -145,9 +133,17 @@ class MemberCost:
 
 
 def plan_layout(
-    work: MemberCost, *, cpus: float, gpus: float, workers: int | None, block_members: int, memory_bytes: float = math.inf
+    work: MemberCost,
+    *,
+    cpus: float,
+    gpus: float,
+    workers: int | None,
+    block_members: int,
+    memory_bytes: float = math.inf,
+    store_bytes: float = math.inf,
 ) -> ScoringLayout:
-    """Fit the stages to `cpus` cores, `gpus` GPUs and, where every core would hold all detectors, to `memory_bytes`.
+    """Fit the stages to `cpus` cores, `gpus` GPUs, to `memory_bytes` where every core would hold all detectors, and blocks to the object
+    stores, `store_bytes` together, where tensors pass through them.
 
     Raises ClusterError when nothing fits.
     """
@@ -156,22 +152,23 @@ def plan_layout(
             f"the cluster has {cpus:g} CPUs to schedule on; at least 1 is needed",
             hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1",
         )
-    block_members //= work.passes  # as much is lost with a block, and as much of it is in memory, as without perturbations
-    if gmac := sum(work.pool_gmac):
-        block_members = int(min(block_members, BLOCK_S * GMAC_PER_S["gpu" if gpus >= 1 else "cpu"] / gmac))
+    on_core_s = (DECODE_GMAC + (sum(work.pool_gmac) if gpus < 1 else 0.0)) / GMAC_PER_S["cpu"]
+    image_s = max(on_core_s, work.passes * DECODE_GMAC / GMAC_PER_S["cpu"], sum(work.pool_gmac) / GMAC_PER_S["gpu"])
+    block_members = int(min(block_members, BLOCK_S / image_s))
     if gpus < 1 and len(work.pool_gmac) == 1:
         fitting = max(1, int(min(cpus, memory_bytes // max(work.process_bytes, 1))))
         short = workers is None and fitting < int(cpus)
-        return ScoringLayout("fused", (workers or fitting,), 0, _whole_batches(block_members, work.slots), short_of_memory=short)
-    block_members = _whole_batches(block_members, work.slots)
-    piece_members = min(_whole_batches(HAND_OVER_BYTES // max(work.tensor_bytes, 1), work.slots), block_members)
+        members = _whole_batches(block_members, work.slots)
+        return ScoringLayout("fused", (workers or fitting,), 0, members, grows=workers is None and not short, short_of_memory=short)
     # A perturbed image takes a core about as long as decoding it did, so that decoding's share of the work stays what it was.
     once = tuple(gmac / work.passes for gmac in work.pool_gmac)
-    layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, block_members, once)
-    return replace(layout, piece_members=piece_members, piece_bytes=piece_members * work.tensor_bytes)
+    layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, once)
+    tensor_bytes = min(TENSOR_BYTES, HAND_OVER_SHARE * store_bytes / layout.most_open)
+    block_members = int(min(block_members, tensor_bytes // max(work.tensor_bytes, 1)))
+    return replace(layout, block_members=_whole_batches(block_members, work.slots), grows=workers is None)
 
 
-def _with_gpus(cpus: int, gpus: int, workers: int | None, block_members: int, pool_gmac: tuple[float, ...]) -> ScoringLayout:
+def _with_gpus(cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]) -> ScoringLayout:
     scorers = _spread(max(min(workers or gpus, gpus), len(pool_gmac)), pool_gmac)
     decoders = max(1, cpus - sum(scorers))
     needed = decoders * WORKER_CPUS + sum(scorers) * GPU_SCORER_CPUS + COMMIT_CPUS
@@ -181,14 +178,14 @@ def _with_gpus(cpus: int, gpus: int, workers: int | None, block_members: int, po
             hint="plan fewer GPUs: --set cluster.workers=1",
         )
     share = 1.0 if gpus >= len(pool_gmac) else 1.0 / math.ceil(len(pool_gmac) / gpus)
-    return ScoringLayout("split", scorers, decoders, block_members, scorer_cpus=GPU_SCORER_CPUS, scorer_gpus=share)
+    return ScoringLayout("split", scorers, decoders, 0, scorer_cpus=GPU_SCORER_CPUS, scorer_gpus=share)
 
 
-def _on_cores(cpus: int, gpus: int, workers: int | None, block_members: int, pool_gmac: tuple[float, ...]) -> ScoringLayout:
+def _on_cores(cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]) -> ScoringLayout:
     """Detectors that cannot share a process, without a GPU: cores go to decoding and to each pool by their work."""
     decoders, *scorers = _spread(max(min(workers or cpus, cpus), len(pool_gmac) + 1), (DECODE_GMAC, *pool_gmac))
     each = min(WORKER_CPUS, math.floor(100 * (cpus - COMMIT_CPUS) / (decoders + sum(scorers))) / 100)
-    return ScoringLayout("split", tuple(scorers), decoders, block_members, worker_cpus=each, scorer_cpus=each)
+    return ScoringLayout("split", tuple(scorers), decoders, 0, worker_cpus=each, scorer_cpus=each)
 
 
 def _spread(count: int, loads: Sequence[float]) -> tuple[int, ...]:

@@ -1,10 +1,4 @@
-"""What travels between driver, pipelines and their workers: messages about one block of members, or about one piece of a block.
-
-`Piece` → `OpenPiece`, from stage to stage, until all pieces of a block are there and it is committed: `BlockReport`.
-Of a block that nobody finishes: `HandedBack` or `FailedBlock`. `Orders` and `TurnReport` are what driver and pipeline say to each other.
-
-Ray keeps the arrays of a message outside of it, so that pixels are read where Ray has them and not copied.
-"""
+"""What travels between the stages of scoring: `BlockRef` → `OpenBlock` → … → `BlockReport`, and `HandedBack` for what is not begun."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ray_app.archives import BlockRef
-from ray_app.errors import TouchstoneError
 from ray_app.inference import Batch, DecodeResult, DetectorOutputs
+from ray_app.streams.stage import Ended
 
 if TYPE_CHECKING:
     from ray_app.inference.batch import File
@@ -44,26 +38,16 @@ class BlockWork:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The pipeline → a decoder: the members of a block from `start` on, as many as may travel to a scorer in one go."""
+class OpenBlock:
+    """A block under way: its members, one row each, and what is known of them, in their order.
 
-    ref: BlockRef
-    start: int
-    members: pa.Table
-
-
-@dataclass(frozen=True)
-class OpenPiece:
-    """The decoder → detectors, pool after pool → a describer of its own → the pipeline: a piece under way.
-
-    `first`: the address of its first member. `batches`: prepared images, until the last detectors that look at all of them have; `outcomes`
-    and `outputs`, of the members in their order, once the first detectors have spoken. `files`: (image id, file) of the members that later
-    pools decode again, None of others. `seen`: what the describer may look at of each member, once the batches travel no further.
+    `batches`: prepared images, until the last detectors that look at all of them have; `outcomes` and `outputs`, once the first detectors
+    have spoken. `files`: (image id, file) of the members that later pools decode again, None of others. `seen`: what the describer may look
+    at of each member, once the batches travel no further.
     """
 
     ref: BlockRef
-    start: int
-    first: str
+    members: pa.Table
     work: BlockWork
     batches: Sequence[Batch] = ()
     outcomes: Sequence[DecodeResult] = ()
@@ -71,14 +55,14 @@ class OpenPiece:
     files: "Sequence[tuple[int, File] | None]" = ()
     seen: "DescriberInputs" = ()
 
-    def after(self, work: BlockWork, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> "OpenPiece":
-        """The same piece with what one more stage did and found."""
+    def after(self, work: BlockWork, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> "OpenBlock":
+        """The same block with what one more stage did and found."""
         return replace(self, work=self.work.joined(work), outcomes=outcomes, outputs=self.outputs.joined(outputs))
 
 
 @dataclass(frozen=True)
 class BlockReport:
-    """The pipeline → the driver: a block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`.
+    """A block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`.
 
     `is_partial`: instead of a part, what this pass found is kept, since detectors of another have yet to speak.
     """
@@ -91,37 +75,7 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
-class HandedBack:
-    """The pipeline → the driver: a block that it does not finish, since it is to stop, or has lost its workers."""
+class HandedBack(Ended):
+    """A block that is not begun: the run is to stop, or the node will be taken away."""
 
     ref: BlockRef
-
-
-@dataclass(frozen=True)
-class FailedBlock:
-    """Any stage → the driver: what it met, whole; Ray keeps only the text of an exception."""
-
-    error: TouchstoneError
-
-
-Message = BlockReport | HandedBack | FailedBlock
-
-
-@dataclass(frozen=True)
-class Orders:
-    """The driver → a pipeline. `closed`: begin no further block; `avoided`: nodes that will be taken away; `shares`: how many workers of
-    each stage it is to have, decoders first.
-    """
-
-    closed: bool = False
-    avoided: frozenset[str] = frozenset()
-    shares: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class TurnReport:
-    """A pipeline → the driver: what became of blocks since its last turn, how many more it has room for, and the node that it stands on."""
-
-    messages: Sequence[Message]
-    room: int
-    node: str

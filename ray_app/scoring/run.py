@@ -19,6 +19,7 @@ from typing import Any
 from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, manifests
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import (
+    LOCAL_OBJECT_STORE_BYTES,
     WITHOUT_STATISTICS,
     cluster,
     has_other_nodes,
@@ -52,7 +53,7 @@ from ray_app.runs import (
     verdict_table,
 )
 from ray_app.runs.partials import clear_partials
-from ray_app.scoring import identity, references, workers
+from ray_app.scoring import identity, references, stages
 from ray_app.scoring.backlog import Listing, archive_of, end_listing, is_complete, portions_of, work_of
 from ray_app.scoring.block_stream import ArrivingBlocks
 from ray_app.scoring.config import ScoreConfig
@@ -68,6 +69,7 @@ from ray_app.storage import Lease, node_budget
 STALL_S = 900.0
 HEAVY_STALL_S, HEAVY_BYTES = 3600.0, 8 * 2**20  # where members are of this size on average: large images also wait for each other
 NOTICE_EVERY = 3  # ticks, of a second each, between two checks for nodes that will be taken away
+STORE_SHARE = 0.4  # of the memory that Ray schedules on: as large is a node's object store, which has 30 % of it all
 MARGIN_S = 5.0  # a driver is to have ended so long before its machine goes
 
 
@@ -325,7 +327,7 @@ class ScoringRun:
         return ScoringResult(ExitCode.TOO_MANY_BAD if too_many else ExitCode.DONE, summary)
 
     @contextlib.contextmanager
-    def _job(self, directory: RunDirectory, one: Pass) -> Iterator[workers.ScoringJob]:
+    def _job(self, directory: RunDirectory, one: Pass) -> Iterator[stages.ScoringJob]:
         """What workers are given, and a folder of their own on the disk of each node."""
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
@@ -336,8 +338,9 @@ class ScoringRun:
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
-            yield workers.ScoringJob(directory, one.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes,
-                compiled=config.compiled, whole=None if one.is_whole else self.spec, earlier=one.earlier)  # fmt: skip
+            yield stages.ScoringJob(directory, one.spec, fetcher, self.session.number, markers, mirror, limit_s, known, decode_bytes,
+                members=self.layout.block_members, compiled=config.compiled,
+                whole=None if one.is_whole else self.spec, earlier=one.earlier)  # fmt: skip
         finally:
             shutil.rmtree(markers, ignore_errors=True)
 
@@ -426,8 +429,16 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
     cost = ResourceEstimate.of(spec)
     work = MemberCost(spec.slots, cost.tensor_bytes, cost.pool_gmac, cost.process_bytes, spec.passes)
+    is_local = named_cluster(config.cluster.address) is None
+    store_bytes = config.cluster.object_store_bytes or (LOCAL_OBJECT_STORE_BYTES if is_local else STORE_SHARE * memory_bytes)
     layout = plan_layout(
-        work, cpus=cpus, gpus=gpus, workers=config.cluster.workers, block_members=config.block_members, memory_bytes=memory_bytes
+        work,
+        cpus=cpus,
+        gpus=gpus,
+        workers=config.cluster.workers,
+        block_members=config.block_members,
+        memory_bytes=memory_bytes,
+        store_bytes=store_bytes,
     )
     if spec.jpeg_decoder != "libjpeg" and not (layout.scorer_gpus and spec.device == "cuda"):
         raise ConfigError(

@@ -179,7 +179,7 @@ class RunMeter:
         if layout.kind == "fused":
             return [_Pool("workers", sum(layout.scorers), STAGES)]
         scorers = _Pool("GPU scorers" if layout.scorer_gpus else "scorers", sum(layout.scorers), ("score", "identify", "describe"))
-        return [_Pool("decoders", layout.decoders, _BEFORE_SCORES), scorers, _Pool("writers", layout.writes_at_once, ("write",))]
+        return [_Pool("decoders", layout.decoders, _BEFORE_SCORES), scorers, _Pool("writers", layout.committers, ("write",))]
 
 
 def name_of(run_url: str) -> str:

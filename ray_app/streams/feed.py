@@ -73,6 +73,7 @@ class Feed(Generic[T]):
         import ray
 
         self.log: Any = ray.remote(num_cpus=0)(FeedLog).options(label_selector=on_own_node()).remote()
+        self._ends = False
         self._thread = threading.Thread(target=self._feed, name="feed", daemon=True)
         self._thread.start()
         return self
@@ -108,12 +109,16 @@ class Feed(Generic[T]):
                 self._returned.append(returned)
             self._changed.notify_all()
 
-    @property
     def has_more(self) -> bool:
-        """Whether there are items that nobody has begun. Raises what the items raised."""
+        """Whether there are items that nobody has begun, or may be; to be asked outside of the block. Raises what the items raised."""
         if self._error is not None:
             raise self._error
-        return bool(self._returned) or not self._is_over
+        if not self._returned and not self._is_over:
+            item = next(self._coming, self)
+            self._is_over = item is self
+            if item is not self and item is not None:
+                self._returned.append(item)  # type: ignore[arg-type]
+        return not self._is_over or bool(self._returned)
 
     def _feed(self) -> None:
         told: tuple[bool, bool, frozenset[str]] | None = None

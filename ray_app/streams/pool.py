@@ -8,7 +8,7 @@ themselves; what is lost with a process or a node, Ray makes again. Measured in 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,9 +24,8 @@ from ray.exceptions import RayError
 from ray_app.cluster.ray_cluster import on_own_node
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT
 from ray_app.errors import ClusterError, describe_error, is_want_of_memory
-from ray_app.streams.stage import Failed, Stage, packed, unpacked
+from ray_app.streams.stage import IN_FLIGHT, Failed, Stage, packed, unpacked
 
-IN_FLIGHT = 2  # blocks that an actor has: one that it works on, and one that travels meanwhile
 # Ray Data polls finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
 LOOK_EVERY_S = 0.05
 
@@ -47,9 +46,7 @@ class Pool:
 
     def options(self) -> dict[str, Any]:
         """How `map_batches` starts them."""
-        strategy = ActorPoolStrategy(
-            min_size=1, initial_size=self.size, max_size=self.most, max_tasks_in_flight_per_actor=IN_FLIGHT
-        )
+        strategy = ActorPoolStrategy(min_size=1, initial_size=self.size, max_size=self.most, max_tasks_in_flight_per_actor=IN_FLIGHT)
         found = {"fn_constructor_args": self.given, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1, "batch_format": "pyarrow",
                  "zero_copy_batch": True}  # fmt: skip
         return found | ({"num_gpus": self.gpus} if self.gpus else {}) | ({"label_selector": dict(self.labels)} if self.labels else {})
@@ -94,13 +91,15 @@ def dataset(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, ordere
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
     context.custom_execution_callback_classes = [Unhurried]
     context.execution_options.preserve_order = ordered
-    made = ray.data.read_datasource(ItemSource(items), num_cpus=0, concurrency=1, label_selector=on_own_node())
+    made: ray.data.Dataset = ray.data.read_datasource(ItemSource(items), num_cpus=0, concurrency=1, label_selector=on_own_node())
     for pool in pools:
         made = made.map_batches(pool.stage, **pool.options())
     return made
 
 
-def stream(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, name: str | None = None, ordered: bool = False) -> Iterator[Any]:
+def stream(
+    items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, name: str | None = None, ordered: bool = False
+) -> Generator[Any, None, None]:
     """What the last pool gives for every item, or for whatever a stage ended early. `name`: on Ray's dashboard.
 
     Raises the TouchstoneError that a stage met, ClusterError where Ray gives up. To be closed: leaving early ends all processes.
@@ -109,7 +108,7 @@ def stream(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, name: s
     if name is not None:
         made.set_name(name)
     arriving = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    with closing(arriving):  # type: ignore[type-var]  # a generator, whose end is that of the execution
+    with closing(arriving):  # type: ignore[type-var]  # a generator: its end is that of the execution
         while (table := _next_of(arriving)) is not None:
             message = unpacked(table)
             if isinstance(message, Failed):

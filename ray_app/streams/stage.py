@@ -16,6 +16,7 @@ from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT
 from ray_app.errors import ClusterError, TouchstoneError, describe_error, is_want_of_memory
 from ray_app.runs import arrow
 
+IN_FLIGHT = 2  # messages that a process has: one that it works on, and one that travels meanwhile
 _ALIGNMENT = 64  # of a buffer in its block, as NumPy and torch like it
 
 
@@ -75,10 +76,11 @@ def packed(message: Any) -> pa.Table:
     for start, one in zip(ends, raw, strict=False):
         data[start : start + len(one)] = np.frombuffer(one, np.uint8)
     bounds = np.ravel([(start, start + len(one)) for start, one in zip(ends, raw, strict=False)]).astype(np.int64)
+    places = pa.py_buffer(np.array([0, len(data)], np.int64))
     return pa.table({
         "message": pa.array([head], pa.large_binary()),
         "bounds": pa.array([bounds], pa.list_(pa.int64())),
-        "buffers": pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, len(data)], np.int64)), pa.py_buffer(data)]),
+        "buffers": pa.Array.from_buffers(pa.large_binary(), 1, [None, places, pa.py_buffer(data)]),
     })  # fmt: skip
 
 

@@ -2,14 +2,14 @@
 
 import math
 import time
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import cloudpickle
 import pytest
 
-from ray_app.archives import in_turn, read_block
-from ray_app.scoring.messages import FailedBlock
-from ray_app.scoring.workers import BlockDescriber, BlockScorer, PieceDecoder, TensorScorer, commit_pieces, pieces_of
+from ray_app.archives import in_turn
+from ray_app.scoring.stages import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, TensorScorer
+from ray_app.streams.stage import Failed, packed, unpacked
 
 # Settings that lay out a run so on a CPU.
 LAYOUTS = {"fused": {"device": "cpu"}, "split": {"device": "cpu", "cluster": {"gpus": 1}}}
@@ -45,35 +45,31 @@ def without_ray():
 
 
 def _score_blocks(blocks, job, layout, *, stopper, watch):
-    planned = layout()
-    for report in _reports(blocks, job, planned.kind, planned.piece_members):
+    for report in _reports(blocks, job, layout().kind):
         watch.progressed()
         yield report
         if stopper.reason is not None:
             raise KeyboardInterrupt(stopper.reason)
 
 
-def _reports(refs, job, kind, piece_members=8):
-    """The reports of blocks; the job arrives as workers get it."""
+def _reports(refs, job, kind):
+    """The reports of blocks; the job arrives as processes get it."""
     job = cloudpickle.loads(cloudpickle.dumps(job))
     scorers = [(TensorScorer if pool in job.spec.pools else BlockDescriber, pool) for pool in job.spec.all_pools]
-    stages = [BlockScorer(job)] if kind == "fused" else [PieceDecoder(job), *(of(job, pool) for of, pool in scorers)]
-    with closing(stages[0]._reading):
+    split = [BlockDecoder(job), *(of(job, pool) for of, pool in scorers), BlockCommitter(job)]
+    stages = [BlockScorer(job)] if kind == "fused" else split
+    try:
         for ref in refs:
             if ref is None:  # a listing goes on
                 time.sleep(0.01)
                 continue
-            if kind == "fused":
-                yield _checked(stages[0].commit(stages[0].take(ref)))
-                continue
-            members = read_block(job.run.store, ref)
-            pieces = list(pieces_of(ref, members, piece_members))
+            table = packed(ref)
             for stage in stages:
-                pieces = [_checked(stage.take(piece)) for piece in pieces]
-            yield commit_pieces(job, ref, members, pieces, nullcontext())
-
-
-def _checked(message):
-    if isinstance(message, FailedBlock):
-        raise message.error
-    return message
+                table = stage(table)
+            message = unpacked(table)
+            if isinstance(message, Failed):
+                raise message.error
+            yield message
+    finally:
+        if (reading := getattr(stages[0], "_reading", None)) is not None:
+            reading.close()

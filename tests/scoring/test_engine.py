@@ -1,4 +1,4 @@
-"""Which blocks go where and come back: the engine on a real local Ray, with pipelines whose work costs nothing."""
+"""Which blocks go where and come back: the engine on a real local Ray, with stages whose work costs nothing."""
 
 import os
 import signal
@@ -7,11 +7,12 @@ from collections import Counter
 import pytest
 
 from benchmarks import costless
-from ray_app.scoring import engine, messages, pipelines, workers
+from ray_app.scoring import engine
 from ray_app.scoring.layout import ScoringLayout
+from ray_app.scoring.stages import ScoringJob
 
 FUSED = ScoringLayout("fused", (2,), 0, 64, worker_cpus=0.4)
-SPLIT = ScoringLayout("split", (1,), 2, 64, worker_cpus=0.2, scorer_cpus=0.1, piece_members=16, piece_bytes=16_000)
+SPLIT = ScoringLayout("split", (1,), 2, 64, worker_cpus=0.2, scorer_cpus=0.1)
 
 
 class Quiet:
@@ -24,66 +25,85 @@ class Quiet:
         pass
 
 
-def scored(blocks, layout, tmp_path, *, quiet=None, sleep_s=0.0):
-    job = workers.ScoringJob(None, costless.ONE_POOL, None, 1, tmp_path, None, decode_limit_s=sleep_s, decode_bytes=100)
+def scored(blocks, layout, tmp_path, *, quiet=None, sleep_s=0.0, **stages):
+    job = ScoringJob(None, costless.ONE_POOL, None, 1, tmp_path, None, decode_limit_s=sleep_s, decode_bytes=100)
     quiet = quiet or Quiet()
-    return engine.score_blocks(blocks, job, lambda: layout, stopper=quiet, watch=quiet)
+    with costless.costless(**stages):
+        yield from engine.score_blocks(blocks, job, lambda: layout, stopper=quiet, watch=quiet)
 
 
-def counted(*given):
-    return Counter(report.ref.block for report in scored(*given))
+def counted(*given, **stages):
+    return Counter(report.ref.block for report in scored(*given, **stages))
 
 
-@pytest.fixture
-def costless_pipelines(ray_cluster, monkeypatch):
-    monkeypatch.setattr(pipelines, "FusedPipeline", costless.CostlessFused)
-    monkeypatch.setattr(pipelines, "SplitPipeline", costless.CostlessSplit)
+@pytest.mark.parametrize("layout", [FUSED, SPLIT], ids=["fused", "split"])
+def test_every_block_is_reported_once_also_those_that_are_not_known_at_once(ray_cluster, tmp_path, layout):
+    def arriving():
+        for ref in costless.blocks(60, 40):
+            yield from [None] * (ref.block % 20 == 0)
+            yield ref
+
+    assert counted(costless.blocks(0, 40), layout, tmp_path) == Counter()
+    assert counted(arriving(), layout, tmp_path) == Counter(range(60))
 
 
-def test_every_block_is_reported_once(costless_pipelines, tmp_path):
-    assert counted(costless.blocks(0, 40), FUSED, tmp_path) == Counter()
-    assert counted(costless.blocks(100, 40), FUSED, tmp_path) == Counter(range(100))
-
-
-def test_a_stop_hands_back_what_is_not_begun(costless_pipelines, tmp_path):
-    quiet = Quiet()
-    reports = scored(costless.blocks(500, 40), FUSED, tmp_path, quiet=quiet, sleep_s=0.05)
+def test_a_stop_hands_back_what_is_not_begun(ray_cluster, tmp_path):
+    quiet, blocks = Quiet(), costless.blocks(500, 40)
+    reports = scored(blocks, FUSED, tmp_path, quiet=quiet, sleep_s=0.05)
     next(reports)
     quiet.reason = "enough"
     reported = []
     with pytest.raises(KeyboardInterrupt, match="enough"):
         reported.extend(reports)
-    assert len(reported) < 150
+    assert len(reported) < 100
+    assert next(blocks).block - len(reported) < 4 * FUSED.most_open
 
 
-class MortalPipeline(costless.CostlessFused):
-    """Dies once in the middle of a block, as the system's killer of processes would have it."""
+class LastScorer(costless.CostlessScorer):
+    """Takes nothing on the first time, as on a node that is to go."""
 
-    def _say(self, *said):
-        grave = self._job.crumbs / "grave"
-        if any(isinstance(one, messages.BlockReport) and one.ref.block == 20 for one in said) and not grave.exists():
-            grave.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        super()._say(*said)
-
-
-class Dying(costless.CostlessDecoder):
-    """Dies once in the middle of a piece."""
-
-    def work(self, message):
-        grave = self._job.crumbs / "grave"
-        if message.ref.block == 5 and not grave.exists():
-            grave.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().work(message)
+    def _may_begin(self):
+        here = self._job.crumbs / "here"
+        goes = here.exists()
+        here.touch()
+        return goes
 
 
-class DyingPipeline(costless.CostlessSplit):
-    decoder = Dying
+def test_what_a_leaving_node_hands_back_is_scored_elsewhere(ray_cluster, tmp_path):
+    assert counted(costless.blocks(1, 40), FUSED, tmp_path, BlockScorer=LastScorer) == Counter([0])
 
 
-@pytest.mark.parametrize(("layout", "pipeline"), [(FUSED, MortalPipeline), (SPLIT, DyingPipeline)], ids=["fused", "split"])
-def test_what_a_lost_worker_had_goes_again_and_nothing_else(costless_pipelines, tmp_path, monkeypatch, layout, pipeline):
-    monkeypatch.setattr(pipelines, f"{layout.kind.capitalize()}Pipeline", pipeline)
-    assert counted(costless.blocks(40, 40), layout, tmp_path) == Counter(range(40))
+def die_once(job, ref):
+    """As the system's killer of processes would have it, in the middle of a block."""
+    grave = job.crumbs / "grave"
+    if ref.block == 5 and not grave.exists():
+        grave.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class MortalScorer(costless.CostlessScorer):
+    def work(self, ref):
+        die_once(self._job, ref)
+        return super().work(ref)
+
+
+class MortalDecoder(costless.CostlessDecoder):
+    def work(self, ref):
+        die_once(self._job, ref)
+        return super().work(ref)
+
+
+class MortalTensorScorer(costless.SleepingScorer):
+    def work(self, block):
+        die_once(self._job, block.ref)
+        return super().work(block)
+
+
+MORTALS = {"BlockScorer": (FUSED, MortalScorer), "BlockDecoder": (SPLIT, MortalDecoder), "TensorScorer": (SPLIT, MortalTensorScorer)}
+
+
+@pytest.mark.parametrize("stage", MORTALS)
+def test_what_a_lost_process_had_goes_again_and_nothing_else(ray_cluster, tmp_path, stage):
+    layout, mortal = MORTALS[stage]
+    assert counted(costless.blocks(40, 40), layout, tmp_path, **{stage: mortal}) == Counter(range(40))
     assert (tmp_path / "grave").exists()

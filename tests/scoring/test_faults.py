@@ -12,8 +12,7 @@ from ray_app.cluster.shutdown import MOST_DEATHS, Attempts
 from ray_app.errors import RESUMABLE, ClusterError, ExitCode, StorageError
 from ray_app.runs import RunDirectory
 from ray_app.scoring import engine
-from ray_app.scoring.pipelines import FusedPipeline
-from ray_app.scoring.workers import BlockScorer
+from ray_app.scoring.stages import BlockScorer
 from tests.scoring.conftest import files_below
 
 SMALL = {"block_members": 2, "batch_slots": 2}
@@ -107,15 +106,11 @@ class DeadlyScorer(BlockScorer):
         return super().work(message)
 
 
-class DeadlyPipeline(FusedPipeline):
-    scorer = DeadlyScorer
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_block_that_kills_its_worker_every_time_ends_the_run_and_is_named(score_on_ray, archive, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(engine.pipelines, "FusedPipeline", DeadlyPipeline)
+        patched.setattr(engine, "BlockScorer", DeadlyScorer)
         with pytest.raises(ClusterError, match=f"block {DEADLY_BLOCK} of manifest 0.*{MOST_DEATHS} workers died") as caught:
             score_on_ray(archive, **SMALL)
     assert RESUMABLE in caught.value.__notes__

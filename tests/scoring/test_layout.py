@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_app.errors import ClusterError
-from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_BYTES, MemberCost, plan_layout
+from ray_app.scoring.layout import COMMIT_CPUS, HAND_OVER_SHARE, TENSOR_BYTES, MemberCost, plan_layout
 
 TENSOR = MemberCost(slots=4, tensor_bytes=384 * 384 * 3)
 
@@ -27,7 +27,7 @@ def test_one_fused_worker_per_core_and_with_gpus_decoders_take_the_cores_that_re
     layout = planned(cpus=16, gpus=1)
     assert (layout.kind, layout.scorers, layout.decoders) == ("split", (1,), 15)
     with pytest.raises(ClusterError, match="CPUs, the cluster has 1"):
-        planned(cpus=1, gpus=4)
+        planned(cpus=1, gpus=8)
     with pytest.raises(ClusterError, match="0 CPUs"):
         planned(cpus=0)
 
@@ -37,7 +37,7 @@ def test_one_fused_worker_per_core_and_with_gpus_decoders_take_the_cores_that_re
     cpus=st.integers(1, 512), gpus=st.integers(0, 64), slots=st.integers(1, 128), side=st.integers(64, 1024), members=st.integers(1, 4096),
     pools=st.lists(st.floats(0, 3000), min_size=1, max_size=5),
 )  # fmt: skip
-def test_requests_never_exceed_what_is_there_and_each_pipeline_has_every_stage(cpus, gpus, slots, side, members, pools):
+def test_requests_never_exceed_what_is_there_and_blocks_are_whole_batches(cpus, gpus, slots, side, members, pools):
     try:
         layout = planned(MemberCost(slots, side * side * 3, tuple(pools)), cpus=cpus, gpus=gpus, block_members=members)
     except ClusterError:
@@ -48,13 +48,20 @@ def test_requests_never_exceed_what_is_there_and_each_pipeline_has_every_stage(c
     assert cards <= gpus + 1e-9
     assert layout.worker_cpus > 0
     assert len(layout.scorers) == len(pools)
+    assert min(layout.scorers) >= 1
     assert layout.block_members % slots == 0
     if layout.kind == "split":
-        assert layout.piece_bytes == layout.piece_members * side * side * 3 <= max(HAND_OVER_BYTES, slots * side * side * 3)
-        assert layout.piece_members % slots == 0
-        shares = [layout.shares(number) for number in range(layout.pipelines)]
-        assert tuple(map(sum, zip(*shares, strict=True))) == (layout.decoders, *layout.scorers)
-        assert min(map(min, shares)) >= 1
+        assert layout.block_members * side * side * 3 <= max(TENSOR_BYTES, slots * side * side * 3)
+
+
+def test_a_block_is_bounded_by_tensors_stores_and_time():
+    assert planned(block_members=2048, cpus=16, gpus=1).block_members == 1212, "512 MiB of tensors"
+    assert planned(block_members=2048, cpus=16, gpus=1, store_bytes=33 * 2**20).block_members == 4
+    layout = planned(block_members=2048, gpus=1, store_bytes=2**29)
+    assert layout.block_members * TENSOR.tensor_bytes * layout.most_open <= HAND_OVER_SHARE * 2**29
+    slow = MemberCost(slots=4, pool_gmac=(98.0,))
+    assert planned(slow, block_members=2048).block_members == 60, "a minute on a core"
+    assert planned(block_members=2048).block_members == 2048
 
 
 def test_memory_limits_the_workers_and_the_plan_says_so():

@@ -46,7 +46,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_precision(sample_archive, expect
 @pytest.mark.parametrize("driver", OTHER)
 def test_nodes_of_the_other_kind_score_in_the_driver_s_precision(sample_archive, expected, tmp_path, monkeypatch, capsys, driver):
     monkeypatch.setenv(CPU_PRECISION_VARIABLE, driver)
-    monkeypatch.setattr("ray_app.scoring.workers.cpu_precision", lambda: OTHER[driver])
+    monkeypatch.setattr("ray_app.scoring.stages.cpu_precision", lambda: OTHER[driver])
     _, rows = score_here(tmp_path / "run", sample_archive)
     assert scores_of(rows) == expected[driver]
     assert capsys.readouterr().err.count(SLOW) == (driver == "bf16")

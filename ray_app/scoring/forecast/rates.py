@@ -16,7 +16,7 @@ from ray_app.cluster.config import RAY_SHARE
 from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.reports.format import measured
 from ray_app.scoring.config import Prices, ScoreConfig, TrafficPrices
-from ray_app.scoring.layout import GMAC_PER_S, WRITES_AT_ONCE, ScoringLayout
+from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 
 
 class Nodes(Frozen):
@@ -210,19 +210,19 @@ def _split(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...],
         for name, seconds in (("fetch", pace.fetch), ("decode", pace.decode), ("prepare", pace.prepare))
     ]
     scoring, scored = _scoring(layout, pace, pools)
-    naming = [] if pace.identify is None else [_stage("identify", pace.identify, layout.pipelines, layout.pipelines, MEASURED)]
-    writing = _stage("write", pace.write, layout.writes_at_once, layout.pipelines, ESTIMATED)
+    naming = [] if pace.identify is None else [_stage("identify", pace.identify, layout.committers, layout.committers, MEASURED)]
+    writing = _stage("write", pace.write, layout.committers, layout.committers, ESTIMATED)
     stages = (*decoding, *scoring, *naming, writing)
     on_cores = pace.fetch_cpu + pace.decode + pace.prepare
     decoded = decoders / max(pace.fetch, on_cores, 1e-9)
-    named = layout.pipelines / max(pace.identify or 0.0, 1e-9)
-    written = layout.writes_at_once / max(pace.write, 1e-9)
+    named = layout.committers / max(pace.identify or 0.0, 1e-9)
+    written = layout.committers / max(pace.write, 1e-9)
     rate = min(decoded, scored, named, written)
     busy = None if math.isinf(scored) else rate / scored
     if rate == named:
-        return Forecast(stages, rate, naming[0], f"{_few_pipelines(layout, 'names generators')}: more scorers bring more", busy)
+        return Forecast(stages, rate, naming[0], f"{_few_committers(layout)} to name generators: more scorers bring more", busy)
     if rate == written:
-        why = _few_pipelines(layout, f"writes {WRITES_AT_ONCE} blocks at once")
+        why = f"{_few_committers(layout)} to write"
         return Forecast(stages, rate, writing, f"{why}: more scorers bring more; make blocks larger: {_LARGER}; or {_FASTER}", busy)
     if rate == scored:
         slowest = min(scoring, key=lambda stage: math.inf if stage.images_per_s is None else stage.images_per_s)
@@ -234,9 +234,9 @@ def _split(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...],
     return Forecast(stages, rate, slowest, _decoding_advice(layout, slowest.stage, scored, decoded, cpus, gpus), busy)
 
 
-def _few_pipelines(layout: ScoringLayout, what: str) -> str:
-    count = layout.pipelines
-    return f"the {count} pipelines are too few, each of which {what}" if count > 1 else f"one pipeline is too few, which {what}"
+def _few_committers(layout: ScoringLayout) -> str:
+    count = layout.committers
+    return f"the {count} committers, one for each scorer, are too few" if count > 1 else "the one committer, beside one scorer, is too few"
 
 
 def _scoring(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...]) -> tuple[list[StageRate], float]:

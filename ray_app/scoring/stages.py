@@ -1,0 +1,295 @@
+"""The stages of scoring, each a class that takes one message about a block and gives the next.
+
+Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockDescriber`, where a describer has
+processes of its own → `BlockCommitter`. `commit` ends both.
+"""
+
+import math
+import os
+import platform
+import resource
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_app import __version__
+from ray_app.archives import BlockRef, member_rows, read_block
+from ray_app.cluster import versions
+from ray_app.cluster.ray_cluster import own_node
+from ray_app.cluster.shutdown import Attempts
+from ray_app.detectors import MIRROR_VARIABLE
+from ray_app.detectors.card import default_slots
+from ray_app.detectors.cpu import cpu_precision
+from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, ScoringSpec, StageClock, decision, judge, reuse
+from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
+from ray_app.runs import RunDirectory, block_tables, partials, score_index, write_features
+from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlock
+from ray_app.storage import Fetcher, node_budget
+from ray_app.streams.stage import Stage
+
+if TYPE_CHECKING:
+    from ray_app.inference.batch import File
+    from ray_app.inference.scorer import DescriberInputs, Describing
+    from ray_app.inference.second_pass import CascadeScorer
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """What every process of one session is given."""
+
+    run: RunDirectory
+    spec: ScoringSpec
+    fetcher: Fetcher
+    attempt: int
+    crumbs: Path
+    mirror: str | None
+    decode_limit_s: float = WALL_LIMIT_S
+    known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
+    decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
+    feed: Any = None  # the log of the blocks, which says whether one may be begun; None = no other process is there to say so
+    members: int = 0  # of a whole block, which come to a GPU together
+    compiled: bool = False  # networks on a GPU run compiled where their scores stay
+    version: str = __version__  # of the driver: a node that comes late may have another
+    whole: ScoringSpec | None = None  # of all detectors, where `spec` is of those of one pass, or some have spoken in an earlier one
+    earlier: Sequence[frozenset[str]] = ()  # groups of detectors that may have spoken of a block before
+
+
+class BlockStage(Stage):
+    """Base of the stages: loads what they need, and counts what they do. `pool`: the detectors of one that scores."""
+
+    def start(self, job: ScoringJob, pool: tuple[str, ...] | None = None) -> None:
+        """Load, once per process."""
+        versions.require_same(job.version)
+        self._job, self._pool, self._clock = job, pool, StageClock()
+        self._attempts = Attempts(job.crumbs, type(self).__name__)
+        self._counting: tuple[Any, ...] = ()  # whatever counts what this stage does
+        self._counted: Counter[str] = Counter()
+        self._emulating = frozenset[str]()
+        if job.mirror is not None:
+            os.environ[MIRROR_VARIABLE] = job.mirror
+        self.load()
+
+    def load(self) -> None:
+        """What the stage itself needs."""
+
+    def _may_begin(self) -> bool:
+        """Whether a block may be begun here and now; asked by the first stage."""
+        if self._job.feed is None:
+            return True
+        import ray
+
+        return bool(ray.get(self._job.feed.welcomes.remote(own_node())))
+
+    def _work(self) -> BlockWork:
+        """What was done since the last call."""
+        total = Counter[str]()
+        for one in self._counting:
+            total.update(one.counts)
+        done = Counter(total)
+        done.subtract(self._counted)
+        self._counted = total
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return BlockWork(self._clock.take(), done, peak_bytes, self._emulating)
+
+    def _reader(self, *, hand_over: bool = False) -> BlockReader:
+        """Of what every image is prepared for; which of them are looked at again is known later."""
+        job = self._job
+        recall = None if job.known is None else reuse.ScoreCache(job.spec, score_index.ScoreIndex(job.known, job.crumbs / "reuse"))
+        return BlockReader(
+            job.spec.early,
+            self._clock,
+            fetcher=job.fetcher,
+            crumbs=job.crumbs,
+            hand_over=hand_over,
+            keeps_files=job.spec.looks_again,
+            wall_limit_s=job.decode_limit_s,
+            recall=recall,
+            decode_bytes=job.decode_bytes,
+        )
+
+    def _looking(self, decoder: BatchDecoder, *, describing: "Describing | None" = None, holds_block: bool = False) -> "CascadeScorer":
+        from ray_app.inference.device_batches import DeviceMeter
+        from ray_app.inference.scorer import EnsembleScorer
+        from ray_app.inference.second_pass import KEPT_BYTES, CascadeScorer, StabilityScorer
+
+        spec = self._job.spec
+        scorer = self._scorer = EnsembleScorer(spec, self._clock, self._pool)
+        if spec.device == "cpu" and cpu_precision() == "fp32" and "bf16" in {spec.precision[name] for name in scorer.names}:
+            self._emulating = frozenset({platform.node()})
+        if self._job.members and spec.device != "cpu" and spec.slots == default_slots(spec.device):
+            scorer.fit_batches((self._job.members,), DeviceMeter(spec.device))
+        if self._job.compiled and spec.device != "cpu":
+            for name, why in scorer.compile().items():
+                if why is not None:
+                    print(f"{name}: {why}", file=sys.stderr, flush=True)
+        views = StabilityScorer(spec, scorer, decoder, self._clock) if spec.stability else None
+        kept_bytes = math.inf if holds_block else KEPT_BYTES  # where the files of a block have arrived together, they are all here anyway
+        return CascadeScorer(spec, scorer, decoder, self._clock, kept_bytes=kept_bytes, recompressing=views, describing=describing)
+
+
+class BlockScorer(BlockStage):
+    """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
+
+    def load(self) -> None:
+        """The detectors, and the describer."""
+        from ray_app.inference.scorer import Describing  # torch, as all that scores
+
+        self._reading = self._reader()
+        describing = Describing(self._job.spec, self._clock) if self._job.spec.describer else None
+        self._scoring = self._looking(self._reading.decoder, describing=describing).simplest
+        self._counting = (self._reading.fetcher, self._reading.decoder, self._scoring)
+
+    def work(self, ref: BlockRef) -> BlockReport | HandedBack:
+        """A reference → the report of the committed part."""
+        if not self._may_begin():
+            return HandedBack(ref)
+        members = read_block(self._job.run.store, ref)
+        outcomes: list[DecodeResult] = []
+        with self._attempts.of(ref, members["uri"][0].as_py()):
+            outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
+        if self._reading.recall is not None:  # for members of the same bytes
+            self._reading.recall.learn(outcomes, outputs)
+        return commit(self._job, OpenBlock(ref, members, self._work(), outcomes=outcomes, outputs=outputs))
+
+
+class BlockDecoder(BlockStage):
+    """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card resizes with it."""
+
+    def load(self) -> None:
+        """The decoder."""
+        self._reading = self._reader(hand_over=True)
+        self._counting = (self._reading.fetcher, self._reading.decoder)
+
+    def work(self, ref: BlockRef) -> OpenBlock | HandedBack:
+        """A reference → its members with prepared uint8 tensors, and encoded files for detectors that keep sizes."""
+        if not self._may_begin():
+            return HandedBack(ref)
+        members = read_block(self._job.run.store, ref)
+        with self._attempts.of(ref, members["uri"][0].as_py()):
+            batches = tuple(self._reading.read(member_rows(members)))
+        return OpenBlock(ref, members, self._work(), batches)
+
+
+class TensorScorer(BlockStage):
+    """A stage in the middle: one pool of detectors reads prepared tensors, on a GPU where there is one."""
+
+    def load(self) -> None:
+        """The pool's detectors; in the last pool also the describer, unless it has processes of its own."""
+        from ray_app.inference.nvjpeg import NvJpeg, on_gpu, require_parity
+        from ray_app.inference.scorer import Describing
+
+        # Pixels are read where Ray has them, and no detector writes to what it is given.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        spec = self._job.spec
+        here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
+        self._describing = Describing(spec, self._clock) if here else None
+        budget = node_budget.NodeBudget(BUDGET, self._job.decode_bytes)
+        beside = None if spec.jpeg_decoder == "libjpeg" else NvJpeg(on_gpu(spec.device))
+        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget, beside=beside)
+        self._scoring = self._looking(self._decoding, holds_block=True)
+        if beside is not None:
+            require_parity(self._scorer.keeping_sizes(), beside)
+        self._counting = (self._scoring, self._decoding, *((self._describing,) if self._describing else ()))
+
+    def work(self, block: OpenBlock) -> OpenBlock:
+        """Prepared tensors → the same with what this pool says of them; the last pool drops them. Once a cascade's first detectors have
+        spoken, only the files of members that go on travel further, and what the describer may look at.
+        """
+        from ray_app.inference.scorer import describer_inputs
+
+        spec, outcomes, seen = self._job.spec, block.outcomes, block.seen
+        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
+            if block.batches:
+                outcomes = [outcome for batch in block.batches for outcome in batch.outcomes]
+                seen = [image for batch in block.batches for image in describer_inputs(spec, batch)] if spec.describer else ()
+                outputs = self._scoring.score(map(self._decoding.complete, block.batches))
+            else:
+                outputs = self._scoring.again(outcomes, block.files, block.outputs)
+            if self._describing is not None:
+                outputs = self._describing.after(outcomes, block.outputs.joined(outputs), seen)
+        scored = block.after(self._work(), outcomes, outputs)
+        if self._pool == spec.pools[-1]:
+            return replace(scored, batches=(), files=(), seen=_wanted(spec, scored, seen))
+        if block.batches and spec.late and scored.outputs.scores.keys() >= set(spec.first):
+            return replace(scored, batches=(), files=_going_on(spec, scored), seen=seen)
+        return scored
+
+
+class BlockDescriber(BlockStage):
+    """A stage of its own for a describer too large to share a process: after all detectors, before what is written."""
+
+    def load(self) -> None:
+        """The describer."""
+        from ray_app.inference.scorer import Describing
+
+        self._describing = Describing(self._job.spec, self._clock)
+        self._counting = (self._describing,)
+
+    def work(self, block: OpenBlock) -> OpenBlock:
+        """Outputs, and what is to be looked at of the members that the profile asks for → the outputs with words."""
+        with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
+            outputs = self._describing.after(block.outcomes, block.outputs, block.seen)
+        return replace(block.after(self._work(), block.outcomes, outputs), seen=())
+
+
+class BlockCommitter(BlockStage):
+    """Last stage of the split layout."""
+
+    def work(self, block: OpenBlock) -> BlockReport:
+        """What was found of all members → the report of the committed part."""
+        return commit(self._job, block)
+
+
+def commit(job: ScoringJob, block: OpenBlock) -> BlockReport:
+    """Decide on every member and write the block's part; the part last, since with it the block is done.
+
+    Where detectors of another pass have yet to speak, what these said is kept instead.
+    """
+    spec, ref, clock = job.whole or job.spec, block.ref, StageClock()
+    outcomes, outputs = block.outcomes, block.outputs
+    with clock("write"):
+        if job.whole is not None:
+            passes, found = partials.Partials(job.run, spec.cards), (list(outcomes), outputs)
+            for before in passes.kept(ref.manifest, ref.block, job.earlier):
+                found = partials.joined(before, found)
+            if not found[1].scores.keys() >= set(spec.cards):
+                passes.keep(ref.manifest, ref.block, job.spec.cards, (list(outcomes), outputs))
+                return BlockReport(ref, 0, block.work.joined(BlockWork(clock.take())), is_partial=True)
+            outcomes, outputs = found[0], found[1].in_order(spec.cards, [view.name for view in spec.views])
+        made = block_tables(
+            block.members,
+            judge(spec, outcomes, outputs, clock),
+            attempt=job.attempt,
+            scored_at=datetime.now(UTC),
+            perceptual_hash=spec.perceptual_hash,
+            measured=spec.measured,
+            features=spec.features,
+        )
+        if made.masks is not None:
+            job.run.write_masks(ref.manifest, ref.block, made.masks)
+        for name, rows in made.features.items():
+            write_features(job.run, ref.manifest, ref.block, name, rows)
+        job.run.write_part(ref.manifest, ref.block, made.rows)
+    return BlockReport(ref, made.bad, block.work.joined(BlockWork(clock.take())), made.failures)
+
+
+def _going_on(spec: ScoringSpec, block: OpenBlock) -> "list[tuple[int, File] | None]":
+    """The files of the members that a cascade's later pools look at."""
+    from ray_app.inference.second_pass import files_of  # torch: only where something is scored
+
+    going = set(decision.second_stage_rows(spec, block.outcomes, block.outputs))
+    return [file if row in going else None for row, file in enumerate(file for batch in block.batches for file in files_of(batch))]
+
+
+def _wanted(spec: ScoringSpec, block: OpenBlock, seen: "DescriberInputs") -> "DescriberInputs":
+    """What a describer with processes of its own is to look at; nothing where it is given embeddings, or has spoken."""
+    if not spec.describes_apart or spec.words_seen is None:
+        return ()
+    asked = set(decision.rows_to_describe(spec, block.outcomes, block.outputs))
+    return [image if row in asked else None for row, image in enumerate(seen)]
