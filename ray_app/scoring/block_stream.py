@@ -1,9 +1,8 @@
 """`ArrivingBlocks`: the blocks of a run whose first listing goes on, for an engine that scores the first ones meanwhile."""
 
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -58,17 +57,14 @@ class ArrivingBlocks:
         progress: Progress,
         meter: RunMeter,
     ) -> None:
-        self._store, self._portions, self._tasks, self._progress, self._meter = store, portions, tasks, progress, meter
-        self._given: Iterator[BlockRef] = iter(pending)
-        self._arrived: deque[BlockList] = deque()
+        self._store, self._pending, self._portions, self._tasks = store, pending, portions, tasks
+        self._progress, self._meter = progress, meter
+        self._arrived: queue.SimpleQueue[BlockList | None] = queue.SimpleQueue()  # None: that was all
         self._error: BaseException | None = None
-        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._list, name="listing", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._portions is None:
-            self._ended.set()
-        else:
+        if self._portions is not None:
             self._tasks.aside()
             self._grow(0, 0, goes_on=True)
             self._thread.start()
@@ -76,22 +72,22 @@ class ArrivingBlocks:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._tasks.stopped.set()
-        if self._thread.ident is not None:
+        if self._portions is not None:
             self._thread.join(_ENDING_S)
 
     def __iter__(self) -> Iterator[BlockRef | None]:
-        while True:
-            is_last = self._ended.is_set()  # asked first: what came before the end is in the queue by then
-            yield from self._given
-            if self._arrived:
-                blocks = self._arrived.popleft()
-                self._grow(blocks.members, len(blocks), goes_on=not self._ended.is_set())
-                self._given = iter(blocks)
-            elif is_last:
+        yield from self._pending
+        while self._portions is not None:
+            try:
+                blocks = self._arrived.get_nowait()
+            except queue.Empty:
+                yield None
+                continue
+            if blocks is None:
                 self._grow(0, 0, goes_on=False)
                 return
-            else:
-                yield None
+            self._grow(blocks.members, len(blocks), goes_on=True)
+            yield from blocks
 
     def _grow(self, members: int, blocks: int, *, goes_on: bool) -> None:
         self._progress.grow(members, goes_on=goes_on)
@@ -103,20 +99,18 @@ class ArrivingBlocks:
             raise self._error
 
     def _list(self) -> None:
+        assert self._portions is not None
         try:
-            with ExitStack() as closing:
-                assert self._portions is not None
-                closing.callback(self._portions.close)  # type: ignore[attr-defined]
-                for info in self._portions:
-                    if self._tasks.stopped.is_set():
-                        return
-                    self._arrived.append(read_blocks(self._store, info.manifest))
+            for info in self._portions:
+                if self._tasks.stopped.is_set():
+                    return
+                self._arrived.put(read_blocks(self._store, info.manifest))
         except _StoppedError:
-            return
-        except TouchstoneError as error:
-            self._error = error
-            self._progress.say(f"the listing ended early; the files listed so far are scored first: {error}")
+            pass
         except BaseException as error:
             self._error = error
+            if isinstance(error, TouchstoneError):
+                self._progress.say(f"the listing ended early; the files listed so far are scored first: {error}")
         finally:
-            self._ended.set()
+            self._portions.close()  # type: ignore[attr-defined]
+            self._arrived.put(None)

@@ -62,7 +62,11 @@ class ScoreConfig(Frozen):
         default=False, description="on GPUs: torch.compile, where scores stay; a minute per network, for runs of many 100,000 images"
     )
     batch_slots: int | None = Field(default=None, ge=1, le=1024, description="images per batch; null = 4 on CPU, 64 on GPU")
-    block_members: int = Field(default=256, ge=1, description="largest block: the unit of commit and resume")
+    block_members: int = Field(
+        default=2048,
+        ge=1,
+        description="largest block, the unit of commit and resume; smaller where it would take over a minute or 512 MiB of tensors",
+    )
     max_bad_fraction: float | None = Field(default=None, ge=0, le=1, description="more bad files than this: exit code 3")
     max_hours: float | None = Field(default=None, gt=0, description="stop after this many hours; the same command resumes")
     max_cost: float | None = Field(

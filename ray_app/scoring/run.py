@@ -52,7 +52,6 @@ from ray_app.runs import (
     small_files,
     verdict_table,
 )
-from ray_app.runs.partials import clear_partials
 from ray_app.scoring import identity, references, stages
 from ray_app.scoring.backlog import Listing, archive_of, end_listing, is_complete, portions_of, work_of
 from ray_app.scoring.block_stream import ArrivingBlocks
@@ -60,6 +59,7 @@ from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
 from ray_app.scoring.pass_record import PassRecord
+from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
 from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
 from ray_app.scoring.run_metrics import RunMeter, name_of
@@ -284,7 +284,7 @@ class ScoringRun:
         """Merge the parts of every listing into the files that people read."""
         settled_state.finish_merge(self.directory)
         self.directory.publish_all(each=on_ray)
-        clear_partials(self.directory)
+        self.directory.store.clear(PARTIALS)
 
     def verify(self) -> document.GuaranteeSummary | None:
         """Check that no member is lost or doubled, and that verdicts are covered by what the ensemble promises; that part of a summary.

@@ -27,8 +27,9 @@ from ray_app.detectors.card import default_slots
 from ray_app.detectors.cpu import cpu_precision
 from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, ScoringSpec, StageClock, decision, judge, reuse
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
-from ray_app.runs import RunDirectory, block_tables, partials, score_index, write_features
+from ray_app.runs import RunDirectory, block_tables, score_index, write_features
 from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlock
+from ray_app.scoring.passes import Partials, joined
 from ray_app.storage import Fetcher, node_budget
 from ray_app.streams.stage import Stage
 
@@ -255,11 +256,11 @@ def commit(job: ScoringJob, block: OpenBlock) -> BlockReport:
     outcomes, outputs = block.outcomes, block.outputs
     with clock("write"):
         if job.whole is not None:
-            passes, found = partials.Partials(job.run, spec.cards), (list(outcomes), outputs)
-            for before in passes.kept(ref.manifest, ref.block, job.earlier):
-                found = partials.joined(before, found)
+            partials, found = Partials(job.run, spec.cards), (outcomes, outputs)
+            for before in partials.kept(ref.place, job.earlier):
+                found = joined(before, found)
             if not found[1].scores.keys() >= set(spec.cards):
-                passes.keep(ref.manifest, ref.block, job.spec.cards, (list(outcomes), outputs))
+                partials.keep(ref.place, job.spec.cards, (outcomes, outputs))
                 return BlockReport(ref, 0, block.work.joined(BlockWork(clock.take())), is_partial=True)
             outcomes, outputs = found[0], found[1].in_order(spec.cards, [view.name for view in spec.views])
         made = block_tables(

@@ -47,7 +47,7 @@ def same(rows):
 
 
 def workers_of(nodes, kind):
-    return [pid for pid in family_of(nodes.process.pid) if title_of(pid).startswith(f"ray::{kind}")]
+    return [pid for pid in family_of(nodes.process.pid) if title_of(pid).startswith(f"ray::MapWorker(MapBatches({kind})")]
 
 
 class Disturbed:
@@ -74,7 +74,7 @@ class Disturbed:
 
     def actor(self):
         """A worker process."""
-        os.kill(self.chance.choice(wait_until(lambda: workers_of(self.nodes, "FusedPipeline"))), signal.SIGKILL)
+        os.kill(self.chance.choice(wait_until(lambda: workers_of(self.nodes, "BlockScorer"))), signal.SIGKILL)
 
     def raylet(self):
         """A node."""
@@ -97,7 +97,7 @@ class Disturbed:
         """A node at work is announced to go, as a spot machine is (an idle one is gone at once); the others finish. No work is done until
         the driver, which looks every few seconds, has said so: a quick machine would be at the end before."""
         leaving = min(wait_until(self.nodes_at_work))
-        paused = workers_of(self.nodes, "FusedPipeline")
+        paused = workers_of(self.nodes, "BlockScorer")
         for pid in paused:
             os.kill(pid, signal.SIGSTOP)
         self.nodes.tell("drain", leaving, 30)
@@ -107,7 +107,7 @@ class Disturbed:
 
     def nodes_at_work(self):
         """Those but the head on which a worker of the run lives."""
-        working = set(workers_of(self.nodes, "FusedPipeline"))
+        working = set(workers_of(self.nodes, "BlockScorer"))
         return [node for node, raylet in self.nodes.raylets.items() if working & set(family_of(raylet))]
 
     def go_on(self, process):

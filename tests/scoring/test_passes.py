@@ -11,7 +11,7 @@ from ray_app.ensembles import ensemble_of
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, make_spec
-from ray_app.runs import RunDirectory, partials
+from ray_app.runs import RunDirectory
 from ray_app.scoring import passes
 from ray_app.scoring.config import ScoreConfig
 from tests.inference.two_detectors import write_two
@@ -68,7 +68,7 @@ LIMIT = int(1.7 * GB)
 
 
 def settings_of(detectors, worker_bytes=None, **more):
-    return {"detectors": list(detectors), "cluster": {"workers": 1, "worker_bytes": worker_bytes}, **more}
+    return {"detectors": list(detectors), "block_members": 4, "cluster": {"workers": 1, "worker_bytes": worker_bytes}, **more}
 
 
 def without_place(rows):
@@ -142,12 +142,12 @@ def found(status, sha256="a", score=1.0, **facts):
 
 def test_what_two_passes_found_of_a_file_is_joined_or_it_has_no_score():
     later = [DecodeResult(Status.SOURCE_MISSING, "gone", None)], DetectorOutputs.clean(scores={"two": np.array([np.nan], np.float32)})
-    [outcome], outputs = partials.joined(found(Status.OK), later)
+    [outcome], outputs = passes.joined(found(Status.OK), later)
     assert (outcome.status, outcome.detail) == (Status.SOURCE_MISSING, "gone")
     assert np.isnan(outputs.scores["one"][0])
     assert outputs.of("masks")["one"] == [None]
-    [outcome], outputs = partials.joined(found(Status.OK), found(Status.OK, "b"))
+    [outcome], outputs = passes.joined(found(Status.OK), found(Status.OK, "b"))
     assert outcome.status is Status.SOURCE_CHANGED
     assert np.isnan(outputs.scores["one"][0])
-    [outcome], _ = partials.joined(found(Status.OK, texture=3.0), found(Status.OK, graphics=0.5))
+    [outcome], _ = passes.joined(found(Status.OK, texture=3.0), found(Status.OK, graphics=0.5))
     assert (outcome.facts.texture, outcome.facts.graphics) == (3.0, 0.5)
