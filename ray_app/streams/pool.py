@@ -16,7 +16,9 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.interfaces import ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError
@@ -70,11 +72,31 @@ class ItemSource(Datasource):
         return [ReadTask(lambda: map(packed, items()), BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
 
 
+class WholeCluster(ClusterAutoscaler):
+    """Gives an execution all that there is, and requests no nodes: what a run asks of an autoscaler it says itself (cluster.demand), and
+    Ray keeps one request alone. Ray Data's own coordinator would replace it, and takes a process and a second of a core to start.
+    """
+
+    def try_trigger_scaling(self) -> None:
+        """Nothing."""
+
+    def on_executor_shutdown(self) -> None:
+        """Nothing."""
+
+    def get_total_resources(self) -> ExecutionResources:
+        """Of all nodes of now."""
+        return ExecutionResources.from_resource_dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
 class Unhurried(ExecutionCallback):
     """Keeps Ray Data's scheduler, a thread of the driver, from taking a whole core while the pools are ahead of it."""
 
     def __init__(self) -> None:
         self._looked_at = 0.0
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Called once everything is planned."""
+        executor._cluster_autoscaler = WholeCluster()
 
     def on_execution_step(self, executor: Any) -> None:
         """Called after every look around."""
