@@ -1,17 +1,49 @@
-"""What a run has yet to score: the blocks of its manifests (`work_of`), and those that its source has besides (`portions_of`)."""
+"""What a run has yet to score: the blocks of its manifests (`work_of`), and those that its source has besides (`portions_of`), which are
+scored while the listing goes on (`arriving_blocks`).
+"""
 
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ray_app import __version__, archives
+from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import beside_others, on_ray
+from ray_app.errors import TouchstoneError
 from ray_app.reports.format import linked_folders_in_words
 from ray_app.runs import RunDirectory, begun_retry, fingerprint, reader, settled_state
-from ray_app.scoring.block_stream import ListingTasks
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.report import linked_folders
-from ray_app.storage import Fetcher
+from ray_app.scoring.run_metrics import RunMeter
+from ray_app.storage import Fetcher, Store
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class StoppedError(Exception):
+    """Nobody wants the rest of the listing."""
+
+
+class ListingTasks:
+    """The tasks of a listing: on the whole cluster as long as nothing else is done there, then beside what is (`aside`)."""
+
+    def __init__(self, alone: archives.Each, beside: archives.Each) -> None:
+        self._each, self._beside = alone, beside
+        self.stopped = threading.Event()
+
+    def aside(self) -> None:
+        """From now on beside other work."""
+        self._each = self._beside
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        """The results in order, as long as they are wanted."""
+        for result in self._each(function, items):
+            if self.stopped.is_set():
+                raise StoppedError
+            yield result
 
 
 @dataclass(frozen=True)
@@ -75,6 +107,32 @@ def listing_log(config: ScoreConfig) -> Callable[[int], None]:
 def portions_of(run: RunDirectory, config: ScoreConfig, plan: archives.BlockPlan, tasks: ListingTasks) -> Iterator[archives.ManifestInfo]:
     """The manifests of the source that are new: one, or those of a first listing as it goes on."""
     return archives.list_portions(run.store, archive_of(config), plan, each=tasks, progress=listing_log(config), limit=config.limit)
+
+
+def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunMeter) -> Iterator[archives.BlockRef]:
+    """The pending blocks of `work`, and then those of each further manifest once it counts.
+
+    What ends the listing early is said at once, and raised then; not so where nobody wants the rest (`ListingTasks.stopped`).
+    """
+    if work.portions is not None:
+        work.tasks.aside()
+        progress.grow(0, goes_on=True)
+        meter.grow(0, goes_on=True)
+    yield from work.pending
+    try:
+        for info in work.portions or ():
+            blocks = archives.read_blocks(store, info.manifest)
+            progress.grow(blocks.members, goes_on=info.goes_on)
+            meter.grow(len(blocks), goes_on=info.goes_on)
+            yield from blocks
+    except StoppedError:
+        return
+    except TouchstoneError as error:
+        progress.say(f"the listing ended early; the files listed so far are scored first: {error}")
+        raise
+    finally:
+        progress.grow(0, goes_on=False)
+        meter.grow(0, goes_on=False)
 
 
 def end_listing(run: RunDirectory) -> None:

@@ -32,13 +32,19 @@ LAYOUT_EVERY_S = 3.0  # nodes come and go
 
 
 def score_blocks(
-    blocks: Iterable[BlockRef | None], job: ScoringJob, layout: Callable[[], ScoringLayout], *, stopper: Stopper, watch: Watch
+    blocks: Iterable[BlockRef],
+    job: ScoringJob,
+    layout: Callable[[], ScoringLayout],
+    *,
+    stopper: Stopper,
+    watch: Watch,
+    leaves: Callable[[], None] = lambda: None,
 ) -> Iterator[BlockReport]:
     """Run the pipeline and yield a report per block as it is committed; `layout` is called anew every few seconds.
 
-    `blocks` may give None where the next one is not known yet. To be iterated in the main thread, inside `watch`. Raises
-    KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where Ray gives up, and whatever TouchstoneError a stage
-    met.
+    `blocks` are made in a thread, and may take their time; `leaves` tells them that nobody wants the rest. To be iterated in the main
+    thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where Ray gives up, and
+    whatever TouchstoneError a stage met; once all blocks that came are scored, what `blocks` raised.
     """
     feed = Feed(
         blocks,
@@ -46,6 +52,7 @@ def score_blocks(
         halted=lambda: stopper.reason is not None,
         avoided=lambda: stopper.avoided,
         waits=watch.progressed,  # only the listing is at work
+        leaves=leaves,
     )
     while feed.has_more():  # once more where blocks came back at the very end
         with feed, closing(stream(feed.reader(), pools_of(replace(job, feed=feed.log), layout()), name="score")) as messages:

@@ -3,9 +3,9 @@ found of a block is kept until all detectors have spoken (`Partials`, `joined`).
 
     passes/<manifest>/<block>-<detectors>.arrow    one row per member of the block
 
-`<detectors>`: which of the run's have spoken, as bits in hexadecimal over their names in order. So what is done is a listing of names, as
-it is with parts, and however the detectors are grouped next time, none is asked twice. A pass decides who is in memory together, never what is
-scored.
+`<detectors>`: which of the run's have spoken, as bits in hexadecimal over their names in order. So what is done is a listing of names,
+as it is with parts, and however the detectors are grouped next time, none is asked twice. A pass decides who is in memory together, never
+what is scored.
 """
 
 import json

@@ -53,8 +53,7 @@ from ray_app.runs import (
     verdict_table,
 )
 from ray_app.scoring import identity, references, stages
-from ray_app.scoring.backlog import Listing, archive_of, end_listing, is_complete, portions_of, work_of
-from ray_app.scoring.block_stream import ArrivingBlocks
+from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, portions_of, work_of
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
 from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
@@ -255,19 +254,18 @@ class ScoringRun:
         try:
             with (
                 self._job(directory, one) as job,
-                ArrivingBlocks(directory.store, work.pending, work.portions, work.tasks, progress, meter) as blocks,
                 stopper.listening(),
                 Watch(patience_s, stopper, lambda: self._tick(progress, meter, stopper, next(seconds))) as watch,
             ):
                 now = lambda: meter.laid_out(self._layout_now(one.spec, layout))  # noqa: E731
-                for report in score_blocks(blocks, job, now, stopper=stopper, watch=watch):
+                blocks = arriving_blocks(directory.store, work, progress, meter)
+                for report in score_blocks(blocks, job, now, stopper=stopper, watch=watch, leaves=work.tasks.stopped.set):
                     for node in report.work.emulating - emulating:
                         progress.say(f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it")
                     emulating |= report.work.emulating
                     self.session.committed(report)
                     meter.committed(report)
                     progress.advance(report.ref.members, report.bad)
-                blocks.finish()
                 if work.portions is not None:
                     end_listing(directory)
                 if not one.is_last and stopper.reason is not None:

@@ -1,6 +1,6 @@
 """A source that grows while it is read: `Feed` keeps a limited number of items under way, and gives further ones as these come to an end.
 
-    with Feed(items, most=lambda: 12) as feed:            # items may give None: the next one is not known yet
+    with Feed(items, most=lambda: 12) as feed:
         for message in stream(feed.reader(), pools):
             feed.ended()
 
@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from ray_app.cluster.ray_cluster import on_own_node
-
 T = TypeVar("T")
-_LOOK_EVERY_S = 0.5  # for orders, and for items that were not known
+_LOOK_EVERY_S = 0.5  # for orders
+_ENDING_S = 60.0  # for the next item, which somebody is making when all ends
 _AT_ONCE = 64
 
 
@@ -31,18 +30,24 @@ class FeedLog:
         self._avoided = frozenset[str]()
         self._changed = asyncio.Condition()
 
-    async def add(self, items: list[Any], closed: bool, halted: bool, avoided: frozenset[str]) -> None:
-        """Further items. `closed`: they are the last; `halted`: none is to be begun any more; `avoided`: nor any on these nodes."""
+    async def add(self, *items: Any, closed: bool = False) -> None:
+        """Further items, the last of all where it is `closed`."""
         async with self._changed:
             self._items += items
-            self._is_closed, self._is_halted, self._avoided = closed, halted, avoided
+            self._is_closed |= closed
             self._changed.notify_all()
 
     async def take(self, place: int) -> list[Any]:
-        """The items from a place on, as soon as there are some; none behind the last."""
+        """The items from a place on, as soon as there are some; none behind the last, or where all has to end."""
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._items) > place or self._is_closed)
+            await self._changed.wait_for(lambda: len(self._items) > place or self._is_closed or self._is_halted)
             return self._items[place : place + _AT_ONCE]
+
+    async def order(self, halted: bool, avoided: frozenset[str]) -> None:
+        """`halted`: no item is to be begun any more; `avoided`: nor any on these nodes."""
+        async with self._changed:
+            self._is_halted, self._avoided = halted, avoided
+            self._changed.notify_all()
 
     async def welcomes(self, node: str) -> bool:
         """Whether an item may be begun on this node."""
@@ -50,41 +55,51 @@ class FeedLog:
 
 
 class Feed(Generic[T]):
-    """The driver's side. `most`: how many items may be under way; `halted`, `avoided`: see `FeedLog.add`; `waits`: called while nothing is
-    under way and the next item is not known. All of them are called about twice a second, in a thread.
+    """The driver's side. `items` are made in a thread, one when there is room for it; `most`: how many may be under way.
+
+    Asked twice a second: `halted` and `avoided`, see `FeedLog.order`; `waits` is called while nothing is under way, and `leaves` when the
+    block ends before the items do.
     """
 
     def __init__(
         self,
-        items: Iterable[T | None],
+        items: Iterable[T],
         *,
         most: Callable[[], int],
         halted: Callable[[], bool] = lambda: False,
         avoided: Callable[[], frozenset[str]] = frozenset,
         waits: Callable[[], None] = lambda: None,
+        leaves: Callable[[], None] = lambda: None,
     ) -> None:
         self._coming, self._returned = iter(items), deque[T]()
-        self._most, self._halted, self._avoided, self._waits = most, halted, avoided, waits
-        self._open, self._is_over, self._ends = 0, False, False
+        self._most, self._halted, self._avoided, self._waits, self._leaves = most, halted, avoided, waits, leaves
+        self._open, self._is_over, self._is_left = 0, False, False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
         import ray
 
+        from ray_app.cluster.ray_cluster import on_own_node
+
         self.log: Any = ray.remote(num_cpus=0)(FeedLog).options(label_selector=on_own_node()).remote()
         self._ends = False
-        self._thread = threading.Thread(target=self._feed, name="feed", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=work, daemon=True, name=work.__name__) for work in (self._feed, self._order)]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         import ray
 
+        if self._threads[0].is_alive():  # it waits for an item, or for room
+            self._is_left = True
+            self._leaves()
         with self._changed:
             self._ends = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(_ENDING_S)
         ray.kill(self.log)
 
     def reader(self) -> Callable[[], Iterator[T]]:
@@ -110,43 +125,47 @@ class Feed(Generic[T]):
             self._changed.notify_all()
 
     def has_more(self) -> bool:
-        """Whether there are items that nobody has begun, or may be; to be asked outside of the block. Raises what the items raised."""
-        if self._error is not None:
-            raise self._error
+        """Whether there are items that nobody has begun; to be asked outside of the block. Raises what the items raised."""
+        if self._is_left:
+            return True
         if not self._returned and not self._is_over:
-            item = next(self._coming, self)
-            self._is_over = item is self
-            if item is not self and item is not None:
-                self._returned.append(item)  # type: ignore[arg-type]
-        return not self._is_over or bool(self._returned)
+            self._returned.extend(self._next())
+        if not self._returned and self._error is not None:
+            raise self._error
+        return bool(self._returned)
+
+    def _next(self) -> list[T]:
+        """The next item, those that came back first; none behind the last."""
+        if self._returned:
+            return [self._returned.popleft()]
+        try:
+            return [next(self._coming)]
+        except StopIteration:
+            pass
+        except BaseException as error:
+            self._error = error
+        self._is_over = True
+        return []
 
     def _feed(self) -> None:
-        told: tuple[bool, bool, frozenset[str]] | None = None
-        while True:
-            halted, avoided, items = self._halted(), self._avoided(), list[T]()
-            try:
-                items += () if halted or (told and told[0]) else self._next()
-            except BaseException as error:
-                self._error = error
-            closed = halted or self._error is not None or (self._is_over and not self._returned) or (told is not None and told[0])
-            if items or told != (closed, halted, avoided):
-                told = (closed, halted, avoided)
-                self.log.add.remote(items, *told)
-            with self._changed:
-                if not self._open and not closed:
-                    self._waits()
-                if self._ends or (not items and self._changed.wait(_LOOK_EVERY_S) and self._ends):
-                    return
-
-    def _next(self) -> Iterator[T]:
-        """The items that there is room for, those that came back first."""
-        room = self._most()
-        while self._open < room:
-            item = self._returned.popleft() if self._returned else next(self._coming, self)
-            if item is self:
-                self._is_over = True
-            if item is self or item is None:
-                return
+        while self._has_room() and (item := self._next()):
             with self._changed:
                 self._open += 1
-            yield item  # type: ignore[misc]
+            self.log.add.remote(*item)
+        self.log.add.remote(closed=True)
+
+    def _has_room(self) -> bool:
+        """Whether a further item is wanted, once there is room for it."""
+        with self._changed:
+            while not (self._ends or self._halted()) and self._open >= self._most():
+                self._changed.wait(_LOOK_EVERY_S)
+            return not (self._ends or self._halted())
+
+    def _order(self) -> None:
+        while not self._ends:
+            self.log.order.remote(self._halted(), self._avoided())
+            with self._changed:
+                if not self._open:
+                    self._waits()
+                if not self._ends:
+                    self._changed.wait(_LOOK_EVERY_S)

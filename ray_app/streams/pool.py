@@ -85,7 +85,8 @@ class WholeCluster(ClusterAutoscaler):
 
     def get_total_resources(self) -> ExecutionResources:
         """Of all nodes of now."""
-        return ExecutionResources.from_resource_dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        found: ExecutionResources = ExecutionResources.from_resource_dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        return found
 
 
 class Unhurried(ExecutionCallback):

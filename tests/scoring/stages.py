@@ -1,7 +1,6 @@
 """The stages of both layouts, one block after another in this process: what workers do on Ray, without Ray."""
 
 import math
-import time
 from contextlib import contextmanager, nullcontext
 
 import cloudpickle
@@ -44,7 +43,7 @@ def without_ray():
         yield
 
 
-def _score_blocks(blocks, job, layout, *, stopper, watch):
+def _score_blocks(blocks, job, layout, *, stopper, watch, leaves):
     for report in _reports(blocks, job, layout().kind):
         watch.progressed()
         yield report
@@ -60,9 +59,6 @@ def _reports(refs, job, kind):
     stages = [BlockScorer(job)] if kind == "fused" else split
     try:
         for ref in refs:
-            if ref is None:  # a listing goes on
-                time.sleep(0.01)
-                continue
             table = packed(ref)
             for stage in stages:
                 table = stage(table)

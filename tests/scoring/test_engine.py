@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from benchmarks import costless
+from ray_app.errors import StorageError
 from ray_app.scoring import engine
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.stages import ScoringJob
@@ -37,14 +38,16 @@ def counted(*given, **stages):
 
 
 @pytest.mark.parametrize("layout", [FUSED, SPLIT], ids=["fused", "split"])
-def test_every_block_is_reported_once_also_those_that_are_not_known_at_once(ray_cluster, tmp_path, layout):
+def test_every_block_is_reported_once_and_what_ends_them_early_is_raised_once_these_are_done(ray_cluster, tmp_path, layout):
     def arriving():
-        for ref in costless.blocks(60, 40):
-            yield from [None] * (ref.block % 20 == 0)
-            yield ref
+        yield from costless.blocks(60, 40)
+        raise StorageError("the store is gone")
 
     assert counted(costless.blocks(0, 40), layout, tmp_path) == Counter()
-    assert counted(arriving(), layout, tmp_path) == Counter(range(60))
+    seen = []
+    with pytest.raises(StorageError, match="is gone"):
+        seen.extend(report.ref.block for report in scored(arriving(), layout, tmp_path))
+    assert Counter(seen) == Counter(range(60))
 
 
 def test_a_stop_hands_back_what_is_not_begun(ray_cluster, tmp_path):
