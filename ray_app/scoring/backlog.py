@@ -131,6 +131,8 @@ def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunM
         progress.say(f"the listing ended early; the files listed so far are scored first: {error}")
         raise
     finally:
+        if work.portions is not None:
+            work.portions.close()  # type: ignore[attr-defined]  # a generator
         progress.grow(0, goes_on=False)
         meter.grow(0, goes_on=False)
 

@@ -6,12 +6,11 @@ a whole core waits forever behind the others, without a message (specs/ray.md §
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ray_app.archives import BlockPlan
 from ray_app.errors import ClusterError
-from ray_app.runs.document import Memory
 from ray_app.streams.stage import IN_FLIGHT
 
 # A decoding or scoring process fills a core. As many of them as a node has cores leave 3 % of each, for GPU scorers and committers.
@@ -92,29 +91,6 @@ class ScoringLayout:
         kind = "GPU scorer" if self.scorer_gpus else "scorer"
         pools = f" in {len(self.scorers)} pools" * (len(self.scorers) > 1)
         return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}"
-
-
-@dataclass(frozen=True)
-class NodeMemory:
-    """What a run's processes take on one node at most: `processes` of `process_bytes` each, and beside them `decode_bytes` that large
-    images take in turns and `file_bytes` that large encoded files do. None: nobody has stated the node's memory.
-    """
-
-    processes: int
-    process_bytes: int
-    decode_bytes: int | None
-    file_bytes: int | None
-
-    @property
-    def total_bytes(self) -> int | None:
-        """All of it together."""
-        if self.decode_bytes is None or self.file_bytes is None:
-            return None
-        return self.processes * self.process_bytes + self.decode_bytes + self.file_bytes
-
-    def facts(self) -> Memory:
-        """The same for a summary, with the sum."""
-        return Memory(**asdict(self), total_bytes=self.total_bytes)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ from ray_app.scoring import identity, references, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, portions_of, work_of
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.layout import MemberCost, NodeMemory, ScoringLayout, plan_layout
+from ray_app.scoring.layout import MemberCost, ScoringLayout, plan_layout
 from ray_app.scoring.pass_record import PassRecord
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
@@ -451,12 +451,16 @@ def layout_of_passes(config: ScoreConfig, passes: PassPlan, cpus: float, gpus: f
     return replace(max(layouts, key=lambda one: one.workers), block_members=min(one.block_members for one in layouts))
 
 
-def memory_of(config: ScoreConfig, passes: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> NodeMemory:
+def memory_of(config: ScoreConfig, passes: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> document.Memory:
     """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has `node_bytes` of memory."""
     decode_bytes = config.cluster.decode_bytes or (node_budget.budget_of(node_bytes) if node_bytes else None)
     encoded = None if decode_bytes is None else block_reader.file_bytes(decode_bytes, config.limits)
     process_bytes = max(ResourceEstimate.of(spec).process_bytes for spec in passes.specs())
-    return NodeMemory(math.ceil(layout.workers / nodes), process_bytes, decode_bytes, encoded)
+    processes = math.ceil(layout.workers / nodes)
+    total = None if decode_bytes is None or encoded is None else processes * process_bytes + decode_bytes + encoded
+    return document.Memory(
+        processes=processes, process_bytes=process_bytes, decode_bytes=decode_bytes, file_bytes=encoded, total_bytes=total
+    )
 
 
 def check_detectors(resolved: identity.Resolved) -> None:

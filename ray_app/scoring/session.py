@@ -16,7 +16,7 @@ from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, STAGES
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring.config import Prices, ScoreConfig
-from ray_app.scoring.layout import NodeMemory, ScoringLayout
+from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.messages import BlockReport
 from ray_app.scoring.pass_record import MEASURABLE_S, PassRecord, detector_times, one_after_another, sharing
 from ray_app.storage.urls import scheme_of
@@ -115,7 +115,7 @@ class ScoringSession:
         self._peak_bytes = 0
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: ScoringLayout | None = None
-        self._memory: NodeMemory | None = None
+        self._memory: document.Memory | None = None
         self._retries: list[document.RetrySummary] = []
         self._passes: list[PassRecord] = []
         self._logged: set[tuple[str, ...]] = set()
@@ -137,7 +137,7 @@ class ScoringSession:
         """Count the time that listing took."""
         self._seconds["list"] += seconds
 
-    def planned(self, layout: ScoringLayout, memory: NodeMemory) -> None:
+    def planned(self, layout: ScoringLayout, memory: document.Memory) -> None:
         """Note how the work is laid out, and what it takes of each node's memory."""
         self._layout, self._memory = layout, memory
 
@@ -204,7 +204,7 @@ class ScoringSession:
             detectors=detector_times(self._counts) or None,
             passes=passes if len(passes) > 1 else None,
             peak_worker_bytes=self._peak_bytes,
-            memory=self._memory.facts() if self._memory else None,
+            memory=self._memory,
             workers=self._layout.workers if self._layout else 0,
             layout=self._layout.kind if self._layout else None,
             cost=self.cost().facts() if is_priced(self._prices) else None,

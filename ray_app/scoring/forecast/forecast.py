@@ -335,7 +335,7 @@ def _nodes(described: ClusterDescription | None, cpus: int) -> tuple[int, int | 
 def _memory(config: ScoreConfig, plan: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> plan_model.PlannedMemory:
     """What a run takes of a node's memory, of the smallest; and what no image within the limits takes more than to be decoded."""
     memory = memory_of(config, plan, layout, nodes, node_bytes)
-    return plan_model.PlannedMemory(**memory.facts().given(), worst_bytes=worst_bytes(config.limits))
+    return plan_model.PlannedMemory(**memory.given(), worst_bytes=worst_bytes(config.limits))
 
 
 def _memory_bytes(described: ClusterDescription | None, cpus: int) -> float:
