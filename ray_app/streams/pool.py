@@ -114,7 +114,9 @@ def dataset(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, ordere
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
     context.custom_execution_callback_classes = [Unhurried]
     context.execution_options.preserve_order = ordered
-    made: ray.data.Dataset = ray.data.read_datasource(ItemSource(items), num_cpus=0, concurrency=1, label_selector=on_own_node())
+    made: ray.data.Dataset = ray.data.read_datasource(
+        ItemSource(items), num_cpus=0, concurrency=1, override_num_blocks=1, label_selector=on_own_node()
+    )
     for pool in pools:
         made = made.map_batches(pool.stage, **pool.options())
     return made
