@@ -55,7 +55,7 @@ def score_blocks(
         leaves=leaves,
     )
     while feed.has_more():  # once more where blocks came back at the very end
-        with feed, closing(stream(feed.reader(), pools_of(replace(job, feed=feed.log), layout()), name="score")) as messages:
+        with feed, closing(stream(feed.log.items, pools_of(replace(job, feed=feed.log), layout()), name="score")) as messages:
             for message in messages:
                 watch.progressed()
                 feed.ended(message.ref if isinstance(message, HandedBack) else None)

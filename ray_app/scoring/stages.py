@@ -31,6 +31,7 @@ from ray_app.runs import RunDirectory, block_tables, score_index, write_features
 from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlock
 from ray_app.scoring.passes import Partials, joined
 from ray_app.storage import Fetcher, node_budget
+from ray_app.streams.feed import FeedLog
 from ray_app.streams.stage import Stage
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class ScoringJob:
     decode_limit_s: float = WALL_LIMIT_S
     known: RunDirectory | None = None  # the run whose scores may be copied to members of the same bytes
     decode_bytes: int | None = None  # what large images may take together on a node; None = a quarter of its memory
-    feed: Any = None  # the log of the blocks, which says whether one may be begun; None = no other process is there to say so
+    feed: FeedLog | None = None  # the log of the blocks, which says whether one may be begun; None = no other process is there to say so
     members: int = 0  # of a whole block, which come to a GPU together
     compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
@@ -80,11 +81,7 @@ class BlockStage(Stage):
 
     def _may_begin(self) -> bool:
         """Whether a block may be begun here and now; asked by the first stage."""
-        if self._job.feed is None:
-            return True
-        import ray
-
-        return bool(ray.get(self._job.feed.welcomes.remote(own_node())))
+        return self._job.feed is None or self._job.feed.welcomes(own_node())
 
     def _work(self) -> BlockWork:
         """What was done since the last call."""

@@ -1,63 +1,90 @@
 """A source that grows while it is read: `Feed` keeps a limited number of items under way, and gives further ones as these come to an end.
 
     with Feed(items, most=lambda: 12) as feed:
-        for message in stream(feed.reader(), pools):
+        for message in stream(feed.log.items, pools):
             feed.ended()
 
-What it gives lies in an actor on the driver's node (`FeedLog`), of which the source, a generator task of Ray Data on the same node, reads
-every item by its place. So a generator that Ray begins anew gives the same items in the same order.
+What it gives lies in the key-value store of Ray's head (`FeedLog`), of which the source, a generator task of Ray Data on the driver's node,
+reads every item by its place. So a generator that Ray begins anew gives the same items in the same order.
 """
 
-import asyncio
+import pickle
 import threading
+import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 _LOOK_EVERY_S = 0.5  # for orders
+_POLL_S = 0.05  # for the next item
 _ENDING_S = 60.0  # for the next item, which somebody is making when all ends
-_AT_ONCE = 64
+_NAMESPACE = b"touchstone_feed"
+_ORDERS = b"orders"
 
 
+@dataclass(frozen=True)
 class FeedLog:
-    """The actor: items in the order in which they were given, and where one may be begun."""
+    """Items in the order in which they were given, and where one may be begun; for any process of the cluster."""
 
-    def __init__(self) -> None:
-        self._items: list[Any] = []
-        self._is_closed = self._is_halted = False
-        self._avoided = frozenset[str]()
-        self._changed = asyncio.Condition()
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    async def add(self, *items: Any, closed: bool = False) -> None:
-        """Further items, the last of all where it is `closed`."""
-        async with self._changed:
-            self._items += items
-            self._is_closed |= closed
-            self._changed.notify_all()
+    def put(self, place: int, item: Any) -> None:
+        """An item at its place; None: there is no further one."""
+        self._put(str(place).encode(), item)
 
-    async def take(self, place: int) -> list[Any]:
-        """The items from a place on, as soon as there are some; none behind the last, or where all has to end."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: len(self._items) > place or self._is_closed or self._is_halted)
-            return self._items[place : place + _AT_ONCE]
+    def items(self) -> Iterator[Any]:
+        """Every item, as soon as it is there, until the last or until no more is to be begun."""
+        place = 0
+        while True:
+            if (data := self._get(str(place).encode())) is None:
+                if self._orders()[0]:
+                    return
+                time.sleep(_POLL_S)
+                continue
+            if (item := pickle.loads(data)) is None:  # noqa: S301  (written by the driver)
+                return
+            yield item
+            place += 1
 
-    async def order(self, halted: bool, avoided: frozenset[str]) -> None:
+    def order(self, halted: bool, avoided: frozenset[str]) -> None:
         """`halted`: no item is to be begun any more; `avoided`: nor any on these nodes."""
-        async with self._changed:
-            self._is_halted, self._avoided = halted, avoided
-            self._changed.notify_all()
+        self._put(_ORDERS, (halted, avoided))
 
-    async def welcomes(self, node: str) -> bool:
+    def welcomes(self, node: str) -> bool:
         """Whether an item may be begun on this node."""
-        return not self._is_halted and node not in self._avoided
+        halted, avoided = self._orders()
+        return not halted and node not in avoided
+
+    def clear(self) -> None:
+        """Remove all of it from the store."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(f"{self.name}/".encode(), del_by_prefix=True, namespace=_NAMESPACE)
+
+    def _orders(self) -> tuple[bool, frozenset[str]]:
+        data = self._get(_ORDERS)
+        return (False, frozenset()) if data is None else pickle.loads(data)  # noqa: S301
+
+    def _put(self, key: bytes, content: Any) -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(f"{self.name}/".encode() + key, pickle.dumps(content), overwrite=True, namespace=_NAMESPACE)
+
+    def _get(self, key: bytes) -> bytes | None:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        found: bytes | None = _internal_kv_get(f"{self.name}/".encode() + key, namespace=_NAMESPACE)
+        return found
 
 
 class Feed(Generic[T]):
     """The driver's side. `items` are made in a thread, one when there is room for it; `most`: how many may be under way.
 
-    Asked twice a second: `halted` and `avoided`, see `FeedLog.order`; `waits` is called while nothing is under way, and `leaves` when the
+    Asked twice a second: `halted` and `avoided`, see `FeedLog.order`. `waits` is called while nothing is under way, and `leaves` when the
     block ends before the items do.
     """
 
@@ -78,20 +105,13 @@ class Feed(Generic[T]):
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
-        import ray
-
-        from ray_app.cluster.ray_cluster import on_own_node
-
-        self.log: Any = ray.remote(num_cpus=0)(FeedLog).options(label_selector=on_own_node()).remote()
-        self._ends = False
+        self.log, self._given, self._ends = FeedLog(), 0, False
         self._threads = [threading.Thread(target=work, daemon=True, name=work.__name__) for work in (self._feed, self._order)]
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        import ray
-
         if self._threads[0].is_alive():  # it waits for an item, or for room
             self._is_left = True
             self._leaves()
@@ -100,21 +120,7 @@ class Feed(Generic[T]):
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(_ENDING_S)
-        ray.kill(self.log)
-
-    def reader(self) -> Callable[[], Iterator[T]]:
-        """What gives every item in order, in whatever process it is called."""
-        log = self.log
-
-        def read() -> Iterator[T]:
-            import ray
-
-            place = 0
-            while items := ray.get(log.take.remote(place)):
-                yield from items
-                place += len(items)
-
-        return read
+        self.log.clear()
 
     def ended(self, returned: T | None = None) -> None:
         """An item has come to its end; or it was not begun, and is to be given again."""
@@ -151,8 +157,9 @@ class Feed(Generic[T]):
         while self._has_room() and (item := self._next()):
             with self._changed:
                 self._open += 1
-            self.log.add.remote(*item)
-        self.log.add.remote(closed=True)
+            self.log.put(self._given, item[0])
+            self._given += 1
+        self.log.put(self._given, None)
 
     def _has_room(self) -> bool:
         """Whether a further item is wanted, once there is room for it."""
@@ -162,8 +169,11 @@ class Feed(Generic[T]):
             return not (self._ends or self._halted())
 
     def _order(self) -> None:
+        told: tuple[bool, frozenset[str]] = (False, frozenset())
         while not self._ends:
-            self.log.order.remote(self._halted(), self._avoided())
+            if (orders := (self._halted(), self._avoided())) != told:
+                self.log.order(*orders)
+                told = orders
             with self._changed:
                 if not self._open:
                     self._waits()

@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from ray_app.cluster.ray_cluster import on_own_node
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT
 from ray_app.errors import ClusterError, describe_error, is_want_of_memory
-from ray_app.streams.stage import IN_FLIGHT, Failed, Stage, packed, unpacked
+from ray_app.streams.stage import IN_FLIGHT, Stage, StageFailure, packed, unpacked
 
 # Ray Data polls finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
 LOOK_EVERY_S = 0.05
@@ -136,7 +136,7 @@ def stream(
     with closing(arriving):  # type: ignore[type-var]  # a generator: its end is that of the execution
         while (table := _next_of(arriving)) is not None:
             message = unpacked(table)
-            if isinstance(message, Failed):
+            if isinstance(message, StageFailure):
                 raise message.error
             yield message
 

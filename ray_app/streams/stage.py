@@ -26,22 +26,22 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Failed(Ended):
+class StageFailure(Ended):
     """What a stage met, whole; Ray keeps only the text of an exception."""
 
     error: TouchstoneError
 
 
 class Stage:
-    """Base of the stages. What one meets travels on as `Failed`, and is raised where the stream is read."""
+    """Base of the stages. What one meets travels on as `StageFailure`, and is raised where the stream is read."""
 
     def __init__(self, *given: Any) -> None:
         arrow.leave_pandas_out()
-        self._failure: Failed | None = None
+        self._failure: StageFailure | None = None
         try:
             self.start(*given)
         except Exception as error:
-            self._failure = Failed(translated(error, self._name()))
+            self._failure = StageFailure(translated(error, self._name()))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One Ray block in, one out."""
@@ -53,7 +53,7 @@ class Stage:
         try:
             return self._failure or self.work(message)
         except Exception as error:
-            return Failed(translated(error, self._name()))
+            return StageFailure(translated(error, self._name()))
 
     def _name(self) -> str:
         return next(kind.__name__ for kind in type(self).__mro__ if not kind.__name__.startswith("_"))  # Ray makes subclasses

@@ -8,7 +8,7 @@ import pytest
 
 from ray_app.archives import in_turn
 from ray_app.scoring.stages import BlockCommitter, BlockDecoder, BlockDescriber, BlockScorer, TensorScorer
-from ray_app.streams.stage import Failed, packed, unpacked
+from ray_app.streams.stage import StageFailure, packed, unpacked
 
 # Settings that lay out a run so on a CPU.
 LAYOUTS = {"fused": {"device": "cpu"}, "split": {"device": "cpu", "cluster": {"gpus": 1}}}
@@ -63,7 +63,7 @@ def _reports(refs, job, kind):
             for stage in stages:
                 table = stage(table)
             message = unpacked(table)
-            if isinstance(message, Failed):
+            if isinstance(message, StageFailure):
                 raise message.error
             yield message
     finally:
