@@ -20,7 +20,7 @@ from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 _LOOK_EVERY_S = 0.5  # for orders
-_POLL_S = 0.05  # for the next item
+_POLL_S = 0.1  # for the next item
 _ENDING_S = 60.0  # for the next item, which somebody is making when all ends
 _NAMESPACE = b"touchstone_feed"
 _ORDERS = b"orders"
