@@ -78,7 +78,9 @@ def packed(message: Any) -> pa.Table:
     return pa.table({
         "message": pa.array([head], pa.large_binary()),
         "bounds": pa.array([bounds], pa.list_(pa.int64())),
-        "buffers": pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, len(data)], np.int64)), pa.py_buffer(data)]),
+        "buffers": pa.Array.from_buffers(
+            pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, len(data)], np.int64)), pa.py_buffer(data)]
+        ),
     })  # fmt: skip
 
 
