@@ -46,8 +46,8 @@ GROUPS = {
     )),
     "detectors": Group("detectors in bf16 and against all golden values; those of other packages", ("detectors", "evaluation")),
     "benchmarks": Group("the benchmarks, each run small from end to end", ("benchmarks",)),
-    "training": Group("two processes against one, killed trainings, the linear probe; splits, augmentations", (
-        "training/test_killed.py", "training/test_linear_probe.py", "datasets", "transforms",
+    "training": Group("two processes against one, decoders apart, killed trainings, the linear probe; splits, augmentations", (
+        "training/test_killed.py", "training/test_linear_probe.py", "training/test_ray_data.py", "datasets", "transforms",
     )),
     "recipes": Group("recipes from pictures to a card that scores, every family in every precision and as ONNX; notices, bad images", (
         "training/test_describing_e2e.py", "training/test_identifying_e2e.py", "training/test_learner.py", "training/test_notice.py",

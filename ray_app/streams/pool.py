@@ -15,10 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionResources
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.interfaces import ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError
@@ -105,8 +104,12 @@ class Unhurried(ExecutionCallback):
         self._looked_at = time.monotonic()
 
 
-def dataset(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, ordered: bool = False) -> ray.data.Dataset:
-    """The pipeline, not yet begun. `ordered`: results come in the order of the items, else as they are there."""
+def dataset(
+    items: Callable[[], Iterator[Any]], pools: Sequence[Pool] = (), *, ordered: bool = False, store_bytes: float | None = None
+) -> Dataset:
+    """The pipeline, not yet begun. `ordered`: results come in the order of the items, else as they are there; `store_bytes`: what may lie
+    between the pools and whoever reads, None = as Ray sees fit.
+    """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -114,9 +117,14 @@ def dataset(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, ordere
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
     context.custom_execution_callback_classes = [Unhurried]
     context.execution_options.preserve_order = ordered
-    made: ray.data.Dataset = ray.data.read_datasource(
-        ItemSource(items), num_cpus=0, concurrency=1, override_num_blocks=1, label_selector=on_own_node()
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
+    return through(
+        ray.data.read_datasource(ItemSource(items), num_cpus=0, concurrency=1, override_num_blocks=1, label_selector=on_own_node()), pools
     )
+
+
+def through(made: Dataset, pools: Sequence[Pool]) -> Dataset:
+    """A dataset with further pools behind it."""
     for pool in pools:
         made = made.map_batches(pool.stage, **pool.options())
     return made
@@ -125,15 +133,20 @@ def dataset(items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, ordere
 def stream(
     items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, name: str | None = None, ordered: bool = False
 ) -> Generator[Any, None, None]:
-    """What the last pool gives for every item, or for whatever a stage ended early. `name`: on Ray's dashboard.
-
-    Raises the TouchstoneError that a stage met, ClusterError where Ray gives up. To be closed: leaving early ends all processes.
-    """
+    """What the last pool gives for every item, or for whatever a stage ended early: see `messages`. `name`: on Ray's dashboard."""
     made = dataset(items, pools, ordered=ordered)
     if name is not None:
         made.set_name(name)
-    arriving = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    with closing(arriving):  # type: ignore[type-var]  # a generator: its end is that of the execution
+    return messages(made)
+
+
+def messages(made: Dataset | DataIterator, *, ahead: int = 0) -> Generator[Any, None, None]:
+    """What comes out of a dataset of this module; so many blocks are fetched `ahead`.
+
+    Raises the TouchstoneError that a stage met, ClusterError where Ray gives up. To be closed: leaving early ends all processes.
+    """
+    arriving = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=ahead))  # type: ignore[arg-type]
+    with closing(arriving):  # type: ignore[type-var]  # a generator, whose end is that of the execution
         while (table := _next_of(arriving)) is not None:
             message = unpacked(table)
             if isinstance(message, StageFailure):

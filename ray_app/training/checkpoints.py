@@ -36,6 +36,11 @@ def new_name(step: int) -> str:
     return f"{_STEP}{step:08d}-{secrets.token_hex(4)}"
 
 
+def step_of(name: str) -> int:
+    """The step of a checkpoint, by its folder's name."""
+    return int(name.removeprefix(_STEP).partition("-")[0])
+
+
 def write_facts(folder: Path, *, step: int, finished: bool) -> None:
     """Note in a checkpoint how far it is, and whether no step comes after it."""
     (folder / _FACTS).write_text(json.dumps({"step": step, "finished": finished}))

@@ -15,11 +15,11 @@ no block again.
 
 import io
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,8 @@ from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, linear_head
 from ray_app.detectors.families import HEADS
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
+from ray_app.streams.pool import Pool, stream
+from ray_app.streams.stage import Stage
 from ray_app.training import checkpoints, finish, ray_data
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader
@@ -173,27 +175,27 @@ def _together(detector: "Detector") -> int:
     return min(detector.card.batch or detector.slots, detector.slots)
 
 
-class Embedder(ray_data.DataStage):
+class Embedder(Stage):
     """A block of rows in, their embeddings into the training's directory."""
 
-    def start(self, job: TrainingJob, *given: Any) -> None:
-        """`given`: what makes the detector."""
+    def start(self, *given: Any) -> None:
+        """`given`: the job, and what makes the detector."""
         import torch
 
+        job, make = given
         if job.mirror is not None:
             os.environ[MIRROR_VARIABLE] = job.mirror
         if job.layout.device == "cpu":
             torch.set_num_threads(job.layout.threads)
         self._job, self._loaders = job, dict[str, BatchLoader]()
-        self._detector = given[0](job)
+        self._detector = make(job)
         self._detector.keep_embeddings()
 
-    def work(self, table: pa.Table) -> ray_data.Batch:
+    def work(self, message: "_Block") -> tuple[int, int]:
         """The rows of a block → how many there were, and how many could not be read; the block's file is written."""
-        split, first, rows = (table[name][0].as_py() for name in ("split", "first", "rows"))
-        found = embed(self._detector, self._loader(split), np.array(rows, np.int64))
-        keep_block(self._job.out, split, first, found)
-        return {"images": np.array([len(rows)]), "bad": np.array([len(rows) - len(found)])}
+        found = embed(self._detector, self._loader(message.split), message.rows)
+        keep_block(self._job.out, message.split, message.first, found)
+        return len(message.rows), len(message.rows) - len(found)
 
     def _loader(self, split: str) -> BatchLoader:
         if split not in self._loaders:
@@ -219,27 +221,12 @@ def _blocks(job: TrainingJob, wanted: Wanted) -> list[_Block]:
 
 
 def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: int) -> None:
-    import ray.data
-    from ray.data import ActorPoolStrategy
-    from ray.data.read_api import from_blocks
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     layout = job.layout
-    tables = [pa.table({"split": [one.split], "first": [one.first], "rows": [one.rows.tolist()]}) for one in missing]
-    made = from_blocks(tables).map_batches(
-        Embedder,
-        fn_constructor_args=(job, make),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(layout.workers, len(missing)), max_tasks_in_flight_per_actor=2),
-        num_cpus=layout.worker_cpus,
-        num_gpus=layout.worker_gpus or None,
-        label_selector=dict(job.config.cluster.labels) or None,
-    )
+    workers = min(layout.workers, len(missing))
+    pool = Pool(Embedder, (job, make), workers, workers, layout.worker_cpus, layout.worker_gpus, job.config.cluster.labels)
     progress = Progress(count, done=count - sum(len(one.rows) for one in missing), name="features")
-    for counts in made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        progress.advance(int(ray_data.whole(counts)["images"].sum()), int(counts["bad"].sum()))
+    for images, bad in stream(partial(iter, missing), [pool], name="features"):
+        progress.advance(images, bad)
     progress.close()
 
 

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import ray
@@ -27,7 +28,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from ray_app.cluster.shutdown import signal_grace_s
 from ray_app.errors import ClusterError, describe_error
 from ray_app.metrics import FIGURES
-from ray_app.training import checkpoints, finish, run_directory, worker
+from ray_app.training import checkpoints, finish, ray_data, run_directory, worker
 from ray_app.training.job import TrainingJob
 from ray_app.training.validate import validate, validations
 
@@ -176,6 +177,8 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
         worker.train_worker,
         train_loop_config={"job": shared},
         torch_config=OneAddress(),
+        datasets={} if "vectors" in job.shared else {ray_data.TRAIN: partial(ray_data.steps_to_come, job)},
+        dataset_config=ray_data.Shards(job),
         scaling_config=ScalingConfig(
             num_workers=layout.workers if layout.least == layout.workers else (layout.least, layout.workers),
             use_gpu=layout.worker_gpus > 0,

@@ -10,6 +10,7 @@ import pickle
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ class Rank:
             os.environ[MIRROR_VARIABLE] = job.mirror
         if job.layout.device == "cpu":
             torch.set_num_threads(job.layout.threads)
+        self._checkpoint = ray.train.get_checkpoint()
+        self._begun = 0 if self._checkpoint is None else checkpoints.step_of(Path(self._checkpoint.path).name)
+        self._stream = self._batches()
+        self._taker = futures.ThreadPoolExecutor(1)
+        self._coming = self._taker.submit(next, self._stream, None)  # the loaders start beside the network
         self._device = str(ray.train.torch.get_device())
         self._learner = _learner(job, self._device, self._rank, self._world)
         self._history, self._samples, self._unreadable = (
@@ -81,21 +87,21 @@ class Rank:
         self._reply: Any = None
         self._saved_on_notice = False
         self._line: dict[str, Any] = {}
-        self._taker = futures.ThreadPoolExecutor(1)
+
+    def _batches(self) -> Iterator[ray_data.Batch]:
+        if "vectors" in self._job.shared:
+            return embedding_batches(self._job, self._begun, self._rank, self._world)
+        return ray_data.batches(self._begun)
 
     def run(self) -> None:
         """All steps from the last committed one on."""
         if self._restore():
             return
-        self._begun = self._learner.step_number
         if self._rank == 0:
             run_directory.delete_history_from(self._job.out, self._begun)
             self._line = {"step": self._begun}
             self._report(self._line)
         self._agree(GO_ON)  # nobody writes before what is to be written anew was removed
-        stream = embedding_batches if "vectors" in self._job.shared else ray_data.batches
-        self._stream = stream(self._job, self._begun, self._rank, self._world)
-        self._coming = self._taker.submit(next, self._stream, None)
         clock = time.monotonic()
         while (batch := self._awaited()) is not None:
             waited, clock = time.monotonic() - clock, time.monotonic()
@@ -117,10 +123,9 @@ class Rank:
 
     def _restore(self) -> bool:
         """Take up the last committed checkpoint, if any; True where no step is left."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        if self._checkpoint is None:
             return False
-        with checkpoint.as_directory() as folder:
+        with self._checkpoint.as_directory() as folder:
             _, finished = checkpoints.read_facts(Path(folder))
             if not finished:
                 self._learner.load(Path(folder))
