@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -23,7 +24,7 @@ _LOOK_EVERY_S = 0.5  # for orders
 _POLL_S = 0.1  # for the next item
 _ENDING_S = 60.0  # for the next item, which somebody is making when all ends
 _NAMESPACE = b"touchstone_feed"
-_ORDERS = b"orders"
+_ORDERS = "-orders"
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class FeedLog:
 
     def put(self, place: int, item: Any) -> None:
         """An item at its place; None: there is no further one."""
-        self._put(str(place).encode(), item)
+        self._put(f"/{place}", item)
 
     def items(self) -> Iterator[Any]:
         """Every item, as soon as it is there, until the last or until no more is to be begun."""
         place = 0
         while True:
-            if (data := self._get(str(place).encode())) is None:
+            if (data := self._get(f"/{place}")) is None:
                 if self._orders()[0]:
                     return
                 time.sleep(_POLL_S)
@@ -59,25 +60,26 @@ class FeedLog:
         halted, avoided = self._orders()
         return not halted and node not in avoided
 
-    def clear(self) -> None:
-        """Remove all of it from the store."""
+    def close(self) -> None:
+        """Remove the items from the store; whoever still reads them comes to an end."""
         from ray.experimental.internal_kv import _internal_kv_del
 
+        self.order(True, frozenset())
         _internal_kv_del(f"{self.name}/".encode(), del_by_prefix=True, namespace=_NAMESPACE)
 
     def _orders(self) -> tuple[bool, frozenset[str]]:
         data = self._get(_ORDERS)
         return (False, frozenset()) if data is None else pickle.loads(data)  # noqa: S301
 
-    def _put(self, key: bytes, content: Any) -> None:
+    def _put(self, key: str, content: Any) -> None:
         from ray.experimental.internal_kv import _internal_kv_put
 
-        _internal_kv_put(f"{self.name}/".encode() + key, pickle.dumps(content), overwrite=True, namespace=_NAMESPACE)
+        _internal_kv_put(f"{self.name}{key}".encode(), pickle.dumps(content), overwrite=True, namespace=_NAMESPACE)
 
-    def _get(self, key: bytes) -> bytes | None:
+    def _get(self, key: str) -> bytes | None:
         from ray.experimental.internal_kv import _internal_kv_get
 
-        found: bytes | None = _internal_kv_get(f"{self.name}/".encode() + key, namespace=_NAMESPACE)
+        found: bytes | None = _internal_kv_get(f"{self.name}{key}".encode(), namespace=_NAMESPACE)
         return found
 
 
@@ -106,7 +108,7 @@ class Feed(Generic[T]):
 
     def __enter__(self) -> Self:
         self.log, self._given, self._ends = FeedLog(), 0, False
-        self._threads = [threading.Thread(target=work, daemon=True, name=work.__name__) for work in (self._feed, self._order)]
+        self._threads = [threading.Thread(target=self._until_lost, args=(work,), daemon=True) for work in (self._feed, self._order)]
         for thread in self._threads:
             thread.start()
         return self
@@ -120,7 +122,14 @@ class Feed(Generic[T]):
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(_ENDING_S)
-        self.log.clear()
+        self._until_lost(self.log.close)
+
+    def _until_lost(self, work: Callable[[], None]) -> None:
+        """A head that is gone ends the run elsewhere, in better words."""
+        from ray.exceptions import RayError
+
+        with suppress(RayError, RuntimeError):
+            work()
 
     def ended(self, returned: T | None = None) -> None:
         """An item has come to its end; or it was not begun, and is to be given again."""
