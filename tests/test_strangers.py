@@ -33,8 +33,8 @@ def outside():
 
 
 def taken_but_refused(host, found, marker):
-    """Those of these ports that take a connection and answer, unlike a worker that is ending; what they do for a stranger, with no token and
-    with a wrong one, is nothing.
+    """Those of these ports that take a connection and answer, unlike a worker that is ending; what they do for a stranger, with no token
+    and with a wrong one, is nothing.
     """
     taken = []
     for one in (one for one in found if stranger.is_open(host, one.port)):

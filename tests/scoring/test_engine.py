@@ -72,6 +72,7 @@ class LastScorer(costless.CostlessScorer):
         return goes
 
 
+@pytest.mark.slow
 def test_what_a_leaving_node_hands_back_is_scored_elsewhere(ray_cluster, tmp_path):
     assert counted(costless.blocks(1, 40), FUSED, tmp_path, BlockScorer=LastScorer) == Counter([0])
 
@@ -105,7 +106,8 @@ class MortalTensorScorer(costless.SleepingScorer):
 MORTALS = {"BlockScorer": (FUSED, MortalScorer), "BlockDecoder": (SPLIT, MortalDecoder), "TensorScorer": (SPLIT, MortalTensorScorer)}
 
 
-@pytest.mark.parametrize("stage", ["BlockScorer", "BlockDecoder", pytest.param("TensorScorer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", MORTALS)
 def test_what_a_lost_process_had_goes_again_and_nothing_else(ray_cluster, tmp_path, stage):
     layout, mortal = MORTALS[stage]
     assert counted(costless.blocks(16, 40), layout, tmp_path, **{stage: mortal}) == Counter(range(16))
