@@ -119,7 +119,7 @@ def measured(command: list[str], environment: dict[str, str], run: Path, log: Pa
         "listed": lambda: (run / "manifest/0/_complete").exists(),
         "first_block": lambda: (run / "parts/00000").exists() or (run / "scores").exists(),
         "scored": lambda: (run / "scores").exists(),
-        "compacted": lambda: (run / "scores").exists() and not any((run / "parts/00000").iterdir()),
+        "compacted": lambda: (run / "scores").exists() and not any((run / "parts").glob("*/*")),
         "summarised": lambda: (run / "report.html").exists(),
     }
     begun = time.monotonic()
@@ -158,7 +158,7 @@ def measure(members: int, work: Path, arguments: list[str]) -> dict[str, Any]:
     card = write_detector(folder / "detector")
     command = [
         sys.executable, "-m", "ray_app.cli.main", "score", str(folder / "archive"), "--out", str(folder / "run"), "--detector", str(card),
-        "--set", "batch_slots=64", "--set", "block_members=1024", *arguments,
+        "--set", "batch_slots=64", "--set", "block_members=2048", *arguments,
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": f"{folder / 'detector'}:{ROOT}"}
     first = measured(command, environment, folder / "run", folder / "first.log")

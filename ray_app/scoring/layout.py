@@ -17,6 +17,7 @@ from ray_app.streams.stage import IN_FLIGHT
 WORKER_CPUS = 0.97
 GPU_SCORER_CPUS = 0.005
 COMMIT_CPUS = 0.001
+REFERENCES = 8  # to blocks, per process
 BLOCKS_PER_DOUBLING = 4  # per worker; a block costs Ray about 20 ms, which 16 images of a fast detector do not outweigh
 TENSOR_BYTES = 2**29  # prepared tensors of one block
 HAND_OVER_SHARE = 0.4  # of the object stores, for what is under way: well below the 80 % at which Ray spills
@@ -60,8 +61,10 @@ class ScoringLayout:
 
     @property
     def most_open(self) -> int:
-        """Blocks that are under way at most: what each process works on, and what travels to it meanwhile."""
-        return 1 + IN_FLIGHT * self.workers
+        """Blocks that are under way at most: what each process works on, and what travels to it meanwhile. Where no tensors travel, more of
+        them wait, each for 100 bytes: small ones take less time than the driver needs to give further ones.
+        """
+        return 1 + (IN_FLIGHT if self.kind == "split" else REFERENCES) * self.workers
 
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""

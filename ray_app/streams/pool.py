@@ -28,7 +28,7 @@ from ray_app.errors import ClusterError, describe_error, is_want_of_memory
 from ray_app.streams.stage import IN_FLIGHT, Stage, StageFailure, packed, unpacked
 
 # Ray Data polls finished tasks once in a tenth of a second, but without a pause while all it has made waits to be taken.
-LOOK_EVERY_S = 0.05
+LOOK_EVERY_S = 0.02
 
 
 @dataclass(frozen=True)
