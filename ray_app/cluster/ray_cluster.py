@@ -20,9 +20,10 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 from ray_app.cluster import demand, versions
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
@@ -150,6 +151,7 @@ R = TypeVar("R")
 
 # Small, so that tasks find room beside scoring processes however small the machine is.
 TASK_CPUS = 0.5
+_PRIVATE = b"touchstone_private"  # a key in the store of a Ray of our own
 _BESIDE_CPUS = 4  # cores for each task that runs beside processes which have taken them all
 MOST_AT_ONCE = 256
 
@@ -187,9 +189,10 @@ def cluster(
                     ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
             else:
                 folder = ending.enter_context(private_ray(hidden, variables))
-                with without_side_effects():
+                with without_side_effects(), _without_services():
                     ray.init(address="local", include_dashboard=False, num_cpus=config.cpus, num_gpus=config.gpus, _temp_dir=str(folder),
                              object_store_memory=config.object_store_bytes or LOCAL_OBJECT_STORE_BYTES, **quiet)  # fmt: skip
+                    ray.experimental.internal_kv._internal_kv_put(_PRIVATE, b"1")
         except Exception as error:  # Ray raises bare ones, too, such as for a node that does not start in time
             why = " ".join(str(error).split())[:_MESSAGE_LETTERS]
             raise ClusterError(
@@ -305,6 +308,17 @@ def without_side_effects() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+def _without_services() -> AbstractContextManager[Any]:
+    """Starting a head without what only a cluster is asked for: dashboard, autoscaler, log monitor. Each takes a core for half a second."""
+    from ray._private.node import Node
+
+    def none_at(node: Any, **given: Any) -> None:
+        node._webui_url = ""
+
+    nothing = lambda node: None  # noqa: E731
+    return mock.patch.multiple(Node, start_api_server=none_at, start_monitor=nothing, start_log_monitor=nothing)
+
+
 def leaving_nodes() -> dict[str, float]:
     """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where nobody knows."""
     from ray._private.state import state  # what Ray Train and Ray Data poll for the same; there is no public way
@@ -315,6 +329,13 @@ def leaving_nodes() -> dict[str, float]:
     except (RayError, RuntimeError):  # a head that does not answer ends the run elsewhere, in better words
         return {}
     return {node: deadline_ms / 1000 - time.time() if deadline_ms else math.inf for node, deadline_ms in notices.items()}
+
+
+def is_private() -> bool:
+    """Whether the Ray that this process is connected to is one that a command started for itself: one node, no dashboard."""
+    from ray.experimental.internal_kv import _internal_kv_exists
+
+    return bool(_internal_kv_exists(_PRIVATE))
 
 
 def own_node() -> str:

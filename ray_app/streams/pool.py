@@ -11,18 +11,23 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionResources
+from ray.data._internal import stats
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
+from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
+from ray.data._internal.execution.operators import actor_pool_map_operator
+from ray.data._internal.utils import cached_ray_internals
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import RayError
 
-from ray_app.cluster.ray_cluster import on_own_node
+from ray_app.cluster.ray_cluster import is_private, on_own_node
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT
 from ray_app.errors import ClusterError, describe_error, is_want_of_memory
 from ray_app.streams.stage import IN_FLIGHT, Stage, StageFailure, packed, unpacked
@@ -88,20 +93,44 @@ class WholeCluster(ClusterAutoscaler):
         return found
 
 
+class Nobody:
+    """In the place of an actor that nobody asks."""
+
+    def __getattr__(self, method: str) -> Self:
+        if method.startswith("__"):
+            raise AttributeError(method)
+        return self
+
+    def remote(self, *given: Any) -> Any:
+        """Nothing is known."""
+        return ray.put({})
+
+
+def _unless_private(actor: Callable[[], Any]) -> Callable[[], Any]:
+    """An actor of Ray Data's, or nobody on a Ray of our own: it has one node, and no dashboard to show statistics."""
+    return lambda: Nobody() if is_private() else actor()
+
+
 class Unhurried(ExecutionCallback):
     """Keeps Ray Data's scheduler, a thread of the driver, from taking a whole core while the pools are ahead of it."""
 
     def __init__(self) -> None:
         self._looked_at = 0.0
 
-    def before_execution_starts(self, executor: Any) -> None:
-        """Called once everything is planned."""
-        executor._cluster_autoscaler = WholeCluster()
-
     def on_execution_step(self, executor: Any) -> None:
         """Called after every look around."""
         time.sleep(max(0.0, self._looked_at + LOOK_EVERY_S - time.monotonic()))
         self._looked_at = time.monotonic()
+
+
+# Each of these would be a process that takes a core for a second before the first image.
+for _module, _name, _instead in (
+    (streaming_executor, "create_cluster_autoscaler", lambda *given, **named: WholeCluster()),
+    (stats, "get_or_create_stats_actor", _unless_private(stats.get_or_create_stats_actor)),
+    (actor_pool_map_operator, "get_or_create_actor_location_tracker", _unless_private(get_or_create_actor_location_tracker)),
+    (cached_ray_internals, "get_or_create_actor_location_tracker", _unless_private(get_or_create_actor_location_tracker)),
+):
+    setattr(_module, _name, _instead)
 
 
 def dataset(
