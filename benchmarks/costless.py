@@ -54,7 +54,7 @@ class CostlessDecoder(BlockStage):
 class SleepingScorer(BlockStage):
     """Sleeps `job.decode_limit_s` per block, and counts how long it had nothing to do before."""
 
-    def load(self) -> None:
+    def _load(self) -> None:
         """Nothing was done yet."""
         self._ended: float | None = None
 

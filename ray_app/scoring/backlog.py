@@ -1,5 +1,5 @@
-"""What a run has yet to score: the blocks of its manifests (`work_of`), and those that its source has besides (`portions_of`), which are
-scored while the listing goes on (`arriving_blocks`).
+"""What a run has yet to score: the blocks of its manifests (`work_of`), and those that its source has besides, which are scored while the
+listing goes on (`arriving_blocks`).
 """
 
 import sys
@@ -30,13 +30,13 @@ class StoppedError(Exception):
 class ListingTasks:
     """The tasks of a listing: on the whole cluster as long as nothing else is done there, then beside what is (`aside`)."""
 
-    def __init__(self, alone: archives.Each, beside: archives.Each) -> None:
-        self._each, self._beside = alone, beside
+    def __init__(self) -> None:
+        self._each: archives.Each = on_ray
         self.stopped = threading.Event()
 
     def aside(self) -> None:
         """From now on beside other work."""
-        self._each = self._beside
+        self._each = beside_others
 
     def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
         """The results in order, as long as they are wanted."""
@@ -60,7 +60,7 @@ class Listing:
     settled_blocks: int = 0
     settled_members: int = 0
     portions: Iterator[archives.ManifestInfo] | None = None
-    tasks: ListingTasks = field(default_factory=lambda: ListingTasks(on_ray, beside_others))
+    tasks: ListingTasks = field(default_factory=ListingTasks)
 
     @property
     def members(self) -> int:
@@ -75,15 +75,10 @@ class Listing:
 
 def archive_of(config: ScoreConfig, fetcher: Fetcher | None = None) -> archives.Archive:
     """The archive that a config names, without its own run directory; touches nothing yet. Raises ConfigError."""
+    skip = [RunDirectory.open(place).store.url for place in (config.out, config.table) if place]
+    columns, limits, private = config.columns, config.container_limits, config.allow_private
     return archives.open_source(
-        config.source,
-        config.include,
-        config.exclude,
-        skip=[RunDirectory.open(place).store.url for place in (config.out, config.table) if place],
-        columns=config.columns,
-        limits=config.container_limits,
-        allow_private=config.allow_private,
-        fetcher=fetcher,
+        config.source, config.include, config.exclude, skip=skip, columns=columns, limits=limits, allow_private=private, fetcher=fetcher
     )
 
 
@@ -102,11 +97,6 @@ def listing_log(config: ScoreConfig) -> Callable[[int], None]:
             advice = None
 
     return progress
-
-
-def portions_of(run: RunDirectory, config: ScoreConfig, plan: archives.BlockPlan, tasks: ListingTasks) -> Iterator[archives.ManifestInfo]:
-    """The manifests of the source that are new: one, or those of a first listing as it goes on."""
-    return archives.list_portions(run.store, archive_of(config), plan, each=tasks, progress=listing_log(config), limit=config.limit)
 
 
 def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunMeter) -> Iterator[archives.BlockRef]:

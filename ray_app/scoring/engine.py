@@ -13,7 +13,6 @@ The parts are the checkpoint: a kill loses the blocks under way and nothing else
 `most_open`, so a stop has little to hand back, and what waits between the stages fits the object store.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -28,8 +27,6 @@ from ray_app.streams.feed import Feed
 from ray_app.streams.pool import Pool, stream
 from ray_app.streams.stage import Stage
 
-LAYOUT_EVERY_S = 3.0  # nodes come and go
-
 
 def score_blocks(
     blocks: Iterable[BlockRef],
@@ -40,7 +37,7 @@ def score_blocks(
     watch: Watch,
     leaves: Callable[[], None] = lambda: None,
 ) -> Iterator[BlockReport]:
-    """Run the pipeline and yield a report per block as it is committed; `layout` is called anew every few seconds.
+    """Run the pipeline and yield a report per block as it is committed; `layout` is asked twice a second, since nodes come and go.
 
     `blocks` are made in a thread, and may take their time; `leaves` tells them that nobody wants the rest. To be iterated in the main
     thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where Ray gives up, and
@@ -48,7 +45,7 @@ def score_blocks(
     """
     feed = Feed(
         blocks,
-        most=_every(LAYOUT_EVERY_S, lambda: layout().most_open),
+        most=lambda: layout().most_open,
         halted=lambda: stopper.reason is not None,
         avoided=lambda: stopper.avoided,
         waits=watch.progressed,  # only the listing is at work
@@ -78,16 +75,3 @@ def pools_of(job: ScoringJob, layout: ScoringLayout) -> list[Pool]:
         for names, size in zip(job.spec.all_pools, layout.scorers, strict=True)
     ]
     return [pool(BlockDecoder, layout.decoders, layout.worker_cpus), *scorers, pool(BlockCommitter, layout.committers, COMMIT_CPUS)]
-
-
-def _every(seconds: float, look: Callable[[], int]) -> Callable[[], int]:
-    """What `look` said last, asked anew after so many seconds."""
-    said, at = look(), time.monotonic()
-
-    def latest() -> int:
-        nonlocal said, at
-        if time.monotonic() - at >= seconds:
-            said, at = look(), time.monotonic()
-        return said
-
-    return latest

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ray_app.archives import BlockPlan
 from ray_app.errors import ClusterError
+from ray_app.inference import ResourceEstimate
 from ray_app.streams.stage import IN_FLIGHT
 
 # A decoding or scoring process fills a core. As many of them as a node has cores leave 3 % of each, for GPU scorers and committers.
@@ -68,12 +69,8 @@ class ScoringLayout:
 
     def block_plan(self, slots: int) -> BlockPlan:
         """How the manifest is cut for this many workers."""
-        return BlockPlan(
-            batch_slots=slots,
-            max_block_members=self.block_members,
-            blocks_per_doubling=BLOCKS_PER_DOUBLING * self.workers,
-            max_block_bytes=BLOCK_BYTES,
-        )
+        doubling = BLOCKS_PER_DOUBLING * self.workers
+        return BlockPlan(batch_slots=slots, max_block_members=self.block_members, blocks_per_doubling=doubling, max_block_bytes=BLOCK_BYTES)
 
     @property
     def workers(self) -> int:
@@ -96,24 +93,11 @@ class ScoringLayout:
         return f"{self.decoders} decoder{'s' * (self.decoders > 1)} feed {scorers} {kind}{'s' * (scorers > 1)}{pools}"
 
 
-@dataclass(frozen=True)
-class MemberCost:
-    """What one member requires of a layout. `tensor_bytes`: its prepared tensors between processes. `pool_gmac`: billions of multiply-adds
-    in each group of detectors that needs processes of its own. `process_bytes`: a process with all detectors.
-
-    `passes`: how often detectors look at it, clean and perturbed; the other numbers count all of them.
-    """
-
-    slots: int
-    tensor_bytes: int = 0
-    pool_gmac: tuple[float, ...] = (0.0,)
-    process_bytes: int = 0
-    passes: int = 1
-
-
 def plan_layout(
-    work: MemberCost,
+    cost: ResourceEstimate,
     *,
+    slots: int,
+    passes: int = 1,
     cpus: float,
     gpus: float,
     workers: int | None,
@@ -121,8 +105,9 @@ def plan_layout(
     memory_bytes: float = math.inf,
     store_bytes: float = math.inf,
 ) -> ScoringLayout:
-    """Fit the stages to `cpus` cores, `gpus` GPUs, to `memory_bytes` where every core would hold all detectors, and blocks to the object
-    stores, `store_bytes` together, where tensors pass through them.
+    """Fit the stages to `cpus` cores, `gpus` GPUs, to `memory_bytes` where every core would hold all detectors, and blocks to batches of
+    `slots` images and to the object stores, `store_bytes` together, where tensors pass through them. `passes`: how often detectors look at
+    an image, clean and perturbed, of which `cost` has the sum.
 
     Raises ClusterError when nothing fits.
     """
@@ -131,33 +116,27 @@ def plan_layout(
             f"the cluster has {cpus:g} CPUs to schedule on; at least 1 is needed",
             hint="start workers, or state what an autoscaler may add: --set cluster.cpus=8 --set cluster.gpus=1",
         )
-    on_core_s = (DECODE_GMAC + (sum(work.pool_gmac) if gpus < 1 else 0.0)) / GMAC_PER_S["cpu"]
-    image_s = max(on_core_s, work.passes * DECODE_GMAC / GMAC_PER_S["cpu"], sum(work.pool_gmac) / GMAC_PER_S["gpu"])
+    on_core_s = (DECODE_GMAC + (sum(cost.pool_gmac) if gpus < 1 else 0.0)) / GMAC_PER_S["cpu"]
+    image_s = max(on_core_s, passes * DECODE_GMAC / GMAC_PER_S["cpu"], sum(cost.pool_gmac) / GMAC_PER_S["gpu"])
     block_members = int(min(block_members, BLOCK_S / image_s))
-    if gpus < 1 and len(work.pool_gmac) == 1:
-        fitting = max(1, int(min(cpus, memory_bytes // max(work.process_bytes, 1))))
+    if gpus < 1 and len(cost.pool_gmac) == 1:
+        fitting = max(1, int(min(cpus, memory_bytes // max(cost.process_bytes, 1))))
         short = workers is None and fitting < int(cpus)
-        members = _whole_batches(block_members, work.slots)
+        members = _whole_batches(block_members, slots)
         return ScoringLayout("fused", (workers or fitting,), 0, members, grows=workers is None and not short, short_of_memory=short)
     # A perturbed image takes a core about as long as decoding it did, so that decoding's share of the work stays what it was.
-    once = tuple(gmac / work.passes for gmac in work.pool_gmac)
+    once = tuple(gmac / passes for gmac in cost.pool_gmac)
     layout = (_with_gpus if gpus >= 1 else _on_cores)(int(cpus), int(gpus), workers, once)
     tensor_bytes = min(TENSOR_BYTES, HAND_OVER_SHARE * store_bytes / layout.most_open)
-    block_members = int(min(block_members, tensor_bytes // max(work.tensor_bytes, 1)))
-    return replace(layout, block_members=_whole_batches(block_members, work.slots), grows=workers is None)
+    block_members = int(min(block_members, tensor_bytes // max(cost.tensor_bytes, 1)))
+    return replace(layout, block_members=_whole_batches(block_members, slots), grows=workers is None)
 
 
 def _with_gpus(cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]) -> ScoringLayout:
-    scorers = _spread(max(min(workers or gpus, gpus), len(pool_gmac)), pool_gmac)
-    decoders = max(1, cpus - sum(scorers))
-    needed = decoders * WORKER_CPUS + sum(scorers) * GPU_SCORER_CPUS + COMMIT_CPUS
-    if needed > cpus:
-        raise ClusterError(
-            f"{sum(scorers)} GPU scorers and a decoder need {needed:.2f} CPUs, the cluster has {cpus:g}",
-            hint="plan fewer GPUs: --set cluster.workers=1",
-        )
+    beside_decoder = int((cpus - WORKER_CPUS - COMMIT_CPUS) / GPU_SCORER_CPUS)  # 5 on a single core
+    scorers = _spread(max(min(workers or gpus, gpus, beside_decoder), len(pool_gmac)), pool_gmac)
     share = 1.0 if gpus >= len(pool_gmac) else 1.0 / math.ceil(len(pool_gmac) / gpus)
-    return ScoringLayout("split", scorers, decoders, 0, scorer_cpus=GPU_SCORER_CPUS, scorer_gpus=share)
+    return ScoringLayout("split", scorers, max(1, cpus - sum(scorers)), 0, scorer_cpus=GPU_SCORER_CPUS, scorer_gpus=share)
 
 
 def _on_cores(cpus: int, gpus: int, workers: int | None, pool_gmac: tuple[float, ...]) -> ScoringLayout:

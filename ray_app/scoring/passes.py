@@ -3,25 +3,27 @@ found of a block is kept until all detectors have spoken (`Partials`, `joined`).
 
     passes/<manifest>/<block>-<detectors>.arrow    one row per member of the block
 
-`<detectors>`: which of the run's have spoken, as bits in hexadecimal over their names in order. So what is done is a listing of names,
-as it is with parts, and however the detectors are grouped next time, none is asked twice. A pass decides who is in memory together, never
-what is scored.
+`<detectors>`: which of the run's have spoken, as bits in hexadecimal over their names in order. So however they are grouped next time, none
+is asked twice. A pass decides who is in memory together, never what is scored.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import feather
+from pydantic import TypeAdapter
 
 from ray_app.archives import BlockList
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.errors import ConfigError, Status
-from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, ResourceEstimate, ScoringSpec
 from ray_app.inference.outputs import LISTS, MASKS, OutputKey, blank
 from ray_app.inference.spec import PROCESS_BYTES
@@ -32,7 +34,7 @@ from ray_app.scoring.layout import DECODE_GMAC
 
 FOLDER = "passes"
 _NAME = re.compile(r"(\d+)-([0-9a-f]+)\.arrow")
-_OUTCOME = "outcome"
+_OUTCOMES, _OUTCOME_LIST = b"outcomes", TypeAdapter(list[DecodeResult])
 _MASK = pa.struct([("shape", pa.list_(pa.int32())), ("pixels", pa.large_binary())])
 
 Group = tuple[str, ...]
@@ -53,28 +55,23 @@ class PassPlan:
         """All detectors, or some, by pass: first-fit decreasing over those that share a backbone in one precision, which stay together.
         Where the first group is done, the others stay as they are.
         """
-        wanted = self.spec.cards if names is None else names
         units: dict[Group, Group] = {}
         for name, card in self.spec.cards.items():
-            if name in wanted:
+            if names is None or name in names:
                 key = (name,) if card.backbone is None else (card.backbone.name, self.spec.precision[name])
                 units[key] = (*units.get(key, ()), name)
-        groups: list[Group] = []
+        groups: list[list[str]] = []
         for unit in sorted(units.values(), key=lambda unit: -pass_bytes(self.spec, unit)):
-            fitting = (place for place, group in enumerate(groups) if pass_bytes(self.spec, group + unit) <= self.limit_bytes)
-            if (place := next(fitting, None)) is None:
-                groups.append(unit)
-            else:
-                groups[place] += unit
+            fitting = (group for group in groups if pass_bytes(self.spec, [*group, *unit]) <= self.limit_bytes)
+            if (group := next(fitting, None)) is None:
+                groups.append(group := [])
+            group.extend(unit)
         return [tuple(name for name in self.spec.cards if name in group) for group in groups]
 
-    def specs(self) -> list[ScoringSpec]:
-        """What each pass scores with, in their order."""
-        return [self.spec_of(group) for group in self.groups()]
-
-    def spec_of(self, group: Collection[str]) -> ScoringSpec:
-        """What the pass of a group scores with: the whole where there is only one."""
-        return self.spec if set(group) == set(self.spec.cards) else self.spec.asking(group, self.spec.views)
+    def specs(self, names: Collection[str] | None = None) -> list[ScoringSpec]:
+        """What each pass scores with, in their order: the whole where there is only one."""
+        groups = self.groups(names)
+        return [self.spec if len(group) == len(self.spec.cards) else self.spec.asking(group, self.spec.views) for group in groups]
 
 
 def pass_bytes(spec: ScoringSpec, names: Collection[str]) -> int:
@@ -111,11 +108,9 @@ def plan_passes(config: ScoreConfig, spec: ScoringSpec, *, cpus: float, gpus: fl
     at_most = 1 if gpus >= 1 else max(int(cpus / nodes), 1)
 
     def seconds(plan: PassPlan) -> float:  # in a unit of its own
-        spent = 0.0
-        for group in plan.groups():
-            processes = min(max(int(room // pass_bytes(spec, group)), 1), at_most)
-            spent += (DECODE_GMAC + sum(ResourceEstimate.of(plan.spec_of(group)).pool_gmac)) / processes
-        return spent
+        specs = plan.specs()
+        processes = [min(max(int(room // pass_bytes(spec, one.cards)), 1), at_most) for one in specs]
+        return sum((DECODE_GMAC + sum(ResourceEstimate.of(one).pool_gmac)) / count for one, count in zip(specs, processes, strict=True))
 
     counts = range(at_most, 0, -1) if config.cluster.workers is None else [max(math.ceil(config.cluster.workers / nodes), 1)]
     best = min((PassPlan(spec, room / count) for count in counts), key=seconds)
@@ -123,26 +118,20 @@ def plan_passes(config: ScoreConfig, spec: ScoringSpec, *, cpus: float, gpus: fl
 
 
 def _within(plan: PassPlan, together: str | None) -> PassPlan:
-    groups, most = plan.groups(), f"cluster.worker_bytes {size(int(plan.limit_bytes))}"
-    if len(groups) > 1 and together is not None:
-        taken = size(pass_bytes(plan.spec, plan.spec.cards))
-        raise ConfigError(
-            f"{most}: the detectors together take about {taken}, and they cannot be asked in several passes: {together}",
-            hint="raise cluster.worker_bytes or leave it out, or take fewer detectors",
-        )
-    for group in groups:
+    for group in plan.groups() if together is None else [tuple(plan.spec.cards)]:
         if (needed := pass_bytes(plan.spec, group)) > plan.limit_bytes:
-            named = " and ".join(group) + " share a backbone and" * (len(group) > 1)
-            hint = f"--set cluster.worker_bytes={needed} or more, or leave that detector out"
-            raise ConfigError(f"{most}: {named} need about {size(needed)}", hint=hint)
+            named = " and ".join(group) + (" share a backbone and" if len(group) > 1 and together is None else "")
+            why = f" together, and they cannot be asked in several passes: {together}" if together else ""
+            raise ConfigError(
+                f"cluster.worker_bytes {size(int(plan.limit_bytes))}: {named} need about {size(needed)}{why}",
+                hint=f"--set cluster.worker_bytes={needed} or more, or fewer detectors",
+            )
     return plan
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a session: its detectors' spec, its blocks, and the groups that may have spoken of them before. `is_whole`: it leaves
-    nothing to any other and finds nothing of one.
-    """
+    """One pass of a session, its blocks, and the groups that may have spoken of them. `is_whole`: there is no other pass and never was."""
 
     number: int
     of: int
@@ -156,20 +145,20 @@ class Pass:
 def passes_of(plan: PassPlan, run: RunDirectory, pending_now: Callable[[], BlockList], *, listing: bool = False) -> Iterator[Pass]:
     """The passes that blocks of a run still need, each to be done before the next is asked for. `listing`: more blocks come meanwhile.
 
-    Blocks of which detectors have spoken before are given to the others alone, however they were grouped then.
+    Blocks of which some detectors have spoken are given to the others alone, however they were grouped then.
     """
-    partials, everybody, number, is_last = Partials(run, plan.spec.cards), frozenset(plan.spec.cards), 0, False
+    everybody, number, is_last = frozenset(plan.spec.cards), 0, False
     while not is_last and (len(pending := pending_now()) or listing):
-        there = partials.there() if plan.joins else {}
-        left = [everybody - there.get(ref.place, frozenset()) or everybody for ref in pending] if there else []
-        sets = {everybody} if listing or not there else set(left)
-        group, *others = plan.groups(max(sets, key=lambda names: (len(names), sorted(names))))
-        mine = pending.where([names >= set(group) for names in left]) if there else pending
+        spoken = Partials(run, everybody).groups() if plan.joins else {}
+        left = [everybody.difference(*spoken.get(ref.place, ())) or everybody for ref in pending] if spoken else [everybody] * len(pending)
+        widest = max({everybody} if listing else set(left), key=lambda names: (len(names), sorted(names)))
+        first, *others = plan.specs(widest)
+        mine = pending.where([names >= set(first.cards) for names in left])
         listing, number = False, number + 1
         is_last = not others and len(mine) == len(pending)
-        spec, earlier = plan.spec_of(group), partials.groups() if there else ()
+        earlier = sorted({group for groups in spoken.values() for group in groups}, key=sorted)
         of = number + len(others) + (not others and not is_last)
-        yield Pass(number, of, spec, mine, earlier, is_last, is_whole=spec is plan.spec and not earlier)
+        yield Pass(number, of, first, mine, earlier, is_last, is_whole=first is plan.spec and not earlier)
 
 
 class Partials:
@@ -178,35 +167,28 @@ class Partials:
     def __init__(self, run: RunDirectory, detectors: Iterable[str]) -> None:
         self._store, self._names = run.store, sorted(detectors)
 
-    def there(self) -> dict[tuple[int, int], frozenset[str]]:
-        """By (manifest, block) the names of detectors that have spoken of it, of blocks of which some have."""
-        spoken: dict[tuple[int, int], frozenset[str]] = {}
-        for place, group in self._files():
-            spoken[place] = spoken.get(place, frozenset()) | group
-        return spoken
-
-    def groups(self) -> list[frozenset[str]]:
-        """The groups of detectors whose words on any block were kept."""
-        return sorted({group for _, group in self._files()}, key=sorted)
-
-    def kept(self, place: tuple[int, int], groups: Iterable[Collection[str]]) -> Iterator[Found]:
-        """What these groups of detectors said of a block, of those groups that have spoken of it."""
-        for group in groups:
-            try:
-                yield _read(self._store.read(self._path(place, group)))
-            except FileNotFoundError:
-                continue
-
-    def keep(self, place: tuple[int, int], group: Collection[str], found: Found) -> None:
-        """Keep what a group said, at once. A repeated call replaces the same file."""
-        self._store.write(self._path(place, group), _written(*found))
-
-    def _files(self) -> Iterator[tuple[tuple[int, int], frozenset[str]]]:
+    def groups(self) -> dict[tuple[int, int], set[frozenset[str]]]:
+        """By (manifest, block) the groups of detectors that have spoken of it, of blocks of which some have."""
+        found = defaultdict[tuple[int, int], set[frozenset[str]]](set)
         for folder in self._store.folders(FOLDER):
             for file in self._store.names(f"{FOLDER}/{folder}"):
-                if found := _NAME.fullmatch(file):
-                    bits = int(found[2], 16)
-                    yield (int(folder), int(found[1])), frozenset(name for at, name in enumerate(self._names) if bits >> at & 1)
+                if match := _NAME.fullmatch(file):
+                    bits = int(match[2], 16)
+                    found[int(folder), int(match[1])].add(frozenset(name for at, name in enumerate(self._names) if bits >> at & 1))
+        return found
+
+    def completed(self, place: tuple[int, int], group: Collection[str], found: Found, earlier: Iterable[Collection[str]]) -> Found | None:
+        """What a group found of a block, with what `earlier` groups did that have spoken of it; None where others have yet to: then it is
+        kept, at once. A repeated call replaces the same file.
+        """
+        whole = found
+        for other in earlier:
+            with suppress(FileNotFoundError):
+                whole = joined(_read(self._store.read(self._path(place, other))), whole)
+        if whole[1].scores.keys() >= set(self._names):
+            return whole
+        self._store.write(self._path(place, group), _written(*found))
+        return None
 
     def _path(self, place: tuple[int, int], group: Collection[str]) -> str:
         bits = sum(1 << at for at, name in enumerate(self._names) if name in group)
@@ -229,10 +211,10 @@ def joined(one: Found, other: Found) -> Found:
 
 
 def _agreed(one: DecodeResult, other: DecodeResult) -> DecodeResult:
-    if one.status is not Status.OK or other.status is not Status.OK:
-        return other if one.status is Status.OK else one
-    if one.facts is None or other.facts is None:
+    if one.status is not Status.OK or one.facts is None:
         return one
+    if other.status is not Status.OK or other.facts is None:
+        return other
     if one.facts.sha256 != other.facts.sha256:
         return replace(one, status=Status.SOURCE_CHANGED, detail="its bytes changed between two passes of this run")
     # What is measured on pixels is what cards of the pass ask for.
@@ -241,12 +223,9 @@ def _agreed(one: DecodeResult, other: DecodeResult) -> DecodeResult:
 
 
 def _written(outcomes: Sequence[DecodeResult], outputs: DetectorOutputs) -> bytes:
-    columns = {_OUTCOME: pa.array([json.dumps(asdict(outcome)) for outcome in outcomes], pa.large_string())}
-    for key, column in outputs.columns.items():
-        columns[json.dumps(key)] = _array(key.kind, column)
-    table, sink = pa.table(columns), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
+    columns = {json.dumps(key): _array(key.kind, column) for key, column in outputs.columns.items()}
+    table, sink = pa.table(columns, metadata={_OUTCOMES: _OUTCOME_LIST.dump_json(list(outcomes))}), pa.BufferOutputStream()
+    feather.write_feather(table, sink, compression="zstd")
     return bytes(sink.getvalue())
 
 
@@ -258,19 +237,13 @@ def _array(kind: str, column: Any) -> pa.Array:
 
 
 def _read(data: bytes) -> Found:
-    table = pa.ipc.open_stream(data).read_all().combine_chunks()
-    keys = {name: OutputKey(*json.loads(name)) for name in table.column_names if name != _OUTCOME}
-    columns = {key: _column(key.kind, table[name].combine_chunks()) for name, key in keys.items()}
-    return [_outcome(json.loads(one)) for one in table[_OUTCOME].to_pylist()], DetectorOutputs(columns)
+    table = feather.read_table(pa.BufferReader(data)).combine_chunks()
+    keys = {OutputKey(*json.loads(name)): table[name].combine_chunks() for name in table.column_names}
+    columns = {key: _column(key.kind, array) for key, array in keys.items()}
+    return _OUTCOME_LIST.validate_json(table.schema.metadata[_OUTCOMES]), DetectorOutputs(columns)
 
 
 def _column(kind: str, array: pa.Array) -> Any:
     if kind == MASKS:
         return [one and np.frombuffer(one["pixels"], np.uint8).reshape(one["shape"]) for one in array.to_pylist()]
     return array.to_pylist() if kind in LISTS else np.array(array.to_pylist(), np.float32)
-
-
-def _outcome(said: Mapping[str, Any]) -> DecodeResult:
-    facts = said["facts"]
-    known = None if facts is None else ImageFileFacts(**{**facts, "flags": tuple(facts["flags"])})
-    return DecodeResult(Status(said["status"]), said["detail"], known, said["phash"], None, said["provenance"], said["failure"])

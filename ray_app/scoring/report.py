@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
@@ -48,7 +48,6 @@ from ray_app.runs import (
 )
 from ray_app.scoring import pictures
 from ray_app.scoring.identity import stability_facts
-from ray_app.scoring.pass_record import together
 from ray_app.scoring.session import ScoringSession
 from ray_app.storage import Fetcher, LinkedFolders, Store
 
@@ -113,8 +112,21 @@ def _of_all_sessions(run: RunDirectory, session: ScoringSession) -> dict[str, An
     known = [f"sessions/{number:05d}.json" for number in since if run.store.exists(f"sessions/{number:05d}.json")]
     facts = [*(document.SessionSummary.model_validate(run.read_json(path)) for path in known), session.facts()]
     peak = max([before.memory_per_worker_bytes or 0, *(one.peak_worker_bytes for one in facts)])
-    times = together([before.detectors or {}, *(one.detectors or {} for one in facts)])
+    times = _together([before.detectors or {}, *(one.detectors or {} for one in facts)])
     return {"detectors": times or None, "memory_per_worker_bytes": peak or None}
+
+
+def _together(times: Iterable[Mapping[str, document.DetectorTime]]) -> dict[str, document.DetectorTime]:
+    """What several commands took, together."""
+    found: dict[str, document.DetectorTime] = {}
+    for name, one in (item for some in times for item in some.items()):
+        before = found.get(name, document.DetectorTime())
+        images = before.images + one.images
+        spent_ms = sum((each.ms_per_image or 0.0) * each.images for each in (before, one))
+        found[name] = document.DetectorTime(
+            seconds=round(before.seconds + one.seconds, 6), images=images, ms_per_image=round(spent_ms / images, 4) if images else None
+        )
+    return found
 
 
 def _write(run: RunDirectory, found: document.RunSummary) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, manifests
+from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, list_portions, manifests
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import (
     LOCAL_OBJECT_STORE_BYTES,
@@ -53,11 +53,10 @@ from ray_app.runs import (
     verdict_table,
 )
 from ray_app.scoring import identity, references, stages
-from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, portions_of, work_of
+from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import settle_guarantee
-from ray_app.scoring.layout import MemberCost, ScoringLayout, plan_layout
-from ray_app.scoring.pass_record import PassRecord
+from ray_app.scoring.layout import ScoringLayout, plan_layout
 from ray_app.scoring.passes import FOLDER as PARTIALS
 from ray_app.scoring.passes import Pass, PassPlan, passes_of, plan_passes
 from ray_app.scoring.report import bad_fraction, renew_summary, write_report, write_summary
@@ -203,7 +202,8 @@ class ScoringRun:
         work, last = work_of(directory), last_listing(directory.store)
         goes_on = last is not None and last.goes_on
         if goes_on or not work.pending:
-            portions = portions_of(directory, self.config, plan, work.tasks)
+            source, progress = archive_of(self.config), listing_log(self.config)
+            portions = list_portions(directory.store, source, plan, each=work.tasks, progress=progress, limit=self.config.limit)
             if not work.pending:
                 try:
                     first = next(portions, None)
@@ -250,7 +250,10 @@ class ScoringRun:
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
         estimate, seconds, emulating = ResourceEstimate.of(one.spec), itertools.count(), frozenset[str]()
         patience_s = cluster_config.stall_timeout_s or max(stall_s, layout.slowest_block_s(estimate.worst_gmac))
-        self.session.passing(PassRecord(tuple(one.spec.cards), layout.kind, layout.workers, estimate.process_bytes))
+        begun = document.PassSummary(
+            detectors=list(one.spec.cards), kind=layout.kind, workers=layout.workers, process_bytes=estimate.process_bytes
+        )
+        self.session.passing(begun)
         try:
             with (
                 self._job(directory, one) as job,
@@ -425,12 +428,12 @@ def _finish_retry(run: RunDirectory, retry: Retry, session: ScoringSession, scor
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
-    cost = ResourceEstimate.of(spec)
-    work = MemberCost(spec.slots, cost.tensor_bytes, cost.pool_gmac, cost.process_bytes, spec.passes)
     is_local = named_cluster(config.cluster.address) is None
     store_bytes = config.cluster.object_store_bytes or (LOCAL_OBJECT_STORE_BYTES if is_local else STORE_SHARE * memory_bytes)
     layout = plan_layout(
-        work,
+        ResourceEstimate.of(spec),
+        slots=spec.slots,
+        passes=spec.passes,
         cpus=cpus,
         gpus=gpus,
         workers=config.cluster.workers,

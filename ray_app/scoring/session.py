@@ -1,11 +1,11 @@
-"""One session of a run: `ScoringSession` sums its workers' reports and writes its file in `sessions/`; `spent` is the bill."""
+"""One session of a run: `ScoringSession` sums its workers' reports (`Tally`) and writes its file in `sessions/`; `spent` is the bill."""
 
 import logging
 import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 from ray_app import __version__
 from ray_app.errors import ConfigError
 from ray_app.inference import DESCRIBED, LOOKED, LOOKED_MS, STAGES
+from ray_app.inference.batch import ALONE_US, REQUESTED, RUNS, SEEN, SPENT_US
 from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import ScoringLayout
-from ray_app.scoring.messages import BlockReport
-from ray_app.scoring.pass_record import MEASURABLE_S, PassRecord, detector_times, one_after_another, sharing
+from ray_app.scoring.messages import BlockReport, BlockWork
 from ray_app.storage.urls import scheme_of
 
 GB = 1e9  # as networks are billed
@@ -26,6 +26,7 @@ GB = 1e9  # as networks are billed
 # What is counted, by the names that reports of workers and summaries use.
 GETS, PUTS, LISTS, BYTES = "requests", "puts", "lists", "bytes_read"
 
+MEASURABLE_S = 2.0  # over less time than this a rate would say nothing
 _LONGEST_NAME = 300
 _log = logging.getLogger(__name__)
 
@@ -95,6 +96,38 @@ def require_prices(config: ScoreConfig) -> None:
         )
 
 
+class Tally:
+    """Sums over blocks as they are committed; times are monotonic."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.first: float | None = None
+        self.images = self.first_images = self.peak_bytes = 0
+        self.counts = Counter[str]()
+
+    def add(self, images: int, work: BlockWork) -> None:
+        """Add a block with so many images; none where others have yet to look at them."""
+        if images:
+            self.last = time.monotonic()
+            if self.first is None:
+                self.first, self.first_images = self.last, images
+            self.images += images
+        self.counts.update(work.counts)
+        self.peak_bytes = max(self.peak_bytes, work.peak_bytes)
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Between the first and the last block."""
+        steady = self.last - (self.first or self.last)
+        return round((self.images - self.first_images) / steady, 2) if steady >= MEASURABLE_S else None
+
+    def in_pass(self, begun: document.PassSummary) -> document.PassSummary:
+        """A pass as it began, with what it did."""
+        found = {"peak_worker_bytes": self.peak_bytes, "images": self.images, "wall_s": round(self.last - self.began, 2),
+                 "images_per_s": self.images_per_s, "backbones": sharing(self.counts)}  # fmt: skip
+        return begun.model_copy(update=found)
+
+
 class ScoringSession:
     """Counts while blocks are committed. `number` is 1 for the first session of a run; rows carry it as `attempt`.
 
@@ -107,17 +140,12 @@ class ScoringSession:
         self.number = 1 + len(run.store.names("sessions"))
         self.started_at = datetime.now(UTC)
         self._start = start
-        self._first_s: float | None = None
-        self._last_s = 0.0
-        self._first_rows = 0
-        self.rows = 0
-        self._counts: Counter[str] = Counter()
-        self._peak_bytes = 0
+        self._total = Tally()
         self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
         self._layout: ScoringLayout | None = None
         self._memory: document.Memory | None = None
         self._retries: list[document.RetrySummary] = []
-        self._passes: list[PassRecord] = []
+        self._passes: list[tuple[document.PassSummary, Tally]] = []
         self._logged: set[tuple[str, ...]] = set()
         self.log("started")
 
@@ -141,9 +169,9 @@ class ScoringSession:
         """Note how the work is laid out, and what it takes of each node's memory."""
         self._layout, self._memory = layout, memory
 
-    def passing(self, record: PassRecord) -> None:
+    def passing(self, begun: document.PassSummary) -> None:
         """Note that a pass begins."""
-        self._passes.append(record)
+        self._passes.append((begun, Tally()))
 
     def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
         """Note a retry that this session works on; `number` is that of the session which began it."""
@@ -153,16 +181,10 @@ class ScoringSession:
     def committed(self, report: BlockReport) -> None:
         """Add one block's report."""
         members, work = report.ref.members, report.work
-        for record in self._passes[-1:]:
-            record.committed(report)
-        if not report.is_partial:
-            if self._first_s is None:
-                self._first_s, self._first_rows = self.elapsed_s(), members
-            self._last_s = self.elapsed_s()
-            self.rows += members
-        self._counts.update(work.counts)
-        self._counts["puts"] += is_billed(self._run.store.url)
-        self._peak_bytes = max(self._peak_bytes, work.peak_bytes)
+        for _, tally in self._passes[-1:]:
+            tally.add(members, work)
+        self._total.add(0 if report.is_partial else members, work)
+        self._total.counts["puts"] += is_billed(self._run.store.url)
         for stage, seconds in work.seconds.items():
             self._seconds[stage] += seconds
         for failure in report.failures:
@@ -178,38 +200,36 @@ class ScoringSession:
 
     def cost(self) -> Costs:
         """What this session cost so far, by the config's prices: of requests, those that committed blocks are known to have made."""
-        return spent(self._prices, self.elapsed_s() / 3600, self._counts)
+        return spent(self._prices, self.elapsed_s() / 3600, self._total.counts)
 
     def facts(self) -> document.SessionSummary:
         """The `session` section of a summary; the rate is that between the first and the last committed block."""
-        wall = self.elapsed_s()
-        steady = self._last_s - (self._first_s or 0.0)
-        rate = round((self.rows - self._first_rows) / steady, 2) if steady >= MEASURABLE_S else None
-        passes = [record.facts() for record in self._passes]
+        total, counts = self._total, self._total.counts
+        passes = [tally.in_pass(begun) for begun, tally in self._passes]
         return document.SessionSummary(
             number=self.number,
-            rows=self.rows,
-            wall_s=round(wall, 2),
-            first_result_s=None if self._first_s is None else round(self._first_s, 2),
-            images_per_s=rate if len(passes) < 2 else one_after_another([one.images_per_s for one in passes]),
-            bytes_read=self._counts["bytes_read"],
-            requests=self._counts["requests"],
-            puts=self._counts["puts"],
-            retried=self._counts["retried"],
-            throttled=self._counts["throttled"],
-            decoded=self._counts["decoded"],
-            reused=self._counts["reused"],
+            rows=total.images,
+            wall_s=round(self.elapsed_s(), 2),
+            first_result_s=None if total.first is None else round(total.first - self._start, 2),
+            images_per_s=total.images_per_s if len(passes) < 2 else one_after_another([one.images_per_s for one in passes]),
+            bytes_read=counts["bytes_read"],
+            requests=counts["requests"],
+            puts=counts["puts"],
+            retried=counts["retried"],
+            throttled=counts["throttled"],
+            decoded=counts["decoded"],
+            reused=counts["reused"],
             retries=self._retries,
-            backbones=sharing(self._counts),
-            detectors=detector_times(self._counts) or None,
+            backbones=sharing(counts),
+            detectors=detector_times(counts) or None,
             passes=passes if len(passes) > 1 else None,
-            peak_worker_bytes=self._peak_bytes,
+            peak_worker_bytes=total.peak_bytes,
             memory=self._memory,
             workers=self._layout.workers if self._layout else 0,
             layout=self._layout.kind if self._layout else None,
             cost=self.cost().facts() if is_priced(self._prices) else None,
-            looks=self._cascade_stages() if LOOKED in self._counts else None,
-            described=self._counts.get(DESCRIBED),
+            looks=self._cascade_stages() if LOOKED in counts else None,
+            described=counts.get(DESCRIBED),
             seconds={stage: round(seconds, 6) for stage, seconds in self._seconds.items()},
             **self._noted,
         )
@@ -218,16 +238,16 @@ class ScoringSession:
         """Of a cascade's first look and its second: images, seconds of all workers, and what a million images of the archive take and cost
         (machines alone) by that; the two of them add up to what the workers did.
         """
-        again_s = self._counts[LOOKED_MS] / 1000
+        again_s = self._total.counts[LOOKED_MS] / 1000
         spent_s = {"first": sum(self._seconds.values()) - self._seconds["list"] - again_s, "second": again_s}
-        images = {"first": self.rows, "second": self._counts[LOOKED]}
+        images = {"first": self._total.images, "second": self._total.counts[LOOKED]}
         total, compute = max(sum(spent_s.values()), 1e-9), self.cost().compute if is_priced(self._prices) else None
         return {
             look: document.CascadeStageCost(
                 images=images[look],
                 seconds=round(seconds, 6),
-                hours_per_million=round(seconds / max(self.rows, 1) * 1e6 / 3600, 3),
-                cost_per_million=None if compute is None else round(compute * seconds / total / max(self.rows, 1) * 1e6, 4),
+                hours_per_million=round(seconds / max(self._total.images, 1) * 1e6 / 3600, 3),
+                cost_per_million=None if compute is None else round(compute * seconds / total / max(self._total.images, 1) * 1e6, 4),
             )
             for look, seconds in spent_s.items()
         }
@@ -237,3 +257,28 @@ class ScoringSession:
         content = {"state": state, "started_at": self.started_at.isoformat(timespec="seconds"), "version": __version__,
                    "host": platform.node(), "pid": os.getpid(), "settings": self._settings, **self.facts().written()}  # fmt: skip
         self._run.write_json(f"sessions/{self.number:05d}.json", content)
+
+
+def sharing(counts: Mapping[str, int]) -> dict[str, document.Sharing]:
+    """Per shared backbone, how often it was asked and how often it ran."""
+    runs = {name.removeprefix(RUNS): count for name, count in counts.items() if name.startswith(RUNS)}
+    return {name: document.Sharing(runs=count, asked=counts.get(REQUESTED + name, 0)) for name, count in runs.items()}
+
+
+def detector_times(counts: Mapping[str, int]) -> dict[str, document.DetectorTime]:
+    """Per detector, how long it took for how many images."""
+    seen = {name.removeprefix(SEEN): images for name, images in counts.items() if name.startswith(SEEN)}
+    return {
+        name: document.DetectorTime(
+            seconds=round(counts.get(SPENT_US + name, 0) / 1e6, 6),
+            images=images,
+            ms_per_image=round(counts.get(ALONE_US + name, 0) / 1000 / images, 4) if images else None,
+        )
+        for name, images in seen.items()
+    }
+
+
+def one_after_another(rates: Iterable[float | None]) -> float | None:
+    """Images a second of passes over the same images, by the rate of each; None where one is not known."""
+    known = [1 / rate if rate else None for rate in rates]
+    return None if None in known else round(1 / sum(one for one in known if one), 2)

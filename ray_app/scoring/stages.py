@@ -11,7 +11,7 @@ import resource
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,14 +29,13 @@ from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, ScoringSp
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
 from ray_app.runs import RunDirectory, block_tables, score_index, write_features
 from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlock
-from ray_app.scoring.passes import Partials, joined
+from ray_app.scoring.passes import Partials
 from ray_app.storage import Fetcher, node_budget
 from ray_app.streams.feed import FeedLog
 from ray_app.streams.stage import Stage
 
 if TYPE_CHECKING:
-    from ray_app.inference.batch import File
-    from ray_app.inference.scorer import DescriberInputs, Describing
+    from ray_app.inference.scorer import Describing
     from ray_app.inference.second_pass import CascadeScorer
 
 
@@ -74,9 +73,9 @@ class BlockStage(Stage):
         self._emulating = frozenset[str]()
         if job.mirror is not None:
             os.environ[MIRROR_VARIABLE] = job.mirror
-        self.load()
+        self._load()
 
-    def load(self) -> None:
+    def _load(self) -> None:
         """What the stage itself needs."""
 
     def _may_begin(self) -> bool:
@@ -133,8 +132,7 @@ class BlockStage(Stage):
 class BlockScorer(BlockStage):
     """The fused layout: fetches, decodes, scores and commits one block after another on one core."""
 
-    def load(self) -> None:
-        """The detectors, and the describer."""
+    def _load(self) -> None:
         from ray_app.inference.scorer import Describing  # torch, as all that scores
 
         self._reading = self._reader()
@@ -158,8 +156,7 @@ class BlockScorer(BlockStage):
 class BlockDecoder(BlockStage):
     """First stage of the split layout: fetches and decodes on a core; needs no torch unless a card resizes with it."""
 
-    def load(self) -> None:
-        """The decoder."""
+    def _load(self) -> None:
         self._reading = self._reader(hand_over=True)
         self._counting = (self._reading.fetcher, self._reading.decoder)
 
@@ -176,14 +173,13 @@ class BlockDecoder(BlockStage):
 class TensorScorer(BlockStage):
     """A stage in the middle: one pool of detectors reads prepared tensors, on a GPU where there is one."""
 
-    def load(self) -> None:
+    def _load(self) -> None:
         """The pool's detectors; in the last pool also the describer, unless it has processes of its own."""
         from ray_app.inference.nvjpeg import NvJpeg, on_gpu, require_parity
         from ray_app.inference.scorer import Describing
 
         # Pixels are read where Ray has them, and no detector writes to what it is given.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
         spec = self._job.spec
         here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
         self._describing = Describing(spec, self._clock) if here else None
@@ -200,6 +196,7 @@ class TensorScorer(BlockStage):
         spoken, only the files of members that go on travel further, and what the describer may look at.
         """
         from ray_app.inference.scorer import describer_inputs
+        from ray_app.inference.second_pass import files_of
 
         spec, outcomes, seen = self._job.spec, block.outcomes, block.seen
         with self._attempts.of(block.ref, block.members["uri"][0].as_py()):
@@ -213,17 +210,19 @@ class TensorScorer(BlockStage):
                 outputs = self._describing.after(outcomes, block.outputs.joined(outputs), seen)
         scored = block.after(self._work(), outcomes, outputs)
         if self._pool == spec.pools[-1]:
-            return replace(scored, batches=(), files=(), seen=_wanted(spec, scored, seen))
+            asks = spec.describes_apart and spec.words_seen is not None
+            seen = _some(seen, decision.rows_to_describe(spec, outcomes, scored.outputs)) if asks else ()
+            return replace(scored, batches=(), files=(), seen=seen)
         if block.batches and spec.late and scored.outputs.scores.keys() >= set(spec.first):
-            return replace(scored, batches=(), files=_going_on(spec, scored), seen=seen)
+            files = (file for batch in block.batches for file in files_of(batch))
+            return replace(scored, batches=(), files=_some(files, decision.second_stage_rows(spec, outcomes, scored.outputs)), seen=seen)
         return scored
 
 
 class BlockDescriber(BlockStage):
     """A stage of its own for a describer too large to share a process: after all detectors, before what is written."""
 
-    def load(self) -> None:
-        """The describer."""
+    def _load(self) -> None:
         from ray_app.inference.scorer import Describing
 
         self._describing = Describing(self._job.spec, self._clock)
@@ -253,11 +252,8 @@ def commit(job: ScoringJob, block: OpenBlock) -> BlockReport:
     outcomes, outputs = block.outcomes, block.outputs
     with clock("write"):
         if job.whole is not None:
-            partials, found = Partials(job.run, spec.cards), (outcomes, outputs)
-            for before in partials.kept(ref.place, job.earlier):
-                found = joined(before, found)
-            if not found[1].scores.keys() >= set(spec.cards):
-                partials.keep(ref.place, job.spec.cards, (outcomes, outputs))
+            found = Partials(job.run, spec.cards).completed(ref.place, job.spec.cards, (outcomes, outputs), job.earlier)
+            if found is None:
                 return BlockReport(ref, 0, block.work.joined(BlockWork(clock.take())), is_partial=True)
             outcomes, outputs = found[0], found[1].in_order(spec.cards, [view.name for view in spec.views])
         made = block_tables(
@@ -277,17 +273,7 @@ def commit(job: ScoringJob, block: OpenBlock) -> BlockReport:
     return BlockReport(ref, made.bad, block.work.joined(BlockWork(clock.take())), made.failures)
 
 
-def _going_on(spec: ScoringSpec, block: OpenBlock) -> "list[tuple[int, File] | None]":
-    """The files of the members that a cascade's later pools look at."""
-    from ray_app.inference.second_pass import files_of  # torch: only where something is scored
-
-    going = set(decision.second_stage_rows(spec, block.outcomes, block.outputs))
-    return [file if row in going else None for row, file in enumerate(file for batch in block.batches for file in files_of(batch))]
-
-
-def _wanted(spec: ScoringSpec, block: OpenBlock, seen: "DescriberInputs") -> "DescriberInputs":
-    """What a describer with processes of its own is to look at; nothing where it is given embeddings, or has spoken."""
-    if not spec.describes_apart or spec.words_seen is None:
-        return ()
-    asked = set(decision.rows_to_describe(spec, block.outcomes, block.outputs))
-    return [image if row in asked else None for row, image in enumerate(seen)]
+def _some(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:
+    """Those of these rows; None of others."""
+    wanted = set(rows)
+    return [item if row in wanted else None for row, item in enumerate(items)]

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
-_LOOK_EVERY_S = 0.5  # for orders
+_LOOK_EVERY_S = 0.5  # for orders, and for room
 _POLL_S = 0.1  # for the next item
 _ENDING_S = 60.0  # for the next item, which somebody is making when all ends
 _NAMESPACE = b"touchstone_feed"
@@ -84,10 +84,10 @@ class FeedLog:
 
 
 class Feed(Generic[T]):
-    """The driver's side. `items` are made in a thread, one when there is room for it; `most`: how many may be under way.
+    """The driver's side. `items` are made in a thread, one when there is room for it.
 
-    Asked twice a second: `halted` and `avoided`, see `FeedLog.order`. `waits` is called while nothing is under way, and `leaves` when the
-    block ends before the items do.
+    Asked twice a second: `most`, how many may be under way; `halted` and `avoided`, see `FeedLog.order`. `waits` is called while nothing is
+    under way, and `leaves` when the block ends before the items do.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Feed(Generic[T]):
         self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
-        self.log, self._given, self._ends = FeedLog(), 0, False
+        self.log, self._given, self._ends, self._limit = FeedLog(), 0, threading.Event(), self._most()
         self._threads = [threading.Thread(target=self._until_lost, args=(work,), daemon=True) for work in (self._feed, self._order)]
         for thread in self._threads:
             thread.start()
@@ -117,8 +117,8 @@ class Feed(Generic[T]):
         if self._threads[0].is_alive():  # it waits for an item, or for room
             self._is_left = True
             self._leaves()
+        self._ends.set()
         with self._changed:
-            self._ends = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(_ENDING_S)
@@ -173,18 +173,16 @@ class Feed(Generic[T]):
     def _has_room(self) -> bool:
         """Whether a further item is wanted, once there is room for it."""
         with self._changed:
-            while not (self._ends or self._halted()) and self._open >= self._most():
+            while not (is_over := self._ends.is_set() or self._halted()) and self._open >= self._limit:
                 self._changed.wait(_LOOK_EVERY_S)
-            return not (self._ends or self._halted())
+            return not is_over
 
     def _order(self) -> None:
-        told: tuple[bool, frozenset[str]] = (False, frozenset())
-        while not self._ends:
-            if (orders := (self._halted(), self._avoided())) != told:
+        said: tuple[bool, frozenset[str]] = (False, frozenset())
+        while not self._ends.wait(_LOOK_EVERY_S):
+            self._limit = self._most()
+            if (orders := (self._halted(), self._avoided())) != said:
                 self.log.order(*orders)
-                told = orders
-            with self._changed:
-                if not self._open:
-                    self._waits()
-                if not self._ends:
-                    self._changed.wait(_LOOK_EVERY_S)
+                said = orders
+            if not self._open:
+                self._waits()

@@ -13,9 +13,9 @@ from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.forecast.probe import Probe, probe_members
 from ray_app.scoring.forecast.rates import ESTIMATED, MEASURED, Forecast, ImagePace, forecast_rates
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
-from ray_app.scoring.pass_record import one_after_another
 from ray_app.scoring.passes import PassPlan
 from ray_app.scoring.run import layout_for
+from ray_app.scoring.session import one_after_another
 from ray_app.storage import Fetcher
 
 

@@ -17,7 +17,7 @@ from ray_app.inference.scorer import describer_inputs
 from ray_app.runs.document import DetectorTime, Example
 from ray_app.scoring.forecast.rates import ESTIMATED, MEASURED, ImagePace
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
-from ray_app.scoring.pass_record import detector_times
+from ray_app.scoring.session import detector_times
 from ray_app.storage import Fetcher
 
 T = TypeVar("T")
