@@ -25,7 +25,6 @@ HAND_OVER_SHARE = 0.4  # of the object stores, for what is under way: well below
 BLOCK_BYTES = 2**30  # of encoded files in one block: large ones take seconds each, and a kill loses the whole block
 BLOCK_S = 60.0  # a block of slow detectors is to take no longer, since it is what a kill loses
 GMAC_PER_S = {"cpu": 100.0, "gpu": 30_000.0}  # multiply-adds per second in bf16: a core does 60 to 130, a data-centre GPU more than this
-
 DECODE_GMAC = 2.0  # decoding a photograph takes a core as long as this many multiply-adds
 SLACK = 4.0  # a shared core may be that much slower
 
