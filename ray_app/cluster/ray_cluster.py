@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
-from ray_app.cluster import demand, versions
+from ray_app.cluster import versions
 from ray_app.cluster.config import RAY_SHARE, ClusterConfig
 from ray_app.errors import ClusterError, TouchstoneError, describe_error
 from ray_app.storage.node_budget import node_memory
@@ -174,10 +174,7 @@ def cluster(
     import ray
 
     if ray.is_initialized():
-        try:
-            yield
-        finally:
-            demand.withdraw()
+        yield
         return
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with ExitStack() as ending:
@@ -202,7 +199,6 @@ def cluster(
                 else "a machine that is very busy or short of memory does that: give the same command again",
             ) from error
         ending.callback(ray.shutdown)
-        ending.callback(demand.withdraw)
         if address:
             versions.require_nodes(address)
         yield
@@ -218,14 +214,10 @@ def resources(config: ClusterConfig) -> tuple[float, float, float]:
     """CPUs, GPUs and bytes of memory to plan for: what the config states (an autoscaler may add it), else what the cluster has now.
 
     Nodes that are yet to come are taken to have as much memory per core as those that are there.
-    What is stated is requested from the autoscaler at once, so that all nodes start together rather than one after another; the end of
-    `cluster` takes the request back.
     """
     there = _resources_there(config.labels)
     cpus = float(config.cpus or there["CPU"])
     gpus = float(there["GPU"] if config.gpus is None else config.gpus)
-    if cpus > there["CPU"] or gpus > there["GPU"]:
-        demand.ask(int(cpus), int(gpus), config.labels)
     return cpus, gpus, (there["memory"] or math.inf) * max(cpus / max(there["CPU"], 1), 1)
 
 

@@ -77,8 +77,8 @@ class ItemSource(Datasource):
 
 
 class WholeCluster(ClusterAutoscaler):
-    """Gives an execution all that there is, and requests no nodes: what a run asks of an autoscaler it says itself (cluster.demand), and
-    Ray keeps one request alone. Ray Data's own coordinator would replace it, and takes a process and a second of a core to start.
+    """Gives an execution all that there is, and requests no nodes: the processes of its pools that have no place yet do that, all at once,
+    and no longer than their driver lives. Ray Data's own would ask for a little more now and then, in the place of whatever others asked.
     """
 
     def try_trigger_scaling(self) -> None:

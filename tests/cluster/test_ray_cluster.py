@@ -1,18 +1,13 @@
 """Functions as Ray tasks: results in order, exceptions whole. What is asked of an autoscaler, and taken back."""
 
-import json
 import os
 import random
 import time
 
 import pytest
-from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
-from ray.autoscaler.sdk import request_resources
-from ray.experimental.internal_kv import _internal_kv_get
 
 from ray_app.archives import BlockPlan, Portions, in_turn, list_members, open_source
-from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, on_ray, resources
+from ray_app.cluster.ray_cluster import on_ray
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from tests.archives.given import files_below
@@ -73,24 +68,3 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
         written.append(files_below(store))
     assert written[0] == written[1]
     assert len(written[0]) > 10
-
-
-def test_what_a_run_asks_an_autoscaler_for_is_taken_back_by_its_end_also_after_an_error(ray_cluster):
-    def asked():
-        """What Ray's autoscaler was asked for last."""
-        return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
-
-    with cluster(ClusterConfig()):
-        assert resources(ClusterConfig(cpus=64))[0] == 64
-        assert asked() == [{"CPU": 1}] * 64
-        resources(ClusterConfig(cpus=3, gpus=2))
-        assert asked() == [{"CPU": 1}] * 3 + [{"GPU": 1}] * 2
-    assert asked() == []
-    with pytest.raises(ZeroDivisionError), cluster(ClusterConfig()):
-        assert resources(ClusterConfig(cpus=64))[0] / len(asked()) / 0
-    assert asked() == []
-    request_resources(num_cpus=5)  # by somebody else
-    with cluster(ClusterConfig()):
-        resources(ClusterConfig(cpus=2))
-    assert asked() == [{"CPU": 1}] * 5
-    request_resources(bundles=[])

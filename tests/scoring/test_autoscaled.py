@@ -1,7 +1,5 @@
 """A cluster that has no node but its head until a run asks for some, on Ray's fake autoscaler: whole nodes, on this machine."""
 
-import json
-
 import pytest
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray._raylet import GcsClient
@@ -25,20 +23,14 @@ def test_a_run_takes_the_cluster_from_zero_to_four_nodes_and_back_to_zero(tmp_pa
             """The living nodes beside the head."""
             return sum(node.state == 0 and not node.is_head_node for node in gcs.get_all_node_info().values())
 
-        def requested():
-            """The cores that Ray was last asked for; None where nobody has asked yet."""
-            found = gcs.internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL, None)
-            return None if found is None else sum(bundle["CPU"] for bundle in json.loads(found))
-
-        assert (nodes(), requested()) == (0, None)
+        assert nodes() == 0
         settings = ("block_members=4", "cluster.cpus=4", f"cluster.address={head.gcs}")
         process = start(str(tmp_path / "photos"), str(tmp_path / "run"), *settings)
         while process.poll() is None:
-            seen.append((nodes(), requested()))
-            wait_until(lambda: process.poll() is not None or (nodes(), requested()) != seen[-1])
+            seen.append(nodes())
+            wait_until(lambda: process.poll() is not None or nodes() != seen[-1])
         assert process.returncode == 0, process.stderr.read()[-3000:]
-        assert max(count for count, _ in seen) >= 4, seen  # more where one that the autoscaler has ended is not known to be dead yet
-        assert 4 in {cores for _, cores in seen}, seen
-        assert requested() == 0
+        assert max(seen) >= 4, seen  # more where one that the autoscaler has ended is not known to be dead yet
+        assert gcs.internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL, None) is None, "processes without a place are request enough"
         assert len(rows_of(tmp_path / "run")) == 48
         wait_until(lambda: nodes() == 0, 60)
