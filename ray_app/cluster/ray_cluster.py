@@ -285,13 +285,18 @@ def has_other_nodes() -> bool:
 
 @contextmanager
 def without_side_effects() -> Iterator[None]:
-    """Joining Ray without its side effects: it writes to file descriptor 2, and takes SIGTERM for itself."""
+    """Joining Ray without its side effects: it writes to file descriptor 2, takes SIGTERM for itself, and prints to stdout what happens to
+    processes of its own, such as one that was lost and is made again.
+    """
+    from ray._private import worker
+
     sys.stderr.flush()
     handler = signal.getsignal(signal.SIGTERM)
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        yield
+        with mock.patch.object(worker, "listen_error_messages", return_value=None):
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -1,7 +1,9 @@
-"""Functions as Ray tasks: results in order, exceptions whole. What is asked of an autoscaler, and taken back."""
+"""Functions as Ray tasks: results in order, exceptions whole. What a Ray of our own runs, and says."""
 
 import os
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -68,3 +70,35 @@ def test_a_listing_by_tasks_writes_the_files_of_one_in_turn(ray_cluster, tmp_pat
         written.append(files_below(store))
     assert written[0] == written[1]
     assert len(written[0]) > 10
+
+
+LOSING = """
+import os, signal
+from pathlib import Path
+import ray
+from ray_app.cluster.config import ClusterConfig
+from ray_app.cluster.ray_cluster import cluster, is_private
+
+class Mortal:
+    def pid(self, grave):
+        if not grave.exists():
+            grave.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+with cluster(ClusterConfig(cpus=1)):
+    assert is_private()
+    actor = ray.remote(max_restarts=1, max_task_retries=-1)(Mortal).remote()
+    ray.get(actor.pid.remote(Path({grave!r})))
+    started = {{path.read_bytes().decode().replace(chr(0), " ") for path in Path("/proc").glob("[0-9]*/cmdline")}}
+    ours = [line for line in started if ray.get_runtime_context().gcs_address in line]
+    assert any("raylet" in line for line in ours), started
+    assert not [line for line in ours if "monitor.py" in line or "dashboard/dashboard.py" in line], ours
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_of_our_own_has_no_service_that_nobody_asks_and_prints_nothing_where_a_process_is_lost(tmp_path):
+    program = LOSING.format(grave=str(tmp_path / "grave"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
