@@ -1,8 +1,9 @@
 """Does a run hold many members? Tiny images in Parquet shards, a null detector, and what the driver itself takes of time and memory.
 
-    python -m benchmarks.scale --members 100000 1000000 --json scale.json
+    python -m benchmarks.scale --members 100000 1000000 [--kill] --json scale.json
 
-Every size is scored by `touchstone score` as a process of its own, and once more when it is finished. The images are distinct BMP files
+Every size is scored by `touchstone score` as a process of its own, and once more when it is finished. With `--kill`, another run of it gets
+SIGKILL when half of its rows are there, and the same command goes on: no row is lost or doubled. The images are distinct BMP files
 of 8 × 8 pixels; the detector takes the mean of their pixels, so that what is left is listing, fetching, decoding, rows, commits,
 compaction, the check that nothing is lost, and the summary. The driver's memory is its own peak (VmHWM), without its children.
 """
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +115,10 @@ def write_detector(folder: Path) -> Path:
     return card
 
 
-def measured(command: list[str], environment: dict[str, str], run: Path, log: Path) -> dict[str, Any]:
-    """Run one command; when each step of the run ended, and the most memory that its own process had."""
+def measured(
+    command: list[str], environment: dict[str, str], run: Path, log: Path, *, enough: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Run one command; when each step of the run ended, and the most memory that its own process had. Once there is `enough`, kill it."""
     steps: dict[str, Callable[[], bool]] = {
         "listed": lambda: (run / "manifest/0/_complete").exists(),
         "first_block": lambda: (run / "parts/00000").exists() or (run / "scores").exists(),
@@ -131,6 +135,9 @@ def measured(command: list[str], environment: dict[str, str], run: Path, log: Pa
         threading.Thread(target=lambda: (process.wait(), over.set()), daemon=True).start()
         while not over.wait(0.1):
             peak = max(peak, _peak_bytes(process.pid))
+            if enough():
+                process.kill()
+                return {"killed_s": round(time.monotonic() - begun, 2), "ended_s": ended}
             for name, has_ended in steps.items():
                 if name not in ended and has_ended():
                     ended[name] = round(time.monotonic() - begun, 2)
@@ -148,7 +155,30 @@ def _peak_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def measure(members: int, work: Path, arguments: list[str]) -> dict[str, Any]:
+def _killed_and_resumed(command: list[str], environment: dict[str, str], folder: Path, members: int) -> dict[str, Any]:
+    """Kill a run at half of its rows, and go on with the same command."""
+    run = folder / "killed"
+    command = [str(run) if word == str(folder / "run") else word for word in command]
+
+    def rows() -> int:
+        """Rows in parts; those that are merged already count as well."""
+        found = 0
+        for path in (*run.glob("parts/*/*.parquet"), *run.glob("scores/*.parquet")):
+            with suppress(OSError, pa.ArrowException):  # being written, or merged
+                found += pq.read_metadata(path).num_rows
+        return found
+
+    killed = measured(command, environment, run, folder / "killed.log", enough=lambda: rows() >= members / 2)
+    there = rows()
+    resumed = measured(command, environment, run, folder / "resumed.log")
+    ids = pa.concat_tables(pq.read_table(path, columns=["image_id"]) for path in (run / "scores").iterdir())["image_id"]
+    assert len(ids) == members == len(ids.unique()), f"{len(ids)} rows of {len(ids.unique())} images"
+    session = json.loads((run / "summary.json").read_text())["session"]
+    assert session["rows"] <= members - there, "what was committed is scored again"
+    return {**killed, "rows_at_kill": there, "rows_of_second": session["rows"], "wall_s": resumed["wall_s"], "ended_s": resumed["ended_s"]}
+
+
+def measure(members: int, work: Path, arguments: list[str], *, kill: bool = False) -> dict[str, Any]:
     """Make an archive, score it, and run the same command on the finished run."""
     folder = work / str(members)
     folder.mkdir()
@@ -167,6 +197,7 @@ def measure(members: int, work: Path, arguments: list[str]) -> dict[str, Any]:
     again = measured(command, environment, folder / "run", folder / "again.log")
     session = summary["session"]
     scores = sorted(path.stat().st_size for path in (folder / "run/scores").iterdir())
+    killed = {"killed": _killed_and_resumed(command, environment, folder, members)} if kill else {}
     shutil.rmtree(folder / "archive")
     return {
         "members": members,
@@ -179,6 +210,7 @@ def measure(members: int, work: Path, arguments: list[str]) -> dict[str, Any]:
         "score_files_bytes": scores,
         **first,
         "resume": {"wall_s": again["wall_s"], "driver_peak_bytes": again["driver_peak_bytes"]},
+        **killed,
     }
 
 
@@ -188,12 +220,13 @@ def main() -> int:
     parser.add_argument("--members", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to touchstone score")
+    parser.add_argument("--kill", action="store_true", help="kill another run of each size at half, and go on")
     options = parser.parse_args()
     arguments = [word for setting in options.set for word in ("--set", setting)]
     figures: dict[str, Any] = {"machine": machine(), "sizes": []}
     with tempfile.TemporaryDirectory(prefix="touchstone-scale-") as work:
         for members in sorted(options.members):
-            figures["sizes"].append(measure(members, Path(work), arguments))
+            figures["sizes"].append(measure(members, Path(work), arguments, kill=options.kill))
             print(json.dumps(figures["sizes"][-1], indent=1), flush=True)
             if options.json:
                 options.json.write_text(json.dumps(figures, indent=1) + "\n")
