@@ -17,8 +17,7 @@ from PIL import _imaging as core
 
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
-from ray_app.images import DecodedImage, Demand, ImageLimits, colour
-from ray_app.images.crash_marker import Breadcrumb, Watchdog
+from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
 from ray_app.images.decode import decode_image, has_content
 from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash
 from ray_app.images.provenance import ProvenanceReader, containers
