@@ -107,7 +107,7 @@ class Prediction(NamedTuple):
 
 
 class BatchPrediction(NamedTuple):
-    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.outputs`).
+    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.decision`).
 
     `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p). `replies`: one text per image.
     `embeddings`: (N, d) float32, of a detector that keeps them. `failures`: per image why it has no score, of one that says so.

@@ -11,7 +11,7 @@ from ray_app.errors import Reason, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import decision, result_html
 from ray_app.inference.batch import Pixels
-from ray_app.inference.outputs import CAPTIONS, MASKS
+from ray_app.inference.decision import CAPTIONS, MASKS
 
 if TYPE_CHECKING:
     import pandas as pd

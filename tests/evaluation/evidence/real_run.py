@@ -8,7 +8,7 @@ from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, 
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BlockReader, StageClock, judge, make_spec
-from ray_app.inference.outputs import STABILITY, DetectorOutputs, OutputKey
+from ray_app.inference.decision import STABILITY, DetectorOutputs, OutputKey
 from ray_app.inference.scorer import EnsembleScorer
 from ray_app.runs import RunDirectory, result_rows
 from ray_app.scoring.config import ScoreConfig
