@@ -235,16 +235,21 @@ def judge(
 
 def decided_on(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> BlockResult:
     """The same, of verdicts alone."""
-    outputs = with_repeated(outcomes, outputs.ranked(spec.cards))
-    scores, replies = outputs.of(SCORES), outputs.of(REPLIES)
-    remarks = {**outputs.of(FAILURES), **(remarks_on(replies) if replies else {})}
-    scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
-    sizes, formats, blank, checked = [], [], [], list(outcomes)
+    outputs = outputs.ranked(spec.cards)
+    repeated, sizes, formats, blank, checked = {}, [], [], [], list(outcomes)
     for row, outcome in enumerate(outcomes):
         facts = outcome.facts
         sizes.append((None, None) if facts is None else (facts.width, facts.height))
         formats.append(None if facts is None else facts.format)
         blank.append(facts is not None and NO_CONTENT in facts.flags)
+        if outcome.said is not None:
+            repeated[row] = outcome.said
+    if repeated:
+        outputs = with_repeated(outputs, repeated)
+    scores, replies = outputs.of(SCORES), outputs.of(REPLIES)
+    remarks = {**outputs.of(FAILURES), **(remarks_on(replies) if replies else {})}
+    scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
+    for row, outcome in enumerate(outcomes):
         if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row]):
             checked[row] = replace(outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row))
     drawn = [] if spec.ensemble.cascade is None else audited_among(spec, checked)
@@ -295,23 +300,17 @@ def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], 
     ]
 
 
-def with_repeated(outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> DetectorOutputs:
-    """The outputs, with what was said before of those images that no detector has looked at again."""
-    repeated = []
-    for row, outcome in enumerate(outcomes):
-        if outcome.said is not None:
-            repeated.append((row, outcome.said))
-    if not repeated:
-        return outputs
+def with_repeated(outputs: DetectorOutputs, repeated: Mapping[int, batch.ReusedOutput]) -> DetectorOutputs:
+    """The outputs, with what was said before of those rows that no detector has looked at again."""
     columns = dict(outputs.columns)
     for name, column in outputs.of(SCORES).items():
         columns[OutputKey(CLEAN, name, SCORES)] = scores = column.copy()
-        for row, said in repeated:
+        for row, said in repeated.items():
             value = said.scores.get(name) if said.twin is None else scores[said.twin]
             scores[row] = np.nan if value is None else value
     for name, column in outputs.of(REPLIES).items():
         columns[OutputKey(CLEAN, name, REPLIES)] = texts = list(column)
-        for row, said in repeated:
+        for row, said in repeated.items():
             texts[row] = said.replies.get(name) if said.twin is None else texts[said.twin]
     return DetectorOutputs(columns)
 
