@@ -421,9 +421,11 @@ class BlockReader:
             some = members[start : start + self._spec.slots]
             batch = self.decoder.decode(self._fetched(arriving, len(some)))
             outcomes = list(batch.outcomes)
-            for place, member in enumerate(some):
-                if outcomes[place].status is Status.UNSUPPORTED_FORMAT:
-                    outcomes[place] = _with_list_hint(outcomes[place], member)
+            for place, (member, outcome) in enumerate(zip(some, batch.outcomes, strict=True)):
+                is_unknown = outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None
+                if is_unknown and uri_lists.looks_like_list(member.uri):  # a table beside images
+                    hint = f"if it lists images, give it as a source of its own: list::{member.uri}"
+                    outcomes[place] = replace(outcome, detail=f"{outcome.detail}; {hint}")
             if noted is not None:
                 noted += outcomes
             yield replace(batch, outcomes=tuple(outcomes))
@@ -442,13 +444,6 @@ class BlockReader:
     def close(self) -> None:
         """Give back what the decoder holds."""
         self.decoder.close()
-
-
-def _with_list_hint(outcome: DecodeResult, member: ManifestMember) -> DecodeResult:
-    """What became of a member; of a table beside images also how it is read as a list."""
-    if outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None and uri_lists.looks_like_list(member.uri):
-        return replace(outcome, detail=f"{outcome.detail}; if it lists images, give it as a source of its own: list::{member.uri}")
-    return outcome
 
 
 class _Wanted(NamedTuple):

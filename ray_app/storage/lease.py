@@ -46,7 +46,7 @@ class Holder:
     def this_process(cls) -> "Holder":
         """This process, with a new token."""
         pid, started = own_process()
-        return cls(host_name(), host_identity(), pid, started, secrets.token_hex(16))
+        return cls(platform.node(), host_identity(), pid, started, secrets.token_hex(16))
 
     def died_here(self) -> bool:
         """Whether it is known for sure to be gone: only a process of this very machine can be."""
@@ -241,26 +241,14 @@ class Lease:
         _log.error("lease_lost url=%s", self._store.url)
 
 
-def host_name() -> str:
-    """The machine's name, as people know it."""
-    return platform.node()
-
-
 @cache
 def host_identity() -> str:
     """What two processes share exactly when one can see whether the other runs: name, boot and process namespace.
 
     Containers of one machine share its boot, not its process numbers: hence the namespace.
     """
-    return f"{platform.node()} {_or_unknown(_boot)} {_or_unknown(_namespace)}"
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _namespace() -> str:
-    return os.readlink("/proc/self/ns/pid")
+    boot = _or_unknown(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    return f"{platform.node()} {boot} {_or_unknown(lambda: os.readlink('/proc/self/ns/pid'))}"
 
 
 def _or_unknown(read: Callable[[], str]) -> str:
