@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 from PIL import _imaging as core
 
-from ray_app.archives import ManifestMember, MemberReader, uri_lists
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
 from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
@@ -47,6 +46,7 @@ from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
 
 if TYPE_CHECKING:
+    from ray_app.archives import ManifestMember
     from ray_app.inference.nvjpeg import NvJpeg
     from ray_app.inference.reuse import ScoreCache
 
@@ -400,6 +400,8 @@ class BlockReader:
         recall: "ScoreCache | None" = None,
         decode_bytes: int | None = None,
     ) -> None:
+        from ray_app.archives import MemberReader  # pyarrow, which nobody needs for images at hand
+
         self._spec, self._clock, self.recall = spec, clock, recall
         self.fetcher = fetcher
         budget = NodeBudget(BUDGET, decode_bytes)
@@ -409,10 +411,12 @@ class BlockReader:
             spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
         )
 
-    def read(self, members: Sequence[ManifestMember], noted: list[DecodeResult] | None = None) -> Iterator[Batch]:
+    def read(self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None) -> Iterator[Batch]:
         """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty. What became of each is
         added to `noted`.
         """
+        from ray_app.archives.uri_lists import looks_like_list
+
         self.decoder.careful.look_for_crumbs()
         if self.recall is not None:
             self.recall.begin_block()
@@ -423,7 +427,7 @@ class BlockReader:
             outcomes = list(batch.outcomes)
             for place, (member, outcome) in enumerate(zip(some, batch.outcomes, strict=True)):
                 is_unknown = outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None
-                if is_unknown and uri_lists.looks_like_list(member.uri):  # a table beside images
+                if is_unknown and looks_like_list(member.uri):  # a table beside images
                     hint = f"if it lists images, give it as a source of its own: list::{member.uri}"
                     outcomes[place] = replace(outcome, detail=f"{outcome.detail}; {hint}")
             if noted is not None:
@@ -431,7 +435,7 @@ class BlockReader:
             yield replace(batch, outcomes=tuple(outcomes))
 
     def _fetched(
-        self, arriving: Iterator[tuple[ManifestMember, bytes | InputError]], count: int
+        self, arriving: "Iterator[tuple[ManifestMember, bytes | InputError]]", count: int
     ) -> Iterator[tuple[int, bytes | InputError]]:
         """The next members as their bytes come; none of them is held here while the next is waited for."""
         for _ in range(count):
