@@ -1,10 +1,11 @@
 """A process of ours that answers one request at a time through its pipes (`ChildProcess`), and the wall limit of what it does
-(`ChildDeadline`). One thread watches all limits.
+(`ChildDeadline`). One thread watches all limits. `is_running`: whether a process is still the one that it was.
 """
 
 import fcntl
 import heapq
 import itertools
+import os
 import signal
 import subprocess
 import threading
@@ -156,3 +157,26 @@ class _Watchdog:
 
 
 _WATCHDOG = _Watchdog()
+
+
+def own_process() -> tuple[int, str]:
+    """This process: its number and when it started."""
+    return os.getpid(), start_of(os.getpid()) or "?"
+
+
+def is_running(pid: int, started: str) -> bool:
+    """Whether that very process still runs, not another one with its number; a zombie does not run."""
+    return start_of(pid) == started
+
+
+def start_of(pid: int) -> str | None:
+    """When a process started, in the system's own words; None when there is no such process."""
+    if Path("/proc/self/stat").exists():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        state, *fields = stat.rpartition(")")[2].split()  # the name before may hold spaces and parentheses
+        return None if state in "ZX" else fields[18]  # field 22 of proc(5): clock ticks from boot to start
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
         iter_blocks,
         last_listing,
         manifests,
-        member_rows,
-        read_block,
         read_blocks,
         read_complete,
         read_ids,
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
         block_sizes,
         image_id,
     )
-    from ray_app.archives.reader import MemberReader
+    from ray_app.archives.reader import MemberReader, member_rows, read_block
     from ray_app.archives.s3_inventory import MANY, inventory_advice
     from ray_app.archives.sources import Archive, fetcher_of, name_of, open_source, places_of
 else:

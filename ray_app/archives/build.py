@@ -21,7 +21,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import cut_blocks, dedup, manifest, raw_listing
+from ray_app.archives import cut_blocks, dedup, manifest, raw_listing, reader
 from ray_app.archives.each import Each, in_turn
 from ray_app.archives.members import BlockPlan, Digest, Ids, block_sizes, identity_digest
 from ray_app.archives.sources import Archive
@@ -32,7 +32,7 @@ from ray_app.storage import Guard, Store
 def input_type_of(store: Store) -> pa.StructType | None:
     """The source's own columns, of whatever listing; None where it has none."""
     firsts = (next(manifest.iter_blocks(store, number), None) for number in manifest.manifests(store))
-    return manifest.joined_inputs((manifest.input_type(manifest.read_block(store, ref)) for ref in firsts if ref is not None), as_text=True)
+    return manifest.joined_inputs((manifest.input_type(reader.read_block(store, ref)) for ref in firsts if ref is not None), as_text=True)
 
 
 def write_selected(

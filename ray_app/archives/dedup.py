@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_app.archives import known_ids, manifest, members, raw_listing
+from ray_app.archives import known_ids, manifest, members, raw_listing, reader
 from ray_app.errors import StorageError
 from ray_app.storage import Store, listing
 
@@ -162,7 +162,7 @@ def _hash_again(
         rows = [row for table in files[file].tables(store) for row in table.drop_columns("check").to_pylist()]
         for place, position in places:
             again = position + _HASHED_AGAIN
-            number = members.first_word(digest(manifest.listed_row(dict(rows[place & _ROW_MASK])), again // _HASHED_AGAIN))
+            number = members.first_word(digest(reader.listed_row(dict(rows[place & _ROW_MASK])), again // _HASHED_AGAIN))
             moved.append({"before": position, "image_id": number, "position": again})
     db.register("again", pa.Table.from_pylist(moved))
     db.execute(_MOVE)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import manifest, members
+from ray_app.archives import manifest, members, reader
 from ray_app.storage import Store
 
 FOLDER = "ids"
@@ -98,9 +98,9 @@ def _own(store: Store, number: int, digest: members.Digest) -> tuple[int, Iterat
         read = (pq.ParquetFile(pa.BufferReader(store.read(f"{folder}/{name}"))).read() for name in sorted(sizes))
         return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
     blocks = manifest.read_blocks(store, number)
-    return blocks.members * _ROW_BYTES, (_ids_of_rows(manifest.read_block(store, ref), digest) for ref in blocks)
+    return blocks.members * _ROW_BYTES, (_ids_of_rows(reader.read_block(store, ref), digest) for ref in blocks)
 
 
 def _ids_of_rows(rows: pa.Table, digest: members.Digest) -> pa.Table:
-    checks = [members.check_word(digest(manifest.listed_row(row), 0)) for row in rows.to_pylist()]
+    checks = [members.check_word(digest(reader.listed_row(row), 0)) for row in rows.to_pylist()]
     return pa.table([rows["image_id"], pa.array(checks, pa.int64())], schema=_IDS)

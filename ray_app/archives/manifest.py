@@ -1,4 +1,4 @@
-"""Manifests, the lists of members that a run scores, on disk: `ManifestInfo`, `BlockRef`, `read_blocks`, `read_block`, `write_listed`, and
+"""Manifests, the lists of members that a run scores, on disk: `ManifestInfo`, `BlockRef`, `read_blocks`, `write_listed`, and
 their Arrow rows.
 
 manifest/<n>/part-00000-00000.parquet …  members; one row group is one block, a few blocks are one file
@@ -11,17 +11,16 @@ manifest/<n>/_complete                   counts, as JSON; written last: without 
 
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives.members import Ids, ListedMember, ListedWithColumns, ManifestMember, MemberLocation, RefusedMember
-from ray_app.errors import ConfigError, IdentityError, Status, one_line
+from ray_app.archives.members import Ids, ListedMember, ListedWithColumns
+from ray_app.errors import ConfigError, IdentityError, one_line
 from ray_app.storage import Guard, Store
 
 _FORMAT = 1
@@ -286,11 +285,6 @@ def iter_blocks(store: Store, number: int) -> Iterator[BlockRef]:
     return iter(read_blocks(store, number))
 
 
-def read_block(store: Store, ref: BlockRef) -> pa.Table:
-    """The rows of one block, slot 0 first, in one request."""
-    return pq.ParquetFile(pa.BufferReader(store.read(_path(ref.manifest, ref.file)))).read_row_group(ref.row_group)
-
-
 def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
     """The ids of consecutive blocks, block by block in their order; each file is read once."""
     opened, file = None, ""
@@ -394,26 +388,6 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 def settled(kind: pa.StructType | None) -> pa.StructType | None:
     """The type as files keep it: a column without any value becomes one of texts."""
     return kind and pa.struct([(field.name, pa.string() if pa.types.is_null(field.type) else field.type) for field in kind])
-
-
-def member_rows(block: pa.Table) -> list[ManifestMember]:
-    """A block's rows as members."""
-    return list(map(partial(_member, ManifestMember), block.to_pylist()))
-
-
-def listed_row(row: dict[str, Any]) -> ListedMember:
-    """One row, cut or not, as its source listed it."""
-    listed: ListedMember = _member(ListedMember, {name: value for name, value in row.items() if name not in ("image_id", "block", "slot")})
-    return listed
-
-
-def _member(kind: Callable[..., Any], row: dict[str, Any]) -> Any:
-    place, refused = row.pop("place", None), row.pop("refused", None)
-    return kind(
-        **row | {"input": row.get("input") or {}},
-        place=None if place is None else MemberLocation(**place),
-        refused=None if refused is None else RefusedMember(Status(refused["status"]), refused["detail"]),
-    )
 
 
 def _struct(values: Sequence[Any], kind: pa.StructType) -> pa.Array:

@@ -1,17 +1,24 @@
-"""`MemberReader`: members → their encoded bytes, wherever each lies: in a file of its own or in a container.
+"""The blocks of a manifest → their members (`read_block`, `member_rows`) → their encoded bytes, wherever each lies: in a file of its own or
+in a container (`MemberReader`).
 
 Small ones are read ahead. A large one is read when it is wanted and not before, one to a process, within what its node allows to all.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import filterfalse, groupby, tee
 from operator import attrgetter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ray_app.archives.containers import CONTAINERS, Reader
-from ray_app.archives.members import ManifestMember
+from ray_app.archives.manifest import BlockRef
+from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, Status
-from ray_app.storage import Fetcher, node_budget
+from ray_app.storage import Fetcher, Store, node_budget
 
 _AHEAD_BYTES = 64 * 2**20
 _UNSIZED_BYTES = 16 * 2**20  # reserved for a file whose size its server does not say; a larger one is requested again, alone
@@ -89,3 +96,28 @@ class MemberReader:
         if kind not in self._readers:
             self._readers[kind] = CONTAINERS[kind].reader(self._fetcher, self._max_bytes)
         return self._readers[kind]
+
+
+def read_block(store: Store, ref: BlockRef) -> pa.Table:
+    """The rows of one block, slot 0 first, in one request."""
+    return pq.ParquetFile(pa.BufferReader(store.read(f"manifest/{ref.manifest}/{ref.file}"))).read_row_group(ref.row_group)
+
+
+def member_rows(block: pa.Table) -> list[ManifestMember]:
+    """A block's rows as members."""
+    return list(map(partial(_member, ManifestMember), block.to_pylist()))
+
+
+def listed_row(row: dict[str, Any]) -> ListedMember:
+    """One row, cut or not, as its source listed it."""
+    listed: ListedMember = _member(ListedMember, {name: value for name, value in row.items() if name not in ("image_id", "block", "slot")})
+    return listed
+
+
+def _member(kind: Callable[..., Any], row: dict[str, Any]) -> Any:
+    place, refused = row.pop("place", None), row.pop("refused", None)
+    return kind(
+        **row | {"input": row.get("input") or {}},
+        place=None if place is None else MemberLocation(**place),
+        refused=None if refused is None else RefusedMember(Status(refused["status"]), refused["detail"]),
+    )

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from ray_app.archives import BlockRef
+from ray_app.child_process import is_running, own_process
 from ray_app.errors import ClusterError, describe_error, is_want_of_memory
-from ray_app.storage import lease
 
 SIGNAL_GRACE_S = 25.0  # clouds give 30 to 120 s between the notice and the end, Kubernetes 30 s
 LIMIT_GRACE_S = 60.0
@@ -183,7 +183,7 @@ class Attempts:
 
     def __init__(self, folder: Path, stage: str) -> None:
         self._folder, self._stage = folder / "attempts", stage
-        pid, started = lease.own_process()
+        pid, started = own_process()
         self._own_note = f"{pid}-{started}"
 
     @contextmanager
@@ -214,4 +214,4 @@ class Attempts:
 
 def _is_of_dead_process(note: Path) -> bool:
     pid, _, started = note.name.partition("-")
-    return not lease.is_running(int(pid), started)
+    return not is_running(int(pid), started)

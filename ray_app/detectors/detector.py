@@ -107,7 +107,7 @@ class Prediction(NamedTuple):
 
 
 class BatchPrediction(NamedTuple):
-    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.outputs`).
+    """A detector's answer for a batch; every field is a kind of output, kept under its name (see `inference.decision`).
 
     `scores`: (N,) float32 log-odds of fake, NaN = none. `masks`: (N, H, W) uint8, round(255 p). `replies`: one text per image.
     `embeddings`: (N, d) float32, of a detector that keeps them. `failures`: per image why it has no score, of one that says so.
@@ -155,7 +155,7 @@ class Detector:
             forbid_tf32()
         network = network.to(device).to(memory_format=torch.channels_last)
         self.network: nn.Module = torch.compile(network, mode="reduce-overhead") if compiled else network  # type: ignore[assignment]
-        self._normalise = Normalise(card.preprocessing).to(device)
+        self.normalise = Normalise(card.preprocessing).to(device)
         self._tap: Tap | None = None
         self.fingerprint: dict[str, Any] = {
             "name": card.name,
@@ -197,11 +197,6 @@ class Detector:
         joined: npt.NDArray[np.float32] = torch.cat([*scores, torch.empty(0, device=self.device)]).cpu().numpy()
         return joined
 
-    def normalise(self, batch: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, 3) uint8 on any device → (N, 3, H, W) float32 on the detector's; equal preprocessings give equal tensors."""
-        normalised: torch.Tensor = self._normalise(batch.to(self.device, non_blocking=True))
-        return normalised
-
     @torch.inference_mode()
     def read(self, normalised: torch.Tensor) -> BatchPrediction:
         """Run the network on what `normalise` gave; does not wait for a GPU to finish."""
@@ -234,7 +229,10 @@ class Detector:
 
 
 class Normalise(nn.Module):
-    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last memory: (x / 255 − mean) / std, on the batch's own device."""
+    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in channels-last memory: (x / 255 − mean) / std.
+
+    Batches may be on any device; the result is on the module's. Equal preprocessings give equal tensors.
+    """
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -249,7 +247,7 @@ class Normalise(nn.Module):
         """Normalise a batch; see the class for shapes."""
         # Whole rows at once: broadcasting over three channels is five times slower.
         count, height, width, _ = pixels.shape
-        rows = pixels.reshape(count, height, 3 * width).float()
+        rows = pixels.to(self.scale.device, non_blocking=True).reshape(count, height, 3 * width).float()
         return torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width)).view(pixels.shape).permute(0, 3, 1, 2)
 
 

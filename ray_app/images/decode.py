@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -366,16 +366,12 @@ def has_content(pixels: Image.Image) -> bool:
     """False where an RGB picture is one colour, or nearly."""
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST
-    if _range(pixels.resize((min(width, GLANCE), min(height, GLANCE)), nearest)) > MOST_SAMPLED:
+    glance = np.asarray(pixels.resize((min(width, GLANCE), min(height, GLANCE)), nearest))
+    if np.ptp(glance, axis=(0, 1)).max() > MOST_SAMPLED:
         return True
-    sample = pixels.resize((min(width, SAMPLE), min(height, SAMPLE)), nearest)
-    if _range(sample) > MOST_SAMPLED or np.asarray(sample).std(axis=(0, 1)).max() > MOST_DEVIATION:
+    sample = np.asarray(pixels.resize((min(width, SAMPLE), min(height, SAMPLE)), nearest))
+    if np.ptp(sample, axis=(0, 1)).max() > MOST_SAMPLED or sample.std(axis=(0, 1)).max() > MOST_DEVIATION:
         return True
     boxes = [max(1, min(side // BOX, REDUCED)) for side in pixels.size]
-    return _range(pixels.resize(boxes, Image.Resampling.BOX)) > MOST_REDUCED
-
-
-def _range(pixels: Image.Image) -> int:
-    """The largest range of a channel."""
-    red, green, blue = cast(tuple[tuple[int, int], ...], pixels.getextrema())
-    return max(red[1] - red[0], green[1] - green[0], blue[1] - blue[0])
+    reduced = np.asarray(pixels.resize(boxes, Image.Resampling.BOX))
+    return bool(np.ptp(reduced, axis=(0, 1)).max() > MOST_REDUCED)

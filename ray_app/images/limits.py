@@ -1,10 +1,18 @@
-"""Intake limits (`ImageLimits`, `BatchLimits`) and the peak memory of decoding an image, estimated from its header (`Demand`, `demand_of`).
+"""Intake limits (`ImageLimits`, `BatchLimits`); the peak memory of decoding an image, estimated from its header (`Demand`, `demand_of`);
+and, of a decode in this process, the crash marker that names its image (`Breadcrumb`) and the wall limit (`Watchdog`).
 
 `ImageLimits` are those of the endpoint and of whoever states no others; `BatchLimits` those of archives, of the command line's pictures and
 of Python. docs/formats.md shows both side by side.
 """
 
+import itertools
+import mmap
+import os
+import struct
+import threading
 from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from PIL.ImageFile import ImageFile
@@ -12,6 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from ray_app.child_process import is_running, own_process
 from ray_app.config import Frozen
 from ray_app.errors import InputError, Status
 from ray_app.images import further_formats, jpeg
@@ -41,6 +50,10 @@ _WITH_ALPHA, _DEEP_GREY = 8, 7
 _DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
 _DEEP_JXL = 18  # whatever its channels are, which its header does not say
 _WORST_OF_LARGEST, _WORST = 22, 24  # to prepare an image in every way takes no more
+
+_NOTE = struct.Struct("<qq")  # image_id; how often it was noted or cleared: odd while a decode is under way
+_SUFFIX = ".crumb"
+_serial = itertools.count()
 
 
 class ImageLimits(Frozen):
@@ -207,3 +220,95 @@ def _tiff(image: TiffImageFile) -> int:
     width, height = tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_HEIGHT, min(tags.get(_ROWS_PER_STRIP, image.height), image.height))
     bits = max(tags.get(_BITS, (8,))) * tags.get(_SAMPLES, 1)
     return int(width * height * max(bits / 8, 4))
+
+
+class Breadcrumb:
+    """A note of the image being decoded by one thread, in a file of its own in `folder` (local to the node).
+
+    A decode that crashes takes its process along, and no `except` runs. A note in a mapped file outlives it: the kernel keeps it.
+    The file is named by process id and process start time, so that a process which comes later under the same id is not mistaken for it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        pid, started = own_process()
+        self.path = folder / f"{pid}-{started}-{next(_serial)}{_SUFFIX}"
+        with open(self.path, "w+b") as file:
+            file.write(_NOTE.pack(0, 0))
+            file.flush()
+            self._map = mmap.mmap(file.fileno(), _NOTE.size)
+        self._fields = memoryview(self._map).cast("q")
+        self.count = 0
+        self.patience = 1.0
+
+    def note(self, image_id: int, patience: float = 1.0) -> None:
+        """From now on this image is being decoded, for so many times the wall limit at most."""
+        self._fields[0] = image_id
+        self.patience = patience
+        self.count += 1
+        self._fields[1] = self.count
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether a decode is under way."""
+        return self.count % 2 == 1
+
+    def clear(self) -> None:
+        """The decode is over, however it ended."""
+        self.count += 1
+        self._fields[1] = self.count
+
+    def close(self) -> None:
+        """Remove the file: this process ends well, and with nothing under way."""
+        self._fields.release()
+        self._map.close()
+        self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def left_in(folder: Path, *, remove: bool = False, own: Path | None = None) -> set[int]:
+        """The ids that dead processes were decoding; `remove` deletes the files of dead processes as well. `own`: not looked at."""
+        left: set[int] = set()
+        for path in folder.glob("*" + _SUFFIX):
+            pid, start_time, _ = path.stem.split("-")
+            if path == own or is_running(int(pid), start_time):
+                continue
+            note = path.read_bytes()
+            if len(note) == _NOTE.size:
+                image_id, count = _NOTE.unpack(note)
+                if count % 2:
+                    left.add(image_id)
+            if remove:
+                path.unlink(missing_ok=True)
+        return left
+
+
+class Watchdog:
+    """Ends this process with `EXIT_CODE` if one noted decode lasts longer than the wall limit: a hang then costs the same as a crash.
+
+    A thread that looks ten times per limit, so a hang is ended after 1.0 to 1.1 limits (times the note's `patience`). It gets its turn
+    since all decoders run without the interpreter lock. `re` does not: what it looks for in a file must take no more than linear time.
+    """
+
+    EXIT_CODE = 86
+
+    def __init__(self, crumb: Breadcrumb, wall_limit_s: float) -> None:
+        self._marker = crumb
+        self._wall_limit_s = wall_limit_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="decode-watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        seen, checks = 0, 0
+        while not self._ended.wait(self._wall_limit_s / 10):
+            checks = checks + 1 if self._marker.count == seen else 0
+            seen = self._marker.count
+            if seen % 2 and checks >= 10 * self._marker.patience:
+                os._exit(self.EXIT_CODE)

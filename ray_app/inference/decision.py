@@ -1,23 +1,153 @@
-"""Detector outputs of a block → decisions per image (`judge`), and which generators made them (`identified`). No torch at import."""
+"""What detectors said of the images of a block (`DetectorOutputs`) → decisions per image (`judge`), and which generators made them
+(`identified`). No torch at import.
+
+The outputs of detectors and of a describer are one table of columns, keyed by view, detector and kind. A new kind needs nothing here: a
+field of `detectors.detector.BatchPrediction` is kept under its name.
+"""
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_app.attribution import cards, identifier
+from ray_app.attribution.captioners import Caption
 from ray_app.detectors import fragility
 from ray_app.ensembles import Decisions, decide, decision, drawn_by_audit, second_looks
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import batch, stability
-from ray_app.inference.outputs import CLEAN, EMBEDDINGS, FAILURES, REPLIES, SCORES, STABILITY, DetectorOutputs, OutputKey, Scores
 from ray_app.inference.spec import ScoringSpec
+
+Scores = dict[str, npt.NDArray[np.float32]]
+
+CLEAN = ""  # the view of an image as it is
+SCORES, MASKS, REPLIES, EMBEDDINGS = "scores", "masks", "replies", "embeddings"  # kinds: the fields of a `BatchPrediction`
+FAILURES = "failures"  # a kind: why a detector gave no score, of one that says so
+STABILITY = "stability"  # a kind: scores of a recompressed view, of images near a threshold
+CAPTIONS = "captions"  # a kind: what a describer says
+LISTS = (MASKS, REPLIES, CAPTIONS, FAILURES)  # kinds that are one object per image, None = none; all others are float32 arrays, NaN = none
+OF_THE_ENSEMBLE = (SCORES, STABILITY)  # kinds that every detector of an ensemble has
+
+
+class OutputKey(NamedTuple):
+    """Which column: the view's name (`CLEAN`: the image as it is), the name of the detector or describer, the kind of output."""
+
+    view: str
+    detector: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class DetectorOutputs:
+    """What was found of some images, in their order; every column has one entry per image.
+
+    By kind: `scores` and `stability` (n,) float32 log-odds of fake; `embeddings` (n, d) float32; `masks` one (H, W) uint8 each, 255 =
+    surely altered; `replies` one text each, of detectors that answer in words; `captions` one `Caption` each.
+    """
+
+    columns: Mapping[OutputKey, Any] = field(default_factory=dict)
+
+    @classmethod
+    def clean(cls, **kinds: Mapping[str, Any]) -> "DetectorOutputs":
+        """Columns of images as they are, by kind and detector."""
+        return cls({OutputKey(CLEAN, name, kind): column for kind, columns in kinds.items() for name, column in columns.items()})
+
+    def of(self, kind: str, view: str = CLEAN) -> dict[str, Any]:
+        """The columns of one kind and view, by detector."""
+        found = {}
+        for key, column in self.columns.items():
+            if key.kind == kind and key.view == view:
+                found[key.detector] = column
+        return found
+
+    def by_view(self, kind: str) -> dict[str, dict[str, Any]]:
+        """The columns of one kind in every view but the clean one, by the view's name and by detector."""
+        found: dict[str, dict[str, Any]] = {}
+        for key, column in self.columns.items():
+            if key.kind == kind and key.view != CLEAN:
+                found.setdefault(key.view, {})[key.detector] = column
+        return found
+
+    @property
+    def scores(self) -> Scores:
+        """The scores of the images as they are, by detector."""
+        return self.of(SCORES)
+
+    @property
+    def captions(self) -> Sequence[Caption | None]:
+        """What a describer says, None = nothing; empty where none was asked."""
+        return next(iter(self.of(CAPTIONS).values()), ())
+
+    def joined(self, other: "DetectorOutputs") -> "DetectorOutputs":
+        """Both, of the same images."""
+        return DetectorOutputs({**self.columns, **other.columns})
+
+    def among(self, names: Collection[str]) -> "DetectorOutputs":
+        """The columns of some detectors, and captions."""
+        return DetectorOutputs({key: column for key, column in self.columns.items() if key.detector in names or key.kind == CAPTIONS})
+
+    def ranked(self, names: Iterable[str]) -> "DetectorOutputs":
+        """Scores of these detectors alone, in this order; all else as it is. Raises KeyError where a detector has no scores."""
+        columns = {}
+        for key, column in self.columns.items():
+            if key.kind not in OF_THE_ENSEMBLE:
+                columns[key] = column
+                continue
+            for name in names:
+                ranked = OutputKey(key.view, name, key.kind)
+                columns[ranked] = self.columns[ranked]
+        return DetectorOutputs(columns)
+
+    def in_order(self, names: Iterable[str], views: Iterable[str]) -> "DetectorOutputs":
+        """The columns as detectors of these names give them who are asked together: view after view, and in each by name."""
+        places = {name: place for place, name in enumerate(names)}
+        shown = {view: place for place, view in enumerate([CLEAN, *views])}
+        ordered = sorted(self.columns.items(), key=lambda item: (shown[item[0].view], places[item[0].detector]))
+        return DetectorOutputs(dict(ordered))
+
+    def rows(self, rows: slice) -> "DetectorOutputs":
+        """What was found of some of the images."""
+        return DetectorOutputs({key: column[rows] for key, column in self.columns.items()})
+
+    def spread(self, rows: Sequence[int], count: int) -> "DetectorOutputs":
+        """These columns at `rows` (one per image) of `count` images; of the others nothing was found."""
+        columns = {}
+        for key, column in self.columns.items():
+            wide = blank(key.kind, count, np.shape(column)[1:] if key.kind not in LISTS else ())
+            for place, row in enumerate(rows):
+                wide[row] = column[place]
+            columns[key] = wide
+        return DetectorOutputs(columns)
+
+    def without(self, rows: Collection[int]) -> "DetectorOutputs":
+        """The same without objects of some images; their numbers stay, since those of an image without a score stand in no row."""
+        return DetectorOutputs({
+            key: [None if row in rows else one for row, one in enumerate(column)] if key.kind in LISTS else column
+            for key, column in self.columns.items()
+        })  # fmt: skip
+
+    @staticmethod
+    def chained(parts: Sequence["DetectorOutputs"]) -> "DetectorOutputs":
+        """The same columns of some images, then of others."""
+        if len(parts) == 1:
+            return parts[0]
+        return DetectorOutputs({
+            key: [one for part in parts for one in part.columns[key]]
+            if key.kind in LISTS
+            else np.concatenate([part.columns[key] for part in parts])
+            for key in parts[0].columns
+        })  # fmt: skip
+
+
+def blank(kind: str, count: int, shape: Sequence[int] = ()) -> Any:
+    """A column of one kind in which nothing was found; `shape`: of one image's numbers."""
+    return [None] * count if kind in LISTS else np.full((count, *shape), np.nan, np.float32)
 
 
 def identified(spec: ScoringSpec, embeddings: Mapping[str, npt.NDArray[np.float32]]) -> identifier.Identified | None:
@@ -105,16 +235,21 @@ def judge(
 
 def decided_on(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> BlockResult:
     """The same, of verdicts alone."""
-    outputs = with_repeated(outcomes, outputs.ranked(spec.cards))
-    scores, replies = outputs.of(SCORES), outputs.of(REPLIES)
-    remarks = {**outputs.of(FAILURES), **(remarks_on(replies) if replies else {})}
-    scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
-    sizes, formats, blank, checked = [], [], [], list(outcomes)
+    outputs = outputs.ranked(spec.cards)
+    repeated, sizes, formats, blank, checked = {}, [], [], [], list(outcomes)
     for row, outcome in enumerate(outcomes):
         facts = outcome.facts
         sizes.append((None, None) if facts is None else (facts.width, facts.height))
         formats.append(None if facts is None else facts.format)
         blank.append(facts is not None and NO_CONTENT in facts.flags)
+        if outcome.said is not None:
+            repeated[row] = outcome.said
+    if repeated:
+        outputs = with_repeated(outputs, repeated)
+    scores, replies = outputs.of(SCORES), outputs.of(REPLIES)
+    remarks = {**outputs.of(FAILURES), **(remarks_on(replies) if replies else {})}
+    scored = np.any(np.isfinite(list(scores.values())), axis=0).tolist()
+    for row, outcome in enumerate(outcomes):
         if outcome.status is Status.OK and not scored[row] and _expected(spec, sizes[row]):
             checked[row] = replace(outcome, status=Status.DETECTOR_FAILED, detail=_failure(remarks, row))
     drawn = [] if spec.ensemble.cascade is None else audited_among(spec, checked)
@@ -165,23 +300,17 @@ def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], 
     ]
 
 
-def with_repeated(outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> DetectorOutputs:
-    """The outputs, with what was said before of those images that no detector has looked at again."""
-    repeated = []
-    for row, outcome in enumerate(outcomes):
-        if outcome.said is not None:
-            repeated.append((row, outcome.said))
-    if not repeated:
-        return outputs
+def with_repeated(outputs: DetectorOutputs, repeated: Mapping[int, batch.ReusedOutput]) -> DetectorOutputs:
+    """The outputs, with what was said before of those rows that no detector has looked at again."""
     columns = dict(outputs.columns)
     for name, column in outputs.of(SCORES).items():
         columns[OutputKey(CLEAN, name, SCORES)] = scores = column.copy()
-        for row, said in repeated:
+        for row, said in repeated.items():
             value = said.scores.get(name) if said.twin is None else scores[said.twin]
             scores[row] = np.nan if value is None else value
     for name, column in outputs.of(REPLIES).items():
         columns[OutputKey(CLEAN, name, REPLIES)] = texts = list(column)
-        for row, said in repeated:
+        for row, said in repeated.items():
             texts[row] = said.replies.get(name) if said.twin is None else texts[said.twin]
     return DetectorOutputs(columns)
 
@@ -218,12 +347,11 @@ def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None],
         longest = np.inf if fits.max_side_px is None else fits.max_side_px
         largest = np.inf if fits.max_megapixels is None else fits.max_megapixels * 1e6
         beyond = (np.minimum(width, height) < fits.min_side_px) | (np.maximum(width, height) > longest) | (width * height > largest)
-        outside = {row: fits.doubt(int(width[row]), int(height[row])) for row in np.flatnonzero(beyond).tolist()}
-        outside = {**card.fragility.doubts(facts), **outside} if card.fragility.abstains else outside
+        outside: dict[int, str | None] = dict(card.fragility.doubts(facts)) if card.fragility.abstains else {}
+        for row in np.flatnonzero(beyond).tolist():
+            outside[row] = fits.doubt(int(width[row]), int(height[row]))
         if outside:
-            doubts[name] = [None] * len(sizes)
-        for row, why in outside.items():
-            doubts[name][row] = why
+            doubts[name] = [outside.get(row) for row in range(len(sizes))]
     return doubts
 
 

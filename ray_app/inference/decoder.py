@@ -1,6 +1,6 @@
-"""Encoded bytes → one batch of uint8 tensors (`BatchDecoder`): each image decoded once for all its views, each failure in its own slot.
+"""Members → batches of uint8 tensors (`BlockReader`): bytes fetched ahead of the decoder, every member in its own slot.
 
-`CarefulDecoder` decodes one image, in this process or in a child.
+`BatchDecoder` decodes each image once for all its views; `CarefulDecoder` decodes one image, in this process or in a child.
 """
 
 import hashlib
@@ -17,8 +17,7 @@ from PIL import _imaging as core
 
 from ray_app.detectors import Preprocessing
 from ray_app.errors import InputError, Status, is_of_one_image
-from ray_app.images import DecodedImage, Demand, ImageLimits, colour
-from ray_app.images.crash_marker import Breadcrumb, Watchdog
+from ray_app.images import Breadcrumb, DecodedImage, Demand, ImageLimits, Watchdog, colour
 from ray_app.images.decode import decode_image, has_content
 from ray_app.images.facts import ImageFileFacts, ImageRefused, inspect_bytes, perceptual_hash
 from ray_app.images.provenance import ProvenanceReader, containers
@@ -42,10 +41,12 @@ from ray_app.inference.batch import (
 )
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
 from ray_app.inference.spec import ScoringSpec
+from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
 
 if TYPE_CHECKING:
+    from ray_app.archives import ManifestMember
     from ray_app.inference.nvjpeg import NvJpeg
     from ray_app.inference.reuse import ScoreCache
 
@@ -54,6 +55,7 @@ TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is 
 # Images of more than 50 megapixels have as much longer as they are larger.
 WALL_LIMIT_S = 20.0
 
+AHEAD_BYTES = 64 * 2**20  # encoded bytes read ahead of the decoder, per worker
 BUDGET = "pixels"  # the name of what large images share on a node
 # Bytes per pixel beside the RGB image, which has four: an array of it, through the bytes that it is made from; a recompressed view, its
 # JPEG and what is decoded from that again.
@@ -375,6 +377,77 @@ class BatchDecoder:
             pixels = self._completed(lambda slot: (kept[slot] or nullcontext)(), len(kept), pixels, view)
         seen = [None if one is None else one.views[place] for one in prepared]
         return PerturbedBatch(pixels, tuple(None if one is None else one[0] for one in seen))
+
+
+def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
+    """What encoded files over AHEAD_BYTES may take together on a node where large images may take `decode_bytes`: at least one of them."""
+    return max(decode_bytes // 4, limits.max_bytes)
+
+
+class BlockReader:
+    """Fetches and decodes blocks of members on one core."""
+
+    def __init__(
+        self,
+        spec: ScoringSpec,
+        clock: StageClock,
+        *,
+        fetcher: Fetcher,
+        crumbs: Path | None = None,
+        hand_over: bool = False,
+        keeps_files: bool = False,
+        wall_limit_s: float = WALL_LIMIT_S,
+        recall: "ScoreCache | None" = None,
+        decode_bytes: int | None = None,
+    ) -> None:
+        from ray_app.archives import MemberReader  # pyarrow, which nobody needs for images at hand
+
+        self._spec, self._clock, self.recall = spec, clock, recall
+        self.fetcher = fetcher
+        budget = NodeBudget(BUDGET, decode_bytes)
+        files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
+        self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
+        self.decoder = BatchDecoder(
+            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
+        )
+
+    def read(self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None) -> Iterator[Batch]:
+        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty. What became of each is
+        added to `noted`.
+        """
+        from ray_app.archives.uri_lists import looks_like_list
+
+        self.decoder.careful.look_for_crumbs()
+        if self.recall is not None:
+            self.recall.begin_block()
+        arriving = self._members.read(members)
+        for start in range(0, len(members), self._spec.slots):
+            some = members[start : start + self._spec.slots]
+            batch = self.decoder.decode(self._fetched(arriving, len(some)))
+            outcomes = list(batch.outcomes)
+            for place, (member, outcome) in enumerate(zip(some, batch.outcomes, strict=True)):
+                is_unknown = outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None
+                if is_unknown and looks_like_list(member.uri):  # a table beside images
+                    hint = f"if it lists images, give it as a source of its own: list::{member.uri}"
+                    outcomes[place] = replace(outcome, detail=f"{outcome.detail}; {hint}")
+            if noted is not None:
+                noted += outcomes
+            yield replace(batch, outcomes=tuple(outcomes))
+
+    def _fetched(
+        self, arriving: "Iterator[tuple[ManifestMember, bytes | InputError]]", count: int
+    ) -> Iterator[tuple[int, bytes | InputError]]:
+        """The next members as their bytes come; none of them is held here while the next is waited for."""
+        for _ in range(count):
+            with self._clock("fetch"):
+                member, data = next(arriving)
+            yield member.image_id, data
+            del data
+        self._members.let_go()
+
+    def close(self) -> None:
+        """Give back what the decoder holds."""
+        self.decoder.close()
 
 
 class _Wanted(NamedTuple):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ray_app.detectors import DetectorCard, licences
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
-from ray_app.errors import ConfigError
+from ray_app.errors import ConfigError, Status
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import decision, decoder, device_batches, image_inputs, result, scorer, second_pass, spec
@@ -117,7 +117,7 @@ class Ensemble:
         ensemble = self if batch_size in (None, self.spec.slots) else self._in_batches_of(_checked(batch_size))
         given = self._inputs.sources(images)
         if isinstance(given, image_inputs.ImageSource):
-            return next(ensemble._stream(iter([given])))
+            return ensemble._scored(iter([(given, self._inputs.read(given.given))]))[0]
         stream = ensemble._stream(given.sources, given.total, progress=progress)
         return result.Results(stream, tuple(self.spec.cards), given.total)
 
@@ -202,7 +202,7 @@ class Ensemble:
         with self._lock:
             outputs = self._scorer.score(self._batches(arriving, outcomes, sources))
             block = decision.judge(self.spec, outcomes, outputs)
-        return result.results_of(block, sources, demonstration=self._is_demonstration)
+        return _results_of(block, sources, demonstration=self._is_demonstration)
 
     def _batches(self, arriving: Arriving, outcomes: list[DecodeResult], sources: Sources) -> Iterator[Batch]:
         """One batch after another, so that no more than one is in memory; its outcomes and sources are noted."""
@@ -219,6 +219,48 @@ class Ensemble:
                     _log.error("image %s: this is a bug in Touchstone; please report it\n%s", sources[place][0], outcome.failure)
             outcomes += batch.outcomes
             yield self._decoder.complete(batch) if self._is_late else batch
+
+
+def _results_of(scored: decision.BlockResult, sources: Sources, *, demonstration: bool) -> list[result.Result]:
+    """Results of a block."""
+    decisions, masks = scored.decisions, scored.outputs.of(decision.MASKS)
+    has_profile = scored.identified is not None or bool(scored.outputs.of(decision.CAPTIONS))
+    results = []
+    for row, outcome in enumerate(scored.outcomes):
+        source, picture = sources[row]
+        origin: dict[str, Any] = {"source": source, "demonstration": demonstration}
+        scores: dict[str, float | None] = dict.fromkeys(scored.scores)
+        if outcome.status is not Status.OK:
+            nothing: tuple[Any, ...] = (None, None, None, decisions.calibrated, None, scores, outcome.facts, {})
+            results.append(result.Result(outcome.status, outcome.detail, *nothing, **origin))
+            continue
+        for name, column in scored.scores.items():
+            scores[name] = decision.finite(column[row])
+        results.append(result.Result(
+            outcome.status, None, decisions.verdict[row], decisions.reason[row], decision.finite(decisions.probability[row]),
+            decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
+            {name: drawn[row] for name, drawn in masks.items()} if masks else {},
+            decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
+            **_profile(scored, row) if has_profile else {}, **origin, picture=picture,
+        ))  # fmt: skip
+    return results
+
+
+def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
+    """What a profile says of one image, by the names of a result's fields."""
+    identified, captions = scored.identified, scored.outputs.captions
+    words = captions[row] if captions else None
+    found: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
+    if identified is None or not np.isfinite(identified.confidence[row]):
+        return found
+    code = identified.codes[row]
+    return found | {
+        "predicted_generator": identified.classes[code] if code >= 0 else None,
+        "generator_family": identified.families[code] if code >= 0 else None,
+        "generator_probability": float(identified.probability[row]),
+        "generator_confidence": float(identified.confidence[row]),
+        "generator_ranking": tuple(identified.classes[place] for place in identified.ranking[row]),
+    }
 
 
 def load_ensemble(name_or_path: str | Path = "default", **options: Any) -> Ensemble:

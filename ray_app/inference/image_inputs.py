@@ -67,22 +67,50 @@ class ImageInputs:
 
     def sources(self, given: Any) -> ImageSource | ManySources:
         """One image, or many. Of a list or tuple all types are checked here, of any other iterable each as it comes.
+        What is at another machine's prefix shows only when one asks whether it is one file.
 
         Raises UnknownInputError for what is not accepted, ConfigError for a folder or glob without a file, StorageError for one that
         cannot be listed.
         """
-        if isinstance(given, str | os.PathLike):
-            return self._at(_text(given))
-        one = _one(given, None, keeps=True)
-        return many(given) if one is None else one
+        if not isinstance(given, str | os.PathLike):
+            one = _one(given, None, keeps=True)
+            return many(given) if one is None else one
+        place = os.fsdecode(given)
+        scheme = urls.scheme_of(place) if "://" in place else "file"
+        if scheme == "file":
+            path = urls.local_path(place) if "://" in place else place
+            if os.path.isdir(path) or (not os.path.lexists(path) and is_pattern(place)):
+                return self._listed(place)
+            return ImageSource(place, place, place)
+        name = strip_secrets(place)
+        if scheme in WEB:
+            data = self.read(place)
+            return ImageSource(name, data, data)
+        if is_pattern(place) or place.endswith("/"):
+            return self._listed(place)
+        data = self.read(place)
+        if isinstance(data, InputError):
+            with suppress(ConfigError, StorageError):  # nothing is below it either: what the first answer said stands
+                if next(list_objects(place)).uri != name:
+                    return self._listed(place)
+        return ImageSource(name, data, data)
 
     def read(self, given: Given) -> File | PreparedFile | InputError:
         """The encoded bytes or the pixels, or why there are none."""
         if isinstance(given, bytes | PreparedFile | InputError):
             return given
         try:
-            return self._read(given)
+            if isinstance(given, str):
+                return (Fetcher(signed=[given]) if "://" in given else self._fetcher).fetch(given, "", self._max_bytes)
+            if isinstance(given, Image.Image):
+                return _loaded(given)
+            if hasattr(given, "read"):
+                return self._of_file(given)
+            return bytes(given) if isinstance(given, bytearray | memoryview) else _of_array(given)
         except InputError as refused:
+            if isinstance(given, str) and urls.scheme_of(given) == "file" and os.path.isdir(urls.local_path(given)):
+                reason = "this is a folder: give it alone, as score(FOLDER), and all files in it are scored"
+                return InputError(Status.UNSUPPORTED_FORMAT, reason)
             return refused
 
     def arriving(self, sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, File | PreparedFile | InputError]]:
@@ -109,26 +137,6 @@ class ImageInputs:
     def _job(self, given: Given, cancelled: object) -> Any:
         return self.read(given)
 
-    def _read(self, given: Given) -> File:
-        """Raises InputError."""
-        if isinstance(given, str):
-            return self._fetched(given)
-        if isinstance(given, Image.Image):
-            return _loaded(given)
-        if hasattr(given, "read"):
-            return self._of_file(given)
-        return bytes(given) if isinstance(given, bytearray | memoryview) else _of_array(given)
-
-    def _fetched(self, place: str) -> bytes:
-        fetcher = Fetcher(signed=[place]) if "://" in place else self._fetcher
-        try:
-            return fetcher.fetch(place, "", self._max_bytes)
-        except InputError:
-            if urls.scheme_of(place) == "file" and os.path.isdir(urls.local_path(place)):
-                reason = "this is a folder: give it alone, as score(FOLDER), and all files in it are scored"
-                raise InputError(Status.UNSUPPORTED_FORMAT, reason) from None
-            raise
-
     def _of_file(self, file: Any) -> bytes:
         """All of it, as Pillow reads it: from its beginning where it can be rewound."""
         try:
@@ -141,35 +149,10 @@ class ImageInputs:
             raise errors.too_large(len(data), self._max_bytes)
         return bytes(data)
 
-    def _at(self, place: str) -> ImageSource | ManySources:
-        """What is at a path or URL; of another machine's prefix it shows only when one asks whether it is one file."""
-        scheme = urls.scheme_of(place) if "://" in place else "file"
-        if scheme == "file":
-            path = urls.local_path(place)
-            if os.path.isdir(path) or (is_pattern(place) and not os.path.lexists(path)):
-                return self._listed(place)
-            return ImageSource(place, place, place)
-        name = strip_secrets(place)
-        if scheme in WEB:
-            data = self.read(place)
-            return ImageSource(name, data, data)
-        if is_pattern(place) or place.endswith("/"):
-            return self._listed(place)
-        data = self.read(place)
-        if isinstance(data, InputError):
-            with suppress(ConfigError, StorageError):  # nothing is below it either: what the first answer said stands
-                if next(list_objects(place)).uri != name:
-                    return self._listed(place)
-        return ImageSource(name, data, data)
-
     def _listed(self, place: str) -> ManySources:
         """The files of a folder or glob, sorted. Raises ConfigError where there is none."""
         found = list_objects(place)
         return ManySources((_source_at(info.uri) for info in chain([next(found)], found)), None)
-
-
-def _text(path: "str | os.PathLike[str]") -> str:
-    return path if type(path) is str else os.fsdecode(path)
 
 
 def _source_at(place: str) -> ImageSource:
@@ -209,7 +192,7 @@ def _one(given: Any, place: int | None, *, keeps: bool) -> ImageSource | None:
     """
     picture = given if keeps else None
     if isinstance(given, str | os.PathLike):
-        return _source_at(_text(given))
+        return _source_at(os.fsdecode(given))
     if isinstance(given, bytes | bytearray | memoryview):
         return ImageSource(place, given, picture)
     if isinstance(given, Image.Image):
@@ -237,7 +220,7 @@ def _of_dict(given: Mapping[str, Any], place: int | None, *, keeps: bool) -> Ima
     if isinstance(data, bytes | bytearray | memoryview):
         return ImageSource(name, data, data if keeps else None)
     if data is None and isinstance(path, str | os.PathLike):
-        return _source_at(_text(path))
+        return _source_at(os.fsdecode(path))
     return None if data is not None else ImageSource(place, InputError(Status.EMPTY_FILE, "a dict with neither `bytes` nor `path`"))
 
 

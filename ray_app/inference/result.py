@@ -9,9 +9,8 @@ import numpy as np
 
 from ray_app.errors import Reason, Status
 from ray_app.images import ImageFileFacts
-from ray_app.inference import decision, result_html
+from ray_app.inference import result_html
 from ray_app.inference.batch import Pixels
-from ray_app.inference.outputs import CAPTIONS, MASKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,50 +150,6 @@ def frame_of(rows: Iterator[Mapping[str, Any]], detectors: Sequence[str]) -> "pd
         flat.append(columns)
     named = ("source", "status", "detail", "verdict", "verdict_reason", "probability", "calibrated", "score")
     return pd.DataFrame(flat) if flat else pd.DataFrame(columns=[*named, *(f"score_{name}" for name in detectors)])
-
-
-def results_of(
-    scored: decision.BlockResult, sources: Sequence[tuple[str | int | None, Any]] | None = None, *, demonstration: bool = False
-) -> list[Result]:
-    """Results of a block. `sources`: the name of each image, and what it can be drawn from."""
-    decisions, masks = scored.decisions, scored.outputs.of(MASKS)
-    has_profile = scored.identified is not None or bool(scored.outputs.of(CAPTIONS))
-    results = []
-    for row, outcome in enumerate(scored.outcomes):
-        source, picture = sources[row] if sources else (None, None)
-        origin: dict[str, Any] = {"source": source, "demonstration": demonstration}
-        scores: dict[str, float | None] = dict.fromkeys(scored.scores)
-        if outcome.status is not Status.OK:
-            nothing: tuple[Any, ...] = (None, None, None, decisions.calibrated, None, scores, outcome.facts, {})
-            results.append(Result(outcome.status, outcome.detail, *nothing, **origin))
-            continue
-        for name, column in scored.scores.items():
-            scores[name] = decision.finite(column[row])
-        results.append(Result(
-            outcome.status, None, decisions.verdict[row], decisions.reason[row], decision.finite(decisions.probability[row]),
-            decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
-            {name: drawn[row] for name, drawn in masks.items()} if masks else {},
-            decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
-            **_profile(scored, row) if has_profile else {}, **origin, picture=picture,
-        ))  # fmt: skip
-    return results
-
-
-def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:
-    """What a profile says of one image, by the names of a result's fields."""
-    identified, captions = scored.identified, scored.outputs.captions
-    words = captions[row] if captions else None
-    found: dict[str, Any] = {} if words is None else {"predicted_prompt": words.text, "prompt_likelihood": words.likelihood}
-    if identified is None or not np.isfinite(identified.confidence[row]):
-        return found
-    code = identified.codes[row]
-    return found | {
-        "predicted_generator": identified.classes[code] if code >= 0 else None,
-        "generator_family": identified.families[code] if code >= 0 else None,
-        "generator_probability": float(identified.probability[row]),
-        "generator_confidence": float(identified.confidence[row]),
-        "generator_ranking": tuple(identified.classes[place] for place in identified.ranking[row]),
-    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 from ray_app.errors import Status
 from ray_app.images import decoder_name
 from ray_app.inference import batch, decision
-from ray_app.inference.outputs import REPLIES, DetectorOutputs
+from ray_app.inference.decision import REPLIES, DetectorOutputs
 from ray_app.inference.spec import ScoringSpec
 
 MOST_REMEMBERED = 10_000  # members that a process knows by heart: about 15 MB

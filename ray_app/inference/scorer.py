@@ -1,10 +1,13 @@
 """Batches of uint8 tensors → detector outputs (`EnsembleScorer`). The hot loop: plain, profiled and measured without Ray.
 
-Prompts predicted for the images of a profile (`Describing`): which images, and what the describer reads. No torch at import.
+Prompts predicted for the images of a profile (`Describing`): which images, and what the describer reads. How long each detector takes
+(`DetectorTimes`).
 """
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -14,11 +17,35 @@ import torch
 
 from ray_app.attribution.captioners import Caption
 from ray_app.detectors import Preprocessing, compilation, load_detector, shared_backbone
-from ray_app.detectors.detector import BatchPrediction, Detector
-from ray_app.inference import detector_times, device_batches
-from ray_app.inference.batch import DESCRIBED, REQUESTED, RUNS, Batch, DecodeResult, PerturbedBatch, Pixels, Size, StageClock, joined
-from ray_app.inference.decision import rows_to_describe
-from ray_app.inference.outputs import CAPTIONS, CLEAN, EMBEDDINGS, LISTS, MASKS, SCORES, DetectorOutputs, OutputKey, blank
+from ray_app.detectors.detector import BACKBONE, BatchPrediction, Detector
+from ray_app.inference import device_batches
+from ray_app.inference.batch import (
+    ALONE_US,
+    DESCRIBED,
+    REQUESTED,
+    RUNS,
+    SEEN,
+    SPENT_US,
+    Batch,
+    DecodeResult,
+    PerturbedBatch,
+    Pixels,
+    Size,
+    StageClock,
+    joined,
+)
+from ray_app.inference.decision import (
+    CAPTIONS,
+    CLEAN,
+    EMBEDDINGS,
+    LISTS,
+    MASKS,
+    SCORES,
+    DetectorOutputs,
+    OutputKey,
+    blank,
+    rows_to_describe,
+)
 from ray_app.inference.spec import ScoringSpec
 from ray_app.transforms.perturbations import Perturbation
 
@@ -87,6 +114,67 @@ def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
     return [tensor[slot] if usable else None for slot, usable in enumerate(batch.usable)]
 
 
+@dataclass(eq=False)
+class _Reading:
+    """One batch through one detector. `ran`: whether the backbone that it shares ran for it; `end`: an event of a GPU, or a time."""
+
+    name: str
+    backbone: shared_backbone.SharedBackbone | None
+    ran: bool
+    images: int
+    start: Any
+    end: Any
+
+
+class DetectorTimes:
+    """Counts what detectors on one device do, and how long each takes: on a GPU by its own clock, without waiting for it.
+
+    What a GPU has yet to do is counted by `settle`, after it was waited for.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device.startswith("cuda")
+        self._now: Callable[[], Any] = _gpu_event if self._on_gpu else time.perf_counter
+        self.counts = Counter[str]()
+        self._open: list[_Reading] = []
+        self._paid: dict[shared_backbone.SharedBackbone, float] = {}  # microseconds of the last batch for which each backbone ran
+
+    def read(self, detector: Detector, pixels: torch.Tensor, images: int) -> BatchPrediction:
+        """What the detector says of a normalised batch with so many images, timed."""
+        found = getattr(detector.network, BACKBONE, None)
+        backbone = found if isinstance(found, shared_backbone.SharedBackbone) else None  # else it has all to itself
+        runs = backbone.runs if backbone is not None else 0
+        start = self._now()
+        prediction = detector.read(pixels)
+        ran = backbone is not None and backbone.runs > runs
+        self._open.append(_Reading(detector.card.name, backbone, ran, images, start, self._now()))
+        if not self._on_gpu:
+            self.settle()  # a CPU has done it by now
+        return prediction
+
+    def settle(self) -> None:
+        """Count what was read since the last call, once it is done."""
+        done, self._open = self._open, []
+        if self._on_gpu and done:
+            done[-1].end.synchronize()
+        for reading in done:
+            spent = 1000 * reading.start.elapsed_time(reading.end) if self._on_gpu else 1e6 * (reading.end - reading.start)
+            alone = spent
+            if reading.backbone is not None and reading.ran:
+                self._paid[reading.backbone] = spent
+            elif reading.backbone is not None:
+                alone += self._paid.get(reading.backbone, 0.0)
+            self.counts[SEEN + reading.name] += reading.images
+            self.counts[SPENT_US + reading.name] += round(spent)
+            self.counts[ALONE_US + reading.name] += round(alone)
+
+
+def _gpu_event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
 class LoadedDetectors:
     """Detectors in memory on one device, by name: all of a spec, or those of one pool. What they have in common is held once.
 
@@ -108,7 +196,7 @@ class LoadedDetectors:
                 self.by_name[name].keep_embeddings()
         self.backbones = shared_backbone.share_backbones(self.by_name.values())
         self.steps = dict[tuple[int, Preprocessing], int]()
-        self.times = detector_times.DetectorTimes(spec.device)
+        self.times = DetectorTimes(spec.device)
         self.upload = device_batches.DeviceUpload(spec.device) if torch.device(spec.device).type == "cuda" else None
 
 
@@ -213,10 +301,9 @@ class EnsembleScorer:
             for group in groups(users, views, place) if users else ():
                 tensor = torch.from_numpy(group.pixels)
                 normalised = users[0].normalise(tensor if self._loaded.upload is None else self._loaded.upload(tensor))
-                seen = sum(views[group.view].sizes[slot] is not None for slot in group.slots)
                 for detector in users:
                     if group.size is None or self._spec.is_scored(detector.card.name, *group.size):
-                        reading = self._loaded.times.read(detector, normalised, seen)
+                        reading = self._loaded.times.read(detector, normalised, group.images)
                         block.put(group, detector, reading, views[group.view].sizes)
         for usable, view in zip(block.usable, views, strict=True):
             usable += map(bool, view.sizes)
@@ -230,11 +317,12 @@ class EnsembleScorer:
         for first in range(0, members, step):
             for number, view in enumerate(views):
                 sizes = view.sizes[first : first + step]
-                if sizes.count(None) < len(sizes):
+                images = len(sizes) - sizes.count(None)
+                if images:
                     pixels = np.asarray(view.pixels[place][first : first + step])
                     if slots < step != len(pixels):
                         pixels = np.concatenate([pixels, np.zeros((step - len(pixels), *pixels.shape[1:]), np.uint8)])
-                    yield _Group(number, None, range(first, min(first + step, members)), pixels)
+                    yield _Group(number, None, range(first, min(first + step, members)), pixels, images)
 
     def _ragged(self, users: Sequence[Detector], views: Sequence[PerturbedBatch], place: int) -> "Iterator[_Group]":
         """Images that have one size go together, and are read in all views before the next are decoded."""
@@ -254,16 +342,20 @@ class EnsembleScorer:
             for first in range(0, len(same), step):
                 read = [(slot, image) for slot in same[first : first + step] if (image := view.pixels[place][slot]) is not None]
                 if read:
-                    yield _Group(number, size, [slot for slot, _ in read], np.stack([image for _, image in read]))
+                    yield _Group(number, size, [slot for slot, _ in read], np.stack([image for _, image in read]), len(read))
 
 
 class _Group(NamedTuple):
-    """What goes through a network together: slots of one view (0 = clean), all of one size where sizes are kept (else None)."""
+    """What goes through a network together: slots of one view (0 = clean), all of one size where sizes are kept (else None).
+
+    `images`: how many of the slots have an image.
+    """
 
     view: int
     size: Size | None
     slots: Sequence[int]
     pixels: Pixels
+    images: int
 
 
 def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, list[int]]:

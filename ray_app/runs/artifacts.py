@@ -16,7 +16,7 @@ from PIL import Image
 
 from ray_app.archives import Ids, manifests
 from ray_app.errors import ConfigError
-from ray_app.inference import BlockResult, batch, outputs
+from ray_app.inference import BlockResult, batch, decision
 from ray_app.runs import directory, schema
 
 ALTERED = 128  # the first grey level above one half
@@ -27,7 +27,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
 
     Where there are views, those that leave everything in its place have rows too, and a column `view` says which it is.
     """
-    seen = [(None, scored.outputs.of(outputs.MASKS)), *scored.outputs.by_view(outputs.MASKS).items()]
+    seen = [(None, scored.outputs.of(decision.MASKS)), *scored.outputs.by_view(decision.MASKS).items()]
     rows = [
         {"image_id": image_id, "detector": name, "width": outcome.facts and outcome.facts.width,
          "height": outcome.facts and outcome.facts.height, "png": mask_png(mask), "view": view}
@@ -36,7 +36,7 @@ def mask_rows(image_ids: pa.ChunkedArray, scored: BlockResult) -> pa.Table:
         for image_id, outcome, mask in zip(image_ids.to_pylist(), scored.outcomes, masks, strict=True)
         if mask is not None
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema.VIEWED_MASK_SCHEMA if scored.outputs.by_view(outputs.SCORES) else schema.MASK_SCHEMA)
+    return pa.Table.from_pylist(rows, schema.VIEWED_MASK_SCHEMA if scored.outputs.by_view(decision.SCORES) else schema.MASK_SCHEMA)
 
 
 def mask_measures(masks: Mapping[str, Sequence[batch.Pixels | None]]) -> dict[str, list[np.ndarray]]:

@@ -381,10 +381,6 @@ class RunDirectory:
         some = file.blocks_of(manifest, len(blocks))
         return blocks[some.start : some.stop].members
 
-    def part_tables(self, manifest: int, block: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of one block that has a part of its own."""
-        yield from self.rows_in(self.part_path(manifest, block), columns)
-
     def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The rows of one file of the run, a bounded table at a time."""
         filesystem, full = self.store.filesystem_and_path(path)
@@ -413,12 +409,6 @@ class RunDirectory:
         self.remove_replaced()
         return [path for manifest in self.part_folders() for path in self.publish(manifest, each=each)]
 
-    def rewrite(self, manifest: int, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Replace the published rows of a manifest, and of those that are merged with it, by `change` of them, each file at once."""
-        for file in self.published():
-            if manifest in file.manifests():
-                self.rewrite_file(file, change)
-
     def rewrite_all(self, change: Callable[[pa.Table], pa.Table]) -> None:
         """Replace all published rows by `change` of them, file by file, each at once."""
         for file in self.published():
@@ -427,7 +417,7 @@ class RunDirectory:
     def rewrite_file(self, file: Published, change: Callable[[pa.Table], pa.Table]) -> None:
         """Replace the rows of one published file by `change` of them, at once."""
         merger = Merger()
-        for table in self.file_tables(file):
+        for table in self.rows_in(file.path):
             merger.add(change(table))
         self.store.write(file.path, merger.finish())
 

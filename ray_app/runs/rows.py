@@ -20,8 +20,8 @@ from ray_app.detectors import fragility
 from ray_app.ensembles import Decisions
 from ray_app.errors import Status, is_of_one_image
 from ray_app.inference import BlockResult, DecodeResult, Scores
-from ray_app.inference.outputs import EMBEDDINGS, MASKS, REPLIES, SCORES
-from ray_app.inference.outputs import STABILITY as STABLE_SCORES
+from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES, SCORES
+from ray_app.inference.decision import STABILITY as STABLE_SCORES
 from ray_app.runs.artifacts import feature_rows, mask_measures, mask_rows
 from ray_app.runs.schema import DETAIL, SECOND_LOOK, STABILITY, reason_of, row_schema
 

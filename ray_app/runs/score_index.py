@@ -49,7 +49,7 @@ class Span:
             yield from run.file_tables(self.blocks, columns)
         else:
             for block in range(self.blocks.first, self.blocks.last + 1):
-                yield from run.part_tables(self.blocks.manifest, block, columns)
+                yield from run.rows_in(run.part_path(self.blocks.manifest, block), columns)
 
 
 def _indexed(run: directory.RunDirectory) -> list[Span]:

@@ -25,7 +25,7 @@ from ray_app.archives import BlockList
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.errors import ConfigError, Status
 from ray_app.inference import DecodeResult, DetectorOutputs, ResourceEstimate, ScoringSpec
-from ray_app.inference.outputs import LISTS, MASKS, OutputKey, blank
+from ray_app.inference.decision import LISTS, MASKS, OutputKey, blank
 from ray_app.inference.spec import PROCESS_BYTES
 from ray_app.reports.format import size
 from ray_app.runs.directory import RunDirectory

@@ -136,13 +136,8 @@ def _write(run: RunDirectory, found: document.RunSummary) -> dict[str, Any]:
     return content
 
 
-def count_rows(run: RunDirectory, detectors: list[str]) -> document.RunCounts:
-    """The counted part of a summary: statuses, verdicts, histograms, highest scores."""
-    return summarise(current_tables(run, summary.COLUMNS), detectors)
-
-
 def _counted_rows(rows: settled_state.NewRows, detectors: list[str]) -> document.RunCounts:
-    """The same, of all rows by those that are new."""
+    """The counted part of a summary (statuses, verdicts, histograms, highest scores), of all rows by those that are new."""
     earlier = rows.earlier.get(_COUNTS)
     counts = summarise(rows.tables(earlier, summary.COLUMNS), detectors)
     if earlier is not None:

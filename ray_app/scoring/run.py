@@ -36,7 +36,7 @@ from ray_app.detectors import licences, resolve_weights, weights
 from ray_app.detectors.foreign.process import require_startable
 from ray_app.errors import ClusterError, ConfigError, ExitCode, StorageError, resumable
 from ray_app.images.facts import require_perceptual_hash
-from ray_app.inference import ResourceEstimate, ScoringSpec, block_reader
+from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, shortened
 from ray_app.runs import (
@@ -457,7 +457,7 @@ def layout_of_passes(config: ScoreConfig, passes: PassPlan, cpus: float, gpus: f
 def memory_of(config: ScoreConfig, passes: PassPlan, layout: ScoringLayout, nodes: int, node_bytes: int | None) -> document.Memory:
     """What the processes of such a layout take on each of `nodes` nodes, the smallest of which has `node_bytes` of memory."""
     decode_bytes = config.cluster.decode_bytes or (node_budget.budget_of(node_bytes) if node_bytes else None)
-    encoded = None if decode_bytes is None else block_reader.file_bytes(decode_bytes, config.limits)
+    encoded = None if decode_bytes is None else decoder.file_bytes(decode_bytes, config.limits)
     process_bytes = max(ResourceEstimate.of(spec).process_bytes for spec in passes.specs())
     processes = math.ceil(layout.workers / nodes)
     total = None if decode_bytes is None or encoded is None else processes * process_bytes + decode_bytes + encoded

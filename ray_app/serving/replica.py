@@ -21,7 +21,7 @@ from ray_app.errors import DetectorError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import Batch, BatchDecoder, DecodeResult, ScoringSpec, StageClock
 from ray_app.inference.batch import Pixels, Ragged
-from ray_app.inference.outputs import EMBEDDINGS, MASKS, REPLIES
+from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES
 from ray_app.serving import attribution, release
 from ray_app.serving.config import ServeConfig
 

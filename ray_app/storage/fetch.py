@@ -235,23 +235,10 @@ class Fetcher:
         return Guard.of(self._named)
 
     @property
-    def throttled(self) -> int:
-        """How many answers asked to slow down."""
-        return self._retrier.throttled
-
-    @property
-    def retried(self) -> int:
-        """How many requests were made again."""
-        return self._retrier.retried
-
-    @property
-    def requests(self) -> int:
-        """How many requests went over a network, which is what a store bills; reading local files asks for none."""
-        return self._gate.entered
-
-    @property
     def counts(self) -> dict[str, int]:
-        """All of these, and the bytes that were read, by name."""
+        """By name, since the start: `bytes_read`; `requests` that went over a network, which is what a store bills (local files ask for
+        none); `retried`: those that were made again; `throttled`: answers that asked to slow down.
+        """
         retrier = self._retrier
         return {"bytes_read": self.bytes_read, "requests": self._gate.entered, "retried": retrier.retried, "throttled": retrier.throttled}
 

@@ -101,11 +101,6 @@ class RangeReader:
                 return
 
 
-def list_range(keys: KeyRange) -> Iterator[listing.ObjectInfo]:
-    """Every file of one range. Raises as `list_objects`."""
-    return iter(RangeReader(keys))
-
-
 def split_range(keys: KeyRange, pieces: int) -> list[KeyRange]:
     """A range in about so many, of equal size where keys are spread evenly over their letters; itself where it has no two keys to part.
 

@@ -11,7 +11,6 @@ import logging
 import os
 import platform
 import secrets
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ray_app.child_process import is_running, own_process
 from ray_app.errors import IdentityError, StorageError, TouchstoneError
 from ray_app.storage.errors import refuses_condition
 from ray_app.storage.store import Store
@@ -46,7 +46,7 @@ class Holder:
     def this_process(cls) -> "Holder":
         """This process, with a new token."""
         pid, started = own_process()
-        return cls(host_name(), host_identity(), pid, started, secrets.token_hex(16))
+        return cls(platform.node(), host_identity(), pid, started, secrets.token_hex(16))
 
     def died_here(self) -> bool:
         """Whether it is known for sure to be gone: only a process of this very machine can be."""
@@ -241,26 +241,14 @@ class Lease:
         _log.error("lease_lost url=%s", self._store.url)
 
 
-def host_name() -> str:
-    """The machine's name, as people know it."""
-    return platform.node()
-
-
 @cache
 def host_identity() -> str:
     """What two processes share exactly when one can see whether the other runs: name, boot and process namespace.
 
     Containers of one machine share its boot, not its process numbers: hence the namespace.
     """
-    return f"{platform.node()} {_or_unknown(_boot)} {_or_unknown(_namespace)}"
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _namespace() -> str:
-    return os.readlink("/proc/self/ns/pid")
+    boot = _or_unknown(lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    return f"{platform.node()} {boot} {_or_unknown(lambda: os.readlink('/proc/self/ns/pid'))}"
 
 
 def _or_unknown(read: Callable[[], str]) -> str:
@@ -268,26 +256,3 @@ def _or_unknown(read: Callable[[], str]) -> str:
         return read()
     except OSError:
         return "?"
-
-
-def own_process() -> tuple[int, str]:
-    """This process: its number and when it started."""
-    return os.getpid(), start_of(os.getpid()) or "?"
-
-
-def is_running(pid: int, started: str) -> bool:
-    """Whether that very process still runs, not another one with its number; a zombie does not run."""
-    return start_of(pid) == started
-
-
-def start_of(pid: int) -> str | None:
-    """When a process started, in the system's own words; None when there is no such process."""
-    if Path("/proc/self/stat").exists():
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        state, *fields = stat.rpartition(")")[2].split()  # the name before may hold spaces and parentheses
-        return None if state in "ZX" else fields[18]  # field 22 of proc(5): clock ticks from boot to start
-    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return shown.stdout.strip() or None

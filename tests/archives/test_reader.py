@@ -52,10 +52,10 @@ def test_faults_of_the_store_are_waited_out(faulty, kind, scheme):
     faulty.faults["/bucket/a"] = ["slow_down", "internal", "short"]
     assert contents(listed, fetcher=fetcher) == list(FILES.values())
     if kind in hazards.PACK:  # asks for a size first: no body is short there, and a web server that refuses HEAD is asked by GET
-        assert fetcher.throttled >= 1
-        assert fetcher.retried >= 4
+        assert fetcher.counts["throttled"] >= 1
+        assert fetcher.counts["retried"] >= 4
     else:
-        assert (fetcher.throttled, fetcher.retried) == (2, 6)
+        assert (fetcher.counts["throttled"], fetcher.counts["retried"]) == (2, 6)
     assert not faulty.faults["/bucket/a"]
 
 
@@ -107,9 +107,9 @@ def test_a_packed_stream_goes_on_where_the_last_block_ended(faulty):
     reader = MemberReader(fetcher, max_bytes=2**20)
     for start in range(0, 40, 8):
         assert [data for _, data in reader.read(listed[start : start + 8])] == list(FILES.values())[start : start + 8]
-    assert fetcher.requests == 2  # its size, its bytes
+    assert fetcher.counts["requests"] == 2  # its size, its bytes
     assert [data for _, data in reader.read(listed[:2])] == list(FILES.values())[:2]
-    assert fetcher.requests == 4
+    assert fetcher.counts["requests"] == 4
 
 
 @pytest.mark.parametrize("kind", ["zip", *hazards.PACK])

@@ -15,9 +15,8 @@ from ray_app.ensembles import EnsembleProfile, Thresholds, ensemble_of
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference import BatchDecoder, ResourceEstimate, StageClock, judge, make_spec
-from ray_app.inference.decision import require_embeddings
+from ray_app.inference.decision import DetectorOutputs, require_embeddings
 from ray_app.inference.ensemble import load_ensemble
-from ray_app.inference.outputs import DetectorOutputs
 from ray_app.inference.stability import Stability
 from ray_app.transforms.perturbations import load_perturbations
 from tests.attribution.made import make_identifier, make_retrieval

@@ -7,9 +7,8 @@ import torch
 from ray_app.ensembles import ensemble_of
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, StageClock, make_spec
-from ray_app.inference.detector_times import DetectorTimes
 from ray_app.inference.device_batches import DeviceUpload, PinnedRing, batch_sizes, measured_batches, paying_batch
-from ray_app.inference.scorer import EnsembleScorer, _BlockReadings
+from ray_app.inference.scorer import DetectorTimes, EnsembleScorer, _BlockReadings
 from ray_app.scoring.identity import scoring_identity
 from tests.detectors.fake_cuda import bare, detector_on_cuda, fake_cuda
 from tests.detectors.small_zoo import small
@@ -150,7 +149,7 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
     monkeypatch.setattr("ray_app.inference.scorer.shared_backbone.hold_equal_weights_once", lambda networks: 0)
     monkeypatch.setattr(DeviceUpload, "__init__", lambda self, device: None)
     monkeypatch.setattr(DeviceUpload, "__call__", lambda self, tensor: tensor.to("cuda"))
-    monkeypatch.setattr(DetectorTimes, "_on_gpu", False)  # a GPU's clock needs the GPU
+    monkeypatch.setattr("ray_app.inference.scorer.DetectorTimes", lambda _: DetectorTimes("cpu"))  # a GPU's clock needs the GPU
     monkeypatch.setattr(
         _BlockReadings, "gathered", lambda block: devices.extend(part.device.type for parts in block._parts.values() for part in parts)
     )

@@ -12,7 +12,7 @@ from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
-from ray_app.inference.outputs import MASKS, SCORES, OutputKey
+from ray_app.inference.decision import MASKS, SCORES, OutputKey
 from ray_app.runs import RunDirectory, begin_retry, compaction, current_rows, mask_rows, merge_retry, result_rows
 
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")

@@ -18,7 +18,7 @@ NAMES = [f"{number:03}.jpg" for number in range(40)]
 def of_schema_3(tmp_path, **options):
     run = begun(tmp_path, NAMES, **options)
     for block in run.parts(0):
-        [rows] = run.part_tables(0, block)
+        [rows] = run.rows_in(run.part_path(0, block))
         run.write_part(0, block, rows.drop_columns(["quality", "verdict_detail"]))
     run.write_json("run.json", run.describe() | {"schema": 3})
     return run
@@ -70,7 +70,7 @@ def with_sentences(rows):
 def test_sentences_are_counted_as_words_of_the_list_and_decide_writes_reasons_anew(tmp_path):
     card = EnsembleCard(name="band", title="Band", members=[{"detector": NAME}], thresholds=Thresholds(fake_above=2.0, real_below=-2.0))
     run = made_run(tmp_path / "run", card, 1, 200, finished=True)
-    run.rewrite(0, with_sentences)
+    run.rewrite_all(with_sentences)
     run.write_json("run.json", run.describe() | {"schema": 5})
     counted = summarise(current_tables(run), [NAME]).written()
     assert counted["verdict_reasons"] == {"inside_band": counted["verdicts"]["abstain"]}

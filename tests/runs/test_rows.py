@@ -15,7 +15,7 @@ from ray_app.attribution.captioners import Caption
 from ray_app.errors import ClusterError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge
-from ray_app.inference.outputs import MASKS, SCORES, OutputKey
+from ray_app.inference.decision import MASKS, SCORES, OutputKey
 from ray_app.runs import block_tables, mask_rows, summarise
 from ray_app.runs import rows as blocks_module
 from ray_app.runs.rows import stability_column, stability_views

@@ -57,7 +57,7 @@ def began(run, session, when, **facts):
 def decided_anew(run):
     """Every verdict is another one."""
     run.write_json("run.json", run.describe() | {"unlike": "the archive is another"})
-    run.rewrite(0, lambda rows: rows.set_column(rows.schema.get_field_index("verdict"), "verdict", pa.array(["abstain"] * len(rows))))
+    run.rewrite_all(lambda rows: rows.set_column(rows.schema.get_field_index("verdict"), "verdict", pa.array(["abstain"] * len(rows))))
 
 
 def rows_of(run):
@@ -203,7 +203,7 @@ def test_runs_with_other_detectors_share_a_table(run, table, tmp_path):
         scores = pa.array([{"clip": 0.5, "dino": None}] * len(rows), kind)
         return rows.set_column(rows.schema.get_field_index("scores"), "scores", scores)
 
-    other.rewrite(0, as_two)
+    other.rewrite_all(as_two)
     assert verdict_table.update_table(other, table, 1).rows == 100
     found = DeltaTable(table).to_pandas()
     assert found.groupby("run").size().to_dict() == {run.store.url: 100, other.store.url: 100}

@@ -11,9 +11,9 @@ from ray_app.ensembles import properties_of
 from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
-from ray_app.runs import RunDirectory, result_rows
+from ray_app.runs import RunDirectory, current_tables, result_rows, summarise
+from ray_app.runs.summary import COLUMNS
 from ray_app.scoring.identity import decision_identity
-from ray_app.scoring.report import count_rows
 from tests.runs.small_run import NAME
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=64)
@@ -49,7 +49,7 @@ def made_run(folder, card, seed, count, *, identity=None, finished=False, **opti
     run.claim(facts | decision_identity(spec) | (identity or {}), names, card.model_dump(mode="json"))
     more_rows(run, card, seed, count, **options)
     if finished:
-        run.write_json("summary.json", {"listing": 0, "complete": True} | count_rows(run, names).written())
+        run.write_json("summary.json", {"listing": 0, "complete": True} | summarise(current_tables(run, COLUMNS), names).written())
     return run
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from benchmarks.nights import NEW, Nights, measure, rows_made_up
 from ray_app.archives import manifests
-from ray_app.runs import RunDirectory, check_conservation, current_rows, small_files
+from ray_app.runs import RunDirectory, check_conservation, current_rows, current_tables, small_files, summarise
 from ray_app.runs.settled_state import read_settled
+from ray_app.runs.summary import COLUMNS
 from ray_app.scoring import ScoreConfig
 from ray_app.scoring.backlog import is_complete
-from ray_app.scoring.report import count_rows
 from ray_app.scoring.run import score_archive
 from ray_app.storage import store as stores
 
@@ -39,7 +39,7 @@ def seen_by_duckdb(run):
 def assert_is_finished(run, summary):
     """All rows are there once, counted as if they were counted anew, and nothing is left to do."""
     assert check_conservation(run) == summary["members"] == len(facts_of(run))
-    counted = count_rows(run, run.describe()["detectors"]).written()
+    counted = summarise(current_tables(run, COLUMNS), run.describe()["detectors"]).written()
     assert {name: summary[name] for name in counted} == counted
     assert read_settled(run, manifests(run.store)).manifest == manifests(run.store)[-1]
     assert is_complete(run)

@@ -45,7 +45,7 @@ class TestS3:
         [info] = list_objects(bucket)
         fetcher = Fetcher()
         assert fetcher.fetch(info.uri, info.version, LIMIT) == DATA
-        assert (fetcher.bytes_read, fetcher.retried, fetcher.throttled) == (len(DATA), 0, 0)
+        assert (fetcher.bytes_read, fetcher.counts["retried"], fetcher.counts["throttled"]) == (len(DATA), 0, 0)
         with pytest.raises(InputError) as caught:
             fetcher.fetch(info.uri, "", len(DATA) - 1)
         assert caught.value.status is Status.IMAGE_TOO_LARGE
@@ -71,16 +71,16 @@ class TestFaults:
         pauses: list[float] = []
         fetcher = patient(pauses, base_s=0.5, cap_s=1.5)
         assert fetcher.fetch(serve(faulty, "slow_down", "slow_down", "slow_down"), "", LIMIT) == DATA
-        assert (fetcher.throttled, fetcher.retried) == (3, 3)
+        assert (fetcher.counts["throttled"], fetcher.counts["retried"]) == (3, 3)
         assert pauses == [0.5, 1.0, 1.5]
         fetcher, faulty.requests = patient(attempts=4), []
         assert refused(fetcher, serve(faulty, *["slow_down"] * 9)).status is Status.SOURCE_THROTTLED
-        assert (fetcher.throttled, len(faulty.requests)) == (4, 4)
+        assert (fetcher.counts["throttled"], len(faulty.requests)) == (4, 4)
 
     def test_a_denial_is_final_where_it_has_a_reason_of_its_own(self, faulty):
         fetcher = patient(attempts=3)
         assert fetcher.fetch(serve(faulty, "denied_but_busy", "denied_but_busy"), "", LIMIT) == DATA
-        assert fetcher.throttled == 2
+        assert fetcher.counts["throttled"] == 2
         assert fetcher.fetch(serve(faulty, "bare_403"), "", LIMIT) == DATA
         assert refused(fetcher, serve(faulty, *["bare_403"] * 3)).status is Status.SOURCE_DENIED
         faulty.requests.clear()
@@ -91,7 +91,7 @@ class TestFaults:
     def test_a_passing_fault_is_asked_again(self, faulty, fault):
         fetcher = patient(attempts=3)
         assert fetcher.fetch(serve(faulty, fault, fault), "", LIMIT) == DATA
-        assert (fetcher.retried, fetcher.throttled) == (2, 0)
+        assert (fetcher.counts["retried"], fetcher.counts["throttled"]) == (2, 0)
         assert refused(fetcher, serve(faulty, *[fault] * 3)).status is Status.SOURCE_TIMEOUT
 
     def test_an_answer_that_never_ends_meets_the_deadline(self, faulty):

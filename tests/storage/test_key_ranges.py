@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.listing_server import GivenKeys, ListingServer
 from ray_app.errors import StorageError
-from ray_app.storage import KeyRange, key_ranges, list_divisions, list_objects, list_range, listing, split_range
+from ray_app.storage import KeyRange, RangeReader, key_ranges, list_divisions, list_objects, listing, split_range
 
 NUMBERED = [f"p/img-{n:06}.jpg" for n in range(3000)]
 HASHED = ["p/" + hashlib.md5(b"%d" % n).hexdigest() for n in range(2000)]
@@ -37,7 +37,7 @@ def server(running, monkeypatch):
 
 
 def uris(ranges):
-    return [info.uri for keys in ranges for info in list_range(keys)]
+    return [info.uri for keys in ranges for info in RangeReader(keys)]
 
 
 def check_split(server, keys, pieces, after=None, until=None):

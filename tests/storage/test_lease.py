@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from ray_app.child_process import is_running, own_process, start_of
 from ray_app.errors import IdentityError
 from ray_app.storage import Lease, Store
-from ray_app.storage.lease import Holder, is_running, own_process, start_of
+from ray_app.storage.lease import Holder
 
 HOLD = """
 import sys

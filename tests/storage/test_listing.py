@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from ray_app.storage import key_ranges, list_divisions, list_objects, list_range
+from ray_app.storage import RangeReader, key_ranges, list_divisions, list_objects
 from ray_app.storage import s3 as requests
 
 KEYS = sorted(
@@ -39,7 +39,7 @@ def test_the_ranges_tell_what_one_listing_tells(bucket, small_pages, monkeypatch
     monkeypatch.setattr(key_ranges, "_MAX_RANGES", most)
     ranges = list_divisions(bucket + source)
     assert 1 <= len(ranges) <= most
-    found = [info for keys in pickle.loads(pickle.dumps(ranges)) for info in list_range(keys)]
+    found = [info for keys in pickle.loads(pickle.dumps(ranges)) for info in RangeReader(keys)]
     assert found == list(list_objects(bucket + source))
 
 

@@ -92,7 +92,7 @@ class TestFaults:
         faulty.faults["/bucket/a.tar"] = [fault] * 2
         fetcher = patient()
         assert fetcher.fetch_range(uri, ETAG, 5000, 100) == DATA[5000:5100]
-        assert (fetcher.requests, fetcher.retried, fetcher.throttled) == (3, 2, throttled)
+        assert (fetcher.counts["requests"], fetcher.counts["retried"], fetcher.counts["throttled"]) == (3, 2, throttled)
 
     def test_an_object_that_changes_between_two_parts_is_found_out(self, faulty, uri):
         file = patient().open(uri, ETAG, len(DATA), window=100)

@@ -27,7 +27,7 @@ from ray_app.ensembles import EnsembleCard, EnsembleMember
 from ray_app.errors import ConfigError, DetectorError, Status, TouchstoneError
 from ray_app.images import ImageLimits
 from ray_app.inference import BatchDecoder, DecodeResult, ScoringSpec, StageClock
-from ray_app.inference.outputs import EMBEDDINGS
+from ray_app.inference.decision import EMBEDDINGS
 from ray_app.inference.spec import profile_cards
 from ray_app.runs import directory, row_schema
 from ray_app.runs.rows import FACTS

@@ -64,7 +64,9 @@ def forecast(
     blocks = (
         len(before.pending) if before and len(before.pending) else _blocks(layout.block_plan(spec.slots), found.members, found.mean_bytes)
     )
-    listing = plan_model.PlannedListing(seconds=round(time.monotonic() - began, 2), gets=fetcher.requests, bytes_read=fetcher.bytes_read)
+    listing = plan_model.PlannedListing(
+        seconds=round(time.monotonic() - began, 2), gets=fetcher.counts["requests"], bytes_read=fetcher.bytes_read
+    )
     probed, prediction = _predicted(config, passes, fetcher, found, blocks, listing.seconds)
     already = None if before is None else _standing_facts(before, found, blocks)
     archive = found.facts(already, _cluster_facts(config, cluster, cpus, gpus), config.table and strip_secrets(config.table))

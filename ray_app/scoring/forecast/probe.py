@@ -11,8 +11,7 @@ from typing import TypeVar
 from ray_app.archives import ListedMember, ManifestMember, MemberReader
 from ray_app.errors import InputError
 from ray_app.inference import Batch, BatchDecoder, DetectorOutputs, ResourceEstimate, ScoringSpec, StageClock, decision
-from ray_app.inference.decision import rows_to_describe
-from ray_app.inference.outputs import EMBEDDINGS
+from ray_app.inference.decision import EMBEDDINGS, rows_to_describe
 from ray_app.inference.scorer import describer_inputs
 from ray_app.runs.document import DetectorTime, Example
 from ray_app.scoring.forecast.rates import ESTIMATED, MEASURED, ImagePace

@@ -14,8 +14,7 @@ from ray_app.errors import InputError, Status
 from ray_app.images import ImageFileFacts, ImageRefused, inspect_bytes
 from ray_app.images.provenance import Provenance
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, batch, judge, remarks_on
-from ray_app.inference.decision import facts_of, finite, rows_to_describe, second_stage_rows
-from ray_app.inference.outputs import MASKS, REPLIES
+from ray_app.inference.decision import MASKS, REPLIES, facts_of, finite, rows_to_describe, second_stage_rows
 from ray_app.inference.spec import decoders_here, departures, guarantee_departures, other_decoders
 from ray_app.runs.artifacts import mask_area, mask_png
 from ray_app.serving import attribution, release, replica

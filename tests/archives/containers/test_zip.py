@@ -55,9 +55,9 @@ class TestReads:
         faulty.objects["/bucket/a.zip"] = zipped({f"{n}.jpg": bytes([n % 256]) * 900 for n in range(3000)}, zipfile.ZIP_STORED)
         fetcher = Fetcher(guard=LOOPBACK)
         listed = opened(f"{faulty.url}/bucket/a.zip", "zip", fetcher=fetcher)
-        assert (len(listed), fetcher.requests) == (3000, 1)
+        assert (len(listed), fetcher.counts["requests"]) == (3000, 1)
         assert len(contents(listed, fetcher=fetcher)) == 3000
-        assert fetcher.requests == 2
+        assert fetcher.counts["requests"] == 2
 
 
 class TestRefuses:

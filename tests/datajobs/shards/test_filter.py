@@ -49,7 +49,7 @@ def sift(run, out, **settings):
 
 def decide(run, column, values):
     """Replace a column of the only file of rows."""
-    run.rewrite(0, lambda rows: rows.set_column(rows.schema.get_field_index(column), rows.schema.field(column), values))
+    run.rewrite_all(lambda rows: rows.set_column(rows.schema.get_field_index(column), rows.schema.field(column), values))
 
 
 def listed_again(run, source, score_of):

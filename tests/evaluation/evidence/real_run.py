@@ -8,12 +8,12 @@ from ray_app.archives import BlockPlan, iter_blocks, list_members, member_rows, 
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenancePolicy
 from ray_app.inference import BlockReader, StageClock, judge, make_spec
-from ray_app.inference.outputs import STABILITY, DetectorOutputs, OutputKey
+from ray_app.inference.decision import STABILITY, DetectorOutputs, OutputKey
 from ray_app.inference.scorer import EnsembleScorer
-from ray_app.runs import RunDirectory, result_rows
+from ray_app.runs import RunDirectory, current_tables, result_rows, summarise
+from ray_app.runs.summary import COLUMNS
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.identity import identity_of
-from ray_app.scoring.report import count_rows
 from ray_app.storage import Fetcher
 from tests.images.factory import encoded, photo
 
@@ -48,7 +48,7 @@ def score_here(card, photos, out, *, summary=None, stability=None):
         run.write_part(0, ref.block, result_rows(members, judge(spec, outcomes, readings), attempt=1, scored_at=NOW))
     reader.close()
     run.publish(0)
-    counted = count_rows(run, list(spec.cards)).written()
+    counted = summarise(current_tables(run, COLUMNS), list(spec.cards)).written()
     run.write_json("summary.json", {"listing": 0, "version": "0.7.0", "finished_at": NOW.isoformat(), **counted, **(summary or {})})
     return run.store.url
 

@@ -78,7 +78,7 @@ def test_the_requests_it_counts_are_those_that_reading_makes(kind, s3, tmp_path)
         for slot, item in enumerate(listed)
     ]
     assert [data for _, data in MemberReader(fetcher, max_bytes=100 * MIB).read(members)] == blobs
-    assert counted(listed).gets == fetcher.requests
+    assert counted(listed).gets == fetcher.counts["requests"]
 
 
 def pack(kind, path, blobs):
