@@ -13,7 +13,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import name_of
+from ray_app.archives import Each, in_turn, name_of
 from ray_app.cluster.progress import Progress
 from ray_app.datajobs.generate import pipelines, requests, rows, worker
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
@@ -31,14 +31,12 @@ from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.runs.directory import claim_directory
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store
-from ray_app.streams.stage import Stage
+from ray_app.streams.each import Applier
 
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
 _WORKER_CPUS = 0.5
 _FORMAT = 1
 _RETRIES = 5  # of a block whose process died: once it may be the node, but not for ever
-Report = dict[str, int]
-Making = Callable[[worker.GenerationJob, Sequence[requests.GenerationBlock]], Generator[Report, None, None]]
 
 
 @dataclass(frozen=True)
@@ -214,10 +212,11 @@ def _make(
     pipelines.fetch_model(card, model)
     progress = Progress(total, done=total - sum(len(block.orders) for block in pending), name="generate")
     try:
-        with _workers(config) as (making, device):
+        with _workers(config) as (each, device):
             precision = config.precision if config.precision != "auto" else card.precision if device == "cuda" else "fp32"
             progress.say(f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made")
-            with closing(making(worker.GenerationJob(directory.store, card, model, config, device, precision), pending)) as reports:
+            maker = worker.GenerationWorker(worker.GenerationJob(directory.store, card, model, config, device, precision))
+            with closing(each(maker, pending)) as reports:
                 for report in reports:
                     progress.advance(report["images"], report["bad"])
                     lease.check()
@@ -225,26 +224,14 @@ def _make(
         progress.close()
 
 
-class ImageMaker(Stage):
-    """A block in, the report on it out; its images and rows are in the job's directory."""
-
-    def start(self, *given: Any) -> None:
-        """`given`: the job."""
-        self._maker = worker.GenerationWorker(*given)
-
-    def work(self, message: requests.GenerationBlock) -> Report:
-        """Make a block."""
-        return self._maker(message)
-
-
 @contextmanager
-def _workers(config: GenerateConfig) -> Iterator[tuple[Making, str]]:
+def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
     """What makes the blocks, and on which device: this process where one worker is enough and no cluster is named, else a pool."""
     from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
 
     wanted, own = config.cluster, _own_gpus(config)
     if named_cluster(wanted.address) is None and (wanted.workers or max(own, 1)) == 1:
-        yield _here, _device(config, own)
+        yield in_turn, _device(config, own)
         return
 
     from ray_app.streams.pool import Pool, stream
@@ -255,17 +242,12 @@ def _workers(config: GenerateConfig) -> Iterator[tuple[Making, str]]:
         workers = wanted.workers or max(1, int(gpus) if device == "cuda" else 1)
         share = min(1.0, gpus / workers) if device == "cuda" else 0.0
 
-        def pooled(job: worker.GenerationJob, blocks: Sequence[requests.GenerationBlock]) -> Generator[Report, None, None]:
+        def pooled(maker: Any, blocks: Any, /) -> Generator[Any, None, None]:
             size = min(workers, len(blocks))
-            pool = Pool(ImageMaker, (job,), size, size, min(_WORKER_CPUS, cpus / workers), share, wanted.labels, _RETRIES)
+            pool = Pool(Applier, (maker,), size, size, min(_WORKER_CPUS, cpus / workers), share, wanted.labels, _RETRIES)
             return stream(partial(iter, blocks), [pool], name="generate", stall_s=wanted.stall_timeout_s or _STALL_S)
 
         yield pooled, device
-
-
-def _here(job: worker.GenerationJob, blocks: Sequence[requests.GenerationBlock]) -> Generator[Report, None, None]:
-    maker = worker.GenerationWorker(job)
-    return (maker(block) for block in blocks)
 
 
 def _device(config: GenerateConfig, gpus: float) -> str:

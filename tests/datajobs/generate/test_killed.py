@@ -83,7 +83,7 @@ def test_a_pool_that_is_killed_and_then_one_of_its_processes_make_every_image_on
     assert 1 < len(committed) < 16
     second = _on_ray(sd3, prompts, out)
     wait_until(lambda: len(list(parts.glob("*.parquet"))) > len(committed) or second.poll() is not None, 600)
-    os.kill(next(pid for pid in family_of(second.pid) if b"ImageMaker" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
+    os.kill(next(pid for pid in family_of(second.pid) if b"Applier" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
     said, errors = second.communicate(timeout=900)
     assert second.returncode == 0, errors
     assert "64 of 64 images" in said
