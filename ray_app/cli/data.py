@@ -369,10 +369,11 @@ def labels(at: str, out: str, read: bool, as_json: bool, **given: Any) -> int:
     folder, each = local_folder(out), in_turn
     started: AbstractContextManager[None] = nullcontext()
     if read:
-        from ray_app.cluster.ray_cluster import cluster, on_ray
+        from ray_app.cluster.ray_cluster import cluster
         from ray_app.scoring.config import ScoreConfig
+        from ray_app.streams.each import in_pool
 
-        started, each = cluster(ScoreConfig().cluster), on_ray
+        started, each = cluster(ScoreConfig().cluster), in_pool
     with started:
         document = audit_labels(at, folder, read=read, each=each, **given)
     click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(labels_lines(document)))

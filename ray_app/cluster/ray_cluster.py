@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -240,7 +240,7 @@ def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | No
     return max(math.ceil(count * cpus / there), 1) if there else 1, smallest if there else None
 
 
-def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
     """The results in the order of the items; as many tasks at once as the cluster has room for, and results wait for their turn.
 
     A task that dies with its machine runs again, so `function` must bear that. When no more results are requested, the tasks that run
@@ -248,29 +248,36 @@ def on_ray(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
     pending"). Raises the TouchstoneError that a task raised, any other exception as a TouchstoneError with its traceback, ClusterError
     when Ray gives a task up.
     """
-    return _in_tasks(function, items, TASK_CPUS, lambda cpus: max(2, min(MOST_AT_ONCE, int(cpus / TASK_CPUS))))
+    return _in_tasks(function, items, TASK_CPUS, TASK_CPUS)
 
 
-def beside_others(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+def beside_others(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
     """The same, in few tasks that wait for no core: beside processes that have them all, and do not give them back before they get more.
 
     Raises as `on_ray`.
     """
-    return _in_tasks(function, items, 0, lambda cpus: max(1, min(MOST_AT_ONCE, int(cpus / _BESIDE_CPUS))))
+    return _in_tasks(function, items, 0, _BESIDE_CPUS)
 
 
-def _in_tasks(function: Callable[[T], R], items: Iterable[T], task_cpus: float, at_once: Callable[[float], int]) -> Iterator[R]:
+def at_once(cpus_each: float = TASK_CPUS) -> int:
+    """How many tasks, or processes, of so many cores each the cluster of now is to have at work."""
+    import ray
+
+    return max(1, min(MOST_AT_ONCE, int(ray.cluster_resources().get("CPU", 1.0) / cpus_each)))  # type: ignore[no-untyped-call]
+
+
+def _in_tasks(function: Callable[[T], R], items: Iterable[T], cpus: float, cpus_each: float) -> Generator[R, None, None]:
     rest = iter(items)
     first = next(rest, rest)
     if first is rest:
         return
     import ray
 
-    task = ray.remote(num_cpus=task_cpus, max_retries=3)(_called)
+    task = ray.remote(num_cpus=cpus, max_retries=3)(_called)
     shared = ray.put(function)
     running: deque[Any] = deque([task.remote(shared, first)])
     while running:
-        most = at_once(ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
+        most = at_once(cpus_each)
         while len(running) < most and (item := next(rest, rest)) is not rest:
             running.append(task.remote(shared, item))
         yield _result(running.popleft())

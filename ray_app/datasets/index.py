@@ -14,6 +14,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
 from itertools import islice
@@ -26,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import archives
+from ray_app.archives import Each, in_turn
 from ray_app.datasets.config import DatasetSource
 from ray_app.datasets.labelling import Hash, LabelledBlock, Labeller, SkippedMembers, as_listed, check_hashes, labels_of
 from ray_app.datasets.labels import INPUT, Labels
@@ -51,7 +53,9 @@ def silent(doing: str, members: int) -> None:
     """Reports nothing; a lambda could not travel to the tasks that list."""
 
 
-def index_source(source: DatasetSource, store: Store, *, each: archives.Each = archives.in_turn, progress: Progress = silent) -> pa.Table:
+def index_source(
+    source: DatasetSource, store: Store, *, each: Each = in_turn, reading: Each = in_turn, progress: Progress = silent
+) -> pa.Table:
     """The labelled rows of a source, as `read_index` gives them, of its `split` and `generators` alone.
 
     `source.at` is an index directory (or several), or is indexed into `store`, whose index of the same source is used again. Raises
@@ -60,7 +64,7 @@ def index_source(source: DatasetSource, store: Store, *, each: archives.Each = a
     if indexes := _indexes(source):
         rows = pa.concat_tables(read_index(place) for place in indexes)
     else:
-        build_index(source, store, each=each, progress=progress)
+        build_index(source, store, each=each, reading=reading, progress=progress)
         rows = read_index(store.url)
     return _chosen(rows, source)
 
@@ -95,7 +99,9 @@ class IndexInfo:
         return all(compared) if compared else None
 
 
-def build_index(source: DatasetSource, store: Store, *, each: archives.Each = archives.in_turn, progress: Progress = silent) -> IndexInfo:
+def build_index(
+    source: DatasetSource, store: Store, *, each: Each = in_turn, reading: Each = in_turn, progress: Progress = silent
+) -> IndexInfo:
     """Index a source into `store`, or return what the index there holds if it is of the same source. Raises as `index_source`."""
     identity = _identity(source)
     if (info := read_info(store)) is not None:
@@ -104,7 +110,8 @@ def build_index(source: DatasetSource, store: Store, *, each: archives.Each = ar
         return info
     archive, layout = _simulated(source, store, progress) if source.at == (SIMULATED,) else _archive(source, store)
     try:
-        return write_index(store, archive, layout, hashes=source.hashes, limit=source.limit, source=identity, each=each, progress=progress)
+        chosen: dict[str, Any] = {"hashes": source.hashes, "limit": source.limit, "source": identity}
+        return write_index(store, archive, layout, each=each, reading=reading, progress=progress, **chosen)
     except ConfigError:
         for folder in UNFINISHED:
             store.clear(folder)
@@ -135,10 +142,12 @@ def write_index(
     limits: ImageLimits = ImageLimits(),  # noqa: B008 - frozen
     limit: int | None = None,
     source: Mapping[str, Any] | None = None,
-    each: archives.Each = archives.in_turn,
+    each: Each = in_turn,
+    reading: Each = in_turn,
     progress: Progress = silent,
 ) -> IndexInfo:
     """List an archive and label its members, over whatever unfinished index the store has. `limit`: only its first so many members.
+    `each` lists and labels; `reading` does what reads whole images, for `hashes`, where it is more than a block of them.
 
     Raises ConfigError for a member without a known label, for one that is listed twice with other labels, or when no labelled image is
     left; StorageError as a listing does.
@@ -153,10 +162,9 @@ def write_index(
     if listed.listed > listed.members:
         _refuse_contradictions(archive, layout, limit)
     labeller = Labeller(listing, layout, hashes, limits, archive.fetcher)
-    tally = _Tally(partial(progress, "labelled"))
-    written = archives.build.write_selected(
-        store, tally.rows(each(labeller, archives.iter_blocks(listing, 0))), _INDEXED, INPUT, archive.fetcher.guard
-    )
+    tally, refs = _Tally(partial(progress, "labelled")), list(archives.iter_blocks(listing, 0))
+    with closing((reading if hashes and len(refs) > 1 else each)(labeller, refs)) as labelled:
+        written = archives.build.write_selected(store, tally.rows(labelled), _INDEXED, INPUT, archive.fetcher.guard)
     if not written.members:
         reasons = "; ".join(f"{one['files']} × {one['why']}, for example {one['example']}" for one in tally.left_out.told())
         hint = f"the layout expects, for example, {layout.example}" if layout.example else "another --layout?"

@@ -4,7 +4,7 @@ listing goes on (`arriving_blocks`).
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ class ListingTasks:
         """From now on beside other work."""
         self._each = beside_others
 
-    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
         """The results in order, as long as they are wanted."""
         for result in self._each(function, items):
             if self.stopped.is_set():

@@ -8,6 +8,7 @@ themselves; what is lost with a process or a node, Ray makes again. Measured in 
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ from ray.data._internal.execution.operators import actor_pool_map_operator
 from ray.data._internal.utils import cached_ray_internals
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.exceptions import RayError
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import ActorUnavailableError, RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from ray_app.cluster.ray_cluster import is_private, on_own_node
 from ray_app.cluster.shutdown import OUT_OF_MEMORY_HINT, WORKER_LOGS_HINT
@@ -39,7 +42,7 @@ LOOK_EVERY_S = 0.02
 @dataclass(frozen=True)
 class Pool:
     """Processes of one stage. `size`: how many at the start; `most`: how many at all, None = as nodes have room for, also those that come
-    late. `labels`: of the nodes that they may stand on.
+    late. `labels`: of the nodes that they may stand on. `retries`: of a message whose process died, -1 = for ever.
     """
 
     stage: type[Stage]
@@ -49,12 +52,13 @@ class Pool:
     cpus: float = 1.0
     gpus: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    retries: int = -1
 
     def options(self) -> dict[str, Any]:
         """How `map_batches` starts them."""
         strategy = ActorPoolStrategy(min_size=1, initial_size=self.size, max_size=self.most, max_tasks_in_flight_per_actor=IN_FLIGHT)
         found = {"fn_constructor_args": self.given, "compute": strategy, "num_cpus": self.cpus, "batch_size": 1, "batch_format": "pyarrow",
-                 "zero_copy_batch": True}  # fmt: skip
+                 "zero_copy_batch": True, "max_task_retries": self.retries}  # fmt: skip
         return found | ({"num_gpus": self.gpus} if self.gpus else {}) | ({"label_selector": dict(self.labels)} if self.labels else {})
 
 
@@ -134,17 +138,24 @@ for _module, _name, _instead in (
 
 
 def dataset(
-    items: Callable[[], Iterator[Any]], pools: Sequence[Pool] = (), *, ordered: bool = False, store_bytes: float | None = None
+    items: Callable[[], Iterator[Any]],
+    pools: Sequence[Pool] = (),
+    *,
+    ordered: bool = False,
+    store_bytes: float | None = None,
+    stall_s: float | None = None,
 ) -> Dataset:
     """The pipeline, not yet begun. `ordered`: results come in the order of the items, else as they are there; `store_bytes`: what may lie
-    between the pools and whoever reads, None = as Ray sees fit.
+    between the pools and whoever reads, None = as Ray sees fit; `stall_s`: it ends where nothing comes from a pool for so long.
     """
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised
+    warnings.filterwarnings("ignore", "`ray_remote_args`", RayDeprecationWarning)  # there is no other way to say `retries`
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = 1  # byte: every row is a block of its own
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
     context.custom_execution_callback_classes = [Unhurried]
+    context.execution_no_progress_timeout_s = stall_s or -1
     context.execution_options.preserve_order = ordered
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store_bytes)
     return through(
@@ -160,12 +171,11 @@ def through(made: Dataset, pools: Sequence[Pool]) -> Dataset:
 
 
 def stream(
-    items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, name: str | None = None, ordered: bool = False
+    items: Callable[[], Iterator[Any]], pools: Sequence[Pool], *, name: str, ordered: bool = False, stall_s: float | None = None
 ) -> Generator[Any, None, None]:
     """What the last pool gives for every item, or for whatever a stage ended early: see `messages`. `name`: on Ray's dashboard."""
-    made = dataset(items, pools, ordered=ordered)
-    if name is not None:
-        made.set_name(name)
+    made = dataset(items, pools, ordered=ordered, stall_s=stall_s)
+    made.set_name(name)
     return messages(made)
 
 
@@ -186,7 +196,13 @@ def messages(made: Dataset | DataIterator, *, ahead: int = 0) -> Generator[Any, 
 def _next_of(arriving: Iterator[pa.Table]) -> pa.Table | None:
     try:
         return next(arriving, None)
+    except ExecutionTimeoutError as error:
+        stall_s = DataContext.get_current().execution_no_progress_timeout_s
+        raise ClusterError(
+            f"no block ended in {stall_s:.0f} s; stopped, what is committed is kept",
+            hint="are there nodes for its processes? --set cluster.stall_timeout_s=… waits longer",
+        ) from error
     except RayError as error:
-        memory = is_want_of_memory(error) or any(word in str(error) for word in ("OutOfMemory", "OOM"))
-        hint = OUT_OF_MEMORY_HINT if memory else WORKER_LOGS_HINT
+        is_killed = isinstance(error, ActorUnavailableError) or any(word in str(error) for word in ("OutOfMemory", "OOM"))
+        hint = OUT_OF_MEMORY_HINT if is_killed or is_want_of_memory(error) else WORKER_LOGS_HINT
         raise ClusterError(f"the pipeline failed: {describe_error(error)}", hint=hint) from error

@@ -31,6 +31,7 @@ from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.inference.spec import precision_on
 from ray_app.storage import Guard, Lease, Store, local_path
+from ray_app.streams.each import in_pool
 from ray_app.training import checkpoints, networks
 from ray_app.training.config import PROFILING, TrainConfig
 from ray_app.training.finish import METRICS, finish
@@ -96,10 +97,10 @@ def check_data(config: TrainConfig, out: Store) -> None:
         load_statistics(Path(local_path(config.augmentation.statistics)))
 
 
-def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn) -> PreparedTraining:
+def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn) -> PreparedTraining:
     """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError."""
     guards: list[Guard] = []
-    splits = _divided(config, opener(out, each, guards))
+    splits = _divided(config, opener(out, each, reading, guards))
     loop = config.loop
     order = sampling.SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)
@@ -114,14 +115,14 @@ def _divided(config: TrainConfig, open_source: Callable[[DatasetSource], pa.Tabl
     return make_splits(config.data, open_source, one_class=config.method in PROFILING)
 
 
-def opener(out: Store, each: Each, guards: list[Guard]) -> Callable[[DatasetSource], pa.Table]:
+def opener(out: Store, each: Each, reading: Each, guards: list[Guard]) -> Callable[[DatasetSource], pa.Table]:
     """Opens a source's rows; those of one place are indexed once, whatever part of them each split takes. Adds its guard to `guards`."""
 
     def open_source(source: DatasetSource) -> pa.Table:
         place = source.model_dump_json(exclude={"split", "generators", "allow_private"})
         name = hashlib.sha256(place.encode()).hexdigest()[:12]
         store = out.below(f"data/{name}")
-        rows = index.index_source(source, store, each=each, progress=labelling.ProgressLog("index"))
+        rows = index.index_source(source, store, each=each, reading=reading, progress=labelling.ProgressLog("index"))
         guards.append(index.guard_of_source(source, store))
         return rows
 
@@ -244,7 +245,7 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
 def _learned(config: TrainConfig, card: DetectorCard, out: Store, claim: dict[str, Any]) -> dict[str, Any]:
     """Index, divide, train and finish; returns the content of `metrics.json`."""
     print("train  indexing and dividing the images", file=sys.stderr, flush=True)
-    prepared = prepare_data(config, out, each=on_ray)
+    prepared = prepare_data(config, out, each=on_ray, reading=in_pool)
     claim_data(out, claim, prepared.splits.findings)
     cpus, gpus, _ = resources(config.cluster)
     layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())

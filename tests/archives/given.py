@@ -62,7 +62,7 @@ def backwards(function, items):
     """Runs pickled copies, the last item first, as tasks on other machines might."""
     items = list(items)
     results = [pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(item))) for item in reversed(items)]
-    return iter(results[::-1])
+    yield from results[::-1]
 
 
 def all_members(store, number=0):

@@ -128,7 +128,7 @@ def test_the_digest_is_of_members_and_labels_alone(tmp_path):
     first = indexed(tmp_path, source, progress=lambda doing, members: said.append((doing, members)))[1]
     assert ("listed", 90) in said
     assert said[-1] == ("labelled", 90)
-    tasks = indexed(tmp_path, source, out="tasks", each=backwards, hashes=("sha256",))[1]
+    tasks = indexed(tmp_path, source, out="tasks", each=backwards, reading=backwards, hashes=("sha256",))[1]
     assert first.digest == tasks.digest
     assert read_index(str(tmp_path / "index"))["image_id"].equals(read_index(str(tmp_path / "tasks"))["image_id"])
     assert indexed(tmp_path, source, out="other", arguments={"generator": "one"})[1].digest != first.digest

@@ -11,44 +11,32 @@ summary.json        the figures, when all blocks are done
 
 import io
 import json
-import pickle
 import time
-import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.archives import name_of
+from ray_app.archives import Each, in_turn, name_of
 from ray_app.cluster.progress import Progress
 from ray_app.datajobs.generate import pipelines, requests, rows, worker
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
-from ray_app.errors import ClusterError, ConfigError, ExitCode, TouchstoneError, describe_error, resumable
+from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
 from ray_app.runs.directory import claim_directory
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store
+from ray_app.streams.each import Applier
 
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
 _WORKER_CPUS = 0.5
 _FORMAT = 1
-Report = dict[str, int]
-# Actors that a lost node takes with it start elsewhere, and what they had is made again.
-_RESTARTS = 5
-# One that is being made, and one that waits for it.
-_AT_ONCE = 2
-
-
-class Making(Protocol):
-    """What makes blocks: this process, or actors."""
-
-    def __call__(self, job: worker.GenerationJob, blocks: Sequence[requests.GenerationBlock], /) -> Iterator[dict[str, int]]:
-        """A report for each block as it is committed."""
+_RETRIES = 5  # of a block whose process died: once it may be the node, but not for ever
 
 
 @dataclass(frozen=True)
@@ -224,38 +212,42 @@ def _make(
     pipelines.fetch_model(card, model)
     progress = Progress(total, done=total - sum(len(block.orders) for block in pending), name="generate")
     try:
-        with _workers(config) as (making, device):
+        with _workers(config) as (each, device):
             precision = config.precision if config.precision != "auto" else card.precision if device == "cuda" else "fp32"
             progress.say(f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made")
-            for report in making(worker.GenerationJob(directory.store, card, model, config, device, precision), pending):
-                progress.advance(report["images"], report["bad"])
-                lease.check()
+            maker = worker.GenerationWorker(worker.GenerationJob(directory.store, card, model, config, device, precision))
+            with closing(each(maker, pending)) as reports:
+                for report in reports:
+                    progress.advance(report["images"], report["bad"])
+                    lease.check()
     finally:
         progress.close()
 
 
 @contextmanager
-def _workers(config: GenerateConfig) -> Iterator[tuple[Making, str]]:
-    """What makes the blocks, and on which device: this process where one worker is enough and no cluster is named, else actors."""
+def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
+    """What makes the blocks, and on which device: this process where one worker is enough and no cluster is named, else a pool."""
     from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
 
     wanted, own = config.cluster, _own_gpus(config)
     if named_cluster(wanted.address) is None and (wanted.workers or max(own, 1)) == 1:
-        yield _here, _device(config, own)
+        yield in_turn, _device(config, own)
         return
+
+    from ray_app.streams.pool import Pool, stream
 
     with cluster(wanted):
         cpus, gpus, _ = resources(wanted)
         device = _device(config, gpus)
         workers = wanted.workers or max(1, int(gpus) if device == "cuda" else 1)
         share = min(1.0, gpus / workers) if device == "cuda" else 0.0
-        stall_s = wanted.stall_timeout_s or _STALL_S
-        yield partial(made_by_actors, workers=workers, cpus=min(_WORKER_CPUS, cpus / workers), gpus=share, stall_s=stall_s), device
 
+        def pooled(maker: Any, blocks: Any, /) -> Generator[Any, None, None]:
+            size = min(workers, len(blocks))
+            pool = Pool(Applier, (maker,), size, size, min(_WORKER_CPUS, cpus / workers), share, wanted.labels, _RETRIES)
+            return stream(partial(iter, blocks), [pool], name="generate", stall_s=wanted.stall_timeout_s or _STALL_S)
 
-def _here(job: worker.GenerationJob, blocks: Sequence[requests.GenerationBlock]) -> Iterator[dict[str, int]]:
-    maker = worker.GenerationWorker(job)
-    return (maker(block) for block in blocks)
+        yield pooled, device
 
 
 def _device(config: GenerateConfig, gpus: float) -> str:
@@ -268,74 +260,3 @@ def _own_gpus(config: GenerateConfig) -> int:
     import torch
 
     return int(torch.cuda.device_count())
-
-
-class Actor:
-    """What runs in a worker process."""
-
-    def __init__(self, job: worker.GenerationJob) -> None:
-        self._maker = worker.GenerationWorker(job)
-
-    def make(self, block: requests.GenerationBlock) -> tuple[Report | None, bytes | None]:
-        """The report on a block, or the error as a value: Ray keeps only the text of an exception."""
-        try:
-            return self._maker(block), None
-        except TouchstoneError as error:
-            return None, pickle.dumps(error)
-        except Exception:
-            return None, pickle.dumps(TouchstoneError(f"making a block failed:\n{traceback.format_exc()}", hint="this looks like a bug"))
-
-
-def made_by_actors(
-    job: worker.GenerationJob, blocks: Sequence[requests.GenerationBlock], *, workers: int, cpus: float, gpus: float, stall_s: float
-) -> Iterator[Report]:
-    """A report for each block as it is committed. Inside `ray_cluster.cluster`.
-
-    Raises ClusterError when no block ends in `stall_s` or an actor dies too often, and whatever TouchstoneError a worker met.
-    """
-    import ray
-
-    kind: Any = ray.remote(
-        num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS, label_selector=dict(job.config.cluster.labels)
-    )(Actor)
-    waiting = iter(blocks)
-    actors = [kind.remote(job) for _ in range(min(workers, len(blocks)))]
-    running: dict[Any, Any] = {}
-    try:
-        for actor in actors * _AT_ONCE:
-            _give(actor, waiting, running)
-        while running:
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=stall_s)
-            if not ready:
-                raise ClusterError(
-                    f"no block ended in {stall_s:.0f} s; stopped, what is committed is kept",
-                    hint="are there nodes for these workers? --set cluster.stall_timeout_s=… waits longer",
-                )
-            actor = running.pop(ready[0])
-            report = _result(ready[0])
-            _give(actor, waiting, running)
-            yield report
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def _give(actor: Any, waiting: Iterator[requests.GenerationBlock], running: dict[Any, Any]) -> None:
-    block = next(waiting, None)
-    if block is not None:
-        running[actor.make.remote(block)] = actor
-
-
-def _result(task: Any) -> Report:
-    import ray
-
-    try:
-        report, error = ray.get(task)
-    except ray.exceptions.RayError as lost:
-        raise ClusterError(
-            f"a worker was lost too often: {describe_error(lost)}", hint="the same command goes on; does the pipeline fit its memory?"
-        ) from lost
-    if error is not None:
-        raise pickle.loads(error)  # noqa: S301  (made by a worker of this job)
-    found: Report = report
-    return found

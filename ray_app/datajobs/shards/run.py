@@ -5,7 +5,7 @@ manifest/0/         the listing, cut into blocks; which shard holds which member
 notes/, data/       per shard what became of its members, and the shard
 unpacked.parquet    members that are in no shard, each with status and detail
 summary.json        the figures, when all shards are there
-The same command resumes from the files that are there. Small jobs run in this process, larger ones as Ray tasks.
+The same command resumes from the files that are there. Small jobs run in this process, larger ones in a pool on Ray.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,17 @@ import pyarrow as pa
 
 from ray_app.archives import Archive, Each, fetcher_of, in_turn, iter_blocks, list_members, name_of, open_source, read_block, read_complete
 from ray_app.cluster.progress import Progress
-from ray_app.cluster.ray_cluster import cluster, named_cluster
+from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
 from ray_app.config import going_on
 from ray_app.datajobs.shards.plan import BLOCKS, FilterConfig, Form, PackConfig, Shard, plan_shards
 from ray_app.datajobs.shards.writer import EXPECTED, ShardReport, WriteShard
 from ray_app.datasets.labelling import ProgressLog
-from ray_app.errors import ClusterError, ConfigError, Status, StorageError, resumable
+from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store
+from ray_app.streams.each import in_pool
 
 # Less than this is written before a local cluster would be up.
 _SMALL_BYTES = 10**9
@@ -67,7 +68,7 @@ def write_shards(
     directory = PackDirectory(store, form, config.shard_mb * 1e6)
     with resumable(KeyboardInterrupt, ClusterError):
         if archive is not None and read_complete(store, 0) is None:
-            with _workers(config, wanted=False) as each:
+            with _workers(config, on_ray) as each:
                 _list(store, archive, each, limit)
         if retry:
             directory.reopen()
@@ -81,7 +82,7 @@ def write_shards(
                 config.max_member_bytes,
             )
             large = len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
-            with _workers(config, wanted=large) as each:
+            with _workers(config, in_pool, wanted=large) as each:
                 _write(each, write, pending, lease, total=sum(shard.members for shard in directory.shards()))
         summary = directory.reconcile() | {
             "session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}
@@ -102,24 +103,22 @@ def _write(each: Each, write: WriteShard, pending: Sequence[Shard], lease: Lease
     progress = Progress(total, done=total - sum(shard.members for shard in pending), name="pack")
     progress.say(f"{total:,} files in {pending[0].count:,} shard{'s' * (pending[0].count != 1)}, {len(pending):,} to be written")
     try:
-        for notes in each(write, pending):
-            progress.advance(notes.members, len(notes.unpacked))
-            if lease.lost.is_set():
-                raise StorageError(f"{write.store.url}: another command took this directory over", hint="only one may write it")
+        with closing(each(write, pending)) as written:
+            for notes in written:
+                progress.advance(notes.members, len(notes.unpacked))
+                lease.check()
     finally:
         progress.close()
 
 
 @contextmanager
-def _workers(config: PackConfig | FilterConfig, *, wanted: bool) -> Iterator[Each]:
-    """What runs the steps: Ray tasks where there is a cluster, or where one is `wanted`; else, or with one worker, this process."""
+def _workers(config: PackConfig | FilterConfig, each: Each, *, wanted: bool = False) -> Iterator[Each]:
+    """What runs a step: `each` where there is a cluster, or where one is `wanted`; else, or with one worker, this process."""
     if config.cluster.workers == 1 or not (wanted or named_cluster(config.cluster.address)):
         yield in_turn
         return
-    from ray_app.cluster.ray_cluster import on_ray
-
     with cluster(config.cluster):
-        yield on_ray
+        yield each
 
 
 def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sixty-four images, killed with SIGKILL in the middle of a block and of a file, and run again: in one process, and by actors of Ray."""
+"""Sixty-four images, killed with SIGKILL in the middle of a block and of a file, and run again: in one process, and by a pool on Ray."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from ray_app.datajobs.generate.requests import cut_blocks, make_requests, plain_
 from ray_app.datajobs.generate.run import card_of, generate_images
 from ray_app.storage import Store
 from tests.datajobs.generate.cards import job, write_prompts
-from tests.scoring.conftest import kill_family, wait_until
+from tests.scoring.conftest import family_of, kill_family, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 NEVER_NULL = (
@@ -73,7 +73,7 @@ def _on_ray(card, prompts, out):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
-def test_actors_that_are_killed_after_the_first_commits_make_every_image_once(sd3, tmp_path):
+def test_a_pool_that_is_killed_and_then_one_of_its_processes_make_every_image_once(sd3, tmp_path):
     prompts, out = write_prompts(tmp_path / "prompts.txt", 64), tmp_path / "out"
     first, parts = _on_ray(sd3, prompts, out), out / "parts"
     wait_until(lambda: (parts.is_dir() and len(list(parts.glob("*.parquet"))) > 1) or first.poll() is not None, 600)
@@ -82,6 +82,8 @@ def test_actors_that_are_killed_after_the_first_commits_make_every_image_once(sd
     committed = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
     assert 1 < len(committed) < 16
     second = _on_ray(sd3, prompts, out)
+    wait_until(lambda: len(list(parts.glob("*.parquet"))) > len(committed) or second.poll() is not None, 600)
+    os.kill(next(pid for pid in family_of(second.pid) if b"Applier" in Path(f"/proc/{pid}/cmdline").read_bytes()), signal.SIGKILL)
     said, errors = second.communicate(timeout=900)
     assert second.returncode == 0, errors
     assert "64 of 64 images" in said

@@ -1,0 +1,90 @@
+"""Functions in a pool of processes: results in order, exceptions whole, a process that dies, one that stands still."""
+
+import os
+import random
+import signal
+import time
+from functools import partial
+from itertools import count
+
+import pytest
+
+from ray_app.errors import ClusterError, ConfigError, TouchstoneError
+from ray_app.streams.each import Applier, in_pool
+from tests.scoring.conftest import wait_until
+
+pytestmark = pytest.mark.ray
+
+
+def _square(number):
+    time.sleep(random.Random(number).random() / 20)
+    return number**2, os.getpid()
+
+
+def _reciprocal(number):
+    if number == 3:
+        raise ConfigError("column 'x' of the source holds both", hint="make its values of one type")
+    return 1 // number
+
+
+def _dies(folder, number, *, always):
+    """As the system's killer of processes ends one, at the fifth item."""
+    if number == 5 and (always or not (folder / "died").exists()):
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def _is_gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_results_come_in_the_order_of_the_items_from_several_processes_which_end_when_no_more_is_wanted(ray_cluster):
+    unending = in_pool(_square, count())
+    results = [next(unending) for _ in range(60)]
+    unending.close()
+    assert [result for result, _ in results] == [number**2 for number in range(60)]
+    pids = {pid for _, pid in results}
+    assert len(pids - {os.getpid()}) > 1
+    wait_until(lambda: all(map(_is_gone, pids)), 30)
+
+
+def test_errors_of_the_function_and_of_the_items_arrive_as_they_were(ray_cluster):
+    results = in_pool(_reciprocal, range(1, 100))
+    assert [next(results) for _ in range(2)] == [1, 0]
+    with pytest.raises(ConfigError, match="column 'x'") as caught:
+        next(results)
+    assert caught.value.hint == "make its values of one type"
+
+    def items():
+        yield 1
+        raise ConfigError("the listing ends here")
+
+    results = in_pool(_reciprocal, items())
+    assert next(results) == 1
+    with pytest.raises(ConfigError, match="the listing ends here"):
+        next(results)
+
+
+@pytest.mark.slow
+def test_an_item_whose_process_died_is_worked_on_again_but_not_for_ever(ray_cluster, tmp_path):
+    assert list(in_pool(partial(_dies, tmp_path, always=False), range(20))) == list(range(20))
+    with pytest.raises(ClusterError, match="the pipeline failed") as caught:
+        list(in_pool(partial(_dies, tmp_path, always=True), range(20)))
+    assert "cluster.workers" in caught.value.hint
+    with pytest.raises(TouchstoneError, match=r"(?s)Traceback.*ZeroDivisionError"):
+        list(in_pool(_reciprocal, [1, 0]))
+    assert list(in_pool(_reciprocal, [])) == []
+
+
+def test_a_pool_that_finds_no_node_ends_when_the_patience_does(ray_cluster):
+    from ray_app.streams.pool import Pool, stream
+
+    pool = Pool(Applier, (_square,), 1, labels={"workload": "nowhere"})
+    with pytest.raises(ClusterError, match="no block ended in 3 s") as caught:
+        list(stream(partial(iter, range(3)), [pool], name="nowhere", stall_s=3.0))
+    assert "cluster.stall_timeout_s" in caught.value.hint
