@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app.archives import Archive, MemberReader, member_rows, read_referenced
-from ray_app.datasets import INPUT, DatasetSource, build_index, index_source, make_layout, read_index, read_info, write_index
+from ray_app.archives import Archive, BlockPlan, MemberReader, member_rows, read_referenced
+from ray_app.datasets import INPUT, DatasetSource, build_index, index, index_source, make_layout, read_index, read_info, write_index
 from ray_app.datasets.simulation import archive, decoders
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Fetcher, Store
@@ -133,6 +133,19 @@ def test_the_digest_is_of_members_and_labels_alone(tmp_path):
     assert read_index(str(tmp_path / "index"))["image_id"].equals(read_index(str(tmp_path / "tasks"))["image_id"])
     assert indexed(tmp_path, source, out="other", arguments={"generator": "one"})[1].digest != first.digest
     assert indexed(tmp_path, source, out="some", limit=50)[1].rows == 50
+
+
+def test_images_are_read_apart_from_the_listing_where_they_are_more_than_a_block(tmp_path, monkeypatch):
+    source, seen = folder_set(tmp_path / "set", each=30), []
+
+    def reading(labeller, refs):
+        seen.append(len(refs))
+        return backwards(labeller, refs)
+
+    monkeypatch.setattr(index, "_LISTED", BlockPlan(batch_slots=1, max_block_members=32, blocks_per_doubling=1))
+    plain, hashed = (indexed(tmp_path, source, out=str(len(one)), reading=reading, hashes=one) for one in ((), ("sha256",)))
+    assert (seen, plain[1].digest) == ([4], hashed[1].digest)
+    assert labels_of(read_index(hashed[0].url))[0]["sha256"]
 
 
 @pytest.mark.parametrize(
