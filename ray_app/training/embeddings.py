@@ -18,6 +18,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -225,9 +226,9 @@ def _run(job: TrainingJob, missing: list[_Block], make: MakeDetector, *, count: 
     workers = min(layout.workers, len(missing))
     pool = Pool(Embedder, (job, make), workers, workers, layout.worker_cpus, layout.worker_gpus, job.config.cluster.labels)
     progress = Progress(count, done=count - sum(len(one.rows) for one in missing), name="features")
-    for images, bad in stream(partial(iter, missing), [pool], name="features"):
-        progress.advance(images, bad)
-    progress.close()
+    with closing(progress), closing(stream(partial(iter, missing), [pool], name="features")) as blocks:
+        for images, bad in blocks:
+            progress.advance(images, bad)
 
 
 def _require_readable(job: TrainingJob, split: str, count: int) -> None:

@@ -13,7 +13,7 @@ from ray_app.errors import ClusterError, ConfigError, TouchstoneError
 from ray_app.streams.each import Applier, in_pool
 from tests.scoring.conftest import wait_until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def _square(number):
@@ -70,7 +70,6 @@ def test_errors_of_the_function_and_of_the_items_arrive_as_they_were(ray_cluster
         next(results)
 
 
-@pytest.mark.slow
 def test_an_item_whose_process_died_is_worked_on_again_but_not_for_ever(ray_cluster, tmp_path):
     assert list(in_pool(partial(_dies, tmp_path, always=False), range(20))) == list(range(20))
     with pytest.raises(ClusterError, match="the pipeline failed") as caught:
