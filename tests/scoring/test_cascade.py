@@ -102,6 +102,7 @@ def test_the_second_detector_looks_at_the_band_and_the_audit_alone(fused, both_o
     assert "Second look: all detectors looked at" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_pools_of_their_own_on_ray_find_the_same(ray_cluster, fused, sample_archive, band, tmp_path):
     """In the split layout the second pool gets files of what goes on, and nothing else."""

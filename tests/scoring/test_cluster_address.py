@@ -201,7 +201,7 @@ def test_local_names_no_cluster(monkeypatch):
         monkeypatch.setenv("RAY_ADDRESS", said)
         assert (ray_cluster.named_cluster(), ray_cluster.has_other_nodes()) == (None, False)
         assert not wants_ray(CollectConfig(meta="a", out="b"), 1)
-        with workers(PackConfig(source=("a",), out="b"), wanted=False) as each:
+        with workers(PackConfig(source=("a",), out="b"), ray_cluster.on_ray) as each:
             assert each is in_turn
         refuse_a_cluster(ClusterConfig())
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
