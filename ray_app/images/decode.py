@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import PIL
@@ -366,8 +366,10 @@ def has_content(pixels: Image.Image) -> bool:
     """False where an RGB picture is one colour, or nearly."""
     width, height = pixels.size
     nearest = Image.Resampling.NEAREST
-    glance = np.asarray(pixels.resize((min(width, GLANCE), min(height, GLANCE)), nearest))
-    if np.ptp(glance, axis=(0, 1)).max() > MOST_SAMPLED:
+    glance = pixels.resize((min(width, GLANCE), min(height, GLANCE)), nearest)
+    # Most pictures get no further; NumPy would take five times as long, a tenth of what a tiny picture takes in all.
+    red, green, blue = cast(tuple[tuple[int, int], ...], glance.getextrema())
+    if max(red[1] - red[0], green[1] - green[0], blue[1] - blue[0]) > MOST_SAMPLED:
         return True
     sample = np.asarray(pixels.resize((min(width, SAMPLE), min(height, SAMPLE)), nearest))
     if np.ptp(sample, axis=(0, 1)).max() > MOST_SAMPLED or sample.std(axis=(0, 1)).max() > MOST_DEVIATION:

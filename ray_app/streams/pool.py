@@ -152,6 +152,7 @@ def dataset(
     warnings.filterwarnings("ignore", "`ray_remote_args`", RayDeprecationWarning)  # there is no other way to say `retries`
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # stages measure their processes themselves
     context.target_max_block_size = 1  # byte: every row is a block of its own
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0  # weights stay loaded as long as there is work
     context.custom_execution_callback_classes = [Unhurried]
