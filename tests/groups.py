@@ -34,8 +34,7 @@ class Group:
 
 GROUPS = {
     "cluster": Group("a submitted job, an autoscaler, cluster.yaml on AWS's API, nodes that differ; the endpoint deployed", (
-        "cluster", "scoring/test_job.py", "scoring/test_autoscaled.py", "scoring/test_mixed_processors.py", "scoring/test_cascade.py",
-        "serving/test_deployed.py",
+        "cluster", "scoring/test_job.py", "scoring/test_autoscaled.py", "scoring/test_cascade.py", "serving/test_deployed.py",
     )),
     "faults": Group("what kills drivers, workers, nodes, storage and output: nothing lost, nothing twice; twenty nights; other clouds", (
         "scoring/test_kills.py", "scoring/test_killed.py", "scoring/test_decoder_deaths.py", "scoring/test_faults.py",
