@@ -177,12 +177,12 @@ def read_complete(store: Store, number: int) -> ManifestInfo | None:
     Raises IdentityError when another version of Touchstone wrote it.
     """
     try:
-        fields = json.loads(store.read(_path(number, "_complete")))
+        fields = json.loads(store.read(path_in(number, "_complete")))
     except FileNotFoundError:
         return None
     if fields.get("format") != _FORMAT:
         raise IdentityError(
-            f"{store.url}/{_path(number, '_complete')} was written by another version of Touchstone",
+            f"{store.url}/{path_in(number, '_complete')} was written by another version of Touchstone",
             hint="give another --out, or use that version",
         )
     return ManifestInfo(**fields)
@@ -233,24 +233,24 @@ def _sources(store: Store) -> list[str]:
 
 def write_complete(store: Store, info: ManifestInfo) -> None:
     """Make a manifest count."""
-    store.write(_path(info.manifest, "_complete"), json.dumps(asdict(info), indent=1).encode())
+    store.write(path_in(info.manifest, "_complete"), json.dumps(asdict(info), indent=1).encode())
 
 
 def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: Ids) -> None:
     """Write what a manifest has beside its parts (`blocks`: BLOCK_COLUMNS), and make it count."""
-    store.write(_path(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
-    store.write(_path(info.manifest, "vanished.parquet"), parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS)))
+    store.write(path_in(info.manifest, "blocks.parquet"), parquet_bytes(blocks))
+    store.write(path_in(info.manifest, "vanished.parquet"), parquet_bytes(pa.table([pa.array(vanished)], schema=VANISHED_COLUMNS)))
     write_complete(store, info)
 
 
 def write_unlisted(store: Store, number: int, noted: bytes) -> None:
     """Note what a manifest's listing has left, before that counts."""
-    store.write(_path(number, "unlisted.json"), noted)
+    store.write(path_in(number, "unlisted.json"), noted)
 
 
 def read_unlisted(store: Store, number: int) -> bytes:
     """What the listing of a manifest that `goes_on` has left."""
-    return store.read(_path(number, "unlisted.json"))
+    return store.read(path_in(number, "unlisted.json"))
 
 
 def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
@@ -263,7 +263,7 @@ def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
 def copy_manifest(store: Store, number: int, to: Store) -> None:
     """Copy a complete manifest into another store, under the same number; there it counts when all of it is there."""
     _copy_folder(store, folder_of(number), to)
-    to.write(_path(number, "_complete"), store.read(_path(number, "_complete")))
+    to.write(path_in(number, "_complete"), store.read(path_in(number, "_complete")))
 
 
 def _copy_folder(store: Store, folder: str, to: Store) -> None:
@@ -276,7 +276,7 @@ def _copy_folder(store: Store, folder: str, to: Store) -> None:
 
 def read_blocks(store: Store, number: int) -> BlockList:
     """The blocks of a complete manifest, in order."""
-    table = pq.ParquetFile(pa.BufferReader(store.read(_path(number, "blocks.parquet")))).read()
+    table = pq.ParquetFile(pa.BufferReader(store.read(path_in(number, "blocks.parquet")))).read()
     return BlockList(table.append_column("manifest", pa.array(np.full(len(table), number, np.int32))))
 
 
@@ -290,18 +290,19 @@ def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
     opened, file = None, ""
     for ref in blocks:
         if opened is None or ref.file != file:
-            opened, file = pq.ParquetFile(pa.BufferReader(store.read(_path(ref.manifest, ref.file)))), ref.file
+            opened, file = pq.ParquetFile(pa.BufferReader(store.read(path_in(ref.manifest, ref.file)))), ref.file
         yield opened.read_row_group(ref.row_group, columns=["image_id"])["image_id"].to_numpy()
 
 
 def read_vanished(store: Store, number: int) -> Ids:
     """The sorted ids of earlier manifests that are not in the archive any more, as of listing `number`."""
-    table = pq.ParquetFile(pa.BufferReader(store.read(_path(number, "vanished.parquet")))).read()
+    table = pq.ParquetFile(pa.BufferReader(store.read(path_in(number, "vanished.parquet")))).read()
     vanished: Ids = table["image_id"].to_numpy()
     return vanished
 
 
-def _path(number: int, name: str) -> str:
+def path_in(number: int, name: str) -> str:
+    """Where a file of a manifest lies in the store."""
     return f"manifest/{number}/{name}"
 
 

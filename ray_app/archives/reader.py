@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives.containers import CONTAINERS, Reader
-from ray_app.archives.manifest import BlockRef
+from ray_app.archives.manifest import BlockRef, path_in
 from ray_app.archives.members import ListedMember, ManifestMember, MemberLocation, RefusedMember
 from ray_app.errors import InputError, Status
 from ray_app.storage import Fetcher, Store, node_budget
@@ -100,7 +100,7 @@ class MemberReader:
 
 def read_block(store: Store, ref: BlockRef) -> pa.Table:
     """The rows of one block, slot 0 first, in one request."""
-    return pq.ParquetFile(pa.BufferReader(store.read(f"manifest/{ref.manifest}/{ref.file}"))).read_row_group(ref.row_group)
+    return pq.ParquetFile(pa.BufferReader(store.read(path_in(ref.manifest, ref.file)))).read_row_group(ref.row_group)
 
 
 def member_rows(block: pa.Table) -> list[ManifestMember]:
