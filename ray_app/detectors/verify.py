@@ -68,7 +68,7 @@ def _skeleton(card: DetectorCard) -> "nn.Module":
     try:
         with torch.device("meta"):
             return build_network(card)
-    except (RuntimeError, NotImplementedError):  # a family from outside may need its values while it is built
+    except DetectorError:  # a family from outside may need its values while it is built
         return build_network(card)
 
 

@@ -102,8 +102,8 @@ def test_devices_that_are_not_there_are_told(small_card):
 @pytest.mark.parametrize(
     ("family", "architecture", "said"),
     [
-        ("timm-classifier", {"name": "vit_smal"}, "timm cannot build vit_smal"),
-        ("transformers-classifier", {"name": "swinv3"}, "transformers cannot build swinv3"),
+        ("timm-classifier", {"name": "vit_smal"}, "timm-classifier cannot build vit_smal"),
+        ("transformers-classifier", {"name": "swinv3"}, "transformers-classifier cannot build swinv3"),
         ("transformers-classifier", {"name": "siglip", "arguments": {"vision_config": {"imagesize": 7}}}, "vision_config.imagesize"),
     ],
 )

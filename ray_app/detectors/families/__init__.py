@@ -12,7 +12,7 @@ FAMILIES = {
     "ladeda": "ray_app.detectors.families.ladeda",
     "ferretnet": "ray_app.detectors.families.ferretnet",
     "wavelet": "ray_app.detectors.families.wavelet",
-    "embedding": "ray_app.detectors.families.embedding",
+    "embedding": "ray_app.detectors.families.timm",
     "aide": "ray_app.detectors.families.aide",
     "frequency": "ray_app.detectors.families.frequency",
     "rine": "ray_app.detectors.families.rine",

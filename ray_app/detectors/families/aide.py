@@ -15,7 +15,6 @@ from torch import nn
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.families.resnet import bottleneck_stages
 from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from ray_app.errors import DetectorError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -130,7 +129,4 @@ def _sized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
 def build(card: DetectorCard) -> nn.Module:
     """The network that a card of family `aide` describes, without weights: (N, 3, H, W) → (N, 2) logits. Raises DetectorError."""
-    try:
-        return Aide(**card.architecture.arguments)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: layers, channels, depths, dims") from error
+    return Aide(**card.architecture.arguments)

@@ -11,8 +11,6 @@ import timm
 import torch
 from torch import nn
 
-from ray_app.errors import DetectorError
-
 if TYPE_CHECKING:
     from ray_app.detectors.card import DetectorCard
 
@@ -54,8 +52,5 @@ class FiveCrops(nn.Module):
 
 def build(card: "DetectorCard") -> nn.Module:
     """The network of a card: `architecture.name` is timm's, `arguments` go to `timm.create_model`. Raises DetectorError."""
-    try:
-        network = timm.create_model(card.architecture.name, pretrained=False, num_classes=card.output.logits, **card.architecture.arguments)
-        return FiveCrops(network)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise DetectorError(f"{card.name}: timm cannot build {card.architecture.name}: {error}") from error
+    network = timm.create_model(card.architecture.name, pretrained=False, num_classes=card.output.logits, **card.architecture.arguments)
+    return FiveCrops(network)

@@ -96,7 +96,4 @@ def build(card: "DetectorCard") -> nn.Module:
     tile = card.architecture.arguments.get("tile")
     if tile is not None and (not isinstance(tile, int) or tile < STRIDE):
         raise DetectorError(f"{card.name}: architecture.arguments: tile: a whole number of pixels, at least {STRIDE}, not {tile!r}")
-    try:
-        return Corvi(**card.architecture.arguments)
-    except (TypeError, ValueError) as error:
-        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: layers, channels, tile") from error
+    return Corvi(**card.architecture.arguments)

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional
 
 from ray_app.detectors.families import clip
-from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
     from ray_app.detectors.card import DetectorCard
@@ -165,10 +164,7 @@ def _refined(part: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `fatformer` describes, without weights. Raises DetectorError."""
-    try:
-        return FatFormer(**card.architecture.arguments)
-    except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise DetectorError(f"{card.name}: fatformer cannot be built with these arguments: {error}") from error
+    return FatFormer(**card.architecture.arguments)
 
 
 def published_keys(state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:

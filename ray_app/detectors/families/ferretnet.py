@@ -109,7 +109,4 @@ def build(card: "DetectorCard") -> nn.Module:
     window = card.architecture.arguments.get("window", 3)
     if not isinstance(window, int) or window < 3 or window % 2 == 0:
         raise DetectorError(f"{card.name}: architecture.arguments: window: an odd number of pixels, at least 3, not {window!r}")
-    try:
-        return FerretNet(**card.architecture.arguments)
-    except TypeError as error:
-        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: dim, depths, window") from error
+    return FerretNet(**card.architecture.arguments)

@@ -13,7 +13,6 @@ from torch.nn import functional
 from ray_app.detectors.detector import Prediction
 from ray_app.detectors.families import mae
 from ray_app.detectors.families.maskclip import ChannelNorm
-from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
     from ray_app.detectors.card import DetectorCard
@@ -133,7 +132,4 @@ def _up_to_last(there: torch.Tensor) -> torch.Tensor:
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `iml-vit` describes, without weights. Raises DetectorError."""
     constants = zip(card.preprocessing.mean, card.preprocessing.std, strict=True)
-    try:
-        return ImlVit(**card.architecture.arguments, black=tuple(-mean / std for mean, std in constants))
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DetectorError(f"{card.name}: iml-vit cannot be built with these arguments: {error}") from error
+    return ImlVit(**card.architecture.arguments, black=tuple(-mean / std for mean, std in constants))

@@ -139,7 +139,4 @@ def build(card: "DetectorCard") -> nn.Module:
         raise DetectorError(f"{card.name}: no network of the family ladeda is called {name!r}", hint=f"networks: {', '.join(_NETWORKS)}")
     if (kind := card.architecture.arguments.get("residual", "npr")) not in get_args(Residual):
         raise DetectorError(f"{card.name}: no residual is called {kind!r}", hint=f"residuals: {', '.join(get_args(Residual))}")
-    try:
-        return _NETWORKS[name](**card.architecture.arguments)
-    except TypeError as error:
-        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: residual, layers (ladeda9), width") from error
+    return _NETWORKS[name](**card.architecture.arguments)

@@ -91,7 +91,4 @@ def build(card: "DetectorCard") -> nn.Module:
     tile = card.architecture.arguments.get("tile", STRIDE)
     if not isinstance(tile, int) or tile < STRIDE:
         raise DetectorError(f"{card.name}: architecture.arguments: tile: a whole number of pixels, at least {STRIDE}, not {tile!r}")
-    try:
-        return Npr(**card.architecture.arguments)
-    except TypeError as error:
-        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: tile") from error
+    return Npr(**card.architecture.arguments)

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from ray_app.errors import DetectorError
-
 if TYPE_CHECKING:
     from ray_app.detectors.card import DetectorCard
 
@@ -108,10 +106,7 @@ class ResidualNet(nn.Module):
 
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `residual` describes, without weights: (N, 3, H, W) → (N, 1) logits. Raises DetectorError."""
-    try:
-        return ResidualNet(**card.architecture.arguments)
-    except TypeError as error:
-        raise DetectorError(f"{card.name}: {error}", hint="architecture.arguments may hold: widths, norms") from error
+    return ResidualNet(**card.architecture.arguments)
 
 
 class Tiling(NamedTuple):

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ray_app.detectors.families import clip
-from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
     from ray_app.detectors.card import DetectorCard
@@ -48,7 +47,4 @@ def _layers(widths: list[int]) -> list[nn.Module]:
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `rine` describes, without weights. Raises DetectorError."""
     tower = clip.backbone_tower(card)
-    try:
-        return Rine(tower, **card.architecture.arguments)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DetectorError(f"{card.name}: rine cannot be built with these arguments: {error}") from error
+    return Rine(tower, **card.architecture.arguments)

@@ -20,15 +20,12 @@ _ATTENTION = "touchstone-headwise"
 def build(card: DetectorCard) -> nn.Module:
     """The network of the card: `architecture.name` is the model type, `arguments` its configuration. Raises DetectorError."""
     arguments = dict(card.architecture.arguments)
-    try:
-        with quietly():
-            config = transformers.AutoConfig.for_model(card.architecture.name, num_labels=card.output.logits, **arguments)
-            unknown = list(unknown_keys(arguments, type(config)().to_dict()))
-        if unknown:
-            raise DetectorError(f"{card.name}: architecture.arguments: unknown keys for {card.architecture.name}: {', '.join(unknown)}")
-        network: nn.Module = transformers.AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DetectorError(f"{card.name}: transformers cannot build {card.architecture.name}: {error}") from error
+    with quietly():
+        config = transformers.AutoConfig.for_model(card.architecture.name, num_labels=card.output.logits, **arguments)
+        unknown = list(unknown_keys(arguments, type(config)().to_dict()))
+    if unknown:
+        raise DetectorError(f"{card.name}: architecture.arguments: unknown keys for {card.architecture.name}: {', '.join(unknown)}")
+    network: nn.Module = transformers.AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
     use_headwise_attention(network)
     _drop_unused_pooling(network)
     network.register_forward_hook(_logits_only)

@@ -15,7 +15,6 @@ from torch.nn import functional
 from ray_app.detectors.detector import Prediction
 from ray_app.detectors.families.segformer import MixStage
 from ray_app.detectors.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from ray_app.errors import DetectorError
 
 if TYPE_CHECKING:
     from ray_app.detectors.card import DetectorCard
@@ -234,7 +233,4 @@ def _statistics(values: torch.Tensor, log_weights: torch.Tensor | None = None) -
 
 def build(card: "DetectorCard") -> nn.Module:
     """The network that a card of family `trufor` describes, without weights. Raises DetectorError."""
-    try:
-        return TruFor(**card.architecture.arguments)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise DetectorError(f"{card.name}: trufor cannot be built with these arguments: {error}") from error
+    return TruFor(**card.architecture.arguments)
