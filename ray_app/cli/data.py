@@ -1,15 +1,14 @@
-"""Commands on data: `filter` and `pack` archives; `collect`, `generate`, `split`, `labels` and `index` images to train and evaluate."""
+"""Commands on data: `filter` and `pack` archives; `collect`, `generate`, `split` and `index` images to train and evaluate."""
 
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_app.cli.options import accepted_by, as_json, configured, local_folder, overrides
+from ray_app.cli.options import accepted_by, as_json, configured, overrides
 
 if TYPE_CHECKING:
     from ray_app.datasets import IndexInfo
@@ -334,51 +333,6 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
             for first, second in one["examples"]:
                 yield f"  {first}"
                 yield f"  = {second}"
-
-
-@click.command()
-@click.argument("at", metavar="INDEX|RUN")
-@click.option("--out", required=True, metavar="DIR", help="Local folder for labels.html, labels.json and suspicious.parquet.")
-@click.option("--labels", metavar="FILE|INDEX", help="Of a RUN: CSV, JSONL, Parquet or an index.  [default: the run's own columns]")
-@click.option(
-    "--key",
-    type=click.Choice(["image_id", "sha256", "uri"]),
-    help="The column that joins labels to rows.  [default: the first of them that the labels have]",
-)
-@click.option("--read", is_flag=True, help="Of an INDEX: open its files for format, size, quality and metadata, on Ray.")
-@click.option("--features", metavar="NAME", help="Whose kept embeddings doubt labels.  [default: the first kept; else the scores]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws folds.")
-@click.option("--thumbnails/--no-thumbnails", default=True, help="Pictures in the report.  [default: with them]")
-@as_json
-def labels(at: str, out: str, read: bool, as_json: bool, **given: Any) -> int:
-    """Find doubtful labels, and traces that give classes away.
-
-    Says how the files of fakes and real images differ, which images have both labels, and which labels are doubtful.
-    An INDEX knows names, sizes and hashes; --read looks into its files. A RUN knows formats and qualities, and what detectors made of the
-    pictures: only a RUN can cast doubt on a label.
-
-    \b
-    touchstone data labels index --read --out audit
-    touchstone score list::labels.csv --detector unifd --features unifd --out run
-    touchstone data labels run --labels index --out audit
-    """
-    from ray_app.archives import in_turn
-    from ray_app.evaluation.label_audit.audit import audit_labels
-    from ray_app.reports.audit import labels_lines
-
-    folder, each = local_folder(out), in_turn
-    started: AbstractContextManager[None] = nullcontext()
-    if read:
-        from ray_app.cluster.ray_cluster import cluster
-        from ray_app.scoring.config import ScoreConfig
-        from ray_app.streams.each import in_pool
-
-        started, each = cluster(ScoreConfig().cluster), in_pool
-    with started:
-        document = audit_labels(at, folder, read=read, each=each, **given)
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(labels_lines(document)))
-    click.echo(f"report: {folder / 'labels.html'}", err=as_json)
-    return 0
 
 
 def _hashes(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:

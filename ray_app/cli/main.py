@@ -33,7 +33,7 @@ _GROUPS = {
     ),
     "data": (
         "Prepare images for training, evaluation and archiving.",
-        (data.index, data.split, data.labels, data.collect, data.generate, data.pack),
+        (data.index, data.split, data.collect, data.generate, data.pack),
     ),
     "detectors": (
         "List, fetch, verify, fit and calibrate detectors.",
@@ -49,7 +49,7 @@ PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
     "decide": "runs", "filter": "runs", "calibrate": "detectors",
 }  # fmt: skip
 UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "runs") | {
-    "split": "data", "labels": "data",
+    "split": "data",
 }  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 """Whether metadata alone tell fakes from reals: the AUC of a small classifier on them (`shortcut_auc`), and what that supports
-(`confounded`, `harmless`, `finding`). `touchstone data labels` and `touchstone evaluate` share it.
+(`confounded`, `harmless`, `finding`).
 """
 
 import math
@@ -24,12 +24,11 @@ _MOST_CATEGORIES = 64
 _DEPENDENCE = 1 + FOLDS / (FOLDS - 1)
 
 
-def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: ArrayLike | None = None, *, seed: int = 0) -> MetricEstimate:
+def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, *, seed: int = 0) -> MetricEstimate:
     """How well metadata alone predict fakes: the AUC of scores out of fold, of boosted trees of depth 3, with its 95 % interval.
 
-    features: columns (n,), numbers (NaN: not known) or texts (None: not known). `fakes`: bool (n,). `groups` (n,): images of one group
-    stay in one of the five folds and count as one observation (Obuchowski 1997); they are used only where each class has five groups or
-    more. The interval is DeLong's with Nadeau and Bengio's (2003) variance of cross-validated figures. The same numbers for the same seed.
+    features: columns (n,), numbers (NaN: not known) or texts (None: not known). `fakes`: bool (n,). The interval is DeLong's with Nadeau
+    and Bengio's (2003) variance of cross-validated figures. The same numbers for the same seed.
     Undefined with fewer than ten images of a class. Raises ValueError for lengths that differ.
     """
     fake = np.asarray(fakes, dtype=np.bool_)
@@ -40,9 +39,8 @@ def shortcut_auc(features: Mapping[str, ArrayLike], fakes: ArrayLike, groups: Ar
     varying = [(column, is_text) for column, is_text in columns if _varies(column)]
     if not varying:
         return undefined("all files are alike in their metadata", len(fake))
-    matrix, used = np.column_stack([column for column, _ in varying]), _used_groups(groups, fake)
-    scores = _out_of_fold(matrix, [is_text for _, is_text in varying], fake, used, seed)
-    auc, interval = _cross_validated(scores, fake, np.arange(len(fake)) if used is None else used)
+    scores = _out_of_fold(np.column_stack([column for column, _ in varying]), [is_text for _, is_text in varying], fake, seed)
+    auc, interval = _cross_validated(scores, fake)
     return MetricEstimate(auc, interval, CROSS_VALIDATED, len(fake))
 
 
@@ -65,24 +63,24 @@ def finding(auc: MetricEstimate) -> str:
     return "too few images to say whether there is a shortcut" if auc.value is not None else f"not known: {auc.why}"
 
 
-def _cross_validated(scores: Floats, fake: Bools, groups: NDArray[np.int64]) -> tuple[float, tuple[float, float]]:
-    """The AUC of scores out of fold (n,) in groups (n,), and its interval on the logit, which stays within 0 and 1.
+def _cross_validated(scores: Floats, fake: Bools) -> tuple[float, tuple[float, float]]:
+    """The AUC of scores out of fold (n,), and its interval on the logit, which stays within 0 and 1.
 
-    Where no such interval exists it is the exact one of as many pairs as the smaller class has groups.
+    Where no such interval exists it is the exact one of as many pairs as the smaller class has images.
     """
     from scipy.special import expit, logit
     from scipy.stats import t
 
     fakes, reals = ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])
     auc = intervals.auc_of(fakes, reals).value
-    fewest = min(len(np.unique(groups[fake])), len(np.unique(groups[~fake])))
+    fewest = min(fakes.n, reals.n)
     below, upto = (np.zeros(len(scores)), np.zeros(len(scores)))
     for one, other in ((fake, reals), (~fake, fakes)):
         below[one], upto[one] = other.below_and_up_to(scores[one])
     # How often each image stands on the right side of the other class, against the mean: what it adds to the AUC.
     right = np.where(fake, (below + upto) / (2 * reals.n), 1 - (below + upto) / (2 * fakes.n)) - auc
-    by_group = np.bincount(np.unique(groups, return_inverse=True)[1], weights=right / np.where(fake, fakes.n, reals.n))
-    spread = float((by_group**2).sum()) * len(by_group) / max(len(by_group) - 1, 1)
+    parts = right / np.where(fake, fakes.n, reals.n)
+    spread = float((parts**2).sum()) * len(parts) / max(len(parts) - 1, 1)
     if fewest < 2 or not 0 < auc < 1 or spread <= 0:
         return auc, (
             intervals.proportion_interval(math.floor(auc * fewest), fewest)[0],
@@ -92,17 +90,15 @@ def _cross_validated(scores: Floats, fake: Bools, groups: NDArray[np.int64]) -> 
     return auc, (float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
 
 
-def _out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, groups: NDArray[np.int64] | None, seed: int) -> Floats:
+def _out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, seed: int) -> Floats:
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    from sklearn.model_selection import StratifiedKFold
     from threadpoolctl import threadpool_limits
 
-    folds = (StratifiedKFold if groups is None else StratifiedGroupKFold)(FOLDS, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     scores = np.zeros(len(fake))
     with threadpool_limits(1):  # threads that wait for each other on a busy machine take longer than one that does not
-        for seen, unseen in folds.split(matrix, fake, groups):
-            if len(np.unique(fake[seen])) < 2:
-                continue
+        for seen, unseen in folds.split(matrix, fake):
             # Few and shallow trees of large leaves: what they find is plain to see, and a fold takes a second for 10⁵ images.
             model = HistGradientBoostingClassifier(
                 max_iter=40, max_depth=3, min_samples_leaf=max(5, len(seen) // 200), categorical_features=list(is_text),
@@ -110,15 +106,6 @@ def _out_of_fold(matrix: Floats, is_text: Sequence[bool], fake: Bools, groups: N
             )  # fmt: skip
             scores[unseen] = model.fit(matrix[seen], fake[seen]).decision_function(matrix[unseen])
     return scores
-
-
-def _used_groups(groups: ArrayLike | None, fake: Bools) -> NDArray[np.int64] | None:
-    if groups is None:
-        return None
-    codes = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
-    if len(codes) != len(fake):
-        raise ValueError(f"{len(codes):,} groups for {len(fake):,} images")
-    return codes if min(len(np.unique(codes[fake])), len(np.unique(codes[~fake]))) >= FOLDS else None
 
 
 def _column(name: str, values: ArrayLike, n: int) -> tuple[Floats, bool]:

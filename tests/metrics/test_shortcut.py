@@ -44,15 +44,6 @@ def test_the_auc_is_of_scores_out_of_fold(draw, fakes):
     assert shortcut_auc(dict(reversed(features.items())), fakes) == found, "the same in any order"
 
 
-def test_groups_stay_together(draw, fakes):
-    """A number of its own for each group tells the class only where a group is in several folds."""
-    groups = np.where(fakes, draw.integers(0, 20, N), draw.integers(20, 40, N))
-    numbers = draw.permutation(40)[groups]
-    assert shortcut_auc({"number": numbers}, fakes).value > 0.95
-    assert shortcut_auc({"number": numbers}, fakes, groups).value < 0.75
-    assert shortcut_auc({"number": numbers}, fakes, np.where(fakes, groups, 0)).value > 0.95, "one group of reals is too few to hold out"
-
-
 def test_why_there_is_no_figure(fakes):
     few = np.arange(N) < 9
     assert shortcut_auc({"width": np.arange(N)}, few).why == "a classifier on metadata takes 10 images of each class; one has 9"
@@ -60,8 +51,6 @@ def test_why_there_is_no_figure(fakes):
     assert shortcut_auc({}, fakes).value is None
     with pytest.raises(ValueError, match="one value for each"):
         shortcut_auc({"width": np.arange(3)}, fakes)
-    with pytest.raises(ValueError, match="groups"):
-        shortcut_auc({"width": np.arange(N)}, fakes, np.arange(3))
 
 
 @pytest.mark.parametrize(

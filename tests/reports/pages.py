@@ -5,7 +5,6 @@ from functools import cache, partial
 from ray_app.evaluation.compare.compare import concluded
 from ray_app.reports import render_run_report, summary_lines
 from ray_app.reports.attribution import identifier_lines, identifier_plan_lines, render_identifier_report
-from ray_app.reports.audit import labels_lines, render_labels
 from ray_app.reports.compare import comparison_lines, render_comparison
 from ray_app.reports.evaluation.page import evaluation_lines, render_evaluation
 from ray_app.reports.evidence import check_line, evidence_lines, render_evidence
@@ -19,7 +18,6 @@ from tests.reports.evidence_example import PROVENANCE, example_evidence
 from tests.reports.example import example_summary, thumbnail
 from tests.reports.hostile import poisoned
 from tests.reports.identifier_example import CLASSES, FAMILIES, example_identifier
-from tests.reports.labels_example import example_labels, example_pictures
 from tests.reports.profile_example import example_profile
 from tests.reports.training_example import example_facts
 
@@ -72,11 +70,6 @@ DOCUMENTS = {
         "one": lambda: example_comparison(n=1),
     },
     "evidence": {kind: partial(example_evidence, **how) for kind, how in EVIDENCE.items()} | {"said": _said},
-    "labels": {
-        "example": example_labels,
-        "clean": lambda: example_labels(found=False),
-        "index": lambda: example_labels() | {"suspicious": None},
-    },
     "identifier": {
         "example": example_identifier,
         "no test": lambda: example_identifier(test=None),
@@ -90,7 +83,6 @@ RENDERERS = {
     "leaderboard": render_leaderboard,
     "comparison": render_comparison,
     "evidence": render_evidence,
-    "labels": lambda document: render_labels(document, {} if document["suspicious"] is None else example_pictures()),
     "identifier": render_identifier_report,
 }
 EXAMPLE_OF = {"evidence": "many"}  # the kind that shows most, where it is not `example`
@@ -152,10 +144,6 @@ def hostile_comparison(text):
     return concluded(poisoned(example_comparison(n=60), text, names=["touchstone-tiny", *GENERATORS], words=words))
 
 
-def hostile_labels(text):
-    return poisoned(example_labels(), text, words={"label", "likely_label", "strength", "method", "kind"})
-
-
 def hostile_identifier(text):
     free = [*CLASSES, *dict.fromkeys(FAMILIES.values()), "aside"]
     found = poisoned(example_identifier(left_out={"aside": 3}), text, names=free, words={"method", "level", "head"})
@@ -184,7 +172,6 @@ HOSTILE_PAGES = {
     "leaderboard": lambda text: render_leaderboard(hostile_board(text)),
     "comparison": lambda text: render_comparison(hostile_comparison(text)),
     "evidence": lambda text: render_evidence(hostile_evidence(text)),
-    "labels": lambda text: render_labels(hostile_labels(text), {}),
     "identifier": lambda text: render_identifier_report(hostile_identifier(text)),
     "gallery": hostile_gallery,
 }
@@ -205,6 +192,5 @@ HOSTILE_LINES = {
     "leaderboard": lambda text: leaderboard_lines(hostile_board(text), 100),
     "comparison": lambda text: comparison_lines(hostile_comparison(text)),
     "evidence": lambda text: [*evidence_lines(hostile_evidence(text)), check_line(text, "differs", text)],
-    "labels": lambda text: labels_lines(hostile_labels(text)),
     "identifier": lambda text: [*identifier_lines(hostile_identifier(text)), *identifier_plan_lines(_identifier_plan(text))],
 }

@@ -57,7 +57,7 @@ def test_hostile_texts_stay_inside_their_page(check, report, text):
 @pytest.mark.parametrize(
     ("report", "kind"),
     [
-        *((report, "example") for report in ("comparison", "labels", "identifier")),
+        *((report, "example") for report in ("comparison", "identifier")),
         *((report, "empty") for report, kinds in pages.DOCUMENTS.items() if "empty" in kinds),
         *(("evidence", "many"), ("evidence", "said"), ("run", "profile"), ("evaluation", "large")),
     ],

@@ -3,10 +3,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from ray_app.cli.data import labels, split
+from ray_app.cli.data import split
 from ray_app.datasets import read_index
 from tests.datasets.made_index import made_index
-from tests.evaluation.labelled_run import planted_run
 
 
 def run(command, *words):
@@ -45,11 +44,3 @@ def test_a_check_exits_with_2_where_splits_share_images(at, tmp_path):
     said = run(split, tmp_path / "whole", "--check")
     assert said.return_value == 0
     assert said.stdout.splitlines()[-1] == "the splits share nothing, as far as can be told"
-
-
-def test_an_audit_of_labels_is_told(tmp_path):
-    planted_run(tmp_path / "run", 600, shortcut=True)
-    said = run(labels, tmp_path / "run", "--out", tmp_path / "out", "--no-thumbnails", "--json")
-    assert (said.exit_code, said.exception) == (0, None)
-    assert json.loads(said.stdout)["n"] == 600
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"labels.html", "labels.json", "suspicious.parquet"}

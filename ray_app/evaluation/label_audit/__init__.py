@@ -1,1 +1,0 @@
-"""Which labels are likely wrong, and which properties of files betray the label."""
