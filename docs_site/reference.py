@@ -110,7 +110,7 @@ def statuses_page() -> str:
 
 def http_page() -> str:
     """The endpoint, from its own OpenAPI document."""
-    document = create_app(ServeConfig(), None, None, None).openapi()  # type: ignore[arg-type]  # nobody asks it anything
+    document = create_app(ServeConfig(), None, None).openapi()  # type: ignore[arg-type]  # nobody asks it anything
     parts = [
         "# HTTP API\n\nWhat `touchstone serve` answers, from the document that it serves at `/openapi.json`. How to run it: "
         f"[serving](../serving.md).\n\n{docstring(document['info']['description'])}"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import ray
 from ray import serve
 from ray.exceptions import (
     ActorDiedError,
@@ -50,12 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 def build(config: ServeConfig) -> Application:
-    """The application of one config, for `serve deploy`: its secrets stand in the environment of the cluster's nodes, or in files."""
-    return application(config, at_cluster=True)
-
-
-def application(config: ServeConfig, *, at_cluster: bool) -> Application:
-    """The application of one config; `at_cluster`: others may submit jobs to the Ray that it runs on.
+    """The application of one config. For `serve deploy`, its secrets stand in the environment of the cluster's nodes, or in files.
 
     Raises ConfigError and DetectorError for what can be known before weights are loaded.
     """
@@ -66,7 +60,7 @@ def application(config: ServeConfig, *, at_cluster: bool) -> Application:
     if is_fused(config, spec):
         both = _fused_resources(config)
         options = {**at_ingress, "user_config": {"generation": config.generation}, **_replicas(both, config, load=2 * slots)}
-        return _deployment(serve.ingress()(FusedIngress), **options).bind(config, list(groups_of(spec)), at_cluster)
+        return _deployment(serve.ingress()(FusedIngress), **options).bind(config, list(groups_of(spec)))
     groups = {
         name: _deployment(
             DetectorDeployment,
@@ -79,7 +73,7 @@ def application(config: ServeConfig, *, at_cluster: bool) -> Application:
         for name in groups_of(spec)
     }
     ingress = _deployment(serve.ingress()(Ingress), **at_ingress, **_replicas(config.ingress, config, load=most / 2))
-    return ingress.bind(config, groups, at_cluster)
+    return ingress.bind(config, groups)
 
 
 def is_fused(config: ServeConfig, spec: ScoringSpec) -> bool:
@@ -166,29 +160,27 @@ class DetectorDeployment:
 class Ingress:
     """The HTTP side: everything about requests, nothing about networks."""
 
-    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle], at_cluster: bool) -> None:
+    def __init__(self, config: ServeConfig, groups: Mapping[str, Handle]) -> None:
         _log_beside_serve()
         self._config = config
         self._groups: Mapping[str, engine.GroupHandle] = {name: RemoteGroup(handle) for name, handle in groups.items()}
-        self._cluster = ray.get_runtime_context().gcs_address if at_cluster else None
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from ray_app.serving.http.app import create_app
-        from ray_app.serving.jobs import RayJobs
         from ray_app.serving.ray_metrics import RayMeter
 
         meter = RayMeter()
         scorer = engine.EndpointScorer(self._config, self._groups, engine.started_decoders(self._config), meter)
-        return create_app(self._config, scorer, RayJobs(self._config, self._cluster), meter, echo_request_id=False)
+        return create_app(self._config, scorer, meter, echo_request_id=False)
 
 
 class FusedIngress(Ingress):
     """The HTTP side and all detectors in one process: for small networks, the way between two processes costs more than they do."""
 
-    def __init__(self, config: ServeConfig, groups: Collection[str], at_cluster: bool) -> None:
+    def __init__(self, config: ServeConfig, groups: Collection[str]) -> None:
         from ray_app.serving.ray_metrics import RayMeter
 
-        super().__init__(config, {}, at_cluster)
+        super().__init__(config, {})
         meter = RayMeter()
         local = {name: LocalGroup(name, meter) for name in groups}
         self._groups, self._loaded = local, _Loaded(config, local, set(groups))

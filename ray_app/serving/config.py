@@ -1,7 +1,7 @@
 """The settings of an endpoint: the `args` of a Ray Serve application, and of `touchstone serve`. Defaults run on a laptop."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,6 @@ from ray_app.config import Frozen, find_config, read_mapping
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
-from ray_app.storage import urls
 
 
 class RequestLimits(Frozen):
@@ -54,57 +53,6 @@ class UrlFetching(Frozen):
     connect_timeout_s: float = Field(default=5.0, gt=0, description="until the server is connected")
     total_timeout_s: float = Field(default=10.0, gt=0, description="for one image, redirects included")
     max_redirects: int = Field(default=3, ge=0, le=10, description="each is checked as the first address was")
-
-
-_GONE = {
-    "max_images": "jobs.max_uris bounds a list of uris, jobs.limit the files of a job",
-    "max_waiting_bytes": "no image of a job is in memory any more",
-    "max_jobs": "jobs.at_once",
-    "concurrency": "jobs.at_once; how many processes score is the cluster's and jobs.config's",
-    "keep_hours": "runs stay in jobs.directory until you remove them",
-    "unguarded": "`unguarded` of the score config that jobs.config names",
-    "webhooks": "clients ask GET /v1/jobs/{id}, or Ray's job API",
-    "webhook_secret_variable": "nothing is signed, since webhooks are gone",
-}
-
-
-class JobLimits(Frozen):
-    """Jobs: runs of `touchstone score` that clients may start on the endpoint's cluster."""
-
-    directory: str | None = Field(
-        default=None,
-        description="fsspec folder where each job has a folder for its list and its run; replicas and nodes reach it; null = no jobs: 501",
-    )
-    sources: tuple[str, ...] = Field(
-        default=(), description="prefixes below which jobs may read, for example s3://bucket/inbox; web servers are up to `urls`"
-    )
-    at_once: int = Field(default=2, ge=1, description="jobs that wait or run; beyond: 429")
-    max_uris: int = Field(default=10_000, ge=1, description="uris in one list, and rows in one answer of results")
-    max_body_bytes: int = Field(default=4 * 2**20, gt=0, description="one request to /v1/jobs")
-    limit: int | None = Field(default=None, ge=1, description="files of one job; what a prefix has beyond is not listed")
-    max_hours: float | None = Field(default=None, gt=0, description="a job stops after this many hours")
-    max_cost: float | None = Field(default=None, gt=0, description="a job stops when this much is spent, by the prices in `config`")
-    config: str | None = Field(
-        default=None, description="score config of every job (cluster, prices, retries): a shipped name, or a path that the head node has"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_what_is_gone(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and (gone := sorted(_GONE.keys() & given.keys())):
-            text = f"jobs.{gone[0]}: removed in 0.13, when jobs moved to Ray's job API"
-            raise ConfigError(text, hint=f"remove it; instead: {_GONE[gone[0]]}")
-        return given
-
-    @model_validator(mode="after")
-    def _places(self) -> Self:
-        for one in self.sources:
-            if urls.scheme_of(one) in ("http", "https") or urls.has_magic(one) or not ("://" in one or one.startswith("/")):
-                raise ValueError(f"sources: {urls.strip_secrets(one)}: expected s3://BUCKET/PREFIX or an absolute path, no pattern")
-        roots = tuple(urls.canonical(one).rstrip("/") + "/" for one in self.sources)
-        if self.directory is not None and f"{urls.canonical(self.directory)}/".startswith(roots):
-            raise ValueError("directory: it lies below a place that jobs may read, so clients could read the runs of other clients")
-        return self
 
 
 class Resources(Frozen):
@@ -161,8 +109,16 @@ class ServeConfig(Frozen):
     limits: RequestLimits = RequestLimits()
     access: Access = Access()
     urls: UrlFetching = UrlFetching()
-    jobs: JobLimits = JobLimits()
     page: bool = Field(default=True, description="whether / is the web page")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _jobs_are_gone(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "jobs" in given:
+            raise ConfigError(
+                "jobs: removed in 0.18", hint="remove it; submit runs with Ray's own job API: ray job submit -- touchstone score …"
+            )
+        return given
 
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}

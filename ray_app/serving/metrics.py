@@ -47,7 +47,7 @@ class Meter(ABC):
         """The whole endpoint's numbers in Prometheus' text format, version 0.0.4."""
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """One answered request. `route` is the template (`/v1/jobs/{id}`), never the path: every value is a series for ever."""
+        """One answered request. `route` is the template (`/page/{name}`), never the path: every value is a series for ever."""
         self._add("requests", 1, {"route": route, "status": str(status)})
         self._observe("request_seconds", seconds, {"route": route})
 

@@ -63,10 +63,10 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     with cluster(at_cluster, hidden=(config.access.tokens_variable,), variables=proxied):
         from ray import serve
 
-        from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, application
+        from ray_app.serving.app import NAME, SHUTDOWN_MARGIN_S, build
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        bound = application(config, at_cluster=False)
+        bound = build(config)
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": host, "port": port, "request_timeout_s": config.limits.deadline_s + REQUEST_TIMEOUT_MARGIN_S},

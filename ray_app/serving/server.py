@@ -27,7 +27,6 @@ from ray_app.serving import address, engine, metrics, release
 from ray_app.serving.config import QUIET, ServeConfig
 from ray_app.serving.http.app import create_app
 from ray_app.serving.http.connections import LimitedProtocol, connection_limits
-from ray_app.serving.jobs import RayJobs
 from ray_app.serving.local_group import LocalGroup
 
 SHUTDOWN_MARGIN_S = 10  # requests at work when it ends have `deadline_s` and this
@@ -91,7 +90,7 @@ def application(config: ServeConfig) -> FastAPI:
             starting.result().close()
             raise
     scorer = engine.EndpointScorer(config, groups, starting.result(), meter)
-    return create_app(config, scorer, RayJobs(config, None), meter)
+    return create_app(config, scorer, meter)
 
 
 class _Server(uvicorn.Server):

@@ -57,10 +57,6 @@ class GuardedFetcher:
         limit = self._rules.max_redirects
         raise Refusal("url_refused", "it is redirected too often", limit=limit, observed=limit + 1)
 
-    def check(self, url: str) -> None:
-        """Raises Refusal (`url_refused`) where the text of a URL alone says that it will never be fetched; resolves nothing."""
-        self._checked(url)
-
     def _session(self) -> aiohttp.ClientSession:
         """New for each fetch: nothing of one stranger's fetch (connection, lookup, cookie) is there in the next one's."""
         return aiohttp.ClientSession(

@@ -50,7 +50,6 @@ ELSEWHERE = (
     ("docs/serving.md", "serve deploy", CLUSTER),
     ("docs/serving.md", "kubectl ", KUBERNETES),
     ("docs/serving.md", "docker ", CONTAINERS),
-    ("docs/serving.md", "curl ", "needs an endpoint with jobs; tests/serving/http/test_job_routes.py"),
     ("docs/tables.md", "import polars", "needs Polars, which is no dependency"),
     ("docs/tables.md", "spark.", "needs Spark"),
     ("docs/training.md", "ray job ", CLUSTER),

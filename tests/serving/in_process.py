@@ -7,7 +7,6 @@ import httpx
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer, started_decoders
 from ray_app.serving.http.app import create_app
-from ray_app.serving.jobs import RayJobs
 from ray_app.serving.local_group import LocalGroup
 from ray_app.serving.metrics import ProcessMeter
 from ray_app.serving.release import groups_of, plan_release
@@ -62,7 +61,7 @@ def local_endpoint(config=None):
     """The whole application on a free port; (url, app) while it runs."""
     config = config or ServeConfig(ensembles=("tiny",))
     meter = ProcessMeter()
-    app = create_app(config, local_scorer(config, meter), RayJobs(config, None), meter)
+    app = create_app(config, local_scorer(config, meter), meter)
     with served(app) as url:
         yield url, app
 

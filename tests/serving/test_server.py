@@ -43,13 +43,6 @@ def test_it_scores_as_load_ensemble_does_and_starts_no_ray(endpoint):
     assert len(endpoint.family()) == 2, "itself and its decoder"
 
 
-def test_jobs_need_a_cluster_and_the_answer_says_how(endpoint):
-    with client(endpoint.url) as asking:
-        told = asking.post("/v1/jobs", json={"prefix": "s3://bucket/inbox/"})
-    assert told.status_code == 501
-    assert "serve deploy" in told.json()["message"]
-
-
 def test_a_decoder_that_hangs_costs_one_image(endpoint):
     (decoder,) = endpoint.decoders()
     decoder.suspend()

@@ -24,7 +24,6 @@ from ray_app.serving import engine, metrics
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth, errors, routes, schemas
 from ray_app.serving.http.limits import Admission, BodyLimit, Deadline, RateLimit
-from ray_app.serving.jobs import RayJobs
 
 DESCRIPTION = """Tells which images were made or altered by a generative model.
 
@@ -59,9 +58,7 @@ _TYPES = {
 _HOUSE_STYLE = "house.css"  # the reports' own sheet, so that page and reports cannot come to look different
 
 
-def create_app(
-    config: ServeConfig, scorer: engine.EndpointScorer, jobs: RayJobs, meter: metrics.Meter, *, echo_request_id: bool = True
-) -> FastAPI:
+def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metrics.Meter, *, echo_request_id: bool = True) -> FastAPI:
     """The application. `echo_request_id` as for `guard.install`."""
 
     @asynccontextmanager
@@ -82,7 +79,6 @@ def create_app(
     tokens = install(app, config, echo_request_id=echo_request_id)
     app.add_middleware(Metering, meter=meter)
     app.include_router(routes.scoring_router(scorer, config, meter, token_needed=tokens.configured))
-    app.include_router(routes.job_router(jobs, config))
     app.include_router(routes.operation_router(scorer, meter))
     if config.page:
         app.include_router(page_router())
@@ -110,11 +106,11 @@ def _middlewares(config: ServeConfig, tokens: auth.BearerTokens, echo_request_id
     cross_origin = Middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=("GET", "POST", "DELETE"),
-        allow_headers=("Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"),
-        expose_headers=("X-Request-Id", "Retry-After", "Location"),
+        allow_methods=("GET", "POST"),
+        allow_headers=("Authorization", "Content-Type", "X-Request-Id"),
+        expose_headers=("X-Request-Id", "Retry-After"),
     )
-    bytes_by_path = {"": limits.max_body_bytes, "/v1/jobs": config.jobs.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
+    bytes_by_path = {"": limits.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
     return [
         Middleware(RequestIds, echo=echo_request_id),
         Middleware(SecurityHeaders, page=auth.Paths(PAGE)),

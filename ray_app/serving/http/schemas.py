@@ -1,20 +1,17 @@
-"""What the endpoint answers, and what a job asks, as pydantic models: the OpenAPI document is made from them."""
+"""What the endpoint answers, as pydantic models: the OpenAPI document is made from them."""
 
-from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_app import __version__
 from ray_app.errors import Reason
 from ray_app.images.provenance import Provenance
-from ray_app.storage.ssrf import MAX_URL
 
 # Of the interface under /v1, whatever version of Touchstone answers: what may change under which number says docs/versioning.md.
-API_VERSION = "1.0.0"
+API_VERSION = "1.1.0"
 Verdict = Literal["fake", "real", "abstain"]
 SecondLook = Literal["band", "audit"]
-JobStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
 
 class ApiModel(BaseModel):
@@ -239,48 +236,3 @@ class Ready(ApiModel):
 
     ready: Literal[True]
     ensembles: list[EnsembleName]
-
-
-class JobRequest(BaseModel):
-    """A job: `uris`, or a `prefix`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    uris: list[Annotated[str, Field(min_length=1, max_length=MAX_URL)]] | None = Field(
-        default=None,
-        min_length=1,
-        description="one file each: below a prefix that the operator allows, or https, where URLs are fetched",
-    )
-    prefix: Annotated[str, Field(min_length=1, max_length=MAX_URL)] | None = Field(
-        default=None, description="a folder below a prefix that the operator allows: all that is in it", examples=["s3://bucket/inbox/may/"]
-    )
-    ensemble: str | None = Field(default=None, max_length=200, description="which ensemble decides; the first one served if not given")
-
-
-class JobAddress(ApiModel):
-    """What a job goes by."""
-
-    id: str = Field(description="also its submission id in Ray's own job API", examples=["touchstone-0f5c6d0e8b7a4a0f9d1b2c3e4f506172"])
-    address: str = Field(description="where its state can be read, relative to the endpoint")
-
-
-class JobCounts(ApiModel):
-    """A finished run in figures; `summary.json` in the run has more."""
-
-    files: int
-    scored: int
-    verdicts: dict[str, int] = Field(examples=[{"fake": 12, "real": 800, "abstain": 3}])
-
-
-class Job(ApiModel):
-    """A job's state, as Ray knows it."""
-
-    job: JobAddress
-    run: str = Field(description="the run directory: rows, summary and report", examples=["s3://bucket/jobs/touchstone-0f5c…/run"])
-    status: JobStatus
-    exit_code: int | None = Field(description="of `touchstone score`; 3: all rows are there, but more files without a score than allowed")
-    detail: str | None = Field(description="why it failed")
-    counts: JobCounts | None = Field(description="null until all rows are there")
-    submitted_at: datetime | None
-    ended_at: datetime | None
-    results: str | None = Field(description="JSON lines, one per file, relative to the endpoint; null until all rows are there")

@@ -15,7 +15,7 @@ KEPT = Path(__file__).with_name("api_v1.json")
 
 def outline():
     """The OpenAPI document as lines of what a program relies on: operations, parameters, answers, and fields with their types."""
-    document = create_app(ServeConfig(), None, None, None).openapi()
+    document = create_app(ServeConfig(), None, None).openapi()
     assert document["info"]["version"] == schemas.API_VERSION
     return {"version": schemas.API_VERSION, "lines": sorted({*_operations(document), *_fields(document)})}
 
@@ -70,7 +70,7 @@ def test_what_was_added_has_a_new_number():
 
 
 def test_the_paths_have_the_major_number():
-    paths = [path for path in create_app(ServeConfig(), None, None, None).openapi()["paths"] if path.count("/") > 1]
+    paths = [path for path in create_app(ServeConfig(), None, None).openapi()["paths"] if path.count("/") > 1]
     assert paths
     assert {path.split("/")[1] for path in paths} == {f"v{schemas.API_VERSION.split('.')[0]}"}
 
