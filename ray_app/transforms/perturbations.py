@@ -52,14 +52,13 @@ class Draw(steps.Step):
             raise ValueError(f"the list {given['list']} is not the one that this was made with")
         return {**given, "digest": digest}
 
-    def apply(self, image: Image.Image, rng: steps.Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: steps.Rng) -> Image.Image:
         groups = _groups(self.list)
         count = int(rng.integers(min(self.least, len(groups)), min(self.most, len(groups)), endpoint=True))
         share = np.exp(-((np.arange(LEVELS) / self.spread) ** 2) / 2)
         for number in rng.choice(len(groups), count, replace=False):
             family = groups[number][int(rng.integers(len(groups[number])))]
-            image = family.at(int(rng.choice(LEVELS, p=share / share.sum()))).apply(image, rng)
+            image = family.at(int(rng.choice(LEVELS, p=share / share.sum())))(image, rng)
         return image
 
 
@@ -88,7 +87,7 @@ class Perturbation(Frozen):
         """
         rng = np.random.default_rng(seed)
         for step in self.steps:
-            image = step.apply(image, rng)
+            image = step(image, rng)
         return image
 
     @property

@@ -1,4 +1,4 @@
-"""The steps of perturbations as YAML: `{op: jpeg, quality: 75}` takes RGB of any size and gives RGB.
+"""The steps of perturbations as YAML: `{op: jpeg, quality: 75}` is called with RGB of any size and gives RGB.
 
 What a step cannot do to an image (a codec's longest side) it leaves undone.
 """
@@ -25,8 +25,11 @@ class Step(Frozen):
 
     keeps_place: ClassVar[bool] = True
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
+    def __call__(self, image: Image.Image, rng: Rng) -> Image.Image:
         """The image after the step; the given one is left as it is."""
+        return self._apply(image, rng)
+
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         raise NotImplementedError
 
     def located(self) -> Self:
@@ -46,8 +49,7 @@ class Jpeg(Step):
             raise ValueError(f"{self.quality[0]} to {self.quality[1]} is no range")
         return self
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         quality = self.quality if isinstance(self.quality, int) else int(rng.integers(*self.quality, endpoint=True))
         return ops.jpeg(image, quality)
 
@@ -58,8 +60,7 @@ class Webp(Step):
     op: Literal["webp"]
     quality: Quality
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return ops.webp(image, self.quality)
 
 
@@ -75,8 +76,7 @@ class Avif(Step):
             raise ValueError("this Pillow was built without AVIF")
         return self
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return ops.avif(image, self.quality)
 
 
@@ -104,8 +104,7 @@ class ResizeStep(Step):
             raise ValueError(f"{self.scale[0]} to {self.scale[1]} is no range")
         return self
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return ops.resized(image, self._target(image.size, rng), self.filter)
 
     def _target(self, size: tuple[int, int], rng: Rng) -> tuple[int, int]:
@@ -137,8 +136,7 @@ class Blur(Step):
             raise ValueError(f"a kernel of {self.kernel} has no middle")
         return self
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         if self.kernel is None:
             return ops.scipy_blurred(image, self.sigma or 0.0)
         return ops.blurred(image, ops.opencv_taps(self.kernel) if self.sigma is None else ops.gaussian_taps(self.kernel, self.sigma))
@@ -157,8 +155,7 @@ class Noise(Step):
             raise ValueError("noise takes a sigma or a variance")
         return self
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return ops.noisy(image, self.sigma if self.sigma is not None else math.sqrt(self.variance or 0.0), rng)
 
 
@@ -169,8 +166,7 @@ class Crop(Step):
     op: Literal["crop"]
     share: float = Field(gt=0, le=1)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return ops.centre_crop(image, self.share)
 
 
@@ -183,8 +179,7 @@ class RandomSquare(Step):
     high: Side = 65535
     share: float = Field(gt=0, le=1)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return ops.random_square(image, self.low, self.high, self.share, rng)
 
 
@@ -194,8 +189,7 @@ class Gamma(Step):
     op: Literal["gamma"]
     gamma: float = Field(gt=0, le=8)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return ops.with_gamma(image, self.gamma)
 
 
@@ -206,8 +200,7 @@ class Sharpen(Step):
     percent: int = Field(ge=1, le=500)
     radius: float = Field(default=1.0, gt=0, le=16)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return ops.sharpened(image, self.percent, self.radius)
 
 
@@ -217,8 +210,7 @@ class Alter(Step):
     op: Literal["alter"]
     share: float = Field(gt=0, lt=1)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return edits.altered(image, self.share, rng)
 
 
@@ -229,8 +221,7 @@ class Denoise(Step):
     sigma: float = Field(gt=0, le=255)
     window: int = Field(default=5, ge=3, le=31)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return photography.denoised(image, self.sigma, self.window)
 
 
@@ -240,8 +231,7 @@ class MergeExposures(Step):
     op: Literal["merge-exposures"]
     stops: float = Field(gt=0, le=4)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return photography.merged_exposures(image, self.stops)
 
 
@@ -252,8 +242,7 @@ class ShowOnScreen(Step):
     op: Literal["show"]
     screen: tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]]
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return photography.on_a_screen(image, self.screen, rng)
 
 
@@ -264,8 +253,7 @@ class Tilt(Step):
     op: Literal["tilt"]
     most: float = Field(gt=0, le=0.2)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return photography.tilted(image, self.most, rng)
 
 
@@ -282,8 +270,7 @@ class Levels(Step):
             raise ValueError(f"{self.black} to {self.white} is no range")
         return self
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See the class."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return photography.with_levels(image, self.black, self.white)
 
 
@@ -301,8 +288,7 @@ class _OfStrength(Step):
             raise ValueError(f"{self.op}: {self.strength} is not within {known.low} and {known.high} ({known.what})")
         return self
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See `transforms.degradations`."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return self.table[self.op].apply(image, self.strength, rng)
 
 
@@ -332,8 +318,7 @@ class Halftone(Step):
     cell: float = Field(ge=2, le=16)
     gain: float = Field(default=0.15, ge=0, le=1)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See `transforms.photography`."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         return photography.halftoned(image, self.cell, self.gain)
 
 
@@ -368,8 +353,7 @@ class VaeRoundTrip(_ByNetwork):
     marker = "config.json"
     op: Literal["vae"]
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See `transforms.regeneration`."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         seen: Image.Image = import_module(_NETWORKS).round_trip(image, self._at)
         return seen
 
@@ -382,8 +366,7 @@ class Repaint(_ByNetwork):
     strength: float = Field(gt=0, le=1)
     steps: int = Field(default=50, ge=1, le=1000)
 
-    def apply(self, image: Image.Image, rng: Rng) -> Image.Image:
-        """See `transforms.regeneration`."""
+    def _apply(self, image: Image.Image, rng: Rng) -> Image.Image:
         seed = int(rng.integers(2**31))
         seen: Image.Image = import_module(_NETWORKS).repainted(image, self._at, self.strength, self.steps, seed)
         return seen

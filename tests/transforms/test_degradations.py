@@ -108,7 +108,7 @@ def test_levels_of_a_family_rise():
     for family in ntire().families:
         if family.name == "linear-contrast":
             continue
-        changes = [change(PICTURE, family.at(level).apply(PICTURE, np.random.default_rng(2))) for level in range(5)]
+        changes = [change(PICTURE, family.at(level)(PICTURE, np.random.default_rng(2))) for level in range(5)]
         assert changes == sorted(changes) or family.name == "perspective", (family.name, changes)
         assert changes[0] < changes[-1]
 
