@@ -6,7 +6,7 @@ YAML in configs/identifiers and configs/describers; loads without torch.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -20,17 +20,8 @@ from ray_app.errors import ConfigError
 
 # Of a card, what decides no name and no word: texts, files (their hashes stand for them), and what the plan reckons with.
 _SAYS_NOTHING = {
-    "title",
-    "weights",
-    "tokenizer",
-    "licence",
-    "source",
-    "training_data",
-    "published",
-    "notes",
-    "own_pool",
-    "gmac",
-    "parameters",
+    *("title", "weights", "tokenizer", "licence", "source", "training_data", "published", "notes"),
+    *("own_pool", "gmac", "parameters"),
 }
 
 
@@ -76,6 +67,9 @@ class _Card(Frozen):
         """All that decides the answers, as plain JSON: part of a run's identity. Hashes weights. Raises DetectorError."""
         facts = self.model_dump(mode="json", exclude=_SAYS_NOTHING)
         return facts | {"weights": [digest_of(part, resolve_part(part)) for part in self.parts]}
+
+
+Card = TypeVar("Card", bound=_Card)
 
 
 class IdentifierCard(_Card):
@@ -160,18 +154,12 @@ class DescriberCard(_Card):
 
 def load_identifier(name_or_path: str | Path) -> IdentifierCard:
     """A shipped identifier by name, or any by path. Raises ConfigError."""
-    path = _found("identifiers", name_or_path, "configs/train/identify.yaml --out DIR makes DIR/identifier.yaml")
-    card = load_yaml(path, IdentifierCard)
-    card._folder = path.resolve().parent
-    return card
+    return _loaded(IdentifierCard, "identifiers", name_or_path, "configs/train/identify.yaml --out DIR makes DIR/identifier.yaml")
 
 
 def load_describer(name_or_path: str | Path) -> DescriberCard:
     """A shipped describer by name, or any by path. Raises ConfigError."""
-    path = _found("describers", name_or_path, "configs/train/prompt-prefix.yaml --out DIR makes DIR/describer.yaml")
-    card = load_yaml(path, DescriberCard)
-    card._folder = path.resolve().parent
-    return card
+    return _loaded(DescriberCard, "describers", name_or_path, "configs/train/prompt-prefix.yaml --out DIR makes DIR/describer.yaml")
 
 
 def profile_card(name_or_path: str | Path) -> IdentifierCard | DescriberCard | None:
@@ -186,10 +174,14 @@ def profile_card(name_or_path: str | Path) -> IdentifierCard | DescriberCard | N
     return load_describer(name_or_path) if "tier" in keys else load_identifier(name_or_path) if "classes" in keys else None
 
 
-def _found(kind: str, name_or_path: str | Path, made: str) -> Path:
+def _loaded(card_type: type[Card], kind: str, name_or_path: str | Path, made: str) -> Card:
+    """The card, which knows the folder that it lies in. `made`: what makes one, for the hint."""
     try:
-        return find_config(kind, name_or_path)
+        path = find_config(kind, name_or_path)
     except ConfigError as error:
         shipped = f"; {error.hint}" if named_configs(kind) else ""
         hint = f"touchstone train {made}; a path in an ensemble's card is relative to that card{shipped}"
         raise ConfigError(error.message, hint=hint) from None
+    card = load_yaml(path, card_type)
+    card._folder = path.resolve().parent
+    return card

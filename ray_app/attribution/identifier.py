@@ -4,7 +4,6 @@ Family first, then the generator within it: p(generator) = p(family) p(generator
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -37,9 +36,9 @@ class Identified:
 class Identifier:
     """The head of an identifier's card, ready to name."""
 
-    def __init__(self, card: IdentifierCard, cache_dir: Path | None = None, offline: bool | None = None) -> None:
+    def __init__(self, card: IdentifierCard) -> None:
         self.card = card
-        path = resolve_part(card.parts[0], cache_dir, offline)
+        path = resolve_part(card.parts[0])
         tensors = read_arrays(path)
         wanted = {"weight"} | ({"means", "whitening"} if card.open_set and card.open_set.method == "distance" else set())
         if missing := wanted - set(tensors):

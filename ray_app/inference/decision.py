@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_app.attribution import cards, identifier
-from ray_app.attribution.captioners import Caption
+from ray_app.attribution.captions import Caption
 from ray_app.detectors import fragility
 from ray_app.ensembles import Decisions, decide, decision, drawn_by_audit, second_looks
 from ray_app.errors import ConfigError, Status

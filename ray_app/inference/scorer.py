@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ray_app.attribution.captioners import Caption
+from ray_app.attribution.captions import Caption
 from ray_app.detectors import Preprocessing, compilation, load_detector, shared_backbone
 from ray_app.detectors.detector import BACKBONE, BatchPrediction, Detector
 from ray_app.inference import device_batches
@@ -57,7 +57,7 @@ class Describing:
     """The spec's describer, loaded on the spec's device. It says the same of an image whatever else it is asked about."""
 
     def __init__(self, spec: ScoringSpec, clock: StageClock) -> None:
-        from ray_app.attribution.captioners.registry import load_describing  # torch, for most tiers
+        from ray_app.attribution.captioners import load_describing  # torch, for most tiers
 
         assert spec.describer is not None
         self._spec, self._clock = spec, clock

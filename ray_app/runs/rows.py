@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_app.attribution.captioners import Caption
+from ray_app.attribution.captions import Caption
 from ray_app.attribution.identifier import Identified
 from ray_app.detectors import fragility
 from ray_app.ensembles import Decisions

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_app.attribution.captioners import Caption, Describer
+from ray_app.attribution.captions import Caption, Describer
 from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.attribution.identifier import Identified, Identifier
 from ray_app.inference import ScoringSpec, batch
@@ -66,7 +66,7 @@ class Profilers:
     """The identifiers and describers of one group, by ensemble. Raises ConfigError and DetectorError where one cannot be loaded."""
 
     def __init__(self, ensembles: Mapping[str, ScoringSpec], groups: Mapping[str, Sequence[str]], group: str) -> None:
-        from ray_app.attribution.captioners.registry import load_describing
+        from ray_app.attribution.captioners import load_describing
         from ray_app.inference.decision import require_embeddings
 
         self._identifiers: dict[str, Identifier] = {}

@@ -6,11 +6,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ray_app.attribution.captioners.caption import DialogueNet, build_captioner, build_dialogue
-from ray_app.attribution.captioners.networks import body_state
-from ray_app.attribution.captioners.prefix import build_prefix
-from ray_app.attribution.captioners.tokenizer import HEADER, train_words
+from ray_app.attribution.captioners import DialogueNet, body_state, build_captioner, build_dialogue, build_prefix
 from ray_app.attribution.cards import DescriberCard, load_describer
+from ray_app.attribution.tokenizer import HEADER, train_words
 
 PROMPTS = ["a red circle on the left", "a blue square above a green triangle", "an oil painting of a lighthouse", "ein grünes Häuschen ☃"]
 WORDS = train_words(PROMPTS, 290)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.captioners import load_describing
 from ray_app.attribution.identifier import Identifier
 from ray_app.detectors import load_card
 from ray_app.detectors.linear_head import embedding_facts

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from ray_app.archives import iter_blocks, read_block
-from ray_app.attribution.captioners import Caption
+from ray_app.attribution.captions import Caption
 from ray_app.errors import ClusterError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import DecodeResult, DetectorOutputs, judge

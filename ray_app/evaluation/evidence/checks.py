@@ -320,7 +320,7 @@ def _named(recorded: Mapping[str, Any], spec: ScoringSpec, card: IdentifierCard,
 def _worded(recorded: Mapping[str, Any], spec: ScoringSpec, card: DescriberCard, data: bytes) -> EvidenceCheck:
     if card.detector is None:
         return EvidenceCheck("prompt", "not checked", f"{card.name} reads pixels; score the image again to see its words")
-    from ray_app.attribution.captioners.registry import load_describing
+    from ray_app.attribution.captioners import load_describing
 
     here = load_describing(card).describe(_embedding(spec, card.detector, card.embedding, data))[0].text
     return EvidenceCheck("prompt", "agrees" if here == recorded["text"] else "differs", f"“{here}” here")

@@ -16,11 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ray_app.attribution.captioners.caption import MODELS, build_captioner
-from ray_app.attribution.captioners.networks import body_state, load_body, read_weights
-from ray_app.attribution.captioners.prefix import PrefixNet
-from ray_app.attribution.captioners.tokenizer import IGNORED, CaptionTokenizer, own_words, train_words, words_of_card
+from ray_app.attribution.captioners import MODELS, PrefixNet, body_state, build_captioner, load_body
 from ray_app.attribution.cards import DescriberCard, load_describer
+from ray_app.attribution.tokenizer import IGNORED, CaptionTokenizer, own_words, train_words, words_of_card
 from ray_app.detectors import precision, weights
 from ray_app.detectors.detector import Normalise
 from ray_app.detectors.preprocessing import Preprocessing
@@ -223,7 +221,7 @@ def caption_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int)
             network = build_captioner(name, plan.architecture)
     if plan.start is not None:
         path = weights.resolve_part(plan.start.parts[0])
-        load_body(network, read_weights(plan.start, path), f"{plan.start.name}: {path}")
+        load_body(network, weights.read_state_dict(path, plan.start.weights), f"{plan.start.name}: {path}")
     assert isinstance(network, nn.Module)
     return network.requires_grad_(True).train()
 

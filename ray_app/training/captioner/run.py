@@ -22,9 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import yaml
 
-from ray_app.attribution.captioners import Caption, Describer, retrieval
-from ray_app.attribution.captioners.tokenizer import HEADER
+from ray_app.attribution import captions
+from ray_app.attribution.captions import Caption, Describer
 from ray_app.attribution.cards import DescriberCard, load_describer
+from ray_app.attribution.tokenizer import HEADER
 from ray_app.datasets.splits import Splits
 from ray_app.detectors import DetectorCard, files_by_hash
 from ray_app.errors import DetectorError
@@ -48,7 +49,7 @@ def write_index(folder: Path, recipe: Recipe, sees: Mapping[str, Any], vectors: 
     """FOLDER/describer.yaml of the tier retrieval; `sees`: `detector` and `embedding`."""
     from safetensors.numpy import save_file
 
-    save_file(retrieval.index_tensors(vectors, prompts), folder / WEIGHTS)
+    save_file(captions.index_tensors(vectors, prompts), folder / WEIGHTS)
     return write_card(folder, recipe, {"tier": "retrieval", **sees})
 
 
@@ -192,7 +193,7 @@ def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRow
 
 def captions_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
     """Build the index of the training images and ask it; it is written where the recipe's tier is retrieval."""
-    from ray_app.attribution.captioners.registry import load_describing
+    from ray_app.attribution.captioners import load_describing
 
     found = embeddings.kept_embeddings(job.out, "train")
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
@@ -209,7 +210,7 @@ def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRo
     import ray
     from safetensors.torch import load_file
 
-    from ray_app.attribution.captioners.registry import load_describing
+    from ray_app.attribution.captioners import load_describing
     from ray_app.training.captioner.learner import describer_facts, tokenizer_json
     from ray_app.training.learner import WEIGHTS as LEARNED
 

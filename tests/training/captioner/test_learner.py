@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_app.attribution.captioners.networks import body_state
-from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.captioners import body_state, load_describing
 from ray_app.attribution.cards import load_describer
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.training.captioner.learner import CaptionLearner, caption_network, decoder_inputs, describer_facts, make_plan, tokenizer_json

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.captioners import load_describing
 from ray_app.attribution.cards import load_describer
 from ray_app.errors import DetectorError
 from tests.attribution.made import make_retrieval

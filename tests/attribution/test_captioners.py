@@ -5,9 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ray_app.attribution.captioners.caption import question_tokens
-from ray_app.attribution.captioners.networks import load_body
-from ray_app.attribution.captioners.registry import load_describing
+from ray_app.attribution.captioners import load_body, load_describing, question_tokens
 from ray_app.detectors.detector import Normalise
 from ray_app.errors import DetectorError
 from tests.attribution.tiny_speakers import ARCHITECTURES, SIDE, WIDTH, WORDS, card_of, dialogue_card, network_of

@@ -1,6 +1,4 @@
-"""`CaptionTokenizer`: the tokenizer of a describer, from a file or from the header of its weights, and `train_words`, one trained on
-prompts.
-"""
+"""The tokenizer of a describer: from a file or from the header of its weights (`words_of_card`), or trained on prompts (`train_words`)."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -77,13 +75,18 @@ def own_words(tokenizer: tokenizers.Tokenizer) -> CaptionTokenizer:
     return CaptionTokenizer(tokenizer, end, end, pad)
 
 
-def words_of_card(card: DescriberCard, weights: Path, cache_dir: Path | None = None, offline: bool | None = None) -> CaptionTokenizer:
+def words_of_card(card: DescriberCard, weights: Path) -> CaptionTokenizer:
     """The words of a card: of its tokenizer's file or of the header of `weights`, with the marks that `architecture.tokens` names.
 
     `tokens`: {begin, end, pad} as texts or numbers; where they are missing, the marks of a tokenizer that was trained here.
     Raises DetectorError.
     """
-    tokenizer, where = tokenizer_of_card(card, weights, cache_dir, offline)
+    where = weights if card.tokenizer is None else resolve_part(card.parts[1])
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(_header(where) if card.tokenizer is None else where.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception for a damaged text
+        kind: Literal["json", "safetensors"] = "safetensors" if card.tokenizer is None else "json"
+        raise unreadable(where, f"a tokenizer of {card.name}", error, name=kind) from None
     named = card.architecture.get("tokens")
     if not named:
         return own_words(tokenizer)
@@ -97,19 +100,6 @@ def _mark(tokenizer: tokenizers.Tokenizer, text: str | int | None) -> int:
     """The number of a mark; -1 where there is none. A number may be beyond the tokenizer, as BLIP's begin is."""
     number = tokenizer.token_to_id(text) if isinstance(text, str) else text
     return -1 if number is None else int(number)
-
-
-def tokenizer_of_card(
-    card: DescriberCard, weights: Path, cache_dir: Path | None = None, offline: bool | None = None
-) -> tuple[tokenizers.Tokenizer, Path]:
-    """The tokenizer of a card, and the file that it is from. Raises DetectorError."""
-    where = weights if card.tokenizer is None else resolve_part(card.parts[1], cache_dir, offline)
-    try:
-        text = where.read_text(encoding="utf-8") if card.tokenizer is not None else _header(where)
-        return tokenizers.Tokenizer.from_str(text), where
-    except Exception as error:  # the library raises bare Exception for a damaged text
-        kind: Literal["json", "safetensors"] = "safetensors" if card.tokenizer is None else "json"
-        raise unreadable(where, f"a tokenizer of {card.name}", error, name=kind) from None
 
 
 def _header(weights: Path) -> str:
