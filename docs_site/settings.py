@@ -17,7 +17,6 @@ from docs_site.markdown import code, prose, table
 from ray_app.cli.main import touchstone
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.generate.config import GenerateConfig
-from ray_app.datajobs.repositories.image_rules import RepositoriesConfig
 from ray_app.datajobs.shards.plan import FilterConfig, PackConfig
 from ray_app.datasets.split_index import SplitConfig
 from ray_app.evaluation.calibrate.files import CalibrateConfig
@@ -34,7 +33,6 @@ CONFIGS: dict[str, tuple[type[BaseModel], str]] = {
     "calibrate": (CalibrateConfig, "touchstone detectors calibrate"),
     "split": (SplitConfig, "touchstone data split"),
     "collect": (CollectConfig, "touchstone data collect"),
-    "repositories": (RepositoriesConfig, "touchstone data collect --git"),
     "generate": (GenerateConfig, "touchstone data generate"),
     "pack": (PackConfig, "touchstone data pack"),
     "filter": (FilterConfig, "touchstone runs filter"),

@@ -102,20 +102,13 @@ def _statuses(context: click.Context, option: click.Parameter, text: str | None)
 @click.option("--generator", metavar="NAME", help="Who made the images, where the list does not say.")
 @click.option("--limit", type=click.IntRange(min=1), help="Collect no more than this many, the first ones.")
 @click.option("--retry", metavar="STATUS,…", callback=_statuses, help="Fetch again the urls that ended with these statuses.")
-@click.option("--git", "rules", metavar="FILE", help="Instead of META: a CSV of repositories, commits and rules on paths.")
-@click.option("--mirror", metavar="FOLDER", help="With --git: folder of bare mirrors (owner+name/repo); missing ones are cloned into it.")
-@click.option("--refuse", metavar="FILE", help="With --git: SHA-256 of files that are left out, one to a line.")
-@click.option("--allow-missing", is_flag=True, help="With --git: build without commits that are gone, and record which.")
-@click.option("--git-host", metavar="URL", help="With --git: where OWNER/NAME is cloned from.  [default: https://github.com]")
 @click.option("--config", "config_file", metavar="FILE", help="YAML of a collection.")
 @overrides
 @as_json
 def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Fetch images that a list names by url, restartably.
 
-    META is DFLIP-3K's dalle.json, mj.json or pd.json, or a CSV, JSONL or Parquet of urls. With --git: take the images that lie in public
-    git repositories, at the commits that a list names, and write their index.
-
+    META is DFLIP-3K's dalle.json, mj.json or pd.json, or a CSV, JSONL or Parquet of urls.
     Only what decodes counts. Every url ends with a row: an image, or a status and why. When started again, it fetches only what is missing.
 
     \b
@@ -123,13 +116,7 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
     touchstone data collect urls.csv --out images --form webdataset --per-host 1 --pause 0.5
     touchstone data collect urls.csv --out images --retry source_timeout,source_throttled
     touchstone data collect --meta_file mj.json --save_dir mj
-    touchstone data collect --git sources.csv --mirror mirrors --out photos --refuse refused.sha256
     """
-    repositories = {name: given.pop(name) for name in ("rules", "mirror", "refuse", "allow_missing", "git_host")}
-    if repositories["rules"] is not None:
-        return _collect_repositories(repositories, given, config_file, assignments, as_json)
-    if any(repositories.values()):
-        raise click.UsageError("--mirror, --refuse, --allow-missing and --git-host go with --git FILE")
     from ray_app.datajobs.download import CollectConfig
     from ray_app.datajobs.download.config import collect_lines
     from ray_app.datajobs.download.run import collect as run_collect
@@ -139,20 +126,6 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
         click.echo("no --contact: the owners of the hosts cannot reach you, and may refuse you for that", err=True)
     summary = run_collect(config, retry=retry)
     click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(collect_lines(summary)))
-    return 0
-
-
-def _collect_repositories(
-    repositories: dict[str, Any], urls: dict[str, Any], config_file: str | None, assignments: tuple[str, ...], as_json: bool
-) -> int:
-    from ray_app.datajobs.repositories import RepositoriesConfig
-    from ray_app.datajobs.repositories.run import collect_repositories, repositories_lines
-
-    out = urls.pop("out")
-    if given := [name for name, value in urls.items() if value is not None]:
-        raise click.UsageError(f"{', '.join(given)} cannot be given with --git")
-    summary = collect_repositories(configured("collect", config_file, RepositoriesConfig, {**repositories, "out": out}, assignments))
-    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(repositories_lines(summary)))
     return 0
 
 

@@ -15,14 +15,14 @@ from ray_app.errors import ConfigError
 @click.command()
 @click.option("--out", metavar="DIR", help="Folder for the archive and the run.  [default: a new temporary folder]")
 @click.option("--images", type=click.IntRange(min=10, max=5000), help="Images in the sample archive [80], or of --photos [all].")
-@click.option("--photos", metavar="FOLDER", help="Pictures of yours instead: real/ and fake/ in it, or what collect --git wrote.")
+@click.option("--photos", metavar="FOLDER", help="Pictures of yours instead: real/ and fake/ in it, or an index.parquet with splits.")
 @click.option("--archive-only", is_flag=True, help="Write the sample archive and its labels, and score nothing.")
 def demo(out: str | None, images: int | None, photos: str | None, archive_only: bool) -> int:
     """Score a small sample archive, and compare with the truth.
 
     It needs no network. The real pictures are photographs that installed packages ship (pip install 'touchstone-forensics[demo]' adds
     five), the generated ones are simulated, and the ensemble is `tiny`, which was trained on such. With --photos the pictures are yours
-    and the ensemble is the default; of what `touchstone data collect --git` wrote, it takes the rows of every split but train.
+    and the ensemble is the default; of an index.parquet with the columns uri, label and split, it takes the rows of every split but train.
 
     \b
     touchstone demo

@@ -202,7 +202,7 @@ def fit(
 
 
 def labels_file(place: str) -> str:
-    """A labels file, or that of a folder which holds an index.parquet, as `collect --git` writes one."""
+    """A labels file, or the index.parquet in a folder that holds one."""
     inside = Path(place) / "index.parquet"
     return str(inside) if "://" not in place and inside.is_file() else place
 

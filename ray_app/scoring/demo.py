@@ -1,7 +1,7 @@
 """`touchstone demo`: a small archive of pictures of which the truth is known, scored (`run_demo`), and how many verdicts were right.
 
 Without pictures of the user's: photographs that installed packages ship, and simulated ones. With them (`--photos`): a folder with `real`
-and `fake` in it, or what `touchstone data collect --git` wrote, without the rows of its training split.
+and `fake` in it, or an index.parquet with splits, without the rows of its training split.
 """
 
 import csv
@@ -169,15 +169,17 @@ def _judged(counts: Counter[str], right: str | None) -> str:
 
 
 def _held_out(index: Path) -> list[dict[str, str]]:
-    """Rows of `touchstone data collect --git` that have a split, and another than training."""
+    """Rows of an index.parquet (uri, label, split) that have a split, and another than training."""
     try:
         table = pq.read_table(index)
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(
-            f"{index}: {' '.join(str(error).split())[:200]}", hint="the index.parquet of touchstone data collect --git"
+            f"{index}: {' '.join(str(error).split())[:200]}", hint="index.parquet is a table with the columns uri, label and split"
         ) from None
     if missing := {"uri", "label", "split"} - set(table.schema.names):
-        raise ConfigError(f"{index}: no column {', '.join(sorted(missing))}", hint="the index.parquet of touchstone data collect --git")
+        raise ConfigError(
+            f"{index}: no column {', '.join(sorted(missing))}", hint="index.parquet is a table with the columns uri, label and split"
+        )
     root, found = base.root_of(None, str(index)), []
     for row in table.to_pylist():
         if row["split"] not in (None, "train"):

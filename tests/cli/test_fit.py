@@ -180,7 +180,7 @@ def test_a_fit_that_cannot_be_is_refused_and_leaves_no_head(archive, spoil, more
 
 @pytest.fixture
 def photos(archive, monkeypatch):
-    """A folder with an index.parquet as `collect --git` writes it, and an empty cache and home."""
+    """A folder with a labelled index.parquet, and an empty cache and home."""
     folder, _, rows = archive
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(folder / "cache"))
     monkeypatch.setenv("TOUCHSTONE_CONFIG", str(folder / "home.yaml"))

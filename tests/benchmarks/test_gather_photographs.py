@@ -1,7 +1,9 @@
-"""Images of repositories: those of a list's commit, byte for byte, without what must not or cannot be learnt from."""
+"""The script that gathered the default's pictures: those of the list's commit, byte for byte, without what no training may use."""
 
 import csv
+import json
 import subprocess
+import sys
 from hashlib import sha256
 
 import numpy as np
@@ -9,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app.cli.main import main
-from ray_app.datajobs.repositories.image_rules import read_rules
+from benchmarks.gather_photographs import read_rules
 from ray_app.errors import ConfigError
 from tests.images.factory import encoded
 
@@ -29,7 +30,7 @@ FILES = {
     "photos/small.jpg": picture(3, (255, 300)),
     "photos/text.jpg": b"404: not found",
     "photos/thumbs/a.jpg": picture(4),
-    "made/x.jpg": picture(5),
+    "made/x.jpg": picture(5, (512, 512)),
 }
 
 
@@ -46,7 +47,7 @@ def listed(path, *rows):
     return str(path)
 
 
-def test_images_of_the_lists_commit_are_collected_and_what_is_left_out_is_told(tmp_path):
+def test_images_of_the_lists_commit_are_gathered_and_what_is_left_out_has_its_reason(tmp_path):
     work, out = tmp_path / "work", tmp_path / "out"
     for name, data in FILES.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
@@ -57,19 +58,22 @@ def test_images_of_the_lists_commit_are_collected_and_what_is_left_out_is_told(t
     commit = git(work, "rev-parse", "HEAD")
     (work / "photos/a.jpg").write_bytes(b"another one")
     git(work, "commit", "--quiet", "--all", "--message=another a")
-    (tmp_path / "mirrors/owner+name").mkdir(parents=True)
-    (work / ".git").rename(tmp_path / "mirrors/owner+name/repo")
+    git(tmp_path, "clone", "--quiet", "--bare", str(work), str(tmp_path / "mirrors/owner+name/repo"))
     (tmp_path / "refused.sha256").write_text(sha256(FILES["photos/refused.jpg"]).hexdigest())
     rules = listed(
         tmp_path / "sources.csv",
         {"commit": commit, "path_rule": r"^photos/ NOT thumbs"},
-        {"commit": commit, "path_rule": "^made/", "label": "fake", "source": "made", "generator_or_camera": "Painter 2"},
+        {"commit": commit, "path_rule": "^made/", "label": "grid2x2", "source": "made", "generator_or_camera": "Painter 2"},
     )
-    command = ["collect", "--git", rules, "--mirror", str(tmp_path / "mirrors"), "--out", str(out)]
-    assert main([*command, "--refuse", str(tmp_path / "refused.sha256")]) == 0
+    command = [sys.executable, "-m", "benchmarks.gather_photographs", rules, "--mirror", str(tmp_path / "mirrors"), "--out", str(out)]
+    done = subprocess.run([*command, "--refuse", str(tmp_path / "refused.sha256")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     rows = pq.read_table(out / "index.parquet").to_pylist()
-    assert [(row["path"], row["label"]) for row in rows] == [("photos/a.jpg", "real"), ("made/x.jpg", "fake")]
-    assert all((out / row["uri"]).read_bytes() == FILES[row["path"]] for row in rows)
+    assert [(row["path"], row["label"], row["generator"], row["quarter"]) for row in rows] == [
+        ("photos/a.jpg", "real", "real:photos", None), *(("made/x.jpg", "fake", "Painter 2", quarter) for quarter in range(4)),
+    ]  # fmt: skip
+    assert {path.name for path in out.glob("images/*/*")} == {row["uri"].rpartition("/")[2] for row in rows}
+    assert all(sha256((out / row["uri"]).read_bytes()).hexdigest() == row["sha256"] for row in rows)
     assert {row["path"]: row["reason"] for row in pq.read_table(out / "dropped.parquet").to_pylist()} == {
         "photos/d-again.jpg": "duplicate",
         "photos/e-nearly.jpg": "near_duplicate",
@@ -77,9 +81,18 @@ def test_images_of_the_lists_commit_are_collected_and_what_is_left_out_is_told(t
         "photos/small.jpg": "too_small",
         "photos/text.jpg": "unsupported_format",
     }
+    names = [sha256(FILES["photos/a.jpg"]).hexdigest(), *(f"{sha256(FILES['made/x.jpg']).hexdigest()}:{quarter}" for quarter in range(4))]
+    facts = ["real\tphotos\treal:photos", *["fake\tmade\tPainter 2"] * 4]
+    lines = sorted(f"{name}\t{labels}\towner\tnone stated\n" for name, labels in zip(names, facts, strict=True))
+    assert json.loads(done.stdout)["index_sha256"] == sha256("".join(lines).encode()).hexdigest()
 
 
 def test_what_is_no_rule_is_refused(tmp_path):
     for row in ({"path_rule": "("}, {"path_rule": "a", "repo": "--upload-pack=x/y"}, {"path_rule": "a", "source": "../x"}):
         with pytest.raises(ConfigError, match="line 2"):
             read_rules(listed(tmp_path / "sources.csv", row))
+
+
+@pytest.mark.parametrize("name", ["sources", "sources-permissive"])
+def test_the_shipped_lists_are_read(name):
+    assert len(read_rules(f"configs/photos/{name}.csv")) > 20
