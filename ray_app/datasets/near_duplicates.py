@@ -17,10 +17,14 @@ import pyarrow.compute as pc
 
 from ray_app.datasets.labels import coded, plain_prompt, texts
 
+Kind = Literal["image", "bytes", "group", "prompt", "looks"]
 Hashes = npt.NDArray[np.uint64]
+Codes = npt.NDArray[np.int64]
+Pairs = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+Splits = npt.NDArray[np.int64]
 
 NEAR_BITS = 4  # of 64 that may differ between perceptual hashes of one picture
-_BANDS = 5  # hashes that differ in four bits agree in at least one of five parts
 _AT_ONCE = 1 << 22  # pairs that are compared at once
 _EXAMPLES = 5
 
@@ -35,74 +39,37 @@ def leakage(splits: Mapping[str, pa.Table]) -> dict[str, Any]:
     """
     missing = {name: [texts(table, name).null_count for table in splits.values()] for name in ("sha256", "phash")}
     sizes = [len(table) for table in splits.values()]
+    hashes = np.unique(np.concatenate([_hashes(coded(table, "phash")[1]) for table in splits.values()]))
+    pairs = near_pairs(hashes)
     return {
         "checked": {name: all(count < size for count, size in zip(counts, sizes, strict=True)) for name, counts in missing.items()},
         "unhashed": {name: sum(counts) for name, counts in missing.items()},
-        "pairs": {f"{held} in {other}": _shared(splits[held], splits[other]) for other, held in combinations(splits, 2)},
+        "pairs": {f"{held} in {other}": _shared(splits[held], splits[other], hashes, pairs) for other, held in combinations(splits, 2)},
     }
 
 
-def near(hashes: Hashes, others: Hashes, bits: int = NEAR_BITS) -> npt.NDArray[np.bool_]:
-    """(N,) whether one of the others differs from a hash in at most `bits` ≤ 4 of its 64 bits."""
-    is_near = np.zeros(len(hashes), bool)
-    edges = np.linspace(0, 64, _BANDS + 1).astype(np.uint64)
-    for low, high in pairwise(edges):
-        mask = np.uint64((1 << int(high - low)) - 1)
-        part = (others >> low) & mask
-        order = np.argsort(part)
-        mine = (hashes >> low) & mask
-        first, last = (np.searchsorted(part[order], mine, side=side) for side in ("left", "right"))
-        _compare(is_near, hashes, others[order], first, last, bits)
-    return is_near
-
-
-def _shared(held: pa.Table, other: pa.Table) -> dict[str, Any]:
+def _shared(held: pa.Table, other: pa.Table, hashes: Hashes, pairs: Pairs) -> dict[str, Any]:
     found = {"image_id": pc.is_in(held["image_id"], other["image_id"]).to_numpy()}
     for name in ("sha256", "group"):
         found[name] = pc.is_in(texts(held, name), pc.drop_null(texts(other, name)), skip_nulls=True).to_numpy()
-    found["phash"] = _alike(texts(held, "phash"), texts(other, "phash"))
+    found["phash"] = _alike(held, other, hashes, pairs)
     examples = held["uri"].filter(pa.array(found["sha256"] | found["phash"])).slice(0, _EXAMPLES).to_pylist()
     return {name: int(is_shared.sum()) for name, is_shared in found.items()} | {"examples": examples}
 
 
-def _alike(held: pa.ChunkedArray, other: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    (values, codes), (others, _) = _hashes(held), _hashes(other)
-    return np.append(near(values, others), False)[codes]  # a row without a hash, -1, is like none
+def _alike(held: pa.Table, other: pa.Table, hashes: Hashes, pairs: Pairs) -> npt.NDArray[np.bool_]:
+    """(N,) whether the hash of a held row is one of the other table's, or near one. `pairs`: places in the sorted `hashes` of both."""
+    codes, names = coded(held, "phash")
+    is_there = np.isin(hashes, _hashes(coded(other, "phash")[1]))
+    is_like = is_there.copy()
+    for one, two in (pairs.T, pairs.T[::-1]):
+        is_like[one[is_there[two]]] = True
+    return np.append(is_like[np.searchsorted(hashes, _hashes(names))], False)[codes]  # a row without a hash, -1, is like none
 
 
-def _hashes(texts: pa.ChunkedArray) -> tuple[Hashes, npt.NDArray[np.int32]]:
-    """All different hashes, and (N,) the place of every row's, -1 where there is none."""
-    encoded = texts.dictionary_encode().combine_chunks()
-    values = np.array([int(text, 16) for text in encoded.dictionary.to_pylist()], np.uint64)
-    return values, encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+def _hashes(texts: Sequence[str]) -> Hashes:
+    return np.array([int(text, 16) for text in texts], np.uint64)
 
-
-def _compare(
-    is_near: npt.NDArray[np.bool_],
-    hashes: Hashes,
-    others: Hashes,
-    first: npt.NDArray[np.intp],
-    last: npt.NDArray[np.intp],
-    bits: int,
-) -> None:
-    """Mark each hash that is near to one of others[first … last]."""
-    todo = np.flatnonzero((last > first) & ~is_near)
-    begun = np.concatenate([[0], np.cumsum((last - first)[todo])])
-    while len(todo):
-        count = max(1, int(np.searchsorted(begun, begun[0] + _AT_ONCE, side="right")) - 1)
-        some, lengths = todo[:count], (last - first)[todo[:count]]
-        which = np.repeat(np.arange(count), lengths)
-        against = np.arange(len(which)) - (begun[:count] - begun[0])[which] + first[some][which]
-        distance = np.bitwise_count(hashes[some][which] ^ others[against])
-        is_near[some[np.unique(which[distance <= bits])]] = True
-        todo, begun = todo[count:], begun[count:]
-
-
-Kind = Literal["image", "bytes", "group", "prompt", "looks"]
-Codes = npt.NDArray[np.int64]
-Pairs = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
-Splits = npt.NDArray[np.int64]
 
 WORDS: Mapping[Kind, str] = {
     "image": "the same image twice",
@@ -239,7 +206,7 @@ def _of_prompts(rows: pa.Table, share: float) -> Bond:
 
 def _of_looks(rows: pa.Table) -> Bond:
     codes, texts = coded(rows, "phash")
-    hashes = np.array([int(text, 16) for text in texts], np.uint64)
+    hashes = _hashes(texts)
     ones = np.bitwise_count(hashes)
     detailed = np.flatnonzero((ones >= _FLAT) & (ones <= 64 - _FLAT))
     values = np.full(len(hashes) + 1, -1, np.int64)

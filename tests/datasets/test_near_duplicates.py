@@ -9,7 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ray_app.datasets import near_duplicates
-from ray_app.datasets.near_duplicates import NEAR_BITS, Bond, bonds_of, connected_groups, near, near_pairs, prompts_alike
+from ray_app.datasets.near_duplicates import NEAR_BITS, Bond, bonds_of, connected_groups, leakage, near_pairs, prompts_alike
 from tests.datasets.tables import labelled
 
 
@@ -55,16 +55,14 @@ def test_every_pair_that_is_near_is_found_once(seed, at_once, monkeypatch):
     assert near_pairs(hashes[:1]).shape == near_pairs(hashes[:0]).shape == (0, 2)
 
 
-@pytest.mark.parametrize("at_once", [near_duplicates._AT_ONCE, 7])
-def test_hashes_near_others_are_those_that_comparing_all_with_all_finds(at_once, monkeypatch):
-    monkeypatch.setattr(near_duplicates, "_AT_ONCE", at_once)
-    alike = np.arange(40, dtype=np.uint64) % 4  # equal in most of their parts
+def test_rows_alike_are_those_that_comparing_all_hashes_with_all_finds():
     mixed = np.random.default_rng(1).permutation(hashes_with_neighbours(9))
-    hashes, others = np.concatenate([mixed[::2], alike ^ np.uint64(7 << 40)]), np.concatenate([mixed[1::2], alike])
+    hashes, others = mixed[::2], mixed[1::2]
     expected = (np.bitwise_count(hashes[:, None] ^ others[None, :]) <= NEAR_BITS).any(axis=1)
     assert 50 < expected.sum() < len(hashes) - 20
-    assert near(hashes, others).tolist() == expected.tolist()
-    assert near(hashes[:2], others[:0]).tolist() == [False, False]
+    held, other = (labelled([real(), *(real(phash=f"{one:016x}") for one in some)]) for some in (hashes, others))
+    assert leakage({"train": other, "test": held})["pairs"]["test in train"]["phash"] == expected.sum()
+    assert leakage({"train": held.slice(0, 1), "test": other.slice(0, 1)})["pairs"]["test in train"]["phash"] == 0
 
 
 def test_of_too_many_pairs_those_stay_that_connect_the_same_hashes(monkeypatch):
