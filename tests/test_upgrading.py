@@ -35,7 +35,6 @@ touchstone pack demo-run/archive --out shards
 touchstone detectors list
 touchstone detectors show corvi2023
 touchstone detectors verify touchstone-tiny
-touchstone explain photo.jpg --detector touchstone-tiny --out why --grid 6
 touchstone index labels.csv --out index --hash sha256
 touchstone evaluate run --labels demo-run/archive-labels.csv --out figures-of-run
 touchstone compare run mixed

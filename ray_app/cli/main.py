@@ -29,7 +29,7 @@ _GROUPS = {
     "runs": (
         "Work with a finished run: reports, pictures, decisions, audits.",
         (score.report, inspect.gallery, inspect.masks, data.filter_command, score.decide, score.rescore, trust.audit, trust.evidence,
-         inspect.explain, evaluate.leaderboard),
+         evaluate.leaderboard),
     ),
     "data": (
         "Prepare images for training, evaluation and archiving.",
@@ -48,7 +48,7 @@ _GROUPS = {
 PERMANENT = dict.fromkeys(("index", "collect", "generate", "pack"), "data") | {
     "decide": "runs", "filter": "runs", "calibrate": "detectors",
 }  # fmt: skip
-UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "runs") | {
+UNTIL_1_0 = dict.fromkeys(("report", "gallery", "masks", "rescore", "audit", "evidence", "leaderboard"), "runs") | {
     "split": "data",
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ def test_every_command_explains_itself(path, command, capsys):
     assert all(option.help for option in command.params if isinstance(option, click.Option) and option.name != "help")
 
 
-OLD_NAMES = {"runs": ("report", "gallery", "masks", "rescore", "audit", "evidence", "explain", "leaderboard"), "data": ("split",)}
+OLD_NAMES = {"runs": ("report", "gallery", "masks", "rescore", "audit", "evidence", "leaderboard"), "data": ("split",)}
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in OLD_NAMES.items() for name in names])

@@ -78,11 +78,6 @@ def main(folder: Path) -> None:
             if (folder / tutorial / page).exists():
                 shoot(browser, folder / tutorial / page, name, heading, height)
         pictures = folder / "check-pictures"
-        explained = Image.open(pictures / "explained" / "touchstone-tiny.png").convert("RGB")
-        explained.thumbnail((760, 760))
-        file = io.BytesIO()
-        explained.save(file, "PNG")
-        keep(file.getvalue(), "explained")
         with endpoint(pictures) as url:
             tab = browser.new_page(viewport={"width": WIDTH, "height": 820})
             tab.goto(url)

@@ -13,7 +13,7 @@ INTERRUPTED = 130
 # What is there in the end.
 WRITTEN = {
     "archive-overnight": ("run/report.html", "verdicts.csv", "flagged.parquet", "clean/kept.csv"),
-    "check-pictures": ("verdicts.html", "explained/touchstone-tiny.png", "evidence/evidence.html"),
+    "check-pictures": ("verdicts.html", "evidence/evidence.html"),
     "your-own-detector": ("my-head/card.yaml", "my-network/card.yaml", "figures/report.html", "leaderboard.html"),
 }
 
