@@ -1,10 +1,10 @@
-"""What a GPU makes of every detector, of a run, of decoding and of learning, in one process and in eight minutes.
+"""What a GPU makes of every detector, of a run and of learning, in one process and in eight minutes.
 
-    python -m benchmarks.gpu --json FILE [--device cuda] [--parts detectors run decode train compile]
+    python -m benchmarks.gpu --json FILE [--device cuda] [--parts detectors run train compile]
 
 `detectors`: each card's scores against the authors' (../shared/golden, where it is) or a CPU's, in fp32 and bf16; images per second by
-batch, the smallest batch that pays, memory. `run`: a split run over photographs, and its rate ÷ that of its detector alone. `decode`: JPEGs
-on a core and by nvJPEG. `train`: a step of every recipe whose network learns. `compile`: what torch.compile gives, and whether scores stay.
+batch, the smallest batch that pays, memory. `run`: a split run over photographs, and its rate ÷ that of its detector alone.
+`train`: a step of every recipe whose network learns. `compile`: what torch.compile gives, and whether scores stay.
 
 What is over the budget is left out, and named. Networks have seeded weights where theirs are not here. Where there is no GPU it says so
 and ends with 0.
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ from ray_app.detectors.detector import Detector, build_network, fake_index, load
 from ray_app.detectors.golden import FormulaScore, formula_image
 from ray_app.detectors.precision import TOLERANCE, ResolvedPrecision, beyond_tolerance, resolve_precision
 from ray_app.errors import DetectorError, describe_error
-from ray_app.images import ImageLimits, decode_image
 from ray_app.inference.device_batches import DeviceMeter, batch_sizes, measured_batches, paying_batch
 from ray_app.training.config import Initial, TrainConfig
 from ray_app.training.learner import Learner
@@ -50,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = next((place for place in (ROOT, ROOT.parent) if (place / "shared").is_dir()), ROOT) / "shared" / "golden"
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow", "ray")
 BUDGET_S = 480.0
-SHARES = {"detectors": 0.5, "run": 0.65, "decode": 0.72, "train": 0.9, "compile": 1.0}  # of the budget, by whose end each part stops
+SHARES = {"detectors": 0.5, "run": 0.7, "train": 0.9, "compile": 1.0}  # of the budget, by whose end each part stops
 SLOTS, MOST_BATCH, NATIVE = 64, 1024, (512, 512)  # images at once; height and width where a detector keeps sizes
 LARGEST = 2_000_000_000  # parameters: to draw more would take minutes
 RUN_DETECTOR, RUN_IMAGES = "community-forensics-vits384", 6000
@@ -185,32 +184,6 @@ def run_figures(folder: Path, device: str, images: int, detector: str = RUN_DETE
     return {"images": len(record.scores), "rate": rate, "device_only": best, "share": rate / best, "stages": record.detail}
 
 
-def decode_part(options: argparse.Namespace, folder: Path) -> Iterator[Piece]:
-    """JPEGs of 1024 × 768, decoded on one core and by torchvision on the device."""
-    written = cache(lambda: [path.read_bytes() for path in write_photographs(folder / "jpegs", options.jpegs)])
-    yield "core", lambda: decode_figures(written(), None)
-    yield "device", lambda: decode_figures(written(), options.device)
-
-
-def decode_figures(files: Sequence[bytes], device: str | None) -> dict[str, Any]:
-    """JPEGs per second on one core (None), or all at once on a device, and there how many levels its pixels lie from a core's."""
-    limits, meter = ImageLimits(), DeviceMeter(device or "cpu")
-    if device is None:
-        return {"rate": len(files) / meter.seconds(lambda: [decode_image(data, limits) for data in files])}
-    from torchvision.io import decode_jpeg
-
-    given = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files]
-    made = decode_jpeg(given, "RGB", device=device)
-    rate = len(files) / meter.seconds(lambda: decode_jpeg(given, "RGB", device=device))
-    pairs = zip(made[:16], files[:16], strict=True)
-    apart = [np.abs(one.permute(1, 2, 0).cpu().numpy().astype(int) - np.asarray(decode_image(data, limits).pixels)) for one, data in pairs]
-    return {
-        "rate": rate,
-        "levels_at_most": int(max(one.max() for one in apart)),
-        "levels_on_average": float(np.mean([one.mean() for one in apart])),
-    }
-
-
 def train_part(options: argparse.Namespace, folder: Path) -> Iterator[Piece]:
     """Every recipe."""
     for name in options.recipes or named_configs("train"):
@@ -268,7 +241,7 @@ def compile_figures(card: DetectorCard, device: str, count: int, compiler: Compi
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[Piece]]] = {
-    "detectors": detectors_part, "run": run_part, "decode": decode_part, "train": train_part, "compile": compile_part,
+    "detectors": detectors_part, "run": run_part, "train": train_part, "compile": compile_part,
 }  # fmt: skip
 
 
@@ -356,7 +329,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compiled", nargs="+", default=list(COMPILED), help="the detectors that are compiled")
     parser.add_argument("--most", type=int, default=MOST_BATCH, help="the largest batch that is tried  [1024]")
     parser.add_argument("--images", type=int, default=RUN_IMAGES, help="photographs of the run  [6000]")
-    parser.add_argument("--jpegs", type=int, default=256, help="that are decoded  [256]")
     parser.add_argument("--micro-batch", type=int, default=16, help="images of a step  [16]")
     return parser.parse_args(arguments)
 

@@ -47,7 +47,6 @@ from ray_app.transforms.perturbations import Perturbation
 
 if TYPE_CHECKING:
     from ray_app.archives import ManifestMember
-    from ray_app.inference.nvjpeg import NvJpeg
     from ray_app.inference.reuse import ScoreCache
 
 TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is suspect, and every image goes to the child
@@ -164,8 +163,7 @@ class BatchDecoder:
     """Decodes and prepares what a spec asks for; `careful` says how to decode, and may be shared.
 
     With `hand_over`, images that keep their size are not prepared: their encoded bytes go along instead, to be decoded where they
-    are scored. With `keeps_files`, all files go along, since some members may be looked at again. `beside`: who decodes, of files that
-    decoded elsewhere before, those that it can.
+    are scored. With `keeps_files`, all files go along, since some members may be looked at again.
     """
 
     def __init__(
@@ -180,11 +178,10 @@ class BatchDecoder:
         recall: "ScoreCache | None" = None,
         budget: NodeBudget | None = None,
         careful: CarefulDecoder | None = None,
-        beside: "NvJpeg | None" = None,
     ) -> None:
         self._spec, self._clock, self._recall = spec, clock, recall
         self.careful = careful or CarefulDecoder(spec.limits, crumbs, wall_limit_s, budget)
-        self._keeps_files, self._beside = keeps_files, beside
+        self._keeps_files = keeps_files
         self._hand_over = hand_over and spec.keeps_sizes
         self.counts = {"decoded": 0, "reused": 0}  # images, since the start; `reused`: known already
         self._origins = None if spec.provenance is None else ProvenanceReader(spec.provenance)
@@ -328,12 +325,6 @@ class BatchDecoder:
         return self.careful.opened(image_id, data, self._clock, self._bytes_per_pixel)
 
     def _opened_again(self, data: File) -> AbstractContextManager[DecodedImage]:
-        if self._beside is not None and isinstance(data, bytes):
-            with self._clock("decode"):
-                image = self._beside(data)
-            if image is not None:
-                self.counts["decoded"] += 1
-                return nullcontext(image)
         return self._opened(0, data)
 
     def _provenance(self, image_id: int, data: File | InputError, facts: ImageFileFacts) -> str | None:

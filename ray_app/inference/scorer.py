@@ -221,10 +221,6 @@ class EnsembleScorer:
         """The detectors that are asked."""
         return tuple(self._detectors)
 
-    def keeping_sizes(self) -> list[Detector]:
-        """The detectors that look at images in their own size."""
-        return [detector for detector in self._detectors.values() if detector.card.preprocessing.shape is None]
-
     @property
     def counts(self) -> dict[str, int]:
         """Per shared backbone, how often detectors asked for features and how often it ran for them, and what `DetectorTimes` counts, since

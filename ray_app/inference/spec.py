@@ -24,7 +24,6 @@ from ray_app.transforms.perturbations import Perturbation
 
 RequestedPrecision = Literal["auto", "bf16", "fp32"]
 RequestedResize = Literal["auto", "exact", "fast"]
-JpegDecoder = Literal["libjpeg", "nvjpeg"]
 Precisions = Mapping[str, Literal["bf16", "fp32"]]
 
 
@@ -94,7 +93,6 @@ class ScoringSpec:
     image is also scored as these perturbations show it; `absent`: by the name of a view that was asked for and is not there its kind and
     why. `features`: what decides the embeddings of the detectors that keep them.
     `stability`: verdicts near a threshold must outlive recompression. `identifier` and `describer` are of the ensemble's profile.
-    `jpeg_decoder`: of images that are decoded beside the detectors, because these keep their size.
     """
 
     ensemble: EnsembleCard
@@ -112,7 +110,6 @@ class ScoringSpec:
     stability: Stability | None = None
     identifier: IdentifierCard | None = None
     describer: DescriberCard | None = None
-    jpeg_decoder: JpegDecoder = "libjpeg"
 
     @property
     def passes(self) -> int:
@@ -277,23 +274,6 @@ def make_spec(
             hint=f"leave --stability out, or take an ensemble without {', '.join(name for name, card in named.items() if card.own_pool)}",
         )
     return spec
-
-
-def with_jpeg_decoder(spec: ScoringSpec, jpeg_decoder: JpegDecoder, *, waived: bool = False) -> ScoringSpec:
-    """The spec with that decoder. Raises ConfigError where nothing would be decoded by it, and where a calibration knows another one."""
-    if jpeg_decoder == spec.jpeg_decoder:
-        return spec
-    if not spec.early.keeps_sizes:
-        raise ConfigError(
-            f"jpeg_decoder {jpeg_decoder}: {spec.ensemble.name} resizes every image on a core, and nothing is decoded on a GPU",
-            hint="leave jpeg_decoder out; it is for detectors that look at images in their own size",
-        )
-    if spec.ensemble.settings is not None and not waived:
-        raise ConfigError(
-            f"{spec.ensemble.name}: its calibration does not hold with jpeg_decoder {jpeg_decoder}",
-            hint="leave jpeg_decoder out, or give up what the card guarantees: --set waive_guarantee=true",
-        )
-    return replace(spec, jpeg_decoder=jpeg_decoder)
 
 
 def profile_cards(ensemble: EnsembleCard, cards: Mapping[str, DetectorCard]) -> tuple[IdentifierCard | None, DescriberCard | None]:

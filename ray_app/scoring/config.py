@@ -1,13 +1,14 @@
 """The settings of a scoring run. Defaults run on a laptop."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_app.archives import ContainerLimits, TableColumns
 from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen, written
-from ray_app.errors import Status
+from ray_app.errors import ConfigError, Status
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.provenance import ProvenanceConfig
 from ray_app.storage import UNGUARDED, RetryPolicy
@@ -55,9 +56,6 @@ class ScoreConfig(Frozen):
         default=False,
         description="keep verdicts that a calibrated ensemble's guarantee does not cover: other settings, a different kind of archive",
     )
-    jpeg_decoder: Literal["libjpeg", "nvjpeg"] = Field(
-        default="libjpeg", description="nvjpeg: on a GPU, for detectors that keep sizes, where their scores bear it (docs/gpu.md)"
-    )
     compiled: bool = Field(
         default=False, description="on GPUs: torch.compile, where scores stay; a minute per network, for runs of many 100,000 images"
     )
@@ -93,6 +91,16 @@ class ScoreConfig(Frozen):
     retry: RetryPolicy = RetryPolicy()
     unguarded: bool = Field(default=False, description=UNGUARDED)
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _jpeg_decoder_is_gone(cls, given: Any) -> Any:
+        """A config that a run of before 0.18 kept says `libjpeg`, which is what there is."""
+        if not isinstance(given, Mapping) or "jpeg_decoder" not in given:
+            return given
+        if given["jpeg_decoder"] != "libjpeg":
+            raise ConfigError("jpeg_decoder: removed in 0.18", hint="remove it: every JPEG is decoded by libjpeg, on a core")
+        return {key: value for key, value in given.items() if key != "jpeg_decoder"}
 
     @field_validator("limits", mode="before")
     @classmethod

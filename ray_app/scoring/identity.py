@@ -22,7 +22,7 @@ from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts, ense
 from ray_app.ensembles.card import Thresholds
 from ray_app.errors import ConfigError, IdentityError, Reason, TouchstoneError
 from ray_app.inference import ScoringSpec, decision, make_spec
-from ray_app.inference.spec import Precision, with_jpeg_decoder
+from ray_app.inference.spec import Precision
 from ray_app.inference.stability import Stability, uncertain
 from ray_app.runs import RunDirectory, directory, document, reader, rows, schema, settled_state
 from ray_app.scoring.config import ScoreConfig
@@ -41,7 +41,7 @@ UNNOTED: Mapping[str, Mapping[str, Any]] = {
 _AUTOMATIC = {"precision": "auto", "resize": "auto", "batch_slots": None}
 _OF_ENSEMBLES = ("detectors.", "decision.", "precision.", "profile.")
 # In a config as in an identity.
-_SAME = ("include", "exclude", "limit", "limits", "columns", "container_limits", "resize", "batch_slots", "jpeg_decoder")
+_SAME = ("include", "exclude", "limit", "limits", "columns", "container_limits", "resize", "batch_slots")
 LoadCard = Callable[[str], DetectorCard]
 DEFAULT = "default"  # the ensemble of a command that names none
 # What `default` was before: the detectors of its members, and the last version of Touchstone that shipped it.
@@ -115,7 +115,6 @@ class Resolved:
             stability=Stability(config.stability, config.stability_margin) if config.stability else None,
             waive_guarantee=config.waive_guarantee,
         )
-        spec = with_jpeg_decoder(spec, config.jpeg_decoder, waived=config.waive_guarantee)
         precision = {name: self.precision.get(name, one) for name, one in spec.precision.items()}
         spec = spec if precision == spec.precision else replace(spec, precision=precision)
         decision.require_embeddings(spec)
@@ -319,7 +318,6 @@ def scoring_identity(spec: ScoringSpec, *, digest: Digest = weights_digest) -> d
         "precision": dict(spec.precision),
         "resize": spec.resize,
         "batch_slots": spec.slots,
-        **({"jpeg_decoder": spec.jpeg_decoder} if spec.jpeg_decoder != "libjpeg" else {}),
         **({"profile": profile_identity(spec)} if spec.ensemble.profile else {}),
         **decision_identity(spec),
     }

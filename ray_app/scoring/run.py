@@ -441,10 +441,6 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
         memory_bytes=memory_bytes,
         store_bytes=store_bytes,
     )
-    if spec.jpeg_decoder != "libjpeg" and not (layout.scorer_gpus and spec.device == "cuda"):
-        raise ConfigError(
-            f"jpeg_decoder {spec.jpeg_decoder} decodes on a GPU, and the run has none", hint="leave jpeg_decoder out, or plan GPUs"
-        )
     return replace(layout, labels=config.cluster.labels)
 
 

@@ -175,7 +175,6 @@ class TensorScorer(BlockStage):
 
     def _load(self) -> None:
         """The pool's detectors; in the last pool also the describer, unless it has processes of its own."""
-        from ray_app.inference.nvjpeg import NvJpeg, on_gpu, require_parity
         from ray_app.inference.scorer import Describing
 
         # Pixels are read where Ray has them, and no detector writes to what it is given.
@@ -184,11 +183,8 @@ class TensorScorer(BlockStage):
         here = spec.describer is not None and not spec.describes_apart and self._pool == spec.pools[-1]
         self._describing = Describing(spec, self._clock) if here else None
         budget = node_budget.NodeBudget(BUDGET, self._job.decode_bytes)
-        beside = None if spec.jpeg_decoder == "libjpeg" else NvJpeg(on_gpu(spec.device))
-        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget, beside=beside)
+        self._decoding = BatchDecoder(spec.early, self._clock, keeps_files=spec.looks_again, budget=budget)
         self._scoring = self._looking(self._decoding, holds_block=True)
-        if beside is not None:
-            require_parity(self._scorer.keeping_sizes(), beside)
         self._counting = (self._scoring, self._decoding, *((self._describing,) if self._describing else ()))
 
     def work(self, block: OpenBlock) -> OpenBlock:
