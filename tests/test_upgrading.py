@@ -39,7 +39,6 @@ touchstone index labels.csv --out index --hash sha256
 touchstone evaluate run --labels demo-run/archive-labels.csv --out figures-of-run
 touchstone compare run mixed
 touchstone leaderboard figures-of-run --out leaderboard.html
-touchstone labels run --labels demo-run/archive-labels.csv --out label-audit
 touchstone gallery run --out gallery
 touchstone audit run --draw 50 --out audit
 touchstone evidence run photo.jpg --out evidence
