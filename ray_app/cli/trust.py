@@ -12,7 +12,7 @@ from ray_app.cli.options import as_json, configured, licence_option, local_folde
 from ray_app.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from ray_app.evaluation.evidence.checks import EvidenceCheck
+    from ray_app.evaluation.evidence.signature import EvidenceCheck
 
 
 _AIMS = ["auc", "tpr_at_fpr_1", "tpr_at_fpr_5"]
@@ -229,9 +229,8 @@ def _check_usage(
 
 
 def _make(run: str, image: str, out: str, key: Path | None, picture: bool, as_json: bool) -> int:
-    from ray_app.evaluation.evidence.checks import record_text
-    from ray_app.evaluation.evidence.record import make_evidence
-    from ray_app.evaluation.evidence.verify import signed
+    from ray_app.evaluation.evidence.record import make_evidence, record_text
+    from ray_app.evaluation.evidence.signature import signed
     from ray_app.reports.evidence import evidence_lines, render_evidence
 
     folder = local_folder(out)
@@ -258,8 +257,7 @@ def _picture(run: str, image: dict[str, Any]) -> bytes | str:
 
 
 def _verify(record: Path, file: Path | None, signer: Path | None, device: str, accepted: tuple[str, ...], as_json: bool) -> int:
-    from ray_app.evaluation.evidence.record import read_evidence
-    from ray_app.evaluation.evidence.verify import not_verified, verify_evidence
+    from ray_app.evaluation.evidence.verify import not_verified, read_evidence, verify_evidence
     from ray_app.reports.evidence import check_line
 
     checks: list[EvidenceCheck] = []

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ray_app.cli.main import main
-from ray_app.evaluation.evidence.checks import digest, record_text
+from ray_app.evaluation.evidence.record import digest, record_text
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 

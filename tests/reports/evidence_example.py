@@ -2,8 +2,7 @@
 
 from ray_app.detectors.card import Platt
 from ray_app.ensembles import EnsembleCard, Guarantee, Population, load_ensemble_card
-from ray_app.evaluation.evidence.checks import decide_again, digest, spec_of
-from ray_app.evaluation.evidence.record import Grounds, sections
+from ray_app.evaluation.evidence.record import Grounds, decide_again, digest, sections, spec_of
 from ray_app.images import ImageLimits
 from ray_app.inference.spec import make_spec
 

@@ -7,8 +7,8 @@ import pytest
 
 from ray_app.ensembles import load_ensemble_card
 from ray_app.errors import ConfigError
-from ray_app.evaluation.evidence.checks import digest
-from ray_app.evaluation.evidence.record import find_row, make_evidence, read_evidence
+from ray_app.evaluation.evidence.record import digest, find_row, make_evidence
+from ray_app.evaluation.evidence.verify import read_evidence
 from ray_app.runs import RunDirectory, current_rows
 from tests.evaluation.evidence.real_run import score_here
 from tests.images.factory import jpeg
@@ -34,8 +34,8 @@ def test_an_image_is_found_by_id_uri_path_and_bytes(plain_run, photos, tmp_path,
     shutil.copy(photos / "photo-2.jpg", copied)
     monkeypatch.chdir(photos)
     for word, by in {str(row["image_id"]): "image_id", row["uri"]: "uri", "photo-2.jpg": "path", str(copied): "sha256"}.items():
-        found = find_row(run, word)
-        assert (found.row["image_id"], found.by) == (row["image_id"], by)
+        found, found_by = find_row(run, word)
+        assert (found["image_id"], found_by) == (row["image_id"], by)
 
 
 def test_what_is_not_there_or_there_twice_is_refused(plain_run, tmp_path):
@@ -46,7 +46,7 @@ def test_what_is_not_there_or_there_twice_is_refused(plain_run, tmp_path):
     with pytest.raises(ConfigError, match=r"2 rows of the run") as refused:
         find_row(doubled(tmp_path), str(tmp_path / "two.zip"))
     assert refused.value.hint.count("two.zip › a.jpg") == 1
-    assert find_row(doubled(tmp_path), f"{tmp_path}/two.zip › a.jpg").row["member"] == "a.jpg"
+    assert find_row(doubled(tmp_path), f"{tmp_path}/two.zip › a.jpg")[0]["member"] == "a.jpg"
     with pytest.raises(ConfigError, match="there is no folder"):
         make_evidence(str(tmp_path / "none"), "1")
 

@@ -10,9 +10,9 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.errors import ConfigError
-from ray_app.evaluation.evidence.checks import canonical, digest, record_text
-from ray_app.evaluation.evidence.record import make_evidence, read_evidence
-from ray_app.evaluation.evidence.verify import check_signature, signed
+from ray_app.evaluation.evidence.record import canonical, digest, make_evidence, record_text
+from ray_app.evaluation.evidence.signature import check_signature, signed
+from ray_app.evaluation.evidence.verify import read_evidence
 from tests.reports.page_reader import read as read_page
 
 if shutil.which("openssl") is None:

@@ -1,19 +1,19 @@
 """A record is one file with one reading: nothing in it that no check looks at, and what was not looked at is said."""
 
 import copy
+import json
 from itertools import cycle
 
 import pytest
 
 from ray_app.errors import ConfigError
-from ray_app.evaluation.evidence.checks import DECIDED, digest, parse_record, record_text
-from ray_app.evaluation.evidence.record import make_evidence, read_evidence
-from ray_app.evaluation.evidence.verify import ROW, not_verified, verify_evidence
+from ray_app.evaluation.evidence.record import DECIDED, digest, make_evidence, record_text
+from ray_app.evaluation.evidence.verify import ROW, not_verified, read_evidence, verify_evidence
 
 
 @pytest.fixture(scope="module")
 def told(promised_run, photos):
-    return parse_record(record_text(make_evidence(promised_run, str(photos / "photo-3.jpg"))).encode())
+    return json.loads(record_text(make_evidence(promised_run, str(photos / "photo-3.jpg"))))
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,13 @@ def text(told):
     ("change", "said"),
     [
         # The verdict twice under the unchanged digest: the false one first, where people and many programs look.
-        (lambda text: text.replace('"verdict": "real"', '"verdict": "fake",\n      "verdict": "real"'), "the key 'verdict' stands twice"),
+        (
+            lambda text: text.replace('"verdict": "real"', '"verdict": "fake",\n      "verdict": "real"'),
+            "not as `touchstone runs evidence` writes it",
+        ),
         (lambda text: "\ufeff" + text, "BOM"),
         (lambda text: text + text, "Extra data"),
-        (lambda text: text.replace('"occurrence": 0', '"occurrence": NaN'), "NaN is no finite number"),
+        (lambda text: text.replace('"occurrence": 0', '"occurrence": NaN'), "not JSON compliant"),
         (lambda text: text.replace('"uri"', '"\\u0075ri"'), "not as `touchstone runs evidence` writes it"),
         (lambda text: "[" * 100_000, "recursion"),
     ],

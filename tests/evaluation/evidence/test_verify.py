@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.evaluation.evidence.checks import digest
-from ray_app.evaluation.evidence.record import make_evidence
+from ray_app.evaluation.evidence.record import digest, make_evidence
 from ray_app.evaluation.evidence.verify import verify_evidence
 from ray_app.inference.stability import Stability
 from ray_app.runs import RunDirectory
