@@ -37,7 +37,8 @@ def promised():
 @pytest.fixture(scope="session")
 def promised_run(photos, promised, tmp_path_factory):
     """Scored by that card; its summary says that the guarantee carries over."""
-    holds = {"guarantee": {"holds": True, "target_fpr": 0.01, "shifts": [], "why": None}}
+    unseen = {"standard_deviations": None, "false_positive_rate": 1.0, "flagged": 3}
+    holds = {"guarantee": {"holds": True, "target_fpr": 0.01, "shifts": [], "why": None, "unseen": unseen}}
     return score_here(promised, photos, tmp_path_factory.mktemp("promised") / "run", summary=holds)
 
 
