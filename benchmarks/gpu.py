@@ -35,9 +35,9 @@ from benchmarks.seeded import PUBLISHED_PREFIX, seeded_card, write_card
 from ray_app.config import find_config, load_yaml, named_configs
 from ray_app.datasets.simulation.archive import write_photographs
 from ray_app.detectors import DetectorCard, list_cards, load_card, load_detector
+from ray_app.detectors.card_sections import FormulaScore, formula_image
 from ray_app.detectors.compilation import Compiler, compile_checked, with_cuda_graphs
 from ray_app.detectors.detector import Detector, build_network, fake_index, load_network, log_odds
-from ray_app.detectors.golden import FormulaScore, formula_image
 from ray_app.detectors.precision import TOLERANCE, ResolvedPrecision, beyond_tolerance, resolve_precision
 from ray_app.errors import DetectorError, describe_error
 from ray_app.inference.device_batches import DeviceMeter, batch_sizes, measured_batches, paying_batch

@@ -14,7 +14,7 @@ from ray_app.attribution.generators import family_of
 from ray_app.config import Frozen, find_config, load_yaml, named_configs, read_mapping
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.card import PublishedFigure, Weights
-from ray_app.detectors.training_data import TrainingData
+from ray_app.detectors.card_sections import TrainingData
 from ray_app.detectors.weights import WeightSet, digest_of, resolve_part
 from ray_app.errors import ConfigError
 

@@ -301,7 +301,7 @@ def _fitted_head(
     import numpy as np
 
     from ray_app.detectors import linear_head
-    from ray_app.detectors.training_data import SeenNames
+    from ray_app.detectors.card_sections import SeenNames
 
     marks = np.array([row.label for row in gathered.used.values()])
     linear_head.require_enough(marks)

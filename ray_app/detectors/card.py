@@ -26,12 +26,9 @@ from pydantic import (
 )
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
+from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
 from ray_app.detectors.families import ENTRY_POINTS, FAMILIES
-from ray_app.detectors.foreign.settings import ForeignSettings
-from ray_app.detectors.fragility import Fragility
-from ray_app.detectors.golden import Golden
 from ray_app.detectors.preprocessing import Preprocessing
-from ray_app.detectors.training_data import TrainingData
 from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
 

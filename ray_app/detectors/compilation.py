@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ray_app.detectors.card_sections import formula_image
 from ray_app.detectors.detector import Detector
-from ray_app.detectors.golden import formula_image
 from ray_app.detectors.precision import TOLERANCE, beyond_tolerance
 from ray_app.errors import describe_error
 

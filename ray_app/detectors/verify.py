@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ray_app.detectors.card import DetectorCard
+from ray_app.detectors.card_sections import FormulaScore, GoldenScore, formula_image
 from ray_app.detectors.files_by_hash import file_sha256, find_by_sha256
-from ray_app.detectors.golden import FormulaScore, GoldenScore, formula_image
 from ray_app.detectors.weights import WeightSet, checkpoint_config, located, missing_beside, parts_of, read_state_dict, resolve_part
 from ray_app.errors import DetectorError, InputError
 from ray_app.images import ImageLimits, decode_image

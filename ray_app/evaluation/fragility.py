@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ray_app.detectors.fragility import Fragility, FragilityFigure
+from ray_app.detectors.card_sections import Fragility, FragilityFigure
 from ray_app.errors import ConfigError
 from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.system_model import FigureFacts, SystemFacts

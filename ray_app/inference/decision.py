@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ray_app.attribution import cards, identifier
 from ray_app.attribution.captions import Caption
-from ray_app.detectors import fragility
+from ray_app.detectors import card_sections
 from ray_app.ensembles import Decisions, decide, decision, drawn_by_audit, second_looks
 from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
@@ -325,13 +325,13 @@ def is_blank(flags: Sequence[str] | None) -> bool:
     return NO_CONTENT in (flags or ())
 
 
-def facts_of(spec: ScoringSpec, files: Sequence[ImageFileFacts | None]) -> fragility.Facts:
+def facts_of(spec: ScoringSpec, files: Sequence[ImageFileFacts | None]) -> card_sections.Facts:
     """The facts that cards of the spec bound, of each file; None where one is not known."""
-    fields = {name: fragility.FACTS[name][0] for name in spec.bounded}
+    fields = {name: card_sections.FACTS[name][0] for name in spec.bounded}
     return {name: [getattr(facts, field, None) for facts in files] for name, field in fields.items()}
 
 
-def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None], facts: fragility.Facts) -> dict[str, list[str | None]]:
+def range_doubts(spec: ScoringSpec, sizes: Sizes, formats: Sequence[str | None], facts: card_sections.Facts) -> dict[str, list[str | None]]:
     """Per detector and image (width, height in pixels; format; facts that cards bound): why the image lies outside the card's valid
     range or beyond a bound, or None. A detector that judges all of them is left out.
 

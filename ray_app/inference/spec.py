@@ -13,8 +13,8 @@ from typing import Any, Literal
 from ray_app.attribution.cards import DescriberCard, IdentifierCard, load_describer, load_identifier
 from ray_app.detectors import DetectorCard, Preprocessing, ResizeMode, load_card
 from ray_app.detectors.card import Calibration, default_slots
+from ray_app.detectors.card_sections import MEASURED, FactName, Facts
 from ray_app.detectors.cpu import cpu_precision
-from ray_app.detectors.fragility import MEASURED, FactName, Facts
 from ray_app.ensembles import EnsembleCard, Settings
 from ray_app.errors import ConfigError
 from ray_app.images import ImageLimits, decoder_name

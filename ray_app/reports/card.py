@@ -9,9 +9,7 @@ import yaml
 
 from ray_app.detectors import DetectorCard, Preprocessing, licences
 from ray_app.detectors.card import Architecture, Output, ValidRange, Weights
-from ray_app.detectors.fragility import FACTS, Fragility
-from ray_app.detectors.golden import FormulaScore, GoldenScore
-from ray_app.detectors.training_data import TrainingData
+from ray_app.detectors.card_sections import FACTS, FormulaScore, Fragility, GoldenScore, TrainingData
 from ray_app.reports import format as wording
 from ray_app.reports.text import paragraph, table
 

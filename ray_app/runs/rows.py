@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from ray_app.attribution.captions import Caption
 from ray_app.attribution.identifier import Identified
-from ray_app.detectors import fragility
+from ray_app.detectors import card_sections
 from ray_app.ensembles import Decisions
 from ray_app.errors import Status, is_of_one_image
 from ray_app.inference import BlockResult, DecodeResult, Scores
@@ -206,9 +206,9 @@ def with_reasons(rows: pa.Table) -> pa.Table:
     return rows.set_column(place, "verdict_reason", reasons).add_column(place + 1, DETAIL, details)
 
 
-def bounded_facts(rows: pa.Table, names: Iterable[fragility.FactName]) -> fragility.Facts:
+def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> card_sections.Facts:
     """The facts of rows that cards bound, by their names; None where a run has not measured one."""
-    columns = {name: fragility.FACTS[name][0] for name in names}
+    columns = {name: card_sections.FACTS[name][0] for name in names}
     return {name: rows[column].to_pylist() if column in rows.column_names else [None] * len(rows) for name, column in columns.items()}
 
 

@@ -20,8 +20,8 @@ from ray_app.config import find_config, read_mapping
 from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import verify_weights
 from ray_app.detectors.card import Backbone, Calibration, DetectorCard, PublishedFigure, Weights, load_card
+from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.detector import load_network
-from ray_app.detectors.training_data import SeenNames, TrainingData
 from ray_app.detectors.weights import WeightSet, resolve_part
 from ray_app.errors import ConfigError, DetectorError
 from ray_app.storage import Store, local_path, strip_secrets

@@ -6,7 +6,7 @@ import yaml
 from ray_app.config import config_root
 from ray_app.detectors import load_card
 from ray_app.detectors.card import with_run_facts
-from ray_app.detectors.fragility import Fragility
+from ray_app.detectors.card_sections import Fragility
 from ray_app.errors import ConfigError
 
 BOUNDS = {"jpeg_quality": {"below": 50}, "graphics": {"above": 0.55, "what": "a drawing"}}

@@ -5,7 +5,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ray_app.detectors import load_card, load_detector
-from ray_app.detectors.golden import FormulaScore, formula_image
+from ray_app.detectors.card_sections import FormulaScore, formula_image
 from ray_app.detectors.verify import verify_detector
 from tests.detectors.checkable import sha256, write_checkable
 from tests.detectors.fill import pattern_image

@@ -18,9 +18,9 @@ import yaml
 
 from ray_app.config import CONFIG_VARIABLE, Frozen, config_file, config_root, named_configs, read_mapping, validate
 from ray_app.detectors.card import DetectorCard, load_card
+from ray_app.detectors.card_sections import formula_image
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.foreign.process import ForeignProcess, OpenedDetector
-from ray_app.detectors.golden import formula_image
 from ray_app.errors import ConfigError, DetectorError
 
 Scores = Literal["log-odds", "probability", "above-threshold"]

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from ray_app.child_process import ChildDeadline, ChildProcess
 from ray_app.detectors import weights
 from ray_app.detectors.card import DetectorCard
+from ray_app.detectors.card_sections import ForeignSettings
 from ray_app.detectors.foreign import child as program
-from ray_app.detectors.foreign.settings import ForeignSettings
 from ray_app.errors import DetectorError, describe_error
 
 PixelArray = npt.NDArray[np.uint8]

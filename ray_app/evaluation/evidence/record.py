@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.detectors import DetectorCard, files_by_hash, fragility, load_card
+from ray_app.detectors import DetectorCard, card_sections, files_by_hash, load_card
 from ray_app.detectors.card import blind_to, with_run_facts
 from ray_app.ensembles import EnsembleCard, calibrate, logit, sigmoid
 from ray_app.errors import ConfigError

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from ray_app import load_detector
+from ray_app.detectors.card_sections import formula_image
 from ray_app.detectors.foreign.addition import ForeignAddition, add_foreign
-from ray_app.detectors.golden import formula_image
 
 pytestmark = pytest.mark.slow
 SEEDS = Path(__file__).parent.parent / "detectzoo_seeds.py"

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.evaluation import struct_of
 from ray_app.detectors import load_card
-from ray_app.detectors.fragility import Fragility
+from ray_app.detectors.card_sections import Fragility
 from ray_app.ensembles.card import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import read_labelled
