@@ -340,7 +340,7 @@ def _detector(grounds: Grounds, name: str, asked_as: str) -> dict[str, Any]:
     score, calibration = (row["scores"] or {}).get(name), spec.calibrations[name]
     at = None if score is None else float(calibrate(np.array([score], np.float64), calibration)[0])
     is_sized = row["width"] is not None and row["height"] is not None
-    facts = {fact: [row.get(fragility.FACTS[fact][0])] for fact in spec.bounded}
+    facts = {fact: [row.get(card_sections.FACTS[fact][0])] for fact in spec.bounded}
     return {
         "score": score,
         "calibration": None if calibration is None else str(calibration),
