@@ -3,8 +3,8 @@
 Every text in the document of `touchstone runs evidence` is taken for hostile.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from markupsafe import Markup
 
@@ -43,20 +43,12 @@ def render_evidence(evidence: Mapping[str, Any], picture: bytes | str | None = N
         headline=_headline(record),
         picture=jpeg_uri(picture) if isinstance(picture, bytes) else None,
         no_picture=picture if isinstance(picture, str) else None,
-        demonstration=record["decision"]["score"] is not None
-        and any(one["card"].get("demonstration") for one in record["detectors"].values()),
-        withheld=_withheld(record),
         chart=score_chart(record["decision"]["score"], record["decision"]["thresholds"]),
-        detectors=[_detector(name, one) for name, one in record["detectors"].items()],
-        priors=record["decision"]["at_other_prevalences"],
+        remarks={name: _remarks(one) for name, one in record["detectors"].items()},
         facts=_facts(record),
         said=provenance_rows(record["provenance"]),
         origin=_origin(record.get("profile") or {}),
-        hashes=_hashes(record["hashes"]),
-        cards=[("ensemble", settings(record["ensemble"]))] + [(name, settings(one["card"])) for name, one in record["detectors"].items()],
-        identity=settings(record["run"]["identity"]),
-        row=settings(record["row"]),
-        departs=record.get("cards_here_depart") or {},
+        settings=settings,
     )
 
 
@@ -112,14 +104,6 @@ def _headline(record: Mapping[str, Any]) -> str:
     return f"{name}: {wording.VERDICT_WORDS.get(verdict) or wording.visible('not scored, ' + image['status'])}."
 
 
-def _withheld(record: Mapping[str, Any]) -> str | None:
-    """Why the guarantee, if there is one, is not to be relied on in this run."""
-    guarantee = record["guarantee"]
-    if guarantee["card"] is None or guarantee["run"] is None or guarantee["run"].get("holds") is not False:
-        return None
-    return f"{guarantee['run'].get('why')}."
-
-
 def score_chart(score: float | None, cuts: Mapping[str, Any]) -> Markup | None:
     """A score on its axis, with the zones of the verdicts between `real_below` and `fake_above`."""
     if score is None:
@@ -144,24 +128,14 @@ def score_chart(score: float | None, cuts: Mapping[str, Any]) -> Markup | None:
     return svg.drawing(parts, ident="score", title="The score among the thresholds", description=described, class_="scale")
 
 
-class _Detector(NamedTuple):
-    name: str
-    title: str
-    score: str
-    calibrated: str
-    probability: str
-    remarks: Sequence[str]
-
-
-def _detector(name: str, one: Mapping[str, Any]) -> _Detector:
+def _remarks(one: Mapping[str, Any]) -> list[str]:
+    """How a detector's score came about, in words."""
     remarks = [f"calibrated {one['calibration']}" if one["calibration"] else "not calibrated"]
     remarks += [f"outside its valid range: {one['doubt']}"] if one["doubt"] else []
     remarks += [f"it replied “{one['replies']}”"] if one.get("replies") else []
     if one.get("mask_area") is not None:
         remarks.append(f"altered, by its mask: {wording.percent(one['mask_area'])} of the pixels")
-    remarks += [f"computed in {one['precision']}"] if one["precision"] else []
-    score, calibrated = (wording.score(one[key]).replace("-", "−") for key in ("score", "calibrated_score"))
-    return _Detector(name, one["card"].get("title", ""), score, calibrated, wording.probability(one["probability"]), remarks)
+    return remarks + ([f"computed in {one['precision']}"] if one["precision"] else [])
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -193,16 +167,3 @@ def provenance_rows(said: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if state := (said.get("c2pa") or {}).get("state"):
         rows.append(("signature", wording.C2PA_WORDS.get(state, state)))
     return [*rows, ("declares itself generated", "yes" if said.get("ai_declared") else "no")]
-
-
-def _hashes(hashes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    one = {
-        "file": hashes["file"],
-        "run, all settings": hashes["run"],
-        "ensemble card": hashes["ensemble"],
-        "calibration's population": hashes["population"],
-        "calibration's real scores": hashes["references"],
-    }
-    rows = [(name, value) for name, value in one.items() if value]
-    rows += [(f"card of {name}", value) for name, value in hashes["detectors"].items()]
-    return rows + [(f"weights of {name}", value or "not noted by the run") for name, value in hashes["weights"].items()]
