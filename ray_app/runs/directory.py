@@ -1,6 +1,4 @@
-"""The run directory (`RunDirectory`): where its files lie, what is done, and how parts become published files.
-
-A block is done when its part exists or a published file covers it; both are facts on disk, read back by listing names.
+"""The run directory (`RunDirectory`): what the run is, its rows as a table that grows by parts, and what stands beside them.
 
 What two commands must share to use one directory: a run's identity (`fingerprint`, `differences`), and the JSON file by which any
 command's directory is claimed (`claim_directory`, `is_claimed`).
@@ -14,8 +12,7 @@ import hashlib
 import io
 import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import BlockList, Each, in_turn, manifests, read_blocks
+from ray_app.archives import manifests
 from ray_app.errors import ConfigError, IdentityError
-from ray_app.runs import score_files as published_files
-from ray_app.runs.compaction import Compactor, Merger, consecutive, remove_parts
+from ray_app.runs.parts import PartTable
 from ray_app.runs.schema import MASK_SCHEMA, SCHEMA_VERSION
-from ray_app.runs.score_files import Published
 from ray_app.storage import Store
 
 if TYPE_CHECKING:
@@ -129,16 +124,13 @@ def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: st
     return True
 
 
-LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
 SETTLED = "settled.json"  # see `runs.settled_state`; whoever changes published rows removes it first
 SCORE_DECIDES = "score"  # who is writing verdicts anew, as `run.json` notes it; anybody else notes True
 
 
 @dataclass(frozen=True)
-class RunDirectory:
+class RunDirectory(PartTable):
     """One run on any fsspec URL. Small and picklable: workers receive it and write their parts through it."""
-
-    store: Store
 
     @classmethod
     def open(cls, url: str) -> "RunDirectory":
@@ -260,18 +252,7 @@ class RunDirectory:
         described = self.describe()
         return differences(as_known_to(described["schema"], identity), described["identity"])
 
-    # -- what is done ------------------------------------------------------------------------------------
-
-    def part_path(self, manifest: int, block: int) -> str:
-        """Where a block's own rows lie."""
-        return f"parts/{manifest:05d}/{block:08d}.parquet"
-
-    def write_part(self, manifest: int, block: int, rows: pa.Table) -> int:
-        """Commit one block; returns its size in bytes. A repeated commit replaces the same file."""
-        buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="zstd")
-        self.store.write(self.part_path(manifest, block), buffer.getvalue())
-        return buffer.tell()
+    # -- what stands beside rows -------------------------------------------------------------------------
 
     def write_masks(self, manifest: int, block: int, rows: pa.Table) -> None:
         """Keep a block's masks; called before the block is committed, so that a row whose block is done has its mask."""
@@ -299,131 +280,6 @@ class RunDirectory:
         """The masks of a manifest in all its views (`MASK_SCHEMA`, or the viewed one), a bounded table at a time, in block order."""
         for name in sorted(self.store.names(f"masks/{manifest:05d}")):
             yield from self.rows_in(f"masks/{manifest:05d}/{name}", None)
-
-    def parts(self, manifest: int) -> list[int]:
-        """Blocks of a manifest with a part of their own."""
-        return sorted(self._part_sizes(manifest))
-
-    def _part_sizes(self, manifest: int) -> dict[int, int]:
-        sizes = self.store.sizes(f"parts/{manifest:05d}")
-        return {int(name.removesuffix(".parquet")): size for name, size in sizes.items() if re.fullmatch(r"\d+\.parquet", name)}
-
-    def part_folders(self) -> list[int]:
-        """Manifests that may have blocks with a part of their own: of those that are published, none has on a store without folders."""
-        return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
-
-    def published(self) -> list[Published]:
-        """The files that people read, in the order of their blocks; small ones in whose place a merged one stands are passed over."""
-        return published_files.split_off(self.all_published())[0]
-
-    def all_published(self) -> list[Published]:
-        """The same with those that are passed over: an interrupted merge leaves them."""
-        return published_files.named(self.store.names("scores"))
-
-    def remove_replaced(self) -> None:
-        """Finish interrupted merges: files in whose place a merged one stands go."""
-        replaced = published_files.split_off(self.all_published())[1]
-        self.store.delete_all([file.path for file in replaced])
-
-    def done_blocks(self, manifest: int) -> set[int]:
-        """Every block that needs no more work."""
-        files = [file for file in self.published() if manifest in file.manifests()]
-        count = len(read_blocks(self.store, manifest)) if files else 0
-        return set(self.parts(manifest)) | {block for file in files for block in file.blocks_of(manifest, count)}
-
-    def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
-        """Of manifests and all their blocks those blocks that need work."""
-        files, folders = self.published(), set(self.part_folders())
-        pending = []
-        for number, blocks in lists.items():
-            done = set(self.parts(number)) if number in folders else set()
-            done.update(block for file in files for block in file.blocks_of(number, len(blocks)))
-            pending.append(blocks.without(done))
-        return pending
-
-    # -- rows --------------------------------------------------------------------------------------------
-
-    def row_files(self, wanted: Sequence[int]) -> list[str]:
-        """The files with the rows of some manifests, in block order; a part that a published file covers is passed over.
-
-        A merged file may also have rows of others.
-        """
-        numbers = set(wanted)
-        files = [file for file in self.published() if not numbers.isdisjoint(file.manifests())]
-        placed = [(file.start, file.path) for file in files]
-        for number in self.part_folders():
-            if number in numbers:
-                covering = [file for file in files if number in file.manifests()]
-                own = [block for block in self.parts(number) if not any(file.holds(number, block) for file in covering)]
-                placed += [((number, block), self.part_path(number, block)) for block in own]
-        return [path for _, path in sorted(placed)]
-
-    def tables(self, manifest: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of a manifest in block order, a bounded table at a time; a part that a published file covers is passed over."""
-        files = {file.path: file for file in self.published()}
-        for path in self.row_files([manifest]):
-            if path not in files or len(files[path].manifests()) == 1:
-                yield from self.rows_in(path, columns)
-            else:
-                yield from self._rows_of(files[path], manifest, columns)
-
-    def _rows_of(self, file: Published, manifest: int, columns: list[str] | None) -> Iterator[pa.Table]:
-        """The rows that a merged file has of one manifest."""
-        first = sum(self._members_in(file, number) for number in range(file.manifest, manifest))
-        end, at = first + self._members_in(file, manifest), 0
-        for table in self.rows_in(file.path, columns):
-            start, at = at, at + len(table)
-            if start < end and at > first:
-                yield table.slice(max(first - start, 0), min(end, at) - max(first, start))
-
-    def _members_in(self, file: Published, manifest: int) -> int:
-        blocks = read_blocks(self.store, manifest)
-        some = file.blocks_of(manifest, len(blocks))
-        return blocks[some.start : some.stop].members
-
-    def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of one file of the run, a bounded table at a time."""
-        filesystem, full = self.store.filesystem_and_path(path)
-        with filesystem.open(full, "rb") as handle, pq.ParquetFile(handle) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns)
-
-    def publish(self, manifest: int, *, each: Each = in_turn) -> list[str]:
-        """Merge the parts of a finished manifest into files of 64 to 256 MiB, each published before its parts go.
-
-        Interrupted anywhere, the next call goes on: published files and remaining parts together hold every row once.
-        `each` runs what is not little.
-        """
-        files = [file for file in self.published() if manifest in file.manifests()]
-        sizes = self._part_sizes(manifest)
-        covered = {block for block in sizes if any(file.holds(manifest, block) for file in files)}
-        remove_parts(self, manifest, sorted(covered))
-        pieces = [piece for parts in consecutive(manifest, sizes, covered) for piece in parts.divided()]
-        is_little = sum(piece.size_bytes for piece in pieces) <= LITTLE_BYTES
-        paths = [path for paths in (in_turn if is_little else each)(Compactor(self), pieces) for path in paths]
-        self.store.drop_folder(f"parts/{manifest:05d}")
-        return paths
-
-    def publish_all(self, *, each: Each = in_turn) -> list[str]:
-        """Publish whatever manifest has parts, and finish merges that were interrupted."""
-        self.remove_replaced()
-        return [path for manifest in self.part_folders() for path in self.publish(manifest, each=each)]
-
-    def rewrite_all(self, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Replace all published rows by `change` of them, file by file, each at once."""
-        for file in self.published():
-            self.rewrite_file(file, change)
-
-    def rewrite_file(self, file: Published, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Replace the rows of one published file by `change` of them, at once."""
-        merger = Merger()
-        for table in self.rows_in(file.path):
-            merger.add(change(table))
-        self.store.write(file.path, merger.finish())
-
-    def file_tables(self, file: Published, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of one published file, a bounded table at a time."""
-        yield from self.rows_in(file.path, columns)
 
     # -- small files -------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ray_app import archives
 from ray_app.errors import ClusterError
-from ray_app.runs import compaction, directory, score_files
+from ray_app.runs import directory, parts, score_files
 
 
 def current_tables(run: directory.RunDirectory, columns: list[str] | None = None, *, vanished: bool = False) -> Iterator[pa.Table]:
@@ -79,7 +79,7 @@ def current_members(
     gone = archives.read_vanished(run.store, archives.manifests(run.store)[-1])
     for file in run.published():
         members = members_in(run, file)
-        for table in run.file_tables(file, columns):
+        for table in run.rows_in(file.path, columns):
             listed = {member.image_id: member for member in islice(members, len(table))}
             if len(listed) != len(table):
                 raise ClusterError(f"{run.store.url}: {file.path} is not as its manifest", hint="please report this: it is a bug")
@@ -182,9 +182,9 @@ def _stretches(run: directory.RunDirectory, infos: Sequence[archives.ManifestInf
     for number in run.part_folders() if counts else ():
         covered = {block for file in files for block in file.blocks_of(number, counts.get(number, 0))}
         own = run.parts(number) if number in counts else []
-        for parts in compaction.consecutive(number, dict.fromkeys(own, 0), covered):
-            for start in range(0, len(parts.sizes), _PARTS_AT_ONCE):
-                blocks = range(parts.first + start, parts.first + min(start + _PARTS_AT_ONCE, len(parts.sizes)))
+        for stretch in parts.consecutive(number, dict.fromkeys(own, 0), covered):
+            for start in range(0, len(stretch.sizes), _PARTS_AT_ONCE):
+                blocks = range(stretch.first + start, stretch.first + min(start + _PARTS_AT_ONCE, len(stretch.sizes)))
                 paths = tuple(run.part_path(number, block) for block in blocks)
                 found.append(_Stretch((number, blocks[0]), (number, blocks[-1]), paths))
     found.sort(key=lambda one: one.first)

@@ -94,7 +94,7 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     arriving = archives.cut_blocks.TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
     run.store.delete(SETTLED)
     for file in run.published():
-        count = sum(int(_are_among(table, ids).sum()) for table in run.file_tables(file, ["image_id"]))
+        count = sum(int(_are_among(table, ids).sum()) for table in run.rows_in(file.path, ["image_id"]))
         if count:
             fresh = arriving.take(count)
             run.rewrite_file(file, lambda table, fresh=fresh: _replaced(table, fresh))  # type: ignore[misc]

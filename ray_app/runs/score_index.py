@@ -46,7 +46,7 @@ class Span:
     def tables(self, run: directory.RunDirectory, columns: list[str] | None) -> Iterator[pa.Table]:
         """Its rows."""
         if self.is_published:
-            yield from run.file_tables(self.blocks, columns)
+            yield from run.rows_in(self.blocks.path, columns)
         else:
             for block in range(self.blocks.first, self.blocks.last + 1):
                 yield from run.rows_in(run.part_path(self.blocks.manifest, block), columns)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ray_app.archives import Each, in_turn
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
 from ray_app.errors import ClusterError
-from ray_app.runs import compaction, directory, score_files
+from ray_app.runs import parts, score_files
 from ray_app.runs.rows import with_reasons
 
 SMALL_BYTES = 8 * 2**20
@@ -27,9 +27,7 @@ MOST_SMALL = 8
 def groups(files: Sequence[score_files.Published], sizes: Mapping[str, int]) -> list[list[score_files.Published]]:
     """Which files, given with their bytes by name, are to become one each: neighbours that are small, else such that are no whole file."""
     small = _many(files, lambda file: sizes[file.name] < SMALL_BYTES)
-    few = small or _many(
-        files, lambda file: sizes[file.name] < compaction.PUBLISHED_BYTES, counts=lambda file: sizes[file.name] >= SMALL_BYTES
-    )
+    few = small or _many(files, lambda file: sizes[file.name] < parts.PUBLISHED_BYTES, counts=lambda file: sizes[file.name] >= SMALL_BYTES)
     return [group for row in few for group in _divided(row, sizes) if len(group) > 1]
 
 
@@ -53,13 +51,13 @@ def _divided(row: Sequence[score_files.Published], sizes: Mapping[str, int]) -> 
     group: list[score_files.Published] = []
     for file in row:
         group.append(file)
-        if sum(sizes[one.name] for one in group) >= compaction.PUBLISHED_BYTES:
+        if sum(sizes[one.name] for one in group) >= parts.PUBLISHED_BYTES:
             yield group
             group = []
     yield group
 
 
-def merge_small(run: directory.RunDirectory, written: Callable[[], object] = lambda: None, *, each: Each = in_turn) -> list[str]:
+def merge_small(run: parts.PartTable, written: Callable[[], object] = lambda: None, *, each: Each = in_turn) -> list[str]:
     """Merge small published files of a run in which no block is missing; returns the files written. `each` runs what is not little.
 
     `written` is called when merged files are there, before those in whose place they stand go.
@@ -68,7 +66,7 @@ def merge_small(run: directory.RunDirectory, written: Callable[[], object] = lam
     chosen = groups(score_files.split_off(score_files.named(sizes))[0], sizes)
     if not chosen:
         return []
-    is_little = sum(sizes[file.name] for group in chosen for file in group) <= directory.LITTLE_BYTES
+    is_little = sum(sizes[file.name] for group in chosen for file in group) <= parts.LITTLE_BYTES
     paths = list((in_turn if is_little else each)(_FileMerger(run), chosen))
     written()
     run.store.delete_all([file.path for group in chosen for file in group])
@@ -79,12 +77,12 @@ def merge_small(run: directory.RunDirectory, written: Callable[[], object] = lam
 class _FileMerger:
     """Writes one file of the rows of several; called with those. Picklable, as tasks need it. Memory: the compressed files, twice."""
 
-    run: directory.RunDirectory
+    run: parts.PartTable
 
     def __call__(self, files: Sequence[score_files.Published]) -> str:
         opened = [pq.ParquetFile(pa.BufferReader(self.run.store.read(file.path))) for file in files]
         shape = _Shape.of([one.schema_arrow for one in opened])
-        whole, merger = score_files.merged(files), compaction.Merger()
+        whole, merger = score_files.merged(files), parts.Merger()
         ids = []
         for one in opened:
             for group in range(one.num_row_groups):

@@ -1,10 +1,10 @@
 """A run's rows in a Delta table: `update_table` makes the table's rows of a run those of its `scores/`, `noted_table` says what it has.
 
-The table holds every row of a run once. A commit has the rows of consecutive blocks of one manifest (a `Stretch`), and with them Delta's
-transaction identifier for that stretch, whose version counts the commits of it: what is in the table is read from the table. Beside the
-run, `table.json` says what each commit was of. It is written before the commit, so that a process that is killed between the two leaves a
-note whose version is not the table's, and the stretch is written again: instead of the rows that are there, in the same commit. Rows that
-a retry or another decision has changed replace the former ones in the same way.
+The table holds every row of a run once: flat, the same columns for every run, whatever detectors it has (`TABLE_SCHEMA`). Some rows at a
+time are merged by run, manifest, block and image: what is not there is inserted, what a retry or another decision has changed is replaced,
+and all else stays, so that a merge may be repeated. Beside the run, `table.json` says how many rows, in the order of manifests and blocks,
+are in the table as the run has them; the table's own log counts the commits of this run (Delta's transaction identifier), so that a table
+which is another one by now is noticed.
 """
 
 import contextlib
@@ -15,47 +15,64 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ray_app.archives import manifests, read_blocks
+from ray_app.archives import manifests, read_blocks, read_complete
+from ray_app.archives.cut_blocks import TableStream
 from ray_app.errors import ConfigError, StorageError, one_line
-from ray_app.runs import document, table_rows
+from ray_app.runs import document
 from ray_app.runs.directory import RunDirectory, fingerprint
+from ray_app.runs.rows import with_reasons
 from ray_app.storage import Store, canonical, strip_secrets
 from ray_app.storage.table_place import PROBE_FOLDER, creates_once, table_place
 from ray_app.storage.urls import scheme_of
 
+# What tells one row from another; first, since Delta keeps statistics of the first columns, by which files are passed over.
+KEYS = [("night", pa.date32()), ("run_id", pa.string()), ("manifest", pa.int32()), ("block", pa.int32()), ("image_id", pa.int64())]
+_OF_RUN = ("run_id", "run", "ensemble", "fingerprint")  # the same in all rows of a run
+TABLE_SCHEMA = pa.schema(
+    [
+        *KEYS,
+        *((name, pa.string()) for name in ("uri", "member")),
+        ("occurrence", pa.int32()),
+        *((name, pa.string()) for name in ("status", "detail", "verdict", "verdict_reason", "verdict_detail")),
+        ("score", pa.float64()),
+        ("probability", pa.float64()),
+        ("calibrated", pa.bool_()),
+        ("scores", pa.map_(pa.string(), pa.float32())),  # by detector, so that runs with different ensembles stand in one table
+        *(
+            (name, pa.string())
+            for name in ("predicted_generator", "generator_family", "predicted_prompt", "provenance", "sha256", "format")
+        ),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("flags", pa.list_(pa.string())),
+        ("input", pa.string()),  # JSON: it varies from source to source
+        ("attempt", pa.int32()),
+        ("scored_at", pa.timestamp("us", tz="UTC")),
+        *((name, pa.string()) for name in _OF_RUN[1:]),
+    ]
+)
+PARTITIONED_BY = "night"
+_COLUMNS = [name for name in TABLE_SCHEMA.names if name not in {"night", "manifest", "block", *_OF_RUN}]  # of a run, which may have fewer
+
 NOTE = "table.json"
-COMMIT_ROWS = 250_000  # of one manifest: what is written again after a kill; the writer holds some 1.4 KiB of memory for each
+COMMIT_ROWS = 100_000  # of one manifest: what is merged again after a kill, and is in memory, some 1.4 KiB for each
 _TRIES, _PAUSE_S = 8, 0.5  # of commits that another writer's have overtaken
 _LOG = "_delta_log"
 _COMMIT = re.compile(r"\d{20}(\.json|\.checkpoint\..*parquet)")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CHECKPOINT = "10"  # commits between two checkpoints: an opening reads no more small files than this
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Consecutive blocks first…last of a manifest, and of their last commit its number, what verdicts it had (see `_verdicts`), and the
-    session that made it.
-    """
-
-    manifest: int
-    first: int
-    last: int
-    rows: int
-    version: int = 0
-    verdicts: str = ""
-    session: int = 0
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """What tells it from others of the run."""
-        return self.manifest, self.first
+_DIFFERS = " OR ".join(
+    ["source.attempt <> target.attempt", "source.fingerprint <> target.fingerprint"]
+    + [f"(source.{name} IS DISTINCT FROM target.{name})" for name in ("verdict", "verdict_reason", "verdict_detail")]
+)
 
 
 def check_table(url: str) -> None:
@@ -80,20 +97,10 @@ def update_table(run: RunDirectory, url: str, session: int) -> document.TableSum
     `session`: the number of this one. The table is made where there is none. Raises as `check_table`, and StorageError where others commit
     all the time, or the store fails.
     """
-    from deltalake.exceptions import CommitFailedError
-
     run.check_settled()
-    for left in reversed(range(_TRIES)):
-        try:
-            return _Update(run, url, session).done()
-        except CommitFailedError as error:
-            if not left:
-                raise StorageError(
-                    f"{strip_secrets(url)}: others committed to this table whenever this command tried to: {one_line(str(error))}",
-                    hint="run the same command again",
-                ) from error
-            time.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)  # each try begins with what is in the table by now
-    raise AssertionError("the last try returns or raises")
+    appended = sum(_merged(run, url, session))
+    note = _read_note(run)
+    return document.TableSummary(url=note.url, rows=note.done, appended=appended, current=True)
 
 
 def noted_table(run: RunDirectory) -> document.TableSummary | None:
@@ -101,13 +108,11 @@ def noted_table(run: RunDirectory) -> document.TableSummary | None:
     described = run.describe()
     if "table" not in described:
         return None
-    note, verdicts = _Note.read(run), _verdicts(described)
-    is_current = (
-        all(one.verdicts == verdicts for one in note.stretches.values())
-        and {one.manifest for one in note.stretches.values()} == set(manifests(run.store))
-        and not _retried_after(run, note.session)
-    )
-    return document.TableSummary(url=note.url, rows=note.rows, appended=0, current=is_current)
+    note = _read_note(run)
+    infos = (read_complete(run.store, number) for number in manifests(run.store))
+    is_whole = note.done == sum(info.members for info in infos if info is not None)
+    is_current = is_whole and note.verdicts == _verdicts(described) and not _retried_after(run, note.session)
+    return document.TableSummary(url=note.url, rows=note.done, appended=0, current=is_current)
 
 
 def _retried_after(run: RunDirectory, session: int) -> bool:
@@ -116,179 +121,150 @@ def _retried_after(run: RunDirectory, session: int) -> bool:
     return any(run.read_json(f"sessions/{name}").get("retries") for name in names)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Note:
-    """`table.json`: where the rows are, in which commits, and the last session at whose end all of them were as the run's."""
+    """`table.json`. Of the run's rows in their order the first `done` are in the table at `url` as the run has them, with these `verdicts`
+    (see `_verdicts`) and what was retried up to `session`; `commits`: of this run to the table by then.
+    """
 
-    url: str
-    stretches: dict[tuple[int, int], Stretch]
+    url: str = ""
+    done: int = 0
+    commits: int = 0
+    verdicts: str = ""
     session: int = 0
 
-    @classmethod
-    def read(cls, run: RunDirectory) -> "_Note":
+
+def _read_note(run: RunDirectory) -> _Note:
+    try:
+        content = run.read_json(NOTE)
+    except FileNotFoundError:
+        return _Note()
+    return _Note(content["url"]) if "stretches" in content else _Note(**content)  # up to 0.17, commits had other identifiers
+
+
+def _write_note(run: RunDirectory, note: _Note) -> None:
+    run.store.write(NOTE, json.dumps(asdict(note)).encode())
+
+
+def _merged(run: RunDirectory, url: str, session: int) -> Iterator[int]:
+    """Merge what is not in the table as it is in the run, some rows at a time; yields for each how many were new or changed."""
+    described = _with_id(run)
+    table: Any = _made(url)
+    app = f"touchstone/{described['table']['run_id']}"
+    before, place, verdicts = _read_note(run), strip_secrets(canonical(url)), _verdicts(described)
+    is_same = before.url == place and before.verdicts == verdicts and not _retried_after(run, before.session)
+    is_there = is_same and (table.transaction_version(app) or 0) >= before.commits
+    note = _Note(place, before.done if is_there else 0, before.commits, verdicts, session)
+    of_run = {"run_id": described["table"]["run_id"], "run": run.store.url, "ensemble": str(described["ensemble"].get("name", "")),
+              "fingerprint": fingerprint(described["identity"])}  # fmt: skip
+    nights, end = _Nights(run), 0
+    for manifest in manifests(run.store):
+        sizes = np.fromiter((ref.members for ref in read_blocks(run.store, manifest)), np.int64)
+        start, end = end, end + int(sizes.sum())
+        if end <= note.done:
+            continue
+        rows, blocks = TableStream(run.tables(manifest, _COLUMNS)), np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        if note.done > start:
+            rows.take(note.done - start)
+        for first in range(max(note.done, start), end, COMMIT_ROWS):
+            last = min(first + COMMIT_ROWS, end)
+            some = _table_rows(rows.take(last - first), blocks[first - start : last - start], manifest, of_run, nights)
+            with _translated(url):
+                changed = _merge(table, some, app)
+            note = replace(note, done=last, commits=table.transaction_version(app) or 0)
+            _write_note(run, note)
+            yield changed
+    _write_note(run, note)
+
+
+def _merge(table: Any, rows: pa.Table, app: str) -> int:
+    """Merge rows of one manifest of a run in one commit, or in none where nothing is new; returns how many are new or changed."""
+    from deltalake import CommitProperties, Transaction
+    from deltalake.exceptions import CommitFailedError
+
+    blocks = pc.min_max(rows["block"]).as_py()
+    here = (
+        f"target.run_id = '{rows['run_id'][0]}' AND target.manifest = {rows['manifest'][0]} "
+        f"AND target.block >= {blocks['min']} AND target.block <= {blocks['max']} AND target.image_id = source.image_id"
+    )
+    for left in reversed(range(_TRIES)):
+        commit = CommitProperties(app_transactions=[Transaction(app, (table.transaction_version(app) or 0) + 1)])
+        merging = table.merge(rows, here, source_alias="source", target_alias="target", merge_schema=True, commit_properties=commit)
         try:
-            content = run.read_json(NOTE)
-        except FileNotFoundError:
-            return cls("", {})
-        stretches = (Stretch(**fields) for fields in content["stretches"])
-        return cls(content["url"], {one.place: one for one in stretches}, content["session"])
-
-    def write(self, run: RunDirectory) -> None:
-        stretches = [asdict(one) for _, one in sorted(self.stretches.items())]
-        run.store.write(NOTE, json.dumps({"url": self.url, "session": self.session, "stretches": stretches}).encode())
-
-    @property
-    def rows(self) -> int:
-        return sum(one.rows for one in self.stretches.values())
+            found = merging.when_matched_update_all(_DIFFERS).when_not_matched_insert_all().execute()
+            return int(found["num_target_rows_inserted"] + found["num_target_rows_updated"])
+        except CommitFailedError:  # another writer's commit was first, and changed what this one relies on
+            if not left:
+                raise
+            time.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
+            table.update_incremental()
+    raise AssertionError("the last try returns or raises")
 
 
-class _Update:
-    """One pass over a run's manifests, with the table as it is at its beginning."""
+class _Nights:
+    """The date (UTC) on which the session that scored a row began, by the row's `attempt`: a night has one date, past midnight too."""
 
-    def __init__(self, run: RunDirectory, url: str, session: int) -> None:
-        self._run, self._session = run, session
-        self._table: Any = _made(url)
-        described = _with_id(run)
-        self._verdicts = _verdicts(described)
-        run_id, ensemble = described["table"]["run_id"], str(described["ensemble"].get("name", ""))
-        self._facts = table_rows.RowOrigin(run_id, run.store.url, ensemble, fingerprint(described["identity"]))
-        self._nights = table_rows.Nights(run)
-        note, place = _Note.read(run), strip_secrets(canonical(url))
-        self._note = note if note.url == place else _Note(place, {})
-        self._retried = bool(self._note.stretches) and _retried_after(run, self._note.session)
-        self._appended = 0
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._dates: dict[int, date | None] = {}
 
-    def done(self) -> document.TableSummary:
-        for manifest in manifests(self._run.store):
-            wanted = self._missing(manifest)
-            if wanted:
-                self._commit_manifest(manifest, wanted)
-        if self._note.session != self._session:
-            self._note.session = self._session
-            self._note.write(self._run)
-        return document.TableSummary(url=self._note.url, rows=self._note.rows, appended=self._appended, current=True)
+    def of(self, rows: pa.Table) -> pa.Array:
+        """Those of rows; where the run has no such session, the date on which the row was scored."""
+        days = rows["scored_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy() // (24 * 3600 * 10**6)
+        pairs, places = np.unique(np.stack([rows["attempt"].to_numpy(), days]), axis=1, return_inverse=True)
+        dates = [self._began(int(attempt)) or datetime.fromtimestamp(int(day) * 24 * 3600, UTC).date() for attempt, day in pairs.T]
+        return pa.array(dates, pa.date32()).take(pa.array(places.ravel()))
 
-    def _missing(self, manifest: int) -> list[Stretch]:
-        """The stretches of a manifest whose rows are not in the table as they are in the run."""
-        noted = sorted((one for one in self._note.stretches.values() if one.manifest == manifest), key=lambda one: one.first)
-        if not noted:
-            noted = _cut(self._run, manifest)
-            self._note.stretches |= {one.place: one for one in noted}
-        changed = self._changed(manifest, noted) if self._retried else set()
-        return [one for one in noted if one.rows and (one.place in changed or not self._has(one))]
-
-    def _has(self, stretch: Stretch) -> bool:
-        """Whether its last commit came about, and had the verdicts of now."""
-        return stretch.verdicts == self._verdicts and stretch.version > 0 and self._version(stretch) == stretch.version
-
-    def _changed(self, manifest: int, noted: list[Stretch]) -> set[tuple[int, int]]:
-        """Those with rows that were scored after they were committed."""
-        attempts = np.concatenate(
-            [np.empty(0, np.int32), *(table["attempt"].to_numpy() for table in self._run.tables(manifest, ["attempt"]))]
-        )
-        ends = np.cumsum([one.rows for one in noted])
-        parts = np.split(attempts, ends[:-1])
-        return {one.place for one, part in zip(noted, parts, strict=True) if part.max(initial=0) > max(one.session, self._note.session)}
-
-    def _version(self, stretch: Stretch) -> int | None:
-        found: int | None = self._table.transaction_version(self._app_id(stretch))
-        return found
-
-    def _app_id(self, stretch: Stretch) -> str:
-        return f"touchstone/{self._facts.run_id}/{stretch.manifest}/{stretch.first}"
-
-    def _commit_manifest(self, manifest: int, wanted: list[Stretch]) -> None:
-        """Read the rows of a manifest once, and commit those of the stretches that are wanted."""
-        rows = _RowsOfBlocks(self._run, manifest)
-        for one in wanted:
-            before = max(self._version(one) or 0, one.version)  # a table that was copied has rows, and knows of no commit
-            noted = replace(one, version=before + 1, verdicts=self._verdicts, session=self._session)
-            self._note.stretches[one.place] = noted
-            self._note.write(self._run)
-            self._commit(noted, rows, is_there=before > 0)
-            self._appended += one.rows
-
-    def _commit(self, stretch: Stretch, rows: "_RowsOfBlocks", *, is_there: bool) -> None:
-        from deltalake import CommitProperties, Transaction, write_deltalake
-
-        source = _Stream(
-            batch
-            for found, blocks in rows.of(stretch)
-            for batch in table_rows.table_rows(found, blocks, stretch.manifest, self._facts, self._nights.of).to_batches()
-        )
-        where = (
-            f"run_id = '{self._facts.run_id}' AND manifest = {stretch.manifest} AND block >= {stretch.first} AND block <= {stretch.last}"
-        )
-        placed: dict[str, Any] = {"mode": "overwrite", "predicate": where} if is_there else {"mode": "append"}
-        with _translated(self._note.url, source):
-            write_deltalake(
-                self._table,
-                pa.RecordBatchReader.from_batches(table_rows.TABLE_SCHEMA, source),
-                schema_mode="merge",  # a table of an earlier version gets the columns that it does not have
-                commit_properties=CommitProperties(app_transactions=[Transaction(self._app_id(stretch), stretch.version)]),
-                **placed,
-            )
+    def _began(self, attempt: int) -> date | None:
+        if attempt not in self._dates:
+            self._dates[attempt] = None
+            with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
+                began = self._run.read_json(f"sessions/{attempt:05d}.json")["started_at"]
+                self._dates[attempt] = datetime.fromisoformat(began).astimezone(UTC).date()
+        return self._dates[attempt]
 
 
-class _RowsOfBlocks:
-    """The rows of a manifest with the block of each, read once from its beginning."""
-
-    def __init__(self, run: RunDirectory, manifest: int) -> None:
-        self._tables = run.tables(manifest, table_rows.ROW_COLUMNS)
-        self._members = np.fromiter((ref.members for ref in read_blocks(run.store, manifest)), np.int64)
-        self._waiting: pa.Table | None = None
-        self._at = 0
-
-    def of(self, stretch: Stretch) -> Iterator[tuple[pa.Table, npt.NDArray[np.int32]]]:
-        """Those of later blocks than were asked for before, a bounded table at a time."""
-        start = int(self._members[: stretch.first].sum())
-        blocks = np.repeat(np.arange(stretch.first, stretch.last + 1, dtype=np.int32), self._members[stretch.first : stretch.last + 1])
-        while self._at < start + len(blocks):
-            table = self._waiting or next(self._tables)
-            skipped = min(max(start - self._at, 0), len(table))
-            taken = min(start + len(blocks) - self._at, len(table)) - skipped
-            left = table.slice(skipped + taken)
-            self._waiting = left if len(left) else None
-            begin = self._at + skipped - start
-            self._at += skipped + taken
-            if taken:
-                yield table.slice(skipped, taken), blocks[begin : begin + taken]
+def _table_rows(rows: pa.Table, blocks: npt.NDArray[np.int32], manifest: int, of_run: Mapping[str, str], nights: _Nights) -> pa.Table:
+    """Result rows in `TABLE_SCHEMA`; `blocks` (n,): the block of each. What a run has no column for is null."""
+    rows, count = with_reasons(rows), len(rows)
+    columns = {
+        "night": nights.of(rows),
+        "manifest": pa.array(np.full(count, manifest, np.int32)),
+        "block": pa.array(blocks),
+        "scores": _score_map(rows["scores"].combine_chunks()),
+        **{name: pa.array([value] * count, pa.string()) for name, value in of_run.items()},
+    }
+    if "input" in rows.column_names:
+        given = rows["input"].to_pylist()
+        columns["input"] = pa.array([one and json.dumps(one, default=str, ensure_ascii=False) for one in given], pa.string())
+    for field in TABLE_SCHEMA:
+        if field.name not in columns:
+            there = field.name in rows.column_names
+            columns[field.name] = rows[field.name].cast(field.type) if there else pa.nulls(count, field.type)
+    return pa.table([columns[name] for name in TABLE_SCHEMA.names], schema=TABLE_SCHEMA)
 
 
-class _Stream:
-    """Batches that another library draws from its own threads: what they raise is kept, since that library makes a text of it."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self.failure: BaseException | None = None
-
-    def __iter__(self) -> "_Stream":
-        return self
-
-    def __next__(self) -> pa.RecordBatch:
-        try:
-            return next(self._batches)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self.failure = error
-            raise
+def _score_map(scores: pa.StructArray) -> pa.MapArray:
+    """A struct of scores as a map by the detectors' names; null where a row has none, a null value where one detector gave none."""
+    names = [field.name for field in scores.type]
+    there = np.asarray(scores.is_valid())
+    values = np.stack(
+        [np.asarray(pc.fill_null(pc.struct_field(scores, [place]), np.nan), np.float32) for place in range(len(names))], axis=1
+    )
+    said = values[there].ravel()
+    keys = pa.array(names, pa.string()).take(pa.array(np.tile(np.arange(len(names)), int(there.sum()))))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(there) * len(names)]).astype(np.int32), mask=np.append(~there, False))
+    return pa.MapArray.from_arrays(offsets, keys, pa.array(said, pa.float32(), mask=~np.isfinite(said)))
 
 
 @contextlib.contextmanager
-def _translated(url: str, source: _Stream | None = None) -> Iterator[None]:
-    """deltalake's errors as ours; that a commit was overtaken stays as it is, and what our own rows raised comes back."""
-    from deltalake.exceptions import CommitFailedError, DeltaError
+def _translated(url: str) -> Iterator[None]:
+    """deltalake's errors as ours."""
+    from deltalake.exceptions import DeltaError
 
     try:
         yield
-    except CommitFailedError:
-        raise
-    except BaseException as error:
-        if source is not None and source.failure is not None:
-            raise source.failure from None
-        if not isinstance(error, (DeltaError, OSError)):
-            raise
+    except (DeltaError, OSError) as error:
         what = one_line(" ".join(_COLOURS.sub("", str(error)).split()))
         raise StorageError(
             f"cannot use the table {strip_secrets(url)}: {what}", hint="run the same command again, or with another --table"
@@ -305,8 +281,8 @@ def _made(url: str) -> Any:
         try:
             DeltaTable.create(
                 place,
-                schema=table_rows.TABLE_SCHEMA,
-                partition_by=[table_rows.PARTITIONED_BY],
+                schema=TABLE_SCHEMA,
+                partition_by=[PARTITIONED_BY],
                 configuration={"delta.checkpointInterval": _CHECKPOINT},
                 storage_options=options,
             )
@@ -338,10 +314,10 @@ def _opened(url: str) -> Any:
         table = DeltaTable(place, storage_options=options)
         theirs = {field.name: field.type for field in table.schema().fields}
         divided = table.metadata().partition_columns
-    ours = {field.name: field.type for field in Schema.from_arrow(table_rows.TABLE_SCHEMA).fields}
-    missing = [name for name, _ in table_rows.KEYS if name not in theirs]
+    ours = {field.name: field.type for field in Schema.from_arrow(TABLE_SCHEMA).fields}
+    missing = [name for name, _ in KEYS if name not in theirs]
     other = [name for name in ours if name in theirs and theirs[name] != ours[name]]
-    if missing or other or divided != [table_rows.PARTITIONED_BY]:
+    if missing or other or divided != [PARTITIONED_BY]:
         why = (f"it has no column {missing[0]}" if missing else f"its column {other[0]} is {theirs[other[0]]}" if other
                else f"it is partitioned by {', '.join(divided) or 'nothing'}")  # fmt: skip
         raise ConfigError(
@@ -363,17 +339,3 @@ def _with_id(run: RunDirectory) -> dict[str, Any]:
 def _verdicts(described: Mapping[str, Any]) -> str:
     """What all verdicts of a run depend on, beside its scores: its identity, and why they all abstain, if they do."""
     return fingerprint({"identity": described["identity"], "unlike": described.get("unlike")})[:16]
-
-
-def _cut(run: RunDirectory, manifest: int) -> list[Stretch]:
-    """The blocks of a manifest in stretches of about `COMMIT_ROWS`."""
-    members = np.fromiter((ref.members for ref in read_blocks(run.store, manifest)), np.int64)
-    if not len(members):
-        return [Stretch(manifest, 0, -1, 0)]  # of a listing that only found files gone
-    ends = np.cumsum(members)
-    firsts = np.unique(np.searchsorted(ends, np.arange(0, ends[-1], COMMIT_ROWS), side="right"))
-    lasts = np.append(firsts[1:], len(members)) - 1
-    return [
-        Stretch(manifest, first, last, int(members[first : last + 1].sum()))
-        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
-    ]

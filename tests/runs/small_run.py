@@ -13,7 +13,7 @@ from ray_app.errors import Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, judge, make_spec
 from ray_app.inference.decision import MASKS, SCORES, OutputKey
-from ray_app.runs import RunDirectory, begin_retry, compaction, current_rows, mask_rows, merge_retry, result_rows
+from ray_app.runs import RunDirectory, begin_retry, current_rows, mask_rows, merge_retry, parts, result_rows
 
 SPEC = make_spec(load_ensemble_card("tiny"), limits=ImageLimits(), precision="fp32")
 NAME = next(iter(SPEC.cards))
@@ -57,8 +57,8 @@ def rows_of(run):
 
 def in_small_files(monkeypatch):
     """Every published file holds a block or so."""
-    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
-    monkeypatch.setattr(compaction, "ROW_GROUP", 4)
+    monkeypatch.setattr(parts, "PUBLISHED_BYTES", 1)
+    monkeypatch.setattr(parts, "ROW_GROUP", 4)
 
 
 def digest(name, content="first"):

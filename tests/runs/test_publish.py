@@ -9,8 +9,7 @@ import pytest
 
 from ray_app.archives import iter_blocks
 from ray_app.errors import ClusterError
-from ray_app.runs import RunDirectory, check_conservation, compaction, current_tables
-from ray_app.runs import directory as directory_module
+from ray_app.runs import RunDirectory, check_conservation, current_tables, parts
 from tests.archives.given import Dying, backwards
 from tests.runs.small_run import begun
 
@@ -35,10 +34,10 @@ def copied(run, to):
 @pytest.fixture
 def small_files(monkeypatch):
     """Files of some three blocks, tasks of some six."""
-    monkeypatch.setattr(compaction, "ROW_GROUP", 8)
-    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 8_000)
-    monkeypatch.setattr(compaction, "TASK_BYTES", 30_000)
-    monkeypatch.setattr(directory_module, "LITTLE_BYTES", 0)
+    monkeypatch.setattr(parts, "ROW_GROUP", 8)
+    monkeypatch.setattr(parts, "PUBLISHED_BYTES", 8_000)
+    monkeypatch.setattr(parts, "TASK_BYTES", 30_000)
+    monkeypatch.setattr(parts, "LITTLE_BYTES", 0)
 
 
 def ids_of(run):
@@ -60,7 +59,7 @@ def test_files_have_the_size_wanted_whatever_their_number(run, small_files):
     paths = run.publish(0, each=backwards)
     sizes = [os.path.getsize(run.store.filesystem_and_path(path)[1]) for path in paths]
     assert len(sizes) > 2
-    assert min(sizes) >= compaction.PUBLISHED_BYTES
+    assert min(sizes) >= parts.PUBLISHED_BYTES
     assert max(sizes) < 2 * min(sizes)
     assert ids_of(run) == before
     assert check_conservation(run, each=backwards) == len(NAMES)

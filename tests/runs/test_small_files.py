@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ray_app.archives import manifests
 from ray_app.errors import Status
-from ray_app.runs import RunDirectory, check_conservation, compaction, current_rows, score_index, small_files
+from ray_app.runs import RunDirectory, check_conservation, current_rows, parts, score_index, small_files
 from ray_app.runs.reader import members_in, publish_vanished
 from ray_app.runs.score_files import Published, named, split_off
 from tests.runs.small_run import SPEC, new_run, relist, retried, score_blocks, write_files
@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def run(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(small_files, "MOST_SMALL", 2)
-    monkeypatch.setattr(compaction, "ROW_GROUP", 4)
+    monkeypatch.setattr(parts, "ROW_GROUP", 4)
     return RunDirectory.open(str(shutil.copytree(whole.store.url, tmp_path / "run")))
 
 
@@ -70,14 +70,14 @@ def test_what_is_merged_follows_and_in_the_end_there_are_few(sizes):
         files.append(Published(number, 0, 0))
         bytes_of[files[-1].name] = size * 2**20
         for group in small_files.groups(files, bytes_of):
-            assert all(bytes_of[file.name] < compaction.PUBLISHED_BYTES for file in group)
+            assert all(bytes_of[file.name] < parts.PUBLISHED_BYTES for file in group)
             at = files.index(group[0])
             assert files[at : at + len(group)] == group
             files[at : at + len(group)] = [merged := Published(group[0].manifest, 0, 0, group[-1].end[0])]
             bytes_of[merged.name] = sum(bytes_of[file.name] for file in group)
             written += bytes_of[merged.name]
-            assert bytes_of[merged.name] < 2 * compaction.PUBLISHED_BYTES
-    whole = sum(bytes_of[file.name] >= compaction.PUBLISHED_BYTES for file in files)
+            assert bytes_of[merged.name] < 2 * parts.PUBLISHED_BYTES
+    whole = sum(bytes_of[file.name] >= parts.PUBLISHED_BYTES for file in files)
     assert len(files) <= (whole + 1) * (2 * small_files.MOST_SMALL + 1) * (small_files.MOST_SMALL + 1)
     assert written <= 3 * sum(sizes) * 2**20
 

@@ -14,7 +14,7 @@ from ray_app.errors import ConfigError, IdentityError
 from ray_app.images import ImageLimits
 from ray_app.inference import make_spec
 from ray_app.reports import render_run_report, summary_lines
-from ray_app.runs import RunDirectory, compaction, current_rows, settled_state
+from ray_app.runs import RunDirectory, current_rows, parts, settled_state
 from ray_app.runs.schema import UNLIKE
 from ray_app.scoring.config import ScoreConfig
 from ray_app.scoring.guarantee import compare, settle_guarantee
@@ -38,8 +38,8 @@ def card():
 
 @pytest.fixture
 def small_files(monkeypatch):
-    monkeypatch.setattr(compaction, "PUBLISHED_BYTES", 1)
-    monkeypatch.setattr(compaction, "ROW_GROUP", 16)
+    monkeypatch.setattr(parts, "PUBLISHED_BYTES", 1)
+    monkeypatch.setattr(parts, "ROW_GROUP", 16)
 
 
 def spec_of(card, **options):

@@ -124,7 +124,7 @@ class Reasons:
 def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:
     """The source's own columns with the types that hold them in every listing."""
     first = {tuple(file.manifests()): file for file in reversed(run.published())}
-    schemas = [next(run.file_tables(file, ["input"])).schema for file in first.values()]
+    schemas = [next(run.rows_in(file.path, ["input"])).schema for file in first.values()]
     given = manifest.joined_inputs((schema.field("input").type for schema in schemas if "input" in schema.names), as_text=True)
     return {field.name: field.type for field in given or ()}
 
@@ -209,7 +209,7 @@ class KeptSection:
 
     def _rows(self) -> Iterator[tuple[int, bool, str | None]]:
         gone = pa.array(read_vanished(self.run.store, manifests(self.run.store)[-1]))
-        for table in self.run.file_tables(self.file, [*_DECIDING, "sha256"]):
+        for table in self.run.rows_in(self.file.path, [*_DECIDING, "sha256"]):
             stays = ~is_removed(table, self.drop) & ~pc.is_in(table["image_id"], gone).to_numpy()
             yield from zip(table["image_id"].to_pylist(), stays.tolist(), table["sha256"].to_pylist(), strict=True)
 

@@ -1,0 +1,284 @@
+"""A table of result rows that grows by parts (`PartTable`): a part for each block, merged into the files that people read.
+
+    parts/<manifest>/<block>.parquet    the rows of one block; a block is done when its part is there, or a published file covers it
+    scores/*.parquet                    published: the rows of consecutive blocks, 64 to 128 MiB each (see `score_files`)
+
+Both are facts on disk, read back by listing names. A published file is written before its parts go: wherever that ends, published files
+and remaining parts together hold every row once.
+"""
+
+import io
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app.archives import BlockList, Each, in_turn, read_blocks
+from ray_app.runs.score_files import Published, named, split_off
+from ray_app.storage import Store
+
+PUBLISHED_BYTES = 64 * 2**20  # compressed size at which a published file is closed: few files, each quick to read
+TASK_BYTES = 8 * PUBLISHED_BYTES  # of parts; merged they take less, so that a task still fills a file or several
+ROW_GROUP = 32_768  # rows; parts have few, and readers pay per row group
+LITTLE_BYTES = 4 * 2**20  # of parts, that are merged at once rather than by tasks
+_REQUESTS = 16  # parts that are read at once
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive blocks with a part of their own, and the bytes of each."""
+
+    manifest: int
+    first: int
+    sizes: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of them."""
+        return sum(self.sizes)
+
+    def divided(self) -> list["Stretch"]:
+        """The same as pieces of about `TASK_BYTES`, none much smaller unless it is the only one."""
+        count = max(1, self.size_bytes // TASK_BYTES)
+        ends = np.searchsorted(np.cumsum(self.sizes), self.size_bytes * np.arange(1, count) / count)
+        cuts = [0, *np.unique(ends[ends > 0]).tolist(), len(self.sizes)]
+        return [Stretch(self.manifest, self.first + start, self.sizes[start:end]) for start, end in pairwise(cuts)]
+
+
+def consecutive(manifest: int, sizes: Mapping[int, int], covered: Container[int]) -> list[Stretch]:
+    """The parts that no published file covers, as runs without a gap: no file may reach over blocks of another."""
+    runs: list[list[int]] = []
+    for block in sorted(block for block in sizes if block not in covered):
+        if runs and runs[-1][-1] == block - 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return [Stretch(manifest, run[0], tuple(sizes[block] for block in run)) for run in runs]
+
+
+class Merger:
+    """Rows of consecutive blocks, growing into one Parquet file in memory."""
+
+    def __init__(self) -> None:
+        self._buffer = io.BytesIO()
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+        self._schema: pa.Schema | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the rows that are compressed already."""
+        return self._buffer.tell()
+
+    def takes(self, table: pa.Table) -> bool:
+        """Whether rows with such columns can stand in this file."""
+        return self._schema is None or self._schema.equals(table.schema)
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows."""
+        self._schema = table.schema
+        self._waiting.append(table)
+        self._rows += len(table)
+        if self._rows >= ROW_GROUP:
+            self._flush()
+
+    def finish(self) -> bytes:
+        """The file."""
+        self._flush()
+        assert self._writer is not None
+        self._writer.close()
+        return self._buffer.getvalue()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = pa.concat_tables(self._waiting)
+        self._writer = self._writer or pq.ParquetWriter(self._buffer, rows.schema, compression="zstd")
+        self._writer.write_table(rows.unify_dictionaries(), row_group_size=ROW_GROUP)
+        self._waiting, self._rows = [], 0
+
+
+@dataclass(frozen=True)
+class PartTable:
+    """The rows of a run, or of a retry within it, below one store. Small and picklable: workers receive it and write their parts by it."""
+
+    store: Store
+
+    def part_path(self, manifest: int, block: int) -> str:
+        """Where a block's own rows lie."""
+        return f"parts/{manifest:05d}/{block:08d}.parquet"
+
+    def write_part(self, manifest: int, block: int, rows: pa.Table) -> int:
+        """Commit one block; returns its size in bytes. A repeated commit replaces the same file."""
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="zstd")
+        self.store.write(self.part_path(manifest, block), buffer.getvalue())
+        return buffer.tell()
+
+    def remove_parts(self, manifest: int, blocks: Sequence[int]) -> None:
+        """Remove the parts of these blocks."""
+        self.store.delete_all([self.part_path(manifest, block) for block in blocks])
+
+    def parts(self, manifest: int) -> list[int]:
+        """Blocks of a manifest with a part of their own."""
+        return sorted(self._part_sizes(manifest))
+
+    def _part_sizes(self, manifest: int) -> dict[int, int]:
+        sizes = self.store.sizes(f"parts/{manifest:05d}")
+        return {int(name.removesuffix(".parquet")): size for name, size in sizes.items() if re.fullmatch(r"\d+\.parquet", name)}
+
+    def part_folders(self) -> list[int]:
+        """Manifests that may have blocks with a part of their own: of those that are published, none has on a store without folders."""
+        return sorted(int(name) for name in self.store.folders("parts") if name.isdigit())
+
+    def published(self) -> list[Published]:
+        """The files that people read, in the order of their blocks; small ones in whose place a merged one stands are passed over."""
+        return split_off(self.all_published())[0]
+
+    def all_published(self) -> list[Published]:
+        """The same with those that are passed over: an interrupted merge leaves them."""
+        return named(self.store.names("scores"))
+
+    def remove_replaced(self) -> None:
+        """Finish interrupted merges: files in whose place a merged one stands go."""
+        replaced = split_off(self.all_published())[1]
+        self.store.delete_all([file.path for file in replaced])
+
+    def done_blocks(self, manifest: int) -> set[int]:
+        """Every block that needs no more work."""
+        files = [file for file in self.published() if manifest in file.manifests()]
+        count = len(read_blocks(self.store, manifest)) if files else 0
+        return set(self.parts(manifest)) | {block for file in files for block in file.blocks_of(manifest, count)}
+
+    def without_rows(self, lists: Mapping[int, BlockList]) -> list[BlockList]:
+        """Of manifests and all their blocks those blocks that need work."""
+        files, folders = self.published(), set(self.part_folders())
+        pending = []
+        for number, blocks in lists.items():
+            done = set(self.parts(number)) if number in folders else set()
+            done.update(block for file in files for block in file.blocks_of(number, len(blocks)))
+            pending.append(blocks.without(done))
+        return pending
+
+    def row_files(self, wanted: Sequence[int]) -> list[str]:
+        """The files with the rows of some manifests, in block order; a part that a published file covers is passed over.
+
+        A merged file may also have rows of others.
+        """
+        numbers = set(wanted)
+        files = [file for file in self.published() if not numbers.isdisjoint(file.manifests())]
+        placed = [(file.start, file.path) for file in files]
+        for number in self.part_folders():
+            if number in numbers:
+                covering = [file for file in files if number in file.manifests()]
+                own = [block for block in self.parts(number) if not any(file.holds(number, block) for file in covering)]
+                placed += [((number, block), self.part_path(number, block)) for block in own]
+        return [path for _, path in sorted(placed)]
+
+    def tables(self, manifest: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of a manifest in block order, a bounded table at a time; a part that a published file covers is passed over."""
+        files = {file.path: file for file in self.published()}
+        for path in self.row_files([manifest]):
+            if path not in files or len(files[path].manifests()) == 1:
+                yield from self.rows_in(path, columns)
+            else:
+                yield from self._rows_of(files[path], manifest, columns)
+
+    def _rows_of(self, file: Published, manifest: int, columns: list[str] | None) -> Iterator[pa.Table]:
+        """The rows that a merged file has of one manifest."""
+        first = sum(self._members_in(file, number) for number in range(file.manifest, manifest))
+        end, at = first + self._members_in(file, manifest), 0
+        for table in self.rows_in(file.path, columns):
+            start, at = at, at + len(table)
+            if start < end and at > first:
+                yield table.slice(max(first - start, 0), min(end, at) - max(first, start))
+
+    def _members_in(self, file: Published, manifest: int) -> int:
+        blocks = read_blocks(self.store, manifest)
+        some = file.blocks_of(manifest, len(blocks))
+        return blocks[some.start : some.stop].members
+
+    def rows_in(self, path: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of one file of the run, a bounded table at a time."""
+        filesystem, full = self.store.filesystem_and_path(path)
+        with filesystem.open(full, "rb") as handle, pq.ParquetFile(handle) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=columns)
+
+    def publish(self, manifest: int, *, each: Each = in_turn) -> list[str]:
+        """Merge the parts of a finished manifest into files of 64 to 256 MiB, each published before its parts go.
+
+        Interrupted anywhere, the next call goes on: published files and remaining parts together hold every row once.
+        `each` runs what is not little.
+        """
+        files = [file for file in self.published() if manifest in file.manifests()]
+        sizes = self._part_sizes(manifest)
+        covered = {block for block in sizes if any(file.holds(manifest, block) for file in files)}
+        self.remove_parts(manifest, sorted(covered))
+        pieces = [piece for stretch in consecutive(manifest, sizes, covered) for piece in stretch.divided()]
+        is_little = sum(piece.size_bytes for piece in pieces) <= LITTLE_BYTES
+        paths = [path for paths in (in_turn if is_little else each)(_Compactor(self), pieces) for path in paths]
+        self.store.drop_folder(f"parts/{manifest:05d}")
+        return paths
+
+    def publish_all(self, *, each: Each = in_turn) -> list[str]:
+        """Publish whatever manifest has parts, and finish merges that were interrupted."""
+        self.remove_replaced()
+        return [path for manifest in self.part_folders() for path in self.publish(manifest, each=each)]
+
+    def rewrite_all(self, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Replace all published rows by `change` of them, file by file, each at once."""
+        for file in self.published():
+            self.rewrite_file(file, change)
+
+    def rewrite_file(self, file: Published, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Replace the rows of one published file by `change` of them, at once."""
+        merger = Merger()
+        for table in self.rows_in(file.path):
+            merger.add(change(table))
+        self.store.write(file.path, merger.finish())
+
+
+@dataclass(frozen=True)
+class _Compactor:
+    """Merges parts into published files; called with a `Stretch`. Picklable, as tasks need it."""
+
+    table: PartTable
+
+    def __call__(self, parts: Stretch) -> list[str]:
+        """Publish files of `PUBLISHED_BYTES` to twice that, the last or only one perhaps smaller; each before its parts go."""
+        paths: list[str] = []
+        merger, first, left = Merger(), parts.first, parts.size_bytes
+        taken = written = 0
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            for block, (size, table) in enumerate(zip(parts.sizes, self._tables(parts, pool), strict=True), start=parts.first):
+                if not merger.takes(table):  # a later session was asked for one more column
+                    written += merger.size_bytes
+                    paths.append(self._publish(parts.manifest, first, block - 1, merger))
+                    merger, first = Merger(), block
+                merger.add(table)
+                taken, left = taken + size, left - size
+                expected_bytes = left * (written + merger.size_bytes) / taken
+                if merger.size_bytes >= PUBLISHED_BYTES <= expected_bytes or not left:
+                    written += merger.size_bytes
+                    paths.append(self._publish(parts.manifest, first, block, merger))
+                    merger, first = Merger(), block + 1
+        return paths
+
+    def _tables(self, parts: Stretch, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
+        for start in range(0, len(parts.sizes), _REQUESTS):
+            blocks = range(parts.first + start, parts.first + min(start + _REQUESTS, len(parts.sizes)))
+            for data in pool.map(lambda block: self.table.store.read(self.table.part_path(parts.manifest, block)), blocks):
+                yield pq.ParquetFile(pa.BufferReader(data)).read()
+
+    def _publish(self, manifest: int, first: int, last: int, merger: "Merger") -> str:
+        file = Published(manifest, first, last)
+        self.table.store.write(file.path, merger.finish())
+        self.table.remove_parts(manifest, range(first, last + 1))
+        return file.path
