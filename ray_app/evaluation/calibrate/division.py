@@ -7,17 +7,17 @@ from the bytes of its files and a seed, never from where they lie.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
-from typing import Literal, NoReturn
+from itertools import chain, pairwise
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ray_app.datasets.near_duplicates import NEAR_BITS, Pairs, near_pairs
+from ray_app.datasets.near_duplicates import Bond, Pairs, connected_groups, near_pairs
 from ray_app.ensembles.population import LabelledPart
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import CalibrationData, Places
@@ -26,8 +26,6 @@ from ray_app.metrics.arrays import Bools
 from ray_app.metrics.effective_size import FEWEST_GROUPS, EffectiveSize
 
 UNNAMED = "a generator that is not told"
-_SIXTEEN_DIGITS = re.compile("[0-9a-fA-F]{16}")
-_COMPARED = 2_000  # images of each part whose perceptual hashes are compared
 Name = Literal["fit", "calibrate", "choose"]
 PARTS: tuple[Name, ...] = ("fit", "calibrate", "choose")
 FIT, CALIBRATE, CHOOSE = range(3)
@@ -71,12 +69,6 @@ class Division:
         reals: Bools = ~self.labelled.fake & ~self.copies
         return reals
 
-    @property
-    def choosing_reals(self) -> Bools:
-        """Which of those are reals, each picture once."""
-        reals: Bools = self.reals[self.parts == CHOOSE]
-        return reals
-
     def without(self, gone: Bools, seed: int) -> "Division":
         """The other images in the same parts; divided anew where a part would be left without fakes. Raises ConfigError as `split`."""
         kept = ~gone
@@ -95,20 +87,18 @@ def groups_of(labelled: CalibrationData, *, share_generators: bool = False, shar
     unless the parts may share generators; and so are images that hang together by way of others. Fakes without a generator's name count as
     those of one: nothing shows that they are of several.
     """
-    links = [_coded(labelled.sha256), _phash_codes(labelled.phash)]
-    if not share_sources:
-        links.append(_coded(labelled.source))
-    if not share_generators:
-        links.append(_coded(generators_of(labelled)))
-    return _linked(links)
+    bonds = _copies(labelled)
+    bonds += [] if share_sources else [Bond("group", *_coded(labelled.source))]
+    bonds += [] if share_generators else [Bond("group", *_coded(generators_of(labelled)))]
+    return connected_groups(bonds, len(labelled))[0]
 
 
-def repeated(labelled: CalibrationData) -> NDArray[np.bool_]:
+def repeated(labelled: CalibrationData) -> Bools:
     """(n,) whether an image has the bytes or the perceptual hash of another of its class, with a smaller sha256, that can stand for both.
 
     A rate whose bound takes images for independent counts such ones once. A real is no copy of the fake that was made of it.
     """
-    groups = 2 * _linked([_coded(labelled.sha256), _phash_codes(labelled.phash)]) + labelled.fake
+    groups = 2 * connected_groups(_copies(labelled), len(labelled))[0] + labelled.fake
     order = np.lexsort((np.array(labelled.sha256, dtype="S"), groups))
     is_repeated = np.ones(len(groups), bool)
     is_repeated[order[np.unique(groups[order], return_index=True)[1]]] = False
@@ -134,11 +124,13 @@ def split(labelled: CalibrationData, groups: Places, shares: Sequence[float] = S
     """
     sizes = np.stack([np.bincount(groups[labelled.fake == fake], minlength=int(groups.max()) + 1) for fake in (False, True)], axis=1)
     _refuse_few_groups(labelled, sizes)
-    heads = _heads(labelled, groups)
+    heads = np.full(len(sizes), np.iinfo(np.uint64).max)  # of each group's smallest sha256 the first 64 bits
+    np.minimum.at(heads, groups, np.array([int(sha256[:16], 16) for sha256 in labelled.sha256], np.uint64))
     parts: Places = np.empty(0, np.int64)
     for attempt in range(_ATTEMPTS):
-        drawn = _drawn(heads, f"touchstone parts {seed} {attempt}" if attempt else f"touchstone parts {seed}")
-        parts = _dealt(sizes, drawn, shares)[groups]
+        key = f"touchstone parts {seed} {attempt}" if attempt else f"touchstone parts {seed}"
+        words = (hashlib.blake2b(head.tobytes(), digest_size=8, key=key.encode()).digest() for head in heads.astype(">u8"))
+        parts = _dealt(sizes, np.frombuffer(b"".join(words), ">u8").astype(np.uint64), shares)[groups]
         if all(len(np.unique(parts[labelled.fake == fake])) == len(shares) for fake in (False, True)):
             return parts
     _refuse_one_class(labelled, parts)
@@ -162,20 +154,30 @@ def given_parts(labelled: CalibrationData, groups: Places, *, regroup: bool = Fa
     members = np.bincount(groups * len(PARTS) + parts, minlength=count * len(PARTS)).reshape(count, len(PARTS))
     crossing = (members > 0).sum(axis=1) > 1
     if crossing.any() and not regroup:
-        refuse_crossings(labelled, groups, parts, np.flatnonzero(crossing), PARTS)
+        raise _crossing(labelled, groups, parts, np.flatnonzero(crossing))
     whole: Places = members.argmax(axis=1)[groups]
     _refuse_one_class(labelled, whole)
     return whole, int((whole != parts).sum())
 
 
-def refuse_crossings(labelled: CalibrationData, groups: Places, parts: Places, crossing: Places, names: Sequence[str]) -> NoReturn:
-    """Raises ConfigError that names two images of the first of these groups, in different parts, and what they have in common."""
-    members = np.flatnonzero(groups == crossing[0])
-    one, other, why = _tied(labelled.take(members), parts[members])
-    first, second = (_named(labelled, int(members[place]), names[parts[members[place]]]) for place in (one, other))
+def _crossing(labelled: CalibrationData, groups: Places, parts: Places, crossing: Places) -> ConfigError:
+    """The error that names two images of the first of these groups, in different parts, and what they have in common."""
+    members = np.flatnonzero(groups == crossing[0]).tolist()
+    shared: list[tuple[Sequence[str | None], str]] = [
+        (labelled.sha256, "are the same file"),
+        (labelled.source, "share the source '{}'"),
+        (generators_of(labelled), "are both by {}"),
+    ]
+    ties = [(place, column[place], words) for column, words in shared for place in members if column[place] is not None]
+    seen: dict[tuple[str, str | None], int] = {}
+    pairs = ((seen.setdefault((words, key), place), place, words.format(key)) for place, key, words in ties)
+    hashed = [place for place in members if labelled.phash[place] is not None]
+    others = ((one, other, "look alike, or hang together by others that do") for one, other in pairwise(hashed))
+    one, other, why = next(pair for pair in chain(pairs, others) if parts[pair[0]] != parts[pair[1]])
+    named = [f"image {labelled.image_id[at]} (sha256 {labelled.sha256[at][:12]}…, part {PARTS[parts[at]]})" for at in (one, other)]
     more = f"; {len(crossing):,} groups of images are divided so" if len(crossing) > 1 else ""
-    raise ConfigError(
-        f"labels: {first} and {second} {why}{more}",
+    return ConfigError(
+        f"labels: {named[0]} and {named[1]} {why}{more}",
         hint="--regroup moves each such group whole to the part that most of its images are in",
     )
 
@@ -204,92 +206,21 @@ def described(labelled: CalibrationData, groups: Places, parts: Places) -> tuple
     return tuple(found)
 
 
-def _linked(links: list[Places]) -> Places:
-    """(n,) the group of each image: those that have an equal code in one of the links (n,) hang together; -1 links to nothing."""
-    n = len(links[0])
-    edges, nodes = [], n  # a code is a node of its own, after the images
-    for codes in links:
-        coded = np.flatnonzero(codes >= 0)
-        edges.append(np.stack([coded, nodes + codes[coded]], axis=1))
-        nodes += int(codes.max(initial=-1)) + 1
-    return np.unique(_connected(nodes, np.concatenate(edges))[:n], return_inverse=True)[1].astype(np.int64)
+def _coded(column: Sequence[str | None]) -> tuple[Places, Pairs]:
+    """(n,) a number for each different text, -1 for None; and no pairs of them."""
+    indices = pa.array(column, pa.string()).dictionary_encode().indices.fill_null(-1)
+    return indices.to_numpy(zero_copy_only=False).astype(np.int64), np.empty((0, 2), np.int64)
 
 
-def _coded(texts: Iterable[str | None]) -> Places:
-    """(n,) a number for each different text, -1 for None."""
-    codes: Places = pa.array(texts, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes
-
-
-def _phash_codes(phashes: Iterable[str | None]) -> Places:
-    """(n,) a number for all hashes that hang together by likeness, -1 for None."""
-    encoded = pa.array(phashes, pa.string()).dictionary_encode()
-    hashes = np.array([_hash(text) for text in encoded.dictionary.to_pylist()], np.uint64)
-    different, place_of = np.unique(hashes, return_inverse=True)  # a hash may be written in two ways
-    alike = _connected(len(different), near_pairs(different))[place_of]
-    codes: Places = np.append(alike, -1)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
-    return codes
-
-
-def _connected(nodes: int, edges: Pairs) -> Places:
-    """(nodes,) the component of each node of a graph with edges (m, 2)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(nodes, nodes))
-    components: Places = connected_components(graph, directed=False)[1].astype(np.int64)
-    return components
-
-
-def _hash(text: str) -> int:
-    if not _SIXTEEN_DIGITS.fullmatch(text):
-        raise ConfigError(f"labels: the phash {text!r} is no hash of 64 bits", hint="16 hexadecimal digits, as `score` writes them")
-    return int(text, 16)
-
-
-def _named(labelled: CalibrationData, place: int, part: str) -> str:
-    return f"image {labelled.image_id[place]} (sha256 {labelled.sha256[place][:12]}…, part {part})"
-
-
-def _tied(group: CalibrationData, parts: Places) -> tuple[int, int, str]:
-    """Two places of a group in different parts, and what ties them."""
-    shared: list[tuple[Sequence[str | None], Callable[[str], str]]] = [
-        (group.sha256, lambda _: "are the same file"),
-        (group.source, lambda name: f"share the source '{name}'"),
-        (generators_of(group), lambda name: f"are both by {name}"),
-    ]
-    for column, words in shared:
-        seen: dict[str, int] = {}
-        for place, key in enumerate(column):
-            if key is not None and parts[seen.setdefault(key, place)] != parts[place]:
-                return seen[key], place, words(key)
-    return _alike(group, parts)
-
-
-def _alike(group: CalibrationData, parts: Places) -> tuple[int, int, str]:
-    """Two in different parts that look alike; where none of those compared do, two that hang together by way of others."""
-    hashed = [place for place, phash in enumerate(group.phash) if phash is not None]
-    for part in np.unique(parts):
-        mine, others = (list(islice((p for p in hashed if (parts[p] == part) == same), _COMPARED)) for same in (True, False))
-        hashes = [np.array([int(str(group.phash[place]), 16) for place in places], np.uint64) for places in (mine, others)]
-        near = np.argwhere(np.bitwise_count(hashes[0][:, None] ^ hashes[1][None, :]) <= NEAR_BITS)
-        if len(near):
-            return mine[near[0, 0]], others[near[0, 1]], "look alike"
-    return 0, int(np.flatnonzero(parts != parts[0])[0]), "hang together by way of others that look alike"
-
-
-def _heads(labelled: CalibrationData, groups: Places) -> NDArray[np.uint64]:
-    """(groups,) the smallest sha256 of each group's files, of which the first 64 bits."""
-    heads = np.array([int(sha256[:16], 16) for sha256 in labelled.sha256], np.uint64)
-    least = np.full(int(groups.max()) + 1, np.iinfo(np.uint64).max)
-    np.minimum.at(least, groups, heads)
-    return least
-
-
-def _drawn(heads: NDArray[np.uint64], key: str) -> NDArray[np.uint64]:
-    """(groups,) a number for each group, from its files and a key."""
-    words = b"".join(hashlib.blake2b(head.tobytes(), digest_size=8, key=key.encode()).digest() for head in heads.astype(">u8"))
-    return np.frombuffer(words, ">u8").astype(np.uint64)
+def _copies(labelled: CalibrationData) -> list[Bond]:
+    """What binds an image and its copies: equal bytes, and perceptual hashes that are near. Raises ConfigError for what is no hash."""
+    encoded = pa.array(labelled.phash, pa.string()).dictionary_encode()
+    texts: list[str] = encoded.dictionary.to_pylist()
+    if strange := [text for text in texts if not re.fullmatch("[0-9a-fA-F]{16}", text)]:
+        raise ConfigError(f"labels: the phash {strange[0]!r} is no hash of 64 bits", hint="16 hexadecimal digits, as `score` writes them")
+    hashes, places = np.unique(np.array([int(text, 16) for text in texts], np.uint64), return_inverse=True)  # two ways to write one
+    codes = np.append(places, -1)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+    return [Bond("bytes", *_coded(labelled.sha256)), Bond("looks", codes.astype(np.int64), near_pairs(hashes))]
 
 
 def _dealt(sizes: NDArray[np.int64], drawn: NDArray[np.uint64], shares: Sequence[float]) -> Places:

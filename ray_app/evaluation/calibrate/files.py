@@ -1,15 +1,12 @@
 """The settings of a calibration (`CalibrateConfig`) and its files (`write_files`): the card, the scores of the reals behind its threshold,
 the report.
-
-The card is written last, so that what it names is there.
 """
 
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +21,7 @@ from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.thresholds import Method
 from ray_app.metrics.arrays import Floats
 from ray_app.reports.calibration import CalibrationReport
+from ray_app.storage import Store
 
 ENDINGS = (".yaml", ".yml")
 _HEAD = """# Written by `touchstone detectors calibrate` from {run}; what it is worth stands in {report}.
@@ -100,18 +98,17 @@ def named_from(path: Path, member: EnsembleMember) -> EnsembleMember:
 
 
 def write_files(path: Path, card: EnsembleCard, references: bytes, report: CalibrationReport) -> None:
-    """Write the card at `path` and beside it what it refers to. Raises ConfigError where nothing can be written."""
+    """Write the card at `path` and beside it what it refers to; each file whole or not at all, the card last. Raises StorageError where
+    nothing can be written.
+    """
     assert card.guarantee is not None
     assert card.guarantee.references is not None
     text = _HEAD.format(run=report.run, report=report_path(path).name) + card_text(card)
-    try:
-        _replace(path.with_name(card.guarantee.references), references)
-        _replace(report_path(path), json.dumps(report.written(), indent=1, ensure_ascii=False, allow_nan=False).encode())
-        _replace(path, text.encode())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint="name a file in a folder that can be written") from None
-    read = load_ensemble_card(path)
-    assert decision_facts(read) == decision_facts(card), f"{path} does not say what was fitted"
+    folder = Store.open(str(path.parent))
+    folder.write(card.guarantee.references, references)
+    folder.write(report_path(path).name, json.dumps(report.written(), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    folder.write(path.name, text.encode())
+    assert decision_facts(load_ensemble_card(path)) == decision_facts(card), f"{path} does not say what was fitted"
 
 
 def report_path(card: Path) -> Path:
@@ -119,13 +116,8 @@ def report_path(card: Path) -> Path:
     return card.with_name(f"{card.stem}.report.json")
 
 
-def references_name(card: Path) -> str:
-    """How the scores of a card's reals are called, beside it."""
-    return f"{card.stem}.reals.parquet"
-
-
 def card_text(card: EnsembleCard) -> str:
-    """A card as YAML: in the order of its keys, without what it leaves open, numbers in rows."""
+    """A card as YAML: in the order of its keys, without what it leaves open; lists and sections that hold no others are one row."""
     facts = card.model_dump(mode="json", exclude_none=True)
     for member in facts["members"]:
         if member["weight"] == 1:
@@ -134,23 +126,5 @@ def card_text(card: EnsembleCard) -> str:
         for key in ("edges", "words"):
             if not feature[key]:
                 del feature[key]
-    return yaml.dump(facts, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes lists of numbers and words in one row, however long; a list of sections keeps a line for each key."""
-
-
-def _listed(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
-    in_a_row = not any(isinstance(item, dict) for item in items)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=in_a_row)
-
-
-_Dumper.add_representer(list, _listed)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(path)
+    text: str = yaml.safe_dump(facts, default_flow_style=None, sort_keys=False, allow_unicode=True, width=140)
+    return text

@@ -201,8 +201,6 @@ def _cascade(division: Division, calibrations: Mapping[str, Calibration], config
 
 def _stage(table: Floats, fitting: Bools, fake: Bools, config: files.CalibrateConfig) -> tuple[CascadeStage, Floats]:
     """A stage fitted on some of the images, and its scores of all of them (n,), from calibrated log-odds (n, its detectors)."""
-    from ray_app.ensembles import decision
-
     stacking = decision.fit_stacking(table[fitting], fake[fitting], config.seed)
     raw = decision.stacked(table, stacking)
     calibration = fit(raw[fitting], fake[fitting], config.method, what="a stage of the cascade")

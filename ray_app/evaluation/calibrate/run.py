@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 
@@ -100,8 +100,11 @@ def generators_left_out(
         inside = sorted({PARTS[part] for part in parts[its].tolist()})
         again = inside != [PARTS[CHOOSE]]
         try:
-            one = full if not again else _without(division, its, members, config)
-            figures = _of_generator(one, labelled.take(its))
+            if not again:
+                figures = _of_generator(full, labelled.take(its))
+            else:
+                rest = division.without(its, config.seed)
+                figures = _of_generator(with_thresholds(fit_card(rest, members, config), rest, config), labelled.take(its))
         except ConfigError as error:
             figures = dict.fromkeys(("found", "auc", "log_loss", "ece"), undefined(f"without it: {error.message}", n))
         found.append(LeftOutGenerator(generator=name, n=n, parts=inside, fitted_again=again, **facts_of(figures)))
@@ -113,6 +116,7 @@ def by_quality(assembled: Assembled, choosing: data.CalibrationData) -> list[Qua
     scores, fake = assembled.fitted.scores(choosing), choosing.fake
     chances = scores + _between(float(fake.mean()), assembled.fitted.prevalence)
     bands = np.where(np.isnan(choosing.quality), -1, np.searchsorted(QUALITIES, choosing.quality, "right"))
+    names = [*(f"{low}–{high - 1}" for low, high in pairwise((1, *QUALITIES, 101))), "not a JPEG"]
     found = []
     for band in np.unique(bands).tolist():
         among = bands == band
@@ -123,18 +127,26 @@ def by_quality(assembled: Assembled, choosing: data.CalibrationData) -> list[Qua
             rates[key] = intervals.proportion(int(flagged[of_class].sum()), int(of_class.sum()), why)
         figures = rates | _chances(chances[among], fake[among])
         n_real, n_fake = int((among & ~fake).sum()), int((among & fake).sum())
-        found.append(QualityBand(quality=_band_name(band), n_real=n_real, n_fake=n_fake, **facts_of(figures)))
+        found.append(QualityBand(quality=names[band], n_real=n_real, n_fake=n_fake, **facts_of(figures)))
     return found
 
 
 def of_cascade(assembled: Assembled, division: Division, config: files.CalibrateConfig) -> CalibratedCascade | None:
-    """How many images go on, and what is found so and by all detectors on all images; None of other rules."""
-    fitted, cascade, band = assembled.fitted, assembled.card.cascade, assembled.fitted.band
-    looks = fitted.looks(division.choosing)
+    """How many images go on, and the share of fakes that is found so, and at as good a promise if all detectors looked at every image;
+    None of other rules.
+    """
+    fitted, cascade, band, choosing = assembled.fitted, assembled.card.cascade, assembled.fitted.band, division.choosing
+    looks = fitted.looks(choosing)
     if cascade is None or band is None or looks is None:
         return None
-    fake, reasons = division.choosing.fake, np.array([look or "" for look in looks])
+    fake, reasons, found_by_all = choosing.fake, np.array([look or "" for look in looks]), None
     shares = {reason: thresholds.share_at(reasons == reason, fake, fitted.prevalence) for reason in ("band", "audit")}
+    if fake.any():
+        widest = float(np.finfo(np.float64).max)
+        every = fitted.card.model_copy(update={"cascade": cascade.model_copy(update={"band": (-widest, widest)})})
+        scores = replace(fitted, card=every).scores(choosing)
+        reals = scores[division.reals[division.parts == CHOOSE]]
+        found_by_all = float((scores[fake] >= thresholds.choose_threshold(reals, config.fpr, config.confidence).fake_above).mean())
     return CalibratedCascade(
         first=cascade.first,
         band=(band.low, band.high),
@@ -143,25 +155,8 @@ def of_cascade(assembled: Assembled, division: Division, config: files.Calibrate
         prevalence=fitted.prevalence,
         measured=LookShares(**shares, share=sum(shares.values())),
         found=assembled.card.thresholds.true_positive_rate,
-        found_by_all_on_all=_found_by_all(fitted, division, config),
+        found_by_all_on_all=found_by_all,
     )
-
-
-def _found_by_all(fitted: CalibratedCard, division: Division, config: files.CalibrateConfig) -> float | None:
-    """The share of fakes found at as good a promise if all detectors looked at every image."""
-    cascade, choosing = fitted.card.cascade, division.choosing
-    if cascade is None or not choosing.fake.any():
-        return None
-    widest = float(np.finfo(np.float64).max)
-    card = fitted.card.model_copy(update={"cascade": cascade.model_copy(update={"band": (-widest, widest)})})
-    scores = replace(fitted, card=card).scores(choosing)
-    threshold = thresholds.choose_threshold(scores[division.choosing_reals], config.fpr, config.confidence).fake_above
-    return float((scores[choosing.fake] >= threshold).mean())
-
-
-def _without(division: Division, its: Bools, members: Sequence[EnsembleMember], config: files.CalibrateConfig) -> Assembled:
-    rest = division.without(its, config.seed)
-    return with_thresholds(fit_card(rest, members, config), rest, config)
 
 
 def _of_generator(assembled: Assembled, its: data.CalibrationData) -> dict[str, MetricEstimate]:
@@ -193,13 +188,6 @@ def _between(here: float, there: float) -> float:
     return logit(here) - logit(there) if 0 < here < 1 else 0.0
 
 
-def _band_name(band: int) -> str:
-    if band < 0:
-        return "not a JPEG"
-    ends = (0, *QUALITIES, 101)
-    return f"{max(1, ends[band])}–{ends[band + 1] - 1}"
-
-
 def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
     """Calibrate a labelled run, write CARD.yaml, CARD.reals.parquet and CARD.report.json; returns the report.
 
@@ -213,7 +201,7 @@ def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
     groups = groups_of(labelled, share_generators=config.share_generators, share_sources=config.share_sources)
     parts, moved = divided(labelled, groups, seed=config.seed, regroup=config.regroup)
     division = Division.of(labelled, groups, parts)
-    _print_progress("fitting")
+    print("calibrate  fitting", file=sys.stderr, flush=True)
     members = tuple(files.named_from(path, member) for member in reading.members)
     assembled = with_thresholds(fit_card(division, members, config), division, config)
     references, sha256 = files.reference_bytes(assembled.reals)
@@ -221,24 +209,11 @@ def calibrate_run(config: files.CalibrateConfig) -> CalibrationReport:
     guarantee = Guarantee(
         target_fpr=config.fpr, confidence=config.confidence, n_real=chosen.n_real, false_positives=chosen.false_positives,
         upper_bound=max(chosen.upper_bound, overall.upper_bound), groups=overall.groups, effective=overall.effective,
-        these_sources=config.share_sources, references=files.references_name(path), references_sha256=sha256,
+        these_sources=config.share_sources, references=f"{path.stem}.reals.parquet", references_sha256=sha256,
     )  # fmt: skip
-    notes = _notes(reading, overall, config, moved)
-    properties = _properties(reading, assembled)
-    card = _card(path, reading, assembled, guarantee, _population(reading, assembled, division, properties), notes)
-    _print_progress("measuring")
-    report = _report(reading, assembled, card, division, config)
-    report = report.model_copy(update={"card": str(path), "notes": notes, "self_check": self_check(card, division, properties)})
-    report = report.model_copy(update={"findings": _findings(report)})
-    files.write_files(path, card, references, report)
-    return report.model_copy(update={"report": str(files.report_path(path))})
-
-
-def _card(
-    path: Path, reading: data.LabelledRun, assembled: Assembled, guarantee: Guarantee, population: Population, notes: list[str]
-) -> EnsembleCard:
-    """The whole card: what was fitted, what it promises, and of which images."""
-    known = {
+    properties, notes = _properties(reading, assembled), _notes(reading, overall, config, moved)
+    population = _population(reading, assembled, division, properties)
+    card = EnsembleCard.model_validate(assembled.card.model_dump() | {
         "name": path.stem,
         "title": f"{' + '.join(reading.names)}, calibrated",
         "thresholds": assembled.card.thresholds.model_copy(update={"measured_on": population.what}),
@@ -246,18 +221,9 @@ def _card(
         "settings": _settings(reading),
         "population": population,
         "notes": " ".join(notes),
-    }
-    return EnsembleCard.model_validate(assembled.card.model_dump() | known)
-
-
-def _report(
-    reading: data.LabelledRun, assembled: Assembled, card: EnsembleCard, division: Division, config: files.CalibrateConfig
-) -> CalibrationReport:
-    labelled, choosing = reading.labelled, division.choosing
-    names = sorted({name for name in generators_of(labelled) if name is not None})
-    assert card.guarantee is not None
-    assert card.population is not None
-    return CalibrationReport(
+    })  # fmt: skip
+    print("calibrate  measuring", file=sys.stderr, flush=True)
+    report = CalibrationReport(
         schema=CALIBRATION_SCHEMA,
         version=__version__,
         run=reading.url,
@@ -267,17 +233,23 @@ def _report(
         rule=card.rule,
         images=CalibrationImages(used=len(labelled), labelled=reading.tally.joined, left_out=reading.tally.left_out),
         told=list(reading.told),
-        parts=[LabelledPart(**part.model_dump()) for part in card.population.parts],  # anew, so that what they leave open is written too
-        generators=names,
-        prevalence=card.population.prevalence,
+        parts=[LabelledPart(**part.model_dump()) for part in population.parts],  # anew, so that what they leave open is written too
+        generators=list(population.generators),
+        prevalence=population.prevalence,
         thresholds=Thresholds(**card.thresholds.model_dump(exclude={"measured_on"})),
-        guarantee=Guarantee(**card.guarantee.model_dump()),
-        systems=systems_before_and_after(assembled.fitted, choosing, reading.before, reading.calibrations),
+        guarantee=Guarantee(**guarantee.model_dump()),
+        systems=systems_before_and_after(assembled.fitted, division.choosing, reading.before, reading.calibrations),
         cascade=of_cascade(assembled, division, config),
         generators_left_out=generators_left_out(division, reading.members, config, assembled),
-        generators_not_shown=max(0, len(names) - MOST_GENERATORS),
-        qualities=by_quality(assembled, choosing),
+        generators_not_shown=max(0, len(population.generators) - MOST_GENERATORS),
+        qualities=by_quality(assembled, division.choosing),
+        self_check=self_check(card, division, properties),
+        card=str(path),
+        notes=notes,
     )
+    report = report.model_copy(update={"findings": _findings(report)})
+    files.write_files(path, card, references, report)
+    return report.model_copy(update={"report": str(files.report_path(path))})
 
 
 def _properties(reading: data.LabelledRun, assembled: Assembled) -> Properties:
@@ -303,29 +275,23 @@ def _population(reading: data.LabelledRun, assembled: Assembled, division: Divis
 
 def self_check(card: EnsembleCard, division: Division, properties: Properties) -> list[SelfCheck]:
     """Of all labelled images and of each part: the false positives of the card, and in which properties it would be called unlike."""
-    every = np.ones(len(division.labelled), np.bool_)
     flagged: Bools = np.asarray(properties["score"], np.float64) >= card.thresholds.fake_above
-    named = [("all labelled images", every), *((f"part {name}", division.parts == number) for number, name in enumerate(PARTS))]
-    return [_checked(card, name, some, flagged[some & division.reals], properties) for name, some in named]
-
-
-def _checked(card: EnsembleCard, name: str, some: Bools, flagged: Bools, properties: Properties) -> SelfCheck:
-    tally = PopulationTally(card.population.features if card.population else ())
-    tally.add({key: values_at(column, some) for key, column in properties.items()})
-    unlike = [shift.feature for shift in shifts_of(card, tally) if shift.noticed]
-    rate = intervals.proportion(int(flagged.sum()), len(flagged), operating_points.NO_REALS)
-    promised = card.guarantee.target_fpr if card.guarantee else 1.0
-    broken = rate.interval is not None and rate.interval[0] > promised
-    finding = _finding(name, rate.value or 0.0, unlike, broken=broken)
-    return SelfCheck(name=name, false_positives=FigureFacts.of(rate), unlike=unlike, finding=finding)
-
-
-def _finding(name: str, rate: float, unlike: Sequence[str], *, broken: bool) -> str | None:
-    found = [f"{stated(rate)} of its reals are called fake, more than promised"] if broken else []
-    found += [f"it would be called unlike in {', '.join(unlike)}"] if unlike else []
-    if not found:
-        return None
-    return f"Self-check, {name} taken as an archive: {', and '.join(found)}. Sources or generators differ, and an archive's may too."
+    every = np.ones(len(division.labelled), np.bool_)
+    found = []
+    for name, some in [("all labelled images", every), *((f"part {name}", division.parts == number) for number, name in enumerate(PARTS))]:
+        tally = PopulationTally(card.population.features if card.population else ())
+        tally.add({key: values_at(column, some) for key, column in properties.items()})
+        unlike = [shift.feature for shift in shifts_of(card, tally) if shift.noticed]
+        reals = some & division.reals
+        rate = intervals.proportion(int(flagged[reals].sum()), int(reals.sum()), operating_points.NO_REALS)
+        promised = card.guarantee.target_fpr if card.guarantee else 1.0
+        is_broken = rate.interval is not None and rate.interval[0] > promised
+        odd = [f"{stated(rate.value or 0.0)} of its reals are called fake, more than promised"] if is_broken else []
+        odd += [f"it would be called unlike in {', '.join(unlike)}"] if unlike else []
+        why = "Sources or generators differ, and an archive's may too."
+        finding = f"Self-check, {name} taken as an archive: {', and '.join(odd)}. {why}" if odd else None
+        found.append(SelfCheck(name=name, false_positives=FigureFacts.of(rate), unlike=unlike, finding=finding))
+    return found
 
 
 def _settings(reading: data.LabelledRun) -> Settings | None:
@@ -385,7 +351,3 @@ def _refuse_few(labelled: data.CalibrationData, config: files.CalibrateConfig) -
             "on which nothing else is fitted, and those are half of all",
             hint="label more real images, or take a larger --fpr",
         )
-
-
-def _print_progress(message: str) -> None:
-    print(f"calibrate  {message}", file=sys.stderr, flush=True)

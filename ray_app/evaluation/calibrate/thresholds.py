@@ -7,8 +7,9 @@ finds most fakes at its share.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -107,9 +108,9 @@ def choose_threshold(
     scores = reals if isinstance(reals, ScoreHistogram) else ScoreHistogram.of(reals)
     few, worth = reals_needed(target, confidence), scores.n if size is None else size.effective
     if worth < few:
+        grouped = "" if size is None or size.groups == size.n else f", which are worth {size.effective:,.0f} independent ones"
         raise ConfigError(
-            f"thresholds are chosen on {scores.n:,} reals{_worth_of(size)}; a {100 * target:g} % target at {100 * confidence:g} % "
-            f"needs {few:,}",
+            f"thresholds are chosen on {scores.n:,} reals{grouped}; a {100 * target:g} % target at {100 * confidence:g} % needs {few:,}",
             hint="label more real images, or take a larger --fpr",
         )
     most = false_positives_allowed(scores.n, target, confidence, effective=worth)
@@ -165,17 +166,30 @@ def choose_band(
     fake, and it is kept by the exact upper bounds of both classes' shares, each of half of what 1 − `confidence` leaves.
     Raises ConfigError where there are too few images to bound so small a share.
     """
-    counter = _Counter(early, fake, prevalence, (1 - confidence) / 2)
+    values = np.unique(early)
+    classes = [(np.sort(early[fake == kind]), weight) for kind, weight in ((False, 1 - prevalence), (True, prevalence))]
+    upto = [(np.append(0, np.searchsorted(scores, values, "right")), len(scores), weight) for scores, weight in classes]
+
+    def bound(start: int, end: int) -> float:
+        """What the share of the images between two of the values is at most."""
+        return sum(
+            weight * (intervals.proportion_interval(int(counts[end + 1] - counts[start]), n, (1 - confidence) / 2)[1] if n else 1.0)
+            for counts, n, weight in upto
+        )
+
     drawn = _resampled(fake)
     best: tuple[tuple[float, float], Band] | None = None
-    for start in np.unique(np.linspace(0, len(counter.values) - 1, _STARTS).round().astype(int)).tolist():
-        end = counter.widest(start, share)
-        if end is None:
+    for start in np.unique(np.linspace(0, len(values) - 1, _STARTS).round().astype(int)).tolist():
+        end = start + bisect_right(range(start, len(values)), share, key=partial(bound, start)) - 1
+        if end < start:
             continue
-        low, high = float(counter.values[start]), float(counter.values[end])
-        worth = _worth(np.where((early >= low) & (early <= high), late, early), fake, target, drawn)
+        low, high = float(values[start]), float(values[end])
+        inside = (early >= low) & (early <= high)
+        scores = np.where(inside, late, early)
+        found = [_found(scores[reals], scores[fakes], target) for reals, fakes in drawn]
+        worth = float(np.mean(found)), -float(np.logaddexp(0, np.where(fake, -scores, scores)).mean())
         if best is None or worth > best[0]:
-            best = worth, Band(low, high, counter.share(start, end), counter.bound(start, end))
+            best = worth, Band(low, high, share_at(inside, fake, prevalence), bound(start, end))
     if best is None:
         raise ConfigError(
             f"no band of at most {100 * share:g} % of the images can be told from {len(early):,} images",
@@ -190,50 +204,12 @@ def share_at(inside: Bools, fake: Bools, prevalence: float) -> float:
     return (1 - prevalence) * rates[0] + prevalence * rates[1]
 
 
-def _worth_of(size: EffectiveSize | None) -> str:
-    return "" if size is None or size.groups == size.n else f", which are worth {size.effective:,.0f} independent ones"
-
-
 def _pieces(scores: Floats, fakes: Floats | Bools, level: Floats, weights: Floats | None = None) -> tuple[Floats, Floats, Floats]:
     """Of each level piece of a curve over scores (n,): its mean score, its fakes and its images; in rising order."""
     n = np.ones(len(scores)) if weights is None else weights
     _, piece = np.unique(level, return_inverse=True)
     summed, fakes_in, n_in = (np.bincount(piece, weights=each).astype(np.float64) for each in (scores * n, fakes, n))
     return summed / n_in, fakes_in, n_in
-
-
-class _Counter:
-    """How many reals and fakes lie between two of the distinct early scores."""
-
-    def __init__(self, early: Floats, fake: Bools, prevalence: float, tail: float) -> None:
-        self.values = np.unique(early)
-        self._weights, self._tail = (1 - prevalence, prevalence), tail
-        self._n = tuple(int((fake == kind).sum()) for kind in (False, True))
-        self._upto = tuple(
-            np.concatenate([[0], np.searchsorted(np.sort(early[fake == kind]), self.values, "right")]) for kind in (False, True)
-        )
-
-    def share(self, start: int, end: int) -> float:
-        """That of the scores from one place to another."""
-        return sum(weight * count / n for weight, count, n in zip(self._weights, self._counts(start, end), self._n, strict=True) if n)
-
-    def bound(self, start: int, end: int) -> float:
-        """What that share is at most."""
-        rates = [
-            intervals.proportion_interval(count, n, self._tail)[1] if n else 1.0
-            for count, n in zip(self._counts(start, end), self._n, strict=True)
-        ]
-        return sum(weight * rate for weight, rate in zip(self._weights, rates, strict=True))
-
-    def widest(self, start: int, share: float) -> int | None:
-        """The last place up to which the bound is within the share; None where it is not even at the start."""
-        places = range(start, len(self.values))
-        found = bisect_right(places, share, key=lambda end: self.bound(start, end))
-        return places[found - 1] if found else None
-
-    def _counts(self, start: int, end: int) -> tuple[int, int]:
-        real, fake = (int(upto[end + 1] - upto[start]) for upto in self._upto)
-        return real, fake
 
 
 def _resampled(fake: Bools) -> list[tuple[Places, Places]]:
@@ -246,12 +222,7 @@ def _resampled(fake: Bools) -> list[tuple[Places, Places]]:
     return list(zip(reals, fakes, strict=True))
 
 
-def _worth(scores: Floats, fake: Bools, target: float, drawn: Sequence[tuple[Places, Places]]) -> tuple[float, float]:
-    """The share of fakes above the threshold that the share `target` of reals reach, and the log-loss with its sign turned."""
-    found = [_found(scores[reals], scores[fakes], target) for reals, fakes in drawn]
-    return float(np.mean(found)), -float(np.logaddexp(0, np.where(fake, -scores, scores)).mean())
-
-
 def _found(reals: Floats, fakes: Floats, target: float) -> float:
+    """The share of fakes above the threshold that the share `target` of reals reach."""
     place = len(reals) - 1 - int(target * len(reals))
     return float((fakes > np.partition(reals, place)[place]).mean())

@@ -148,7 +148,7 @@ CROSSINGS = [
     ({"source": ["a", *[None] * 15, "a", None]}, (0, 16), "share the source 'a'"),
     ({"sha256": [sha256_of(place) for place in [*range(17), 3]]}, (3, 17), "are the same file"),
     ({"generator": [None] * 9 + ["G"] * 2 + [f"G{number}" for number in range(7)]}, (9, 10), "are both by G"),
-    ({"phash": near(7)}, (0, 7), "look alike"),
+    ({"phash": near(7)}, (0, 7), "look alike, or hang together by others that do"),
 ]
 
 
