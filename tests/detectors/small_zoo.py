@@ -6,7 +6,7 @@ from tests.detectors.small_frozen import BACKBONES, small_frozen
 from tests.scoring.eight import TOWER, small_cards
 
 # Another engine's network has no parameters of ours.
-CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base)) if not card.name.endswith(":vllm")}
+CARDS = {card.name: card for base in list_cards() for card in (base, *variants_of(base))}
 _TOWER = {"tower": {"quick_gelu": True, **TOWER}}
 NARROW = {
     "aide": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},

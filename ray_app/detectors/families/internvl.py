@@ -1,13 +1,8 @@
-"""The `internvl` family: a vision-language model is asked whether an image is real, by transformers' own InternVL class or by vLLM; no code
-from a hub.
+"""The `internvl` family: a vision-language model is asked whether an image is real, by transformers' own InternVL class.
 
-`Dialogue` is the question in the card, `answer_of` reads replies as the authors of the published baseline do. vLLM's offline interface
-(`LLM.generate`, `SamplingParams`; docs.vllm.ai, 0.20) is imported only when a card asks for it. It needs the extra `vllm` and a GPU; this
-project's tests have neither, so only what stands around the engine is tested.
+No code from a hub. `Dialogue` is the question in the card, `answer_of` reads replies as the authors of the published baseline do.
 """
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import tokenizers
 import torch
 import transformers
-from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 from transformers.initialization import no_init_weights
@@ -25,7 +19,6 @@ from ray_app.config import Frozen
 from ray_app.detectors.card import DetectorCard
 from ray_app.detectors.checkpoint_formats import unreadable
 from ray_app.detectors.detector import Prediction
-from ray_app.detectors.preprocessing import Preprocessing
 from ray_app.errors import DetectorError
 
 TOKENIZER = "tokenizer.json"
@@ -52,7 +45,6 @@ class Dialogue(Frozen):
     """
 
     mode: Literal["reply", "first-token"]
-    engine: Literal["transformers", "vllm"] = "transformers"
     template: str
     question: str
     image: tuple[str, str, str]
@@ -152,8 +144,6 @@ def build(card: DetectorCard) -> nn.Module:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'template'}: {fault['msg']}" for fault in error.errors())
         raise DetectorError(f"{card.name}: architecture.arguments: {faults}") from None
     config = _config(card.name, arguments)
-    if dialogue.engine == "vllm":
-        return VllmInterrogator(dialogue, card.preprocessing, config.image_seq_length, config.image_token_id)
     with no_init_weights():
         chat = transformers.InternVLForConditionalGeneration(config)
     return Interrogator(chat, dialogue)
@@ -210,12 +200,8 @@ class Interrogator(nn.Module):
             do_sample=False, max_new_tokens=self.dialogue.max_new_tokens, eos_token_id=tokens.end, pad_token_id=tokens.end
         )
         spoken = self.chat.generate(**inputs, generation_config=greedy)[:, len(tokens.prompt) :]
-        return prediction_of([tokens.text(reply) for reply in spoken.tolist()], pixels.device)
-
-
-def prediction_of(replies: list[str], device: torch.device) -> Prediction:
-    """Replies and the scores that they mean."""
-    return Prediction(torch.tensor([[score_of(reply)] for reply in replies], device=device), replies=tuple(replies))
+        replies = tuple(tokens.text(reply) for reply in spoken.tolist())
+        return Prediction(torch.tensor([[score_of(reply)] for reply in replies], device=pixels.device), replies=replies)
 
 
 def joined(parts: list[Prediction]) -> Prediction:
@@ -242,71 +228,3 @@ def _config(name: str, arguments: Mapping[str, Any]) -> transformers.InternVLCon
     if unknown:
         raise DetectorError(f"{name}: architecture.arguments: unknown keys for InternVL: {', '.join(unknown)}")
     return config
-
-
-class VllmInterrogator(nn.Module):
-    """Asks vLLM about each image of a batch: (N, 3, H, W) → logits (N, 1), log-odds of fake, with the replies in mode `reply`.
-
-    It has no parameters: `attach` lets vLLM read the weights' folder. Raises DetectorError without vLLM or without a GPU.
-    """
-
-    reads_its_own_weights = True
-
-    def __init__(self, dialogue: Dialogue, preprocessing: Preprocessing, image_tokens: int, image_token_id: int) -> None:
-        super().__init__()
-        if importlib.util.find_spec("vllm") is None:
-            raise DetectorError("engine vllm: vLLM is not installed", hint="pip install 'touchstone-forensics[vllm]'")
-        if not torch.cuda.is_available():
-            raise DetectorError("engine vllm: torch sees no GPU here", hint="leave the variant out: engine transformers runs on a CPU too")
-        self.dialogue, self.preprocessing = dialogue, preprocessing
-        self._image_tokens, self._image_token_id = image_tokens, image_token_id
-        self._engine: Any = None
-        self._tokens: DialogueTokens | None = None
-
-    def attach(self, files: Path) -> None:
-        """Start vLLM on the folder that holds weights, configuration, tokenizer and processor. Raises DetectorError."""
-        self._tokens = tokens = tokenise(self.dialogue, files, self._image_tokens, self._image_token_id)
-        try:
-            self._engine = importlib.import_module("vllm").LLM(
-                model=str(files), trust_remote_code=False, dtype="bfloat16", seed=0, limit_mm_per_prompt={"image": 1},
-                max_model_len=len(tokens.prompt) + self.dialogue.max_new_tokens,
-                # `processed`: after every token but the answers' is ruled out, so that all of these come back, however unlikely.
-                logprobs_mode="processed_logprobs", max_logprobs=len(tokens.fake) + len(tokens.real),
-            )  # fmt: skip
-        except Exception as error:  # vLLM lets the exceptions of every layer through
-            raise DetectorError(
-                f"engine vllm does not start on {files}: {error}", hint="free the GPU's memory, or see vLLM's log"
-            ) from error
-
-    def forward(self, pixels: torch.Tensor) -> Prediction:
-        """Ask about each image; see the class for shapes."""
-        if self._tokens is None:
-            raise DetectorError("vLLM is not started", hint="attach() the folder that the weights lie in")
-        tokens = self._tokens
-        prompt = self.dialogue.prompt(self.dialogue.image[1])  # vLLM's processor repeats and brackets the token itself
-        inputs = [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in images_of(pixels, self.preprocessing)]
-        answers = [request.outputs[0] for request in self._engine.generate(inputs, self._sampling(tokens), use_tqdm=False)]
-        if self.dialogue.mode == "reply":
-            return prediction_of([tokens.text(list(answer.token_ids)) for answer in answers], pixels.device)
-        firsts = [{token: entry.logprob for token, entry in answer.logprobs[0].items()} for answer in answers]
-        return Prediction(torch.tensor([[log_odds(first, tokens.fake, tokens.real)] for first in firsts], device=pixels.device))
-
-    def _sampling(self, tokens: DialogueTokens) -> Any:
-        sampling = importlib.import_module("vllm").SamplingParams
-        if self.dialogue.mode == "reply":
-            return sampling(temperature=0, max_tokens=self.dialogue.max_new_tokens, stop_token_ids=[tokens.end])
-        answers = [*tokens.fake, *tokens.real]
-        return sampling(temperature=0, max_tokens=1, allowed_token_ids=answers, logprobs=len(answers))
-
-
-def images_of(pixels: torch.Tensor, preprocessing: Preprocessing) -> list[Image.Image]:
-    """The images that a normalised batch (N, 3, H, W) was made from, exactly: vLLM normalises by itself."""
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    levels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def log_odds(logprobs: Mapping[int, float], fake: list[int], real: list[int]) -> float:
-    """Log-odds of fake from the log-probabilities of the answers' tokens; a token that is missing counts for nothing."""
-    of_fake, of_real = (torch.tensor([logprobs.get(token, float("-inf")) for token in side]).logsumexp(0) for side in (fake, real))
-    return float(of_fake - of_real)

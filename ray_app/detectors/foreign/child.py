@@ -34,8 +34,6 @@ WANTED_SIZE = struct.Struct("<I")
 ANSWER = struct.Struct("<QQ")
 ENTRY_POINTS = "touchstone.callables"
 _MOST_SOURCES = 2000  # files of a module that is no installed distribution; one with more is known by the first of them
-# Of DetectZoo those that look at an image by one transform and one pass of one network, and draw no lots.
-_TOGETHER = ("c2p_clip", "cnnspot", "cospy", "cospy_sd_v1_4", "drct", "fatformer", "freqnet", "ladeda", "npr_deepfake", "safe", "univfd")
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow")
 _HINTS = {
     "detectzoo": "install it there: pip install detectzoo; or name by --python another Python that has it",
@@ -147,77 +145,16 @@ def _detectzoo(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
                             "wrap it: a function that calibrates it and calls predict, added as callable:MODULE:FUNCTION")  # fmt: skip
     identity = {"detector": name, "package": f"detectzoo {_version('detectzoo')}", "python": _python()}
     files = {path.name: _sha256(path) for path in _files_of(detector)}
-    together = _Together(detector) if wanted["together"] and name in _TOGETHER else None
 
     def predict(image: Any) -> float:
         _seed()  # what draws lots scores an image as if it came first
         return float(detector.predict(image).score)
 
     def score(images: Sequence[Any]) -> Sequence[float]:
-        pictures = [_picture(image) for image in images]
-        scores = [predict(one) for one in pictures] if together is None or len(images) == 1 else together(predict, pictures)
+        scores = [predict(_picture(image)) for image in images]
         return scores if not wanted["by_threshold"] else [one - detector.threshold for one in scores]
 
     return score, {**identity, "files": files}
-
-
-class _Together:
-    """Runs a detector's network once for several images: each `predict` waits in a thread where it asks the network, until all have.
-
-    For detectors that ask one network, `_model`, once per image; one that asks otherwise is asked image by image.
-    """
-
-    def __init__(self, detector: Any) -> None:
-        self._detector, self._model = detector, detector._model
-
-    def __call__(self, predict: Callable[[Any], float], images: Sequence[Any]) -> Sequence[float]:
-        torch = importlib.import_module("torch")  # that of the detector
-
-        asked: dict[int, Any] = {}
-        rows: dict[int, Any] = {}
-        found: dict[int, Any] = {}
-        changed = threading.Condition()
-
-        def model(batch: Any) -> Any:
-            place = int(threading.current_thread().name)
-            with changed:
-                asked[place] = batch
-                changed.notify_all()
-                changed.wait_for(lambda: place in rows)
-            if rows[place] is None:
-                raise RuntimeError("its network did not take these images together")
-            return rows[place]
-
-        def one(place: int) -> None:
-            try:
-                found[place] = predict(images[place])
-            except Exception as error:
-                found[place] = error
-            with changed:
-                changed.notify_all()
-
-        threads = [threading.Thread(target=one, args=(place,), name=str(place)) for place in range(len(images))]
-        self._detector._model = model
-        try:
-            for thread in threads:
-                thread.start()
-            with changed:
-                changed.wait_for(lambda: len(asked.keys() | found.keys()) == len(images))
-                for shape in {tuple(batch.shape) for batch in asked.values()}:
-                    places = [place for place, batch in asked.items() if tuple(batch.shape) == shape]
-                    with torch.no_grad():
-                        given = self._model(torch.cat([asked[place] for place in places]))
-                    rows.update({place: given[row : row + 1] for row, place in enumerate(places)})
-        finally:
-            with changed:
-                rows.update({place: None for place in range(len(images)) if place not in rows})
-                changed.notify_all()
-            for thread in threads:
-                thread.join()
-            self._detector._model = self._model
-        for error in (one for one in found.values() if isinstance(one, Exception)):
-            raise error
-        return [found[place] for place in range(len(images))]
 
 
 def _callable(wanted: dict[str, Any]) -> tuple[Score, dict[str, Any]]:

@@ -69,7 +69,7 @@ class ForeignProcess(ChildProcess):
         """Start the child and load the detector. Raises DetectorError with a hint where it cannot be had, or is another one."""
         with self._lock, tempfile.TemporaryFile() as words:
             self._start(words)
-            wanted = {**_named(self._card), "device": self._device, "offline": weights.is_offline(), "together": self._device != "cpu"}
+            wanted = {**_named(self._card), "device": self._device, "offline": weights.is_offline()}
             answer = self._ask(wanted, (), 0, self._settings.start_limit_s)
             if isinstance(answer, str):
                 raise DetectorError(f"{self._card.name}: its process {answer}{_last_of(words)}", hint=self._how_to_see())

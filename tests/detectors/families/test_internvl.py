@@ -10,7 +10,7 @@ from PIL import Image
 
 from ray_app.detectors.card import load_card
 from ray_app.detectors.detector import Normalise, build_network
-from ray_app.detectors.families.internvl import answer_of, images_of, log_odds, published_keys, score_of
+from ray_app.detectors.families.internvl import answer_of, published_keys, score_of
 from ray_app.detectors.precision import autocast, lower_to_bf16
 from ray_app.detectors.weights import load_strictly, read_state_dict
 from ray_app.errors import DetectorError
@@ -177,24 +177,3 @@ def test_a_prompt_needs_a_tokenizer_that_fits(folder, tmp_path):
 def test_a_card_that_cannot_work_says_why(folder, changes, told):
     with pytest.raises(DetectorError, match=told):
         _network(folder, **changes)
-
-
-def test_vllm_that_is_missing_is_one_line_with_the_command():
-    with pytest.raises(DetectorError, match="not installed") as raised:
-        build_network(load_card("internvl-prompt:vllm"))
-    assert raised.value.hint == "pip install 'touchstone-forensics[vllm]'"
-
-
-def test_vllm_gets_the_very_pixels_that_were_prepared():
-    preprocessing = load_card("internvl-prompt").preprocessing
-    levels = np.stack([pattern_image(448, 448), np.full((448, 448, 3), 255, np.uint8)])
-    images = images_of(Normalise(preprocessing)(torch.as_tensor(levels)), preprocessing)
-    assert np.array_equal(np.stack([np.asarray(image) for image in images]), levels)
-
-
-def test_vllm_log_odds_are_those_of_the_answers_tokens():
-    logits = torch.tensor([0.3, -1.0, 2.0, 0.1])
-    logprobs = dict(enumerate(logits.log_softmax(0).tolist()))
-    expected = math.log((math.exp(0.3) + math.exp(-1)) / (math.exp(2) + math.exp(0.1)))
-    assert log_odds(logprobs, fake=[0, 1], real=[2, 3]) == pytest.approx(expected, abs=1e-6)
-    assert log_odds({0: -1.0, 2: -2.0}, fake=[0, 1], real=[2, 3]) == pytest.approx(1.0)
