@@ -45,6 +45,7 @@ class Dialogue(Frozen):
     """
 
     mode: Literal["reply", "first-token"]
+    engine: Literal["transformers"] = "transformers"  # cards of before 0.19 name it
     template: str
     question: str
     image: tuple[str, str, str]
