@@ -10,6 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -17,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import known_ids, manifest, members, raw_listing, reader
-from ray_app.errors import StorageError
-from ray_app.storage import Store, listing
+from ray_app.errors import InputError, StorageError
+from ray_app.storage import Store, fetch
 
 # A member's position: how often it was hashed again, the number of its raw file, its row there. The lowest position claims an id first.
 _HASHED_AGAIN, _ROW_BITS = 1 << 56, 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 _KNOWN = -1  # the position of an id of an earlier manifest
-_FILES_AT_ONCE = 8
+_FILES_AT_ONCE, _ROWS_AHEAD = 8, 8 * raw_listing.RAW_ROWS
 # What DuckDB may take, up to so many ids, and its threads; it takes some 140 MB besides, and keeps the rest in a temporary folder. Of 10**7
 # ids it does with 160 MB, of 4 * 10**7 it does not.
 _MEMORY = ((2_500_000, "64MB", 2), (4_000_000, "160MB", 4), (math.inf, "400MB", 4))
@@ -96,7 +97,9 @@ def choose_new(
     with _database(known + sum(file.rows for file in files)) as db:
         for table in known_ids.known_ids(store, earlier, digest):
             _claim(db, table, np.full(len(table), _KNOWN))
-        for place, table in listing.in_order((_ids_of(store, *one) for one in enumerate(files)), at_once=_FILES_AT_ONCE, ahead=1):
+        jobs = ((file.rows, partial(_ids_of, store, file)) for file in files)
+        for place, table in enumerate(fetch.read_ahead(jobs, depth_bytes=_ROWS_AHEAD, threads=_FILES_AT_ONCE)):
+            assert not isinstance(table, InputError), "a store raises no such thing"
             _claim(db, table, (place << _ROW_BITS) + np.arange(len(table)))
         _hold(db)
         while collided := db.execute(_COLLIDED).fetchall():
@@ -148,8 +151,8 @@ def _stretches(count: int, most: int) -> list[tuple[int, int]]:
     return [(first, first + (1 << (64 - bits)) - 1) for first in firsts]
 
 
-def _ids_of(store: Store, place: int, file: raw_listing.RawFile) -> Iterator[tuple[int, pa.Table]]:
-    yield place, pa.concat_tables(file.tables(store, ["image_id", "check"]))
+def _ids_of(store: Store, file: raw_listing.RawFile, _: object) -> pa.Table:
+    return pa.concat_tables(file.tables(store, ["image_id", "check"]))
 
 
 def _hash_again(

@@ -9,16 +9,12 @@ A source is a URL or path. `KIND::URL` says what it is where its name does not: 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
 from typing import Protocol
 
 from ray_app.archives import members, object_prefix, s3_inventory, uri_lists
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, Unopened
 from ray_app.errors import ConfigError
-from ray_app.storage import Fetcher, Guard, KeyRange, RetryPolicy, canonical, is_pattern, listing, matcher, matcher_below, strip_secrets
-
-# Ranges of keys that are read at once by one process, and how much of each it may hold: bounds memory to some 50 MB.
-_RANGES_AT_ONCE, _PIECES_AHEAD, _PIECE = 8, 8, 1000
+from ray_app.storage import Fetcher, Guard, KeyRange, RetryPolicy, canonical, is_pattern, matcher, matcher_below, strip_secrets
 
 
 class SourceSection(Protocol):
@@ -136,7 +132,7 @@ class Archive:
     def __iter__(self) -> Iterator[members.ListedMember]:
         found = kept = 0
         containers: list[Container] = []
-        for (_, item), passes in self.selection.chosen(self._found()):
+        for (_, item), passes in self.selection.chosen(item for section in self.sections() for item in section.found(self.fetcher)):
             if isinstance(item, Container):
                 containers += [item] * passes
                 found += not passes
@@ -152,14 +148,6 @@ class Archive:
                     yield item
         if not kept:
             raise self.empty(found, len(containers))
-
-    def _found(self) -> Iterator[object_prefix.Found]:
-        """What the sections have, in order; behind the first of some ranges of keys the others are read several at once."""
-        for is_range, run in groupby(self.sections(), lambda section: isinstance(section, object_prefix.PrefixRange)):
-            for section in islice(run, 1 if is_range else None):
-                yield from section.found(self.fetcher)
-            pieces = [_in_pieces(section.found(self.fetcher)) for section in run]
-            yield from chain.from_iterable(listing.in_order(pieces, at_once=_RANGES_AT_ONCE, ahead=_PIECES_AHEAD))
 
     def check(self) -> None:
         """Whether each source is there, and something passes the patterns: as far into the archive as that takes. Raises as iterating."""
@@ -181,11 +169,6 @@ class Archive:
             f"{names}: none of {found} file{'s' * (found != 1)} passes {patterns}",
             hint="upper and lower case count: *.jpg does not match A.JPG; ** spans folders",
         )
-
-
-def _in_pieces(found: Iterator[object_prefix.Found]) -> Iterator[list[object_prefix.Found]]:
-    while piece := list(islice(found, _PIECE)):
-        yield piece
 
 
 open_source = Archive  # as a verb, for those who only want one

@@ -144,17 +144,15 @@ class Gate:
         return int(self._open)
 
 
-def read_ahead(
-    jobs: Iterable[tuple[int, Callable[[threading.Event], bytes]]], *, depth_bytes: int, threads: int
-) -> Iterator[bytes | InputError]:
-    """Every job's bytes in order, or the InputError that it raised, up to `depth_bytes` in flight or waiting.
+def read_ahead(jobs: Iterable[tuple[int, Callable[[threading.Event], T]]], *, depth_bytes: int, threads: int) -> Iterator[T | InputError]:
+    """Every job's answer in order, or the InputError that it raised, up to `depth_bytes` in flight or waiting.
 
     A job is (bytes to reserve, what to call). One that is larger than `depth_bytes` still passes, alone. Leaving early sets the event that
     every job gets.
     """
     cancelled = threading.Event()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-    waiting: deque[tuple[int, Future[bytes]]] = deque()
+    waiting: deque[tuple[int, Future[T]]] = deque()
     in_flight = 0
     arriving = iter(jobs)
     try:

@@ -1,5 +1,5 @@
-"""Large S3 prefixes in ranges of keys, to be listed side by side: `list_divisions` cuts one at its folders, `split_range` where keys are
-found by probing; `RangeReader` reads one, as far as is wanted.
+"""Listing S3: `list_prefix` in the order of keys; and large prefixes in ranges of keys, to be listed side by side: `list_divisions` cuts
+one at its folders, `split_range` where keys are found by probing; `RangeReader` reads one, as far as is wanted.
 
 The ranges of a prefix follow each other in key order and leave nothing out: together they give the one listing, in its order, wherever they
 were cut. An edge need not be a key. Python compares texts by code points, which is the order of their UTF-8, and so that of S3.
@@ -13,14 +13,24 @@ from itertools import pairwise
 from typing import Any
 
 from ray_app.errors import ConfigError, StorageError
-from ray_app.storage import errors, fetch, listing, s3, urls
+from ray_app.storage import errors, fetch, s3, urls
 
+PATIENCE = fetch.RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
 _MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
 _LETTERS = 64  # that are told apart in one place of the keys, unless more pieces are wanted
 _LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
 # Pages that one process asks for at once; fewer after a store said that it is too much, until it bears more again.
 _gate = fetch.Gate(64)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One file as its store lists it: size -1 where unknown; version = ETag, else size and mtime in ns, else ""."""
+
+    uri: str
+    size_bytes: int
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,17 @@ class KeyRange:
     after: str | None = None
     until: str | None = None
     pattern: str | None = None
+
+
+def list_prefix(place: str) -> Iterator[ObjectInfo]:
+    """The objects below a prefix in the order of their keys, or the one object of that name; a page after the other."""
+    bucket, key = urls.bucket_and_key(place)
+    empty = True
+    for info in RangeReader(_below(bucket, key)):
+        empty = False
+        yield info
+    if empty and key and (found := _object(bucket, key, _patient())) is not None:
+        yield ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
 
 
 def list_divisions(source: str) -> list[KeyRange]:
@@ -70,7 +91,7 @@ class RangeReader:
         """Read no further than to the end of the page; `here`: behind the file that came last, whose page is then asked for again."""
         self._stops, self._stops_here = True, here
 
-    def __iter__(self) -> Iterator[listing.ObjectInfo]:
+    def __iter__(self) -> Iterator[ObjectInfo]:
         keys = self._keys
         try:
             yield from self._files()
@@ -79,7 +100,7 @@ class RangeReader:
         except Exception as error:
             raise errors.unreachable(error, f"s3://{keys.bucket}/{keys.prefix}", "list") from error
 
-    def _files(self) -> Iterator[listing.ObjectInfo]:
+    def _files(self) -> Iterator[ObjectInfo]:
         keys = self._keys
         matches = None if keys.pattern is None else urls.full_matcher(keys.pattern)
         place, last = len(f"s3://{keys.bucket}/"), keys.after or ""
@@ -87,7 +108,7 @@ class RangeReader:
             contents = page.get("Contents")
             last = contents[-1]["Key"] if contents else last
             is_end = not page.get("IsTruncated") or (keys.until is not None and last >= keys.until)
-            for info in listing.objects_of(keys.bucket, page if keys.until is None or last <= keys.until else _up_to(keys.until, page)):
+            for info in _objects_of(keys.bucket, page if keys.until is None or last <= keys.until else _up_to(keys.until, page)):
                 key = info.uri[place:]
                 if matches is None or matches(key[len(keys.prefix) :]):
                     yield info
@@ -184,31 +205,35 @@ def _successor(stem: str) -> str:
 
 
 def _patient() -> s3.Call:
-    retrier = fetch.Retrier(listing.PATIENCE)
+    retrier = fetch.Retrier(PATIENCE)
     return lambda ask: retrier.call(ask, gate=_gate)
 
 
 def _whole(place: str, call: s3.Call) -> KeyRange | None:
     """All keys of a source; None where they fit one page."""
     bucket, key = urls.bucket_and_key(place)
-    keys = KeyRange(bucket, f"{key}/" if key else "")
+    keys = _below(bucket, key)
     first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
-    if not first.get("Contents") and urls.has_magic(place) and not _exists(bucket, key, call):
+    if not first.get("Contents") and urls.has_magic(place) and _object(bucket, key, call) is None:
         base, pattern = urls.split_at_magic(place)
-        _, key = urls.bucket_and_key(base)
-        keys = KeyRange(bucket, f"{key}/" if key else "", pattern=pattern)
+        keys = replace(_below(*urls.bucket_and_key(base)), pattern=pattern)
         first = call(lambda left: s3.page(bucket, keys.prefix, timeout_s=left))
     return keys if first.get("IsTruncated") else None
 
 
-def _exists(bucket: str, key: str, call: s3.Call) -> bool:
+def _below(bucket: str, key: str) -> KeyRange:
+    return KeyRange(bucket, f"{key}/" if key else "")
+
+
+def _object(bucket: str, key: str, call: s3.Call) -> dict[str, Any] | None:
+    """Size and ETag of an object; None where there is none of that key."""
     try:
-        call(lambda left: s3.head(bucket, key, timeout_s=left))
+        found: dict[str, Any] = call(lambda left: s3.head(bucket, key, timeout_s=left))
+        return found
     except Exception as error:
         if errors.is_missing(error):
-            return False
+            return None
         raise
-    return True
 
 
 def _folders(keys: KeyRange, call: s3.Call) -> list[str]:
@@ -238,6 +263,14 @@ def _cut(keys: KeyRange, folders: list[str]) -> list[KeyRange]:
     step = -(-(len(folders) + 1) // _MAX_RANGES)
     edges = [keys.after, *folders[step - 1 :: step], keys.until]
     return [replace(keys, after=after, until=until) for after, until in pairwise(edges)]
+
+
+def _objects_of(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
+    """The files on one page of an S3 listing."""
+    for item in page.get("Contents", ()):
+        # Consoles mark an empty folder by an empty object whose key ends in a slash.
+        if not (item["Key"].endswith("/") and item["Size"] == 0):
+            yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
 
 
 def _up_to(until: str, page: dict[str, Any]) -> dict[str, Any]:

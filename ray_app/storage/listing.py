@@ -4,43 +4,20 @@ A source is one file, a folder or key prefix, a pattern (`s3://bucket/2024/**/*.
 nothing has that literal name. Symbolic links to files are listed, links to folders are not followed (so no cycle can hang a run).
 """
 
-import contextlib
 import difflib
 import os
-import queue
 import stat
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import chain, groupby
-from operator import itemgetter
-from typing import Any, Generic, TypeVar
+from itertools import chain
+from typing import Any
 
 from ray_app.errors import ConfigError, StorageError
-from ray_app.storage import errors, fetch, http, object_store, s3, urls
+from ray_app.storage import errors, fetch, http, key_ranges, object_store, urls
 from ray_app.storage.http import WEB, Guard
-
-T = TypeVar("T")
-
-_END = object()
-
-PATIENCE = fetch.RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
-# Prefixes listed at once, and pages (1000 keys, about 300 kB) that each may run ahead: bounds memory to some 80 MB.
-_PREFIXES_AT_ONCE, _PAGES_AHEAD = 8, 32
-
-_Page = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One file as its store lists it: size -1 where unknown; version = ETag, else size and mtime in ns, else ""."""
-
-    uri: str
-    size_bytes: int
-    version: str
+from ray_app.storage.key_ranges import ObjectInfo
 
 
 @dataclass
@@ -110,7 +87,7 @@ def _list(place: str, guard: Guard) -> Iterator[ObjectInfo]:
     if scheme == "file":
         return _list_local(urls.local_path(place))
     if scheme == "s3":
-        return _list_s3(place)
+        return key_ranges.list_prefix(place)
     return _list_web(place, guard) if scheme in WEB else _list_other(place)
 
 
@@ -188,67 +165,9 @@ def _list_entry(path: str) -> Iterator[ObjectInfo]:
         noted.add(LinkedFolders(1, path))
 
 
-def _list_s3(place: str) -> Iterator[ObjectInfo]:
-    bucket, key = urls.bucket_and_key(place)
-    prefix = f"{key}/" if key else ""
-    empty = True
-    for info in _list_prefix(bucket, prefix):
-        empty = False
-        yield info
-    if empty and key:
-        try:
-            found = fetch.Retrier(PATIENCE).call(lambda left: s3.head(bucket, key, timeout_s=left))
-        except Exception as error:
-            if errors.is_missing(error):
-                return
-            raise
-        yield ObjectInfo(f"s3://{bucket}/{key}", found["ContentLength"], found["ETag"].strip('"'))
-
-
-def _list_prefix(bucket: str, prefix: str) -> Iterator[ObjectInfo]:
-    """One request for a small prefix; a large one is divided at its folders, which are listed in parallel and yielded in order."""
-    call = fetch.Retrier(PATIENCE).call
-    first = call(lambda left: s3.page(bucket, prefix, timeout_s=left))
-    if not first.get("IsTruncated"):
-        yield from objects_of(bucket, first)
-        return
-
-    for page in in_order(_divided(bucket, prefix, call), at_once=_PREFIXES_AT_ONCE, ahead=_PAGES_AHEAD):
-        yield from objects_of(bucket, page)
-
-
-def _divided(bucket: str, prefix: str, call: s3.Call) -> Iterator[list[_Page] | Iterator[_Page]]:
-    """Folders as listings still to be made, the objects between them as pages already read, all in key order."""
-
-    def only_folder(prefix: str) -> str | None:
-        page = call(lambda left: s3.page(bucket, prefix, timeout_s=left, delimiter="/", limit=2))
-        folders = page.get("CommonPrefixes", ())
-        return folders[0]["Prefix"] if len(folders) == 1 and not page.get("Contents") and not page.get("IsTruncated") else None
-
-    while deeper := only_folder(prefix):
-        prefix = deeper
-    for page in s3.pages(bucket, prefix, call, delimiter="/"):
-        entries = [(item["Key"], item) for item in page.get("Contents", ())] + [
-            (item["Prefix"], None) for item in page.get("CommonPrefixes", ())
-        ]
-        for is_folder, group in groupby(sorted(entries, key=itemgetter(0)), key=lambda entry: entry[1] is None):
-            if is_folder:
-                yield from (s3.pages(bucket, folder, call) for folder, _ in group)
-            else:
-                yield [{"Contents": [item for _, item in group]}]
-
-
-def objects_of(bucket: str, page: dict[str, Any]) -> Iterator[ObjectInfo]:
-    """The files on one page of an S3 listing."""
-    for item in page.get("Contents", ()):
-        # Consoles mark an empty folder by an empty object whose key ends in a slash.
-        if not (item["Key"].endswith("/") and item["Size"] == 0):
-            yield ObjectInfo(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
-
-
 def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
     try:
-        info = fetch.Retrier(PATIENCE).call(lambda left: http.head(url, guard, timeout_s=left))
+        info = fetch.Retrier(key_ranges.PATIENCE).call(lambda left: http.head(url, guard, timeout_s=left))
     except Exception as error:
         if errors.is_missing(error):
             return
@@ -257,7 +176,7 @@ def _list_web(url: str, guard: Guard) -> Iterator[ObjectInfo]:
 
 
 def _list_other(place: str) -> Iterator[ObjectInfo]:
-    call = fetch.Retrier(PATIENCE).call
+    call = fetch.Retrier(key_ranges.PATIENCE).call
     try:
         fs, path = call(lambda _: object_store.reading_place(place))
         info = call(lambda _: fs.info(path))
@@ -270,7 +189,7 @@ def _list_other(place: str) -> Iterator[ObjectInfo]:
         yield _object_info(place + entry["name"][len(path.rstrip("/")) :], entry)
 
 
-def _walk(fs: Any, folder: str, call: s3.Call) -> Iterator[Mapping[str, Any]]:
+def _walk(fs: Any, folder: str, call: Callable[[Callable[[float], Any]], Any]) -> Iterator[Mapping[str, Any]]:
     entries = [entry for entry in call(lambda _: fs.ls(folder, detail=True)) if entry["name"].rstrip("/") != folder.rstrip("/")]
     for entry in sorted(entries, key=lambda entry: entry["name"].rstrip("/") + ("/" if entry["type"] == "directory" else "")):
         if entry["type"] == "directory":
@@ -282,55 +201,3 @@ def _walk(fs: Any, folder: str, call: s3.Call) -> Iterator[Mapping[str, Any]]:
 def _object_info(uri: str, info: Mapping[str, Any]) -> ObjectInfo:
     size = info.get("size")
     return ObjectInfo(uri, -1 if size is None else size, urls.version_of(info))
-
-
-def in_order(parts: Iterable[list[T] | Iterator[T]], *, at_once: int, ahead: int) -> Iterator[T]:
-    """All items of the first part, then all of the second, …, while `at_once` parts are being read, each up to `ahead` items early.
-
-    A part that is a list is there already and needs no reader. An exception of a part comes out at
-    its place; leaving early stops the readers.
-    """
-    stopped = threading.Event()
-    running: deque[Iterator[T]] = deque()
-    waiting = iter(parts)
-    try:
-        while True:
-            while len(running) < at_once and (part := next(waiting, None)) is not None:
-                running.append(iter(part) if isinstance(part, list) else _Reader(part, ahead, stopped).items())
-            if not running:
-                return
-            yield from running[0]
-            running.popleft()
-    finally:
-        stopped.set()
-
-
-class _Reader(Generic[T]):
-    """One part and the thread that reads it."""
-
-    def __init__(self, part: Iterator[T], ahead: int, stopped: threading.Event) -> None:
-        self._read: queue.Queue[object] = queue.Queue(maxsize=ahead)
-        self._part, self._stopped = part, stopped
-        threading.Thread(target=self._run, name="list", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            for item in self._part:
-                self._put(item)
-                if self._stopped.is_set():
-                    return
-            self._put(_END)
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: object) -> None:
-        while not self._stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                self._read.put(item, timeout=0.2)
-                return
-
-    def items(self) -> Iterator[T]:
-        while (item := self._read.get()) is not _END:
-            if isinstance(item, BaseException):
-                raise item
-            yield item  # type: ignore[misc]

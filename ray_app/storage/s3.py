@@ -1,13 +1,11 @@
-"""The S3 requests that Touchstone makes, conditional ones among them: `get`, `get_range`, `put`, `head`, `delete`, `delete_some`, `page`,
-`pages`; `put_file` uploads in parts.
+"""S3: `filesystem` is the process's s3fs, and the requests that s3fs does not make as Touchstone needs them: `get` and `get_range` of one
+version, `head`, `exists`, `delete_some`, `page`, `pages`.
 
-The client is s3fs's own (credentials, AWS_ENDPOINT_URL, one event loop per process); its retries are switched off, because retries inside
-retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `storage.errors` to translate.
+They go through the client of s3fs (credentials, AWS_ENDPOINT_URL, one event loop per process). The retries of both are switched off:
+retries inside retries multiply and hide from the counts. Exceptions are botocore's and aiohttp's, for `storage.errors` to translate.
 """
 
 import asyncio
-import contextlib
-import math
 import os
 import re
 import threading
@@ -16,7 +14,6 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_app.storage import errors, ranged
@@ -34,11 +31,7 @@ _opening = threading.Lock()
 _TEXTS = [re.compile(b"<%s>([^<]*)</%s>" % (name, name)) for name in (b"Key", b"ETag", b"Size", b"LastModified")]
 _IS_ENCODED = b"<EncodingType>url</EncodingType>"
 
-PART_BYTES = 32 * 2**20
 MOST_DELETED = 1000  # objects in one DeleteObjects
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-_MOST_PARTS = 10_000
-_CLEANING_S = 10.0
 
 
 def filesystem() -> Any:
@@ -63,7 +56,7 @@ def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]
             "retries": {"total_max_attempts": 1},
         },
     )
-    fs.session = _session()
+    fs.session, fs.retries = _session(), 1
     return fs
 
 
@@ -163,44 +156,20 @@ def get_range(bucket: str, key: str, start: int, length: int, *, timeout_s: floa
     return _ask(request, timeout_s)
 
 
-def put(bucket: str, key: str, data: bytes, *, timeout_s: float, only_if_absent: bool = False) -> None:
-    """Store an object with one request; a reader sees all of it or nothing."""
-    condition = {"IfNoneMatch": "*"} if only_if_absent else {}
-    _ask(lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **condition), timeout_s)
-
-
-def begin_upload(bucket: str, key: str, *, timeout_s: float) -> str:
-    """Announce an object that comes in parts; returns the upload's id."""
-    answer = _ask(lambda client: client.create_multipart_upload(Bucket=bucket, Key=key), timeout_s)
-    return str(answer["UploadId"])
-
-
-def put_part(bucket: str, key: str, upload: str, number: int, data: bytes, *, timeout_s: float) -> dict[str, Any]:
-    """Store part `number` (1, 2, …) of an upload; returns what `end_upload` wants to know of it."""
-    request = {"Bucket": bucket, "Key": key, "UploadId": upload, "PartNumber": number}
-    answer = _ask(lambda client: client.upload_part(Body=data, **request), timeout_s)
-    return {"PartNumber": number, "ETag": answer["ETag"]}
-
-
-def end_upload(bucket: str, key: str, upload: str, parts: list[dict[str, Any]], *, timeout_s: float) -> None:
-    """Make the parts the object, at once."""
-    whole = {"Parts": parts}
-    _ask(lambda client: client.complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload=whole), timeout_s)
-
-
-def drop_upload(bucket: str, key: str, upload: str, *, timeout_s: float) -> None:
-    """Forget an upload and its parts."""
-    _ask(lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload), timeout_s)
-
-
 def head(bucket: str, key: str, *, timeout_s: float) -> dict[str, Any]:
     """An object's size and ETag, as botocore gives them."""
     return _ask(lambda client: client.head_object(Bucket=bucket, Key=key), timeout_s)
 
 
-def delete(bucket: str, key: str, *, timeout_s: float) -> None:
-    """Remove an object; one that is not there is removed already."""
-    _ask(lambda client: client.delete_object(Bucket=bucket, Key=key), timeout_s)
+def exists(bucket: str, key: str, *, timeout_s: float) -> bool:
+    """Whether there is an object of that key. Raises where there is no such bucket."""
+    try:
+        head(bucket, key, timeout_s=timeout_s)
+    except Exception as error:
+        if errors.is_missing(error):
+            return False
+        raise
+    return True
 
 
 def delete_some(bucket: str, keys: Sequence[str], *, timeout_s: float) -> None:
@@ -247,40 +216,3 @@ def pages(bucket: str, prefix: str, call: Call, delimiter: str = "", above: str 
         if not answer.get("IsTruncated"):
             return
         after = answer["NextContinuationToken"]
-
-
-def put_file(bucket: str, key: str, source: Path, call: Call, part_bytes: int = PART_BYTES) -> None:
-    """Store a file; a reader sees all of it or nothing. Each request goes through `call` (a retrier) on its own.
-
-    A failed upload is dropped, since its parts would be paid for without being visible.
-    """
-    size = source.stat().st_size
-    if size <= part_bytes:
-        data = source.read_bytes()
-        call(lambda left: put(bucket, key, data, timeout_s=left))
-        return
-    upload = call(lambda left: begin_upload(bucket, key, timeout_s=left))
-    try:
-        _put_parts(bucket, key, upload, source, max(part_bytes, math.ceil(size / _MOST_PARTS)), call)
-    except BaseException:
-        with contextlib.suppress(Exception):  # the first error is the one to hear of
-            drop_upload(bucket, key, upload, timeout_s=_CLEANING_S)
-        raise
-
-
-def _put_parts(bucket: str, key: str, upload: str, source: Path, part_bytes: int, call: Call) -> None:
-    parts: list[dict[str, Any]] = []
-    with source.open("rb") as file:
-        while data := file.read(part_bytes):
-            number = len(parts) + 1
-            parts.append(call(lambda left: put_part(bucket, key, upload, number, data, timeout_s=left)))  # noqa: B023 - called at once
-
-    def end(left: float) -> None:
-        try:
-            end_upload(bucket, key, upload, parts, timeout_s=left)
-        except Exception as error:
-            # An upload that is not there any more was ended by a request whose answer got lost.
-            if not errors.is_missing(error) or head(bucket, key, timeout_s=left)["ContentLength"] != source.stat().st_size:
-                raise
-
-    call(end)

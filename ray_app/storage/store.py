@@ -25,8 +25,10 @@ T = TypeVar("T")
 
 # A run directory is read a few times a minute; a wrong endpoint must be reported within seconds, not minutes.
 _PATIENCE = fetch.RetryPolicy(attempts=5, base_s=0.2, cap_s=5.0, deadline_s=300.0)
+_UPLOAD_S = 3600.0
 _REQUESTS = 16  # files that are removed at once
-_FLAT = frozenset({"gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
+PART_BYTES, _PARTS_AT_ONCE = 32 * 2**20, 2  # of a file that goes to S3 in several requests
+_FLAT = frozenset({"s3", "gs", "gcs", "hf", "http", "https", "az", "abfs", "abfss"})  # no folders to be made there
 # Where creation is known to be exclusive, and was tried; elsewhere fsspec may only look first, which two can do at once.
 _EXCLUSIVE = frozenset({"file", "memory", "s3", "gs", "gcs", "az", "abfs", "abfss"})
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})  # file systems without hard links say one of these
@@ -53,8 +55,8 @@ class Backend(Protocol):
     def write(self, path: str, data: bytes, left: float) -> None:
         """Put a file there, whole or not at all."""
 
-    def write_file(self, path: str, source: Path, call: s3.Call) -> None:
-        """The same with a file of this machine, however large; each request goes through `call`."""
+    def write_file(self, path: str, source: Path, left: float) -> None:
+        """The same with a file of this machine, however large."""
 
     def create(self, path: str, data: bytes, left: float) -> bool:
         """Put a file there unless one is; of many at once, one gets True."""
@@ -83,7 +85,8 @@ def backend_for(url: str) -> Backend:
     scheme = urls.scheme_of(url)
     if scheme == "file":
         return _LocalFiles()
-    return _S3Objects() if scheme == "s3" else _OtherFiles(url)
+    object_store.fsspec_for(url)
+    return _S3Objects() if scheme == "s3" else _FsspecFiles()
 
 
 def join(base: str, path: str) -> str:
@@ -145,10 +148,11 @@ class Store:
         self._ask("write", path, self._backend.write, data, needed=True)
 
     def write_file(self, path: str, source: Path) -> None:
-        """The same with the content of a file of this machine, which may be larger than memory; each part is retried on its own."""
+        """The same with the content of a file of this machine, which may be larger than memory and may take an hour."""
         place = join(self._root, path)
         try:
-            self._backend.write_file(place, source, self._retrier.call)
+            retrier = fetch.Retrier(self._retrier.policy.model_copy(update={"deadline_s": _UPLOAD_S}))
+            retrier.call(partial(self._backend.write_file, place, source))
         except Exception as error:
             raise errors.unreachable(error, place, "write") from error
 
@@ -267,12 +271,9 @@ class _LocalFiles(_OneByOne):
         with _written_aside(path, io.BytesIO(data)) as aside:
             os.replace(aside, path)
 
-    def write_file(self, path: str, source: Path, call: s3.Call) -> None:
-        def copy(left: float) -> None:
-            with open(source, "rb") as data, _written_aside(path, data) as aside:
-                os.replace(aside, path)
-
-        call(copy)
+    def write_file(self, path: str, source: Path, left: float) -> None:
+        with open(source, "rb") as data, _written_aside(path, data) as aside:
+            os.replace(aside, path)
 
     def create(self, path: str, data: bytes, left: float) -> bool:
         with _written_aside(path, io.BytesIO(data)) as aside:
@@ -337,8 +338,69 @@ def _written_aside(path: str, data: BinaryIO) -> Iterator[str]:
             os.unlink(aside)
 
 
-class _S3Objects:
-    """Objects: a PUT is atomic, and `If-None-Match: *` makes it exclusive."""
+class _FsspecFiles(_OneByOne):
+    """Whatever fsspec opens: S3, memory, Google and Azure storage, a web server, the hub. As atomic as that place itself is."""
+
+    def read(self, path: str, left: float) -> bytes:
+        fs, inside = object_store.fsspec_for(path)
+        data: bytes = _request(fs, "cat_file", left, inside)
+        return data
+
+    def write(self, path: str, data: bytes, left: float) -> None:
+        fs, inside = _placed(path)
+        _request(fs, "pipe_file", left, inside, data)
+
+    def write_file(self, path: str, source: Path, left: float) -> None:
+        fs, inside = _placed(path)
+        in_parts = {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE} if urls.scheme_of(path) == "s3" else {}
+        _request(fs, "put_file", left, str(source), inside, **in_parts)
+
+    def create(self, path: str, data: bytes, left: float) -> bool:
+        fs, inside = _placed(path)
+        try:
+            _request(fs, "pipe_file", left, inside, data, mode="create")
+        except Exception as error:
+            if not errors.is_conflict(error):
+                raise
+            try:
+                return self.read(path, left) == data  # the answer to our own request may have been lost: see `Store.create`
+            except Exception as gone:
+                if errors.is_missing(gone):  # it was another's, who has removed it since
+                    return False
+                raise
+        return True
+
+    def exists(self, path: str, left: float) -> bool:
+        fs, inside = object_store.fsspec_for(path)
+        try:
+            return bool(_request(fs, "info", left, inside)["type"] == "file")
+        except FileNotFoundError as error:
+            if not errors.is_missing(error):
+                raise
+            return False
+
+    def entries(self, folder: str, left: float) -> list[Entry]:
+        fs, inside = object_store.fsspec_for(folder)
+        found = _request(fs, "ls", left, inside, detail=True)
+        names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
+        return [
+            Entry(name, None) if item["type"] == "directory" else Entry(name, int(item.get("size") or 0), _version(item))
+            for name, item in zip(names, found, strict=True)
+        ]
+
+    def delete(self, path: str, left: float) -> None:
+        fs, inside = object_store.fsspec_for(path)
+        _request(fs, "rm_file", left, inside)
+
+    def drop_folder(self, folder: str) -> None:
+        pass
+
+    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        return object_store.fsspec_for(path)
+
+
+class _S3Objects(_FsspecFiles):
+    """What s3fs does not do as a run needs it: one request to read a file or see whether it is there; removals that name what stayed."""
 
     at_once = s3.MOST_DELETED
 
@@ -346,41 +408,9 @@ class _S3Objects:
         bucket, key = urls.bucket_and_key(path)
         return s3.get(bucket, key, timeout_s=left)
 
-    def write(self, path: str, data: bytes, left: float) -> None:
-        bucket, key = urls.bucket_and_key(path)
-        s3.put(bucket, key, data, timeout_s=left)
-
-    def write_file(self, path: str, source: Path, call: s3.Call) -> None:
-        s3.put_file(*urls.bucket_and_key(path), source, call)
-
-    def create(self, path: str, data: bytes, left: float) -> bool:
-        bucket, key = urls.bucket_and_key(path)
-        try:
-            s3.put(bucket, key, data, timeout_s=left, only_if_absent=True)
-        except Exception as error:
-            if not errors.is_conflict(error):
-                raise
-            return self._is_ours(path, data, left)
-        return True
-
-    def _is_ours(self, path: str, data: bytes, left: float) -> bool:
-        # The PUT whose answer was lost may be our own; what is created carries a random token, so equal bytes are ours.
-        try:
-            return self.read(path, left) == data
-        except Exception as error:
-            if errors.is_missing(error):
-                return False  # it was another's, who has removed it since
-            raise
-
     def exists(self, path: str, left: float) -> bool:
         bucket, key = urls.bucket_and_key(path)
-        try:
-            s3.head(bucket, key, timeout_s=left)
-        except Exception as error:
-            if errors.is_missing(error):
-                return False
-            raise
-        return True
+        return s3.exists(bucket, key, timeout_s=left)
 
     def entries(self, folder: str, left: float) -> list[Entry]:
         bucket, key = urls.bucket_and_key(folder)
@@ -392,19 +422,24 @@ class _S3Objects:
             found += [Entry(item["Key"][len(prefix) :], item["Size"], _version(item)) for item in files]
         return found
 
-    def delete(self, path: str, left: float) -> None:
-        bucket, key = urls.bucket_and_key(path)
-        s3.delete(bucket, key, timeout_s=left)
-
     def delete_some(self, paths: Sequence[str], left: float) -> None:
         places = [urls.bucket_and_key(path) for path in paths]
         s3.delete_some(places[0][0], [key for _, key in places], timeout_s=left)
 
-    def drop_folder(self, folder: str) -> None:
-        pass
 
-    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        return object_store.fsspec_for(path)
+def _request(fs: Any, name: str, left: float, *given: Any, **options: Any) -> Any:
+    """What a method of a file system answers within `left` seconds, where it can be given up at all. Raises FSTimeoutError."""
+    if not fs.async_impl:
+        return getattr(fs, name)(*given, **options)
+    return fsspec.asyn.sync(fs.loop, getattr(fs, f"_{name}"), *given, timeout=left, **options)
+
+
+def _placed(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """File system and path of a file that is about to be written; its folder is made, where there are folders."""
+    fs, inside = object_store.fsspec_for(path)
+    if urls.scheme_of(path) not in _FLAT:
+        fs.makedirs(fs._parent(inside), exist_ok=True)
+    return fs, inside
 
 
 # What file systems of fsspec and S3 call the version of a file in a listing, the surest first.
@@ -414,64 +449,3 @@ _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "blob_id", 
 def _version(item: dict[str, Any]) -> str:
     """The version of a listed file, "" where its listing says nothing but the size."""
     return next((str(item[name]) for name in _VERSIONS if item.get(name) is not None), "")
-
-
-class _OtherFiles(_OneByOne):
-    """Whatever else fsspec opens: memory, Google storage, a web server, the hub. As atomic as that place itself is."""
-
-    def __init__(self, url: str) -> None:
-        self._fs, _ = object_store.fsspec_for(url)
-        self._has_folders = urls.scheme_of(url) not in _FLAT
-
-    def _inside(self, path: str) -> str:
-        return str(self._fs._strip_protocol(path))
-
-    def _placed(self, path: str) -> str:
-        inside = self._inside(path)
-        if self._has_folders:
-            self._fs.makedirs(self._fs._parent(inside), exist_ok=True)
-        return inside
-
-    def read(self, path: str, left: float) -> bytes:
-        data: bytes = self._fs.cat_file(self._inside(path))
-        return data
-
-    def write(self, path: str, data: bytes, left: float) -> None:
-        self._fs.pipe_file(self._placed(path), data)
-
-    def write_file(self, path: str, source: Path, call: s3.Call) -> None:
-        call(lambda left: self._fs.put_file(str(source), self._placed(path)))
-
-    def create(self, path: str, data: bytes, left: float) -> bool:
-        try:
-            self._fs.pipe_file(self._placed(path), data, mode="create")
-        except Exception as error:
-            if not errors.is_conflict(error):
-                raise
-            with contextlib.suppress(FileNotFoundError):  # it was another's, who has removed it since
-                return self.read(path, left) == data  # the answer to our own request may have been lost: see `Store.create`
-            return False
-        return True
-
-    def exists(self, path: str, left: float) -> bool:
-        try:
-            return bool(self._fs.info(self._inside(path))["type"] == "file")
-        except FileNotFoundError:
-            return False
-
-    def entries(self, folder: str, left: float) -> list[Entry]:
-        found = self._fs.ls(self._inside(folder), detail=True)
-        names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
-        return [
-            Entry(name, None) if item["type"] == "directory" else Entry(name, int(item.get("size") or 0), _version(item))
-            for name, item in zip(names, found, strict=True)
-        ]
-
-    def delete(self, path: str, left: float) -> None:
-        self._fs.rm_file(self._inside(path))
-
-    def drop_folder(self, folder: str) -> None:
-        pass
-
-    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        return self._fs, self._inside(path)

@@ -19,7 +19,7 @@ from ray_app.archives import (
     walk,
 )
 from ray_app.errors import StorageError
-from ray_app.storage import Store, listing
+from ray_app.storage import RetryPolicy, Store, key_ranges
 from tests.archives.given import Dying, all_members, backwards, files_below
 
 PLAN = BlockPlan(batch_slots=4, max_block_members=32, blocks_per_doubling=2)
@@ -154,7 +154,7 @@ def test_a_limit_and_an_error(server, monkeypatch):
     store = fresh_store()
     [info] = portions(store, limit=123)
     assert (info.members, info.goes_on) == (123, False)
-    monkeypatch.setattr(listing, "PATIENCE", listing.fetch.RetryPolicy(attempts=1))
+    monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=1))
     store = fresh_store()
     arriving = portions(store)
     next(arriving)

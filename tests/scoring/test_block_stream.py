@@ -10,6 +10,7 @@ from ray_app.archives import manifests, walk
 from ray_app.errors import RESUMABLE, ConfigError, StorageError
 from ray_app.runs import RunDirectory
 from ray_app.scoring.backlog import is_complete, work_of
+from ray_app.storage import RetryPolicy, key_ranges
 from ray_app.storage import s3 as requests
 from tests.scoring.conftest import score_here
 
@@ -31,9 +32,7 @@ def bucket(s3, monkeypatch):
 
 
 def test_a_listing_that_fails_lets_what_is_listed_be_scored_and_goes_on_there(bucket, tmp_path, monkeypatch, capsys):
-    from ray_app.storage import key_ranges, listing
-
-    monkeypatch.setattr(listing, "PATIENCE", listing.fetch.RetryPolicy(attempts=1))
+    monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=1))
     files = key_ranges.RangeReader._files
 
     def failing(reader):

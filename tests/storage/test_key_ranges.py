@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.listing_server import GivenKeys, ListingServer
 from ray_app.errors import StorageError
-from ray_app.storage import KeyRange, RangeReader, key_ranges, list_divisions, list_objects, listing, split_range
+from ray_app.storage import KeyRange, RangeReader, RetryPolicy, key_ranges, list_divisions, list_objects, split_range
 
 NUMBERED = [f"p/img-{n:06}.jpg" for n in range(3000)]
 HASHED = ["p/" + hashlib.md5(b"%d" % n).hexdigest() for n in range(2000)]
@@ -91,7 +91,7 @@ def test_a_flat_prefix_of_few_pages_costs_no_request_more_than_its_pages_and_thr
 
 
 def test_a_store_that_is_asked_too_much_is_asked_less_and_all_is_found(server, monkeypatch):
-    monkeypatch.setattr(listing, "PATIENCE", listing.fetch.RetryPolicy(attempts=8, base_s=0.01, cap_s=0.02))
+    monkeypatch.setattr(key_ranges, "PATIENCE", RetryPolicy(attempts=8, base_s=0.01, cap_s=0.02))
     server.keys = GivenKeys(NUMBERED[:200])
     server.throttles = lambda number, under_way: number % 3 == 0
     before = server.throttled

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pickle
 import signal
@@ -5,11 +6,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from s3fs import S3FileSystem
 
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import RetryPolicy, Store
-from ray_app.storage import s3 as requests
 from ray_app.storage import store as store_module
+from ray_app.storage.s3 import filesystem
+from tests.scoring import faulty_proxy
+from tests.storage.faulty_server import error_body
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +65,70 @@ def test_create_never_overwrites(store):
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_a_creation_whose_answer_was_lost_is_recognised(store, monkeypatch):
-    real_put = requests.put
+    real_put = S3FileSystem._pipe_file
 
-    def answer_lost(*args, **kwargs):
-        real_put(*args, **kwargs)
-        monkeypatch.setattr(requests, "put", real_put)
+    async def answer_lost(*args, **kwargs):
+        await real_put(*args, **kwargs)
+        monkeypatch.setattr(S3FileSystem, "_pipe_file", real_put)
         raise ConnectionResetError
 
-    monkeypatch.setattr(requests, "put", answer_lost)
+    monkeypatch.setattr(S3FileSystem, "_pipe_file", answer_lost)
     assert store.create("a", b"ours, with a token")
+
+
+def test_the_file_system_of_s3_is_that_of_its_endpoint_and_crosses_processes_without_secrets(store_bucket, monkeypatch):
+    fs = filesystem()
+    assert filesystem() is fs
+    Store.open(store_bucket).write("crossing", b"x")
+    pickled = pickle.dumps(fs)
+    assert b"testing-secret" not in pickled
+    assert pickle.loads(pickled).cat_file("stores/crossing") == b"x"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert filesystem() is not fs
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "PART_BYTES", 5 * 2**20)  # the least that S3 takes
+    path = tmp_path / "large"
+    path.write_bytes(bytes(range(256)) * (11 * 2**12))  # 11 MiB: two full parts and a rest
+    return path
+
+
+def test_a_large_file_goes_to_s3_in_parts_and_is_one_object(store_bucket, s3, large):
+    s3.clear_log()
+    Store.open(store_bucket).write_file("a/large", large)
+    assert Store.open(store_bucket).read("a/large") == large.read_bytes()
+    assert [request.method for request in s3.requests()].count("PUT") == 3
+
+
+@pytest.mark.parametrize(("status", "fails"), [(403, True), (503, False)])
+def test_an_upload_that_is_refused_leaves_nothing_and_one_that_may_pass_is_tried_again(store_bucket, s3, large, monkeypatch, status, fails):
+    proxy = RefusingProxy(s3.url, status)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    store = Store.open(f"{store_bucket}/{status}")
+    with proxy, pytest.raises(StorageError, match="cannot write") if fails else contextlib.nullcontext():
+        store.write_file("large", large)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    assert store.names("") == ([] if fails else ["large"])
+    assert "Uploads" not in s3.client().list_multipart_uploads(Bucket="stores")
+
+
+class RefusingProxy(faulty_proxy.FaultyProxy):
+    """Before a real S3 server: the second part of the first upload gets `status`."""
+
+    def __init__(self, upstream, status):
+        self.left, self.status = 1, status
+        super().__init__(upstream, share=0.0, handler=_Refusing)
+
+
+class _Refusing(faulty_proxy.Handler):
+    def _asked(self, body):
+        owner = self.server.owner
+        if "partNumber=2" in self.path and owner.left:
+            owner.left -= 1
+            return owner.status, error_body("AccessDenied" if owner.status == 403 else "SlowDown", "of the test"), {}
+        return super()._asked(body)
 
 
 @pytest.mark.parametrize("store", ["path", "s3"], indirect=True)
