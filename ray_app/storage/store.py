@@ -1,7 +1,7 @@
 """`Store`: one root under which a run keeps its files: a local folder, an S3 prefix, or anything else that fsspec opens.
 
-Each kind of place keeps the same promises (`Backend`) over full paths, raises the exceptions of its libraries and never retries: `Store`
-translates and retries for all of them.
+Each kind of place keeps the promises of `Files`, raises the exceptions of its libraries and never retries: `Store` translates and retries
+for all of them.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
 
@@ -43,52 +43,6 @@ class Entry(NamedTuple):
     version: str = ""
 
 
-class Backend(Protocol):
-    """What `Store` asks of a kind of place; `left` is the seconds that the request may take."""
-
-    at_once: int
-    """How many files one request can remove; 1: no more than one."""
-
-    def read(self, path: str, left: float) -> bytes:
-        """All bytes; raises what `is_missing` recognises when there are none."""
-
-    def write(self, path: str, data: bytes, left: float) -> None:
-        """Put a file there, whole or not at all."""
-
-    def write_file(self, path: str, source: Path, left: float) -> None:
-        """The same with a file of this machine, however large."""
-
-    def create(self, path: str, data: bytes, left: float) -> bool:
-        """Put a file there unless one is; of many at once, one gets True."""
-
-    def exists(self, path: str, left: float) -> bool:
-        """Whether a file is there."""
-
-    def entries(self, folder: str, left: float) -> list[Entry]:
-        """What is directly in a folder."""
-
-    def delete(self, path: str, left: float) -> None:
-        """Remove a file."""
-
-    def delete_some(self, paths: Sequence[str], left: float) -> None:
-        """Remove up to `at_once` files with one request. Raises for any that stayed."""
-
-    def drop_folder(self, folder: str) -> None:
-        """Remove a folder that is empty, where there are folders at all."""
-
-    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        """What fsspec calls this place."""
-
-
-def backend_for(url: str) -> Backend:
-    """The backend of a URL's scheme. Raises ConfigError for a scheme that is unknown or whose package is missing."""
-    scheme = urls.scheme_of(url)
-    if scheme == "file":
-        return _LocalFiles()
-    object_store.fsspec_for(url)
-    return _S3Objects() if scheme == "s3" else _FsspecFiles()
-
-
 def join(base: str, path: str) -> str:
     """`path` below `base`; a path that would leave it is refused, so that a name read from data can do no harm."""
     parts = path.split("/")
@@ -106,7 +60,7 @@ class Store:
 
     def __init__(self, url: str, retrier: fetch.Retrier | None = None) -> None:
         self._root = urls.canonical(url)
-        self._backend = backend_for(self._root)
+        self._backend = _files_of(self._root)
         self._retrier = retrier or fetch.Retrier(_PATIENCE)
         self._one_by_one = False  # whether this place was seen to refuse requests that remove many
         self.url = urls.strip_secrets(self._root)
@@ -235,7 +189,7 @@ class Store:
 
     def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         """fsspec's file system and its own spelling of `path`, for readers that seek (pyarrow)."""
-        return self._backend.filesystem_and_path(join(self._root, path))
+        return object_store.fsspec_for(join(self._root, path))
 
     def _entries(self, folder: str) -> list[Entry]:
         return self._ask("list", folder, self._backend.entries) or []
@@ -251,16 +205,90 @@ class Store:
             raise errors.unreachable(error, place, doing) from error
 
 
-class _OneByOne:
-    """Places where a request removes one file."""
+class Files:
+    """One kind of place, by full paths: what fsspec opens (memory, Google, Azure, a web server, the hub), as atomic as it is there.
 
-    at_once = 1
+    `left` is the seconds that a request may take; none is repeated here, and what is raised is the libraries' own.
+    """
+
+    at_once = 1  # how many files one request can remove
+
+    def read(self, path: str, left: float) -> bytes:
+        """All bytes; raises what `is_missing` recognises when there are none."""
+        fs, inside = object_store.fsspec_for(path)
+        data: bytes = _request(fs, "cat_file", left, inside)
+        return data
+
+    def write(self, path: str, data: bytes, left: float) -> None:
+        """Put a file there, whole or not at all."""
+        fs, inside = _placed(path)
+        _request(fs, "pipe_file", left, inside, data)
+
+    def write_file(self, path: str, source: Path, left: float) -> None:
+        """The same with a file of this machine, however large."""
+        fs, inside = _placed(path)
+        in_parts = {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE} if urls.scheme_of(path) == "s3" else {}
+        _request(fs, "put_file", left, str(source), inside, **in_parts)
+
+    def create(self, path: str, data: bytes, left: float) -> bool:
+        """Put a file there unless one is; of many at once, one gets True."""
+        fs, inside = _placed(path)
+        try:
+            _request(fs, "pipe_file", left, inside, data, mode="create")
+        except Exception as error:
+            if not errors.is_conflict(error):
+                raise
+            try:
+                return self.read(path, left) == data  # the answer to our own request may have been lost: see `Store.create`
+            except Exception as gone:
+                if errors.is_missing(gone):  # it was another's, who has removed it since
+                    return False
+                raise
+        return True
+
+    def exists(self, path: str, left: float) -> bool:
+        """Whether a file is there."""
+        fs, inside = object_store.fsspec_for(path)
+        try:
+            return bool(_request(fs, "info", left, inside)["type"] == "file")
+        except FileNotFoundError as error:
+            if not errors.is_missing(error):
+                raise
+            return False
+
+    def entries(self, folder: str, left: float) -> list[Entry]:
+        """What is directly in a folder."""
+        fs, inside = object_store.fsspec_for(folder)
+        found = _request(fs, "ls", left, inside, detail=True)
+        names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
+        return [
+            Entry(name, None) if item["type"] == "directory" else Entry(name, int(item.get("size") or 0), _version(item))
+            for name, item in zip(names, found, strict=True)
+        ]
+
+    def delete(self, path: str, left: float) -> None:
+        """Remove a file."""
+        fs, inside = object_store.fsspec_for(path)
+        _request(fs, "rm_file", left, inside)
 
     def delete_some(self, paths: Sequence[str], left: float) -> None:
+        """Remove up to `at_once` files with one request. Raises for any that stayed."""
         raise NotImplementedError
 
+    def drop_folder(self, folder: str) -> None:
+        """Remove a folder that is empty, where there are folders at all."""
 
-class _LocalFiles(_OneByOne):
+
+def _files_of(url: str) -> Files:
+    """Raises ConfigError for a scheme that is unknown or whose package is missing."""
+    scheme = urls.scheme_of(url)
+    if scheme in ("file", "s3"):
+        return _LocalFiles() if scheme == "file" else _S3Objects()
+    object_store.fsspec_for(url)
+    return Files()
+
+
+class _LocalFiles(Files):
     """Files that appear whole: written beside their place and renamed, or linked where they must be new."""
 
     def read(self, path: str, left: float) -> bytes:
@@ -311,9 +339,6 @@ class _LocalFiles(_OneByOne):
         with contextlib.suppress(OSError):  # not there, not empty
             os.rmdir(folder)
 
-    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        return fsspec.filesystem("file"), path
-
 
 def _created_in_place(path: str, data: bytes) -> bool:
     try:
@@ -338,68 +363,7 @@ def _written_aside(path: str, data: BinaryIO) -> Iterator[str]:
             os.unlink(aside)
 
 
-class _FsspecFiles(_OneByOne):
-    """Whatever fsspec opens: S3, memory, Google and Azure storage, a web server, the hub. As atomic as that place itself is."""
-
-    def read(self, path: str, left: float) -> bytes:
-        fs, inside = object_store.fsspec_for(path)
-        data: bytes = _request(fs, "cat_file", left, inside)
-        return data
-
-    def write(self, path: str, data: bytes, left: float) -> None:
-        fs, inside = _placed(path)
-        _request(fs, "pipe_file", left, inside, data)
-
-    def write_file(self, path: str, source: Path, left: float) -> None:
-        fs, inside = _placed(path)
-        in_parts = {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE} if urls.scheme_of(path) == "s3" else {}
-        _request(fs, "put_file", left, str(source), inside, **in_parts)
-
-    def create(self, path: str, data: bytes, left: float) -> bool:
-        fs, inside = _placed(path)
-        try:
-            _request(fs, "pipe_file", left, inside, data, mode="create")
-        except Exception as error:
-            if not errors.is_conflict(error):
-                raise
-            try:
-                return self.read(path, left) == data  # the answer to our own request may have been lost: see `Store.create`
-            except Exception as gone:
-                if errors.is_missing(gone):  # it was another's, who has removed it since
-                    return False
-                raise
-        return True
-
-    def exists(self, path: str, left: float) -> bool:
-        fs, inside = object_store.fsspec_for(path)
-        try:
-            return bool(_request(fs, "info", left, inside)["type"] == "file")
-        except FileNotFoundError as error:
-            if not errors.is_missing(error):
-                raise
-            return False
-
-    def entries(self, folder: str, left: float) -> list[Entry]:
-        fs, inside = object_store.fsspec_for(folder)
-        found = _request(fs, "ls", left, inside, detail=True)
-        names = (item["name"].rstrip("/").rpartition("/")[2] for item in found)
-        return [
-            Entry(name, None) if item["type"] == "directory" else Entry(name, int(item.get("size") or 0), _version(item))
-            for name, item in zip(names, found, strict=True)
-        ]
-
-    def delete(self, path: str, left: float) -> None:
-        fs, inside = object_store.fsspec_for(path)
-        _request(fs, "rm_file", left, inside)
-
-    def drop_folder(self, folder: str) -> None:
-        pass
-
-    def filesystem_and_path(self, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        return object_store.fsspec_for(path)
-
-
-class _S3Objects(_FsspecFiles):
+class _S3Objects(Files):
     """What s3fs does not do as a run needs it: one request to read a file or see whether it is there; removals that name what stayed."""
 
     at_once = s3.MOST_DELETED

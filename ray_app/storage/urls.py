@@ -123,7 +123,7 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 def matcher_below(patterns: Sequence[str]) -> Callable[[str], bool]:
     """A test whether something below a folder could match any of the patterns."""
-    tests = [[None if part == "**" else re.compile(_part(part), re.DOTALL) for part in pattern.removeprefix("/").split("/")]
+    tests = [[None if part == "**" else re.compile(_regex(part)) for part in pattern.removeprefix("/").split("/")]
              for pattern in patterns if "/" in pattern]  # fmt: skip
     has_names = any("/" not in pattern for pattern in patterns)
 
@@ -152,33 +152,12 @@ def full_matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def _regex(pattern: str) -> str:
-    parts = pattern.removeprefix("/").split("/")
-    regex = ""
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        if part == "**":
-            regex += ".*" if last else "(?:[^/]+/)*"
-        else:
-            regex += _part(part) + ("" if last else "/")
-    return "(?s:" + regex + ")"
+    """The expression of fsspec, of Python's own `glob.translate` (3.13): `**` beside other letters is `*`, and no class holds a slash."""
+    from fsspec.utils import glob_translate  # for those who have patterns
 
-
-def _part(part: str) -> str:
-    return re.sub(r"\*+|\?|\[!?\]?[^\]/]*\]|.", _piece, part, flags=re.DOTALL)
-
-
-def _piece(match: re.Match[str]) -> str:
-    text = match.group()
-    if text.startswith("*"):
-        return "[^/]*"
-    if text == "?":
-        return "[^/]"
-    if len(text) > 1:
-        inverted = text.startswith("[!")
-        inside = re.sub(r"([\\\[^&~|])", r"\\\1", text[2 if inverted else 1 : -1])
-        inside = "\\" + inside if inside.startswith("]") else inside
-        return f"[^/{inside}]" if inverted else f"[{inside}]"
-    return re.escape(text)
+    parts = (part if part == "**" else re.sub(r"\*+", "*", part) for part in pattern.removeprefix("/").split("/"))
+    expression: str = glob_translate("/".join(parts))
+    return expression.replace("[^", "[^/")
 
 
 def version_of(info: Mapping[str, Any]) -> str:
