@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from ray_app.archives.build import Portions, is_as_listed, list_members, list_portions
     from ray_app.archives.containers import Container, ContainerLimits
     from ray_app.archives.containers.parquet import read_referenced
-    from ray_app.archives.each import Each, in_turn
     from ray_app.archives.manifest import (
         BlockList,
         BlockRef,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     )
     from ray_app.archives.members import (
         BlockPlan,
+        Each,
         Ids,
         ListedMember,
         ManifestMember,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         TableColumns,
         block_sizes,
         image_id,
+        in_turn,
     )
     from ray_app.archives.reader import MemberReader, member_rows, read_block
     from ray_app.archives.s3_inventory import MANY, inventory_advice

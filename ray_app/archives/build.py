@@ -14,7 +14,8 @@ one; beside the join's own.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypedDict, Unpack
 
@@ -22,8 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.archives import cut_blocks, dedup, manifest, raw_listing, reader
-from ray_app.archives.each import Each, in_turn
-from ray_app.archives.members import BlockPlan, Digest, Ids, block_sizes, identity_digest
+from ray_app.archives.members import BlockPlan, Digest, Each, block_sizes, identity_digest, in_turn
 from ray_app.archives.sources import Archive
 from ray_app.archives.walk import Walk
 from ray_app.storage import Guard, Store
@@ -42,26 +42,22 @@ def write_selected(
     wanted: pa.StructType | None,
     guard: Guard = Guard(),  # noqa: B008 - frozen
 ) -> manifest.ManifestInfo:
-    """Write manifest 0 of `store` from manifest rows, in their order, cut anew; one file per block. `guard`: that of their own listing.
+    """Write manifest 0 of `store` from manifest rows, in their order, cut anew. `guard`: that of their own listing.
 
-    Memory: a block.
+    Memory: a few blocks.
     """
-    schema = manifest.manifest_schema(wanted)
-    refs: list[manifest.BlockRef] = []
+    writer = cut_blocks.PartWriter(store, f"{manifest.folder_of(0)}/part-00000", manifest.manifest_schema(wanted))
     arriving = cut_blocks.TableStream(manifest.with_input(table, wanted) for table in rows)
     for number, count in enumerate(block_sizes(plan)):
         table = arriving.up_to(count)
         if table is None:
             break
-        name, size = f"part-{number:05}.parquet", int(np.maximum(table["size_bytes"].to_numpy(), 0).sum())
-        store.write(
-            f"{manifest.folder_of(0)}/{name}", manifest.parquet_bytes(manifest.cut_rows(table, number, schema), row_group=len(table))
-        )
-        refs.append(manifest.BlockRef(0, number, len(table), size, name, 0))
-    members = sum(ref.members for ref in refs)
-    info = manifest.ManifestInfo(0, members, sum(ref.size_bytes for ref in refs), len(refs), plan.batch_slots, members, 0, 0.0,
+        writer.add(table, number)
+    blocks = writer.finish()
+    members, size_bytes = (int(blocks[name].to_numpy().sum()) for name in ("members", "size_bytes"))
+    info = manifest.ManifestInfo(0, members, size_bytes, len(blocks), plan.batch_slots, members, 0, 0.0,
                         servers=sorted(guard.named), allow_private=guard.allow_private)  # fmt: skip
-    manifest.write_listed(store, info, pa.Table.from_pylist([asdict(ref) for ref in refs], manifest.BLOCK_COLUMNS), np.empty(0, np.int64))
+    manifest.write_listed(store, info, blocks, np.empty(0, np.int64))
     return info
 
 
@@ -246,9 +242,7 @@ def _cut(
     store: Store, number: int, plan: BlockPlan, runs: Sequence[cut_blocks.Run], input_type: pa.StructType | None, each: Each
 ) -> pa.Table:
     """Write the manifest's parts; returns its blocks."""
-    measure = cut_blocks.Ends(store, plan)
-    measured: Iterator[Any] = each(measure, [run for run in runs if measure.reads(run)])
-    ends: list[Ids] = [next(measured) if measure.reads(run) else measure(run) for run in runs]
+    ends = list(each(partial(cut_blocks.block_ends, store, plan), runs))
     firsts = accumulate((len(one) for one in ends), initial=0)
-    tables = each(cut_blocks.Cutter(store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
+    tables = each(partial(cut_blocks.cut_run, store, number, input_type), list(zip(runs, ends, firsts, strict=False)))
     return pa.concat_tables([manifest.BLOCK_COLUMNS.empty_table(), *tables]).combine_chunks()

@@ -1,4 +1,4 @@
-"""Block cutting: chosen members (`Run`) → blocks in the files of a manifest (`Ends`, `Cutter`). The same input gives the same cuts."""
+"""Block cutting: chosen members (`Run`) → blocks in the files of a manifest (`block_ends`, `cut_run`). Same input, same cuts."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -62,58 +62,38 @@ def runs_of(files: Sequence[dedup.ChosenMembers], run_rows: int) -> list[Run]:
     return [*runs, Run(len(runs), tuple(waiting))] if waiting else runs
 
 
-@dataclass(frozen=True)
-class Ends:
-    """Where the blocks of a run end, by its rows; called with the run. Picklable, as tasks need it."""
-
-    store: Store
-    plan: members.BlockPlan
-
-    def reads(self, run: Run) -> bool:
-        """Whether rows must be read to know where blocks end: where groups matter, or a block may hold too many bytes."""
-        return run.has_groups or self._may_be_heavy(run)
-
-    def __call__(self, run: Run) -> members.Ids:
-        """Reads rows only where it must."""
-        sizes = members.block_sizes(self.plan) if run.number == 0 else repeat(self.plan.largest_block)
-        starts = _group_starts(run.tables(self.store, ["uri", "place"])) if run.has_groups else None
-        held = _bytes_before(run.tables(self.store, ["size_bytes"])) if self._may_be_heavy(run) else None
-        ends: list[int] = []
-        at, rows = 0, run.rows
-        while at < rows:
-            size = next(sizes)
-            if starts is not None and at + size < rows:
-                size = _size(size, starts[at : at + size + 1], self.plan.batch_slots)
-            if held is not None and self.plan.max_block_bytes is not None:
-                fitting = int(np.searchsorted(held, held[at] + self.plan.max_block_bytes, "right")) - 1 - at
-                size = min(size, max(fitting, 1))
-            at = min(at + size, rows)
-            ends.append(at)
-        return np.array(ends, np.int64)
-
-    def _may_be_heavy(self, run: Run) -> bool:
-        most = self.plan.max_block_bytes
-        return most is not None and run.largest_bytes * self.plan.largest_block > most
+def block_ends(store: Store, plan: members.BlockPlan, run: Run) -> members.Ids:
+    """Where the blocks of a run end, by its rows, which are read only where groups matter or a block may hold too many bytes."""
+    sizes = members.block_sizes(plan) if run.number == 0 else repeat(plan.largest_block)
+    starts = _group_starts(run.tables(store, ["uri", "place"])) if run.has_groups else None
+    most = plan.max_block_bytes
+    may_be_heavy = most is not None and run.largest_bytes * plan.largest_block > most
+    held = _bytes_before(run.tables(store, ["size_bytes"])) if may_be_heavy else None
+    ends: list[int] = []
+    at, rows = 0, run.rows
+    while at < rows:
+        size = next(sizes)
+        if starts is not None and at + size < rows:
+            size = _size(size, starts[at : at + size + 1], plan.batch_slots)
+        if held is not None and most is not None:
+            fitting = int(np.searchsorted(held, held[at] + most, "right")) - 1 - at
+            size = min(size, max(fitting, 1))
+        at = min(at + size, rows)
+        ends.append(at)
+    return np.array(ends, np.int64)
 
 
-@dataclass(frozen=True)
-class Cutter:
-    """Writes the files of a run; called with (run, ends of its blocks, number of its first block). Picklable, as tasks need it."""
+def cut_run(store: Store, number: int, input_type: pa.StructType | None, item: tuple[Run, members.Ids, int]) -> pa.Table:
+    """Write the files of a run for manifest `number`; returns its rows of `blocks.parquet`.
 
-    store: Store
-    number: int
-    input_type: pa.StructType | None
-
-    def __call__(self, item: tuple[Run, members.Ids, int]) -> pa.Table:
-        """Returns the run's rows of `blocks.parquet`."""
-        run, ends, block = item
-        writer = _PartWriter(
-            self.store, f"{manifest.folder_of(self.number)}/part-{run.number:05}", manifest.manifest_schema(self.input_type)
-        )
-        rows = TableStream(manifest.with_input(table, self.input_type) for table in run.tables(self.store))
-        for place, size in enumerate(np.diff(ends, prepend=0).tolist()):
-            writer.add(rows.take(size).combine_chunks(), block + place)
-        return writer.finish()
+    `item`: the run, the ends of its blocks, the number of its first block.
+    """
+    run, ends, block = item
+    writer = PartWriter(store, f"{manifest.folder_of(number)}/part-{run.number:05}", manifest.manifest_schema(input_type))
+    rows = TableStream(manifest.with_input(table, input_type) for table in run.tables(store))
+    for place, size in enumerate(np.diff(ends, prepend=0).tolist()):
+        writer.add(rows.take(size).combine_chunks(), block + place)
+    return writer.finish()
 
 
 class TableStream:
@@ -141,8 +121,8 @@ class TableStream:
         return table.slice(0, count)
 
 
-class _PartWriter:
-    """Blocks into files, each written whole."""
+class PartWriter:
+    """Blocks into files `STEM-00000.parquet`, …, of a few blocks each, each written whole."""
 
     def __init__(self, store: Store, stem: str, schema: pa.Schema) -> None:
         self._store, self._stem, self._schema = store, stem, schema
@@ -151,6 +131,7 @@ class _PartWriter:
         self._blocks: list[dict[str, object]] = []
 
     def add(self, listed: pa.Table, block: int) -> None:
+        """Take the members of a block."""
         sizes = listed["size_bytes"].to_numpy()
         self._blocks.append(
             {
@@ -166,6 +147,7 @@ class _PartWriter:
             self._flush()
 
     def finish(self) -> pa.Table:
+        """Write what is left; returns the blocks (`BLOCK_COLUMNS`)."""
         if self._waiting:
             self._flush()
         return pa.Table.from_pylist(self._blocks, manifest.BLOCK_COLUMNS)

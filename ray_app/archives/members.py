@@ -1,13 +1,13 @@
-"""Members (`ListedMember`, `ManifestMember`), the id that a member keeps for ever (`image_id`), and how a list of them is cut into blocks
-(`BlockPlan`).
+"""Members (`ListedMember`, `ManifestMember`), the id that a member keeps for ever (`image_id`), how a list of them is cut into blocks
+(`BlockPlan`), and what applies a function to many items (`Each`).
 
 The same list and plan give the same cuts for ever.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -168,3 +168,19 @@ def block_sizes(plan: BlockPlan) -> Iterator[int]:
         size = min(limit, 2 * size)
     while True:
         yield limit
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Each(Protocol):
+    """Something that applies a picklable function to items, in whatever processes, and gives the results in their order."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
+        """Raises what the function raises, if it is a TouchstoneError as it was. To be closed by a caller that may leave early."""
+
+
+def in_turn(function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]:
+    """One after another, in this process."""
+    return (function(item) for item in items)

@@ -23,7 +23,6 @@ from ray_app.storage import (
     base_of,
     canonical,
     is_pattern,
-    list_divisions,
     list_objects,
     split_range,
     strip_secrets,
@@ -99,13 +98,6 @@ class ObjectPrefix:
     kind: str | None
     columns: TableColumns
     limits: ContainerLimits
-
-    def sections(self, fetcher: Fetcher) -> Iterator["ObjectPrefix | PrefixRange"]:
-        """The whole of it; where it is a large S3 prefix, stretches of it, in the order of keys."""
-        divisions = list_divisions(self.url)
-        yield from (PrefixRange(self, keys) for keys in divisions)
-        if not divisions:
-            yield self
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Every object, with its path relative to the source; a single file goes by its name."""

@@ -1,5 +1,5 @@
-"""S3 Inventory as a source (`Inventory`): the daily or weekly table of a bucket's objects (CSV.gz, Parquet, ORC), read instead of listing
-the bucket.
+"""S3 Inventory as a source, `inventory::s3://…/manifest.json` (`inventory_files`): the daily or weekly table of a bucket's objects (CSV.gz,
+Parquet, ORC), read instead of listing the bucket.
 
 Its members are those that a listing gives, with the same uris, versions and sizes, as of the day it was made. Source:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html and …/storage-inventory-location.html.
@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from ray_app.archives import members, object_prefix
 from ray_app.archives.containers import ContainerLimits
-from ray_app.errors import ConfigError, SourceError, Status, StorageError
-from ray_app.storage import Fetcher, ObjectInfo, Store, canonical, urls
+from ray_app.errors import ConfigError, SourceError, Status, StorageError, describe_error
+from ray_app.storage import Fetcher, ObjectInfo, Store, urls
 
 MANY = 10_000_000  # keys that are better read from an inventory: as requests they are 10,000
 
@@ -42,53 +42,43 @@ def inventory_advice(sources: Sequence[str]) -> str | None:
     )
 
 
-@dataclass(frozen=True)
-class Inventory:
-    """The source `inventory::s3://…/manifest.json`."""
+def inventory_files(url: str, columns: members.TableColumns, limits: ContainerLimits, fetcher: Fetcher) -> Iterator["InventoryFile"]:
+    """The data files that the manifest.json at `url` lists, which are in its own bucket.
 
-    url: str
-    columns: members.TableColumns
-    limits: ContainerLimits
+    Raises ConfigError for what is no inventory, or lacks a column; StorageError when it is out of reach.
+    """
+    try:
+        manifest = _manifest(url)
+        schema, kind = manifest["fileSchema"], manifest["fileFormat"]
+        bucket, listed = manifest["destinationBucket"].removeprefix("arn:aws:s3:::"), str(manifest["sourceBucket"])
+        files = [(f"s3://{bucket}/{file['key']}", int(file.get("size", -1))) for file in manifest["files"]]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{url}: not the manifest.json of an S3 Inventory: {describe_error(error)}") from None
+    if urls.scheme_of(url) == "s3" and urls.bucket_and_key(url)[0] != bucket:
+        raise ConfigError(f"{url}: its data files are in another bucket, {bucket}", hint="give the manifest.json in that bucket")
+    names = _column_names(schema)
+    missing = [setting for name, setting in _NEEDED.items() if name not in names]
+    if missing:
+        raise ConfigError(
+            f"{url}: the inventory lacks {' and '.join(missing)}",
+            hint=f"add to its optional fields: {', '.join(missing)}; without them an image cannot be told from its later versions",
+        )
+    if kind not in _READERS:
+        raise ConfigError(f"{url}: the inventory's format '{kind}' is not one of {', '.join(_READERS)}")
+    for uri, size in files:
+        yield InventoryFile(uri, size, kind, tuple(names), columns, limits, listed)
 
-    def sections(self, fetcher: Fetcher) -> Iterator["InventoryFile"]:
-        """One for each data file. Raises ConfigError for what is no inventory, or lacks a column; StorageError when it is out of reach."""
-        manifest = self._manifest()
-        try:
-            schema, kind = manifest["fileSchema"], manifest["fileFormat"]
-            bucket, listed = manifest["destinationBucket"].removeprefix("arn:aws:s3:::"), str(manifest["sourceBucket"])
-            files = [(f"s3://{bucket}/{file['key']}", int(file.get("size", -1))) for file in manifest["files"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: {error!r}") from None
-        place = canonical(self.url)
-        if urls.scheme_of(place) == "s3" and urls.bucket_and_key(place)[0] != bucket:
-            raise ConfigError(f"{self.url}: its data files are in another bucket, {bucket}", hint="give the manifest.json in that bucket")
-        names = _column_names(schema)
-        missing = [setting for name, setting in _NEEDED.items() if name not in names]
-        if missing:
-            raise ConfigError(
-                f"{self.url}: the inventory lacks {' and '.join(missing)}",
-                hint=f"add to its optional fields: {', '.join(missing)}; without them an image cannot be told from its later versions",
-            )
-        if kind not in _READERS:
-            raise ConfigError(f"{self.url}: the inventory's format '{kind}' is not one of {', '.join(_READERS)}")
-        for uri, size in files:
-            yield InventoryFile(uri, size, kind, tuple(names), self, listed)
 
-    def _manifest(self) -> dict[str, Any]:
-        folder, _, name = canonical(self.url).rpartition("/")
-        store = Store.open(folder)
-        if not store.exists(name):
-            raise ConfigError(f"{self.url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date")
-        data = store.read_range(name, 0, _MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is longer than {_MOST_BYTES} bytes")
-        try:
-            manifest = json.loads(data)
-        except (ValueError, RecursionError):
-            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory: it is not JSON") from None
-        if not isinstance(manifest, dict):
-            raise ConfigError(f"{self.url}: not the manifest.json of an S3 Inventory")
-        return manifest
+def _manifest(url: str) -> Any:
+    """Raises ConfigError where there is none, ValueError for what is too long or no JSON."""
+    folder, _, name = url.rpartition("/")
+    store = Store.open(folder)
+    if not store.exists(name):
+        raise ConfigError(f"{url}: no such file", hint="an inventory's manifest.json lies in a folder named by its date")
+    data = store.read_range(name, 0, _MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
+    return json.loads(data)
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,8 @@ class InventoryFile:
     size_bytes: int
     kind: str
     names: tuple[str, ...]
-    inventory: Inventory
+    columns: members.TableColumns
+    limits: ContainerLimits
     bucket: str
 
     def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
@@ -112,7 +103,7 @@ class InventoryFile:
             for info in self._objects(fetcher):
                 bucket, _, key = info.uri.partition("://")[2].partition("/")
                 if bucket == self.bucket:
-                    yield key, object_prefix.as_found(info, key, None, self.inventory.columns, self.inventory.limits)
+                    yield key, object_prefix.as_found(info, key, None, self.columns, self.limits)
                 else:
                     yield key, members.ListedMember(info.uri, None, 0, info.version, info.size_bytes, refused=other)
         except SourceError as error:

@@ -9,12 +9,24 @@ A source is a URL or path. `KIND::URL` says what it is where its name does not: 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ray_app.archives import members, object_prefix, s3_inventory, uri_lists
 from ray_app.archives.containers import CONTAINERS, Container, ContainerLimits, Unopened
 from ray_app.errors import ConfigError
-from ray_app.storage import Fetcher, Guard, KeyRange, RetryPolicy, canonical, is_pattern, matcher, matcher_below, strip_secrets
+from ray_app.storage import (
+    Fetcher,
+    Guard,
+    KeyRange,
+    RetryPolicy,
+    canonical,
+    is_pattern,
+    list_divisions,
+    matcher,
+    matcher_below,
+    strip_secrets,
+)
 
 
 class SourceSection(Protocol):
@@ -24,11 +36,9 @@ class SourceSection(Protocol):
         """Members and unopened containers, each with the path that patterns are compared with, in a fixed order."""
 
 
-class ArchiveSource(Protocol):
-    """One way to keep an archive: a new one is one class in a file of its own, and a line in `_source_for`."""
-
-    def sections(self, fetcher: Fetcher) -> Iterator[SourceSection]:
-        """The parts, in a fixed order; their contents are not read yet."""
+# One way to keep an archive, as the function that names its parts, in a fixed order; their contents are not read yet. A new one is such a
+# function in a file of its own, and a line in `_source_for`.
+Sections = Callable[[Fetcher], Iterator[SourceSection]]
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,7 @@ class Archive:
     ) -> None:
         if not sources:
             raise ConfigError("no source given", hint="name a folder, s3://BUCKET/PREFIX or a file")
+        self._urls, self._columns, self._limits = list(sources), columns, limits
         self._sources = [_source_for(url, columns, limits) for url in sources]
         self._names = [strip_secrets(url) for url in sources]
         self.selection = Selection(tuple(include), tuple(exclude), tuple(strip_secrets(canonical(url)).rstrip("/") for url in skip))
@@ -119,15 +130,13 @@ class Archive:
     def numbered_sections(self) -> Iterator[tuple[int, int, SourceSection]]:
         """The same, each with the number of its source and its own number there."""
         for number, source in enumerate(self._sources):
-            for ordinal, section in enumerate(source.sections(self.fetcher)):
+            for ordinal, section in enumerate(source(self.fetcher)):
                 yield number, ordinal, section
 
     def range_of(self, source: int, keys: KeyRange) -> object_prefix.PrefixRange:
         """A stretch of the source of that number, an S3 prefix, as a section."""
-        prefix = self._sources[source]
-        prefix = prefix.prefix if isinstance(prefix, _PerhapsList) else prefix
-        assert isinstance(prefix, object_prefix.ObjectPrefix), "no other source is listed in ranges of keys"
-        return object_prefix.PrefixRange(prefix, keys)
+        kind, url = _split_kind(self._urls[source])
+        return object_prefix.PrefixRange(object_prefix.ObjectPrefix(canonical(url), kind, self._columns, self._limits), keys)
 
     def __iter__(self) -> Iterator[members.ListedMember]:
         found = kept = 0
@@ -153,7 +162,7 @@ class Archive:
         """Whether each source is there, and something passes the patterns: as far into the archive as that takes. Raises as iterating."""
         if len(self._sources) > 1:
             for source in self._sources:
-                next((True for section in source.sections(self.fetcher) for _ in section.found(self.fetcher)), None)
+                next((True for section in source(self.fetcher) for _ in section.found(self.fetcher)), None)
         next(iter(self))
 
     def empty(self, found: int, opened: int) -> ConfigError:
@@ -196,7 +205,7 @@ def _split_kind(source: str) -> tuple[str | None, str]:
     return (kind, url) if mark and "/" not in kind else (None, source)
 
 
-def _source_for(source: str, columns: members.TableColumns, limits: ContainerLimits) -> ArchiveSource:
+def _source_for(source: str, columns: members.TableColumns, limits: ContainerLimits) -> Sections:
     kind, url = _split_kind(source)
     known = ("files", *CONTAINERS, "list", "inventory")
     if kind is not None and kind not in known:
@@ -205,21 +214,19 @@ def _source_for(source: str, columns: members.TableColumns, limits: ContainerLim
         raise ConfigError(f"'{source}' is not a place", hint="give a folder, a file or a URL")
     url = canonical(url)  # here: sections are listed by tasks, whose working directory is another
     if kind == "inventory":
-        return s3_inventory.Inventory(url, columns, limits)
+        return partial(s3_inventory.inventory_files, url, columns, limits)
     if kind == "list":
-        return uri_lists.UriLists(url, columns, limits)
-    prefix = object_prefix.ObjectPrefix(url, kind, columns, limits)
-    return _PerhapsList(prefix) if kind is None and uri_lists.looks_like_list(url) and not is_pattern(url) else prefix
+        return partial(uri_lists.lists_at, url, columns, limits)
+    return partial(_objects, object_prefix.ObjectPrefix(url, kind, columns, limits))
 
 
-@dataclass(frozen=True)
-class _PerhapsList:
-    """A list if it is a file, and a folder if it is one: the name alone does not say."""
-
-    prefix: object_prefix.ObjectPrefix
-
-    def sections(self, fetcher: Fetcher) -> Iterator[SourceSection]:
-        """Those of the one or the other."""
-        source = self.prefix
-        lists = uri_lists.UriLists(source.url, source.columns, source.limits)
-        yield from lists.sections(fetcher) if uri_lists.is_one_file(source.url, fetcher) else source.sections(fetcher)
+def _objects(prefix: object_prefix.ObjectPrefix, fetcher: Fetcher) -> Iterator[SourceSection]:
+    """A list where its name announces one and it is a file; else objects, of a large S3 prefix stretch by stretch in the order of keys."""
+    url = prefix.url
+    if prefix.kind is None and uri_lists.looks_like_list(url) and not is_pattern(url) and uri_lists.is_one_file(url, fetcher):
+        yield from uri_lists.lists_at(url, prefix.columns, prefix.limits, fetcher)
+        return
+    divisions = list_divisions(url)
+    yield from (object_prefix.PrefixRange(prefix, keys) for keys in divisions)
+    if not divisions:
+        yield prefix

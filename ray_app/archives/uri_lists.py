@@ -1,4 +1,4 @@
-"""Lists of uris as sources (`UriLists`): CSV, TSV, JSON lines, plain text, Parquet, also compressed. Each row is a file of its own.
+"""Lists of uris as sources (`lists_at`): CSV, TSV, JSON lines, plain text, Parquet, also compressed. Each row is a file of its own.
 
 A list may be longer than memory: it is read in pieces of whole lines, each typed by pyarrow on its own; what a column is over all pieces is
 settled where the manifest is made.
@@ -29,23 +29,15 @@ Rows = Iterator[dict[str, Any]]
 LIST_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
-@dataclass(frozen=True)
-class UriLists:
-    """The source `list::URL`: a list, or a folder or pattern of them; each is a section."""
-
-    url: str
-    columns: members.TableColumns
-    limits: ContainerLimits
-
-    def sections(self, fetcher: Fetcher) -> Iterator["UriList"]:
-        """One list after the other, by name. Raises ConfigError for a file that is no list, StorageError as a listing does."""
-        for info in list_objects(self.url, fetcher.guard):
-            yield UriList(info.uri, info.version, info.size_bytes, self.columns, self.limits)
+def lists_at(url: str, columns: members.TableColumns, limits: ContainerLimits, fetcher: Fetcher) -> Iterator["UriList"]:
+    """The lists that the source `list::URL` names, by name: one, or those in a folder or of a pattern. Raises as `list_objects`."""
+    for info in list_objects(url, fetcher.guard):
+        yield UriList(info.uri, info.version, info.size_bytes, columns, limits)
 
 
 @dataclass(frozen=True)
 class UriList:
-    """One file of rows."""
+    """One file of rows. Raises ConfigError for a file that is no list."""
 
     uri: str
     version: str

@@ -10,13 +10,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 from ray_app import __version__
 from ray_app.archives import object_prefix, raw_listing
 from ray_app.archives.containers import Container
-from ray_app.archives.each import Each, in_turn
+from ray_app.archives.members import Each, in_turn
 from ray_app.archives.sources import Archive, Opened, SourceSection
 from ray_app.storage import KeyRange, LinkedFolders
 
@@ -180,9 +181,9 @@ class Walk:
         wanted = min(_MOST_RANGES, max(_FEWEST_RANGES, self.found // _KEYS_A_RANGE))
         if not ranges or self.found < FIRST_STEP or wanted < _CUT_AGAIN * len(ranges):
             return list(unlisted)
-        splitter = _Splitter(math.ceil(wanted / len(ranges)))
+        split = partial(_split, math.ceil(wanted / len(ranges)))
         divided = [one for one in unlisted if one.keys is None]
-        for whole, parts in zip(ranges, self._each_of(splitter, ranges), strict=True):
+        for whole, parts in zip(ranges, self._each_of(split, ranges), strict=True):
             divided += [replace(whole, section=part) for part in parts]
         return sorted(divided, key=lambda one: one.order)
 
@@ -256,15 +257,10 @@ class Walk:
                 self.progress(self.listed)
 
 
-@dataclass(frozen=True)
-class _Splitter:
-    """Cuts a range of keys into about so many; picklable, as tasks need it."""
-
-    pieces: int
-
-    def __call__(self, one: Unlisted) -> list[object_prefix.PrefixRange]:
-        assert isinstance(one.section, object_prefix.PrefixRange)
-        return one.section.split(self.pieces)
+def _split(pieces: int, one: Unlisted) -> list[object_prefix.PrefixRange]:
+    """A range of keys in about so many."""
+    assert isinstance(one.section, object_prefix.PrefixRange)
+    return one.section.split(pieces)
 
 
 def _after(listed: int, progress: raw_listing.Progress | None) -> raw_listing.Progress | None:
