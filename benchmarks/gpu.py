@@ -42,7 +42,7 @@ from ray_app.detectors.precision import TOLERANCE, ResolvedPrecision, beyond_tol
 from ray_app.errors import DetectorError, describe_error
 from ray_app.inference.device_batches import DeviceMeter, batch_sizes, measured_batches, paying_batch
 from ray_app.training.config import Initial, TrainConfig
-from ray_app.training.learner import Learner
+from ray_app.training.detector import DetectorLearner
 from ray_app.training.networks import training_card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,7 +198,7 @@ def training_figures(name: str, device: str, count: int) -> dict[str, Any]:
     loop = recipe.loop.model_copy(update={"batch": count, "micro_batch": None})
     recipe = recipe.model_copy(update={"initial": Initial(start="random"), "loop": loop})
     card, meter = training_card(recipe), DeviceMeter(device)
-    learner = Learner(recipe, card, device=device, total_steps=10)
+    learner = DetectorLearner(recipe, card, device=device, total_steps=10)
     batch = _drawn_batch(count, card)
     meter.peak_share()
     losses = [learner.step(batch).loss]

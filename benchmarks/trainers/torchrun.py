@@ -80,8 +80,8 @@ def main() -> None:
     from ray_app.config import load_yaml
     from ray_app.storage import Store
     from ray_app.training.config import TrainConfig
+    from ray_app.training.detector import DetectorLearner
     from ray_app.training.job import plan_workers
-    from ray_app.training.learner import Learner
     from ray_app.training.networks import training_card
     from ray_app.training.run import prepare_data
 
@@ -93,7 +93,7 @@ def main() -> None:
     if not gpus:
         torch.set_num_threads(layout.threads)
     prepared = prepare_data(config, Store.open(str(out / str(rank))))
-    learner = Learner(config, training_card(config), device=device, total_steps=prepared.total_steps, rank=rank, world=world)
+    learner = DetectorLearner(config, training_card(config), device=device, total_steps=prepared.total_steps, rank=rank)
     dataset = Steps(config, prepared.splits.train, prepared.order, rank, world, prepared.total_steps)
     lines = []
     clock = time.monotonic()

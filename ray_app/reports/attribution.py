@@ -72,7 +72,7 @@ class UnknownGenerator(Section):
 
 
 class NamedSplit(Section):
-    """How well one split's images are named (ray_app.training.identifier.run). `pairs`: true name, wrong name, how many."""
+    """How well one split's images are named (ray_app.training.identify). `pairs`: true name, wrong name, how many."""
 
     n_known: int = 0
     n_unknown: int = 0

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
+from pydantic import BaseModel
 from torch import nn
 
 from ray_app.config import find_config, read_mapping
@@ -87,7 +88,7 @@ def export(out: Store, made: TrainedDetector) -> DetectorCard:
         folder = Path(scratch)
         weights = weight_files.write_weights(made.network, made.card, folder)
         facts = _card_facts(made, weights, folder)
-        (folder / CARD).write_text(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
+        (folder / CARD).write_text(_as_yaml(facts), encoding="utf-8")
         card = load_card(folder / CARD)
         verify_weights(card, folder / weight_files.WEIGHTS)
         loaded = load_network(card)
@@ -100,6 +101,16 @@ def export(out: Store, made: TrainedDetector) -> DetectorCard:
         if "://" in out.url:
             return card
         return load_card(Path(local_path(out.url)) / CARD)
+
+
+def card_yaml(card: BaseModel) -> str:
+    """A card's file: all that is not as by default, in the order of its fields."""
+    return _as_yaml(card.model_dump(mode="json", exclude_defaults=True))
+
+
+def _as_yaml(facts: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=140)
+    return text
 
 
 def _require_same(loaded: nn.Module, trained: nn.Module, card: DetectorCard) -> None:

@@ -134,8 +134,8 @@ def _exported(
     findings: Mapping[str, Any],
     calibration: Calibration | None,
 ) -> DetectorCard:
+    from ray_app.training.detector import load_trained
     from ray_app.training.export import TrainedDetector, export
-    from ray_app.training.learner import load_trained
 
     with checkpoints.fetched(job.out, best.name) as folder:
         network = load_trained(job.config, job.card, folder)

@@ -263,11 +263,11 @@ def _pushed(config: TrainConfig, out: Store, trained: Trained) -> Trained:
 def _made(job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]) -> dict[str, Any]:
     """Learn and finish by the recipe's method; returns the content of `metrics.json`."""
     if job.config.method == "identify":
-        from ray_app.training.identifier.run import identify
+        from ray_app.training.identify import identify
 
         return identify(job, findings, claim)
     if job.config.method == "describe":
-        from ray_app.training.captioner.run import describe
+        from ray_app.training.describe import describe
 
         return describe(job, findings, claim, _fit)
     _fit(job)
@@ -299,13 +299,13 @@ def _planned(config: TrainConfig) -> Trained:
         card = networks.training_card(config)
         prepared = prepare_data(config, Store.open(config.out or scratch))
         if config.method == "identify":
-            from ray_app.training.identifier.run import planned
+            from ray_app.training.identify import planned
 
             return Trained(ExitCode.DONE, planned(config, card, prepared.splits))
         if config.method == "describe":
-            from ray_app.training.captioner import run
+            from ray_app.training import describe
 
-            return Trained(ExitCode.DONE, run.planned(config, card, prepared.splits, prepared.total_steps))
+            return Trained(ExitCode.DONE, describe.planned(config, card, prepared.splits, prepared.total_steps))
         cpus, gpus = config.cluster.cpus or os.cpu_count() or 1, config.cluster.gpus
         if gpus is None:
             import torch

@@ -136,7 +136,7 @@ def _called(function: Callable[..., Any], *given: Any) -> tuple[Any, bytes | Non
 def _judged(job: TrainingJob, folder: Path, split: str, rows: Rows, threads: int) -> "Judged":
     import torch
 
-    from ray_app.training.learner import load_trained
+    from ray_app.training.detector import load_trained
 
     if job.mirror is not None:
         os.environ[MIRROR_VARIABLE] = job.mirror

@@ -23,8 +23,9 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.training import checkpoints, ray_data, run_directory, validate
-from ray_app.training.captioner.targets import embedding_batches, word_learner
+from ray_app.training.captioner import embedding_batches, word_learner
 from ray_app.training.job import TrainingJob
+from ray_app.training.learner import Learner
 
 REPORT_EVERY_S = 0.5
 NOTICE_POLL_S = 2.0  # for a notice that a machine will be taken away; asking is a round of all workers
@@ -47,14 +48,14 @@ def train_worker(given: dict[str, Any]) -> None:
         raise
 
 
-def _learner(job: TrainingJob, device: str, rank: int, world: int) -> Any:
+def _learner(job: TrainingJob, device: str, rank: int) -> Learner:
     """What learns in this worker: a detector or, by method `describe`, words."""
     if job.config.method == "describe":
         return word_learner(job, device, rank)
-    from ray_app.training.learner import Learner
+    from ray_app.training.detector import DetectorLearner
 
-    return Learner(
-        job.config, job.card, device=device, total_steps=job.total_steps, rank=rank, world=world, strategy=job.config.workers.strategy
+    return DetectorLearner(
+        job.config, job.card, device=device, total_steps=job.total_steps, rank=rank, strategy=job.config.workers.strategy
     )
 
 
@@ -76,7 +77,7 @@ class Rank:
         self._taker = futures.ThreadPoolExecutor(1)
         self._coming = self._taker.submit(next, self._stream, None)  # the loaders start beside the network
         self._device = str(ray.train.torch.get_device())
-        self._learner = _learner(job, self._device, self._rank, self._world)
+        self._learner = _learner(job, self._device, self._rank)
         self._history, self._samples, self._unreadable = (
             run_directory.HistoryWriter(job.out, folder, self._rank)
             for folder in (run_directory.HISTORY, run_directory.SAMPLES, run_directory.UNREADABLE)

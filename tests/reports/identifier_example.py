@@ -1,4 +1,4 @@
-"""The training of an identifier as `training.identifier.run` tells it, of made-up figures."""
+"""The training of an identifier as `training.identify` tells it, of made-up figures."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from ray_app.detectors import load_detector
 from ray_app.storage import Store
 from ray_app.training.config import TrainConfig
 from ray_app.training.embeddings import embed, keep_block
-from ray_app.training.identifier.run import wanted_of, written
+from ray_app.training.identify import wanted_of, written
 from ray_app.training.networks import training_card
 from ray_app.training.run import prepare_data
 

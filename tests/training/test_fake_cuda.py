@@ -6,7 +6,7 @@ The way back is not run: torch's engine wants a device for it. Every parameter t
 import pytest
 import torch
 
-from ray_app.training import learner as learning
+from ray_app.training import detector
 from ray_app.training.networks import network_for, training_card
 from tests.detectors.fake_cuda import devices_of, fake_cuda
 from tests.training.small_recipes import batch, recipe
@@ -16,10 +16,10 @@ def step_on_cuda(made, monkeypatch, side=32):
     """The learner after one step."""
     card = training_card(made)
     network = network_for(made, card)
-    monkeypatch.setattr(learning, "network_for", lambda recipe, card: network)
+    monkeypatch.setattr(detector, "network_for", lambda recipe, card: network)
     seen = []
     with fake_cuda():
-        one = learning.Learner(made, card, device="cuda", total_steps=3)
+        one = detector.DetectorLearner(made, card, device="cuda", total_steps=3)
 
         def backward(total):
             seen.append(total)
@@ -34,7 +34,7 @@ def step_on_cuda(made, monkeypatch, side=32):
         assert {(total.device.type, total.requires_grad) for total in seen} == {("cuda", True)}
         assert devices_of(one.network) == {"cuda"}
         assert {parameter.grad.device.type for parameter in one._learning()} == {"cuda"}
-        states = [value for state in one._optimiser.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+        states = [value for state in one.optimiser.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
         assert {value.device.type for value in states if value.ndim} == {"cuda"}
     return one
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import multiprocessing
 
 from ray_app.detectors.detector import Normalise
-from ray_app.training.learner import Learner, load_trained, world_size
+from ray_app.training.detector import DetectorLearner, load_trained
 from ray_app.training.networks import training_card
 from tests.training.small_recipes import batch, recipe, share
 
@@ -46,7 +46,7 @@ def dropping():
 
 def learner(made, strategy="ddp"):
     rank = dist.get_rank() if dist.is_initialized() else 0
-    return Learner(made, training_card(made), device="cpu", total_steps=STEPS, rank=rank, world=world_size(), strategy=strategy)
+    return DetectorLearner(made, training_card(made), device="cpu", total_steps=STEPS, rank=rank, strategy=strategy)
 
 
 def some(step, masks=False):

@@ -7,13 +7,14 @@ from safetensors.torch import load_file
 
 from ray_app.detectors.detector import Normalise
 from ray_app.errors import ConfigError, DetectorError, StorageError, TouchstoneError
-from ray_app.training.learner import Learner, load_trained, rate_at
+from ray_app.training.detector import DetectorLearner, load_trained
+from ray_app.training.learner import rate_at
 from ray_app.training.networks import training_card
 from tests.training.small_recipes import VIT, batch, recipe
 
 
 def learner(made, total=50):
-    return Learner(made, training_card(made), device="cpu", total_steps=total)
+    return DetectorLearner(made, training_card(made), device="cpu", total_steps=total)
 
 
 def run(one, until, **drawn):
@@ -98,7 +99,7 @@ def test_auto_is_bf16_only_where_the_card_allows_it(monkeypatch):
     monkeypatch.setattr("ray_app.detectors.precision.has_bf16", lambda device: True)
     made = recipe(precision="auto")
     card = training_card(made)
-    learners = [Learner(made, one, device="cpu", total_steps=50) for one in (card, card.model_copy(update={"precision": "fp32"}))]
+    learners = [DetectorLearner(made, one, device="cpu", total_steps=50) for one in (card, card.model_copy(update={"precision": "fp32"}))]
     assert [one.precision for one in learners] == ["bf16", "fp32"]
 
 

@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from ray_app.detectors.detector import build_network
 from ray_app.errors import ConfigError
-from ray_app.training.learner import Learner, load_trained
+from ray_app.training.detector import DetectorLearner, load_trained
 from ray_app.training.networks import deployable, network_for, training_card
 from tests.training.small_recipes import batch, recipe
 
@@ -33,7 +33,7 @@ def test_adapters_and_the_whole_modules_learn_and_nothing_else_and_at_first_they
 def test_learning_moves_only_them_and_merging_keeps_the_output(kind, tmp_path):
     made = adapted(kind)
     card = training_card(made)
-    learner = Learner(made, card, device="cpu", total_steps=50)
+    learner = DetectorLearner(made, card, device="cpu", total_steps=50)
     before = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
     for step in range(5):
         learner.step(batch(step))

@@ -9,7 +9,8 @@ from torch.nn import functional
 from ray_app.detectors.card import Output
 from ray_app.detectors.families.maskclip import losses
 from ray_app.training.config import Loss, Optimiser, Schedule
-from ray_app.training.learner import batch_loss, make_optimiser, rate_at, warmup_steps
+from ray_app.training.detector import batch_loss
+from ray_app.training.learner import make_optimiser, rate_at, warmup_steps
 from ray_app.training.networks import NetworkOutput
 
 ONE = Output(sign=1)

@@ -13,8 +13,8 @@ from ray_app.attribution.identifier import Identifier, softmax
 from ray_app.detectors import load_card
 from ray_app.errors import ConfigError
 from ray_app.training.config import Identify
-from ray_app.training.identifier.fit import fit, named, threshold
-from ray_app.training.identifier.run import CARD, LabelledEmbeddings, make_identifier
+from ray_app.training.identifier import fit, named, threshold
+from ray_app.training.identify import CARD, LabelledEmbeddings, make_identifier
 from tests.training.small_recipes import recipe
 
 KNOWN = ("flux.1-dev", "maker-a", "sd-1.4", "sd-1.5", "sdxl")

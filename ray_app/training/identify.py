@@ -1,11 +1,8 @@
-"""A head over generators from labelled images: `identify` computes embeddings once, by Ray Data, and writes OUT/identifier.yaml.
+"""An identifier of generators from labelled images: `identify` computes embeddings once, by Ray Data, and writes OUT/identifier.yaml.
 
-The same command computes no embedding again. `metrics.json` comes last.
-
-Embeddings with class names → an identifier in files: `make_identifier` fits the head, sets the threshold, writes card and figures.
-
-Figures (`measured`) are rows of `metrics.arrays.MetricEstimate`: of known generators with and without abstaining, of unknown ones, of
-reals; 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
+The same command computes no embedding again; `metrics.json` comes last. `make_identifier`: embeddings with class names → head, threshold,
+card and figures. Figures (`measured`) are rows of `metrics.arrays.MetricEstimate`: of known generators with and without abstaining, of
+unknown ones, of reals; 95 % intervals by the bootstrap over images, shares by Clopper and Pearson.
 """
 
 import json
@@ -20,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import yaml
 
 from ray_app.attribution.cards import IdentifierCard, OpenSet, load_identifier
 from ray_app.attribution.identifier import Identified, Identifier
@@ -35,7 +31,7 @@ from ray_app.reports.attribution import IdentifierTraining, NamedSplit, render_i
 from ray_app.storage import Store
 from ray_app.training import embeddings, export, finish, run_directory
 from ray_app.training.config import Identify, Recipe, TrainConfig
-from ray_app.training.identifier.fit import (
+from ray_app.training.identifier import (
     REAL,
     UNKNOWN,
     ClassAssignments,
@@ -58,8 +54,6 @@ _PUBLISHED = {
     "open_set_auroc": "AUROC, known against unknown",
 }
 _NONE_KNOWN = "no image of a known generator"
-_NONE_UNKNOWN = "no image of an unknown generator"
-_OTHERS = "other generators"
 
 
 @dataclass(frozen=True)
@@ -137,7 +131,7 @@ def _facts(
             source=export.places_of(recipe) or None,
             generators=tuple(classes),
         ),
-        "notes": (*recipe.export.notes, *([licence.note] if licence.note else []), *_notes(fitted, config)),
+        "notes": (*recipe.export.notes, *filter(None, [licence.note]), _calibration_note(fitted, config)),
         "detector": card.name,
         "embedding": dict(embedding),
         "classes": tuple(classes),
@@ -147,11 +141,11 @@ def _facts(
     }
 
 
-def _notes(fitted: FittedIdentifier, config: Identify) -> list[str]:
-    prior = "every generator as likely as any other" if config.balanced else "the mix of the training images"
+def _calibration_note(fitted: FittedIdentifier, config: Identify) -> str:
     if fitted.why_not:
-        return [f"Its probabilities are not calibrated: {fitted.why_not}."]
-    return [f"Its probabilities are calibrated by one temperature, {fitted.temperature:.3g}, on training images by folds, for {prior}."]
+        return f"Its probabilities are not calibrated: {fitted.why_not}."
+    prior = "every generator as likely as any other" if config.balanced else "the mix of the training images"
+    return f"Its probabilities are calibrated by one temperature, {fitted.temperature:.3g}, on training images by folds, for {prior}."
 
 
 def _open_set(folder: Path, facts: Mapping[str, Any], config: Identify, validation: LabelledEmbeddings) -> OpenSet | None:
@@ -168,22 +162,17 @@ def _open_set(folder: Path, facts: Mapping[str, Any], config: Identify, validati
 
 def _card(folder: Path, facts: Mapping[str, Any]) -> IdentifierCard:
     """The card of these facts, written and read back."""
-    content = IdentifierCard.model_validate(dict(facts)).model_dump(mode="json", exclude_defaults=True)
-    (folder / CARD).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=140), encoding="utf-8")
+    (folder / CARD).write_text(export.card_yaml(IdentifierCard.model_validate(dict(facts))), encoding="utf-8")
     return load_identifier(folder / CARD)
 
 
 def _published(recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]) -> tuple[PublishedFigure, ...]:
     """The chief figures of the test split or, where there is none, of validation."""
     split = "test" if "test" in figures else "validation"
-    rows = {name: figures[split]["figures"][name] for name in _PUBLISHED}
-    where = f"{export.data_name(recipe)}, {split}"
+    rows = [(metric, figures[split]["figures"][name]) for name, metric in _PUBLISHED.items()]
+    common: dict[str, Any] = {"set": f"{export.data_name(recipe)}, {split}", "verified": True, "source": f"touchstone train {recipe.name}"}
     return tuple(
-        PublishedFigure(
-            set=where, metric=_PUBLISHED[name], value=row["value"], n=row["n"], verified=True, source=f"touchstone train {recipe.name}"
-        )
-        for name, row in rows.items()
-        if row["value"] is not None
+        PublishedFigure(metric=metric, value=row["value"], n=row["n"], **common) for metric, row in rows if row["value"] is not None
     )
 
 
@@ -196,81 +185,61 @@ def measured(said: Identified, truth: Sequence[str]) -> dict[str, Any]:
     `open_set_auroc`, known generators against unknown · `classes`: per known name n, recall, precision, f1, abstained · `pairs`: the
     wrong names of known generators as [true, said, n] · `unknown`: per unknown generator n, abstained, and the name it is given most.
     """
-    names = np.array(truth, object)
+    names, classes = np.array(truth, object), np.array(said.classes, object)
     known = np.isin(names, said.classes)
     real = (names == REAL) & ~known
     unknown = ~known & ~real
-    best = _names(said, said.ranking[:, 0])
-    named = said.codes >= 0
-    rows = np.flatnonzero(known).tolist()
-    forced = attribution_of(
-        [best[row] for row in rows], [truth[row] for row in rows], rankings=[_names(said, said.ranking[row]) for row in rows]
-    )
+    best, named = classes[said.ranking[:, 0]], said.codes >= 0
+    right = best == names
+    forced = attribution_of(best[known].tolist(), names[known].tolist(), rankings=classes[said.ranking[known]].tolist())
     figures = {name: forced.figures[name] for name in ("accuracy", "top_3", "top_5", "macro_f1", "weighted_f1")}
-    figures |= _of_families(said, names[known], said.ranking[known, 0]) | {
-        "calibration_error": _calibration_error(said, names, best, known)
-    }
+    figures |= _of_families(said, names[known], best[known])
     figures |= {
+        "calibration_error": _calibration_error(said.probability[known], right[known]),
         "abstained": _share(~named[known], _NONE_KNOWN),
-        "accuracy_of_named": _share((np.array(best, object) == names)[known & named], "no image of a known generator was named"),
-        "unknown_abstained": _share(~named[unknown], _NONE_UNKNOWN),
+        "accuracy_of_named": _share(right[known & named], "no image of a known generator was named"),
+        "unknown_abstained": _share(~named[unknown], "no image of an unknown generator"),
         "reals_abstained": _share(~named[real], "no real image, or reals are a class"),
-        "open_set_auroc": _auroc(said, names, known, unknown),
+        "open_set_auroc": open_set_auroc(names[~real].tolist(), said.classes, said.confidence[~real]),
     }
     return {
         "n_known": int(known.sum()),
         "n_unknown": int(unknown.sum()),
         "n_real": int(real.sum()),
-        "figures": {name: figure.row() for name, figure in figures.items()},
-        "classes": [_class_row(row, named[names == row["name"]]) for row in forced.classes],
-        "pairs": [[str(true), said_of, n] for true, said_of, n in forced.pairs],
-        "unknown": [_unknown_row(name, names == name, named, best) for name in sorted(set(names[unknown]))],
-    }
-
-
-def _names(said: Identified, places: npt.NDArray[np.int64]) -> list[str]:
-    return [said.classes[place] for place in places]
+        "figures": arrays.figure_rows(figures),
+        "classes": [
+            {"name": row["name"], "n": row["n"], **arrays.figure_rows({one: row[one] for one in ("recall", "precision", "f1")}),
+             "abstained": _share(~named[names == row["name"]], _NONE_KNOWN).row()}
+            for row in forced.classes
+        ],
+        "pairs": [list(pair) for pair in forced.pairs],
+        "unknown": [_unknown_row(name, best[names == name], named[names == name]) for name in sorted(set(names[unknown]))],
+    }  # fmt: skip
 
 
 def _share(yes: npt.NDArray[np.bool_], why: str) -> arrays.MetricEstimate:
     return intervals.proportion(int(yes.sum()), len(yes), why)
 
 
-def _of_families(said: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.int64]) -> dict[str, arrays.MetricEstimate]:
+def _of_families(said: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]) -> dict[str, arrays.MetricEstimate]:
     if len(set(said.families)) == len(said.classes):
         return {name: arrays.undefined("every class is a family of its own") for name in ("family_accuracy", "family_macro_f1")}
     family = dict(zip(said.classes, said.families, strict=True))
-    found = attribution_of([said.families[place] for place in best], [family[name] for name in truth]).figures
+    found = attribution_of([family[name] for name in best], [family[name] for name in truth]).figures
     return {"family_accuracy": found["accuracy"], "family_macro_f1": found["macro_f1"]}
 
 
-def _calibration_error(
-    said: Identified, names: npt.NDArray[np.object_], best: list[str], known: npt.NDArray[np.bool_]
-) -> arrays.MetricEstimate:
+def _calibration_error(probability: Floats, right: npt.NDArray[np.bool_]) -> arrays.MetricEstimate:
     """How far the probability of the best name is from how often it is right, on average (Guo et al. 2017)."""
-    if not known.any():
+    if not len(right):
         return arrays.undefined(_NONE_KNOWN)
-    right = (np.array(best, object) == names)[known]
-    chances = np.clip(said.probability[known].astype(np.float64), 0, 1)
-    return arrays.MetricEstimate(calibration.expected_calibration_error(chances, right.astype(np.int64)), n=int(known.sum()))
+    chances = np.clip(probability.astype(np.float64), 0, 1)
+    return arrays.MetricEstimate(calibration.expected_calibration_error(chances, right.astype(np.int64)), n=len(right))
 
 
-def _auroc(
-    said: Identified, names: npt.NDArray[np.object_], known: npt.NDArray[np.bool_], unknown: npt.NDArray[np.bool_]
-) -> arrays.MetricEstimate:
-    rows = np.flatnonzero(known | unknown)
-    truth = [name if name in said.classes else _OTHERS for name in names[rows]]
-    return open_set_auroc(truth, said.classes, said.confidence[rows])
-
-
-def _class_row(row: dict[str, Any], named: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    figures = {name: row[name].row() for name in ("recall", "precision", "f1")}
-    return {"name": str(row["name"]), "n": row["n"], **figures, "abstained": _share(~named, _NONE_KNOWN).row()}
-
-
-def _unknown_row(name: str, rows: npt.NDArray[np.bool_], named: npt.NDArray[np.bool_], best: list[str]) -> dict[str, Any]:
-    nearest, times = Counter(best[row] for row in np.flatnonzero(rows)).most_common(1)[0]
-    return {"name": name, "n": int(rows.sum()), "abstained": _share(~named[rows], "").row(), "nearest": nearest, "nearest_n": times}
+def _unknown_row(name: str, best: npt.NDArray[np.object_], named: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    nearest, times = Counter(best).most_common(1)[0]
+    return {"name": name, "n": len(best), "abstained": _share(~named, "").row(), "nearest": nearest, "nearest_n": times}
 
 
 SCHEMA = 1

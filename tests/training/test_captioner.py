@@ -1,5 +1,7 @@
 """Learning to say words: what a step does, that a saved training goes on as if it had never stopped, and what the network is made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ import torch
 from ray_app.attribution.captioners import body_state, load_describing
 from ray_app.attribution.cards import load_describer
 from ray_app.errors import ConfigError, DetectorError
-from ray_app.training.captioner.learner import CaptionLearner, caption_network, decoder_inputs, describer_facts, make_plan, tokenizer_json
-from ray_app.training.captioner.run import CARD, WEIGHTS, with_figures, write_card, write_index, write_network
+from ray_app.training.captioner import CaptionLearner, caption_network, decoder_inputs, make_plan
 from ray_app.training.config import Recipe
+from ray_app.training.describe import CARD, WEIGHTS, with_figures, write_card, write_index, write_network
 from tests.attribution.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
 
 PROMPTS = ["a red circle on the left", "a blue square above", "a green triangle", "an orange cross in the rain"]
@@ -79,8 +81,7 @@ def test_what_was_learned_by_heart_is_said_word_for_word(tmp_path, kind):
     for _ in range(120):
         learner.step(batch_of(kind))
     sees = {"detector": "touchstone-tiny", "embedding": {"width": WIDTH}} if kind == "prefix" else {"preprocessing": PIXELS}
-    facts = describer_facts(recipe(kind).describe, plan, sees)
-    card = write_network(tmp_path, recipe(kind), facts, body_state(learner.network), tokenizer_json(plan))
+    card = write_network(tmp_path, recipe(kind), plan, sees, body_state(learner.network))
     said = load_describing(card).describe(batch_of(kind)["embedding" if kind == "prefix" else "image"])
     assert [one.text for one in said] == PROMPTS
 
@@ -133,7 +134,7 @@ def test_what_was_trained_is_a_card_with_one_file(tmp_path, kind):
     learner.step(batch_of(kind))
     sees = {"detector": "touchstone-tiny", "embedding": {"width": WIDTH}} if kind == "prefix" else {"preprocessing": PIXELS}
     told = recipe(kind)
-    card = write_network(tmp_path, told, describer_facts(told.describe, plan, sees), body_state(learner.network), tokenizer_json(plan))
+    card = write_network(tmp_path, told, plan, sees, body_state(learner.network))
     given = batch_of(kind)["embedding" if kind == "prefix" else "image"]
     said = load_describing(card).describe(given)
     assert len(said) == 4
@@ -169,7 +170,7 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path):
         make_plan("words", recipe("git").describe.model_copy(update={"architecture": {"model": "gti"}}), width=None, prompts=PROMPTS)
     plan, learner = learner_of("prefix")
     learner.save(tmp_path)
-    network = caption_network("words", told.describe, plan._replace(prefix=5), 0)
+    network = caption_network("words", told.describe, replace(plan, prefix=5), 0)
     targets = plan.words.targets(PROMPTS, 20)
     other = CaptionLearner(told, network, plan.words, targets, preprocessing=None, device="cpu", total_steps=20)
     with pytest.raises(DetectorError, match="of another shape"):

@@ -4,7 +4,7 @@ import pytest
 
 from ray_app.metrics.intervals import proportion_interval
 from ray_app.metrics.text import bleu4, rouge_l, token_f1
-from ray_app.training.captioner.run import chance_prompts, compared
+from ray_app.training.describe import chance_prompts, compared
 
 TRUTH = ["a red circle, upper left", "a blue square, lower right", "a green cross, lower left"]
 

@@ -1,0 +1,242 @@
+"""How a network learns to predict prompts: what it will be (`make_plan`, `caption_network`), its step (`CaptionLearner`), and what Ray
+Train's workers are given for it (`taught_job`, `word_learner`, `embedding_batches`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ray_app.attribution.captioners import MODELS, PrefixNet, body_state, build_captioner, load_body
+from ray_app.attribution.cards import DescriberCard, load_describer
+from ray_app.attribution.tokenizer import IGNORED, CaptionTokenizer, own_words, train_words, words_of_card
+from ray_app.detectors.detector import Normalise
+from ray_app.detectors.precision import resolve_precision
+from ray_app.detectors.preprocessing import Preprocessing
+from ray_app.detectors.weights import publish_part, read_state_dict, resolve_part
+from ray_app.errors import ConfigError
+from ray_app.training.config import Describe, Recipe
+from ray_app.training.embeddings import kept_embeddings
+from ray_app.training.job import TrainingJob
+from ray_app.training.learner import OPTIMISER, WEIGHTS, Batch, BatchLoss, Learner
+from ray_app.training.networks import seeded
+
+TOKENIZER = "tokenizer.json"
+# Where the config of each captioner keeps what the tokenizer decides.
+_WORDS_AT: Mapping[str, tuple[str, ...]] = {"git": (), "blip": ("text_config",), "vision-encoder-decoder": ("decoder",)}
+
+
+class CaptionLearner(Learner):
+    """A network that learns to say `targets` (rows, L), numbers of tokens with IGNORED after the end, about what it is given.
+
+    Batches hold `row` (n,), `usable` (n,), and `image` (n, H, W, 3) uint8 or, where `preprocessing` is None, `embedding` (n, d). The loss
+    is the mean cross-entropy of the tokens of a process's share of the batch; images that could not be read have none.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: Any,
+        words: CaptionTokenizer,
+        targets: npt.NDArray[np.int32],
+        *,
+        preprocessing: Preprocessing | None,
+        device: str,
+        total_steps: int,
+        rank: int = 0,
+    ) -> None:
+        self._words, self._targets = words, targets
+        self._normalise = None if preprocessing is None else Normalise(preprocessing).to(device)
+        network.to(device)
+        blank = torch.ones(1, network.width) if preprocessing is None else torch.zeros(1, 3, *(preprocessing.shape or ()))
+        _freeze_without_gradient(network, blank.to(device), words)
+        precision = resolve_precision(recipe.loop.precision, device, "auto")
+        super().__init__(recipe, network, device=device, precision=precision, total_steps=total_steps, rank=rank)
+
+    def prepared(self, batch: Batch) -> tuple[Batch, int]:
+        """The share with its targets; its tokens are counted."""
+        targets = self._targets[batch["row"]].astype(np.int64)
+        targets[~batch["usable"]] = IGNORED
+        return {**batch, "targets": targets}, max(int((targets != IGNORED).sum()), 1)
+
+    def answer(self, part: Batch) -> torch.Tensor:
+        """(n, L, V) logits of the tokens."""
+        if self._normalise is None:
+            given = torch.tensor(part["embedding"], device=self.device)
+        else:
+            given = self._normalise(torch.tensor(part["image"]).to(self.device)).contiguous()  # a copy: arrays of a store are read-only
+        answer: torch.Tensor = self._model(given, decoder_inputs(torch.from_numpy(part["targets"]).to(self.device), self._words))
+        return answer
+
+    def loss(self, answer: torch.Tensor, part: Batch, count: int) -> BatchLoss:
+        """Cross-entropy of the tokens, summed over the part."""
+        wanted = torch.from_numpy(part["targets"]).to(self.device).flatten()
+        total = nn.functional.cross_entropy(answer.float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
+        return BatchLoss(total / count, {})
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Weights as a describer's file holds them."""
+        return body_state(self.network), self.optimiser.state_dict()
+
+    def restore(self, folder: Path) -> None:
+        """Every process reads its own folder."""
+        load_body(self.network, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+        self.optimiser.load_state_dict(torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu"))
+
+
+def decoder_inputs(targets: torch.Tensor, words: CaptionTokenizer) -> torch.Tensor:
+    """(n, L) the tokens before each target: the begin, then the targets; fillings are the pad."""
+    begin = torch.full_like(targets[:, :1], words.begin)
+    before = torch.cat([begin, targets[:, :-1]], dim=1)
+    return before.masked_fill(before == IGNORED, words.pad)
+
+
+def _freeze_without_gradient(network: Any, blank: torch.Tensor, words: CaptionTokenizer) -> None:
+    """What no gradient reaches, such as an encoder's pooler, which DDP takes for a fault, does not learn."""
+    with torch.random.fork_rng(devices=[]):
+        network(blank, torch.tensor([[words.begin, words.end]], device=blank.device)).float().sum().backward()
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
+        parameter.grad = None
+
+
+@dataclass(frozen=True)
+class DescriberPlan:
+    """What a describer will be: the finished `architecture` of its card, tokens of a prefix, its words, and the card it starts from."""
+
+    architecture: dict[str, Any]
+    prefix: int
+    words: CaptionTokenizer
+    start: DescriberCard | None = None
+
+
+def section_of(config: Recipe) -> Describe:
+    """The recipe's `describe`. Raises ConfigError where there is none."""
+    if config.describe is None:
+        raise ConfigError(f"{config.name}: method describe needs a section describe", hint="describe: {tier: prefix, architecture: …}")
+    return config.describe
+
+
+def make_plan(
+    recipe: str, wanted: Describe, *, width: int | None, prompts: Sequence[str] = (), tokenizer: str | None = None
+) -> DescriberPlan:
+    """The plan of a recipe. `width`: of an embedding, for prefix; `tokenizer`: JSON of one that was trained before, else it is trained on
+    `prompts`. Raises ConfigError, DetectorError.
+    """
+    import tokenizers
+
+    if wanted.start is not None:
+        card = load_describer(wanted.start)
+        if card.tier != wanted.tier:
+            raise ConfigError(f"{recipe}: describe.start: {card.name} is of the tier {card.tier}, not {wanted.tier}")
+        if card.tier == "prefix" and card.architecture.get("width") != width:
+            raise ConfigError(f"{recipe}: describe.start: {card.name} reads other embeddings than the recipe's detector makes")
+        return DescriberPlan(dict(card.architecture), card.prefix, words_of_card(card, resolve_part(card.parts[0])), card)
+    words = train_words(prompts, wanted.vocabulary) if tokenizer is None else own_words(tokenizers.Tokenizer.from_str(tokenizer))
+    return DescriberPlan(_completed(recipe, wanted, words, width), wanted.prefix, words)
+
+
+def _completed(recipe: str, wanted: Describe, words: CaptionTokenizer, width: int | None) -> dict[str, Any]:
+    """The recipe's architecture with what the tokenizer and the embedding decide."""
+    facts: dict[str, Any] = dict(wanted.architecture)
+    config = dict(facts.get("config", {}))
+    longest = wanted.most_tokens + 1 + (wanted.prefix if wanted.tier == "prefix" else 0)
+    decided = {
+        "vocab_size": words.tokenizer.get_vocab_size(),
+        "bos_token_id": words.begin,
+        "eos_token_id": words.end,
+        "pad_token_id": words.pad,
+    }
+    if wanted.tier == "prefix":
+        return {"width": width, "config": {"n_positions": longest, **config, **decided}}
+    if (model := str(facts.get("model"))) not in MODELS:
+        raise ConfigError(f"{recipe}: describe.architecture.model {model}: there are {', '.join(MODELS)}")
+    if model == "blip":
+        decided["sep_token_id"] = words.end
+    at = _WORDS_AT[model]
+    positions = {"n_positions": longest} if model == "vision-encoder-decoder" else {"max_position_embeddings": longest}
+    if not at:
+        config = {**positions, **config, **decided}
+    else:
+        more = {"is_decoder": True, "add_cross_attention": True} if model == "vision-encoder-decoder" else {}
+        config[at[0]] = {**positions, **more, **config.get(at[0], {}), **decided}
+    return {**facts, "config": config}
+
+
+def caption_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int) -> Any:
+    """The network as training begins, on the CPU, drawn from the seed or with the weights of what it starts from."""
+    with seeded(seed):
+        if wanted.tier == "prefix":
+            network: Any = PrefixNet(plan.architecture["width"], plan.prefix, plan.architecture["config"])
+        else:
+            network = build_captioner(name, plan.architecture)
+    if plan.start is not None:
+        path = resolve_part(plan.start.parts[0])
+        load_body(network, read_state_dict(path, plan.start.weights), f"{plan.start.name}: {path}")
+    return network.requires_grad_(True).train()
+
+
+def taught_job(job: TrainingJob) -> TrainingJob:
+    """The job that workers are given: with plan, targets and, for prefix, embeddings (rows, d) in the object store, NaN where an image
+    could not be read; for a captioner with its pixels on the card. The tokenizer is trained once, and kept. Raises ConfigError,
+    DetectorError.
+    """
+    import ray
+
+    section = section_of(job.config)
+    prompts = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
+    found = kept_embeddings(job.out, "train") if section.tier == "prefix" else None
+    width = None if found is None else found.vectors.shape[1]
+    kept = job.out.read(TOKENIZER).decode() if job.out.exists(TOKENIZER) else None
+    plan = make_plan(job.config.name, section, width=width, prompts=prompts, tokenizer=kept)
+    if plan.start is None and kept is None:
+        job.out.write(TOKENIZER, plan.words.tokenizer.to_str().encode())
+    if job.mirror is not None and plan.start is not None:
+        for part in plan.start.parts:
+            publish_part(part, job.mirror)
+    shared = {**job.shared, "plan": ray.put(plan), "targets": ray.put(plan.words.targets(prompts, section.most_tokens))}
+    if found is not None:
+        vectors = np.full((len(prompts), found.vectors.shape[1]), np.nan, np.float32)
+        vectors[found.rows] = found.vectors
+        return replace(job, shared=shared | {"vectors": ray.put(vectors)})
+    pixels = section.preprocessing or (plan.start.preprocessing if plan.start else None) or job.card.preprocessing
+    if pixels.shape is None:
+        raise ConfigError(
+            f"{job.config.name}: a captioner's pixels have one size", hint="describe: {preprocessing: {resize: {mode: squash, size: 224}}}"
+        )
+    return replace(job, shared=shared, card=job.card.model_copy(update={"preprocessing": pixels}))
+
+
+def word_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
+    """The learner of one worker of a `taught_job`, as training begins."""
+    import ray
+
+    config, plan = job.config, ray.get(job.shared["plan"])
+    network = caption_network(config.name, section_of(config), plan, config.loop.seed)
+    pixels = None if "vectors" in job.shared else job.card.preprocessing
+    return CaptionLearner(
+        config, network, plan.words, ray.get(job.shared["targets"]), preprocessing=pixels, device=device,
+        total_steps=job.total_steps, rank=rank,
+    )  # fmt: skip
+
+
+def embedding_batches(job: TrainingJob, first: int, rank: int, world: int) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """The batches of one rank from step `first` to the last, of embeddings: what `ray_data.batches` is for pixels.
+
+    `row`, `image_id` (n,), `usable` (n,), `embedding` (n, d) and `detail` (n,).
+    """
+    import ray
+
+    vectors, ids, order = ray.get(job.shared["vectors"]), job.rows("train")["image_id"].to_numpy(), job.order()
+    for step in range(first, job.total_steps):
+        rows, _ = order.share(step, rank, world)
+        given = vectors[rows]
+        usable = np.asarray(np.isfinite(given).all(axis=1))
+        detail = np.where(usable, "", "could not be read when features were made")
+        yield {"row": rows, "image_id": ids[rows], "usable": usable, "embedding": np.where(usable[:, None], given, 0), "detail": detail}

@@ -1,1 +1,0 @@
-"""Models that predict prompts: learning and export."""

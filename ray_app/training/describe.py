@@ -1,0 +1,297 @@
+"""A predictor of prompts from labelled images with prompts: `describe` writes OUT/describer.yaml, and `metrics.json` last.
+
+Embeddings once (`training.embeddings`), a network by Ray Train, and a measurement of the card beside what costs nothing: the nearest
+training image's words, and words at random. The same command resumes. The weights are those of the last step: no validation chooses
+among checkpoints.
+"""
+
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import yaml
+
+from ray_app.attribution.captions import Caption, Describer, index_tensors
+from ray_app.attribution.cards import DescriberCard, load_describer
+from ray_app.attribution.tokenizer import HEADER
+from ray_app.datasets.splits import Splits
+from ray_app.detectors import DetectorCard, files_by_hash
+from ray_app.errors import DetectorError
+from ray_app.metrics import arrays, intervals
+from ray_app.metrics.text import bleu4, rouge_l, token_f1, words_of
+from ray_app.training import checkpoints, embeddings, export, finish, run_directory, validate
+from ray_app.training.captioner import DescriberPlan, section_of, taught_job
+from ray_app.training.config import Recipe, TrainConfig
+from ray_app.training.job import TrainingJob
+from ray_app.training.loader import plain_loader
+
+SCHEMA = 1
+CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
+EXAMPLES = 20  # prompts that `metrics.json` shows beside what was said
+MOST = 20_000  # images that figures are made of; of more, the first so many of a drawn order
+_PUBLISHED = {"exact": "share of prompts predicted word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
+_CHANCE = 9  # names the stream of chance, beside those of order, augmentation and dropout
+_AT_ONCE = 64
+Rows = npt.NDArray[np.int64]
+
+
+class CaptionedRows(NamedTuple):
+    """The predictions for some rows of a split."""
+
+    rows: Rows
+    words: list[Caption]
+
+
+def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, Any], fit: Callable[[TrainingJob], None]) -> dict[str, Any]:
+    """Compute embeddings, learn, measure and write; returns the content of `metrics.json`. `claim` is that of `train.json`; `fit(job)`
+    trains by Ray Train, unless all is trained.
+
+    Raises ConfigError for a recipe without `describe`, DetectorError for a detector without embeddings where they are needed, and what
+    training raises.
+    """
+    section, began = section_of(job.config), time.monotonic()
+    if section.tier != "captioner":
+        embeddings.require_own_weights(job)
+    nearest = _nearest_or_why(job, needed=section.tier != "captioner")
+    if section.tier == "retrieval":
+        assert not isinstance(nearest, str)
+        said = nearest
+    else:
+        learning = taught_job(job)
+        fit(learning)
+        said = validate.on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
+        finish.write_curves(job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), [])
+    facts = _metrics(job, findings, claim, said, nearest)
+    facts["seconds"] = round(time.monotonic() - began, 2)
+    published = facts["figures"]["test" if "test" in said else "validation"]["describer"]
+    job.out.write(CARD, with_figures(job.out.read(CARD), job.config, published))
+    job.out.write(finish.METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
+    return facts
+
+
+def planned(config: TrainConfig, card: DetectorCard, splits: Splits, steps: int) -> dict[str, Any]:
+    """The dry run: what would be made, of how many images with prompts."""
+    section = section_of(config)
+    counts = {name: found["images"] for name, found in splits.findings["splits"].items()}
+    content = {"method": config.method, "name": config.name, "tier": section.tier, "detector": card.name, "images": counts}
+    return {**content, "steps": 0 if section.tier == "retrieval" else steps, "batch": config.loop.batch, "data": dict(splits.findings)}
+
+
+def _nearest_or_why(job: TrainingJob, *, needed: bool) -> dict[str, CaptionedRows] | str:
+    """What the nearest training images' words are for the other splits, or why nobody knows."""
+    try:
+        embeddings.compute_embeddings(job, {"train": None, **{split: _rows(job, split) for split in _judged(job)}})
+        found: dict[str, CaptionedRows] = validate.on_ray(job, captions_by_retrieval)
+    except DetectorError as error:
+        if needed:
+            raise
+        return f"{job.card.name} gives no embeddings to look up: {error.message}"
+    return found
+
+
+def captions_by_retrieval(job: TrainingJob) -> dict[str, CaptionedRows]:
+    """Build the index of the training images and ask it; it is written where the recipe's tier is retrieval."""
+    found = embeddings.kept_embeddings(job.out, "train")
+    prompts = embeddings.column_of(job.rows("train"), found.rows, "prompt")
+    with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
+        card = write_index(Path(folder), job.config, _sees_embeddings(job, found), found.vectors, prompts)
+        return _asked(job, card, Path(folder), is_result=section_of(job.config).tier == "retrieval")
+
+
+def captions_by_network(job: TrainingJob, folder: Path) -> dict[str, CaptionedRows]:
+    """Export the network of a checkpoint's folder to the run, and ask the describer that it became."""
+    import ray
+    from safetensors.torch import load_file
+
+    from ray_app.training.learner import WEIGHTS as LEARNED
+
+    sees: dict[str, Any] = {"preprocessing": job.card.preprocessing.model_dump(mode="json")}
+    if section_of(job.config).tier == "prefix":
+        sees = _sees_embeddings(job, embeddings.kept_embeddings(job.out, "train"))
+    with tempfile.TemporaryDirectory(prefix="touchstone-") as scratch:
+        card = write_network(Path(scratch), job.config, ray.get(job.shared["plan"]), sees, load_file(folder / LEARNED))
+        return _asked(job, card, Path(scratch), is_result=True)
+
+
+def _sees_embeddings(job: TrainingJob, found: embeddings.Embeddings) -> dict[str, Any]:
+    return {"detector": job.card.name, "embedding": embeddings.embedding_of(job.card, found)}
+
+
+def _asked(job: TrainingJob, card: DescriberCard, folder: Path, *, is_result: bool) -> dict[str, CaptionedRows]:
+    """What the describer in FOLDER says of each split but the training one; its files go to the run where it is the result."""
+    from ray_app.attribution.captioners import load_describing
+
+    describer = load_describing(card, device=job.layout.judging_device)
+    for name in (WEIGHTS, CARD) if is_result else ():
+        job.out.write_file(name, folder / name)
+    return {split: _predicted(job, describer, split) for split in _judged(job)}
+
+
+def _predicted(job: TrainingJob, describer: Describer, split: str) -> CaptionedRows:
+    if describer.card.detector is not None:
+        found = embeddings.kept_embeddings(job.out, split)
+        return CaptionedRows(found.rows, list(describer.describe(found.vectors)))
+    loader, rows = plain_loader(job, split), _rows(job, split)
+    read: list[Rows] = []
+    words: list[Caption] = []
+    for start in range(0, len(rows), _AT_ONCE):
+        batch = loader.load(rows[start : start + _AT_ONCE], rows[start : start + _AT_ONCE])
+        read.append(batch["row"][batch["usable"]])
+        words += describer.describe(batch["image"][batch["usable"]])
+        job.board.beat.remote()
+    return CaptionedRows(np.concatenate(read), words)
+
+
+def _judged(job: TrainingJob) -> list[str]:
+    return [split for split in ("validation", "test") if split in job.shared]
+
+
+def _rows(job: TrainingJob, split: str) -> Rows:
+    return validate.chosen_rows(job) if split == "validation" else np.arange(len(job.rows(split)))
+
+
+def write_index(folder: Path, recipe: Recipe, sees: Mapping[str, Any], vectors: npt.NDArray[Any], prompts: list[str]) -> DescriberCard:
+    """FOLDER/describer.yaml of the tier retrieval; `sees`: `detector` and `embedding`."""
+    from safetensors.numpy import save_file
+
+    save_file(index_tensors(vectors, prompts), folder / WEIGHTS)
+    return write_card(folder, recipe, {"tier": "retrieval", **sees})
+
+
+def write_network(folder: Path, recipe: Recipe, plan: DescriberPlan, sees: Mapping[str, Any], state: Mapping[str, Any]) -> DescriberCard:
+    """FOLDER/describer.yaml of a network: `state` as files hold it, the tokenizer in the file's header; `sees`: `preprocessing`, or
+    `detector` and `embedding`.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(state), folder / WEIGHTS, metadata={HEADER: plan.words.tokenizer.to_str()})
+    section = section_of(recipe)
+    search = {"beams": section.beams, "no_repeat": section.no_repeat, "most_tokens": section.most_tokens}
+    facts = {"tier": section.tier, "architecture": plan.architecture, "prefix": plan.prefix}
+    return write_card(folder, recipe, {**facts, **sees, **search})
+
+
+def write_card(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> DescriberCard:
+    """The card of the file that lies in FOLDER, written and read back."""
+    content = {
+        "name": recipe.name,
+        "title": recipe.export.title or recipe.title or recipe.name,
+        "weights": {"uri": WEIGHTS, "sha256": files_by_hash.file_sha256(folder / WEIGHTS)},
+        "licence": recipe.export.licence or _inherited(recipe),
+        "source": recipe.source or f"touchstone train {recipe.name}",
+        "training_data": {
+            "name": export.data_name(recipe),
+            "licence": recipe.data.licence or "none stated",
+            "source": export.places_of(recipe) or None,
+        },
+        "notes": list(recipe.export.notes),
+        **facts,
+    }
+    (folder / CARD).write_text(export.card_yaml(DescriberCard.model_validate(content)), encoding="utf-8")
+    return load_describer(folder / CARD)
+
+
+def _inherited(recipe: Recipe) -> str:
+    """The stricter of the licences of the weights that it began from and of the data."""
+    start = recipe.describe.start if recipe.describe is not None else None
+    found = (load_describer(start).licence if start else None, recipe.data.licence)
+    return max(filter(None, found), key=lambda licence: export.STRICTNESS.index(export.terms_of(licence)), default="none stated")
+
+
+def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> bytes:
+    """The YAML of a card with what was measured: `figures` of one split, rows of `metrics.arrays.MetricEstimate` by name."""
+    content = {"set": f"{recipe.data.name or 'its own data'}, held out", "verified": True, "source": f"touchstone train {recipe.name}"}
+    rows = [(name, figures[name]) for name in _PUBLISHED if figures[name]["value"] is not None]
+    published = [{"metric": _PUBLISHED[name], "value": row["value"], "n": row["n"], **content} for name, row in rows]
+    return export.card_yaml(DescriberCard.model_validate(yaml.safe_load(card) | {"published": published})).encode()
+
+
+def compared(truth: Sequence[str], said: Mapping[str, Sequence[str] | str]) -> dict[str, dict[str, Any]]:
+    """Per system its figures against the `truth` (n,), each with a 95 % interval: `exact` (the share whose words are all right and in
+    order, without case and punctuation), `token_f1`, `bleu4`, `rouge_l`. A text in place of a system's words says why it has none.
+    """
+    return {name: _figures(truth, texts) for name, texts in said.items()}
+
+
+def _figures(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, Any]:
+    if isinstance(texts, str):
+        return {name: arrays.undefined(texts).row() for name in _PUBLISHED}
+    if len(truth) > MOST:
+        places = np.random.default_rng(_CHANCE).permutation(len(truth))[:MOST]
+        truth, texts = [truth[place] for place in places], [texts[place] for place in places]
+    exact = sum(words_of(one) == words_of(other) for one, other in zip(texts, truth, strict=True))
+    figures = {
+        "exact": intervals.proportion(exact, len(truth), "no image with both a predicted and a true prompt"),
+        "token_f1": token_f1(texts, truth),
+        "bleu4": bleu4(texts, truth),
+        "rouge_l": rouge_l(texts, truth),
+    }
+    return arrays.figure_rows(figures)
+
+
+def chance_prompts(train: Sequence[str], count: int, seed: int) -> dict[str, list[str]]:
+    """What knows nothing of the image says of `count` images: `random`, any training prompt; `most_frequent`, always the same."""
+    drawn = np.random.default_rng([seed, _CHANCE]).integers(len(train), size=count)
+    commonest = min(Counter(train).items(), key=lambda item: (-item[1], item[0]))[0]
+    return {"random": [train[place] for place in drawn], "most_frequent": [commonest] * count}
+
+
+def _metrics(
+    job: TrainingJob,
+    findings: Mapping[str, Any],
+    claim: Mapping[str, Any],
+    said: Mapping[str, CaptionedRows],
+    nearest: Mapping[str, CaptionedRows] | str,
+) -> dict[str, Any]:
+    """The content of `metrics.json`; `predictions/SPLIT.parquet` are written on the way."""
+    train = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
+    tier = section_of(job.config).tier
+    figures, likelihood, examples = {}, {}, {}
+    for split, one in said.items():
+        truth = embeddings.column_of(job.rows(split), one.rows, "prompt")
+        words = [found.text for found in one.words]
+        near = nearest if isinstance(nearest, str) else _by_row(nearest[split], one.rows)
+        figures[split] = compared(truth, {"describer": words, "retrieval": near, **chance_prompts(train, len(truth), job.config.loop.seed)})
+        likely = [found.likelihood for found in one.words if found.likelihood is not None]
+        likelihood[split] = float(np.mean(likely)) if likely else None
+        shown = zip(truth, one.words, [None] * len(truth) if isinstance(near, str) else near, strict=True)
+        examples[split] = [
+            {"prompt": prompt, "predicted": found.text, "likelihood": found.likelihood, "nearest": other}
+            for prompt, found, other in islice(shown, EXAMPLES)
+        ]
+        columns = {  # as result rows have them
+            "prompt": pa.array(truth, pa.string()),
+            "predicted_prompt": pa.array(words, pa.string()),
+            "prompt_likelihood": pa.array([found.likelihood for found in one.words], pa.float32()),
+        }
+        job.out.write(f"predictions/{split}.parquet", finish.rows_file(job.rows(split).take(pa.array(one.rows)), columns))
+    return {
+        "schema": SCHEMA,
+        "method": job.config.method,
+        "name": job.config.name,
+        "title": job.config.title,
+        "out": job.out.url,
+        "tier": tier,
+        "detector": job.card.name,
+        "steps": 0 if tier == "retrieval" else job.total_steps,
+        "n": {split: len(one.rows) for split, one in said.items()},
+        "figures": figures,
+        "mean_likelihood": likelihood,
+        "examples": examples,
+        "data": dict(findings),
+        "recipe": run_directory.recipe_of(job.config),
+        "environment": {**claim["environment"], "workers": job.layout.workers},
+    }
+
+
+def _by_row(said: CaptionedRows, rows: Rows) -> list[str]:
+    texts = {int(row): found.text for row, found in zip(said.rows, said.words, strict=True)}
+    return [texts.get(int(row), "") for row in rows]

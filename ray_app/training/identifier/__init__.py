@@ -1,1 +1,0 @@
-"""Heads that name generators: fitting and export."""
