@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,11 +19,12 @@ from torch import nn
 from ray_app.config import find_config, read_mapping
 from ray_app.datasets.labels import names_a_real
 from ray_app.detectors import verify_weights
-from ray_app.detectors.card import Backbone, Calibration, DetectorCard, PublishedFigure, Weights, load_card
+from ray_app.detectors.card import Backbone, DetectorCard, PublishedFigure, Weights, load_card
 from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, resolve_part
 from ray_app.errors import ConfigError, DetectorError
+from ray_app.reports.training import DataFindings, Figures, GeneratorFigures, SplitCounts, TrainingFacts
 from ray_app.storage import Store, local_path, strip_secrets
 from ray_app.training import config, weight_files
 
@@ -55,52 +55,33 @@ _IN_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class TrainedDetector:
-    """What a training made and found.
-
-    `card` is the training card (networks.training_card), `network` the deployable network with its chosen weights. `validation` and
-    `test` are of `metrics.detection_figures`, with those of `pixel_figures` where masks were judged. `findings` are those of
-    `datasets.splits.make_splits`; `environment` plain facts by name, such as versions and device; `best_step` the step of the
-    checkpoint that was chosen.
-    """
-
-    recipe: config.Recipe
-    card: DetectorCard
-    network: nn.Module
-    calibration: Calibration | None
-    validation: Mapping[str, Any]
-    test: Mapping[str, Any] | None
-    findings: Mapping[str, Any]
-    steps: int
-    seconds: float
-    environment: Mapping[str, Any]
-    best_step: int | None = None
-
-
-def export(out: Store, made: TrainedDetector) -> DetectorCard:
+def export(out: Store, recipe: config.Recipe, card: DetectorCard, network: nn.Module, facts: TrainingFacts) -> DetectorCard:
     """Write weights, what their libraries need beside them, `model.onnx` if the recipe requests it, and last `card.yaml`; returns the card.
 
-    Everything is made in a temporary folder first and loaded back there, so that what appears in `out` is what was trained. Raises
-    DetectorError where the network is not the one that the card describes, or cannot go to ONNX; StorageError.
+    `card`: the training card (networks.training_card); `network`: the deployable network with its chosen weights; `facts`: the training's
+    document, but for the card. Everything is made in a temporary folder first and loaded back there, so that what appears in `out` is what
+    was trained. Raises DetectorError where the network is not the one that the card describes, or cannot go to ONNX; StorageError.
     """
     with tempfile.TemporaryDirectory(prefix="touchstone-export-") as scratch:
         folder = Path(scratch)
-        weights = weight_files.write_weights(made.network, made.card, folder)
-        facts = _card_facts(made, weights, folder)
-        (folder / CARD).write_text(_as_yaml(facts), encoding="utf-8")
-        card = load_card(folder / CARD)
-        verify_weights(card, folder / weight_files.WEIGHTS)
-        loaded = load_network(card)
-        _require_same(loaded, made.network, card)
-        if made.recipe.export.onnx:
-            weight_files.export_onnx(loaded, card, folder / weight_files.ONNX)
-            weight_files.onnx_parity(loaded, card, folder / weight_files.ONNX)
+        weights = weight_files.write_weights(network, card, folder)
+        (folder / CARD).write_text(_as_yaml(_card_facts(recipe, card, facts, weights, folder)), encoding="utf-8")
+        made = load_card(folder / CARD)
+        verify_weights(made, folder / weight_files.WEIGHTS)
+        loaded = load_network(made)
+        there = loaded.state_dict()
+        # A backbone is a file of its own: what was learned in it, or begun from another one, is not in the files that were written.
+        if other := [name for name, tensor in network.state_dict().items() if not torch.equal(there[name], tensor.cpu())]:
+            raise DetectorError(
+                f"{made.name}: loaded back it is not what was trained: {len(other)} tensors differ ({other[0]}, …)",
+                hint="name the backbone that training begins from under card.backbone, and train the head alone",
+            )
+        if recipe.export.onnx:
+            weight_files.export_onnx(loaded, made, folder / weight_files.ONNX)
+            weight_files.onnx_parity(loaded, made, folder / weight_files.ONNX)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == CARD):
             out.write_file(path.name, path)
-        if "://" in out.url:
-            return card
-        return load_card(Path(local_path(out.url)) / CARD)
+    return made if "://" in out.url else load_card(Path(local_path(out.url)) / CARD)
 
 
 def card_yaml(card: BaseModel) -> str:
@@ -113,41 +94,32 @@ def _as_yaml(facts: Mapping[str, Any]) -> str:
     return text
 
 
-def _require_same(loaded: nn.Module, trained: nn.Module, card: DetectorCard) -> None:
-    """A backbone is a file of its own: what was learned in it, or begun from another one, is not in the files that were written."""
-    there, state = loaded.state_dict(), trained.state_dict()
-    if other := [name for name, tensor in state.items() if not torch.equal(there[name], tensor.cpu())]:
-        raise DetectorError(f"{card.name}: loaded back it is not what was trained: {len(other)} tensors differ ({other[0]}, …)",
-                            hint="name the backbone that training begins from under card.backbone, and train the head alone")  # fmt: skip
-
-
-def _card_facts(made: TrainedDetector, weights: Weights, folder: Path) -> dict[str, Any]:
+def _card_facts(recipe: config.Recipe, card: DetectorCard, facts: TrainingFacts, weights: Weights, folder: Path) -> dict[str, Any]:
     """The card's YAML: the training card's network and pixels, everything else of this training."""
-    recipe, card = made.recipe, made.card
     licence = inherited(recipe, card)
     own = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or f"{card.title}, trained by the recipe {recipe.name}",
         "weights": weights,
-        "calibration": made.calibration,
+        "calibration": facts.calibration,
         "size": card.size if _DECIDES_SIZE.isdisjoint(recipe.card) else weight_files.size_of(card),
         "demonstration": bool(recipe.card.get("demonstration", False)),
         "licence": licence.licence,
         "terms": licence.terms,
         "licence_note": licence.note or None,
         "citation": recipe.export.citation or f"trained by Touchstone's recipe {recipe.name}; {recipe.source or card.citation}",
-        "source": _source(recipe),
-        "training_data": _training_data(made),
-        "published": _published(made),
-        "notes": (*recipe.export.notes, *_notes(made)),
+        "source": f"touchstone train {recipe.name}",
+        "training_data": _training_data(recipe, card, facts.data),
+        "published": _published(recipe, facts),
+        "notes": (*recipe.export.notes, *_notes(recipe, facts)),
         "precision_note": None,
         "golden": (),
         "variants": {},
     }
-    facts = card.model_copy(update=own).model_dump(mode="json", exclude_defaults=True)
+    content = card.model_copy(update=own).model_dump(mode="json", exclude_defaults=True)
     if card.backbone is not None:
-        facts["backbone"] = _backbone(card.backbone, folder)
-    return facts
+        content["backbone"] = _backbone(card.backbone, folder)
+    return content
 
 
 def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
@@ -166,29 +138,20 @@ def _backbone(backbone: Backbone, folder: Path) -> str | dict[str, Any]:
     return facts
 
 
-def _source(recipe: config.Recipe) -> str:
-    return f"touchstone train {recipe.name}"
-
-
-def _training_data(made: TrainedDetector) -> TrainingData:
-    data = made.recipe.data
-    return TrainingData(
-        name=data_name(made.recipe),
-        images=_counted(made.findings),
-        licence=data.licence or "not stated",
-        source=places_of(made.recipe) or None,
-        **_seen_names(made)._asdict(),
-    )
-
-
-def _seen_names(made: TrainedDetector) -> SeenNames:
-    """Who made the fakes that were learned from, and which sources the real images are of by which weights were fitted or chosen; also what
+def _training_data(recipe: config.Recipe, card: DetectorCard, data: DataFindings) -> TrainingData:
+    """What was learned from: who made its fakes, and which sources the real images are of by which weights were fitted or chosen; also what
     a detector had seen whose weights these were at first.
     """
-    splits = made.findings.get("splits", {})
-    learned, chosen = (splits.get(name, {}).get("generators", {}) for name in ("train", "validation"))
-    names = SeenNames.of((name for name in learned if not names_a_real(name)), filter(names_a_real, (*learned, *chosen)))
-    return names.after(made.card.training_data) if made.recipe.initial.start == "card" else names
+    learned, chosen = (data.splits.get(name, SplitCounts()) for name in ("train", "validation"))
+    makers = (name for name in learned.generators if not names_a_real(name))
+    names = SeenNames.of(makers, filter(names_a_real, (*learned.generators, *chosen.generators)))
+    return TrainingData(
+        name=data_name(recipe),
+        images=f"{learned.real + learned.fake:,}: {learned.real:,} real, {learned.fake:,} fake" if "train" in data.splits else None,
+        licence=recipe.data.licence or "not stated",
+        source=places_of(recipe) or None,
+        **(names.after(card.training_data) if recipe.initial.start == "card" else names)._asdict(),
+    )
 
 
 def places_of(recipe: config.Recipe) -> str:
@@ -201,30 +164,23 @@ def data_name(recipe: config.Recipe) -> str:
     return recipe.data.name or places_of(recipe) or "not named"
 
 
-def _counted(findings: Mapping[str, Any]) -> str | None:
-    counts = findings.get("splits", {}).get("train")
-    if not counts:
-        return None
-    return f"{counts['real'] + counts['fake']:,}: {counts['real']:,} real, {counts['fake']:,} fake"
-
-
-def _published(made: TrainedDetector) -> tuple[PublishedFigure, ...]:
+def _published(recipe: config.Recipe, facts: TrainingFacts) -> tuple[PublishedFigure, ...]:
     """Of the test split and its generators; of validation, on which the weights were chosen, the generators only where there is no test."""
-    name, source = data_name(made.recipe), _source(made.recipe)
-    test = card_figures(made.test, f"{name}, test", source) if made.test else ()
+    name, source = data_name(recipe), f"touchstone train {recipe.name}"
+    test = card_figures(facts.test, f"{name}, test", source) if facts.test else ()
     chosen = "the weights were chosen on it"
-    return test + card_figures(made.validation, f"{name}, validation", source, chosen, each_generator=made.test is None)
+    return test + card_figures(facts.validation, f"{name}, validation", source, chosen, each_generator=facts.test is None)
 
 
-def _notes(made: TrainedDetector) -> list[str]:
-    recipe = made.recipe
-    chosen = f", the weights of step {made.best_step:,}" if made.best_step is not None else ""
-    facts = ", ".join(f"{name} {value}" for name, value in made.environment.items() if isinstance(value, str | int | float))
-    trained = f"{made.steps:,} steps of {recipe.loop.batch} images and {_duration(made.seconds)}{chosen}"
-    notes = [f"Trained in {trained}; {facts or 'no more is known'}."]
-    if made.validation:
-        notes.append(f"Chosen by {recipe.validation.metric} on the validation split, whose figures are therefore too good.")
-    if made.calibration is not None:
+def _notes(recipe: config.Recipe, facts: TrainingFacts) -> list[str]:
+    chosen = f", the weights of step {facts.best_step:,}" if facts.best_step is not None else ""
+    where = ", ".join(f"{name} {value}" for name, value in facts.environment.items() if isinstance(value, str | int | float))
+    trained = f"{facts.steps:,} steps of {recipe.loop.batch} images and {_duration(facts.seconds or 0.0)}{chosen}"
+    notes = [
+        f"Trained in {trained}; {where or 'no more is known'}.",
+        f"Chosen by {recipe.validation.metric} on the validation split, whose figures are therefore too good.",
+    ]
+    if facts.calibration is not None:
         notes.append("Calibrated on the validation split by Platt scaling; another mix of generators needs another calibration.")
     return notes + [f"Departs from its source: {departure}" for departure in recipe.departures]
 
@@ -290,34 +246,32 @@ def _parts(recipe: config.Recipe, card: DetectorCard) -> list[_Part]:
 
 
 def card_figures(
-    figures: Mapping[str, Any], where: str, source: str, note: str | None = None, *, each_generator: bool = True
+    figures: Figures, where: str, source: str, note: str | None = None, *, each_generator: bool = True
 ) -> tuple[PublishedFigure, ...]:
     """The figures of one split under the name `where`, and those of each generator where there are at most 40; absent ones left out."""
     found = list(_overall(figures, where, note))
-    if each_generator and len(figures["generators"]) <= MOST_GENERATORS:
-        found += _of_generators(figures["generators"], where, note)
+    if each_generator and len(figures.generators) <= MOST_GENERATORS:
+        found += _of_generators(figures.generators, where, note)
     return tuple(PublishedFigure(verified=True, source=source, **figure) for figure in found)
 
 
-def _overall(figures: Mapping[str, Any], where: str, note: str | None) -> Iterator[dict[str, Any]]:
-    counts = {"all": figures["n_real"] + figures["n_fake"], "fake": figures["n_fake"], "masks": figures.get("n")}
+def _overall(figures: Figures, where: str, note: str | None) -> Iterator[dict[str, Any]]:
+    counts = {"all": figures.n_real + figures.n_fake, "fake": figures.n_fake, "masks": figures.n}
     for key, (metric, of) in _IN_WORDS.items():
-        if figures.get(key) is not None:
-            yield _figure(where, metric, figures[key], counts[of], _note(figures.get(f"{key}_interval"), note))
+        if getattr(figures, key) is not None:
+            yield _figure(where, metric, getattr(figures, key), counts[of], figures.interval(key), note)
 
 
-def _of_generators(generators: Mapping[str, Mapping[str, Any]], where: str, note: str | None) -> Iterator[dict[str, Any]]:
+def _of_generators(generators: Mapping[str, GeneratorFigures], where: str, note: str | None) -> Iterator[dict[str, Any]]:
     for name, own in generators.items():
-        if own.get("auc") is not None and own["label"] == "fake":
-            yield _figure(f"{where}, {name}", "AUC against all reals", own["auc"], own["n"], _note(own["auc_interval"], note))
-        metric = "tpr" if own["label"] == "fake" else "tnr"
-        yield _figure(f"{where}, {name}", f"{metric.upper()} at 0", own[metric], own["n"], _note(own["interval"], note))
+        if own.auc is not None and own.label == "fake":
+            yield _figure(f"{where}, {name}", "AUC against all reals", own.auc, own.n, own.auc_interval, note)
+        metric, rate = ("TPR at 0", own.tpr) if own.label == "fake" else ("TNR at 0", own.tnr)
+        if rate is not None:
+            yield _figure(f"{where}, {name}", metric, rate, own.n, own.interval, note)
 
 
-def _figure(where: str, metric: str, value: float, n: int | None, note: str | None) -> dict[str, Any]:
+def _figure(where: str, metric: str, value: float, n: int | None, interval: Sequence[float] | None, further: str | None) -> dict[str, Any]:
+    message = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else None
+    note = "; ".join(filter(None, (message, further))) or None
     return {"set": where, "metric": metric, "value": round(float(value), 4), "n": n, "note": note}
-
-
-def _note(interval: Sequence[float] | None, further: str | None) -> str | None:
-    message = None if interval is None else f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
-    return "; ".join(filter(None, (message, further))) or None

@@ -18,13 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.cluster.progress import Progress
-from ray_app.detectors.card import Calibration, DetectorCard
+from ray_app.detectors.card import Calibration
 from ray_app.errors import ClusterError, ConfigError, StorageError, describe_error
 from ray_app.metrics import FIGURES, fit_platt
 from ray_app.reports.format import duration
 from ray_app.reports.training import TRAINING_SCHEMA, DataFindings, Figures, TrainingFacts, render_training_report
 from ray_app.storage import Store, local_path, strip_secrets
 from ray_app.training import checkpoints, run_directory, validate
+from ray_app.training.detector import load_trained
+from ray_app.training.export import export
 from ray_app.training.job import TrainingJob
 
 METRICS = "metrics.json"
@@ -96,7 +98,8 @@ def finish(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, An
         },
         probe=json.loads(job.out.read(PROBE)) if job.out.exists(PROBE) else None,
     )
-    card = _exported(job, best, facts, verdicts, findings, calibration)
+    with checkpoints.fetched(job.out, best.name) as folder:
+        card = export(job.out, job.config, job.card, load_trained(job.config, job.card, folder), facts)
     named = {"name": card.name, "licence": card.licence, "terms": card.terms, "weights": card.weights.sha256}
     facts = facts.model_copy(update={"card": named})
     write_curves(job.out, history, facts.validations)
@@ -124,35 +127,6 @@ def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_POINTS) -> li
         {"step": int(history[part[0]]["step"]), **{key: float(np.mean([history[i][key] for i in part])) for key in keys[1:]}}
         for part in parts
     ]
-
-
-def _exported(
-    job: TrainingJob,
-    best: checkpoints.CheckpointEntry,
-    facts: TrainingFacts,
-    verdicts: Mapping[str, validate.SplitEvaluation],
-    findings: Mapping[str, Any],
-    calibration: Calibration | None,
-) -> DetectorCard:
-    from ray_app.training.detector import load_trained
-    from ray_app.training.export import TrainedDetector, export
-
-    with checkpoints.fetched(job.out, best.name) as folder:
-        network = load_trained(job.config, job.card, folder)
-    made = TrainedDetector(
-        recipe=job.config,
-        card=job.card,
-        network=network,
-        calibration=calibration,
-        validation=verdicts["validation"].figures,
-        test=verdicts["test"].figures if "test" in verdicts else None,
-        findings=findings,
-        steps=facts.steps,
-        seconds=facts.seconds or 0.0,
-        environment=facts.environment,
-        best_step=best.step,
-    )
-    return export(job.out, made)
 
 
 def rows_file(rows: pa.Table, columns: Mapping[str, pa.Array]) -> bytes:

@@ -1,12 +1,15 @@
 """Small networks as a training leaves them, with figures of made-up scores: what the tests of exporting hand out."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from PIL import Image
 
-from ray_app.detectors.card import Platt
+from ray_app.detectors.card import DetectorCard, Platt
 from ray_app.metrics.detection import detection_figures
-from ray_app.training.export import TrainedDetector
+from ray_app.reports.training import DataFindings, Figures, TrainingFacts
+from ray_app.training.config import Recipe
 from ray_app.training.networks import deployable, network_for, training_card
 from tests.training.small_recipes import recipe
 
@@ -20,8 +23,17 @@ def figures(seed, generators=("sdxl", "flux")):
     return detection_figures(rng.normal(size=40) + labels, labels, names)
 
 
+class Made(NamedTuple):
+    """What `export` is given."""
+
+    recipe: Recipe
+    card: DetectorCard
+    network: torch.nn.Module
+    facts: TrainingFacts
+
+
 def made(kind="vit", *, test=True, calibration=True, **sections):
-    """A `TrainedDetector` whose network has values of its own in every tensor, so that nothing that is lost can pass for its default."""
+    """A training whose network has values of its own in every tensor, so that nothing that is lost can pass for its default."""
     trained = recipe(kind, **sections)
     card = training_card(trained)
     network = deployable(network_for(trained, card), card)
@@ -29,11 +41,12 @@ def made(kind="vit", *, test=True, calibration=True, **sections):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return TrainedDetector(
-        recipe=trained, card=card, network=network, calibration=Platt(slope=1.5, intercept=-0.25) if calibration else None,
-        validation=figures(1), test=figures(2) if test else None, findings=FINDINGS, steps=50, seconds=12.5,
+    facts = TrainingFacts(
+        calibration=Platt(slope=1.5, intercept=-0.25) if calibration else None, validation=Figures(**figures(1)),
+        test=Figures(**figures(2)) if test else None, data=DataFindings(**FINDINGS), steps=50, seconds=12.5,
         environment={"torch": torch.__version__, "device": "cpu"}, best_step=40,
     )  # fmt: skip
+    return Made(trained, card, network, facts)
 
 
 def picture(seed=0, width=90, height=70):

@@ -1,7 +1,6 @@
 """What a training hands out: a card and weights that Touchstone, timm and transformers take as they are."""
 
 import copy
-import dataclasses
 import json
 import math
 import shutil
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from ray_app.detectors import load_card, load_detector, verify_weights
 from ray_app.errors import DetectorError
 from ray_app.evaluation.systems import is_named
+from ray_app.reports.training import Figures, TrainingFacts
 from ray_app.storage import Store
 from ray_app.training.export import MOST_GENERATORS, card_figures, export, inherited, terms_of
 from ray_app.training.networks import training_card
@@ -29,16 +29,16 @@ from tests.training.small_recipes import SIGLIP, VIT, recipe
 
 def test_masks_have_figures_of_their_own_and_thousands_of_generators_do_not_fill_a_card():
     measured = figures(3) | {"pixel_f1": 0.5, "pixel_iou": 0.25, "n": 7}
-    found = {figure.metric: figure for figure in card_figures(measured, "x", "y")}
+    found = {figure.metric: figure for figure in card_figures(Figures(**measured), "x", "y")}
     assert (found["pixel F1"].value, found["pixel F1"].n, found["pixel IoU"].value) == (0.5, 7, 0.25)
     many = figures(3, generators=[f"g{index}" for index in range(20)])
-    assert len(card_figures(many, "x", "y")) > 40
+    assert len(card_figures(Figures(**many), "x", "y")) > 40
     many["generators"] |= {f"h{index}": many["generators"]["g0"] for index in range(MOST_GENERATORS)}
-    assert not any("g0" in figure.set for figure in card_figures(many, "x", "y"))
+    assert not any("g0" in figure.set for figure in card_figures(Figures(**many), "x", "y"))
 
 
 def exported(tmp_path, given):
-    return export(Store.open(str(tmp_path)), given)
+    return export(Store.open(str(tmp_path)), *given)
 
 
 @pytest.mark.parametrize("kind", ["vit", "residual", "swin", "siglip", "maskclip"])
@@ -70,7 +70,7 @@ def test_the_card_tells_what_was_trained_and_measured(tmp_path):
     )
     card = exported(tmp_path, given)
     assert (card.name, card.title, card.source) == ("small-vit", "A small ViT", "touchstone train small-vit")
-    assert card.calibration == given.calibration
+    assert card.calibration == given.facts.calibration
     assert yaml.safe_load((tmp_path / "card.yaml").read_text())["calibration"] == {"slope": 1.5, "intercept": -0.25}
     assert (card.architecture, card.preprocessing, card.output) == (given.card.architecture, given.card.preprocessing, given.card.output)
     assert (card.training_data.name, card.training_data.licence) == ("pictures", "CC BY 4.0")
@@ -101,15 +101,15 @@ def test_what_was_seen_stands_on_the_card_and_whether_that_is_all(before, train,
     given = made("residual", initial={"start": "card" if before else "random"})
     if before:
         known = given.card.training_data.model_copy(update={"sources": (), "complete": True} | before)
-        given = dataclasses.replace(given, card=given.card.model_copy(update={"training_data": known}))
+        given = given._replace(card=given.card.model_copy(update={"training_data": known}))
     splits = {name: {"real": 2, "fake": 3, "generators": seen} for name, seen in (("train", train), ("validation", validation)) if seen}
-    data = exported(tmp_path, dataclasses.replace(given, findings={"splits": splits})).training_data
+    data = exported(tmp_path, given._replace(facts=TrainingFacts(data={"splits": splits}))).training_data
     assert (data.generators, data.sources, data.complete) == said
 
 
 def test_names_with_wildcards_are_kept_as_words(tmp_path):
     findings = {"splits": {"train": {"real": 2, "fake": 2, "generators": {"real:camera [1]": 2, "lora [v2]*": 2}}}}
-    data = exported(tmp_path, dataclasses.replace(made("residual"), findings=findings)).training_data
+    data = exported(tmp_path, made("residual")._replace(facts=TrainingFacts(data=findings))).training_data
     assert is_named("camera [1]", data.sources[0])
     assert is_named("lora [v2]*", data.generators[0])
     assert not is_named("lora v", data.generators[0])
@@ -121,11 +121,11 @@ def test_every_figure_is_there_with_its_interval_and_its_n(tmp_path):
     assert all(figure.verified and figure.source == "touchstone train small-residual" for figure in card.published)
     found = {(figure.set, figure.metric): figure for figure in card.published}
     auc = found["pictures, test", "AUC"]
-    low, high = given.test["auc_interval"]
-    assert (auc.value, auc.n) == (round(given.test["auc"], 4), 40)
+    low, high = given.facts.test.auc_interval
+    assert (auc.value, auc.n) == (round(given.facts.test.auc, 4), 40)
     assert auc.note == f"95 % interval {low:.3f} to {high:.3f}"
     rate = found["pictures, test, flux", "TPR at 0"]
-    assert (rate.value, rate.n) == (round(given.test["generators"]["flux"]["tpr"], 4), 10)
+    assert (rate.value, rate.n) == (round(given.facts.test.generators["flux"].tpr, 4), 10)
     assert found["pictures, test, real", "TNR at 0"].n == 20
     assert "chosen on it" in found["pictures, validation", "AUC"].note
     assert ("pictures, validation, flux", "TPR at 0") not in found
@@ -210,7 +210,7 @@ def test_the_network_of_another_card_is_refused_and_nothing_is_written(tmp_path)
     shorter = SIGLIP | {"architecture": {"arguments": {"vision_config": {"num_hidden_layers": 1}}}}
     given, other = made("siglip"), made("siglip", card=shorter)
     with pytest.raises(DetectorError, match="do not fit"):
-        exported(tmp_path, dataclasses.replace(given, network=other.network))
+        exported(tmp_path, given._replace(network=other.network))
     assert not list(tmp_path.iterdir())
 
 
@@ -220,11 +220,11 @@ def test_a_backbone_stays_a_file_of_its_own(tmp_path):
     _, path = small_card(tmp_path / "source")
     trained = recipe("vit").model_copy(update={"detector": str(path), "card": {}})
     card, network = training_card(trained), load_detector(path, precision="fp32").network
-    given = dataclasses.replace(made("vit"), recipe=trained, card=card, network=network)
+    given = made("vit")._replace(recipe=trained, card=card, network=network)
     other = copy.deepcopy(network)
     other.backbone.proj.data += 1
     with pytest.raises(DetectorError, match=r"not what was trained: 1 tensors differ \(backbone\.proj"):
-        exported(tmp_path / "other", dataclasses.replace(given, network=other))
+        exported(tmp_path / "other", given._replace(network=other))
     exported(tmp_path / "out", given)
     assert set(load_file(tmp_path / "out/model.safetensors")) == {"fc.weight", "fc.bias"}
     shutil.rmtree(tmp_path / "source")
@@ -245,7 +245,7 @@ def test_a_shipped_backbone_is_named(tmp_path):
 def test_what_is_exported_to_a_bucket_scores_from_there(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
     given, out = made("siglip"), s3.bucket("exported") + "/runs/siglip"
-    export(Store.open(out), given)
+    export(Store.open(out), *given)
     detector = load_detector(f"{out}/card.yaml", precision="fp32")
     pixels = detector.prepare(picture())[None]
     with torch.no_grad():

@@ -47,7 +47,7 @@ def assert_any_number_of_images_gives_the_networks_logits(given, path):
 
 def test_a_recipe_that_asks_gets_the_file_beside_the_card(tmp_path):
     given = made("residual", export={"onnx": True})
-    card = export(Store.open(str(tmp_path)), given)
+    card = export(Store.open(str(tmp_path)), *given)
     path = tmp_path / "model.onnx"
     assert_any_number_of_images_gives_the_networks_logits(given, path)
     assert [file.name for file in tmp_path.glob("*.onnx*")] == ["model.onnx"], "its weights are inside"
@@ -93,6 +93,6 @@ def test_a_network_for_one_size_of_batch_only_is_refused(tmp_path):
 
 def test_what_cannot_be_exported_stops_the_export_before_anything_is_written(tmp_path):
     with pytest.raises(DetectorError, match="not exported to ONNX: it gives a mask") as told:
-        export(Store.open(str(tmp_path)), made("maskclip", export={"onnx": True}))
+        export(Store.open(str(tmp_path)), *made("maskclip", export={"onnx": True}))
     assert told.value.hint == "export.onnx: false"
     assert not list(tmp_path.iterdir())
