@@ -6,14 +6,14 @@ list, for ever (specs/ray.md §A2): such folders are removed when a session begi
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from ray_app.errors import StorageError, describe_error
-from ray_app.storage import Store
+from ray_app.storage import Store, local_path
 
 FOLDER = "ray"  # of all that Ray Train keeps
 RUN = "train"
@@ -73,9 +73,6 @@ def remove_orphans(out: Store) -> list[str]:
     orphans = [name for name in out.folders(f"{FOLDER}/{RUN}") if name.startswith(_STEP) and name not in known]
     for name in orphans:
         out.clear(f"{FOLDER}/{RUN}/{name}")
-        filesystem, path = out.filesystem_and_path(f"{FOLDER}/{RUN}/{name}")
-        if filesystem.isdir(path) and not filesystem.ls(path):  # on a disk the folder itself remains
-            filesystem.rmdir(path)
     return orphans
 
 
@@ -108,14 +105,27 @@ def put(out: Store, folder: Path, *, step: int) -> None:
 @contextmanager
 def fetched(out: Store, name: str) -> Iterator[Path]:
     """A checkpoint as a folder of this machine while the block lasts. Raises StorageError."""
-    filesystem, source = out.filesystem_and_path(f"{FOLDER}/{RUN}/{name}")
-    with TemporaryDirectory(prefix="touchstone-") as folder:
-        try:
-            for file in out.names(f"{FOLDER}/{RUN}/{name}"):
-                filesystem.get_file(f"{source}/{file}", f"{folder}/{file}")
-        except OSError as error:
-            raise StorageError(f"checkpoint {name} cannot be read: {describe_error(error)}", hint="the same command tries again") from error
-        yield Path(folder)
+    folder = out.below(f"{FOLDER}/{RUN}/{name}")
+    with local_folder(folder, folder.names("")) as here:
+        yield here
+
+
+@contextmanager
+def local_folder(source: Store, names: Iterable[str]) -> Iterator[Path]:
+    """A folder of this machine with these files: the source where it is here, else copies while the block lasts. Raises StorageError."""
+    if "://" not in source.url:
+        yield Path(local_path(source.url))
+        return
+    with TemporaryDirectory(prefix="touchstone-") as scratch:
+        for name in names:
+            filesystem, place = source.filesystem_and_path(name)
+            try:
+                filesystem.get_file(place, f"{scratch}/{name}")
+            except OSError as error:
+                raise StorageError(
+                    f"{source.url}/{name} cannot be read: {describe_error(error)}", hint="the same command tries again"
+                ) from error
+        yield Path(scratch)
 
 
 def storage(out: Store) -> dict[str, Any]:

@@ -7,10 +7,7 @@
 A block of `loop.batch` images is one file, `features/SPLIT/NUMBER.npz`: whatever was interrupted computes no block again. Training images
 are seen as the recipe's augmentation changes them, once; those of other splits as scoring would see them. What cannot be read has no row.
 
-The linear probe: `probe` fits scikit-learn's head to features of every training image, computed once by a frozen backbone.
-
-What comes out is a checkpoint like that of any training. Features are kept in `features/`, block by block: an interrupted probe computes
-no block again.
+The linear probe, `probe`, fits scikit-learn's head to them; what comes out is a checkpoint like that of any training.
 """
 
 import io
@@ -27,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from ray_app.cluster.progress import Progress
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, linear_head
@@ -35,14 +33,14 @@ from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.streams.pool import Pool, stream
 from ray_app.streams.stage import Stage
-from ray_app.training import checkpoints, finish, ray_data
+from ray_app.training import checkpoints, finish, learner, networks, ray_data, validate
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import BatchLoader, TrainingSample, plain_loader
 
 if TYPE_CHECKING:
     from ray_app.detectors import Detector
 
-
+CLASSIFIER: linear_head.Classifier = "logistic"
 FOLDER = "features"
 
 Vectors = npt.NDArray[np.float32]
@@ -122,8 +120,6 @@ def column_of(rows: pa.Table, places: Integers, name: str) -> list[Any]:
 
 def embedding_of(card: DetectorCard, found: Embeddings) -> dict[str, Any]:
     """What decided these embeddings (`detectors.linear_head.embedding_facts`), as plain JSON for a card that reads such ones."""
-    from ray_app.detectors import linear_head
-
     facts = linear_head.embedding_facts(card, precision="bf16" if found.precision == "bf16" else "fp32", resize="exact")
     content: dict[str, Any] = json.loads(json.dumps(facts))
     return content
@@ -140,40 +136,27 @@ def embed(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddin
 
     `detector` keeps embeddings (`Detector.keep_embeddings`). Where it takes any size, images go through one by one.
     """
-    step = _together(detector)
-    parts = [_embedded(detector, loader, rows[start : start + step]) for start in range(0, len(rows), step)]
-    vectors = [part.vectors for part in parts if len(part)] or [np.empty((0, 0), np.float32)]
-    labels, places = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "rows"))
-    return Embeddings(np.concatenate(vectors), labels, places, detector.precision)
+    step = min(detector.card.batch or detector.slots, detector.slots)
+    vectors, labels, places = [np.empty((0, 0), np.float32)], [np.empty(0, np.int64)], [rows[:0]]
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        made = {slot: one for slot, one in loader.made(part, part) if isinstance(one, TrainingSample)}
+        if slots := sorted(made):
+            vectors.append(_read(detector, [made[slot].image for slot in slots], step))
+            labels.append(np.array([made[slot].label for slot in slots], np.int64))
+            places.append(part[slots])
+    return Embeddings(np.concatenate(vectors[1:] or vectors), np.concatenate(labels), np.concatenate(places), detector.precision)
 
 
-def _embedded(detector: "Detector", loader: BatchLoader, rows: Integers) -> Embeddings:
-    made = {slot: one for slot, one in loader.made(rows, rows) if isinstance(one, TrainingSample)}
-    slots = sorted(made)
-    labels = np.array([made[slot].label for slot in slots], np.int64)
-    return Embeddings(_read(detector, [made[slot].image for slot in slots]), labels, rows[slots])
-
-
-def _read(detector: "Detector", images: list[npt.NDArray[np.uint8]]) -> Vectors:
-    """(n, d) of prepared images; every batch is filled up to the detector's slots, as in scoring."""
-    import torch
-
-    def taken(pixels: npt.NDArray[np.uint8]) -> Vectors:
-        found = detector.read(detector.normalise(torch.from_numpy(pixels))).embeddings
-        assert found is not None, "keep_embeddings was called"
-        vectors: Vectors = found.float().cpu().numpy()
-        return vectors
-
-    if not images:
-        return np.empty((0, 0), np.float32)
+def _read(detector: "Detector", images: list[npt.NDArray[np.uint8]], step: int) -> Vectors:
+    """(n, d) of prepared images; every batch is filled up to `step` slots, as in scoring."""
     if detector.card.preprocessing.shape is None:
-        return np.concatenate([taken(image[None]) for image in images])
-    black = [np.zeros_like(images[0])] * (_together(detector) - len(images))
-    return taken(np.stack([*images, *black]))[: len(images)]
-
-
-def _together(detector: "Detector") -> int:
-    return min(detector.card.batch or detector.slots, detector.slots)
+        batches = [image[None] for image in images]
+    else:
+        batches = [np.stack([*images, *[np.zeros_like(images[0])] * (step - len(images))])]
+    found = [detector.read(detector.normalise(torch.from_numpy(batch))).embeddings for batch in batches]
+    vectors: Vectors = np.concatenate([one.float().cpu().numpy() for one in found if one is not None])
+    return vectors[: len(images)]
 
 
 class Embedder(Stage):
@@ -181,8 +164,6 @@ class Embedder(Stage):
 
     def start(self, *given: Any) -> None:
         """`given`: the job, and what makes the detector."""
-        import torch
-
         job, make = given
         if job.mirror is not None:
             os.environ[MIRROR_VARIABLE] = job.mirror
@@ -253,9 +234,6 @@ def _file(split: str, first: int) -> str:
     return f"{FOLDER}/{split}/{first:08d}.npz"
 
 
-CLASSIFIER: linear_head.Classifier = "logistic"
-
-
 def probe(job: TrainingJob) -> None:
     """Compute what features are missing, fit the head, and keep network and head as the one checkpoint.
 
@@ -274,8 +252,6 @@ def probe(job: TrainingJob) -> None:
 
 def frozen_detector(job: TrainingJob) -> "Detector":
     """The network as training would begin with it: its backbone is that of the recipe, its head need not exist."""
-    from ray_app.training import networks, validate
-
     return validate.detector_for(
         job.card, networks.network_for(job.config, job.card).eval().requires_grad_(False), device=job.layout.device
     )
@@ -283,10 +259,7 @@ def frozen_detector(job: TrainingJob) -> "Detector":
 
 def _keep(job: TrainingJob, head: linear_head.Head) -> None:
     """The network with its fitted head as a checkpoint of the run, as `Learner.save` names the file."""
-    import torch
     from safetensors.torch import save_file
-
-    from ray_app.training import learner, networks
 
     network: Any = networks.network_for(job.config, job.card)
     weight, bias = torch.from_numpy(head.weight), torch.tensor([head.bias])

@@ -24,6 +24,7 @@ from ray_app.detectors.card_sections import SeenNames, TrainingData
 from ray_app.detectors.detector import load_network
 from ray_app.detectors.weights import WeightSet, resolve_part
 from ray_app.errors import ConfigError, DetectorError
+from ray_app.reports.format import duration
 from ray_app.reports.training import DataFindings, Figures, GeneratorFigures, SplitCounts, TrainingFacts
 from ray_app.storage import Store, local_path, strip_secrets
 from ray_app.training import config, weight_files
@@ -175,7 +176,7 @@ def _published(recipe: config.Recipe, facts: TrainingFacts) -> tuple[PublishedFi
 def _notes(recipe: config.Recipe, facts: TrainingFacts) -> list[str]:
     chosen = f", the weights of step {facts.best_step:,}" if facts.best_step is not None else ""
     where = ", ".join(f"{name} {value}" for name, value in facts.environment.items() if isinstance(value, str | int | float))
-    trained = f"{facts.steps:,} steps of {recipe.loop.batch} images and {_duration(facts.seconds or 0.0)}{chosen}"
+    trained = f"{facts.steps:,} steps of {recipe.loop.batch} images and {duration(facts.seconds)}{chosen}"
     notes = [
         f"Trained in {trained}; {where or 'no more is known'}.",
         f"Chosen by {recipe.validation.metric} on the validation split, whose figures are therefore too good.",
@@ -183,12 +184,6 @@ def _notes(recipe: config.Recipe, facts: TrainingFacts) -> list[str]:
     if facts.calibration is not None:
         notes.append("Calibrated on the validation split by Platt scaling; another mix of generators needs another calibration.")
     return notes + [f"Departs from its source: {departure}" for departure in recipe.departures]
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
-    )
 
 
 class Inherited(NamedTuple):

@@ -1,7 +1,7 @@
 """The results of a finished training: `finish` judges the best checkpoint once more and writes card, figures, scores and report.
 
 Every file can be written again by the same command; `metrics.json` comes last and says that all is there. `push` copies the detector to
-any fsspec URL or to the Hugging Face hub. `TrainingProgress` is the progress line.
+any fsspec URL or to the Hugging Face hub.
 """
 
 import io
@@ -11,19 +11,17 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.cluster.progress import Progress
 from ray_app.detectors.card import Calibration
 from ray_app.errors import ClusterError, ConfigError, StorageError, describe_error
 from ray_app.metrics import FIGURES, fit_platt
-from ray_app.reports.format import duration
 from ray_app.reports.training import TRAINING_SCHEMA, DataFindings, Figures, TrainingFacts, render_training_report
-from ray_app.storage import Store, local_path, strip_secrets
+from ray_app.storage import Store, strip_secrets
 from ray_app.training import checkpoints, run_directory, validate
 from ray_app.training.detector import load_trained
 from ray_app.training.export import export
@@ -37,8 +35,6 @@ _CARDS = ("card.yaml", "identifier.yaml", "describer.yaml")
 PUSHED = ("config.json", "preprocessor_config.json", "model.onnx", "metrics.json", "report.html", *_CARDS)
 _WEIGHTS = (".safetensors", ".pth", ".pt")
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/?")
-_CHUNK_BYTES = 2**26
-_SHOWN = (("loss", "loss {:.4f}"), ("rate", "rate {:.2e}"), ("images_per_s", "{:,.1f} img/s"))
 
 
 def best_checkpoint(job: TrainingJob) -> tuple[checkpoints.CheckpointEntry, float]:
@@ -166,76 +162,30 @@ def push(folder: str | Path, target: str) -> str:
     if not set(names) & set(_CARDS):
         raise ConfigError(f"{source.url}: nothing to push: no card.yaml", hint="touchstone train writes it when a training ends")
     names.sort(key=lambda name: name in _CARDS)
-    if target.startswith("hf://"):
-        return _to_hub(source, names, target)
-    store = Store.open(target)
-    with tempfile.TemporaryDirectory(prefix="touchstone-push-") as scratch:
+    with checkpoints.local_folder(source, names) as here:
+        if target.startswith("hf://"):
+            return _to_hub(here, names, target)
+        store = Store.open(target)
         for name in names:
-            store.write_file(name, _here(source, name, Path(scratch)))
+            store.write_file(name, here / name)
     return store.url
 
 
-def _to_hub(source: Store, names: list[str], target: str) -> str:
+def _to_hub(folder: Path, names: list[str], target: str) -> str:
     import huggingface_hub  # a third of a second
 
     place = _HUB.fullmatch(target)
     if place is None:
         raise ConfigError(f"{strip_secrets(target)}: not a repository of models on the hub", hint="hf://ORGANISATION/NAME")
-    with tempfile.TemporaryDirectory(prefix="touchstone-push-") as scratch:
-        folder = _here(source, names[0], Path(scratch)).parent
-        for name in names[1:]:
-            _here(source, name, Path(scratch))
-        try:
-            hub: Any = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-            hub.create_repo(place["repo"], private=True, exist_ok=True)
-            made = hub.upload_folder(
-                repo_id=place["repo"], folder_path=folder, allow_patterns=names, commit_message="Put there by touchstone train --push"
-            )
-        except Exception as error:  # the hub's own errors, its HTTP library's and its uploader's
-            raise StorageError(
-                f"cannot push to {target}: {describe_error(error)}",
-                hint="hf auth login, or set HF_TOKEN to one that may write there; what was trained is safe where it is",
-            ) from error
+    try:
+        hub: Any = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        hub.create_repo(place["repo"], private=True, exist_ok=True)
+        made = hub.upload_folder(
+            repo_id=place["repo"], folder_path=folder, allow_patterns=names, commit_message="Put there by touchstone train --push"
+        )
+    except Exception as error:  # the hub's own errors, its HTTP library's and its uploader's
+        raise StorageError(
+            f"cannot push to {target}: {describe_error(error)}",
+            hint="hf auth login, or set HF_TOKEN to one that may write there; what was trained is safe where it is",
+        ) from error
     return str(made.commit_url)
-
-
-def _here(source: Store, name: str, scratch: Path) -> Path:
-    """The file on this machine: itself where it is, else a copy, made in pieces."""
-    if "://" not in source.url:
-        return Path(local_path(source.url)) / name
-    path, size = scratch / name, source.sizes("")[name]
-    with path.open("wb") as sink:
-        for start in range(0, size, _CHUNK_BYTES):
-            sink.write(source.read_range(name, start, min(start + _CHUNK_BYTES, size)))
-    return path
-
-
-class TrainingProgress(Progress):
-    """Rewritten in place on a terminal, one log line per minute elsewhere; the time left counts from this session's first steps."""
-
-    def __init__(self, total: int, *, stream: TextIO | None = None, **given: Any) -> None:
-        super().__init__(total, name="train", stream=stream, **given)
-        self._report = run_directory.ProgressReport({})
-        self._judged = ""
-
-    def judged(self, text: str) -> None:
-        """What is known of the last validation, in a few words."""
-        self._judged = text
-
-    def show(self, report: run_directory.ProgressReport) -> None:
-        """What the board says now."""
-        if report.steps > self._report.steps:
-            self._done = report.figures.get("step", -1) + 1
-            self._report = report
-            self.advance(0, 0)
-        self.redraw()
-
-    def line(self, now: float) -> str:
-        """The progress line as it stands."""
-        if not self._recent:
-            return f"{self._name}  starting workers"
-        share = f" ({self._done / self._total:.0%})" if self._total else ""
-        figures = [text.format(self._report.figures[key]) for key, text in _SHOWN if key in self._report.figures]
-        rate = self._rate(now)
-        left = [f"ETA {duration((self._total - self._done) / rate)}"] if rate else []
-        return "  ".join([f"{self._name}  step {self._done:,}/{self._total:,}{share}", *figures, *left, *filter(None, [self._judged])])

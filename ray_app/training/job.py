@@ -110,7 +110,7 @@ class TrainingJob:
     """`shared`: Ray references by name: `order`, and the labelled rows of `train`, `validation` and, where there is one, `test`.
 
     `milestones`: the steps after which the network is judged, the last one included; `mirror`: where workers find weights; `board`: the
-    actor that the driver reads (ray_app.training.run_directory); `guard`: which web servers are asked for images.
+    actor that the driver reads (ray_app.training.progress); `guard`: which web servers are asked for images.
     """
 
     config: TrainConfig

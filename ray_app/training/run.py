@@ -1,8 +1,8 @@
-"""One training from its recipe to its card: `train` claims the directory, indexes and divides the images, trains, judges, exports.
+"""One training from its recipe to its results: `train` claims the directory, indexes and divides the images, learns, judges, exports.
 
-Every step can be interrupted anywhere; the same command resumes from the facts on disk.
-
-Before the first step: `prepare_data` has the labelled rows of each split, `make_job` the job that the workers get.
+Every step can be interrupted anywhere; the same command resumes from the facts on disk. Before the first step `prepare_data` has the
+labelled rows of each split, `make_job` the job that the workers get; what is learned and written is the recipe's method's: `finish`,
+`embeddings.probe`, `identify` or `describe`.
 """
 
 import hashlib
@@ -10,34 +10,35 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from ray_app.archives import Each, in_turn
 from ray_app.cluster.config import ClusterConfig
-from ray_app.cluster.ray_cluster import cluster, on_ray, resources
+from ray_app.cluster.ray_cluster import cluster, has_other_nodes, on_ray, resources
 from ray_app.datasets import index, labelling, sampling
 from ray_app.datasets.config import DatasetSource, HeldOut
 from ray_app.datasets.splits import Splits, make_splits, require_sources
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, licences, publish_weights, resolve_weights
 from ray_app.detectors.cpu import cpu_precision
-from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
+from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.inference.spec import precision_on
 from ray_app.storage import Guard, Lease, Store, local_path
 from ray_app.streams.each import in_pool
-from ray_app.training import checkpoints, networks
+from ray_app.training import checkpoints, networks, validate
 from ray_app.training.config import PROFILING, TrainConfig
-from ray_app.training.finish import METRICS, finish
+from ray_app.training.finish import METRICS, finish, push
 from ray_app.training.job import TrainingJob, TrainingLayout, plan_workers
+from ray_app.training.loader import measure_real, plain_loader
+from ray_app.training.progress import start_progress_board
 from ray_app.training.run_directory import FILE as CLAIM
-from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun
+from ray_app.training.run_directory import check_claim, claim_data, claim_recipe, config_as_begun, read_claim
 from ray_app.transforms.policy import RealStatistics, load_statistics, save_statistics
 
 SPLITS = "splits.json"
@@ -67,15 +68,6 @@ class PreparedTraining:
     guard: Guard = field(default_factory=Guard)
 
 
-def trained_card(config: TrainConfig) -> DetectorCard:
-    """The card of what is trained. What it begins with is then accepted, and on this machine. Raises ConfigError, DetectorError."""
-    card = networks.training_card(config)
-    for started in initial_cards(config, card):
-        licences.require_accepted(started, config.accept_licences)
-        resolve_weights(started)
-    return card
-
-
 def initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]:
     """What training begins with, each as a card of its own: the detector's weights, or the recipe's files."""
     if config.initial.start == "card":
@@ -87,8 +79,14 @@ def initial_cards(config: TrainConfig, card: DetectorCard) -> list[DetectorCard]
     ]
 
 
-def check_data(config: TrainConfig, out: Store) -> None:
-    """Whether the images can be indexed, as far as the beginning of each source tells: nothing is written. Raises as `prepare_data`."""
+def _check(config: TrainConfig, card: DetectorCard, out: Store) -> None:
+    """Refuse what would fail later: licences, weights on this machine, and the beginning of each source. Raises as `train`."""
+    for started in initial_cards(config, card):
+        licences.require_accepted(started, config.accept_licences)
+        resolve_weights(started)
+    claim = read_claim(out)
+    if claim is not None and "data" in claim["identity"]:
+        return
     require_sources(config.data)
     for sources in (config.data.train, config.data.validation, config.data.test):
         for source in () if isinstance(sources, HeldOut) else sources:
@@ -98,21 +96,21 @@ def check_data(config: TrainConfig, out: Store) -> None:
 
 
 def prepare_data(config: TrainConfig, out: Store, *, each: Each = in_turn, reading: Each = in_turn) -> PreparedTraining:
-    """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError."""
+    """Index what is not indexed yet, into `data/`, and divide it. Raises ConfigError, StorageError.
+
+    The images that a describer learns from have prompts, and no prompt is in two splits.
+    """
     guards: list[Guard] = []
-    splits = _divided(config, opener(out, each, reading, guards))
+    open_source = opener(out, each, reading, guards)
+    if config.method == "describe":
+        splits = labelling.without_training_prompts(make_splits(config.data, labelling.with_prompts(open_source), one_class=True))
+    else:
+        splits = make_splits(config.data, open_source, one_class=config.method in PROFILING)
     loop = config.loop
     order = sampling.SampleOrder(splits.train, config.sampling, loop.seed, loop.batch)
     total = loop.steps or order.steps(loop.epochs or 1.0)
     out.write(SPLITS, json.dumps(splits.findings, indent=2, ensure_ascii=False).encode())
     return PreparedTraining(splits, order, total, milestones(order, total, config.validation.every), reduce(Guard.joined, guards, Guard()))
-
-
-def _divided(config: TrainConfig, open_source: Callable[[DatasetSource], pa.Table]) -> Splits:
-    """The splits of the recipe's images; those that a describer learns from have prompts, and no prompt is in two splits."""
-    if config.method == "describe":
-        return labelling.without_training_prompts(make_splits(config.data, labelling.with_prompts(open_source), one_class=True))
-    return make_splits(config.data, open_source, one_class=config.method in PROFILING)
 
 
 def opener(out: Store, each: Each, reading: Each, guards: list[Guard]) -> Callable[[DatasetSource], pa.Table]:
@@ -133,42 +131,32 @@ def make_job(config: TrainConfig, card: DetectorCard, out: Store, layout: Traini
     """Everything that workers are given, in Ray's object store once. Raises ConfigError where the batch cannot be shared."""
     import ray
 
-    from ray_app.cluster.ray_cluster import has_other_nodes
-    from ray_app.training.run_directory import start_progress_board
-
     for workers in range(layout.least, layout.workers + 1):
         prepared.order.share(0, 0, workers)
+    if layout.device == "cpu" and config.loop.precision == "auto":
+        # Decided here, not by each worker: on nodes of two kinds they would average gradients of two precisions.
+        precision = cpu_precision() if config.method == "describe" else precision_on("cpu", card, "auto")
+        config = config.model_copy(update={"loop": config.loop.model_copy(update={"precision": precision})})
+    mirror = None
+    if has_other_nodes():  # where they find the weights that training begins with: the driver alone fetches
+        mirror = os.environ.get(MIRROR_VARIABLE) or f"{out.url}/weights"
+        for started in initial_cards(config, card):
+            publish_weights(started, mirror)
     tables = {"train": prepared.splits.train, "validation": prepared.splits.validation, "test": prepared.splits.test}
     shared = {name: ray.put(table) for name, table in tables.items() if table is not None}
     job = TrainingJob(
-        config=_in_one_precision(config, card, layout),
+        config=config,
         card=card,
         out=out,
         layout=layout,
         total_steps=prepared.total_steps,
         milestones=prepared.milestones,
         shared=shared | {"order": ray.put(prepared.order)},
-        mirror=_mirror(config, card, out) if has_other_nodes() else None,
+        mirror=mirror,
         board=start_progress_board(),
         guard=prepared.guard,
     )
     return replace(job, statistics=_statistics(job))
-
-
-def _in_one_precision(config: TrainConfig, card: DetectorCard, layout: TrainingLayout) -> TrainConfig:
-    """What `auto` means is decided here, not by each worker: on nodes of two kinds they would average gradients of two precisions."""
-    if layout.device != "cpu" or config.loop.precision != "auto":
-        return config
-    precision = cpu_precision() if config.method == "describe" else precision_on("cpu", card, "auto")
-    return config.model_copy(update={"loop": config.loop.model_copy(update={"precision": precision})})
-
-
-def _mirror(config: TrainConfig, card: DetectorCard, out: Store) -> str:
-    """Where workers on other machines find the weights that training begins with: the driver alone fetches."""
-    mirror = os.environ.get(MIRROR_VARIABLE) or f"{out.url}/weights"
-    for started in initial_cards(config, card):
-        publish_weights(started, mirror)
-    return mirror
 
 
 def _statistics(job: TrainingJob) -> RealStatistics | None:
@@ -179,34 +167,25 @@ def _statistics(job: TrainingJob) -> RealStatistics | None:
     if wanted.policy != "openfake-v1":
         return None
     if not job.out.exists(STATISTICS):
-        from ray_app.training.validate import on_ray
-
-        job.out.write(STATISTICS, on_ray(job, _measured))
-    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
-        file.write(job.out.read(STATISTICS))
-        file.flush()
-        return load_statistics(Path(file.name))
+        validate.on_ray(job, _measure)
+    with checkpoints.local_folder(job.out, [STATISTICS]) as folder:
+        return load_statistics(folder / STATISTICS)
 
 
-def _measured(job: TrainingJob) -> bytes:
-    from ray_app.training.loader import measure_real, plain_loader
-
-    statistics = measure_real(plain_loader(job, "train"), MEASURED_REALS, job.config.loop.seed)
-    with tempfile.TemporaryDirectory() as folder:
+def _measure(job: TrainingJob) -> None:
+    with TemporaryDirectory() as folder:
         path = Path(folder) / STATISTICS
-        save_statistics(path, statistics)
-        return path.read_bytes()
+        save_statistics(path, measure_real(plain_loader(job, "train"), MEASURED_REALS, job.config.loop.seed))
+        job.out.write_file(STATISTICS, path)
 
 
 BATCHES_IN_STORE = 12  # of one step, in the object store of a local cluster: loaded, on their way, and in use
 LEAST_STORE_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """How a training ended. `facts`: the content of `metrics.json`, or of a dry run's plan; `was_there`: nothing had to be done."""
 
-    exit_code: ExitCode
     facts: dict[str, Any]
     was_there: bool = False
 
@@ -219,48 +198,41 @@ def train(config: TrainConfig, *, dry_run: bool = False) -> Trained:
     starts no cluster and trains nothing; with an `out` it leaves the index there.
     """
     if dry_run:
-        return _planned(config)
+        return Trained(_planned(config))
     if not config.out:
         raise ConfigError("no directory for the card: --out DIR is missing", hint="touchstone train CONFIG --out DIR")
     out = Store.open(config.out)
     config = config_as_begun(config, out)
     begun = check_claim(out, config)
-    if begun is not None and out.exists(METRICS):
-        return _pushed(config, out, Trained(ExitCode.DONE, json.loads(out.read(METRICS)), was_there=True))
-    card = trained_card(config)
-    if begun is None or "data" not in begun["identity"]:
-        check_data(config, out)
+    was_there = begun is not None and out.exists(METRICS)
+    facts = json.loads(out.read(METRICS)) if was_there else _trained(config, out, is_new=begun is None)
+    if config.export.push is not None:
+        facts["pushed"] = push(out.url, config.export.push)
+    return Trained(facts, was_there)
+
+
+def _trained(config: TrainConfig, out: Store, *, is_new: bool) -> dict[str, Any]:
+    """Claim the directory, train and finish; returns the content of `metrics.json`."""
+    card = networks.training_card(config)
+    _check(config, card, out)
     with Lease(out, unguarded=config.unguarded), resumable(KeyboardInterrupt):
         claim = claim_recipe(out, config)
         try:
             with resumable(ClusterError), cluster(_cluster_for(config, card.preprocessing.shape)):
-                facts = _learned(config, card, out, claim)
+                print("train  indexing and dividing the images", file=sys.stderr, flush=True)
+                prepared = prepare_data(config, out, each=on_ray, reading=in_pool)
+                findings = prepared.splits.findings
+                claim_data(out, claim, findings)
+                cpus, gpus, _ = resources(config.cluster)
+                layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
+                return _by_method(make_job(config, card, out, layout, prepared), findings, claim)
         except ConfigError:
-            if begun is None and not checkpoints.kept(out):
+            if is_new and not checkpoints.kept(out):
                 out.delete(CLAIM)  # nothing was learned: the recipe that is to come may differ
             raise
-        return _pushed(config, out, Trained(ExitCode.DONE, facts))
 
 
-def _learned(config: TrainConfig, card: DetectorCard, out: Store, claim: dict[str, Any]) -> dict[str, Any]:
-    """Index, divide, train and finish; returns the content of `metrics.json`."""
-    print("train  indexing and dividing the images", file=sys.stderr, flush=True)
-    prepared = prepare_data(config, out, each=on_ray, reading=in_pool)
-    claim_data(out, claim, prepared.splits.findings)
-    cpus, gpus, _ = resources(config.cluster)
-    layout = plan_workers(config.workers, cpus=cpus, gpus=gpus, node_cpus=_largest_node_cpus())
-    return _made(make_job(config, card, out, layout, prepared), prepared.splits.findings, claim)
-
-
-def _pushed(config: TrainConfig, out: Store, trained: Trained) -> Trained:
-    if config.export.push is None:
-        return trained
-    from ray_app.training.finish import push
-
-    return replace(trained, facts={**trained.facts, "pushed": push(out.url, config.export.push)})
-
-
-def _made(job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]) -> dict[str, Any]:
+def _by_method(job: TrainingJob, findings: dict[str, Any], claim: dict[str, Any]) -> dict[str, Any]:
     """Learn and finish by the recipe's method; returns the content of `metrics.json`."""
     if job.config.method == "identify":
         from ray_app.training.identify import identify
@@ -290,30 +262,26 @@ def _fit(job: TrainingJob) -> None:
     checkpoints.remove_orphans(job.out)
 
 
-def _planned(config: TrainConfig) -> Trained:
+def _planned(config: TrainConfig) -> dict[str, Any]:
     """The dry run."""
-    from ray_app.training import networks
-    from ray_app.training.plan import plan
-
     with TemporaryDirectory(prefix="touchstone-") as scratch:
         card = networks.training_card(config)
         prepared = prepare_data(config, Store.open(config.out or scratch))
         if config.method == "identify":
-            from ray_app.training.identify import planned
+            from ray_app.training import identify
 
-            return Trained(ExitCode.DONE, planned(config, card, prepared.splits))
+            return identify.planned(config, card, prepared.splits)
         if config.method == "describe":
             from ray_app.training import describe
 
-            return Trained(ExitCode.DONE, describe.planned(config, card, prepared.splits, prepared.total_steps))
-        cpus, gpus = config.cluster.cpus or os.cpu_count() or 1, config.cluster.gpus
-        if gpus is None:
-            import torch
+            return describe.planned(config, card, prepared.splits, prepared.total_steps)
+        import torch
 
-            gpus = torch.cuda.device_count()
-        layout = plan_workers(config.workers, cpus=float(cpus), gpus=float(gpus))
-        facts = plan(config, card, prepared.order, prepared.total_steps, layout, prepared.splits.findings)
-        return Trained(ExitCode.DONE, facts)
+        from ray_app.training.plan import plan
+
+        gpus = torch.cuda.device_count() if config.cluster.gpus is None else config.cluster.gpus
+        layout = plan_workers(config.workers, cpus=float(config.cluster.cpus or os.cpu_count() or 1), gpus=float(gpus))
+        return plan(config, card, prepared.order, prepared.total_steps, layout, prepared.splits.findings)
 
 
 def _cluster_for(config: TrainConfig, shape: tuple[int, int] | None) -> ClusterConfig:

@@ -1,34 +1,27 @@
-"""A training's directory: `train.json` has what another command on it must match (`claim_recipe`, `check_claim`) and the `environment`.
+"""A training's directory: whose it is (`train.json`: `claim_recipe`, `check_claim`, `environment`), and the figures of its steps in files.
 
-Where and on how many machines it runs, and what is kept in case of faults, is not part of the match.
-
-What a training reports: `HistoryWriter` keeps each step's figures in files, `ProgressBoard` carries progress and stop to the driver.
+Where and on how many machines it runs, and what is kept in case of faults, is not part of what another command must match.
 
 A history file is named by the step that it begins at and written with a checkpoint. Who resumes from step s removes the files that
-begin at s or later: nothing stands twice, however often a part is repeated. No result depends on the board.
+begin at s or later: nothing stands twice, however often a part is repeated.
 """
 
 import json
 import math
-import pickle
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.actor import ActorHandle
-
 from ray_app import __version__
-from ray_app.cluster.ray_cluster import own_node
 from ray_app.config import going_on
-from ray_app.errors import IdentityError, TouchstoneError
+from ray_app.errors import IdentityError
 from ray_app.runs.directory import differences, differing_keys, refuse_others
 from ray_app.storage import Store, strip_secrets
 from ray_app.training.config import PROFILING, Recipe, TrainConfig
@@ -36,7 +29,6 @@ from ray_app.training.config import PROFILING, Recipe, TrainConfig
 HISTORY, SAMPLES, UNREADABLE, TENSORBOARD = "history", "samples", "unreadable", "tensorboard"
 _EVENTS = "events.out.tfevents."
 Line = Mapping[str, Any]
-_NODE = "ray.io/node-id"  # the label that every node has
 
 
 class HistoryWriter:
@@ -97,67 +89,6 @@ def event_bytes(lines: Iterable[Line], prefix: str) -> bytes:
                     if key not in ("step", "time") and isinstance(value, int | float) and math.isfinite(value):
                         writer.add_scalar(f"{prefix}/{key}", value, line["step"], walltime=line.get("time"))
         return next(Path(folder).iterdir()).read_bytes()
-
-
-@dataclass(frozen=True)
-class ProgressReport:
-    """What the driver reads: the last figures of rank 0, how many steps this session has made, how often validation showed a sign of life,
-    and what ended it all, if anything did.
-    """
-
-    figures: dict[str, Any]
-    steps: int = 0
-    beats: int = 0
-    failure: bytes | None = None
-
-    def error(self) -> TouchstoneError | None:
-        """The error of a worker that no repetition would help."""
-        return None if self.failure is None else pickle.loads(self.failure)  # noqa: S301  (made by a worker of this session)
-
-
-class ProgressBoard:
-    """The actor itself; `tell` returns whether training is to save and stop."""
-
-    def __init__(self) -> None:
-        self._report = ProgressReport({})
-        self._stop = False
-        self._controller: Any = None
-
-    def tell(self, figures: dict[str, Any], steps: int) -> bool:
-        """Rank 0's figures, and how many steps it made since its last report."""
-        self._report = replace(self._report, figures=figures, steps=self._report.steps + steps)
-        return self._stop
-
-    def fail(self, failure: bytes, *, only_before_steps: bool = False) -> None:
-        """A worker met what would happen again; with `only_before_steps`, that is so only while no step of this session was made."""
-        if self._report.failure is None and not (only_before_steps and self._report.steps):
-            self._report = replace(self._report, failure=failure)
-
-    def beat(self) -> None:
-        """A checkpoint is still being judged."""
-        self._report = replace(self._report, beats=self._report.beats + 1)
-
-    def introduce(self, controller: Any) -> None:
-        """The controller of Ray Train says who it is."""
-        self._controller = controller
-
-    def controller(self) -> Any:
-        """Ray Train's controller; None until it has begun."""
-        return self._controller
-
-    def stop(self) -> None:
-        """Ask the workers to save and stop."""
-        self._stop = True
-
-    def read(self) -> ProgressReport:
-        """All reports so far."""
-        return self._report
-
-
-def start_progress_board() -> ActorHandle[ProgressBoard]:
-    """A new board on this node; it costs no CPU of Ray's books."""
-    board: ActorHandle[ProgressBoard] = ray.remote(num_cpus=0, label_selector={_NODE: own_node()})(ProgressBoard).remote()  # type: ignore[assignment]
-    return board
 
 
 FILE = "train.json"
@@ -266,11 +197,10 @@ def device_name(device: str) -> str:
 
         return str(torch.cuda.get_device_name())
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+        found = None
+    return found[1] if found else platform.machine()
 
 
 def _commit() -> str | None:
@@ -278,13 +208,8 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
+    words = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
-        commit = _git(root, "rev-parse", "--short=12", "HEAD")
-        return commit + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()

@@ -11,6 +11,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
+from concurrent import futures
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -28,8 +30,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from ray_app.cluster.shutdown import signal_grace_s
 from ray_app.errors import ClusterError, describe_error
 from ray_app.metrics import FIGURES
-from ray_app.training import checkpoints, finish, ray_data, run_directory, worker
+from ray_app.training import checkpoints, ray_data, worker
 from ray_app.training.job import TrainingJob
+from ray_app.training.progress import ProgressReport, TrainingProgress
 from ray_app.training.validate import validate, validations
 
 POLL_S = 0.5
@@ -52,10 +55,9 @@ def fit(job: TrainingJob) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    thread = _Fit(_trainer(job))
-    thread.start()
-    progress = finish.TrainingProgress(job.total_steps)
-    watch = _Watch(job, thread, progress)
+    over = _in_thread(_trainer(job).fit)
+    progress = TrainingProgress(job.total_steps)
+    watch = _Watch(job, over, progress)
     try:
         watch.wait()
     except KeyboardInterrupt:
@@ -63,9 +65,12 @@ def fit(job: TrainingJob) -> None:
         raise
     finally:
         progress.close()
-        _end(job, thread)
-    if thread.error is not None:
-        raise _translated(thread.error) from thread.error
+        _end(job, over)
+    if over.done() and (error := over.exception()) is not None:
+        first = next(iter(getattr(error, "worker_failures", {}).values()), error)
+        raise ClusterError(
+            f"training gave up: {describe_error(first)}", hint="the same command goes on; the Ray session's logs say more"
+        ) from error
     if not checkpoints.is_trained(job.out):
         raise ClusterError("training ended before its last step was committed", hint="the same command goes on")
 
@@ -81,9 +86,9 @@ class _Introduction(ControllerCallback):
         self._board.introduce.remote(ray.get_runtime_context().current_actor)
 
 
-def _end(job: TrainingJob, thread: "_Fit") -> None:
+def _end(job: TrainingJob, over: "futures.Future[None]") -> None:
     """See the thread out of Ray: one that still waits inside while Ray is shut down takes the whole process along."""
-    if thread.over.is_set():
+    if over.done():
         return
     controller = ray.get(job.board.controller.remote())
     if controller is not None:
@@ -91,45 +96,42 @@ def _end(job: TrainingJob, thread: "_Fit") -> None:
             ray.get(controller.abort.remote(), timeout=END_S)
         with contextlib.suppress(RayError):
             ray.kill(controller)
-    thread.over.wait(END_S)
+    futures.wait([over], END_S)
 
 
-class _Fit(threading.Thread):
-    """Ray Train at work; `error` is what it ended with, if not well.
+def _in_thread(call: Callable[[], Any]) -> "futures.Future[None]":
+    """Run a call in a thread of its own; the future tells how it ends.
 
-    `over` is checked instead of `is_alive`: a signal that interrupts `Thread.join` makes Python 3.11 believe that the thread has ended
-    (bpo-45274).
+    The future is checked instead of `Thread.is_alive`: a signal that interrupts `Thread.join` makes Python 3.11 believe that the thread has
+    ended (bpo-45274).
     """
+    over: futures.Future[None] = futures.Future()
 
-    def __init__(self, trainer: TorchTrainer) -> None:
-        super().__init__(name="fit", daemon=True)
-        self._trainer, self.over = trainer, threading.Event()
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        """Wait for the training's end."""
+    def run() -> None:
         try:
-            self._trainer.fit()
+            call()
+            over.set_result(None)
         except Exception as error:
-            self.error = error
-        finally:
-            self.over.set()
+            over.set_exception(error)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    return over
 
 
 class _Watch:
     """The main thread's view of one session."""
 
-    def __init__(self, job: TrainingJob, thread: _Fit, progress: finish.TrainingProgress) -> None:
-        self._job, self._thread, self._progress = job, thread, progress
-        self._last_report, self._heard = run_directory.ProgressReport({}), time.monotonic()
+    def __init__(self, job: TrainingJob, over: "futures.Future[None]", progress: TrainingProgress) -> None:
+        self._job, self._over, self._progress = job, over, progress
+        self._last_report, self._changed_at = ProgressReport({}), time.monotonic()
         self._copied_at = 0.0
         self._patience_s = job.config.cluster.stall_timeout_s or STALL_S
 
     def wait(self) -> None:
         """Until the thread ends. Raises what a worker reported, and ClusterError at a standstill."""
-        while not self._thread.over.is_set():
+        while not self._over.done():
             self._check_board()
-            self._thread.over.wait(POLL_S)
+            futures.wait([self._over], POLL_S)
         self._check_board()
 
     def let_them_save(self) -> None:
@@ -140,21 +142,21 @@ class _Watch:
             return
         self._progress.say(f"stopping: the workers have {grace_s:.0f} s to save; a second signal stops at once")
         self._job.board.stop.remote()
-        while not self._thread.over.is_set() and time.monotonic() < until and not self._is_saved():
-            self._thread.over.wait(POLL_S)
+        while not self._over.done() and time.monotonic() < until and not self._is_saved():
+            futures.wait([self._over], POLL_S)
 
     def _is_saved(self) -> bool:
         stopped = ray.get(self._job.board.read.remote()).figures.get("stopped")
         return stopped is not None and any(one.step >= stopped for one in checkpoints.kept(self._job.out))
 
     def _check_board(self) -> None:
-        report: run_directory.ProgressReport = ray.get(self._job.board.read.remote())
+        report: ProgressReport = ray.get(self._job.board.read.remote())
         if (error := report.error()) is not None:
             raise error
         now = time.monotonic()
         if report != self._last_report:
-            self._last_report, self._heard = report, now
-        if now - self._heard > self._patience_s:
+            self._last_report, self._changed_at = report, now
+        if now - self._changed_at > self._patience_s:
             raise ClusterError(
                 f"no step ended in {self._patience_s:.0f} s; stopped, what is committed is kept",
                 hint="does the cluster have room for the workers? --set cluster.stall_timeout_s=… waits longer",
@@ -171,7 +173,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
     shared = ray.put(job)
     request = {"CPU": layout.worker_cpus} | ({"GPU": layout.worker_gpus} if layout.worker_gpus else {})
     labels, metric = dict(config.cluster.labels), config.validation.metric
-    best_by: dict[str, Any] = {"checkpoint_score_attribute": metric, "checkpoint_score_order": FIGURES[metric]}
+    chosen: dict[str, Any] = {"checkpoint_score_attribute": metric, "checkpoint_score_order": FIGURES[metric]}
     judging: dict[str, Any] = {"num_cpus": layout.validation_cpus, "num_gpus": layout.validation_gpus}
     return TorchTrainer(
         worker.train_worker,
@@ -190,10 +192,7 @@ def _trainer(job: TrainingJob) -> TorchTrainer:
             **checkpoints.storage(job.out),
             failure_config=FailureConfig(max_failures=config.faults.max_failures),
             callbacks=[_Introduction(job.board)],  # type: ignore[list-item]
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.faults.keep,
-                **({} if config.method == "describe" else best_by),
-            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.faults.keep, **({} if config.method == "describe" else chosen)),
         ),
         validation_config=ValidationConfig(
             fn=validate,
@@ -209,12 +208,6 @@ def _last_judged(job: TrainingJob) -> str:
     metric, last = job.config.validation.metric, found[-1]
     value = last.get(metric)
     return "" if value is None else f"{metric} {value:.4f} at {last['step']:,}"
-
-
-def _translated(error: Exception) -> ClusterError:
-    failures = getattr(error, "worker_failures", {})
-    first = next(iter(failures.values()), error)
-    return ClusterError(f"training gave up: {describe_error(first)}", hint="the same command goes on; the Ray session's logs say more")
 
 
 class OneAddress(TorchConfig):

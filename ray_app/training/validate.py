@@ -6,13 +6,13 @@ Figures are kept by step in `validations/`: Ray's own list forgets those of chec
 import io
 import json
 import os
-import pickle
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +30,7 @@ from ray_app.metrics import FIGURES, detection_figures, pixel_figures
 from ray_app.scoring.report import SIDE_PX
 from ray_app.storage import Store
 from ray_app.training import checkpoints, loader, ray_data, run_directory
+from ray_app.training.detector import load_trained
 from ray_app.training.job import TrainingJob
 
 if TYPE_CHECKING:
@@ -87,13 +88,13 @@ def chosen_rows(job: TrainingJob) -> Rows:
 
 def evaluate_splits(job: TrainingJob, folder: Path) -> dict[str, SplitEvaluation]:
     """All rows of validation and, where there is one, test, judged by the network of a checkpoint's folder."""
-    return {split: _verdicts(job, folder, split) for split in ("validation", "test") if split in job.shared}
-
-
-def _verdicts(job: TrainingJob, folder: Path, split: str) -> SplitEvaluation:
-    judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
-    device = run_directory.device_name(job.layout.judging_device)
-    return SplitEvaluation(judged.rows, judged.labels, judged.scores, figures_of(job, split, judged), _mistakes(job, split, judged), device)
+    found = {}
+    for split in ("validation", "test"):
+        if split in job.shared:
+            judged = _judged(job, folder, split, np.arange(len(job.rows(split))), job.layout.threads)
+            figures, device = figures_of(job, split, judged), run_directory.device_name(job.layout.judging_device)
+            found[split] = SplitEvaluation(judged.rows, judged.labels, judged.scores, figures, _mistakes(job, split, judged), device)
+    return found
 
 
 def figures_of(job: TrainingJob, split: str, judged: "Judged") -> dict[str, Any]:
@@ -104,54 +105,48 @@ def figures_of(job: TrainingJob, split: str, judged: "Judged") -> dict[str, Any]
 
 
 def on_ray(job: TrainingJob, function: Callable[..., Any], *given: Any) -> Any:
-    """`function(job, *given)` as one task where checkpoints are judged. Raises the TouchstoneError that it raised, whole."""
+    """`function(job, *given)` as one task where checkpoints are judged. Raises the TouchstoneError that it raised."""
     import ray
+    from ray.exceptions import RayTaskError
 
     layout = job.layout
-    task = ray.remote(num_cpus=layout.validation_cpus, num_gpus=layout.validation_gpus, max_retries=2)(_called)
-    value, error = ray.get(task.remote(function, ray.put(job), *given))
-    if error is not None:
-        raise pickle.loads(error)  # noqa: S301  (made by a task of this session)
-    return value
-
-
-def on_checkpoint(job: TrainingJob, name: str, function: Callable[..., Any], *given: Any) -> Any:
-    """The same with the folder of a kept checkpoint: `function(job, folder, *given)`."""
-    return on_ray(job, _with_folder, name, function, *given)
-
-
-def _with_folder(job: TrainingJob, name: str, function: Callable[..., Any], *given: Any) -> Any:
-    with checkpoints.fetched(job.out, name) as folder:
-        return function(job, folder, *given)
-
-
-def _called(function: Callable[..., Any], *given: Any) -> tuple[Any, bytes | None]:
-    # Ray keeps only the text of an exception; as a value it arrives whole.
+    task = ray.remote(num_cpus=layout.validation_cpus, num_gpus=layout.validation_gpus, max_retries=2)(function)
     try:
-        return function(*given), None
-    except TouchstoneError as error:
-        return None, pickle.dumps(error)
+        return ray.get(task.remote(ray.put(job), *given))
+    except RayTaskError as error:
+        if isinstance(error.cause, TouchstoneError):
+            raise error.cause from None
+        raise
+
+
+def on_checkpoint(job: TrainingJob, name: str, function: Callable[[TrainingJob, Path], Any]) -> Any:
+    """The same with the folder of a kept checkpoint: `function(job, folder)`."""
+    return on_ray(job, _with_folder, name, function)
+
+
+def _with_folder(job: TrainingJob, name: str, function: Callable[[TrainingJob, Path], Any]) -> Any:
+    with checkpoints.fetched(job.out, name) as folder:
+        return function(job, folder)
 
 
 def _judged(job: TrainingJob, folder: Path, split: str, rows: Rows, threads: int) -> "Judged":
-    import torch
-
-    from ray_app.training.detector import load_trained
-
     if job.mirror is not None:
         os.environ[MIRROR_VARIABLE] = job.mirror
     device = job.layout.judging_device
     if device == "cpu":
         torch.set_num_threads(threads)
     detector = detector_for(job.card, load_trained(job.config, job.card, folder), device=device)
-    judged = judge(detector, _beating(job, _loaded(job, split, rows, detector.slots)))
+    judged = judge(detector, _loaded(job, split, rows, detector.slots))
     if not len(judged.rows):
         raise TouchstoneError(f"not one of the {len(rows):,} {split} images could be read", hint="is the source still there?")
     return judged
 
 
 def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[ray_data.Batch]:
-    """Batches of rows as they are, decoded a little ahead by a few threads, each with a loader of its own."""
+    """Batches of rows as they are, decoded a little ahead by a few threads, each with a loader of its own.
+
+    The board is told now and then that judging goes on.
+    """
     own = threading.local()
 
     def load(part: Rows) -> ray_data.Batch:
@@ -159,25 +154,16 @@ def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[ray
             own.loader = loader.plain_loader(job, split)
         return own.loader.load(part, part)  # type: ignore[no-any-return]
 
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    waiting: deque[Future[ray_data.Batch]] = deque()
+    parts = (rows[start : start + size] for start in range(0, len(rows), size))
+    told_at = time.monotonic()
     with ThreadPoolExecutor(job.layout.judging_threads) as threads:
-        for part in parts:
-            waiting.append(threads.submit(load, part))
-            if len(waiting) > 2 * job.layout.judging_threads:
-                yield waiting.popleft().result()
+        waiting = deque(threads.submit(load, part) for part in islice(parts, 2 * job.layout.judging_threads))
         while waiting:
             yield waiting.popleft().result()
-
-
-def _beating(job: TrainingJob, batches: Iterator[ray_data.Batch]) -> Iterator[ray_data.Batch]:
-    """The same batches; the driver hears now and then that judging goes on."""
-    beat_at = time.monotonic()
-    for batch in batches:
-        if time.monotonic() - beat_at >= BEAT_EVERY_S:
-            beat_at = time.monotonic()
-            job.board.beat.remote()
-        yield batch
+            waiting.extend(threads.submit(load, part) for part in islice(parts, 1))
+            if time.monotonic() - told_at >= BEAT_EVERY_S:
+                told_at = time.monotonic()
+                job.board.beat.remote()
 
 
 def _mistakes(job: TrainingJob, split: str, judged: "Judged") -> list[dict[str, Any]]:
@@ -186,31 +172,17 @@ def _mistakes(job: TrainingJob, split: str, judged: "Judged") -> list[dict[str, 
     worst = wrong[np.argsort(-np.abs(judged.scores[wrong]), kind="stable")][:MOST_MISTAKES]
     if not len(worst):
         return []
-    table = job.rows(split)
+    table, mistakes = job.rows(split), []
     pictures = dict(loader.plain_loader(job, split).images(judged.rows[worst]))
-    return [mistake for place in worst if (mistake := _mistake(table, judged, int(place), pictures)) is not None]
-
-
-def _mistake(table: Any, judged: "Judged", place: int, pictures: dict[int, Any]) -> dict[str, Any] | None:
-    number = int(judged.rows[place])
-    picture = pictures.get(number)
-    if not isinstance(picture, Image.Image):
-        return None
-    row = table.slice(number, 1).to_pylist()[0]
-    return {
-        "jpeg": _thumbnail(picture),
-        "label": "fake" if judged.labels[place] else "real",
-        "generator": row["input"]["generator"],
-        "score": float(judged.scores[place]),
-        "name": row["member"] or row["uri"].rpartition("/")[2],
-    }
-
-
-def _thumbnail(picture: Image.Image) -> bytes:
-    picture.thumbnail((SIDE_PX, SIDE_PX))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+    for place, number in zip(worst, judged.rows[worst].tolist(), strict=True):
+        if isinstance(picture := pictures.get(number), Image.Image):
+            picture.thumbnail((SIDE_PX, SIDE_PX))
+            picture.save(buffer := io.BytesIO(), "JPEG", quality=80)
+            row = table.slice(number, 1).to_pylist()[0]
+            facts = {"label": "fake" if judged.labels[place] else "real", "generator": row["input"]["generator"]}
+            name = row["member"] or row["uri"].rpartition("/")[2]
+            mistakes.append({"jpeg": buffer.getvalue(), **facts, "score": float(judged.scores[place]), "name": name})
+    return mistakes
 
 
 def validations(out: Store) -> list[dict[str, Any]]:

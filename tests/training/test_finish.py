@@ -9,8 +9,8 @@ import pytest
 
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
-from ray_app.training.finish import TrainingProgress, push
-from ray_app.training.run_directory import ProgressBoard, ProgressReport
+from ray_app.training.finish import push
+from ray_app.training.progress import ProgressBoard, ProgressReport, TrainingProgress
 from tests.training.model_hub import ModelHub
 
 FILES = {"model.safetensors": b"w" * 3000, "metrics.json": b"{}", "report.html": b"<html>", "card.yaml": b"name: x\n"}
@@ -45,8 +45,7 @@ def test_a_folder_gets_what_makes_the_detector_and_nothing_else(folder, tmp_path
     assert store.folders("") == []
 
 
-def test_any_file_system_of_fsspec_both_ways_in_pieces(folder, tmp_path, hub, monkeypatch):
-    monkeypatch.setattr("ray_app.training.finish._CHUNK_BYTES", 7)
+def test_any_file_system_of_fsspec_both_ways(folder, tmp_path, hub):
     push(folder, "memory://pushed")
     assert files_in(Store.open("memory://pushed")) == FILES
     push("memory://pushed", str(tmp_path / "back"))
