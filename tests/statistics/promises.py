@@ -1,4 +1,4 @@
-"""A promise and how often a simulation broke it (`Simulated`): the rows of the table in docs/trust.md."""
+"""A promise and how often a simulation broke it (`Simulated`): a row of the table that a run prints."""
 
 from dataclasses import dataclass
 
