@@ -102,8 +102,7 @@ def suggest(as_json: bool, **given: Any) -> int:
     touchstone ensembles suggest run --labels labels.csv --size 3 --by tpr_at_fpr_5 --out mine.yaml
     touchstone score archive/ --ensemble mine.yaml --out archive-run
     """
-    from ray_app.evaluation.suggested_card import SuggestConfig, suggest_ensemble
-    from ray_app.reports.suggestion import suggestion_lines
+    from ray_app.evaluation.suggestion import SuggestConfig, suggest_ensemble, suggestion_lines
 
     config = configured("suggest", None, SuggestConfig, given, ())
     report = suggest_ensemble(config)

@@ -1,8 +1,8 @@
-"""Which detectors of many to combine (`suggest`): greedy forward selection by what a cross-validation says that each adds. Arrays alone.
+"""`touchstone ensembles suggest` (`suggest_ensemble`): which detectors of a labelled run to combine, their ensemble card, and the report.
 
-The rule is the mean of calibrated log-odds, each detector's by Platt scaling. Folds are of whole groups. A step is taken where the best
-candidate's mean gain over the folds exceeds NEGLIGIBLE and its own standard error (the one-standard-error rule of Breiman et al. 1984); a
-detector that ranks images as one that is chosen already does is a copy and is passed over.
+Greedy forward selection (`suggest`) under the mean of calibrated log-odds, each detector's by Platt scaling. Folds are of whole groups. A
+step is taken where the best candidate's mean gain over the folds exceeds NEGLIGIBLE and its own standard error (the one-standard-error rule
+of Breiman et al. 1984); a detector that ranks images as one that is chosen already does is a copy and is passed over.
 
 The choice itself is cross-validated: in each fold's turn everything is chosen and fitted on the other folds and measured on it (nested
 cross-validation: Varma and Simon 2006), so that the figures of a step are not those of the images it was chosen on.
@@ -10,14 +10,30 @@ cross-validation: Varma and Simon 2006), so that the figures of a step are not t
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
+from ray_app.config import Frozen, Section
+from ray_app.detectors import DetectorCard, load_card
+from ray_app.ensembles import EnsembleCard, EnsembleMember, load_ensemble_card
+from ray_app.errors import ConfigError, TouchstoneError
+from ray_app.evaluation.calibrate import files, thresholds
+from ray_app.evaluation.calibrate.data import CalibrationData, LabelledRun, read_labelled
+from ray_app.evaluation.calibrate.division import groups_of
+from ray_app.evaluation.standing import measured_ms, working_session
+from ray_app.evaluation.unseen import overlap_of
 from ray_app.metrics import calibration, operating_points
 from ray_app.metrics.arrays import Bools, Floats, ScoreHistogram
 from ray_app.metrics.intervals import auc_of
+from ray_app.reports import format as wording
+from ray_app.reports import text
+from ray_app.runs import RunDirectory
+from ray_app.storage import Store
 
 Aim = Literal["auc", "tpr_at_fpr_1", "tpr_at_fpr_5"]
 ONE_IN: Mapping[str, int] = {"tpr_at_fpr_1": 100, "tpr_at_fpr_5": 20}
@@ -25,17 +41,73 @@ NEGLIGIBLE = 0.002
 ALIKE = 0.99  # rank correlation within both classes from which on two detectors say the same
 FOLDS = 5
 FEWEST_FOLDS = 3  # of which two are left in the turn of one
+_FEWEST = 3  # names of sources or generators under which folds of whole ones cannot be
+_LONGEST_NAME = 60
+_HEAD = """# Written by `touchstone ensembles suggest` from {run}.
+# {figure} is the mean over held-out folds of the choice made anew on the others; no threshold is chosen: `touchstone detectors calibrate`.
+"""
 Codes = NDArray[np.int64]
+
+
+class SuggestConfig(Frozen):
+    """`size`: detectors at most. `by`: what is to grow. `per_cost`: the card is of what gives the most per cost. `out`: the card's file."""
+
+    run: str
+    labels: str | None = None
+    key: Literal["image_id", "sha256", "uri"] | None = None
+    split: str | None = None
+    detectors: tuple[str, ...] = ()
+    size: int = Field(default=5, ge=1)
+    by: Aim = "auc"
+    per_cost: bool = False
+    out: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+
+class SuggestedStep(Section):
+    """The ensemble of the detectors up to this one. `figure`: the mean over held-out folds, from `lowest` to `highest`; `gain`: what the
+    detector added there, the mean of `gains` by fold; `chosen_in`: in how many folds' own choices it is by then; `cost`: of all so far.
+    """
+
+    detector: str = ""
+    figure: float = 0.0
+    lowest: float = 0.0
+    highest: float = 0.0
+    gain: float = 0.0
+    gains: tuple[float, ...] = ()
+    chosen_in: int = 0
+    cost: float = 0.0
+
+
+class SuggestionReport(Section):
+    """`best`: the most of figure `by`; `cheapest`: the most of it per cost, in `unit`. `copies`: (detector, whom it is a copy of)."""
+
+    run: str = ""
+    labels: str = ""
+    by: str = "auc"
+    unit: str = ""
+    images: int = 0
+    n_real: int = 0
+    n_fake: int = 0
+    candidates: tuple[str, ...] = ()
+    folds: int = 0
+    folds_are: str = ""
+    best: tuple[SuggestedStep, ...] = ()
+    cheapest: tuple[SuggestedStep, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
+    card: str = ""
 
 
 @dataclass(frozen=True)
 class DetectorCosts:
-    """What each detector costs an image (d,), in one unit. Those of one `backbone` (None: their own) cost together what the dearest of them
+    """What each detector costs an image (d,), in `unit`. Those of one `backbone` (None: their own) cost together what the dearest of them
     does.
     """
 
     each: tuple[float, ...]
     backbones: tuple[Hashable | None, ...]
+    unit: str = ""
 
     def of(self, chosen: Sequence[int]) -> float:
         """What some of them cost together."""
@@ -47,126 +119,145 @@ class DetectorCosts:
 
 
 @dataclass(frozen=True)
-class SuggestedStep:
-    """The ensemble of so many detectors. `detector`: the place of the one that came in; `figure`: the mean over held-out folds, between
-    `lowest` and `highest`; `gain`: the mean of what the step added there, of `gains` by fold; `chosen_in`: folds whose own choice has the
-    detector by then; `cost`: of all so far.
+class LabelledScores:
+    """Images (n,) in whole groups: `scores` (n, d), finite log-odds of d detectors, `fake` (n,), and `folds` (n,) 0 … k − 1."""
+
+    scores: Floats
+    fake: Bools
+    folds: Codes
+
+    def of_fold(self, fold: int) -> tuple["LabelledScores", Floats, Bools]:
+        """The images of the other folds; and the scores and labels of its own."""
+        seen = self.folds != fold
+        others = LabelledScores(self.scores[seen], self.fake[seen], np.unique(self.folds[seen], return_inverse=True)[1])
+        return others, self.scores[~seen], self.fake[~seen]
+
+
+def suggest_ensemble(config: SuggestConfig) -> SuggestionReport:
+    """What to combine, by figures on held-out sources and generators; writes the card where the config names one.
+
+    Raises ConfigError as `read_labelled` does, and where there are too few images or groups for three folds.
     """
+    path = files.card_path(config.out) if config.out else None
+    read = read_labelled(config.run, config.labels, key=config.key, split=config.split, detectors=config.detectors)
+    labelled = read.labelled
+    folds, folds_are = _folds(labelled, config.seed)
+    images = LabelledScores(labelled.raw, labelled.fake, folds)
+    cards = [_card(member.detector) for member in read.members]
+    costs = _costs(read, cards)
+    try:
+        best, copies = suggest(read.names, images, costs, size=config.size, by=config.by)
+        cheapest, copies_of_cheapest = suggest(read.names, images, costs, size=config.size, by=config.by, per_cost=True)
+    except ValueError as error:
+        raise ConfigError(f"{read.labels}: {error}", hint="more labelled images or sources; --by auc needs the fewest") from error
+    report = SuggestionReport(
+        run=read.url, labels=read.labels, by=config.by, unit=costs.unit, images=len(labelled),
+        n_real=int((~labelled.fake).sum()), n_fake=int(labelled.fake.sum()), candidates=read.names, folds=int(folds.max()) + 1,
+        folds_are=folds_are, best=tuple(best), cheapest=tuple(cheapest),
+        copies=tuple((copies_of_cheapest if config.per_cost else copies).items()),
+        remarks=(*read.told, *_remarks(labelled, read.names, cards, costs.unit)), card=str(path or ""),
+    )  # fmt: skip
+    if path is not None:
+        _write(path, read, images, report, cheapest if config.per_cost else best)
+    return report
 
-    detector: int
-    figure: float
-    lowest: float
-    highest: float
-    gain: float
-    gains: tuple[float, ...]
-    chosen_in: int
-    cost: float
 
-
-@dataclass(frozen=True)
-class Suggestion:
-    """`steps` in their order; `copies`: by detector whom it is a copy of; `folds`: how many."""
-
-    steps: tuple[SuggestedStep, ...]
-    copies: Mapping[int, int]
-    folds: int
-
-    @property
-    def chosen(self) -> list[int]:
-        """The places of the detectors."""
-        return [step.detector for step in self.steps]
+def suggestion_lines(report: SuggestionReport, width: int) -> list[str]:
+    """The report in at most `width` columns but for words that are longer."""
+    counts = f"{report.images:,} images ({report.n_real:,} real, {report.n_fake:,} fake)"
+    lines = text.paragraph(f"{counts}, {wording.counted(len(report.candidates), 'detector')}. {report.folds_are}", width)
+    lines += ["", f"The most {wording.named(report.by)}:", *_table(report, report.best, width)]
+    if [one.detector for one in report.cheapest] == [one.detector for one in report.best]:
+        lines += ["", "The most per cost: the same, in this order."]
+    else:
+        lines += ["", "The most per cost:", *_table(report, report.cheapest, width)]
+    lines += [f"left out: {name} ranks images as {other} does" for name, other in report.copies]
+    for remark in report.remarks:
+        lines += text.paragraph(f"! {wording.visible(remark)}", width)
+    return lines
 
 
 def suggest(
-    scores: Floats, fake: Bools, folds: Codes, costs: DetectorCosts, *, size: int = 5, by: Aim = "auc", per_cost: bool = False
-) -> Suggestion:
-    """Up to `size` of d detectors from scores (n, d), finite log-odds, of images that are fake or not (n,) in folds (n,) 0 … k − 1.
+    names: Sequence[str], images: LabelledScores, costs: DetectorCosts, *, size: int = 5, by: Aim = "auc", per_cost: bool = False
+) -> tuple[list[SuggestedStep], dict[str, str]]:
+    """Up to `size` of the detectors with these names (d,), in their order; and by name whom another one is a copy of.
 
     `per_cost`: each step takes the most gain per unit of cost. Raises ValueError for fewer than three folds, for a fold without one of the
     classes, and for one with fewer real images than `by` needs.
     """
-    count = int(folds.max()) + 1 if len(folds) else 0
+    count = int(images.folds.max(initial=-1)) + 1
     if count < FEWEST_FOLDS:
         raise ValueError(f"three folds are the least that it takes, not {count}")
-    for fold in range(count):
-        n_real = int((~fake[folds == fold]).sum())
-        if n_real < ONE_IN.get(by, 1) or not fake[folds == fold].any():
-            raise ValueError(f"a fold has {n_real} real images and {int(fake[folds == fold].sum())} fakes: too few for {by}")
-    alike = _copies(scores, fake)
-    path = _path(scores, fake, folds, costs, alike, size, by, per_cost=per_cost)
     paths, figures = [], []
     for fold in range(count):
-        seen = folds != fold
-        own = _path(scores[seen], fake[seen], _renumbered(folds[seen]), costs, _copies(scores[seen], fake[seen]), size, by,
-                       per_cost=per_cost)  # fmt: skip
-        held = calibrated(scores[seen][:, own], fake[seen], scores[~seen][:, own])
-        reached = [_figure(held[:, : at + 1].mean(axis=1), fake[~seen], by) for at in range(len(own))]
+        others, held_scores, held_fake = images.of_fold(fold)
+        n_real, n_fake = int((~held_fake).sum()), int(held_fake.sum())
+        if n_real < ONE_IN.get(by, 1) or not n_fake:
+            raise ValueError(f"a fold has {n_real} real images and {n_fake} fakes: too few for {by}")
+        own = _path(others, _copies(others), costs, size, by, per_cost=per_cost)
+        held = calibrated(others.scores[:, own], others.fake, held_scores[:, own])
+        reached = [_figure(held[:, : at + 1].mean(axis=1), held_fake, by) for at in range(len(own))]
         paths.append(own)
         figures.append([reached[min(at, len(own) - 1)] for at in range(size)])
-    table = np.array(figures)
+    alike, table = _copies(images), np.array(figures)
+    path = _path(images, alike, costs, size, by, per_cost=per_cost)
     steps = []
     for at, detector in enumerate(path):
         gains = table[:, at] - (table[:, at - 1] if at else _chance(by))
-        chosen_in = sum(detector in own[: at + 1] for own in paths)
-        held_out = table[:, at]
         steps.append(
             SuggestedStep(
-                detector=detector,
-                figure=float(held_out.mean()),
-                lowest=float(held_out.min()),
-                highest=float(held_out.max()),
+                detector=names[detector],
+                figure=float(table[:, at].mean()),
+                lowest=float(table[:, at].min()),
+                highest=float(table[:, at].max()),
                 gain=float(gains.mean()),
                 gains=tuple(gains.tolist()),
-                chosen_in=chosen_in,
+                chosen_in=sum(detector in own[: at + 1] for own in paths),
                 cost=costs.of(path[: at + 1]),
             )
         )
-    copies = {at: next(other for other in path if alike[at, other]) for at in range(scores.shape[1])
-              if at not in path and any(alike[at, other] for other in path)}  # fmt: skip
-    return Suggestion(tuple(steps), copies, count)
+    left = [at for at in range(len(names)) if at not in path and alike[at, path].any()]
+    return steps, {names[at]: names[next(other for other in path if alike[at, other])] for at in left}
 
 
 def folds_of(groups: Codes, fake: Bools, count: int = FOLDS, seed: int = 0) -> Codes:
-    """(n,) the fold of each image: whole groups (n,) dealt out, the largest first, to where their classes are fewest; no more folds than
-    groups of the class that has fewer.
-    """
-    names, codes = np.unique(groups, return_inverse=True)
-    sizes = np.stack([np.bincount(codes, weights=mine, minlength=len(names)) for mine in (~fake, fake)], axis=1)
-    count = max(1, min(count, *(int((sizes[:, one] > 0).sum()) for one in (0, 1))))
-    shares = sizes / np.maximum(sizes.sum(axis=0), 1)
-    random = np.random.default_rng(seed).permutation(len(names))
-    filled = np.zeros((count, 2))
-    place = np.zeros(len(names), np.int64)
-    for group in random[np.argsort(-shares[random].max(axis=1), kind="stable")]:
-        costs = ((filled + shares[group]) ** 2).sum(axis=1) - (filled**2).sum(axis=1)
-        place[group] = int(np.argmin(costs))
-        filled[place[group]] += shares[group]
-    return place[codes]
+    """(n,) the fold of each image: whole groups (n,), each class divided evenly; no more folds than groups of the class that has fewer."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    count = min(count, *(len(np.unique(groups[fake == kind])) for kind in (False, True)))
+    folds = np.zeros(len(groups), np.int64)
+    if count > 1:
+        dealt = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(groups, fake, groups)
+        for number, (_, places) in enumerate(dealt):
+            folds[places] = number
+    return folds
 
 
 def calibrated(scores: Floats, fake: Bools, others: Floats) -> Floats:
     """Log-odds (m, d) of `others` (m, d) by Platt scaling on scores (n, d); those of a detector whose scores do not rise are all even."""
-    columns = []
+    columns = np.zeros(others.shape)
     for at in range(scores.shape[1]):
         try:
-            columns.append(calibration.fit_platt(scores[:, at], fake)(others[:, at]))
+            columns[:, at] = calibration.fit_platt(scores[:, at], fake)(others[:, at])
         except ValueError:
-            columns.append(np.zeros(len(others)))
-    return np.stack(columns, axis=1) if columns else np.empty((len(others), 0))
+            continue
+    return columns
 
 
-def _path(
-    scores: Floats, fake: Bools, folds: Codes, costs: DetectorCosts, alike: Bools, size: int, by: Aim, *, per_cost: bool
-) -> list[int]:
-    """The detectors in the order in which they are chosen."""
+def _path(images: LabelledScores, alike: Bools, costs: DetectorCosts, size: int, by: Aim, *, per_cost: bool) -> list[int]:
+    """The places of the detectors in the order in which they are chosen."""
+    scores, fake = images.scores, images.fake
     table = calibrated(scores, fake, scores)  # two numbers a detector, which rank nothing anew: what is chosen is judged on other images
-    parts = [folds == fold for fold in np.unique(folds)]
+    parts = [images.folds == fold for fold in np.unique(images.folds)]
     chosen: list[int] = []
     reached = np.full(len(parts), _chance(by))
     while len(chosen) < min(size, scores.shape[1]):
-        tried = [at for at in range(scores.shape[1]) if at not in chosen and not any(alike[at, other] for other in chosen)]
-        found = {at: _by_fold(table[:, [*chosen, at]].mean(axis=1), fake, parts, by) for at in tried}
-        sound = [at for at in tried if not chosen or _is_gain(found[at] - reached)]
+        found = {}
+        for at in range(scores.shape[1]):
+            if at not in chosen and not alike[at, chosen].any():
+                mean = table[:, [*chosen, at]].mean(axis=1)
+                found[at] = np.array([_figure(mean[part], fake[part], by) for part in parts])
+        sound = [at for at, figures in found.items() if not chosen or _is_gain(figures - reached)]
         if not sound:
             break
         more = {at: max(costs.of([*chosen, at]) - costs.of(chosen), costs.each[at] / 100, 1e-12) if per_cost else 1.0 for at in sound}
@@ -181,10 +272,6 @@ def _is_gain(gains: Floats) -> bool:
     return bool(gains.mean() > max(NEGLIGIBLE, error))
 
 
-def _by_fold(scores: Floats, fake: Bools, parts: Sequence[Bools], by: Aim) -> Floats:
-    return np.array([_figure(scores[part], fake[part], by) for part in parts])
-
-
 def _figure(scores: Floats, fake: Bools, by: Aim) -> float:
     fakes, reals = ScoreHistogram.of(scores[fake]), ScoreHistogram.of(scores[~fake])
     if by == "auc":
@@ -197,21 +284,100 @@ def _chance(by: Aim) -> float:
     return 0.5 if by == "auc" else 1 / ONE_IN[by]
 
 
-def _copies(scores: Floats, fake: Bools) -> Bools:
+def _copies(images: LabelledScores) -> Bools:
     """(d, d) whether two detectors rank the images of both classes nearly alike."""
     from scipy.stats import rankdata
 
-    alike = np.ones((scores.shape[1],) * 2, np.bool_)
-    for mine in (fake, ~fake):
-        ranks = np.apply_along_axis(rankdata, 0, scores[mine])
-        centred = ranks - ranks.mean(axis=0)
-        norms = np.sqrt((centred**2).sum(axis=0))
-        products = centred.T @ centred
-        alike &= products >= ALIKE * np.outer(norms, norms)
-        alike &= np.outer(norms > 0, norms > 0)
+    with np.errstate(invalid="ignore"):  # scores that are all equal correlate with none
+        classes = [np.corrcoef(rankdata(images.scores[images.fake == kind], axis=0), rowvar=False) for kind in (False, True)]
+    alike: Bools = np.atleast_2d((classes[0] >= ALIKE) & (classes[1] >= ALIKE))
     np.fill_diagonal(alike, val=False)
     return alike
 
 
-def _renumbered(folds: Codes) -> Codes:
-    return np.unique(folds, return_inverse=True)[1].astype(np.int64)
+def _folds(labelled: CalibrationData, seed: int) -> tuple[Codes, str]:
+    """The folds, and what they are, in a sentence. A class without groups is divided image by image, and it is said."""
+    sources = {one for one, fake in zip(labelled.source, labelled.fake.tolist(), strict=True) if not fake}
+    generators = {one for one, fake in zip(labelled.generator, labelled.fake.tolist(), strict=True) if fake}
+    whole = {"sources": len(sources) >= _FEWEST and None not in sources, "generators": len(generators) >= _FEWEST}
+    groups = groups_of(labelled, share_generators=not whole["generators"], share_sources=not whole["sources"])
+    folds = folds_of(groups, labelled.fake, seed=seed)
+    said = []
+    for kind, names, word in (("sources", sources, "real images"), ("generators", generators, "fakes")):
+        held = f"whole {kind} ({len(names - {None}):,})" if whole[kind] else f"single images, since labels name too few {kind}"
+        said.append(f"folds of {word} are of {held}")
+    rest = "" if all(whole.values()) else " Images of one name on both sides flatter every figure."
+    return folds, f"{int(folds.max()) + 1} folds: {'; '.join(said)}.{rest}"
+
+
+def _card(name: str) -> DetectorCard | None:
+    try:
+        return load_card(name)
+    except TouchstoneError:
+        return None
+
+
+def _costs(read: LabelledRun, cards: Sequence[DetectorCard | None]) -> DetectorCosts:
+    """Milliseconds where the run measured each detector by itself, else the cards' gmac, else each counts one."""
+    run = RunDirectory.open(read.url)
+    measured = measured_ms(run.describe(), working_session(run))
+    backbones = tuple(card.backbone.name if card is not None and card.backbone is not None else None for card in cards)
+    if all(name in measured for name in read.names):
+        return DetectorCosts(tuple(measured[name] for name in read.names), backbones, "ms an image")
+    known = tuple(card.size.gmac for card in cards if card is not None and card.size is not None and card.size.gmac is not None)
+    if len(known) == len(cards):
+        return DetectorCosts(known, backbones, "gmac an image")
+    return DetectorCosts((1.0,) * len(cards), (None,) * len(cards), "detectors")
+
+
+def _remarks(labelled: CalibrationData, names: Sequence[str], cards: Sequence[DetectorCard | None], unit: str) -> list[str]:
+    """What flatters a detector here, and what no cost is known of."""
+    rows = pa.table({
+        "generator": pa.array([one or "unknown" for one in labelled.generator], pa.string()),
+        "source": pa.array(list(labelled.source), pa.string()),
+        "kind": pa.array(np.where(labelled.fake, "whole", "real").tolist(), pa.string()),
+    })  # fmt: skip
+    found = []
+    for name, card in zip(names, cards, strict=True):
+        if card is not None and (seen := int(overlap_of([card], rows).seen.sum())):
+            what = f"{name} was trained on the sources or generators of {wording.counted(seen, 'image')} here, which flatters it"
+            found.append(f"{what}; --split leaves them out where labels have one.")
+    if unit == "detectors":
+        found.append("Neither the run nor every card says what a detector costs, so each counts as much as any other.")
+    if unit == "gmac an image":
+        found.append("The run did not measure its detectors one by one; costs are the cards’ multiply-adds, of a shared backbone once.")
+    return found
+
+
+def _write(path: Path, read: LabelledRun, images: LabelledScores, report: SuggestionReport, steps: Sequence[SuggestedStep]) -> None:
+    """The card: members with their calibrations on all images, the mean of their log-odds, and its calibration on held-out ones."""
+    names, fake = [step.detector for step in steps], images.fake
+    chosen, mean = [read.names.index(name) for name in names], np.zeros(len(fake))
+    for fold in range(report.folds):
+        others, held, _ = images.of_fold(fold)
+        mean[images.folds == fold] = calibrated(others.scores[:, chosen], others.fake, held[:, chosen]).mean(axis=1)
+    fitted = [thresholds.fit(read.labelled.scores[name], fake, what=name) for name in names]
+    members = [EnsembleMember(detector=read.members[at].detector, calibration=one) for at, one in zip(chosen, fitted, strict=True)]
+    figure = f"{report.by} {steps[-1].figure:.4f}"
+    card = EnsembleCard(
+        name=path.stem,
+        title=f"{wording.counted(len(members), 'detector')} chosen from {len(read.names)}",
+        members=tuple(files.named_from(path, member) for member in members),
+        rule="mean-logit",
+        calibration=thresholds.fit(mean, fake, what="the ensemble"),
+        notes=f"{figure} over {report.folds} held-out folds ({steps[-1].lowest:.4f} to {steps[-1].highest:.4f}), on "
+        f"{report.images:,} labelled images. {report.folds_are}",
+    )
+    Store.open(str(path.parent)).write(path.name, (_HEAD.format(run=read.url, figure=figure) + files.card_text(card)).encode())
+    load_ensemble_card(path)
+
+
+def _table(report: SuggestionReport, steps: Sequence[SuggestedStep], width: int) -> list[str]:
+    heads = ["", "with", wording.named(report.by), "over folds", "gain", "chosen in", report.unit]
+    rows = [
+        [str(place), wording.shortened(one.detector, _LONGEST_NAME), wording.written(report.by, one.figure),
+         f"{wording.written(report.by, one.lowest)} to {wording.written(report.by, one.highest)}", f"{one.gain:+.4f}".replace("-", "−"),
+         f"{one.chosen_in} of {report.folds}", f"{one.cost:,.3g}"]
+        for place, one in enumerate(steps, 1)
+    ]  # fmt: skip
+    return text.table(heads, rows, width, right={0, 6}, wrap={1})

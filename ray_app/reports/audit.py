@@ -6,7 +6,6 @@ loads nothing, keeps labels in the browser and hands them over as a CSV file.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ray_app.reports import format as wording
@@ -22,27 +21,16 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class AuditImage:
-    """One image to label: who it is, the place of its stratum, and a JPEG of it (None where it could not be read)."""
-
-    image_id: int
-    uri: str
-    member: str | None
-    stratum: int
-    jpeg: bytes | None
-
-    @property
-    def picture(self) -> str | None:
-        """As a data URI."""
-        return jpeg_uri(self.jpeg) if self.jpeg else None
-
-
-def render_audit(facts: Mapping[str, Any], images: Sequence[AuditImage]) -> str:
-    """The page. `facts`: the content of `audit.json`. Every text is taken for hostile."""
+def render_audit(facts: Mapping[str, Any], images: Sequence[Mapping[str, Any]], pictures: Mapping[int, bytes]) -> str:
+    """The page. `facts`: the content of `audit.json`; `images`: `image_id`, `uri`, `member` and `stratum` of each, and JPEGs of them by id,
+    of those that could be read. Every text is taken for hostile.
+    """
     # Labels kept in a browser belong to this sample: another one in the same folder starts anew.
-    named = hashlib.sha256("\n".join([str(facts["made_at"]), *(str(one.image_id) for one in images)]).encode()).hexdigest()[:16]
-    return render("audit.html", facts=facts, images=images, script_hash=script_hash("audit.js"), key=f"touchstone-audit-{named}")
+    named = hashlib.sha256("\n".join([str(facts["made_at"]), *(str(one["image_id"]) for one in images)]).encode()).hexdigest()[:16]
+    shown = {image_id: jpeg_uri(data) for image_id, data in pictures.items()}
+    return render(
+        "audit.html", facts=facts, images=images, shown=shown, script_hash=script_hash("audit.js"), key=f"touchstone-audit-{named}"
+    )
 
 
 def audit_lines(document: Mapping[str, Any], width: int) -> list[str]:

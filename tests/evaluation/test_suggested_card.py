@@ -7,7 +7,7 @@ import pytest
 
 from ray_app.cli.main import main
 from ray_app.ensembles import combine, load_ensemble_card
-from ray_app.evaluation.suggested_card import SuggestConfig, suggest_ensemble
+from ray_app.evaluation.suggestion import SuggestConfig, suggest_ensemble
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.intervals import auc_of
 from tests.evaluation.calibrate.drawn import labelled_of

@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from ray_app.reports.audit import AuditImage, audit_lines, render_audit
+from ray_app.reports.audit import audit_lines, render_audit
 from tests.reports import hostile
 from tests.reports.page_reader import read
 
@@ -21,18 +21,20 @@ def jpeg():
 
 
 def images(names=("one, two.jpg", 'say "hi".jpg', "three.jpg", "four.jpg", "five.jpg"), members=None):
-    return [
-        AuditImage(2**62 + place, f"/archive/{name}", (members or {}).get(place), place % 3, None if place == 3 else jpeg())
+    """Images to label, and pictures of all but the fourth."""
+    rows = [
+        {"image_id": 2**62 + place, "uri": f"/archive/{name}", "member": (members or {}).get(place), "stratum": place % 3}
         for place, name in enumerate(names)
     ]
+    return rows, {row["image_id"]: jpeg() for place, row in enumerate(rows) if place != 3}
 
 
 @pytest.fixture(scope="module", params=["example", "hostile", "empty"])
 def page(request):
     if request.param == "hostile":
         names = list(hostile.NAMES.values())
-        return render_audit(FACTS | {"run": hostile.NAMES["markup"]}, images(names, {0: hostile.NAMES["attribute"]}))
-    return render_audit(FACTS, images() if request.param == "example" else [])
+        return render_audit(FACTS | {"run": hostile.NAMES["markup"]}, *images(names, {0: hostile.NAMES["attribute"]}))
+    return render_audit(FACTS, *images() if request.param == "example" else ([], {}))
 
 
 def test_it_runs_its_own_script_alone_and_loads_nothing(page):
@@ -52,7 +54,7 @@ def test_it_runs_its_own_script_alone_and_loads_nothing(page):
 def test_it_tells_nobody_what_detectors_said(page):
     said = re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL).lower().replace("touchstone", "")
     assert "score" not in said
-    flagged = render_audit(FACTS | {"only_flagged": True}, images())
+    flagged = render_audit(FACTS | {"only_flagged": True}, *images())
     assert "flag" not in re.sub(r"<style>.*?</style>", "", flagged, flags=re.DOTALL)
 
 

@@ -136,7 +136,7 @@ def test_an_evaluation_prints_on_five_sheets(browser, tmp_path, kind):
 
 @pytest.mark.parametrize("shown", [images(members={1: "in.zip"}), images(hostile.NAMES.values())], ids=["example", "hostile"])
 def test_an_audit_fits_its_window(browser, check, shown):
-    check(render_audit(FACTS, shown), scripts=1)
+    check(render_audit(FACTS, *shown), scripts=1)
     for width in WIDTHS:
         browser.resize(width)
         sizes = browser.ask("[...document.querySelectorAll('button')].map(one => one.getBoundingClientRect().height)")
@@ -147,7 +147,7 @@ def test_an_audit_fits_its_window(browser, check, shown):
 def audit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("audit")
     for name, shown in {"example": images(members={1: "in.zip"}), "many": images([f"{number}.jpg" for number in range(40)])}.items():
-        (folder / f"{name}.html").write_text(render_audit(FACTS, shown), encoding="utf-8")
+        (folder / f"{name}.html").write_text(render_audit(FACTS, *shown), encoding="utf-8")
     return folder
 
 
@@ -182,8 +182,9 @@ def test_labels_by_keys_and_buttons_stay_and_are_saved_as_a_file(browser, audit)
     assert said(browser) == "3 of 5 labelled: 1 real, 1 fake, 1 unsure"
     rows = list(csv.DictReader(io.StringIO(saved(browser))))
     assert [row["label"] for row in rows] == ["real", "unsure", "", "", "fake"]
-    assert [(row["image_id"], row["uri"], row["member"], row["stratum"]) for row in rows] == [
-        (str(one.image_id), one.uri, one.member or "", str(one.stratum)) for one in images(members={1: "in.zip"})
+    shown, _ = images(members={1: "in.zip"})
+    assert [{name: row[name] for name in shown[0]} for row in rows] == [
+        {name: str(value or "") if name == "member" else str(value) for name, value in one.items()} for one in shown
     ]
     assert browser.called("Runtime.exceptionThrown") == []
     browser.show(audit / "many.html", width=1000)

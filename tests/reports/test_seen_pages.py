@@ -42,7 +42,7 @@ def written(tmp_path_factory):
     for name in EXAMPLES:
         path = folder / f"example-{name}.html"
         text = (
-            render_audit(FACTS, images(members={1: "in.zip"}))
+            render_audit(FACTS, *images(members={1: "in.zip"}))
             if name == "audit"
             else pages.page_of(name, pages.EXAMPLE_OF.get(name, "example"))
         )

@@ -9,13 +9,11 @@ from functools import cache
 from itertools import islice
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from scipy.stats import norm
 
 from ray_app.evaluation.audit.estimate import AuditLabels, document_of
-from ray_app.evaluation.audit.sample import VERDICTS, Audit, Counted, plan_strata, stratum_codes
-from ray_app.metrics.arrays import ScoreHistogram
+from ray_app.evaluation.audit.sample import Audit, RunVerdicts, plan_strata, stratum_codes
 from ray_app.metrics.survey_sampling import LabelledStratum, archive_figures, shares
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -63,11 +61,9 @@ def archive_of(setting, rng):
 def strata_of_archive(setting, rng):
     """The product's strata of an archive, and how many fakes each has."""
     fake, score, verdict = archive_of(setting, rng)
-    counted = Counted({name: ScoreHistogram.of(score[verdict == place]) for place, name in enumerate(VERDICTS)}, 0, {})
-    strata = plan_strata(counted, setting.labels, only_flagged=setting.only_flagged)
-    words = pa.DictionaryArray.from_arrays(pa.array(verdict, pa.int8()), pa.array(VERDICTS))
-    codes = stratum_codes(pa.table({"verdict": words, "score": score}), strata)
-    return strata, np.bincount(codes, weights=fake, minlength=len(strata)).astype(np.int64)
+    verdicts = RunVerdicts(np.arange(len(score)), verdict, score, {})
+    strata = plan_strata(verdicts, setting.labels, only_flagged=setting.only_flagged)
+    return strata, np.bincount(stratum_codes(verdicts, strata), weights=fake, minlength=len(strata)).astype(np.int64)
 
 
 @cache

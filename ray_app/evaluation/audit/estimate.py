@@ -4,10 +4,11 @@ its sample (`read_answers`); whether the card's promise was kept.
 The images of a run that can be listed as fakes with few reals among them, by its card's known reals: `discover`.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import pyarrow.compute as pc
 from ray_app.datasets.labels import parse_label
 from ray_app.errors import ConfigError, Reason
 from ray_app.evaluation.audit.sample import Audit, changed_since, read_audit
-from ray_app.evaluation.join import JoinKey
 from ray_app.evaluation.labels import LabelTables, open_labels
 from ray_app.metrics import arrays, intervals, survey_sampling
 from ray_app.reports.format import counted, percent, stated
@@ -28,7 +28,6 @@ from ray_app.runs.rows import with_reasons
 from ray_app.scoring.references import references_of
 
 UNSURE = "unsure"
-_KEYS = ("image_id", "uri")  # a spreadsheet may have rounded the former
 RESULT = "result.json"
 SCHEMA = 1
 
@@ -72,22 +71,30 @@ def read_answers(place: str, audit: Audit) -> AuditLabels:
     """
     source = open_labels(place)
     named = source.names()
-    keys = [key for key in _KEYS if key in named and not (key == "image_id" and "uri" in named and _are_mangled(source))]
-    if not keys or "label" not in named:
+    ways = list(_names(source, named)) if "label" in named else []
+    if not ways:
         raise ConfigError(f"{source.name}: labels need the columns `label` and `image_id` or `uri`", hint=f"found: {', '.join(named)}")
-    labels, others = max((_labels_by(source, JoinKey(key), audit) for key in keys), key=lambda one: len(one[0]))
+    words = [_word(answer, f"{source.name}, row {row}") for row, answer in enumerate(_rows(source, ["label"], "label"), 1)]
+    labels, others = max((_matched(key, names, words, audit, source.name) for key, names in ways), key=lambda one: len(one[0]))
     if not labels:
         raise ConfigError(
             f"{source.name}: not one label is of the {len(audit.images):,} images of the sample", hint="was it drawn anew since?"
         )
-    return AuditLabels(tuple(_strata(audit, labels)), len(audit.images) - len(labels), others)
+    counts = [{"fake": 0, "real": 0, UNSURE: 0} for _ in audit.strata]
+    for at, word in labels.items():
+        counts[audit.images[at]["stratum"]][word] += 1
+    strata = [
+        survey_sampling.LabelledStratum(one.size, one.verdict == "fake", found["fake"], found["real"], found[UNSURE], one.words)
+        for one, found in zip(audit.strata, counts, strict=True)
+    ]
+    return AuditLabels(tuple(strata), len(audit.images) - len(labels), others)
 
 
 def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
     """The figures, each with its interval, what each stratum was found to hold, and what follows (`findings`)."""
     seed = int(audit.facts["seed"])
     strata = [
-        {**one.row(), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
+        {"name": one.words, **asdict(one), "fakes": found.fakes, "reals": found.reals, "unsure": found.unsure,
          "fake_share": intervals.proportion(found.fakes, found.labelled, "none is labelled").row()}
         for one, found in zip(audit.strata, answers.strata, strict=True)
     ]  # fmt: skip
@@ -113,52 +120,41 @@ def document_of(audit: Audit, answers: AuditLabels) -> dict[str, Any]:
     }
 
 
-def _labels_by(source: LabelTables, key: JoinKey, audit: Audit) -> tuple[dict[int, str], int]:
-    """The word for each place of the sample that has one, and how many labels are of other images."""
-    places = {text: place for place, text in enumerate(_texts(key, audit.images))}
-    labels: dict[int, str] = {}
-    others = rows = 0
-    for table in source.tables([name for name in [*key.columns, "label"] if name in source.names()]):
-        for text, answer in zip(key.texts(table).to_pylist(), table["label"].to_pylist(), strict=True):
-            rows += 1
-            if answer is None or not str(answer).strip():
-                continue
-            word, place = _word(answer, f"{source.name}, row {rows}"), places.get(text)
-            if place is None:
-                others += 1
-            elif labels.setdefault(place, word) != word:
-                raise ConfigError(f"{source.name}, row {rows}: {text} is {labels[place]} in an earlier row and {word} here")
-    return labels, others
+def _rows(source: LabelTables, columns: Sequence[str], *wanted: str) -> list[Any]:
+    """Of every row the values of some columns, one alone as it is; None where there is no such column."""
+    rows = (row for table in source.tables(columns) for row in table.to_pylist())
+    return [row[wanted[0]] if len(wanted) == 1 else tuple(row.get(name) for name in wanted) for row in rows]
 
 
-def _are_mangled(source: LabelTables) -> bool:
-    """Whether a spreadsheet has made something else than whole numbers of the ids."""
-    try:
-        for _ in source.tables(["image_id"]):
-            pass
-    except ConfigError:
-        return True
-    return False
+def _names(source: LabelTables, named: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    """What names the image of every row, for each key that there is; ids of which a spreadsheet made no whole numbers are passed over."""
+    if "image_id" in named:
+        with contextlib.suppress(*([ConfigError] if "uri" in named else [])):
+            yield ("image_id",), _rows(source, ["image_id"], "image_id")
+    if "uri" in named:
+        yield ("uri", "member"), _rows(source, [name for name in ("uri", "member") if name in named], "uri", "member")
 
 
-def _word(answer: Any, where: str) -> str:
+def _word(answer: Any, where: str) -> str | None:
+    """A label as real, fake or unsure; None where there is none."""
+    if answer is None or not str(answer).strip():
+        return None
     return UNSURE if str(answer).strip().lower() == UNSURE else parse_label(answer, where)
 
 
-def _texts(key: JoinKey, images: Sequence[Mapping[str, Any]]) -> list[str]:
-    columns = {name: [row[name] for row in images] for name in key.columns}
-    table = pa.table({name: pa.array(column, pa.int64() if name == "image_id" else pa.string()) for name, column in columns.items()})
-    return [str(text) for text in key.texts(table).to_pylist()]
-
-
-def _strata(audit: Audit, labels: Mapping[int, str]) -> list[survey_sampling.LabelledStratum]:
-    counts = [{"fake": 0, "real": 0, UNSURE: 0} for _ in audit.strata]
-    for place, word in labels.items():
-        counts[audit.images[place]["stratum"]][word] += 1
-    return [
-        survey_sampling.LabelledStratum(one.size, one.verdict == "fake", found["fake"], found["real"], found[UNSURE], one.words)
-        for one, found in zip(audit.strata, counts, strict=True)
-    ]
+def _matched(key: Sequence[str], names: Sequence[Any], words: Sequence[str | None], audit: Audit, name: str) -> tuple[dict[int, str], int]:
+    """The word for each place of the sample that has one, and how many labels are of other images."""
+    shown = [tuple(image[column] for column in key) for image in audit.images]
+    places = {one if len(key) > 1 else one[0]: place for place, one in enumerate(shown)}
+    labels: dict[int, str] = {}
+    others = 0
+    for row, (image, word) in enumerate(zip(names, words, strict=True), 1):
+        place = places.get(image)
+        if word is not None and place is None:
+            others += 1
+        elif word is not None and place is not None and labels.setdefault(place, word) != word:
+            raise ConfigError(f"{name}, row {row}: {shown[place][0]} is {labels[place]} in an earlier row and {word} here")
+    return labels, others
 
 
 def _notes(audit: Audit, answers: AuditLabels, run: RunDirectory) -> list[str]:
@@ -247,12 +243,6 @@ class DiscoveryList:
             values = self.references.p_values(scores[listed])
             for row, p in zip(table.take(pa.array(listed)).to_pylist(), values.tolist(), strict=True):
                 yield row | {"p_value": p}
-
-    def facts(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {"fdr": self.list.rate, "references": self.list.n_references, "tested": self.list.tested, "listed": self.list.count,
-                "above": self.list.above if np.isfinite(self.list.above) else None, "p_value": self.list.p_value,
-                "left_out": self.left_out, "remarks": list(self.remarks)}  # fmt: skip
 
 
 def discover(url: str, rate: float) -> DiscoveryList:

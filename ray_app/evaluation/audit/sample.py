@@ -25,14 +25,15 @@ from ray_app.archives import manifests
 from ray_app.ensembles import sigmoid
 from ray_app.errors import ConfigError
 from ray_app.evaluation.accumulate import hashed, mixed, pictures_of
-from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.reports.audit import AuditImage, render_audit
+from ray_app.reports.audit import render_audit
 from ray_app.runs import RunDirectory, current_tables, fingerprint, reader
 from ray_app.scoring.guarantee import WAIVED
 
 Counts = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
 VERDICTS = ("fake", "abstain", "real")
+FAKE = VERDICTS.index("fake")
 # Where the images of a verdict are cut, as shares of them from the lowest score on, by the size of a sample that suffices for so many
 # strata: a handful of labels each is not enough. Fakes that were missed hide among the highest reals.
 _CUTS: Mapping[int, Mapping[str, tuple[float, ...]]] = {
@@ -44,7 +45,7 @@ _LEAST = 20  # images that a stratum has, unless its verdict has fewer
 _EVENLY = 2  # one image in two is drawn with no regard to size, so that every stratum is known
 _SUREST = 0.05  # share of fakes, or of reals, that no stratum is taken to fall below before any label
 Orders = npt.NDArray[np.uint64]
-_DRAWN = pa.schema([("image_id", pa.int64()), ("uri", pa.string()), ("member", pa.string())])
+_VERDICTS = pa.schema([("image_id", pa.int64()), ("code", pa.int32()), ("score", pa.float64())])
 SAMPLE, PAGE, FACTS = "sample.csv", "audit.html", "audit.json"
 SCHEMA = 1
 COLUMNS = ("image_id", "uri", "member", "stratum", "label")
@@ -65,12 +66,12 @@ class AuditStratum:
     scored: bool = True
     drawn: int = 0
 
-    def spans(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Whether each score (n,) lies between its ends."""
-        inside = np.ones(len(scores), np.bool_)
-        inside &= True if self.low is None else scores >= self.low
-        inside &= True if self.high is None else scores < self.high
-        return inside
+    def spans(self, scores: Floats) -> npt.NDArray[np.bool_]:
+        """Whether each score (n,), NaN for none, lies between its ends."""
+        if not self.scored:
+            return np.isnan(scores)
+        low, high = -np.inf if self.low is None else self.low, np.inf if self.high is None else self.high
+        return (scores >= low) & (scores < high)
 
     @property
     def words(self) -> str:
@@ -80,38 +81,29 @@ class AuditStratum:
         ends = [f"from {self.low:.2f}" if self.low is not None else "", f"below {self.high:.2f}" if self.high is not None else ""]
         return f"{self.verdict}, score {' '.join(filter(None, ends))}" if any(ends) else self.verdict
 
-    def row(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {"name": self.words, **asdict(self)}
-
-    @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> "AuditStratum":
-        """That of such a row. Raises TypeError for other keys."""
-        return cls(**{key: value for key, value in row.items() if key != "name"})
-
 
 @dataclass(frozen=True)
-class Counted:
-    """A run in numbers: the scores of its images by verdict, how many abstain without a score, and the statuses of those not scored."""
-
-    scores: dict[str, ScoreHistogram]
-    without_score: int
-    unscored: dict[str, int]
-
-    @property
-    def scored(self) -> int:
-        """Images with a verdict: what an audit speaks for."""
-        return sum(one.n for one in self.scores.values()) + self.without_score
-
-
-@dataclass(frozen=True)
-class AuditSample:
-    """The strata, with how many images of each are drawn, and those images in an order that gives nothing away: columns `image_id`, `uri`,
-    `member` and `stratum`, the place among the strata.
+class RunVerdicts:
+    """The images of a run that have a verdict, in its order, (n,) each: their `ids`, the places of their verdicts among VERDICTS (`codes`),
+    and `scores`, NaN for none. `unscored`: how many others there are, by status.
     """
 
-    strata: list[AuditStratum]
-    rows: pa.Table
+    ids: npt.NDArray[np.int64]
+    codes: Codes
+    scores: Floats
+    unscored: Mapping[str, int]
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> "RunVerdicts":
+        """Those of the current rows of a run. Raises ConfigError where there is none."""
+        pieces: list[pa.Table] = [_VERDICTS.empty_table()]
+        unscored = Counter[str]()
+        for table in current_tables(run, ["image_id", "status", "verdict", "score"]):
+            codes = pc.index_in(table["verdict"].cast(pa.string()), pa.array(VERDICTS))
+            unscored.update(table["status"].cast(pa.string()).filter(pc.is_null(codes)).to_pylist())
+            pieces.append(pa.table([table["image_id"], codes, table["score"]], schema=_VERDICTS).filter(pc.is_valid(codes)))
+        rows = pa.concat_tables(pieces)
+        return cls(rows["image_id"].to_numpy(), rows["code"].to_numpy(), reader.numbers(rows["score"]), dict(unscored.most_common()))
 
 
 @dataclass(frozen=True)
@@ -139,86 +131,95 @@ def draw_sample(url: str, number: int, folder: Path, *, only_flagged: bool = Fal
         raise ConfigError(f"{folder} holds a sample already, maybe with labels", hint="give another --out")
     run = RunDirectory.open(url)
     run.describe_finished()
-    counted = count(run)
-    if not counted.scored:
+    verdicts = RunVerdicts.of(run)
+    if not len(verdicts.ids):
         raise ConfigError(f"{run.store.url}: no image of the run has a verdict, so there is nothing to ask about")
-    if only_flagged and not counted.scores["fake"].n:
+    if only_flagged and not (verdicts.codes == FAKE).any():
         raise ConfigError(f"{run.store.url}: no image is flagged as fake, so there is nothing to ask about", hint="draw without --flagged")
-    drawn = draw(run, counted, number, seed, only_flagged=only_flagged)
-    facts = _facts(run, counted, drawn, seed) | {"only_flagged": only_flagged}
-    images = tuple(drawn.rows.to_pylist())
+    strata = plan_strata(verdicts, number, only_flagged=only_flagged)
+    images = draw(run, verdicts, strata, seed)
+    described = run.describe()
+    ensemble = described.get("ensemble") or {}
+    facts = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run.store.url,
+        "fingerprint": fingerprint(described["identity"]),
+        "scores": _scores_of(described["identity"]),
+        "listing": max(manifests(run.store)),
+        "ensemble": ensemble.get("name"),
+        "target_fpr": (ensemble.get("guarantee") or {}).get("target_fpr"),
+        "seed": seed,
+        "scored": len(verdicts.ids),
+        "unscored": verdicts.unscored,
+        "drawn": len(images),
+        "strata": [{"name": one.words, **asdict(one)} for one in strata],
+        "only_flagged": only_flagged,
+    }
     with (folder / SAMPLE).open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(COLUMNS)
-        lines.writerows([*(row[name] for name in COLUMNS[:-1]), ""] for row in images)
+        lines = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        lines.writeheader()
+        lines.writerows(images)
     found = pictures_of(run, [row["image_id"] for row in images], side=PICTURE_PX) if pictures else {}
-    shown = [AuditImage(**{name: row[name] for name in COLUMNS[:-1]}, jpeg=found.get(row["image_id"])) for row in images]
-    (folder / PAGE).write_text(render_audit(facts, shown), encoding="utf-8")
+    (folder / PAGE).write_text(render_audit(facts, images, found), encoding="utf-8")
     # Last, because the folder is taken from then on.
     (folder / FACTS).write_text(json.dumps(facts | {"sample": images}, indent=1, ensure_ascii=False), encoding="utf-8")
-    return Audit(facts, tuple(drawn.strata), images)
+    return Audit(facts, tuple(strata), tuple(images))
 
 
-def draw(run: RunDirectory, counted: Counted, number: int, seed: int, *, only_flagged: bool = False) -> AuditSample:
-    """Draw so many images (all, where there are fewer) of the run that was counted."""
-    strata = plan_strata(counted, number, only_flagged=only_flagged)
-    wanted = np.array([one.drawn for one in strata], np.int64)
-    kept, codes, orders = _DRAWN.empty_table(), np.empty(0, np.int32), np.empty(0, np.uint64)
-    for table in current_tables(run, [*_DRAWN.names, "verdict", "score"]):
-        own, hashes = stratum_codes(table, strata), seeded(table["image_id"].to_numpy(), seed)
-        places = lowest_per_stratum(own, hashes, wanted)
-        rows = pa.concat_tables([kept, table.select(_DRAWN.names).take(pa.array(places)).cast(_DRAWN)])
-        codes, orders = np.concatenate([codes, own[places]]), np.concatenate([orders, hashes[places]])
-        again = lowest_per_stratum(codes, orders, wanted)
-        kept, codes, orders = rows.take(pa.array(again)), codes[again], orders[again]
-    turn = np.argsort(mixed(orders), kind="stable")  # the hashes themselves are lower where a stratum is large
-    return AuditSample(strata, kept.take(pa.array(turn)).append_column("stratum", pa.array(codes[turn])).combine_chunks())
+def draw(run: RunDirectory, verdicts: RunVerdicts, strata: Sequence[AuditStratum], seed: int) -> list[dict[str, Any]]:
+    """As many images of each stratum as it says, in an order that gives nothing away: `image_id`, `uri`, `member` and `stratum`, the place
+    among the strata.
+    """
+    codes, orders = stratum_codes(verdicts, strata), seeded(verdicts.ids, seed)
+    places = lowest_per_stratum(codes, orders, np.array([one.drawn for one in strata], np.int64))
+    places = places[np.argsort(mixed(orders[places]), kind="stable")]  # the hashes themselves are lower where a stratum is large
+    ids = verdicts.ids[places]
+    tables = current_tables(run, ["image_id", "uri", "member"])
+    named = {row["image_id"]: row for table in tables for row in table.filter(pc.is_in(table["image_id"], pa.array(ids))).to_pylist()}
+    return [named[image_id] | {"stratum": code} for image_id, code in zip(ids.tolist(), codes[places].tolist(), strict=True)]
 
 
-def stratum_codes(table: pa.Table, strata: Sequence[AuditStratum]) -> Codes:
-    """(n,) the place of every row's stratum; -1 for a row without a verdict. Of the table it needs `verdict` and `score`."""
-    verdicts = table["verdict"].cast(pa.string())
-    scores = reader.numbers(table["score"])
-    codes = np.full(len(table), -1, np.int32)
+def stratum_codes(verdicts: RunVerdicts, strata: Sequence[AuditStratum]) -> Codes:
+    """(n,) the place of every image's stratum; -1 for one of none."""
+    codes = np.full(len(verdicts.ids), -1, np.int32)
     for place, stratum in enumerate(strata):
-        inside = np.asarray(pc.fill_null(pc.equal(verdicts, stratum.verdict), False)) & (np.isfinite(scores) == stratum.scored)
-        codes[inside & stratum.spans(scores)] = place
+        codes[(verdicts.codes == VERDICTS.index(stratum.verdict)) & stratum.spans(verdicts.scores)] = place
     return codes
 
 
-def plan_strata(counted: Counted, number: int, *, only_flagged: bool = False) -> list[AuditStratum]:
+def plan_strata(verdicts: RunVerdicts, number: int, *, only_flagged: bool = False) -> list[AuditStratum]:
     """The strata, and how many images of each make a sample of so many; with `only_flagged`, none but of those whose verdict is fake."""
-    strata = strata_of(counted.scores, counted.without_score, number)
+    strata = strata_of(verdicts, number)
     asked = [one for one in strata if one.verdict == "fake" or not only_flagged]
     if not asked:
         return strata
-    spreads = [spread_of(one, counted.scores[one.verdict]) for one in asked]
-    shares = dict(zip(asked, allotted([one.size for one in asked], spreads, number).tolist(), strict=True))
+    shares = dict(
+        zip(asked, allotted([one.size for one in asked], [_spread(one, verdicts) for one in asked], number).tolist(), strict=True)
+    )
     return [replace(one, drawn=shares.get(one, 0)) for one in strata]
 
 
-def strata_of(scores: Mapping[str, ScoreHistogram], without_score: int, number: int) -> list[AuditStratum]:
-    """The strata of an archive with these scores by verdict, and so many images that abstain without one, for a sample of a number of
-    images; none is empty.
-    """
+def strata_of(verdicts: RunVerdicts, number: int) -> list[AuditStratum]:
+    """The strata for a sample of a number of images; none is empty."""
     cuts = next(cuts for least, cuts in _CUTS.items() if number >= least)
     found = []
-    for verdict in VERDICTS:
-        histogram = scores[verdict]
-        ends = [None, *_cuts(histogram, cuts.get(verdict, ())), None]
-        for low, high in pairwise(ends):
-            size = _below(histogram, high) - (0 if low is None else _below(histogram, low))
-            found += [AuditStratum(verdict, size, low, high)] if size else []
-    return found + ([AuditStratum("abstain", without_score, scored=False)] if without_score else [])
+    for code, verdict in enumerate(VERDICTS):
+        scores = np.sort(verdicts.scores[(verdicts.codes == code) & np.isfinite(verdicts.scores)])
+        ends = [None, *_cuts(scores, cuts.get(verdict, ())), None]
+        bounded = [AuditStratum(verdict, 0, low, high) for low, high in pairwise(ends)]
+        found += [replace(one, size=size) for one in bounded if (size := int(one.spans(scores).sum()))]
+    without = int(np.isnan(verdicts.scores[verdicts.codes == VERDICTS.index("abstain")]).sum())
+    return found + ([AuditStratum("abstain", without, scored=False)] if without else [])
 
 
-def spread_of(stratum: AuditStratum, scores: ScoreHistogram) -> float:
+def _spread(stratum: AuditStratum, verdicts: RunVerdicts) -> float:
     """How unalike its images are taken to be, √(p (1 − p)) for p the mean of their probabilities, and never near 0."""
     if not stratum.scored:
         return 0.5
-    inside = stratum.spans(scores.values)
-    mean = float(sigmoid(scores.values[inside]) @ scores.counts[inside]) / stratum.size
-    p = min(max(mean, _SUREST), 1 - _SUREST)
+    scores = verdicts.scores[verdicts.codes == VERDICTS.index(stratum.verdict)]
+    p = min(max(float(sigmoid(scores[stratum.spans(scores)]).mean()), _SUREST), 1 - _SUREST)
     return float(np.sqrt(p * (1 - p)))
 
 
@@ -239,23 +240,6 @@ def allotted(sizes: Sequence[int], spreads: Sequence[float], count: int) -> Coun
             more = np.minimum(more, room - given)
         given = given + more
     return given
-
-
-def count(run: RunDirectory) -> Counted:
-    """Read verdicts, scores and statuses of the current rows. Raises ConfigError where there is no run."""
-    pieces: dict[str, list[ScoreHistogram]] = {verdict: [] for verdict in VERDICTS}
-    without, unscored = 0, Counter[str]()
-    for table in current_tables(run, ["image_id", "status", "verdict", "score"]):
-        verdicts, scores = table["verdict"].cast(pa.string()), reader.numbers(table["score"])
-        has_score = np.isfinite(scores)
-        for verdict, found in pieces.items():
-            has_verdict = np.asarray(pc.fill_null(pc.equal(verdicts, verdict), False))
-            found.append(ScoreHistogram.of(scores[has_verdict & has_score]))
-            without += int((has_verdict & ~has_score).sum())
-        statuses = table["status"].cast(pa.string()).filter(pc.is_null(verdicts))
-        unscored.update({item["values"]: item["counts"] for item in pc.value_counts(statuses).to_pylist()})
-    merged = {verdict: ScoreHistogram.merged(found) for verdict, found in pieces.items()}
-    return Counted(merged, without, dict(unscored.most_common()))
 
 
 def seeded(ids: npt.NDArray[np.int64], seed: int) -> Orders:
@@ -282,7 +266,7 @@ def read_audit(*folders: Path) -> Audit:
         )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return Audit(document, tuple(AuditStratum.of_row(row) for row in document["strata"]), tuple(document["sample"]))
+        return Audit(document, tuple(map(_stratum, document["strata"])), tuple(document["sample"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path}: not what `touchstone runs audit --draw` wrote: {error}") from None
 
@@ -299,39 +283,18 @@ def changed_since(audit: Audit, run: RunDirectory) -> str | None:
     return None
 
 
-def _cuts(histogram: ScoreHistogram, shares: Sequence[float]) -> list[float]:
-    """Scores at which to cut, ascending; one that would leave less than _LEAST to either side is left out."""
+def _stratum(row: Mapping[str, Any]) -> AuditStratum:
+    return AuditStratum(**{key: value for key, value in row.items() if key != "name"})
+
+
+def _cuts(scores: Floats, shares: Sequence[float]) -> list[float]:
+    """Where to cut scores (n,), ascending; a cut that would leave less than _LEAST to either side is left out."""
     cuts: list[float] = []
-    for share in shares if histogram.n else ():
-        cut = float(histogram.ranked([min(int(share * histogram.n), histogram.n - 1)])[0])
-        below = _below(histogram, cut) - (_below(histogram, cuts[-1]) if cuts else 0)
-        cuts += [cut] if below >= _LEAST and histogram.at_or_above(cut) >= _LEAST else []
+    for share in shares if len(scores) else ():
+        cut = float(scores[min(int(share * len(scores)), len(scores) - 1)])
+        below, before = np.searchsorted(scores, [cut, cuts[-1] if cuts else -np.inf])
+        cuts += [cut] if below - before >= _LEAST and len(scores) - below >= _LEAST else []
     return cuts
-
-
-def _below(histogram: ScoreHistogram, score: float | None) -> int:
-    return histogram.n if score is None else histogram.n - histogram.at_or_above(score)
-
-
-def _facts(run: RunDirectory, counted: Counted, drawn: AuditSample, seed: int) -> dict[str, Any]:
-    described = run.describe()
-    ensemble = described.get("ensemble") or {}
-    return {
-        "schema": SCHEMA,
-        "version": __version__,
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": run.store.url,
-        "fingerprint": fingerprint(described["identity"]),
-        "scores": _scores_of(described["identity"]),
-        "listing": max(manifests(run.store)),
-        "ensemble": ensemble.get("name"),
-        "target_fpr": (ensemble.get("guarantee") or {}).get("target_fpr"),
-        "seed": seed,
-        "scored": counted.scored,
-        "unscored": counted.unscored,
-        "drawn": len(drawn.rows),
-        "strata": [one.row() for one in drawn.strata],
-    }
 
 
 def _scores_of(identity: Mapping[str, Any]) -> str:

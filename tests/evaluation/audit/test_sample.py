@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.evaluation.audit.sample import count, draw, lowest_per_stratum, seeded
+from ray_app.evaluation.audit.sample import RunVerdicts, draw, lowest_per_stratum, plan_strata, seeded
 from tests.evaluation.audit.made import archive, run_of
 
 
@@ -17,34 +17,40 @@ def columns_in(columns, order):
 def made(tmp_path_factory):
     columns, _ = archive()
     run = run_of(tmp_path_factory.mktemp("run"), columns, places=(100, 2500))
-    return columns, run, count(run)
+    return columns, run, RunVerdicts.of(run)
+
+
+def drawn(run, verdicts, number, seed=0):
+    """The strata, and the images of each that are drawn."""
+    strata = plan_strata(verdicts, number)
+    return strata, draw(run, verdicts, strata, seed)
 
 
 def test_the_sample_is_the_same_whatever_order_rows_lie_in(made, tmp_path):
-    columns, run, counted = made
+    columns, run, verdicts = made
     order = np.random.default_rng(1).permutation(len(columns["image_id"]))
     other = run_of(tmp_path / "other", columns_in(columns, order), places=(4000,))
-    assert count(other).scored == counted.scored
-    first, second = draw(run, counted, 250, seed=4), draw(other, count(other), 250, seed=4)
-    assert first.rows.to_pylist() == second.rows.to_pylist()
-    assert first.rows["image_id"].to_pylist() != draw(run, counted, 250, seed=5).rows["image_id"].to_pylist()
+    assert len(RunVerdicts.of(other).ids) == len(verdicts.ids)
+    first, second = drawn(run, verdicts, 250, seed=4), drawn(other, RunVerdicts.of(other), 250, seed=4)
+    assert first == second
+    assert [row["image_id"] for row in first[1]] != [row["image_id"] for row in drawn(run, verdicts, 250, seed=5)[1]]
 
 
 def test_every_stratum_has_what_it_was_allotted_and_members_keep_their_names(made):
-    columns, run, counted = made
-    sample = draw(run, counted, 250, seed=0)
-    drawn = np.bincount(sample.rows["stratum"].to_numpy(), minlength=len(sample.strata))
-    assert drawn.tolist() == [one.drawn for one in sample.strata]
-    assert len(set(sample.rows["image_id"].to_pylist())) == 250
+    columns, run, verdicts = made
+    strata, images = drawn(run, verdicts, 250)
+    counts = np.bincount([row["stratum"] for row in images], minlength=len(strata))
+    assert counts.tolist() == [one.drawn for one in strata]
+    assert len({row["image_id"] for row in images}) == 250
     named = {row: (uri, member) for row, uri, member in zip(columns["image_id"].tolist(), columns["uri"], columns["member"], strict=True)}
-    assert all(named[row["image_id"]] == (row["uri"], row["member"]) for row in sample.rows.to_pylist())
-    assert draw(run, counted, 10**6, seed=0).rows.num_rows == counted.scored
+    assert all(named[row["image_id"]] == (row["uri"], row["member"]) for row in images)
+    assert len(drawn(run, verdicts, 10**6)[1]) == len(verdicts.ids)
 
 
 def test_the_order_tells_nothing_of_the_stratum(made):
-    sample = draw(made[1], made[2], 300, seed=0)
-    strata, places = sample.rows["stratum"].to_numpy(), np.arange(300)
-    ranks = [places[strata == one].mean() for one in range(len(sample.strata)) if (strata == one).sum() >= 15]
+    planned, images = drawn(made[1], made[2], 300)
+    strata, places = np.array([row["stratum"] for row in images]), np.arange(300)
+    ranks = [places[strata == one].mean() for one in range(len(planned)) if (strata == one).sum() >= 15]
     assert all(abs(rank - 149.5) < 4 * 87 / np.sqrt(15) for rank in ranks)
     assert len(np.unique(strata[:30])) >= 5
 

@@ -2,33 +2,33 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_app.evaluation.audit.sample import allotted, count, plan_strata, strata_of, stratum_codes
+from ray_app.evaluation.audit.sample import RunVerdicts, allotted, plan_strata, strata_of, stratum_codes
 from tests.evaluation.audit.made import archive, run_of
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     columns, _ = archive()
-    return columns, count(run_of(tmp_path_factory.mktemp("run"), columns))
+    return columns, RunVerdicts.of(run_of(tmp_path_factory.mktemp("run"), columns))
 
 
 def test_every_image_with_a_verdict_is_in_one_stratum(made):
-    columns, counted = made
-    strata = strata_of(counted.scores, counted.without_score, 300)
-    codes = stratum_codes(pa.table({"verdict": columns["verdict"], "score": columns["score"]}), strata)
-    assert np.bincount(codes[codes >= 0], minlength=len(strata)).tolist() == [one.size for one in strata]
+    columns, verdicts = made
+    strata = strata_of(verdicts, 300)
+    codes = stratum_codes(verdicts, strata)
+    assert (codes >= 0).all()
+    assert np.bincount(codes, minlength=len(strata)).tolist() == [one.size for one in strata]
     has_verdict = np.array([one is not None for one in columns["verdict"]])
-    assert ((codes >= 0) == has_verdict).all()
-    assert counted.scored == has_verdict.sum()
-    assert counted.unscored == {"corrupt_image": int((~has_verdict).sum())}
+    assert verdicts.ids.tolist() == columns["image_id"][has_verdict].tolist()
+    assert verdicts.unscored == {"corrupt_image": int((~has_verdict).sum())}
     assert [one.verdict for one in strata] == ["fake"] * 2 + ["abstain"] * 2 + ["real"] * 4 + ["abstain"]
     assert not strata[-1].scored
-    for code, verdict, score in zip(codes.tolist(), columns["verdict"], columns["score"].to_pylist(), strict=True):
-        if code >= 0:
-            stratum = strata[code]
-            assert verdict == stratum.verdict
-            assert (score is not None) == stratum.scored
-            assert score is None or ((stratum.low is None or stratum.low <= score) and (stratum.high is None or score < stratum.high))
+    known = columns["score"].filter(pa.array(has_verdict)).to_pylist()
+    for code, verdict, score in zip(codes.tolist(), (one for one in columns["verdict"] if one), known, strict=True):
+        stratum = strata[code]
+        assert verdict == stratum.verdict
+        assert (score is not None) == stratum.scored
+        assert score is None or ((stratum.low is None or stratum.low <= score) and (stratum.high is None or score < stratum.high))
 
 
 def test_all_that_is_asked_for_is_allotted_and_never_more_than_there_is():
