@@ -12,7 +12,7 @@ from ray_app.detectors.card import base_name
 from ray_app.detectors.weights import parts_of, stated_digest
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.systems import System
-from ray_app.reports.evaluation.standing_model import CostFacts, StandingFacts, WeightsFacts, WeightsWord
+from ray_app.reports.evaluation.system_model import CostFacts, StandingFacts, WeightsFacts, WeightsWord
 from ray_app.runs import RunDirectory
 from ray_app.scoring.config import ScoreConfig
 from ray_app.storage import strip_secrets

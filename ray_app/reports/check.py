@@ -12,12 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
 from ray_app.detectors.card import blind_to
 from ray_app.inference.spec import ScoringSpec
 from ray_app.reports import format as wording
-from ray_app.reports import svg
 from ray_app.reports.text import declared_words, verdict_table
 
 _LONGEST, _MOST, _FEW = 100, 20, 10
@@ -91,7 +88,6 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str
     name = wording.shortened(str(row["uri"]).rstrip("/").rpartition("/")[2] or str(row["uri"]), 80)
     verdict = wording.VERDICT_WORDS.get(row["verdict"]) or f"not scored, {row['status']}"
     scores = row["scores"] if row["status"] == "ok" else {}
-    end = max([4.0, *(abs(score) for score in scores.values() if score is not None)])
     return render(
         "picture.html",
         row=row,
@@ -99,23 +95,14 @@ def _render_one(row: Row, picture: bytes | None, facts: CheckFacts, version: str
         version=version,
         headline=f"{name}: {verdict}.",
         picture=jpeg_uri(picture) if picture else None,
-        chart=evidence.score_chart(row["score"], facts._asdict()) if row["verdict"] else None,
         why=explained(row),
-        detectors=[(name, facts.detectors.get(name, ""), score, _bar(score, end)) for name, score in scores.items()],
+        detectors=[(name, facts.detectors.get(name, ""), score) for name, score in scores.items()],
+        end=max([4.0, *(abs(score) for score in scores.values() if score is not None)]),
         said=tile_texts(row),
         notes=[note for key, note in (("predicted_generator", run.NEAREST), ("predicted_prompt", run.WORDS)) if key in row],
         origin=evidence.provenance_rows(row.get("provenance")),
         caveats=[*CAVEATS.get(row["verdict"] or "", ()), *facts.blind_to, ALWAYS],
     )
-
-
-def _bar(score: float | None, end: float) -> Markup:
-    """A score's bar from the middle; `end`: the log-odds at either side. The cell beside it has the number."""
-    width = 50 * min(abs(score or 0.0) / end, 1.0)
-    parts = [svg.line(50, 0, 50, 100, "axis")]
-    if score:
-        parts.append(svg.rectangle(50 - (width if score < 0 else 0), 10, width, 80, "fill-fake" if score > 0 else "fill-real"))
-    return svg.element("svg", *parts, class_="meter", aria_hidden="true")
 
 
 def check_lines(rows: Sequence[Row], facts: CheckFacts, width: int) -> list[str]:

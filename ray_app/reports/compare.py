@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from ray_app.reports import charts, text
 from ray_app.reports import format as wording
-from ray_app.reports import svg, text
 from ray_app.reports.evaluation.system_model import IntervalFacts
 from ray_app.reports.html import render
 
@@ -35,7 +35,6 @@ def render_comparison(document: Mapping[str, Any]) -> str:
         shifts=[_shift(document, system) for system in document["systems"]],
         drifts=[_drift(document, system) for system in document["systems"]],
         charts=[(system["name"], chart) for place, system in enumerate(document["systems"]) if (chart := _chart(place, system))],
-        legend=[(svg.sample(0), "run A"), (svg.sample(1), "run B")],
         rows=_rows(document["rows"]),
         identity=document["identity"][:_MOST_SETTINGS],
         statuses=document["statuses"]["pairs"][:_MOST_STATUSES],
@@ -171,10 +170,10 @@ def _chart(place: int, system: Mapping[str, Any]) -> Markup | None:
     outlines = [_outline(edges, one) for one in shares]
     top = 1.08 * max(map(max, shares))
     described = f"{sum(counts[0]):,} scores in A, {sum(counts[1]):,} in B."
-    axes = svg.number_axis("score, log-odds", edges[0], edges[-1]), svg.share_axis("share of images", 0, top)
-    traces = [svg.Trace(style, points) for style, points in enumerate(outlines)]
+    axes = charts.number_axis("score, log-odds", edges[0], edges[-1]), charts.share_axis("share of images", 0, top)
+    traces = [charts.Trace(style, points) for style, points in enumerate(outlines)]
     title = f"Scores of {system['name']} in both runs"
-    return svg.plane(traces, *axes, ident=f"scores-{place}", title=title, description=described, class_="plane flat")
+    return charts.plane(traces, *axes, ident=f"scores-{place}", title=title, description=described, flat=True)
 
 
 def _outline(edges: Sequence[float], heights: Sequence[float]) -> list[tuple[float, float]]:

@@ -6,15 +6,12 @@ Every text in the document of `touchstone runs evidence` is taken for hostile.
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
-
 from ray_app.images import FLAG_MEANING
 from ray_app.images.provenance import Provenance
 from ray_app.reports import format as wording
-from ray_app.reports import run, svg
+from ray_app.reports import run
 from ray_app.reports.html import jpeg_uri, render, settings
 
-_LEAST_SPAN = 4.0  # log-odds that the drawing of a score shows to either side of what it marks
 _GENERATOR, _WORDS = "nearest generator", "words"
 _OUTCOMES = {"agrees": "agrees", "differs": "DIFFERS", "not checked": "–"}
 _PROVENANCE = {
@@ -43,7 +40,6 @@ def render_evidence(evidence: Mapping[str, Any], picture: bytes | str | None = N
         headline=_headline(record),
         picture=jpeg_uri(picture) if isinstance(picture, bytes) else None,
         no_picture=picture if isinstance(picture, str) else None,
-        chart=score_chart(record["decision"]["score"], record["decision"]["thresholds"]),
         remarks={name: _remarks(one) for name, one in record["detectors"].items()},
         facts=_facts(record),
         said=provenance_rows(record["provenance"]),
@@ -102,30 +98,6 @@ def _headline(record: Mapping[str, Any]) -> str:
     path = wording.file_name(image["uri"], image["member"])
     name = wording.shortened(path.rstrip("/").rpartition("/")[2] or path, 80)
     return f"{name}: {wording.VERDICT_WORDS.get(verdict) or wording.visible('not scored, ' + image['status'])}."
-
-
-def score_chart(score: float | None, cuts: Mapping[str, Any]) -> Markup | None:
-    """A score on its axis, with the zones of the verdicts between `real_below` and `fake_above`."""
-    if score is None:
-        return None
-    real, fake = cuts["real_below"], cuts["fake_above"]
-    low = min(score, real) - _LEAST_SPAN
-    high = max(score, fake) + _LEAST_SPAN
-    at = [svg.position(value, low, high) for value in (real, fake, score)]
-    zones = [(0.0, at[0], "real", "no evidence"), (at[0], at[1], "abstain", "abstain"), (at[1], 100.0, "fake", "fake")]
-    parts = [svg.rectangle(left, 30, right - left, 40, f"fill-{kind}", label) for left, right, kind, label in zones if right > left]
-    # A name is left out where its zone is too narrow to hold it on a telephone; the legend has the same.
-    parts += [
-        svg.text((left + right) / 2, 30, label, "zone", dy=-8, anchor="middle") for left, right, _, label in zones if right - left >= 24
-    ]
-    parts += [svg.line(cut, 20, cut, 80, "cut") for cut in sorted(set(at[:2]))]
-    parts += [
-        svg.text(svg.position(tick, low, high), 70, svg.plain(tick), "tick", dy=20, anchor="middle")
-        for tick in svg.round_ticks(low, high, 6)
-    ]
-    parts.append(svg.dot(at[2], 50, 8, "spot", f"score {wording.score(score)}"))
-    described = f"Score {score:+.3f}; no evidence up to {real:g}, fake from {fake:g}."
-    return svg.drawing(parts, ident="score", title="The score among the thresholds", description=described, class_="scale")
 
 
 def _remarks(one: Mapping[str, Any]) -> list[str]:

@@ -256,6 +256,11 @@ def in_table(session: "SessionSummary") -> list[str]:
     return [f"{said}, which are no longer those of the run; `touchstone score` with --table brings them up to date"]
 
 
+def plain(value: float) -> str:
+    """A number as short as it can be, with a true minus sign."""
+    return f"{value:.6g}".replace("-", "−")
+
+
 def decimal(number: float | None, digits: int = 1) -> str:
     """A number with fixed digits; a dash where there is none."""
     return NONE if number is None or not math.isfinite(number) else f"{number:,.{digits}f}"
@@ -453,6 +458,20 @@ def in_words(key: str, figure: "FigureFacts") -> str:
     """A figure with its interval in brackets, or a dash."""
     ends = span(key, figure)
     return written(key, figure.number) + (f" ({ends})" if ends else "")
+
+
+def rounded_share(share: float | None) -> str:
+    """A share in whole per cent; never 0 or 100 by rounding."""
+    if share is None or not math.isfinite(share):
+        return NONE
+    if 0 < share < 0.01 or 0.99 < share < 1:
+        return "< 1 %" if share < 0.5 else "> 99 %"
+    return f"{100 * share:.0f} %"
+
+
+def rounded_area(value: float) -> str:
+    """An area with two digits; never 0 or 1 by rounding."""
+    return "> 0.99" if 0.995 <= value < 1 else "< 0.01" if 0 < value < 0.005 else f"{value:.2f}"
 
 
 def three_digits(value: float | None) -> str:

@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ray_app.reports import format as wording
-from ray_app.reports import svg
 from ray_app.storage.urls import local_path
 
 _PLAIN_HOST = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]+)?/")
@@ -34,8 +33,12 @@ def script_hash(template: str) -> str:
     return base64.b64encode(hashlib.sha256(render(template).encode()).digest()).decode()
 
 
-def jpeg_uri(data: bytes) -> str | None:
-    """JPEG bytes as a data URI; None for anything else, so that no other type can be smuggled into a page."""
+def jpeg_uri(data: bytes | str | None) -> str | None:
+    """A JPEG's bytes, or base64 of them, as a data URI; None for anything else, so that no other type can be smuggled into a page."""
+    try:
+        data = base64.b64decode(data or b"", validate=True) if not isinstance(data, bytes) else data
+    except ValueError:
+        return None
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data.startswith(b"\xff\xd8\xff") else None
 
 
@@ -82,7 +85,8 @@ def _environment() -> Environment:
         money=wording.money,
         moment=wording.moment,
         meaning=wording.meaning,
-        plain=svg.plain,
+        plain=wording.plain,
+        jpeg=jpeg_uri,
         stated=wording.stated,
         short_name=lambda text: wording.shortened(text, _LONGEST_NAME),
         short_title=lambda text: wording.shortened(text, _LONGEST_TITLE),
@@ -95,8 +99,6 @@ def _environment() -> Environment:
         words=wording,
         file_link=file_link,
         most_entries=_MOST_ENTRIES,
-        meter=svg.meter,
-        range_meter=svg.range_meter,
     )
     return environment
 

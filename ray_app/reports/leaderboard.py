@@ -56,7 +56,7 @@ def render_leaderboard(evaluations: Evaluations) -> str:
     """
     boards = boards_of(evaluations)
     details = [(board, cell_tables(board), published_rows(board)) for board in boards]
-    return render("leaderboard.html", boards=details, said=wording, columns=COLUMNS, headline=_headline(boards), count=len(evaluations),
+    return render("leaderboard.html", boards=details, columns=COLUMNS, headline=_headline(boards), count=len(evaluations),
                   alpha=ALPHA, script_hash=script_hash(_SCRIPT))  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def _generator_cell(entry: LeaderboardEntry, name: str) -> tuple[FigureFacts, st
 
 
 def _view_cell(entry: LeaderboardEntry, name: str) -> tuple[FigureFacts, str] | None:
-    view = entry.system.view(name)
+    view = next((view for view in entry.system.views if view.name == name), None)
     return None if view is None else (view.figures.get("auc", NOT_MEASURED), "")
 
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
 from ray_app.metrics import significance
-from ray_app.reports import bars
+from ray_app.reports import charts
 from ray_app.reports import format as wording
 from ray_app.reports.evaluation.model import EvaluationDocument, PairedFacts
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts, GeneratorFacts, SystemFacts, ViewFacts
@@ -89,15 +87,7 @@ class LeaderboardEntry:
     def abstains(self) -> FigureFacts:
         """The share of images on which its verdict is neither; without a value for a system that gives no verdicts of its own."""
         covered = (self.system.decided or {}).get("coverage")
-        if covered is None or covered.number is None:
-            return FigureFacts(why="gives no verdicts of its own here")
-        ends = tuple(1 - end for end in reversed(covered.interval))
-        return covered.model_copy(update={"value": 1 - covered.number, "interval": ends})
-
-    def bar(self, start: float) -> Markup:
-        """The AUC with its interval, on a scale from `start` to 1."""
-        auc = self.figure("auc")
-        return bars.interval_meter(auc.number or 0.0, auc.ends, start)
+        return covered.complement if covered and covered.number is not None else FigureFacts(why="gives no verdicts of its own here")
 
     @property
     def n(self) -> tuple[int, int]:
@@ -171,7 +161,7 @@ class Leaderboard:
     def bar_start(self) -> float:
         """Where the scale of its AUCs begins."""
         found = [one.figure("auc") for one in self.entries]
-        return bars.axis_start(one.ends[0] if one.ends else one.number for one in found if one.number is not None)
+        return charts.axis_start([one.ends[0] if one.ends else one.number for one in found if one.number is not None])
 
     @property
     def has_chains(self) -> bool:

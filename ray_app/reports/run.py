@@ -15,8 +15,8 @@ from markupsafe import Markup
 from ray_app.attribution.generators import family_title, title_of
 from ray_app.ensembles.card import Thresholds
 from ray_app.errors import ConfigError
+from ray_app.reports import charts
 from ray_app.reports import format as wording
-from ray_app.reports import svg
 from ray_app.reports.html import jpeg_uri, render, settings
 from ray_app.runs.document import GeneratorCount, GuaranteeSummary, ProfileSummary, RunSummary, UnseenShift
 
@@ -147,7 +147,6 @@ def render_run_report(
         run=run,
         headline=wording.headline(run),
         verdicts=_verdicts(run),
-        verdict_bar=_verdict_bar(run),
         scores=_score_chart(run),
         detectors=_detector_charts(run),
         outside=run.scored - sum(run.histogram.ensemble),
@@ -339,15 +338,6 @@ def _sentence(run: RunSummary, name: str, number: int) -> str:
     return f"{name}{stated}: {members} with {what}; --set limits.{name}={twice} admits more, in a run directory of its own; {memory}"
 
 
-def _verdict_bar(run: RunSummary) -> Markup | None:
-    fates = _verdicts(run)
-    if not any(number for *_, number in fates):
-        return None
-    described = "; ".join(f"{words}: {number:,} ({wording.percent(number / run.members)})" for _, words, number in fates)
-    segments = [svg.BarSegment(kind, f"{words}: {number:,}", number) for kind, words, number in fates]
-    return svg.stacked_bar(segments, ident="verdicts", title="What became of the files", description=described)
-
-
 def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
     """Style class, words and count of every fate that a member can have; empty ones only where they inform."""
     fates = [(word, words, run.verdict(word)) for word, words in wording.VERDICT_WORDS.items()] if run.scored else []
@@ -361,8 +351,8 @@ def _score_chart(run: RunSummary) -> Markup | None:
     if not counts:
         return None
     thresholds = run.ensemble.thresholds
-    zones = svg.Zones(thresholds.real_below, thresholds.fake_above) if thresholds else None
-    return svg.histogram(
+    zones = (thresholds.real_below, thresholds.fake_above) if thresholds else None
+    return charts.histogram(
         edges, counts, ident="scores", title="How many images have which score", description=_described(run, thresholds), zones=zones
     )
 
@@ -382,13 +372,13 @@ def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
     if len(run.histogram.detectors) == len(run.ensemble.members) == 1 and run.histogram.ensemble:
         return []
     titles = {detector.name: detector.title for detector in run.ensemble.members}
-    charts = []
+    drawn = []
     for index, (name, counts) in enumerate(run.histogram.detectors.items()):
         title = f"Scores of {titles.get(name) or name}"
         described = f"{sum(counts):,} scores; the fullest bin has {max(counts):,}."
-        chart = svg.histogram(run.histogram.edges, counts, ident=f"detector-{index}", title=title, description=described, compact=True)
-        charts.append((name, chart))
-    return charts
+        chart = charts.histogram(run.histogram.edges, counts, ident=f"detector-{index}", title=title, description=described, compact=True)
+        drawn.append((name, chart))
+    return drawn
 
 
 def _stages(run: RunSummary) -> list[tuple[str, float, float]]:

@@ -14,14 +14,12 @@ from pydantic import Field
 from ray_app.config import OptionalKey, Section
 from ray_app.detectors.card import Calibration
 from ray_app.metrics import FIGURES
-from ray_app.reports import bars, svg
+from ray_app.reports import charts
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.text import captioned
-from ray_app.reports.html import jpeg_uri, render, settings
+from ray_app.reports.html import render, settings
 
 TRAINING_SCHEMA = 1
 _MOST_GENERATORS = 60
-_MOST_MISTAKES = 48
 _MOST_VALIDATIONS = 200
 _HARDEST = 3
 _LONGEST_NAME = 60
@@ -255,8 +253,6 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
         validations=_validations(training),
         validation_curves=_validation_curves(training),
         generators=[table for name, figures in splits for table in _generator_tables(name, figures)],
-        mistakes=captioned(training.mistakes, lambda one: jpeg_uri(one.jpeg), most=_MOST_MISTAKES),
-        auc_bar=_auc_bar,
         holdings=_holdings(training),
         leaks=_leaks(training),
         uncompared=_uncompared(training),
@@ -330,7 +326,7 @@ def _paces(facts: TrainingFacts) -> list[Curve]:
 def _history_curve(facts: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Curve | None:
     points = [(float(point.step), float(getattr(point, name))) for point in facts.history]
     described = f"{len(points):,} points from step {facts.span[0]:,} to {facts.span[1]:,}."
-    chart = svg.line_chart(
+    chart = charts.line_chart(
         points,
         facts.span,
         ident=f"history-{name}",
@@ -350,7 +346,7 @@ def _validation_curves(facts: TrainingFacts) -> list[Curve]:
         points = [(float(step), value) for step, value in facts.validated(name)]
         words = wording.FIGURE_WORDS[name]
         described = f"{len(points):,} validations; the chosen step is {facts.best_step}."
-        chart = svg.line_chart(
+        chart = charts.line_chart(
             points,
             facts.span,
             ident=f"validation-{name}",
@@ -374,19 +370,13 @@ def _validations(facts: TrainingFacts) -> Validations:
     return Validations([wording.FIGURE_WORDS[name] for name in names], rows)
 
 
-def _auc_bar(found: GeneratorFigures, start: float) -> Markup:
-    """The AUC with its interval, on a scale from `start` to 1."""
-    ends = found.auc_interval or ()
-    return bars.interval_meter(found.auc or 0.0, (ends[0], ends[1]) if len(ends) == 2 else None, start)
-
-
 def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTable]:
     tables = []
     for label, caption, rate in (("fake", "Generators", "Flagged as fake"), ("real", "Sources of real images", "Not flagged")):
         rows = figures.hardest(label, len(figures.generators))
         if rows:
             shown = rows[:_MOST_GENERATORS]
-            start = bars.axis_start(min([found.auc, *(found.auc_interval or ())]) for _, found in shown if found.auc is not None)
+            start = charts.axis_start([min([found.auc, *(found.auc_interval or ())]) for _, found in shown if found.auc is not None])
             tables.append(TrainingGeneratorTable(f"{caption}, {split}", rate, shown, len(rows) - len(shown), start))
     return tables
 

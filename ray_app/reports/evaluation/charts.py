@@ -2,15 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ray_app.reports import bars, svg
+from ray_app.reports import charts
 from ray_app.reports import format as wording
-from ray_app.reports.evaluation.system_model import FigureFacts, Points, ReliabilityBin, SystemFacts
-from ray_app.reports.evaluation.text import short
+from ray_app.reports.evaluation.sentences import short
+from ray_app.reports.evaluation.system_model import FigureFacts, Points, SystemFacts
 from ray_app.reports.format import in_words, named, written
 
 _FLAGS, _FINDS = "real images flagged", "fakes found"
@@ -18,7 +18,6 @@ _LOWEST_DECADE, _LEAST_DECADES = -6, -3
 _FEWEST_IN_SERIES = 3
 _AMOUNT = re.compile(r"(?P<family>.*?)[\s:_=-]*(?:q|sigma|σ|s)?[\s:_=-]*(?P<amount>\d+(?:\.\d+)?)")
 _FALLING = re.compile(r"jpe?g|webp|avif|quality|resi[sz]|scale|crop", re.IGNORECASE)  # less of it is harsher
-_NONE: Mapping[str, FigureFacts] = {}
 
 
 class Chart(NamedTuple):
@@ -29,10 +28,9 @@ class Chart(NamedTuple):
 
 
 class ChartGroup(NamedTuple):
-    """Drawings of the same few systems, with the legend that they share: a sample of each line and its name."""
+    """Drawings of the same few systems; `names`: of their lines, in order, for the legend that they share."""
 
     names: list[str]
-    legend: list[tuple[Markup, str]]
     charts: list[Chart]
 
 
@@ -45,65 +43,45 @@ class Series(NamedTuple):
 
 
 def curve_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
-    """ROC, ROC on a logarithmic axis, DET and precision–recall, of six systems at a time; those that have no curve are left out."""
-    return [_curves(group, str(index)) for index, group in enumerate(_grouped([one for one in systems if len(one.roc) > 1]))]
+    """ROC, ROC on a logarithmic axis, DET and precision–recall; systems that have no curve are left out."""
+    return _groups([one for one in systems if len(one.roc) > 1], _curves)
 
 
 def risk_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
-    """Risk over coverage, of six systems at a time."""
-    return [
-        _risks(group, str(index)) for index, group in enumerate(_grouped([one for one in systems if len(one.risk_coverage.points) > 1]))
-    ]
-
-
-def reliability_chart(system: SystemFacts, ident: str) -> Chart | None:
-    """The share that is fake over the probability that was stated, in bins of equal count."""
-    bins = [one for one in system.reliability if one.n and one.fake_share is not None and one.probability is not None]
-    if not bins:
-        return None
-    spots = []
-    for one in bins:
-        stated, share = one.probability or 0.0, one.fake_share or 0.0
-        ends = (one.interval[0], one.interval[1]) if len(one.interval) == 2 else None
-        spots.append(svg.Spot((stated, share), f"stated {stated:.2f}, fake {wording.percent(share)} of {one.n:,}", ends))
-    trace = svg.Trace(0, [spot.at for spot in spots], spots)
-    described = "; ".join(spot.words for spot in spots)
-    drawn = svg.plane(
-        [trace],
-        svg.number_axis("probability stated", 0, 1),
-        svg.share_axis("share that is fake"),
-        ident=ident,
-        title=f"Reliability of {_called(system)}",
-        description=described,
-        guide=[(0, 0), (1, 1)],
-    )
-    return Chart(f"Stated probability against what is true, {_bins_in_words(bins)}", drawn)
-
-
-def score_chart(system: SystemFacts, ident: str) -> Chart | None:
-    """Scores of both classes."""
-    found = system.histogram
-    if not found.drawable:
-        return None
-    drawn = svg.score_classes(found.edges, found.fake, found.real, system.threshold, ident=ident, title=f"Scores of {_called(system)}")
-    return Chart("Scores of fakes and of real images, as shares of each", drawn)
+    """Risk over coverage."""
+    return _groups([one for one in systems if len(one.risk_coverage.points) > 1], _risks)
 
 
 def robustness_groups(systems: Sequence[SystemFacts]) -> list[ChartGroup]:
-    """Of every series of views a figure over the amount, clean pictures first and as a faint line; six systems at a time."""
-    viewed = [system for system in systems if system.views]
-    groups = []
-    for index, group in enumerate(_grouped(viewed)):
-        names = list(dict.fromkeys(view.name for system in group for view in system.views))
-        charts = [
-            chart
-            for number, one in enumerate(series_of(names))
-            for key in ("auc", "balanced_accuracy")
-            if (chart := _over_amounts(group, one, key, f"view-{index}-{number}-{key}"))
-        ]
-        if charts:
-            groups.append(ChartGroup([one.name for one in group], _legend(group), charts))
-    return groups
+    """Of every series of views a figure over the amount, clean pictures first and as a faint line."""
+    return _groups([one for one in systems if one.views], _robustness)
+
+
+def system_charts(system: SystemFacts, ident: str) -> list[Chart]:
+    """Scores of both classes, and the share that is fake over the probability that was stated, in bins of equal count; what there is."""
+    found, name = [], short(system.called)
+    scores = system.histogram
+    if scores.drawable:
+        drawn = charts.class_histogram(
+            scores.edges, scores.fake, scores.real, system.threshold, ident=f"scores-{ident}", title=f"Scores of {name}"
+        )
+        found.append(Chart("Scores of fakes and of real images, as shares of each", drawn))
+    bins = [(one, one.probability, one.fake_share) for one in system.reliability if one.n]
+    spots = [
+        charts.Spot((stated, share), f"stated {stated:.2f}, fake {wording.percent(share)} of {one.n:,}", one.ends)
+        for one, stated, share in bins
+        if stated is not None and share is not None
+    ]
+    if spots:
+        trace = charts.Trace(0, [spot.at for spot in spots], spots)
+        axes = charts.number_axis("probability stated", 0, 1), charts.share_axis("share that is fake")
+        words = "; ".join(spot.words for spot in spots)
+        texts: Any = {"ident": f"reliability-{ident}", "title": f"Reliability of {name}", "description": words}
+        least, most = min(one.n for one, *_ in bins), max(one.n for one, *_ in bins)
+        each = f"{wording.counted(most, 'image')} each" if least == most else f"{least:,} to {most:,} images"
+        caption = f"Stated probability against what is true, {wording.counted(len(bins), 'bin')} of {each}"
+        found.append(Chart(caption, charts.plane([trace], *axes, **texts, guide=[(0, 0), (1, 1)])))
+    return found
 
 
 def series_of(views: Sequence[str]) -> list[Series]:
@@ -120,114 +98,94 @@ def series_of(views: Sequence[str]) -> list[Series]:
     return kept
 
 
-def _bins_in_words(bins: Sequence[ReliabilityBin]) -> str:
-    least, most = min(one.n for one in bins), max(one.n for one in bins)
-    each = wording.counted(most, "image") if least == most else f"{least:,} to {most:,} images"
-    return f"{wording.counted(len(bins), 'bin')} of {each}" + (" each" if len(bins) > 1 and least == most else "")
+def _groups(systems: Sequence[SystemFacts], draw: Callable[[Sequence[SystemFacts], str], list[Chart]]) -> list[ChartGroup]:
+    """Charts of as many systems at a time as there are styles of lines."""
+    some = (systems[start : start + charts.STYLES] for start in range(0, len(systems), charts.STYLES))
+    drawn = [ChartGroup([short(one.called) for one in group], draw(group, str(place))) for place, group in enumerate(some)]
+    return [group for group in drawn if group.charts]
 
 
-def _grouped(systems: Sequence[SystemFacts]) -> Iterator[Sequence[SystemFacts]]:
-    return (systems[start : start + svg.STYLES] for start in range(0, len(systems), svg.STYLES))
-
-
-def _curves(systems: Sequence[SystemFacts], ident: str) -> ChartGroup:
-    roc = [svg.Trace(style, _pairs(system.roc), _operating(system)) for style, system in enumerate(systems)]
-    described = "; ".join(f"{_called(system)}: AUC {in_words('auc', system.figure('auc'))}" for system in systems)
-    axes = svg.share_axis(_FLAGS), svg.share_axis(_FINDS)
-    linear = svg.plane(roc, *axes, ident=f"roc-{ident}", title="ROC", description=described, guide=[(0, 0), (1, 1)])
-    drawn = [Chart("ROC", linear), _decades(systems, roc, ident, described), _detection(roc, ident, described)]
-    return ChartGroup([one.name for one in systems], _legend(systems), drawn + _precision_recall(systems, ident, described))
-
-
-def _decades(systems: Sequence[SystemFacts], roc: Sequence[svg.Trace], ident: str, described: str) -> Chart:
-    """ROC from where one real image in a thousand is flagged, or fewer; shaded where that would be less than one image."""
+def _curves(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+    roc = [charts.Trace(style, _pairs(system.roc), _operating(system)) for style, system in enumerate(systems)]
+    described = "; ".join(f"{short(system.called)}: AUC {in_words('auc', system.figure('auc'))}" for system in systems)
+    finds = charts.share_axis(_FINDS)
+    linear = charts.plane(
+        roc, charts.share_axis(_FLAGS), finds, ident=f"roc-{ident}", title="ROC", description=described, guide=[(0, 0), (1, 1)]
+    )
+    # From where one real image in a thousand is flagged, or fewer; shaded where that would be less than one image.
     n_real = max([1, *(system.n_real for system in systems)])
     low = 10.0 ** max(_LOWEST_DECADE, min(_LEAST_DECADES, math.floor(-math.log10(n_real))))
-    axes = svg.decade_axis(f"{_FLAGS}, logarithmic", low), svg.share_axis(_FINDS)
-    title, guide = "ROC where few real images are flagged", [(low ** (step / 24), low ** (step / 24)) for step in range(24, -1, -1)]
-    drawn = svg.plane(roc, *axes, ident=f"decades-{ident}", title=title, description=described, guide=guide, shade=(low, 1 / n_real))
-    return Chart(title, drawn)
-
-
-def _detection(roc: Sequence[svg.Trace], ident: str, described: str) -> Chart:
-    """Both kinds of error on probit axes."""
+    title = "ROC where few real images are flagged"
+    few = charts.plane(
+        roc, charts.decade_axis(f"{_FLAGS}, logarithmic", low), finds, ident=f"decades-{ident}", title=title, description=described,
+        guide=[(low, low), (1, 1)], shade=(low, 1 / n_real),
+    )  # fmt: skip
     missed = [
-        svg.Trace(
-            trace.style, [(x, 1 - y) for x, y in trace.points], [svg.Spot((spot.at[0], 1 - spot.at[1]), spot.words) for spot in trace.spots]
-        )
-        for trace in roc
+        charts.Trace(one.style, [(x, 1 - y) for x, y in one.points], [spot._replace(at=(spot.at[0], 1 - spot.at[1])) for spot in one.spots])
+        for one in roc
     ]
-    axes = svg.probit_axis(f"{_FLAGS}, probit"), svg.probit_axis("fakes missed, probit")
+    axes = charts.probit_axis(f"{_FLAGS}, probit"), charts.probit_axis("fakes missed, probit")
     equal = [(axes[0].low, axes[0].low), (axes[0].high, axes[0].high)]
-    return Chart("DET", svg.plane(missed, *axes, ident=f"det-{ident}", title="DET", description=described, guide=equal))
+    errors = charts.plane(missed, *axes, ident=f"det-{ident}", title="DET", description=described, guide=equal)
+    found = [Chart("ROC", linear), Chart(title, few), Chart("DET", errors)]
+    traces = [charts.Trace(style, points) for style, one in enumerate(systems) if len(points := _pairs(one.precision_recall)) > 1]
+    if traces:
+        axes = charts.share_axis("fakes found (recall)"), charts.share_axis("flags that are right (precision)")
+        title = "Precision over recall"
+        found.append(Chart(title, charts.plane(traces, *axes, ident=f"precision-{ident}", title=title, description=described)))
+    return found
 
 
-def _precision_recall(systems: Sequence[SystemFacts], ident: str, described: str) -> list[Chart]:
-    traces = [svg.Trace(style, points) for style, system in enumerate(systems) if len(points := _pairs(system.precision_recall)) > 1]
-    if not traces:
-        return []
-    axes = svg.share_axis("fakes found (recall)"), svg.share_axis("flags that are right (precision)")
-    drawn = svg.plane(traces, *axes, ident=f"precision-{ident}", title="Precision over recall", description=described)
-    return [Chart("Precision over recall", drawn)]
-
-
-def _operating(system: SystemFacts) -> list[svg.Spot]:
+def _operating(system: SystemFacts) -> list[charts.Spot]:
     """Where the threshold lies on the ROC curve."""
     found, cleared = system.figure("tpr").number, system.figure("tnr").number
     if found is None or cleared is None:
         return []
-    words = f"{_called(system)} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
-    return [svg.Spot((1 - cleared, found), words)]
+    words = f"{short(system.called)} at its threshold: {wording.percent(found)} found, {wording.percent(1 - cleared)} flagged"
+    return [charts.Spot((1 - cleared, found), words)]
 
 
-def _risks(systems: Sequence[SystemFacts], ident: str) -> ChartGroup:
-    traces = [svg.Trace(style, sorted(_pairs(system.risk_coverage.points))) for style, system in enumerate(systems)]
+def _risks(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+    traces = [charts.Trace(style, sorted(_pairs(system.risk_coverage.points))) for style, system in enumerate(systems)]
     top = max([y for trace in traces for _, y in trace.points] + [0.01])
-    described = "; ".join(f"{_called(system)}: area {written('aurc', system.risk_coverage.aurc.number)}" for system in systems)
-    axes = svg.share_axis("images that get a verdict"), svg.share_axis("judged wrongly of those", 0.0, min(1.0, 1.05 * top))
-    chart = svg.plane(traces, *axes, ident=f"risk-{ident}", title="Risk over coverage", description=described, class_="plane flat")
-    return ChartGroup([one.name for one in systems], _legend(systems), [Chart("Risk over coverage", chart)])
+    described = "; ".join(f"{short(one.called)}: area {written('aurc', one.risk_coverage.aurc.number)}" for one in systems)
+    axes = charts.share_axis("images that get a verdict"), charts.share_axis("judged wrongly of those", 0.0, min(1.0, 1.05 * top))
+    title = "Risk over coverage"
+    return [Chart(title, charts.plane(traces, *axes, ident=f"risk-{ident}", title=title, description=described, flat=True))]
 
 
-def _legend(systems: Sequence[SystemFacts]) -> list[tuple[Markup, str]]:
-    return [(svg.sample(style), _called(system)) for style, system in enumerate(systems)]
+def _robustness(systems: Sequence[SystemFacts], ident: str) -> list[Chart]:
+    names = list(dict.fromkeys(view.name for system in systems for view in system.views))
+    drawn = [
+        _over_amounts(systems, series, key, f"view-{ident}-{number}-{key}")
+        for number, series in enumerate(series_of(names))
+        for key in ("auc", "balanced_accuracy")
+    ]
+    return [chart for chart in drawn if chart]
 
 
 def _over_amounts(systems: Sequence[SystemFacts], series: Series, key: str, ident: str) -> Chart | None:
     traces = []
     for style, system in enumerate(systems):
         views = {view.name: view.figures for view in system.views}
-        placed = [(0, "clean", system.figure(key))]
-        placed += [(place, short(name), found) for place, name in enumerate(series.views, 1) if (found := views.get(name, _NONE).get(key))]
-        spots = [spot for place, name, found in placed if (spot := _place(system, place, name, key, found))]
+        placed = [("clean", system.figure(key)), *((name, views.get(name, {}).get(key, FigureFacts())) for name in series.views)]
+        spots = [
+            charts.Spot((place, found.number), f"{short(system.called)}, {short(name)}: {in_words(key, found)}", found.ends)
+            for place, (name, found) in enumerate(placed)
+            if found.number is not None
+        ]
         if len(spots) > 1:
-            traces.append(svg.Trace(style, [spot.at for spot in spots], spots, level=spots[0].at[1] if spots[0].at[0] == 0 else None))
+            traces.append(charts.Trace(style, [spot.at for spot in spots], spots, level=spots[0].at[1] if not spots[0].at[0] else None))
     if not traces:
         return None
-    least = min(min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots)
-    y = _from_start(named(key), key, least)
+    low = charts.axis_start([min(spot.ends or spot.at[1:]) for trace in traces for spot in trace.spots])
+    y = charts.number_axis(named(key), low, 1.0) if key == "auc" else charts.share_axis(named(key), low, 1.0)
     described = "; ".join(spot.words for trace in traces for spot in trace.spots)
-    x = svg.order_axis(short(series.family), ["clean", *series.amounts])
+    x = charts.order_axis(short(series.family), ["clean", *series.amounts])
     title = f"{named(key)[0].upper()}{named(key)[1:]} under {short(series.family)}"
-    return Chart(title, svg.plane(traces, x, y, ident=ident, title=title, description=described, class_="plane flat"))
+    return Chart(title, charts.plane(traces, x, y, ident=ident, title=title, description=described, flat=True))
 
 
-def _place(system: SystemFacts, place: int, name: str, key: str, found: FigureFacts) -> svg.Spot | None:
-    if found.number is None:
-        return None
-    return svg.Spot((float(place), found.number), f"{_called(system)}, {name}: {in_words(key, found)}", found.ends)
-
-
-def _called(system: SystemFacts) -> str:
-    return short(system.called)
-
-
-def _from_start(title: str, key: str, least: float) -> svg.Axis:
-    """From the least figure, rounded down, to 1."""
-    low = bars.axis_start([least])
-    return svg.number_axis(title, low, 1.0) if key == "auc" else svg.share_axis(title, low, 1.0)
-
-
-def _pairs(points: Points) -> list[svg.Point]:
+def _pairs(points: Points) -> list[charts.Point]:
     """The first two numbers of each point; points without are left out."""
     return [(float(point[0]), float(point[1])) for point in points if len(point) > 1 and point[0] is not None and point[1] is not None]

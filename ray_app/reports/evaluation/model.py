@@ -4,6 +4,7 @@ Its JSON schema: docs/schemas/evaluation.json. Fields stand in the order of the 
 figures depend on protocol and run) and read through `NamedFigures`.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from ray_app.reports.evaluation.system_model import (
 )
 
 EVALUATION_SCHEMA = 1
+BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
 
 
 class RunFacts(Section):
@@ -99,6 +101,12 @@ class DataFacts(Section):
     formats: Mapping[str, Counts] = {}
     sizes: Mapping[str, Counts] = {}
     shortcut: ShortcutFacts = ShortcutFacts()
+
+    @staticmethod
+    def most_frequent(counts: Mapping[str, Counts]) -> list[str]:
+        """Formats or bands of sizes of both classes, the most frequent first; bands keep their order."""
+        totals = sum((Counter(by_name) for by_name in counts.values()), Counter[str]())
+        return sorted(totals, key=lambda name: (BANDS.index(name) if name in BANDS else len(BANDS), -totals[name]))
 
 
 class ReferenceFacts(Section):
@@ -181,6 +189,13 @@ class NamedFigures(Section):
     remarks: tuple[str, ...] = ()
     inner: Mapping[str, "NamedFigures"] = {}
 
+    @property
+    def confusions(self) -> list[tuple[str, str, int]]:
+        """Generators taken for others, the most frequent first; no more than 30."""
+        sound = [pair for pair in self.pairs if len(pair) == 3 and isinstance(pair[2], int)]
+        named = [(str(truth), "no name" if predicted is None else str(predicted), number) for truth, predicted, number in sound]
+        return sorted(named, key=lambda pair: -pair[2])[:30]
+
     @model_validator(mode="before")
     @classmethod
     def _gathered(cls, data: Any) -> Any:
@@ -204,6 +219,11 @@ class GroupRow(Section):
     detection: Mapping[str, Figures] = {}
     identification: OptionalFigures = None
     prompts: OptionalFigures = None
+
+    @property
+    def side(self) -> str:
+        """Where it stands, "" where the document says neither."""
+        return self.distribution if self.distribution in ("in", "out") else ""
 
 
 class GroupFacts(Section):
@@ -352,10 +372,6 @@ class EvaluationDocument(Section):
     def others(self) -> list[SystemFacts]:
         """All systems but the leading one, in their order."""
         return [system for system in self.systems if system is not self.leading]
-
-    def system(self, name: str) -> SystemFacts | None:
-        """A system by its name."""
-        return next((one for one in self.systems if one.name == name), None)
 
 
 def _merit(system: SystemFacts) -> float:

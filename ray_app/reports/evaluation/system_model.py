@@ -1,19 +1,60 @@
 """One system of an evaluation's document, a detector or the ensemble (`SystemFacts`), and a figure in it (`FigureFacts`).
 
-Fields stand in the order of the file.
+Fields stand in the order of the file. `evaluation` fills them: figures (system_section), weights and cost (standing).
 """
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_serializer
 
 from ray_app.config import OptionalKey, Section
 from ray_app.metrics.arrays import MetricEstimate, undefined
-from ray_app.reports.evaluation.standing_model import CostFacts, StandingFacts
 
 NO_COUNTS: Mapping[str, int] = {}
+NOT_SAID = "the evaluation does not say which weights were loaded; evaluate again with this version"
+WeightsWord = Literal["published", "own", "other", "unknown", "demonstration"]
+
+
+class WeightsFacts(Section):
+    """Whose weights made the scores: `published` (the file of a shipped card), `own` (the file of a card of the user's), `other` (not the
+    file that the card of this name means), `unknown` (nobody stated its SHA-256), or a `demonstration`. `why`: the same in words.
+
+    `loaded`, `stated`: the SHA-256 of what was loaded, as the run notes it, and of what the card means.
+    """
+
+    standing: str = "unknown"
+    why: str = NOT_SAID
+    loaded: str = ""
+    stated: str = ""
+
+    @property
+    def ranks(self) -> bool:
+        """Whether figures of these weights are figures of the detector."""
+        return self.standing in ("published", "own")
+
+
+class StandingFacts(Section):
+    """Of a detector, or of all members of an ensemble: the weights that rank least, licences, and the terms that bind most."""
+
+    weights: WeightsFacts = WeightsFacts()
+    licence: str = ""
+    terms: str = ""
+    gmac: float | None = None
+
+
+class CostFacts(Section):
+    """What one picture takes, as the run measured it: milliseconds of one worker in the stage `score`, and bytes of its process at most.
+
+    `pictures`: of how many, views counted; `of`: how many detectors the process held. `why`: why there is no time.
+    """
+
+    ms_per_image: float | None = None
+    process_bytes: int | None = None
+    of: int = 1
+    pictures: int = 0
+    why: str = ""
 
 
 class FigureFacts(Section):
@@ -52,6 +93,14 @@ class FigureFacts(Section):
     def bare(self) -> "FigureFacts":
         """The same without its interval, for where that would be of something else than its neighbours'."""
         return self.model_copy(update={"interval": (), "method": ""})
+
+    @property
+    def complement(self) -> "FigureFacts":
+        """The share of the others."""
+        if self.number is None:
+            return self
+        ends = (1 - self.ends[1], 1 - self.ends[0]) if self.ends else ()
+        return self.model_copy(update={"value": 1 - self.number, "interval": ends})
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -131,6 +180,11 @@ class ReliabilityBin(Section):
     probability: float | None = None
     fake_share: float | None = None
     interval: tuple[float, ...] = ()
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The ends of the share's interval, where it has one."""
+        return (self.interval[0], self.interval[1]) if len(self.interval) == 2 else None
 
 
 class ClassHistogram(Section):
@@ -291,9 +345,21 @@ class SystemFacts(Section):
         """A figure by its name; one without a value where it was not measured."""
         return self.figures.get(key, NOT_MEASURED)
 
-    def view(self, name: str) -> ViewFacts | None:
-        """What it does on perturbed images."""
-        return next((view for view in self.views if view.name == name), None)
+    @property
+    def flagged(self) -> FigureFacts:
+        """The share of real images that are called fake."""
+        return self.figure("tnr").complement
+
+    @property
+    def kinds_apart(self) -> list[tuple[str, Mapping[str, FigureFacts]]]:
+        """Figures of whole fakes and of local edits, where there are local edits."""
+        known = [(kind, found) for kind, found in self.kinds.items() if any(figure.number is not None for figure in found.values())]
+        return known if any(kind == "local" for kind, _ in known) else []
+
+    @property
+    def fullest_strata(self) -> list[FormatStratum]:
+        """Combinations of format and size, those of the most images first."""
+        return sorted(self.strata, key=lambda one: -(one.n_real + one.n_fake))
 
     def hardest(self, label: str = "fake") -> list[GeneratorFacts]:
         """Generators of one label, the least share classified correctly first; those without a share last."""

@@ -4,8 +4,7 @@ import pytest
 
 from ray_app.metrics.intervals import proportion_interval
 from ray_app.reports.evaluation.model import EvaluationDocument
-from ray_app.reports.evaluation.overview import headline
-from ray_app.reports.evaluation.text import answers
+from ray_app.reports.evaluation.sentences import answers, headline
 from tests.reports.test_leaderboard import evaluation, figure, generator, system
 
 
@@ -19,7 +18,7 @@ def document_of(*sources, **figures):
 
 
 def sentences(document):
-    return " ".join(sentence for answer in answers(document) for sentence in answer.sentences)
+    return " ".join(sentence for _, said in answers(document) for sentence in said)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""The protocol's table of an evaluation: our cells and published ones side by side, few columns and rows at a time."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ray_app.reports import format as wording
+from ray_app.reports.evaluation.model import EvaluationDocument, ReferenceFacts, TableRow
+from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts
+from ray_app.reports.format import three_digit_ends, three_digits
+from ray_app.reports.text import GAP, table
+
+MOST_COLUMNS = 9
+MOST_ROWS = 24
+_DAGGERS = "†‡§¶‖"
+_LONGEST_NAME, _WIDTH = 28, 120
+Column = tuple[str, ReferenceFacts | None]
+"""The name of a system of ours, or "" and where figures of it were published."""
+
+
+class TableHead(NamedTuple):
+    """The head of a column: a system of ours, or where its figures were published."""
+
+    name: str
+    notes: str = ""
+    is_ours: bool = True
+
+
+class TableCell(NamedTuple):
+    """One value as text, the ends of its interval, signs of notes, whether its images were in training, and of how many it is."""
+
+    value: str
+    ends: tuple[str, str] | None = None
+    notes: str = ""
+    seen: str = ""
+    about: str = ""
+
+
+class TableLine(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    label: str
+    n: int
+    cells: list[TableCell]
+
+
+class TablePart(NamedTuple):
+    """Some of the table's columns with some of its rows; `summary`: its content in a line, where it is not shown at once."""
+
+    heads: list[TableHead]
+    rows: list[TableLine]
+    footers: list[TableLine]
+    summary: str
+
+    def lines(self) -> list[str]:
+        """For the terminal, in as many pieces one under the other as the columns need."""
+        rows = [*self.rows, *self.footers]
+        names = [wording.shortened(row.name, _LONGEST_NAME) for row in rows]
+        columns = [
+            [f"{wording.shortened(head.name, _LONGEST_NAME)} {head.notes}".rstrip(), *(_in_line(row.cells[place]) for row in rows)]
+            for place, head in enumerate(self.heads)
+        ]
+        lines: list[str] = []
+        while columns:
+            room, fitting = _WIDTH - max(map(wording.columns, names), default=0), 0
+            while fitting < len(columns) and (room := room - len(GAP) - max(map(wording.columns, columns[fitting]))) >= 0:
+                fitting += 1
+            piece, columns = columns[: max(1, fitting)], columns[max(1, fitting) :]
+            heads, *cells = zip(["", *names], *piece, strict=True)
+            lines += [*([""] if lines else []), *table(heads, cells, right=range(1, len(heads)))]
+        return lines
+
+
+class Notes(dict[str, str]):
+    """Signs by the text of their note, in order of first use: daggers for what was published, letters for what is not defined."""
+
+    def sign(self, text: str, *, published: bool = False) -> str:
+        """The sign of a note; "" of no text."""
+        if text and text not in self:
+            daggers = sum(sign[0] in _DAGGERS for sign in self.values())
+            letters = len(self) - daggers
+            letter = chr(ord("a") + letters) if letters < 26 else f"a{letters}"
+            self[text] = _DAGGERS[daggers % len(_DAGGERS)] * (1 + daggers // len(_DAGGERS)) if published else letter
+        return self[text] if text else ""
+
+
+def protocol_table(facts: EvaluationDocument) -> tuple[list[TablePart], Notes]:
+    """The table in parts, what is shown at once first, and the notes under it. The hardest rows of the leading system come first."""
+    notes, parts = Notes(), []
+    columns = _columns(facts)
+    if not columns or not (facts.table.rows or facts.table.footers):
+        return [], notes
+    cut = min(MOST_COLUMNS, len(columns))
+    while 1 < cut < len(columns) and not columns[cut][0]:  # a system stays with its published columns
+        cut -= 1
+    kept, others = _hardest_first(facts)
+    for some, more in ((columns[:cut], ""), (columns[cut:], f"{wording.counted(len(columns) - cut, 'more column')}")):
+        if some:
+            parts.append(_part(facts, some, kept, notes, more or f"{len(kept)} rows"))
+            parts += [_part(facts, some, others, notes, f"{len(others)} easier rows{', ' * bool(more)}{more}")] if others else []
+    return parts, notes
+
+
+def _columns(facts: EvaluationDocument) -> list[Column]:
+    """Each system of ours with what was published of it; at the end what was published of others."""
+    names = list(facts.table.columns) or [system.name for system in facts.systems if system.name in facts.table.cells]
+    columns: list[Column] = []
+    for name in names:
+        columns += [(name, None), *(("", one) for one in facts.reference if one.system == name)]
+    return columns + [("", one) for one in facts.reference if one.system not in names]
+
+
+def _hardest_first(facts: EvaluationDocument) -> tuple[list[TableRow], list[TableRow]]:
+    rows = list(facts.table.rows)
+    if len(rows) <= MOST_ROWS:
+        return rows, []
+    cells = facts.table.cells.get(facts.leading.name if facts.leading else "", {})
+
+    def ease(row: TableRow) -> tuple[bool, float]:
+        number = cells.get(row.name, NOT_MEASURED).number
+        return row.label != "real", 2.0 if number is None else number
+
+    hardest = {row.name for row in sorted(rows, key=ease)[:MOST_ROWS]}
+    return [row for row in rows if row.name in hardest], [row for row in rows if row.name not in hardest]
+
+
+def _part(facts: EvaluationDocument, columns: Sequence[Column], rows: Sequence[TableRow], notes: Notes, summary: str) -> TablePart:
+    lines = []
+    for row in rows:
+        ours = {name: _ours(facts.table.cells.get(name, {}).get(row.name), notes) for name, one in columns if one is None}
+        cells = [
+            ours[name]._replace(seen=row.seen.get(name, "unknown")) if one is None else _published(row.name, one, notes)
+            for name, one in columns
+        ]
+        lines.append(TableLine(row.name, row.label, row.n, cells))
+    footers = [
+        TableLine(
+            footer.name,
+            "",
+            0,
+            [_published(footer.name, one, notes) if one else _ours(footer.cells.get(name), notes) for name, one in columns],
+        )
+        for footer in facts.table.footers
+    ]
+    heads = [
+        TableHead(name) if one is None else TableHead(one.column, notes.sign(one.mark or "", published=True), is_ours=False)
+        for name, one in columns
+    ]
+    return TablePart(heads, lines, footers, summary)
+
+
+def _ours(figure: FigureFacts | None, notes: Notes) -> TableCell:
+    if figure is None or figure.number is None:
+        return TableCell(wording.NONE, notes=notes.sign(figure.why if figure else ""))
+    method = f", {figure.method}" if figure.method else ""
+    ends = three_digit_ends(figure.ends) if figure.ends else None
+    return TableCell(three_digits(figure.number), ends, about=f"of {figure.n:,}{method}" if figure.n else "")
+
+
+def _published(row: str, reference: ReferenceFacts, notes: Notes) -> TableCell:
+    value = reference.rows.get(row)
+    return TableCell(three_digits(value), notes="" if value is None else notes.sign(reference.marks.get(row, ""), published=True))
+
+
+def _in_line(cell: TableCell) -> str:
+    ends = f" [{cell.ends[0]}, {cell.ends[1]}]" if cell.ends else ""
+    return f"{cell.value}{ends}{' ' + cell.notes if cell.notes else ''}"
