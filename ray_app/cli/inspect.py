@@ -28,9 +28,10 @@ def gallery(run: str, out: str, verdict: str | None, generator: str | None, most
     touchstone runs gallery run --out s3://bucket/gallery --verdict fake --generator midjourney --most 500
     """
     from ray_app.reports.format import counted
-    from ray_app.scoring.report import Choice, make_gallery
+    from ray_app.runs.selection import RowFilter
+    from ray_app.scoring.gallery import make_gallery
 
-    made = make_gallery(run, out, Choice(verdict, generator, most), per_page=per_page, quiet=as_json)
+    made = make_gallery(run, out, RowFilter(verdict, generator=generator), most, per_page=per_page, quiet=as_json)
     if as_json:
         click.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return 0

@@ -25,11 +25,11 @@ from ray_app.errors import InputError
 from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
 from ray_app.evaluation.join import PLACE, Joined, JoinedLabels, Labels, own_fields
 from ray_app.evaluation.systems import Column, System, Systems
-from ray_app.images import ImageLimits
+from ray_app.images import ImageLimits, decode_image
+from ray_app.inference.small_pictures import SIDE_PX, thumbnail
 from ray_app.reports.evaluation.model import MistakeFacts
 from ray_app.runs import RunDirectory
 from ray_app.runs.reader import current_files, members_of, tables_in
-from ray_app.scoring.report import SIDE_PX, thumbnail
 from ray_app.storage import Fetcher
 
 MOST = 100_000
@@ -164,7 +164,7 @@ def thumbnails_of(reader: MemberReader, members: Iterable[ManifestMember], limit
     for member, data in reader.read(list(members)):
         with suppress(InputError):
             if not isinstance(data, InputError):
-                pictures[member.image_id] = thumbnail(data, limits, side)
+                pictures[member.image_id] = thumbnail(decode_image(data, limits).pixels, side)
     return pictures
 
 

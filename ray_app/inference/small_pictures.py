@@ -17,6 +17,7 @@ from ray_app.inference.batch import Pixels
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders
 
+SIDE_PX = 160  # of thumbnails
 _QUALITIES = (82, 70, 55, 40)
 _PROCESSES = 2
 
@@ -81,3 +82,11 @@ def small_jpeg(pixels: Pixels, width: int, height: int, size: PictureSize) -> by
             if stream.tell() <= size.most_bytes or longer == 1:
                 return stream.getvalue()
         longer = max(1, longer * 3 // 4)
+
+
+def thumbnail(picture: Image.Image, side: int = SIDE_PX) -> bytes:
+    """JPEG bytes of a decoded picture, which is made smaller in place: no side above `side` pixels."""
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

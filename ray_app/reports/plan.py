@@ -1,11 +1,11 @@
 """A plan (`plan_model.Plan`) as lines for the terminal: `plan_lines`, and the requests and the bill (`request_lines`, `cost_lines`)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ray_app.archives.containers import COMPRESSED
 from ray_app.reports import format as wording
-from ray_app.reports.plan_model import Plan, PlannedBackbone, PlannedCluster, PlannedCost, PlannedStage, PlannedStops, PlannedTensor
+from ray_app.reports.plan_model import Plan, PlannedBackbone, PlannedCost, PlannedStage, PlannedTensor
 from ray_app.reports.run import promise
 from ray_app.reports.text import table
 
@@ -19,36 +19,11 @@ _FORMATS = {"files": "files of their own", "tar": "tar", "zip": "zip", "parquet"
 def plan_lines(found: Plan | Mapping[str, Any]) -> list[str]:
     """What would be scored and what is left of it, which processes do it, how fast, what holds them up, and what it costs."""
     plan = Plan.model_validate(found)
-    lines: list[tuple[str, str]] = [
-        *_labelled("archive", _archive(plan)),
-        *_labelled("run", _standing(plan)),
-        *_labelled("table", _tabulated(plan)),
-        ("ensemble", f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}"),
-        *_labelled("guarantee", _promised(plan)),
-        *_labelled("perturb", _perturbing(plan)),
-        *_labelled("stability", _recompressing(plan)),
-        *_labelled("cascade", _cascading(plan)),
-        *_labelled("embeddings", _keeping(plan)),
-        *_labelled("profile", _profiling(plan)),
-        ("decode", _decoding(plan)),
-        *_labelled("tensors", (f"{_shape(tensor)} for {', '.join(tensor.detectors)}" for tensor in plan.tensors)),
-        *_labelled("backbones", (_shared(backbone) for backbone in plan.backbones)),
-        ("work", _work(plan)),
-        *_labelled("cluster", _cluster(plan.cluster)),
-        *_labelled("passes", _passing(plan)),
-        ("layout", f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files"),
-        *_labelled("memory", _memory(plan)),
-        *_labelled("pools", (", ".join(pool) for pool in plan.pools if len(plan.pools) > 1)),
-        *_labelled("probe", _probe(plan)),
-        *_labelled("stages", _stages(plan)),
-        *_labelled("bottleneck", _bottleneck(plan)),
-        *_labelled("detectors", _detectors(plan)),
-        *_labelled("million", _million(plan)),
-        *_labelled("forecast", _forecast(plan)),
-        *_labelled("requests", request_lines(plan)),
-        *_labelled("cost", cost_lines(plan)),
-    ]
-    return [f"{label:{WIDTH}} {text}" for label, text in lines]
+    lines = []
+    for label, texts in _PARAGRAPHS.items():
+        for place, text in enumerate(texts(plan)):
+            lines.append(f"{label if place == 0 else '':{WIDTH}} {text}")
+    return lines
 
 
 def request_lines(plan: Plan) -> Iterator[str]:
@@ -68,7 +43,10 @@ def cost_lines(plan: Plan) -> Iterator[str]:
     cost, prices, requests, forecast = plan.cost, plan.prices, plan.requests, plan.forecast
     hours = None if forecast is None else forecast.hours
     is_priced = bool(prices["per_hour"] or plan.cluster.nodes)
-    rows = [["compute", *_compute(cost, prices, hours if is_priced else None, is_priced)]]
+    if cost.compute is None or hours is None or not is_priced:
+        rows = [["compute", wording.NONE, "not known: no probe was made" if is_priced else _NO_PRICE]]
+    else:
+        rows = [["compute", wording.money(cost.compute), f"{wording.measured(hours)} hours at {prices['per_hour']:g} per hour"]]
     puts, gets = prices["put_per_1000"], prices["get_per_1000"]
     if requests.any:
         rows += [
@@ -79,12 +57,6 @@ def cost_lines(plan: Plan) -> Iterator[str]:
         ]
     rows.append(["total", wording.money(cost.total), _total(cost, is_priced)])
     yield from table(rows[0], rows[1:], right={1})
-
-
-def _compute(cost: PlannedCost, prices: Mapping[str, float], hours: float | None, is_priced: bool) -> tuple[str, str]:
-    if hours is None or cost.compute is None:
-        return wording.NONE, "not known: no probe was made" if is_priced else _NO_PRICE
-    return wording.money(cost.compute), f"{wording.measured(hours)} hours at {prices['per_hour']:g} per hour"
 
 
 def _total(cost: PlannedCost, is_priced: bool) -> str:
@@ -186,19 +158,20 @@ def _profiling(plan: Plan) -> Iterator[str]:
         yield f"{profile.describer} predicts the prompt of {whom}" + ("" if share is None else f", {wording.percent(share)} of the images")
 
 
-def _decoding(plan: Plan) -> str:
-    if plan.kind == "fused" or not plan.keeps_sizes:
-        return "every image once"
-    return "every image once for fixed sizes, and again where it is scored in its own"
+def _decoding(plan: Plan) -> Iterator[str]:
+    again = plan.kind != "fused" and plan.keeps_sizes
+    yield "every image once for fixed sizes, and again where it is scored in its own" if again else "every image once"
 
 
-def _work(plan: Plan) -> str:
+def _work(plan: Plan) -> Iterator[str]:
     if not plan.gmac_per_image:
-        return "the cards state no size"
-    return f"{wording.measured(plan.gmac_per_image)} billion multiply-adds per image" + " (of one megapixel)" * plan.keeps_sizes
+        yield "the cards state no size"
+        return
+    yield f"{wording.measured(plan.gmac_per_image)} billion multiply-adds per image" + " (of one megapixel)" * plan.keeps_sizes
 
 
-def _cluster(cluster: PlannedCluster) -> Iterator[str]:
+def _cluster(plan: Plan) -> Iterator[str]:
+    cluster = plan.cluster
     gpus = wording.counted(cluster.gpus, "GPU") if cluster.gpus else "no GPU"
     is_priced = cluster.nodes or cluster.price_per_hour
     price = f"{wording.money(cluster.price_per_hour)} per hour" if is_priced else "no price per hour given"
@@ -310,11 +283,6 @@ def _processes(plan: Plan, stage: PlannedStage) -> str:
     return wording.counted(stage.processes, "GPU process" if on_gpu else "process").replace("processs", "processes")
 
 
-def _bottleneck(plan: Plan) -> Iterator[str]:
-    if plan.bottleneck:
-        yield f"{plan.bottleneck.stage}: {plan.bottleneck.advice}"
-
-
 def _forecast(plan: Plan) -> Iterator[str]:
     forecast = plan.forecast
     if forecast is None:
@@ -330,15 +298,11 @@ def _forecast(plan: Plan) -> Iterator[str]:
         if forecast.assumed_gmac_per_s:
             assumed = f"{forecast.assumed_gmac_per_s:,.0f} billion a second on each GPU"
             yield f"the detectors' time is no measurement, since no GPU is here: multiply-adds on their cards at {assumed}"
-        yield from _stops(plan.stops)
-
-
-def _stops(stops: PlannedStops) -> Iterator[str]:
-    if stops.share is not None and stops.share < 1:
-        limits = " and ".join(
-            f"--{name.replace('_', '-')} {getattr(stops, name):g}" for name in ("max_hours", "max_cost") if getattr(stops, name) is not None
-        )
-        yield f"{limits} would stop it at about {wording.percent(stops.share)} of that; the same command goes on from there"
+        stops = plan.stops
+        if stops.share is not None and stops.share < 1:
+            given = {"--max-hours": stops.max_hours, "--max-cost": stops.max_cost}
+            limits = " and ".join(f"{name} {limit:g}" for name, limit in given.items() if limit is not None)
+            yield f"{limits} would stop it at about {wording.percent(stops.share)} of that; the same command goes on from there"
 
 
 def _shape(tensor: PlannedTensor) -> str:
@@ -355,6 +319,33 @@ def _shared(backbone: PlannedBackbone) -> str:
     return f"{backbone.name} runs {', '.join(runs)}{held}"
 
 
-def _labelled(label: str, texts: Iterator[str]) -> Iterator[tuple[str, str]]:
-    for place, text in enumerate(texts):
-        yield (label if place == 0 else "", text)
+# In the order in which they are printed; one without any text is left out.
+_PARAGRAPHS: Mapping[str, Callable[[Plan], Iterable[str]]] = {
+    "archive": _archive,
+    "run": _standing,
+    "table": _tabulated,
+    "ensemble": lambda plan: [f"{plan.ensemble}: {plan.rule} over {len(plan.detectors)}: {', '.join(plan.detectors)}"],
+    "guarantee": _promised,
+    "perturb": _perturbing,
+    "stability": _recompressing,
+    "cascade": _cascading,
+    "embeddings": _keeping,
+    "profile": _profiling,
+    "decode": _decoding,
+    "tensors": lambda plan: [f"{_shape(tensor)} for {', '.join(tensor.detectors)}" for tensor in plan.tensors],
+    "backbones": lambda plan: map(_shared, plan.backbones),
+    "work": _work,
+    "cluster": _cluster,
+    "passes": _passing,
+    "layout": lambda plan: [f"{plan.layout}; {wording.counted(plan.blocks, 'block')} of up to {plan.block_members:,} files"],
+    "memory": _memory,
+    "pools": lambda plan: [", ".join(pool) for pool in plan.pools if len(plan.pools) > 1],
+    "probe": _probe,
+    "stages": _stages,
+    "bottleneck": lambda plan: [f"{plan.bottleneck.stage}: {plan.bottleneck.advice}"] if plan.bottleneck else [],
+    "detectors": _detectors,
+    "million": _million,
+    "forecast": _forecast,
+    "requests": request_lines,
+    "cost": cost_lines,
+}

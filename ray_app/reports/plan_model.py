@@ -53,19 +53,6 @@ class PlannedCluster(Section):
     nodes: Sequence[PlannedNodes] = ()
 
 
-class PlannedArchive(Section):
-    """What would be scored, and on what. `unknown_sizes`: members whose size is known only after reading. `table`: where rows go, too."""
-
-    members: int = 0
-    size_bytes: int = 0
-    unknown_sizes: int = 0
-    kinds: Mapping[str, PlannedKind] = {}
-    refused_in_listing: Mapping[str, int] = {}
-    run: PlannedRun | None = None
-    table: OptionalKey[str] = None
-    cluster: PlannedCluster = PlannedCluster()
-
-
 class PlannedGuarantee(Section):
     """What the ensemble's card guarantees; `otherwise`: why it would not hold whatever the archive is like."""
 
@@ -119,31 +106,6 @@ class PlannedListing(Section):
     seconds: float = 0.0
     gets: int = 0
     bytes_read: int = 0
-
-
-class PlannedWork(Section):
-    """Detectors, what they share, and the processes and blocks they run in."""
-
-    ensemble: str = ""
-    rule: str = ""
-    detectors: Sequence[str] = ()
-    guarantee: OptionalKey[PlannedGuarantee] = None
-    views: OptionalKey[Sequence[str]] = None
-    stability: OptionalKey[PlannedStability] = None
-    profile: OptionalKey[PlannedProfile] = None
-    features: OptionalKey[Mapping[str, int]] = None
-    tensors: Sequence[PlannedTensor] = ()
-    backbones: Sequence[PlannedBackbone] = ()
-    pools: Sequence[Sequence[str]] = ()
-    kind: str = ""
-    layout: str = ""
-    block_members: int = 0
-    workers: int = 0
-    process_bytes: int = 0
-    gmac_per_image: float = 0.0
-    memory: PlannedMemory = PlannedMemory()
-    blocks: int = 0
-    listing: PlannedListing = PlannedListing()
 
 
 class RefusedShare(Section):
@@ -247,22 +209,6 @@ class PlannedMillion(Section):
     passes: int = 1
 
 
-class PlannedPrediction(Section):
-    """The result of a probe; all of it null where none was made. Of several passes, stages and bottleneck are those of the slowest, whose
-    number is `slowest_pass`.
-    """
-
-    passes: OptionalKey[Sequence[PlannedPass]] = None
-    slowest_pass: OptionalKey[int] = None
-    costs: OptionalKey[Mapping[str, PlannedDetector]] = None
-    million: OptionalKey[PlannedMillion] = None
-    probe: ProbeResult | None = None
-    cascade: OptionalKey[PlannedCascade] = None
-    stages: Sequence[PlannedStage] = ()
-    bottleneck: PlannedBottleneck | None = None
-    forecast: PlannedTime | None = None
-
-
 class PlannedRequests(Section):
     """Requests that a store bills, at the least."""
 
@@ -290,18 +236,58 @@ class PlannedStops(Section):
     share: float | None = None
 
 
-class PlannedBill(Section):
-    """Requests, bytes, prices and what all of it costs."""
+class Plan(Section):
+    """What a scoring run will do and cost: the archive, the work, the prediction of a probe, and the bill.
+
+    `unknown_sizes`: members whose size is known only after reading; `table`: where rows go, too. Without a probe all that it predicts is
+    null; of several passes, stages and bottleneck are those of the slowest, whose number is `slowest_pass`.
+    """
+
+    members: int = 0
+    size_bytes: int = 0
+    unknown_sizes: int = 0
+    kinds: Mapping[str, PlannedKind] = {}
+    refused_in_listing: Mapping[str, int] = {}
+    run: PlannedRun | None = None
+    table: OptionalKey[str] = None
+    cluster: PlannedCluster = PlannedCluster()
+
+    ensemble: str = ""
+    rule: str = ""
+    detectors: Sequence[str] = ()
+    guarantee: OptionalKey[PlannedGuarantee] = None
+    views: OptionalKey[Sequence[str]] = None
+    stability: OptionalKey[PlannedStability] = None
+    profile: OptionalKey[PlannedProfile] = None
+    features: OptionalKey[Mapping[str, int]] = None
+    tensors: Sequence[PlannedTensor] = ()
+    backbones: Sequence[PlannedBackbone] = ()
+    pools: Sequence[Sequence[str]] = ()
+    kind: str = ""
+    layout: str = ""
+    block_members: int = 0
+    workers: int = 0
+    process_bytes: int = 0
+    gmac_per_image: float = 0.0
+    memory: PlannedMemory = PlannedMemory()
+    blocks: int = 0
+    listing: PlannedListing = PlannedListing()
+
+    passes: OptionalKey[Sequence[PlannedPass]] = None
+    slowest_pass: OptionalKey[int] = None
+    costs: OptionalKey[Mapping[str, PlannedDetector]] = None
+    million: OptionalKey[PlannedMillion] = None
+    probe: ProbeResult | None = None
+    cascade: OptionalKey[PlannedCascade] = None
+    stages: Sequence[PlannedStage] = ()
+    bottleneck: PlannedBottleneck | None = None
+    forecast: PlannedTime | None = None
 
     requests: PlannedRequests = PlannedRequests()
     bytes_read: int = 0
     prices: Mapping[str, float] = {}
     cost: PlannedCost = PlannedCost()
     stops: PlannedStops = PlannedStops()
-
-
-class Plan(PlannedBill, PlannedPrediction, PlannedWork, PlannedArchive):
-    """What a scoring run will do and cost: archive, work, prediction and bill, in this order."""
 
     @property
     def keeps_sizes(self) -> bool:

@@ -381,6 +381,11 @@ class RunCounts(Section):
     histogram: Histogram = Histogram()
     top: Sequence[TopRow] = ()
 
+    @property
+    def scored(self) -> int:
+        """Members that have a score."""
+        return self.statuses.get("ok", 0)
+
 
 class RunSummary(RunCounts, RunHead):
     """A run in figures: its head, what was counted, and what is known of it besides, in this order.
@@ -402,11 +407,6 @@ class RunSummary(RunCounts, RunHead):
     def rows(self) -> int:
         """Members that have a row, whatever its status."""
         return sum(self.statuses.values())
-
-    @property
-    def scored(self) -> int:
-        """Members that have a score."""
-        return self.statuses.get("ok", 0)
 
     @property
     def not_scored(self) -> int:

@@ -7,7 +7,7 @@ Other rules or thresholds on stored scores: `decide_run` writes verdict columns 
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -160,28 +160,75 @@ def rescore_run(
     The new directory belongs to a `score` command with these detectors on the same source. Interrupted, the same command goes on.
     Raises ConfigError where the run is unfinished or keeps no embedding that suits a head, IdentityError where `out` is another's.
     """
-    start = time.monotonic()
     if bool(detectors) == (ensemble is not None):
         raise ConfigError("name the heads by --detector, or an ensemble card of heads by --ensemble", hint="give one of the two")
-    source, run = RunDirectory.open(url), RunDirectory.open(out)
+    source = RunDirectory.open(url)
     settled = source.describe_settled()
     identity = settled["identity"]
     card = ensemble_on(settled, ensemble) if ensemble is not None else ensemble_of(list(detectors))
     spec, heads = _heads(source, identity, card, accept_licences)
-    references = None if ensemble is None else references_beside(ensemble, card)
+    clock = StageClock()
+    describing = scorer.Describing(spec, clock) if spec.describer else None
+
+    def score(run: RunDirectory, attempt: int, ref: BlockRef, rows: pa.Table) -> messages.BlockReport:
+        with clock("score"):
+            columns = [name for name in ("status", "detail", *FACTS, "phash", "provenance") if name in rows.column_names]
+            outcomes = [_outcome(row) for row in rows.select(columns).to_pylist()]
+            outputs = _outputs(source, spec, heads, ref, rows["image_id"].to_numpy(), outcomes)
+        outputs = outputs if describing is None else describing.after(outcomes, outputs)
+        with clock("write"):
+            members = rows.select([name for name in _MEMBERS if name in rows.column_names])
+            hashed = "phash" in rows.column_names
+            tables = block_tables(members, judge(spec, outcomes, outputs, clock), attempt=attempt, scored_at=datetime.now(UTC),
+                                  perceptual_hash=hashed, measured=spec.measured)  # fmt: skip
+            run.write_part(ref.manifest, ref.block, tables.rows)
+        return messages.BlockReport(ref, tables.bad, messages.BlockWork(clock.take()), tables.failures)
+
+    return _made_of(
+        source,
+        out,
+        spec,
+        {key: identity[key] for key in OF_THE_SOURCE if key in identity} | scoring_identity(spec),
+        score,
+        references=None if ensemble is None else references_beside(ensemble, card),
+        settings={"rescored": source.store.url, "detectors": [head.card.name for head in heads]},
+        unguarded=unguarded,
+    )
+
+
+def _made_of(
+    source: RunDirectory,
+    out: str,
+    spec: ScoringSpec,
+    identity: dict[str, Any],
+    block: Callable[[RunDirectory, int, BlockRef, pa.Table], messages.BlockReport],
+    *,
+    references: bytes | None,
+    settings: dict[str, Any],
+    unguarded: bool,
+) -> dict[str, Any]:
+    """The run at `out` that `block` makes of the rows of `source`, one block in memory, from wherever an earlier command stopped; its
+    summary. Its reports have pictures where those of `source` have some.
+
+    `block`: the new run, the session's number, and a block with its rows in `source` → the report of the committed part.
+    """
+    start, run = time.monotonic(), RunDirectory.open(out)
     with Lease(run.store, unguarded=unguarded) as lease:
-        identity = {key: identity[key] for key in OF_THE_SOURCE if key in identity} | scoring_identity(spec)
         run.claim(identity, list(spec.cards), spec.ensemble.model_dump(mode="json"))
         keep_references(run, references)
-        session = ScoringSession(
-            run, {"rescored": source.store.url, "detectors": [head.card.name for head in heads]}, start, noted=lease.facts()
-        )
-        clock = StageClock()
-        describing = scorer.Describing(spec, clock) if spec.describer else None
-        rescoring = _Rescoring(source, run, spec, heads, session, clock, describing)
+        session = ScoringSession(run, settings, start, noted=lease.facts())
         for ref, rows in missing_blocks(source, run):
-            rescoring.block(ref, rows)
-        return finished(run, spec, session, source)
+            session.committed(block(run, session.number, ref, rows))
+        run.publish_all()
+        reader.publish_vanished(run)
+        check_conservation(run)
+        new = settled_state.NewRows.all_of(run)
+        thumbnails = source.read_json("summary.json").get("thumbnails", True)
+        summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, new), new, thumbnails=thumbnails)
+        settled_state.settle(run, new.found)
+        report.write_report(run, thumbnails=False)  # which would fetch images
+        session.log("finished")
+        return summary
 
 
 @dataclass(frozen=True)
@@ -245,46 +292,23 @@ def _suited(card: DetectorCard, kept: dict[str, dict[str, Any]], resize: Any) ->
     )
 
 
-@dataclass(frozen=True)
-class _Rescoring:
-    """All blocks of a run through some heads into another run, one block in memory."""
-
-    source: RunDirectory
-    run: RunDirectory
-    spec: ScoringSpec
-    heads: list[_Head]
-    session: ScoringSession
-    clock: StageClock
-    describing: scorer.Describing | None
-
-    def block(self, ref: BlockRef, rows: pa.Table) -> None:
-        """Score one block, and commit it."""
-        with self.clock("score"):
-            columns = [name for name in ("status", "detail", *FACTS, "phash", "provenance") if name in rows.column_names]
-            outcomes = [_outcome(row) for row in rows.select(columns).to_pylist()]
-            outputs = self._outputs(ref, rows["image_id"].to_numpy(), outcomes)
-        outputs = outputs if self.describing is None else self.describing.after(outcomes, outputs)
-        with self.clock("write"):
-            scored = judge(self.spec, outcomes, outputs, self.clock)
-            members = rows.select([name for name in _MEMBERS if name in rows.column_names])
-            hashed = "phash" in rows.column_names
-            tables = block_tables(members, scored, attempt=self.session.number, scored_at=datetime.now(UTC), perceptual_hash=hashed,
-                                  measured=self.spec.measured)  # fmt: skip
-            self.run.write_part(ref.manifest, ref.block, tables.rows)
-        self.session.committed(messages.BlockReport(ref, tables.bad, messages.BlockWork(self.clock.take()), tables.failures))
-
-    def _outputs(self, ref: BlockRef, ids: npt.NDArray[np.int64], outcomes: Sequence[DecodeResult]) -> DetectorOutputs:
-        """What the heads say, and the vectors that a profile reads."""
-        widths = {head.kept: head.width for head in self.heads}
-        vectors = {
-            name: vectors_of(block_features(self.source, ref.manifest, ref.block, name), ids, width) for name, width in widths.items()
-        }
-        sizes = [(0, 0) if one.facts is None else (one.facts.width or 0, one.facts.height or 0) for one in outcomes]
-        scores = {head.card.name: head.layer.score(vectors[head.kept]) for head in self.heads}
-        for name, column in scores.items():
-            column[[not self.spec.is_scored(name, *size) for size in sizes]] = np.nan
-        embeddings = {head.card.name: vectors[head.kept] for head in self.heads if head.card.name in self.spec.embedded}
-        return DetectorOutputs.clean(scores=scores, embeddings=embeddings)
+def _outputs(
+    source: RunDirectory,
+    spec: ScoringSpec,
+    heads: Sequence[_Head],
+    ref: BlockRef,
+    ids: npt.NDArray[np.int64],
+    outcomes: Sequence[DecodeResult],
+) -> DetectorOutputs:
+    """What the heads say of a block, and the vectors that a profile reads."""
+    widths = {head.kept: head.width for head in heads}
+    vectors = {name: vectors_of(block_features(source, ref.manifest, ref.block, name), ids, width) for name, width in widths.items()}
+    sizes = [(0, 0) if one.facts is None else (one.facts.width or 0, one.facts.height or 0) for one in outcomes]
+    scores = {head.card.name: head.layer.score(vectors[head.kept]) for head in heads}
+    for name, column in scores.items():
+        column[[not spec.is_scored(name, *size) for size in sizes]] = np.nan
+    embeddings = {head.card.name: vectors[head.kept] for head in heads if head.card.name in spec.embedded}
+    return DetectorOutputs.clean(scores=scores, embeddings=embeddings)
 
 
 def _outcome(row: dict[str, Any]) -> DecodeResult:
@@ -309,21 +333,38 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
     the run is unfinished or keeps no embeddings that suit the identifier, IdentityError where `out` is another's, DetectorError where
     weights are missing.
     """
-    start = time.monotonic()
-    source, run = RunDirectory.open(url), RunDirectory.open(out)
+    source = RunDirectory.open(url)
     described = source.describe_settled()
     spec = _spec(described, identifier)
-    assert spec.identifier is not None
-    kept = _kept(source, spec.identifier)
+    card = spec.identifier
+    assert card is not None
+    kept, beside = _kept(source, card), ["masks", *map(artifacts.folder_of, kept_features(source))]
     decision.require_embeddings(spec)
-    with Lease(run.store, unguarded=unguarded) as lease:
-        run.claim(_identifier_identity(described["identity"], spec.identifier), list(spec.cards), spec.ensemble.model_dump(mode="json"))
-        keep_references(run, source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None)
-        session = ScoringSession(run, {"renamed": source.store.url, "identifier": spec.identifier.name}, start, noted=lease.facts())
-        naming = _Naming(source, run, spec, kept, spec.identifier.embedding["width"], list(kept_features(source)), session)
-        for ref, rows in missing_blocks(source, run):
-            naming.block(ref, rows)
-        return finished(run, spec, session, source)
+
+    def name(run: RunDirectory, attempt: int, ref: BlockRef, rows: pa.Table) -> messages.BlockReport:
+        began = time.perf_counter()
+        vectors = vectors_of(block_features(source, ref.manifest, ref.block, kept), rows["image_id"].to_numpy(), card.embedding["width"])
+        named = named_rows(rows, spec, vectors)
+        named_s = time.perf_counter() - began
+        for folder in beside:
+            if (found := source.beside(folder, ref.manifest, ref.block)) is not None:
+                run.write_beside(folder, ref.manifest, ref.block, found)
+        run.write_part(ref.manifest, ref.block, named)
+        seconds = {"identify": named_s, "write": time.perf_counter() - began - named_s}
+        return messages.BlockReport(ref, 0, messages.BlockWork(seconds))
+
+    identity = described["identity"]
+    return _made_of(
+        source,
+        out,
+        spec,
+        # The run's own, which also says how its words were found, with another identifier.
+        identity | {"profile": {"describe": None, **identity.get("profile", {}), "identifier": card.facts()}},
+        name,
+        references=source.store.read(REFERENCES) if source.store.exists(REFERENCES) else None,
+        settings={"renamed": source.store.url, "identifier": card.name},
+        unguarded=unguarded,
+    )
 
 
 def named_rows(rows: pa.Table, spec: ScoringSpec, vectors: np.ndarray) -> pa.Table:
@@ -342,32 +383,6 @@ def named_rows(rows: pa.Table, spec: ScoringSpec, vectors: np.ndarray) -> pa.Tab
     return rows
 
 
-@dataclass(frozen=True)
-class _Naming:
-    """All blocks of a run into another run, one block in memory."""
-
-    source: RunDirectory
-    run: RunDirectory
-    spec: ScoringSpec
-    kept: str
-    width: int
-    features: list[str]
-    session: ScoringSession
-
-    def block(self, ref: BlockRef, rows: pa.Table) -> None:
-        """Name one block, and commit it."""
-        began = time.perf_counter()
-        vectors = vectors_of(block_features(self.source, ref.manifest, ref.block, self.kept), rows["image_id"].to_numpy(), self.width)
-        named = named_rows(rows, self.spec, vectors)
-        named_s = time.perf_counter() - began
-        for folder in ("masks", *map(artifacts.folder_of, self.features)):
-            if (beside := self.source.beside(folder, ref.manifest, ref.block)) is not None:
-                self.run.write_beside(folder, ref.manifest, ref.block, beside)
-        self.run.write_part(ref.manifest, ref.block, named)
-        seconds = {"identify": named_s, "write": time.perf_counter() - began - named_s}
-        self.session.committed(messages.BlockReport(ref, 0, messages.BlockWork(seconds)))
-
-
 def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
     """The run's own ensemble with this identifier in its profile."""
     identity = described["identity"]
@@ -383,11 +398,6 @@ def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
         waive_guarantee=True,  # it was settled when the run was made; `identity` says whether it holds
     )
     return replace(spec, precision=identity["precision"])
-
-
-def _identifier_identity(identity: dict[str, Any], card: IdentifierCard) -> dict[str, Any]:
-    """The run's own, which also says how its words were found, with another identifier."""
-    return identity | {"profile": {"describe": None, **identity.get("profile", {}), "identifier": card.facts()}}
 
 
 def _kept(source: RunDirectory, card: IdentifierCard) -> str:
@@ -423,17 +433,3 @@ def missing_blocks(source: RunDirectory, run: RunDirectory) -> Iterator[tuple[Bl
             of_block = rows.take(ref.members)
             if ref.block not in done:
                 yield ref, of_block
-
-
-def finished(run: RunDirectory, spec: ScoringSpec, session: ScoringSession, source: RunDirectory) -> dict[str, Any]:
-    """Publish a run that has all its blocks, and report on it, with pictures where `source`'s reports have some; returns the summary."""
-    run.publish_all()
-    reader.publish_vanished(run)
-    check_conservation(run)
-    rows = settled_state.NewRows.all_of(run)
-    thumbnails = source.read_json("summary.json").get("thumbnails", True)
-    summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, rows), rows, thumbnails=thumbnails)
-    settled_state.settle(run, rows.found)
-    report.write_report(run, thumbnails=False)  # which would fetch images
-    session.log("finished")
-    return summary

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 spec = resolved.spec(gpus)
                 nodes, node_bytes = planned_nodes(resolved.config.cluster.labels, cpus)
                 plan = plan_passes(resolved.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
-                layout = layout_of_passes(resolved.config, plan, cpus, gpus, memory_bytes)
+                layout = widest_layout([layout_for(resolved.config, one, cpus, gpus, memory_bytes) for one in plan.specs()])
                 directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
                 references.keep_references(directory, resolved.references())
                 with resumable(ClusterError):
@@ -241,19 +241,20 @@ class ScoringRun:
 
         cluster_config, done = self.config.cluster, work.members - work.pending.members
         exported, layout = named_cluster(cluster_config.address) is not None, self._layout_of(one)
-        meter = RunMeter(name_of(self.directory.store.url), len(work.pending), layout, exported=exported)
+        estimate = ResourceEstimate.of(one.spec)
+        begun = document.PassSummary(
+            detectors=list(one.spec.cards), kind=layout.kind, workers=layout.workers, process_bytes=estimate.process_bytes
+        )
+        tally = self.session.passing(begun)
+        meter = RunMeter(name_of(self.directory.store.url), tally, len(work.pending), layout, exported=exported)
         progress = Progress(work.members, done=done, note=meter.bound)
         listed = f"{counted(work.members, 'file')} in {counted(work.block_count, 'block')}"
         turn = f"pass {one.number} of {one.of}, {', '.join(one.spec.cards)}: " if one.of > 1 else ""
         progress.say(f"{turn}{listed}, {done:,} done before; {layout.described}")
         stopper = Stopper(say=progress.say, grace_s=cluster_config.grace_s)
         stall_s = HEAVY_STALL_S if work.pending.heaviest_mean > HEAVY_BYTES else STALL_S
-        estimate, seconds, emulating = ResourceEstimate.of(one.spec), itertools.count(), frozenset[str]()
+        seconds, emulating = itertools.count(), frozenset[str]()
         patience_s = cluster_config.stall_timeout_s or max(stall_s, layout.slowest_block_s(estimate.worst_gmac))
-        begun = document.PassSummary(
-            detectors=list(one.spec.cards), kind=layout.kind, workers=layout.workers, process_bytes=estimate.process_bytes
-        )
-        self.session.passing(begun)
         try:
             with (
                 self._job(directory, one) as job,
@@ -267,7 +268,6 @@ class ScoringRun:
                         progress.say(f"{node} is slow: its processor has no bf16, in which this run scores, and emulates it")
                     emulating |= report.work.emulating
                     self.session.committed(report)
-                    meter.committed(report)
                     progress.advance(report.ref.members, report.bad)
                 if work.portions is not None:
                     end_listing(directory)
@@ -279,7 +279,7 @@ class ScoringRun:
             raise
         finally:
             progress.close()
-            meter.close()
+            meter.tell(is_over=True)
 
     def publish(self) -> None:
         """Merge the parts of every listing into the files that people read."""
@@ -444,9 +444,8 @@ def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float,
     return replace(layout, labels=config.cluster.labels)
 
 
-def layout_of_passes(config: ScoreConfig, passes: PassPlan, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:
-    """The layout of the pass with most processes, and blocks that suit all of them. Raises ClusterError when nothing fits."""
-    layouts = [layout_for(config, spec, cpus, gpus, memory_bytes) for spec in passes.specs()]
+def widest_layout(layouts: Sequence[ScoringLayout]) -> ScoringLayout:
+    """That of the pass with most processes, with blocks that suit all of them."""
     return replace(max(layouts, key=lambda one: one.workers), block_members=min(one.block_members for one in layouts))
 
 

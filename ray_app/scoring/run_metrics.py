@@ -4,19 +4,16 @@ The driver alone counts, from its workers' reports on committed blocks. Ray expo
 the driver's node, which a cluster's Prometheus scrapes: configs/prometheus, configs/grafana/touchstone-run.json.
 """
 
-import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from ray_app.cluster.progress import RECENT_S
 from ray_app.inference import STAGES
 from ray_app.scoring.layout import ScoringLayout
-from ray_app.scoring.messages import BlockReport
-from ray_app.scoring.session import BYTES
+from ray_app.scoring.session import Tally
 
 # Of each metric: what it is and its labels. Ray exports it as `ray_touchstone_<name>`, a counter with `_total` behind it.
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -46,16 +43,6 @@ _BEFORE_SCORES = ("fetch", "wait", "decode", "prepare")
 _LONGEST_NAME = 100
 
 
-@dataclass(frozen=True)
-class _Standing:
-    """How far the run was at one time. `cpu_s`: of this process."""
-
-    at: float
-    cpu_s: float
-    members: int
-    seconds: Mapping[str, float]
-
-
 class _Pool(NamedTuple):
     """Processes of a kind, how many, and the stages that they work on."""
 
@@ -65,7 +52,7 @@ class _Pool(NamedTuple):
 
 
 class RunMeter:
-    """Adds up the reports of a run's blocks; `committed` costs the driver a few microseconds, all else happens once a second or less.
+    """Reads what the committed blocks of a pass add up to, once a second or less.
 
     `name`: the run's, as its label. `blocks`: how many are to be committed. `exported`: whether to count as Ray metrics, too, which
     needs a Ray that this process has joined. `clock` and `cpu` give seconds, of the world and of this process.
@@ -74,6 +61,7 @@ class RunMeter:
     def __init__(
         self,
         name: str,
+        tally: Tally,
         blocks: int,
         layout: ScoringLayout,
         *,
@@ -81,14 +69,11 @@ class RunMeter:
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.process_time,
     ) -> None:
+        self._labels, self._tally, self._blocks, self._layout = {"run": name}, tally, blocks, layout
+        self._clock, self._cpu = clock, cpu
         self._is_listing = False
-        self._behind, self._layout, self._clock, self._cpu = blocks, layout, clock, cpu
-        self._labels = {"run": name}
-        self._lock = threading.Lock()  # blocks are committed in one thread, and told of in another
-        self._counts: Counter[str] = Counter()
-        self._seconds = dict.fromkeys(STAGES, 0.0)
         self._told: dict[tuple[str, str], float] = {}
-        self._recent: deque[_Standing] = deque()
+        self._recent: deque[tuple[float, float, int, dict[str, float]]] = deque()  # when, seconds of this process, images, by stage
         self._metrics = _metrics() if exported else None
 
     def laid_out(self, layout: ScoringLayout) -> ScoringLayout:
@@ -98,60 +83,44 @@ class RunMeter:
 
     def grow(self, blocks: int, *, goes_on: bool) -> None:
         """Add blocks that are to be committed, too; while `goes_on` more may be listed."""
-        with self._lock:
-            self._behind, self._is_listing = self._behind + blocks, goes_on
+        self._blocks, self._is_listing = self._blocks + blocks, goes_on
 
-    def committed(self, report: BlockReport) -> None:
-        """Add one block's report."""
-        with self._lock:
-            self._behind -= 1
-            self._counts["run_images"] += report.ref.members
-            self._counts["run_bytes"] += report.work.counts.get(BYTES, 0)
-            self._counts["run_bad"] += report.bad
-            for stage, seconds in report.work.seconds.items():
-                self._seconds[stage] += seconds
-            if not self._recent:
-                self._recent.append(self._standing())
-
-    def tell(self) -> None:
-        """Hand what was counted since the last call to Ray, if it is exported. Called once a second."""
+    def tell(self, *, is_over: bool = False) -> None:
+        """Hand what was counted since the last call to Ray, if it is exported. Called once a second, and once more at the end: whether it
+        is finished or was interrupted, nothing is behind in a session that is over. Ray keeps the numbers of a driver that has ended on its
+        node's page.
+        """
+        blocks, images, bad, size, by_stage = self._tally.standing()
+        if not self._recent and images:
+            self._recent.append((self._clock(), self._cpu(), images, by_stage))
         if self._metrics is None:
             return
-        with self._lock:
-            totals: dict[tuple[str, str], float] = {(name, ""): count for name, count in self._counts.items()}
-            totals |= {("run_stage_seconds", stage): seconds for stage, seconds in self._seconds.items()}
-            for (name, stage), total in totals.items():
-                if (more := total - self._told.get((name, stage), 0)) > 0:
-                    self._metrics[name].inc(more, self._labels | ({"stage": stage} if stage else {}))
-            self._told = totals
-            self._metrics["run_blocks_behind"].set(self._behind, self._labels)
-
-    def close(self) -> None:
-        """Tell a last time: whether it is finished or was interrupted, nothing is behind in a session that is over. Ray keeps the numbers
-        of a driver that has ended on its node's page.
-        """
-        with self._lock:
-            self._behind = 0
-        self.tell()
+        totals: dict[tuple[str, str], float] = {("run_images", ""): images, ("run_bytes", ""): size, ("run_bad", ""): bad}
+        totals |= {("run_stage_seconds", stage): seconds for stage, seconds in by_stage.items()}
+        for (name, stage), total in totals.items():
+            if (more := total - self._told.get((name, stage), 0)) > 0:
+                self._metrics[name].inc(more, self._labels | ({"stage": stage} if stage else {}))
+        self._told = totals
+        self._metrics["run_blocks_behind"].set(0 if is_over else self._blocks - blocks, self._labels)
 
     def bound(self) -> str:
         """What the run was bound by in the last minutes, in words for its progress line: the processes that rested least.
 
         Their seconds are those of blocks that were committed meanwhile.
         """
-        with self._lock:
-            now = self._standing()
-            if not self._recent:
-                return "bound by listing" if self._is_listing else "no bottleneck seen yet: no block has ended"
-            while len(self._recent) > 1 and now.at - self._recent[1].at >= RECENT_S:
-                self._recent.popleft()
-            before = self._recent[0]
-            self._recent.append(now)
-        window = now.at - before.at
-        if now.members == before.members or window <= 0:
+        _, images, _, _, by_stage = self._tally.standing()
+        now, cpu_s = self._clock(), self._cpu()
+        if not self._recent:
+            return "bound by listing" if self._is_listing else "no bottleneck seen yet: no block has ended"
+        while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_S:
+            self._recent.popleft()
+        since, cpu_before, images_before, before = self._recent[0]
+        self._recent.append((now, cpu_s, images, by_stage))
+        window = now - since
+        if images == images_before or window <= 0:
             return f"no bottleneck seen: no block ended in {window:.0f} s"
-        spent = {stage: now.seconds.get(stage, 0.0) - before.seconds.get(stage, 0.0) for stage in STAGES}
-        return self._in_words(spent, (now.cpu_s - before.cpu_s) / window, window)
+        spent = {stage: by_stage.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
+        return self._in_words(spent, (cpu_s - cpu_before) / window, window)
 
     def _in_words(self, spent: Mapping[str, float], driving: float, window: float) -> str:
         """`spent`: seconds of all processes by stage; `driving`: the share of a core that this process took; `window`: seconds."""
@@ -170,9 +139,6 @@ class RunMeter:
         if self._is_listing:
             return f"bound by listing: {named}"
         return f"no bottleneck seen (start-up, Ray or the driver): {named}"
-
-    def _standing(self) -> _Standing:
-        return _Standing(self._clock(), self._cpu(), self._counts["run_images"], dict(self._seconds))
 
     def _pools(self) -> list[_Pool]:
         layout = self._layout

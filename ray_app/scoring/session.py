@@ -3,10 +3,10 @@
 import logging
 import os
 import platform
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray_app.reports.format import file_name, shortened, visible
 from ray_app.runs import RunDirectory, document
 from ray_app.scoring.config import Prices, ScoreConfig
 from ray_app.scoring.layout import ScoringLayout
-from ray_app.scoring.messages import BlockReport, BlockWork
+from ray_app.scoring.messages import BlockReport
 from ray_app.storage.urls import scheme_of
 
 GB = 1e9  # as networks are billed
@@ -31,55 +31,28 @@ _LONGEST_NAME = 300
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Costs:
-    """One bill, in the currency of the prices: machines, requests to the store by kind, bytes out of it."""
-
-    compute: float
-    gets: float
-    puts: float
-    lists: float
-    egress: float
-
-    @property
-    def requests(self) -> float:
-        """All requests together."""
-        return self.gets + self.puts + self.lists
-
-    @property
-    def total(self) -> float:
-        """Everything together."""
-        return self.compute + self.requests + self.egress
-
-    @property
-    def compute_share(self) -> float | None:
-        """The machines' part of the total; None where nothing costs anything."""
-        return self.compute / self.total if self.total else None
-
-    def facts(self) -> document.CostSummary:
-        """The same for a summary, unrounded."""
-        return document.CostSummary(**asdict(self), requests=self.requests, total=self.total, compute_share=self.compute_share)
-
-
 def is_billed(url: str) -> bool:
     """Whether requests to a place go over a network, to a store that counts them."""
     return scheme_of(url) != "file"
 
 
-def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> Costs:
-    """The bill for `hours` of the cluster and the requests to the store meanwhile.
+def spent(prices: Prices, hours: float, counts: Mapping[str, float]) -> document.CostSummary:
+    """The bill, unrounded, for `hours` of the cluster and the requests to the store meanwhile.
 
     `counts`: `requests` (GET and HEAD over a network), `puts`, `lists` and `bytes_read`; one that is not known counts as none.
     Bytes cost egress only where they came over a network: without a request nothing left a store.
     """
     gets = counts.get(GETS, 0)
-    return Costs(
-        compute=hours * prices.per_hour,
-        gets=gets / 1000 * prices.get_per_1000,
-        puts=counts.get(PUTS, 0) / 1000 * prices.put_per_1000,
-        lists=counts.get(LISTS, 0) / 1000 * prices.put_per_1000,
-        egress=counts.get(BYTES, 0) / GB * prices.egress_per_gb if gets else 0.0,
-    )
+    found = {
+        "compute": hours * prices.per_hour,
+        "gets": gets / 1000 * prices.get_per_1000,
+        "puts": counts.get(PUTS, 0) / 1000 * prices.put_per_1000,
+        "lists": counts.get(LISTS, 0) / 1000 * prices.put_per_1000,
+        "egress": counts.get(BYTES, 0) / GB * prices.egress_per_gb if gets else 0.0,
+    }
+    total = sum(found.values())
+    share = found["compute"] / total if total else None
+    return document.CostSummary(**found, requests=found["gets"] + found["puts"] + found["lists"], total=total, compute_share=share)
 
 
 def is_priced(prices: Prices) -> bool:
@@ -97,23 +70,35 @@ def require_prices(config: ScoreConfig) -> None:
 
 
 class Tally:
-    """Sums over blocks as they are committed; times are monotonic."""
+    """Sums over blocks as they are committed, by one thread, and read by others (`standing`); times are monotonic."""
 
     def __init__(self) -> None:
         self.began = self.last = time.monotonic()
         self.first: float | None = None
-        self.images = self.first_images = self.peak_bytes = 0
+        self.blocks = self.images = self.first_images = self.bad = self.peak_bytes = 0
         self.counts = Counter[str]()
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
 
-    def add(self, images: int, work: BlockWork) -> None:
+    def add(self, report: BlockReport, images: int) -> None:
         """Add a block with so many images; none where others have yet to look at them."""
-        if images:
-            self.last = time.monotonic()
-            if self.first is None:
-                self.first, self.first_images = self.last, images
-            self.images += images
-        self.counts.update(work.counts)
-        self.peak_bytes = max(self.peak_bytes, work.peak_bytes)
+        work = report.work
+        with self._lock:
+            if images:
+                self.last = time.monotonic()
+                if self.first is None:
+                    self.first, self.first_images = self.last, images
+                self.images += images
+            self.blocks, self.bad = self.blocks + 1, self.bad + report.bad
+            self.counts.update(work.counts)
+            for stage, seconds in work.seconds.items():
+                self.seconds[stage] += seconds
+            self.peak_bytes = max(self.peak_bytes, work.peak_bytes)
+
+    def standing(self) -> tuple[int, int, int, int, dict[str, float]]:
+        """What other threads read at one time: blocks, images, images without a score, bytes read, and seconds by stage."""
+        with self._lock:
+            return self.blocks, self.images, self.bad, self.counts[BYTES], dict(self.seconds)
 
     @property
     def images_per_s(self) -> float | None:
@@ -141,17 +126,13 @@ class ScoringSession:
         self.started_at = datetime.now(UTC)
         self._start = start
         self._total = Tally()
-        self._seconds = dict.fromkeys(("list", *STAGES), 0.0)
+        self._listing_s = 0.0
         self._layout: ScoringLayout | None = None
         self._memory: document.Memory | None = None
         self._retries: list[document.RetrySummary] = []
         self._passes: list[tuple[document.PassSummary, Tally]] = []
         self._logged: set[tuple[str, ...]] = set()
         self.log("started")
-
-    def now(self) -> datetime:
-        """The time, for humans."""
-        return datetime.now(UTC)
 
     def elapsed_s(self) -> float:
         """Seconds since the command began."""
@@ -163,15 +144,16 @@ class ScoringSession:
 
     def listed(self, seconds: float) -> None:
         """Count the time that listing took."""
-        self._seconds["list"] += seconds
+        self._listing_s += seconds
 
     def planned(self, layout: ScoringLayout, memory: document.Memory) -> None:
         """Note how the work is laid out, and what it takes of each node's memory."""
         self._layout, self._memory = layout, memory
 
-    def passing(self, begun: document.PassSummary) -> None:
-        """Note that a pass begins."""
+    def passing(self, begun: document.PassSummary) -> Tally:
+        """Note that a pass begins; returns what its blocks will be added to."""
         self._passes.append((begun, Tally()))
+        return self._passes[-1][1]
 
     def retrying(self, number: int, statuses: Sequence[str], members: int) -> None:
         """Note a retry that this session works on; `number` is that of the session which began it."""
@@ -180,13 +162,10 @@ class ScoringSession:
 
     def committed(self, report: BlockReport) -> None:
         """Add one block's report."""
-        members, work = report.ref.members, report.work
         for _, tally in self._passes[-1:]:
-            tally.add(members, work)
-        self._total.add(0 if report.is_partial else members, work)
-        self._total.counts["puts"] += is_billed(self._run.store.url)
-        for stage, seconds in work.seconds.items():
-            self._seconds[stage] += seconds
+            tally.add(report, report.ref.members)
+        self._total.add(report, 0 if report.is_partial else report.ref.members)
+        self._total.counts[PUTS] += is_billed(self._run.store.url)
         for failure in report.failures:
             self._log_failure(failure)
 
@@ -198,7 +177,7 @@ class ScoringSession:
         self._logged.add(tuple(where))
         _log.error("this is a bug in Touchstone; please report it: %s\n%s", name, "\n".join(map(visible, shown)))
 
-    def cost(self) -> Costs:
+    def cost(self) -> document.CostSummary:
         """What this session cost so far, by the config's prices: of requests, those that committed blocks are known to have made."""
         return spent(self._prices, self.elapsed_s() / 3600, self._total.counts)
 
@@ -227,10 +206,10 @@ class ScoringSession:
             memory=self._memory,
             workers=self._layout.workers if self._layout else 0,
             layout=self._layout.kind if self._layout else None,
-            cost=self.cost().facts() if is_priced(self._prices) else None,
+            cost=self.cost() if is_priced(self._prices) else None,
             looks=self._cascade_stages() if LOOKED in counts else None,
             described=counts.get(DESCRIBED),
-            seconds={stage: round(seconds, 6) for stage, seconds in self._seconds.items()},
+            seconds={stage: round(seconds, 6) for stage, seconds in {"list": self._listing_s, **total.seconds}.items()},
             **self._noted,
         )
 
@@ -239,7 +218,7 @@ class ScoringSession:
         (machines alone) by that; the two of them add up to what the workers did.
         """
         again_s = self._total.counts[LOOKED_MS] / 1000
-        spent_s = {"first": sum(self._seconds.values()) - self._seconds["list"] - again_s, "second": again_s}
+        spent_s = {"first": sum(self._total.seconds.values()) - again_s, "second": again_s}
         images = {"first": self._total.images, "second": self._total.counts[LOOKED]}
         total, compute = max(sum(spent_s.values()), 1e-9), self.cost().compute if is_priced(self._prices) else None
         return {

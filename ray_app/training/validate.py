@@ -3,7 +3,6 @@
 Figures are kept by step in `validations/`: Ray's own list forgets those of checkpoints that it drops.
 """
 
-import io
 import json
 import os
 import threading
@@ -26,8 +25,8 @@ from ray_app.detectors import MIRROR_VARIABLE, Detector
 from ray_app.detectors.card import DetectorCard, default_slots
 from ray_app.detectors.precision import Precision, resolve_precision
 from ray_app.errors import TouchstoneError
+from ray_app.inference.small_pictures import thumbnail
 from ray_app.metrics import FIGURES, detection_figures, pixel_figures
-from ray_app.scoring.report import SIDE_PX
 from ray_app.storage import Store
 from ray_app.training import checkpoints, loader, ray_data, run_directory
 from ray_app.training.detector import load_trained
@@ -176,12 +175,10 @@ def _mistakes(job: TrainingJob, split: str, judged: "Judged") -> list[dict[str, 
     pictures = dict(loader.plain_loader(job, split).images(judged.rows[worst]))
     for place, number in zip(worst, judged.rows[worst].tolist(), strict=True):
         if isinstance(picture := pictures.get(number), Image.Image):
-            picture.thumbnail((SIDE_PX, SIDE_PX))
-            picture.save(buffer := io.BytesIO(), "JPEG", quality=80)
             row = table.slice(number, 1).to_pylist()[0]
             facts = {"label": "fake" if judged.labels[place] else "real", "generator": row["input"]["generator"]}
             name = row["member"] or row["uri"].rpartition("/")[2]
-            mistakes.append({"jpeg": buffer.getvalue(), **facts, "score": float(judged.scores[place]), "name": name})
+            mistakes.append({"jpeg": thumbnail(picture), **facts, "score": float(judged.scores[place]), "name": name})
     return mistakes
 
 

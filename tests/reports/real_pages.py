@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ray_app.cli.main import main
 from ray_app.runs import RunDirectory
-from ray_app.scoring.report import make_gallery, write_report
+from ray_app.scoring.gallery import make_gallery
+from ray_app.scoring.report import write_report
 
 # Figures that a browser breaks over two lines, with the text that they stand in. Hashes, paths and settings may break anywhere.
 BROKEN_FIGURES = r"""(() => {

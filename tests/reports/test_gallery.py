@@ -10,7 +10,7 @@ from ray_app.errors import ConfigError
 from ray_app.reports.gallery import page_name, tile_texts
 from ray_app.runs import RunDirectory
 from ray_app.runs.selection import RowFilter, selected_tables
-from ray_app.scoring.report import Choice, make_gallery
+from ray_app.scoring.gallery import make_gallery
 from tests.evaluation.evidence.conftest import photos, plain_run  # noqa: F401
 from tests.reports.page_reader import read
 from tests.reports.profiled_run import PROMPTS, profiled_card, score_profiled, write_archive
@@ -109,9 +109,9 @@ def test_filters_are_those_of_results(run, tmp_path):
     rows = rows_of(run)
     flagged = [row for row in rows if row["verdict"] == "fake"]
     family = flagged[0]["generator_family"]
-    make_gallery(run, str(tmp_path / "family"), Choice(verdict="fake", generator=family.upper()), per_page=2, quiet=True)
+    make_gallery(run, str(tmp_path / "family"), RowFilter(verdict="fake", generator=family.upper()), per_page=2, quiet=True)
     assert names_in(tmp_path / "family") == [row["uri"] for row in flagged if row["generator_family"] == family]
-    make_gallery(run, str(tmp_path / "most"), Choice(most=3), per_page=2, quiet=True)
+    make_gallery(run, str(tmp_path / "most"), most=3, per_page=2, quiet=True)
     best = sorted([row for row in rows if row["score"] is not None], key=lambda row: -row["score"])[:3]
     assert set(names_in(tmp_path / "most")) == {row["uri"] for row in best}
 
@@ -120,7 +120,7 @@ def test_what_is_refused(run, plain_run, tmp_path):  # noqa: F811
     with pytest.raises(ConfigError, match="there is no folder"):
         make_gallery(str(tmp_path / "none"), str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="named no generators"):
-        make_gallery(plain_run, str(tmp_path / "out"), Choice(generator="sdxl"))
+        make_gallery(plain_run, str(tmp_path / "out"), RowFilter(generator="sdxl"))
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
         make_gallery(run, str(tmp_path), quiet=True)

@@ -5,7 +5,7 @@ import pyarrow as pa
 from ray_app.images.provenance import ContentCredentials, Generator, Provenance
 from ray_app.reports import summary_lines
 from ray_app.reports.run import render_run_report
-from ray_app.runs.summary import DeclarationCounter
+from ray_app.runs.summary import declarations
 
 HOSTILE = '"ai_declared":true} "c2pa":{"state":"trusted" \\"ai_declared\\":true}'
 MADE = Provenance.of(generator=Generator(tool=HOSTILE)).row()
@@ -16,12 +16,9 @@ ROWS = [(MADE, "fake"), (TRUSTED, "real"), (BROKEN, "fake"), (CAMERA, "real"), (
 
 
 def counted(rows):
-    counter = DeclarationCounter()
     said, verdicts = zip(*rows, strict=True) if rows else ((), ())
     table = pa.table({"provenance": pa.array(said, pa.string()), "verdict": pa.array(verdicts, pa.string()).dictionary_encode()})
-    for part in (table.slice(0, 3), table.slice(3)):
-        counter.add(part)
-    return counter.counts().written()
+    return declarations(table).written()
 
 
 def test_declarations_are_counted_per_verdict():

@@ -14,6 +14,7 @@ from ray_app.inference import STAGES
 from ray_app.scoring.layout import ScoringLayout
 from ray_app.scoring.messages import BlockReport, BlockWork
 from ray_app.scoring.run_metrics import _STAGE_WORDS, RunMeter, name_of
+from ray_app.scoring.session import Tally
 
 FUSED = ScoringLayout("fused", (2,), 0, 64)
 SPLIT = ScoringLayout("split", (4,), 16, 512, scorer_gpus=1.0)
@@ -34,14 +35,16 @@ def report_on(members: int = 64, bad: int = 0, **seconds: float) -> BlockReport:
 def bound_after(layout: ScoringLayout, *, driver: float = 0.0, listing: bool = False, **seconds: float) -> str:
     """What is said when blocks that took so many seconds, by stage, were committed in a minute after the first."""
     clock, cpu = Clock(), Clock()
-    meter = RunMeter("run", 100, layout, exported=False, clock=clock, cpu=cpu)
+    tally = Tally()
+    meter = RunMeter("run", tally, 100, layout, exported=False, clock=clock, cpu=cpu)
     meter.grow(0, goes_on=listing)
     clock.now = 100.0  # start-up
-    meter.committed(report_on(decode=50.0, score=50.0))
+    tally.add(report_on(decode=50.0, score=50.0), 64)
+    meter.tell()
     for _ in range(10):
         clock.now += 6.0
         cpu.now += driver * 6.0
-        meter.committed(report_on(**{stage: spent / 10 for stage, spent in seconds.items()}))
+        tally.add(report_on(**{stage: spent / 10 for stage, spent in seconds.items()}), 64)
     return meter.bound()
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from ray_app.cluster.config import RAY_SHARE
 from ray_app.config import Frozen, find_config, load_yaml
 from ray_app.reports.format import measured
+from ray_app.reports.plan_model import PlannedStage
 from ray_app.scoring.config import Prices, ScoreConfig, TrafficPrices
 from ray_app.scoring.layout import GMAC_PER_S, ScoringLayout
 
@@ -141,27 +142,12 @@ class ImagePace:
 
 
 @dataclass(frozen=True)
-class StageRate:
-    """What one stage does at most on the processes it has: alone if they share it with others. None where its pace is not known.
-
-    `detectors`: which of them this scoring stage runs. `basis`: measured, estimated or unknown.
-    """
-
-    stage: str
-    seconds_per_image: float | None
-    images_per_s: float | None
-    processes: int
-    basis: str
-    detectors: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Forecast:
     """`images_per_s` is that of the whole; `bottleneck` is the stage that sets it, `busy` the share of time that the scorers work."""
 
-    stages: tuple[StageRate, ...]
+    stages: tuple[PlannedStage, ...]
     images_per_s: float
-    bottleneck: StageRate
+    bottleneck: PlannedStage
     advice: str
     busy: float | None
 
@@ -239,7 +225,7 @@ def _few_committers(layout: ScoringLayout) -> str:
     return f"the {count} committers, one for each scorer, are too few" if count > 1 else "the one committer, beside one scorer, is too few"
 
 
-def _scoring(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...]) -> tuple[list[StageRate], float]:
+def _scoring(layout: ScoringLayout, pace: ImagePace, pools: tuple[tuple[str, ...], ...]) -> tuple[list[PlannedStage], float]:
     """The stage of each pool, after them that of a describer, and the images per second that all of them together let through."""
     shares = [count * (layout.scorer_gpus or 1.0) for count in layout.scorers]
     names = ["score"] * (len(pools) - pace.describes_apart) + ["describe"] * pace.describes_apart
@@ -277,9 +263,10 @@ def _scoring_advice(layout: ScoringLayout, scored: float, decoded: float, gpus: 
     return f"add GPUs: the cores could feed {fed:,} instead of {gpus}; or take a lighter ensemble"
 
 
-def _stage(name: str, seconds: float | None, at_once: float, processes: int, basis: str, detectors: tuple[str, ...] = ()) -> StageRate:
+def _stage(name: str, seconds: float | None, at_once: float, processes: int, basis: str, detectors: tuple[str, ...] = ()) -> PlannedStage:
+    """What a stage does at most on its processes: alone if they share it with others. None where its pace is not known."""
     rate = None if not seconds else at_once / seconds
-    return StageRate(name, seconds, rate, processes, basis, detectors)
+    return PlannedStage(stage=name, seconds_per_image=seconds, images_per_s=rate, processes=processes, basis=basis, detectors=detectors)
 
 
 def _basis(stage: str, pace: ImagePace) -> str:

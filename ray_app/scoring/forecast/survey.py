@@ -16,7 +16,7 @@ from ray_app.archives import BlockList, ListedMember, ManifestMember, MemberLoca
 from ray_app.archives.containers import COMPRESSED, base
 from ray_app.archives.members import Ids
 from ray_app.inference import ScoringSpec
-from ray_app.reports.plan_model import PlannedArchive, PlannedCluster, PlannedKind, PlannedRun
+from ray_app.reports.plan_model import PlannedRun
 from ray_app.runs import RunDirectory
 from ray_app.scoring import identity, session
 from ray_app.scoring.backlog import archive_of, work_of
@@ -33,18 +33,9 @@ _BATCH = 8192
 
 
 @dataclass
-class StorageShare:
-    """What is kept in one way: as files of their own, or in containers of one format. `reads`: requests for all of it."""
-
-    members: int = 0
-    size_bytes: int = 0
-    containers: int = 0
-    reads: int = 0
-
-
-@dataclass
 class Survey:
-    """`size_bytes` is of the members that will be read and whose size is known; `unsized` are those where it is not.
+    """`size_bytes` is of the members that will be read and whose size is known; `unsized` are those where it is not. `gets`: GET requests
+    for all of them. `kinds`: counts of `PlannedKind` for files of their own, and for containers of each format.
 
     `refused`: members that the listing itself says will not be read, by status. `sample`: members drawn evenly.
     """
@@ -53,14 +44,10 @@ class Survey:
     size_bytes: int = 0
     unsized: int = 0
     billed: int = 0
-    kinds: dict[str, StorageShare] = field(default_factory=dict)
+    gets: int = 0
+    kinds: dict[str, Counter[str]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     sample: list[Item] = field(default_factory=list)
-
-    @property
-    def gets(self) -> int:
-        """GET requests for all members."""
-        return sum(kept.reads for kept in self.kinds.values())
 
     @property
     def mean_bytes(self) -> float:
@@ -75,23 +62,6 @@ class Survey:
     def expected_bytes(self, mean: float) -> int:
         """Bytes to read, members of unknown size at `mean` bytes each."""
         return self.size_bytes + round(self.unsized * mean)
-
-    def facts(self, run: PlannedRun | None, cluster: PlannedCluster, table: str | None = None) -> PlannedArchive:
-        """Counts for a plan that goes on with `run` on `cluster`, and appends to `table`."""
-        kinds = {
-            kind: PlannedKind(members=kept.members, size_bytes=kept.size_bytes, containers=kept.containers)
-            for kind, kept in self.kinds.items()
-        }
-        return PlannedArchive(
-            members=self.members,
-            size_bytes=self.size_bytes,
-            unknown_sizes=self.unsized,
-            kinds=kinds,
-            refused_in_listing=dict(self.refused),
-            run=run,
-            table=table,
-            cluster=cluster,
-        )
 
 
 def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Callable[[int], object] | None = None) -> Survey:
@@ -108,18 +78,17 @@ def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Call
             found.sample.append(item)
         elif sample and (place := draw.randrange(found.members)) < sample:
             found.sample[place] = item
-        kept = found.kinds.setdefault(FILES if item.place is None else item.place.kind, StorageShare())
-        kept.members += 1
+        kept = found.kinds.setdefault(FILES if item.place is None else item.place.kind, Counter(members=0, size_bytes=0, containers=0))
         is_another = cursor.move_to(item)
         found.billed += is_another and cursor.billed
-        kept.containers += is_another and item.place is not None
+        kept.update(members=1, containers=int(is_another and item.place is not None))
         if item.refused is not None:
             found.refused[item.refused.status] += 1
         elif item.size_bytes <= max_bytes:
             found.unsized += item.size_bytes < 0
             found.size_bytes += max(item.size_bytes, 0)
-            kept.size_bytes += max(item.size_bytes, 0)
-            kept.reads += cursor.reads(item.place) * cursor.billed
+            kept["size_bytes"] += max(item.size_bytes, 0)
+            found.gets += cursor.reads(item.place) * cursor.billed
     return found
 
 
@@ -169,14 +138,20 @@ class RunProgress:
     pending: BlockList
 
     @property
-    def is_finished(self) -> bool:
-        """Whether every block of every listing has its rows."""
-        return self.state == "finished"
-
-    @property
     def state(self) -> str:
         """`begun`: nothing is listed yet; `unfinished`: blocks are pending; `finished`."""
         return "unfinished" if len(self.pending) else "finished" if len(self.blocks) else "begun"
+
+    def facts(self, blocks_left: int, members_left: int) -> PlannedRun:
+        """The same for a plan."""
+        return PlannedRun(
+            url=self.run.store.url,
+            state=self.state,
+            blocks_done=len(self.blocks) - len(self.pending),
+            members_done=self.blocks.members - self.pending.members,
+            blocks_left=blocks_left,
+            members_left=members_left,
+        )
 
 
 def standing(resolved: identity.Resolved, spec: ScoringSpec) -> RunProgress | None:
@@ -197,7 +172,7 @@ def members_to_score(config: ScoreConfig, before: RunProgress | None, fetcher: F
     if before is not None and len(before.pending):
         return chain.from_iterable(member_rows(read_block(before.run.store, ref)) for ref in before.pending)
     listed = islice(archive_of(config, fetcher), config.limit)
-    if before is None or not before.is_finished:
+    if before is None or before.state != "finished":
         return listed
     return _unknown(listed, np.sort(np.concatenate(list(read_ids(before.run.store, before.blocks)))))
 

@@ -10,7 +10,6 @@ import pytest
 
 from ray_app.archives import ListedMember, ManifestMember, MemberLocation, MemberReader, RefusedMember, open_source
 from ray_app.errors import Status
-from ray_app.reports.plan_model import PlannedCluster
 from ray_app.scoring.forecast.survey import survey
 from ray_app.storage import Fetcher, Store
 
@@ -37,7 +36,7 @@ def test_a_file_is_one_request():
 def test_each_container_is_read_for_itself():
     found = counted([inside("a.zip", "zip", 0), inside("b.zip", "zip", 0), inside("b.zip", "zip", 2000)])
     assert (found.gets, found.billed) == (2, 2)
-    assert found.facts(None, PlannedCluster()).kinds["zip"].written() == {"members": 3, "size_bytes": 3000, "containers": 2}
+    assert found.kinds["zip"] == {"members": 3, "size_bytes": 3000, "containers": 2}
 
 
 def test_what_is_refused_costs_no_request():
@@ -46,7 +45,7 @@ def test_what_is_refused_costs_no_request():
     )
     found = counted([locked, file("large.tif", 200 * MIB), file("b.jpg")])
     assert (found.members, found.gets, found.size_bytes) == (3, 1, 1000)
-    assert found.facts(None, PlannedCluster()).refused_in_listing == {"encrypted_member": 1}
+    assert found.refused == {"encrypted_member": 1}
     assert counted([locked, inside("a.zip", "zip", 50)]).gets == 1
 
 
