@@ -48,7 +48,7 @@ class CostlessDecoder(BlockStage):
         if not self._may_begin():
             return HandedBack(ref)
         pixels = np.zeros((ref.members, self._job.decode_bytes or 1), np.uint8)
-        return OpenBlock(ref, pa.table({"uri": ["s3://bucket/a.jpg"] * ref.members}), work(), (Batch((), (pixels,), ()),))
+        return OpenBlock(ref, pa.table({"uri": ["s3://bucket/a.jpg"] * ref.members}), work(), (Batch((), (pixels,), (), ()),))
 
 
 class SleepingScorer(BlockStage):

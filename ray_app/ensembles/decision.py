@@ -12,6 +12,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -205,7 +207,8 @@ def _by_rule(
             return stacked(table, stacking)
         if rule == "gated-mean":
             return gated_mean(table, gate or OutlierGate())
-        return SYMMETRIC[rule](table)
+        combined: Column = SYMMETRIC[rule](table)
+        return combined
 
 
 def calibrate(score: Column, calibration: Calibration | None) -> Column:
@@ -236,12 +239,6 @@ def _together(doubts: Sequence[Doubt]) -> Doubt:
     return Doubt(next(one for one in Reason if one in reasons), "; ".join(why.detail for why in doubts if why.detail))
 
 
-def mean_logit(table: Table) -> Column:
-    """The mean of the log-odds."""
-    result: Column = table.mean(axis=1)
-    return result
-
-
 def mean_probability(table: Table) -> Column:
     """The log-odds of the mean probability: the log of Σ p over Σ (1 − p) (golden/detectors.md §3)."""
     return log_sum_exp(_log_sigmoid(table)) - log_sum_exp(_log_sigmoid(-table))
@@ -255,18 +252,6 @@ def soft_or(table: Table) -> Column:
     result = table[:, 0]
     for column in table.T[1:]:
         result = np.logaddexp(np.logaddexp(result, column), result + column)
-    return result
-
-
-def maximum(table: Table) -> Column:
-    """The highest log-odds."""
-    result: Column = table.max(axis=1)
-    return result
-
-
-def median(table: Table) -> Column:
-    """The median of the log-odds; of an even number of members the mean of the two in the middle."""
-    result: Column = np.median(table, axis=1)
     return result
 
 
@@ -303,12 +288,12 @@ def stacked(table: Table, stacking: Stacking) -> Column:
 
 _MAD_OF_ONE = 0.6745  # the median distance from the median of a normal distribution of deviation 1, as Iglewicz and Hoaglin round it
 
-SYMMETRIC: Mapping[str, Callable[[Table], Column]] = {
-    "mean-logit": mean_logit,
+SYMMETRIC: Mapping[str, Callable[[Table], Any]] = {
+    "mean-logit": partial(np.mean, axis=1),
     "mean-probability": mean_probability,
     "soft-or": soft_or,
-    "max": maximum,
-    "median": median,
+    "max": partial(np.max, axis=1),
+    "median": partial(np.median, axis=1),  # of an even number of members the mean of the two in the middle
     "log-sum-exp": log_sum_exp,
 }
 """The rules that need no numbers of their own and treat all members alike, by the name on a card."""

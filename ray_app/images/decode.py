@@ -150,7 +150,7 @@ FORMATS = {
 
 @dataclass(slots=True)
 class _Findings:
-    """Facts while they are being found; `facts()` freezes what is known so far."""
+    """Facts while they are being found."""
 
     sha256: str
     format: str | None
@@ -171,11 +171,6 @@ class _Findings:
             raise InputError(Status.CORRUPT_IMAGE, f"the header declares {width} × {height} pixels")
         self.width, self.height = width, height
 
-    def facts(self) -> ImageFileFacts:
-        """The facts as they stand."""
-        return ImageFileFacts(self.sha256, self.format, self.width, self.height, self.mode, self.frames, self.orientation, self.icc,
-                          tuple(sorted(self.flags)), self.decoder, self.quality)  # fmt: skip
-
 
 def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> DecodedImage:
     """Turn one encoded image into its RGB pixels (the first frame of several) and its facts, or refuse it.
@@ -187,11 +182,18 @@ def decode_image(data: bytes, limits: ImageLimits, admit: Admit = admit_all) -> 
     """
     _quieten_pillow()
     found = _Findings(hashlib.sha256(data).hexdigest(), formats.sniff_format(data))
+    refusal = None
     try:
         pixels = _decode(data, limits, found, admit)
-    except InputError as refusal:
-        raise ImageRefused.because(refusal, found.facts()) from refusal.__cause__
-    return DecodedImage(pixels, found.facts())
+        if not has_content(pixels):
+            found.flags.add("no_content")
+    except InputError as error:
+        refusal = error
+    facts = ImageFileFacts(found.sha256, found.format, found.width, found.height, found.mode, found.frames, found.orientation, found.icc,
+                           tuple(sorted(found.flags)), found.decoder, found.quality)  # fmt: skip
+    if refusal is not None:
+        raise ImageRefused.because(refusal, facts) from refusal.__cause__
+    return DecodedImage(pixels, facts)
 
 
 def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) -> Image.Image:
@@ -227,8 +229,6 @@ def _decode(data: bytes, limits: ImageLimits, found: _Findings, admit: Admit) ->
         limits.check_size(*pixels.size, len(data), format_name)
     if isinstance(loaded, JpegImageFile):  # of rare sampling factors
         found.decoder = _pillow_name(format_name)
-    if not has_content(pixels):
-        found.flags.add("no_content")
     end = formats.declared_end(data, format_name) if format_name in formats.SURE_ENDS else None
     if end is not None and end < len(data):
         found.flags.add("trailing_bytes")

@@ -1,17 +1,15 @@
 """What decoding hands to detectors: results per member, and fixed slots of pixels (`Batch`), also of perturbed views.
 
-`PreparedViews`, `LazyImages` and `LateDecoder` make or decode large images only when a detector reads them.
-`StageClock` has seconds per stage.
+`LazyImages` and `LateDecoder` make or decode large images only when a detector reads them.
 """
 
 import logging
-import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,6 @@ Pixels = npt.NDArray[np.uint8]
 Ragged = Sequence[Pixels | None]
 Size = tuple[int, int]
 File = bytes | Image.Image  # an image as somebody gave it
-STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
 RUNS, REQUESTED = "runs of backbone ", "asked of backbone "  # counts, each followed by the backbone's name
 # Counts, each followed by a detector's name: images that it looked at, in every view; microseconds that it took for them; and that it would
 # have taken alone: with the run of a shared backbone that another one before it paid for.
@@ -34,35 +31,6 @@ SEEN, SPENT_US, ALONE_US = "images seen by ", "microseconds of ", "microseconds 
 LOOKED, LOOKED_MS = "looked_again", "looked_again_ms"  # counts: members that were decoded again, and the milliseconds that took
 DESCRIBED = "described"  # a count: members that words were found for
 OWN_FAILURE = "Touchstone's own code failed: "  # how the detail of a member begins that met a bug of ours
-
-
-class StageClock:
-    """Wall seconds spent in each stage by one worker thread; a stage within another does not count for that one too."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._within = 0.0  # seconds of the stages inside the one that is at work
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time inside the block for one stage."""
-        start, outside, self._within = time.perf_counter(), self._within, 0.0
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[stage] += spent - self._within
-            self._within = outside + spent
-
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """Count what another worker measured for the same block."""
-        for stage, spent in seconds.items():
-            self.seconds[stage] += spent
-
-    def take(self) -> dict[str, float]:
-        """The seconds since the last call, and start again from zero."""
-        taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
-        return taken
 
 
 @dataclass(frozen=True)
@@ -114,7 +82,8 @@ class Batch:
     """Fixed slots. Per distinct preprocessing, `pixels` has one (slots, H, W, 3) array with zeros in unusable slots; or, where sizes
     are kept, one array or None per slot.
 
-    `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end of a block.
+    `outcomes` has one entry per member, in slot order; there are fewer than slots only at the end of a block. `sizes`: per member the
+    (width, height) of the image where it has pixels, else None.
     `pixels` is empty where no member could be decoded. `encoded`: the files themselves, for detectors that keep sizes and sit in
     another process, and for a second look; None where they do not decode. `views`: one for each of the spec's, empty where `pixels` is.
     `ids`: image ids of the members, where files are kept in the process that decoded them.
@@ -122,47 +91,29 @@ class Batch:
 
     outcomes: tuple[DecodeResult, ...]
     pixels: tuple[Pixels | Ragged, ...]
+    sizes: tuple[Size | None, ...]
     encoded: tuple[File | None, ...] = ()
     views: tuple[PerturbedBatch, ...] = ()
     ids: tuple[int, ...] = ()
-
-    @cached_property
-    def clean(self) -> PerturbedBatch:
-        """The batch as it is; a size for every member that has pixels."""
-        sizes: list[Size | None] = []
-        for outcome in self.outcomes:
-            facts = outcome.facts
-            if outcome.status is not Status.OK or outcome.said is not None:
-                sizes.append(None)
-            else:
-                sizes.append((0, 0) if facts is None else (facts.width or 0, facts.height or 0))
-        return PerturbedBatch(self.pixels, tuple(sizes))
-
-    @property
-    def usable(self) -> list[bool]:
-        """Per member, whether it has pixels."""
-        return list(map(bool, self.clean.sizes))
 
 
 def joined(batches: Sequence[Batch], slots: int) -> list[Batch]:
     """Batches of `slots`, in order, as one with as many slots as all of them; as they are where an image keeps its size, or where one has
     no pixels at all. Files and ids stay with the batches as they were.
     """
-    tensors = [tensor for batch in batches for shown in (batch.clean, *batch.views) for tensor in shown.pixels]
     whole = all(batch.pixels and len(batch.outcomes) == slots for batch in batches[:-1]) and bool(batches[-1].pixels)
+    by_batch: list[list[Any]] = [[batch, *batch.views] for batch in batches]
+    tensors = chain.from_iterable(shown.pixels for views in by_batch for shown in views)
     if len(batches) == 1 or not whole or not all(isinstance(tensor, np.ndarray) for tensor in tensors):
         return list(batches)
-    outcomes = tuple(outcome for batch in batches for outcome in batch.outcomes)
-    views = tuple(
-        PerturbedBatch(_stacked([view.pixels for view in shown]), tuple(size for view in shown for size in view.sizes))
-        for shown in zip(*(batch.views for batch in batches), strict=True)
+    clean, *views = (
+        PerturbedBatch(
+            tuple(np.concatenate(arrays) for arrays in zip(*(one.pixels for one in shown), strict=True)),
+            tuple(size for one in shown for size in one.sizes),
+        )
+        for shown in zip(*by_batch, strict=True)
     )
-    return [Batch(outcomes, _stacked([batch.pixels for batch in batches]), views=views)]
-
-
-def _stacked(pixels: Sequence[tuple[Any, ...]]) -> tuple[Pixels, ...]:
-    """Per preprocessing, the arrays of several batches as one."""
-    return tuple(np.concatenate(arrays) for arrays in zip(*pixels, strict=True))
+    return [Batch(tuple(outcome for batch in batches for outcome in batch.outcomes), clean.pixels, clean.sizes, views=tuple(views))]
 
 
 _log = logging.getLogger(__name__)

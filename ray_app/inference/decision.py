@@ -8,9 +8,10 @@ field of `detectors.detector.BatchPrediction` is kept under its name.
 import functools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts
 from ray_app.inference import batch, stability
 from ray_app.inference.spec import ScoringSpec
+
+if TYPE_CHECKING:
+    from ray_app.inference.decoder import StageClock
 
 Scores = dict[str, npt.NDArray[np.float32]]
 
@@ -221,21 +225,19 @@ class BlockResult:
 
 
 def judge(
-    spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs, clock: batch.StageClock | None = None
+    spec: ScoringSpec,
+    outcomes: Sequence[batch.DecodeResult],
+    outputs: DetectorOutputs,
+    clock: "StageClock | None" = None,
+    *,
+    names: bool = True,
 ) -> BlockResult:
-    """Decide on every image, and name generators; an image that decoded, and that no detector could score although it should have,
-    becomes `detector_failed`. `clock`: what naming is counted on, as the stage `identify`.
+    """Decide on every image, and name generators where the spec has an identifier and `names` is set; an image that decoded, and that no
+    detector could score although it should have, becomes `detector_failed`. `clock`: counts the naming, as the stage `identify`.
     """
-    result = decided_on(spec, outcomes, outputs)
-    if spec.identifier is None:
-        return result
-    with (clock or batch.StageClock())("identify"):
-        return replace(result, identified=identified(spec, result.outputs.of(EMBEDDINGS)))
-
-
-def decided_on(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], outputs: DetectorOutputs) -> BlockResult:
-    """The same, of verdicts alone."""
-    outputs = outputs.ranked(spec.cards)
+    scores = outputs.of(SCORES)
+    if list(scores) != list(spec.cards):
+        outputs = outputs.ranked(spec.cards)
     repeated, sizes, formats, blank, checked = {}, [], [], [], list(outcomes)
     for row, outcome in enumerate(outcomes):
         facts = outcome.facts
@@ -259,7 +261,10 @@ def decided_on(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], output
     )
     if spec.stability is not None:
         decisions = outlived(spec, decisions, list(outputs.by_view(STABILITY).values()), drawn)
-    return BlockResult(checked, outputs, scores, decisions)
+    if spec.identifier is None or not names:
+        return BlockResult(checked, outputs, scores, decisions)
+    with nullcontext() if clock is None else clock("identify"):
+        return BlockResult(checked, outputs, scores, decisions, identified(spec, outputs.of(EMBEDDINGS)))
 
 
 def outlived(spec: ScoringSpec, decisions: Decisions, views: Sequence[Scores], audited: Sequence[bool]) -> Decisions:
@@ -292,7 +297,7 @@ def rows_to_describe(spec: ScoringSpec, outcomes: Sequence[batch.DecodeResult], 
     profile = spec.ensemble.profile
     if profile is None or spec.describer is None:
         return []
-    scored = decided_on(spec, outcomes, outputs)
+    scored = judge(spec, outcomes, outputs, names=False)
     return [
         row
         for row, (outcome, verdict) in enumerate(zip(scored.outcomes, scored.decisions.verdict, strict=True))

@@ -1,10 +1,12 @@
-"""Members → batches of uint8 tensors (`BlockReader`): bytes fetched ahead of the decoder, every member in its own slot.
+"""Encoded images → batches of uint8 tensors, every image in its own slot.
 
-`BatchDecoder` decodes each image once for all its views; `CarefulDecoder` decodes one image, in this process or in a child.
+`BatchDecoder` decodes each image once for all its views; `CarefulDecoder` decodes one image, in this process or in a child. `StageClock`
+counts the seconds of each stage, from here to the last.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -35,18 +37,15 @@ from ray_app.inference.batch import (
     PreparedViews,
     Ragged,
     Size,
-    StageClock,
     is_large,
     perturbed,
 )
 from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
 from ray_app.inference.spec import ScoringSpec
-from ray_app.storage import Fetcher
 from ray_app.storage.node_budget import NodeBudget
 from ray_app.transforms.perturbations import Perturbation
 
 if TYPE_CHECKING:
-    from ray_app.archives import ManifestMember
     from ray_app.inference.reuse import ScoreCache
 
 TRUSTED_CRASHES = 3  # on one node; beyond that the library, not the member, is suspect, and every image goes to the child
@@ -60,6 +59,38 @@ BUDGET = "pixels"  # the name of what large images share on a node
 # JPEG and what is decoded from that again.
 _RGB_BYTES, _ARRAY_BYTES, _VIEW_BYTES = 4, 6, 9
 _BLOCK_BYTES = 64 * 2**20  # of a large picture's memory, so that it is given back to the system and not kept for the next batch
+
+
+STAGES = ("fetch", "wait", "decode", "prepare", "score", "identify", "describe", "write")
+
+
+class StageClock:
+    """Wall seconds spent in each stage by one worker thread; a stage within another does not count for that one too."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._within = 0.0  # seconds of the stages inside the one that is at work
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time inside the block for one stage."""
+        start, outside, self._within = time.perf_counter(), self._within, 0.0
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] += spent - self._within
+            self._within = outside + spent
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count what another worker measured for the same block."""
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call, and start again from zero."""
+        taken, self.seconds = self.seconds, dict.fromkeys(STAGES, 0.0)
+        return taken
 
 
 # Images are decoded in this process, where it is fastest. A decoder that crashes or hangs ends the process; the crash marker it leaves
@@ -202,6 +233,7 @@ class BatchDecoder:
         its bytes are let go before the next is asked for. A `PreparedFile` is taken as it is, where the spec has no views.
         """
         ids, outcomes, kept = [], [], []
+        sizes: list[Size | None] = []
         encoded: list[File | None] = []
         file: File | None
         prepared: list[PreparedViews | None] = []
@@ -216,6 +248,7 @@ class BatchDecoder:
                 self._recall.met(outcome)
                 self.counts["reused"] += outcome.said is not None
             prepared.append(tensors)
+            sizes.append(None if tensors is None or outcome.facts is None else (outcome.facts.width or 0, outcome.facts.height or 0))
             goes_along = (self._keeps_files or self._hand_over) and tensors is not None and self._goes_along(outcome)
             encoded.append(file if goes_along else None)
             kept.append(image)
@@ -226,7 +259,7 @@ class BatchDecoder:
             for place, view in enumerate(self._spec.views if pixels else ()):
                 views.append(self._batch_view(prepared, kept, place, view))
             files = tuple(encoded) if self._hand_over or self._keeps_files else ()
-            return Batch(tuple(outcomes), pixels, files, tuple(views), tuple(ids))
+            return Batch(tuple(outcomes), pixels, tuple(sizes), files, tuple(views), tuple(ids))
 
     def _goes_along(self, outcome: DecodeResult) -> bool:
         """Whether somebody will decode the file again: whoever looks again, or detectors elsewhere that look at images of this size."""
@@ -373,72 +406,6 @@ class BatchDecoder:
 def file_bytes(decode_bytes: int, limits: ImageLimits) -> int:
     """What encoded files over AHEAD_BYTES may take together on a node where large images may take `decode_bytes`: at least one of them."""
     return max(decode_bytes // 4, limits.max_bytes)
-
-
-class BlockReader:
-    """Fetches and decodes blocks of members on one core."""
-
-    def __init__(
-        self,
-        spec: ScoringSpec,
-        clock: StageClock,
-        *,
-        fetcher: Fetcher,
-        crumbs: Path | None = None,
-        hand_over: bool = False,
-        keeps_files: bool = False,
-        wall_limit_s: float = WALL_LIMIT_S,
-        recall: "ScoreCache | None" = None,
-        decode_bytes: int | None = None,
-    ) -> None:
-        from ray_app.archives import MemberReader  # pyarrow, which nobody needs for images at hand
-
-        self._spec, self._clock, self.recall = spec, clock, recall
-        self.fetcher = fetcher
-        budget = NodeBudget(BUDGET, decode_bytes)
-        files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
-        self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
-        self.decoder = BatchDecoder(
-            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
-        )
-
-    def read(self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None) -> Iterator[Batch]:
-        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty. What became of each is
-        added to `noted`.
-        """
-        from ray_app.archives.uri_lists import looks_like_list
-
-        self.decoder.careful.look_for_crumbs()
-        if self.recall is not None:
-            self.recall.begin_block()
-        arriving = self._members.read(members)
-        for start in range(0, len(members), self._spec.slots):
-            some = members[start : start + self._spec.slots]
-            batch = self.decoder.decode(self._fetched(arriving, len(some)))
-            outcomes = list(batch.outcomes)
-            for place, (member, outcome) in enumerate(zip(some, batch.outcomes, strict=True)):
-                is_unknown = outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None
-                if is_unknown and looks_like_list(member.uri):  # a table beside images
-                    hint = f"if it lists images, give it as a source of its own: list::{member.uri}"
-                    outcomes[place] = replace(outcome, detail=f"{outcome.detail}; {hint}")
-            if noted is not None:
-                noted += outcomes
-            yield replace(batch, outcomes=tuple(outcomes))
-
-    def _fetched(
-        self, arriving: "Iterator[tuple[ManifestMember, bytes | InputError]]", count: int
-    ) -> Iterator[tuple[int, bytes | InputError]]:
-        """The next members as their bytes come; none of them is held here while the next is waited for."""
-        for _ in range(count):
-            with self._clock("fetch"):
-                member, data = next(arriving)
-            yield member.image_id, data
-            del data
-        self._members.let_go()
-
-    def close(self) -> None:
-        """Give back what the decoder holds."""
-        self.decoder.close()
 
 
 class _Wanted(NamedTuple):

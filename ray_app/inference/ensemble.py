@@ -2,9 +2,12 @@
 
 import copy
 import logging
+import os
+import stat
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, repeat
@@ -16,21 +19,23 @@ from PIL import Image
 
 from ray_app.detectors import DetectorCard, licences
 from ray_app.ensembles import EnsembleCard, ensemble_of, load_ensemble_card
-from ray_app.errors import ConfigError, Status
+from ray_app.errors import ConfigError, InputError, Status, StorageError, describe_error
 from ray_app.images import BatchLimits, ImageLimits
 from ray_app.images.limits import worst_bytes
 from ray_app.inference import decision, decoder, device_batches, image_inputs, result, scorer, second_pass, spec
-from ray_app.inference.batch import Batch, DecodeResult, StageClock
-from ray_app.inference.decoder_pool import IsolatedDecoders
-from ray_app.storage import node_budget
+from ray_app.inference.batch import Batch, DecodeResult, File
+from ray_app.inference.decoder import StageClock
+from ray_app.inference.decoder_pool import IsolatedDecoders, PreparedFile
+from ray_app.storage import Fetcher, errors, fetch, is_pattern, list_objects, node_budget, strip_secrets, urls
+from ray_app.storage.http import WEB
 
 _log = logging.getLogger(__name__)
 
 _MOST_BATCHES = 8  # that are scored before their results are handed out: a GPU is waited for once for all of them
 _TEXTS = ("status", "verdict", "predicted_generator", "predicted_prompt")
-_UNNAMED = image_inputs.ImageSource(None, None)
+_AHEAD_BYTES, _EXPECTED_BYTES, _THREADS = 64 * 2**20, 2 * 2**20, 16  # of files on other machines that are read before they are wanted
 
-Arriving = Iterator[tuple[image_inputs.ImageSource, Any]]
+Arriving = Iterator[tuple[int, File | PreparedFile | InputError]]  # numbers are for decoders that know images by one: 0
 Sources = list[tuple[str | int | None, Any]]  # the name of each image, and what it can be drawn from
 
 
@@ -69,7 +74,7 @@ class Ensemble:
             licences.require_accepted(detector, accept_licences)
         decision.require_embeddings(self.spec)
         self._image_column, self._accepted = image_column, tuple(accept_licences)
-        self._inputs, self._lock = image_inputs.ImageInputs(self.spec.limits.max_bytes), threading.RLock()
+        self._inputs, self._lock = ImageInputs(self.spec.limits.max_bytes), threading.RLock()
         self._is_demonstration = any(detector.demonstration for detector in self.spec.cards.values())
         clock = StageClock()
         # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
@@ -117,7 +122,7 @@ class Ensemble:
         ensemble = self if batch_size in (None, self.spec.slots) else self._in_batches_of(_checked(batch_size))
         given = self._inputs.sources(images)
         if isinstance(given, image_inputs.ImageSource):
-            return ensemble._scored(iter([(given, self._inputs.read(given.given))]))[0]
+            return ensemble._scored(iter([(0, self._inputs.read(given.given))]), [(given.name, given.picture)])[0]
         stream = ensemble._stream(given.sources, given.total, progress=progress)
         return result.Results(stream, tuple(self.spec.cards), given.total)
 
@@ -125,7 +130,7 @@ class Ensemble:
         """At once, of images that were read: bytes, PIL images, what was prepared for `spec.early` in a child process (`PreparedFile`),
         and why there is nothing of it (InputError). One result each, in order.
         """
-        return self._scored(zip(repeat(_UNNAMED), images, strict=False))
+        return self._scored(zip(repeat(0), images, strict=False), repeat((None, None)))
 
     def twin(self) -> "Ensemble":
         """One for another thread: the same weights, in memory once, and its own of whatever else a network keeps while it runs."""
@@ -185,10 +190,12 @@ class Ensemble:
         self, sources: Iterator[image_inputs.ImageSource], count: int | None = None, *, progress: bool = False
     ) -> Iterator[result.Result]:
         """Results as they come: the first after one batch, later ones after some batches more at a time."""
-        arriving, batches = self._inputs.arriving(sources), 1
+        noted, batches = Sources(), 1
+        arriving = self._inputs.arriving(sources, noted)
         with _progress_bar(self.spec.ensemble.name, count) if progress else nullcontext() as bar:
             while True:
-                found = self._scored(islice(arriving, batches * self.spec.slots))
+                found = self._scored(islice(arriving, batches * self.spec.slots), noted)
+                noted.clear()
                 for one in found:
                     if bar is not None:
                         bar.update()
@@ -197,53 +204,158 @@ class Ensemble:
                     return
                 batches = min(2 * batches, _MOST_BATCHES)
 
-    def _scored(self, arriving: Arriving) -> list[result.Result]:
-        outcomes, sources = list[DecodeResult](), Sources()
+    def _scored(self, arriving: Arriving, sources: Iterable[tuple[str | int | None, Any]]) -> list[result.Result]:
+        """A result of each; `sources` has names and pictures of as many by the time all have been read. A bug of ours is logged."""
+        outcomes = list[DecodeResult]()
         with self._lock:
-            outputs = self._scorer.score(self._batches(arriving, outcomes, sources))
+            outputs = self._scorer.score(self._batches(arriving, outcomes))
             block = decision.judge(self.spec, outcomes, outputs)
-        return _results_of(block, sources, demonstration=self._is_demonstration)
+        decisions, masks = block.decisions, block.outputs.of(decision.MASKS)
+        has_profile = block.identified is not None or bool(block.outputs.of(decision.CAPTIONS))
+        results = []
+        for row, (outcome, (source, picture)) in enumerate(zip(block.outcomes, sources, strict=False)):
+            if outcome.failure is not None:
+                _log.error("image %s: this is a bug in Touchstone; please report it\n%s", source, outcome.failure)
+            origin: dict[str, Any] = {"source": source, "demonstration": self._is_demonstration}
+            scores: dict[str, float | None] = dict.fromkeys(block.scores)
+            if outcome.status is not Status.OK:
+                nothing: tuple[Any, ...] = (None, None, None, decisions.calibrated, None, scores, outcome.facts, {})
+                results.append(result.Result(outcome.status, outcome.detail, *nothing, **origin))
+                continue
+            for name, column in block.scores.items():
+                scores[name] = decision.finite(column[row])
+            results.append(result.Result(
+                outcome.status, None, decisions.verdict[row], decisions.reason[row], decision.finite(decisions.probability[row]),
+                decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
+                {name: drawn[row] for name, drawn in masks.items()} if masks else {},
+                decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
+                **_profile(block, row) if has_profile else {}, **origin, picture=picture,
+            ))  # fmt: skip
+        return results
 
-    def _batches(self, arriving: Arriving, outcomes: list[DecodeResult], sources: Sources) -> Iterator[Batch]:
-        """One batch after another, so that no more than one is in memory; its outcomes and sources are noted."""
-
-        def noted(some: Iterable[tuple[image_inputs.ImageSource, Any]]) -> Iterator[tuple[int, Any]]:
-            for source, image in some:
-                sources.append((source.name, source.picture))
-                yield 0, image
-
+    def _batches(self, arriving: Arriving, outcomes: list[DecodeResult]) -> Iterator[Batch]:
+        """One batch after another, so that no more than one is in memory; what became of each image is added to `outcomes`."""
         for first in arriving:
-            batch = self._decoder.decode(noted(chain([first], islice(arriving, self.spec.slots - 1))))
-            for place, outcome in enumerate(batch.outcomes, start=len(outcomes)):
-                if outcome.failure is not None:
-                    _log.error("image %s: this is a bug in Touchstone; please report it\n%s", sources[place][0], outcome.failure)
+            batch = self._decoder.decode(chain([first], islice(arriving, self.spec.slots - 1)))
             outcomes += batch.outcomes
             yield self._decoder.complete(batch) if self._is_late else batch
 
 
-def _results_of(scored: decision.BlockResult, sources: Sources, *, demonstration: bool) -> list[result.Result]:
-    """Results of a block."""
-    decisions, masks = scored.decisions, scored.outputs.of(decision.MASKS)
-    has_profile = scored.identified is not None or bool(scored.outputs.of(decision.CAPTIONS))
-    results = []
-    for row, outcome in enumerate(scored.outcomes):
-        source, picture = sources[row]
-        origin: dict[str, Any] = {"source": source, "demonstration": demonstration}
-        scores: dict[str, float | None] = dict.fromkeys(scored.scores)
-        if outcome.status is not Status.OK:
-            nothing: tuple[Any, ...] = (None, None, None, decisions.calibrated, None, scores, outcome.facts, {})
-            results.append(result.Result(outcome.status, outcome.detail, *nothing, **origin))
-            continue
-        for name, column in scored.scores.items():
-            scores[name] = decision.finite(column[row])
-        results.append(result.Result(
-            outcome.status, None, decisions.verdict[row], decisions.reason[row], decision.finite(decisions.probability[row]),
-            decisions.calibrated, decision.finite(decisions.score[row]), scores, outcome.facts,
-            {name: drawn[row] for name, drawn in masks.items()} if masks else {},
-            decisions.second_look[row] if decisions.second_look else None, decisions.detail[row],
-            **_profile(scored, row) if has_profile else {}, **origin, picture=picture,
-        ))  # fmt: skip
-    return results
+class ImageInputs:
+    """Reads what callers give. `max_bytes`: of one file; what is larger is a refusal."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+
+    def sources(self, given: Any) -> image_inputs.ImageSource | image_inputs.ManySources:
+        """One image, or many. Of a list or tuple all types are checked here, of any other iterable each as it comes.
+        What is at another machine's prefix shows only when one asks whether it is one file.
+
+        Raises UnknownInputError for what is not accepted, ConfigError for a folder or glob without a file, StorageError for one that
+        cannot be listed.
+        """
+        if not isinstance(given, str | os.PathLike):
+            one = image_inputs.one_image(given, None, keeps=True)
+            return image_inputs.many(given) if one is None else one
+        place = os.fsdecode(given)
+        scheme = urls.scheme_of(place) if "://" in place else "file"
+        if scheme == "file":
+            path = urls.local_path(place) if "://" in place else place
+            if os.path.isdir(path) or (not os.path.lexists(path) and is_pattern(place)):
+                return self._listed(place)
+            return image_inputs.ImageSource(place, place, place)
+        name = strip_secrets(place)
+        if scheme in WEB:
+            data = self.read(place)
+            return image_inputs.ImageSource(name, data, data)
+        if is_pattern(place) or place.endswith("/"):
+            return self._listed(place)
+        data = self.read(place)
+        if isinstance(data, InputError):
+            with suppress(ConfigError, StorageError):  # nothing is below it either: what the first answer said stands
+                if next(list_objects(place)).uri != name:
+                    return self._listed(place)
+        return image_inputs.ImageSource(name, data, data)
+
+    def read(self, given: Any) -> File | PreparedFile | InputError:
+        """The encoded bytes or the pixels, or why there are none."""
+        if isinstance(given, bytes | PreparedFile | InputError):
+            return given
+        try:
+            if isinstance(given, str):
+                return self._of_url(given) if "://" in given else self._of_path(given)
+            if isinstance(given, Image.Image):
+                return image_inputs.loaded_image(given)
+            if hasattr(given, "read"):
+                return self._of_file(given)
+            return bytes(given) if isinstance(given, bytearray | memoryview) else image_inputs.image_of_array(given)
+        except InputError as refused:
+            return refused
+
+    def arriving(self, sources: Iterable[image_inputs.ImageSource], noted: Sources) -> Arriving:
+        """What was read of every source, in order, once its name and picture are `noted`. Where the first source is on another machine,
+        several are read at once.
+        """
+        waiting = iter(sources)
+        first = next(waiting, None)
+        if first is None:
+            return
+        everything = chain([first], waiting)
+        if not isinstance(first.given, str) or "://" not in first.given:
+            for source in everything:
+                noted.append((source.name, source.picture))
+                yield 0, self.read(source.given)
+            return
+        begun = deque[image_inputs.ImageSource]()
+
+        def jobs() -> Iterator[tuple[int, Any]]:
+            for source in everything:
+                begun.append(source)
+                yield _EXPECTED_BYTES, lambda _, given=source.given: self.read(given)
+
+        for data in fetch.read_ahead(jobs(), depth_bytes=_AHEAD_BYTES, threads=_THREADS):
+            source = begun.popleft()
+            noted.append((source.name, source.picture))
+            yield 0, data
+
+    def _of_path(self, path: str) -> bytes:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                facts = os.fstat(file.fileno())
+                if not stat.S_ISREG(facts.st_mode):
+                    raise InputError(Status.SOURCE_DENIED, f"{path}: not a regular file")
+                if facts.st_size > self._max_bytes:
+                    raise errors.too_large(facts.st_size, self._max_bytes)
+                return file.read()
+        except IsADirectoryError:
+            reason = "this is a folder: give it alone, as score(FOLDER), and all files in it are scored"
+            raise InputError(Status.UNSUPPORTED_FORMAT, reason) from None
+        except OSError as error:
+            raise errors.translate(error, path) from error
+        except ValueError as error:  # a text that can be no path
+            raise InputError(Status.SOURCE_MISSING, f"{path!r}: {describe_error(error)}") from None
+
+    def _of_url(self, url: str) -> bytes:
+        if urls.scheme_of(url) == "file":
+            return self._of_path(urls.local_path(url))
+        return Fetcher(signed=[url]).fetch(url, "", self._max_bytes)
+
+    def _of_file(self, file: Any) -> bytes:
+        """All of it, as Pillow reads it: from its beginning where it can be rewound."""
+        try:
+            if callable(getattr(file, "seekable", None)) and file.seekable():
+                file.seek(0)
+            data = file.read(self._max_bytes + 1)
+        except (OSError, ValueError) as error:
+            raise InputError(Status.SOURCE_DENIED, f"the file cannot be read: {describe_error(error)}") from None
+        if len(data) > self._max_bytes:
+            raise errors.too_large(len(data), self._max_bytes)
+        return bytes(data)
+
+    def _listed(self, place: str) -> image_inputs.ManySources:
+        """The files of a folder or glob, sorted. Raises ConfigError where there is none."""
+        found = list_objects(place)
+        return image_inputs.ManySources((image_inputs.source_at(info.uri) for info in chain([next(found)], found)), None)
 
 
 def _profile(scored: decision.BlockResult, row: int) -> dict[str, Any]:

@@ -1,28 +1,20 @@
-"""What a caller gives to be scored → images to read: `ImageInputs.sources` says whether it is one or many, `ImageInputs.read` has the file
-or the pixels of each.
-
-Accepted are those of `ACCEPTED`. A text is one path or URL; a folder or a glob is many images, each file below it one.
-"""
+"""What a caller gives to be scored → one image (`one_image`) or many (`many`), which nobody has read yet. `ACCEPTED` says what is taken."""
 
 import io
 import math
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ray_app.errors import ConfigError, InputError, Status, StorageError, describe_error
+from ray_app.errors import ConfigError, InputError, Status, describe_error
 from ray_app.inference.batch import File
 from ray_app.inference.decoder_pool import PreparedFile
-from ray_app.storage import Fetcher, errors, fetch, is_pattern, list_objects, strip_secrets, urls
-from ray_app.storage.http import WEB
+from ray_app.storage import strip_secrets, urls
 
 ACCEPTED = (
     "a path or URL (str or pathlib.Path), a folder or a glob of files, the bytes of a file, a file opened with 'rb', a PIL image, "
@@ -30,7 +22,6 @@ ACCEPTED = (
     "datasets have it, or a list or any other iterable of these"
 )
 _CHANNELS = (1, 3, 4)
-_AHEAD_BYTES, _EXPECTED_BYTES, _THREADS = 64 * 2**20, 2 * 2**20, 16  # of files on other machines that are read before they are wanted
 # What Pillow raises where a file behind an image is gone, or is none.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
 
@@ -59,103 +50,8 @@ class ManySources(NamedTuple):
     total: int | None
 
 
-class ImageInputs:
-    """Reads what callers give. `max_bytes`: of one file; what is larger is a refusal."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._fetcher = max_bytes, Fetcher()
-
-    def sources(self, given: Any) -> ImageSource | ManySources:
-        """One image, or many. Of a list or tuple all types are checked here, of any other iterable each as it comes.
-        What is at another machine's prefix shows only when one asks whether it is one file.
-
-        Raises UnknownInputError for what is not accepted, ConfigError for a folder or glob without a file, StorageError for one that
-        cannot be listed.
-        """
-        if not isinstance(given, str | os.PathLike):
-            one = _one(given, None, keeps=True)
-            return many(given) if one is None else one
-        place = os.fsdecode(given)
-        scheme = urls.scheme_of(place) if "://" in place else "file"
-        if scheme == "file":
-            path = urls.local_path(place) if "://" in place else place
-            if os.path.isdir(path) or (not os.path.lexists(path) and is_pattern(place)):
-                return self._listed(place)
-            return ImageSource(place, place, place)
-        name = strip_secrets(place)
-        if scheme in WEB:
-            data = self.read(place)
-            return ImageSource(name, data, data)
-        if is_pattern(place) or place.endswith("/"):
-            return self._listed(place)
-        data = self.read(place)
-        if isinstance(data, InputError):
-            with suppress(ConfigError, StorageError):  # nothing is below it either: what the first answer said stands
-                if next(list_objects(place)).uri != name:
-                    return self._listed(place)
-        return ImageSource(name, data, data)
-
-    def read(self, given: Given) -> File | PreparedFile | InputError:
-        """The encoded bytes or the pixels, or why there are none."""
-        if isinstance(given, bytes | PreparedFile | InputError):
-            return given
-        try:
-            if isinstance(given, str):
-                return (Fetcher(signed=[given]) if "://" in given else self._fetcher).fetch(given, "", self._max_bytes)
-            if isinstance(given, Image.Image):
-                return _loaded(given)
-            if hasattr(given, "read"):
-                return self._of_file(given)
-            return bytes(given) if isinstance(given, bytearray | memoryview) else _of_array(given)
-        except InputError as refused:
-            if isinstance(given, str) and urls.scheme_of(given) == "file" and os.path.isdir(urls.local_path(given)):
-                reason = "this is a folder: give it alone, as score(FOLDER), and all files in it are scored"
-                return InputError(Status.UNSUPPORTED_FORMAT, reason)
-            return refused
-
-    def arriving(self, sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, File | PreparedFile | InputError]]:
-        """Every source with what was read of it, in order. Where the first is on another machine, several are read at once."""
-        waiting = iter(sources)
-        first = next(waiting, None)
-        if first is None:
-            return
-        everything = chain([first], waiting)
-        if not isinstance(first.given, str) or "://" not in first.given:
-            for source in everything:
-                yield source, self.read(source.given)
-            return
-        begun = deque[ImageSource]()
-
-        def jobs() -> Iterator[tuple[int, Any]]:
-            for source in everything:
-                begun.append(source)
-                yield _EXPECTED_BYTES, partial(self._job, source.given)
-
-        for data in fetch.read_ahead(jobs(), depth_bytes=_AHEAD_BYTES, threads=_THREADS):
-            yield begun.popleft(), data
-
-    def _job(self, given: Given, cancelled: object) -> Any:
-        return self.read(given)
-
-    def _of_file(self, file: Any) -> bytes:
-        """All of it, as Pillow reads it: from its beginning where it can be rewound."""
-        try:
-            if callable(getattr(file, "seekable", None)) and file.seekable():
-                file.seek(0)
-            data = file.read(self._max_bytes + 1)
-        except (OSError, ValueError) as error:
-            raise InputError(Status.SOURCE_DENIED, f"the file cannot be read: {describe_error(error)}") from None
-        if len(data) > self._max_bytes:
-            raise errors.too_large(len(data), self._max_bytes)
-        return bytes(data)
-
-    def _listed(self, place: str) -> ManySources:
-        """The files of a folder or glob, sorted. Raises ConfigError where there is none."""
-        found = list_objects(place)
-        return ManySources((_source_at(info.uri) for info in chain([next(found)], found)), None)
-
-
-def _source_at(place: str) -> ImageSource:
+def source_at(place: str) -> ImageSource:
+    """A path, or a URL, whose name has no secrets."""
     return ImageSource(strip_secrets(place), place) if "://" in place else ImageSource(place, place, place)
 
 
@@ -179,20 +75,20 @@ def _item(given: Any, place: int, *, keeps: bool) -> ImageSource:
     given = given.as_py() if hasattr(given, "as_py") else given  # a scalar of pyarrow
     if given is None or (isinstance(given, float) and math.isnan(given)):
         return ImageSource(place, InputError(Status.EMPTY_FILE, "no image was given here: it is missing (None)"))
-    one = _one(given, place, keeps=keeps)
+    one = one_image(given, place, keeps=keeps)
     if one is None:
         raise _unknown(described(given, f", image {place} of those given"))
     return one
 
 
-def _one(given: Any, place: int | None, *, keeps: bool) -> ImageSource | None:
+def one_image(given: Any, place: int | None, *, keeps: bool) -> ImageSource | None:
     """One image; None for what is none, and may have some. `keeps`: the caller holds it, so that nothing is lost if a result does, too.
 
     Raises UnknownInputError for arrays and dicts that cannot be read as one.
     """
     picture = given if keeps else None
     if isinstance(given, str | os.PathLike):
-        return _source_at(os.fsdecode(given))
+        return source_at(os.fsdecode(given))
     if isinstance(given, bytes | bytearray | memoryview):
         return ImageSource(place, given, picture)
     if isinstance(given, Image.Image):
@@ -220,7 +116,7 @@ def _of_dict(given: Mapping[str, Any], place: int | None, *, keeps: bool) -> Ima
     if isinstance(data, bytes | bytearray | memoryview):
         return ImageSource(name, data, data if keeps else None)
     if data is None and isinstance(path, str | os.PathLike):
-        return _source_at(os.fsdecode(path))
+        return source_at(os.fsdecode(path))
     return None if data is not None else ImageSource(place, InputError(Status.EMPTY_FILE, "a dict with neither `bytes` nor `path`"))
 
 
@@ -332,7 +228,7 @@ def _is_tensor(array: Any) -> bool:
     return type(array).__module__.partition(".")[0] == "torch" or hasattr(array, "detach")
 
 
-def _of_array(array: Any) -> File:
+def image_of_array(array: Any) -> File:
     """Pixels as an image; one dimension as the bytes of a file. Raises InputError where there is no pixel."""
     pixels = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
     if pixels.ndim == 1:
@@ -344,7 +240,7 @@ def _of_array(array: Any) -> File:
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
-def _loaded(image: Image.Image) -> Image.Image:
+def loaded_image(image: Image.Image) -> Image.Image:
     """Raises InputError where the file behind it is closed or does not decode."""
     try:
         image.load()
@@ -353,9 +249,10 @@ def _loaded(image: Image.Image) -> Image.Image:
     return image
 
 
-def loaded_picture(given: Given, max_bytes: int) -> File:
-    """What `ImageSource.picture` holds, read again. Raises InputError."""
-    found = ImageInputs(max_bytes).read(given)
-    if isinstance(found, bytes | Image.Image):
-        return found
-    raise found if isinstance(found, InputError) else InputError(Status.UNSUPPORTED_FORMAT, "no picture is kept of it")
+def loaded_picture(given: Given) -> File:
+    """What `ImageSource.picture` holds, read again. Raises OSError, InputError."""
+    if isinstance(given, str):
+        return Path(urls.local_path(given) if "://" in given else given).read_bytes()
+    if isinstance(given, Image.Image):
+        return given
+    return bytes(given) if isinstance(given, bytes | bytearray | memoryview) else image_of_array(given)

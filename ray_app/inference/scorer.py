@@ -6,8 +6,9 @@ Prompts predicted for the images of a profile (`Describing`): which images, and 
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -31,7 +32,6 @@ from ray_app.inference.batch import (
     PerturbedBatch,
     Pixels,
     Size,
-    StageClock,
     joined,
 )
 from ray_app.inference.decision import (
@@ -43,11 +43,10 @@ from ray_app.inference.decision import (
     SCORES,
     DetectorOutputs,
     OutputKey,
-    blank,
     rows_to_describe,
 )
+from ray_app.inference.decoder import StageClock
 from ray_app.inference.spec import ScoringSpec
-from ray_app.transforms.perturbations import Perturbation
 
 DescriberInputs = Sequence[Pixels | None]  # per member what the describer would look at; None where it has no tensor, or reads embeddings
 
@@ -111,7 +110,7 @@ def describer_inputs(spec: ScoringSpec, batch: Batch) -> DescriberInputs:
     if early.words_seen is None or not batch.pixels:
         return [None] * len(batch.outcomes)
     tensor = batch.pixels[early.preprocessings.index(early.words_seen)]
-    return [tensor[slot] if usable else None for slot, usable in enumerate(batch.usable)]
+    return [None if size is None else tensor[slot] for slot, size in enumerate(batch.sizes)]
 
 
 @dataclass(eq=False)
@@ -211,6 +210,9 @@ class EnsembleScorer:
     ) -> None:
         self._spec, self._clock, self._loaded = spec, clock, loaded or LoadedDetectors(spec, pool)
         self._detectors = {name: detector for name, detector in self._loaded.by_name.items() if name in spec.cards}
+        self._users = _by_preprocessing(self._detectors.values())
+        self._columns = dict.fromkeys(_columns_of(spec, self._detectors.values()))
+        self._views = (CLEAN, *(view.name for view in spec.views))
 
     def asking(self, spec: ScoringSpec, clock: StageClock) -> "EnsembleScorer":
         """The same detectors in memory, those of them that `spec` asks (see `ScoringSpec.asking`), in its views and batches."""
@@ -266,10 +268,14 @@ class EnsembleScorer:
         keep their size run with those of the same size, however many of them could be read. A GPU is waited for once, at the end: while
         it computes, the next batch is decoded and moved.
         """
-        block = _BlockReadings(self._spec, self._detectors, only)
+        users, columns = self._users, self._columns
+        if only is not None:
+            users = _by_preprocessing(detector for name, detector in self._detectors.items() if name in only)
+            columns = {key: None for key in columns if key.detector in only}
+        block = _BlockReadings(users, columns, self._views, self._spec.embedded)
         for batch in self._joined(batches) if self._loaded.steps else batches:
             without_pixels = PerturbedBatch((), (None,) * len(batch.outcomes))
-            views = [batch.clean, *(batch.views or [without_pixels] * len(self._spec.views))]
+            views = [batch, *(batch.views or [without_pixels] * len(self._spec.views))]
             with self._clock("score"):
                 self._read(views, block)
         with self._clock("score"):
@@ -289,10 +295,10 @@ class EnsembleScorer:
         while some := list(islice(arriving, max(together, 1))):
             yield from joined(some, slots)
 
-    def _read(self, views: Sequence[PerturbedBatch], block: "_BlockReadings") -> None:
+    def _read(self, views: Sequence[Batch | PerturbedBatch], block: "_BlockReadings") -> None:
         """Let every detector read a batch in all its views."""
         for place, preprocessing in enumerate(self._spec.preprocessings if views[0].pixels else ()):
-            users = block.users[preprocessing]
+            users = block.users.get(preprocessing, ())
             groups = self._fixed if isinstance(views[0].pixels[place], np.ndarray) else self._ragged
             for group in groups(users, views, place) if users else ():
                 tensor = torch.from_numpy(group.pixels)
@@ -301,10 +307,10 @@ class EnsembleScorer:
                     if group.size is None or self._spec.is_scored(detector.card.name, *group.size):
                         reading = self._loaded.times.read(detector, normalised, group.images)
                         block.put(group, detector, reading, views[group.view].sizes)
-        for usable, view in zip(block.usable, views, strict=True):
-            usable += map(bool, view.sizes)
+        for name, view in zip(self._views, views, strict=True):
+            block.usable[name] += map(bool, view.sizes)
 
-    def _fixed(self, users: Sequence[Detector], views: Sequence[PerturbedBatch], place: int) -> "Iterator[_Group]":
+    def _fixed(self, users: Sequence[Detector], views: Sequence[Batch | PerturbedBatch], place: int) -> "Iterator[_Group]":
         """All slots, or as many as the cards allow, in one view after another."""
         members, slots = len(views[0].sizes), self._spec.slots
         step = self._loaded.steps.get((slots, users[0].card.preprocessing), slots)
@@ -320,7 +326,7 @@ class EnsembleScorer:
                         pixels = np.concatenate([pixels, np.zeros((step - len(pixels), *pixels.shape[1:]), np.uint8)])
                     yield _Group(number, None, range(first, min(first + step, members)), pixels, images)
 
-    def _ragged(self, users: Sequence[Detector], views: Sequence[PerturbedBatch], place: int) -> "Iterator[_Group]":
+    def _ragged(self, users: Sequence[Detector], views: Sequence[Batch | PerturbedBatch], place: int) -> "Iterator[_Group]":
         """Images that have one size go together, and are read in all views before the next are decoded."""
         for size, slots in _by_size(views[0].sizes, range(len(views[0].sizes))).items():
             step = users[0].together(*size)
@@ -329,7 +335,7 @@ class EnsembleScorer:
                     yield from self._of_one_size(users, number, view, place, slots[first : first + step])
 
     def _of_one_size(
-        self, users: Sequence[Detector], number: int, view: PerturbedBatch, place: int, slots: Sequence[int]
+        self, users: Sequence[Detector], number: int, view: Batch | PerturbedBatch, place: int, slots: Sequence[int]
     ) -> "Iterator[_Group]":
         for size, same in _by_size(view.sizes, slots).items():
             if not any(self._spec.is_scored(one.card.name, *size) for one in users):
@@ -363,63 +369,69 @@ def _by_size(sizes: Sequence[Size | None], slots: Iterable[int]) -> dict[Size, l
     return by_size
 
 
+def _by_preprocessing(detectors: Iterable[Detector]) -> dict[Preprocessing, list[Detector]]:
+    users: dict[Preprocessing, list[Detector]] = defaultdict(list)
+    for detector in detectors:
+        users[detector.card.preprocessing].append(detector)
+    return dict(users)
+
+
+def _columns_of(spec: ScoringSpec, detectors: Collection[Detector]) -> Iterator[OutputKey]:
+    """The columns that are kept: all kinds of images as they are, of a view scores, and masks where it leaves everything in its place."""
+    for view in (None, *spec.views):
+        for detector in detectors:
+            name = detector.card.name
+            for kind in detector.kinds:
+                of_clean = view is None and (kind != EMBEDDINGS or name in spec.embedded)
+                if of_clean or kind == SCORES or (kind == MASKS and view is not None and view.keeps_place):
+                    yield OutputKey(CLEAN if view is None else view.name, name, kind)
+
+
+@dataclass
 class _BlockReadings:
     """The detectors' readings of a block, left on the device until the end. `users`: by preprocessing, the detectors that read it;
-    `usable`: per view, which members of the batches before the one at work have pixels.
-
-    Of the clean pass all kinds are kept, of a view scores, and masks where it leaves everything in its place.
+    `columns`: what is kept of them; `views`: their names; `widths`: of embeddings, by detector. `usable`: per view, which members of the
+    batches before the one at work have pixels.
     """
 
-    def __init__(self, spec: ScoringSpec, detectors: dict[str, Detector], only: Collection[str] | None) -> None:
-        self._views, self._widths = list[str](), spec.embedded
-        self.usable: list[list[bool]] = []
-        self._parts: dict[OutputKey, list[Any]] = {}
-        self._places: dict[tuple[str, str], list[int]] = {}
-        self.users: dict[Preprocessing, list[Detector]] = defaultdict(list)
-        requested = list(detectors if only is None else filter(only.__contains__, detectors))
-        for name in requested:
-            self.users[detectors[name].card.preprocessing].append(detectors[name])
-        shown: tuple[Perturbation | None, ...] = (None, *spec.views)
-        for view in shown:
-            view_name = CLEAN if view is None else view.name
-            self._views.append(view_name)
-            self.usable.append([])
-            for name in requested:
-                keeps_masks = view is None or view.keeps_place
-                self._places[view_name, name] = []
-                for kind in detectors[name].kinds:
-                    of_clean = view is None and (kind != EMBEDDINGS or name in self._widths)
-                    if of_clean or kind == SCORES or (kind == MASKS and keeps_masks):
-                        self._parts[OutputKey(view_name, name, kind)] = []
+    users: Mapping[Preprocessing, Sequence[Detector]]
+    columns: Mapping[OutputKey, None]
+    views: Sequence[str]
+    widths: Mapping[str, int]
+    usable: dict[str, list[bool]] = field(default_factory=partial(defaultdict, list))
+    parts: dict[OutputKey, list[Any]] = field(default_factory=partial(defaultdict, list))
+    places: dict[tuple[str, str], list[int]] = field(default_factory=partial(defaultdict, list))
 
     def put(self, group: _Group, detector: Detector, reading: BatchPrediction, sizes: Sequence[Size | None]) -> None:
         """Keep what a detector read in a group of the batch at work; what fills that up behind its slots is dropped, and so is what a mask
         says of filling beside an image of its slot's size.
         """
-        view, name, count = self._views[group.view], detector.card.name, len(group.slots)
+        view, name, count = self.views[group.view], detector.card.name, len(group.slots)
         for slot in group.slots:
-            self._places[view, name].append(len(self.usable[0]) + slot)
+            self.places[view, name].append(len(self.usable[CLEAN]) + slot)
         for kind in detector.kinds:
-            parts, given = self._parts.get(OutputKey(view, name, kind)), getattr(reading, kind)
-            if parts is not None:
+            key, given = OutputKey(view, name, kind), getattr(reading, kind)
+            if key in self.columns:
                 kept = [None] * count if given is None else given[:count]
                 if kind == MASKS and given is not None:
                     area = detector.card.preprocessing.image_area
                     kept = [mask[area(*sizes[slot] or mask.shape[::-1])] for mask, slot in zip(kept, group.slots, strict=True)]
-                parts.append(kept)
+                self.parts[key].append(kept)
 
     def gathered(self) -> DetectorOutputs:
         """All columns, with nothing where a member is not usable."""
-        columns = {}
-        for key, parts in self._parts.items():
-            usable, places = self.usable[self._views.index(key.view)], self._places[key.view, key.detector]
-            column = blank(key.kind, len(usable), (self._widths[key.detector],) if key.kind == EMBEDDINGS else ())
+        outputs: dict[OutputKey, Any] = {}
+        for key in self.columns:
+            usable, places, parts = self.usable[key.view], self.places[key.view, key.detector], self.parts[key]
             if key.kind in LISTS:
+                outputs[key] = column = list[Any]([None] * len(usable))
                 for place, one in zip(places, chain.from_iterable(parts), strict=True):
                     if usable[place]:
                         column[place] = one.cpu().numpy() if isinstance(one, torch.Tensor) else one
-            elif parts:
-                column[places] = torch.cat(parts).float().cpu().numpy()
-                column[~np.array(usable, bool)] = np.nan
-            columns[key] = column
-        return DetectorOutputs(columns)
+                continue
+            shape = (len(usable), self.widths[key.detector]) if key.kind == EMBEDDINGS else (len(usable),)
+            outputs[key] = numbers = np.full(shape, np.nan, np.float32)
+            if parts:
+                numbers[places] = torch.cat(parts).float().cpu().numpy()
+                numbers[~np.array(usable, bool)] = np.nan
+        return DetectorOutputs(outputs)

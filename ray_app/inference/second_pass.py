@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ray_app.inference import decision, stability
-from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels, StageClock
+from ray_app.inference.batch import LOOKED, LOOKED_MS, Batch, DecodeResult, File, Pixels
 from ray_app.inference.decision import SCORES, STABILITY, DetectorOutputs, OutputKey
-from ray_app.inference.decoder import BatchDecoder
+from ray_app.inference.decoder import BatchDecoder, StageClock
 from ray_app.inference.scorer import EnsembleScorer, describer_inputs
 from ray_app.inference.spec import ScoringSpec
 
@@ -186,7 +186,7 @@ class StabilityScorer:
         self, outcomes: Sequence[DecodeResult], files: Sequence[tuple[int, File] | None], outputs: DetectorOutputs
     ) -> DetectorOutputs:
         """The outputs, in which everybody has spoken of these members, with what views of those near a threshold are scored."""
-        decisions = decision.decided_on(self._spec, outcomes, outputs).decisions
+        decisions = decision.judge(self._spec, outcomes, outputs, names=False).decisions
         near = stability.uncertain(decisions.score, decisions.verdict, self._spec.ensemble.thresholds, self._margin).tolist()
         again = [(row, file) for row in near if (file := files[row]) is not None]
         rows, held = [row for row, _ in again], [file for _, file in again]

@@ -194,9 +194,10 @@ def _batch(loaded: _Loaded, requests: Sequence[ScoreRequest]) -> Batch:
     slots = len(requests) if spec.device == "cpu" else spec.slots
     prepared = {one: _column([request.pixels[index] for request in requests], slots) for index, one in enumerate(loaded.looks)}
     columns = tuple(prepared.get(one, (None,) * len(requests)) for one in spec.preprocessings)
-    return Batch(
-        tuple(DecodeResult(Status.OK, None, request.facts) for request in requests), columns, tuple(request.encoded for request in requests)
-    )
+    facts = [request.facts for request in requests]
+    outcomes = tuple(DecodeResult(Status.OK, None, one) for one in facts)
+    sizes = tuple((one.width or 0, one.height or 0) for one in facts)
+    return Batch(outcomes, columns, sizes, tuple(request.encoded for request in requests))
 
 
 def _column(images: Sequence[Pixels | None], slots: int) -> Pixels | Ragged:

@@ -151,7 +151,7 @@ def test_the_split_stages_stay_on_the_gpu(monkeypatch):
     monkeypatch.setattr(DeviceUpload, "__call__", lambda self, tensor: tensor.to("cuda"))
     monkeypatch.setattr("ray_app.inference.scorer.DetectorTimes", lambda _: DetectorTimes("cpu"))  # a GPU's clock needs the GPU
     monkeypatch.setattr(
-        _BlockReadings, "gathered", lambda block: devices.extend(part.device.type for parts in block._parts.values() for part in parts)
+        _BlockReadings, "gathered", lambda block: devices.extend(part.device.type for parts in block.parts.values() for part in parts)
     )
     with fake_cuda():
         EnsembleScorer(spec, StageClock()).score([complete])

@@ -48,7 +48,7 @@ def test_the_slot_of_a_twin_is_empty_and_the_others_have_their_pixels_between_pr
     _, _, [reusing] = decode(ScoreCache(SPEC), A, B, A, C)
     for batch in (reusing, pickle.loads(pickle.dumps(reusing))):
         assert batch.outcomes == reusing.outcomes
-        assert batch.usable == [True, True, False, True]
+        assert [size is not None for size in batch.sizes] == [True, True, False, True]
         assert not batch.pixels[0][2].any()
         np.testing.assert_array_equal(batch.pixels[0][[0, 1, 3]], plain.pixels[0][[0, 1, 3]])
 

@@ -277,7 +277,7 @@ class _Scoring:
         if not self._spec.late:
             self._asked += len(rows_to_describe(self._spec, batch.outcomes, outputs))
         seen = describer_inputs(self._spec, batch)
-        rows = [row for row, usable in enumerate(batch.usable) if usable][: max(LOOKS - self._described, 0)]
+        rows = [row for row, size in enumerate(batch.sizes) if size is not None][: max(LOOKS - self._described, 0)]
         with self._words_clock("describe"):
             self._described += len(self._describing.words(rows, outputs, seen))
 

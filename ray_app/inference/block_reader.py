@@ -1,0 +1,83 @@
+"""Members of a block → batches of uint8 tensors (`BlockReader`): bytes are fetched ahead of the decoder."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_app.errors import InputError, Status
+from ray_app.inference.batch import Batch, DecodeResult
+from ray_app.inference.decoder import AHEAD_BYTES, BUDGET, WALL_LIMIT_S, BatchDecoder, StageClock, file_bytes
+from ray_app.inference.spec import ScoringSpec
+from ray_app.storage import Fetcher
+from ray_app.storage.node_budget import NodeBudget
+
+if TYPE_CHECKING:
+    from ray_app.archives import ManifestMember
+    from ray_app.inference.reuse import ScoreCache
+
+
+class BlockReader:
+    """Fetches and decodes blocks of members on one core."""
+
+    def __init__(
+        self,
+        spec: ScoringSpec,
+        clock: StageClock,
+        *,
+        fetcher: Fetcher,
+        crumbs: Path | None = None,
+        hand_over: bool = False,
+        keeps_files: bool = False,
+        wall_limit_s: float = WALL_LIMIT_S,
+        recall: "ScoreCache | None" = None,
+        decode_bytes: int | None = None,
+    ) -> None:
+        from ray_app.archives import MemberReader  # pyarrow, which nobody needs for images at hand
+
+        self._spec, self._clock, self.recall = spec, clock, recall
+        self.fetcher = fetcher
+        budget = NodeBudget(BUDGET, decode_bytes)
+        files = NodeBudget("files", file_bytes(budget.total_bytes, spec.limits))
+        self._members = MemberReader(self.fetcher, max_bytes=spec.limits.max_bytes, depth_bytes=AHEAD_BYTES, budget=files)
+        self.decoder = BatchDecoder(
+            spec, clock, crumbs, hand_over=hand_over, keeps_files=keeps_files, wall_limit_s=wall_limit_s, recall=recall, budget=budget
+        )
+
+    def read(self, members: Sequence["ManifestMember"], noted: list[DecodeResult] | None = None) -> Iterator[Batch]:
+        """The batches of a block, in slot order; a member that cannot be read or decoded keeps its slot, empty. What became of each is
+        added to `noted`.
+        """
+        from ray_app.archives.uri_lists import looks_like_list
+
+        self.decoder.careful.look_for_crumbs()
+        if self.recall is not None:
+            self.recall.begin_block()
+        arriving = self._members.read(members)
+        for start in range(0, len(members), self._spec.slots):
+            some = members[start : start + self._spec.slots]
+            batch = self.decoder.decode(self._fetched(arriving, len(some)))
+            outcomes = list(batch.outcomes)
+            for place, (member, outcome) in enumerate(zip(some, batch.outcomes, strict=True)):
+                is_unknown = outcome.status is Status.UNSUPPORTED_FORMAT and member.member is None
+                if is_unknown and looks_like_list(member.uri):  # a table beside images
+                    hint = f"if it lists images, give it as a source of its own: list::{member.uri}"
+                    outcomes[place] = replace(outcome, detail=f"{outcome.detail}; {hint}")
+            if noted is not None:
+                noted += outcomes
+            yield replace(batch, outcomes=tuple(outcomes))
+
+    def _fetched(
+        self, arriving: "Iterator[tuple[ManifestMember, bytes | InputError]]", count: int
+    ) -> Iterator[tuple[int, bytes | InputError]]:
+        """The next members as their bytes come; none of them is held here while the next is waited for."""
+        for _ in range(count):
+            with self._clock("fetch"):
+                member, data = next(arriving)
+            yield member.image_id, data
+            del data
+        self._members.let_go()
+
+    def close(self) -> None:
+        """Give back what the decoder holds."""
+        self.decoder.close()
