@@ -6,7 +6,7 @@ Every text in the document of `touchstone compare` is taken for hostile.
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
@@ -42,6 +42,7 @@ def render_comparison(document: Mapping[str, Any]) -> str:
         better=_better(document["labelled"]),
         spoken=_spoken(document["labelled"]),
         generators=_generators(document["labelled"]),
+        most_generators=_MOST_GENERATORS,
         measured=measured,
         ends=ends,
         scored=lambda value: wording.score(value).replace("-", "−"),
@@ -68,13 +69,14 @@ def comparison_lines(document: Mapping[str, Any]) -> list[str]:
         cells = [_line(document, system) for system in document["systems"]]
         lines += text.table(heads, cells, _LINES, right={1, 2, 3, 4, 5, 6})
     else:
-        cells = [[row.name, *row.cells[2:]] for row in (_drift(document, system) for system in document["systems"])]
+        cells = [[row[0], *row[3:]] for row in (_drift(document, system) for system in document["systems"])]
         lines += text.table(["scores", "median A", "median B", "KS", "p", "PSI", "p"], cells, _LINES, right={1, 2, 3, 4, 5, 6})
     if spoken := _spoken(document["labelled"]):
         lines.append(f"by labels: {spoken}")
     for row in _better(document["labelled"]):
-        name = wording.shortened(row.name, _LONGEST_NAME)
-        lines.append(f"{name}: {row.what} {row.a} in A, {row.b} in B ({row.difference}{' points' if row.what != 'AUC' else ''}, p {row.p})")
+        unit = "" if row["what"] == "AUC" else " points"
+        change = f"{row['a']} in A, {row['b']} in B ({row['difference']}{unit}, p {row['p']})"
+        lines.append(f"{wording.shortened(row['name'], _LONGEST_NAME)}: {row['what']} {change}")
     return lines + [f"changed: {one['text']}" for one in document["findings"]]
 
 
@@ -96,11 +98,6 @@ def _written(value: float | None, kind: str) -> str:
     if kind == "area":
         return wording.figure("auc", value)
     return {"points": f"{100 * value:+.2f}", "log-odds": f"{value:+.3f}", "areas": f"{value:+.4f}"}[kind].replace("-", "−")
-
-
-class _Row(NamedTuple):
-    name: str
-    cells: Sequence[str]
 
 
 def _rows(counts: Mapping[str, Any]) -> list[tuple[str, int, int]]:
@@ -127,23 +124,23 @@ def _findings(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _shift(document: Mapping[str, Any], system: Mapping[str, Any]) -> _Row:
-    """Images, mean with its interval, quantiles, share that moved, share that is equal, p."""
+def _shift(document: Mapping[str, Any], system: Mapping[str, Any]) -> list[str]:
+    """The system, images, mean with its interval, quantiles, share that moved, share that is equal, p."""
     shift = system["shift"]
     between = " to ".join(ends(shift["mean"], "log-odds"))
     quantiles = _quantiles(document, shift["quantiles"])
     equal = wording.percent(shift["equal"] / shift["n"]) if shift["n"] else wording.NONE
     middle = [f"{quantiles[0]} … {quantiles[2]}" if quantiles else wording.NONE, measured(shift["moved"]), equal]
-    return _Row(system["name"], [wording.count(shift["n"]), measured(shift["mean"], "log-odds"), between, *middle, _p(shift)])
+    return [system["name"], wording.count(shift["n"]), measured(shift["mean"], "log-odds"), between, *middle, _p(shift)]
 
 
-def _drift(document: Mapping[str, Any], system: Mapping[str, Any]) -> _Row:
-    """Images of A and of B, medians of both, KS, its p, PSI, its p."""
+def _drift(document: Mapping[str, Any], system: Mapping[str, Any]) -> list[str]:
+    """The system, images of A and of B, medians of both, KS, its p, PSI, its p."""
     shift = system["distribution"]
     medians = [(_quantiles(document, shift[f"quantiles_{side}"]) or [wording.NONE] * 3)[1] for side in "ab"]
     drift = shift["drift"]
     tests = [f"{drift['ks']:.3f}", _p(drift, "ks_p"), f"{drift['psi']:.3f}", _p(drift, "psi_p")] if drift else [wording.NONE] * 4
-    return _Row(system["name"], [wording.count(shift["n_a"]), wording.count(shift["n_b"]), *medians, *tests])
+    return [system["name"], wording.count(shift["n_a"]), wording.count(shift["n_b"]), *medians, *tests]
 
 
 def _quantiles(document: Mapping[str, Any], values: Sequence[float]) -> list[str]:
@@ -152,9 +149,8 @@ def _quantiles(document: Mapping[str, Any], values: Sequence[float]) -> list[str
 
 
 def _line(document: Mapping[str, Any], system: Mapping[str, Any]) -> list[str]:
-    name, cells = _shift(document, system)
-    drift = _drift(document, system).cells
-    return [wording.shortened(name, _LONGEST_NAME), cells[1], *cells[3:6], drift[4], drift[6]]
+    shift, drift = _shift(document, system), _drift(document, system)
+    return [wording.shortened(shift[0], _LONGEST_NAME), shift[2], *shift[4:7], drift[5], drift[7]]
 
 
 def _chart(place: int, system: Mapping[str, Any]) -> Markup | None:
@@ -182,44 +178,29 @@ def _outline(edges: Sequence[float], heights: Sequence[float]) -> list[tuple[flo
     return [(edges[0], 0.0), *steps, (edges[-1], 0.0)]
 
 
-class _Better(NamedTuple):
-    name: str
-    what: str
-    n: int
-    a: str
-    b: str
-    difference: str
-    ends: Sequence[str]
-    p: str
-
-
 def _spoken(labelled: Mapping[str, Any] | None) -> str:
     """What the intervals and tests of figures by labels are of; empty in a document that does not say."""
     return IntervalFacts.model_validate((labelled or {}).get("intervals") or {}).words
 
 
-def _better(labelled: Mapping[str, Any] | None) -> list[_Better]:
+def _better(labelled: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Figures of A and of B by the labels, and their differences, of each system."""
     rows = []
     for system in labelled["systems"] if labelled else ():
         for key, what, kinds in (("auc", "AUC", ("area", "areas")), ("right", "judged correctly", ("share", "points"))):
             if test := system[key]:
-                a, b = (measured(test[side], kinds[0]) for side in "ab")
-                change, between = measured(test["difference"], kinds[1]), ends(test["difference"], kinds[1])
-                rows.append(_Better(system["name"], what, test["n"], a, b, change, between, _p(test)))
+                row = {"name": system["name"], "what": what, "n": test["n"], "ends": ends(test["difference"], kinds[1]), "p": _p(test)}
+                rows.append(
+                    row | {side: measured(test[side], kinds[0]) for side in "ab"} | {"difference": measured(test["difference"], kinds[1])}
+                )
     return rows
 
 
-class _Generators(NamedTuple):
-    rows: Sequence[Mapping[str, Any]]
-    left_out: int
-
-
-def _generators(labelled: Mapping[str, Any] | None) -> _Generators:
+def _generators(labelled: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     """The generators that changed most surely first, then those that changed most."""
     rows = list(labelled["generators"]) if labelled else []
     rows.sort(key=lambda one: (1 if one["p_holm"] is None else one["p_holm"], -abs(one["difference"]["value"] or 0), one["generator"]))
-    shown = [{**one, "p_words": _p(one)} for one in rows[:_MOST_GENERATORS]]
-    return _Generators(shown, len(rows) - len(shown))
+    return rows
 
 
 def _p(test: Mapping[str, Any], name: str = "p") -> str:
