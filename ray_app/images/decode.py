@@ -29,11 +29,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ray_app.errors import InputError, Status
-from ray_app.images import colour, formats, further_formats, jpeg, png
+from ray_app.images import boxes, colour, formats, further_formats, jpeg, png
 from ray_app.images import tiff as tiff_pixels
 from ray_app.images.facts import MOST, DecodedImage, ImageFileFacts, ImageRefused
 from ray_app.images.limits import Admit, ImageLimits, admit_all, demand_of, webp_demand
-from ray_app.images.provenance.containers import foreign_kinds
 
 # What Pillow and its plugins raise on hostile files: the tuple of Pillow's own fuzz test, and what our fuzzing added to it.
 _PILLOW_ERRORS = (
@@ -308,7 +307,7 @@ def _unread(error: BaseException, data: bytes, format_name: str) -> str | None:
     words = _words(error)
     if format_name == "BMP" and _UNREAD_BMP.match(words):
         return f"{words}: save it as PNG"
-    if format_name in ("AVIF", "HEIC") and (kinds := foreign_kinds(data)):
+    if format_name in ("AVIF", "HEIC") and (kinds := boxes.foreign_kinds(data)):
         return f"a HEIF file with pictures of kind {', '.join(kinds)}, which Touchstone does not read: save it as JPEG or PNG"
     return None
 

@@ -7,6 +7,8 @@ our own because Pillow's prints warnings, follows every pointer and refuses whol
 
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from ray_app.images.jpeg_xl import CODESTREAM, CONTAINER
@@ -183,25 +185,32 @@ def ends_early(data: bytes, format_name: str) -> bool:
 
 def count_gif_frames(data: bytes) -> int:
     """Frames in the bytes present, at least 1, counted within MOST_GIF_BLOCKS blocks; no frame is decoded."""
-    frames = blocks = 0
-    try:
-        at = 13 + gif_table_bytes(data[10])
-        while blocks < MOST_GIF_BLOCKS:
-            if data[at] == 0x2C:  # an image
-                frames += 1
-                at += 11 + gif_table_bytes(data[at + 9])
-            elif data[at] == 0x21:  # an extension
-                at += 2
-            else:
-                break
-            while blocks < MOST_GIF_BLOCKS and (length := data[at]):
-                at += length + 1
-                blocks += 1
-            at += 1
+    return max(1, sum(is_image for is_image, *_ in gif_blocks(data, MOST_GIF_BLOCKS)))
+
+
+def gif_blocks(data: bytes, most: int) -> Iterator[tuple[bool, int, int, int | None]]:
+    """The images and extensions of a GIF: whether it is an image, an extension's label, where its sub-blocks start, and their terminator.
+
+    No terminator (None) for the last, where the file ends before it or there were `most` sub-blocks.
+    """
+    blocks = 0
+    with suppress(IndexError):  # the file ends there
+        at = 13 + _gif_table_bytes(data[10])
+        while blocks < most and data[at] in b"!,":
+            is_image = data[at : at + 1] == b","
+            start = end = at + (11 + _gif_table_bytes(data[at + 9]) if is_image else 2)
+            try:
+                while blocks < most and data[end]:
+                    end += data[end] + 1
+                    blocks += 1
+                is_whole = blocks < most
+            except IndexError:
+                is_whole = False
+            yield is_image, data[at + 1], start, end if is_whole else None
+            if not is_whole:
+                return
+            at = end + 1
             blocks += 1
-    except IndexError:
-        pass
-    return max(frames, 1)
 
 
 def count_tiff_pages(data: bytes) -> int:
@@ -212,7 +221,7 @@ def count_tiff_pages(data: bytes) -> int:
         return 1
 
 
-def gif_table_bytes(flags: int) -> int:
+def _gif_table_bytes(flags: int) -> int:
     """How long a GIF's colour table is, by the flags of its screen or image."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 

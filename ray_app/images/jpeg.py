@@ -100,10 +100,10 @@ def open_header(data: bytes, flags: set[str]) -> JpegImage:
 
     Raises InputError UNSUPPORTED_FORMAT for kinds of JPEG that have no decoder here.
     """
-    segments, frame = _segments(data), None
-    for segment in segments:
+    following, frame = segments(data), None
+    for segment in following:
         if segment.marker in _FRAMES:
-            frame, segments = Frame.of(segment), chain((segment,), segments)
+            frame, following = Frame.of(segment), chain((segment,), following)
             break
     if frame is not None and 2 <= frame.bits <= 16 and (frame.marker not in _READABLE or frame.bits != 8):
         kind = "JPEG-LS" if frame.marker == JPEG_LS else f"a JPEG of kind SOF{frame.marker - SOF0} with {frame.bits} bits per sample"
@@ -113,7 +113,7 @@ def open_header(data: bytes, flags: set[str]) -> JpegImage:
     except (SyntaxError, ValueError):
         image = JpegImage(io.BytesIO(_without_metadata(data)))
         flags.add("irregular_jpeg")
-    image.segments = segments
+    image.segments = following
     return image
 
 
@@ -202,10 +202,10 @@ def _how_far(data: bytes) -> str:
     return f"about {box[3] if box else 0} of {image.height} rows decoded from {len(data)} bytes"
 
 
-def _segments(data: bytes) -> Iterator[JpegSegment]:
+def segments(data: bytes, most: int = MOST_SEGMENTS) -> Iterator[JpegSegment]:
     """What libjpeg takes the bytes for, up to the end marker or the end; bytes between two segments are skipped, as it does."""
     at = 2
-    for _ in range(MOST_SEGMENTS):
+    for _ in range(most):
         found = _MARKER.search(data, at)
         if found is None or (marker := found[1][0]) == EOI:
             return
@@ -221,7 +221,7 @@ def _segments(data: bytes) -> Iterator[JpegSegment]:
 
 
 def _frame(data: bytes) -> Frame | None:
-    return next((Frame.of(segment) for segment in _segments(data) if segment.marker in _FRAMES), None)
+    return next((Frame.of(segment) for segment in segments(data) if segment.marker in _FRAMES), None)
 
 
 def _lacks_scans(segments: Iterable[JpegSegment]) -> bool:
@@ -247,7 +247,7 @@ def _without_metadata(data: bytes) -> bytes:
     frame = _frame(data)
     transforms = (0, 2) if frame is not None and len(frame.components) == 4 else (0, 1)
     parts: list[bytes | memoryview] = [bytes((0xFF, SOI))]
-    for segment in _segments(data):
+    for segment in segments(data):
         body = segment.body
         if segment.marker == APP0 and body[2:7] == b"JFIF\0" and len(body) >= 16:
             body = body[:7] + b"\1" + body[8:]
@@ -263,13 +263,13 @@ def _without_metadata(data: bytes) -> bytes:
 
 def _without_end(data: bytes, instead: bytes = b"") -> bytes:
     """A JPEG of one scan up to where its coded data ends; any other as it is."""
-    ends = [segment.end for segment in _segments(data) if segment.marker == SCAN]
+    ends = [segment.end for segment in segments(data) if segment.marker == SCAN]
     return data[: ends[0]] + instead if len(ends) == 1 else data
 
 
 def _restarts_hold(data: bytes) -> bool:
     """Whether a JPEG of one scan is whole between any two of its restart markers: each part is a picture of one row of units (A.2)."""
-    *header, scan = _segments(data)
+    *header, scan = segments(data)
     frame, parts = _frame(data), _RESTART.split(memoryview(data)[scan.start : scan.end], MOST_RESTARTS)
     interval = max((int.from_bytes(segment.body[2:4], "big") for segment in header if segment.marker == DRI), default=0)
     if frame is None or not interval or scan.marker != SCAN or any(segment.marker == SCAN for segment in header):

@@ -88,7 +88,7 @@ def test_a_marker_inside_a_scan_and_a_code_that_no_table_has_are_refused():
 
 def test_a_progressive_jpeg_without_any_one_of_its_scans_is_refused():
     data = factory.encoded(factory.photo(200, 150), "JPEG", progressive=True)
-    whole = list(jpeg._segments(data))
+    whole = list(jpeg.segments(data))
     scans = [n for n, segment in enumerate(whole) if segment.marker == jpeg.SOS]
     assert len(scans) == 10
     for left_out in scans:

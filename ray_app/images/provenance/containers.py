@@ -4,18 +4,17 @@ By the structure of the container, within limits; nothing is decoded but compres
 """
 
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Callable
 
-from ray_app.images.formats import Tiff, TiffError, gif_table_bytes
+from ray_app.images import jpeg
+from ray_app.images.boxes import XMP_ITEM, BmffBox, boxes, items_in
+from ray_app.images.formats import Tiff, TiffError, gif_blocks
 from ray_app.images.provenance import metadata
 from ray_app.images.provenance.statement import MOST_BYTES, MOST_TEXTS, MetadataBlocks
 
 MOST_SEGMENTS = 4000  # a manifest of 8 MiB takes 128; a hostile file could hold millions of empty ones
 _XMP, _EXTENDED = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 _APP1, _APP11, _APP13, _COMMENT = 0xE1, 0xEB, 0xED, 0xFE
-_SCAN, _END = 0xDA, 0xD9
 _JUMBF_HEADER = 8  # "JP", box instance (2), packet number (4): ISO 19566-5, annex D
 
 MOST_CHUNKS = 10_000  # 32 MiB of pixels in libpng's usual 8 KiB pieces are 4,096
@@ -23,15 +22,11 @@ MOST_INFLATED = 2**20  # of all texts together
 _XMP_KEYWORD = "XML:com.adobe.xmp"
 
 MOST_BLOCKS = 10_000  # of a GIF, of at most 255 bytes each: 2.5 MB of frames
-_EXTENSION, _IMAGE, _COMMENT_LABEL, _APPLICATION = 0x21, 0x2C, 0xFE, 0xFF
+_COMMENT_LABEL, _APPLICATION = 0xFE, 0xFF
 
-MOST_BOXES = 1000
-MOST_ITEMS = 1000  # a 50-megapixel HEIC of tiles has 200
 # C2PA 2.1, annex A.5.1.
 _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _PURPOSE = b"manifest\0"
-_XMP_ITEM = b"xmp"
-_CODED = (b"av01", b"hvc1")
 
 _XMP_TAG, _IPTC, _C2PA = 700, 33723, 52545
 
@@ -49,25 +44,15 @@ def find_in_jpeg(data: bytes) -> MetadataBlocks:
     """The metadata of a JPEG."""
     found = MetadataBlocks()
     extended: _Extended | None = None
-    at = 2
-    for _ in range(MOST_SEGMENTS):
-        if at + 4 > len(data) or data[at] != 0xFF:
+    for marker, body, _, end in jpeg.segments(data, MOST_SEGMENTS):
+        if marker == jpeg.SOS or end > len(data):
             break
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill
-            at += 1
-            continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in (_SCAN, _END) or not at + 4 <= end <= len(data):
-            break
-        if marker in (_APP1, _APP11, _APP13, _COMMENT):
-            body = data[at + 4 : end]
-            if marker == _APP1 and body.startswith(_EXTENDED):
-                extended = extended or _Extended()
-                extended.add(body[len(_EXTENDED) :])
-            else:
-                _take_segment(found, marker, body)
-        at = end
+        body = body[2:]
+        if marker == _APP1 and body.startswith(_EXTENDED):
+            extended = extended or _Extended()
+            extended.add(body[len(_EXTENDED) :])
+        elif marker in (_APP1, _APP11, _APP13, _COMMENT):
+            _take_segment(found, marker, body)
     if extended is not None and (packet := extended.packet()):
         found.add_xmp(packet)
     return found
@@ -184,27 +169,10 @@ def find_in_webp(data: bytes) -> MetadataBlocks:
 def find_in_gif(data: bytes) -> MetadataBlocks:
     """The metadata of a GIF."""
     found = MetadataBlocks()
-    with suppress(IndexError):  # the file ends in the middle of a block
-        _walk_blocks(data, found)
+    for is_image, label, start, end in gif_blocks(data, MOST_BLOCKS):
+        if not is_image and end is not None:
+            _take_extension(found, data, label, start, end)
     return found
-
-
-def _walk_blocks(data: bytes, found: MetadataBlocks) -> None:
-    at = 13 + gif_table_bytes(data[10])
-    left = MOST_BLOCKS
-    while left > 0:
-        introducer = data[at]
-        if introducer == _IMAGE:
-            start = at + 11 + gif_table_bytes(data[at + 9])
-        elif introducer == _EXTENSION:
-            start = at + 2
-        else:
-            return
-        end, blocks = _end_of_blocks(data, start, left)
-        left -= blocks
-        if introducer == _EXTENSION and left > 0:
-            _take_extension(found, data, data[at + 1], start, end)
-        at = end + 1
 
 
 def _take_extension(found: MetadataBlocks, data: bytes, label: int, start: int, end: int) -> None:
@@ -220,15 +188,6 @@ def _take_extension(found: MetadataBlocks, data: bytes, label: int, start: int, 
             found.add_jumbf(data[body + 1 : body + 49], end - body)
 
 
-def _end_of_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
-    """Where the terminator of a chain of blocks stands, and how many blocks there were."""
-    blocks = 1
-    while (length := data[at]) and blocks < most:
-        at += length + 1
-        blocks += 1
-    return at, blocks
-
-
 def _joined(data: bytes, at: int, end: int) -> bytes:
     pieces = []
     while at < end:
@@ -237,36 +196,11 @@ def _joined(data: bytes, at: int, end: int) -> bytes:
     return b"".join(pieces)
 
 
-class BmffBox(NamedTuple):
-    """A box's type and where its content stands."""
-
-    kind: bytes
-    start: int
-    end: int
-
-
-class Fields:
-    """Integers read one after another; past the end they are 0."""
-
-    def __init__(self, data: bytes, at: int, end: int) -> None:
-        self._data, self.at, self._end = data, at, end
-
-    def take(self, size: int) -> int:
-        """The next `size` bytes as one number."""
-        self.at += size
-        return int.from_bytes(self._data[self.at - size : self.at], "big") if self.at <= self._end else 0
-
-    @property
-    def is_over(self) -> bool:
-        """Whether more was taken than there is."""
-        return self.at > self._end
-
-
 # Items of AVIF and HEIC (`meta` box, ISO 14496-12 §8.11): coded pictures, EXIF and XMP; and C2PA in a `uuid` box.
 def find_in_boxes(data: bytes) -> MetadataBlocks:
     """The metadata of an AVIF or HEIC."""
     found, items = MetadataBlocks(), False
-    for box in _boxes(data, 0, len(data)):
+    for box in boxes(data, 0, len(data)):
         if box.kind == b"meta" and not items:
             items = True  # a file has one; a hostile one could have a thousand, each full of items
             _take_items(found, data, box)
@@ -279,95 +213,15 @@ def find_in_boxes(data: bytes) -> MetadataBlocks:
     return found
 
 
-def _boxes(data: bytes, at: int, end: int) -> Iterator[BmffBox]:
-    for _ in range(MOST_BOXES):
-        if at + 8 > end:
-            return
-        size, kind, start = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], at + 8
-        if size == 1:
-            size, start = int.from_bytes(data[at + 8 : at + 16], "big"), at + 16
-        stop = end if size == 0 else at + size
-        if not start <= stop <= end:
-            return
-        yield BmffBox(kind, start, stop)
-        at = stop
-
-
-def coded_items(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the coded pictures of an AVIF or HEIC stand, tiles and thumbnails too: (offset, size) of each that lies in one piece."""
-    meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
-    if meta is not None:
-        yield from ((start, size) for kind, start, size in _items(data, meta) if kind in _CODED)
-
-
-def foreign_kinds(data: bytes) -> list[str]:
-    """What the items of an AVIF or HEIC are where none of them is a picture that its decoders know; empty where one is."""
-    meta = next((box for box in _boxes(data, 0, len(data)) if box.kind == b"meta"), None)
-    kinds = {kind for kind, _, _ in _items(data, meta)} - {b"Exif", _XMP_ITEM} if meta is not None else set()
-    return [] if kinds & {*_CODED} else sorted(kind.decode("ascii", "replace") for kind in kinds)
-
-
 def _take_items(found: MetadataBlocks, data: bytes, meta: BmffBox) -> None:
-    for kind, start, size in _items(data, meta):
+    for kind, start, size in items_in(data, meta):
         if size > MOST_BYTES:
             continue
         block = data[start : start + size]
         if kind == b"Exif":
             found.add_exif(block[4 + int.from_bytes(block[:4], "big") :])  # an offset to the TIFF header comes first
-        elif kind == _XMP_ITEM:
+        elif kind == XMP_ITEM:
             found.add_xmp(block)
-
-
-def _items(data: bytes, meta: BmffBox) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, offset, size) of the items that lie within the file, each in one piece."""
-    inner = {box.kind: box for box in _boxes(data, meta.start + 4, meta.end)}
-    if not {b"iinf", b"iloc"} <= inner.keys():
-        return
-    kinds = dict(_item_kinds(data, inner[b"iinf"]))
-    held = inner.get(b"idat")
-    for item, method, start, size in _item_places(data, inner[b"iloc"]):
-        start, end = (start, len(data)) if method == 0 else (held.start + start, held.end) if method == 1 and held else (0, 0)
-        if item in kinds and 0 < size <= end - start:
-            yield kinds[item], start, size
-
-
-def _item_kinds(data: bytes, iinf: BmffBox) -> Iterator[tuple[int, bytes]]:
-    """(item id, its type; of text, XMP alone)."""
-    first = iinf.start + (6 if data[iinf.start : iinf.start + 1] == b"\0" else 8)  # version and flags, and how many
-    for number, box in enumerate(_boxes(data, first, iinf.end)):
-        if number >= MOST_ITEMS:
-            return
-        if box.kind != b"infe" or box.end - box.start < 12:
-            continue
-        fields = Fields(data, box.start, box.end)
-        version, _ = fields.take(1), fields.take(3)
-        item, _, kind = fields.take(4 if version == 3 else 2), fields.take(2), fields.take(4).to_bytes(4, "big")
-        if kind != b"mime":
-            yield item, kind
-        elif b"application/rdf+xml" in data[fields.at : min(box.end, fields.at + 512)].split(b"\0")[1:2]:
-            yield item, _XMP_ITEM
-
-
-def _item_places(data: bytes, iloc: BmffBox) -> Iterator[tuple[int, int, int, int]]:
-    """(item id, construction method, offset, size) of items that lie in one piece."""
-    fields = Fields(data, iloc.start, iloc.end)
-    version, _ = fields.take(1), fields.take(3)
-    sizes, bases = fields.take(1), fields.take(1)
-    index_size = bases & 15 if version in (1, 2) else 0
-    wide = 4 if version == 2 else 2
-    for _ in range(min(fields.take(wide), MOST_ITEMS)):
-        item = fields.take(wide)
-        method = fields.take(2) & 15 if version in (1, 2) else 0
-        fields.take(2)  # the file that holds it: this one
-        base, extents = fields.take(bases >> 4), fields.take(2)
-        if extents != 1:
-            fields.at += extents * (index_size + (sizes >> 4) + (sizes & 15))
-            continue
-        fields.take(index_size)
-        offset, size = fields.take(sizes >> 4), fields.take(sizes & 15)
-        if fields.is_over:
-            return
-        yield item, method, base + offset, size
 
 
 # A TIFF file is an EXIF block itself, and holds XMP, IPTC and C2PA as values of tags.

@@ -29,7 +29,7 @@ _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s
 def read_generator(texts: Texts, software: str) -> Generator | None:
     """The generator that the texts or the software's name speak of; None where they speak of none."""
     for keywords, read in _READERS:
-        if not texts.keys().isdisjoint(keywords) and (fields := read(texts, software)):
+        if not texts.keys().isdisjoint(keywords) and (fields := read({**texts, "Software": software})):
             return Generator(**fields)
     for name in _NAMES if software else ():
         if software.casefold().startswith(name.casefold()):
@@ -37,25 +37,24 @@ def read_generator(texts: Texts, software: str) -> Generator | None:
     return None
 
 
-def _webui(texts: Texts, software: str) -> dict[str, Any]:
+def _webui(texts: Texts) -> dict[str, Any]:
     """Stable Diffusion web UI and its kin."""
-    del software
     for keyword in ("parameters", "comment"):
         if fields := read_parameters(texts.get(keyword, "")):
             return {"tool": "Stable Diffusion web UI", **fields}
     return {}
 
 
-def _comfyui(texts: Texts, software: str) -> dict[str, Any]:
+def _comfyui(texts: Texts) -> dict[str, Any]:
     """ComfyUI's graph as it ran (`prompt`) or as it was drawn (`workflow`), and the line that some of its nodes write besides."""
     graph = read_prompt(_mapping(texts.get("prompt", ""))) or read_workflow(_mapping(texts.get("workflow", "")))
-    line = _webui(texts, software)
+    line = _webui(texts)
     return {**graph, **line, "tool": "ComfyUI"} if graph else {}
 
 
-def _novelai(texts: Texts, software: str) -> dict[str, Any]:
+def _novelai(texts: Texts) -> dict[str, Any]:
     comment = _mapping(texts.get("Comment", ""))
-    if software.strip() != "NovelAI" or not {"steps", "sampler"} <= comment.keys():
+    if texts["Software"].strip() != "NovelAI" or not {"steps", "sampler"} <= comment.keys():
         return {}
     return {
         "tool": "NovelAI",
@@ -66,8 +65,7 @@ def _novelai(texts: Texts, software: str) -> dict[str, Any]:
     }
 
 
-def _invokeai(texts: Texts, software: str) -> dict[str, Any]:
-    del software
+def _invokeai(texts: Texts) -> dict[str, Any]:
     given = _mapping(texts.get("invokeai_metadata", ""))
     if "positive_prompt" in given:
         model = given.get("model")
@@ -86,9 +84,8 @@ def _invokeai(texts: Texts, software: str) -> dict[str, Any]:
     return {}
 
 
-def _json_parameters(texts: Texts, software: str) -> dict[str, Any]:
+def _json_parameters(texts: Texts) -> dict[str, Any]:
     """Fooocus and SwarmUI write the web UI's text as JSON."""
-    del software
     record = _mapping(texts.get("parameters", ""))
     swarm = record.get("sui_image_params")
     if isinstance(swarm, dict):
@@ -100,8 +97,7 @@ def _json_parameters(texts: Texts, software: str) -> dict[str, Any]:
     return {}
 
 
-def _midjourney(texts: Texts, software: str) -> dict[str, Any]:
-    del software
+def _midjourney(texts: Texts) -> dict[str, Any]:
     described = texts.get("Description", "")
     found = _MIDJOURNEY.search(described, max(0, len(described) - 100))
     return {"tool": "Midjourney", "prompt": described[: found.start()]} if found else {}
