@@ -27,8 +27,8 @@ from pydantic import (
 
 from ray_app.config import Frozen, find_config, named_configs, parse_mapping, read_mapping, validate
 from ray_app.detectors.card_sections import ForeignSettings, Fragility, Golden, TrainingData
-from ray_app.detectors.families import ENTRY_POINTS, FAMILIES
 from ray_app.detectors.preprocessing import Preprocessing
+from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
 from ray_app.errors import ConfigError
 from ray_app.storage import Store, strip_secrets
 

@@ -22,9 +22,9 @@ from torch import nn
 
 from ray_app.detectors import weights
 from ray_app.detectors.card import DetectorCard, default_slots, load_card
-from ray_app.detectors.families import ENTRY_POINTS, FAMILIES
 from ray_app.detectors.precision import Precision, ResolvedPrecision, Tap, forbid_tf32, keep_freed_memory, lower_to_bf16, resolve_precision
 from ray_app.detectors.preprocessing import Pixels, Preprocessing, ResizeMode
+from ray_app.detectors.registry import ENTRY_POINTS, FAMILIES
 from ray_app.errors import DetectorError
 
 BACKBONE = "backbone"  # the submodule that several detectors may share

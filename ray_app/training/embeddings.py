@@ -28,7 +28,7 @@ import torch
 
 from ray_app.cluster.progress import Progress
 from ray_app.detectors import MIRROR_VARIABLE, DetectorCard, linear_head
-from ray_app.detectors.families import HEADS
+from ray_app.detectors.registry import HEADS
 from ray_app.errors import ConfigError, TouchstoneError
 from ray_app.storage import Store
 from ray_app.streams.pool import Pool, stream

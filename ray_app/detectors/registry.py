@@ -1,0 +1,31 @@
+"""The families of networks: the module of each, with `build(card)`, which is imported when a card needs it (`FAMILIES`)."""
+
+# Others register by an entry point of the group below.
+FAMILIES = {
+    "timm-classifier": "ray_app.detectors.families.timm",
+    "transformers-classifier": "ray_app.detectors.families.transformers",
+    "residual": "ray_app.detectors.families.residual",
+    "clip-linear": "ray_app.detectors.families.clip",
+    "frozen-linear": "ray_app.detectors.families.frozen",
+    "corvi": "ray_app.detectors.families.corvi",
+    "npr": "ray_app.detectors.families.npr",
+    "ladeda": "ray_app.detectors.families.ladeda",
+    "ferretnet": "ray_app.detectors.families.ferretnet",
+    "wavelet": "ray_app.detectors.families.wavelet",
+    "embedding": "ray_app.detectors.families.timm",
+    "aide": "ray_app.detectors.families.aide",
+    "frequency": "ray_app.detectors.families.frequency",
+    "rine": "ray_app.detectors.families.rine",
+    "clip-tuned": "ray_app.detectors.families.clip_tuned",
+    "b-free": "ray_app.detectors.families.b_free",
+    "fatformer": "ray_app.detectors.families.fatformer",
+    "maskclip": "ray_app.detectors.families.maskclip",
+    "iml-vit": "ray_app.detectors.families.iml_vit",
+    "trufor": "ray_app.detectors.families.trufor",
+    "aeroblade": "ray_app.detectors.families.aeroblade",
+    "internvl": "ray_app.detectors.families.internvl",
+    "detectzoo": "ray_app.detectors.families.foreign",
+    "callable": "ray_app.detectors.families.foreign",
+}
+ENTRY_POINTS = "touchstone.families"
+HEADS = ("clip-linear", "frozen-linear")  # one linear layer, `fc`, on a feature of a frozen backbone that has a file of its own
