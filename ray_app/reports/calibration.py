@@ -135,60 +135,44 @@ _MOST_ROWS = 20
 
 def calibration_lines(report: CalibrationReport) -> list[str]:
     """A calibration in words: what was fitted on what, what is promised, what it is worth on images that it did not see."""
-    lines = [_images(report), *_parts(report), "", *_promise(report), "", *_chances(report)]
-    lines += [*_cascade(report.cascade)] if report.cascade else []
-    lines += ["", *_generators(report), "", *_qualities(report.qualities), ""]
+    images = report.images
+    left = "; ".join(f"{count:,} {reason}" for reason, count in images.left_out.items())
+    parts = [[part.name, f"{part.n_real:,}", f"{part.n_fake:,}", f"{part.groups:,}"] for part in report.parts]
+    systems = [
+        [one.name, *(_number(getattr(when, figure)) for figure in ("log_loss", "ece") for when in (one.before, one.after)), one.calibration]
+        for one in report.systems
+    ]
+    heads = ["on held-out images", "log-loss", "calibrated", "ECE", "calibrated", "calibration"]
+    lines = [
+        f"images: {images.used:,} of {images.labelled:,} labelled" + (f" (left out: {left})" if left else ""),
+        *text.table(["part", "real", "fake", "groups"], parts, _WIDTH, right={1, 2, 3}), "", *_promise(report), "",
+        *text.table(heads, systems, _WIDTH, right={1, 2, 3, 4}), *(_cascade(report.cascade) if report.cascade else []), "",
+        *_generators(report), "", *_qualities(report.qualities), "",
+    ]  # fmt: skip
     for sentence in [*report.findings, *report.told, *report.notes]:
         first, *more = text.paragraph(wording.visible(sentence), _WIDTH - 6)
         lines += [f"note: {first}", *(f"      {line}" for line in more)]
     return [*lines, f"card: {report.card}", f"report: {report.report}"]
 
 
-def _images(report: CalibrationReport) -> str:
-    images = report.images
-    left = "; ".join(f"{count:,} {reason}" for reason, count in images.left_out.items())
-    return f"images: {images.used:,} of {images.labelled:,} labelled" + (f" (left out: {left})" if left else "")
-
-
-def _parts(report: CalibrationReport) -> list[str]:
-    rows = [[part.name, f"{part.n_real:,}", f"{part.n_fake:,}", f"{part.groups:,}"] for part in report.parts]
-    return text.table(["part", "real", "fake", "groups"], rows, _WIDTH, right={1, 2, 3})
-
-
 def _promise(report: CalibrationReport) -> list[str]:
+    """What is promised, for which archives, and on how much that rests."""
     promise, thresholds = report.guarantee, report.thresholds
-    found, miss = thresholds.true_positive_rate, report.options["miss"]
+    found, scope = thresholds.true_positive_rate, []
+    if promise.these_sources:
+        scope = ["  promised for archives of these very sources, in these shares"]
+    elif promise.groups is not None and promise.effective is not None and promise.effective < promise.groups:
+        scope = [f"  all labelled reals are of {promise.groups:,} sources or looks, worth {promise.effective:,.0f} independent ones"]
     return [
         f"fake at {thresholds.fake_above:.3f} and above: under {_share(promise.target_fpr)} of reals, "
         f"at {_share(promise.confidence)} confidence",
         f"  {promise.false_positives:,} of {promise.n_real:,} held-out reals reach it (at most {_share(promise.upper_bound)}); "
         f"{'there are no fakes to measure how many it finds' if found is None else f'it finds {_share(found)} of the fakes'}",
-        *_scope(promise),
-        f"real at {thresholds.real_below:.3f} and below: no more than {_share(miss)} of those fakes; in between the verdict is abstain",
+        *scope,
+        f"real at {thresholds.real_below:.3f} and below: no more than {_share(report.options['miss'])} of those fakes; in between the "
+        "verdict is abstain",
         f"probabilities are chances where {_share(report.prevalence)} of the images are fake",
     ]
-
-
-def _scope(promise: Guarantee) -> list[str]:
-    """Which archives it is promised for, and on how much that rests."""
-    if promise.these_sources:
-        return ["  promised for archives of these very sources, in these shares"]
-    if promise.groups is None or promise.effective is None or promise.effective >= promise.groups:
-        return []
-    return [f"  all labelled reals are of {promise.groups:,} sources or looks, worth {promise.effective:,.0f} independent ones"]
-
-
-def _chances(report: CalibrationReport) -> list[str]:
-    rows = [
-        [
-            one.name,
-            *(_number(getattr(getattr(one, when), figure)) for figure in ("log_loss", "ece") for when in ("before", "after")),
-            one.calibration,
-        ]
-        for one in report.systems
-    ]
-    heads = ["on held-out images", "log-loss", "calibrated", "ECE", "calibrated", "calibration"]
-    return text.table(heads, rows, _WIDTH, right={1, 2, 3, 4})
 
 
 def _cascade(cascade: CalibratedCascade) -> list[str]:

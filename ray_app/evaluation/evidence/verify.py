@@ -19,8 +19,9 @@ from ray_app import __version__
 from ray_app.archives import ContainerLimits, TableColumns
 from ray_app.attribution.cards import DescriberCard, IdentifierCard
 from ray_app.config import validate
-from ray_app.detectors import DetectorCard, fragility, licences, load_card, weights, weights_digest
+from ray_app.detectors import DetectorCard, licences, load_card, weights, weights_digest
 from ray_app.detectors.card import default_slots, placed_like
+from ray_app.detectors.card_sections import MEASURED
 from ray_app.ensembles import EnsembleCard, EnsembleMember, decision_facts
 from ray_app.errors import ConfigError, DetectorError, Status, TouchstoneError, describe_error
 from ray_app.evaluation.evidence import record as records
@@ -38,7 +39,7 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 ROW = tuple(
     row_schema(
         [], pa.null(), ["any"], ["any"], views=["any"], perceptual_hash=True, second_look=True, stability=True, identified=True,
-        described=True, measured=fragility.MEASURED,
+        described=True, measured=MEASURED,
     ).names
 )  # fmt: skip
 _RECORD = ("made_at", "made_by", "found_by", "cards_here_depart", "image", "decision", "detectors", "ensemble", "guarantee", "profile",
