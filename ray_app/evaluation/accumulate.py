@@ -1,15 +1,12 @@
-"""One pass over a run (`gather`): every score counted in the cell of its image's truth, format and size.
+"""What an evaluation counts of labelled rows (`count_rows`): every score in the cell of its image's truth, format and size; a sample of the
+rows; the most confident mistakes; and the digest of the labelled images (`digest_of`).
 
-What is gathered of some files merges with what is gathered of others, so that tasks may share a run; the result is the same.
-
-A sample of a run's rows (`RowSample`), the digest of its labelled images (`digest_of`), and its most confident mistakes (`Mistakes`).
-
-Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are kept.
+Sample and digest are the same in whatever order the rows come: the rows whose ids hash lowest are kept. Pictures of rows: `thumbnails_of`.
 """
 
 import base64
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,107 +14,147 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ray_app.archives import Each, ManifestMember, MemberReader, guard_of
+from ray_app.archives import ManifestMember, MemberReader, guard_of
 from ray_app.ensembles import calibrate, sigmoid
 from ray_app.errors import InputError
-from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
-from ray_app.evaluation.join import PLACE, Joined, JoinedLabels, Labels, own_fields
-from ray_app.evaluation.systems import Column, System, Systems
+from ray_app.evaluation.join import VIEWS, Database, LabelledRows, quoted
+from ray_app.evaluation.labels import EvaluationGroup
+from ray_app.evaluation.systems import System, Systems
 from ray_app.images import ImageLimits, decode_image
 from ray_app.inference.small_pictures import SIDE_PX, thumbnail
+from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.reports.evaluation.model import MistakeFacts
 from ray_app.runs import RunDirectory
-from ray_app.runs.reader import current_files, members_of, tables_in
+from ray_app.runs.reader import members_of
 from ray_app.storage import Fetcher
 
 MOST = 100_000
-Words = npt.NDArray[np.uint64]
 MODULUS = 2**64
 MOST_MISTAKES = 24
-_COLUMNS = ["image_id", "uri", "member", "verdict"]
+BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
+UNKNOWN = "unknown"
+FACTS = ("format", "width", "height", "mode", "icc", "quality", "orientation")
+_PREDICTED = ("predicted_generator", "predicted_prompt")
+COLUMNS = ("status", "verdict", VIEWS, *FACTS, *_PREDICTED, "generator_ranking", "generator_confidence")
+"""What is read of a run beside its scores."""
+Words = npt.NDArray[np.uint64]
+_IMAGES = """
+    CREATE VIEW images AS SELECT *, CASE WHEN megapixels < 0.1 THEN 0 WHEN megapixels < 0.5 THEN 1 WHEN megapixels < 1 THEN 2
+    WHEN megapixels <= 4 THEN 3 WHEN megapixels > 4 THEN 4 ELSE 5 END AS band
+    FROM (SELECT *, coalesce(format, 'unknown') AS form, width::DOUBLE * height / 1e6 AS megapixels FROM joined JOIN groups USING (code))"""
+_CELLS = """
+    CREATE TABLE cells AS SELECT row_number() OVER (ORDER BY code, form, band) - 1 AS cell, *
+    FROM (SELECT DISTINCT code, form, band, kind, generator FROM images)"""
+_IN_CELLS = "images JOIN cells USING (code, form, band)"
 
 
-class RowSample:
-    """The rows, no more than `most`, of which nothing else is lower. Tables must have `image_id` and equal columns."""
+class FileCell(NamedTuple):
+    """Images that are alike: `size` is one of BANDS; that and `format` are `unknown` where the file could not be read."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self._most = most
-        self._orders: list[npt.NDArray[np.uint64]] = []
-        self._tables: list[pa.Table] = []
-        self._count = 0
-        self._limit: np.uint64 | None = None
-
-    def wanted(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Which of some rows may belong to it, so that only of those the columns are made."""
-        orders = hashed(ids)
-        return np.flatnonzero(orders < self._limit) if self._limit is not None else np.arange(len(ids))
-
-    def add(self, rows: pa.Table) -> None:
-        """Offer rows."""
-        if len(rows):
-            self._orders.append(hashed(rows["image_id"].to_numpy()))
-            self._tables.append(rows)
-            self._count += len(rows)
-            if self._count > 2 * self._most:
-                self._settle()
-
-    def merge(self, other: "RowSample") -> None:
-        """Offer what another has kept."""
-        self.add(other.rows())
-
-    def rows(self) -> pa.Table:
-        """The rows in the order of their hashes; a table without columns where none was ever offered."""
-        self._settle()
-        return self._tables[0] if self._tables else pa.table({})
-
-    def _settle(self) -> None:
-        if not self._tables:
-            return
-        orders = np.concatenate(self._orders)
-        kept = np.argsort(orders, kind="stable")[: self._most]
-        rows = pa.concat_tables(self._tables, promote_options="default").take(pa.array(kept)).combine_chunks()
-        self._orders, self._tables, self._count = [orders[kept]], [rows], len(kept)
-        if len(kept) == self._most:
-            self._limit = self._orders[0][-1]
+    group: EvaluationGroup
+    format: str
+    size: str
 
 
-class Mistakes:
-    """Images on the wrong side of a threshold, the farthest from it first; of equal ones the lower id."""
+Histograms = Mapping[FileCell, ScoreHistogram]
 
-    def __init__(self) -> None:
-        self._rows: list[tuple[float, int, dict[str, Any]]] = []
 
-    def add(self, table: pa.Table, truth: JoinedLabels, is_fake: npt.NDArray[np.bool_], scores: Column, system: System) -> None:
-        """Look at labelled result rows with the scores of one system, (n,) each; NaN is no mistake."""
-        excess = np.abs(scores.astype(np.float64) - system.threshold)
-        wrong = np.flatnonzero(np.isfinite(scores) & (system.says_fake(scores) != is_fake))
-        least = self._rows[-1][0] if len(self._rows) == MOST_MISTAKES else -1.0
-        wrong = wrong[excess[wrong] >= least]
-        if not len(wrong):
-            return
+@dataclass(frozen=True)
+class Cells:
+    """What was counted. `rows`: labelled rows by cell, status and verdict (None = not scored). `scores`: by a system's name its scores in
+    each cell; `views`: the same for each view of perturbed pixels, in the run's order. `predicted`: rows with such a prediction.
+    `mistakes`: as the document has them, without pictures.
+    """
+
+    rows: Counter[tuple[FileCell, str, str | None]]
+    scores: Callable[[str], Histograms]
+    views: Callable[[str], Mapping[str, Histograms]] = lambda _: {}
+    sample: pa.Table = field(default_factory=lambda: pa.table({}))
+    mistakes: Sequence[dict[str, Any]] = ()
+    predicted: Mapping[str, int] = field(default_factory=dict)
+    digest: int = 0
+
+    @property
+    def joined(self) -> int:
+        """How many rows have a label."""
+        return self.rows.total()
+
+
+def count_rows(labelled: LabelledRows, systems: Systems, *, most: int = MOST) -> Cells:
+    """Count rows that were joined with `COLUMNS` and `systems`; the sample has no more than `most`. `scores` and `views` are counted when
+    they are called: those of one system at a time are in memory.
+    """
+    database = labelled.database
+    database.rows(_IMAGES)
+    database.rows(_CELLS)
+    cells = [
+        FileCell(EvaluationGroup(one["kind"], one["generator"]), one["form"], (*BANDS, UNKNOWN)[one["band"]])
+        for one in database.table("FROM cells ORDER BY cell").to_pylist()
+    ]
+    counted = database.rows(f"SELECT cell, coalesce(status, 'unknown'), verdict, count(*) FROM {_IN_CELLS} GROUP BY ALL")
+    [predicted] = database.rows("SELECT count(predicted_generator), count(predicted_prompt) FROM images")
+    columns = database.columns("joined")
+    ids, digest = _lowest(database, most)
+    return Cells(
+        rows=Counter({(cells[cell], status, verdict): n for cell, status, verdict, n in counted}),
+        scores=lambda name: _histograms(database, cells, f"score:{name}"),
+        views=lambda name: {
+            column.removeprefix(start): _histograms(database, cells, column)
+            for start in [f"view:{name}|"] for column in columns if column.startswith(start)
+        },
+        sample=_sample(database, ids, systems, columns),
+        mistakes=_mistakes(database, systems.headline),
+        predicted=dict(zip(_PREDICTED, predicted, strict=True)),
+        digest=digest,
+    )  # fmt: skip
+
+
+def _histograms(database: Database, cells: Sequence[FileCell], column: str) -> Histograms:
+    """The scores of one column in each cell that has any."""
+    score = quoted(column)
+    found = database.table(
+        f"SELECT cell, {score} AS score, count(*) AS n FROM {_IN_CELLS} WHERE {score} IS NOT NULL GROUP BY ALL ORDER BY ALL"
+    )
+    cell, starts = np.unique(found["cell"].to_numpy(), return_index=True)
+    values, counts = found["score"].to_numpy().astype(np.float64), found["n"].to_numpy()
+    pieces = zip(np.split(values, starts[1:]), np.split(counts, starts[1:]), strict=True)
+    return {cells[place]: ScoreHistogram(*piece) for place, piece in zip(cell.tolist(), pieces, strict=False)}
+
+
+def _lowest(database: Database, most: int) -> tuple[npt.NDArray[np.int64], int]:
+    """The ids that hash lowest, in that order, `most` at most; and the digest of all labelled images."""
+    kept, digest = np.empty(0, np.int64), 0
+    for table in database.tables("SELECT image_id, label = 'fake' AS fake FROM images"):
         ids = table["image_id"].to_numpy()
-        wrong = wrong[np.lexsort((ids[wrong], -excess[wrong]))[:MOST_MISTAKES]]
-        chances = sigmoid(calibrate(scores[wrong].astype(np.float64), system.calibration))
-        rows = table.select(_COLUMNS).take(pa.array(wrong)).to_pylist()
-        for place, row, chance in zip(wrong.tolist(), rows, chances.tolist(), strict=True):
-            group = truth.groups[truth.codes[place]]
-            row |= {"label": group.label, "generator": group.generator, "score": float(scores[place]), "probability": chance}
-            self._rows.append((float(excess[place]), row["image_id"], row))
-        self._keep()
+        digest = (digest + digest_of(ids, table["fake"].to_numpy())) % MODULUS
+        kept = np.concatenate([kept, ids])
+        if len(kept) > 2 * most:
+            kept = kept[np.argpartition(hashed(kept), most)[:most]]
+    return kept[np.argsort(hashed(kept))[:most]], digest
 
-    def merge(self, other: "Mistakes") -> None:
-        """Those of other rows too."""
-        self._rows += other._rows
-        self._keep()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """As the document has them, without pictures."""
-        return [row for _, _, row in self._rows]
+def _sample(database: Database, ids: npt.NDArray[np.int64], systems: Systems, there: Sequence[str]) -> pa.Table:
+    """The rows of these ids, in their order: facts of the file, truth, verdict, and a column `score:SYSTEM` for each system, float64."""
+    database.add("sampled", pa.table({"image_id": pa.array(ids), "place": pa.array(np.arange(len(ids)))}))
+    scores = [f"{quoted(f'score:{one.name}')}::DOUBLE AS {quoted(f'score:{one.name}')}" for one in systems.all]
+    names = ["image_id", *FACTS, "verdict", "kind", "generator", *(["label_source AS source"] if "label_source" in there else []), *scores]
+    rows = database.table(f"SELECT {', '.join(names)}, band FROM sampled JOIN images USING (image_id) ORDER BY place")
+    sizes = pa.array((*BANDS, UNKNOWN)).take(rows["band"])
+    return rows.drop_columns(["band"]).append_column("size", sizes)
 
-    def _keep(self) -> None:
-        self._rows = sorted(self._rows, key=lambda one: (-one[0], one[1]))[:MOST_MISTAKES]
+
+def _mistakes(database: Database, system: System) -> list[dict[str, Any]]:
+    """Images on the wrong side of the threshold, the farthest from it first; of equal ones the lower id."""
+    score = f"{quoted(f'score:{system.name}')}::DOUBLE"
+    found = database.table(
+        f"SELECT image_id, uri, member, verdict, label, generator, {score} AS score FROM images "
+        f"WHERE ({score} {'>' if system.strict else '>='} $1) <> (label = 'fake') ORDER BY abs({score} - $1) DESC, image_id LIMIT $2",
+        system.threshold, MOST_MISTAKES,
+    )  # fmt: skip
+    chances = sigmoid(calibrate(found["score"].to_numpy(), system.calibration))
+    rows: list[dict[str, Any]] = found.append_column("probability", pa.array(chances)).to_pylist()
+    return rows
 
 
 def hashed(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
@@ -166,182 +203,3 @@ def thumbnails_of(reader: MemberReader, members: Iterable[ManifestMember], limit
             if not isinstance(data, InputError):
                 pictures[member.image_id] = thumbnail(decode_image(data, limits).pixels, side)
     return pictures
-
-
-BANDS = ("< 0.1 MP", "0.1–0.5 MP", "0.5–1 MP", "1–4 MP", "> 4 MP")
-UNKNOWN = "unknown"
-FACTS = ("format", "width", "height", "mode", "icc", "quality", "orientation")
-COLUMNS = ["image_id", "uri", "member", "status", *FACTS, "scores", "score", "verdict", "views", "predicted_generator", "predicted_prompt"]
-Counts = npt.NDArray[np.int64]
-
-
-class FileCell(NamedTuple):
-    """Images that are alike: `size` is one of BANDS; that and `format` are `unknown` where the file could not be read."""
-
-    group: EvaluationGroup
-    format: str
-    size: str
-
-
-@dataclass
-class Cells(Joined):
-    """What a pass gathers. `rows`: labelled rows by cell, status and verdict (None = not scored). `views`: by view, system and kind.
-
-    `digest`: of the labelled images.
-    """
-
-    rows: Counter[tuple[FileCell, str, str | None]] = field(default_factory=Counter)
-    scores: dict[tuple[str, FileCell], ScoreTally] = field(default_factory=lambda: defaultdict(ScoreTally))
-    views: dict[tuple[str, str, str], ScoreTally] = field(default_factory=lambda: defaultdict(ScoreTally))
-    sample: RowSample = field(default_factory=RowSample)
-    mistakes: Mistakes = field(default_factory=Mistakes)
-    predicted: Counter[str] = field(default_factory=Counter)
-    digest: int = 0
-
-    def merge(self, other: "Cells") -> None:
-        """Add what another pass gathered, of later files."""
-        self.rows.update(other.rows)
-        for name, tally in other.scores.items():
-            self.scores[name].merge(tally)
-        for place, tally in other.views.items():
-            self.views[place].merge(tally)
-        self.sample.merge(other.sample)
-        self.mistakes.merge(other.mistakes)
-        if other.used is not None:
-            self.used = other.used.copy() if self.used is None else self.used | other.used
-        self.joined, self.others, self.other = self.joined + other.joined, self.others + other.others, self.other or other.other
-        self.predicted.update(other.predicted)
-        self.digest = (self.digest + other.digest) % MODULUS
-
-
-@dataclass(frozen=True)
-class Gatherer:
-    """Gathers cells from some files of a run. Picklable, as tasks need it."""
-
-    run: RunDirectory
-    labels: Labels
-    systems: Systems
-    most: int = MOST
-
-    def __call__(self, files: Sequence[str]) -> Cells:
-        """What the current rows of these files hold."""
-        cells = Cells(sample=RowSample(self.most))
-        cells.begin(self.labels)
-        for table in tables_in(self.run, files, list(dict.fromkeys([*COLUMNS, *self.systems.columns, *self.labels.columns]))):
-            self._add(cells, table)
-        cells.scores, cells.views = dict(cells.scores), dict(cells.views)  # functions cannot be pickled
-        return cells
-
-    def _add(self, cells: Cells, table: pa.Table) -> None:
-        table, truth = cells.matched(self.labels, table)
-        if not len(table):
-            return
-        for name in ("predicted_generator", "predicted_prompt"):
-            if name in table.column_names:
-                cells.predicted[name] += len(table) - table[name].null_count
-        clean = self.systems.clean(table)
-        alike, cell_of = _cells(table, truth)
-        _count_rows(cells, table, alike, cell_of)
-        _count_scores(cells, alike, cell_of, clean)
-        self._count_views(cells, table, truth)
-        ids = table["image_id"].to_numpy()
-        if len(wanted := cells.sample.wanted(ids)):
-            cells.sample.add(_sampled(table, truth, clean, wanted))
-        headline = self.systems.headline
-        is_fake = np.array([group.label == "fake" for group in truth.groups])[truth.codes]
-        cells.mistakes.add(table, truth, is_fake, clean[headline.name], headline)
-        cells.digest = (cells.digest + digest_of(ids, is_fake)) % MODULUS
-
-    def _count_views(self, cells: Cells, table: pa.Table, truth: JoinedLabels) -> None:
-        kinds = np.array([group.kind for group in truth.groups])[truth.codes]
-        for view, columns in self.systems.views(table).items():
-            for system, scores in columns.items():
-                for kind in ("real", "whole", "local"):
-                    some = scores[(kinds == kind) & np.isfinite(scores)]
-                    tally = cells.views[view, system, kind]  # a view without a score is listed, too, in the order of the run's
-                    if len(some):
-                        tally.add(some)
-
-
-def gather(run: RunDirectory, labels: Labels, systems: Systems, *, each: Each | None = None, most: int = MOST) -> Cells:
-    """One pass over the current rows, in this process, or file by file by `each`. Raises ConfigError for a run that is none."""
-    gatherer = Gatherer(run, labels, systems, most)
-    files = current_files(run)
-    if each is None:
-        return gatherer(files)
-    cells = gatherer([])
-    cells.scores, cells.views = defaultdict(ScoreTally, cells.scores), defaultdict(ScoreTally, cells.views)
-    for some in each(gatherer, [[path] for path in files]):
-        cells.merge(some)
-    return cells
-
-
-def _cells(table: pa.Table, truth: JoinedLabels) -> tuple[list[FileCell], Counts]:
-    """The cells of some rows, and which each is in, (n,)."""
-    formats = _texts(table["format"])
-    names, codes = formats.dictionary.to_pylist(), np.asarray(formats.indices).astype(np.int64)
-    bands = _bands(table)
-    combined = (truth.codes.astype(np.int64) * len(names) + codes) * (len(BANDS) + 1) + bands
-    distinct, places = np.unique(combined, return_inverse=True)
-    cells = []
-    for one in distinct.tolist():
-        rest, band = divmod(one, len(BANDS) + 1)
-        group, name = divmod(rest, len(names))
-        cells.append(FileCell(truth.groups[group], names[name], (*BANDS, UNKNOWN)[band]))
-    return cells, places
-
-
-def _count_rows(cells: Cells, table: pa.Table, alike: Sequence[FileCell], cell_of: Counts) -> None:
-    statuses, verdicts = _texts(table["status"]), _texts(table["verdict"])
-    status_names, verdict_names = statuses.dictionary.to_pylist(), verdicts.dictionary.to_pylist()
-    combined = (cell_of * len(status_names) + np.asarray(statuses.indices)) * len(verdict_names) + np.asarray(verdicts.indices)
-    for one, count in zip(*np.unique(combined, return_counts=True), strict=True):
-        rest, verdict = divmod(int(one), len(verdict_names))
-        cell, status = divmod(rest, len(status_names))
-        cells.rows[alike[cell], status_names[status], None if verdict_names[verdict] == UNKNOWN else verdict_names[verdict]] += int(count)
-
-
-def _count_scores(cells: Cells, alike: Sequence[FileCell], cell_of: Counts, columns: Mapping[str, Column]) -> None:
-    turn = np.argsort(cell_of, kind="stable")
-    ends = np.cumsum(np.bincount(cell_of, minlength=len(alike)))
-    for system, scores in columns.items():
-        ordered = scores[turn]
-        is_score = np.isfinite(ordered)
-        start = 0
-        for cell, end in zip(alike, ends.tolist(), strict=True):
-            some = ordered[start:end][is_score[start:end]]
-            if len(some):
-                cells.scores[system, cell].add(some)
-            start = end
-
-
-def _sampled(table: pa.Table, truth: JoinedLabels, clean: Mapping[str, Column], wanted: Counts) -> pa.Table:
-    groups = [truth.groups[code] for code in truth.codes[wanted].tolist()]
-    rows = table.select(["image_id", *FACTS]).take(pa.array(wanted))
-    columns: dict[str, Any] = {name: rows[name] for name in rows.column_names if name not in ("format", "mode")}
-    columns |= {name: rows[name].cast(pa.string()) for name in ("format", "mode")}
-    columns["verdict"] = table["verdict"].take(pa.array(wanted)).cast(pa.string())
-    columns |= _whose(table, truth, wanted)
-    columns |= {"kind": pa.array([one.kind for one in groups], pa.string()), "size": [(*BANDS, UNKNOWN)[band] for band in _bands(rows)],
-                "generator": pa.array([one.generator for one in groups], pa.string())}  # fmt: skip
-    return pa.table(columns | {f"score:{name}": pa.array(scores[wanted], pa.float64(), from_pandas=True) for name, scores in clean.items()})
-
-
-def _whose(table: pa.Table, truth: JoinedLabels, wanted: Counts) -> dict[str, Any]:
-    """Where sources of real images come from: the place of each row's label, or the row's own field."""
-    fields = own_fields(table)
-    named = {"source": fields["source"].take(pa.array(wanted)).cast(pa.string())} if "source" in fields.column_names else {}
-    return {PLACE: pa.array(truth.places[wanted]), **named}
-
-
-def _bands(table: pa.Table) -> Counts:
-    megapixels = np.asarray(pc.fill_null(pc.multiply(table["width"].cast(pa.float64()), table["height"].cast(pa.float64())), -1.0)) / 1e6
-    bands: Counts = (megapixels >= 0.1).astype(np.int64) + (megapixels >= 0.5) + (megapixels >= 1) + (megapixels > 4)
-    bands[megapixels < 0] = len(BANDS)
-    return bands
-
-
-def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """The texts of a column, coded; `unknown` where there is none."""
-    filled = pc.fill_null(column.cast(pa.string()), UNKNOWN)
-    return filled.combine_chunks().dictionary_encode()

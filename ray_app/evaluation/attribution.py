@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.evaluation import dflip, join, protocols
-from ray_app.evaluation.groups import REAL, Names
+from ray_app.evaluation.generator_names import REAL, Names
 from ray_app.evaluation.prompts import Prompts
 from ray_app.metrics import arrays, attribution, intervals
 from ray_app.reports.evaluation import model, system_model

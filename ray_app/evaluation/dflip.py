@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ray_app.evaluation.groups import Names
+from ray_app.evaluation.generator_names import Names
 from ray_app.metrics import arrays, attribution, intervals
 from ray_app.reports.format import counted
 

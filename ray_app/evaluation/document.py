@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app import __version__
-from ray_app.evaluation import accumulate, attribution, interval_sample, join, standing, system_section, unseen
+from ray_app.evaluation import accumulate, attribution, interval_sample, standing, system_section, unseen
 from ray_app.evaluation.config import EvaluateConfig
-from ray_app.evaluation.groups import names_of
+from ray_app.evaluation.generator_names import names_of
+from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.localization import localization_of_run
 from ray_app.evaluation.prompts import prompts_of
 from ray_app.evaluation.protocols import COLUMNS as RELEASE_COLUMNS
@@ -29,7 +30,7 @@ from ray_app.evaluation.protocols import IdentificationRules, Protocol, referenc
 from ray_app.evaluation.systems import Systems
 from ray_app.metrics import arrays, shortcut
 from ray_app.reports.evaluation import model, system_model
-from ray_app.runs import RunDirectory, current_tables, fingerprint
+from ray_app.runs import RunDirectory, fingerprint
 from ray_app.storage import Store, strip_secrets
 
 COLUMNS = ("system", "view", "scope", "figure", "value", "low", "high", "method", "n", "why")
@@ -47,17 +48,11 @@ class Evaluation:
     """A run with its labels, and what a pass over both has gathered."""
 
     run: RunDirectory
-    labels: join.Labels
+    labels: LabelledRows
     systems: Systems
     cells: accumulate.Cells
     protocol: Protocol | None
     config: EvaluateConfig
-
-    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The labelled rows with these columns, a run's own and `LABEL_FIELDS`, read anew."""
-        own = [name for name in columns if name not in join.LABEL_FIELDS]
-        read = current_tables(self.run, list(dict.fromkeys(["image_id", *own, *self.labels.columns])))
-        return join.joined_rows(read, self.labels, columns)
 
 
 def write_document(document: model.EvaluationDocument, out: Store) -> None:
@@ -88,14 +83,14 @@ def document_of(
     protocol, config = found.protocol, found.config
     described = found.run.describe()
     telling("figures")
-    sample = interval_sample.with_sources(found.cells.sample.rows(), found.labels)
+    sample = found.cells.sample
     asked = interval_sample.Intervals(config.intervals, sample, wanted=config.bootstrap != 0, seed=config.seed)
     systems = _systems(found, asked)
     binary = {one.name: one.output == "binary" for one in systems}
     clean, systems = _with_unseen(found, sample, systems)
     telling("masks and texts")
     rules = protocol.localization if protocol else None
-    localized = localization_of_run(found.run, found.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
+    localized = localization_of_run(found.run, found.labels.tables, rules=rules, pictures=config.thumbnails, guard=found.labels.guard)
     localization = localized.section if localized else None
     telling("tests and tables")
     identification, prompts, groups = _named(found, systems)
@@ -123,7 +118,7 @@ def document_of(
         identification=identification,
         prompts=prompts,
         groups=groups,
-        mistakes=tuple(accumulate.with_thumbnails(found.cells.mistakes.rows(), found.run, wanted=config.thumbnails)),
+        mistakes=tuple(accumulate.with_thumbnails(found.cells.mistakes, found.run, wanted=config.thumbnails)),
         overlays=tuple(localized.overlays) if localized else (),
     )
 
@@ -151,7 +146,7 @@ def data_of(cells: accumulate.Cells, *, seed: int = 0) -> model.DataFacts:
             label: {band: counts[band] for band in (*accumulate.BANDS, accumulate.UNKNOWN) if counts[band]}
             for label, counts in sizes.items()
         },
-        shortcut=_shortcut(cells.sample.rows(), n_real, n_fake, formats, sizes, seed),
+        shortcut=_shortcut(cells.sample, n_real, n_fake, formats, sizes, seed),
     )
 
 
@@ -308,11 +303,11 @@ def _named(
     protocol, predicted = found.protocol, found.cells.predicted
     rules = (protocol.identification if protocol else None) or IdentificationRules()
     names = names_of(found.run.describe())
-    answers = attribution.answers_of(found.tables, names) if names.classes is not None or predicted["predicted_generator"] else None
-    prompts = prompts_of(found.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
+    answers = attribution.answers_of(found.labels.tables, names) if names.classes is not None or predicted["predicted_generator"] else None
+    prompts = prompts_of(found.labels.tables, found.run, clip=found.config.clip) if predicted["predicted_prompt"] else None
     grouping = attribution.grouping_of(protocol, names, systems)
     return (
-        attribution.identification_of(answers, rules=rules, missing=found.cells.unused) if answers else None,
+        attribution.identification_of(answers, rules=rules, missing=found.labels.unused) if answers else None,
         prompts.section() if prompts else None,
         attribution.groups_section(grouping, systems, answers, prompts, rules.top_k) if grouping else None,
     )
@@ -322,7 +317,7 @@ def _systems(found: Evaluation, intervals: interval_sample.Intervals) -> list[sy
     figures = {row.figure for row in found.protocol.rows} | set(found.protocol.figures) if found.protocol else set()
     members = [one for one in found.systems.all if one.name in found.systems.members]
     by_year = found.protocol is not None and "years" in found.protocol.automatic
-    released = releases_of(found.tables(RELEASE_COLUMNS)) if by_year else {}
+    released = releases_of(found.labels.tables(RELEASE_COLUMNS)) if by_year else {}
     asked = system_section.SystemOptions(intervals, frozenset(figures), members, released.get, found.run.describe()["identity"])
     return [system_section.system_of(system, found.cells, asked) for system in found.systems.all]
 
@@ -362,11 +357,7 @@ def _run(run: RunDirectory, described: Mapping[str, Any]) -> model.RunFacts:
 
 
 def _labels(found: Evaluation, warnings: Sequence[str]) -> model.LabelFacts:
-    labels, cells = found.labels, found.cells
-    facts: dict[str, Any] = {"name": strip_secrets(labels.name), "joined": cells.joined, "rows_without_label": cells.others}
-    if isinstance(labels, join.OwnLabels):
-        facts |= {"key": "input", "rows": cells.joined, "without_row": 0, "doubled": 0, "other_split": 0}
-    else:
-        facts |= {name: getattr(labels, name) for name in ("rows", "doubled", "other_split")}
-        facts |= {"key": labels.key.name, "without_row": cells.unused}
+    labels = found.labels
+    facts: dict[str, Any] = {name: getattr(labels, name) for name in ("key", "rows", "doubled", "other_split", "joined")}
+    facts |= {"name": strip_secrets(labels.name), "rows_without_label": labels.others, "without_row": labels.unused}
     return model.LabelFacts(**facts, warnings=tuple(warnings))

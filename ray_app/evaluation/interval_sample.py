@@ -9,9 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ray_app.evaluation.join import PLACE, LabelIndex, Labels
 from ray_app.evaluation.systems import System
 from ray_app.metrics import clusters, detection, detection_intervals
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram
@@ -31,7 +29,7 @@ _SHARES = {
 
 
 class Intervals:
-    """Gives figures intervals of one meaning. `sample`: labelled rows (`with_sources`); `wanted`: no others than of shares and AUCs."""
+    """Gives figures intervals of one meaning. `sample`: that of `accumulate.Cells`; `wanted`: no others than of shares and AUCs."""
 
     def __init__(self, meaning: Meaning, sample: pa.Table | None, *, wanted: bool = True, seed: int = 0) -> None:
         self._wanted, self._seed = wanted and sample is not None and len(sample) > 0, seed
@@ -171,20 +169,3 @@ def names_of(sample: pa.Table) -> Names:
         np.asarray(sample["kind"].to_pylist()) == "real"
     )
     return np.where(named, sources, makers)
-
-
-def with_sources(sample: pa.Table, labels: Labels) -> pa.Table:
-    """The rows with the column `source` of their labels, which is read of these alone; as they are where labels have none."""
-    if not isinstance(labels, LabelIndex) or PLACE not in sample.column_names:
-        return sample
-    if "source" not in labels.source.names():
-        return sample.drop_columns([PLACE])
-    wanted = labels.order[sample[PLACE].to_numpy()].astype(np.int64)
-    turn = np.argsort(wanted)
-    pieces, start = [], 0
-    for table in labels.source.tables(["source"]):
-        here = wanted[turn][(wanted[turn] >= start) & (wanted[turn] < start + len(table))] - start
-        pieces.append(pc.cast(table["source"], pa.string()).take(pa.array(here)).combine_chunks())
-        start += len(table)
-    column = pa.chunked_array(pieces, pa.string()).combine_chunks().take(pa.array(np.argsort(turn)))
-    return sample.drop_columns([one for one in (PLACE, "source") if one in sample.column_names]).append_column("source", column)

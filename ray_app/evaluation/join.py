@@ -1,221 +1,259 @@
-"""Rows of a run joined with labels (`joined_rows`) by a compact index of the labels (`index_labels`).
+"""The rows of a run joined with labels (`LabelledRows`), in a DuckDB database in a temporary folder: one join, whatever the labels are.
 
-An index holds 24 bytes a label: two independent 64-bit words of its key, its group, and its place in the file. Texts (prompts, places of
-masks) stay in the file until they are needed.
+`read_labels` takes a file or an index of labels, `own_labels` the column `input` of the run itself. What does not fit into `_MEMORY` is on
+disk, so that millions of rows and labels need no more memory than thousands.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_app.archives import Each
 from ray_app.datasets.masks import may_name
-from ray_app.errors import ConfigError
-from ray_app.evaluation.groups import Codes, EvaluationGroup, GroupCoder
-from ray_app.evaluation.labels import LabelTables
+from ray_app.errors import ConfigError, StorageError
+from ray_app.evaluation.labels import TEXTS, GroupCoder, LabelTables
+from ray_app.evaluation.systems import Systems
+from ray_app.runs import RunDirectory
+from ray_app.runs.reader import current_files, tables_in
 from ray_app.storage import Guard
 
-Words = npt.NDArray[np.uint64]
-Places = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.uint32]
 Tables = Callable[[Sequence[str]], Iterable[pa.Table]]
-"""The joined rows of a run with the columns asked for, null where there is no such column; called as often as they are read."""
+"""Labelled rows with the columns asked for, null where there is no such column; called as often as they are read."""
 KEYS = ("image_id", "sha256", "uri")
-_LABEL_COLUMNS = ("label", "generator", "kind", "mask_uri")
-_TEXTS = ("mask_uri", "prompt", "release_date")
-LABEL_FIELDS = ("label", "generator", "kind", *_TEXTS)
-"""The columns of joined rows that are of the labels; all others are the run's."""
-PLACE = "label"  # the column of a sample of rows with the place of each one's label in its index
-_ATTEMPTS = 4
+OWN, VIEWS = "input", "views"
+"""The key of labels that stand in the run's own column `input`."""
+_TRUTH = ("label", "generator", "kind")
+_OF_LABELS = ("mask_uri", "prompt", "release_date", "source")
+_SAID = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
+_MEMORY, _THREADS = "256MB", 2
+_ROWS = 65_536
 
 
-@dataclass(frozen=True)
-class JoinKey:
-    """How rows and labels are named alike. Two words of `bits` bits that know nothing of each other; `salt` gives others."""
+class Database:
+    """A DuckDB database in a temporary folder. Raises StorageError where the folder has too little room."""
 
-    name: str
-    salt: int = 0
-    bits: int = 64
+    def __init__(self) -> None:
+        import duckdb  # commands that do not evaluate are spared its start
 
-    @property
-    def columns(self) -> list[str]:
-        """What is read of labels and rows."""
-        return ["uri", "member"] if self.name == "uri" else [self.name]
+        self._folder = tempfile.TemporaryDirectory(prefix="touchstone-evaluation-")
+        config: dict[str, Any] = {
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "memory_limit": _MEMORY,
+            "threads": _THREADS,
+        }
+        self._db: Any = duckdb.connect(config=config | {"temp_directory": self._folder.name})
+        self._db.execute("SET enable_external_access=false; SET lock_configuration=true")
+        self._columns: dict[str, set[str]] = {}
 
-    def words(self, table: pa.Table) -> tuple[Words, Words, npt.NDArray[np.bool_]]:
-        """Both words of every row, (n,) each, and whether it has a key."""
-        if self.name == "image_id":
-            column = table["image_id"]
-            ids = np.asarray(pc.fill_null(column, 0)).astype(np.int64).view(np.uint64)
-            return ids, np.zeros(len(ids), np.uint64), np.asarray(pc.is_valid(column))
-        texts = self.texts(table)
-        has_key = np.asarray(pc.is_valid(texts))
-        plain = np.asarray(pc.fill_null(texts, "").to_pylist(), dtype=object)
-        return self._hashed(plain, 0), self._hashed(plain, 1), has_key
+    def close(self) -> None:
+        """Remove it."""
+        self._db.close()
+        self._folder.cleanup()
 
-    def texts(self, table: pa.Table) -> pa.ChunkedArray:
-        """The keys as shown in messages."""
-        if self.name == "image_id":
-            return table["image_id"].cast(pa.string())
-        if self.name == "sha256":
-            return pc.utf8_lower(table["sha256"].cast(pa.string()))
-        uris = table["uri"].cast(pa.string())
-        if "member" not in table.column_names or table["member"].null_count == len(table):
-            return uris
-        members = table["member"].cast(pa.string())
-        return pc.if_else(pc.is_valid(members), pc.binary_join_element_wise(uris, members, "\0", null_handling="replace"), uris)
+    def add(self, table: str, rows: pa.Table) -> None:
+        """Append rows to a table, which gets the columns that it does not have yet; a column of nulls alone is left out."""
+        rows = rows.select([one.name for one in rows.schema if not pa.types.is_null(one.type)])
+        self._db.register("added", rows)
+        known = self._columns.setdefault(table, set())
+        if not known:
+            self.rows(f"CREATE TABLE {table} AS FROM added LIMIT 0")
+        for name, kind, *_ in self.rows("DESCRIBE FROM added"):
+            if known and name not in known:
+                self.rows(f"ALTER TABLE {table} ADD COLUMN {quoted(name)} {kind}")
+        known.update(rows.column_names)
+        self.rows(f"INSERT INTO {table} BY NAME FROM added")
+        self._db.unregister("added")
 
-    def _hashed(self, texts: npt.NDArray[np.object_], which: int) -> Words:
-        from pandas.util import hash_array
+    def columns(self, table: str) -> list[str]:
+        """The names of a table's columns."""
+        return [name for name, *_ in self.rows(f"DESCRIBE {table}")]
 
-        if not len(texts):
-            return np.empty(0, np.uint64)
-        words: Words = hash_array(texts, hash_key=f"touchstone{which}{self.salt:05d}", categorize=False)
-        return words >> np.uint64(64 - self.bits)
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """The few rows that a statement gives, if any."""
+        with self._errors():
+            found: list[tuple[Any, ...]] = self._db.execute(sql, list(values)).fetchall()
+            return found
 
+    def table(self, sql: str, *values: Any) -> pa.Table:
+        """The rows that a query gives."""
+        with self._errors():
+            return self._db.sql(sql, params=list(values)).to_arrow_table()
 
-@dataclass(frozen=True)
-class JoinedLabels:
-    """Of some rows: the number of each one's group among `groups`, -1 = not labelled; and the label's place in its index, -1 = none."""
+    def tables(self, sql: str) -> Iterator[pa.Table]:
+        """The rows that a query gives, some at a time; other queries may be made in between."""
+        with self._errors():
+            for batch in self._db.cursor().sql(sql).to_arrow_reader(_ROWS):
+                yield pa.Table.from_batches([batch])
 
-    codes: Codes
-    groups: Sequence[EvaluationGroup]
-    places: Places
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        import duckdb
 
-
-@dataclass(frozen=True)
-class LabelIndex:
-    """All labels of a table, sorted by their keys. `order`: the number of each one's row; `doubled`: equal ones that are there once."""
-
-    source: LabelTables
-    key: JoinKey
-    words: Words
-    checks: Words
-    codes: Codes
-    order: Rows
-    groups: Sequence[EvaluationGroup]
-    rows: int
-    doubled: int = 0
-    other_split: int = 0
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-        return self.source.name
-
-    @property
-    def guard(self) -> Guard:
-        """The web servers that may be asked for the masks that the labels name."""
-        return self.source.guard
-
-    @property
-    def columns(self) -> list[str]:
-        """What a row must have to be looked up."""
-        return self.key.columns
-
-    def truth(self, table: pa.Table) -> JoinedLabels:
-        """That of rows with the key's columns."""
-        words, checks, has_key = self.key.words(table)
-        if not len(self.words):
-            return JoinedLabels(np.full(len(words), -1, np.int32), self.groups, np.full(len(words), -1, np.int64))
-        turn = np.argsort(words)  # needles in order stay within the cache
-        places = np.empty(len(words), np.int64)
-        places[turn] = np.minimum(np.searchsorted(self.words, words[turn]), len(self.words) - 1)
-        found = has_key & (self.words[places] == words) & (self.checks[places] == checks)
-        places[~found] = -1
-        return JoinedLabels(np.where(found, self.codes[places], -1).astype(np.int32), self.groups, places)
-
-    def texts(self, names: Sequence[str]) -> pa.Table:
-        """These columns of all labels, in the order of the index; null where the source has no such column."""
-        there = [name for name in names if name in self.source.names()]
-        columns = {name: pa.nulls(len(self.order), pa.string()) for name in names}
-        if there:
-            whole = pa.concat_tables(self.source.tables(there))
-            columns |= {name: whole[name].cast(pa.large_string()).combine_chunks().take(pa.array(self.order)) for name in there}
-        return pa.table(columns)
-
-    def shown(self, place: int) -> str:
-        """The key of one label, as shown in messages."""
-        left = int(self.order[place])
-        for table in self.source.tables(_present(self.source, self.key.columns)):
-            if left < len(table):
-                return str(self.key.texts(table)[left].as_py()).replace("\0", "/")
-            left -= len(table)
-        raise IndexError(place)
-
-
-@dataclass(frozen=True)
-class OwnLabels:
-    """The labels that a run carries in its own column `input`; only those of `split` where their rows have any."""
-
-    url: str
-    split: str | None = None
-    columns: list[str] = field(default_factory=lambda: ["input"])
-
-    @property
-    def guard(self) -> Guard:
-        """No server but the run's own, which are allowed in any case."""
-        return Guard()
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-        return f"the columns of {self.url}"
-
-    def truth(self, table: pa.Table) -> JoinedLabels:
-        """That of rows with `input`, of the split if one is requested. Raises ConfigError for a label that is none."""
-        fields = own_fields(table)
-        coder = GroupCoder(self.name)
-        codes = coder.codes(fields, complete=False) if "label" in fields.column_names else np.full(len(table), -1, np.int32)
-        if self.split is not None and "split" in fields.column_names:
-            codes[~_of_split(fields, self.split)] = -1
-        return JoinedLabels(codes, coder.groups, np.full(len(table), -1, np.int64))
-
-
-Labels = LabelIndex | OwnLabels
+        try:
+            yield
+        except duckdb.Error as error:
+            raise StorageError(
+                f"cannot join labels in {self._folder.name}: {error}", hint="TMPDIR names a folder with more room"
+            ) from error
 
 
 @dataclass
-class Joined:
-    """What a pass over a run counts of its join with labels. `used`: which labels of an index have a row; `joined`: rows with a label;
-    `others`: rows without one, `other`: one of them by its key.
+class LabelledRows:
+    """Labels; and after `join` the rows of a run, each with its label. To be used in a `with`, after which nothing can be read any more.
+
+    `name`: of the labels in messages. `key`: what joins labels to rows, one of `KEYS` or `OWN`. `guard`: the web servers that may be asked
+    for masks. `rows`: labels read, of which `other_split` belong to another split and `doubled` stand there again.
+    `joined`: rows with a label; `others`: rows without, `other`: one of them by its key; `unused`: labels without a row, `unused_key`: the
+    first of them.
     """
 
-    used: npt.NDArray[np.bool_] | None = None
+    name: str
+    key: str
+    guard: Guard
+    split: str | None = None
+    rows: int = 0
+    doubled: int = 0
+    other_split: int = 0
+    joined: int = 0
     others: int = 0
     other: str | None = None
-    joined: int = 0
+    unused: int = 0
+    unused_key: str | None = None
+    database: Database = field(default_factory=Database, repr=False)
+
+    def __post_init__(self) -> None:
+        self._coder = GroupCoder(self.name)
+
+    def __enter__(self) -> "LabelledRows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.database.close()
 
     @property
-    def unused(self) -> int:
-        """How many labels of the index have no row."""
-        return 0 if self.used is None else int(len(self.used) - self.used.sum())
+    def distinct(self) -> int:
+        """Labels of the split, each counted once."""
+        return self.rows - self.other_split - self.doubled
 
-    def begin(self, labels: Labels) -> None:
-        """Before the first row, no label of an index has one."""
-        if isinstance(labels, LabelIndex):
-            self.used = np.zeros(len(labels.words), np.bool_)
+    def read(self, source: LabelTables, names: Sequence[str]) -> None:
+        """Add the labels of a file or an index. Raises ConfigError for labels without key or label, and for contradictory ones."""
+        split = self.split if "split" in names else None
+        columns = [name for name in (*_key_columns(self.key), *_TRUTH, *TEXTS, *(["split"] if split else [])) if name in names]
+        for table in source.tables(columns):
+            codes, keys = self._coder.codes(table, complete=True), _keys_of(self.key, table)
+            if keys.null_count:
+                raise ConfigError(f"{self.name}, row {self.rows + pc.index(pc.is_null(keys), True).as_py() + 1}: no {self.key}")
+            texts = {f"label_{name}": table[name] for name in TEXTS if name in names}
+            places = pa.array(np.arange(self.rows, self.rows + len(table)))
+            labels = pa.table({"key": keys, "place": places, "code": pa.array(codes), **texts}).filter(_of_split(table, split))
+            self.database.add("labels", labels)
+            self.rows, self.other_split = self.rows + len(table), self.other_split + len(table) - len(labels)
+        if self.rows == self.other_split:
+            raise ConfigError(f"{self.name}: no labels" + (f" of split '{split}'" if self.rows else ""))
+        self._once()
 
-    def matched(self, labels: Labels, table: pa.Table) -> tuple[pa.Table, JoinedLabels]:
-        """The rows of a table that are labelled, and their truth."""
-        truth = labels.truth(table)
-        found = np.flatnonzero(truth.codes >= 0)
-        if len(found) < len(table):
-            self.others += len(table) - len(found)
-            if self.other is None:
-                self.other = _shown(labels, table, int(np.argmin(truth.codes)))
-            table, truth = table.take(pa.array(found)), JoinedLabels(truth.codes[found], truth.groups, truth.places[found])
-        if self.used is not None:
-            self.used[truth.places] = True
-        self.joined += len(table)
-        return table, truth
+    def join(
+        self, run: RunDirectory, columns: Sequence[str], *, systems: Systems | None = None, each: Each | None = None
+    ) -> "LabelledRows":
+        """Join the labels with the current rows of a run: these columns of them, and those of `systems.score_columns`. Returns itself.
+
+        With `VIEWS` among the columns scores of views are there, too.
+        `each`: reads the run's files, in tasks. Raises ConfigError where there is no run, and for labels of its own that are none.
+        """
+        of_scores = ("scores", "score", *systems.columns) if systems else ()
+        wanted = dict.fromkeys(["image_id", "uri", "member", *columns, *_key_columns(self.key), *of_scores])
+        reader = _Reader(run, tuple(wanted), systems)
+        files = current_files(run)
+        pieces = reader.tables(files) if each is None else chain.from_iterable(each(reader, [[path] for path in files]))
+        row = 0
+        for table in chain([_EMPTY], pieces):
+            self.database.add("rows", self._numbered(table, row))
+            row += len(table)
+        if self.key == OWN:
+            self.database.rows("ALTER TABLE rows RENAME TO joined")
+        else:
+            self.database.rows(
+                "CREATE TABLE joined AS SELECT rows.*, labels.* EXCLUDE (key, place) FROM rows LEFT JOIN labels ON rows.key = labels.key"
+            )
+            self.database.rows("DROP TABLE rows")
+        for name in set(columns) - {OWN, VIEWS, *self.database.columns("joined")}:
+            self.database.rows(f"ALTER TABLE joined ADD COLUMN {quoted(name)} VARCHAR")
+        groups = {name: pa.array([getattr(group, name) for group in self._coder.groups], pa.string()) for name in _TRUTH}
+        self.database.add("groups", pa.table({"code": pa.array(range(len(self._coder.groups)), pa.int32()), **groups}))
+        self._count()
+        return self
+
+    def tables(self, columns: Sequence[str], *, every: bool = False) -> Iterator[pa.Table]:
+        """The labelled rows in the order of the run, with these columns: the run's, and `label`, `generator`, `kind` and `TEXTS` of the
+        labels; null where there is none. `every`: also the rows without a label.
+
+        Raises ConfigError for a mask that the run's own column may not name.
+        """
+        there = self.database.columns("joined")
+        checked = self.key == OWN and "mask_uri" in columns
+        parts = [f"{_expression(name, there)} AS {quoted(name)}" for name in dict.fromkeys([*columns, *(["uri", "member"] * checked)])]
+        where = "" if every else "WHERE code IS NOT NULL"
+        for table in self.database.tables(f"SELECT {', '.join(parts)} FROM joined LEFT JOIN groups USING (code) {where} ORDER BY row"):
+            if checked:
+                _check_masks(table)
+            yield table.select(list(columns))
+
+    def _once(self) -> None:
+        """Raises ConfigError for an image with two labels that differ; of equal ones the first stays."""
+        twice = "SELECT key, count(*) - 1 AS more, min(code) <> max(code) AS differ FROM labels GROUP BY key HAVING count(*) > 1"
+        [(doubled, differing)] = self.database.rows(f"SELECT coalesce(sum(more), 0), min(key) FILTER (differ) FROM ({twice})")
+        if differing is not None:
+            rows = self.database.table("SELECT place, code FROM labels WHERE key = ? ORDER BY place", differing).to_pylist()
+            pair = rows[0], next(row for row in rows if row["code"] != rows[0]["code"])
+            groups = [self._coder.groups[row["code"]] for row in pair]
+            said = [f"row {row['place'] + 1} says {_SAID[one.kind]} of {one.generator}" for row, one in zip(pair, groups, strict=True)]
+            raise ConfigError(
+                f"{self.name}: {self.key} {_shown(differing)} is labelled twice: {', '.join(said)}", hint="keep one of the two rows"
+            )
+        self.doubled = int(doubled)
+        if self.doubled:
+            self.database.rows("DELETE FROM labels USING labels AS first WHERE labels.key = first.key AND labels.place > first.place")
+
+    def _numbered(self, table: pa.Table, row: int) -> pa.Table:
+        """The rows with their numbers, from `row` on, and their keys, or the labels of their own."""
+        fields = own_fields(table)
+        columns: dict[str, Any] = {"row": pa.array(np.arange(row, row + len(table)))}
+        prefix = "label" if self.key == OWN else "own"
+        columns |= {f"{prefix}_{name}": fields[name].cast(pa.string()) for name in TEXTS if name in fields.column_names}
+        if self.key != OWN:
+            columns["key"] = _keys_of(self.key, table)
+        elif "label" in fields.column_names:
+            codes = self._coder.codes(fields, complete=False)
+            is_in = _of_split(fields, self.split if "split" in fields.column_names else None)
+            columns["code"] = pc.if_else(pc.and_(is_in, pa.array(codes >= 0)), pa.array(codes), None)
+        else:
+            columns["code"] = pa.nulls(len(table), pa.int32())
+        return pa.table(columns | {name: table[name] for name in table.column_names if name != OWN})
+
+    def _count(self) -> None:
+        """How many rows and labels belong together, and one example of each that do not."""
+        [(self.joined, self.others)] = self.database.rows("SELECT count(code), count(*) - count(code) FROM joined")
+        key = "NULL" if self.key == OWN else "key"
+        for other, *place in self.database.rows(f"SELECT {key}, uri, member FROM joined WHERE code IS NULL ORDER BY row LIMIT 1"):
+            self.other = _shown(other) if other is not None else "/".join(part for part in place if part is not None)
+        if self.key == OWN:
+            self.rows = self.joined
+            return
+        unused = "SELECT count(*), arg_min(key, place) FROM labels ANTI JOIN joined ON labels.key = joined.key"
+        [(self.unused, first)] = self.database.rows(unused)
+        self.unused_key = None if first is None else _shown(first)
 
 
-def index_labels(source: LabelTables, *, key: str | None = None, split: str | None = None, bits: int = 64) -> LabelIndex:
-    """Read all labels. `key`: null = the first of KEYS that there is. `split`: only labels of this one, where they have any.
+def read_labels(source: LabelTables, *, key: str | None = None, split: str | None = None) -> LabelledRows:
+    """All labels of a file or an index. `key`: None = the first of KEYS that there is. `split`: only labels of it, where they name any.
 
     Raises ConfigError for labels without key or label, for doubled ones that contradict each other, and for a split that is not there.
     """
@@ -226,132 +264,104 @@ def index_labels(source: LabelTables, *, key: str | None = None, split: str | No
             f"{source.name}: labels need the column `label` and one of {', '.join(KEYS)}",
             hint=f"of these it has {', '.join(named)}" if named else "it has none of them; the first line of a CSV names its columns",
         )
-    for salt in range(_ATTEMPTS):
-        read = _read(source, JoinKey(chosen, salt, bits), split if "split" in named else None)
-        if read is not None:
-            return read
-    raise ConfigError(f"{source.name}: the keys of two labels cannot be told apart", hint="this looks like a bug")
+    labels = LabelledRows(source.name, chosen, source.guard, split)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(labels)
+        labels.read(source, named)
+        stack.pop_all()
+    return labels
 
 
-def joined_rows(tables: Iterator[pa.Table], labels: Labels, names: Sequence[str]) -> Iterator[pa.Table]:
-    """Those rows that are labelled, with the columns `names`, their own or of `LABEL_FIELDS`; a missing one is all null."""
-    asked = [name for name in _TEXTS if name in names]
-    texts = labels.texts(asked) if asked and isinstance(labels, LabelIndex) else None
-    for table in tables:
-        truth = labels.truth(table)
-        found = np.flatnonzero(truth.codes >= 0)
-        if not len(found):
-            continue
-        rows = table.take(pa.array(found))
-        label_texts = _checked(own_fields(rows), rows) if texts is None and asked else texts and texts.take(pa.array(truth.places[found]))
-        yield _with_truth(rows, [truth.groups[code] for code in truth.codes[found].tolist()], label_texts, names)
+def own_labels(url: str, split: str | None = None) -> LabelledRows:
+    """The labels that a run carries in its own column `input`; only those of `split` where their rows have any."""
+    return LabelledRows(f"the columns of {url}", OWN, Guard(), split)
+
+
+def _key_columns(key: str) -> list[str]:
+    """What is read of labels and of rows for a key."""
+    return ["uri", "member"] if key == "uri" else [key]
+
+
+def _keys_of(key: str, table: pa.Table) -> pa.ChunkedArray:
+    """What names each row's image (n,): a number, a digest, or an address with the name inside an archive after a zero."""
+    if key == "image_id":
+        return table["image_id"]
+    if key == "sha256":
+        return pc.utf8_lower(table["sha256"].cast(pa.string()))
+    uris = table["uri"].cast(pa.string())
+    if "member" not in table.column_names or table["member"].null_count == len(table):
+        return uris
+    members = table["member"].cast(pa.string())
+    return pc.if_else(pc.is_valid(members), pc.binary_join_element_wise(uris, members, "\0", null_handling="replace"), uris)
 
 
 def own_fields(table: pa.Table) -> pa.Table:
     """The fields of `input` that are labels; a ClassLabel's number by its name."""
     inputs = table["input"].combine_chunks() if "input" in table.column_names else None
-    names = [] if inputs is None else [one.name for one in inputs.type]
+    names = [] if inputs is None or not pa.types.is_struct(inputs.type) else [one.name for one in inputs.type]
     fields = {"label": "label_name" if "label_name" in names else "label", "mask_uri": "mask_uri" if "mask_uri" in names else "mask"}
-    columns = {name: fields.get(name, name) for name in (*_LABEL_COLUMNS, "prompt", "split", "release_date", "source")}
+    columns = {name: fields.get(name, name) for name in (*_TRUTH, *TEXTS, "split")}
     return pa.table({name: pc.struct_field(inputs, field) for name, field in columns.items() if field in names})
 
 
-def _read(source: LabelTables, key: JoinKey, split: str | None) -> LabelIndex | None:
-    """The index, or None where such words do not separate two keys."""
-    coder = GroupCoder(source.name)
-    pieces: list[tuple[Words, Words, Codes]] = []
-    kept: list[Rows] = []
-    rows = others = 0
-    names = _present(source, [*key.columns, *_LABEL_COLUMNS, *(["split"] if split else [])])
-    for table in source.tables(names):
-        codes = coder.codes(table, complete=True)
-        words, checks, has_key = key.words(table)
-        if not has_key.all():
-            raise ConfigError(f"{source.name}, row {rows + int(np.argmin(has_key)) + 1}: no {key.name}")
-        wanted = _of_split(table, split)
-        pieces.append((words[wanted], checks[wanted], codes[wanted]))
-        kept.append((rows + np.flatnonzero(wanted)).astype(np.uint32))
-        others += len(table) - int(wanted.sum())
-        rows += len(table)
-    if not rows - others:
-        raise ConfigError(f"{source.name}: no labels" + (f" of split '{split}'" if others else ""))
-    words, checks, codes = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    pieces.clear()
-    return _sorted(source, key, (words, checks, codes, np.concatenate(kept)), coder.groups, (rows, others))
+def quoted(name: str) -> str:
+    """A column's name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
-def _sorted(
-    source: LabelTables, key: JoinKey, columns: tuple[Words, Words, Codes, Rows], groups: Sequence[EvaluationGroup], rows: tuple[int, int]
-) -> LabelIndex | None:
-    turn = np.argsort(columns[0], kind="stable")
-    words, checks, codes, order = columns[0][turn], columns[1][turn], columns[2][turn], columns[3][turn]
-    again = np.flatnonzero(words[1:] == words[:-1]) + 1
-    if (checks[again] != checks[again - 1]).any():
-        return None
-    index = LabelIndex(source, key, words, checks, codes, order, groups, rows[0], len(again), rows[1])
-    if not len(again):
-        return index
-    if (differing := again[codes[again] != codes[again - 1]]).size:
-        raise _contradiction(index, int(differing[0]))
-    once = np.ones(len(words), np.bool_)
-    once[again] = False
-    return replace(index, words=words[once], checks=checks[once], codes=codes[once], order=order[once])
+_EMPTY = pa.table(
+    {name: pa.array([], pa.int64() if name == "image_id" else pa.string()) for name in ("image_id", "sha256", "uri", "member")}
+)
 
 
-def _contradiction(index: LabelIndex, place: int) -> ConfigError:
-    first, second = (f"row {index.order[one] + 1} says {' of '.join(_truth(index.groups[index.codes[one]]))}" for one in (place - 1, place))
-    return ConfigError(
-        f"{index.name}: {index.key.name} {index.shown(place)} is labelled twice: {first}, {second}", hint="keep one of the two rows"
-    )
+@dataclass(frozen=True)
+class _Reader:
+    """Reads files of a run. Picklable, as tasks need it."""
+
+    run: RunDirectory
+    columns: tuple[str, ...]
+    systems: Systems | None
+
+    def __call__(self, files: Sequence[str]) -> list[pa.Table]:
+        return list(self.tables(files))
+
+    def tables(self, files: Sequence[str]) -> Iterator[pa.Table]:
+        """Their current rows, with a column for each score instead of the structs of scores where systems are asked for."""
+        for table in tables_in(self.run, files, list(self.columns)):
+            scores = self.systems.score_columns(table) if self.systems else {}
+            kept = [name for name in table.column_names if not scores or name not in ("scores", "score", VIEWS)]
+            yield pa.table({**{name: _plain(table[name]) for name in kept}, **scores})
 
 
-def _truth(group: EvaluationGroup) -> tuple[str, str]:
-    return {"real": "real", "whole": "fake", "local": "fake, edited locally,"}[group.kind], group.generator
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _checked(fields: pa.Table, rows: pa.Table) -> pa.Table:
-    """The fields that rows have themselves. Raises ConfigError for a mask's address that its archive may not name."""
-    for place, uri, member in zip(*(_texts_of(fields, "mask_uri"), _texts_of(rows, "uri"), _texts_of(rows, "member")), strict=True):
-        if place is not None and not may_name(uri or "", member, place):
-            raise ConfigError(
-                f"{uri}: what lies in an archive may not say that a mask lies at {place}", hint="give the labels as a file: --labels FILE"
-            )
-    return fields
+def _expression(name: str, there: Sequence[str]) -> str:
+    """What a column of labelled rows is read from: the truth, a text of the labels, or the run's own column."""
+    if name in _TRUTH:
+        return f"groups.{name}"
+    if name in _OF_LABELS:
+        places = [f"label_{name}", *(["own_release_date"] if name == "release_date" else [])]
+        return f"coalesce({', '.join([*(place for place in places if place in there), 'NULL::VARCHAR'])})"
+    return quoted(name) if name in there else "NULL::VARCHAR"
 
 
-def _texts_of(table: pa.Table, name: str) -> list[str | None]:
-    texts: list[str | None] = table[name].cast(pa.string()).to_pylist() if name in table.column_names else [None] * len(table)
-    return texts
+def _shown(key: Any) -> str:
+    return str(key).replace("\0", "/")
 
 
-def _with_truth(rows: pa.Table, groups: Sequence[EvaluationGroup], label_texts: pa.Table | None, names: Sequence[str]) -> pa.Table:
-    truth = {"label": [one.label for one in groups], "generator": [one.generator for one in groups], "kind": [one.kind for one in groups]}
-    columns = {}
-    for name in names:
-        if name in truth:
-            columns[name] = pa.chunked_array([pa.array(truth[name], pa.string()).dictionary_encode()])
-        elif label_texts is not None and name in label_texts.column_names:
-            columns[name] = label_texts[name].cast(pa.string())
-        else:
-            columns[name] = rows[name] if name in rows.column_names else pa.chunked_array([pa.nulls(len(rows), pa.string())])
-    return pa.table(columns)
-
-
-def _shown(labels: Labels, table: pa.Table, row: int) -> str:
-    """One row's key as shown in messages: the labels' own, else its place."""
-    if isinstance(labels, LabelIndex):
-        shown = labels.key.texts(table.slice(row, 1))[0].as_py()
-        if shown is not None:
-            return str(shown).replace("\0", "/")
-    return "/".join(str(part) for part in (table["uri"][row].as_py(), table["member"][row].as_py()) if part is not None)
-
-
-def _of_split(table: pa.Table, split: str | None) -> npt.NDArray[np.bool_]:
+def _of_split(table: pa.Table, split: str | None) -> pa.Array:
+    """Which rows (n,) belong to the split: all where none is asked for, or no row names any."""
     if split is None or table["split"].null_count == len(table):
-        return np.ones(len(table), np.bool_)
-    return np.asarray(pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False))
+        return pa.array(np.ones(len(table), np.bool_))
+    return pa.array(np.asarray(pc.fill_null(pc.equal(table["split"].cast(pa.string()), split), False)))
 
 
-def _present(source: LabelTables, names: Sequence[str]) -> list[str]:
-    there = source.names()
-    return [name for name in names if name in there]
+def _check_masks(rows: pa.Table) -> None:
+    """Raises ConfigError for a mask's address that the archive in which its image lies may not name."""
+    for uri, member, mask in zip(*(rows[name].to_pylist() for name in ("uri", "member", "mask_uri")), strict=True):
+        if mask is not None and not may_name(uri or "", member, mask):
+            raise ConfigError(
+                f"{uri}: what lies in an archive may not say that a mask lies at {mask}", hint="give the labels as a file: --labels FILE"
+            )

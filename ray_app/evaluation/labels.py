@@ -1,4 +1,4 @@
-"""Files and indexes of labels as bounded tables (`open_labels`).
+"""Files and indexes of labels as bounded tables (`open_labels`), and the group that each label stands for (`GroupCoder`).
 
 CSV, JSON lines or Parquet on any fsspec URL, keyed by `image_id`, `sha256` or `uri` (and `member`); or what `touchstone data index` wrote.
 """
@@ -8,20 +8,23 @@ import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_app.archives import guard_of, iter_blocks, read_block, tabular
 from ray_app.datasets import index, labels
+from ray_app.datasets.labels import names_a_real, parse_label, real_of
 from ray_app.datasets.masks import may_lead
 from ray_app.errors import ConfigError, InputError
 from ray_app.storage import Fetcher, Guard, Store, canonical, local_path, strip_secrets, urls
 
-COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "mask_uri", "prompt", "split", "release_date",
-           "source", "group", "part", "phash")  # fmt: skip
+TEXTS = ("mask_uri", "prompt", "release_date", "source", "group", "part", "phash")
+COLUMNS = ("image_id", "sha256", "uri", "member", "label", "generator", "kind", "split", *TEXTS)
 """What labels may say of an image; other columns are not looked at."""
 ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet")
 _ROWS = 65_536
@@ -199,3 +202,91 @@ def _text(value: Any) -> str:
 def _ending(place: str) -> str:
     name = place.partition("?")[0] if "://" in place else place
     return posixpath.splitext(name)[1].lower()
+
+
+MOST_GROUPS = 5_000
+_BETWEEN = "\x1f"
+_KINDS = {
+    "real": "", "whole": "whole", "full": "whole", "generated": "whole", "synthetic": "whole",
+    "local": "local", "partial": "local", "edited": "local", "inpainted": "local", "inpainting": "local",
+}  # fmt: skip
+
+
+class EvaluationGroup(NamedTuple):
+    """`kind`: real, whole (generated as a whole) or local (an edit inside a photograph). `generator`: as in the labels."""
+
+    kind: str
+    generator: str
+
+    @property
+    def label(self) -> str:
+        """`real` or `fake`."""
+        return "real" if self.kind == "real" else "fake"
+
+
+class GroupCoder:
+    """Numbers groups in the order in which it meets them. `where`: what the labels are called in messages."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._numbers: dict[EvaluationGroup, int] = {}
+        self._rows = 0
+
+    @property
+    def groups(self) -> list[EvaluationGroup]:
+        """All so far, by number."""
+        return list(self._numbers)
+
+    def codes(self, table: pa.Table, *, complete: bool) -> npt.NDArray[np.int32]:
+        """(n,) the number of every row's group, by its columns `label`, `generator`, `kind` and `mask_uri` (all but the first may be
+        missing); -1 for a row without a label, which `complete` refuses.
+
+        A fake with a mask, or of kind local, is a local edit. Raises ConfigError naming file, row and value.
+        """
+        label, kind, mask, generator = (_words(table, name) for name in ("label", "kind", "mask_uri", "generator"))
+        has_mask = pc.if_else(pc.equal(mask, ""), "", "mask")
+        found = pc.binary_join_element_wise(label, kind, has_mask, generator, _BETWEEN).dictionary_encode()
+        indices = np.asarray(found.indices)
+        numbers = [
+            self._number(words.split(_BETWEEN, 3), indices == code, complete) for code, words in enumerate(found.dictionary.to_pylist())
+        ]
+        self._rows += len(table)
+        codes: npt.NDArray[np.int32] = np.array(numbers, np.int32)[indices]
+        return codes
+
+    def _number(self, words: list[str], rows: npt.NDArray[np.bool_], complete: bool) -> int:
+        """The number of the group of some rows (n,), bool, by their label, kind, mask (empty: none) and generator."""
+        label, kind, mask, generator = words
+        where = f"{self._where}, row {self._rows + int(np.argmax(rows)) + 1}"
+        if not label:
+            if complete:
+                raise ConfigError(f"{where}: no label", hint="labels are real or fake, or 0 (real) and 1 (fake)")
+            return -1
+        is_fake = parse_label(label, where) == "fake"
+        if kind and kind.lower() not in _KINDS:
+            raise ConfigError(f"{where}: {kind!r} is no kind", hint="kinds are real, whole and local")
+        if is_fake and names_a_real(generator):
+            raise ConfigError(f"{where}: labelled fake, but its generator is '{generator}'")
+        usual = "local" if mask else "whole"
+        group = (
+            EvaluationGroup(_KINDS.get(kind.lower()) or usual, generator or "unknown")
+            if is_fake
+            else EvaluationGroup("real", real_of(generator))
+        )
+        number = self._numbers.setdefault(group, len(self._numbers))
+        if number >= MOST_GROUPS:
+            raise ConfigError(
+                f"{self._where}: more than {MOST_GROUPS:,} generators, such as '{group.generator}'", hint="is that the right column?"
+            )
+        return number
+
+
+def _words(table: pa.Table, name: str) -> pa.Array:
+    """A column as texts without blanks around them, "" where there is none."""
+    if name not in table.column_names:
+        return pa.array([""]).take(pa.array(np.zeros(len(table), np.int32)))
+    column = table[name].combine_chunks()
+    if pa.types.is_floating(column.type):
+        column = pa.array([None if one is None else _text(one) for one in column.to_pylist()], pa.string())
+    column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    return pc.fill_null(pc.utf8_trim_whitespace(column.cast(pa.string())), "")

@@ -6,14 +6,11 @@ The source of an evaluation's labels (`labels_for`): a file, an index, a layout 
 """
 
 import contextlib
-import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
-
-import numpy as np
 
 from ray_app.archives import Each
 from ray_app.datasets.config import DatasetSource
@@ -22,7 +19,7 @@ from ray_app.errors import ConfigError, ExitCode, resumable
 from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.config import EvaluateConfig
 from ray_app.evaluation.document import Evaluation, document_of, write_document
-from ray_app.evaluation.join import KEYS, Joined, LabelIndex, Labels, OwnLabels, index_labels
+from ray_app.evaluation.join import KEYS, OWN, LabelledRows, own_labels, read_labels
 from ray_app.evaluation.labels import LabelsOfIndex, open_labels
 from ray_app.evaluation.systems import systems_of
 from ray_app.reports.evaluation.model import EvaluationDocument
@@ -34,7 +31,7 @@ from ray_app.storage import Store, strip_secrets, urls
 INDEX = "index"
 
 
-def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory | None, out: Store) -> Labels | None:
+def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory | None, out: Store) -> LabelledRows | None:
     """The labels that a config names, read; None where they are the run's own columns and there is no run yet.
 
     A layout, the config's or else the protocol's, labels the source of the run (or the config's own) into `out`/index, which is used
@@ -42,15 +39,15 @@ def labels_for(config: EvaluateConfig, protocol: protocols.Protocol | None, run:
     """
     split = config.split or (protocol.split if protocol else None)
     if config.labels:
-        return index_labels(open_labels(config.labels), key=config.key, split=split)
+        return read_labels(open_labels(config.labels), key=config.key, split=split)
     layout = config.layout or (protocol.layout if protocol else None)
     if layout is None:
-        return None if run is None else OwnLabels(run.store.url, split)
+        return None if run is None else own_labels(run.store.url, split)
     arguments = config.arguments or (protocol.arguments if protocol and not config.layout else {})
     source = DatasetSource(layout=layout, arguments=arguments, **(_of_config(config) if run is None else _of_run(run)))
     store = out.below(INDEX)
     build_index(source, store)
-    return index_labels(LabelsOfIndex(store.url), key="image_id", split=split)
+    return read_labels(LabelsOfIndex(store.url), key="image_id", split=split)
 
 
 def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
@@ -66,24 +63,32 @@ def with_simulated_source(config: EvaluateConfig, out: Store) -> EvaluateConfig:
     return config.model_copy(update={"at": (f"list::{store.url}/simulated/{LABELS}",), "arguments": {}})
 
 
-def check_joined(labels: Labels, cells: Joined, run: RunDirectory) -> list[str]:
+def check_joined(labels: LabelledRows, run: RunDirectory) -> list[str]:
     """What is odd about a join, in sentences. Raises ConfigError where no row is labelled, with one example of each side."""
-    if isinstance(labels, OwnLabels):
-        if not cells.joined:
-            raise ConfigError(
-                f"{run.store.url}: no row has a label of its own",
-                hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone data index --help)",
-            )
-        return [] if not cells.others else [f"{counted(cells.others, 'row')} without a label, for example {cells.other}."]
-    unused = _example(labels, cells)
-    if not cells.joined:
-        rows = f"the run has {cells.other}" if cells.other else "the run has no rows"
+    own = labels.key == OWN
+    if not labels.joined and own:
         raise ConfigError(
-            f"{labels.name}: none of {counted(len(labels.words), 'label')} belongs to a row of {run.store.url}: "
-            f"by {labels.key.name} the labels have {unused}, {rows}",
-            hint=_hint(labels.key.name),
+            f"{run.store.url}: no row has a label of its own",
+            hint="give --labels FILE, or --layout NAME where the source tells labels (touchstone data index --help)",
         )
-    return list(_remarks(labels, cells, unused))
+    if not labels.joined:
+        rows = f"the run has {labels.other}" if labels.other else "the run has no rows"
+        raise ConfigError(
+            f"{labels.name}: none of {counted(labels.distinct, 'label')} belongs to a row of {run.store.url}: "
+            f"by {labels.key} the labels have {labels.unused_key}, {rows}",
+            hint=_hint(labels.key),
+        )
+    remarks = []
+    if labels.unused:
+        example = f"{labels.key} {labels.unused_key}"
+        remarks.append(f"{labels.unused:,} of {counted(labels.distinct, 'label')} without a row in the run, for example {example}.")
+    if labels.others:
+        remarks.append(f"{counted(labels.others, 'row')} without a label, {'' if own else 'left out; '}for example {labels.other}.")
+    if labels.doubled:
+        remarks.append(f"{counted(labels.doubled, 'label')} given more than once, counted once.")
+    if labels.other_split:
+        remarks.append(f"{counted(labels.other_split, 'label')} of other splits, left out.")
+    return remarks
 
 
 def _of_config(config: EvaluateConfig) -> dict[str, Any]:
@@ -100,25 +105,6 @@ def _of_run(run: RunDirectory) -> dict[str, Any]:
     usual = ScoreConfig()
     settings = {name: identity.get(name, getattr(usual, name)) for name in ("include", "exclude", "limit", "columns", "container_limits")}
     return {"at": tuple(identity["source"]), **settings}
-
-
-def _remarks(labels: LabelIndex, cells: Joined, unused: str | None) -> Iterator[str]:
-    if cells.unused:
-        yield f"{cells.unused:,} of {counted(len(labels.words), 'label')} without a row in the run, for example {labels.key.name} {unused}."
-    if cells.others:
-        yield f"{counted(cells.others, 'row')} without a label, left out; for example {cells.other}."
-    if labels.doubled:
-        yield f"{counted(labels.doubled, 'label')} given more than once, counted once."
-    if labels.other_split:
-        yield f"{counted(labels.other_split, 'label')} of other splits, left out."
-
-
-def _example(labels: LabelIndex, cells: Joined) -> str | None:
-    """The key of the first label without a row."""
-    if cells.used is None or not cells.unused:
-        return None
-    unused = np.flatnonzero(~cells.used)
-    return labels.shown(int(unused[labels.order[unused].argmin()]))
 
 
 def _hint(key: str) -> str:
@@ -165,22 +151,34 @@ def _evaluated(config: EvaluateConfig) -> Evaluated:
         from ray_app.scoring.run import check_scoring
 
         check_scoring(_scoring(config, out))
-    labels = labels_for(config, protocol, run, out)
-    _give_memory_back()
-    if run is None:
-        run, code = _scored(config, out, own_labels=labels is None)
-    labels = labels or OwnLabels(run.store.url, config.split or (protocol.split if protocol else None))
+    split = config.split or (protocol.split if protocol else None)
+    with contextlib.ExitStack() as stack:
+        labels = labels_for(config, protocol, run, out)
+        if labels is not None:
+            stack.enter_context(labels)
+        if run is None:
+            run, code = _scored(config, out, own_labels=labels is None)
+        if labels is None:
+            labels = stack.enter_context(own_labels(run.store.url, split))
+        return Evaluated(_documented(config, protocol, run, labels, out), code)
+
+
+def _documented(
+    config: EvaluateConfig, protocol: protocols.Protocol | None, run: RunDirectory, labels: LabelledRows, out: Store
+) -> EvaluationDocument:
+    """Join, count, and write the document."""
     systems = systems_of(run, threshold=protocol.threshold if protocol else None, strict=protocol.strict if protocol else True)
     _print_progress("counting scores")
-    cells = _on_tasks(config, run, lambda each: accumulate.gather(run, labels, systems, each=each, most=config.sample))
-    _give_memory_back()
+    columns = [*accumulate.COLUMNS, *([OWN] if protocol and "years" in protocol.automatic else [])]
+    _on_tasks(config, run, lambda each: labels.join(run, columns, systems=systems, each=each))
     unfinished = f"{run.store.url} is not finished: only what is scored so far is evaluated."
-    warnings = [*([] if run.store.exists("summary.json") else [unfinished]), *check_joined(labels, cells, run)]
+    warnings = [*([] if run.store.exists("summary.json") else [unfinished]), *check_joined(labels, run)]
     for warning in warnings:
         _print_progress(warning)
+    cells = accumulate.count_rows(labels, systems, most=config.sample)
     document = document_of(Evaluation(run, labels, systems, cells, protocol, config), warnings, _print_progress)
     write_document(document, out)
-    return Evaluated(document, code)
+    return document
 
 
 def _completed(config: EvaluateConfig, protocol: protocols.Protocol | None) -> EvaluateConfig:
@@ -243,12 +241,6 @@ def _on_tasks(config: EvaluateConfig, run: RunDirectory, work: Callable[[Each | 
 
     with cluster(config.score.cluster):
         return work(on_ray)
-
-
-def _give_memory_back() -> None:
-    """What many small arrays leave free between them goes back to the machine (glibc keeps it), before figures need room of theirs."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _print_progress(message: str) -> None:

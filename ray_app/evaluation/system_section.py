@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_app.evaluation import accumulate, protocols
-from ray_app.evaluation.groups import EvaluationGroup, ScoreTally
 from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
+from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, training_overlap
 from ray_app.metrics import calibration, clustered_tests, detection, intervals, operating_points, significance
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
@@ -76,7 +76,7 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
         histogram=_histogram(scores),
         risk_coverage=_risk(scores),
         report=detection.classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
-        strata=tuple(_strata(scores, cells)),
+        strata=tuple(_strata(scores)),
         views=tuple(_views(scores, cells, asked)),
         worst=_worst(generators),
     )
@@ -119,6 +119,7 @@ class _Scores:
     """The scores of one system, by group and by class."""
 
     system: System
+    by_cell: Mapping[accumulate.FileCell, ScoreHistogram]
     by_group: dict[EvaluationGroup, ScoreHistogram]
     binary: bool
     reals: ScoreHistogram = field(init=False)
@@ -149,14 +150,14 @@ class _Scores:
 
 
 def _scores(system: System, cells: accumulate.Cells, groups: Iterable[EvaluationGroup]) -> _Scores:
-    by_group: dict[EvaluationGroup, list[ScoreTally]] = {group: [] for group in groups}
-    for (name, cell), tally in cells.scores.items():
-        if name == system.name:
-            by_group[cell.group].append(tally)
-    merged = {group: _merged(some) for group, some in by_group.items()}
+    by_group: dict[EvaluationGroup, list[ScoreHistogram]] = {group: [] for group in groups}
+    by_cell = cells.scores(system.name)
+    for cell, scores in by_cell.items():
+        by_group[cell.group].append(scores)
+    merged = {group: ScoreHistogram.merged(some) for group, some in by_group.items()}
     values = np.unique(np.concatenate([np.empty(0), *[one.values[:3] for one in merged.values()]]))
     replies = all(len(one.values) <= 2 for one in merged.values()) and bool(len(values)) and bool(np.isin(values, (-1.0, 1.0)).all())
-    return _Scores(system, merged, system.binary or replies)
+    return _Scores(system, by_cell, merged, system.binary or replies)
 
 
 def _is_of(kind: str, group: EvaluationGroup) -> bool:
@@ -256,17 +257,16 @@ def _risk(scores: _Scores) -> system_model.RiskCoverage:
     return system_model.RiskCoverage(points=found["points"], aurc=system_model.FigureFacts.of(found["aurc"]))
 
 
-def _strata(scores: _Scores, cells: accumulate.Cells) -> list[system_model.FormatStratum]:
+def _strata(scores: _Scores) -> list[system_model.FormatStratum]:
     """Figures within images of one format and one size, where neither can separate the classes."""
-    found: dict[tuple[str, str], dict[str, list[ScoreTally]]] = {}
-    for (name, cell), tally in cells.scores.items():
-        if name == scores.system.name:
-            found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(tally)
+    found: dict[tuple[str, str], dict[str, list[ScoreHistogram]]] = {}
+    for cell, one in scores.by_cell.items():
+        found.setdefault((cell.format, cell.size), {"real": [], "fake": []})[cell.group.label].append(one)
     strata = []
     for (form, size), classes in sorted(
         found.items(), key=lambda one: (one[0][0], (*accumulate.BANDS, accumulate.UNKNOWN).index(one[0][1]))
     ):
-        fakes, reals = _merged(classes["fake"]), _merged(classes["real"])
+        fakes, reals = ScoreHistogram.merged(classes["fake"]), ScoreHistogram.merged(classes["real"])
         counts = operating_points.Confusion.at(fakes, reals, scores.system.threshold, scores.system.strict)
         auc = system_model.FigureFacts.of(scores.auc(fakes, reals))
         accuracy = system_model.FigureFacts.of(operating_points.rates_at(counts)["balanced_accuracy"])
@@ -275,18 +275,13 @@ def _strata(scores: _Scores, cells: accumulate.Cells) -> list[system_model.Forma
     return strata
 
 
-def _merged(tallies: Iterable[ScoreTally]) -> ScoreHistogram:
-    return ScoreHistogram.merged(tally.histogram() for tally in tallies)
-
-
 def _views(scores: _Scores, cells: accumulate.Cells, asked: SystemOptions) -> list[system_model.ViewFacts]:
     """Figures of perturbed pixels, in the order of the run's views; at the end those that are not there."""
     views, kinds = [], asked.identity.get("perturb_kinds", {})
-    for view in dict.fromkeys(view for view, _, _ in cells.views):
-        mine = {kind: tally.histogram() for (name, system, kind), tally in cells.views.items()
-                if (name, system) == (view, scores.system.name)}  # fmt: skip
-        fakes = ScoreHistogram.merged(one for kind, one in mine.items() if kind != "real")
-        reals = ScoreHistogram.merged(one for kind, one in mine.items() if kind == "real")
+    for view, by_cell in cells.views(scores.system.name).items():
+        fakes, reals = (
+            ScoreHistogram.merged(one for cell, one in by_cell.items() if cell.group.label == label) for label in ("fake", "real")
+        )
         figures = asked.intervals.of_view(scores.figures(fakes, reals), scores.system, (fakes, reals))
         kind, given = kinds.get(view, "degradation"), system_model.facts_of(figures)
         views.append(system_model.ViewFacts(name=view, kind=kind, n_real=reals.n, n_fake=fakes.n, figures=given))

@@ -75,6 +75,14 @@ class Systems:
         """What rows must have beside their scores: the bytes' digest, by which a cascade's audit draws images, whatever a view shows."""
         return ("sha256",) if self.ensemble is not None and self.ensemble.cascade is not None else ()
 
+    def score_columns(self, table: pa.Table) -> dict[str, pa.Array]:
+        """Of result rows the column `score:SYSTEM` for each system, and `view:SYSTEM|VIEW` for each of its scores of a view; null where
+        there is no finite one.
+        """
+        found = {f"score:{name}": scores for name, scores in self.clean(table).items()}
+        found |= {f"view:{name}|{view}": scores for view, columns in self.views(table).items() for name, scores in columns.items()}
+        return {name: pa.array(scores, mask=~np.isfinite(scores)) for name, scores in found.items()}
+
     def clean(self, table: pa.Table) -> dict[str, Column]:
         """Per system, the scores (n,) of result rows; NaN = none."""
         scores = table["scores"].combine_chunks()

@@ -1,7 +1,7 @@
 """Figures on what a system was not trained on (`unseen_of`), and the scores of that alone (`unseen_sample`), by which pairs are tested.
 
 An image counts as seen where a card of the system lists its generator, or the source that its label names. What a card does not tell stays,
-and is counted as unknown. Rows are those of the evaluation's sample (`interval_sample.with_sources`).
+and is counted as unknown. Rows are those of the evaluation's sample (`accumulate.Cells.sample`).
 """
 
 from collections import Counter

@@ -1,3 +1,5 @@
+"""What is counted of labelled rows, against plain counting; and the same however a run is cut, and in tasks."""
+
 import pickle
 from collections import Counter
 
@@ -5,10 +7,9 @@ import numpy as np
 import pytest
 
 from ray_app.archives import in_turn
-from ray_app.evaluation.accumulate import BANDS, FileCell, gather, hashed
-from ray_app.evaluation.groups import EvaluationGroup
-from ray_app.evaluation.join import index_labels
-from ray_app.evaluation.labels import open_labels
+from ray_app.evaluation.accumulate import BANDS, COLUMNS, MODULUS, FileCell, count_rows, digest_of, hashed
+from ray_app.evaluation.join import read_labels
+from ray_app.evaluation.labels import EvaluationGroup, open_labels
 from ray_app.evaluation.systems import systems_of
 from ray_app.metrics.arrays import ScoreHistogram
 from tests.evaluation import made
@@ -17,21 +18,36 @@ from tests.evaluation.made import made_run, random_rows
 VIEWS = ("jpeg-50", "blur-1")
 
 
-def labelled(folder, columns, truths, but=()):
-    return index_labels(open_labels(str(made.labelled(folder, columns, truths, but))))
+@pytest.fixture
+def gather(tmp_path):
+    """Of a run, with labels of all its rows but some: what the join found, and what was counted."""
+    opened = []
+
+    def gathered(run, columns, truths, but=(), each=None, **more):
+        systems, labels = systems_of(run), read_labels(open_labels(str(made.labelled(tmp_path, columns, truths, but))))
+        opened.append(labels)
+        return labels, count_rows(labels.join(run, COLUMNS, systems=systems, each=each), systems, **more)
+
+    yield gathered
+    for labels in opened:
+        labels.database.close()
 
 
-def told(cells):
+def told(labels, cells):
     """All that was gathered, in plain values."""
+
+    def plain(histograms):
+        return {cell: (one.values.tolist(), one.counts.tolist()) for cell, one in histograms.items()}
+
     return {
         "rows": dict(cells.rows),
-        "scores": {name: (tally.histogram().values.tolist(), tally.histogram().counts.tolist()) for name, tally in cells.scores.items()},
-        "views": {name: (tally.histogram().values.tolist(), tally.histogram().counts.tolist()) for name, tally in cells.views.items()},
-        "sample": cells.sample.rows().to_pylist(),
-        "mistakes": cells.mistakes.rows(),
-        "used": cells.used.tolist(),
-        "others": (cells.others, cells.other),
-        "predicted": dict(cells.predicted),
+        "scores": {name: plain(cells.scores(name)) for name in ("ensemble", "a", "b")},
+        "views": {(name, view): plain(one) for name in ("ensemble", "a", "b") for view, one in cells.views(name).items()},
+        "sample": cells.sample.to_pylist(),
+        "mistakes": cells.mistakes,
+        "others": (labels.others, labels.other, labels.unused),
+        "predicted": cells.predicted,
+        "digest": cells.digest,
     }
 
 
@@ -41,11 +57,10 @@ def group_of(truth):
     return EvaluationGroup(truth["kind"] or "whole", truth["generator"])
 
 
-def test_cells_hold_every_row(tmp_path):
+def test_cells_hold_every_row(tmp_path, gather):
     columns, truths, scores = random_rows(500, views=VIEWS)
-    index = labelled(tmp_path, columns, truths, but={3, 77})
     run = made_run(tmp_path / "run", columns, [100, 101, 350])
-    cells = gather(run, index, systems_of(run), most=60)
+    labels, cells = gather(run, columns, truths, {3, 77}, most=60)
     widths = columns["width"].to_pylist()
     expected, rows = {}, Counter()
     for row, truth in enumerate(truths):
@@ -60,19 +75,18 @@ def test_cells_hold_every_row(tmp_path):
                 expected.setdefault((name, cell), []).append(values[row])
     assert dict(cells.rows) == dict(rows)
     assert cells.joined == 498
-    assert (cells.others, cells.other) == (2, str(columns["image_id"][3]))
-    assert set(cells.scores) == set(expected)
-    for place, values in expected.items():
-        found, wanted = cells.scores[place].histogram(), ScoreHistogram.of(values)
+    assert (labels.others, labels.other) == (2, str(columns["image_id"][3]))
+    assert {(name, cell) for name in scores for cell in cells.scores(name)} == set(expected)
+    for (name, cell), values in expected.items():
+        found, wanted = cells.scores(name)[cell], ScoreHistogram.of(values)
         np.testing.assert_array_equal(found.values, wanted.values)
         np.testing.assert_array_equal(found.counts, wanted.counts)
     ids = np.array([one for row, one in enumerate(columns["image_id"]) if row not in (3, 77)])
-    assert cells.sample.rows()["image_id"].to_pylist() == ids[np.argsort(hashed(ids))][:60].tolist()
+    assert cells.sample["image_id"].to_pylist() == ids[np.argsort(hashed(ids))][:60].tolist()
 
 
-def test_any_cut_gives_the_same(tmp_path):
+def test_any_cut_gives_the_same(tmp_path, gather):
     columns, truths, _ = random_rows(250, views=VIEWS)
-    index = labelled(tmp_path, columns, truths, but={3, 77, 249})
     whole, pieces = made_run(tmp_path / "whole", columns), made_run(tmp_path / "pieces", columns, [1, 70, 71, 200])
 
     def shipped(function, items):
@@ -81,16 +95,15 @@ def test_any_cut_gives_the_same(tmp_path):
             yield pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(function))(item)))
 
     for most in (50, 100_000):
-        expected = told(gather(whole, index, systems_of(whole), most=most))
-        assert told(gather(pieces, index, systems_of(pieces), most=most)) == expected
-        for each in (in_turn, shipped):
-            assert told(gather(pieces, index, systems_of(pieces), each=each, most=most)) == expected
+        expected = told(*gather(whole, columns, truths, {3, 77, 249}, most=most))
+        assert list(expected["views"]) == [(name, view) for name in ("ensemble", "a", "b") for view in VIEWS]
+        for each in (None, in_turn, shipped):
+            assert told(*gather(pieces, columns, truths, {3, 77, 249}, each, most=most)) == expected
 
 
-def test_mistakes_are_the_worst(tmp_path):
+def test_mistakes_are_the_worst(tmp_path, gather):
     columns, truths, scores = random_rows(400)
-    run = made_run(tmp_path / "run", columns, [50, 200])
-    found = gather(run, labelled(tmp_path, columns, truths), systems_of(run)).mistakes.rows()
+    found = gather(made_run(tmp_path / "run", columns, [50, 200]), columns, truths)[1].mistakes
     fake = np.array([truth["label"] == "fake" for truth in truths])
     score = scores["ensemble"]
     wrong = [row for row in range(400) if np.isfinite(score[row]) and (score[row] >= 0) != fake[row]]
@@ -98,3 +111,15 @@ def test_mistakes_are_the_worst(tmp_path):
     assert [row["image_id"] for row in found] == [int(columns["image_id"][row]) for row in wrong[:24]]
     assert found[0]["probability"] == pytest.approx(1 / (1 + np.exp(-score[wrong[0]])))
     assert {row["verdict"] for row in found} <= {"real", "fake"}
+
+
+def test_the_digest_is_of_a_set():
+    rng = np.random.default_rng(1)
+    ids, fake = rng.integers(-(2**63), 2**63 - 1, 1000), rng.random(1000) < 0.5
+    turn = rng.permutation(1000)
+    whole = digest_of(ids, fake)
+    assert digest_of(ids[turn], fake[turn]) == whole
+    assert (digest_of(ids[:300], fake[:300]) + digest_of(ids[300:], fake[300:])) % MODULUS == whole
+    assert digest_of(ids[:0], fake[:0]) == 0
+    # The first output of SplitMix64 for the seed 1234567 is published with the reference implementation.
+    assert digest_of(np.array([1234567]), np.array([True])) == 6457827717110365317

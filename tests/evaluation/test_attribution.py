@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from ray_app.attribution.prompts import normalised_prompt
 from ray_app.evaluation.attribution import answers_of
 from ray_app.evaluation.attribution import identification_of as identification
-from ray_app.evaluation.groups import Names
+from ray_app.evaluation.generator_names import Names
 from ray_app.evaluation.prompts import prompts_of as prompts
 from ray_app.metrics.text import bleu4, rouge_l, tag_jaccard, token_f1
 from tests.runs.small_run import new_run

@@ -3,7 +3,7 @@
 import pytest
 
 from ray_app.evaluation.dflip import REAL, dflip_v1, named_in, sentence_of
-from ray_app.evaluation.groups import Names
+from ray_app.evaluation.generator_names import Names
 
 KNOWN = {"real", "dalle", "mj", "sd", "DreamShaper"}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_app.evaluation.groups import Names
+from ray_app.evaluation.generator_names import Names
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.evaluation import write_run
 from ray_app.errors import ConfigError
-from ray_app.evaluation.groups import EvaluationGroup
-from ray_app.evaluation.join import OwnLabels, index_labels, joined_rows
+from ray_app.evaluation.join import own_labels, read_labels
 from ray_app.evaluation.labels import open_labels
-from tests.evaluation.made import random_rows
+from tests.evaluation.made import cut, made_run, random_rows
 
 
 def labels_of(folder, rows, kind="jsonl", **settings):
@@ -18,49 +18,49 @@ def labels_of(folder, rows, kind="jsonl", **settings):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
-    return index_labels(open_labels(str(path)), **settings)
+    return read_labels(open_labels(str(path)), **settings)
 
 
-def table_of(columns):
-    return pa.table({name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in columns.items()})
+def joined(labels, run, columns, **more):
+    with labels:
+        return [row for table in labels.join(run, columns, **more).tables(columns) for row in table.to_pylist()]
+
+
+def run_of(folder, rows):
+    """A run of a few rows, columns by name; those that are not given are made up."""
+    count = len(rows["uri"])
+    usual, _, _ = random_rows(count)
+    fields = {"input": pa.array(rows["input"]).type} if "input" in rows else {}
+    columns = usual | {"member": [None] * count} | {name: pa.array(column) for name, column in rows.items()}
+    return write_run(folder / "run", cut(columns, []), ("a", "b"), **fields)
 
 
 @pytest.mark.parametrize("key", ["image_id", "sha256", "uri"])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_a_join_is_that_of_a_dictionary(tmp_path, key, kind):
     columns, truths, _ = random_rows(200)
-    rows = table_of(columns)
+    [rows] = cut(columns, [])
+    rows = pa.table(rows)
     keys = [key] if key != "uri" else ["uri", "member"]
     known = [dict(zip(keys, values, strict=True)) | truth
              for *values, truth in zip(*(rows[name].to_pylist() for name in keys), truths, strict=True)][50:]  # fmt: skip
     known = [row for row in known if row[key] is not None]
     np.random.default_rng(1).shuffle(known)
-    index = labels_of(tmp_path, known, kind)
-    truth = index.truth(rows)
+    labels = labels_of(tmp_path, [*known, {key: 7 if key == "image_id" else "/7", "label": "real"}], kind)
+    found = joined(labels, made_run(tmp_path / "run", columns, [30, 120]), [*keys, "label", "generator"])
     expected = {tuple(row[name] for name in keys): row for row in known}
-    assert index.key.name == key
-    for place, values in enumerate(zip(*(rows[name].to_pylist() for name in keys), strict=True)):
-        wanted = expected.get(values)
-        found = None if truth.codes[place] < 0 else truth.groups[truth.codes[place]]
-        assert (found and (found.label, found.generator)) == (wanted and (wanted["label"], wanted["generator"]))
-        assert (truth.places[place] < 0) == (wanted is None)
-        if wanted and place % 20 == 0:  # which reads the file
-            assert index.shown(int(truth.places[place])) == "/".join(str(value) for value in values if value is not None)
-
-
-def test_colliding_words_are_told_apart(tmp_path):
-    rows = [{"uri": f"/x/{number}.jpg", "label": number % 2} for number in range(10)]
-    looked = table_of({"uri": [f"/x/{number}.jpg" for number in range(64)], "member": pa.nulls(64, pa.string())})
-    told = []
-    for bits in (6, 7, 8, 64):  # of few bits, the words of labels collide, and other salts are tried
-        index = labels_of(tmp_path, rows, bits=bits)
-        told.append(index.key.salt)
-        truth = index.truth(looked)
-        assert [truth.groups[code].label for code in truth.codes[:10]] == ["real", "fake"] * 5
-    assert (truth.codes >= 0).sum() == 10
-    assert max(told) > 0, "no salt but the first was ever needed: the test tests nothing"
-    with pytest.raises(ConfigError, match="told apart"):
-        labels_of(tmp_path, [{"uri": str(number), "label": 1} for number in range(9)], bits=2)
+    order = [expected[place] for place in zip(*(rows[name].to_pylist() for name in keys), strict=True) if place in expected]
+    assert [tuple(row.values()) for row in found] == [tuple(row[name] for name in (*keys, "label", "generator")) for row in order]
+    assert (labels.key, labels.joined, labels.others, labels.unused, labels.unused_key) == (
+        key,
+        len(known),
+        200 - len(known),
+        1,
+        "7" if key == "image_id" else "/7",
+    )
+    first = next(row for row in rows.select(keys).to_pylist() if tuple(row.values()) not in expected)
+    shown = "/".join(str(one) for one in first.values() if one is not None) or rows["uri"][0].as_py()
+    assert labels.other == shown
 
 
 def test_contradictions_are_named(tmp_path):
@@ -76,6 +76,9 @@ def test_contradictions_are_named(tmp_path):
     [
         ([{"uri": "/a", "label": "maybe"}], "row 1: 'maybe' is no label"),
         ([{"uri": "/a", "label": 1}, {"uri": "/b", "label": None}], "row 2: no label"),
+        ([{"uri": "/a", "label": 1}, {"uri": None, "label": 1}], "row 2: no uri"),
+        ([{"uri": "/a", "label": 1, "kind": "odd"}], "row 1: 'odd' is no kind"),
+        ([{"uri": f"/{number}", "label": 1, "generator": f"g{number}"} for number in range(5_001)], "more than 5,000 generators"),
         ([{"path": "/a", "label": 1}], "one of image_id, sha256, uri"),
         ([{"uri": "/a", "label": 1, "generator": "real:x"}], "labelled fake, but its generator is 'real:x'"),
         ([{"uri": "/a", "label": 1, "split": "train"}], "no labels of split 'test'"),
@@ -88,8 +91,8 @@ def test_what_labels_lack_is_said(tmp_path, rows, said):
 
 def test_only_labels_of_a_split(tmp_path):
     rows = [{"uri": f"/{number}", "label": 1, "split": ("test", "train")[number % 2]} for number in range(5)]
-    index = labels_of(tmp_path, rows, split="test")
-    assert (index.rows, index.other_split, len(index.words)) == (5, 2, 3)
+    with labels_of(tmp_path, [*rows, rows[0]], split="test") as labels:
+        assert (labels.rows, labels.other_split, labels.doubled, labels.distinct) == (6, 2, 1, 3)
 
 
 def test_kinds_and_generators(tmp_path):
@@ -100,50 +103,50 @@ def test_kinds_and_generators(tmp_path):
         {"uri": "/4", "label": 0, "mask_uri": "m.png", "generator": "camera"},
         {"uri": "/5", "label": 1, "mask_uri": ""},
     ]
-    index = labels_of(tmp_path, rows)
-    found = index.truth(table_of({"uri": [row["uri"] for row in rows], "member": pa.nulls(5, pa.string())}))
-    assert [(found.groups[code].kind, found.groups[code].generator) for code in found.codes] == [
+    found = joined(labels_of(tmp_path, rows), run_of(tmp_path, {"uri": [row["uri"] for row in rows]}), ["kind", "generator"])
+    assert [tuple(row.values()) for row in found] == [
         ("local", "unknown"), ("whole", "flux"), ("local", "unknown"), ("real", "real:camera"), ("whole", "unknown"),
     ]  # fmt: skip
 
 
 def test_joined_rows_carry_texts(tmp_path):
     rows = [{"uri": f"/{number}", "label": 1, "prompt": f"p{number}", "mask_uri": f"m{number}.png"} for number in range(6)]
-    index = labels_of(tmp_path, rows[::-1])
-    table = table_of({"uri": [f"/{number}" for number in range(3, 9)], "member": pa.nulls(6, pa.string()), "width": list(range(6))})
-    [found] = joined_rows(iter([table]), index, ["uri", "width", "label", "kind", "prompt", "mask_uri", "predicted_prompt"])
-    assert found.to_pylist() == [
+    run = run_of(tmp_path, {"uri": [f"/{number}" for number in range(3, 9)], "width": pa.array(range(6), pa.int32())})
+    columns = ["uri", "width", "label", "kind", "prompt", "mask_uri", "predicted_prompt", "source"]
+    assert joined(labels_of(tmp_path, rows[::-1]), run, columns) == [
         {"uri": f"/{number}", "width": number - 3, "label": "fake", "kind": "local", "prompt": f"p{number}",
-         "mask_uri": f"{tmp_path}/m{number}.png", "predicted_prompt": None}
+         "mask_uri": f"{tmp_path}/m{number}.png", "predicted_prompt": None, "source": None}
         for number in range(3, 6)
     ]  # fmt: skip
 
 
-def test_a_runs_own_labels():
-    told = zip([0, 1, None, 1], ["fake", "real", None, "fake"], ["p", None, "q", "r"], strict=True)
-    table = pa.table({"uri": list("abcd"), "input": [dict(zip(("label", "label_name", "prompt"), one, strict=True)) for one in told]})
-    own = OwnLabels("run")
-    truth = own.truth(table)
-    assert [None if code < 0 else truth.groups[code] for code in truth.codes] == [
-        EvaluationGroup("whole", "unknown"), EvaluationGroup("real", "real"), None, EvaluationGroup("whole", "unknown")
-    ]  # fmt: skip
-    [found] = joined_rows(iter([table]), own, ["uri", "label", "prompt"])
-    assert found["prompt"].to_pylist() == ["p", None, "r"]
-    assert (own.truth(pa.table({"uri": ["a"]})).codes == -1).all()
+def test_a_runs_own_labels(tmp_path):
+    told = zip([0, 1, None, 1, 1], ["fake", "real", None, "fake", "real"], "pxqrs", ["test"] * 4 + ["train"], strict=True)
+    inputs = [dict(zip(("label", "label_name", "prompt", "split"), one, strict=True)) for one in told]
+    run = run_of(tmp_path, {"uri": list("abcde"), "input": inputs})
+    labels = own_labels("run", "test")
+    assert joined(labels, run, ["uri", "kind", "prompt"]) == [
+        {"uri": "a", "kind": "whole", "prompt": "p"},
+        {"uri": "b", "kind": "real", "prompt": "x"},
+        {"uri": "d", "kind": "whole", "prompt": "r"},
+    ]
+    assert (labels.rows, labels.joined, labels.others, labels.other, labels.unused) == (3, 3, 2, "c", 0)
+    assert joined(own_labels("run"), run_of(tmp_path / "bare", {"uri": ["a"]}), ["uri"]) == []
 
 
-def test_what_lies_in_an_archive_does_not_say_where_masks_lie():
-    def joined(uri, member, mask):
-        rows = table_of({"uri": [uri], "member": [member], "input": [{"label": "fake", "mask_uri": mask}]})
-        return pa.concat_tables(joined_rows(iter([rows]), OwnLabels("run"), ["uri", "mask_uri"]))["mask_uri"].to_pylist()
+def test_what_lies_in_an_archive_does_not_say_where_masks_lie(tmp_path):
+    def masks(uri, member, mask):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        run = run_of(folder, {"uri": [uri], "member": pa.array([member], pa.string()), "input": [{"label": "fake", "mask_uri": mask}]})
+        return [row["mask_uri"] for row in joined(own_labels("run"), run, ["mask_uri"])]
 
     table = "/data/a.parquet"
-    assert joined(table, "3", f"{table}#row=3&column=mask") == [f"{table}#row=3&column=mask"]
-    assert joined("/data/a.png", None, "/data/m.png") == ["/data/m.png"]  # as a list says it
+    assert masks(table, "3", f"{table}#row=3&column=mask") == [f"{table}#row=3&column=mask"]
+    assert masks("/data/a.png", None, "/data/m.png") == ["/data/m.png"]  # as a list says it
     for uri, member, mask in (
         (table, "3", "/etc/hostname"), (table, "3", "http://169.254.169.254/x"), (table, "3", "/data/b.parquet#row=3&column=mask"),
         ("/data/a.tar", "a.png", "s3://b/m.png"), ("https://h/a.png", None, "/etc/hostname"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match="may not say that a mask lies at") as caught:
-            joined(uri, member, mask)
+            masks(uri, member, mask)
         assert "--labels" in caught.value.hint

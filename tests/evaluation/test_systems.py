@@ -7,8 +7,8 @@ import pytest
 from ray_app.config import config_root
 from ray_app.detectors import load_card
 from ray_app.ensembles import Cascade, EnsembleCard, EnsembleMember, Thresholds, combine, drawn_by_audit, ensemble_of
-from ray_app.evaluation.accumulate import gather
-from ray_app.evaluation.join import index_labels
+from ray_app.evaluation.accumulate import COLUMNS, count_rows
+from ray_app.evaluation.join import read_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE, combined_overlap, systems_of, training_overlap
 from ray_app.metrics.arrays import ScoreHistogram
@@ -124,11 +124,11 @@ def test_a_cascades_audit_draws_a_view_with_its_file(tmp_path):
     labels = labelled(tmp_path, columns, truths)
     systems = systems_of(run)
     assert [one.name for one in systems.all if one.late] == ["b"]
-    cells = gather(run, index_labels(open_labels(str(labels))), systems)
+    with read_labels(open_labels(str(labels))) as read:
+        views = count_rows(read.join(run, COLUMNS, systems=systems), systems).views(ENSEMBLE)
     drawn = drawn_by_audit(card, columns["sha256"])
     wanted = combine(card, {name: scores[name] for name in "ab"}, {}, audited=drawn)
-    found = [one.histogram() for (_, system, _), one in cells.views.items() if system == ENSEMBLE]
-    histogram = ScoreHistogram.merged(found)
+    histogram = ScoreHistogram.merged(views["v"].values())
     expected = ScoreHistogram.of(wanted[np.isfinite(wanted)])
     np.testing.assert_allclose(histogram.values, expected.values)
     assert histogram.counts.tolist() == expected.counts.tolist()

@@ -19,22 +19,22 @@ from ray_app.detectors import DetectorCard, load_card
 from ray_app.detectors.card import Calibration
 from ray_app.ensembles.card import EnsembleCard, EnsembleMember, ensemble_of
 from ray_app.errors import ConfigError, TouchstoneError
-from ray_app.evaluation.join import Joined, JoinedLabels, LabelIndex, Labels, OwnLabels, index_labels
+from ray_app.evaluation.join import own_labels, read_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.run import check_joined
 from ray_app.evaluation.systems import Systems, systems_of
 from ray_app.inference import is_blank
 from ray_app.metrics.arrays import Bools
 from ray_app.runs import RunDirectory
-from ray_app.runs.reader import current_tables, numbers
+from ray_app.runs.reader import numbers
 from ray_app.runs.rows import bounded_facts
 
 Places = NDArray[np.int64]
-TOLD = ("source", "group", "part", "phash")
-"""What labels, or the run's own columns, may say besides label and generator. `group` is taken for `source` where that is not told."""
-ROWS = ["image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "texture", "graphics", "flags",
-        "phash", "decoder", "scores", "input"]  # fmt: skip
-"""What is read of a run, so far as it has it."""
+ROWS = ("image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "texture", "graphics", "flags",
+        "phash", "decoder", "input")  # fmt: skip
+"""What is read of a run, so far as it has it, beside scores."""
+TRUTH = ("label", "generator", *(f"{who}_{name}" for who in ("label", "own") for name in ("source", "group", "part", "phash")))
+"""What labels, or the run's own columns, may say. `group` is taken for `source` where that is not told."""
 _NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
 _KEPT = ("image_id", "sha256", "fake", "generator", "source", "phash", "part", "format", "width", "height", "quality")
 
@@ -98,9 +98,10 @@ class CalibrationData:
 
 
 @dataclass
-class CalibrationTally(Joined):
-    """What a pass counts of labelled rows: `statuses` (other than ok), `unscored`, `outside`, `blank` are left out."""
+class CalibrationTally:
+    """Labelled rows (`joined`), and those of them that are left out: `statuses` (other than ok), `unscored`, `outside`, `blank`."""
 
+    joined: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     unscored: int = 0
     outside: int = 0
@@ -120,39 +121,27 @@ class CalibrationCollector:
     anything.
     """
 
-    labels: Labels
     names: Sequence[str]
     cards: Mapping[str, DetectorCard]
     tally: CalibrationTally = field(default_factory=CalibrationTally)
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _KEPT})
     scores: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.tally.begin(self.labels)
-        self.texts = self.labels.texts(TOLD) if isinstance(self.labels, LabelIndex) else None
-
-    def add(self, table: pa.Table) -> None:
-        """The labelled rows of a table."""
-        tally = self.tally
-        rows, truth = tally.matched(self.labels, table)
-        if not len(rows):
-            return
+    def add(self, rows: pa.Table) -> None:
+        """Labelled rows with `ROWS` and `TRUTH`."""
         scores, usable = self._usable(rows)
         places = np.flatnonzero(usable)
         self.scores.append(scores[places])
         kept = rows.take(pa.array(places))
-        if "decoder" in kept.column_names:
-            tally.decoders |= set(pc.unique(kept["decoder"].cast(pa.string())).to_pylist()) - {None}
-        self._keep(kept, JoinedLabels(truth.codes[places], truth.groups, truth.places[places]))
+        self.tally.decoders |= set(pc.unique(kept["decoder"]).to_pylist()) - {None}
+        self._keep(kept)
 
     def _usable(self, rows: pa.Table) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """The scores (n, detectors) of rows, and which rows have all of them and could get a verdict for them."""
-        status = rows["status"].cast(pa.string())
+        status = rows["status"]
         is_ok = np.asarray(pc.equal(status, "ok"))
         self.tally.statuses.update(pc.filter(status, pa.array(~is_ok)).to_pylist())
-        struct = rows["scores"].combine_chunks()
-        columns = [np.asarray(pc.fill_null(pc.struct_field(struct, name), float("nan")), np.float32) for name in self.names]
-        scores = np.stack(columns, axis=1)
+        scores = np.stack([np.asarray(pc.fill_null(rows[f"score:{name}"], np.nan), np.float32) for name in self.names], axis=1)
         has_all = is_ok & np.isfinite(scores).all(axis=1)
         inside, blank = ~self._outside(rows), _blank(rows)
         self.tally.unscored += int((is_ok & ~has_all & inside & ~blank).sum())
@@ -170,33 +159,20 @@ class CalibrationCollector:
             outside[list(card.fragility.doubts(bounded_facts(rows, card.fragility.abstains)))] = True
         return outside
 
-    def _keep(self, rows: pa.Table, truth: JoinedLabels) -> None:
-        kept, told = self.columns, self._columns_of(rows, truth)
-        fakes = np.array([group.label == "fake" for group in truth.groups], np.bool_)
-        makers = np.array([None if group.generator in ("unknown", "real") else group.generator for group in truth.groups], object)
-        kept["fake"].append(fakes[truth.codes])
-        kept["generator"].extend(makers[truth.codes].tolist())
+    def _keep(self, rows: pa.Table) -> None:
+        kept = self.columns
+        kept["fake"].append(np.asarray(pc.equal(rows["label"], "fake")))
         kept["image_id"].append(rows["image_id"].to_numpy())
+        kept["generator"].extend(None if name in ("unknown", "real") else name for name in rows["generator"].to_pylist())
         for name in ("sha256", "format"):
-            kept[name].extend(rows[name].cast(pa.string()).to_pylist())
+            kept[name].extend(rows[name].to_pylist())
         for name in ("width", "height"):
             kept[name].append(_whole(rows[name]))
-        kept["quality"].append(numbers(rows["quality"]) if "quality" in rows.column_names else np.full(len(rows), np.nan))
-        for name in ("source", "part", "phash"):
-            kept[name].extend(told[name].to_pylist())
-
-    def _columns_of(self, rows: pa.Table, truth: JoinedLabels) -> dict[str, Any]:
-        """`source`, `part` and `phash` of rows: the labels' values, else the run's own columns."""
-        inputs = rows["input"].combine_chunks() if "input" in rows.column_names else None
-        own = set() if inputs is None else {one.name for one in inputs.type}
-        label_texts = None if self.texts is None else self.texts.take(pa.array(truth.places))
-        found = {}
-        for name in TOLD:
-            ways = [label_texts[name].cast(pa.string())] if label_texts is not None else []
-            ways += [pc.struct_field(inputs, name).cast(pa.string())] if name in own else []
-            ways += [rows[name].cast(pa.string())] if name in rows.column_names else []
-            found[name] = pc.coalesce(*ways, pa.nulls(len(rows), pa.string()))
-        return found | {"source": pc.coalesce(found["source"], found["group"])}
+        kept["quality"].append(numbers(rows["quality"]))
+        told = {name: pc.coalesce(*(rows[f"{who}_{name}"] for who in ("label", "own"))) for name in ("source", "group", "part", "phash")}
+        kept["source"].extend(pc.coalesce(told["source"], told["group"]).to_pylist())
+        kept["part"].extend(told["part"].to_pylist())
+        kept["phash"].extend(pc.coalesce(told["phash"], rows["phash"]).to_pylist())
 
     def labelled(self) -> CalibrationData:
         """All that was kept."""
@@ -238,11 +214,13 @@ def read_labelled(
     members, names = _members(systems, described["detectors"], detectors, run.store.url)
     cards = _cards(members, names)
     _check_cards(cards, described["identity"].get("detectors", {}))
-    found: Labels = index_labels(open_labels(labels), key=key, split=split) if labels else OwnLabels(run.store.url, split)
-    reader = CalibrationCollector(found, names, cards)
-    for table in current_tables(run, list(dict.fromkeys([*ROWS, *found.columns]))):
-        reader.add(table)
-    remarks = check_joined(found, reader.tally, run)
+    reader = CalibrationCollector(names, cards)
+    with read_labels(open_labels(labels), key=key, split=split) if labels else own_labels(run.store.url, split) as found:
+        found.join(run, ROWS, systems=systems)
+        remarks = check_joined(found, run)
+        reader.tally.joined = found.joined
+        for table in found.tables([*ROWS, *TRUTH, *(f"score:{name}" for name in names)]):
+            reader.add(table)
     remarks += [f"{count:,} labelled images are left out: {reason}." for reason, count in reader.tally.left_out.items()]
     if not run.store.exists("summary.json"):
         remarks.append(f"{run.store.url} is not finished: only what is scored so far is used.")

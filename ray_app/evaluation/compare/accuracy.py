@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from ray_app.evaluation.compare.changes import FAKE, VERDICTS, Codes, Numbers, Places, RunColumns
 from ray_app.evaluation.interval_sample import Meaning
-from ray_app.evaluation.join import LabelIndex, Labels, own_fields
+from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics import arrays, clustered_tests, clusters, detection_intervals, intervals, significance
 from ray_app.reports.evaluation.system_model import IntervalFacts
@@ -46,39 +45,20 @@ class ImageGroups(NamedTuple):
         return np.where(real & (sources >= 0), np.array([*self.sources, ""], object)[sources], names)
 
 
-def truth_of(run: RunColumns, labels: Labels) -> ImageGroups:
+def truth_of(run: RunColumns, labels: LabelledRows) -> ImageGroups:
     """The truth about every row of a run."""
     numbers: dict[tuple[str, str], int] = {}
     sources: dict[str, int] = {}
-    pieces, source_pieces = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
-    place_sources = _sources_by_label(labels)
-    for table in run.tables(labels.columns):
-        truth = labels.truth(table)
-        # Numbers of a table's own become those of all tables; -1 takes the last place.
-        new = [numbers.setdefault((one.label, one.generator), len(numbers)) for one in truth.groups]
-        pieces.append(np.array([*new, -1], np.int32)[truth.codes])
-        if place_sources is not None:
-            source_pieces.append(np.where(truth.places >= 0, place_sources[0][truth.places], -1).astype(np.int32))
-        elif "input" in table.column_names and "source" in (fields := own_fields(table)).column_names:
-            encoded = fields["source"].cast(pa.string()).combine_chunks().dictionary_encode()
-            own = [sources.setdefault(word, len(sources)) for word in encoded.dictionary.to_pylist()]
-            source_pieces.append(np.array([*own, -1], np.int32)[np.asarray(encoded.indices.fill_null(-1))])
-    codes, by_row = np.concatenate(pieces), np.concatenate(source_pieces)
-    names = place_sources[1] if place_sources is not None else list(sources)
-    return ImageGroups(labels.name, codes, list(numbers), by_row if len(by_row) == len(codes) and len(names) else None, names)
-
-
-def _sources_by_label(labels: Labels) -> tuple[Groups, list[str]] | None:
-    """The source of every label of an index, in its order (k,), coded, and the sources; None where labels have none."""
-    if not isinstance(labels, LabelIndex) or "source" not in labels.source.names():
-        return None
-    numbers: dict[str, int] = {}
-    pieces = [np.empty(0, np.int32)]
-    for table in labels.source.tables(["source"]):
-        encoded = table["source"].cast(pa.string()).combine_chunks().dictionary_encode()
-        own = [numbers.setdefault(word, len(numbers)) for word in encoded.dictionary.to_pylist()]
-        pieces.append(np.array([*own, -1], np.int32)[np.asarray(encoded.indices.fill_null(-1))])
-    return np.concatenate(pieces)[labels.order], list(numbers)
+    codes, source_codes = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    labels.join(run.run, ())
+    for table in labels.tables(["label", "generator", "source"], every=True):
+        texts = zip(table["label"].to_pylist(), table["generator"].to_pylist(), strict=True)
+        codes.append(np.array([-1 if one[0] is None else numbers.setdefault(one, len(numbers)) for one in texts], np.int32))
+        source_codes.append(
+            np.array([-1 if one is None else sources.setdefault(one, len(sources)) for one in table["source"].to_pylist()], np.int32)
+        )
+    run.check_count(sum(map(len, codes)))
+    return ImageGroups(labels.name, np.concatenate(codes), list(numbers), np.concatenate(source_codes) if sources else None, list(sources))
 
 
 def labelled_changes(

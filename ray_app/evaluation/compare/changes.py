@@ -57,6 +57,10 @@ class RunColumns:
         for table in reader.current_tables(self.run, wanted):
             rows += len(table)
             yield table
+        self.check_count(rows)
+
+    def check_count(self, rows: int) -> None:
+        """Raises ConfigError where there are not as many rows as the time before."""
         self.counted.append(rows)
         if rows != self.counted[0]:
             raise ConfigError(f"{self.run.store.url}: the run changed while it was read", hint="compare it when nothing scores into it")

@@ -11,7 +11,7 @@ from typing import Any
 from ray_app import __version__
 from ray_app.evaluation.compare import accuracy, changes
 from ray_app.evaluation.interval_sample import Meaning
-from ray_app.evaluation.join import OwnLabels, index_labels
+from ray_app.evaluation.join import own_labels, read_labels
 from ray_app.evaluation.labels import open_labels
 from ray_app.evaluation.systems import ENSEMBLE
 from ray_app.metrics.significance import holm
@@ -263,10 +263,12 @@ def _systems(a: changes.RunColumns, b: changes.RunColumns) -> list[str]:
 def _truth(a: changes.RunColumns, b: changes.RunColumns, pairing: changes.Pairing, labels: str | None) -> accuracy.ImageGroups | None:
     """The truth about the paired images: by the labels given, else by A's own columns, else by B's."""
     if labels is not None:
-        return accuracy.truth_of(a, index_labels(open_labels(labels))).at(pairing.places_a)
+        with read_labels(open_labels(labels)) as read:
+            return accuracy.truth_of(a, read).at(pairing.places_a)
     for run, places in ((a, pairing.places_a), (b, pairing.places_b)):
         if "input" in run.columns:
-            truth = accuracy.truth_of(run, OwnLabels(run.run.store.url)).at(places)
+            with own_labels(run.run.store.url) as own:
+                truth = accuracy.truth_of(run, own).at(places)
             if (truth.codes >= 0).any():
                 return truth
     return None

@@ -91,7 +91,8 @@ def test_a_layout_labels_the_source(done, off_ray, tmp_path):
     assert own["systems"][0]["figures"] == document["systems"][0]["figures"]
     run = RunDirectory.open(str(tmp_path / "out" / "run"))
     config = EvaluateConfig(at=(run.store.url,), layout="columns")
-    assert len(labels_for(config, None, run, Store.open(str(tmp_path / "again"))).words) == len(rows)
+    with labels_for(config, None, run, Store.open(str(tmp_path / "again"))) as labels:
+        assert labels.distinct == len(rows)
 
 
 def test_tasks_gather_the_same(ray_cluster, tmp_path):
