@@ -28,9 +28,8 @@ from ray_app.inference import ScoringSpec
 from ray_app.serving import attribution, engine
 from ray_app.serving.config import Resources, ServeConfig
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.local_group import LocalGroup
 from ray_app.serving.release import groups_of, plan_release
-from ray_app.serving.replica import ReleaseOffer, ScoreRequest, ScoreResponse
+from ray_app.serving.replica import LocalGroup, ReleaseOffer, ScoreRequest, ScoreResponse
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -1,7 +1,6 @@
-"""What the endpoint counts (`Meter`), and its page /metrics where it runs without Ray (`ProcessMeter`). On Ray: `serving.ray_metrics`."""
+"""What the endpoint counts, and its page /metrics (`Meter`); on Ray, whose nodes count together, see `serving.ray_metrics`."""
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,24 +26,25 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
 GAUGES: dict[str, str] = {"images_in_flight": "images at work in requests"}
 
 
-class Meter(ABC):
-    """Counts what happens. No call blocks; no call ever raises for what a client sent."""
+class Meter:
+    """Counts in this process or, where the variable SHARED names a folder, together with all workers that have the same. No call blocks, or
+    raises for what a client sent. On Ray: `ray_metrics.RayMeter`.
+    """
 
-    @abstractmethod
-    def _add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
-        """Count one of COUNTERS up."""
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-    @abstractmethod
-    def _observe(self, name: str, value: float, labels: Mapping[str, str]) -> None:
-        """Note a value of one of HISTOGRAMS."""
-
-    @abstractmethod
-    def in_flight(self, n: int) -> None:
-        """How many images are at work in this process now."""
-
-    @abstractmethod
-    async def exposition(self) -> str:
-        """The whole endpoint's numbers in Prometheus' text format, version 0.0.4."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        own = self._registry = CollectorRegistry()
+        self._counters: dict[str, Any] = {
+            name: Counter(PREFIX + name, meaning, keys, registry=own) for name, (meaning, keys) in COUNTERS.items()
+        }
+        self._histograms: dict[str, Any] = {
+            name: Histogram(PREFIX + name, meaning, keys, buckets=bounds, registry=own)
+            for name, (meaning, keys, bounds) in HISTOGRAMS.items()
+        }
+        (gauge,) = GAUGES.items()
+        self._in_flight: Any = Gauge(PREFIX + gauge[0], gauge[1], registry=own, multiprocess_mode="livesum")
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One answered request. `route` is the template (`/page/{name}`), never the path: every value is a series for ever."""
@@ -71,23 +71,6 @@ class Meter(ABC):
         self._observe("batch_images", size, {"group": group})
         self._add("batched_images", size, {"group": group})
         self._observe("batch_wait_seconds", waited_s, {"group": group})
-
-
-class ProcessMeter(Meter):
-    """Counts in this process or, where the variable SHARED names a folder, together with all workers that have the same."""
-
-    def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        own = self._registry = CollectorRegistry()
-        self._counters = {name: Counter(PREFIX + name, meaning, keys, registry=own) for name, (meaning, keys) in COUNTERS.items()}
-        self._histograms = {
-            name: Histogram(PREFIX + name, meaning, keys, buckets=bounds, registry=own)
-            for name, (meaning, keys, bounds) in HISTOGRAMS.items()
-        }
-        (gauge,) = GAUGES.items()
-        self._in_flight = Gauge(PREFIX + gauge[0], gauge[1], registry=own, multiprocess_mode="livesum")
 
     def _add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
         self._counters[name].labels(**labels).inc(amount)

@@ -32,14 +32,14 @@ class RayMeter(Meter):
     """Counts with Ray's metric library: one per process, in a process that Ray runs."""
 
     def __init__(self) -> None:
-        self._counters: dict[str, Any] = {
+        self._counters = {
             name: Counter(f"touchstone_{name}", description=meaning, tag_keys=labels) for name, (meaning, labels) in COUNTERS.items()
         }
-        self._histograms: dict[str, Any] = {
+        self._histograms = {
             name: Histogram(f"touchstone_{name}", description=meaning, boundaries=list(bounds), tag_keys=labels)
             for name, (meaning, labels, bounds) in HISTOGRAMS.items()
         }
-        self._in_flight: Any = Gauge("touchstone_images_in_flight", description=GAUGES["images_in_flight"])
+        self._in_flight = Gauge("touchstone_images_in_flight", description=GAUGES["images_in_flight"])
 
     def _add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
         self._counters[name].inc(amount, dict(labels))

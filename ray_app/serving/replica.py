@@ -1,4 +1,5 @@
-"""Detectors that share a process: a `DetectorGroup` takes prepared images (`ScoreRequest`) and gives scores (`ScoreResponse`).
+"""Detectors that share a process: a `DetectorGroup` takes prepared images (`ScoreRequest`) and gives scores (`ScoreResponse`); `LocalGroup`
+lets images of several requests share its batches.
 
 A group answers for its own detectors, as one release of ensembles has them. For another release it offers its own instead, and the
 ingress follows: so an update needs no order among replicas, and no answer mixes detectors of two releases.
@@ -10,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,9 @@ from ray_app.inference import Batch, BatchDecoder, DecodeResult, ScoringSpec, St
 from ray_app.inference.batch import Pixels, Ragged
 from ray_app.inference.decision import EMBEDDINGS, MASKS, REPLIES
 from ray_app.serving import attribution, release
+from ray_app.serving.batcher import Batcher
 from ray_app.serving.config import ServeConfig
+from ray_app.serving.metrics import Meter
 
 if TYPE_CHECKING:
     from ray_app.inference.scorer import EnsembleScorer
@@ -140,6 +143,43 @@ class DetectorGroup:
         if self._loaded is None:
             raise DetectorError(f"{self.name}: nothing is loaded yet")
         return self._loaded
+
+
+class LocalGroup:
+    """Images of several requests share a batch; networks run in a thread of their own. Nothing is asked before something is loaded."""
+
+    def __init__(self, name: str, meter: Meter) -> None:
+        self._group = DetectorGroup(name)
+        self._scoring: Batcher[ScoreRequest, ScoreResponse | ReleaseOffer] = Batcher(self._group.score, noted=partial(meter.batch, name))
+        self._profiling: Batcher[attribution.ProfileRequest, attribution.ProfileResponse | ReleaseOffer] = Batcher(self._group.profile)
+        self.is_loaded = False
+
+    def load(self, config: ServeConfig) -> release.Release:
+        """Load what `config` requests; requests are answered by what was loaded before until then. Blocks for seconds.
+
+        Raises ConfigError and DetectorError, and then nothing changed.
+        """
+        release = self._group.load(config)
+        self._scoring.slots, self._scoring.wait_s = release.spec.slots, config.batching.wait_ms / 1000
+        self._profiling.slots = release.spec.slots
+        self.is_loaded = True
+        return release
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
+        """What the group says of one image, scored together with others that come at the same time."""
+        return await self._scoring(request)
+
+    async def profile(self, request: attribution.ProfileRequest) -> attribution.ProfileResponse | ReleaseOffer:
+        """What the group's heads and describers say of one image; whatever came while others were at work goes together."""
+        return await self._profiling(request)
+
+    async def describe(self) -> release.Release:
+        """What it serves."""
+        return self._group.generation
+
+    def check_health(self) -> None:
+        """Raises DetectorError where its detectors gave no score for many images in a row: a device may have failed under them."""
+        self._group.check_health()
 
 
 def pool_of(spec: ScoringSpec, group: str) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ import httpx
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer, started_decoders
 from ray_app.serving.http.app import create_app
-from ray_app.serving.local_group import LocalGroup
-from ray_app.serving.metrics import ProcessMeter
+from ray_app.serving.metrics import Meter
 from ray_app.serving.release import groups_of, plan_release
+from ray_app.serving.replica import LocalGroup
 from tests.serving.http.live import serving
 
 
@@ -44,14 +44,14 @@ class Troubled:
 
 def loaded_group(name, config, meter=None):
     """A group in this process, as the server without Ray has it."""
-    group = LocalGroup(name, meter or ProcessMeter())
+    group = LocalGroup(name, meter or Meter())
     group.load(config)
     return group
 
 
 def local_scorer(config, meter=None):
     """An EndpointScorer over groups in this process."""
-    meter = meter or ProcessMeter()
+    meter = meter or Meter()
     groups = {name: loaded_group(name, config, meter) for name in groups_of(plan_release(config)[0])}
     return EndpointScorer(config, groups, started_decoders(config), meter)
 
@@ -60,7 +60,7 @@ def local_scorer(config, meter=None):
 def local_endpoint(config=None):
     """The whole application on a free port; (url, app) while it runs."""
     config = config or ServeConfig(ensembles=("tiny",))
-    meter = ProcessMeter()
+    meter = Meter()
     app = create_app(config, local_scorer(config, meter), meter)
     with served(app) as url:
         yield url, app

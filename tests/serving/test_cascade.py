@@ -11,7 +11,7 @@ from ray_app.config import config_root
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer
 from ray_app.serving.http.responses import NOT_REQUESTED
-from ray_app.serving.metrics import ProcessMeter
+from ray_app.serving.metrics import Meter
 from tests.images.factory import encoded, photo
 from tests.serving.in_process import Troubled, loaded_group
 
@@ -62,7 +62,7 @@ def endpoint(path, decoders):
     config = ServeConfig(ensembles=(path,))
     groups = {name: Troubled(loaded_group(name, config)) for name in ("detectors", "slow")}
     counted = CountedDecoders(decoders)
-    return EndpointScorer(config, groups, counted, ProcessMeter()), groups, counted
+    return EndpointScorer(config, groups, counted, Meter()), groups, counted
 
 
 def asked(groups):

@@ -14,7 +14,7 @@ from ray_app.errors import InputError, Status
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer, GroupDied, GroupLost
 from ray_app.serving.http.errors import Refusal
-from ray_app.serving.metrics import ProcessMeter
+from ray_app.serving.metrics import Meter
 from ray_app.serving.release import groups_of, load_release, plan_release
 from tests.images.factory import encoded, photo
 from tests.serving.in_process import Troubled, loaded_group, local_scorer
@@ -32,7 +32,7 @@ def file():
 
 
 def scorer_of(group, decoders, **config):
-    return EndpointScorer(ServeConfig(ensembles=("tiny",), **config), {"detectors": group}, decoders, ProcessMeter())
+    return EndpointScorer(ServeConfig(ensembles=("tiny",), **config), {"detectors": group}, decoders, Meter())
 
 
 def test_a_group_that_is_lost_is_asked_again(group, decoders, file):
@@ -76,7 +76,7 @@ def test_groups_that_update_one_after_the_other_answer_all_the_time(two_groups, 
     """Thresholds change: what was served goes on until both have moved. A detector changes: the group that has not is still right."""
     before, after = two_groups(1.0, "together"), two_groups(2.0, shared)
     groups = {name: loaded_group(name, before) for name in ("detectors", "alone")}
-    scorer = EndpointScorer(before, groups, decoders, ProcessMeter())
+    scorer = EndpointScorer(before, groups, decoders, Meter())
     names = {key: load_release(config).fingerprints["two"] for key, config in (("before", before), ("after", after))}
 
     async def update():

@@ -8,7 +8,7 @@ import yaml
 import ray_app
 from ray_app.serving import ServeConfig
 from ray_app.serving.engine import EndpointScorer, GroupLost
-from ray_app.serving.metrics import ProcessMeter
+from ray_app.serving.metrics import Meter
 from ray_app.serving.replica import ReleaseOffer
 from tests.images.factory import encoded, photo
 from tests.reports.profiled_run import CLASSES, PROMPTS, profiled_card
@@ -40,7 +40,7 @@ def group(config):
 
 
 def scored(config, group, decoders, files=FILES, **options):
-    scorer = EndpointScorer(config, {"detectors": group}, decoders, ProcessMeter())
+    scorer = EndpointScorer(config, {"detectors": group}, decoders, Meter())
 
     async def every():
         return [await scorer.score(data, **options) for data in files]

@@ -16,7 +16,8 @@ import pytest
 
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http.app import URL_BODY_BYTES
-from ray_app.serving.http.limits import Allowance, Deadline
+from ray_app.serving.http.auth import Paths
+from ray_app.serving.http.limits import Deadline, RateLimit
 from tests.serving.http.guarded_app import make_app
 from tests.serving.http.live import Reply, ask, connected, request, serving, wait_for
 
@@ -204,29 +205,27 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize("per_minute", [7, 60, 6000])
-def test_who_waits_as_told_is_let_in_and_one_second_less_is_not_enough(per_minute):
-    clock = Clock()
-    allowance = Allowance(per_minute, clock)
-    while not (wait := allowance.take("a")):
-        pass
-    for _ in range(5):
-        if wait > 1:
-            clock.now += wait - 1
-            assert allowance.take("a") == 1
-            wait = 1
-        clock.now += wait
-        assert allowance.take("a") == 0
-        while not (wait := allowance.take("a")):
-            pass
+def test_who_waits_as_told_is_let_in_and_one_second_less_is_not_enough_and_owners_do_not_share(monkeypatch):
+    clock, told = Clock(), []
+    monkeypatch.setattr(time, "time", clock)
 
+    async def app(scope, receive, send):
+        told.append(0)
 
-def test_owners_do_not_share_and_the_longest_silent_are_forgotten():
-    clock = Clock()
-    allowance = Allowance(1, clock)
-    assert allowance.take("a") == 0
-    assert allowance.take("b") == 0
-    assert allowance.take("a") == 60
-    for number in range(10_000):
-        allowance.take(f"owner {number}")
-    assert allowance.take("a") == 0
+    async def ask_as(owner):
+        async def send(message):
+            told.extend(int(value) for name, value in message.get("headers", ()) if name == b"retry-after")
+
+        await limited({"type": "http", "path": "/v1/score", "headers": [], "state": {"owner": owner}}, None, send)
+        return told[-1]
+
+    async def play():
+        assert [await ask_as("a") for _ in range(4)] == [0, 0, 0, 61]
+        assert await ask_as("b") == 0
+        clock.now += 60
+        assert await ask_as("a") == 1
+        clock.now += 1
+        assert [await ask_as("a") for _ in range(4)] == [0, 0, 0, 61]
+
+    limited = RateLimit(app, 3, uncounted=Paths(()))
+    asyncio.run(play())
