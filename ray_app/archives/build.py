@@ -120,7 +120,7 @@ def list_portions(store: Store, archive: Archive, plan: BlockPlan, **options: Un
     while last is None or last.goes_on:
         listing = _Listing(store, archive, plan, **options)
         if last is not None:
-            listing.walk.resume(manifest.read_unlisted(store, last.manifest))
+            listing.walk.resume(store.read(manifest.path_in(last.manifest, "unlisted.json")))
         info = listing.portion()
         last = manifest.last_listing(store)
         if info is not None:
@@ -190,8 +190,7 @@ class _Listing:
         files, each = walk.files, self._each
         joined = manifest.joined_inputs((file.input_type for file in files), as_text=any(file.as_text for file in files))
         input_type = manifest.settled(joined)
-        before = manifest.listed_so_far(store)
-        known = before.members
+        known, guard = manifest.listed_so_far(store)
         if max(walk.kept, known) <= self._portions.few:
             each = in_turn
         chosen, vanished = dedup.choose_new(
@@ -203,10 +202,10 @@ class _Listing:
             if goes_on:
                 return None
             store.clear(manifest.folder_of(number))
-            manifest.write_complete(store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, before.guard)))
+            manifest.write_complete(store, replace(last, goes_on=False, listed=walk.listed, **_noted(walk, guard)))
             return None
         blocks = _cut(store, number, self._plan, runs, input_type, each)
-        noted = _noted(walk, before.guard)
+        noted = _noted(walk, guard)
         info = manifest.ManifestInfo(
             manifest=number,
             members=int(blocks["members"].to_numpy().sum()),
@@ -222,7 +221,7 @@ class _Listing:
         )
         store.clear(self._scratch)
         if goes_on:
-            manifest.write_unlisted(store, number, walk.noted())
+            store.write(manifest.path_in(number, "unlisted.json"), walk.noted())
         manifest.write_listed(store, info, blocks, vanished)
         return info
 

@@ -95,7 +95,7 @@ def _own(store: Store, number: int, digest: members.Digest) -> tuple[int, Iterat
     folder = f"{manifest.folder_of(number)}/{FOLDER}"
     sizes = store.sizes(folder)
     if sizes:
-        read = (pq.ParquetFile(pa.BufferReader(store.read(f"{folder}/{name}"))).read() for name in sorted(sizes))
+        read = (manifest.read_table(store, f"{folder}/{name}") for name in sorted(sizes))
         return sum(sizes.values()), (table.select(_IDS.names).cast(_IDS) for table in read)
     blocks = manifest.read_blocks(store, number)
     return blocks.members * _ROW_BYTES, (_ids_of_rows(reader.read_block(store, ref), digest) for ref in blocks)

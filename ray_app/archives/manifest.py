@@ -164,6 +164,11 @@ def folder_of(number: int) -> str:
     return f"manifest/{number}"
 
 
+def path_in(number: int, name: str) -> str:
+    """Where a file of a manifest lies in the store."""
+    return f"{folder_of(number)}/{name}"
+
+
 def manifests(store: Store) -> list[int]:
     """The numbers of all complete manifests, ascending."""
     numbers = sorted(int(name) for name in store.folders("manifest") if name.isdigit())
@@ -198,19 +203,14 @@ def guard_of(store: Store) -> Guard:
     """Which web servers are requested for the members of a store's manifests: those that their own commands could ask."""
     from ray_app.archives.sources import places_of  # which knows all containers; who reads a manifest opens none
 
-    return listed_so_far(store).guard.joined(Guard.of(places_of(_sources(store))))
+    return listed_so_far(store)[1].joined(Guard.of(places_of(_sources(store))))
 
 
-@dataclass(frozen=True)
-class ListedSoFar:
-    """All complete manifests together: their members, and the guard under which these may be read."""
+def listed_so_far(store: Store) -> tuple[int, Guard]:
+    """How many members all complete manifests have, and the guard under which these may be read.
 
-    members: int
-    guard: Guard
-
-
-def listed_so_far(store: Store) -> ListedSoFar:
-    """Read back from the last manifest to one that sums up those before it."""
+    Read back from the last manifest to one that sums up those before it.
+    """
     infos: list[ManifestInfo] = []
     for number in reversed(manifests(store)):
         info = read_complete(store, number)
@@ -219,7 +219,7 @@ def listed_so_far(store: Store) -> ListedSoFar:
             break
     before = max(infos[-1].earlier, 0) if infos else 0
     servers = frozenset(name for info in infos for name in info.servers)
-    return ListedSoFar(before + sum(info.members for info in infos), Guard(servers, any(info.allow_private for info in infos)))
+    return (before + sum(info.members for info in infos), Guard(servers, any(info.allow_private for info in infos)))
 
 
 def _sources(store: Store) -> list[str]:
@@ -243,14 +243,9 @@ def write_listed(store: Store, info: ManifestInfo, blocks: pa.Table, vanished: I
     write_complete(store, info)
 
 
-def write_unlisted(store: Store, number: int, noted: bytes) -> None:
-    """Note what a manifest's listing has left, before that counts."""
-    store.write(path_in(number, "unlisted.json"), noted)
-
-
-def read_unlisted(store: Store, number: int) -> bytes:
-    """What the listing of a manifest that `goes_on` has left."""
-    return store.read(path_in(number, "unlisted.json"))
+def read_table(store: Store, path: str) -> pa.Table:
+    """A Parquet file of a store, in one request."""
+    return pq.ParquetFile(pa.BufferReader(store.read(path))).read()
 
 
 def parquet_bytes(table: pa.Table, *, row_group: int | None = None) -> bytes:
@@ -276,7 +271,7 @@ def _copy_folder(store: Store, folder: str, to: Store) -> None:
 
 def read_blocks(store: Store, number: int) -> BlockList:
     """The blocks of a complete manifest, in order."""
-    table = pq.ParquetFile(pa.BufferReader(store.read(path_in(number, "blocks.parquet")))).read()
+    table = read_table(store, path_in(number, "blocks.parquet"))
     return BlockList(table.append_column("manifest", pa.array(np.full(len(table), number, np.int32))))
 
 
@@ -296,14 +291,8 @@ def read_ids(store: Store, blocks: BlockList) -> Iterator[Ids]:
 
 def read_vanished(store: Store, number: int) -> Ids:
     """The sorted ids of earlier manifests that are not in the archive any more, as of listing `number`."""
-    table = pq.ParquetFile(pa.BufferReader(store.read(path_in(number, "vanished.parquet")))).read()
-    vanished: Ids = table["image_id"].to_numpy()
+    vanished: Ids = read_table(store, path_in(number, "vanished.parquet"))["image_id"].to_numpy()
     return vanished
-
-
-def path_in(number: int, name: str) -> str:
-    """Where a file of a manifest lies in the store."""
-    return f"manifest/{number}/{name}"
 
 
 # The struct column `input` is there only when the source has columns of its own: Parquet knows no struct without fields. What a list has in

@@ -1,7 +1,7 @@
 """`ObjectPrefix`: objects below a place as a source; files of their own, and containers by their names, none of which is opened.
 
 img2dataset's sidecar tables: beside a shard `00000.tar`, or a folder of files `00000/`, lies `00000.parquet` with a row for every sample
-by its key (`Samples`, `with_tables`). Its columns become columns of that image, and the table stays a file like others.
+by its key (`SidecarTable`). Its columns become columns of that image, and the table stays a file like others.
 
 Source: https://github.com/rom1504/img2dataset, output formats `webdataset` and `files`; in `parquet` the table holds the images itself.
 """
@@ -30,21 +30,28 @@ from ray_app.storage import (
 )
 
 TABLE, _SHARD = ".parquet", ".tar"
-_BYTES_A_MEMBER = 100_000  # of a container, as long as nobody has opened it
+_BYTES_A_MEMBER = 100_000  # of a container that has not been opened yet
 _MOST_CELLS = 2_000_000  # held in memory, one table at a time; img2dataset writes 10,000 rows of some twelve to a shard
 
+Found = tuple[str, ListedMember | Container]
 
-class Samples:
-    """What one table says of its samples, read when the first of them is asked for."""
+
+class SidecarTable:
+    """One table of columns for the samples of a shard or folder, read when the first of them comes."""
 
     def __init__(self, table: Container, fetcher: Fetcher) -> None:
         self._table, self._fetcher = table, fetcher
         self._rows: Mapping[str, Mapping[str, Any]] | None = None
 
-    def told(self, item: ListedMember, name: str) -> ListedMember:
+    @property
+    def uri(self) -> str:
+        """Where it lies."""
+        return self._table.uri
+
+    def joined(self, item: ListedMember, name: str) -> ListedMember:
         """A member with the columns of its sample, `name` being its path in the shard or folder; its own columns stay as they are.
 
-        Texts beside an image stay without. Of masks it tells nothing: the table came with the files, and would lead to others. Raises
+        Texts beside an image get none. Columns of masks are left out: the table came with the files, and would lead to others. Raises
         StorageError where the store gives no answer.
         """
         if self._rows is None:
@@ -52,39 +59,9 @@ class Samples:
         row = None if base.sidecar_column(name, item.size_bytes) else self._rows.get(base.sample_key(name))
         if row is None:
             return item
-        described = {column: value for column, value in row.items() if not _names_a_mask(column)}
-        values = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**described, **item.input}}
+        columns = {column: value for column, value in row.items() if column != "mask" and not column.endswith("_uri")}
+        values = {one.name: getattr(item, one.name) for one in fields(item)} | {"input": {**columns, **item.input}}
         return ListedWithColumns(**values)
-
-
-def with_tables(objects: Iterable[ObjectInfo], table: ObjectInfo | None = None) -> Iterator[tuple[ObjectInfo, ObjectInfo | None]]:
-    """Objects in the order of their uris, each with the table that tells of it and therefore came before; `table`: of the first ones."""
-    for info in objects:
-        tells = table is not None and _tells_of(table, info.uri)
-        yield info, table if tells else None
-        if not tells and info.uri.endswith(TABLE):
-            table = info
-
-
-def table_of_folder(uri: str, below: str) -> ObjectInfo | None:
-    """The table that tells of a file in a folder, if it lies below a place: for those who begin to list there. Raises StorageError."""
-    place = uri.rpartition("/")[0] + TABLE
-    try:
-        return next((info for info in list_objects(place) if info.uri == place), None) if place.startswith(below) else None
-    except ConfigError:  # nothing is there
-        return None
-
-
-def _names_a_mask(column: str) -> bool:
-    return column == "mask" or column.endswith("_uri")
-
-
-def _tells_of(table: ObjectInfo, uri: str) -> bool:
-    stem = table.uri.removesuffix(TABLE)
-    return uri == stem + _SHARD or uri.startswith(stem + "/")
-
-
-Found = tuple[str, ListedMember | Container]
 
 
 @dataclass(frozen=True)
@@ -101,31 +78,33 @@ class ObjectPrefix:
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """Every object, with its path relative to the source; a single file goes by its name."""
-        return self.told(list_objects(self.url, fetcher.guard), fetcher)
+        return self.items(list_objects(self.url, fetcher.guard), fetcher)
 
     @property
     def below(self) -> str:
         """The place that paths are relative to, with a slash."""
         return strip_secrets(base_of(self.url)).rstrip("/") + "/"
 
-    def told(self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None) -> Iterator[Found]:
-        """What some of its objects are, in the order of their uris; `table`: what tells of the first ones."""
+    def items(self, objects: Iterable[ObjectInfo], fetcher: Fetcher, table: ObjectInfo | None = None) -> Iterator[Found]:
+        """Objects of it, in the order of their uris, as members and containers; `table`: the sidecar table of the first ones."""
         below, own = self.below, None if is_pattern(self.url) else strip_secrets(canonical(self.url))
-        samples: tuple[str, Samples] | None = None
-        for info, telling in with_tables(objects, table):
+        sidecar: SidecarTable | None = None
+        for info in objects:
             path = info.uri.removeprefix(below) if info.uri.startswith(below) else info.uri.rpartition("/")[2]
             item = as_found(info, path, self.kind, self.columns, self.limits)
-            described = None if telling is None else self._table(telling)
+            stem = "" if table is None else table.uri.removesuffix(TABLE)
+            described = None
+            if table is not None and (info.uri == stem + _SHARD or info.uri.startswith(stem + "/")):
+                described = Container(table.uri, table.version, table.size_bytes, "parquet", table.uri, self.columns, self.limits)
+            elif info.uri.endswith(TABLE):  # it comes before what it may describe
+                table = info
             if isinstance(item, Container):
                 item = replace(item, named=info.uri == own, samples=described)
             elif described is not None:
-                if samples is None or samples[0] != described.uri:
-                    samples = described.uri, Samples(described, fetcher)
-                item = samples[1].told(item, info.uri.rpartition("/")[2])
+                if sidecar is None or sidecar.uri != described.uri:
+                    sidecar = SidecarTable(described, fetcher)
+                item = sidecar.joined(item, info.uri.rpartition("/")[2])
             yield path, item
-
-    def _table(self, info: ObjectInfo) -> Container:
-        return Container(info.uri, info.version, info.size_bytes, "parquet", info.uri, self.columns, self.limits)
 
 
 @dataclass(frozen=True)
@@ -136,28 +115,29 @@ class PrefixRange:
     keys: KeyRange
 
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
-        """Its objects, as `ObjectPrefix.found` tells them."""
-        return self.told(RangeReader(self.keys), fetcher)
-
-    def begun(self, most: int) -> "BegunRange":
-        """The same as far as about `most` members go."""
-        return BegunRange(self, most)
+        """Its objects, as `ObjectPrefix.found` gives them."""
+        return self.items(RangeReader(self.keys), fetcher)
 
     def split(self, pieces: int) -> list["PrefixRange"]:
         """About so many ranges in its place, found by probing. Raises StorageError."""
         return [replace(self, keys=keys) for keys in split_range(self.keys, pieces)]
 
-    def told(self, reader: RangeReader, fetcher: Fetcher) -> Iterator[Found]:
+    def items(self, reader: RangeReader, fetcher: Fetcher) -> Iterator[Found]:
         """What the objects are that a reader of its keys gives."""
         objects = iter(reader)
         first = next(objects, None)
-        if first is None:
-            return iter(())
-        table = table_of_folder(first.uri, self.prefix.below)
-        # Of a pattern, a table tells only where it is among what matches, as in one listing of it all.
-        if table is not None and self.keys.pattern is not None:
-            table = table if urls.full_matcher(self.keys.pattern)(table.uri.removeprefix(self.prefix.below)) else None
-        return self.prefix.told(chain([first], objects), fetcher, table)
+        return iter(()) if first is None else self.prefix.items(chain([first], objects), fetcher, self._table_before(first.uri))
+
+    def _table_before(self, uri: str) -> ObjectInfo | None:
+        """The sidecar table of a folder in which the range begins, if it is part of the source. Raises StorageError."""
+        place, below = uri.rpartition("/")[0] + TABLE, self.prefix.below
+        matches = (lambda _: True) if self.keys.pattern is None else urls.full_matcher(self.keys.pattern)
+        if not (place.startswith(below) and matches(place.removeprefix(below))):
+            return None
+        try:
+            return next((info for info in list_objects(place) if info.uri == place), None)
+        except ConfigError:  # nothing is there
+            return None
 
 
 class BegunRange:
@@ -169,7 +149,7 @@ class BegunRange:
     def found(self, fetcher: Fetcher) -> Iterator[Found]:
         """As `PrefixRange.found`; of files whole pages, of containers no more than are wanted."""
         members = 0
-        for path, item in self._whole.told(self._reader, fetcher):
+        for path, item in self._whole.items(self._reader, fetcher):
             holds = item.size_bytes // _BYTES_A_MEMBER if isinstance(item, Container) else 0
             members += 1 + max(holds, 0)
             if members >= self._most:

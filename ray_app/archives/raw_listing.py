@@ -110,7 +110,9 @@ class SectionLister:
             return list(pool.map(one_of_many._listed, stems, sections))
 
     def _listed(self, stem: str, section: sources.SourceSection) -> SectionListing:
-        begun = section.begun(self.most) if isinstance(section, object_prefix.PrefixRange) and self.most is not None else None
+        begun = None
+        if isinstance(section, object_prefix.PrefixRange) and self.most is not None:
+            begun = object_prefix.BegunRange(section, self.most)
         writer = _RawWriter(self.store, stem, self.raw_rows)
         containers: list[Container] = []
         found, settled = 0, True

@@ -50,11 +50,11 @@ class Opened:
     def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
         """Their members, one container after the other."""
         for container in self.containers:
-            samples = None if container.samples is None else object_prefix.Samples(container.samples, fetcher)
+            table = None if container.samples is None else object_prefix.SidecarTable(container.samples, fetcher)
             for item in CONTAINERS[container.kind].index(container, fetcher):
                 name = _name_in(container, item)
-                if samples is not None and item.member is not None:
-                    item = samples.told(item, item.member)
+                if table is not None and item.member is not None:
+                    item = table.joined(item, item.member)
                 yield f"{container.path}/{name}" if name else container.path, item
 
 
@@ -98,7 +98,7 @@ class Archive:
     """All members of some sources, as patterns let them pass: files first, then what is in containers, each in order.
 
     Touches nothing until it is iterated; raises ConfigError for a KIND:: that there is not. Iterating lists anew, one part after the
-    other; `sections` are for those who list them side by side. Iterating raises ConfigError when no file is left, StorageError when a
+    other; `sections` can be listed side by side. Iterating raises ConfigError when no file is left, StorageError when a
     source is out of reach. `allow_private`: see `fetcher_of`.
     """
 
@@ -180,7 +180,7 @@ class Archive:
         )
 
 
-open_source = Archive  # as a verb, for those who only want one
+open_source = Archive  # as a verb
 
 
 def places_of(sources: Sequence[str]) -> list[str]:

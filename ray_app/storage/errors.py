@@ -49,6 +49,18 @@ class ShortReadError(OSError):
     """Fewer bytes came than the store had announced."""
 
 
+def require_version(listed: str, found: str) -> None:
+    """Raises ObjectChangedError where what was found is not the version that was listed ("" = whichever)."""
+    if listed and found != listed:
+        raise ObjectChangedError(f"listed as {listed}, found as {found or 'no version'}")
+
+
+def require_length(found: int, announced: int | None) -> None:
+    """Raises ShortReadError where fewer or more bytes came than the store had announced (None: it did not)."""
+    if announced is not None and found != announced:
+        raise ShortReadError(f"{found} of {announced} bytes came")
+
+
 def too_large(size: int, max_bytes: int) -> InputError:
     """What a row says of a file over the intake limit."""
     return InputError(Status.IMAGE_TOO_LARGE, f"{size} bytes is over max_bytes ({max_bytes})", limit=max_bytes, observed=size)

@@ -338,7 +338,7 @@ def read(place: str, guard: Guard, version: str, max_bytes: int, left: float) ->
         return s3.get(bucket, key, timeout_s=left, etag=version, max_bytes=max_bytes)
     if scheme in WEB:
         return http.get(place, guard, version=version, max_bytes=max_bytes, timeout_s=left)
-    return _read_other(place, version, max_bytes)
+    return _read_other(place, version, None, 0, max_bytes)
 
 
 def read_range(place: str, guard: Guard, version: str, start: int, length: int, left: float) -> bytes:
@@ -351,7 +351,7 @@ def read_range(place: str, guard: Guard, version: str, start: int, length: int, 
         return s3.get_range(bucket, key, start, length, timeout_s=left, etag=version)
     if scheme in WEB:
         return http.get_range(place, guard, start, length, version=version, timeout_s=left)
-    return _read_other_range(place, version, start, length)
+    return _read_other(place, version, start, length)
 
 
 def size(place: str, guard: Guard, version: str, left: float) -> int:
@@ -359,7 +359,7 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
     scheme = scheme_of(place)
     if scheme == "file":
         found = os.stat(local_path(place))
-        require_version(version, local_version(found))
+        errors.require_version(version, local_version(found))
         if not stat.S_ISREG(found.st_mode):
             raise errors.ObjectChangedError("it is no longer a file")
         return found.st_size
@@ -372,16 +372,10 @@ def size(place: str, guard: Guard, version: str, left: float) -> int:
     else:
         fs, path = object_store.reading_place(place)
         info = fs.info(path)
-    require_version(version, version_of(info))
+    errors.require_version(version, version_of(info))
     if info.get("size") is None:
         raise SourceError(Status.SOURCE_DENIED, "the server does not say how large it is")
     return int(info["size"])
-
-
-def require_version(listed: str, found: str) -> None:
-    """Raises ObjectChangedError when what was found is not the version that was listed."""
-    if listed and found != listed:
-        raise errors.ObjectChangedError(f"listed as {listed}, found as {found or 'no version'}")
 
 
 def local_version(found: os.stat_result) -> str:
@@ -394,7 +388,7 @@ def _read_local(path: str, version: str, start: int, length: int, max_bytes: int
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         before = os.fstat(descriptor)
-        require_version(version, local_version(before))
+        errors.require_version(version, local_version(before))
         if not stat.S_ISREG(before.st_mode):
             raise errors.ObjectChangedError("it is no longer a file")
         if max_bytes is not None and before.st_size > max_bytes:
@@ -411,29 +405,21 @@ def _read_local(path: str, version: str, start: int, length: int, max_bytes: int
     return data
 
 
-def _read_other(place: str, version: str, max_bytes: int) -> bytes:
+def _read_other(place: str, version: str, start: int | None, length: int, max_bytes: int | None = None) -> bytes:
+    """Through fsspec: the `length` bytes from `start`, fewer where the object ends; all of it where `start` is None."""
     fs, path = object_store.reading_place(place)
     info: dict[str, Any] = fs.info(path)
-    require_version(version, version_of(info))
-    if info.get("size") is not None and info["size"] > max_bytes:
-        raise errors.too_large(info["size"], max_bytes)
-    data: bytes = fs.cat_file(path)
-    if info.get("size") is not None and len(data) != info["size"]:
-        raise errors.ShortReadError(f"{len(data)} of {info['size']} bytes came")
-    return data
-
-
-def _read_other_range(place: str, version: str, start: int, length: int) -> bytes:
-    fs, path = object_store.reading_place(place)
-    info: dict[str, Any] = fs.info(path)
-    require_version(version, version_of(info))
+    errors.require_version(version, version_of(info))
     known = info.get("size")
+    if max_bytes is not None and known is not None and known > max_bytes:
+        raise errors.too_large(known, max_bytes)
+    if start is None:
+        data: bytes = fs.cat_file(path)
+        errors.require_length(len(data), known)
+        return data
     wanted = length if known is None else max(0, min(length, int(known) - start))
-    if not wanted:
-        return b""
     # The hub's files would read megabytes ahead of each range.
     options = {"cache_type": "none"} if scheme_of(place) == "hf" else {}
-    data: bytes = fs.cat_file(path, start=start, end=start + wanted, **options)
-    if known is not None and len(data) != wanted:
-        raise errors.ShortReadError(f"{len(data)} of {wanted} bytes came")
+    data = fs.cat_file(path, start=start, end=start + wanted, **options) if wanted else b""
+    errors.require_length(len(data), None if known is None else wanted)
     return data

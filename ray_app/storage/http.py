@@ -75,14 +75,13 @@ def get(url: str, guard: Guard, *, version: str, max_bytes: int, timeout_s: floa
         async with _answer("GET", url, guard) as answer:
             answer.raise_for_status()
             facts = _facts(answer)
-            _same(version, facts)
+            errors.require_version(version, version_of(facts))
             data = bytearray()
             async for piece in answer.content.iter_any():
                 data += piece
                 if len(data) > max_bytes:
                     raise errors.too_large(facts["size"] or len(data), max_bytes)
-            if facts["size"] is not None and len(data) != facts["size"]:
-                raise errors.ShortReadError(f"{len(data)} of {facts['size']} bytes came")
+            errors.require_length(len(data), facts["size"])
             return bytes(data)
 
     return _ask(request, timeout_s)
@@ -97,15 +96,10 @@ def get_range(url: str, guard: Guard, start: int, length: int, *, version: str, 
                 return b""  # the file ends before
             answer.raise_for_status()
             facts = _facts(answer)
-            _same(version, facts)
+            errors.require_version(version, version_of(facts))
             return await ranged.take(answer.content.iter_any(), answer.headers.get("Content-Range"), facts["size"], start, length)
 
     return _ask(request, timeout_s)
-
-
-def _same(version: str, facts: dict[str, Any]) -> None:
-    if version and version_of(facts) != version:
-        raise errors.ObjectChangedError(f"listed as {version}, found as {version_of(facts) or 'no version'}")
 
 
 def _ask(request: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:

@@ -124,10 +124,8 @@ def get(bucket: str, key: str, *, timeout_s: float, etag: str = "", max_bytes: i
         async with body:
             data: bytes = await body.read()
         # A store that does not know If-Match answers as if it had not been sent.
-        if etag and answer["ETag"].strip('"') != etag:
-            raise errors.ObjectChangedError("its ETag has changed")
-        if len(data) != size:
-            raise errors.ShortReadError(f"{len(data)} of {size} bytes came")
+        errors.require_version(etag, answer["ETag"].strip('"'))
+        errors.require_length(len(data), size)
         return data
 
     return _ask(request, timeout_s)
@@ -144,11 +142,9 @@ def get_range(bucket: str, key: str, start: int, length: int, *, timeout_s: floa
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return b""  # the object ends before
             raise
-        if etag and answer["ETag"].strip('"') != etag:
-            answer["Body"].close()
-            raise errors.ObjectChangedError("its ETag has changed")
         content_range = answer.get("ContentRange")
         async with answer["Body"] as body:
+            errors.require_version(etag, answer["ETag"].strip('"'))
             return await ranged.take(
                 body.iter_chunks(_PIECE), content_range, ranged.total_size(content_range, answer["ContentLength"]), start, length
             )

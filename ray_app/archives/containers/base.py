@@ -46,7 +46,7 @@ class Container:
     """An unopened container as its store lists it. `path` is what patterns are compared with, before the member's own name.
 
     `named`: the user gave this very file as a source, so that a table may be a list of uris; any other names nothing that is fetched.
-    `samples`: the table beside a shard that tells of its members (`ray_app.archives.object_prefix`).
+    `samples`: the table beside a shard with columns of its members (`ray_app.archives.object_prefix`).
     """
 
     uri: str
