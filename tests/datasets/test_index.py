@@ -11,7 +11,7 @@ from PIL import Image
 
 from ray_app.archives import Archive, BlockPlan, MemberReader, member_rows, read_referenced
 from ray_app.datasets import INPUT, DatasetSource, build_index, index, index_source, make_layout, read_index, read_info, write_index
-from ray_app.datasets.simulation import archive, decoders
+from ray_app.datasets.simulation import archive
 from ray_app.errors import ConfigError, IdentityError
 from ray_app.storage import Fetcher, Store
 from tests.archives.given import backwards
@@ -240,10 +240,9 @@ class TestSources:
         assert [one["sha256"] for one in labels_of(rows)] == [hashlib.sha256(encoded(number)).hexdigest() for number in (1, 0)]
 
     def test_the_simulated_set(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(decoders, "_PICTURES", 2)  # from which the autoencoders learn
         monkeypatch.setattr(archive, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
         arguments = {"pairs": {"train": 2, "test": 1}, "picture_px": {"train": 96, "test": 96}, "file_px": {"train": 64, "test": 64}}
-        source = DatasetSource(at="simulated::", arguments={**arguments, "autoencoder_steps": 1, "processes": 1}, split="train")
+        source = DatasetSource(at="simulated::", arguments={**arguments, "processes": 1}, split="train")
         rows = index_source(source, Store.open(str(tmp_path / "data")))
         said = labels_of(rows)
         assert sorted(one["label"] for one in said) == ["fake", "fake", "real", "real"]

@@ -1,7 +1,5 @@
-"""Sample archives on disk: a small mixed one to try everything on (`build_sample_archive`), and photographs to measure speed with
-(`write_photographs`).
-
-A labelled set on disk of simulated pictures (`build_labelled_set`): camera pictures and repainted twins, in three disjoint splits.
+"""Pictures of the simulation on disk: a small mixed archive to try everything on (`build_sample_archive`), photographs to measure speed
+with (`write_photographs`), and a labelled set of camera pictures and repainted twins, in three disjoint splits (`build_labelled_set`).
 
 A file depends on the arguments and its own number, never on the process that made it.
 """
@@ -16,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,19 +24,54 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ray_app.config import Frozen, validate
-from ray_app.datasets.simulation import camera, decoders, scenes
-from ray_app.datasets.simulation.pairs import SPLITS, Decode, Split, make_pair
+from ray_app.datasets.simulation import camera, scenes
+from ray_app.datasets.simulation.decoders import repaint
 from ray_app.errors import ConfigError
 from ray_app.storage import Store
 
-# Only what `touchstone-tiny` was not trained on, and only decoders that need no training.
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What pictures may be drawn from: names of `FAMILIES`, `CAMERAS` and `DECODERS`."""
+
+    scenes: tuple[str, ...]
+    cameras: tuple[str, ...]
+    decoders: tuple[str, ...]
+
+
+# No name stands in two splits.
+SPLITS: dict[SplitName, Split] = {
+    "train": Split(("leaves", "clouds", "fabric"), ("webcam", "reflex"), ("nearest", "bilinear", "transposed4", "transposed3", "shuffle")),
+    "validation": Split(("strokes", "pebbles"), ("rangefinder",), ("bicubic",)),
+    "test": Split(("hills", "foliage", "flower"), ("mirrorless", "camcorder"), ("transposed5", "sinc")),
+}
+# Of the sample archive: only what `touchstone-tiny` was not trained on.
 _SHOWN = Split(
-    scenes=("strokes", "pebbles", "hills", "foliage", "flower"),
-    cameras=("rangefinder", "mirrorless", "camcorder"),
-    decoders=("bicubic", "transposed5", "sinc"),
+    ("strokes", "pebbles", "hills", "foliage", "flower"), ("rangefinder", "mirrorless", "camcorder"), ("bicubic", "transposed5", "sinc")
 )
-_BASES = ("hills", "leaves", "facades", "pebbles")
+_BASES = ("hills", "leaves", "foliage", "pebbles")
 _ALBUMS = ("desk", "desk/drafts", "travel/2019", "travel/2021", "wire")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same content twice, with equal sizes: as a camera took it and as a decoder painted it."""
+
+    real: camera.Pixels
+    fake: camera.Pixels
+    scene: str
+    camera: str
+    decoder: str
+
+
+def make_pair(split: Split, rng: scenes.Rng, height: int, width: int) -> Pair:
+    """Draw a scene, a camera and a decoder of `split`; sides are rounded up to multiples of 8."""
+    height, width = -height % 8 + height, -width % 8 + width
+    scene, taken_by, decoder = (str(rng.choice(names)) for names in (split.scenes, split.cameras, split.decoders))
+    real = camera.CAMERAS[taken_by].shoot(scenes.render(scene, rng, 2 * height, 2 * width), rng)
+    return Pair(real, repaint(decoder, real, rng), scene, taken_by, decoder)
 
 
 @dataclass(frozen=True)
@@ -57,26 +90,22 @@ def build_sample_archive(folder: Path, *, files: int = 60, seed: int = 0) -> Sam
     and an animated GIF. Labels go to `<folder>-labels.csv`. The same seed gives the same pictures.
     """
     assert files >= 7, "five odd files and a pair"
-    odd = list(_odd_files(np.random.default_rng([seed, 1])))
-    rows: list[tuple[str, bytes, str, str]] = list(odd)
+    rows = list(_odd_files(np.random.default_rng([seed, 1])))
     _load_scipy()
     torch_threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as threads:  # how many share a sum decides its last bits
-            rows += threads.map(lambda index: _picture(seed, index), range(files - len(odd)))
+            rows += threads.map(partial(_picture, seed), range(files - len(rows)))
     finally:
         torch.set_num_threads(torch_threads)
     for path, data, _, _ in rows:
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
     labels = folder.with_name(f"{folder.name}-labels.csv")
-    with labels.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["uri", "path", "sha256", "label", "generator"])  # the uri as a list has it: relative to the file
-        writer.writerows(
-            (f"{folder.name}/{path}", path, hashlib.sha256(data).hexdigest(), label, maker) for path, data, label, maker in rows if label
-        )
+    table = (  # the uri as a list has it: relative to the file
+        (f"{folder.name}/{path}", path, hashlib.sha256(data).hexdigest(), label, maker) for path, data, label, maker in rows if label
+    )
+    labels.write_bytes(_csv([("uri", "path", "sha256", "label", "generator"), *table]))
     return SampleArchive(folder, labels, len(rows))
 
 
@@ -117,12 +146,11 @@ def _picture(seed: int, index: int) -> tuple[str, bytes, str, str]:
     rng = np.random.default_rng([seed, 2, index])
     long, aspect = 270 * (1024 / 270) ** rng.random() ** 1.7, rng.choice([1.0, 4 / 3, 3 / 2])  # many small, few large
     sides = sorted((round(max(long / aspect, 200)), round(long)), reverse=bool(rng.random() < 0.3))
-    pair = make_pair(_SHOWN, decoders.DECODERS, rng, *sides)
+    pair = make_pair(_SHOWN, rng, *sides)
     encoding = camera.draw_encoding(rng)
     label, pixels, maker = ("fake", pair.fake, pair.decoder) if index % 2 else ("real", pair.real, f"camera:{pair.camera}")
     number = hashlib.sha256(f"{seed}/{index}".encode()).hexdigest()[:6]
-    path = f"{rng.choice(_ALBUMS)}/{number}{camera.SUFFIXES[encoding.format]}"
-    return path, encoding.encode(pixels), label, maker
+    return f"{rng.choice(_ALBUMS)}/{number}{encoding.suffix}", encoding.encode(pixels), label, maker
 
 
 def _odd_files(rng: scenes.Rng) -> Iterator[tuple[str, bytes, str, str]]:
@@ -146,7 +174,6 @@ def _base(seed: int, family: str, height: int, width: int) -> camera.Pixels:
     return camera.CAMERAS["reflex"].shoot(scenes.render(family, rng, 2 * height, 2 * width), rng)
 
 
-SplitName = Literal["train", "validation", "test"]
 PerSplit = Mapping[SplitName, Annotated[int, Field(ge=1)]]
 Row = Sequence[str]
 
@@ -162,15 +189,13 @@ _FILE_PX = {"train": 168, "validation": 256, "test": 256}
 class SimulatedSet(Frozen):
     """What decides the pictures. `pairs` of each split; a pair becomes `histories` times two files, real and fake (1 where not named).
 
-    `picture_px`: side of the picture before its history; `file_px`: side of the file. `autoencoder_steps`: how long the learned decoders
-    are trained.
+    `picture_px`: side of the picture before its history; `file_px`: side of the file.
     """
 
     pairs: PerSplit = Field(min_length=1)
     histories: PerSplit = Field(default={})
     picture_px: PerSplit = Field(default={})
     file_px: PerSplit = Field(default={})
-    autoencoder_steps: int = Field(default=300, ge=1)
     seed: int = Field(default=20, ge=0)
 
     @model_validator(mode="after")
@@ -193,47 +218,35 @@ def build_labelled_set(
     histories: Mapping[str, int] | None = None,
     picture_px: Mapping[str, int] | None = None,
     file_px: Mapping[str, int] | None = None,
-    autoencoder_steps: int = 300,
     seed: int = 20,
     processes: int | None = None,
     progress: Callable[[int], object] = lambda files: None,
 ) -> Path:
     """Write the set below `folder` and return it: image files, and `labels.csv` last (path, label, generator, split, group, prompt).
 
-    The arguments are those of `SimulatedSet`; `processes` (None = one per core) make it and change nothing in it; `progress` is told how
-    many more files are ready. The generator of a real file is `real:CAMERA`, the prompt is the scene. The files of a group are of one pair:
-    a real one followed by its fake twin after the same history. A finished set is left as it is, an unfinished one is continued.
+    The arguments are those of `SimulatedSet`; `processes` (None = one per core) make it and change nothing in it; `progress` is called with
+    how many more files are ready. The generator of a real file is `real:CAMERA`, the prompt is the scene. The files of a group are of one
+    pair: a real one followed by its fake twin after the same history. A finished set is left as it is, an unfinished one is made again.
     Raises ConfigError for wrong arguments, and where the folder holds a set of others.
     """
-    given = {"histories": histories or {}, "picture_px": picture_px or {}, "file_px": file_px or {}}
-    plan = validate({"pairs": pairs, **given, "autoencoder_steps": autoencoder_steps, "seed": seed}, SimulatedSet, where="simulated set")
-    store = Store.open(str(folder))
-    _claim(store, plan)
-    if not store.exists(LABELS):
-        rows = _simulate(folder, plan, processes or len(os.sched_getaffinity(0)), progress)
-        store.write(LABELS, _csv([COLUMNS, *rows]))
-    return folder
-
-
-def _claim(store: Store, plan: SimulatedSet) -> None:
-    wanted = plan.model_dump(mode="json")
+    given = {"histories": histories or {}, "picture_px": picture_px or {}, "file_px": file_px or {}, "seed": seed}
+    plan = validate({"pairs": pairs, **given}, SimulatedSet, where="simulated set")
+    store, wanted = Store.open(str(folder)), plan.model_dump(mode="json")
     if not store.exists(_ARGUMENTS):
         store.write(_ARGUMENTS, json.dumps(wanted, indent=1).encode())
     elif (found := json.loads(store.read(_ARGUMENTS))) != wanted:
         other = "; ".join(f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value)
         raise ConfigError(f"{store!r} holds a simulated set of other arguments: {other}", hint="give another folder, or remove that one")
-
-
-def _simulate(folder: Path, plan: SimulatedSet, processes: int, progress: Callable[[int], object]) -> Iterator[Row]:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin_alone) as pool:
-        list(
-            pool.map(partial(decoders.keep_generator, _generators(folder), seed=plan.seed, steps=plan.autoencoder_steps), decoders.LEARNED)
-        )
+    if not store.exists(LABELS):
         tasks = [(split, first) for split, count in plan.pairs.items() for first in range(0, count, _PAIRS_AT_ONCE)]
-        for rows in pool.map(partial(_part, folder, plan), tasks):
-            progress(len(rows))
-            yield from rows
+        rows: list[Row] = [COLUMNS]
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes or len(os.sched_getaffinity(0)), mp_context=spawn, initializer=_begin_alone) as pool:
+            for some in pool.map(partial(_pairs, folder, plan), tasks):
+                progress(len(some))
+                rows += some
+        store.write(LABELS, _csv(rows))
+    return folder
 
 
 def _begin_alone() -> None:
@@ -242,39 +255,21 @@ def _begin_alone() -> None:
     torch.set_num_threads(1)
 
 
-def _part(folder: Path, plan: SimulatedSet, task: tuple[SplitName, int]) -> list[Row]:
-    """The rows of some pairs of one split, whose files exist when this returns; their own list is written last and makes them known."""
-    (split, first), parts = task, Store.open(str(folder / "parts"))
-    name = f"{split}-{first:06d}.csv"
-    if not parts.exists(name):
-        (folder / split).mkdir(exist_ok=True)
-        last = min(first + _PAIRS_AT_ONCE, plan.pairs[split])
-        parts.write(name, _csv(row for index in range(first, last) for row in _pair(folder, plan, split, index)))
-    return list(csv.reader(io.StringIO(parts.read(name).decode())))
-
-
-def _pair(folder: Path, plan: SimulatedSet, split: SplitName, index: int) -> Iterator[Row]:
-    rng = np.random.default_rng([plan.seed, _SPLIT_SEED[split], index])
+def _pairs(folder: Path, plan: SimulatedSet, task: tuple[SplitName, int]) -> list[Row]:
+    """Make some pairs of one split, from the number that the task says on: the rows of their files."""
+    (split, first), found = task, list[Row]()
+    (folder / split).mkdir(exist_ok=True)
     side, target = plan.sides(split)
-    pair = make_pair(SPLITS[split], _decoders(folder), rng, side, side)
-    height, width = pair.real.shape[:2]
-    group = f"{split}-{index:06d}"
-    for number in range(plan.histories.get(split, 1)):
-        history = camera.draw_history(rng, height, width, target=(target, target))
-        makers = (("real", f"real:{pair.camera}"), ("fake", pair.decoder))
-        for (label, generator), data in zip(makers, pair.encode(history), strict=True):
-            path = f"{split}/{group}-{number}-{label}{camera.SUFFIXES[history.last.format]}"
-            (folder / path).write_bytes(data)
-            yield path, label, generator, split, group, pair.scene
-
-
-@cache
-def _decoders(folder: Path) -> Mapping[str, Decode]:
-    return decoders.kept_generators(_generators(folder))
-
-
-def _generators(folder: Path) -> Store:
-    return Store.open(str(folder / "generators"))
+    for index in range(first, min(first + _PAIRS_AT_ONCE, plan.pairs[split])):
+        rng = np.random.default_rng([plan.seed, _SPLIT_SEED[split], index])
+        pair, group = make_pair(SPLITS[split], rng, side, side), f"{split}-{index:06d}"
+        for number in range(plan.histories.get(split, 1)):
+            suffix, files = camera.files_of_one_history(rng, (pair.real, pair.fake), target)
+            for label, generator, data in zip(("real", "fake"), (f"real:{pair.camera}", pair.decoder), files, strict=True):
+                path = f"{split}/{group}-{number}-{label}{suffix}"
+                (folder / path).write_bytes(data)
+                found.append((path, label, generator, split, group, pair.scene))
+    return found
 
 
 def _csv(rows: Iterable[Row]) -> bytes:

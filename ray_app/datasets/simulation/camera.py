@@ -1,11 +1,12 @@
 """Simulated cameras (`CAMERAS`): linear light → lens → colour filter mosaic → noise → demosaic → tone → 8-bit sRGB-like pixels.
 
-`draw_history` draws what happens to a picture afterwards (resize, crop, format, quality), once for a pair and applied to both.
+`files_of_one_history` draws what happens to pictures afterwards: scale, crop, format, quality.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ Pixels = NDArray[np.uint8]
 
 _CROSS = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 4
 _SQUARE = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], np.float32) / 4
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)
 
@@ -35,21 +35,6 @@ def bilinear(mosaic: Plane, cfa: Plane) -> Plane:
     """Every missing sample is the mean of its nearest neighbours of that colour."""
     planes = mosaic[..., None] * cfa
     return np.stack([convolve(planes[..., 0], _SQUARE), convolve(planes[..., 1], _CROSS), convolve(planes[..., 2], _SQUARE)], axis=-1)
-
-
-def malvar(mosaic: Plane, cfa: Plane) -> Plane:
-    """Bilinear plus a gradient correction from the colour measured at the site (Malvar, He, Cutler 2004)."""
-    green_at = np.array([[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]]) / 8
-    in_row = np.array([[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]]) / 8
-    diagonal = np.array([[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]]) / 8
-    rows, columns, corners = convolve(mosaic, in_row), convolve(mosaic, in_row.T), convolve(mosaic, diagonal)
-    red, green, blue = cfa[..., 0], cfa[..., 1], cfa[..., 2]
-    red_rows = red.max(axis=1, keepdims=True)
-    out = np.empty(cfa.shape, np.float32)
-    out[..., 1] = np.where(green > 0, mosaic, convolve(mosaic, green_at))
-    out[..., 0] = np.where(red > 0, mosaic, np.where(blue > 0, corners, np.where(red_rows > 0, rows, columns)))
-    out[..., 2] = np.where(blue > 0, mosaic, np.where(red > 0, corners, np.where(red_rows > 0, columns, rows)))
-    return out
 
 
 def _colours_from_green(mosaic: Plane, cfa: Plane, green: Plane) -> Plane:
@@ -104,19 +89,17 @@ def chroma_median(mosaic: Plane, cfa: Plane) -> Plane:
 class CameraModel:
     """One model of camera; ranges are drawn anew for every shot.
 
-    `binning` sensor samples per output pixel and axis (1 or 2), `blur_px` lens blur on the sensor, `gain` shot noise
-    variance per unit of light, `read` read noise in units of full scale, `contrast` of the tone curve around middle grey,
-    `sharpening` amount of the unsharp mask, `smoothing` strength of noise reduction (luma, chroma), 0 = off.
+    `blur_px` lens blur, `gain` shot noise variance per unit of light, `read` read noise in units of full scale, `contrast` of the tone
+    curve around middle grey, `sharpening` amount of the unsharp mask, `smoothing` strength of noise reduction (luma, chroma), 0 = off.
     """
 
-    demosaic: Callable[[Plane, Plane], Plane] | None
+    demosaic: Callable[[Plane, Plane], Plane]
     blur_px: tuple[float, float]
     gain: tuple[float, float]
     read: float
     contrast: tuple[float, float]
     sharpening: tuple[float, float]
     smoothing: tuple[float, float] = (0.0, 0.0)
-    binning: int = 1
     bits: int = 12
 
     def shoot(self, light: Plane, rng: Rng) -> Pixels:
@@ -125,17 +108,13 @@ class CameraModel:
         corner = (int(rng.integers(2)), int(rng.integers(2)))
         white_balance = np.array([rng.uniform(1.3, 2.3), 1.0, rng.uniform(1.3, 2.1)], np.float32)
         raw = self._digitise(sensor / white_balance, rng) * white_balance
-        if self.demosaic is None:
-            colour = raw
-        else:
-            cfa = masks(raw.shape[0], raw.shape[1], corner)
-            colour = self.demosaic(np.einsum("ijk,ijk->ij", raw, cfa), cfa)
+        cfa = masks(raw.shape[0], raw.shape[1], corner)
+        colour = self.demosaic(np.einsum("ijk,ijk->ij", raw, cfa), cfa)
         return self._finish(np.clip(colour, 0, 1).astype(np.float32), rng)
 
     def _expose(self, light: Plane, rng: Rng) -> Plane:
-        sharp = light if self.binning == 2 else _halve(light)
         exposure = rng.uniform(0.10, 0.32) / (float(np.mean(light)) + 1e-3)
-        image = blur(sharp, rng.uniform(*self.blur_px) * self.binning) * exposure
+        image = blur(_halve(light), rng.uniform(*self.blur_px)) * exposure
         height, width = image.shape[:2]
         y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
         falloff = 1 - rng.uniform(0, 0.3) * (x * x + y * y) / 2
@@ -150,8 +129,6 @@ class CameraModel:
         return np.asarray(np.round(np.clip(noisy, -0.02, 1) * top) / top, dtype=np.float32)
 
     def _finish(self, colour: Plane, rng: Rng) -> Pixels:
-        if self.binning == 2:
-            colour = _halve(colour)
         encoded = _tone(colour, rng.uniform(*self.contrast))
         luma = encoded @ np.array([0.299, 0.587, 0.114], np.float32)
         chroma = (encoded - luma[..., None]) * rng.uniform(0.9, 1.3)
@@ -191,14 +168,9 @@ def _denoise(luma: Plane, strength: float) -> Plane:
 CAMERAS: dict[str, CameraModel] = {
     # seen in training
     "webcam": CameraModel(bilinear, (0.3, 0.8), (2e-4, 3e-3), 0.003, (0.0, 0.5), (0.0, 1.2), bits=10),
-    "compact": CameraModel(malvar, (0.3, 0.7), (1e-4, 2e-3), 0.002, (0.2, 0.8), (0.2, 1.8), (0.3, 0.8)),
     "reflex": CameraModel(edge_directed, (0.2, 0.6), (5e-5, 1e-3), 0.001, (0.0, 0.6), (0.0, 0.8), bits=14),
-    "bridge": CameraModel(edge_directed, (0.3, 0.8), (1e-4, 2e-3), 0.002, (0.2, 0.8), (0.3, 2.4), (0.6, 1.0)),
-    "phone": CameraModel(malvar, (0.4, 0.9), (3e-4, 5e-3), 0.003, (0.2, 0.9), (0.3, 1.4), (0.8, 1.4), binning=2),
-    "scanner": CameraModel(None, (0.3, 0.8), (5e-5, 1e-3), 0.002, (0.0, 0.4), (0.0, 0.8)),
     # held out for thresholds
     "rangefinder": CameraModel(constant_hue, (0.2, 0.7), (5e-5, 1e-3), 0.0015, (0.1, 0.7), (0.0, 0.8), bits=14),
-    "tablet": CameraModel(gradient_weighted, (0.4, 0.9), (3e-4, 4e-3), 0.003, (0.2, 0.8), (0.2, 1.2), (0.7, 1.2), binning=2, bits=10),
     # held out for the figures
     "mirrorless": CameraModel(gradient_weighted, (0.2, 0.7), (5e-5, 2e-3), 0.0015, (0.1, 0.7), (0.1, 1.0), (0.2, 0.6), bits=14),
     "camcorder": CameraModel(chroma_median, (0.4, 0.9), (2e-4, 3e-3), 0.003, (0.1, 0.6), (0.3, 1.2), (0.4, 1.2), bits=10),
@@ -213,59 +185,46 @@ class SimulatedEncoding:
     quality: int = 0
     subsampling: str = "4:2:0"
 
+    @property
+    def suffix(self) -> str:
+        """The ending of a file's name, with its dot."""
+        return {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}[self.format]
+
     def encode(self, pixels: Pixels) -> bytes:
         """Bytes of the file, with no metadata."""
+        options: dict[str, dict[str, Any]] = {
+            "JPEG": {"quality": self.quality, "subsampling": self.subsampling},
+            "WEBP": {"quality": self.quality, "method": 1},
+            "PNG": {"compress_level": 1},
+        }
         stream = io.BytesIO()
-        image = Image.fromarray(pixels)
-        if self.format == "JPEG":
-            image.save(stream, "JPEG", quality=self.quality, subsampling=self.subsampling)
-        elif self.format == "WEBP":
-            image.save(stream, "WEBP", quality=self.quality, method=1)
-        else:
-            image.save(stream, self.format, compress_level=1)
+        Image.fromarray(pixels).save(stream, self.format, **options[self.format])
         return stream.getvalue()
 
-    def reopen(self, pixels: Pixels) -> Pixels:
-        """Encode and decode."""
-        return np.asarray(Image.open(io.BytesIO(self.encode(pixels))).convert("RGB"))
 
+def files_of_one_history(rng: Rng, pictures: Sequence[Pixels], side: int) -> tuple[str, list[bytes]]:
+    """The ending and the bytes of a file of `side` × `side` pixels for each of some pictures of one size, after one and the same history.
 
-@dataclass(frozen=True)
-class History:
-    """All that happens to a picture after it was made: scale, crop (in scaled pixels), earlier file, last file."""
-
-    scale: float
-    resample: Image.Resampling
-    box: tuple[int, int, int, int]
-    earlier: SimulatedEncoding | None
-    last: SimulatedEncoding
-
-    def apply(self, pixels: Pixels) -> bytes:
-        """The bytes of the file as it is found at last."""
-        image = Image.fromarray(pixels)
-        if self.scale != 1.0:
-            size = (round(image.width * self.scale), round(image.height * self.scale))
-            image = image.resize(size, self.resample)
-        cropped = np.asarray(image.crop(self.box))
-        if self.earlier is not None:
-            cropped = self.earlier.reopen(cropped)
-        return self.last.encode(cropped)
-
-
-def draw_history(rng: Rng, height: int, width: int, *, target: tuple[int, int], resize_share: float = 0.25) -> History:
-    """A history for pictures of (height, width) that ends in a picture of `target` (height, width).
-
-    JPEG quality 60 to 98 once or twice, PNG, WebP. The crop falls anywhere, so that neither the 8×8 grid of JPEG nor
-    the grid of a decoder has a known place.
+    One in four is scaled, one in four was a JPEG before; the last file is JPEG of quality 60 to 98, PNG or WebP. The crop falls anywhere,
+    so that neither the 8×8 grid of JPEG nor the grid of a decoder has a known place.
     """
-    smallest = max(target[0] / height, target[1] / width)
-    scale = float(rng.uniform(max(smallest, 0.6), 1.25)) if rng.random() < resize_share and smallest < 1 else 1.0
-    top = int(rng.integers(round(height * scale) - target[0] + 1))
-    left = int(rng.integers(round(width * scale) - target[1] + 1))
+    height, width = pictures[0].shape[:2]
+    smallest = side / min(height, width)
+    scale = float(rng.uniform(max(smallest, 0.6), 1.25)) if rng.random() < 0.25 and smallest < 1 else 1.0
+    top, left = (int(rng.integers(round(extent * scale) - side + 1)) for extent in (height, width))
     earlier = _draw_jpeg(rng) if rng.random() < 0.25 else None
     last = draw_encoding(rng)
     resample = FILTERS[int(rng.integers(len(FILTERS)))]
-    return History(scale, resample, (left, top, left + target[1], top + target[0]), earlier, last)
+    found = []
+    for pixels in pictures:
+        image = Image.fromarray(pixels)
+        if scale != 1.0:
+            image = image.resize((round(width * scale), round(height * scale)), resample)
+        image = image.crop((left, top, left + side, top + side))
+        if earlier is not None:
+            image = Image.open(io.BytesIO(earlier.encode(np.asarray(image)))).convert("RGB")
+        found.append(last.encode(np.asarray(image)))
+    return last.suffix, found
 
 
 def draw_encoding(rng: Rng) -> SimulatedEncoding:

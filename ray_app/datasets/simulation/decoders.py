@@ -1,69 +1,39 @@
-"""Upsampling decoders: what the last layers of a generative model leave in its pictures, on given content.
+"""Upsampling decoders of random weights (`DECODERS`), and pictures as they paint them (`repaint`): the traces of a generative model."""
 
-`DECODERS` have random weights; `LEARNED` are small autoencoders, trained for seconds on camera pictures of their own split
-(`train_generator`) and kept in a store (`keep_generator`, `kept_generators`).
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from safetensors.torch import load, save
-from torch import nn
 
-from ray_app.datasets.simulation import camera, pairs
-from ray_app.datasets.simulation.scenes import Rng, render
-from ray_app.storage import Store
+from ray_app.datasets.simulation.camera import Pixels
+from ray_app.datasets.simulation.scenes import Rng
 
 Upsample = Callable[[torch.Tensor, Rng], torch.Tensor]
 
-_PICTURES, _SIDE_PX = 40, 448
 
+def repaint(name: str, pixels: Pixels, rng: Rng, *, stages: int | None = None, weights: Rng | None = None) -> Pixels:
+    """A picture reduced to a small latent and painted again at full size: (h, w, 3) uint8 → the same shape; h and w are multiples of 4.
 
-@dataclass(frozen=True)
-class Decoder:
-    """A decoder of random weights: one or two doublings by one operator, with grain painted from latent noise.
-
-    It reduces a picture to a small latent and paints it again at full size; the fine grain of the result comes from the latent and the
-    upsampling, never from a sensor.
-
-    The grain goes through the same layers as the picture and follows local contrast, so that neither the presence
-    of fine detail nor its amount tells the classes apart.
+    Its grain comes from latent noise, never from a sensor; it goes through the same layers as the picture and follows local contrast, so
+    that neither the presence of fine detail nor its amount tells the classes apart. `stages`: doublings, None = mostly one, sometimes two;
+    `weights` draws those of the layers (None = `rng` does, so that no two pictures share them).
     """
-
-    upsample: Upsample
-
-    def __call__(self, pixels: camera.Pixels, rng: Rng) -> camera.Pixels:
-        """Reduce and repaint: (h, w, 3) uint8 → the same shape; h and w are multiples of 4."""
+    if stages is None:
         stages = 1 if rng.random() < 0.75 else 2
-        return self.painted(pixels, stages, rng)
-
-    def painted(self, pixels: camera.Pixels, stages: int, rng: Rng, weights: Rng | None = None) -> camera.Pixels:
-        """The same with so many doublings; `weights` draws those of the layers (None = `rng` does, so that no two pictures share them)."""
-        image = to_tensor(pixels)
-        latent = functional.interpolate(image, scale_factor=0.5**stages, mode="bilinear", antialias=True)
-        lost = image - functional.interpolate(latent, scale_factor=2.0**stages, mode="bilinear")
-        grain = _grain(functional.avg_pool2d(lost.abs(), 2**stages), rng)
-        seed = int((weights or rng).integers(2**32))
-        painted, texture = (self._paint(part, stages, np.random.default_rng(seed)) for part in (latent, grain))
-        return to_pixels(painted + texture)
-
-    def _paint(self, latent: torch.Tensor, stages: int, rng: Rng) -> torch.Tensor:
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+    latent = functional.interpolate(image, scale_factor=0.5**stages, mode="bilinear", antialias=True)
+    lost = image - functional.interpolate(latent, scale_factor=2.0**stages, mode="bilinear")
+    grain = _grain(functional.avg_pool2d(lost.abs(), 2**stages), rng)
+    seed = int((weights or rng).integers(2**32))
+    parts = []
+    for part in (latent, grain):
+        layers = np.random.default_rng(seed)
         for _ in range(stages):
-            latent = self.upsample(latent, rng)
-        return latent
-
-
-def to_tensor(pixels: camera.Pixels) -> torch.Tensor:
-    """(h, w, 3) uint8 → (1, 3, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
-
-
-def to_pixels(image: torch.Tensor) -> camera.Pixels:
-    """(1, 3, h, w) float → (h, w, 3) uint8, clipped and rounded."""
-    return np.asarray((image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+            part = DECODERS[name](part, layers)
+        parts.append(part)
+    painted = (parts[0] + parts[1])[0].clamp(0, 1) * 255
+    return np.asarray(painted.round().byte().permute(1, 2, 0).numpy())
 
 
 def nearest(image: torch.Tensor, rng: Rng) -> torch.Tensor:
@@ -131,135 +101,18 @@ def _grain(lost: torch.Tensor, rng: Rng) -> torch.Tensor:
     return amount * torch.from_numpy(shared + rng.uniform(0, 1.0) * own)
 
 
-DECODERS: dict[str, Decoder] = {
+DECODERS: dict[str, Upsample] = {
     # seen in training
-    "nearest": Decoder(nearest),
-    "bilinear": Decoder(bilinear),
-    "transposed4": Decoder(_transposed(4, 0.08)),
-    "transposed3": Decoder(_transposed(3, 0.05)),
-    "shuffle": Decoder(shuffle),
+    "nearest": nearest,
+    "bilinear": bilinear,
+    "transposed4": _transposed(4, 0.08),
+    "transposed3": _transposed(3, 0.05),
+    "shuffle": shuffle,
     # held out
-    "bicubic": Decoder(bicubic),
-    "transposed5": Decoder(_transposed(5, 0.06)),
-    "sinc": Decoder(zero_stuffed),
+    "bicubic": bicubic,
+    "transposed5": _transposed(5, 0.06),
+    "sinc": zero_stuffed,
 }
-
-
-@dataclass(frozen=True)
-class AutoencoderPlan:
-    """`upsample` is nearest, bilinear, transposed or shuffle; `stages` doublings, `width` features, `latent` channels."""
-
-    upsample: str
-    stages: int
-    width: int
-    latent: int
-
-
-AUTOENCODERS: dict[str, AutoencoderPlan] = {
-    # seen in training
-    "ae-nearest4": AutoencoderPlan("nearest", 2, 16, 12),
-    "ae-nearest8": AutoencoderPlan("nearest", 3, 12, 32),
-    "ae-transposed2": AutoencoderPlan("transposed", 1, 16, 2),
-    "ae-shuffle4": AutoencoderPlan("shuffle", 2, 16, 12),
-    "ae-bilinear2": AutoencoderPlan("bilinear", 1, 16, 2),
-    # held out
-    "ae-nearest2": AutoencoderPlan("nearest", 1, 24, 3),
-    "ae-transposed4": AutoencoderPlan("transposed", 2, 24, 12),
-    "ae-shuffle8": AutoencoderPlan("shuffle", 3, 12, 48),
-}
-
-
-class Autoencoder(nn.Module):
-    """Strided convolutions down to a latent, learned upsampling back."""
-
-    def __init__(self, plan: AutoencoderPlan) -> None:
-        super().__init__()
-        self.stages, width = plan.stages, plan.width
-        encoder: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1)]
-        for _ in range(plan.stages - 1):
-            encoder += [nn.LeakyReLU(0.1), nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)]
-            width *= 2
-        self.analyse = nn.Sequential(*encoder, nn.LeakyReLU(0.1), nn.Conv2d(width, plan.latent, 3, padding=1))
-        decoder: list[nn.Module] = [nn.Conv2d(3 + plan.latent, width, 3, padding=1)]
-        for stage in range(plan.stages):
-            decoder += [nn.LeakyReLU(0.1), _upsample(plan.upsample, width)]
-            if stage < plan.stages - 1:
-                decoder += [nn.LeakyReLU(0.1), nn.Conv2d(width, width // 2, 3, padding=1)]
-                width //= 2
-        self.synthesise = nn.Sequential(*decoder, nn.LeakyReLU(0.1), nn.Conv2d(width, 3, 3, padding=1))
-
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """(N, 3, h, w) in [0, 1] → latent; its first three channels are the colours at latent size."""
-        small = functional.avg_pool2d(image, 2**self.stages) - 0.5
-        return torch.cat([small, self.analyse(image - 0.5)], dim=1)
-
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Latent → (N, 3, h, w): learned detail on a smooth enlargement of the colours, which alone would take long to learn."""
-        detail: torch.Tensor = self.synthesise(latent)
-        return detail + functional.interpolate(latent[:, :3], scale_factor=2.0**self.stages, mode="bilinear") + 0.5
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(N, 3, h, w) in [0, 1] → the same; h and w are multiples of 8."""
-        return self.decode(self.encode(image))
-
-
-@dataclass(frozen=True)
-class TrainedDecoder:
-    """A trained autoencoder as a decoder: called on pixels like those of `decoders`."""
-
-    net: Autoencoder
-
-    @torch.no_grad()
-    def __call__(self, pixels: camera.Pixels, rng: Rng) -> camera.Pixels:
-        """Encode, disturb the latent a little, decode: (h, w, 3) uint8 → the same shape; h and w are multiples of 8."""
-        latent = self.net.encode(to_tensor(pixels))
-        noise = torch.from_numpy(rng.standard_normal(tuple(latent.shape), dtype=np.float32))
-        noise[:, :3] *= 0.2  # the colours themselves are disturbed less than the detail
-        return to_pixels(self.net.decode(latent + rng.uniform(0, 0.15) * latent.std() * noise))
-
-
-def train_autoencoder(plan: AutoencoderPlan, pictures: Sequence[camera.Pixels], *, seed: int, steps: int = 300) -> TrainedDecoder:
-    """Fit one autoencoder to reproduce 64-pixel crops of `pictures`: absolute error of values and of differences."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    net = Autoencoder(plan).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-    optimiser = torch.optim.Adam(net.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    for _ in range(steps):
-        batch = torch.cat([to_tensor(_crop(pictures[int(rng.integers(len(pictures)))], rng)) for _ in range(8)])
-        error = net(batch.contiguous(memory_format=torch.channels_last)) - batch
-        loss = error.abs().mean() + sum(torch.diff(error, dim=axis).abs().mean() for axis in (2, 3))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return TrainedDecoder(net.to(memory_format=torch.contiguous_format).eval())
-
-
-# The slow ones first: where several processes train them, none waits long for the last.
-LEARNED = tuple(sorted(AUTOENCODERS, key=lambda name: -AUTOENCODERS[name].width * AUTOENCODERS[name].stages))
-
-
-def train_generator(name: str, *, seed: int, steps: int) -> TrainedDecoder:
-    """Train one autoencoder on pictures of its own split, so that no decoder saw scenes or cameras of another."""
-    split = next(split for split in pairs.SPLITS.values() if name in split.decoders)
-    rng = np.random.default_rng([seed, *name.encode()])
-    pictures = [
-        camera.CAMERAS[str(rng.choice(split.cameras))].shoot(render(str(rng.choice(split.scenes)), rng, _SIDE_PX, _SIDE_PX), rng)
-        for _ in range(_PICTURES)
-    ]
-    return train_autoencoder(AUTOENCODERS[name], pictures, seed=seed, steps=steps)
-
-
-def keep_generator(store: Store, name: str, *, seed: int, steps: int) -> None:
-    """Train one of `LEARNED` and keep it; one that is kept already is left as it is."""
-    if not store.exists(_file(name)):
-        store.write(_file(name), save(train_generator(name, seed=seed, steps=steps).net.state_dict()))
-
-
-def kept_generators(store: Store) -> dict[str, pairs.Decode]:
-    """Every decoder of every split, by name; all of `LEARNED` have been kept in `store`."""
-    return DECODERS | {name: _kept(store, name) for name in LEARNED}
 
 
 def _mix(rng: Rng, size: int, sharp: tuple[float, float]) -> torch.Tensor:
@@ -280,27 +133,3 @@ def _mix(rng: Rng, size: int, sharp: tuple[float, float]) -> torch.Tensor:
 def _conv(image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     reach = weight.shape[-1] // 2
     return functional.conv2d(functional.pad(image, (reach,) * 4, mode="replicate"), weight)
-
-
-def _upsample(kind: str, width: int) -> nn.Module:
-    if kind == "transposed":
-        return nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)
-    if kind == "shuffle":
-        return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
-    smooth = nn.Upsample(scale_factor=2, mode=kind, align_corners=None if kind == "nearest" else False)
-    return nn.Sequential(smooth, nn.Conv2d(width, width, 3, padding=1))
-
-
-def _crop(picture: camera.Pixels, rng: Rng, size: int = 64) -> camera.Pixels:
-    top, left = (int(rng.integers(extent - size + 1)) for extent in picture.shape[:2])
-    return picture[top : top + size, left : left + size]
-
-
-def _kept(store: Store, name: str) -> TrainedDecoder:
-    net = Autoencoder(AUTOENCODERS[name])
-    net.load_state_dict(load(store.read(_file(name))))
-    return TrainedDecoder(net.eval())
-
-
-def _file(name: str) -> str:
-    return f"{name}.safetensors"

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ray_app.datasets.simulation.camera import CAMERAS, Pixels, SimulatedEncoding
-from ray_app.datasets.simulation.decoders import DECODERS
+from ray_app.datasets.simulation.decoders import repaint
 from ray_app.datasets.simulation.scenes import Rng, render
 
-_SCENES = ("leaves", "clouds", "facades", "fabric", "spheres", "strokes", "pebbles", "hills")
+_SCENES = ("leaves", "clouds", "fabric", "strokes", "pebbles", "hills")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SimulatedGenerator:
 
     def paint(self, pixels: Pixels, rng: Rng) -> Pixels:
         """A picture of what `pixels` show: (h, w, 3) uint8, sides multiples of 4, → the same shape."""
-        return DECODERS[self.family].painted(pixels, self.stages, rng, np.random.default_rng([31, self.seed]))
+        return repaint(self.family, pixels, rng, stages=self.stages, weights=np.random.default_rng([31, self.seed]))
 
 
 MAKERS: dict[str, SimulatedGenerator] = {
