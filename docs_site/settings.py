@@ -17,7 +17,7 @@ from docs_site.markdown import code, prose, table
 from ray_app.cli.main import touchstone
 from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.generate.config import GenerateConfig
-from ray_app.datajobs.shards.plan import FilterConfig, PackConfig
+from ray_app.datajobs.shards.config import FilterConfig, PackConfig
 from ray_app.datasets.split_index import SplitConfig
 from ray_app.evaluation.calibrate.files import CalibrateConfig
 from ray_app.evaluation.config import EvaluateConfig

@@ -118,8 +118,8 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
     touchstone data collect --meta_file mj.json --save_dir mj
     """
     from ray_app.datajobs.download import CollectConfig
-    from ray_app.datajobs.download.config import collect_lines
     from ray_app.datajobs.download.run import collect as run_collect
+    from ray_app.datajobs.download.run import collect_lines
 
     config = configured("collect", config_file, CollectConfig, _given(given), [*_polite(given), *assignments])
     if not (config.politeness.contact or config.politeness.user_agent):

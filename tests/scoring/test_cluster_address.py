@@ -27,8 +27,8 @@ from ray_app.archives import in_turn
 from ray_app.cluster import ray_cluster
 from ray_app.cluster.config import ClusterConfig
 from ray_app.datajobs.download.config import CollectConfig
-from ray_app.datajobs.download.session import wants_ray
-from ray_app.datajobs.shards.plan import PackConfig
+from ray_app.datajobs.download.run import wants_ray
+from ray_app.datajobs.shards.config import PackConfig
 from ray_app.datajobs.shards.run import _workers as workers
 from ray_app.errors import ClusterError, ConfigError, ExitCode
 from ray_app.serving.ray_server import _refuse_a_cluster as refuse_a_cluster

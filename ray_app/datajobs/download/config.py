@@ -1,7 +1,6 @@
-"""Settings of `touchstone data collect` (`CollectConfig`), the statuses of a url, and the summary for a terminal (`collect_lines`)."""
+"""Settings of `touchstone data collect` (`CollectConfig`), and the statuses of a url."""
 
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, Literal
 
@@ -12,7 +11,6 @@ from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
-from ray_app.reports import format as wording
 from ray_app.storage import UNGUARDED, RetryPolicy
 
 Form = Literal["files", "parquet", "webdataset"]
@@ -40,7 +38,6 @@ MEANING: dict[str, str] = {
 }
 # What another day may give.
 PASSING = (str(Status.SOURCE_THROTTLED), str(Status.SOURCE_TIMEOUT), str(Status.TRUNCATED_IMAGE))
-_WIDTH = 11
 
 
 class Politeness(Frozen):
@@ -133,55 +130,3 @@ def failures(words: Any) -> tuple[str, ...]:
     if unknown := [word for word in chosen if word not in known]:
         raise ValueError(f"{', '.join(unknown)}: no status of a url that failed; these are: {', '.join(known)}")
     return chosen
-
-
-class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the program
-    """One url did not give its image. `passing`: it may by itself; `wait_s`: not before so long; `answered`: its host said
-    something; `asked`: there was a request at all.
-    """
-
-    def __init__(
-        self,
-        status: str,
-        detail: str,
-        *,
-        passing: bool = False,
-        wait_s: float | None = None,
-        answered: bool = True,
-        asked: bool = True,
-        http_status: int | None = None,
-        sha256: str | None = None,
-    ) -> None:
-        super().__init__(f"{status}: {detail}")
-        self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
-        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256
-
-
-def collect_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What is there, what is not and why, and last the command to go on with."""
-    return [f"{label:{_WIDTH}}{text}" for label, text in _summary_lines(summary)]
-
-
-def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    out, records = wording.visible(summary["out"]), wording.visible(summary["records"])
-    where = "/".join(part for part in (out, summary["folder"]) if part)
-    yield (
-        "collected",
-        f"{summary['ok']:,} of {wording.counted(summary['urls'], 'image')} into {where}, {wording.size(summary['size_bytes'])}",
-    )
-    failed = {status: number for status, number in summary["statuses"].items() if status != OK}
-    if failed:
-        yield "failed", f"{sum(failed.values()):,}, listed with reasons in {records}/failed.parquet"
-        for status, number in failed.items():
-            yield "", f"{number:,} {status}: {MEANING.get(status, status)}"
-    if passing := [status for status in PASSING if status in failed]:
-        yield "again", f"--retry {','.join(passing)} asks again what another hour may give"
-    for name, text in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
-        if summary[name]:
-            yield "left out", f"{summary[name]:,} {text}"
-    if marked := summary["mended_names"] + summary["names_alike"]:
-        yield "names", f"{marked:,} ids are no safe file names, or differ only in case: their files are marked, NAME~12345678"
-    yield "words", f"{records}/collected.parquet: labels, generators, prompts and all else that the list says"
-    if summary["ok"]:
-        images = f"{summary['records']}/collected.parquet" if summary["form"] == "files" else f"{summary['out']}/data"
-        yield "next", shlex.join(["touchstone", "data", "index", images, "--layout", "columns", "--out", f"{summary['records']}/index"])

@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
-from ray_app.datajobs.download.config import BAD_URL, FORBIDDEN_ADDRESS, CollectConfig, Failed, Politeness
+from ray_app.datajobs.download.config import BAD_URL, FORBIDDEN_ADDRESS, CollectConfig, Politeness
 from ray_app.errors import SourceError, Status
 from ray_app.storage import ssrf
 
@@ -26,6 +27,28 @@ _CHUNK = 64 * 2**10
 _RAW_BYTE = re.compile("[\udc80-\udcff]")  # of a header that is not UTF-8; no row could be written of such a url
 # Between the starts of two requests to a host that throttles: doubled each time, from the first to the last of these.
 _SHORT_S, _LONGEST_PAUSE_S = 0.05, 10.0
+
+
+class Failed(Exception):  # noqa: N818 - an outcome of one url, not of the program
+    """One url did not give its image. `passing`: it may by itself; `wait_s`: not before so long; `answered`: its host said
+    something; `asked`: there was a request at all; `sha256`: of the bytes that came.
+    """
+
+    def __init__(
+        self,
+        status: str,
+        detail: str,
+        *,
+        passing: bool = False,
+        wait_s: float | None = None,
+        answered: bool = True,
+        asked: bool = True,
+        http_status: int | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        super().__init__(f"{status}: {detail}")
+        self.status, self.detail, self.passing, self.wait_s = str(status), detail, passing, wait_s
+        self.answered, self.asked, self.http_status, self.sha256 = answered, asked, http_status, sha256
 
 
 @dataclass(frozen=True)
@@ -178,47 +201,35 @@ def seconds_of(retry_after: str | None, now: datetime) -> float | None:
     return max(0.0, (until - now).total_seconds())
 
 
-class Visit:
-    """A place at a host; left early, it is free for the next."""
-
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self._places, self._inside = places, True
-
-    def leave(self) -> None:
-        """Nothing happens the second time."""
-        if self._inside:
-            self._inside = False
-            self._places.release()
-
-
 class Host:
-    """One host, as long as this worker lives. For one event loop."""
+    """What is known of one host, and its limits. Within one event loop; pickled, it takes along what is known and none of its visitors."""
 
-    def __init__(self, name: str, rules: Politeness, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name = name
-        self._rules, self._clock = rules, clock
-        self._places = asyncio.Semaphore(rules.per_host)
-        self._starting = asyncio.Lock()
+    def __init__(self, name: str, rules: Politeness, clock: Callable[[], float] = time.time) -> None:
+        self.name, self._rules, self._clock = name, rules, clock
         self._not_before = self._next_start = 0.0
         self._pause_s = rules.pause_s
         self._silent = 0
         self._refused: tuple[Status, str] | None = None
+        self.__setstate__({})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_places", "_starting")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._places, self._starting = asyncio.Semaphore(self._rules.per_host), asyncio.Lock()
 
     @asynccontextmanager
-    async def visit(self) -> AsyncIterator[Visit]:
+    async def visit(self) -> AsyncIterator[None]:
         """Inside, one request may be made. Raises Failed, without any request, once this host is given up."""
-        await self._places.acquire()
-        place = Visit(self._places)
-        try:
+        async with self._places:
             async with self._starting:
                 while self._refused is None and (wait := max(self._not_before, self._next_start) - self._clock()) > 0:
                     await asyncio.sleep(wait)
                 if self._refused is not None:
                     raise Failed(*self._refused, asked=False)
                 self._next_start = self._clock() + self._pause_s
-            yield place
-        finally:
-            place.leave()
+            yield
 
     def answered(self) -> None:
         """It gave a useful answer: silence is forgotten, and pauses that it had requested grow shorter again."""

@@ -1,17 +1,39 @@
-"""`touchstone data collect`: `collect` reads the list, has what is missing fetched, writes the tables. The same command resumes."""
+"""`touchstone data collect`: `collect` reads the list, has what is missing fetched, writes the tables. The same command resumes.
+
+Without a cluster one `Downloader` fetches all. On Ray, hosts are divided into parts, of which each is with one process at a time
+(`Schedule`), so that a host's limits hold for all processes together.
+"""
 
 import json
+import shlex
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from ray_app.cluster.progress import Progress
-from ray_app.datajobs.download import sink, url_table, worker
-from ray_app.datajobs.download.config import OK, CollectConfig
-from ray_app.datajobs.download.session import DownloadSession, Records, State, wants_ray
+from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
+from ray_app.datajobs.download import sink, url_table
+from ray_app.datajobs.download.config import MEANING, OK, PASSING, CollectConfig
+from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
+from ray_app.datajobs.download.http import Host
+from ray_app.datajobs.download.records import Records, State
 from ray_app.errors import ClusterError, resumable
+from ray_app.reports import format as wording
 from ray_app.storage import Lease, canonical, strip_secrets
+from ray_app.streams.each import in_pool
+
+# Fewer are there before a local cluster would be up, or soon after: one process requests a thousand urls at once.
+_FEW = 20_000
+_CPUS = 0.5  # of a process: it waits most of the time; its decoders are the work
+_STALL_S = 3600.0  # a unit may wait for a slow host, several times
+_MOST_DEATHS = 3
+_PARTS_EACH = 4  # of the hosts, for each process: one that waits for a slow host holds up few others
+_UNIT_URLS, _UNIT_S = 1000, 60.0
+_WIDTH = 11
 
 
 def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,80 +47,181 @@ def collect(config: CollectConfig, *, retry: Sequence[str] = ()) -> dict[str, An
     listed, records = url_table.read_list(config), Records(config)
     with Lease(records.store, unguarded=config.unguarded) as lease:
         records.claim()
-        names, cases = sink.file_stems(listed.rows["id"].to_pylist())
-        tasks, stale = _missing(listed, names, records.read(), retry, with_columns=config.form != "files")
+        stems, cases = sink.file_stems(listed.rows["id"].to_pylist())
+        tasks, stale = _missing(listed, stems, records.read(), retry, with_columns=config.form != "files")
         for place in stale:
             records.images.delete(place)
         with resumable(KeyboardInterrupt, ClusterError):
-            session = _run(config, records, lease, listed, tasks)
+            statuses = _fetch(records, lease, listed, tasks)
         records.join()
         mended = sum(sink.safe_name(name) != name for name in listed.rows["id"].to_pylist())
-        facts = {"session": {"urls": len(tasks), "statuses": dict(session), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
-        summary = _summary(config, records, listed) | {"mended_names": mended, "names_alike": cases} | facts
+        facts = {"session": {"urls": len(tasks), "statuses": statuses, "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
+        summary = _summary(records, listed) | {"mended_names": mended, "names_alike": cases} | facts
         records.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
 
 
-def _run(
-    config: CollectConfig, records: Records, lease: Lease, listed: url_table.UrlTable, tasks: Sequence[sink.Task]
-) -> Mapping[str, int]:
-    if not tasks:
-        return {}
-    total = len(listed.rows)
-    progress = Progress(total, done=total - len(tasks), name="collect")
-    hosts = len({task.host for task in tasks})
-    progress.say(f"{total:,} urls, {len(tasks):,} to be asked at {hosts:,} host{'s' * (hosts != 1)}")
-    session = DownloadSession(config, records, lease, progress)
-    try:
-        columns = [name for name in listed.columns if name != "url"]
-        with worker.crew_for(config, records.url, columns, on_ray=wants_ray(config, len(tasks)), hosts=hosts) as crew:
-            session.run(crew, tasks)
-    finally:
-        progress.close()
-    return Counter(session.ended.values())
-
-
 def _missing(
-    listed: url_table.UrlTable, names: Sequence[str], state: State, retry: Sequence[str], *, with_columns: bool
+    listed: url_table.UrlTable, stems: Sequence[str], state: State, retry: Sequence[str], *, with_columns: bool
 ) -> tuple[list[sink.Task], list[str]]:
     """What is to be fetched, and places of images whose ids have another url now."""
     rows = zip(*(state.rows[name].to_pylist() for name in ("id", "url", "status", "place", "ended_at")), strict=True)
     known = {name: found for name, *found in rows}
+    beside = [name for name in listed.columns if name != "url"] if with_columns else []
+    columns = listed.rows.select(beside).to_pylist() if beside else [{}] * len(stems)
     tasks, stale = [], []
-    for name, url, stem, columns in _rows(listed, names, with_columns=with_columns):
+    for name, url, stem, words in zip(listed.rows["id"].to_pylist(), listed.rows["url"].to_pylist(), stems, columns, strict=True):
         wanted = strip_secrets(url)
         before, status, place, ended_at = known.get(name, (None, None, None, None))
         if before == wanted and status not in retry:
             continue
         if before not in (None, wanted) and place is not None and place.rpartition("/")[2].rpartition(".")[0] == stem:
             stale.append(place)
-        tasks.append(sink.Task(name, wanted, url, stem, state.left.get(stem, ()), columns, before=ended_at))
+        tasks.append(sink.Task(name, wanted, url, stem, state.left.get(stem, ()), words, before=ended_at))
     return tasks, stale
 
 
-def _rows(listed: url_table.UrlTable, names: Sequence[str], *, with_columns: bool) -> Iterator[tuple[str, str, str, dict[str, str | None]]]:
-    beside = [name for name in listed.columns if name != "url"] if with_columns else []
-    columns = listed.rows.select(beside).to_pylist() if beside else [{}] * len(names)
-    yield from zip(listed.rows["id"].to_pylist(), listed.rows["url"].to_pylist(), names, columns, strict=True)
+def _fetch(records: Records, lease: Lease, listed: url_table.UrlTable, tasks: Sequence[sink.Task]) -> Counter[str]:
+    """Fetch all tasks; how many ended with which status. What a process that died had not committed is fetched again, a few times."""
+    statuses: Counter[str] = Counter()
+    if not tasks:
+        return statuses
+    total, hosts = len(listed.rows), len({task.host for task in tasks})
+    progress = Progress(total, done=total - len(tasks), name="collect")
+    progress.say(f"{total:,} urls, {len(tasks):,} to be asked at {hosts:,} host{'s' * (hosts != 1)}")
+
+    def watch(ended: Sequence[str]) -> None:
+        statuses.update(ended)
+        progress.advance(len(ended), sum(status != OK for status in ended))
+        progress.redraw()
+        lease.check()
+
+    columns, deaths = [name for name in listed.columns if name != "url"], 0
+    try:
+        while tasks:
+            try:
+                (_fetch_on_ray if wants_ray(records.config, len(tasks)) else _fetch_here)(records, columns, tasks, watch)
+                tasks = ()
+            except ClusterError:
+                there, deaths = records.read(), deaths + 1
+                again = unfinished(tasks, there)
+                if deaths > _MOST_DEATHS or len(again) == len(tasks):
+                    raise
+                progress.say(f"a worker died; {len(again):,} urls are asked again")
+                tasks = again
+    finally:
+        progress.close()
+    return statuses
 
 
-def _summary(config: CollectConfig, records: Records, listed: url_table.UrlTable) -> dict[str, Any]:
+def unfinished(tasks: Iterable[sink.Task], state: State) -> list[sink.Task]:
+    """The tasks that have no row, or only the one that they are to replace."""
+    ended = dict(zip(state.rows["id"].to_pylist(), state.rows["ended_at"].to_pylist(), strict=True))
+    left = (task for task in tasks if ended.get(task.id) in (None, task.before))
+    return [replace(task, there=state.left.get(task.stem, ())) for task in left]
+
+
+def wants_ray(config: CollectConfig, urls: int) -> bool:
+    """Ray where there is a cluster, or where it is requested or pays; one worker without a cluster is this process."""
+    if named_cluster(config.cluster.address):
+        return True
+    return config.cluster.workers != 1 and (config.cluster.workers is not None or urls > _FEW)
+
+
+Watch = Callable[[Sequence[str]], None]
+
+
+def _fetch_here(records: Records, columns: Sequence[str], tasks: Sequence[sink.Task], watch: Watch) -> None:
+    with closing(Downloader(records.config, records.url, columns, watch=watch)) as fetch:
+        watch(fetch(Unit(tasks)).ended)
+
+
+def _fetch_on_ray(records: Records, columns: Sequence[str], tasks: Sequence[sink.Task], watch: Watch) -> None:
+    config = records.config
+    with cluster(config.cluster):
+        hosts = len({task.host for task in tasks})
+        size = config.cluster.workers or max(1, min(int(resources(config.cluster)[0]), hosts))
+        schedule = Schedule(tasks, size * _PARTS_EACH)
+        # Without a second try of a unit: whatever its process had written, the directory knows.
+        results = in_pool(
+            Downloader(config, records.url, columns, limit_s=_UNIT_S),
+            schedule.units(),
+            size=size,
+            cpus=_CPUS,
+            labels=config.cluster.labels,
+            retries=0,
+            ordered=False,
+            stall_s=config.cluster.stall_timeout_s or _STALL_S,
+            leaves=schedule.stop,
+        )
+        with closing(results):
+            for fetched in results:
+                schedule.ended(fetched)
+                watch(fetched.ended)
+
+
+class Schedule:
+    """Tasks by the part that their host belongs to; one unit of a part is under way at a time."""
+
+    def __init__(self, tasks: Iterable[sink.Task], parts: int) -> None:
+        self._waiting = [deque[sink.Task]() for _ in range(parts)]
+        self._hosts: list[dict[str, Host]] = [{} for _ in range(parts)]
+        self._under_way: set[int] = set()
+        self._is_stopped, self._changed = False, threading.Condition()
+        self._add(tasks)
+
+    def units(self) -> Iterator[Unit]:
+        """A unit as soon as a part has one, until nothing waits or is under way. Waits for `ended`, of another thread, or `stop`."""
+        while True:
+            with self._changed:
+                while (part := self._next()) is None and self._under_way and not self._is_stopped:
+                    self._changed.wait()
+                if part is None or self._is_stopped:
+                    return
+                self._under_way.add(part)
+                waiting = self._waiting[part]
+                unit = Unit([waiting.popleft() for _ in range(min(_UNIT_URLS, len(waiting)))], part, len(self._waiting), self._hosts[part])
+            yield unit
+
+    def ended(self, fetched: Fetched) -> None:
+        """A unit has come back."""
+        with self._changed:
+            self._under_way.discard(fetched.part)
+            self._hosts[fetched.part] = fetched.hosts
+            self._add(fetched.left)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """There is to be no further unit."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def _next(self) -> int | None:
+        return next((part for part, waiting in enumerate(self._waiting) if waiting and part not in self._under_way), None)
+
+    def _add(self, tasks: Iterable[sink.Task]) -> None:
+        for task in tasks:
+            self._waiting[sink.owner_of(task.host, len(self._waiting))].append(task)
+
+
+def _summary(records: Records, listed: url_table.UrlTable) -> dict[str, Any]:
     """The figures, and the tables beside. Raises ClusterError where a url has no outcome."""
-    rows = records.read().rows
-    there = set(rows["id"].to_pylist())
-    if lost := [name for name in listed.rows["id"].to_pylist() if name not in there]:
-        raise ClusterError(f"{records.url}: {len(lost)} urls have no outcome, {lost[0]!r} for one", hint="the same command asks them again")
-    url_table.write_results(records, listed, rows)
-    wanted = set(listed.rows["id"].to_pylist())
+    rows, wanted = records.read().rows, set(listed.rows["id"].to_pylist())
+    if lost := wanted - set(rows["id"].to_pylist()):
+        raise ClusterError(
+            f"{records.url}: {len(lost)} urls have no outcome, {min(lost)!r} for one", hint="the same command asks them again"
+        )
+    records.write_results(listed, rows)
     kept = [row for row in rows.select(["id", "status", "size_bytes"]).to_pylist() if row["id"] in wanted]
     statuses = Counter(row["status"] for row in kept)
     return {
         "schema": 1,
-        "meta": strip_secrets(config.meta),
+        "meta": strip_secrets(records.config.meta),
         "out": records.images.url,
         "records": records.store.url,
-        "form": config.form,
-        "folder": config.folder if config.form == "files" else "data",
+        "form": records.config.form,
+        "folder": records.config.folder if records.config.form == "files" else "data",
         "urls": len(kept),
         "ok": statuses[OK],
         "size_bytes": sum(row["size_bytes"] or 0 for row in kept if row["status"] == OK),
@@ -106,3 +229,31 @@ def _summary(config: CollectConfig, records: Records, listed: url_table.UrlTable
         "repeated": listed.repeated,
         "without_url": listed.without_url,
     }
+
+
+def collect_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What is there, what is not and why, and last the command to go on with."""
+    return [f"{label:{_WIDTH}}{text}" for label, text in _summary_lines(summary)]
+
+
+def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    out, records = wording.visible(summary["out"]), wording.visible(summary["records"])
+    where = "/".join(part for part in (out, summary["folder"]) if part)
+    images = wording.counted(summary["urls"], "image")
+    yield "collected", f"{summary['ok']:,} of {images} into {where}, {wording.size(summary['size_bytes'])}"
+    failed = {status: number for status, number in summary["statuses"].items() if status != OK}
+    if failed:
+        yield "failed", f"{sum(failed.values()):,}, listed with reasons in {records}/failed.parquet"
+        for status, number in failed.items():
+            yield "", f"{number:,} {status}: {MEANING.get(status, status)}"
+    if passing := [status for status in PASSING if status in failed]:
+        yield "again", f"--retry {','.join(passing)} asks again what another hour may give"
+    for name, text in (("repeated", "rows said the same again"), ("without_url", "rows have no url")):
+        if summary[name]:
+            yield "left out", f"{summary[name]:,} {text}"
+    if marked := summary["mended_names"] + summary["names_alike"]:
+        yield "names", f"{marked:,} ids are no safe file names, or differ only in case: their files are marked, NAME~12345678"
+    yield "words", f"{records}/collected.parquet: labels, generators, prompts and all else that the list says"
+    if summary["ok"]:
+        table = f"{summary['records']}/collected.parquet" if summary["form"] == "files" else f"{summary['out']}/data"
+        yield "next", shlex.join(["touchstone", "data", "index", table, "--layout", "columns", "--out", f"{summary['records']}/index"])

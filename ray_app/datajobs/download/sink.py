@@ -1,37 +1,25 @@
-"""Where a good image goes: a `FileSink` writes files, a `ShardSink` shards that are published when full. `Checker` decodes first.
+"""Where a good image goes: a `FileSink` writes files, a `ShardSink` shards that are published when full.
 
 Rows are committed here too. Files: rows after their files; a file without a row is checked before its url is requested again.
 Shards: rows before their shard; rows whose shard is not there count for nothing.
-
-What travels between the driver and its workers: a `Task` for one url, and its `DownloadResult`.
 """
 
 import hashlib
-import io
 import re
 import secrets
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from yarl import URL
 
 from ray_app.archives import ManifestMember
-from ray_app.datajobs.download.config import OK, CollectConfig, Failed
-from ray_app.datajobs.shards.plan import SHARD_ENDINGS
-from ray_app.datajobs.shards.plan import Form as PackedForm
-from ray_app.datajobs.shards.writer import FORMATS, Packed, ShardFile
-from ray_app.errors import InputError, Status, StorageError
-from ray_app.images import ImageLimits, formats
-from ray_app.inference.decoder_pool import IsolatedDecoders
+from ray_app.archives.manifest import parquet_bytes
+from ray_app.datajobs.download.config import OK, CollectConfig
+from ray_app.datajobs.shards.config import Form as PackedForm
+from ray_app.datajobs.shards.writer import SHARD_ENDINGS, LocalShard, Packed
 from ray_app.storage import Store, strip_secrets
 
 # A row of the state. `place`: the file below `out`, or the shard; `url` as the list has it, without secrets in `final_url`.
@@ -53,6 +41,7 @@ OUTCOME = pa.schema(
         ("ended_at", pa.timestamp("us", "UTC")),
     ]
 )
+Row = dict[str, Any]
 
 
 def host_of(url: str) -> str:
@@ -87,33 +76,15 @@ class Task:
         return host_of(self.url)
 
 
-@dataclass(frozen=True)
-class DownloadResult:
-    """What became of a task; a row of the state."""
+def row_of(task: Task, status: str, **found: Any) -> Row:
+    """How a task ended, as a row of `OUTCOME`; what was not found is null."""
+    asked = {"id": task.id, "url": task.wanted, "requests": task.requests, "final_url": strip_secrets(task.url)}
+    return dict.fromkeys(OUTCOME.names) | asked | {"status": status, "ended_at": datetime.now(UTC)} | found
 
-    id: str
-    url: str
-    status: str
-    detail: str | None = None
-    place: str | None = None
-    sha256: str | None = None
-    format: str | None = None
-    width: int | None = None
-    height: int | None = None
-    size_bytes: int | None = None
-    http_status: int | None = None
-    requests: int = 0
-    final_url: str | None = None
-    ended_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    @property
-    def is_ok(self) -> bool:
-        """Whether its image is there."""
-        return self.status == OK
-
-    def row(self) -> dict[str, Any]:
-        """As `OUTCOME`."""
-        return asdict(self)
+def owner_of(host: str, parts: int) -> int:
+    """Which of `parts` a host belongs to, for the whole session: so its limits are one for all processes."""
+    return int.from_bytes(hashlib.sha256(host.encode()).digest()[:4], "big") % parts
 
 
 PARTS = "parts"
@@ -137,42 +108,14 @@ _SUBTYPES = {
     "RAW": ("raw",),
 }
 ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)
-_WALL_LIMIT_S = 20.0
-_TORN = frozenset((Status.CORRUPT_IMAGE, Status.TRUNCATED_IMAGE, Status.EMPTY_FILE))
-
-
-def encoded(rows: Sequence[DownloadResult]) -> bytes:
-    """Rows as a Parquet file."""
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([row.row() for row in rows], OUTCOME), file, compression="zstd")
-    return file.getvalue()
-
-
-class Sink(Protocol):
-    """What a worker needs of either. `read` and `keep` from many threads, the others from one."""
-
-    def read(self, name: str) -> bytes:
-        """What an earlier session left. Raises FileNotFoundError."""
-
-    def keep(self, task: Task, data: bytes, image_format: str, content_type: str | None) -> str | None:
-        """Put the bytes in their place and return it; None where that is not known yet."""
-
-    def add(self, outcome: DownloadResult, data: bytes, task: Task) -> list[str]:
-        """Note how a task ended; the ids of what is committed by that, if anything."""
-
-    def commit(self, *, end: bool = False) -> list[str]:
-        """Write down what has ended; the ids of what is committed now."""
-
-    def close(self) -> None:
-        """Forget what is not committed."""
 
 
 class FileSink:
-    """Each image a file of `folder`. From one thread at a time, except `keep`."""
+    """Each image a file of `folder`. From one thread at a time, except `read` and `keep`."""
 
     def __init__(self, store: Store, records: Store, folder: str) -> None:
         self._store, self._records, self._prefix = store, records, f"{folder}/" if folder else ""
-        self._rows: list[DownloadResult] = []
+        self._rows: list[Row] = []
 
     def read(self, name: str) -> bytes:
         """What an earlier session left. Raises FileNotFoundError."""
@@ -188,35 +131,30 @@ class FileSink:
                 self._store.delete(self._prefix + other)
         return self._prefix + name
 
-    def add(self, outcome: DownloadResult, data: bytes, task: Task) -> list[str]:
+    def add(self, row: Row, data: bytes, task: Task) -> None:
         """Note how a task ended; its file is in its place."""
-        self._rows.append(outcome)
-        return []
+        self._rows.append(row)
 
-    def commit(self, *, end: bool = False) -> list[str]:
-        """Write down what has ended; the ids of it."""
+    def commit(self, *, end: bool = False) -> None:
+        """Write down what has ended."""
         rows, self._rows = self._rows, []
-        if rows:
-            self._records.write(f"{PARTS}/{secrets.token_hex(8)}.parquet", encoded(rows))
-        return [row.id for row in rows]
+        _write_rows(self._records, secrets.token_hex(8), rows)
 
     def close(self) -> None:
         """Holds nothing."""
 
 
 class ShardSink:
-    """Images one after the other into shards of `shard_mb`, with their columns beside. From one thread at a time."""
+    """Images one after the other into shards of `shard_mb`, with their columns beside. From one thread at a time, except `keep`."""
 
     def __init__(self, store: Store, records: Store, config: CollectConfig, columns: Sequence[str]) -> None:
         assert config.form != "files"
         self._store, self._records = store, records
         self._form: PackedForm = config.form
         self._most, self._type = config.shard_mb * 1e6, pa.struct([(name, pa.string()) for name in columns])
-        self._failed: list[DownloadResult] = []
-        self._file: ShardFile | None = None
-        self._rows: list[DownloadResult] = []
-        self._size = 0
-        self._begin()
+        self._failed: list[Row] = []
+        self._rows: list[Row] = []
+        self._shard: LocalShard | None = None
 
     def read(self, name: str) -> bytes:
         """No single file is ever left. Raises FileNotFoundError."""
@@ -225,81 +163,51 @@ class ShardSink:
     def keep(self, task: Task, data: bytes, image_format: str, content_type: str | None) -> None:
         """Its place is known when its shard is full."""
 
-    def add(self, outcome: DownloadResult, data: bytes, task: Task) -> list[str]:
-        """Note how a task ended; a good image goes into the shard, and a full shard is published: then, the ids in it."""
-        if not outcome.is_ok:
-            self._failed.append(outcome)
-            return []
-        if self._file is None:
-            self._file = self._open()
-        key = f"{self._token}-{len(self._rows):06}"
-        version = outcome.sha256 or ""
-        member = ManifestMember(0, strip_secrets(task.wanted), None, 0, version, len(data), 0, 0, dict(task.columns))
+    def add(self, row: Row, data: bytes, task: Task) -> None:
+        """Note how a task ended; a good image goes into the shard, and a full shard is published. Raises StorageError."""
+        if row["status"] != OK:
+            self._failed.append(row)
+            return
+        if self._shard is None:
+            self._shard, self._token, self._rows = LocalShard(self._form, self._type), secrets.token_hex(5), []
+        member = ManifestMember(0, strip_secrets(task.wanted), None, 0, row["sha256"], len(data), 0, 0, dict(task.columns))
         try:
-            with _local():
-                self._file.add(Packed(key, member, data, version, outcome.format))
+            self._shard.add(Packed(f"{self._token}-{len(self._rows):06}", member, data, row["sha256"], row["format"]))
         except BaseException:
-            self._drop()  # of what it holds nothing is known now
+            self.close()  # of what it holds nothing is known now
             raise
-        self._rows.append(outcome)
-        self._size += len(data)
-        return self._publish() if self._size >= self._most else []
+        self._rows.append(row)
+        if self._shard.size_bytes >= self._most:
+            self._publish()
 
-    def commit(self, *, end: bool = False) -> list[str]:
-        """Write down what failed, and at the `end` publish the shard that is not full; the ids of it."""
+    def commit(self, *, end: bool = False) -> None:
+        """Write down what failed, and at the `end` publish the shard that is not full."""
         failed, self._failed = self._failed, []
-        if failed:
-            self._records.write(f"{PARTS}/{secrets.token_hex(8)}.parquet", encoded(failed))
-        return [row.id for row in failed] + (self._publish() if end else [])
+        _write_rows(self._records, secrets.token_hex(8), failed)
+        if end:
+            self._publish()
 
     def close(self) -> None:
-        """Forget what is not published."""
-        file, self._file = self._file, None
-        with suppress(OSError, pa.ArrowException):  # a full disk; what it holds is not wanted any more
-            if file is not None:
-                file.close()
-        self._folder.cleanup()
+        """Forget what is not published. A shard that could not be takes its rows along: no later one may count them as its own."""
+        shard, self._shard = self._shard, None
+        if shard is not None:
+            shard.drop()
 
-    def _begin(self) -> None:
-        self._token = secrets.token_hex(5)
-        self._folder = tempfile.TemporaryDirectory(prefix="touchstone-collect-")
-        self._rows, self._size = [], 0
-
-    def _open(self) -> ShardFile:
-        file: ShardFile = FORMATS[self._form](Path(self._folder.name) / "shard", self._type)
-        return file
-
-    def _publish(self) -> list[str]:
-        if self._file is None:
-            return []
-        file, self._file = self._file, None
+    def _publish(self) -> None:
+        if self._shard is None:
+            return
         place = f"data/{self._token}.{SHARD_ENDINGS[self._form]}"
-        placed = [replace(row, place=place) for row in self._rows]
         try:
-            with _local():
-                file.close()
-            self._records.write(f"{PARTS}/{self._token}.parquet", encoded(placed))
-            self._store.write_file(place, Path(self._folder.name) / "shard")
+            self._shard.finish()
+            _write_rows(self._records, self._token, [row | {"place": place} for row in self._rows])
+            self._store.write_file(place, self._shard.path)
         finally:
-            self._drop()
-        return [row.id for row in placed]
-
-    def _drop(self) -> None:
-        """Begin anew. A shard that could not be published takes its rows along: no later one may count them as its own."""
-        self.close()
-        self._begin()
+            self.close()
 
 
-@contextmanager
-def _local() -> Iterator[None]:
-    """This machine's temporary folder. Raises StorageError where it is full."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot write a shard in the folder for temporary files: {error.strerror or error}",
-            hint="each worker needs room for one shard there; TMPDIR names another place, --set shard_mb=16 makes shards smaller",
-        ) from error
+def _write_rows(records: Store, name: str, rows: Sequence[Row]) -> None:
+    if rows:
+        records.write(f"{PARTS}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(rows, OUTCOME)))
 
 
 def safe_name(name: str) -> str:
@@ -339,40 +247,3 @@ def ending(content_type: str | None, image_format: str) -> str:
     subtype = (content_type or "").partition(";")[0].strip().lower().rpartition("/")[2]
     known = _SUBTYPES.get(image_format, (image_format.lower(),))
     return subtype if subtype in known else known[0]
-
-
-@dataclass(frozen=True)
-class CheckedImage:
-    """Facts of bytes that decode."""
-
-    sha256: str
-    format: str
-    width: int
-    height: int
-
-
-class Checker:
-    """A few decoder processes, one per thread. `check` may be called from many threads; `close()` ends the processes."""
-
-    def __init__(self, limits: ImageLimits, processes: int) -> None:
-        self._pool = ThreadPoolExecutor(processes, thread_name_prefix="decode")
-        self._decoders = IsolatedDecoders(limits, processes=processes, wall_limit_s=_WALL_LIMIT_S, memory_limit_bytes=None)
-
-    def check(self, data: bytes) -> Future[CheckedImage]:
-        """To be waited for. Raises Failed; `passing` where a torn transfer may be the reason."""
-        return self._pool.submit(self._decoded, data)
-
-    def close(self) -> None:
-        """End the processes, when what they do is done."""
-        self._pool.shutdown(wait=True)
-        self._decoders.close()
-
-    def _decoded(self, data: bytes) -> CheckedImage:
-        digest = sha256(data).hexdigest()
-        if data and formats.sniff_format(data) is None:
-            raise Failed(Status.UNSUPPORTED_FORMAT, formats.describe_unsupported(data), sha256=digest, http_status=200)
-        try:
-            facts = self._decoders.decode(data).facts
-        except InputError as error:
-            raise Failed(error.status, error.detail, passing=error.status in _TORN, sha256=digest, http_status=200) from None
-        return CheckedImage(digest, str(facts.format), facts.width or 0, facts.height or 0)

@@ -1,4 +1,4 @@
-"""A list of urls → one table of texts (`read_list`), and the tables of a collection that people read (`write_results`).
+"""A list of urls → one table of texts (`read_list`).
 
 Reads DFLIP-3K's JSON (specs/localization.md §5.1), CSV, TSV, JSON lines and Parquet. Every column is kept, as text, under a name in small
 letters with underscores: `Negative prompt` is `negative_prompt`.
@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.archives.tabular import read_table, text_table
-from ray_app.datajobs.download.config import OK, CollectConfig
-from ray_app.datajobs.download.session import Records
+from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datasets.labels import parse_label, real_of
 from ray_app.datasets.layouts.dflip import FAMILIES_V1
 from ray_app.errors import ConfigError, InputError
-from ray_app.runs.table_files import write_tables
 from ray_app.storage import Fetcher, canonical, strip_secrets
 
 _MOST_BYTES = 2**32  # held in memory; the largest that is published has 195 MB
@@ -32,10 +30,6 @@ _OURS = frozenset(
      "source", "path")
 )  # fmt: skip
 _DIFFUSION_DB = "https://huggingface.co/datasets/poloclub/diffusiondb"
-COLLECTED, FAILED = "collected", "failed"
-_ROWS = 10_000
-_FACTS = ("sha256", "format", "width", "height", "size_bytes")
-_REASONS = ("status", "detail", "http_status", "requests", "final_url")
 
 
 @dataclass(frozen=True)
@@ -180,36 +174,3 @@ def _column(table: pa.Table, chosen: str | None, usual: tuple[str, ...], where: 
     if _plain(chosen) not in table.schema.names:
         raise ConfigError(f"{where}: no column '{chosen}'", hint=f"its columns: {', '.join(table.schema.names)}")
     return _plain(chosen)
-
-
-def write_results(records: Records, listed: UrlTable, rows: pa.Table) -> None:
-    """collected.parquet, in the order of the list: `uri` (relative to it; `shard` where images are in shards), the list's columns, facts of
-    the file. failed.parquet: urls without an image, and why. `rows`: one per id of the list.
-    """
-    order = pc.index_in(listed.rows["id"], value_set=rows["id"].combine_chunks())
-    ordered = rows.take(order)
-    is_ok = pc.equal(ordered["status"], OK)
-    shown = _without_secrets(listed.rows)
-    failed = pa.table({"id": shown["id"], "url": shown["url"], **{name: ordered[name] for name in _REASONS}}).filter(pc.invert(is_ok))
-    write_tables(records.store, FAILED, failed.schema, _pieces(failed))
-    collected = _collected(records, shown, ordered).filter(is_ok)
-    write_tables(records.store, COLLECTED, collected.schema, _pieces(collected))
-
-
-def _collected(records: Records, shown: pa.Table, ordered: pa.Table) -> pa.Table:
-    is_files = records.config.form == "files"
-    up = "../" if is_files and not records.config.folder else ""
-    places = [None if place is None else up + place for place in ordered["place"].to_pylist()]
-    columns: dict[str, Any] = {"uri" if is_files else "shard": pa.array(places, pa.string())}
-    columns |= dict(zip(shown.schema.names, shown.columns, strict=True))
-    return pa.table(columns | {name: ordered[name] for name in _FACTS})
-
-
-def _without_secrets(rows: pa.Table) -> pa.Table:
-    at = rows.schema.names.index("url")
-    return rows.set_column(at, "url", pa.array([strip_secrets(url) for url in rows["url"].to_pylist()], pa.string()))
-
-
-def _pieces(table: pa.Table) -> Iterator[pa.Table]:
-    for start in range(0, len(table), _ROWS):
-        yield table.slice(start, _ROWS)

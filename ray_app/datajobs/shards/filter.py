@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from ray_app.archives import Archive, ListedMember, guard_of, manifest, manifests, read_vanished
 from ray_app.archives.members import ListedWithColumns
 from ray_app.archives.sources import SourceSection
-from ray_app.datajobs.shards import plan, writer
+from ray_app.datajobs.shards import writer
+from ray_app.datajobs.shards.config import FilterConfig
 from ray_app.datajobs.shards.run import claim, write_shards
 from ray_app.errors import ClusterError, ConfigError, Status
 from ray_app.reports import format as wording
@@ -34,7 +35,7 @@ COLUMNS = ["image_id", *REMOVED.names[:-1], "detail", "calibrated", "verdict_rea
 _DECIDING = ["image_id", "verdict", "status"]
 
 
-def filter_run(config: plan.FilterConfig, *, retry: bool = False) -> dict[str, Any]:
+def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
     """Write what is left of a run's archive, and what was taken out of it and why; returns the content of `summary.json`.
 
     Bytes that are read again are those that were scored, or the member is listed in `unpacked.parquet`. Raises ConfigError (the run is
@@ -45,23 +46,18 @@ def filter_run(config: plan.FilterConfig, *, retry: bool = False) -> dict[str, A
     members = check_conservation(run)
     store = Store.open(config.out)
     with Lease(store, unguarded=config.unguarded) as lease:
-        claim(store, _identity(config, run, described))
-        reasons = Reasons.of(described["ensemble"])
-        gone = (reasons.removed(rows.filter(pa.array(is_removed(rows, config.drop)))) for rows in current_tables(run, COLUMNS))
+        # What another command on the same directory must match; `decisions` differs as soon as other members would go.
+        chosen = config.model_dump(mode="json", include={"form", "drop", "shard_mb", "max_member_bytes"})
+        decided = {"fingerprint": fingerprint(described["identity"]), "decisions": decisions_digest(run, config.drop)}
+        claim(store, {"format": 1, "command": "filter", "run": run.store.url, **chosen, **decided})
+        ensemble = described["ensemble"]
+        gone = (_removed(rows.filter(pa.array(is_removed(rows, config.drop))), ensemble) for rows in current_tables(run, COLUMNS))
         removed = table_files.write_tables(store, "removed", REMOVED, gone, forms=("parquet", "csv"))
-        facts = {
-            "run": run.store.url,
-            "drop": list(config.drop),
-            "current": members,
-            "removed": removed,
-            "kept": members - removed,
-            **lease.facts(),
-        }
+        facts = {"run": run.store.url, "drop": list(config.drop), "current": members, "removed": removed, "kept": members - removed}
         if config.form == "list":
             columns = _own_columns(run)
-            kept = table_files.write_tables(
-                store, "kept", _list_schema(columns), _listed(run, config.drop, columns), forms=("parquet", "csv")
-            )
+            listed = _listed(run, config.drop, columns)
+            kept = table_files.write_tables(store, "kept", _list_schema(columns), listed, forms=("parquet", "csv"))
             summary: dict[str, Any] = {"out": store.url, "form": "list"}
         else:
             sources = tuple(described["identity"]["source"])
@@ -70,55 +66,38 @@ def filter_run(config: plan.FilterConfig, *, retry: bool = False) -> dict[str, A
             summary = write_shards(archive, sources, allowed, config.form, lease, store, retry=retry)
             kept = summary["members"]
         if kept + removed != members:
-            raise ClusterError(
-                f"{store.url}: {kept} files kept and {removed} removed, of {members}", hint="please report this: it is a bug"
-            )
-        summary |= facts
+            message = f"{store.url}: {kept} files kept and {removed} removed, of {members}"
+            raise ClusterError(message, hint="please report this: it is a bug")
+        summary |= facts | lease.facts()
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return summary
 
 
-def _identity(config: plan.FilterConfig, run: RunDirectory, described: Mapping[str, Any]) -> dict[str, Any]:
-    """What another command on the same directory must match; `decisions` differs as soon as other members would go."""
-    chosen = config.model_dump(mode="json", include={"form", "drop", "shard_mb", "max_member_bytes"})
-    decided = {"fingerprint": fingerprint(described["identity"]), "decisions": decisions_digest(run, config.drop)}
-    return {"command": "filter", "run": run.store.url, **chosen, **decided}
+def _removed(rows: pa.Table, ensemble: Mapping[str, Any]) -> pa.Table:
+    """Rows that go, as the removal list has them (`REMOVED`)."""
+    plain = [pc.cast(rows[name], REMOVED.field(name).type) for name in REMOVED.names if name != "reason"]
+    reasons = [removal_reason(row, ensemble) for row in with_reasons(rows).select(COLUMNS).to_pylist()]
+    return pa.Table.from_arrays([*plain, pa.array(reasons, pa.string())], schema=REMOVED)
 
 
-@dataclass(frozen=True)
-class Reasons:
-    """Says why a member is removed, in the words of the ensemble that decided."""
-
-    name: str
-    rule: str
-    members: tuple[str, ...]
-    fake_above: float
-
-    @classmethod
-    def of(cls, ensemble: Mapping[str, Any]) -> "Reasons":
-        """From an ensemble card as `run.json` keeps it."""
-        members = tuple(member["detector"] for member in ensemble["members"])
-        return cls(ensemble["name"], ensemble["rule"], members, ensemble["thresholds"]["fake_above"])
-
-    def removed(self, rows: pa.Table) -> pa.Table:
-        """Rows that go, as the removal list has them (`REMOVED`)."""
-        plain = [pc.cast(rows[name], REMOVED.field(name).type) for name in REMOVED.names if name != "reason"]
-        reasons = [self.reason(row) for row in with_reasons(rows).select(COLUMNS).to_pylist()]
-        return pa.Table.from_arrays([*plain, pa.array(reasons, pa.string())], schema=REMOVED)
-
-    def reason(self, row: Mapping[str, Any]) -> str:
-        """Why one row goes, in one sentence."""
-        if row["status"] != Status.OK:
-            message = f"{wording.meaning(row['status'])} ({row['status']})"
-            return f"no score: {message}" + (f": {row['detail']}" if row["detail"] else "")
-        if row["verdict"] != "fake":
-            return f"{row['verdict']} by {self._judge}: {_why(row)}; {_figures(row)}"
-        return f"fake by {self._judge}: score {row['score']:+.4g} is not below the threshold {self.fake_above:g}; {_figures(row)}"
-
-    @property
-    def _judge(self) -> str:
-        rule = f"{self.rule} of " if len(self.members) > 1 else ""
-        return f"ensemble {self.name} ({rule}{', '.join(self.members)})"
+def removal_reason(row: Mapping[str, Any], ensemble: Mapping[str, Any]) -> str:
+    """Why one row goes, in one sentence. `ensemble`: the card that decided, as `run.json` keeps it."""
+    if row["status"] != Status.OK:
+        message = f"{wording.meaning(row['status'])} ({row['status']})"
+        return f"no score: {message}" + (f": {row['detail']}" if row["detail"] else "")
+    members = [member["detector"] for member in ensemble["members"]]
+    rule = f"{ensemble['rule']} of " if len(members) > 1 else ""
+    judge = f"ensemble {ensemble['name']} ({rule}{', '.join(members)})"
+    if row["probability"] is None:
+        figures = "no probability"
+    else:
+        calibrated = "calibrated" if row["calibrated"] else "not calibrated: the plain sigmoid of the score"
+        figures = f"probability {wording.probability(row['probability'])} ({calibrated})"
+    if row["verdict"] != "fake":
+        why = "no evidence found" if row["verdict_reason"] is None else wording.why(row["verdict_reason"], row[DETAIL])
+        return f"{row['verdict']} by {judge}: {why}; {figures}"
+    threshold = ensemble["thresholds"]["fake_above"]
+    return f"fake by {judge}: score {row['score']:+.4g} is not below the threshold {threshold:g}; {figures}"
 
 
 def _own_columns(run: RunDirectory) -> Mapping[str, pa.DataType]:
@@ -155,17 +134,6 @@ def is_removed(rows: pa.Table, drop: Sequence[str]) -> npt.NDArray[np.bool_]:
     if "failed" in drop:
         removed = pc.or_(removed, pc.not_equal(rows["status"].cast(pa.string()), Status.OK.value))
     return np.asarray(removed.to_numpy())
-
-
-def _why(row: Mapping[str, Any]) -> str:
-    return "no evidence found" if row["verdict_reason"] is None else wording.why(row["verdict_reason"], row[DETAIL])
-
-
-def _figures(row: Mapping[str, Any]) -> str:
-    if row["probability"] is None:
-        return "no probability"
-    calibrated = "calibrated" if row["calibrated"] else "not calibrated: the plain sigmoid of the score"
-    return f"probability {wording.probability(row['probability'])} ({calibrated})"
 
 
 class KeptMembers(Archive):

@@ -11,15 +11,16 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app.archives import ManifestMember, MemberReader, member_rows, read_block
-from ray_app.datajobs.shards.plan import Form, Shard
+from ray_app.archives import BlockRef, ManifestMember, MemberReader, member_rows, read_block
+from ray_app.datajobs.shards.config import Form
 from ray_app.errors import InputError, SourceError, Status, StorageError
 from ray_app.images import sniff_format
 from ray_app.runs.table_files import plain
@@ -32,6 +33,7 @@ SOURCE_TYPE = pa.struct(
 FILE_ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif", "HEIC": "heic",
            "JPEG2000": "jp2", "JXL": "jxl", "PNM": "pnm", "RAW": "raw"}  # fmt: skip
 NO_IMAGE = "bin"
+SHARD_ENDINGS: dict[Form, str] = {"parquet": "parquet", "webdataset": "tar"}
 RESERVED = ("image", "source")
 # Beside the source's own columns in the listing of a filtered run: the hash of the bytes that were scored. No source calls one so.
 EXPECTED = "\x1ftouchstone.sha256"
@@ -72,16 +74,6 @@ class Packed:
     def beside(self, names: Mapping[str, str]) -> dict[str, Any]:
         """The source's own columns under the names that they have in the shard."""
         return {new: self.member.input.get(old) for old, new in names.items()}
-
-
-class ShardFile(Protocol):
-    """One output format: a local file that grows by members."""
-
-    def add(self, packed: Packed) -> None:
-        """Append a member."""
-
-    def close(self) -> None:
-        """Make the file complete."""
 
 
 class ParquetShard:
@@ -148,7 +140,72 @@ class WebDatasetShard:
         self._tar.addfile(info, io.BytesIO(data))
 
 
-FORMATS: dict[Form, type[ParquetShard] | type[WebDatasetShard]] = {"parquet": ParquetShard, "webdataset": WebDatasetShard}
+class LocalShard:
+    """A shard that grows at `path`, in this machine's folder for temporary files. Raises StorageError where that is full."""
+
+    def __init__(self, form: Form, input_type: pa.StructType | None) -> None:
+        with _room():
+            self._folder = tempfile.TemporaryDirectory(prefix="touchstone-shard-")
+            self.path, self.size_bytes = Path(self._folder.name) / "shard", 0
+            self._file = (ParquetShard if form == "parquet" else WebDatasetShard)(self.path, input_type)
+
+    def add(self, packed: Packed) -> None:
+        """Append a member."""
+        with _room():
+            self._file.add(packed)
+        self.size_bytes += len(packed.data)
+
+    def finish(self) -> None:
+        """Make the file complete."""
+        with _room():
+            self._file.close()
+
+    def drop(self) -> None:
+        """Remove the file, complete or not."""
+        with suppress(OSError, ValueError, pa.ArrowException):  # a full disk; or it is complete
+            self._file.close()
+        self._folder.cleanup()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write a shard in the folder for temporary files: {error.strerror or error}",
+            hint="each worker needs room for one shard there; TMPDIR names another place, --set shard_mb=16 makes shards smaller",
+        ) from error
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to be written: a run of blocks of manifest 0, shard `number` of `count`."""
+
+    number: int
+    count: int
+    form: Form
+    blocks: tuple[BlockRef, ...]
+
+    @property
+    def members(self) -> int:
+        """How many members the manifest has for it."""
+        return sum(ref.members for ref in self.blocks)
+
+    @property
+    def name(self) -> str:
+        """Its file's name without ending, as the Hugging Face hub names the shards of one split."""
+        return f"train-{self.number:05}-of-{self.count:05}"
+
+    @property
+    def path(self) -> str:
+        """Where it lies in the output directory. It exists when, and only when, the shard is finished."""
+        return f"data/{self.name}.{SHARD_ENDINGS[self.form]}"
+
+    @property
+    def notes_path(self) -> str:
+        """Where it is written down what became of its members, before the shard itself is published."""
+        return f"notes/{self.name}.json"
 
 
 @dataclass
@@ -187,51 +244,36 @@ class WriteShard:
     def __call__(self, shard: Shard) -> ShardReport:
         """Write one shard; done again, it replaces its own files with the same bytes."""
         members = [member for ref in shard.blocks for member in member_rows(read_block(self.store, ref))]
+        shard_file = LocalShard(self.form, self.input_type)
         try:
-            with tempfile.TemporaryDirectory(prefix="touchstone-pack-") as folder:
-                path = Path(folder) / shard.name
-                notes = self._fill(path, shard, members)
-                assert notes.packed + len(notes.unpacked) == len(members), f"{shard.name}: files lost"
-                # The notes first: a shard that is there has them.
-                self.store.write(shard.notes_path, notes.encode())
-                self.store.write_file(shard.path(self.form), path)
-        except OSError as error:  # what the store says is a StorageError already
-            raise StorageError(
-                f"cannot write a shard in the folder for temporary files: {error.strerror or error}",
-                hint="each worker needs room for one shard there; TMPDIR names another place, --shard-mb makes shards smaller",
-            ) from error
+            notes = self._fill(shard_file, shard, members)
+            shard_file.finish()
+            assert notes.packed + len(notes.unpacked) == len(members), f"{shard.name}: files lost"
+            # The notes first: a shard that is there has them.
+            self.store.write(shard.notes_path, notes.encode())
+            self.store.write_file(shard.path, shard_file.path)
+        finally:
+            shard_file.drop()
         return notes
 
-    def _fill(self, path: Path, shard: Shard, members: list[ManifestMember]) -> ShardReport:
+    def _fill(self, file: LocalShard, shard: Shard, members: list[ManifestMember]) -> ShardReport:
         notes = ShardReport(len(members))
-        file: ShardFile = FORMATS[self.form](path, self.input_type)
-        for index, (member, data) in enumerate(self._read(members)):
+        for index, (member, data) in enumerate(MemberReader(self.fetcher, max_bytes=self.max_member_bytes).read(members)):
             if isinstance(data, InputError):
                 notes.unpacked.append(_unpacked(member, data))
                 continue
             key = f"{shard.number:05}-{index:06}-{member.image_id & 0xFFFFFFFF:08x}"
             packed = Packed(key, member, data, hashlib.sha256(data).hexdigest(), sniff_format(data))
-            changed = _changed(packed)
-            if changed:
+            expected = member.input.get(EXPECTED)
+            if expected not in (None, packed.sha256):  # not the bytes which were scored
+                changed = SourceError(Status.SOURCE_CHANGED, f"scored with SHA-256 {expected}, now {packed.sha256}")
                 notes.unpacked.append(_unpacked(member, changed))
                 continue
             file.add(packed)
             notes.packed += 1
             notes.size_bytes += len(data)
             notes.formats[packed.format or "none"] += 1
-        file.close()
         return notes
-
-    def _read(self, members: list[ManifestMember]) -> Iterator[tuple[ManifestMember, bytes | InputError]]:
-        return MemberReader(self.fetcher, max_bytes=self.max_member_bytes).read(members)
-
-
-def _changed(packed: Packed) -> InputError | None:
-    """Why bytes that are not those which were scored are not written."""
-    expected = packed.member.input.get(EXPECTED)
-    if expected is None or expected == packed.sha256:
-        return None
-    return SourceError(Status.SOURCE_CHANGED, f"scored with SHA-256 {expected}, now {packed.sha256}")
 
 
 def _unpacked(member: ManifestMember, error: InputError) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def decoders():
 def web(wild, decoders, monkeypatch):
     """The server, with nothing asked of it yet; what comes from it is decoded by decoders that are up already."""
     wild.forget()
-    monkeypatch.setattr("ray_app.datajobs.download.sink.IsolatedDecoders", lambda *_, **__: LentDecoders(decoders))
+    monkeypatch.setattr("ray_app.datajobs.download.fetch.IsolatedDecoders", lambda *_, **__: LentDecoders(decoders))
     return wild
 
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ray_app.datajobs.download.config import Failed, Politeness
-from ray_app.datajobs.download.http import Host, HttpClient, seconds_of
+from ray_app.datajobs.download.config import Politeness
+from ray_app.datajobs.download.http import Failed, Host, HttpClient, seconds_of
 from ray_app.datajobs.download.sink import ending, file_stems, host_of, marked, safe_name
 from tests.datajobs.download.conftest import config
 

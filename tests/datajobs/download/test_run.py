@@ -3,20 +3,17 @@
 import hashlib
 import signal
 import threading
-from collections import Counter
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.cluster.progress import Progress
-from ray_app.datajobs.download.run import collect
-from ray_app.datajobs.download.session import DownloadSession, Records
+from ray_app.datajobs.download.fetch import Downloader, Fetched
+from ray_app.datajobs.download.records import Records
+from ray_app.datajobs.download.run import Schedule, collect, unfinished
 from ray_app.datajobs.download.sink import Task
-from ray_app.datajobs.download.url_table import read_list
-from ray_app.datajobs.download.worker import DownloadWorker, HereCrew
-from ray_app.errors import RESUMABLE, IdentityError
+from ray_app.errors import RESUMABLE, ClusterError, IdentityError
 from ray_app.inference.decoder_pool import IsolatedDecoders
-from ray_app.storage import Lease
 from tests.datajobs.download.conftest import config, write_list
 from tests.datajobs.download.wild_server import picture
 from tests.scoring.conftest import wait_until
@@ -74,7 +71,7 @@ def check(rows, out, statuses):
 
 
 def test_every_way_of_misbehaving_has_its_status_and_a_second_run_asks_nothing(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_app.datajobs.download.sink.IsolatedDecoders", IsolatedDecoders)  # of its own, as outside of tests
+    monkeypatch.setattr("ray_app.datajobs.download.fetch.IsolatedDecoders", IsolatedDecoders)  # of its own, as outside of tests
     rows = rows_for(web, EXPECTED, times=2)
     settings = config(write_list(tmp_path, rows), tmp_path / "out")
     summary = collect(settings)
@@ -246,62 +243,75 @@ def test_interrupted_it_commits_what_has_ended_and_goes_on_from_there(web, tmp_p
     assert len(outcomes(out)[0]) == 10
 
 
-def tasks_of(listed, before=None):
-    return [
-        Task(row["id"], row["url"], row["url"], row["id"], (), row, before=(before or {}).get(row["id"])) for row in listed.rows.to_pylist()
-    ]
-
-
-class Mortal(HereCrew):
-    """A real worker that is lost once, with all that it had not committed, as a node is; then there is another."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self._arguments, self.deaths = arguments, 0
-
-    def take(self, timeout_s):
-        [(worker, told)] = super().take(timeout_s)
-        if self.deaths or not told.ended:
-            return [(worker, told)]
-        self.deaths += 1
-        self._collector._keeper.commit = lambda *, end=False: []  # what dies writes nothing more
-        self._collector.close()
-        self._collector = DownloadWorker(*self._arguments)
-        return [(worker, None)]
-
-
 @pytest.mark.parametrize("form", ["files", "parquet"])
-def test_a_worker_that_is_lost_costs_nothing_but_time(web, tmp_path, form):
+def test_what_a_process_that_died_had_not_committed_is_asked_again_and_nothing_else(web, tmp_path, form, monkeypatch):
+    """A unit of which a part is committed and the rest lost, as with a node; then the rest."""
     rows = rows_for(web, ["good", "moved", "gone", "slow"], times=6)
     settings = config(write_list(tmp_path, rows), tmp_path / "out", form=form)
-    records, listed = Records(settings), read_list(settings)
-    tasks = tasks_of(listed)
-    with Lease(records.store) as lease:
-        crew = Mortal(settings, records.url, listed.columns)
-        session = DownloadSession(settings, records, lease, Progress(len(tasks), name="collect"))
-        session.run(crew, tasks)
-    assert crew.deaths == 1
-    state = records.read()
-    assert sorted(state.rows["id"].to_pylist()) == sorted(row["id"] for row in rows)
-    assert Counter(state.rows["status"].to_pylist()) == {"ok": 18, "source_missing": 6}
-    # What was committed before the worker died, and not reported, has a row and did not end in this session.
-    assert session.ended.items() <= dict(zip(state.rows["id"].to_pylist(), state.rows["status"].to_pylist(), strict=True)).items()
+    real, units = Downloader.__call__, []
+
+    def dies_once(self, unit):
+        units.append(unit)
+        if len(units) > 1:
+            return real(self, unit)
+        real(self, replace(unit, tasks=unit.tasks[:10]))
+        raise ClusterError("the pipeline failed: the actor died")
+
+    monkeypatch.setattr(Downloader, "__call__", dies_once)
+    summary = collect(settings)
+    assert (summary["statuses"], summary["session"]["statuses"]) == ({"ok": 18, "source_missing": 6}, {"ok": 18, "source_missing": 6})
+    assert [len(unit.tasks) for unit in units] == [24, 14]
+    assert max(web.told()["asked"].values()) == 1
     if form == "parquet":
         found = [row["id"] for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
         assert len(found) == len(set(found)) == 18
 
 
-def test_what_a_lost_worker_was_to_ask_again_is_asked_although_it_has_a_row(web, tmp_path):
+def test_what_is_to_be_asked_again_is_asked_although_it_has_a_row_until_it_has_another(web, tmp_path):
     rows = rows_for(web, ["flaky"] * 12)
-    meta = write_list(tmp_path, rows)
-    settings = config(meta, tmp_path / "out")
-    assert collect(config(meta, tmp_path / "out", retry={"attempts": 1}))["statuses"] == {"source_timeout": 12}
-    records, listed = Records(settings), read_list(settings)
-    state = records.read().rows.to_pylist()
-    with Lease(records.store) as lease:
-        crew = Mortal(settings, records.url, listed.columns)
-        DownloadSession(settings, records, lease, Progress(12, name="collect")).run(
-            crew, tasks_of(listed, {row["id"]: row["ended_at"] for row in state})
-        )
-    assert crew.deaths == 1
-    assert records.read().rows["status"].to_pylist() == ["ok"] * 12
+    settings = config(write_list(tmp_path, rows), tmp_path / "out", retry={"attempts": 1})
+    assert collect(settings)["statuses"] == {"source_timeout": 12}
+    state = Records(settings).read()
+    tasks = [Task(row["id"], row["url"], row["url"], row["id"], before=row["ended_at"]) for row in state.rows.to_pylist()]
+    assert unfinished([*tasks, replace(tasks[0], before=None)], state) == tasks
+    assert collect(settings, retry=["source_timeout"])["statuses"] == {"ok": 12}
+    assert unfinished(tasks, Records(settings).read()) == []
+
+
+def test_processes_that_die_without_having_committed_anything_end_the_session(web, tmp_path, monkeypatch):
+    def dies(self, unit):
+        raise ClusterError("out of memory")
+
+    monkeypatch.setattr(Downloader, "__call__", dies)
+    with pytest.raises(ClusterError, match="out of memory") as caught:
+        collect(config(write_list(tmp_path, rows_for(web, ["good"])), tmp_path / "out"))
+    assert RESUMABLE in caught.value.__notes__
+
+
+def test_a_part_of_the_hosts_is_with_one_process_at_a_time_and_what_comes_back_of_it_goes_out_again():
+    tasks = [Task(str(number), "", f"http://h{number % 5}.test/{number}", "") for number in range(20)]
+    schedule, asked = Schedule(tasks, 3), []
+    units = schedule.units()
+    under_way = [next(units), next(units)]
+    assert len({unit.part for unit in under_way}) == 2
+    assert not {task.host for task in under_way[0].tasks} & {task.host for task in under_way[1].tasks}
+    moved = replace(under_way[0].tasks[0], url=under_way[1].tasks[0].url, hops=1)
+    schedule.ended(Fetched(under_way[0].part, [], [moved], {"h0.test": None}))
+    for unit in under_way:
+        asked += unit.tasks
+    waiting = threading.Thread(
+        target=lambda: asked.extend(task for unit in units for task in unit.tasks if not schedule.ended(given_back(unit)))
+    )
+    waiting.start()
+    schedule.ended(given_back(under_way[1]))
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert sorted(task.id for task in asked) == sorted([*(task.id for task in tasks), moved.id])
+    stopped = Schedule(tasks, 1)
+    next(begun := stopped.units())
+    stopped.stop()
+    assert list(begun) == []
+
+
+def given_back(unit):
+    return Fetched(unit.part, [], [], unit.hosts)

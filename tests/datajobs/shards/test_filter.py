@@ -6,7 +6,7 @@ import pytest
 
 from ray_app.archives import BlockPlan, list_members, open_source
 from ray_app.datajobs.shards import FilterConfig
-from ray_app.datajobs.shards.filter import Reasons, filter_run
+from ray_app.datajobs.shards.filter import filter_run, removal_reason
 from ray_app.errors import ConfigError, IdentityError, Status
 from tests.datajobs.shards import archives, scored
 from tests.datajobs.shards.archives import samples, sha256, unpacked
@@ -154,13 +154,14 @@ def test_vanished_members_are_neither_kept_nor_removed(content, tmp_path):
 
 
 def test_a_flag_names_ensemble_threshold_and_calibration_and_what_has_no_score_says_why():
-    reasons = Reasons("desk", "max", ("corvi", "npr"), 1.5)
+    members = [{"detector": "corvi"}, {"detector": "npr"}]
+    ensemble = {"name": "desk", "rule": "max", "members": members, "thresholds": {"fake_above": 1.5}}
     row = {"status": "ok", "detail": None, "verdict": "fake", "score": 3.25, "probability": 0.9626, "calibrated": True,
            "verdict_reason": None}  # fmt: skip
-    assert reasons.reason(row) == (
+    assert removal_reason(row, ensemble) == (
         "fake by ensemble desk (max of corvi, npr): score +3.25 is not below the threshold 1.5; probability 0.9626 (calibrated)"
     )
     undecided = {"verdict": "abstain", "verdict_reason": "no_score", "verdict_detail": "npr: no score", "score": None, "probability": None}
-    assert "a detector that the ensemble needs gave no score: npr: no score" in reasons.reason(row | undecided)
+    assert "a detector that the ensemble needs gave no score: npr: no score" in removal_reason(row | undecided, ensemble)
     missing = row | {"status": "source_missing", "detail": "not there", "verdict": None}
-    assert reasons.reason(missing) == "no score: it was listed, but was gone when it was read (source_missing): not there"
+    assert removal_reason(missing, ensemble) == "no score: it was listed, but was gone when it was read (source_missing): not there"

@@ -1,0 +1,49 @@
+"""The settings of packing and filtering."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ray_app.archives import ContainerLimits, TableColumns
+from ray_app.cluster.config import ClusterConfig
+from ray_app.config import Frozen
+from ray_app.storage import UNGUARDED, RetryPolicy
+
+Form = Literal["parquet", "webdataset"]
+Drop = Literal["fake", "abstain", "failed"]
+
+
+class _Writing(Frozen):
+    """How shards are written, whatever goes into them."""
+
+    out: str = Field(description="the directory to write; any fsspec URL")
+    shard_mb: float = Field(default=256.0, gt=0, description="bytes of files in one shard, in MB of 10⁶ bytes; it ends with a block of 64")
+    max_member_bytes: int = Field(
+        default=256 * 2**20, gt=0, lt=2**31, description="a larger file is not packed but listed; held in memory by each worker"
+    )
+    allow_private: bool = Field(
+        default=False, description="read what a list names also from web servers that are not on the public Internet"
+    )
+    retry: RetryPolicy = RetryPolicy()
+    unguarded: bool = Field(default=False, description=UNGUARDED)
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class PackConfig(_Writing):
+    """One archive to be packed: what, into what, where to."""
+
+    source: tuple[str, ...] = Field(min_length=1, description="folders, files, prefixes or globs; any fsspec URL")
+    form: Form = Field(default="parquet", description="parquet as the Hugging Face hub writes it, or webdataset tars")
+    include: tuple[str, ...] = Field(default=(), description="globs on the path below the source; none = everything")
+    exclude: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1, description="pack no more than this many files")
+    columns: TableColumns = TableColumns()
+    container_limits: ContainerLimits = ContainerLimits()
+
+
+class FilterConfig(_Writing):
+    """One finished run whose archive is wanted without some of its members."""
+
+    run: str = Field(description="the run directory; any fsspec URL")
+    form: Form | Literal["list"] = Field(default="list", description="list = names only, nothing is copied")
+    drop: tuple[Drop, ...] = Field(default=("fake",), min_length=1, description="verdicts that go; failed = files without a score")
