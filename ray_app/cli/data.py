@@ -174,8 +174,7 @@ def generate(config_file: str, like: str | None, assignments: tuple[str, ...], r
     touchstone data generate flux.1-dev --prompts prompts.txt --like runs/real --out s3://bucket/flux
     touchstone data generate sd-2-inpainting --prompts index-of-reals --out edits
     """
-    from ray_app.datajobs.generate.rows import generate_lines
-    from ray_app.datajobs.generate.run import generate_images
+    from ray_app.datajobs.generate.run import generate_images, generate_lines
 
     if like is not None:
         assignments = (f"like.source={json.dumps(like)}", *assignments)

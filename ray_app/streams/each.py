@@ -49,8 +49,8 @@ def in_pool(
     """
     from ray_app.streams.pool import Pool, stream
 
-    begin = size or min(length_hint(items, MOST_AT_ONCE) or 1, at_once())
-    pool = Pool(Applier, (function,), begin, size or MOST_AT_ONCE, cpus, gpus, labels or {}, retries)
+    begin = min(length_hint(items, MOST_AT_ONCE) or 1, size or at_once())
+    pool = Pool(Applier, (function,), begin, begin if size else MOST_AT_ONCE, cpus, gpus, labels or {}, retries)
     feed = Feed(items, most=lambda: IN_FLIGHT * (size or at_once()), leaves=leaves)
     name = type(function).__name__
     with feed, closing(stream(feed.log.items, [pool], name=name, ordered=ordered, stall_s=stall_s)) as results:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from ray_app import __version__
 from ray_app.cluster.config import ClusterConfig
 from ray_app.config import Frozen
+from ray_app.datajobs.parts import OK
 from ray_app.errors import Status
 from ray_app.images import ImageLimits
 from ray_app.storage import UNGUARDED, RetryPolicy
@@ -16,7 +17,6 @@ from ray_app.storage import UNGUARDED, RetryPolicy
 Form = Literal["files", "parquet", "webdataset"]
 _OURS = ("parts", "index", "_collected")
 SOFTWARE = f"touchstone-collect/{__version__}"
-OK = "ok"
 FORBIDDEN_ADDRESS = "forbidden_address"
 BAD_URL = "bad_url"
 MEANING: dict[str, str] = {

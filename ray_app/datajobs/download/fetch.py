@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from ray_app.datajobs.download.config import OK, CollectConfig
+from ray_app.datajobs.download.config import CollectConfig
 from ray_app.datajobs.download.http import Failed, Host, HttpClient
-from ray_app.datajobs.download.sink import FileSink, Row, ShardSink, Task, owner_of, row_of
+from ray_app.datajobs.download.sink import Row, Sink, Task, owner_of, row_of
+from ray_app.datajobs.parts import OK
 from ray_app.errors import InputError, Status
 from ray_app.images import formats
 from ray_app.inference.decoder_pool import IsolatedDecoders
@@ -87,8 +88,7 @@ class Downloader:
 
     async def _open(self) -> None:
         config = self._config
-        store, kept = Store.open(config.out), Store.open(self._records)
-        self._sink = FileSink(store, kept, config.folder) if config.form == "files" else ShardSink(store, kept, config, self._columns)
+        self._sink = Sink(Store.open(config.out), Store.open(self._records), config, self._columns)
         self._http, self._room = HttpClient(config), asyncio.Semaphore(config.limits.connections)
         processes = config.limits.decoders
         self._decoders = IsolatedDecoders(config.images, processes=processes, wall_limit_s=_WALL_LIMIT_S, memory_limit_bytes=None)

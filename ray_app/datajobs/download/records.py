@@ -6,26 +6,22 @@ collected.parquet   the rows of the list that have an image; failed.parquet: tho
 A row counts where its image is there: the file, of its size, or the shard. What no row counts for is unfinished.
 """
 
-import io
 import secrets
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ray_app.archives.manifest import parquet_bytes
-from ray_app.datajobs.download.config import OK, CollectConfig
-from ray_app.datajobs.download.sink import ENDINGS, OUTCOME, PARTS
+from ray_app.datajobs.download.config import CollectConfig
+from ray_app.datajobs.download.sink import ENDINGS, OUTCOME
 from ray_app.datajobs.download.url_table import UrlTable
+from ray_app.datajobs.parts import OK, part_names, read_parts, remove_part, write_part
 from ray_app.runs.directory import claim_directory
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Store, strip_secrets
 
-_READERS = 16
 _MANY_PARTS = 8
 _ROWS = 10_000
 _FACTS = ("sha256", "format", "width", "height", "size_bytes")
@@ -56,7 +52,7 @@ class Records:
 
     def read(self) -> State:
         """The rows that count, and the files that none of all rows names."""
-        rows = self._table(self.store.names(PARTS)).sort_by("ended_at")
+        rows = self._table(part_names(self.store)).sort_by("ended_at")
         is_failed = pc.not_equal(rows["status"], OK)
         if self.config.form == "files":
             prefix = f"{self.config.folder}/" if self.config.folder else ""
@@ -71,16 +67,14 @@ class Records:
 
     def join(self) -> None:
         """Make one part of many. Killed in between, rows stand in two of them, which does no harm."""
-        names = self.store.names(PARTS)
+        names = part_names(self.store)
         if len(names) >= _MANY_PARTS:
-            self.store.write(f"{PARTS}/{secrets.token_hex(8)}.parquet", parquet_bytes(self._table(names)))
+            write_part(self.store, secrets.token_hex(8), self._table(names).to_pylist(), OUTCOME)
             for name in names:
-                self.store.delete(f"{PARTS}/{name}")
+                remove_part(self.store, name)
 
     def _table(self, names: list[str]) -> pa.Table:
-        with ThreadPoolExecutor(_READERS) as pool:
-            parts = list(pool.map(lambda name: pq.read_table(io.BytesIO(self.store.read(f"{PARTS}/{name}"))), names))
-        return pa.concat_tables([OUTCOME.empty_table(), *(part.cast(OUTCOME) for part in parts)])
+        return pa.concat_tables([OUTCOME.empty_table(), *(part.cast(OUTCOME) for _, part in read_parts(self.store, names))])
 
     def write_results(self, listed: UrlTable, rows: pa.Table) -> None:
         """collected.parquet, in the order of the list: `uri` (relative to it; `shard` where images are in shards), the list's columns,

@@ -1,7 +1,7 @@
 """`touchstone data collect`: `collect` reads the list, has what is missing fetched, writes the tables. The same command resumes.
 
 Without a cluster one `Downloader` fetches all. On Ray, hosts are divided into parts, of which each is with one process at a time
-(`Schedule`), so that a host's limits hold for all processes together.
+(`HostSchedule`), so that a host's limits hold for all processes together.
 """
 
 import json
@@ -17,10 +17,11 @@ from typing import Any
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster, resources
 from ray_app.datajobs.download import sink, url_table
-from ray_app.datajobs.download.config import MEANING, OK, PASSING, CollectConfig
+from ray_app.datajobs.download.config import MEANING, PASSING, CollectConfig
 from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
 from ray_app.datajobs.download.http import Host
 from ray_app.datajobs.download.records import Records, State
+from ray_app.datajobs.parts import OK
 from ray_app.errors import ClusterError, resumable
 from ray_app.reports import format as wording
 from ray_app.storage import Lease, canonical, strip_secrets
@@ -141,7 +142,7 @@ def _fetch_on_ray(records: Records, columns: Sequence[str], tasks: Sequence[sink
     with cluster(config.cluster):
         hosts = len({task.host for task in tasks})
         size = config.cluster.workers or max(1, min(int(resources(config.cluster)[0]), hosts))
-        schedule = Schedule(tasks, size * _PARTS_EACH)
+        schedule = HostSchedule(tasks, size * _PARTS_EACH)
         # Without a second try of a unit: whatever its process had written, the directory knows.
         results = in_pool(
             Downloader(config, records.url, columns, limit_s=_UNIT_S),
@@ -160,7 +161,7 @@ def _fetch_on_ray(records: Records, columns: Sequence[str], tasks: Sequence[sink
                 watch(fetched.ended)
 
 
-class Schedule:
+class HostSchedule:
     """Tasks by the part that their host belongs to; one unit of a part is under way at a time."""
 
     def __init__(self, tasks: Iterable[sink.Task], parts: int) -> None:

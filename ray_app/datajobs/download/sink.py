@@ -1,6 +1,6 @@
-"""Where a good image goes: a `FileSink` writes files, a `ShardSink` shards that are published when full.
+"""Where a good image goes (`Sink`): into a file, or a shard that is published when full. Rows are committed here too.
 
-Rows are committed here too. Files: rows after their files; a file without a row is checked before its url is requested again.
+Files: rows after their files; a file without a row is checked before its url is requested again.
 Shards: rows before their shard; rows whose shard is not there count for nothing.
 """
 
@@ -16,10 +16,9 @@ import pyarrow as pa
 from yarl import URL
 
 from ray_app.archives import ManifestMember
-from ray_app.archives.manifest import parquet_bytes
-from ray_app.datajobs.download.config import OK, CollectConfig
-from ray_app.datajobs.shards.config import Form as PackedForm
-from ray_app.datajobs.shards.writer import SHARD_ENDINGS, LocalShard, Packed
+from ray_app.datajobs.download.config import CollectConfig
+from ray_app.datajobs.parts import OK, write_part
+from ray_app.datajobs.shards.writer import SHARD_ENDINGS, SHARDS, LocalShard, Packed
 from ray_app.storage import Store, strip_secrets
 
 # A row of the state. `place`: the file below `out`, or the shard; `url` as the list has it, without secrets in `final_url`.
@@ -87,7 +86,6 @@ def owner_of(host: str, parts: int) -> int:
     return int.from_bytes(hashlib.sha256(host.encode()).digest()[:4], "big") % parts
 
 
-PARTS = "parts"
 _UNSAFE = re.compile(r"[^\w.+=,@-]")
 _LONGEST = 150  # bytes of UTF-8; the usual file systems end at 255, and the ending and a store's own prefix want room
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
@@ -110,19 +108,28 @@ _SUBTYPES = {
 ENDINGS = frozenset(subtype for subtypes in _SUBTYPES.values() for subtype in subtypes)
 
 
-class FileSink:
-    """Each image a file of `folder`. From one thread at a time, except `read` and `keep`."""
+class Sink:
+    """Images as files of `folder`, or one after the other in shards of `shard_mb` with their columns beside; and the rows of all urls.
 
-    def __init__(self, store: Store, records: Store, folder: str) -> None:
-        self._store, self._records, self._prefix = store, records, f"{folder}/" if folder else ""
+    `read` and `keep` from many threads, all else from one at a time.
+    """
+
+    def __init__(self, store: Store, records: Store, config: CollectConfig, columns: Sequence[str]) -> None:
+        self._store, self._records, self._form = store, records, config.form
+        self._prefix = f"{config.folder}/" if config.folder else ""
+        self._most, self._type = config.shard_mb * 1e6, pa.struct([(name, pa.string()) for name in columns])
         self._rows: list[Row] = []
+        self._packed: list[Row] = []
+        self._shard: LocalShard | None = None
 
     def read(self, name: str) -> bytes:
-        """What an earlier session left. Raises FileNotFoundError."""
+        """A file that an earlier session left. Raises FileNotFoundError."""
         return self._store.read(self._prefix + name)
 
-    def keep(self, task: Task, data: bytes, image_format: str, content_type: str | None) -> str:
-        """Put the bytes in their place and return it; what was there under another ending goes."""
+    def keep(self, task: Task, data: bytes, image_format: str, content_type: str | None) -> str | None:
+        """Put the bytes in their place and return it, where images are files; what was there under another ending goes."""
+        if self._form != "files":
+            return None
         name = f"{task.stem}.{ending(content_type, image_format)}"
         if name not in task.there or self.read(name) != data:
             self._store.write(self._prefix + name, data)
@@ -132,59 +139,28 @@ class FileSink:
         return self._prefix + name
 
     def add(self, row: Row, data: bytes, task: Task) -> None:
-        """Note how a task ended; its file is in its place."""
-        self._rows.append(row)
-
-    def commit(self, *, end: bool = False) -> None:
-        """Write down what has ended."""
-        rows, self._rows = self._rows, []
-        _write_rows(self._records, secrets.token_hex(8), rows)
-
-    def close(self) -> None:
-        """Holds nothing."""
-
-
-class ShardSink:
-    """Images one after the other into shards of `shard_mb`, with their columns beside. From one thread at a time, except `keep`."""
-
-    def __init__(self, store: Store, records: Store, config: CollectConfig, columns: Sequence[str]) -> None:
-        assert config.form != "files"
-        self._store, self._records = store, records
-        self._form: PackedForm = config.form
-        self._most, self._type = config.shard_mb * 1e6, pa.struct([(name, pa.string()) for name in columns])
-        self._failed: list[Row] = []
-        self._rows: list[Row] = []
-        self._shard: LocalShard | None = None
-
-    def read(self, name: str) -> bytes:
-        """No single file is ever left. Raises FileNotFoundError."""
-        raise FileNotFoundError(name)
-
-    def keep(self, task: Task, data: bytes, image_format: str, content_type: str | None) -> None:
-        """Its place is known when its shard is full."""
-
-    def add(self, row: Row, data: bytes, task: Task) -> None:
-        """Note how a task ended; a good image goes into the shard, and a full shard is published. Raises StorageError."""
-        if row["status"] != OK:
-            self._failed.append(row)
+        """Note how a task ended; a good image goes into the shard, where there are shards, and a full one is published."""
+        if self._form == "files" or row["status"] != OK:
+            self._rows.append(row)
             return
         if self._shard is None:
-            self._shard, self._token, self._rows = LocalShard(self._form, self._type), secrets.token_hex(5), []
+            self._shard, self._token, self._packed = SHARDS[self._form](self._type), secrets.token_hex(5), []
         member = ManifestMember(0, strip_secrets(task.wanted), None, 0, row["sha256"], len(data), 0, 0, dict(task.columns))
         try:
-            self._shard.add(Packed(f"{self._token}-{len(self._rows):06}", member, data, row["sha256"], row["format"]))
+            self._shard.add(Packed(f"{self._token}-{len(self._packed):06}", member, data, row["sha256"], row["format"]))
         except BaseException:
             self.close()  # of what it holds nothing is known now
             raise
-        self._rows.append(row)
+        self._packed.append(row)
         if self._shard.size_bytes >= self._most:
             self._publish()
 
     def commit(self, *, end: bool = False) -> None:
-        """Write down what failed, and at the `end` publish the shard that is not full."""
-        failed, self._failed = self._failed, []
-        _write_rows(self._records, secrets.token_hex(8), failed)
-        if end:
+        """Write down what has ended, and at the `end` publish the shard that is not full."""
+        rows, self._rows = self._rows, []
+        if rows:
+            write_part(self._records, secrets.token_hex(8), rows, OUTCOME)
+        if end and self._shard is not None:
             self._publish()
 
     def close(self) -> None:
@@ -194,20 +170,15 @@ class ShardSink:
             shard.drop()
 
     def _publish(self) -> None:
-        if self._shard is None:
-            return
+        assert self._shard is not None
+        assert self._form != "files"
         place = f"data/{self._token}.{SHARD_ENDINGS[self._form]}"
         try:
             self._shard.finish()
-            _write_rows(self._records, self._token, [row | {"place": place} for row in self._rows])
+            write_part(self._records, self._token, [row | {"place": place} for row in self._packed], OUTCOME)
             self._store.write_file(place, self._shard.path)
         finally:
             self.close()
-
-
-def _write_rows(records: Store, name: str, rows: Sequence[Row]) -> None:
-    if rows:
-        records.write(f"{PARTS}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(rows, OUTCOME)))
 
 
 def safe_name(name: str) -> str:

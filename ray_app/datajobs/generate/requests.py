@@ -1,11 +1,6 @@
 """Prompts (`read_prompts`) → requests of one image each, with all that is drawn for it (`make_requests`) → equal blocks (`cut_blocks`).
 
 The same for every session of a job: what is drawn follows from one number per image (`randomness`), on any machine, in any batch.
-
-How files of a real set are stored (format, quality, subsampling, size): `measure` reads headers of a sample, for generated files.
-
-Where fakes are PNG and reals JPEG, a detector learns the file and not the picture (specs/detectors.md §12; Grommelt et al. 2024,
-arXiv 2403.17608).
 """
 
 import hashlib
@@ -19,150 +14,20 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-from PIL import Image, JpegImagePlugin
 
 from ray_app import archives
 from ray_app.archives.members import ListedWithColumns
-from ray_app.datajobs.generate.config import FileEncoding, GenerateConfig, Like, PromptColumns, Size
+from ray_app.datajobs.generate.config import GenerateConfig, PromptColumns, Size
+from ray_app.datajobs.generate.files import FileStyle, as_member
 from ray_app.datasets.index import is_index
 from ray_app.datasets.masks import may_name
 from ray_app.errors import ConfigError, InputError
-from ray_app.images import ImageLimits, jpeg, sniff_format
-from ray_app.runs import RunDirectory, current_rows
-from ray_app.storage import Fetcher, RetryPolicy, Store, canonical, strip_secrets
-
-_SUBSAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
-_WRITTEN = ("JPEG", "PNG", "WEBP")
-_WEBP_QUALITY = 80  # of a lossy one; no header says it, and this is what cwebp and Pillow write unless they are asked
-
-
-@dataclass(frozen=True)
-class FileStyle:
-    """One way to store an image; `size` (width, height) is that of the real file, None where size is not to be alike.
-
-    `quality` 1 … 100 of JPEG and lossy WebP, None of PNG and lossless WebP; `subsampling` of JPEG alone.
-    """
-
-    format: str
-    quality: int | None = None
-    subsampling: str | None = None
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class FileStyles:
-    """The looks of a sample of real files, in a fixed order; `left_out` counts files by why they are none."""
-
-    looks: tuple[FileStyle, ...]
-    left_out: dict[str, int]
-
-    def facts(self) -> dict[str, Any]:
-        """Counts, as JSON."""
-        formats = dict(Counter(look.format for look in self.looks).most_common())
-        qualities = sorted(look.quality for look in self.looks if look.format == "JPEG" and look.quality is not None)
-        subsampling = Counter(look.subsampling for look in self.looks if look.subsampling is not None)
-        median = qualities[len(qualities) // 2] if qualities else None
-        return {"files": len(self.looks), "formats": formats, "jpeg_quality_median": median, "subsampling": dict(subsampling),
-                "left_out": self.left_out}  # fmt: skip
-
-
-def plain_look(encoding: FileEncoding) -> FileStyle:
-    """The one look of a job without a real set."""
-    quality = encoding.quality or (90 if encoding.format == "JPEG" else None)
-    if encoding.format == "PNG":
-        return FileStyle("PNG")
-    return FileStyle(encoding.format, quality, encoding.subsampling if encoding.format == "JPEG" else None)
-
-
-def measure(like: Like, limits: ImageLimits, retry: RetryPolicy, *, allow_private: bool = False) -> FileStyles:
-    """Measure up to `like.sample` real files, evenly spread over the set; where it is labelled, its reals alone. `allow_private`: see
-    `fetcher_of`.
-
-    Raises ConfigError where there is no file that could be imitated, StorageError when the set is out of reach.
-    """
-    fetcher = archives.fetcher_of([like.source], retry, allow_private=allow_private)
-    if _has_manifest(like.source):
-        fetcher.guard = fetcher.guard.joined(archives.guard_of(Store.open(like.source)))
-    members = _spread(list(_reals(like.source, fetcher)), like.sample)
-    looks, left_out = [], Counter[str]()
-    reader = archives.MemberReader(fetcher, max_bytes=limits.max_bytes)
-    for _, data in reader.read(members):
-        look = data.status.value if isinstance(data, InputError) else look_of(data, size=like.size)
-        if isinstance(look, FileStyle):
-            looks.append(look)
-        else:
-            left_out[look] += 1
-    if not looks and "::" not in like.source and RunDirectory(Store.open(like.source)).exists():
-        looks = list(_row_styles(RunDirectory.open(like.source), like))
-    if not looks:
-        raise ConfigError(
-            f"like: no JPEG, PNG or WebP was read from {strip_secrets(like.source)}", hint=f"left out: {dict(left_out) or 'nothing there'}"
-        )
-    return FileStyles(tuple(looks), dict(left_out))
-
-
-def look_of(data: bytes, *, size: bool = False) -> FileStyle | str:
-    """How a file is stored, or the reason why nothing like it is written."""
-    kind = sniff_format(data)
-    if kind not in _WRITTEN:
-        return f"{kind or 'no image'} is not written"
-    try:
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            area = image.size if size else None
-            if kind == "JPEG":
-                assert isinstance(image, JpegImagePlugin.JpegImageFile)
-                found = _SUBSAMPLINGS.get(JpegImagePlugin.get_sampling(image), "4:2:0") if len(image.layer) == 3 else "4:2:0"
-                return FileStyle(kind, jpeg.jpeg_quality(image.quantization) or 90, found, area)
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, Image.DecompressionBombError) as error:
-        return f"unreadable header: {type(error).__name__}"
-    is_lossy = kind == "WEBP" and b"VP8 " in data[12:] and b"VP8L" not in data[12:64]
-    return FileStyle(kind, _WEBP_QUALITY if is_lossy else None, None, area)
-
-
-def _has_manifest(place: str) -> bool:
-    store = Store.open(place) if "::" not in place else None
-    return store is not None and (RunDirectory(store).exists() or is_index(store))
-
-
-def _reals(place: str, fetcher: Fetcher) -> Iterator[archives.ManifestMember]:
-    """Members of a run, an index or an archive; without those that are labelled fake."""
-    if _has_manifest(place):
-        store = Store.open(place)
-        blocks = (
-            ref
-            for number in archives.manifests(store)
-            if archives.read_complete(store, number)
-            for ref in archives.iter_blocks(store, number)
-        )
-        found = (member for ref in blocks for member in archives.member_rows(archives.read_block(store, ref)))
-    else:
-        found = (as_member(item, slot) for slot, item in enumerate(islice(archives.open_source([place], fetcher=fetcher), 1_000_000)))
-    return (member for member in found if str(member.input.get("label", "real")).lower() not in ("fake", "1", "true"))
-
-
-def as_member(item: Any, slot: int) -> archives.ManifestMember:
-    """A listed file as one that can be read; `slot` is its number in the listing."""
-    listed = (item.uri, item.member, item.occurrence, item.version, item.size_bytes)
-    return archives.ManifestMember(archives.image_id(item), *listed, 0, slot, item.input, item.place, item.refused)
-
-
-def _row_styles(run: RunDirectory, like: Like) -> Iterator[FileStyle]:
-    """From a run's rows, when its files are gone. Rows know no subsampling: most JPEGs are 4:2:0."""
-    found = (row for row in current_rows(run, status="ok") if row["format"] in _WRITTEN)
-    for row in islice(found, like.sample):
-        area = (row["width"], row["height"]) if like.size else None
-        is_jpeg = row["format"] == "JPEG"
-        yield FileStyle(row["format"], (row["quality"] or 90) if is_jpeg else None, "4:2:0" if is_jpeg else None, area)
-
-
-def _spread(members: Sequence[archives.ManifestMember], most: int) -> list[archives.ManifestMember]:
-    if len(members) <= most:
-        return list(members)
-    return [members[round(number * (len(members) - 1) / (most - 1 or 1))] for number in range(most)]
-
+from ray_app.storage import Fetcher, Store, canonical, strip_secrets
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _MOST_BYTES = 2**31
+
+FoundRow = tuple[Mapping[str, Any], archives.ManifestMember | None]
 
 
 @dataclass(frozen=True)
@@ -207,27 +72,22 @@ class GenerationBlock:
     orders: tuple[ImageRequest, ...]
 
     @property
-    def path(self) -> str:
-        """Its rows. They exist when, and only when, all of its images are there."""
-        return f"parts/{self.number:06}.parquet"
+    def name(self) -> str:
+        """That of its part, which exists when, and only when, all of its images are there."""
+        return f"{self.number:06}"
 
 
 def make_requests(
     prompts: Sequence[Prompt], *, per_prompt: int, base_seed: int, sizes: Sequence[Size], looks: Sequence[FileStyle]
 ) -> list[ImageRequest]:
-    """An order per image, prompt by prompt; seed, size and look follow from (base seed, index) alone."""
-    return [
-        _order(number * per_prompt + repeat, prompt, base_seed, sizes, looks)
-        for number, prompt in enumerate(prompts)
-        for repeat in range(per_prompt)
-    ]
-
-
-def _order(index: int, prompt: Prompt, base_seed: int, sizes: Sequence[Size], looks: Sequence[FileStyle]) -> ImageRequest:
-    seed = seed_of(base_seed, index)
-    look = looks[pick(seed, "look", len(looks))]
-    size = sizes[pick(seed, "size", len(sizes))] if look.size is None else nearest_shape(look.size, sizes)
-    return ImageRequest(index, seed, prompt, size, look)
+    """A request per image, prompt by prompt; seed, size and look follow from (base seed, index) alone."""
+    found = []
+    for index, prompt in enumerate(prompt for prompt in prompts for _ in range(per_prompt)):
+        seed = seed_of(base_seed, index)
+        look = looks[pick(seed, "look", len(looks))]
+        size = sizes[pick(seed, "size", len(sizes))] if look.size is None else nearest_shape(look.size, sizes)
+        found.append(ImageRequest(index, seed, prompt, size, look))
+    return found
 
 
 def nearest_shape(wanted: Size, sizes: Sequence[Size]) -> Size:
@@ -285,51 +145,47 @@ def read_prompts(config: GenerateConfig, *, images: bool) -> list[Prompt]:
         raise ConfigError(
             "nothing to picture", hint="--prompts FILE: one prompt a line, or a CSV, JSONL, Parquet or index with a prompt column"
         )
-    rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
-    prompts = list(islice((prompt for prompt in _prompts(rows, config) if prompt.text.strip()), config.limit))
+    shown = strip_secrets(config.prompts)
+    is_indexed = "::" not in config.prompts and is_index(Store.open(config.prompts))
+    if is_indexed:
+        rows: Iterator[FoundRow] = _indexed(config.prompts, images=images)
+    else:
+        rows = _members(config.prompts, config) if images else _rows(config.prompts, config.columns)
+    found = (_prompt(number, row, member, config, is_indexed) for number, (row, member) in enumerate(rows))
+    prompts = list(islice((prompt for prompt in found if prompt.text.strip()), config.limit))
     if not prompts:
-        raise ConfigError(
-            f"{strip_secrets(config.prompts)}: no prompt in it", hint=f"they are looked for in the column '{config.columns.prompt}'"
-        )
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            raise ConfigError(
-                f"{strip_secrets(config.prompts)}: the id {prompt.id!r} stands twice", hint="--set columns.id=… names another column"
-            )
-        seen.add(prompt.id)
+        raise ConfigError(f"{shown}: no prompt in it", hint=f"they are looked for in the column '{config.columns.prompt}'")
+    if twice := [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]:
+        raise ConfigError(f"{shown}: the id {twice[0]!r} stands twice", hint="--set columns.id=… names another column")
     return prompts
 
 
-def _prompts(rows: Iterator[tuple[Mapping[str, Any], archives.ManifestMember | None]], config: GenerateConfig) -> Iterator[Prompt]:
-    columns, [place] = config.columns, archives.places_of([config.prompts or ""])
-    source = strip_secrets(canonical(place))
-    is_checked = _is_index(config.prompts or "")  # by those who made it
-
-    def mask(row: Mapping[str, Any], member: archives.ManifestMember) -> str | None:
-        return _text(row, columns.mask) if is_checked else _mask(row, columns.mask, source, member)
-
-    for number, (row, member) in enumerate(rows):
-        own = _text(row, columns.id)
-        yield Prompt(
-            id=own if own is not None else str(number),
-            text=_text(row, columns.prompt) or "",
-            negative=_text(row, columns.negative) or config.negative_prompt,
-            group=_text(row, columns.group),
-            split=_text(row, columns.split),
-            image=member,
-            mask=mask(row, member) if member is not None else None,
-        )
+def _prompt(
+    number: int, row: Mapping[str, Any], member: archives.ManifestMember | None, config: GenerateConfig, is_indexed: bool
+) -> Prompt:
+    columns = config.columns
+    own, mask = _text(row, columns.id), None
+    if member is not None:  # masks of an index are checked by those who made it
+        mask = _text(row, columns.mask) if is_indexed else _mask(row, config, member)
+    return Prompt(
+        id=str(number) if own is None else own,
+        text=_text(row, columns.prompt) or "",
+        negative=_text(row, columns.negative) or config.negative_prompt,
+        group=_text(row, columns.group),
+        split=_text(row, columns.split),
+        image=member,
+        mask=mask,
+    )
 
 
-def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any], archives.ManifestMember | None]]:
-    """Rows of a text file, a table or an index, without images."""
-    if _is_index(place):
-        yield from ((row, None) for row, _ in _indexed(place))
-        return
-    data = _bytes(place)
+def _rows(place: str, columns: PromptColumns) -> Iterator[FoundRow]:
+    """Rows of a text file or a table, without images."""
+    shown = strip_secrets(canonical(place))
     try:
+        data = Fetcher(signed=archives.places_of([place])).fetch(shown, "", _MOST_BYTES)
         table = archives.tabular.read_table(data, "." + place.partition("?")[0].rpartition(".")[2].lower(), str)
+    except InputError as error:
+        raise ConfigError(f"{strip_secrets(place)}: {error.detail}", hint="--prompts names a file or an index") from error
     except (pa.ArrowException, ValueError) as error:
         message = f"{strip_secrets(place)}: {' '.join(str(error).split())}"
         raise ConfigError(message, hint="a table has one header and columns of one type") from error
@@ -347,42 +203,21 @@ def _rows(place: str, columns: PromptColumns) -> Iterator[tuple[Mapping[str, Any
         yield from ((row, None) for row in batch.to_pylist())
 
 
-def _members(place: str, config: GenerateConfig) -> Iterator[tuple[Mapping[str, Any], archives.ManifestMember | None]]:
-    """Rows with the image that each names: of an index its reals, of anything else all that it lists."""
-    if _is_index(place):
-        yield from ((row, member) for row, member in _indexed(place) if row.get("label") == "real")
-        return
+def _members(place: str, config: GenerateConfig) -> Iterator[FoundRow]:
+    """Rows with the image that each names."""
     for slot, item in enumerate(archives.open_source([place], allow_private=config.allow_private)):
         # A table that came with files leads to no others.
         hidden = config.columns.mask if isinstance(item, ListedWithColumns) else None
         yield {name: value for name, value in item.input.items() if name != hidden}, as_member(item, slot)
 
 
-def _indexed(place: str) -> Iterator[tuple[Mapping[str, Any], archives.ManifestMember]]:
+def _indexed(place: str, *, images: bool) -> Iterator[FoundRow]:
+    """Rows of an index; with `images`, its real ones and their images."""
     store = Store.open(place)
     for ref in archives.iter_blocks(store, 0):
         for member in archives.member_rows(archives.read_block(store, ref)):
-            yield {**member.input, "id": str(member.image_id)}, member
-
-
-def fetcher_for(config: GenerateConfig) -> Fetcher:
-    """What reads the images and masks that the prompts name."""
-    place = config.prompts or ""
-    found = archives.fetcher_of([place], config.retry, allow_private=config.allow_private)
-    if place and _is_index(place):
-        found.guard = found.guard.joined(archives.guard_of(Store.open(place)))
-    return found
-
-
-def _is_index(place: str) -> bool:
-    return "::" not in place and is_index(Store.open(place))
-
-
-def _bytes(place: str) -> bytes:
-    try:
-        return Fetcher(signed=archives.places_of([place])).fetch(strip_secrets(canonical(place)), "", _MOST_BYTES)
-    except InputError as error:
-        raise ConfigError(f"{strip_secrets(place)}: {error.detail}", hint="--prompts names a file or an index") from error
+            if not images or member.input.get("label") == "real":
+                yield {**member.input, "id": str(member.image_id)}, member if images else None
 
 
 def _text(row: Mapping[str, Any], column: str) -> str | None:
@@ -390,11 +225,12 @@ def _text(row: Mapping[str, Any], column: str) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def _mask(row: Mapping[str, Any], column: str, source: str, member: archives.ManifestMember) -> str | None:
+def _mask(row: Mapping[str, Any], config: GenerateConfig, member: archives.ManifestMember) -> str | None:
     """The uri of a row's mask; a relative one is below the table's folder. Raises ConfigError for a place that the row may not name."""
-    place = _text(row, column)
+    place, [listed] = _text(row, config.columns.mask), archives.places_of([config.prompts or ""])
     if place is None:
         return None
+    source = strip_secrets(canonical(listed))
     if "://" not in place and not place.startswith("/"):
         place = f"{source.rpartition('/')[0]}/{place}"
     if not any(may_name(uri, member.member, place) for uri in (member.uri, source)):

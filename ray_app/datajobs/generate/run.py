@@ -9,34 +9,39 @@ failed.parquet      the rows of those that were not, each with its status
 summary.json        the figures, when all blocks are done
 """
 
-import io
 import json
+import shlex
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ray_app.archives import Each, in_turn, name_of
 from ray_app.cluster.progress import Progress
-from ray_app.datajobs.generate import pipelines, requests, rows, worker
+from ray_app.datajobs.generate import files, pipelines, requests
 from ray_app.datajobs.generate.config import GenerateConfig, PipelineCard, load_pipeline_card, require_accepted
-from ray_app.errors import ClusterError, ConfigError, ExitCode, resumable
-from ray_app.runs.directory import claim_directory
+from ray_app.datajobs.generate.worker import BLANKED, FAILED, SCHEMA, GenerationWorker
+from ray_app.datajobs.parts import OK, part_names, read_parts, remove_part, work_through
+from ray_app.errors import MEANING, ClusterError, ConfigError, ExitCode, Status, resumable
+from ray_app.reports import format as wording
+from ray_app.runs.directory import claim_directory, claimed_by
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store
-from ray_app.streams.each import Applier
+from ray_app.streams.each import in_pool
 
 _STALL_S = 3600.0  # a first block waits for tens of gigabytes of weights
 _WORKER_CPUS = 0.5
-_FORMAT = 1
 _RETRIES = 5  # of a block whose process died: once it may be the node, but not for ever
+_WIDTH = 11
+_MEANING = {
+    BLANKED: "the pipeline's safety checker put black in its place; no file was kept",
+    FAILED: "the pipeline raised on it",
+}
 
 
 @dataclass(frozen=True)
@@ -60,27 +65,29 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
     require_accepted(card, config.accept_licences)
     pipelines.pipeline_class(card)
     prompts = requests.read_prompts(config, images=card.task == "inpainting")
-    directory = GeneratedDirectory(Store.open(config.out))
-    measured = _measured(config, directory)
-    looks = measured.looks if measured else (requests.plain_look(config.encode),)
+    store = Store.open(config.out)
+    measured = _measured(config, store)
+    looks = measured.looks if measured else (files.plain_look(config.encode),)
     orders = requests.make_requests(
         prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks
     )
-    model = _model(card, directory)
-    with Lease(directory.store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
-        directory.claim(_identity(config, card, model, orders))
-        if measured is not None:
-            directory.keep_looks(measured)
+    model = _model(card, store)
+    with Lease(store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
+        claim_directory(store, "generate.json", _identity(config, card, model, orders), same="pipeline, prompts, seed and settings")
+        if measured is not None:  # so that a later session draws from the same
+            store.write("looks.json", json.dumps(measured.kept()).encode())
         if retry:
-            directory.reopen()
-        blocks = requests.cut_blocks(orders, config.block_images)
-        pending = directory.pending(blocks)
+            for name, rows in read_parts(store):
+                if set(rows["status"].to_pylist()) - {OK, BLANKED}:  # what a safety checker blanked would be blanked again
+                    remove_part(store, name)
+        done = set(part_names(store))
+        pending = [block for block in requests.cut_blocks(orders, config.block_images) if block.name not in done]
         if pending:
-            _make(config, card, model, directory, lease, pending, total=len(orders))
-        summary = directory.publish(len(orders))
+            _make(config, card, model, store, lease, pending, total=len(orders))
+        summary = _publish(store, len(orders))
         summary |= {"like": measured.facts() if measured else None, "task": card.task,
                     "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}  # fmt: skip
-        directory.store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
+        store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
     return GenerationResult(ExitCode.DONE if summary["made"] else ExitCode.TOO_MANY_BAD, summary)
 
 
@@ -93,92 +100,39 @@ def card_of(config: GenerateConfig) -> PipelineCard:
     return changed
 
 
-@dataclass(frozen=True)
-class GeneratedDirectory:
-    """What a job makes, on any fsspec URL."""
-
-    store: Store
-
-    def claim(self, identity: Mapping[str, Any]) -> None:
-        """Make the directory this job's, or check that it already is. Raises IdentityError with the differences."""
-        ours = {"format": _FORMAT, **identity}
-        claim_directory(self.store, "generate.json", ours, same="pipeline, prompts, seed and settings")
-
-    def described(self) -> dict[str, Any] | None:
-        """What the directory was begun with; None where nothing was."""
-        try:
-            return dict(json.loads(self.store.read("generate.json")))
-        except FileNotFoundError:
-            return None
-
-    def looks(self) -> requests.FileStyles | None:
-        """The looks that were measured when the directory was begun."""
-        try:
-            content = json.loads(self.store.read("looks.json"))
-        except FileNotFoundError:
-            return None
-        looks = [
-            requests.FileStyle(one["format"], one["quality"], one["subsampling"], tuple(one["size"]) if one["size"] else None)
-            for one in content["looks"]
-        ]
-        return requests.FileStyles(tuple(looks), content["left_out"])
-
-    def keep_looks(self, measured: requests.FileStyles) -> None:
-        """Write them down, so that a later session draws from the same."""
-        content = {"looks": [asdict(look) for look in measured.looks], "left_out": measured.left_out}
-        self.store.write("looks.json", json.dumps(content).encode())
-
-    def pending(self, blocks: Sequence[requests.GenerationBlock]) -> list[requests.GenerationBlock]:
-        """Blocks that are not done."""
-        done = set(self.store.names("parts"))
-        return [block for block in blocks if block.path.removeprefix("parts/") not in done]
-
-    def reopen(self) -> int:
-        """Take back the blocks with images that failed, so that they are made again; returns how many. What a safety checker blanked
-        would be blanked again and is no failure.
-        """
-        failed = [path for path, table in self._parts() if set(table["status"].to_pylist()) - {rows.OK, rows.BLANKED}]
-        for path in failed:
-            self.store.delete(path)
-        return len(failed)
-
-    def publish(self, ordered: int) -> dict[str, Any]:
-        """Write the tables and return the figures. Raises ClusterError where the rows are not one for each of the `ordered` images."""
-        statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
-        seen, noises = set[int](), set[str]()
-        for _, table in self._parts():
-            statuses.update(table["status"].to_pylist())
-            seen.update(table["index"].to_pylist())
-            made = table.filter(pc.equal(table["status"], rows.OK))
-            formats.update(made["format"].to_pylist())
-            generators.update(made["generator"].to_pylist())
-            noises.update(made["latents_sha256"].to_pylist())
-            masks += len(made) - made["mask"].null_count
-        if len(seen) != ordered or statuses.total() != ordered:
-            raise ClusterError(
-                f"{self.store.url}: {statuses.total()} rows of {len(seen)} images, of {ordered}", hint="please report this: it is a bug"
-            )
-        write_tables(self.store, "generated", rows.SCHEMA, (table.filter(pc.equal(table["status"], rows.OK)) for _, table in self._parts()))
-        write_tables(
-            self.store, "failed", rows.SCHEMA, (table.filter(pc.not_equal(table["status"], rows.OK)) for _, table in self._parts())
-        )
-        return {"out": self.store.url, "images": ordered, "made": statuses[rows.OK], "statuses": dict(statuses.most_common()),
-                "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
-
-    def _parts(self) -> Iterator[tuple[str, pa.Table]]:
-        for name in self.store.names("parts"):
-            yield f"parts/{name}", pq.read_table(io.BytesIO(self.store.read(f"parts/{name}")))
+def _publish(store: Store, ordered: int) -> dict[str, Any]:
+    """Write the tables and return the figures. Raises ClusterError where the rows are not one for each of the `ordered` images."""
+    statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
+    seen, noises = set[int](), set[str]()
+    for _, table in read_parts(store):
+        statuses.update(table["status"].to_pylist())
+        seen.update(table["index"].to_pylist())
+        made = table.filter(pc.equal(table["status"], OK))
+        formats.update(made["format"].to_pylist())
+        generators.update(made["generator"].to_pylist())
+        noises.update(made["latents_sha256"].to_pylist())
+        masks += len(made) - made["mask"].null_count
+    if len(seen) != ordered or statuses.total() != ordered:
+        message = f"{store.url}: {statuses.total()} rows of {len(seen)} images, of {ordered}"
+        raise ClusterError(message, hint="please report this: it is a bug")
+    for name, is_meant in (("generated", pc.equal), ("failed", pc.not_equal)):
+        write_tables(store, name, SCHEMA, (table.filter(is_meant(table["status"], OK)) for _, table in read_parts(store)))
+    return {"out": store.url, "images": ordered, "made": statuses[OK], "statuses": dict(statuses.most_common()),
+            "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
 
 
-def _measured(config: GenerateConfig, directory: GeneratedDirectory) -> requests.FileStyles | None:
+def _measured(config: GenerateConfig, store: Store) -> files.FileStyles | None:
+    """How the real set's files are stored, as measured when the directory was begun."""
     if config.like is None:
         return None
-    return directory.looks() or requests.measure(config.like, config.limits, config.retry, allow_private=config.allow_private)
+    if (kept := claimed_by(store, "looks.json")) is not None:
+        return files.FileStyles.of(kept)
+    return files.measure(config.like, config.limits, config.retry, allow_private=config.allow_private)
 
 
-def _model(card: PipelineCard, directory: GeneratedDirectory) -> pipelines.Model:
+def _model(card: PipelineCard, store: Store) -> pipelines.Model:
     """The card's model; a branch of the hub stays at the commit that the directory was begun with."""
-    begun = directory.described()
+    begun = claimed_by(store, "generate.json")
     if begun and card.revision is None and card.local_folder is None and begun["model"]["place"] == card.model:
         return pipelines.Model(card.model, begun["model"]["revision"], False)
     return pipelines.find_model(card)
@@ -195,7 +149,7 @@ def _identity(
     )  # fmt: skip
     like = config.like and config.like.model_dump(mode="json") | {"source": name_of(config.like.source)}
     facts = card.facts() | {"model": None}
-    return {"command": "generate", "card": facts, "model": {"place": model.place, "revision": model.revision}, "like": like,
+    return {"format": 1, "command": "generate", "card": facts, "model": {"place": model.place, "revision": model.revision}, "like": like,
             "orders": requests.digest_of_orders(orders), **chosen}  # fmt: skip
 
 
@@ -203,7 +157,7 @@ def _make(
     config: GenerateConfig,
     card: PipelineCard,
     model: pipelines.Model,
-    directory: GeneratedDirectory,
+    store: Store,
     lease: Lease,
     pending: Sequence[requests.GenerationBlock],
     *,
@@ -211,17 +165,11 @@ def _make(
 ) -> None:
     pipelines.fetch_model(card, model)
     progress = Progress(total, done=total - sum(len(block.orders) for block in pending), name="generate")
-    try:
-        with _workers(config) as (each, device):
-            precision = config.precision if config.precision != "auto" else card.precision if device == "cuda" else "fp32"
-            progress.say(f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made")
-            maker = worker.GenerationWorker(worker.GenerationJob(directory.store, card, model, config, device, precision))
-            with closing(each(maker, pending)) as reports:
-                for report in reports:
-                    progress.advance(report["images"], report["bad"])
-                    lease.check()
-    finally:
-        progress.close()
+    with _workers(config) as (each, device):
+        precision = config.precision if config.precision != "auto" else card.precision if device == "cuda" else "fp32"
+        say = f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made"
+        worker = GenerationWorker(store, card, model, config, device, precision)
+        work_through(each, worker, pending, progress=progress, lease=lease, say=say)
 
 
 @contextmanager
@@ -234,20 +182,14 @@ def _workers(config: GenerateConfig) -> Iterator[tuple[Each, str]]:
         yield in_turn, _device(config, own)
         return
 
-    from ray_app.streams.pool import Pool, stream
-
     with cluster(wanted):
         cpus, gpus, _ = resources(wanted)
         device = _device(config, gpus)
         workers = wanted.workers or max(1, int(gpus) if device == "cuda" else 1)
         share = min(1.0, gpus / workers) if device == "cuda" else 0.0
-
-        def pooled(maker: Any, blocks: Any, /) -> Generator[Any, None, None]:
-            size = min(workers, len(blocks))
-            pool = Pool(Applier, (maker,), size, size, min(_WORKER_CPUS, cpus / workers), share, wanted.labels, _RETRIES)
-            return stream(partial(iter, blocks), [pool], name="generate", stall_s=wanted.stall_timeout_s or _STALL_S)
-
-        yield pooled, device
+        stall_s, cores = wanted.stall_timeout_s or _STALL_S, min(_WORKER_CPUS, cpus / workers)
+        pooled = partial(in_pool, size=workers, cpus=cores, gpus=share, labels=wanted.labels, retries=_RETRIES, ordered=False)
+        yield partial(pooled, stall_s=stall_s), device
 
 
 def _device(config: GenerateConfig, gpus: float) -> str:
@@ -260,3 +202,30 @@ def _own_gpus(config: GenerateConfig) -> int:
     import torch
 
     return int(torch.cuda.device_count())
+
+
+def generate_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What was made, what was not and where that is listed, and the commands that take it."""
+    return [f"{label:{_WIDTH}}{text}".rstrip() for label, text in _summary_lines(summary)]
+
+
+def _summary_lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    out = wording.visible(summary["out"])
+    names = ", ".join(summary["generators"])
+    yield "made", f"{summary['made']:,} of {wording.counted(summary['images'], 'image')}" + (f" by {names}" if names else "")
+    yield "noise", f"{summary['noises']:,} different beginnings"
+    yield "files", ", ".join(f"{count:,} {name}" for name, count in summary["formats"].items()) or "none"
+    if like := summary["like"]:
+        yield "", f"as in {like['files']:,} real files: " + ", ".join(f"{count:,} {name}" for name, count in like["formats"].items())
+    else:
+        yield "", "all stored alike: --like RUN|INDEX|FOLDER draws format and quality from real ones, or the file gives the fake away"
+    if summary["masks"]:
+        yield "masks", f"{summary['masks']:,} in {out}/masks"
+    if bad := {status: count for status, count in summary["statuses"].items() if status != OK}:
+        yield "not made", f"{sum(bad.values()):,}, listed in {out}/failed.parquet; --retry tries again what failed"
+        for status, count in bad.items():
+            yield "", f"{count:,} {status}: {_MEANING.get(status) or MEANING[Status(status)]}"
+    if summary["made"]:
+        table, root = f"{out}/generated.parquet", ["--set", f"arguments.root={out}"] if summary["masks"] else []
+        yield "next", shlex.join(["touchstone", "data", "index", table, "--layout", "columns", *root, "--out", "INDEX"])
+        yield "", shlex.join(["touchstone", "score", table, "--out", "RUN"])

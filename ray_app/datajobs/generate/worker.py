@@ -1,24 +1,24 @@
-"""Blocks of requests → files and rows: `GenerationWorker`. Where memory is short the batch halves; a failed image is a row.
+"""Blocks of requests → files and rows (`SCHEMA`): `GenerationWorker`. Where memory is short the batch halves; a failed image is a row.
 
 The rows of a block are written last: a block whose rows are there is done, and one that died halfway is made again, to the same
-names and bytes. `encode` marks files as generated: IPTC's DigitalSourceType in XMP (Photo Metadata Standard 2023.1).
+names and bytes.
 """
 
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageOps
 
 from ray_app.archives import MemberReader, read_referenced
 from ray_app.datajobs.generate.config import Drawn, GenerateConfig, PipelineCard, Size
+from ray_app.datajobs.generate.files import Mark, encode, fetcher_for, resized_like
 from ray_app.datajobs.generate.pipelines import GeneratedImage, LoadedPipeline, Model, Picture
-from ray_app.datajobs.generate.requests import FileStyle, GenerationBlock, ImageRequest, fetcher_for, randomness
-from ray_app.datajobs.generate.rows import BLANKED, FAILED, OK, SCHEMA, row_of
+from ray_app.datajobs.generate.requests import GenerationBlock, ImageRequest, randomness
+from ray_app.datajobs.parts import OK, write_part
 from ray_app.errors import ClusterError, InputError, Status, describe_error, is_want_of_memory
 from ray_app.images import decode_image
 from ray_app.storage import Store, strip_secrets
@@ -26,23 +26,27 @@ from ray_app.storage import Store, strip_secrets
 Rows = dict[int, dict[str, Any]]
 _BLOBS = (3, 7)
 _TRIES = 40
-Mark = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
-_SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
-# IPTC Photo Metadata Standard 2023.1, cv.iptc.org/newscodes/digitalsourcetype; `ray_app.images.provenance` reads it back.
-_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/">
- <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-  <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
-   <Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/{mark}</Iptc4xmpExt:DigitalSourceType>
-  </rdf:Description>
- </rdf:RDF>
-</x:xmpmeta>
-<?xpacket end="r"?>"""
+# `blanked`: the pipeline's own safety checker put a black picture in its place, which is not kept; `pipeline_failed`: it raised. Others
+# are statuses of `ray_app.errors.Status`, of a real image that was to be altered.
+BLANKED, FAILED = "blanked", "pipeline_failed"
+SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()), ("label", pa.string()), ("generator", pa.string()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
+        ("mask", pa.string()), ("mask_share", pa.float32()), ("real_uri", pa.string()), ("prompt_id", pa.string()), ("group", pa.string()),
+        ("split", pa.string()), ("index", pa.int64()), ("seed", pa.int64()), ("latents_sha256", pa.string()), ("pipeline", pa.string()),
+        ("model", pa.string()), ("revision", pa.string()), ("lora", pa.string()), ("diffusers", pa.string()), ("precision", pa.string()),
+        ("steps", pa.int32()), ("guidance", pa.float32()), ("strength", pa.float32()), ("generated_width", pa.int32()),
+        ("generated_height", pa.int32()), ("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("quality", pa.int32()),
+        ("subsampling", pa.string()), ("sha256", pa.string()), ("blanked", pa.bool_()), ("status", pa.string()), ("detail", pa.string()),
+    ]
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class GenerationJob:
-    """What every worker needs to know. Picklable."""
+@dataclass
+class GenerationWorker:
+    """Makes blocks, one after the other, with one loaded pipeline; to be sent to its process before the first. `batch`: images at once, as
+    memory allows by now.
+    """
 
     store: Store
     card: PipelineCard
@@ -50,36 +54,6 @@ class GenerationJob:
     config: GenerateConfig
     device: str
     precision: str
-
-    @property
-    def steps(self) -> int:
-        """The config's, else the card's."""
-        return self.config.steps or self.card.steps
-
-    @property
-    def guidance(self) -> float:
-        """The config's, else the card's."""
-        return self.card.guidance if self.config.guidance is None else self.config.guidance
-
-    def same(self) -> dict[str, Any]:
-        """The columns that are the same in every row."""
-        import diffusers
-
-        lora = self.card.lora
-        unused = {} if self.card.negative else {"negative_prompt": None}
-        return unused | {
-            "generator": self.config.generator or self.card.label, "pipeline": self.card.name, "model": strip_secrets(self.model.place),
-            "revision": self.model.revision, "lora": f"{lora.model} × {lora.scale:g}" if lora else None,
-            "diffusers": diffusers.__version__, "precision": self.precision, "steps": self.steps, "guidance": self.guidance,
-            "strength": self.card.strength if self.card.task == "inpainting" else None,
-        }  # fmt: skip
-
-
-@dataclass
-class GenerationWorker:
-    """Makes blocks, one after the other, with one loaded pipeline. `batch`: images at once, as memory allows by now."""
-
-    job: GenerationJob
     batch: int = 0
     _pipeline: LoadedPipeline | None = field(default=None, repr=False)
 
@@ -87,7 +61,7 @@ class GenerationWorker:
         """Make, write and commit one block; {images, bad}. Raises ClusterError when not even one image fits into memory, DetectorError
         when the pipeline cannot be loaded, StorageError when the directory is out of reach.
         """
-        self._ready()
+        self.load()
         rows: Rows = {}
         pictures = dict(self._pictures(block.orders, rows))
         waiting = [order for order in block.orders if order.index not in rows]
@@ -95,31 +69,44 @@ class GenerationWorker:
             now, waiting = waiting[: self.batch], waiting[self.batch :]
             for order, made in self._made(now, pictures, rows):
                 rows[order.index] = self._kept(order, made, pictures.get(order.index))
-        table = pa.Table.from_pylist([rows[order.index] for order in block.orders], SCHEMA)
-        file = io.BytesIO()
-        pq.write_table(table, file, compression="zstd")
-        self.job.store.write(block.path, file.getvalue())
+        write_part(self.store, block.name, [rows[order.index] for order in block.orders], SCHEMA)
         return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows.values())}
 
-    def _ready(self) -> None:
-        if self._pipeline is None:
-            job = self.job
-            try:
-                self._pipeline = LoadedPipeline(job.card, job.model, device=job.device, precision=job.precision)
-            except Exception as error:
-                if not is_want_of_memory(error):
-                    raise
-                raise _too_small(job, "its weights do not fit", error) from error
-            self.batch = job.config.batch or job.card.batch
-            self._same = job.same()
-            self._fetcher = fetcher_for(job.config)
-            self._reader = MemberReader(self._fetcher, max_bytes=job.config.limits.max_bytes)
+    def load(self) -> None:
+        """Load the pipeline, where that is not done. Raises as calling it."""
+        if self._pipeline is not None:
+            return
+        try:
+            self._pipeline = LoadedPipeline(self.card, self.model, device=self.device, precision=self.precision)
+        except Exception as error:
+            if not is_want_of_memory(error):
+                raise
+            raise self._too_small("its weights do not fit", error) from error
+        config, card = self.config, self.card
+        self.batch = config.batch or card.batch
+        self._steps, self._guidance = config.steps or card.steps, card.guidance if config.guidance is None else config.guidance
+        self._same = self._settings()
+        self._fetcher = fetcher_for(config.prompts or "", config.retry, allow_private=config.allow_private)
+        self._reader = MemberReader(self._fetcher, max_bytes=config.limits.max_bytes)
+
+    def _settings(self) -> dict[str, Any]:
+        """The columns that are the same in every row."""
+        import diffusers
+
+        card, lora = self.card, self.card.lora
+        unused = {} if card.negative else {"negative_prompt": None}
+        return unused | {
+            "generator": self.config.generator or card.label, "pipeline": card.name, "model": strip_secrets(self.model.place),
+            "revision": self.model.revision, "lora": f"{lora.model} × {lora.scale:g}" if lora else None,
+            "diffusers": diffusers.__version__, "precision": self.precision, "steps": self._steps, "guidance": self._guidance,
+            "strength": card.strength if card.task == "inpainting" else None,
+        }  # fmt: skip
 
     # -- pictures to be altered --------------------------------------------------------------------------
 
     def _pictures(self, orders: Sequence[ImageRequest], rows: Rows) -> Iterator[tuple[int, Picture]]:
         """The real images of inpainting orders; an order whose image cannot be had gets its row."""
-        if self.job.card.task != "inpainting":
+        if self.card.task != "inpainting":
             return
         members = [order.prompt.image for order in orders if order.prompt.image is not None]
         assert len(members) == len(orders), "an inpainting order without an image"
@@ -132,10 +119,10 @@ class GenerationWorker:
                 rows[order.index] = self._row(order, status=refused.status.value, detail=refused.detail)
 
     def _picture(self, order: ImageRequest, data: bytes) -> Picture:
-        real = decode_image(data, self.job.config.limits).pixels
+        real = decode_image(data, self.config.limits).pixels
         if order.prompt.mask is None:
-            return Picture(covered(real, order.size), drawn_mask(order.size, order.seed, self.job.config.masks))
-        place, limits = order.prompt.mask, self.job.config.limits
+            return Picture(covered(real, order.size), drawn_mask(order.size, order.seed, self.config.masks))
+        place, limits = order.prompt.mask, self.config.limits
         stored = read_referenced(place, self._fetcher) if "#row=" in place else self._fetcher.fetch(place, "", limits.max_bytes)
         mask = decode_image(stored, limits).pixels
         if mask.size != real.size:
@@ -157,7 +144,7 @@ class GenerationWorker:
         else:
             try:
                 given = [pictures[order.index] for order in orders] if pictures else []
-                made = self._pipeline.make(orders, given, steps=self.job.steps, guidance=self.job.guidance)
+                made = self._pipeline.make(orders, given, steps=self._steps, guidance=self._guidance)
             except Exception as error:
                 parts = self._after(error, orders, rows)
             else:
@@ -178,7 +165,7 @@ class GenerationWorker:
 
     def _halve(self, tried: int, error: Exception) -> None:
         if tried == 1:
-            raise _too_small(self.job, "not even one image at once fits", error) from error
+            raise self._too_small("not even one image at once fits", error) from error
         self.batch = max(1, tried // 2)
         _give_back_memory()
 
@@ -188,15 +175,14 @@ class GenerationWorker:
         if made.blanked:
             detail = "the pipeline's safety checker put black in its place"
             return self._row(order, latents_sha256=made.latents_sha256, blanked=True, status=BLANKED, detail=detail)
-        job = self.job
         image, found = made.image, dict[str, Any]()
         if picture is not None:
-            image = pasted(picture.real, image, picture.mask) if job.config.paste else image
+            image = pasted(picture.real, image, picture.mask) if self.config.paste else image
             found = self._keep_mask(order, picture.mask)
         image = resized_like(image, order.look.size)
         mark: Mark = "trainedAlgorithmicMedia" if picture is None else "compositeWithTrainedAlgorithmicMedia"
-        data = encode(image, order.look, mark if job.config.mark else None)
-        job.store.write(order.image_path, data)
+        data = encode(image, order.look, mark if self.config.mark else None)
+        self.store.write(order.image_path, data)
         return self._row(order, uri=order.image_path, width=image.width, height=image.height, latents_sha256=made.latents_sha256,
                          sha256=hashlib.sha256(data).hexdigest(), **found)  # fmt: skip
 
@@ -204,18 +190,27 @@ class GenerationWorker:
         mask = binary(resized_like(mask, order.look.size))
         file = io.BytesIO()
         mask.save(file, "PNG")
-        self.job.store.write(order.mask_path, file.getvalue())
+        self.store.write(order.mask_path, file.getvalue())
         return {"mask": order.mask_path, "mask_share": share_of(mask)}
 
     def _row(self, order: ImageRequest, **found: Any) -> dict[str, Any]:
-        return row_of(order, self._same, **found)
+        """A row: what was ordered, what is the same for all of a job, and what was found; all else is null."""
+        prompt, look = order.prompt, order.look
+        ordered = {
+            "label": "fake", "prompt": prompt.text, "negative_prompt": prompt.negative, "prompt_id": prompt.id, "group": prompt.group,
+            "split": prompt.split, "real_uri": prompt.image.uri if prompt.image else None, "index": order.index, "seed": order.seed,
+            "generated_width": order.size[0], "generated_height": order.size[1], "format": look.format, "quality": look.quality,
+            "subsampling": look.subsampling, "blanked": False, "status": OK,
+        }  # fmt: skip
+        row = dict.fromkeys(SCHEMA.names) | ordered | self._same | found
+        assert len(row) == len(SCHEMA.names), "a column that the schema does not have"
+        return row
 
-
-def _too_small(job: GenerationJob, what: str, error: Exception) -> ClusterError:
-    return ClusterError(
-        f"{job.card.name}: {what} into the memory of the {job.device} ({describe_error(error)})",
-        hint="a larger device, --set precision=bf16, or smaller sizes in another --out",
-    )
+    def _too_small(self, what: str, error: Exception) -> ClusterError:
+        return ClusterError(
+            f"{self.card.name}: {what} into the memory of the {self.device} ({describe_error(error)})",
+            hint="a larger device, --set precision=bf16, or smaller sizes in another --out",
+        )
 
 
 def _give_back_memory() -> None:
@@ -271,34 +266,3 @@ def _blob(size: Size, wanted: float, uniform: Callable[[], float]) -> Image.Imag
 def pasted(real: Image.Image, made: Image.Image, mask: Image.Image) -> Image.Image:
     """The made picture inside the mask, the real one's own pixels outside."""
     return Image.composite(made.convert("RGB"), real.convert("RGB"), mask)
-
-
-def resized_like(image: Image.Image, real: Size | None) -> Image.Image:
-    """Shrunk and cropped at the centre to a real file's size; never enlarged, which would leave a trace of its own: a larger real
-    file lends its shape alone.
-    """
-    if real is None:
-        return image
-    scale = min(1.0, image.width / real[0], image.height / real[1])
-    return ImageOps.fit(image, (max(1, round(real[0] * scale)), max(1, round(real[1] * scale))), Image.Resampling.LANCZOS)
-
-
-def encode(image: Image.Image, look: FileStyle, mark: Mark | None) -> bytes:
-    """An RGB picture as a file that looks so; `mark` None writes none, and never is anything else written beside the pixels."""
-    file = io.BytesIO()
-    plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())  # without whatever a pipeline attached
-    plain.save(file, look.format, **_options(look, _XMP.format(mark=mark).encode() if mark else None))
-    return file.getvalue()
-
-
-def _options(look: FileStyle, xmp: bytes | None) -> dict[str, Any]:
-    if look.format == "PNG":
-        if xmp is None:
-            return {}
-        info = PngImagePlugin.PngInfo()
-        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
-        return {"pnginfo": info}
-    facts: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
-    if look.format == "JPEG":
-        return facts | {"quality": look.quality or 90, "subsampling": _SUBSAMPLINGS[look.subsampling or "4:2:0"]}
-    return facts | ({"lossless": True} if look.quality is None else {"quality": look.quality})

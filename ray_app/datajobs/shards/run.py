@@ -2,7 +2,7 @@
 
 pack.json           what was packed, how: another command on the same directory is refused
 manifest/0/         the listing, cut into blocks; which shard holds which members follows from it alone (`plan_shards`)
-notes/, data/       per shard what became of its members, and the shard
+parts/, data/       per shard what became of its members, and the shard; it is done when both are there
 unpacked.parquet    members that are in no shard, each with status and detail
 summary.json        the figures, when all shards are there
 Small jobs run in this process, larger ones in a pool on Ray.
@@ -12,11 +12,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_app.archives import (
     Archive,
@@ -35,8 +35,9 @@ from ray_app.archives import (
 from ray_app.cluster.progress import Progress
 from ray_app.cluster.ray_cluster import cluster, named_cluster, on_ray
 from ray_app.config import going_on
+from ray_app.datajobs.parts import OK, part_names, read_parts, remove_part, work_through
 from ray_app.datajobs.shards.config import FilterConfig, Form, PackConfig
-from ray_app.datajobs.shards.writer import EXPECTED, Shard, ShardReport, WriteShard
+from ray_app.datajobs.shards.writer import EXPECTED, UNPACKED, Shard, WriteShard
 from ray_app.datasets.labelling import ProgressLog
 from ray_app.errors import ClusterError, ConfigError, Status, resumable
 from ray_app.reports import format as wording
@@ -49,7 +50,6 @@ from ray_app.streams.each import in_pool
 _SMALL_BYTES = 10**9
 _CHOSEN = ("form", "include", "exclude", "limit", "columns", "container_limits", "shard_mb", "max_member_bytes")
 _CLAIM, _SAME = "pack.json", "source, form and decisions"
-_READERS = 16
 # Small blocks of one size, so that a shard of large files is not much larger than requested.
 _BLOCKS = BlockPlan(batch_slots=64, max_block_members=64)
 # What a member weighs whose store does not say: the mean of a web photograph, roughly.
@@ -58,9 +58,6 @@ _UNKNOWN_BYTES = 256 * 1024
 _MOST_MEMBERS = 65_536
 # What another attempt may give; what has changed since it was listed stays changed.
 FROM_STORAGE = frozenset((Status.SOURCE_MISSING, Status.SOURCE_DENIED, Status.SOURCE_THROTTLED, Status.SOURCE_TIMEOUT))
-_UNPACKED = pa.schema(
-    [("uri", pa.string()), ("member", pa.string()), ("occurrence", pa.int32()), ("status", pa.string()), ("detail", pa.string())]
-)
 _WIDTH = 11
 _SHARDS = {"parquet": "Parquet", "webdataset": "WebDataset"}
 _DROPPED = {"fake": "flagged as fake", "abstain": "abstained", "failed": "without a score"}
@@ -123,17 +120,19 @@ def write_shards(
         shards = plan_shards(store, form, config.shard_mb * 1e6)
         if retry:
             store.delete("summary.json")
-            for shard, notes in _notes(store, shards):
-                if any(row["status"] in FROM_STORAGE for row in notes.unpacked):
-                    store.delete(shard.path)
-        done = _present(store)
-        pending = [shard for shard in shards if shard.path not in done]
+            for name, rows in read_parts(store):
+                if not FROM_STORAGE.isdisjoint(rows["status"].to_pylist()):
+                    remove_part(store, name)
+        done, there = set(part_names(store)), {f"data/{name}" for name in store.names("data")}
+        pending = [shard for shard in shards if shard.name not in done or shard.path not in there]
         if pending:
-            fetcher = fetcher_of(sources, config.retry, allow_private=config.allow_private)
+            fetcher, total = fetcher_of(sources, config.retry, allow_private=config.allow_private), sum(shard.members for shard in shards)
             write = WriteShard(store, form, _input_type(store), fetcher, config.max_member_bytes)
             large = len(pending) > 1 and sum(ref.size_bytes for shard in pending for ref in shard.blocks) > _SMALL_BYTES
+            say = f"{total:,} files in {wording.counted(len(shards), 'shard')}, {len(pending):,} to be written"
+            progress = Progress(total, done=total - sum(shard.members for shard in pending), name="pack")
             with _workers(config, in_pool, wanted=large) as each:
-                _write(each, write, pending, lease, total=sum(shard.members for shard in shards))
+                work_through(each, write, pending, progress=progress, lease=lease, say=say)
         summary = _reconcile(store, form, shards)
         summary |= {"session": {"shards": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
@@ -147,18 +146,6 @@ def _list(store: Store, archive: Archive, each: Each, limit: int | None) -> None
         store.clear("manifest")
         store.delete(_CLAIM)
         raise
-
-
-def _write(each: Each, write: WriteShard, pending: Sequence[Shard], lease: Lease, *, total: int) -> None:
-    progress = Progress(total, done=total - sum(shard.members for shard in pending), name="pack")
-    progress.say(f"{total:,} files in {pending[0].count:,} shard{'s' * (pending[0].count != 1)}, {len(pending):,} to be written")
-    try:
-        with closing(each(write, pending)) as written:
-            for notes in written:
-                progress.advance(notes.members, len(notes.unpacked))
-                lease.check()
-    finally:
-        progress.close()
 
 
 @contextmanager
@@ -185,18 +172,6 @@ def plan_shards(store: Store, form: Form, shard_bytes: float) -> list[Shard]:
     return [Shard(number, len(runs), form, tuple(blocks)) for number, blocks in enumerate(runs)]
 
 
-def _present(store: Store) -> set[str]:
-    return {f"data/{name}" for name in store.names("data")}
-
-
-def _notes(store: Store, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardReport]]:
-    """What became of the members, for each shard that is there, in order."""
-    done = _present(store)
-    with ThreadPoolExecutor(_READERS) as pool:
-        there = (shard for shard in shards if shard.path in done)
-        yield from pool.map(lambda shard: (shard, ShardReport.decode(store.read(shard.notes_path))), there)
-
-
 def _input_type(store: Store) -> pa.StructType | None:
     """The source's own columns, as the listing typed them; None where it has none."""
     schema = read_block(store, next(iter(iter_blocks(store, 0)))).schema
@@ -213,22 +188,23 @@ def _reconcile(store: Store, form: Form, shards: Sequence[Shard]) -> dict[str, A
         return dict(json.loads(store.read("summary.json")))
     listed = read_complete(store, 0)
     members = listed.members if listed else 0
-    total, formats, statuses = Counter[str](), Counter[str](), Counter[str]()
+    size_bytes, formats, statuses = 0, Counter[str](), Counter[str]()
 
     def tables() -> Iterator[pa.Table]:
-        for _, notes in _notes(store, shards):
-            total.update(shards=1, packed=notes.packed, size_bytes=notes.size_bytes)
-            formats.update(notes.formats)
-            statuses.update(row["status"] for row in notes.unpacked)
-            yield pa.Table.from_pylist(notes.unpacked, _UNPACKED)
+        nonlocal size_bytes
+        for _, rows in read_parts(store, [shard.name for shard in shards]):
+            size_bytes += pc.sum(rows["size_bytes"]).as_py() or 0
+            statuses.update(rows["status"].to_pylist())
+            formats.update(rows["format"].drop_null().to_pylist())
+            yield rows.filter(pc.not_equal(rows["status"], OK)).select(UNPACKED.names)
 
-    unpacked = write_tables(store, "unpacked", _UNPACKED, tables())
-    if total["packed"] + unpacked != members:
-        message = f"{store.url}: {total['packed']} files packed and {unpacked} listed as unpacked, of {members}"
+    unpacked = write_tables(store, "unpacked", UNPACKED, tables())
+    packed = statuses.pop(OK, 0)
+    if packed + unpacked != members:
+        message = f"{store.url}: {packed} files packed and {unpacked} listed as unpacked, of {members}"
         raise ClusterError(message, hint="please report this: it is a bug")
-    return {"out": store.url, "form": form, "shards": total["shards"], "members": members, "packed": total["packed"],
-            "size_bytes": total["size_bytes"], "unpacked": unpacked, "statuses": dict(statuses.most_common()),
-            "formats": dict(formats.most_common())}  # fmt: skip
+    return {"out": store.url, "form": form, "shards": len(shards), "members": members, "packed": packed, "size_bytes": size_bytes,
+            "unpacked": unpacked, "statuses": dict(statuses.most_common()), "formats": dict(formats.most_common())}  # fmt: skip
 
 
 def pack_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """One shard, the unit of work and of resume: `WriteShard` reads its members, appends them to a local file and publishes it whole.
 
 Members are not decoded: a hash, the sniffed format, and the bytes as they are (`ParquetShard` as the Hugging Face hub writes it,
-`WebDatasetShard`); one that cannot be had is a row of the report.
+`WebDatasetShard`); one that cannot be had is a row of its part alone.
 """
 
 import hashlib
@@ -9,10 +9,10 @@ import io
 import json
 import tarfile
 import tempfile
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app.archives import BlockRef, ManifestMember, MemberReader, member_rows, read_block
+from ray_app.datajobs.parts import OK, write_part
 from ray_app.datajobs.shards.config import Form
-from ray_app.errors import InputError, SourceError, Status, StorageError
+from ray_app.errors import InputError, Status, StorageError
 from ray_app.images import sniff_format
 from ray_app.runs.table_files import plain
 from ray_app.storage import Fetcher, Store
@@ -39,6 +40,9 @@ RESERVED = ("image", "source")
 EXPECTED = "\x1ftouchstone.sha256"
 # The hub's own figure for images; bytes bound it where they are large, since a row group is built in memory.
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
+# A row of a part: what became of a member. `format` and `size_bytes` of one that is packed; no known image has the format `none`.
+UNPACKED = pa.schema([("uri", _TEXT), ("member", _TEXT), ("occurrence", pa.int32()), ("status", _TEXT), ("detail", _TEXT)])
+MEMBER = pa.schema([*UNPACKED, ("format", _TEXT), ("size_bytes", pa.int64())])
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -76,19 +80,57 @@ class Packed:
         return {new: self.member.input.get(old) for old, new in names.items()}
 
 
-class ParquetShard:
-    """A file that grows by a row group at a time."""
+class LocalShard(ABC):
+    """A shard that grows at `path`, in this machine's folder for temporary files. Raises StorageError where that is full."""
 
-    def __init__(self, path: Path, input_type: pa.StructType | None) -> None:
+    def __init__(self, input_type: pa.StructType | None) -> None:
         fields = [] if input_type is None else list(input_type)
         self._names = free_names([field.name for field in fields])
+        self._folder = tempfile.TemporaryDirectory(prefix="touchstone-shard-")
+        self.path, self.size_bytes = Path(self._folder.name) / "shard", 0
+        with _room():
+            self._begin(fields)
+
+    def add(self, packed: Packed) -> None:
+        """Append a member."""
+        with _room():
+            self._append(packed)
+        self.size_bytes += len(packed.data)
+
+    def finish(self) -> None:
+        """Make the file complete."""
+        with _room():
+            self._complete()
+
+    def drop(self) -> None:
+        """Remove the file, complete or not."""
+        with suppress(OSError, ValueError, pa.ArrowException):  # a full disk; or it is complete
+            self._complete()
+        self._folder.cleanup()
+
+    @abstractmethod
+    def _begin(self, fields: Sequence[pa.Field]) -> None: ...
+
+    @abstractmethod
+    def _append(self, packed: Packed) -> None: ...
+
+    @abstractmethod
+    def _complete(self) -> None: ...
+
+
+class ParquetShard(LocalShard):
+    """A file that grows by a row group at a time."""
+
+    def _begin(self, fields: Sequence[pa.Field]) -> None:
         beside = [pa.field(self._names[field.name], field.type) for field in fields]
         self._schema = pa.schema([pa.field("image", IMAGE_TYPE), pa.field("source", SOURCE_TYPE), *beside])
-        self._schema = self._schema.with_metadata({"huggingface": json.dumps({"info": {"features": _features(self._schema)}})})
+        # What `datasets` cannot see from Arrow's types: which structs are images.
+        features = {field.name: {"_type": "Image"} for field in self._schema if field.type == IMAGE_TYPE}
+        self._schema = self._schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         # Encoded images neither shrink nor repeat nor compare: all that is for the columns beside them.
         others = [leaf for field in self._schema for leaf in _leaves(field.name, field.type) if leaf != "image.bytes"]
         self._writer = pq.ParquetWriter(
-            path,
+            self.path,
             self._schema,
             compression={"image.bytes": "none"} | dict.fromkeys(others, "zstd"),
             use_dictionary=others,
@@ -96,75 +138,44 @@ class ParquetShard:
             write_page_index=True,
         )
         self._rows: list[dict[str, Any]] = []
-        self._size_bytes = 0
+        self._group_bytes = 0
 
-    def add(self, packed: Packed) -> None:
-        """Append one row."""
+    def _append(self, packed: Packed) -> None:
         image = {"bytes": packed.data, "path": packed.name}
         self._rows.append({"image": image, "source": packed.source, **packed.beside(self._names)})
-        self._size_bytes += len(packed.data)
-        if len(self._rows) >= GROUP_ROWS or self._size_bytes >= GROUP_BYTES:
+        self._group_bytes += len(packed.data)
+        if len(self._rows) >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
             self._flush()
 
-    def close(self) -> None:
-        """Write what is left and the footer."""
+    def _complete(self) -> None:
         self._flush()
         self._writer.close()
 
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema), row_group_size=GROUP_ROWS)
-        self._rows, self._size_bytes = [], 0
+        self._rows, self._group_bytes = [], 0
 
 
-class WebDatasetShard:
+class WebDatasetShard(LocalShard):
     """A tar that grows by a sample at a time. Equal samples give equal bytes: no times, owners or modes of a real file get in."""
 
-    def __init__(self, path: Path, input_type: pa.StructType | None) -> None:
-        self._names = free_names([] if input_type is None else [field.name for field in input_type])
-        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close
+    def _begin(self, fields: Sequence[pa.Field]) -> None:
+        self._tar = tarfile.open(self.path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by _complete
 
-    def add(self, packed: Packed) -> None:
-        """Append one sample: first the bytes, then what is known of them."""
-        self._put(f"{packed.key}.{packed.ending}", packed.data)
+    def _append(self, packed: Packed) -> None:
         facts = {"source": packed.source, **plain(packed.beside(self._names))}
-        self._put(f"{packed.key}.json", json.dumps(facts, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape"))
+        beside = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape")
+        for ending, data in ((packed.ending, packed.data), ("json", beside)):
+            info = tarfile.TarInfo(f"{packed.key}.{ending}")
+            info.size = len(data)
+            self._tar.addfile(info, io.BytesIO(data))
 
-    def close(self) -> None:
-        """Write the end of the tar."""
+    def _complete(self) -> None:
         self._tar.close()
 
-    def _put(self, name: str, data: bytes) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        self._tar.addfile(info, io.BytesIO(data))
 
-
-class LocalShard:
-    """A shard that grows at `path`, in this machine's folder for temporary files. Raises StorageError where that is full."""
-
-    def __init__(self, form: Form, input_type: pa.StructType | None) -> None:
-        with _room():
-            self._folder = tempfile.TemporaryDirectory(prefix="touchstone-shard-")
-            self.path, self.size_bytes = Path(self._folder.name) / "shard", 0
-            self._file = (ParquetShard if form == "parquet" else WebDatasetShard)(self.path, input_type)
-
-    def add(self, packed: Packed) -> None:
-        """Append a member."""
-        with _room():
-            self._file.add(packed)
-        self.size_bytes += len(packed.data)
-
-    def finish(self) -> None:
-        """Make the file complete."""
-        with _room():
-            self._file.close()
-
-    def drop(self) -> None:
-        """Remove the file, complete or not."""
-        with suppress(OSError, ValueError, pa.ArrowException):  # a full disk; or it is complete
-            self._file.close()
-        self._folder.cleanup()
+SHARDS: dict[Form, type[LocalShard]] = {"parquet": ParquetShard, "webdataset": WebDatasetShard}
 
 
 @contextmanager
@@ -202,35 +213,11 @@ class Shard:
         """Where it lies in the output directory. It exists when, and only when, the shard is finished."""
         return f"data/{self.name}.{SHARD_ENDINGS[self.form]}"
 
-    @property
-    def notes_path(self) -> str:
-        """Where it is written down what became of its members, before the shard itself is published."""
-        return f"notes/{self.name}.json"
-
-
-@dataclass
-class ShardReport:
-    """What became of a shard's members: packed + unpacked are all of them. `formats` counts packed ones, `none` = no known image."""
-
-    members: int
-    packed: int = 0
-    size_bytes: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
-    unpacked: list[dict[str, Any]] = field(default_factory=list)
-
-    def encode(self) -> bytes:
-        """As a file of the output directory."""
-        return json.dumps(vars(self), ensure_ascii=False).encode("utf-8", "surrogateescape")
-
-    @classmethod
-    def decode(cls, data: bytes) -> "ShardReport":
-        """The same, read back."""
-        return cls(**json.loads(data))
-
 
 @dataclass(frozen=True)
 class WriteShard:
-    """Writes shards of the listing in `store`; called with a `Shard`, returns its `ShardReport`. Picklable: it travels to workers.
+    """Writes shards of the listing in `store`; called with a `Shard`, returns how many {images, bad} it had: bad ones are not in it.
+    Picklable: it travels to workers.
 
     Raises StorageError when the output is out of reach or this machine's temporary folder is full.
     """
@@ -241,44 +228,34 @@ class WriteShard:
     fetcher: Fetcher
     max_member_bytes: int
 
-    def __call__(self, shard: Shard) -> ShardReport:
+    def __call__(self, shard: Shard) -> dict[str, int]:
         """Write one shard; done again, it replaces its own files with the same bytes."""
         members = [member for ref in shard.blocks for member in member_rows(read_block(self.store, ref))]
-        shard_file = LocalShard(self.form, self.input_type)
+        reader, file, rows = MemberReader(self.fetcher, max_bytes=self.max_member_bytes), SHARDS[self.form](self.input_type), []
         try:
-            notes = self._fill(shard_file, shard, members)
-            shard_file.finish()
-            assert notes.packed + len(notes.unpacked) == len(members), f"{shard.name}: files lost"
-            # The notes first: a shard that is there has them.
-            self.store.write(shard.notes_path, notes.encode())
-            self.store.write_file(shard.path, shard_file.path)
+            for index, (member, data) in enumerate(reader.read(members)):
+                key = f"{shard.number:05}-{index:06}-{member.image_id & 0xFFFFFFFF:08x}"
+                rows.append(_packed(file, key, member, data))
+            file.finish()
+            assert len(rows) == len(members), f"{shard.name}: files lost"
+            # The rows first: a shard that is there has them.
+            write_part(self.store, shard.name, rows, MEMBER)
+            self.store.write_file(shard.path, file.path)
         finally:
-            shard_file.drop()
-        return notes
-
-    def _fill(self, file: LocalShard, shard: Shard, members: list[ManifestMember]) -> ShardReport:
-        notes = ShardReport(len(members))
-        for index, (member, data) in enumerate(MemberReader(self.fetcher, max_bytes=self.max_member_bytes).read(members)):
-            if isinstance(data, InputError):
-                notes.unpacked.append(_unpacked(member, data))
-                continue
-            key = f"{shard.number:05}-{index:06}-{member.image_id & 0xFFFFFFFF:08x}"
-            packed = Packed(key, member, data, hashlib.sha256(data).hexdigest(), sniff_format(data))
-            expected = member.input.get(EXPECTED)
-            if expected not in (None, packed.sha256):  # not the bytes which were scored
-                changed = SourceError(Status.SOURCE_CHANGED, f"scored with SHA-256 {expected}, now {packed.sha256}")
-                notes.unpacked.append(_unpacked(member, changed))
-                continue
-            file.add(packed)
-            notes.packed += 1
-            notes.size_bytes += len(data)
-            notes.formats[packed.format or "none"] += 1
-        return notes
+            file.drop()
+        return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows)}
 
 
-def _unpacked(member: ManifestMember, error: InputError) -> dict[str, Any]:
-    named = {"uri": member.uri, "member": member.member, "occurrence": member.occurrence}
-    return {**named, "status": error.status.value, "detail": error.detail}
+def _packed(file: LocalShard, key: str, member: ManifestMember, data: bytes | InputError) -> dict[str, Any]:
+    """Append a member to a shard, if it can be had: its row of `MEMBER`."""
+    row = {"uri": member.uri, "member": member.member, "occurrence": member.occurrence}
+    if isinstance(data, InputError):
+        return row | {"status": data.status.value, "detail": data.detail}
+    packed, expected = Packed(key, member, data, hashlib.sha256(data).hexdigest(), sniff_format(data)), member.input.get(EXPECTED)
+    if expected not in (None, packed.sha256):  # not the bytes which were scored
+        return row | {"status": Status.SOURCE_CHANGED.value, "detail": f"scored with SHA-256 {expected}, now {packed.sha256}"}
+    file.add(packed)
+    return row | {"status": OK, "format": packed.format or "none", "size_bytes": len(data)}
 
 
 def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> dict[str, str]:
@@ -290,11 +267,6 @@ def free_names(columns: Collection[str], taken: Collection[str] = RESERVED) -> d
             name = f"input.{name}"
         names[column] = name
     return names
-
-
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` cannot see from Arrow's types: which structs are images. It finds all other columns by itself."""
-    return {field.name: {"_type": "Image"} for field in schema if field.type == IMAGE_TYPE}
 
 
 def _leaves(path: str, kind: pa.DataType) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from ray_app.datajobs.download.fetch import Downloader, Fetched
 from ray_app.datajobs.download.records import Records
-from ray_app.datajobs.download.run import Schedule, collect, unfinished
+from ray_app.datajobs.download.run import HostSchedule, collect, unfinished
 from ray_app.datajobs.download.sink import Task
 from ray_app.errors import RESUMABLE, ClusterError, IdentityError
 from ray_app.inference.decoder_pool import IsolatedDecoders
@@ -290,7 +290,7 @@ def test_processes_that_die_without_having_committed_anything_end_the_session(we
 
 def test_a_part_of_the_hosts_is_with_one_process_at_a_time_and_what_comes_back_of_it_goes_out_again():
     tasks = [Task(str(number), "", f"http://h{number % 5}.test/{number}", "") for number in range(20)]
-    schedule, asked = Schedule(tasks, 3), []
+    schedule, asked = HostSchedule(tasks, 3), []
     units = schedule.units()
     under_way = [next(units), next(units)]
     assert len({unit.part for unit in under_way}) == 2
@@ -307,7 +307,7 @@ def test_a_part_of_the_hosts_is_with_one_process_at_a_time_and_what_comes_back_o
     waiting.join(60)
     assert not waiting.is_alive()
     assert sorted(task.id for task in asked) == sorted([*(task.id for task in tasks), moved.id])
-    stopped = Schedule(tasks, 1)
+    stopped = HostSchedule(tasks, 1)
     next(begun := stopped.units())
     stopped.stop()
     assert list(begun) == []

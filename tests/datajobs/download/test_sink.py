@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.download.records import Records
-from ray_app.datajobs.download.sink import ShardSink, Task, row_of
+from ray_app.datajobs.download.sink import Sink, Task, row_of
 from ray_app.errors import ConfigError, StorageError
 from ray_app.storage import Store
 from tests.datajobs.download.conftest import config
@@ -14,7 +14,7 @@ from tests.datajobs.download.wild_server import picture
 def test_a_shard_that_could_not_be_published_lends_its_rows_to_no_other(tmp_path):
     settings = config("list.csv", tmp_path, form="parquet", shard_mb=0.001)
     store = Store.open(str(tmp_path))
-    keeper = ShardSink(store, store, settings, ["id"])
+    keeper = Sink(store, store, settings, ["id"])
     (tmp_path / "data").write_text("in the way")
 
     def add(name, number):

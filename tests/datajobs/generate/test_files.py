@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ray_app.datajobs.generate.config import Drawn, Like
-from ray_app.datajobs.generate.requests import FileStyle, look_of, measure
-from ray_app.datajobs.generate.worker import drawn_mask, encode, share_of
+from ray_app.datajobs.generate.files import FileStyle, encode, look_of, measure
+from ray_app.datajobs.generate.worker import drawn_mask, share_of
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
 from ray_app.storage import RetryPolicy

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.generate import GenerateConfig
-from ray_app.datajobs.generate.requests import cut_blocks, make_requests, plain_look, read_prompts
+from ray_app.datajobs.generate.files import plain_look
+from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_prompts
 from ray_app.datajobs.generate.run import card_of, generate_images
 from ray_app.storage import Store
 from tests.datajobs.generate.cards import job, write_prompts

@@ -10,8 +10,9 @@ from PIL import Image
 from ray_app.attribution.generators import generator_index
 from ray_app.config import named_configs
 from ray_app.datajobs.generate import load_pipeline_card
+from ray_app.datajobs.generate.files import FileStyle
 from ray_app.datajobs.generate.pipelines import Picture, pipeline_class
-from ray_app.datajobs.generate.requests import FileStyle, ImageRequest, Prompt, make_requests
+from ray_app.datajobs.generate.requests import ImageRequest, Prompt, make_requests
 from tests.datajobs.generate.cards import loaded, write_card
 
 PROMPTS = [Prompt(str(number), text) for number, text in enumerate(("a cat", "a dog", "a red ship", "two trees"))]

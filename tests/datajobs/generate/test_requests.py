@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.datajobs.generate import GenerateConfig
+from ray_app.datajobs.generate.files import FileStyle
 from ray_app.datajobs.generate.requests import (
-    FileStyle,
     cut_blocks,
     digest_of_orders,
     make_requests,

@@ -12,10 +12,11 @@ from PIL import Image
 from ray_app.archives import open_source
 from ray_app.cli.main import main
 from ray_app.datajobs.generate import load_pipeline_card
+from ray_app.datajobs.generate.files import FileStyle
 from ray_app.datajobs.generate.pipelines import LoadedPipeline, find_model
-from ray_app.datajobs.generate.requests import FileStyle, cut_blocks, make_requests, read_prompts
+from ray_app.datajobs.generate.requests import cut_blocks, make_requests, read_prompts
 from ray_app.datajobs.generate.run import generate_images
-from ray_app.datajobs.generate.worker import GenerationJob, GenerationWorker, covered
+from ray_app.datajobs.generate.worker import GenerationWorker, covered
 from ray_app.datasets import DatasetSource, build_index
 from ray_app.datasets.index import read_index
 from ray_app.errors import ClusterError, ConfigError, DetectorError, IdentityError
@@ -138,8 +139,8 @@ class _Small(LoadedPipeline):
 def maker(card, prompts, out, most, batch):
     config = job(card, prompts, out, batch=batch, steps=1)
     found = load_pipeline_card(card)
-    made = GenerationWorker(GenerationJob(Store.open(str(out)), found, find_model(found), config, "cpu", "fp32"))
-    made._ready()
+    made = GenerationWorker(Store.open(str(out)), found, find_model(found), config, "cpu", "fp32")
+    made.load()
     made._pipeline = _Small(made._pipeline, most)
     orders = make_requests(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], looks=[FileStyle("PNG")])
     return made, cut_blocks(orders, 8)
