@@ -15,7 +15,7 @@ import ray_app
 from ray_app.errors import InputError, Reason, Status
 from ray_app.images.provenance import Provenance, ProvenancePolicy, ProvenanceReader
 from ray_app.serving.http import schemas
-from ray_app.serving.http.app import RequestIds, SecurityHeaders, page_router
+from ray_app.serving.http.app import Envelope, page_router
 from ray_app.serving.http.auth import Paths
 from ray_app.serving.http.errors import Refusal, install_handlers
 from ray_app.serving.http.responses import facts_answer
@@ -57,8 +57,7 @@ def make_app(mood: Mood) -> FastAPI:
     ensemble = shipped_ensemble()
     app = FastAPI()
     install_handlers(app)
-    app.add_middleware(SecurityHeaders, page=Paths(("/", "/page/*")))
-    app.add_middleware(RequestIds)
+    app.add_middleware(Envelope, page=Paths(("/", "/page/*")), meter=None, echo=True)
     app.include_router(page_router())
 
     def admitted(request: Request) -> None:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ray_app.serving import engine, metrics
 from ray_app.serving.config import ServeConfig
 from ray_app.serving.http import auth, errors, routes, schemas
-from ray_app.serving.http.limits import Admission, BodyLimit, Deadline, RateLimit
+from ray_app.serving.http.limits import Admission, Deadline, RateLimit
 
 DESCRIPTION = """Tells which images were made or altered by a generative model.
 
@@ -59,7 +59,7 @@ _HOUSE_STYLE = "house.css"  # the reports' own sheet, so that page and reports c
 
 
 def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metrics.Meter, *, echo_request_id: bool = True) -> FastAPI:
-    """The application. `echo_request_id` as for `guard.install`."""
+    """The application. `echo_request_id` as for `install`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,8 +76,7 @@ def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metric
         redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    tokens = install(app, config, echo_request_id=echo_request_id)
-    app.add_middleware(Metering, meter=meter)
+    tokens = install(app, config, meter, echo_request_id=echo_request_id)
     app.include_router(routes.scoring_router(scorer, config, meter, token_needed=tokens.configured))
     app.include_router(routes.operation_router(scorer, meter))
     if config.page:
@@ -85,23 +84,13 @@ def create_app(config: ServeConfig, scorer: engine.EndpointScorer, meter: metric
     return app
 
 
-def install(app: FastAPI, config: ServeConfig, *, echo_request_id: bool = True) -> auth.BearerTokens:
-    """Guards an application; returns its tokens, which know whether one is needed.
+def install(app: FastAPI, config: ServeConfig, meter: metrics.Meter | None = None, *, echo_request_id: bool = True) -> auth.BearerTokens:
+    """Guards an application, from the outermost layer to the innermost; returns its tokens, which know whether one is needed.
 
-    `echo_request_id` is off under Ray Serve, whose proxy puts X-Request-Id on every answer by itself.
-
-    Raises ConfigError if a token is too short.
+    `meter` counts requests and refusals; `echo_request_id`: see `Envelope`. Raises ConfigError if a token is too short.
     """
-    tokens = auth.BearerTokens(config.access)
-    errors.install_handlers(app)
-    for middleware in reversed(_middlewares(config, tokens, echo_request_id)):
-        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
-    return tokens
-
-
-def _middlewares(config: ServeConfig, tokens: auth.BearerTokens, echo_request_id: bool) -> list[Middleware]:
-    """From the outermost to the innermost."""
     limits, uncounted, origins = config.limits, auth.Paths(UNCOUNTED), config.access.cors_origins
+    tokens = auth.BearerTokens(config.access)
     # Around the guards, so that a page can read why it was refused.
     cross_origin = Middleware(
         CORSMiddleware,
@@ -110,47 +99,28 @@ def _middlewares(config: ServeConfig, tokens: auth.BearerTokens, echo_request_id
         allow_headers=("Authorization", "Content-Type", "X-Request-Id"),
         expose_headers=("X-Request-Id", "Retry-After"),
     )
-    bytes_by_path = {"": limits.max_body_bytes, "/v1/score-url": URL_BODY_BYTES}
-    return [
-        Middleware(RequestIds, echo=echo_request_id),
-        Middleware(SecurityHeaders, page=auth.Paths(PAGE)),
+    admission = Middleware(
+        Admission,
+        limits.max_requests,
+        longest_wait_s=limits.deadline_s / 2,
+        body_bytes={"": limits.max_body_bytes, "/v1/score-url": URL_BODY_BYTES},
+        max_in_flight=limits.max_bytes_in_flight,
+        queued=auth.Paths(QUEUED),
+        uncounted=uncounted,
+    )
+    layers = [
+        Middleware(Envelope, page=auth.Paths(PAGE), meter=meter, echo=echo_request_id),
         *([cross_origin] if origins else []),
         Middleware(errors.FaultMiddleware),
         Middleware(auth.AccessGuard, tokens, auth.Paths(OPEN)),
         *([Middleware(RateLimit, limits.requests_per_minute, uncounted=uncounted)] if limits.requests_per_minute else []),
-        Middleware(Admission, limits.max_requests, longest_wait_s=limits.deadline_s / 2, queued=auth.Paths(QUEUED), uncounted=uncounted),
+        admission,
         Middleware(Deadline, limits.deadline_s),
-        Middleware(BodyLimit, bytes_by_path, limits.max_bytes_in_flight),
     ]
-
-
-class Metering:
-    """The outermost layer: also what the guards refuse is counted."""
-
-    def __init__(self, app: ASGIApp, meter: metrics.Meter) -> None:
-        self._app, self._meter = app, meter
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and count it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), ABANDONED
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            # A template, never a path: every value of a label is a series for ever.
-            route = getattr(scope.get("route"), "path", "other")
-            self._meter.request(route, status, time.perf_counter() - started)
-            if refused := scope.get("state", {}).get("refused"):
-                self._meter.refused(refused)
+    errors.install_handlers(app)
+    for layer in reversed(layers):
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
+    return tokens
 
 
 def is_request_id(given: str) -> bool:
@@ -158,52 +128,46 @@ def is_request_id(given: str) -> bool:
     return _ID.fullmatch(given) is not None
 
 
-class RequestIds:
-    """Gives every request an id: the client's own if `is_request_id`, else 16 hex digits.
+class Envelope:
+    """The outermost layer: gives a request its id, its answer the headers that all answers have, and counts both, also what guards refuse.
 
-    It stands in `scope["state"]["request_id"]` and, unless `echo` is off, on the answer. Ray Serve's proxy adds the header to
-    every answer by itself, after handing the same id in: there `echo` has to be off, or it comes twice.
+    The id is the client's own if `is_request_id`, else 16 hex digits; it stands in `scope["state"]["request_id"]` and, with `echo`, on the
+    answer. Ray Serve's proxy adds the header to every answer by itself, after handing the same id in: there `echo` has to be off, or it
+    comes twice. Browsers are told: no sniffing, framing, referrer or use by other sites; nothing of `/v1` is kept; the page uses its own
+    files only.
     """
 
-    def __init__(self, app: ASGIApp, *, echo: bool = True) -> None:
-        self.app, self.echo = app, echo
+    def __init__(self, app: ASGIApp, *, page: auth.Paths, meter: metrics.Meter | None, echo: bool) -> None:
+        self.app, self.page, self.meter, self.echo = app, page, meter, echo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        given, path = Headers(scope=scope).get("x-request-id", ""), scope["path"]
         request_id = given if is_request_id(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        await self.app(scope, receive, _with_headers(send, {"X-Request-Id": request_id} if self.echo else {}))
-
-
-class SecurityHeaders:
-    """Tells browsers: no sniffing, framing, referrer or use by other sites; nothing of `/v1` is kept; the page uses its own files only."""
-
-    def __init__(self, app: ASGIApp, *, page: auth.Paths) -> None:
-        self.app, self.page = app, page
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        path = scope["path"]
         headers = _ALWAYS | {"Content-Security-Policy": _PAGE_POLICY if self.page.has(path) else _DATA_POLICY}
-        if path.startswith("/v1"):
-            headers["Cache-Control"] = "no-store"
-        await self.app(scope, receive, _with_headers(send, headers))
+        headers |= {"X-Request-Id": request_id} if self.echo else {}
+        headers |= {"Cache-Control": "no-store"} if path.startswith("/v1") else {}
+        started, status = time.perf_counter(), ABANDONED
 
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(headers)
+            await send(message)
 
-def _with_headers(send: Send, headers: dict[str, str]) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).update(headers)
-        await send(message)
-
-    return sending
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            if self.meter is not None:
+                # A template, never a path: every value of a label is a series for ever.
+                self.meter.request(getattr(scope.get("route"), "path", "other"), status, time.perf_counter() - started)
+                if refused := scope["state"].get("refused"):
+                    self.meter.refused(refused)
 
 
 class _Asset(NamedTuple):

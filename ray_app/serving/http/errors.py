@@ -103,7 +103,7 @@ def respond(refusal: Refusal, request_id: str) -> Response:
 
 
 def request_id_of(scope: Scope) -> str:
-    """What `RequestIds` gave this request, or nothing where it does not stand in front."""
+    """What `Envelope` gave this request, or nothing where it does not stand in front."""
     return str(scope.get("state", {}).get("request_id", ""))
 
 

@@ -1,8 +1,5 @@
-"""What a request may cost before a route sees it: `Deadline` and `BodyLimit`, and how many a minute one owner may make: `RateLimit`.
-
-Each ingress replica counts its owners for itself. Refusals are answered without reading further.
-
-Who gets a place: so many requests at work, and none that would wait too long. `Admission` refuses the others with a Retry-After.
+"""What a request may cost before a route sees it: a place and bytes (`Admission`), seconds (`Deadline`), and how many a minute one owner
+may make (`RateLimit`). Each ingress replica counts for itself.
 """
 
 import asyncio
@@ -11,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_app.serving.http.auth import Paths
@@ -94,92 +91,6 @@ class _Exchange:
             self._watch.cancel()
 
 
-class BodyLimit:
-    """Bounds the bytes of one body (413), by address, and of all bodies at work together (503); takes no compressed ones (415).
-
-    `limits` maps the beginning of a path to bytes, the longest match counts, `""` matches all. An announced length is judged before
-    a byte is read; every byte is counted as it comes.
-    """
-
-    def __init__(self, app: ASGIApp, limits: Mapping[str, int], max_in_flight: int) -> None:
-        self.app, self.max_in_flight = app, max_in_flight
-        self.limits = sorted(limits.items(), key=lambda item: -len(item[0]))
-        self.in_flight = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        limit = next(size for prefix, size in self.limits if scope["path"].startswith(prefix))
-        body = _Body(self, limit, scope, receive, send)
-        try:
-            body.judge_headers()
-            await self.app(scope, body.receive, body.send)
-        except Exception:
-            if body.refusal is None or body.begun:
-                raise
-        finally:
-            self.in_flight -= body.size
-        if body.refusal is not None and not body.begun:
-            await refuse(body.refusal, scope, receive, send)
-
-
-class _Body:
-    """The body of one request on its way in. Once refused, whatever the route answers instead is dropped."""
-
-    def __init__(self, budget: BodyLimit, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-        self.budget, self.limit, self.scope, self._receive, self._send = budget, limit, scope, receive, send
-        self.size = 0
-        self.complete = not has_body(scope)
-        self.begun = False
-        self.refusal: Refusal | None = None
-
-    def judge_headers(self) -> None:
-        headers = Headers(scope=self.scope)
-        length = headers.get("content-length", "0")
-        if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-            self._refuse(Refusal("unsupported_encoding"))
-        if not (length.isascii() and length.isdigit()):
-            self._refuse(Refusal("malformed_request", "Content-Length is not a number"))
-        if "content-length" in headers and "transfer-encoding" in headers:
-            # Two servers in a row may disagree on which one holds, and so on where the next request begins.
-            self._refuse(Refusal("malformed_request", "Content-Length and Transfer-Encoding cannot be given together"))
-        self._judge(int(length))
-
-    async def receive(self) -> Message:
-        if self.refusal is not None:
-            raise self.refusal
-        message = await self._receive()
-        if message["type"] == "http.request":
-            arrived = len(message.get("body", b""))
-            self.size += arrived
-            self.budget.in_flight += arrived
-            self._judge(self.size)
-            self.complete = not message.get("more_body", False)
-        return message
-
-    def _judge(self, size: int) -> None:
-        if size > self.limit:
-            self._refuse(Refusal("body_too_large", limit=self.limit, observed=size))
-        if self.budget.in_flight + size - self.size > self.budget.max_in_flight:
-            message = "running requests fill the memory that is set aside for them"
-            self._refuse(Refusal("overloaded", message, headers={"Retry-After": str(_BUDGET_RETRY_S)}))
-
-    def _refuse(self, refusal: Refusal) -> NoReturn:
-        self.refusal = refusal
-        raise refusal
-
-    async def send(self, message: Message) -> None:
-        if self.refusal is not None and not self.begun:
-            return
-        if message["type"] == "http.response.start":
-            self.begun = True
-            if not self.complete:
-                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
-        await self._send(message)
-
-
 class RateLimit:
     """429 to an owner (a token; without tokens everybody together) with more than `per_minute` requests in the last 60 seconds, with the
     seconds after which the next one is let in. Refused requests do not count.
@@ -256,11 +167,16 @@ class ServicePace:
 
 
 class Admission:
-    """A bounded number of requests at work; the next one gets 503, before its body is read where that is known so early.
+    """Bounds the requests at work, the bytes of one body and of all bodies together. Who is refused is answered without reading further.
 
-    At work is a request whose body has come. One that still sends takes no place, but no more than twice as many may be sending.
-    On `queued` paths, where one waits for another, none is let in that would wait over `longest_wait_s` by the pace of those before it.
-    Retry-After is the time in which those at work are likely to be done, 1 to 30 seconds.
+    At work is a request whose body has come: at most `max_requests` (503). One that still sends takes no place, but no more than twice as
+    many may be sending. On `queued` paths, where one waits for another, none is let in that would wait over `longest_wait_s` by the pace of
+    those before it. Retry-After is the time in which those at work are likely to be done, 1 to 30 seconds. Requests to `uncounted` paths
+    take no place.
+
+    `body_bytes` maps the beginning of a path to the most bytes of one body (413), the longest match counts, `""` matches all;
+    `max_in_flight`: bytes of all bodies (503). An announced length is judged before a byte is read, every byte is counted as it comes, and
+    compressed bodies are not taken (415).
     """
 
     def __init__(
@@ -269,23 +185,26 @@ class Admission:
         max_requests: int,
         *,
         longest_wait_s: float = math.inf,
+        body_bytes: Mapping[str, int],
+        max_in_flight: int,
         queued: Paths,
         uncounted: Paths,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app, self.max_requests, self.longest_wait_s = app, max_requests, longest_wait_s
+        self.body_bytes, self.max_in_flight = sorted(body_bytes.items(), key=lambda item: -len(item[0])), max_in_flight
         self.queued, self.uncounted = queued, uncounted
         self.pace = ServicePace(longest_wait_s, clock)
-        self.at_work = self.sending = 0
+        self.at_work = self.sending = self.bytes_in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or self.uncounted.has(scope["path"]):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = _Visit(self, self.queued.has(scope["path"]), receive, send)
+        visit = _Visit(self, scope, receive, send)
         try:
-            visit.arrive(sends=has_body(scope))
+            visit.arrive()
             await self.app(scope, visit.receive, visit.send)
         except Exception:
             if visit.refusal is None or visit.status:
@@ -294,10 +213,6 @@ class Admission:
             visit.leave()
         if visit.refusal is not None and not visit.status:
             await refuse(visit.refusal, scope, receive, send, body_was_read=visit.body_came)
-
-    def retry_after(self) -> int:
-        """Seconds until those at work now are likely to be done; 1 while nothing is known."""
-        return min(_MOST_RETRY_S, max(1, math.ceil(self.pace.wait_s())))
 
     def refusal(self, *, queued: bool, sends: bool = False) -> Refusal | None:
         """Why one more is not let in, if it is not."""
@@ -311,34 +226,46 @@ class Admission:
         return None
 
     def _overloaded(self, message: str, limit: float, observed: float) -> Refusal:
-        return Refusal("overloaded", message, limit=limit, observed=observed, headers={"Retry-After": str(self.retry_after())})
+        retry_s = min(_MOST_RETRY_S, max(1, math.ceil(self.pace.wait_s())))
+        return Refusal("overloaded", message, limit=limit, observed=observed, headers={"Retry-After": str(retry_s)})
 
 
 class _Visit:
     """One request: it arrives, sends its body, is at work, and leaves. Once refused, whatever the route answers instead is dropped."""
 
-    def __init__(self, admission: Admission, queued: bool, receive: Receive, send: Send) -> None:
-        self.admission, self.queued, self._receive, self._send = admission, queued, receive, send
-        self.sending = self.at_work = self.body_came = False
-        self.status = 0
+    def __init__(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        self.admission, self.scope, self._receive, self._send = admission, scope, receive, send
+        self.is_counted, self.queued = not admission.uncounted.has(path), admission.queued.has(path)
+        self.most_bytes = next(size for prefix, size in admission.body_bytes if path.startswith(prefix))
+        self.size = self.status = 0
+        self.body_came = not has_body(scope)
+        self.sending = self.at_work = False
         self.refusal: Refusal | None = None
 
-    def arrive(self, *, sends: bool) -> None:
-        self._judge(sends=sends)
-        self.sending = sends
-        self.admission.sending += sends
-        if not sends:
+    def arrive(self) -> None:
+        self._judge_place(sends=not self.body_came)
+        self._judge_headers()
+        if self.body_came:
             self._begin()
+        elif self.is_counted:
+            self.sending = True
+            self.admission.sending += 1
 
     async def receive(self) -> Message:
         if self.refusal is not None:
             raise self.refusal
         message = await self._receive()
-        if self.sending and message["type"] == "http.request" and not message.get("more_body", False):
-            self.body_came = True
-            self._stop_sending()
-            self._judge()  # others may have been faster
-            self._begin()
+        if message["type"] == "http.request":
+            arrived = len(message.get("body", b""))
+            self.size += arrived
+            self.admission.bytes_in_flight += arrived
+            self._judge_size(self.size)
+            if not self.body_came and not message.get("more_body", False):
+                self.body_came = True
+                self._stop_sending()
+                self._judge_place()  # others may have been faster
+                self._begin()
         return message
 
     async def send(self, message: Message) -> None:
@@ -346,27 +273,53 @@ class _Visit:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if not self.body_came:
+                MutableHeaders(scope=message)["Connection"] = "close"
         await self._send(message)
 
     def leave(self) -> None:
         self._stop_sending()
-        if not self.at_work:
-            return
-        self.admission.at_work -= 1
-        if self.queued:
-            self.admission.pace.end(1 if 200 <= self.status < 300 else 0 if self.status == 504 else None)
+        self.admission.bytes_in_flight -= self.size
+        if self.at_work:
+            self.admission.at_work -= 1
+            if self.queued:
+                self.admission.pace.end(1 if 200 <= self.status < 300 else 0 if self.status == 504 else None)
 
     def _begin(self) -> None:
-        self.at_work = True
-        self.admission.at_work += 1
-        if self.queued:
-            self.admission.pace.begin()
+        if self.is_counted:
+            self.at_work = True
+            self.admission.at_work += 1
+            if self.queued:
+                self.admission.pace.begin()
 
     def _stop_sending(self) -> None:
         self.admission.sending -= self.sending
         self.sending = False
 
-    def _judge(self, *, sends: bool = False) -> None:
-        self.refusal = self.admission.refusal(queued=self.queued, sends=sends)
-        if self.refusal is not None:
-            raise self.refusal
+    def _judge_place(self, *, sends: bool = False) -> None:
+        refusal = self.admission.refusal(queued=self.queued, sends=sends) if self.is_counted else None
+        if refusal is not None:
+            self._refuse(refusal)
+
+    def _judge_headers(self) -> None:
+        headers = Headers(scope=self.scope)
+        length = headers.get("content-length", "0")
+        if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+            self._refuse(Refusal("unsupported_encoding"))
+        if not (length.isascii() and length.isdigit()):
+            self._refuse(Refusal("malformed_request", "Content-Length is not a number"))
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Two servers in a row may disagree on which one holds, and so on where the next request begins.
+            self._refuse(Refusal("malformed_request", "Content-Length and Transfer-Encoding cannot be given together"))
+        self._judge_size(int(length))
+
+    def _judge_size(self, size: int) -> None:
+        if size > self.most_bytes:
+            self._refuse(Refusal("body_too_large", limit=self.most_bytes, observed=size))
+        if self.admission.bytes_in_flight + size - self.size > self.admission.max_in_flight:
+            message = "running requests fill the memory that is set aside for them"
+            self._refuse(Refusal("overloaded", message, headers={"Retry-After": str(_BUDGET_RETRY_S)}))
+
+    def _refuse(self, refusal: Refusal) -> NoReturn:
+        self.refusal = refusal
+        raise refusal

@@ -23,12 +23,18 @@ DEADLINE_S = 30.0
 SINGLES = (20.0,) * 5  # a quiet endpoint
 
 
+def admission(app, max_requests, longest_wait_s, clock):
+    """That looks at no bodies."""
+    return Admission(app, max_requests, longest_wait_s=longest_wait_s, body_bytes={"": 10**9}, max_in_flight=10**9,
+                     queued=Paths(QUEUED), uncounted=Paths(()), clock=clock)  # fmt: skip
+
+
 class Simulated:
     """A first-come, first-served server of `lanes` that take `service_s` each, before it an Admission; time is the test's."""
 
     def __init__(self, service_s, lanes=1):
         self.clock, self.service_s = Clock(), service_s
-        self.admission = Admission(None, 10**6, longest_wait_s=DEADLINE_S / 2, queued=Paths(QUEUED), uncounted=Paths(()), clock=self.clock)
+        self.admission = admission(None, 10**6, DEADLINE_S / 2, self.clock)
         self.free, self.ends = [0.0] * lanes, []
 
     def pass_time(self, until):
@@ -123,7 +129,7 @@ def test_a_line_that_is_too_long_is_told_when_it_will_be_shorter():
         await asyncio.to_thread(may_answer.wait, 10)
         clock.now += 0.2
 
-    with serving(Admission(app, 64, longest_wait_s=0.7, queued=Paths(QUEUED), uncounted=Paths(()), clock=clock)) as port:
+    with serving(admission(app, 64, 0.7, clock)) as port:
         may_answer.set()
         for _ in range(4):
             assert ask(port, POST).status == 200
