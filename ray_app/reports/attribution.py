@@ -4,7 +4,7 @@ Every text in the facts is taken for hostile.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from pydantic import Field
 from ray_app.attribution import cards, generators
 from ray_app.config import OptionalKey, Section
 from ray_app.reports import format as wording
-from ray_app.reports.card import preprocessing_lines
+from ray_app.reports.card import labelled, preprocessing_lines
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts
-from ray_app.reports.format import counted, stated, visible
+from ray_app.reports.format import counted, in_words, stated, visible
 from ray_app.reports.html import render, settings
 from ray_app.reports.text import paragraph
 
@@ -34,13 +34,13 @@ FIGURES = {
     "reals_abstained": "given no name: real images",
     "open_set_auroc": "AUROC, known against unknown",
 }
+"""Figures of a split, all of them shares in per cent."""
 _IN_LINES = ("accuracy", "top_3", "macro_f1", "open_set_auroc")
 _MOST = 60
 _MOST_IN_LINE = 12
 _LONGEST_NAME = 48
 _SYSTEMS = {"describer": "predicted", "retrieval": "nearest image's", "random": "any prompt", "most_frequent": "the commonest"}
 _FIGURES = {"exact": "word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
-_LABEL = 14
 _TIERS = {
     "retrieval": "the prompt of the nearest image of an index",
     "prefix": "a small language model that continues an embedding",
@@ -123,22 +123,17 @@ class IdentifierTraining(Section):
 def render_identifier_report(document: IdentifierTraining | Mapping[str, Any]) -> str:
     """Write an identifier's training as one self-contained HTML page."""
     facts = IdentifierTraining.model_validate(document)
-    splits = facts.splits
+    last = facts.splits[-1]
+    unmeasured = [f"{words}: {last[1].figures[key].why}" for key, words in FIGURES.items() if last[1].figures[key].number is None]
     return render(
         "identifier.html",
         document=facts,
-        splits=splits,
         headline=_headline(facts),
-        figures=[
-            (words, [_cell(split.figures[name]) for _, split in splits])
-            for name, words in FIGURES.items()
-            if any(split.figures[name].value is not None for _, split in splits)
-        ],
-        reasons=_reasons(facts),
+        figures=FIGURES,
+        unmeasured=unmeasured,
         open_set=open_set_in_words(facts),
         chances=_chances_in_words(facts),
-        last=splits[-1],
-        row=_cell,
+        last=last,
         most=_MOST,
         recipe=settings(facts.recipe),
         environment=settings(facts.environment),
@@ -151,7 +146,9 @@ def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[s
     facts = IdentifierTraining.model_validate(document)
     lines = [_headline(facts)]
     for name, split in facts.splits:
-        figures = [f"{FIGURES[one]} {_in_words(split.figures[one])}" for one in _IN_LINES if split.figures[one].value is not None]
+        figures = [
+            f"{FIGURES[one]} {in_words('accuracy', split.figures[one])}" for one in _IN_LINES if split.figures[one].value is not None
+        ]
         lines.append(f"{name} ({split.n_known:,} of known generators, {split.n_unknown:,} of unknown): {', '.join(figures)}")
     lines.append(open_set_in_words(facts))
     if pairs := facts.splits[-1][1].pairs[:3]:
@@ -168,7 +165,23 @@ def identifier_lines(document: IdentifierTraining | Mapping[str, Any]) -> list[s
 
 def identifier_plan_lines(planned: Mapping[str, Any]) -> list[str]:
     """The dry run in words."""
-    return [wording.visible(line) for line in _plan(planned)]
+    asked = planned["open_set"]
+    lines = [
+        f"{planned['name']}: a {planned['head']} head over {len(planned['classes'])} classes ({planned['level']}), "
+        f"on embeddings of {planned['detector']}",
+        f"classes     {', '.join(map(_name, planned['classes'][:_MOST]))}",
+        f"open set    by {asked['method']}, gives up {wording.percent(asked['abstains'])} of known generators"
+        if asked["abstains"]
+        else "open set    none: every image is named",
+    ]
+    for name, split in planned["splits"].items():
+        others = f"; besides {_counts(split['others'])}" if split["others"] else ""
+        lines.append(f"{name:<12}{split['images']:,} images to embed: {_counts(split['known'])}{others}")
+    lines += [f"held out    {', '.join(map(_name, planned['held_out']))}"] if planned["held_out"] else []
+    lines += [f"left out    {_counts(planned['left_out'])}: too few images"] if planned["left_out"] else []
+    if "test" not in planned["splits"]:
+        lines.append("there is no test split: how good it is on images that decided nothing stays unknown")
+    return [wording.visible(line) for line in lines]
 
 
 def open_set_in_words(facts: IdentifierTraining) -> str:
@@ -181,9 +194,9 @@ def open_set_in_words(facts: IdentifierTraining) -> str:
     test = facts.test
     if test is None or test.figures["abstained"].value is None:
         return f"{asked}; no test image says what share it is."
-    words = f"{asked}; on test it was {_in_words(test.figures['abstained'])}"
+    words = f"{asked}; on test it was {in_words('abstained', test.figures['abstained'])}"
     unknown = test.figures["unknown_abstained"]
-    return f"{words}, and {_in_words(unknown)} of those of unknown generators." if unknown.value is not None else f"{words}."
+    return f"{words}, and {in_words('abstained', unknown)} of those of unknown generators." if unknown.value is not None else f"{words}."
 
 
 def describer_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -211,30 +224,8 @@ def profile_page(card: cards.IdentifierCard | cards.DescriberCard, here: Mapping
     lines = [*facts, ("weights", card.weights.uri), ("here", ", ".join(str(path) if path else "missing" for path in here.values()))]
     lines += [("licence", card.licence), ("source", card.source), ("training data", card.training_data.name)]
     lines += [("note", note) for note in card.notes]
-    shown = [line for label, text in lines if text for line in _hung(label, visible(text), width)]
-    return "\n".join([card.name, *(f"  {line}" for line in paragraph(card.title, width - 2)), "", *shown])
-
-
-def _plan(planned: Mapping[str, Any]) -> Iterator[str]:
-    asked = planned["open_set"]
-    yield (
-        f"{planned['name']}: a {planned['head']} head over {len(planned['classes'])} classes ({planned['level']}), "
-        f"on embeddings of {planned['detector']}"
-    )
-    yield f"classes     {', '.join(map(_name, planned['classes'][:_MOST]))}"
-    if asked["abstains"]:
-        yield f"open set    by {asked['method']}, gives up {wording.percent(asked['abstains'])} of known generators"
-    else:
-        yield "open set    none: every image is named"
-    for name, split in planned["splits"].items():
-        others = f"; besides {_counts(split['others'])}" if split["others"] else ""
-        yield f"{name:<12}{split['images']:,} images to embed: {_counts(split['known'])}{others}"
-    if planned["held_out"]:
-        yield f"held out    {', '.join(map(_name, planned['held_out']))}"
-    if planned["left_out"]:
-        yield f"left out    {_counts(planned['left_out'])}: too few images"
-    if "test" not in planned["splits"]:
-        yield "there is no test split: how good it is on images that decided nothing stays unknown"
+    shown = labelled([(label, visible(text)) for label, text in lines], width)
+    return "\n".join([card.name, *(f"  {line}".rstrip() for line in [*paragraph(card.title, width - 2), "", *shown])])
 
 
 def _headline(facts: IdentifierTraining) -> str:
@@ -246,26 +237,10 @@ def _headline(facts: IdentifierTraining) -> str:
     return f"{title}: {wording.percent(accuracy)} of {split} images of {len(facts.classes)} classes rightly named."
 
 
-def _reasons(facts: IdentifierTraining) -> list[str]:
-    """Why figures of the last split are not there."""
-    last = facts.splits[-1][1]
-    return [f"{FIGURES[name]}: {last.figures[name].why}" for name in FIGURES if last.figures[name].value is None]
-
-
 def _chances_in_words(facts: IdentifierTraining) -> str:
     if facts.calibration_note:
         return f"Probabilities are not calibrated: {facts.calibration_note}."
     return f"Probabilities are calibrated by a temperature of {facts.temperature:.3g}, on training images by folds of groups."
-
-
-def _in_words(row: FigureFacts) -> str:
-    value, ends = _cell(row)
-    return value if ends is None else f"{value} ({ends[0]} to {ends[1]})"
-
-
-def _cell(row: FigureFacts) -> tuple[str, tuple[str, str] | None]:
-    ends = row.ends
-    return wording.percent(row.value), None if ends is None else (wording.percent(ends[0]), wording.percent(ends[1]))
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -312,8 +287,3 @@ def _of_describer(card: cards.DescriberCard) -> list[tuple[str, str]]:
         ("search", search),
         ("work", f"{card.gmac:g} GMAC per image" if card.gmac else ""),
     ]
-
-
-def _hung(label: str, text: str, width: int) -> list[str]:
-    first, *rest = paragraph(text, width - _LABEL - 2)
-    return [f"  {label:{_LABEL}}{first}", *(" " * (_LABEL + 2) + line for line in rest)]

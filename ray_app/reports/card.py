@@ -1,6 +1,6 @@
 """A detector's card as plain text (`card_page`), and the detectors side by side, one line each (`zoo_table`)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from ray_app.detectors import DetectorCard, Preprocessing, licences
 from ray_app.detectors.card import Architecture, Output, ValidRange, Weights
 from ray_app.detectors.card_sections import FACTS, FormulaScore, Fragility, GoldenScore, TrainingData
 from ray_app.reports import format as wording
+from ray_app.reports.html import settings
 from ray_app.reports.text import paragraph, table
 
 # Billions of multiply-adds per image, or per megapixel where images keep their size, below which a detector is of that class.
@@ -101,17 +102,17 @@ def input_words(card: DetectorCard) -> str:
 def card_page(card: DetectorCard, here: Here, width: int) -> str:
     """The card as sections of labelled lines and a table of figures, in at most `width` columns but for words that are longer."""
     sections: list[tuple[str, list[str]]] = [
-        ("\n".join(paragraph(card.title, width)), _labelled(_summary(card), width)),
-        ("Licence", _labelled(_licence(card, here), width)),
-        ("Network", _labelled(_network(card), width)),
-        ("Preprocessing", _labelled(preprocessing_lines(card.preprocessing), width)),
-        ("Weights", _labelled(_weights(card.weights, card, here), width)),
-        ("Backbone", _labelled(_backbone(card, here), width)),
-        ("What the output means", _labelled(_output(card), width)),
-        ("Valid range", _labelled(_valid_range(card.valid_range), width)),
+        ("\n".join(paragraph(card.title, width)), labelled(_summary(card), width)),
+        ("Licence", labelled(_licence(card, here), width)),
+        ("Network", labelled(_network(card), width)),
+        ("Preprocessing", labelled(preprocessing_lines(card.preprocessing), width)),
+        ("Weights", labelled(_weights(card.weights, card, here), width)),
+        ("Backbone", labelled(_backbone(card, here), width)),
+        ("What the output means", labelled(_output(card), width)),
+        ("Valid range", labelled(_valid_range(card.valid_range), width)),
         ("Fragility", _fragility(card.fragility, width)),
         ("Blind to", [line for said in card.blind_to for line in _hung("- ", said, width)]),
-        ("Training data", _labelled(_training(card.training_data), width)),
+        ("Training data", labelled(_training(card.training_data), width)),
         ("Published figures", _figures(card, width)),
         ("Golden scores", _golden(card, width)),
         ("Variants", _variants(card, width)),
@@ -140,7 +141,8 @@ def preprocessing_lines(preprocessing: Preprocessing) -> list[Line]:
         lines.append(("crop", f"the centre {side} × {side} px; a smaller image is filled up with {_PADS[preprocessing.pad]}"))
         if preprocessing.crop_rounding == "down":
             lines.append(("crop's corner", "rounded down, as albumentations does"))
-    lines.append(("normalised", f"(value / 255 − mean) / std; mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}"))
+    mean, std = (", ".join(map(repr, values)) for values in (preprocessing.mean, preprocessing.std))
+    lines.append(("normalised", f"(value / 255 − mean) / std; mean {mean}, std {std}"))
     return lines
 
 
@@ -219,7 +221,9 @@ def _backbone(card: DetectorCard, here: Here) -> list[Line]:
 
 
 def _architecture(architecture: Architecture) -> list[Line]:
-    return [("architecture", architecture.name), ("arguments", _flow(architecture.arguments) if architecture.arguments else "")]
+    given = architecture.model_dump(mode="json")["arguments"]
+    arguments = yaml.safe_dump(given, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**20).strip() if given else ""
+    return [("architecture", architecture.name), ("arguments", arguments)]
 
 
 def _weights(weights: Weights, card: DetectorCard, here: Here) -> list[Line]:
@@ -281,21 +285,21 @@ def _fragility(known: Fragility, width: int) -> list[str]:
     for name, bound in known.abstains.items():
         ends = [f"{word} {value:g}" for word, value in bound.facts.items()]
         lines.append(("abstains", f"where {FACTS[name][1]} is {' or '.join(ends)}" + (f" ({bound.what})" if bound.what else "")))
-    shown = _labelled(lines, width)
+    shown = labelled(lines, width)
     if not known.measured:
         return shown
-    notes = list(dict.fromkeys(figure.note for figure in known.measured if figure.note))
+    marks = _marks(figure.note for figure in known.measured)
     rows = []
     for figure in known.measured:
-        mark = f" [{notes.index(figure.note) + 1}]" if figure.note else ""
         images = " + ".join(f"{count:,}" for count in (figure.n_real, figure.n_fake) if count is not None)
         at = wording.NONE if figure.threshold is None else f"{figure.threshold:g}"
         figures = [wording.NONE if value is None else f"{value:.3f}" for value in (figure.auc, figure.fpr, figure.tpr)]
         steps = f" ({figure.steps})" if figure.steps else ""
-        rows.append([(figure.perturbation or "as they are") + steps + mark, *figures, at, images, figure.source])
+        what = (figure.perturbation or "as they are") + steps + marks.get(figure.note or "", "")
+        rows.append([what, *figures, at, images, figure.source])
     heads = ["perturbed", "AUC", "FPR", "TPR", "at", "real + fake", "source"]
     shown += table(heads, rows, width - 2, right={1, 2, 3, 4, 5}, wrap={0, 6})
-    return shown + [line for number, note in enumerate(notes, 1) for line in _hung(f"[{number}] ", note, width)]
+    return shown + _footnotes(marks, width)
 
 
 def _training(data: TrainingData) -> list[Line]:
@@ -316,16 +320,16 @@ def _training(data: TrainingData) -> list[Line]:
 def _figures(card: DetectorCard, width: int) -> list[str]:
     if not card.published:
         return []
-    notes = list(dict.fromkeys(figure.note for figure in card.published if figure.note))
+    marks = _marks(figure.note for figure in card.published)
     rows, above = [], ""
     for figure in card.published:
-        mark = f" [{notes.index(figure.note) + 1}]" if figure.note else ""
         count = f"{figure.n:,}" if figure.n is not None else ""
         shown = figure.set if figure.set != above else "″"
-        rows.append([shown, figure.metric, f"{figure.value:g}{mark}", count, "yes" if figure.verified else "no", figure.source])
+        value = f"{figure.value:g}{marks.get(figure.note or '', '')}"
+        rows.append([shown, figure.metric, value, count, "yes" if figure.verified else "no", figure.source])
         above = figure.set
     lines = table(["set", "metric", "value", "n", "verified", "source"], rows, width - 2, right={3}, wrap={0, 1, 5})
-    lines += [line for number, note in enumerate(notes, 1) for line in _hung(f"[{number}] ", note, width)]
+    lines += _footnotes(marks, width)
     return [*lines, *_hung("", "″: the set above. verified: recomputed by us; the others are what their source says.", width)]
 
 
@@ -348,30 +352,20 @@ def _variants(card: DetectorCard, width: int) -> list[str]:
     lines = []
     for name, change in card.variants.items():
         lines.append(f"{card.name}:{name} differs in")
-        lines += [line for key, value in _flattened(change) for line in _hung(f"  {key}: ", _in_words(value), width)]
+        lines += [line for key, value in settings(change) for line in _hung(f"  {key}: ", value, width)]
     return lines
 
 
-def _flattened(change: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value with the path of its keys, as in a.b.c."""
-    for key, value in change.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flattened(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+def _marks(notes: Iterable[str | None]) -> dict[str, str]:
+    """The mark of each note, in order."""
+    return {note: f" [{place}]" for place, note in enumerate(dict.fromkeys(filter(None, notes)), 1)}
 
 
-def _in_words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items()) or "nothing"
-    if isinstance(value, list | tuple):
-        return "; ".join(map(_in_words, value)) or "nothing"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
+def _footnotes(marks: Mapping[str, str], width: int) -> list[str]:
+    return [line for note, mark in marks.items() for line in _hung(f"{mark.strip()} ", note, width)]
 
 
-def _labelled(lines: Iterable[Line], width: int) -> list[str]:
+def labelled(lines: Iterable[Line], width: int) -> list[str]:
     """The lines that have a text, the texts in a column of their own."""
     return [line for label, text in lines if text for line in _hung(f"{label:{_LABEL}}" + " " * (len(label) >= _LABEL), text, width)]
 
@@ -380,17 +374,3 @@ def _hung(lead: str, text: str, width: int) -> list[str]:
     indent = min(len(lead), _LABEL + 1)
     first, *rest = paragraph(text, width - 2 - len(lead))
     return [lead + first, *(" " * indent + line for line in rest)]
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(map(repr, values))
-
-
-def _flow(data: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(_plain(data), default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**20).strip()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

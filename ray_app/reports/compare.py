@@ -96,7 +96,7 @@ def _written(value: float | None, kind: str) -> str:
     if kind == "share":
         return wording.percent(value)
     if kind == "area":
-        return wording.figure("auc", value)
+        return wording.written("auc", value)
     return {"points": f"{100 * value:+.2f}", "log-odds": f"{value:+.3f}", "areas": f"{value:+.4f}"}[kind].replace("-", "−")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,18 +18,6 @@ C2PA_WORDS = {
     "intact": "unchanged since it was signed, by a signer who is not on the trust list",
     "invalid": "the picture or the manifest was changed after it was signed",
     "unreadable": "could not be checked, or lies elsewhere and was not fetched",
-}
-FIGURE_WORDS = {
-    "auc": "AUC",
-    "average_precision": "average precision",
-    "mean_generator_auc": "mean AUC of generators",
-    "worst_generator_auc": "AUC of the worst generator",
-    "tpr_at_fpr_1": "fakes found at 1 % false flags",
-    "balanced_accuracy": "balanced accuracy at even odds",
-    "f1": "F1 at even odds",
-    "loss": "loss",
-    "pixel_f1": "F1 of pixels",
-    "pixel_iou": "IoU of pixels",
 }
 DEMONSTRATION = "Demonstration detector: it shows that the machinery works and is not for decisions about any image."
 UNCALIBRATED = "Probability not calibrated: it is the plain sigmoid of the score."
@@ -80,6 +68,9 @@ MEANINGS: Mapping[str, Meaning] = {
         "Precision, averaged over all thresholds by the fakes that each finds. It depends on the share of fakes.",
         False,
     ),
+    "mean_generator_auc": Meaning("mean AUC of generators", "Each generator’s AUC against all real images, averaged.", False),
+    "worst_generator_auc": Meaning("AUC of the worst generator", "The least AUC that a generator has against all real images.", False),
+    "loss": Meaning("loss", "Mean cross-entropy of the log-odds, in nats: 0.693 is a coin, less is better.", False),
     "eer": Meaning("equal error rate", "The share judged wrongly where as large a share of fakes is missed as of real images flagged."),
     "log_loss": Meaning("log loss", "Mean cross-entropy of the stated probabilities, in nats: 0.693 is a coin, less is better.", False),
     "brier": Meaning("Brier score", "Mean squared distance of the stated probability from what is true; 0.25 is a coin.", False),
@@ -408,27 +399,6 @@ def headline(run: "RunSummary") -> str:
     return f"{counted(run.members, 'file')}: {', '.join(parts)}."
 
 
-def figure(name: str, value: float | None, ends: Sequence[float] = ()) -> str:
-    """A figure of FIGURE_WORDS: shares in per cent, losses with three digits, areas and overlaps with four and never 1 by rounding.
-
-    `ends`: its interval, which then follows in brackets.
-    """
-    if value is None or not math.isfinite(value):
-        return NONE
-    if len(ends) == 2:
-        return f"{figure(name, value)} ({' to '.join(interval(name, ends))})"
-    if name in ("tpr_at_fpr_1", "balanced_accuracy"):
-        return percent(value)
-    if name == "loss":
-        return measured(value)
-    return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}"
-
-
-def interval(name: str, ends: Sequence[float]) -> list[str]:
-    """The two ends of a figure's interval; nothing where there is none."""
-    return [figure(name, end) for end in ends] if len(ends) == 2 else []
-
-
 def named(key: str) -> str:
     """The name of a figure; an unknown key with spaces for underscores."""
     return MEANINGS[key].words if key in MEANINGS else shortened(key.replace("_", " "), 60)
@@ -440,7 +410,7 @@ def written(key: str, value: float | None) -> str:
         return NONE
     if key in MEANINGS and MEANINGS[key].is_share:
         return percent(value)
-    if key == "log_loss":
+    if key in ("log_loss", "loss"):
         return measured(value)
     return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}".replace("-", "−")
 

@@ -161,7 +161,7 @@ class Leaderboard:
     def bar_start(self) -> float:
         """Where the scale of its AUCs begins."""
         found = [one.figure("auc") for one in self.entries]
-        return charts.axis_start([one.ends[0] if one.ends else one.number for one in found if one.number is not None])
+        return charts.axis_start([one.least for one in found if one.least is not None])
 
     @property
     def has_chains(self) -> bool:

@@ -6,7 +6,7 @@ page loads nothing and runs nothing. Every text in the facts is taken for hostil
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 from pydantic import Field
@@ -16,10 +16,11 @@ from ray_app.detectors.card import Calibration
 from ray_app.metrics import FIGURES
 from ray_app.reports import charts
 from ray_app.reports import format as wording
+from ray_app.reports.evaluation.system_model import FigureFacts
+from ray_app.reports.format import in_words, named
 from ray_app.reports.html import render, settings
 
 TRAINING_SCHEMA = 1
-_MOST_GENERATORS = 60
 _MOST_VALIDATIONS = 200
 _HARDEST = 3
 _LONGEST_NAME = 60
@@ -35,6 +36,16 @@ class GeneratorFigures(Section):
     tpr: float | None = None
     tnr: float | None = None
     interval: tuple[float, ...] = ()
+
+    @property
+    def area(self) -> FigureFacts:
+        """The AUC with its interval."""
+        return FigureFacts(value=self.auc, interval=self.auc_interval or ())
+
+    @property
+    def rate(self) -> FigureFacts:
+        """The share judged correctly: flagged of fakes, not flagged of real images."""
+        return FigureFacts(value=self.tpr if self.label == "fake" else self.tnr, interval=self.interval)
 
 
 class Figures(Section):
@@ -61,20 +72,15 @@ class Figures(Section):
     n: int = 0
     unreadable: int = 0
 
-    def value(self, name: str) -> float | None:
-        """A figure by its name in FIGURES; None where it was not measured or is none of those."""
-        number: float | None = getattr(self, name) if name in FIGURES else None
-        return number
+    def figure(self, name: str) -> FigureFacts:
+        """A figure by its name in FIGURES, with its 95 % interval where it has one; without a value where it was not measured."""
+        value: float | None = getattr(self, name) if name in FIGURES else None
+        return FigureFacts(value=value, interval=getattr(self, f"{name}_interval", None) or ())
 
-    def interval(self, name: str) -> tuple[float, ...]:
-        """The ends of a figure's 95 % interval, where it has one."""
-        ends: tuple[float, ...] | None = getattr(self, f"{name}_interval", None)
-        return ends or ()
-
-    def hardest(self, label: str, most: int) -> list[tuple[str, GeneratorFigures]]:
+    def hardest(self, label: str) -> list[tuple[str, GeneratorFigures]]:
         """The generators of one label, the least AUC first; those that have none come last."""
         mine = [(name, figures) for name, figures in self.generators.items() if figures.label == label]
-        return sorted(mine, key=lambda item: (math.inf if item[1].auc is None else item[1].auc, item[0]))[:most]
+        return sorted(mine, key=lambda item: (math.inf if item[1].auc is None else item[1].auc, item[0]))
 
 
 class HistoryPoint(Section):
@@ -138,6 +144,12 @@ class Leakage(Section):
     unhashed: Mapping[str, int] = {}
     pairs: Mapping[str, Shared] = {}
 
+    @property
+    def uncompared(self) -> list[str]:
+        """Which images no other was compared with, though their splits have hashes: a sentence for each kind."""
+        counts = {words: self.unhashed.get(key, 0) for key, words in (("sha256", "bytes"), ("phash", "looks")) if self.checked.get(key)}
+        return [f"{wording.counted(n, 'image')} could not be compared by {words}: no hash." for words, n in counts.items() if n]
+
 
 class DataFindings(Section):
     """What is known of the data (ray_app.datasets.splits.Splits); `prompts_in_training`: images left out for their prompts."""
@@ -146,6 +158,13 @@ class DataFindings(Section):
     set_aside: SetAside = SetAside()
     leakage: Leakage = Leakage()
     prompts_in_training: OptionalKey[Mapping[str, int]] = None
+
+    @property
+    def by_generator(self) -> list[tuple[str, list[int]]]:
+        """Images of each generator by split, the most frequent first."""
+        counts = [split.generators for split in self.splits.values()]
+        rows = [(name, [one.get(name, 0) for one in counts]) for name in {name for one in counts for name in one}]
+        return sorted(rows, key=lambda row: (-sum(row[1]), row[0]))
 
 
 class TrainingFacts(Section):
@@ -181,57 +200,42 @@ class TrainingFacts(Section):
     mistakes: tuple[TrainingMistake, ...] = ()
 
     @property
+    def splits(self) -> list[tuple[str, Figures]]:
+        """The splits that were measured."""
+        return [(name, found) for name, found in (("validation", self.validation), ("test", self.test)) if found is not None]
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures that any split has, the one that chose first."""
+        return [name for name in self._chosen_first() if any(found.figure(name).number is not None for _, found in self.splits)]
+
+    @property
+    def validated_figures(self) -> list[str]:
+        """Names of the figures of the validations, the one that chose first."""
+        return [name for name in self._chosen_first() if self.validated(name)]
+
+    @property
+    def shown_validations(self) -> list[int]:
+        """Steps of all validations; of very many the last, and the one that was chosen."""
+        steps = sorted({step for name in FIGURES for step, _ in self.validated(name)})
+        return [step for step in steps if step == self.best_step or step in steps[-_MOST_VALIDATIONS:]]
+
+    def _chosen_first(self) -> list[str]:
+        return sorted(FIGURES, key=lambda name: name != self.metric)
+
+    @property
     def span(self) -> tuple[int, int]:
         """The steps that a chart shows: all of the training, though it ended early or is still going on."""
         return 0, max([self.steps, 1, *(point.step for point in self.history), *(step for step, _ in self.validated("loss"))])
+
+    def validation_at(self, step: int, name: str) -> float | None:
+        """A figure at the validation of a step."""
+        return dict(self.validated(name)).get(step)
 
     def validated(self, name: str) -> list[tuple[int, float]]:
         """One figure at every validation, by step; left out where it was not measured."""
         found = [(validation.get("step"), validation.get(name)) for validation in self.validations]
         return [(step, float(value)) for step, value in found if isinstance(step, int) and isinstance(value, int | float)]
-
-
-class Curve(NamedTuple):
-    """One drawing with its caption."""
-
-    caption: str
-    chart: Markup
-
-
-class Validations(NamedTuple):
-    """Figures of each validation as a table: heads, and per step a cell under each."""
-
-    heads: list[str]
-    rows: list[tuple[int, list[str]]]
-
-
-class TrainingGeneratorTable(NamedTuple):
-    """The generators of one label in one split, the hardest first; `left_out`: how many more there are.
-
-    `start`: where the scale of their AUCs begins.
-    """
-
-    caption: str
-    rate: str
-    rows: list[tuple[str, GeneratorFigures]]
-    left_out: int
-    start: float
-
-
-class Holdings(NamedTuple):
-    """Images by generator and split; `left_out`: how many more generators there are."""
-
-    rows: list[tuple[str, list[int]]]
-    left_out: int
-
-
-class About(NamedTuple):
-    """The main facts of a recipe and its card."""
-
-    detector: str
-    licence: str
-    source: str
-    departures: list[str]
 
 
 def render_training_report(facts: Mapping[str, Any]) -> str:
@@ -241,22 +245,19 @@ def render_training_report(facts: Mapping[str, Any]) -> str:
     Raises pydantic's ValidationError for a value of another type.
     """
     training = TrainingFacts.model_validate(dict(facts))
-    splits = [(name, figures) for name, figures in (("validation", training.validation), ("test", training.test)) if figures is not None]
+    captions = {"rate": "Learning rate", "gradient_norm": "Norm of the gradients", "images_per_s": "Images per second"}
+    paces = [(caption, _history_chart(training, name, caption, compact=True)) for name, caption in captions.items()]
+    departures = training.recipe.get("departures") or ()
     return render(
         "training.html",
         document=training,
         headline=headline(training),
-        figures=_measured_figures(training),
         calibration=calibration_in_words(training),
-        loss=_history_curve(training, "loss", "Loss of each step"),
-        paces=_paces(training),
-        validations=_validations(training),
-        validation_curves=_validation_curves(training),
-        generators=[table for name, figures in splits for table in _generator_tables(name, figures)],
-        holdings=_holdings(training),
-        leaks=_leaks(training),
-        uncompared=_uncompared(training),
-        about=_about(training),
+        loss=_history_chart(training, "loss", "Loss of each step"),
+        paces=[(caption, chart) for caption, chart in paces if chart],
+        validation_charts=_validation_charts(training),
+        axis_start=charts.axis_start,
+        departures=list(map(str, departures)) if isinstance(departures, list | tuple) else [str(departures)],
         recipe=settings(training.recipe),
         environment=settings(training.environment),
         card=settings(training.card),
@@ -267,20 +268,16 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
     """The end of a training in words, for the terminal: the chosen step, its figures, what it finds hardest, where things lie."""
     training = TrainingFacts.model_validate(dict(facts))
     lines = [headline(training)]
-    for name, figures in (("validation", training.validation), ("test", training.test)):
-        if figures is not None and figures.n_real + figures.n_fake:
-            parts = [
-                f"{words} {wording.figure(key, figures.value(key), figures.interval(key))}"
-                for key, words in wording.FIGURE_WORDS.items()
-                if figures.value(key) is not None
-            ]
-            lines.append(f"{name} ({figures.n_real:,} real, {figures.n_fake:,} fake): {', '.join(parts)}")
+    for name, split in training.splits:
+        if split.n_real + split.n_fake:
+            parts = [f"{named(key)} {in_words(key, split.figure(key))}" for key in FIGURES if split.figure(key).number is not None]
+            lines.append(f"{name} ({split.n_real:,} real, {split.n_fake:,} fake): {', '.join(parts)}")
     if training.validation.n_fake:
         lines.append(calibration_in_words(training))
-    hardest = (training.test or training.validation).hardest("fake", _HARDEST)
+    hardest = (training.test or training.validation).hardest("fake")[:_HARDEST]
     if len(hardest) > 1:
-        named = [f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.figure('auc', found.auc)})" for name, found in hardest]
-        lines.append(f"hardest generators: {', '.join(named)}")
+        shown = [f"{wording.shortened(name, _LONGEST_NAME)} (AUC {wording.written('auc', found.auc)})" for name, found in hardest]
+        lines.append(f"hardest generators: {', '.join(shown)}")
     if training.out:
         out = wording.visible(training.out.rstrip("/"))
         lines += [f"report: {out}/report.html", f"score with it: touchstone score SOURCE --detector {out}/card.yaml --out RUN"]
@@ -290,12 +287,11 @@ def training_lines(facts: Mapping[str, Any]) -> list[str]:
 def headline(facts: TrainingFacts) -> str:
     """The training in one sentence."""
     name = wording.visible(facts.title or facts.name or "Training")
-    value = facts.validation.value(facts.metric)
-    if value is None or facts.best_step is None:
+    found = facts.validation.figure(facts.metric)
+    if found.number is None or facts.best_step is None:
         return f"{name}: {wording.counted(facts.steps, 'step')}, no step chosen yet."
-    words = wording.FIGURE_WORDS[facts.metric]
     where = f"at step {facts.best_step:,} of {facts.steps:,}"
-    return f"{name}: {words} {wording.figure(facts.metric, value, facts.validation.interval(facts.metric))} on validation, {where}."
+    return f"{name}: {named(facts.metric)} {in_words(facts.metric, found)} on validation, {where}."
 
 
 def calibration_in_words(facts: TrainingFacts) -> str:
@@ -307,113 +303,22 @@ def calibration_in_words(facts: TrainingFacts) -> str:
     return f"Calibrated on validation: {facts.calibration}{off}."
 
 
-def _measured_figures(facts: TrainingFacts) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Words of each figure that was measured, and per split its value and the ends of its interval; the one that chose stands first."""
-    splits = [figures for figures in (facts.validation, facts.test) if figures is not None]
-    rows = []
-    for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != facts.metric):
-        if any(figures.value(name) is not None for figures in splits):
-            cells = [(wording.figure(name, figures.value(name)), wording.interval(name, figures.interval(name))) for figures in splits]
-            rows.append((wording.FIGURE_WORDS[name], cells))
-    return rows
-
-
-def _paces(facts: TrainingFacts) -> list[Curve]:
-    captions = {"rate": "Learning rate", "gradient_norm": "Norm of the gradients", "images_per_s": "Images per second"}
-    return [curve for name, caption in captions.items() if (curve := _history_curve(facts, name, caption, compact=True))]
-
-
-def _history_curve(facts: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Curve | None:
+def _history_chart(facts: TrainingFacts, name: str, caption: str, *, compact: bool = False) -> Markup | None:
     points = [(float(point.step), float(getattr(point, name))) for point in facts.history]
     described = f"{len(points):,} points from step {facts.span[0]:,} to {facts.span[1]:,}."
-    chart = charts.line_chart(
-        points,
-        facts.span,
-        ident=f"history-{name}",
-        title=caption,
-        description=described,
-        chosen=None if compact else facts.best_step,
-        from_zero=True,
-        compact=compact,
-    )
-    return Curve(caption, chart) if chart else None
+    chosen = None if compact else facts.best_step
+    texts: Any = {"ident": f"history-{name}", "title": caption, "description": described}
+    return charts.line_chart(points, facts.span, **texts, chosen=chosen, from_zero=True, compact=compact)
 
 
-def _validation_curves(facts: TrainingFacts) -> list[Curve]:
-    """Every figure over the validations, the one that chose first; none where there is but one validation."""
-    curves = []
-    for name in sorted(wording.FIGURE_WORDS, key=lambda name: name != facts.metric):
+def _validation_charts(facts: TrainingFacts) -> list[tuple[str, Markup]]:
+    """Every figure over the validations with its caption, the one that chose first; none where there is but one validation."""
+    drawn = []
+    for name in facts.validated_figures:
         points = [(float(step), value) for step, value in facts.validated(name)]
-        words = wording.FIGURE_WORDS[name]
         described = f"{len(points):,} validations; the chosen step is {facts.best_step}."
-        chart = charts.line_chart(
-            points,
-            facts.span,
-            ident=f"validation-{name}",
-            title=f"Validation: {words}",
-            description=described,
-            chosen=facts.best_step,
-            compact=name != facts.metric,
-        )
+        texts: Any = {"ident": f"validation-{name}", "title": f"Validation: {named(name)}", "description": described}
+        chart = charts.line_chart(points, facts.span, **texts, chosen=facts.best_step, compact=name != facts.metric)
         if chart and len(points) > 1:
-            curves.append(Curve(words[0].upper() + words[1:], chart))
-    return curves
-
-
-def _validations(facts: TrainingFacts) -> Validations:
-    """All validations; of very many the last, and the one that was chosen."""
-    names = [name for name in wording.FIGURE_WORDS if facts.validated(name)]
-    by_figure = [dict(facts.validated(name)) for name in names]
-    steps = sorted({step for found in by_figure for step in found})
-    shown = [step for step in steps if step == facts.best_step or step in steps[-_MOST_VALIDATIONS:]]
-    rows = [(step, [wording.figure(name, found.get(step)) for name, found in zip(names, by_figure, strict=True)]) for step in shown]
-    return Validations([wording.FIGURE_WORDS[name] for name in names], rows)
-
-
-def _generator_tables(split: str, figures: Figures) -> list[TrainingGeneratorTable]:
-    tables = []
-    for label, caption, rate in (("fake", "Generators", "Flagged as fake"), ("real", "Sources of real images", "Not flagged")):
-        rows = figures.hardest(label, len(figures.generators))
-        if rows:
-            shown = rows[:_MOST_GENERATORS]
-            start = charts.axis_start([min([found.auc, *(found.auc_interval or ())]) for _, found in shown if found.auc is not None])
-            tables.append(TrainingGeneratorTable(f"{caption}, {split}", rate, shown, len(rows) - len(shown), start))
-    return tables
-
-
-def _holdings(facts: TrainingFacts) -> Holdings:
-    """The generators of all splits, the most frequent first."""
-    counts = [split.generators for split in facts.data.splits.values()]
-    names = {name for generators in counts for name in generators}
-    rows = [(name, [generators.get(name, 0) for generators in counts]) for name in names]
-    rows.sort(key=lambda row: (-sum(row[1]), row[0]))
-    return Holdings(rows[:_MOST_GENERATORS], max(0, len(rows) - _MOST_GENERATORS))
-
-
-def _leaks(facts: TrainingFacts) -> list[tuple[str, list[str]]]:
-    """Per two splits how many images they share, by place, bytes, perceptual hash and group; without hashes nothing is claimed."""
-    checked = facts.data.leakage.checked
-    rows = []
-    for pair, shared in facts.data.leakage.pairs.items():
-        counts = {name: getattr(shared, name) for name in ("image_id", "sha256", "phash", "group")}
-        cells = [wording.count(n) if n or checked.get(name, name in ("image_id", "group")) else "not known" for name, n in counts.items()]
-        rows.append((pair, cells))
-    return rows
-
-
-def _uncompared(facts: TrainingFacts) -> list[str]:
-    """Which images no other was compared with, though their splits have hashes: a sentence for each kind."""
-    found = facts.data.leakage
-    words = {"sha256": "bytes", "phash": "looks"}
-    counts = {name: found.unhashed.get(name, 0) if found.checked.get(name) else 0 for name in words}
-    return [f"{wording.counted(n, 'image')} could not be compared by {words[name]}: no hash." for name, n in counts.items() if n]
-
-
-def _about(facts: TrainingFacts) -> About:
-    departures = facts.recipe.get("departures") or ()
-    return About(
-        detector=str(facts.recipe.get("detector") or wording.NONE),
-        licence=str(facts.card.get("licence") or wording.NONE),
-        source=str(facts.recipe.get("source") or wording.NONE),
-        departures=list(map(str, departures)) if isinstance(departures, list | tuple) else [str(departures)],
-    )
+            drawn.append((named(name)[0].upper() + named(name)[1:], chart))
+    return drawn

@@ -254,7 +254,7 @@ def _overall(figures: Figures, where: str, note: str | None) -> Iterator[dict[st
     counts = {"all": figures.n_real + figures.n_fake, "fake": figures.n_fake, "masks": figures.n}
     for key, (metric, of) in _IN_WORDS.items():
         if getattr(figures, key) is not None:
-            yield _figure(where, metric, getattr(figures, key), counts[of], figures.interval(key), note)
+            yield _figure(where, metric, getattr(figures, key), counts[of], figures.figure(key).interval, note)
 
 
 def _of_generators(generators: Mapping[str, GeneratorFigures], where: str, note: str | None) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,9 @@ def test_figures_stand_side_by_side_with_what_was_not_measured():
     words = text_of("example")
     for said in (
         "Which of four generators: 87.0 % of test images of 4 classes rightly named.",
-        "macro F1 90.0 % 88.0 % to 92.0 % 87.0 % 85.0 % to 89.0 %",
+        "macro F1 90.0 % 88.0 to 92.0 % 87.0 % 85.0 to 89.0 %",
         "Not measured, given no name: real images: no real image, or reals are a class.",
-        "on test it was 6.1 % (4.1 % to 8.1 %), and 71.0 % (69.0 % to 73.0 %) of those of unknown generators.",
+        "on test it was 6.1 % (4.1 to 8.1 %), and 71.0 % (69.0 to 73.0 %) of those of unknown generators.",
         "sdxl sdxl_1.0/juggernaut-xl 41",
         "gaudi 120 71.0 %",
     ):

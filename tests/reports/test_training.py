@@ -21,7 +21,7 @@ def words():
 
 def test_figures_of_both_splits_stand_side_by_side_and_none_is_invented(words):
     assert "AUC of the worst generator chose the step 0.9697 0.9343" in words
-    assert "fakes found at 1 % false flags 88.1 % 85.4 % to 90.4 % 82.9 % 79.8 % to 85.7 %" in words
+    assert "fakes found at 1 % false flags 88.1 % 85.4 to 90.4 % 82.9 % 79.8 to 85.7 %" in words
     assert "The test split was measured once" in words
     alone = words_of(test=None)
     assert "There was no test split" in alone
@@ -31,14 +31,14 @@ def test_figures_of_both_splits_stand_side_by_side_and_none_is_invented(words):
 def test_generators_are_listed_hardest_first(words):
     order = [words.index(f"{name} {number}") for name, number in (("gpt-image-1", 135), ("midjourney-6", 160), ("flux-1-dev", 131))]
     assert order == sorted(order)
-    assert "gpt-image-1 117 0.9343 0.9027 to 0.9561 58.1 % 48.6 % to 67.2 %" in words
+    assert "gpt-image-1 117 0.9343 0.9027 to 0.9561 58.1 % 48.6 to 67.2 %" in words
 
 
 def test_a_diverged_training_still_has_a_page_and_a_long_one_no_long_page():
     nans = [{"step": step, "loss": float("nan"), "rate": 0.1} for step in range(10)]
     text = words_of(history=nans, validations=[{"step": 5, "loss": None, "auc": 0.5}])
     assert "No step was recorded." in text
-    assert "1 validation Figures of each validation Step AUC 5 0.5000" in text
+    assert "1 validation Figures of each validation Step ROC AUC 5 0.5000" in text
     history = [{"step": step, "loss": 1 / (step + 1), "rate": 1e-4} for step in range(50 * STEPS)]
     page = render_training_report(example_facts(history=history, mistakes=[], validations=[{"step": 1, **figures(1, 1)}]))
     assert len(page) < 120_000
@@ -83,7 +83,7 @@ def test_facts_may_come_from_json():
 def test_lines_for_the_terminal():
     lines = training_lines(example_facts())
     assert lines[0].endswith("AUC of the worst generator 0.9697 on validation, at step 1,600 of 2,000.")
-    assert lines[1].startswith("validation (805 real, 695 fake): AUC 0.9918 (0.9884 to 0.9941), average precision")
+    assert lines[1].startswith("validation (805 real, 695 fake): ROC AUC 0.9918 (0.9884 to 0.9941), average precision")
     assert "hardest generators: gpt-image-1 (AUC 0.9343), midjourney-6 (AUC 0.9788), flux-1-dev (AUC 0.9979)" in lines
     assert lines[-2:] == [
         "report: s3://lab/touchstone/openfake-swinv2/report.html",

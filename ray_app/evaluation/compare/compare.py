@@ -177,7 +177,7 @@ def _of_labels(labelled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             test = system[key]
             if test and _is_reported(test, key):
                 a, b = (
-                    wording.figure("auc", test[side]["value"]) if key == "auc" else wording.percent(test[side]["value"]) for side in "ab"
+                    wording.written("auc", test[side]["value"]) if key == "auc" else wording.percent(test[side]["value"]) for side in "ab"
                 )
                 rose = "rose" if test["difference"]["value"] > 0 else "fell"
                 yield _finding(key, system["name"], f"{words.format(name)} {rose} from {a} to {b}", test["difference"], test)

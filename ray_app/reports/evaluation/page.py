@@ -137,7 +137,7 @@ def opening_bars(facts: EvaluationDocument, systems: Sequence[SystemFacts]) -> O
         return _bars_by_generator(makers)
     if not ranked:
         return None
-    start = charts.axis_start([figure.ends[0] if figure.ends else figure.number or 0.0 for _, figure in ranked])
+    start = charts.axis_start([figure.least or 0.0 for _, figure in ranked])
     bars = [(_brief(one.called), three_digits(figure.number), figure, "strong" if one is leading else "plain") for one, figure in ranked]
     return OpeningBars("How well each system ranks fakes above real images", "ROC AUC", start, bars)
 
@@ -176,7 +176,7 @@ def _brief(name: str) -> str:
 def _view_start(system: SystemFacts) -> float:
     """Where the scale of a system's AUCs under perturbation begins."""
     found = [view.figures["auc"] for view in system.views if "auc" in view.figures] + [system.figure("auc")]
-    return charts.axis_start([one.ends[0] if one.ends else one.number for one in found if one.number is not None])
+    return charts.axis_start([one.least for one in found if one.least is not None])
 
 
 def _named_tables(found: NamedFigures | None) -> list[tuple[str, NamedFigures]]:

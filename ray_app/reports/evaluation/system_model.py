@@ -95,6 +95,11 @@ class FigureFacts(Section):
         return self.model_copy(update={"interval": (), "method": ""})
 
     @property
+    def least(self) -> float | None:
+        """The lower end of its interval, else the value."""
+        return self.ends[0] if self.ends else self.number
+
+    @property
     def complement(self) -> "FigureFacts":
         """The share of the others."""
         if self.number is None:
