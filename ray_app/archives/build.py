@@ -6,7 +6,7 @@ several manifests, so that the first is there early. `is_as_listed` asks whether
 2. Ids are joined: duplicates, collisions, what is known, what vanished.
 3. Runs of raw files are cut into blocks and written. Only then does the manifest count; what was interrupted before is listed anew.
 
-Who runs the steps is passed in (`Each`). Memory: a few numbers per section, block and container, a bit per member, and 8 bytes per vanished
+`Each` runs the steps, here or in tasks. Memory: a few numbers per section, block and container, a bit per member, and 8 bytes per vanished
 one; beside the join's own.
 
 `write_selected`: a manifest made of members of other manifests, under their own ids: what is to be scored again.

@@ -113,7 +113,7 @@ def choose_new(
 @contextlib.contextmanager
 def _database(ids: int) -> Iterator[Any]:
     """An empty database for so many ids that holds little in memory, reads no file and no network, and is gone afterwards."""
-    import duckdb  # where it is needed: whoever only reads manifests is spared its start
+    import duckdb  # here: reading a manifest does not need it
 
     memory, threads = next((memory, threads) for most, memory, threads in _MEMORY if ids <= most)
     with tempfile.TemporaryDirectory(prefix="touchstone-ids-") as folder:
@@ -138,7 +138,7 @@ def _claim(db: Any, table: pa.Table, positions: members.Ids) -> None:
 
 
 def _hold(db: Any) -> None:
-    """Who has which id, found for as many ids at a time as their counts fit into memory."""
+    """Find which member holds each id, for as many ids at a time as fit into memory."""
     [(count,)] = db.execute("SELECT count(*) FROM claims").fetchall()
     for part, ids in enumerate(_stretches(count, _HELD_AT_ONCE)):
         db.execute(("INSERT INTO held" if part else "CREATE OR REPLACE TABLE held AS") + _HELD, ids)

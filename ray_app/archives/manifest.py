@@ -53,7 +53,7 @@ class ManifestInfo:
     `named`: files and containers that the sources themselves list; `digest` is over those, "" where it does not say what containers hold.
     `linked_folders`: symbolic links to folders, which were not followed; `linked_example` is the first of them.
     `earlier`: how many members the manifests before have; -1 where it is not noted.
-    `servers`, `allow_private`: the guard of who listed them, for those who read them later; where `earlier` is noted, and those before.
+    `servers`, `allow_private`: the guard of the listing, to be used when members are read; with `earlier`, joined with those before.
     `goes_on`: it is a portion of a listing that goes on in the next manifest; `listed` and `named` count all portions so far.
     """
 
@@ -89,7 +89,7 @@ class BlockRef:
 
     @property
     def place(self) -> tuple[int, int]:
-        """What tells it from the other blocks of a run: its manifest, and its number there."""
+        """Its manifest, and its number there: unique in a run."""
         return self.manifest, self.block
 
 
@@ -201,7 +201,7 @@ def last_listing(store: Store) -> ManifestInfo | None:
 
 def guard_of(store: Store) -> Guard:
     """Which web servers are requested for the members of a store's manifests: those that their own commands could ask."""
-    from ray_app.archives.sources import places_of  # which knows all containers; who reads a manifest opens none
+    from ray_app.archives.sources import places_of  # here: it imports every container format
 
     return listed_so_far(store)[1].joined(Guard.of(places_of(_sources(store))))
 

@@ -29,7 +29,7 @@ _CARRIED_BYTES = 256 * 1024  # a smaller file needs no file
 
 @dataclass(frozen=True)
 class RawFile:
-    """Consecutive members of one section, each with `check`, the word of its digest that tells it from others of its id.
+    """Consecutive members of one section, each with `check`, a further word of its digest, which differs where two members have one id.
 
     `as_text`: columns whose types clash become texts (`joined_inputs`). `data`: the content of a small file, which is not at `path`.
     """
@@ -51,7 +51,7 @@ class RawFile:
 
     @property
     def carried_bytes(self) -> int:
-        """What it takes of the memory of who holds it."""
+        """Bytes of memory that this description takes."""
         return len(self.data or b"")
 
     def tables(self, store: Store, columns: list[str] | None = None) -> Iterator[pa.Table]:

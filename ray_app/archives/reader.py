@@ -25,10 +25,10 @@ _UNSIZED_BYTES = 16 * 2**20  # reserved for a file whose size its server does no
 
 
 class MemberReader:
-    """Reads members, ahead of whoever uses them. One per process: what a format keeps open serves the next block of the same container.
+    """Reads members ahead of their use. One per process: what a format keeps open serves the next block of the same container.
 
-    `budget`: what files larger than `depth_bytes` may take together on this node; None where nobody else reads there. A large file has its
-    turn until the next member is requested, or `let_go` says that nobody wants it any more.
+    `budget`: what files larger than `depth_bytes` may take together on this node; None: no limit. A large file has its
+    turn until the next member is requested, or until `let_go`.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ def inventory_files(url: str, columns: members.TableColumns, limits: ContainerLi
     if missing:
         raise ConfigError(
             f"{url}: the inventory lacks {' and '.join(missing)}",
-            hint=f"add to its optional fields: {', '.join(missing)}; without them an image cannot be told from its later versions",
+            hint=f"add to its optional fields: {', '.join(missing)}; without them an image cannot be distinguished from its later versions",
         )
     if kind not in _READERS:
         raise ConfigError(f"{url}: the inventory's format '{kind}' is not one of {', '.join(_READERS)}")
@@ -94,7 +94,7 @@ class InventoryFile:
     bucket: str
 
     def found(self, fetcher: Fetcher) -> Iterator[object_prefix.Found]:
-        """The objects that the bucket had, in the file's order, and their keys; what is said to be in another one is refused.
+        """The objects that the bucket had, in the file's order, and their keys; rows of another bucket are refused.
 
         Raises StorageError when the file cannot be read.
         """

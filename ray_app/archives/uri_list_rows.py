@@ -96,7 +96,7 @@ def _version(version: Any, etag: Any) -> str:
 
 
 def _local_facts(place: str) -> tuple[int, str]:
-    """Size and version as a listing of the folder tells them, so that a member has one id by either way."""
+    """Size and version as a listing of the folder gives them, so that a member has one id by either way."""
     try:
         found = os.stat(local_path(place))
     except (OSError, ValueError):

@@ -65,7 +65,7 @@ class Walk:
 
     `found`: members, chosen or not; `listed`: the chosen ones, and `kept` those of them since the last portion; `opened`: how many
     containers; `settled`: whether what they hold is known for good as long as their versions are the same. `named`: chosen files and
-    containers that the sources themselves list, and `digest` what tells these from others. `linked`: folders that were not followed.
+    containers that the sources themselves list, and `digest` a hash of these. `linked`: folders that were not followed.
     """
 
     lister: raw_listing.SectionLister
@@ -135,7 +135,7 @@ class Walk:
 
     @property
     def digest(self) -> str:
-        """What tells the listed files and containers from any others."""
+        """A hash of the listed files and containers, and of what chose them."""
         guard = self.archive.fetcher.guard
         total = hashlib.sha256(repr((__version__, self.archive.selection, self.limit, sorted(guard.named), guard.allow_private)).encode())
         total.update(self._sum.to_bytes(32, "big"))

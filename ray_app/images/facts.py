@@ -42,7 +42,7 @@ class ImageFileFacts:
 
     `mode` is the file's own (Pillow's name). `orientation` is the EXIF value that would turn the pixels upright: 1 where there is none,
     and for TIFF and HEIC, whose decoders turn them. `flags` are sorted; `decoder` names library and version.
-    `quality`: of a JPEG, 1 … 100 (see `jpeg_quality`). `texture` and `graphics`: see `ray_app.images.texture`; None where nobody asked.
+    `quality`: of a JPEG, 1 … 100 (see `jpeg_quality`). `texture` and `graphics`: see `ray_app.images.texture`; None where not measured.
     """
 
     sha256: str

@@ -49,7 +49,7 @@ _ELSE: tuple[tuple[bytes, str], ...] = (
 MOST_GIF_BLOCKS = 200_000  # 32 MiB of full blocks are 132 000; a GIF of one-byte blocks could hold 16 million
 MOST_BOXES = 1000
 EARLY_SIZES = ("PNG", "GIF", "WEBP")  # formats whose size stands at a fixed place
-SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose end tells that something follows it
+SURE_ENDS = ("JPEG", "PNG", "WEBP")  # formats whose declared end shows trailing bytes
 _END_MARKS = {"JPEG": (b"\xff\xd9", 2), "PNG": (b"IEND", 8)}
 
 ORIENTATION, SUBFILE_TYPE, DNG_VERSION = 274, 254, 50706

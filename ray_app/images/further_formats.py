@@ -41,7 +41,7 @@ def open_heic(stream: IO[bytes]) -> ImageFile:
 
 
 def open_webp(stream: IO[bytes]) -> ImageFile:
-    """WebP by Pillow, within our limits alone: Pillow 13 refuses one of over 179 megapixels when it is opened, whoever has checked it."""
+    """WebP by Pillow, within our limits alone: Pillow 13 refuses one of over 179 megapixels when it is opened."""
     return WebPImageFile(_WithoutSize(stream.read()))
 
 
@@ -148,7 +148,7 @@ def _jxl_samples(data: bytes) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 
 
 def camera_preview(data: bytes) -> bytes:
-    """The largest JPEG that the camera itself put into its RAW file. Raises InputError where there is none, or nobody to find it."""
+    """The largest JPEG that the camera itself put into its RAW file. Raises InputError where there is none, or rawpy is missing."""
     try:
         import rawpy
     except ImportError:
@@ -203,7 +203,7 @@ def check_items(image: Image.Image, data: bytes) -> None:
 
 
 def library_of(format_name: str) -> str | None:
-    """Who reads a format that Pillow does not, with versions; None for those that Pillow reads, or where it is not installed."""
+    """The library, with versions, of a format that Pillow does not read; None for those that Pillow reads, or where it is not installed."""
     with contextlib.suppress(ImportError):
         if format_name == "HEIC":
             import pi_heif

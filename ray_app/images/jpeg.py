@@ -55,7 +55,7 @@ class JpegImage(JpegImageFile):
     segments: "Iterable[JpegSegment]" = ()
 
     def _read_dpi_from_exif(self) -> None:
-        """Pillow parses all of EXIF at opening for the resolution, which nobody here asks for: slow, and it warns on stderr."""
+        """Pillow parses all of EXIF at opening for the resolution, which is not used here: slow, and it warns on stderr."""
 
 
 class JpegSegment(NamedTuple):
@@ -174,7 +174,7 @@ def _by_simplejpeg(image: JpegImageFile, data: bytes, *, strict: bool = True) ->
         raise ValueError("frame headers of different sizes")
     if image.mode == "RGB":  # the same memory: Pillow's RGB has four bytes per pixel too
         return Image.fromarrow(Image.frombuffer("RGBX", image.size, room, "raw", "RGBX", 0, 1), "RGB", image.size)
-    if image.mode == "CMYK":  # inverted, as Adobe writes them and everybody since
+    if image.mode == "CMYK":  # inverted, as Adobe and all others write them
         np.subtract(255, room, out=room)
     return Image.frombuffer(image.mode, image.size, room, "raw", image.mode, 0, 1)
 

@@ -1,7 +1,7 @@
 """Intake limits (`ImageLimits`, `BatchLimits`); the peak memory of decoding an image, estimated from its header (`Demand`, `demand_of`);
 and, of a decode in this process, the crash marker that names its image (`Breadcrumb`) and the wall limit (`Watchdog`).
 
-`ImageLimits` are those of the endpoint and of whoever states no others; `BatchLimits` those of archives, of the command line's pictures and
+`ImageLimits` are those of the endpoint, and the default; `BatchLimits` those of archives, of the command line's pictures and
 of Python. docs/formats.md shows both side by side.
 """
 
@@ -46,7 +46,7 @@ _NARROW = ("1", "L", "P")
 # Bytes per pixel that are held beside the picture until it is RGB, by its mode.
 _CONVERTING = {"RGB": 0, "1": 4, "L": 4, "P": 4, "CMYK": 4, "YCbCr": 4, "RGBX": 4, "HSV": 4, "I": 7, "F": 4}
 _WITH_ALPHA, _DEEP_GREY = 8, 7
-# Bytes per pixel that a decoder holds beside the picture, of formats in which nothing else tells.
+# Bytes per pixel that a decoder holds beside the picture, of formats whose header says nothing of that.
 _DECODING = {"WEBP": 18, "AVIF": 12, "HEIC": 12, "JPEG2000": 20, "JXL": 12, "PNM": 6}
 _DEEP_JXL = 18  # whatever its channels are, which its header does not say
 _WORST_OF_LARGEST, _WORST = 22, 24  # to prepare an image in every way takes no more
@@ -181,7 +181,7 @@ Admit = Callable[[Demand], None]  # waits until that is there, or raises InputEr
 
 
 def admit_all(_: Demand) -> None:
-    """For who decodes one image at a time beside nobody."""
+    """For a process that decodes one image at a time."""
 
 
 def worst_bytes(limits: ImageLimits) -> int:

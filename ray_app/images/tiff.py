@@ -42,7 +42,7 @@ class TiffImage(TiffImageFile):
             # To Pillow, what is compressed is libtiff's, which reads this tag in the file itself.
             tags[COMPRESSION] = LZW
         super()._setup()
-        if self.mode in ("P", "PA") and max(tags[COLOUR_MAP]) < 256:  # of writers who took 8 bits for 16
+        if self.mode in ("P", "PA") and max(tags[COLOUR_MAP]) < 256:  # of writers that took 8 bits for 16
             self.palette = ImagePalette.raw("RGB;L", bytes(tags[COLOUR_MAP]))
         if self.mode.startswith("I;16") and tags.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO:
             self.info["white_is_zero"] = True
@@ -105,7 +105,7 @@ class TiffLayout(NamedTuple):
 
     def unread(self) -> str | None:
         """Why these samples are not read, or would be read wrong; None where nothing speaks against it."""
-        planes = self.samples - (0 if any(self.extra) else len(self.extra))  # Pillow leaves out what nobody says what it is
+        planes = self.samples - (0 if any(self.extra) else len(self.extra))  # Pillow leaves out unspecified extra samples
         if self.compression in _UNREAD or self.compression not in COMPRESSION_INFO:
             return f"a TIFF compressed as {_UNREAD.get(self.compression, f'number {self.compression}')}: save it with LZW or Deflate"
         if not 1 <= min(self.bits) <= max(self.bits) <= 64:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 # Tiny files would fill a budget of bytes with hundreds of thousands of requests; this many per thread keep it busy.
 _AHEAD_PER_THREAD = 16
 
-_NOBODY = Guard()
+_NO_SERVERS = Guard()
 _REMOTE_THREADS, _LOCAL_THREADS = 16, 1
 # Large enough that a fast network is busy with one request after the other, small enough to be held by every reader.
 WINDOW_BYTES = 4 * 2**20
@@ -59,7 +59,7 @@ class RetryPolicy(Frozen):
 
 
 class CancelledError(Exception):
-    """Nobody waits for this request any more."""
+    """The result of this request is not wanted any more."""
 
 
 @dataclass
@@ -301,7 +301,7 @@ class Fetcher:
         """The answer of a request such as `read`, retried where that may help. Raises InputError alone."""
         place = self._signed.get(uri, uri)
         is_local = "://" not in place or scheme_of(place) == "file"
-        guard = _NOBODY if is_local else self.guard
+        guard = _NO_SERVERS if is_local else self.guard
         try:
             return self._retrier.call(partial(request, place, guard, *arguments), cancelled, None if is_local else self._gate)
         except CancelledError:

@@ -38,7 +38,7 @@ class Guard:
 
     @classmethod
     def of(cls, urls: Iterable[str], *, allow_private: bool = False) -> "Guard":
-        """That of a user who gave these URLs."""
+        """The guard for these URLs of the user: their servers are trusted."""
         return cls(frozenset(filter(None, map(_origin, urls))), allow_private)
 
     def joined(self, other: "Guard") -> "Guard":
@@ -152,7 +152,7 @@ def _origin(url: str) -> str | None:
     """Scheme, host and port, as they are dialled; None for what is no address of a web server."""
     if scheme_of(url) not in WEB:
         return None
-    from yarl import URL  # for those who ask web servers
+    from yarl import URL  # here: only requests to web servers need it
 
     try:
         return str(URL(url).origin())

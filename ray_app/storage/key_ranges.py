@@ -18,9 +18,9 @@ from ray_app.storage import errors, fetch, s3, urls
 PATIENCE = fetch.RetryPolicy(attempts=6, base_s=0.25, cap_s=10.0, deadline_s=300.0)
 # Enough ranges for any cluster to share, few enough to be planned by one process; and what looking for them may cost.
 _MAX_RANGES, _ENOUGH_FOLDERS, _MAX_REQUESTS = 256, 64, 64
-_LETTERS = 64  # that are told apart in one place of the keys, unless more pieces are wanted
+_LETTERS = 64  # that are distinguished at one position of the keys, unless more pieces are wanted
 _LAST_POINT, _SURROGATES = 0x10FFFF, range(0xD800, 0xE000)
-# Pages that one process asks for at once; fewer after a store said that it is too much, until it bears more again.
+# Pages that one process requests at once; fewer after a throttle, then slowly more again.
 _gate = fetch.Gate(64)
 
 
@@ -77,7 +77,7 @@ def list_divisions(source: str) -> list[KeyRange]:
 
 
 class RangeReader:
-    """The files of one range, sorted by uri; iterated once, a page at a time, as far as nobody says `stop`.
+    """The files of one range, sorted by uri; iterated once, a page at a time, until `stop` is called.
 
     `rest`: what was not read, None where that is nothing. Raises as `list_objects`.
     """

@@ -118,7 +118,7 @@ class Lease:
             _log.warning("lease_left_behind reason=%r", error.message)
 
     def facts(self) -> dict[str, Any]:
-        """What a summary says of it: nothing, but where nobody else would have been noticed."""
+        """For a summary: nothing, unless another writer would not have been noticed."""
         return {} if self.is_guarded else {"unguarded": True}
 
     def check(self) -> None:
@@ -192,7 +192,7 @@ class Lease:
         )
 
     def _take_over(self, other: Holder) -> bool:
-        """Take a dead holder's place; False when somebody else did."""
+        """Take a dead holder's place; False when another process did."""
         claim = f"lease.{other.token}.json"
         if not self._created(claim, self.holder):
             self._await_claimant(claim)

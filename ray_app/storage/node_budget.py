@@ -1,7 +1,7 @@
 """`NodeBudget`: memory that all processes of one node share for large files, as a counting semaphore of file locks.
 
 The budget is cut into seats of 64 MiB, each a file that its holder has locked; the kernel unlocks them when a process ends, however it
-ends. Whoever wants seats waits at the door, in turn, until there are enough; nobody who has seats ever waits for more: no deadlock.
+ends. A process that wants seats waits at the door, in turn, until there are enough; with seats it never waits for more: no deadlock.
 """
 
 import fcntl
@@ -79,7 +79,7 @@ class NodeBudget:
             self.waited_s += time.monotonic() - began
 
     def _free(self, folder: Path, wanted: int) -> list[int]:
-        """Up to so many seats that nobody has, locked."""
+        """Up to so many free seats, locked."""
         taken: list[int] = []
         for seat in range(math.ceil(self.total_bytes / SEAT_BYTES)):
             if len(taken) == wanted:
@@ -102,7 +102,7 @@ class Turn:
 
     def take(self, size_bytes: int) -> None:
         """Wait until so many bytes are free, of no more than there are in all. Once in a turn."""
-        assert not self._seats, "who has some may not wait for more"
+        assert not self._seats, "a turn takes seats once"
         self._seats = self._budget.seats(size_bytes)
 
     def give_back(self) -> None:

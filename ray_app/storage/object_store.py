@@ -37,7 +37,7 @@ def fsspec_for(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _without_retries(fs: Any) -> None:
     """The clients of Azure and Google try again for up to a minute by themselves; `Store` and `Fetcher` do so at their own pace: a wrong
-    endpoint is told soon, and one row of a list that nobody answers for costs no more than its policy says."""
+    endpoint is reported soon, and a row of a list that does not answer costs no more than its policy allows."""
     policy = getattr(getattr(getattr(fs, "service_client", None), "_config", None), "retry_policy", None)
     if policy is not None:
         policy.total_retries = 0
@@ -61,7 +61,7 @@ def filesystem() -> Any:
 
 @lru_cache(maxsize=4)
 def _filesystem(pid: int, endpoint: str | None) -> Any:
-    from huggingface_hub import HfFileSystem  # a third of a second, for those who read from the hub
+    from huggingface_hub import HfFileSystem  # a third of a second, only for hf://
 
     # fsspec would make one for each thread, and every one would list every folder anew.
     return HfFileSystem(endpoint=endpoint, skip_instance_cache=True)

@@ -43,7 +43,7 @@ def filesystem() -> Any:
 
 @lru_cache(maxsize=8)
 def _filesystem(pid: int, endpoint: str | None, identity: tuple[str | None, ...]) -> Any:
-    import s3fs  # half a second, for those who have a bucket
+    import s3fs  # half a second, only for s3://
 
     fs = s3fs.S3FileSystem(
         endpoint_url=endpoint,

@@ -135,7 +135,7 @@ class Store:
         return {entry.name: entry.size for entry in self._entries(folder) if entry.size is not None}
 
     def versions(self, folder: str) -> dict[str, str]:
-        """Versions of the files directly in `folder`, by base name, as one listing tells them: equal as long as nobody wrote there."""
+        """Versions of the files directly in `folder`, by base name, from one listing: they change when the file is written."""
         return {entry.name: f"{entry.size} {entry.version}" for entry in self._entries(folder) if entry.size is not None}
 
     def folders(self, folder: str) -> list[str]:
@@ -241,7 +241,7 @@ class Files:
             try:
                 return self.read(path, left) == data  # the answer to our own request may have been lost: see `Store.create`
             except Exception as gone:
-                if errors.is_missing(gone):  # it was another's, who has removed it since
+                if errors.is_missing(gone):  # another process created it, and has removed it since
                     return False
                 raise
         return True

@@ -1,8 +1,8 @@
 """Where a Delta table lies, for the deltalake library: `table_place` gives its own spelling of a URL, and the options by which it finds
 the same store, with the same rights, as `Store` does.
 
-deltalake reaches stores by a client of its own (Rust's object_store) that reads fewer variables than botocore and fsspec: what those
-found is told to it. Commits of two writers at once are kept apart by conditional writes, and `creates_once` tries whether a store has them.
+deltalake reaches stores by a client of its own (Rust's object_store) that reads fewer variables than botocore and fsspec: it gets what
+those found. Commits of two writers at once are kept apart by conditional writes, and `creates_once` tries whether a store has them.
 """
 
 import os

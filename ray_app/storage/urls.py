@@ -153,7 +153,7 @@ def full_matcher(pattern: str) -> Callable[[str], bool]:
 
 def _regex(pattern: str) -> str:
     """The expression of fsspec, of Python's own `glob.translate` (3.13): `**` beside other letters is `*`, and no class holds a slash."""
-    from fsspec.utils import glob_translate  # for those who have patterns
+    from fsspec.utils import glob_translate  # here: only patterns need it
 
     parts = (part if part == "**" else re.sub(r"\*+", "*", part) for part in pattern.removeprefix("/").split("/"))
     expression: str = glob_translate("/".join(parts))
@@ -178,4 +178,4 @@ def _nanoseconds(when: Any) -> int:
         except ValueError:
             when = datetime.fromisoformat(when)
     seconds = when.timestamp() if isinstance(when, datetime) else float(when)
-    return round(seconds * 1_000_000) * 1000  # what stores tell is no finer than microseconds
+    return round(seconds * 1_000_000) * 1000  # stores give microseconds at best

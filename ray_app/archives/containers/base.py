@@ -69,7 +69,7 @@ class Container:
 
 
 class Unopened(ListedMember):
-    """A container in the place of members that nobody could list: patterns on their names cannot leave it out."""
+    """A container whose members could not be listed, in their place: patterns on names cannot leave it out."""
 
     __slots__ = ()
 

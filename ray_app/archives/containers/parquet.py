@@ -120,7 +120,7 @@ def open_parquet(file: io.RawIOBase, *, texts_once: bool = False) -> pq.ParquetF
 
 
 def fault(error: BaseException) -> Status:
-    """What it is that pyarrow cannot read: a codec, encoding or type that it does not know, which its words alone tell, or damage."""
+    """Why pyarrow cannot read a file: a codec, encoding or type that it does not know (only its message says so), or damage."""
     is_unknown = isinstance(error, NotImplementedError) or any(word in str(error) for word in ("not supported", "Unsupported"))
     return Status.UNSUPPORTED_FORMAT if is_unknown else Status.CORRUPT_IMAGE
 
@@ -363,7 +363,7 @@ class _Table:
         return cls(container.uri, file, image, read, referred, with_path, _Budget(container))
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any], bool]]:
-        """Every row in order: its row group, its `input`, and False where its image is null as far as can be told without reading it."""
+        """Every row in order: its row group, its `input`, and False where its image is known to be null without reading it."""
         first_row = 0
         for group in range(self.file.metadata.num_row_groups):
             for values, has_image in self._group(group, first_row):

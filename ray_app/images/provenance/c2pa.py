@@ -36,7 +36,7 @@ def unread(reason: str) -> statement.ContentCredentials:
 
 
 class CredentialsReader:
-    """Reads manifests; only signatures that lead to `trust_list` (PEM text) are trusted, and without one nobody's is."""
+    """Reads manifests; only signatures that lead to `trust_list` (PEM text) are trusted; without one, none is."""
 
     def __init__(self, trust_list: str | None) -> None:
         self._trust_list = trust_list

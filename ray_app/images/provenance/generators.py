@@ -27,7 +27,7 @@ _MIDJOURNEY = re.compile(r"Job ID: [0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s
 
 
 def read_generator(texts: Texts, software: str) -> Generator | None:
-    """The generator that the texts or the software's name speak of; None where they speak of none."""
+    """The generator that the texts or the software's name state; None where they state none."""
     for keywords, read in _READERS:
         if not texts.keys().isdisjoint(keywords) and (fields := read({**texts, "Software": software})):
             return Generator(**fields)

@@ -35,7 +35,7 @@ _VOCABULARIES = ("cv.iptc.org/newscodes/digitalsourcetype/", "c2pa.org/digitalso
 
 @dataclass(slots=True)
 class ExifStatements:
-    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is nobody's business and is read by no one else."""
+    """`texts`: what may be a generator's, by PNG's keywords; a person's remark is read for nothing else."""
 
     make: str = ""
     model: str = ""
@@ -144,7 +144,7 @@ def read_xmp(packets: Iterable[bytes]) -> XmpStatements:
     """What the packets say; of one that is no XML, what stands before the fault."""
     statements = XmpStatements()
     for packet in packets:
-        with suppress(expat.ExpatError, _Enough, ValueError, LookupError):  # the last two: an encoding that nobody has
+        with suppress(expat.ExpatError, _Enough, ValueError, LookupError):  # the last two: an unknown encoding
             _Properties(statements).parse(packet)
     return statements
 

@@ -17,7 +17,7 @@ _NO_CAMERA = statement.Camera()
 
 
 class ProvenancePolicy(Frozen):
-    """What a reader of provenance needs: the certificates (PEM text) whose C2PA signatures are trusted; None = nobody's."""
+    """What a reader of provenance needs: the certificates (PEM text) whose C2PA signatures are trusted; None = none is."""
 
     trust_list: str | None = None
 
@@ -63,7 +63,7 @@ class ProvenanceReader:
     ) -> statement.Provenance | None:
         """The statements of a file of a sniffed format; None where it makes none. Never raises, whatever the bytes.
 
-        `found`: its metadata, where somebody has looked already. Without `native`, a C2PA manifest is noted and not looked at: for files
+        `found`: its metadata, where it is known already. Without `native`, a C2PA manifest is noted and not looked at: for files
         that killed a process before.
         """
         found = containers.locate(data, format_name) if found is None else found
