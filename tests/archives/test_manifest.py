@@ -1,4 +1,6 @@
+import hashlib
 import itertools
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,12 +12,15 @@ from hypothesis import strategies as st
 
 from ray_app.archives import (
     BlockPlan,
+    ListedMember,
+    RefusedMember,
     block_sizes,
     image_id,
     iter_blocks,
     list_members,
     manifests,
     member_rows,
+    open_source,
     read_block,
     read_blocks,
     read_complete,
@@ -23,7 +28,8 @@ from ray_app.archives import (
     read_vanished,
 )
 from ray_app.archives.build import Portions
-from ray_app.errors import IdentityError
+from ray_app.archives.manifest import MOST_BYTES, listed_rows
+from ray_app.errors import IdentityError, Status
 from ray_app.storage import Store
 from tests.archives.given import SWEEPS, Given, all_members, listed
 
@@ -186,3 +192,35 @@ for count in (5_000, 30_000):
     short, long, few, many = map(int, done.stdout.split())
     assert long < 1.2 * short
     assert many - few < 30, "25,000 members held would take 22 more than what a listing may carry"
+
+
+def test_the_id_is_fixed_for_ever():
+    item = ListedMember("s3://b/a.jpg", None, 0, "etag", 5)
+    encoded = (12).to_bytes(8, "little") + b"s3://b/a.jpg" + b"\xff" * 8 + bytes(8) + (4).to_bytes(8, "little") + b"etag"
+    assert image_id(item) == int.from_bytes(hashlib.sha256(encoded).digest()[:8], "big", signed=True) == -5247963748008604655
+
+
+def test_ids_are_equal_only_for_equal_members():
+    """Whose texts are other texts' when they are joined."""
+    parts = [("ab", "c", 0, "d"), ("a", "bc", 0, "d"), ("ab", None, 0, "cd"), ("ab", "", 0, "cd"), ("ab", "c", 1, "d"), ("ab", "c", 0, "e")]
+    assert len({image_id(ListedMember(*each, 1)) for each in parts}) == len(parts)
+
+
+def test_a_size_that_no_object_has_is_not_known_and_a_block_adds_up_the_others(tmp_path):
+    stated = [2**63 - 1, 2**64 - 1, 2**70, MOST_BYTES + 1, 1e300, -5, True, "many", None]
+    for number, sizes in enumerate([*([size] * 3 for size in stated), [MOST_BYTES] * 20]):
+        listing, folder = tmp_path / f"{number}.jsonl", tmp_path / f"of {number}"
+        listing.write_text("".join(json.dumps({"uri": f"s3://nowhere/{n}.jpg", "size_bytes": size}) + "\n" for n, size in enumerate(sizes)))
+        store = Store.open(str(folder))
+        list_members(store, open_source([str(listing)]), PLAN)
+        rows = [row for ref in iter_blocks(store, 0) for row in read_block(store, ref).to_pylist()]
+        known = sizes if sizes[0] == MOST_BYTES else [-1] * 3
+        assert [row["size_bytes"] for row in rows] == known
+        assert read_blocks(store, 0).size_bytes == max(0, sum(known))
+
+
+def test_a_refusal_is_one_line():
+    refused = RefusedMember(Status.CORRUPT_IMAGE, "damaged:\x1b[31m\n" + "a" * 5000)
+    [row] = listed_rows(np.array([1], np.int64), [ListedMember("a", None, 0, "", 7, refused=refused)]).to_pylist()
+    assert row["refused"]["detail"].startswith("damaged:\\x1b[31m\\naaa")
+    assert len(row["refused"]["detail"]) == 1000

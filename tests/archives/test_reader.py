@@ -19,11 +19,11 @@ from ray_app.archives import (
 )
 from ray_app.archives import reader as reading
 from ray_app.errors import InputError, Status
-from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects, node_budget
+from ray_app.storage import Fetcher, list_objects, node_budget
 from ray_app.storage.node_budget import SEAT_BYTES, NodeBudget
 from tests.archives.containers import hazards
 from tests.archives.containers.hazards import container_at, contents, members, opened, written
-from tests.storage.faulty_server import ETAG, LOOPBACK
+from tests.storage.faulty_server import ETAG, LOOPBACK, patient
 
 FILES = {f"{number}.jpg": random.Random(number).randbytes(1500 + 700 * number) for number in range(40)}
 MAKE = {
@@ -36,10 +36,6 @@ MAKE = {
 @pytest.fixture(params=list(MAKE))
 def kind(request):
     return request.param
-
-
-def patient() -> Fetcher:
-    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(), sleep=lambda _: None))
 
 
 @pytest.mark.parametrize("scheme", ["s3", "http"])

@@ -13,28 +13,10 @@ import pytest
 from PIL import Image, ImageFile
 
 from ray_app.errors import Status
-from ray_app.images import DecodedImage, ImageFileFacts, ImageLimits, ImageRefused, decode_image, decoder_name, inspect_bytes
+from ray_app.images import ImageFileFacts, ImageRefused, decode_image, decoder_name, inspect_bytes
 from ray_app.images.facts import MOST
 from tests.images import factory
-
-LIMITS = ImageLimits()
-
-
-def outcome_of(data: bytes) -> DecodedImage | ImageRefused:
-    try:
-        return decode_image(data, LIMITS)
-    except ImageRefused as error:
-        return error
-
-
-def refusal(data: bytes) -> ImageRefused:
-    outcome = outcome_of(data)
-    assert isinstance(outcome, ImageRefused)
-    return outcome
-
-
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(decode_image(data, LIMITS).pixels)
+from tests.images.outcomes import LIMITS, outcome_of, pixels, refusal
 
 
 @pytest.fixture

@@ -12,21 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_app.errors import Status
-from ray_app.images import BatchLimits, ImageLimits, ImageRefused, decode_image
+from ray_app.images import BatchLimits, decode_image
 from ray_app.images.jpeg_xl import CONTAINER, read_jxl_header
 from tests.images import factory, heif
-
-LIMITS = ImageLimits()
-
-
-def refusal(data: bytes, limits: ImageLimits = LIMITS) -> ImageRefused:
-    with pytest.raises(ImageRefused) as caught:
-        decode_image(data, limits)
-    return caught.value
+from tests.images.outcomes import LIMITS, pixels, refusal
 
 
 def difference(data: bytes, image) -> float:
-    return np.abs(np.asarray(decode_image(data, LIMITS).pixels).astype(int) - np.asarray(image)).mean()
+    return np.abs(pixels(data).astype(int) - np.asarray(image)).mean()
 
 
 class TestHeic:
@@ -106,7 +99,7 @@ class TestPnm:
         else:
             ramp = np.repeat(np.linspace(0, most, 256).astype(np.uint8), channels).tobytes()
             data = b"P%d 256 16 %d\n" % (5 if channels == 1 else 6, most) + ramp * 16
-        found = np.asarray(decode_image(data, LIMITS).pixels).astype(int)
+        found = pixels(data).astype(int)
         assert np.abs(found - np.arange(256)[None, :, None]).max() <= max(1, 255 // most + 1)
         assert decode_image(data, LIMITS).facts.mode == ("L" if channels == 1 else "RGB")
 
@@ -119,7 +112,7 @@ class TestPnm:
     def test_large_ones_are_narrowed_in_bands(self):
         samples = np.random.default_rng(0).integers(0, 65_536, (2200, 2000), dtype=np.uint16)
         data = b"P5 2000 2200 65535\n" + samples.astype(">u2").tobytes()
-        np.testing.assert_array_equal(np.asarray(decode_image(data, LIMITS).pixels)[..., 0], samples >> 8)
+        np.testing.assert_array_equal(pixels(data)[..., 0], samples >> 8)
 
     def test_a_lying_size_is_refused_or_truncated(self):
         assert refusal(b"P6 30000 30000 65535\n" + bytes(60)).status == Status.IMAGE_TOO_LARGE

@@ -11,24 +11,12 @@ import pytest
 from PIL import Image
 
 from ray_app.errors import Status
-from ray_app.images import DecodedImage, ImageLimits, ImageRefused, decode_image, jpeg
+from ray_app.images import ImageRefused, decode_image, jpeg
 from tests.images import factory, layouts, tiff_writer
+from tests.images.outcomes import LIMITS, outcome_of, status_of
 
-LIMITS = ImageLimits()
 MISSING = {Status.TRUNCATED_IMAGE, Status.CORRUPT_IMAGE}
 EOI = b"\xff\xd9"
-
-
-def outcome_of(data: bytes) -> DecodedImage | ImageRefused:
-    try:
-        return decode_image(data, LIMITS)
-    except ImageRefused as error:
-        return error
-
-
-def status_of(data: bytes) -> Status:
-    outcome = outcome_of(data)
-    return outcome.status if isinstance(outcome, ImageRefused) else Status.OK
 
 
 @functools.cache

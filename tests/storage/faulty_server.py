@@ -5,7 +5,7 @@ import threading
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler
 
-from ray_app.storage import Guard
+from ray_app.storage import Fetcher, Guard, Retrier, RetryPolicy
 from tests.http_server import HttpServer
 
 LOOPBACK = Guard(allow_private=True)  # who may ask a server of the tests
@@ -100,3 +100,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_) -> None:
         pass
+
+
+def patient(pauses: list[float] | None = None, **policy) -> Fetcher:
+    """A fetcher whose clock moves only when it sleeps; `pauses` gets how long."""
+    slept = [] if pauses is None else pauses
+    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(**policy), sleep=slept.append, clock=lambda: sum(slept), chance=lambda: 1.0))

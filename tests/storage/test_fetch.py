@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ray_app.errors import InputError, SourceError, Status
-from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects
+from ray_app.storage import Fetcher, RetryPolicy, list_objects
 from tests.serving.tls_server import authority
-from tests.storage.faulty_server import ETAG, LOOPBACK
+from tests.storage.faulty_server import ETAG, LOOPBACK, patient
 
 LIMIT = 1 << 20
 DATA = b"0123456789" * 100
@@ -18,12 +18,6 @@ class Wanted:
     uri: str
     version: str = ""
     size_bytes: int = -1
-
-
-def patient(pauses: list[float] | None = None, **policy) -> Fetcher:
-    """Its clock moves only when it sleeps, and `pauses` has how long."""
-    slept = [] if pauses is None else pauses
-    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(**policy), sleep=slept.append, clock=lambda: sum(slept), chance=lambda: 1.0))
 
 
 def serve(faulty, *faults: str) -> str:

@@ -7,15 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_app.errors import SourceError, Status
-from ray_app.storage import Fetcher, Retrier, RetryPolicy, list_objects
+from ray_app.storage import Fetcher, list_objects
 from ray_app.storage.ranged import RangedFile
-from tests.storage.faulty_server import ETAG, LOOPBACK
+from tests.storage.faulty_server import ETAG, LOOPBACK, patient
 
 DATA = bytes(range(256)) * 40
-
-
-def patient(**policy) -> Fetcher:
-    return Fetcher(guard=LOOPBACK, retrier=Retrier(RetryPolicy(**policy), sleep=lambda _: None))
 
 
 @pytest.fixture(scope="module")
