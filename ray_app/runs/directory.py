@@ -254,17 +254,16 @@ class RunDirectory(PartTable):
 
     # -- what stands beside rows -------------------------------------------------------------------------
 
-    def write_masks(self, manifest: int, block: int, rows: pa.Table) -> None:
-        """Keep a block's masks; called before the block is committed, so that a row whose block is done has its mask."""
-        self.write_beside("masks", manifest, block, rows)
-
     def block_masks(self, manifest: int, block: int) -> pa.Table:
         """The masks of one block; none where it has no such file."""
         found = self.beside("masks", manifest, block)
         return MASK_SCHEMA.empty_table() if found is None else found
 
     def write_beside(self, folder: str, manifest: int, block: int, rows: pa.Table) -> None:
-        """Keep what stands beside a block's rows, in `folder`: masks, embeddings. Their bytes hardly compress, so nothing is tried."""
+        """Keep what stands beside a block's rows, in `folder`: masks, embeddings. Their bytes hardly compress, so nothing is tried.
+
+        Called before the block is committed, so that a row whose block is done has its own.
+        """
         buffer = io.BytesIO()
         pq.write_table(rows, buffer, compression="none")
         self.store.write(_beside(folder, manifest, block), buffer.getvalue())

@@ -48,7 +48,7 @@ class OpenBlock:
 
     ref: BlockRef
     members: pa.Table
-    work: BlockWork
+    work: BlockWork = field(default_factory=BlockWork)
     batches: Sequence[Batch] = ()
     outcomes: Sequence[DecodeResult] = ()
     outputs: DetectorOutputs = field(default_factory=DetectorOutputs)

@@ -1,7 +1,7 @@
 """The stages of scoring, each a class that takes one message about a block and gives the next.
 
 Fused: `BlockScorer` alone. Split: `BlockDecoder` → `TensorScorer`, one pool after another → `BlockDescriber`, where a describer has
-processes of its own → `BlockCommitter`. `commit` ends both.
+processes of its own → `BlockCommitter`. Committing a block ends both.
 """
 
 import math
@@ -29,7 +29,7 @@ from ray_app.inference import BatchDecoder, BlockReader, DecodeResult, ScoringSp
 from ray_app.inference.decoder import BUDGET, WALL_LIMIT_S
 from ray_app.runs import RunDirectory, block_tables, score_index, write_features
 from ray_app.scoring.messages import BlockReport, BlockWork, HandedBack, OpenBlock
-from ray_app.scoring.passes import Partials
+from ray_app.scoring.passes import Found, Partials
 from ray_app.storage import Fetcher, node_budget
 from ray_app.streams.feed import FeedLog
 from ray_app.streams.stage import Stage
@@ -93,6 +93,36 @@ class BlockStage(Stage):
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return BlockWork(self._clock.take(), done, peak_bytes, self._emulating)
 
+    def _committed(self, block: OpenBlock) -> BlockReport:
+        """Decide on every member and write the block's part; the part last, since with it the block is done. Reports this stage's own work.
+
+        Where detectors of another pass have yet to speak, what these said is kept instead.
+        """
+        job, ref, spec = self._job, block.ref, self._job.whole or self._job.spec
+        found: Found | None = block.outcomes, block.outputs
+        bad, failures = 0, []
+        with self._clock("write"):
+            if job.whole is not None:
+                found = Partials(job.run, spec.cards).completed(ref.place, job.spec.cards, (block.outcomes, block.outputs), job.earlier)
+            if found is not None:
+                outputs = found[1] if job.whole is None else found[1].in_order(spec.cards, [view.name for view in spec.views])
+                made = block_tables(
+                    block.members,
+                    judge(spec, found[0], outputs, self._clock),
+                    attempt=job.attempt,
+                    scored_at=datetime.now(UTC),
+                    perceptual_hash=spec.perceptual_hash,
+                    measured=spec.measured,
+                    features=spec.features,
+                )
+                if made.masks is not None:
+                    job.run.write_beside("masks", ref.manifest, ref.block, made.masks)
+                for name, rows in made.features.items():
+                    write_features(job.run, ref.manifest, ref.block, name, rows)
+                job.run.write_part(ref.manifest, ref.block, made.rows)
+                bad, failures = made.bad, list(made.failures)
+        return BlockReport(ref, bad, self._work(), failures, is_partial=found is None)
+
     def _reader(self, *, hand_over: bool = False) -> BlockReader:
         """Of what every image is prepared for; which of them are looked at again is known later."""
         job = self._job
@@ -150,7 +180,7 @@ class BlockScorer(BlockStage):
             outputs = self._scoring.score(self._reading.read(member_rows(members), outcomes))
         if self._reading.recall is not None:  # for members of the same bytes
             self._reading.recall.learn(outcomes, outputs)
-        return commit(self._job, OpenBlock(ref, members, self._work(), outcomes=outcomes, outputs=outputs))
+        return self._committed(OpenBlock(ref, members, outcomes=outcomes, outputs=outputs))
 
 
 class BlockDecoder(BlockStage):
@@ -236,37 +266,8 @@ class BlockCommitter(BlockStage):
 
     def work(self, block: OpenBlock) -> BlockReport:
         """What was found of all members → the report of the committed part."""
-        return commit(self._job, block)
-
-
-def commit(job: ScoringJob, block: OpenBlock) -> BlockReport:
-    """Decide on every member and write the block's part; the part last, since with it the block is done.
-
-    Where detectors of another pass have yet to speak, what these said is kept instead.
-    """
-    spec, ref, clock = job.whole or job.spec, block.ref, StageClock()
-    outcomes, outputs = block.outcomes, block.outputs
-    with clock("write"):
-        if job.whole is not None:
-            found = Partials(job.run, spec.cards).completed(ref.place, job.spec.cards, (outcomes, outputs), job.earlier)
-            if found is None:
-                return BlockReport(ref, 0, block.work.joined(BlockWork(clock.take())), is_partial=True)
-            outcomes, outputs = found[0], found[1].in_order(spec.cards, [view.name for view in spec.views])
-        made = block_tables(
-            block.members,
-            judge(spec, outcomes, outputs, clock),
-            attempt=job.attempt,
-            scored_at=datetime.now(UTC),
-            perceptual_hash=spec.perceptual_hash,
-            measured=spec.measured,
-            features=spec.features,
-        )
-        if made.masks is not None:
-            job.run.write_masks(ref.manifest, ref.block, made.masks)
-        for name, rows in made.features.items():
-            write_features(job.run, ref.manifest, ref.block, name, rows)
-        job.run.write_part(ref.manifest, ref.block, made.rows)
-    return BlockReport(ref, made.bad, block.work.joined(BlockWork(clock.take())), made.failures)
+        report = self._committed(block)
+        return replace(report, work=block.work.joined(report.work))
 
 
 def _some(items: Iterable[Any], rows: Iterable[int]) -> list[Any]:

@@ -66,8 +66,8 @@ def masked_run(folder, pictures, *, source=None, name_of=None):
             for (system, view), mask in picture.masks.items()
         ]
         if rows:
-            run.write_masks(
-                0, ref.block, pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA)
+            run.write_beside(
+                "masks", 0, ref.block, pa.Table.from_pylist(rows, VIEWED_MASK_SCHEMA if any(row["view"] for row in rows) else MASK_SCHEMA)
             )
         run.write_part(
             0, ref.block, result_rows(members, scored, attempt=1, scored_at=datetime(2026, 1, 1, tzinfo=UTC), perceptual_hash=False)

@@ -96,7 +96,7 @@ def score_blocks(run, number, *, fails=lambda name: None, attempt=1, blocks=None
         found += [DetectorOutputs({OutputKey(view, NAME, MASKS): drawn}) for view in views[:1] if masks]
         scored = judge(SPEC, outcomes, functools.reduce(DetectorOutputs.joined, found))
         if masks:
-            run.write_masks(number, ref.block, mask_rows(members["image_id"], scored))
+            run.write_beside("masks", number, ref.block, mask_rows(members["image_id"], scored))
         when = START + timedelta(hours=attempt)
         rows = result_rows(members, scored, attempt=attempt, scored_at=when, perceptual_hash=hashed)
         run.write_part(number, ref.block, rows)
