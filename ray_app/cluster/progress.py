@@ -45,7 +45,7 @@ class Progress:
             self._draw(now, self._note)
 
     def grow(self, members: int, *, goes_on: bool) -> None:
-        """Add members to the total; while `goes_on` more may come, so that nobody knows when they are done."""
+        """Add members to the total; while `goes_on` more may come, so that the time left is not known."""
         self._total, self._goes_on = self._total + members, goes_on
 
     def say(self, text: str) -> None:

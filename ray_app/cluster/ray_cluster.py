@@ -37,10 +37,10 @@ _TORCH = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}
 # By itself Ray starts workers at niceness 15, below its own daemons; who wants a run to yield starts it under `nice`, which they inherit.
 _NICENESS = {"RAY_worker_niceness": "0"}
 
-# For a Ray whose statistics nobody reads: collecting them costs 1 % of a core.
+# For a Ray whose statistics are not read: collecting them costs 1 % of a core.
 WITHOUT_STATISTICS = {"RAY_enable_metrics_collection": "0", "REPORTER_UPDATE_INTERVAL_MS": "600000"}
 
-# The secrets of an endpoint and its clients. Workers never need them, and whoever may start a task could read them there.
+# The secrets of an endpoint and its clients. Workers never need them, and any task could read them there.
 SECRETS = ("TOUCHSTONE_TOKENS", "TOUCHSTONE_TOKEN")
 
 _FOLDER, _LOCK = "ts-", "touchstone.lock"
@@ -233,7 +233,7 @@ def working_nodes(labels: Mapping[str, str]) -> tuple[int, int]:
 
 def planned_nodes(labels: Mapping[str, str], cpus: float) -> tuple[int, int | None]:
     """How many nodes so many cores will be on, if those that are yet to come are like those that are there; and bytes of memory of the
-    smallest. None where no working node is there yet, whose memory nobody can know.
+    smallest. None where no working node is there yet, whose memory is not known.
     """
     there = _resources_there(labels)["CPU"]
     count, smallest = working_nodes(labels)
@@ -324,7 +324,7 @@ def _without_services() -> AbstractContextManager[Any]:
 
 
 def leaving_nodes() -> dict[str, float]:
-    """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where nobody knows."""
+    """The nodes that will be taken away (spot notice, scale-down), each with the seconds it has left; inf where that is not known."""
     from ray._private.state import state  # what Ray Train and Ray Data poll for the same; there is no public way
     from ray.exceptions import RayError
 
@@ -438,7 +438,7 @@ def _resources_there(labels: Mapping[str, str]) -> Mapping[str, float]:
 
 
 def _living(labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The nodes that have these labels, and nobody will take away."""
+    """The nodes that have these labels, and are not about to be taken away."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]

@@ -82,7 +82,7 @@ class Stopper:
         """Whether what is still under way has had its time."""
         return self._clock() >= self._until
 
-    def tell(self) -> None:
+    def announce(self) -> None:
         """Say what is new, if anything; called every second, never from a signal handler."""
         new = (self.reason, self.avoided)
         if new == self._announced:
@@ -106,7 +106,7 @@ class Stopper:
         finally:
             for signum, handler in kept.items():
                 signal.signal(signum, handler)
-            self.tell()  # also of a run that had nothing under way any more before the second was over
+            self.announce()  # also of a run that had nothing under way any more before the second was over
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -148,12 +148,12 @@ class Watch:
         while not self._over.wait(1.0):
             try:
                 self._tick()
-                self._stopper.tell()
+                self._stopper.announce()
                 self._check()
             except BaseException as reason:  # whatever it is, the main thread is to raise it
                 self._reason = reason
                 self._stopper.at_once = True
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a flag alone wakes nobody who waits for a lock
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a flag alone wakes no thread that waits for a lock
                 return
 
     def _check(self) -> None:

@@ -107,7 +107,7 @@ def claimed_by(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: str) -> bool:
-    """Whether a directory is this command's already; False where it is anybody's. Writes nothing.
+    """Whether a directory is this command's already; False where it is free. Writes nothing.
 
     `name`: the file that holds the identity, one of KINDS. `same`: what would have to be the same, in words. Raises ConfigError for
     another kind, IdentityError with the differences.
@@ -124,8 +124,8 @@ def is_claimed(store: Store, name: str, identity: Mapping[str, Any], *, same: st
     return True
 
 
-SETTLED = "settled.json"  # see `runs.settled_state`; whoever changes published rows removes it first
-SCORE_DECIDES = "score"  # who is writing verdicts anew, as `run.json` notes it; anybody else notes True
+SETTLED = "settled.json"  # see `runs.settled_state`; a change of published rows removes it first
+SCORE_DECIDES = "score"  # which command writes verdicts anew, as `run.json` notes it; others note True
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class RunDirectory(PartTable):
             refuse_others(self.store, "run.json")
 
     def give_up(self) -> None:
-        """Forget a run of which nothing was listed, so that the directory is anybody's again."""
+        """Forget a run of which nothing was listed, so that the directory is free again."""
         for folder in ("manifest", "sessions"):
             self.store.clear(folder)
         self.store.delete("run.json")

@@ -140,7 +140,7 @@ class CascadeStageCost(Section):
 
 class Memory(Section):
     """What a run takes of one node's memory at most: processes, and what images and files of any size take in turns beside them; None where
-    nobody has stated the node's memory.
+    the node's memory is not stated.
     """
 
     processes: int = 0
@@ -298,7 +298,7 @@ class StabilitySummary(Section):
 
 class ShiftSummary(Section):
     """How far one property of the archive is from what the card was calibrated on; `fakes`: the share of them that explains it best,
-    `tells`: whether there are images enough to tell anything by it.
+    `tells`: whether there are images enough to conclude anything.
     """
 
     feature: str = ""
@@ -323,9 +323,9 @@ class UnseenShift(Section):
 
 
 class GuaranteeSummary(Section):
-    """What the ensemble's card guarantees of its false positives, and what speaks against it in this archive.
+    """What the ensemble's card guarantees of its false positives, and what contradicts it in this archive.
 
-    `holds`: False where a difference was noticed, True where none was, which is no proof (`unseen`); None where too few images to tell.
+    `holds`: False where a difference was noticed, True where none was, which is no proof (`unseen`); None for too few images.
     """
 
     holds: bool | None = None

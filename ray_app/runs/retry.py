@@ -69,7 +69,7 @@ def begin_retry(
     """Begin the retry of the current members that have one of these statuses; None when there are none.
 
     Every block of the run must be published. Reads statuses, and of the manifests only the blocks with members concerned.
-    `passed_over` is told how many were refused when they were listed: what is never read cannot be tried again.
+    `passed_over` is called with how many were refused when they were listed: what is never read cannot be tried again.
     """
     directory = RunDirectory(run.store.below(f"retries/{number:05d}"))
     refused: list[int] = []
@@ -153,7 +153,7 @@ def _are_among(table: pa.Table, ids: archives.Ids) -> Hits:
 
 def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
     """The same rows, those of members that `fresh` has taken from there; in the wider of the two schemas."""
-    given = joined_inputs(map(input_type, (rows, fresh)), as_text=True)  # of listings that tell of one column in types of their own
+    given = joined_inputs(map(input_type, (rows, fresh)), as_text=True)  # listings may have typed one column differently
     rows, fresh = with_input(with_reasons(rows), given), with_input(fresh, given)
     ids, fresh_ids = rows["image_id"].to_numpy(), fresh["image_id"].to_numpy()
     order = np.argsort(fresh_ids)

@@ -198,10 +198,10 @@ def with_reasons(rows: pa.Table) -> pa.Table:
     """Rows with a `verdict_reason` that is a `Reason`, and its `verdict_detail`: rows from before schema 6 had one sentence."""
     if DETAIL in rows.column_names:
         return rows
-    told = rows["verdict_reason"].combine_chunks().cast(pa.string()).dictionary_encode()
-    doubts = [reason_of(text) for text in told.dictionary.to_pylist()]
-    reasons = pa.array([why and why.reason for why in doubts], pa.string()).take(told.indices)
-    details = pa.array([why and why.detail for why in doubts], pa.string()).take(told.indices)
+    before = rows["verdict_reason"].combine_chunks().cast(pa.string()).dictionary_encode()
+    doubts = [reason_of(text) for text in before.dictionary.to_pylist()]
+    reasons = pa.array([why and why.reason for why in doubts], pa.string()).take(before.indices)
+    details = pa.array([why and why.detail for why in doubts], pa.string()).take(before.indices)
     place = rows.schema.get_field_index("verdict_reason")
     return rows.set_column(place, "verdict_reason", reasons).add_column(place + 1, DETAIL, details)
 
@@ -214,7 +214,7 @@ def bounded_facts(rows: pa.Table, names: Iterable[card_sections.FactName]) -> ca
 
 @dataclass(frozen=True)
 class BlockTables:
-    """`masks`: None where nobody localizes. `features`: per detector that keeps embeddings. `bad`: how many images have no score.
+    """`masks`: None where no detector localizes. `features`: per detector that keeps embeddings. `bad`: how many images have no score.
 
     `failures`: the members on which our own code failed, each with its traceback, as plain JSON.
     """

@@ -1,4 +1,4 @@
-"""Which rows of a run somebody wants to see, and in which order (`RowFilter`, `selected_tables`)."""
+"""Which rows of a run are shown, and in which order (`RowFilter`, `selected_tables`)."""
 
 import re
 from collections.abc import Iterator

@@ -33,7 +33,7 @@ from ray_app.storage import Store, canonical, strip_secrets
 from ray_app.storage.table_place import PROBE_FOLDER, creates_once, table_place
 from ray_app.storage.urls import scheme_of
 
-# What tells one row from another; first, since Delta keeps statistics of the first columns, by which files are passed over.
+# What identifies a row; first, since Delta keeps statistics of the first columns, by which files are passed over.
 KEYS = [("night", pa.date32()), ("run_id", pa.string()), ("manifest", pa.int32()), ("block", pa.int32()), ("image_id", pa.int64())]
 _OF_RUN = ("run_id", "run", "ensemble", "fingerprint")  # the same in all rows of a run
 TABLE_SCHEMA = pa.schema(

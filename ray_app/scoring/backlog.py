@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class StoppedError(Exception):
-    """Nobody wants the rest of the listing."""
+    """The rest of the listing is not wanted."""
 
 
 class ListingTasks:
@@ -102,7 +102,7 @@ def listing_log(config: ScoreConfig) -> Callable[[int], None]:
 def arriving_blocks(store: Store, work: Listing, progress: Progress, meter: RunMeter) -> Iterator[archives.BlockRef]:
     """The pending blocks of `work`, and then those of each further manifest once it counts.
 
-    What ends the listing early is said at once, and raised then; not so where nobody wants the rest (`ListingTasks.stopped`).
+    An error that ends the listing early is shown at once and raised at the end, unless the rest is not wanted (`ListingTasks.stopped`).
     """
     if work.portions is not None:
         work.tasks.aside()

@@ -39,7 +39,7 @@ def score_blocks(
 ) -> Iterator[BlockReport]:
     """Run the pipeline and yield a report per block as it is committed; `layout` is asked twice a second, since nodes come and go.
 
-    `blocks` are made in a thread, and may take their time; `leaves` tells them that nobody wants the rest. To be iterated in the main
+    `blocks` are made in a thread, and may take their time; `leaves` is called when the rest is not wanted. To be iterated in the main
     thread, inside `watch`. Raises KeyboardInterrupt where a stop was requested and blocks are left, ClusterError where Ray gives up, and
     whatever TouchstoneError a stage met; once all blocks that came are scored, what `blocks` raised.
     """

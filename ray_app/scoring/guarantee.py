@@ -90,10 +90,10 @@ def compare(run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | 
     unlike = f"{UNLIKE}: {', '.join(map(_named, beyond[:_MOST_NAMED]))}" if beyond and not waived else None
     noticed = [_named(shift) for shift in shifts if shift.noticed]
     why = [*([f"images differ in {', '.join(noticed)}"] if noticed else []), *guarantee_departures(scored, unknown)]
-    tells = any(shift.tells for shift in shifts)
+    is_enough = any(shift.tells for shift in shifts)
     facts = document.GuaranteeSummary(
-        holds=False if why else True if tells else None,
-        why="; ".join(why) if why else None if tells else _why_unknown(card, images),
+        holds=False if why else True if is_enough else None,
+        why="; ".join(why) if why else None if is_enough else _why_unknown(card, images),
         unlike=unlike,
         waived=waived,
         target_fpr=card.guarantee.target_fpr if card.guarantee else None,
@@ -101,7 +101,7 @@ def compare(run: RunDirectory, spec: ScoringSpec, rows: settled_state.NewRows | 
         population=card.population.what if card.population else None,
         images=images,
         shifts=shifts,
-        unseen=unseen_shift(card, references_of(run), tally.counts, flagged) if tells and run.store.exists(REFERENCES) else None,
+        unseen=unseen_shift(card, references_of(run), tally.counts, flagged) if is_enough and run.store.exists(REFERENCES) else None,
         decoders=unknown,
         settings=scored,
     )

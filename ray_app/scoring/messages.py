@@ -42,7 +42,7 @@ class OpenBlock:
     """A block under way: its members, one row each, and what is known of them, in their order.
 
     `batches`: prepared images, until the last detectors that look at all of them have; `outcomes` and `outputs`, once the first detectors
-    have spoken. `files`: (image id, file) of the members that later pools decode again, None of others. `seen`: what the describer may look
+    have scored. `files`: (image id, file) of the members that later pools decode again, None of others. `seen`: what the describer may look
     at of each member, once the batches travel no further.
     """
 
@@ -64,7 +64,7 @@ class OpenBlock:
 class BlockReport:
     """A block whose part is written. `bad`: images without a score; `failures`: see `BlockTables`.
 
-    `is_partial`: instead of a part, what this pass found is kept, since detectors of another have yet to speak.
+    `is_partial`: instead of a part, what this pass found is kept, since detectors of another pass have yet to score it.
     """
 
     ref: BlockRef

@@ -1,9 +1,9 @@
 """Detectors that do not fit a process together go over the blocks in passes, one group after another (`PassPlan`, `passes_of`); what a pass
-found of a block is kept until all detectors have spoken (`Partials`, `joined`).
+found of a block is kept until all detectors have scored it (`Partials`, `joined`).
 
     passes/<manifest>/<block>-<detectors>.arrow    one row per member of the block
 
-`<detectors>`: which of the run's have spoken, as bits in hexadecimal over their names in order. So however they are grouped next time, none
+`<detectors>`: which of the run's have scored it, as bits in hexadecimal over their sorted names. So however they are grouped next time, none
 is asked twice. A pass decides who is in memory together, never what is scored.
 """
 
@@ -85,14 +85,14 @@ def why_together(config: ScoreConfig, spec: ScoringSpec) -> str | None:
     if spec.late:
         return f"{spec.ensemble.name} is a cascade: which detectors look at an image depends on what others said of it"
     if spec.stability is not None:
-        return "--stability shows images again once all detectors have spoken, while their files are at hand"
+        return "--stability shows images again once all detectors have scored, while their files are at hand"
     if spec.describer is not None:
-        return f"{spec.describer.name} describes images once all detectors have spoken, while their pixels are at hand"
+        return f"{spec.describer.name} describes images once all detectors have scored, while their pixels are at hand"
     return "--reuse copies what all detectors said of the same bytes" if config.reuse else None
 
 
 def plan_passes(config: ScoreConfig, spec: ScoringSpec, *, cpus: float, gpus: float, nodes: int, node_bytes: float | None) -> PassPlan:
-    """How the detectors are grouped on such nodes, the smallest of which has so much memory (None: nobody has stated it).
+    """How the detectors are grouped on such nodes, the smallest of which has so much memory (None: not stated).
 
     `cluster.worker_bytes` decides where it is set. Else as many processes share a node as let the whole run take the least time: with fewer
     passes over the files, or with more processes in each. Raises ConfigError where detectors that must be together, or one alone, take
@@ -131,7 +131,7 @@ def _within(plan: PassPlan, together: str | None) -> PassPlan:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a session, its blocks, and the groups that may have spoken of them. `is_whole`: there is no other pass and never was."""
+    """One pass of a session, its blocks, and the groups that may have scored them. `is_whole`: there is no other pass and never was."""
 
     number: int
     of: int
@@ -145,18 +145,18 @@ class Pass:
 def passes_of(plan: PassPlan, run: RunDirectory, pending_now: Callable[[], BlockList], *, listing: bool = False) -> Iterator[Pass]:
     """The passes that blocks of a run still need, each to be done before the next is asked for. `listing`: more blocks come meanwhile.
 
-    Blocks of which some detectors have spoken are given to the others alone, however they were grouped then.
+    Blocks that some detectors have scored are given to the others alone, however they were grouped then.
     """
     everybody, number, is_last = frozenset(plan.spec.cards), 0, False
     while not is_last and (len(pending := pending_now()) or listing):
-        spoken = Partials(run, everybody).groups() if plan.joins else {}
-        left = [everybody.difference(*spoken.get(ref.place, ())) or everybody for ref in pending] if spoken else [everybody] * len(pending)
+        scored = Partials(run, everybody).groups() if plan.joins else {}
+        left = [everybody.difference(*scored.get(ref.place, ())) or everybody for ref in pending] if scored else [everybody] * len(pending)
         widest = max({everybody} if listing else set(left), key=lambda names: (len(names), sorted(names)))
         first, *others = plan.specs(widest)
         mine = pending.where([names >= set(first.cards) for names in left])
         listing, number = False, number + 1
         is_last = not others and len(mine) == len(pending)
-        earlier = sorted({group for groups in spoken.values() for group in groups}, key=sorted)
+        earlier = sorted({group for groups in scored.values() for group in groups}, key=sorted)
         of = number + len(others) + (not others and not is_last)
         yield Pass(number, of, first, mine, earlier, is_last, is_whole=first is plan.spec and not earlier)
 
@@ -168,7 +168,7 @@ class Partials:
         self._store, self._names = run.store, sorted(detectors)
 
     def groups(self) -> dict[tuple[int, int], set[frozenset[str]]]:
-        """By (manifest, block) the groups of detectors that have spoken of it, of blocks of which some have."""
+        """By (manifest, block) the groups of detectors that have scored it."""
         found = defaultdict[tuple[int, int], set[frozenset[str]]](set)
         for folder in self._store.folders(FOLDER):
             for file in self._store.names(f"{FOLDER}/{folder}"):
@@ -178,7 +178,7 @@ class Partials:
         return found
 
     def completed(self, place: tuple[int, int], group: Collection[str], found: Found, earlier: Iterable[Collection[str]]) -> Found | None:
-        """What a group found of a block, with what `earlier` groups did that have spoken of it; None where others have yet to: then it is
+        """What a group found of a block, with what `earlier` groups did that have scored it; None where others have yet to: then it is
         kept, at once. A repeated call replaces the same file.
         """
         whole = found

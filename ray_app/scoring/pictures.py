@@ -38,7 +38,7 @@ def pictures_of(
     if not rows:
         return {}
     ends = time.monotonic() + seconds
-    # The digest of a file by itself tells whether it is still the one that was scored: its entry in the listings need not be looked for.
+    # The digest of a plain file shows whether it is still the one that was scored: its entry in the listings is not needed.
     sought = {row["image_id"] for row in rows if row["member"] is not None or not row.get("sha256")}
     listed = reader.members_of(run, sought, seconds=seconds / 3) if sought else {}
     fetcher, limits = Fetcher(_PATIENCE, guard=guard_of(run.store)), run.limits()

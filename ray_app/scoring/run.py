@@ -196,7 +196,7 @@ class ScoringRun:
     def list(self, plan: BlockPlan) -> Listing:
         """The work there is: an unfinished run's blocks, else those of its source, listed anew; a listing that was begun goes on meanwhile.
 
-        Raises ConfigError for an empty source. A first listing that fails by what the user gave leaves the directory to whoever wants it.
+        Raises ConfigError for an empty source. A first listing that fails by what the user gave frees the directory again.
         """
         start, directory = time.monotonic(), self.directory
         work, last = work_of(directory), last_listing(directory.store)
@@ -279,7 +279,7 @@ class ScoringRun:
             raise
         finally:
             progress.close()
-            meter.tell(is_over=True)
+            meter.export(is_over=True)
 
     def publish(self) -> None:
         """Merge the parts of every listing into the files that people read."""
@@ -366,7 +366,7 @@ class ScoringRun:
         Raises StorageError once the lease is lost; all else requests a stop.
         """
         progress.redraw()
-        meter.tell()
+        meter.export()
         if self.lease.lost.is_set():
             url = self.directory.store.url
             raise StorageError(

@@ -1,4 +1,4 @@
-"""What a scoring run tells while it goes (`RunMeter`): counters of its cluster, as Ray metrics, and which of its processes bound it.
+"""What a scoring run reports while it goes (`RunMeter`): counters of its cluster, as Ray metrics, and which of its processes bound it.
 
 The driver alone counts, from its workers' reports on committed blocks. Ray exports the counters beside its own, on the metrics port of
 the driver's node, which a cluster's Prometheus scrapes: configs/prometheus, configs/grafana/touchstone-run.json.
@@ -27,7 +27,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 BUSY = 0.5  # processes that rest longer than they work hold nothing up
-MOSTLY = 0.95  # of what a process does: the rest need not be told of
+MOSTLY = 0.95  # of what a process does: the rest is not mentioned
 DRIVER_BUSY = 0.7  # of one core, in this process; Ray's own threads of it count
 _STAGE_WORDS = {
     "fetch": ("storage", "waiting for it"),
@@ -85,7 +85,7 @@ class RunMeter:
         """Add blocks that are to be committed, too; while `goes_on` more may be listed."""
         self._blocks, self._is_listing = self._blocks + blocks, goes_on
 
-    def tell(self, *, is_over: bool = False) -> None:
+    def export(self, *, is_over: bool = False) -> None:
         """Hand what was counted since the last call to Ray, if it is exported. Called once a second, and once more at the end: whether it
         is finished or was interrupted, nothing is behind in a session that is over. Ray keeps the numbers of a driver that has ended on its
         node's page.
@@ -149,7 +149,7 @@ class RunMeter:
 
 
 def name_of(run_url: str) -> str:
-    """The last part of a run directory's address: what follows a `?`, and folders above it, may be nobody's business."""
+    """The last part of a run directory's address: what follows a `?`, and folders above it, may be confidential."""
     return PurePosixPath(run_url.rpartition("://")[2].partition("?")[0]).name[:_LONGEST_NAME] or "run"
 
 

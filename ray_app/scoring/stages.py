@@ -56,8 +56,8 @@ class ScoringJob:
     members: int = 0  # of a whole block, which come to a GPU together
     compiled: bool = False  # networks on a GPU run compiled where their scores stay
     version: str = __version__  # of the driver: a node that comes late may have another
-    whole: ScoringSpec | None = None  # of all detectors, where `spec` is of those of one pass, or some have spoken in an earlier one
-    earlier: Sequence[frozenset[str]] = ()  # groups of detectors that may have spoken of a block before
+    whole: ScoringSpec | None = None  # of all detectors, where `spec` is of those of one pass, or some scored in an earlier one
+    earlier: Sequence[frozenset[str]] = ()  # groups of detectors that may have scored a block before
 
 
 class BlockStage(Stage):
@@ -80,7 +80,7 @@ class BlockStage(Stage):
 
     def _may_begin(self) -> bool:
         """Whether a block may be begun here and now; asked by the first stage."""
-        return self._job.feed is None or self._job.feed.welcomes(own_node())
+        return self._job.feed is None or self._job.feed.may_begin(own_node())
 
     def _work(self) -> BlockWork:
         """What was done since the last call."""
@@ -96,7 +96,7 @@ class BlockStage(Stage):
     def _committed(self, block: OpenBlock) -> BlockReport:
         """Decide on every member and write the block's part; the part last, since with it the block is done. Reports this stage's own work.
 
-        Where detectors of another pass have yet to speak, what these said is kept instead.
+        Where detectors of another pass have yet to score it, what these found is kept instead.
         """
         job, ref, spec = self._job, block.ref, self._job.whole or self._job.spec
         found: Found | None = block.outcomes, block.outputs
@@ -219,7 +219,7 @@ class TensorScorer(BlockStage):
 
     def work(self, block: OpenBlock) -> OpenBlock:
         """Prepared tensors → the same with what this pool says of them; the last pool drops them. Once a cascade's first detectors have
-        spoken, only the files of members that go on travel further, and what the describer may look at.
+        scored, only the files of members that go on travel further, and what the describer may look at.
         """
         from ray_app.inference.scorer import describer_inputs
         from ray_app.inference.second_pass import files_of

@@ -22,7 +22,7 @@ from typing import Any, Generic, Self, TypeVar
 T = TypeVar("T")
 _LOOK_EVERY_S = 0.5  # for orders, and for room
 _POLL_S = 0.1  # for the next item
-_ENDING_S = 60.0  # for the next item, which somebody is making when all ends
+_ENDING_S = 60.0  # for the next item, which is being made when all ends
 _NAMESPACE = b"touchstone_feed"
 _ORDERS = "-orders"
 
@@ -55,13 +55,13 @@ class FeedLog:
         """`halted`: no item is to be begun any more; `avoided`: nor any on these nodes."""
         self._put(_ORDERS, (halted, avoided))
 
-    def welcomes(self, node: str) -> bool:
+    def may_begin(self, node: str) -> bool:
         """Whether an item may be begun on this node."""
         halted, avoided = self._orders()
         return not halted and node not in avoided
 
     def close(self) -> None:
-        """Remove the items from the store; whoever still reads them comes to an end."""
+        """Remove the items from the store; a reader of them comes to an end."""
         from ray.experimental.internal_kv import _internal_kv_del
 
         self.order(True, frozenset())
@@ -140,7 +140,7 @@ class Feed(Generic[T]):
             self._changed.notify_all()
 
     def has_more(self) -> bool:
-        """Whether there are items that nobody has begun; to be asked outside of the block. Raises what the items raised."""
+        """Whether there are items that are not begun; to be asked outside of the block. Raises what the items raised."""
         if self._is_left:
             return True
         if not self._returned and not self._is_over:

@@ -146,7 +146,7 @@ def dataset(
     stall_s: float | None = None,
 ) -> Dataset:
     """The pipeline, not yet begun. `ordered`: results come in the order of the items, else as they are there; `store_bytes`: what may lie
-    between the pools and whoever reads, None = as Ray sees fit; `stall_s`: it ends where nothing comes from a pool for so long.
+    between the pools and the reader, None = as Ray sees fit; `stall_s`: it ends where nothing comes from a pool for so long.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised
     warnings.filterwarnings("ignore", "`ray_remote_args`", RayDeprecationWarning)  # there is no other way to say `retries`

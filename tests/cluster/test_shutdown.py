@@ -41,7 +41,7 @@ def stopper(clock):
 def test_a_node_that_will_be_taken_away_is_avoided_while_the_others_go_on(stopper):
     stopper.avoid({"there"})
     stopper.avoid(())
-    stopper.tell()
+    stopper.announce()
     assert stopper.avoided == {"there"}
     assert stopper.reason is None
     assert not stopper.overdue
@@ -104,7 +104,7 @@ def test_a_submitted_job_says_the_time_that_ray_leaves_it(clock, monkeypatch):
         stopper = Stopper(say=said.append, grace_s=configured, clock=clock)
         with stopper.listening():
             os.kill(os.getpid(), signal.SIGTERM)
-            stopper.tell()
+            stopper.announce()
         assert said == [
             f"stopping: SIGTERM; running work has {left_s} s to be committed "
             f"(Ray kills a job {named} s after its stop: RAY_JOB_STOP_WAIT_TIME_S); a second signal stops at once"

@@ -40,7 +40,7 @@ def bound_after(layout: ScoringLayout, *, driver: float = 0.0, listing: bool = F
     meter.grow(0, goes_on=listing)
     clock.now = 100.0  # start-up
     tally.add(report_on(decode=50.0, score=50.0), 64)
-    meter.tell()
+    meter.export()
     for _ in range(10):
         clock.now += 6.0
         cpu.now += driver * 6.0

@@ -197,7 +197,7 @@ def _cores_here() -> int:
 
 
 def _memory_there(described: ClusterDescription | None, cpus: int) -> tuple[int, int | None, float]:
-    """How many nodes work, the memory of the smallest in bytes (None: nobody has stated it), and what Ray would schedule on in all.
+    """How many nodes work, the memory of the smallest in bytes (None: not stated), and what Ray would schedule on in all.
 
     Without a description, nodes are like this one.
     """

@@ -169,7 +169,7 @@ class _Scoring:
     """All pools of detectors, each timed by itself; the first batch goes through twice, since the first time warms up.
 
     Those of a cascade that look again do so at a few images, whether these go on or not. Recompressed views are looked at where a run
-    would, but not in a cascade: who is near a threshold there is known only once all have spoken.
+    would, but not in a cascade: who is near a threshold there is known only once all have scored.
     """
 
     def __init__(self, spec: ScoringSpec, probe: Probe) -> None:
@@ -268,7 +268,7 @@ class _Scoring:
 
     def _profile(self, batch: Batch, outputs: DetectorOutputs) -> None:
         """Name what can be named; describe a few images, whether the profile requests them or not. Who is flagged in a cascade is known
-        only once all have spoken.
+        only once all have scored.
         """
         with self._words_clock("identify"):
             decision.identified(self._spec, outputs.of(EMBEDDINGS))

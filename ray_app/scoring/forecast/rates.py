@@ -117,10 +117,10 @@ _FUSED_ADVICE = {
 
 @dataclass(frozen=True)
 class ImagePace:
-    """Seconds that one process spends on one image. `score` has one number per pool of detectors, None where nobody knows.
+    """Seconds that one process spends on one image. `score` has one number per pool of detectors, None where it is not known.
 
     `fetch` is wall time, most of it waiting; `fetch_cpu` is what of it keeps the core from other work. `identify` and `describe` are of a
-    profile; None: it has no such thing. `describe` is spread over all images, described or not, 0 where nobody knows how long it takes.
+    profile; None: it has no such thing. `describe` is spread over all images, described or not, 0 where its time is not known.
     A describer that `describes_apart`, in processes of its own, is the last number of `score` instead.
     """
 

@@ -67,7 +67,7 @@ class Survey:
 def survey(items: Iterable[Item], *, sample: int, max_bytes: int, progress: Callable[[int], object] | None = None) -> Survey:
     """Count all of `items` and draw `sample` of them (reservoir sampling, seeded). Larger than `max_bytes` is refused unread.
 
-    `progress` is told now and then how many there are so far.
+    `progress` is called now and then with the number so far.
     """
     found, cursor, draw = Survey(), _Cursor(), random.Random(0)
     for item in items:
