@@ -3,8 +3,8 @@ found of a block is kept until all detectors have scored it (`Partials`, `joined
 
     passes/<manifest>/<block>-<detectors>.arrow    one row per member of the block
 
-`<detectors>`: which of the run's have scored it, as bits in hexadecimal over their sorted names. So however they are grouped next time, none
-is asked twice. A pass decides who is in memory together, never what is scored.
+`<detectors>`: which of the run's have scored it, as bits in hexadecimal over their sorted names. So however they are grouped next time,
+none runs twice. A pass decides who is in memory together, never what is scored.
 """
 
 import json
