@@ -19,7 +19,7 @@ from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
 from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, training_overlap
-from ray_app.metrics import calibration, clustered_tests, detection, intervals, operating_points, significance
+from ray_app.metrics import calibration, detection, intervals, operating_points, significance
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
 from ray_app.reports.evaluation import model, system_model
 from ray_app.runs.summary import EDGES
@@ -85,7 +85,7 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
 def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[str, bool], meaning: Meaning) -> list[model.PairedFacts]:
     """Tests of two AUCs, or of two shares judged correctly where one of the two is binary; on images that both score.
 
-    By generator and source where labels name them (`clustered_tests`), unless intervals are of further images: then DeLong's, McNemar's.
+    By generator and source where labels name them (`significance`), unless intervals are of further images: then DeLong's, McNemar's.
     `difference` is b's figure less a's, as everywhere; `p_holm` is corrected for all pairs.
     """
     if not len(sample):
@@ -101,9 +101,9 @@ def paired_tests(sample: pa.Table, systems: Sequence[System], binary: Mapping[st
         first, second, truth = scores[one.name][both], scores[other.name][both], fakes[both]
         whose = None if names is None else names[both]
         if binary[one.name] or binary[other.name]:
-            test = clustered_tests.mcnemar_of_shares(_right(first, truth, one), _right(second, truth, other), truth, whose)
+            test = significance.mcnemar(_right(first, truth, one), _right(second, truth, other), truth, whose)
         else:
-            test = clustered_tests.delong_of(first, second, truth, whose)
+            test = significance.delong(first, second, truth, whose)
         tests.append((one.name, other.name, test))
     corrected = significance.holm([test.p for _, _, test in tests])
     return [

@@ -22,7 +22,8 @@ from ray_app.errors import Reason
 from ray_app.inference import ScoringSpec, decision, is_blank, range_doubts, remarks_on
 from ray_app.inference.spec import departures, guarantee_departures, other_decoders
 from ray_app.metrics.arrays import Counts, Floats
-from ray_app.metrics.significance import Shift, holm, most_fakes, shift_of
+from ray_app.metrics.drift import Shift, most_fakes, shift_of
+from ray_app.metrics.significance import holm
 from ray_app.metrics.survey_sampling import References
 from ray_app.runs import RunDirectory, directory, document, fingerprint, reader, score_files, settled_state
 from ray_app.runs.rows import as_array, bounded_facts, decided_columns, stability_views, with_reasons

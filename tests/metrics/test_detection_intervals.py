@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ray_app.metrics import clustered_tests, significance
+from ray_app.metrics import significance
 from ray_app.metrics.arrays import ScoreHistogram
 from ray_app.metrics.clusters import ClassSample
 from ray_app.metrics.detection import detection_of
@@ -63,14 +63,14 @@ def test_a_lead_at_seven_generators_of_ten_is_no_lead_at_further_ones():
     a = rng.normal(np.where(fake, 0.5, -0.5), 1.0)
     b = a + lead + rng.normal(0, 0.2, 1_000)
     right = [(one > 0) == fake for one in (a, b)]
-    further, these = clustered_tests.delong_of(a, b, fake, names), clustered_tests.delong_of(a, b, fake, None)
-    assert these == significance.delong_paired(a, b, fake)
+    further, these = significance.delong(a, b, fake, names), significance.delong(a, b, fake, None)
+    assert these == significance.delong(a, b, fake)
     assert further.difference.value == pytest.approx(these.difference.value)
     assert further.test == "clustered delong"
-    assert clustered_tests.delong_of(a, a, fake, names).p == 1.0
+    assert significance.delong(a, a, fake, names).p == 1.0
     assert these.p < 0.01 < 0.05 < further.p
     assert np.ptp(further.difference.interval) > 2 * np.ptp(these.difference.interval)
-    shares, of_images = clustered_tests.mcnemar_of_shares(*right, fake, names), clustered_tests.mcnemar_of_shares(*right, fake, None)
+    shares, of_images = significance.mcnemar(*right, fake, names), significance.mcnemar(*right, fake, None)
     assert of_images == significance.mcnemar(*right)
     assert of_images.p < 0.01 < 0.05 < shares.p
     assert shares.difference.value == pytest.approx(of_images.difference.value)

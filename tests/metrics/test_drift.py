@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom, chi2, chi2_contingency, ks_2samp
 
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.significance import (
+from ray_app.metrics.drift import (
     LIMIT_PSI,
     NOTICED_P,
     drift_of,

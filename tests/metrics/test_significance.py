@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 
-from ray_app.metrics.significance import delong_paired, holm, mcnemar, mcnemar_of, mid_p
+from ray_app.metrics.significance import delong, holm, mcnemar, mcnemar_of, mid_p
 
 
 def two_systems(seed, n=60, ties=False, same=0.5, gain=0.0):
@@ -27,7 +27,7 @@ def covariance_by_pairs(scores, fake):
 @pytest.mark.parametrize("seed", range(2))
 def test_delong_is_its_definition(seed, ties):
     a, b, fake = two_systems(seed, ties=ties)
-    found = delong_paired(a, b, fake)
+    found = delong(a, b, fake)
     difference = roc_auc_score(fake, b) - roc_auc_score(fake, a)
     matrix = covariance_by_pairs((a, b), fake)
     error = math.sqrt(matrix[0, 0] + matrix[1, 1] - 2 * matrix[0, 1])
@@ -39,15 +39,15 @@ def test_delong_is_its_definition(seed, ties):
 
 def test_delong_of_equal_systems_and_where_it_is_not_defined():
     a, _, fake = two_systems(0)
-    same = delong_paired(a, 2 * a + 1, fake)
+    same = delong(a, 2 * a + 1, fake)
     assert (same.difference.value, same.p, same.why) == (0.0, 1.0, None)
-    few = delong_paired([1, 2, 3], [1, 2, 3], [1, 0, 0]).row()
+    few = delong([1, 2, 3], [1, 2, 3], [1, 0, 0]).row()
     assert (few["p"], few["n"], few["why"]) == (None, 3, "too few images")
     assert few["difference"]["why"] == "two fakes and two real images are the least that it takes"
-    turned = delong_paired([0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1])
+    turned = delong([0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1])
     assert (turned.difference.value, turned.p, turned.why) == (-1.0, None, "the AUCs do not vary")
     with pytest.raises(ValueError, match="not finite"):
-        delong_paired([np.nan, 1], [1, 2], [0, 1])
+        delong([np.nan, 1], [1, 2], [0, 1])
 
 
 def test_mcnemar_counts_what_one_alone_gets_right():

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ray_app.metrics.arrays import ScoreHistogram
-from ray_app.metrics.clustered_tests import delong_of, mcnemar_of_shares
 from ray_app.metrics.clusters import ClassSample
 from ray_app.metrics.detection import detection_of
 from ray_app.metrics.detection_intervals import ScoredClass, with_intervals
+from ray_app.metrics.significance import delong, mcnemar
 from tests.statistics.drawn_generators import Setting
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -120,7 +120,7 @@ def rejected(setting, seeds, lead=0.0):
     found = np.zeros((2, seeds), bool)
     for seed in range(seeds):
         a, b, fake, names = pair_of(setting, np.random.default_rng([seed, 5]), lead)
-        tests = delong_of(a, b, fake, names), mcnemar_of_shares((a > 0) == fake, (b > 0) == fake, fake, names)
+        tests = delong(a, b, fake, names), mcnemar((a > 0) == fake, (b > 0) == fake, fake, names)
         found[:, seed] = [test.p < ALPHA for test in tests]
     return found
 

@@ -13,7 +13,7 @@ from ray_app.evaluation.compare.changes import FAKE, VERDICTS, Codes, Numbers, P
 from ray_app.evaluation.interval_sample import Meaning
 from ray_app.evaluation.join import LabelledRows
 from ray_app.evaluation.systems import ENSEMBLE
-from ray_app.metrics import arrays, clustered_tests, clusters, detection_intervals, intervals, significance
+from ray_app.metrics import arrays, clusters, detection_intervals, intervals, significance
 from ray_app.reports.evaluation.system_model import IntervalFacts
 
 Groups = npt.NDArray[np.int32]
@@ -83,7 +83,7 @@ def labelled_changes(
         there = known & np.isfinite(a) & np.isfinite(b)
         right = tuple(_right(name, one, verdict, fake)[there] for one, verdict in zip((a, b), verdicts, strict=True))
         whose = truth.names(there) if meaning == "generators" else None
-        tested = clustered_tests.mcnemar_of_shares(right[0], right[1], fake[there], whose)
+        tested = significance.mcnemar(right[0], right[1], fake[there], whose)
         both = _both_rates(right, fake[there], whose)
         by_system.append({"name": name, **_auc(a, b, fake, there, whose), "right": {**tested.row(), **both}})
         generators += [{"system": name, **one} for one in _by_generator(truth, truth.codes[there], right[0], right[1])]
@@ -141,7 +141,7 @@ def _auc(
         return {"auc": None}
     if len(sample) > 2 and max(len(np.unique(one)) for one in of) <= 2:
         return {"auc": _undefined("binary replies have no ranking", len(sample))}
-    tested = clustered_tests.delong_of(of[0], of[1], marks, whose)
+    tested = significance.delong(of[0], of[1], marks, whose)
     if tested.difference.value is None:
         return {"auc": _undefined(tested.difference.why or "", len(sample))}
     figures = [detection_intervals.auc_by_cluster(one, marks, whose).row() for one in of]

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from ray_app.errors import ConfigError, Status
 from ray_app.evaluation.systems import ENSEMBLE
-from ray_app.metrics import arrays, intervals, significance
+from ray_app.metrics import arrays, drift, intervals, significance
 from ray_app.runs import RunDirectory, reader, summary
 
 By = Literal["image_id", "sha256"]
@@ -289,14 +289,14 @@ def distribution_of(a: Numbers, b: Numbers) -> dict[str, Any]:
     Histograms have the edges of a run's summary; scores beyond are counted in the outermost bins.
     """
     first, second = (arrays.ScoreHistogram.of(one[np.isfinite(one)]) for one in (a, b))
-    drift = significance.drift_of(first, second)
+    moved = drift.drift_of(first, second)
     return {
         "n_a": first.n,
         "n_b": second.n,
-        "quantiles_a": significance.quantiles_of(first, QUANTILES) if first.n else [],
-        "quantiles_b": significance.quantiles_of(second, QUANTILES) if second.n else [],
+        "quantiles_a": drift.quantiles_of(first, QUANTILES) if first.n else [],
+        "quantiles_b": drift.quantiles_of(second, QUANTILES) if second.n else [],
         "histogram": {"edges": summary.EDGES.tolist(), "a": _bins(first), "b": _bins(second)},
-        "drift": drift.row() if drift else None,
+        "drift": moved.row() if moved else None,
     }
 
 
