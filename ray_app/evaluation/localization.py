@@ -319,7 +319,7 @@ class _Headline:
         """Those of rows of `kinds`."""
         if self._rules.policy == "plain":
             return facts_of(localization.localization_of(rows, empty=self._empty))
-        return facts_of(localization.opensdi_of(rows) if self._rules.policy == "opensdi" else localization.imdlbenco_of(rows))
+        return facts_of(localization.imdlbenco_of(rows))
 
     def row(self) -> dict[str, Any]:
         """The policy in words."""
@@ -454,7 +454,7 @@ def _imdlbenco(groups: dict[_Group, localization.MaskRows]) -> ImdlBencoFacts:
 
 def _opensdi(groups: dict[_Group, localization.MaskRows]) -> OpenSdiFacts:
     rows = _together(of for group, of in groups.items() if group.kind == "local")
-    return OpenSdiFacts(counts=MaskCounts(**localization.counts_of(rows)), figures=facts_of(localization.opensdi_of(rows)))
+    return OpenSdiFacts(counts=MaskCounts(**localization.counts_of(rows)), figures=facts_of(localization.imdlbenco_of(rows)))
 
 
 def _together(rows: Iterable[localization.MaskRows]) -> arrays.Floats:

@@ -4,7 +4,7 @@ Brier score, reliability, ECE.
 The probability of fake is the sigmoid of the calibrated score with a calibration, and of the score without.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,17 +62,12 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
 
 def log_loss(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> MetricEstimate:
     """The mean cross-entropy (natural logarithm) of the log-odds, without clipping: a sure score that is wrong costs all that it says."""
-    n = fakes.n + reals.n
-    pieces = [(sign * _log_odds(one.values, calibration), one.counts / n) for one, sign in ((fakes, -1), (reals, 1)) if one.n]
-    loss = sum(float(shares @ np.logaddexp(0, wrong)) for wrong, shares in pieces)
-    return MetricEstimate(loss, n=n) if n else undefined("there are no images")
+    return _mean_loss(losses, fakes, reals, calibration)
 
 
 def brier_score(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None) -> MetricEstimate:
     """The mean square of what chance and truth, 0 or 1, are apart (Brier 1950)."""
-    n = fakes.n + reals.n
-    pieces = [(one.counts, _chances(one.values, calibration) - truth) for one, truth in ((fakes, 1), (reals, 0))]
-    return MetricEstimate(sum(float(counts @ apart**2) for counts, apart in pieces) / n, n=n) if n else undefined("there are no images")
+    return _mean_loss(squares, fakes, reals, calibration)
 
 
 def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None = None, bins: int = 15) -> MetricEstimate:
@@ -89,8 +84,10 @@ def debiased_ece(fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Cali
         return undefined(operating_points.ONE_CLASS, n)
     if n < FEWEST_FOR_ECE:
         return undefined(f"it needs {FEWEST_FOR_ECE} images or more; there are {n}", n)
-    every = _Bins.of(fakes, reals, calibration, bins)
-    in_bin, n_fake, expected = (column[every.n > 0] for column in (every.n, every.fakes, every.expected))
+    by_class = [binned(_chances(one.values, calibration), one.counts, bins) for one in (fakes, reals)]
+    total, expected = by_class[0][0] + by_class[1][0], by_class[0][1] + by_class[1][1]
+    filled = total > 0
+    in_bin, n_fake, expected = total[filled], by_class[0][0][filled], expected[filled]
     share = n_fake / in_bin
     gap = np.abs(expected / in_bin - share)
     redrawn = _mean_of_folded(gap, np.sqrt(share * (1 - share) / in_bin))
@@ -228,19 +225,17 @@ def _least_cross_entropy(numbers: Floats, fake: Bools, *, intercept: bool) -> _L
     return _Line(*line, float((np.logaddexp(0, log_odds) - target * log_odds).sum()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Bins:
-    """Of each bin: images, fakes among them, and the sum of their chances, which is how many fakes are to be expected."""
-
-    n: Floats
-    fakes: Floats
-    expected: Floats
-
-    @classmethod
-    def of(cls, fakes: ScoreHistogram, reals: ScoreHistogram, calibration: Calibration | None, bins: int) -> "_Bins":
-        n_fake, expected_fake = binned(_chances(fakes.values, calibration), fakes.counts, bins)
-        n_real, expected_real = binned(_chances(reals.values, calibration), reals.counts, bins)
-        return cls(n_fake + n_real, n_fake, expected_fake + expected_real)
+def _mean_loss(
+    loss: Callable[[Floats, bool, Calibration | None], Floats],
+    fakes: ScoreHistogram,
+    reals: ScoreHistogram,
+    calibration: Calibration | None,
+) -> MetricEstimate:
+    n = fakes.n + reals.n
+    total = sum(
+        float(loss(one.values, is_fake, calibration) @ (one.counts / n)) for one, is_fake in ((fakes, True), (reals, False)) if one.n
+    )
+    return MetricEstimate(total, n=n) if n else undefined("there are no images")
 
 
 def _log_odds(scores: Floats, calibration: Calibration | None) -> Floats:

@@ -94,8 +94,8 @@ def detection_figures(scores: ArrayLike, labels: ArrayLike, generators: Sequence
     numbers, fake = checked(scores, labels)
     if len(generators) != len(numbers):
         raise ValueError(f"{len(numbers):,} scores but {len(generators):,} generators")
-    by_generator = _by_generator(numbers, fake, generators)
     fakes, reals = ScoreHistogram.of(numbers[fake]), ScoreHistogram.of(numbers[~fake])
+    by_generator = _by_generator(numbers, fake, generators, fakes, reals)
     figures: dict[str, Any] = {"n_real": reals.n, "n_fake": fakes.n}
     figures |= _overall(fakes, reals, by_generator) if fakes.n and reals.n else dict.fromkeys(_NEED_BOTH)
     return figures | {"loss": log_loss(fakes, reals).value, "generators": by_generator}
@@ -141,38 +141,33 @@ def _overall(fakes: ScoreHistogram, reals: ScoreHistogram, by_generator: Mapping
     }
 
 
-def _by_generator(scores: Floats, fake: Bools, generators: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Figures by generator, in order of name; one that has real and fake images is two, named by the label."""
+def _by_generator(
+    scores: Floats, fake: Bools, generators: Sequence[str], fakes: ScoreHistogram, reals: ScoreHistogram
+) -> dict[str, dict[str, Any]]:
+    """Figures by generator against all images of the other class, by name; one with real and fake images is two, named by label."""
     names, codes = np.unique(np.asarray(generators, dtype=object), return_inverse=True)
     groups, members = np.unique(2 * codes + fake, return_inverse=True)
     pieces = np.split(scores[np.argsort(members, kind="stable")], np.cumsum(np.bincount(members))[:-1])
-    # Seen from the other end, with every sign turned, a real is to the fakes what a fake is to the reals.
-    others = {True: ScoreHistogram.of(scores[~fake]), False: ScoreHistogram.of(-scores[fake])}
     figures = {}
     for group, piece in zip(groups, pieces, strict=True):
-        name, is_fake = str(names[group // 2]), bool(group % 2)
-        label = "fake" if is_fake else "real"
-        mixed = group ^ 1 in groups
-        figures[f"{name} ({label})" if mixed else name] = _of_group(piece if is_fake else -piece, others[is_fake], label)
+        name, is_fake, own = str(names[group // 2]), bool(group % 2), ScoreHistogram.of(piece)
+        label, rate = ("fake", "tpr") if is_fake else ("real", "tnr")
+        right = own.above(0) if is_fake else own.n - own.above(0)
+        both = (own, reals) if is_fake else (fakes, own)
+        auc = auc_of(*both) if both[0].n and both[1].n else None
+        figures[f"{name} ({label})" if group ^ 1 in groups else name] = {
+            "n": own.n,
+            "label": label,
+            "auc": auc.value if auc else None,
+            "auc_interval": [auc.low, auc.high] if auc else None,
+            rate: right / own.n,
+            "interval": list(proportion_interval(right, own.n)),
+        }
     return figures
 
 
-def _of_group(towards: Floats, others: ScoreHistogram, label: str) -> dict[str, Any]:
-    """Figures of one generator's images, from scores that rise towards its own label, against all others, turned likewise."""
-    own = ScoreHistogram.of(towards)
-    right = own.above(0) if label == "fake" else own.at_or_above(0)
-    auc = auc_of(own, others) if others.n else None
-    return {
-        "n": len(towards),
-        "label": label,
-        "auc": auc.value if auc else None,
-        "auc_interval": [auc.low, auc.high] if auc else None,
-        "tpr" if label == "fake" else "tnr": right / len(towards),
-        "interval": list(proportion_interval(right, len(towards))),
-    }
-
-
 _NO_IMAGES = "there are no images"
+_PIECE = 2**18  # confidences that are looked at together, so that memory stays that of the histograms
 
 
 def risk_coverage(
@@ -188,18 +183,22 @@ def risk_coverage(
     if most < 16:
         raise ValueError(f"a curve of {most} points is none; 16 are the fewest")
     if not n:
-        return {"points": [], "aurc": undefined("there are no images")}
-    sides = [*_sides(fakes, threshold, strict, right="above"), *_sides(reals, threshold, strict, right="below")]
-    edges = _edges(sides, most)
-    cuts = [np.append(len(side.sure), np.searchsorted(side.sure, edges)) for side in sides]
-    # Piece by piece between the edges, from the surest down, so that memory stays that of the histograms.
-    area, covered, wrong, points = 0.0, 0, 0, []
-    for start, end in zip(np.stack(cuts, 1)[1:], np.stack(cuts, 1)[:-1], strict=True):
-        counts, errors = _descending([side.part(*cut) for side, *cut in zip(sides, start, end, strict=True)])
-        so_far, wrong_so_far = covered + counts.cumsum(), wrong + errors.cumsum()
-        area += float(counts @ (wrong_so_far / np.maximum(so_far, 1)))
-        covered, wrong = int(so_far[-1]), int(wrong_so_far[-1])
-        points += [[covered / n, wrong / covered]] if covered else []
+        return {"points": [], "aurc": undefined(_NO_IMAGES)}
+    (missed, found), (passed, alarms) = (_by_confidence(one, threshold, strict) for one in (fakes, reals))
+    right, wrong = ScoreHistogram.merged([found, passed]), ScoreHistogram.merged([missed, alarms])
+
+    def surer(confidences: Floats) -> tuple[Counts, Counts]:
+        """How many images are at least so sure, for each of some confidences, and how many of those are wrong."""
+        errors = wrong.n - wrong.below(confidences)
+        return right.n - right.below(confidences) + errors, errors
+
+    area = 0.0
+    for side in (right, wrong):
+        for start in range(0, len(side.values), _PIECE):
+            covered, errors = surer(side.values[start : start + _PIECE])
+            area += float(side.counts[start : start + _PIECE] @ (errors / covered))
+    covered, errors = surer(operating_points.thinned(right, wrong, most))
+    points = np.stack([covered / n, errors / covered], axis=1).tolist()
     return {"points": points, "aurc": MetricEstimate(area / n, n=n)}
 
 
@@ -260,49 +259,11 @@ def classification_report(fake_fake: int, fake_real: int, real_fake: int, real_r
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """The images of a class on one side of the threshold: how sure, ascending (k,), how many, and whether they are classified wrong."""
-
-    sure: Floats
-    counts: Counts
-    wrong: bool
-
-    def part(self, start: int, end: int) -> "_Side":
-        return _Side(self.sure[start:end], self.counts[start:end], self.wrong)
-
-
-def _sides(scores: ScoreHistogram, threshold: float, strict: bool, right: str) -> tuple[_Side, _Side]:
+def _by_confidence(scores: ScoreHistogram, threshold: float, strict: bool) -> tuple[ScoreHistogram, ScoreHistogram]:
+    """The images of a class that are taken for real, and for fake, by how far their scores lie from the threshold."""
     split = int(np.searchsorted(scores.values, threshold, "right" if strict else "left"))
-    return (
-        _Side((threshold - scores.values[:split])[::-1], scores.counts[:split][::-1], right == "above"),
-        _Side(scores.values[split:] - threshold, scores.counts[split:], right == "below"),
-    )
-
-
-def _edges(sides: list[_Side], most: int) -> Floats:
-    """Up to `most` of the confidences in descending order, with the highest and the lowest: all, or evenly over the images."""
-    if sum(len(side.sure) for side in sides) <= 4 * most:
-        every = np.unique(np.concatenate([side.sure for side in sides]))
-        if len(every) <= most:
-            return every[::-1]
-    total = sum(int(side.counts.sum()) for side in sides)
-    picked = []
-    for side in (side for side in sides if len(side.sure)):
-        passed = side.counts.cumsum()
-        budget = 2 + (most - 8) * int(passed[-1]) // total
-        picked.append(side.sure[np.searchsorted(passed, np.linspace(0, passed[-1], budget))])
-    return np.unique(np.concatenate(picked))[::-1]
-
-
-def _descending(pieces: list[_Side]) -> tuple[Counts, Counts]:
-    """How many images have each confidence, from the surest down, and how many of them are classified wrong."""
-    sure, counts = np.concatenate([piece.sure for piece in pieces]), np.concatenate([piece.counts for piece in pieces])
-    errors = np.concatenate([piece.counts if piece.wrong else np.zeros_like(piece.counts) for piece in pieces])
-    order = np.argsort(sure, kind="stable")  # which merges runs that are in order already
-    sure = sure[order]
-    starts = np.flatnonzero(np.concatenate([[True], sure[1:] != sure[:-1]]))
-    return np.add.reduceat(counts[order], starts)[::-1], np.add.reduceat(errors[order], starts)[::-1]
+    below = ScoreHistogram((threshold - scores.values[:split])[::-1], scores.counts[:split][::-1])
+    return below, ScoreHistogram(scores.values[split:] - threshold, scores.counts[split:])
 
 
 def _class_report(right: int, there: int, named: int) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Localization: agreement of one mask with its truth (`mask_figures`), and over many images by our convention (`localization_of`),
-IMDLBenCo's (`imdlbenco_of`) and OpenSDI's (`opensdi_of`).
+"""Localization: agreement of one mask with its truth (`mask_figures`), and over many images by our convention (`localization_of`) and
+IMDLBenCo's (`imdlbenco_of`), which OpenSDI uses.
 
 Sources: specs/localization.md §2.2 and §3.1, golden/maskclip.md §5 (executed).
 """
@@ -99,19 +99,13 @@ def imdlbenco_of(rows: Rows, *, mode: Mode = "origin") -> dict[str, MetricEstima
     IoU the probabilities, so that pixels at exactly ½ are marked for one and not for the other. `double` takes per image and figure
     the better of the two. Departures: ties have mid-ranks (theirs depend on the order of sorting), and where everything is altered,
     which makes their mean AUC NaN, the image is left out of it.
+
+    OpenSDI's figures are these of partial fakes alone at the network's size; one whose truth is empty at that size counts as 0, as there.
     """
     if mode == "double":
         better = [np.fmax(*pair) for pair in zip(_imdlbenco(rows, turned=False), _imdlbenco(rows, turned=True), strict=True)]
         return _means(*better)
     return _means(*_imdlbenco(rows, turned=mode == "reverse"))
-
-
-def opensdi_of(rows: Rows) -> dict[str, MetricEstimate]:
-    """OpenSDI's figures, of rows of partial fakes alone at the network's size: IMDLBenCo's formulas, the mean over images.
-
-    A partial fake whose truth is empty at that size counts as 0, as there (`counts_of` says how many there are).
-    """
-    return imdlbenco_of(rows)
 
 
 def counts_of(rows: Rows) -> dict[str, int]:

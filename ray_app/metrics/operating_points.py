@@ -153,7 +153,7 @@ def curve_points(fakes: ScoreHistogram, reals: ScoreHistogram, most: int = 256) 
     """
     if not fakes.n or not reals.n:
         return []
-    thresholds = _thresholds(fakes, reals, most)
+    thresholds = thinned(fakes, reals, most)
     thresholds = np.concatenate([[np.nextafter(thresholds[0], np.inf)], thresholds])
     alarms, found = reals.n - reals.below(thresholds), fakes.n - fakes.below(thresholds)
     moves = np.concatenate([[True], np.diff(alarms) + np.diff(found) > 0])
@@ -168,7 +168,7 @@ def precision_recall_points(fakes: ScoreHistogram, reals: ScoreHistogram, most: 
     """Points (recall, precision) by rising recall, no more than `most`, thinned as `curve_points` are; empty with one class."""
     if not fakes.n or not reals.n:
         return []
-    thresholds = _thresholds(fakes, reals, most)
+    thresholds = thinned(fakes, reals, most)
     found = fakes.n - fakes.below(thresholds)
     flagged = found + reals.n - reals.below(thresholds)
     points = np.column_stack([found[flagged > 0] / fakes.n, found[flagged > 0] / flagged[flagged > 0]])
@@ -200,16 +200,16 @@ def _surplus_ends(fakes: ScoreHistogram, reals: ScoreHistogram) -> tuple[int, in
     return fakes_end, reals_end
 
 
-def _thresholds(fakes: ScoreHistogram, reals: ScoreHistogram, most: int) -> Floats:
-    """Fewer than `most` distinct scores of both classes in descending order, with the lowest: all where they are few enough."""
+def thinned(first: ScoreHistogram, second: ScoreHistogram, most: int) -> Floats:
+    """Fewer than `most` distinct values of both in descending order, with the lowest: all where they are few enough."""
     if most < 16:
         raise ValueError(f"a curve of {most} points is none; 16 are the fewest")
-    if len(fakes.values) + len(reals.values) < 2 * most:
-        every = np.union1d(fakes.values, reals.values)
+    if len(first.values) + len(second.values) < 2 * most:
+        every = np.union1d(first.values, second.values)
         if len(every) < most:
             return every[::-1]
     budget = (most - 1) // 2
-    return np.unique(np.concatenate([_spread_out(one, budget) for one in (fakes, reals)]))[::-1]
+    return np.unique(np.concatenate([_spread_out(one, budget) for one in (first, second) if one.n]))[::-1]
 
 
 def _spread_out(scores: ScoreHistogram, budget: int) -> Floats:

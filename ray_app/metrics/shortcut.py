@@ -82,10 +82,7 @@ def _cross_validated(scores: Floats, fake: Bools) -> tuple[float, tuple[float, f
     parts = right / np.where(fake, fakes.n, reals.n)
     spread = float((parts**2).sum()) * len(parts) / max(len(parts) - 1, 1)
     if fewest < 2 or not 0 < auc < 1 or spread <= 0:
-        return auc, (
-            intervals.proportion_interval(math.floor(auc * fewest), fewest)[0],
-            intervals.proportion_interval(math.ceil(auc * fewest), fewest)[1],
-        )
+        return auc, intervals.share_interval(auc, fewest)
     half = float(t.ppf(0.975, fewest - 1)) * math.sqrt(spread * _DEPENDENCE) / (auc * (1 - auc))
     return auc, (float(expit(logit(auc) - half)), float(expit(logit(auc) + half)))
 
