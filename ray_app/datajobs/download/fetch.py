@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 from ray_app.datajobs.download.config import CollectConfig
@@ -98,7 +99,7 @@ class Downloader:
         self._loop.set_default_executor(ThreadPoolExecutor(_WRITERS, thread_name_prefix="write"))
 
     async def _fetched(self, unit: Unit) -> Fetched:
-        until = time.monotonic() + self._limit_s
+        self._until = time.monotonic() + self._limit_s
         self._unit, self._news, self._elsewhere = unit, list[str](), list[Task]()
         self._queue = Queue(unit.tasks, self._config.politeness.per_host * _PER_PLACE)
         self._running, self._changed = set[asyncio.Task[None]](), asyncio.Event()
@@ -107,7 +108,7 @@ class Downloader:
         committing.add_done_callback(self._is_over)
         try:
             while self._fault is None:
-                while time.monotonic() < until and len(self._running) < _MOST_IN_HAND and (task := self._queue.next()) is not None:
+                while time.monotonic() < self._until and len(self._running) < _MOST_IN_HAND and (task := self._queue.next()) is not None:
                     self._running.add(running := asyncio.create_task(self._collect(task)))
                     running.add_done_callback(self._is_over)
                 if not self._running:
@@ -161,17 +162,20 @@ class Downloader:
         return False
 
     async def _fetch(self, task: Task) -> None:
-        """Request until there is an answer for good: an image, a redirect, or a failure that stays one."""
+        """Request until there is an answer for good: an image, a redirect, a failure that stays one; or the unit's time is over."""
         host = self._unit.hosts.setdefault(task.host, Host(task.host, self._config.politeness))
         retry, until = self._config.retry, time.monotonic() + self._config.retry.deadline_s
-        pauses = retry.pauses(random.random)
+        pauses = islice(retry.pauses(random.random), task.tries, None)
         before: str | None = None
         while True:
             try:
                 await self._once(task, host)
                 return
+            except TimeoutError:  # it waited for its host
+                self._elsewhere.append(task)
+                return
             except Failed as failure:
-                task = replace(task, requests=task.requests + failure.asked)
+                task = replace(task, requests=task.requests + failure.asked, tries=task.tries + 1)
                 _note(host, failure)
                 is_same = failure.sha256 is not None and failure.sha256 == before
                 pause = next(pauses, None) if failure.passing and not is_same else None
@@ -181,11 +185,16 @@ class Downloader:
                     await self._end(task, row_of(task, failure.status, detail=failure.detail, http_status=failure.http_status))
                     return
                 before = failure.sha256
+            if time.monotonic() + pause > self._until:
+                self._elsewhere.append(task)
+                return
             await asyncio.sleep(pause)
 
     async def _once(self, task: Task, host: Host) -> None:
+        """One request, and what comes of it. Raises Failed, TimeoutError where the unit's time is over before the host is free."""
         async with AsyncExitStack() as held:
-            async with host.visit():
+            async with asyncio.timeout_at(None if math.isinf(self._until) else self._until) as waiting, host.visit():
+                waiting.reschedule(None)
                 await held.enter_async_context(self._room)
                 answer = await self._http.get(task.url)
             # Others may ask this host while the image is decoded and written, within `_room`.
@@ -196,7 +205,7 @@ class Downloader:
                 return
         if task.hops >= self._config.limits.max_redirects:
             raise Failed(Status.SOURCE_DENIED, f"redirected more than {task.hops} times", http_status=answer.http_status)
-        task = replace(task, url=answer.moved, hops=task.hops + 1)
+        task = replace(task, url=answer.moved, hops=task.hops + 1, tries=0)
         is_ours = owner_of(task.host, self._unit.parts) == self._unit.part
         (self._queue.add if is_ours else self._elsewhere.append)(task)
 

@@ -30,7 +30,7 @@ from ray_app.streams.each import in_pool
 # Fewer are there before a local cluster would be up, or soon after: one process requests a thousand urls at once.
 _FEW = 20_000
 _CPUS = 0.5  # of a process: it waits most of the time; its decoders are the work
-_STALL_S = 3600.0  # a unit may wait for a slow host, several times
+_STALL_S = 900.0
 _MOST_DEATHS = 3
 _PARTS_EACH = 4  # of the hosts, for each process: one that waits for a slow host holds up few others
 _UNIT_URLS, _UNIT_S = 1000, 60.0

@@ -55,7 +55,8 @@ def host_of(url: str) -> str:
 class Task:
     """One url that is to be had now. `stem`: its file's name without ending; `there`: files of that name, perhaps of a killed session.
 
-    After redirects, `url` is the next place to ask and `wanted` what the list says; `hops` counts them, `requests` all requests.
+    After redirects, `url` is the next place to ask and `wanted` what the list says; `hops` counts them, `requests` all requests, `tries`
+    those of `url` that failed.
     `before`: when the row of an earlier session ended, which this one's is to replace.
     """
 
@@ -67,6 +68,7 @@ class Task:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     hops: int = 0
     requests: int = 0
+    tries: int = 0
     before: datetime | None = None
 
     @property

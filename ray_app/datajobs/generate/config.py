@@ -127,7 +127,7 @@ Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
 
 
 class Like(Frozen):
-    """A real set whose files the made ones are to look like."""
+    """A real set whose files the generated ones are to be stored like."""
 
     source: str = Field(description="a run of `touchstone score`, an index, or anything that `score` takes as a source")
     sample: int = Field(default=2000, ge=1, description="real files that are measured")

@@ -52,33 +52,33 @@ class FileStyle:
 
 @dataclass(frozen=True)
 class FileStyles:
-    """The looks of a sample of real files, in a fixed order; `left_out` counts files by why they are none."""
+    """The styles of a sample of real files, in a fixed order; `left_out` counts files by why they are none."""
 
-    looks: tuple[FileStyle, ...]
+    styles: tuple[FileStyle, ...]
     left_out: dict[str, int]
 
     def kept(self) -> dict[str, Any]:
         """All, as JSON."""
-        return {"looks": [asdict(look) for look in self.looks], "left_out": self.left_out}
+        return {"looks": [asdict(style) for style in self.styles], "left_out": self.left_out}
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> "FileStyles":
         """The same, read back."""
-        looks = (FileStyle(**one | {"size": one["size"] and tuple(one["size"])}) for one in kept["looks"])
-        return cls(tuple(looks), kept["left_out"])
+        styles = (FileStyle(**one | {"size": one["size"] and tuple(one["size"])}) for one in kept["looks"])
+        return cls(tuple(styles), kept["left_out"])
 
     def facts(self) -> dict[str, Any]:
         """Counts, as JSON."""
-        formats = dict(Counter(look.format for look in self.looks).most_common())
-        qualities = sorted(look.quality for look in self.looks if look.format == "JPEG" and look.quality is not None)
-        subsampling = Counter(look.subsampling for look in self.looks if look.subsampling is not None)
+        formats = dict(Counter(style.format for style in self.styles).most_common())
+        qualities = sorted(style.quality for style in self.styles if style.format == "JPEG" and style.quality is not None)
+        subsampling = Counter(style.subsampling for style in self.styles if style.subsampling is not None)
         median = qualities[len(qualities) // 2] if qualities else None
-        return {"files": len(self.looks), "formats": formats, "jpeg_quality_median": median, "subsampling": dict(subsampling),
+        return {"files": len(self.styles), "formats": formats, "jpeg_quality_median": median, "subsampling": dict(subsampling),
                 "left_out": self.left_out}  # fmt: skip
 
 
-def plain_look(encoding: FileEncoding) -> FileStyle:
-    """The one look of a job without a real set."""
+def plain_style(encoding: FileEncoding) -> FileStyle:
+    """The one style of a job without a real set."""
     quality = encoding.quality or (90 if encoding.format == "JPEG" else None)
     if encoding.format == "PNG":
         return FileStyle("PNG")
@@ -128,23 +128,23 @@ def measure(like: Like, limits: ImageLimits, retry: RetryPolicy, *, allow_privat
     reals = [member for member in labelled if str(member.input.get("label", "real")).lower() not in ("fake", "1", "true")]
     if len(reals) > like.sample:
         reals = [reals[round(number * (len(reals) - 1) / (like.sample - 1 or 1))] for number in range(like.sample)]
-    looks, left_out = [], Counter[str]()
+    styles, left_out = [], Counter[str]()
     for _, data in archives.MemberReader(fetcher, max_bytes=limits.max_bytes).read(reals):
-        look = data.status.value if isinstance(data, InputError) else look_of(data, size=like.size)
-        if isinstance(look, FileStyle):
-            looks.append(look)
+        style = data.status.value if isinstance(data, InputError) else style_of(data, size=like.size)
+        if isinstance(style, FileStyle):
+            styles.append(style)
         else:
-            left_out[look] += 1
-    if not looks and "::" not in like.source and RunDirectory(Store.open(like.source)).exists():
-        looks = list(_row_styles(RunDirectory.open(like.source), like))
-    if not looks:
+            left_out[style] += 1
+    if not styles and "::" not in like.source and RunDirectory(Store.open(like.source)).exists():
+        styles = list(_row_styles(RunDirectory.open(like.source), like))
+    if not styles:
         raise ConfigError(
             f"like: no JPEG, PNG or WebP was read from {strip_secrets(like.source)}", hint=f"left out: {dict(left_out) or 'nothing there'}"
         )
-    return FileStyles(tuple(looks), dict(left_out))
+    return FileStyles(tuple(styles), dict(left_out))
 
 
-def look_of(data: bytes, *, size: bool = False) -> FileStyle | str:
+def style_of(data: bytes, *, size: bool = False) -> FileStyle | str:
     """How a file is stored, or the reason why nothing like it is written."""
     kind = sniff_format(data)
     if kind not in _WRITTEN:
@@ -182,22 +182,22 @@ def resized_like(image: Image.Image, real: Size | None) -> Image.Image:
     return ImageOps.fit(image, (max(1, round(real[0] * scale)), max(1, round(real[1] * scale))), Image.Resampling.LANCZOS)
 
 
-def encode(image: Image.Image, look: FileStyle, mark: Mark | None) -> bytes:
-    """An RGB picture as a file that looks so; `mark` None writes none, and never is anything else written beside the pixels."""
+def encode(image: Image.Image, style: FileStyle, mark: Mark | None) -> bytes:
+    """An RGB picture as a file of this style; `mark` None writes none, and never is anything else written beside the pixels."""
     file = io.BytesIO()
     plain = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())  # without whatever a pipeline attached
-    plain.save(file, look.format, **_options(look, _XMP.format(mark=mark).encode() if mark else None))
+    plain.save(file, style.format, **_options(style, _XMP.format(mark=mark).encode() if mark else None))
     return file.getvalue()
 
 
-def _options(look: FileStyle, xmp: bytes | None) -> dict[str, Any]:
-    if look.format == "PNG":
+def _options(style: FileStyle, xmp: bytes | None) -> dict[str, Any]:
+    if style.format == "PNG":
         if xmp is None:
             return {}
         info = PngImagePlugin.PngInfo()
         info.add_itxt("XML:com.adobe.xmp", xmp.decode())
         return {"pnginfo": info}
     facts: dict[str, Any] = {} if xmp is None else {"xmp": xmp}
-    if look.format == "JPEG":
-        return facts | {"quality": look.quality or 90, "subsampling": look.subsampling or "4:2:0"}
-    return facts | ({"lossless": True} if look.quality is None else {"quality": look.quality})
+    if style.format == "JPEG":
+        return facts | {"quality": style.quality or 90, "subsampling": style.subsampling or "4:2:0"}
+    return facts | ({"lossless": True} if style.quality is None else {"quality": style.quality})

@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from ray_app.datajobs.generate import config, requests
+from ray_app.datajobs.generate import config
+from ray_app.datajobs.generate.requests import ImageRequest
 from ray_app.detectors.files_by_hash import file_sha256
 from ray_app.detectors.weights import is_offline
 from ray_app.errors import ConfigError, DetectorError, describe_error, is_want_of_memory
@@ -21,7 +22,7 @@ from ray_app.errors import ConfigError, DetectorError, describe_error, is_want_o
 
 @dataclass(frozen=True)
 class Picture:
-    """A real image and where it is to be altered (mode L, 255 inside), both of the order's size."""
+    """A real image and where it is to be altered (mode L, 255 inside), both of the request's size."""
 
     real: Image.Image
     mask: Image.Image
@@ -73,26 +74,26 @@ class LoadedPipeline:
         self._noise = _Noise(self._pipeline, at=1 if card.task == "inpainting" else 0)
 
     def make(
-        self, orders: Sequence[requests.ImageRequest], pictures: Sequence[Picture] = (), *, steps: int, guidance: float
+        self, requests: Sequence[ImageRequest], pictures: Sequence[Picture] = (), *, steps: int, guidance: float
     ) -> list[GeneratedImage]:
-        """A picture for each order of one size, in their order; an inpainting pipeline takes as many `pictures`.
+        """A picture for each request of one size, in their order; an inpainting pipeline takes as many `pictures`.
 
         Raises whatever the pipeline raises; what it says of memory is told by `is_want_of_memory`.
         """
         import torch
 
-        width, height = orders[0].size
+        width, height = requests[0].size
         given: dict[str, Any] = {
-            "prompt": [order.prompt.text for order in orders],
-            "generator": [torch.Generator("cpu").manual_seed(order.seed) for order in orders],
+            "prompt": [request.prompt.text for request in requests],
+            "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "width": width,
             "height": height,
             **self._card.arguments,
         }
-        if self._card.negative and any(order.prompt.negative for order in orders):
-            given["negative_prompt"] = [order.prompt.negative or "" for order in orders]
+        if self._card.negative and any(request.prompt.negative for request in requests):
+            given["negative_prompt"] = [request.prompt.negative or "" for request in requests]
         if self._card.task == "inpainting":
             given |= {
                 "image": [one.real for one in pictures],
@@ -101,7 +102,7 @@ class LoadedPipeline:
             }
         with torch.inference_mode():
             out = self._pipeline(**given)
-        blanked = getattr(out, "nsfw_content_detected", None) or [False] * len(orders)
+        blanked = getattr(out, "nsfw_content_detected", None) or [False] * len(requests)
         return [GeneratedImage(*one) for one in zip(out.images, self._noise.hashes(), map(bool, blanked), strict=True)]
 
 

@@ -51,12 +51,12 @@ class ImageRequest:
     seed: int
     prompt: Prompt
     size: Size
-    look: FileStyle
+    style: FileStyle
 
     @property
     def image_path(self) -> str:
         """Where the image goes, below the job's directory."""
-        return f"images/{self.index:08}.{_SUFFIXES[self.look.format]}"
+        return f"images/{self.index:08}.{_SUFFIXES[self.style.format]}"
 
     @property
     def mask_path(self) -> str:
@@ -69,7 +69,7 @@ class GenerationBlock:
     """Orders of one size: the unit of commit and resume."""
 
     number: int
-    orders: tuple[ImageRequest, ...]
+    requests: tuple[ImageRequest, ...]
 
     @property
     def name(self) -> str:
@@ -78,15 +78,15 @@ class GenerationBlock:
 
 
 def make_requests(
-    prompts: Sequence[Prompt], *, per_prompt: int, base_seed: int, sizes: Sequence[Size], looks: Sequence[FileStyle]
+    prompts: Sequence[Prompt], *, per_prompt: int, base_seed: int, sizes: Sequence[Size], styles: Sequence[FileStyle]
 ) -> list[ImageRequest]:
-    """A request per image, prompt by prompt; seed, size and look follow from (base seed, index) alone."""
+    """A request per image, prompt by prompt; seed, size and style follow from (base seed, index) alone."""
     found = []
     for index, prompt in enumerate(prompt for prompt in prompts for _ in range(per_prompt)):
         seed = seed_of(base_seed, index)
-        look = looks[pick(seed, "look", len(looks))]
-        size = sizes[pick(seed, "size", len(sizes))] if look.size is None else nearest_shape(look.size, sizes)
-        found.append(ImageRequest(index, seed, prompt, size, look))
+        style = styles[pick(seed, "look", len(styles))]
+        size = sizes[pick(seed, "size", len(sizes))] if style.size is None else nearest_shape(style.size, sizes)
+        found.append(ImageRequest(index, seed, prompt, size, style))
     return found
 
 
@@ -96,22 +96,23 @@ def nearest_shape(wanted: Size, sizes: Sequence[Size]) -> Size:
     return min(sizes, key=lambda size: max(ratio * size[1] / size[0], size[0] / (ratio * size[1])))
 
 
-def cut_blocks(orders: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
+def cut_blocks(requests: Sequence[ImageRequest], block_images: int) -> list[GenerationBlock]:
     """Blocks of one size each, numbered; sizes in the order in which they first come."""
     by_size: defaultdict[Size, list[ImageRequest]] = defaultdict(list)
-    for order in orders:
-        by_size[order.size].append(order)
+    for request in requests:
+        by_size[request.size].append(request)
     cut = (tuple(group[start : start + block_images]) for group in by_size.values() for start in range(0, len(group), block_images))
     return [GenerationBlock(number, some) for number, some in enumerate(cut)]
 
 
-def digest_of_orders(orders: Sequence[ImageRequest]) -> str:
+def digest_of_requests(requests: Sequence[ImageRequest]) -> str:
     """SHA-256 over all that was drawn: another list of prompts, or another real set, is another job."""
     digest = hashlib.sha256()
-    for order in orders:
-        image = order.prompt.image
-        drawn = [order.index, order.seed, order.prompt.id, order.prompt.text, order.prompt.negative, order.prompt.mask, order.size,
-                [order.look.format, order.look.quality, order.look.subsampling, order.look.size], image and image.image_id]  # fmt: skip
+    for request in requests:
+        image = request.prompt.image
+        prompt, style = request.prompt, request.style
+        drawn = [request.index, request.seed, prompt.id, prompt.text, prompt.negative, prompt.mask, request.size,
+                [style.format, style.quality, style.subsampling, style.size], image and image.image_id]  # fmt: skip
         digest.update(json.dumps(drawn, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

@@ -53,7 +53,7 @@ class GenerationResult:
 
 
 def generate_images(config: GenerateConfig, *, retry: bool = False) -> GenerationResult:
-    """Make what `config` orders in `config.out`, from wherever an earlier session of the same command stopped.
+    """Make what `config` describes in `config.out`, from wherever an earlier session of the same command stopped.
 
     With `retry`, blocks with images that failed are made again. Raises ConfigError, IdentityError, DetectorError (licence or model),
     StorageError, ClusterError, and KeyboardInterrupt; those that the same call resumes from carry the note RESUMABLE.
@@ -67,13 +67,13 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
     prompts = requests.read_prompts(config, images=card.task == "inpainting")
     store = Store.open(config.out)
     measured = _measured(config, store)
-    looks = measured.looks if measured else (files.plain_look(config.encode),)
-    orders = requests.make_requests(
-        prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, looks=looks
+    styles = measured.styles if measured else (files.plain_style(config.encode),)
+    wanted = requests.make_requests(
+        prompts, per_prompt=config.per_prompt, base_seed=config.seed, sizes=config.sizes or card.sizes, styles=styles
     )
     model = _model(card, store)
     with Lease(store, unguarded=config.unguarded) as lease, resumable(KeyboardInterrupt, ClusterError):
-        claim_directory(store, "generate.json", _identity(config, card, model, orders), same="pipeline, prompts, seed and settings")
+        claim_directory(store, "generate.json", _identity(config, card, model, wanted), same="pipeline, prompts, seed and settings")
         if measured is not None:  # so that a later session draws from the same
             store.write("looks.json", json.dumps(measured.kept()).encode())
         if retry:
@@ -81,10 +81,10 @@ def generate_images(config: GenerateConfig, *, retry: bool = False) -> Generatio
                 if set(rows["status"].to_pylist()) - {OK, BLANKED}:  # what a safety checker blanked would be blanked again
                     remove_part(store, name)
         done = set(part_names(store))
-        pending = [block for block in requests.cut_blocks(orders, config.block_images) if block.name not in done]
+        pending = [block for block in requests.cut_blocks(wanted, config.block_images) if block.name not in done]
         if pending:
-            _make(config, card, model, store, lease, pending, total=len(orders))
-        summary = _publish(store, len(orders))
+            _make(config, card, model, store, lease, pending, total=len(wanted))
+        summary = _publish(store, len(wanted))
         summary |= {"like": measured.facts() if measured else None, "task": card.task,
                     "session": {"blocks": len(pending), "wall_s": round(time.monotonic() - start, 2), **lease.facts()}}  # fmt: skip
         store.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode())
@@ -100,8 +100,8 @@ def card_of(config: GenerateConfig) -> PipelineCard:
     return changed
 
 
-def _publish(store: Store, ordered: int) -> dict[str, Any]:
-    """Write the tables and return the figures. Raises ClusterError where the rows are not one for each of the `ordered` images."""
+def _publish(store: Store, wanted: int) -> dict[str, Any]:
+    """Write the tables and return the figures. Raises ClusterError where the rows are not one for each of the `wanted` images."""
     statuses, formats, generators, masks = Counter[str](), Counter[str](), Counter[str](), 0
     seen, noises = set[int](), set[str]()
     for _, table in read_parts(store):
@@ -112,12 +112,12 @@ def _publish(store: Store, ordered: int) -> dict[str, Any]:
         generators.update(made["generator"].to_pylist())
         noises.update(made["latents_sha256"].to_pylist())
         masks += len(made) - made["mask"].null_count
-    if len(seen) != ordered or statuses.total() != ordered:
-        message = f"{store.url}: {statuses.total()} rows of {len(seen)} images, of {ordered}"
+    if len(seen) != wanted or statuses.total() != wanted:
+        message = f"{store.url}: {statuses.total()} rows of {len(seen)} images, of {wanted}"
         raise ClusterError(message, hint="please report this: it is a bug")
     for name, is_meant in (("generated", pc.equal), ("failed", pc.not_equal)):
         write_tables(store, name, SCHEMA, (table.filter(is_meant(table["status"], OK)) for _, table in read_parts(store)))
-    return {"out": store.url, "images": ordered, "made": statuses[OK], "statuses": dict(statuses.most_common()),
+    return {"out": store.url, "images": wanted, "made": statuses[OK], "statuses": dict(statuses.most_common()),
             "formats": dict(formats.most_common()), "generators": dict(generators), "noises": len(noises), "masks": masks}  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _model(card: PipelineCard, store: Store) -> pipelines.Model:
 
 
 def _identity(
-    config: GenerateConfig, card: PipelineCard, model: pipelines.Model, orders: Sequence[requests.ImageRequest]
+    config: GenerateConfig, card: PipelineCard, model: pipelines.Model, wanted: Sequence[requests.ImageRequest]
 ) -> dict[str, Any]:
     """What another command on the same directory must match: all that decides which pixels lie in which file."""
     chosen = config.model_dump(
@@ -150,7 +150,7 @@ def _identity(
     like = config.like and config.like.model_dump(mode="json") | {"source": name_of(config.like.source)}
     facts = card.facts() | {"model": None}
     return {"format": 1, "command": "generate", "card": facts, "model": {"place": model.place, "revision": model.revision}, "like": like,
-            "orders": requests.digest_of_orders(orders), **chosen}  # fmt: skip
+            "orders": requests.digest_of_requests(wanted), **chosen}  # fmt: skip
 
 
 def _make(
@@ -164,7 +164,7 @@ def _make(
     total: int,
 ) -> None:
     pipelines.fetch_model(card, model)
-    progress = Progress(total, done=total - sum(len(block.orders) for block in pending), name="generate")
+    progress = Progress(total, done=total - sum(len(block.requests) for block in pending), name="generate")
     with _workers(config) as (each, device):
         precision = config.precision if config.precision != "auto" else card.precision if device == "cuda" else "fp32"
         say = f"{total:,} images by {card.name} in {precision} on {device}, {len(pending):,} blocks to be made"

@@ -63,13 +63,13 @@ class GenerationWorker:
         """
         self.load()
         rows: Rows = {}
-        pictures = dict(self._pictures(block.orders, rows))
-        waiting = [order for order in block.orders if order.index not in rows]
+        pictures = dict(self._pictures(block.requests, rows))
+        waiting = [request for request in block.requests if request.index not in rows]
         while waiting:
             now, waiting = waiting[: self.batch], waiting[self.batch :]
-            for order, made in self._made(now, pictures, rows):
-                rows[order.index] = self._kept(order, made, pictures.get(order.index))
-        write_part(self.store, block.name, [rows[order.index] for order in block.orders], SCHEMA)
+            for request, made in self._made(now, pictures, rows):
+                rows[request.index] = self._kept(request, made, pictures.get(request.index))
+        write_part(self.store, block.name, [rows[request.index] for request in block.requests], SCHEMA)
         return {"images": len(rows), "bad": sum(row["status"] != OK for row in rows.values())}
 
     def load(self) -> None:
@@ -104,63 +104,63 @@ class GenerationWorker:
 
     # -- pictures to be altered --------------------------------------------------------------------------
 
-    def _pictures(self, orders: Sequence[ImageRequest], rows: Rows) -> Iterator[tuple[int, Picture]]:
-        """The real images of inpainting orders; an order whose image cannot be had gets its row."""
+    def _pictures(self, requests: Sequence[ImageRequest], rows: Rows) -> Iterator[tuple[int, Picture]]:
+        """The real images of inpainting requests; an request whose image cannot be had gets its row."""
         if self.card.task != "inpainting":
             return
-        members = [order.prompt.image for order in orders if order.prompt.image is not None]
-        assert len(members) == len(orders), "an inpainting order without an image"
-        for order, (_, data) in zip(orders, self._reader.read(members), strict=True):
+        members = [request.prompt.image for request in requests if request.prompt.image is not None]
+        assert len(members) == len(requests), "an inpainting request without an image"
+        for request, (_, data) in zip(requests, self._reader.read(members), strict=True):
             try:
                 if isinstance(data, InputError):
                     raise data
-                yield order.index, self._picture(order, data)
+                yield request.index, self._picture(request, data)
             except InputError as refused:
-                rows[order.index] = self._row(order, status=refused.status.value, detail=refused.detail)
+                rows[request.index] = self._row(request, status=refused.status.value, detail=refused.detail)
 
-    def _picture(self, order: ImageRequest, data: bytes) -> Picture:
+    def _picture(self, request: ImageRequest, data: bytes) -> Picture:
         real = decode_image(data, self.config.limits).pixels
-        if order.prompt.mask is None:
-            return Picture(covered(real, order.size), drawn_mask(order.size, order.seed, self.config.masks))
-        place, limits = order.prompt.mask, self.config.limits
+        if request.prompt.mask is None:
+            return Picture(covered(real, request.size), drawn_mask(request.size, request.seed, self.config.masks))
+        place, limits = request.prompt.mask, self.config.limits
         stored = read_referenced(place, self._fetcher) if "#row=" in place else self._fetcher.fetch(place, "", limits.max_bytes)
         mask = decode_image(stored, limits).pixels
         if mask.size != real.size:
             raise InputError(Status.CORRUPT_IMAGE, f"its mask is {mask.size}, the image {real.size}")
-        mask = covered(binary(mask), order.size, mask=True)
+        mask = covered(binary(mask), request.size, mask=True)
         if not share_of(mask):
             raise InputError(Status.CORRUPT_IMAGE, "its mask is empty: nothing would be altered")
-        return Picture(covered(real, order.size), mask)
+        return Picture(covered(real, request.size), mask)
 
     # -- the pipeline ------------------------------------------------------------------------------------
 
     def _made(
-        self, orders: Sequence[ImageRequest], pictures: dict[int, Picture], rows: Rows
+        self, requests: Sequence[ImageRequest], pictures: dict[int, Picture], rows: Rows
     ) -> Iterator[tuple[ImageRequest, GeneratedImage]]:
         """What the pipeline makes of a batch; halved while memory is short, and one by one where the batch raises anything else."""
         assert self._pipeline is not None
-        if len(orders) > self.batch:
-            parts = [orders[start : start + self.batch] for start in range(0, len(orders), self.batch)]
+        if len(requests) > self.batch:
+            parts = [requests[start : start + self.batch] for start in range(0, len(requests), self.batch)]
         else:
             try:
-                given = [pictures[order.index] for order in orders] if pictures else []
-                made = self._pipeline.make(orders, given, steps=self._steps, guidance=self._guidance)
+                given = [pictures[request.index] for request in requests] if pictures else []
+                made = self._pipeline.make(requests, given, steps=self._steps, guidance=self._guidance)
             except Exception as error:
-                parts = self._after(error, orders, rows)
+                parts = self._after(error, requests, rows)
             else:
-                yield from zip(orders, made, strict=True)
+                yield from zip(requests, made, strict=True)
                 return
         for part in parts:  # outside of the handler, whose frames hold tensors
             yield from self._made(part, pictures, rows)
 
-    def _after(self, error: Exception, orders: Sequence[ImageRequest], rows: Rows) -> list[Sequence[ImageRequest]]:
+    def _after(self, error: Exception, requests: Sequence[ImageRequest], rows: Rows) -> list[Sequence[ImageRequest]]:
         """What is to be tried next where a batch raised."""
         if is_want_of_memory(error):
-            self._halve(len(orders), error)
-            return [orders]
-        if len(orders) > 1:
-            return [[order] for order in orders]
-        rows[orders[0].index] = self._row(orders[0], status=FAILED, detail=describe_error(error))
+            self._halve(len(requests), error)
+            return [requests]
+        if len(requests) > 1:
+            return [[request] for request in requests]
+        rows[requests[0].index] = self._row(requests[0], status=FAILED, detail=describe_error(error))
         return []
 
     def _halve(self, tried: int, error: Exception) -> None:
@@ -171,36 +171,36 @@ class GenerationWorker:
 
     # -- files and rows ----------------------------------------------------------------------------------
 
-    def _kept(self, order: ImageRequest, made: GeneratedImage, picture: Picture | None) -> dict[str, Any]:
+    def _kept(self, request: ImageRequest, made: GeneratedImage, picture: Picture | None) -> dict[str, Any]:
         if made.blanked:
             detail = "the pipeline's safety checker put black in its place"
-            return self._row(order, latents_sha256=made.latents_sha256, blanked=True, status=BLANKED, detail=detail)
+            return self._row(request, latents_sha256=made.latents_sha256, blanked=True, status=BLANKED, detail=detail)
         image, found = made.image, dict[str, Any]()
         if picture is not None:
             image = pasted(picture.real, image, picture.mask) if self.config.paste else image
-            found = self._keep_mask(order, picture.mask)
-        image = resized_like(image, order.look.size)
+            found = self._keep_mask(request, picture.mask)
+        image = resized_like(image, request.style.size)
         mark: Mark = "trainedAlgorithmicMedia" if picture is None else "compositeWithTrainedAlgorithmicMedia"
-        data = encode(image, order.look, mark if self.config.mark else None)
-        self.store.write(order.image_path, data)
-        return self._row(order, uri=order.image_path, width=image.width, height=image.height, latents_sha256=made.latents_sha256,
+        data = encode(image, request.style, mark if self.config.mark else None)
+        self.store.write(request.image_path, data)
+        return self._row(request, uri=request.image_path, width=image.width, height=image.height, latents_sha256=made.latents_sha256,
                          sha256=hashlib.sha256(data).hexdigest(), **found)  # fmt: skip
 
-    def _keep_mask(self, order: ImageRequest, mask: Image.Image) -> dict[str, Any]:
-        mask = binary(resized_like(mask, order.look.size))
+    def _keep_mask(self, request: ImageRequest, mask: Image.Image) -> dict[str, Any]:
+        mask = binary(resized_like(mask, request.style.size))
         file = io.BytesIO()
         mask.save(file, "PNG")
-        self.store.write(order.mask_path, file.getvalue())
-        return {"mask": order.mask_path, "mask_share": share_of(mask)}
+        self.store.write(request.mask_path, file.getvalue())
+        return {"mask": request.mask_path, "mask_share": share_of(mask)}
 
-    def _row(self, order: ImageRequest, **found: Any) -> dict[str, Any]:
+    def _row(self, request: ImageRequest, **found: Any) -> dict[str, Any]:
         """A row: what was ordered, what is the same for all of a job, and what was found; all else is null."""
-        prompt, look = order.prompt, order.look
+        prompt, style = request.prompt, request.style
         ordered = {
             "label": "fake", "prompt": prompt.text, "negative_prompt": prompt.negative, "prompt_id": prompt.id, "group": prompt.group,
-            "split": prompt.split, "real_uri": prompt.image.uri if prompt.image else None, "index": order.index, "seed": order.seed,
-            "generated_width": order.size[0], "generated_height": order.size[1], "format": look.format, "quality": look.quality,
-            "subsampling": look.subsampling, "blanked": False, "status": OK,
+            "split": prompt.split, "real_uri": prompt.image.uri if prompt.image else None, "index": request.index, "seed": request.seed,
+            "generated_width": request.size[0], "generated_height": request.size[1], "format": style.format, "quality": style.quality,
+            "subsampling": style.subsampling, "blanked": False, "status": OK,
         }  # fmt: skip
         row = dict.fromkeys(SCHEMA.names) | ordered | self._same | found
         assert len(row) == len(SCHEMA.names), "a column that the schema does not have"

@@ -241,18 +241,17 @@ def build_labelled_set(
         tasks = [(split, first) for split, count in plan.pairs.items() for first in range(0, count, _PAIRS_AT_ONCE)]
         rows: list[Row] = [COLUMNS]
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes or len(os.sched_getaffinity(0)), mp_context=spawn, initializer=_begin_alone) as pool:
-            for some in pool.map(partial(_pairs, folder, plan), tasks):
+        workers = processes or len(os.sched_getaffinity(0))
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            # The processes that start here inherit what is blocked: a terminal sends Ctrl-C to all, and this one answers it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            made = pool.map(partial(_pairs, folder, plan), tasks)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for some in made:
                 progress(len(some))
                 rows += some
         store.write(LABELS, _csv(rows))
     return folder
-
-
-def _begin_alone() -> None:
-    """Of a process of the pool: one thread, and deaf to Ctrl-C, which a terminal sends to all and the waiting process answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _pairs(folder: Path, plan: SimulatedSet, task: tuple[SplitName, int]) -> list[Row]:

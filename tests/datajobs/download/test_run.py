@@ -1,14 +1,16 @@
 """Collecting from a real server that misbehaves in every way, in one process: what comes, what does not, and what a second run asks."""
 
 import hashlib
+import pickle
 import signal
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app.datajobs.download.fetch import Downloader, Fetched
+from ray_app.datajobs.download.fetch import Downloader, Fetched, Unit
 from ray_app.datajobs.download.records import Records
 from ray_app.datajobs.download.run import HostSchedule, collect, unfinished
 from ray_app.datajobs.download.sink import Task
@@ -265,6 +267,25 @@ def test_what_a_process_that_died_had_not_committed_is_asked_again_and_nothing_e
     if form == "parquet":
         found = [row["id"] for path in (tmp_path / "out" / "data").iterdir() for row in pq.read_table(path).to_pylist()]
         assert len(found) == len(set(found)) == 18
+
+
+def test_what_a_unit_has_no_time_for_is_handed_back_and_no_request_is_made_twice(web, tmp_path):
+    rows = [{"id": str(number), "url": web.url("one", f"{'flaky' if number % 4 == 0 else 'good'}/{number}")} for number in range(12)]
+    settings = config(write_list(tmp_path, rows), tmp_path / "out", politeness={"per_host": 1, "pause_s": 0.1}, retry={"attempts": 2})
+    tasks = [Task(row["id"], row["url"], row["url"], row["id"]) for row in rows]
+    units, ended = 0, []
+    with closing(Downloader(settings, Records(settings).url, [], limit_s=0.4)) as fetch:
+        hosts = {}
+        while tasks:
+            fetched = fetch(pickle.loads(pickle.dumps(Unit(tasks, hosts=hosts))))
+            tasks, hosts, units = fetched.left, fetched.hosts, units + 1
+            ended += fetched.ended
+    assert units > 2
+    assert ended.count("source_timeout") + ended.count("ok") == 12
+    asked = web.told()["asked"]
+    assert {path for path, count in asked.items() if count > 1} <= {path for path in asked if "flaky" in path}
+    assert max(asked.values()) <= 2
+    assert len(Records(settings).read().rows) == 12
 
 
 def test_what_is_to_be_asked_again_is_asked_although_it_has_a_row_until_it_has_another(web, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ray_app.datajobs.generate.config import Drawn, Like
-from ray_app.datajobs.generate.files import FileStyle, encode, look_of, measure
+from ray_app.datajobs.generate.files import FileStyle, encode, measure, style_of
 from ray_app.datajobs.generate.worker import drawn_mask, share_of
 from ray_app.images import ImageLimits, decode_image
 from ray_app.images.provenance import ProvenancePolicy, ProvenanceReader
@@ -27,23 +27,23 @@ def picture():
     return Image.fromarray(rng.integers(0, 255, (40, 56, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=str)
-def test_every_format_is_marked_and_looks_as_asked_and_the_mark_changes_no_pixel(picture, look):
+@pytest.mark.parametrize("style", LOOKS, ids=str)
+def test_every_format_is_marked_and_looks_as_asked_and_the_mark_changes_no_pixel(picture, style):
     picture.info = {"parameters": "a cat", "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0", "dpi": (72, 72)}  # as a pipeline attaches
-    reader, bare = ProvenanceReader(ProvenancePolicy()), encode(picture, look, None)
-    assert reader.read(bare, look.format) is None
+    reader, bare = ProvenanceReader(ProvenancePolicy()), encode(picture, style, None)
+    assert reader.read(bare, style.format) is None
     with Image.open(io.BytesIO(bare)) as image:
         assert not {"parameters", "exif", "xmp", "dpi"} & set(image.info)
     pixels = np.asarray(decode_image(bare, ImageLimits()).pixels)
     for mark in ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"):
-        data = encode(picture, look, mark)
-        said = json.loads(reader.read(data, look.format).row())
+        data = encode(picture, style, mark)
+        said = json.loads(reader.read(data, style.format).row())
         assert (said["digital_source_type"], said["ai_declared"]) == ([mark], True)
-        assert look_of(data) == look
+        assert style_of(data) == style
         decoded = decode_image(data, ImageLimits())
-        assert decoded.facts.format == look.format
+        assert decoded.facts.format == style.format
         assert np.array_equal(np.asarray(decoded.pixels), pixels)
-    assert look.quality is not None or np.array_equal(pixels, np.asarray(picture))
+    assert style.quality is not None or np.array_equal(pixels, np.asarray(picture))
 
 
 def test_the_looks_of_a_folder_are_measured(tmp_path, picture):
@@ -56,11 +56,11 @@ def test_the_looks_of_a_folder_are_measured(tmp_path, picture):
     picture.convert("L").save(tmp_path / "grey.jpg", quality=50)
     (tmp_path / "e.jpg").write_bytes(b"no image")
     found = measure(Like(source=str(tmp_path), size=True), ImageLimits(), RetryPolicy())
-    assert Counter(look.format for look in found.looks) == {"JPEG": 11, "PNG": 1, "WEBP": 2}
-    assert {(look.quality, look.subsampling) for look in found.looks if look.format == "JPEG"} == {
+    assert Counter(style.format for style in found.styles) == {"JPEG": 11, "PNG": 1, "WEBP": 2}
+    assert {(style.quality, style.subsampling) for style in found.styles if style.format == "JPEG"} == {
         *((60 + number, ("4:4:4", "4:2:2", "4:2:0")[number % 3]) for number in range(10)), (50, "4:2:0"),
     }  # fmt: skip
-    assert {look.size for look in found.looks} == {(56, 40)}
+    assert {style.size for style in found.styles} == {(56, 40)}
     assert found.left_out == {"GIF is not written": 1, "no image is not written": 1}
     assert found.facts()["jpeg_quality_median"] == 64
 

@@ -19,7 +19,7 @@ PROMPTS = [Prompt(str(number), text) for number, text in enumerate(("a cat", "a 
 
 
 def orders(size=(32, 32), prompts=PROMPTS) -> list[ImageRequest]:
-    return make_requests(prompts, per_prompt=1, base_seed=7, sizes=[size], looks=[FileStyle("PNG")])
+    return make_requests(prompts, per_prompt=1, base_seed=7, sizes=[size], styles=[FileStyle("PNG")])
 
 
 def pixels(made) -> np.ndarray:

@@ -11,7 +11,7 @@ from ray_app.datajobs.generate import GenerateConfig
 from ray_app.datajobs.generate.files import FileStyle
 from ray_app.datajobs.generate.requests import (
     cut_blocks,
-    digest_of_orders,
+    digest_of_requests,
     make_requests,
     read_prompts,
     seed_of,
@@ -123,12 +123,12 @@ def test_seeds_are_these_for_ever():
 def test_orders_follow_from_their_numbers_alone(tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"thing {number}\n" for number in range(40)))
     prompts = read_prompts(config(tmp_path / "prompts.txt"), images=False)
-    drawn = {"sizes": [(32, 32), (48, 32)], "looks": [FileStyle("PNG"), FileStyle("JPEG", 80, "4:2:0")]}
+    drawn = {"sizes": [(32, 32), (48, 32)], "styles": [FileStyle("PNG"), FileStyle("JPEG", 80, "4:2:0")]}
     whole = make_requests(prompts, per_prompt=2, base_seed=5, **drawn)
     assert make_requests(prompts[:10], per_prompt=2, base_seed=5, **drawn) == whole[:20]
     assert len({order.seed for order in whole}) == 80
     assert {order.size for order in whole} == {(32, 32), (48, 32)}
-    assert digest_of_orders(whole) != digest_of_orders(make_requests(prompts, per_prompt=2, base_seed=6, **drawn))
+    assert digest_of_requests(whole) != digest_of_requests(make_requests(prompts, per_prompt=2, base_seed=6, **drawn))
     blocks = cut_blocks(whole, 8)
-    assert sorted(order.index for block in blocks for order in block.orders) == list(range(80))
-    assert all(len({order.size for order in block.orders}) == 1 and len(block.orders) <= 8 for block in blocks)
+    assert sorted(order.index for block in blocks for order in block.requests) == list(range(80))
+    assert all(len({order.size for order in block.requests}) == 1 and len(block.requests) <= 8 for block in blocks)

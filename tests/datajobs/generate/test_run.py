@@ -142,7 +142,7 @@ def maker(card, prompts, out, most, batch):
     made = GenerationWorker(Store.open(str(out)), found, find_model(found), config, "cpu", "fp32")
     made.load()
     made._pipeline = _Small(made._pipeline, most)
-    orders = make_requests(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], looks=[FileStyle("PNG")])
+    orders = make_requests(read_prompts(config, images=False), per_prompt=1, base_seed=0, sizes=[(32, 32)], styles=[FileStyle("PNG")])
     return made, cut_blocks(orders, 8)
 
 
