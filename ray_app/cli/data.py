@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from ray_app.datasets import IndexInfo
 
 _MOST_LINES = 40
+
+
+def _print(document: Mapping[str, Any], lines: Callable[[Mapping[str, Any]], Iterable[str]], as_json: bool) -> None:
+    """A finished job's document: as JSON, or in lines for people."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines(document)))
 
 
 @click.command("filter")
@@ -47,7 +52,7 @@ def filter_command(assignments: tuple[str, ...], retry: bool, as_json: bool, **g
     from ray_app.datajobs.shards.run import filter_lines
 
     summary = filter_run(configured("filter", None, FilterConfig, given, assignments), retry=retry)
-    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(filter_lines(summary)))
+    _print(summary, filter_lines, as_json)
     return 0
 
 
@@ -77,7 +82,7 @@ def pack(config_file: str | None, assignments: tuple[str, ...], retry: bool, as_
     from ray_app.datajobs.shards.run import pack_archive, pack_lines
 
     summary = pack_archive(configured("pack", config_file, PackConfig, given, assignments), retry=retry)
-    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(pack_lines(summary)))
+    _print(summary, pack_lines, as_json)
     return 0
 
 
@@ -125,7 +130,7 @@ def collect(config_file: str | None, assignments: tuple[str, ...], retry: tuple[
     if not (config.politeness.contact or config.politeness.user_agent):
         click.echo("no --contact: the owners of the hosts cannot reach you, and may refuse you for that", err=True)
     summary = run_collect(config, retry=retry)
-    click.echo(json.dumps(summary, indent=2, ensure_ascii=False) if as_json else "\n".join(collect_lines(summary)))
+    _print(summary, collect_lines, as_json)
     return 0
 
 
@@ -179,7 +184,7 @@ def generate(config_file: str, like: str | None, assignments: tuple[str, ...], r
     if like is not None:
         assignments = (f"like.source={json.dumps(like)}", *assignments)
     finished = generate_images(_config(config_file, given, assignments), retry=retry)
-    click.echo(json.dumps(finished.summary, indent=2, ensure_ascii=False) if as_json else "\n".join(generate_lines(finished.summary)))
+    _print(finished.summary, generate_lines, as_json)
     return finished.exit_code
 
 
@@ -247,14 +252,12 @@ def split(at: str, check: bool, as_json: bool, **given: Any) -> int:
 
     if check:
         found = check_splits(at, **({"prompts": given["prompts"]} if given["prompts"] else {}))
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _checked(found))))
+        _print(found, lambda found: map(visible, _checked(found)), as_json)
         return ExitCode.USAGE if any(one["values"] for one in found["leaks"]) else ExitCode.DONE
     if not given["out"]:
         raise ConfigError("no directory for the divided index: --out DIR is missing", hint="touchstone data split INDEX --out DIR")
     document = split_index(configured("split", None, SplitConfig, {"at": at, **given}, ()))
-    click.echo(
-        json.dumps(document, indent=1, ensure_ascii=False) if as_json else "\n".join(map(visible, _split_lines(document, given["out"])))
-    )
+    _print(document, lambda document: map(visible, _split_lines(document, given["out"])), as_json)
     return ExitCode.DONE
 
 
@@ -307,10 +310,6 @@ def _leaking(leaks: list[dict[str, Any]]) -> Iterator[str]:
                 yield f"  = {second}"
 
 
-def _hashes(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",")) if text else ()
-
-
 @click.command()
 @click.argument("at", metavar="SOURCE…", nargs=-1, required=True)
 @click.option("--layout", metavar="NAME", help="How the source states its labels; see below.  [default: columns]")
@@ -318,7 +317,9 @@ def _hashes(context: click.Context, option: click.Parameter, text: str | None) -
 @click.option("--include", multiple=True, metavar="GLOB", help="Only files whose path below the source matches; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files whose path matches; repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="List no more than this many files.")
-@click.option("--hash", "hashes", metavar="sha256,phash", callback=_hashes, help="Compute these, to find leakage: reads every image.")
+@click.option(
+    "--hash", "hashes", metavar="sha256,phash", callback=_comma_separated, help="Compute these, to find leakage: reads every image."
+)
 @click.option("--complete", is_flag=True, help="Exit with 2 unless the counts are the published ones.")
 @overrides
 @as_json
@@ -348,7 +349,7 @@ def index(out: str, complete: bool, assignments: tuple[str, ...], as_json: bool,
     if source.split or source.generators:
         raise ConfigError("split and generators are chosen by those who read an index", hint="say them in the recipe's data")
     info = build_index(source, Store.open(out), progress=labelling.ProgressLog("index"))
-    click.echo(json.dumps(asdict(info), indent=1, ensure_ascii=False) if as_json else "\n".join(_index_lines(info)))
+    _print(asdict(info), lambda _: _index_lines(info), as_json)
     if complete and not info.agrees:
         message = "no published count to compare with" if info.agrees is None else "the counts are not the published ones"
         raise ConfigError(f"{out}: {message}", hint="the index is written; without --complete this is no error")

@@ -210,13 +210,16 @@ class Host:
         self._pause_s = rules.pause_s
         self._silent = 0
         self._refused: tuple[Status, str] | None = None
-        self.__setstate__({})
+        self._open()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_places", "_starting")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
+        self._open()
+
+    def _open(self) -> None:
         self._places, self._starting = asyncio.Semaphore(self._rules.per_host), asyncio.Lock()
 
     @asynccontextmanager

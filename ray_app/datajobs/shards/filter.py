@@ -19,7 +19,7 @@ from ray_app.archives.members import ListedWithColumns
 from ray_app.archives.sources import SourceSection
 from ray_app.datajobs.shards import writer
 from ray_app.datajobs.shards.config import FilterConfig
-from ray_app.datajobs.shards.run import claim, write_shards
+from ray_app.datajobs.shards.run import FORMAT, claim, write_shards
 from ray_app.errors import ClusterError, ConfigError, Status
 from ray_app.reports import format as wording
 from ray_app.runs import RunDirectory, check_conservation, current_tables, fingerprint, reader, score_files, table_files
@@ -49,7 +49,7 @@ def filter_run(config: FilterConfig, *, retry: bool = False) -> dict[str, Any]:
         # What another command on the same directory must match; `decisions` differs as soon as other members would go.
         chosen = config.model_dump(mode="json", include={"form", "drop", "shard_mb", "max_member_bytes"})
         decided = {"fingerprint": fingerprint(described["identity"]), "decisions": decisions_digest(run, config.drop)}
-        claim(store, {"format": 1, "command": "filter", "run": run.store.url, **chosen, **decided})
+        claim(store, {"format": FORMAT, "command": "filter", "run": run.store.url, **chosen, **decided})
         ensemble = described["ensemble"]
         gone = (_removed(rows.filter(pa.array(is_removed(rows, config.drop))), ensemble) for rows in current_tables(run, COLUMNS))
         removed = table_files.write_tables(store, "removed", REMOVED, gone, forms=("parquet", "csv"))

@@ -49,6 +49,7 @@ from ray_app.streams.each import in_pool
 # Less than this is written before a local cluster would be up.
 _SMALL_BYTES = 10**9
 _CHOSEN = ("form", "include", "exclude", "limit", "columns", "container_limits", "shard_mb", "max_member_bytes")
+FORMAT = 2  # of a directory; 1 had notes in the place of parts, without which a shard would be written again
 _CLAIM, _SAME = "pack.json", "source, form and decisions"
 # Small blocks of one size, so that a shard of large files is not much larger than requested.
 _BLOCKS = BlockPlan(batch_slots=64, max_block_members=64)
@@ -84,7 +85,7 @@ def pack_archive(config: PackConfig, *, retry: bool = False) -> dict[str, Any]:
     )
     # What another command on the same directory must match: all that decides which bytes lie in which shard.
     chosen = config.model_dump(mode="json", include=set(_CHOSEN))
-    identity = {"format": 1, "command": "pack", "source": [name_of(source) for source in config.source], **chosen}
+    identity = {"format": FORMAT, "command": "pack", "source": [name_of(source) for source in config.source], **chosen}
     if not is_claimed(store, _CLAIM, identity, same=_SAME):
         archive.check()  # a misspelt source must not make the directory its own
     with Lease(store, unguarded=config.unguarded) as lease:

@@ -235,7 +235,7 @@ def build_labelled_set(
     if not store.exists(_ARGUMENTS):
         store.write(_ARGUMENTS, json.dumps(wanted, indent=1).encode())
     elif (found := json.loads(store.read(_ARGUMENTS))) != wanted:
-        other = "; ".join(f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value)
+        other = "; ".join(f"{key} {found.get(key)}, not {wanted.get(key)}" for key in found | wanted if found.get(key) != wanted.get(key))
         raise ConfigError(f"{store!r} holds a simulated set of other arguments: {other}", hint="give another folder, or remove that one")
     if not store.exists(LABELS):
         tasks = [(split, first) for split, count in plan.pairs.items() for first in range(0, count, _PAIRS_AT_ONCE)]

@@ -140,6 +140,10 @@ def test_a_directory_belongs_to_one_command_which_later_ones_need_not_repeat(tmp
         pack(photos, photos / "out", container_limits={"max_ratio": 60.0})
     with pytest.raises(IdentityError, match="source"):
         pack(photos / "album", photos / "out")
+    claim = photos / "out/pack.json"  # of 0.17, whose shards would be written again, perhaps from what is gone by now
+    claim.write_text(json.dumps(json.loads(claim.read_text()) | {"format": 1}))
+    with pytest.raises(IdentityError, match="format: this command 2, the directory 1"):
+        pack(photos, photos / "out")
 
 
 def test_a_full_disk_stops_with_a_hint_and_the_same_command_goes_on(tmp_path):
