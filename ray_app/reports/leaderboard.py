@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ray_app.reports import format as wording
 from ray_app.reports import text
+from ray_app.reports.evaluation.model import EvaluationDocument
 from ray_app.reports.evaluation.system_model import NOT_MEASURED, FigureFacts
 from ray_app.reports.html import render, script_hash
 from ray_app.reports.leaderboard_model import ALPHA, COLUMNS, Leaderboard, LeaderboardEntry, boards_of
@@ -19,22 +20,14 @@ _MOST_ROWS = 200  # of one table of details
 _SCRIPT = "leaderboard.js"
 
 
-class CellRow(NamedTuple):
-    """A row of a table of details: by system a figure and a mark (None where the system has none)."""
-
-    name: str
-    note: str
-    cells: tuple[tuple[FigureFacts, str] | None, ...]
-
-
 class CellTable(NamedTuple):
-    """A table with a column for each system. `key`: of its figures; `legend`: what its marks mean."""
+    """AUCs with a column for each system, in the order of the list. `rows`: name, remark, and by system the figure and its mark (None
+    where the system has none). `legend`: what marks mean.
+    """
 
     title: str
     what: str
-    key: str
-    heads: tuple[str, ...]
-    rows: tuple[CellRow, ...]
+    rows: list[tuple[str, str, list[tuple[FigureFacts, str] | None]]]
     legend: str = ""
 
 
@@ -63,26 +56,21 @@ def render_leaderboard(evaluations: Evaluations) -> str:
 def cell_tables(board: Leaderboard) -> list[CellTable]:
     """Its tables of details: generators, degradations with chains, attacks; those that there are."""
     entries = board.entries
-    heads = tuple(wording.shortened(one.system.called, _LONGEST_NAME) for one in entries)
-    tables = []
     names = sorted({one.name for entry in entries for one in entry.system.generators if one.label == "fake"})
-    rows = [CellRow(name, "", tuple(_generator_cell(entry, name) for entry in entries)) for name in names]
-    what = "AUC of each generator’s fakes against all real images."
     legend = "† the system was trained on this generator: its card says so. ? nobody knows: its card does not tell."
-    tables.append(CellTable("By generator", what, "auc", heads, tuple(rows[:_MOST_ROWS]), legend))
-    for title, kinds, what in (
-        (
-            "By degradation",
-            ("degradation", "chain"),
-            "AUC of all images after each degradation, those that a system was trained on included.",
-        ),
-        ("Attacks", ("attack",), "AUC of all images after changes that are made to mislead a detector. They are no part of any rank."),
-    ):
+    tables = [CellTable("By generator", "AUC of each generator’s fakes against all real images.",
+                        [(name, "", [_generator_cell(entry, name) for entry in entries]) for name in names], legend)]  # fmt: skip
+    degraded = "AUC of all images after each degradation, those that a system was trained on included."
+    attacked = "AUC of all images after changes that are made to mislead a detector. They are no part of any rank."
+    for title, kinds, what in (("By degradation", ("degradation", "chain"), degraded), ("Attacks", ("attack",), attacked)):
         kind_of = {view.name: view.kind for entry in entries for view in entry.system.views if view.kind in kinds}
-        views = [CellRow(name, "" if kind != "chain" else "several, one after another", tuple(_view_cell(entry, name) for entry in entries))
-                 for name, kind in kind_of.items()]  # fmt: skip
-        tables.append(CellTable(title, what, "auc", heads, tuple(views[:_MOST_ROWS])))
-    return [table for table in tables if table.rows]
+        figures = [{view.name: view.figures.get("auc", NOT_MEASURED) for view in entry.system.views} for entry in entries]
+        views = [
+            (name, "several, one after another" if kind == "chain" else "", [(one[name], "") if name in one else None for one in figures])
+            for name, kind in kind_of.items()
+        ]
+        tables.append(CellTable(title, what, views))
+    return [table._replace(rows=table.rows[:_MOST_ROWS]) for table in tables if table.rows]
 
 
 def published_rows(board: Leaderboard) -> list[PublishedRow]:
@@ -131,13 +119,13 @@ def leaderboard_document(evaluations: Evaluations) -> list[dict[str, Any]]:
             "n_fake": board.n_fake,
             "intervals": board.intervals,
             "warnings": list(board.warnings),
-            "systems": [_entry(entry) for entry in board.entries],
+            "systems": [_entry(entry, *board.documents[entry.evaluation]) for entry in board.entries],
         }
         for board in boards_of(evaluations)
     ]
 
 
-def _entry(entry: LeaderboardEntry) -> dict[str, Any]:
+def _entry(entry: LeaderboardEntry, url: str, document: EvaluationDocument) -> dict[str, Any]:
     system = entry.system
     weak = {"worst_generator": entry.worst_generator, "worst_degradation": entry.worst_view, "worst_chain": entry.worst_chain}
     return {
@@ -153,8 +141,8 @@ def _entry(entry: LeaderboardEntry) -> dict[str, Any]:
         "left_out": [one.written() for one in system.unseen.left_out] if system.unseen is not None else None,
         "standing": system.standing.model_dump(mode="json"),
         "cost": system.cost.model_dump(mode="json"),
-        "evaluation": entry.url,
-        "commands": dict(entry.commands),
+        "evaluation": url or document.run.url,
+        "commands": {"scored by": document.run.command, "evaluated by": document.command},
     }
 
 
@@ -174,11 +162,6 @@ def _generator_cell(entry: LeaderboardEntry, name: str) -> tuple[FigureFacts, st
     words = {one.seen for one in mine}
     mark = "†" if "in-training" in words else "?" if "unknown" in words else ""
     return max(mine, key=lambda one: one.n).auc, mark
-
-
-def _view_cell(entry: LeaderboardEntry, name: str) -> tuple[FigureFacts, str] | None:
-    view = next((view for view in entry.system.views if view.name == name), None)
-    return None if view is None else (view.figures.get("auc", NOT_MEASURED), "")
 
 
 def _headline(boards: Sequence[Leaderboard]) -> str:

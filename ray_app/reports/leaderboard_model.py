@@ -24,7 +24,6 @@ WEIGHTS, TRAINED, NO_AUC = (
     "Not ranked: trained on all of it",
     "Not ranked: no AUC with an interval",
 )
-_MANY = 0.01  # share of images without a score from which on a warning is given
 
 
 class Weakness(NamedTuple):
@@ -41,15 +40,13 @@ NO_WEAKNESS = Weakness("", "auc", NOT_MEASURED, 0)
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """One system of one evaluation. `evaluation`: its place among those given; `url`: where it lies; `group`: why it is not ranked.
+    """One system of one evaluation. `evaluation`: its place among the documents of its list; `group`: why it is not ranked.
 
     `rank`, `last`: the places that no test rules out; 0 where it is not ranked. `trained_on`: of `generators` of fakes, those it saw.
     """
 
     system: SystemFacts
     evaluation: int
-    url: str
-    commands: Mapping[str, str]
     worst_generator: Weakness
     worst_view: Weakness
     worst_chain: Weakness
@@ -90,12 +87,6 @@ class LeaderboardEntry:
         return covered.complement if covered and covered.number is not None else FigureFacts(why="gives no verdicts of its own here")
 
     @property
-    def n(self) -> tuple[int, int]:
-        """Real images and fakes that its figures are of."""
-        unseen = self.system.unseen
-        return (self.system.n_real, self.system.n_fake) if unseen is None else (unseen.n_real, unseen.n_fake)
-
-    @property
     def seen(self) -> str:
         """What is known of its training, in words."""
         if not self.generators:
@@ -114,24 +105,6 @@ class LeaderboardEntry:
         if not any(counts.values()):
             return ""
         return f"{counts['real']:,} real and {counts['fake']:,} fake images that it was trained on are left out"
-
-    @property
-    def unscored(self) -> str:
-        """How many images it gave no score, where that is more than a few."""
-        missing = self.system.unscored
-        return f"{missing:,} unscored" if missing > _MANY * (self.system.n + missing) else ""
-
-    @property
-    def time(self) -> str:
-        """Milliseconds an image, in words; the reason where there is none."""
-        cost = self.system.cost
-        return f"{cost.ms_per_image:,.3g} ms" if cost.ms_per_image is not None else cost.why or "not measured"
-
-    @property
-    def memory(self) -> str:
-        """The most that a process took, in words."""
-        held = self.system.cost.process_bytes
-        return wording.size(held) if held else "not measured"
 
 
 @dataclass(frozen=True)
@@ -162,11 +135,6 @@ class Leaderboard:
         """Where the scale of its AUCs begins."""
         found = [one.figure("auc") for one in self.entries]
         return charts.axis_start([one.least for one in found if one.least is not None])
-
-    @property
-    def has_chains(self) -> bool:
-        """Whether any system met several perturbations one after another."""
-        return any(one.worst_chain.name for one in self.entries)
 
 
 def boards_of(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Leaderboard]:
@@ -221,7 +189,7 @@ def _same(facts: EvaluationDocument) -> str:
 
 def _board(group: Sequence[tuple[str, EvaluationDocument]]) -> Leaderboard:
     first = group[0][1]
-    entries = [_entry(place, url, facts, system) for place, (url, facts) in enumerate(group) for system in _systems(facts)]
+    entries = [_entry(place, system) for place, (_, facts) in enumerate(group) for system in _systems(facts)]
     tests = [facts.paired_unseen or facts.paired for _, facts in group]
     placed = ranked([one for one in entries if not one.group], tests)
     kept = {reason: sorted((one for one in entries if one.group == reason), key=_merit) for reason in (NO_AUC, TRAINED, WEIGHTS)}
@@ -268,14 +236,15 @@ def _warnings(group: Iterable[tuple[str, EvaluationDocument]], entries: Sequence
         yield "Labels name no sources, so nobody knows whether real images here were in anyone's training."
 
 
-def _entry(place: int, url: str, facts: EvaluationDocument, system: SystemFacts) -> LeaderboardEntry:
-    fakes = _by_name(system)
-    kinds = {kind: [one for one in system.views if (one.kind == kind)] for kind in ("degradation", "chain")}
+def _entry(place: int, system: SystemFacts) -> LeaderboardEntry:
+    fakes: dict[str, set[str]] = {}  # what is known of each of the fakes' generators, whole and edited images together
+    for one in system.generators:
+        if one.label == "fake":
+            fakes.setdefault(one.name, set()).add(one.seen)
+    kinds = {kind: [one for one in system.views if one.kind == kind] for kind in ("degradation", "chain")}
     return LeaderboardEntry(
         system=system,
         evaluation=place,
-        url=url or facts.run.url,
-        commands={"scored by": facts.run.command, "evaluated by": facts.command},
         worst_generator=_worst_generator(system, fakes),
         worst_view=_worst_view(system, kinds["degradation"]),
         worst_chain=_worst_view(system, kinds["chain"]),
@@ -283,15 +252,6 @@ def _entry(place: int, url: str, facts: EvaluationDocument, system: SystemFacts)
         not_known=sum("in-training" not in words and "unknown" in words for words in fakes.values()),
         generators=len(fakes),
     )
-
-
-def _by_name(system: SystemFacts) -> dict[str, set[str]]:
-    """What is known of each of the fakes' generators, whole and edited images together."""
-    found: dict[str, set[str]] = {}
-    for one in system.generators:
-        if one.label == "fake":
-            found.setdefault(one.name, set()).add(one.seen)
-    return found
 
 
 def _worst_generator(system: SystemFacts, fakes: Mapping[str, set[str]]) -> Weakness:
