@@ -6,7 +6,6 @@ enlarges the tiles of that page, and without it they all stand there in the orde
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ray_app.attribution.generators import family_title, title_of
@@ -17,35 +16,12 @@ from ray_app.reports.run import NEAREST, WORDS, beginning, generator_in_words
 _CUT = 160  # characters of a prompt before it folds
 
 
-@dataclass(frozen=True)
-class GalleryTile:
+class GalleryTile(NamedTuple):
     """One image: its result row (`runs.schema`) as a dictionary, and its picture as JPEG bytes, or in words why there is none."""
 
     row: Mapping[str, Any]
     picture: bytes | None
     why: str = ""
-
-    @property
-    def score(self) -> str:
-        """What the page sorts by; "" where there is none."""
-        found = self.row.get("score")
-        return "" if found is None or not math.isfinite(found) else repr(float(found))
-
-    @property
-    def said_score(self) -> str:
-        """The same for people."""
-        return wording.score(self.row.get("score")).replace("-", "−") if self.score else ""
-
-    @property
-    def pixels(self) -> str:
-        """How many there are; "" where that is not known."""
-        return str(self.row["width"] * self.row["height"]) if self.said_size else ""
-
-    @property
-    def said_size(self) -> str:
-        """Width and height."""
-        width, height = self.row.get("width"), self.row.get("height")
-        return f"{width:,} × {height:,} px" if width and height else ""
 
 
 class PageNumber(NamedTuple):
@@ -53,16 +29,6 @@ class PageNumber(NamedTuple):
 
     page: int
     pages: int
-
-    @property
-    def before(self) -> str | None:
-        """The page before this one."""
-        return page_name(self.page - 1) if self.page > 1 else None
-
-    @property
-    def after(self) -> str | None:
-        """The page after this one."""
-        return page_name(self.page + 1) if self.page < self.pages else None
 
 
 class TileText(NamedTuple):
@@ -97,8 +63,7 @@ def render_gallery_page(
         "gallery.html",
         tiles=[(tile, jpeg_uri(tile.picture) if tile.picture else None, tile_texts(tile.row)) for tile in tiles],
         place=place,
-        first_page=page_name(1),
-        last_page=page_name(place.pages),
+        page_name=page_name,
         run=run,
         shown=shown,
         images=images,

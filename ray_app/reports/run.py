@@ -5,7 +5,7 @@ The parts: the card's guarantee, the profile, how many flags will be wrong, and 
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,16 +46,7 @@ _MEANING = {
 }
 
 
-class FamilyCount(NamedTuple):
-    """A family of generators with its flagged images; `members`: title and count of its generators, where there are several."""
-
-    title: str
-    flagged: int
-    members: list[tuple[str, int]]
-
-
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """A measured rate with its 95 % interval; the interval is the rate itself where n is not known."""
 
     value: float
@@ -63,8 +54,7 @@ class Rate:
     high: float
 
 
-@dataclass(frozen=True)
-class RightShare:
+class RightShare(NamedTuple):
     """What flags are worth if `prior` of the archive is fake; `right` is None where nothing would be flagged."""
 
     prior: float
@@ -100,8 +90,7 @@ def guarantee_lines(section: Mapping[str, Any] | None) -> list[str]:
 def flag_lines(summary: Mapping[str, Any], *, prior: float | None = None) -> list[str]:
     """How many of a run's flags will be false, for a terminal; nothing where its thresholds have no stated rates."""
     run = RunSummary.model_validate(dict(summary))
-    thresholds = run.ensemble.thresholds
-    flags = false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
+    flags = _flags_of(run, prior)
     if flags is None or not run.scored:
         return []
     images = wording.counted(run.scored, "scored image")
@@ -120,7 +109,7 @@ def profile_lines(profile: ProfileSummary | None) -> list[str]:
         return []
     lines = []
     if profile.identified:
-        named = {one.title: one.flagged for one in families(profile.generators)}
+        named = {title: flagged for title, flagged, _ in families(profile.generators)}
         parts = [f"{wording.visible(title)} {number:,}" for title, number in wording.largest(named, _MOST_IN_LINE)]
         parts += [f"like no known generator {profile.unlike:,}"] if profile.unlike else []
         parts += [f"no say {profile.silent:,}"] if profile.silent else []
@@ -140,8 +129,7 @@ def render_run_report(
     Raises ConfigError for a prior outside (0, 1).
     """
     run, given = RunSummary.model_validate(dict(summary)), thumbnails or {}
-    thresholds = run.ensemble.thresholds
-    flags = false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
+    flags = _flags_of(run, prior)
     return render(
         "run.html",
         run=run,
@@ -223,16 +211,17 @@ def feature(name: str) -> str:
     return FEATURE_WORDS.get(name) or wording.shortened(name, 60)
 
 
-def families(counts: Sequence[GeneratorCount]) -> list[FamilyCount]:
-    """Families with their generators, most frequent first; the rest of either as one line."""
-    by_family: defaultdict[str, dict[str, int]] = defaultdict(dict)
+def families(counts: Sequence[GeneratorCount]) -> list[tuple[str, int, list[tuple[str, int]]]]:
+    """Titles of families with their flagged images, and the same of their generators where there are several.
+
+    The most frequent first, the rest of either as one line.
+    """
+    by_family: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for one in counts:
-        names = by_family[family_title(one.family)]
-        names[title_of(one.generator)] = names.get(title_of(one.generator), 0) + one.flagged
-    ranked = sorted(by_family.items(), key=lambda item: (-sum(item[1].values()), item[0]))
-    shown = [FamilyCount(title, sum(names.values()), _members(title, names)) for title, names in ranked[:_MOST]]
-    rest = sum(sum(names.values()) for _, names in ranked[_MOST:])
-    return [*shown, FamilyCount(f"{len(ranked) - _MOST:,} other families", rest, [])] if rest else shown
+        by_family[family_title(one.family)][title_of(one.generator)] += one.flagged
+    ranked = wording.largest({title: names.total() for title, names in by_family.items()}, _MOST)
+    members = {title: wording.largest(names, _MOST) for title, names in by_family.items() if list(names) != [title]}
+    return [(title, flagged, members.get(title, [])) for title, flagged in ranked]
 
 
 def generator_in_words(name: str | None, family: str | None, ranking: Sequence[str] | None) -> str:
@@ -305,9 +294,9 @@ def limit_sentences(run: RunSummary) -> list[str]:
     ]
 
 
-def _members(title: str, names: dict[str, int]) -> list[tuple[str, int]]:
-    """Nothing where the family's only generator bears its name."""
-    return [] if list(names) == [title] else wording.largest(names, _MOST)
+def _flags_of(run: RunSummary, prior: float | None) -> FalseFlags | None:
+    thresholds = run.ensemble.thresholds
+    return false_flags(thresholds, scored=run.scored, raised=run.verdict("fake"), prior=prior) if thresholds else None
 
 
 def _right_share(prior: float, found: Rate, wrong: Rate, scored: int) -> RightShare:
@@ -347,24 +336,15 @@ def _verdicts(run: RunSummary) -> list[tuple[str, str, int]]:
 
 
 def _score_chart(run: RunSummary) -> Markup | None:
-    counts, edges = run.histogram.ensemble, run.histogram.edges
+    counts, edges, thresholds = run.histogram.ensemble, run.histogram.edges, run.ensemble.thresholds
     if not counts:
         return None
-    thresholds = run.ensemble.thresholds
-    zones = (thresholds.real_below, thresholds.fake_above) if thresholds else None
-    return charts.histogram(
-        edges, counts, ident="scores", title="How many images have which score", description=_described(run, thresholds), zones=zones
-    )
-
-
-def _described(run: RunSummary, thresholds: Thresholds | None) -> str:
-    counts, edges = run.histogram.ensemble, run.histogram.edges
     peak = counts.index(max(counts))
-    fullest = f"{edges[peak]:g} to {edges[peak + 1]:g}"
-    text = f"{sum(counts):,} scores from {edges[0]:g} to {edges[-1]:g}; the fullest bin, {max(counts):,}, is {fullest}."
-    if thresholds:
-        text += f" Abstain band from {thresholds.real_below:g} to {thresholds.fake_above:g}."
-    return text
+    described = f"{sum(counts):,} scores from {edges[0]:g} to {edges[-1]:g}; the fullest bin, {max(counts):,}, is "
+    described += f"{edges[peak]:g} to {edges[peak + 1]:g}."
+    zones = (thresholds.real_below, thresholds.fake_above) if thresholds else None
+    described += f" Abstain band from {zones[0]:g} to {zones[1]:g}." if zones else ""
+    return charts.histogram(edges, counts, ident="scores", title="How many images have which score", description=described, zones=zones)
 
 
 def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
@@ -374,10 +354,9 @@ def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
     titles = {detector.name: detector.title for detector in run.ensemble.members}
     drawn = []
     for index, (name, counts) in enumerate(run.histogram.detectors.items()):
-        title = f"Scores of {titles.get(name) or name}"
+        texts = {"ident": f"detector-{index}", "title": f"Scores of {titles.get(name) or name}"}
         described = f"{sum(counts):,} scores; the fullest bin has {max(counts):,}."
-        chart = charts.histogram(run.histogram.edges, counts, ident=f"detector-{index}", title=title, description=described, compact=True)
-        drawn.append((name, chart))
+        drawn.append((name, charts.histogram(run.histogram.edges, counts, **texts, description=described, compact=True)))
     return drawn
 
 
