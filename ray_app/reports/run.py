@@ -354,7 +354,7 @@ def _detector_charts(run: RunSummary) -> list[tuple[str, Markup]]:
     titles = {detector.name: detector.title for detector in run.ensemble.members}
     drawn = []
     for index, (name, counts) in enumerate(run.histogram.detectors.items()):
-        texts = {"ident": f"detector-{index}", "title": f"Scores of {titles.get(name) or name}"}
+        texts: Any = {"ident": f"detector-{index}", "title": f"Scores of {titles.get(name) or name}"}
         described = f"{sum(counts):,} scores; the fullest bin has {max(counts):,}."
         drawn.append((name, charts.histogram(run.histogram.edges, counts, **texts, description=described, compact=True)))
     return drawn
