@@ -1,4 +1,4 @@
-"""A head over generators from embeddings and classes: `fit` (logistic regression or cosines), temperature calibrated over folds.
+"""A head over generators from embeddings and classes: `fit` (logistic regression or cosines), with a temperature calibrated over folds.
 
 What is chosen and calibrated looks at training images alone, each judged by a head that saw no image of its group; validation images
 are left for the open set's `threshold`. `named` maps labelled rows to the classes.
@@ -227,21 +227,16 @@ def class_name(config: Identify, generator: str) -> str:
 
 def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) -> ClassAssignments:
     """The classes of rows by their labels (`real` or `fake`) and generators (n,)."""
-    out = {name: _official(name) for name in config.held_out}
+    official = {name: found.name for name in config.held_out if (found := find_generator(name)) and found.name}
+    out = {name: spelling_key(official.get(name, name)) for name in config.held_out}
     fakes = {name for label, name in zip(labels, generators, strict=True) if label != REAL}
     called = {name: _called(config, name) for name in fakes}
     by_name = {name: (class_name(config, name), not called[name].isdisjoint(out.values())) for name in fakes}
     found = [(REAL, False) if label == REAL else by_name[name] for label, name in zip(labels, generators, strict=True)]
     names = [None if name == UNKNOWN else name for name, _ in found]
     there = set[str]().union(*called.values())
-    absent = tuple(name for name, official in out.items() if official not in there)
+    absent = tuple(name for name, key in out.items() if key not in there)
     return ClassAssignments(names, np.array([held for _, held in found], np.bool_), absent)
-
-
-def _official(name: str) -> str:
-    """A name that somebody typed as names are compared: by any of its spellings that of the index."""
-    found = find_generator(name)
-    return spelling_key(found.name if found and found.name else name)
 
 
 def _called(config: Identify, generator: str) -> set[str]:

@@ -46,7 +46,9 @@ from ray_app.training.identifier import (
 )
 from ray_app.training.job import TrainingJob
 
+SCHEMA = 1
 CARD, WEIGHTS = "identifier.yaml", "head.safetensors"
+_MOST_RANKED = 5
 _PUBLISHED = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -91,34 +93,13 @@ def make_identifier(
     """
     from safetensors.numpy import save_file
 
-    config, train = recipe.identify or Identify(), splits["train"]
+    config, train, licence = recipe.identify or Identify(), splits["train"], export.inherited(recipe, card)
     if missing := [name for name in classes if name not in set(train.names)]:
         raise ConfigError(f"not one training image of {', '.join(missing)} could be read")
     codes = np.array([classes.index(name) for name in train.names], np.int64)
     fitted = fit(train.vectors, codes, train.groups, config)
     save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in fitted.tensors.items()}, folder / WEIGHTS)
-    facts = _facts(folder, recipe, card, embedding, classes, fitted, len(train.names))
-    open_set = _open_set(folder, facts, config, splits["validation"])
-    final = _card(folder, facts | {"open_set": open_set})
-    content = {name: Identifier(final).identify(one.vectors) for name, one in splits.items() if name != "train"}
-    figures = {name: measured(found, splits[name].names) for name, found in content.items()}
-    published = _published(recipe, figures)
-    return TrainedIdentifier(_card(folder, facts | {"open_set": open_set, "published": published}), fitted, figures, content)
-
-
-def _facts(
-    folder: Path,
-    recipe: Recipe,
-    card: DetectorCard,
-    embedding: Mapping[str, Any],
-    classes: Sequence[str],
-    fitted: FittedIdentifier,
-    images: int,
-) -> dict[str, Any]:
-    """The card's YAML but for its threshold and figures."""
-    config, licence = recipe.identify or Identify(), export.inherited(recipe, card)
-    families = {name: config.families[name] for name in classes if name in config.families}
-    return {
+    facts = {
         "name": recipe.name,
         "title": recipe.export.title or recipe.title or f"Which of {len(classes)} generators, by embeddings of {card.name}",
         "weights": Weights(uri=WEIGHTS, sha256=file_sha256(folder / WEIGHTS)),
@@ -126,7 +107,7 @@ def _facts(
         "source": f"touchstone train {recipe.name}",
         "training_data": TrainingData(
             name=export.data_name(recipe),
-            images=f"{images:,} of {len(classes)} generators",
+            images=f"{len(train.names):,} of {len(classes)} generators",
             licence=recipe.data.licence or "not stated",
             source=export.places_of(recipe) or None,
             generators=tuple(classes),
@@ -135,10 +116,15 @@ def _facts(
         "detector": card.name,
         "embedding": dict(embedding),
         "classes": tuple(classes),
-        "families": families,
+        "families": {name: config.families[name] for name in classes if name in config.families},
         "head": config.head,
         "scale": fitted.scale,
     }
+    facts["open_set"] = _open_set(folder, facts, config, splits["validation"])
+    head = Identifier(_card(folder, facts))
+    said = {name: head.identify(one.vectors) for name, one in splits.items() if name != "train"}
+    figures = {name: measured(found, splits[name].names) for name, found in said.items()}
+    return TrainedIdentifier(_card(folder, facts | {"published": _published(recipe, figures)}), fitted, figures, said)
 
 
 def _calibration_note(fitted: FittedIdentifier, config: Identify) -> str:
@@ -242,10 +228,6 @@ def _unknown_row(name: str, best: npt.NDArray[np.object_], named: npt.NDArray[np
     return {"name": name, "n": len(best), "abstained": _share(~named, "").row(), "nearest": nearest, "nearest_n": times}
 
 
-SCHEMA = 1
-_MOST_RANKED = 5
-
-
 @dataclass(frozen=True)
 class IdentifierRequest:
     """What an identifier is made of: the labelled `tables` of each split, what their rows are called, the classes, those that are none for
@@ -276,7 +258,10 @@ def identify(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
 
 def wanted_of(config: TrainConfig, tables: Mapping[str, pa.Table]) -> IdentifierRequest:
     """Which rows of the splits' labelled tables an identifier is fitted, calibrated and measured on. Raises ConfigError."""
-    section, rows = config.identify or Identify(), {split: _named(config, table) for split, table in tables.items()}
+    section, rows = config.identify or Identify(), dict[str, ClassAssignments]()
+    for split, table in tables.items():
+        labels = table["input"].combine_chunks()
+        rows[split] = named(section, labels.field("label").to_pylist(), labels.field("generator").to_pylist())
     classes, left_out = classes_of(section, rows["train"])
     chosen = {"train": training_rows(section, rows["train"], classes, config.loop.seed), "validation": rows["validation"].of(classes)}
     if "test" in rows:
@@ -289,23 +274,47 @@ def written(
 ) -> dict[str, Any]:
     """Fit to the embeddings that `out` keeps, and write head, card, names, report and `metrics.json`, whose content is returned. No Ray.
 
-    `facts`: further ones for it; `began`: on the monotonic clock.
+    `facts`: `environment` and `data` of it; `began`: on the monotonic clock.
     """
     found = {split: embeddings.kept_embeddings(out, split) for split in wanted.rows}
-    labelled = {split: _labelled(wanted, split, one) for split, one in found.items()}
+    labelled = {}
+    for split, one in found.items():
+        names = [name or UNKNOWN for name in wanted.named[split].at(one.rows)]
+        labelled[split] = LabelledEmbeddings(one.vectors, names, embeddings.groups_of(wanted.tables[split], one.rows))
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
         made = make_identifier(Path(folder), config, card, embeddings.embedding_of(card, found["train"]), labelled, wanted.classes)
         for split, said in made.said.items():
-            out.write(f"scores/{split}.parquet", _names_file(wanted.tables[split], found[split], labelled[split], said))
+            rows = wanted.tables[split].take(pa.array(found[split].rows))
+            out.write(f"scores/{split}.parquet", finish.rows_file(rows, _columns(labelled[split].names, said)))
         for name in (WEIGHTS, CARD):
             out.write_file(name, Path(folder) / name)
-    document = _document(config, out, wanted, made, labelled).model_copy(
-        update={
-            **facts,
-            "environment": {**facts.get("environment", {}), "precision": found["train"].precision},
-            "unreadable": sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items()),
-            "seconds": round(time.monotonic() - began, 2),
-        }
+    section, fitted, counts = config.identify or Identify(), made.fitted, Counter(labelled["train"].names)
+    document = IdentifierTraining(
+        schema=SCHEMA,
+        method=config.method,
+        name=config.name,
+        title=config.title,
+        out=out.url,
+        detector=card.name,
+        head=section.head,
+        level=section.level,
+        classes={name: counts[name] for name in made.card.classes},
+        families=dict(zip(made.card.classes, made.card.class_families, strict=True)),
+        left_out=wanted.left_out,
+        held_out=section.held_out,
+        c=fitted.c,
+        log_losses={f"{c:g}": loss for c, loss in fitted.losses.items()},
+        temperature=fitted.temperature,
+        calibration_note=fitted.why_not,
+        open_set=None if made.card.open_set is None else made.card.open_set.model_dump(mode="json"),
+        validation=NamedSplit(**made.figures["validation"]),
+        test=NamedSplit(**made.figures["test"]) if "test" in made.figures else None,
+        recipe=run_directory.recipe_of(config),
+        card={"name": made.card.name, "licence": made.card.licence, "weights": made.card.weights.sha256},
+        environment={**facts["environment"], "precision": found["train"].precision},
+        data=facts["data"],
+        unreadable=sum(len(rows) - len(found[split]) for split, rows in wanted.rows.items()),
+        seconds=round(time.monotonic() - began, 2),
     )
     metrics = document.written()
     out.write("report.html", render_identifier_report(document).encode())
@@ -313,10 +322,27 @@ def written(
     return metrics
 
 
+def _columns(truth: Sequence[str], said: Identified) -> dict[str, pa.Array]:
+    """Per image who made it and the prediction, as result rows have it."""
+    return {
+        "generator": pa.array(truth, pa.string()),
+        "predicted_generator": pa.array([said.classes[code] if code >= 0 else None for code in said.codes], pa.string()),
+        "generator_probability": pa.array(said.probability),
+        "generator_confidence": pa.array(said.confidence),
+        "generator_ranking": pa.array([[said.classes[place] for place in ranking] for ranking in said.ranking[:, :_MOST_RANKED]]),
+    }
+
+
 def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str, Any]:
     """The dry run: which classes, by how many images of which split, what is held out. Raises ConfigError as training does."""
     tables = {"train": splits.train, "validation": splits.validation} | ({"test": splits.test} if splits.test is not None else {})
     section, wanted = config.identify or Identify(), wanted_of(config, tables)
+    counted = {}
+    for split, rows in wanted.rows.items():
+        counts = Counter(name for name in wanted.named[split].at(rows) if name)
+        known = {name: counts[name] for name in wanted.classes if counts[name]}
+        others = {name: n for name, n in sorted(counts.items()) if name not in known}
+        counted[split] = {"images": len(rows), "known": known, "others": others}
     return {
         "method": config.method,
         "name": config.name,
@@ -327,64 +353,6 @@ def planned(config: TrainConfig, card: DetectorCard, splits: Splits) -> dict[str
         "left_out": wanted.left_out,
         "held_out": list(section.held_out),
         "open_set": {"method": section.open_set, "abstains": section.abstains},
-        "splits": {split: _counted(wanted.named[split], rows, wanted.classes) for split, rows in wanted.rows.items()},
+        "splits": counted,
         "data": dict(splits.findings),
     }
-
-
-def _named(config: TrainConfig, table: pa.Table) -> ClassAssignments:
-    labels = table["input"].combine_chunks()
-    return named(config.identify or Identify(), labels.field("label").to_pylist(), labels.field("generator").to_pylist())
-
-
-def _labelled(wanted: IdentifierRequest, split: str, found: embeddings.Embeddings) -> LabelledEmbeddings:
-    names = [name or UNKNOWN for name in wanted.named[split].at(found.rows)]
-    return LabelledEmbeddings(found.vectors, names, embeddings.groups_of(wanted.tables[split], found.rows))
-
-
-def _counted(rows: ClassAssignments, chosen: Rows, classes: tuple[str, ...]) -> dict[str, Any]:
-    counts = Counter(name for name in rows.at(chosen) if name)
-    known = {name: counts[name] for name in classes if counts[name]}
-    return {"images": len(chosen), "known": known, "others": {name: n for name, n in sorted(counts.items()) if name not in known}}
-
-
-def _document(
-    config: TrainConfig, out: Store, wanted: IdentifierRequest, made: TrainedIdentifier, labelled: Mapping[str, LabelledEmbeddings]
-) -> IdentifierTraining:
-    card, section, fitted = made.card, config.identify or Identify(), made.fitted
-    counts = Counter(labelled["train"].names)
-    return IdentifierTraining(
-        schema=SCHEMA,
-        method=config.method,
-        name=config.name,
-        title=config.title,
-        out=out.url,
-        detector=card.detector,
-        head=card.head,
-        level=section.level,
-        classes={name: counts[name] for name in card.classes},
-        families=dict(zip(card.classes, card.class_families, strict=True)),
-        left_out=wanted.left_out,
-        held_out=section.held_out,
-        c=fitted.c,
-        log_losses={f"{c:g}": loss for c, loss in fitted.losses.items()},
-        temperature=fitted.temperature,
-        calibration_note=fitted.why_not,
-        open_set=None if card.open_set is None else card.open_set.model_dump(mode="json"),
-        validation=NamedSplit(**made.figures["validation"]),
-        test=NamedSplit(**made.figures["test"]) if "test" in made.figures else None,
-        recipe=run_directory.recipe_of(config),
-        card={"name": card.name, "licence": card.licence, "weights": card.weights.sha256},
-    )
-
-
-def _names_file(table: pa.Table, found: embeddings.Embeddings, labelled: LabelledEmbeddings, said: Identified) -> bytes:
-    """Per image who made it and the prediction: columns as result rows have them, and the truth beside them."""
-    columns = {
-        "generator": pa.array(labelled.names, pa.string()),
-        "predicted_generator": pa.array([said.classes[code] if code >= 0 else None for code in said.codes], pa.string()),
-        "generator_probability": pa.array(said.probability),
-        "generator_confidence": pa.array(said.confidence),
-        "generator_ranking": pa.array([[said.classes[place] for place in ranking] for ranking in said.ranking[:, :_MOST_RANKED]]),
-    }
-    return finish.rows_file(table.take(pa.array(found.rows)), columns)
