@@ -5,12 +5,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ray_app.attribution.captioners import load_body, load_describing, question_tokens
+from ray_app.attribution.captioners import build_captioner, load_body, load_describing, question_tokens
+from ray_app.attribution.cards import load_describer
+from ray_app.config import named_configs
 from ray_app.detectors.detector import Normalise
 from ray_app.errors import DetectorError
 from tests.attribution.tiny_speakers import ARCHITECTURES, SIDE, WIDTH, WORDS, card_of, dialogue_card, network_of
 
 KINDS = list(ARCHITECTURES)
+NAMES = sorted(named_configs("describers"))
+PARAMETERS = {"blip-base": 223_971_644, "git-base": 176_619_066, "vit-gpt2": 239_195_904}
 
 
 def given_to(kind, count=7):
@@ -111,3 +115,18 @@ def test_words_end_and_come_back():
     table = WORDS.targets([text, ""], 77)
     assert table.shape == (2, len(ids))
     assert table[1].tolist() == [WORDS.end] + [-100] * (len(ids) - 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_card_is_the_network_that_it_says_and_without_weights_says_so(name, tmp_path, monkeypatch):
+    card = load_describer(name)
+    assert card.preprocessing.shape is not None
+    with torch.device("meta"):
+        network = build_captioner(card.name, card.architecture)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == pytest.approx(PARAMETERS[name], rel=0.02)
+    assert card.parameters is None or card.parameters == pytest.approx(count, rel=0.02)
+    monkeypatch.setenv("TOUCHSTONE_CACHE", str(tmp_path))
+    monkeypatch.setenv("TOUCHSTONE_OFFLINE", "1")
+    with pytest.raises(DetectorError, match=name):  # no weights
+        load_describing(card)

@@ -1,4 +1,4 @@
-"""Learning to say words: what a step does, that a saved training goes on as if it had never stopped, and what the network is made of."""
+"""Learning to say words: a step, a saved training that goes on as if never stopped, the card that comes of it, and its figures."""
 
 from dataclasses import replace
 
@@ -9,13 +9,16 @@ import torch
 from ray_app.attribution.captioners import body_state, load_describing
 from ray_app.attribution.cards import load_describer
 from ray_app.errors import ConfigError, DetectorError
+from ray_app.metrics.intervals import proportion_interval
+from ray_app.metrics.text import bleu4, rouge_l, token_f1
 from ray_app.training.captioner import CaptionLearner, caption_network, decoder_inputs, make_plan
 from ray_app.training.config import Recipe
-from ray_app.training.describe import CARD, WEIGHTS, with_figures, write_card, write_index, write_network
+from ray_app.training.describe import CARD, WEIGHTS, chance_prompts, compared, with_figures, write_card, write_index, write_network
 from tests.attribution.tiny_speakers import ARCHITECTURES, PIXELS, SIDE, WIDTH
 
 PROMPTS = ["a red circle on the left", "a blue square above", "a green triangle", "an orange cross in the rain"]
 KINDS = list(ARCHITECTURES)
+TRUTH = ["a red circle, upper left", "a blue square, lower right", "a green cross, lower left"]
 
 
 @pytest.fixture(autouse=True)
@@ -75,15 +78,26 @@ def test_the_first_loss_is_the_cross_entropy_of_the_tokens():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_learned_by_heart_is_said_word_for_word(tmp_path, kind):
-    plan, learner = learner_of(kind, steps=120)
+def test_what_was_learned_by_heart_is_said_word_for_word_by_a_card_with_one_file(tmp_path, kind):
+    told, (plan, learner) = recipe(kind, steps=120), learner_of(kind, steps=120)
     without_dropout(learner)
     for _ in range(120):
         learner.step(batch_of(kind))
     sees = {"detector": "touchstone-tiny", "embedding": {"width": WIDTH}} if kind == "prefix" else {"preprocessing": PIXELS}
-    card = write_network(tmp_path, recipe(kind), plan, sees, body_state(learner.network))
-    said = load_describing(card).describe(batch_of(kind)["embedding" if kind == "prefix" else "image"])
+    card = write_network(tmp_path, told, plan, sees, body_state(learner.network))
+    given = batch_of(kind)["embedding" if kind == "prefix" else "image"]
+    said = load_describing(card).describe(given)
     assert [one.text for one in said] == PROMPTS
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["describer.safetensors", "describer.yaml"]
+    figures = {name: {"value": 0.5, "n": 4} for name in ("exact", "token_f1", "bleu4")} | {"rouge_l": {"value": None, "n": 0}}
+    (tmp_path / CARD).write_bytes(with_figures((tmp_path / CARD).read_bytes(), told, figures))
+    again = load_describer(tmp_path / CARD)
+    assert [one.metric for one in again.published] == ["share of prompts predicted word for word", "token F1", "BLEU-4"]
+    assert load_describing(again).describe(given) == said
+    started = told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})
+    network = caption_network(told.name, started, make_plan(told.name, started, width=WIDTH), 99)
+    for one, other in zip(body_state(network).values(), body_state(learner.network).values(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind", ["prefix", "vision-encoder-decoder"])
@@ -128,29 +142,6 @@ def test_images_that_could_not_be_read_teach_nothing():
     assert learner.step(batch_of("prefix", (False,) * 4)).loss == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_was_trained_is_a_card_with_one_file(tmp_path, kind):
-    plan, learner = learner_of(kind)
-    learner.step(batch_of(kind))
-    sees = {"detector": "touchstone-tiny", "embedding": {"width": WIDTH}} if kind == "prefix" else {"preprocessing": PIXELS}
-    told = recipe(kind)
-    card = write_network(tmp_path, told, plan, sees, body_state(learner.network))
-    given = batch_of(kind)["embedding" if kind == "prefix" else "image"]
-    said = load_describing(card).describe(given)
-    assert len(said) == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["describer.safetensors", "describer.yaml"]
-    figures = {name: {"value": 0.5, "n": 4} for name in ("exact", "token_f1", "bleu4")} | {"rouge_l": {"value": None, "n": 0}}
-    (tmp_path / CARD).write_bytes(with_figures((tmp_path / CARD).read_bytes(), told, figures))
-    again = load_describer(tmp_path / CARD)
-    assert [one.metric for one in again.published] == ["share of prompts predicted word for word", "token F1", "BLEU-4"]
-    assert load_describing(again).describe(given) == said
-    started = told.model_copy(update={"describe": told.describe.model_copy(update={"start": str(tmp_path / CARD), "architecture": {}})})
-    begun = make_plan(told.name, started.describe, width=WIDTH)
-    network = caption_network(told.name, started.describe, begun, 99)
-    for one, other in zip(body_state(network).values(), body_state(learner.network).values(), strict=True):
-        assert torch.equal(one, other)
-
-
 @pytest.mark.parametrize(("data", "licence"), [("CC BY-NC 4.0", "CC BY-NC 4.0"), ("CC0-1.0", "BSD-3-Clause")])
 def test_what_began_from_other_weights_has_the_stricter_licence(tmp_path, data, licence):
     (tmp_path / WEIGHTS).write_bytes(b"weights")
@@ -190,3 +181,23 @@ def test_a_section_says_what_is_trained(section, told):
         Recipe.model_validate(
             {"name": "x", "method": "describe", "detector": "d", "data": {}, "loop": {"steps": 1, "batch": 1}, "describe": section}
         )
+
+
+def test_each_system_has_the_figures_of_its_texts():
+    said = ["A red circle upper left.", "a blue circle, lower right", "nothing"]
+    found = compared(TRUTH, {"describer": said, "retrieval": "no embeddings"})
+    assert found["describer"]["exact"]["value"] == pytest.approx(1 / 3)
+    assert found["describer"]["exact"]["interval"] == pytest.approx(list(proportion_interval(1, 3)))
+    for name, figure in (("token_f1", token_f1), ("bleu4", bleu4), ("rouge_l", rouge_l)):
+        assert found["describer"][name] == figure(said, TRUTH).row()
+        assert found["retrieval"][name]["value"] is None
+        assert found["retrieval"][name]["why"] == "no embeddings"
+
+
+def test_chance_knows_training_prompts_alone_and_is_the_same_again():
+    train = ["b", "a", "a", "b", "c"]
+    found = chance_prompts(train, 500, seed=3)
+    assert found == chance_prompts(train, 500, seed=3)
+    assert found["most_frequent"] == ["a"] * 500
+    assert set(found["random"]) == {"a", "b", "c"}
+    assert found["random"].count("a") == pytest.approx(200, abs=60)

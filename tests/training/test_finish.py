@@ -38,26 +38,17 @@ def files_in(store):
     return {name: store.read(name) for name in store.names("")}
 
 
-def test_a_folder_gets_what_makes_the_detector_and_nothing_else(folder, tmp_path):
-    assert push(folder, str(tmp_path / "there")) == str(tmp_path / "there")
-    store = Store.open(str(tmp_path / "there"))
+@pytest.mark.parametrize("place", ["folder", "bucket", "memory"])
+def test_any_place_gets_what_makes_the_detector_and_nothing_else(folder, tmp_path, hub, s3, place):
+    target = {"folder": str(tmp_path / "there"), "bucket": f"{s3.bucket('pushed-detectors')}/mine", "memory": "memory://pushed"}[place]
+    assert push(folder, target) == target
+    store = Store.open(target)
     assert files_in(store) == FILES
     assert store.folders("") == []
-
-
-def test_any_file_system_of_fsspec_both_ways(folder, tmp_path, hub):
-    push(folder, "memory://pushed")
-    assert files_in(Store.open("memory://pushed")) == FILES
-    push("memory://pushed", str(tmp_path / "back"))
+    push(target, str(tmp_path / "back"))
     assert files_in(Store.open(str(tmp_path / "back"))) == FILES
-    push("memory://pushed", "hf://someone/detector")
+    push(target, "hf://someone/detector")
     assert hub.repositories["someone/detector"] == FILES
-
-
-def test_a_bucket(folder, s3):
-    place = f"{s3.bucket('pushed-detectors')}/mine"
-    assert push(folder, place) == place
-    assert files_in(Store.open(place)) == FILES
 
 
 def test_a_repository_is_made_private_and_filled_in_one_commit_and_stays_as_open_as_it_is(folder, hub):

@@ -1,14 +1,11 @@
 """The dry run: what a training will do and need, with nothing started."""
 
-import json
-
 import pytest
-import yaml
-from click.testing import CliRunner
 
 from ray_app.errors import ConfigError
+from ray_app.training.plan import plan_lines
 from ray_app.training.run import train
-from tests.training.conftest import config, recipe
+from tests.training.conftest import config
 
 
 def test_steps_images_and_memory_are_counted(labelled):
@@ -25,6 +22,8 @@ def test_steps_images_and_memory_are_counted(labelled):
     assert memory["bytes"]["gradients"] == 4 * memory["counts"]["learning"]
     assert memory["bytes"]["optimiser"] == 2 * memory["bytes"]["gradients"], "two moments of AdamW"
     assert memory["bytes"]["together"] == sum(size for name, size in memory["bytes"].items() if name != "together")
+    told = "\n".join(plan_lines(planned))
+    assert all(word in told for word in ("steps of 8 images", "parameters", "MiB per worker", "double-a", "leakage", "real"))
     halved = train(config(labelled, loop={"micro_batch": 4}), dry_run=True).facts
     assert halved["memory"]["bytes"]["activations"] * 2 == memory["bytes"]["activations"]
     # (N, 4, 62, 62) after the first convolution is kept at the least, in fp32.
@@ -36,15 +35,3 @@ def test_nothing_is_claimed_or_trained_and_a_training_needs_a_place(labelled, tm
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", "splits.json"]
     with pytest.raises(ConfigError, match="--out DIR is missing"):
         train(config(labelled))
-
-
-def test_the_command_prints_it(labelled, tmp_path):
-    from ray_app.cli.train import train as command
-
-    written = tmp_path / "recipe.yaml"
-    written.write_text(yaml.safe_dump(recipe(labelled)))
-    told = CliRunner().invoke(command, [str(written), "--dry-run"], catch_exceptions=False).output
-    for word in ("steps of 8 images", "parameters", "MiB per worker", "double-a", "leakage", "real"):
-        assert word in told
-    facts = json.loads(CliRunner().invoke(command, [str(written), "--dry-run", "--json"], catch_exceptions=False).stdout)
-    assert facts["batch"] == 8
