@@ -4,7 +4,6 @@ A loss is a sum over usable images divided by the number of images requested, us
 or in several, are then the loss of the whole.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,12 @@ class DetectorLearner(Learner):
     def __init__(
         self, recipe: Recipe, card: DetectorCard, *, device: str, total_steps: int, rank: int = 0, strategy: Strategy = "ddp"
     ) -> None:
-        _require_loss(recipe, card)
+        if card.masks != (recipe.loss.name == "maskclip"):
+            given = "says" if card.masks else "does not say"
+            raise ConfigError(
+                f"{recipe.name}: loss {recipe.loss.name} and {card.name}, which {given} where an image was altered",
+                hint="loss: {name: maskclip} for a network with masks, binary for all others",
+            )
         self.card = card
         # FSDP2 takes contiguous parameters only.
         self._format = torch.channels_last if recipe.loop.channels_last and strategy != "fsdp2" else torch.contiguous_format
@@ -63,7 +67,7 @@ class DetectorLearner(Learner):
         return answer
 
     def loss(self, answer: NetworkOutput, part: Batch, count: int) -> BatchLoss:
-        """See `batch_loss`."""
+        """See `batch_loss`; the count is that of all images of the share."""
         return batch_loss(self.recipe.loss, self.card.output, answer, part, count)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -77,17 +81,14 @@ class DetectorLearner(Learner):
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.world > 1)
         first = self.rank == 0
         weights: dict[str, Any] = load_file(folder / WEIGHTS) if first else {}
-        if first and _shapes(weights) != _shapes(self.network.state_dict()):
+        ours, theirs = ({name: tensor.shape for name, tensor in one.items()} for one in (self.network.state_dict(), weights))
+        if first and theirs != ours:
             raise DetectorError(f"{folder}: the checkpoint is of another network than {self.card.name} by {self.recipe.name}",
                                 hint="begin anew in another folder")  # fmt: skip
         set_model_state_dict(self.network, weights, options=options)
         if self.recipe.optimiser.name != "sgd" or self.recipe.optimiser.momentum:  # plain SGD remembers nothing, for torch a fault
             state = torch.load(folder / OPTIMISER, weights_only=True, map_location="cpu") if first else {}
             set_optimizer_state_dict(self.network, self.optimiser, state, options=options)
-
-
-def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def batch_loss(loss: Loss, output: Output, answer: NetworkOutput, batch: Batch, count: int) -> BatchLoss:
@@ -138,12 +139,3 @@ def load_trained(recipe: Recipe, card: DetectorCard, folder: Path) -> nn.Module:
     network = training_form(recipe, card)
     load_strictly(network, load_file(folder / WEIGHTS), where=str(folder / WEIGHTS))
     return deployable(network, card)
-
-
-def _require_loss(recipe: Recipe, card: DetectorCard) -> None:
-    given = "says" if card.masks else "does not say"
-    if card.masks != (recipe.loss.name == "maskclip"):
-        raise ConfigError(
-            f"{recipe.name}: loss {recipe.loss.name} and {card.name}, which {given} where an image was altered",
-            hint="loss: {name: maskclip} for a network with masks, binary for all others",
-        )

@@ -227,7 +227,7 @@ def class_name(config: Identify, generator: str) -> str:
 
 def named(config: Identify, labels: Sequence[str], generators: Sequence[str]) -> ClassAssignments:
     """The classes of rows by their labels (`real` or `fake`) and generators (n,)."""
-    official = {name: found.name for name in config.held_out if (found := find_generator(name)) and found.name}
+    official = {name: known.name for name in config.held_out if (known := find_generator(name)) and known.name}
     out = {name: spelling_key(official.get(name, name)) for name in config.held_out}
     fakes = {name for label, name in zip(labels, generators, strict=True) if label != REAL}
     called = {name: _called(config, name) for name in fakes}

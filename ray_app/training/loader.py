@@ -112,7 +112,10 @@ class BatchLoader:
     ) -> Iterator[tuple[int, TrainingSample | InputError]]:
         # Each is made as it arrives, so that only one image is in memory at its full size.
         for slot, data in self._read(members):
-            yield slot, self._attempt(members[slot], data, int(positions[slot]))
+            try:
+                yield slot, self._made(members[slot], self._image(data), int(positions[slot]))
+            except InputError as refused:
+                yield slot, refused
 
     def _taken(self, rows: Sequence[int] | sampling.Positions) -> list[ManifestMember]:
         """The members in these rows. `Table.take` would copy the texts of the whole table for every batch."""
@@ -125,19 +128,12 @@ class BatchLoader:
         """Every member's slot and bytes: container after container, each from its start to its end."""
         slots = sorted(range(len(members)), key=lambda slot: _where(members[slot]))
         arriving = self._members.read([members[slot] for slot in slots])
-        for slot, (_, data) in zip(slots, arriving, strict=True):
-            yield slot, data
+        yield from ((slot, data) for slot, (_, data) in zip(slots, arriving, strict=True))
 
     def _image(self, data: bytes | InputError) -> Image.Image:
         if isinstance(data, InputError):
             raise data
         return decode_image(data, self._limits).pixels
-
-    def _attempt(self, member: ManifestMember, data: bytes | InputError, position: int) -> TrainingSample | InputError:
-        try:
-            return self._made(member, self._image(data), position)
-        except InputError as refused:
-            return refused
 
     def _made(self, member: ManifestMember, image: Image.Image, position: int) -> TrainingSample:
         mask = None if self._masks is None else self._masks.read(member, image.size)

@@ -125,15 +125,11 @@ def _made_to_learn(network: nn.Module, recipe: Recipe, card: DetectorCard) -> nn
         maskclip.trainable_parameters(network)
     elif card.family in HEADS:
         network.get_submodule("backbone").requires_grad_(False)
-    _freeze_unheard(network)
-    return network
-
-
-def _freeze_unheard(network: nn.Module) -> None:
-    """SigLIP's pooling head is in the checkpoint and feeds nothing: no gradient ever reaches it, which DDP takes for a fault."""
+    # SigLIP's pooling head is in the checkpoint and feeds nothing: no gradient ever reaches it, which DDP takes for a fault.
     vision = getattr(network, "vision_model", None)
     if getattr(vision, "use_head", True) is False and isinstance(head := getattr(vision, "head", None), nn.Module):
         head.requires_grad_(False)
+    return network
 
 
 def _start(network: nn.Module, recipe: Recipe, card: DetectorCard) -> None:
@@ -148,15 +144,11 @@ def _start(network: nn.Module, recipe: Recipe, card: DetectorCard) -> None:
         maskclip.initialise(network, *(_file(recipe, card, part) for part in ("mae", "clip")))
     elif initial.start == "pretrained":
         for part in initial.weights:
-            target = network if part == WHOLE else _submodule(network, recipe, part)
-            state = _under_own_names(_file(recipe, card, part), network, card, "" if part == WHOLE else f"{part}.")
-            _load(target, state, initial.fresh, where=f"{recipe.name}: initial.weights.{part}")
-
-
-def _under_own_names(state: State, network: nn.Module, card: DetectorCard, prefix: str) -> State:
-    """The tensors of the part of the network that `prefix` names, as the library calls them today: published files may be older."""
-    named = own_keys(card, {prefix + key: tensor for key, tensor in state.items()}, network)
-    return {key.removeprefix(prefix): tensor for key, tensor in named.items()}
+            target, prefix = (network, "") if part == WHOLE else (_submodule(network, recipe, part), f"{part}.")
+            # As the library calls the tensors today: published files may be older.
+            state = own_keys(card, {prefix + key: tensor for key, tensor in _file(recipe, card, part).items()}, network)
+            own = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+            _load(target, own, initial.fresh, where=f"{recipe.name}: initial.weights.{part}")
 
 
 def _load(network: nn.Module, state: State, fresh: tuple[str, ...], where: str) -> None:

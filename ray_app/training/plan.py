@@ -3,7 +3,7 @@
 Memory is counted and measured: parameters, gradients and optimiser state from the network's tensors, activations from one image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -59,7 +59,7 @@ def memory(config: TrainConfig, card: DetectorCard, micro_batch: int, layout: jo
         "optimiser": moments * learning_bytes // divided,
         "activations": activation_bytes(card, network, precision) * micro_batch,
     }
-    counts = {"parameters": _count(list(network.parameters())), "learning": _count(learning)}
+    counts = {name: sum(map(torch.numel, every)) for name, every in (("parameters", network.parameters()), ("learning", learning))}
     return {"counts": counts, "bytes": parts | {"together": sum(parts.values())}}
 
 
@@ -110,24 +110,16 @@ def _data_lines(findings: Mapping[str, Any]) -> list[str]:
     for name, split in findings["splits"].items():
         lines.append(f"{name + ' ':<10}{split['images']:,} images: {split['real']:,} real, {split['fake']:,} fake")
         lines += [f"          {generator}  {images:,}" for generator, images in split["generators"].items()]
-    aside = findings["set_aside"]
+    aside, leakage = findings["set_aside"], findings["leakage"]
     if aside["images"]:
         lines.append(f"set aside {aside['images']:,} images: " + ", ".join(f"{why} {images:,}" for why, images in aside["why"].items()))
-    return [*lines, *_leakage_lines(findings["leakage"]), "whether every image can be read is seen while training"]
-
-
-def _leakage_lines(leakage: Mapping[str, Any]) -> list[str]:
-    unknown = [name for name, checked in leakage["checked"].items() if not checked]
-    lines = [f"leakage   by {' and '.join(unknown)} not checked: touchstone data index --hash {','.join(unknown)}"] if unknown else []
+    if unknown := [name for name, checked in leakage["checked"].items() if not checked]:
+        lines.append(f"leakage   by {' and '.join(unknown)} not checked: touchstone data index --hash {','.join(unknown)}")
     for pair, found in leakage["pairs"].items():
         message = ", ".join(f"{name} {count:,}" for name, count in found.items() if name != "examples" and count)
         lines.append(f"leakage   {pair}: {message or 'none found'}")
-    return lines
+    return [*lines, "whether every image can be read is seen while training"]
 
 
-def _bytes(tensors: list[torch.Tensor] | list[torch.nn.Parameter]) -> int:
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _count(parameters: list[torch.nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)

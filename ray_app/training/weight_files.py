@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ def export_onnx(network: nn.Module, card: DetectorCard, path: Path) -> None:
     that asks an engine, one that keeps image sizes. Raises ConfigError where the packages of the extra `onnx` are missing.
     """
     _refuse(card)
-    _require("onnx", "onnxscript", "onnxruntime")
     height, width = card.preprocessing.shape or (_FREE_SIDE, _FREE_SIDE)
     example = torch.zeros(2, 3, height, width)
     try:
@@ -54,7 +54,9 @@ def export_onnx(network: nn.Module, card: DetectorCard, path: Path) -> None:
         raise DetectorError(f"{card.name}: torch cannot export this network to ONNX: {describe_error(error)}") from error
     if isinstance(program.model.graph.inputs[0].shape[0], int):
         raise DetectorError(f"{card.name}: torch exports this network for one size of batch only")
-    program.model.metadata_props.update(_metadata(card))
+    described = {"touchstone.preprocessing": card.preprocessing, "touchstone.output": card.output}
+    program.model.metadata_props.update({name: json.dumps(one.model_dump(mode="json")) for name, one in described.items()})
+    program.model.metadata_props["touchstone.card"] = card.name
     program.save(str(path), external_data=False)
 
 
@@ -93,22 +95,9 @@ def _refuse(card: DetectorCard) -> None:
         why = "it keeps the size of every image, for which no single file is made"
     if why:
         raise DetectorError(f"{card.name}: not exported to ONNX: {why}", hint="export.onnx: false")
-
-
-def _require(*packages: str) -> None:
-    for package in packages:
-        try:
-            __import__(package)
-        except ImportError:
-            raise ConfigError(f"ONNX export needs the package {package}", hint="pip install 'touchstone-forensics[onnx]'") from None
-
-
-def _metadata(card: DetectorCard) -> dict[str, str]:
-    return {
-        "touchstone.card": card.name,
-        "touchstone.preprocessing": json.dumps(card.preprocessing.model_dump(mode="json")),
-        "touchstone.output": json.dumps(card.output.model_dump(mode="json")),
-    }
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise ConfigError(f"ONNX export needs the package {package}", hint="pip install 'touchstone-forensics[onnx]'")
 
 
 @contextmanager

@@ -18,12 +18,15 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
+import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from ray_app.detectors import MIRROR_VARIABLE
 from ray_app.errors import ClusterError, TouchstoneError
 from ray_app.training import checkpoints, ray_data, run_directory, validate
 from ray_app.training.captioner import embedding_batches, word_learner
+from ray_app.training.detector import DetectorLearner
 from ray_app.training.job import TrainingJob
 from ray_app.training.learner import Learner
 
@@ -34,7 +37,7 @@ GO_ON, WAIT, LOOK, STOP, END = range(5)  # of several words the strongest holds
 
 
 def train_worker(given: dict[str, Any]) -> None:
-    """The function that Ray Train runs in every worker; `given["job"]` refers to the `Job`."""
+    """The function that Ray Train runs in every worker; `given["job"]` refers to the `TrainingJob`."""
     job: TrainingJob = ray.get(given["job"])
     try:
         Rank(job).run()
@@ -48,23 +51,10 @@ def train_worker(given: dict[str, Any]) -> None:
         raise
 
 
-def _learner(job: TrainingJob, device: str, rank: int) -> Learner:
-    """What learns in this worker: a detector or, by method `describe`, words."""
-    if job.config.method == "describe":
-        return word_learner(job, device, rank)
-    from ray_app.training.detector import DetectorLearner
-
-    return DetectorLearner(
-        job.config, job.card, device=device, total_steps=job.total_steps, rank=rank, strategy=job.config.workers.strategy
-    )
-
-
 class Rank:
     """One worker from its start to its end."""
 
     def __init__(self, job: TrainingJob) -> None:
-        import torch
-
         context = ray.train.get_context()
         self._job, self._rank, self._world = job, context.get_world_rank(), context.get_world_size()
         if job.mirror is not None:
@@ -77,7 +67,7 @@ class Rank:
         self._taker = futures.ThreadPoolExecutor(1)
         self._coming = self._taker.submit(next, self._stream, None)  # the loaders start beside the network
         self._device = str(ray.train.torch.get_device())
-        self._learner = _learner(job, self._device, self._rank)
+        self._learner = self._made()
         self._history, self._samples, self._unreadable = (
             run_directory.HistoryWriter(job.out, folder, self._rank)
             for folder in (run_directory.HISTORY, run_directory.SAMPLES, run_directory.UNREADABLE)
@@ -93,6 +83,14 @@ class Rank:
         if "vectors" in self._job.shared:
             return embedding_batches(self._job, self._begun, self._rank, self._world)
         return ray_data.batches(self._begun)
+
+    def _made(self) -> Learner:
+        """What learns in this worker: a detector or, by method `describe`, words."""
+        job = self._job
+        if job.config.method == "describe":
+            return word_learner(job, self._device, self._rank)
+        strategy = job.config.workers.strategy
+        return DetectorLearner(job.config, job.card, device=self._device, total_steps=job.total_steps, rank=self._rank, strategy=strategy)
 
     def run(self) -> None:
         """All steps from the last committed one on."""
@@ -134,7 +132,11 @@ class Rank:
 
     def _learn(self, batch: ray_data.Batch, waited_s: float, began: float) -> None:
         figures = self._learner.step(batch)
-        self._note_images(batch, figures.step)
+        if self._job.config.faults.record_samples:
+            rows, ids = batch["row"].tolist(), batch["image_id"].tolist()
+            self._samples.add({"step": figures.step, "rank": self._rank, "rows": rows, "image_ids": ids})
+        for place in (~batch["usable"]).nonzero()[0]:
+            self._unreadable.add({"step": figures.step, "image_id": int(batch["image_id"][place]), "detail": str(batch["detail"][place])})
         self._seen += self._job.config.loop.batch
         self._bad += figures.unusable
         self._require_readable()
@@ -157,12 +159,6 @@ class Rank:
             self._history.add(line)
             if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
                 self._report(line)
-
-    def _note_images(self, batch: ray_data.Batch, step: int) -> None:
-        if self._job.config.faults.record_samples:
-            self._samples.add({"step": step, "rank": self._rank, "rows": batch["row"].tolist(), "image_ids": batch["image_id"].tolist()})
-        for place in (~batch["usable"]).nonzero()[0]:
-            self._unreadable.add({"step": step, "image_id": int(batch["image_id"][place]), "detail": str(batch["detail"][place])})
 
     def _require_readable(self) -> None:
         most = self._job.config.faults.max_bad_fraction
@@ -209,9 +205,6 @@ class Rank:
         """The strongest word that any worker says, known to all when this returns."""
         if self._world == 1:
             return word
-        import torch
-        import torch.distributed as dist
-
         found = torch.tensor(word, device=self._device)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found.item())
