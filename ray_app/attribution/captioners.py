@@ -59,13 +59,13 @@ class PrefixNet(nn.Module):
         self.prefix, self.width = prefix, width
         self.mapper = nn.Sequential(nn.Linear(width, hidden * prefix // 2), nn.Tanh(), nn.Linear(hidden * prefix // 2, hidden * prefix))
 
-    def forward(self, given: torch.Tensor, spoken: torch.Tensor) -> torch.Tensor:
-        """Logits (n, L, V) of the token after each of `spoken` (n, L); its first, the begin, is not seen: the prefix stands for it."""
-        seen = torch.cat([self._before(given), self.lm.get_input_embeddings()(spoken[:, 1:])], dim=1)
+    def forward(self, given: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (n, L, V) of the token after each of `tokens` (n, L); its first, the begin, is not seen: the prefix stands for it."""
+        seen = torch.cat([self._before(given), self.lm.get_input_embeddings()(tokens[:, 1:])], dim=1)
         logits: torch.Tensor = self.lm(inputs_embeds=seen).logits[:, self.prefix - 1 :]
         return logits
 
-    def asked(self, given: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
+    def generation_inputs(self, given: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
         """The transformers model to generate with, and what to give it: the prefixes."""
         before = self._before(given)
         return self.lm, {"inputs_embeds": before, "attention_mask": torch.ones(before.shape[:2], dtype=torch.long, device=before.device)}
@@ -82,13 +82,13 @@ class CaptionNet(nn.Module):
         super().__init__()
         self.model, self.kind = model, kind
 
-    def forward(self, given: torch.Tensor, spoken: torch.Tensor) -> torch.Tensor:
-        """Logits (n, L, V) of the token after each of `spoken` (n, L)."""
+    def forward(self, given: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (n, L, V) of the token after each of `tokens` (n, L)."""
         name = "decoder_input_ids" if self.kind == "vision-encoder-decoder" else "input_ids"
-        logits: torch.Tensor = self.model(pixel_values=given, **{name: spoken}).logits
-        return logits[:, -spoken.shape[1] :]  # GIT's logits begin with those of the image
+        logits: torch.Tensor = self.model(pixel_values=given, **{name: tokens}).logits
+        return logits[:, -tokens.shape[1] :]  # GIT's logits begin with those of the image
 
-    def asked(self, given: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
+    def generation_inputs(self, given: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
         """The model to generate with, and the pixels."""
         return self.model, {"pixel_values": given}
 
@@ -100,14 +100,14 @@ class DialogueNet(nn.Module):
         super().__init__()
         self.model, self.prompt = model, list(prompt)
 
-    def forward(self, given: torch.Tensor, spoken: torch.Tensor) -> torch.Tensor:
-        """Logits (n, L, V) of the token after each of `spoken` (n, L), whose first, the begin, is not seen: the question precedes it."""
-        _, asked = self.asked(given)
-        ids = torch.cat([asked["input_ids"], spoken[:, 1:]], dim=1)
-        logits: torch.Tensor = self.model(pixel_values=asked["pixel_values"], input_ids=ids).logits
-        return logits[:, -spoken.shape[1] :]
+    def forward(self, given: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (n, L, V) of the token after each of `tokens` (n, L), whose first, the begin, is not seen: the question precedes it."""
+        _, inputs = self.generation_inputs(given)
+        ids = torch.cat([inputs["input_ids"], tokens[:, 1:]], dim=1)
+        logits: torch.Tensor = self.model(pixel_values=inputs["pixel_values"], input_ids=ids).logits
+        return logits[:, -tokens.shape[1] :]
 
-    def asked(self, given: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
+    def generation_inputs(self, given: torch.Tensor) -> tuple[Any, dict[str, torch.Tensor]]:
         """The model to generate with, the pixels and the question."""
         ids = torch.tensor(self.prompt, device=given.device).expand(len(given), -1)
         return self.model, {"pixel_values": given.to(self.model.dtype), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -213,7 +213,7 @@ def body_state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {key: tensor.detach().to("cpu").contiguous() for key, tensor in once.values()}
 
 
-def likeliest(network: CaptionNetwork, given: torch.Tensor, words: CaptionTokenizer, card: DescriberCard) -> list[Caption]:
+def generated_captions(network: CaptionNetwork, given: torch.Tensor, words: CaptionTokenizer, card: DescriberCard) -> list[Caption]:
     """What a network says of each row of `given`: beams, no repeated n-grams, at most so many tokens, as the card says.
 
     Likelihood: the mean of the log-probabilities of its tokens, the end included, as the network gave them before the search forbade
@@ -221,7 +221,7 @@ def likeliest(network: CaptionNetwork, given: torch.Tensor, words: CaptionTokeni
     """
     from transformers import GenerationConfig
 
-    model, inputs = network.asked(given)
+    model, inputs = network.generation_inputs(given)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, num_beams=card.beams, no_repeat_ngram_size=card.no_repeat, max_new_tokens=card.most_tokens,
         bos_token_id=words.begin, decoder_start_token_id=words.begin, eos_token_id=words.end, pad_token_id=words.pad,
@@ -274,4 +274,6 @@ class NetworkDescriber:
 
     def _captions(self, rows: npt.NDArray[Any]) -> Sequence[Caption]:
         seen = torch.from_numpy(rows).to(self._device)
-        return likeliest(self._network, seen if self._normalise is None else self._normalise(seen).contiguous(), self._words, self.card)
+        return generated_captions(
+            self._network, seen if self._normalise is None else self._normalise(seen).contiguous(), self._words, self.card
+        )

@@ -140,7 +140,7 @@ class DescriberCard(_Card):
         return own if self.tokenizer is None else (*own, WeightSet(f"{self.name}-tokenizer", self.tokenizer, self._folder, self.name))
 
     def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
-        """In which numbers it speaks there: those too large for fp32 in bf16 on a GPU."""
+        """In which precision it computes there: those too large for fp32 in bf16 on a GPU."""
         return "bf16" if self.tier == "dialogue" and device.startswith("cuda") else "fp32"
 
     @model_validator(mode="after")

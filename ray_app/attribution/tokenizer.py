@@ -44,12 +44,12 @@ class CaptionTokenizer:
 
     def text(self, ids: Iterable[int]) -> str:
         """The text up to its end, on one line."""
-        spoken: list[int] = []
+        kept: list[int] = []
         for number in ids:
             if number == self.end:
                 break
-            spoken.append(number)
-        return " ".join(str(self.tokenizer.decode(spoken, skip_special_tokens=True)).split())
+            kept.append(number)
+        return " ".join(str(self.tokenizer.decode(kept, skip_special_tokens=True)).split())
 
 
 def train_words(prompts: Sequence[str], vocabulary: int) -> CaptionTokenizer:

@@ -297,7 +297,7 @@ def gather(
 def _fitted_head(
     gathered: Gathered, cache: "FeatureCache", classifier: "Classifier", labels: str, *, even: bool
 ) -> "tuple[Head, Fit, int]":
-    """The head of all images that could be used, what its card says of the fit, and how many groups they are of (0: none is told)."""
+    """The head of all images that could be used, what its card says of the fit, and how many groups they are of (0: the file has none)."""
     import numpy as np
 
     from ray_app.detectors import linear_head
@@ -307,15 +307,15 @@ def _fitted_head(
     linear_head.require_enough(marks)
     features = np.stack([cache[sha256] for sha256 in gathered.used])
     groups = [row.group for row in gathered.used.values()]
-    told = any(groups)
+    has_groups = any(groups)
     weighing = linear_head.even_weights(marks, groups) if even else None
-    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if told else None, weights=weighing)
+    aucs = linear_head.cross_validated_auc(features, marks, classifier, groups if has_groups else None, weights=weighing)
     head = linear_head.fit_head(features, marks, classifier, weights=weighing)
     makers = [[row.maker for row in gathered.used.values() if row.label == label] for label in (1, 0)]
     fitted = linear_head.Fit(
         classifier, Path(urlsplit(labels).path).name, int((marks == 0).sum()), int((marks == 1).sum()), aucs, SeenNames.of(*makers)
     )
-    return head, fitted, len(set(groups)) if told else 0
+    return head, fitted, len(set(groups)) if has_groups else 0
 
 
 def _report_refused(gathered: Gathered, rows: int) -> None:

@@ -1,5 +1,5 @@
 """How a network learns to predict prompts: what it will be (`make_plan`, `caption_network`), its step (`CaptionLearner`), and what Ray
-Train's workers are given for it (`taught_job`, `word_learner`, `embedding_batches`).
+Train's workers are given for it (`captioning_job`, `word_learner`, `embedding_batches`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,7 +182,7 @@ def caption_network(name: str, wanted: Describe, plan: DescriberPlan, seed: int)
     return network.requires_grad_(True).train()
 
 
-def taught_job(job: TrainingJob) -> TrainingJob:
+def captioning_job(job: TrainingJob) -> TrainingJob:
     """The job that workers are given: with plan, targets and, for prefix, embeddings (rows, d) in the object store, NaN where an image
     could not be read; for a captioner with its pixels on the card. The tokenizer is trained once, and kept. Raises ConfigError,
     DetectorError.
@@ -214,7 +214,7 @@ def taught_job(job: TrainingJob) -> TrainingJob:
 
 
 def word_learner(job: TrainingJob, device: str, rank: int) -> CaptionLearner:
-    """The learner of one worker of a `taught_job`, as training begins."""
+    """The learner of one worker of a `captioning_job`, as training begins."""
     import ray
 
     config, plan = job.config, ray.get(job.shared["plan"])

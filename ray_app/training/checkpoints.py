@@ -1,6 +1,6 @@
 """Checkpoints of a training: where they lie and which of them count, by Ray Train's own list. `kept`, `put`, `fetched`, `remove_orphans`.
 
-Ray Train lists a checkpoint once its controller has heard of it. One that was uploaded in the last two seconds before a crash is in no
+Ray Train lists a checkpoint once it has reached its controller. One that was uploaded in the last two seconds before a crash is in no
 list, for ever (specs/ray.md §A2): such folders are removed when a session begins and when it ends.
 """
 

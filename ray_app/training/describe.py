@@ -28,14 +28,14 @@ from ray_app.errors import DetectorError
 from ray_app.metrics import arrays, intervals
 from ray_app.metrics.text import bleu4, rouge_l, token_f1, words_of
 from ray_app.training import checkpoints, embeddings, export, finish, run_directory, validate
-from ray_app.training.captioner import DescriberPlan, section_of, taught_job
+from ray_app.training.captioner import DescriberPlan, captioning_job, section_of
 from ray_app.training.config import Recipe, TrainConfig
 from ray_app.training.job import TrainingJob
 from ray_app.training.loader import plain_loader
 
 SCHEMA = 1
 CARD, WEIGHTS = "describer.yaml", "describer.safetensors"
-EXAMPLES = 20  # prompts that `metrics.json` shows beside what was said
+EXAMPLES = 20  # prompts that `metrics.json` shows beside what was predicted
 MOST = 20_000  # images that figures are made of; of more, the first so many of a drawn order
 _PUBLISHED = {"exact": "share of prompts predicted word for word", "token_f1": "token F1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L"}
 _CHANCE = 9  # names the stream of chance, beside those of order, augmentation and dropout
@@ -63,15 +63,15 @@ def describe(job: TrainingJob, findings: Mapping[str, Any], claim: Mapping[str, 
     nearest = _nearest_or_why(job, needed=section.tier != "captioner")
     if section.tier == "retrieval":
         assert not isinstance(nearest, str)
-        said = nearest
+        predicted = nearest
     else:
-        learning = taught_job(job)
+        learning = captioning_job(job)
         fit(learning)
-        said = validate.on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
+        predicted = validate.on_checkpoint(learning, checkpoints.kept(job.out)[-1].name, captions_by_network)
         finish.write_curves(job.out, list(run_directory.read_history(job.out, run_directory.HISTORY)), [])
-    facts = _metrics(job, findings, claim, said, nearest)
+    facts = _metrics(job, findings, claim, predicted, nearest)
     facts["seconds"] = round(time.monotonic() - began, 2)
-    published = facts["figures"]["test" if "test" in said else "validation"]["describer"]
+    published = facts["figures"]["test" if "test" in predicted else "validation"]["describer"]
     job.out.write(CARD, with_figures(job.out.read(CARD), job.config, published))
     job.out.write(finish.METRICS, json.dumps(facts, indent=2, ensure_ascii=False).encode())
     return facts
@@ -214,11 +214,11 @@ def with_figures(card: bytes, recipe: Recipe, figures: Mapping[str, Any]) -> byt
     return export.card_yaml(DescriberCard.model_validate(yaml.safe_load(card) | {"published": published})).encode()
 
 
-def compared(truth: Sequence[str], said: Mapping[str, Sequence[str] | str]) -> dict[str, dict[str, Any]]:
+def compared(truth: Sequence[str], predicted: Mapping[str, Sequence[str] | str]) -> dict[str, dict[str, Any]]:
     """Per system its figures against the `truth` (n,), each with a 95 % interval: `exact` (the share whose words are all right and in
     order, without case and punctuation), `token_f1`, `bleu4`, `rouge_l`. A text in place of a system's words says why it has none.
     """
-    return {name: _figures(truth, texts) for name, texts in said.items()}
+    return {name: _figures(truth, texts) for name, texts in predicted.items()}
 
 
 def _figures(truth: Sequence[str], texts: Sequence[str] | str) -> dict[str, Any]:
@@ -248,14 +248,14 @@ def _metrics(
     job: TrainingJob,
     findings: Mapping[str, Any],
     claim: Mapping[str, Any],
-    said: Mapping[str, CaptionedRows],
+    predicted: Mapping[str, CaptionedRows],
     nearest: Mapping[str, CaptionedRows] | str,
 ) -> dict[str, Any]:
     """The content of `metrics.json`; `predictions/SPLIT.parquet` are written on the way."""
     train = job.rows("train")["input"].combine_chunks().field("prompt").to_pylist()
     tier = section_of(job.config).tier
     figures, likelihood, examples = {}, {}, {}
-    for split, one in said.items():
+    for split, one in predicted.items():
         truth = embeddings.column_of(job.rows(split), one.rows, "prompt")
         words = [found.text for found in one.words]
         near = nearest if isinstance(nearest, str) else _by_row(nearest[split], one.rows)
@@ -282,7 +282,7 @@ def _metrics(
         "tier": tier,
         "detector": job.card.name,
         "steps": 0 if tier == "retrieval" else job.total_steps,
-        "n": {split: len(one.rows) for split, one in said.items()},
+        "n": {split: len(one.rows) for split, one in predicted.items()},
         "figures": figures,
         "mean_likelihood": likelihood,
         "examples": examples,
@@ -292,6 +292,6 @@ def _metrics(
     }
 
 
-def _by_row(said: CaptionedRows, rows: Rows) -> list[str]:
-    texts = {int(row): found.text for row, found in zip(said.rows, said.words, strict=True)}
+def _by_row(predicted: CaptionedRows, rows: Rows) -> list[str]:
+    texts = {int(row): found.text for row, found in zip(predicted.rows, predicted.words, strict=True)}
     return [texts.get(int(row), "") for row in rows]

@@ -201,7 +201,7 @@ class _Part(NamedTuple):
 
 
 def terms_of(licence: str) -> Terms:
-    """The terms that a licence's name tells: `CC BY-NC 4.0` is non-commercial, an unknown name restricted, an empty one none-stated."""
+    """The terms that a licence's name implies: `CC BY-NC 4.0` is non-commercial, an unknown name restricted, an empty one none-stated."""
     return next((terms for terms, words in _TOLD_BY if re.search(words, licence, re.IGNORECASE)), "restricted")
 
 

@@ -74,7 +74,7 @@ class TrainedIdentifier:
     card: IdentifierCard
     fitted: FittedIdentifier
     figures: dict[str, dict[str, Any]]
-    said: dict[str, Identified]
+    predicted: dict[str, Identified]
 
 
 def make_identifier(
@@ -122,9 +122,9 @@ def make_identifier(
     }
     facts["open_set"] = _open_set(folder, facts, config, splits["validation"])
     head = Identifier(_card(folder, facts))
-    said = {name: head.identify(one.vectors) for name, one in splits.items() if name != "train"}
-    figures = {name: measured(found, splits[name].names) for name, found in said.items()}
-    return TrainedIdentifier(_card(folder, facts | {"published": _published(recipe, figures)}), fitted, figures, said)
+    predicted = {name: head.identify(one.vectors) for name, one in splits.items() if name != "train"}
+    figures = {name: measured(found, splits[name].names) for name, found in predicted.items()}
+    return TrainedIdentifier(_card(folder, facts | {"published": _published(recipe, figures)}), fitted, figures, predicted)
 
 
 def _calibration_note(fitted: FittedIdentifier, config: Identify) -> str:
@@ -162,31 +162,31 @@ def _published(recipe: Recipe, figures: Mapping[str, Mapping[str, Any]]) -> tupl
     )
 
 
-def measured(said: Identified, truth: Sequence[str]) -> dict[str, Any]:
+def measured(predicted: Identified, truth: Sequence[str]) -> dict[str, Any]:
     """Of n images and their true class names (n,), of which not all need be classes, as plain JSON:
 
     `n_known`, `n_unknown`, `n_real` (where reals are no class) · `figures`: `accuracy`, `top_3`, `top_5`, `macro_f1`, `weighted_f1`
     where every image of a known generator gets its best name; `calibration_error` of its probability; `family_accuracy`,
     `family_macro_f1`; `abstained` and `accuracy_of_named` of known generators; `unknown_abstained` and `reals_abstained`;
     `open_set_auroc`, known generators against unknown · `classes`: per known name n, recall, precision, f1, abstained · `pairs`: the
-    wrong names of known generators as [true, said, n] · `unknown`: per unknown generator n, abstained, and the name it is given most.
+    wrong names of known generators as [true, predicted, n] · `unknown`: per unknown generator n, abstained, and the name it is given most.
     """
-    names, classes = np.array(truth, object), np.array(said.classes, object)
-    known = np.isin(names, said.classes)
+    names, classes = np.array(truth, object), np.array(predicted.classes, object)
+    known = np.isin(names, predicted.classes)
     real = (names == REAL) & ~known
     unknown = ~known & ~real
-    best, named = classes[said.ranking[:, 0]], said.codes >= 0
+    best, named = classes[predicted.ranking[:, 0]], predicted.codes >= 0
     right = best == names
-    forced = attribution_of(best[known].tolist(), names[known].tolist(), rankings=classes[said.ranking[known]].tolist())
+    forced = attribution_of(best[known].tolist(), names[known].tolist(), rankings=classes[predicted.ranking[known]].tolist())
     figures = {name: forced.figures[name] for name in ("accuracy", "top_3", "top_5", "macro_f1", "weighted_f1")}
-    figures |= _of_families(said, names[known], best[known])
+    figures |= _of_families(predicted, names[known], best[known])
     figures |= {
-        "calibration_error": _calibration_error(said.probability[known], right[known]),
+        "calibration_error": _calibration_error(predicted.probability[known], right[known]),
         "abstained": _share(~named[known], _NONE_KNOWN),
         "accuracy_of_named": _share(right[known & named], "no image of a known generator was named"),
         "unknown_abstained": _share(~named[unknown], "no image of an unknown generator"),
         "reals_abstained": _share(~named[real], "no real image, or reals are a class"),
-        "open_set_auroc": open_set_auroc(names[~real].tolist(), said.classes, said.confidence[~real]),
+        "open_set_auroc": open_set_auroc(names[~real].tolist(), predicted.classes, predicted.confidence[~real]),
     }
     return {
         "n_known": int(known.sum()),
@@ -207,10 +207,10 @@ def _share(yes: npt.NDArray[np.bool_], why: str) -> arrays.MetricEstimate:
     return intervals.proportion(int(yes.sum()), len(yes), why)
 
 
-def _of_families(said: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]) -> dict[str, arrays.MetricEstimate]:
-    if len(set(said.families)) == len(said.classes):
+def _of_families(predicted: Identified, truth: npt.NDArray[np.object_], best: npt.NDArray[np.object_]) -> dict[str, arrays.MetricEstimate]:
+    if len(set(predicted.families)) == len(predicted.classes):
         return {name: arrays.undefined("every class is a family of its own") for name in ("family_accuracy", "family_macro_f1")}
-    family = dict(zip(said.classes, said.families, strict=True))
+    family = dict(zip(predicted.classes, predicted.families, strict=True))
     found = attribution_of([family[name] for name in best], [family[name] for name in truth]).figures
     return {"family_accuracy": found["accuracy"], "family_macro_f1": found["macro_f1"]}
 
@@ -283,9 +283,9 @@ def written(
         labelled[split] = LabelledEmbeddings(one.vectors, names, embeddings.groups_of(wanted.tables[split], one.rows))
     with tempfile.TemporaryDirectory(prefix="touchstone-") as folder:
         made = make_identifier(Path(folder), config, card, embeddings.embedding_of(card, found["train"]), labelled, wanted.classes)
-        for split, said in made.said.items():
+        for split, predicted in made.predicted.items():
             rows = wanted.tables[split].take(pa.array(found[split].rows))
-            out.write(f"scores/{split}.parquet", finish.rows_file(rows, _columns(labelled[split].names, said)))
+            out.write(f"scores/{split}.parquet", finish.rows_file(rows, _columns(labelled[split].names, predicted)))
         for name in (WEIGHTS, CARD):
             out.write_file(name, Path(folder) / name)
     section, fitted, counts = config.identify or Identify(), made.fitted, Counter(labelled["train"].names)
@@ -322,14 +322,14 @@ def written(
     return metrics
 
 
-def _columns(truth: Sequence[str], said: Identified) -> dict[str, pa.Array]:
+def _columns(truth: Sequence[str], predicted: Identified) -> dict[str, pa.Array]:
     """Per image who made it and the prediction, as result rows have it."""
     return {
         "generator": pa.array(truth, pa.string()),
-        "predicted_generator": pa.array([said.classes[code] if code >= 0 else None for code in said.codes], pa.string()),
-        "generator_probability": pa.array(said.probability),
-        "generator_confidence": pa.array(said.confidence),
-        "generator_ranking": pa.array([[said.classes[place] for place in ranking] for ranking in said.ranking[:, :_MOST_RANKED]]),
+        "predicted_generator": pa.array([predicted.classes[code] if code >= 0 else None for code in predicted.codes], pa.string()),
+        "generator_probability": pa.array(predicted.probability),
+        "generator_confidence": pa.array(predicted.confidence),
+        "generator_ranking": pa.array([[predicted.classes[place] for place in ranking] for ranking in predicted.ranking[:, :_MOST_RANKED]]),
     }
 
 

@@ -1,4 +1,4 @@
-"""How far a training is: workers tell a `ProgressBoard`, an actor that the driver reads; `TrainingProgress` is the line on the terminal.
+"""How far a training is: workers report to a `ProgressBoard`, an actor that the driver reads; `TrainingProgress` is the terminal's line.
 
 The board also carries the wish to stop the other way. No result depends on it.
 """
@@ -36,14 +36,14 @@ class ProgressReport:
 
 
 class ProgressBoard:
-    """The actor itself; `tell` returns whether training is to save and stop."""
+    """The actor itself; `report` returns whether training is to save and stop."""
 
     def __init__(self) -> None:
         self._report = ProgressReport({})
         self._stop = False
         self._controller: Any = None
 
-    def tell(self, figures: dict[str, Any], steps: int) -> bool:
+    def report(self, figures: dict[str, Any], steps: int) -> bool:
         """Rank 0's figures, and how many steps it made since its last report."""
         self._report = replace(self._report, figures=figures, steps=self._report.steps + steps)
         return self._stop

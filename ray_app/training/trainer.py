@@ -1,7 +1,7 @@
 """One session of Ray Train, from the last committed checkpoint to the last step: `fit`, the only place that builds a trainer.
 
 Ray Train's `fit` runs in a thread, since in the main thread it would take SIGINT for itself; the main thread watches the board, draws
-the progress line and hears signals. Processes meet at one address (`OneAddress`): torch's store listens on all and needs no secret.
+the progress line and handles signals. Processes meet at one address (`OneAddress`): torch's store listens on all and needs no secret.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from ray_app.training.progress import ProgressReport, TrainingProgress
 from ray_app.training.validate import validate, validations
 
 POLL_S = 0.5
-COPY_EVERY_S = 2.0  # Ray Train hears of checkpoints as often
+COPY_EVERY_S = 2.0  # Ray Train registers checkpoints as often
 STALL_S = 900.0
 END_S = 60.0  # on a busy machine
 _QUIET = {
@@ -100,7 +100,7 @@ def _end(job: TrainingJob, over: "futures.Future[None]") -> None:
 
 
 def _in_thread(call: Callable[[], Any]) -> "futures.Future[None]":
-    """Run a call in a thread of its own; the future tells how it ends.
+    """Run a call in a thread of its own; the future says how it ends.
 
     The future is checked instead of `Thread.is_alive`: a signal that interrupts `Thread.join` makes Python 3.11 believe that the thread has
     ended (bpo-45274).

@@ -144,7 +144,7 @@ def _judged(job: TrainingJob, folder: Path, split: str, rows: Rows, threads: int
 def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[ray_data.Batch]:
     """Batches of rows as they are, decoded a little ahead by a few threads, each with a loader of its own.
 
-    The board is told now and then that judging goes on.
+    The board gets a sign of life now and then.
     """
     own = threading.local()
 
@@ -154,14 +154,14 @@ def _loaded(job: TrainingJob, split: str, rows: Rows, size: int) -> Iterator[ray
         return own.loader.load(part, part)  # type: ignore[no-any-return]
 
     parts = (rows[start : start + size] for start in range(0, len(rows), size))
-    told_at = time.monotonic()
+    beat_at = time.monotonic()
     with ThreadPoolExecutor(job.layout.judging_threads) as threads:
         waiting = deque(threads.submit(load, part) for part in islice(parts, 2 * job.layout.judging_threads))
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(threads.submit(load, part) for part in islice(parts, 1))
-            if time.monotonic() - told_at >= BEAT_EVERY_S:
-                told_at = time.monotonic()
+            if time.monotonic() - beat_at >= BEAT_EVERY_S:
+                beat_at = time.monotonic()
                 job.board.beat.remote()
 
 

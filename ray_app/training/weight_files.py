@@ -198,7 +198,7 @@ def processor_config(preprocessing: Preprocessing) -> dict[str, Any] | None:
 def timm_config(card: DetectorCard) -> dict[str, Any]:
     """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, and `hf-hub:` on the hub: also labels and pixels' preparation.
 
-    timm has no word for an image that is cropped and not resized, nor for OpenCV's filter: then it is told nothing of pixels.
+    timm has no word for an image that is cropped and not resized, nor for OpenCV's filter: then its config leaves the pixels out.
     """
     preprocessing, found = card.preprocessing, {"num_classes": card.output.logits, "label_names": list(labels_of(card.output))}
     resize, crop = preprocessing.resize, preprocessing.center_crop

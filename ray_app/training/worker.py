@@ -105,7 +105,7 @@ class Rank:
         while (batch := self._awaited()) is not None:
             waited, clock = time.monotonic() - clock, time.monotonic()
             self._learn(batch, waited, clock)
-            if self._heed(after_step=True):
+            if self._commit_or_end(after_step=True):
                 return
             clock = time.monotonic()
 
@@ -114,7 +114,7 @@ class Rank:
         while self._agree(GO_ON if futures.wait([self._coming], NOTICE_POLL_S).done else WAIT) == WAIT:
             if self._rank == 0 and self._reply is None:
                 self._report(self._line)
-            if self._heed(after_step=False):
+            if self._commit_or_end(after_step=False):
                 return None
         batch = self._coming.result()
         self._coming = self._taker.submit(next, self._stream, None)
@@ -171,10 +171,10 @@ class Rank:
             )
 
     def _report(self, line: dict[str, Any]) -> None:
-        self._reply = self._job.board.tell.remote({**line, "total": self._job.total_steps}, self._unreported)
+        self._reply = self._job.board.report.remote({**line, "total": self._job.total_steps}, self._unreported)
         self._unreported, self._reported_at = 0, time.monotonic()
 
-    def _heed(self, *, after_step: bool) -> bool:
+    def _commit_or_end(self, *, after_step: bool) -> bool:
         """Commit what is due or requested; True when training ends here."""
         step = self._learner.step_number
         word = self._agree(self._decision(after_step) if self._rank == 0 else GO_ON)
@@ -184,7 +184,7 @@ class Rank:
         if at_once or (after_step and self._job.is_due(step)):
             self._commit(at_once=at_once, finished=word == END or step == self._job.total_steps)
         if ends and self._rank == 0:
-            ray.get(self._job.board.tell.remote({"stopped": step}, 0))
+            ray.get(self._job.board.report.remote({"stopped": step}, 0))
         return ends
 
     def _decision(self, after_step: bool) -> int:

@@ -39,7 +39,7 @@ def test_company_changes_nothing_and_the_likelihood_is_that_of_teacher_forcing(t
     card = card_of(tmp_path, kind, beams=beams)
     network, given = network_of(kind), given_to(kind, 5)
     seen = torch.from_numpy(given) if kind == "prefix" else Normalise(card.preprocessing)(torch.from_numpy(given))
-    model, inputs = network.asked(seen)
+    model, inputs = network.generation_inputs(seen)
     wanted = {"num_beams": beams, "no_repeat_ngram_size": 3, "max_new_tokens": 12, "do_sample": False}
     wanted |= {} if kind == "blip" else {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     if kind == "vision-encoder-decoder":
@@ -97,7 +97,7 @@ def test_a_dialogue_asks_about_each_image(tmp_path):
     said = describer.describe(given)
     network.prompt = question_tokens(card, words)
     seen = Normalise(card.preprocessing)(torch.from_numpy(given))
-    model, inputs = network.asked(seen[1:2])
+    model, inputs = network.generation_inputs(seen[1:2])
     spoken = model.generate(
         **inputs, num_beams=3, no_repeat_ngram_size=3, max_new_tokens=12, do_sample=False, eos_token_id=0, pad_token_id=1
     )

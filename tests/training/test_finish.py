@@ -99,13 +99,13 @@ def test_the_line_says_step_loss_rate_and_what_is_left_since_it_went_on():
 
 def test_the_board_keeps_the_first_failure_and_passes_the_wish_on():
     board = ProgressBoard()
-    assert board.tell({"step": 1}, 1) is False
+    assert board.report({"step": 1}, 1) is False
     board.fail(b"late", only_before_steps=True)
     assert board.read() == ProgressReport({"step": 1}, steps=1)
     board.fail(b"first")
     board.fail(b"second")
     assert board.read().failure == b"first"
     board.stop()
-    assert board.tell({"step": 2}, 1) is True
+    assert board.report({"step": 2}, 1) is True
     board.beat()
     assert (board.read().steps, board.read().beats) == (2, 1)

@@ -134,14 +134,14 @@ def test_the_card_tells_what_it_is_and_reads_back(tmp_path):
     assert read.detector == "touchstone-tiny"
     assert {figure.metric for figure in read.published} >= {"accuracy", "macro F1"}
     assert all(figure.set.endswith(", test") for figure in read.published)
-    np.testing.assert_array_equal(found.said["test"].codes, Identifier(read).identify(splits()["test"].vectors).codes)
+    np.testing.assert_array_equal(found.predicted["test"].codes, Identifier(read).identify(splits()["test"].vectors).codes)
     assert Counter(name for name, *_ in found.figures["test"]["pairs"]).keys() <= set(KNOWN)
 
 
 def test_without_unknown_or_real_images_their_figures_have_a_reason_and_who_asks_for_none_names_all(tmp_path):
     found = made(tmp_path, splits() | {"test": drawn(3, dict.fromkeys(KNOWN, 30))}, abstains=0.0, c=10.0)
     assert found.card.open_set is None
-    assert (found.said["test"].codes >= 0).all()
+    assert (found.predicted["test"].codes >= 0).all()
     figures = found.figures["test"]["figures"]
     assert (figures["unknown_abstained"]["value"], figures["unknown_abstained"]["why"]) == (None, "no image of an unknown generator")
     assert figures["open_set_auroc"]["why"]
