@@ -46,7 +46,7 @@ def tables_in(
     gone = np.empty(0, np.int64) if vanished or not numbers else archives.read_vanished(run.store, numbers[-1])
     for path in files:
         for table in run.rows_in(path, columns):
-            yield _without(table, gone) if len(gone) else table
+            yield table.filter(pa.array(~are_among(table, gone))) if len(gone) else table
 
 
 def numbers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
@@ -54,10 +54,10 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
     return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan))
 
 
-def _without(table: pa.Table, gone: archives.Ids) -> pa.Table:
-    """The rows whose ids are not among sorted ones."""
-    ids = table["image_id"].to_numpy()
-    return table.filter(pa.array(gone[np.minimum(np.searchsorted(gone, ids), len(gone) - 1)] != ids))
+def are_among(table: pa.Table, ids: archives.Ids) -> npt.NDArray[np.bool_]:
+    """For each row (n,) whether its id is one of some sorted ones."""
+    here = table["image_id"].to_numpy()
+    return ids[np.minimum(np.searchsorted(ids, here), len(ids) - 1)] == here if len(ids) else np.zeros(len(here), bool)
 
 
 def members_in(run: directory.RunDirectory, file: score_files.Published) -> Iterator[archives.ManifestMember]:
@@ -83,7 +83,7 @@ def current_members(
             listed = {member.image_id: member for member in islice(members, len(table))}
             if len(listed) != len(table):
                 raise ClusterError(f"{run.store.url}: {file.path} is not as its manifest", hint="please report this: it is a bug")
-            yield _without(table, gone) if len(gone) else table, listed
+            yield table.filter(pa.array(~are_among(table, gone))) if len(gone) else table, listed
 
 
 def members_of(run: directory.RunDirectory, image_ids: Collection[int], *, seconds: float = math.inf) -> dict[int, archives.ManifestMember]:

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ray_app import archives
 from ray_app.archives.manifest import input_type, joined_inputs, with_input
+from ray_app.runs import reader
 from ray_app.runs.directory import SETTLED, RunDirectory
 from ray_app.runs.rows import with_reasons
 from ray_app.runs.score_index import forget_index
@@ -94,7 +95,7 @@ def merge_retry(run: RunDirectory, retry: Retry) -> None:
     arriving = archives.cut_blocks.TableStream(map(with_reasons, retry.directory.tables(0)))  # 0.8.0 may have begun it
     run.store.delete(SETTLED)
     for file in run.published():
-        count = sum(int(_are_among(table, ids).sum()) for table in run.rows_in(file.path, ["image_id"]))
+        count = sum(int(reader.are_among(table, ids).sum()) for table in run.rows_in(file.path, ["image_id"]))
         if count:
             fresh = arriving.take(count)
             run.rewrite_file(file, lambda table, fresh=fresh: _replaced(table, fresh))  # type: ignore[misc]
@@ -114,7 +115,7 @@ def _members(run: RunDirectory, statuses: pa.Array, refused: list[int]) -> Itera
 
     def concerned(table: pa.Table) -> Hits:
         has_status = pc.is_in(table["status"].cast(pa.string()), statuses).to_numpy()
-        return np.asarray(has_status & ~_are_among(table, gone))
+        return np.asarray(has_status & ~reader.are_among(table, gone))
 
     for ref, ids in _blocks_with(run, ["image_id", "status"], concerned):
         rows = archives.read_block(run.store, ref)
@@ -145,12 +146,6 @@ def _blocks_with(
         yield blocks[number], hit_ids
 
 
-def _are_among(table: pa.Table, ids: archives.Ids) -> Hits:
-    """For each row whether its id is one of some sorted ones."""
-    here = table["image_id"].to_numpy()
-    return ids[np.minimum(np.searchsorted(ids, here), len(ids) - 1)] == here if len(ids) else np.zeros(len(here), bool)
-
-
 def _replaced(rows: pa.Table, fresh: pa.Table) -> pa.Table:
     """The same rows, those of members that `fresh` has taken from there; in the wider of the two schemas."""
     given = joined_inputs(map(input_type, (rows, fresh)), as_text=True)  # listings may have typed one column differently
@@ -175,7 +170,7 @@ def _folders_beside(run: RunDirectory, retry: Retry) -> list[str]:
 def _merge_beside(run: RunDirectory, retry: Retry, retried: archives.Ids, folder: str) -> None:
     ends = np.cumsum([ref.members for ref in retry.blocks()])
     start = 0
-    for ref, ids in _blocks_with(run, ["image_id"], lambda table: _are_among(table, retried)):
+    for ref, ids in _blocks_with(run, ["image_id"], lambda table: reader.are_among(table, retried)):
         first, last = np.searchsorted(ends, (start, start + len(ids) - 1), side="right")
         start += len(ids)
         found = [retry.directory.beside(folder, 0, block) for block in range(first, last + 1)]

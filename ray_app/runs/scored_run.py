@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,16 +18,6 @@ from ray_app.storage import Fetcher
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
-
-
-class Conditions(TypedDict, total=False):
-    """Those of `selection.RowFilter`, but for the verdict."""
-
-    status: str | None
-    generator: str | None
-    match: str | None
-    min_score: float | None
-    max_score: float | None
 
 
 class ScoredRun:
@@ -77,13 +67,22 @@ class ScoredRun:
             table = table.append_column(f"score_{name}", pc.struct_field(table["scores"], name))
         return table.drop_columns([name for name in ("scores",) if name in table.column_names]).to_pandas()
 
-    def images(self, verdict: str | None = None, **conditions: Unpack[Conditions]) -> Iterator["RunImage"]:
+    def images(
+        self,
+        verdict: str | None = None,
+        *,
+        status: str | None = None,
+        generator: str | None = None,
+        match: str | None = None,
+        min_score: float | None = None,
+        max_score: float | None = None,
+    ) -> Iterator["RunImage"]:
         """The images in the order of the archive, each with its row: of one verdict (`fake`, `real`, `abstain`), one `status`, of one
         `generator` or family that the profile names, whose path fits a glob (`match`), with a score from `min_score` to `max_score`.
 
         Raises ConfigError for a word that is none of these, and for a run that has not ended.
         """
-        chosen = selection.RowFilter(verdict, **conditions)
+        chosen = selection.RowFilter(verdict, status, generator, match, min_score, max_score)
         for word, known, what in ((verdict, VERDICT_WORDS, "verdict"), (chosen.status, [one.value for one in Status], "status")):
             if word is not None and word not in known:
                 raise ConfigError(f"'{word}' is no {what}; known are: {', '.join(known)}")

@@ -399,20 +399,18 @@ def check_reuse(config: "ScoreConfig", cards: Iterable[DetectorCard], *, profile
     """Raises ConfigError where a detector draws masks: the pixels of a mask are kept by member, and are not found by digest. So too
     where images are perturbed, since what was known before is scores of the clean pass.
     """
-    if config.reuse and config.perturb:
-        raise ConfigError("--reuse copies scores of images as they are, not of perturbed ones", hint="leave --reuse or --perturb out")
-    if config.reuse and config.stability:
-        raise ConfigError("--reuse copies scores of images as they are, not of their views", hint="leave --reuse or --stability out")
-    if config.reuse and config.features:
-        raise ConfigError("--reuse copies scores, not embeddings", hint="leave --reuse or --features out")
-    if config.reuse and profiled:
-        raise ConfigError("--reuse copies scores, not profiles", hint="leave --reuse out, or use an ensemble without a profile")
-    drawing = [card.name for card in cards if card.masks]
-    if config.reuse and drawing:
-        raise ConfigError(
-            f"--reuse copies scores, not masks, and {', '.join(drawing)} would leave repeated files without one",
-            hint="leave --reuse out, or use an ensemble whose detectors draw no masks",
-        )
+    drawing = ", ".join(card.name for card in cards if card.masks)
+    reasons = (
+        (config.perturb, "scores of images as they are, not of perturbed ones", "leave --reuse or --perturb out"),
+        (config.stability, "scores of images as they are, not of their views", "leave --reuse or --stability out"),
+        (config.features, "scores, not embeddings", "leave --reuse or --features out"),
+        (profiled, "scores, not profiles", "leave --reuse out, or use an ensemble without a profile"),
+        (drawing, f"scores, not masks, and {drawing} would leave repeated files without one",
+         "leave --reuse out, or use an ensemble whose detectors draw no masks"),
+    )  # fmt: skip
+    for is_so, what, hint in reasons if config.reuse else ():
+        if is_so:
+            raise ConfigError(f"--reuse copies {what}", hint=hint)
 
 
 def stability_in(identity: dict[str, Any]) -> Stability | None:
