@@ -6,7 +6,7 @@ would mix their rows in one run.
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ray_app import __version__
@@ -21,7 +21,7 @@ _ONE_TOUCHSTONE = (
 
 
 class NodeVersions(NamedTuple):
-    """What a node runs; `touchstone` is None where it cannot be imported."""
+    """What a node runs: of Python its first two numbers; `touchstone` is None where it cannot be imported."""
 
     ray: str
     python: str
@@ -51,28 +51,22 @@ def require_nodes(address: str) -> None:
     Nodes that come later are asked by the workers that start on them (`require_same`).
     """
     own, found = NodeVersions(*_asking()()), _found()
-    _require_one(address, "Ray", own.ray, [(place, node.ray) for place, node in found])
-    _require_one(address, "Python", _minor(own.python), [(place, _minor(node.python)) for place, node in found])
-    _require_one(address, "Touchstone", __version__, [(place, node.touchstone) for place, node in found])
+    for kind, here, versions in zip(("Ray", "Python", "Touchstone"), own, zip(*(node for _, node in found), strict=True), strict=False):
+        others = [(place, version) for (place, _), version in zip(found, versions, strict=True) if version != here]
+        if not others:
+            continue
+        place, version = others[0]
+        some = f"{len(others)} of {len(found)} nodes, {place} among them, have" if len(others) > 1 else f"node {place} has"
+        raise ClusterError(
+            f"cannot use the Ray cluster at {address}: {some} {f'{kind} {version}' if version else f'no {kind}'}, this is {kind} {here}",
+            hint=_ONE_TOUCHSTONE if kind == "Touchstone" else f"give all nodes one version, or {_ON_THE_CLUSTER}",
+        )
 
 
 def require_same(driver_version: str) -> None:
     """Whether this process has the Touchstone of the run's driver; asked by every worker before it begins."""
     if driver_version != __version__:
         raise ClusterError(f"node {platform.node()} has Touchstone {__version__}, the run's driver {driver_version}", hint=_ONE_TOUCHSTONE)
-
-
-def _require_one(address: str, kind: str, here: str, found: Sequence[tuple[str, str | None]]) -> None:
-    others = [(place, version) for place, version in found if version != here]
-    if not others:
-        return
-    place, version = others[0]
-    some = f"{len(others)} of {len(found)} nodes, {place} among them," if len(others) > 1 else f"node {place}"
-    have = "have" if len(others) > 1 else "has"
-    raise ClusterError(
-        f"cannot use the Ray cluster at {address}: {some} {have} {f'{kind} {version}' if version else f'no {kind}'}, this is {kind} {here}",
-        hint=_ONE_TOUCHSTONE if kind == "Touchstone" else f"give all nodes one version, or {_ON_THE_CLUSTER}",
-    )
 
 
 def _found() -> list[tuple[str, NodeVersions]]:
@@ -101,7 +95,7 @@ def _asking() -> Callable[[], tuple[str, str, str | None]]:
     """What a node is asked. A function inside of one is sent as code, so that it runs where there is no Touchstone, or another one."""
 
     def versions() -> tuple[str, str, str | None]:
-        import platform
+        import sys
 
         import ray
 
@@ -111,13 +105,9 @@ def _asking() -> Callable[[], tuple[str, str, str | None]]:
             touchstone: str | None = ray_app.__version__
         except ImportError:
             touchstone = None
-        return ray.__version__, platform.python_version(), touchstone
+        return ray.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}", touchstone
 
     return versions
-
-
-def _minor(python_version: str) -> str:
-    return python_version.rpartition(".")[0]
 
 
 def _compared(python_version: str) -> list[str]:

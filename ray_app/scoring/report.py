@@ -14,16 +14,7 @@ from ray_app.detectors.card import blind_to
 from ray_app.ensembles import Thresholds, is_calibrated
 from ray_app.errors import Status
 from ray_app.inference import ScoringSpec
-from ray_app.runs import (
-    RunDirectory,
-    bottleneck,
-    document,
-    fingerprint,
-    schema,
-    settled_state,
-    summarise,
-    summary,
-)
+from ray_app.runs import RunDirectory, document, fingerprint, schema, settled_state, summary
 from ray_app.scoring import pictures
 from ray_app.scoring.identity import stability_facts
 from ray_app.scoring.session import ScoringSession
@@ -76,7 +67,7 @@ def _of_session(session: ScoringSession) -> dict[str, Any]:
         "started_at": session.started_at.isoformat(timespec="seconds"),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "session": facts,
-        "bottleneck": bottleneck(facts.seconds),
+        "bottleneck": summary.bottleneck(facts.seconds),
     }
 
 
@@ -116,7 +107,7 @@ def _write(run: RunDirectory, found: document.RunSummary) -> dict[str, Any]:
 def _counted_rows(rows: settled_state.NewRows, detectors: list[str]) -> document.RunCounts:
     """The counted part of a summary (statuses, verdicts, histograms, highest scores), of all rows by those that are new."""
     earlier = rows.earlier.get(_COUNTS)
-    counts = summarise(rows.tables(earlier, summary.COLUMNS), detectors)
+    counts = summary.summarise(rows.tables(earlier, summary.COLUMNS), detectors)
     if earlier is not None:
         counts = summary.joined(document.RunCounts.model_validate(earlier), counts)
     rows.found[_COUNTS] = counts.written()

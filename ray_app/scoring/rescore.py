@@ -28,22 +28,8 @@ from ray_app.errors import ConfigError, Status
 from ray_app.images import ImageFileFacts, ImageLimits
 from ray_app.inference import DecodeResult, DetectorOutputs, ScoringSpec, StageClock, decision, judge, make_spec, scorer
 from ray_app.inference.spec import departures
-from ray_app.runs import (
-    RunDirectory,
-    artifacts,
-    begun_retry,
-    block_features,
-    block_tables,
-    check_conservation,
-    directory,
-    document,
-    kept_features,
-    reader,
-    schema,
-    settled_state,
-    vectors_of,
-    verdict_table,
-)
+from ray_app.runs import RunDirectory, artifacts, block_tables, directory, document, reader, schema, settled_state, verdict_table
+from ray_app.runs.retry import begun_retry
 from ray_app.runs.rows import FACTS, as_array, identified_columns
 from ray_app.scoring import messages, report
 from ray_app.scoring.guarantee import WAIVED, compare, decided, noted, settle_guarantee, unlike_rows
@@ -221,7 +207,7 @@ def _made_of(
             session.committed(block(run, session.number, ref, rows))
         run.publish_all()
         reader.publish_vanished(run)
-        check_conservation(run)
+        reader.check_conservation(run)
         new = settled_state.NewRows.all_of(run)
         thumbnails = source.read_json("summary.json").get("thumbnails", True)
         summary = report.write_summary(run, spec, session, settle_guarantee(run, spec, new), new, thumbnails=thumbnails)
@@ -246,7 +232,7 @@ def _heads(
 ) -> tuple[ScoringSpec, list[_Head]]:
     from ray_app.detectors.linear_head import LinearHead
 
-    kept = kept_features(source)
+    kept = artifacts.kept_features(source)
     if not kept:
         raise ConfigError(
             f"{source.store.url}: this run kept no embeddings",
@@ -302,7 +288,10 @@ def _outputs(
 ) -> DetectorOutputs:
     """What the heads say of a block, and the vectors that a profile reads."""
     widths = {head.kept: head.width for head in heads}
-    vectors = {name: vectors_of(block_features(source, ref.manifest, ref.block, name), ids, width) for name, width in widths.items()}
+    vectors = {
+        name: artifacts.vectors_of(artifacts.block_features(source, ref.manifest, ref.block, name), ids, width)
+        for name, width in widths.items()
+    }
     sizes = [(0, 0) if one.facts is None else (one.facts.width or 0, one.facts.height or 0) for one in outcomes]
     scores = {head.card.name: head.layer.score(vectors[head.kept]) for head in heads}
     for name, column in scores.items():
@@ -338,12 +327,14 @@ def name_run(url: str, out: str, identifier: str, *, unguarded: bool = False) ->
     spec = _spec(described, identifier)
     card = spec.identifier
     assert card is not None
-    kept, beside = _kept(source, card), ["masks", *map(artifacts.folder_of, kept_features(source))]
+    kept, beside = _kept(source, card), ["masks", *map(artifacts.folder_of, artifacts.kept_features(source))]
     decision.require_embeddings(spec)
 
     def name(run: RunDirectory, attempt: int, ref: BlockRef, rows: pa.Table) -> messages.BlockReport:
         began = time.perf_counter()
-        vectors = vectors_of(block_features(source, ref.manifest, ref.block, kept), rows["image_id"].to_numpy(), card.embedding["width"])
+        vectors = artifacts.vectors_of(
+            artifacts.block_features(source, ref.manifest, ref.block, kept), rows["image_id"].to_numpy(), card.embedding["width"]
+        )
         named = named_rows(rows, spec, vectors)
         named_s = time.perf_counter() - began
         for folder in beside:
@@ -402,7 +393,7 @@ def _spec(described: dict[str, Any], identifier: str) -> ScoringSpec:
 
 def _kept(source: RunDirectory, card: IdentifierCard) -> str:
     """The detector whose kept embeddings are those that an identifier was fitted on. Raises ConfigError that says what differs."""
-    kept = kept_features(source)
+    kept = artifacts.kept_features(source)
     if not kept:
         raise ConfigError(
             f"{source.store.url}: this run kept no embeddings",

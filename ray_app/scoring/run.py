@@ -17,20 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_app.archives import BlockPlan, fetcher_of, is_as_listed, last_listing, list_portions, manifests
+from ray_app.cluster import ray_cluster
 from ray_app.cluster.progress import Progress
-from ray_app.cluster.ray_cluster import (
-    LOCAL_OBJECT_STORE_BYTES,
-    WITHOUT_STATISTICS,
-    cluster,
-    has_other_nodes,
-    leaving_nodes,
-    named_cluster,
-    on_ray,
-    own_node,
-    planned_nodes,
-    resources,
-    working_nodes,
-)
 from ray_app.cluster.shutdown import LIMIT_GRACE_S, SIGNAL_GRACE_S, Stopper, Watch
 from ray_app.detectors import licences, resolve_weights, weights
 from ray_app.detectors.foreign.process import require_startable
@@ -39,19 +27,8 @@ from ray_app.images.facts import require_perceptual_hash
 from ray_app.inference import ResourceEstimate, ScoringSpec, decoder
 from ray_app.inference.spec import profile_cards
 from ray_app.reports.format import counted, shortened
-from ray_app.runs import (
-    Retry,
-    RunDirectory,
-    begin_retry,
-    begun_retry,
-    check_conservation,
-    document,
-    merge_retry,
-    score_index,
-    settled_state,
-    small_files,
-    verdict_table,
-)
+from ray_app.runs import RunDirectory, check_conservation, document, score_index, settled_state, small_files, verdict_table
+from ray_app.runs.retry import Retry, begin_retry, begun_retry, merge_retry
 from ray_app.scoring import identity, references, stages
 from ray_app.scoring.backlog import Listing, archive_of, arriving_blocks, end_listing, is_complete, listing_log, work_of
 from ray_app.scoring.config import ScoreConfig
@@ -101,10 +78,10 @@ def score_archive(config: ScoreConfig) -> ScoringResult:
                 finished = _unchanged(resolved, directory, lease, start)
             if finished is not None:
                 return finished
-            with cluster(config.cluster, variables=lambda folder: WITHOUT_STATISTICS):
-                cpus, gpus, memory_bytes = resources(config.cluster)
+            with ray_cluster.cluster(config.cluster, variables=lambda folder: ray_cluster.WITHOUT_STATISTICS):
+                cpus, gpus, memory_bytes = ray_cluster.resources(config.cluster)
                 spec = resolved.spec(gpus)
-                nodes, node_bytes = planned_nodes(resolved.config.cluster.labels, cpus)
+                nodes, node_bytes = ray_cluster.planned_nodes(resolved.config.cluster.labels, cpus)
                 plan = plan_passes(resolved.config, spec, cpus=cpus, gpus=gpus, nodes=nodes, node_bytes=node_bytes)
                 layout = widest_layout([layout_for(resolved.config, one, cpus, gpus, memory_bytes) for one in plan.specs()])
                 directory.claim(resolved.identity(spec), list(spec.cards), spec.ensemble.model_dump(mode="json"))
@@ -177,7 +154,7 @@ class ScoringRun:
         of them.
         """
         self.layout, self.passes = layout, passes
-        self.session.planned(layout, memory_of(self.config, passes, layout, *working_nodes(self.config.cluster.labels)))
+        self.session.planned(layout, memory_of(self.config, passes, layout, *ray_cluster.working_nodes(self.config.cluster.labels)))
         plan = layout.block_plan(self.spec.slots)
         finish_begun(self.directory, self.session, self.score)
         if self.config.rescore:
@@ -240,7 +217,7 @@ class ScoringRun:
         from ray_app.scoring.engine import score_blocks
 
         cluster_config, done = self.config.cluster, work.members - work.pending.members
-        exported, layout = named_cluster(cluster_config.address) is not None, self._layout_of(one)
+        exported, layout = ray_cluster.named_cluster(cluster_config.address) is not None, self._layout_of(one)
         estimate = ResourceEstimate.of(one.spec)
         begun = document.PassSummary(
             detectors=list(one.spec.cards), kind=layout.kind, workers=layout.workers, process_bytes=estimate.process_bytes
@@ -284,7 +261,7 @@ class ScoringRun:
     def publish(self) -> None:
         """Merge the parts of every listing into the files that people read."""
         settled_state.finish_merge(self.directory)
-        self.directory.publish_all(each=on_ray)
+        self.directory.publish_all(each=ray_cluster.on_ray)
         self.directory.store.clear(PARTIALS)
 
     def verify(self) -> document.GuaranteeSummary | None:
@@ -293,9 +270,9 @@ class ScoringRun:
         What earlier sessions settled is not looked at again, where it is as it was.
         """
         settled = settled_state.read_settled(self.directory, manifests(self.directory.store))
-        check_conservation(self.directory, each=on_ray, after=settled.manifest if settled else -1)
+        check_conservation(self.directory, each=ray_cluster.on_ray, after=settled.manifest if settled else -1)
         self.rows = settled_state.NewRows.since(self.directory, settled)
-        return settle_guarantee(self.directory, self.spec, self.rows, each=on_ray)
+        return settle_guarantee(self.directory, self.spec, self.rows, each=ray_cluster.on_ray)
 
     def append(self) -> None:
         """Make the rows in the table those of the run, where one is named; else the summary says what a former one has."""
@@ -308,7 +285,7 @@ class ScoringRun:
         """Count the rows, note what is settled by that, merge small files, and report."""
         summary = write_summary(self.directory, self.spec, self.session, guarantee, self.rows, thumbnails=self.config.thumbnails)
         settled_state.settle(self.directory, self.rows.found)
-        small_files.merge_small(self.directory, lambda: settled_state.settle(self.directory, self.rows.found), each=on_ray)
+        small_files.merge_small(self.directory, lambda: settled_state.settle(self.directory, self.rows.found), each=ray_cluster.on_ray)
         return self._reported(summary)
 
     def renewed(self) -> ScoringResult:
@@ -332,10 +309,10 @@ class ScoringRun:
         """What workers are given, and a folder of their own on the disk of each node."""
         config = self.config
         markers = Path(tempfile.gettempdir()) / f"touchstone-{uuid.uuid4().hex}"
-        mirror = identity.share_weights(self.spec, self.directory) if has_other_nodes() else None
+        mirror = identity.share_weights(self.spec, self.directory) if ray_cluster.has_other_nodes() else None
         known = self.directory if config.reuse else None
         if known is not None:
-            score_index.build_index(known, self.spec, each=on_ray)
+            score_index.build_index(known, self.spec, each=ray_cluster.on_ray)
         try:
             fetcher = fetcher_of(config.source, config.retry, allow_private=config.allow_private)
             limit_s, decode_bytes = config.cluster.decode_limit_s, config.cluster.decode_bytes
@@ -349,12 +326,14 @@ class ScoringRun:
         """The processes of a pass; blocks are cut for all of them."""
         if one.spec is self.spec:
             return self.layout
-        return replace(layout_for(self.config, one.spec, *resources(self.config.cluster)), block_members=self.layout.block_members)
+        return replace(
+            layout_for(self.config, one.spec, *ray_cluster.resources(self.config.cluster)), block_members=self.layout.block_members
+        )
 
     def _layout_now(self, spec: ScoringSpec, planned: ScoringLayout) -> ScoringLayout:
         """The layout for the nodes of now, if it is of the same kind; else the run waits for nodes like those it began with."""
         try:
-            now = layout_for(self.config, spec, *resources(self.config.cluster))
+            now = layout_for(self.config, spec, *ray_cluster.resources(self.config.cluster))
         except ClusterError:
             return planned
         same = (now.kind, len(now.scorers), now.scorer_gpus) == (planned.kind, len(planned.scorers), planned.scorer_gpus)
@@ -378,9 +357,9 @@ class ScoringRun:
         if cost is not None and self.session.cost().total >= cost:
             stopper.ask(f"--max-cost {cost:g} is spent", LIMIT_GRACE_S)
         if second % NOTICE_EVERY == 0:
-            leaving = leaving_nodes()
+            leaving = ray_cluster.leaving_nodes()
             stopper.avoid(leaving)
-            left_s = leaving.get(own_node())
+            left_s = leaving.get(ray_cluster.own_node())
             if left_s is not None:
                 stopper.ask("this machine will be taken away", max(0.0, min(SIGNAL_GRACE_S, left_s - MARGIN_S)))
 
@@ -405,7 +384,7 @@ def retry_members(config: ScoreConfig, run: RunDirectory, session: ScoringSessio
     if last is None or last.goes_on or work_of(run).pending:
         raise ConfigError(f"{run.store.url}: not all files have been scored once", hint="run the same command without --retry first")
     settled_state.finish_merge(run)
-    run.publish_all(each=on_ray)
+    run.publish_all(each=ray_cluster.on_ray)
     passed_over = list[int]()
     retry = begin_retry(run, session.number, [status.value for status in config.rescore], plan, passed_over=passed_over.append)
     if sum(passed_over):
@@ -428,8 +407,8 @@ def _finish_retry(run: RunDirectory, retry: Retry, session: ScoringSession, scor
 
 def layout_for(config: ScoreConfig, spec: ScoringSpec, cpus: float, gpus: float, memory_bytes: float) -> ScoringLayout:
     """The processes that a run of this config uses on such a cluster. Raises ClusterError when nothing fits."""
-    is_local = named_cluster(config.cluster.address) is None
-    store_bytes = config.cluster.object_store_bytes or (LOCAL_OBJECT_STORE_BYTES if is_local else STORE_SHARE * memory_bytes)
+    is_local = ray_cluster.named_cluster(config.cluster.address) is None
+    store_bytes = config.cluster.object_store_bytes or (ray_cluster.LOCAL_OBJECT_STORE_BYTES if is_local else STORE_SHARE * memory_bytes)
     layout = plan_layout(
         ResourceEstimate.of(spec),
         slots=spec.slots,

@@ -1,7 +1,6 @@
 """Driver and nodes of different versions: one line with the fix, before anything is scored."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests.scoring.conftest import kill_family
 from tests.scoring.nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = NodeVersions(ray.__version__, platform.python_version(), __version__)
+OWN = NodeVersions(ray.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}", __version__)  # of Python, patches may differ
 JOINING = """
 import sys
 from ray_app.cluster.config import ClusterConfig
@@ -36,7 +35,7 @@ def told(monkeypatch, *nodes):
 
 
 def test_equal_nodes_and_none_at_all_are_taken(monkeypatch):
-    for nodes in ([], [("a", OWN), ("b", OWN._replace(python=f"{OWN.python}1"))]):
+    for nodes in ([], [("a", OWN), ("b", NodeVersions(*versions._asking()()))]):
         monkeypatch.setattr(versions, "_found", lambda nodes=nodes: nodes)
         versions.require_nodes("head:6379")
 
@@ -48,7 +47,7 @@ def test_nodes_of_other_versions_are_named_with_the_fix(monkeypatch):
     assert "ray job submit --working-dir ." in error.hint
     error = told(monkeypatch, *[OWN._replace(touchstone=None)] * 2, OWN)
     assert "2 of 3 nodes, 10.0.0.0 among them, have no Touchstone" in error.message
-    for other, said in ((OWN._replace(ray="2.59.1"), "Ray 2.59.1"), (OWN._replace(python="3.9.1"), "Python 3.9")):
+    for other, said in ((OWN._replace(ray="2.59.1"), "Ray 2.59.1"), (OWN._replace(python="3.9"), "Python 3.9")):
         error = told(monkeypatch, other)
         assert said in error.message
         assert "ray job submit" in error.hint

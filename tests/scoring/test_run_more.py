@@ -127,7 +127,7 @@ def test_a_finished_run_scores_exactly_what_is_new_or_changed(score, archive, mo
     assert len(list(everything)) == len(before) + 5
     counted = finished.summary
     with monkeypatch.context() as patch:
-        patch.setattr("ray_app.scoring.run.cluster", lambda config: pytest.fail("a run with nothing to do started a cluster"))
+        patch.setattr("ray_app.cluster.ray_cluster.cluster", lambda config: pytest.fail("a run with nothing to do started a cluster"))
         finished, same = score(archive)
     assert (finished.summary["session"]["rows"], finished.summary["listing"]) == (0, 1)
     assert finished.summary | {name: counted[name] for name in SESSION_S_OWN} == counted
