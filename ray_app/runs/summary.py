@@ -109,7 +109,10 @@ def _added(name: str, one: Any, other: Any) -> Any:
     if isinstance(one, Section):
         return _added_sections(one, other)
     if name == "counts":  # of a histogram
-        return {detector: [left + right for left, right in zip(one[detector], other[detector], strict=True)] for detector in other}
+        return {
+            detector: [left + right for left, right in zip(one.get(detector, [0] * len(counts)), counts, strict=True)]
+            for detector, counts in other.items()
+        }
     if name == "examples":
         return {status: [*one.get(status, ()), *other.get(status, ())][:EXAMPLES] for status in {**one, **other}}
     if name == "generators":

@@ -113,5 +113,5 @@ class ScoreConfig(Frozen):
         failed = [status.value for status in Status if status is not Status.OK]
         unknown = [str(word) for word in words if word not in failed]
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: no status of files without a score; these are: {', '.join(failed)}")
+            raise ValueError(f"--retry {','.join(unknown)}: not a status of files without a score; these are: {', '.join(failed)}")
         return words

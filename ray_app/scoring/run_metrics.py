@@ -4,6 +4,7 @@ The driver alone counts, from its workers' reports on committed blocks. Ray expo
 the driver's node, which a cluster's Prometheus scrapes: configs/prometheus, configs/grafana/touchstone-run.json.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -74,6 +75,7 @@ class RunMeter:
         self._is_listing = False
         self._told: dict[tuple[str, str], float] = {}
         self._recent: deque[tuple[float, float, int, dict[str, float]]] = deque()  # when, seconds of this process, images, by stage
+        self._lock = threading.Lock()  # the progress line is drawn by two threads
         self._metrics = _metrics() if exported else None
 
     def laid_out(self, layout: ScoringLayout) -> ScoringLayout:
@@ -110,12 +112,13 @@ class RunMeter:
         """
         _, images, _, _, by_stage = self._tally.standing()
         now, cpu_s = self._clock(), self._cpu()
-        if not self._recent:
-            return "bound by listing" if self._is_listing else "no bottleneck seen yet: no block has ended"
-        while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_S:
-            self._recent.popleft()
-        since, cpu_before, images_before, before = self._recent[0]
-        self._recent.append((now, cpu_s, images, by_stage))
+        with self._lock:
+            if not self._recent:
+                return "bound by listing" if self._is_listing else "no bottleneck seen yet: no block has ended"
+            while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_S:
+                self._recent.popleft()
+            since, cpu_before, images_before, before = self._recent[0]
+            self._recent.append((now, cpu_s, images, by_stage))
         window = now - since
         if images == images_before or window <= 0:
             return f"no bottleneck seen: no block ended in {window:.0f} s"
