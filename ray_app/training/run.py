@@ -30,7 +30,7 @@ from ray_app.detectors.cpu import cpu_precision
 from ray_app.errors import ClusterError, ConfigError, resumable
 from ray_app.inference.spec import precision_on
 from ray_app.storage import Guard, Lease, Store, local_path
-from ray_app.streams.each import in_pool
+from ray_app.streams.feed import in_pool
 from ray_app.training import checkpoints, networks, validate
 from ray_app.training.config import PROFILING, TrainConfig
 from ray_app.training.finish import METRICS, finish, push

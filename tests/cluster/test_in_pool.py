@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from ray_app.errors import ClusterError, ConfigError, TouchstoneError
-from ray_app.streams.each import Applier, in_pool
+from ray_app.streams.feed import Applier, in_pool
 from tests.scoring.conftest import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

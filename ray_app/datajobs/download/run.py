@@ -25,7 +25,7 @@ from ray_app.datajobs.parts import OK
 from ray_app.errors import ClusterError, resumable
 from ray_app.reports import format as wording
 from ray_app.storage import Lease, canonical, strip_secrets
-from ray_app.streams.each import in_pool
+from ray_app.streams.feed import in_pool
 
 # Fewer are there before a local cluster would be up, or soon after: one process requests a thousand urls at once.
 _FEW = 20_000

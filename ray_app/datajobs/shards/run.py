@@ -44,7 +44,7 @@ from ray_app.reports import format as wording
 from ray_app.runs.directory import claim_directory, claimed_by, is_claimed
 from ray_app.runs.table_files import write_tables
 from ray_app.storage import Lease, Store
-from ray_app.streams.each import in_pool
+from ray_app.streams.feed import in_pool
 
 # Less than this is written before a local cluster would be up.
 _SMALL_BYTES = 10**9
