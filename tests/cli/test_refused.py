@@ -103,7 +103,7 @@ def test_a_run_is_not_begun_in_the_directory_of_another_command(name, place, tmp
 
 
 def test_a_listing_that_fails_late_gives_the_run_up(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "on_ray", in_turn)
+    monkeypatch.setattr("ray_app.scoring.backlog.on_ray", in_turn)
     config = ScoreConfig(source=(f"{place}/broken.csv",), ensemble="tiny", out=str(tmp_path / "out"))
     run, resolved = RunDirectory.open(config.out), resolve(config)
     spec = resolved.spec(0)

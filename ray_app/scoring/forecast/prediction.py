@@ -24,7 +24,7 @@ Passes = Sequence[tuple[ScoringSpec, ScoringLayout]]
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Predicted:
     """`facts`: by key that part of a plan. `near`: the share of the probed images near a threshold; `share_described`: of those that are to
     be described; both None where no probe says it.
     """
@@ -55,14 +55,14 @@ def predicted(
     blocks: int,
     listing_s: float,
     remote_out: bool,
-) -> Prediction:
+) -> Predicted:
     """Stages, the slowest, the rate, on a `machine` of so many cores and GPUs. All of it None where nothing was drawn, but for the passes.
 
     Every pass is probed with the same sample, one after another, as a run has them in memory.
     """
     if not found.sample:
         nothing_to_do = None if found.members else _time(None, "nothing to do", 0, 0.0, listing_s, passes=0)
-        return Prediction({"passes": _pass_facts(passes, ()), "probe": None, "stages": (), "bottleneck": None, "forecast": nothing_to_do})
+        return Predicted({"passes": _pass_facts(passes, ()), "probe": None, "stages": (), "bottleneck": None, "forecast": nothing_to_do})
     made = []
     for spec, layout in passes:
         probe, pace = probe_members(spec, layout, fetcher, found.sample, blocks=blocks, members=found.members, remote_out=remote_out)
@@ -90,7 +90,7 @@ def predicted(
         "forecast": _time(rate, slowest.pace.scored_by, found.members, mean_bytes, listing_s, passes=len(made)),
         **_costs(config, made, rate),
     }
-    return Prediction(facts, probed.near, probed.share_described)
+    return Predicted(facts, probed.near, probed.share_described)
 
 
 def _pass_facts(passes: Passes, found: Sequence[PassForecast]) -> list[plan_model.PlannedPass] | None:
