@@ -45,6 +45,7 @@ from ray_app.storage import Fetcher, Guard
 
 COLUMNS = ("image_id", "label", "generator", "kind", "mask_uri")
 Kind = Literal["real", "whole", "local"]
+Size = Literal["network", "original", "half"]
 RESIZING = {
     "network": "truth to the network's size by its nearest pixel (rounded down, as OpenCV's INTER_NEAREST): it stays black and white, and "
     "is what OpenSDI and IMDLBenCo compare with",
@@ -209,9 +210,10 @@ def _of_block(masks: pa.Table, members: dict[int, ManifestMember], truths: MaskT
 
 
 def _columns(table: pa.Table) -> pa.Table:
-    """`COLUMNS`, places of masks with room for more than 2 GiB of them."""
-    labels = table.select(COLUMNS)
-    return labels.set_column(COLUMNS.index("mask_uri"), "mask_uri", labels["mask_uri"].cast(pa.large_string()))
+    """`COLUMNS`, the words of few kinds coded, places of masks with room for more than 2 GiB of them."""
+    columns: dict[str, Any] = {name: table[name] for name in COLUMNS}
+    columns |= {name: table[name].dictionary_encode() for name in ("label", "generator", "kind")}
+    return pa.table(columns | {"mask_uri": table["mask_uri"].cast(pa.large_string())})
 
 
 def _truth(row: dict[str, Any]) -> MaskTruth:
@@ -225,6 +227,8 @@ MOST = 12
 SIDE_PX = 320
 FOUND, TRUE = (220, 38, 38), (250, 204, 21)  # marked pixels are tinted red; a yellow line goes round those that were altered
 _TINT = 115  # of 255
+_KINDS: tuple[Kind, ...] = ("real", "whole", "local")
+_SIZES: tuple[Size, ...] = ("network", "original", "half")
 _MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
 _IMAGES = {
     "opensdi": "local edits alone; IMDLBenCo's formulas, as its evaluation uses them",
@@ -321,6 +325,10 @@ class _Headline:
             return facts_of(localization.localization_of(rows, empty=self._empty))
         return facts_of(localization.imdlbenco_of(rows))
 
+    def mask_row(self, name: str, rows: arrays.Floats, kind: Kind | None = None) -> MaskRow:
+        """The entry of some rows."""
+        return MaskRow(name=name, n=len(rows), figures=self.figures(rows), **({"kind": kind} if kind else {}))
+
     def row(self) -> dict[str, Any]:
         """The policy in words."""
         plain = "local edits" if self._empty == "skip" else "local edits and reals"
@@ -341,7 +349,7 @@ class _Group(NamedTuple):
 
     system: str
     view: str | None
-    size: Literal["network", "original", "half"]
+    size: Size
     kind: Kind
     generator: str
 
@@ -368,7 +376,7 @@ class _Gathered:
                 self._add_mask(one, image, row)
 
     def _add_mask(self, one: MaskMeasurement, image: MaskedImage, row: dict[str, Any]) -> None:
-        for size in ("network", "original", "half"):
+        for size in _SIZES:
             figures = getattr(one, size)
             if figures is not None:
                 group = _Group(one.system, one.view, size, image.truth.kind, image.truth.generator)
@@ -384,36 +392,47 @@ class _Gathered:
     def systems(self, headline: _Headline) -> Iterator[LocalizationSystem]:
         """One entry per detector and size."""
         for system in sorted({group.system for group in self._rows}):
-            for size in ("network", "original"):
+            for size in _SIZES[:2]:
                 yield self._system(system, size, headline)
 
-    def _system(self, system: str, size: str, headline: _Headline) -> LocalizationSystem:
-        of_size = {group: rows for group, rows in self._rows.items() if group.system == system and group.size == size}
-        counted = {group: rows for group, rows in of_size.items() if group.kind in headline.kinds}
-        clean = {group: rows for group, rows in counted.items() if group.view is None}
-        views = sorted({group.view for group in counted if group.view is not None})
-        rows = _together(clean.values())
-        at_half = self._at_half(system)
+    def _system(self, system: str, size: Size, headline: _Headline) -> LocalizationSystem:
+        rows = self._table(system, size, headline.kinds)
+        here = [group for group in self._rows if (group.system, group.size) == (system, size)]
+        views = {group.view for group in here if group.view is not None and group.kind in headline.kinds}
         return LocalizationSystem(
             name=system,
             resolution=size,
             counts=MaskCounts(**localization.counts_of(rows)),
             figures=headline.figures(rows),
             generators=tuple(
-                MaskRow(name=group.generator, kind=group.kind, n=len(of), figures=headline.figures(of.table()))
-                for group, of in sorted(clean.items())
-                if group.kind == "local"
+                headline.mask_row(name, self._table(system, size, ("local",), generator=name), kind="local")
+                for name in sorted({group.generator for group in here if group.view is None and group.kind == "local"})
             ),
-            views=tuple(_view(name, {group: of for group, of in counted.items() if group.view == name}, headline) for name in views),
-            imdlbenco=_imdlbenco(at_half) if size == "network" else None,
-            opensdi=_opensdi(at_half) if size == "network" else None,
+            views=tuple(headline.mask_row(view, self._table(system, size, headline.kinds, view=view)) for view in sorted(views)),
+            **(self._benchmarks(system) if size == "network" else {"imdlbenco": None, "opensdi": None}),
         )
 
-    def _at_half(self, system: str) -> dict[_Group, localization.MaskRows]:
-        """The clean rows at the network's size and the threshold of the benchmarks."""
-        of_clean = {group: rows for group, rows in self._rows.items() if group.system == system and group.view is None}
-        half = {group: rows for group, rows in of_clean.items() if group.size == "half"}
-        return half or {group: rows for group, rows in of_clean.items() if group.size == "network"}
+    def _benchmarks(self, system: str) -> dict[str, Any]:
+        """As IMDLBenCo and OpenSDI measure: clean masks at the network's size and at ½."""
+        half: Size = "half" if any(group.system == system and group.size == "half" for group in self._rows) else "network"
+        every, edits = self._table(system, half), self._table(system, half, ("local",))
+        modes = {mode: facts_of(localization.imdlbenco_of(every, mode=mode)) for mode in _MODES}
+        return {
+            "imdlbenco": ImdlBencoFacts(counts=MaskCounts(**localization.counts_of(every)), modes=modes),
+            "opensdi": OpenSdiFacts(counts=MaskCounts(**localization.counts_of(edits)), figures=facts_of(localization.imdlbenco_of(edits))),
+        }
+
+    def _table(
+        self, system: str, size: Size, kinds: Collection[Kind] = _KINDS, view: str | None = None, generator: str | None = None
+    ) -> arrays.Floats:
+        """The rows of some groups together."""
+        mine = [
+            rows.table()
+            for group, rows in self._rows.items()
+            if (group.system, group.size, group.view) == (system, size, view)
+            if group.kind in kinds and generator in (None, group.generator)
+        ]
+        return np.concatenate([localization.MaskRows().table(), *mine])
 
 
 def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, reader: MemberReader, limits: ImageLimits) -> dict[str, Any]:
@@ -437,25 +456,3 @@ def _picture(image: MaskedImage, row: dict[str, Any], measurer: MaskMeasurer, re
 def _shrunk(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A mask at another size, 0 or 255; what covers any part of a new pixel covers it, so that nothing thin is lost."""
     return mask.resize(size, Image.Resampling.BOX).point(lambda level: 255 if level else 0)
-
-
-def _view(name: str, groups: dict[_Group, localization.MaskRows], headline: _Headline) -> MaskRow:
-    rows = _together(groups.values())
-    return MaskRow(name=name, n=len(rows), figures=headline.figures(rows))
-
-
-def _imdlbenco(groups: dict[_Group, localization.MaskRows]) -> ImdlBencoFacts:
-    rows = _together(groups.values())
-    return ImdlBencoFacts(
-        counts=MaskCounts(**localization.counts_of(rows)),
-        modes={mode: facts_of(localization.imdlbenco_of(rows, mode=mode)) for mode in _MODES},
-    )
-
-
-def _opensdi(groups: dict[_Group, localization.MaskRows]) -> OpenSdiFacts:
-    rows = _together(of for group, of in groups.items() if group.kind == "local")
-    return OpenSdiFacts(counts=MaskCounts(**localization.counts_of(rows)), figures=facts_of(localization.imdlbenco_of(rows)))
-
-
-def _together(rows: Iterable[localization.MaskRows]) -> arrays.Floats:
-    return np.concatenate([localization.MaskRows().table(), *(one.table() for one in rows)])

@@ -1,7 +1,7 @@
 """Protocols as YAML (`load_protocol`): which images, rows and figures a published table has, by which rules, and what was published.
 
-The averages are those that others compute (specs/detectors.md §11), each under its own name, the wrong ones too. A hit is an image told
-right at the threshold. `releases_of`: when each generator was released, as labels or a run's own columns have it.
+The averages are those that others compute (specs/detectors.md §11), each under its own name, the wrong ones too. A hit is an image that
+is right at the threshold. `releases_of`: when each generator was released, as labels or a run's own columns have it.
 
 The table of a protocol (`table_of`): rows, footers, and published columns beside ours (`reference_of`).
 """
@@ -35,7 +35,7 @@ Value = Annotated[float, Field(ge=0, le=1)]
 _NONE_SCORED = "none of these images was scored"
 _ONE_CLASS = "needs scored images of both classes"
 FIELD = "release_date"
-COLUMNS = ("input", FIELD, "generator", "label")
+COLUMNS = (FIELD, "generator", "label")
 
 
 class ProtocolRow(Frozen):
@@ -256,25 +256,15 @@ def oracle_accuracy(fakes: ScoreHistogram, reals: ScoreHistogram, points: int = 
 def releases_of(tables: Iterable[pa.Table]) -> Mapping[str, str]:
     """By generator of fakes the earliest `release_date` of its rows, as text that begins with the year.
 
-    Tables have `COLUMNS`; where a row's label has no date, that of its column `input` holds. Generators without a date are
-    left out; so is a date that does not begin with a year.
+    Tables have `COLUMNS`. Generators without a date are left out; so is a date that does not begin with a year.
     """
     found: dict[str, str] = {}
     for table in tables:
-        dates = pc.coalesce(table[FIELD].cast(pa.string()), _own_dates(table))
-        rows = pa.table({"generator": table["generator"].cast(pa.string()), "date": dates})
-        dated = pc.and_(pc.equal(table["label"].cast(pa.string()), "fake"), pc.match_substring_regex(dates, r"^\d{4}"))
-        for row in rows.filter(dated).group_by("generator").aggregate([("date", "min")]).to_pylist():
-            found[row["generator"]] = min(row["date_min"], found.get(row["generator"], row["date_min"]))
+        dated = pc.and_(pc.equal(table["label"], "fake"), pc.match_substring_regex(table[FIELD], r"^\d{4}"))
+        for row in table.filter(dated).group_by("generator").aggregate([(FIELD, "min")]).to_pylist():
+            date = row[f"{FIELD}_min"]
+            found[row["generator"]] = min(date, found.get(row["generator"], date))
     return found
-
-
-def _own_dates(table: pa.Table) -> pa.Array:
-    """The values of the run's own column, row by row."""
-    inputs = table["input"].combine_chunks()
-    if pa.types.is_struct(inputs.type) and FIELD in [one.name for one in inputs.type]:
-        return pc.struct_field(inputs, FIELD).cast(pa.string())
-    return pa.nulls(len(table), pa.string())
 
 
 PLAIN = Protocol(

@@ -19,6 +19,7 @@ from ray_app.evaluation import accumulate, protocols
 from ray_app.evaluation.interval_sample import Intervals, Meaning, names_of
 from ray_app.evaluation.labels import EvaluationGroup
 from ray_app.evaluation.systems import System, combined_overlap, training_overlap
+from ray_app.evaluation.unseen import worst_of
 from ray_app.metrics import calibration, detection, intervals, operating_points, significance
 from ray_app.metrics.arrays import MetricEstimate, ScoreHistogram, undefined
 from ray_app.reports.evaluation import model, system_model
@@ -78,7 +79,7 @@ def system_of(system: System, cells: accumulate.Cells, asked: SystemOptions) -> 
         report=detection.classification_report(confusion.fake_fake, confusion.fake_real, confusion.real_fake, confusion.real_real),
         strata=tuple(_strata(scores)),
         views=tuple(_views(scores, cells, asked)),
-        worst=_worst(generators),
+        worst=worst_of(generators),
     )
 
 
@@ -287,16 +288,6 @@ def _views(scores: _Scores, cells: accumulate.Cells, asked: SystemOptions) -> li
         views.append(system_model.ViewFacts(name=view, kind=kind, n_real=reals.n, n_fake=fakes.n, figures=given))
     absent = asked.identity.get("perturb_absent", {}) if views else {}
     return views + [system_model.ViewFacts(name=name, **facts) for name, facts in absent.items()]
-
-
-def _worst(generators: Sequence[system_model.GeneratorFacts]) -> system_model.WorstGenerator | None:
-    """The fakes of which the fewest are found; of those with twenty images or more where there are any."""
-    known = [(one.rate.value, one) for one in generators if one.label == "fake" and one.rate.value is not None]
-    many = [pair for pair in known if pair[1].n >= 20] or known
-    if not many:
-        return None
-    worst = min(many, key=lambda pair: pair[0])[1]
-    return system_model.WorstGenerator(generator=worst.name, rate=worst.rate)
 
 
 def _right(scores: npt.NDArray[np.float64], fakes: npt.NDArray[np.bool_], system: System) -> npt.NDArray[np.bool_]:

@@ -106,7 +106,8 @@ def unseen_of(
     intervals = interval_sample.Intervals(how["meaning"], rest, wanted=how["wanted"], seed=how["seed"])
     found = intervals.of({name: found[name] for name in FIGURES}, system, (fakes, reals), _FAKES)
     makers = {name for (label, name), seen in zip(overlap.groups, overlap.seen.tolist(), strict=True) if label == "fake" and not seen}
-    worst = _worst(whole.generators, makers - {name for label, name in counted if label == "fake"})
+    makers -= {name for label, name in counted if label == "fake"}
+    worst = worst_of(one for one in whole.generators if one.name in makers)
     return system_model.UnseenFacts(figures=system_model.facts_of(found), intervals=intervals.facts, worst=worst, **facts)
 
 
@@ -124,8 +125,9 @@ def _cards(system: System, members: Sequence[System]) -> list[DetectorCard | Non
     return [one.card for one in members] if system.is_ensemble and members else [system.card]
 
 
-def _worst(generators: Iterable[system_model.GeneratorFacts], among: set[str]) -> system_model.WorstGenerator | None:
-    known = [one for one in generators if one.label == "fake" and one.name in among and one.rate.number is not None]
+def worst_of(generators: Iterable[system_model.GeneratorFacts]) -> system_model.WorstGenerator | None:
+    """The fakes of which the fewest are found; of those with twenty images or more where there are any."""
+    known = [one for one in generators if one.label == "fake" and one.rate.number is not None]
     many = [one for one in known if one.n >= _FEW] or known
     worst = min(many, key=lambda one: one.rate.number or 0.0, default=None)
     return None if worst is None else system_model.WorstGenerator(generator=worst.name, rate=worst.rate)

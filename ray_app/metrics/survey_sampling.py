@@ -14,7 +14,7 @@ from ray_app.metrics.arrays import Counts, Floats, MetricEstimate, undefined
 METHOD = "stratified mid-p"
 DRAWS = 20_000
 FIGURES = ("prevalence", "precision", "recall", "false_positive_rate")
-WIDEST_RECALL = 0.5  # a wider interval of the recall is told as a reason why there is no figure
+WIDEST_RECALL = 0.5  # a recall with a wider interval is not defined, and its reason has the ends
 _ENDS = (0.025, 0.975)
 
 _NEARLY = 1 - 1e-9  # candidates by floating point are looked at again with whole numbers

@@ -82,10 +82,6 @@ def joined(run, pictures, *, name_of=None, without=()):
     def tables(columns):
         for table in current_tables(run, ["image_id", "uri", "member"]):
             rows = [row | vars(pictures[name_of(row)]) for row in table.to_pylist() if name_of(row) not in without]
-            told = pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
-            encoded = [one for one in ("label", "generator", "kind") if one in columns and len(told)]
-            for one in encoded:
-                told = told.set_column(told.column_names.index(one), one, told[one].dictionary_encode())
-            yield told
+            yield pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
 
     return tables
