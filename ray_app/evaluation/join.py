@@ -32,7 +32,7 @@ OWN, VIEWS = "input", "views"
 _TRUTH = ("label", "generator", "kind")
 _OF_LABELS = ("mask_uri", "prompt", "release_date", "source")
 _SAID = {"real": "real", "whole": "fake", "local": "fake, edited locally,"}
-_MEMORY, _THREADS = "256MB", 2
+_MEMORY, _THREADS = "512MB", 2
 _ROWS = 65_536
 
 
@@ -50,7 +50,7 @@ class Database:
             "threads": _THREADS,
         }
         self._db: Any = duckdb.connect(config=config | {"temp_directory": self._folder.name})
-        self._db.execute("SET enable_external_access=false; SET lock_configuration=true")
+        self._db.execute("SET preserve_insertion_order=false; SET enable_external_access=false; SET lock_configuration=true")
         self._columns: dict[str, set[str]] = {}
 
     def close(self) -> None:

@@ -228,6 +228,7 @@ SIDE_PX = 320
 FOUND, TRUE = (220, 38, 38), (250, 204, 21)  # marked pixels are tinted red; a yellow line goes round those that were altered
 _TINT = 115  # of 255
 _KINDS: tuple[Kind, ...] = ("real", "whole", "local")
+_EDITS: tuple[Kind, ...] = ("local",)
 _SIZES: tuple[Size, ...] = ("network", "original", "half")
 _MODES: tuple[Literal["origin", "reverse", "double"], ...] = ("origin", "reverse", "double")
 _IMAGES = {
@@ -405,7 +406,7 @@ class _Gathered:
             counts=MaskCounts(**localization.counts_of(rows)),
             figures=headline.figures(rows),
             generators=tuple(
-                headline.mask_row(name, self._table(system, size, ("local",), generator=name), kind="local")
+                headline.mask_row(name, self._table(system, size, _EDITS, generator=name), kind="local")
                 for name in sorted({group.generator for group in here if group.view is None and group.kind == "local"})
             ),
             views=tuple(headline.mask_row(view, self._table(system, size, headline.kinds, view=view)) for view in sorted(views)),
@@ -415,8 +416,8 @@ class _Gathered:
     def _benchmarks(self, system: str) -> dict[str, Any]:
         """As IMDLBenCo and OpenSDI measure: clean masks at the network's size and at ½."""
         half: Size = "half" if any(group.system == system and group.size == "half" for group in self._rows) else "network"
-        every, edits = self._table(system, half), self._table(system, half, ("local",))
-        modes = {mode: facts_of(localization.imdlbenco_of(every, mode=mode)) for mode in _MODES}
+        every, edits = self._table(system, half), self._table(system, half, _EDITS)
+        modes: dict[str, Any] = {mode: facts_of(localization.imdlbenco_of(every, mode=mode)) for mode in _MODES}
         return {
             "imdlbenco": ImdlBencoFacts(counts=MaskCounts(**localization.counts_of(every)), modes=modes),
             "opensdi": OpenSdiFacts(counts=MaskCounts(**localization.counts_of(edits)), figures=facts_of(localization.imdlbenco_of(edits))),
