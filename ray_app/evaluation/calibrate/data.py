@@ -31,8 +31,8 @@ from ray_app.runs.rows import bounded_facts
 
 Places = NDArray[np.int64]
 ROWS = ("image_id", "uri", "member", "status", "sha256", "format", "width", "height", "quality", "texture", "graphics", "flags",
-        "phash", "decoder", "input")  # fmt: skip
-"""What is read of a run, so far as it has it, beside scores."""
+        "phash", "decoder", "scores", "input")  # fmt: skip
+"""What is read of a run, so far as it has it."""
 TRUTH = ("label", "generator", *(f"{who}_{name}" for who in ("label", "own") for name in ("source", "group", "part", "phash")))
 """What labels, or the run's own columns, may say. `group` is taken for `source` where that is not told."""
 _NUMBERS = {"image_id": np.int64, "fake": np.bool_, "width": np.int64, "height": np.int64, "quality": np.float64}
@@ -141,7 +141,9 @@ class CalibrationCollector:
         status = rows["status"]
         is_ok = np.asarray(pc.equal(status, "ok"))
         self.tally.statuses.update(pc.filter(status, pa.array(~is_ok)).to_pylist())
-        scores = np.stack([np.asarray(pc.fill_null(rows[f"score:{name}"], np.nan), np.float32) for name in self.names], axis=1)
+        struct = rows["scores"].combine_chunks()
+        columns = [np.asarray(pc.fill_null(pc.struct_field(struct, name), np.nan), np.float32) for name in self.names]
+        scores = np.stack(columns, axis=1)
         has_all = is_ok & np.isfinite(scores).all(axis=1)
         inside, blank = ~self._outside(rows), _blank(rows)
         self.tally.unscored += int((is_ok & ~has_all & inside & ~blank).sum())
@@ -216,10 +218,10 @@ def read_labelled(
     _check_cards(cards, described["identity"].get("detectors", {}))
     reader = CalibrationCollector(names, cards)
     with read_labels(open_labels(labels), key=key, split=split) if labels else own_labels(run.store.url, split) as found:
-        found.join(run, ROWS, systems=systems)
+        found.join(run, ROWS)
         remarks = check_joined(found, run)
         reader.tally.joined = found.joined
-        for table in found.tables([*ROWS, *TRUTH, *(f"score:{name}" for name in names)]):
+        for table in found.tables([*ROWS, *TRUTH]):
             reader.add(table)
     remarks += [f"{count:,} labelled images are left out: {reason}." for reason, count in reader.tally.left_out.items()]
     if not run.store.exists("summary.json"):

@@ -2,14 +2,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.evaluation import struct_of
+from benchmarks.evaluation import struct_of, write_run
 from ray_app.detectors import load_card
+from ray_app.detectors.card import Platt
 from ray_app.detectors.card_sections import Fragility
 from ray_app.ensembles.card import Cascade, EnsembleCard, EnsembleMember
 from ray_app.errors import ConfigError
 from ray_app.evaluation.calibrate.data import read_labelled
 from tests.evaluation.calibrate.drawn import drawn
-from tests.evaluation.calibrate.runs import labels_of, run_of
+from tests.evaluation.calibrate.runs import labels_of, rows_of, run_of
 
 
 def test_all_that_is_known_of_labelled_images_is_read(tmp_path):
@@ -35,6 +36,16 @@ def test_all_that_is_known_of_labelled_images_is_read(tmp_path):
     assert [member.detector for member in found.members] == ["coarse", "fine"]
     assert found.tally.decoders == {"a decoder"}
     assert found.told == ()
+
+
+def test_a_detector_s_own_scores_are_read_where_the_ensemble_of_it_alone_has_others(tmp_path):
+    images = drawn(30, 20)
+    alone = {"fine": images.scores["fine"]}
+    card = EnsembleCard(name="one", title="", members=(EnsembleMember(detector="fine", calibration=Platt(slope=2.0, intercept=1.0)),))
+    columns = rows_of(images, scores=struct_of(alone), score=2.0 * alone["fine"].astype(np.float64) + 1)
+    url = write_run(tmp_path / "run", [columns], ["fine"], card.model_dump(mode="json")).store.url
+    read = read_labelled(url, labels_of(tmp_path / "labels.csv", images)).labelled
+    assert read.scores["fine"].tolist() == alone["fine"].tolist()
 
 
 def test_what_cannot_be_used_is_left_out_and_said(tmp_path):
