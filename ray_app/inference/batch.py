@@ -138,7 +138,7 @@ class PreparedViews:
 
 
 def perturbed(view: Perturbation, image: DecodedImage) -> Image.Image | None:
-    """The image as a view shows it, the same whoever asks; None where a codec cannot.
+    """The image under a view, the same on every call; None where a codec cannot.
 
     Raises MemoryError: how much memory there is must not decide which scores are there.
     """

@@ -206,7 +206,7 @@ Sizes = Sequence[tuple[int | None, int | None]]  # (width, height) in pixels
 
 
 def finite(value: float | np.floating[Any]) -> float | None:
-    """A number as people and JSON are told it: None where a detector or an ensemble has none (NaN)."""
+    """A number for JSON: None in place of NaN, which says that a detector or an ensemble has none."""
     return float(value) if np.isfinite(value) else None
 
 

@@ -138,7 +138,7 @@ class CarefulDecoder:
 
     @contextmanager
     def noted(self, image_id: int) -> Iterator[None]:
-        """Leave a note for whoever comes after, should this process not survive the block."""
+        """Leave a note for the next worker, should this process not survive the block."""
         if self._crumb is None:
             yield
             return
@@ -262,7 +262,7 @@ class BatchDecoder:
             return Batch(tuple(outcomes), pixels, tuple(sizes), files, tuple(views), tuple(ids))
 
     def _goes_along(self, outcome: DecodeResult) -> bool:
-        """Whether somebody will decode the file again: whoever looks again, or detectors elsewhere that look at images of this size."""
+        """Whether the file is decoded again: for a second look, or by detectors in another process that look at images of this size."""
         if self._keeps_files or self._spec.views:
             return True
         width, height = (outcome.facts.width or 0, outcome.facts.height or 0) if outcome.facts else (0, 0)

@@ -12,9 +12,10 @@ import queue
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
@@ -239,6 +240,7 @@ class IsolatedDecoders:
             self._free.put(child)
         # A thread per child: a task that runs finds a free child, and what waits, waits in the executor.
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-decoder")
+        self._large = threading.Lock()
         self._is_closed = False
 
     def start(self, preprocessings: Sequence[Preprocessing] = (), resize: ResizeMode = "exact") -> None:
@@ -257,11 +259,11 @@ class IsolatedDecoders:
         with self._child() as child:
             return child.decode(data, admit)
 
-    def prepare_now(self, data: bytes, wanted: DecodeRequest, admit: Admit = admit_all) -> PreparedImage:
-        """As `prepare`, for a thread that waits for it; its time at the door of `admit` does not count."""
+    def prepare_now(self, data: bytes, wanted: DecodeRequest) -> PreparedImage:
+        """As `prepare`, blocking. Of large images one is decoded at a time; the wait for its turn does not count."""
         self._admit(data)
-        with self._child() as child:
-            return child.prepare(data, wanted, admit)
+        with ExitStack() as turn, self._child() as child:
+            return child.prepare(data, wanted, lambda demand: turn.enter_context(self._large) if demand.is_large else None)
 
     async def prepare(
         self, data: bytes, preprocessings: Sequence[Preprocessing], resize: ResizeMode, *, measured: bool = False
@@ -324,7 +326,7 @@ class IsolatedDecoders:
                 answer.set_result(child.prepare(taken[0], wanted))
             except BaseException as error:
                 answer.set_exception(error)
-                # The caller has its answer; whoever comes next shall not wait for the libraries of a new child.
+                # The caller has its answer; the next one shall not wait for a new child to import its libraries.
                 with suppress(TouchstoneError):
                     child.start()
 

@@ -68,7 +68,7 @@ class DeviceUpload:
 
 
 class DeviceMeter:
-    """Seconds and memory of work on one device. On a CPU the memory is not told: 0."""
+    """Seconds and memory of work on one device. On a CPU the memory is not measured: 0."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)

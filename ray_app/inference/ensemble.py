@@ -77,7 +77,7 @@ class Ensemble:
         self._inputs, self._lock = ImageInputs(self.spec.limits.max_bytes), threading.RLock()
         self._is_demonstration = any(detector.demonstration for detector in self.spec.cards.values())
         clock = StageClock()
-        # Beside others of its kind large images take turns, as in a run; but none is too large for the machine of whoever asks.
+        # Beside others of its kind large images take turns, as in a run; but none is too large for the caller's machine.
         most = max(node_budget.budget_of(node_budget.node_memory()), worst_bytes(self.spec.limits))
         budget = node_budget.NodeBudget(decoder.BUDGET, most)
         self._careful = decoder.CarefulDecoder(self.spec.limits, None, decoder.WALL_LIMIT_S, budget, children=children)

@@ -1,16 +1,14 @@
-"""Files that child processes decode ahead of whoever scores them (`IsolatedFiles`): beside the network, and beside the import of torch."""
+"""Files that child processes decode ahead of the network, and while torch is imported (`IsolatedFiles`)."""
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple, Self
 
 from ray_app.errors import InputError
-from ray_app.images import Demand, ImageFileFacts
+from ray_app.images import ImageFileFacts
 from ray_app.images.provenance import Provenance, ProvenancePolicy
 from ray_app.inference.batch import Pixels
 from ray_app.inference.decoder import WALL_LIMIT_S
@@ -40,7 +38,7 @@ class ReadFile(NamedTuple):
 
 
 class IsolatedFiles:
-    """Files in child processes' hands, in order. Each is read (`read`, which raises InputError) in a thread and decoded in a process.
+    """Decodes files in child processes, in order. Each is read (`read`, which raises InputError) in a thread and decoded in a process.
 
     For a spec without views. `children` may also decode what has to be decoded once more. `picture_px`: the side of a small picture that is
     made besides; 0 = none. Use as a context manager, or `close()` it.
@@ -59,7 +57,6 @@ class IsolatedFiles:
         processes = min(max((os.cpu_count() or 2) - 1, 1), _MOST_PROCESSES)
         self.children = IsolatedDecoders(spec.limits, processes=processes, wall_limit_s=WALL_LIMIT_S, memory_limit_bytes=None)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="isolated-files")
-        self._large = threading.Lock()
 
     def ahead(self, names: Iterable[str]) -> Iterator[ReadFile]:
         """One for each name, in order. The first are at work when this returns: some are read before anybody asks for them."""
@@ -101,13 +98,7 @@ class IsolatedFiles:
     def _one(self, name: str) -> ReadFile:
         try:
             data = self._read(name)
-            with ExitStack() as turn:  # of large images one at a time
-
-                def admit(demand: Demand) -> None:
-                    if demand.is_large:
-                        turn.enter_context(self._large)
-
-                image = self.children.prepare_now(data, self._wanted, admit)
+            image = self.children.prepare_now(data, self._wanted)
         except InputError as refused:
             return ReadFile(refused)
         count = len(image.pixels) - self._extra

@@ -69,7 +69,7 @@ class Describing:
         return {DESCRIBED: self.described}
 
     def after(self, outcomes: Sequence[DecodeResult], outputs: DetectorOutputs, seen: DescriberInputs = ()) -> DetectorOutputs:
-        """The outputs, in which all detectors have spoken of these members, with words for those that the profile asks for.
+        """The outputs of all detectors for these members, with captions for those that the profile wants them for.
 
         `seen`: see `describer_inputs`; may be left out where the describer reads embeddings.
         """
@@ -79,7 +79,7 @@ class Describing:
         return outputs.joined(DetectorOutputs.clean(**{CAPTIONS: captions}))
 
     def words(self, rows: Sequence[int], outputs: DetectorOutputs, seen: DescriberInputs = ()) -> dict[int, Caption]:
-        """Words for some members, whoever asks for them. A row has none where the describer can see nothing of it, or gives its words no
+        """Captions of some members. A row has none where the describer can see nothing of it, or gives its words no
         likelihood: a network whose numbers overflow says anything.
         """
         there = [row for row in rows if self._has(row, outputs, seen)]

@@ -59,8 +59,8 @@ class CascadeScorer:
     """A block's batches → outputs of all that the detectors of one process have to say.
 
     The ensemble's first members read every batch, and each of the others what goes on. Where anything may go on, batches must carry their
-    files (`BatchDecoder` with `keeps_files`). These are held until it is known who needs them, at most `kept_bytes`. `recompressing`: who
-    looks at the views that the spec's stability asks for, once all others have spoken. `describing`: who finds words after that.
+    files (`BatchDecoder` with `keeps_files`). These are held until it is known who needs them, at most `kept_bytes`. `recompressing`:
+    scores the views that the spec's stability asks for, after all detectors. `describing`: captions images after that.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class StabilityScorer:
     def after(
         self, outcomes: Sequence[DecodeResult], files: Sequence[tuple[int, File] | None], outputs: DetectorOutputs
     ) -> DetectorOutputs:
-        """The outputs, in which everybody has spoken of these members, with what views of those near a threshold are scored."""
+        """The outputs of all detectors for these members, with the scores of recompressed views of those near a threshold."""
         decisions = decision.judge(self._spec, outcomes, outputs, names=False).decisions
         near = stability.uncertain(decisions.score, decisions.verdict, self._spec.ensemble.thresholds, self._margin).tolist()
         again = [(row, file) for row in near if (file := files[row]) is not None]

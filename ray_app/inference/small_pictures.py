@@ -4,15 +4,13 @@ No metadata of a file survives, and a file that kills its decoder costs its own 
 """
 
 import io
-import threading
-from contextlib import ExitStack
 from typing import NamedTuple, Self
 
 from PIL import Image
 
 from ray_app.detectors import Preprocessing
 from ray_app.detectors.preprocessing import Resize
-from ray_app.images import Demand, ImageLimits
+from ray_app.images import ImageLimits
 from ray_app.inference.batch import Pixels
 from ray_app.inference.decoder_child import DecodeRequest
 from ray_app.inference.decoder_pool import IsolatedDecoders
@@ -36,19 +34,13 @@ class SmallPictures:
     """
 
     def __init__(self, limits: ImageLimits, size: PictureSize, *, wall_limit_s: float = 5.0) -> None:
-        self._size, self._large = size, threading.Lock()
+        self._size = size
         self._wanted = DecodeRequest(preprocessings=(square(size.side_px),))
         self._children = IsolatedDecoders(limits, processes=_PROCESSES, wall_limit_s=wall_limit_s, memory_limit_bytes=None)
 
     def of(self, data: bytes) -> tuple[bytes, str]:
         """JPEG bytes of an encoded image, and the SHA-256 of the file. Raises InputError where it does not decode."""
-        with ExitStack() as turn:  # of large images one at a time
-
-            def admit(demand: Demand) -> None:
-                if demand.is_large:
-                    turn.enter_context(self._large)
-
-            image = self._children.prepare_now(data, self._wanted, admit)
+        image = self._children.prepare_now(data, self._wanted)
         (pixels,) = image.pixels
         assert pixels is not None
         return small_jpeg(pixels, image.facts.width or 1, image.facts.height or 1, self._size), image.facts.sha256

@@ -132,7 +132,7 @@ class ScoringSpec:
         return replace(self.asking(self.first, self.views), describer=self.describer) if self.late else self
 
     def asking(self, names: Collection[str], views: tuple[Perturbation, ...] = ()) -> "ScoringSpec":
-        """Some of the detectors, in other views, no describer: how images are prepared and read. Whoever decides needs the whole spec."""
+        """Some of the detectors, in other views, no describer: how images are prepared and read. To decide, the whole spec is needed."""
         return replace(self, cards={name: card for name, card in self.cards.items() if name in names}, views=views, describer=None)
 
     @property

@@ -33,7 +33,7 @@ class Stability:
 
     @cached_property
     def views(self) -> tuple[Perturbation, ...]:
-        """The views. Each draws its size and quality by the file's SHA-256 and its own name: the same whoever asks, in whatever order."""
+        """The views. Each draws its size and quality by the file's SHA-256 and its own name: the same on every machine, in any order."""
         return tuple(Perturbation.model_validate({"name": f"stability-{number}", "steps": STEPS}) for number in range(1, self.count + 1))
 
     def facts(self) -> dict[str, Any]:

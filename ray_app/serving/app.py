@@ -125,7 +125,42 @@ def _replicas(resources: Resources, config: ServeConfig, load: float = 1.0) -> d
     return {"ray_actor_options": actor, "max_surge_percent": 100, "graceful_shutdown_timeout_s": ends, **many}
 
 
-class DetectorDeployment:
+class _Reconfigured:
+    """A replica with some `groups` of all that are `needed`. `user_config` may change RELOADABLE keys of the config without a restart."""
+
+    def __init__(self, config: ServeConfig, groups: Mapping[str, LocalGroup], needed: Collection[str]) -> None:
+        self._config, self._local, self._needed = config, groups, set(needed)
+
+    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Load what the config now requests; requests are answered by what was loaded before until then.
+
+        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
+        """
+        try:
+            await asyncio.to_thread(self._load, dict(user_config))
+        except TouchstoneError as error:
+            if not all(group.is_loaded for group in self._local.values()):
+                raise
+            _log.error("not loaded; the previous ensembles stay in use: %s; %s", error.message, error.hint)
+
+    def _load(self, changes: dict[str, Any]) -> None:
+        if unknown := changes.keys() - RELOADABLE:
+            raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
+                              hint=f"these can: {', '.join(sorted(RELOADABLE))}; for all else change `args`")  # fmt: skip
+        config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
+        needed = groups_of(plan_release(config)[0]).keys()
+        if needed != self._needed:
+            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy again")
+        for group in self._local.values():
+            group.load(config)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose detectors raise on everything: a device may have failed under them. Raises DetectorError."""
+        for group in self._local.values():
+            group.check_health()
+
+
+class DetectorDeployment(_Reconfigured):
     """One group of detectors out of all `groups`, called by ingress replicas."""
 
     def __init__(self, name: str, config: ServeConfig, groups: Collection[str]) -> None:
@@ -133,15 +168,7 @@ class DetectorDeployment:
 
         _log_beside_serve()
         self._group = LocalGroup(name, RayMeter())
-        self._loaded = _Loaded(config, {name: self._group}, set(groups))
-
-    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load what the config now requests (see `_Loaded`)."""
-        await self._loaded.change(user_config)
-
-    async def check_health(self) -> None:
-        """Serve replaces a replica whose detectors raise on everything: a device may have failed under them."""
-        self._loaded.check_health()
+        super().__init__(config, {name: self._group}, groups)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse | ReleaseOffer:
         """What the group says of one image, scored together with others that come at the same time."""
@@ -160,72 +187,26 @@ class Ingress:
     """The HTTP side: everything about requests, nothing about networks."""
 
     def __init__(self, config: ServeConfig, groups: Mapping[str, Handle]) -> None:
+        from ray_app.serving.ray_metrics import RayMeter
+
         _log_beside_serve()
-        self._config = config
+        self._config, self._meter = config, RayMeter()
         self._groups: Mapping[str, engine.GroupHandle] = {name: RemoteGroup(handle) for name, handle in groups.items()}
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from ray_app.serving.http.app import create_app
-        from ray_app.serving.ray_metrics import RayMeter
 
-        meter = RayMeter()
-        scorer = engine.EndpointScorer(self._config, self._groups, engine.started_decoders(self._config), meter)
-        return create_app(self._config, scorer, meter, echo_request_id=False)
+        scorer = engine.EndpointScorer(self._config, self._groups, engine.started_decoders(self._config), self._meter)
+        return create_app(self._config, scorer, self._meter, echo_request_id=False)
 
 
-class FusedIngress(Ingress):
+class FusedIngress(_Reconfigured, Ingress):
     """The HTTP side and all detectors in one process: for small networks, the way between two processes costs more than they do."""
 
     def __init__(self, config: ServeConfig, groups: Collection[str]) -> None:
-        from ray_app.serving.ray_metrics import RayMeter
-
-        super().__init__(config, {})
-        meter = RayMeter()
-        local = {name: LocalGroup(name, meter) for name in groups}
-        self._groups, self._loaded = local, _Loaded(config, local, set(groups))
-
-    async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Load what the config now requests (see `_Loaded`)."""
-        await self._loaded.change(user_config)
-
-    async def check_health(self) -> None:
-        """See `DetectorDeployment.check_health`."""
-        self._loaded.check_health()
-
-
-class _Loaded:
-    """The groups in one replica, of all that are `needed`. `user_config` may change RELOADABLE keys of the config without a restart."""
-
-    def __init__(self, config: ServeConfig, groups: Mapping[str, LocalGroup], needed: Collection[str]) -> None:
-        self._config, self._groups, self._needed = config, groups, set(needed)
-
-    async def change(self, user_config: Mapping[str, Any]) -> None:
-        """Load what the config now requests; requests are answered by what was loaded before until then.
-
-        What cannot be loaded leaves what is there at work, and is logged: Serve would end a replica whose reconfiguration raises.
-        """
-        try:
-            await asyncio.to_thread(self._load, dict(user_config))
-        except TouchstoneError as error:
-            if not all(group.is_loaded for group in self._groups.values()):
-                raise
-            _log.error("not loaded; the previous ensembles stay in use: %s; %s", error.message, error.hint)
-
-    def _load(self, changes: dict[str, Any]) -> None:
-        if unknown := changes.keys() - RELOADABLE:
-            raise ConfigError(f"user_config: {', '.join(sorted(unknown))}: cannot be changed without a restart",
-                              hint=f"these can: {', '.join(sorted(RELOADABLE))}; for all else change `args`")  # fmt: skip
-        config = validate(self._config.model_dump(mode="json") | changes, ServeConfig, where="user_config")
-        needed = groups_of(plan_release(config)[0]).keys()
-        if needed != self._needed:
-            raise ConfigError(f"these ensembles need the groups {', '.join(needed)}", hint="change `args` and deploy again")
-        for group in self._groups.values():
-            group.load(config)
-
-    def check_health(self) -> None:
-        """Raises DetectorError."""
-        for group in self._groups.values():
-            group.check_health()
+        Ingress.__init__(self, config, {})
+        self._groups = local = {name: LocalGroup(name, self._meter) for name in groups}
+        _Reconfigured.__init__(self, config, local, groups)
 
 
 class RemoteGroup:

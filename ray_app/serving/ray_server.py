@@ -47,11 +47,11 @@ def endpoint(config: ServeConfig, host: str, port: int, at_cluster: ClusterConfi
     _refuse_a_cluster(at_cluster)
     address.listening(host, port).close()
     for card in release.plan_release(config)[0].cards.values():
-        resolve_weights(card)  # fetched here and once; what is missing is told before Ray starts
+        resolve_weights(card)  # fetched here and once; what is missing is an error before Ray starts
     connections.connection_limits()
     config = config.model_copy(update={"access": auth.by_digests(config.access)})
     os.environ.setdefault(haproxy.ENABLED, str(int(haproxy.is_installed())))
-    # Replicas need no ports of their own unless Serve's HAProxy asks them directly; then, as no balancer elsewhere has to hear of it, a
+    # Replicas need no ports of their own unless Serve's HAProxy asks them directly; then, as no other load balancer has to learn of it, a
     # replica that has answered its last request ends at once, and not after 30 s.
     direct = {"RAY_SERVE_ENABLE_DIRECT_INGRESS": os.environ[haproxy.ENABLED], "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
     for name, value in {**SERVE_VARIABLES, **direct}.items():

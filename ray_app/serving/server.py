@@ -56,7 +56,7 @@ def serve(config: ServeConfig, host: str, port: int, announce: Callable[[str], o
         listener = ending.enter_context(address.listening(host, port))
         url = address.url_of(host, port)
         for card in release.plan_release(config)[0].cards.values():
-            resolve_weights(card)  # fetched here and once, and what is missing is told here
+            resolve_weights(card)  # fetched here and once; what is missing is an error here
         # Networks of one worker after another's: more threads than cores would only be in each other's way. One core decodes.
         os.environ.setdefault(THREADS, str(max(1, len(os.sched_getaffinity(0)) // workers - 1)))
         _log_to_stderr(settings)
@@ -145,7 +145,7 @@ def _of_worker(config: ServeConfig, settings: LogSettings) -> FastAPI:
 
 
 def _end_quietly() -> None:
-    """uvicorn ends by these signals and then sends them once more to whoever handled them before: nobody."""
+    """uvicorn ends by these signals and then raises them once more for the handlers that were there before: none."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
 

@@ -18,7 +18,7 @@ from ray_app.serving.config import UrlFetching
 from ray_app.serving.http.errors import Refusal
 from ray_app.storage.ssrf import CheckedResolver, Resolver, UrlRefused, checked_url, is_public_address, system_resolver
 
-_HTTPS_PORT = 443  # https alone is spoken, so this is the only port of the web; any other would make us a port scanner
+_HTTPS_PORT = 443  # https alone, and this port alone: any other would make us a port scanner
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 64 * 2**10
 
@@ -84,7 +84,7 @@ class GuardedFetcher:
         _check_status(answer.status)
         if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
             # We requested it as it is; an image gains nothing by it, and what it unpacks to is unknown until it is unpacked.
-            raise Refusal("url_refused", "its server sends compressed data, although it was told not to")
+            raise Refusal("url_refused", "its server sends compressed data, although it was asked not to")
         body, announced = bytearray(), answer.content_length or 0
         if announced > self._max_bytes:
             raise self._too_large(announced)

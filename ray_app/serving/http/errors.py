@@ -36,7 +36,7 @@ MESSAGES: dict[str, tuple[int, str]] = {
     "deadline_exceeded": (504, "the request took longer than allowed"),
 }
 _log = logging.getLogger(__name__)
-_CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of a status speaks for it
+_CODES = {status: code for code, (status, _) in reversed(MESSAGES.items())}  # the first code of each status
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _HEADERS = {
     401: {"WWW-Authenticate": "always `Bearer`"},
@@ -113,7 +113,7 @@ def has_body(scope: Scope) -> bool:
 
 
 async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send, *, body_was_read: bool = False) -> None:
-    """Answers from a middleware, and leaves the code in `scope["state"]["refused"]` for whoever counts.
+    """Answers from a middleware, and leaves the code in `scope["state"]["refused"]` to be counted.
 
     A body that was not read to its end would have to be read before the next request of the connection: it is closed instead.
     """

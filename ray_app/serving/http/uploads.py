@@ -13,7 +13,7 @@ from starlette.requests import Request
 from ray_app.errors import InputError, Status
 from ray_app.serving.http.errors import Refusal
 
-# It would repeat in the log of the endpoint, for every bad form, what the client is told.
+# It would log for every bad form what the client gets as an error.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _MAX_FIELDS = 10
