@@ -263,7 +263,12 @@ class IsolatedDecoders:
         """As `prepare`, blocking. Of large images one is decoded at a time; the wait for its turn does not count."""
         self._admit(data)
         with ExitStack() as turn, self._child() as child:
-            return child.prepare(data, wanted, lambda demand: turn.enter_context(self._large) if demand.is_large else None)
+
+            def admit(demand: Demand) -> None:
+                if demand.is_large:
+                    turn.enter_context(self._large)
+
+            return child.prepare(data, wanted, admit)
 
     async def prepare(
         self, data: bytes, preprocessings: Sequence[Preprocessing], resize: ResizeMode, *, measured: bool = False

@@ -158,7 +158,7 @@ def test_tokens_stand_before_everything_but_the_page(monkeypatch, file):
 
 
 def test_the_openapi_document_promises_what_is_kept(local):
-    """Requests made from the document: no 5xx but that of jobs, no status and no shape that it does not name."""
+    """Requests made from the document: no 5xx, no status and no shape that it does not name."""
     keep_document(local[0], examples=1)
 
 
@@ -169,8 +169,8 @@ def keep_document(url, *, examples):
     for operation in document.get_all_operations():
         for mode in schemathesis.GenerationMode:
             keep_asking(operation.ok(), mode, examples, found)
-    assert len(found) > 8 * examples
-    assert {status for status in found if status >= 500} <= {501}
+    assert len(found) > 4 * examples
+    assert max(found) < 500
 
 
 def keep_asking(operation, mode, examples, found):
